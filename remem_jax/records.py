@@ -1,0 +1,47 @@
+"""Types that pass between the floors of the house."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+Params = Mapping[str, Any]  # Nested dict of arrays, under the names of the checkpoint files.
+Variables = Mapping[str, Any]  # {"params": Params} and, for some models, {"batch_stats": ...}.
+Metrics = Mapping[str, Any]  # Name -> scalar, or one value per student.
+Key = jax.Array
+
+# (params, statistics, images, dropout key) -> (logits, new statistics), in training mode.
+TrainApply = Callable[[Params, Params, Array, Key], tuple[Array, Params]]
+# (variables, images) -> logits, in evaluation mode.
+Apply = Callable[[Variables, Array], Array]
+# (key, uint8 images) -> float images as the model takes them.
+View = Callable[[Key, Array], Array]
+
+
+class Batch(NamedTuple):
+    """Images as they are stored, and their labels.
+
+    Attributes:
+        image: uint8 at source size; a `View` makes them what the model takes.
+        label: Index of the class.
+        mask: False where an example only fills up the last batch.
+    """
+
+    image: Shaped[Array, "batch height width channel"]
+    label: Int[Array, " batch"]
+    mask: Bool[Array, " batch"]
+
+
+class Settings(NamedTuple):
+    """What tells the students of a grid apart, as traced values.
+
+    Attributes:
+        learning_rate: Peak of the schedule.
+        temperature: T of the distillation loss.
+        weight: Share of the distillation loss; the labels get the rest.
+    """
+
+    learning_rate: Float[Array, ""] | float
+    temperature: Float[Array, ""] | float
+    weight: Float[Array, ""] | float

@@ -1,0 +1,110 @@
+"""Metrics and progress: the only writers of them."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from typing import Any, TextIO
+
+import numpy as np
+import tqdm
+from absl import logging
+from tensorboardX import SummaryWriter
+
+from remem_jax.records import Metrics
+
+_PLAIN_SECONDS = 10.0  # Between two lines of progress where there is no terminal.
+
+
+class RunLog:
+    """Metrics of a run as JSON lines and for TensorBoard; use it in a `with`.
+
+    A run that is killed and goes on writes some steps twice; `read` takes the last.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        """Appends to what the directory holds."""
+        self._lines = _open_for_append(directory / "metrics.jsonl")
+        self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lines.close()
+        self._tensorboard.close()
+
+    def write(self, part: str, step: int, metrics: Metrics) -> None:
+        """Writes scalars, or lists of one value per student, of a step of a part of the run."""
+        values = {name: np.asarray(value).tolist() for name, value in metrics.items()}
+        row = {"part": part, "step": step, "time": round(time.time(), 3), **values}
+        self._lines.write(json.dumps(row, default=str) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            members = value if isinstance(value, list) else [value]
+            for i, member in enumerate(members):
+                suffix = f"/{i}" if isinstance(value, list) else ""
+                self._tensorboard.add_scalar(f"{part}/{name}{suffix}", member, step)
+
+
+def _open_for_append(path: pathlib.Path) -> TextIO:
+    """Opens a file of lines; a line that a kill cut short is ended, so that the next is whole."""
+    cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    file = path.open("a", encoding="utf-8")
+    if cut:
+        file.write("\n")
+    return file
+
+
+def read(directory: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows of a run's metrics by part and step, each step once (the last), cut lines left out."""
+    path = directory / "metrics.jsonl"
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        key = (row.pop("part"), row.pop("step"))
+        rows[key] = {**rows.get(key, {}), **row}
+    return [{"part": part, "step": step, **row} for (part, step), row in sorted(rows.items())]
+
+
+class Progress:
+    """A bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, name: str, *, first_step: int, steps: int) -> None:
+        """Starts at `first_step` of `steps`."""
+        self._name, self._first, self._steps = name, first_step, steps
+        self._started = self._printed = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                desc=name, initial=first_step, total=steps, unit="step", dynamic_ncols=True
+            )
+
+    def __call__(self, done: int) -> None:
+        """Shows that `done` steps are done."""
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._printed < _PLAIN_SECONDS and done != self._steps:
+            return
+        self._printed = now
+        rate = (done - self._first) / max(now - self._started, 1e-9)
+        left = (self._steps - done) / rate if rate else math.inf
+        logging.info(
+            "%s: step %d of %d, %.2f steps/s, %.0f s left",
+            self._name,
+            done,
+            self._steps,
+            rate,
+            left,
+        )
+
+    def close(self) -> None:
+        """Leaves the finished bar on the terminal."""
+        if self._bar is not None:
+            self._bar.close()

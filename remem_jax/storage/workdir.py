@@ -1,0 +1,76 @@
+"""The folder of a run: one configuration, one data set, one process at a time."""
+
+import contextlib
+import fcntl
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from remem_jax.checks import SettingError
+from remem_jax.storage import results
+
+_SHOWN = 5  # Settings listed in an error.
+
+
+@contextlib.contextmanager
+def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Holds the folder for a configuration while the block runs.
+
+    Args:
+        directory: Made if it is not there.
+        config: Nested settings that decide the result; JSON values.
+
+    Raises:
+        SettingError: If the folder cannot be written, belongs to another configuration, or is
+            held by another process.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("w")
+    except OSError as error:
+        raise SettingError(
+            f"Cannot write to {directory} ({error.strerror}); set --workdir."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingError(
+                f"Another process runs in {directory}; wait, or set --workdir."
+            ) from None
+        _require_same(directory / "config.json", config, f"{directory} belongs to another config")
+        yield
+
+
+def require_same_inputs(directory: pathlib.Path, inputs: Mapping[str, Any]) -> None:
+    """Raises `SettingError` if a run that goes on would read other data or weights than before."""
+    _require_same(directory / "inputs.json", inputs, f"The inputs of {directory} have changed")
+
+
+def _require_same(path: pathlib.Path, content: Mapping[str, Any], complaint: str) -> None:
+    before = results.read(path)
+    if before is None:
+        results.write(path, content)
+        return
+    old, new = _flat(before), _flat(content)
+    changed = [
+        f"{name} was {old.get(name)}, is {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise SettingError(
+            f"{complaint}: {'; '.join(changed[:_SHOWN])}{more}. Go on with the old ones, or set "
+            "another --workdir."
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

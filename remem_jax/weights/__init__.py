@@ -1,0 +1,1 @@
+"""Pretrained weights: reading, checking and writing the field's files."""

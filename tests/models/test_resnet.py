@@ -1,0 +1,68 @@
+"""ResNet-18: its size, its padding, its two stems."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remem_jax import models
+
+
+@pytest.fixture(scope="module")
+def narrow() -> tuple[Any, Any]:
+    """A narrow ResNet-18 and its variables."""
+    model = models.make("resnet18", classes=3, width=4)
+    return model, models.init(model, jax.random.key(0), 32)
+
+
+def test_resnet18_has_the_parameters_of_torchvision() -> None:
+    shapes = models.shapes(models.make("resnet18", classes=1000), 64)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 11_689_512
+
+
+def test_the_small_stem_keeps_the_size_of_the_images() -> None:
+    shapes = models.shapes(models.make("resnet18", classes=10, stem="small"), 32)
+    assert shapes["conv1"]["kernel"].shape == (3, 3, 3, 64)
+
+
+def test_stride_two_pads_both_sides_as_torch_does() -> None:
+    # "SAME" would pad the bottom and right alone: then the first column would not see padding.
+    image = jnp.ones((1, 8, 8, 1))
+    kernel = jnp.ones((3, 3, 1, 1))
+    conv = models.resnet._conv(1, 3, 2, "conv")
+
+    out: Any = conv.apply({"params": {"kernel": kernel}}, image)
+
+    np.testing.assert_array_equal(out[0, :2, :2, 0], [[4.0, 6.0], [6.0, 9.0]])
+
+
+def test_every_block_starts_as_the_identity(narrow: tuple[Any, Any]) -> None:
+    _, variables = narrow
+    np.testing.assert_array_equal(variables["params"]["layer1_0"]["bn2"]["scale"], 0.0)
+
+
+def test_training_moves_the_running_statistics_by_a_tenth(narrow: tuple[Any, Any]) -> None:
+    model, variables = narrow
+    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+
+    _, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    kernel = variables["params"]["conv1"]["kernel"]
+    maps = jax.lax.conv_general_dilated(
+        images, kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    expected = 0.1 * np.asarray(maps).mean((0, 1, 2))
+    np.testing.assert_allclose(updates["batch_stats"]["bn1"]["mean"], expected, atol=1e-6)
+
+
+def test_images_of_uint8_are_refused(narrow: tuple[Any, Any]) -> None:
+    model, variables = narrow
+    with pytest.raises(TypeError, match="got uint8"):
+        model.apply(variables, jnp.zeros((1, 32, 32, 3), jnp.uint8))
+
+
+def test_an_unknown_stem_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"stem must be one of.*'small'"):
+        models.make("resnet18", classes=2, stem="tiny")
