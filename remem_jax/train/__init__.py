@@ -1,0 +1,1 @@
+"""Training: pure steps, the loop around them, many students at once."""

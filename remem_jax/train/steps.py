@@ -1,0 +1,110 @@
+"""Pure steps; the caller jits them.
+
+The randomness of a step comes from its key and its number alone.
+"""
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jaxtyping import Array, Float, Int
+
+from remem_jax import losses, optim
+from remem_jax.records import Batch, Key, Metrics, Params, Settings, TrainApply, View
+from remem_jax.train.state import State
+
+SupervisedStep = Callable[[State, Batch], tuple[State, Metrics]]
+StudentStep = Callable[[State, Array, Array, Array, Settings], tuple[State, Metrics]]
+
+
+def make_supervised_step(
+    apply: TrainApply,
+    tx: optax.GradientTransformationExtraArgs,
+    view: View,
+    *,
+    key: Key,
+    label_smoothing: float = 0.0,
+) -> SupervisedStep:
+    """Builds the step that fine-tunes a teacher (and pretrains one).
+
+    Loss and metrics come from the clean pass, also with SAM; both passes see the same view and
+    drop the same units.
+
+    Args:
+        apply: The model in training mode.
+        tx: Turns gradients into updates; may ask for `grad_fn`, as `optim.sam` does.
+        view: Makes model inputs of stored images.
+        key: Root of the run's randomness.
+        label_smoothing: See `losses.cross_entropy`.
+
+    Returns:
+        A pure step.
+    """
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        view_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        images = view(view_key, batch.image)
+
+        def loss(params: Params) -> tuple[Float[Array, ""], Params]:
+            logits, statistics = apply(params, state.statistics, images, dropout_key)
+            value = losses.cross_entropy(logits, batch.label, smoothing=label_smoothing)
+            return value, statistics
+
+        def grad_fn(params: Params) -> Params:
+            return jax.grad(loss, has_aux=True)(params)[0]
+
+        (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_fn=grad_fn)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(grads)}
+        ascent_norm = optim.ascent_norm(opt_state)
+        if ascent_norm is not None:
+            metrics["ascent_norm"] = ascent_norm
+        return State(state.step + 1, params, statistics, opt_state), metrics
+
+    return step
+
+
+def make_student_step(
+    apply: TrainApply, tx: optax.GradientTransformation, *, key: Key
+) -> StudentStep:
+    """Builds the step of one student, given a view of the images and the teacher's logits.
+
+    Args:
+        apply: The student in training mode.
+        tx: Turns gradients into updates for a peak learning rate of 1; the step scales them by
+            the student's own.
+        key: Root of the run's randomness.
+
+    Returns:
+        A pure step `(state, images, labels, teacher_logits, settings) -> (state, metrics)`. All
+        settings are traced, so one compiled step serves every student of a grid.
+    """
+
+    def step(
+        state: State,
+        images: Float[Array, "batch height width channel"],
+        labels: Int[Array, " batch"],
+        teacher_logits: Float[Array, "batch klass"],
+        settings: Settings,
+    ) -> tuple[State, Metrics]:
+        dropout_key = jax.random.fold_in(key, state.step)
+
+        def loss(params: Params) -> tuple[Float[Array, ""], Params]:
+            logits, statistics = apply(params, state.statistics, images, dropout_key)
+            value = losses.knowledge_distillation(
+                logits,
+                teacher_logits,
+                labels,
+                temperature=settings.temperature,
+                weight=settings.weight,
+            )
+            return value, statistics
+
+        (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda update: settings.learning_rate * update, updates)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, statistics, opt_state), {"loss": value}
+
+    return step

@@ -1,0 +1,131 @@
+"""Students on one teacher pass."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remem_jax import models, optim
+from remem_jax.data import augment, device
+from remem_jax.records import Settings
+from remem_jax.train import lockstep, state, steps
+
+pytestmark = pytest.mark.usefixtures("mixed_dtypes")
+GRID = (Settings(0.1, 1.0, 0.5), Settings(0.5, 4.0, 0.9), Settings(0.1, 2.0, 0.0))
+
+
+class Classroom(NamedTuple):
+    """A teacher, a way to make students, and data, all tiny and compiled once."""
+
+    lessons: Any
+    student_step: Any
+    first: Any
+    split: device.Split
+
+    def train(self, teacher: Any, grid: tuple[Settings, ...]) -> tuple[lockstep.States, list[Any]]:
+        """Three steps of the students of a grid; the states, and the losses of each step."""
+        step = lockstep.make_step(self.lessons, teacher, self.student_step, grid)
+        students = tuple(self.first() for _ in grid)
+        losses = []
+        for batch in self.batches():
+            students, metrics = step(students, batch)
+            losses.append([float(value) for value in metrics["loss"]])
+        return students, losses
+
+    def batches(self) -> Iterator[Any]:
+        """The first three batches."""
+        batches = device.train_batches(self.split, batch_size=4, seed=0, first_step=0)
+        return (next(batches) for _ in range(3))
+
+
+@pytest.fixture(scope="module")
+def classroom() -> Classroom:
+    model = models.make("resnet18", classes=3, width=4)
+    variables = models.init(model, jax.random.key(0), 16)
+    tx = optim.sgd(
+        optim.warmup_cosine(peak=1.0, steps=10, warmup_steps=1), momentum=0.9, nesterov=True
+    )
+    view = augment.make_train_view(size=16, crop_area=(0.5, 1.0), flip=True)
+    rng = np.random.default_rng(0)
+    split = device.Split(
+        jnp.asarray(rng.integers(0, 256, (9, 8, 8, 3)), jnp.uint8),
+        jnp.asarray(rng.integers(0, 3, 9), jnp.int32),
+    )
+
+    def teach(variables: Any, images: jax.Array) -> jax.Array:
+        return jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
+
+    return Classroom(
+        jax.jit(lockstep.make_teacher_pass(teach, view, key=jax.random.key(1))),
+        jax.jit(
+            steps.make_student_step(models.train_apply(model), tx, key=jax.random.key(2)),
+            donate_argnums=0,
+        ),
+        lambda: state.create(variables, tx),
+        split,
+    )
+
+
+TEACHER = {"kernel": jnp.asarray(np.random.default_rng(3).normal(0, 5, (3, 3)), jnp.float32)}
+
+
+def test_students_trained_together_equal_students_trained_alone(classroom: Classroom) -> None:
+    together, _ = classroom.train(TEACHER, GRID)
+
+    alone = [classroom.train(TEACHER, (settings,))[0][0] for settings in GRID]
+
+    for one, other in zip(together, alone, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_students_of_other_settings_learn_otherwise(classroom: Classroom) -> None:
+    students, _ = classroom.train(TEACHER, GRID)
+
+    heads = [np.asarray(student.params["fc"]["kernel"]) for student in students]
+
+    assert not np.allclose(heads[0], heads[1])
+    assert not np.allclose(heads[0], heads[2])
+
+
+def test_at_weight_0_the_teacher_counts_for_nothing(classroom: Classroom) -> None:
+    # This is how students are trained from scratch by the same compiled step.
+    silent = jax.tree.map(jnp.zeros_like, TEACHER)
+
+    taught, _ = classroom.train(TEACHER, GRID[2:])
+    scratch, _ = classroom.train(silent, GRID[2:])
+
+    jax.tree.map(np.testing.assert_array_equal, taught[0].params, scratch[0].params)
+
+
+def test_a_whole_grid_is_served_by_one_compiled_step(classroom: Classroom) -> None:
+    classroom.train(TEACHER, GRID)
+    assert classroom.student_step._cache_size() == 1
+
+
+def test_the_lesson_is_one_view_for_teacher_and_students(classroom: Classroom) -> None:
+    batch = next(classroom.batches())
+
+    lesson = classroom.lessons(TEACHER, jnp.asarray(5), batch)
+
+    expected = np.asarray(lesson.images).mean((1, 2)) @ np.asarray(TEACHER["kernel"])
+    np.testing.assert_allclose(lesson.teacher_logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_step_gives_another_view(classroom: Classroom) -> None:
+    batch = next(classroom.batches())
+
+    one, other = (classroom.lessons(TEACHER, jnp.asarray(at), batch) for at in (5, 6))
+
+    assert not np.allclose(one.images, other.images)
+
+
+def test_the_student_step_is_momentum_sgd_at_the_students_own_rate(classroom: Classroom) -> None:
+    # From step 1 on the schedule is at its peak of 1 and falls; the first step has rate 0.
+    students, _ = classroom.train(TEACHER, (Settings(0.0, 1.0, 0.5),))
+
+    first = classroom.first()
+
+    jax.tree.map(np.testing.assert_array_equal, students[0].params, first.params)

@@ -1,0 +1,95 @@
+"""The loop, with effects that only remember."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from remem_jax.train import loop
+
+
+class Memory:
+    """Effects that write down when they were called, and with what state."""
+
+    def __init__(self) -> None:
+        self.logged: list[Any] = []
+        self.saved: list[Any] = []
+        self.milestones: list[Any] = []
+        self.progress: list[int] = []
+
+    def effects(self) -> loop.Effects:
+        return loop.Effects(
+            log=lambda at, metrics: self.logged.append((at, metrics["loss"])),
+            save=lambda at, state: self.saved.append((at, state)),
+            milestone=lambda at, state: self.milestones.append((at, state)),
+            progress=self.progress.append,
+        )
+
+
+def fit(*, first_step: int = 0, losses: dict[int, Any] | None = None) -> tuple[Any, Memory]:
+    """Ten steps whose state is the number of steps, logged every 3, saved every 4."""
+    memory = Memory()
+
+    def step(state: int, batch: Any) -> tuple[int, Any]:
+        return state + batch, {"loss": (losses or {}).get(state + 1, 1.0)}
+
+    last = loop.fit(
+        first_step,
+        step,
+        itertools.repeat(1),  # pyright: ignore[reportArgumentType] - a batch of our own making.
+        first_step=first_step,
+        schedule=loop.Schedule(steps=10, milestones=(2, 10), log_every=3, save_every=4),
+        effects=memory.effects(),
+    )
+    return last, memory
+
+
+def test_every_step_is_done_once() -> None:
+    last, memory = fit()
+    assert (last, memory.progress) == (10, list(range(1, 11)))
+
+
+def test_metrics_are_logged_on_schedule_and_at_the_end() -> None:
+    assert [at for at, _ in fit()[1].logged] == [3, 6, 9, 10]
+
+
+def test_states_are_saved_on_schedule_and_at_the_end() -> None:
+    assert fit()[1].saved == [(4, 4), (8, 8), (10, 10)]
+
+
+def test_milestones_see_the_state_after_their_step() -> None:
+    assert fit()[1].milestones == [(2, 2), (10, 10)]
+
+
+def test_a_run_goes_on_where_it_was_stopped() -> None:
+    last, memory = fit(first_step=8)
+    assert (last, memory.progress, memory.milestones) == (10, [9, 10], [(10, 10)])
+
+
+def test_a_finished_run_does_nothing() -> None:
+    last, memory = fit(first_step=10)
+    assert (last, memory.progress) == (10, [])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_step() -> None:
+    with pytest.raises(loop.NonFiniteLossError, match=r"nan at step 6: lower the learning rate"):
+        fit(losses={6: float("nan")})
+
+
+def test_nothing_is_saved_after_a_loss_that_is_no_number() -> None:
+    memory = Memory()
+    with pytest.raises(loop.NonFiniteLossError):
+        loop.fit(
+            0,
+            lambda state, batch: (state + 1, {"loss": float("inf")}),
+            itertools.repeat(1),  # pyright: ignore[reportArgumentType]
+            first_step=0,
+            schedule=loop.Schedule(steps=4, milestones=(4,), log_every=2, save_every=2),
+            effects=memory.effects(),
+        )
+    assert memory.saved == []
+
+
+def test_one_diverged_student_does_not_stop_the_others() -> None:
+    last, _ = fit(losses={6: [float("nan"), 1.0]})
+    assert last == 10

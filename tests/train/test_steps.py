@@ -1,0 +1,90 @@
+"""The supervised step, against a gradient taken by hand."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from remem_jax import optim
+from remem_jax.data import augment
+from remem_jax.records import Batch
+from remem_jax.train import state, steps
+
+RATE = 0.5
+
+
+@pytest.fixture
+def batch(rng: np.random.Generator) -> Batch:
+    return Batch(
+        jnp.asarray(rng.integers(0, 256, (6, 4, 4, 3)), jnp.uint8),
+        jnp.asarray(rng.integers(0, 3, 6), jnp.int32),
+        jnp.ones(6, bool),
+    )
+
+
+def linear(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> tuple[Any, Any]:
+    """A linear classifier that counts its calls in its statistics."""
+    del key
+    counted = {"calls": statistics["calls"] + 1}
+    return images.reshape(images.shape[0], -1) @ params["kernel"], counted
+
+
+def first(rng: np.random.Generator, tx: Any) -> state.State:
+    params = {"kernel": jnp.asarray(rng.normal(size=(48, 3)), jnp.float32)}
+    return state.create({"params": params, "calls": jnp.zeros((), jnp.int32)}, tx)
+
+
+def make(tx: Any, **options: Any) -> Any:
+    view = augment.make_train_view(size=4, crop_area=(1.0, 1.0), flip=False)
+    return jax.jit(steps.make_supervised_step(linear, tx, view, key=jax.random.key(0), **options))
+
+
+def loss(kernel: np.ndarray, batch: Batch) -> tuple[float, np.ndarray]:
+    """Cross-entropy of a linear classifier and its gradient, in float64."""
+    x = np.asarray(batch.image, np.float64).reshape(6, -1) / 127.5 - 1
+    logits = x @ kernel
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    target = np.eye(3)[np.asarray(batch.label)]
+    return -np.log((probs * target).sum(-1)).mean(), x.T @ (probs - target) / 6
+
+
+def test_the_step_descends_the_gradient(rng: np.random.Generator, batch: Batch) -> None:
+    tx = optax.with_extra_args_support(optax.sgd(RATE))
+    before = first(rng, tx)
+    kernel = np.asarray(before.params["kernel"], np.float64)
+
+    after, metrics = make(tx)(before, batch)
+
+    value, gradient = loss(kernel, batch)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(after.params["kernel"], kernel - RATE * gradient, atol=1e-5)
+
+
+def test_with_sam_loss_and_statistics_are_those_of_the_clean_pass(
+    rng: np.random.Generator, batch: Batch
+) -> None:
+    tx = optax.with_extra_args_support(optax.chain(optim.sam(0.7), optax.sgd(RATE)))
+    before = first(rng, tx)
+    kernel = np.asarray(before.params["kernel"], np.float64)
+
+    after, metrics = make(tx)(before, batch)
+
+    value, gradient = loss(kernel, batch)
+    _, at_worst = loss(kernel + 0.7 * gradient / np.linalg.norm(gradient), batch)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["ascent_norm"], np.linalg.norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(after.params["kernel"], kernel - RATE * at_worst, atol=1e-5)
+    assert after.statistics["calls"] == 1
+
+
+def test_a_copy_is_trained_not_the_pretrained_weights(rng: np.random.Generator) -> None:
+    tx = optax.sgd(RATE)
+    variables = {"params": {"kernel": jnp.ones(3)}}
+
+    copy = state.create(variables, tx)
+    jax.jit(lambda s: s._replace(params={"kernel": s.params["kernel"] + 1}), donate_argnums=0)(copy)
+
+    np.testing.assert_array_equal(variables["params"]["kernel"], 1.0)
