@@ -1,0 +1,88 @@
+"""ReMem in the paper's setting: ViT-B/16 teacher, ResNet-18 student, 224 pixels.
+
+Names of data sets are those of remem_jax/data/registry.py, "folder" or "arrays". Options follow
+after commas, any setting can be changed on the command line:
+
+    python -m remem_jax.main --config=configs/remem.py:flowers102 --workdir=runs/flowers \
+        --config.teacher.init=weights/B_16.npz --config.teacher.rho=0.05
+    python -m remem_jax.main --config=configs/remem.py:folder,variant=Ti/16 --workdir=runs/mine \
+        --config.data.path=my_images --config.teacher.init=weights/Ti_16.npz
+
+Standing of each number: [text] stands in the paper, [source] in the work that it cites, [choice]
+is ours, because the paper's value is lost.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(spec: str = "cifar100") -> ConfigDict:
+    """Returns the paper's settings for a data set.
+
+    Args:
+        spec: Name of the data set, then options: "flowers102,variant=S/16,student=resnet18".
+    """
+    dataset, *pairs = spec.split(",")
+    options = {"variant": "B/16", "student": "resnet18"}
+    for name, _, value in (pair.partition("=") for pair in pairs):
+        if name not in options:
+            raise ValueError(
+                f"configs/remem.py has no option {name!r}; known: {', '.join(options)}."
+            )
+        options[name] = value
+
+    config = ConfigDict()
+    config.workflow = "remem"
+    config.methods = ("scratch", "finetune", "remem")
+    config.seed = 0
+    config.log_every = 50  # Steps.
+    config.save_every = 500  # Steps; also where a stopped run goes on.
+    config.differs = (
+        "Settings are selected on a validation split held out of train; the paper does not say "
+        "on which split it selects.",
+        "One value of the teacher's rho, alpha and learning rate is tried per run, not the "
+        "paper's grid.",
+    )
+
+    config.data = ConfigDict()
+    config.data.name = dataset
+    config.data.path = ""  # For "folder" and "arrays".
+    config.data.dir = ""  # Of TFDS; empty is its own default.
+    config.data.image_size = 224  # Pixels, square [text].
+    config.data.stored_size = 256  # Larger images are stored as squares of this size.
+    config.data.crop_area = (0.05, 1.0)  # Of vit_jax's fine-tuning [source].
+    config.data.validation = 0.1  # Of each class of train [choice].
+    config.data.corrupt_limit = 10
+    config.data.resident_gib = 16.0
+
+    config.teacher = ConfigDict()
+    config.teacher.model = "vit"
+    config.teacher.variant = options["variant"]
+    config.teacher.init = f"weights/{options['variant'].replace('/', '_')}.npz"
+    config.teacher.steps = (500, 700, 1000, 3000, 5000, 7000, 10_000)  # Each a teacher [text].
+    config.teacher.batch_size = 512  # [choice]
+    config.teacher.learning_rate = 0.03  # Of 0.005 to 0.5 [text]; which one is [choice].
+    config.teacher.warmup_steps = 500  # [choice]
+    config.teacher.momentum = 0.9  # [choice]
+    config.teacher.weight_decay = 0.0  # As ViT-22B's fine-tuning [source].
+    config.teacher.clip_norm = 1.0  # As vit_jax's fine-tuning [choice].
+    config.teacher.dropout = 0.0  # [choice]
+    config.teacher.rho = 0.5  # Of 0.5, 0.05, 0.005 [text].
+    config.teacher.mlp_weight = 0.8  # alpha, of 0.8, 0.9 [text].
+    config.teacher.attention_weight = 1.0  # beta; ReMem re-weights the MLPs alone [text].
+    config.teacher.residual = "two_minus"  # [derived] from the text; or "plain".
+
+    config.student = ConfigDict()
+    config.student.model = options["student"]
+    config.student.stem = "imagenet"
+    config.student.width = 64  # Channels of the first stage: ResNet-18 as it is.
+    config.student.loss = "kd"
+    config.student.steps = 20_000  # [text]
+    config.student.batch_size = 512  # [choice]
+    config.student.learning_rates = (0.05, 0.1, 0.5)  # [text]
+    config.student.temperatures = (1.0, 2.0, 4.0)  # [text]
+    config.student.weights = (0.1, 0.5, 0.9)  # [text]
+    config.student.warmup_steps = 500  # [choice]
+    config.student.momentum = 0.9  # Nesterov's [choice].
+    config.student.weight_decay = 1e-4  # [text]
+    config.student.evaluations = 10  # On validation, on the way.
+    return config

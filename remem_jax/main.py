@@ -1,0 +1,62 @@
+"""Flags only: reads a config and runs its workflow, which checks it whole first."""
+
+import logging as python_logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from jaxtyping import install_import_hook
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; to go on, name it again.")
+# Shapes and types are checked when functions are called or traced; an int passes for a float.
+_TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the config's workflow; what the user can mend ends in one line on stderr."""
+    if argv[1:]:
+        sys.exit(
+            f"remem_jax: unknown arguments {' '.join(argv[1:])}; settings begin with --config."
+        )
+    with install_import_hook("remem_jax", _TYPECHECKER):
+        from remem_jax import checks, workflow
+        from remem_jax.train.loop import NonFiniteLossError
+
+    logging.get_absl_handler().addFilter(_is_ours)
+    directory = pathlib.Path(str(_WORKDIR.value)).expanduser()
+    try:
+        workflow.run(_CONFIG.value, directory)
+    except (checks.SettingError, NonFiniteLossError) as error:
+        sys.exit(f"remem_jax: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"remem_jax: stopped; the same command goes on from what {directory} holds.")
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; a wrong setting ends in one line that names it."""
+    try:
+        rest = flags.FLAGS(list(argv))
+        _CONFIG.value["workflow"]  # Only the first use fails where the file is not there.
+        return rest
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        message = str(error)
+        if error.args and isinstance(error.args[0], KeyError):  # Its own text is quoted twice.
+            message = str(error.args[0].args[0])
+        if "Traceback" in message:  # An error in the config file; its last line tells which.
+            message = message.strip().splitlines()[-1]
+        sys.exit(f"remem_jax: {' '.join(message.split())}")
+
+
+def _is_ours(record: python_logging.LogRecord) -> bool:
+    """Whether a log record is for the user: our own, or a warning of a library."""
+    return record.levelno > python_logging.INFO or "remem_jax" in record.pathname
+
+
+if __name__ == "__main__":
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,162 @@
+"""Reports: a run's records as a page for people, in Markdown and as one self-contained HTML file.
+
+Names of classes, files and data sets come from strangers. They stay plain text until the
+templates write them, and the templates escape every value.
+"""
+
+import math
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jinja2
+
+from remem_jax import checks
+from remem_jax.report import paper, plots, tables
+from remem_jax.storage import files, logs
+from remem_jax.storage import results as stored
+
+FORMAT = 1  # Of results.json.
+
+# An underscore inside a word means nothing in Markdown.
+_MARKDOWN_MARKS = re.compile(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])")
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def write(directory: pathlib.Path) -> None:
+    """Writes report.md and report.html from the results and the metrics of a run.
+
+    The same input gives the same bytes. Each file is written whole or not at all.
+
+    Args:
+        directory: Where the run left results.json and its metrics, and where the report goes.
+
+    Raises:
+        SettingError: If there are no results, or results of another format.
+    """
+    path = directory / "results.json"
+    results = stored.read(path)
+    if results is None:
+        raise checks.SettingError(f"{path} is not there: the run has not come to its end.")
+    checks.one_of(f"The format of {path}", results.get("format"), (FORMAT,))
+    content = _content(results, logs.read(directory))
+    page = _render("page.html.jinja", content, autoescape=True, finalize=_clean)
+    files.write_text(directory / "report.html", page)
+    text = _render("report.md.jinja", content, autoescape=False, finalize=_markdown)
+    files.write_text(directory / "report.md", text)
+
+
+def _content(results: tables.Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    notes = [gain(results), standard_errors(results), paper.note(results)]
+    return {
+        "title": results["title"],
+        "summary": summary(results),
+        "warning": warning(results),
+        "comparison": tables.comparison(results),
+        "notes": [note for note in notes if note],
+        "plots": plots.draw(results, rows),
+        "models": [tables.teachers(results), tables.students(results)],
+        "facts": [tables.settings(results), tables.origins(results), tables.times(results)],
+        "skipped": results["data"]["skipped"],
+        "differs": results["config"].get("differs", []),
+    }
+
+
+def summary(results: tables.Results) -> str:
+    """What was measured, in words."""
+    data, models = results["data"], results["models"]
+    examples = data["examples"]
+    height, width = data["source_size"]
+    size = results["data"]["image_size"]
+    return (
+        f"The student, {models['student']} with {models['student_parameters']:,} parameters, "
+        f"learned {data['title']}: {examples['train']:,} training, {examples['validation']:,} "
+        f"validation and {examples['test']:,} test images of {height} x {width} pixels in "
+        f"{data['classes']:,} classes, seen by the models as {size} x {size}. "
+        f"What counts is {tables.METRIC_TITLES[data['metric']]}, in percent. All settings were "
+        "selected on the validation split; test was read once, for what was selected."
+    )
+
+
+def warning(results: tables.Results) -> str | None:
+    """What to be warned of where the data are not the official ones."""
+    if results["data"]["official"] is not False:
+        return None
+    return (
+        "The numbers of images are not those of the official data set. Do not compare these "
+        "results with results on the official benchmark."
+    )
+
+
+def gain(results: tables.Results) -> str | None:
+    """How far ReMem's student is above the others on test, in points."""
+    metric = results["data"]["metric"]
+    found = {row["method"]: row["student"]["test"][metric] for row in results["methods"]}
+    others = {"finetune": "fine-tuning's", "scratch": "the one trained from scratch"}
+    gains = [
+        f"{_points(found['remem'] - found[method])} {name}"
+        for method, name in others.items()
+        if "remem" in found and method in found
+    ]
+    return f"On test, ReMem's student is {' and '.join(gains)}." if gains else None
+
+
+def _points(difference: float) -> str:
+    size = f"{abs(100 * difference):.2f}"
+    if size == "0.00":
+        return "level with"
+    return f"{size} points {'above' if difference > 0 else 'below'}"
+
+
+def standard_errors(results: tables.Results) -> str:
+    """How far a test accuracy may be off by the luck of which images are in the test split."""
+    data = results["data"]
+    images = data["examples"]["test"]
+    errors = ", ".join(
+        f"{100 * math.sqrt(share * (1 - share) / images):.2f} ({tables.method_title(method)})"
+        for method, share in (
+            (row["method"], row["student"]["test"][data["metric"]]) for row in results["methods"]
+        )
+    )
+    rough = (
+        ""
+        if data["metric"] == "top1"
+        else " This is a rough figure: a mean over classes does not weigh all images alike."
+    )
+    return (
+        f"Standard error of the students' test accuracies, sqrt(p (1 - p) / n) with n = "
+        f"{images:,}, in points: {errors}.{rough} All of this is one run with one seed "
+        f"({results['seed']}): what another seed would change is not measured, and a difference "
+        "below about two standard errors may be chance."
+    )
+
+
+def _render(
+    name: str, content: Mapping[str, Any], *, autoescape: bool, finalize: Callable[[Any], Any]
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__name__, "."),
+        autoescape=autoescape,
+        finalize=finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name).render(content)
+
+
+def _clean(value: Any) -> Any:
+    """A value as text on one line, with a mark for what cannot be printed or encoded."""
+    if hasattr(value, "__html__"):  # The template called it safe.
+        return value
+    return plots.printable(str(value))
+
+
+def _markdown(value: Any) -> Any:
+    """The same, with nothing in it that Markdown or HTML would take for a mark."""
+    if hasattr(value, "__html__"):
+        return value
+    text = re.sub("[&<>]", lambda found: _ENTITIES[found.group()], plots.printable(str(value)))
+    return _MARKDOWN_MARKS.sub(r"\\\g<0>", text)

@@ -1,0 +1,211 @@
+"""Tables and sentences of a report, as plain text: nothing here is escaped yet."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from remem_jax.report import paper
+
+Results = Mapping[str, Any]
+
+NOTHING = "\N{EN DASH}"  # Stands where there is no value.
+CLASS_NAMES_SHOWN = 20
+
+METHOD_TITLES = {
+    "scratch": "From scratch",
+    "finetune": "Fine-tuning",
+    "sam": "SAM only",
+    "reweight": "Re-weighting only",
+    "remem": "ReMem",
+    "lora": "LoRA",
+    "lora_remem": "LoRA with ReMem",
+}
+METRIC_TITLES = {"top1": "top-1 accuracy", "mean_per_class": "mean per-class accuracy"}
+
+
+class Table(NamedTuple):
+    """A table as text.
+
+    Attributes:
+        title: What it shows.
+        columns: Heads of the columns; the first column names the row.
+        rows: Cells, one for each column.
+        numeric: Whether the cells after the first are numbers.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: bool = True
+
+
+def method_title(method: str) -> str:
+    """What a method is called in print; a method not known here keeps its name."""
+    return METHOD_TITLES.get(method, method)
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with two decimals."""
+    if share is None:
+        return NOTHING
+    return f"{100 * share:.2f}" if math.isfinite(share) else "not finite"
+
+
+def number(value: float | None) -> str:
+    """A number as short as can be."""
+    if value is None:
+        return NOTHING
+    return f"{value:.6g}" if math.isfinite(value) else "not finite"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units that a reader would use."""
+    whole = round(seconds)
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def comparison(results: Results) -> Table:
+    """The main table: what each method reached, and with which settings."""
+    metric = results["data"]["metric"]
+    published = paper.records(results)
+    beside = ("Paper: student", "Paper: teacher") if published else ()
+    measured = ("Student, test", "Teacher, test", "Student, validation", "Teacher, validation")
+    chosen = ("Teacher's step", "Learning rate", "Temperature", "Weight", "rho", "alpha", "beta")
+    rows = []
+    for row in results["methods"]:
+        cells = [method_title(row["method"])]
+        for split in ("test", "validation"):
+            cells += [_measured(row["student"], split, metric)]
+            cells += [_measured(row["teacher"], split, metric)]
+        if published:
+            cells += _published(published.get(row["method"]))
+        rows.append((*cells, *_chosen(row)))
+    return Table("Results", ("Method", *measured, *beside, *chosen), tuple(rows))
+
+
+def _measured(model: Mapping[str, Any] | None, split: str, metric: str) -> str:
+    return NOTHING if model is None else percent(model[split][metric])
+
+
+def _published(record: paper.Record | None) -> list[str]:
+    if record is None:
+        return [NOTHING, NOTHING]
+    return [f"{record.student:.1f}", f"{record.teacher:.1f}"]
+
+
+def _chosen(row: Mapping[str, Any]) -> list[str]:
+    selected, teacher = row["selected"], row["teacher_settings"] or {}
+    values = [selected[name] for name in ("teacher_step", "learning_rate", "temperature", "weight")]
+    values += [teacher.get(name) for name in ("rho", "mlp_weight", "attention_weight")]
+    return [number(value) for value in values]
+
+
+def teachers(results: Results) -> Table:
+    """Every teacher checkpoint on the validation split."""
+    columns, names = _metric_columns(results)
+    rows = [
+        (method_title(row["method"]), number(row["step"]), *_metrics(row["validation"], names))
+        for row in results["teachers"]
+    ]
+    return Table("All teachers, on validation", ("Method", "Step", *columns), tuple(rows))
+
+
+def students(results: Results) -> Table:
+    """Every student on the validation split, best first within its method."""
+    columns, names = _metric_columns(results)
+    order = [row["method"] for row in results["methods"]]
+    metric = results["data"]["metric"]
+
+    def rank(row: Mapping[str, Any]) -> tuple[int, str, bool, float]:
+        method, share = row["method"], row["validation"][metric]
+        place = order.index(method) if method in order else len(order)
+        if share is None or not math.isfinite(share):
+            return place, method, True, 0.0
+        return place, method, False, -float(share)
+
+    rows = [_student(row, names) for row in sorted(results["students"], key=rank)]
+    heads = ("Method", "Teacher's step", "Student", "Learning rate", "Temperature", "Weight")
+    return Table("All students, on validation", (*heads, *columns, "Diverged"), tuple(rows))
+
+
+def _student(row: Mapping[str, Any], metrics: Sequence[str]) -> tuple[str, ...]:
+    names = ("teacher_step", "student", "learning_rate", "temperature", "weight")
+    return (
+        method_title(row["method"]),
+        *(number(row[name]) for name in names),
+        *_metrics(row["validation"], metrics),
+        "diverged" if row["diverged"] else "",
+    )
+
+
+def _metric_columns(results: Results) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Heads and names of the metrics, the one that decides first."""
+    deciding = results["data"]["metric"]
+    others = [name for name in METRIC_TITLES if name != deciding]
+    titles = [METRIC_TITLES[name].capitalize() for name in (deciding, *others)]
+    return (*titles, "Loss"), (deciding, *others, "loss")
+
+
+def _metrics(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [
+        number(values.get(name)) if name == "loss" else percent(values.get(name)) for name in names
+    ]
+
+
+def settings(results: Results) -> Table:
+    """Every setting of the run, by its dotted name."""
+    config = {name: value for name, value in results["config"].items() if name != "differs"}
+    return Table("Settings", ("Setting", "Value"), tuple(_flat(config)), numeric=False)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", _setting(value)))
+    return rows
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_setting(item) for item in value)
+    return "none" if value is None else str(value)
+
+
+def origins(results: Results) -> Table:
+    """What the run used: data, models, versions, device, and the hashes that identify them."""
+    data, models, device = results["data"], results["models"], results["device"]
+    rows = [
+        ("Data set", f"{data['name']} ({data['title']})"),
+        ("Class names", _class_names(data["class_names"])),
+        ("Hash of the data", data["fingerprint"]),
+        ("Hash of the settings", results["config_fingerprint"]),
+        ("Teacher", f"{models['teacher']}, {models['teacher_parameters']:,} parameters"),
+        ("Student", f"{models['student']}, {models['student_parameters']:,} parameters"),
+        ("Teacher starts from", models["init"] or "random weights"),
+        ("Hash of that file", models["init_digest"] or NOTHING),
+        ("Seed", str(results["seed"])),
+        ("Device", f"{device['count']} x {device['kind']} ({device['platform']})"),
+    ]
+    rows += [(f"Version of {name}", version) for name, version in results["versions"].items()]
+    return Table("Data, models, versions", ("What", "Value"), tuple(rows), numeric=False)
+
+
+def _class_names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:CLASS_NAMES_SHOWN])
+    hidden = len(names) - CLASS_NAMES_SHOWN
+    return f"{shown} and {hidden:,} more" if hidden > 0 else shown
+
+
+def times(results: Results) -> Table:
+    """How long each part of the run took, and all of them."""
+    seconds = results["seconds"]
+    rows = [(part, duration(value)) for part, value in seconds.items()]
+    rows.append(("Total", duration(sum(seconds.values()))))
+    return Table("Times", ("Part", "Time"), tuple(rows))

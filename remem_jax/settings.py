@@ -1,0 +1,130 @@
+"""Checks a whole configuration before any work starts."""
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from remem_jax import checks, data, models
+from remem_jax.models import resnet, vit
+from remem_jax.weights import catalog
+
+# What each method changes in config.teacher; None where there is no teacher.
+METHODS: dict[str, dict[str, float] | None] = {
+    "scratch": None,
+    "finetune": {"rho": 0.0, "mlp_weight": 1.0, "attention_weight": 1.0},
+    "sam": {"mlp_weight": 1.0, "attention_weight": 1.0},
+    "reweight": {"rho": 0.0},
+    "remem": {},
+}
+# What may change between two starts of one run: it changes no result.
+_FREE = ("log_every", "save_every", "differs")
+
+
+def deciding(config: ConfigDict) -> dict[str, Any]:
+    """The settings that decide a run's result, as plain JSON values."""
+    plain = json.loads(config.to_json_best_effort())
+    return {name: value for name, value in plain.items() if name not in _FREE}
+
+
+def check_remem(config: ConfigDict) -> None:
+    """Raises `SettingError` for the first setting of a ReMem run that cannot be used."""
+    _check_common(config)
+    checks.require(len(config.methods) > 0, "config.methods must name at least one method.")
+    for method in config.methods:
+        checks.one_of("config.methods", method, METHODS)
+    repeated = len(set(config.methods)) < len(config.methods)
+    checks.require(not repeated, f"config.methods repeats a method: {tuple(config.methods)}.")
+    _check_teacher(config.teacher, config.data.image_size)
+    _check_student(config.student)
+
+
+def check_pretrain(config: ConfigDict) -> None:
+    """Raises `SettingError` for the first setting of a pretraining that cannot be used."""
+    _check_common(config)
+    checks.one_of("config.model.variant", config.model.variant, vit.VARIANTS)
+    checks.within("config.model.dropout", config.model.dropout, 0, 0.99)
+    _check_patches(config.model.variant, config.data.image_size)
+    train = config.train
+    checks.at_least("config.train.steps", train.steps, 1)
+    _check_optimizer("config.train", train, train.steps)
+    checks.above("config.train.learning_rate", train.learning_rate, 0)
+    checks.within("config.train.label_smoothing", train.label_smoothing, 0, 1)
+    if config.probe.name:
+        checks.one_of("config.probe.name", config.probe.name, data.NAMES)
+
+
+def _check_common(config: ConfigDict) -> None:
+    settings = config.data
+    checks.at_least("config.log_every", config.log_every, 1)
+    checks.at_least("config.save_every", config.save_every, 1)
+    checks.at_least("config.seed", config.seed, 0)
+    checks.one_of("config.data.name", settings.name, data.NAMES)
+    checks.at_least("config.data.image_size", settings.image_size, 1)
+    checks.at_least("config.data.stored_size", settings.stored_size, 1)
+    checks.inside("config.data.validation", settings.validation, 0, 1)
+    checks.at_least("config.data.corrupt_limit", settings.corrupt_limit, 0)
+    checks.above("config.data.resident_gib", settings.resident_gib, 0)
+    low, high = settings.crop_area
+    checks.require(
+        0 < low <= high <= 1,
+        f"config.data.crop_area must be 0 < smallest <= largest <= 1, got {(low, high)}.",
+    )
+
+
+def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
+    checks.one_of("config.teacher.model", teacher.model, models.TEACHERS)
+    checks.one_of("config.teacher.variant", teacher.variant, vit.VARIANTS)
+    checks.one_of("config.teacher.residual", teacher.residual, vit.RESIDUALS)
+    checks.inside("config.teacher.mlp_weight", teacher.mlp_weight, 0, 2)
+    checks.inside("config.teacher.attention_weight", teacher.attention_weight, 0, 2)
+    checks.at_least("config.teacher.rho", teacher.rho, 0)
+    checks.within("config.teacher.dropout", teacher.dropout, 0, 0.99)
+    checks.increasing("config.teacher.steps", teacher.steps)
+    checks.at_least("config.teacher.steps", teacher.steps[0], 1)
+    checks.above("config.teacher.learning_rate", teacher.learning_rate, 0)
+    checks.inside("config.teacher.momentum", teacher.momentum, -1e-9, 1)
+    _check_optimizer("config.teacher", teacher, teacher.steps[-1])
+    _check_patches(teacher.variant, image_size)
+    path = catalog.locate(teacher.init)
+    checks.require(
+        path.is_file(),
+        f"There is no checkpoint {teacher.init}: set config.teacher.init to an AugReg .npz "
+        f"of ViT-{teacher.variant} ({catalog.ADVICE}).",
+    )
+
+
+def _check_student(student: ConfigDict) -> None:
+    checks.one_of("config.student.model", student.model, models.STUDENTS)
+    checks.one_of("config.student.stem", student.stem, resnet.STEMS)
+    checks.at_least("config.student.width", student.width, 1)
+    checks.one_of("config.student.loss", student.loss, ("kd",))
+    checks.at_least("config.student.steps", student.steps, 1)
+    checks.within("config.student.evaluations", student.evaluations, 1, student.steps)
+    _check_optimizer("config.student", student, student.steps)
+    checks.inside("config.student.momentum", student.momentum, -1e-9, 1)
+    for name in ("learning_rates", "temperatures", "weights"):
+        values = student[name]
+        checks.require(len(values) > 0, f"config.student.{name} must hold at least one value.")
+        for value in values:
+            if name == "weights":
+                checks.within(f"config.student.{name}", value, 0, 1)
+            else:
+                checks.above(f"config.student.{name}", value, 0)
+
+
+def _check_optimizer(prefix: str, settings: ConfigDict, steps: int) -> None:
+    checks.at_least(f"{prefix}.batch_size", settings.batch_size, 1)
+    checks.within(f"{prefix}.warmup_steps", settings.warmup_steps, 0, steps - 1)
+    checks.at_least(f"{prefix}.weight_decay", settings.weight_decay, 0)
+    if "clip_norm" in settings:
+        checks.above(f"{prefix}.clip_norm", settings.clip_norm, 0)
+
+
+def _check_patches(variant: str, image_size: int) -> None:
+    patch = vit.VARIANTS[variant].patch
+    checks.require(
+        image_size % patch == 0,
+        f"config.data.image_size must be a multiple of {patch}, the patch of ViT-{variant}; got "
+        f"{image_size}.",
+    )

@@ -1,0 +1,43 @@
+"""Wiring, the last floor that knows a config: a workflow by name, in its own folder."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from remem_jax import checks, settings
+from remem_jax.storage import logs, workdir
+from remem_jax.workflow import parts
+from remem_jax.workflow.pretrain import run_pretrain
+from remem_jax.workflow.remem import run_remem
+
+Check = Callable[[ConfigDict], None]
+Work = Callable[[parts.Run], None]
+WORKFLOWS: dict[str, tuple[Check, Work]] = {
+    "remem": (settings.check_remem, run_remem),
+    "pretrain": (settings.check_pretrain, run_pretrain),
+}
+
+
+def run(config: ConfigDict, directory: pathlib.Path) -> None:
+    """Checks a config whole, then does what it says in a folder, from where it was stopped.
+
+    Raises:
+        SettingError: If a setting, the data, the weights or the folder cannot be used.
+    """
+    checks.one_of("config.workflow", config.workflow, WORKFLOWS)
+    check, work = WORKFLOWS[config.workflow]
+    check(config)
+    with workdir.claimed(directory, settings.deciding(config)):
+        dataset = parts.load_data(config, config.data)
+        logging.info(
+            "%s: %s images of %d classes, on %s.",
+            dataset.title,
+            {name: len(split.label) for name, split in dataset.splits.items()},
+            len(dataset.classes),
+            jax.devices()[0].device_kind,
+        )
+        with logs.RunLog(directory) as log:
+            work(parts.Run(config, directory, dataset, log))

@@ -1,0 +1,131 @@
+"""What the parts of a run share: the data, the log, and training that goes on after a kill."""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+from ml_collections import ConfigDict
+
+from remem_jax import data, evaluate, models
+from remem_jax.data import augment, device
+from remem_jax.records import Batch, Metrics, Variables
+from remem_jax.storage import checkpoints, logs
+from remem_jax.train import loop
+
+S = TypeVar("S")
+CHECKPOINTS = "checkpoints"
+
+
+class Run(NamedTuple):
+    """A run in progress.
+
+    Attributes:
+        config: All settings, checked.
+        workdir: Where everything is written.
+        dataset: Names, metric and counts; its splits are on the device.
+        log: Writes the metrics.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    dataset: data.Dataset
+    log: logs.RunLog
+
+
+def load_data(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
+    """The data set that `settings` (such as `config.data`) name, on the device."""
+    source = data.open_source(settings.name, path=settings.path, data_dir=settings.dir)
+    dataset = data.load(
+        source,
+        validation=settings.validation,
+        seed=config.seed,
+        stored_size=settings.stored_size,
+        corrupt_limit=settings.corrupt_limit,
+        resident_gib=settings.resident_gib,
+    )
+    splits = {name: device.put(split) for name, split in dataset.splits.items()}
+    return dataset._replace(splits=splits)
+
+
+def train(
+    run: Run,
+    part: str,
+    first: S,
+    step: Callable[[S, Batch], tuple[S, Metrics]],
+    *,
+    batch_size: int,
+    steps: int,
+    milestones: tuple[int, ...],
+    milestone: Callable[[int, S], None],
+) -> tuple[S, float]:
+    """Trains one part of a run to its end, from its newest checkpoint if there is one.
+
+    Args:
+        run: The run.
+        part: Name of the part: its folder below the run's, and its name in the log.
+        first: State at step 0; its structure is that of the checkpoints.
+        step: A jitted step.
+        batch_size: Examples in a batch.
+        steps: Steps in all.
+        milestones: After which steps `milestone` is called.
+        milestone: Looks at the state; may be called again for a step after a kill.
+
+    Returns:
+        The last state, and the seconds that training took, over all interruptions.
+    """
+    config = run.config
+    with checkpoints.Checkpoints(run.workdir / part / CHECKPOINTS) as saved:
+        done, seconds = saved.newest() or 0, 0.0
+        if done:
+            first, seconds = saved.restore(done, first)
+        started = time.monotonic() - seconds
+        progress = logs.Progress(part, first_step=done, steps=steps)
+        effects = loop.Effects(
+            log=lambda at, metrics: run.log.write(part, at, metrics),
+            save=lambda at, state: saved.save(at, state, seconds=time.monotonic() - started),
+            milestone=milestone,
+            progress=progress,
+        )
+        last = loop.fit(
+            first,
+            step,
+            device.train_batches(
+                run.dataset.splits["train"],
+                batch_size=batch_size,
+                seed=config.seed,
+                first_step=done,
+            ),
+            first_step=done,
+            schedule=loop.Schedule(steps, milestones, config.log_every, config.save_every),
+            effects=effects,
+        )
+        progress.close()
+        return last, time.monotonic() - started
+
+
+class Measure:
+    """Metrics of a model on the splits of a run; compiled once."""
+
+    def __init__(self, run: Run, apply: models.Apply, batch_size: int) -> None:
+        """For a model in evaluation mode."""
+        view = augment.make_evaluation_view(size=run.config.data.image_size)
+        self._counts = jax.jit(evaluate.make_counts(apply, view, len(run.dataset.classes)))
+        self._run, self._batch_size = run, batch_size
+
+    def __call__(self, variables: Variables, split: str) -> dict[str, float]:
+        """Metrics on "validation" or "test"; see `evaluate.evaluate`."""
+        examples = self._run.dataset.splits[split]
+        batches = device.evaluation_batches(examples, batch_size=self._batch_size)
+        return evaluate.evaluate(self._counts, variables, batches)
+
+
+def train_view(run: Run) -> augment.View:
+    """The view of training that `config.data` asks for."""
+    settings = run.config.data
+    return augment.make_train_view(
+        size=settings.image_size,
+        crop_area=tuple(settings.crop_area),
+        flip=run.dataset.flip,
+    )

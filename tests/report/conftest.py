@@ -1,0 +1,139 @@
+"""A small run's records, with numbers that are easy to reckon with."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+
+def _metrics(share: float, loss: float = 0.5) -> dict[str, float]:
+    return {"top1": share, "mean_per_class": share / 2, "loss": loss}
+
+
+def _model(validation: float, test: float) -> dict[str, dict[str, float]]:
+    return {"validation": _metrics(validation), "test": _metrics(test)}
+
+
+def _selected(step: int | None, student: int) -> dict[str, Any]:
+    taught = step is not None
+    return {
+        "teacher_step": step,
+        "student": student,
+        "learning_rate": 0.1,
+        "temperature": 4.0 if taught else None,
+        "weight": 0.9 if taught else None,
+    }
+
+
+def _teacher_settings(rho: float, mlp_weight: float) -> dict[str, Any]:
+    return {
+        "rho": rho,
+        "mlp_weight": mlp_weight,
+        "attention_weight": 1.0,
+        "residual": "two_minus",
+    }
+
+
+def _student(method: str, student: int, step: int | None, share: float) -> dict[str, Any]:
+    settings = _selected(step, student)
+    return {"method": method, **settings, "validation": _metrics(share), "diverged": False}
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    """The content of results.json: from scratch, fine-tuning and ReMem, two students each."""
+    return {
+        "format": 1,
+        "title": "ReMem on digits",
+        "config": {
+            "student": {"loss": "kd", "learning_rate": [0.1, 0.5]},
+            "differs": ["The batch has 128 images."],
+        },
+        "config_fingerprint": "c0ffee",
+        "data": {
+            "name": "digits",
+            "title": "scikit-learn's digits",
+            "classes": 2,
+            "class_names": ["zero", "one"],
+            "metric": "top1",
+            "examples": {"train": 1150, "validation": 287, "test": 400},
+            "source_size": [8, 9],
+            "image_size": 32,
+            "official": None,
+            "skipped": [],
+            "fingerprint": "da7a",
+        },
+        "methods": [
+            {
+                "method": "scratch",
+                "teacher_settings": None,
+                "selected": _selected(None, 1),
+                "student": _model(0.85, 0.8),
+                "teacher": None,
+            },
+            {
+                "method": "finetune",
+                "teacher_settings": _teacher_settings(0.0, 1.0),
+                "selected": _selected(100, 0),
+                "student": _model(0.88, 0.9),
+                "teacher": _model(0.97, 0.96),
+            },
+            {
+                "method": "remem",
+                "teacher_settings": _teacher_settings(0.5, 0.8),
+                "selected": _selected(200, 1),
+                "student": _model(0.95, 0.925),
+                "teacher": _model(0.94, 0.93),
+            },
+        ],
+        "teachers": [
+            {"method": "finetune", "step": 100, "validation": _metrics(0.97)},
+            {"method": "remem", "step": 200, "validation": _metrics(0.94)},
+        ],
+        "students": [
+            _student("remem", 0, 200, 0.91),
+            _student("remem", 1, 200, 0.95),
+            _student("finetune", 0, 100, 0.88),
+            _student("finetune", 1, 100, 0.5),
+            _student("scratch", 0, None, 0.7),
+            _student("scratch", 1, None, 0.85),
+        ],
+        "models": {
+            "teacher": "vit Pico/8",
+            "teacher_parameters": 1900000,
+            "student": "resnet18",
+            "student_parameters": 11227812,
+            "init": "pico_8.npz",
+            "init_digest": "1417",
+        },
+        "seed": 7,
+        "seconds": {"teachers/remem": 12.34, "students/remem/step_200": 3700.0},
+        "versions": {"remem_jax": "0.1.0", "python": "3.11.7"},
+        "device": {"platform": "cpu", "kind": "cpu", "count": 1},
+    }
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """Metrics of that run, as the log writes them."""
+    lines: list[dict[str, Any]] = []
+    for step in (100, 200):
+        for method, ascent in (("finetune", 0.0), ("remem", 2.0)):
+            values = {"loss": 1 / step, "ascent_norm": ascent, "validation": step / 400}
+            lines.append({"part": f"teachers/{method}", "step": step, "time": 0.0, **values})
+        for part in ("scratch", "finetune/step_100", "remem/step_200"):
+            values = {"loss": [2.0, 1.0], "validation": [step / 400, step / 250]}
+            lines.append({"part": f"students/{part}", "step": step, "time": 0.0, **values})
+    return lines
+
+
+@pytest.fixture
+def run(
+    tmp_path: pathlib.Path, results: dict[str, Any], rows: list[dict[str, Any]]
+) -> pathlib.Path:
+    """A folder with what the run left, but for what a test changes in `results` later."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return tmp_path

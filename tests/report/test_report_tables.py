@@ -1,0 +1,201 @@
+"""Tables of a report, against values worked out by hand."""
+
+import math
+from typing import Any
+
+import pytest
+
+from remem_jax import report
+from remem_jax.report import tables
+
+
+def _by_column(table: tables.Table, row: int) -> dict[str, str]:
+    return dict(zip(table.columns, table.rows[row], strict=True))
+
+
+def _all_tables(results: dict[str, Any]) -> list[tables.Table]:
+    makers = (
+        tables.comparison,
+        tables.teachers,
+        tables.students,
+        tables.settings,
+        tables.origins,
+        tables.times,
+    )
+    return [make(results) for make in makers]
+
+
+def test_every_row_has_a_cell_for_each_column(results: dict[str, Any]) -> None:
+    for table in _all_tables(results):
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_comparison_holds_what_each_method_reached_and_chose(results: dict[str, Any]) -> None:
+    table = tables.comparison(results)
+
+    assert _by_column(table, 2) == {
+        "Method": "ReMem",
+        "Student, test": "92.50",
+        "Teacher, test": "93.00",
+        "Student, validation": "95.00",
+        "Teacher, validation": "94.00",
+        "Teacher's step": "200",
+        "Learning rate": "0.1",
+        "Temperature": "4",
+        "Weight": "0.9",
+        "rho": "0.5",
+        "alpha": "0.8",
+        "beta": "1",
+    }
+
+
+def test_comparison_leaves_out_what_a_student_from_scratch_has_not(
+    results: dict[str, Any],
+) -> None:
+    row = _by_column(tables.comparison(results), 0)
+
+    present = {name for name, cell in row.items() if cell != tables.NOTHING}
+    assert present == {"Method", "Student, test", "Student, validation", "Learning rate"}
+
+
+def test_comparison_is_in_the_metric_that_decides(results: dict[str, Any]) -> None:
+    results["data"]["metric"] = "mean_per_class"
+
+    row = _by_column(tables.comparison(results), 1)
+
+    assert row["Student, test"] == "45.00"  # Half of top-1 in these records.
+
+
+def test_comparison_sets_the_paper_beside_official_data(results: dict[str, Any]) -> None:
+    results["models"]["student"] = "efficientnet_v2"
+    results["data"] |= {"name": "pcam", "official": True}
+
+    table = tables.comparison(results)
+
+    published = [(row["Paper: student"], row["Paper: teacher"]) for row in _rows(table)]
+    assert published == [("–", "–"), ("90.0", "89.9"), ("91.3", "91.1")]  # noqa: RUF001
+
+
+def _rows(table: tables.Table) -> list[dict[str, str]]:
+    return [_by_column(table, i) for i in range(len(table.rows))]
+
+
+def test_students_are_sorted_by_method_and_validation(results: dict[str, Any]) -> None:
+    rows = _rows(tables.students(results))
+
+    assert [(row["Method"], row["Student"]) for row in rows] == [
+        ("From scratch", "1"),
+        ("From scratch", "0"),
+        ("Fine-tuning", "0"),
+        ("Fine-tuning", "1"),
+        ("ReMem", "1"),
+        ("ReMem", "0"),
+    ]
+
+
+def test_diverged_student_is_marked_and_comes_last_of_its_method(results: dict[str, Any]) -> None:
+    broken = {"top1": math.nan, "mean_per_class": math.nan, "loss": math.nan}
+    results["students"][1] |= {"diverged": True, "validation": broken}
+
+    last = _rows(tables.students(results))[-1]
+
+    assert (last["Method"], last["Student"], last["Diverged"]) == ("ReMem", "1", "diverged")
+    assert last["Loss"] == "not finite"
+
+
+def test_settings_are_listed_by_dotted_name(results: dict[str, Any]) -> None:
+    table = tables.settings(results)
+
+    assert table.rows == (("student.loss", "kd"), ("student.learning_rate", "0.1, 0.5"))
+
+
+def test_many_class_names_are_cut(results: dict[str, Any]) -> None:
+    results["data"]["class_names"] = [f"class {i}" for i in range(5089)]
+
+    (names,) = [value for what, value in tables.origins(results).rows if what == "Class names"]
+
+    assert names.endswith("class 19 and 5,069 more")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (12.34, "12.3 s"),
+        (59.99, "1 min 00 s"),
+        (754, "12 min 34 s"),
+        (3599.9, "1 h 00 min"),
+        (3712.34, "1 h 01 min"),
+    ],
+)
+def test_duration_is_in_units_of_its_size(seconds: float, expected: str) -> None:
+    assert tables.duration(seconds) == expected
+
+
+def test_times_end_with_their_sum(results: dict[str, Any]) -> None:
+    assert tables.times(results).rows[-1] == ("Total", "1 h 01 min")  # 3,712 seconds.
+
+
+def test_summary_counts_images_and_pixels(results: dict[str, Any]) -> None:
+    text = report.summary(results)
+
+    assert "1,150 training, 287 validation and 400 test images of 8 x 9 pixels" in text
+    assert "resnet18 with 11,227,812 parameters" in text
+    assert "top-1 accuracy" in text
+    assert "test was read once" in text
+
+
+def test_gain_is_in_points_of_test_accuracy(results: dict[str, Any]) -> None:
+    text = report.gain(results)
+
+    assert text == (
+        "On test, ReMem's student is 2.50 points above fine-tuning's and 12.50 points above the "
+        "one trained from scratch."
+    )
+
+
+def test_gain_may_be_a_loss(results: dict[str, Any]) -> None:
+    results["methods"][2]["student"]["test"]["top1"] = 0.8
+
+    text = report.gain(results)
+
+    assert text is not None
+    assert "10.00 points below fine-tuning's and level with the one" in text
+
+
+def test_no_gain_without_remem(results: dict[str, Any]) -> None:
+    del results["methods"][2]
+
+    assert report.gain(results) is None
+
+
+def test_standard_errors_are_those_of_a_share(results: dict[str, Any]) -> None:
+    text = report.standard_errors(results)
+
+    # sqrt(0.8 * 0.2 / 400) = 0.02 and sqrt(0.9 * 0.1 / 400) = 0.015.
+    assert "2.00 (From scratch), 1.50 (Fine-tuning)" in text
+    assert "one seed (7)" in text
+    assert "rough" not in text
+
+
+def test_standard_errors_of_a_mean_over_classes_are_called_rough(results: dict[str, Any]) -> None:
+    results["data"]["metric"] = "mean_per_class"
+
+    assert "rough figure" in report.standard_errors(results)
+
+
+@pytest.mark.parametrize(("official", "warned"), [(None, False), (True, False), (False, True)])
+def test_warning_is_for_unofficial_data_only(
+    results: dict[str, Any],
+    official: bool | None,
+    warned: bool,
+) -> None:
+    results["data"]["official"] = official
+
+    assert (report.warning(results) is not None) == warned
+
+
+def test_whole_numbers_may_stand_for_shares(results: dict[str, Any]) -> None:
+    for row in results["students"]:
+        row["validation"]["top1"] = 1  # As JSON may hold it.
+
+    assert {row["Top-1 accuracy"] for row in _rows(tables.students(results))} == {"100.00"}
