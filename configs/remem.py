@@ -74,7 +74,6 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.student = ConfigDict()
     config.student.model = options["student"]
     config.student.stem = "imagenet"
-    config.student.width = 64  # Channels of the first stage: ResNet-18 as it is.
     config.student.loss = "kd"
     config.student.steps = 20_000  # [text]
     config.student.batch_size = 512  # [choice]

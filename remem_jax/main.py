@@ -43,16 +43,20 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         _CONFIG.value["workflow"]  # Only the first use fails where the file is not there.
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        message = str(error)
-        if error.args and isinstance(error.args[0], KeyError):  # Its own text is quoted twice.
-            message = str(error.args[0].args[0])
+        reason = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+        message = str(reason.args[0] if isinstance(reason, KeyError) else reason)
         if "Traceback" in message:  # An error in the config file; its last line tells which.
             message = message.strip().splitlines()[-1]
         sys.exit(f"remem_jax: {' '.join(message.split())}")
 
 
 def _is_ours(record: python_logging.LogRecord) -> bool:
-    """Whether a log record is for the user: our own, or a warning of a library."""
+    """Whether a log record is for the user: our own, or what a library warns of.
+
+    TFDS warns of a data set that is not prepared; our error says the same and what to do.
+    """
+    if "tensorflow_datasets" in record.pathname:
+        return record.levelno >= python_logging.ERROR
     return record.levelno > python_logging.INFO or "remem_jax" in record.pathname
 
 

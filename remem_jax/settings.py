@@ -80,6 +80,8 @@ def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.inside("config.teacher.attention_weight", teacher.attention_weight, 0, 2)
     checks.at_least("config.teacher.rho", teacher.rho, 0)
     checks.within("config.teacher.dropout", teacher.dropout, 0, 0.99)
+    whole = all(isinstance(step, int) for step in teacher.steps)
+    checks.require(whole, f"config.teacher.steps must be whole, got {tuple(teacher.steps)}.")
     checks.increasing("config.teacher.steps", teacher.steps)
     checks.at_least("config.teacher.steps", teacher.steps[0], 1)
     checks.above("config.teacher.learning_rate", teacher.learning_rate, 0)
@@ -97,7 +99,6 @@ def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
 def _check_student(student: ConfigDict) -> None:
     checks.one_of("config.student.model", student.model, models.STUDENTS)
     checks.one_of("config.student.stem", student.stem, resnet.STEMS)
-    checks.at_least("config.student.width", student.width, 1)
     checks.one_of("config.student.loss", student.loss, ("kd",))
     checks.at_least("config.student.steps", student.steps, 1)
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)

@@ -75,7 +75,8 @@ def test_knowledge_distillation_weighs_labels_against_the_teacher(
     hard = losses.cross_entropy(logits[0], labels)
     soft = losses.distillation(logits[0], logits[1], 2.0)
 
-    actual = losses.knowledge_distillation(*logits, labels, temperature=2.0, weight=weight)
+    student, teacher = logits
+    actual = losses.knowledge_distillation(student, teacher, labels, temperature=2.0, weight=weight)
 
     np.testing.assert_allclose(actual, (1 - weight) * hard + weight * soft, rtol=1e-6)
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-STEMS = ("imagenet", "small")
+from remem_jax.models import layers
 
-_kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+STEMS = ("imagenet", "small")
 
 
 def _uniform_of_fan_in(features: int) -> nn.initializers.Initializer:
@@ -41,13 +41,13 @@ class BasicBlock(nn.Module):
     def __call__(
         self, maps: Float[Array, "batch height width channel"], *, train: bool
     ) -> Float[Array, "batch rows columns feature"]:
-        out = _conv(self.features, 3, self.stride, "conv1")(maps)
+        out = layers.Conv(self.features, 3, self.stride, name="conv1")(maps)
         out = nn.relu(_norm("bn1", train=train)(out))
-        out = _conv(self.features, 3, 1, "conv2")(out)
+        out = layers.Conv(self.features, 3, 1, name="conv2")(out)
         # Zero scale: every block starts as the identity, as in timm.
         out = _norm("bn2", train=train, scale_init=nn.initializers.zeros)(out)
         if out.shape != maps.shape:
-            maps = _conv(self.features, 1, self.stride, "downsample_conv")(maps)
+            maps = layers.Conv(self.features, 1, self.stride, name="downsample_conv")(maps)
             maps = _norm("downsample_bn", train=train)(maps)
         return nn.relu(out + maps)
 
@@ -64,14 +64,11 @@ class ResNet(nn.Module):
         classes: Number of classes.
         stem: "imagenet" (7x7 of stride 2, then a max-pool of stride 2) or "small" (3x3 of stride
             1, no pool), customary for images of 32 or 64 pixels.
-        width: Channels of the first stage, 64 in the networks of that name; each further stage
-            doubles them.
     """
 
     depths: Sequence[int]
     classes: int
     stem: str = "imagenet"
-    width: int = 64
 
     @nn.compact
     def __call__(
@@ -81,31 +78,18 @@ class ResNet(nn.Module):
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(f"The model takes float images in [-1, 1], got {images.dtype}.")
         small = self.stem == "small"
-        maps = _conv(self.width, 3 if small else 7, 1 if small else 2, "conv1")(images)
+        maps = layers.Conv(64, 3 if small else 7, 1 if small else 2, name="conv1")(images)
         maps = nn.relu(_norm("bn1", train=train)(maps))
         if not small:
-            pool_padding: Any = ((1, 1), (1, 1))  # Flax says str, and takes pairs too.
-            maps = nn.max_pool(maps, (3, 3), (2, 2), padding=pool_padding)
+            maps = layers.max_pool(maps)
         for stage, depth in enumerate(self.depths):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                block = BasicBlock(self.width * 2**stage, stride, name=f"layer{stage + 1}_{i}")
+                block = BasicBlock(64 * 2**stage, stride, name=f"layer{stage + 1}_{i}")
                 maps = block(maps, train=train)
         features = jnp.mean(maps, axis=(1, 2))
         init = _uniform_of_fan_in(features.shape[-1])
         return nn.Dense(self.classes, kernel_init=init, bias_init=init, name="fc")(features)
-
-
-def _conv(features: int, kernel: int, stride: int, name: str) -> nn.Conv:
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=kernel // 2,
-        use_bias=False,
-        kernel_init=_kaiming,
-        name=name,
-    )
 
 
 def _norm(
@@ -120,8 +104,8 @@ def _norm(
     )
 
 
-def make(*, depths: Sequence[int], classes: int, stem: str = "imagenet", width: int = 64) -> ResNet:
+def make(*, depths: Sequence[int], classes: int, stem: str = "imagenet") -> ResNet:
     """A ResNet of basic blocks; raises ValueError for an unknown stem."""
     if stem not in STEMS:
         raise ValueError(f"stem must be one of {STEMS}, got {stem!r}.")
-    return ResNet(tuple(depths), classes, stem, width)
+    return ResNet(tuple(depths), classes, stem)

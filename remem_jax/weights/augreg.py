@@ -97,11 +97,18 @@ def load(
         raise SettingError(f"AugReg files hold ViTs, not a {type(model).__name__}.")
     arrays = read(path)
     size = image_size or _grid(arrays, path) * model.size.patch
-    expected: dict[Any, Any] = traverse_util.flatten_dict(dict(models.shapes(model, size)), sep="/")
-    shapes = {str(name): tuple(leaf.shape) for name, leaf in expected.items()}
+    shapes = names_and_shapes(model, size)
     params, report = fit(arrays, shapes, reset_head=reset_head, source=os.fspath(path))
     logging.info("Loaded %s: %s.", os.fspath(path), report)
     return {"params": traverse_util.unflatten_dict(params, sep="/")}
+
+
+def names_and_shapes(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
+    """What a file for a model must hold, by name."""
+    flat: dict[Any, Any] = traverse_util.flatten_dict(
+        dict(models.shapes(model, image_size)), sep="/"
+    )
+    return {str(name): tuple(leaf.shape) for name, leaf in flat.items()}
 
 
 def fit(

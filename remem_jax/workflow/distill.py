@@ -11,7 +11,7 @@ import numpy as np
 from remem_jax import models, optim
 from remem_jax.records import Apply, Settings, Variables
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import lockstep, state, steps
+from remem_jax.train import lockstep, loop, state, steps
 from remem_jax.workflow import parts
 from remem_jax.workflow.finetune import Teachers
 
@@ -35,7 +35,6 @@ class Students:
             settings.model,
             classes=len(run.dataset.classes),
             stem=settings.stem,
-            width=settings.width,
         )
         self._first = models.init(model, init_key, run.config.data.image_size)
         self._tx = optim.sgd(
@@ -57,7 +56,7 @@ class Students:
 
     def from_scratch(self) -> dict[str, Any]:
         """Trains the grid's learning rates without a teacher; see `_train_group`."""
-        grid = [Settings(rate, 1.0, 0.0) for rate in self._settings.learning_rates]
+        grid = [Settings(float(rate), 1.0, 0.0) for rate in self._settings.learning_rates]
         classes = len(self._run.dataset.classes)
 
         def no_teacher(variables: Variables, images: jax.Array) -> jax.Array:
@@ -78,7 +77,7 @@ class Students:
             self._settings.temperatures,
             self._settings.weights,
         )
-        grid = [Settings(*point) for point in itertools.product(*axes)]
+        grid = [Settings(*map(float, point)) for point in itertools.product(*axes)]
         lessons = self._lessons(teachers.apply)
         groups = []
         for record in teachers.records:
@@ -118,8 +117,7 @@ class Students:
 
         def milestone(at: int, now: lockstep.States) -> None:
             validation[:] = [self.measure(one.variables, "validation") for one in now]
-            values = [metrics[run.dataset.metric] for metrics in validation]
-            run.log.write(part, at, {"validation": values})
+            parts.log_validation(run, part, at, [one[run.dataset.metric] for one in validation])
 
         every = np.linspace(0, self._settings.steps, self._settings.evaluations + 1)[1:]
         students, seconds = parts.train(
@@ -148,14 +146,22 @@ class Students:
         result = {"part": part, "seconds": seconds, "students": records}
         results.write(folder / "result.json", result)
         checkpoints.remove(folder / parts.CHECKPOINTS)
-        return result
+        return results.finite(result)
 
 
 def select(records: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The record that is best on validation; equals are told apart by the lower loss."""
+    """The record that is best on validation, of those that did not diverge.
 
-    def rank(record: dict[str, Any]) -> tuple[bool, float, float]:
+    Equals are told apart by the lower loss. Raises `NonFiniteLossError` if all diverged.
+    """
+
+    def rank(record: dict[str, Any]) -> tuple[float, float]:
         metrics = record["validation"]
-        return (not record["diverged"], metrics[metric], -metrics["loss"])
+        return metrics[metric], -metrics["loss"]
 
-    return max(records, key=rank)
+    sound = [record for record in records if not record["diverged"]]
+    if not sound:
+        raise loop.NonFiniteLossError(
+            "Every student diverged on validation; lower config.student.learning_rates."
+        )
+    return max(sound, key=rank)

@@ -68,7 +68,7 @@ class Teachers:
 
         def milestone(at: int, now: state.State) -> None:
             metrics = self.measure(now.variables, "validation")
-            run.log.write(part, at, {"validation": metrics[run.dataset.metric]})
+            parts.log_validation(run, part, at, metrics[run.dataset.metric])
             checkpoints.save_tree(self._folder / f"step_{at}" / "params", now.params)
             results.write(
                 self._folder / f"step_{at}" / "record.json", {"step": at, "validation": metrics}

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
+import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, models
@@ -103,6 +105,13 @@ def train(
         )
         progress.close()
         return last, time.monotonic() - started
+
+
+def log_validation(run: Run, part: str, at: int, value: float | list[float]) -> None:
+    """Writes how a model, or every student, does on validation, and tells the user."""
+    run.log.write(part, at, {"validation": value})
+    shown = ", ".join(f"{100 * one:.2f}" for one in np.atleast_1d(value))
+    logging.info("%s: step %d, %s %% on validation", part, at, shown)
 
 
 class Measure:

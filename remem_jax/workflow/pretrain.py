@@ -57,8 +57,8 @@ def run_pretrain(run: parts.Run) -> None:
         batch_size=settings.batch_size,
         steps=settings.steps,
         milestones=tuple(settings.steps * i // _MILESTONES for i in range(1, _MILESTONES + 1)),
-        milestone=lambda at, now: run.log.write(
-            "pretrain", at, {"validation": measure(now.variables, "validation")["top1"]}
+        milestone=lambda at, now: parts.log_validation(
+            run, "pretrain", at, measure(now.variables, "validation")["top1"]
         ),
     )
     path = run.workdir / "pretrained.npz"

@@ -43,7 +43,7 @@ def images(rng: np.random.Generator) -> jax.Array:
 def test_logits_are_those_of_equation_2(
     variables: Any, images: jax.Array, alpha: float, beta: float, plain: bool
 ) -> None:
-    arrays = traverse_util.flatten_dict(variables["params"], sep="/")
+    arrays: Any = traverse_util.flatten_dict(variables["params"], sep="/")
     expected = [
         vit_numpy.logits(
             arrays,
@@ -59,7 +59,7 @@ def test_logits_are_those_of_equation_2(
     residual = "plain" if plain else "two_minus"
 
     model = tiny(mlp_weight=alpha, attention_weight=beta, residual=residual)
-    actual = model.apply(variables, images)
+    actual: Any = model.apply(variables, images)
 
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # float32, 3 blocks.
 
@@ -133,9 +133,9 @@ def test_images_that_do_not_divide_into_patches_are_refused(variables: Any) -> N
 
 def test_dropout_acts_in_training_only(variables: Any, images: jax.Array, key: jax.Array) -> None:
     model = tiny(dropout=0.5)
-    kept = model.apply(variables, images)
+    kept: Any = model.apply(variables, images)
 
-    dropped = model.apply(variables, images, train=True, rngs={"dropout": key})
+    dropped: Any = model.apply(variables, images, train=True, rngs={"dropout": key})
 
     np.testing.assert_array_equal(kept, tiny().apply(variables, images))
     assert not np.allclose(kept, dropped)

@@ -43,7 +43,7 @@ class Classroom(NamedTuple):
 
 @pytest.fixture(scope="module")
 def classroom() -> Classroom:
-    model = models.make("resnet18", classes=3, width=4)
+    model = models.make("resnet18", classes=3)
     variables = models.init(model, jax.random.key(0), 16)
     tx = optim.sgd(
         optim.warmup_cosine(peak=1.0, steps=10, warmup_steps=1), momentum=0.9, nesterov=True

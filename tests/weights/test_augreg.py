@@ -75,8 +75,8 @@ def model() -> vit.VisionTransformer:
 @pytest.fixture
 def arrays(model: vit.VisionTransformer, rng: np.random.Generator) -> dict[str, Any]:
     """Contents of a file that fits the model at 16 pixels."""
-    flat = traverse_util.flatten_dict(dict(models.shapes(model, 16)), sep="/")
-    return {str(n): rng.normal(size=leaf.shape).astype(np.float32) for n, leaf in flat.items()}
+    shapes = augreg.names_and_shapes(model, 16)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 @pytest.fixture
@@ -137,8 +137,7 @@ def test_pre_logits_are_dropped(
 def test_the_report_says_what_became_of_each_array(
     model: vit.VisionTransformer, arrays: dict[str, Any]
 ) -> None:
-    flat = traverse_util.flatten_dict(dict(models.shapes(model, 24)), sep="/")
-    shapes = {str(name): leaf.shape for name, leaf in flat.items()}
+    shapes = augreg.names_and_shapes(model, 24)
     arrays |= {"pre_logits/kernel": np.zeros((12, 12))}
 
     _, report = augreg.fit(arrays, shapes, reset_head=True, source="file")
