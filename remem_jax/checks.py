@@ -1,6 +1,7 @@
 """Errors for users: each names the setting, what was expected, what came, and what to do."""
 
 import itertools
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -16,13 +17,13 @@ def require(condition: bool, message: str) -> None:
 
 
 def at_least(name: str, value: float, low: float) -> None:
-    """Raises unless `value >= low`."""
-    require(value >= low, f"{name} must be at least {low:g}, got {value}.")
+    """Raises unless `value >= low`, and finite."""
+    require(low <= value < math.inf, f"{name} must be at least {low:g}, got {value}.")
 
 
 def above(name: str, value: float, low: float) -> None:
-    """Raises unless `value > low`."""
-    require(value > low, f"{name} must be above {low:g}, got {value}.")
+    """Raises unless `value > low`, and finite."""
+    require(low < value < math.inf, f"{name} must be above {low:g}, got {value}.")
 
 
 def inside(name: str, value: float, low: float, high: float) -> None:

@@ -1,6 +1,8 @@
 """Data sets by name, decoded, with a validation split held out of train."""
 
+import contextlib
 import hashlib
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -90,6 +92,8 @@ def load(
     Raises:
         SettingError: If too many images are corrupt, or all of them take too much memory.
     """
+    # Before anything is decoded, and again when all sizes are known.
+    _require_room(source, _first_shape(source, stored_size), resident_gib)
     skipped: list[str] = []
     decoded = {
         name: _decode(split, stored_size, skipped, corrupt_limit)
@@ -98,20 +102,16 @@ def load(
     shapes = {image.shape for images, _ in decoded.values() for image in images}
     stored = (stored_size, stored_size, 3)
     shape = stored if len(shapes) != 1 else shapes.pop()
-    examples = sum(len(labels) for _, labels in decoded.values())
-    gib = examples * np.prod(shape) / 2**30
-    if gib > resident_gib:
-        raise SettingError(
-            f"{source.title} takes {gib:.1f} GiB as {examples} images of {shape[0]} x {shape[1]} "
-            f"pixels; config.data.resident_gib allows {resident_gib}: raise it, or lower "
-            "config.data.stored_size."
-        )
+    _require_room(source, shape, resident_gib)
     splits = {name: _stack(*found, shape) for name, found in decoded.items()}
-    for name, split in splits.items():
-        if not len(split.label):
-            raise SettingError(f"The {name} split of {source.title} holds no readable image.")
     if VALIDATION not in splits:
         splits |= _hold_out(splits[TRAIN], validation, seed)
+    for name, split in splits.items():
+        if not len(split.label):
+            raise SettingError(
+                f"The {name} split of {source.title} holds no readable image; config.data needs "
+                "at least two images of a class to train on."
+            )
     if skipped:
         logging.warning("Skipped %d corrupt images: %s", len(skipped), "; ".join(skipped))
     return Dataset(
@@ -124,6 +124,26 @@ def load(
         tuple(skipped),
         fingerprint(splits),
     )
+
+
+def _first_shape(source: Source, stored_size: int) -> tuple[int, ...]:
+    """Shape of the images in memory if all are like the first."""
+    with contextlib.suppress(sources.CorruptImageError, IndexError):
+        shape = source.splits[TRAIN].image(0).shape
+        if max(shape) <= stored_size:
+            return shape
+    return stored_size, stored_size, 3
+
+
+def _require_room(source: Source, shape: tuple[int, ...], resident_gib: float) -> None:
+    examples = sum(len(split.labels) for split in source.splits.values())
+    gib = examples * math.prod(shape) / 2**30
+    if gib > resident_gib:
+        raise SettingError(
+            f"{source.title} takes {gib:.1f} GiB as {examples} images of {shape[0]} x {shape[1]} "
+            f"pixels; config.data.resident_gib allows {resident_gib}: raise it, or lower "
+            "config.data.stored_size."
+        )
 
 
 def fingerprint(splits: dict[str, Split]) -> str:
@@ -145,7 +165,7 @@ def _decode(
         try:
             image = split.image(i)
         except sources.CorruptImageError as error:
-            skipped.append(str(error))
+            skipped.append(f"{split.name(i)}: {error}")
             if len(skipped) > corrupt_limit:
                 raise SettingError(
                     f"More than {corrupt_limit} images cannot be read ({'; '.join(skipped[:10])}); "

@@ -21,7 +21,7 @@ _FOLDER_NAMES = {TRAIN: ("train",), VALIDATION: ("validation", "val", "valid"), 
 
 
 class CorruptImageError(Exception):
-    """An image that cannot be decoded; the message names it."""
+    """An image that cannot be decoded; the message says why."""
 
 
 class Split(NamedTuple):
@@ -125,11 +125,12 @@ def folder(path: str) -> Source:
     else:
         files = _held_out(_files(root))
     classes = tuple(sorted({file.parent.name for found in files.values() for file in found}))
-    if not all(files.values()):
-        raise SettingError(
-            f"{path} holds no images in class folders (looked for {', '.join(SUFFIXES)}): "
-            "expected PATH/class/image.jpg, or PATH/train/class/... and PATH/test/class/...; "
-            "set config.data.path."
+    for split, found in files.items():
+        checks.require(
+            len(found) > 0,
+            f"{path} holds no images in class folders for the {split} split (looked for "
+            f"{', '.join(SUFFIXES)}): expected PATH/class/image.jpg, at least two to a class, or "
+            "PATH/train/class/... and PATH/test/class/...; set config.data.path.",
         )
     splits = {split: _encoded_files(found, classes) for split, found in files.items()}
     return Source(root.name, splits, classes, registry.TOP1, flip=True)
@@ -171,19 +172,16 @@ def tfds(name: str, data_dir: str) -> Source:
     return Source(name, splits, classes, record.metric, record.flip, record.examples)
 
 
-def decode(encoded: bytes, name: str) -> np.ndarray:
+def decode(encoded: bytes) -> np.ndarray:
     """Pixels of an encoded image as uint8 RGB, turned as its EXIF says."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(_upright_rgb(image))
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,  # What a broken header may look like.
-        OSError,
-        ValueError,
-        SyntaxError,
-    ) as error:
-        raise CorruptImageError(f"{name}: {error}") from error
+    except UnidentifiedImageError as error:  # Its own message is an address in memory.
+        raise CorruptImageError("not an image") from error
+    # A decompression bomb is what a broken header may look like.
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise CorruptImageError(str(error)) from error
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -197,8 +195,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(pathlib.Path(path).expanduser(), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        place = pathlib.Path(path).expanduser()
+        with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise SettingError(f"There is no file {path}; set config.data.path.") from None
     except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
@@ -219,7 +218,7 @@ def _require_form(name: str, images: np.ndarray, labels: np.ndarray, classes: in
         f"for {len(images)} images; mend the file that config.data.path names.",
     )
     checks.require(
-        not labels.size or (labels.min() >= 0 and labels.max() < classes),
+        set(np.unique(labels).tolist()) <= set(range(classes)),
         f"{name}_label must be from 0 to {classes - 1}, one below the number of classes; mend "
         "the file that config.data.path names.",
     )
@@ -232,22 +231,20 @@ def _arrays(images: np.ndarray, labels: np.ndarray, noun: str) -> Split:
 def _encoded_files(files: Sequence[pathlib.Path], classes: Sequence[str]) -> Split:
     index = {name: i for i, name in enumerate(classes)}
     labels = np.asarray([index[file.parent.name] for file in files], np.int32)
-    return Split(
-        lambda i: decode(files[i].read_bytes(), str(files[i])), lambda i: str(files[i]), labels
-    )
+
+    def image(i: int) -> np.ndarray:
+        try:
+            encoded = files[i].read_bytes()
+        except OSError as error:
+            raise CorruptImageError(str(error.strerror)) from error
+        return decode(encoded)
+
+    return Split(image, lambda i: str(files[i]), labels)
 
 
 def _tfds_split(stored: Any, noun: str) -> Split:
-    encoded = []
-    labels = []
-    for example in stored:
-        encoded.append(example["image"])
-        labels.append(example["label"])
-    return Split(
-        lambda i: decode(encoded[i], f"{noun} {i}"),
-        lambda i: f"{noun} {i}",
-        np.asarray(labels, np.int32),
-    )
+    labels = np.asarray([stored[i]["label"] for i in range(len(stored))], np.int32)
+    return Split(lambda i: decode(stored[i]["image"]), lambda i: f"{noun} {i}", labels)
 
 
 def _files(root: pathlib.Path) -> list[pathlib.Path]:

@@ -13,6 +13,7 @@ from absl import logging
 from tensorboardX import SummaryWriter
 
 from remem_jax.records import Metrics
+from remem_jax.storage import results
 
 _PLAIN_SECONDS = 10.0  # Between two lines of progress where there is no terminal.
 
@@ -39,7 +40,7 @@ class RunLog:
         """Writes scalars, or lists of one value per student, of a step of a part of the run."""
         values = {name: np.asarray(value).tolist() for name, value in metrics.items()}
         row = {"part": part, "step": step, "time": round(time.time(), 3), **values}
-        self._lines.write(json.dumps(row, default=str) + "\n")
+        self._lines.write(json.dumps(results.finite(row), allow_nan=False) + "\n")
         self._lines.flush()
         for name, value in values.items():
             members = value if isinstance(value, list) else [value]

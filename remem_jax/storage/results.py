@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -9,8 +10,19 @@ from remem_jax.storage import files
 
 
 def write(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON, and the folders above it."""
-    files.write_text(path, json.dumps(content, indent=2) + "\n")
+    """Writes JSON, and the folders above it; a number that is not finite becomes null."""
+    files.write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """The same JSON values, with None for numbers that JSON does not have."""
+    if isinstance(content, dict):
+        return {name: finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 def read(path: pathlib.Path) -> Any | None:

@@ -1,0 +1,260 @@
+"""Views of training and evaluation, against Pillow and against closed forms."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from remem_jax.data import augment
+from remem_jax.records import Key
+
+HEIGHT, WIDTH = 11, 17
+# (top, left, height, width): all of the image, its corners, a strip, less than a pixel.
+BOXES = [
+    (0.0, 0.0, 11.0, 17.0),
+    (1.5, 2.25, 4.5, 3.75),
+    (7.2, 12.3, 3.8, 4.7),
+    (0.0, 0.0, 2.5, 17.0),
+    (3.1, 5.9, 0.7, 0.6),
+]
+SIZES = [3, 11, 40]  # Smaller than most boxes, about as large, larger.
+# A float32 position among 17 pixels is known to 1e-6; the steepest slope is 255 per pixel.
+TOLERANCE = 1e-3
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> np.ndarray:
+    """Noise, which has the steepest slopes."""
+    return rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def _boxes(*box: float) -> augment.Boxes:
+    return augment.Boxes(*(jnp.full((2,), edge, jnp.float32) for edge in box))
+
+
+def _pillow(images: np.ndarray, size: int, box: tuple[float, ...] | None) -> np.ndarray:
+    """Pillow's resize in mode "F", a channel at a time."""
+    if box is not None:
+        top, left, height, width = np.asarray(box, np.float32).tolist()
+        box = (left, top, min(left + width, WIDTH), min(top + height, HEIGHT))
+
+    def channel(values: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(values.astype(np.float32))
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+    planes = [[channel(image[:, :, c]) for c in range(3)] for image in images]
+    return np.moveaxis(np.asarray(planes), 1, -1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("box", BOXES)
+def test_crop_and_resize_is_that_of_pillow(
+    images: np.ndarray, box: tuple[float, ...], size: int
+) -> None:
+    actual = augment.crop_and_resize(jnp.asarray(images), _boxes(*box), size)
+
+    np.testing.assert_allclose(actual, _pillow(images, size, box), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_resize_is_that_of_pillow(images: np.ndarray, size: int) -> None:
+    actual = augment.resize(jnp.asarray(images), size)
+
+    np.testing.assert_allclose(actual, _pillow(images, size, None), rtol=0, atol=TOLERANCE)
+
+
+def test_each_image_gets_its_own_box(images: np.ndarray) -> None:
+    boxes = augment.Boxes(*(jnp.asarray(edge) for edge in zip(BOXES[1], BOXES[2], strict=True)))
+
+    actual = augment.crop_and_resize(jnp.asarray(images), boxes, 5)
+
+    expected = [_pillow(images[i : i + 1], 5, BOXES[i + 1])[0] for i in range(2)]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("pixel", "value"), [(0, -1.0), (51, -0.6), (255, 1.0)])
+def test_pixels_are_mapped_linearly_to_minus_one_to_one(pixel: int, value: float) -> None:
+    actual = augment.to_model_range(jnp.asarray([pixel], jnp.uint8))
+
+    np.testing.assert_allclose(actual, [value], atol=1e-6)
+
+
+def test_model_range_is_float32() -> None:
+    assert augment.to_model_range(jnp.zeros((1,), jnp.uint8)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("pixel", "value"), [(0, -1.0), (255, 1.0)])
+@pytest.mark.parametrize(
+    "view",
+    [
+        augment.make_train_view(size=5, crop_area=(0.2, 0.9), flip=True),
+        augment.make_train_view(size=5, crop_area=(1.0, 1.0), flip=False),
+        augment.make_evaluation_view(size=5),
+    ],
+    ids=["train", "train without crops", "evaluation"],
+)
+def test_black_is_minus_one_and_white_is_one_in_every_view(
+    view: Callable[..., jax.Array], pixel: int, value: float, key: Key
+) -> None:
+    images = jnp.full((3, HEIGHT, WIDTH, 3), pixel, jnp.uint8)
+
+    actual = view(key, images)
+
+    # The weights of a pixel sum to 1 in float32.
+    np.testing.assert_allclose(actual, jnp.full((3, 5, 5, 3), value), atol=1e-5)
+
+
+def test_evaluation_view_does_not_depend_on_the_key(images: np.ndarray, key: Key) -> None:
+    view = augment.make_evaluation_view(size=5)
+
+    np.testing.assert_array_equal(
+        view(key, jnp.asarray(images)), view(jax.random.fold_in(key, 1), jnp.asarray(images))
+    )
+
+
+def test_training_view_of_the_whole_image_is_that_of_evaluation(
+    images: np.ndarray, key: Key
+) -> None:
+    train = augment.make_train_view(size=5, crop_area=(1.0, 1.0), flip=False)
+    evaluation = augment.make_evaluation_view(size=5)
+
+    np.testing.assert_array_equal(
+        train(key, jnp.asarray(images)), evaluation(key, jnp.asarray(images))
+    )
+
+
+def test_views_of_one_key_are_equal(images: np.ndarray, key: Key) -> None:
+    view = augment.make_train_view(size=5, crop_area=(0.1, 1.0), flip=True)
+
+    np.testing.assert_array_equal(view(key, jnp.asarray(images)), view(key, jnp.asarray(images)))
+
+
+def test_views_of_two_keys_differ(images: np.ndarray, key: Key) -> None:
+    view = augment.make_train_view(size=5, crop_area=(0.1, 1.0), flip=True)
+
+    first, second = (view(k, jnp.asarray(images)) for k in jax.random.split(key))
+
+    assert not np.allclose(first, second)
+
+
+def test_images_of_a_batch_are_cropped_differently(images: np.ndarray, key: Key) -> None:
+    twice = jnp.asarray(images[[0, 0]])
+
+    view = augment.make_train_view(size=5, crop_area=(0.1, 0.5), flip=False)(key, twice)
+
+    assert not np.allclose(view[0], view[1])
+
+
+def _mirrored(key: Key, flip: bool) -> np.ndarray:
+    """Which of 400 copies of an image of two pixels, dark and light, come out mirrored."""
+    images = jnp.broadcast_to(jnp.asarray([0, 255], jnp.uint8)[:, None], (400, 1, 2, 3))
+    view = augment.make_train_view(size=2, crop_area=(1.0, 1.0), flip=flip)(key, images)
+    return np.asarray(view[:, 0, 0, 0] > view[:, 0, 1, 0])
+
+
+def test_half_of_the_images_are_mirrored(key: Key) -> None:
+    count = _mirrored(key, flip=True).sum()
+
+    assert stats.binomtest(int(count), 400, 0.5).pvalue > 1e-3
+
+
+def test_no_image_is_mirrored_where_it_would_change_its_class(key: Key) -> None:
+    assert not _mirrored(key, flip=False).any()
+
+
+def test_mirroring_swaps_left_and_right_alone(images: np.ndarray, key: Key) -> None:
+    many = jnp.asarray(images[[0] * 16])
+    plain = augment.make_train_view(size=6, crop_area=(1.0, 1.0), flip=False)(key, many)
+
+    flipped = augment.make_train_view(size=6, crop_area=(1.0, 1.0), flip=True)(key, many)
+
+    alike = np.all(np.asarray(flipped == plain), axis=(1, 2, 3))
+    mirrored = np.all(np.asarray(flipped == plain[:, :, ::-1]), axis=(1, 2, 3))
+    assert alike.any()
+    assert mirrored.any()
+    assert (alike ^ mirrored).all()
+
+
+class Drawn(NamedTuple):
+    """Random boxes, in float64."""
+
+    top: np.ndarray
+    left: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+
+
+def _drawn(key: Key, area: tuple[float, float]) -> Drawn:
+    boxes = augment.random_boxes(key, 1000, height=30, width=40, area=area)
+    return Drawn(*(np.asarray(edge, np.float64) for edge in boxes))
+
+
+@pytest.fixture
+def wide_boxes(key: Key) -> Drawn:
+    """Boxes of 5 to 100 % of an image of 30 x 40 pixels: some are cut."""
+    return _drawn(key, (0.05, 1.0))
+
+
+@pytest.fixture
+def small_boxes(key: Key) -> Drawn:
+    """Boxes of 10 to 30 % of an image of 30 x 40 pixels: none is cut."""
+    return _drawn(key, (0.1, 0.3))
+
+
+def test_random_boxes_lie_inside_the_image(wide_boxes: Drawn) -> None:
+    top, left, height, width = wide_boxes
+
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= 30 + 1e-5).all()  # float32.
+    assert (left + width <= 40 + 1e-5).all()
+
+
+def _is_cut(boxes: Drawn) -> np.ndarray:
+    return (boxes.height == 30) | (boxes.width == 40)
+
+
+def test_random_boxes_have_areas_within_the_bounds_unless_cut(
+    wide_boxes: Drawn,
+) -> None:
+    share = wide_boxes.height * wide_boxes.width / (30 * 40)
+    cut = _is_cut(wide_boxes)
+
+    assert (share <= 1 + 1e-6).all()
+    assert (share[~cut] >= 0.05 - 1e-6).all()
+    assert 0 < cut.sum() < 500
+
+
+def test_random_boxes_have_ratios_of_three_to_four_unless_cut(
+    wide_boxes: Drawn,
+) -> None:
+    ratio = (wide_boxes.width / wide_boxes.height)[~_is_cut(wide_boxes)]
+
+    assert (ratio >= 3 / 4 - 1e-5).all()
+    assert (ratio <= 4 / 3 + 1e-5).all()
+
+
+def test_areas_of_random_boxes_are_uniform(small_boxes: Drawn) -> None:
+    share = small_boxes.height * small_boxes.width / (30 * 40)
+
+    assert stats.kstest(share, stats.uniform(0.1, 0.2).cdf).pvalue > 1e-3
+
+
+def test_ratios_of_random_boxes_are_log_uniform(small_boxes: Drawn) -> None:
+    ratio = small_boxes.width / small_boxes.height
+
+    assert stats.kstest(ratio, stats.loguniform(3 / 4, 4 / 3).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("edge", "side", "pixels"), [("top", "height", 30), ("left", "width", 40)])
+def test_places_of_random_boxes_are_uniform(
+    small_boxes: Drawn, edge: str, side: str, pixels: int
+) -> None:
+    place = getattr(small_boxes, edge) / (pixels - getattr(small_boxes, side))
+
+    assert stats.kstest(place, "uniform").pvalue > 1e-3

@@ -1,0 +1,133 @@
+"""Files and small records: whole or not at all."""
+
+import hashlib
+import math
+import pathlib
+from typing import Any
+
+import pytest
+
+from remem_jax.storage import files, results
+
+
+def _write_and_fail(path: pathlib.Path) -> None:
+    with files.replacing(path) as file:
+        file.write(b"half of the n")
+        raise KeyboardInterrupt
+
+
+def test_a_file_holds_what_was_written(tmp_path: pathlib.Path) -> None:
+    with files.replacing(tmp_path / "a" / "b.bin") as file:
+        file.write(b"new")
+
+    assert (tmp_path / "a" / "b.bin").read_bytes() == b"new"
+
+
+def test_a_file_replaces_the_old_one(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old and longer")
+
+    with files.replacing(path) as file:
+        file.write(b"new")
+
+    assert path.read_bytes() == b"new"
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    with files.replacing(path) as file:
+        file.write(b"new")
+        file.flush()
+        seen = path.read_bytes()
+
+    assert seen == b"old"
+
+
+def test_the_old_file_stays_where_writing_fails(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    with pytest.raises(KeyboardInterrupt):
+        _write_and_fail(path)
+
+    assert path.read_bytes() == b"old"
+
+
+def test_no_file_appears_where_writing_fails(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _write_and_fail(tmp_path / "a")
+
+    assert not (tmp_path / "a").exists()
+
+
+def test_only_the_file_is_left_when_it_is_written(tmp_path: pathlib.Path) -> None:
+    files.write_text(tmp_path / "a", "text")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_text_is_written_in_utf8(tmp_path: pathlib.Path) -> None:
+    files.write_text(tmp_path / "a", "alpha: \u03b1\n")
+
+    assert (tmp_path / "a").read_bytes() == b"alpha: \xce\xb1\n"
+
+
+@pytest.mark.parametrize("content", [{"a": [1, 0.1, None], "b": {"c": "\u03b1"}}, [], {}])
+def test_records_come_back_as_they_were_written(tmp_path: pathlib.Path, content: Any) -> None:
+    results.write(tmp_path / "folder" / "a.json", content)
+
+    assert results.read(tmp_path / "folder" / "a.json") == content
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_record_is_json_also_where_a_number_is_not_finite(
+    tmp_path: pathlib.Path, value: float
+) -> None:
+    results.write(tmp_path / "a.json", {"a": [value, 1.0], "b": {"c": (value,)}})
+
+    assert results.read(tmp_path / "a.json") == {"a": [None, 1.0], "b": {"c": [None]}}
+
+
+def test_a_record_that_was_never_written_is_none(tmp_path: pathlib.Path) -> None:
+    assert results.read(tmp_path / "a.json") is None
+
+
+def test_what_a_kill_left_of_a_record_is_not_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.json.partial").write_text('{"a": 1, "b')
+
+    assert results.read(tmp_path / "a.json") is None
+
+
+def test_what_a_kill_left_of_a_record_does_not_stop_the_next(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.json.partial").write_text('{"a": 1, "b": 2, "c": 3, "d')
+
+    results.write(tmp_path / "a.json", {"a": 2})
+
+    assert results.read(tmp_path / "a.json") == {"a": 2}
+
+
+def test_a_record_that_json_cannot_hold_leaves_the_old_one(tmp_path: pathlib.Path) -> None:
+    results.write(tmp_path / "a.json", {"a": 1})
+
+    with pytest.raises(TypeError):
+        results.write(tmp_path / "a.json", {"a": object()})
+
+    assert results.read(tmp_path / "a.json") == {"a": 1}
+
+
+def test_digest_is_the_start_of_sha256(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").write_bytes(b"bytes")
+
+    assert results.digest(tmp_path / "a") == hashlib.sha256(b"bytes").hexdigest()[:16]
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
+    one = results.fingerprint({"a": 1, "b": {"c": 2, "d": 3}})
+
+    assert results.fingerprint({"b": {"d": 3, "c": 2}, "a": 1}) == one
+
+
+def test_fingerprint_depends_on_values() -> None:
+    assert results.fingerprint({"a": 1}) != results.fingerprint({"a": 2})

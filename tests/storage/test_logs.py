@@ -1,0 +1,247 @@
+"""Metrics as lines and for TensorBoard, and progress where there is no terminal."""
+
+import io
+import json
+import logging as python_logging
+import pathlib
+import struct
+import sys
+import types
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging
+from tensorboardX.proto import event_pb2
+
+from remem_jax.storage import logs
+
+
+def _plain(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "time"} for row in rows]
+
+
+def test_metrics_come_back_by_part_and_step(tmp_path: pathlib.Path) -> None:
+    with logs.RunLog(tmp_path) as log:
+        log.write("student", 20, {"loss": [0.5, 0.25]})
+        log.write("student", 3, {"loss": [1.0, 2.0]})
+        log.write("a teacher", 7, {"loss": 1.5, "top1": 0.75})
+
+    assert _plain(logs.read(tmp_path)) == [
+        {"part": "a teacher", "step": 7, "loss": 1.5, "top1": 0.75},
+        {"part": "student", "step": 3, "loss": [1.0, 2.0]},
+        {"part": "student", "step": 20, "loss": [0.5, 0.25]},
+    ]
+
+
+def test_arrays_are_written_as_numbers(tmp_path: pathlib.Path) -> None:
+    with logs.RunLog(tmp_path) as log:
+        log.write("teacher", 1, {"loss": jnp.float32(0.5), "all": np.asarray([1.0, 2.0])})
+
+    assert _plain(logs.read(tmp_path)) == [
+        {"part": "teacher", "step": 1, "loss": 0.5, "all": [1.0, 2.0]}
+    ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_no_number_comes_back_as_none(tmp_path: pathlib.Path, value: float) -> None:
+    with logs.RunLog(tmp_path) as log:
+        log.write("student", 1, {"loss": [value, 1.0]})
+
+    assert logs.read(tmp_path)[0]["loss"] == [None, 1.0]
+
+
+def test_a_run_without_metrics_has_no_rows(tmp_path: pathlib.Path) -> None:
+    assert logs.read(tmp_path) == []
+
+
+def test_metrics_of_a_step_are_there_before_the_log_is_closed(tmp_path: pathlib.Path) -> None:
+    with logs.RunLog(tmp_path) as log:
+        log.write("teacher", 1, {"loss": 0.5})
+
+        assert logs.read(tmp_path)[0]["loss"] == 0.5
+
+
+def test_a_run_that_goes_on_adds_to_its_metrics(tmp_path: pathlib.Path) -> None:
+    for step in (1, 2):
+        with logs.RunLog(tmp_path) as log:
+            log.write("teacher", step, {"loss": 0.5})
+
+    assert [row["step"] for row in logs.read(tmp_path)] == [1, 2]
+
+
+def test_of_a_step_written_twice_the_last_is_taken(tmp_path: pathlib.Path) -> None:
+    for loss in (1.0, 0.5):
+        with logs.RunLog(tmp_path) as log:
+            log.write("teacher", 1, {"loss": loss})
+
+    assert _plain(logs.read(tmp_path)) == [{"part": "teacher", "step": 1, "loss": 0.5}]
+
+
+def test_metrics_of_one_step_written_apart_come_back_together(tmp_path: pathlib.Path) -> None:
+    with logs.RunLog(tmp_path) as log:
+        log.write("teacher", 1, {"loss": 0.5})
+        log.write("teacher", 1, {"validation": 0.75})
+
+    assert _plain(logs.read(tmp_path)) == [
+        {"part": "teacher", "step": 1, "loss": 0.5, "validation": 0.75}
+    ]
+
+
+@pytest.fixture
+def cut(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The folder of a run that was killed while it wrote its second line."""
+    with logs.RunLog(tmp_path) as log:
+        log.write("teacher", 1, {"loss": 1.0})
+        log.write("teacher", 2, {"loss": 0.5})
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    return tmp_path
+
+
+def test_a_cut_line_is_left_out(cut: pathlib.Path) -> None:
+    assert [row["step"] for row in logs.read(cut)] == [1]
+
+
+def test_the_line_after_a_cut_one_is_whole(cut: pathlib.Path) -> None:
+    with logs.RunLog(cut) as log:
+        log.write("teacher", 2, {"loss": 0.25})
+
+    assert [row["loss"] for row in logs.read(cut)] == [1.0, 0.25]
+
+
+def test_no_line_is_empty_where_none_was_cut(tmp_path: pathlib.Path) -> None:
+    for step in (1, 2):
+        with logs.RunLog(tmp_path) as log:
+            log.write("teacher", step, {"loss": 0.5})
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def _scalars(directory: pathlib.Path) -> Iterator[tuple[str, int, float]]:
+    """What TensorBoard finds: records of length, its checksum, an event, its checksum."""
+    for path in sorted(directory.glob("tensorboard/events.*")):
+        content = path.read_bytes()
+        start = 0
+        while start < len(content):
+            (length,) = struct.unpack_from("<Q", content, start)
+            event = event_pb2.Event.FromString(content[start + 12 : start + 12 + length])
+            for value in event.summary.value:
+                yield value.tag, event.step, value.simple_value
+            start += 12 + length + 4
+
+
+def test_tensorboard_shows_scalars(tmp_path: pathlib.Path) -> None:
+    with logs.RunLog(tmp_path) as log:
+        log.write("teachers/remem", 7, {"loss": 0.5})
+
+    assert list(_scalars(tmp_path)) == [("teachers/remem/loss", 7, 0.5)]
+
+
+def test_tensorboard_shows_a_curve_per_student(tmp_path: pathlib.Path) -> None:
+    with logs.RunLog(tmp_path) as log:
+        log.write("students", 7, {"loss": [0.5, 0.25]})
+
+    assert list(_scalars(tmp_path)) == [("students/loss/0", 7, 0.5), ("students/loss/1", 7, 0.25)]
+
+
+class _Clock:
+    """A clock that tests turn."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    """The time that progress sees."""
+    clock = _Clock()
+    monkeypatch.setattr(logs.time, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Lines that are logged while stderr is no terminal."""
+    found: list[str] = []
+    handler = python_logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    # Not sys.stderr itself, which pytest exchanges before the test.
+    monkeypatch.setattr(logs, "sys", types.SimpleNamespace(stderr=io.StringIO()))
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_logger().addHandler(handler)
+    yield found
+    logging.get_absl_logger().removeHandler(handler)
+    logging.set_verbosity(before)
+
+
+def test_progress_is_a_line_now_and_then(clock: _Clock, lines: list[str]) -> None:
+    progress = logs.Progress("teacher", first_step=0, steps=100)
+
+    for done in range(1, 26):
+        clock.now += 1.0
+        progress(done)
+
+    assert lines == [
+        "teacher: step 10 of 100, 1.00 steps/s, 90 s left",
+        "teacher: step 20 of 100, 1.00 steps/s, 80 s left",
+    ]
+
+
+def test_progress_tells_the_end(clock: _Clock, lines: list[str]) -> None:
+    progress = logs.Progress("teacher", first_step=0, steps=2)
+
+    for done in (1, 2):
+        clock.now += 1.0
+        progress(done)
+
+    assert lines == ["teacher: step 2 of 2, 1.00 steps/s, 0 s left"]
+
+
+def test_the_rate_of_a_run_that_goes_on_is_that_of_its_own_steps(
+    clock: _Clock, lines: list[str]
+) -> None:
+    progress = logs.Progress("teacher", first_step=80, steps=100)
+
+    clock.now += 10.0
+    progress(85)
+
+    assert lines == ["teacher: step 85 of 100, 0.50 steps/s, 30 s left"]
+
+
+def test_progress_writes_no_bar_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = logs.Progress("teacher", first_step=0, steps=2)
+
+    progress(1)
+    progress.close()
+
+    assert stream.getvalue() == ""
+
+
+class _Terminal(io.StringIO):
+    """What says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = logs.Progress("teacher", first_step=1, steps=4)
+
+    progress(4)
+    progress.close()
+
+    assert "100%" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()

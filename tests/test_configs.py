@@ -1,0 +1,171 @@
+"""The files of configs/, and what the command line makes of them."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from configs import quickstart, remem
+
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict)
+        found |= _leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return found
+
+
+def test_there_are_configs() -> None:
+    assert {"quickstart", "remem", "pretrain"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_names_its_workflow(name: str) -> None:
+    config = importlib.import_module(f"configs.{name}").get_config()
+
+    assert config.workflow in ("remem", "pretrain")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # Of ml_collections.
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_can_be_given_on_the_command_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _leaves(importlib.import_module(f"configs.{name}").get_config())
+    given = [f"--config.{setting}={value}" for setting, value in expected.items()]
+    arguments = ["main", f"--config={ROOT / 'configs' / name}.py", *given]
+    monkeypatch.setattr(sys, "argv", arguments)  # ml_collections looks there too.
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+
+    values(arguments)
+
+    assert _leaves(values["config"].value) == expected
+
+
+def test_quickstart_and_the_paper_have_the_same_settings() -> None:
+    assert _leaves(quickstart.get_config()).keys() == _leaves(remem.get_config()).keys()
+
+
+def test_quickstart_and_the_paper_have_settings_of_the_same_types() -> None:
+    one, two = (_leaves(config.get_config()) for config in (quickstart, remem))
+
+    assert {name: type(value) for name, value in one.items()} == {
+        name: type(value) for name, value in two.items()
+    }
+
+
+def test_the_first_word_of_the_spec_is_the_data_set() -> None:
+    assert remem.get_config("flowers102").data.name == "flowers102"
+
+
+@pytest.mark.parametrize("variant", ["Ti/16", "L/16"])
+def test_the_spec_may_name_a_teacher(variant: str) -> None:
+    assert remem.get_config(f"folder,variant={variant}").teacher.variant == variant
+
+
+def test_the_file_of_a_teacher_is_that_of_its_variant() -> None:
+    assert remem.get_config("folder,variant=Ti/16").teacher.init == "weights/Ti_16.npz"
+
+
+def test_the_spec_may_name_a_student() -> None:
+    assert remem.get_config("folder,student=resnet50").student.model == "resnet50"
+
+
+def test_the_spec_may_hold_two_options() -> None:
+    config = remem.get_config("folder,student=resnet50,variant=S/16")
+
+    assert (config.student.model, config.teacher.variant) == ("resnet50", "S/16")
+
+
+def test_an_unknown_option_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'width'; known: variant, student"):
+        remem.get_config("folder,width=3")
+
+
+def test_the_settings_of_one_config_do_not_reach_the_next() -> None:
+    remem.get_config().teacher.rho = 7.0
+
+    assert remem.get_config().teacher.rho == 0.5
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "remem_jax.main", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=200,
+    )
+
+
+def _require_one_line(done: subprocess.CompletedProcess[str], wanted: str) -> None:
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("remem_jax: ")
+    assert wanted in lines[0]
+    assert "Traceback" not in lines[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--config=configs/quickstart.py", "--config.teacher.rho=-1"], "config.teacher.rho"),
+        (["--config=configs/remem.py:imagenet"], "'imagenet'"),
+    ],
+    ids=["bad value", "unknown data set"],
+)
+def test_what_cannot_be_used_ends_in_one_line(
+    tmp_path: pathlib.Path, arguments: list[str], wanted: str
+) -> None:
+    done = _run(*arguments, f"--workdir={tmp_path / 'run'}")
+
+    _require_one_line(done, wanted)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--config=configs/quickstart.py", "--config.teacher.rhoo=1"], 'Did you mean "rho"'),
+        (["--config=configs/quickstart.py", "--config.teachr.rho=1"], 'Did you mean "teacher"'),
+        (["--config=configs/quickstart.py", "--config.student.steps=many"], "config.student.steps"),
+        (["--config=configs/quickstart.py", "--workdirr=x"], "workdirr"),
+        (["--config=configs/quickstart.py", "teacher.rho=1"], "teacher.rho=1"),
+        (["--config=configs/remem.py:cifar100,width=3"], "no option 'width'"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        ([], "--config"),
+    ],
+    ids=[
+        "misspelt",
+        "misspelt group",
+        "wrong type",
+        "unknown flag",
+        "no flag",
+        "unknown option",
+        "no file",
+        "no config",
+    ],
+)
+def test_what_is_misspelt_ends_in_one_line(
+    tmp_path: pathlib.Path, arguments: list[str], wanted: str
+) -> None:
+    done = _run(*arguments, f"--workdir={tmp_path / 'run'}")
+
+    _require_one_line(done, wanted)
+
+
+def test_a_run_without_a_folder_ends_in_one_line() -> None:
+    _require_one_line(_run("--config=configs/quickstart.py"), "--workdir")

@@ -1,0 +1,268 @@
+"""Settings: what cannot be used is refused by name, before any work starts."""
+
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+import pytest
+from ml_collections import ConfigDict
+
+from configs import pretrain, quickstart, remem
+from remem_jax import data, settings
+from remem_jax.checks import SettingError
+from remem_jax.models import vit
+
+
+@pytest.fixture
+def weights(tmp_path: pathlib.Path) -> str:
+    """A file that passes for a checkpoint until it is read."""
+    (tmp_path / "weights.npz").touch()
+    return str(tmp_path / "weights.npz")
+
+
+@pytest.fixture
+def config(weights: str) -> ConfigDict:
+    """The quickstart's settings."""
+    config = quickstart.get_config()
+    config.teacher.init = weights
+    return config
+
+
+def test_quickstart_passes(config: ConfigDict) -> None:
+    settings.check_remem(config)
+
+
+@pytest.mark.parametrize("name", data.NAMES)
+def test_the_settings_of_the_paper_pass_for_every_data_set(name: str, weights: str) -> None:
+    config = remem.get_config(name)
+    config.teacher.init = weights
+
+    settings.check_remem(config)
+
+
+@pytest.mark.parametrize("variant", vit.VARIANTS)
+def test_the_settings_of_the_paper_pass_for_every_teacher(variant: str, weights: str) -> None:
+    config = remem.get_config(f"cifar100,variant={variant}")
+    config.teacher.init = weights
+
+    settings.check_remem(config)
+
+
+def test_the_settings_of_the_bundled_teacher_pass() -> None:
+    settings.check_pretrain(pretrain.get_config())
+
+
+BAD: list[tuple[str, Any]] = [
+    ("methods", ()),
+    ("methods", ("scratch", "distil")),
+    ("methods", ("remem", "scratch", "remem")),
+    ("seed", -1),
+    ("log_every", 0),
+    ("save_every", 0),
+    ("data.name", "imagenet"),
+    ("data.image_size", 0),
+    ("data.image_size", 30),  # No multiple of the patch.
+    ("data.stored_size", 0),
+    ("data.crop_area", (0.0, 1.0)),
+    ("data.crop_area", (0.6, 0.5)),
+    ("data.crop_area", (0.6, 1.1)),
+    ("data.validation", 0.0),
+    ("data.validation", 1.0),
+    ("data.corrupt_limit", -1),
+    ("data.resident_gib", 0.0),
+    ("teacher.model", "resnet18"),
+    ("teacher.variant", "B/17"),
+    ("teacher.init", "nowhere.npz"),
+    ("teacher.steps", ()),
+    ("teacher.steps", (0, 10)),
+    ("teacher.steps", (50, 50)),
+    ("teacher.steps", (200, 50)),
+    ("teacher.batch_size", 0),
+    ("teacher.learning_rate", 0.0),
+    ("teacher.warmup_steps", -1),
+    ("teacher.warmup_steps", 200),
+    ("teacher.momentum", -0.1),
+    ("teacher.momentum", 1.0),
+    ("teacher.weight_decay", -1e-4),
+    ("teacher.clip_norm", 0.0),
+    ("teacher.dropout", 1.0),
+    ("teacher.rho", -0.1),
+    ("teacher.rho", float("nan")),
+    ("teacher.mlp_weight", 0.0),
+    ("teacher.mlp_weight", 2.0),
+    ("teacher.attention_weight", 0.0),
+    ("teacher.attention_weight", 2.0),
+    ("teacher.residual", "none"),
+    ("student.model", "vit"),
+    ("student.stem", "large"),
+    ("student.loss", "mse"),
+    ("student.steps", 0),
+    ("student.batch_size", 0),
+    ("student.learning_rates", ()),
+    ("student.learning_rates", (0.1, 0.0)),
+    ("student.temperatures", ()),
+    ("student.temperatures", (4.0, 0.0)),
+    ("student.weights", ()),
+    ("student.weights", (0.5, 1.1)),
+    ("student.weights", (-0.1, 0.5)),
+    ("student.warmup_steps", 80),
+    ("student.momentum", 1.0),
+    ("student.weight_decay", -1e-4),
+    ("student.evaluations", 0),
+    ("student.evaluations", 301),
+]
+
+
+def _set(config: ConfigDict, name: str, value: Any) -> None:
+    *groups, last = name.split(".")
+    for group in groups:
+        config = config[group]
+    assert last in config
+    with config.ignore_type():
+        config[last] = value
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_setting_that_cannot_be_used_is_refused_by_its_name(
+    config: ConfigDict, name: str, value: Any
+) -> None:
+    _set(config, name, value)
+
+    with pytest.raises(SettingError, match=rf"config\.{name}\b"):
+        settings.check_remem(config)
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_refusal_is_one_line(config: ConfigDict, name: str, value: Any) -> None:
+    _set(config, name, value)
+
+    with pytest.raises(SettingError) as caught:
+        settings.check_remem(config)
+
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data.crop_area", (1.0, 1.0)),
+        ("teacher.steps", (200,)),
+        ("teacher.warmup_steps", 0),
+        ("teacher.warmup_steps", 119),
+        ("teacher.momentum", 0.0),
+        ("teacher.rho", 0.0),
+        ("teacher.mlp_weight", 0.01),
+        ("teacher.mlp_weight", 1.99),
+        ("student.weights", (0.0, 1.0)),
+        ("student.momentum", 0.0),
+        ("student.evaluations", 80),
+    ],
+)
+def test_a_setting_at_its_limit_passes(config: ConfigDict, name: str, value: Any) -> None:
+    _set(config, name, value)
+
+    settings.check_remem(config)
+
+
+def test_a_missing_checkpoint_says_what_to_do(config: ConfigDict) -> None:
+    config.teacher.init = "nowhere/B_16.npz"
+
+    advice = r"nowhere/B_16\.npz.*ViT-Pico/8.*download.*https://.*bundled:Pico/8"
+    with pytest.raises(SettingError, match=advice):
+        settings.check_remem(config)
+
+
+def test_an_unknown_data_set_lists_the_known_ones(config: ConfigDict) -> None:
+    config.data.name = "imagenet"
+
+    with pytest.raises(SettingError, match=", ".join(data.NAMES)):
+        settings.check_remem(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data.name", "imagenet"),
+        ("data.image_size", 33),
+        ("model.variant", "B/17"),
+        ("model.dropout", 1.0),
+        ("train.steps", 0),
+        ("train.batch_size", 0),
+        ("train.learning_rate", 0.0),
+        ("train.warmup_steps", 13_000),
+        ("train.weight_decay", -0.1),
+        ("train.label_smoothing", 1.1),
+        ("train.clip_norm", 0.0),
+        ("probe.name", "imagenet"),
+    ],
+)
+def test_a_setting_of_a_pretraining_is_refused_by_its_name(name: str, value: Any) -> None:
+    config = pretrain.get_config()
+    _set(config, name, value)
+
+    with pytest.raises(SettingError, match=rf"config\.{name}\b"):
+        settings.check_pretrain(config)
+
+
+def test_a_pretraining_may_have_no_probe() -> None:
+    config = pretrain.get_config()
+    config.probe.name = ""
+
+    settings.check_pretrain(config)
+
+
+@pytest.mark.parametrize("method", settings.METHODS)
+def test_a_method_changes_settings_of_the_teacher_that_there_are(method: str) -> None:
+    changed = settings.METHODS[method] or {}
+
+    assert changed.keys() <= set(remem.get_config().teacher)
+
+
+@pytest.mark.parametrize(
+    ("method", "rho", "mlp_weight"),
+    [("finetune", 0.0, 1.0), ("sam", 0.05, 1.0), ("reweight", 0.0, 0.8), ("remem", 0.05, 0.8)],
+)
+def test_methods_are_the_four_ways_to_have_sam_and_re_weighting(
+    method: str, rho: float, mlp_weight: float
+) -> None:
+    teacher = quickstart.get_config().teacher.to_dict()
+
+    teacher |= settings.METHODS[method] or {}
+
+    assert (teacher["rho"], teacher["mlp_weight"]) == (rho, mlp_weight)
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
+    names = []
+    for name, value in config.items():
+        nested = isinstance(value, ml_collections.ConfigDict)
+        names += _leaves(value, f"{prefix}{name}.") if nested else [prefix + name]
+    return names
+
+
+FREE = ("log_every", "save_every", "differs")
+
+
+@pytest.mark.parametrize("name", [n for n in _leaves(quickstart.get_config()) if n not in FREE])
+def test_a_setting_decides_the_result(config: ConfigDict, name: str) -> None:
+    before = settings.deciding(config)
+
+    _set(config, name, "something else")
+
+    assert settings.deciding(config) != before
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_setting_of_logs_does_not_decide_the_result(config: ConfigDict, name: str) -> None:
+    before = settings.deciding(config)
+
+    _set(config, name, "something else")
+
+    assert settings.deciding(config) == before
+
+
+def test_the_settings_that_decide_are_values_of_json(config: ConfigDict) -> None:
+    deciding = settings.deciding(config)
+
+    assert json.loads(json.dumps(deciding)) == deciding
