@@ -1,0 +1,154 @@
+"""The main job as a user runs it: in a process of its own, killed and started again."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import pytest
+
+from remem_jax import models
+from remem_jax.weights import augreg
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Small enough that compiling is nearly all of the time.
+SETTINGS = {
+    "methods": "('scratch', 'finetune', 'remem')",
+    "save_every": 10,
+    "data.image_size": 16,
+    "teacher.steps": "(20, 120)",
+    "teacher.batch_size": 16,
+    "student.steps": 30,
+    "student.warmup_steps": 5,
+    "student.batch_size": 16,
+    "student.learning_rates": "(0.05, 0.2)",
+    "student.weights": "(0.5,)",
+    "student.evaluations": 3,
+}
+
+
+class Job:
+    """The command of a run in a folder of its own."""
+
+    def __init__(self, workdir: pathlib.Path, scratch: pathlib.Path) -> None:
+        self.workdir = workdir
+        settings = {**SETTINGS, "teacher.init": scratch / "pico.npz"}
+        command = [sys.executable, "-m", "remem_jax.main", "--config=configs/quickstart.py"]
+        changes = [f"--config.{name}={value}" for name, value in settings.items()]
+        self._command = [*command, f"--workdir={workdir}", *changes]
+        self._environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    def start(self) -> subprocess.Popen[str]:
+        """Starts the command."""
+        return subprocess.Popen(
+            self._command, cwd=ROOT, env=self._environment, text=True, stderr=subprocess.PIPE
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Runs the command to its end; the results."""
+        process = self.start()
+        _, log = process.communicate()
+        assert process.returncode == 0, log
+        return json.loads((self.workdir / "results.json").read_text())
+
+    def kill_when(self, part: str) -> None:
+        """Starts the command, and kills it at the first checkpoint of a part of the run."""
+        process = self.start()
+        first = self.workdir / part / "checkpoints" / "10"
+        while process.poll() is None and not first.is_dir():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        _, log = process.communicate()
+        assert process.returncode == -signal.SIGKILL, log
+        assert not (self.workdir / part / "result.json").exists()  # Killed in the middle of it.
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Job]:
+    """Makes jobs that differ in their folder alone."""
+    scratch = tmp_path_factory.mktemp("job")
+    model = models.make("vit", variant="Pico/8", classes=3)
+    augreg.save(scratch / "pico.npz", models.init(model, jax.random.key(0), 16)["params"])
+    return lambda name: Job(scratch / name, scratch)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Callable[[str], Job]) -> Job:
+    """A run that nothing disturbed."""
+    job("undisturbed").finish()
+    return job("undisturbed")
+
+
+def results(finished: Job) -> dict[str, Any]:
+    return json.loads((finished.workdir / "results.json").read_text())
+
+
+def test_every_method_is_selected_and_tested(undisturbed: Job) -> None:
+    rows = {row["method"]: row for row in results(undisturbed)["methods"]}
+
+    assert list(rows) == ["scratch", "finetune", "remem"]
+    for row in rows.values():
+        assert 0 < row["student"]["test"]["top1"] <= 1
+    assert rows["scratch"]["teacher"] is None
+    assert rows["finetune"]["teacher_settings"]["rho"] == 0
+    assert rows["remem"]["teacher_settings"]["mlp_weight"] == 0.8
+
+
+def test_what_is_reported_is_the_best_on_validation(undisturbed: Job) -> None:
+    found = results(undisturbed)
+
+    for row in found["methods"]:
+        tried = [s["validation"]["top1"] for s in found["students"] if s["method"] == row["method"]]
+        assert row["student"]["validation"]["top1"] == max(tried)
+
+
+def test_every_teacher_checkpoint_has_its_students(undisturbed: Job) -> None:
+    tried = {
+        (s["method"], s["teacher_step"], s["student"]) for s in results(undisturbed)["students"]
+    }
+    assert tried == {
+        (method, step, student)
+        for method, steps in (("scratch", (None,)), ("finetune", (20, 120)), ("remem", (20, 120)))
+        for step in steps
+        for student in (0, 1)
+    }
+
+
+def test_a_teacher_learns(undisturbed: Job) -> None:
+    (teacher,) = [
+        t for t in results(undisturbed)["teachers"] if (t["method"], t["step"]) == ("finetune", 120)
+    ]
+    assert teacher["validation"]["top1"] > 0.3  # Chance is 0.1; from random weights.
+
+
+def test_the_report_is_written(undisturbed: Job) -> None:
+    assert "ReMem on scikit-learn's digits" in (undisturbed.workdir / "report.md").read_text()
+    assert "<svg" in (undisturbed.workdir / "report.html").read_text()
+
+
+def test_a_killed_run_comes_to_the_same_results(
+    job: Callable[[str], Job], undisturbed: Job
+) -> None:
+    killed = job("killed")
+    killed.kill_when("teachers/remem")
+    killed.kill_when("students/remem/step_120")
+
+    found = killed.finish()
+
+    expected = results(undisturbed)
+    for field in ("methods", "teachers", "students", "data", "models"):
+        assert found[field] == expected[field]
+
+
+def test_a_finished_run_is_not_done_again(job: Callable[[str], Job], undisturbed: Job) -> None:
+    before = results(undisturbed)
+    assert undisturbed.finish() == before
