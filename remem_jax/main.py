@@ -44,7 +44,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         reason = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
-        message = str(reason.args[0] if isinstance(reason, KeyError) else reason)
+        message = str(reason)
+        if isinstance(reason, KeyError):  # Of a setting; with a guess what was meant, or without.
+            message = str(reason.args[0])
+            message = message if " " in message else f"There is no setting {message}."
         if "Traceback" in message:  # An error in the config file; its last line tells which.
             message = message.strip().splitlines()[-1]
         sys.exit(f"remem_jax: {' '.join(message.split())}")

@@ -141,6 +141,7 @@ def test_what_cannot_be_used_ends_in_one_line(
     [
         (["--config=configs/quickstart.py", "--config.teacher.rhoo=1"], 'Did you mean "rho"'),
         (["--config=configs/quickstart.py", "--config.teachr.rho=1"], 'Did you mean "teacher"'),
+        (["--config=configs/quickstart.py", "--config.teacher.zzz=1"], "no setting 'zzz'."),
         (["--config=configs/quickstart.py", "--config.student.steps=many"], "config.student.steps"),
         (["--config=configs/quickstart.py", "--workdirr=x"], "workdirr"),
         (["--config=configs/quickstart.py", "teacher.rho=1"], "teacher.rho=1"),
@@ -151,6 +152,7 @@ def test_what_cannot_be_used_ends_in_one_line(
     ids=[
         "misspelt",
         "misspelt group",
+        "unknown",
         "wrong type",
         "unknown flag",
         "no flag",

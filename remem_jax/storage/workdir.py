@@ -9,6 +9,7 @@ from typing import Any
 from remem_jax.checks import SettingError
 from remem_jax.storage import results
 
+_CONFIG, _INPUTS = "config.json", "inputs.json"
 _SHOWN = 5  # Settings listed in an error.
 
 
@@ -38,21 +39,32 @@ def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None
             raise SettingError(
                 f"Another process runs in {directory}; wait, or set --workdir."
             ) from None
-        _require_same(directory / "config.json", config, f"{directory} belongs to another config")
+        _require_same(directory / _CONFIG, config, f"{directory} belongs to another config")
         yield
 
 
-def require_same_inputs(directory: pathlib.Path, inputs: Mapping[str, Any]) -> None:
-    """Raises `SettingError` if a run that goes on would read other data or weights than before."""
-    _require_same(directory / "inputs.json", inputs, f"The inputs of {directory} have changed")
+def begin(directory: pathlib.Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Gives a claimed folder to a configuration and its inputs, from now on.
+
+    Called when everything that the user gave has been found usable: a first start that was
+    refused leaves the folder free.
+
+    Args:
+        directory: A folder that is `claimed` for `config`.
+        config: As in `claimed`.
+        inputs: Hashes of what the run reads.
+
+    Raises:
+        SettingError: If a run that goes on would read other data or weights than before.
+    """
+    _require_same(directory / _INPUTS, inputs, f"The inputs of {directory} have changed")
+    results.write(directory / _INPUTS, inputs)
+    results.write(directory / _CONFIG, config)
 
 
 def _require_same(path: pathlib.Path, content: Mapping[str, Any], complaint: str) -> None:
     before = results.read(path)
-    if before is None:
-        results.write(path, content)
-        return
-    old, new = _flat(before), _flat(content)
+    old, new = _flat(content if before is None else before), _flat(content)
     changed = [
         f"{name} was {old.get(name)}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())

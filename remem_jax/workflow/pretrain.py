@@ -9,7 +9,8 @@ from absl import logging
 from remem_jax import evaluate, models, optim
 from remem_jax.data import augment, device
 from remem_jax.records import Apply, Variables
-from remem_jax.storage import results
+from remem_jax.settings import deciding
+from remem_jax.storage import results, workdir
 from remem_jax.train import state, steps
 from remem_jax.weights import augreg
 from remem_jax.workflow import parts
@@ -20,6 +21,7 @@ _MILESTONES = 10  # Evaluations on the way.
 def run_pretrain(run: parts.Run) -> None:
     """Trains a ViT with AdamW; writes `pretrained.npz` in AugReg names, and `results.json`."""
     config, settings = run.config, run.config.train
+    workdir.begin(run.workdir, deciding(config), {"data": run.dataset.fingerprint})
     size, classes = config.data.image_size, len(run.dataset.classes)
     model = models.make(
         "vit",

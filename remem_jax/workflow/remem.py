@@ -23,9 +23,8 @@ def run_remem(run: parts.Run) -> None:
     config = run.config
     params = finetune.check_init(run)
     init_digest = results.digest(catalog.locate(config.teacher.init))
-    workdir.require_same_inputs(
-        run.workdir, {"data": run.dataset.fingerprint, "teacher": init_digest}
-    )
+    inputs = {"data": run.dataset.fingerprint, "teacher": init_digest}
+    workdir.begin(run.workdir, deciding(config), inputs)
     students = Students(run)
     rows, teachers, groups, seconds = [], [], [], {}
     for method in config.methods:

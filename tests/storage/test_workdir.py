@@ -16,7 +16,7 @@ CONFIG: dict[str, Any] = {"seed": 0, "teacher": {"rho": 0.5, "steps": (1, 2)}, "
 
 def _claim(directory: pathlib.Path, config: dict[str, Any]) -> None:
     with workdir.claimed(directory, config):
-        pass
+        workdir.begin(directory, config, {})
 
 
 def test_a_folder_is_made_with_those_above_it(tmp_path: pathlib.Path) -> None:
@@ -119,13 +119,20 @@ INPUTS = {"data": "c0ffee", "teacher": "decade"}
 
 
 def test_the_same_inputs_are_accepted(tmp_path: pathlib.Path) -> None:
-    workdir.require_same_inputs(tmp_path, INPUTS)
+    workdir.begin(tmp_path, CONFIG, INPUTS)
 
-    workdir.require_same_inputs(tmp_path, INPUTS)
+    workdir.begin(tmp_path, CONFIG, INPUTS)
 
 
 def test_other_inputs_are_refused_by_name(tmp_path: pathlib.Path) -> None:
-    workdir.require_same_inputs(tmp_path, INPUTS)
+    workdir.begin(tmp_path, CONFIG, INPUTS)
 
     with pytest.raises(SettingError, match="have changed: data was c0ffee, is facade"):
-        workdir.require_same_inputs(tmp_path, INPUTS | {"data": "facade"})
+        workdir.begin(tmp_path, CONFIG, INPUTS | {"data": "facade"})
+
+
+def test_a_start_that_was_refused_leaves_the_folder_free(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(SettingError), workdir.claimed(tmp_path, CONFIG):
+        raise SettingError("The folder of images is empty.")
+
+    _claim(tmp_path, CONFIG | {"seed": 1})
