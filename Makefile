@@ -21,7 +21,7 @@ demo: .venv/installed
 	$(BIN)/python -m remem_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: lint
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff format --check

@@ -24,12 +24,12 @@ SETTINGS = {
     "data.image_size": 16,
     "teacher.steps": "(20, 120)",
     "teacher.batch_size": 16,
-    "student.steps": 30,
+    "student.steps": 20,
     "student.warmup_steps": 5,
     "student.batch_size": 16,
     "student.learning_rates": "(0.05, 0.2)",
     "student.weights": "(0.5,)",
-    "student.evaluations": 3,
+    "student.evaluations": 2,
 }
 
 

@@ -1,13 +1,14 @@
 """Teachers: a pretrained ViT, fine-tuned by a method; each of its checkpoints is a teacher."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from remem_jax import models, optim
 from remem_jax.models import vit
-from remem_jax.records import Params, Variables
+from remem_jax.records import Apply, Params, Variables
 from remem_jax.settings import METHODS
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import state, steps
@@ -15,84 +16,96 @@ from remem_jax.weights import augreg, catalog
 from remem_jax.workflow import parts
 
 
-class Teachers:
-    """The teachers of one method.
+class Teachers(NamedTuple):
+    """The teachers of one method: the checkpoints of one fine-tuning.
 
     Attributes:
         method: Name in `METHODS`.
+        part: Name of its part of the run.
         settings: `config.teacher` as the method changes it.
-        apply: The teacher in evaluation mode.
-        measure: Its metrics on a split.
+        apply: A teacher in evaluation mode.
+        load: Variables of the teacher after so many steps.
+        measure: Metrics of a teacher on a split.
         records: One per checkpoint: "step" and "validation".
         seconds: What the training took.
     """
 
-    def __init__(self, run: parts.Run, method: str) -> None:
-        """Makes the model and reads what is trained already."""
-        self.method = method
-        self.settings = settings_of(run.config, method)
-        self._run = run
-        self._folder = run.workdir / "teachers" / method
-        self._model = _make_model(run, self.settings)
-        self.apply = models.evaluation_apply(self._model)
-        self.measure = parts.Measure(run, self.apply, self.settings.batch_size)
-        self._read(results.read(self._folder / "result.json"))
+    method: str
+    part: str
+    settings: ConfigDict
+    apply: Apply
+    load: Callable[[int], Variables]
+    measure: parts.Measure
+    records: list[dict[str, Any]]
+    seconds: float
 
-    def _read(self, result: dict[str, Any] | None) -> None:
-        self.records: list[dict[str, Any]] = result["teachers"] if result else []
-        self.seconds: float = result["seconds"] if result else 0.0
 
-    def finetune(self) -> None:
-        """Trains to the last step; does nothing where that is done."""
-        if self.records:
-            return
-        run, settings, part = self._run, self.settings, f"teachers/{self.method}"
-        first = _pretrained(self._model, run)
-        tx = optim.sgd(
-            optim.warmup_cosine(
-                peak=settings.learning_rate,
-                steps=settings.steps[-1],
-                warmup_steps=settings.warmup_steps,
-            ),
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            rho=settings.rho,
-            clip_norm=settings.clip_norm,
-        )
-        step = steps.make_supervised_step(
-            models.train_apply(self._model),
-            tx,
-            parts.train_view(run),
-            key=jax.random.key(run.config.seed),
-        )
+def finetune(run: parts.Run, method: str) -> Teachers:
+    """Trains the teachers of a method; where that is done, reads what is there."""
+    part = f"teachers/{method}"
+    folder = run.workdir / part
+    settings = settings_of(run.config, method)
+    model = _make_model(run, settings)
+    apply = models.evaluation_apply(model)
+    measure = parts.make_measure(run, apply, settings.batch_size)
+    like = models.shapes(model, run.config.data.image_size)
 
-        def milestone(at: int, now: state.State) -> None:
-            metrics = self.measure(now.variables, "validation")
-            parts.log_validation(run, part, at, metrics[run.dataset.metric])
-            checkpoints.save_tree(self._folder / f"step_{at}" / "params", now.params)
-            results.write(
-                self._folder / f"step_{at}" / "record.json", {"step": at, "validation": metrics}
-            )
+    def load(at: int) -> Variables:
+        return {"params": checkpoints.load_tree(folder / f"step_{at}" / "params", like)}
 
-        _, seconds = parts.train(
-            run,
-            part,
-            state.create(first, tx),
-            jax.jit(step, donate_argnums=0),
-            batch_size=settings.batch_size,
-            steps=settings.steps[-1],
-            milestones=tuple(settings.steps),
-            milestone=milestone,
-        )
-        found = [results.read(self._folder / f"step_{at}/record.json") for at in settings.steps]
-        results.write(self._folder / "result.json", {"teachers": found, "seconds": seconds})
-        checkpoints.remove(self._folder / parts.CHECKPOINTS)
-        self._read(results.read(self._folder / "result.json"))
+    def milestone(at: int, now: state.State) -> None:
+        metrics = measure(now.variables, "validation")
+        parts.log_validation(run, part, at, metrics[run.dataset.metric])
+        checkpoints.save_tree(folder / f"step_{at}" / "params", now.params)
+        results.write(folder / f"step_{at}" / "record.json", {"step": at, "validation": metrics})
 
-    def variables(self, at: int) -> Variables:
-        """The teacher after `at` steps."""
-        like = models.shapes(self._model, self._run.config.data.image_size)
-        return {"params": checkpoints.load_tree(self._folder / f"step_{at}" / "params", like)}
+    done = results.read(folder / "result.json")
+    if done is None:
+        seconds = _train(run, part, settings, model, milestone)
+        found = [results.read(folder / f"step_{at}" / "record.json") for at in settings.steps]
+        done = {"teachers": found, "seconds": seconds}
+        results.write(folder / "result.json", done)
+        checkpoints.remove(folder / parts.CHECKPOINTS)
+    return Teachers(method, part, settings, apply, load, measure, done["teachers"], done["seconds"])
+
+
+def _train(
+    run: parts.Run,
+    part: str,
+    settings: ConfigDict,
+    model: vit.VisionTransformer,
+    milestone: Callable[[int, state.State], None],
+) -> float:
+    """Fine-tunes from the pretrained weights to the last step; the seconds that it took."""
+    schedule = optim.warmup_cosine(
+        peak=settings.learning_rate,
+        steps=settings.steps[-1],
+        warmup_steps=settings.warmup_steps,
+    )
+    tx = optim.sgd(
+        schedule,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        rho=settings.rho,
+        clip_norm=settings.clip_norm,
+    )
+    step = steps.make_supervised_step(
+        models.train_apply(model),
+        tx,
+        parts.train_view(run),
+        key=jax.random.key(run.config.seed),
+    )
+    _, seconds = parts.train(
+        run,
+        part,
+        state.create(_pretrained(model, run), tx),
+        jax.jit(step, donate_argnums=0),
+        batch_size=settings.batch_size,
+        steps=settings.steps[-1],
+        milestones=tuple(settings.steps),
+        milestone=milestone,
+    )
+    return seconds
 
 
 def settings_of(config: ConfigDict, method: str) -> ConfigDict:

@@ -10,14 +10,17 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import data, evaluate, models
+from remem_jax import data, evaluate
 from remem_jax.data import augment, device
-from remem_jax.records import Batch, Metrics, Variables
+from remem_jax.records import Apply, Batch, Metrics, Variables, View
 from remem_jax.storage import checkpoints, logs
 from remem_jax.train import loop
 
 S = TypeVar("S")
 CHECKPOINTS = "checkpoints"
+
+# (variables, "validation" or "test") -> metrics; see `evaluate.evaluate`.
+Measure = Callable[[Variables, str], dict[str, float]]
 
 
 class Run(NamedTuple):
@@ -114,23 +117,19 @@ def log_validation(run: Run, part: str, at: int, value: float | list[float]) -> 
     logging.info("%s: step %d, %s %% on validation", part, at, shown)
 
 
-class Measure:
-    """Metrics of a model on the splits of a run; compiled once."""
+def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:
+    """Builds the function that measures a model on a split of the run; compiled once."""
+    view = augment.make_evaluation_view(size=run.config.data.image_size)
+    counts = jax.jit(evaluate.make_counts(apply, view, len(run.dataset.classes)))
 
-    def __init__(self, run: Run, apply: models.Apply, batch_size: int) -> None:
-        """For a model in evaluation mode."""
-        view = augment.make_evaluation_view(size=run.config.data.image_size)
-        self._counts = jax.jit(evaluate.make_counts(apply, view, len(run.dataset.classes)))
-        self._run, self._batch_size = run, batch_size
+    def measure(variables: Variables, split: str) -> dict[str, float]:
+        batches = device.evaluation_batches(run.dataset.splits[split], batch_size=batch_size)
+        return evaluate.evaluate(counts, variables, batches)
 
-    def __call__(self, variables: Variables, split: str) -> dict[str, float]:
-        """Metrics on "validation" or "test"; see `evaluate.evaluate`."""
-        examples = self._run.dataset.splits[split]
-        batches = device.evaluation_batches(examples, batch_size=self._batch_size)
-        return evaluate.evaluate(self._counts, variables, batches)
+    return measure
 
 
-def train_view(run: Run) -> augment.View:
+def train_view(run: Run) -> View:
     """The view of training that `config.data` asks for."""
     settings = run.config.data
     return augment.make_train_view(

@@ -50,7 +50,7 @@ def run_pretrain(run: parts.Run) -> None:
     def features(variables: Variables, images: jax.Array) -> Any:
         return model.apply(variables, images, method="pre_logits")
 
-    measure = parts.Measure(run, apply, settings.batch_size)
+    measure = parts.make_measure(run, apply, settings.batch_size)
     last, seconds = parts.train(
         run,
         "pretrain",

@@ -1,21 +1,38 @@
 """The main job: teachers by every method, their students, selection, test, report."""
 
 import platform
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
 
 import remem_jax
 from remem_jax import report
+from remem_jax.records import Params
 from remem_jax.settings import METHODS, deciding
 from remem_jax.storage import results, workdir
 from remem_jax.weights import catalog
-from remem_jax.workflow import finetune, parts
-from remem_jax.workflow.distill import Students, select
+from remem_jax.workflow import distill, finetune, parts
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+
+
+class Outcome(NamedTuple):
+    """What a method came to, as `results.json` has it.
+
+    Attributes:
+        row: Its row of the main table: what was selected, and the metrics of that.
+        teachers: Every checkpoint of its teacher, on validation.
+        students: Every student, on validation.
+        seconds: What each part of its training took.
+    """
+
+    row: dict[str, Any]
+    teachers: list[dict[str, Any]]
+    students: list[dict[str, Any]]
+    seconds: dict[str, float]
 
 
 def run_remem(run: parts.Run) -> None:
@@ -25,115 +42,109 @@ def run_remem(run: parts.Run) -> None:
     init_digest = results.digest(catalog.locate(config.teacher.init))
     inputs = {"data": run.dataset.fingerprint, "teacher": init_digest}
     workdir.begin(run.workdir, deciding(config), inputs)
-    students = Students(run)
-    rows, teachers, groups, seconds = [], [], [], {}
-    for method in config.methods:
-        row, found = _method(run, students, method)
-        rows.append(row)
-        groups += found
-        for group in found:
-            seconds[group["part"]] = group["seconds"]
-        if row["teachers"]:
-            seconds[f"teachers/{method}"] = row.pop("teacher_seconds")
-        teachers += [{"method": method, **record} for record in row.pop("teachers")]
-    results.write(
-        run.workdir / "results.json",
-        {
-            "format": 1,
-            "title": f"ReMem on {run.dataset.title}",
-            "config": deciding(config) | {"differs": list(config.differs)},
-            "config_fingerprint": results.fingerprint(deciding(config)),
-            "data": _data(run),
-            "methods": rows,
-            "teachers": teachers,
-            "students": [
-                {"method": group["method"], "teacher_step": group["teacher_step"], **student}
-                for group in groups
-                for student in group["students"]
-            ],
-            "models": {
-                "teacher": f"{config.teacher.model} {config.teacher.variant}",
-                "teacher_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-                "student": config.student.model,
-                "student_parameters": students.parameters,
-                "init": config.teacher.init,
-                "init_digest": init_digest,
-            },
-            "seed": config.seed,
-            "seconds": seconds,
-            "versions": _versions(),
-            "device": {
-                "platform": jax.default_backend(),
-                "kind": jax.devices()[0].device_kind,
-                "count": jax.device_count(),
-            },
-        },
-    )
+    classroom = distill.make_classroom(run)
+    outcomes = [_outcome(run, classroom, method) for method in config.methods]
+    used = {
+        "teacher": f"{config.teacher.model} {config.teacher.variant}",
+        "teacher_parameters": _size(params),
+        "student": config.student.model,
+        "student_parameters": _size(classroom.first["params"]),
+        "init": config.teacher.init,
+        "init_digest": init_digest,
+    }
+    results.write(run.workdir / "results.json", _results(run, outcomes, used))
     report.write(run.workdir)
     logging.info("Report: %s", run.workdir / "report.html")
 
 
-def _method(
-    run: parts.Run, students: Students, method: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One row of the main table, and the groups of students behind it."""
-    if METHODS[method] is None:
-        teachers, groups = None, [students.from_scratch()]
+def _outcome(run: parts.Run, classroom: distill.Classroom, method: str) -> Outcome:
+    """Trains the teachers of a method and their students; selects on validation, then tests."""
+    teachers = None if METHODS[method] is None else finetune.finetune(run, method)
+    if teachers:
+        groups = distill.from_teachers(run, classroom, teachers)
     else:
-        teachers = finetune.Teachers(run, method)
-        teachers.finetune()
-        groups = students.of(teachers)
-    best = select(
-        [{**student, "group": group} for group in groups for student in group["students"]],
-        run.dataset.metric,
-    )
-    group = best.pop("group")
+        groups = [distill.from_scratch(run, classroom)]
+    seconds = {group["part"]: group["seconds"] for group in groups}
+    tried = [{**student, "group": group} for group in groups for student in group["students"]]
+    best = distill.select(tried, run.dataset.metric)
+    group = best["group"]
+    tested = _test(run, classroom, teachers, group)
     chosen = {
         "teacher_step": group["teacher_step"],
         **{name: best[name] for name in ("student", "learning_rate", "temperature", "weight")},
     }
-    tested = _test(run, students, method, teachers, group)
-    logging.info(
-        "%s: student %.2f %% on test, settings %s",
-        method,
-        100 * tested["student"][run.dataset.metric],
-        chosen,
-    )
+    share = tested["student"][run.dataset.metric]
+    logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, chosen)
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,
         "selected": chosen,
         "student": {"validation": best["validation"], "test": tested["student"]},
         "teacher": None,
-        "teachers": [],
     }
     if teachers:
+        seconds[teachers.part] = teachers.seconds
         names = ("rho", "mlp_weight", "attention_weight", "residual")
         (of_step,) = [r for r in teachers.records if r["step"] == group["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
-        row["teachers"] = teachers.records
-        row["teacher_seconds"] = teachers.seconds
-    return row, groups
+    return Outcome(
+        row,
+        [{"method": method, **record} for record in teachers.records] if teachers else [],
+        [
+            {"method": method, "teacher_step": group["teacher_step"], **student}
+            for group in groups
+            for student in group["students"]
+        ],
+        seconds,
+    )
 
 
 def _test(
     run: parts.Run,
-    students: Students,
-    method: str,
+    classroom: distill.Classroom,
     teachers: finetune.Teachers | None,
     group: dict[str, Any],
 ) -> dict[str, Any]:
     """Metrics of what was selected, and of its teacher, on test; read once."""
-    path = run.workdir / "selected" / f"{method}.json"
+    path = run.workdir / "selected" / f"{teachers.method if teachers else 'scratch'}.json"
     before = results.read(path)
     if before is None:
-        before = {"student": students.measure(students.best_of(group["part"]), "test")}
+        best = distill.best_of(run, classroom, group["part"])
+        before = {"student": classroom.measure(best, "test")}
         if teachers:
-            variables = teachers.variables(group["teacher_step"])
-            before["teacher"] = teachers.measure(variables, "test")
+            teacher = teachers.load(group["teacher_step"])
+            before["teacher"] = teachers.measure(teacher, "test")
         results.write(path, before)
     return before
+
+
+def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) -> dict[str, Any]:
+    """The record of the whole run; the README describes its fields."""
+    config = deciding(run.config)
+    return {
+        "format": report.FORMAT,
+        "title": f"ReMem on {run.dataset.title}",
+        "config": config | {"differs": list(run.config.differs)},
+        "config_fingerprint": results.fingerprint(config),
+        "data": _data(run),
+        "methods": [outcome.row for outcome in outcomes],
+        "teachers": [record for outcome in outcomes for record in outcome.teachers],
+        "students": [record for outcome in outcomes for record in outcome.students],
+        "models": used,
+        "seed": run.config.seed,
+        "seconds": {part: time for outcome in outcomes for part, time in outcome.seconds.items()},
+        "versions": _versions(),
+        "device": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+        },
+    }
+
+
+def _size(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _data(run: parts.Run) -> dict[str, Any]:
