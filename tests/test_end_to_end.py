@@ -16,6 +16,7 @@ import pytest
 from remem_jax import models
 from remem_jax.weights import augreg
 
+pytestmark = pytest.mark.timeout(900)  # Several whole runs; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[1]
 # Small enough that compiling is nearly all of the time.
 SETTINGS = {
