@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from remem_jax import checks
-from remem_jax.report import paper, plots, tables
+from remem_jax.report import paper, plots, protocol, tables
 from remem_jax.storage import files, logs
 from remem_jax.storage import results as stored
 
@@ -59,7 +59,10 @@ def _content(results: tables.Results, rows: list[dict[str, Any]]) -> dict[str, A
         "models": [tables.teachers(results), tables.students(results)],
         "facts": [tables.settings(results), tables.origins(results), tables.times(results)],
         "skipped": results["data"]["skipped"],
-        "differs": results["config"].get("differs", []),
+        "differs": [
+            *results["config"].get("differs", []),
+            *protocol.deviations(results["config"]),
+        ],
     }
 
 
