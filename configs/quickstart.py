@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.data.stored_size = 64
     config.data.crop_area = (0.6, 1.0)  # A digit must stay readable.
     config.data.validation = 0.2
-    config.data.corrupt_limit = 0
+    config.data.corrupt_limit = 10
     config.data.resident_gib = 1.0
 
     config.teacher = ConfigDict()

@@ -10,6 +10,7 @@ from absl import logging
 
 import remem_jax
 from remem_jax import report
+from remem_jax.data import registry
 from remem_jax.records import Params
 from remem_jax.settings import METHODS, deciding
 from remem_jax.storage import results, workdir
@@ -125,7 +126,7 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
     return {
         "format": report.FORMAT,
         "title": f"ReMem on {run.dataset.title}",
-        "config": config | {"differs": list(run.config.differs)},
+        "config": config | {"differs": [*run.config.differs, *_assumed(run.config.data.name)]},
         "config_fingerprint": results.fingerprint(config),
         "data": _data(run),
         "methods": [outcome.row for outcome in outcomes],
@@ -141,6 +142,12 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
             "count": jax.device_count(),
         },
     }
+
+
+def _assumed(dataset: str) -> list[str]:
+    """What the registry assumes of a data set where the paper leaves it open, as a sentence."""
+    record = registry.RECORDS.get(dataset)
+    return [f"Assumed of {dataset}: {record.note}."] if record and record.note else []
 
 
 def _size(params: Params) -> int:
