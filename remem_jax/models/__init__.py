@@ -38,13 +38,12 @@ def make(name: str, **options: Any) -> nn.Module:
 
 def init(model: nn.Module, key: Key, image_size: int) -> Variables:
     """First variables of a model for square images of `image_size` pixels."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.jit(lambda key: model.init(key, jnp.zeros(images.shape, images.dtype)))(key)
+    return jax.jit(model.init)(key, jnp.zeros((1, image_size, image_size, 3)))
 
 
 def shapes(model: nn.Module, image_size: int) -> Params:
     """Names and shapes of a model's parameters, without computing anything."""
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    images = jnp.zeros((1, image_size, image_size, 3))
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 
