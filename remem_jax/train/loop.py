@@ -70,18 +70,24 @@ def fit(
         The last state.
 
     Raises:
-        NonFiniteLossError: If no loss is finite any more, when it is next logged.
+        NonFiniteLossError: If no loss is finite any more, when it is next logged, and before a
+            state is looked at or saved.
     """
     for done in range(first_step + 1, schedule.steps + 1):
         state, metrics = step(state, next(batches))
-        if done % schedule.log_every == 0 or done == schedule.steps:
-            # Fetching waits for the step; between logs the host runs ahead of the device.
+        last = done == schedule.steps
+        logs = last or done % schedule.log_every == 0
+        saves = last or done % schedule.save_every == 0
+        looks = done in schedule.milestones
+        if logs or saves or looks:
+            # Fetching waits for the step; in between the host runs ahead of the device.
             fetched = jax.device_get(metrics)
             _require_finite(done, fetched)
-            effects.log(done, fetched)
-        if done in schedule.milestones:
+            if logs:
+                effects.log(done, fetched)
+        if looks:
             effects.milestone(done, state)
-        if done % schedule.save_every == 0 or done == schedule.steps:
+        if saves:
             effects.save(done, state)
         effects.progress(done)
     return state

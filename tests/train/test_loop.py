@@ -90,6 +90,12 @@ def test_nothing_is_saved_after_a_loss_that_is_no_number() -> None:
     assert memory.saved == []
 
 
+@pytest.mark.parametrize("step", [2, 4])  # A milestone and a save; neither is logged.
+def test_a_loss_that_is_no_number_is_seen_before_its_state_is_kept(step: int) -> None:
+    with pytest.raises(loop.NonFiniteLossError, match=f"at step {step}:"):
+        fit(losses={step: float("nan")})
+
+
 def test_one_diverged_student_does_not_stop_the_others() -> None:
     last, _ = fit(losses={6: [float("nan"), 1.0]})
     assert last == 10
