@@ -7,29 +7,52 @@ Dong et al. 2025, https://arxiv.org/abs/2506.23041.
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from remem_jax.models import encoder, hybrid
+
 RESIDUALS = ("two_minus", "plain")
+POOLS = ("cls", "gap", "map")
+POSITIONS = ("learned", "sincos2d")
+DTYPES = ("float32", "bfloat16")
 
 
 class Size(NamedTuple):
-    """Sizes of a ViT; `patch` is in pixels, the rest are counts."""
+    """Sizes of a ViT; `patch` is in pixels of what the patches are cut from, the rest are counts.
+
+    Attributes:
+        patch: Side of a patch: of the image, or of the stem's maps.
+        features: Width of a token.
+        depth: Number of blocks.
+        heads: Attention heads.
+        mlp: Width of the MLP's hidden layer; 0 for four times the features.
+        stem: Units of each stage of a hybrid's ResNet stem, () for its root alone; None for
+            patches of the image itself.
+    """
 
     patch: int
     features: int
     depth: int
     heads: int
+    mlp: int = 0
+    stem: tuple[int, ...] | None = None
 
     @property
     def hidden(self) -> int:
-        """Width of the hidden layer of the MLP: four times the features, in every ViT here."""
-        return 4 * self.features
+        """Width of the hidden layer of the MLP."""
+        return self.mlp or 4 * self.features
+
+    @property
+    def pixels(self) -> int:
+        """Side of what one token sees, in pixels of the image."""
+        if self.stem is None:
+            return self.patch
+        return self.patch * 4 * 2 ** max(len(self.stem) - 1, 0)
 
 
-# Pico is ours: the bundled teacher of configs/quickstart.py.
+# Pico is ours: the bundled teacher of configs/quickstart.py. So400m, g and G are big_vision's.
 VARIANTS = {
     "Pico/8": Size(patch=8, features=160, depth=6, heads=5),
     "Ti/16": Size(patch=16, features=192, depth=12, heads=3),
@@ -40,155 +63,38 @@ VARIANTS = {
     "B/8": Size(patch=8, features=768, depth=12, heads=12),
     "L/32": Size(patch=32, features=1024, depth=24, heads=16),
     "L/16": Size(patch=16, features=1024, depth=24, heads=16),
+    "So400m/14": Size(patch=14, features=1152, depth=27, heads=16, mlp=4304),
     "H/14": Size(patch=14, features=1280, depth=32, heads=16),
+    "g/14": Size(patch=14, features=1408, depth=40, heads=16, mlp=6144),
+    "G/14": Size(patch=14, features=1664, depth=48, heads=16, mlp=8192),
+    "R+Ti/16": Size(patch=8, features=192, depth=12, heads=3, stem=()),
+    "R26+S/32": Size(patch=1, features=384, depth=12, heads=6, stem=(2, 2, 2, 2)),
+    "R50+B/16": Size(patch=1, features=768, depth=12, heads=12, stem=(3, 4, 9)),
+    "R50+L/32": Size(patch=1, features=1024, depth=24, heads=16, stem=(3, 4, 6, 3)),
 }
 
 
-class MlpBlock(nn.Module):
-    """Two dense layers with a GELU between them.
-
-    Attributes:
-        hidden: Width of the hidden layer.
-        exact_gelu: True for the GELU by erf, as timm has it; AugReg was trained with tanh.
-        dropout: Share of the units dropped after each layer in training.
-    """
-
-    hidden: int
-    exact_gelu: bool
-    dropout: float
-
-    @nn.compact
-    def __call__(
-        self, tokens: Float[Array, "batch token feature"], *, train: bool
-    ) -> Float[Array, "batch token feature"]:
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        hidden = nn.gelu(
-            nn.Dense(self.hidden, name="Dense_0")(tokens), approximate=not self.exact_gelu
-        )
-        return drop(nn.Dense(tokens.shape[-1], name="Dense_1")(drop(hidden)))
-
-
-class EncoderBlock(nn.Module):
-    """Pre-norm attention and MLP, each weighed against its residual (ReMem, Eq. 2).
-
-    Attributes:
-        heads: Number of attention heads; divides the features.
-        hidden: Width of the MLP's hidden layer.
-        mlp_weight: Weight of the MLP's output (alpha).
-        attention_weight: Weight of the attention's output (beta).
-        residual: "two_minus" weighs the residual by 2 - alpha (or beta), "plain" by 1.
-        exact_gelu: See `MlpBlock`.
-        dropout: Share of the units dropped in training.
-    """
-
-    heads: int
-    hidden: int
-    mlp_weight: float
-    attention_weight: float
-    residual: str
-    exact_gelu: bool
-    dropout: float
-
-    def add(
-        self,
-        weight: float,
-        update: Float[Array, "batch token feature"],
-        tokens: Float[Array, "batch token feature"],
-    ) -> Float[Array, "batch token feature"]:
-        """Weighed sum of a sub-block's output and its residual; exact at weight 1."""
-        return weight * update + ((2 - weight) if self.residual == "two_minus" else 1.0) * tokens
-
-    @nn.compact
-    def __call__(
-        self, tokens: Float[Array, "batch token feature"], *, train: bool
-    ) -> Float[Array, "batch token feature"]:
-        # The numbers in the names count all submodules, as Flax did before Linen.
-        normed = nn.LayerNorm(name="LayerNorm_0")(tokens)
-        update = nn.MultiHeadDotProductAttention(self.heads, name="MultiHeadDotProductAttention_1")(
-            normed
-        )
-        update = nn.Dropout(self.dropout, deterministic=not train)(update)
-        tokens = self.add(self.attention_weight, update, tokens)
-        normed = nn.LayerNorm(name="LayerNorm_2")(tokens)
-        mlp = MlpBlock(self.hidden, self.exact_gelu, self.dropout, name="MlpBlock_3")
-        return self.add(self.mlp_weight, mlp(normed, train=train), tokens)
-
-
-class PositionEmbedding(nn.Module):
-    """Adds one learned vector per token; the first is [CLS]'s."""
-
-    @nn.compact
-    def __call__(
-        self, tokens: Float[Array, "batch token feature"]
-    ) -> Float[Array, "batch token feature"]:
-        shape = (1, *tokens.shape[1:])
-        return tokens + self.param("pos_embedding", nn.initializers.normal(0.02), shape)
-
-
-class Encoder(nn.Module):
-    """Position embedding, blocks, last norm.
-
-    The blocks are applied by `lax.scan` over their stacked parameters: it compiles several times
-    faster than a Python loop and, on a CPU, trains about twice as fast. The parameters
-    themselves stay one tree per block, as the files have them.
-
-    Attributes:
-        depth: Number of blocks.
-        block: Everything `EncoderBlock` takes.
-        dropout: Share of the units dropped after the position embedding in training.
-        rematerialise: Recompute each block in the backward pass instead of storing it.
-    """
-
-    depth: int
-    block: dict[str, Any]
-    dropout: float
-    rematerialise: bool
-
-    @nn.compact
-    def __call__(
-        self, tokens: Float[Array, "batch token feature"], *, train: bool
-    ) -> Float[Array, "batch token feature"]:
-        tokens = PositionEmbedding(name="posembed_input")(tokens)
-        tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
-        names = [f"encoderblock_{i}" for i in range(self.depth)]
-        if self.is_initializing():
-            for name in names:
-                tokens = EncoderBlock(**self.block, name=name)(tokens, train=train)
-        else:
-            tokens = self._scan(names, tokens, train=train)
-        return nn.LayerNorm(name="encoder_norm")(tokens)
-
-    def _scan(
-        self, names: list[str], tokens: Float[Array, "batch token feature"], *, train: bool
-    ) -> Float[Array, "batch token feature"]:
-        params = self.variables["params"]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[n] for n in names))
-        drops = train and self.dropout > 0
-        keys = jax.random.split(self.make_rng("dropout"), self.depth) if drops else None
-        block = EncoderBlock(**self.block, parent=None)
-
-        def apply(carry: Array, layer: Any) -> tuple[Any, None]:
-            layer_params, key = layer
-            rngs = {} if key is None else {"dropout": key}
-            return block.apply({"params": layer_params}, carry, train=train, rngs=rngs), None
-
-        apply = jax.checkpoint(apply, prevent_cse=False) if self.rematerialise else apply
-        return jax.lax.scan(apply, tokens, (stacked, keys))[0]
-
-
 class VisionTransformer(nn.Module):
-    """ViT that classifies by [CLS]; at weights of 1, bit for bit the network of the file.
+    """ViT that classifies images; at weights of 1, the network of the file.
 
     Attributes:
-        size: Patch, features, depth, heads.
+        size: Patch, features, depth, heads, and the stem of a hybrid.
         classes: Number of classes.
         mlp_weight: alpha of ReMem's Eq. 2, inside (0, 2); 1 is the plain ViT.
         attention_weight: beta of the same equation.
         residual: Weight of the residual: "two_minus" (2 - alpha, the default reading of the
             paper: the pull of block l falls off exponentially) or "plain" (1).
+        pool: What the head sees: the [CLS] token ("cls"), the mean of all tokens ("gap"), or
+            tokens pooled by attention ("map").
+        positions: "learned", or "sincos2d": big_vision's, which are computed.
+        representation: Width of a dense layer with tanh before the head; 0 for none.
         exact_gelu: True for the GELU by erf, as timm has it; AugReg was trained with tanh.
         dropout: Share of the units dropped in training, at the places vit_jax drops them.
+        pruned_mlp: Number of MLPs left out, from the top (ReMem, Section 4).
+        pruned_attention: Number of attention sub-blocks left out, from the top.
+        dtype: Type of the computation, "float32" or "bfloat16"; parameters and logits are float32.
         rematerialise: Recompute blocks in the backward pass: less memory; faster on a CPU.
+        scan: Run the blocks by `lax.scan`, or unroll them: same parameters, same outputs.
     """
 
     size: Size
@@ -196,45 +102,77 @@ class VisionTransformer(nn.Module):
     mlp_weight: float = 1.0
     attention_weight: float = 1.0
     residual: str = "two_minus"
+    pool: str = "cls"
+    positions: str = "learned"
+    representation: int = 0
     exact_gelu: bool = False
     dropout: float = 0.0
+    pruned_mlp: int = 0
+    pruned_attention: int = 0
+    dtype: str = "float32"
     rematerialise: bool = False
+    scan: bool = True
 
-    def setup(self) -> None:
-        """Names the parts as the files do."""
-        patch = (self.size.patch, self.size.patch)
-        block = {
-            "heads": self.size.heads,
-            "hidden": self.size.hidden,
-            "mlp_weight": self.mlp_weight,
-            "attention_weight": self.attention_weight,
-            "residual": self.residual,
-            "exact_gelu": self.exact_gelu,
-            "dropout": self.dropout,
-        }
-        self.embedding = nn.Conv(
-            self.size.features, patch, strides=patch, padding="VALID", name="embedding"
-        )
-        self.cls = self.param("cls", nn.initializers.zeros, (1, 1, self.size.features))
-        self.transformer = Encoder(
-            self.size.depth, block, self.dropout, self.rematerialise, name="Transformer"
-        )
-        self.head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")
-
+    @nn.compact
     def pre_logits(
         self,
         images: Shaped[Array | np.ndarray, "batch height width channel"],
         *,
         train: bool = False,
     ) -> Float[Array, "batch feature"]:
-        """The [CLS] token after the last norm, which the head sees."""
-        _require_model_range(images, self.size.patch)
-        patches = self.embedding(images)
-        batch, features = patches.shape[0], patches.shape[-1]
-        tokens = patches.reshape(batch, -1, features)
-        tokens = jnp.concatenate([jnp.broadcast_to(self.cls, (batch, 1, features)), tokens], axis=1)
-        return self.transformer(tokens, train=train)[:, 0]
+        """What the head sees, in float32: the pooled token after the last norm."""
+        _require_model_range(images, self.size.pixels)
+        block = encoder.Block(
+            self.size.heads,
+            self.size.hidden,
+            self.mlp_weight,
+            self.attention_weight,
+            self.residual,
+            self.exact_gelu,
+            self.dropout,
+            jnp.dtype(self.dtype),
+        )
+        tokens = self._tokens(jnp.asarray(images, block.dtype))
+        tokens = encoder.Encoder(
+            self.size.depth,
+            block,
+            self.positions == "learned",
+            self.pruned_mlp,
+            self.pruned_attention,
+            self.rematerialise,
+            self.scan,
+            name="Transformer",
+        )(tokens, train=train)
+        if self.pool == "map":
+            pooled = encoder.MapHead(block, name="MAPHead_0")(tokens)
+        else:
+            pooled = tokens[:, 0] if self.pool == "cls" else jnp.mean(tokens, axis=1)
+        pooled = pooled.astype(jnp.float32)
+        if self.representation:
+            pooled = jnp.tanh(nn.Dense(self.representation, name="pre_logits")(pooled))
+        return pooled
 
+    def _tokens(
+        self, images: Float[Array, "batch height width channel"]
+    ) -> Float[Array, "batch token feature"]:
+        """Embedded patches, with [CLS] first if there is one."""
+        maps, patch, features = images, (self.size.patch,) * 2, self.size.features
+        if self.size.stem is not None:
+            maps = hybrid.stem(maps, self.size.stem, images.dtype)
+        embedding = nn.Conv(
+            features, patch, strides=patch, padding="VALID", dtype=images.dtype, name="embedding"
+        )
+        grid = embedding(maps)
+        tokens = grid.reshape(grid.shape[0], -1, features)
+        if self.positions == "sincos2d":
+            tokens = tokens + jnp.asarray(sincos2d(grid.shape[1], features), tokens.dtype)
+        if self.pool == "cls":
+            cls = self.param("cls", nn.initializers.zeros, (1, 1, features))
+            cls = jnp.broadcast_to(cls.astype(tokens.dtype), (tokens.shape[0], 1, features))
+            tokens = jnp.concatenate([cls, tokens], axis=1)
+        return tokens
+
+    @nn.compact
     def __call__(
         self,
         images: Shaped[Array | np.ndarray, "batch height width channel"],
@@ -242,26 +180,64 @@ class VisionTransformer(nn.Module):
         train: bool = False,
     ) -> Float[Array, "batch klass"]:
         """Logits of float images in [-1, 1]."""
-        return self.head(self.pre_logits(images, train=train))
+        head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")
+        return head(self.pre_logits(images, train=train))
 
 
-def _require_model_range(images: Array | np.ndarray, patch: int) -> None:
+def sincos2d(side: int, features: int) -> np.ndarray:
+    """Position embeddings of a square grid as sines and cosines, for `features` divisible by 4.
+
+    Returns:
+        Shape (1, side * side, features): sin(x), cos(x), sin(y), cos(y), a quarter each.
+
+    Source: Chen et al. 2021, https://arxiv.org/abs/2104.02057, as big_vision has it.
+    """
+    rates = 10_000.0 ** -(np.arange(features // 4) / (features // 4 - 1))
+    y, x = (axis.reshape(-1, 1) * rates for axis in np.mgrid[:side, :side])
+    waves = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+    return waves.astype(np.float32)[None]
+
+
+def _require_model_range(images: Array | np.ndarray, pixels: int) -> None:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             f"The model takes float images in [-1, 1], got {images.dtype}; "
             "make them with augment.to_model_range."
         )
-    if images.shape[1] % patch or images.shape[2] % patch:
+    height, width = images.shape[1:3]
+    if height != width:
+        raise ValueError(f"The model takes square images, got {height} x {width} pixels.")
+    if height % pixels:
         raise ValueError(
-            f"Images of {images.shape[1]} x {images.shape[2]} pixels do not divide into patches "
-            f"of {patch}; set config.data.image_size to a multiple of {patch}."
+            f"Images of {height} x {width} pixels do not divide into patches "
+            f"of {pixels}; set config.data.image_size to a multiple of {pixels}."
         )
 
 
-def make(*, variant: str, classes: int, **options: Any) -> VisionTransformer:
-    """A ViT by the name of its size, such as "Ti/16"; options are `VisionTransformer`'s."""
-    if variant not in VARIANTS:
+def make(*, variant: str | Size, classes: int, **options: Any) -> VisionTransformer:
+    """A ViT by the name of its size, such as "Ti/16", or by the size itself.
+
+    Args:
+        variant: One of `VARIANTS`, or a `Size`.
+        classes: Number of classes.
+        **options: Fields of `VisionTransformer`.
+
+    Raises:
+        ValueError: If the variant, or an option's value, is unknown or does not fit.
+    """
+    if isinstance(variant, str) and variant not in VARIANTS:
         raise ValueError(f"Unknown ViT variant {variant!r}; known: {', '.join(VARIANTS)}.")
-    if options.get("residual", "two_minus") not in RESIDUALS:
-        raise ValueError(f"residual must be one of {RESIDUALS}, got {options['residual']!r}.")
-    return VisionTransformer(VARIANTS[variant], classes, **options)
+    size = variant if isinstance(variant, Size) else VARIANTS[variant]
+    model = VisionTransformer(size, classes, **options)
+    known = {"residual": RESIDUALS, "pool": POOLS, "positions": POSITIONS, "dtype": DTYPES}
+    for name, values in known.items():
+        if getattr(model, name) not in values:
+            raise ValueError(f"{name} must be one of {values}, got {getattr(model, name)!r}.")
+    for name in ("pruned_mlp", "pruned_attention"):
+        if not 0 <= getattr(model, name) <= size.depth:
+            raise ValueError(
+                f"{name} must be from 0 to the depth {size.depth}, got {getattr(model, name)}."
+            )
+    if size.features % size.heads:
+        raise ValueError(f"{size.features} features do not divide into {size.heads} heads.")
+    return model

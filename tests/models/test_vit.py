@@ -1,7 +1,9 @@
 """The ViT, against NumPy and against a loop over its own blocks."""
 
+import types
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 from remem_jax import models
-from remem_jax.models import vit
+from remem_jax.models import encoder, vit
 from tests.oracles import vit_numpy
 
 SIZE = vit.Size(patch=4, features=12, depth=3, heads=2)
@@ -76,11 +78,9 @@ def test_weights_of_one_are_bit_for_bit_the_plain_network(
 
 
 def plain_loop(variables: Any, images: jax.Array) -> jax.Array:
-    """The ViT of vit_jax in Flax's own layers, written out, without any weights."""
-    import flax.linen as nn
-
+    """The ViT of vit_jax written out, without any weights."""
     params = variables["params"]
-    encoder = params["Transformer"]
+    transformer = params["Transformer"]
 
     def tokens_of(images: jax.Array) -> jax.Array:
         patches = nn.Conv(12, (4, 4), strides=(4, 4), padding="VALID").apply(
@@ -89,12 +89,14 @@ def plain_loop(variables: Any, images: jax.Array) -> jax.Array:
         patches: Any = patches
         tokens = patches.reshape(images.shape[0], -1, 12)
         cls = jnp.broadcast_to(params["cls"], (images.shape[0], 1, 12))
-        return jnp.concatenate([cls, tokens], 1) + encoder["posembed_input"]["pos_embedding"]
+        return jnp.concatenate([cls, tokens], 1) + transformer["posembed_input"]["pos_embedding"]
 
     def block(tokens: Any, layer: Any) -> tuple[Any, None]:
         normed: Any = nn.LayerNorm().apply({"params": layer["LayerNorm_0"]}, tokens)
-        attention = nn.MultiHeadDotProductAttention(2)
-        update: Any = attention.apply({"params": layer["MultiHeadDotProductAttention_1"]}, normed)
+        attention = encoder.Attention(2, jnp.float32)
+        update: Any = attention.apply(
+            {"params": layer["MultiHeadDotProductAttention_1"]}, normed, normed
+        )
         tokens = tokens + update
         normed = nn.LayerNorm().apply({"params": layer["LayerNorm_2"]}, tokens)
         mlp = layer["MlpBlock_3"]
@@ -102,10 +104,10 @@ def plain_loop(variables: Any, images: jax.Array) -> jax.Array:
         update = nn.Dense(12).apply({"params": mlp["Dense_1"]}, nn.gelu(hidden))
         return tokens + update, None
 
-    layers = [encoder[f"encoderblock_{i}"] for i in range(3)]
+    layers = [transformer[f"encoderblock_{i}"] for i in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
     tokens, _ = jax.lax.scan(block, tokens_of(images), stacked)
-    normed: Any = nn.LayerNorm().apply({"params": encoder["encoder_norm"]}, tokens)
+    normed: Any = nn.LayerNorm().apply({"params": transformer["encoder_norm"]}, tokens)
     head: Any = nn.Dense(5).apply({"params": params["head"]}, normed[:, 0])
     return head
 
@@ -121,6 +123,147 @@ def test_rematerialised_gradients_are_the_stored_ones(variables: Any, images: ja
     )
 
 
+def test_unrolled_blocks_are_the_scanned_ones(variables: Any, images: jax.Array) -> None:
+    def value_and_gradient(model: vit.VisionTransformer) -> Any:
+        def loss(v: Any) -> jax.Array:
+            return jnp.sum(jnp.asarray(model.apply(v, images)) ** 2)
+
+        return jax.value_and_grad(loss)(variables)
+
+    scanned = value_and_gradient(tiny(mlp_weight=0.8))
+    unrolled = value_and_gradient(tiny(mlp_weight=0.8, scan=False, rematerialise=True))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), scanned, unrolled
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"scan": False}, {"pruned_mlp": 2}])
+def test_stacked_parameters_are_the_same_network(
+    variables: Any, images: jax.Array, options: dict[str, Any]
+) -> None:
+    stacked = {"params": encoder.stack(variables["params"])}
+
+    actual: Any = tiny(**options).apply(stacked, images)
+
+    expected: Any = tiny(**options).apply(variables, images)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    again = encoder.unstack(stacked["params"])
+    jax.tree.map(np.testing.assert_array_equal, again, variables["params"])
+
+
+def test_blocks_that_differ_are_not_stacked() -> None:
+    params = models.init(tiny(pruned_mlp=1), jax.random.key(0), 8)["params"]
+
+    assert encoder.stack(params) is params
+    assert encoder.unstack(params) is params
+
+
+def test_both_ways_drop_the_same_units(variables: Any, images: jax.Array, key: jax.Array) -> None:
+    def dropped(scan: bool) -> Any:
+        model = tiny(dropout=0.5, scan=scan)
+        return model.apply(variables, images, train=True, rngs={"dropout": key})
+
+    np.testing.assert_allclose(dropped(True), dropped(False), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(("mlps", "attentions"), [(1, 0), (0, 2), (2, 1), (3, 3)])
+def test_a_pruned_block_leaves_its_residual_alone(
+    variables: Any, images: jax.Array, mlps: int, attentions: int, scan: bool
+) -> None:
+    silent = jax.tree.map(lambda leaf: leaf, variables)  # A copy of the dicts.
+    outputs = [
+        (mlps, "MlpBlock_3", "Dense_1"),
+        (attentions, "MultiHeadDotProductAttention_1", "out"),
+    ]
+    for count, part, output in outputs:
+        for i in range(3 - count, 3):
+            block = silent["params"]["Transformer"][f"encoderblock_{i}"]
+            block[part] = block[part] | {output: jax.tree.map(jnp.zeros_like, block[part][output])}
+    pruned = tiny(pruned_mlp=mlps, pruned_attention=attentions, scan=scan)
+
+    actual: Any = pruned.apply(variables, images)
+
+    expected: Any = tiny().apply(silent, images)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    kept = traverse_util.flatten_dict(dict(models.shapes(pruned, 8)), sep="/")
+    assert sum("Dense_1/bias" in str(name) for name in kept) == 3 - mlps
+    assert sum("out/bias" in str(name) for name in kept) == 3 - attentions
+
+
+@pytest.mark.usefixtures("mixed_dtypes")  # Of Flax in its norms.
+def test_half_precision_is_of_the_computation_alone(variables: Any, images: jax.Array) -> None:
+    model = tiny(dtype="bfloat16")
+
+    logits: Any = model.apply(variables, images)
+
+    exact: Any = tiny().apply(variables, images)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(models.shapes(model, 8))} == {
+        jnp.dtype("float32")
+    }
+    # bfloat16 keeps 8 bits; six sub-blocks add up.
+    np.testing.assert_allclose(logits, exact, atol=0.06 * float(np.abs(exact).max()))
+    assert not np.array_equal(logits, exact)
+
+
+def test_attention_is_flaxs_own(rng: np.random.Generator, key: jax.Array) -> None:
+    tokens = jnp.asarray(rng.normal(size=(2, 5, 12)), jnp.float32)
+    queries = jnp.asarray(rng.normal(size=(2, 3, 12)), jnp.float32)
+    theirs = nn.MultiHeadDotProductAttention(3)
+    params = theirs.init(key, queries, tokens)
+
+    ours: Any = encoder.Attention(3, jnp.float32).apply(params, queries, tokens)
+
+    expected: Any = theirs.apply(params, queries, tokens)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "width", "flash"),
+    [
+        ("gpu", "9.0", "bfloat16", 64, True),
+        ("gpu", "9.0", "float32", 64, False),
+        ("gpu", "7.5", "bfloat16", 64, False),
+        ("gpu", "gfx942", "bfloat16", 64, False),
+        ("gpu", "9.0", "bfloat16", 6, False),
+        ("cpu", "9.0", "bfloat16", 64, False),
+    ],
+)
+def test_flash_attention_is_for_half_precision_on_recent_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    capability: str,
+    dtype: str,
+    width: int,
+    flash: bool,
+) -> None:
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+
+    assert encoder.uses_flash(dtype, width) == flash
+
+
+def test_computed_positions_are_those_of_their_formula() -> None:
+    positions = vit.sincos2d(3, 8)[0].reshape(3, 3, 8)
+
+    expected = [np.sin(2), np.sin(2e-4), np.cos(2), np.cos(2e-4)]  # x = 2; y = 1.
+    expected += [np.sin(1), np.sin(1e-4), np.cos(1), np.cos(1e-4)]
+    np.testing.assert_allclose(positions[1, 2], expected, rtol=1e-6)
+
+
+def test_images_that_are_not_square_are_refused(variables: Any) -> None:
+    with pytest.raises(ValueError, match=r"square images, got 4 x 16 pixels"):
+        tiny().apply(variables, jnp.zeros((1, 4, 16, 3)))  # As many tokens as 8 x 8 pixels.
+
+
+def test_more_blocks_than_there_are_cannot_be_pruned() -> None:
+    with pytest.raises(ValueError, match="pruned_mlp must be from 0 to the depth 12, got 13"):
+        models.make("vit", variant="Ti/16", classes=2, pruned_mlp=13)
+
+
 def test_images_of_uint8_are_refused(variables: Any) -> None:
     with pytest.raises(TypeError, match=r"float images in \[-1, 1\], got uint8"):
         tiny().apply(variables, jnp.zeros((1, 8, 8, 3), jnp.uint8))
@@ -128,7 +271,7 @@ def test_images_of_uint8_are_refused(variables: Any) -> None:
 
 def test_images_that_do_not_divide_into_patches_are_refused(variables: Any) -> None:
     with pytest.raises(ValueError, match=r"config\.data\.image_size to a multiple of 4"):
-        tiny().apply(variables, jnp.zeros((1, 10, 8, 3)))
+        tiny().apply(variables, jnp.zeros((1, 10, 10, 3)))
 
 
 def test_dropout_acts_in_training_only(variables: Any, images: jax.Array, key: jax.Array) -> None:
@@ -170,7 +313,8 @@ def test_a_new_head_says_nothing() -> None:
     ("variant", "parameters"),
     [("Ti/16", 5_717_416), ("S/32", 22_878_952), ("S/16", 22_050_664), ("B/32", 88_224_232),
      ("B/16", 86_567_656), ("B/8", 86_576_872), ("L/16", 304_326_632), ("L/32", 306_535_400),
-     ("H/14", 632_045_800)],
+     ("H/14", 632_045_800), ("R+Ti/16", 6_337_704), ("R26+S/32", 36_431_912),
+     ("R50+B/16", 98_659_112), ("R50+L/32", 328_994_856)],
 )  # fmt: skip
 def test_parameter_counts_are_those_of_vit_jax(variant: str, parameters: int) -> None:
     shapes = models.shapes(models.make("vit", variant=variant, classes=1000), 224)
