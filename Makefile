@@ -7,6 +7,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' \
 	>/dev/null 2>&1 && echo "$$python" && break; done)
 BIN := .venv/bin
+# torch is large where pip takes its CUDA build; without it (EXTRAS=test) some tests skip.
+EXTRAS ?= test,peers
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format
@@ -38,5 +40,5 @@ format: .venv/installed
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		test -n "$(PYTHON)" || { echo 'No Python 3.11 or newer runs here; name one: make PYTHON=...' >&2; exit 1; }; \
 		"$(PYTHON)" -m venv --clear .venv; }
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@

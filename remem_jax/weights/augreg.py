@@ -1,4 +1,4 @@
-"""Checkpoints in the format of AugReg and vit_jax: a flat .npz, names joined by slashes.
+"""Checkpoints of ViTs, read and checked both ways: AugReg, vit_jax, big_vision, timm.
 
 Source: Steiner et al. 2021, https://arxiv.org/abs/2106.10270; the names are those of
 github.com/google-research/vision_transformer.
@@ -7,7 +7,6 @@ github.com/google-research/vision_transformer.
 import math
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,15 +18,46 @@ from flax import traverse_util
 from scipy import ndimage
 
 from remem_jax import models
-from remem_jax.checks import SettingError
+from remem_jax.checks import SettingError, one_of
 from remem_jax.models import vit
 from remem_jax.records import Params, Variables
 from remem_jax.storage import files
+from remem_jax.weights import catalog, names, npz, timm
 
-POSITION = "Transformer/posembed_input/pos_embedding"
+POSITION = names.POSITION
 HEAD = ("head/kernel", "head/bias")
 PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
+FORMATS = ("vit_jax", "big_vision")
+RESIZES = ("vit_jax", "timm")
 _SHOWN = 10  # Names listed in an error.
+
+
+class Checkpoint(NamedTuple):
+    """A ViT as a file holds it, under our names.
+
+    Attributes:
+        arrays: float32, by name.
+        size: Read off the shapes.
+        options: Further fields of `vit.VisionTransformer` that the file fixes: `pool`,
+            `positions`, `exact_gelu`, and `representation` where the file has such a layer.
+        classes: Of its head; 0 if it has none.
+        form: "vit_jax", "big_vision" or "timm".
+        ignored: Names of what else is in the file.
+        source: The file.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    size: vit.Size
+    options: Mapping[str, Any]
+    classes: int
+    form: str
+    ignored: tuple[str, ...]
+    source: str
+
+    @property
+    def image_size(self) -> int:
+        """Side, in pixels, of the images that the positions are for; 224 if they are computed."""
+        return _grid(self.arrays) * self.size.pixels if POSITION in self.arrays else 224
 
 
 class Report(NamedTuple):
@@ -42,29 +72,105 @@ class Report(NamedTuple):
         """One line for the log; lists all but the arrays used as they are."""
         parts = [f"{len(self.used)} arrays used"]
         for kind in ("resized", "reset", "ignored"):
-            names = getattr(self, kind)
-            if names:
-                parts.append(f"{kind}: {', '.join(names)}")
+            found = getattr(self, kind)
+            if found:
+                parts.append(f"{kind}: {_listed(found)}")
         return "; ".join(parts)
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Arrays of a file by name, as float32.
+def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
+    """Reads a file of any known format, recognised by the names in it.
+
+    Args:
+        path: An .npz of vit_jax or big_vision, with ":sub/tree" after it where the ViT is a part
+            of a larger model; or a .safetensors of timm.
+        heads: Attention heads, which timm's files do not tell; 0 for 64 features a head.
 
     Raises:
-        SettingError: If the file is missing or is not an .npz of arrays.
+        SettingError: If the file is missing, broken, or holds no ViT.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: np.asarray(file[name], np.float32) for name in file.files}
-    except FileNotFoundError:
-        raise SettingError(
-            f"There is no checkpoint {os.fspath(path)}; set config.teacher.init."
-        ) from None
-    except (ValueError, OSError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise SettingError(
-            f"{os.fspath(path)} is not an AugReg .npz checkpoint: {error}."
-        ) from error
+    file, subtree = catalog.split_path(os.fspath(path))
+    ignored: list[str] = []
+    if file.suffix == ".safetensors":
+        arrays, form = timm.from_timm(timm.read(file), heads=heads), "timm"
+    else:
+
+        def wanted(found: list[str]) -> dict[str, str]:
+            start = names.prefix(found, subtree, os.fspath(file))
+            chosen = {name: name.removeprefix(start) for name in found if name.startswith(start)}
+            if not start:  # A training state may lie beside parameters at the root.
+                others = ("opt/", "chrono/", "state/")
+                chosen = {old: new for old, new in chosen.items() if not old.startswith(others)}
+            ignored.extend(name for name in found if name not in chosen)
+            return chosen
+
+        arrays, form = names.to_ours(npz.read(file, wanted))
+    return describe(arrays, form=form, source=os.fspath(path), ignored=tuple(ignored))
+
+
+def describe(
+    arrays: Mapping[str, np.ndarray], *, form: str, source: str, ignored: tuple[str, ...] = ()
+) -> Checkpoint:
+    """What arrays under our names say about their model.
+
+    Raises:
+        SettingError: If what the sizes are read off is missing or has no plausible shape.
+    """
+    block = "Transformer/encoderblock_0/"
+    query = _shape(arrays, f"{block}MultiHeadDotProductAttention_1/query/kernel", 3, source)
+    patch = _shape(arrays, names.EMBEDDING, 4, source)
+    hidden = _shape(arrays, f"{block}MlpBlock_3/Dense_0/kernel", 2, source)[1]
+    depth = len({name.split("/")[1] for name in arrays if "/encoderblock_" in name})
+    mlp = 0 if hidden == 4 * query[0] else hidden
+    size = vit.Size(patch[0], query[0], depth, query[1], mlp, _stem(arrays))
+    pool = "gap"
+    if any(name.startswith("MAPHead_0/") for name in arrays):
+        pool = "map"
+    elif "cls" in arrays:
+        pool = "cls"
+    options: dict[str, Any] = {
+        "pool": pool,
+        "positions": "learned" if POSITION in arrays else "sincos2d",
+        "exact_gelu": form == "timm",
+    }
+    if PRE_LOGITS[0] in arrays:
+        options["representation"] = _shape(arrays, PRE_LOGITS[0], 2, source)[1]
+    classes = _shape(arrays, HEAD[0], 2, source)[1] if HEAD[0] in arrays else 0
+    return Checkpoint(arrays, size, options, classes, form, ignored, source)
+
+
+def make(
+    path: str | os.PathLike[str],
+    *,
+    classes: int = 0,
+    image_size: int | None = None,
+    resize: str = "vit_jax",
+    **options: Any,
+) -> tuple[vit.VisionTransformer, Variables]:
+    """The model of a file, and its variables: nothing has to be known of it.
+
+    Args:
+        path: See `read`.
+        classes: Number of classes of another task, whose head starts from zeros; 0 keeps the
+            file's head.
+        image_size: See `load`.
+        resize: See `load`.
+        **options: Fields of `vit.VisionTransformer`, such as `mlp_weight`.
+
+    Raises:
+        SettingError: See `load`; also if the file has no head and no `classes` are given.
+    """
+    checkpoint = read(path)
+    if not classes and not checkpoint.classes:
+        raise SettingError(f"{checkpoint.source} has no head: give the number of classes.")
+    fixed = {name: value for name, value in checkpoint.options.items() if name not in options}
+    model = vit.make(
+        variant=checkpoint.size, classes=classes or checkpoint.classes, **fixed, **options
+    )
+    variables = into(
+        checkpoint, model, image_size=image_size, reset_head=bool(classes), resize=resize
+    )
+    return model, variables
 
 
 def load(
@@ -73,19 +179,21 @@ def load(
     *,
     image_size: int | None = None,
     reset_head: bool = False,
+    resize: str = "vit_jax",
 ) -> Variables:
     """Variables of a ViT from a file, names and shapes checked both ways.
 
-    A `pre_logits` layer (the ImageNet-21k originals have one) is dropped, as vit_jax does when
-    it fine-tunes. What was used, resized, reset and ignored is logged.
+    A `pre_logits` layer (the ImageNet-21k originals have one) is dropped unless the model has
+    one, as vit_jax does when it fine-tunes. What was used, resized, reset and ignored is logged.
 
     Args:
-        path: An .npz file with AugReg names.
+        path: See `read`.
         model: A ViT from `models.make`.
         image_size: Side of the images in pixels, to which the position embedding is resized;
             None keeps the file's.
         reset_head: Start from a head of zeros, for another task; else the file's head is used
             and must fit.
+        resize: How positions are resized, "vit_jax" or "timm"; see `resize_positions`.
 
     Returns:
         Variables for `model.apply`.
@@ -95,11 +203,43 @@ def load(
     """
     if not isinstance(model, vit.VisionTransformer):
         raise SettingError(f"AugReg files hold ViTs, not a {type(model).__name__}.")
-    arrays = read(path)
-    size = image_size or _grid(arrays, path) * model.size.patch
-    shapes = names_and_shapes(model, size)
-    params, report = fit(arrays, shapes, reset_head=reset_head, source=os.fspath(path))
-    logging.info("Loaded %s: %s.", os.fspath(path), report)
+    checkpoint = read(path, heads=model.size.heads)
+    return into(checkpoint, model, image_size=image_size, reset_head=reset_head, resize=resize)
+
+
+def into(
+    checkpoint: Checkpoint,
+    model: vit.VisionTransformer,
+    *,
+    image_size: int | None = None,
+    reset_head: bool = False,
+    resize: str = "vit_jax",
+) -> Variables:
+    """Variables of a model from a checkpoint; see `load`."""
+    shapes = names_and_shapes(model, image_size or checkpoint.image_size)
+    for name in ("pool", "positions"):
+        theirs, ours = checkpoint.options[name], getattr(model, name)
+        if theirs != ours:
+            require_match(
+                checkpoint.arrays,
+                shapes,
+                checkpoint.source,
+                f"its {name} is {theirs!r}, the model's {ours!r}: make the model by augreg.make, "
+                f"or with {name}={theirs!r}.",
+            )
+    pruned = set()
+    if model.pruned_mlp or model.pruned_attention:
+        full = model.clone(pruned_mlp=0, pruned_attention=0)
+        pruned = set(names_and_shapes(full, image_size or checkpoint.image_size)) - set(shapes)
+    arrays = {name: array for name, array in checkpoint.arrays.items() if name not in pruned}
+    params, report = fit(
+        arrays, shapes, reset_head=reset_head, source=checkpoint.source, resize=resize
+    )
+    ignored = (*report.ignored, *sorted(pruned), *checkpoint.ignored)
+    report = report._replace(ignored=ignored)
+    logging.info("Loaded %s (%s): %s.", checkpoint.source, checkpoint.form, report)
+    if HEAD[0] in report.used and not params[HEAD[0]].any():
+        logging.warning("The head of %s is all zeros, as published.", checkpoint.source)
     return {"params": traverse_util.unflatten_dict(params, sep="/")}
 
 
@@ -117,6 +257,7 @@ def fit(
     *,
     reset_head: bool,
     source: str,
+    resize: str = "vit_jax",
 ) -> tuple[dict[str, np.ndarray], Report]:
     """Arrays of a file made to fit the shapes of a model, and what became of each.
 
@@ -124,62 +265,114 @@ def fit(
         SettingError: If arrays are missing, unexpected or mis-shaped; each is named.
     """
     reset = tuple(name for name in HEAD if name in shapes) if reset_head else ()
-    ignored = tuple(name for name in PRE_LOGITS if name in arrays)
+    ignored = tuple(name for name in PRE_LOGITS if name in arrays and name not in shapes)
     found = {n: a for n, a in arrays.items() if n not in ignored and n not in reset}
     resized = ()
     if POSITION in found and POSITION in shapes and found[POSITION].shape != shapes[POSITION]:
         old, new = found[POSITION], shapes[POSITION]
         if old.ndim == len(new) and old.shape[-1] == new[-1]:
-            found[POSITION] = resize_positions(old, new[1])
+            found[POSITION] = resize_positions(old, new[1], has_cls="cls" in shapes, way=resize)
             resized = (POSITION,)
     wanted = {name: shape for name, shape in shapes.items() if name not in reset}
-    _require_match(found, wanted, source)
+    require_match(found, wanted, source)
     params = dict(found)
     params.update({name: np.zeros(shapes[name], np.float32) for name in reset})
     used = tuple(name for name in found if name not in resized)
     return params, Report(used, resized, reset, ignored)
 
 
-def resize_positions(positions: np.ndarray, tokens: int) -> np.ndarray:
-    """Position embedding of a square grid, resized to another one the way vit_jax does.
+def resize_positions(
+    positions: np.ndarray, tokens: int, *, has_cls: bool = True, way: str = "vit_jax"
+) -> np.ndarray:
+    """Position embedding of a square grid, resized to another one.
 
     Args:
-        positions: Shape (1, 1 + old * old, features); the first token is [CLS]'s, kept as it is.
-        tokens: 1 + new * new.
+        positions: Shape (1, old * old, features), with [CLS]'s before them if there is one,
+            which is kept as it is.
+        tokens: new * new, plus 1 with [CLS].
+        has_cls: Whether the first position is [CLS]'s.
+        way: "vit_jax" (and big_vision): linear interpolation with the corners aligned; "timm":
+            with the centres of the pixels aligned, as torch's `interpolate` without
+            `align_corners`.
 
     Returns:
-        Shape (1, tokens, features), by linear interpolation with the corners aligned.
+        Shape (1, tokens, features).
     """
-    old, new = math.isqrt(positions.shape[1] - 1), math.isqrt(tokens - 1)
-    if old**2 + 1 != positions.shape[1] or new**2 + 1 != tokens:
+    one_of("resize", way, RESIZES)
+    first = int(has_cls)
+    old, new = math.isqrt(positions.shape[1] - first), math.isqrt(tokens - first)
+    if old**2 + first != positions.shape[1] or new**2 + first != tokens:
         raise SettingError(
             f"Cannot resize {positions.shape[1]} positions to {tokens}: not squares."
         )
-    grid = positions[0, 1:].reshape(old, old, -1)
-    grid = ndimage.zoom(grid, (new / old, new / old, 1), order=1)
-    return np.concatenate([positions[:, :1], grid.reshape(1, new * new, -1)], axis=1)
+    grid = positions[0, first:].reshape(old, old, -1)
+    if way == "vit_jax":
+        grid = ndimage.zoom(grid, (new / old, new / old, 1), order=1)
+    else:
+        rows = _linear_weights(old, new)
+        grid = np.einsum("ro,opd,cp->rcd", rows, grid, rows).astype(np.float32)
+    return np.concatenate([positions[:, :first], grid.reshape(1, new * new, -1)], axis=1)
 
 
-def save(path: str | os.PathLike[str], params: Params, *, dtype: str = "float32") -> None:
-    """Writes the parameters of a ViT under AugReg names; whole or not at all."""
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
-    arrays: dict[str, Any] = {
-        str(name): np.asarray(jax.device_get(leaf), dtype) for name, leaf in flat.items()
-    }
-    with files.replacing(pathlib.Path(path)) as file:
-        np.savez_compressed(file, **arrays)
+def _linear_weights(old: int, new: int) -> np.ndarray:
+    """Matrix (new, old) of a linear interpolation with the centres of the pixels aligned."""
+    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    low = np.minimum(at.astype(int), old - 1)
+    high = np.minimum(low + 1, old - 1)
+    weights = np.zeros((new, old))
+    np.add.at(weights, (np.arange(new), low), 1 - (at - low))
+    np.add.at(weights, (np.arange(new), high), at - low)
+    return weights
 
 
-def _grid(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> int:
-    """Side of the file's token grid."""
-    if POSITION not in arrays:
-        raise SettingError(f"{os.fspath(path)} lacks {POSITION}: not an AugReg ViT.")
-    return math.isqrt(arrays[POSITION].shape[1] - 1)
-
-
-def _require_match(
-    found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], source: str
+def save(
+    path: str | os.PathLike[str],
+    params: Params,
+    *,
+    form: str = "vit_jax",
+    dtype: str = "float32",
 ) -> None:
+    """Writes the parameters of a ViT; whole or not at all.
+
+    A re-weighted ViT is folded first (`weights.folding`), a tuned one merged: the file says
+    nothing of weights.
+
+    Args:
+        path: An .npz file.
+        params: Of a ViT.
+        form: Whose names: "vit_jax" (AugReg's) or "big_vision".
+        dtype: Type of the arrays, "float32" or "float16".
+
+    Raises:
+        SettingError: If that code has no such model.
+    """
+    one_of("form", form, FORMATS)
+    flat = flatten(params)
+    arrays = names.to_vit_jax(flat) if form == "vit_jax" else names.to_big_vision(flat)
+    stored: dict[str, Any] = {name: np.asarray(array, dtype) for name, array in arrays.items()}
+    with files.replacing(pathlib.Path(path)) as file:
+        np.savez(file, **stored)
+
+
+def form_of(params: Params) -> str:
+    """Whose names a ViT is saved under: vit_jax's, or big_vision's for what vit_jax lacks."""
+    flat = flatten(params)
+    return "vit_jax" if names.is_of_vit_jax(flat) else "big_vision"
+
+
+def flatten(params: Params) -> dict[str, np.ndarray]:
+    """Parameters on the host, by slash-joined name."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    return {str(name): np.asarray(jax.device_get(leaf)) for name, leaf in flat.items()}
+
+
+def require_match(
+    found: Mapping[str, np.ndarray],
+    wanted: Mapping[str, tuple[int, ...]],
+    source: str,
+    advice: str = "set config.teacher.variant to the checkpoint's.",
+) -> None:
+    """Raises `SettingError` unless names and shapes are the same; lists what differs."""
     problems = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [name for name in found if name not in wanted],
@@ -190,13 +383,39 @@ def _require_match(
         ],
     }
     if any(problems.values()):
-        lists = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
-        raise SettingError(
-            f"{source} is not a checkpoint of this model ({lists}); "
-            "set config.teacher.variant to the checkpoint's."
-        )
+        lists = "; ".join(f"{kind}: {_listed(some)}" for kind, some in problems.items() if some)
+        raise SettingError(f"{source} is not a checkpoint of this model ({lists}); {advice}")
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _grid(arrays: Mapping[str, np.ndarray]) -> int:
+    """Side of the file's token grid."""
+    return math.isqrt(arrays[POSITION].shape[1] - int("cls" in arrays))
+
+
+def _stem(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...] | None:
+    """Units of each stage of a hybrid's stem."""
+    if "conv_root/kernel" not in arrays:
+        return None
+    stages: dict[str, set[str]] = {}
+    for name in arrays:
+        stage, _, rest = name.partition("/")
+        if stage.startswith("block"):
+            stages.setdefault(stage, set()).add(rest.split("/")[0])
+    return tuple(
+        len(stages[f"block{i + 1}"]) for i in range(len(stages)) if f"block{i + 1}" in stages
+    )
+
+
+def _shape(arrays: Mapping[str, np.ndarray], name: str, axes: int, source: str) -> tuple[int, ...]:
+    """Shape of an array that the model's sizes are read off."""
+    if name not in arrays:
+        raise SettingError(f"{source} is not a checkpoint of a ViT: missing: {name}.")
+    shape = arrays[name].shape
+    if len(shape) != axes or not all(shape):
+        raise SettingError(f"{source} is not a checkpoint of a ViT: mis-shaped: {name} {shape}.")
+    return shape
+
+
+def _listed(found: list[str] | tuple[str, ...]) -> str:
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more

@@ -1,21 +1,330 @@
-"""Where pretrained weights are: in a file, or bundled with the package."""
+"""Which pretrained weights are published, under which names, and where they lie on this machine.
 
+Source: gs://vit_models, the bucket of github.com/google-research/vision_transformer.
+"""
+
+import difflib
 import importlib.resources
+import math
+import os
 import pathlib
+import re
+import types
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
+from remem_jax.checks import SettingError, one_of
+
+BUCKET = "https://storage.googleapis.com/vit_models/"
 BUNDLED = {"bundled:Pico/8": "pico_8.npz"}
-ADVICE = (
-    "download one from https://storage.googleapis.com/vit_models/augreg/, or take "
-    f"{', '.join(BUNDLED)}"
+ADVICE = f"such as augreg:Ti/16, the path of a file, or {', '.join(BUNDLED)}"
+INDEX = "augreg/index.csv"  # One row for each fine-tuned checkpoint of AugReg: 51,509.
+
+_I21K, _I1K, _BOTH = "ImageNet-21k", "ImageNet-1k", "ImageNet-21k, then ImageNet-1k"
+_SUBTREE = re.compile(r"(.+?\.npz):(.+)", re.DOTALL)
+_STEM = re.compile(r"(\w+?_\d+)-(i1k|i21k\w*)-[\w.-]+")
+# MiB of a file with a head of 1000 classes, and of one with 21,843.
+_MEBIBYTES = {
+    "Ti/16": (21.8, 37.2),
+    "S/32": (87.3, 117.9),
+    "S/16": (84.1, 114.7),
+    "B/32": (336.6, 397.7),
+    "B/16": (330.2, 391.4),
+    "B/8": (330.3, 391.4),
+    "L/16": (1160.9, 1242.4),
+    "R+Ti/16": (24.2, 39.5),
+    "R26+S/32": (139.0, 169.6),
+    "R50+L/32": (1255.0, 1336.5),
+}
+# The best by final_val, as the README of vision_transformer lists them, each with the learning
+# rate of its fine-tuning at 384 pixels; that of B/8 is not listed.
+_AUGREG = {
+    "Ti/16": ("aug_none-wd_0.03-do_0.0-sd_0.0", "0.03"),
+    "S/32": ("aug_none-wd_0.1-do_0.0-sd_0.0", "0.01"),
+    "S/16": ("aug_light1-wd_0.03-do_0.0-sd_0.0", "0.03"),
+    "B/32": ("aug_light1-wd_0.1-do_0.0-sd_0.0", "0.01"),
+    "B/16": ("aug_medium1-wd_0.1-do_0.0-sd_0.0", "0.03"),
+    "B/8": ("aug_medium2-wd_0.1-do_0.0-sd_0.0", ""),
+    "L/16": ("aug_strong1-wd_0.1-do_0.0-sd_0.0", "0.01"),
+    "R+Ti/16": ("aug_none-wd_0.03-do_0.0-sd_0.0", "0.03"),
+    "R26+S/32": ("aug_light1-wd_0.1-do_0.0-sd_0.0", "0.01"),
+    "R50+L/32": ("aug_medium1-wd_0.1-do_0.1-sd_0.1", "0.01"),
+}
+_AUGREG_I1K = {
+    "Ti/16": ("aug_light0-wd_0.1-do_0.0-sd_0.0", "a choice seen in public code"),
+    "S/16": ("aug_medium2-wd_0.1-do_0.0-sd_0.0", "timm's choice"),
+    "B/32": ("aug_medium2-wd_0.1-do_0.1-sd_0.1", "timm's choice"),
+    "B/16": ("aug_strong2-wd_0.1-do_0.1-sd_0.1", "timm's choice"),
+}
+# Of the other collections: folder, end of the file's name, pretraining, note, and MiB by variant.
+_VIT: dict[str, tuple[str, str, str, str, dict[str, float | None]]] = {
+    "i21k": (
+        "imagenet21k",
+        "",
+        _I21K,
+        "the head is zeros; pre_logits is dropped",
+        {
+            "B/16": 393.7,
+            "B/32": 400.0,
+            "B/8": 393.7,
+            "L/16": 1246.4,
+            "L/32": 1254.8,
+            "H/14": 2519.2,
+            "R50+B/16": 439.9,
+            "R50+L/32": None,
+        },
+    ),
+    "i21k-i1k": ("imagenet21k+imagenet2012", "-224", _BOTH, "", {"B/16": 330.3}),
+    "i21k-i1k-384": (
+        "imagenet21k+imagenet2012",
+        "",
+        _BOTH,
+        "at 384 pixels",
+        {
+            "B/16": 331.4,
+            "B/32": 336.9,
+            "B/8": 334.8,
+            "L/16": 1162.4,
+            "L/32": 1169.7,
+            "R50+B/16": 377.6,
+        },
+    ),
+    "sam": (
+        "sam",
+        "",
+        _I1K,
+        "trained with SAM (Chen et al. 2021): its minima are flat before ReMem's own SAM",
+        {"S/16": 252.6, "B/32": 336.6, "B/16": 330.3, "L/32": 1169.3, "L/16": 1160.9},
+    ),
+    "gsam": (
+        "gsam",
+        "",
+        _I1K,
+        "trained with GSAM; others found these files to classify badly: do not rely on them",
+        dict.fromkeys(("S/32", "S/16", "B/32", "B/16")),
+    ),
+}
+
+
+class Published(NamedTuple):
+    """A checkpoint of the bucket.
+
+    Attributes:
+        name: What a config calls it, such as "augreg:B/16".
+        variant: One of `vit.VARIANTS`.
+        path: Below the bucket.
+        mebibytes: Size; None if not known.
+        pretraining: Data sets.
+        note: What to know before it is used; may be "".
+    """
+
+    name: str
+    variant: str
+    path: str
+    mebibytes: float | None
+    pretraining: str
+    note: str = ""
+
+
+class Pick(NamedTuple):
+    """The best checkpoint of AugReg's sweep, by name, and its accuracy on validation data."""
+
+    name: str
+    accuracy: float
+
+
+def _plain(name: str) -> str:
+    """A variant, or an original ViT, as files are called: "R50+L/32" is R50_L_32."""
+    return name.replace("+", "_").replace("/", "_")
+
+
+def _original(variant: str) -> str:
+    """The same in the collections before AugReg: "R50+L/32" is R50+ViT-L_32."""
+    stem, plus, size = variant.rpartition("+")
+    return f"{stem}{plus}ViT-{size.replace('/', '_')}"
+
+
+def _listed() -> dict[str, Published]:
+    found = []
+    for variant, (how, learning_rate) in _AUGREG.items():
+        stem = f"{_plain(variant)}-i21k-300ep-lr_0.001-{how}"
+        small, large = _MEBIBYTES[variant]
+        found.append(Published(f"augreg:{variant}", variant, f"augreg/{stem}.npz", large, _I21K))
+        if learning_rate:
+            path = f"augreg/{stem}--imagenet2012-steps_20k-lr_{learning_rate}-res_384.npz"
+            name = f"augreg-i1k-384:{variant}"
+            found.append(Published(name, variant, path, small, _BOTH, "at 384 pixels"))
+    for variant, (how, note) in _AUGREG_I1K.items():
+        path = f"augreg/{_plain(variant)}-i1k-300ep-lr_0.001-{how}.npz"
+        small, _ = _MEBIBYTES[variant]
+        found.append(Published(f"augreg-i1k:{variant}", variant, path, small, _I1K, note))
+    for collection, (folder, end, pretraining, note, sizes) in _VIT.items():
+        for variant, mebibytes in sizes.items():
+            name, path = f"{collection}:{variant}", f"{folder}/{_original(variant)}{end}.npz"
+            found.append(Published(name, variant, path, mebibytes, pretraining, note))
+    return {one.name: one for one in sorted(found, key=lambda one: one.name.split(":")[0])}
+
+
+PUBLISHED: Mapping[str, Published] = types.MappingProxyType(_listed())
+# The paper gives the source of one of its three only: footnote 8, Chen et al. 2021, stands at
+# "ImageNet-21k with strong augmentations", but their only published ViTs are those trained on
+# ImageNet-1k with SAM. We read it as that of ImageNet-1k; augreg-i1k:B/16 is the other choice.
+TABLE_4: Mapping[str, str] = types.MappingProxyType(
+    {
+        "ImageNet-1k": "sam:B/16",
+        "ImageNet-21K": "i21k:B/16",
+        "ImageNet-21k (augreg)": "augreg:B/16",
+    }
 )
 
 
-def locate(init: str) -> pathlib.Path:
-    """Path of the weights that a config names: "bundled:..." or a file's path."""
+def is_name(init: str) -> bool:
+    """Whether `init` is meant as a name of the catalogue, known or not, rather than a path."""
+    return re.match(r"[\w-]+:(?!//)", init) is not None
+
+
+def find(init: str) -> Published:
+    """The published checkpoint of a name.
+
+    Args:
+        init: One of `PUBLISHED`; or "augreg:" and the name of any file of AugReg's sweep, such
+            as "augreg:B_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0".
+
+    Raises:
+        SettingError: If there is no such name; those that are close are listed.
+    """
+    if init in PUBLISHED:
+        return PUBLISHED[init]
+    collection, _, stem = init.removesuffix(".npz").partition(":")
+    parts = _STEM.fullmatch(stem)
+    variants = {_plain(variant): variant for variant in _MEBIBYTES}
+    if collection == "augreg" and parts and parts[1] in variants:
+        return _of_sweep(stem, variants[parts[1]], parts[2])
+    known = [*BUNDLED, *PUBLISHED]
+    close = [name for name in known if name.startswith(f"{collection}:")]
+    close = close or difflib.get_close_matches(init, known) or known
+    raise SettingError(
+        f"There are no published weights {init!r}; known: {', '.join(close)}, and augreg: with "
+        "the name of any file of AugReg. Set config.teacher.init."
+    )
+
+
+def split_path(init: str) -> tuple[pathlib.Path, str]:
+    """Path of a file, and the part of it that is meant: "two_towers.npz:params/img"; "" for all."""
+    parts = _SUBTREE.fullmatch(init)
+    file, subtree = parts.groups() if parts else (init, "")
+    return pathlib.Path(file).expanduser(), subtree.strip("/")
+
+
+def locate(init: str, *, mirror: str = "") -> pathlib.Path:
+    """Path of the weights that a config names, whether or not they are there yet.
+
+    Args:
+        init: "bundled:..."; a name for `find`; or a file's path, which stays as it is, with the
+            ":sub/tree" that `split_path` takes off.
+        mirror: As in `in_mirror`.
+
+    Raises:
+        SettingError: If it is a name, and unknown.
+    """
     if init in BUNDLED:
         return (
             pathlib.Path(str(importlib.resources.files("remem_jax")))
             / "weights/bundled"
             / BUNDLED[init]
         )
-    return pathlib.Path(init).expanduser()
+    if not is_name(init):
+        return pathlib.Path(init).expanduser()
+    return in_mirror(find(init).path, mirror)
+
+
+def in_mirror(path: str, mirror: str = "") -> pathlib.Path:
+    """Where a file of the bucket lies, or will, on this machine.
+
+    Args:
+        path: Below the bucket.
+        mirror: What stands for `BUCKET`: a URL, or a folder, which is used in place. "" takes
+            that of the environment variable REMEM_MIRROR.
+    """
+    folder = mirror_folder(mirror)
+    return cache() / "weights" / path if folder is None else folder / path
+
+
+def mirror_folder(mirror: str = "") -> pathlib.Path | None:
+    """The mirror, if it is a folder."""
+    place = _mirror(mirror)
+    if place.startswith("file://"):
+        return pathlib.Path(urllib.parse.unquote(urllib.parse.urlsplit(place).path))
+    return None if place.startswith(("http://", "https://")) else pathlib.Path(place).expanduser()
+
+
+def url(path: str, mirror: str = "") -> str:
+    """Where a file of the bucket is fetched from, if the mirror is no folder."""
+    return f"{_mirror(mirror).rstrip('/')}/{urllib.parse.quote(path)}"
+
+
+def cache() -> pathlib.Path:
+    """Folder of what is fetched: that of REMEM_CACHE, or remem_jax in that of XDG_CACHE_HOME."""
+    if os.environ.get("REMEM_CACHE"):
+        return pathlib.Path(os.environ["REMEM_CACHE"]).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(home).expanduser() / "remem_jax"
+
+
+def pick(
+    rows: Iterable[Mapping[str, str]],
+    variant: str,
+    pretraining: str,
+    *,
+    adapted: str = "",
+    resolution: int = 224,
+) -> Pick:
+    """The best checkpoint of a variant in AugReg's index, the last of equals.
+
+    Pretrained ones are ranked by final_val, as the authors rank them; fine-tuned ones, over all
+    that were pretrained so, by adapt_final_val. Accuracies on test data are not looked at.
+
+    Args:
+        rows: Of index.csv, by column; read once.
+        variant: Such as "B/16".
+        pretraining: "i1k", "i21k" or "i21k_30", as in the column ds.
+        adapted: Data set of the fine-tuning, as in the column adapt_ds; "" for pretrained ones.
+        resolution: Side, in pixels, of the images of the fine-tuning.
+
+    Raises:
+        SettingError: If AugReg has no such variant, or the index no such row.
+    """
+    one_of("The variant", variant, _MEBIBYTES)
+    score, file = ("adapt_final_val", "adapt_filename") if adapted else ("final_val", "filename")
+    best, found = -math.inf, ""
+    for row in rows:
+        if row["filename"].split("-")[0] != _plain(variant) or row["ds"] != pretraining:
+            continue
+        of_another = row["adapt_ds"] != adapted or float(row["adapt_resolution"]) != resolution
+        if adapted and of_another:
+            continue
+        accuracy = float(row[score] or "nan")
+        if accuracy >= best:  # Never true of nan.
+            best, found = accuracy, row[file]
+    if not found:
+        tuned = f", fine-tuned on {adapted} at {resolution} pixels" if adapted else ""
+        raise SettingError(f"AugReg's index has no {variant} pretrained on {pretraining}{tuned}.")
+    return Pick(f"augreg:{found.removesuffix('.npz')}", best)
+
+
+def _mirror(mirror: str) -> str:
+    return mirror or os.environ.get("REMEM_MIRROR") or BUCKET
+
+
+def _of_sweep(stem: str, variant: str, pretraining: str) -> Published:
+    """Any file of AugReg's sweep; the size of one fine-tuned on other than ImageNet is unknown."""
+    small, large = _MEBIBYTES[variant]
+    data = _I1K if pretraining == "i1k" else _I21K
+    mebibytes: float | None = small if pretraining == "i1k" else large
+    _, fine_tuned, adapted = stem.partition("--")
+    if fine_tuned:
+        dataset = adapted.split("-")[0]
+        data = f"{data}, then {dataset}"
+        mebibytes = small if dataset == "imagenet2012" else None
+    return Published(f"augreg:{stem}", variant, f"augreg/{stem}.npz", mebibytes, data)

@@ -184,7 +184,7 @@ def test_a_file_that_is_no_npz_is_refused(
     model: vit.VisionTransformer, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "vit.npz").write_bytes(b"<html>404</html>")
-    with pytest.raises(SettingError, match=r"is not an AugReg \.npz"):
+    with pytest.raises(SettingError, match=r"is not a whole \.npz checkpoint"):
         augreg.load(tmp_path / "vit.npz", model)
 
 

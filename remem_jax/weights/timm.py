@@ -1,0 +1,308 @@
+"""ViTs as timm stores them: names, layouts, and .safetensors files.
+
+Neither timm nor torch is needed. timm's networks are ours but for the GELU, which is by erf
+(`exact_gelu`), and for epsilons in the stems of its hybrids: 1e-5 rather than 1e-6 in a group
+norm, 1e-8 added to a kernel's variance rather than 1e-5 to its deviation.
+
+Source: github.com/huggingface/pytorch-image-models, `vision_transformer.py` and
+`vision_transformer_hybrid.py`.
+"""
+
+import math
+import os
+import pathlib
+import re
+from collections.abc import Collection, Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from remem_jax.checks import SettingError, require
+from remem_jax.models import vit
+from remem_jax.storage import files
+from remem_jax.weights import names
+
+HEAD_FEATURES = 64  # Of one attention head, in all but the largest ViTs.
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_SHOWN = 10  # Names listed in an error.
+# The package asks NumPy for types by name, and ml_dtypes is what teaches it bfloat16.
+_REALS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
+_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+_WHOLE = {"cls": "cls_token", names.POSITION: "pos_embed", "MAPHead_0/probe": "attn_pool.latent"}
+_NORMS = {"LayerNorm_0": "norm1", "LayerNorm_2": "norm2"}
+_MLP = {"Dense_0": "mlp.fc1", "Dense_1": "mlp.fc2"}
+# What some of timm's ViTs have and ours do not, and what to tell the user.
+_REFUSED = {
+    "head_dist.": "is a distilled DeiT, with a second token and head: take a plain one",
+    "dist_token": "is a distilled DeiT, with a second token and head: take a plain one",
+    "fc_norm.": "normalises after its pooling, our ViTs before it: take another one",
+}
+
+
+def is_timm(arrays: Collection[str]) -> bool:
+    """Whether names are those of a ViT of timm."""
+    return "patch_embed.proj.weight" in arrays and "blocks.0.attn.qkv.weight" in arrays
+
+
+def to_timm(params: Mapping[str, np.ndarray], *, grid: int = 0) -> dict[str, np.ndarray]:
+    """Arrays under our names as timm's state dict has them.
+
+    The model is timm's `VisionTransformer` with `global_pool="token"` for the pool "cls";
+    `global_pool="avg", class_token=False, fc_norm=False` for "gap"; `global_pool="map",
+    class_token=False` for "map". A re-weighted or pruned ViT is folded first
+    (`weights.folding`).
+
+    Args:
+        params: Flat, by slash-joined name.
+        grid: Tokens on a side, at which positions that are computed ("sincos2d") are written out,
+            since timm has only learned ones; not needed for learned ones.
+
+    Raises:
+        SettingError: If timm has no such model: it dropped the layer `pre_logits` (its loaders
+            skip the arrays without a word, and give other outputs).
+    """
+    if "pre_logits/kernel" in params:
+        raise SettingError(
+            "timm has no pre_logits layer; save this ViT as big_vision, or fine-tune it without "
+            "(representation=0)."
+        )
+    params = dict(params)
+    if names.POSITION not in params:
+        require(grid > 0, "timm has no computed positions: give grid, the tokens on a side.")
+        params[names.POSITION] = vit.sincos2d(grid, params[names.EMBEDDING].shape[-1])
+    blocks = _numbers(params, r"Transformer/encoderblock_(\d+)/")
+    units = [(b - 1, u - 1) for b, u in _numbers(params, r"block(\d+)/unit(\d+)/")]
+    found = {timm: params.pop(ours) for ours, timm in _WHOLE.items() if ours in params}
+    for ours, timm in _attentions(blocks):
+        found |= _attention_to_timm(params, ours, timm)
+    for ours, timm in _modules(blocks, units):
+        for leaf, other in (("kernel", "weight"), ("scale", "weight"), ("bias", "bias")):
+            if f"{ours}/{leaf}" in params:
+                array = params.pop(f"{ours}/{leaf}")
+                axes = (3, 2, 0, 1) if array.ndim == 4 else range(array.ndim)[::-1]
+                found[f"{timm}.{other}"] = array.transpose(axes)
+    require(not params, f"timm's ViT has no place for {_listed(params)}.")
+    return {name: np.asarray(array, order="C") for name, array in found.items()}
+
+
+def from_timm(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of timm's state dict under our names, flat.
+
+    Positions without [CLS]'s (`no_embed_class`) get zeros for it. Arrays that are missing are
+    left to who checks them against a model.
+
+    Args:
+        arrays: By timm's name. `pre_logits.fc`, of releases up to 0.5, is `pre_logits`.
+        heads: Attention heads, which the arrays do not tell; 0 for `usual_heads`.
+
+    Raises:
+        SettingError: If the model is none of ours, or an array has no plausible shape.
+    """
+    arrays = dict(arrays)
+    for start, reason in _REFUSED.items():
+        if any(name.startswith(start) for name in arrays):
+            raise SettingError(f"The timm checkpoint {reason} ({start.rstrip('.')}).")
+    blocks = _numbers(arrays, r"blocks\.(\d+)\.")
+    units = _numbers(arrays, r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.")
+    found = {ours: arrays.pop(timm) for ours, timm in _WHOLE.items() if timm in arrays}
+    for ours, timm in _attentions(blocks):
+        found |= _attention_from_timm(arrays, ours, timm, heads)
+    for ours, timm in _modules(blocks, units):
+        if f"{timm}.weight" in arrays:
+            weight = arrays.pop(f"{timm}.weight")
+            axes = (2, 3, 1, 0) if weight.ndim == 4 else range(weight.ndim)[::-1]
+            leaf = "scale" if weight.ndim == 1 else "kernel"
+            found[f"{ours}/{leaf}"] = weight.transpose(axes)
+        if f"{timm}.bias" in arrays:
+            found[f"{ours}/bias"] = arrays.pop(f"{timm}.bias")
+    if arrays:
+        raise SettingError(
+            f"The timm checkpoint is none of our ViTs; they have no place for {_listed(arrays)}."
+        )
+    found = _with_cls_position(found)
+    return {name: np.asarray(array, order="C") for name, array in found.items()}
+
+
+def usual_heads(features: int) -> int:
+    """Attention heads of the named variant of as many features, else one for each 64."""
+    known = {size.features: size.heads for size in vit.VARIANTS.values()}
+    return known.get(features, features // HEAD_FEATURES)
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Arrays of a .safetensors file; those of real numbers as float32.
+
+    Raises:
+        SettingError: If the file is missing, broken, of another format, or holds a type that
+            NumPy does not have.
+    """
+    source = os.fspath(path)
+    if pathlib.Path(path).suffix in _PICKLES:
+        raise SettingError(
+            f"{source} is a pickle, which may run code, and is not loaded: convert it where you "
+            "trust it, by safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+            "'FILE.safetensors')."
+        )
+    if not pathlib.Path(path).is_file():
+        raise SettingError(f"There is no checkpoint {source}; set config.teacher.init.")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            for name, dtype in types.items():
+                known = dtype in _REALS or dtype in _INTEGERS
+                require(known, f"{name} in {source} holds {dtype}, which NumPy does not have.")
+            return {name: _real(file.get_tensor(name), types[name]) for name in types}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise SettingError(f"{source} is not a whole .safetensors file: {error}.") from error
+
+
+def save(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a .safetensors file; whole or not at all.
+
+    Args:
+        path: The file.
+        arrays: By name.
+        metadata: Texts for the header; {"format": "pt"} is added, without which some readers
+            refuse a file.
+    """
+    # The package writes the memory of an array as it lies, whatever its strides.
+    stored = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    header = {"format": "pt", **(metadata or {})}
+    with files.replacing(pathlib.Path(path)) as file:
+        file.write(safetensors_numpy.save(stored, header))
+
+
+def _real(array: np.ndarray, dtype: str) -> np.ndarray:
+    return np.asarray(array, np.float32) if dtype in _REALS else array
+
+
+def _modules(
+    blocks: list[tuple[int, ...]], units: list[tuple[int, ...]]
+) -> Iterator[tuple[str, str]]:
+    """Modules with a weight and perhaps a bias, by our name and timm's.
+
+    Args:
+        blocks: The number of each block.
+        units: Stage and number of each unit of a hybrid's stem, both from 0.
+    """
+    yield from (
+        ("embedding", "patch_embed.proj"),
+        ("Transformer/encoder_norm", "norm"),
+        ("pre_logits", "pre_logits.fc"),
+        ("head", "head"),
+        ("MAPHead_0/LayerNorm_0", "attn_pool.norm"),
+    )
+    for ours, timm in _MLP.items():
+        yield f"MAPHead_0/MlpBlock_0/{ours}", f"attn_pool.{timm}"
+    for (i,) in blocks:
+        start = f"Transformer/encoderblock_{i}/"
+        for ours, timm in _NORMS.items():
+            yield f"{start}{ours}", f"blocks.{i}.{timm}"
+        for ours, timm in _MLP.items():
+            yield f"{start}MlpBlock_3/{ours}", f"blocks.{i}.{timm}"
+    root = "patch_embed.backbone.stem." if units else "patch_embed.backbone."
+    yield from (("conv_root", f"{root}conv"), ("gn_root", f"{root}norm"))
+    for stage, unit in units:
+        ours = f"block{stage + 1}/unit{unit + 1}/"
+        timm = f"patch_embed.backbone.stages.{stage}.blocks.{unit}."
+        for kind, other in (("conv", "conv"), ("gn", "norm")):
+            yield from ((f"{ours}{kind}{n}", f"{timm}{other}{n}") for n in (1, 2, 3))
+            yield f"{ours}{kind}_proj", f"{timm}downsample.{other}"
+
+
+def _attentions(blocks: list[tuple[int, ...]]) -> Iterator[tuple[str, str]]:
+    """Attention layers by our name and timm's."""
+    for (i,) in blocks:
+        start = f"Transformer/encoderblock_{i}/"
+        yield f"{start}MultiHeadDotProductAttention_1/", f"blocks.{i}.attn."
+    yield "MAPHead_0/MultiHeadDotProductAttention_0/", "attn_pool."
+
+
+def _stacks(timm: str) -> dict[str, tuple[str, ...]]:
+    """Projections that timm stacks, in its order."""
+    if timm == "attn_pool.":
+        return {"q": ("query",), "kv": ("key", "value")}
+    return {"qkv": ("query", "key", "value")}
+
+
+def _attention_to_timm(
+    params: dict[str, np.ndarray], ours: str, timm: str
+) -> dict[str, np.ndarray]:
+    """Takes an attention layer out of the parameters."""
+    if f"{ours}out/kernel" not in params:
+        return {}
+    found = {}
+    for stack, parts in _stacks(timm).items():
+        kernels = [params.pop(f"{ours}{part}/kernel") for part in parts]
+        biases = [params.pop(f"{ours}{part}/bias") for part in parts]
+        flat = [kernel.reshape(kernel.shape[0], -1).T for kernel in kernels]
+        found[f"{timm}{stack}.weight"] = np.concatenate(flat)
+        found[f"{timm}{stack}.bias"] = np.concatenate([bias.reshape(-1) for bias in biases])
+    out = params.pop(f"{ours}out/kernel")
+    found[f"{timm}proj.weight"] = out.reshape(-1, out.shape[-1]).T
+    found[f"{timm}proj.bias"] = params.pop(f"{ours}out/bias")
+    return found
+
+
+def _attention_from_timm(
+    arrays: dict[str, np.ndarray], ours: str, timm: str, heads: int
+) -> dict[str, np.ndarray]:
+    """Takes an attention layer out of timm's arrays."""
+    weight = arrays.get(f"{timm}proj.weight")
+    if weight is None:
+        return {}
+    features = weight.shape[0]
+    heads = heads or usual_heads(features)
+    if not heads or features % heads:
+        raise SettingError(
+            f"{timm}proj.weight has {features} features, which do not divide into {heads} heads; "
+            "give the number of heads, which timm's files do not tell."
+        )
+    shape = (heads, features // heads)
+    _require_shape(f"{timm}proj.weight", weight, (features, features))
+    found = {f"{ours}out/kernel": arrays.pop(f"{timm}proj.weight").T.reshape(*shape, features)}
+    if f"{timm}proj.bias" in arrays:
+        found[f"{ours}out/bias"] = arrays.pop(f"{timm}proj.bias")
+    for stack, parts in _stacks(timm).items():
+        for kind, leaf, rest in (("weight", "kernel", (features,)), ("bias", "bias", ())):
+            name = f"{timm}{stack}.{kind}"
+            require(name in arrays, f"The timm checkpoint is none of our ViTs: no {name}.")
+            array = arrays.pop(name)
+            _require_shape(name, array, (len(parts) * features, *rest))
+            for part, piece in zip(parts, np.split(array, len(parts)), strict=True):
+                found[f"{ours}{part}/{leaf}"] = piece.T.reshape(*rest, *shape)
+    return found
+
+
+def _require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise SettingError(f"{name} is mis-shaped: {array.shape} instead of {shape}.")
+
+
+def _with_cls_position(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Positions with an entry for [CLS], where there is a [CLS]."""
+    positions = params.get(names.POSITION)
+    if positions is not None and positions.ndim == 3 and "cls" in params:
+        tokens = positions.shape[1]
+        if tokens and math.isqrt(tokens - 1) ** 2 != tokens - 1:
+            zeros = np.zeros_like(positions[:, :1])
+            params[names.POSITION] = np.concatenate([zeros, positions], axis=1)
+    return params
+
+
+def _numbers(arrays: Collection[str], pattern: str) -> list[tuple[int, ...]]:
+    """What numbers a pattern finds at the start of names, in order."""
+    matches = filter(None, map(re.compile(pattern).match, arrays))
+    return sorted({tuple(map(int, match.groups())) for match in matches})
+
+
+def _listed(found: Collection[str]) -> str:
+    some = sorted(found)[:_SHOWN]
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(some) + more

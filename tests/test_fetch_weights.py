@@ -1,0 +1,107 @@
+"""The tool that fetches weights, as a user runs it."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.weights import server
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+TOOL = pathlib.Path(__file__).parents[1] / "tools/fetch_weights.py"
+INDEX = (
+    b"name,ds,final_val,filename,adapt_ds,adapt_resolution,adapt_final_val,adapt_filename\n"
+    b"B/16,i1k,0.8,B_16-i1k-a,imagenet2012,224,0.78,B_16-i1k-a--imagenet2012-res_224\n"
+    b"B/16,i1k,0.7,B_16-i1k-b,imagenet2012,224,0.79,B_16-i1k-b--imagenet2012-res_224\n"
+)
+
+
+@pytest.fixture
+def site() -> Iterator[server.Site]:
+    file = io.BytesIO()
+    np.savez(file, kernel=np.arange(1000.0))
+    paths = ("/gsam/ViT-S_16.npz", "/gsam/ViT-B_16.npz")
+    files = dict.fromkeys(paths, file.getvalue()) | {"/augreg/index.csv": INDEX}
+    with server.serving(server.Site(files)) as site:
+        yield site
+
+
+def started(cache: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, TOOL, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "REMEM_CACHE": str(cache), "REMEM_MIRROR": "", "NO_PROXY": "127.0.0.1"},
+    )
+
+
+def run(cache: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
+    with started(cache, *arguments) as process:
+        output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+def test_what_is_fetched_is_listed_as_here(site: server.Site, tmp_path: pathlib.Path) -> None:
+    names = ("gsam:S/16", "gsam:B/16")
+
+    code, output, errors = run(tmp_path, "fetch", *names, "--mirror", site.url)
+
+    assert code == 0, errors
+    assert output.splitlines() == [
+        f"{name} {tmp_path}/weights/gsam/ViT-{name[5]}_16.npz" for name in names
+    ]
+    _, listed, _ = run(tmp_path, "list")
+    here = {line.split()[0] for line in listed.splitlines() if " yes " in line}
+    assert here == set(names)
+    assert "Table 4 of the paper, ImageNet-21k (augreg): augreg:B/16" in listed
+
+
+def test_two_processes_fetch_a_file_once(site: server.Site, tmp_path: pathlib.Path) -> None:
+    site.seconds = 0.5  # Less than what one of them may start later.
+
+    processes = [started(tmp_path, "fetch", "gsam:S/16", "--mirror", site.url) for _ in range(2)]
+    for process in processes:
+        with process:
+            process.communicate(timeout=60)
+
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(site.asked) == 1
+
+
+def test_the_best_of_the_index_is_picked(site: server.Site, tmp_path: pathlib.Path) -> None:
+    arguments = ("pick", "B/16", "--pretraining", "i1k", "--cache", str(tmp_path / "other"))
+
+    _, pretrained, _ = run(tmp_path, *arguments, "--mirror", site.url)
+    _, tuned, _ = run(tmp_path, *arguments, "--mirror", site.url, "--adapted", "imagenet2012")
+
+    assert pretrained == "augreg:B_16-i1k-a final_val 0.8\n"
+    assert tuned == "augreg:B_16-i1k-b--imagenet2012-res_224 adapt_final_val 0.79\n"
+    assert (tmp_path / "other/weights/augreg/index.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fetch", "sam:B/32"), "404 Not Found"),
+        (("fetch", "--table4"), "sam/ViT-B_16.npz"),
+        (("fetch", "gsam:S/16", "augreg:B/17"), "augreg:B/16"),
+        (("fetch",), "--table4"),
+        (("pick", "B/17"), "R50+L/32"),
+    ],
+)
+def test_a_failure_is_one_line(
+    arguments: tuple[str, ...], told: str, site: server.Site, tmp_path: pathlib.Path
+) -> None:
+    code, output, errors = run(tmp_path, *arguments, "--mirror", site.url)
+
+    assert code == 1
+    assert output == ""
+    assert told in errors
+    assert errors.startswith("fetch_weights: ")
+    assert len(errors.splitlines()) == 1

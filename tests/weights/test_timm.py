@@ -1,0 +1,293 @@
+"""timm's names and files: timm itself takes them, and gives the same outputs."""
+
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from remem_jax.checks import SettingError
+from remem_jax.models import vit
+from remem_jax.weights import augreg, folding, timm
+from tests.oracles import peers, vit_numpy
+
+CLASSES = 5
+PLAIN = vit.Size(patch=4, features=16, depth=2, heads=2)
+# Pool, size and side of the images; the hybrids have the stems of the published ones.
+FAMILIES = {
+    "cls": ("cls", PLAIN, 16),
+    "gap": ("gap", PLAIN, 16),
+    "map": ("map", PLAIN, 16),
+    "wide": ("cls", PLAIN._replace(mlp=24), 16),
+    "stem": ("cls", PLAIN._replace(patch=1, stem=(1, 2)), 32),
+    "R+Ti/16": ("cls", PLAIN._replace(patch=8, stem=()), 64),
+    "R26+S/32": ("cls", PLAIN._replace(patch=1, stem=(2, 2, 2, 2)), 64),
+    "R50+B/16": ("cls", PLAIN._replace(patch=1, stem=(3, 4, 9)), 32),
+}
+OF_AUGREG = [family for family in FAMILIES if family != "gap"]
+SMALL = [family for family in FAMILIES if not family.startswith(("R26", "R50"))]
+
+
+def random_arrays(family: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Parameters of a family, under our names."""
+    pool, size, image_size = FAMILIES[family]
+    model = vit.VisionTransformer(size, CLASSES, pool=pool)
+    shapes = augreg.names_and_shapes(model, image_size)
+    # Scales of about 1 for all layers: each matters in the outputs.
+    arrays = {n: rng.normal(size=shape, scale=0.3) for n, shape in shapes.items()}
+    return {n: (a + n.endswith("scale")).astype(np.float32) for n, a in arrays.items()}
+
+
+def peer(family: str) -> Any:
+    """The model of a family that timm has."""
+    library = peers.timm()
+    pool, size, image_size = FAMILIES[family]
+    options: dict[str, Any] = {
+        "img_size": image_size,
+        "embed_dim": size.features,
+        "depth": size.depth,
+        "num_heads": size.heads,
+        "mlp_ratio": size.hidden / size.features,
+        "num_classes": CLASSES,
+        "patch_size": size.patch,
+        "global_pool": {"cls": "token", "gap": "avg", "map": "map"}[pool],
+        "class_token": pool == "cls",
+        "fc_norm": False,
+    }
+    if size.stem is None:
+        return library.models.vision_transformer.VisionTransformer(**options).eval()
+    hybrid = library.models.vision_transformer_hybrid
+    backbone = hybrid._resnetv2(size.stem)
+    return hybrid._create_vision_transformer_hybrid(
+        "vit_tiny_r_s16_p8_224", backbone, **options
+    ).eval()
+
+
+def state_of(model: Any) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def fill(model: Any, arrays: dict[str, np.ndarray]) -> None:
+    torch = peers.torch()
+    model.load_state_dict({n: torch.tensor(a) for n, a in arrays.items()}, strict=True)
+
+
+def outputs(model: Any, images: np.ndarray) -> np.ndarray:
+    torch = peers.torch()
+    with torch.no_grad():
+        return model(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+
+
+def require_equal(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(actual) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(actual[name], array, err_msg=name, strict=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_to_timm_and_back_changes_nothing(family: str, rng: np.random.Generator) -> None:
+    arrays = random_arrays(family, rng)
+
+    back = timm.from_timm(timm.to_timm(arrays), heads=2)
+
+    require_equal(back, arrays)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_timm_takes_every_array_and_gives_our_outputs(
+    family: str, rng: np.random.Generator
+) -> None:
+    model, arrays = peer(family), random_arrays(family, rng)
+    _, size, image_size = FAMILIES[family]
+    image = rng.uniform(-1, 1, (image_size, image_size, 3)).astype(np.float32)
+    expected = vit_numpy.logits(
+        arrays,
+        image,
+        patch=size.patch,
+        heads=size.heads,
+        alpha=1.0,
+        beta=1.0,
+        plain=False,
+        exact_gelu=True,
+    )
+
+    fill(model, timm.to_timm(arrays))
+    (actual,) = outputs(model, image[None])
+
+    # float32; timm's stems have other epsilons besides.
+    np.testing.assert_allclose(actual, expected, atol=1e-5 if size.stem is None else 1e-4)
+
+
+@pytest.mark.parametrize("family", OF_AUGREG)
+def test_timms_own_loader_of_our_names_agrees(
+    family: str, rng: np.random.Generator, tmp_path: pathlib.Path
+) -> None:
+    model, arrays = peer(family), random_arrays(family, rng)
+    np.savez(tmp_path / "vit.npz", **arrays)  # pyright: ignore[reportArgumentType]
+
+    model.load_pretrained(str(tmp_path / "vit.npz"))
+
+    require_equal(timm.to_timm(arrays), state_of(model))
+
+
+@pytest.mark.parametrize("family", ["cls", "gap", "map", "stem"])
+def test_a_file_of_timm_is_one_of_ours(family: str, tmp_path: pathlib.Path) -> None:
+    state = state_of(peer(family))
+    pool, size, _ = FAMILIES[family]
+    timm.save(tmp_path / "vit.safetensors", state)
+
+    checkpoint = augreg.read(tmp_path / "vit.safetensors", heads=size.heads)
+
+    assert checkpoint.size == size
+    assert checkpoint.options["pool"] == pool
+    assert checkpoint.options["exact_gelu"]
+    require_equal(timm.to_timm(checkpoint.arrays), state)
+
+
+def test_a_folded_teacher_is_served_by_timm(rng: np.random.Generator) -> None:
+    model, arrays = peer("cls"), random_arrays("cls", rng)
+    image = rng.uniform(-1, 1, (16, 16, 3)).astype(np.float32)
+    weights: dict[str, Any] = {"mlp_weight": 0.8, "attention_weight": 0.9}
+    expected = vit_numpy.logits(
+        arrays, image, patch=4, heads=2, alpha=0.8, beta=0.9, plain=False, exact_gelu=True
+    )
+
+    fill(model, timm.to_timm(folding.fold(arrays, residual="two_minus", **weights)))
+
+    np.testing.assert_allclose(outputs(model, image[None])[0], expected, atol=1e-5)
+
+
+def test_computed_positions_are_written_out(rng: np.random.Generator) -> None:
+    model, arrays = peer("gap"), random_arrays("gap", rng)
+    del arrays[augreg.POSITION]
+    image = rng.uniform(-1, 1, (16, 16, 3)).astype(np.float32)
+    expected = vit_numpy.logits(
+        arrays, image, patch=4, heads=2, alpha=1.0, beta=1.0, plain=False, exact_gelu=True
+    )
+
+    fill(model, timm.to_timm(arrays, grid=4))
+
+    np.testing.assert_allclose(outputs(model, image[None])[0], expected, atol=1e-5)
+    with pytest.raises(SettingError, match="no computed positions: give grid"):
+        timm.to_timm(arrays)
+
+
+def test_positions_without_that_of_cls_get_zeros_for_it(rng: np.random.Generator) -> None:
+    arrays = random_arrays("cls", rng)
+    arrays[augreg.POSITION][:, 0] = 0
+    state = timm.to_timm(arrays)
+    state["pos_embed"] = state["pos_embed"][:, 1:]
+
+    require_equal(timm.from_timm(state, heads=2), arrays)
+
+
+def test_pre_logits_are_read_and_not_written(rng: np.random.Generator) -> None:
+    arrays = random_arrays("cls", rng)
+    kernel, bias = rng.normal(size=(16, 16)), rng.normal(size=16)
+    state = timm.to_timm(arrays) | {"pre_logits.fc.weight": kernel.T, "pre_logits.fc.bias": bias}
+
+    back = timm.from_timm(state, heads=2)
+
+    require_equal(back, arrays | {"pre_logits/kernel": kernel, "pre_logits/bias": bias})
+    with pytest.raises(SettingError, match="timm has no pre_logits"):
+        timm.to_timm(back)
+
+
+@pytest.mark.parametrize(("features", "heads"), [(192, 3), (1280, 16), (160, 5), (128, 2)])
+def test_heads_are_those_of_the_published_sizes(features: int, heads: int) -> None:
+    assert timm.usual_heads(features) == heads
+
+
+def test_timm_names_are_recognised(rng: np.random.Generator) -> None:
+    arrays = random_arrays("cls", rng)
+
+    assert timm.is_timm(timm.to_timm(arrays))
+    assert not timm.is_timm(arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"head_dist.weight": np.zeros((5, 16))}, "distilled DeiT.*head_dist"),
+        ({"dist_token": np.zeros((1, 1, 16))}, "distilled DeiT.*dist_token"),
+        ({"fc_norm.weight": np.zeros(16)}, "normalises after its pooling"),
+        ({"blocks.1.ls1.gamma": np.zeros(16)}, r"no place for blocks\.1\.ls1\.gamma"),
+        ({"reg_token": np.zeros((1, 4, 16))}, "no place for reg_token"),
+        ({"blocks.0.attn.qkv.bias": None}, r"no blocks\.0\.attn\.qkv\.bias"),
+        ({"blocks.0.attn.qkv.weight": np.zeros((16, 48))}, r"mis-shaped: \(16, 48\) .* \(48, 16\)"),
+        ({"blocks.0.attn.proj.weight": np.zeros(16)}, r"proj\.weight is mis-shaped: \(16,\)"),
+    ],
+)
+def test_what_is_none_of_our_vits_is_named(
+    rng: np.random.Generator, change: dict[str, Any], complaint: str
+) -> None:
+    state = {**timm.to_timm(random_arrays("cls", rng)), **change}
+
+    with pytest.raises(SettingError, match=complaint):
+        timm.from_timm({n: a for n, a in state.items() if a is not None}, heads=2)
+
+
+def test_heads_that_do_not_divide_are_named(rng: np.random.Generator) -> None:
+    state = timm.to_timm(random_arrays("cls", rng))
+    with pytest.raises(SettingError, match="16 features, which do not divide into 3 heads"):
+        timm.from_timm(state, heads=3)
+    with pytest.raises(SettingError, match="give the number of heads"):
+        timm.from_timm(state)
+
+
+def test_reals_are_read_as_float32(tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
+    values = rng.normal(size=(2, 3))
+    types = {"half": np.float16, "brain": ml_dtypes.bfloat16, "double": np.float64}
+    arrays = {name: values.astype(dtype) for name, dtype in types.items()}
+    timm.save(tmp_path / "a.safetensors", arrays | {"steps": np.array(3)})
+
+    found = timm.read(tmp_path / "a.safetensors")
+
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array.astype(np.float32), strict=True)
+    np.testing.assert_array_equal(found["steps"], np.array(3), strict=True)
+
+
+def test_a_transposed_array_is_stored_as_it_reads(
+    tmp_path: pathlib.Path, rng: np.random.Generator
+) -> None:
+    array = rng.normal(size=(2, 3)).astype(np.float32).T
+
+    timm.save(tmp_path / "a.safetensors", {"a": array}, {"source": "here"})
+
+    np.testing.assert_array_equal(timm.read(tmp_path / "a.safetensors")["a"], array)
+    with safetensors.safe_open(tmp_path / "a.safetensors", framework="np") as file:
+        assert file.metadata() == {"format": "pt", "source": "here"}
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", None])
+def test_a_broken_file_is_named(content: bytes | None, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "broken.safetensors"
+    whole = safetensors.numpy.save({"a": np.zeros(9, np.float32)})
+    path.write_bytes(whole[:-5] if content is None else content)
+
+    with pytest.raises(SettingError, match=r"broken\.safetensors is not a whole"):
+        timm.read(path)
+
+
+def test_a_type_that_numpy_lacks_is_named(tmp_path: pathlib.Path) -> None:
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+    content = len(header).to_bytes(8, "little") + header + b"\0\0"
+    (tmp_path / "a.safetensors").write_bytes(content)
+
+    with pytest.raises(SettingError, match=r"a in .*a\.safetensors holds F8_E4M3"):
+        timm.read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model.pth", "pytorch_model.bin"])
+def test_a_pickle_is_not_loaded(name: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SettingError, match=rf"{name} is a pickle.*save_file"):
+        timm.read(tmp_path / name)
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(SettingError, match=r"no checkpoint missing\.safetensors"):
+        timm.read("missing.safetensors")
