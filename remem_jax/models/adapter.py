@@ -1,0 +1,129 @@
+"""Adapters: small residual MLPs after the sub-blocks of a frozen ViT.
+
+They are put around the calls of the model's own modules, so any ViT has them: `add` puts their
+parameters into the tree, inside those of the module they follow, and `wrap` has them used.
+
+Source: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751 (after attention and MLP); Pfeiffer
+et al. 2021, https://arxiv.org/abs/2005.00247 (after the MLP alone).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from remem_jax.checks import at_least, one_of, require
+from remem_jax.records import Key, Params
+
+NAME = "Adapter_0"
+# The sub-blocks of an encoder block, and the last layer of each.
+_LAST = {"MultiHeadDotProductAttention_1": "out", "MlpBlock_3": "Dense_1"}
+PLACEMENTS = {
+    "houlsby": ("MultiHeadDotProductAttention_1", "MlpBlock_3"),
+    "pfeiffer": ("MlpBlock_3",),
+}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Adapter(nn.Module):
+    """Down-projection, GELU, up-projection, residual; a new one changes nothing.
+
+    The GELU is that of the code of Houlsby et al., by tanh, and the deviation of the
+    down-projection is that of their Section 3. Differs from the paper: the up-projection starts
+    at zero, not near it, so that the first network is exactly the pretrained one.
+
+    Attributes:
+        hidden: Width of the bottleneck.
+    """
+
+    hidden: int
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "batch token feature"]
+    ) -> Float[Array, "batch token feature"]:
+        features, dtype = tokens.shape[-1], tokens.dtype
+        init = nn.initializers.truncated_normal(1e-2)
+        hidden = nn.Dense(self.hidden, dtype=dtype, kernel_init=init, name="down")(tokens)
+        up = nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="up")
+        return tokens + up(nn.gelu(hidden))
+
+
+def check(placement: str, reduction: int) -> None:
+    """Raises `ValueError` unless `add` knows the placement, and the reduction is one."""
+    one_of("placement", placement, PLACEMENTS)
+    at_least("reduction", reduction, 1)
+
+
+def add(params: Params, key: Key, *, placement: str, reduction: int = 16) -> Params:
+    """Puts an `Adapter_0` into the parameters of the sub-blocks of every encoder block.
+
+    Args:
+        params: Parameters of a ViT.
+        key: Source of the down-projections.
+        placement: One of `PLACEMENTS`.
+        reduction: Features over width of the bottleneck, which is rounded down.
+
+    Raises:
+        ValueError: If the placement is unknown, no block has such a sub-block, or the reduction
+            is below 1 or leaves no bottleneck.
+    """
+    check(placement, reduction)
+    flat: Any = traverse_util.flatten_dict(params)
+    kernels = sorted(path for path in flat if _ends_sub_block(path, PLACEMENTS[placement]))
+    require(len(kernels) > 0, f"placement {placement!r}: no encoder block has such a sub-block.")
+    for path, own_key in zip(kernels, jax.random.split(key, len(kernels)), strict=True):
+        features = flat[path].shape[-1]
+        require(
+            reduction <= features,
+            f"reduction must be at most the {features} features of the model, got {reduction}.",
+        )
+        new = Adapter(features // reduction).init(own_key, jnp.zeros((1, 1, features)))["params"]
+        for name, leaf in traverse_util.flatten_dict(new).items():
+            flat[(*path[:-2], NAME, *name)] = leaf
+    return traverse_util.unflatten_dict(flat)
+
+
+def wrap(apply: Callable[P, T]) -> Callable[P, T]:
+    """Has a model use the adapters among its parameters; where there are none, nothing changes.
+
+    Args:
+        apply: Applies a model. It must not be jitted yet: adapters are seen while it is traced.
+
+    Returns:
+        A function that takes and returns what `apply` does.
+    """
+
+    @functools.wraps(apply)
+    def adapted(*args: P.args, **kwargs: P.kwargs) -> T:
+        with nn.intercept_methods(_adapt):
+            return apply(*args, **kwargs)
+
+    return adapted
+
+
+def _adapt(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """Calls a method of any module; after a sub-block that has an adapter, the adapter too."""
+    out, module = call(*args, **kwargs), context.module
+    if context.method_name != "__call__" or module.name not in _LAST:
+        return out
+    params = module.get_variable("params", NAME)
+    if params is None:
+        return out
+    return Adapter(params["down"]["kernel"].shape[-1], parent=None).apply({"params": params}, out)
+
+
+def _ends_sub_block(path: tuple[str, ...], sub_blocks: tuple[str, ...]) -> bool:
+    """Whether a path is that of the last kernel of one of the sub-blocks."""
+    return any(
+        path[-3:] == (sub_block, _LAST[sub_block], "kernel")
+        and any(part.startswith("encoderblock_") for part in path[:-3])
+        for sub_block in sub_blocks
+    )
