@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.log_every = 10  # Steps.
     config.save_every = 40  # Steps; also where a stopped run goes on.
+    config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
     config.differs = (  # Sentences; what the settings say by themselves, the report adds.
         "Digits of 8 x 8 pixels, and a teacher pretrained on 80,000 small images.",
     )
@@ -49,7 +50,24 @@ def get_config() -> ConfigDict:
     config.teacher.rho = 0.05  # The paper's 0.5 is for networks 45 times as large.
     config.teacher.mlp_weight = 0.8
     config.teacher.attention_weight = 1.0
+    config.teacher.pruned_mlp = 0  # MLPs left out, from the top (Section 4 of the paper).
+    config.teacher.pruned_attention = 0
     config.teacher.residual = "two_minus"
+
+    config.teacher.tuning = (
+        "full"  # Or "lora", "adapter_houlsby", "adapter_pfeiffer", "linear_probe".
+    )
+    config.teacher.lora = ConfigDict()
+    config.teacher.lora.targets = ("query", "value")
+    config.teacher.lora.rank = 32
+    config.teacher.lora.scale = 32.0
+    config.teacher.adapter = ConfigDict()
+    config.teacher.adapter.reduction = 16
+    config.teacher.gelu = ""  # "tanh" or "erf"; empty is the checkpoint's.
+    config.teacher.position_resize = "vit_jax"  # Or "timm".
+    config.teacher.rematerialise = False  # Less memory on a GPU; a CPU always does it.
+    config.teacher.scan = True  # Over the blocks; compiles faster. False unrolls them.
+    config.teacher.mirror = ""  # Of the published checkpoints; empty is Google's bucket.
 
     config.student = ConfigDict()
     config.student.model = "resnet18"

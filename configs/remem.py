@@ -36,6 +36,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.seed = 0
     config.log_every = 50  # Steps.
     config.save_every = 500  # Steps; also where a stopped run goes on.
+    config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
     config.differs = (  # Sentences; what the settings say by themselves, the report adds.
         "Settings are selected on a validation split held out of train; the paper does not say "
         "on which split it selects.",
@@ -57,7 +58,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.teacher = ConfigDict()
     config.teacher.model = "vit"
     config.teacher.variant = options["variant"]
-    config.teacher.init = f"weights/{options['variant'].replace('/', '_')}.npz"
+    config.teacher.init = f"augreg:{options['variant']}"  # Downloaded; or the path of a file.
     config.teacher.steps = (500, 700, 1000, 3000, 5000, 7000, 10_000)  # Each a teacher [text].
     config.teacher.batch_size = 512  # [choice]
     config.teacher.learning_rate = 0.03  # Of 0.005 to 0.5 [text]; which one is [choice].
@@ -69,7 +70,24 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.teacher.rho = 0.5  # Of 0.5, 0.05, 0.005 [text].
     config.teacher.mlp_weight = 0.8  # alpha, of 0.8, 0.9 [text].
     config.teacher.attention_weight = 1.0  # beta; ReMem re-weights the MLPs alone [text].
+    config.teacher.pruned_mlp = 0  # MLPs left out, from the top (Section 4 of the paper).
+    config.teacher.pruned_attention = 0
     config.teacher.residual = "two_minus"  # [derived] from the text; or "plain".
+
+    config.teacher.tuning = (
+        "full"  # Or "lora", "adapter_houlsby", "adapter_pfeiffer", "linear_probe".
+    )
+    config.teacher.lora = ConfigDict()
+    config.teacher.lora.targets = ("query", "value")  # [text]
+    config.teacher.lora.rank = 32  # [text]
+    config.teacher.lora.scale = 32.0  # alpha in the terms of LoRA; alpha / rank is 1 [text].
+    config.teacher.adapter = ConfigDict()
+    config.teacher.adapter.reduction = 16  # [text]
+    config.teacher.gelu = ""  # "tanh" or "erf"; empty is the checkpoint's.
+    config.teacher.position_resize = "vit_jax"  # Or "timm".
+    config.teacher.rematerialise = False  # Less memory on a GPU; a CPU always does it.
+    config.teacher.scan = True  # Over the blocks; compiles faster. False unrolls them.
+    config.teacher.mirror = ""  # Of the published checkpoints; empty is Google's bucket.
 
     config.student = ConfigDict()
     config.student.model = options["student"]

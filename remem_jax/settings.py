@@ -6,8 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from remem_jax import checks, data, models
-from remem_jax.models import resnet, vit
-from remem_jax.weights import catalog
+from remem_jax.models import resnet, tuning, vit
+from remem_jax.weights import augreg, catalog
 
 # What each method changes in config.teacher; None where there is no teacher.
 METHODS: dict[str, dict[str, float] | None] = {
@@ -17,6 +17,7 @@ METHODS: dict[str, dict[str, float] | None] = {
     "reweight": {"rho": 0.0},
     "remem": {},
 }
+GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
 # What may change between two starts of one run: it changes no result.
 _FREE = ("log_every", "save_every", "differs")
 
@@ -35,6 +36,7 @@ def check_remem(config: ConfigDict) -> None:
         checks.one_of("config.methods", method, METHODS)
     repeated = len(set(config.methods)) < len(config.methods)
     checks.require(not repeated, f"config.methods repeats a method: {tuple(config.methods)}.")
+    checks.one_of("config.compute_dtype", config.compute_dtype, vit.DTYPES)
     _check_teacher(config.teacher, config.data.image_size)
     _check_student(config.student)
 
@@ -44,7 +46,8 @@ def check_pretrain(config: ConfigDict) -> None:
     _check_common(config)
     checks.one_of("config.model.variant", config.model.variant, vit.VARIANTS)
     checks.within("config.model.dropout", config.model.dropout, 0, 0.99)
-    _check_patches(config.model.variant, config.data.image_size)
+    size = vit.VARIANTS[config.model.variant]
+    check_patches(f"ViT-{config.model.variant}", size, config.data.image_size)
     train = config.train
     checks.at_least("config.train.steps", train.steps, 1)
     _check_optimizer("config.train", train, train.steps)
@@ -74,7 +77,15 @@ def _check_common(config: ConfigDict) -> None:
 
 def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.one_of("config.teacher.model", teacher.model, models.TEACHERS)
-    checks.one_of("config.teacher.variant", teacher.variant, vit.VARIANTS)
+    if teacher.variant:
+        checks.one_of("config.teacher.variant", teacher.variant, vit.VARIANTS)
+        size = vit.VARIANTS[teacher.variant]
+        check_patches(f"ViT-{teacher.variant}", size, image_size)
+        for name in ("pruned_mlp", "pruned_attention"):
+            checks.within(f"config.teacher.{name}", teacher[name], 0, size.depth)
+    checks.one_of("config.teacher.gelu", teacher.gelu, GELUS)
+    checks.one_of("config.teacher.position_resize", teacher.position_resize, augreg.RESIZES)
+    tuning_of(teacher)
     checks.one_of("config.teacher.residual", teacher.residual, vit.RESIDUALS)
     checks.inside("config.teacher.mlp_weight", teacher.mlp_weight, 0, 2)
     checks.inside("config.teacher.attention_weight", teacher.attention_weight, 0, 2)
@@ -87,12 +98,26 @@ def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.above("config.teacher.learning_rate", teacher.learning_rate, 0)
     checks.inside("config.teacher.momentum", teacher.momentum, -1e-9, 1)
     _check_optimizer("config.teacher", teacher, teacher.steps[-1])
-    _check_patches(teacher.variant, image_size)
-    path = catalog.locate(teacher.init)
+    _check_init(teacher)
+
+
+def _check_init(teacher: ConfigDict) -> None:
+    """Raises unless the weights are there, or published; what is published is fetched later."""
+    if catalog.is_name(teacher.init) and teacher.init not in catalog.BUNDLED:
+        published = catalog.find(teacher.init)
+        fits = teacher.variant in ("", published.variant)
+        checks.require(
+            fits,
+            f"config.teacher.init is {teacher.init}, a ViT-{published.variant}; set "
+            f"config.teacher.variant to it, not to {teacher.variant!r}.",
+        )
+        if catalog.mirror_folder(teacher.mirror) is None:
+            return
+    path, _ = catalog.split_path(str(catalog.locate(teacher.init, mirror=teacher.mirror)))
     checks.require(
         path.is_file(),
-        f"There is no checkpoint {teacher.init}: set config.teacher.init to an AugReg .npz "
-        f"of ViT-{teacher.variant} ({catalog.ADVICE}).",
+        f"There is no checkpoint {teacher.init}: set config.teacher.init to a file of "
+        f"ViT-{teacher.variant} or to a published name ({catalog.ADVICE}).",
     )
 
 
@@ -122,10 +147,28 @@ def _check_optimizer(prefix: str, settings: ConfigDict, steps: int) -> None:
         checks.above(f"{prefix}.clip_norm", settings.clip_norm, 0)
 
 
-def _check_patches(variant: str, image_size: int) -> None:
-    patch = vit.VARIANTS[variant].patch
+def check_patches(model: str, size: vit.Size, image_size: int) -> None:
+    """Raises unless images divide into the patches of a model."""
     checks.require(
-        image_size % patch == 0,
-        f"config.data.image_size must be a multiple of {patch}, the patch of ViT-{variant}; got "
+        image_size % size.pixels == 0,
+        f"config.data.image_size must be a multiple of {size.pixels}, the patch of {model}; got "
         f"{image_size}.",
     )
+
+
+def tuning_of(teacher: ConfigDict) -> tuning.Tuning:
+    """How `config.teacher` tunes a network.
+
+    Raises:
+        SettingError: If the method, or an option of it, is unknown or out of range.
+    """
+    checks.one_of("config.teacher.tuning", teacher.tuning, tuning.METHODS)
+    options: dict[str, Any] = {}
+    if teacher.tuning == "lora":
+        options = {**teacher.lora, "targets": tuple(teacher.lora.targets)}
+    elif teacher.tuning.startswith("adapter"):
+        options = dict(teacher.adapter)
+    try:
+        return tuning.make(teacher.tuning, **options)
+    except ValueError as error:
+        raise checks.SettingError(f"config.teacher.{teacher.tuning[:7]}: {error}") from error

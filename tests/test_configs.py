@@ -73,8 +73,8 @@ def test_the_spec_may_name_a_teacher(variant: str) -> None:
     assert remem.get_config(f"folder,variant={variant}").teacher.variant == variant
 
 
-def test_the_file_of_a_teacher_is_that_of_its_variant() -> None:
-    assert remem.get_config("folder,variant=Ti/16").teacher.init == "weights/Ti_16.npz"
+def test_the_weights_of_a_teacher_are_those_of_its_variant() -> None:
+    assert remem.get_config("folder,variant=Ti/16").teacher.init == "augreg:Ti/16"
 
 
 def test_the_spec_may_name_a_student() -> None:

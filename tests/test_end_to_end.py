@@ -11,10 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import safetensors.numpy
 
-from remem_jax import models
+from remem_jax import data, models
+from remem_jax.data import augment
 from remem_jax.weights import augreg
+from tests.oracles import peers
 
 pytestmark = pytest.mark.timeout(900)  # Several whole runs; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[1]
@@ -37,9 +42,9 @@ SETTINGS = {
 class Job:
     """The command of a run in a folder of its own."""
 
-    def __init__(self, workdir: pathlib.Path, scratch: pathlib.Path) -> None:
+    def __init__(self, workdir: pathlib.Path, scratch: pathlib.Path, **others: Any) -> None:
         self.workdir = workdir
-        settings = {**SETTINGS, "teacher.init": scratch / "pico.npz"}
+        settings = {**SETTINGS, "teacher.init": scratch / "pico.npz", **others}
         command = [sys.executable, "-m", "remem_jax.main", "--config=configs/quickstart.py"]
         changes = [f"--config.{name}={value}" for name, value in settings.items()]
         self._command = [*command, f"--workdir={workdir}", *changes]
@@ -74,16 +79,16 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Job]:
-    """Makes jobs that differ in their folder alone."""
+def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """Makes jobs that differ in their folder, and in what is named."""
     scratch = tmp_path_factory.mktemp("job")
     model = models.make("vit", variant="Pico/8", classes=3)
     augreg.save(scratch / "pico.npz", models.init(model, jax.random.key(0), 16)["params"])
-    return lambda name: Job(scratch / name, scratch)
+    return lambda name, **others: Job(scratch / name, scratch, **others)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job: Callable[[str], Job]) -> Job:
+def undisturbed(job: Callable[..., Job]) -> Job:
     """A run that nothing disturbed."""
     job("undisturbed").finish()
     return job("undisturbed")
@@ -136,9 +141,7 @@ def test_the_report_is_written(undisturbed: Job) -> None:
     assert "<svg" in (undisturbed.workdir / "report.html").read_text()
 
 
-def test_a_killed_run_comes_to_the_same_results(
-    job: Callable[[str], Job], undisturbed: Job
-) -> None:
+def test_a_killed_run_comes_to_the_same_results(job: Callable[..., Job], undisturbed: Job) -> None:
     killed = job("killed")
     killed.kill_when("teachers/remem")
     killed.kill_when("students/remem/step_120")
@@ -150,6 +153,48 @@ def test_a_killed_run_comes_to_the_same_results(
         assert found[field] == expected[field]
 
 
-def test_a_finished_run_is_not_done_again(job: Callable[[str], Job], undisturbed: Job) -> None:
+def test_a_finished_run_is_not_done_again(job: Callable[..., Job], undisturbed: Job) -> None:
     before = results(undisturbed)
     assert undisturbed.finish() == before
+
+
+LORA = {
+    "methods": "('remem',)",
+    "teacher.tuning": "lora",
+    "teacher.steps": "(20,)",
+    "teacher.warmup_steps": 5,
+    "teacher.attention_weight": 0.9,
+    "teacher.gelu": "erf",  # As timm has it.
+}
+
+
+def test_timm_serves_what_lora_and_distillation_made(job: Callable[..., Job]) -> None:
+    torch, timm = peers.torch(), peers.timm()
+    tuned = job("lora", **LORA)
+    tuned.kill_when("teachers/remem")
+
+    (row,) = tuned.finish()["methods"]
+
+    used = results(tuned)["models"]
+    assert used["teacher_trainable"] == 6 * 2 * (160 * 32 + 32 * 160) + 160 * 10 + 10
+    folder = tuned.workdir / "selected"
+    student = timm.create_model("resnet18", num_classes=10)
+    arrays = safetensors.numpy.load_file(folder / "remem_student.safetensors")
+    student.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+    teacher = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=160, depth=6, num_heads=5, num_classes=10
+    )
+    teacher.load_pretrained(str(folder / "remem_teacher.npz"))
+    source = data.open_source("digits", path="", data_dir="")
+    dataset = data.load(
+        source, validation=0.2, seed=0, stored_size=64, corrupt_limit=0, resident_gib=1.0
+    )
+    test = dataset.splits["test"]
+    view = augment.make_evaluation_view(size=16)
+    images = np.asarray(view(jax.random.key(0), jnp.asarray(test.image)))
+    for name, model in (("student", student), ("teacher", teacher)):
+        with torch.no_grad():
+            answers = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        right = answers.argmax(-1).numpy() == np.asarray(test.label)
+        # Two of 360 images may lie on a border between classes.
+        assert right.mean() == pytest.approx(row[name]["test"]["top1"], abs=2.5 / 360)

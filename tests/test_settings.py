@@ -94,6 +94,12 @@ BAD: list[tuple[str, Any]] = [
     ("teacher.attention_weight", 0.0),
     ("teacher.attention_weight", 2.0),
     ("teacher.residual", "none"),
+    ("teacher.tuning", "prompt"),
+    ("teacher.gelu", "relu"),
+    ("teacher.position_resize", "cubic"),
+    ("teacher.pruned_mlp", 7),
+    ("teacher.pruned_attention", -1),
+    ("compute_dtype", "float16"),
     ("student.model", "vit"),
     ("student.stem", "large"),
     ("student.loss", "mse"),
@@ -168,9 +174,55 @@ def test_a_setting_at_its_limit_passes(config: ConfigDict, name: str, value: Any
 def test_a_missing_checkpoint_says_what_to_do(config: ConfigDict) -> None:
     config.teacher.init = "nowhere/B_16.npz"
 
-    advice = r"nowhere/B_16\.npz.*ViT-Pico/8.*download.*https://.*bundled:Pico/8"
+    advice = r"nowhere/B_16\.npz.*ViT-Pico/8.*published name.*augreg:Ti/16.*bundled:Pico/8"
     with pytest.raises(SettingError, match=advice):
         settings.check_remem(config)
+
+
+def test_published_weights_need_not_be_there_yet(config: ConfigDict) -> None:
+    config.teacher.init, config.teacher.variant = "augreg:Ti/16", "Ti/16"
+
+    settings.check_remem(config)
+
+
+@pytest.mark.parametrize(
+    ("init", "complaint"),
+    [
+        ("augreg:Ti/17", "known: augreg:Ti/16"),
+        ("augreg:B/16", "a ViT-B/16; set config.teacher.variant to it, not to 'Pico/8'"),
+    ],
+)
+def test_published_weights_of_another_model_are_refused(
+    config: ConfigDict, init: str, complaint: str
+) -> None:
+    config.teacher.init = init
+
+    with pytest.raises(SettingError, match=complaint):
+        settings.check_remem(config)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "group", "name", "value"),
+    [
+        ("lora", "lora", "rank", 0),
+        ("lora", "lora", "targets", ("query", "bias")),
+        ("adapter_pfeiffer", "adapter", "reduction", 0),
+    ],
+)
+def test_an_option_of_a_tuning_is_refused_by_its_name(
+    config: ConfigDict, tuning: str, group: str, name: str, value: Any
+) -> None:
+    config.teacher.tuning = tuning
+    _set(config, f"teacher.{group}.{name}", value)
+
+    with pytest.raises(SettingError, match=rf"config\.teacher\.{group}.*{name[:6]}"):
+        settings.check_remem(config)
+
+
+def test_any_size_of_teacher_passes_unnamed(config: ConfigDict) -> None:
+    config.teacher.variant = ""
+
+    settings.check_remem(config)
 
 
 def test_an_unknown_data_set_lists_the_known_ones(config: ConfigDict) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 ONE_OF: dict[str, tuple[Any, ...]] = {
     "data.image_size": (224,),
     "teacher.variant": ("Ti/16", "S/16", "B/16", "L/16"),
+    "teacher.tuning": ("full", "lora", "adapter_houlsby", "adapter_pfeiffer"),
     "teacher.weight_decay": (0.0,),
     "teacher.learning_rate": (0.005, 0.007, 0.01, 0.03, 0.05, 0.07, 0.1, 0.3, 0.5),
     "teacher.rho": (0.5, 0.05, 0.005),

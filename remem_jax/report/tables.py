@@ -187,6 +187,7 @@ def origins(results: Results) -> Table:
         ("Hash of the data", data["fingerprint"]),
         ("Hash of the settings", results["config_fingerprint"]),
         ("Teacher", f"{models['teacher']}, {models['teacher_parameters']:,} parameters"),
+        ("Teacher tuned by", _tuning(models)),
         ("Student", f"{models['student']}, {models['student_parameters']:,} parameters"),
         ("Teacher starts from", models["init"] or "random weights"),
         ("Hash of that file", models["init_digest"] or NOTHING),
@@ -195,6 +196,13 @@ def origins(results: Results) -> Table:
     ]
     rows += [(f"Version of {name}", version) for name, version in results["versions"].items()]
     return Table("Data, models, versions", ("What", "Value"), tuple(rows), numeric=False)
+
+
+def _tuning(models: Mapping[str, Any]) -> str:
+    # Runs of before there was a choice say nothing of it.
+    method = models.get("tuning", "full")
+    trainable = models.get("teacher_trainable", models["teacher_parameters"])
+    return f"{method}, {trainable:,} parameters train"
 
 
 def _class_names(names: Sequence[str]) -> str:

@@ -10,10 +10,12 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from remem_jax import losses, optim
+from remem_jax.models import tuning
 from remem_jax.records import Batch, Key, Metrics, Params, Settings, TrainApply, View
 from remem_jax.train.state import State
 
-SupervisedStep = Callable[[State, Batch], tuple[State, Metrics]]
+# (state, batch, frozen parameters) -> (state, metrics)
+SupervisedStep = Callable[[State, Batch, Params], tuple[State, Metrics]]
 StudentStep = Callable[[State, Array, Array, Array, Settings], tuple[State, Metrics]]
 
 
@@ -38,15 +40,18 @@ def make_supervised_step(
         label_smoothing: See `losses.cross_entropy`.
 
     Returns:
-        A pure step.
+        A pure step `(state, batch, frozen) -> (state, metrics)`. The state holds the parameters
+        that train, `frozen` those that do not ({} where all train): gradients, SAM's norm and
+        the optimiser see the former alone.
     """
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, frozen: Params) -> tuple[State, Metrics]:
         view_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         images = view(view_key, batch.image)
 
         def loss(params: Params) -> tuple[Float[Array, ""], Params]:
-            logits, statistics = apply(params, state.statistics, images, dropout_key)
+            whole = tuning.join(params, frozen)
+            logits, statistics = apply(whole, state.statistics, images, dropout_key)
             value = losses.cross_entropy(logits, batch.label, smoothing=label_smoothing)
             return value, statistics
 

@@ -1,5 +1,6 @@
 """Teachers: a pretrained ViT, fine-tuned by a method; each of its checkpoints is a teacher."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,13 +8,26 @@ import jax
 from ml_collections import ConfigDict
 
 from remem_jax import models, optim
-from remem_jax.models import vit
+from remem_jax.checks import require
+from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Params, Variables
-from remem_jax.settings import METHODS
+from remem_jax.settings import METHODS, check_patches, tuning_of
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import state, steps
-from remem_jax.weights import augreg, catalog
+from remem_jax.weights import augreg, catalog, download
 from remem_jax.workflow import parts
+
+
+class Pretrained(NamedTuple):
+    """The checkpoint that teachers start from.
+
+    Attributes:
+        checkpoint: As the file has it.
+        digest: Hash of the file.
+    """
+
+    checkpoint: augreg.Checkpoint
+    digest: str
 
 
 class Teachers(NamedTuple):
@@ -40,28 +54,108 @@ class Teachers(NamedTuple):
     seconds: float
 
 
-def finetune(run: parts.Run, method: str) -> Teachers:
+class Start(NamedTuple):
+    """What a fine-tuning starts from.
+
+    Attributes:
+        model: The ViT, as the method changes it.
+        tuned: How it is tuned.
+        trainable: The parameters that train; the state, SAM's norm and the checkpoints hold them
+            alone.
+        frozen: The others.
+    """
+
+    model: vit.VisionTransformer
+    tuned: tuning.Tuning
+    trainable: Params
+    frozen: Params
+
+    def variables(self, trained: Params) -> Variables:
+        """What `Tuning.wrap` takes, of trained parameters."""
+        return {"params": tuning.join(trained, self.frozen)}
+
+    @property
+    def stacks(self) -> bool:
+        """Whether it trains with its blocks stacked: where all of each block trains."""
+        return self.model.scan and not self.frozen
+
+
+def read_pretrained(run: parts.Run) -> Pretrained:
+    """Finds the pretrained weights, downloading them where a catalogue name asks for it."""
+    settings = run.config.teacher
+    path = download.obtain(settings.init, mirror=settings.mirror)
+    heads = vit.VARIANTS[settings.variant].heads if settings.variant else 0
+    file, _ = catalog.split_path(str(path))
+    return Pretrained(augreg.read(path, heads=heads), results.digest(file))
+
+
+def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:
+    """The first step of a fine-tuning; a checkpoint that does not fit stops the run here."""
+    settings = settings_of(run.config, method)
+    checkpoint, image_size = pretrained.checkpoint, run.config.data.image_size
+    if settings.variant:
+        named = vit.VARIANTS[settings.variant]
+        require(
+            named == checkpoint.size,
+            f"{settings.init} holds a ViT of {checkpoint.size}, not ViT-{settings.variant} "
+            f"({named}): set config.teacher.variant to the checkpoint's, or to '' for any.",
+        )
+    check_patches(f"the checkpoint {settings.init}", checkpoint.size, image_size)
+    fixed = {name: checkpoint.options[name] for name in ("pool", "positions")}
+    model = vit.make(
+        variant=checkpoint.size,
+        classes=len(run.dataset.classes),
+        mlp_weight=settings.mlp_weight,
+        attention_weight=settings.attention_weight,
+        residual=settings.residual,
+        exact_gelu={"": checkpoint.options["exact_gelu"]}.get(
+            settings.gelu, settings.gelu == "erf"
+        ),
+        dropout=settings.dropout,
+        pruned_mlp=settings.pruned_mlp,
+        pruned_attention=settings.pruned_attention,
+        dtype=run.config.compute_dtype,
+        # On a CPU, recomputing a block is cheaper than fetching what it stored.
+        rematerialise=settings.rematerialise or jax.default_backend() == "cpu",
+        scan=settings.scan,
+        **fixed,
+    )
+    variables = augreg.into(
+        checkpoint,
+        model,
+        image_size=image_size,
+        reset_head=True,
+        resize=settings.position_resize,
+    )
+    tuned = tuning_of(settings)
+    params = tuned.add(variables["params"], jax.random.key(run.config.seed))
+    return Start(model, tuned, *tuning.split(params, tuned.trains))
+
+
+def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
     """Trains the teachers of a method; where that is done, reads what is there."""
     part = f"teachers/{method}"
     folder = run.workdir / part
     settings = settings_of(run.config, method)
-    model = _make_model(run, settings)
-    apply = models.evaluation_apply(model)
+    first = start(run, pretrained, method)
+    apply = first.tuned.wrap(models.evaluation_apply(first.model))
     measure = parts.make_measure(run, apply, settings.batch_size)
-    like = models.shapes(model, run.config.data.image_size)
+    like = jax.eval_shape(lambda: first.trainable)
 
     def load(at: int) -> Variables:
-        return {"params": checkpoints.load_tree(folder / f"step_{at}" / "params", like)}
+        trained = checkpoints.load_tree(folder / f"step_{at}" / "params", like)
+        return {"params": first.tuned.merge(first.variables(trained)["params"])}
 
     def milestone(at: int, now: state.State) -> None:
-        metrics = measure(now.variables, "validation")
+        params = encoder.unstack(now.params) if first.stacks else now.params
+        metrics = measure(first.variables(params), "validation")
         parts.log_validation(run, part, at, metrics[run.dataset.metric])
-        checkpoints.save_tree(folder / f"step_{at}" / "params", now.params)
+        checkpoints.save_tree(folder / f"step_{at}" / "params", params)
         results.write(folder / f"step_{at}" / "record.json", {"step": at, "validation": metrics})
 
     done = results.read(folder / "result.json")
     if done is None:
-        seconds = _train(run, part, settings, model, milestone)
+        seconds = _train(run, part, settings, first, milestone)
         found = [results.read(folder / f"step_{at}" / "record.json") for at in settings.steps]
         done = {"teachers": found, "seconds": seconds}
         results.write(folder / "result.json", done)
@@ -73,7 +167,7 @@ def _train(
     run: parts.Run,
     part: str,
     settings: ConfigDict,
-    model: vit.VisionTransformer,
+    first: Start,
     milestone: Callable[[int, state.State], None],
 ) -> float:
     """Fine-tunes from the pretrained weights to the last step; the seconds that it took."""
@@ -90,16 +184,19 @@ def _train(
         clip_norm=settings.clip_norm,
     )
     step = steps.make_supervised_step(
-        models.train_apply(model),
+        first.tuned.wrap(models.train_apply(first.model)),
         tx,
         parts.train_view(run),
         key=jax.random.key(run.config.seed),
     )
+    # The frozen parameters are an argument: as constants they would be compiled into the step.
+    step = functools.partial(jax.jit(step, donate_argnums=0), frozen=first.frozen)
+    params = encoder.stack(first.trainable) if first.stacks else first.trainable
     _, seconds = parts.train(
         run,
         part,
-        state.create(_pretrained(model, run), tx),
-        jax.jit(step, donate_argnums=0),
+        state.create({"params": params}, tx),
+        step,
         batch_size=settings.batch_size,
         steps=settings.steps[-1],
         milestones=tuple(settings.steps),
@@ -113,29 +210,3 @@ def settings_of(config: ConfigDict, method: str) -> ConfigDict:
     settings = config.teacher.copy_and_resolve_references()
     settings.update(METHODS[method] or {})
     return settings
-
-
-def check_init(run: parts.Run) -> Params:
-    """Reads the pretrained weights into a plain teacher, so that a misfit stops the run now."""
-    plain = _make_model(run, settings_of(run.config, "finetune"))
-    return _pretrained(plain, run)["params"]
-
-
-def _make_model(run: parts.Run, settings: ConfigDict) -> vit.VisionTransformer:
-    model: Any = models.make(
-        settings.model,
-        variant=settings.variant,
-        classes=len(run.dataset.classes),
-        mlp_weight=settings.mlp_weight,
-        attention_weight=settings.attention_weight,
-        residual=settings.residual,
-        dropout=settings.dropout,
-        # On a CPU, recomputing a block is cheaper than fetching what it stored.
-        rematerialise=jax.default_backend() == "cpu",
-    )
-    return model
-
-
-def _pretrained(model: vit.VisionTransformer, run: parts.Run) -> Variables:
-    path = catalog.locate(run.config.teacher.init)
-    return augreg.load(path, model, image_size=run.config.data.image_size, reset_head=True)

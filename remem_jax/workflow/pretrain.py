@@ -1,5 +1,6 @@
 """How the bundled teacher was made: a small ViT from scratch, with a linear probe beside it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -55,7 +56,7 @@ def run_pretrain(run: parts.Run) -> None:
         run,
         "pretrain",
         state.create(random, tx),
-        jax.jit(step, donate_argnums=0),
+        functools.partial(jax.jit(step, donate_argnums=0), frozen={}),
         batch_size=settings.batch_size,
         steps=settings.steps,
         milestones=tuple(settings.steps * i // _MILESTONES for i in range(1, _MILESTONES + 1)),

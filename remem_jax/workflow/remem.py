@@ -14,8 +14,7 @@ from remem_jax.data import registry
 from remem_jax.records import Params
 from remem_jax.settings import METHODS, deciding
 from remem_jax.storage import results, workdir
-from remem_jax.weights import catalog
-from remem_jax.workflow import distill, finetune, parts
+from remem_jax.workflow import distill, finetune, parts, selected
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
@@ -39,28 +38,33 @@ class Outcome(NamedTuple):
 def run_remem(run: parts.Run) -> None:
     """Trains, selects, tests and reports; goes on where an earlier start was stopped."""
     config = run.config
-    params = finetune.check_init(run)
-    init_digest = results.digest(catalog.locate(config.teacher.init))
-    inputs = {"data": run.dataset.fingerprint, "teacher": init_digest}
+    pretrained = finetune.read_pretrained(run)
+    plain = finetune.start(run, pretrained, "finetune")
+    inputs = {"data": run.dataset.fingerprint, "teacher": pretrained.digest}
     workdir.begin(run.workdir, deciding(config), inputs)
     classroom = distill.make_classroom(run)
-    outcomes = [_outcome(run, classroom, method) for method in config.methods]
+    outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
-        "teacher": f"{config.teacher.model} {config.teacher.variant}",
-        "teacher_parameters": _size(params),
+        "teacher": f"{config.teacher.model} {config.teacher.variant}".strip(),
+        "teacher_parameters": _size(plain.trainable) + _size(plain.frozen),
+        "teacher_trainable": _size(plain.trainable),
+        "tuning": config.teacher.tuning,
         "student": config.student.model,
         "student_parameters": _size(classroom.first["params"]),
         "init": config.teacher.init,
-        "init_digest": init_digest,
+        "init_digest": pretrained.digest,
     }
     results.write(run.workdir / "results.json", _results(run, outcomes, used))
     report.write(run.workdir)
     logging.info("Report: %s", run.workdir / "report.html")
 
 
-def _outcome(run: parts.Run, classroom: distill.Classroom, method: str) -> Outcome:
+def _outcome(
+    run: parts.Run, pretrained: finetune.Pretrained, classroom: distill.Classroom, method: str
+) -> Outcome:
     """Trains the teachers of a method and their students; selects on validation, then tests."""
-    teachers = None if METHODS[method] is None else finetune.finetune(run, method)
+    trains_teacher = METHODS[method] is not None
+    teachers = finetune.finetune(run, pretrained, method) if trains_teacher else None
     if teachers:
         groups = distill.from_teachers(run, classroom, teachers)
     else:
@@ -69,7 +73,7 @@ def _outcome(run: parts.Run, classroom: distill.Classroom, method: str) -> Outco
     tried = [{**student, "group": group} for group in groups for student in group["students"]]
     best = distill.select(tried, run.dataset.metric)
     group = best["group"]
-    tested = _test(run, classroom, teachers, group)
+    tested = selected.test(run, classroom, teachers, group)
     chosen = {
         "teacher_step": group["teacher_step"],
         **{name: best[name] for name in ("student", "learning_rate", "temperature", "weight")},
@@ -99,25 +103,6 @@ def _outcome(run: parts.Run, classroom: distill.Classroom, method: str) -> Outco
         ],
         seconds,
     )
-
-
-def _test(
-    run: parts.Run,
-    classroom: distill.Classroom,
-    teachers: finetune.Teachers | None,
-    group: dict[str, Any],
-) -> dict[str, Any]:
-    """Metrics of what was selected, and of its teacher, on test; read once."""
-    path = run.workdir / "selected" / f"{teachers.method if teachers else 'scratch'}.json"
-    before = results.read(path)
-    if before is None:
-        best = distill.best_of(run, classroom, group["part"])
-        before = {"student": classroom.measure(best, "test")}
-        if teachers:
-            teacher = teachers.load(group["teacher_step"])
-            before["teacher"] = teachers.measure(teacher, "test")
-        results.write(path, before)
-    return before
 
 
 def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) -> dict[str, Any]:

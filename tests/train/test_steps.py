@@ -1,5 +1,6 @@
 """The supervised step, against a gradient taken by hand."""
 
+import functools
 from typing import Any
 
 import jax
@@ -39,7 +40,8 @@ def first(rng: np.random.Generator, tx: Any) -> state.State:
 
 def make(tx: Any, **options: Any) -> Any:
     view = augment.make_train_view(size=4, crop_area=(1.0, 1.0), flip=False)
-    return jax.jit(steps.make_supervised_step(linear, tx, view, key=jax.random.key(0), **options))
+    step = steps.make_supervised_step(linear, tx, view, key=jax.random.key(0), **options)
+    return functools.partial(jax.jit(step), frozen={})
 
 
 def loss(kernel: np.ndarray, batch: Batch) -> tuple[float, np.ndarray]:
@@ -88,3 +90,31 @@ def test_a_copy_is_trained_not_the_pretrained_weights(rng: np.random.Generator) 
     jax.jit(lambda s: s._replace(params={"kernel": s.params["kernel"] + 1}), donate_argnums=0)(copy)
 
     np.testing.assert_array_equal(variables["params"]["kernel"], 1.0)
+
+
+def test_frozen_parameters_count_in_the_loss_alone(rng: np.random.Generator, batch: Batch) -> None:
+    def with_bias(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> Any:
+        logits, statistics = linear(params, statistics, images, key)
+        return logits + params["bias"][None], statistics
+
+    tx = optim.sgd(lambda _: RATE, momentum=0.0, rho=0.1)
+    frozen = {"bias": jnp.asarray([0.0, 3.0, 0.0])}
+    before = first(rng, tx)
+    view = augment.make_train_view(size=4, crop_area=(1.0, 1.0), flip=False)
+    step = jax.jit(steps.make_supervised_step(with_bias, tx, view, key=jax.random.key(0)))
+
+    after, metrics = step(before, batch, frozen)
+
+    x = np.asarray(batch.image, np.float64).reshape(6, -1) / 127.5 - 1
+
+    def gradient(kernel: np.ndarray) -> np.ndarray:
+        probs = np.exp(x @ kernel + np.asarray(frozen["bias"]))
+        probs /= probs.sum(-1, keepdims=True)
+        return x.T @ (probs - np.eye(3)[np.asarray(batch.label)]) / 6
+
+    kernel = np.asarray(before.params["kernel"], np.float64)
+    norm = np.linalg.norm(gradient(kernel))  # Over what trains, and nothing else.
+    expected = kernel - RATE * gradient(kernel + 0.1 * gradient(kernel) / norm)
+    np.testing.assert_allclose(after.params["kernel"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(metrics["ascent_norm"], norm, rtol=1e-4)
+    assert set(after.params) == {"kernel"}

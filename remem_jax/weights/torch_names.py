@@ -1,0 +1,89 @@
+"""Students under the names that timm and torchvision give them, and back.
+
+Only NumPy is needed. Names that no student has are carried over as they are, for whoever checks
+them against a model to report.
+
+Source: github.com/huggingface/pytorch-image-models, `resnet.py` and `_efficientnet_blocks.py`;
+github.com/pytorch/vision, `mobilenetv2.py` and `efficientnet.py`.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from remem_jax.records import Variables
+
+Arrays = dict[str, np.ndarray]
+_BLOCK = re.compile(r"(blocks_|layer)(\d+)_(\d+)$")
+_DOWNSAMPLE = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+_LEAVES = {
+    "params": {"kernel": "weight", "scale": "weight", "bias": "bias"},
+    "batch_stats": {"mean": "running_mean", "var": "running_var"},
+}
+_STEPS = "num_batches_tracked"  # Of torch's BatchNorm, which uses it only without a momentum.
+# Modules of a block, timm's name to torchvision's. The first whose last entry is there is it.
+_MOBILE = (
+    {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"},
+    {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"},
+)
+_EFFICIENT = (
+    {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1"}
+    | {"se.conv_reduce": "2.fc1", "se.conv_expand": "2.fc2", "conv_pwl": "3.0", "bn3": "3.1"},
+    {"conv_exp": "0.0", "bn1": "0.1", "conv_pwl": "1.0", "bn2": "1.1"},
+    {"conv": "0.0", "bn1": "0.1"},
+)
+_MOBILE_REPEATS = (1, 2, 3, 4, 3, 3, 1)  # Torchvision counts MobileNetV2's blocks through.
+
+
+def to_timm(variables: Variables) -> Arrays:
+    """A student's variables as timm's state dict has them.
+
+    Args:
+        variables: Nested, {"params": ..., "batch_stats": ...}.
+
+    Returns:
+        By name: kernels with the output channels first (a depthwise one as (channel, 1, side,
+        side), a linear one as (class, feature)), and `num_batches_tracked`, 0, for each BatchNorm.
+    """
+    found: Arrays = {}
+    for collection, leaves in _LEAVES.items():
+        for path, array in _flat(variables.get(collection, {})).items():
+            module, leaf = _dotted(path[:-1]), path[-1]
+            name = f"{module}.{leaves.get(leaf, leaf)}"
+            found[name] = _outputs_first(np.asarray(array)) if leaf == "kernel" else array
+            if leaf == "var":
+                found[f"{module}.{_STEPS}"] = np.zeros((), np.int64)
+    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+
+
+def from_timm(arrays: Mapping[str, np.ndarray]) -> Variables:
+    """Arrays of timm's state dict as a student's variables, nested; undoes `to_timm`."""
+    found: dict[str, dict[tuple[str, ...], np.ndarray]] = {"params": {}, "batch_stats": {}}
+    for name, array in arrays.items():
+        *modules, leaf = name.split(".")
+        path = _undotted(".".join(modules))
+        if leaf == _STEPS:
+            continue
+        if leaf in ("running_mean", "running_var"):
+            found["batch_stats"][*path, leaf.removeprefix("running_")] = array
+        elif leaf == "weight" and array.ndim > 1:
+            found["params"][*path, "kernel"] = _outputs_last(array)
+        else:
+            found["params"][*path, "scale" if leaf == "weight" else leaf] = array
+    return {
+        collection: traverse_util.unflatten_dict(flat) for collection, flat in found.items() if flat
+    }
+
+
+def to_torchvision(variables: Variables) -> Arrays:
+    """A student's variables as torchvision's state dict has them; for a ResNet that is timm's."""
+    arrays = to_timm(variables)
+    return _renamed(arrays, {timm: other for timm, other in _modules(arrays)})
+
+
+def from_torchvision(arrays: Mapping[str, np.ndarray]) -> Variables:
+    """Arrays of torchvision's state dict as a student's variables; undoes `to_torchvision`."""
+    return from_timm(_renamed(arrays, {other: timm for timm, other in _modules(arrays)}))
