@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, data, models
 from remem_jax.models import resnet, tuning, vit
-from remem_jax.weights import augreg, catalog
+from remem_jax.weights import catalog, matching
 
 # What each method changes in config.teacher; None where there is no teacher.
 METHODS: dict[str, dict[str, float] | None] = {
@@ -84,7 +84,7 @@ def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
         for name in ("pruned_mlp", "pruned_attention"):
             checks.within(f"config.teacher.{name}", teacher[name], 0, size.depth)
     checks.one_of("config.teacher.gelu", teacher.gelu, GELUS)
-    checks.one_of("config.teacher.position_resize", teacher.position_resize, augreg.RESIZES)
+    checks.one_of("config.teacher.position_resize", teacher.position_resize, matching.RESIZES)
     tuning_of(teacher)
     checks.one_of("config.teacher.residual", teacher.residual, vit.RESIDUALS)
     checks.inside("config.teacher.mlp_weight", teacher.mlp_weight, 0, 2)

@@ -15,21 +15,15 @@ import jax
 import numpy as np
 from absl import logging
 from flax import traverse_util
-from scipy import ndimage
 
 from remem_jax import models
 from remem_jax.checks import SettingError, one_of
 from remem_jax.models import vit
 from remem_jax.records import Params, Variables
 from remem_jax.storage import files
-from remem_jax.weights import catalog, names, npz, timm
+from remem_jax.weights import catalog, matching, names, npz, timm
 
-POSITION = names.POSITION
-HEAD = ("head/kernel", "head/bias")
-PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
 FORMATS = ("vit_jax", "big_vision")
-RESIZES = ("vit_jax", "timm")
-_SHOWN = 10  # Names listed in an error.
 
 
 class Checkpoint(NamedTuple):
@@ -57,25 +51,7 @@ class Checkpoint(NamedTuple):
     @property
     def image_size(self) -> int:
         """Side, in pixels, of the images that the positions are for; 224 if they are computed."""
-        return _grid(self.arrays) * self.size.pixels if POSITION in self.arrays else 224
-
-
-class Report(NamedTuple):
-    """What became of each array of a file, by name."""
-
-    used: tuple[str, ...]
-    resized: tuple[str, ...]
-    reset: tuple[str, ...]
-    ignored: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """One line for the log; lists all but the arrays used as they are."""
-        parts = [f"{len(self.used)} arrays used"]
-        for kind in ("resized", "reset", "ignored"):
-            found = getattr(self, kind)
-            if found:
-                parts.append(f"{kind}: {_listed(found)}")
-        return "; ".join(parts)
+        return _grid(self.arrays) * self.size.pixels if names.POSITION in self.arrays else 224
 
 
 def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
@@ -130,12 +106,12 @@ def describe(
         pool = "cls"
     options: dict[str, Any] = {
         "pool": pool,
-        "positions": "learned" if POSITION in arrays else "sincos2d",
+        "positions": "learned" if names.POSITION in arrays else "sincos2d",
         "exact_gelu": form == "timm",
     }
-    if PRE_LOGITS[0] in arrays:
-        options["representation"] = _shape(arrays, PRE_LOGITS[0], 2, source)[1]
-    classes = _shape(arrays, HEAD[0], 2, source)[1] if HEAD[0] in arrays else 0
+    if matching.PRE_LOGITS[0] in arrays:
+        options["representation"] = _shape(arrays, matching.PRE_LOGITS[0], 2, source)[1]
+    classes = _shape(arrays, matching.HEAD[0], 2, source)[1] if matching.HEAD[0] in arrays else 0
     return Checkpoint(arrays, size, options, classes, form, ignored, source)
 
 
@@ -193,7 +169,7 @@ def load(
             None keeps the file's.
         reset_head: Start from a head of zeros, for another task; else the file's head is used
             and must fit.
-        resize: How positions are resized, "vit_jax" or "timm"; see `resize_positions`.
+        resize: How positions are resized, "vit_jax" or "timm"; see `matching.resize_positions`.
 
     Returns:
         Variables for `model.apply`.
@@ -220,7 +196,7 @@ def into(
     for name in ("pool", "positions"):
         theirs, ours = checkpoint.options[name], getattr(model, name)
         if theirs != ours:
-            require_match(
+            matching.require_match(
                 checkpoint.arrays,
                 shapes,
                 checkpoint.source,
@@ -232,13 +208,13 @@ def into(
         full = model.clone(pruned_mlp=0, pruned_attention=0)
         pruned = set(names_and_shapes(full, image_size or checkpoint.image_size)) - set(shapes)
     arrays = {name: array for name, array in checkpoint.arrays.items() if name not in pruned}
-    params, report = fit(
+    params, report = matching.fit(
         arrays, shapes, reset_head=reset_head, source=checkpoint.source, resize=resize
     )
     ignored = (*report.ignored, *sorted(pruned), *checkpoint.ignored)
     report = report._replace(ignored=ignored)
     logging.info("Loaded %s (%s): %s.", checkpoint.source, checkpoint.form, report)
-    if HEAD[0] in report.used and not params[HEAD[0]].any():
+    if matching.HEAD[0] in report.used and not params[matching.HEAD[0]].any():
         logging.warning("The head of %s is all zeros, as published.", checkpoint.source)
     return {"params": traverse_util.unflatten_dict(params, sep="/")}
 
@@ -249,80 +225,6 @@ def names_and_shapes(model: nn.Module, image_size: int) -> dict[str, tuple[int, 
         dict(models.shapes(model, image_size)), sep="/"
     )
     return {str(name): tuple(leaf.shape) for name, leaf in flat.items()}
-
-
-def fit(
-    arrays: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    reset_head: bool,
-    source: str,
-    resize: str = "vit_jax",
-) -> tuple[dict[str, np.ndarray], Report]:
-    """Arrays of a file made to fit the shapes of a model, and what became of each.
-
-    Raises:
-        SettingError: If arrays are missing, unexpected or mis-shaped; each is named.
-    """
-    reset = tuple(name for name in HEAD if name in shapes) if reset_head else ()
-    ignored = tuple(name for name in PRE_LOGITS if name in arrays and name not in shapes)
-    found = {n: a for n, a in arrays.items() if n not in ignored and n not in reset}
-    resized = ()
-    if POSITION in found and POSITION in shapes and found[POSITION].shape != shapes[POSITION]:
-        old, new = found[POSITION], shapes[POSITION]
-        if old.ndim == len(new) and old.shape[-1] == new[-1]:
-            found[POSITION] = resize_positions(old, new[1], has_cls="cls" in shapes, way=resize)
-            resized = (POSITION,)
-    wanted = {name: shape for name, shape in shapes.items() if name not in reset}
-    require_match(found, wanted, source)
-    params = dict(found)
-    params.update({name: np.zeros(shapes[name], np.float32) for name in reset})
-    used = tuple(name for name in found if name not in resized)
-    return params, Report(used, resized, reset, ignored)
-
-
-def resize_positions(
-    positions: np.ndarray, tokens: int, *, has_cls: bool = True, way: str = "vit_jax"
-) -> np.ndarray:
-    """Position embedding of a square grid, resized to another one.
-
-    Args:
-        positions: Shape (1, old * old, features), with [CLS]'s before them if there is one,
-            which is kept as it is.
-        tokens: new * new, plus 1 with [CLS].
-        has_cls: Whether the first position is [CLS]'s.
-        way: "vit_jax" (and big_vision): linear interpolation with the corners aligned; "timm":
-            with the centres of the pixels aligned, as torch's `interpolate` without
-            `align_corners`.
-
-    Returns:
-        Shape (1, tokens, features).
-    """
-    one_of("resize", way, RESIZES)
-    first = int(has_cls)
-    old, new = math.isqrt(positions.shape[1] - first), math.isqrt(tokens - first)
-    if old**2 + first != positions.shape[1] or new**2 + first != tokens:
-        raise SettingError(
-            f"Cannot resize {positions.shape[1]} positions to {tokens}: not squares."
-        )
-    grid = positions[0, first:].reshape(old, old, -1)
-    if way == "vit_jax":
-        grid = ndimage.zoom(grid, (new / old, new / old, 1), order=1)
-    else:
-        rows = _linear_weights(old, new)
-        grid = np.einsum("ro,opd,cp->rcd", rows, grid, rows).astype(np.float32)
-    return np.concatenate([positions[:, :first], grid.reshape(1, new * new, -1)], axis=1)
-
-
-def _linear_weights(old: int, new: int) -> np.ndarray:
-    """Matrix (new, old) of a linear interpolation with the centres of the pixels aligned."""
-    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    low = np.minimum(at.astype(int), old - 1)
-    high = np.minimum(low + 1, old - 1)
-    weights = np.zeros((new, old))
-    np.add.at(weights, (np.arange(new), low), 1 - (at - low))
-    np.add.at(weights, (np.arange(new), high), at - low)
-    return weights
 
 
 def save(
@@ -366,30 +268,9 @@ def flatten(params: Params) -> dict[str, np.ndarray]:
     return {str(name): np.asarray(jax.device_get(leaf)) for name, leaf in flat.items()}
 
 
-def require_match(
-    found: Mapping[str, np.ndarray],
-    wanted: Mapping[str, tuple[int, ...]],
-    source: str,
-    advice: str = "set config.teacher.variant to the checkpoint's.",
-) -> None:
-    """Raises `SettingError` unless names and shapes are the same; lists what differs."""
-    problems = {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
-        "mis-shaped": [
-            f"{name} {found[name].shape} instead of {wanted[name]}"
-            for name in wanted
-            if name in found and found[name].shape != wanted[name]
-        ],
-    }
-    if any(problems.values()):
-        lists = "; ".join(f"{kind}: {_listed(some)}" for kind, some in problems.items() if some)
-        raise SettingError(f"{source} is not a checkpoint of this model ({lists}); {advice}")
-
-
 def _grid(arrays: Mapping[str, np.ndarray]) -> int:
     """Side of the file's token grid."""
-    return math.isqrt(arrays[POSITION].shape[1] - int("cls" in arrays))
+    return math.isqrt(arrays[names.POSITION].shape[1] - int("cls" in arrays))
 
 
 def _stem(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...] | None:
@@ -414,8 +295,3 @@ def _shape(arrays: Mapping[str, np.ndarray], name: str, axes: int, source: str) 
     if len(shape) != axes or not all(shape):
         raise SettingError(f"{source} is not a checkpoint of a ViT: mis-shaped: {name} {shape}.")
     return shape
-
-
-def _listed(found: list[str] | tuple[str, ...]) -> str:
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more

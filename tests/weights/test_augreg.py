@@ -13,7 +13,7 @@ from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.data import augment
 from remem_jax.models import vit
-from remem_jax.weights import augreg
+from remem_jax.weights import augreg, matching, names
 
 TI16 = (
     "weights/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"
@@ -119,10 +119,10 @@ def test_positions_are_resized_as_vit_jax_does(
 ) -> None:
     loaded = augreg.load(path, model, image_size=24)["params"]["Transformer"]["posembed_input"]
 
-    grid = arrays[augreg.POSITION][0, 1:].reshape(4, 4, 12)
+    grid = arrays[names.POSITION][0, 1:].reshape(4, 4, 12)
     expected = ndimage.zoom(grid, (6 / 4, 6 / 4, 1), order=1).reshape(36, 12)
     np.testing.assert_allclose(loaded["pos_embedding"][0, 1:], expected)
-    np.testing.assert_array_equal(loaded["pos_embedding"][0, 0], arrays[augreg.POSITION][0, 0])
+    np.testing.assert_array_equal(loaded["pos_embedding"][0, 0], arrays[names.POSITION][0, 0])
 
 
 def test_pre_logits_are_dropped(
@@ -140,12 +140,12 @@ def test_the_report_says_what_became_of_each_array(
     shapes = augreg.names_and_shapes(model, 24)
     arrays |= {"pre_logits/kernel": np.zeros((12, 12))}
 
-    _, report = augreg.fit(arrays, shapes, reset_head=True, source="file")
+    _, report = matching.fit(arrays, shapes, reset_head=True, source="file")
 
-    assert report.resized == (augreg.POSITION,)
-    assert report.reset == augreg.HEAD
+    assert report.resized == (names.POSITION,)
+    assert report.reset == matching.HEAD
     assert report.ignored == ("pre_logits/kernel",)
-    assert set(report.used) == set(shapes) - {augreg.POSITION, *augreg.HEAD}
+    assert set(report.used) == set(shapes) - {names.POSITION, *matching.HEAD}
 
 
 @pytest.mark.parametrize(

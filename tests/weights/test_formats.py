@@ -14,7 +14,7 @@ import pytest
 
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
-from remem_jax.weights import augreg, names
+from remem_jax.weights import augreg, matching, names
 
 Arrays = dict[str, np.ndarray]
 PLAIN = vit.Size(patch=4, features=12, depth=2, heads=3)
@@ -297,7 +297,7 @@ def test_positions_are_resized_as_torch_does(old: int, new: int, rng: np.random.
     )
     expected = resized.permute(0, 2, 3, 1).reshape(1, new * new, 5).numpy()
 
-    actual = augreg.resize_positions(positions, new * new, has_cls=False, way="timm")
+    actual = matching.resize_positions(positions, new * new, has_cls=False, way="timm")
 
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 

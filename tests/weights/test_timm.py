@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
-from remem_jax.weights import augreg, folding, timm
+from remem_jax.weights import augreg, folding, names, timm
 from tests.oracles import peers, vit_numpy
 
 CLASSES = 5
@@ -161,7 +161,7 @@ def test_a_folded_teacher_is_served_by_timm(rng: np.random.Generator) -> None:
 
 def test_computed_positions_are_written_out(rng: np.random.Generator) -> None:
     model, arrays = peer("gap"), random_arrays("gap", rng)
-    del arrays[augreg.POSITION]
+    del arrays[names.POSITION]
     image = rng.uniform(-1, 1, (16, 16, 3)).astype(np.float32)
     expected = vit_numpy.logits(
         arrays, image, patch=4, heads=2, alpha=1.0, beta=1.0, plain=False, exact_gelu=True
@@ -176,7 +176,7 @@ def test_computed_positions_are_written_out(rng: np.random.Generator) -> None:
 
 def test_positions_without_that_of_cls_get_zeros_for_it(rng: np.random.Generator) -> None:
     arrays = random_arrays("cls", rng)
-    arrays[augreg.POSITION][:, 0] = 0
+    arrays[names.POSITION][:, 0] = 0
     state = timm.to_timm(arrays)
     state["pos_embed"] = state["pos_embed"][:, 1:]
 
