@@ -8,12 +8,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from remem_jax.models import resnet, vit
+from remem_jax.models import efficientnet_v2, mobilenet_v2, resnet, vit
 from remem_jax.records import Apply, Key, Params, TrainApply, Variables
 
 TEACHERS: dict[str, Callable[..., nn.Module]] = {"vit": vit.make}
 STUDENTS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": functools.partial(resnet.make, depths=(2, 2, 2, 2)),
+    "resnet34": functools.partial(resnet.make, depths=(3, 4, 6, 3)),
+    "resnet50": functools.partial(resnet.make, depths=(3, 4, 6, 3), bottleneck=True),
+    "mobilenet_v2": mobilenet_v2.make,
+    "mobilenet_v2_035": functools.partial(mobilenet_v2.make, width=0.35),
+    "mobilenet_v2_050": functools.partial(mobilenet_v2.make, width=0.5),
+    "mobilenet_v2_075": functools.partial(mobilenet_v2.make, width=0.75),
+    "mobilenet_v2_140": functools.partial(mobilenet_v2.make, width=1.4),
+    "efficientnet_v2_b0": functools.partial(efficientnet_v2.make, variant="b0"),
+    "efficientnet_v2_s": functools.partial(efficientnet_v2.make, variant="s"),
+    "efficientnet_v2_m": functools.partial(efficientnet_v2.make, variant="m"),
 }
 
 

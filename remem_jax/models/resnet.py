@@ -1,4 +1,4 @@
-"""ResNet with basic blocks, as torchvision and timm have it.
+"""ResNets, as torchvision and timm have them.
 
 Source: He et al. 2016, https://arxiv.org/abs/1512.03385.
 """
@@ -7,105 +7,138 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from remem_jax.models import layers
 
-STEMS = ("imagenet", "small")
-
-
-def _uniform_of_fan_in(features: int) -> nn.initializers.Initializer:
-    """Uniform in +- 1 / sqrt(features): torch's linear layer."""
-
-    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        bound = features**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+STEMS = layers.STEMS
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a residual.
 
     Attributes:
-        features: Channels of the output.
+        features: Channels of the convolutions and of the output.
         stride: Stride of the first convolution and of the residual's projection, in pixels.
+        dtype: Type of the computation.
     """
 
     features: int
     stride: int
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, maps: Float[Array, "batch height width channel"], *, train: bool
     ) -> Float[Array, "batch rows columns feature"]:
-        out = layers.Conv(self.features, 3, self.stride, name="conv1")(maps)
-        out = nn.relu(_norm("bn1", train=train)(out))
-        out = layers.Conv(self.features, 3, 1, name="conv2")(out)
+        out = layers.Conv(self.features, 3, self.stride, dtype=self.dtype, name="conv1")(maps)
+        out = nn.relu(layers.BatchNorm(name="bn1")(out, train=train))
+        out = layers.Conv(self.features, 3, dtype=self.dtype, name="conv2")(out)
         # Zero scale: every block starts as the identity, as in timm.
-        out = _norm("bn2", train=train, scale_init=nn.initializers.zeros)(out)
-        if out.shape != maps.shape:
-            maps = layers.Conv(self.features, 1, self.stride, name="downsample_conv")(maps)
-            maps = _norm("downsample_bn", train=train)(maps)
-        return nn.relu(out + maps)
+        out = layers.BatchNorm(scale_init=nn.initializers.zeros, name="bn2")(out, train=train)
+        return nn.relu(out + _projected(maps, out, self.stride, train=train))
+
+
+class Bottleneck(nn.Module):
+    """A 1x1 convolution that narrows, a 3x3 one, a 1x1 one that widens, and a residual.
+
+    Attributes:
+        features: Channels of the 3x3 convolution; the output has four times as many.
+        stride: Stride of the 3x3 convolution and of the residual's projection, in pixels.
+        dtype: Type of the computation.
+    """
+
+    features: int
+    stride: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, maps: Float[Array, "batch height width channel"], *, train: bool
+    ) -> Float[Array, "batch rows columns feature"]:
+        out = layers.Conv(self.features, 1, dtype=self.dtype, name="conv1")(maps)
+        out = nn.relu(layers.BatchNorm(name="bn1")(out, train=train))
+        out = layers.Conv(self.features, 3, self.stride, dtype=self.dtype, name="conv2")(out)
+        out = nn.relu(layers.BatchNorm(name="bn2")(out, train=train))
+        out = layers.Conv(4 * self.features, 1, dtype=self.dtype, name="conv3")(out)
+        out = layers.BatchNorm(scale_init=nn.initializers.zeros, name="bn3")(out, train=train)
+        return nn.relu(out + _projected(maps, out, self.stride, train=train))
 
 
 class ResNet(nn.Module):
-    """ResNet of basic blocks: ResNet-18 with depths (2, 2, 2, 2).
+    """ResNet, equal to torchvision's and timm's of the same depth.
 
-    With 1,000 classes ResNet-18 has 11,689,512 parameters and takes 1.8 GMAC at 224 pixels, as
-    torchvision's and timm's `resnet18`. Padding, BatchNorm (momentum 0.9 in Flax's terms, epsilon
-    1e-5) and initialisation are timm's; the running variance is the biased one.
+    With 1,000 classes, at 224 pixels:
+
+        depths         block       parameters    GMAC
+        (2, 2, 2, 2)   basic       11,689,512    1.8    resnet18
+        (3, 4, 6, 3)   basic       21,797,672    3.7    resnet34
+        (3, 4, 6, 3)   bottleneck  25,557,032    4.1    resnet50
+
+    Padding, BatchNorm and initialisation are timm's; the bottleneck has its stride in the 3x3
+    convolution, as in torchvision and timm, not in the first 1x1 one, as in the paper.
 
     Attributes:
         depths: Blocks of each stage.
         classes: Number of classes.
+        bottleneck: Whether the blocks are `Bottleneck` rather than `BasicBlock`.
         stem: "imagenet" (7x7 of stride 2, then a max-pool of stride 2) or "small" (3x3 of stride
             1, no pool), customary for images of 32 or 64 pixels.
+        dtype: Type of the computation; parameters, BatchNorm and logits are float32.
     """
 
     depths: Sequence[int]
     classes: int
+    bottleneck: bool = False
     stem: str = "imagenet"
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, images: Shaped[Array, "batch height width channel"], *, train: bool = False
     ) -> Float[Array, "batch klass"]:
         """Logits of float images in [-1, 1]."""
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(f"The model takes float images in [-1, 1], got {images.dtype}.")
-        small = self.stem == "small"
-        maps = layers.Conv(64, 3 if small else 7, 1 if small else 2, name="conv1")(images)
-        maps = nn.relu(_norm("bn1", train=train)(maps))
-        if not small:
+        layers.require_float(images)
+        kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
+        maps = layers.Conv(64, kernel, stride, dtype=self.dtype, name="conv1")(images)
+        maps = nn.relu(layers.BatchNorm(name="bn1")(maps, train=train))
+        if self.stem != "small":
             maps = layers.max_pool(maps)
+        kind = Bottleneck if self.bottleneck else BasicBlock
         for stage, depth in enumerate(self.depths):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                block = BasicBlock(64 * 2**stage, stride, name=f"layer{stage + 1}_{i}")
+                block = kind(64 * 2**stage, stride, self.dtype, name=f"layer{stage + 1}_{i}")
                 maps = block(maps, train=train)
-        features = jnp.mean(maps, axis=(1, 2))
-        init = _uniform_of_fan_in(features.shape[-1])
+        features = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
+        init = layers.uniform_of_fan(features.shape[-1])
         return nn.Dense(self.classes, kernel_init=init, bias_init=init, name="fc")(features)
 
 
-def _norm(
-    name: str, *, train: bool, scale_init: nn.initializers.Initializer = nn.initializers.ones
-) -> nn.BatchNorm:
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        scale_init=scale_init,
-        name=name,
-    )
+def _projected(
+    maps: Float[Array, "batch height width channel"],
+    out: Float[Array, "batch rows columns feature"],
+    stride: int,
+    *,
+    train: bool,
+) -> Float[Array, "batch rows columns feature"]:
+    """The residual in the shape of the output; called inside a block, which owns its layers."""
+    features = out.shape[-1]
+    if stride == 1 and maps.shape[-1] == features:
+        return maps.astype(out.dtype)
+    conv = layers.Conv(features, 1, stride, dtype=out.dtype, name="downsample_conv")
+    return layers.BatchNorm(name="downsample_bn")(conv(maps), train=train)
 
 
-def make(*, depths: Sequence[int], classes: int, stem: str = "imagenet") -> ResNet:
-    """A ResNet of basic blocks; raises ValueError for an unknown stem."""
-    if stem not in STEMS:
-        raise ValueError(f"stem must be one of {STEMS}, got {stem!r}.")
-    return ResNet(tuple(depths), classes, stem)
+def make(
+    *,
+    depths: Sequence[int],
+    classes: int,
+    bottleneck: bool = False,
+    stem: str = "imagenet",
+    dtype: Any = jnp.float32,
+) -> ResNet:
+    """A ResNet; raises ValueError for an unknown stem or type."""
+    layers.require_options(stem=stem, dtype=dtype)
+    return ResNet(tuple(depths), classes, bottleneck, stem, dtype)

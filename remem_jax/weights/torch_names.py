@@ -17,7 +17,7 @@ from flax import traverse_util
 from remem_jax.records import Variables
 
 Arrays = dict[str, np.ndarray]
-_BLOCK = re.compile(r"(blocks_|layer)(\d+)_(\d+)$")
+_BLOCK = re.compile(r"(blocks_|layer)(\d+)_(\d+)")
 _DOWNSAMPLE = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
 _LEAVES = {
     "params": {"kernel": "weight", "scale": "weight", "bias": "bias"},
@@ -81,9 +81,83 @@ def from_timm(arrays: Mapping[str, np.ndarray]) -> Variables:
 def to_torchvision(variables: Variables) -> Arrays:
     """A student's variables as torchvision's state dict has them; for a ResNet that is timm's."""
     arrays = to_timm(variables)
-    return _renamed(arrays, {timm: other for timm, other in _modules(arrays)})
+    return _renamed(arrays, dict(_modules(arrays)))
 
 
 def from_torchvision(arrays: Mapping[str, np.ndarray]) -> Variables:
     """Arrays of torchvision's state dict as a student's variables; undoes `to_torchvision`."""
     return from_timm(_renamed(arrays, {other: timm for timm, other in _modules(arrays)}))
+
+
+def _modules(arrays: Collection[str]) -> list[tuple[str, str]]:
+    """Modules of a MobileNetV2 or EfficientNetV2 by timm's name and torchvision's.
+
+    The arrays may be named either way. Of a ResNet, and of what is no student, there are none.
+    """
+    modules = {name.rpartition(".")[0] for name in arrays}
+    if modules.isdisjoint({"conv_stem", "features.0.0"}):
+        return []
+    if not modules.isdisjoint({"blocks.0.0.conv_dw", "features.1.conv.0.0"}):
+        places = [(i, j) for i, n in enumerate(_MOBILE_REPEATS) for j in range(n)]
+        blocks = {
+            f"blocks.{i}.{j}.": f"features.{n}.conv." for n, (i, j) in enumerate(places, start=1)
+        }
+        kinds, last = _MOBILE, len(places) + 1
+    else:
+        found = (re.match(r"blocks\.(\d+)\.(\d+)\.|features\.(\d+)\.(\d+)\.b", m) for m in modules)
+        matches = [match for match in found if match]
+        pairs = {(int(m[1]), int(m[2])) if m[1] else (int(m[3]) - 1, int(m[4])) for m in matches}
+        blocks = {f"blocks.{i}.{j}.": f"features.{i + 1}.{j}.block." for i, j in sorted(pairs)}
+        kinds, last = _EFFICIENT, max((i for i, _ in pairs), default=-1) + 2
+    ends = {"conv_stem": "features.0.0", "bn1": "features.0.1", "classifier": "classifier.1"}
+    ends |= {"conv_head": f"features.{last}.0", "bn2": f"features.{last}.1"}
+    for timm, other in blocks.items():
+        for kind in kinds:
+            inner = {timm + a: other + b for a, b in kind.items()}
+            if not modules.isdisjoint(list(inner.items())[-1]):
+                ends |= inner
+                break
+    return list(ends.items())
+
+
+def _renamed(arrays: Mapping[str, np.ndarray], modules: Mapping[str, str]) -> Arrays:
+    found = {}
+    for name, array in arrays.items():
+        module, _, leaf = name.rpartition(".")
+        found[f"{modules[module]}.{leaf}" if module in modules else name] = array
+    return found
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    flat: Any = traverse_util.flatten_dict(tree)
+    return flat
+
+
+def _dotted(path: Collection[str]) -> str:
+    """A module's path as timm writes it: ("layer1_0", "downsample_bn") is layer1.0.downsample.1."""
+    names = []
+    for part in path:
+        match = _BLOCK.fullmatch(part)
+        if match:
+            names.append(f"{match[1].replace('_', '.')}{match[2]}.{match[3]}")
+        else:
+            names.append(_DOWNSAMPLE.get(part, part))
+    return ".".join(names)
+
+
+def _undotted(module: str) -> tuple[str, ...]:
+    """A module of timm's as our path; undoes `_dotted`."""
+    module = re.sub(r"^blocks\.(\d+)\.(\d+)\b", r"blocks_\1_\2", module)
+    module = re.sub(r"^layer(\d+)\.(\d+)\b", r"layer\1_\2", module)
+    for ours, theirs in _DOWNSAMPLE.items():
+        module = re.sub(rf"\b{re.escape(theirs)}$", ours, module)
+    return tuple(module.split(".")) if module else ()
+
+
+def _outputs_first(kernel: np.ndarray) -> np.ndarray:
+    return kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
+
+
+def _outputs_last(weight: np.ndarray) -> np.ndarray:
+    turned = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+    return np.ascontiguousarray(turned)

@@ -44,7 +44,9 @@ def make_classroom(run: parts.Run) -> Classroom:
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
     init_key, view_key, dropout_key = jax.random.split(key, 3)
     classes = len(run.dataset.classes)
-    model = models.make(settings.model, classes=classes, stem=settings.stem)
+    model = models.make(
+        settings.model, classes=classes, stem=settings.stem, dtype=run.config.compute_dtype
+    )
     tx = optim.sgd(
         optim.warmup_cosine(peak=1.0, steps=settings.steps, warmup_steps=settings.warmup_steps),
         momentum=settings.momentum,

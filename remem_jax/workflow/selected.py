@@ -3,13 +3,12 @@
 import pathlib
 from typing import Any
 
-import jax
 from absl import logging
 
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import results
-from remem_jax.weights import augreg, folding, timm, torch_names
+from remem_jax.weights import augreg, folding, students
 from remem_jax.workflow import distill, finetune, parts
 
 
@@ -47,9 +46,9 @@ def test(
 def _save_student(run: parts.Run, path: pathlib.Path, student: Variables) -> None:
     """Writes a student under timm's names, with what they do not say as metadata."""
     settings = run.config.student
-    timm.save(
+    students.save(
         path,
-        torch_names.to_timm(jax.device_get(student)),
+        student,
         metadata={
             "model": settings.model,
             "stem": settings.stem,

@@ -9,45 +9,145 @@ import numpy as np
 import pytest
 
 from remem_jax.models import layers
+from tests.oracles import peers
 
 
-def convolved(maps: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """XLA's convolution, with torch's padding."""
+def convolved(
+    maps: jax.Array, kernel: jax.Array, stride: int, *, padding: str = "torch", groups: int = 1
+) -> jax.Array:
+    """XLA's convolution."""
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         maps,
         kernel,
         (stride, stride),
-        [(pad, pad), (pad, pad)],
+        "SAME" if padding == "same" else [(pad, pad), (pad, pad)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 2), (7, 2)])
-def test_a_convolution_and_its_gradients_are_xlas(
-    rng: np.random.Generator, side: int, kernel: int, stride: int
-) -> None:
-    maps = jnp.asarray(rng.normal(size=(2, side, side, 3)), jnp.float32)
-    params = {"kernel": jnp.asarray(rng.normal(size=(kernel, kernel, 3, 4)), jnp.float32)}
-    layer = layers.Conv(4, kernel, stride)
-
-    def ours(maps: jax.Array, params: Any) -> jax.Array:
-        out: Any = layer.apply({"params": params}, maps)
-        return out
-
-    def theirs(maps: jax.Array, params: Any) -> jax.Array:
-        return convolved(maps, params["kernel"], stride)
+def assert_same_with_gradients(ours: Any, theirs: Any, *arguments: Any) -> None:
+    """Compares two functions, and the gradients of a nonlinear function of them."""
 
     def gradients(function: Any) -> Any:
-        return jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), argnums=(0, 1))(maps, params)
+        argnums = tuple(range(len(arguments)))
+        return jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), argnums)(*arguments)
 
-    np.testing.assert_allclose(ours(maps, params), theirs(maps, params), rtol=1e-4, atol=1e-4)
+    # float32: sums of up to 150 products, and gradients over up to 200 outputs.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        gradients(ours),
-        gradients(theirs),
+        (ours(*arguments), gradients(ours)),
+        (theirs(*arguments), gradients(theirs)),
     )
+
+
+@pytest.mark.parametrize("padding", layers.PADDINGS)
+@pytest.mark.parametrize("sides", [(1, 1), (2, 2), (4, 3), (6, 5)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2), (7, 2)])
+def test_a_convolution_and_its_gradients_are_xlas(
+    rng: np.random.Generator, sides: tuple[int, int], kernel: int, stride: int, padding: str
+) -> None:
+    maps = jnp.asarray(rng.normal(size=(2, *sides, 3)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(kernel, kernel, 3, 4)), jnp.float32)
+    layer = layers.Conv(4, kernel, stride, padding)
+
+    assert_same_with_gradients(
+        lambda maps, kernel: layer.apply({"params": {"kernel": kernel}}, maps),
+        lambda maps, kernel: convolved(maps, kernel, stride, padding=padding),
+        maps,
+        weights,
+    )
+
+
+@pytest.mark.parametrize("padding", layers.PADDINGS)
+@pytest.mark.parametrize("sides", [(1, 1), (5, 4), (6, 7)])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_convolution_and_its_gradients_are_xlas(
+    rng: np.random.Generator, sides: tuple[int, int], kernel: int, stride: int, padding: str
+) -> None:
+    maps = jnp.asarray(rng.normal(size=(2, *sides, 3)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(kernel, kernel, 1, 3)), jnp.float32)
+    layer = layers.DepthwiseConv(kernel, stride, padding)
+
+    assert_same_with_gradients(
+        lambda maps, kernel: layer.apply({"params": {"kernel": kernel}}, maps),
+        lambda maps, kernel: convolved(maps, kernel, stride, padding=padding, groups=3),
+        maps,
+        weights,
+    )
+
+
+def test_a_convolution_adds_its_bias(rng: np.random.Generator) -> None:
+    maps = jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32)
+    params = {"kernel": jnp.ones((1, 1, 3, 2)), "bias": jnp.asarray([1.0, -2.0])}
+
+    out: Any = layers.Conv(2, 1, has_bias=True).apply({"params": params}, maps)
+
+    expected = maps.sum(-1, keepdims=True) + np.asarray([1, -2], np.float32).reshape(1, 1, 1, 2)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def normalised(train: bool) -> Any:
+    """A function of maps, scale and bias: the output of BatchNorm and its running statistics."""
+
+    def function(maps: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+        statistics = {"mean": jnp.full(3, 0.5), "var": jnp.full(3, 2.0)}
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": statistics}
+        layer = layers.BatchNorm(momentum=0.8, epsilon=1e-3)
+        return layer.apply(variables, maps, train=train, mutable=["batch_stats"])
+
+    return function
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_and_its_gradients_are_torchs(rng: np.random.Generator, train: bool) -> None:
+    torch = peers.torch()
+    maps = rng.normal(1, 2, (2, 3, 5, 3)).astype(np.float32)
+    scale, bias = rng.normal(size=(2, 3)).astype(np.float32)
+    theirs = torch.nn.BatchNorm2d(3, eps=1e-3, momentum=0.2, dtype=torch.float64).train(train)
+    torch.nn.init.constant_(theirs.running_mean, 0.5)
+    torch.nn.init.constant_(theirs.running_var, 2.0)
+    for parameter, value in ((theirs.weight, scale), (theirs.bias, bias)):
+        parameter.data = torch.tensor(value, dtype=torch.float64)
+    nchw = torch.tensor(maps, dtype=torch.float64).permute(0, 3, 1, 2).requires_grad_()
+    torch.sin(theirs(nchw)).sum().backward()
+
+    _, updates = normalised(train)(jnp.asarray(maps), jnp.asarray(scale), jnp.asarray(bias))
+    grads = jax.grad(lambda *a: jnp.sum(jnp.sin(normalised(train)(*a)[0])), (0, 1, 2))(
+        jnp.asarray(maps), jnp.asarray(scale), jnp.asarray(bias)
+    )
+
+    expected = (nchw.grad.permute(0, 2, 3, 1), theirs.weight.grad, theirs.bias.grad)
+    for ours, other in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-4, atol=1e-5)  # float32, sums of 30.
+    statistics = updates["batch_stats"]
+    np.testing.assert_allclose(statistics["mean"], theirs.running_mean, rtol=1e-5)
+    np.testing.assert_allclose(statistics["var"], theirs.running_var, rtol=1e-5)
+
+
+def test_batch_norm_takes_its_statistics_in_float32(rng: np.random.Generator) -> None:
+    maps = jnp.asarray(rng.normal(3, 1, (8, 16, 16, 3)), jnp.bfloat16)
+
+    out, updates = normalised(True)(maps, jnp.ones(3), jnp.zeros(3))
+
+    mean = np.asarray(maps, np.float64).mean((0, 1, 2))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.4 + 0.2 * mean, rtol=1e-5)
+
+
+def test_the_variance_of_a_large_mean_is_exact_once_the_mean_is_known() -> None:
+    maps = jnp.asarray(1e4 + np.tile([-1.0, 1.0], 8).reshape(4, 2, 2, 1), jnp.float32)
+    variables = {
+        "params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)},
+        "batch_stats": {"mean": jnp.full(1, 1e4), "var": jnp.ones(1)},
+    }
+
+    out: Any
+    out, _ = layers.BatchNorm().apply(variables, maps, train=True, mutable=["batch_stats"])
+
+    np.testing.assert_allclose(np.abs(out), 1.0, rtol=1e-4)
 
 
 @pytest.mark.parametrize("side", [1, 4, 7])

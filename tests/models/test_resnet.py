@@ -1,4 +1,4 @@
-"""ResNet-18: its size, its padding, its two stems."""
+"""ResNets: their two stems, their first parameters; test_students.py compares them with timm."""
 
 from typing import Any
 
@@ -17,11 +17,6 @@ def small() -> tuple[Any, Any]:
     return model, models.init(model, jax.random.key(0), 32)
 
 
-def test_resnet18_has_the_parameters_of_torchvision() -> None:
-    shapes = models.shapes(models.make("resnet18", classes=1000), 64)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 11_689_512
-
-
 def test_the_small_stem_keeps_the_size_of_the_images() -> None:
     shapes = models.shapes(models.make("resnet18", classes=10, stem="small"), 32)
     assert shapes["conv1"]["kernel"].shape == (3, 3, 3, 64)
@@ -30,6 +25,13 @@ def test_the_small_stem_keeps_the_size_of_the_images() -> None:
 def test_every_block_starts_as_the_identity(small: tuple[Any, Any]) -> None:
     _, variables = small
     np.testing.assert_array_equal(variables["params"]["layer1_0"]["bn2"]["scale"], 0.0)
+
+
+def test_the_last_norm_of_a_bottleneck_starts_at_zero() -> None:
+    model = models.make("resnet50", classes=3)
+    params = models.init(model, jax.random.key(0), 32)["params"]
+    np.testing.assert_array_equal(params["layer2_1"]["bn3"]["scale"], 0.0)
+    np.testing.assert_array_equal(params["layer2_1"]["bn2"]["scale"], 1.0)
 
 
 def test_training_moves_the_running_statistics_by_a_tenth(small: tuple[Any, Any]) -> None:
@@ -55,3 +57,8 @@ def test_images_of_uint8_are_refused(small: tuple[Any, Any]) -> None:
 def test_an_unknown_stem_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"stem must be one of.*'small'"):
         models.make("resnet18", classes=2, stem="tiny")
+
+
+def test_an_unknown_type_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"dtype must be one of.*'bfloat16'"):
+        models.make("resnet18", classes=2, dtype="int8")

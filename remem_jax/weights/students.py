@@ -1,0 +1,71 @@
+"""Students, read from and written to the files of timm and torchvision."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from remem_jax.checks import one_of
+from remem_jax.records import Variables
+from remem_jax.weights import matching, timm, torch_names
+
+FORMS = ("timm", "torchvision")
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
+    """Variables of a student from a .safetensors file, names and shapes checked both ways.
+
+    Whose names they are is recognised.
+
+    Args:
+        path: Of timm's names, or of torchvision's.
+        model: From `models.make`, with as many classes as the file's.
+
+    Raises:
+        SettingError: If the file is missing or broken, or arrays are missing, unexpected or
+            mis-shaped; each is named.
+    """
+    arrays = timm.read(path)
+    is_torchvision = any(name.startswith("features.") for name in arrays)
+    convert = torch_names.from_torchvision if is_torchvision else torch_names.from_timm
+    variables = convert(arrays)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    matching.require_match(
+        {name: np.asarray(array) for name, array in _named(variables).items()},
+        {name: tuple(leaf.shape) for name, leaf in _named(shapes).items()},
+        os.fspath(path),
+        "make the model that the file is of, with its classes and its stem.",
+    )
+    return variables
+
+
+def save(
+    path: str | os.PathLike[str],
+    variables: Variables,
+    *,
+    form: str = "timm",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a student's variables as a .safetensors file; whole or not at all.
+
+    Args:
+        path: The file.
+        variables: Of a student.
+        form: Whose names: "timm" or "torchvision" (which has neither the widths nor the B0 of
+            timm, and for a ResNet has timm's names).
+        metadata: Texts for the header of the file.
+    """
+    one_of("form", form, FORMS)
+    convert = torch_names.to_timm if form == "timm" else torch_names.to_torchvision
+    timm.save(pathlib.Path(path), convert(jax.device_get(variables)), metadata)
+
+
+def _named(variables: Variables) -> dict[str, Any]:
+    flat: dict[Any, Any] = traverse_util.flatten_dict(dict(variables), sep="/")
+    return {str(name): leaf for name, leaf in flat.items()}

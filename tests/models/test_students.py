@@ -1,0 +1,339 @@
+"""Students, against the networks of the same name in timm and torchvision."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remem_jax import losses, models
+from remem_jax.models import layers, mobilenet_v2
+from remem_jax.weights import torch_names
+from tests.oracles import peers
+
+TIMM = {
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnet50": "resnet50",
+    "mobilenet_v2": "mobilenetv2_100",
+    "mobilenet_v2_035": "mobilenetv2_035",
+    "mobilenet_v2_050": "mobilenetv2_050",
+    "mobilenet_v2_075": "mobilenetv2_075",
+    "mobilenet_v2_140": "mobilenetv2_140",
+    "efficientnet_v2_b0": "tf_efficientnetv2_b0",
+    "efficientnet_v2_s": "tf_efficientnetv2_s",
+    "efficientnet_v2_m": "tf_efficientnetv2_m",
+}
+COMPARED = (
+    pytest.param("resnet18", marks=pytest.mark.slow),
+    pytest.param("resnet50", marks=pytest.mark.slow),
+    pytest.param("mobilenet_v2", marks=pytest.mark.slow),
+    pytest.param("mobilenet_v2_140", marks=pytest.mark.slow),
+    pytest.param("efficientnet_v2_b0", marks=pytest.mark.slow),
+)
+CLASSES = 7
+RATE = 0.05  # Of the descent.
+
+
+class Pair(NamedTuple):
+    """A student and its peer, with the same weights, and a batch for both."""
+
+    model: Any
+    variables: Any
+    peer: Any
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def randomised(peer: Any) -> tuple[Any, np.ndarray]:
+    """Fills a torch network so that nothing is zero or one and logits are O(1); and images."""
+    torch, rng = peers.torch(), np.random.default_rng(1)
+    peer = peer.double()
+    for name, parameter in peer.named_parameters():
+        noise = torch.tensor(rng.normal(size=parameter.shape))
+        if parameter.ndim > 1:  # Keeps the scale of the maps, up to the gain of the ReLU.
+            parameter.data = noise * (1.5 / parameter[0].numel()) ** 0.5
+        else:
+            parameter.data = 0.2 * noise + ("weight" in name)
+        parameter.data = parameter.data.float().double()
+    # 48 x 40 gives maps of odd and of even sides at strides of 2.
+    images = rng.uniform(-1, 1, (4, 48, 40, 3)).astype(np.float32)
+    norms = [m for m in peer.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        peer.train()(nchw(images))
+    for norm in norms:
+        norm.momentum = 0.1
+        for statistics in (norm.running_mean, norm.running_var):
+            factors = rng.uniform(0.7, 1.4, statistics.shape)
+            statistics.copy_((statistics * torch.tensor(factors)).float())
+    return peer, images
+
+
+def nchw(images: np.ndarray) -> Any:
+    return peers.torch().tensor(images, dtype=peers.torch().float64).permute(0, 3, 1, 2)
+
+
+def state(peer: Any) -> dict[str, np.ndarray]:
+    """State dict of a torch network, in float32."""
+    arrays = {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
+    return {n: a if a.dtype == np.int64 else a.astype(np.float32) for n, a in arrays.items()}
+
+
+@functools.cache
+def pair(name: str) -> Pair:
+    peer, images = randomised(peers.timm().create_model(TIMM[name], num_classes=CLASSES))
+    variables = jax.tree.map(jnp.asarray, torch_names.from_timm(state(peer)))
+    return Pair(models.make(name, classes=CLASSES), variables, peer, images, np.arange(4))
+
+
+def assert_close(ours: Any, theirs: dict[str, np.ndarray], *, rtol: float) -> None:
+    """Compares arrays by name, each relative to its largest entry."""
+    assert set(ours) <= set(theirs)
+    for name, array in ours.items():
+        scale = max(float(np.abs(theirs[name]).max()), 1e-3)
+        np.testing.assert_allclose(
+            array / scale, theirs[name] / scale, rtol=0, atol=rtol, err_msg=name
+        )
+
+
+def evaluated(model: Any, variables: Any, peer: Any, images: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Logits of a student and of its peer."""
+    ours = jax.jit(models.evaluation_apply(model))(variables, jnp.asarray(images))
+    with peers.torch().no_grad():
+        theirs = peer.eval()(nchw(images)).numpy()
+    assert 0.1 < theirs.std() < 10
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_logits_are_timms(name: str) -> None:
+    model, variables, peer, images, _ = pair(name)
+    ours, theirs = evaluated(model, variables, peer, images)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)  # float32; logits of O(1).
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_two_steps_of_training_are_timms(name: str) -> None:
+    model, variables, peer, images, labels = pair(name)
+    torch = peers.torch()
+    expected, start = [], {n: t.clone() for n, t in peer.state_dict().items()}
+    for _ in range(2):
+        peer.train().zero_grad()
+        torch.nn.functional.cross_entropy(peer(nchw(images)), torch.tensor(labels)).backward()
+        expected.append({n: p.grad.numpy().copy() for n, p in peer.named_parameters()})
+        for parameter in peer.parameters():
+            parameter.data -= RATE * parameter.grad
+    ended = state(peer)
+    peer.load_state_dict(start)
+
+    @jax.jit
+    def gradient(variables: Any) -> Any:
+        def loss(params: Any) -> Any:
+            logits, statistics = models.train_apply(model)(
+                params,
+                {"batch_stats": variables["batch_stats"]},
+                jnp.asarray(images),
+                jax.random.key(0),
+            )
+            return losses.cross_entropy(logits, jnp.asarray(labels)), statistics
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    for grads in expected:
+        ours, statistics = gradient(variables)
+        # float32 through up to 50 normalisations, the last over as few as 16 values.
+        assert_close(torch_names.to_timm({"params": ours}), grads, rtol=3e-3)
+        params = jax.tree.map(lambda p, g: p - RATE * g, variables["params"], ours)
+        variables = {"params": params, **statistics}
+    reached = torch_names.to_timm(variables)
+    assert_close({n: a for n, a in reached.items() if "num_" not in n}, ended, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_logits_of_efficientnet_v2_s_are_timms() -> None:
+    model, variables, peer, images, _ = pair("efficientnet_v2_s")
+    ours, theirs = evaluated(model, variables, peer, images)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_v2_s"])
+def test_logits_are_torchvisions(name: str) -> None:
+    peer, images = randomised(getattr(peers.torchvision().models, name)(num_classes=CLASSES))
+    options = {"padding": "torch"} if name == "efficientnet_v2_s" else {}
+    variables = torch_names.from_torchvision(state(peer))
+
+    model = models.make(name, classes=CLASSES, **options)
+    ours, theirs = evaluated(model, jax.tree.map(jnp.asarray, variables), peer, images)
+
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def empty(name: str, classes: int, **options: Any) -> Any:
+    """Variables of a student, all zero."""
+    model = models.make(name, classes=classes, **options)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+
+
+def meta_shapes(create: Any) -> dict[str, tuple[int, ...]]:
+    with peers.torch().device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in create().state_dict().items()}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_names_and_shapes_at_1000_classes_are_timms(name: str) -> None:
+    expected = meta_shapes(lambda: peers.timm().create_model(TIMM[name]))
+    arrays = torch_names.to_timm(empty(name, 1000))
+    assert {n: a.shape for n, a in arrays.items()} == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_v2_s", "efficientnet_v2_m"]
+)
+def test_names_and_shapes_at_1000_classes_are_torchvisions(name: str) -> None:
+    expected = meta_shapes(getattr(peers.torchvision().models, name))
+    arrays = torch_names.to_torchvision(empty(name, 1000))
+    assert {n: a.shape for n, a in arrays.items()} == expected
+
+
+def test_the_table_has_every_student() -> None:
+    assert set(TIMM) == set(models.STUDENTS)
+
+
+@pytest.mark.parametrize("form", ["timm", "torchvision"])
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "efficientnet_v2_b0"])
+def test_renaming_is_undone_exactly(rng: np.random.Generator, name: str, form: str) -> None:
+    variables = jax.tree.map(lambda a: rng.normal(size=a.shape), empty(name, 3))
+
+    arrays = getattr(torch_names, f"to_{form}")(variables)
+    back = getattr(torch_names, f"from_{form}")(arrays)
+
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+    assert all(a.dtype == np.int64 for n, a in arrays.items() if n.endswith("num_batches_tracked"))
+
+
+def test_names_of_no_student_are_carried_over() -> None:
+    arrays = {"cls_token": np.ones(2), "fc.weight": np.ones((3, 2)), "blocks.0.attn.x": np.ones(1)}
+    back = torch_names.to_timm(torch_names.from_timm(arrays))
+    assert {n: a.shape for n, a in back.items()} == {n: a.shape for n, a in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def first() -> Any:
+    """First parameters of a network with every kind of layer."""
+    model = models.make("efficientnet_v2_b0", classes=50)
+    return models.init(model, jax.random.key(0), 32)["params"]
+
+
+@pytest.mark.parametrize(
+    ("path", "deviation"),
+    [
+        ("blocks_5_1/conv_pw", (2 / 1152) ** 0.5),
+        ("blocks_2_1/conv_exp", (2 / (9 * 192)) ** 0.5),
+        ("blocks_5_1/conv_dw", (2 / 9) ** 0.5),
+        ("blocks_5_1/se/conv_expand", (2 / 1152) ** 0.5),
+        ("classifier", (1 / 3 / 50) ** 0.5),  # Uniform in +- 1 / sqrt(classes).
+    ],
+)
+def test_kernels_start_with_the_deviation_of_timm(first: Any, path: str, deviation: float) -> None:
+    kernel = functools.reduce(lambda tree, name: tree[name], path.split("/"), first)["kernel"]
+    assert np.std(kernel) == pytest.approx(deviation, rel=0.05)  # At least 10,000 entries.
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_035", "efficientnet_v2_b0"])
+def test_the_small_stem_doubles_the_side_of_the_maps(name: str) -> None:
+    def side(stem: str) -> int:
+        model, images = models.make(name, classes=2, stem=stem), jnp.zeros((1, 64, 64, 3))
+        _, kept = jax.eval_shape(
+            lambda: model.init_with_output(jax.random.key(0), images, capture_intermediates=True)
+        )
+        return kept["intermediates"]["conv_head"]["__call__"][0].shape[1]
+
+    assert (side("imagenet"), side("small")) == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_v2_b0"])
+def test_images_of_uint8_are_refused(name: str) -> None:
+    model, images = models.make(name, classes=2), jnp.zeros((1, 32, 32, 3), jnp.uint8)
+    with pytest.raises(TypeError, match="got uint8"):
+        jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("option", ["stem", "padding", "variant"])
+def test_an_unknown_option_lists_the_known_ones(option: str) -> None:
+    with pytest.raises(ValueError, match=r"'tiny'"):
+        models.make("efficientnet_v2_b0", classes=2, **{option: "tiny"})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_v2_b0"])
+def test_only_the_computation_is_in_half_precision(name: str) -> None:
+    model, images = models.make(name, classes=2, dtype="bfloat16"), jnp.zeros((2, 32, 32, 3))
+
+    def trained() -> Any:
+        variables = model.init(jax.random.key(0), images)
+        return variables, model.apply(
+            variables, images, train=True, mutable=["batch_stats", "intermediates"],
+            capture_intermediates=True,
+        )  # fmt: skip
+
+    variables, (logits, kept) = jax.eval_shape(trained)
+
+    intermediates = kept.pop("intermediates")
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, kept))} == {jnp.float32}
+    block = "layer4_1" if name == "resnet18" else "blocks_4_0"
+    assert intermediates[block]["__call__"][0].dtype == jnp.bfloat16
+
+
+def test_the_logits_in_half_precision_are_near(rng: np.random.Generator) -> None:
+    images = jnp.asarray(rng.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
+    full, half = (
+        models.make("mobilenet_v2_035", classes=3, dtype=d) for d in ("float32", "bfloat16")
+    )
+    variables = models.init(full, jax.random.key(0), 32)
+
+    expected = models.evaluation_apply(full)(variables, images)
+    actual = models.evaluation_apply(half)(variables, images)
+
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(actual / scale, expected / scale, atol=0.1)  # 8 bits, 50 layers.
+
+
+def test_a_dropped_path_leaves_the_input(rng: np.random.Generator, key: jax.Array) -> None:
+    maps = jnp.asarray(rng.normal(size=(16, 3, 3, 8)), jnp.float32)
+    stage = mobilenet_v2.Stage(mobilenet_v2.InvertedResidual, 2, 8, 1, 1)
+    options = mobilenet_v2.Options(mobilenet_v2.relu6, "torch", 1e-5, jnp.float32)
+
+    def update(rate: float) -> jax.Array:
+        block = mobilenet_v2.InvertedResidual(stage, 1, rate, options)
+        variables = block.init(key, maps, train=False)
+        out: Any = block.apply(
+            variables, maps, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+        )
+        return out[0] - maps
+
+    whole, halved = update(0.0), update(0.5)
+
+    is_kept = np.abs(np.asarray(halved)).max((1, 2, 3)) > 1e-3
+    assert 0 < is_kept.sum() < 16
+    np.testing.assert_allclose(halved[is_kept], 2 * whole[is_kept], atol=1e-5)
+
+
+def test_stages_of_a_stride_have_no_residual() -> None:
+    maps = jnp.ones((1, 1, 1, 8))
+    out = mobilenet_v2.residual(maps, maps, 2, 0.0, train=False)
+    np.testing.assert_array_equal(out, 1.0)
+
+
+@pytest.mark.parametrize(("value", "slope"), [(-1.0, 0), (0.0, 0), (3.0, 1), (7.0, 0)])
+def test_relu6_has_the_gradient_of_torchs(value: float, slope: float) -> None:
+    assert jax.grad(mobilenet_v2.relu6)(jnp.asarray(value)) == slope
+
+
+def test_same_padding_depends_on_the_side() -> None:
+    maps = jnp.zeros((1, 6, 5, 1))
+    assert layers.pads(maps, 3, 2, "same") == ((0, 1), (1, 1))
