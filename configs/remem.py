@@ -14,6 +14,8 @@ is ours, because the paper's value is lost.
 
 from ml_collections import ConfigDict
 
+NOT_IN_AUGREG = ("H/14", "L/32", "R50+B/16")  # Published before it, on ImageNet-21k.
+
 
 def get_config(spec: str = "cifar100") -> ConfigDict:
     """Returns the paper's settings for a data set.
@@ -58,7 +60,8 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.teacher = ConfigDict()
     config.teacher.model = "vit"
     config.teacher.variant = options["variant"]
-    config.teacher.init = f"augreg:{options['variant']}"  # Downloaded; or the path of a file.
+    collection = "i21k" if options["variant"] in NOT_IN_AUGREG else "augreg"
+    config.teacher.init = f"{collection}:{options['variant']}"  # Downloaded; or a file's path.
     config.teacher.steps = (500, 700, 1000, 3000, 5000, 7000, 10_000)  # Each a teacher [text].
     config.teacher.batch_size = 512  # [choice]
     config.teacher.learning_rate = 0.03  # Of 0.005 to 0.5 [text]; which one is [choice].

@@ -11,8 +11,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import quickstart, remem
+from remem_jax.models import vit
+from remem_jax.weights import catalog
 
 ROOT = pathlib.Path(__file__).parents[1]
+# The user names a file of these, or it is in the package.
+UNPUBLISHED = {"Pico/8", "So400m/14", "g/14", "G/14"}
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
@@ -75,6 +79,13 @@ def test_the_spec_may_name_a_teacher(variant: str) -> None:
 
 def test_the_weights_of_a_teacher_are_those_of_its_variant() -> None:
     assert remem.get_config("folder,variant=Ti/16").teacher.init == "augreg:Ti/16"
+
+
+@pytest.mark.parametrize("variant", sorted(set(vit.VARIANTS) - UNPUBLISHED))
+def test_the_weights_of_a_published_teacher_are_known(variant: str) -> None:
+    init = remem.get_config(f"folder,variant={variant}").teacher.init
+
+    assert catalog.find(init).variant == variant
 
 
 def test_the_spec_may_name_a_student() -> None:
