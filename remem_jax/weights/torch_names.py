@@ -52,11 +52,12 @@ def to_timm(variables: Variables) -> Arrays:
     for collection, leaves in _LEAVES.items():
         for path, array in _flat(variables.get(collection, {})).items():
             module, leaf = _dotted(path[:-1]), path[-1]
-            name = f"{module}.{leaves.get(leaf, leaf)}"
-            found[name] = _outputs_first(np.asarray(array)) if leaf == "kernel" else array
+            name = f"{module}.{leaves.get(leaf, leaf)}" if module else leaf
+            array = np.asarray(array)
+            found[name] = _outputs_first(array) if leaf == "kernel" else array
             if leaf == "var":
                 found[f"{module}.{_STEPS}"] = np.zeros((), np.int64)
-    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+    return found
 
 
 def from_timm(arrays: Mapping[str, np.ndarray]) -> Variables:
@@ -155,7 +156,8 @@ def _undotted(module: str) -> tuple[str, ...]:
 
 
 def _outputs_first(kernel: np.ndarray) -> np.ndarray:
-    return kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
+    turned = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
+    return np.ascontiguousarray(turned)
 
 
 def _outputs_last(weight: np.ndarray) -> np.ndarray:

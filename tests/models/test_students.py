@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from remem_jax import losses, models
-from remem_jax.models import layers, mobilenet_v2
+from remem_jax.models import efficientnet_v2, layers, mobilenet_v2
 from remem_jax.weights import torch_names
 from tests.oracles import peers
 
@@ -26,15 +26,9 @@ TIMM = {
     "efficientnet_v2_s": "tf_efficientnetv2_s",
     "efficientnet_v2_m": "tf_efficientnetv2_m",
 }
-COMPARED = (
-    pytest.param("resnet18", marks=pytest.mark.slow),
-    pytest.param("resnet50", marks=pytest.mark.slow),
-    pytest.param("mobilenet_v2", marks=pytest.mark.slow),
-    pytest.param("mobilenet_v2_140", marks=pytest.mark.slow),
-    pytest.param("efficientnet_v2_b0", marks=pytest.mark.slow),
-)
 CLASSES = 7
-RATE = 0.05  # Of the descent.
+F32 = jnp.dtype(jnp.float32)
+RATE = 0.01  # Of the descent.
 
 
 class Pair(NamedTuple):
@@ -53,10 +47,12 @@ def randomised(peer: Any) -> tuple[Any, np.ndarray]:
     peer = peer.double()
     for name, parameter in peer.named_parameters():
         noise = torch.tensor(rng.normal(size=parameter.shape))
-        if parameter.ndim > 1:  # Keeps the scale of the maps, up to the gain of the ReLU.
+        if parameter.ndim == 4:  # Keeps the scale of the maps, up to the gain of the ReLU.
             parameter.data = noise * (1.5 / parameter[0].numel()) ** 0.5
-        else:
-            parameter.data = 0.2 * noise + ("weight" in name)
+        elif parameter.ndim == 2:
+            parameter.data = 0.1 * noise * parameter.shape[1] ** -0.5
+        else:  # A bias of 2 leaves few units near the kink of the ReLU, where float32 decides.
+            parameter.data = 0.2 * noise + (1 if "weight" in name else 2)
         parameter.data = parameter.data.float().double()
     # 48 x 40 gives maps of odd and of even sides at strides of 2.
     images = rng.uniform(-1, 1, (4, 48, 40, 3)).astype(np.float32)
@@ -105,18 +101,24 @@ def evaluated(model: Any, variables: Any, peer: Any, images: np.ndarray) -> tupl
     ours = jax.jit(models.evaluation_apply(model))(variables, jnp.asarray(images))
     with peers.torch().no_grad():
         theirs = peer.eval()(nchw(images)).numpy()
-    assert 0.1 < theirs.std() < 10
+    assert 0.05 < theirs.std() < 10
     return ours, theirs
 
 
-@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "efficientnet_v2_b0", "efficientnet_v2_s"]
+)
 def test_logits_are_timms(name: str) -> None:
     model, variables, peer, images, _ = pair(name)
     ours, theirs = evaluated(model, variables, peer, images)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)  # float32; logits of O(1).
 
 
-@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v2_140", "efficientnet_v2_b0"]
+)
 def test_two_steps_of_training_are_timms(name: str) -> None:
     model, variables, peer, images, labels = pair(name)
     torch = peers.torch()
@@ -145,19 +147,13 @@ def test_two_steps_of_training_are_timms(name: str) -> None:
 
     for grads in expected:
         ours, statistics = gradient(variables)
-        # float32 through up to 50 normalisations, the last over as few as 16 values.
-        assert_close(torch_names.to_timm({"params": ours}), grads, rtol=3e-3)
+        # float32 through up to 60 normalisations, the last over 16 values: torch's own differ
+        # from those in float64 by up to 3e-4.
+        assert_close(torch_names.to_timm({"params": ours}), grads, rtol=1e-3)
         params = jax.tree.map(lambda p, g: p - RATE * g, variables["params"], ours)
         variables = {"params": params, **statistics}
     reached = torch_names.to_timm(variables)
     assert_close({n: a for n, a in reached.items() if "num_" not in n}, ended, rtol=1e-3)
-
-
-@pytest.mark.slow
-def test_logits_of_efficientnet_v2_s_are_timms() -> None:
-    model, variables, peer, images, _ = pair("efficientnet_v2_s")
-    ours, theirs = evaluated(model, variables, peer, images)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -218,31 +214,43 @@ def test_renaming_is_undone_exactly(rng: np.random.Generator, name: str, form: s
 
 
 def test_names_of_no_student_are_carried_over() -> None:
-    arrays = {"cls_token": np.ones(2), "fc.weight": np.ones((3, 2)), "blocks.0.attn.x": np.ones(1)}
+    arrays = {
+        "cls_token": np.ones(2),
+        "fc.weight": np.ones((3, 2)),
+        "blocks.0.attn.x.bias": np.ones(1),
+    }
     back = torch_names.to_timm(torch_names.from_timm(arrays))
     assert {n: a.shape for n, a in back.items()} == {n: a.shape for n, a in arrays.items()}
 
 
+def tiny(classes: int, dtype: Any = jnp.float32) -> mobilenet_v2.MobileNet:
+    """A network with every kind of layer."""
+    stages = (
+        mobilenet_v2.Stage(efficientnet_v2.FusedResidual, 4, 64, 1, 1),
+        mobilenet_v2.Stage(efficientnet_v2.SqueezedResidual, 16, 64, 1, 2),
+    )
+    options = mobilenet_v2.Options(mobilenet_v2.relu6, "same", 1e-3, dtype)
+    return mobilenet_v2.MobileNet(stages, 64, 256, classes, options)
+
+
 @pytest.fixture(scope="module")
 def first() -> Any:
-    """First parameters of a network with every kind of layer."""
-    model = models.make("efficientnet_v2_b0", classes=50)
-    return models.init(model, jax.random.key(0), 32)["params"]
+    return models.init(tiny(50), jax.random.key(0), 8)["params"]
 
 
 @pytest.mark.parametrize(
     ("path", "deviation"),
     [
-        ("blocks_5_1/conv_pw", (2 / 1152) ** 0.5),
-        ("blocks_2_1/conv_exp", (2 / (9 * 192)) ** 0.5),
-        ("blocks_5_1/conv_dw", (2 / 9) ** 0.5),
-        ("blocks_5_1/se/conv_expand", (2 / 1152) ** 0.5),
+        ("blocks_0_0/conv_exp", (2 / (9 * 256)) ** 0.5),
+        ("blocks_1_0/conv_pw", (2 / 1024) ** 0.5),
+        ("blocks_1_0/conv_dw", (2 / 9) ** 0.5),
+        ("blocks_1_0/se/conv_expand", (2 / 1024) ** 0.5),
         ("classifier", (1 / 3 / 50) ** 0.5),  # Uniform in +- 1 / sqrt(classes).
     ],
 )
 def test_kernels_start_with_the_deviation_of_timm(first: Any, path: str, deviation: float) -> None:
     kernel = functools.reduce(lambda tree, name: tree[name], path.split("/"), first)["kernel"]
-    assert np.std(kernel) == pytest.approx(deviation, rel=0.05)  # At least 10,000 entries.
+    assert np.std(kernel) == pytest.approx(deviation, rel=0.05)  # At least 9,000 entries.
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2_035", "efficientnet_v2_b0"])
@@ -284,23 +292,21 @@ def test_only_the_computation_is_in_half_precision(name: str) -> None:
     variables, (logits, kept) = jax.eval_shape(trained)
 
     intermediates = kept.pop("intermediates")
-    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, kept))} == {jnp.float32}
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, kept))} == {F32}
     block = "layer4_1" if name == "resnet18" else "blocks_4_0"
     assert intermediates[block]["__call__"][0].dtype == jnp.bfloat16
 
 
 def test_the_logits_in_half_precision_are_near(rng: np.random.Generator) -> None:
-    images = jnp.asarray(rng.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
+    images = jnp.asarray(rng.uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
+    variables = models.init(tiny(3), jax.random.key(0), 8)
+
     full, half = (
-        models.make("mobilenet_v2_035", classes=3, dtype=d) for d in ("float32", "bfloat16")
+        jax.jit(models.evaluation_apply(tiny(3, dtype)))(variables, images)
+        for dtype in (jnp.float32, jnp.bfloat16)
     )
-    variables = models.init(full, jax.random.key(0), 32)
 
-    expected = models.evaluation_apply(full)(variables, images)
-    actual = models.evaluation_apply(half)(variables, images)
-
-    scale = float(np.abs(expected).max())
-    np.testing.assert_allclose(actual / scale, expected / scale, atol=0.1)  # 8 bits, 50 layers.
+    np.testing.assert_allclose(half, full, atol=0.05 * float(np.abs(full).max()))  # 8 bits.
 
 
 def test_a_dropped_path_leaves_the_input(rng: np.random.Generator, key: jax.Array) -> None:
