@@ -106,9 +106,7 @@ def evaluated(model: Any, variables: Any, peer: Any, images: np.ndarray) -> tupl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50", "efficientnet_v2_b0", "efficientnet_v2_s"]
-)
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_v2_s"])
 def test_logits_are_timms(name: str) -> None:
     model, variables, peer, images, _ = pair(name)
     ours, theirs = evaluated(model, variables, peer, images)
@@ -116,9 +114,7 @@ def test_logits_are_timms(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v2_140", "efficientnet_v2_b0"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_v2_b0"])
 def test_two_steps_of_training_are_timms(name: str) -> None:
     model, variables, peer, images, labels = pair(name)
     torch = peers.torch()
