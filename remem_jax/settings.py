@@ -163,12 +163,11 @@ def tuning_of(teacher: ConfigDict) -> tuning.Tuning:
         SettingError: If the method, or an option of it, is unknown or out of range.
     """
     checks.one_of("config.teacher.tuning", teacher.tuning, tuning.METHODS)
-    options: dict[str, Any] = {}
-    if teacher.tuning == "lora":
-        options = {**teacher.lora, "targets": tuple(teacher.lora.targets)}
-    elif teacher.tuning.startswith("adapter"):
-        options = dict(teacher.adapter)
+    group = teacher.tuning.partition("_")[0]  # "adapter_houlsby" has its options in `adapter`.
+    options: dict[str, Any] = dict(teacher[group]) if group in ("lora", "adapter") else {}
+    if "targets" in options:
+        options["targets"] = tuple(options["targets"])
     try:
         return tuning.make(teacher.tuning, **options)
     except ValueError as error:
-        raise checks.SettingError(f"config.teacher.{teacher.tuning[:7]}: {error}") from error
+        raise checks.SettingError(f"config.teacher.{group}: {error}") from error

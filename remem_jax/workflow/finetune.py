@@ -108,9 +108,7 @@ def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:
         mlp_weight=settings.mlp_weight,
         attention_weight=settings.attention_weight,
         residual=settings.residual,
-        exact_gelu={"": checkpoint.options["exact_gelu"]}.get(
-            settings.gelu, settings.gelu == "erf"
-        ),
+        exact_gelu=settings.gelu == "erf" if settings.gelu else checkpoint.options["exact_gelu"],
         dropout=settings.dropout,
         pruned_mlp=settings.pruned_mlp,
         pruned_attention=settings.pruned_attention,
@@ -129,7 +127,9 @@ def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:
     )
     tuned = tuning_of(settings)
     params = tuned.add(variables["params"], jax.random.key(run.config.seed))
-    return Start(model, tuned, *tuning.split(params, tuned.trains))
+    trainable, frozen = tuning.split(params, tuned.trains)
+    # On the device once; from the host, every step would carry them over.
+    return Start(model, tuned, trainable, jax.device_put(frozen))
 
 
 def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
