@@ -41,11 +41,6 @@ _REFUSED = {
 }
 
 
-def is_timm(arrays: Collection[str]) -> bool:
-    """Whether names are those of a ViT of timm."""
-    return "patch_embed.proj.weight" in arrays and "blocks.0.attn.qkv.weight" in arrays
-
-
 def to_timm(params: Mapping[str, np.ndarray], *, grid: int = 0) -> dict[str, np.ndarray]:
     """Arrays under our names as timm's state dict has them.
 

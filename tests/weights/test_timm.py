@@ -200,13 +200,6 @@ def test_heads_are_those_of_the_published_sizes(features: int, heads: int) -> No
     assert timm.usual_heads(features) == heads
 
 
-def test_timm_names_are_recognised(rng: np.random.Generator) -> None:
-    arrays = random_arrays("cls", rng)
-
-    assert timm.is_timm(timm.to_timm(arrays))
-    assert not timm.is_timm(arrays)
-
-
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
