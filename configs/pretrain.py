@@ -28,6 +28,10 @@ def get_config() -> ConfigDict:
     config.data.validation = 0.01
     config.data.corrupt_limit = 0
     config.data.resident_gib = 4.0
+    config.data.input = "auto"  # Or "resident", "streamed".
+    config.data.cache = ""  # Folder of what is decoded once; empty is REMEM_CACHE's.
+    config.data.threads = 0  # That decode; 0 is one for each core.
+    config.data.workers = 0  # Processes that share them where images are streamed.
 
     config.model = ConfigDict()
     config.model.variant = "Pico/8"

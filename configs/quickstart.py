@@ -34,6 +34,10 @@ def get_config() -> ConfigDict:
     config.data.validation = 0.2
     config.data.corrupt_limit = 10
     config.data.resident_gib = 1.0
+    config.data.input = "auto"  # Or "resident", "streamed".
+    config.data.cache = ""  # Folder of what is decoded once; empty is REMEM_CACHE's.
+    config.data.threads = 0  # That decode; 0 is one for each core.
+    config.data.workers = 0  # Processes that share them where images are streamed.
 
     config.teacher = ConfigDict()
     config.teacher.model = "vit"
@@ -47,6 +51,7 @@ def get_config() -> ConfigDict:
     config.teacher.weight_decay = 0.0
     config.teacher.clip_norm = 1.0
     config.teacher.dropout = 0.0
+    config.teacher.mixup = 0.0  # Both parameters of its Beta distribution; 0 is none.
     config.teacher.rho = 0.05  # The paper's 0.5 is for networks 45 times as large.
     config.teacher.mlp_weight = 0.8
     config.teacher.attention_weight = 1.0
@@ -73,6 +78,7 @@ def get_config() -> ConfigDict:
     config.student.model = "resnet18"
     config.student.stem = "imagenet"  # Fast at 32 pixels; "small" is slower and stronger.
     config.student.loss = "kd"
+    config.student.mixup = 0.0  # The same; student and teacher see one mixture.
     config.student.steps = 80
     config.student.batch_size = 64
     config.student.learning_rates = (0.05, 0.1)

@@ -1,7 +1,7 @@
 """ReMem in the paper's setting: ViT-B/16 teacher, ResNet-18 student, 224 pixels.
 
-Names of data sets are those of remem_jax/data/registry.py, "folder" or "arrays". Options follow
-after commas, any setting can be changed on the command line:
+Names of data sets are those of remem_jax/data/registry.py, "folder", "list" or "arrays". Options
+follow after commas, any setting can be changed on the command line:
 
     python -m remem_jax.main --config=configs/remem.py:flowers102 --workdir=runs/flowers \
         --config.teacher.init=weights/B_16.npz --config.teacher.rho=0.05
@@ -48,14 +48,18 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = dataset
-    config.data.path = ""  # For "folder" and "arrays".
+    config.data.path = ""  # For "folder", "list" and "arrays".
     config.data.dir = ""  # Of TFDS; empty is its own default.
     config.data.image_size = 224  # Pixels, square [text].
     config.data.stored_size = 256  # Larger images are stored as squares of this size.
     config.data.crop_area = (0.05, 1.0)  # Of vit_jax's fine-tuning [source].
     config.data.validation = 0.1  # Of each class of train [choice].
     config.data.corrupt_limit = 10
-    config.data.resident_gib = 16.0
+    config.data.resident_gib = 16.0  # Of pixels on the device; what takes more is streamed.
+    config.data.input = "auto"  # Or "resident", "streamed".
+    config.data.cache = ""  # Folder of what is decoded once; empty is REMEM_CACHE's.
+    config.data.threads = 0  # That decode; 0 is one for each core.
+    config.data.workers = 0  # Processes that share them where images are streamed.
 
     config.teacher = ConfigDict()
     config.teacher.model = "vit"
@@ -70,6 +74,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.teacher.weight_decay = 0.0  # As ViT-22B's fine-tuning [source].
     config.teacher.clip_norm = 1.0  # As vit_jax's fine-tuning [choice].
     config.teacher.dropout = 0.0  # [choice]
+    config.teacher.mixup = 0.0  # Both parameters of its Beta distribution; 0 is none.
     config.teacher.rho = 0.5  # Of 0.5, 0.05, 0.005 [text].
     config.teacher.mlp_weight = 0.8  # alpha, of 0.8, 0.9 [text].
     config.teacher.attention_weight = 1.0  # beta; ReMem re-weights the MLPs alone [text].
@@ -96,6 +101,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.student.model = options["student"]
     config.student.stem = "imagenet"
     config.student.loss = "kd"
+    config.student.mixup = 0.0  # The same; student and teacher see one mixture.
     config.student.steps = 20_000  # [text]
     config.student.batch_size = 512  # [choice]
     config.student.learning_rates = (0.05, 0.1, 0.5)  # [text]

@@ -1,72 +1,282 @@
-"""Evaluation: exact counts per class, also on a last partial batch."""
+"""Evaluation in one pass: counted on the device, exact whatever the batches, devices or hosts."""
 
-from collections.abc import Callable, Iterable
+import collections
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 from sklearn import linear_model, pipeline, preprocessing
 
 from remem_jax import losses
 from remem_jax.data import registry
 from remem_jax.records import Apply, Batch, Variables, View
 
-Counts = Callable[[Variables, Batch], dict[str, jax.Array]]
+BINS = 15  # Of the calibration error, as in the paper that names it: section 2.
+TOP = 5
+_AHEAD = 2  # Batches that wait on the device while the host goes on.
+
+Logits = Float[Array, "batch klass"]
+Predict = Callable[[Variables, Batch], Array]
 
 
-def make_counts(apply: Apply, view: View, classes: int) -> Counts:
-    """Builds the function that counts, per class, what a model gets right in a batch.
+class Model(NamedTuple):
+    """A model as evaluation takes it.
+
+    Attributes:
+        predict: From `make_predict`, jitted.
+        variables: Of the model.
+    """
+
+    predict: Predict
+    variables: Variables
+
+
+class Sum(NamedTuple):
+    """Sums over any number of batches, as good as in float64, which JAX has switched off.
+
+    Attributes:
+        total: The sums, as float32 has them.
+        lost: What rounding took from them.
+    """
+
+    total: Float[Array, "*of"]
+    lost: Float[Array, "*of"]
+
+
+class Tally(NamedTuple):
+    """What was counted so far.
+
+    Attributes:
+        seen: Examples of each class.
+        right: Those that are classified rightly.
+        top5: Examples whose class is among the five that the model finds likeliest.
+        gaps: For each bin of the model's confidence, the examples in it that are classified
+            rightly, less the sum of their confidences.
+        loss: Cross-entropy, summed over the examples.
+        agreed: Examples that the teacher puts into the same class, rightly or not; None where
+            there is no teacher.
+        confusion: Examples by true and by predicted class; None where that is not asked for.
+    """
+
+    seen: Int[Array, " klass"]
+    right: Int[Array, " klass"]
+    top5: Int[Array, ""]
+    gaps: Sum
+    loss: Sum
+    agreed: Int[Array, ""] | None
+    confusion: Int[Array, "klass klass"] | None
+
+
+Count = Callable[[Tally, Array, Batch, Array | None], Tally]
+
+
+def make_predict(apply: Apply, view: View) -> Predict:
+    """Builds the function from variables and a batch to logits.
 
     Args:
         apply: The model in evaluation mode.
         view: The view of evaluation.
-        classes: Number of classes.
 
     Returns:
-        A pure function; masked examples count for nothing.
+        A pure function. The caller wraps it in `jax.jit`.
     """
 
-    def counts(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-        images = view(jax.random.key(0), batch.image)
-        logits = apply(variables, images)
-        right = jnp.argmax(logits, axis=-1) == batch.label
-        one_hot = jnp.where(batch.mask[:, None], jax.nn.one_hot(batch.label, classes), 0.0)
-        per_example = jax.vmap(lambda row, label: losses.cross_entropy(row[None], label[None]))
-        loss = per_example(logits, batch.label)
-        return {
-            "right": jnp.sum(jnp.where(right[:, None], one_hot, 0.0), axis=0),
-            "seen": jnp.sum(one_hot, axis=0),
-            "loss": jnp.sum(jnp.where(batch.mask, loss, 0.0)),
-        }
+    def predict(variables: Variables, batch: Batch) -> Logits:
+        return apply(variables, view(jax.random.key(0), batch.image))
 
-    return counts
+    return predict
 
 
-def evaluate(counts: Counts, variables: Variables, batches: Iterable[Batch]) -> dict[str, float]:
-    """Metrics of a model over all batches.
+def init_tally(classes: int, *, agreement: bool, confusion: bool) -> Tally:
+    """The tally of no examples.
 
     Args:
-        counts: From `make_counts`, jitted.
-        variables: Of the model.
-        batches: All examples once; see `data.device.evaluation_batches`.
+        classes: Number of classes.
+        agreement: Whether a teacher's logits will come with the student's.
+        confusion: Whether to count every pair of classes: 4 bytes for each, which is 100 MB for
+            5,089 classes.
+    """
+
+    # Every count needs a buffer of its own: they are given away when the next batch is added.
+    def none(*shape: int) -> Int[Array, "*of"]:
+        return jnp.zeros(shape, jnp.int32)
+
+    def nothing(*shape: int) -> Sum:
+        return Sum(jnp.zeros(shape), jnp.zeros(shape))
+
+    return Tally(
+        seen=none(classes),
+        right=none(classes),
+        top5=none(),
+        gaps=nothing(BINS),
+        loss=nothing(),
+        agreed=none() if agreement else None,
+        confusion=none(classes, classes) if confusion else None,
+    )
+
+
+def count(
+    tally: Tally, logits: Logits, batch: Batch, teacher_logits: Logits | None = None
+) -> Tally:
+    """Adds a batch to a tally; masked examples count for nothing.
+
+    A pure function. The caller wraps it in `jax.jit` and gives the tally away. A batch may be
+    spread over devices and hosts: the tally comes out the same on all of them. Of equal logits,
+    the class with the lower index is the likelier.
+
+    Args:
+        tally: Of the batches before.
+        logits: Of the model.
+        batch: What they are the logits of.
+        teacher_logits: Of the teacher, if the tally counts agreement.
+
+    Raises:
+        ValueError: If only one of the tally and the arguments knows of a teacher.
+    """
+    if (tally.agreed is None) != (teacher_logits is None):
+        raise ValueError("Agreement is counted with a teacher's logits, and only with them.")
+    logits = logits.astype(jnp.float32)
+    predicted = jnp.argmax(logits, axis=-1)
+    right = predicted == batch.label
+    _, likeliest = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
+    in_top5 = jnp.any(likeliest == batch.label[:, None], axis=-1)
+    loss = jax.vmap(lambda row, label: losses.cross_entropy(row[None], label[None]))
+    agreed, confusion = tally.agreed, tally.confusion
+    if agreed is not None and teacher_logits is not None:
+        agreed += _number(batch.mask & (predicted == jnp.argmax(teacher_logits, axis=-1)))
+    if confusion is not None:
+        confusion = confusion.at[batch.label, predicted].add(batch.mask.astype(jnp.int32))
+    return Tally(
+        seen=tally.seen.at[batch.label].add(batch.mask.astype(jnp.int32)),
+        right=tally.right.at[batch.label].add((batch.mask & right).astype(jnp.int32)),
+        top5=tally.top5 + _number(batch.mask & in_top5),
+        gaps=_add(tally.gaps, _gaps(logits, right, batch.mask)),
+        loss=_add(tally.loss, jnp.sum(jnp.where(batch.mask, loss(logits, batch.label), 0.0))),
+        agreed=agreed,
+        confusion=confusion,
+    )
+
+
+def _number(which: Bool[Array, " batch"]) -> Int[Array, ""]:
+    return jnp.sum(which.astype(jnp.int32))
+
+
+def _gaps(
+    logits: Logits, right: Bool[Array, " batch"], mask: Bool[Array, " batch"]
+) -> Float[Array, " bin"]:
+    """Examples that are right, less their confidences, by bin: ((i - 1) / BINS, i / BINS]."""
+    confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
+    # By NumPy: XLA would multiply by 1 / BINS, and miss the nearest float to some edges.
+    edges = jnp.asarray(np.arange(1, BINS) / BINS, jnp.float32)
+    own_bin = jnp.sum((confidence[:, None] > edges[None]).astype(jnp.int32), axis=-1)
+    in_bin = mask[:, None] & (own_bin[:, None] == jnp.arange(BINS)[None])
+    gap = right.astype(jnp.float32) - confidence
+    return jnp.sum(jnp.where(in_bin, gap[:, None], 0.0), axis=0)
+
+
+def _add(sums: Sum, values: Float[Array, "*of"]) -> Sum:
+    """Adds, and keeps what rounding takes exactly (Knuth's two-sum)."""
+    total = sums.total + values
+    added = total - sums.total
+    lost = (sums.total - (total - added)) + (values - added)
+    return Sum(total, sums.lost + lost)
+
+
+def metrics(tally: Tally) -> dict[str, Any]:
+    """Metrics of the examples in a tally, which is fetched from the device.
 
     Returns:
-        "top1" and "mean_per_class" from 0 to 1 (the second over classes that occur:
-        scikit-learn's balanced accuracy), and "loss" in nats.
+        Shares from 0 to 1: "top1"; "top5", of as many classes as there are if these are fewer;
+        "mean_per_class", over classes that occur (scikit-learn's balanced accuracy);
+        "calibration_error", the expected one over `BINS` bins of equal width. "loss" in nats.
+        If the tally has them: "agreement", the share of examples that the teacher puts into the
+        same class, and "confusion", numbers of examples, with a list for each true class that
+        has a number for each predicted one. Loss and calibration error of a model that gives
+        NaN are NaN.
+
+    Raises:
+        ValueError: If there were no examples.
+
+    Source: of the calibration error, Guo et al. 2017, https://arxiv.org/abs/1706.04599, Eq. 3.
     """
-    right, seen, loss = 0.0, 0.0, 0.0
-    for batch in batches:
-        found = jax.device_get(counts(variables, batch))
-        right = right + np.asarray(found["right"], np.float64)
-        seen = seen + np.asarray(found["seen"], np.float64)
-        loss = loss + float(found["loss"])
-    right, seen = np.asarray(right), np.asarray(seen)
-    occurs = seen > 0
-    return {
-        registry.TOP1: float(right.sum() / seen.sum()),
-        registry.MEAN_PER_CLASS: float(np.mean(right[occurs] / seen[occurs])),
-        "loss": loss / float(seen.sum()),
+    found: Tally = jax.device_get(tally)
+    examples, occurs = int(found.seen.sum()), found.seen > 0
+    if not examples:
+        raise ValueError("There is nothing to evaluate: no batch holds an example.")
+    # A bin weighs as many examples as it has, so that its gap need not be divided by them.
+    gaps = np.sum(np.abs(_exact(found.gaps)))
+    result: dict[str, Any] = {
+        registry.TOP1: int(found.right.sum()) / examples,
+        "top5": int(found.top5) / examples,
+        registry.MEAN_PER_CLASS: float(np.mean(found.right[occurs] / found.seen[occurs])),
+        "calibration_error": float(gaps) / examples,
+        "loss": float(_exact(found.loss)) / examples,
     }
+    if found.agreed is not None:
+        result["agreement"] = int(found.agreed) / examples
+    if found.confusion is not None:
+        result["confusion"] = found.confusion.tolist()
+    return result
+
+
+def _exact(sums: Sum) -> Float[np.ndarray, "*of"] | np.float64:
+    return np.asarray(sums.total, np.float64) + np.asarray(sums.lost, np.float64)
+
+
+def evaluate(
+    count: Count,
+    model: Model,
+    batches: Iterable[Batch],
+    *,
+    classes: int,
+    teacher: Model | None = None,
+    confusion: bool = False,
+) -> dict[str, Any]:
+    """Metrics of a model over all batches, fetched from the device once, at the end.
+
+    Args:
+        count: The function of this module, jitted.
+        model: The model.
+        batches: All examples once; what fills up the last batch is masked.
+        classes: Number of classes.
+        teacher: Whose agreement with the model is measured.
+        confusion: Whether to count every pair of classes; see `init_tally`.
+
+    Returns:
+        See `metrics`, also for what it raises.
+    """
+    tally = init_tally(classes, agreement=teacher is not None, confusion=confusion)
+    pending: collections.deque[Array] = collections.deque()
+    for batch in batches:
+        logits = model.predict(model.variables, batch)
+        taught = teacher.predict(teacher.variables, batch) if teacher else None
+        tally = count(tally, logits, batch, taught)
+        pending.append(logits)
+        if len(pending) > _AHEAD:  # Else the host would heap up batches on the device.
+            pending.popleft().block_until_ready()
+    return metrics(tally)
+
+
+def most_confused(confusion: Sequence[Sequence[int]], pairs: int) -> list[tuple[int, int, int]]:
+    """The errors that are made most often, at most so many kinds of them.
+
+    Args:
+        confusion: As `metrics` gives it.
+        pairs: How many at most.
+
+    Returns:
+        True class, predicted class, number of examples; most first, then in the order of the
+        classes. Of errors that are never made, none.
+    """
+    errors = np.array(confusion)
+    np.fill_diagonal(errors, 0)
+    true, predicted = np.nonzero(errors)
+    found = np.stack([true, predicted, errors[true, predicted]], axis=-1)
+    order = np.argsort(-found[:, 2], kind="stable")[:pairs]
+    return [(i, j, number) for i, j, number in found[order].tolist()]
 
 
 def linear_probe(

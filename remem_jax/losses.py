@@ -2,24 +2,29 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from remem_jax.records import Labels
 
 
 def cross_entropy(
-    logits: Float[Array, "batch klass"], labels: Int[Array, " batch"], *, smoothing: float = 0.0
+    logits: Float[Array, "batch klass"], labels: Labels, *, smoothing: float = 0.0
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the labels.
 
     Args:
         logits: Unnormalised log-probabilities.
-        labels: Indices of the classes.
+        labels: Indices of the classes, or for each image the shares of all classes.
         smoothing: Share of each target that is spread evenly over all classes.
 
     Returns:
         The mean over the batch, in nats.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    of_label = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    if labels.ndim == 1:
+        of_label = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    else:
+        of_label = jnp.sum(labels * log_probs, axis=-1)
     return -jnp.mean((1 - smoothing) * of_label + smoothing * jnp.mean(log_probs, axis=-1))
 
 
@@ -53,7 +58,7 @@ def distillation(
 def knowledge_distillation(
     student_logits: Float[Array, "batch klass"],
     teacher_logits: Float[Array, "batch klass"],
-    labels: Int[Array, " batch"],
+    labels: Labels,
     *,
     temperature: Float[Array, ""] | float,
     weight: Float[Array, ""] | float,
@@ -63,7 +68,7 @@ def knowledge_distillation(
     Args:
         student_logits: Unnormalised log-probabilities.
         teacher_logits: The same for the teacher; no gradient reaches them.
-        labels: Indices of the classes.
+        labels: As in `cross_entropy`.
         temperature: T of `distillation`, above 0.
         weight: Share w of `distillation`, from 0 (labels only) to 1 (teacher only).
 

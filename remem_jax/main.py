@@ -13,6 +13,24 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.",
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; to go on, name it again.")
 # Shapes and types are checked when functions are called or traced; an int passes for a float.
 _TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+# Not what is called for every image, which the checks would slow down by a tenth.
+_CHECKED = [
+    f"remem_jax.{name}"
+    for name in (
+        "data.augment",
+        "data.device",
+        "evaluate",
+        "losses",
+        "models",
+        "optim",
+        "report",
+        "settings",
+        "storage",
+        "train",
+        "weights",
+        "workflow",
+    )
+]
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -22,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(
             f"remem_jax: unknown arguments {' '.join(argv[1:])}; settings begin with --config."
         )
-    with install_import_hook("remem_jax", _TYPECHECKER):
+    with install_import_hook(_CHECKED, _TYPECHECKER):
         from remem_jax import checks, workflow
         from remem_jax.train.loop import NonFiniteLossError
 

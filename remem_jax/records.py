@@ -1,6 +1,6 @@
 """Types that pass between the floors of the house."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,8 @@ Params = Mapping[str, Any]  # Nested dict of arrays, under the names of the chec
 Variables = Mapping[str, Any]  # {"params": Params} and, for some models, {"batch_stats": ...}.
 Metrics = Mapping[str, Any]  # Name -> scalar, or one value per student.
 Key = jax.Array
+# Indices of the classes, or shares of all classes.
+Labels = Int[Array, " batch"] | Float[Array, "batch klass"]
 
 # (params, statistics, images, dropout key) -> (logits, new statistics), in training mode.
 TrainApply = Callable[[Params, Params, Array, Key], tuple[Array, Params]]
@@ -31,6 +33,29 @@ class Batch(NamedTuple):
     image: Shaped[Array, "batch height width channel"]
     label: Int[Array, " batch"]
     mask: Bool[Array, " batch"]
+
+
+Batches = Generator[Batch, None, None]
+
+
+class Feed(NamedTuple):
+    """How the batches of a data set come, and what the models see of them.
+
+    Attributes:
+        kind: "resident" or "streamed".
+        train: (batch size, first step) -> endless batches of training from that step on, a
+            function of the seed and the step.
+        evaluation: (split, batch size) -> all examples once, in order; what fills up the last
+            batch is masked.
+        train_view: Makes what models see of a batch of training.
+        evaluation_view: The same of a batch of evaluation.
+    """
+
+    kind: str
+    train: Callable[[int, int], Batches]
+    evaluation: Callable[[str, int], Batches]
+    train_view: View
+    evaluation_view: View
 
 
 class Settings(NamedTuple):

@@ -20,11 +20,15 @@ METHODS: dict[str, dict[str, float] | None] = {
 GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
 # What may change between two starts of one run: it changes no result.
 _FREE = ("log_every", "save_every", "differs")
+_FREE_OF_DATA = ("cache", "threads", "workers")  # Speed, and where things lie.
 
 
 def deciding(config: ConfigDict) -> dict[str, Any]:
     """The settings that decide a run's result, as plain JSON values."""
     plain = json.loads(config.to_json_best_effort())
+    plain["data"] = {
+        name: value for name, value in plain["data"].items() if name not in _FREE_OF_DATA
+    }
     return {name: value for name, value in plain.items() if name not in _FREE}
 
 
@@ -68,6 +72,9 @@ def _check_common(config: ConfigDict) -> None:
     checks.inside("config.data.validation", settings.validation, 0, 1)
     checks.at_least("config.data.corrupt_limit", settings.corrupt_limit, 0)
     checks.above("config.data.resident_gib", settings.resident_gib, 0)
+    checks.one_of("config.data.input", settings.input, data.INPUTS)
+    checks.at_least("config.data.threads", settings.threads, 0)
+    checks.at_least("config.data.workers", settings.workers, 0)
     low, high = settings.crop_area
     checks.require(
         0 < low <= high <= 1,
@@ -91,6 +98,7 @@ def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.inside("config.teacher.attention_weight", teacher.attention_weight, 0, 2)
     checks.at_least("config.teacher.rho", teacher.rho, 0)
     checks.within("config.teacher.dropout", teacher.dropout, 0, 0.99)
+    checks.at_least("config.teacher.mixup", teacher.mixup, 0)
     whole = all(isinstance(step, int) for step in teacher.steps)
     checks.require(whole, f"config.teacher.steps must be whole, got {tuple(teacher.steps)}.")
     checks.increasing("config.teacher.steps", teacher.steps)
@@ -125,6 +133,7 @@ def _check_student(student: ConfigDict) -> None:
     checks.one_of("config.student.model", student.model, models.STUDENTS)
     checks.one_of("config.student.stem", student.stem, resnet.STEMS)
     checks.one_of("config.student.loss", student.loss, ("kd",))
+    checks.at_least("config.student.mixup", student.mixup, 0)
     checks.at_least("config.student.steps", student.steps, 1)
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)
     _check_optimizer("config.student", student, student.steps)

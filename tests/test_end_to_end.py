@@ -186,10 +186,10 @@ def test_timm_serves_what_lora_and_distillation_made(job: Callable[..., Job]) ->
     )
     teacher.load_pretrained(str(folder / "remem_teacher.npz"))
     source = data.open_source("digits", path="", data_dir="")
-    dataset = data.load(
-        source, validation=0.2, seed=0, stored_size=64, corrupt_limit=0, resident_gib=1.0
-    )
-    test = dataset.splits["test"]
+    storage = data.Storage("resident", stored_size=64, resident_gib=1.0, cache="", threads=1)
+    pixels = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0).pixels
+    assert pixels is not None
+    test = pixels["test"]
     view = augment.make_evaluation_view(size=16)
     images = np.asarray(view(jax.random.key(0), jnp.asarray(test.image)))
     for name, model in (("student", student), ("teacher", teacher)):

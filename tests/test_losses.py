@@ -84,3 +84,16 @@ def test_knowledge_distillation_weighs_labels_against_the_teacher(
 def test_sharp_logits_give_no_nan() -> None:
     student, teacher = jnp.asarray([[1e4, 0.0, -1e4]]), jnp.asarray([[-1e4, 0.0, 1e4]])
     assert np.isfinite(losses.distillation(student, teacher, 1.0))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_labels_may_be_shares_of_all_classes(
+    logits: Array, rng: np.random.Generator, smoothing: float
+) -> None:
+    shares = rng.dirichlet(np.ones(3), 5)
+    target = (1 - smoothing) * shares + smoothing / 3
+    expected = -(target * special.log_softmax(np.asarray(logits[0], np.float64), -1)).sum(-1).mean()
+
+    actual = losses.cross_entropy(logits[0], jnp.asarray(shares, jnp.float32), smoothing=smoothing)
+
+    assert actual == pytest.approx(expected, rel=1e-5)

@@ -71,6 +71,9 @@ BAD: list[tuple[str, Any]] = [
     ("data.validation", 1.0),
     ("data.corrupt_limit", -1),
     ("data.resident_gib", 0.0),
+    ("data.input", "disk"),
+    ("data.threads", -1),
+    ("data.workers", -1),
     ("teacher.model", "resnet18"),
     ("teacher.variant", "B/17"),
     ("teacher.init", "nowhere.npz"),
@@ -293,7 +296,14 @@ def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
-FREE = ("log_every", "save_every", "differs")
+FREE = (
+    "log_every",
+    "save_every",
+    "differs",
+    "data.cache",
+    "data.threads",
+    "data.workers",
+)
 
 
 @pytest.mark.parametrize("name", [n for n in _leaves(quickstart.get_config()) if n not in FREE])
@@ -306,7 +316,9 @@ def test_a_setting_decides_the_result(config: ConfigDict, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FREE)
-def test_a_setting_of_logs_does_not_decide_the_result(config: ConfigDict, name: str) -> None:
+def test_a_setting_of_logs_or_of_speed_does_not_decide_the_result(
+    config: ConfigDict, name: str
+) -> None:
     before = settings.deciding(config)
 
     _set(config, name, "something else")

@@ -1,47 +1,79 @@
-"""Data sets by name, decoded, with a validation split held out of train."""
+"""Data sets by name, every image looked at once, with a validation split held out of train."""
 
 import contextlib
 import hashlib
-import math
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
-from PIL import Image
 
 from remem_jax.checks import SettingError
-from remem_jax.data import registry, sources
-from remem_jax.data.device import Split
-from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source
+from remem_jax.data import cache, decoding, device, lists, own, prepared, registry, sources
+from remem_jax.data.sources import TRAIN, VALIDATION, Part, Source
+from remem_jax.records import Feed
 
-OWN: dict[str, Callable[[str], Source]] = {"folder": sources.folder, "arrays": sources.arrays}
+OWN: dict[str, Callable[[str], Source]] = {
+    "folder": own.folder,
+    "list": lists.listing,
+    "arrays": own.arrays,
+}
 NAMES = ("digits", *OWN, *registry.RECORDS)
+INPUTS = ("auto", "resident", "streamed")
+_GIB = 2**30
+_DEVICE_SHARE = 0.4  # Of a device's memory that a data set may take; models need the rest.
 
 
 class Dataset(NamedTuple):
-    """A data set in memory.
+    """A data set that can be trained on.
 
     Attributes:
         title: What to call it.
-        splits: "train", "validation", "test"; all images of one size.
+        parts: "train", "validation", "test".
+        pixels: The same as uint8 images, where they are to live on the device; else None.
+        source_size: Height and width of resident images; None where images are streamed.
+        resized: Whether resident images are not all of the size that they had.
         classes: Names of the classes, in the order of the labels.
         metric: Name of the metric that decides.
         flip: Whether mirrored images keep their class.
         official: True if the counts are those of the official data set, False if they are
             not, None where there is no official one.
         skipped: Images that could not be decoded.
-        fingerprint: Hash of all pixels and labels.
+        fingerprint: Hash of all images and labels, and of which are held out.
     """
 
     title: str
-    splits: dict[str, Split]
+    parts: dict[str, Part]
+    pixels: dict[str, device.Split] | None
+    source_size: tuple[int, int] | None
+    resized: bool
     classes: tuple[str, ...]
     metric: str
     flip: bool
     official: bool | None
     skipped: tuple[str, ...]
     fingerprint: str
+
+
+class Storage(NamedTuple):
+    """How a data set is kept while it is used; none of it changes which images there are.
+
+    Attributes:
+        input: "resident" on the device, "streamed" from the disk, or "auto": resident if the
+            pixels fit.
+        stored_size: Largest side of a resident image, in pixels.
+        resident_gib: Largest size of all resident images.
+        cache: Folder of what was decoded before; empty is that of REMEM_CACHE.
+        threads: That decode; 0 is one for each core.
+    """
+
+    input: str
+    stored_size: int
+    resident_gib: float
+    cache: str
+    threads: int
 
 
 def open_source(name: str, *, path: str, data_dir: str) -> Source:
@@ -55,7 +87,7 @@ def open_source(name: str, *, path: str, data_dir: str) -> Source:
     elif name in OWN:
         source = OWN[name](path)
     elif name in registry.RECORDS:
-        source = sources.tfds(name, data_dir)
+        source = prepared.tfds(name, data_dir)
     else:
         raise SettingError(f"Unknown data set {name!r}; config.data.name: {', '.join(NAMES)}.")
     if len(source.classes) <= 1:
@@ -67,141 +99,180 @@ def open_source(name: str, *, path: str, data_dir: str) -> Source:
 
 
 def load(
-    source: Source,
-    *,
-    validation: float,
-    seed: int,
-    stored_size: int,
-    corrupt_limit: int,
-    resident_gib: float,
+    source: Source, storage: Storage, *, validation: float, seed: int, corrupt_limit: int
 ) -> Dataset:
-    """Decodes a source into memory.
+    """Looks at every image of a source, and decodes those that are to be resident.
 
-    Images keep their size where all have the same, of at most `stored_size` pixels a side; else
-    all are resized to squares of `stored_size`, the aspect ratio ignored, as the paper does.
+    Resident images keep their size where all have the same, of at most `stored_size` pixels a
+    side; else all are resized to squares of `stored_size`, the aspect ratio ignored, as the paper
+    does. What was found is kept in the cache, so that the next start reads it there.
 
     Args:
         source: From `open_source`.
+        storage: How it is kept.
         validation: Share of each class of train that is held out for selection, where the
             source has no validation split of its own.
         seed: Decides which.
-        stored_size: Largest side kept, in pixels.
         corrupt_limit: Images that may be unreadable; they are skipped and listed.
-        resident_gib: Largest size of all images in memory, in GiB.
 
     Raises:
-        SettingError: If too many images are corrupt, or all of them take too much memory.
+        SettingError: If too many images are corrupt, a split has none that is not, or resident
+            images take more memory than allowed.
     """
-    # Before anything is decoded, and again when all sizes are known.
-    _require_room(source, _first_shape(source, stored_size), resident_gib)
-    skipped: list[str] = []
-    decoded = {
-        name: _decode(split, stored_size, skipped, corrupt_limit)
-        for name, split in source.splits.items()
-    }
-    shapes = {image.shape for images, _ in decoded.values() for image in images}
-    stored = (stored_size, stored_size, 3)
-    shape = stored if len(shapes) != 1 else shapes.pop()
-    _require_room(source, shape, resident_gib)
-    splits = {name: _stack(*found, shape) for name, found in decoded.items()}
-    if VALIDATION not in splits:
-        splits |= _hold_out(splits[TRAIN], validation, seed)
-    for name, split in splits.items():
-        if not len(split.label):
+    found = _look(source, storage, corrupt_limit)
+    skipped = tuple(line for one in found.values() for line in one.skipped)
+    if skipped:
+        logging.warning("Skipped %d corrupt images: %s", len(skipped), "; ".join(skipped))
+    chosen = {name: np.arange(len(one.kept)) for name, one in found.items()}
+    if VALIDATION not in found:
+        held = sources.stratified(found[TRAIN].labels, validation, seed=seed)
+        chosen[VALIDATION] = held
+        chosen[TRAIN] = np.setdiff1d(chosen[TRAIN], held)
+    parts, pixels, digest = {}, {}, hashlib.sha256()
+    for name, rows in chosen.items():
+        of = name if name in found else TRAIN
+        one = found[of]
+        if not len(rows):
             raise SettingError(
                 f"The {name} split of {source.title} holds no readable image; config.data needs "
                 "at least two images of a class to train on."
             )
-    if skipped:
-        logging.warning("Skipped %d corrupt images: %s", len(skipped), "; ".join(skipped))
+        parts[name] = Part(source.splits[of], one.kept[rows], one.labels[rows])
+        if one.pixels is not None:
+            whole = len(rows) == len(one.kept)
+            image = one.pixels if whole else one.pixels[rows]
+            pixels[name] = device.Split(image, one.labels[rows])
+        digest.update(f"{name} {one.digest}".encode() + rows.tobytes())
+    resident = len(pixels) == len(parts)
+    height, width = pixels[TRAIN].image.shape[1:3] if resident else (0, 0)
     return Dataset(
         source.title,
-        splits,
+        parts,
+        pixels if resident else None,
+        (height, width) if resident else None,
+        resident and any(one.resized for one in found.values()),
         source.classes,
         source.metric,
         source.flip,
-        _is_official(source),
-        tuple(skipped),
-        fingerprint(splits),
+        source.official,
+        skipped,
+        digest.hexdigest()[:16],
     )
 
 
-def _first_shape(source: Source, stored_size: int) -> tuple[int, ...]:
-    """Shape of the images in memory if all are like the first."""
-    with contextlib.suppress(sources.CorruptImageError, IndexError):
-        shape = source.splits[TRAIN].image(0).shape
-        if max(shape) <= stored_size:
-            return shape
-    return stored_size, stored_size, 3
+def make_feed(
+    dataset: Dataset,
+    *,
+    image_size: int,
+    crop_area: tuple[float, float],
+    seed: int,
+    threads: int,
+    workers: int,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Feed:
+    """Batches of a data set, by the path that it was loaded for.
 
-
-def _require_room(source: Source, shape: tuple[int, ...], resident_gib: float) -> None:
-    examples = sum(len(split.labels) for split in source.splits.values())
-    gib = examples * math.prod(shape) / 2**30
-    if gib > resident_gib:
-        raise SettingError(
-            f"{source.title} takes {gib:.1f} GiB as {examples} images of {shape[0]} x {shape[1]} "
-            f"pixels; config.data.resident_gib allows {resident_gib}: raise it, or lower "
-            "config.data.stored_size."
+    Args:
+        dataset: From `load`.
+        image_size: Side of what the models see, in pixels.
+        crop_area: See `augment.make_train_view`.
+        seed: Decides the order of training, and the crops of a streamed data set.
+        threads: That decode what is streamed; 0 is one for each core.
+        workers: Processes among which the threads are divided; 0 is this one alone.
+        sharding: How a batch is divided among devices; None is the default device.
+    """
+    if dataset.pixels is not None:
+        return device.make_feed(
+            dataset.pixels,
+            image_size=image_size,
+            crop_area=crop_area,
+            flip=dataset.flip,
+            seed=seed,
+            sharding=sharding,
         )
+    from remem_jax.data import host  # Grain, which most runs do not need.
+
+    transform = host.Transform(image_size, crop_area, dataset.flip, seed)
+    return host.make_feed(
+        dataset.parts, transform, threads=_threads(threads), workers=workers, sharding=sharding
+    )
 
 
-def fingerprint(splits: dict[str, Split]) -> str:
-    """Hash of all pixels and labels."""
-    digest = hashlib.sha256()
-    for name in sorted(splits):
-        image, label = splits[name]
-        digest.update(f"{name} {image.shape}".encode())
-        digest.update(np.asarray(image).tobytes())
-        digest.update(np.asarray(label).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _decode(
-    split: sources.Split, stored_size: int, skipped: list[str], corrupt_limit: int
-) -> tuple[list[np.ndarray], np.ndarray]:
-    images, kept = [], []
-    for i in range(len(split.labels)):
+def _look(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, cache.Found]:
+    """Looks at every split; with pixels, where they are to be resident and all of them fit."""
+    images = sum(split.examples for split in source.splits.values())
+    limit = _limit(storage)
+    pixels = storage.input != "streamed" and _fits(
+        source, storage, images, _first_shape(source, storage.stored_size), limit
+    )
+    found: dict[str, cache.Found] = {}
+    for name, split in source.splits.items():
+        skipped = sum(len(one.skipped) for one in found.values())
+        wanted = cache.Wanted(
+            storage.stored_size,
+            pixels,
+            limit * split.examples // max(images, 1),
+            corrupt_limit - skipped,
+        )
         try:
-            image = split.image(i)
-        except sources.CorruptImageError as error:
-            skipped.append(f"{split.name(i)}: {error}")
-            if len(skipped) > corrupt_limit:
-                raise SettingError(
-                    f"More than {corrupt_limit} images cannot be read ({'; '.join(skipped[:10])}); "
-                    "repair or remove them, or raise config.data.corrupt_limit."
-                ) from error
-            continue
-        if max(image.shape[:2]) > stored_size:
-            image = _resized(image, stored_size)
-        images.append(image)
-        kept.append(i)
-    return images, split.labels[kept]
+            found[name] = cache.look(
+                split,
+                wanted,
+                title=f"{source.title}, {name}",
+                folder=cache.folder(storage.cache),
+                threads=_threads(storage.threads),
+            )
+        except cache.TooManyCorruptError as error:
+            raise SettingError(
+                f"More than {corrupt_limit} images cannot be read "
+                f"({'; '.join(map(str, error.args[:10]))}); repair or remove them, or raise "
+                "config.data.corrupt_limit."
+            ) from error
+    if pixels and any(one.pixels is None for one in found.values()):
+        side = storage.stored_size
+        _fits(source, storage, images, (side, side), limit)  # Not all are like the first.
+    return found
 
 
-def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+def _fits(
+    source: Source, storage: Storage, images: int, shape: tuple[int, ...], limit: int
+) -> bool:
+    """Whether all images fit where resident ones go; raises if they are to be there and do not."""
+    gib = images * shape[0] * shape[1] * 3 / _GIB
+    size = f"{gib:.2f} GiB as {images:,} images of {shape[0]} x {shape[1]} pixels"
+    if gib * _GIB <= limit:
+        logging.info("%s is resident on the device: %s.", source.title, size)
+        return True
+    if storage.input == "resident":
+        raise SettingError(
+            f"{source.title} takes {size}; config.data.resident_gib allows "
+            f"{storage.resident_gib}: raise it, lower config.data.stored_size, or set "
+            "config.data.input to streamed."
+        )
+    logging.info("%s is streamed: resident it would take %s.", source.title, size)
+    return False
 
 
-def _stack(images: list[np.ndarray], labels: np.ndarray, shape: tuple[int, ...]) -> Split:
-    out = np.empty((len(images), *shape), np.uint8)
-    for i, image in enumerate(images):
-        out[i] = image if image.shape == shape else _resized(image, shape[0])
-    return Split(out, labels)
+def _first_shape(source: Source, stored_size: int) -> tuple[int, int]:
+    """Height and width of resident images if all are like the first."""
+    split = source.splits[TRAIN]
+    with contextlib.suppress(decoding.CorruptImageError, IndexError):
+        image = split.read(0).image
+        shape = decoding.size(image) if isinstance(image, bytes) else image.shape[:2]
+        if max(shape) <= stored_size:
+            return shape[0], shape[1]
+    return stored_size, stored_size
 
 
-def _hold_out(train: Split, share: float, seed: int) -> dict[str, Split]:
-    held = sources.stratified(np.asarray(train.label), share, seed=seed)
-    kept = np.setdiff1d(np.arange(len(train.label)), held)
-    return {
-        TRAIN: Split(train.image[kept], train.label[kept]),
-        VALIDATION: Split(train.image[held], train.label[held]),
-    }
+def _limit(storage: Storage) -> int:
+    """Bytes that resident images may take: what is allowed, and what the device has."""
+    allowed = int(storage.resident_gib * _GIB)
+    if storage.input == "resident":
+        return allowed
+    stats = jax.local_devices()[0].memory_stats() or {}
+    memory = stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(allowed, int(_DEVICE_SHARE * memory))
 
 
-def _is_official(source: Source) -> bool | None:
-    if source.official is None:
-        return None
-    counts = (len(source.splits[TRAIN].labels), len(source.splits[TEST].labels))
-    pairs = zip(counts, source.official, strict=True)
-    return all(abs(count - wanted) <= registry.COUNT_TOLERANCE for count, wanted in pairs)
+def _threads(threads: int) -> int:
+    return threads or len(os.sched_getaffinity(0))

@@ -1,24 +1,17 @@
-"""What happens to uint8 images inside the jitted step: crop, flip, resize, range.
+"""What is done to images between the data set and the models.
 
+Each transform is defined once; where the host needs it too, in NumPy, both are tested to agree.
 Teacher and student always see the same view.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from remem_jax.data.boxes import Boxes, random_boxes
 from remem_jax.records import Key, View
-
-
-class Boxes(NamedTuple):
-    """A box per image, in pixels of the source."""
-
-    top: Float[Array, " batch"]
-    left: Float[Array, " batch"]
-    height: Float[Array, " batch"]
-    width: Float[Array, " batch"]
 
 
 def to_model_range(images: Shaped[Array, "*dims"]) -> Float[Array, "*dims"]:
@@ -26,44 +19,16 @@ def to_model_range(images: Shaped[Array, "*dims"]) -> Float[Array, "*dims"]:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def random_boxes(
-    key: Key, batch: int, *, height: int, width: int, area: tuple[float, float]
-) -> Boxes:
-    """Boxes of random area, aspect ratio and place, as in Inception's crops.
-
-    Args:
-        key: Random key.
-        batch: How many boxes.
-        height: Of the images, in pixels.
-        width: The same.
-        area: Smallest and largest share of the image's area, drawn uniformly.
-
-    Returns:
-        Boxes inside the image, of aspect ratios log-uniform in [3/4, 4/3]. A side that would
-        leave the image is cut to it (others draw again, which jit cannot).
-
-    Source: Szegedy et al. 2014, https://arxiv.org/abs/1409.4842, section 6.
-    """
-    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
-    pixels = jax.random.uniform(area_key, (batch,), minval=area[0], maxval=area[1]) * height * width
-    edge = jnp.log(4 / 3)
-    ratio = jnp.exp(jax.random.uniform(ratio_key, (batch,), minval=-edge, maxval=edge))
-    tall = jnp.minimum(jnp.sqrt(pixels / ratio), height)
-    wide = jnp.minimum(jnp.sqrt(pixels * ratio), width)
-    top = jax.random.uniform(top_key, (batch,)) * (height - tall)
-    left = jax.random.uniform(left_key, (batch,)) * (width - wide)
-    return Boxes(top, left, tall, wide)
-
-
 def crop_and_resize(
     images: Shaped[Array, "batch height width channel"], boxes: Boxes, size: int
 ) -> Float[Array, "batch size size channel"]:
     """Boxes of images, resized to squares: bilinear, antialiased, in float32.
 
-    The kernel is that of Pillow's `resize(BILINEAR, box=...)` (and tf.image's with antialias).
+    The kernel is that of Pillow's `resize(BILINEAR, box=...)` (and tf.image's with antialias);
+    `decoding.resize` is the same on the host, rounded to whole grey levels.
     """
 
-    def one(image: Array, box: Boxes) -> Array:
+    def one(image: Array, box: Any) -> Array:
         scale = jnp.stack([size / box.height, size / box.width])
         shift = -jnp.stack([box.top, box.left]) * scale
         shape = (size, size, image.shape[-1])
@@ -78,6 +43,28 @@ def resize(
     """Whole images as squares, the aspect ratio ignored, as in VTAB and vit_jax."""
     shape = (images.shape[0], size, size, images.shape[-1])
     return jax.image.resize(images.astype(jnp.float32), shape, "linear")
+
+
+def mixup_share(key: Key, alpha: float) -> Float[Array, ""]:
+    """The share of each image in its mixture, for `mix`; one draw for a whole batch.
+
+    Args:
+        key: Random key.
+        alpha: Both parameters of the Beta distribution, above 0.
+
+    Returns:
+        The larger of the two shares: an image is never less than half of its mixture.
+
+    Source: Zhang et al. 2018, https://arxiv.org/abs/1710.09412; one draw per batch as in Beyer et
+    al. 2022, https://arxiv.org/abs/2106.05237.
+    """
+    share = jax.random.beta(key, alpha, alpha)
+    return jnp.maximum(share, 1 - share)
+
+
+def mix(values: Float[Array, "*dims"], share: Float[Array, ""]) -> Float[Array, "*dims"]:
+    """Mixes each example's values, images or shares of classes, with those of the one before it."""
+    return share * values + (1 - share) * jnp.roll(values, 1, axis=0)
 
 
 def make_train_view(*, size: int, crop_area: tuple[float, float], flip: bool) -> View:
@@ -95,7 +82,8 @@ def make_train_view(*, size: int, crop_area: tuple[float, float], flip: bool) ->
         if crop_area == (1.0, 1.0):
             images = resize(images, size)
         else:
-            boxes = random_boxes(crop_key, batch, height=height, width=width, area=crop_area)
+            draws = jax.random.uniform(crop_key, (4, batch))
+            boxes = random_boxes(draws, height=height, width=width, area=crop_area)
             images = crop_and_resize(images, boxes, size)
         if flip:
             mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
@@ -108,3 +96,9 @@ def make_train_view(*, size: int, crop_area: tuple[float, float], flip: bool) ->
 def make_evaluation_view(*, size: int) -> View:
     """The view of evaluation: the whole image, resized; the key is not used."""
     return lambda key, images: to_model_range(resize(images, size))
+
+
+def streamed_view(key: Key, images: Array) -> Array:
+    """The view of images that the host has cropped, resized and mirrored already: range alone."""
+    del key
+    return to_model_range(images)

@@ -1,16 +1,17 @@
 """Data sets that live on the device as uint8, and their batches.
 
-A batch is a function of seed and step alone, so a run resumes from the step number.
+Crops, flips and resizing happen inside the jitted step (`augment`).
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from remem_jax.records import Batch
+from remem_jax.data import augment, order
+from remem_jax.records import Batch, Batches, Feed
 
 
 class Split(NamedTuple):
@@ -25,41 +26,74 @@ class Split(NamedTuple):
     label: np.ndarray | jax.Array
 
 
-def put(split: Split) -> Split:
-    """The split, on the device."""
-    return Split(jax.device_put(split.image), jax.device_put(split.label))
+def make_feed(
+    splits: Mapping[str, Split],
+    *,
+    image_size: int,
+    crop_area: tuple[float, float],
+    flip: bool,
+    seed: int,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Feed:
+    """Batches of a data set that is put on the device whole.
 
+    Args:
+        splits: The data set, in memory.
+        image_size: Side of what the models see, in pixels.
+        crop_area: See `augment.make_train_view`.
+        flip: The same.
+        seed: Decides the order of training.
+        sharding: How a batch is divided among devices, by its first axis; every device then holds
+            the whole data set. None is the default device.
 
-def train_batches(split: Split, *, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-    """Endless batches for training, from step `first_step` on.
-
-    Every epoch is a new permutation, from (seed, epoch); batches run across the border of two
-    epochs, so that all have `batch_size` examples and none is left out.
+    Returns:
+        The feed; its images are as they are stored.
     """
-    examples = len(split.label)
-    mask = jnp.ones((batch_size,), bool)
-    epoch, order = -1, np.empty((0,), np.int64)
-    step = first_step
-    while True:
-        chosen = []
-        for position in range(step * batch_size, (step + 1) * batch_size):
-            if position // examples != epoch:
-                epoch = position // examples
-                order = np.random.default_rng((seed, epoch)).permutation(examples)
-            chosen.append(order[position % examples])
-        yield _take(split, np.asarray(chosen, np.int32), mask)
-        step += 1
+    stored = {name: put(split, sharding) for name, split in splits.items()}
+    take = _make_take(sharding)
+
+    def train(batch_size: int, first_step: int) -> Batches:
+        split, step = stored["train"], first_step
+        examples, counted = len(split.label), np.ones(batch_size, bool)
+        while True:
+            positions = np.arange(step * batch_size, (step + 1) * batch_size)
+            yield take(split, order.train_rows(positions, examples=examples, seed=seed), counted)
+            step += 1
+
+    def evaluation(name: str, batch_size: int) -> Batches:
+        split = stored[name]
+        examples = len(split.label)
+        for start in range(0, examples, batch_size):
+            positions = np.arange(start, start + batch_size)
+            yield take(split, *order.evaluation_rows(positions, examples=examples))
+
+    return Feed(
+        "resident",
+        train,
+        evaluation,
+        augment.make_train_view(size=image_size, crop_area=crop_area, flip=flip),
+        augment.make_evaluation_view(size=image_size),
+    )
 
 
-def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
-    """All examples once, in order; the last batch is filled up with masked ones."""
-    examples = len(split.label)
-    for start in range(0, examples, batch_size):
-        rows = np.arange(start, start + batch_size)
-        indices = np.minimum(rows, examples - 1).astype(np.int32)
-        yield _take(split, indices, jnp.asarray(rows < examples))
+def put(split: Split, sharding: jax.sharding.NamedSharding | None = None) -> Split:
+    """The split, on the device, or whole on each device of a mesh."""
+    if sharding is None:
+        return Split(jax.device_put(split.image), jax.device_put(split.label))
+    everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return Split(
+        jax.make_array_from_process_local_data(everywhere, np.asarray(split.image)),
+        jax.make_array_from_process_local_data(everywhere, np.asarray(split.label)),
+    )
 
 
-@jax.jit
-def _take(split: Split, indices: jax.Array, mask: jax.Array) -> Batch:
-    return Batch(split.image[indices], split.label[indices], mask)
+def _make_take(
+    sharding: jax.sharding.NamedSharding | None,
+) -> Callable[[Split, np.ndarray, np.ndarray], Batch]:
+    """The jitted gathering of examples, which leaves batches divided as asked."""
+
+    @functools.partial(jax.jit, out_shardings=sharding)
+    def gather(split: Split, rows: jax.Array, counted: jax.Array) -> Batch:
+        return Batch(split.image[rows], split.label[rows], counted)
+
+    return lambda split, rows, counted: gather(split, rows.astype(np.int32), counted)

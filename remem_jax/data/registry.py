@@ -1,13 +1,24 @@
 """One record per data set of the paper's Table 5, with what TFDS calls it.
 
-Sources: the paper's Table 5; tensorflow-datasets 4.9.10. Where the paper's sizes leave a choice
-open, the record's `note` says what is assumed.
+Sources: the paper's Table 5; tensorflow-datasets 4.9.10; the authors' pages. Where the paper's
+sizes leave a choice open, the record's `note` says what is assumed. How to get the images of a set
+that TFDS cannot download is in `obtaining`.
 """
 
 from typing import NamedTuple
 
 TOP1 = "top1"
 MEAN_PER_CLASS = "mean_per_class"
+
+# How a data set reaches this machine.
+AUTOMATIC = "automatic"  # TFDS downloads it.
+MANUAL = "manual"  # Its owner wants a registration, or TFDS has no address.
+DEAD = "dead address"  # TFDS has an address, where nothing is any more.
+
+# Of all sets of ImageNet's images: `imagenet_lt` is read out of it where that is what is prepared.
+IMAGENET = "imagenet2012:5.*.*"
+
+_SEE_PAGE = "see the authors' page"
 
 
 class Record(NamedTuple):
@@ -19,8 +30,14 @@ class Record(NamedTuple):
         test: TFDS split that the paper evaluates on.
         classes: Number of classes.
         examples: Images of the official `train` and `test`.
+        licence: What the authors ask, as far as it is known for certain.
+        page: Of the authors.
         metric: TOP1 or MEAN_PER_CLASS.
         flip: Whether mirrored images keep their class.
+        obtained: AUTOMATIC, MANUAL or DEAD.
+        modules: What TFDS imports to prepare it, beyond what a run needs; it opens all archives
+            by TensorFlow.
+        tolerance: By how many images a correct `train` and `test` may differ from `examples`.
         note: What is assumed, for the reader.
     """
 
@@ -29,64 +46,200 @@ class Record(NamedTuple):
     test: str
     classes: int
     examples: tuple[int, int]
+    licence: str
+    page: str
     metric: str = TOP1
     flip: bool = True
+    obtained: str = AUTOMATIC
+    modules: tuple[str, ...] = ("tensorflow",)
+    tolerance: tuple[int, int] = (0, 0)
     note: str = ""
 
+    def is_official(self, counts: tuple[int, int]) -> bool:
+        """Whether so many images of train and test are those of the official data set."""
+        pairs = zip(counts, self.examples, self.tolerance, strict=True)
+        return all(abs(count - wanted) <= tolerance for count, wanted, tolerance in pairs)
 
-# Counts may differ by a few images between TFDS versions and file systems.
-COUNT_TOLERANCE = 3
 
 RECORDS = {
-    "food101": Record("food101:2.*.*", "train", "validation", 101, (75750, 25250)),
-    "cifar100": Record("cifar100:3.*.*", "train", "test", 100, (50000, 10000)),
+    "food101": Record(
+        "food101:2.*.*",
+        "train",
+        "validation",
+        101,
+        (75750, 25250),
+        "scientific fair use; the photographs belong to users of Foodspotting",
+        "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
+    ),
+    "cifar100": Record(
+        "cifar100:3.*.*",
+        "train",
+        "test",
+        100,
+        (50000, 10000),
+        _SEE_PAGE,
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
     "sun397": Record(
         "sun397/standard-part1-120k:4.*.*",
         "train",
         "test",
         397,
         (19850, 19850),
-        note="Kornblith's first partition",
+        _SEE_PAGE,
+        "https://vision.princeton.edu/projects/2010/SUN/",
+        obtained=DEAD,
+        modules=("tensorflow", "cv2"),
+        tolerance=(2, 2),  # TFDS leaves out two images that do not decode, wherever they are.
+        note="Kornblith's protocol: the first of the ten official partitions, images of at most "
+        "120,000 pixels",
     ),
-    "cars196": Record("cars196:2.*.*", "train", "test", 196, (8144, 8041)),
+    "cars196": Record(
+        "cars196:2.*.*",
+        "train",
+        "test",
+        196,
+        (8144, 8041),
+        _SEE_PAGE,
+        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
+        obtained=DEAD,
+    ),
     "caltech101": Record(
         "caltech101:3.*.*",
         "train",
         "test",
         102,
         (3060, 6084),
+        "CC BY 4.0",
+        "https://doi.org/10.22002/D1.20086",
         MEAN_PER_CLASS,
-        note="the background class counts as a class",
+        # TFDS draws 30 files per class, and the background's folder holds one that is no image.
+        tolerance=(1, 1),
+        note="the background class counts as a class; TFDS draws the 30 training images of a class "
+        "in the order in which the file system lists them, so that the split differs between "
+        "machines that prepare it",
     ),
     "flowers102": Record(
-        "oxford_flowers102:2.*.*", "train+validation", "test", 102, (2040, 6149), MEAN_PER_CLASS
+        "oxford_flowers102:2.*.*",
+        "train+validation",
+        "test",
+        102,
+        (2040, 6149),
+        _SEE_PAGE,
+        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+        MEAN_PER_CLASS,
+        note="2,040 are the official train and validation splits together",
     ),
-    "pets": Record("oxford_iiit_pet:4.*.*", "train", "test", 37, (3680, 3669)),
+    "pets": Record(
+        "oxford_iiit_pet:4.*.*",
+        "train",
+        "test",
+        37,
+        (3680, 3669),
+        "CC BY-SA 4.0",
+        "https://www.robots.ox.ac.uk/~vgg/data/pets/",
+        note="top-1, as the table says, though Kornblith's protocol has the mean per class",
+    ),
     "dtd": Record(
         "dtd:3.*.*",
         "train",
         "test",
         47,
         (1880, 1880),
+        "for research purposes",
+        "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
         note="first fold; evaluation on test, since validation is of the same size",
     ),
-    "svhn": Record("svhn_cropped:3.*.*", "train", "test", 10, (73257, 26032), flip=False),
+    "svhn": Record(
+        "svhn_cropped:3.*.*",
+        "train",
+        "test",
+        10,
+        (73257, 26032),
+        "non-commercial use",
+        "http://ufldl.stanford.edu/housenumbers/",
+        flip=False,
+        note="without the 531,131 extra images, which TFDS downloads all the same",
+    ),
     "sun397_tfds": Record(
-        "sun397/tfds:4.*.*", "train", "validation", 397, (76128, 10875), MEAN_PER_CLASS
+        "sun397/tfds:4.*.*",
+        "train",
+        "validation",
+        397,
+        (76128, 10875),
+        _SEE_PAGE,
+        "https://vision.princeton.edu/projects/2010/SUN/",
+        MEAN_PER_CLASS,
+        obtained=DEAD,
+        modules=("tensorflow", "cv2"),
+        tolerance=(1, 0),  # TFDS leaves out an image of train that does not decode: 76127.
+        note="10,875 are TFDS's validation split; its test split has 21,750",
     ),
-    "imagenet_lt": Record("imagenet_lt:1.*.*", "train", "validation", 1000, (115846, 20000)),
+    "imagenet_lt": Record(
+        "imagenet_lt:1.*.*",
+        "train",
+        "validation",
+        1000,
+        (115846, 20000),
+        "ImageNet's terms: non-commercial research and education",
+        "https://image-net.org/download",
+        obtained=MANUAL,
+        note="20,000 are the validation split, drawn from ImageNet's train; ImageNet's 50,000 "
+        "validation images are the test split of ImageNet-LT",
+    ),
     "inat2017": Record(
-        "i_naturalist2017:0.1.0", "train", "validation", 5089, (579184, 95986), MEAN_PER_CLASS
+        "i_naturalist2017:0.1.0",
+        "train",
+        "validation",
+        5089,
+        (579184, 95986),
+        "non-commercial research and education",
+        "https://github.com/visipedia/inat_comp/tree/master/2017",
+        MEAN_PER_CLASS,
+        modules=("tensorflow", "six"),
     ),
-    "pcam": Record("patch_camelyon:2.*.*", "train", "test", 2, (262144, 32768)),
+    "pcam": Record(
+        "patch_camelyon:2.*.*",
+        "train",
+        "test",
+        2,
+        (262144, 32768),
+        "CC0",
+        "https://patchcamelyon.grand-challenge.org/",
+        modules=("tensorflow", "h5py"),
+    ),
     "retinopathy": Record(
         "diabetic_retinopathy_detection/btgraham-300:3.*.*",
         "train",
         "validation",
         5,
         (35126, 10906),
-        note="VTAB's configuration of the images",
+        "rules of the Kaggle competition, which you accept to download",
+        "https://www.kaggle.com/c/diabetic-retinopathy-detection/data",
+        obtained=MANUAL,
+        modules=("tensorflow", "cv2"),
+        note="VTAB's preparation of the images (eyes of 300 pixels radius, less the local mean); "
+        "10,906 are TFDS's validation split, the competition's public test images",
     ),
-    "eurosat": Record("eurosat/rgb:2.*.*", "train[:80%]", "train[80%:]", 10, (21600, 5400)),
-    "resisc45": Record("resisc45:3.*.*", "train[:80%]", "train[80%:]", 45, (25200, 6300)),
+    "eurosat": Record(
+        "eurosat/rgb:2.*.*",
+        "train[:80%]",
+        "train[80%:]",
+        10,
+        (21600, 5400),
+        "MIT",
+        "https://github.com/phelber/eurosat",
+        note="there is no official split: the first 80 % in TFDS's order, as in VTAB",
+    ),
+    "resisc45": Record(
+        "resisc45:3.*.*",
+        "train[:80%]",
+        "train[80%:]",
+        45,
+        (25200, 6300),
+        _SEE_PAGE,
+        "https://gcheng-nwpu.github.io",
+        obtained=MANUAL,
+        note="there is no official split: the first 80 % in TFDS's order, as in VTAB",
+    ),
 }

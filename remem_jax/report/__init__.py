@@ -49,6 +49,7 @@ def write(directory: pathlib.Path) -> None:
 
 def _content(results: tables.Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
     notes = [gain(results), standard_errors(results), paper.note(results)]
+    confused = tables.confused(results)
     return {
         "title": results["title"],
         "summary": summary(results),
@@ -56,7 +57,12 @@ def _content(results: tables.Results, rows: list[dict[str, Any]]) -> dict[str, A
         "comparison": tables.comparison(results),
         "notes": [note for note in notes if note],
         "plots": plots.draw(results, rows),
-        "models": [tables.teachers(results), tables.students(results)],
+        "models": [
+            tables.details(results),
+            *([confused] if confused else []),
+            tables.teachers(results),
+            tables.students(results),
+        ],
         "facts": [tables.settings(results), tables.origins(results), tables.times(results)],
         "skipped": results["data"]["skipped"],
         "differs": [
@@ -70,12 +76,14 @@ def summary(results: tables.Results) -> str:
     """What was measured, in words."""
     data, models = results["data"], results["models"]
     examples = data["examples"]
-    height, width = data["source_size"]
+    # Images that stream from their files have sizes of their own.
+    source = data["source_size"]
+    stored = f"of {source[0]} x {source[1]} pixels" if source else "of any size"
     size = results["data"]["image_size"]
     return (
         f"The student, {models['student']} with {models['student_parameters']:,} parameters, "
         f"learned {data['title']}: {examples['train']:,} training, {examples['validation']:,} "
-        f"validation and {examples['test']:,} test images of {height} x {width} pixels in "
+        f"validation and {examples['test']:,} test images {stored} in "
         f"{data['classes']:,} classes, seen by the models as {size} x {size}. "
         f"What counts is {tables.METRIC_TITLES[data['metric']]}, in percent. All settings were "
         "selected on the validation split; test was read once, for what was selected."

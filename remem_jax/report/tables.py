@@ -31,12 +31,14 @@ class Table(NamedTuple):
         columns: Heads of the columns; the first column names the row.
         rows: Cells, one for each column.
         numeric: Whether the cells after the first are numbers.
+        note: What a reader should know of it.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: bool = True
+    note: str = ""
 
 
 def method_title(method: str) -> str:
@@ -102,6 +104,42 @@ def _chosen(row: Mapping[str, Any]) -> list[str]:
     values = [selected[name] for name in ("teacher_step", "learning_rate", "temperature", "weight")]
     values += [teacher.get(name) for name in ("rho", "mlp_weight", "attention_weight")]
     return [number(value) for value in values]
+
+
+def details(results: Results) -> Table:
+    """More metrics of what was selected; a dash for those that an older run did not measure."""
+    shares = ("top1", "top5", "mean_per_class", "calibration_error", "agreement")
+    rows = []
+    for row in results["methods"]:
+        for role in ("student", "teacher"):
+            if row[role] is not None:
+                found = row[role]["test"]
+                cells = [percent(found.get(name)) for name in shares]
+                name = f"{method_title(row['method'])}, {role}"
+                rows.append((name, *cells, number(found.get("loss"))))
+    heads = ("Model", "Top-1", "Top-5", "Mean per class", "Calibration error", "Agreement", "Loss")
+    note = (
+        "The calibration error is the expected one over 15 bins of confidence. Agreement is the "
+        "share of images that a student puts into the same class as its own teacher. All but the "
+        "loss, which is in nats, is in percent."
+    )
+    return Table("More about the selected models, on test", heads, tuple(rows), note=note)
+
+
+def confused(results: Results) -> Table | None:
+    """What ReMem's student, or else the last method's, confuses; None where nothing is known."""
+    ours = [row for row in results["methods"] if row["method"] == "remem"]
+    row = (ours or results["methods"])[-1]
+    found = row["student"]["test"].get("confused")
+    if not found:
+        return None
+    title = f"Errors made most often, on test: {method_title(row['method'])}, student"
+    rows = [
+        (pair["class"], pair["taken_for"], f"{pair['images']:,}", f"{pair['of']:,}")
+        for pair in found
+    ]
+    heads = ("Class", "Taken for", "Images", "Of the class")
+    return Table(title, heads, tuple(rows), numeric=False)
 
 
 def teachers(results: Results) -> Table:

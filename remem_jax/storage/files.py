@@ -22,6 +22,14 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     partial.replace(path)
 
 
+def cache() -> pathlib.Path:
+    """Folder of what can be made again: that of REMEM_CACHE, or remem_jax in XDG_CACHE_HOME's."""
+    if os.environ.get("REMEM_CACHE"):
+        return pathlib.Path(os.environ["REMEM_CACHE"]).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(home).expanduser() / "remem_jax"
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file in UTF-8."""
     with replacing(path) as file:

@@ -75,14 +75,14 @@ def read(directory: pathlib.Path) -> list[dict[str, Any]]:
 class Progress:
     """A bar with rate and time left on a terminal, a plain line now and then elsewhere."""
 
-    def __init__(self, name: str, *, first_step: int, steps: int) -> None:
-        """Starts at `first_step` of `steps`."""
-        self._name, self._first, self._steps = name, first_step, steps
+    def __init__(self, name: str, *, first_step: int, steps: int, unit: str = "step") -> None:
+        """Starts at `first_step` of `steps`, which are what `unit` says."""
+        self._name, self._first, self._steps, self._unit = name, first_step, steps, unit
         self._started = self._printed = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
-                desc=name, initial=first_step, total=steps, unit="step", dynamic_ncols=True
+                desc=name, initial=first_step, total=steps, unit=unit, dynamic_ncols=True
             )
 
     def __call__(self, done: int) -> None:
@@ -97,11 +97,13 @@ class Progress:
         rate = (done - self._first) / max(now - self._started, 1e-9)
         left = (self._steps - done) / rate if rate else math.inf
         logging.info(
-            "%s: step %d of %d, %.2f steps/s, %.0f s left",
+            "%s: %s %d of %d, %.2f %ss/s, %.0f s left",
             self._name,
+            self._unit,
             done,
             self._steps,
             rate,
+            self._unit,
             left,
         )
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from remem_jax.records import Apply, Batch, Key, Metrics, Settings, Variables, View
+from remem_jax.records import Apply, Batch, Key, Labels, Metrics, Settings, Variables, View
 from remem_jax.train.state import State
-from remem_jax.train.steps import StudentStep
+from remem_jax.train.steps import StudentStep, mixed_view
 
 States = tuple[State, ...]
 
@@ -24,33 +24,35 @@ class Lesson(NamedTuple):
 
     Attributes:
         images: As the models take them.
-        labels: Indices of the classes.
+        labels: Indices of the classes, or shares of them where images are mixed.
         teacher_logits: The teacher's answers to the same images.
     """
 
     images: Float[Array, "batch height width channel"]
-    labels: Int[Array, " batch"]
+    labels: Labels
     teacher_logits: Float[Array, "batch klass"]
 
 
 TeacherPass = Callable[[Variables, Int[Array, ""], Batch], Lesson]
 
 
-def make_teacher_pass(apply: Apply, view: View, *, key: Key) -> TeacherPass:
+def make_teacher_pass(apply: Apply, view: View, *, key: Key, mixup: float = 0.0) -> TeacherPass:
     """Builds the pass that makes a lesson of a batch.
 
     Args:
         apply: The teacher in evaluation mode; see `no_teacher` for training from scratch.
         view: Makes model inputs of stored images, the same for teacher and students.
         key: Root of the run's randomness.
+        mixup: See `steps.mixed_view`; teacher and students see the same mixtures.
 
     Returns:
         A pure function `(teacher variables, step, batch) -> lesson`.
     """
 
     def teacher_pass(variables: Variables, step: Int[Array, ""], batch: Batch) -> Lesson:
-        images = view(jax.random.fold_in(key, step), batch.image)
-        return Lesson(images, batch.label, apply(variables, images))
+        images, labels = mixed_view(view, jax.random.fold_in(key, step), batch, mixup)
+        logits = apply(variables, images)
+        return Lesson(images, labels(logits.shape[-1]), logits)
 
     return teacher_pass
 

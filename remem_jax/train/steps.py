@@ -7,11 +7,21 @@ from collections.abc import Callable
 
 import jax
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from remem_jax import losses, optim
+from remem_jax.data import augment
 from remem_jax.models import tuning
-from remem_jax.records import Batch, Key, Metrics, Params, Settings, TrainApply, View
+from remem_jax.records import (
+    Batch,
+    Key,
+    Labels,
+    Metrics,
+    Params,
+    Settings,
+    TrainApply,
+    View,
+)
 from remem_jax.train.state import State
 
 # (state, batch, frozen parameters) -> (state, metrics)
@@ -26,6 +36,7 @@ def make_supervised_step(
     *,
     key: Key,
     label_smoothing: float = 0.0,
+    mixup: float = 0.0,
 ) -> SupervisedStep:
     """Builds the step that fine-tunes a teacher (and pretrains one).
 
@@ -38,6 +49,7 @@ def make_supervised_step(
         view: Makes model inputs of stored images.
         key: Root of the run's randomness.
         label_smoothing: See `losses.cross_entropy`.
+        mixup: See `mixed_view`.
 
     Returns:
         A pure step `(state, batch, frozen) -> (state, metrics)`. The state holds the parameters
@@ -47,12 +59,13 @@ def make_supervised_step(
 
     def step(state: State, batch: Batch, frozen: Params) -> tuple[State, Metrics]:
         view_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = view(view_key, batch.image)
+        images, mixed = mixed_view(view, view_key, batch, mixup)
 
         def loss(params: Params) -> tuple[Float[Array, ""], Params]:
             whole = tuning.join(params, frozen)
             logits, statistics = apply(whole, state.statistics, images, dropout_key)
-            value = losses.cross_entropy(logits, batch.label, smoothing=label_smoothing)
+            labels = mixed(logits.shape[-1])
+            value = losses.cross_entropy(logits, labels, smoothing=label_smoothing)
             return value, statistics
 
         def grad_fn(params: Params) -> Params:
@@ -68,6 +81,32 @@ def make_supervised_step(
         return State(state.step + 1, params, statistics, opt_state), metrics
 
     return step
+
+
+def mixed_view(
+    view: View, key: Key, batch: Batch, mixup: float
+) -> tuple[Float[Array, "batch height width channel"], Callable[[int], Labels]]:
+    """What models see of a batch, and the labels of that.
+
+    Args:
+        view: Makes model inputs of stored images.
+        key: Of this step.
+        batch: Stored images and their labels.
+        mixup: `alpha` of `augment.mixup_share`; 0 mixes nothing.
+
+    Returns:
+        Images, and a function from the number of classes to the labels: indices where nothing
+        is mixed, else shares of the classes.
+    """
+    images = view(key, batch.image)
+    if not mixup:
+        return images, lambda classes: batch.label
+    share = augment.mixup_share(jax.random.fold_in(key, 1), mixup)
+
+    def labels(classes: int) -> Labels:
+        return augment.mix(jax.nn.one_hot(batch.label, classes), share)
+
+    return augment.mix(images, share), labels
 
 
 def make_student_step(
@@ -89,7 +128,7 @@ def make_student_step(
     def step(
         state: State,
         images: Float[Array, "batch height width channel"],
-        labels: Int[Array, " batch"],
+        labels: Labels,
         teacher_logits: Float[Array, "batch klass"],
         settings: Settings,
     ) -> tuple[State, Metrics]:

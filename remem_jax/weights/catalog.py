@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from remem_jax.checks import SettingError, one_of
+from remem_jax.storage import files
 
 BUCKET = "https://storage.googleapis.com/vit_models/"
 BUNDLED = {"bundled:Pico/8": "pico_8.npz"}
@@ -248,7 +249,7 @@ def in_mirror(path: str, mirror: str = "") -> pathlib.Path:
             that of the environment variable REMEM_MIRROR.
     """
     folder = mirror_folder(mirror)
-    return cache() / "weights" / path if folder is None else folder / path
+    return files.cache() / "weights" / path if folder is None else folder / path
 
 
 def mirror_folder(mirror: str = "") -> pathlib.Path | None:
@@ -262,14 +263,6 @@ def mirror_folder(mirror: str = "") -> pathlib.Path | None:
 def url(path: str, mirror: str = "") -> str:
     """Where a file of the bucket is fetched from, if the mirror is no folder."""
     return f"{_mirror(mirror).rstrip('/')}/{urllib.parse.quote(path)}"
-
-
-def cache() -> pathlib.Path:
-    """Folder of what is fetched: that of REMEM_CACHE, or remem_jax in that of XDG_CACHE_HOME."""
-    if os.environ.get("REMEM_CACHE"):
-        return pathlib.Path(os.environ["REMEM_CACHE"]).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(home).expanduser() / "remem_jax"
 
 
 def pick(

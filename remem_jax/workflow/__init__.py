@@ -31,13 +31,13 @@ def run(config: ConfigDict, directory: pathlib.Path) -> None:
     check, work = WORKFLOWS[config.workflow]
     check(config)
     with workdir.claimed(directory, settings.deciding(config)):
-        dataset = parts.load_data(config, config.data)
+        dataset, feed = parts.load_data(config, config.data)
         logging.info(
             "%s: %s images of %d classes, on %s.",
             dataset.title,
-            {name: len(split.label) for name, split in dataset.splits.items()},
+            {name: len(part.rows) for name, part in dataset.parts.items()},
             len(dataset.classes),
             jax.devices()[0].device_kind,
         )
         with logs.RunLog(directory) as log:
-            work(parts.Run(config, directory, dataset, log))
+            work(parts.Run(config, directory, dataset, feed, log))

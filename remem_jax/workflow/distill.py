@@ -101,8 +101,9 @@ def best_of(run: parts.Run, classroom: Classroom, part: str) -> Variables:
 
 def _make_lessons(run: parts.Run, classroom: Classroom, teach: Apply) -> lockstep.TeacherPass:
     """The pass of the teachers of one method, compiled once for all their checkpoints."""
-    view = parts.train_view(run)
-    return jax.jit(lockstep.make_teacher_pass(teach, view, key=classroom.view_key))
+    view, mixup = run.feed.train_view, run.config.student.mixup
+    teacher_pass = lockstep.make_teacher_pass(teach, view, key=classroom.view_key, mixup=mixup)
+    return jax.jit(teacher_pass)
 
 
 def _train_group(

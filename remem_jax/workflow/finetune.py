@@ -186,8 +186,9 @@ def _train(
     step = steps.make_supervised_step(
         first.tuned.wrap(models.train_apply(first.model)),
         tx,
-        parts.train_view(run),
+        run.feed.train_view,
         key=jax.random.key(run.config.seed),
+        mixup=settings.mixup,
     )
     # The frozen parameters are an argument: as constants they would be compiled into the step.
     step = functools.partial(jax.jit(step, donate_argnums=0), frozen=first.frozen)

@@ -1,9 +1,10 @@
 """What the parts of a run share: the data, the log, and training that goes on after a kill."""
 
+import contextlib
 import pathlib
 import time
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -11,16 +12,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate
-from remem_jax.data import augment, device
-from remem_jax.records import Apply, Batch, Metrics, Variables, View
+from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.storage import checkpoints, logs
 from remem_jax.train import loop
 
 S = TypeVar("S")
 CHECKPOINTS = "checkpoints"
-
-# (variables, "validation" or "test") -> metrics; see `evaluate.evaluate`.
-Measure = Callable[[Variables, str], dict[str, float]]
 
 
 class Run(NamedTuple):
@@ -29,29 +26,75 @@ class Run(NamedTuple):
     Attributes:
         config: All settings, checked.
         workdir: Where everything is written.
-        dataset: Names, metric and counts; its splits are on the device.
+        dataset: Names, metric and counts.
+        feed: Its batches.
         log: Writes the metrics.
     """
 
     config: ConfigDict
     workdir: pathlib.Path
     dataset: data.Dataset
+    feed: Feed
     log: logs.RunLog
 
 
-def load_data(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
-    """The data set that `settings` (such as `config.data`) name, on the device."""
+class Measure(NamedTuple):
+    """Measures a model, with any variables, on a split.
+
+    Attributes:
+        predict: The compiled model.
+        add: The compiled `evaluate.count`; all models of a run share the work of compiling it.
+        batches: Of "train", "validation" or "test".
+        classes: Number of classes.
+    """
+
+    predict: evaluate.Predict
+    add: evaluate.Count
+    batches: Callable[[str], Iterator[Batch]]
+    classes: int
+
+    def model(self, variables: Variables) -> evaluate.Model:
+        """The model with these variables, as a student's `teacher`."""
+        return evaluate.Model(self.predict, variables)
+
+    def __call__(
+        self,
+        variables: Variables,
+        split: str,
+        *,
+        teacher: evaluate.Model | None = None,
+        confusion: bool = False,
+    ) -> dict[str, Any]:
+        return evaluate.evaluate(
+            self.add,
+            self.model(variables),
+            self.batches(split),
+            classes=self.classes,
+            teacher=teacher,
+            confusion=confusion,
+        )
+
+
+def load_data(config: ConfigDict, settings: ConfigDict) -> tuple[data.Dataset, Feed]:
+    """The data set that `settings` (such as `config.data`) name, and its batches."""
     source = data.open_source(settings.name, path=settings.path, data_dir=settings.dir)
+    names = ("input", "stored_size", "resident_gib", "cache", "threads")
     dataset = data.load(
         source,
+        data.Storage(**{name: settings[name] for name in names}),
         validation=settings.validation,
         seed=config.seed,
-        stored_size=settings.stored_size,
         corrupt_limit=settings.corrupt_limit,
-        resident_gib=settings.resident_gib,
     )
-    splits = {name: device.put(split) for name, split in dataset.splits.items()}
-    return dataset._replace(splits=splits)
+    feed = data.make_feed(
+        dataset,
+        image_size=settings.image_size,
+        crop_area=tuple(settings.crop_area),
+        seed=config.seed,
+        threads=settings.threads,
+        workers=settings.workers,
+    )
+    return dataset._replace(pixels=None), feed  # The feed has them.
 
 
 def train(
@@ -93,19 +136,15 @@ def train(
             milestone=milestone,
             progress=progress,
         )
-        last = loop.fit(
-            first,
-            step,
-            device.train_batches(
-                run.dataset.splits["train"],
-                batch_size=batch_size,
-                seed=config.seed,
+        with contextlib.closing(run.feed.train(batch_size, done)) as batches:
+            last = loop.fit(
+                first,
+                step,
+                batches,
                 first_step=done,
-            ),
-            first_step=done,
-            schedule=loop.Schedule(steps, milestones, config.log_every, config.save_every),
-            effects=effects,
-        )
+                schedule=loop.Schedule(steps, milestones, config.log_every, config.save_every),
+                effects=effects,
+            )
         progress.close()
         return last, time.monotonic() - started
 
@@ -118,22 +157,10 @@ def log_validation(run: Run, part: str, at: int, value: float | list[float]) -> 
 
 
 def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:
-    """Builds the function that measures a model on a split of the run; compiled once."""
-    view = augment.make_evaluation_view(size=run.config.data.image_size)
-    counts = jax.jit(evaluate.make_counts(apply, view, len(run.dataset.classes)))
-
-    def measure(variables: Variables, split: str) -> dict[str, float]:
-        batches = device.evaluation_batches(run.dataset.splits[split], batch_size=batch_size)
-        return evaluate.evaluate(counts, variables, batches)
-
-    return measure
-
-
-def train_view(run: Run) -> View:
-    """The view of training that `config.data` asks for."""
-    settings = run.config.data
-    return augment.make_train_view(
-        size=settings.image_size,
-        crop_area=tuple(settings.crop_area),
-        flip=run.dataset.flip,
+    """Builds what measures a model on a split of the run; compiled once."""
+    return Measure(
+        jax.jit(evaluate.make_predict(apply, run.feed.evaluation_view)),
+        jax.jit(evaluate.count, donate_argnums=0),
+        lambda split: run.feed.evaluation(split, batch_size),
+        len(run.dataset.classes),
     )

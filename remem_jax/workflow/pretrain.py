@@ -8,7 +8,6 @@ import numpy as np
 from absl import logging
 
 from remem_jax import evaluate, models, optim
-from remem_jax.data import augment, device
 from remem_jax.records import Apply, Variables
 from remem_jax.settings import deciding
 from remem_jax.storage import results, workdir
@@ -22,7 +21,9 @@ _MILESTONES = 10  # Evaluations on the way.
 def run_pretrain(run: parts.Run) -> None:
     """Trains a ViT with AdamW; writes `pretrained.npz` in AugReg names, and `results.json`."""
     config, settings = run.config, run.config.train
-    workdir.begin(run.workdir, deciding(config), {"data": run.dataset.fingerprint})
+    workdir.begin(
+        run.workdir, deciding(config), {"data": run.dataset.fingerprint, "input": run.feed.kind}
+    )
     size, classes = config.data.image_size, len(run.dataset.classes)
     model = models.make(
         "vit",
@@ -43,7 +44,7 @@ def run_pretrain(run: parts.Run) -> None:
     step = steps.make_supervised_step(
         models.train_apply(model),
         tx,
-        parts.train_view(run),
+        run.feed.train_view,
         key=jax.random.key(config.seed),
         label_smoothing=settings.label_smoothing,
     )
@@ -86,14 +87,12 @@ def probe(run: parts.Run, apply: Apply, variables: Variables) -> float:
     config = run.config
     settings = config.data.copy_and_resolve_references()
     settings.update(config.probe)
-    dataset = parts.load_data(config, settings)
-    view = augment.make_evaluation_view(size=config.data.image_size)
+    _, feed = parts.load_data(config, settings)
+    view = feed.evaluation_view
     features = jax.jit(lambda images: apply(variables, view(jax.random.key(0), images)))
 
     def examples(split: str) -> tuple[np.ndarray, np.ndarray]:
-        batches = device.evaluation_batches(
-            dataset.splits[split], batch_size=config.train.batch_size
-        )
+        batches = feed.evaluation(split, config.train.batch_size)
         found = [
             (np.asarray(features(b.image))[b.mask], np.asarray(b.label)[b.mask]) for b in batches
         ]

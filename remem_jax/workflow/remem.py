@@ -40,7 +40,11 @@ def run_remem(run: parts.Run) -> None:
     config = run.config
     pretrained = finetune.read_pretrained(run)
     plain = finetune.start(run, pretrained, "finetune")
-    inputs = {"data": run.dataset.fingerprint, "teacher": pretrained.digest}
+    inputs = {
+        "data": run.dataset.fingerprint,
+        "input": run.feed.kind,
+        "teacher": pretrained.digest,
+    }
     workdir.begin(run.workdir, deciding(config), inputs)
     classroom = distill.make_classroom(run)
     outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
@@ -111,7 +115,8 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
     return {
         "format": report.FORMAT,
         "title": f"ReMem on {run.dataset.title}",
-        "config": config | {"differs": [*run.config.differs, *_assumed(run.config.data.name)]},
+        "config": config
+        | {"differs": [*run.config.differs, *_assumed(run.config.data.name), *_stored(run)]},
         "config_fingerprint": results.fingerprint(config),
         "data": _data(run),
         "methods": [outcome.row for outcome in outcomes],
@@ -135,6 +140,17 @@ def _assumed(dataset: str) -> list[str]:
     return [f"Assumed of {dataset}: {record.note}."] if record and record.note else []
 
 
+def _stored(run: parts.Run) -> list[str]:
+    """How the images that the models saw are not those of the data set, as a sentence."""
+    if not run.dataset.resized:
+        return []
+    height, width = run.dataset.source_size or (0, 0)
+    return [
+        f"Images are stored resized to {height} x {width} pixels, and crops are taken from these; "
+        'config.data.input="streamed" takes them from the images as they are.'
+    ]
+
+
 def _size(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -147,8 +163,9 @@ def _data(run: parts.Run) -> dict[str, Any]:
         "classes": len(dataset.classes),
         "class_names": list(dataset.classes),
         "metric": dataset.metric,
-        "examples": {name: len(split.label) for name, split in dataset.splits.items()},
-        "source_size": list(dataset.splits["train"].image.shape[1:3]),
+        "examples": {name: len(part.rows) for name, part in dataset.parts.items()},
+        "input": run.feed.kind,
+        "source_size": dataset.source_size and list(dataset.source_size),
         "image_size": settings.image_size,
         "official": dataset.official,
         "skipped": list(dataset.skipped),

@@ -1,7 +1,6 @@
 """Views of training and evaluation, against Pillow and against closed forms."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from PIL import Image
 from scipy import stats
 
 from remem_jax.data import augment
+from remem_jax.data.boxes import Boxes
 from remem_jax.records import Key
 
 HEIGHT, WIDTH = 11, 17
@@ -33,8 +33,8 @@ def images(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-def _boxes(*box: float) -> augment.Boxes:
-    return augment.Boxes(*(jnp.full((2,), edge, jnp.float32) for edge in box))
+def _boxes(*box: float) -> Boxes:
+    return Boxes(*(jnp.full((2,), edge, jnp.float32) for edge in box))
 
 
 def _pillow(images: np.ndarray, size: int, box: tuple[float, ...] | None) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_resize_is_that_of_pillow(images: np.ndarray, size: int) -> None:
 
 
 def test_each_image_gets_its_own_box(images: np.ndarray) -> None:
-    boxes = augment.Boxes(*(jnp.asarray(edge) for edge in zip(BOXES[1], BOXES[2], strict=True)))
+    boxes = Boxes(*(jnp.asarray(edge) for edge in zip(BOXES[1], BOXES[2], strict=True)))
 
     actual = augment.crop_and_resize(jnp.asarray(images), boxes, 5)
 
@@ -180,81 +180,38 @@ def test_mirroring_swaps_left_and_right_alone(images: np.ndarray, key: Key) -> N
     assert (alike ^ mirrored).all()
 
 
-class Drawn(NamedTuple):
-    """Random boxes, in float64."""
-
-    top: np.ndarray
-    left: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
+# Mixup.
 
 
-def _drawn(key: Key, area: tuple[float, float]) -> Drawn:
-    boxes = augment.random_boxes(key, 1000, height=30, width=40, area=area)
-    return Drawn(*(np.asarray(edge, np.float64) for edge in boxes))
+def test_an_image_is_mixed_with_the_one_before_it() -> None:
+    values = jnp.asarray([[1.0, 0.0], [0.0, 1.0], [4.0, 8.0]])
+
+    actual = augment.mix(values, jnp.asarray(0.75))
+
+    before = np.asarray(values)[[2, 0, 1]]
+    np.testing.assert_allclose(actual, 0.75 * np.asarray(values) + 0.25 * before, rtol=1e-6)
 
 
-@pytest.fixture
-def wide_boxes(key: Key) -> Drawn:
-    """Boxes of 5 to 100 % of an image of 30 x 40 pixels: some are cut."""
-    return _drawn(key, (0.05, 1.0))
+def test_images_and_their_classes_are_mixed_alike(images: np.ndarray, key: Key) -> None:
+    share = augment.mixup_share(key, 0.8)
+    classes = jnp.eye(2)
+
+    shown = augment.mix(jnp.asarray(images, jnp.float32), share)
+    targets = np.asarray(augment.mix(classes, share))
+
+    expected = np.tensordot(targets, images.astype(np.float32), axes=1)
+    np.testing.assert_allclose(shown, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(targets.sum(-1), 1.0, rtol=1e-6)
 
 
-@pytest.fixture
-def small_boxes(key: Key) -> Drawn:
-    """Boxes of 10 to 30 % of an image of 30 x 40 pixels: none is cut."""
-    return _drawn(key, (0.1, 0.3))
-
-
-def test_random_boxes_lie_inside_the_image(wide_boxes: Drawn) -> None:
-    top, left, height, width = wide_boxes
-
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + height <= 30 + 1e-5).all()  # float32.
-    assert (left + width <= 40 + 1e-5).all()
-
-
-def _is_cut(boxes: Drawn) -> np.ndarray:
-    return (boxes.height == 30) | (boxes.width == 40)
-
-
-def test_random_boxes_have_areas_within_the_bounds_unless_cut(
-    wide_boxes: Drawn,
+@pytest.mark.parametrize("alpha", [0.2, 0.8])
+def test_shares_of_mixup_are_the_larger_of_two_that_are_beta_distributed(
+    key: Key, alpha: float
 ) -> None:
-    share = wide_boxes.height * wide_boxes.width / (30 * 40)
-    cut = _is_cut(wide_boxes)
+    draw = jax.jit(jax.vmap(lambda one: augment.mixup_share(one, alpha)))
 
-    assert (share <= 1 + 1e-6).all()
-    assert (share[~cut] >= 0.05 - 1e-6).all()
-    assert 0 < cut.sum() < 500
+    shares = np.asarray(draw(jax.random.split(key, 1000)), np.float64)
 
-
-def test_random_boxes_have_ratios_of_three_to_four_unless_cut(
-    wide_boxes: Drawn,
-) -> None:
-    ratio = (wide_boxes.width / wide_boxes.height)[~_is_cut(wide_boxes)]
-
-    assert (ratio >= 3 / 4 - 1e-5).all()
-    assert (ratio <= 4 / 3 + 1e-5).all()
-
-
-def test_areas_of_random_boxes_are_uniform(small_boxes: Drawn) -> None:
-    share = small_boxes.height * small_boxes.width / (30 * 40)
-
-    assert stats.kstest(share, stats.uniform(0.1, 0.2).cdf).pvalue > 1e-3
-
-
-def test_ratios_of_random_boxes_are_log_uniform(small_boxes: Drawn) -> None:
-    ratio = small_boxes.width / small_boxes.height
-
-    assert stats.kstest(ratio, stats.loguniform(3 / 4, 4 / 3).cdf).pvalue > 1e-3
-
-
-@pytest.mark.parametrize(("edge", "side", "pixels"), [("top", "height", 30), ("left", "width", 40)])
-def test_places_of_random_boxes_are_uniform(
-    small_boxes: Drawn, edge: str, side: str, pixels: int
-) -> None:
-    place = getattr(small_boxes, edge) / (pixels - getattr(small_boxes, side))
-
-    assert stats.kstest(place, "uniform").pvalue > 1e-3
+    beta = stats.beta(alpha, alpha)
+    folded = lambda x: beta.cdf(x) - beta.cdf(1 - x)  # noqa: E731
+    assert stats.kstest(shares, folded).pvalue > 1e-3

@@ -1,5 +1,7 @@
-"""Data sets in memory: sizes, corrupt images, the held-out split, the fingerprint."""
+"""Data sets: by which way they reach the device, what is held out, what is said about them."""
 
+import logging as python_logging
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -8,20 +10,17 @@ from PIL import Image
 
 from remem_jax import data
 from remem_jax.checks import SettingError
-from remem_jax.data import registry, sources
+from remem_jax.data import decoding, registry, sources
 
-# What the tests do not vary.
-COMMON: dict[str, Any] = {
-    "validation": 0.2,
-    "seed": 0,
-    "stored_size": 8,
-    "corrupt_limit": 0,
-    "resident_gib": 1.0,
-}
+STORAGE = data.Storage("resident", stored_size=8, resident_gib=1.0, cache="", threads=1)
+GIB = 2**30
 
 
 def _split(images: list[np.ndarray], labels: np.ndarray) -> sources.Split:
-    return sources.Split(images.__getitem__, lambda i: f"image {i}", np.asarray(labels, np.int32))
+    def read(i: int) -> sources.Example:
+        return sources.Example(images[i], int(labels[i]))
+
+    return sources.Split(read, "image {}".format, len(images), None, key="")
 
 
 def _noise(rng: np.random.Generator, *shapes: tuple[int, int]) -> list[np.ndarray]:
@@ -41,69 +40,103 @@ def source(rng: np.random.Generator) -> sources.Source:
     return _source(train, _split(_noise(rng, *[(4, 6)] * 5), np.asarray([0, 1, 0, 1, 1])))
 
 
-def _load(source: sources.Source, **options: Any) -> data.Dataset:
-    return data.load(source, **COMMON | options)
+def _load(
+    source: sources.Source,
+    *,
+    validation: float = 0.2,
+    seed: int = 0,
+    corrupt_limit: int = 0,
+    **storage: Any,
+) -> data.Dataset:
+    return data.load(
+        source,
+        STORAGE._replace(**storage),
+        validation=validation,
+        seed=seed,
+        corrupt_limit=corrupt_limit,
+    )
 
 
-def _images(split: sources.Split) -> np.ndarray:
-    return np.stack([split.image(i) for i in range(len(split.labels))])
+def _pairs(dataset: data.Dataset, name: str) -> list[tuple[bytes, int]]:
+    assert dataset.pixels is not None
+    image, label = dataset.pixels[name]
+    return [(np.asarray(one).tobytes(), int(of)) for one, of in zip(image, label, strict=True)]
 
 
-# Sizes.
+def _of(split: sources.Split, rows: Any) -> list[tuple[bytes, int]]:
+    examples = [split.read(i) for i in rows]
+    return [(np.asarray(image).tobytes(), label) for image, label in examples]
 
 
-def test_images_of_one_size_keep_it(source: sources.Source) -> None:
+# By which way.
+
+
+def test_resident_images_are_kept_as_uint8(source: sources.Source) -> None:
     dataset = _load(source)
 
-    np.testing.assert_array_equal(dataset.splits["test"].image, _images(source.splits["test"]))
+    assert _pairs(dataset, "test") == _of(source.splits["test"], range(5))
+    assert dataset.pixels is not None
+    assert {split.image.dtype for split in dataset.pixels.values()} == {np.dtype(np.uint8)}
+    assert dataset.source_size == (4, 6)
 
 
-def test_images_are_stored_as_uint8(source: sources.Source) -> None:
-    assert {split.image.dtype for split in _load(source).splits.values()} == {np.dtype(np.uint8)}
-
-
-@pytest.mark.parametrize(
-    "shapes",
-    [[(4, 6), (5, 5)], [(4, 6), (9, 5)], [(4, 9), (4, 9)], [(9, 4), (9, 4)]],
-    ids=["two sizes", "one too high", "all too wide", "all too high"],
-)
-def test_other_images_become_squares_by_pillow(
-    rng: np.random.Generator, shapes: list[tuple[int, int]]
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_what_fits_is_resident_and_what_does_not_is_streamed(
+    source: sources.Source, share: float
 ) -> None:
-    images = _noise(rng, *shapes)
-    source = _source(_split(_noise(rng, *shapes), np.zeros(2)), _split(images, np.arange(2)))
+    dataset = _load(source, input="auto", resident_gib=share * 55 * 4 * 6 * 3 / GIB)
 
-    dataset = _load(source, stored_size=8)
-
-    squares = [
-        np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.BILINEAR))
-        for image in images
-    ]
-    np.testing.assert_array_equal(dataset.splits["test"].image, squares)
+    assert (dataset.pixels is not None) == (share > 1)
 
 
-def test_splits_of_two_sizes_end_up_in_one(rng: np.random.Generator) -> None:
-    train = _split(_noise(rng, *[(4, 6)] * 4), np.asarray([0, 0, 1, 1]))
-    test = _split(_noise(rng, (5, 5)), np.asarray([1]))
+def test_the_choice_is_logged(source: sources.Source, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(python_logging.INFO):
+        _load(source, input="auto")
+        _load(source, input="auto", resident_gib=1e-9)
 
-    dataset = _load(_source(train, test), stored_size=8)
+    assert "Noise is resident on the device" in caplog.text
+    assert "Noise is streamed" in caplog.text
 
-    assert {split.image.shape[1:] for split in dataset.splits.values()} == {(8, 8, 3)}
+
+def test_what_is_streamed_keeps_no_pixels(source: sources.Source) -> None:
+    dataset = _load(source, input="streamed")
+
+    assert dataset.pixels is None
+    assert dataset.source_size is None
+
+
+@pytest.mark.parametrize("kind", ["resident", "streamed"])
+def test_images_and_labels_are_the_same_either_way(source: sources.Source, kind: str) -> None:
+    resident, other = _load(source), _load(source, input=kind)
+
+    assert other.fingerprint == resident.fingerprint
+    for name, part in other.parts.items():
+        read = [part.split.read(int(row)) for row in part.rows]
+        pairs = [(np.asarray(image).tobytes(), label) for image, label in read]
+        assert pairs == _pairs(resident, name)
+        np.testing.assert_array_equal(part.labels, [label for _, label in pairs])
 
 
 def test_images_that_take_too_much_memory_are_refused(source: sources.Source) -> None:
-    with pytest.raises(SettingError, match=r"55 images.*config\.data\.resident_gib.*stored_size"):
-        _load(source, resident_gib=55 * 4 * 6 * 3 / 2**30 * 0.99)
+    with pytest.raises(
+        SettingError, match=r"55 images.*config\.data\.resident_gib.*stored_size.*data\.input"
+    ):
+        _load(source, resident_gib=55 * 4 * 6 * 3 / GIB * 0.99)
 
 
+@pytest.mark.parametrize("kind", ["resident", "auto"])
 def test_the_size_of_the_first_image_does_not_hide_that_of_the_others(
-    rng: np.random.Generator,
+    rng: np.random.Generator, kind: str
 ) -> None:
     train = _split(_noise(rng, (1, 1), (4, 6), (4, 6)), np.asarray([0, 0, 1]))
     source = _source(train, _split(_noise(rng, (4, 6)), np.asarray([1])))
+    settings = {"stored_size": 8, "resident_gib": 4 * 8 * 8 * 3 / GIB * 0.99, "input": kind}
 
-    with pytest.raises(SettingError, match=r"4 images of 8 x 8 .*config\.data\.resident_gib"):
-        _load(source, stored_size=8, resident_gib=4 * 8 * 8 * 3 / 2**30 * 0.99)
+    if kind == "auto":
+        assert _load(source, **settings).pixels is None
+    else:
+        with pytest.raises(SettingError, match=r"4 images of 8 x 8 .*config\.data\.resident_gib"):
+            _load(source, **settings)
 
 
 def test_images_that_are_too_many_are_refused_before_they_are_decoded(
@@ -111,21 +144,24 @@ def test_images_that_are_too_many_are_refused_before_they_are_decoded(
 ) -> None:
     decoded = []
 
-    def image(i: int) -> np.ndarray:
+    def read(i: int) -> sources.Example:
         decoded.append(i)
-        return np.zeros((4, 6, 3), np.uint8)
+        return sources.Example(np.zeros((4, 6, 3), np.uint8), 0)
 
-    split = source.splits["train"]._replace(image=image)
+    split = source.splits["train"]._replace(read=read)
     with pytest.raises(SettingError, match=r"config\.data\.resident_gib"):
         _load(source._replace(splits={"train": split, "test": split}), resident_gib=1e-9)
 
     assert len(decoded) <= 1
 
 
-def test_images_that_just_fit_are_loaded(source: sources.Source) -> None:
-    dataset = _load(source, resident_gib=55 * 4 * 6 * 3 / 2**30 * 1.01)
+@pytest.mark.parametrize(("shape", "resized"), [((8, 8), False), ((9, 8), True)])
+def test_it_is_known_whether_images_were_resized(
+    rng: np.random.Generator, shape: tuple[int, int], resized: bool
+) -> None:
+    train = _split(_noise(rng, shape, shape, shape), np.asarray([0, 0, 1]))
 
-    assert len(dataset.splits["test"].label) == 5
+    assert _load(_source(train, train)).resized is resized
 
 
 # Corrupt images.
@@ -134,45 +170,47 @@ def test_images_that_just_fit_are_loaded(source: sources.Source) -> None:
 def _with_corrupt(source: sources.Source, *corrupt: int) -> sources.Source:
     train = source.splits["train"]
 
-    def image(i: int) -> np.ndarray:
+    def read(i: int) -> sources.Example:
         if i in corrupt:
-            raise sources.CorruptImageError("broken")
-        return train.image(i)
+            raise decoding.CorruptImageError("broken")
+        return train.read(i)
 
-    return source._replace(splits=source.splits | {"train": train._replace(image=image)})
+    return source._replace(splits=source.splits | {"train": train._replace(read=read)})
 
 
-def test_corrupt_images_are_listed(source: sources.Source) -> None:
-    dataset = _load(_with_corrupt(source, 3, 7), corrupt_limit=2)
+@pytest.mark.parametrize("kind", ["resident", "streamed"])
+def test_corrupt_images_are_listed(source: sources.Source, kind: str) -> None:
+    dataset = _load(_with_corrupt(source, 3, 7), corrupt_limit=2, input=kind)
 
     assert dataset.skipped == ("image 3: broken", "image 7: broken")
 
 
 def test_corrupt_images_are_skipped_with_their_labels(source: sources.Source) -> None:
-    train = source.splits["train"]
     kept = [i for i in range(50) if i not in (3, 7)]
 
     dataset = _load(_with_corrupt(source, 3, 7), corrupt_limit=2)
 
-    expected = {(image.tobytes(), label) for image, label in _pairs(train, kept)}
-    found = {
-        (image.tobytes(), int(label))
-        for name in ("train", "validation")
-        for image, label in zip(*dataset.splits[name], strict=True)
-    }
-    assert found == expected
+    found = _pairs(dataset, "train") + _pairs(dataset, "validation")
+    assert sorted(found) == sorted(_of(source.splits["train"], kept))
 
 
-def _pairs(split: sources.Split, rows: Any) -> list[tuple[np.ndarray, int]]:
-    return [(split.image(i), int(split.labels[i])) for i in rows]
-
-
-def test_more_corrupt_images_than_allowed_are_refused_by_name(source: sources.Source) -> None:
+@pytest.mark.parametrize("kind", ["resident", "streamed"])
+def test_more_corrupt_images_than_allowed_are_refused_by_name(
+    source: sources.Source, kind: str
+) -> None:
     with pytest.raises(
         SettingError,
         match=r"than 1 .*image 3: broken; image 7: broken.*config\.data\.corrupt_limit",
     ):
-        _load(_with_corrupt(source, 3, 7), corrupt_limit=1)
+        _load(_with_corrupt(source, 3, 7), corrupt_limit=1, input=kind)
+
+
+def test_the_limit_of_corrupt_images_is_that_of_all_splits(source: sources.Source) -> None:
+    source = _with_corrupt(source, 3)
+    splits = source.splits | {"test": _with_corrupt(source, 4).splits["train"]}
+
+    with pytest.raises(SettingError, match=r"config\.data\.corrupt_limit"):
+        _load(source._replace(splits=splits), corrupt_limit=1)
 
 
 def test_a_split_of_corrupt_images_alone_is_refused(source: sources.Source) -> None:
@@ -186,33 +224,27 @@ def test_a_split_of_corrupt_images_alone_is_refused(source: sources.Source) -> N
 def test_validation_is_a_share_of_each_class(source: sources.Source) -> None:
     dataset = _load(source, validation=0.2)
 
-    np.testing.assert_array_equal(np.bincount(dataset.splits["validation"].label), [4, 6])
+    np.testing.assert_array_equal(np.bincount(dataset.parts["validation"].labels), [4, 6])
 
 
 def test_validation_and_the_rest_are_all_of_train(source: sources.Source) -> None:
     dataset = _load(source)
 
     # No two images of noise are equal, so this also says that no image is in both.
-    parts = [_pairs_of(dataset, name) for name in ("train", "validation")]
-    whole = [(image.tobytes(), label) for image, label in _pairs(source.splits["train"], range(50))]
-    assert sorted(parts[0] + parts[1]) == sorted(whole)
-
-
-def _pairs_of(dataset: data.Dataset, name: str) -> list[tuple[bytes, int]]:
-    image, label = dataset.splits[name]
-    return [(np.asarray(one).tobytes(), int(of)) for one, of in zip(image, label, strict=True)]
+    found = _pairs(dataset, "train") + _pairs(dataset, "validation")
+    assert sorted(found) == sorted(_of(source.splits["train"], range(50)))
 
 
 def test_another_seed_holds_out_other_images(source: sources.Source) -> None:
     one, two = (_load(source, seed=seed) for seed in (1, 2))
 
-    assert set(_pairs_of(one, "validation")) != set(_pairs_of(two, "validation"))
+    assert set(_pairs(one, "validation")) != set(_pairs(two, "validation"))
 
 
 def test_the_test_split_does_not_depend_on_the_seed(source: sources.Source) -> None:
     one, two = (_load(source, seed=seed) for seed in (1, 2))
 
-    assert _pairs_of(one, "test") == _pairs_of(two, "test")
+    assert _pairs(one, "test") == _pairs(two, "test")
 
 
 def test_a_validation_split_of_the_source_is_taken_as_it_is(source: sources.Source) -> None:
@@ -220,8 +252,8 @@ def test_a_validation_split_of_the_source_is_taken_as_it_is(source: sources.Sour
 
     dataset = _load(source)
 
-    assert _pairs_of(dataset, "validation") == _pairs_of(dataset, "test")
-    assert len(dataset.splits["train"].label) == 50
+    assert _pairs(dataset, "validation") == _pairs(dataset, "test")
+    assert len(dataset.parts["train"].rows) == 50
 
 
 # Fingerprint.
@@ -235,17 +267,19 @@ def test_two_loads_have_one_fingerprint(source: sources.Source) -> None:
 def test_a_pixel_changes_the_fingerprint(source: sources.Source, split: str) -> None:
     before = _load(source).fingerprint
 
-    source.splits[split].image(2)[3, 5, 2] ^= 1
+    image = source.splits[split].read(2).image
+    assert isinstance(image, np.ndarray)
+    image[3, 5, 2] ^= 1
 
     assert _load(source).fingerprint != before
 
 
 def test_a_label_changes_the_fingerprint(source: sources.Source) -> None:
-    before = _load(source).fingerprint
+    test = source.splits["test"]
+    other = _split([np.asarray(test.read(i).image) for i in range(5)], np.asarray([0, 1, 0, 1, 0]))
+    changed = source._replace(splits=source.splits | {"test": other})
 
-    source.splits["test"].labels[4] ^= 1
-
-    assert _load(source).fingerprint != before
+    assert _load(changed).fingerprint != _load(source).fingerprint
 
 
 def test_another_held_out_split_changes_the_fingerprint(source: sources.Source) -> None:
@@ -255,20 +289,10 @@ def test_another_held_out_split_changes_the_fingerprint(source: sources.Source) 
 # What is said about it.
 
 
-@pytest.mark.parametrize(
-    ("official", "expected"),
-    [(None, None), ((50, 5), True), ((53, 2), True), ((54, 5), False), ((50, 9), False)],
-)
-def test_official_means_the_official_counts(
-    source: sources.Source, official: tuple[int, int] | None, expected: bool | None
-) -> None:
-    assert _load(source._replace(official=official)).official is expected
-
-
 def test_digits_are_1797_images() -> None:
     dataset = _load(data.open_source("digits", path="", data_dir=""), validation=0.25)
 
-    counts = {name: len(split.label) for name, split in dataset.splits.items()}
+    counts = {name: len(part.rows) for name, part in dataset.parts.items()}
     assert counts["test"] == 360
     assert sum(counts.values()) == 1797
 
@@ -277,3 +301,22 @@ def test_there_are_no_official_digits() -> None:
     dataset = _load(data.open_source("digits", path="", data_dir=""))
 
     assert dataset.official is None
+
+
+# What cannot be opened.
+
+
+def test_a_single_class_is_refused(rng: np.random.Generator, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for i, image in enumerate(_noise(rng, *[(4, 6)] * 5)):
+        Image.fromarray(image).save(tmp_path / "cat" / f"{i}.png")
+
+    with pytest.raises(SettingError, match=r"one class only \(cat\).*config\.data\.path"):
+        data.open_source("folder", path=str(tmp_path), data_dir="")
+
+
+def test_an_unknown_data_set_lists_the_known_ones() -> None:
+    known = ", ".join(("digits", "folder", "list", "arrays", *registry.RECORDS))
+
+    with pytest.raises(SettingError, match=rf"'imagenet'; config\.data\.name: {known}"):
+        data.open_source("imagenet", path="", data_dir="")

@@ -7,12 +7,16 @@ import pytest
 import tensorflow_datasets
 
 from remem_jax import data
-from remem_jax.data import registry
+from remem_jax.data import obtaining, registry
+
+
+def _builder(name: str, data_dir: pathlib.Path) -> Any:
+    tfds_name = registry.RECORDS[name].tfds
+    return tensorflow_datasets.builder(tfds_name, data_dir=str(data_dir), try_gcs=False)
 
 
 def _info(name: str, data_dir: pathlib.Path) -> Any:
-    tfds_name = registry.RECORDS[name].tfds
-    return tensorflow_datasets.builder(tfds_name, data_dir=str(data_dir), try_gcs=False).info
+    return _builder(name, data_dir).info
 
 
 def test_there_are_the_sixteen_of_the_paper() -> None:
@@ -36,6 +40,62 @@ def test_a_data_set_has_images_in_tfds(name: str, tmp_path: pathlib.Path) -> Non
 @pytest.mark.parametrize("name", registry.RECORDS)
 def test_a_data_set_names_a_metric(name: str) -> None:
     assert registry.RECORDS[name].metric in (registry.TOP1, registry.MEAN_PER_CLASS)
+
+
+@pytest.mark.parametrize("name", registry.RECORDS)
+def test_the_official_counts_are_official(name: str) -> None:
+    record = registry.RECORDS[name]
+
+    assert record.is_official(record.examples)
+    assert not record.is_official((record.examples[0] - 3, record.examples[1]))
+    assert not record.is_official((record.examples[0], record.examples[1] + 3))
+    assert not record.is_official((record.examples[1], record.examples[0] + 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "official"),
+    [
+        ("sun397_tfds", (76127, 10875), True),
+        ("sun397_tfds", (76128, 10874), False),
+        ("caltech101", (3059, 6085), True),
+        ("caltech101", (3058, 6086), False),
+        ("pets", (3680, 3668), False),
+    ],
+)
+def test_what_tfds_is_known_to_leave_out_is_official(
+    name: str, counts: tuple[int, int], official: bool
+) -> None:
+    assert registry.RECORDS[name].is_official(counts) is official
+
+
+@pytest.mark.parametrize("name", registry.RECORDS)
+def test_what_lies_in_the_manual_folder_is_named_as_tfds_names_it(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    infos = _builder(name, tmp_path).url_infos or {}
+    known = {info.filename or url.rpartition("/")[2] for url, info in infos.items()}
+    named_in_code = {  # What TFDS opens below its manual folder, without a checksum.
+        "imagenet_lt": {"ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"},
+        "retinopathy": {"train", "test", "sample", "trainLabels.csv"},
+        "resisc45": {"NWPU-RESISC45"},
+    }
+
+    assert set(obtaining.WAYS[name].files) <= named_in_code.get(name, known)
+
+
+@pytest.mark.parametrize("name", registry.RECORDS)
+def test_tfds_downloads_all_but_the_manual_ones(name: str, tmp_path: pathlib.Path) -> None:
+    wants_files = bool(_builder(name, tmp_path).MANUAL_DOWNLOAD_INSTRUCTIONS)
+
+    assert (registry.RECORDS[name].obtained == registry.MANUAL) == wants_files
+
+
+@pytest.mark.parametrize("name", registry.RECORDS)
+def test_the_page_of_a_data_set_is_one(name: str) -> None:
+    record = registry.RECORDS[name]
+
+    assert record.page.startswith("http")
+    assert record.licence
 
 
 def test_digits_of_houses_alone_must_not_be_mirrored() -> None:

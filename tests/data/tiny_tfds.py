@@ -1,12 +1,16 @@
-"""Tiny data sets in TFDS's own format, by TFDS's own builders, without TensorFlow."""
+"""Tiny data sets in TFDS's own formats, by TFDS's own builders, without TensorFlow."""
 
 import io
+import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorboardX.record_writer
 import tensorflow_datasets
+from array_record.python import array_record_data_source
 from PIL import Image
 
 Examples = tuple[np.ndarray, np.ndarray]  # Images and labels.
@@ -27,6 +31,42 @@ def write(name: str, data_dir: pathlib.Path, splits: dict[str, Examples]) -> pat
     return pathlib.Path(builder.data_dir)
 
 
+def as_tfrecord(folder: pathlib.Path, target: pathlib.Path, *, shards: int = 1) -> None:
+    """Copies what `write` wrote, as TFRecord: the same records, in so many files per split.
+
+    The frames are written by tensorboardX, the names of files and what is written down of them
+    are TFDS's.
+    """
+    target.mkdir(parents=True)
+    for file in folder.glob("*.txt"):
+        shutil.copy(file, target)
+    shutil.copy(folder / "features.json", target)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        name = f"{info['name']}-{split['name']}"
+        records = _stored(folder, name)
+        cuts = [list(cut) for cut in np.array_split(np.arange(len(records)), shards)]
+        for i, cut in enumerate(cuts):
+            file = f"{name}.tfrecord-{i:05}-of-{shards:05}"
+            write_frames(target / file, [records[j] for j in cut])
+        split["shardLengths"] = [str(len(cut)) for cut in cuts]
+    info["fileFormat"] = "tfrecord"
+    (target / "dataset_info.json").write_text(json.dumps(info))
+
+
+def write_frames(path: pathlib.Path, records: list[bytes]) -> None:
+    """Writes a TFRecord file."""
+    writer = tensorboardX.record_writer.RecordWriter(str(path))
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def _stored(folder: pathlib.Path, name: str) -> list[bytes]:
+    files = [str(file) for file in sorted(folder.glob(f"{name}.array_record*"))]
+    return list(array_record_data_source.ArrayRecordDataSource(files))
+
+
 def _examples(
     features: Any, images: np.ndarray, labels: np.ndarray
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -36,18 +76,19 @@ def _examples(
             for key, feature in features.items()
             if key not in ("image", "label")
         }
-        yield f"{i:06d}", {**other, "image": _png(image), "label": int(label)}
+        yield f"{i:06d}", {**other, "image": png(image), "label": int(label)}
 
 
 def _neutral(feature: Any, i: int) -> Any:
     if isinstance(feature, tensorflow_datasets.features.Text):
         return f"{i:06d}"
     if isinstance(feature, tensorflow_datasets.features.Image):
-        return _png(np.zeros((1, 1), np.uint8))
+        return png(np.zeros((1, 1), np.uint8))
     return np.zeros(feature.shape, feature.np_dtype)
 
 
-def _png(image: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
+    """An encoded image."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -11,8 +11,20 @@ def _metrics(share: float, loss: float = 0.5) -> dict[str, float]:
     return {"top1": share, "mean_per_class": share / 2, "loss": loss}
 
 
-def _model(validation: float, test: float) -> dict[str, dict[str, float]]:
-    return {"validation": _metrics(validation), "test": _metrics(test)}
+def _model(validation: float, test: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {"validation": _metrics(validation), "test": test}
+
+
+def _tested(
+    share: float, *, agreement: float | None = None, confused: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Metrics on test: what only students have is left out where it is None."""
+    found = {"top5": 0.99, "calibration_error": 0.03, "agreement": agreement, "confused": confused}
+    return _metrics(share) | {name: value for name, value in found.items() if value is not None}
+
+
+def _pair(true: str, predicted: str, images: int, of: int) -> dict[str, Any]:
+    return {"class": true, "taken_for": predicted, "images": images, "of": of}
 
 
 def _selected(step: int | None, student: int) -> dict[str, Any]:
@@ -43,6 +55,7 @@ def _student(method: str, student: int, step: int | None, share: float) -> dict[
 @pytest.fixture
 def results() -> dict[str, Any]:
     """The content of results.json: from scratch, fine-tuning and ReMem, two students each."""
+    confused = [_pair("one", "zero", 20, 150), _pair("zero", "one", 10, 250)]
     return {
         "format": 1,
         "title": "ReMem on digits",
@@ -69,22 +82,22 @@ def results() -> dict[str, Any]:
                 "method": "scratch",
                 "teacher_settings": None,
                 "selected": _selected(None, 1),
-                "student": _model(0.85, 0.8),
+                "student": _model(0.85, _tested(0.8, confused=[])),
                 "teacher": None,
             },
             {
                 "method": "finetune",
                 "teacher_settings": _teacher_settings(0.0, 1.0),
                 "selected": _selected(100, 0),
-                "student": _model(0.88, 0.9),
-                "teacher": _model(0.97, 0.96),
+                "student": _model(0.88, _tested(0.9, agreement=0.91, confused=[])),
+                "teacher": _model(0.97, _tested(0.96)),
             },
             {
                 "method": "remem",
                 "teacher_settings": _teacher_settings(0.5, 0.8),
                 "selected": _selected(200, 1),
-                "student": _model(0.95, 0.925),
-                "teacher": _model(0.94, 0.93),
+                "student": _model(0.95, _tested(0.925, agreement=0.935, confused=confused)),
+                "teacher": _model(0.94, _tested(0.93)),
             },
         ],
         "teachers": [

@@ -57,6 +57,8 @@ def hostile(results: dict[str, Any]) -> dict[str, Any]:
     results["config"]["data"] = {"path": HOSTILE}
     results["config"]["differs"] = [HOSTILE]
     results["models"]["init"] = HOSTILE
+    results["methods"][2]["student"]["test"]["confused"][0] |= {"class": HOSTILE}
+    results["methods"][2]["student"]["test"]["confused"][1] |= {"taken_for": HOSTILE}
     results["methods"][1]["method"] = HOSTILE
     for row in (results["teachers"][0], results["students"][2], results["students"][3]):
         row["method"] = HOSTILE
@@ -94,7 +96,8 @@ def test_hostile_names_show_as_text_in_the_page(
     page = Page(write()[0])
 
     shown = page.text.count('<script>alert("1")</script> $\\frac{$ | `x`')
-    assert shown >= 8  # Title twice, summary, class, setting, file, skipped, differs.
+    # Title twice, summary, class, both confused, setting, file, skipped, differs.
+    assert shown >= 10
 
 
 def test_hostile_names_are_escaped_in_markdown(
@@ -116,7 +119,8 @@ def test_markdown_tables_have_the_same_columns_in_each_line(
 
     found = _markdown_tables(write()[1])
 
-    assert len(found) == 6  # Comparison, teachers, students, settings, origins, times.
+    # Comparison, details, confused, teachers, students, settings, origins, times.
+    assert len(found) == 8
     for lines in found:
         assert len({_columns(line) for line in lines}) == 1
 
@@ -175,6 +179,8 @@ def test_sections_come_in_their_order(write: Callable[[], tuple[str, str]]) -> N
     assert heads == [
         "ReMem on digits",
         "Results",
+        "More about the selected models, on test",
+        "Errors made most often, on test: ReMem, student",
         "All teachers, on validation",
         "All students, on validation",
         "Settings",
@@ -190,6 +196,31 @@ def test_page_holds_the_numbers_of_the_comparison(write: Callable[[], tuple[str,
 
     assert "<td>92.50</td><td>93.00</td><td>95.00</td><td>94.00</td>" in page
     assert "| ReMem | 92.50 | 93.00 | 95.00 | 94.00 | 200 | 0.1 | 4 | 0.9 | 0.5 | 0.8 | 1 |" in text
+
+
+def test_page_holds_what_else_was_measured_and_how_to_read_it(
+    write: Callable[[], tuple[str, str]],
+) -> None:
+    page, text = write()
+
+    assert "<td>92.50</td><td>99.00</td><td>46.25</td><td>3.00</td><td>93.50</td>" in page
+    assert "| one | zero | 20 | 150 |" in text
+    for content in (page, text):
+        assert "into the same class as its own teacher" in content
+
+
+def test_results_of_before_there_was_more_to_measure_are_reported(
+    write: Callable[[], tuple[str, str]], results: dict[str, Any]
+) -> None:
+    for row in results["methods"]:
+        for role in ("student", "teacher"):
+            for name in ("top5", "calibration_error", "agreement", "confused"):
+                (row[role] or {"test": {}})["test"].pop(name, None)
+
+    text = write()[1]
+
+    assert "| ReMem, student | 92.50 | – | 46.25 | – | – | 0.5 |" in text  # noqa: RUF001
+    assert "Errors made most often" not in text
 
 
 def test_unofficial_data_are_warned_of_in_both_files(

@@ -16,6 +16,7 @@ def _by_column(table: tables.Table, row: int) -> dict[str, str]:
 def _all_tables(results: dict[str, Any]) -> list[tables.Table]:
     makers = (
         tables.comparison,
+        tables.details,
         tables.teachers,
         tables.students,
         tables.settings,
@@ -80,6 +81,64 @@ def _rows(table: tables.Table) -> list[dict[str, str]]:
     return [_by_column(table, i) for i in range(len(table.rows))]
 
 
+def test_details_are_of_every_student_and_teacher(results: dict[str, Any]) -> None:
+    rows = {row["Model"]: row for row in _rows(tables.details(results))}
+
+    assert list(rows) == [
+        "From scratch, student",
+        "Fine-tuning, student",
+        "Fine-tuning, teacher",
+        "ReMem, student",
+        "ReMem, teacher",
+    ]
+    assert rows["ReMem, student"] == {
+        "Model": "ReMem, student",
+        "Top-1": "92.50",
+        "Top-5": "99.00",
+        "Mean per class": "46.25",
+        "Calibration error": "3.00",
+        "Agreement": "93.50",
+        "Loss": "0.5",
+    }
+
+
+def test_only_a_student_with_a_teacher_agrees_with_one(results: dict[str, Any]) -> None:
+    found = {row["Model"]: row["Agreement"] for row in _rows(tables.details(results))}
+
+    assert {name for name, cell in found.items() if cell != tables.NOTHING} == {
+        "Fine-tuning, student",
+        "ReMem, student",
+    }
+
+
+def test_errors_are_those_of_remems_student(results: dict[str, Any]) -> None:
+    results["methods"].reverse()
+
+    table = tables.confused(results)
+
+    assert table is not None
+    assert "ReMem" in table.title
+    assert table.rows == (("one", "zero", "20", "150"), ("zero", "one", "10", "250"))
+
+
+def test_errors_are_those_of_the_last_student_without_remem(results: dict[str, Any]) -> None:
+    pairs = results["methods"].pop()["student"]["test"]["confused"]
+    results["methods"][-1]["student"]["test"]["confused"] = pairs[:1]
+
+    table = tables.confused(results)
+
+    assert table is not None
+    assert "Fine-tuning" in table.title
+    assert len(table.rows) == 1
+
+
+@pytest.mark.parametrize("confused", [None, []])
+def test_no_table_of_errors_where_none_are_known(results: dict[str, Any], confused: Any) -> None:
+    results["methods"][2]["student"]["test"]["confused"] = confused
+
+    assert tables.confused(results) is None
+
+
 def test_students_are_sorted_by_method_and_validation(results: dict[str, Any]) -> None:
     rows = _rows(tables.students(results))
 
@@ -142,6 +201,12 @@ def test_summary_counts_images_and_pixels(results: dict[str, Any]) -> None:
     assert "resnet18 with 11,227,812 parameters" in text
     assert "top-1 accuracy" in text
     assert "test was read once" in text
+
+
+def test_summary_of_images_that_stream_names_no_one_size(results: dict[str, Any]) -> None:
+    results["data"]["source_size"] = None
+
+    assert "400 test images of any size in 2 classes" in report.summary(results)
 
 
 def test_gain_is_in_points_of_test_accuracy(results: dict[str, Any]) -> None:

@@ -131,3 +131,22 @@ def test_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
 
 def test_fingerprint_depends_on_values() -> None:
     assert results.fingerprint({"a": 1}) != results.fingerprint({"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"REMEM_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/remem_jax"),
+        ({"HOME": "/c"}, "/c/.cache/remem_jax"),
+    ],
+)
+def test_the_cache_is_where_the_user_wants_it(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REMEM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert files.cache() == pathlib.Path(expected)

@@ -10,7 +10,7 @@ import pytest
 
 from remem_jax import models, optim
 from remem_jax.data import augment, device
-from remem_jax.records import Settings
+from remem_jax.records import Batch, Settings
 from remem_jax.train import lockstep, state, steps
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -37,8 +37,11 @@ class Classroom(NamedTuple):
 
     def batches(self) -> Iterator[Any]:
         """The first three batches."""
-        batches = device.train_batches(self.split, batch_size=4, seed=0, first_step=0)
-        return (next(batches) for _ in range(3))
+        split, rng = self.split, np.random.default_rng(4)
+        for _ in range(3):
+            rows = rng.integers(0, len(split.label), 4)
+            image, label = jnp.asarray(split.image), jnp.asarray(split.label)
+            yield Batch(image[rows], label[rows], jnp.ones(4, bool))
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +132,33 @@ def test_the_student_step_is_momentum_sgd_at_the_students_own_rate(classroom: Cl
     first = classroom.first()
 
     jax.tree.map(np.testing.assert_array_equal, students[0].params, first.params)
+
+
+def test_where_images_are_mixed_all_learn_from_one_mixture_and_its_labels(
+    classroom: Classroom,
+) -> None:
+    batch = next(classroom.batches())
+
+    def view(key: jax.Array, images: jax.Array) -> jax.Array:
+        return augment.to_model_range(images)
+
+    def teach(variables: Any, images: jax.Array) -> jax.Array:
+        return jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
+
+    lessons = lockstep.make_teacher_pass(teach, view, key=jax.random.key(1), mixup=0.8)
+    lesson = lessons(TEACHER, jnp.asarray(5), batch)
+
+    # One share, of each image and of its label alike; the other is that of the one before it.
+    labels = np.asarray(jax.nn.one_hot(batch.label, 3))
+    share = np.linalg.lstsq(
+        np.stack([labels.ravel(), np.roll(labels, 1, axis=0).ravel()], axis=1),
+        np.asarray(lesson.labels).ravel(),
+        rcond=None,
+    )[0]
+    plain = np.asarray(view(jax.random.key(0), batch.image))
+    mixture = share[0] * plain + share[1] * np.roll(plain, 1, axis=0)
+    assert 0.5 <= share[0] < 1
+    np.testing.assert_allclose(lesson.images, mixture, atol=1e-5)
+    np.testing.assert_allclose(
+        lesson.teacher_logits, mixture.mean((1, 2)) @ np.asarray(TEACHER["kernel"]), atol=1e-4
+    )

@@ -118,3 +118,24 @@ def test_frozen_parameters_count_in_the_loss_alone(rng: np.random.Generator, bat
     np.testing.assert_allclose(after.params["kernel"], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(metrics["ascent_norm"], norm, rtol=1e-4)
     assert set(after.params) == {"kernel"}
+
+
+def test_mixed_images_have_mixed_labels(rng: np.random.Generator, batch: Batch) -> None:
+    tx = optax.with_extra_args_support(optax.sgd(RATE))
+    before = first(rng, tx)
+    kernel = np.asarray(before.params["kernel"], np.float64)
+
+    after, metrics = make(tx, mixup=0.5)(before, batch)
+
+    x = np.asarray(batch.image, np.float64).reshape(6, -1) / 127.5 - 1
+    target = np.eye(3)[np.asarray(batch.label)]
+    losses, kernels = [], []
+    for share in np.linspace(0.5, 1, 5001):  # The share was drawn; one of these fits all.
+        mixed, of = (share * v + (1 - share) * np.roll(v, 1, axis=0) for v in (x, target))
+        logits = mixed @ kernel
+        probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        losses.append(-(of * np.log(probs)).sum(-1).mean())
+        kernels.append(kernel - RATE * mixed.T @ (probs - of) / 6)
+    best = int(np.argmin(np.abs(np.asarray(losses) - float(metrics["loss"]))))
+    np.testing.assert_allclose(after.params["kernel"], kernels[best], atol=1e-3)
+    assert best < 4999

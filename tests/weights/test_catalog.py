@@ -193,25 +193,6 @@ def test_a_mirror_that_is_a_url_replaces_that_of_the_bucket(mirror: str) -> None
     assert catalog.url("x+y/z.npz") == f"{catalog.BUCKET}x%2By/z.npz"
 
 
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"REMEM_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
-        ({"XDG_CACHE_HOME": "/b"}, "/b/remem_jax"),
-        ({"HOME": "/c"}, "/c/.cache/remem_jax"),
-    ],
-)
-def test_the_cache_is_where_the_user_wants_it(
-    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("REMEM_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-
-    assert catalog.cache() == pathlib.Path(expected)
-
-
 def test_the_pick_is_the_best_on_validation_data_of_its_variant_and_pretraining() -> None:
     rows = [
         row("B_16-i1k-a", "0.7"),

@@ -1,0 +1,38 @@
+"""Random boxes to crop, from uniform draws: one definition for arrays of NumPy and of JAX."""
+
+import math
+from typing import Any, NamedTuple
+
+
+class Boxes(NamedTuple):
+    """A box per image, in pixels of the source; scalars, or arrays of one value per image."""
+
+    top: Any
+    left: Any
+    height: Any
+    width: Any
+
+
+def random_boxes(draws: Any, *, height: int, width: int, area: tuple[float, float]) -> Boxes:
+    """Boxes of random area, aspect ratio and place, as in Inception's crops.
+
+    Args:
+        draws: Uniform in [0, 1), (4, ...): for area, ratio, top and left.
+        height: Of the images, in pixels.
+        width: The same.
+        area: Smallest and largest share of the image's area.
+
+    Returns:
+        Boxes inside the image, of the shape and kind of `draws[0]`: the area uniform, aspect
+        ratios log-uniform in [3/4, 4/3]. A side that would leave the image is cut to it (others
+        draw again, which jit cannot).
+
+    Source: Szegedy et al. 2014, https://arxiv.org/abs/1409.4842, section 6.
+    """
+    of_area, of_ratio, of_top, of_left = draws
+    pixels = (area[0] + (area[1] - area[0]) * of_area) * (height * width)
+    root = math.sqrt(4 / 3) ** (2 * of_ratio - 1)  # The square root of the aspect ratio.
+    side = pixels**0.5
+    tall = (side / root).clip(max=height)
+    wide = (side * root).clip(max=width)
+    return Boxes(of_top * (height - tall), of_left * (width - wide), tall, wide)

@@ -1,0 +1,356 @@
+"""Every image looked at once: which can be decoded, their labels, and, if asked, their pixels.
+
+What is found is kept in a folder that all runs share. An entry is written beside its place and
+takes it whole: a kill leaves nothing that counts; of two writers, the second waits for the first.
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from remem_jax.checks import SettingError
+from remem_jax.data import decoding, sources
+from remem_jax.storage import files, logs, results
+
+FORMAT = 1  # Of an entry; raised when what is kept, or how it is decoded, changes.
+_CHUNK = 32  # Images for each thread between two looks at what came of them.
+_ABOUT, _INDEX, _PIXELS = "about.json", "index.npz", "pixels.bin"
+
+
+class Wanted(NamedTuple):
+    """What is to be kept.
+
+    Attributes:
+        stored_size: Largest side of an image, in pixels.
+        pixels: Whether to keep pixels, or only what they tell.
+        limit: Largest size of the pixels, in bytes; where they take more, they are left out.
+        corrupt: Images of this split that may be unreadable.
+    """
+
+    stored_size: int
+    pixels: bool
+    limit: int
+    corrupt: int
+
+
+class Found(NamedTuple):
+    """What came of looking at a split.
+
+    Attributes:
+        kept: Rows of the images that can be decoded, int64.
+        labels: Of these, int32.
+        skipped: The others: name and reason.
+        digest: Hash of the encoded images and the labels.
+        resized: Whether any image is not of the size that it is stored in.
+        pixels: uint8 (kept, height, width, 3), mapped from the disk where it was cached; None
+            where pixels were not wanted or take more than the limit. Of the images' own size
+            where all have the same, of at most the stored size; else squares of that.
+    """
+
+    kept: np.ndarray
+    labels: np.ndarray
+    skipped: tuple[str, ...]
+    digest: str
+    resized: bool
+    pixels: np.ndarray | None
+
+
+class TooManyCorruptError(Exception):
+    """More images cannot be decoded than may; the first of them are its arguments."""
+
+
+def folder(setting: str) -> pathlib.Path:
+    """The cache's folder: the one that is set, or `data` in that of REMEM_CACHE."""
+    return pathlib.Path(setting).expanduser() if setting else files.cache() / "data"
+
+
+def look(
+    split: sources.Split, wanted: Wanted, *, title: str, folder: pathlib.Path, threads: int
+) -> Found:
+    """Looks at every image of a split, or remembers what came of it.
+
+    Args:
+        split: What to look at.
+        wanted: What to keep.
+        title: What to call the split, for people.
+        folder: Of the cache; not used for a split that is in memory already.
+        threads: That decode.
+
+    Raises:
+        TooManyCorruptError: If more images cannot be decoded than may.
+        SettingError: If the folder cannot be written, or its disk is full.
+    """
+    if not split.key:
+        scan = _Scan(split, wanted, title, io.BytesIO)
+        scan.run(threads)
+        return scan.found(scan.pixels_in_memory())
+    content = json.dumps([FORMAT, split.key, wanted.stored_size])
+    place = folder / hashlib.sha256(content.encode()).hexdigest()[:24]
+    try:
+        with _held(place.with_suffix(".lock"), title):
+            found = _remembered(place, wanted)
+            if found is None:
+                _make(place, split, wanted, title, threads)
+                found = _remembered(place, wanted)
+    except OSError as error:
+        raise SettingError(
+            f"{title} cannot be kept in {folder} ({error.strerror or error}): set "
+            "config.data.cache to a folder that can be written, on a disk with room."
+        ) from error
+    if found is None:
+        raise SettingError(f"{place} was removed while {title} was decoded; start again.")
+    if len(found.skipped) > wanted.corrupt:
+        raise TooManyCorruptError(*found.skipped)
+    return found
+
+
+class _Look(NamedTuple):
+    """What one image came to.
+
+    Attributes:
+        label: Its class.
+        digest: Hash of what is stored.
+        shape: Height and width.
+        image: Its pixels, at most `stored_size` high and wide; None where they are not wanted.
+        error: Why it cannot be decoded; empty where it can.
+    """
+
+    label: int
+    digest: bytes
+    shape: tuple[int, int]
+    image: np.ndarray | None
+    error: str
+
+
+def _look_at(split: sources.Split, stored_size: int, pixels: bool, row: int) -> _Look:
+    try:
+        image, label = split.read(row)
+        stored = image if isinstance(image, bytes) else image.tobytes()
+        digest = hashlib.sha256(stored).digest()
+        if isinstance(image, bytes):
+            shape = decoding.size(image)
+            # All of a JPEG is read even where an eighth of its pixels is made: what is cut shows.
+            image = decoding.decode(image, at_least=None if pixels else (1, 1))
+        else:
+            shape = image.shape[:2]
+    except decoding.CorruptImageError as error:
+        return _Look(0, b"", (0, 0), None, str(error))
+    if not pixels:
+        return _Look(label, digest, shape, None, "")
+    if max(shape) > stored_size:
+        image = decoding.resize(image, stored_size)
+    return _Look(label, digest, shape, image, "")
+
+
+class _Scan:
+    """One look at every image of a split, in order, and what has come of it so far."""
+
+    def __init__(
+        self,
+        split: sources.Split,
+        wanted: Wanted,
+        title: str,
+        make_file: Callable[[], BinaryIO],
+    ) -> None:
+        """Starts with nothing looked at.
+
+        Args:
+            split: What to look at.
+            wanted: What to keep.
+            title: What to call the split.
+            make_file: Gives an empty file to write pixels to, and read them back.
+        """
+        self.split, self.wanted, self.title = split, wanted, title
+        self._make_file = make_file
+        self.file = make_file() if wanted.pixels else None
+        self.shape: tuple[int, int] | None = None  # Of all images, as they would be stored.
+        self.kept: list[int] = []
+        self.labels: list[int] = []
+        self.skipped: list[str] = []
+        self.resized = False
+        self._digest = hashlib.sha256()
+
+    def run(self, threads: int) -> None:
+        """Looks at all images; raises `TooManyCorruptError` as soon as that is sure."""
+        progress = logs.Progress(self.title, first_step=0, steps=self.split.examples, unit="image")
+        one = functools.partial(_look_at, self.split, self.wanted.stored_size, self.wanted.pixels)
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            for start in range(0, self.split.examples, _CHUNK * threads):
+                rows = range(start, min(start + _CHUNK * threads, self.split.examples))
+                for row, look in zip(rows, pool.map(one, rows), strict=True):
+                    self._take(row, look)
+                progress(rows.stop)
+        progress.close()
+
+    def found(self, pixels: np.ndarray | None) -> Found:
+        """What has come of it, with its pixels."""
+        return Found(
+            np.asarray(self.kept, np.int64),
+            np.asarray(self.labels, np.int32),
+            tuple(self.skipped),
+            self._digest.hexdigest()[:16],
+            self.resized,
+            pixels,
+        )
+
+    def pixels_in_memory(self) -> np.ndarray | None:
+        """What was written to the file; None if nothing is kept."""
+        if self.file is None or self.shape is None:
+            return None
+        self.file.seek(0)
+        stored = np.frombuffer(self.file.read(), np.uint8)
+        return stored.reshape(len(self.kept), *self.shape, 3)
+
+    def _take(self, row: int, look: _Look) -> None:
+        if look.error:
+            self.skipped.append(f"{self.split.name(row)}: {look.error}")
+            if len(self.skipped) > self.wanted.corrupt:
+                raise TooManyCorruptError(*self.skipped)
+            return
+        side = self.wanted.stored_size
+        shape = look.shape if max(look.shape) <= side else (side, side)
+        if self.shape is None:
+            self.shape = shape
+        elif self.shape != shape:
+            self._turn_to_squares()
+        self.resized |= look.shape != self.shape
+        self.kept.append(row)
+        self.labels.append(look.label)
+        self._digest.update(look.digest + look.label.to_bytes(4, "little"))
+        if self.file is None or look.image is None:
+            return
+        if math.prod(self.shape) * 3 * self.split.examples > self.wanted.limit:
+            self.file.close()
+            self.file = None
+            return
+        self.file.write(_fitted(look.image, self.shape).tobytes())
+
+    def _turn_to_squares(self) -> None:
+        """Images are of more than one shape: those that were written are written again."""
+        before, side = self.shape, self.wanted.stored_size
+        self.shape = (side, side)
+        self.resized = True
+        if self.file is None or before in (None, self.shape):
+            return
+        old, self.file = self.file, self._make_file()
+        old.seek(0)
+        with old:
+            for _ in self.kept:
+                image = np.frombuffer(old.read(math.prod(before) * 3), np.uint8)
+                self.file.write(_fitted(image.reshape(*before, 3), self.shape).tobytes())
+
+
+def _fitted(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return image if image.shape[:2] == shape else decoding.resize(image, shape[0])
+
+
+def _opener(place: pathlib.Path) -> Callable[[], BinaryIO]:
+    """Makes the file of an entry's pixels; a second one takes the place of the first."""
+    path = _partial(place) / _PIXELS
+
+    def make() -> BinaryIO:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # Who has it open still reads it.
+        return path.open("w+b")
+
+    return make
+
+
+def _partial(place: pathlib.Path) -> pathlib.Path:
+    return place.with_suffix(".partial")
+
+
+@contextlib.contextmanager
+def _held(lock: pathlib.Path, title: str) -> Iterator[None]:
+    """Holds the lock of an entry, however long another process holds it; a kill frees it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("Another process decodes %s; waiting for it.", title)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(
+    place: pathlib.Path, split: sources.Split, wanted: Wanted, title: str, threads: int
+) -> None:
+    """Looks at a split and leaves an entry that is whole; the lock is held."""
+    partial = _partial(place)
+    shutil.rmtree(partial, ignore_errors=True)  # Of a start that was killed.
+    partial.mkdir(parents=True)
+    logging.info("%s: looking at %d images, once; kept in %s.", title, split.examples, place.parent)
+    scan = _Scan(split, wanted, title, _opener(place))
+    try:
+        scan.run(threads)
+        found = scan.found(pixels=None)
+        with (partial / _INDEX).open("wb") as file:
+            np.savez(file, kept=found.kept, labels=found.labels)
+            _flush(file)
+        if scan.file is not None:
+            _flush(scan.file)
+        about = {
+            "title": title,
+            "shape": scan.shape,
+            "pixels": scan.file is not None,
+            "skipped": found.skipped,
+            "digest": found.digest,
+            "resized": found.resized,
+        }
+        results.write(partial / _ABOUT, about)
+        shutil.rmtree(place, ignore_errors=True)  # An entry that held less than is wanted now.
+        partial.rename(place)
+    finally:
+        if scan.file is not None:
+            scan.file.close()
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _remembered(place: pathlib.Path, wanted: Wanted) -> Found | None:
+    """What an entry holds; None if there is none, it is damaged, or more is wanted."""
+    try:
+        about = results.read(place / _ABOUT)
+        if about is None:
+            return None
+        with (place / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
+            kept, labels = index["kept"], index["labels"]
+        pixels = None
+        shape = (len(kept), *(about["shape"] or (0, 0)), 3)
+        if wanted.pixels and math.prod(shape) <= wanted.limit:
+            if not about["pixels"]:
+                return None
+            pixels = _mapped(place / _PIXELS, shape)
+        return Found(
+            kept, labels, tuple(about["skipped"]), about["digest"], about["resized"], pixels
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        logging.warning("%s is damaged (%s) and is made again.", place, error)
+        return None
+
+
+def _mapped(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+    if path.stat().st_size != math.prod(shape):
+        raise ValueError(f"{path.stat().st_size} bytes of pixels, not {math.prod(shape)}")
+    if not math.prod(shape):  # Nothing can be mapped.
+        return np.zeros(shape, np.uint8)
+    return np.memmap(path, np.uint8, mode="r", shape=shape)

@@ -1,0 +1,206 @@
+"""Data sets that stream: decoded, cropped, mirrored and resized on the host, ahead of the device.
+
+Grain reads, in threads and, if asked, in worker processes. What stands at a position is a
+function of seed and position alone, so neither their number nor that of the hosts changes a
+batch, and a run goes on from its step number.
+"""
+
+import contextlib
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+
+from remem_jax.checks import SettingError
+from remem_jax.data import augment, boxes, decoding, order
+from remem_jax.data.sources import Part
+from remem_jax.records import Batch, Batches, Feed
+
+_LARGEST_CHUNK = 32  # Examples; Grain takes longer over an element than over most of one.
+# For training, a large JPEG is decoded at a half, a quarter or an eighth where that leaves so many
+# pixels along each side for one that is shown: the result hardly differs (Pillow's `reducing_gap`
+# has the same figure). What is measured is decoded whole.
+_SPARE = 2
+
+
+class Transform(NamedTuple):
+    """What the host does to an image of training; see `augment.make_train_view`."""
+
+    size: int
+    crop_area: tuple[float, float]
+    flip: bool
+    seed: int
+
+
+def make_feed(
+    parts: Mapping[str, Part],
+    transform: Transform,
+    *,
+    threads: int,
+    workers: int,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Feed:
+    """Batches of a data set that is read as it is needed.
+
+    Args:
+        parts: The data set.
+        transform: What is done to images of training; those of evaluation are resized only.
+        threads: That read and decode.
+        workers: Processes among which the threads are divided; 0 leaves it to this one.
+        sharding: How a batch is divided among devices, by its first axis: this process reads what
+            its own devices get. None is the default device.
+
+    Returns:
+        The feed; its images are uint8 of `transform.size`.
+    """
+
+    def batches(examples: "_Examples") -> Batches:
+        mine = _places_here(examples.batch_size, sharding)
+        examples = dataclasses.replace(examples, mine=mine, chunk=_chunk(len(mine)))
+        chunks = grain.MapDataset.source(examples)
+        whole = len(mine) // examples.chunk
+        if workers:  # Each makes every so manieth batch.
+            options = grain.ReadOptions(max(threads // workers, 1), prefetch_buffer_size=1)
+            read = chunks.batch(whole, batch_fn=_joined).to_iter_dataset(options)
+            read = read.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        else:
+            options = grain.ReadOptions(threads, prefetch_buffer_size=max(2 * whole, threads))
+            read = chunks.to_iter_dataset(options).batch(whole, batch_fn=_joined)
+        with contextlib.closing(iter(read)) as batches:
+            for batch in batches:
+                yield _place(batch, examples.batch_size, sharding)
+
+    def train(batch_size: int, first_step: int) -> Batches:
+        part = parts["train"]
+        return batches(_Examples(part, transform, batch_size, first_step))
+
+    def evaluation(name: str, batch_size: int) -> Batches:
+        whole = transform._replace(crop_area=(1.0, 1.0), flip=False)
+        return batches(_Examples(parts[name], whole, batch_size, first_step=None))
+
+    return Feed("streamed", train, evaluation, augment.streamed_view, augment.streamed_view)
+
+
+class _Piece(NamedTuple):
+    """A `Batch`, or a part of one, on the host."""
+
+    image: np.ndarray
+    label: np.ndarray
+    mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples:
+    """What this process reads, in order and in pieces of a batch: a source of Grain's.
+
+    Attributes:
+        part: The split.
+        transform: What is done to its images.
+        batch_size: Of the global batch.
+        first_step: Where training goes on; None is an evaluation.
+        mine: Places in the global batch that this process fills.
+        chunk: Examples in a piece; divides their number.
+    """
+
+    part: Part
+    transform: Transform
+    batch_size: int
+    first_step: int | None
+    mine: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    chunk: int = 1
+
+    def __len__(self) -> int:
+        if self.first_step is None:
+            batches = -(-len(self.part.rows) // self.batch_size)
+            return batches * len(self.mine) // self.chunk
+        return sys.maxsize // 2  # Training has no end.
+
+    def __getitem__(self, i: int) -> "_Piece":
+        batch, begin = divmod(i * self.chunk, len(self.mine))
+        places = self.mine[begin : begin + self.chunk]
+        positions = ((self.first_step or 0) + batch) * self.batch_size + places
+        examples, seed = len(self.part.rows), self.transform.seed
+        if self.first_step is None:
+            rows, counted = order.evaluation_rows(positions, examples=examples)
+        else:
+            rows = order.train_rows(positions, examples=examples, seed=seed)
+            counted = np.ones(len(rows), bool)
+        size = self.transform.size
+        images = np.empty((len(rows), size, size, 3), np.uint8)
+        for image, row, position in zip(images, rows.tolist(), positions.tolist(), strict=True):
+            self._show(image, row, position)
+        return _Piece(images, self.part.labels[rows], counted)
+
+    def _show(self, out: np.ndarray, row: int, position: int) -> None:
+        """Writes what the models see of a row at a position of training or evaluation."""
+        area, flip, seed = self.transform.crop_area, self.transform.flip, self.transform.seed
+        rng = np.random.default_rng((seed, position))
+        image = self._whole(row) if area == (1.0, 1.0) else self._crop(row, rng)
+        out[...] = image[:, ::-1] if flip and rng.random() < 0.5 else image
+
+    def _whole(self, row: int) -> np.ndarray:
+        """The image of a row, resized."""
+        image = self._read(row)
+        pixels = decoding.decode(image) if isinstance(image, bytes) else image
+        return decoding.resize(pixels, self.transform.size)
+
+    def _crop(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        """A random crop of it, resized; of a large JPEG no more is decoded than shows."""
+        size, area = self.transform.size, self.transform.crop_area
+        image = self._read(row)
+        height, width = decoding.size(image) if isinstance(image, bytes) else image.shape[:2]
+        box = boxes.random_boxes(rng.random(4), height=height, width=width, area=area)
+        if isinstance(image, bytes):
+            spare = _SPARE * size
+            enough = math.ceil(spare * height / box.height), math.ceil(spare * width / box.width)
+            image = decoding.decode(image, at_least=enough)
+        down, across = image.shape[0] / height, image.shape[1] / width  # 1, or what JPEG scales by.
+        left, top = box.left * across, box.top * down
+        right = min(left + box.width * across, image.shape[1])
+        bottom = min(top + box.height * down, image.shape[0])
+        return decoding.resize(image, size, (left, top, right, bottom))
+
+    def _read(self, row: int) -> bytes | np.ndarray:
+        split, at = self.part.split, int(self.part.rows[row])
+        try:
+            return split.read(at).image
+        except decoding.CorruptImageError as error:
+            raise _gone(split.name(at), error) from error
+
+
+def _chunk(examples: int) -> int:
+    """Examples in a piece: not many, so that all threads have some, but whole pieces to a batch."""
+    return max(size for size in range(1, min(examples, _LARGEST_CHUNK) + 1) if not examples % size)
+
+
+def _joined(pieces: Sequence["_Piece"]) -> "_Piece":
+    return _Piece(*(np.concatenate(leaves) for leaves in zip(*pieces, strict=True)))
+
+
+def _gone(name: str, error: Exception) -> SettingError:
+    return SettingError(
+        f"{name} could be read when the run began and cannot be now ({error}): put it back; the "
+        "same command goes on."
+    )
+
+
+def _places_here(batch_size: int, sharding: jax.sharding.NamedSharding | None) -> np.ndarray:
+    """Places in a global batch of what the devices of this process get, in order."""
+    every = np.arange(batch_size)
+    if sharding is None:
+        return every
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([every[one] for one in slices]))
+
+
+def _place(piece: _Piece, batch_size: int, sharding: jax.sharding.NamedSharding | None) -> Batch:
+    """A global batch on the devices, of what this process has read of it."""
+    if sharding is None:
+        return Batch(*jax.device_put(tuple(piece)))
+    place = jax.make_array_from_process_local_data
+    return Batch(*(place(sharding, one, (batch_size, *one.shape[1:])) for one in piece))

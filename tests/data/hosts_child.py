@@ -1,0 +1,82 @@
+"""One of several hosts of a test: reads batches under jax.distributed, and prints what it saw.
+
+python -m tests.data.hosts_child FOLDER CACHE PORT HOSTS HOST
+"""
+
+import hashlib
+import itertools
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from remem_jax import data, evaluate
+
+DEVICES = 4  # Of all hosts together.
+
+
+def main(folder: str, cache: str, port: int, hosts: int, host: int) -> None:
+    """Joins the others, and prints a line of JSON."""
+    flags.FLAGS.mark_as_parsed()
+    jax.config.update("jax_num_cpu_devices", DEVICES // hosts)
+    if hosts > 1:
+        jax.distributed.initialize(f"localhost:{port}", hosts, host)
+    found: dict[str, Any] = {kind: _look(folder, cache, kind) for kind in data.INPUTS[1:]}
+    found["devices"] = [jax.device_count(), jax.local_device_count()]
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
+    """Hashes of some batches, and the metrics of a model, by one of the two inputs."""
+    dataset = data.load(
+        data.open_source("folder", path=folder, data_dir=""),
+        data.Storage(kind, stored_size=24, resident_gib=1.0, cache=cache, threads=1),
+        validation=0.3,
+        seed=0,
+        corrupt_limit=0,
+    )
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    feed = data.make_feed(
+        dataset,
+        image_size=8,
+        crop_area=(0.3, 1.0),
+        seed=0,
+        threads=2,
+        workers=0,
+        sharding=sharding,
+    )
+    batches = feed.train(8, 3)
+    seen = [_digest(batch) for batch in itertools.islice(batches, 4)]
+    batches.close()
+    seen += [_digest(batch) for batch in feed.evaluation("test", 8)]
+
+    kernel = np.random.default_rng(0).normal(size=(3, len(dataset.classes))).astype(np.float32)
+
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+        return jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
+
+    measured = evaluate.evaluate(
+        jax.jit(evaluate.count, donate_argnums=0),
+        evaluate.Model(
+            jax.jit(evaluate.make_predict(apply, feed.evaluation_view)), {"kernel": kernel}
+        ),
+        feed.evaluation("test", 8),
+        classes=len(dataset.classes),
+        confusion=True,
+    )
+    return {"seen": seen, "measured": measured}
+
+
+def _digest(batch: Any) -> str:
+    whole = multihost_utils.process_allgather(batch, tiled=True)
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in whole)).hexdigest()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

@@ -1,0 +1,361 @@
+"""What is decoded once: what is kept, and that no kill, damage or second writer spoils it."""
+
+import errno
+import io
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from remem_jax.checks import SettingError
+from remem_jax.data import cache, decoding, sources
+
+WANTED = cache.Wanted(stored_size=16, pixels=True, limit=10**6, corrupt=0)
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _noise(rng: np.random.Generator, *shapes: tuple[int, int]) -> list[np.ndarray]:
+    return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+
+
+def _split(images: Sequence[bytes | np.ndarray], key: str = "key") -> sources.Split:
+    return sources.Split(
+        lambda i: sources.Example(images[i], i % 3), "image {}".format, len(images), None, key
+    )
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> list[np.ndarray]:
+    """Seven images of one size."""
+    return _noise(rng, *[(4, 6)] * 7)
+
+
+def _look(split: sources.Split, folder: pathlib.Path, **wanted: Any) -> cache.Found:
+    return cache.look(split, WANTED._replace(**wanted), title="Noise", folder=folder, threads=2)
+
+
+def _stored(found: cache.Found) -> np.ndarray:
+    assert found.pixels is not None
+    return np.asarray(found.pixels)
+
+
+def _forgotten(split: sources.Split) -> sources.Split:
+    """The same split, whose images cannot be read any more."""
+
+    def read(i: int) -> sources.Example:
+        raise AssertionError("read again")
+
+    return split._replace(read=read)
+
+
+# What is kept.
+
+
+@pytest.mark.parametrize("key", ["key", ""], ids=["on disk", "in memory"])
+def test_images_of_one_size_are_kept_as_they_are(
+    images: list[np.ndarray], tmp_path: pathlib.Path, key: str
+) -> None:
+    found = _look(_split([_png(image) for image in images], key), tmp_path)
+
+    np.testing.assert_array_equal(_stored(found), images)
+    np.testing.assert_array_equal(found.labels, np.arange(7) % 3)
+    np.testing.assert_array_equal(found.kept, range(7))
+    assert not found.resized
+
+
+@pytest.mark.parametrize("key", ["key", ""], ids=["on disk", "in memory"])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(4, 6), (4, 6), (5, 5), (4, 6)],
+        [(4, 6), (40, 5), (4, 6)],
+        [(40, 5), (4, 6)],
+        [(4, 20), (4, 20)],
+        [(16, 16), (16, 16), (4, 4)],
+        [(4, 4), (16, 16), (4, 4)],
+    ],
+    ids=["two sizes", "one too high", "the first too high", "all too wide", "as stored", "late"],
+)
+def test_other_images_become_squares_as_by_pillow(
+    rng: np.random.Generator, tmp_path: pathlib.Path, shapes: list[tuple[int, int]], key: str
+) -> None:
+    images = _noise(rng, *shapes)
+
+    found = _look(_split([_png(image) for image in images], key), tmp_path)
+
+    squares = [
+        np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR), np.int32)
+        for image in images
+    ]
+    assert np.abs(_stored(found) - squares).max() <= 1
+    assert found.resized
+
+
+def test_arrays_are_kept_too(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
+    np.testing.assert_array_equal(_stored(_look(_split(images, ""), tmp_path)), images)
+
+
+def test_without_pixels_the_rest_is_the_same(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    split = _split([_png(image) for image in images])
+
+    found = _look(split, tmp_path / "one", pixels=False)
+
+    assert found.pixels is None
+    other = _look(split, tmp_path / "two")
+    assert found.digest == other.digest
+    np.testing.assert_array_equal(found.labels, other.labels)
+
+
+@pytest.mark.parametrize("shapes", [[(4, 6)] * 7, [(4, 6)] * 6 + [(5, 5)]])
+def test_pixels_beyond_the_limit_are_left_out(
+    rng: np.random.Generator, tmp_path: pathlib.Path, shapes: list[tuple[int, int]]
+) -> None:
+    size = 7 * (4 * 6 if shapes[-1] == (4, 6) else 16 * 16) * 3
+    split = _split([_png(image) for image in _noise(rng, *shapes)])
+
+    assert _look(split, tmp_path / "one", limit=size - 1).pixels is None
+    assert _look(split, tmp_path / "two", limit=size).pixels is not None
+
+
+# Corrupt images.
+
+
+def test_corrupt_images_are_listed_and_left_out(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    encoded = [_png(image) for image in images]
+    encoded[2], encoded[5] = b"no image", encoded[5][:60]
+
+    found = _look(_split(encoded), tmp_path, corrupt=2)
+
+    np.testing.assert_array_equal(found.kept, [0, 1, 3, 4, 6])
+    np.testing.assert_array_equal(found.labels, [0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(_stored(found), [images[i] for i in (0, 1, 3, 4, 6)])
+    assert [line.partition(":")[0] for line in found.skipped] == ["image 2", "image 5"]
+
+
+def test_more_corrupt_images_than_allowed_are_refused(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    split = _split([_png(images[0]), b"no image", b""])
+
+    with pytest.raises(cache.TooManyCorruptError, match=r"image 1: .*image 2: "):
+        _look(split, tmp_path, corrupt=1)
+
+
+def test_a_lower_limit_of_corrupt_images_holds_for_what_is_remembered(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    split = _split([_png(images[0]), b"no image"])
+    _look(split, tmp_path, corrupt=1)
+
+    with pytest.raises(cache.TooManyCorruptError, match="image 1: "):
+        _look(_forgotten(split), tmp_path, corrupt=0)
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_a_cut_jpeg_is_found_out_whether_pixels_are_kept_or_not(
+    rng: np.random.Generator, tmp_path: pathlib.Path, pixels: bool
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(_noise(rng, (200, 300))[0]).save(buffer, "JPEG")
+
+    found = _look(_split([buffer.getvalue()[:-200]]), tmp_path, corrupt=1, pixels=pixels)
+
+    assert len(found.skipped) == 1
+
+
+# What is remembered.
+
+
+def test_nothing_is_decoded_twice(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
+    split = _split([_png(image) for image in images])
+    first = _look(split, tmp_path)
+
+    again = _look(_forgotten(split), tmp_path)
+
+    np.testing.assert_array_equal(_stored(again), _stored(first))
+    assert again.digest == first.digest
+
+
+def test_pixels_tell_all_that_is_needed_without_them(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    split = _split([_png(image) for image in images])
+    _look(split, tmp_path)
+
+    assert _look(_forgotten(split), tmp_path, pixels=False).pixels is None
+
+
+def test_pixels_that_are_too_large_are_not_made_again(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    split = _split([_png(image) for image in images])
+    _look(split, tmp_path, limit=10)
+
+    assert _look(_forgotten(split), tmp_path, limit=10).pixels is None
+
+
+def test_pixels_are_made_where_they_were_not_wanted_before(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    split = _split([_png(image) for image in images])
+    _look(split, tmp_path, pixels=False)
+
+    np.testing.assert_array_equal(_stored(_look(split, tmp_path)), images)
+
+
+@pytest.mark.parametrize("change", [{"key": "other"}, {"stored_size": 5}])
+def test_other_data_and_other_sizes_are_looked_at_again(
+    images: list[np.ndarray], tmp_path: pathlib.Path, change: dict[str, Any]
+) -> None:
+    split = _split([_png(image) for image in images])
+    _look(split, tmp_path)
+    split = split._replace(key=change.pop("key", split.key))
+
+    with pytest.raises(AssertionError, match="read again"):
+        _look(_forgotten(split), tmp_path, **change)
+
+
+def test_the_digest_is_that_of_the_content(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    encoded = [_png(image) for image in images]
+    digest = _look(_split(encoded), tmp_path).digest
+
+    assert _look(_split(encoded, "moved"), tmp_path).digest == digest
+    assert _look(_split([*encoded[:6], encoded[0]], "changed"), tmp_path).digest != digest
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("name", ["about.json", "index.npz", "pixels.bin"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "lost"])
+def test_a_damaged_entry_is_made_again(
+    images: list[np.ndarray], tmp_path: pathlib.Path, name: str, damage: str
+) -> None:
+    split = _split([_png(image) for image in images])
+    _look(split, tmp_path)
+    (path,) = tmp_path.glob(f"*/{name}")
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: 9 if damage == "cut" else 0])
+
+    found = _look(split, tmp_path)
+
+    np.testing.assert_array_equal(_stored(found), images)
+    np.testing.assert_array_equal(_stored(_look(_forgotten(split), tmp_path)), images)
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(SettingError, match=r"file/cache.*config\.data\.cache"):
+        _look(_split(images), tmp_path / "file" / "cache")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flush(file: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "_flush", flush)
+
+    with pytest.raises(SettingError, match=r"No space left.*config\.data\.cache"):
+        _look(_split([_png(image) for image in images]), tmp_path)
+
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+# Several processes.
+
+# Looks at 40 images, of which each takes a hundredth of a second, and writes down each read.
+_CHILD = """
+import io, pathlib, sys, time
+import numpy as np
+from PIL import Image
+from remem_jax.data import cache, sources
+
+folder, reads = map(pathlib.Path, sys.argv[1:])
+
+def read(i):
+    with reads.open("a") as file:
+        file.write(f"{i}\\n")
+    time.sleep(0.01)
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 6, 3), i, np.uint8)).save(buffer, "PNG")
+    return sources.Example(buffer.getvalue(), i)
+
+split = sources.Split(read, str, 40, None, "key")
+wanted = cache.Wanted(stored_size=16, pixels=True, limit=10**6, corrupt=0)
+found = cache.look(split, wanted, title="Noise", folder=folder, threads=1)
+print(found.pixels[:, 0, 0, 0].tolist() == list(range(40)), found.digest)
+"""
+
+
+def _child(tmp_path: pathlib.Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _CHILD, str(tmp_path / "cache"), str(tmp_path / "reads")]
+    root = pathlib.Path(__file__).parents[2]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+
+
+def _reads(tmp_path: pathlib.Path) -> int:
+    path = tmp_path / "reads"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_two_processes_share_one_look(tmp_path: pathlib.Path) -> None:
+    children = [_child(tmp_path) for _ in range(2)]
+
+    printed = [child.communicate(timeout=200)[0] for child in children]
+
+    assert printed[0].startswith("True")
+    assert printed[0] == printed[1]
+    assert _reads(tmp_path) == 40
+
+
+@pytest.mark.parametrize("after", [1, 35])
+def test_a_kill_leaves_nothing_that_counts(tmp_path: pathlib.Path, after: int) -> None:
+    child = _child(tmp_path)
+    while _reads(tmp_path) < after:
+        assert child.poll() is None
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    killed_after = _reads(tmp_path)
+
+    printed = _child(tmp_path).communicate(timeout=200)[0]
+
+    assert printed.startswith("True")
+    assert _reads(tmp_path) == killed_after + 40
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_an_image_that_is_decoded_is_decoded_as_alone(
+    rng: np.random.Generator, tmp_path: pathlib.Path
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(_noise(rng, (12, 9))[0]).save(buffer, "JPEG")
+
+    found = _look(_split([buffer.getvalue()]), tmp_path)
+
+    np.testing.assert_array_equal(_stored(found)[0], decoding.decode(buffer.getvalue()))

@@ -1,0 +1,247 @@
+"""Streaming: what is read, that it resumes, and that neither threads nor processes change it."""
+
+import io
+import itertools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from remem_jax import data
+from remem_jax.checks import SettingError
+from remem_jax.data import augment, boxes, host, order, own, sources
+from remem_jax.records import Batch, Feed
+
+SIZE, AREA, SEED = 8, (0.3, 1.0), 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Twelve JPEGs of two classes, no two of one size; two of them are large."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        height, width = (300, 200) if i < 2 else (10 + i, 30 - i)
+        small = Image.fromarray(rng.integers(0, 256, (5, 4, 3), dtype=np.uint8))
+        path = root / ("even" if i % 2 == 0 else "odd") / f"{i:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        small.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=95)
+    return root
+
+
+@pytest.fixture(scope="module")
+def part(folder: pathlib.Path) -> sources.Part:
+    """All of its training images."""
+    split = own.folder(str(folder)).splits["train"]
+    labels = split.labels
+    assert labels is not None
+    return sources.Part(split, np.arange(split.examples), labels)
+
+
+def _feed(
+    part: sources.Part,
+    *,
+    area: tuple[float, float] = AREA,
+    flip: bool = True,
+    threads: int = 2,
+    workers: int = 0,
+    sharding: Any = None,
+) -> Feed:
+    return host.make_feed(
+        {"train": part, "test": part},
+        host.Transform(SIZE, area, flip, SEED),
+        threads=threads,
+        workers=workers,
+        sharding=sharding,
+    )
+
+
+def _batches(feed: Feed, *, count: int, first_step: int = 0) -> list[Batch]:
+    batches = feed.train(4, first_step)
+    found = list(itertools.islice(batches, count))
+    batches.close()
+    return found
+
+
+def _assert_equal(one: list[Batch], two: list[Batch]) -> None:
+    assert len(one) == len(two)
+    for left, right in zip(one, two, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def _pixels(part: sources.Part, row: int) -> np.ndarray:
+    """An image as Pillow decodes it."""
+    encoded = part.split.read(int(part.rows[row])).image
+    assert isinstance(encoded, bytes)
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def _resized(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def _assert_close(actual: np.ndarray, expected: np.ndarray, source: np.ndarray) -> None:
+    """A grey level; where less of a large JPEG may have been decoded, not much on average."""
+    off = np.abs(actual.astype(np.float64) - expected)
+    if max(source.shape) >= 4 * SIZE:
+        assert off.mean() < 4
+    else:
+        assert off.max() <= 1.01
+
+
+def test_evaluation_shows_the_whole_images_in_order(part: sources.Part) -> None:
+    batches = list(_feed(part).evaluation("test", 4))
+
+    images = np.concatenate([np.asarray(b.image)[b.mask] for b in batches]).astype(np.int32)
+    labels = np.concatenate([np.asarray(b.label)[b.mask] for b in batches])
+    np.testing.assert_array_equal(labels, part.labels)
+    for row, actual in enumerate(images):
+        assert np.abs(actual - _resized(_pixels(part, row))).max() <= 1
+
+
+def test_the_last_batch_of_evaluation_is_filled_up_and_masked(part: sources.Part) -> None:
+    part = part._replace(rows=part.rows[:6], labels=part.labels[:6])
+
+    first, last = _feed(part).evaluation("test", 4)
+
+    assert first.image.shape == last.image.shape
+    np.testing.assert_array_equal(last.mask, [True, True, False, False])
+
+
+def test_training_goes_through_the_images_in_the_order_of_every_input(
+    part: sources.Part,
+) -> None:
+    batches = _batches(_feed(part, area=(1.0, 1.0), flip=False), count=5)
+
+    rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED)
+    np.testing.assert_array_equal(np.concatenate([b.label for b in batches]), part.labels[rows])
+    shown = np.concatenate([b.image for b in batches]).astype(np.int32)
+    for row, actual in zip(rows, shown, strict=True):
+        _assert_close(actual, _resized(_pixels(part, row)), _pixels(part, row))
+
+
+def test_crops_are_those_of_the_view_on_the_device(part: sources.Part) -> None:
+    shown = np.concatenate([b.image for b in _batches(_feed(part), count=5)])
+
+    rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED)
+    mirrored = 0
+    for position, row in enumerate(rows):
+        pixels = _pixels(part, row)
+        draws = np.random.default_rng((SEED, position)).random(4)
+        height, width = pixels.shape[:2]
+        box = boxes.random_boxes(draws, height=height, width=width, area=AREA)
+        batch = boxes.Boxes(*(jnp.full((1,), edge, jnp.float32) for edge in box))
+        (expected,) = augment.crop_and_resize(jnp.asarray(pixels)[None], batch, SIZE)
+        ways = [np.asarray(expected), np.asarray(expected)[:, ::-1]]
+        off = [np.abs(shown[position] - way).max() for way in ways]
+        _assert_close(shown[position], ways[int(np.argmin(off))], pixels)
+        mirrored += off[1] < off[0]
+    assert 3 < mirrored < 17
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 7])
+def test_batches_from_a_step_on_are_those_of_a_run_from_the_start(
+    part: sources.Part, first_step: int
+) -> None:
+    whole = _batches(_feed(part), count=first_step + 3)
+
+    _assert_equal(_batches(_feed(part), count=3, first_step=first_step), whole[first_step:])
+
+
+def test_the_number_of_threads_changes_nothing(part: sources.Part) -> None:
+    _assert_equal(
+        _batches(_feed(part, threads=1), count=5), _batches(_feed(part, threads=7), count=5)
+    )
+
+
+def test_worker_processes_change_nothing(part: sources.Part) -> None:
+    _assert_equal(_batches(_feed(part), count=6), _batches(_feed(part, workers=4), count=6))
+
+
+def test_batches_may_be_divided_among_devices(part: sources.Part) -> None:
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    divided = _batches(_feed(part, sharding=sharding), count=3)
+
+    assert divided[0].image.sharding.is_equivalent_to(sharding, 4)
+    _assert_equal(divided, _batches(_feed(part), count=3))
+
+
+def test_the_view_of_what_is_streamed_is_the_range_alone(part: sources.Part) -> None:
+    feed = _feed(part)
+    (batch,) = _batches(feed, count=1)
+
+    for view in (feed.train_view, feed.evaluation_view):
+        np.testing.assert_allclose(
+            view(jax.random.key(0), batch.image), np.asarray(batch.image) / 127.5 - 1, atol=1e-6
+        )
+
+
+def test_arrays_can_be_streamed(rng: np.random.Generator) -> None:
+    images = rng.integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    split = sources.in_memory(images, np.arange(3), "image")
+
+    (batch,) = _feed(sources.Part(split, np.arange(3), np.arange(3, dtype=np.int32))).evaluation(
+        "test", 3
+    )
+
+    np.testing.assert_array_equal(batch.image, images)
+
+
+def test_an_image_that_is_lost_on_the_way_is_named(
+    folder: pathlib.Path, part: sources.Part
+) -> None:
+    path = folder / "odd" / "11.jpg"
+    lost = [i for i in range(len(part.rows)) if str(path) in part.split.name(i)]
+    part = part._replace(rows=part.rows[lost], labels=part.labels[lost])
+    path.rename(path.with_suffix(".away"))
+    try:
+        with pytest.raises(SettingError, match=r"11\.jpg could be read when the run began"):
+            list(_feed(part).evaluation("test", 1))
+    finally:
+        path.with_suffix(".away").rename(path)
+
+
+@pytest.fixture
+def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], Feed]:
+    """The folder as a data set, by the two inputs."""
+
+    def make(kind: str) -> Feed:
+        dataset = data.load(
+            data.open_source("folder", path=str(folder), data_dir=""),
+            data.Storage(kind, stored_size=400, resident_gib=1.0, cache=str(tmp_path), threads=1),
+            validation=0.3,
+            seed=SEED,
+            corrupt_limit=0,
+        )
+        return data.make_feed(
+            dataset, image_size=SIZE, crop_area=(1.0, 1.0), seed=SEED, threads=1, workers=0
+        )
+
+    return make
+
+
+def test_both_inputs_show_the_same_images_in_the_same_order(datasets: Any) -> None:
+    feeds = [datasets(kind) for kind in ("resident", "streamed")]
+
+    assert [feed.kind for feed in feeds] == ["resident", "streamed"]
+    for split in ("validation", "test"):
+        shown = [list(feed.evaluation(split, 4)) for feed in feeds]
+        for one, two in zip(*shown, strict=True):
+            np.testing.assert_array_equal(one.label, two.label)
+            np.testing.assert_array_equal(one.mask, two.mask)
+            views = [
+                np.asarray(feed.evaluation_view(jax.random.key(0), b.image))
+                for feed, b in zip(feeds, (one, two), strict=True)
+            ]
+            # Resident images were resized twice.
+            assert np.abs(views[0] - views[1]).mean() < 0.03
+    trained = [_batches(feed, count=5) for feed in feeds]
+    for one, two in zip(*trained, strict=True):
+        np.testing.assert_array_equal(one.label, two.label)

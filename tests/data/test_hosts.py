@@ -1,0 +1,90 @@
+"""One, two and four hosts, each a process of its own: the same batches and the same metrics."""
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data import hosts_child
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(600)]  # The hosts talk to each other.
+INPUTS = ("resident", "streamed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Sixty-three images of three classes, of many sizes: no number of hosts divides a split."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(63):
+        path = root / f"class {i % 3}" / f"{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (12 + i % 5, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return root
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def _run(folder: pathlib.Path, hosts: int) -> list[dict[str, Any]]:
+    """What each of so many hosts saw."""
+    port = _free_port()
+    command = [sys.executable, "-m", "tests.data.hosts_child", str(folder), str(folder / ".cache")]
+    children = [
+        subprocess.Popen(
+            [*command, str(port), str(hosts), str(host)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for host in range(hosts)
+    ]
+    finished = [child.communicate(timeout=250) for child in children]
+    assert [child.returncode for child in children] == [0] * hosts, finished[0][1][-3000:]
+    return [json.loads(printed.splitlines()[-1]) for printed, _ in finished]
+
+
+@pytest.fixture(scope="module")
+def seen(folder: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
+    """What each host of one, two and four saw."""
+    return {hosts: _run(folder, hosts) for hosts in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_any_number_of_hosts_sees_the_same_global_batches(
+    seen: dict[int, list[dict[str, Any]]], kind: str
+) -> None:
+    alone = seen[1][0][kind]["seen"]
+
+    assert len(set(alone[:4])) == 4  # Of training; each batch is another.
+    for hosts, found in seen.items():
+        for one in found:
+            assert one["devices"] == [hosts_child.DEVICES, hosts_child.DEVICES // hosts]
+            assert one[kind]["seen"] == alone
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_metrics_of_any_number_of_hosts_are_the_same_on_each(
+    seen: dict[int, list[dict[str, Any]]], kind: str
+) -> None:
+    alone = seen[1][0][kind]["measured"]
+    confusion = alone.pop("confusion")
+
+    assert np.sum(confusion) == 12  # A fifth of each class, rounded.
+    for found in seen.values():
+        for one in found:
+            measured = dict(one[kind]["measured"])
+            assert measured.pop("confusion", confusion) == confusion
+            assert measured == pytest.approx(alone, rel=1e-6)

@@ -1,0 +1,47 @@
+"""The order of examples: every one once an epoch, and the same from any step on."""
+
+import numpy as np
+import pytest
+
+from remem_jax.data import order
+
+EXAMPLES = 10
+
+
+def _rows(start: int, stop: int, seed: int = 0) -> np.ndarray:
+    return order.train_rows(np.arange(start, stop), examples=EXAMPLES, seed=seed)
+
+
+def test_every_epoch_holds_each_example_once() -> None:
+    epochs = _rows(0, 100).reshape(-1, EXAMPLES)
+
+    np.testing.assert_array_equal(np.sort(epochs), [range(EXAMPLES)] * 10)
+
+
+@pytest.mark.parametrize("start", [1, 7, 10, 33])
+def test_a_position_does_not_depend_on_where_a_run_began(start: int) -> None:
+    np.testing.assert_array_equal(_rows(start, 50), _rows(0, 50)[start:])
+
+
+def test_positions_may_be_asked_for_in_any_order(rng: np.random.Generator) -> None:
+    positions = rng.permutation(70)
+
+    actual = order.train_rows(positions, examples=EXAMPLES, seed=0)
+
+    np.testing.assert_array_equal(actual, _rows(0, 70)[positions])
+
+
+def test_two_epochs_have_two_orders() -> None:
+    assert not np.array_equal(_rows(0, 10), _rows(10, 20))
+
+
+def test_two_seeds_have_two_orders() -> None:
+    assert not np.array_equal(_rows(0, 10, seed=1), _rows(0, 10, seed=2))
+
+
+def test_evaluation_takes_each_example_once_and_in_order() -> None:
+    rows, counted = order.evaluation_rows(np.arange(12), examples=EXAMPLES)
+
+    np.testing.assert_array_equal(rows[counted], range(EXAMPLES))
+    np.testing.assert_array_equal(counted, [True] * 10 + [False] * 2)
+    assert rows.max() < EXAMPLES
