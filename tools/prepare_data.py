@@ -1,0 +1,187 @@
+"""Prepares the paper's data sets with TFDS, as array_record; a run reads them without TensorFlow.
+
+    python tools/prepare_data.py food101 caltech101
+    python tools/prepare_data.py imagenet_lt --lists ~/lists
+    python tools/prepare_data.py --instructions cars196
+
+TFDS needs TensorFlow for it: `pip install 'remem-jax[prepare]'`, here or on another machine, since
+what is prepared can be copied. What is there is kept, as TFRecord too; `python -m remem_jax.data`
+lists it.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import pathlib
+import sys
+from typing import Any
+
+import tqdm
+from absl import flags, logging
+
+from remem_jax.checks import SettingError
+from remem_jax.data import copies, imagenet_lt, obtaining, prepared, registry
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    flags.FLAGS(sys.argv[:1])  # The log asks for its own.
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of each that is not prepared.
+    arguments = _parser().parse_args()
+    unknown = [name for name in arguments.names if name not in registry.RECORDS]
+    if unknown:
+        return _fail(f"Unknown {', '.join(unknown)}; known are {', '.join(registry.RECORDS)}.")
+    try:
+        return max([_handled(name, arguments) for name in arguments.names])
+    except KeyboardInterrupt:
+        _fail("stopped; no half of a data set was left, and downloads that were whole are kept.")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="such as food101")
+    parser.add_argument("--dir", default="", help="folder of TFDS instead of its default")
+    parser.add_argument("--lists", default="", help="folder of the lists of ImageNet-LT")
+    parser.add_argument(
+        "--instructions", action="store_true", help="only say how to get the images"
+    )
+    return parser
+
+
+def _handled(name: str, arguments: argparse.Namespace) -> int:
+    """Prepares one data set, or says how; returns the exit code."""
+    try:
+        if arguments.instructions:
+            print(_instructions(name, arguments.dir))
+        else:
+            prepare(name, arguments.dir, arguments.lists)
+    except SettingError as error:
+        return _fail(str(error))
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"prepare_data: {message}", file=sys.stderr)
+    return 1
+
+
+def prepare(name: str, data_dir: str, lists: str) -> None:
+    """Prepares one data set of the registry, unless it is here.
+
+    Args:
+        name: In the registry.
+        data_dir: Of TFDS; empty is its own default.
+        lists: Folder of the lists of ImageNet-LT; empty is that of manual downloads.
+
+    Raises:
+        SettingError: If it cannot be; the message says why, and what to do.
+    """
+    state = prepared.state(name, data_dir)
+    if state is not None:
+        as_it_is = ", which is read as it is" if state.format == copies.TFRECORD else ""
+        print(f"{name} is prepared already, as {state.format}{as_it_is}.")
+    elif not (name == imagenet_lt.NAME and _index_imagenet(data_dir, lists)):
+        _build(name, data_dir)
+    state = prepared.state(name, data_dir)
+    if state is None:
+        place = copies.builder(registry.RECORDS[name].tfds, data_dir).data_dir
+        raise SettingError(f"{place} is there, but not whole; remove it and start again.")
+    print(_counted(name, state.counts))
+
+
+def _build(name: str, data_dir: str) -> None:
+    """Lets TFDS download and write the data set."""
+    record = registry.RECORDS[name]
+    lacking = [module for module in record.modules if importlib.util.find_spec(module) is None]
+    if lacking:
+        raise SettingError(
+            f"To prepare {name}, TFDS needs {' and '.join(lacking)}: pip install "
+            "'remem-jax[prepare]', here or on a machine to copy the prepared folder from."
+        )
+    manual = _manual(data_dir)
+    missing = obtaining.missing(name, manual)
+    if missing:
+        raise SettingError(
+            f"{name} cannot be downloaded, and {manual} lacks {', '.join(missing)}.\n"
+            f"{_instructions(name, data_dir)}"
+        )
+    builder = copies.builder(record.tfds, data_dir)
+    if name == "inat2017":
+        redirect(builder)
+    try:
+        builder.download_and_prepare(file_format=copies.ARRAY_RECORD)
+    except _failures() as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SettingError(
+            f"{name} cannot be prepared: {what[:400]}\n{_instructions(name, data_dir)}"
+        ) from error
+
+
+def redirect(builder: Any) -> None:
+    """Has TFDS take iNaturalist 2017 from where it is now, and expect the same files there."""
+    from tensorflow_datasets.image_classification import inaturalist
+
+    dead = inaturalist._URL
+    for url, info in list(builder.url_infos.items()):
+        if url.startswith(dead):
+            file = url.removeprefix(dead)
+            moved = dataclasses.replace(info, filename=file)  # Found in the manual folder, too.
+            builder.url_infos[obtaining.INAT2017_URL + file] = moved
+    inaturalist._URL = obtaining.INAT2017_URL
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What TFDS raises when it cannot go on."""
+    from tensorflow_datasets.core.download import download_manager, extractor, util
+
+    own = (download_manager.NonMatchingChecksumError, util.DownloadError, extractor.ExtractError)
+    python = (AssertionError, ImportError, OSError, RuntimeError, ValueError)
+    tensorflow = sys.modules.get("tensorflow")
+    return (*own, *python, *((tensorflow.errors.OpError,) if tensorflow else ()))
+
+
+def _index_imagenet(data_dir: str, lists: str) -> bool:
+    """Writes the index of ImageNet-LT, if ImageNet is prepared and the lists are here."""
+    copy = copies.find(registry.IMAGENET, data_dir)
+    if copy is None:
+        return False
+    place = pathlib.Path(lists).expanduser() if lists else _manual(data_dir)
+    files = [place / file for file in obtaining.LISTS]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        if not obtaining.missing(imagenet_lt.NAME, _manual(data_dir)):
+            return False  # The archives are there: TFDS downloads the lists.
+        raise SettingError(
+            f"{registry.IMAGENET} is prepared, but {place} lacks {' and '.join(absent)}, which say "
+            f"what of it is ImageNet-LT; --lists names their folder.\n"
+            f"{_instructions(imagenet_lt.NAME, data_dir)}"
+        )
+    found = [imagenet_lt.read_list(file) for file in files]
+    rows = tqdm.trange(copies.count(copy, "train"), desc="ImageNet", unit=" images")
+    imagenet_lt.write(copy, data_dir, dict(zip(("train", "test"), found, strict=True)), rows)
+    return True
+
+
+def _manual(data_dir: str) -> pathlib.Path:
+    """Where TFDS looks for what it cannot download."""
+    return copies.folder(data_dir) / "downloads" / "manual"
+
+
+def _instructions(name: str, data_dir: str) -> str:
+    url_infos = copies.builder(registry.RECORDS[name].tfds, data_dir).url_infos or {}
+    return obtaining.instructions(name, _manual(data_dir), url_infos)
+
+
+def _counted(name: str, counts: tuple[int, int]) -> str:
+    record = registry.RECORDS[name]
+    found = f"{name}: {counts[0]} images of {record.train}, {counts[1]} of {record.test}"
+    if record.is_official(counts):
+        return f"{found}, as the paper has them."
+    return f"{found}; the paper has {record.examples[0]} and {record.examples[1]}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
