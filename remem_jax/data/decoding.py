@@ -12,6 +12,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import cykooz_resizer
 import numpy as np
@@ -52,6 +53,54 @@ class CorruptImageError(Exception):
     """An image that cannot be decoded; the message says why, in one line."""
 
 
+class Opened(NamedTuple):
+    """An encoded image whose header was read; use it inside `opened`.
+
+    Attributes:
+        encoded: The file.
+        image: As Pillow has opened it.
+        orientation: EXIF's.
+    """
+
+    encoded: bytes
+    image: Image.Image
+    orientation: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture upright."""
+        width, height = self.image.size
+        return (width, height) if self.orientation in _LYING else (height, width)
+
+    def decode(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
+        """See the function `decode`."""
+        reduction = _reduction(self, at_least)
+        pixels = _turbo(self.encoded, self.image, reduction)
+        if pixels is None:
+            pixels = np.asarray(_rgb(self.image, reduction))
+        if self.orientation in _UPRIGHT:
+            pixels = np.ascontiguousarray(_UPRIGHT[self.orientation](pixels))
+        return pixels
+
+
+@contextlib.contextmanager
+def opened(encoded: bytes) -> Iterator[Opened]:
+    """Reads the header of an image, for its size and then its pixels.
+
+    Raises:
+        CorruptImageError: If it is no image, is cut off or broken, or claims more pixels than
+            Pillow trusts; here, or when it is decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            yield Opened(encoded, image, _orientation(image, encoded))
+    except UnidentifiedImageError as error:  # Its own message is an address in memory.
+        raise CorruptImageError("not an image") from error
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())
+        raise CorruptImageError(reason or type(error).__name__) from error
+
+
 def decode(encoded: bytes, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
     """Pixels of an encoded image as uint8 RGB (height, width, 3), turned as its EXIF says.
 
@@ -65,18 +114,10 @@ def decode(encoded: bytes, *, at_least: tuple[int, int] | None = None) -> np.nda
             to, and it hardly shows. None decodes at full size.
 
     Raises:
-        CorruptImageError: If it is no image, is cut off or broken, or claims more pixels than
-            Pillow trusts.
+        CorruptImageError: See `opened`.
     """
-    with _opened(encoded) as image:
-        orientation = _orientation(image, encoded)
-        reduction = _reduction(image, orientation, at_least)
-        pixels = _turbo(encoded, image, reduction)
-        if pixels is None:
-            pixels = np.asarray(_rgb(image, reduction))
-        if orientation in _UPRIGHT:
-            pixels = np.ascontiguousarray(_UPRIGHT[orientation](pixels))
-        return pixels
+    with opened(encoded) as image:
+        return image.decode(at_least)
 
 
 def size(encoded: bytes) -> tuple[int, int]:
@@ -85,8 +126,8 @@ def size(encoded: bytes) -> tuple[int, int]:
     Raises:
         CorruptImageError: If there is no such header.
     """
-    with _opened(encoded) as image:
-        return _size(image, _orientation(image, encoded))
+    with opened(encoded) as image:
+        return image.size
 
 
 def resize(
@@ -128,19 +169,6 @@ def resize(
     return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
-@contextlib.contextmanager
-def _opened(encoded: bytes) -> Iterator[Image.Image]:
-    """An image whose header was read; what is raised of it within is CorruptImageError."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            yield image
-    except UnidentifiedImageError as error:  # Its own message is an address in memory.
-        raise CorruptImageError("not an image") from error
-    except _BROKEN as error:
-        reason = " ".join(str(error).split())
-        raise CorruptImageError(reason or type(error).__name__) from error
-
-
 def _orientation(image: Image.Image, encoded: bytes) -> int:
     """Orientation in EXIF or XMP, 1 where there is none."""
     # Pillow decodes all of a PNG to look for what may stand at its end.
@@ -150,16 +178,11 @@ def _orientation(image: Image.Image, encoded: bytes) -> int:
     return found if isinstance(found, int) else 1  # Broken metadata may hold anything.
 
 
-def _size(image: Image.Image, orientation: int) -> tuple[int, int]:
-    width, height = image.size
-    return (width, height) if orientation in _LYING else (height, width)
-
-
-def _reduction(image: Image.Image, orientation: int, at_least: tuple[int, int] | None) -> int:
+def _reduction(opened: Opened, at_least: tuple[int, int] | None) -> int:
     """By how much a JPEG may be reduced; 1 for what is none."""
-    if at_least is None or not _is_jpeg(image):
+    if at_least is None or not _is_jpeg(opened.image):
         return 1
-    height, width = _size(image, orientation)
+    height, width = opened.size
     for reduction in _REDUCTIONS:
         reduced = math.ceil(height / reduction), math.ceil(width / reduction)
         if reduced[0] >= at_least[0] and reduced[1] >= at_least[1]:

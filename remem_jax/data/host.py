@@ -7,6 +7,7 @@ batch, and a run goes on from its step number.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ def make_feed(
         examples = dataclasses.replace(examples, mine=mine, chunk=_chunk(len(mine)))
         chunks = grain.MapDataset.source(examples)
         whole = len(mine) // examples.chunk
-        if workers:  # Each makes every so manieth batch.
+        if workers:  # Of n, each makes every n-th batch.
             options = grain.ReadOptions(max(threads // workers, 1), prefetch_buffer_size=1)
             read = chunks.batch(whole, batch_fn=_joined).to_iter_dataset(options)
             read = read.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
@@ -123,25 +124,29 @@ class _Examples:
     def __getitem__(self, i: int) -> "_Piece":
         batch, begin = divmod(i * self.chunk, len(self.mine))
         places = self.mine[begin : begin + self.chunk]
-        positions = ((self.first_step or 0) + batch) * self.batch_size + places
-        examples, seed = len(self.part.rows), self.transform.seed
+        step, seed = (self.first_step or 0) + batch, self.transform.seed
+        positions, examples = step * self.batch_size + places, len(self.part.rows)
         if self.first_step is None:
             rows, counted = order.evaluation_rows(positions, examples=examples)
         else:
             rows = order.train_rows(positions, examples=examples, seed=seed)
             counted = np.ones(len(rows), bool)
         size = self.transform.size
+        draws = _draws(seed, step, self.batch_size)[places]
         images = np.empty((len(rows), size, size, 3), np.uint8)
-        for image, row, position in zip(images, rows.tolist(), positions.tolist(), strict=True):
-            self._show(image, row, position)
+        for image, row, drawn in zip(images, rows.tolist(), draws, strict=True):
+            self._show(image, row, drawn)
         return _Piece(images, self.part.labels[rows], counted)
 
-    def _show(self, out: np.ndarray, row: int, position: int) -> None:
-        """Writes what the models see of a row at a position of training or evaluation."""
-        area, flip, seed = self.transform.crop_area, self.transform.flip, self.transform.seed
-        rng = np.random.default_rng((seed, position))
-        image = self._whole(row) if area == (1.0, 1.0) else self._crop(row, rng)
-        out[...] = image[:, ::-1] if flip and rng.random() < 0.5 else image
+    def _show(self, out: np.ndarray, row: int, draws: np.ndarray) -> None:
+        """Writes what the models see of a row."""
+        whole = self.transform.crop_area == (1.0, 1.0)
+        image = self._whole(row) if whole else self._crop(row, draws[:4])
+        if self.transform.flip and draws[4] < 0.5:
+            # Two and a half times as fast as to copy image[:, ::-1].
+            np.take(image, np.arange(len(image))[::-1], axis=1, out=out, mode="clip")
+        else:
+            out[...] = image
 
     def _whole(self, row: int) -> np.ndarray:
         """The image of a row, resized."""
@@ -149,16 +154,21 @@ class _Examples:
         pixels = decoding.decode(image) if isinstance(image, bytes) else image
         return decoding.resize(pixels, self.transform.size)
 
-    def _crop(self, row: int, rng: np.random.Generator) -> np.ndarray:
+    def _crop(self, row: int, draws: np.ndarray) -> np.ndarray:
         """A random crop of it, resized; of a large JPEG no more is decoded than shows."""
         size, area = self.transform.size, self.transform.crop_area
         image = self._read(row)
-        height, width = decoding.size(image) if isinstance(image, bytes) else image.shape[:2]
-        box = boxes.random_boxes(rng.random(4), height=height, width=width, area=area)
         if isinstance(image, bytes):
-            spare = _SPARE * size
-            enough = math.ceil(spare * height / box.height), math.ceil(spare * width / box.width)
-            image = decoding.decode(image, at_least=enough)
+            with decoding.opened(image) as opened:
+                height, width = opened.size
+                box = boxes.random_boxes(draws, height=height, width=width, area=area)
+                spare = _SPARE * size
+                image = opened.decode(
+                    (math.ceil(spare * height / box.height), math.ceil(spare * width / box.width))
+                )
+        else:
+            height, width = image.shape[:2]
+            box = boxes.random_boxes(draws, height=height, width=width, area=area)
         down, across = image.shape[0] / height, image.shape[1] / width  # 1, or what JPEG scales by.
         left, top = box.left * across, box.top * down
         right = min(left + box.width * across, image.shape[1])
@@ -180,6 +190,12 @@ def _chunk(examples: int) -> int:
 
 def _joined(pieces: Sequence["_Piece"]) -> "_Piece":
     return _Piece(*(np.concatenate(leaves) for leaves in zip(*pieces, strict=True)))
+
+
+@functools.lru_cache(maxsize=16)  # The pieces of a few batches are in work.
+def _draws(seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Five uniform numbers for every image of a global batch: for its box, and to mirror it."""
+    return np.random.default_rng((seed, step)).random((batch_size, 5))
 
 
 def _gone(name: str, error: Exception) -> SettingError:

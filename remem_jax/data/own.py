@@ -51,7 +51,8 @@ class _Files(NamedTuple):
 
     def __call__(self, i: int) -> Example:
         try:
-            encoded = pathlib.Path(self.root, self.names[i]).read_bytes()
+            with open(os.path.join(self.root, self.names[i]), "rb") as file:  # noqa: PTH118, PTH123
+                encoded = file.read()
         except OSError as error:
             raise CorruptImageError(error.strerror or str(error)) from error
         return Example(encoded, int(self.labels[i]))
