@@ -52,7 +52,8 @@ def make_feed(
         parts: The data set.
         transform: What is done to images of training; those of evaluation are resized only.
         threads: That read and decode.
-        workers: Processes among which the threads are divided; 0 leaves it to this one.
+        workers: Processes among which the threads are divided for training; 0 leaves all to this
+            one.
         sharding: How a batch is divided among devices, by its first axis: this process reads what
             its own devices get. None is the default device.
 
@@ -60,7 +61,7 @@ def make_feed(
         The feed; its images are uint8 of `transform.size`.
     """
 
-    def batches(examples: "_Examples") -> Batches:
+    def batches(examples: "_Examples", workers: int) -> Batches:
         mine = _places_here(examples.batch_size, sharding)
         examples = dataclasses.replace(examples, mine=mine, chunk=_chunk(len(mine)))
         chunks = grain.MapDataset.source(examples)
@@ -78,11 +79,12 @@ def make_feed(
 
     def train(batch_size: int, first_step: int) -> Batches:
         part = parts["train"]
-        return batches(_Examples(part, transform, batch_size, first_step))
+        return batches(_Examples(part, transform, batch_size, first_step), workers)
 
     def evaluation(name: str, batch_size: int) -> Batches:
         whole = transform._replace(crop_area=(1.0, 1.0), flip=False)
-        return batches(_Examples(parts[name], whole, batch_size, first_step=None))
+        # Processes take longer to start than most evaluations.
+        return batches(_Examples(parts[name], whole, batch_size, first_step=None), workers=0)
 
     return Feed("streamed", train, evaluation, augment.streamed_view, augment.streamed_view)
 
