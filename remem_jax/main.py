@@ -2,8 +2,9 @@
 
 import logging as python_logging
 import pathlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from jaxtyping import install_import_hook
@@ -42,16 +43,34 @@ def main(argv: Sequence[str]) -> None:
         )
     with install_import_hook(_CHECKED, _TYPECHECKER):
         from remem_jax import checks, workflow
-        from remem_jax.train.loop import NonFiniteLossError
+        from remem_jax.train.loop import NonFiniteLossError, StoppedError
 
     logging.get_absl_handler().addFilter(_is_ours)
     directory = pathlib.Path(str(_WORKDIR.value)).expanduser()
     try:
-        workflow.run(_CONFIG.value, directory)
+        workflow.run(_CONFIG.value, directory, stopping=_stop_on_signals())
     except (checks.SettingError, NonFiniteLossError) as error:
         sys.exit(f"remem_jax: {error}")
+    except StoppedError as error:
+        sys.exit(f"remem_jax: {error}; the same command goes on from there.")
     except KeyboardInterrupt:
         sys.exit(f"remem_jax: stopped; the same command goes on from what {directory} holds.")
+
+
+def _stop_on_signals() -> Callable[[], bool]:
+    """Whether Ctrl-C or SIGTERM has come; a second one does not wait for the step to end."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        del frame
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        logging.info("Stopping after this step is saved; once more to stop at once.")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return lambda: bool(asked)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

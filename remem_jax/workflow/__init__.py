@@ -8,7 +8,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import checks, settings
-from remem_jax.storage import logs, workdir
+from remem_jax.storage import files, logs, workdir
+from remem_jax.train import compiling
 from remem_jax.workflow import parts
 from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import run_remem
@@ -21,15 +22,25 @@ WORKFLOWS: dict[str, tuple[Check, Work]] = {
 }
 
 
-def run(config: ConfigDict, directory: pathlib.Path) -> None:
+def run(
+    config: ConfigDict, directory: pathlib.Path, *, stopping: Callable[[], bool] = lambda: False
+) -> None:
     """Checks a config whole, then does what it says in a folder, from where it was stopped.
+
+    Args:
+        config: All settings.
+        directory: Of the run.
+        stopping: Asked after every step; once it says yes, the step is saved and the run stops.
 
     Raises:
         SettingError: If a setting, the data, the weights or the folder cannot be used.
+        StoppedError: If it was asked to stop.
     """
     checks.one_of("config.workflow", config.workflow, WORKFLOWS)
     check, work = WORKFLOWS[config.workflow]
     check(config)
+    compiling.keep(files.cache() / "compiled")
+    counter = compiling.Counter()
     with workdir.claimed(directory, settings.deciding(config)):
         dataset, feed = parts.load_data(config, config.data)
         logging.info(
@@ -40,4 +51,4 @@ def run(config: ConfigDict, directory: pathlib.Path) -> None:
             jax.devices()[0].device_kind,
         )
         with logs.RunLog(directory) as log:
-            work(parts.Run(config, directory, dataset, feed, log))
+            work(parts.Run(config, directory, dataset, feed, log, stopping, counter))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from remem_jax import data, evaluate
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.storage import checkpoints, logs
-from remem_jax.train import loop
+from remem_jax.train import compiling, loop
 
 S = TypeVar("S")
 CHECKPOINTS = "checkpoints"
@@ -29,6 +29,8 @@ class Run(NamedTuple):
         dataset: Names, metric and counts.
         feed: Its batches.
         log: Writes the metrics.
+        stopping: Whether the user has asked the run to stop.
+        compiled: Counts what is compiled.
     """
 
     config: ConfigDict
@@ -36,6 +38,8 @@ class Run(NamedTuple):
     dataset: data.Dataset
     feed: Feed
     log: logs.RunLog
+    stopping: Callable[[], bool]
+    compiled: compiling.Counter
 
 
 class Measure(NamedTuple):
@@ -135,6 +139,7 @@ def train(
             save=lambda at, state: saved.save(at, state, seconds=time.monotonic() - started),
             milestone=milestone,
             progress=progress,
+            stopping=run.stopping,
         )
         with contextlib.closing(run.feed.train(batch_size, done)) as batches:
             last = loop.fit(
@@ -146,7 +151,15 @@ def train(
                 effects=effects,
             )
         progress.close()
+        logging.info("%s: %s", part, _compiled(run.compiled.read()))
         return last, time.monotonic() - started
+
+
+def _compiled(found: compiling.Compiled) -> str:
+    return (
+        f"compiled {found.made} functions and found {found.found} compiled before, in "
+        f"{found.seconds:.1f} s"
+    )
 
 
 def log_validation(run: Run, part: str, at: int, value: float | list[float]) -> None:

@@ -1,6 +1,8 @@
 """The loop, with effects that only remember."""
 
 import itertools
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from remem_jax.train import loop
 class Memory:
     """Effects that write down when they were called, and with what state."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop_after: int = 100) -> None:
+        self.stop_after = stop_after
         self.logged: list[Any] = []
         self.saved: list[Any] = []
         self.milestones: list[Any] = []
@@ -19,24 +22,40 @@ class Memory:
 
     def effects(self) -> loop.Effects:
         return loop.Effects(
-            log=lambda at, metrics: self.logged.append((at, metrics["loss"])),
+            log=lambda at, metrics: self.logged.append((at, metrics)),
             save=lambda at, state: self.saved.append((at, state)),
             milestone=lambda at, state: self.milestones.append((at, state)),
             progress=self.progress.append,
+            stopping=lambda: len(self.progress) + 1 >= self.stop_after,
         )
 
 
-def fit(*, first_step: int = 0, losses: dict[int, Any] | None = None) -> tuple[Any, Memory]:
-    """Ten steps whose state is the number of steps, logged every 3, saved every 4."""
-    memory = Memory()
+def fit(
+    *,
+    first_step: int = 0,
+    losses: dict[int, Any] | None = None,
+    memory: Memory | None = None,
+    seconds: tuple[float, float] = (0.0, 0.0),
+) -> tuple[Any, Memory]:
+    """Ten steps whose state is the number of steps, logged every 3, saved every 4.
+
+    Batches and steps take so many seconds.
+    """
+    memory = memory or Memory()
+
+    def batches() -> Iterator[int]:
+        while True:
+            time.sleep(seconds[0])
+            yield 1
 
     def step(state: int, batch: Any) -> tuple[int, Any]:
+        time.sleep(seconds[1])
         return state + batch, {"loss": (losses or {}).get(state + 1, 1.0)}
 
     last = loop.fit(
         first_step,
         step,
-        itertools.repeat(1),  # pyright: ignore[reportArgumentType] - a batch of our own making.
+        batches(),  # pyright: ignore[reportArgumentType] - a batch of our own making.
         first_step=first_step,
         schedule=loop.Schedule(steps=10, milestones=(2, 10), log_every=3, save_every=4),
         effects=memory.effects(),
@@ -99,3 +118,36 @@ def test_a_loss_that_is_no_number_is_seen_before_its_state_is_kept(step: int) ->
 def test_one_diverged_student_does_not_stop_the_others() -> None:
     last, _ = fit(losses={6: [float("nan"), 1.0]})
     assert last == 10
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_run_that_is_asked_to_stop_is_saved_first(after: int) -> None:
+    memory = Memory(stop_after=after)
+
+    with pytest.raises(loop.StoppedError, match=f"after step {after} of 10, which is saved"):
+        fit(memory=memory)
+
+    assert memory.saved[-1] == (after, after)
+    assert memory.progress == list(range(1, after + 1))
+
+
+def test_a_run_that_is_asked_to_stop_at_its_end_ends() -> None:
+    last, _ = fit(memory=Memory(stop_after=10))
+    assert last == 10
+
+
+def test_a_state_that_is_no_number_is_not_saved_to_stop() -> None:
+    memory = Memory(stop_after=5)
+
+    with pytest.raises(loop.NonFiniteLossError):
+        fit(memory=memory, losses={5: float("nan")})
+
+    assert memory.saved == [(4, 4)]
+
+
+def test_the_time_of_steps_and_the_share_of_waiting_are_logged() -> None:
+    _, memory = fit(seconds=(0.03, 0.01))
+
+    for _, metrics in memory.logged:
+        assert 0.04 <= metrics["step_seconds"] < 0.4  # Sleeping may take longer, not less.
+        assert 0.3 < metrics["input_share"] < 0.99

@@ -1,0 +1,60 @@
+"""Compiling: what is compiled is kept on disk for the next start, and counted for the log."""
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+from jax import monitoring
+
+_HIT = "/jax/compilation_cache/cache_hits"
+_MISS = "/jax/compilation_cache/cache_misses"
+_SECONDS = "/jax/core/compile/backend_compile_duration"
+
+
+class Compiled(NamedTuple):
+    """What was compiled since the process began.
+
+    Attributes:
+        made: Functions that were compiled.
+        found: Functions that were in the cache.
+        seconds: What both took.
+    """
+
+    made: int = 0
+    found: int = 0
+    seconds: float = 0.0
+
+
+class Counter:
+    """Counts what JAX compiles, from when it is made; one for each process."""
+
+    def __init__(self) -> None:
+        """Begins to listen."""
+        self._sum = Compiled()
+        monitoring.register_event_listener(self._event)
+        monitoring.register_event_duration_secs_listener(self._duration)
+
+    def read(self) -> Compiled:
+        """What was compiled since the last reading."""
+        found, self._sum = self._sum, Compiled()
+        return found
+
+    def _event(self, event: str, **_: str | int) -> None:
+        if event == _HIT:
+            self._sum = self._sum._replace(found=self._sum.found + 1)
+        elif event == _MISS:
+            self._sum = self._sum._replace(made=self._sum.made + 1)
+
+    def _duration(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _SECONDS:
+            self._sum = self._sum._replace(seconds=self._sum.seconds + duration_secs)
+
+
+def keep(folder: pathlib.Path) -> None:
+    """Keeps what is compiled in a folder, unless the user has named another (JAX's own setting)."""
+    named = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if named is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        # A run has many small functions, and one start after another: all are worth it.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,69 @@
+"""The cache of what is compiled: a second process finds all that a first one made."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+_CHILD = """
+import json, pathlib, sys
+import jax, jax.numpy as jnp
+from remem_jax.train import compiling
+
+counter = compiling.Counter()
+compiling.keep(pathlib.Path(sys.argv[1]))
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
+first = counter.read()
+print(json.dumps([first._asdict(), counter.read()._asdict(), jax.config.jax_compilation_cache_dir]))
+"""
+
+
+def _run(folder: pathlib.Path, **environment: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+        | {"JAX_PLATFORMS": "cpu"}
+        | environment,
+        timeout=200,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What two processes, one after the other, have compiled."""
+    folder = tmp_path_factory.mktemp("compiled")
+    return [_run(folder) for _ in range(2)]
+
+
+def test_the_first_process_compiles(counted: list[Any]) -> None:
+    first = counted[0][0]
+
+    assert first["made"] > 0
+    assert first["found"] == 0
+    assert first["seconds"] > 0
+
+
+def test_the_second_process_compiles_nothing(counted: list[Any]) -> None:
+    assert counted[1][0]["made"] == 0
+    assert counted[1][0]["found"] == counted[0][0]["made"]
+
+
+def test_what_was_read_is_not_counted_again(counted: list[Any]) -> None:
+    assert counted[0][1] == {"made": 0, "found": 0, "seconds": 0.0}
+
+
+def test_the_folder_that_the_user_has_named_is_used(tmp_path: pathlib.Path) -> None:
+    own = str(tmp_path / "own")
+
+    assert _run(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=own)[2] == own
+    assert not (tmp_path / "ours").exists()
