@@ -300,6 +300,7 @@ FREE = (
     "log_every",
     "save_every",
     "differs",
+    "profile",
     "data.cache",
     "data.threads",
     "data.workers",

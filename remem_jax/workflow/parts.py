@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from remem_jax import data, evaluate
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.storage import checkpoints, logs
-from remem_jax.train import compiling, loop
+from remem_jax.train import compiling, loop, profiling
 
 S = TypeVar("S")
 CHECKPOINTS = "checkpoints"
@@ -134,11 +134,18 @@ def train(
             first, seconds = saved.restore(done, first)
         started = time.monotonic() - seconds
         progress = logs.Progress(part, first_step=done, steps=steps)
+        trace = profiling.Trace(run.workdir / "profile" / part, first_step=done)
+
+        def after(at: int) -> None:
+            progress(at)
+            if config.profile:
+                trace(at)
+
         effects = loop.Effects(
             log=lambda at, metrics: run.log.write(part, at, metrics),
             save=lambda at, state: saved.save(at, state, seconds=time.monotonic() - started),
             milestone=milestone,
-            progress=progress,
+            progress=after,
             stopping=run.stopping,
         )
         with contextlib.closing(run.feed.train(batch_size, done)) as batches:
@@ -150,6 +157,7 @@ def train(
                 schedule=loop.Schedule(steps, milestones, config.log_every, config.save_every),
                 effects=effects,
             )
+        trace.close()
         progress.close()
         logging.info("%s: %s", part, _compiled(run.compiled.read()))
         return last, time.monotonic() - started
