@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.log_every = 10  # Steps.
     config.save_every = 40  # Steps; also where a stopped run goes on.
     config.profile = False  # True traces some steps of each part into profile/.
+    config.plan_only = False  # True says what the run takes of the device's memory, and ends.
     config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
     config.differs = (  # Sentences; what the settings say by themselves, the report adds.
         "Digits of 8 x 8 pixels, and a teacher pretrained on 80,000 small images.",

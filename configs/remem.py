@@ -39,6 +39,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.log_every = 50  # Steps.
     config.save_every = 500  # Steps; also where a stopped run goes on.
     config.profile = False  # True traces some steps of each part into profile/.
+    config.plan_only = False  # True says what the run takes of the device's memory, and ends.
     config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
     config.differs = (  # Sentences; what the settings say by themselves, the report adds.
         "Settings are selected on a validation split held out of train; the paper does not say "

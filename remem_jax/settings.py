@@ -19,7 +19,7 @@ METHODS: dict[str, dict[str, float] | None] = {
 }
 GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
 # What may change between two starts of one run: it changes no result.
-_FREE = ("log_every", "save_every", "differs", "profile")
+_FREE = ("log_every", "save_every", "differs", "profile", "plan_only")
 _FREE_OF_DATA = ("cache", "threads", "workers")  # Speed, and where things lie.
 
 

@@ -301,6 +301,7 @@ FREE = (
     "save_every",
     "differs",
     "profile",
+    "plan_only",
     "data.cache",
     "data.threads",
     "data.workers",

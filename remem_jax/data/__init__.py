@@ -34,6 +34,7 @@ class Dataset(NamedTuple):
         parts: "train", "validation", "test".
         pixels: The same as uint8 images, where they are to live on the device; else None.
         source_size: Height and width of resident images; None where images are streamed.
+        resident_bytes: What resident images take on the device.
         resized: Whether resident images are not all of the size that they had.
         classes: Names of the classes, in the order of the labels.
         metric: Name of the metric that decides.
@@ -48,6 +49,7 @@ class Dataset(NamedTuple):
     parts: dict[str, Part]
     pixels: dict[str, device.Split] | None
     source_size: tuple[int, int] | None
+    resident_bytes: int
     resized: bool
     classes: tuple[str, ...]
     metric: str
@@ -150,6 +152,7 @@ def load(
         parts,
         pixels if resident else None,
         (height, width) if resident else None,
+        sum(split.image.nbytes for split in pixels.values()) if resident else 0,
         resident and any(one.resized for one in found.values()),
         source.classes,
         source.metric,
@@ -269,9 +272,7 @@ def _limit(storage: Storage) -> int:
     allowed = int(storage.resident_gib * _GIB)
     if storage.input == "resident":
         return allowed
-    stats = jax.local_devices()[0].memory_stats() or {}
-    memory = stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(allowed, int(_DEVICE_SHARE * memory))
+    return min(allowed, int(_DEVICE_SHARE * device.memory()))
 
 
 def _threads(threads: int) -> int:

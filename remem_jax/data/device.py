@@ -4,6 +4,7 @@ Crops, flips and resizing happen inside the jitted step (`augment`).
 """
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -74,6 +75,12 @@ def make_feed(
         augment.make_train_view(size=image_size, crop_area=crop_area, flip=flip),
         augment.make_evaluation_view(size=image_size),
     )
+
+
+def memory() -> int:
+    """Bytes of memory that a device has; of a CPU, those of the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def put(split: Split, sharding: jax.sharding.NamedSharding | None = None) -> Split:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from remem_jax import models, optim
 from remem_jax.records import Apply, Key, Settings, Variables
@@ -37,6 +38,10 @@ class Classroom(NamedTuple):
     measure: parts.Measure
     view_key: Key
 
+    def first_state(self) -> state.State:
+        """The state of a student at step 0."""
+        return state.create(self.first, self.tx)
+
 
 def make_classroom(run: parts.Run) -> Classroom:
     """Makes the student that `config.student` names, and its step."""
@@ -65,16 +70,9 @@ def make_classroom(run: parts.Run) -> Classroom:
 
 def from_scratch(run: parts.Run, classroom: Classroom) -> dict[str, Any]:
     """Trains the grid's learning rates without a teacher; see `_train_group`."""
-    grid = [Settings(float(rate), 1.0, 0.0) for rate in run.config.student.learning_rates]
-    classes = len(run.dataset.classes)
-
-    def no_teacher(variables: Variables, images: jax.Array) -> jax.Array:
-        # With weight 0 these logits count for nothing, and the compiled step is shared.
-        del variables
-        return jnp.zeros((images.shape[0], classes))
-
-    lessons = _make_lessons(run, classroom, no_teacher)
-    group = _train_group(run, classroom, "students/scratch", grid, lessons, NO_TEACHER)
+    rates = [Settings(float(rate), 1.0, 0.0) for rate in run.config.student.learning_rates]
+    lessons = make_lessons(run, classroom, no_teacher(run))
+    group = _train_group(run, classroom, "students/scratch", rates, lessons, NO_TEACHER)
     for student in group["students"]:
         student.update(temperature=None, weight=None)
     return {"teacher_step": None, **group}
@@ -82,14 +80,12 @@ def from_scratch(run: parts.Run, classroom: Classroom) -> dict[str, Any]:
 
 def from_teachers(run: parts.Run, classroom: Classroom, teachers: Teachers) -> list[dict[str, Any]]:
     """Trains the whole grid on each of the teachers; see `_train_group`."""
-    settings = run.config.student
-    axes = (settings.learning_rates, settings.temperatures, settings.weights)
-    grid = [Settings(*map(float, point)) for point in itertools.product(*axes)]
-    lessons = _make_lessons(run, classroom, teachers.apply)
+    points = grid(run.config.student)
+    lessons = make_lessons(run, classroom, teachers.apply)
     groups = []
     for record in teachers.records:
         part = f"students/{teachers.method}/step_{record['step']}"
-        group = _train_group(run, classroom, part, grid, lessons, teachers.load(record["step"]))
+        group = _train_group(run, classroom, part, points, lessons, teachers.load(record["step"]))
         groups.append({"teacher_step": record["step"], **group})
     return groups
 
@@ -99,7 +95,24 @@ def best_of(run: parts.Run, classroom: Classroom, part: str) -> Variables:
     return checkpoints.load_tree(run.workdir / part / "best", classroom.first)
 
 
-def _make_lessons(run: parts.Run, classroom: Classroom, teach: Apply) -> lockstep.TeacherPass:
+def grid(settings: ConfigDict) -> list[Settings]:
+    """Every point of `config.student`'s grid."""
+    axes = (settings.learning_rates, settings.temperatures, settings.weights)
+    return [Settings(*map(float, point)) for point in itertools.product(*axes)]
+
+
+def no_teacher(run: parts.Run) -> Apply:
+    """Silent logits: at weight 0 they count for nothing, and the compiled step is shared."""
+    classes = len(run.dataset.classes)
+
+    def apply(variables: Variables, images: jax.Array) -> jax.Array:
+        del variables
+        return jnp.zeros((images.shape[0], classes))
+
+    return apply
+
+
+def make_lessons(run: parts.Run, classroom: Classroom, teach: Apply) -> lockstep.TeacherPass:
     """The pass of the teachers of one method, compiled once for all their checkpoints."""
     view, mixup = run.feed.train_view, run.config.student.mixup
     teacher_pass = lockstep.make_teacher_pass(teach, view, key=classroom.view_key, mixup=mixup)
@@ -134,7 +147,7 @@ def _train_group(
     students, seconds = parts.train(
         run,
         part,
-        tuple(state.create(classroom.first, classroom.tx) for _ in grid),
+        tuple(classroom.first_state() for _ in grid),
         lockstep.make_step(lessons, teacher, classroom.step, grid),
         batch_size=settings.batch_size,
         steps=settings.steps,

@@ -138,7 +138,7 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
     folder = run.workdir / part
     settings = settings_of(run.config, method)
     first = start(run, pretrained, method)
-    apply = first.tuned.wrap(models.evaluation_apply(first.model))
+    apply = evaluation_apply(first)
     measure = parts.make_measure(run, apply, settings.batch_size)
     like = jax.eval_shape(lambda: first.trainable)
 
@@ -163,14 +163,20 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
     return Teachers(method, part, settings, apply, load, measure, done["teachers"], done["seconds"])
 
 
-def _train(
-    run: parts.Run,
-    part: str,
-    settings: ConfigDict,
-    first: Start,
-    milestone: Callable[[int, state.State], None],
-) -> float:
-    """Fine-tunes from the pretrained weights to the last step; the seconds that it took."""
+class Training(NamedTuple):
+    """How teachers are trained.
+
+    Attributes:
+        step: The compiled step: (state, batch, frozen parameters) -> (state, metrics).
+        first_state: Makes the state at step 0.
+    """
+
+    step: Any
+    first_state: Callable[[], state.State]
+
+
+def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Training:
+    """The step of a method's teachers, from the pretrained weights on."""
     schedule = optim.warmup_cosine(
         peak=settings.learning_rate,
         steps=settings.steps[-1],
@@ -190,14 +196,34 @@ def _train(
         key=jax.random.key(run.config.seed),
         mixup=settings.mixup,
     )
-    # The frozen parameters are an argument: as constants they would be compiled into the step.
-    step = functools.partial(jax.jit(step, donate_argnums=0), frozen=first.frozen)
-    params = encoder.stack(first.trainable) if first.stacks else first.trainable
+
+    def first_state() -> state.State:
+        params = encoder.stack(first.trainable) if first.stacks else first.trainable
+        return state.create({"params": params}, tx)
+
+    return Training(jax.jit(step, donate_argnums=0), first_state)
+
+
+def evaluation_apply(first: Start) -> Apply:
+    """The teachers of a start in evaluation mode."""
+    return first.tuned.wrap(models.evaluation_apply(first.model))
+
+
+def _train(
+    run: parts.Run,
+    part: str,
+    settings: ConfigDict,
+    first: Start,
+    milestone: Callable[[int, state.State], None],
+) -> float:
+    """Fine-tunes from the pretrained weights to the last step; the seconds that it took."""
+    training = make_training(run, settings, first)
     _, seconds = parts.train(
         run,
         part,
-        state.create({"params": params}, tx),
-        step,
+        training.first_state(),
+        # The frozen parameters are an argument: as constants they would be compiled into the step.
+        functools.partial(training.step, frozen=first.frozen),
         batch_size=settings.batch_size,
         steps=settings.steps[-1],
         milestones=tuple(settings.steps),

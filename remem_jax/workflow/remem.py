@@ -14,7 +14,7 @@ from remem_jax.data import registry
 from remem_jax.records import Params
 from remem_jax.settings import METHODS, deciding
 from remem_jax.storage import results, workdir
-from remem_jax.workflow import distill, finetune, parts, selected
+from remem_jax.workflow import distill, finetune, parts, plan, selected
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
@@ -45,8 +45,11 @@ def run_remem(run: parts.Run) -> None:
         "input": run.feed.kind,
         "teacher": pretrained.digest,
     }
-    workdir.begin(run.workdir, deciding(config), inputs)
     classroom = distill.make_classroom(run)
+    if config.plan_only:
+        plan.show(run, pretrained, classroom)
+        return
+    workdir.begin(run.workdir, deciding(config), inputs)
     outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
         "teacher": f"{config.teacher.model} {config.teacher.variant}".strip(),
