@@ -86,6 +86,7 @@ def fit(
         StoppedError: If the effects say so; the state was saved.
     """
     watch = _Watch()
+    safe = first_step
     for done in range(first_step + 1, schedule.steps + 1):
         watch.begins()
         batch = next(batches)
@@ -101,7 +102,7 @@ def fit(
             # Fetching waits for the step; in between the host runs ahead of the device.
             fetched = jax.device_get(metrics)
             watch.ends()
-            _require_finite(done, fetched)
+            _require_finite(done, fetched, safe)
             if logs:
                 effects.log(done, {**fetched, **watch.read()})
         else:
@@ -110,6 +111,7 @@ def fit(
             effects.milestone(done, state)
         if saves:
             effects.save(done, state)
+            safe = done
         effects.progress(done)
         if stops:
             raise StoppedError(f"stopped after step {done} of {schedule.steps}, which is saved")
@@ -142,9 +144,9 @@ class _Watch:
         return {"step_seconds": seconds / steps, "input_share": waited / max(seconds, 1e-9)}
 
 
-def _require_finite(step: int, metrics: Metrics) -> None:
+def _require_finite(step: int, metrics: Metrics, safe: int) -> None:
     if not np.isfinite(metrics["loss"]).any():
         raise NonFiniteLossError(
-            f"The loss is {np.asarray(metrics['loss']).tolist()} at step {step}: lower the "
-            "learning rate, or rho; what was saved before is kept."
+            f"the loss is {np.asarray(metrics['loss']).tolist()} at step {step}; the last step "
+            f"that is safe is {safe}"
         )

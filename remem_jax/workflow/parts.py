@@ -148,7 +148,7 @@ def train(
             progress=after,
             stopping=run.stopping,
         )
-        with contextlib.closing(run.feed.train(batch_size, done)) as batches:
+        with contextlib.closing(run.feed.train(batch_size, done)) as batches, _advice(part):
             last = loop.fit(
                 first,
                 step,
@@ -161,6 +161,22 @@ def train(
         progress.close()
         logging.info("%s: %s", part, _compiled(run.compiled.read()))
         return last, time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _advice(part: str) -> Iterator[None]:
+    """Says what to set where the loss is no number any more."""
+    settings = {
+        "teachers": "config.teacher.learning_rate, or config.teacher.rho",
+        "students": "config.student.learning_rates",
+        "pretrain": "config.train.learning_rate",
+    }[part.partition("/")[0]]
+    try:
+        yield
+    except loop.NonFiniteLossError as error:
+        raise loop.NonFiniteLossError(
+            f"{part}: {error}. Lower {settings}, in another --workdir."
+        ) from error
 
 
 def _compiled(found: compiling.Compiled) -> str:
