@@ -90,7 +90,8 @@ def test_what_fits_is_resident_and_what_does_not_is_streamed(
 
 
 def test_the_choice_is_logged(source: sources.Source, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(python_logging.INFO):
+    # The logger by name: it has a level of its own as soon as anything sets the verbosity.
+    with caplog.at_level(python_logging.INFO, logger="absl"):
         _load(source, input="auto")
         _load(source, input="auto", resident_gib=1e-9)
 
