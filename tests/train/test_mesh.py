@@ -1,0 +1,384 @@
+"""Training on meshes of 1, 2 and 8 devices, of one process and of two: the same run."""
+
+import json
+import math
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remem_jax import checks, mesh
+from tests.train import mesh_child
+
+ROOT = pathlib.Path(__file__).parents[2]
+DEVICES = mesh_child.DEVICES
+
+
+class Found(NamedTuple):
+    """What a process has written: its arrays by case and name, and facts by case."""
+
+    arrays: dict[str, dict[str, np.ndarray]]
+    facts: dict[str, Any]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start(script: str, *arguments: object) -> Any:
+    command = [sys.executable, "-m", f"tests.train.{script}", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+
+
+def read(out: pathlib.Path) -> Found:
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(f"{out}.npz") as file:
+        for key in file.files:
+            case, name = key.split(": ")
+            arrays.setdefault(case, {})[name] = file[key]
+    return Found(arrays, json.loads(pathlib.Path(f"{out}.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
+    """What one process found ("alone"), and each of two ("first", "second"), all at once."""
+    folder, port = tmp_path_factory.mktemp("mesh"), free_port()
+    children = {
+        "alone": start("mesh_child", folder / "alone", port, 1, 0),
+        "first": start("mesh_child", folder / "first", port, 2, 0),
+        "second": start("mesh_child", folder / "second", port, 2, 1),
+    }
+    said = {name: child.communicate(timeout=250)[1] for name, child in children.items()}
+    for name, child in children.items():
+        assert child.returncode == 0, said[name][-3000:]
+    return {name: read(folder / name) for name in children}
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Equal up to float32's sums in another order, over two steps."""
+    assert found.keys() == expected.keys()
+    assert len(found) > 40
+    for name, array in expected.items():
+        # Biases of keys change no softmax: their gradient is rounding, some 1e-9.
+        np.testing.assert_allclose(
+            found[name], array, rtol=1e-4, atol=1e-5 * np.abs(array).max() + 1e-8, err_msg=name
+        )
+
+
+slow = pytest.mark.slow
+several = pytest.mark.enable_socket  # Processes talk to each other.
+
+
+@slow
+@several
+@pytest.mark.parametrize("case", ["teacher 2", "teacher 8", "student 2", "student 8"])
+def test_any_number_of_devices_trains_as_one_does(found: dict[str, Found], case: str) -> None:
+    alone = found["alone"].arrays
+
+    # Parameters, momentum, statistics of BatchNorm, loss and norms; half of the cases by FSDP.
+    assert_same(alone[case], alone[f"{case.split()[0]} 1"])
+
+
+@slow
+@several
+@pytest.mark.parametrize("case", ["teacher 8", "student 8"])
+@pytest.mark.parametrize("process", ["first", "second"])
+def test_two_processes_train_as_one_with_all_devices_does(
+    found: dict[str, Found], case: str, process: str
+) -> None:
+    assert found[process].facts["devices"] == DEVICES
+    assert len(found[process].facts[case]["held"]) == DEVICES // 2
+    assert_same(found[process].arrays[case], found["alone"].arrays[case])
+
+
+@slow
+@several
+def test_one_process_writes(found: dict[str, Found]) -> None:
+    writers = {name: one.facts["writer"] for name, one in found.items()}
+
+    assert writers == {"alone": True, "first": True, "second": False}
+
+
+@slow
+@several
+@pytest.mark.parametrize("case", [(name, size, fsdp) for name, size, fsdp in mesh_child.CASES])
+def test_after_a_step_a_device_holds_its_share_of_the_state(
+    found: dict[str, Found], case: tuple[str, int, bool]
+) -> None:
+    name, devices, fsdp = case
+
+    facts = found["alone"].facts[f"{name} {devices}"]
+
+    # All is float32 or int32, and every array that is large has an axis that divides.
+    divided = [size for size in facts["sizes"] if fsdp and size >= mesh.SMALLEST_DIVIDED]
+    expected = 4 * (sum(facts["sizes"]) - sum(divided) * (devices - 1) / devices)
+    assert facts["held"] == [expected] * devices
+    assert bool(divided) == fsdp
+
+
+def kinds(collectives: list[Any]) -> set[str]:
+    return {kind for kind, _ in collectives}
+
+
+@slow
+@several
+def test_data_parallel_steps_sum_and_exchange_nothing_else(found: dict[str, Found]) -> None:
+    plain, sam = (found["alone"].facts[one]["collectives"] for one in ("plain", "teacher 8"))
+    student = found["alone"].facts["student 2"]["collectives"]
+
+    assert kinds(plain) == kinds(sam) == kinds(student) == {"all-reduce"}
+    assert len(sam) == 2 * len(plain)  # One for each of its two gradients.
+    # Of a BatchNorm two sums forward, together, and two backward; and then the gradients.
+    assert len(student) <= 2 * mesh_child.NORMS + 1
+
+
+@slow
+@several
+@pytest.mark.parametrize("case", ["teacher 2", "student 8"])
+def test_with_fsdp_parameters_come_together_and_images_stay(
+    found: dict[str, Found], case: str
+) -> None:
+    facts = found["alone"].facts[case]
+
+    divided = {size for size in facts["sizes"] if size >= mesh.SMALLEST_DIVIDED}
+    gathered = [sizes for kind, sizes in facts["collectives"] if kind == "all-gather"]
+    assert kinds(facts["collectives"]) <= {"all-reduce", "all-gather", "reduce-scatter"}
+    assert {size for sizes in gathered for size in sizes} == divided
+
+
+@slow
+@several
+def test_views_need_no_other_device_and_mixing_one_neighbour(found: dict[str, Found]) -> None:
+    lesson = found["alone"].facts["student 2"]["lesson"]
+
+    # The last image of each device's share of the batch, and its label.
+    pixels = 3 * mesh_child.SIDE**2
+    assert kinds(lesson) == {"collective-permute"}
+    assert sorted(size for _, sizes in lesson for size in sizes) == [mesh_child.CLASSES, pixels]
+
+
+@slow
+@several
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_others_leave_when_a_process_is_killed(tmp_path: pathlib.Path, killed: int) -> None:
+    port = free_port()
+    outs = [tmp_path / "0", tmp_path / "1"]
+    children = [start("waiting_child", out, port, i) for i, out in enumerate(outs)]
+    try:
+        until = time.monotonic() + 100
+        while not all(out.exists() for out in outs) and time.monotonic() < until:
+            time.sleep(0.1)
+
+        children[killed].send_signal(signal.SIGKILL)
+        left = children[1 - killed]
+        said = left.communicate(timeout=60)[1]  # `waiting_child.SECONDS`, and some.
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+    assert left.returncode not in (0, -signal.SIGKILL)
+    assert "another task died" in said
+
+
+@several
+def test_a_process_that_finds_no_coordinator_says_so() -> None:
+    address = f"localhost:{free_port()}"
+
+    with pytest.raises(checks.SettingError, match=rf"Nothing answers at {address} after 0\.5"):
+        mesh.init_distributed(address, 2, 1, join_seconds=0.5)
+
+
+@several
+def test_a_coordinator_that_nobody_joins_says_so(tmp_path: pathlib.Path) -> None:
+    child = start("waiting_child", tmp_path / "0", free_port(), 0)
+
+    said = child.communicate(timeout=60)[1]
+
+    assert child.returncode == 1
+    assert re.search(r"the 2 processes of localhost:\d+ did not all come within 3 sec", said)
+    assert len(said.splitlines()) == 1
+
+
+@several
+def test_a_port_that_another_program_has_is_refused() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+
+        with pytest.raises(checks.SettingError, match=rf"Port {port} .* already in use"):
+            mesh.init_distributed(f"localhost:{port}", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1", 2, None), "set all, or none"),
+        ((None, 2, 0), "set all, or none"),
+        (("localhost", 2, 0), "must be host:port"),
+        (("localhost:70000", 2, 0), "must be host:port"),
+        (("localhost:1", 2, 2), "process must be from 0 to 1"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(checks.SettingError, match=message):
+        mesh.init_distributed(*arguments)
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What JAX is asked for, in an environment without a launcher."""
+    for name in ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "TPU_ML_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    for name in mesh._SLURM:
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
+    return asked
+
+
+def srun(tasks: int) -> dict[str, str]:
+    values = ("12", "node[1-2]", str(tasks), "1", "0")
+    return {f"SLURM_{name}": one for name, one in zip(mesh._SLURM, values, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        ({}, False),
+        (srun(2), True),
+        (srun(1), False),
+        ({"SLURM_JOB_ID": "12", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, False),  # No srun.
+        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"TPU_ML_PLATFORM": "JAX"}, True),
+    ],
+)
+def test_processes_of_a_launcher_are_joined_without_arguments(
+    joined: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    joins: bool,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    mesh.init_distributed()
+
+    assert len(joined) == joins
+    assert not any("num_processes" in options for options in joined)  # JAX finds them.
+
+
+def test_a_launcher_that_does_not_tell_the_coordinator_is_no_single_process(
+    joined: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # Of Open MPI 5.
+
+    with pytest.raises(checks.SettingError, match="OMPI_COMM_WORLD_RANK"):
+        mesh.init_distributed()
+
+
+def test_a_run_is_joined_once(
+    joined: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+
+    mesh.init_distributed("localhost:1", 2, 0)
+
+    assert joined == []
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"), [(7, "set it to 6 or 8"), (1, "set it to 2,"), (0, "set it to 2,")]
+)
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
+    size: int, nearest: str
+) -> None:
+    with pytest.raises(checks.SettingError) as error:
+        mesh.check_batch_size("config.student.batch_size", size, mesh.make_mesh())
+
+    assert "config.student.batch_size must be a multiple" in str(error.value)
+    assert f"2, got {size}" in str(error.value)
+    assert nearest in str(error.value)
+
+
+def test_a_batch_that_divides_is_accepted() -> None:
+    mesh.check_batch_size("config.student.batch_size", 6, mesh.make_mesh())
+
+
+@pytest.mark.parametrize(
+    ("shape", "piece"),
+    [
+        ((256, 128), (128, 128)),
+        ((3, 128, 256), (3, 128, 128)),
+        ((1025, 64), (1025, 32)),  # The longest does not divide.
+        ((257, 255), (257, 255)),  # None does.
+        ((127, 256), (127, 256)),  # Too small.
+        ((), ()),
+    ],
+)
+def test_fsdp_divides_the_longest_axis_that_divides(
+    shape: tuple[int, ...], piece: tuple[int, ...]
+) -> None:
+    array = np.zeros(shape, np.float32)
+
+    shardings = mesh.state_shardings(mesh.make_mesh(), {"kernel": array}, fsdp=True)
+
+    assert math.prod(shape) >= mesh.SMALLEST_DIVIDED or shape == piece
+    assert shardings["kernel"].shard_shape(shape) == piece
+
+
+def test_without_fsdp_every_device_holds_all() -> None:
+    shapes = jax.eval_shape(lambda: {"kernel": jnp.zeros((256, 256)), "step": jnp.zeros(())})
+
+    shardings = mesh.state_shardings(mesh.make_mesh(), shapes, fsdp=False)
+
+    assert all(one.is_fully_replicated for one in shardings.values())
+
+
+def test_a_step_may_donate_what_was_placed() -> None:
+    on = mesh.make_mesh()
+    mine = {"host": np.ones((256, 256), np.float32), "device": jnp.ones((256, 256))}
+
+    placed = mesh.place(mine, mesh.replicated(on))
+    jax.block_until_ready(
+        jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(placed)
+    )
+
+    for array in mine.values():
+        np.testing.assert_array_equal(array, 1.0)
+
+
+def test_what_was_placed_is_a_copy() -> None:
+    numbers = np.ones(2**16 + 16, np.float32)
+    mine = numbers[-numbers.ctypes.data % 64 // 4 :][: 2**16]  # Aligned as JAX likes to share it.
+
+    placed = mesh.place(mine, mesh.batch_sharding(mesh.make_mesh()))
+    mine[:] = 2
+
+    np.testing.assert_array_equal(placed, 1.0)
+
+
+def test_gathered_arrays_are_whole_on_every_device() -> None:
+    on = mesh.make_mesh()
+    array = np.arange(2**16, dtype=np.float32).reshape(2, -1)
+    placed = mesh.place({"kernel": array}, mesh.state_shardings(on, {"kernel": array}, fsdp=True))
+
+    whole = mesh.gather(placed, on)["kernel"]
+
+    assert placed["kernel"].addressable_shards[0].data.size == array.size // 2
+    assert whole.is_fully_replicated
+    np.testing.assert_array_equal(whole, array)

@@ -1,0 +1,37 @@
+"""One of two processes of a test: computes with the other until one of them is killed.
+
+python -m tests.train.waiting_child OUT PORT PROCESS
+"""
+
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+
+from remem_jax import checks, mesh
+
+SECONDS = 3  # To join, and that a process may be silent.
+
+
+def main(out: pathlib.Path, port: int, process: int) -> None:
+    """Joins the other; touches OUT after every step."""
+    jax.config.update("jax_num_cpu_devices", 1)
+    try:
+        mesh.init_distributed(
+            f"localhost:{port}", 2, process, join_seconds=SECONDS, heartbeat_seconds=SECONDS
+        )
+    except checks.SettingError as error:
+        sys.exit(str(error))
+    on = mesh.make_mesh()
+    numbers = mesh.place(np.ones(2, np.float32), mesh.batch_sharding(on))
+    step = jax.jit(lambda x: x * x.mean())
+    while True:
+        numbers = jax.block_until_ready(step(numbers))
+        out.touch()
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
