@@ -135,7 +135,7 @@ def partial(saved: pathlib.Path) -> pathlib.Path:
     # Orbax gives a checkpoint its name when it is whole; this is its name before.
     partial = saved / "11.orbax-checkpoint-tmp"
     shutil.copytree(saved / "10", partial)
-    shutil.rmtree(partial / "tree" / "d")
+    shutil.rmtree(partial / "d")
     return partial
 
 
