@@ -1,10 +1,25 @@
-"""Losses: logits in, mean over the batch out, no state. All in float32, all in nats."""
+"""Losses: logits in, one number for the batch out, no state. All in float32.
+
+They are in nats, except `dist`, which is made of correlations.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from remem_jax.records import Labels
+
+# (student's logits, teacher's, labels, *, temperature, weight) -> scalar; both may be traced.
+StudentLoss = Callable[..., Float[Array, ""]]
+
+# Added to the product of two norms, as in DIST's code.
+_EPSILON = 1e-8
+# Norm of what varies in a row or column whose largest entry is 1. In float32, logits of 16 that
+# are rounded vary a column of 512 by 2e-5, which is no variation; 1e-3 is well above it.
+_CONSTANT = 1e-3
 
 
 def cross_entropy(
@@ -80,3 +95,143 @@ def knowledge_distillation(
     hard = cross_entropy(student_logits, labels)
     soft = distillation(student_logits, teacher_logits, temperature)
     return (1 - weight) * hard + weight * soft
+
+
+def dist(
+    student_logits: Float[Array, "batch klass"],
+    teacher_logits: Float[Array, "batch klass"],
+    temperature: Float[Array, ""] | float,
+    *,
+    inter_weight: Float[Array, ""] | float,
+    intra_weight: Float[Array, ""] | float,
+    masked: bool,
+) -> Float[Array, ""]:
+    """How far the student's softened classes are from correlating with the teacher's.
+
+    Two terms, each T**2 * (1 - mean of Pearson's correlations of student and teacher): `inter`
+    over the rows (what an image says of the classes), `intra` over the columns (what a class says
+    of the images). A column is as long as the batch, so `intra` needs all of the global batch.
+
+    The official formula adds 1e-8 to the product of the two norms. If a class is absent from the
+    batch and the teacher is sharp, that is more than the product: the class's correlation is near
+    0 even for a student that is the teacher, and its gradient pulls that student away. With 128
+    images, 397 classes and a margin of 16 between logits it is so for most classes. And where a
+    student's column is constant, as with a head of zeros, its gradient is divided by 1e-8.
+
+    With `masked` there is no epsilon, and the teacher may be as sharp as it likes:
+
+    - Each row and column is first divided by its largest entry, in log space, so that it does not
+      underflow. A correlation does not depend on the scale, so a class that is absent counts as
+      it does in the official formula with a teacher that is less sharp. To leave it out instead
+      would lose most of the teacher in a small batch.
+    - What then varies by a norm below 1e-3 in the teacher has no correlation, and is left out of
+      the mean: one-hot columns without their class, the only image of a batch, equal logits.
+    - The student's norm counts as 1e-3 at least, which bounds the gradient. As this is the limit
+      for the teacher too, a student that is the teacher has a correlation of 1 in all that count.
+
+    Args:
+        student_logits: Unnormalised log-probabilities.
+        teacher_logits: The same for the teacher; no gradient reaches them.
+        temperature: T, above 0. May be traced.
+        inter_weight: Weight of the term over images (beta), at least 0.
+        intra_weight: Weight of the term over classes (gamma), at least 0.
+        masked: False is the official formula.
+
+    Returns:
+        inter_weight * inter + intra_weight * intra; each term is from 0 to 2 * T**2. With
+        `masked` it is 0, but for rounding, if the student's logits are the teacher's.
+
+    Source: Huang et al. 2022, https://arxiv.org/abs/2205.10536, inter-class and intra-class
+    relations; T**2 and the epsilon are in its code only.
+    """
+    student = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
+    teacher = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32) / temperature
+    teacher = jax.nn.log_softmax(teacher)
+    distance = _scaled_distance if masked else _official_distance
+    inter = distance(student, teacher, axis=1)
+    intra = distance(student, teacher, axis=0)
+    return temperature**2 * (inter_weight * inter + intra_weight * intra)
+
+
+def _official_distance(
+    student: Float[Array, "batch klass"], teacher: Float[Array, "batch klass"], *, axis: int
+) -> Float[Array, ""]:
+    """1 - mean correlation of probabilities along an axis, given their logarithms."""
+    student, teacher = _centred(jnp.exp(student), axis), _centred(jnp.exp(teacher), axis)
+    norms = _norm(student, axis) * _norm(teacher, axis)
+    return 1 - jnp.mean(jnp.sum(student * teacher, axis) / (norms + _EPSILON))
+
+
+def _scaled_distance(
+    student: Float[Array, "batch klass"], teacher: Float[Array, "batch klass"], *, axis: int
+) -> Float[Array, ""]:
+    """The same without epsilon, over those rows or columns where the teacher varies."""
+
+    def scaled(log_probs: Float[Array, "batch klass"]) -> Float[Array, "batch klass"]:
+        # A correlation does not depend on the scale: no gradient would come through it.
+        largest = jax.lax.stop_gradient(jnp.max(log_probs, axis, keepdims=True))
+        return _centred(jnp.exp(log_probs - largest), axis)
+
+    student, teacher = scaled(student), scaled(teacher)
+    teacher_norm = _norm(teacher, axis)
+    counts = teacher_norm >= _CONSTANT
+    norms = jnp.maximum(_norm(student, axis), _CONSTANT) * jnp.maximum(teacher_norm, _CONSTANT)
+    distances = 1 - jnp.sum(student * teacher, axis) / norms
+    counted = jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0)
+    return jnp.sum(jnp.where(counts, distances, 0.0)) / counted
+
+
+def _centred(x: Float[Array, "batch klass"], axis: int) -> Float[Array, "batch klass"]:
+    return x - jnp.mean(x, axis, keepdims=True)
+
+
+def _norm(x: Float[Array, "batch klass"], axis: int) -> Float[Array, " other"]:
+    """L2 norm whose gradient at 0 is 0, where that of a square root is NaN."""
+    square = jnp.sum(x**2, axis)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def dist_distillation(
+    student_logits: Float[Array, "batch klass"],
+    teacher_logits: Float[Array, "batch klass"],
+    labels: Labels,
+    *,
+    temperature: Float[Array, ""] | float,
+    weight: Float[Array, ""] | float,
+    masked: bool,
+) -> Float[Array, ""]:
+    """What a student minimises with DIST: labels, and correlation with the teacher.
+
+    Args:
+        student_logits: Unnormalised log-probabilities.
+        teacher_logits: The same for the teacher; no gradient reaches them.
+        labels: As in `cross_entropy`.
+        temperature: T of `dist`, above 0.
+        weight: That of both terms of `dist` (beta = gamma; the paper's is 1), at least 0; 0
+            leaves the labels alone.
+        masked: As in `dist`.
+
+    Returns:
+        cross_entropy + weight * (inter + intra).
+
+    Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, section 3.
+    """
+    hard = cross_entropy(student_logits, labels)
+    soft = dist(
+        student_logits,
+        teacher_logits,
+        temperature,
+        inter_weight=1.0,
+        intra_weight=1.0,
+        masked=masked,
+    )
+    return hard + weight * soft
+
+
+# A config's name of it -> what a student minimises.
+STUDENT_LOSSES: Mapping[str, StudentLoss] = {
+    "kd": knowledge_distillation,
+    "dist": functools.partial(dist_distillation, masked=False),
+    "dist_masked": functools.partial(dist_distillation, masked=True),
+}

@@ -1,13 +1,71 @@
-"""Losses, against SciPy and closed forms."""
+"""Losses, against SciPy, closed forms, and torch's automatic gradients."""
 
+import functools
+from typing import Any
+
+import hypothesis
+import hypothesis.extra.numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies
 from jaxtyping import Array, Float, Int
 from scipy import special, stats
 
-from remem_jax import losses
+from remem_jax import losses, mesh
+from tests.oracles import dist_numpy, peers
+
+MASKED = pytest.mark.parametrize("masked", [False, True])
+TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 4.0])
+
+
+@functools.partial(jax.jit, static_argnames="masked")
+def dist(
+    student: Array, teacher: Array, temperature: Float[Array, ""] | float, *, masked: bool
+) -> Float[Array, ""]:
+    """DIST with the paper's weights."""
+    return losses.dist(
+        student, teacher, temperature, inter_weight=1.0, intra_weight=1.0, masked=masked
+    )
+
+
+@functools.partial(jax.jit, static_argnames="masked")
+def dist_and_grad(
+    student: Array, teacher: Array, temperature: Float[Array, ""] | float, *, masked: bool
+) -> tuple[Float[Array, ""], Float[Array, "batch klass"]]:
+    """DIST, and its gradient by the student's logits."""
+    return jax.value_and_grad(dist)(student, teacher, temperature, masked=masked)
+
+
+def sharp_teacher(
+    rng: np.random.Generator, *, batch: int, classes: int, margin: float, noise: float
+) -> Float[Array, "batch klass"]:
+    """Logits of a teacher that is sure of one class of each image."""
+    logits = rng.normal(0, noise, (batch, classes))
+    logits[np.arange(batch), rng.integers(0, classes, batch)] += margin
+    return jnp.asarray(logits, jnp.float32)
+
+
+def torch_dist(student: Any, teacher: Any, temperature: float, *, epsilon: float) -> Any:
+    """The official formula in torch."""
+
+    def distance(a: Any, b: Any) -> Any:
+        a = a - a.mean(1, keepdim=True)
+        b = b - b.mean(1, keepdim=True)
+        return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + epsilon)).mean()
+
+    a, b = ((logits / temperature).softmax(1) for logits in (student, teacher))
+    return temperature**2 * (distance(a, b) + distance(a.T, b.T))
+
+
+def torch_value_and_grad(loss: Any, student: Array, teacher: Array) -> tuple[float, np.ndarray]:
+    """A loss in torch, and its gradient by the student's logits, in float64."""
+    torch = peers.torch()
+    leaf, fixed = (torch.tensor(np.asarray(x, np.float64)) for x in (student, teacher))
+    value = loss(leaf.requires_grad_(), fixed)
+    value.backward()
+    return value.item(), leaf.grad.numpy()
 
 
 @pytest.fixture
@@ -97,3 +155,305 @@ def test_labels_may_be_shares_of_all_classes(
     actual = losses.cross_entropy(logits[0], jnp.asarray(shares, jnp.float32), smoothing=smoothing)
 
     assert actual == pytest.approx(expected, rel=1e-5)
+
+
+@TEMPERATURES
+def test_distillation_and_its_gradient_are_those_of_torch(
+    logits: Array, temperature: float
+) -> None:
+    functional = peers.torch().nn.functional
+
+    def batchmean(student: Any, teacher: Any) -> Any:
+        softened = [functional.log_softmax(x / temperature, dim=1) for x in (student, teacher)]
+        return temperature**2 * functional.kl_div(*softened, log_target=True, reduction="batchmean")
+
+    expected, expected_grads = torch_value_and_grad(batchmean, *logits)
+
+    actual, grads = jax.value_and_grad(losses.distillation)(*logits, temperature)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-4, atol=1e-6)
+
+
+@TEMPERATURES
+@MASKED
+def test_each_term_of_dist_agrees_with_a_slow_loop(
+    rng: np.random.Generator, temperature: float, masked: bool
+) -> None:
+    student, teacher = jnp.asarray(rng.normal(0, 2, (2, 12, 7)), jnp.float32)
+    expected = dist_numpy.terms(
+        *np.asarray([student, teacher]), temperature=temperature, masked=masked
+    )
+
+    actual = [
+        losses.dist(
+            student, teacher, temperature, inter_weight=inter, intra_weight=1 - inter, masked=masked
+        )
+        for inter in (1.0, 0.0)
+    ]
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_the_weights_of_dist_weigh_its_terms(logits: Array) -> None:
+    inter, intra, both = (
+        losses.dist(*logits, temperature=2.0, inter_weight=inter, intra_weight=intra, masked=False)
+        for inter, intra in [(1.0, 0.0), (0.0, 1.0), (0.5, 3.0)]
+    )
+
+    np.testing.assert_allclose(both, 0.5 * inter + 3 * intra, rtol=1e-6)
+
+
+@TEMPERATURES
+@MASKED
+def test_dist_and_its_gradient_are_those_of_torch(
+    rng: np.random.Generator, temperature: float, masked: bool
+) -> None:
+    student, teacher = jnp.asarray(rng.normal(0, 2, (2, 12, 7)), jnp.float32)
+    expected, expected_grads = torch_value_and_grad(
+        lambda a, b: torch_dist(a, b, temperature, epsilon=0.0 if masked else 1e-8),
+        student,
+        teacher,
+    )
+
+    actual, grads = dist_and_grad(student, teacher, temperature, masked=masked)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-4, atol=1e-6)
+
+
+@MASKED
+def test_the_epsilon_of_dist_decides_just_where_it_does_officially(
+    rng: np.random.Generator, masked: bool
+) -> None:
+    # A teacher and a student so sharp that norms of columns lie on both sides of the epsilon.
+    teacher = sharp_teacher(rng, batch=32, classes=97, margin=14.0, noise=1.0)
+    student = sharp_teacher(rng, batch=32, classes=97, margin=14.0, noise=1.0)
+    expected, expected_grads = torch_value_and_grad(
+        lambda a, b: torch_dist(a, b, 1.0, epsilon=0.0 if masked else 1e-8), student, teacher
+    )
+
+    actual, grads = dist_and_grad(student, teacher, 1.0, masked=masked)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    # Rounding of logits of 16, in float32, over a norm of 1e-3 or more.
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.2])
+def test_dist_of_a_sharp_teacher_with_itself_is_zero_only_if_masked(
+    rng: np.random.Generator, noise: float
+) -> None:
+    teacher = sharp_teacher(rng, batch=128, classes=397, margin=16.0, noise=noise)
+    _, of_classes = dist_numpy.correlations(
+        *np.asarray([teacher, teacher]), temperature=1.0, masked=False
+    )
+
+    official, masked = (dist(teacher, teacher, 1.0, masked=masked) for masked in (False, True))
+
+    assert np.mean(of_classes) < 0.4
+    assert np.mean(np.asarray(of_classes) < 0.9) > 0.6
+    np.testing.assert_allclose(official, 1 - np.mean(of_classes), rtol=1e-4)
+    assert masked == pytest.approx(0.0, abs=1e-5)
+
+
+def test_only_masked_dist_leaves_a_student_that_is_its_sharp_teacher_alone(
+    rng: np.random.Generator,
+) -> None:
+    teacher = sharp_teacher(rng, batch=128, classes=397, margin=16.0, noise=1.2)
+
+    official, masked = (
+        jnp.linalg.norm(dist_and_grad(teacher, teacher, 1.0, masked=masked)[1])
+        for masked in (False, True)
+    )
+
+    assert official > 1e-3
+    assert masked < 1e-6
+
+
+def test_masked_dist_ignores_classes_of_which_the_teacher_says_the_same_for_all_images(
+    rng: np.random.Generator,
+) -> None:
+    teacher = jnp.asarray(16 * np.eye(7)[rng.integers(0, 3, 20)], jnp.float32)
+    student = jnp.asarray(rng.normal(0, 2, (20, 7)), jnp.float32)
+    _, of_classes = dist_numpy.correlations(
+        *np.asarray([student, teacher]), temperature=1.0, masked=True
+    )
+
+    actual = losses.dist(student, teacher, 1.0, inter_weight=0.0, intra_weight=1.0, masked=True)
+
+    assert len(of_classes) == 3
+    np.testing.assert_allclose(actual, 1 - np.mean(of_classes), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_masked_dist_of_a_student_with_itself_is_zero_at_any_scale(
+    logits: Array, scale: float
+) -> None:
+    value = dist(scale * logits[0], scale * logits[0], 1.0, masked=True)
+    assert value == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["one", "uniform"])
+def test_masked_dist_is_zero_where_no_correlation_is_defined(case: str, logits: Array) -> None:
+    student = logits[0, :1, :1] if case == "one" else logits[0]
+    assert dist(student, jnp.zeros_like(student), 1.0, masked=True) == 0.0
+
+
+@MASKED
+@pytest.mark.parametrize(
+    ("student_scale", "teacher_scale"),
+    [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1e4, -1e4), (1e4, 1e4), (1e30, 1.0)],
+)
+def test_gradients_of_dist_are_finite(
+    logits: Array, student_scale: float, teacher_scale: float, masked: bool
+) -> None:
+    student, teacher = student_scale * logits[0], teacher_scale * logits[0]
+
+    value, grads = dist_and_grad(student, teacher, 1.0, masked=masked)
+
+    assert np.isfinite(value)
+    assert np.isfinite(grads).all()
+
+
+def test_a_student_of_no_opinion_gets_a_bounded_gradient_only_if_masked(
+    rng: np.random.Generator,
+) -> None:
+    teacher = sharp_teacher(rng, batch=128, classes=397, margin=16.0, noise=1.0)
+    student = jnp.zeros_like(teacher)
+
+    official, masked = (
+        jnp.abs(dist_and_grad(student, teacher, 1.0, masked=masked)[1]).max()
+        for masked in (False, True)
+    )
+
+    assert official > 1e3
+    assert masked < 2e1
+
+
+@MASKED
+def test_dist_takes_bfloat16_and_computes_in_float32(logits: Array, masked: bool) -> None:
+    low = logits.astype(jnp.bfloat16)
+
+    actual = dist(*low, temperature=4.0, masked=masked)
+
+    assert actual.dtype == jnp.float32
+    assert actual == dist(*low.astype(jnp.float32), temperature=4.0, masked=masked)
+
+
+@MASKED
+def test_dist_of_a_batch_on_two_devices_is_that_of_the_whole(
+    rng: np.random.Generator, masked: bool
+) -> None:
+    student, teacher = jnp.asarray(rng.normal(0, 2, (2, 12, 7)), jnp.float32)
+    expected, expected_grads = dist_and_grad(student, teacher, 4.0, masked=masked)
+    of_halves = [dist(student[i::2], teacher[i::2], 4.0, masked=masked) for i in range(2)]
+
+    devices = mesh.make_mesh()
+    split = jax.device_put((student, teacher), mesh.batch_sharding(devices))
+    actual, grads = dist_and_grad(*split, temperature=4.0, masked=masked)
+
+    assert devices.size == 2
+    assert not split[0].is_fully_replicated
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-4, atol=1e-6)
+    assert abs(np.mean(of_halves) - expected) > 1e-2 * expected
+
+
+@MASKED
+def test_no_gradient_of_dist_reaches_the_teacher(logits: Array, masked: bool) -> None:
+    grads = jax.grad(dist, argnums=1)(*logits, 1.0, masked=masked)
+    np.testing.assert_array_equal(grads, 0.0)
+
+
+@MASKED
+@hypothesis.given(
+    logits=hypothesis.extra.numpy.arrays(
+        np.float32, (2, 4, 3), elements=strategies.floats(-200, 200, width=32)
+    ),
+    temperature=strategies.sampled_from([0.5, 1.0, 8.0]),
+)
+@hypothesis.settings(deadline=None)
+def test_dist_is_within_its_bounds(logits: np.ndarray, temperature: float, masked: bool) -> None:
+    student, teacher = jnp.asarray(logits)
+
+    value = dist(student, teacher, temperature, masked=masked)
+
+    # Rounding of a mean of four correlations, twice.
+    assert -1e-6 * temperature**2 <= value <= (4 + 1e-5) * temperature**2
+
+
+@hypothesis.given(
+    logits=hypothesis.extra.numpy.arrays(
+        np.float32, (4, 3), elements=strategies.floats(-200, 200, width=32)
+    )
+)
+@hypothesis.settings(deadline=None)
+def test_masked_dist_of_any_student_with_itself_is_zero(logits: np.ndarray) -> None:
+    student = jnp.asarray(logits)
+    assert abs(dist(student, student, 1.0, masked=True)) <= 1e-5
+
+
+@MASKED
+def test_dist_distillation_adds_dist_to_the_cross_entropy(
+    logits: Array, labels: Array, masked: bool
+) -> None:
+    student, teacher = logits
+    expected = losses.cross_entropy(student, labels) + 0.3 * dist(
+        *logits, temperature=4.0, masked=masked
+    )
+
+    actual = losses.dist_distillation(
+        student, teacher, labels, temperature=4.0, weight=0.3, masked=masked
+    )
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.STUDENT_LOSSES)
+def test_a_student_loss_of_weight_0_is_the_cross_entropy(
+    name: str, logits: Array, labels: Array
+) -> None:
+    student, teacher = logits
+    expected = jax.value_and_grad(losses.cross_entropy)(student, labels)
+
+    actual = jax.value_and_grad(losses.STUDENT_LOSSES[name])(
+        student, teacher, labels, temperature=4.0, weight=0.0
+    )
+
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.STUDENT_LOSSES)
+def test_settings_of_a_student_loss_may_be_traced(name: str, logits: Array, labels: Array) -> None:
+    student, teacher = logits
+    settings = jnp.asarray([1.0, 2.0, 4.0]), jnp.asarray([0.1, 0.5, 1.0])
+
+    def loss(temperature: Float[Array, ""] | float, weight: Float[Array, ""] | float) -> Array:
+        return losses.STUDENT_LOSSES[name](
+            student, teacher, labels, temperature=temperature, weight=weight
+        )
+
+    expected = [
+        loss(float(temperature), float(weight))
+        for temperature, weight in zip(*settings, strict=True)
+    ]
+
+    actual = jax.jit(jax.vmap(loss))(*settings)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "masked"), [("kd", None), ("dist", False), ("dist_masked", True)])
+def test_student_losses_are_found_by_name(
+    name: str, masked: bool | None, logits: Array, labels: Array
+) -> None:
+    student, teacher = logits
+    settings = {"temperature": 2.0, "weight": 0.7}
+    if masked is None:
+        expected = losses.knowledge_distillation(student, teacher, labels, **settings)
+    else:
+        expected = losses.dist_distillation(student, teacher, labels, masked=masked, **settings)
+
+    assert losses.STUDENT_LOSSES[name](student, teacher, labels, **settings) == expected
