@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.log_every = 10  # Steps.
     config.save_every = 40  # Steps; also where a stopped run goes on.
+    config.fsdp = False  # True divides parameters and momentum among the devices too.
     config.profile = False  # True traces some steps of each part into profile/.
     config.plan_only = False  # True says what the run takes of the device's memory, and ends.
     config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
@@ -55,6 +56,9 @@ def get_config() -> ConfigDict:
     config.teacher.dropout = 0.0
     config.teacher.mixup = 0.0  # Both parameters of its Beta distribution; 0 is none.
     config.teacher.rho = 0.05  # The paper's 0.5 is for networks 45 times as large.
+    # Examples that share an ascent of SAM, its m; 0 is the whole batch, -1 each device's share.
+    config.teacher.ascent_examples = 0
+    config.teacher.accumulate = 1  # Parts of a batch, one after another: less memory.
     config.teacher.mlp_weight = 0.8
     config.teacher.attention_weight = 1.0
     config.teacher.pruned_mlp = 0  # MLPs left out, from the top (Section 4 of the paper).

@@ -4,6 +4,7 @@ import logging as python_logging
 import pathlib
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -12,6 +13,11 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; to go on, name it again.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of the first of several processes, where no launcher tells."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.", lower_bound=0)
 # Shapes and types are checked when functions are called or traced; an int passes for a float.
 _TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 # Not what is called for every image, which the checks would slow down by a tenth.
@@ -42,19 +48,28 @@ def main(argv: Sequence[str]) -> None:
             f"remem_jax: unknown arguments {' '.join(argv[1:])}; settings begin with --config."
         )
     with install_import_hook(_CHECKED, _TYPECHECKER):
-        from remem_jax import checks, workflow
+        from remem_jax import checks, mesh, workflow
         from remem_jax.train.loop import NonFiniteLossError, StoppedError
 
     logging.get_absl_handler().addFilter(_is_ours)
     directory = pathlib.Path(str(_WORKDIR.value)).expanduser()
     try:
+        mesh.init_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        if not mesh.is_writer():
+            logging.set_verbosity(logging.WARNING)  # One process tells for all.
         workflow.run(_CONFIG.value, directory, stopping=_stop_on_signals())
-    except (checks.SettingError, NonFiniteLossError) as error:
-        sys.exit(f"remem_jax: {error}")
-    except StoppedError as error:
+    except StoppedError as error:  # All processes stop at the same step.
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
+    except (checks.SettingError, NonFiniteLossError) as error:
+        mesh.abandon(f"remem_jax: {error}")
+        sys.exit(f"remem_jax: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"remem_jax: stopped; the same command goes on from what {directory} holds.")
+        told = f"remem_jax: stopped; the same command goes on from what {directory} holds."
+        mesh.abandon(told)
+        sys.exit(told)
+    except Exception:
+        mesh.abandon(traceback.format_exc())
+        raise
 
 
 def _stop_on_signals() -> Callable[[], bool]:

@@ -29,8 +29,10 @@ def sam(rho: float) -> optax.GradientTransformationExtraArgs:
 
         optax.chain(sam(0.5), optax.clip_by_global_norm(1.0), optax.sgd(0.03, momentum=0.9))
 
-    The ascent direction is that of the whole batch whose gradient comes in (m = the global batch
-    in the terms of the SAM paper). A zero gradient gives no ascent, and no NaN.
+    The ascent direction is that of the gradient that comes in: in a chain the whole batch's (m =
+    the global batch in the terms of the SAM paper), and of every m examples their own where
+    `train.steps.make_supervised_step` has it as `ascent`, before the chain. A zero gradient gives
+    no ascent, and no NaN. The norm that was climbed stays in the state, for the log.
 
     Args:
         rho: Radius, at least 0; 0 leaves gradients as they are and costs nothing.

@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from remem_jax import checks, data, models
+from remem_jax import checks, data, mesh, models
 from remem_jax.models import resnet, tuning, vit
+from remem_jax.train.division import Division
 from remem_jax.weights import catalog, matching
 
 # What each method changes in config.teacher; None where there is no teacher.
@@ -19,7 +21,7 @@ METHODS: dict[str, dict[str, float] | None] = {
 }
 GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
 # What may change between two starts of one run: it changes no result.
-_FREE = ("log_every", "save_every", "differs", "profile", "plan_only")
+_FREE = ("log_every", "save_every", "differs", "profile", "plan_only", "fsdp")
 _FREE_OF_DATA = ("cache", "threads", "workers")  # Speed, and where things lie.
 
 
@@ -59,6 +61,16 @@ def check_pretrain(config: ConfigDict) -> None:
     checks.within("config.train.label_smoothing", train.label_smoothing, 0, 1)
     if config.probe.name:
         checks.one_of("config.probe.name", config.probe.name, data.NAMES)
+
+
+def check_mesh(config: ConfigDict, on: Mesh) -> None:
+    """Raises `SettingError` for the first batch that the devices cannot share."""
+    for name in ("teacher", "student", "train"):
+        if name in config:
+            batch_size = config[name].batch_size
+            mesh.check_batch_size(f"config.{name}.batch_size", batch_size, on)
+    if "teacher" in config:
+        division(config.teacher, on)
 
 
 def _check_common(config: ConfigDict) -> None:
@@ -106,7 +118,31 @@ def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.above("config.teacher.learning_rate", teacher.learning_rate, 0)
     checks.inside("config.teacher.momentum", teacher.momentum, -1e-9, 1)
     _check_optimizer("config.teacher", teacher, teacher.steps[-1])
+    checks.at_least("config.teacher.ascent_examples", teacher.ascent_examples, -1)
+    checks.at_least("config.teacher.accumulate", teacher.accumulate, 1)
+    division(teacher)
     _check_init(teacher)
+
+
+def division(teacher: ConfigDict, on: Mesh | None = None) -> Division:
+    """How the batches of `config.teacher` are divided on a mesh; None is one device.
+
+    Raises:
+        SettingError: If they cannot be.
+    """
+    devices = 1 if on is None else on.size
+    group = teacher.ascent_examples
+    if group < 0:
+        group = teacher.batch_size // devices
+    found = Division(group, teacher.accumulate, on if devices > 1 else None)
+    try:
+        found.counts(teacher.batch_size)
+    except ValueError as error:
+        raise checks.SettingError(
+            f"{error} Set config.teacher.ascent_examples, config.teacher.accumulate or "
+            "config.teacher.batch_size."
+        ) from error
+    return found
 
 
 def _check_init(teacher: ConfigDict) -> None:

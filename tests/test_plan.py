@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import quickstart
-from remem_jax import models
+from remem_jax import mesh, models
 from remem_jax.checks import SettingError
 from remem_jax.data import device
 from remem_jax.storage import logs
@@ -29,9 +29,12 @@ def run(tmp_path: pathlib.Path) -> Iterator[parts.Run]:
     config.data.image_size = 16
     config.teacher.init = str(tmp_path / "pico.npz")
     config.teacher.batch_size = config.student.batch_size = BATCH
-    dataset, feed = parts.load_data(config, config.data)
+    on = mesh.make_mesh(jax.devices()[:1])
+    dataset, feed = parts.load_data(config, config.data, on)
     with logs.RunLog(tmp_path) as log:
-        yield parts.Run(config, tmp_path, dataset, feed, log, lambda: False, compiling.Counter())
+        yield parts.Run(
+            config, tmp_path, dataset, feed, log, lambda: False, compiling.Counter(), on
+        )
 
 
 def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(

@@ -77,6 +77,10 @@ BAD: list[tuple[str, Any]] = [
     ("teacher.model", "resnet18"),
     ("teacher.variant", "B/17"),
     ("teacher.init", "nowhere.npz"),
+    ("teacher.ascent_examples", -2),
+    ("teacher.ascent_examples", 7),  # Does not divide the batch.
+    ("teacher.accumulate", 0),
+    ("teacher.accumulate", 7),
     ("teacher.steps", ()),
     ("teacher.steps", (0, 10)),
     ("teacher.steps", (50, 50)),
@@ -302,6 +306,7 @@ FREE = (
     "differs",
     "profile",
     "plan_only",
+    "fsdp",
     "data.cache",
     "data.threads",
     "data.workers",

@@ -12,6 +12,7 @@ import tqdm
 from absl import logging
 from tensorboardX import SummaryWriter
 
+from remem_jax import mesh
 from remem_jax.records import Metrics
 from remem_jax.storage import results
 
@@ -21,23 +22,29 @@ _PLAIN_SECONDS = 10.0  # Between two lines of progress where there is no termina
 class RunLog:
     """Metrics of a run as JSON lines and for TensorBoard; use it in a `with`.
 
-    A run that is killed and goes on writes some steps twice; `read` takes the last.
+    A run that is killed and goes on writes some steps twice; `read` takes the last. Where several
+    processes make one run, the first one writes.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
         """Appends to what the directory holds."""
-        self._lines = _open_for_append(directory / "metrics.jsonl")
-        self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
+        self._writes = mesh.is_writer()
+        if self._writes:
+            self._lines = _open_for_append(directory / "metrics.jsonl")
+            self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lines.close()
-        self._tensorboard.close()
+        if self._writes:
+            self._lines.close()
+            self._tensorboard.close()
 
     def write(self, part: str, step: int, metrics: Metrics) -> None:
         """Writes scalars, or lists of one value per student, of a step of a part of the run."""
+        if not self._writes:
+            return
         values = {name: np.asarray(value).tolist() for name, value in metrics.items()}
         row = {"part": part, "step": step, "time": round(time.time(), 3), **values}
         self._lines.write(json.dumps(results.finite(row), allow_nan=False) + "\n")
@@ -80,7 +87,8 @@ class Progress:
         self._name, self._first, self._steps, self._unit = name, first_step, steps, unit
         self._started = self._printed = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        self._shows = mesh.is_writer()
+        if self._shows and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 desc=name, initial=first_step, total=steps, unit=unit, dynamic_ncols=True
             )
@@ -91,7 +99,7 @@ class Progress:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._printed < _PLAIN_SECONDS and done != self._steps:
+        if not self._shows or (now - self._printed < _PLAIN_SECONDS and done != self._steps):
             return
         self._printed = now
         rate = (done - self._first) / max(now - self._started, 1e-9)

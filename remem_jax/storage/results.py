@@ -6,6 +6,7 @@ import math
 import pathlib
 from typing import Any
 
+from remem_jax import mesh
 from remem_jax.storage import files
 
 
@@ -28,6 +29,17 @@ def finite(content: Any) -> Any:
 def read(path: pathlib.Path) -> Any | None:
     """What `write` wrote, or None."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_for_all(path: pathlib.Path, content: Any) -> None:
+    """`write`, by the first of the processes that make a run."""
+    if mesh.is_writer():
+        write(path, content)
+
+
+def read_for_all(path: pathlib.Path) -> Any | None:
+    """`read`, by the first of the processes that make a run; all call it, and get the same."""
+    return json.loads(mesh.text_of_writer(json.dumps(read(path) if mesh.is_writer() else None)))
 
 
 def digest(path: pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a run: one configuration, one data set, one process at a time."""
+"""The folder of a run: one configuration, one data set, one start of it at a time."""
 
 import contextlib
 import fcntl
@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.storage import results
 
@@ -17,6 +18,8 @@ _SHOWN = 5  # Settings listed in an error.
 def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
     """Holds the folder for a configuration while the block runs.
 
+    Where several processes make one run, the first one holds it for all.
+
     Args:
         directory: Made if it is not there.
         config: Nested settings that decide the result; JSON values.
@@ -25,6 +28,9 @@ def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None
         SettingError: If the folder cannot be written, belongs to another configuration, or is
             held by another process.
     """
+    if not mesh.is_writer():
+        yield
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / "lock").open("w")
@@ -39,7 +45,8 @@ def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None
             raise SettingError(
                 f"Another process runs in {directory}; wait, or set --workdir."
             ) from None
-        _require_same(directory / _CONFIG, config, f"{directory} belongs to another config")
+        before = results.read(directory / _CONFIG)
+        _require_same(before, config, f"{directory} belongs to another config")
         yield
 
 
@@ -57,13 +64,15 @@ def begin(directory: pathlib.Path, config: Mapping[str, Any], inputs: Mapping[st
     Raises:
         SettingError: If a run that goes on would read other data or weights than before.
     """
-    _require_same(directory / _INPUTS, inputs, f"The inputs of {directory} have changed")
-    results.write(directory / _INPUTS, inputs)
-    results.write(directory / _CONFIG, config)
+    before = results.read_for_all(directory / _INPUTS)
+    _require_same(before, inputs, f"The inputs of {directory} have changed")
+    results.write_for_all(directory / _INPUTS, inputs)
+    results.write_for_all(directory / _CONFIG, config)
 
 
-def _require_same(path: pathlib.Path, content: Mapping[str, Any], complaint: str) -> None:
-    before = results.read(path)
+def _require_same(
+    before: Mapping[str, Any] | None, content: Mapping[str, Any], complaint: str
+) -> None:
     old, new = _flat(content if before is None else before), _flat(content)
     changed = [
         f"{name} was {old.get(name)}, is {new.get(name)}"

@@ -20,14 +20,15 @@ class Effects(NamedTuple):
         save: Makes the state after a step safe, so that the run can go on from there.
         milestone: Looks at the state after a milestone: evaluates it, keeps it.
         progress: Called with the number of steps done, after every step.
-        stopping: Whether the run is to stop after this step, its state made safe.
+        stopping: Called with the number of steps done, after every step: whether the run is to
+            stop there, its state made safe.
     """
 
     log: Callable[[int, Metrics], None]
     save: Callable[[int, Any], None]
     milestone: Callable[[int, Any], None]
     progress: Callable[[int], None]
-    stopping: Callable[[], bool]
+    stopping: Callable[[int], bool]
 
 
 class Schedule(NamedTuple):
@@ -96,7 +97,7 @@ def fit(
         logs = last or done % schedule.log_every == 0
         saves = last or done % schedule.save_every == 0
         looks = done in schedule.milestones
-        stops = effects.stopping() and not last
+        stops = effects.stopping(done) and not last
         saves |= stops
         if logs or saves or looks:
             # Fetching waits for the step; in between the host runs ahead of the device.

@@ -22,6 +22,7 @@ from remem_jax.records import (
     TrainApply,
     View,
 )
+from remem_jax.train.division import WHOLE, Division, Examples, Found, divided, require_divisible
 from remem_jax.train.state import State
 
 # (state, batch, frozen parameters) -> (state, metrics)
@@ -37,44 +38,77 @@ def make_supervised_step(
     key: Key,
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
+    ascent: optax.GradientTransformationExtraArgs | None = None,
+    division: Division = WHOLE,
 ) -> SupervisedStep:
     """Builds the step that fine-tunes a teacher (and pretrains one).
 
     Loss and metrics come from the clean pass, also with SAM; both passes see the same view and
-    drop the same units.
+    drop the same units. View and mixup are of the whole batch, however it is divided.
+
+    With groups of m examples S_1, ..., S_n and `ascent=optim.sam(rho)` the step goes down
+
+        1/n sum_i grad L_{S_i}(w + rho grad L_{S_i}(w) / |grad L_{S_i}(w)|),
+
+    which is plain SAM where m is the batch. It costs two passes for every m. A device holds the
+    gradient, the perturbed parameters and the sum of one group at a time, whole also where the
+    state is divided among devices. Gradients pass between devices once per step, and once more
+    for the ascent where all of the batch shares it.
 
     Args:
-        apply: The model in training mode.
+        apply: The model in training mode. What keeps batch statistics cannot be divided.
         tx: Turns gradients into updates; may ask for `grad_fn`, as `optim.sam` does.
         view: Makes model inputs of stored images.
         key: Root of the run's randomness.
         label_smoothing: See `losses.cross_entropy`.
         mixup: See `mixed_view`.
+        ascent: What the gradient of each group goes through before their mean goes through `tx`:
+            `optim.sam`. Without it nothing depends on the groups, and there are none.
+        division: How the batch is divided.
 
     Returns:
         A pure step `(state, batch, frozen) -> (state, metrics)`. The state holds the parameters
         that train, `frozen` those that do not ({} where all train): gradients, SAM's norm and
-        the optimiser see the former alone.
+        the optimiser see the former alone. Metrics are "loss"; "gradient_norm", of what goes
+        into `tx`; and with SAM "ascent_norm", the mean over the groups. Tracing it raises
+        ValueError where the batch does not divide.
+
+    Source: Foret et al. 2021, https://arxiv.org/abs/2010.01412, section 4.1 (m-sharpness);
+    Andriushchenko & Flammarion 2022, https://arxiv.org/abs/2206.06232, equation 3.
     """
 
     def step(state: State, batch: Batch, frozen: Params) -> tuple[State, Metrics]:
         view_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         images, mixed = mixed_view(view, view_key, batch, mixup)
 
-        def loss(params: Params) -> tuple[Float[Array, ""], Params]:
+        def loss(params: Params, examples: Examples) -> tuple[Float[Array, ""], Params]:
             whole = tuning.join(params, frozen)
-            logits, statistics = apply(whole, state.statistics, images, dropout_key)
-            labels = mixed(logits.shape[-1])
-            value = losses.cross_entropy(logits, labels, smoothing=label_smoothing)
+            logits, statistics = apply(whole, state.statistics, examples.images, examples.keys[0])
+            value = losses.cross_entropy(logits, examples.labels, smoothing=label_smoothing)
             return value, statistics
 
-        def grad_fn(params: Params) -> Params:
-            return jax.grad(loss, has_aux=True)(params)[0]
+        def clean(params: Params, examples: Examples) -> tuple[Params, Found]:
+            (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params, examples)
+            return grads, ({"loss": value}, statistics)
 
-        (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_fn=grad_fn)
+        gradient, parts = divided(clean, ascent, division, images.shape[0])
+        require_divisible(state, ascent, division, parts)
+        labels = batch.label
+        if mixup:  # Shares of the classes, which the model knows.
+            whole = tuning.join(state.params, frozen)
+            logits, _ = jax.eval_shape(apply, whole, state.statistics, images, dropout_key)
+            labels = mixed(logits.shape[-1])
+        examples = Examples(images, labels, jax.random.split(dropout_key, parts))
+
+        grads, (found, statistics) = gradient(state.params, examples)
+        updates, opt_state = tx.update(
+            grads,
+            state.opt_state,
+            state.params,
+            grad_fn=lambda params: gradient(params, examples)[0],
+        )
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": value, "gradient_norm": optax.tree.norm(grads)}
+        metrics = {**found, "gradient_norm": optax.tree.norm(grads)}
         ascent_norm = optim.ascent_norm(opt_state)
         if ascent_norm is not None:
             metrics["ascent_norm"] = ascent_norm

@@ -7,7 +7,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import checks, settings
+from remem_jax import checks, mesh, settings
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
 from remem_jax.workflow import parts
@@ -41,14 +41,17 @@ def run(
     check(config)
     compiling.keep(files.cache() / "compiled")
     counter = compiling.Counter()
+    on = mesh.make_mesh()
+    settings.check_mesh(config, on)
     with workdir.claimed(directory, settings.deciding(config)):
-        dataset, feed = parts.load_data(config, config.data)
+        dataset, feed = parts.load_data(config, config.data, on)
         logging.info(
-            "%s: %s images of %d classes, on %s.",
+            "%s: %s images of %d classes, on %d x %s.",
             dataset.title,
             {name: len(part.rows) for name, part in dataset.parts.items()},
             len(dataset.classes),
+            on.size,
             jax.devices()[0].device_kind,
         )
         with logs.RunLog(directory) as log:
-            work(parts.Run(config, directory, dataset, feed, log, stopping, counter))
+            work(parts.Run(config, directory, dataset, feed, log, stopping, counter, on))

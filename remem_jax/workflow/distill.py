@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from remem_jax import models, optim
+from remem_jax import mesh, models, optim
 from remem_jax.records import Apply, Key, Settings, Variables
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import lockstep, loop, state, steps
@@ -58,11 +58,12 @@ def make_classroom(run: parts.Run) -> Classroom:
         nesterov=True,
         weight_decay=settings.weight_decay,
     )
-    step = steps.make_student_step(models.train_apply(model), tx, key=dropout_key)
+    step = steps.make_student_step(run.spread(models.train_apply(model)), tx, key=dropout_key)
+    first = models.init(model, init_key, run.config.data.image_size)
     return Classroom(
-        models.init(model, init_key, run.config.data.image_size),
+        first,
         tx,
-        jax.jit(step, donate_argnums=0),
+        run.jit_step(step, lambda: state.create(first, tx)),
         parts.make_measure(run, models.evaluation_apply(model), settings.batch_size),
         view_key,
     )
@@ -92,7 +93,7 @@ def from_teachers(run: parts.Run, classroom: Classroom, teachers: Teachers) -> l
 
 def best_of(run: parts.Run, classroom: Classroom, part: str) -> Variables:
     """Variables of the best student of a group."""
-    return checkpoints.load_tree(run.workdir / part / "best", classroom.first)
+    return checkpoints.load_tree(run.workdir / part / "best", run.shapes(classroom.first))
 
 
 def grid(settings: ConfigDict) -> list[Settings]:
@@ -115,8 +116,10 @@ def no_teacher(run: parts.Run) -> Apply:
 def make_lessons(run: parts.Run, classroom: Classroom, teach: Apply) -> lockstep.TeacherPass:
     """The pass of the teachers of one method, compiled once for all their checkpoints."""
     view, mixup = run.feed.train_view, run.config.student.mixup
-    teacher_pass = lockstep.make_teacher_pass(teach, view, key=classroom.view_key, mixup=mixup)
-    return jax.jit(teacher_pass)
+    teacher_pass = lockstep.make_teacher_pass(
+        run.spread(teach), view, key=classroom.view_key, mixup=mixup
+    )
+    return jax.jit(teacher_pass, out_shardings=mesh.batch_sharding(run.mesh))
 
 
 def _train_group(
@@ -134,7 +137,7 @@ def _train_group(
         student diverged. The best one's variables are kept.
     """
     settings, folder = run.config.student, run.workdir / part
-    before = results.read(folder / "result.json")
+    before = results.read_for_all(folder / "result.json")
     if before:
         return before
     validation: list[dict[str, float]] = []
@@ -147,7 +150,7 @@ def _train_group(
     students, seconds = parts.train(
         run,
         part,
-        tuple(classroom.first_state() for _ in grid),
+        tuple(run.place(classroom.first_state()) for _ in grid),
         lockstep.make_step(lessons, teacher, classroom.step, grid),
         batch_size=settings.batch_size,
         steps=settings.steps,
@@ -168,7 +171,7 @@ def _train_group(
     best = select(records, run.dataset.metric)
     checkpoints.save_tree(folder / "best", dict(students[best["student"]].variables))
     result = results.finite({"part": part, "seconds": seconds, "students": records})
-    results.write(folder / "result.json", result)
+    results.write_for_all(folder / "result.json", result)
     checkpoints.remove(folder / parts.CHECKPOINTS)
     return result
 

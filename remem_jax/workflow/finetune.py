@@ -11,7 +11,7 @@ from remem_jax import models, optim
 from remem_jax.checks import require
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Params, Variables
-from remem_jax.settings import METHODS, check_patches, tuning_of
+from remem_jax.settings import METHODS, check_patches, division, tuning_of
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import state, steps
 from remem_jax.weights import augreg, catalog, download
@@ -128,8 +128,8 @@ def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:
     tuned = tuning_of(settings)
     params = tuned.add(variables["params"], jax.random.key(run.config.seed))
     trainable, frozen = tuning.split(params, tuned.trains)
-    # On the device once; from the host, every step would carry them over.
-    return Start(model, tuned, trainable, jax.device_put(frozen))
+    # On the devices once; from the host, every step would carry them over.
+    return Start(model, tuned, trainable, run.place(frozen))
 
 
 def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
@@ -140,25 +140,30 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
     first = start(run, pretrained, method)
     apply = evaluation_apply(first)
     measure = parts.make_measure(run, apply, settings.batch_size)
-    like = jax.eval_shape(lambda: first.trainable)
+    like = run.shapes(first.trainable)
+
+    unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(first.trainable))
 
     def load(at: int) -> Variables:
         trained = checkpoints.load_tree(folder / f"step_{at}" / "params", like)
         return {"params": first.tuned.merge(first.variables(trained)["params"])}
 
     def milestone(at: int, now: state.State) -> None:
-        params = encoder.unstack(now.params) if first.stacks else now.params
+        params = unstack(now.params) if first.stacks else now.params
         metrics = measure(first.variables(params), "validation")
         parts.log_validation(run, part, at, metrics[run.dataset.metric])
         checkpoints.save_tree(folder / f"step_{at}" / "params", params)
-        results.write(folder / f"step_{at}" / "record.json", {"step": at, "validation": metrics})
+        record = {"step": at, "validation": metrics}
+        results.write_for_all(folder / f"step_{at}" / "record.json", record)
 
-    done = results.read(folder / "result.json")
+    done = results.read_for_all(folder / "result.json")
     if done is None:
         seconds = _train(run, part, settings, first, milestone)
-        found = [results.read(folder / f"step_{at}" / "record.json") for at in settings.steps]
+        found = [
+            results.read_for_all(folder / f"step_{at}" / "record.json") for at in settings.steps
+        ]
         done = {"teachers": found, "seconds": seconds}
-        results.write(folder / "result.json", done)
+        results.write_for_all(folder / "result.json", done)
         checkpoints.remove(folder / parts.CHECKPOINTS)
     return Teachers(method, part, settings, apply, load, measure, done["teachers"], done["seconds"])
 
@@ -182,26 +187,29 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         steps=settings.steps[-1],
         warmup_steps=settings.warmup_steps,
     )
+    of_groups = settings.ascent_examples > 0 and settings.rho > 0
     tx = optim.sgd(
         schedule,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        rho=settings.rho,
+        rho=0.0 if of_groups else settings.rho,
         clip_norm=settings.clip_norm,
     )
     step = steps.make_supervised_step(
-        first.tuned.wrap(models.train_apply(first.model)),
+        run.spread(first.tuned.wrap(models.train_apply(first.model))),
         tx,
         run.feed.train_view,
         key=jax.random.key(run.config.seed),
         mixup=settings.mixup,
+        ascent=optim.sam(settings.rho) if of_groups else None,
+        division=division(settings, run.mesh),
     )
 
     def first_state() -> state.State:
         params = encoder.stack(first.trainable) if first.stacks else first.trainable
         return state.create({"params": params}, tx)
 
-    return Training(jax.jit(step, donate_argnums=0), first_state)
+    return Training(run.jit_step(step, first_state), first_state)
 
 
 def evaluation_apply(first: Start) -> Apply:
@@ -221,7 +229,7 @@ def _train(
     _, seconds = parts.train(
         run,
         part,
-        training.first_state(),
+        run.place(training.first_state()),
         # The frozen parameters are an argument: as constants they would be compiled into the step.
         functools.partial(training.step, frozen=first.frozen),
         batch_size=settings.batch_size,

@@ -11,12 +11,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import data, evaluate
+from remem_jax import data, evaluate, mesh
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.storage import checkpoints, logs
 from remem_jax.train import compiling, loop, profiling
 
 S = TypeVar("S")
+T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
 
 
@@ -31,6 +32,7 @@ class Run(NamedTuple):
         log: Writes the metrics.
         stopping: Whether the user has asked the run to stop.
         compiled: Counts what is compiled.
+        mesh: The devices, which share every batch.
     """
 
     config: ConfigDict
@@ -40,6 +42,33 @@ class Run(NamedTuple):
     log: logs.RunLog
     stopping: Callable[[], bool]
     compiled: compiling.Counter
+    mesh: jax.sharding.Mesh
+
+    def shardings(self, tree: Any) -> Any:
+        """How arrays lie on the devices: copied to all, or divided (`config.fsdp`)."""
+        return mesh.state_shardings(self.mesh, tree, fsdp=self.config.fsdp)
+
+    def place(self, tree: T) -> T:
+        """Arrays, put where `shardings` has them, as copies."""
+        return mesh.place(tree, self.shardings(tree))
+
+    def shapes(self, tree: Any) -> Any:
+        """Shapes of arrays, which lie where `shardings` has them."""
+        return mesh.shapes(tree, self.shardings(tree))
+
+    def fetch(self, tree: Any) -> Any:
+        """Arrays from the devices to the host, whole; all processes call it."""
+        return jax.device_get(mesh.gather(tree, self.mesh))
+
+    def spread(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+        """A model (in either mode) as the devices run it, whose parameters may be divided."""
+        return mesh.gathered(apply, self.mesh) if self.config.fsdp else apply
+
+    def jit_step(self, step: Callable[..., tuple[S, Metrics]], first_state: Callable[[], S]) -> Any:
+        """A step, jitted: it is given the state and leaves it where `place` puts one."""
+        shardings = self.shardings(jax.eval_shape(first_state))
+        outs = (shardings, mesh.replicated(self.mesh))
+        return jax.jit(step, donate_argnums=0, out_shardings=outs)
 
 
 class Measure(NamedTuple):
@@ -79,8 +108,10 @@ class Measure(NamedTuple):
         )
 
 
-def load_data(config: ConfigDict, settings: ConfigDict) -> tuple[data.Dataset, Feed]:
-    """The data set that `settings` (such as `config.data`) name, and its batches."""
+def load_data(
+    config: ConfigDict, settings: ConfigDict, on: jax.sharding.Mesh
+) -> tuple[data.Dataset, Feed]:
+    """The data set that `settings` (such as `config.data`) name, and its batches on the devices."""
     source = data.open_source(settings.name, path=settings.path, data_dir=settings.dir)
     names = ("input", "stored_size", "resident_gib", "cache", "threads")
     dataset = data.load(
@@ -97,6 +128,7 @@ def load_data(config: ConfigDict, settings: ConfigDict) -> tuple[data.Dataset, F
         seed=config.seed,
         threads=settings.threads,
         workers=settings.workers,
+        sharding=mesh.batch_sharding(on),
     )
     return dataset._replace(pixels=None), feed  # The feed has them.
 
@@ -138,15 +170,21 @@ def train(
 
         def after(at: int) -> None:
             progress(at)
-            if config.profile:
+            if config.profile and mesh.is_writer():
                 trace(at)
+
+        def stopping(at: int) -> bool:
+            # Several processes have to agree, which is not for every step.
+            if jax.process_count() > 1 and at % config.log_every:
+                return False
+            return mesh.any_process(run.stopping())
 
         effects = loop.Effects(
             log=lambda at, metrics: run.log.write(part, at, metrics),
             save=lambda at, state: saved.save(at, state, seconds=time.monotonic() - started),
             milestone=milestone,
             progress=after,
-            stopping=run.stopping,
+            stopping=stopping,
         )
         with contextlib.closing(run.feed.train(batch_size, done)) as batches, _advice(part):
             last = loop.fit(
@@ -196,7 +234,7 @@ def log_validation(run: Run, part: str, at: int, value: float | list[float]) -> 
 def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:
     """Builds what measures a model on a split of the run; compiled once."""
     return Measure(
-        jax.jit(evaluate.make_predict(apply, run.feed.evaluation_view)),
+        jax.jit(evaluate.make_predict(run.spread(apply), run.feed.evaluation_view)),
         jax.jit(evaluate.count, donate_argnums=0),
         lambda split: run.feed.evaluation(split, batch_size),
         len(run.dataset.classes),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
+from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.data import device
 from remem_jax.settings import METHODS
@@ -67,8 +68,8 @@ def _of_teacher(run: parts.Run, pretrained: finetune.Pretrained, method: str) ->
     settings = finetune.settings_of(run.config, method)
     first = finetune.start(run, pretrained, method)
     training = finetune.make_training(run, settings, first)
-    state = jax.eval_shape(training.first_state)
-    arguments = state, _batch(run, settings.batch_size), _shapes(first.frozen)
+    state = run.shapes(jax.eval_shape(training.first_state))
+    arguments = state, _batch(run, settings.batch_size), first.frozen
     held, running = _step(training.step, *arguments)
     return Need(f"teachers/{method}", held, running)
 
@@ -84,23 +85,26 @@ def _of_students(
     else:
         first = finetune.start(run, pretrained, method)
         apply = finetune.evaluation_apply(first)
-        teacher = jax.eval_shape(
+        merged = jax.eval_shape(
             lambda: {"params": first.tuned.merge(first.variables(first.trainable)["params"])}
         )
+        teacher = run.shapes(merged)
         students = len(distill.grid(settings))
     lessons = distill.make_lessons(run, classroom, apply)
-    one = jax.eval_shape(classroom.first_state)
+    one = run.shapes(jax.eval_shape(classroom.first_state))
     batch = _batch(run, settings.batch_size)
     step = jax.ShapeDtypeStruct((), "int32")
-    lesson = jax.eval_shape(lessons, teacher, step, batch)
+    of_lesson = jax.eval_shape(lessons, teacher, step, batch)
+    lesson = mesh.shapes(of_lesson, mesh.batch_sharding(run.mesh))
     taught, of_pass = _step(lessons, teacher, step, batch)
     _, of_step = _step(classroom.step, one, *lesson, distill.Settings(0.1, 1.0, 0.5))
-    held = taught + _bytes(lesson) + students * _bytes(one)
-    return Need(f"students/{method}", held, max(of_pass - _bytes(lesson), of_step))
+    of_lesson = mesh.device_bytes(lesson)
+    held = taught + of_lesson + students * mesh.device_bytes(one)
+    return Need(f"students/{method}", held, max(of_pass - of_lesson, of_step))
 
 
 def _step(jitted: Any, *arguments: Any) -> tuple[int, int]:
-    """Bytes of a compiled function's arguments, and of what else it takes while it runs."""
+    """Bytes, on each device, of a function's arguments and of what else it takes while it runs."""
     found = jitted.lower(*arguments).compile().memory_analysis()
     more = found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
     return found.argument_size_in_bytes, more
@@ -110,14 +114,6 @@ def _batch(run: parts.Run, batch_size: int) -> Any:
     """Shapes of a batch of training."""
     batches = run.feed.train(batch_size, 0)
     try:
-        return _shapes(next(batches))
+        return mesh.shapes(next(batches), mesh.batch_sharding(run.mesh))
     finally:
         batches.close()
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

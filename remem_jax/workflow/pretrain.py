@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from remem_jax import evaluate, models, optim
+from remem_jax import evaluate, mesh, models, optim
 from remem_jax.records import Apply, Variables
 from remem_jax.settings import deciding
 from remem_jax.storage import results, workdir
@@ -42,12 +42,15 @@ def run_pretrain(run: parts.Run) -> None:
         clip_norm=settings.clip_norm,
     )
     step = steps.make_supervised_step(
-        models.train_apply(model),
+        run.spread(models.train_apply(model)),
         tx,
         run.feed.train_view,
         key=jax.random.key(config.seed),
         label_smoothing=settings.label_smoothing,
     )
+
+    def first_state() -> state.State:
+        return state.create(random, tx)
 
     def features(variables: Variables, images: jax.Array) -> Any:
         return model.apply(variables, images, method="pre_logits")
@@ -56,8 +59,8 @@ def run_pretrain(run: parts.Run) -> None:
     last, seconds = parts.train(
         run,
         "pretrain",
-        state.create(random, tx),
-        functools.partial(jax.jit(step, donate_argnums=0), frozen={}),
+        run.place(first_state()),
+        functools.partial(run.jit_step(step, first_state), frozen={}),
         batch_size=settings.batch_size,
         steps=settings.steps,
         milestones=tuple(settings.steps * i // _MILESTONES for i in range(1, _MILESTONES + 1)),
@@ -66,8 +69,11 @@ def run_pretrain(run: parts.Run) -> None:
         ),
     )
     path = run.workdir / "pretrained.npz"
-    augreg.save(path, last.params, dtype="float16")
-    stored = augreg.load(path, model)  # What is measured is what is stored.
+    trained = run.fetch(last.params)
+    if mesh.is_writer():
+        augreg.save(path, trained, dtype="float16")
+    mesh.told_by_writer(1)  # That it is there.
+    stored = run.place(augreg.load(path, model))  # What is measured is what is stored.
     found = {
         "test": measure(stored, "test"),
         "seconds": seconds,
@@ -76,9 +82,9 @@ def run_pretrain(run: parts.Run) -> None:
     if config.probe.name:
         found["probe"] = {
             name: probe(run, features, variables)
-            for name, variables in (("pretrained", stored), ("random", random))
+            for name, variables in (("pretrained", stored), ("random", run.place(random)))
         }
-    results.write(run.workdir / "results.json", found)
+    results.write_for_all(run.workdir / "results.json", found)
     logging.info("Pretrained: %s", found)
 
 
@@ -87,15 +93,13 @@ def probe(run: parts.Run, apply: Apply, variables: Variables) -> float:
     config = run.config
     settings = config.data.copy_and_resolve_references()
     settings.update(config.probe)
-    _, feed = parts.load_data(config, settings)
-    view = feed.evaluation_view
-    features = jax.jit(lambda images: apply(variables, view(jax.random.key(0), images)))
+    _, feed = parts.load_data(config, settings, run.mesh)
+    features = jax.jit(evaluate.make_predict(run.spread(apply), feed.evaluation_view))
 
     def examples(split: str) -> tuple[np.ndarray, np.ndarray]:
         batches = feed.evaluation(split, config.train.batch_size)
-        found = [
-            (np.asarray(features(b.image))[b.mask], np.asarray(b.label)[b.mask]) for b in batches
-        ]
+        whole = [run.fetch((features(variables, b), b.label, b.mask)) for b in batches]
+        found = [(one[counts], labels[counts]) for one, labels, counts in whole]
         return np.concatenate([f for f, _ in found]), np.concatenate([y for _, y in found])
 
     return evaluate.linear_probe(examples("train"), examples("test"))

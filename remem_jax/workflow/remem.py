@@ -9,7 +9,7 @@ import jax
 from absl import logging
 
 import remem_jax
-from remem_jax import report
+from remem_jax import mesh, report
 from remem_jax.data import registry
 from remem_jax.records import Params
 from remem_jax.settings import METHODS, deciding
@@ -61,9 +61,10 @@ def run_remem(run: parts.Run) -> None:
         "init": config.teacher.init,
         "init_digest": pretrained.digest,
     }
-    results.write(run.workdir / "results.json", _results(run, outcomes, used))
-    report.write(run.workdir)
-    logging.info("Report: %s", run.workdir / "report.html")
+    if mesh.is_writer():
+        results.write(run.workdir / "results.json", _results(run, outcomes, used))
+        report.write(run.workdir)
+        logging.info("Report: %s", run.workdir / "report.html")
 
 
 def _outcome(

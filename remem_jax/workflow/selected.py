@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from remem_jax import evaluate
+from remem_jax import evaluate, mesh
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import files, results
@@ -41,19 +41,23 @@ def test(
     """
     folder = run.workdir / "selected"
     name = teachers.method if teachers else "scratch"
-    found = results.read(folder / f"{name}.json")
+    found = results.read_for_all(folder / f"{name}.json")
     if found is None:
         best = distill.best_of(run, classroom, group["part"])
         teacher = teachers and teachers.measure.model(teachers.load(group["teacher_step"]))
         student = classroom.measure(best, "test", teacher=teacher, confusion=True)
         confusion = student.pop("confusion")
-        write_confusion(folder / f"{name}_confusion.csv", confusion, run.dataset.classes)
         found = {"student": student | {"confused": most_confused(confusion, run.dataset.classes)}}
-        _save_student(run, folder / f"{name}_student.safetensors", best)
+        best = run.fetch(best)
         if teachers and teacher:
             found["teacher"] = teachers.measure(teacher.variables, "test")
-            _save_teacher(folder / f"{name}_teacher.npz", teachers, teacher.variables)
-        results.write(folder / f"{name}.json", found)
+            teacher = teacher._replace(variables=run.fetch(teacher.variables))
+        if mesh.is_writer():
+            write_confusion(folder / f"{name}_confusion.csv", confusion, run.dataset.classes)
+            _save_student(run, folder / f"{name}_student.safetensors", best)
+            if teachers and teacher:
+                _save_teacher(folder / f"{name}_teacher.npz", teachers, teacher.variables)
+            results.write(folder / f"{name}.json", found)
     return found
 
 

@@ -26,7 +26,7 @@ class Memory:
             save=lambda at, state: self.saved.append((at, state)),
             milestone=lambda at, state: self.milestones.append((at, state)),
             progress=self.progress.append,
-            stopping=lambda: len(self.progress) + 1 >= self.stop_after,
+            stopping=lambda done: done >= self.stop_after,
         )
 
 
