@@ -1,0 +1,186 @@
+"""The teacher's outputs by step, stored once for all students that learn from the same views.
+
+What is stored is a file of rows of one length, one for each step: a digest, then the array's
+bytes. The file is sparse: it has its length from the start, and takes the disk's room as rows
+are written. A digest of zeros is none: the row was not written yet.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+from numpy.typing import DTypeLike
+
+from remem_jax.checks import SettingError
+from remem_jax.storage import results
+
+_FORMAT = 1  # Of the file; raised when what is in it, or how, changes.
+_DIGEST = 16  # Bytes of a row's digest.
+
+
+class Outputs:
+    """Arrays of one shape by step, in a folder that all runs share; use it in a `with`.
+
+    What is read is bit for bit what was written, for the same facts and step, or nothing: each
+    row has a digest of its bytes and its place, which is compared whenever it is read. So a kill,
+    or a power cut, costs no more than the rows that were not on the disk.
+
+    Several runs may read and write the same file at once, without a lock. The facts decide the
+    outputs, so they write the same bytes to the same places, in whatever order. Should the bytes
+    differ after all, as those of another kind of device may in the last bits, then a row is one
+    writer's or the other's: a mixture does not fit its digest.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: pathlib.Path,
+        facts: Mapping[str, Any],
+        steps: int,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        process: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Opens what is stored for these facts, or makes room for it.
+
+        Args:
+            folder: The folder that is shared; made if it is not there.
+            facts: All that decides the outputs of a step; JSON values. Written beside them.
+            steps: Number of steps; what was stored for fewer, or more, of them is used.
+            shape: Of one step's array, as this process has it.
+            dtype: Of one step's array.
+            process: Index and number of the processes, each of which stores its own rows.
+
+        Raises:
+            SettingError: If the folder cannot be written, or its disk has not the room.
+        """
+        self._folder, self._steps = folder.absolute(), steps
+        self._shape, self._dtype = shape, np.dtype(dtype)
+        self._row = _DIGEST + math.prod(shape) * self._dtype.itemsize  # Bytes.
+        self._warned = False
+        about = {
+            "format": _FORMAT,
+            "facts": dict(facts),
+            "shape": shape,
+            "dtype": self._dtype.name,
+            "process": process,
+        }
+        self._name = results.fingerprint(about)
+        self._path = self._folder / self._name / "outputs.bin"
+        with self._told():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._require_room()
+            self._make(about)
+            self._file = os.open(self._path, os.O_RDWR)
+
+    def __enter__(self) -> "Outputs":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Nothing is flushed to the disk: what is lost before it gets there is computed again.
+        os.close(self._file)
+
+    def read(self, step: int) -> np.ndarray | None:
+        """The array of a step; None where it was not written, or is damaged: then write it."""
+        offset = self._offset(step)
+        stored, array = bytearray(_DIGEST), np.zeros(self._shape, self._dtype)
+        content = _bytes(array)
+        try:
+            # In this order: who sees a digest that `write` has written sees all of its row.
+            whole = os.preadv(self._file, [stored], offset) == _DIGEST
+            if whole and not any(stored):
+                return None
+            os.preadv(self._file, [content], offset + _DIGEST)
+        except OSError as error:
+            self._warn(f"step {step}: {error.strerror}")
+            return None
+        if stored != self._digest(step, content):
+            self._warn(f"step {step} has other bytes than were written")
+            return None
+        return array
+
+    def write(self, step: int, array: np.ndarray) -> None:
+        """Stores the array of a step, in place of what was there.
+
+        Raises:
+            ValueError: If the array is of another shape or type.
+            SettingError: If it cannot be written, as on a full disk.
+        """
+        if array.shape != self._shape or array.dtype != self._dtype:
+            raise ValueError(
+                f"Outputs of step {step} must be {self._dtype.name} {self._shape}, got "
+                f"{array.dtype.name} {array.shape}."
+            )
+        offset, content = self._offset(step), _bytes(array)
+        with self._told():  # A memory map would end the process where the disk is full.
+            _write_whole(self._file, content, offset + _DIGEST)
+            _write_whole(self._file, memoryview(self._digest(step, content)), offset)
+
+    def _offset(self, step: int) -> int:
+        if not 0 <= step < self._steps:
+            raise ValueError(f"Steps are from 0 to {self._steps - 1}, got {step}.")
+        return step * self._row
+
+    def _digest(self, step: int, content: memoryview) -> bytes:
+        """Of the place too: a row that was copied to another place does not fit."""
+        found = hashlib.sha256(f"{self._name} {step} ".encode())
+        found.update(content)
+        return found.digest()[:_DIGEST]
+
+    def _require_room(self) -> None:
+        taken = self._path.stat().st_blocks * 512 if self._path.exists() else 0
+        needed, free = self._steps * self._row - taken, shutil.disk_usage(self._folder).free
+        if needed > free:
+            sizes = f"{needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} MiB are free"
+            raise OSError(errno.ENOSPC, sizes)
+
+    def _make(self, about: Mapping[str, Any]) -> None:
+        """Makes the file, or makes it longer; runs that start at once wait for each other here."""
+        self._path.parent.mkdir(exist_ok=True)
+        written = self._path.with_name("facts.json")
+        with self._path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # A kill frees it.
+            size = os.fstat(file.fileno()).st_size
+            if written.exists() and (size == 0 or size % self._row):
+                self._warn(f"it has {size} bytes, not rows of {self._row}")
+            file.truncate(max(self._steps, math.ceil(size / self._row)) * self._row)
+            if not written.exists():  # Last: without them, an empty file is not yet damaged.
+                results.write(written, about)
+
+    def _warn(self, damage: str) -> None:
+        if not self._warned:
+            logging.warning("%s is damaged (%s); what is lost is made again.", self._path, damage)
+        self._warned = True
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns errors of the system into one for the user."""
+        try:
+            yield
+        except OSError as error:
+            raise SettingError(
+                f"The teacher's outputs could not be stored in {self._folder} ({error.strerror}): "
+                "set config.student.store_outputs to False, or REMEM_CACHE to a folder with more "
+                "room that can be written."
+            ) from error
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """The bytes of an array; not a copy, unless its order is another."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _write_whole(file: int, content: memoryview, offset: int) -> None:
+    """Writes all bytes; where the disk is full, the first write stops short and the next fails."""
+    while content:
+        done = os.pwrite(file, content, offset)
+        content, offset = content[done:], offset + done
