@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.log_every = 10  # Steps.
     config.save_every = 40  # Steps; also where a stopped run goes on.
+    config.retries = 0  # Of a teacher whose loss is no number any more, each at half of the rate.
     config.fsdp = False  # True divides parameters and momentum among the devices too.
     config.profile = False  # True traces some steps of each part into profile/.
     config.plan_only = False  # True says what the run takes of the device's memory, and ends.
@@ -83,13 +84,16 @@ def get_config() -> ConfigDict:
     config.student = ConfigDict()
     config.student.model = "resnet18"
     config.student.stem = "imagenet"  # Fast at 32 pixels; "small" is slower and stronger.
-    config.student.loss = "kd"
+    config.student.losses = ("kd",)  # Or "dist", "dist_masked"; each is as many students more.
     config.student.mixup = 0.0  # The same; student and teacher see one mixture.
     config.student.steps = 80
     config.student.batch_size = 64
     config.student.learning_rates = (0.05, 0.1)
     config.student.temperatures = (4.0,)
     config.student.weights = (0.5,)
+    config.student.seeds = (0,)  # Added to the run's: first parameters, and what is dropped.
+    config.student.group = 0  # Students that are trained at once; 0 is as many as fit.
+    config.student.store_outputs = False  # True keeps teachers' answers for other students.
     config.student.warmup_steps = 10
     config.student.momentum = 0.9
     config.student.weight_decay = 1e-4

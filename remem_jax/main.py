@@ -1,12 +1,17 @@
 """Flags only: reads a config and runs its workflow, which checks it whole first."""
 
+import signal
+
+if __name__ == "__main__":  # Importing takes seconds; until signals are heard, they end it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import logging as python_logging
 import pathlib
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags, logging
 from jaxtyping import install_import_hook
 from ml_collections import config_flags
@@ -48,8 +53,8 @@ def main(argv: Sequence[str]) -> None:
             f"remem_jax: unknown arguments {' '.join(argv[1:])}; settings begin with --config."
         )
     with install_import_hook(_CHECKED, _TYPECHECKER):
-        from remem_jax import checks, mesh, workflow
-        from remem_jax.train.loop import NonFiniteLossError, StoppedError
+        from remem_jax import mesh, workflow
+        from remem_jax.train.loop import StoppedError
 
     logging.get_absl_handler().addFilter(_is_ours)
     directory = pathlib.Path(str(_WORKDIR.value)).expanduser()
@@ -60,16 +65,38 @@ def main(argv: Sequence[str]) -> None:
         workflow.run(_CONFIG.value, directory, stopping=_stop_on_signals())
     except StoppedError as error:  # All processes stop at the same step.
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
-    except (checks.SettingError, NonFiniteLossError) as error:
-        mesh.abandon(f"remem_jax: {error}")
-        sys.exit(f"remem_jax: {error}")
-    except KeyboardInterrupt:
-        told = f"remem_jax: stopped; the same command goes on from what {directory} holds."
-        mesh.abandon(told)
+    except (Exception, KeyboardInterrupt) as error:
+        told = _message(error, directory)
+        mesh.abandon(told or traceback.format_exc())
+        if told is None:
+            raise
         sys.exit(told)
-    except Exception:
-        mesh.abandon(traceback.format_exc())
-        raise
+
+
+def _message(error: BaseException, directory: pathlib.Path) -> str | None:
+    """What a user is told in one line; None of an error that is our own."""
+    from remem_jax.checks import SettingError
+    from remem_jax.train.loop import NonFiniteLossError
+
+    goes_on = f"the same command goes on from what {directory} holds"
+    if isinstance(error, SettingError | NonFiniteLossError):
+        return f"remem_jax: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return f"remem_jax: stopped; {goes_on}."
+    several = (_PROCESSES.value or jax.process_count()) > 1
+    if several and isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
+        reason = str(error).strip().partition("\n")[0][:200]
+        return (
+            f"remem_jax: another process of this run has ended ({reason}): start all of them "
+            f"again; {goes_on}."
+        )
+    if isinstance(error, OSError):
+        path = error.filename or directory
+        return (
+            f"remem_jax: {path} cannot be used ({error.strerror or error}): make room there, or "
+            f"mend it; {goes_on}."
+        )
+    return None
 
 
 def _stop_on_signals() -> Callable[[], bool]:
@@ -108,10 +135,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def _is_ours(record: python_logging.LogRecord) -> bool:
     """Whether a log record is for the user: our own, or what a library warns of.
 
-    TFDS warns of a data set that is not prepared; our error says the same and what to do.
+    TFDS warns of a data set that is not prepared, and orbax of what it cannot write; our errors
+    say the same and what to do.
     """
     if "tensorflow_datasets" in record.pathname:
         return record.levelno >= python_logging.ERROR
+    if "orbax" in record.pathname:
+        return record.levelno >= python_logging.CRITICAL
     return record.levelno > python_logging.INFO or "remem_jax" in record.pathname
 
 

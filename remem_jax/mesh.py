@@ -134,9 +134,17 @@ def gathered(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """
 
     def whole(params: Any, *rest: Any) -> Any:
+        if jax.sharding.get_abstract_mesh().manual_axes:  # In a shard_map, which was given them so.
+            return apply(params, *rest)
         return apply(jax.lax.with_sharding_constraint(params, replicated(mesh)), *rest)
 
     return whole
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of an array, divided by its first axis, that this process's devices hold."""
+    pieces = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:

@@ -64,9 +64,11 @@ class Settings(NamedTuple):
     Attributes:
         learning_rate: Peak of the schedule.
         temperature: T of the distillation loss.
-        weight: Share of the distillation loss; the labels get the rest.
+        weight: Of the distillation loss; see `losses.STUDENT_LOSSES`.
+        seed: Of what a student draws for itself: its first parameters, and what it drops.
     """
 
     learning_rate: Float[Array, ""] | float
     temperature: Float[Array, ""] | float
     weight: Float[Array, ""] | float
+    seed: Int[Array, ""] | int

@@ -6,7 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from remem_jax import checks, data, mesh, models
+from remem_jax import checks, data, losses, mesh, models
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.train.division import Division
 from remem_jax.weights import catalog, matching
@@ -21,16 +21,19 @@ METHODS: dict[str, dict[str, float] | None] = {
 }
 GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
 # What may change between two starts of one run: it changes no result.
-_FREE = ("log_every", "save_every", "differs", "profile", "plan_only", "fsdp")
-_FREE_OF_DATA = ("cache", "threads", "workers")  # Speed, and where things lie.
+_FREE = ("log_every", "save_every", "differs", "profile", "plan_only", "fsdp", "retries")
+_FREE_OF = {  # Speed, and where things lie.
+    "data": ("cache", "threads", "workers"),
+    "student": ("group", "store_outputs"),
+}
 
 
 def deciding(config: ConfigDict) -> dict[str, Any]:
     """The settings that decide a run's result, as plain JSON values."""
     plain = json.loads(config.to_json_best_effort())
-    plain["data"] = {
-        name: value for name, value in plain["data"].items() if name not in _FREE_OF_DATA
-    }
+    for group, free in _FREE_OF.items():
+        for name in free:
+            plain.get(group, {}).pop(name, None)
     return {name: value for name, value in plain.items() if name not in _FREE}
 
 
@@ -77,6 +80,7 @@ def _check_common(config: ConfigDict) -> None:
     settings = config.data
     checks.at_least("config.log_every", config.log_every, 1)
     checks.at_least("config.save_every", config.save_every, 1)
+    checks.at_least("config.retries", config.get("retries", 0), 0)
     checks.at_least("config.seed", config.seed, 0)
     checks.one_of("config.data.name", settings.name, data.NAMES)
     checks.at_least("config.data.image_size", settings.image_size, 1)
@@ -168,16 +172,21 @@ def _check_init(teacher: ConfigDict) -> None:
 def _check_student(student: ConfigDict) -> None:
     checks.one_of("config.student.model", student.model, models.STUDENTS)
     checks.one_of("config.student.stem", student.stem, resnet.STEMS)
-    checks.one_of("config.student.loss", student.loss, ("kd",))
+    checks.at_least("config.student.group", student.group, 0)
+    for loss in student.losses:
+        checks.one_of("config.student.losses", loss, losses.STUDENT_LOSSES)
+    for seed in student.seeds:
+        checks.at_least("config.student.seeds", seed, 0)
     checks.at_least("config.student.mixup", student.mixup, 0)
     checks.at_least("config.student.steps", student.steps, 1)
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)
     _check_optimizer("config.student", student, student.steps)
     checks.inside("config.student.momentum", student.momentum, -1e-9, 1)
-    for name in ("learning_rates", "temperatures", "weights"):
+    for name in ("losses", "seeds", "learning_rates", "temperatures", "weights"):
         values = student[name]
         checks.require(len(values) > 0, f"config.student.{name} must hold at least one value.")
-        for value in values:
+    for name in ("learning_rates", "temperatures", "weights"):
+        for value in student[name]:
             if name == "weights":
                 checks.within(f"config.student.{name}", value, 0, 1)
             else:

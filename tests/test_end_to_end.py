@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,29 +51,36 @@ class Job:
         changes = [f"--config.{name}={value}" for name, value in settings.items()]
         self._command = [*command, f"--workdir={workdir}", *changes]
         self._environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "REMEM_CACHE": str(scratch / "cache"),
         }
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *flags: str, **environment: str) -> subprocess.Popen[str]:
         """Starts the command."""
         return subprocess.Popen(
-            self._command, cwd=ROOT, env=self._environment, text=True, stderr=subprocess.PIPE
+            [*self._command, *flags],
+            cwd=ROOT,
+            env=self._environment | environment,
+            text=True,
+            stderr=subprocess.PIPE,
         )
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, *flags: str, **environment: str) -> dict[str, Any]:
         """Runs the command to its end; the results."""
-        process = self.start()
+        process = self.start(*flags, **environment)
         _, log = process.communicate()
         assert process.returncode == 0, log
         return json.loads((self.workdir / "results.json").read_text())
 
-    def kill_when(self, part: str) -> None:
-        """Starts the command, and kills it at the first checkpoint of a part of the run."""
-        process = self.start()
+    def saves(self, part: str, process: subprocess.Popen[str]) -> None:
+        """Waits for the first checkpoint of a part of the run."""
         first = self.workdir / part / "checkpoints" / "10"
         while process.poll() is None and not first.is_dir():
             time.sleep(0.002)
+
+    def kill_when(self, part: str, *flags: str) -> None:
+        """Starts the command, and kills it at the first checkpoint of a part of the run."""
+        process = self.start(*flags)
+        self.saves(part, process)
         process.send_signal(signal.SIGKILL)
         _, log = process.communicate()
         assert process.returncode == -signal.SIGKILL, log
@@ -145,11 +153,15 @@ def test_the_report_is_written(undisturbed: Job) -> None:
 def test_a_killed_run_comes_to_the_same_results(job: Callable[..., Job], undisturbed: Job) -> None:
     killed = job("killed")
     killed.kill_when("teachers/remem")
-    killed.kill_when("students/remem/step_120")
+    # One student at a time, the second from the answers that the first one's teacher gave.
+    apart = ("--config.student.group=1", "--config.student.store_outputs")
+    killed.kill_when("students/remem/step_120/students_1_to_1", *apart)
 
-    found = killed.finish()
+    found = killed.finish(*apart)
 
     expected = results(undisturbed)
+    for row in (*found["methods"], *expected["methods"]):
+        row.pop("group")
     for field in ("methods", "teachers", "students", "data", "models"):
         assert found[field] == expected[field]
 
@@ -175,6 +187,46 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
 def test_a_finished_run_is_not_done_again(job: Callable[..., Job], undisturbed: Job) -> None:
     before = results(undisturbed)
     assert undisturbed.finish() == before
+
+
+TWO = {
+    "methods": "('remem',)",
+    "teacher.steps": "(20,)",
+    "teacher.warmup_steps": 5,
+    "teacher.ascent_examples": -1,
+    "student.learning_rates": "(0.05,)",
+    "student.losses": "('dist',)",
+    "student.evaluations": 1,
+}
+
+
+@pytest.mark.enable_socket  # Processes talk to each other.
+def test_two_processes_come_to_the_results_of_one_with_two_devices_also_if_one_is_killed(
+    job: Callable[..., Job],
+) -> None:
+    alone, several = job("two_devices", **TWO), job("two_processes", **TWO)
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    flags = [(f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}") for i in (0, 1)]
+    first, second = (several.start(*own) for own in flags)
+    several.saves("teachers/remem", first)
+    second.kill()
+
+    _, told = first.communicate(timeout=200)
+    second.communicate()
+    assert first.returncode not in (0, None)
+    assert "another process of this run has ended" in told, told
+
+    second = several.start(*flags[1], "--config.fsdp")
+    results_of_two = several.finish(*flags[0], "--config.fsdp")
+    second.communicate(timeout=200)
+    assert second.returncode == 0
+    results_of_one = alone.finish(JAX_NUM_CPU_DEVICES="2")
+    assert results_of_two["device"]["count"] == results_of_one["device"]["count"] == 2
+    for field in ("teachers", "students"):
+        for one, two in zip(results_of_one[field], results_of_two[field], strict=True):
+            assert two["validation"] == pytest.approx(one["validation"], rel=1e-3, abs=0.01)
 
 
 LORA = {

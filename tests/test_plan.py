@@ -13,7 +13,8 @@ from remem_jax.data import device
 from remem_jax.storage import logs
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
-from remem_jax.workflow import distill, finetune, parts, plan
+from remem_jax.workflow import classroom as classrooms
+from remem_jax.workflow import finetune, parts, plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 BATCH = 8
@@ -40,7 +41,7 @@ def run(tmp_path: pathlib.Path) -> Iterator[parts.Run]:
 def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     run: parts.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretrained, classroom = finetune.read_pretrained(run), distill.make_classroom(run)
+    pretrained, classroom = finetune.read_pretrained(run), classrooms.make(run)
 
     teacher, students = plan.show(run, pretrained, classroom)
 
@@ -49,12 +50,20 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
         leaf.nbytes
         for leaf in jax.tree.leaves(finetune.start(run, pretrained, "finetune").trainable)
     )
-    assert teacher.held == pytest.approx(2 * params + BATCH * 192, rel=1e-3)
-    student = sum(leaf.nbytes for leaf in jax.tree.leaves(classroom.first["params"]))
-    assert students.held == pytest.approx(2 * 2 * student + params, rel=0.02)  # And statistics.
+    assert teacher.at_rest == pytest.approx(2 * params + BATCH * 192, rel=1e-3)
+    student = sum(leaf.nbytes for leaf in jax.tree.leaves(classroom.first(0)["params"]))
+    assert students.at_rest == pytest.approx(2 * 2 * student + params, rel=0.02)  # And statistics.
     assert min(teacher.running, students.running) > 0
+    assert students.models == 2
     assert run.dataset.resident_bytes == 1797 * 192
 
-    monkeypatch.setattr(device, "memory", lambda: students.held)
+    # As many students at once as fit; no run where not one does, or fewer than are asked for.
+    monkeypatch.setattr(device, "memory", lambda: students.at_rest)
+    assert [need.models for need in plan.show(run, pretrained, classroom)] == [1, 1]
+    run.config.student.group = 2
     with pytest.raises(SettingError, match=r"students/finetune and the data set take.*batch_size"):
+        plan.show(run, pretrained, classroom)
+    run.config.student.group = 0
+    monkeypatch.setattr(device, "memory", lambda: students.held)
+    with pytest.raises(SettingError, match=r"A student of students/finetune does not fit"):
         plan.show(run, pretrained, classroom)

@@ -61,9 +61,14 @@ def records(results: Mapping[str, Any]) -> dict[str, Record]:
     """The paper's cells for the methods of a run, by method; none off the official data set."""
     if results["data"]["official"] is not True:
         return {}
-    student, loss, dataset = _case(results)
+    student, _, dataset = _case(results)
     found = {
-        row["method"]: lookup(student=student, loss=loss, dataset=dataset, method=row["method"])
+        row["method"]: lookup(
+            student=student,
+            loss=row["selected"]["loss"] or "",
+            dataset=dataset,
+            method=row["method"],
+        )
         for row in results["methods"]
     }
     return {method: record for method, record in found.items() if record is not None}
@@ -97,5 +102,5 @@ def note(results: Mapping[str, Any]) -> str:
 
 
 def _case(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    loss = results["config"].get("student", {}).get("loss", "kd")
-    return results["models"]["student"], loss, results["data"]["name"]
+    losses = results["config"].get("student", {}).get("losses", ("kd",))
+    return results["models"]["student"], " and ".join(losses), results["data"]["name"]

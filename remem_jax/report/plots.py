@@ -175,7 +175,9 @@ def _student_curves(
         return [
             Curve(
                 row["method"],
-                _series(rows, _part(row), name, member=row["selected"]["student"], scale=scale),
+                _series(
+                    rows, row["group"]["part"], name, member=row["group"]["member"], scale=scale
+                ),
             )
             for row in results["methods"]
         ]
@@ -205,12 +207,6 @@ def _ascent_norms(results: tables.Results, rows: Sequence[Mapping[str, Any]]) ->
         "Norm",
         [Curve(name, _series(rows, f"teachers/{name}", "ascent_norm")) for name in ascending],
     )
-
-
-def _part(row: Mapping[str, Any]) -> str:
-    """Part of the run in which the selected student of a method was trained."""
-    step = row["selected"]["teacher_step"]
-    return f"students/{row['method']}" + ("" if step is None else f"/step_{step}")
 
 
 def _series(

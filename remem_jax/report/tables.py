@@ -76,7 +76,7 @@ def comparison(results: Results) -> Table:
     published = paper.records(results)
     beside = ("Paper: student", "Paper: teacher") if published else ()
     measured = ("Student, test", "Teacher, test", "Student, validation", "Teacher, validation")
-    chosen = ("Teacher's step", "Learning rate", "Temperature", "Weight", "rho", "alpha", "beta")
+    chosen = ("Teacher's step", *_student_heads(results), "rho", "alpha", "beta")
     rows = []
     for row in results["methods"]:
         cells = [method_title(row["method"])]
@@ -85,7 +85,7 @@ def comparison(results: Results) -> Table:
             cells += [_measured(row["teacher"], split, metric)]
         if published:
             cells += _published(published.get(row["method"]))
-        rows.append((*cells, *_chosen(row)))
+        rows.append((*cells, *_chosen(row, _student_names(results))))
     return Table("Results", ("Method", *measured, *beside, *chosen), tuple(rows))
 
 
@@ -99,11 +99,38 @@ def _published(record: paper.Record | None) -> list[str]:
     return [f"{record.student:.1f}", f"{record.teacher:.1f}"]
 
 
-def _chosen(row: Mapping[str, Any]) -> list[str]:
+def _chosen(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     selected, teacher = row["selected"], row["teacher_settings"] or {}
-    values = [selected[name] for name in ("teacher_step", "learning_rate", "temperature", "weight")]
+    values = [selected[name] for name in ("teacher_step", *names)]
     values += [teacher.get(name) for name in ("rho", "mlp_weight", "attention_weight")]
-    return [number(value) for value in values]
+    return [_cell(value) for value in values]
+
+
+# What tells students apart; loss and seed are shown where there are several.
+_STUDENTS = {
+    "loss": "Distillation",
+    "learning_rate": "Learning rate",
+    "temperature": "Temperature",
+    "weight": "Weight",
+    "seed": "Seed",
+}
+
+
+def _student_names(results: Results) -> list[str]:
+    tried = {"loss": set(), "seed": set()}
+    for row in results["students"]:
+        for name, values in tried.items():
+            if row[name] is not None:  # From scratch there is no distillation.
+                values.add(row[name])
+    return [name for name in _STUDENTS if name not in tried or len(tried[name]) > 1]
+
+
+def _student_heads(results: Results) -> list[str]:
+    return [_STUDENTS[name] for name in _student_names(results)]
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else number(value)
 
 
 def details(results: Results) -> Table:
@@ -165,16 +192,17 @@ def students(results: Results) -> Table:
             return place, method, True, 0.0
         return place, method, False, -float(share)
 
-    rows = [_student(row, names) for row in sorted(results["students"], key=rank)]
-    heads = ("Method", "Teacher's step", "Student", "Learning rate", "Temperature", "Weight")
+    own = _student_names(results)
+    rows = [_student(row, own, names) for row in sorted(results["students"], key=rank)]
+    heads = ("Method", "Teacher's step", "Student", *_student_heads(results))
     return Table("All students, on validation", (*heads, *columns, "Diverged"), tuple(rows))
 
 
-def _student(row: Mapping[str, Any], metrics: Sequence[str]) -> tuple[str, ...]:
-    names = ("teacher_step", "student", "learning_rate", "temperature", "weight")
+def _student(row: Mapping[str, Any], own: Sequence[str], metrics: Sequence[str]) -> tuple[str, ...]:
+    names = ("teacher_step", "student", *own)
     return (
         method_title(row["method"]),
-        *(number(row[name]) for name in names),
+        *(_cell(row[name]) for name in names),
         *_metrics(row["validation"], metrics),
         "diverged" if row["diverged"] else "",
     )

@@ -70,6 +70,9 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+            self._finisher.shutdown(wait=False)  # Another process has ended; this one is about to.
+            return
         try:
             if error is None:
                 self.wait()
@@ -288,6 +291,8 @@ def _told(directory: pathlib.Path, outcome: Callable[[], str] | None = None) -> 
     """Turns errors of writing, as orbax has them, into one for the user."""
     try:
         yield
+    except TimeoutError:
+        raise  # Of another process that has ended.
     except (OSError, ValueError) as error:
         then = outcome() if outcome else "The same command goes on from what is safe."
         raise SettingError(

@@ -1,7 +1,9 @@
 """Metrics and progress: the only writers of them."""
 
+import contextlib
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -10,7 +12,9 @@ from typing import Any, TextIO
 import numpy as np
 import tqdm
 from absl import logging
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 from remem_jax import mesh
 from remem_jax.records import Metrics
@@ -31,15 +35,21 @@ class RunLog:
         self._writes = mesh.is_writer()
         if self._writes:
             self._lines = _open_for_append(directory / "metrics.jsonl")
-            self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
+            events = directory / "tensorboard"
+            events.mkdir(exist_ok=True)
+            # Without the thread of SummaryWriter, which would end unseen on a full disk; its queue
+            # then fills, and the run hangs.
+            self._events = EventsWriter(str(events / "events"), f".{os.getpid()}")
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._writes:
-            self._lines.close()
-            self._tensorboard.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # What could not be written is still there to be written, and fails again.
+        with contextlib.suppress(*((OSError,) if kind else ())):
+            if self._writes:
+                self._lines.close()
+                self._events.close()
 
     def write(self, part: str, step: int, metrics: Metrics) -> None:
         """Writes scalars, or lists of one value per student, of a step of a part of the run."""
@@ -53,7 +63,13 @@ class RunLog:
             members = value if isinstance(value, list) else [value]
             for i, member in enumerate(members):
                 suffix = f"/{i}" if isinstance(value, list) else ""
-                self._tensorboard.add_scalar(f"{part}/{name}{suffix}", member, step)
+                event = event_pb2.Event(
+                    wall_time=time.time(),
+                    step=step,
+                    summary=summary.scalar(f"{part}/{name}{suffix}", member),
+                )
+                self._events.write_event(event)
+        self._events.flush()
 
 
 def _open_for_append(path: pathlib.Path) -> TextIO:

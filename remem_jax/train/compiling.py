@@ -1,6 +1,7 @@
 """Compiling: what is compiled is kept on disk for the next start, and counted for the log."""
 
 import pathlib
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jax import monitoring
 _HIT = "/jax/compilation_cache/cache_hits"
 _MISS = "/jax/compilation_cache/cache_misses"
 _SECONDS = "/jax/core/compile/backend_compile_duration"
+_ZLIB = b"\x78"  # How what it has compressed begins.
 
 
 class Compiled(NamedTuple):
@@ -54,7 +56,34 @@ def keep(folder: pathlib.Path) -> None:
     """Keeps what is compiled in a folder, unless the user has named another (JAX's own setting)."""
     named = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if named is None:
+        _remove_cut(folder)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # A run has many small functions, and one start after another: all are worth it.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _remove_cut(folder: pathlib.Path) -> None:
+    """Removes what a kill or a full disk has cut short; JAX would warn of it at every start.
+
+    JAX writes to the files themselves, and never over one that is there. Only what is new since
+    the last start is looked at.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    looked = folder / "looked"
+    since = looked.stat().st_mtime if looked.exists() else 0.0
+    for path in folder.glob("*-cache"):
+        if path.stat().st_mtime >= since and _is_cut(path):
+            path.unlink(missing_ok=True)
+    looked.touch()
+
+
+def _is_cut(path: pathlib.Path) -> bool:
+    content = path.read_bytes()
+    if content and not content.startswith(_ZLIB):
+        return False  # Compressed by a library that is not needed otherwise.
+    try:
+        zlib.decompress(content)
+    except zlib.error:
+        return True
+    return False

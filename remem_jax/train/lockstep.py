@@ -1,88 +1,99 @@
 """Many students on one teacher pass.
 
-The teacher runs once per batch; then one compiled student step is called once per student, with
-the images and the teacher's logits already on the device and the student's settings as traced
-values. Students trained together equal students trained alone. (vmap over the students would
-turn their convolutions into grouped ones, which are 2 to 25 times slower.)
+The images are cropped and mixed once per batch, and the teacher answers once; then one compiled
+student step is called once per student, with images and answers already on the device and the
+student's settings as traced values. Students trained together equal students trained alone,
+whatever their losses and seeds. (vmap over the students would turn their convolutions into grouped
+ones, which are 2 to 25 times slower.)
+
+View and answer are two compiled functions: compiled together, XLA may round the images otherwise,
+and students that learn from answers that were stored would not be the same to the last bit.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from remem_jax.records import Apply, Batch, Key, Labels, Metrics, Settings, Variables, View
+from remem_jax.records import Batch, Key, Labels, Metrics, Settings, View
 from remem_jax.train.state import State
 from remem_jax.train.steps import StudentStep, mixed_view
 
 States = tuple[State, ...]
 
 
-class Lesson(NamedTuple):
-    """What all students of a step learn from.
+class Seen(NamedTuple):
+    """What teacher and students see of a batch.
 
     Attributes:
         images: As the models take them.
         labels: Indices of the classes, or shares of them where images are mixed.
-        teacher_logits: The teacher's answers to the same images.
     """
 
     images: Float[Array, "batch height width channel"]
     labels: Labels
-    teacher_logits: Float[Array, "batch klass"]
 
 
-TeacherPass = Callable[[Variables, Int[Array, ""], Batch], Lesson]
+Number = Int[Array, ""] | np.int32  # Of a step.
+ViewPass = Callable[[Number, Batch], Seen]
+Teach = Callable[[int, Array], Array]  # (number of the step, images) -> logits
 
 
-def make_teacher_pass(apply: Apply, view: View, *, key: Key, mixup: float = 0.0) -> TeacherPass:
-    """Builds the pass that makes a lesson of a batch.
+def make_view_pass(view: View, *, classes: int, key: Key, mixup: float = 0.0) -> ViewPass:
+    """Builds the pass that makes of a batch what all models see of it.
 
     Args:
-        apply: The teacher in evaluation mode; see `no_teacher` for training from scratch.
-        view: Makes model inputs of stored images, the same for teacher and students.
+        view: Makes model inputs of stored images.
+        classes: Number of classes.
         key: Root of the run's randomness.
         mixup: See `steps.mixed_view`; teacher and students see the same mixtures.
 
     Returns:
-        A pure function `(teacher variables, step, batch) -> lesson`.
+        A pure function `(step, batch) -> seen`.
     """
 
-    def teacher_pass(variables: Variables, step: Int[Array, ""], batch: Batch) -> Lesson:
+    def view_pass(step: Number, batch: Batch) -> Seen:
         images, labels = mixed_view(view, jax.random.fold_in(key, step), batch, mixup)
-        logits = apply(variables, images)
-        return Lesson(images, labels(logits.shape[-1]), logits)
+        return Seen(images, labels(classes))
 
-    return teacher_pass
+    return view_pass
 
 
 def make_step(
-    teacher_pass: TeacherPass,
-    teacher: Variables,
-    student_step: StudentStep,
-    settings: Sequence[Settings],
+    view_pass: ViewPass,
+    teach: Teach,
+    students: Sequence[tuple[StudentStep, Settings]],
+    *,
+    first_step: int,
 ) -> Callable[[States, Batch], tuple[States, Metrics]]:
     """Builds the step of all students of a grid.
 
     Args:
-        teacher_pass: From `make_teacher_pass`, jitted.
-        teacher: Variables of the teacher.
-        student_step: From `steps.make_student_step`, jitted once for all students.
-        settings: One per student.
+        view_pass: From `make_view_pass`, jitted.
+        teach: The teacher's answers to the images of a step: by its jitted evaluation, or as they
+            are known.
+        students: For each the step of its loss, from `steps.make_student_step`, jitted once for
+            all that have it, and its settings.
+        first_step: Steps that the students have done.
 
     Returns:
-        A step over the tuple of the students' states, all at the same step; not to be jitted.
-        Its metrics are lists of one value per student.
+        A step over the tuple of the students' states, all at the same step; not to be jitted, and
+        to be called once for every step. Its metrics are lists of one value per student.
     """
+    numbers = itertools.count(first_step)
 
-    def step(students: States, batch: Batch) -> tuple[States, Metrics]:
-        lesson = teacher_pass(teacher, students[0].step, batch)
+    def step(states: States, batch: Batch) -> tuple[States, Metrics]:
+        number = next(numbers)
+        seen = view_pass(np.int32(number), batch)
+        logits = teach(number, seen.images)
         taught = [
-            student_step(student, *lesson, own)
-            for student, own in zip(students, settings, strict=True)
+            student_step(state, *seen, logits, own)
+            for state, (student_step, own) in zip(states, students, strict=True)
         ]
-        return tuple(student for student, _ in taught), {
+        return tuple(state for state, _ in taught), {
             "loss": [metrics["loss"] for _, metrics in taught]
         }
 

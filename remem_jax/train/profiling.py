@@ -1,6 +1,7 @@
-"""A trace of a few steps, for TensorBoard (with its profile plugin) and Perfetto."""
+"""Traces of a few steps, for TensorBoard (its profile plugin) and Perfetto; peaks of memory."""
 
 import pathlib
+import resource
 
 import jax
 
@@ -34,3 +35,15 @@ class Trace:
         if self._traces:
             jax.profiler.stop_trace()
             self._traces, self._done = False, True
+
+
+def memory_peaks() -> dict[str, float]:
+    """Peaks of memory since the process began, in GiB.
+
+    Returns:
+        "host_gib" of this process; "device_gib" of the fullest of its devices, where they say.
+    """
+    found = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    return found | ({"device_gib": max(peaks) / 2**30} if peaks else {})

@@ -144,7 +144,11 @@ def mixed_view(
 
 
 def make_student_step(
-    apply: TrainApply, tx: optax.GradientTransformation, *, key: Key
+    apply: TrainApply,
+    tx: optax.GradientTransformation,
+    *,
+    loss: losses.StudentLoss,
+    key: Key,
 ) -> StudentStep:
     """Builds the step of one student, given a view of the images and the teacher's logits.
 
@@ -152,7 +156,8 @@ def make_student_step(
         apply: The student in training mode.
         tx: Turns gradients into updates for a peak learning rate of 1; the step scales them by
             the student's own.
-        key: Root of the run's randomness.
+        loss: What a student minimises; see `losses.STUDENT_LOSSES`.
+        key: Root of the run's randomness; the student's seed is added to it.
 
     Returns:
         A pure step `(state, images, labels, teacher_logits, settings) -> (state, metrics)`. All
@@ -166,11 +171,11 @@ def make_student_step(
         teacher_logits: Float[Array, "batch klass"],
         settings: Settings,
     ) -> tuple[State, Metrics]:
-        dropout_key = jax.random.fold_in(key, state.step)
+        dropout_key = jax.random.fold_in(jax.random.fold_in(key, settings.seed), state.step)
 
-        def loss(params: Params) -> tuple[Float[Array, ""], Params]:
+        def of_params(params: Params) -> tuple[Float[Array, ""], Params]:
             logits, statistics = apply(params, state.statistics, images, dropout_key)
-            value = losses.knowledge_distillation(
+            value = loss(
                 logits,
                 teacher_logits,
                 labels,
@@ -179,7 +184,7 @@ def make_student_step(
             )
             return value, statistics
 
-        (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (value, statistics), grads = jax.value_and_grad(of_params, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda update: settings.learning_rate * update, updates)
         params = optax.apply_updates(state.params, updates)

@@ -1,142 +1,90 @@
 """Students: for every teacher, one per point of a small grid, trained in lockstep."""
 
-import itertools
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from ml_collections import ConfigDict
 
-from remem_jax import mesh, models, optim
-from remem_jax.records import Apply, Key, Settings, Variables
+from remem_jax import mesh
+from remem_jax.records import Batch, Variables
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import lockstep, loop, state, steps
-from remem_jax.train.steps import StudentStep
-from remem_jax.workflow import parts
+from remem_jax.train import flops, lockstep, loop
+from remem_jax.workflow import groups, lessons, parts
+from remem_jax.workflow.classroom import Classroom, Course, Point, make_course, no_teacher
 from remem_jax.workflow.finetune import Teachers
 
-NO_TEACHER: Variables = {}
 
-
-class Classroom(NamedTuple):
-    """What all students of a run share: one architecture, one compiled step.
-
-    Attributes:
-        first: Variables that every student starts from.
-        tx: Optimiser, for a peak learning rate of 1.
-        step: The compiled step of one student.
-        measure: Metrics of a student on a split.
-        view_key: Root of the randomness of the views.
-    """
-
-    first: Variables
-    tx: optax.GradientTransformation
-    step: StudentStep
-    measure: parts.Measure
-    view_key: Key
-
-    def first_state(self) -> state.State:
-        """The state of a student at step 0."""
-        return state.create(self.first, self.tx)
-
-
-def make_classroom(run: parts.Run) -> Classroom:
-    """Makes the student that `config.student` names, and its step."""
-    settings = run.config.student
-    key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
-    init_key, view_key, dropout_key = jax.random.split(key, 3)
-    classes = len(run.dataset.classes)
-    model = models.make(
-        settings.model, classes=classes, stem=settings.stem, dtype=run.config.compute_dtype
-    )
-    tx = optim.sgd(
-        optim.warmup_cosine(peak=1.0, steps=settings.steps, warmup_steps=settings.warmup_steps),
-        momentum=settings.momentum,
-        nesterov=True,
-        weight_decay=settings.weight_decay,
-    )
-    step = steps.make_student_step(run.spread(models.train_apply(model)), tx, key=dropout_key)
-    first = models.init(model, init_key, run.config.data.image_size)
-    return Classroom(
-        first,
-        tx,
-        run.jit_step(step, lambda: state.create(first, tx)),
-        parts.make_measure(run, models.evaluation_apply(model), settings.batch_size),
-        view_key,
-    )
-
-
-def from_scratch(run: parts.Run, classroom: Classroom) -> dict[str, Any]:
-    """Trains the grid's learning rates without a teacher; see `_train_group`."""
-    rates = [Settings(float(rate), 1.0, 0.0) for rate in run.config.student.learning_rates]
-    lessons = make_lessons(run, classroom, no_teacher(run))
-    group = _train_group(run, classroom, "students/scratch", rates, lessons, NO_TEACHER)
-    for student in group["students"]:
-        student.update(temperature=None, weight=None)
-    return {"teacher_step": None, **group}
+def from_scratch(run: parts.Run, classroom: Classroom) -> list[dict[str, Any]]:
+    """Trains the grid's learning rates without a teacher; see `_train_groups`."""
+    course = no_teacher(run)
+    silent = lessons.live(course.answer, lambda: {})
+    trained = _train_groups(run, classroom, course, course.part, silent)
+    for group in trained:
+        for student in group["students"]:
+            student.update(loss=None, temperature=None, weight=None)
+    return [{"teacher_step": None, **group} for group in trained]
 
 
 def from_teachers(run: parts.Run, classroom: Classroom, teachers: Teachers) -> list[dict[str, Any]]:
-    """Trains the whole grid on each of the teachers; see `_train_group`."""
-    points = grid(run.config.student)
-    lessons = make_lessons(run, classroom, teachers.apply)
-    groups = []
+    """Trains the whole grid on each of the teachers; see `_train_groups`."""
+    part = f"students/{teachers.method}"
+    course = make_course(run, part, teachers.apply, teachers.shapes)
+    found = []
     for record in teachers.records:
-        part = f"students/{teachers.method}/step_{record['step']}"
-        group = _train_group(run, classroom, part, points, lessons, teachers.load(record["step"]))
-        groups.append({"teacher_step": record["step"], **group})
-    return groups
+        step = record["step"]
+        teacher = lessons.of_teacher(run, course.answer, teachers, step)
+        trained = _train_groups(run, classroom, course, f"{part}/step_{step}", teacher)
+        found.extend({"teacher_step": step, **group} for group in trained)
+    return found
 
 
 def best_of(run: parts.Run, classroom: Classroom, part: str) -> Variables:
     """Variables of the best student of a group."""
-    return checkpoints.load_tree(run.workdir / part / "best", run.shapes(classroom.first))
+    shapes = run.shapes(jax.eval_shape(lambda: classroom.first(0)))
+    return checkpoints.load_tree(run.workdir / part / "best", shapes)
 
 
-def grid(settings: ConfigDict) -> list[Settings]:
-    """Every point of `config.student`'s grid."""
-    axes = (settings.learning_rates, settings.temperatures, settings.weights)
-    return [Settings(*map(float, point)) for point in itertools.product(*axes)]
+def _train_groups(
+    run: parts.Run,
+    classroom: Classroom,
+    course: Course,
+    part: str,
+    teacher: lessons.Teacher,
+) -> list[dict[str, Any]]:
+    """Trains the students of one teacher, group by group; where that is done, reads what is there.
 
-
-def no_teacher(run: parts.Run) -> Apply:
-    """Silent logits: at weight 0 they count for nothing, and the compiled step is shared."""
-    classes = len(run.dataset.classes)
-
-    def apply(variables: Variables, images: jax.Array) -> jax.Array:
-        del variables
-        return jnp.zeros((images.shape[0], classes))
-
-    return apply
-
-
-def make_lessons(run: parts.Run, classroom: Classroom, teach: Apply) -> lockstep.TeacherPass:
-    """The pass of the teachers of one method, compiled once for all their checkpoints."""
-    view, mixup = run.feed.train_view, run.config.student.mixup
-    teacher_pass = lockstep.make_teacher_pass(
-        run.spread(teach), view, key=classroom.view_key, mixup=mixup
-    )
-    return jax.jit(teacher_pass, out_shardings=mesh.batch_sharding(run.mesh))
+    Returns:
+        For each group "part", "seconds", and "students": settings, metrics on validation, and
+        whether the student diverged. The best one's variables are kept.
+    """
+    size, students = groups.size(run, classroom, course), len(course.points)
+    if size == students:
+        return [_train_group(run, classroom, course, part, dict(enumerate(course.points)), teacher)]
+    ranges = [range(i, min(i + size, students)) for i in range(0, students, size)]
+    return [
+        _train_group(
+            run,
+            classroom,
+            course,
+            f"{part}/students_{own[0]}_to_{own[-1]}",
+            {i: course.points[i] for i in own},
+            teacher,
+        )
+        for own in ranges
+    ]
 
 
 def _train_group(
     run: parts.Run,
     classroom: Classroom,
+    course: Course,
     part: str,
-    grid: Sequence[Settings],
-    lessons: lockstep.TeacherPass,
-    teacher: Variables,
+    points: dict[int, Point],
+    teacher: lessons.Teacher,
 ) -> dict[str, Any]:
-    """Trains the students of one teacher; where that is done, reads what is there.
-
-    Returns:
-        "part", "seconds", and "students": settings, metrics on validation, and whether the
-        student diverged. The best one's variables are kept.
-    """
-    settings, folder = run.config.student, run.workdir / part
+    folder = run.workdir / part
     before = results.read_for_all(folder / "result.json")
     if before:
         return before
@@ -146,34 +94,75 @@ def _train_group(
         validation[:] = [classroom.measure(one.variables, "validation") for one in now]
         parts.log_validation(run, part, at, [one[run.dataset.metric] for one in validation])
 
-    every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
-    students, seconds = parts.train(
-        run,
-        part,
-        tuple(run.place(classroom.first_state()) for _ in grid),
-        lockstep.make_step(lessons, teacher, classroom.step, grid),
-        batch_size=settings.batch_size,
-        steps=settings.steps,
-        milestones=tuple(round(float(at)) for at in every),
-        milestone=milestone,
-    )
+    with teacher() as teach:
+        job = _job(run, classroom, course, points, teach)._replace(milestone=milestone)
+        try:
+            students, seconds = parts.train(run, part, job)
+        except loop.NonFiniteLossError:
+            if len(points) == len(course.points):
+                raise  # Else other groups go on, as other students of this one would.
+            students, seconds = (), 0.0
+            validation = [dict.fromkeys((run.dataset.metric, "loss"), math.nan) for _ in points]
     if not validation:  # Killed between the last checkpoint and the result.
-        milestone(settings.steps, students)
+        milestone(job.steps, students)
     records = [
         {
             "student": i,
-            **own._asdict(),
+            "loss": point.loss,
+            **point.settings._asdict(),
             "validation": metrics,
             "diverged": not np.isfinite(metrics["loss"]),
         }
-        for i, (own, metrics) in enumerate(zip(grid, validation, strict=True))
+        for (i, point), metrics in zip(points.items(), validation, strict=True)
     ]
-    best = select(records, run.dataset.metric)
-    checkpoints.save_tree(folder / "best", dict(students[best["student"]].variables))
+    if students:
+        best = select(records, run.dataset.metric)
+        of_best = students[list(points).index(best["student"])]
+        checkpoints.save_tree(folder / "best", dict(of_best.variables))
     result = results.finite({"part": part, "seconds": seconds, "students": records})
     results.write_for_all(folder / "result.json", result)
-    checkpoints.remove(folder / parts.CHECKPOINTS)
+    if mesh.is_writer():
+        checkpoints.remove(folder / parts.CHECKPOINTS)
     return result
+
+
+def _job(
+    run: parts.Run,
+    classroom: Classroom,
+    course: Course,
+    points: dict[int, Point],
+    teach: lockstep.Teach,
+) -> parts.Job:
+    """The training of a group of students, but for what is looked at on the way."""
+    settings, own = run.config.student, list(points.values())
+    taught = [(classroom.steps[point.loss], point.settings) for point in own]
+    every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
+
+    def operations(states: lockstep.States, batch: Batch) -> float:
+        """With the teacher's pass, whether or not its answers are stored."""
+        number = jax.ShapeDtypeStruct((), "int32")
+        seen = jax.eval_shape(classroom.view_pass, number, batch)
+        logits = jax.eval_shape(course.answer, course.shapes, seen.images)
+        of_losses = {
+            point.loss: flops.count(
+                classroom.steps[point.loss], states[0], *seen, logits, point.settings
+            )
+            for point in {point.loss: point for point in own}.values()
+        }
+        of_students = sum(of_losses[point.loss] for point in own)
+        return flops.count(course.answer, course.shapes, seen.images) + of_students
+
+    return parts.Job(
+        tuple(run.place(classroom.first_state(int(point.settings.seed))) for point in own),
+        lambda first_step: lockstep.make_step(
+            classroom.view_pass, teach, taught, first_step=first_step
+        ),
+        operations,
+        settings.batch_size,
+        settings.steps,
+        tuple(round(float(at)) for at in every),
+        lambda at, now: None,
+    )
 
 
 def select(records: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:

@@ -5,15 +5,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import models, optim
+from remem_jax import mesh, models, optim
 from remem_jax.checks import require
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Params, Variables
 from remem_jax.settings import METHODS, check_patches, division, tuning_of
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import state, steps
+from remem_jax.train import flops, loop, state, steps
 from remem_jax.weights import augreg, catalog, download
 from remem_jax.workflow import parts
 
@@ -38,6 +39,8 @@ class Teachers(NamedTuple):
         part: Name of its part of the run.
         settings: `config.teacher` as the method changes it.
         apply: A teacher in evaluation mode.
+        shapes: Of its variables.
+        facts: What decides its answers beside its variables.
         load: Variables of the teacher after so many steps.
         measure: Metrics of a teacher on a split.
         records: One per checkpoint: "step" and "validation".
@@ -48,6 +51,8 @@ class Teachers(NamedTuple):
     part: str
     settings: ConfigDict
     apply: Apply
+    shapes: Variables
+    facts: dict[str, Any]
     load: Callable[[int], Variables]
     measure: parts.Measure
     records: list[dict[str, Any]]
@@ -158,14 +163,69 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
 
     done = results.read_for_all(folder / "result.json")
     if done is None:
-        seconds = _train(run, part, settings, first, milestone)
+        seconds = _train_or_retry(run, part, settings, first, milestone)
         found = [
             results.read_for_all(folder / f"step_{at}" / "record.json") for at in settings.steps
         ]
-        done = {"teachers": found, "seconds": seconds}
+        rate = settings.learning_rate
+        done = {"teachers": found, "seconds": seconds, "learning_rate": rate}
         results.write_for_all(folder / "result.json", done)
-        checkpoints.remove(folder / parts.CHECKPOINTS)
-    return Teachers(method, part, settings, apply, load, measure, done["teachers"], done["seconds"])
+        if mesh.is_writer():
+            checkpoints.remove(folder / parts.CHECKPOINTS)
+    settings.learning_rate = done["learning_rate"]
+    merged = jax.eval_shape(
+        lambda: {"params": first.tuned.merge(first.variables(first.trainable)["params"])}
+    )
+    facts = {"model": " ".join(repr(first.model).split()), "tuning": settings.tuning}
+    return Teachers(
+        method,
+        part,
+        settings,
+        apply,
+        merged,
+        facts,
+        load,
+        measure,
+        done["teachers"],
+        done["seconds"],
+    )
+
+
+def _train_or_retry(
+    run: parts.Run,
+    part: str,
+    settings: ConfigDict,
+    first: Start,
+    milestone: Callable[[int, state.State], None],
+) -> float:
+    """Trains, and where the loss is no number any more again, at half of the rate (in `settings`).
+
+    A later start goes on with the rate that this one has come to.
+    """
+    tried = run.workdir / part / "retries.json"
+    found = results.read_for_all(tried) or {"retries": 0, "learning_rate": settings.learning_rate}
+    while True:
+        settings.learning_rate = found["learning_rate"]
+        try:
+            return _train(run, part, settings, first, milestone)
+        except loop.NonFiniteLossError as error:
+            if found["retries"] == run.config.retries:
+                raise
+            found = {
+                "retries": found["retries"] + 1,
+                "learning_rate": settings.learning_rate / 2,
+            }
+            logging.warning(
+                "%s Trying again from the start at a learning rate of %g, %d of %d times.",
+                error,
+                found["learning_rate"],
+                found["retries"],
+                run.config.retries,
+            )
+            # In this order: a kill in between trains what is left once more, and fails again.
+            if mesh.is_writer():
+                checkpoints.remove(run.workdir / part)
+            results.write_for_all(tried, found)
 
 
 class Training(NamedTuple):
@@ -187,7 +247,8 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         steps=settings.steps[-1],
         warmup_steps=settings.warmup_steps,
     )
-    of_groups = settings.ascent_examples > 0 and settings.rho > 0
+    divided = division(settings, run.mesh)
+    of_groups = divided.group > 0 and settings.rho > 0
     tx = optim.sgd(
         schedule,
         momentum=settings.momentum,
@@ -202,7 +263,7 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         key=jax.random.key(run.config.seed),
         mixup=settings.mixup,
         ascent=optim.sam(settings.rho) if of_groups else None,
-        division=division(settings, run.mesh),
+        division=divided,
     )
 
     def first_state() -> state.State:
@@ -229,13 +290,16 @@ def _train(
     _, seconds = parts.train(
         run,
         part,
-        run.place(training.first_state()),
-        # The frozen parameters are an argument: as constants they would be compiled into the step.
-        functools.partial(training.step, frozen=first.frozen),
-        batch_size=settings.batch_size,
-        steps=settings.steps[-1],
-        milestones=tuple(settings.steps),
-        milestone=milestone,
+        parts.Job(
+            run.place(training.first_state()),
+            # The frozen parameters are an argument: constants would be compiled into the step.
+            lambda first_step: functools.partial(training.step, frozen=first.frozen),
+            batch_size=settings.batch_size,
+            operations=lambda state, batch: flops.count(training.step, state, batch, first.frozen),
+            steps=settings.steps[-1],
+            milestones=tuple(settings.steps),
+            milestone=milestone,
+        ),
     )
     return seconds
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from remem_jax import data, evaluate, mesh
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.storage import checkpoints, logs
-from remem_jax.train import compiling, loop, profiling
+from remem_jax.train import compiling, flops, loop, profiling
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -133,39 +133,46 @@ def load_data(
     return dataset._replace(pixels=None), feed  # The feed has them.
 
 
-def train(
-    run: Run,
-    part: str,
-    first: S,
-    step: Callable[[S, Batch], tuple[S, Metrics]],
-    *,
-    batch_size: int,
-    steps: int,
-    milestones: tuple[int, ...],
-    milestone: Callable[[int, S], None],
-) -> tuple[S, float]:
+class Job(NamedTuple):
+    """What `train` does.
+
+    Attributes:
+        first: State at step 0; its structure is that of the checkpoints.
+        make_step: Makes the (jitted) step, given the number of steps that were done before.
+        operations: Counts the floating-point operations of a step.
+        batch_size: Examples in a batch.
+        steps: Steps in all.
+        milestones: After which steps `milestone` is called.
+        milestone: Looks at the state; may be called again for a step after a kill.
+    """
+
+    first: Any
+    make_step: Callable[[int], Callable[[Any, Batch], tuple[Any, Metrics]]]
+    operations: Callable[[Any, Batch], float]
+    batch_size: int
+    steps: int
+    milestones: tuple[int, ...]
+    milestone: Callable[[int, Any], None]
+
+
+def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
     """Trains one part of a run to its end, from its newest checkpoint if there is one.
 
     Args:
         run: The run.
         part: Name of the part: its folder below the run's, and its name in the log.
-        first: State at step 0; its structure is that of the checkpoints.
-        step: A jitted step.
-        batch_size: Examples in a batch.
-        steps: Steps in all.
-        milestones: After which steps `milestone` is called.
-        milestone: Looks at the state; may be called again for a step after a kill.
+        job: What is trained, and how.
 
     Returns:
         The last state, and the seconds that training took, over all interruptions.
     """
     config = run.config
     with checkpoints.Checkpoints(run.workdir / part / CHECKPOINTS) as saved:
-        done, seconds = saved.newest() or 0, 0.0
+        first, done, seconds = job.first, saved.newest() or 0, 0.0
         if done:
             first, seconds = saved.restore(done, first)
         started = time.monotonic() - seconds
-        progress = logs.Progress(part, first_step=done, steps=steps)
+        progress = logs.Progress(part, first_step=done, steps=job.steps)
         trace = profiling.Trace(run.workdir / "profile" / part, first_step=done)
 
         def after(at: int) -> None:
@@ -179,26 +186,59 @@ def train(
                 return False
             return mesh.any_process(run.stopping())
 
+        speed = _Speed(run, job.operations)
         effects = loop.Effects(
-            log=lambda at, metrics: run.log.write(part, at, metrics),
+            log=lambda at, metrics: run.log.write(part, at, {**metrics, **speed.of(metrics)}),
             save=lambda at, state: saved.save(at, state, seconds=time.monotonic() - started),
-            milestone=milestone,
+            milestone=job.milestone,
             progress=after,
             stopping=stopping,
         )
-        with contextlib.closing(run.feed.train(batch_size, done)) as batches, _advice(part):
+        with contextlib.closing(run.feed.train(job.batch_size, done)) as batches, _advice(part):
             last = loop.fit(
                 first,
-                step,
+                speed.counting(job.make_step(done)),
                 batches,
                 first_step=done,
-                schedule=loop.Schedule(steps, milestones, config.log_every, config.save_every),
+                schedule=loop.Schedule(
+                    job.steps, job.milestones, config.log_every, config.save_every
+                ),
                 effects=effects,
             )
         trace.close()
         progress.close()
         logging.info("%s: %s", part, _compiled(run.compiled.read()))
         return last, time.monotonic() - started
+
+
+class _Speed:
+    """What the devices do while a part of a run is trained."""
+
+    def __init__(self, run: Run, operations: Callable[[Any, Batch], float]) -> None:
+        self._count, self._operations = operations, 0.0
+        kind = run.mesh.devices.flat[0].device_kind
+        peak = flops.peak(kind, run.config.get("compute_dtype", "float32"))
+        self._peak = peak and peak * run.mesh.size
+
+    def counting(self, step: Callable[[S, Batch], Any]) -> Callable[[S, Batch], Any]:
+        """The same step, which is counted when it is first taken."""
+
+        def counted(state: S, batch: Batch) -> Any:
+            if not self._operations:
+                self._operations = self._count(state, batch)
+            return step(state, batch)
+
+        return counted
+
+    def of(self, metrics: Metrics) -> Metrics:
+        """What to log with the metrics of a step.
+
+        "teraflops" of the model in a second, all devices together; "utilisation", the share of
+        what the devices can do, where that is known; and memory at its peak.
+        """
+        rate = self._operations / metrics["step_seconds"]
+        found = {"teraflops": rate / 1e12, **profiling.memory_peaks()}
+        return found | ({"utilisation": rate / self._peak} if self._peak else {})
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from remem_jax import evaluate, mesh, models, optim
 from remem_jax.records import Apply, Variables
 from remem_jax.settings import deciding
 from remem_jax.storage import results, workdir
-from remem_jax.train import state, steps
+from remem_jax.train import flops, state, steps
 from remem_jax.weights import augreg
 from remem_jax.workflow import parts
 
@@ -55,17 +55,21 @@ def run_pretrain(run: parts.Run) -> None:
     def features(variables: Variables, images: jax.Array) -> Any:
         return model.apply(variables, images, method="pre_logits")
 
+    jitted = run.jit_step(step, first_state)
     measure = parts.make_measure(run, apply, settings.batch_size)
     last, seconds = parts.train(
         run,
         "pretrain",
-        run.place(first_state()),
-        functools.partial(run.jit_step(step, first_state), frozen={}),
-        batch_size=settings.batch_size,
-        steps=settings.steps,
-        milestones=tuple(settings.steps * i // _MILESTONES for i in range(1, _MILESTONES + 1)),
-        milestone=lambda at, now: parts.log_validation(
-            run, "pretrain", at, measure(now.variables, "validation")["top1"]
+        parts.Job(
+            run.place(first_state()),
+            lambda first_step: functools.partial(jitted, frozen={}),
+            batch_size=settings.batch_size,
+            operations=lambda state, batch: flops.count(jitted, state, batch, {}),
+            steps=settings.steps,
+            milestones=tuple(settings.steps * i // _MILESTONES for i in range(1, _MILESTONES + 1)),
+            milestone=lambda at, now: parts.log_validation(
+                run, "pretrain", at, measure(now.variables, "validation")["top1"]
+            ),
         ),
     )
     path = run.workdir / "pretrained.npz"

@@ -11,9 +11,10 @@ from absl import logging
 import remem_jax
 from remem_jax import mesh, report
 from remem_jax.data import registry
-from remem_jax.records import Params
+from remem_jax.records import Params, Settings
 from remem_jax.settings import METHODS, deciding
 from remem_jax.storage import results, workdir
+from remem_jax.workflow import classroom as classrooms
 from remem_jax.workflow import distill, finetune, parts, plan, selected
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
@@ -45,7 +46,7 @@ def run_remem(run: parts.Run) -> None:
         "input": run.feed.kind,
         "teacher": pretrained.digest,
     }
-    classroom = distill.make_classroom(run)
+    classroom = classrooms.make(run)
     if config.plan_only:
         plan.show(run, pretrained, classroom)
         return
@@ -57,7 +58,7 @@ def run_remem(run: parts.Run) -> None:
         "teacher_trainable": _size(plain.trainable),
         "tuning": config.teacher.tuning,
         "student": config.student.model,
-        "student_parameters": _size(classroom.first["params"]),
+        "student_parameters": _size(jax.eval_shape(lambda: classroom.first(0)["params"])),
         "init": config.teacher.init,
         "init_digest": pretrained.digest,
     }
@@ -68,7 +69,7 @@ def run_remem(run: parts.Run) -> None:
 
 
 def _outcome(
-    run: parts.Run, pretrained: finetune.Pretrained, classroom: distill.Classroom, method: str
+    run: parts.Run, pretrained: finetune.Pretrained, classroom: classrooms.Classroom, method: str
 ) -> Outcome:
     """Trains the teachers of a method and their students; selects on validation, then tests."""
     trains_teacher = METHODS[method] is not None
@@ -76,15 +77,19 @@ def _outcome(
     if teachers:
         groups = distill.from_teachers(run, classroom, teachers)
     else:
-        groups = [distill.from_scratch(run, classroom)]
+        groups = distill.from_scratch(run, classroom)
     seconds = {group["part"]: group["seconds"] for group in groups}
-    tried = [{**student, "group": group} for group in groups for student in group["students"]]
+    tried = [
+        {**student, "group": group, "member": member}
+        for group in groups
+        for member, student in enumerate(group["students"])
+    ]
     best = distill.select(tried, run.dataset.metric)
     group = best["group"]
     tested = selected.test(run, classroom, teachers, group)
     chosen = {
         "teacher_step": group["teacher_step"],
-        **{name: best[name] for name in ("student", "learning_rate", "temperature", "weight")},
+        **{name: best[name] for name in ("student", "loss", *Settings._fields)},
     }
     share = tested["student"][run.dataset.metric]
     logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, chosen)
@@ -92,12 +97,13 @@ def _outcome(
         "method": method,
         "teacher_settings": None,
         "selected": chosen,
+        "group": {"part": group["part"], "member": best["member"]},
         "student": {"validation": best["validation"], "test": tested["student"]},
         "teacher": None,
     }
     if teachers:
         seconds[teachers.part] = teachers.seconds
-        names = ("rho", "mlp_weight", "attention_weight", "residual")
+        names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
         (of_step,) = [r for r in teachers.records if r["step"] == group["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}

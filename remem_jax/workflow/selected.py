@@ -14,13 +14,14 @@ from remem_jax.settings import tuning_of
 from remem_jax.storage import files, results
 from remem_jax.weights import augreg, folding, students
 from remem_jax.workflow import distill, finetune, parts
+from remem_jax.workflow.classroom import Classroom
 
 PAIRS = 5  # Of classes that are confused, in the results.
 
 
 def test(
     run: parts.Run,
-    classroom: distill.Classroom,
+    classroom: Classroom,
     teachers: finetune.Teachers | None,
     group: dict[str, Any],
 ) -> dict[str, Any]:

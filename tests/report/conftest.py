@@ -32,9 +32,11 @@ def _selected(step: int | None, student: int) -> dict[str, Any]:
     return {
         "teacher_step": step,
         "student": student,
+        "loss": "kd" if taught else None,
         "learning_rate": 0.1,
         "temperature": 4.0 if taught else None,
         "weight": 0.9 if taught else None,
+        "seed": 0,
     }
 
 
@@ -60,7 +62,7 @@ def results() -> dict[str, Any]:
         "format": 1,
         "title": "ReMem on digits",
         "config": {
-            "student": {"loss": "kd", "learning_rate": [0.1, 0.5]},
+            "student": {"losses": ["kd"], "learning_rate": [0.1, 0.5]},
             "differs": ["The batch has 128 images."],
         },
         "config_fingerprint": "c0ffee",
@@ -82,6 +84,7 @@ def results() -> dict[str, Any]:
                 "method": "scratch",
                 "teacher_settings": None,
                 "selected": _selected(None, 1),
+                "group": {"part": "students/scratch", "member": 1},
                 "student": _model(0.85, _tested(0.8, confused=[])),
                 "teacher": None,
             },
@@ -89,6 +92,7 @@ def results() -> dict[str, Any]:
                 "method": "finetune",
                 "teacher_settings": _teacher_settings(0.0, 1.0),
                 "selected": _selected(100, 0),
+                "group": {"part": "students/finetune/step_100", "member": 0},
                 "student": _model(0.88, _tested(0.9, agreement=0.91, confused=[])),
                 "teacher": _model(0.97, _tested(0.96)),
             },
@@ -96,6 +100,7 @@ def results() -> dict[str, Any]:
                 "method": "remem",
                 "teacher_settings": _teacher_settings(0.5, 0.8),
                 "selected": _selected(200, 1),
+                "group": {"part": "students/remem/step_200", "member": 1},
                 "student": _model(0.95, _tested(0.925, agreement=0.935, confused=confused)),
                 "teacher": _model(0.94, _tested(0.93)),
             },

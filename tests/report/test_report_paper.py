@@ -40,7 +40,9 @@ def test_the_lost_table_is_not_made_up(method: str) -> None:
 
 def _set_case(results: dict[str, Any], student: str, loss: str, official: bool | None) -> None:
     results["models"]["student"] = student
-    results["config"]["student"]["loss"] = loss
+    results["config"]["student"]["losses"] = [loss]
+    for row in results["methods"]:
+        row["selected"]["loss"] = loss
     results["data"] |= {"name": "cifar100", "official": official}
 
 

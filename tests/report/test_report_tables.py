@@ -165,7 +165,7 @@ def test_diverged_student_is_marked_and_comes_last_of_its_method(results: dict[s
 def test_settings_are_listed_by_dotted_name(results: dict[str, Any]) -> None:
     table = tables.settings(results)
 
-    assert table.rows == (("student.loss", "kd"), ("student.learning_rate", "0.1, 0.5"))
+    assert table.rows == (("student.losses", "kd"), ("student.learning_rate", "0.1, 0.5"))
 
 
 def test_many_class_names_are_cut(results: dict[str, Any]) -> None:
@@ -264,3 +264,15 @@ def test_whole_numbers_may_stand_for_shares(results: dict[str, Any]) -> None:
         row["validation"]["top1"] = 1  # As JSON may hold it.
 
     assert {row["Top-1 accuracy"] for row in _rows(tables.students(results))} == {"100.00"}
+
+
+def test_losses_and_seeds_are_shown_where_there_are_several(results: dict[str, Any]) -> None:
+    assert "Distillation" not in tables.comparison(results).columns
+    results["students"][0]["loss"] = "dist"
+    results["methods"][2]["selected"]["loss"] = "dist"
+
+    table = tables.comparison(results)
+
+    column = table.columns.index("Distillation")
+    assert [row[column] for row in table.rows] == [tables.NOTHING, "kd", "dist"]
+    assert "Seed" not in table.columns

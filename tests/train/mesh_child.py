@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from remem_jax import mesh, models, optim
+from remem_jax import losses, mesh, models, optim
 from remem_jax.data import augment
 from remem_jax.models import encoder, resnet, vit
 from remem_jax.records import Batch, Settings
@@ -117,18 +117,20 @@ def _student(on: jax.sharding.Mesh, *, fsdp: bool) -> Any:
         return images.mean((1, 2)) @ variables["kernel"]
 
     view = augment.make_train_view(size=SIDE, crop_area=(0.3, 1.0), flip=True)
-    lessons = lockstep.make_teacher_pass(teach, view, key=jax.random.key(4), mixup=0.5)
+    views = lockstep.make_view_pass(view, classes=CLASSES, key=jax.random.key(4), mixup=0.5)
     teacher = mesh.place({"kernel": kernel}, mesh.replicated(on))
     number = mesh.place(np.zeros((), np.int32), mesh.replicated(on))
-    taught = (teacher, number, _batch(on))
-    lessons = jax.jit(lessons).lower(*taught).compile()
+    views = jax.jit(views).lower(number, _batch(on)).compile()
+    seen = views(number, _batch(on))
     apply = models.train_apply(model)
     apply = mesh.gathered(apply, on) if fsdp else apply
-    step = steps.make_student_step(apply, tx, key=jax.random.key(5))
+    step = steps.make_student_step(
+        apply, tx, loss=losses.STUDENT_LOSSES["dist"], key=jax.random.key(5)
+    )
     first = state.create(variables, tx)
-    rest = (*lessons(*taught), Settings(0.05, 2.0, 0.5))
+    rest = (*seen, jax.jit(teach)(teacher, seen.images), Settings(0.05, 2.0, 0.5, 0))
     trained, metrics, facts = _run(on, step, first, rest, fsdp=fsdp)
-    return trained, metrics, {**facts, "lesson": _collectives(lessons)}
+    return trained, metrics, {**facts, "views": _collectives(views)}
 
 
 def _run(on: jax.sharding.Mesh, step: Any, first: state.State, rest: Any, *, fsdp: bool) -> Any:

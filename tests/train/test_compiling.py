@@ -58,6 +58,20 @@ def test_the_second_process_compiles_nothing(counted: list[Any]) -> None:
     assert counted[1][0]["found"] == counted[0][0]["made"]
 
 
+def test_what_was_cut_short_is_compiled_again_and_kept(tmp_path: pathlib.Path) -> None:
+    made = _run(tmp_path)[0]["made"]
+    entries = sorted(tmp_path.glob("*-cache"))
+    entries[0].write_bytes(entries[0].read_bytes()[:100])
+    entries[1].write_bytes(b"")
+
+    again, _, _ = _run(tmp_path)
+    third, _, _ = _run(tmp_path)
+
+    assert len(entries) == made
+    assert (again["made"], again["found"]) == (2, made - 2)
+    assert (third["made"], third["found"]) == (0, made)
+
+
 def test_what_was_read_is_not_counted_again(counted: list[Any]) -> None:
     assert counted[0][1] == {"made": 0, "found": 0, "seconds": 0.0}
 

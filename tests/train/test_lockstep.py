@@ -8,32 +8,52 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remem_jax import models, optim
+from remem_jax import losses, models, optim
 from remem_jax.data import augment, device
 from remem_jax.records import Batch, Settings
 from remem_jax.train import lockstep, state, steps
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
-GRID = (Settings(0.1, 1.0, 0.5), Settings(0.5, 4.0, 0.9), Settings(0.1, 2.0, 0.0))
+GRID = (Settings(0.1, 1.0, 0.5, 0), Settings(0.5, 4.0, 0.9, 0), Settings(0.1, 2.0, 0.0, 0))
+LOSSES = {"kd": losses.STUDENT_LOSSES["kd"], "dist": losses.STUDENT_LOSSES["dist"]}
 
 
 class Classroom(NamedTuple):
     """A teacher, a way to make students, and data, all tiny and compiled once."""
 
-    lessons: Any
-    student_step: Any
+    views: Any
+    answer: Any
+    student_steps: dict[str, Any]
     first: Any
     split: device.Split
 
-    def train(self, teacher: Any, grid: tuple[Settings, ...]) -> tuple[lockstep.States, list[Any]]:
-        """Three steps of the students of a grid; the states, and the losses of each step."""
-        step = lockstep.make_step(self.lessons, teacher, self.student_step, grid)
+    def train(
+        self,
+        teacher: Any,
+        grid: tuple[Settings, ...],
+        *,
+        names: tuple[str, ...] = (),
+        teach: Any = None,
+    ) -> tuple[lockstep.States, list[Any]]:
+        """Three steps of the students of a grid, whose losses have these names, else "kd".
+
+        Returns:
+            The states, and the losses of each step.
+        """
+        names = names or ("kd",) * len(grid)
+        members = [(self.student_steps[name], own) for name, own in zip(names, grid, strict=True)]
+        teach = teach or self.live(teacher)
+        step = lockstep.make_step(self.views, teach, members, first_step=0)
         students = tuple(self.first() for _ in grid)
-        losses = []
+        found = []
         for batch in self.batches():
             students, metrics = step(students, batch)
-            losses.append([float(value) for value in metrics["loss"]])
-        return students, losses
+            found.append([float(value) for value in metrics["loss"]])
+        return students, found
+
+    def live(self, teacher: Any) -> Any:
+        """The teacher's answers."""
+        return lambda step, images: self.answer(teacher, images)
 
     def batches(self) -> Iterator[Any]:
         """The first three batches."""
@@ -61,12 +81,18 @@ def classroom() -> Classroom:
     def teach(variables: Any, images: jax.Array) -> jax.Array:
         return jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
 
-    return Classroom(
-        jax.jit(lockstep.make_teacher_pass(teach, view, key=jax.random.key(1))),
-        jax.jit(
-            steps.make_student_step(models.train_apply(model), tx, key=jax.random.key(2)),
+    def step(loss: losses.StudentLoss) -> Any:
+        return jax.jit(
+            steps.make_student_step(
+                models.train_apply(model), tx, loss=loss, key=jax.random.key(2)
+            ),
             donate_argnums=0,
-        ),
+        )
+
+    return Classroom(
+        jax.jit(lockstep.make_view_pass(view, classes=3, key=jax.random.key(1))),
+        jax.jit(teach),
+        {name: step(loss) for name, loss in LOSSES.items()},
         lambda: state.create(variables, tx),
         split,
     )
@@ -76,12 +102,30 @@ TEACHER = {"kernel": jnp.asarray(np.random.default_rng(3).normal(0, 5, (3, 3)), 
 
 
 def test_students_trained_together_equal_students_trained_alone(classroom: Classroom) -> None:
-    together, _ = classroom.train(TEACHER, GRID)
+    names = ("kd", "dist", "kd")
+    together, _ = classroom.train(TEACHER, GRID, names=names)
 
-    alone = [classroom.train(TEACHER, (settings,))[0][0] for settings in GRID]
+    alone = [
+        classroom.train(TEACHER, (settings,), names=(name,))[0][0]
+        for settings, name in zip(GRID, names, strict=True)
+    ]
 
     for one, other in zip(together, alone, strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_students_learn_the_same_from_answers_that_were_kept(classroom: Classroom) -> None:
+    live, kept = classroom.live(TEACHER), {}
+
+    def keeping(step: int, images: jax.Array) -> jax.Array:
+        logits = live(step, images)
+        kept[step] = np.asarray(logits)
+        return logits
+
+    taught, _ = classroom.train(TEACHER, GRID[:2], teach=keeping)
+    later, _ = classroom.train({}, GRID[:2], teach=lambda step, images: kept[step])
+
+    jax.tree.map(np.testing.assert_array_equal, taught, later)
 
 
 def test_students_of_other_settings_learn_otherwise(classroom: Classroom) -> None:
@@ -105,36 +149,52 @@ def test_at_weight_0_the_teacher_counts_for_nothing(classroom: Classroom) -> Non
 
 def test_a_whole_grid_is_served_by_one_compiled_step(classroom: Classroom) -> None:
     classroom.train(TEACHER, GRID)
-    assert classroom.student_step._cache_size() == 1
+    assert classroom.student_steps["kd"]._cache_size() == 1
 
 
-def test_the_lesson_is_one_view_for_teacher_and_students(classroom: Classroom) -> None:
-    batch = next(classroom.batches())
+def test_teacher_and_students_see_one_view(classroom: Classroom) -> None:
+    seen: list[Any] = []
 
-    lesson = classroom.lessons(TEACHER, jnp.asarray(5), batch)
+    def teach(step: int, images: jax.Array) -> jax.Array:
+        seen.append((step, images))
+        return classroom.answer(TEACHER, images)
 
-    expected = np.asarray(lesson.images).mean((1, 2)) @ np.asarray(TEACHER["kernel"])
-    np.testing.assert_allclose(lesson.teacher_logits, expected, rtol=1e-4, atol=1e-4)
+    def look(state: Any, images: Any, labels: Any, logits: Any, settings: Any) -> Any:
+        del labels, settings
+        seen.append((images, logits))
+        return state, {"loss": 0.0}
+
+    step = lockstep.make_step(classroom.views, teach, [(look, GRID[0])] * 2, first_step=7)
+    for batch in classroom.batches():
+        step((classroom.first(),) * 2, batch)
+
+    for number in range(3):
+        (at, images), *students = seen[3 * number : 3 * number + 3]
+        assert at == 7 + number
+        expected = np.asarray(images).mean((1, 2)) @ np.asarray(TEACHER["kernel"])
+        for own, logits in students:
+            np.testing.assert_array_equal(own, images)
+            np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_another_step_gives_another_view(classroom: Classroom) -> None:
     batch = next(classroom.batches())
 
-    one, other = (classroom.lessons(TEACHER, jnp.asarray(at), batch) for at in (5, 6))
+    one, other = (classroom.views(np.int32(at), batch) for at in (5, 6))
 
     assert not np.allclose(one.images, other.images)
 
 
 def test_the_student_step_is_momentum_sgd_at_the_students_own_rate(classroom: Classroom) -> None:
     # From step 1 on the schedule is at its peak of 1 and falls; the first step has rate 0.
-    students, _ = classroom.train(TEACHER, (Settings(0.0, 1.0, 0.5),))
+    students, _ = classroom.train(TEACHER, (Settings(0.0, 1.0, 0.5, 0),))
 
     first = classroom.first()
 
     jax.tree.map(np.testing.assert_array_equal, students[0].params, first.params)
 
 
-def test_where_images_are_mixed_all_learn_from_one_mixture_and_its_labels(
+def test_where_images_are_mixed_all_see_one_mixture_and_its_labels(
     classroom: Classroom,
 ) -> None:
     batch = next(classroom.batches())
@@ -142,23 +202,17 @@ def test_where_images_are_mixed_all_learn_from_one_mixture_and_its_labels(
     def view(key: jax.Array, images: jax.Array) -> jax.Array:
         return augment.to_model_range(images)
 
-    def teach(variables: Any, images: jax.Array) -> jax.Array:
-        return jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
-
-    lessons = lockstep.make_teacher_pass(teach, view, key=jax.random.key(1), mixup=0.8)
-    lesson = lessons(TEACHER, jnp.asarray(5), batch)
+    views = lockstep.make_view_pass(view, classes=3, key=jax.random.key(1), mixup=0.8)
+    seen = views(jnp.asarray(5), batch)
 
     # One share, of each image and of its label alike; the other is that of the one before it.
     labels = np.asarray(jax.nn.one_hot(batch.label, 3))
     share = np.linalg.lstsq(
         np.stack([labels.ravel(), np.roll(labels, 1, axis=0).ravel()], axis=1),
-        np.asarray(lesson.labels).ravel(),
+        np.asarray(seen.labels).ravel(),
         rcond=None,
     )[0]
     plain = np.asarray(view(jax.random.key(0), batch.image))
     mixture = share[0] * plain + share[1] * np.roll(plain, 1, axis=0)
     assert 0.5 <= share[0] < 1
-    np.testing.assert_allclose(lesson.images, mixture, atol=1e-5)
-    np.testing.assert_allclose(
-        lesson.teacher_logits, mixture.mean((1, 2)) @ np.asarray(TEACHER["kernel"]), atol=1e-4
-    )
+    np.testing.assert_allclose(seen.images, mixture, atol=1e-5)

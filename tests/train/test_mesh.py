@@ -140,8 +140,9 @@ def test_data_parallel_steps_sum_and_exchange_nothing_else(found: dict[str, Foun
 
     assert kinds(plain) == kinds(sam) == kinds(student) == {"all-reduce"}
     assert len(sam) == 2 * len(plain)  # One for each of its two gradients.
-    # Of a BatchNorm two sums forward, together, and two backward; and then the gradients.
-    assert len(student) <= 2 * mesh_child.NORMS + 1
+    # Of a BatchNorm two sums forward, together, and two backward, and so of DIST over each class
+    # (where XLA takes the means by themselves); and then the gradients.
+    assert len(student) <= 2 * mesh_child.NORMS + 1 + 4
 
 
 @slow
@@ -161,12 +162,12 @@ def test_with_fsdp_parameters_come_together_and_images_stay(
 @slow
 @several
 def test_views_need_no_other_device_and_mixing_one_neighbour(found: dict[str, Found]) -> None:
-    lesson = found["alone"].facts["student 2"]["lesson"]
+    views = found["alone"].facts["student 2"]["views"]
 
     # The last image of each device's share of the batch, and its label.
     pixels = 3 * mesh_child.SIDE**2
-    assert kinds(lesson) == {"collective-permute"}
-    assert sorted(size for _, sizes in lesson for size in sizes) == [mesh_child.CLASSES, pixels]
+    assert kinds(views) == {"collective-permute"}
+    assert sorted(size for _, sizes in views for size in sizes) == [mesh_child.CLASSES, pixels]
 
 
 @slow

@@ -1,0 +1,77 @@
+"""How many students are trained at once: all of a grid, or as many as fit on the device."""
+
+import jax
+from absl import logging
+
+from remem_jax import mesh
+from remem_jax.checks import SettingError
+from remem_jax.data import device
+from remem_jax.storage import results
+from remem_jax.train import state
+from remem_jax.workflow import memory, parts
+from remem_jax.workflow.classroom import Classroom, Course
+
+_CHOSEN = "students/group.json"
+_PLENTY = 0.25  # Of a device's memory: what takes less needs no closer look.
+
+
+def need(run: parts.Run, classroom: Classroom, course: Course) -> memory.Need:
+    """Memory that students take: each is stepped in turn, on one pass of the teacher."""
+    one = _state_shapes(run, classroom)
+    batch = memory.batch(run, run.config.student.batch_size)
+    number, by_batch = jax.ShapeDtypeStruct((), "int32"), mesh.batch_sharding(run.mesh)
+    of_batch, of_view = memory.of_step(classroom.view_pass, number, batch)
+    seen = mesh.shapes(jax.eval_shape(classroom.view_pass, number, batch), by_batch)
+    taught, of_answer = memory.of_step(course.answer, course.shapes, seen.images)
+    logits = mesh.shapes(jax.eval_shape(course.answer, course.shapes, seen.images), by_batch)
+    of_steps = [
+        memory.of_step(classroom.steps[point.loss], one, *seen, logits, point.settings)[1]
+        for point in {point.loss: point for point in course.points}.values()
+    ]
+    # Images and logits are held while the students are stepped, and are what the passes give.
+    held = of_batch + taught + mesh.device_bytes((seen.labels, logits))
+    passes = max(of_view - mesh.device_bytes(seen), of_answer - mesh.device_bytes(logits))
+    return memory.Need(course.part, held, mesh.device_bytes(one), max(passes, *of_steps))
+
+
+def fitting(run: parts.Run, need: memory.Need, students: int) -> int:
+    """How many students are trained at once: as `config.student.group` says, or as many as fit.
+
+    Raises:
+        SettingError: If not one fits.
+    """
+    if run.config.student.group:
+        return min(run.config.student.group, students)
+    there = device.memory() - run.dataset.resident_bytes - need.held - need.running
+    fit = min(int(there // need.each), students)
+    if fit < 1:
+        raise SettingError(
+            f"A student of {need.part} does not fit on the device: lower "
+            "config.student.batch_size, or set config.compute_dtype to bfloat16 or "
+            "config.data.input to streamed."
+        )
+    groups = -(-students // fit)
+    return -(-students // groups)  # Of one size, as far as that goes.
+
+
+def _state_shapes(run: parts.Run, classroom: Classroom) -> state.State:
+    return run.shapes(jax.eval_shape(lambda: classroom.first_state(0)))
+
+
+def size(run: parts.Run, classroom: Classroom, course: Course) -> int:
+    """How many students are trained at once, the same in every start of a run."""
+    students, chosen = len(course.points), run.config.student.group
+    if chosen:
+        return min(chosen, students)
+    each = mesh.device_bytes(_state_shapes(run, classroom))
+    held = run.dataset.resident_bytes + mesh.device_bytes(course.shapes)
+    if held + students * each < _PLENTY * device.memory():
+        return students
+    # Another device may fit others, and a checkpoint holds a whole group.
+    found = results.read_for_all(run.workdir / _CHOSEN) or {}
+    if course.part not in found:
+        fit = fitting(run, need(run, classroom, course), students)
+        found[course.part] = mesh.told_by_writer(fit)
+        results.write_for_all(run.workdir / _CHOSEN, found)
+        logging.info("%s: %d students at once.", course.part, found[course.part])
+    return found[course.part]
