@@ -1,316 +1,222 @@
 """Speed of what users wait for, beside torch and timm, in one run, as ratios.
 
     python -m tools.benchmark                       # all rows, some ten minutes
-    python -m tools.benchmark --rows forward,step
-    python -m tools.benchmark --rows load           # checkpoints: seconds and peak memory
+    python -m tools.benchmark --rows=forward,step --json=figures.json
+    python -m tools.benchmark --rows=load           # checkpoints: seconds and peak memory
+    python -m tools.benchmark --device=gpu --rows=step,sam
 
-Everything runs on one pinned core in float32, the same model and batch on both sides, turn by
-turn; a row is the median of the CPU-seconds of each side. It needs torch and timm.
+On a CPU everything runs on one pinned core in float32, the same model and batch on both sides, turn
+by turn; a row is the median of the CPU-seconds of each side. On a GPU, which is chosen where JAX
+finds one, each side is a process of its own that does many steps in its turn, while the other
+waits; a row is the median of seconds on the wall. The computation is bfloat16, torch compiles, has
+channels last, and its optimiser is fused. MFU is our operations, counted, beside the device's
+peak. Each ratio is our seconds divided by theirs: below 1 we are faster.
+
+`compile` is CPU-seconds of tracing and compiling the step of `sam`, each time in a new process.
+`lockstep` trains the students of one teacher together on one pass of it; apart, as many runs; and
+as runs of which the first stores the teacher's answers and the others read them. All must end
+with the same parameters; a GPU may need XLA_FLAGS=--xla_gpu_deterministic_ops=true for that.
+
+Without torch and timm (pip install '.[peers,test]') our side alone is measured. The targets for a
+GPU are predictions for an H200.
 """
 
 import argparse
+import contextlib
+import json
 import os
 import pathlib
-import resource
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-ROWS = ("forward", "step", "sam", "resnet18", "mobilenet_v2", "kd", "load")
+from tools.benchmarks import facts, loading, report, rows, theirs, turns
+
+STEPS, WARM_UP = 20, 5  # Of a turn on a GPU, and before the first.
+COMPILATIONS, TRAININGS = 3, 3  # Repeats, at most, of what takes long.
 
 
-class Pair(NamedTuple):
-    """One thing done twice: by us and by the peer; each returns when it is done."""
+class Printer:
+    """Prints tables as they grow, and keeps the records in a file, should the run be cut short.
 
-    name: str
-    ours: Callable[[], Any]
-    theirs: Callable[[], Any]
+    Attributes:
+        found: What the file has.
+    """
+
+    def __init__(self, found: dict[str, Any], path: str) -> None:
+        self.found, self._path = found, path
+        self._heading: Sequence[str] = ()
+
+    def add(self, record: dict[str, Any], heading: Sequence[str], *lines: Sequence[str]) -> None:
+        """Prints the lines of a record, below a heading if that is another than before."""
+        if heading != self._heading:
+            print(f"\n{report.line(heading)}\n{report.rule(heading)}")
+            self._heading = heading
+        for line in lines:
+            print(report.line(line), flush=True)
+        self._keep(record)
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Says, and keeps, that a row could not be measured."""
+        print(f"{name} failed: {report.brief(error)}", flush=True)
+        self._keep({"row": name, "failed": report.brief(error)})
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        self.found["rows"].append(record)
+        if self._path:
+            text = json.dumps(self.found, indent=2, allow_nan=False)
+            pathlib.Path(self._path).write_text(text + "\n")
 
 
 def main() -> None:
-    """Measures the rows that the command line names, and prints a table."""
-    parser = argparse.ArgumentParser(description="Speed beside torch and timm, as ratios.")
-    parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated")
-    parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--core", type=int, default=0, help="the core to run on")
-    options = parser.parse_args()
-    rows = options.rows.split(",")
-    unknown = [row for row in rows if row not in ROWS]
+    """Measures the rows that the command line names, and prints tables."""
+    options, parser = _options()
+    begun = facts.collect()
+    if options.device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    # JAX takes part of a GPU's memory when it starts, and would leave too little to torch.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
+    with turns.child() as call:
+        begun |= {"devices": call(facts.devices)}
+    device = options.device or ("gpu" if begun["devices"]["backend"] == "gpu" else "cpu")
+    if device == "gpu" and begun["devices"]["backend"] != "gpu" and not options.tiny:
+        parser.error("JAX finds no GPU here: install '.[cuda]', or leave --device out")
+    names = options.rows.split(",") if options.rows else list(rows.NAMES[device])
+    unknown = [name for name in names if name not in rows.NAMES[device]]
     if unknown:
-        parser.error(f"unknown rows {', '.join(unknown)}; known: {', '.join(ROWS)}")
-    if "load" in rows:
-        rows.remove("load")
-        compare_loading()
-    if rows:
+        parser.error(f"unknown rows {', '.join(unknown)}; known: {', '.join(rows.NAMES[device])}")
+    print(facts.line(begun))
+    printer = Printer({"device": device, "facts": begun, "rows": []}, options.json)
+    if "load" in names:  # First: what children take is counted from their parent's size.
+        for record in loading.compare(("Ti/16",) if options.tiny else loading.VARIANTS):
+            printer.add(record, report.LOADING, report.loading_line(record))
+    if device == "cpu":
         os.sched_setaffinity(0, {options.core})  # Before the libraries count their threads.
-        compare_steps(rows, options.repeats)
+    steps = [name for name in names if name != "load"]
+    sys.exit(0 if not steps or _compare(device, steps, options, printer) else 1)
 
 
-def compare_steps(rows: list[str], repeats: int) -> None:
-    """Prints, per row, CPU milliseconds of both sides, their ratio, and our time of compiling."""
-    print("| CPU, one core | ours ms | torch + timm ms | ratio | first call, s |")
-    print("|---|---:|---:|---:|---:|")
-    for row in rows:
-        pair = make_pair(row)
-        started = time.process_time()
-        pair.ours()
-        compiling = time.process_time() - started
-        pair.theirs()
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for _ in range(repeats):
-            for side, function in zip(seconds, (pair.ours, pair.theirs), strict=True):
-                started = time.process_time()
-                function()
-                side.append(time.process_time() - started)
-        ours, theirs = (1000 * statistics.median(side) for side in seconds)
-        print(
-            f"| {pair.name} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} | {compiling:.1f} |",
-            flush=True,
-        )
-
-
-def make_pair(row: str) -> Pair:
-    """The two sides of a row, ready to run."""
-    if row == "forward":
-        return _forward()
-    if row in ("step", "sam"):
-        return _teacher_step(rho=0.05 if row == "sam" else 0.0)
-    if row == "kd":
-        return _distillation_step()
-    return _student_step(row)
-
-
-def _images(batch: int, side: int) -> Any:
-    import numpy as np
-
-    return np.random.default_rng(0).uniform(-1, 1, (batch, side, side, 3)).astype(np.float32)
-
-
-def _torch_model(name: str) -> tuple[Any, Any]:
-    """Torch, and a network of timm."""
-    from tests.oracles import peers
-
-    timm, torch = peers.timm(), peers.torch()
-    torch.set_num_threads(1)
-    return torch, timm.create_model(name, num_classes=1000)
-
-
-def _torch_images(torch: Any, images: Any) -> Any:
-    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-
-
-def _forward() -> Pair:
-    import jax
-
-    from remem_jax import models
-
-    images = _images(8, 224)
-    model: Any = models.make("vit", variant="Ti/16", classes=1000, exact_gelu=True)
-    variables = models.init(model, jax.random.key(0), 224)
-    apply = jax.jit(models.evaluation_apply(model))
-    torch, theirs = _torch_model("vit_tiny_patch16_224")
-    theirs.eval()
-    torch_images = _torch_images(torch, images)
-
-    def run_theirs() -> None:
-        with torch.inference_mode():
-            theirs(torch_images)
-
-    return Pair(
-        "ViT-Ti/16 forward, batch 8, 224 px",
-        lambda: jax.block_until_ready(apply(variables, images)),
-        run_theirs,
+def _options() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def _teacher_step(*, rho: float) -> Pair:
-    import jax
-    import numpy as np
-
-    from remem_jax import models, optim
-    from remem_jax.models import encoder
-    from remem_jax.records import Batch
-    from remem_jax.train import state, steps
-
-    images = _images(4, 224)
-    model = models.make("vit", variant="Ti/16", classes=1000, exact_gelu=True, rematerialise=True)
-    tx = optim.sgd(lambda _: 0.01, momentum=0.9, rho=rho)
-    step = jax.jit(
-        steps.make_supervised_step(
-            models.train_apply(model), tx, lambda key, stored: stored, key=jax.random.key(0)
-        ),
-        donate_argnums=0,
+    known = "; ".join(f"{device}: {','.join(names)}" for device, names in rows.NAMES.items())
+    parser.add_argument("--rows", default="", help=f"comma-separated, else all ({known})")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="else a GPU where there is one")
+    parser.add_argument("--repeats", type=int, default=8, help="turns of each side")
+    parser.add_argument("--core", type=int, default=0, help="the core to run on, of a CPU")
+    parser.add_argument("--batch", type=int, default=0, help="another batch size, on a GPU")
+    parser.add_argument("--json", default="", help="file for facts, all timings and medians")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny sizes, anywhere: to try the tool, not to measure"
     )
-    params = encoder.stack(models.init(model, jax.random.key(0), 224)["params"])
-    now = [state.create({"params": params}, tx)]
-    batch = Batch(jax.numpy.asarray(images), jax.numpy.arange(4), np.ones(4, bool))  # pyright: ignore
-
-    def run_ours() -> None:
-        now[0], _ = step(now[0], batch, {})
-        jax.block_until_ready(now[0])
-
-    torch, theirs = _torch_model("vit_tiny_patch16_224")
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9)
-    torch_images, labels = _torch_images(torch, images), torch.arange(4)
-
-    def backward() -> None:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(theirs(torch_images), labels).backward()
-
-    def run_theirs() -> None:
-        backward()
-        if rho:
-            _climb_and_return(torch, theirs, rho, backward)
-        optimizer.step()
-
-    name = f"ViT-Ti/16 {'SAM' if rho else 'fine-tuning'} step, batch 4, 224 px"
-    return Pair(name, run_ours, run_theirs)
+    return parser.parse_args(), parser
 
 
-def _climb_and_return(torch: Any, model: Any, rho: float, backward: Callable[[], None]) -> None:
-    """SAM's second gradient, taken where the first one leads."""
-    with torch.no_grad():
-        params = [p for p in model.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in params]))
-        climbed = [rho * p.grad / (norm + 1e-12) for p in params]
-        torch._foreach_add_(params, climbed)
-    backward()
-    with torch.no_grad():
-        torch._foreach_sub_(params, climbed)
+def _compare(
+    device: str, names: Sequence[str], options: argparse.Namespace, printer: Printer
+) -> bool:
+    """Measures rows of work, one after another; whether all went well."""
+    with turns.child() as call:
+        lacking = call(theirs.missing, "cpu" if options.tiny else device)
+    sides = ["ours"] if lacking else ["ours", "theirs"]
+    if lacking:
+        print(f"Our side alone: {lacking}.")
+    printer.found["peers_missing"] = lacking
+    well = True
+    for name in names:
+        try:
+            _measure(device, name, sides, options, printer)
+        except RuntimeError as error:  # Of JAX, as for want of memory; other rows may fit.
+            printer.failed(name, error)
+            well = False
+    return well
 
 
-def _student_step(name: str) -> Pair:
-    side = 112
-    ours = _student(name, _images(4, side), teacher_logits=None)
-    torch, theirs = _torch_model({"mobilenet_v2": "mobilenetv2_100"}.get(name, name))
-    optimizer = torch.optim.SGD(
-        theirs.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
-    )
-    torch_images, labels = _torch_images(torch, _images(4, side)), torch.arange(4)
-
-    def run_theirs() -> None:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(theirs(torch_images), labels).backward()
-        optimizer.step()
-
-    return Pair(f"{name} step, batch 4, {side} px", ours, run_theirs)
-
-
-def _student(name: str, images: Any, teacher_logits: Callable[[], Any] | None) -> Callable[[], Any]:
-    """Our step of one student; without a teacher the weight of its loss is 0."""
-    import jax
-
-    from remem_jax import models, optim
-    from remem_jax.records import Settings
-    from remem_jax.train import state, steps
-
-    model = models.make(name, classes=1000)
-    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    step = jax.jit(
-        steps.make_student_step(models.train_apply(model), tx, key=jax.random.key(0)),
-        donate_argnums=0,
-    )
-    now = [state.create(models.init(model, jax.random.key(0), images.shape[1]), tx)]
-    images, labels = jax.numpy.asarray(images), jax.numpy.arange(4)
-    settings = Settings(0.01, 4.0, 0.5 if teacher_logits else 0.0)
-    nothing = jax.numpy.zeros((4, 1000))
-
-    def run() -> None:
-        logits = teacher_logits() if teacher_logits else nothing
-        now[0], _ = step(now[0], images, labels, logits, settings)
-        jax.block_until_ready(now[0])
-
-    return run
-
-
-def _distillation_step() -> Pair:
-    import jax
-
-    from remem_jax import models
-
-    images = _images(4, 224)
-    teacher: Any = models.make("vit", variant="Ti/16", classes=1000, exact_gelu=True)
-    variables = models.init(teacher, jax.random.key(1), 224)
-    apply = jax.jit(models.evaluation_apply(teacher))
-    ours = _student("resnet18", images, lambda: apply(variables, images))
-    torch, theirs = _torch_model("resnet18")
-    _, torch_teacher = _torch_model("vit_tiny_patch16_224")
-    torch_teacher.eval()
-    optimizer = torch.optim.SGD(
-        theirs.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
-    )
-    torch_images, labels = _torch_images(torch, images), torch.arange(4)
-    softened = torch.nn.functional.log_softmax
-
-    def run_theirs() -> None:
-        optimizer.zero_grad()
-        with torch.inference_mode():
-            answers = torch_teacher(torch_images)
-        answers = answers.clone()
-        logits = theirs(torch_images)
-        soft = torch.nn.functional.kl_div(
-            softened(logits / 4, -1), softened(answers / 4, -1), log_target=True,
-            reduction="batchmean",
-        )  # fmt: skip
-        loss = 0.5 * torch.nn.functional.cross_entropy(logits, labels) + 0.5 * 16 * soft
-        loss.backward()
-        optimizer.step()
-
-    return Pair("KD step, ViT-Ti/16 to resnet18, batch 4, 224 px", ours, run_theirs)
-
-
-def compare_loading() -> None:
-    """Prints seconds and peak memory of reading a checkpoint, beside reading its bytes."""
-    print("| loading | MiB | way | seconds | MiB above start at the peak |")
-    print("|---|---:|---|---:|---:|")
-    with tempfile.TemporaryDirectory() as folder:
-        for variant in ("B/16", "L/16"):
-            path = pathlib.Path(folder) / "vit.npz"
-            _in_child("write", variant, path)
-            mebibytes = path.stat().st_size / 2**20
-            for way in ("bytes", "numpy", "ours"):
-                runs = [_in_child(way, variant, path).split() for _ in range(5)]
-                seconds = statistics.median(float(run[0]) for run in runs)
-                peak = statistics.median(float(run[1]) for run in runs)
-                print(f"| ViT-{variant} | {mebibytes:.0f} | {way} | {seconds:.2f} | {peak:.0f} |")
-
-
-def _in_child(way: str, variant: str, path: pathlib.Path) -> str:
-    """Runs `load_once` in a process of its own, so that peaks do not mix."""
-    code = f"from tools import benchmark; benchmark.load_once({way!r}, {variant!r}, {str(path)!r})"
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def load_once(way: str, variant: str, path: str) -> None:
-    """Writes a checkpoint, or reads it in one way and prints seconds and MiB."""
-    import numpy as np
-
-    from remem_jax import models
-    from remem_jax.weights import augreg
-
-    model: Any = models.make("vit", variant=variant, classes=1000)
-    if way == "write":
-        shapes = augreg.names_and_shapes(model, 224)
-        arrays: dict[str, Any] = {n: np.ones(shape, np.float32) for n, shape in shapes.items()}
-        np.savez(path, **arrays)
+def _measure(
+    device: str,
+    name: str,
+    sides: Sequence[str],
+    options: argparse.Namespace,
+    printer: Printer,
+) -> None:
+    """Measures a row and prints it."""
+    if name == "lockstep":
+        grid = rows.CPU_GRID if device == "cpu" else rows.GPU_GRID
+        grid = rows.tiny_grid(grid) if options.tiny else grid
+        with turns.child() as call:
+            found = call(_train_students, grid, min(options.repeats, TRAININGS))
+        record = report.of_students(grid, found)
+        printer.add(record, report.students_heading(record), *report.students_lines(record))
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    if way == "bytes":
-        kept: Any = pathlib.Path(path).read_bytes()
-    elif way == "numpy":
-        with np.load(path) as file:
-            kept = {name: file[name] for name in file.files}
-    else:
-        kept = augreg.load(path, model)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(seconds, (peak - before) / 1024, len(kept) > 0)
+    kind = printer.found["facts"]["devices"]["kind"]
+    heading = report.heading(device, kind)
+    if device == "cpu":
+        record = _on_cpu(name, sides, options)
+        printer.add(record, heading, report.steps_line(record))
+        return
+    record = _on_gpu(name, sides, options, kind)
+    printer.add(record, heading, report.rates_line(record))
+    if "theirs_failed" in record:
+        print(f"torch: {record['theirs_failed']}")
+
+
+def _on_cpu(name: str, sides: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    row = rows.CPU["sam" if name == "compile" else name]
+    row = rows.tiny(row) if options.tiny else row
+    if name == "compile":
+        seconds = []
+        for _ in range(min(options.repeats, COMPILATIONS)):
+            with turns.child() as call:
+                seconds.append(call(_compile_step, row.work))
+        return report.of_compiling(row, seconds, {} if options.tiny else rows.COMPILING)
+    players = [turns.here(side, row.work) for side in sides]
+    seconds = turns.alternate(players, turns.Turns(options.repeats, steps=1, warm_up=0))
+    return report.of_cpu(name, row, seconds, [player.first for player in players])
+
+
+def _on_gpu(
+    name: str, sides: Sequence[str], options: argparse.Namespace, kind: str
+) -> dict[str, Any]:
+    from remem_jax.train import flops
+
+    row = rows.tiny(rows.GPU[name]) if options.tiny else rows.GPU[name]
+    if options.batch:
+        row = row._replace(work=row.work._replace(batch=options.batch))
+    times = turns.Turns(options.repeats, steps=2 if options.tiny else STEPS, warm_up=WARM_UP)
+    failure = {}
+    with contextlib.ExitStack() as stack:
+        players = [stack.enter_context(turns.apart("ours", row.work))]
+        if "theirs" in sides:
+            try:
+                players.append(stack.enter_context(turns.apart("theirs", row.work)))
+            except RuntimeError as error:  # As all of torch's are; our side goes on.
+                failure = {"theirs_failed": report.brief(error)}
+        seconds = turns.alternate(players, times)
+    found = report.of_gpu(
+        name,
+        row,
+        seconds,
+        [player.first for player in players],
+        operations=players[0].operations,
+        peak=flops.peak(kind, row.work.dtype),
+    )
+    return found | failure
+
+
+# What a child calls; it imports JAX, which this process must not before it has chosen its core.
+
+
+def _train_students(grid: rows.Grid, repeats: int) -> dict[str, Any]:
+    from tools.benchmarks import lockstep
+
+    return lockstep.compare(grid, repeats)
+
+
+def _compile_step(work: rows.Work) -> float:
+    from tools.benchmarks import ours
+
+    return ours.compile_step(work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+"""The tool that measures speed, as a user runs it, at sizes that say nothing; and its verdicts."""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.oracles import peers
+from tools.benchmarks import report, rows
+
+ROOT = pathlib.Path(__file__).parents[1]
+GRID = rows.GPU_GRID._replace(students=2)
+
+
+def run(folder: pathlib.Path, *options: str) -> tuple[str, dict[str, Any]]:
+    """What the tool prints, and its file."""
+    path = folder / "figures.json"
+    command = [sys.executable, "-m", "tools.benchmark", "--tiny", "--repeats=2", f"--json={path}"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def ran(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any]]:
+    """A run of one row of both sides; on a CPU of students, too, once for all tests."""
+    peers.timm()
+    device = request.param
+    row = "--rows=forward,lockstep" if device == "cpu" else "--rows=forward"
+    return run(tmp_path_factory.mktemp(device), f"--device={device}", row)
+
+
+@pytest.mark.slow
+def test_a_row_is_both_sides_with_their_ratio(ran: tuple[str, dict[str, Any]]) -> None:
+    printed, found = ran
+    row = found["rows"][0]
+    medians = {side: statistics.median(row[side]["seconds"]) for side in ("ours", "theirs")}
+    assert all(len(row[side]["seconds"]) == 2 for side in medians)
+    assert row["ratio"] == pytest.approx(medians["ours"] / medians["theirs"])
+    assert row["targets"] == {}  # They are for other sizes.
+    assert ("images_per_second" in row["ours"]) == (found["device"] == "gpu")
+    assert f"| {row['name']} |" in printed
+
+
+@pytest.mark.slow
+def test_what_figures_depend_on_is_printed_first_and_kept(ran: tuple[str, dict[str, Any]]) -> None:
+    printed, found = ran
+    facts = found["facts"]
+    assert all(facts[fact] for fact in ("cpu", "cores", "memory_gib", "load_before", "date"))
+    assert set(facts["versions"]) == {"python", "jax", "jaxlib", "torch", "timm"}
+    assert facts["devices"]["backend"] == "cpu"
+    assert facts["cpu"] in printed.splitlines()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ran", ["cpu"], indirect=True)
+def test_students_end_the_same_however_they_are_taught(ran: tuple[str, dict[str, Any]]) -> None:
+    _, found = ran
+    same = {way: one["same_parameters"] for way, one in found["rows"][1]["ways"].items()}
+    assert same == {"together": True, "apart": True, "stored": True}
+
+
+def test_an_unknown_row_is_refused_with_those_that_there_are() -> None:
+    command = [sys.executable, "-m", "tools.benchmark", "--device=cpu", "--rows=forwards"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unknown rows forwards; known: forward, step" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ours", "met", "last"),
+    [
+        (1.3, {"must": False, "aim": False}, "no"),
+        (1.2, {"must": True, "aim": False}, "must"),
+        (0.9, {"must": True, "aim": True}, "aim"),
+    ],
+)
+def test_on_a_cpu_our_seconds_are_held_to_a_share_of_theirs(
+    ours: float, met: dict[str, bool], last: str
+) -> None:
+    # Medians count, so the outlier of theirs does not.
+    record = report.of_cpu("forward", rows.CPU["forward"], [[ours], [1.0, 1.0, 9.0]], [5.0, 1.0])
+
+    assert record["ratio"] == pytest.approx(ours)
+    assert record["met"] == met
+    assert report.steps_line(record)[-2:] == (last, "5.0")
+
+
+def test_without_peers_there_is_no_ratio_and_no_verdict() -> None:
+    record = report.of_cpu("forward", rows.CPU["forward"], [[1.0]], [5.0])
+
+    assert (record["theirs"], record["ratio"], record["met"]) == (None, None, {})
+    assert report.steps_line(record)[1:] == ("1000", "-", "-", "1.20", "1.00", "-", "5.0")
+
+
+def test_on_a_gpu_images_per_second_are_held_to_targets_and_operations_to_the_peak() -> None:
+    record = report.of_gpu(
+        "step", rows.GPU["step"], [[0.064], [0.128]], [60.0, 90.0], operations=25.6, peak=1000.0
+    )
+
+    assert record["ours"]["images_per_second"] == pytest.approx(256 / 0.064)
+    assert record["utilisation"] == pytest.approx(0.4)  # 25.6 / 0.064 = 400 of 1,000.
+    assert record["met"] == {"pass": True, "good": True, "stretch": False}
+    assert report.rates_line(record)[1:] == (
+        "4,000", "2,000", "0.50", "40.0%", "2,500", "3,500", "4,200", "good", "60.0",
+    )  # fmt: skip
+
+
+def test_students_are_held_to_how_much_longer_runs_apart_take() -> None:
+    clocks = {"together": 1.0, "apart": 2.5, "stored": 3.0}
+    seconds = {way: {"wall": [took], "cpu": [took]} for way, took in clocks.items()}
+    same = dict.fromkeys(clocks, True)
+
+    record = report.of_students(GRID, {"ways": seconds, "same_parameters": same})
+
+    assert record["ways"]["together"]["wall"]["speed_up"] == pytest.approx(2.5)
+    lasts = {way: report.last(found["met"]) for way, found in record["ways"].items()}
+    assert lasts == {"together": "good", "apart": "no", "stored": "no"}
+
+
+def test_lines_have_as_many_cells_as_their_headings() -> None:
+    of_cpu = report.of_compiling(rows.CPU["sam"], [7.0, 9.0, 7.5], rows.COMPILING)
+    of_gpu = report.of_gpu("step", rows.GPU["step"], [[1.0]], [1.0], operations=1.0, peak=None)
+
+    assert len(report.steps_line(of_cpu)) == len(report.heading("cpu", "cpu"))
+    assert len(report.rates_line(of_gpu)) == len(report.heading("gpu", "NVIDIA H200"))
+    assert of_cpu["met"] == {"must": True, "aim": False}

@@ -1,0 +1,142 @@
+"""What is measured: the same work for both sides, and what it must reach."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+CPU_TARGETS, GPU_TARGETS = ("must", "aim"), ("pass", "good", "stretch")  # From the weakest on.
+
+
+class Work(NamedTuple):
+    """What both sides do, again and again, on images that are on the device already.
+
+    Attributes:
+        kind: "forward" or "step" of a ViT (its fine-tuning), "student" (its step by the labels
+            alone), or "kd" (its step after a ViT's forward pass on the same images).
+        batch: Images.
+        pixels: Their side.
+        dtype: Of the computation; "bfloat16" is mixed precision on both sides, and torch compiles.
+        variant: Of the ViT.
+        student: Name of the student.
+        rho: Radius of SAM; 0 for none.
+        rematerialise: Whether our ViT computes its blocks again in the backward pass.
+    """
+
+    kind: str
+    batch: int
+    pixels: int
+    dtype: str
+    variant: str = ""
+    student: str = ""
+    rho: float = 0.0
+    rematerialise: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        done = {
+            "forward": f"ViT-{self.variant} forward",
+            "step": f"ViT-{self.variant} {'SAM' if self.rho else 'fine-tuning'} step",
+            "student": f"{self.student} step",
+            "kd": f"KD step, ViT-{self.variant} to {self.student}",
+        }[self.kind]
+        return f"{done}, batch {self.batch}, {self.pixels} px"
+
+
+class Row(NamedTuple):
+    """Work, and what it is held to.
+
+    Attributes:
+        work: What is done.
+        targets: Name -> value: on a CPU, of our seconds beside theirs, at most; on a GPU, of
+            images per second, at least. None where sizes are others than those that they are for.
+    """
+
+    work: Work
+    targets: Mapping[str, float]
+
+
+class Grid(NamedTuple):
+    """Students of one teacher, which learn together or apart.
+
+    Attributes:
+        students: How many.
+        steps: Of each.
+        batch: Images of a step.
+        pixels: Their side.
+        classes: Of teacher and students.
+        variant: Of the teacher.
+        student: Name of the students' network.
+        dtype: Of the computation.
+        targets: As in `Row`, of the seconds of runs apart beside those of one together, at least.
+    """
+
+    students: int
+    steps: int
+    batch: int
+    pixels: int
+    classes: int
+    variant: str
+    student: str
+    dtype: str
+    targets: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return (
+            f"{self.students} {self.student} on one ViT-{self.variant}, {self.steps} steps, batch "
+            f"{self.batch}, {self.pixels} px"
+        )
+
+
+def _on_cpu(kind: str, batch: int, pixels: int, must: float, aim: float, **more: object) -> Row:
+    work = Work(kind, batch, pixels, "float32", rematerialise=kind == "step")
+    return Row(work._replace(**more), {"must": must, "aim": aim})
+
+
+def _on_gpu(kind: str, targets: tuple[float, float, float], **more: object) -> Row:
+    work = Work(kind, 256, 224, "bfloat16", variant="B/16")
+    named: dict[str, float] = dict(zip(GPU_TARGETS, targets, strict=True))
+    return Row(work._replace(**more), named)
+
+
+CPU = {
+    "forward": _on_cpu("forward", 8, 224, 1.2, 1.0, variant="Ti/16"),
+    "step": _on_cpu("step", 4, 224, 1.55, 1.0, variant="Ti/16"),
+    "sam": _on_cpu("step", 4, 224, 1.7, 1.0, variant="Ti/16", rho=0.05),
+    "resnet18": _on_cpu("student", 4, 112, 1.2, 1.0, student="resnet18"),
+    "mobilenet_v2": _on_cpu("student", 4, 112, 1.8, 1.2, student="mobilenet_v2"),
+    "kd": _on_cpu("kd", 4, 224, 1.5, 1.0, variant="Ti/16", student="resnet18"),
+}
+# CPU-seconds of compiling the step of the row `sam`, at most.
+COMPILING = {"must": 8.0, "aim": 5.0}
+# Predicted for an H200, whose matrix products reach 790 TFLOP/s.
+GPU = {
+    "forward": _on_gpu("forward", (8000, 10_500, 13_000)),
+    "step": _on_gpu("step", (2500, 3500, 4200)),
+    "sam": _on_gpu("step", (1250, 1750, 2100), rho=0.05),
+    "kd": _on_gpu("kd", (5000, 6500, 8000), student="resnet18"),
+    "kd_mobilenet_v2": _on_gpu("kd", (4000, 5400, 8000), student="mobilenet_v2"),
+    "kd_efficientnet_v2_s": _on_gpu("kd", (2300, 3000, 5000), student="efficientnet_v2_s"),
+}
+CPU_GRID = Grid(9, 4, 16, 32, 10, "S/16", "resnet18", "float32", {})
+GPU_GRID = Grid(
+    27, 20, 128, 224, 100, "B/16", "resnet18", "bfloat16",
+    {"pass": 2.0, "good": 2.4, "stretch": 2.6},
+)  # fmt: skip
+NAMES = {
+    "cpu": (*CPU, "compile", "lockstep", "load"),
+    "gpu": (*GPU, "lockstep", "load"),
+}
+
+
+def tiny(row: Row) -> Row:
+    """The same path through the code in a moment, anywhere; what it takes says nothing."""
+    variant = row.work.variant and "Ti/16"
+    return Row(row.work._replace(batch=2, pixels=32, variant=variant), {})
+
+
+def tiny_grid(grid: Grid) -> Grid:
+    """The same of students."""
+    small = {"students": 2, "steps": 2, "batch": 2, "pixels": 32, "variant": "Pico/8"}
+    return grid._replace(**small, targets={})

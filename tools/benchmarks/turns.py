@@ -1,0 +1,130 @@
+"""Two sides that take turns, in this process or each in one of its own, and the clock."""
+
+import concurrent.futures
+import contextlib
+import importlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tools.benchmarks.rows import Work
+
+CLOCKS = {"cpu": time.process_time, "gpu": time.perf_counter}  # By the device.
+
+
+class Side(NamedTuple):
+    """One side of a row.
+
+    Attributes:
+        run: Does the work once, or has the device begin it.
+        wait: Returns when all that was begun is done.
+        operations: Floating-point operations of one run; 0 where they are not counted.
+    """
+
+    run: Callable[[], Any]
+    wait: Callable[[], Any]
+    operations: Callable[[], float]
+
+
+class Turns(NamedTuple):
+    """How the sides take turns.
+
+    Attributes:
+        repeats: Turns of each side.
+        steps: Runs of a turn; a GPU has the next one in hand before one is done.
+        warm_up: Runs that do not count, after the first.
+    """
+
+    repeats: int
+    steps: int
+    warm_up: int
+
+
+class Player(NamedTuple):
+    """A side as it is called from outside.
+
+    Attributes:
+        first: Seconds of the first run, which compiles.
+        operations: Floating-point operations of one run.
+        turn: Does so many runs; seconds of one.
+    """
+
+    first: float
+    operations: float
+    turn: Callable[[int], float]
+
+
+def images(work: Work) -> Any:
+    """What both sides see, channels last."""
+    import numpy as np
+
+    shape = (work.batch, work.pixels, work.pixels, 3)
+    return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+
+def cores() -> set[int]:
+    """The cores that this process may use."""
+    return os.sched_getaffinity(0)
+
+
+def alternate(players: Sequence[Player], turns: Turns) -> list[list[float]]:
+    """Seconds of one run, for each player and turn."""
+    if turns.warm_up:
+        for player in players:
+            player.turn(turns.warm_up)
+    rounds = [[player.turn(turns.steps) for player in players] for _ in range(turns.repeats)]
+    return [list(seconds) for seconds in zip(*rounds, strict=True)]
+
+
+def here(who: str, work: Work) -> Player:
+    """A side, "ours" or "theirs", in this process, by the clock of the CPU."""
+    side = _make(who, work)
+    return Player(_timed(side, "cpu", 1), 0.0, lambda steps: _timed(side, "cpu", steps))
+
+
+@contextlib.contextmanager
+def apart(who: str, work: Work) -> Iterator[Player]:
+    """A side in a process of its own, by the clock on the wall.
+
+    JAX and torch may then want other builds of the same library, and what one of them holds of
+    the device's memory is free when its row is done. While one has its turn the other waits.
+    """
+    with child() as call:
+        first, operations = call(_begin, who, work)
+        yield Player(first, operations, lambda steps: call(_turn, steps))
+
+
+@contextlib.contextmanager
+def child() -> Iterator[Callable[..., Any]]:
+    """A process that has imported nothing yet; what it gives calls a function there."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+_playing: list[Side] = []  # Of a child.
+
+
+def _begin(who: str, work: Work) -> tuple[float, float]:
+    side = _make(who, work)
+    _playing.append(side)
+    return _timed(side, "gpu", 1), side.operations()
+
+
+def _turn(steps: int) -> float:
+    return _timed(_playing[0], "gpu", steps)
+
+
+def _make(who: str, work: Work) -> Side:
+    # By name: a process that has one of the sides need not have the libraries of the other.
+    return importlib.import_module(f"tools.benchmarks.{who}").make(work)
+
+
+def _timed(side: Side, clock: str, steps: int) -> float:
+    started = CLOCKS[clock]()
+    for _ in range(steps):
+        side.run()
+    side.wait()
+    return (CLOCKS[clock]() - started) / steps
