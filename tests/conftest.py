@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # Read when JAX is imported; child processes inherit it.
 
@@ -47,3 +48,28 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"Needs the folder {folder}.")
     return folder
+
+
+@pytest.fixture
+def small_run(tmp_path: pathlib.Path, mixed_dtypes: None) -> Iterator[Any]:
+    """A `workflow.parts.Run` of digits with one method, whose models are small."""
+    from configs import quickstart
+    from remem_jax import mesh, models
+    from remem_jax.storage import logs
+    from remem_jax.train import compiling
+    from remem_jax.weights import augreg
+    from remem_jax.workflow import parts
+
+    model = models.make("vit", variant="Pico/8", classes=3)
+    augreg.save(tmp_path / "pico.npz", models.init(model, jax.random.key(0), 16)["params"])
+    config = quickstart.get_config()
+    config.methods = ("finetune",)
+    config.data.image_size = 16
+    config.teacher.init = str(tmp_path / "pico.npz")
+    config.teacher.batch_size = config.student.batch_size = 8
+    on = mesh.make_mesh(jax.devices()[:1])
+    dataset, feed = parts.load_data(config, config.data, on)
+    with logs.RunLog(tmp_path) as log:
+        yield parts.Run(
+            config, tmp_path, dataset, feed, log, lambda: False, compiling.Counter(), on
+        )

@@ -54,17 +54,19 @@ class Job:
             "REMEM_CACHE": str(scratch / "cache"),
         }
 
-    def start(self, *flags: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts the command."""
+    def start(
+        self, *flags: str, within: tuple[str, ...] = (), **environment: Any
+    ) -> subprocess.Popen[str]:
+        """Starts the command, by another one if that is named."""
         return subprocess.Popen(
-            [*self._command, *flags],
+            [*within, *self._command, *flags],
             cwd=ROOT,
             env=self._environment | environment,
             text=True,
             stderr=subprocess.PIPE,
         )
 
-    def finish(self, *flags: str, **environment: str) -> dict[str, Any]:
+    def finish(self, *flags: str, **environment: Any) -> dict[str, Any]:
         """Runs the command to its end; the results."""
         process = self.start(*flags, **environment)
         _, log = process.communicate()
@@ -182,6 +184,26 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
     assert found, log
     saved = stopped.workdir / "students" / "scratch" / "checkpoints"
     assert (saved / found.group(1)).is_dir()
+
+
+_SMALL_FILES = """
+import os, resource, sys
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (256, 256))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_full_disk_ends_the_run_in_one_line(job: Callable[..., Job]) -> None:
+    process = job("full").start(within=(sys.executable, "-c", _SMALL_FILES))
+
+    _, log = process.communicate()
+
+    assert process.returncode == 1, log
+    assert "Traceback" not in log
+    assert log.splitlines()[-1].startswith("remem_jax: ")
+    assert "cannot be used (File too large)" in log.splitlines()[-1]
+    assert "the same command goes on" in log.splitlines()[-1]
 
 
 def test_a_finished_run_is_not_done_again(job: Callable[..., Job], undisturbed: Job) -> None:

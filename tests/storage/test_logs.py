@@ -5,6 +5,7 @@ import json
 import logging as python_logging
 import pathlib
 import struct
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -245,3 +246,30 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert "100%" in terminal.getvalue()
     assert "4/4" in terminal.getvalue()
+
+
+_WRITE_TOO_MUCH = """
+import pathlib, resource, sys
+from remem_jax.storage import logs
+
+# As on a full disk: files may have 4 kB, and no more.
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+with logs.RunLog(pathlib.Path(sys.argv[1])) as log:
+    for step in range(10_000):
+        log.write("teacher", step, {"loss": 1.0})
+"""
+
+
+def test_a_full_disk_is_an_error_and_no_hang(tmp_path: pathlib.Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITE_TOO_MUCH, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
+    assert len(logs.read(tmp_path)) > 10
