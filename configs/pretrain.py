@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.log_every = 100  # Steps.
     config.save_every = 500
+    config.keep_checkpoints = 2  # Of each part, while it is trained; one may be damaged.
     config.fsdp = False  # True divides parameters and momentum among the devices too.
     config.profile = False  # True traces some steps of each part into profile/.
 

@@ -38,6 +38,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.seed = 0
     config.log_every = 50  # Steps.
     config.save_every = 500  # Steps; also where a stopped run goes on.
+    config.keep_checkpoints = 2  # Of each part, while it is trained; one may be damaged.
     config.retries = 0  # Of a teacher whose loss is no number any more, each at half of the rate.
     config.fsdp = False  # True divides parameters and momentum among the devices too.
     config.profile = False  # True traces some steps of each part into profile/.

@@ -5,11 +5,13 @@ import signal
 if __name__ == "__main__":  # Importing takes seconds; until signals are heard, they end it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import inspect
 import logging as python_logging
 import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -57,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
         from remem_jax.train.loop import StoppedError
 
     logging.get_absl_handler().addFilter(_is_ours)
+    sys.unraisablehook = _but_for_failed_writes(sys.unraisablehook)
     directory = pathlib.Path(str(_WORKDIR.value)).expanduser()
     try:
         mesh.init_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -113,6 +116,20 @@ def _stop_on_signals() -> Callable[[], bool]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
     return lambda: bool(asked)
+
+
+def _but_for_failed_writes(show: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Keeps off stderr what orbax's other writes say when one has failed, which has been told.
+
+    They end later, and find nobody who waits: hundreds of tracebacks before our one line.
+    """
+
+    def show_others(unraisable: Any) -> None:
+        closed = str(unraisable.exc_value) == "Event loop is closed"
+        if not closed and not inspect.iscoroutine(unraisable.object):
+            show(unraisable)
+
+    return show_others
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -21,7 +21,16 @@ METHODS: dict[str, dict[str, float] | None] = {
 }
 GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
 # What may change between two starts of one run: it changes no result.
-_FREE = ("log_every", "save_every", "differs", "profile", "plan_only", "fsdp", "retries")
+_FREE = (
+    "log_every",
+    "save_every",
+    "differs",
+    "profile",
+    "plan_only",
+    "fsdp",
+    "retries",
+    "keep_checkpoints",
+)
 _FREE_OF = {  # Speed, and where things lie.
     "data": ("cache", "threads", "workers"),
     "student": ("group", "store_outputs"),
@@ -80,6 +89,7 @@ def _check_common(config: ConfigDict) -> None:
     settings = config.data
     checks.at_least("config.log_every", config.log_every, 1)
     checks.at_least("config.save_every", config.save_every, 1)
+    checks.at_least("config.keep_checkpoints", config.keep_checkpoints, 2)
     checks.at_least("config.retries", config.get("retries", 0), 0)
     checks.at_least("config.seed", config.seed, 0)
     checks.one_of("config.data.name", settings.name, data.NAMES)

@@ -48,9 +48,6 @@ KINDS = {"SIGKILL": 45, "SIGTERM": 20, "SIGINT": 15, WRITES: 20}  # In a hundred
 MOMENTS = {"start-up": 10, "saving": 40, "any": 50}
 PARTS = ("loading", "teachers", "students", "between")
 WHOLE = re.compile("[0-9]+|params|best")  # Names that folders get when they are whole.
-# A traceback; but for those of orbax's other writes when one has failed, which find the loop that
-# waited for them closed, and print through each other.
-_FELL = re.compile(r'^ *File "(?!.*asyncio/base_events.py)', re.MULTILINE)
 LEFT = (".partial", ".saving", ".old", ".orbax-checkpoint-tmp")
 Process = subprocess.Popen[str]
 SAME = ("methods", "teachers", "students", "data", "models")  # Of results.json.
@@ -248,7 +245,7 @@ def leave(running: list[Process], seconds: float) -> list[str]:
 
 def judge(strike: Strike, struck: bool, codes: list[int], said: list[str]) -> list[str]:
     """What is wrong with how the processes left."""
-    fell = [i for i, text in enumerate(said) if _FELL.search(text)]
+    fell = [i for i, text in enumerate(said) if "Traceback (most recent call last)" in text]
     problems = [f"process {i} shows a traceback: {_errors(said[i])}" for i in fell]
     if not any(codes):
         return problems

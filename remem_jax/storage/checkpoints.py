@@ -38,7 +38,7 @@ class Checkpoints:
     the block ends. If that ends by an error, this one is logged instead.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 2) -> None:
+    def __init__(self, directory: pathlib.Path, *, keep: int) -> None:
         """Opens (and makes) a directory that belongs to these checkpoints alone.
 
         Args:
@@ -48,7 +48,7 @@ class Checkpoints:
         Raises:
             SettingError: If the directory cannot be used.
         """
-        at_least("The number of checkpoints to keep", keep, 2)
+        at_least("config.keep_checkpoints", keep, 2)
         self._directory, self._keep = directory.absolute(), keep
         self._checked: int | None = None  # The step that was just read to the end.
         self._pending: tuple[int, futures.Future[None]] | None = None

@@ -287,6 +287,9 @@ def _train(
 ) -> float:
     """Fine-tunes from the pretrained weights to the last step; the seconds that it took."""
     training = make_training(run, settings, first)
+    # What is computed again to save memory is no work that the model asks for.
+    once = first._replace(model=first.model.clone(rematerialise=False))
+    counted = make_training(run, settings, once).step
     _, seconds = parts.train(
         run,
         part,
@@ -295,7 +298,7 @@ def _train(
             # The frozen parameters are an argument: constants would be compiled into the step.
             lambda first_step: functools.partial(training.step, frozen=first.frozen),
             batch_size=settings.batch_size,
-            operations=lambda state, batch: flops.count(training.step, state, batch, first.frozen),
+            operations=lambda state, batch: flops.count(counted, state, batch, first.frozen),
             steps=settings.steps[-1],
             milestones=tuple(settings.steps),
             milestone=milestone,

@@ -167,7 +167,8 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
         The last state, and the seconds that training took, over all interruptions.
     """
     config = run.config
-    with checkpoints.Checkpoints(run.workdir / part / CHECKPOINTS) as saved:
+    folder = run.workdir / part / CHECKPOINTS
+    with checkpoints.Checkpoints(folder, keep=config.keep_checkpoints) as saved:
         first, done, seconds = job.first, saved.newest() or 0, 0.0
         if done:
             first, seconds = saved.restore(done, first)
@@ -252,8 +253,9 @@ def _advice(part: str) -> Iterator[None]:
     try:
         yield
     except loop.NonFiniteLossError as error:
+        retry = ", or set config.retries" if part.startswith("teachers/") else ""
         raise loop.NonFiniteLossError(
-            f"{part}: {error}. Lower {settings}, in another --workdir."
+            f"{part}: {error}. Lower {settings}, in another --workdir{retry}."
         ) from error
 
 

@@ -39,10 +39,10 @@ def _like(tree: Any) -> Any:
 
 def test_a_state_comes_back_as_it_was_saved(tmp_path: pathlib.Path, key: Key) -> None:
     saved = _state(key)
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, saved, seconds=0.0)
 
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         restored, _ = directory.restore(1, _like(saved))
 
     chex.assert_trees_all_equal(restored, saved, strict=True)
@@ -50,10 +50,10 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: pathlib.Path, key: Key) ->
 
 def test_two_states_come_back_as_two_states(tmp_path: pathlib.Path, key: Key) -> None:
     saved = tuple(_state(k) for k in jax.random.split(key))
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, saved, seconds=0.0)
 
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         restored, _ = directory.restore(1, _like(saved))
 
     chex.assert_trees_all_equal(restored, saved, strict=True)
@@ -61,10 +61,10 @@ def test_two_states_come_back_as_two_states(tmp_path: pathlib.Path, key: Key) ->
 
 def test_a_restored_state_has_the_types_of_the_saved_one(tmp_path: pathlib.Path, key: Key) -> None:
     saved = _state(key)
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, saved, seconds=0.0)
 
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         restored, _ = directory.restore(1, _like(saved))
 
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
@@ -72,10 +72,10 @@ def test_a_restored_state_has_the_types_of_the_saved_one(tmp_path: pathlib.Path,
 
 def test_the_seconds_of_a_step_come_back(tmp_path: pathlib.Path, key: Key) -> None:
     saved = _state(key)
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, saved, seconds=12.5)
 
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         _, seconds = directory.restore(1, _like(saved))
 
     assert seconds == 12.5
@@ -88,33 +88,33 @@ def test_a_state_that_is_given_away_after_saving_is_restored_as_it_was(
     first, expected = (_state(key, size=1_000_000) for _ in range(2))
     step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
 
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, first, seconds=0.0)
         second = step(first)
         third = jax.block_until_ready(step(second))
 
     assert second.params["dense"]["kernel"].is_deleted()  # Steps do use memory again.
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         restored, _ = directory.restore(1, _like(third))
     chex.assert_trees_all_equal(restored, expected, strict=True)
 
 
 def test_there_is_no_newest_checkpoint_at_first(tmp_path: pathlib.Path) -> None:
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         assert directory.newest() is None
 
 
 @pytest.fixture
 def saved(tmp_path: pathlib.Path, key: Key) -> pathlib.Path:
     """A folder where steps 2, 9 and 10 were saved."""
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         for step in (2, 9, 10):
             directory.save(step, {"step": jnp.int32(step)}, seconds=0.0)
     return tmp_path
 
 
 def test_the_newest_checkpoint_is_the_last_saved(saved: pathlib.Path) -> None:
-    with checkpoints.Checkpoints(saved) as directory:
+    with checkpoints.Checkpoints(saved, keep=2) as directory:
         assert directory.newest() == 10
 
 
@@ -123,7 +123,7 @@ def test_two_checkpoints_are_kept(saved: pathlib.Path) -> None:
 
 
 def test_each_step_has_its_own_values(saved: pathlib.Path) -> None:
-    with checkpoints.Checkpoints(saved) as directory:
+    with checkpoints.Checkpoints(saved, keep=2) as directory:
         restored = [directory.restore(step, {"step": jnp.int32(0)})[0] for step in (9, 10)]
 
     assert [int(tree["step"]) for tree in restored] == [9, 10]
@@ -140,12 +140,12 @@ def partial(saved: pathlib.Path) -> pathlib.Path:
 
 
 def test_half_a_checkpoint_is_none(partial: pathlib.Path) -> None:
-    with checkpoints.Checkpoints(partial.parent) as directory:
+    with checkpoints.Checkpoints(partial.parent, keep=2) as directory:
         assert directory.newest() == 10
 
 
 def test_half_a_checkpoint_is_gone_after_the_next_whole_one(partial: pathlib.Path) -> None:
-    with checkpoints.Checkpoints(partial.parent) as directory:
+    with checkpoints.Checkpoints(partial.parent, keep=2) as directory:
         directory.save(12, {"step": jnp.int32(12)}, seconds=0.0)
 
     assert not partial.exists()
@@ -156,7 +156,7 @@ _SAVE_AND_DIE = """
     import jax.numpy as jnp
     from remem_jax.storage import checkpoints
 
-    with checkpoints.Checkpoints(pathlib.Path(sys.argv[1])) as directory:
+    with checkpoints.Checkpoints(pathlib.Path(sys.argv[1]), keep=2) as directory:
         directory.save(1, {"weight": jnp.full((1000,), 1.0)}, seconds=0.0)
         directory.save(2, {"weight": jnp.full((20_000_000,), 2.0)}, seconds=0.0)
         print(sorted(os.listdir(sys.argv[1])), flush=True)
@@ -177,7 +177,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: pathlib.Path
     assert "'1'" in done.stdout
     assert "'2'" not in done.stdout  # It was still being written.
 
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         newest = directory.newest()
         restored, _ = directory.restore(1, {"weight": jnp.zeros((1000,))})
 
@@ -186,10 +186,10 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: pathlib.Path
 
 
 def test_a_step_can_be_saved_again_after_a_kill_while_saving_it(partial: pathlib.Path) -> None:
-    with checkpoints.Checkpoints(partial.parent) as directory:
+    with checkpoints.Checkpoints(partial.parent, keep=2) as directory:
         directory.save(11, {"step": jnp.int32(11)}, seconds=0.0)
 
-    with checkpoints.Checkpoints(partial.parent) as directory:
+    with checkpoints.Checkpoints(partial.parent, keep=2) as directory:
         restored, _ = directory.restore(11, {"step": jnp.int32(0)})
     assert int(restored["step"]) == 11
 

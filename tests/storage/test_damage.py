@@ -57,7 +57,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with the checkpoints of steps 1 and 2, and one saved tree; not to be changed."""
     folder = tmp_path_factory.mktemp("sound")
-    with checkpoints.Checkpoints(folder / "steps") as directory:
+    with checkpoints.Checkpoints(folder / "steps", keep=2) as directory:
         for step in (1, 2):
             directory.save(step, _tree(step), seconds=step)
     checkpoints.save_tree(folder / "part" / "tree", _tree(3))
@@ -73,7 +73,7 @@ def test_damage_to_any_file_is_told_and_the_checkpoint_before_is_used(
         damage(copy / "2" / file)
         caplog.clear()
 
-        with checkpoints.Checkpoints(copy) as directory:
+        with checkpoints.Checkpoints(copy, keep=2) as directory:
             newest = directory.newest()
             restored, seconds = directory.restore(1, _tree(0))
 
@@ -93,7 +93,7 @@ def test_damage_to_any_file_is_an_error_where_the_step_is_asked_for(
         damage(copy / "2" / file)
 
         with (
-            checkpoints.Checkpoints(copy) as directory,
+            checkpoints.Checkpoints(copy, keep=2) as directory,
             pytest.raises(SettingError, match=str(copy / "2" / file)),
         ):
             directory.restore(2, _tree(0))
@@ -133,7 +133,7 @@ def test_nothing_is_left_when_all_are_damaged(
     for step in ("1", "2"):
         _flip(copy / step / "_METADATA")
 
-    with checkpoints.Checkpoints(copy) as directory:
+    with checkpoints.Checkpoints(copy, keep=2) as directory:
         assert directory.newest() is None
 
     assert "starting from the beginning" in caplog.text
@@ -144,7 +144,7 @@ def test_a_sound_checkpoint_is_not_reported(
 ) -> None:
     copy = shutil.copytree(sound / "steps", tmp_path / "steps")
 
-    with checkpoints.Checkpoints(copy) as directory:
+    with checkpoints.Checkpoints(copy, keep=2) as directory:
         assert directory.newest() == 2
 
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -155,7 +155,7 @@ def test_a_step_can_be_saved_and_damaged_again(sound: pathlib.Path, tmp_path: pa
 
     for _ in range(3):
         _flip(copy / "2" / "manifest.ocdbt")
-        with checkpoints.Checkpoints(copy) as directory:
+        with checkpoints.Checkpoints(copy, keep=2) as directory:
             assert directory.newest() == 1
             directory.save(2, _tree(2), seconds=0.0)
 
@@ -173,13 +173,13 @@ def test_a_folder_of_another_name_is_no_checkpoint(
     copy = shutil.copytree(sound / "steps", tmp_path / "steps")
     shutil.copytree(copy / "2", copy / name)
 
-    with checkpoints.Checkpoints(copy) as directory:
+    with checkpoints.Checkpoints(copy, keep=2) as directory:
         assert directory.newest() == 2
 
 
 def test_a_checkpoint_of_another_tree_is_an_error(sound: pathlib.Path) -> None:
     others = ({**_tree(0), "more": jnp.zeros(1)}, {"step": jnp.int32(0)})
-    with checkpoints.Checkpoints(sound / "steps") as directory:
+    with checkpoints.Checkpoints(sound / "steps", keep=2) as directory:
         for other in (*others, {**_tree(0), "weight": jnp.zeros((2, 2))}):
             with pytest.raises(SettingError, match=r"steps/2 cannot be used"):
                 directory.restore(2, other)
@@ -194,13 +194,13 @@ def test_three_are_kept_where_three_are_asked_for(tmp_path: pathlib.Path) -> Non
 
 
 def test_one_alone_is_never_kept(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(SettingError, match="at least 2, got 1"):
+    with pytest.raises(SettingError, match="keep_checkpoints must be at least 2, got 1"):
         checkpoints.Checkpoints(tmp_path, keep=1)
 
 
 def test_what_is_written_over_after_saving_is_restored_as_it_was(tmp_path: pathlib.Path) -> None:
     weight = np.ones((2_000_000,), np.float32)
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, {"weight": weight}, seconds=0.0)
         weight[:] = 2
         directory.wait()
@@ -219,7 +219,7 @@ def _fail(number: int) -> Callable[..., None]:
 def test_an_error_while_writing_comes_at_the_next_save_and_names_what_is_safe(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, _tree(1), seconds=0.0)
         directory.wait()
         monkeypatch.setattr(checksums, "finish", _fail(5))
@@ -241,7 +241,7 @@ def test_an_error_while_writing_comes_when_the_block_ends(
 
     with (
         pytest.raises(SettingError, match="no step is safe"),
-        checkpoints.Checkpoints(tmp_path) as directory,
+        checkpoints.Checkpoints(tmp_path, keep=2) as directory,
     ):
         directory.save(1, _tree(1), seconds=0.0)
 
@@ -252,7 +252,7 @@ def test_an_error_while_writing_hides_no_other(
     monkeypatch.setattr(checksums, "finish", _fail(28))
 
     def save_and_fail() -> None:
-        with checkpoints.Checkpoints(tmp_path) as directory:
+        with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
             directory.save(1, _tree(1), seconds=0.0)
             raise KeyError("another")
 
@@ -265,7 +265,7 @@ def test_an_error_while_writing_hides_no_other(
 @pytest.mark.parametrize("again", [False, True])
 def test_a_lost_directory_stops_the_run(tmp_path: pathlib.Path, again: bool) -> None:
     folder = tmp_path / "steps"
-    with checkpoints.Checkpoints(folder) as directory:
+    with checkpoints.Checkpoints(folder, keep=2) as directory:
         directory.save(1, _tree(1), seconds=0.0)
         directory.wait()
         folder.rename(tmp_path / "elsewhere")
@@ -280,7 +280,7 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: pathlib.Path) -> 
     (tmp_path / "file").write_text("")
 
     with pytest.raises(SettingError, match="Not a directory"):
-        checkpoints.Checkpoints(tmp_path / "file" / "steps")
+        checkpoints.Checkpoints(tmp_path / "file" / "steps", keep=2)
 
 
 def _run(program: str, *arguments: object) -> "subprocess.Popen[str]":
@@ -301,7 +301,7 @@ _WRITE_TOO_MUCH = """
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     small, large = jnp.ones(10), jax.random.uniform(jax.random.key(0), (100_000,))
     folder = pathlib.Path(sys.argv[1])
-    with checkpoints.Checkpoints(folder / "steps") as directory:
+    with checkpoints.Checkpoints(folder / "steps", keep=2) as directory:
         directory.save(1, {"weight": small}, seconds=0.0)
         directory.save(2, {"weight": large}, seconds=0.0)
         try:
@@ -328,7 +328,7 @@ def test_what_the_system_does_not_write_is_told(tmp_path: pathlib.Path) -> None:
         "The same command goes on from what is safe.",
     ]
     assert not (tmp_path / "tree").exists()
-    with checkpoints.Checkpoints(tmp_path / "steps") as directory:
+    with checkpoints.Checkpoints(tmp_path / "steps", keep=2) as directory:
         assert directory.newest() == 3
 
 
@@ -337,7 +337,7 @@ _SAVE_FOR_EVER = """
     import jax.numpy as jnp
     from remem_jax.storage import checkpoints
 
-    with checkpoints.Checkpoints(pathlib.Path(sys.argv[1])) as directory:
+    with checkpoints.Checkpoints(pathlib.Path(sys.argv[1]), keep=2) as directory:
         newest = directory.newest() or 0
         if newest:
             tree, seconds = directory.restore(newest, {"weight": jnp.zeros(1000)})
@@ -369,7 +369,7 @@ def test_a_kill_at_any_moment_leaves_what_was_saved(
         lines = [line for line in out.splitlines() if line.isdecimal()]
         safe = max(map(int, (found, *lines)))
 
-        with checkpoints.Checkpoints(tmp_path) as directory:
+        with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
             newest = directory.newest()
         assert newest is not None
         assert newest >= safe
@@ -387,7 +387,7 @@ def test_a_checkpoint_is_restored_on_another_number_of_devices(
     tmp_path: pathlib.Path, before: int, after: int
 ) -> None:
     rows = jnp.arange(12.0).reshape(4, 3)
-    with checkpoints.Checkpoints(tmp_path) as directory:
+    with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, {"rows": jax.device_put(rows, _sharded(before))}, seconds=0.0)
         directory.wait()
         like = jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=_sharded(after))
