@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     config.teacher.clip_norm = 1.0
     config.teacher.dropout = 0.0
     config.teacher.mixup = 0.0  # Both parameters of its Beta distribution; 0 is none.
+    config.teacher.label_smoothing = 0.0  # Share of each target that goes to all classes.
     config.teacher.rho = 0.05  # The paper's 0.5 is for networks 45 times as large.
     # Examples that share an ascent of SAM, its m; 0 is the whole batch, -1 each device's share.
     config.teacher.ascent_examples = 0
@@ -92,6 +93,7 @@ def get_config() -> ConfigDict:
     config.student.learning_rates = (0.05, 0.1)
     config.student.temperatures = (4.0,)
     config.student.weights = (0.5,)
+    config.student.flatten = 1.0  # Divides teachers' logits; above 1 is a flattened teacher.
     config.student.seeds = (0,)  # Added to the run's: first parameters, and what is dropped.
     config.student.group = 0  # Students that are trained at once; 0 is as many as fit.
     config.student.store_outputs = False  # True keeps teachers' answers for other students.

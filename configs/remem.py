@@ -14,6 +14,16 @@ is ours, because the paper's value is lost.
 
 from ml_collections import ConfigDict
 
+LOSSES = {
+    "kd": {},
+    "dist": {
+        "losses": ("dist",),
+        "learning_rates": (0.5, 0.7, 1.0),  # [text]
+        "weights": (1.0,),  # beta and gamma [text].
+        "temperatures": (1.0,),  # Of DIST's authors [source].
+    },
+    "patient": {"mixup": 0.8, "steps": 200_000},  # [text]
+}
 NOT_IN_AUGREG = ("H/14", "L/32", "R50+B/16")  # Published before it, on ImageNet-21k.
 
 
@@ -22,9 +32,10 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
 
     Args:
         spec: Name of the data set, then options: "flowers102,variant=S/16,student=resnet18".
+            The option loss is "kd", "dist", or "patient": KD with Mixup over ten times the steps.
     """
     dataset, *pairs = spec.split(",")
-    options = {"variant": "B/16", "student": "resnet18"}
+    options = {"variant": "B/16", "student": "resnet18", "loss": "kd"}
     for name, _, value in (pair.partition("=") for pair in pairs):
         if name not in options:
             raise ValueError(
@@ -80,6 +91,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.teacher.clip_norm = 1.0  # As vit_jax's fine-tuning [choice].
     config.teacher.dropout = 0.0  # [choice]
     config.teacher.mixup = 0.0  # Both parameters of its Beta distribution; 0 is none.
+    config.teacher.label_smoothing = 0.0  # Share of each target that goes to all classes.
     config.teacher.rho = 0.5  # Of 0.5, 0.05, 0.005 [text].
     # Examples that share an ascent of SAM, its m; 0 is the whole batch, -1 each device's share.
     config.teacher.ascent_examples = 0
@@ -115,6 +127,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.student.learning_rates = (0.05, 0.1, 0.5)  # [text]
     config.student.temperatures = (1.0, 2.0, 4.0)  # [text]
     config.student.weights = (0.1, 0.5, 0.9)  # [text]
+    config.student.flatten = 1.0  # Divides teachers' logits; above 1 is a flattened teacher.
     config.student.seeds = (0,)  # Added to the run's: first parameters, and what is dropped.
     config.student.group = 0  # Students that are trained at once; 0 is as many as fit.
     config.student.store_outputs = False  # True keeps teachers' answers for other students.
@@ -122,4 +135,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.student.momentum = 0.9  # Nesterov's [choice].
     config.student.weight_decay = 1e-4  # [text]
     config.student.evaluations = 10  # On validation, on the way.
+    if options["loss"] not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {options['loss']!r}.")
+    config.student.update(LOSSES[options["loss"]])
     return config

@@ -43,6 +43,57 @@ def cross_entropy(
     return -jnp.mean((1 - smoothing) * of_label + smoothing * jnp.mean(log_probs, axis=-1))
 
 
+def conditional_mutual_information(
+    logits: Float[Array, "batch klass"], labels: Labels
+) -> Float[Array, ""]:
+    """How much a model's predictions tell of the images, beyond their labels: I(X; Y' | Y).
+
+    The mean over the batch of KL(p || Q), where p is what is predicted of an image, and Q, the
+    centroid of the image's class, is the mean of p over the batch's images of that class. A
+    teacher of MCMI minimises cross_entropy - weight * conditional_mutual_information.
+
+    Where labels are shares w of all classes, an image belongs to each class y with weight w[y]:
+    Q[y] is the weighted mean of p, and the result the weighted mean of KL(p || Q[y]).
+
+    - It is 0, but for rounding, where all images of a class are predicted alike; so a class with
+      one image adds 0, and a class without any does not count.
+    - No gradient flows through the centroids, as in the authors' code, and none would: they
+      minimise the mean of the divergences, whose derivative by them is therefore 0. The gradient
+      is exact, derivatives of higher order are not.
+    - Its expectation over batches is at most the value for all images. To second order, images
+      that scatter about their centroid give 1 - present / batch of it, where `present` is the
+      number of classes in the batch: a fifth is lost with 512 images of 100 classes, more than
+      half with 128. It needs all of the global batch.
+
+    Differs from the authors' code: there, the centroids are means over all training images, taken
+    once before the teacher is fine-tuned, and the divergence from them has no upper bound.
+
+    Args:
+        logits: Unnormalised log-probabilities.
+        labels: As in `cross_entropy`; shares are at least 0, and not all of them 0.
+
+    Returns:
+        The mean over the batch, in nats; from 0, but for rounding, to log(classes).
+
+    Source: Ye et al. 2024, https://arxiv.org/abs/2401.08732, and its code,
+    https://github.com/iclr2024mcmi/ICLRMCMI. Centroids of the batch and mixed labels are our own.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    weights = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
+    weights = weights.astype(jnp.float32)
+    of_class = jnp.sum(weights, axis=0, keepdims=True)
+    matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+    in_class = weights / jnp.where(of_class > 0, of_class, 1.0)
+    centroids = matmul(in_class.T, jnp.exp(jax.lax.stop_gradient(log_probs)))
+    # A centroid underflows only where the probabilities do, which then multiply a finite number.
+    log_centroids = jnp.log(jnp.maximum(centroids, jnp.finfo(jnp.float32).tiny))
+
+    of_image = jnp.sum(weights, axis=-1, keepdims=True)
+    log_ratios = of_image * log_probs - matmul(weights, log_centroids)
+    return jnp.sum(jnp.exp(log_probs) * log_ratios) / jnp.sum(weights)
+
+
 def distillation(
     student_logits: Float[Array, "batch klass"],
     teacher_logits: Float[Array, "batch klass"],

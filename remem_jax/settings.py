@@ -125,6 +125,7 @@ def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.at_least("config.teacher.rho", teacher.rho, 0)
     checks.within("config.teacher.dropout", teacher.dropout, 0, 0.99)
     checks.at_least("config.teacher.mixup", teacher.mixup, 0)
+    checks.within("config.teacher.label_smoothing", teacher.label_smoothing, 0, 1)
     whole = all(isinstance(step, int) for step in teacher.steps)
     checks.require(whole, f"config.teacher.steps must be whole, got {tuple(teacher.steps)}.")
     checks.increasing("config.teacher.steps", teacher.steps)
@@ -183,6 +184,7 @@ def _check_student(student: ConfigDict) -> None:
     checks.one_of("config.student.model", student.model, models.STUDENTS)
     checks.one_of("config.student.stem", student.stem, resnet.STEMS)
     checks.at_least("config.student.group", student.group, 0)
+    checks.above("config.student.flatten", student.flatten, 0)
     for loss in student.losses:
         checks.one_of("config.student.losses", loss, losses.STUDENT_LOSSES)
     for seed in student.seeds:

@@ -99,7 +99,7 @@ def test_the_spec_may_hold_two_options() -> None:
 
 
 def test_an_unknown_option_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'width'; known: variant, student"):
+    with pytest.raises(ValueError, match=r"'width'; known: variant, student, loss"):
         remem.get_config("folder,width=3")
 
 
@@ -157,6 +157,7 @@ def test_what_cannot_be_used_ends_in_one_line(
         (["--config=configs/quickstart.py", "--workdirr=x"], "workdirr"),
         (["--config=configs/quickstart.py", "teacher.rho=1"], "teacher.rho=1"),
         (["--config=configs/remem.py:cifar100,width=3"], "no option 'width'"),
+        (["--config=configs/remem.py:cifar100,loss=mse"], "kd, dist, patient; got 'mse'"),
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         ([], "--config"),
     ],
@@ -168,6 +169,7 @@ def test_what_cannot_be_used_ends_in_one_line(
         "unknown flag",
         "no flag",
         "unknown option",
+        "unknown loss",
         "no file",
         "no config",
     ],

@@ -114,6 +114,8 @@ BAD: list[tuple[str, Any]] = [
     ("student.seeds", ()),
     ("student.seeds", (-1,)),
     ("student.group", -1),
+    ("student.flatten", 0.0),
+    ("teacher.label_smoothing", 1.5),
     ("retries", -1),
     ("keep_checkpoints", 1),
     ("student.steps", 0),

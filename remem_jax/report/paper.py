@@ -65,7 +65,7 @@ def records(results: Mapping[str, Any]) -> dict[str, Record]:
     found = {
         row["method"]: lookup(
             student=student,
-            loss=row["selected"]["loss"] or "",
+            loss=_named(results, row["selected"]["loss"] or ""),
             dataset=dataset,
             method=row["method"],
         )
@@ -103,4 +103,11 @@ def note(results: Mapping[str, Any]) -> str:
 
 def _case(results: Mapping[str, Any]) -> tuple[str, str, str]:
     losses = results["config"].get("student", {}).get("losses", ("kd",))
-    return results["models"]["student"], " and ".join(losses), results["data"]["name"]
+    named = " and ".join(_named(results, loss) for loss in losses)
+    return results["models"]["student"], named, results["data"]["name"]
+
+
+def _named(results: Mapping[str, Any], loss: str) -> str:
+    """A loss as the paper names it: KD of mixed images is "patient"."""
+    mixed = results["config"].get("student", {}).get("mixup", 0) > 0
+    return "patient" if mixed and loss == "kd" else loss

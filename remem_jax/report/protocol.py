@@ -22,6 +22,13 @@ ONE_OF: dict[str, tuple[Any, ...]] = {
     "student.weight_decay": (1e-4,),
 }
 # All of these.
+# Where images are mixed (patient distillation), and with DIST, in place of these and those.
+PATIENT: dict[str, tuple[Any, ...]] = {"student.steps": (200_000,), "student.mixup": (0.8,)}
+DIST: dict[str, tuple[Any, ...]] = {
+    "student.learning_rates": (0.5, 0.7, 1.0),
+    "student.weights": (1.0,),  # beta and gamma
+    "student.temperatures": (),  # Not in the text.
+}
 ALL_OF: dict[str, tuple[Any, ...]] = {
     "teacher.steps": (500, 700, 1000, 3000, 5000, 7000, 10_000),
     "student.learning_rates": (0.05, 0.1, 0.5),
@@ -36,15 +43,17 @@ def deviations(config: Mapping[str, Any]) -> list[str]:
     Args:
         config: The settings of a ReMem run, nested; what is not there is not judged.
     """
-    found = []
-    for name, values in (ONE_OF | ALL_OF).items():
+    found, student = [], config.get("student", {})
+    one_of = ONE_OF | (PATIENT if student.get("mixup", 0) > 0 else {})
+    all_of = ALL_OF | (DIST if list(student.get("losses", ())) == ["dist"] else {})
+    for name, values in (one_of | all_of).items():
         group, _, setting = name.partition(".")
         value = config.get(group, {}).get(setting)
-        if value is None:
+        if value is None or not values:
             continue
-        same = value in values if name in ONE_OF else sorted(value) == sorted(values)
+        same = value in values if name in one_of else sorted(value) == sorted(values)
         if not same:
-            word = "one of " if name in ONE_OF and len(values) > 1 else ""
+            word = "one of " if name in one_of and len(values) > 1 else ""
             found.append(f"{name} is {_listed(value)}; the paper has {word}{_listed(values)}.")
     return found
 

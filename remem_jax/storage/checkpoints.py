@@ -122,16 +122,11 @@ class Checkpoints:
             SettingError: If it could not be written.
         """
         waits = self._pending is not None
-        try:
-            self._wait_here()
-        except SettingError:
-            if mesh.is_writer():
-                mesh.told_by_writer(0)
-            raise
-        if waits and not mesh.told_by_writer(1):
-            raise SettingError(
-                f"The first process could not write {self._directory}: see what it says."
-            )
+        self._wait_here()
+        if waits:
+            # That it is there. A process that could not write must end: the others are waiting for
+            # it inside of orbax, where nothing else can reach them.
+            mesh.told_by_writer(1)
 
     def restore(self, step: int, like: T) -> tuple[T, float]:
         """The tree of a step, with the structure of `like`, and the seconds that went into it.

@@ -145,5 +145,10 @@ def no_teacher(run: parts.Run) -> Course:
 
 def make_course(run: parts.Run, part: str, teach: Apply, shapes: Variables) -> Course:
     """The whole grid, taught by the teachers of one method."""
-    jitted = jax.jit(run.spread(teach), out_shardings=mesh.batch_sharding(run.mesh))
+    spread, flatten = run.spread(teach), run.config.student.flatten
+
+    def answer(variables: Variables, images: jax.Array) -> jax.Array:
+        return spread(variables, images) / flatten
+
+    jitted = jax.jit(answer, out_shardings=mesh.batch_sharding(run.mesh))
     return Course(part, grid(run.config.student), jitted, run.shapes(shapes))

@@ -146,7 +146,6 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
     apply = evaluation_apply(first)
     measure = parts.make_measure(run, apply, settings.batch_size)
     like = run.shapes(first.trainable)
-
     unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(first.trainable))
 
     def load(at: int) -> Variables:
@@ -167,8 +166,7 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
         found = [
             results.read_for_all(folder / f"step_{at}" / "record.json") for at in settings.steps
         ]
-        rate = settings.learning_rate
-        done = {"teachers": found, "seconds": seconds, "learning_rate": rate}
+        done = {"teachers": found, "seconds": seconds, "learning_rate": settings.learning_rate}
         results.write_for_all(folder / "result.json", done)
         if mesh.is_writer():
             checkpoints.remove(folder / parts.CHECKPOINTS)
@@ -209,7 +207,7 @@ def _train_or_retry(
         try:
             return _train(run, part, settings, first, milestone)
         except loop.NonFiniteLossError as error:
-            if found["retries"] == run.config.retries:
+            if found["retries"] >= run.config.retries:
                 raise
             found = {
                 "retries": found["retries"] + 1,
@@ -225,7 +223,8 @@ def _train_or_retry(
             # In this order: a kill in between trains what is left once more, and fails again.
             if mesh.is_writer():
                 checkpoints.remove(run.workdir / part)
-            results.write_for_all(tried, found)
+                results.write(tried, found)
+            mesh.told_by_writer(1)  # That it is gone.
 
 
 class Training(NamedTuple):
@@ -261,6 +260,7 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         tx,
         run.feed.train_view,
         key=jax.random.key(run.config.seed),
+        label_smoothing=settings.label_smoothing,
         mixup=settings.mixup,
         ascent=optim.sam(settings.rho) if of_groups else None,
         division=divided,

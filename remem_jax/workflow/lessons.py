@@ -137,6 +137,7 @@ def _facts(run: parts.Run, teachers: finetune.Teachers, variables: Variables) ->
         "flip": run.dataset.flip,
         "batch_size": config.student.batch_size,
         "mixup": config.student.mixup,
+        "flatten": config.student.flatten,
         "seed": config.seed,
         # Others round otherwise.
         "device": run.mesh.devices.flat[0].device_kind,

@@ -58,6 +58,14 @@ def test_records_are_found_for_the_methods_that_the_paper_has(results: dict[str,
     assert "Table 3" in paper.note(results)
 
 
+def test_kd_of_mixed_images_is_the_papers_patient(results: dict[str, Any]) -> None:
+    _set_case(results, "resnet18", "kd", official=True)
+    results["config"]["student"]["mixup"] = 0.8
+
+    assert paper.records(results)["remem"] == paper.Record(8, 84.4, 93.0)
+    assert "Table 8" in paper.note(results)
+
+
 def test_loss_is_kd_where_the_settings_name_none(results: dict[str, Any]) -> None:
     _set_case(results, "mobilenet_v2", "kd", official=True)
     results["config"] = {}

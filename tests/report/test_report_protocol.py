@@ -10,7 +10,7 @@ from remem_jax import settings
 from remem_jax.report import protocol
 
 
-def _config(name: str) -> dict[str, Any]:
+def _config(name: str, *options: str) -> dict[str, Any]:
     """The settings of a config, as results.json has them."""
     path = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -18,11 +18,21 @@ def _config(name: str) -> dict[str, Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return settings.deciding(module.get_config())
+    return settings.deciding(module.get_config(*options))
 
 
-def test_the_papers_own_settings_differ_in_nothing() -> None:
-    assert protocol.deviations(_config("remem")) == []
+@pytest.mark.parametrize("loss", ["kd", "dist", "patient"])
+def test_the_papers_own_settings_differ_in_nothing(loss: str) -> None:
+    assert protocol.deviations(_config("remem", f"cifar100,loss={loss}")) == []
+
+
+def test_patient_distillation_takes_ten_times_the_steps() -> None:
+    config = _config("remem", "cifar100,loss=patient")
+    config["student"]["steps"] = 20_000
+
+    (sentence,) = protocol.deviations(config)
+
+    assert sentence == "student.steps is 20,000; the paper has 200,000."
 
 
 @pytest.mark.parametrize(
