@@ -92,6 +92,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.teacher.dropout = 0.0  # [choice]
     config.teacher.mixup = 0.0  # Both parameters of its Beta distribution; 0 is none.
     config.teacher.label_smoothing = 0.0  # Share of each target that goes to all classes.
+    config.teacher.mcmi = 0.0  # Weight of MCMI, a rival of ReMem; its authors take 0.1 to 0.35.
     config.teacher.rho = 0.5  # Of 0.5, 0.05, 0.005 [text].
     # Examples that share an ascent of SAM, its m; 0 is the whole batch, -1 each device's share.
     config.teacher.ascent_examples = 0

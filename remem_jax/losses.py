@@ -94,6 +94,24 @@ def conditional_mutual_information(
     return jnp.sum(jnp.exp(log_probs) * log_ratios) / jnp.sum(weights)
 
 
+def supervised(
+    logits: Float[Array, "batch klass"], labels: Labels, *, smoothing: float, mcmi: float
+) -> Float[Array, ""]:
+    """What a teacher minimises: cross-entropy, less a share of what it tells beyond the labels.
+
+    Args:
+        logits: Unnormalised log-probabilities.
+        labels: As in `cross_entropy`.
+        smoothing: The same.
+        mcmi: Weight of `conditional_mutual_information`, lambda in MCMI; 0 leaves it out.
+
+    Returns:
+        The mean over the batch, in nats.
+    """
+    value = cross_entropy(logits, labels, smoothing=smoothing)
+    return value - mcmi * conditional_mutual_information(logits, labels) if mcmi else value
+
+
 def distillation(
     student_logits: Float[Array, "batch klass"],
     teacher_logits: Float[Array, "batch klass"],

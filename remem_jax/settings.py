@@ -126,6 +126,13 @@ def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.within("config.teacher.dropout", teacher.dropout, 0, 0.99)
     checks.at_least("config.teacher.mixup", teacher.mixup, 0)
     checks.within("config.teacher.label_smoothing", teacher.label_smoothing, 0, 1)
+    checks.at_least("config.teacher.mcmi", teacher.mcmi, 0)
+    whole = teacher.accumulate == 1 and teacher.ascent_examples == 0
+    checks.require(
+        whole or not teacher.mcmi,
+        "config.teacher.mcmi needs whole batches: set config.teacher.accumulate to 1 and "
+        "config.teacher.ascent_examples to 0.",
+    )
     whole = all(isinstance(step, int) for step in teacher.steps)
     checks.require(whole, f"config.teacher.steps must be whole, got {tuple(teacher.steps)}.")
     checks.increasing("config.teacher.steps", teacher.steps)

@@ -245,3 +245,16 @@ def test_is_within_its_bounds(data: strategies.DataObject, mixed: bool) -> None:
 
     # Rounding of logarithms of up to 200, in float32, where they count.
     assert -1e-5 <= value <= np.log(3) + 1e-5
+
+
+def test_a_teacher_of_mcmi_minimises_cross_entropy_less_a_share_of_it(
+    rng: np.random.Generator,
+) -> None:
+    logits = jnp.asarray(rng.normal(size=(8, 3)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 3, 8), jnp.int32)
+
+    found = losses.supervised(logits, labels, smoothing=0.1, mcmi=0.25)
+
+    expected = losses.cross_entropy(logits, labels, smoothing=0.1)
+    expected -= 0.25 * losses.conditional_mutual_information(logits, labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -116,6 +116,7 @@ BAD: list[tuple[str, Any]] = [
     ("student.group", -1),
     ("student.flatten", 0.0),
     ("teacher.label_smoothing", 1.5),
+    ("teacher.mcmi", -0.1),
     ("retries", -1),
     ("keep_checkpoints", 1),
     ("student.steps", 0),
@@ -349,3 +350,12 @@ def test_the_settings_that_decide_are_values_of_json(config: ConfigDict) -> None
     deciding = settings.deciding(config)
 
     assert json.loads(json.dumps(deciding)) == deciding
+
+
+@pytest.mark.parametrize(("name", "value"), [("accumulate", 2), ("ascent_examples", 4)])
+def test_mcmi_needs_whole_batches(config: ConfigDict, name: str, value: int) -> None:
+    config.teacher.mcmi = 0.25
+    config.teacher[name] = value
+
+    with pytest.raises(SettingError, match=r"config\.teacher\.mcmi needs whole batches"):
+        settings.check_remem(config)

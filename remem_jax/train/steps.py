@@ -36,7 +36,7 @@ def make_supervised_step(
     view: View,
     *,
     key: Key,
-    label_smoothing: float = 0.0,
+    loss: Callable[[Array, Labels], Array] = losses.cross_entropy,
     mixup: float = 0.0,
     ascent: optax.GradientTransformationExtraArgs | None = None,
     division: Division = WHOLE,
@@ -60,7 +60,7 @@ def make_supervised_step(
         tx: Turns gradients into updates; may ask for `grad_fn`, as `optim.sam` does.
         view: Makes model inputs of stored images.
         key: Root of the run's randomness.
-        label_smoothing: See `losses.cross_entropy`.
+        loss: What is minimised, of logits and labels; of each part where the batch is divided.
         mixup: See `mixed_view`.
         ascent: What the gradient of each group goes through before their mean goes through `tx`:
             `optim.sam`. Without it nothing depends on the groups, and there are none.
@@ -81,14 +81,15 @@ def make_supervised_step(
         view_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         images, mixed = mixed_view(view, view_key, batch, mixup)
 
-        def loss(params: Params, examples: Examples) -> tuple[Float[Array, ""], Params]:
+        def of_params(params: Params, examples: Examples) -> tuple[Float[Array, ""], Params]:
             whole = tuning.join(params, frozen)
             logits, statistics = apply(whole, state.statistics, examples.images, examples.keys[0])
-            value = losses.cross_entropy(logits, examples.labels, smoothing=label_smoothing)
-            return value, statistics
+            return loss(logits, examples.labels), statistics
 
         def clean(params: Params, examples: Examples) -> tuple[Params, Found]:
-            (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params, examples)
+            (value, statistics), grads = jax.value_and_grad(of_params, has_aux=True)(
+                params, examples
+            )
             return grads, ({"loss": value}, statistics)
 
         gradient, parts = divided(clean, ascent, division, images.shape[0])

@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import mesh, models, optim
+from remem_jax import losses, mesh, models, optim
 from remem_jax.checks import require
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Params, Variables
@@ -260,7 +260,9 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         tx,
         run.feed.train_view,
         key=jax.random.key(run.config.seed),
-        label_smoothing=settings.label_smoothing,
+        loss=functools.partial(
+            losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
+        ),
         mixup=settings.mixup,
         ascent=optim.sam(settings.rho) if of_groups else None,
         division=divided,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from remem_jax import evaluate, mesh, models, optim
+from remem_jax import evaluate, losses, mesh, models, optim
 from remem_jax.records import Apply, Variables
 from remem_jax.settings import deciding
 from remem_jax.storage import results, workdir
@@ -46,7 +46,7 @@ def run_pretrain(run: parts.Run) -> None:
         tx,
         run.feed.train_view,
         key=jax.random.key(config.seed),
-        label_smoothing=settings.label_smoothing,
+        loss=functools.partial(losses.cross_entropy, smoothing=settings.label_smoothing),
     )
 
     def first_state() -> state.State:
