@@ -240,7 +240,8 @@ def test_two_processes_come_to_the_results_of_one_with_two_devices_also_if_one_i
     _, told = first.communicate(timeout=200)
     second.communicate()
     assert first.returncode not in (0, None)
-    assert "another process of this run has ended" in told, told
+    # By us where it was computing, by JAX where it was waiting for the other.
+    assert re.search("another process of this run has ended|another task died", told), told
 
     second = several.start(*flags[1], "--config.fsdp")
     results_of_two = several.finish(*flags[0], "--config.fsdp")

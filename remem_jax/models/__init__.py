@@ -48,7 +48,13 @@ def make(name: str, **options: Any) -> nn.Module:
 
 def init(model: nn.Module, key: Key, image_size: int) -> Variables:
     """First variables of a model for square images of `image_size` pixels."""
-    return jax.jit(model.init)(key, jnp.zeros((1, image_size, image_size, 3)))
+    return make_init(model, image_size)(key)
+
+
+def make_init(model: nn.Module, image_size: int) -> Callable[[Key], Variables]:
+    """The same for any number of keys, compiled once."""
+    images = jnp.zeros((1, image_size, image_size, 3))
+    return jax.jit(lambda key: model.init(key, images))
 
 
 def shapes(model: nn.Module, image_size: int) -> Params:

@@ -81,9 +81,11 @@ def make(run: parts.Run) -> Classroom:
     )
     _, view_key, dropout_key = _keys(run.config.seed)
 
+    init = models.make_init(model, run.config.data.image_size)
+
     def first(seed: int) -> Variables:
         init_key, _, _ = _keys(run.config.seed + seed)
-        return models.init(model, init_key, run.config.data.image_size)
+        return init(init_key)
 
     def first_state() -> state.State:
         return state.create(first(0), tx)
