@@ -8,7 +8,7 @@ import pytest
 
 from remem_jax.storage import logs, results
 from remem_jax.train import loop
-from remem_jax.workflow import finetune, parts
+from remem_jax.workflow import finetune, parts, remem
 
 pytestmark = pytest.mark.slow
 RATE = 1e38  # Logits overflow after a step of this, and of half of it, and half of that.
@@ -85,3 +85,18 @@ def test_the_log_has_speed_and_memory(run: parts.Run, tmp_path: pathlib.Path) ->
         assert np.isfinite(row["gradient_norm"])
         assert row["host_gib"] > 0.1
         assert "utilisation" not in row  # What a CPU can do is not known.
+
+
+def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: parts.Run) -> None:
+    run.config.teacher.learning_rate = 0.02
+    rates = {"finetune": 0.02, "remem": 0.005, "scratch": None}
+    rows = [
+        {"method": method, "teacher_settings": rate and {"learning_rate": rate}}
+        for method, rate in rates.items()
+    ]
+
+    (sentence,) = remem._retried(run, [remem.Outcome(row, [], [], {}) for row in rows])
+
+    assert sentence.startswith(
+        "The teacher of remem was tuned at a learning rate of 0.005: at 0.02"
+    )

@@ -19,7 +19,10 @@ ONE_OF: dict[str, tuple[Any, ...]] = {
     "teacher.mlp_weight": (0.8, 0.9),
     "teacher.attention_weight": (1.0, 0.8, 0.9),
     "student.steps": (20_000,),
+    "teacher.label_smoothing": (0.0,),
+    "teacher.mcmi": (0.0,),
     "student.weight_decay": (1e-4,),
+    "student.flatten": (1.0,),
 }
 # All of these.
 # Where images are mixed (patient distillation), and with DIST, in place of these and those.

@@ -126,7 +126,14 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
         "format": report.FORMAT,
         "title": f"ReMem on {run.dataset.title}",
         "config": config
-        | {"differs": [*run.config.differs, *_assumed(run.config.data.name), *_stored(run)]},
+        | {
+            "differs": [
+                *run.config.differs,
+                *_assumed(run.config.data.name),
+                *_stored(run),
+                *_retried(run, outcomes),
+            ]
+        },
         "config_fingerprint": results.fingerprint(config),
         "data": _data(run),
         "methods": [outcome.row for outcome in outcomes],
@@ -158,6 +165,22 @@ def _stored(run: parts.Run) -> list[str]:
     return [
         f"Images are stored resized to {height} x {width} pixels, and crops are taken from these; "
         'config.data.input="streamed" takes them from the images as they are.'
+    ]
+
+
+def _retried(run: parts.Run, outcomes: Sequence[Outcome]) -> list[str]:
+    """Which teachers have another learning rate than was asked for, as sentences."""
+    asked = run.config.teacher.learning_rate
+    rates = {
+        outcome.row["method"]: outcome.row["teacher_settings"]["learning_rate"]
+        for outcome in outcomes
+        if outcome.row["teacher_settings"]
+    }
+    return [
+        f"The teacher of {method} was tuned at a learning rate of {rate:g}: at {asked:g} its loss "
+        "was no number (config.retries)."
+        for method, rate in rates.items()
+        if rate != asked
     ]
 
 

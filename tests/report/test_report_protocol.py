@@ -40,6 +40,7 @@ def test_patient_distillation_takes_ten_times_the_steps() -> None:
     [
         ("data", "image_size", 64, "data.image_size is 64; the paper has 224."),
         ("student", "steps", 300, "student.steps is 300; the paper has 20,000."),
+        ("teacher", "mcmi", 0.25, "teacher.mcmi is 0.25; the paper has 0.0."),
         ("teacher", "rho", 0.2, "teacher.rho is 0.2; the paper has one of 0.5, 0.05, 0.005."),
         (
             "student",
