@@ -6,7 +6,7 @@ import pytest
 from remem_jax.checks import SettingError
 from remem_jax.data import device
 from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import finetune, parts, plan
+from remem_jax.workflow import finetune, groups, parts, plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 
@@ -43,3 +43,23 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     monkeypatch.setattr(device, "memory", lambda: students.held)
     with pytest.raises(SettingError, match=r"A student of students/finetune does not fit"):
         plan.show(run, pretrained, classroom)
+
+
+def test_as_many_students_are_trained_at_once_as_fit_the_same_in_every_start(
+    small_run: parts.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run
+    run.config.student.learning_rates = (0.1, 0.2, 0.3)
+    classroom, course = classrooms.make(run), classrooms.no_teacher(run)
+    assert groups.size(run, classroom, course) == 3
+
+    need = groups.need(run, classroom, course)
+    resident = run.dataset.resident_bytes
+    there = resident + need.held + need.running + 2 * need.each
+    monkeypatch.setattr(device, "memory", lambda: there)
+    assert groups.size(run, classroom, course) == 2
+
+    monkeypatch.setattr(device, "memory", lambda: 10 * there)
+    assert groups.size(run, classroom, course) == 2
+    run.config.student.group = 1
+    assert groups.size(run, classroom, course) == 1

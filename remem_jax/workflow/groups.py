@@ -63,15 +63,15 @@ def size(run: parts.Run, classroom: Classroom, course: Course) -> int:
     students, chosen = len(course.points), run.config.student.group
     if chosen:
         return min(chosen, students)
+    # Another device may fit others, and a checkpoint holds a whole group.
+    found = results.read_for_all(run.workdir / _CHOSEN) or {}
+    if course.part in found:
+        return found[course.part]
     each = mesh.device_bytes(_state_shapes(run, classroom))
     held = run.dataset.resident_bytes + mesh.device_bytes(course.shapes)
     if held + students * each < _PLENTY * device.memory():
         return students
-    # Another device may fit others, and a checkpoint holds a whole group.
-    found = results.read_for_all(run.workdir / _CHOSEN) or {}
-    if course.part not in found:
-        fit = fitting(run, need(run, classroom, course), students)
-        found[course.part] = mesh.told_by_writer(fit)
-        results.write_for_all(run.workdir / _CHOSEN, found)
-        logging.info("%s: %d students at once.", course.part, found[course.part])
-    return found[course.part]
+    fit = mesh.told_by_writer(fitting(run, need(run, classroom, course), students))
+    results.write_for_all(run.workdir / _CHOSEN, found | {course.part: fit})
+    logging.info("%s: %d students at once.", course.part, fit)
+    return fit

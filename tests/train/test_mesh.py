@@ -383,3 +383,20 @@ def test_gathered_arrays_are_whole_on_every_device() -> None:
     assert placed["kernel"].addressable_shards[0].data.size == array.size // 2
     assert whole.is_fully_replicated
     np.testing.assert_array_equal(whole, array)
+
+
+def test_the_rows_of_this_process_are_those_of_its_devices_in_order() -> None:
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+    placed = mesh.place(rows, mesh.batch_sharding(mesh.make_mesh()))
+
+    np.testing.assert_array_equal(mesh.local_rows(placed), rows)
+
+
+def test_a_device_takes_its_share_of_what_is_divided() -> None:
+    on = mesh.make_mesh()
+    tree = {"kernel": np.zeros((256, 256), np.float32), "bias": np.zeros(256, np.float32)}
+
+    shapes = mesh.shapes(tree, mesh.state_shardings(on, tree, fsdp=True))
+
+    assert mesh.device_bytes(shapes) == 4 * (256 * 256 // 2 + 256)
