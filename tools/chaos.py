@@ -36,6 +36,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
+from remem_jax import mesh
 from remem_jax.storage import checksums
 
 SETTINGS = """
@@ -51,7 +52,8 @@ WHOLE = re.compile("[0-9]+|params|best")  # Names that folders get when they are
 LEFT = (".partial", ".saving", ".old", ".orbax-checkpoint-tmp")
 Process = subprocess.Popen[str]
 SAME = ("methods", "teachers", "students", "data", "models")  # Of results.json.
-LEAVE_SECONDS = 150.0  # After a strike, for all processes; a step may have to be compiled in it.
+# After a strike, for all processes: they may compile, or wait for one that never joined them.
+LEAVE_SECONDS = mesh.JOIN_SECONDS + 150.0
 FINISH_SECONDS = 3600.0
 
 
