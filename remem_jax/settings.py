@@ -54,7 +54,7 @@ def check_remem(config: ConfigDict) -> None:
         checks.one_of("config.methods", method, METHODS)
     repeated = len(set(config.methods)) < len(config.methods)
     checks.require(not repeated, f"config.methods repeats a method: {tuple(config.methods)}.")
-    checks.one_of("config.compute_dtype", config.compute_dtype, vit.DTYPES)
+    checks.at_least("config.retries", config.retries, 0)
     _check_teacher(config.teacher, config.data.image_size)
     _check_student(config.student)
 
@@ -90,8 +90,8 @@ def _check_common(config: ConfigDict) -> None:
     checks.at_least("config.log_every", config.log_every, 1)
     checks.at_least("config.save_every", config.save_every, 1)
     checks.at_least("config.keep_checkpoints", config.keep_checkpoints, 2)
-    checks.at_least("config.retries", config.get("retries", 0), 0)
     checks.at_least("config.seed", config.seed, 0)
+    checks.one_of("config.compute_dtype", config.compute_dtype, vit.DTYPES)
     checks.one_of("config.data.name", settings.name, data.NAMES)
     checks.at_least("config.data.image_size", settings.image_size, 1)
     checks.at_least("config.data.stored_size", settings.stored_size, 1)

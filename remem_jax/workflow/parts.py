@@ -218,7 +218,7 @@ class _Speed:
     def __init__(self, run: Run, operations: Callable[[Any, Batch], float]) -> None:
         self._count, self._operations = operations, 0.0
         kind = run.mesh.devices.flat[0].device_kind
-        peak = flops.peak(kind, run.config.get("compute_dtype", "float32"))
+        peak = flops.peak(kind, run.config.compute_dtype)
         self._peak = peak and peak * run.mesh.size
 
     def counting(self, step: Callable[[S, Batch], Any]) -> Callable[[S, Batch], Any]:

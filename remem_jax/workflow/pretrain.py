@@ -30,6 +30,7 @@ def run_pretrain(run: parts.Run) -> None:
         variant=config.model.variant,
         classes=classes,
         dropout=config.model.dropout,
+        dtype=config.compute_dtype,
         rematerialise=jax.default_backend() == "cpu",
     )
     apply = models.evaluation_apply(model)
