@@ -153,8 +153,10 @@ def _is_ours(record: python_logging.LogRecord) -> bool:
     """Whether a log record is for the user: our own, or what a library warns of.
 
     TFDS warns of a data set that is not prepared, and orbax of what it cannot write; our errors
-    say the same and what to do.
+    say the same and what to do. So it is with asyncio, of orbax's other writes when one has failed.
     """
+    if record.name == "asyncio" and "never retrieved" in record.getMessage():
+        return False
     if "tensorflow_datasets" in record.pathname:
         return record.levelno >= python_logging.ERROR
     if "orbax" in record.pathname:
