@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.fsdp = False  # True divides parameters and momentum among the devices too.
     config.profile = False  # True traces some steps of each part into profile/.
     config.plan_only = False  # True says what the run takes of the device's memory, and ends.
+    config.choose_on_test = False  # True measures all students on test, and says which is best.
     config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
     config.differs = (  # Sentences; what the settings say by themselves, the report adds.
         "Digits of 8 x 8 pixels, and a teacher pretrained on 80,000 small images.",
@@ -87,7 +88,9 @@ def get_config() -> ConfigDict:
     config.student = ConfigDict()
     config.student.model = "resnet18"
     config.student.stem = "imagenet"  # Fast at 32 pixels; "small" is slower and stronger.
-    config.student.losses = ("kd",)  # Or "dist", "dist_masked"; each is as many students more.
+    # Or "dist", "dist_masked", "features", "features_cls"; each is as many students more.
+    config.student.losses = ("kd",)
+    config.student.hard_labels = True  # False: students learn from the teacher alone.
     config.student.mixup = 0.0  # The same; student and teacher see one mixture.
     config.student.steps = 80
     config.student.batch_size = 64

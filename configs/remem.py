@@ -23,6 +23,7 @@ LOSSES = {
         "temperatures": (1.0,),  # Of DIST's authors [source].
     },
     "patient": {"mixup": 0.8, "steps": 200_000},  # [text]
+    "features": {"losses": ("features",)},  # Not in the paper; the grid is KD's [choice].
 }
 NOT_IN_AUGREG = ("H/14", "L/32", "R50+B/16")  # Published before it, on ImageNet-21k.
 
@@ -32,7 +33,8 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
 
     Args:
         spec: Name of the data set, then options: "flowers102,variant=S/16,student=resnet18".
-            The option loss is "kd", "dist", or "patient": KD with Mixup over ten times the steps.
+            The option loss is "kd", "dist", "patient" (KD with Mixup over ten times the steps),
+            or "features".
     """
     dataset, *pairs = spec.split(",")
     options = {"variant": "B/16", "student": "resnet18", "loss": "kd"}
@@ -54,6 +56,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.fsdp = False  # True divides parameters and momentum among the devices too.
     config.profile = False  # True traces some steps of each part into profile/.
     config.plan_only = False  # True says what the run takes of the device's memory, and ends.
+    config.choose_on_test = False  # True measures all students on test, and says which is best.
     config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
     config.differs = (  # Sentences; what the settings say by themselves, the report adds.
         "Settings are selected on a validation split held out of train; the paper does not say "
@@ -121,7 +124,9 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.student = ConfigDict()
     config.student.model = options["student"]
     config.student.stem = "imagenet"
-    config.student.losses = ("kd",)  # Or "dist", "dist_masked"; each is as many students more.
+    # Or "dist", "dist_masked", "features", "features_cls"; each is as many students more.
+    config.student.losses = ("kd",)
+    config.student.hard_labels = True  # False: students learn from the teacher alone.
     config.student.mixup = 0.0  # The same; student and teacher see one mixture.
     config.student.steps = 20_000  # [text]
     config.student.batch_size = 512  # [choice]

@@ -1,10 +1,9 @@
-"""Losses: logits in, one number for the batch out, no state. All in float32.
+"""Losses: logits or features in, one number for the batch out, no state. All in float32.
 
-They are in nats, except `dist`, which is made of correlations.
+They are in nats, except `dist`, which is made of correlations, and `features`, a squared error.
 """
 
 import functools
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +11,13 @@ from jaxtyping import Array, Float
 
 from remem_jax.records import Labels
 
-# (student's logits, teacher's, labels, *, temperature, weight) -> scalar; both may be traced.
-StudentLoss = Callable[..., Float[Array, ""]]
-
 # Added to the product of two norms, as in DIST's code.
 _EPSILON = 1e-8
 # Norm of what varies in a row or column whose largest entry is 1. In float32, logits of 16 that
 # are rounded vary a column of 512 by 2e-5, which is no variation; 1e-3 is well above it.
 _CONSTANT = 1e-3
+# Added to the variance of a token; that of Flax's LayerNorm.
+_VARIANCE = 1e-6
 
 
 def cross_entropy(
@@ -298,9 +296,28 @@ def dist_distillation(
     return hard + weight * soft
 
 
-# A config's name of it -> what a student minimises.
-STUDENT_LOSSES: Mapping[str, StudentLoss] = {
-    "kd": knowledge_distillation,
-    "dist": functools.partial(dist_distillation, masked=False),
-    "dist_masked": functools.partial(dist_distillation, masked=True),
-}
+def features(
+    student: Float[Array, "batch *token feature"], teacher: Float[Array, "batch *token feature"]
+) -> Float[Array, ""]:
+    """Mean squared error of what a student predicts of the teacher's tokens, each standardised.
+
+    Every token of the teacher is first brought to a mean of 0 and a variance of 1 over its
+    features, without learned scales. So a student that predicts 0 has a loss of 1, whatever the
+    teacher (of a token that is constant, 0), and a weight means the same for all teachers.
+
+    Args:
+        student: Predictions of the standardised tokens.
+        teacher: Tokens; no gradient reaches them.
+
+    Returns:
+        The mean over batch, tokens and features, at least 0.
+
+    Source: Romero et al. 2015, https://arxiv.org/abs/1412.6550 (hints, through a regressor); Wei et
+    al. 2022, https://arxiv.org/abs/2205.14141 (whitened targets). Differs from both: FitNets
+    trains on hints first and on labels later, Wei et al. have a smooth L1 distance.
+    """
+    target = jax.lax.stop_gradient(teacher).astype(jnp.float32)
+    mean = jnp.mean(target, axis=-1, keepdims=True)
+    variance = jnp.var(target, axis=-1, keepdims=True)
+    target = (target - mean) * jax.lax.rsqrt(variance + _VARIANCE)
+    return jnp.mean((student.astype(jnp.float32) - target) ** 2)

@@ -17,6 +17,9 @@ Labels = Int[Array, " batch"] | Float[Array, "batch klass"]
 TrainApply = Callable[[Params, Params, Array, Key], tuple[Array, Params]]
 # (variables, images) -> logits, in evaluation mode.
 Apply = Callable[[Variables, Array], Array]
+# The same of what students learn from: of a student in training, and of a teacher.
+StudentApply = Callable[[Params, Params, Array, Key], tuple["Answer", Params]]
+TeacherApply = Callable[[Variables, Array], "Answer"]
 # (key, uint8 images) -> float images as the model takes them.
 View = Callable[[Key, Array], Array]
 
@@ -36,6 +39,21 @@ class Batch(NamedTuple):
 
 
 Batches = Generator[Batch, None, None]
+
+
+class Answer(NamedTuple):
+    """What a teacher says of a batch, or a student; features only where a loss compares them.
+
+    Attributes:
+        logits: Unnormalised log-probabilities.
+        patches: A teacher's tokens of the patches after its last norm, row by row; a student's
+            prediction of them. None where nothing compares them.
+        cls: The same of the [CLS] token.
+    """
+
+    logits: Float[Array, "batch klass"]
+    patches: Float[Array, "batch token feature"] | None = None
+    cls: Float[Array, "batch feature"] | None = None
 
 
 class Feed(NamedTuple):
@@ -64,7 +82,7 @@ class Settings(NamedTuple):
     Attributes:
         learning_rate: Peak of the schedule.
         temperature: T of the distillation loss.
-        weight: Of the distillation loss; see `losses.STUDENT_LOSSES`.
+        weight: Of the distillation loss; see `objectives.STUDENT_LOSSES`.
         seed: Of what a student draws for itself: its first parameters, and what it drops.
     """
 

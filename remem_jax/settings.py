@@ -6,8 +6,9 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from remem_jax import checks, data, losses, mesh, models
+from remem_jax import checks, data, mesh, models
 from remem_jax.models import resnet, tuning, vit
+from remem_jax.train import objectives
 from remem_jax.train.division import Division
 from remem_jax.weights import catalog, matching
 
@@ -193,7 +194,15 @@ def _check_student(student: ConfigDict) -> None:
     checks.at_least("config.student.group", student.group, 0)
     checks.above("config.student.flatten", student.flatten, 0)
     for loss in student.losses:
-        checks.one_of("config.student.losses", loss, losses.STUDENT_LOSSES)
+        checks.one_of("config.student.losses", loss, objectives.STUDENT_LOSSES)
+    checks.one_of("config.student.hard_labels", student.hard_labels, (True, False))
+    _check_weights(student)
+    features = [loss for loss in student.losses if loss in objectives.FEATURES]
+    checks.require(
+        not (features and student.store_outputs),
+        "config.student.store_outputs keeps logits alone, the features of a batch are too large: "
+        f"set it to False, or take {', '.join(features)} out of config.student.losses.",
+    )
     for seed in student.seeds:
         checks.at_least("config.student.seeds", seed, 0)
     checks.at_least("config.student.mixup", student.mixup, 0)
@@ -204,12 +213,32 @@ def _check_student(student: ConfigDict) -> None:
     for name in ("losses", "seeds", "learning_rates", "temperatures", "weights"):
         values = student[name]
         checks.require(len(values) > 0, f"config.student.{name} must hold at least one value.")
+    checks.require(
+        student.group % len(student.seeds) == 0,
+        f"config.student.group must be a multiple of the {len(student.seeds)} of "
+        f"config.student.seeds, which are trained together; got {student.group}.",
+    )
     for name in ("learning_rates", "temperatures", "weights"):
         for value in student[name]:
             if name == "weights":
                 checks.within(f"config.student.{name}", value, 0, 1)
             else:
                 checks.above(f"config.student.{name}", value, 0)
+
+
+def _check_weights(student: ConfigDict) -> None:
+    """Raises where a loss of its weight would leave a student, or its head, nothing to learn."""
+    for loss in student.losses:
+        checks.require(
+            loss not in objectives.FEATURES or 1 not in student.weights,
+            f"config.student.weights must be below 1 for the loss {loss}, whose features teach "
+            f"the head nothing; got {tuple(student.weights)}.",
+        )
+        checks.require(
+            student.hard_labels or not loss.startswith("dist") or 0 not in student.weights,
+            f"config.student.weights must be above 0 for the loss {loss} where "
+            f"config.student.hard_labels is False; got {tuple(student.weights)}.",
+        )
 
 
 def _check_optimizer(prefix: str, settings: ConfigDict, steps: int) -> None:

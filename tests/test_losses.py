@@ -410,50 +410,68 @@ def test_dist_distillation_adds_dist_to_the_cross_entropy(
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", losses.STUDENT_LOSSES)
-def test_a_student_loss_of_weight_0_is_the_cross_entropy(
-    name: str, logits: Array, labels: Array
-) -> None:
-    student, teacher = logits
-    expected = jax.value_and_grad(losses.cross_entropy)(student, labels)
-
-    actual = jax.value_and_grad(losses.STUDENT_LOSSES[name])(
-        student, teacher, labels, temperature=4.0, weight=0.0
-    )
-
-    for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+@pytest.fixture
+def tokens(rng: np.random.Generator) -> Float[Array, "2 batch token feature"]:
+    """What a student predicts, and a teacher's tokens, of other scales and means."""
+    found = rng.normal(0, 1, (2, 3, 4, 8))
+    found[1] = 5 * found[1] * rng.uniform(0.1, 2, (3, 4, 1)) + rng.normal(0, 3, (3, 4, 1))
+    return jnp.asarray(found, jnp.float32)
 
 
-@pytest.mark.parametrize("name", losses.STUDENT_LOSSES)
-def test_settings_of_a_student_loss_may_be_traced(name: str, logits: Array, labels: Array) -> None:
-    student, teacher = logits
-    settings = jnp.asarray([1.0, 2.0, 4.0]), jnp.asarray([0.1, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["patches", "cls"])
+def test_the_loss_of_features_and_its_gradient_are_those_of_torch(tokens: Array, kind: str) -> None:
+    functional = peers.torch().nn.functional
+    student, teacher = tokens if kind == "patches" else tokens[:, :, 0]
 
-    def loss(temperature: Float[Array, ""] | float, weight: Float[Array, ""] | float) -> Array:
-        return losses.STUDENT_LOSSES[name](
-            student, teacher, labels, temperature=temperature, weight=weight
-        )
+    def whitened(student: Any, teacher: Any) -> Any:
+        return functional.mse_loss(student, functional.layer_norm(teacher, (8,), eps=1e-6))
 
-    expected = [
-        loss(float(temperature), float(weight))
-        for temperature, weight in zip(*settings, strict=True)
-    ]
+    expected, expected_grads = torch_value_and_grad(whitened, student, teacher)
 
-    actual = jax.jit(jax.vmap(loss))(*settings)
+    actual, grads = jax.value_and_grad(losses.features)(student, teacher)
 
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "masked"), [("kd", None), ("dist", False), ("dist_masked", True)])
-def test_student_losses_are_found_by_name(
-    name: str, masked: bool | None, logits: Array, labels: Array
+def test_a_student_that_predicts_nothing_has_a_loss_of_1_whatever_the_teacher(
+    tokens: Array,
 ) -> None:
-    student, teacher = logits
-    settings = {"temperature": 2.0, "weight": 0.7}
-    if masked is None:
-        expected = losses.knowledge_distillation(student, teacher, labels, **settings)
-    else:
-        expected = losses.dist_distillation(student, teacher, labels, masked=masked, **settings)
+    for scale, mean in ((1.0, 0.0), (100.0, -40.0)):
+        value = losses.features(jnp.zeros_like(tokens[0]), scale * tokens[1] + mean)
+        assert value == pytest.approx(1.0, rel=1e-3)
 
-    assert losses.STUDENT_LOSSES[name](student, teacher, labels, **settings) == expected
+
+def test_a_token_that_is_constant_asks_for_zeros(tokens: Array) -> None:
+    teacher = jnp.full_like(tokens[1], 7.0)
+
+    value, grads = jax.value_and_grad(losses.features)(jnp.zeros_like(teacher), teacher)
+
+    assert value == 0
+    np.testing.assert_array_equal(grads, 0.0)
+
+
+def test_no_gradient_of_features_reaches_the_teacher(tokens: Array) -> None:
+    np.testing.assert_array_equal(jax.grad(losses.features, argnums=1)(*tokens), 0.0)
+
+
+def test_features_in_bfloat16_are_compared_in_float32(tokens: Array) -> None:
+    low = tokens.astype(jnp.bfloat16)
+
+    actual = losses.features(*low)
+
+    assert actual.dtype == jnp.float32
+    assert actual == losses.features(*low.astype(jnp.float32))
+
+
+def test_features_of_a_batch_on_two_devices_are_those_of_the_whole(
+    rng: np.random.Generator,
+) -> None:
+    student, teacher = jnp.asarray(rng.normal(0, 2, (2, 4, 3, 8)), jnp.float32)
+    both = jax.jit(jax.value_and_grad(losses.features))
+    expected, expected_grads = both(student, teacher)
+
+    actual, grads = both(*jax.device_put((student, teacher), mesh.batch_sharding(mesh.make_mesh())))
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-5, atol=1e-7)

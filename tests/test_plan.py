@@ -15,7 +15,8 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     small_run: parts.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run
-    pretrained, classroom = finetune.read_pretrained(run), classrooms.make(run)
+    pretrained = finetune.read_pretrained(run)
+    classroom = classrooms.make(run, pretrained)
 
     teacher, students = plan.show(run, pretrained, classroom)
 
@@ -50,7 +51,8 @@ def test_as_many_students_are_trained_at_once_as_fit_the_same_in_every_start(
 ) -> None:
     run = small_run
     run.config.student.learning_rates = (0.1, 0.2, 0.3)
-    classroom, course = classrooms.make(run), classrooms.no_teacher(run)
+    classroom = classrooms.make(run, finetune.read_pretrained(run))
+    course = classrooms.no_teacher(run)
     assert groups.size(run, classroom, course) == 3
 
     need = groups.need(run, classroom, course)

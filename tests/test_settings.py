@@ -12,6 +12,7 @@ from configs import pretrain, quickstart, remem
 from remem_jax import data, settings
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
+from remem_jax.train import objectives
 
 
 @pytest.fixture
@@ -110,6 +111,7 @@ BAD: list[tuple[str, Any]] = [
     ("student.model", "vit"),
     ("student.stem", "large"),
     ("student.losses", ("mse",)),
+    ("student.hard_labels", "no"),
     ("student.losses", ()),
     ("student.seeds", ()),
     ("student.seeds", (-1,)),
@@ -359,3 +361,40 @@ def test_mcmi_needs_whole_batches(config: ConfigDict, name: str, value: int) -> 
 
     with pytest.raises(SettingError, match=r"config\.teacher\.mcmi needs whole batches"):
         settings.check_remem(config)
+
+
+@pytest.mark.parametrize("loss", ["features", "features_cls"])
+def test_features_are_not_stored(config: ConfigDict, loss: str) -> None:
+    config.student.losses = ("kd", loss)
+    config.student.store_outputs = True
+
+    with pytest.raises(
+        SettingError,
+        match=rf"config\.student\.store_outputs.* {loss} out of config\.student\.losses",
+    ):
+        settings.check_remem(config)
+
+
+@pytest.mark.parametrize(
+    ("loss", "weight", "hard_labels"),
+    [("features", 1.0, True), ("features_cls", 1.0, False), ("dist", 0.0, False)],
+)
+def test_a_weight_that_leaves_nothing_to_learn_is_refused(
+    config: ConfigDict, loss: str, weight: float, hard_labels: bool
+) -> None:
+    config.student.losses = (loss,)
+    config.student.weights = (0.5, weight)
+    config.student.hard_labels = hard_labels
+
+    with pytest.raises(SettingError, match=rf"config\.student\.weights.*the loss {loss}"):
+        settings.check_remem(config)
+
+
+@pytest.mark.parametrize("hard_labels", [True, False])
+def test_every_loss_can_be_had_with_hard_labels_and_without(
+    config: ConfigDict, hard_labels: bool
+) -> None:
+    config.student.losses = tuple(objectives.STUDENT_LOSSES)
+    config.student.hard_labels = hard_labels
+
+    settings.check_remem(config)

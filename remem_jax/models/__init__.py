@@ -1,15 +1,24 @@
 """The one table of architectures, and what the rest of the house needs of a model."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from remem_jax.models import efficientnet_v2, mobilenet_v2, resnet, vit
-from remem_jax.records import Apply, Key, Params, TrainApply, Variables
+from remem_jax.models import efficientnet_v2, mobilenet_v2, projection, resnet, vit
+from remem_jax.records import (
+    Answer,
+    Apply,
+    Key,
+    Params,
+    StudentApply,
+    TeacherApply,
+    TrainApply,
+    Variables,
+)
 
 TEACHERS: dict[str, Callable[..., nn.Module]] = {"vit": vit.make}
 STUDENTS: dict[str, Callable[..., nn.Module]] = {
@@ -63,9 +72,21 @@ def shapes(model: nn.Module, image_size: int) -> Params:
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 
+@functools.cache
+def channels(model: nn.Module, image_size: int) -> int:
+    """Channels of what a model's head sees: its last maps, or tokens."""
+    images = jnp.zeros((1, image_size, image_size, 3))
+    init = functools.partial(model.init_with_output, method="trunk")
+    last, _ = jax.eval_shape(init, jax.random.key(0), images)
+    return last.shape[-1]
+
+
 def train_apply(model: nn.Module) -> TrainApply:
     """The model in training mode, as a plain function."""
+    return _train_apply(model, None)
 
+
+def _train_apply(model: nn.Module, method: Callable[..., Any] | None) -> Callable[..., Any]:
     def apply(params: Params, statistics: Params, images: jax.Array, dropout_key: Key) -> Any:
         return model.apply(
             {"params": params, **statistics},
@@ -73,6 +94,7 @@ def train_apply(model: nn.Module) -> TrainApply:
             train=True,
             rngs={"dropout": dropout_key},
             mutable=list(statistics),
+            method=method,
         )
 
     return apply
@@ -85,3 +107,57 @@ def evaluation_apply(model: nn.Module) -> Apply:
         return model.apply(variables, images, train=False)
 
     return apply
+
+
+def student_apply(model: nn.Module, target: projection.Target | None = None) -> StudentApply:
+    """A student in training mode, with what it learns from its teacher.
+
+    Args:
+        model: The student.
+        target: What it predicts of its teacher's features; its parameters then have a
+            `projection`. None where that is nothing.
+    """
+    plain, seen = train_apply(model), _train_apply(model, _logits_and_last)
+
+    def apply(
+        params: Params, statistics: Params, images: jax.Array, dropout_key: Key
+    ) -> tuple[Answer, Params]:
+        if target is None:
+            logits, statistics = plain(params, statistics, images, dropout_key)
+            return Answer(logits), statistics
+        own = projection.without({"params": params})["params"]
+        (logits, maps), statistics = seen(own, statistics, images, dropout_key)
+        layer = params[projection.NAME]
+        if target.field == "cls":
+            return Answer(logits, cls=projection.cls(layer, maps)), statistics
+        return Answer(logits, projection.patches(layer, maps, target.side)), statistics
+
+    return apply
+
+
+def teacher_apply(model: vit.VisionTransformer, fields: Collection[str] = ()) -> TeacherApply:
+    """A teacher in evaluation mode, with what its students learn.
+
+    Args:
+        model: The teacher.
+        fields: Names of the features of `Answer` that are wanted. [CLS] needs a model of that pool.
+    """
+    plain, has_cls = evaluation_apply(model), model.pool == "cls"
+    if "cls" in fields and not has_cls:
+        raise ValueError(f"A ViT that pools by {model.pool!r} has no [CLS] token.")
+
+    def apply(variables: Variables, images: jax.Array) -> Answer:
+        if not fields:
+            return Answer(plain(variables, images))
+        said: Any = model.apply(variables, images, train=False, method=_logits_and_last)
+        logits, tokens = said
+        found = {"patches": tokens[:, 1:] if has_cls else tokens, "cls": tokens[:, 0]}
+        return Answer(logits, **{field: found[field] for field in fields})
+
+    return apply
+
+
+def _logits_and_last(model: Any, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    """What a model says, and the maps or tokens that its head says it of."""
+    last = model.trunk(images, train=train)
+    return model.head(last, train=train), last

@@ -176,10 +176,10 @@ class MobileNet(nn.Module):
     drop_path: float = 0.0
 
     @nn.compact
-    def __call__(
+    def trunk(
         self, images: Shaped[Array, "batch height width channel"], *, train: bool = False
-    ) -> Float[Array, "batch klass"]:
-        """Logits of float images in [-1, 1]."""
+    ) -> Float[Array, "batch rows columns feature"]:
+        """The last maps, of float images in [-1, 1]."""
         layers.require_float(images)
         options = self.options
         stride = 1 if self.stem == "small" else 2
@@ -192,11 +192,23 @@ class MobileNet(nn.Module):
                 block = stage.block(stage, stride, rate, options, name=f"blocks_{i}_{j}")
                 maps, done = block(maps, train=train), done + 1
         maps = options.conv(self.head_features, 1, 1, "conv_head")(maps)
-        maps = options.activation(options.norm("bn2")(maps, train=train))
+        return options.activation(options.norm("bn2")(maps, train=train))
+
+    @nn.compact
+    def head(
+        self, maps: Float[Array, "batch rows columns feature"], *, train: bool = False
+    ) -> Float[Array, "batch klass"]:
+        """Logits of the last maps."""
         features = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
         features = nn.Dropout(self.dropout, deterministic=not train)(features)
         init = layers.uniform_of_fan(self.classes)
         return nn.Dense(self.classes, kernel_init=init, name="classifier")(features)
+
+    def __call__(
+        self, images: Shaped[Array, "batch height width channel"], *, train: bool = False
+    ) -> Float[Array, "batch klass"]:
+        """Logits of float images in [-1, 1]."""
+        return self.head(self.trunk(images, train=train), train=train)
 
 
 def residual(

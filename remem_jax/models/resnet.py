@@ -95,10 +95,10 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
+    def trunk(
         self, images: Shaped[Array, "batch height width channel"], *, train: bool = False
-    ) -> Float[Array, "batch klass"]:
-        """Logits of float images in [-1, 1]."""
+    ) -> Float[Array, "batch rows columns feature"]:
+        """The last maps, of float images in [-1, 1]."""
         layers.require_float(images)
         kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
         maps = layers.Conv(64, kernel, stride, dtype=self.dtype, name="conv1")(images)
@@ -111,9 +111,23 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and i == 0 else 1
                 block = kind(64 * 2**stage, stride, self.dtype, name=f"layer{stage + 1}_{i}")
                 maps = block(maps, train=train)
+        return maps
+
+    @nn.compact
+    def head(
+        self, maps: Float[Array, "batch rows columns feature"], *, train: bool = False
+    ) -> Float[Array, "batch klass"]:
+        """Logits of the last maps."""
+        del train
         features = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
         init = layers.uniform_of_fan(features.shape[-1])
         return nn.Dense(self.classes, kernel_init=init, bias_init=init, name="fc")(features)
+
+    def __call__(
+        self, images: Shaped[Array, "batch height width channel"], *, train: bool = False
+    ) -> Float[Array, "batch klass"]:
+        """Logits of float images in [-1, 1]."""
+        return self.head(self.trunk(images, train=train), train=train)
 
 
 def _projected(

@@ -114,26 +114,17 @@ class VisionTransformer(nn.Module):
     scan: bool = True
 
     @nn.compact
-    def pre_logits(
+    def trunk(
         self,
         images: Shaped[Array | np.ndarray, "batch height width channel"],
         *,
         train: bool = False,
-    ) -> Float[Array, "batch feature"]:
-        """What the head sees, in float32: the pooled token after the last norm."""
+    ) -> Float[Array, "batch token feature"]:
+        """The tokens after the last norm, [CLS] first if there is one."""
         _require_model_range(images, self.size.pixels)
-        block = encoder.Block(
-            self.size.heads,
-            self.size.hidden,
-            self.mlp_weight,
-            self.attention_weight,
-            self.residual,
-            self.exact_gelu,
-            self.dropout,
-            jnp.dtype(self.dtype),
-        )
+        block = self._block()
         tokens = self._tokens(jnp.asarray(images, block.dtype))
-        tokens = encoder.Encoder(
+        return encoder.Encoder(
             self.size.depth,
             block,
             self.positions == "learned",
@@ -143,14 +134,57 @@ class VisionTransformer(nn.Module):
             self.scan,
             name="Transformer",
         )(tokens, train=train)
+
+    @nn.compact
+    def head(
+        self, tokens: Float[Array, "batch token feature"], *, train: bool = False
+    ) -> Float[Array, "batch klass"]:
+        """Logits of the tokens after the last norm."""
+        del train
+        head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")
+        return head(self._pooled(tokens))
+
+    def __call__(
+        self,
+        images: Shaped[Array | np.ndarray, "batch height width channel"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch klass"]:
+        """Logits of float images in [-1, 1]."""
+        return self.head(self.trunk(images, train=train), train=train)
+
+    @nn.compact
+    def pre_logits(
+        self,
+        images: Shaped[Array | np.ndarray, "batch height width channel"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch feature"]:
+        """What the head sees, in float32: the pooled token after the last norm."""
+        return self._pooled(self.trunk(images, train=train))
+
+    def _pooled(self, tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch feature"]:
         if self.pool == "map":
-            pooled = encoder.MapHead(block, name="MAPHead_0")(tokens)
+            pooled = encoder.MapHead(self._block(), name="MAPHead_0")(tokens)
         else:
             pooled = tokens[:, 0] if self.pool == "cls" else jnp.mean(tokens, axis=1)
         pooled = pooled.astype(jnp.float32)
         if self.representation:
             pooled = jnp.tanh(nn.Dense(self.representation, name="pre_logits")(pooled))
         return pooled
+
+    def _block(self) -> encoder.Block:
+        """What the blocks share."""
+        return encoder.Block(
+            self.size.heads,
+            self.size.hidden,
+            self.mlp_weight,
+            self.attention_weight,
+            self.residual,
+            self.exact_gelu,
+            self.dropout,
+            jnp.dtype(self.dtype),
+        )
 
     def _tokens(
         self, images: Float[Array, "batch height width channel"]
@@ -171,17 +205,6 @@ class VisionTransformer(nn.Module):
             cls = jnp.broadcast_to(cls.astype(tokens.dtype), (tokens.shape[0], 1, features))
             tokens = jnp.concatenate([cls, tokens], axis=1)
         return tokens
-
-    @nn.compact
-    def __call__(
-        self,
-        images: Shaped[Array | np.ndarray, "batch height width channel"],
-        *,
-        train: bool = False,
-    ) -> Float[Array, "batch klass"]:
-        """Logits of float images in [-1, 1]."""
-        head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")
-        return head(self.pre_logits(images, train=train))
 
 
 def sincos2d(side: int, features: int) -> np.ndarray:

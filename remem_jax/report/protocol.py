@@ -23,6 +23,7 @@ ONE_OF: dict[str, tuple[Any, ...]] = {
     "teacher.mcmi": (0.0,),
     "student.weight_decay": (1e-4,),
     "student.flatten": (1.0,),
+    "student.hard_labels": (True,),
 }
 # All of these.
 # Where images are mixed (patient distillation), and with DIST, in place of these and those.

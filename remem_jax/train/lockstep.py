@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from remem_jax.records import Batch, Key, Labels, Metrics, Settings, View
+from remem_jax.records import Answer, Batch, Key, Labels, Metrics, Settings, View
 from remem_jax.train.state import State
 from remem_jax.train.steps import StudentStep, mixed_view
 
@@ -39,7 +39,7 @@ class Seen(NamedTuple):
 
 Number = Int[Array, ""] | np.int32  # Of a step.
 ViewPass = Callable[[Number, Batch], Seen]
-Teach = Callable[[int, Array], Array]  # (number of the step, images) -> logits
+Teach = Callable[[int, Array], Answer]  # (number of the step, images) -> what the teacher says
 
 
 def make_view_pass(view: View, *, classes: int, key: Key, mixup: float = 0.0) -> ViewPass:
@@ -88,9 +88,9 @@ def make_step(
     def step(states: States, batch: Batch) -> tuple[States, Metrics]:
         number = next(numbers)
         seen = view_pass(np.int32(number), batch)
-        logits = teach(number, seen.images)
+        answer = teach(number, seen.images)
         taught = [
-            student_step(state, *seen, logits, own)
+            student_step(state, *seen, answer, own)
             for state, (student_step, own) in zip(states, students, strict=True)
         ]
         return tuple(state for state, _ in taught), {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from remem_jax.models import projection
 from remem_jax.records import Params, Variables
 
 
@@ -15,7 +16,7 @@ class State(NamedTuple):
 
     Attributes:
         step: Steps done.
-        params: What the optimiser changes.
+        params: What the optimiser changes: the model's, and of some students a `projection`.
         statistics: What else the model keeps, by collection: {"batch_stats": ...} or {}.
         opt_state: State of the optimiser.
     """
@@ -27,8 +28,8 @@ class State(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """What `model.apply` takes."""
-        return {"params": self.params, **self.statistics}
+        """What `model.apply` takes: all but a projection."""
+        return projection.without({"params": self.params, **self.statistics})
 
 
 def create(variables: Variables, tx: optax.GradientTransformation) -> State:

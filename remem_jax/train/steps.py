@@ -13,21 +13,24 @@ from remem_jax import losses, optim
 from remem_jax.data import augment
 from remem_jax.models import tuning
 from remem_jax.records import (
+    Answer,
     Batch,
     Key,
     Labels,
     Metrics,
     Params,
     Settings,
+    StudentApply,
     TrainApply,
     View,
 )
 from remem_jax.train.division import WHOLE, Division, Examples, Found, divided, require_divisible
+from remem_jax.train.objectives import StudentLoss
 from remem_jax.train.state import State
 
 # (state, batch, frozen parameters) -> (state, metrics)
 SupervisedStep = Callable[[State, Batch, Params], tuple[State, Metrics]]
-StudentStep = Callable[[State, Array, Array, Array, Settings], tuple[State, Metrics]]
+StudentStep = Callable[[State, Array, Array, Answer, Settings], tuple[State, Metrics]]
 
 
 def make_supervised_step(
@@ -145,23 +148,23 @@ def mixed_view(
 
 
 def make_student_step(
-    apply: TrainApply,
+    apply: StudentApply,
     tx: optax.GradientTransformation,
     *,
-    loss: losses.StudentLoss,
+    loss: StudentLoss,
     key: Key,
 ) -> StudentStep:
-    """Builds the step of one student, given a view of the images and the teacher's logits.
+    """Builds the step of one student, given a view of the images and the teacher's answer.
 
     Args:
-        apply: The student in training mode.
+        apply: The student in training mode, with what the loss compares.
         tx: Turns gradients into updates for a peak learning rate of 1; the step scales them by
             the student's own.
-        loss: What a student minimises; see `losses.STUDENT_LOSSES`.
+        loss: What a student minimises, of `objectives.STUDENT_LOSSES`, with `hard_labels` bound.
         key: Root of the run's randomness; the student's seed is added to it.
 
     Returns:
-        A pure step `(state, images, labels, teacher_logits, settings) -> (state, metrics)`. All
+        A pure step `(state, images, labels, teacher, settings) -> (state, metrics)`. All
         settings are traced, so one compiled step serves every student of a grid.
     """
 
@@ -169,16 +172,16 @@ def make_student_step(
         state: State,
         images: Float[Array, "batch height width channel"],
         labels: Labels,
-        teacher_logits: Float[Array, "batch klass"],
+        teacher: Answer,
         settings: Settings,
     ) -> tuple[State, Metrics]:
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, settings.seed), state.step)
 
         def of_params(params: Params) -> tuple[Float[Array, ""], Params]:
-            logits, statistics = apply(params, state.statistics, images, dropout_key)
+            student, statistics = apply(params, state.statistics, images, dropout_key)
             value = loss(
-                logits,
-                teacher_logits,
+                student,
+                teacher,
                 labels,
                 temperature=settings.temperature,
                 weight=settings.weight,

@@ -1,26 +1,32 @@
 """What the students of a run have in common: architecture, grid, what they are taught by."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
-from remem_jax import losses, mesh, models, optim
-from remem_jax.records import Apply, Key, Settings, Variables
-from remem_jax.train import lockstep, state, steps
+from remem_jax import mesh, models, optim
+from remem_jax.checks import require
+from remem_jax.models import projection
+from remem_jax.records import Answer, Key, Settings, TeacherApply, Variables
+from remem_jax.train import lockstep, objectives, state, steps
 from remem_jax.train.steps import StudentStep
-from remem_jax.workflow import parts
+from remem_jax.weights import augreg
+from remem_jax.workflow import finetune, parts
+
+# The step of students without a teacher, where it is that of no loss.
+_SCRATCH = "scratch"
 
 
 class Point(NamedTuple):
     """One student of a grid.
 
     Attributes:
-        loss: Its name in `losses.STUDENT_LOSSES`.
+        loss: Its name in `Classroom.steps`: as a rule, in `objectives.STUDENT_LOSSES`.
         settings: What else tells it from the others.
     """
 
@@ -33,21 +39,22 @@ class Classroom(NamedTuple):
 
     Attributes:
         first: Makes the variables that a student with a seed starts from.
-        tx: Optimiser, for a peak learning rate of 1.
+        first_states: Makes its state at step 0, by the name of its loss: where it learns features,
+            with a projection, which `first` has not.
         steps: The compiled step of one student, by the name of its loss.
-        measure: Metrics of a student on a split.
+        measure: Metrics of a student (of its variables as `first` has them) on a split.
         view_pass: What all models see of a batch, compiled.
     """
 
     first: Callable[[int], Variables]
-    tx: optax.GradientTransformation
+    first_states: dict[str, Callable[[int], state.State]]
     steps: dict[str, StudentStep]
     measure: parts.Measure
     view_pass: lockstep.ViewPass
 
-    def first_state(self, seed: int) -> state.State:
+    def first_state(self, point: Point) -> state.State:
         """The state of a student at step 0."""
-        return state.create(self.first(seed), self.tx)
+        return self.first_states[point.loss](int(point.settings.seed))
 
 
 class Course(NamedTuple):
@@ -56,18 +63,31 @@ class Course(NamedTuple):
     Attributes:
         part: Name of the method's part of the run.
         points: The students.
-        answer: The teachers in evaluation mode, compiled once for all.
+        answer: What the teachers say, in evaluation mode, compiled once for all.
         shapes: Of a teacher's variables.
     """
 
     part: str
     points: Sequence[Point]
-    answer: Apply
+    answer: TeacherApply
     shapes: Variables
 
+    @property
+    def of_each_loss(self) -> list[Point]:
+        """A student of each loss; those of one loss are stepped alike."""
+        return list({point.loss: point for point in self.points}.values())
 
-def make(run: parts.Run) -> Classroom:
-    """Makes the student that `config.student` names, and its steps."""
+
+def make(run: parts.Run, pretrained: finetune.Pretrained) -> Classroom:
+    """Makes the student that `config.student` names, and its steps.
+
+    Args:
+        run: The run.
+        pretrained: What its teachers start from, and have their features of.
+
+    Raises:
+        SettingError: If a loss needs a [CLS] token, and the teachers have none.
+    """
     settings = run.config.student
     classes = len(run.dataset.classes)
     model = models.make(
@@ -80,30 +100,74 @@ def make(run: parts.Run) -> Classroom:
         weight_decay=settings.weight_decay,
     )
     _, view_key, dropout_key = _keys(run.config.seed)
-
     init = models.make_init(model, run.config.data.image_size)
 
     def first(seed: int) -> Variables:
         init_key, _, _ = _keys(run.config.seed + seed)
         return init(init_key)
 
-    def first_state() -> state.State:
-        return state.create(first(0), tx)
+    def first_state(target: projection.Target | None, seed: int) -> state.State:
+        variables = first(seed)
+        if target:
+            channels = models.channels(model, run.config.data.image_size)
+            key = jax.random.fold_in(jax.random.key(run.config.seed + seed), 2)
+            variables = projection.add(variables, key, channels=channels, width=target.width)
+        return state.create(variables, tx)
 
-    apply = run.spread(models.train_apply(model))
-    of_losses = {
-        name: run.jit_step(
-            steps.make_student_step(apply, tx, loss=losses.STUDENT_LOSSES[name], key=dropout_key),
-            first_state,
-        )
-        for name in settings.losses
-    }
+    first_states, of_losses = {}, {}
+    for name, (loss, target) in _objectives(run, pretrained.checkpoint).items():
+        apply = run.spread(models.student_apply(model, target))
+        step = steps.make_student_step(apply, tx, loss=loss, key=dropout_key)
+        first_states[name] = functools.partial(first_state, target)
+        of_losses[name] = run.jit_step(step, functools.partial(first_states[name], 0))
     measure = parts.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     view_pass = lockstep.make_view_pass(
         run.feed.train_view, classes=classes, key=view_key, mixup=settings.mixup
     )
     jitted = jax.jit(view_pass, out_shardings=mesh.batch_sharding(run.mesh))
-    return Classroom(first, tx, of_losses, measure, jitted)
+    return Classroom(first, first_states, of_losses, measure, jitted)
+
+
+def _objectives(
+    run: parts.Run, checkpoint: augreg.Checkpoint
+) -> dict[str, tuple[objectives.StudentLoss, projection.Target | None]]:
+    """What students minimise, and which features they predict, by the names of `Point.loss`."""
+    settings = run.config.student
+    found = {
+        name: (
+            functools.partial(
+                objectives.STUDENT_LOSSES[name], hard_labels=bool(settings.hard_labels)
+            ),
+            _target(run, checkpoint, name),
+        )
+        for name in settings.losses
+    }
+    if _of_scratch(settings) == _SCRATCH:
+        found[_SCRATCH] = functools.partial(objectives.STUDENT_LOSSES["kd"], hard_labels=True), None
+    return found
+
+
+def _target(run: parts.Run, checkpoint: augreg.Checkpoint, loss: str) -> projection.Target | None:
+    """Which features of teachers from a checkpoint a loss compares."""
+    field = objectives.FEATURES.get(loss)
+    if field is None:
+        return None
+    require(
+        field != "cls" or checkpoint.options["pool"] == "cls",
+        f"config.student.losses has {loss!r}, and the ViT of {run.config.teacher.init} has no "
+        "[CLS] token: take 'features', which are its patches.",
+    )
+    size = checkpoint.size
+    return projection.Target(field, run.config.data.image_size // size.pixels, size.features)
+
+
+def _of_scratch(settings: ConfigDict) -> str:
+    """Which step students without a teacher share: of a loss of logits and labels, at weight 0."""
+    if settings.hard_labels:
+        for name in settings.losses:
+            if name not in objectives.FEATURES:
+                return name
+    return _SCRATCH
 
 
 def _keys(seed: int) -> tuple[Key, Key, Key]:
@@ -115,42 +179,54 @@ def _keys(seed: int) -> tuple[Key, Key, Key]:
 
 
 def grid(settings: ConfigDict) -> list[Point]:
-    """Every point of `config.student`'s grid."""
-    axes = (
-        settings.losses,
-        settings.learning_rates,
-        settings.temperatures,
-        settings.weights,
-        settings.seeds,
-    )
-    return [
-        Point(loss, Settings(float(rate), float(temperature), float(weight), seed))
-        for loss, rate, temperature, weight, seed in itertools.product(*axes)
-    ]
+    """Every point of `config.student`'s grid, but for those that no setting of theirs tells apart.
+
+    Of what does not count for a loss, the first value stands for all.
+    """
+    points = []
+    for loss in settings.losses:
+        counting = objectives.counting(loss, hard_labels=settings.hard_labels)
+        temperatures, weights = (
+            values if name in counting else values[:1]
+            for name, values in (
+                ("temperature", settings.temperatures),
+                ("weight", settings.weights),
+            )
+        )
+        axes = settings.learning_rates, temperatures, weights, settings.seeds
+        points += [
+            Point(loss, Settings(float(rate), float(temperature), float(weight), seed))
+            for rate, temperature, weight, seed in itertools.product(*axes)
+        ]
+    return points
 
 
 def no_teacher(run: parts.Run) -> Course:
-    """Silent logits: at weight 0 they count for nothing, and the compiled step is shared."""
+    """Silent logits: at weight 0 they count for nothing, and the compiled step is shared.
+
+    Hard labels are all that is left to learn from, whatever `config.student.hard_labels` says.
+    """
     settings, classes = run.config.student, len(run.dataset.classes)
     points = [
-        Point(settings.losses[0], Settings(float(rate), 1.0, 0.0, seed))
+        Point(_of_scratch(settings), Settings(float(rate), 1.0, 0.0, seed))
         for rate, seed in itertools.product(settings.learning_rates, settings.seeds)
     ]
 
-    def apply(variables: Variables, images: jax.Array) -> jax.Array:
+    def apply(variables: Variables, images: jax.Array) -> Answer:
         del variables
-        return jnp.zeros((images.shape[0], classes))
+        return Answer(jnp.zeros((images.shape[0], classes)))
 
     course = make_course(run, "students/scratch", apply, {})
     return course._replace(points=points)
 
 
-def make_course(run: parts.Run, part: str, teach: Apply, shapes: Variables) -> Course:
+def make_course(run: parts.Run, part: str, teach: TeacherApply, shapes: Variables) -> Course:
     """The whole grid, taught by the teachers of one method."""
     spread, flatten = run.spread(teach), run.config.student.flatten
 
-    def answer(variables: Variables, images: jax.Array) -> jax.Array:
-        return spread(variables, images) / flatten
+    def answer(variables: Variables, images: jax.Array) -> Answer:
+        said: Answer = spread(variables, images)
+        return said._replace(logits=said.logits / flatten)
 
     jitted = jax.jit(answer, out_shardings=mesh.batch_sharding(run.mesh))
     return Course(part, grid(run.config.student), jitted, run.shapes(shapes))

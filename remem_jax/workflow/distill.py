@@ -1,6 +1,9 @@
 """Students: for every teacher, one per point of a small grid, trained in lockstep."""
 
+import itertools
 import math
+import pathlib
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +13,14 @@ import numpy as np
 from remem_jax import mesh
 from remem_jax.records import Batch, Variables
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import flops, lockstep, loop
+from remem_jax.train import flops, lockstep, loop, objectives
+from remem_jax.train.state import State
 from remem_jax.workflow import groups, lessons, parts
 from remem_jax.workflow.classroom import Classroom, Course, Point, make_course, no_teacher
 from remem_jax.workflow.finetune import Teachers
+
+# What tells settings apart: all but the seed.
+SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")
 
 
 def from_scratch(run: parts.Run, classroom: Classroom) -> list[dict[str, Any]]:
@@ -40,10 +47,14 @@ def from_teachers(run: parts.Run, classroom: Classroom, teachers: Teachers) -> l
     return found
 
 
-def best_of(run: parts.Run, classroom: Classroom, part: str) -> Variables:
-    """Variables of the best student of a group."""
+def kept(run: parts.Run, classroom: Classroom, part: str, student: int) -> Variables:
+    """Variables of one of the students of a group's best setting."""
     shapes = run.shapes(jax.eval_shape(lambda: classroom.first(0)))
-    return checkpoints.load_tree(run.workdir / part / "best", shapes)
+    return checkpoints.load_tree(_kept(run, part, student), shapes)
+
+
+def _kept(run: parts.Run, part: str, student: int) -> pathlib.Path:
+    return run.workdir / part / "best" / f"student_{student}"
 
 
 def _train_groups(
@@ -56,8 +67,9 @@ def _train_groups(
     """Trains the students of one teacher, group by group; where that is done, reads what is there.
 
     Returns:
-        For each group "part", "seconds", and "students": settings, metrics on validation, and
-        whether the student diverged. The best one's variables are kept.
+        For each group "part", "seconds", and "students": settings, metrics on validation (and on
+        test, with `config.choose_on_test`), and whether the student diverged. The variables of the
+        best setting's students are kept.
     """
     whole = results.read_for_all(run.workdir / part / "result.json")
     if whole:  # Also where another device would not hold as many.
@@ -108,25 +120,56 @@ def _train_group(
             validation = [dict.fromkeys((run.dataset.metric, "loss"), math.nan) for _ in points]
     if not validation:  # Killed between the last checkpoint and the result.
         milestone(job.steps, students)
-    records = [
-        {
-            "student": i,
-            "loss": point.loss,
-            **point.settings._asdict(),
-            "validation": metrics,
-            "diverged": not np.isfinite(metrics["loss"]),
-        }
-        for (i, point), metrics in zip(points.items(), validation, strict=True)
-    ]
+    records = _records(run, classroom, points, students, validation)
     if students:
-        best = select(records, run.dataset.metric)
-        of_best = students[list(points).index(best["student"])]
-        checkpoints.save_tree(folder / "best", dict(of_best.variables))
+        _keep_best(run, part, dict(zip(points, students, strict=True)), records)
     result = results.finite({"part": part, "seconds": seconds, "students": records})
     results.write_for_all(folder / "result.json", result)
     if mesh.is_writer():
         checkpoints.remove(folder / parts.CHECKPOINTS)
     return result
+
+
+def _keep_best(
+    run: parts.Run, part: str, students: dict[int, State], records: Sequence[dict[str, Any]]
+) -> None:
+    """Writes the students of the best setting; others of the group are gone."""
+    for one in select(records, run.dataset.metric):
+        number = one["student"]
+        checkpoints.save_tree(_kept(run, part, number), dict(students[number].variables))
+
+
+def _records(
+    run: parts.Run,
+    classroom: Classroom,
+    points: dict[int, Point],
+    students: lockstep.States,
+    validation: Sequence[dict[str, float]],
+) -> list[dict[str, Any]]:
+    """What is known of each student; there are none where all diverged."""
+    found = [
+        {
+            "student": i,
+            "loss": point.loss,
+            **_counting(run, point),
+            "validation": metrics,
+            "diverged": not np.isfinite(metrics["loss"]),
+        }
+        for (i, point), metrics in zip(points.items(), validation, strict=True)
+    ]
+    if run.config.choose_on_test:
+        for record, student in itertools.zip_longest(found, students):
+            record["test"] = student and classroom.measure(student.variables, "test")
+    return found
+
+
+def _counting(run: parts.Run, point: Point) -> dict[str, Any]:
+    """A student's settings; None of those that do not count for its loss."""
+    found = point.settings._asdict()
+    if point.loss in objectives.STUDENT_LOSSES:
+        counting = objectives.counting(point.loss, hard_labels=bool(run.config.student.hard_labels))
+        found |= dict.fromkeys({"temperature", "weight"} - set(counting))
+    return found
 
 
 def _job(
@@ -145,18 +188,17 @@ def _job(
         """With the teacher's pass, whether or not its answers are stored."""
         number = jax.ShapeDtypeStruct((), "int32")
         seen = jax.eval_shape(classroom.view_pass, number, batch)
-        logits = jax.eval_shape(course.answer, course.shapes, seen.images)
+        answer = jax.eval_shape(course.answer, course.shapes, seen.images)
+        pairs = {point.loss: (point, state) for point, state in zip(own, states, strict=True)}
         of_losses = {
-            point.loss: flops.count(
-                classroom.steps[point.loss], states[0], *seen, logits, point.settings
-            )
-            for point in {point.loss: point for point in own}.values()
+            loss: flops.count(classroom.steps[loss], state, *seen, answer, point.settings)
+            for loss, (point, state) in pairs.items()
         }
         of_students = sum(of_losses[point.loss] for point in own)
         return flops.count(course.answer, course.shapes, seen.images) + of_students
 
     return parts.Job(
-        tuple(run.place(classroom.first_state(int(point.settings.seed))) for point in own),
+        tuple(run.place(classroom.first_state(point)) for point in own),
         lambda first_step: lockstep.make_step(
             classroom.view_pass, teach, taught, first_step=first_step
         ),
@@ -168,19 +210,36 @@ def _job(
     )
 
 
-def select(records: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The record that is best on validation, of those that did not diverge.
+def select(
+    records: Sequence[dict[str, Any]], metric: str, *, split: str = "validation"
+) -> list[dict[str, Any]]:
+    """The records of the best setting, one for each seed: that with the highest mean of a metric.
 
-    Equals are told apart by the lower loss. Raises `NonFiniteLossError` if all diverged.
+    Equals are told apart by the lower loss. A setting counts only if it diverged with no seed.
+
+    Args:
+        records: Of all students, with "teacher_step" where they are of several teachers.
+        metric: What counts.
+        split: On which split: "validation", or "test", where the choice is optimistic.
+
+    Raises:
+        NonFiniteLossError: If every setting diverged.
     """
-
-    def rank(record: dict[str, Any]) -> tuple[float, float]:
-        metrics = record["validation"]
-        return metrics[metric], -metrics["loss"]
-
-    sound = [record for record in records if not record["diverged"]]
+    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        settings.setdefault(tuple(record.get(name) for name in SETTING), []).append(record)
+    sound = [own for own in settings.values() if not any(one["diverged"] for one in own)]
     if not sound:
         raise loop.NonFiniteLossError(
             "Every student diverged on validation; lower config.student.learning_rates."
         )
+
+    def rank(own: list[dict[str, Any]]) -> tuple[float, float]:
+        return mean(own, split, metric), -mean(own, split, "loss")
+
     return max(sound, key=rank)
+
+
+def mean(records: Sequence[dict[str, Any]], split: str, metric: str) -> float:
+    """The mean of a metric over the seeds of a setting."""
+    return statistics.fmean(record[split][metric] for record in records)

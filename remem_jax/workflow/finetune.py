@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from remem_jax import losses, mesh, models, optim
 from remem_jax.checks import require
 from remem_jax.models import encoder, tuning, vit
-from remem_jax.records import Apply, Params, Variables
+from remem_jax.records import Apply, Batch, Params, TeacherApply, Variables
 from remem_jax.settings import METHODS, check_patches, division, tuning_of
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import flops, loop, state, steps
+from remem_jax.train import flops, loop, objectives, state, steps
 from remem_jax.weights import augreg, catalog, download
 from remem_jax.workflow import parts
 
@@ -38,7 +38,7 @@ class Teachers(NamedTuple):
         method: Name in `METHODS`.
         part: Name of its part of the run.
         settings: `config.teacher` as the method changes it.
-        apply: A teacher in evaluation mode.
+        apply: A teacher in evaluation mode, with what the run's students learn from it.
         shapes: Of its variables.
         facts: What decides its answers beside its variables.
         load: Variables of the teacher after so many steps.
@@ -50,7 +50,7 @@ class Teachers(NamedTuple):
     method: str
     part: str
     settings: ConfigDict
-    apply: Apply
+    apply: TeacherApply
     shapes: Variables
     facts: dict[str, Any]
     load: Callable[[int], Variables]
@@ -143,8 +143,7 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
     folder = run.workdir / part
     settings = settings_of(run.config, method)
     first = start(run, pretrained, method)
-    apply = evaluation_apply(first)
-    measure = parts.make_measure(run, apply, settings.batch_size)
+    measure = parts.make_measure(run, evaluation_apply(first), settings.batch_size)
     like = run.shapes(first.trainable)
     unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(first.trainable))
 
@@ -179,7 +178,7 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
         method,
         part,
         settings,
-        apply,
+        teacher_apply(run, first),
         merged,
         facts,
         load,
@@ -280,6 +279,12 @@ def evaluation_apply(first: Start) -> Apply:
     return first.tuned.wrap(models.evaluation_apply(first.model))
 
 
+def teacher_apply(run: parts.Run, first: Start) -> TeacherApply:
+    """The same, with what the run's students learn from them."""
+    fields = objectives.fields(run.config.student.losses)
+    return first.tuned.wrap(models.teacher_apply(first.model, fields))
+
+
 def _train(
     run: parts.Run,
     part: str,
@@ -289,9 +294,6 @@ def _train(
 ) -> float:
     """Fine-tunes from the pretrained weights to the last step; the seconds that it took."""
     training = make_training(run, settings, first)
-    # What is computed again to save memory is no work that the model asks for.
-    once = first._replace(model=first.model.clone(rematerialise=False))
-    counted = make_training(run, settings, once).step
     _, seconds = parts.train(
         run,
         part,
@@ -300,13 +302,23 @@ def _train(
             # The frozen parameters are an argument: constants would be compiled into the step.
             lambda first_step: functools.partial(training.step, frozen=first.frozen),
             batch_size=settings.batch_size,
-            operations=lambda state, batch: flops.count(counted, state, batch, first.frozen),
+            operations=operations(run, settings, first),
             steps=settings.steps[-1],
             milestones=tuple(settings.steps),
             milestone=milestone,
         ),
     )
     return seconds
+
+
+def operations(
+    run: parts.Run, settings: ConfigDict, first: Start
+) -> Callable[[state.State, Batch], float]:
+    """Counts the floating-point operations of a step of `make_training`."""
+    # What is computed again to save memory is no work that the model asks for.
+    once = first._replace(model=first.model.clone(rematerialise=False))
+    counted = make_training(run, settings, once).step
+    return lambda state, batch: flops.count(counted, state, batch, first.frozen)
 
 
 def settings_of(config: ConfigDict, method: str) -> ConfigDict:

@@ -9,7 +9,7 @@ from remem_jax.data import device
 from remem_jax.storage import results
 from remem_jax.train import state
 from remem_jax.workflow import memory, parts
-from remem_jax.workflow.classroom import Classroom, Course
+from remem_jax.workflow.classroom import Classroom, Course, Point
 
 _CHOSEN = "students/group.json"
 _PLENTY = 0.25  # Of a device's memory: what takes less needs no closer look.
@@ -17,25 +17,28 @@ _PLENTY = 0.25  # Of a device's memory: what takes less needs no closer look.
 
 def need(run: parts.Run, classroom: Classroom, course: Course) -> memory.Need:
     """Memory that students take: each is stepped in turn, on one pass of the teacher."""
-    one = _state_shapes(run, classroom)
     batch = memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), "int32"), mesh.batch_sharding(run.mesh)
     of_batch, of_view = memory.of_step(classroom.view_pass, number, batch)
     seen = mesh.shapes(jax.eval_shape(classroom.view_pass, number, batch), by_batch)
     taught, of_answer = memory.of_step(course.answer, course.shapes, seen.images)
-    logits = mesh.shapes(jax.eval_shape(course.answer, course.shapes, seen.images), by_batch)
+    answer = mesh.shapes(jax.eval_shape(course.answer, course.shapes, seen.images), by_batch)
+    states = [_state_shapes(run, classroom, point) for point in course.of_each_loss]
     of_steps = [
-        memory.of_step(classroom.steps[point.loss], one, *seen, logits, point.settings)[1]
-        for point in {point.loss: point for point in course.points}.values()
+        memory.of_step(classroom.steps[point.loss], one, *seen, answer, point.settings)[1]
+        for point, one in zip(course.of_each_loss, states, strict=True)
     ]
-    # Images and logits are held while the students are stepped, and are what the passes give.
-    held = of_batch + taught + mesh.device_bytes((seen.labels, logits))
-    passes = max(of_view - mesh.device_bytes(seen), of_answer - mesh.device_bytes(logits))
-    return memory.Need(course.part, held, mesh.device_bytes(one), max(passes, *of_steps))
+    # Images and answers are held while the students are stepped, and are what the passes give.
+    held = of_batch + taught + mesh.device_bytes((seen.labels, answer))
+    passes = max(of_view - mesh.device_bytes(seen), of_answer - mesh.device_bytes(answer))
+    each = max(map(mesh.device_bytes, states))
+    return memory.Need(course.part, held, each, max(passes, *of_steps))
 
 
 def fitting(run: parts.Run, need: memory.Need, students: int) -> int:
     """How many students are trained at once: as `config.student.group` says, or as many as fit.
+
+    Those that differ in nothing but their seed are always trained together.
 
     Raises:
         SettingError: If not one fits.
@@ -43,19 +46,21 @@ def fitting(run: parts.Run, need: memory.Need, students: int) -> int:
     if run.config.student.group:
         return min(run.config.student.group, students)
     there = device.memory() - run.dataset.resident_bytes - need.held - need.running
-    fit = min(int(there // need.each), students)
+    seeds = len(run.config.student.seeds)
+    settings, fit = students // seeds, int(there // need.each) // seeds
     if fit < 1:
+        one = "A student" if seeds == 1 else f"A student with each of {seeds} seeds"
         raise SettingError(
-            f"A student of {need.part} does not fit on the device: lower "
-            "config.student.batch_size, or set config.compute_dtype to bfloat16 or "
-            "config.data.input to streamed."
+            f"{one} of {need.part} does not fit on the device: lower config.student.batch_size, "
+            f"{'' if seeds == 1 else 'name fewer config.student.seeds, '}or set "
+            "config.compute_dtype to bfloat16 or config.data.input to streamed."
         )
-    groups = -(-students // fit)
-    return -(-students // groups)  # Of one size, as far as that goes.
+    groups = -(-settings // fit)
+    return -(-settings // groups) * seeds  # Of one size, as far as that goes.
 
 
-def _state_shapes(run: parts.Run, classroom: Classroom) -> state.State:
-    return run.shapes(jax.eval_shape(lambda: classroom.first_state(0)))
+def _state_shapes(run: parts.Run, classroom: Classroom, point: Point) -> state.State:
+    return run.shapes(jax.eval_shape(lambda: classroom.first_state(point)))
 
 
 def size(run: parts.Run, classroom: Classroom, course: Course) -> int:
@@ -67,7 +72,9 @@ def size(run: parts.Run, classroom: Classroom, course: Course) -> int:
     found = results.read_for_all(run.workdir / _CHOSEN) or {}
     if course.part in found:
         return found[course.part]
-    each = mesh.device_bytes(_state_shapes(run, classroom))
+    each = max(
+        mesh.device_bytes(_state_shapes(run, classroom, point)) for point in course.of_each_loss
+    )
     held = run.dataset.resident_bytes + mesh.device_bytes(course.shapes)
     if held + students * each < _PLENTY * device.memory():
         return students

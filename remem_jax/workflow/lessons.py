@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from remem_jax import mesh
-from remem_jax.records import Apply, Variables
+from remem_jax.records import Answer, TeacherApply, Variables
 from remem_jax.storage import files, outputs
 from remem_jax.train import lockstep
 from remem_jax.workflow import finetune, parts
@@ -19,7 +19,7 @@ from remem_jax.workflow import finetune, parts
 Teacher = Callable[[], contextlib.AbstractContextManager[lockstep.Teach]]
 
 
-def live(answer: Apply, load: Callable[[], Variables]) -> Teacher:
+def live(answer: TeacherApply, load: Callable[[], Variables]) -> Teacher:
     """A teacher that answers at every step.
 
     Args:
@@ -35,12 +35,15 @@ def live(answer: Apply, load: Callable[[], Variables]) -> Teacher:
     return opened
 
 
-def of_teacher(run: parts.Run, answer: Apply, teachers: finetune.Teachers, step: int) -> Teacher:
+def of_teacher(
+    run: parts.Run, answer: TeacherApply, teachers: finetune.Teachers, step: int
+) -> Teacher:
     """The teacher after so many steps: live, or with its answers stored for later students.
 
     What is stored is exact: a student that learns from it is the student that would have learned
     from the teacher. Answers are found again by all that decides them (`_facts`), also by another
-    run, with another student or grid; what is not stored yet is answered live, and stored.
+    run, with another student or grid; what is not stored yet is answered live, and stored. Logits
+    alone are stored: the features of a batch are a hundred times as large.
     """
 
     def load() -> Variables:
@@ -62,7 +65,7 @@ def of_teacher(run: parts.Run, answer: Apply, teachers: finetune.Teachers, step:
             process=(jax.process_index(), jax.process_count()),
         ) as kept:
             answers = _Answers(
-                kept, lambda images: answer(variables, images), mesh.batch_sharding(run.mesh)
+                kept, lambda images: answer(variables, images).logits, mesh.batch_sharding(run.mesh)
             )
             yield answers
             answers.flush()
@@ -95,14 +98,14 @@ class _Answers:
         self._kept, self._answer, self._sharding = kept, answer, sharding
         self._said: tuple[int, jax.Array] | None = None
 
-    def __call__(self, step: int, images: jax.Array) -> jax.Array:
+    def __call__(self, step: int, images: jax.Array) -> Answer:
         stored = self._kept.read(step)
         missing = mesh.any_process(stored is None)  # Each process has its own.
         if stored is None or missing:
-            return self._ask(step, images)
+            return Answer(self._ask(step, images))
         self.found += 1
         shape = (len(images), stored.shape[1])
-        return jax.make_array_from_process_local_data(self._sharding, stored, shape)
+        return Answer(jax.make_array_from_process_local_data(self._sharding, stored, shape))
 
     def _ask(self, step: int, images: jax.Array) -> jax.Array:
         self.asked += 1

@@ -72,7 +72,7 @@ def _of_students(
         merged = jax.eval_shape(
             lambda: {"params": first.tuned.merge(first.variables(first.trainable)["params"])}
         )
-        apply = finetune.evaluation_apply(first)
-        course = classroom.make_course(run, f"students/{method}", apply, merged)
+        teach = finetune.teacher_apply(run, first)
+        course = classroom.make_course(run, f"students/{method}", teach, merged)
     need = groups.need(run, members, course)
     return need._replace(models=groups.fitting(run, need, len(course.points)))

@@ -1,6 +1,7 @@
 """The main job: teachers by every method, their students, selection, test, report."""
 
 import platform
+import statistics
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ def run_remem(run: parts.Run) -> None:
         "input": run.feed.kind,
         "teacher": pretrained.digest,
     }
-    classroom = classrooms.make(run)
+    classroom = classrooms.make(run, pretrained)
     if config.plan_only:
         plan.show(run, pretrained, classroom)
         return
@@ -79,32 +80,41 @@ def _outcome(
     else:
         groups = distill.from_scratch(run, classroom)
     seconds = {group["part"]: group["seconds"] for group in groups}
+    metric = run.dataset.metric
     tried = [
-        {**student, "group": group, "member": member}
+        {**student, "teacher_step": group["teacher_step"], "group": group, "member": member}
         for group in groups
         for member, student in enumerate(group["students"])
     ]
-    best = distill.select(tried, run.dataset.metric)
-    group = best["group"]
-    tested = selected.test(run, classroom, teachers, group)
-    chosen = {
-        "teacher_step": group["teacher_step"],
-        **{name: best[name] for name in ("student", "loss", *Settings._fields)},
-    }
-    share = tested["student"][run.dataset.metric]
-    logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, chosen)
+    chosen = sorted(distill.select(tried, metric), key=lambda one: -one["validation"][metric])
+    best, tested = chosen[0], selected.test(run, classroom, teachers, chosen)
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,
-        "selected": chosen,
-        "group": {"part": group["part"], "member": best["member"]},
-        "student": {"validation": best["validation"], "test": tested["student"]},
+        "selected": _setting(best),
+        "group": {"part": best["group"]["part"], "member": best["member"]},
+        "student": {
+            "validation": _means([one["validation"] for one in chosen]),
+            "test": _means(tested["students"]),
+        },
+        "seeds": [
+            {
+                "seed": one["seed"],
+                "student": one["student"],
+                "validation": one["validation"],
+                "test": test,
+            }
+            for one, test in zip(chosen, tested["students"], strict=True)
+        ],
         "teacher": None,
+        "on_test": _chosen_on_test(run, teachers, tried),
     }
+    share = row["student"]["test"][metric]
+    logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
     if teachers:
         seconds[teachers.part] = teachers.seconds
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
-        (of_step,) = [r for r in teachers.records if r["step"] == group["teacher_step"]]
+        (of_step,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
     return Outcome(
@@ -117,6 +127,38 @@ def _outcome(
         ],
         seconds,
     )
+
+
+def _setting(student: dict[str, Any]) -> dict[str, Any]:
+    return {name: student[name] for name in ("teacher_step", "student", "loss", *Settings._fields)}
+
+
+def _means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds; what is no number is the first one's."""
+    numbers = {
+        name: statistics.fmean(one[name] for one in metrics)
+        for name, value in metrics[0].items()
+        if isinstance(value, float | int)
+    }
+    return metrics[0] | numbers
+
+
+def _chosen_on_test(
+    run: parts.Run, teachers: finetune.Teachers | None, tried: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """What is best on test, with `config.choose_on_test`: optimistic, and said to be so."""
+    if not run.config.choose_on_test:
+        return None
+    chosen = distill.select(tried, run.dataset.metric, split="test")
+    step = chosen[0]["teacher_step"]
+    return {
+        "selected": _setting(chosen[0]),
+        "student": {
+            split: _means([one[split] for one in chosen]) for split in ("validation", "test")
+        },
+        "seeds": [{"seed": one["seed"], "test": one["test"]} for one in chosen],
+        "teacher": teachers and {"test": selected.test_teacher(run, teachers, step)},
+    }
 
 
 def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) -> dict[str, Any]:

@@ -23,42 +23,74 @@ def test(
     run: parts.Run,
     classroom: Classroom,
     teachers: finetune.Teachers | None,
-    group: dict[str, Any],
+    chosen: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Metrics of the selected student and of its teacher on test; both are saved.
+    """Metrics of the selected students and of their teacher on test; all are saved.
 
     The test split is read once: a later start takes what the first one found.
 
     Args:
         run: The run.
         classroom: Of its students.
-        teachers: Of the method; None where the student had none.
-        group: Of students, the selected one's; see `distill`.
+        teachers: Of the method; None where the students had none.
+        chosen: The students of the selected setting, one for each seed; see `distill.select`. That
+            which is best on validation comes first.
 
     Returns:
-        "student" and, if there is one, "teacher": see `evaluate.metrics`. The student has its
-        "agreement" with its teacher and, in place of the confusion matrix, which is a file of
-        its own, "confused": see `most_confused`.
+        "students", one of `evaluate.metrics` for each, and, if there is one, "teacher". A student
+        has its "agreement" with its teacher and, in place of the confusion matrix, which is a
+        file of its own, "confused": see `most_confused`.
     """
     folder = run.workdir / "selected"
     name = teachers.method if teachers else "scratch"
     found = results.read_for_all(folder / f"{name}.json")
     if found is None:
-        best = distill.best_of(run, classroom, group["part"])
-        teacher = teachers and teachers.measure.model(teachers.load(group["teacher_step"]))
-        student = classroom.measure(best, "test", teacher=teacher, confusion=True)
-        confusion = student.pop("confusion")
-        found = {"student": student | {"confused": most_confused(confusion, run.dataset.classes)}}
-        best = run.fetch(best)
+        step = chosen[0]["teacher_step"]
+        teacher = teachers and teachers.measure.model(teachers.load(step))
+        students = [
+            _test_student(run, classroom, teacher, one, f"{name}{_suffix(i, one)}")
+            for i, one in enumerate(chosen)
+        ]
+        found = {"students": students, "teacher": None}
         if teachers and teacher:
             found["teacher"] = teachers.measure(teacher.variables, "test")
-            teacher = teacher._replace(variables=run.fetch(teacher.variables))
-        if mesh.is_writer():
-            write_confusion(folder / f"{name}_confusion.csv", confusion, run.dataset.classes)
-            _save_student(run, folder / f"{name}_student.safetensors", best)
-            if teachers and teacher:
-                _save_teacher(folder / f"{name}_teacher.npz", teachers, teacher.variables)
-            results.write(folder / f"{name}.json", found)
+            variables = run.fetch(teacher.variables)
+            if mesh.is_writer():
+                _save_teacher(folder / f"{name}_teacher.npz", teachers, variables)
+        results.write_for_all(folder / f"{name}.json", found)
+    return found
+
+
+def _suffix(number: int, student: dict[str, Any]) -> str:
+    """Of the names of a student's files; none for the one that is best on validation."""
+    return f"_seed_{student['seed']}" if number else ""
+
+
+def _test_student(
+    run: parts.Run,
+    classroom: Classroom,
+    teacher: evaluate.Model | None,
+    student: dict[str, Any],
+    name: str,
+) -> dict[str, Any]:
+    folder, part = run.workdir / "selected", student["group"]["part"]
+    variables = distill.kept(run, classroom, part, student["student"])
+    found = classroom.measure(variables, "test", teacher=teacher, confusion=True)
+    confusion = found.pop("confusion")
+    variables = run.fetch(variables)
+    if mesh.is_writer():
+        write_confusion(folder / f"{name}_confusion.csv", confusion, run.dataset.classes)
+        _save_student(run, folder / f"{name}_student.safetensors", variables)
+    return found | {"confused": most_confused(confusion, run.dataset.classes)}
+
+
+def test_teacher(run: parts.Run, teachers: finetune.Teachers, step: int) -> dict[str, float]:
+    """Metrics on test of a teacher that was chosen on test itself; measured once."""
+    path = run.workdir / teachers.part / f"step_{step}" / "test.json"
+    found = results.read_for_all(path)
+    if found is None:
+        found = teachers.measure(teachers.load(step), "test")
+        results.write_for_all(path, found)
     return found
 
 

@@ -107,10 +107,16 @@ def evaluated(model: Any, variables: Any, peer: Any, images: np.ndarray) -> tupl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_v2_s"])
-def test_logits_are_timms(name: str) -> None:
+def test_logits_and_last_maps_are_timms(name: str) -> None:
     model, variables, peer, images, _ = pair(name)
+
     ours, theirs = evaluated(model, variables, peer, images)
+    maps = jax.jit(functools.partial(model.apply, method="trunk"))(variables, jnp.asarray(images))
+    with peers.torch().no_grad():
+        their_maps = peer.forward_features(nchw(images)).permute(0, 2, 3, 1).numpy()
+
     np.testing.assert_allclose(ours, theirs, atol=1e-4)  # float32; logits of O(1).
+    assert_close({"maps": maps}, {"maps": their_maps}, rtol=1e-4)
 
 
 @pytest.mark.slow

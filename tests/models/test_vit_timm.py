@@ -61,9 +61,16 @@ def test_logits_features_and_gradients_are_timms(
     features: Any = ours.apply({"params": params}, images, method="pre_logits")
 
     their_images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    their_features = theirs.forward_head(theirs.forward_features(their_images), pre_logits=True)
+    their_tokens = theirs.forward_features(their_images)
+    their_features = theirs.forward_head(their_tokens, pre_logits=True)
     their_logits = theirs(their_images)
     torch.nn.functional.cross_entropy(their_logits, torch.from_numpy(labels).long()).backward()
+    prefix = int(pool == "cls")
+    fields = ("patches", "cls")[: 1 + prefix]
+    answer = jax.jit(models.teacher_apply(ours, fields))({"params": params}, jnp.asarray(images))
+    np.testing.assert_allclose(answer.patches, their_tokens[:, prefix:].detach().numpy(), atol=1e-4)
+    if prefix:
+        np.testing.assert_allclose(answer.cls, their_tokens[:, 0].detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(features, their_features.detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(logits, their_logits.detach().numpy(), atol=1e-4)
     converted = timm.to_timm(augreg.flatten(gradients))  # A renaming is its own gradient.

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from remem_jax import losses, mesh, models, optim
+from remem_jax import mesh, models, optim
 from remem_jax.data import augment
 from remem_jax.models import encoder, resnet, vit
-from remem_jax.records import Batch, Settings
-from remem_jax.train import lockstep, state, steps
+from remem_jax.records import Answer, Batch, Settings
+from remem_jax.train import lockstep, objectives, state, steps
 
 DEVICES = 8  # Of all processes together.
 BATCH, SIDE, CLASSES, STEPS = 16, 8, 3, 2
@@ -113,8 +113,8 @@ def _student(on: jax.sharding.Mesh, *, fsdp: bool) -> Any:
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-3)
     kernel = np.random.default_rng(3).normal(0, 5, (3, CLASSES)).astype(np.float32)
 
-    def teach(variables: Any, images: jax.Array) -> jax.Array:
-        return images.mean((1, 2)) @ variables["kernel"]
+    def teach(variables: Any, images: jax.Array) -> Answer:
+        return Answer(images.mean((1, 2)) @ variables["kernel"])
 
     view = augment.make_train_view(size=SIDE, crop_area=(0.3, 1.0), flip=True)
     views = lockstep.make_view_pass(view, classes=CLASSES, key=jax.random.key(4), mixup=0.5)
@@ -122,11 +122,10 @@ def _student(on: jax.sharding.Mesh, *, fsdp: bool) -> Any:
     number = mesh.place(np.zeros((), np.int32), mesh.replicated(on))
     views = jax.jit(views).lower(number, _batch(on)).compile()
     seen = views(number, _batch(on))
-    apply = models.train_apply(model)
+    apply = models.student_apply(model)
     apply = mesh.gathered(apply, on) if fsdp else apply
-    step = steps.make_student_step(
-        apply, tx, loss=losses.STUDENT_LOSSES["dist"], key=jax.random.key(5)
-    )
+    loss = functools.partial(objectives.STUDENT_LOSSES["dist"], hard_labels=True)
+    step = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(5))
     first = state.create(variables, tx)
     rest = (*seen, jax.jit(teach)(teacher, seen.images), Settings(0.05, 2.0, 0.5, 0))
     trained, metrics, facts = _run(on, step, first, rest, fsdp=fsdp)

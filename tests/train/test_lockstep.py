@@ -1,5 +1,6 @@
 """Students on one teacher pass."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -8,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remem_jax import losses, models, optim
+from remem_jax import models, optim
 from remem_jax.data import augment, device
-from remem_jax.records import Batch, Settings
-from remem_jax.train import lockstep, state, steps
+from remem_jax.models import projection
+from remem_jax.records import Answer, Batch, Settings
+from remem_jax.train import lockstep, objectives, state, steps
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 GRID = (Settings(0.1, 1.0, 0.5, 0), Settings(0.5, 4.0, 0.9, 0), Settings(0.1, 2.0, 0.0, 0))
-LOSSES = {"kd": losses.STUDENT_LOSSES["kd"], "dist": losses.STUDENT_LOSSES["dist"]}
+TARGETS = {"features": projection.Target("patches", side=2, width=3)}
+LOSSES = ("kd", "dist", "features")
 
 
 class Classroom(NamedTuple):
@@ -24,7 +27,7 @@ class Classroom(NamedTuple):
     views: Any
     answer: Any
     student_steps: dict[str, Any]
-    first: Any
+    firsts: dict[str, Any]
     split: device.Split
 
     def train(
@@ -44,12 +47,16 @@ class Classroom(NamedTuple):
         members = [(self.student_steps[name], own) for name, own in zip(names, grid, strict=True)]
         teach = teach or self.live(teacher)
         step = lockstep.make_step(self.views, teach, members, first_step=0)
-        students = tuple(self.first() for _ in grid)
+        students = tuple(self.firsts[name]() for name in names)
         found = []
         for batch in self.batches():
             students, metrics = step(students, batch)
             found.append([float(value) for value in metrics["loss"]])
         return students, found
+
+    def first(self) -> Any:
+        """The first state of a student that learns no features."""
+        return self.firsts["kd"]()
 
     def live(self, teacher: Any) -> Any:
         """The teacher's answers."""
@@ -78,22 +85,27 @@ def classroom() -> Classroom:
         jnp.asarray(rng.integers(0, 3, 9), jnp.int32),
     )
 
-    def teach(variables: Any, images: jax.Array) -> jax.Array:
-        return jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
-
-    def step(loss: losses.StudentLoss) -> Any:
-        return jax.jit(
-            steps.make_student_step(
-                models.train_apply(model), tx, loss=loss, key=jax.random.key(2)
-            ),
-            donate_argnums=0,
+    def teach(variables: Any, images: jax.Array) -> Answer:
+        quarters = images.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)).reshape(-1, 4, 3)
+        return Answer(
+            jnp.mean(images, axis=(1, 2)) @ variables["kernel"], quarters @ variables["kernel"]
         )
 
+    def step(name: str) -> Any:
+        apply = models.student_apply(model, TARGETS.get(name))
+        loss = functools.partial(objectives.STUDENT_LOSSES[name], hard_labels=True)
+        made = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(2))
+        return jax.jit(made, donate_argnums=0)
+
+    with_features = projection.add(variables, jax.random.key(3), channels=512, width=3)
     return Classroom(
         jax.jit(lockstep.make_view_pass(view, classes=3, key=jax.random.key(1))),
         jax.jit(teach),
-        {name: step(loss) for name, loss in LOSSES.items()},
-        lambda: state.create(variables, tx),
+        {name: step(name) for name in LOSSES},
+        {
+            name: lambda of=with_features if name in TARGETS else variables: state.create(of, tx)
+            for name in LOSSES
+        },
         split,
     )
 
@@ -102,7 +114,7 @@ TEACHER = {"kernel": jnp.asarray(np.random.default_rng(3).normal(0, 5, (3, 3)), 
 
 
 def test_students_trained_together_equal_students_trained_alone(classroom: Classroom) -> None:
-    names = ("kd", "dist", "kd")
+    names = ("kd", "features", "dist")
     together, _ = classroom.train(TEACHER, GRID, names=names)
 
     alone = [
@@ -117,13 +129,16 @@ def test_students_trained_together_equal_students_trained_alone(classroom: Class
 def test_students_learn_the_same_from_answers_that_were_kept(classroom: Classroom) -> None:
     live, kept = classroom.live(TEACHER), {}
 
-    def keeping(step: int, images: jax.Array) -> jax.Array:
-        logits = live(step, images)
-        kept[step] = np.asarray(logits)
-        return logits
+    def keeping(step: int, images: jax.Array) -> Answer:
+        answer = live(step, images)
+        kept[step] = jax.tree.map(np.asarray, answer)
+        return answer
+
+    def stored(step: int, images: jax.Array) -> Answer:
+        return jax.tree.map(jnp.asarray, kept[step])
 
     taught, _ = classroom.train(TEACHER, GRID[:2], teach=keeping)
-    later, _ = classroom.train({}, GRID[:2], teach=lambda step, images: jnp.asarray(kept[step]))
+    later, _ = classroom.train({}, GRID[:2], teach=stored)
 
     jax.tree.map(np.testing.assert_array_equal, taught, later)
 
@@ -155,13 +170,13 @@ def test_a_whole_grid_is_served_by_one_compiled_step(classroom: Classroom) -> No
 def test_teacher_and_students_see_one_view(classroom: Classroom) -> None:
     seen: list[Any] = []
 
-    def teach(step: int, images: jax.Array) -> jax.Array:
+    def teach(step: int, images: jax.Array) -> Answer:
         seen.append((step, images))
         return classroom.answer(TEACHER, images)
 
-    def look(state: Any, images: Any, labels: Any, logits: Any, settings: Any) -> Any:
+    def look(state: Any, images: Any, labels: Any, answer: Any, settings: Any) -> Any:
         del labels, settings
-        seen.append((images, logits))
+        seen.append((images, answer.logits))
         return state, {"loss": 0.0}
 
     step = lockstep.make_step(classroom.views, teach, [(look, GRID[0])] * 2, first_step=7)
@@ -192,6 +207,17 @@ def test_the_student_step_is_momentum_sgd_at_the_students_own_rate(classroom: Cl
     first = classroom.first()
 
     jax.tree.map(np.testing.assert_array_equal, students[0].params, first.params)
+
+
+def test_the_projection_is_trained_and_is_no_part_of_what_is_measured(
+    classroom: Classroom,
+) -> None:
+    (student,), _ = classroom.train(TEACHER, GRID[:1], names=("features",))
+
+    first = classroom.firsts["features"]().params["projection"]
+    for name in ("kernel", "bias"):
+        assert not np.allclose(student.params["projection"][name], first[name])
+    assert jax.tree.structure(student.variables) == jax.tree.structure(classroom.first().variables)
 
 
 def test_where_images_are_mixed_all_see_one_mixture_and_its_labels(

@@ -1,6 +1,7 @@
 """Students of one teacher: together on one pass, in runs apart, and on its stored answers."""
 
 import contextlib
+import functools
 import pathlib
 import tempfile
 import time
@@ -11,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remem_jax import losses, models, optim
+from remem_jax import models, optim
 from remem_jax.data import augment
-from remem_jax.records import Batch, Settings, Variables
+from remem_jax.records import Answer, Batch, Settings, Variables
 from remem_jax.storage import outputs
-from remem_jax.train import lockstep, state, steps
+from remem_jax.train import lockstep, objectives, state, steps
 from tools.benchmarks.rows import Grid
 
 WAYS = ("together", "apart", "stored")
@@ -93,10 +94,10 @@ def _teacher(way: str, room: _Class, count: int, folder: pathlib.Path) -> Iterat
         def teach(step: int, images: Any) -> Any:
             stored = kept.read(step)
             if stored is not None:
-                return stored
-            logits = room.teach(step, images)
-            kept.write(step, np.asarray(logits))
-            return logits
+                return Answer(jnp.asarray(stored))
+            answer = room.teach(step, images)
+            kept.write(step, np.asarray(answer.logits))
+            return answer
 
         yield teach
 
@@ -120,12 +121,12 @@ def _make(grid: Grid) -> _Class:
     teacher: Any = models.make("vit", variant=grid.variant, **common)
     variables = _answering(models.init(teacher, jax.random.key(1), grid.pixels))
     view = augment.make_train_view(size=grid.pixels, crop_area=(0.3, 1.0), flip=True)
-    answer = jax.jit(models.evaluation_apply(teacher))
+    answer = jax.jit(models.teacher_apply(teacher))
     student: Any = models.make(grid.student, **common)
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    apply_student = models.train_apply(student)
+    loss = functools.partial(objectives.STUDENT_LOSSES["kd"], hard_labels=True)
     step = jax.jit(
-        steps.make_student_step(apply_student, tx, loss=losses.STUDENT_LOSSES["kd"], key=key),
+        steps.make_student_step(models.student_apply(student), tx, loss=loss, key=key),
         donate_argnums=0,
     )
     start = models.init(student, key, grid.pixels)

@@ -1,15 +1,16 @@
 """Our side of a row."""
 
+import functools
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from remem_jax import losses, models, optim
+from remem_jax import models, optim
 from remem_jax.models import encoder
-from remem_jax.records import Batch, Settings
-from remem_jax.train import flops, state, steps
+from remem_jax.records import Answer, Batch, Settings
+from remem_jax.train import flops, objectives, state, steps
 from tools.benchmarks import turns
 from tools.benchmarks.rows import Work
 
@@ -105,9 +106,9 @@ def _taught(work: Work, teacher: turns.Side, *, weight: float) -> turns.Side:
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4)
     step = jax.jit(
         steps.make_student_step(
-            models.train_apply(model),
+            models.student_apply(model),
             tx,
-            loss=losses.STUDENT_LOSSES["kd"],
+            loss=functools.partial(objectives.STUDENT_LOSSES["kd"], hard_labels=True),
             key=jax.random.key(0),
         ),
         donate_argnums=0,
@@ -117,10 +118,10 @@ def _taught(work: Work, teacher: turns.Side, *, weight: float) -> turns.Side:
     settings = Settings(0.01, 4.0, weight, 0)
 
     def run() -> None:
-        now[0], _ = step(now[0], images, labels, teacher.run(), settings)
+        now[0], _ = step(now[0], images, labels, Answer(teacher.run()), settings)
 
     def count() -> float:
-        logits = jnp.zeros((work.batch, CLASSES))
-        return teacher.operations() + flops.count(step, now[0], images, labels, logits, settings)
+        answer = Answer(jnp.zeros((work.batch, CLASSES)))
+        return teacher.operations() + flops.count(step, now[0], images, labels, answer, settings)
 
     return turns.Side(run, lambda: jax.block_until_ready(now[0]), count)

@@ -1,0 +1,181 @@
+"""How students predict features of their teachers, against torch and by its properties."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array, Float
+
+from remem_jax import models
+from remem_jax.models import mobilenet_v2, projection, resnet, tuning, vit
+from tests.oracles import peers
+
+SIZE = vit.Size(patch=8, features=12, depth=2, heads=2)
+HYBRID = vit.Size(patch=2, features=12, depth=1, heads=2, stem=())
+CHANNELS, WIDTH = 5, 12
+
+
+@pytest.fixture
+def layer(rng: np.random.Generator) -> dict[str, Array]:
+    """Parameters of a projection."""
+    return {
+        "kernel": jnp.asarray(rng.normal(size=(CHANNELS, WIDTH)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=WIDTH), jnp.float32),
+    }
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> Float[Array, "batch height width channel"]:
+    return jnp.asarray(rng.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
+
+
+def of(rng: np.random.Generator, *shape: int) -> Array:
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize(("rows", "side"), [(2, 4), (1, 3), (4, 4), (3, 5), (7, 3), (4, 2)])
+def test_predicted_patches_and_their_gradients_are_those_of_torch(
+    rng: np.random.Generator, layer: dict[str, Array], rows: int, side: int
+) -> None:
+    torch = peers.torch()
+    maps, weights = of(rng, 2, rows, rows, CHANNELS), of(rng, 2, side**2, WIDTH)
+    leaves = [
+        torch.tensor(np.asarray(x, np.float64), requires_grad=True)
+        for x in (layer["kernel"], layer["bias"], maps)
+    ]
+    projected = torch.einsum("bhwc,cd->bdhw", leaves[2], leaves[0]) + leaves[1][:, None, None]
+    theirs = torch.nn.functional.interpolate(
+        projected, size=(side, side), mode="bilinear", align_corners=False, antialias=rows > side
+    )
+    theirs = theirs.flatten(2).transpose(1, 2)
+    (theirs * torch.tensor(np.asarray(weights, np.float64))).sum().backward()
+
+    def loss(kernel: Array, bias: Array, maps: Array) -> tuple[Array, Array]:
+        found = projection.patches({"kernel": kernel, "bias": bias}, maps, side)
+        return jnp.sum(found * weights), found
+
+    grads, ours = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*layer.values(), maps)
+
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-4, atol=1e-5)
+    for grad, leaf in zip(grads, leaves, strict=True):
+        np.testing.assert_allclose(grad, leaf.grad.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_predicted_cls_token_is_the_projection_of_the_mean(
+    rng: np.random.Generator, layer: dict[str, Array]
+) -> None:
+    maps = of(rng, 2, 3, 3, CHANNELS)
+    expected = np.asarray(maps).mean((1, 2)) @ np.asarray(layer["kernel"]) + layer["bias"][None]
+
+    np.testing.assert_allclose(projection.cls(layer, maps), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_patches_are_computed_in_the_type_of_the_maps(layer: dict[str, Array]) -> None:
+    maps = jnp.ones((1, 2, 2, CHANNELS), jnp.bfloat16)
+    assert projection.patches(layer, maps, 4).dtype == jnp.bfloat16
+
+
+def test_a_new_projection_is_lecuns_and_comes_and_goes_without_a_trace(key: jax.Array) -> None:
+    variables = {"params": {"fc": jnp.ones(3)}, "batch_stats": {"mean": jnp.zeros(3)}}
+
+    added = projection.add(variables, key, channels=400, width=200)
+
+    new = added["params"][projection.NAME]
+    assert new["kernel"].std() == pytest.approx(400**-0.5, rel=0.02)
+    np.testing.assert_array_equal(new["bias"], jnp.zeros(200))
+    assert projection.without(added) == variables
+    assert projection.without(variables) == variables
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        resnet.make(depths=(1, 1), classes=3),
+        mobilenet_v2.MobileNet(
+            (mobilenet_v2.Stage(mobilenet_v2.InvertedResidual, 2, 8, 2, 2),),
+            8,
+            16,
+            3,
+            mobilenet_v2.Options(mobilenet_v2.relu6, "torch", 1e-5, jnp.float32),
+            dropout=0.5,
+            drop_path=0.5,
+        ),
+    ],
+    ids=["resnet", "mobilenet"],
+)
+def test_a_student_with_features_says_and_keeps_what_it_does_without(
+    model: Any, images: Array, key: jax.Array
+) -> None:
+    target = projection.Target("patches", side=4, width=WIDTH)
+    variables = models.init(model, key, 32)
+    channels = models.channels(model, 32)
+    added = projection.add(variables, key, channels=channels, width=WIDTH)["params"]
+    statistics = {"batch_stats": variables["batch_stats"]}
+
+    plain, kept = jax.jit(models.student_apply(model))(variables["params"], statistics, images, key)
+    with_features, also_kept = jax.jit(models.student_apply(model, target))(
+        added, statistics, images, key
+    )
+
+    assert plain.patches is None
+    assert with_features.patches.shape == (2, 16, WIDTH)
+    np.testing.assert_allclose(with_features.logits, plain.logits, rtol=1e-5, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), kept, also_kept
+    )
+
+
+def answers(model: vit.VisionTransformer, params: Any, images: Array, method: str) -> Any:
+    """What a tuned teacher says, with all features; its logits alone; and its parameters."""
+    options: Any = {"rank": 2} if method == "lora" else {"reduction": 4}
+    tuned = tuning.make(method, **({} if method in ("full", "linear_probe") else options))
+    rng = np.random.default_rng(2)
+    added = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32),
+        tuned.add(params, jax.random.key(1)),
+    )
+    fields = ("patches", "cls") if model.pool == "cls" else ("patches",)
+    answer = jax.jit(tuned.wrap(models.teacher_apply(model, fields)))({"params": added}, images)
+    logits = jax.jit(tuned.wrap(models.evaluation_apply(model)))({"params": added}, images)
+    return answer, logits, added
+
+
+@pytest.mark.parametrize("method", tuning.METHODS)
+@pytest.mark.parametrize("size", [SIZE, HYBRID], ids=["plain", "hybrid"])
+def test_a_teacher_answers_with_what_its_head_sees_however_it_is_tuned(
+    images: Array, method: str, size: vit.Size
+) -> None:
+    model = vit.VisionTransformer(size, classes=3)
+    params = models.init(model, jax.random.key(0), 32)["params"]
+
+    answer, logits, added = answers(model, params, images, method)
+
+    assert answer.patches.shape == (2, 16, 12)
+    np.testing.assert_allclose(answer.logits, logits, rtol=1e-4, atol=1e-5)
+    head = added["head"]
+    of_cls = answer.cls @ head["kernel"] + head["bias"][None]
+    np.testing.assert_allclose(of_cls, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_all_tokens_of_a_teacher_without_cls_are_patches(images: Array) -> None:
+    model = vit.VisionTransformer(SIZE, classes=3, pool="gap")
+    params = models.init(model, jax.random.key(0), 32)["params"]
+
+    answer, logits, added = answers(model, params, images, "full")
+
+    assert answer.cls is None
+    of_mean = answer.patches.mean(1) @ added["head"]["kernel"] + added["head"]["bias"][None]
+    np.testing.assert_allclose(of_mean, logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"'gap' has no \[CLS\]"):
+        models.teacher_apply(model, ("cls",))
+
+
+def test_features_that_nothing_compares_are_not_answered(images: Array) -> None:
+    model = vit.VisionTransformer(SIZE, classes=3)
+    variables = models.init(model, jax.random.key(0), 32)
+
+    answer = models.teacher_apply(model)(variables, images)
+
+    assert (answer.patches, answer.cls) == (None, None)

@@ -1,0 +1,206 @@
+"""Students that learn features of teachers, and students without labels, as a run has them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from configs import quickstart
+from remem_jax import models
+from remem_jax.checks import SettingError
+from remem_jax.data import device
+from remem_jax.models import projection
+from remem_jax.records import Answer
+from remem_jax.storage import results
+from remem_jax.train import loop
+from remem_jax.weights import augreg
+from remem_jax.workflow import classroom as classrooms
+from remem_jax.workflow import distill, finetune, groups, parts, remem
+from tests.oracles import peers
+
+slow = pytest.mark.slow
+
+
+@pytest.fixture
+def run(small_run: parts.Run) -> parts.Run:
+    """A run of the shortest kind."""
+    config = small_run.config
+    config.teacher.steps = (2,)
+    config.teacher.warmup_steps = config.student.warmup_steps = 0
+    config.student.steps, config.student.evaluations = 2, 1
+    config.student.learning_rates = (0.05,)
+    return small_run
+
+
+def points(**settings: Any) -> list[tuple[Any, ...]]:
+    """Loss, temperature and weight of each point of a grid of two by two."""
+    config = quickstart.get_config().student
+    config.update(
+        {"learning_rates": (0.1,), "temperatures": (1.0, 4.0), "weights": (0.1, 0.5)} | settings
+    )
+    return [
+        (point.loss, point.settings.temperature, point.settings.weight)
+        for point in classrooms.grid(config)
+    ]
+
+
+def test_what_does_not_count_for_a_loss_makes_no_more_students() -> None:
+    four = [(1.0, 0.1), (1.0, 0.5), (4.0, 0.1), (4.0, 0.5)]
+
+    with_labels = points(losses=("kd", "features"))
+    without = points(losses=("features_cls", "kd", "dist"), hard_labels=False)
+
+    assert with_labels == [
+        *(("kd", *own) for own in four),
+        ("features", 1.0, 0.1),
+        ("features", 1.0, 0.5),
+    ]
+    assert without == [
+        *(("features_cls", *own) for own in four),
+        ("kd", 1.0, 0.1),
+        ("kd", 4.0, 0.1),
+        *(("dist", *own) for own in four),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "hard_labels", "expected"),
+    [
+        (("dist", "kd"), True, "dist"),
+        (("features", "kd"), True, "kd"),
+        (("features",), True, "scratch"),
+        (("kd",), False, "scratch"),
+    ],
+)
+def test_students_from_scratch_share_a_step_where_one_is_theirs(
+    run: parts.Run, losses: tuple[str, ...], hard_labels: bool, expected: str
+) -> None:
+    run.config.student.losses = losses
+    run.config.student.hard_labels = hard_labels
+
+    classroom = classrooms.make(run, finetune.read_pretrained(run))
+
+    (point,) = classrooms.no_teacher(run).points
+    assert point.loss == expected
+    assert list(classroom.steps) == list(dict.fromkeys((*losses, expected)))
+
+
+@slow
+def test_from_scratch_labels_count_whatever_is_said_of_them(run: parts.Run) -> None:
+    run.config.student.losses = ("features",)
+    run.config.student.hard_labels = False
+    classroom = classrooms.make(run, finetune.read_pretrained(run))
+    (point,) = classrooms.no_teacher(run).points
+    images, silent = jnp.zeros((8, 16, 16, 3)), Answer(jnp.zeros((8, 10)))
+
+    def value(label: int) -> float:
+        first = run.place(classroom.first_state(point))
+        labels = jnp.full(8, label, jnp.int32)
+        _, metrics = classroom.steps[point.loss](first, images, labels, silent, point.settings)
+        return float(metrics["loss"])
+
+    assert value(0) != value(1)
+
+
+@slow
+@pytest.mark.parametrize(("tuning", "hard_labels"), [("lora", False), ("adapter_houlsby", True)])
+def test_a_run_has_students_of_features_and_keeps_them_plain(
+    run: parts.Run, tuning: str, hard_labels: bool
+) -> None:
+    run.config.teacher.tuning = tuning
+    run.config.student.losses = ("features", "kd", "features_cls")
+    run.config.student.hard_labels = hard_labels
+
+    remem.run_remem(run)
+
+    found: Any = results.read(run.workdir / "results.json")
+    assert [student["loss"] for student in found["students"]] == ["features", "kd", "features_cls"]
+    assert all(np.isfinite(student["validation"]["loss"]) for student in found["students"])
+    model = models.make("resnet18", classes=10)
+    size = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(model, 16)))
+    assert found["models"]["student_parameters"] == size
+
+
+@slow
+def test_the_best_student_of_features_is_kept_and_exported_as_timm_has_it(run: parts.Run) -> None:
+    torch, timm = peers.torch(), peers.timm()
+    run.config.student.losses = ("features",)
+
+    remem.run_remem(run)
+
+    part = "students/finetune/step_2"
+    classroom = classrooms.make(run, finetune.read_pretrained(run))
+    kept = distill.kept(run, classroom, part, 0)  # Refuses other names and shapes.
+    assert projection.NAME not in kept["params"]
+    path = run.workdir / "selected" / "finetune_student.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    peer = timm.create_model("resnet18", num_classes=10)
+    peer.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+
+
+@slow
+def test_a_run_of_features_goes_on_where_it_was_stopped(run: parts.Run) -> None:
+    run.config.student.losses = ("features", "kd")
+    run.config.student.steps, run.config.save_every = 4, 2
+    classroom = classrooms.make(run, finetune.read_pretrained(run))
+    teachers = finetune.finetune(run, finetune.read_pretrained(run), "finetune")
+    asked: list[int] = []
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    with pytest.raises(loop.StoppedError, match="stopped after step 2"):
+        distill.from_teachers(run._replace(stopping=stopping), classroom, teachers)
+    resumed = distill.from_teachers(run, classroom, teachers)
+
+    other = run._replace(workdir=run.workdir / "again")
+    expected = distill.from_teachers(other, classroom, teachers)
+    for one, two in zip(resumed[0]["students"], expected[0]["students"], strict=True):
+        assert one == two
+
+
+@slow
+def test_memory_counts_projections_and_features(
+    run: parts.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrained = finetune.read_pretrained(run)
+    first = finetune.start(run, pretrained, "finetune")
+    variables = {"params": first.variables(first.trainable)["params"]}
+
+    def need(*losses: str) -> Any:
+        run.config.student.losses = losses
+        course = classrooms.make_course(
+            run, "students/finetune", finetune.teacher_apply(run, first), variables
+        )
+        classroom = classrooms.make(run, pretrained)
+        monkeypatch.setattr(device, "memory", lambda: 1 << 40)
+        assert groups.size(run, classroom, course) == len(course.points)
+        return groups.need(run, classroom, course)
+
+    plain, with_features = need("kd"), need("kd", "features")
+
+    # Momentum is one more array of each; 2 x 2 patches of 160 features for each of 8 images.
+    assert with_features.each - plain.each == 2 * 4 * (512 * 160 + 160)
+    assert with_features.held - plain.held == 8 * 4 * 160 * 4
+
+
+def test_a_teacher_without_a_cls_token_is_refused_before_work_starts(run: parts.Run) -> None:
+    model = models.make("vit", variant="Pico/8", classes=3, pool="gap")
+    augreg.save(
+        run.workdir / "gap.npz",
+        models.init(model, jax.random.key(0), 16)["params"],
+        form="big_vision",
+    )
+    run.config.teacher.init = str(run.workdir / "gap.npz")
+    run.config.student.losses = ("kd", "features_cls")
+    pretrained = finetune.read_pretrained(run)
+
+    with pytest.raises(SettingError, match=r"config\.student\.losses.*no \[CLS\] token"):
+        classrooms.make(run, pretrained)
+
+    run.config.student.losses = ("kd", "features")
+    assert "features" in classrooms.make(run, pretrained).steps
