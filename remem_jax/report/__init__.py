@@ -1,27 +1,20 @@
-"""Reports: a run's records as a page for people, in Markdown and as one self-contained HTML file.
+"""Reports: the records of a run, or of a study, as a page for people.
 
-Names of classes, files and data sets come from strangers. They stay plain text until the
-templates write them, and the templates escape every value.
+Each is written in Markdown and as one self-contained HTML file. Names of classes, files and data
+sets come from strangers. They stay plain text until the templates write them, and the templates
+escape every value.
 """
 
 import math
 import pathlib
-import re
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import jinja2
-
 from remem_jax import checks
-from remem_jax.report import paper, plots, protocol, tables
+from remem_jax.report import pages, paper, plots, protocol, study, tables
 from remem_jax.storage import files, logs
 from remem_jax.storage import results as stored
 
 FORMAT = 1  # Of results.json.
-
-# An underscore inside a word means nothing in Markdown.
-_MARKDOWN_MARKS = re.compile(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])")
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def write(directory: pathlib.Path) -> None:
@@ -41,15 +34,27 @@ def write(directory: pathlib.Path) -> None:
         raise checks.SettingError(f"{path} is not there: the run has not come to its end.")
     checks.one_of(f"The format of {path}", results.get("format"), (FORMAT,))
     content = _content(results, logs.read(directory))
-    page = _render("page.html.jinja", content, autoescape=True, finalize=_clean)
-    files.write_text(directory / "report.html", page)
-    text = _render("report.md.jinja", content, autoescape=False, finalize=_markdown)
-    files.write_text(directory / "report.md", text)
+    files.write_text(directory / "report.html", pages.html("page.html.jinja", content))
+    files.write_text(directory / "report.md", pages.markdown("report.md.jinja", content))
+
+
+def write_study(directory: pathlib.Path) -> None:
+    """Writes study.md, study.html and table.csv from the study.json of a study.
+
+    The same input gives the same bytes. Each file is written whole or not at all.
+
+    Args:
+        directory: Where the study left study.json, and where the report goes.
+
+    Raises:
+        SettingError: If there is no study.json, or one of another format.
+    """
+    study.write(directory)
 
 
 def _content(results: tables.Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
     notes = [gain(results), standard_errors(results), paper.note(results)]
-    confused = tables.confused(results)
+    confused, on_test = tables.confused(results), tables.on_test(results)
     return {
         "title": results["title"],
         "summary": summary(results),
@@ -60,6 +65,7 @@ def _content(results: tables.Results, rows: list[dict[str, Any]]) -> dict[str, A
         "models": [
             tables.details(results),
             *([confused] if confused else []),
+            *([on_test] if on_test else []),
             tables.teachers(results),
             tables.students(results),
         ],
@@ -137,37 +143,18 @@ def standard_errors(results: tables.Results) -> str:
     )
     return (
         f"Standard error of the students' test accuracies, sqrt(p (1 - p) / n) with n = "
-        f"{images:,}, in points: {errors}.{rough} All of this is one run with one seed "
-        f"({results['seed']}): what another seed would change is not measured, and a difference "
-        "below about two standard errors may be chance."
+        f"{images:,}, in points: {errors}.{rough} {_seeds(results)} A difference below about two "
+        "standard errors may be chance."
     )
 
 
-def _render(
-    name: str, content: Mapping[str, Any], *, autoescape: bool, finalize: Callable[[Any], Any]
-) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__name__, "."),
-        autoescape=autoescape,
-        finalize=finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+def _seeds(results: tables.Results) -> str:
+    """What is known of the luck of the seeds, as sentences."""
+    students = max(len(row.get("seeds", ())) for row in results["methods"])
+    alone = f"All of this is one run with one seed ({results['seed']}): what another seed would"
+    if students < 2:
+        return f"{alone} change is not measured."
+    return (
+        f"Behind ± stands the sample standard deviation over {students} seeds of the students. "
+        f"{alone} change of the teacher and of the splits is not measured."
     )
-    return environment.get_template(name).render(content)
-
-
-def _clean(value: Any) -> Any:
-    """A value as text on one line, with a mark for what cannot be printed or encoded."""
-    if hasattr(value, "__html__"):  # The template called it safe.
-        return value
-    return plots.printable(str(value))
-
-
-def _markdown(value: Any) -> Any:
-    """The same, with nothing in it that Markdown or HTML would take for a mark."""
-    if hasattr(value, "__html__"):
-        return value
-    text = re.sub("[&<>]", lambda found: _ENTITIES[found.group()], plots.printable(str(value)))
-    return _MARKDOWN_MARKS.sub(r"\\\g<0>", text)

@@ -1,11 +1,82 @@
 """The paper's numbers, against those that METHOD.md restores from its text."""
 
+import pathlib
 import re
 from typing import Any
 
 import pytest
 
 from remem_jax.report import paper
+
+_SIX = ("cifar100", "caltech101", "sun397_tfds", "inat2017", "pcam", "imagenet_lt")
+_ROWS = {
+    "MobileNetV2, fine-tune": "mobilenet_v2_finetune",
+    "MobileNetV2, ReMem": "mobilenet_v2_remem",
+    "EfficientNetV2, fine-tune": "efficientnet_v2_finetune",
+    "EfficientNetV2, ReMem": "efficientnet_v2_remem",
+    "Patient, fine-tune": "patient_finetune",
+    "Patient, ReMem": "patient_remem",
+    "DIST, fine-tune": "dist_finetune",
+    "DIST, ReMem": "dist_remem",
+    "LoRA": "lora",
+    "LoRA + ReMem": "lora_remem",
+}
+_PAIR = r"(\d+\.\d)/(\d+\.\d)"
+
+
+def _pairs(text: str) -> list[tuple[float, float]]:
+    return [(float(student), float(teacher)) for student, teacher in re.findall(_PAIR, text)]
+
+
+def _found(table: int, row: str, columns: tuple[str, ...]) -> list[tuple[float, float]]:
+    cells = [paper.cell(table, row, column) for column in columns]
+    return [(cell.student, cell.teacher) for cell in cells if cell is not None]
+
+
+def test_cells_of_six_data_sets_are_those_of_the_paper(shared: pathlib.Path) -> None:
+    text = (shared / "paper/METHOD.md").read_text(encoding="utf-8")
+    lines = re.findall(rf"^\| (\d+) \| ([^|]+) \|((?: {_PAIR} \|){{6}})$", text, re.MULTILINE)
+
+    found = [_found(int(table), _ROWS[row], _SIX) for table, row, *_ in lines]
+
+    assert len(found) == 10
+    assert found == [_pairs(cells) for _, _, cells, *_ in lines]
+
+
+def test_cells_of_table_4_are_those_of_the_paper(shared: pathlib.Path) -> None:
+    text = (shared / "paper/METHOD.md").read_text(encoding="utf-8")
+    (part,) = re.findall(r"Table 4 \(dataset lost\).*?(?=Table 10)", text, re.DOTALL)
+    expected = _pairs(part)
+
+    found = [_found(4, row, ("i1k", "i21k", "augreg")) for row in ("finetune", "remem")]
+
+    assert len(expected) == 6
+    assert found == [expected[:3], expected[3:]]
+
+
+def test_cells_of_table_10_are_those_of_the_paper(shared: pathlib.Path) -> None:
+    text = (shared / "paper/METHOD.md").read_text(encoding="utf-8")
+    (part,) = re.findall(r"Table 10: baseline.*", text)
+
+    rows = ("finetune", "reweight", "sam", "remem")
+    found = [pair for row in rows for pair in _found(10, row, ("sun397_tfds",))]
+
+    assert len(found) == 4
+    assert found == _pairs(part)
+
+
+@pytest.mark.parametrize("table", [1, 2])
+def test_a_lost_table_has_a_remark_and_no_cells(table: int) -> None:
+    assert paper.cell(table, "remem", "cifar100") is None
+    assert f"Table {table} is lost" in paper.remark(table)
+
+
+def test_no_differences_where_the_data_set_is_not_known() -> None:
+    comparable = [table for table in (3, 4, 8, 9, 10) if paper.is_comparable(table)]
+
+    assert comparable == [3, 8, 9, 10]
+    assert "no differences" in paper.remark(4)
+    assert "assumption" in paper.remark(10)
 
 
 @pytest.mark.parametrize(

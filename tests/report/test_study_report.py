@@ -1,0 +1,736 @@
+"""The report of a study, against values worked out by hand."""
+
+import copy
+import csv
+import html.parser
+import json
+import pathlib
+import re
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remem_jax import checks, report
+from remem_jax.report import gains, layout, paper, study, tables, trials
+
+HOSTILE = '<script>alert("1")</script> $\\frac{$ | `x` \u202e\x01\udcff\nnext [a](http://evil) _b_'
+SIX = {
+    "cifar100": "CIFAR-100",
+    "caltech101": "Caltech-101",
+    "sun397_tfds": "SUN397 (TFDS)",
+    "inat2017": "iNaturalist",
+    "pcam": "Patch Camelyon",
+    "imagenet_lt": "ImageNet-LT",
+}
+ALL_FILES = ("study.html", "study.md", "table.csv")
+
+Write = Callable[[], tuple[str, str]]
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, attributes and text of a page, and sees that tags close in their order."""
+
+    def __init__(self, text: str) -> None:
+        """Reads the text."""
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.crossed: list[str] = []
+        self.rows: list[int] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in ("meta", "col"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append(0)
+        if tag in ("th", "td"):
+            self.rows[-1] += int(dict(attrs).get("colspan") or 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.crossed.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _column(name: str, title: str, **data: Any) -> dict[str, Any]:
+    whole = {
+        "title": title,
+        "metric": "top1",
+        "official": True,
+        "classes": 100,
+        "examples": {"train": 45_000, "validation": 5_000, "test": 10_000},
+        "image_size": 224,
+    }
+    return {"name": name, "title": title, "data": whole | data}
+
+
+def _replicate(seed: int, student: float | None, teacher: float | None) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "student": student,
+        "teacher": teacher,
+        "validation": 0.5,
+        "students_of_seeds": [student],
+        "settings": {"rho": 0.5, "teacher_step": 500, "student.learning_rate": 0.1},
+        "trial": f"trial{seed}",
+        "trials": 12,
+        "students": 324,
+    }
+
+
+def _cell(row: str, column: str, *shares: tuple[float, float], choice: str = "validation") -> Any:
+    replicates = [_replicate(seed, *pair) for seed, pair in enumerate(shares)]
+    return {"row": row, "column": column, "choice": choice, "replicates": replicates}
+
+
+def _trial(name: str, row: str, column: str, **changes: Any) -> dict[str, Any]:
+    whole = {
+        "trial": name,
+        "row": row,
+        "column": column,
+        "seed": 0,
+        "fraction": 1.0,
+        "settings": {"rho": 0.5},
+        "state": "done",
+        "reason": "",
+        "validation": 0.5,
+        "teacher_steps": 10_000,
+        "student_steps": 20_000,
+        "students": 27,
+        "seconds": 754.0,
+        "device": "1 x H100",
+        "folder": None,
+    }
+    return whole | changes
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    """The content of study.json: a part of Table 3, two seeds."""
+    mobile, efficient = "mobilenet_v2", "efficientnet_v2"
+    return {
+        "format": 1,
+        "title": "Table 3: efficient students",
+        "table": 3,
+        "mini": "",
+        "rows": [
+            {"name": f"{name}_{method}", "title": title, "group": group}
+            for name, group in ((mobile, "MobileNetV2"), (efficient, "EfficientNetV2"))
+            for method, title in (("finetune", "Fine-tuning"), ("remem", "ReMem"))
+        ],
+        "columns": [_column(name, title) for name, title in SIX.items()],
+        "seeds": [0, 1],
+        "cells": [
+            _cell(f"{mobile}_finetune", "cifar100", (0.77, 0.90), (0.79, 0.92)),
+            _cell(f"{mobile}_remem", "cifar100", (0.80, 0.91), (0.83, 0.93)),
+            _cell(f"{mobile}_remem", "pcam", (0.90, 0.92)),
+        ],
+        "missing": [
+            {"row": f"{mobile}_remem", "column": "pcam", "seed": 1, "why": "failed: no memory"}
+        ],
+        "trials": [
+            _trial("a1", f"{mobile}_remem", "cifar100", validation=0.4),
+            _trial("b2", f"{mobile}_remem", "cifar100", validation=0.6),
+            _trial(
+                "c3",
+                f"{mobile}_finetune",
+                "cifar100",
+                state="failed",
+                reason="no memory",
+                validation=None,
+                seconds=None,
+                device=None,
+                students=0,
+            ),
+        ],
+        "search": {"kind": "grid", "text": "A grid of three radii."},
+        "cost": {
+            "trials": 36,
+            "teacher_steps": 360_000,
+            "student_steps": 20_000_000,
+            "operations": 1.2e18,
+            "hours": 12.34,
+            "spent_hours": 3.4,
+        },
+        "differs": ["The batch has 128 images."],
+        "versions": {"remem_jax": "0.1.0"},
+        "commands": ["python -m remem_jax.main --workdir=studies/table3"],
+    }
+
+
+@pytest.fixture
+def write(tmp_path: pathlib.Path, record: dict[str, Any]) -> Write:
+    """Writes the report of `record` as it is by then; gives HTML and Markdown."""
+
+    def write_and_read() -> tuple[str, str]:
+        (tmp_path / "study.json").write_text(json.dumps(record), encoding="utf-8")
+        report.write_study(tmp_path)
+        page = (tmp_path / "study.html").read_text(encoding="utf-8")
+        return page, (tmp_path / "study.md").read_text(encoding="utf-8")
+
+    return write_and_read
+
+
+@pytest.fixture
+def hostile(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, with a hostile name wherever a stranger could put one."""
+    record |= {"title": HOSTILE, "mini": HOSTILE, "differs": [HOSTILE], "commands": [HOSTILE]}
+    record["search"]["text"] = HOSTILE
+    record["versions"] = {HOSTILE: HOSTILE}
+    record["rows"][0] |= {"title": HOSTILE, "group": HOSTILE}
+    record["rows"][1] |= {"name": HOSTILE, "group": HOSTILE}
+    record["columns"][0] |= {"title": HOSTILE}
+    record["columns"][0]["data"] |= {"title": HOSTILE, "metric": HOSTILE, "official": False}
+    record["missing"][0] |= {"row": HOSTILE, "why": HOSTILE}
+    record["cells"][1]["row"] = HOSTILE
+    record["cells"].append(record["cells"][1] | {"choice": "test"})
+    record["cells"][1]["replicates"][0] |= {"trial": HOSTILE, "settings": {HOSTILE: HOSTILE}}
+    record["trials"][2] |= {"trial": HOSTILE, "reason": HOSTILE, "device": HOSTILE}
+    record["trials"][2]["settings"] = {HOSTILE: [HOSTILE]}
+    return record
+
+
+def _lines(record: dict[str, Any], block: int = 0, choice: str = "validation") -> dict[str, Any]:
+    """Cells of a block by label."""
+    table = layout.flat("", layout.grids(record, choice)[block])
+    return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
+
+
+def _gains(record: dict[str, Any]) -> dict[str, dict[str, str]]:
+    (table,) = gains.over_baseline(record, "validation")
+    return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
+
+
+def _csv(path: pathlib.Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((path / "table.csv").read_text(encoding="utf-8").splitlines()))
+
+
+def _markdown_tables(text: str) -> list[list[str]]:
+    return [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)]
+
+
+def _columns(line: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", line)) - 1
+
+
+def test_a_cell_has_mean_and_sample_deviation_over_seeds(record: dict[str, Any]) -> None:
+    shares = (0.771, 0.783, 0.802)
+    record["seeds"] = [0, 1, 2]
+    record["cells"] = [_cell("mobilenet_v2_remem", "cifar100", *((s, s / 2) for s in shares))]
+
+    found = _lines(record)["MobileNetV2: ReMem"]["CIFAR-100, student"]
+
+    percents = 100 * np.array(shares)
+    assert found == f"{percents.mean():.2f} ± {percents.std(ddof=1):.2f}"
+
+
+def test_a_cell_with_one_seed_has_no_deviation(record: dict[str, Any]) -> None:
+    record["seeds"] = [0]
+    record["cells"] = [_cell("mobilenet_v2_remem", "cifar100", (0.8, 0.9))]
+
+    assert _lines(record)["MobileNetV2: ReMem"]["CIFAR-100, teacher"] == "90.00"
+    assert "one seed (0)" in " ".join(study.notes(record))
+
+
+def test_a_cell_that_has_fewer_seeds_says_so(record: dict[str, Any]) -> None:
+    assert _lines(record)["MobileNetV2: ReMem"]["Patch Camelyon, student"] == "90.00 (1 of 2)"
+
+
+def test_a_cell_that_is_not_there_is_called_missing(record: dict[str, Any]) -> None:
+    row = _lines(record)["EfficientNetV2: ReMem"]
+
+    assert set(row.values()) == {layout.MISSING}
+
+
+def test_a_student_without_a_teacher_has_a_dash(record: dict[str, Any]) -> None:
+    for one in record["cells"][0]["replicates"]:
+        one["teacher"] = None
+
+    assert _lines(record)["MobileNetV2: Fine-tuning"]["CIFAR-100, teacher"] == tables.NOTHING
+
+
+def test_a_student_that_diverged_is_not_averaged(record: dict[str, Any]) -> None:
+    record["cells"][0]["replicates"][0]["student"] = None  # As JSON holds what is not finite.
+
+    row = _lines(record)["MobileNetV2: Fine-tuning"]
+
+    assert row["CIFAR-100, student"] == "79.00 (1 of 2)"
+
+
+def test_the_papers_numbers_stand_beneath_ours_with_differences(record: dict[str, Any]) -> None:
+    rows = _lines(record)
+
+    labels = list(rows)
+    assert labels[3:6] == [
+        "MobileNetV2: ReMem",
+        "MobileNetV2: ReMem (paper)",
+        "MobileNetV2: ReMem (difference)",
+    ]
+    found = [rows[label]["CIFAR-100, student"] for label in labels[3:6]]
+    assert found == ["81.50 ± 2.12", "80.2", "+1.3"]
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign(record: dict[str, Any]) -> None:
+    record["cells"] = [_cell("mobilenet_v2_remem", "cifar100", (0.8019, 0.9251))]
+
+    row = _lines(record)["MobileNetV2: ReMem (difference)"]
+
+    assert row["CIFAR-100, student"] == row["CIFAR-100, teacher"] == "0.0"
+
+
+@pytest.mark.parametrize("official", [False, None])
+def test_no_difference_off_the_official_data(record: dict[str, Any], official: Any) -> None:
+    record["columns"][0]["data"]["official"] = official
+
+    rows = _lines(record)
+
+    differences = rows["MobileNetV2: ReMem (difference)"]
+    assert differences["CIFAR-100, student"] == tables.NOTHING
+    assert differences["Patch Camelyon, student"] == "-1.2"
+    assert rows["MobileNetV2: ReMem (paper)"]["CIFAR-100, student"] == tables.NOTHING
+    assert rows["MobileNetV2: ReMem (paper, full size)"]["CIFAR-100, student"] == "80.2"
+    assert "for CIFAR-100 the data here are others" in " ".join(study.notes(record))
+
+
+def test_a_mini_version_has_no_differences(record: dict[str, Any]) -> None:
+    record["mini"] = "This is a mini version."
+
+    rows = _lines(record)
+
+    assert not [label for label in rows if "(difference)" in label or "(paper)" in label]
+    assert rows["MobileNetV2: ReMem (paper, full size)"]["CIFAR-100, student"] == "80.2"
+    assert "this is a mini version" in " ".join(study.notes(record))
+
+
+def test_a_mini_version_says_so_on_its_face(record: dict[str, Any], write: Write) -> None:
+    record["mini"] = "Small images. Not to be compared with the paper's."
+
+    page, text = write()
+
+    assert "<h1>Table 3: efficient students (mini version)</h1>\n<p class" in page
+    assert text.startswith(
+        "# Table 3: efficient students (mini version)\n\n**Small images. Not to be compared"
+    )
+
+
+def test_a_title_that_says_mini_stays(record: dict[str, Any]) -> None:
+    record |= {"mini": "Small images.", "title": "Table 3 (mini): efficient students"}
+
+    assert study.title(record) == "Table 3 (mini): efficient students"
+
+
+def test_table_4_has_no_differences_since_its_data_set_is_lost(record: dict[str, Any]) -> None:
+    record |= {
+        "table": 4,
+        "rows": [{"name": "remem", "title": "ReMem"}],
+        "columns": [_column("i1k", "ImageNet-1k"), _column("i21k", "ImageNet-21k")],
+        "cells": [_cell("remem", "i1k", (0.7, 0.8))],
+    }
+    for column in record["columns"]:
+        column["data"]["title"] = "Food-101"
+
+    rows = _lines(record)
+
+    assert list(rows) == ["ReMem", "ReMem (paper)"]
+    assert rows["ReMem (paper)"]["ImageNet-1k, student"] == "78.2"
+    notes = " ".join(study.notes(record))
+    assert "Which data set Table 4 is about is lost" in notes
+    assert "“Food-101” for ImageNet-1k, ImageNet-21k" in notes
+
+
+@pytest.mark.parametrize("table", [1, 2])
+def test_a_lost_table_is_named_as_lost(record: dict[str, Any], table: int) -> None:
+    record["table"] = table
+
+    assert not [label for label in _lines(record) if "paper" in label]
+    assert f"Table {table} is lost" in " ".join(study.notes(record))
+
+
+def test_the_data_set_of_table_10_is_called_an_assumption(record: dict[str, Any]) -> None:
+    record["table"] = 10
+
+    assert "SUN397 with TFDS's split: an assumption" in " ".join(study.notes(record))
+
+
+def test_a_study_of_no_table_has_nothing_of_the_paper(record: dict[str, Any], write: Write) -> None:
+    record["table"] = 0
+
+    text = write()[1]
+
+    assert "(paper" not in text
+    assert "## Results\n" in text
+
+
+@pytest.mark.parametrize(("columns", "sizes"), [(1, [1]), (6, [6]), (7, [6, 1]), (16, [6, 6, 4])])
+def test_columns_are_in_blocks_of_six(
+    record: dict[str, Any], columns: int, sizes: list[int]
+) -> None:
+    record["columns"] = [_column(f"set{i}", f"Set {i}") for i in range(columns)]
+
+    grids = layout.grids(record, "validation")
+
+    assert [len(grid.columns) for grid in grids] == sizes
+    assert [title for grid in grids for title in grid.columns] == [
+        f"Set {i}" for i in range(columns)
+    ]
+
+
+def test_rows_without_groups_have_no_group_in_their_labels(record: dict[str, Any]) -> None:
+    for row in record["rows"]:
+        row.pop("group")
+
+    assert list(_lines(record))[:2] == ["Fine-tuning", "Fine-tuning (paper)"]
+
+
+def test_a_gain_compares_each_seed_with_its_own_kind(record: dict[str, Any]) -> None:
+    found = _gains(record)["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"]
+
+    differences = [80.0 - 77.0, 83.0 - 79.0]
+    assert found == f"+{statistics.fmean(differences):.2f} ± {statistics.stdev(differences):.2f}"
+
+
+def test_a_gain_leaves_out_a_seed_that_the_baseline_lacks(record: dict[str, Any]) -> None:
+    del record["cells"][0]["replicates"][0]
+
+    assert _gains(record)["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"] == "+4.00 (1 of 2)"
+
+
+def test_the_papers_gains_stand_beneath_ours(record: dict[str, Any]) -> None:
+    record["columns"][1]["data"]["official"] = False
+
+    found = _gains(record)
+
+    published = found["MobileNetV2: ReMem over Fine-tuning (paper)"]
+    assert (published["CIFAR-100"], published["Caltech-101"]) == ("+2.4", tables.NOTHING)
+    full_size = found["MobileNetV2: ReMem over Fine-tuning (paper, full size)"]
+    assert (full_size["CIFAR-100"], full_size["Caltech-101"]) == (tables.NOTHING, "+16.0")
+    assert found["EfficientNetV2: ReMem over Fine-tuning (paper)"]["CIFAR-100"] == "+2.7"
+
+
+def test_no_gains_where_none_is_ours(record: dict[str, Any], write: Write) -> None:
+    del record["cells"][0]
+
+    assert gains.over_baseline(record, "validation") == []
+    assert "Gains over the baseline" not in write()[1]
+
+
+def test_gains_are_over_fine_tuning_where_it_is_not_first(record: dict[str, Any]) -> None:
+    record["rows"] = [{"name": n, "title": n} for n in ("scratch", "finetune", "remem")]
+
+    pairs = [(one["name"], other["name"]) for one, other in gains.comparisons(record)]
+
+    assert pairs == [("finetune", "remem")]
+
+
+def test_gains_are_over_the_first_row_without_fine_tuning(record: dict[str, Any]) -> None:
+    record["rows"] = [{"name": n, "title": n} for n in ("lora", "lora_remem")]
+
+    pairs = [(one["name"], other["name"]) for one, other in gains.comparisons(record)]
+
+    assert pairs == [("lora", "lora_remem")]
+
+
+def test_choices_on_test_stand_apart_and_are_called_optimistic(
+    record: dict[str, Any], write: Write
+) -> None:
+    without = write()[1]
+    record["cells"].append(_cell("mobilenet_v2_remem", "pcam", (0.95, 0.9), choice="test"))
+
+    page, text = write()
+
+    heading = "Selected on the test split: optimistic"
+    assert heading not in without
+    assert f"<h2>{heading}</h2>" in page
+    before, _, after = text.partition(f"## {heading}")
+    assert "95.00 (1 of 2)" not in before
+    assert "95.00 (1 of 2)" in after
+    assert "does not say on which split it selects" in after
+
+
+def test_the_table_of_choices_on_test_has_only_columns_that_have_some(
+    record: dict[str, Any],
+) -> None:
+    record["cells"].append(_cell("mobilenet_v2_remem", "pcam", (0.95, 0.9), choice="test"))
+
+    (grid,) = layout.grids(record, "test")
+
+    assert grid.columns == ("Patch Camelyon",)
+
+
+def test_what_is_missing_is_listed_with_its_reason(record: dict[str, Any]) -> None:
+    record["columns"][1]["data"] = None
+
+    table = trials.missing(record)
+
+    assert table is not None
+    assert table.rows[0] == ("MobileNetV2: ReMem", "Patch Camelyon", "1", "failed: no memory")
+    assert ("EfficientNetV2: ReMem", "CIFAR-100", "0, 1", "no record of it") in table.rows
+    assert ("EfficientNetV2: ReMem", "Caltech-101", "0, 1", "nothing was run there") in table.rows
+    assert len(table.rows) == 24 - 2  # All but those with both seeds.
+
+
+def test_a_whole_table_misses_nothing(record: dict[str, Any], write: Write) -> None:
+    record |= {"rows": record["rows"][:2], "columns": record["columns"][:1], "missing": []}
+
+    assert "## What is missing\n\nNothing.\n" in write()[1]
+    assert "Cells: 2 of 2 complete, 0 partly, 0 missing." in study.summary(record)
+
+
+def test_summary_counts_cells_and_names_metrics(record: dict[str, Any]) -> None:
+    record["columns"][1]["data"]["metric"] = "mean_per_class"
+
+    text = study.summary(record)
+
+    assert "Cells: 2 of 24 complete, 1 partly, 21 missing." in text
+    assert "mean per-class accuracy for Caltech-101" in text
+
+
+def test_selected_settings_are_in_the_order_of_the_table(record: dict[str, Any]) -> None:
+    record["cells"].reverse()
+    record["cells"][2]["replicates"][0]["students_of_seeds"] = [0.76, 0.78]
+
+    table = trials.selected(record, "validation")
+
+    assert table is not None
+    first = dict(zip(table.columns, table.rows[0], strict=True))
+    assert first == {
+        "Row": "MobileNetV2: Fine-tuning",
+        "Column": "CIFAR-100",
+        "Seed": "0",
+        "Student, test": "77.00",
+        "By student seed": "76.00, 78.00",
+        "Teacher, test": "90.00",
+        "Student, validation": "50.00",
+        "Trial": "trial0, of 12",
+        "Students tried": "324",
+        "rho": "0.5",
+        "teacher_step": "500",
+        "student.learning_rate": "0.1",
+    }
+    assert any("mean over students" in note for note in study.notes(record))
+
+
+def test_settings_that_only_some_have_are_a_dash_for_others(record: dict[str, Any]) -> None:
+    record["cells"][0]["replicates"][0]["settings"] = {"mlp_weight": 0.8}
+
+    table = trials.selected(record, "validation")
+
+    assert table is not None
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (row["mlp_weight"], row["rho"]) == ("0.8", tables.NOTHING)
+
+
+def test_every_trial_is_listed_best_first_within_its_cell(record: dict[str, Any]) -> None:
+    table = trials.tried(record)
+
+    assert [row[0] for row in table.rows] == ["c3", "b2", "a1"]
+    assert "failed: no memory" in table.rows[0]
+    assert table.note == "Trials: 2 done, 1 failed."
+    assert "Share of the steps" not in table.columns
+
+
+def test_trials_with_a_share_of_the_steps_come_after_whole_ones(record: dict[str, Any]) -> None:
+    record["trials"][1]["fraction"] = 0.25
+
+    table = trials.tried(record)
+
+    shares = table.columns.index("Share of the steps")
+    assert [(row[0], row[shares]) for row in table.rows] == [
+        ("c3", "1"),
+        ("a1", "1"),
+        ("b2", "0.25"),
+    ]
+
+
+def test_cost_is_what_was_planned_and_spent(record: dict[str, Any]) -> None:
+    rows = dict((row[0], row[1:]) for row in trials.cost(record).rows)
+
+    assert rows["Trials"] == ("36", "2")
+    assert rows["Steps of teachers"] == ("360,000", tables.NOTHING)
+    assert rows["Operations"] == ("1.2e+18", tables.NOTHING)
+    assert rows["Hours"] == ("12.34", "3.40")
+
+
+def test_cost_may_be_unknown(record: dict[str, Any]) -> None:
+    record["cost"] |= {"operations": None, "hours": None}
+
+    rows = dict((row[0], row[1:]) for row in trials.cost(record).rows)
+
+    assert rows["Hours"] == (tables.NOTHING, "3.40")
+
+
+def test_csv_holds_every_cell_in_percent(
+    record: dict[str, Any], write: Write, tmp_path: pathlib.Path
+) -> None:
+    record["columns"][4]["data"]["official"] = False
+    write()
+
+    rows = {(row["row"], row["column"]): row for row in _csv(tmp_path)}
+
+    assert len(rows) == 24
+    whole = rows["mobilenet_v2_remem", "cifar100"]
+    assert float(whole["student_mean"]) == pytest.approx(81.5)
+    assert float(whole["student_deviation"]) == pytest.approx(statistics.stdev([80, 83]), abs=1e-4)
+    assert (whole["student_seeds"], whole["student_paper"]) == ("2", "80.2")
+    assert float(whole["student_difference"]) == pytest.approx(1.3)
+    unofficial = rows["mobilenet_v2_remem", "pcam"]
+    assert (unofficial["student_paper"], unofficial["student_difference"]) == ("91.2", "")
+    assert unofficial["student_deviation"] == ""
+    assert rows["efficientnet_v2_remem", "pcam"]["student_mean"] == ""
+
+
+def test_names_are_no_formulas_in_the_csv(
+    record: dict[str, Any], write: Write, tmp_path: pathlib.Path
+) -> None:
+    record["rows"][0]["title"] = '=HYPERLINK("http://evil")\n\udcff'
+    write()
+
+    assert _csv(tmp_path)[0]["row_title"] == '\'=HYPERLINK("http://evil") \N{REPLACEMENT CHARACTER}'
+
+
+def test_page_runs_no_script_and_asks_for_nothing(write: Write, hostile: dict[str, Any]) -> None:
+    page = Page(write()[0])
+
+    assert not {"script", "link", "img", "iframe", "object", "a"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert not [name for name, _ in page.attributes if name in ("src", "href", "style")]
+    assert ("http-equiv", "Content-Security-Policy") in page.attributes
+
+
+@pytest.mark.parametrize("fixture", ["record", "hostile"])
+def test_page_closes_what_it_opens(
+    write: Write, request: pytest.FixtureRequest, fixture: str
+) -> None:
+    request.getfixturevalue(fixture)
+
+    page = Page(write()[0])
+
+    assert page.open == page.crossed == []
+
+
+def test_rows_of_the_page_span_the_columns(record: dict[str, Any], write: Write) -> None:
+    page = Page(write()[0])
+
+    # Heads, then students and teachers under the first head; two groups of lines.
+    assert page.rows[:5] == [13, 12, 13, 13, 13]
+
+
+def test_hostile_names_show_as_text_in_the_page(write: Write, hostile: dict[str, Any]) -> None:
+    page = Page(write()[0])
+
+    # Title twice, mini, metric, group, row, column, data, missing, search, settings, trials, ...
+    assert page.text.count('<script>alert("1")</script> $\\frac{$ | `x`') >= 20
+
+
+def test_hostile_names_are_escaped_in_markdown(write: Write, hostile: dict[str, Any]) -> None:
+    text = write()[1]
+
+    assert "<" not in text
+    assert not re.search(r"(?<!\\)[`$]", text)
+    assert not re.search(r"(?<!\\)\[", text)
+    assert "\u202e" not in text
+    assert text.startswith('# &lt;script&gt;alert("1")&lt;/script&gt; \\$\\\\frac{\\$ \\| \\`x\\`')
+
+
+@pytest.mark.parametrize("fixture", ["record", "hostile"])
+def test_markdown_tables_have_the_same_columns_in_each_line(
+    write: Write, request: pytest.FixtureRequest, fixture: str
+) -> None:
+    request.getfixturevalue(fixture)
+
+    found = _markdown_tables(write()[1])
+
+    # Results, gains, missing, data, cost, selected, trials, versions; more where some are on test.
+    assert len(found) == (8 if fixture == "record" else 10)
+    for lines in found:
+        assert len({_columns(line) for line in lines}) == 1
+
+
+def test_the_same_input_gives_the_same_bytes(write: Write, tmp_path: pathlib.Path) -> None:
+    write()
+    first = [(tmp_path / name).read_bytes() for name in ALL_FILES]
+    write()
+
+    assert [(tmp_path / name).read_bytes() for name in ALL_FILES] == first
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_sections_come_in_their_order(write: Write) -> None:
+    heads = re.findall(r"^#+ (.*)$", write()[1], flags=re.MULTILINE)
+
+    assert heads == [
+        "Table 3: efficient students",
+        "Results, in the layout of the paper's Table 3",
+        "Gains over the baseline, in points",
+        "What is missing",
+        "Data",
+        "What was searched",
+        "Cost",
+        "Selected settings",
+        "All trials",
+        "Differs from the paper",
+        "Versions",
+    ]
+
+
+def test_both_files_have_the_same_numbers(record: dict[str, Any], write: Write) -> None:
+    page, text = write()
+
+    cells = ("81.50 ± 2.12", "92.00 ± 1.41", tables.NOTHING)
+    assert "".join(f"<td>{cell}</td>" for cell in cells[:2]) in page
+    assert f"| MobileNetV2: ReMem | {cells[0]} | {cells[1]} | missing |" in text
+    assert "python -m remem_jax.main --workdir=studies/table3" in text
+
+
+def test_unofficial_data_are_warned_of_in_both_files(record: dict[str, Any], write: Write) -> None:
+    record["columns"][1]["data"]["official"] = False
+
+    for content in write():
+        assert "For Caltech-101 the numbers of images are not those of the official" in content
+
+
+def test_a_study_that_has_not_begun_is_reported(record: dict[str, Any], write: Write) -> None:
+    record |= {"cells": [], "trials": [], "missing": [], "versions": {}, "commands": []}
+    for column in record["columns"]:
+        column["data"] = None
+
+    page, text = write()
+
+    assert "Cells: 0 of 24 complete, 0 partly, 24 missing." in text
+    assert Page(page).open == []
+
+
+def test_a_missing_record_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(checks.SettingError, match=r"study\.json is not there"):
+        report.write_study(tmp_path)
+
+
+def test_another_format_is_refused(
+    record: dict[str, Any], write: Write, tmp_path: pathlib.Path
+) -> None:
+    record["format"] = 2
+
+    with pytest.raises(checks.SettingError, match=r"must be one of 1; got 2"):
+        write()
+    assert not (tmp_path / "study.md").exists()
+
+
+def test_the_record_is_not_changed(record: dict[str, Any], write: Write) -> None:
+    before = copy.deepcopy(record)
+
+    write()
+    layout.comma_separated(record)
+
+    assert record == before
+    assert paper.cell(3, "mobilenet_v2_remem", "cifar100") == paper.Record(3, 80.2, 92.5)
