@@ -40,6 +40,7 @@ _CHECKED = [
         "report",
         "settings",
         "storage",
+        "study",
         "train",
         "weights",
         "workflow",
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
             f"remem_jax: unknown arguments {' '.join(argv[1:])}; settings begin with --config."
         )
     with install_import_hook(_CHECKED, _TYPECHECKER):
-        from remem_jax import mesh, workflow
+        from remem_jax import mesh
         from remem_jax.train.loop import StoppedError
 
     logging.get_absl_handler().addFilter(_is_ours)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         mesh.init_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if not mesh.is_writer():
             logging.set_verbosity(logging.WARNING)  # One process tells for all.
-        workflow.run(_CONFIG.value, directory, stopping=_stop_on_signals())
+        _runner()(_CONFIG.value, directory, stopping=_stop_on_signals())
     except StoppedError as error:  # All processes stop at the same step.
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
     except (Exception, KeyboardInterrupt) as error:
@@ -74,6 +75,18 @@ def main(argv: Sequence[str]) -> None:
         if told is None:
             raise
         sys.exit(told)
+
+
+def _runner() -> Callable[..., None]:
+    """What the config's workflow is run by."""
+    with install_import_hook(_CHECKED, _TYPECHECKER):
+        if _CONFIG.value.workflow == "study":  # Takes a second to import.
+            from remem_jax import study
+
+            return study.run
+        from remem_jax import workflow
+
+        return workflow.run
 
 
 def _message(error: BaseException, directory: pathlib.Path) -> str | None:

@@ -11,13 +11,21 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import quickstart, remem
+from configs.tables import table1
+from remem_jax.data import registry
 from remem_jax.models import vit
+from remem_jax.report import paper
+from remem_jax.study import space
 from remem_jax.weights import catalog
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The user names a file of these, or it is in the package.
 UNPUBLISHED = {"Pico/8", "So400m/14", "g/14", "G/14"}
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+TABLES = sorted(path.stem for path in (ROOT / "configs" / "tables").glob("*.py"))
+NAMES = [
+    *sorted(path.stem for path in (ROOT / "configs").glob("*.py")),
+    *(f"tables.{name}" for name in TABLES),
+]
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -29,14 +37,15 @@ def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def test_there_are_configs() -> None:
-    assert {"quickstart", "remem", "pretrain"} <= set(NAMES)
+    assert {"quickstart", "remem", "pretrain", "study"} <= set(NAMES)
+    assert {f"table{number}" for number in (1, 2, 3, 4, 8, 9, 10)} <= set(TABLES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_names_its_workflow(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
 
-    assert config.workflow in ("remem", "pretrain")
+    assert config.workflow in ("remem", "pretrain", "study")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # Of ml_collections.
@@ -46,7 +55,7 @@ def test_every_setting_can_be_given_on_the_command_line(
 ) -> None:
     expected = _leaves(importlib.import_module(f"configs.{name}").get_config())
     given = [f"--config.{setting}={value}" for setting, value in expected.items()]
-    arguments = ["main", f"--config={ROOT / 'configs' / name}.py", *given]
+    arguments = ["main", f"--config={ROOT / 'configs' / name.replace('.', '/')}.py", *given]
     monkeypatch.setattr(sys, "argv", arguments)  # ml_collections looks there too.
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
@@ -157,7 +166,7 @@ def test_what_cannot_be_used_ends_in_one_line(
         (["--config=configs/quickstart.py", "--workdirr=x"], "workdirr"),
         (["--config=configs/quickstart.py", "teacher.rho=1"], "teacher.rho=1"),
         (["--config=configs/remem.py:cifar100,width=3"], "no option 'width'"),
-        (["--config=configs/remem.py:cifar100,loss=mse"], "kd, dist, patient; got 'mse'"),
+        (["--config=configs/remem.py:cifar100,loss=mse"], "kd, dist, patient, features; got 'mse'"),
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         ([], "--config"),
     ],
@@ -184,3 +193,45 @@ def test_what_is_misspelt_ends_in_one_line(
 
 def test_a_run_without_a_folder_ends_in_one_line() -> None:
     _require_one_line(_run("--config=configs/quickstart.py"), "--workdir")
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("spec", ["", "mini"])
+def test_a_table_is_a_study_that_can_be_run(name: str, spec: str) -> None:
+    config = importlib.import_module(f"configs.tables.{name}").get_config(spec)
+
+    space.check(config)
+
+    assert name == f"table{config.table}"
+    assert ("mini" in config.title.lower(), bool(config.mini)) == (bool(spec), bool(spec))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_a_place_for_each_of_the_paper_s_numbers(name: str) -> None:
+    config = importlib.import_module(f"configs.tables.{name}").get_config()
+    of_table = {key for key in paper._RECORDS if key[0] == config.table}
+
+    cells = {(config.table, row, column) for row in config.rows for column in config.columns}
+
+    assert of_table <= cells
+    assert of_table in (cells, set())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_mini_table_keeps_the_layout_of_the_table(name: str) -> None:
+    module = importlib.import_module(f"configs.tables.{name}")
+    full, mini = module.get_config(), module.get_config("mini")
+
+    assert mini.row_order == full.row_order
+    assert set(mini.column_order) >= set(full.column_order)
+    assert {trial.row for trial in space.trials(mini)} == set(full.row_order)
+    assert "Ti/16" in {trial.config.teacher.variant for trial in space.trials(mini)}
+
+
+def test_the_columns_of_the_sixteen_data_sets_are_those_of_the_registry() -> None:
+    assert set(table1.get_config().column_order) == set(registry.RECORDS)
+
+
+def test_a_table_refuses_what_it_is_not() -> None:
+    with pytest.raises(ValueError, match="tiny"):
+        table1.get_config("tiny")

@@ -1,7 +1,9 @@
 """Wiring, the last floor that knows a config: a workflow by name, in its own folder."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import logging
@@ -10,7 +12,7 @@ from ml_collections import ConfigDict
 from remem_jax import checks, mesh, settings
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
-from remem_jax.workflow import parts
+from remem_jax.workflow import cost, parts
 from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import run_remem
 
@@ -39,19 +41,53 @@ def run(
     checks.one_of("config.workflow", config.workflow, WORKFLOWS)
     check, work = WORKFLOWS[config.workflow]
     check(config)
+    on = _mesh(config)
+    with (
+        workdir.claimed(directory, settings.deciding(config)),
+        _opened(config, directory, on, stopping) as opened,
+    ):
+        work(opened)
+
+
+def measure_speed(config: ConfigDict) -> cost.Speed:
+    """How long the steps of a ReMem run take on this device, by taking some; nothing is kept.
+
+    Args:
+        config: All settings, with one method.
+
+    Raises:
+        SettingError: If a setting, the data or the weights cannot be used.
+    """
+    on = _mesh(config)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        _opened(config, pathlib.Path(directory), on, lambda: False) as opened,
+    ):
+        return cost.measure(opened)
+
+
+def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
     compiling.keep(files.cache() / "compiled")
-    counter = compiling.Counter()
     on = mesh.make_mesh()
     settings.check_mesh(config, on)
-    with workdir.claimed(directory, settings.deciding(config)):
-        dataset, feed = parts.load_data(config, config.data, on)
-        logging.info(
-            "%s: %s images of %d classes, on %d x %s.",
-            dataset.title,
-            {name: len(part.rows) for name, part in dataset.parts.items()},
-            len(dataset.classes),
-            on.size,
-            jax.devices()[0].device_kind,
-        )
-        with logs.RunLog(directory) as log:
-            work(parts.Run(config, directory, dataset, feed, log, stopping, counter, on))
+    return on
+
+
+@contextlib.contextmanager
+def _opened(
+    config: ConfigDict,
+    directory: pathlib.Path,
+    on: jax.sharding.Mesh,
+    stopping: Callable[[], bool],
+) -> Iterator[parts.Run]:
+    dataset, feed = parts.load_data(config, config.data, on)
+    logging.info(
+        "%s: %s images of %d classes, on %d x %s.",
+        dataset.title,
+        {name: len(part.rows) for name, part in dataset.parts.items()},
+        len(dataset.classes),
+        on.size,
+        jax.devices()[0].device_kind,
+    )
+    with logs.RunLog(directory) as log:
+        yield parts.Run(config, directory, dataset, feed, log, stopping, compiling.Counter(), on)

@@ -1,0 +1,26 @@
+"""Table 1: sixteen data sets, from scratch, with a fine-tuned teacher, with ReMem.
+
+    python -m remem_jax.main --config=configs/tables/table1.py --workdir=studies/table1
+    python -m remem_jax.main --config=configs/tables/table1.py:mini --workdir=studies/table1_mini
+
+configs/study.py has the settings, and how to add workers.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import study
+
+ROWS = study.rows("scratch", "finetune", "remem")
+COLUMNS = study.datasets(tuple(study.TITLES))
+
+
+def get_config(spec: str = "") -> ConfigDict:
+    """Returns the study of the table, or of its mini version."""
+    return study.make_table(
+        1,
+        "ReMem on sixteen data sets",
+        ROWS,
+        COLUMNS,
+        spec=spec,
+        mini=("caltech101", "cifar100", "flowers102", "eurosat"),
+    )

@@ -1,0 +1,43 @@
+"""Table 3: students of other architectures.
+
+Which EfficientNetV2 it was the paper does not say; S is ours.
+
+    python -m remem_jax.main --config=configs/tables/table3.py --workdir=studies/table3
+    python -m remem_jax.main --config=configs/tables/table3.py:mini --workdir=studies/table3_mini
+
+configs/study.py has the settings, and how to add workers.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import study
+
+ROWS = {
+    **study.rows(
+        "finetune",
+        "remem",
+        prefix="mobilenet_v2_",
+        group="MobileNetV2",
+        student={"model": "mobilenet_v2"},
+    ),
+    **study.rows(
+        "finetune",
+        "remem",
+        prefix="efficientnet_v2_",
+        group="EfficientNetV2",
+        student={"model": "efficientnet_v2_s"},
+    ),
+}
+COLUMNS = study.datasets(study.SIX)
+
+
+def get_config(spec: str = "") -> ConfigDict:
+    """Returns the study of the table, or of its mini version."""
+    return study.make_table(
+        3,
+        "Efficient students",
+        ROWS,
+        COLUMNS,
+        spec=spec,
+        mini=("caltech101", "cifar100"),
+    )

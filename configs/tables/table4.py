@@ -1,0 +1,42 @@
+"""Table 4: teachers of three pretrainings.
+
+The data set is lost from the paper's text that we have; Food-101 is our choice. So is the teacher
+of ImageNet-1k, for which remem_jax/weights/catalog.py has the reasons.
+
+    python -m remem_jax.main --config=configs/tables/table4.py --workdir=studies/table4
+    python -m remem_jax.main --config=configs/tables/table4.py:mini --workdir=studies/table4_mini
+
+configs/study.py has the settings, and how to add workers.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import study
+from remem_jax.weights import catalog
+
+ROWS = study.rows("finetune", "remem")
+COLUMNS = {
+    name: study.column(title, teacher={"variant": "B/16", "init": catalog.TABLE_4[title]})
+    for name, title in (
+        ("i1k", "ImageNet-1k"),
+        ("i21k", "ImageNet-21K"),
+        ("augreg", "ImageNet-21k (augreg)"),
+    )
+}
+
+
+def get_config(spec: str = "") -> ConfigDict:
+    """Returns the study of the table, or of its mini version."""
+    config = study.make_table(
+        4,
+        "Teachers of three pretrainings",
+        ROWS,
+        COLUMNS,
+        dataset="food101",
+        spec=spec,
+        mini=("i1k", "augreg"),  # Of a ViT-Ti/16, no other is published.
+    )
+    if spec == "mini":
+        for name, init in (("i1k", "augreg-i1k:Ti/16"), ("augreg", "augreg:Ti/16")):
+            config.columns[name].changes.teacher.update({"variant": "Ti/16", "init": init})
+    return config

@@ -1,0 +1,225 @@
+"""What a study has found: the record that its report is drawn from, and its best so far."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from remem_jax.report import protocol
+from remem_jax.study import cost, queue
+from remem_jax.study.space import Trial
+
+FORMAT = 1
+CHOICES = ("validation", "test")
+
+
+def make(
+    config: ConfigDict,
+    wanted: Sequence[Trial],
+    shared: queue.Queue,
+    total: cost.Total,
+) -> dict[str, Any]:
+    """All that is known of a study, as JSON values.
+
+    Args:
+        config: Of the study.
+        wanted: All trials that it has wanted so far.
+        shared: What workers have found.
+        total: What the study costs.
+    """
+    keys = [trial.key for trial in wanted]
+    states, records, failures = shared.states(keys), shared.records(keys), shared.failures(keys)
+    tried = [_tried(trial, states, records, failures) for trial in wanted]
+    cells, missing = _cells(wanted, records, tried)
+    full = [records[trial.key] for trial in wanted if trial.fraction == 1 and trial.key in records]
+    return {
+        "format": FORMAT,
+        "title": config.title,
+        "table": config.table,
+        "mini": config.mini,
+        "rows": [
+            {"name": name, "title": config.rows[name].title, "group": config.rows[name].group}
+            for name in config.row_order
+        ],
+        "columns": [
+            {
+                "name": name,
+                "title": config.columns[name].title,
+                "data": _data(name, wanted, records),
+            }
+            for name in config.column_order
+        ],
+        "seeds": list(config.seeds),
+        "cells": cells,
+        "missing": missing,
+        "trials": tried,
+        "search": {"kind": config.search.kind, "text": _search(config)},
+        "cost": {
+            **total._asdict(),
+            "spent_hours": sum(one["seconds"] or 0 for one in tried) / 3600,
+        },
+        "differs": _differs(config, full),
+        "versions": full[0]["versions"] if full else {},
+        "commands": [],
+    }
+
+
+def best(found: Mapping[str, Any]) -> list[str]:
+    """A sentence for each cell of `make`: its best so far, on validation."""
+    lines = []
+    for cell in found["cells"]:
+        if cell["choice"] != "validation":
+            continue
+        for one in cell["replicates"]:
+            teacher = "" if one["teacher"] is None else f", its teacher {100 * one['teacher']:.2f}"
+            lines.append(
+                f"{cell['row']}, {cell['column']}, seed {one['seed']}: the best of "
+                f"{one['students']} students so far has {100 * one['student']:.2f} % on test"
+                f"{teacher} (trials/{one['trial']}/selected)."
+            )
+    return lines
+
+
+def _tried(
+    trial: Trial,
+    states: Mapping[str, str],
+    records: Mapping[str, Any],
+    failures: Mapping[str, str],
+) -> dict[str, Any]:
+    record = records.get(trial.key)
+    row = record["methods"][0] if record else None
+    return {
+        "trial": trial.key,
+        "row": trial.row,
+        "column": trial.column,
+        "seed": trial.seed,
+        "fraction": trial.fraction,
+        "settings": dict(trial.point),
+        "state": states.get(trial.key, "waiting"),
+        "reason": failures.get(trial.key, ""),
+        "validation": row["student"]["validation"][record["data"]["metric"]]
+        if record and row
+        else None,
+        "teacher_steps": trial.config.teacher.steps[-1] if row and row["teacher"] else 0,
+        "student_steps": trial.config.student.steps,
+        "students": len(record["students"]) if record else 0,
+        "seconds": record and sum(record["seconds"].values()),
+        "device": record and f"{record['device']['count']} x {record['device']['kind']}",
+        "folder": record and record["folder"],
+    }
+
+
+def _cells(
+    wanted: Sequence[Trial],
+    records: Mapping[str, Any],
+    tried: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the table shows, and what it lacks: cells by row, column and seed."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    missing = []
+    for cell in {trial.cell: None for trial in wanted}:
+        row, column, seed = cell
+        own = [one for one in tried if (one["row"], one["column"], one["seed"]) == cell]
+        done = [t for t in wanted if t.cell == cell and t.fraction == 1 and t.key in records]
+        if not done:
+            missing.append({"row": row, "column": column, "seed": seed, "why": _why(own)})
+        for choice in CHOICES if done else ():
+            replicate = _replicate(choice, done, records, own)
+            if replicate:
+                entry = {"row": row, "column": column, "choice": choice, "replicates": []}
+                found.setdefault((row, column, choice), entry)["replicates"].append(replicate)
+    return list(found.values()), missing
+
+
+def _why(tried: Sequence[Mapping[str, Any]]) -> str:
+    if any(one["state"] == "running" for one in tried):
+        return "being run"
+    reasons = [one["reason"] for one in tried if one["state"] == "failed"]
+    if reasons and len(reasons) == len(tried):
+        return f"failed: {reasons[0]}"
+    return "begun" if any(one["state"] == "done" for one in tried) else "not run yet"
+
+
+def _replicate(
+    choice: str,
+    done: Sequence[Trial],
+    records: Mapping[str, Any],
+    tried: Sequence[Mapping[str, Any]],
+) -> dict[str, Any] | None:
+    """The best trial of a cell; equals are told apart by the loss, as students of one trial are."""
+
+    def of(trial: Trial) -> Any:
+        row = records[trial.key]["methods"][0]
+        return row if choice == "validation" else row["on_test"]
+
+    able = [trial for trial in done if of(trial)]
+    if not able:
+        return None
+    metric = records[able[0].key]["data"]["metric"]
+
+    def rank(trial: Trial) -> tuple[float, float]:
+        metrics = of(trial)["student"][choice]
+        return metrics[metric], -metrics["loss"]
+
+    chosen = max(able, key=rank)
+    row, selected = of(chosen), of(chosen)["selected"]
+    own = ("loss", "learning_rate", "temperature", "weight")
+    return {
+        "seed": chosen.seed,
+        "student": row["student"]["test"][metric],
+        "teacher": row["teacher"] and row["teacher"]["test"][metric],
+        "validation": row["student"]["validation"][metric],
+        "students_of_seeds": [one["test"][metric] for one in row["seeds"]],
+        "settings": {
+            **chosen.point,
+            "teacher_step": selected["teacher_step"],
+            **{f"student.{name}": selected[name] for name in own},
+        },
+        "trial": chosen.key,
+        "trials": sum(one["state"] == "done" for one in tried),
+        "students": sum(one["students"] for one in tried),
+    }
+
+
+def _data(
+    column: str, wanted: Sequence[Trial], records: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    found = [t for t in wanted if t.column == column and t.key in records]
+    if not found:
+        return None
+    data = records[found[0].key]["data"]
+    names = ("title", "metric", "official", "classes", "examples", "image_size")
+    return {name: data[name] for name in names}
+
+
+def _search(config: ConfigDict) -> str:
+    grid = ", ".join(
+        f"{name} of {', '.join(f'{value:g}' for value in values)}"
+        for name, values in config.grid.items()
+    )
+    student = config.base.student
+    of_student = (
+        f"every teacher with students of learning rates {_listed(student.learning_rates)}, "
+        f"temperatures {_listed(student.temperatures)} and weights {_listed(student.weights)}"
+    )
+    if config.search.kind == "grid":
+        return f"The whole grid: {grid}, as far as a method leaves them free; {of_student}."
+    own = config.search
+    return (
+        f"Successive halving of the grid: {grid}, as far as a method leaves them free; "
+        f"{of_student}. One of {own.reduction} trials goes on with {own.reduction} times the "
+        f"steps, {own.rungs - 1} times; at most {own.budget:g} of what the whole grid would cost."
+    )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _differs(config: ConfigDict, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How runs of the study are not the paper's, each sentence once."""
+    sentences = dict.fromkeys(config.differs)
+    for record in records:
+        sentences |= dict.fromkeys(record["config"]["differs"])
+        sentences |= dict.fromkeys(protocol.deviations(record["config"]))
+    return list(sentences)

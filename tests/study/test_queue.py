@@ -1,0 +1,670 @@
+"""Trials of a study: any number of workers do each point once, whoever is killed meanwhile."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+import pytest
+
+from remem_jax.checks import SettingError
+from remem_jax.study import queue
+
+ROOT = pathlib.Path(__file__).parents[2]
+HEARTBEAT, GRACE = 0.1, 0.6  # Seconds.
+# Tells of what it does by a line each. The module is loaded by its path: the package around it
+# imports JAX, which takes seconds.
+WORKER = """
+import importlib.util, json, pathlib, sys, time
+
+spec = importlib.util.spec_from_file_location("alone", "remem_jax/study/queue.py")
+queue = sys.modules["alone"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(queue)
+storage, keys, seconds, settings = json.loads(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+with queue.open_queue(storage, "study", folder=pathlib.Path.cwd(), **settings) as shared:
+    shared.want([queue.Point(key, {"x": 0.5}, {"row": "vit"}) for key in keys])
+    while "waiting" in (states := shared.states(keys).values()) or "running" in states:
+        claim = shared.claim(keys)
+        if claim is None:
+            time.sleep(0.02)
+            continue
+        with claim.working():
+            print("begin", claim.key, flush=True)
+            time.sleep(seconds)
+            counts = claim.done(1.0, "a worker's")
+        print("done" if counts else "vain", claim.key, flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a server of PostgreSQL's own, whose {} is the name of a database."""
+    pytest.importorskip("psycopg")
+    folders = [str(path) for path in pathlib.Path("/usr/lib/postgresql").glob("*/bin")]
+    path = os.pathsep.join([os.environ["PATH"], *folders])
+    initdb, pg_ctl = shutil.which("initdb", path=path), shutil.which("pg_ctl", path=path)
+    if initdb is None or pg_ctl is None:
+        pytest.skip("PostgreSQL is not installed (Debian's package postgresql).")
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="pg"))  # Short: sockets have short paths.
+    owner = "postgres" if os.getuid() == 0 else None  # The server refuses to run as root.
+    if owner:
+        shutil.chown(folder, owner, owner)
+
+    def call(*command: str) -> None:
+        done = subprocess.run(command, user=owner, group=owner, cwd=folder, **quiet)
+        assert done.returncode == 0, (folder / "log").read_text()
+
+    data, options = str(folder / "data"), f"-k {folder} -c listen_addresses='' -c fsync=off"
+    with (folder / "log").open("w") as log:
+        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        call(initdb, "-D", data, "-U", "remem", "-A", "trust", "-E", "UTF8", "--no-sync")
+        call(pg_ctl, "-D", data, "-w", "-o", options, "start")
+        try:
+            yield f"postgresql://remem:secret@/{{}}?host={folder}"
+        finally:
+            call(pg_ctl, "-D", data, "-w", "-m", "immediate", "stop")
+            shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+def storage(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
+    """A storage of each kind, which is empty."""
+    if request.param != "postgresql":
+        return f"{request.param}:{tmp_path / 'trials'}"
+    import psycopg
+
+    url, name = request.getfixturevalue("postgresql"), f"study_{uuid.uuid4().hex}"
+    with psycopg.connect(url.format("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return url.format(name)
+
+
+@pytest.fixture
+def opened(storage: str) -> Iterator[Callable[..., queue.Queue]]:
+    """Opens queues of one study, as workers do."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **changes: stack.enter_context(_open(storage, **changes))
+
+
+@pytest.fixture
+def files(tmp_path: pathlib.Path) -> Iterator[Callable[..., queue.Queue]]:
+    """Opens queues of one study in a journal, for what is the same in all storages."""
+    with contextlib.ExitStack() as stack:
+        name = f"journal:{tmp_path / 'trials'}"
+        yield lambda **changes: stack.enter_context(_open(name, **changes))
+
+
+@pytest.fixture
+def started(storage: str, tmp_path: pathlib.Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a worker that is ready; it begins when it is sent a line."""
+    with contextlib.ExitStack() as stack:
+
+        def start(keys: list[str], *, seconds: float) -> subprocess.Popen[str]:
+            given = json.dumps([storage, keys, seconds, _settings(grace_seconds=60)])
+            worker = subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", WORKER, given],
+                cwd=ROOT,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            stack.enter_context(worker)
+            stack.callback(worker.kill)
+            return worker
+
+        yield start
+
+
+def _settings(**changes: Any) -> dict[str, Any]:
+    return {"heartbeat_seconds": HEARTBEAT, "grace_seconds": GRACE, "attempts": 3} | changes
+
+
+def _open(storage: str, **changes: Any) -> queue.Queue:
+    folder = pathlib.Path("/nowhere")
+    return queue.open_queue(storage, "study", folder=folder, **_settings(**changes))
+
+
+def _points(*keys: str) -> list[queue.Point]:
+    return [queue.Point(key, {"x": 0.5}, {"row": "vit"}) for key in keys]
+
+
+def _claimed(shared: queue.Queue, *keys: str) -> queue.Claim:
+    claim = shared.claim(keys)
+    assert claim is not None
+    return claim
+
+
+def _awaited(shared: queue.Queue, *keys: str) -> queue.Claim:
+    """Waits until there is something to claim."""
+    end = time.monotonic() + 20
+    while (claim := shared.claim(keys)) is None:
+        assert time.monotonic() < end
+        time.sleep(HEARTBEAT / 2)
+    return claim
+
+
+def _line(worker: subprocess.Popen[str]) -> list[str]:
+    assert worker.stdout is not None
+    return worker.stdout.readline().split()
+
+
+def _send(worker: subprocess.Popen[str]) -> None:
+    assert worker.stdin is not None
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+
+
+def _trials(shared: queue.Queue) -> list[tuple[str, str]]:
+    """State and reason of each trial."""
+    trials = shared._study.get_trials(deepcopy=False)
+    return [(trial.state.name, trial.user_attrs.get("reason", "")) for trial in trials]
+
+
+def _failing(times: int, action: Callable[..., Any]) -> Callable[..., Any]:
+    """An action whose storage is away for the first few times."""
+    left = [times]
+
+    def attempt(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise optuna.exceptions.StorageInternalError("database is locked")
+        return action(*args, **kwargs)
+
+    return attempt
+
+
+def _clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Has the queues' clock stand still; the result lets some seconds pass."""
+    now = [1000.0]
+    monkeypatch.setattr(
+        queue, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
+    )
+
+    def passing(seconds: float) -> None:
+        now[0] += seconds
+
+    return passing
+
+
+def test_workers_that_race_do_each_point_once(
+    started: Callable[..., subprocess.Popen[str]], storage: str
+) -> None:
+    keys = [f"key{number}" for number in range(24)]
+    workers = [started(keys, seconds=0) for _ in range(4)]
+
+    for worker in workers:
+        assert _line(worker) == ["ready"]
+    for worker in workers:  # They make the tables, the study and the trials at the same time too.
+        _send(worker)
+    told = [
+        line.split()
+        for worker in workers
+        for line in worker.communicate(timeout=200)[0].splitlines()
+    ]
+
+    assert sorted(key for what, key in told if what == "begin") == sorted(keys)
+    assert sorted(key for what, key in told if what == "done") == sorted(keys)
+    assert [worker.returncode for worker in workers] == [0] * 4
+    with _open(storage) as shared:
+        assert set(shared.states(keys).values()) == {"done"}
+
+
+# Not a journal: who is killed with its lock has the others wait for half a minute.
+@pytest.mark.parametrize("storage", ["sqlite", "postgresql"], indirect=True)
+def test_workers_that_are_killed_lose_nothing(
+    started: Callable[..., subprocess.Popen[str]], storage: str
+) -> None:
+    keys = [f"key{number}" for number in range(12)]
+    workers = [started(keys, seconds=0.05) for _ in range(4)]
+
+    for worker in workers:
+        _line(worker)
+        _send(worker)
+    told = []
+    for worker in workers[:2]:
+        line = _line(worker)
+        told += [line] if line else []  # None if the others were so quick that it got nothing.
+        worker.kill()
+    told += [
+        line.split()
+        for worker in workers
+        for line in worker.communicate(timeout=200)[0].splitlines()
+    ]
+
+    done = [key for what, key in told if what == "done"]
+    with _open(storage) as shared:
+        assert set(shared.states(keys).values()) == {"done"}
+        assert len(done) == len(set(done))  # A kill may come between the end and its line.
+        lost = [reason for _, reason in _trials(shared) if reason.startswith("lost")]
+        assert len(lost) <= 2
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_killed_workers_trial_is_taken_up(
+    here: bool,
+    started: Callable[..., subprocess.Popen[str]],
+    opened: Callable[..., queue.Queue],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = started(["a"], seconds=60)
+    _line(worker)
+    _send(worker)
+    assert _line(worker) == ["begin", "a"]
+    shared = opened(grace_seconds=60 if here else GRACE)
+    if not here:
+        monkeypatch.setattr(queue, "_space", lambda: "another machine's")
+    assert shared.claim(["a"]) is None
+
+    worker.kill()  # From here on it is a zombie: nobody has waited for it.
+    claim = _awaited(shared, "a")
+
+    assert claim.done(2.0, "another's")
+    assert shared.records(["a"]) == {"a": "another's"}
+    assert _trials(shared)[0][1].startswith(f"lost with process {worker.pid} on ")
+
+
+def test_a_worker_that_was_stopped_for_too_long_overwrites_nothing(
+    started: Callable[..., subprocess.Popen[str]], opened: Callable[..., queue.Queue]
+) -> None:
+    worker = started(["a"], seconds=0.2)
+    _line(worker)
+    _send(worker)
+    assert _line(worker) == ["begin", "a"]
+    worker.send_signal(signal.SIGSTOP)
+    shared = opened()
+    claim = _awaited(shared, "a")
+
+    worker.send_signal(signal.SIGCONT)
+    line = _line(worker)
+    counts = claim.done(2.0, "another's")
+
+    assert line == ["vain", "a"]
+    assert counts
+    assert (shared.values(["a"]), shared.records(["a"])) == ({"a": 2.0}, {"a": "another's"})
+
+
+def test_a_point_that_is_added_twice_is_done_once(
+    opened: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = opened(), opened()
+    first.want(_points("a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(second, "_groups", lambda keys: {})  # As if both had looked, then added.
+        second.want(_points("a"))
+
+    claim = _claimed(second, "a")
+    meanwhile = first.claim(["a"])
+    claim.done(1.0, None)
+
+    assert claim.number == 0
+    assert meanwhile is None
+    assert first.claim(["a"]) is None
+    assert _trials(first) == [("COMPLETE", ""), ("PRUNED", "duplicate")]
+
+
+def test_a_point_that_is_wanted_again_gets_no_other_trial(
+    opened: Callable[..., queue.Queue],
+) -> None:
+    shared = opened()
+    shared.want(_points("a", "b", "a"))
+    _claimed(shared, "a").done(1.0, None)
+
+    shared.want(_points("b", "a"))
+
+    assert [state for state, _ in _trials(shared)] == ["COMPLETE", "WAITING"]
+
+
+def test_only_the_points_asked_for_are_claimed(files: Callable[..., queue.Queue]) -> None:
+    shared = files()
+    shared.want(_points("a", "b"))
+
+    claim = _claimed(shared, "b", "unknown")
+
+    assert claim.key == "b"
+    assert shared.claim(["b", "unknown"]) is None
+    assert shared.states(["a", "b", "unknown"]) == {"a": "waiting", "b": "running"}
+
+
+def test_a_point_given_back_is_taken_by_another_at_once(opened: Callable[..., queue.Queue]) -> None:
+    first, second = opened(), opened()
+    first.want(_points("a"))
+
+    given = [_claimed(first, "a").give_back("asked to stop") for _ in range(5)]
+    claim = _claimed(second, "a")
+
+    assert given == [True] * 5
+    assert claim.number == 5
+    assert second.states(["a"]) == {"a": "running"}
+
+
+def test_a_point_that_failed_is_not_tried_again(opened: Callable[..., queue.Queue]) -> None:
+    shared = opened()
+    shared.want(_points("a"))
+
+    counts = _claimed(shared, "a").failed("the loss is nan")
+    shared.want(_points("a"))
+
+    assert counts
+    assert shared.claim(["a"]) is None
+    assert shared.states(["a"]) == {"a": "failed"}
+    assert shared.failures(["a"]) == {"a": "the loss is nan"}
+
+
+def test_a_point_that_ends_its_workers_is_given_up(
+    opened: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = opened(attempts=2)
+    shared.want(_points("a"))
+    monkeypatch.setattr(queue, "_has_died", lambda worker: True)
+
+    attempts = [shared.claim(["a"]) is not None for _ in range(3)]
+
+    assert attempts == [True, True, False]
+    assert shared.states(["a"]) == {"a": "failed"}
+    assert shared.failures(["a"])["a"].startswith("given up after 2 attempts: lost with process ")
+
+
+def test_errors_that_count_are_attempts(files: Callable[..., queue.Queue]) -> None:
+    shared = files(attempts=2)
+    shared.want(_points("a"))
+
+    for _ in range(2):
+        _claimed(shared, "a").give_back("the disk is full", strike=True)
+
+    reasons = "the disk is full; the disk is full"
+    assert shared.failures(["a"]) == {"a": f"given up after 2 attempts: {reasons}"}
+
+
+def test_points_that_ended_badly_come_last(files: Callable[..., queue.Queue]) -> None:
+    shared = files()
+    shared.want(_points("a", "b"))
+    _claimed(shared, "a", "b").give_back("the disk is full", strike=True)
+
+    keys = [_claimed(shared, "a", "b").key for _ in range(2)]
+
+    assert keys == ["b", "a"]
+
+
+def test_a_heart_that_stops_is_missed_after_the_time_of_grace(
+    files: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = _clock(monkeypatch)
+    worker, watcher = files(), files(grace_seconds=1.0)
+    worker.want(_points("a"))
+    claim = _claimed(worker, "a")
+
+    taken = []
+    for beats in [0, 1, 1, 1]:  # It looks four times; the last beat is between the first two.
+        worker._storage.set_trial_user_attr(claim._id, "beats", beats)
+        taken.append(watcher.claim(["a"]) is not None)
+        passing(0.5)
+
+    assert taken == [False, False, False, True]
+
+
+def test_what_a_watcher_has_not_watched_is_held_against_no_one(
+    files: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = _clock(monkeypatch)
+    worker, watcher = files(), files()
+    worker.want(_points("a"))
+    _claimed(worker, "a")
+    assert watcher.claim(["a"]) is None
+
+    passing(100 * GRACE)  # Its storage was away, and so it was for the worker.
+
+    assert watcher.claim(["a"]) is None
+
+
+def test_a_worker_learns_that_its_trial_was_lost(
+    files: Callable[..., queue.Queue],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker, other = files(heartbeat_seconds=0.02), files()
+    worker.want(_points("a"))
+    claim = _claimed(worker, "a")
+    monkeypatch.setattr(queue, "_has_died", lambda who: True)
+
+    with claim.working():
+        taken = _claimed(other, "a")
+        end = time.monotonic() + 20
+        while not claim.lost and time.monotonic() < end:
+            time.sleep(0.01)
+        lost = claim.lost
+    late = [claim.failed("late"), claim.give_back("late"), claim.done(3.0, "late")]
+
+    assert lost
+    assert late == [False] * 3
+    assert taken.done(2.0, "in time")
+    assert other.records(["a"]) == {"a": "in time"}
+    assert caplog.text.count("its point is another worker's") == 1
+
+
+def test_a_storage_that_is_away_stops_no_work(
+    files: Callable[..., queue.Queue],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = files(heartbeat_seconds=0.02)
+    shared.want(_points("a"))
+    claim = _claimed(shared, "a")
+    beat = _failing(3, shared._storage.set_trial_user_attr)
+    monkeypatch.setattr(shared._storage, "set_trial_user_attr", beat)
+
+    with claim.working():
+        end = time.monotonic() + 20
+        while shared._storage.get_trial(claim._id).user_attrs["beats"] < 4:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    assert claim.done(1.0, None)
+    assert caplog.text.count("Trial 0 has no heartbeat: database is locked.") == 1
+
+
+def test_a_result_waits_for_a_storage_that_is_away(
+    files: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = files(heartbeat_seconds=0.02)
+    shared.want(_points("a"))
+    claim = _claimed(shared, "a")
+    end = _failing(3, shared._storage.set_trial_state_values)
+    monkeypatch.setattr(shared._storage, "set_trial_state_values", end)
+
+    counts = claim.done(1.0, "found")
+
+    assert counts
+    assert shared.records(["a"]) == {"a": "found"}
+
+
+def test_a_result_counts_if_only_the_answer_of_the_storage_was_lost(
+    files: Callable[..., queue.Queue],
+) -> None:
+    shared = files()
+    shared.want(_points("a"))
+    claim = _claimed(shared, "a")
+
+    counts = [claim.done(1.0, "found") for _ in range(2)]
+
+    assert counts == [True, True]
+
+
+def test_a_storage_that_stays_away_is_an_error_for_the_user(
+    files: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = files(heartbeat_seconds=0.01, grace_seconds=0.03)
+    away = _failing(1000, shared._study.get_trials)
+    monkeypatch.setattr(shared._study, "get_trials", away)
+
+    with pytest.raises(
+        SettingError, match=r"cannot be used \(database is locked\).*config.storage"
+    ):
+        shared.claim(["a"])
+
+
+def test_a_record_of_many_bytes_is_kept(opened: Callable[..., queue.Queue]) -> None:
+    record = {"curve": [number / 7 for number in range(20_000)], "note": 'é"\x00', "none": None}
+    shared = opened()
+    shared.want(_points("a"))
+
+    _claimed(shared, "a").done(0.25, record)
+
+    assert len(json.dumps(record)) > 300_000
+    assert opened().records(["a"]) == {"a": record}
+
+
+def test_params_take_any_finite_number_later(opened: Callable[..., queue.Queue]) -> None:
+    numbers = [0.5, -7e5, 3e9, 1e-12, 0]
+    shared = opened()
+
+    for number in numbers:
+        shared.want([queue.Point(f"key {number}", {"teacher.rho": number}, {})])
+
+    trials = shared._study.get_trials()
+    assert [trial.params["teacher.rho"] for trial in trials] == numbers
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        queue.Point("a", {"rho": float("nan")}, {}),
+        queue.Point("a", {"rho": float("inf")}, {}),
+        queue.Point("a", {}, {"reason": "mine"}),
+    ],
+)
+def test_points_that_a_trial_cannot_hold_are_refused(
+    point: queue.Point, files: Callable[..., queue.Queue]
+) -> None:
+    with pytest.raises(ValueError, match="finite params and other attributes"):
+        files().want([point])
+
+
+def test_a_value_that_is_no_number_is_refused(files: Callable[..., queue.Queue]) -> None:
+    shared = files()
+    shared.want(_points("a"))
+
+    with pytest.raises(ValueError, match="must be finite, got nan"):
+        _claimed(shared, "a").done(float("nan"), None)
+
+
+@pytest.mark.parametrize(("kind", "file"), [("sqlite", "study.db"), ("journal", "study.journal")])
+def test_a_kind_alone_is_a_file_in_the_folder(kind: str, file: str, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "a % {folder} ?"
+
+    with queue.open_queue(kind, "study", folder=folder, **_settings()) as shared:
+        shared.want(_points("a"))
+
+    assert (folder / file).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("storage", "cause"),
+    [
+        ("mongo", "must be"),
+        ("postgres:secret", "must be"),
+        ("postgresql://user:secret@host:port/name", "must be"),
+        ("postgresql://user:pass@secret@host/name", "must be"),
+        ("oracle9://user:secret@host/name", "cannot be used"),
+        ("mysql+mysqldb://user:secret@host/name", "needs a driver: pip install 'MySQLdb'"),
+        ("postgresql://user:secret@127.0.0.1:1/name?password=secret", "cannot be used"),
+        ("sqlite:/dev/null/study.db", "File exists: '/dev/null'"),
+        ("sqlite:////dev/null/study.db", "File exists: '/dev/null'"),
+        ("journal:/dev/null/study.journal", "File exists: '/dev/null'"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_an_error_that_tells_no_password(
+    storage: str, cause: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        _open(storage)
+
+    message = str(caught.value)
+    assert "config.storage" in message
+    assert cause in message
+    assert "secret" not in message
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_a_file_of_something_else_is_an_error_for_the_user(
+    kind: str, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("Remember the milk.\n" * 100)
+
+    with pytest.raises(SettingError, match=r"config\.storage"):
+        _open(f"{kind}:{file}")
+
+
+def test_a_missing_driver_of_postgresql_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+
+    with pytest.raises(SettingError, match=r"pip install 'remem_jax\[postgresql\]'"):
+        _open("postgresql://user:secret@host/name")
+
+
+def test_only_a_worker_that_is_known_to_be_dead_is_dead() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        alive = queue._worker() | {"pid": process.pid, "start": queue._start(process.pid)}
+        reused = alive | {"start": "1"}
+        found = [queue._has_died(worker) for worker in (queue._worker(), alive, reused)]
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # It stays a zombie.
+        found.append(queue._has_died(alive))
+    found.append(queue._has_died(alive))
+    elsewhere = [alive | {"host": "another"}, alive | {"space": "another"}]
+
+    assert found == [False, False, True, True, True]
+    assert [queue._has_died(worker) for worker in elsewhere] == [False, False]
+
+
+def test_the_dashboard_shows_the_study(storage: str, opened: Callable[..., queue.Queue]) -> None:
+    import optuna_dashboard
+
+    shared = opened()
+    shared.want([queue.Point("a", {"teacher.rho": 0.5}, {"row": "vit", "seed": 3})])
+    _claimed(shared, "a").done(0.75, {"accuracy": 0.75})
+    app = optuna_dashboard.wsgi(shared._storage)
+
+    (study,) = _asked(app, "/api/studies")["study_summaries"]
+    (trial,) = _asked(app, f"/api/studies/{study['study_id']}")["trials"]
+
+    assert (study["study_name"], study["directions"]) == ("study", ["maximize"])
+    assert (trial["state"], trial["values"]) == ("Complete", [0.75])
+    assert [(p["name"], p["param_internal_value"]) for p in trial["params"]] == [
+        ("teacher.rho", 0.5)
+    ]
+    shown = {attribute["key"]: attribute["value"] for attribute in trial["user_attrs"]}
+    assert (shown["row"], shown["seed"], shown["key"]) == ("vit", "3", "a")
+
+
+def _asked(app: Callable[..., Any], path: str) -> Any:
+    """What a WSGI application answers, without a server."""
+    statuses = []
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": path,
+        "QUERY_STRING": "after=0",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": io.StringIO(),
+    }
+    body = b"".join(app(environ, lambda status, headers, error=None: statuses.append(status)))
+    assert statuses == ["200 OK"], body
+    return json.loads(body)

@@ -1,0 +1,319 @@
+"""Which trials a study has, and which of them a search wants."""
+
+import collections
+import itertools
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from configs import quickstart, study
+from configs.tables import table8, table10
+from remem_jax.checks import SettingError
+from remem_jax.settings import METHODS
+from remem_jax.study import search, space
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    """A study of the bundled teacher and the digits."""
+    rows = study.rows("scratch", "finetune", "reweight", "sam", "remem")
+    found = study.make(
+        "Digits", rows, {"digits": study.column("Digits")}, base=quickstart.get_config()
+    )
+    found.grid = ConfigDict(
+        {"learning_rate": (0.01, 0.03, 0.1), "rho": (0.05, 0.5), "mlp_weight": (0.8, 0.9)}
+    )
+    found.search.near = ConfigDict({"learning_rate": 0.03, "rho": 0.5, "mlp_weight": 0.9})
+    return found
+
+
+def _by_row(trials: list[space.Trial]) -> dict[str, int]:
+    return dict(collections.Counter(trial.row for trial in trials))
+
+
+def test_the_paper_s_grid_has_54_teachers_of_remem_and_9_of_fine_tuning() -> None:
+    found = space.trials(table10.get_config())
+
+    assert _by_row(found) == {"finetune": 9, "reweight": 18, "sam": 27, "remem": 54}
+
+
+def test_a_method_varies_nothing_that_it_fixes(config: ConfigDict) -> None:
+    found = space.trials(config)
+
+    assert _by_row(found) == {"scratch": 1, "finetune": 3, "reweight": 6, "sam": 6, "remem": 12}
+    for trial in found:
+        assert not set(METHODS[trial.row] or {}) & set(trial.point)
+
+
+def test_what_a_method_fixes_is_written_into_its_run(config: ConfigDict) -> None:
+    (trial, *_) = [trial for trial in space.trials(config) if trial.row == "finetune"]
+
+    teacher = trial.config.teacher
+    assert (teacher.rho, teacher.mlp_weight, teacher.attention_weight) == (0.0, 1.0, 1.0)
+    assert trial.config.methods == ("finetune",)
+
+
+def test_a_search_begins_in_the_paper_s_best_region(config: ConfigDict) -> None:
+    found = [trial for trial in space.trials(config) if trial.row == "remem"]
+
+    assert found[0].point == {"learning_rate": 0.03, "rho": 0.5, "mlp_weight": 0.9}
+    assert found[-1].point["rho"] == 0.05
+
+
+def test_every_seed_has_all_trials_of_its_own(config: ConfigDict) -> None:
+    alone = space.trials(config)
+
+    config.seeds = (0, 5)
+
+    both = space.trials(config)
+    assert {trial.key for trial in alone} < {trial.key for trial in both}
+    assert len(both) == 2 * len(alone)
+    assert {trial.config.seed for trial in both} == {0, 5}
+
+
+def test_rows_and_columns_can_be_picked_by_name() -> None:
+    config = table8.get_config()
+
+    config.only = "dist_remem, pcam"
+
+    assert {trial.cell for trial in space.trials(config)} == {("dist_remem", "pcam", 0)}
+
+
+def test_a_study_that_is_extended_keeps_its_trials() -> None:
+    config = table8.get_config()
+    config.only = "cifar100"
+    before = {trial.key for trial in space.trials(config)}
+
+    config.only = "cifar100,pcam"
+
+    assert before < {trial.key for trial in space.trials(config)}
+
+
+def test_where_things_lie_makes_no_other_trial(config: ConfigDict) -> None:
+    before = [trial.key for trial in space.trials(config)]
+
+    config.base.data.cache = "elsewhere"
+    config.base.save_every = 7
+
+    assert [trial.key for trial in space.trials(config)] == before
+
+
+@pytest.mark.parametrize("setting", ["student.steps", "teacher.batch_size", "seed"])
+def test_what_decides_a_result_makes_another_trial(config: ConfigDict, setting: str) -> None:
+    before = {trial.key for trial in space.trials(config)}
+
+    if setting == "seed":
+        config.seeds = (3,)
+    else:
+        group, name = setting.split(".")
+        config.base[group][name] += 1
+
+    assert before.isdisjoint(trial.key for trial in space.trials(config))
+
+
+@pytest.mark.parametrize(
+    ("group", "changes", "said"),
+    [
+        ("rows", {"student": {"stepz": 3}}, r"config\.rows\.remem\.changes\.student.*stepz"),
+        ("columns", {"datas": {}}, r"config\.columns\.digits\.changes.*datas"),
+    ],
+)
+def test_a_change_of_a_setting_that_is_not_there_is_refused(
+    config: ConfigDict, group: str, changes: dict[str, Any], said: str
+) -> None:
+    config[group][{"rows": "remem", "columns": "digits"}[group]].changes = ConfigDict(changes)
+
+    with pytest.raises(SettingError, match=said):
+        space.check(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("only", "nothing", r"config\.only must be one of"),
+        ("seeds", (), r"config\.seeds"),
+        ("name", "", r"config\.name"),
+        ("row_order", ("remem",), r"config\.row_order must name all of config\.rows"),
+        ("grace_seconds", 1.0, r"config\.grace_seconds must be at least"),
+        ("attempts", 0, r"config\.attempts"),
+        ("search.kind", "random", r"config\.search\.kind"),
+        ("search.reduction", 1, r"config\.search\.reduction"),
+        ("search.budget", 1.5, r"config\.search\.budget"),
+        ("search.near.rho", 0.3, r"config\.search\.near\.rho"),
+        ("grid.rho", (), r"config\.grid\.rho"),
+        ("grid.radius", (0.1,), r"config\.grid\.radius must be one of"),
+        ("base.teacher.batch_size", 0, r"scratch, digits: config\.teacher\.batch_size"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(
+    config: ConfigDict, setting: str, value: Any, said: str
+) -> None:
+    *groups, name = setting.split(".")
+    where = config
+    for group in groups:
+        where = where[group]
+    where[name] = value
+
+    with pytest.raises(SettingError, match=said):
+        space.check(config)
+
+
+def test_a_scaled_trial_has_its_share_of_all_steps() -> None:
+    (trial, *_) = [trial for trial in space.trials(table10.get_config()) if trial.row == "remem"]
+
+    short = space.scaled(trial, 1 / 4).config
+
+    assert short.teacher.steps == (125, 175, 250, 750, 1250, 1750, 2500)
+    assert (short.teacher.warmup_steps, short.student.steps) == (125, 5000)
+    assert (short.student.warmup_steps, short.teacher.batch_size) == (125, 512)
+
+
+def test_a_scaled_trial_can_always_be_run(config: ConfigDict) -> None:
+    trial = space.trials(config)[-1]
+
+    for fraction in (1 / 4, 1 / 64, 1 / 1000):
+        space.check_remem(space.scaled(trial, fraction).config)
+
+
+def _search(kind: str = "halving", **settings: Any) -> ConfigDict:
+    return ConfigDict(
+        {"kind": kind, "reduction": 4, "rungs": 3, "budget": 0.2, "near": {}, **settings}
+    )
+
+
+@given(
+    candidates=st.integers(1, 200),
+    reduction=st.integers(2, 5),
+    rungs=st.integers(1, 4),
+    budget=st.floats(0.05, 1.0),
+)
+def test_rungs_cost_no_more_than_the_budget_and_begin_with_as_many_as_it_holds(
+    candidates: int, reduction: int, rungs: int, budget: float
+) -> None:
+    settings = _search(reduction=reduction, rungs=rungs, budget=budget)
+
+    def spent(first: int) -> float:
+        return sum(
+            max(1, first // reduction**r) / reduction ** (rungs - 1 - r) for r in range(rungs)
+        )
+
+    fit = [first for first in range(1, candidates + 1) if spent(first) <= budget * candidates]
+    if fit:
+        sizes = space.halving_sizes(candidates, settings)
+        assert sizes == [max(1, fit[-1] // reduction**r) for r in range(rungs)]
+    elif spent(1) > budget * candidates + 1e-6:
+        with pytest.raises(SettingError, match=r"config\.search\.budget"):
+            space.halving_sizes(candidates, settings)
+
+
+def _run(
+    settings: ConfigDict, trials: list[space.Trial], value: Any, order: random.Random
+) -> dict[str, float]:
+    """Runs what is wanted, one at a time in any order, until nothing more is."""
+    values: dict[str, float] = {}
+    whole = search.Search(settings, trials)
+    while True:
+        found = whole.wanted(values)
+        left = [trial for trial in found.trials if trial.key not in values]
+        if not left:
+            assert not found.more
+            return values
+        trial = order.choice(left)
+        values[trial.key] = value(trial)
+
+
+def _quality(trial: space.Trial) -> float:
+    """Best at the end of the grid that is farthest from where the search begins."""
+    point = trial.point
+    return 10 * point["learning_rate"] - point["rho"] - point["mlp_weight"] + trial.fraction
+
+
+def test_a_grid_wants_every_trial_at_once(config: ConfigDict) -> None:
+    trials = space.trials(config)
+
+    found = search.Search(_search("grid"), trials).wanted({})
+
+    assert {trial.key for trial in found.trials} == {trial.key for trial in trials}
+    assert not found.more
+
+
+def test_a_cell_of_one_trial_is_run_in_full_by_any_search(config: ConfigDict) -> None:
+    trials = [trial for trial in space.trials(config) if trial.row == "scratch"]
+
+    found = search.Search(_search(), trials)
+
+    assert found.wanted({}) == search.Wanted(trials, more=False)
+
+
+def test_halving_finds_the_best_where_short_runs_order_trials_as_long_ones_do(
+    config: ConfigDict,
+) -> None:
+    trials = [trial for trial in space.trials(config) if trial.row == "remem"]
+    settings = _search(budget=1.0)
+
+    done = _run(settings, trials, _quality, random.Random(0))
+
+    best = max(trials, key=_quality)
+    assert best.key in done
+    assert sum(trial.key in done for trial in trials) == 1
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_halving_comes_to_the_same_trials_whoever_is_first(config: ConfigDict, seed: int) -> None:
+    trials = [trial for trial in space.trials(config) if trial.row in ("remem", "sam")]
+    settings = _search(rungs=2, budget=0.5)
+
+    found = _run(settings, trials, _hashed, random.Random(seed))
+
+    assert found == _run(settings, trials, _hashed, random.Random(0))
+
+
+def test_as_much_is_run_as_was_planned(config: ConfigDict) -> None:
+    trials = [trial for trial in space.trials(config) if trial.row in ("remem", "sam")]
+    settings = _search(rungs=2, budget=0.5)
+
+    done = _run(settings, trials, _hashed, random.Random(0))
+
+    planned = search.Search(settings, trials).planned
+    full = {trial.key for trial in trials}
+    assert len(planned) == len(done)
+    assert sum(trial.fraction for trial in planned) == sum(
+        1.0 if key in full else 0.25 for key in done
+    )
+
+
+def _hashed(trial: space.Trial) -> float:
+    return int(trial.key, 16) / 16**16
+
+
+def test_a_trial_that_failed_does_not_rise(config: ConfigDict) -> None:
+    trials = [trial for trial in space.trials(config) if trial.row == "remem"]
+    settings = _search(budget=1.0, rungs=2)
+    failing = {space.scaled(trial, 1 / 4).key for trial in trials if _quality(trial) < 0.5}
+
+    done = _run(
+        settings,
+        trials,
+        lambda trial: float("-inf") if trial.key in failing else -_quality(trial),
+        random.Random(0),
+    )
+
+    risen = [trial for trial in trials if trial.key in done]
+    assert len(risen) == 3
+    assert all(_quality(trial) >= 0.5 for trial in risen)
+
+
+def test_each_cell_has_a_search_of_its_own(config: ConfigDict) -> None:
+    config.seeds = (0, 1)
+    trials = [trial for trial in space.trials(config) if trial.row in ("remem", "sam")]
+
+    done = _run(_search(budget=1.0), trials, _hashed, random.Random(0))
+
+    full = [trial.cell for trial in trials if trial.key in done]
+    assert sorted(full) == sorted(
+        (row, "digits", seed) for row, seed in itertools.product(("remem", "sam"), (0, 1))
+    )
