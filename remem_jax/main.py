@@ -81,9 +81,9 @@ def _runner() -> Callable[..., None]:
     """What the config's workflow is run by."""
     with install_import_hook(_CHECKED, _TYPECHECKER):
         if _CONFIG.value.workflow == "study":  # Takes a second to import.
-            from remem_jax import study
+            from remem_jax.study import worker
 
-            return study.run
+            return worker.run
         from remem_jax import workflow
 
         return workflow.run

@@ -1,5 +1,1 @@
 """Studies: many runs of one table, shared by any number of workers."""
-
-from remem_jax.study.worker import run
-
-__all__ = ["run"]

@@ -12,9 +12,7 @@ A trial is one attempt at a point, by one worker. Nothing is done twice, and not
 import contextlib
 import functools
 import itertools
-import json
 import math
-import os
 import pathlib
 import random
 import threading
@@ -23,24 +21,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import optuna
-import sqlalchemy
 from absl import logging
 from optuna.distributions import FloatDistribution
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from remem_jax import checks
-from remem_jax.checks import SettingError
+from remem_jax.study import process, storages
 
-_FILES = {"sqlite": "study.db", "journal": "study.journal"}
-_POSTGRESQL = ("postgresql", "postgresql+psycopg")
-_LOCKED_SECONDS = 60.0  # How long a worker waits for the others' writes to an SQLite file.
-# Of a storage that is locked, or away for a moment.
-_PASSING = (StorageInternalError, SQLAlchemyError, OSError, RuntimeError, json.JSONDecodeError)
 # What is noted in a trial, beside what its point has. Only its worker writes `record` and
 # `failed`: another that fails the trial at the same time does not undo them.
 _NOTES = {"worker", "beats", "record", "failed", "reason", "strike"}
@@ -73,11 +61,11 @@ def _patient(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
         while True:
             try:
                 return method(*args, **kwargs)
-            except _PASSING as error:
+            except storages.PASSING as error:
                 if time.monotonic() > end:
-                    raise _unusable(queue._shown, error) from None
+                    raise storages.unusable(queue._shown, error) from None
                 if not told:
-                    logging.warning("%s: %s; trying again.", queue._shown, _cause(error))
+                    logging.warning("%s: %s; trying again.", queue._shown, storages.cause(error))
                 told = True
             time.sleep(queue._heartbeat_seconds)
 
@@ -148,9 +136,11 @@ class Claim:
                 if not self._over.is_set():
                     self._lose()
                 break
-            except _PASSING as error:  # The work goes on.
+            except storages.PASSING as error:  # The work goes on.
                 if not told:
-                    logging.warning("Trial %d has no heartbeat: %s.", self.number, _cause(error))
+                    logging.warning(
+                        "Trial %d has no heartbeat: %s.", self.number, storages.cause(error)
+                    )
                 told = True
         self._queue._storage.remove_session()  # Each thread has one.
 
@@ -169,15 +159,15 @@ class Queue:
 
     def __init__(
         self,
-        storage: BaseStorage,
+        opened: storages.Opened,
         name: str,
         *,
-        shown: str,
         heartbeat_seconds: float,
         grace_seconds: float,
         attempts: int,
     ) -> None:
-        self._storage, self._shown, self._attempts = storage, shown, attempts
+        storage, self._shown = opened
+        self._storage, self._attempts = storage, attempts
         self._heartbeat_seconds, self._grace_seconds = heartbeat_seconds, grace_seconds
         # Reads each trial that has ended, and its record, only once.
         self._study = optuna.create_study(
@@ -319,7 +309,7 @@ class Queue:
             before, since = self._heard.get(trial.number, (beats, now))
             since = since if beats == before else now
             self._heard[trial.number] = beats, since
-            if began - since >= self._grace_seconds or (worker and _has_died(worker)):
+            if began - since >= self._grace_seconds or (worker and process.has_died(worker)):
                 self._bury(trial)
         for group in self._groups(keys).values():
             if self._state(group) == "waiting" and not _in(group, TrialState.WAITING):
@@ -344,7 +334,7 @@ class Queue:
         try:
             if not self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
                 return None
-            self._storage.set_trial_user_attr(trial_id, "worker", _worker())
+            self._storage.set_trial_user_attr(trial_id, "worker", process.this())
             self._storage.set_trial_user_attr(trial_id, "beats", 0)
         except UpdateFinishedTrialError:
             return None
@@ -383,91 +373,17 @@ def open_queue(
     checks.at_least("config.grace_seconds", grace_seconds, 3 * heartbeat_seconds)
     checks.at_least("config.attempts", attempts, 1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = _url(storage, folder)
-    shown = sqlalchemy.URL.create(  # Nothing that may hold a password.
-        url.drivername, host=url.host, port=url.port, database=url.database
-    ).render_as_string()
+    opened = storages.open_storage(storage, folder)
     try:
         return Queue(
-            _journal(url) if url.drivername == "journal" else _database(url),
+            opened,
             name,
-            shown=shown,
             heartbeat_seconds=heartbeat_seconds,
             grace_seconds=grace_seconds,
             attempts=attempts,
         )
-    except ImportError as error:
-        driver = (
-            "remem_jax[postgresql]"
-            if url.drivername in _POSTGRESQL
-            else getattr(error.__cause__, "name", error.name)
-        )
-        raise SettingError(
-            f"config.storage, {shown}, needs a driver: pip install '{driver}'."
-        ) from None
-    except (*_PASSING, ValueError) as error:
-        raise _unusable(shown, error) from None
-
-
-def _url(storage: str, folder: pathlib.Path) -> sqlalchemy.URL:
-    kind, _, path = storage.partition(":")
-    if kind in _FILES and "://" not in storage:
-        file = pathlib.Path(path) if path else folder / _FILES[kind]
-        return sqlalchemy.URL.create(kind, database=str(file.absolute()))
-    with contextlib.suppress(ArgumentError, ValueError):
-        url = sqlalchemy.make_url(storage)
-        if "@" not in (url.host or ""):  # Else a part of the password is in it.
-            return url
-    raise SettingError(
-        'config.storage must be "sqlite", "journal", one of them with a path ("sqlite:/path"), or '
-        "a URL like postgresql://user:password@host/name, where a password's @ is %40 and its / is "
-        f"%2F; got {kind!r} and what follows."
-    )
-
-
-def _journal(url: sqlalchemy.URL) -> BaseStorage:
-    file = pathlib.Path(url.database or "")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-
-
-def _database(url: sqlalchemy.URL) -> BaseStorage:
-    """Opens a database; those who make its tables at the same time are in each other's way."""
-    connect: dict[str, Any] = {}
-    if url.get_backend_name() == "sqlite":
-        pathlib.Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-        connect = {"timeout": _LOCKED_SECONDS}
-    elif url.drivername in _POSTGRESQL:
-        url = url.set(drivername="postgresql+psycopg")
-        connect = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # Seconds; milliseconds.
-    # Optuna fills in what is in braces.
-    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    options = {"pool_pre_ping": True, "connect_args": connect}
-    attempts = 5
-    while True:
-        try:
-            storage = optuna.storages.RDBStorage(text, engine_kwargs=options)
-            break
-        except (StorageInternalError, SQLAlchemyError):
-            attempts -= 1
-            if not attempts:
-                raise
-            time.sleep(random.random() / 2)
-    if url.get_backend_name() == "sqlite":
-        # Python begins a transaction at the first write, after Optuna has read what it decides
-        # by: two workers would take one trial. So it is begun before, and by one at a time.
-        event.listen(storage.engine, "connect", _begin_nothing)
-        event.listen(storage.engine, "begin", _begin_alone)
-        storage.engine.dispose()  # Of the connections that were made before.
-    return storage
-
-
-def _begin_nothing(connection: Any, record: Any) -> None:
-    connection.isolation_level = None
-
-
-def _begin_alone(connection: sqlalchemy.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    except (*storages.PASSING, ValueError) as error:
+        raise storages.unusable(opened.shown, error) from None
 
 
 def _trial(point: Point) -> FrozenTrial:
@@ -503,55 +419,3 @@ def _strikes(group: Sequence[FrozenTrial]) -> list[str]:
     """The reasons of the attempts that count."""
     failed = [trial.user_attrs for trial in _in(group, TrialState.FAIL)]
     return [notes["reason"] for notes in failed if notes.get("strike")]
-
-
-def _cause(error: BaseException) -> str:
-    """One line; Optuna hides the cause of what goes wrong in a database."""
-    cause = error.__cause__ or error
-    return f"{getattr(cause, 'orig', None) or cause}".strip().partition("\n")[0]
-
-
-def _unusable(shown: str, error: BaseException) -> SettingError:
-    return SettingError(
-        f"The storage of the study, {shown}, cannot be used ({_cause(error)}): see that it can be "
-        "reached and written, or set config.storage to another."
-    )
-
-
-def _worker() -> dict[str, Any]:
-    """This process, so that others on this machine can tell whether it lives."""
-    pid = os.getpid()
-    return {"host": os.uname().nodename, "pid": pid, "start": _start(pid), "space": _space()}
-
-
-def _space() -> str | None:
-    """Of what numbers of processes are unique in: a boot and, as for containers, a namespace."""
-    try:
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {pathlib.Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return None
-
-
-def _start(pid: int) -> str | None:
-    """When a process started, since numbers are used again; None if it cannot be told."""
-    try:
-        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # The name before it may hold anything.
-    return "dead" if fields[0] in "ZX" else fields[19]  # A zombie waits for its parent.
-
-
-def _has_died(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker is known to be no more; False also where it cannot be told."""
-    here = {"host": os.uname().nodename, "space": _space()}
-    if here["space"] is None or any(worker[name] != value for name, value in here.items()):
-        return False
-    try:
-        os.kill(worker["pid"], 0)  # Tells of others' processes too, where /proc hides them.
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return _start(worker["pid"]) not in (None, worker["start"])

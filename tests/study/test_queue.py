@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
@@ -20,18 +21,16 @@ import optuna
 import pytest
 
 from remem_jax.checks import SettingError
-from remem_jax.study import queue
+from remem_jax.study import process, queue
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEARTBEAT, GRACE = 0.1, 0.6  # Seconds.
-# Tells of what it does by a line each. The module is loaded by its path: the package around it
-# imports JAX, which takes seconds.
+# Tells of what it does by a line each.
 WORKER = """
-import importlib.util, json, pathlib, sys, time
+import json, pathlib, sys, time
 
-spec = importlib.util.spec_from_file_location("alone", "remem_jax/study/queue.py")
-queue = sys.modules["alone"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(queue)
+from remem_jax.study import queue
+
 storage, keys, seconds, settings = json.loads(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -52,7 +51,7 @@ with queue.open_queue(storage, "study", folder=pathlib.Path.cwd(), **settings) a
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """The URL of a server of PostgreSQL's own, whose {} is the name of a database."""
+    """The URL of a PostgreSQL of the tests' own, on loopback; its {} is the name of a database."""
     pytest.importorskip("psycopg")
     folders = [str(path) for path in pathlib.Path("/usr/lib/postgresql").glob("*/bin")]
     path = os.pathsep.join([os.environ["PATH"], *folders])
@@ -68,13 +67,18 @@ def postgresql() -> Iterator[str]:
         done = subprocess.run(command, user=owner, group=owner, cwd=folder, **quiet)
         assert done.returncode == 0, (folder / "log").read_text()
 
-    data, options = str(folder / "data"), f"-k {folder} -c listen_addresses='' -c fsync=off"
+    data = str(folder / "data")
     with (folder / "log").open("w") as log:
         quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         call(initdb, "-D", data, "-U", "remem", "-A", "trust", "-E", "UTF8", "--no-sync")
-        call(pg_ctl, "-D", data, "-w", "-o", options, "start")
+        port = 0
+        for port in random.sample(range(20_000, 60_000), 5):  # Until one is free.
+            options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+            with contextlib.suppress(AssertionError):
+                call(pg_ctl, "-D", data, "-w", "-o", options, "start")
+                break
         try:
-            yield f"postgresql://remem:secret@/{{}}?host={folder}"
+            yield f"postgresql://remem:secret@127.0.0.1:{port}/{{}}"
         finally:
             call(pg_ctl, "-D", data, "-w", "-m", "immediate", "stop")
             shutil.rmtree(folder)
@@ -266,7 +270,7 @@ def test_a_killed_workers_trial_is_taken_up(
     assert _line(worker) == ["begin", "a"]
     shared = opened(grace_seconds=60 if here else GRACE)
     if not here:
-        monkeypatch.setattr(queue, "_space", lambda: "another machine's")
+        monkeypatch.setattr(process, "space", lambda: "another machine's")
     assert shared.claim(["a"]) is None
 
     worker.kill()  # From here on it is a zombie: nobody has waited for it.
@@ -369,7 +373,7 @@ def test_a_point_that_ends_its_workers_is_given_up(
 ) -> None:
     shared = opened(attempts=2)
     shared.want(_points("a"))
-    monkeypatch.setattr(queue, "_has_died", lambda worker: True)
+    monkeypatch.setattr(process, "has_died", lambda worker: True)
 
     attempts = [shared.claim(["a"]) is not None for _ in range(3)]
 
@@ -438,7 +442,7 @@ def test_a_worker_learns_that_its_trial_was_lost(
     worker, other = files(heartbeat_seconds=0.02), files()
     worker.want(_points("a"))
     claim = _claimed(worker, "a")
-    monkeypatch.setattr(queue, "_has_died", lambda who: True)
+    monkeypatch.setattr(process, "has_died", lambda who: True)
 
     with claim.working():
         taken = _claimed(other, "a")
@@ -618,18 +622,18 @@ def test_a_missing_driver_of_postgresql_names_the_extra(monkeypatch: pytest.Monk
 
 
 def test_only_a_worker_that_is_known_to_be_dead_is_dead() -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        alive = queue._worker() | {"pid": process.pid, "start": queue._start(process.pid)}
+    with subprocess.Popen(["sleep", "60"]) as child:
+        alive = process.this() | {"pid": child.pid, "start": process.started(child.pid)}
         reused = alive | {"start": "1"}
-        found = [queue._has_died(worker) for worker in (queue._worker(), alive, reused)]
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # It stays a zombie.
-        found.append(queue._has_died(alive))
-    found.append(queue._has_died(alive))
+        found = [process.has_died(worker) for worker in (process.this(), alive, reused)]
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # It stays a zombie.
+        found.append(process.has_died(alive))
+    found.append(process.has_died(alive))
     elsewhere = [alive | {"host": "another"}, alive | {"space": "another"}]
 
     assert found == [False, False, True, True, True]
-    assert [queue._has_died(worker) for worker in elsewhere] == [False, False]
+    assert [process.has_died(worker) for worker in elsewhere] == [False, False]
 
 
 def test_the_dashboard_shows_the_study(storage: str, opened: Callable[..., queue.Queue]) -> None:
