@@ -14,6 +14,10 @@ _CONFIG, _INPUTS = "config.json", "inputs.json"
 _SHOWN = 5  # Settings listed in an error.
 
 
+class HeldError(SettingError):
+    """Another process runs in the folder."""
+
+
 @contextlib.contextmanager
 def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
     """Holds the folder for a configuration while the block runs.
@@ -25,8 +29,8 @@ def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None
         config: Nested settings that decide the result; JSON values.
 
     Raises:
-        SettingError: If the folder cannot be written, belongs to another configuration, or is
-            held by another process.
+        SettingError: If the folder cannot be written, or belongs to another configuration.
+        HeldError: If it is held by another process.
     """
     if not mesh.is_writer():
         yield
@@ -42,7 +46,7 @@ def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SettingError(
+            raise HeldError(
                 f"Another process runs in {directory}; wait, or set --workdir."
             ) from None
         before = results.read(directory / _CONFIG)

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from remem_jax.report import protocol
+from remem_jax.settings import METHODS
 from remem_jax.study import cost, queue
 from remem_jax.study.space import Trial
 
@@ -220,6 +221,10 @@ def _differs(config: ConfigDict, records: Sequence[Mapping[str, Any]]) -> list[s
     """How runs of the study are not the paper's, each sentence once."""
     sentences = dict.fromkeys(config.differs)
     for record in records:
-        sentences |= dict.fromkeys(record["config"]["differs"])
-        sentences |= dict.fromkeys(protocol.deviations(record["config"]))
+        own = record["config"]
+        sentences |= dict.fromkeys(own["differs"])
+        # What a method fixes is the paper's too, and from scratch there is no teacher.
+        fixed = METHODS[own["methods"][0]]
+        teacher = {k: v for k, v in own["teacher"].items() if fixed is not None and k not in fixed}
+        sentences |= dict.fromkeys(protocol.deviations({**own, "teacher": teacher}))
     return list(sentences)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, report, settings, workflow
 from remem_jax.checks import SettingError
-from remem_jax.storage import checkpoints, results
+from remem_jax.storage import checkpoints, results, workdir
 from remem_jax.study import cost, queue, search, space, summary
 from remem_jax.study.space import Trial
 from remem_jax.train import loop
@@ -178,13 +178,20 @@ def _run_trial(study: Study, claim: queue.Claim | None, step: Mapping[str, Any])
     """Runs a trial to its end, and says how it ended."""
     trial = study.search.by_key[step["key"]]
     folder = study.directory / "trials" / trial.key
+    counts = False
     with claim.working() if claim else contextlib.nullcontext(), _told(trial, claim):
-        workflow.run(trial.config, folder, stopping=study.stopping)
+        workflow.run(
+            trial.config,
+            folder,
+            # Once it is another's, the work is in vain.
+            stopping=lambda: study.stopping() or (claim is not None and claim.lost),
+        )
         if claim:
             found = _record(folder)
             (row,) = found["methods"]
-            claim.done(row["student"]["validation"][found["data"]["metric"]], found)
-    if mesh.is_writer() and not study.config.keep_weights:
+            value = row["student"]["validation"][found["data"]["metric"]]
+            counts = claim.done(value, found)
+    if counts and not study.config.keep_weights:  # Else another may need them.
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
     jax.clear_caches()  # The steps of this trial; the next one finds what it shares on disk.
@@ -201,24 +208,40 @@ def _record(folder: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _told(trial: Trial, claim: queue.Claim | None) -> Iterator[None]:
-    """Tells the others of a trial that did not end well: that it failed, or waits for one of them.
-
-    A loss that is no number is a result, and others go on. Anything else ends this worker.
-    """
+    """Tells the others of a trial that did not end well; raises again what ends this worker."""
     name = f"{trial.row}, {trial.column}, seed {trial.seed}, {_shown(trial)}"
     try:
         yield
-    except loop.NonFiniteLossError as error:
-        logging.warning("%s: %s", name, error)
+    except BaseException as error:
+        if _goes_on(error, claim):
+            logging.warning("%s: %s", name, error)
+        elif isinstance(error, SettingError):
+            raise SettingError(f"{name}: {error}") from error
+        else:
+            raise
+
+
+def _goes_on(error: BaseException, claim: queue.Claim | None) -> bool:
+    """Whether a worker goes on after an error of a trial, of which it tells the others.
+
+    It does after a loss that is no number; where the trial had become another's; and where
+    another, which was taken for dead, is still at it in the same folder, and is waited for.
+    """
+    if isinstance(error, loop.NonFiniteLossError):
         if claim:
             claim.failed(str(error))
-    except BaseException as error:
-        if claim:
-            asked = isinstance(error, loop.StoppedError | KeyboardInterrupt)
-            claim.give_back(f"{type(error).__name__}: {error}", strike=not asked)
-        if isinstance(error, SettingError):
-            raise SettingError(f"{name}: {error}") from error
-        raise
+        return True
+    # Of several processes that make one worker, only the first knows of the folder.
+    held = isinstance(error, workdir.HeldError) and jax.process_count() == 1
+    stopped = isinstance(error, loop.StoppedError)
+    if claim:
+        passing = held or stopped or isinstance(error, KeyboardInterrupt)
+        claim.give_back(f"{type(error).__name__}: {error}", strike=not passing)
+    if held:
+        time.sleep(_POLL_SECONDS)
+    if stopped:
+        return mesh.any_process(claim is not None and claim.lost)
+    return held
 
 
 def _report(study: Study) -> list[str]:

@@ -1,8 +1,11 @@
 """Files and small records: whole or not at all."""
 
 import hashlib
+import json
 import math
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -150,3 +153,26 @@ def test_the_cache_is_where_the_user_wants_it(
         monkeypatch.setenv(name, value)
 
     assert files.cache() == pathlib.Path(expected)
+
+
+_WRITER = """
+import json, pathlib, sys
+
+from remem_jax.storage import files
+
+path, own = pathlib.Path(sys.argv[1]), sys.argv[2] * 100_000
+for _ in range(40):
+    files.write_text(path, json.dumps(own))
+    json.loads(path.read_text())
+"""
+
+
+def test_processes_may_write_a_file_at_once(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.json"
+    command = [sys.executable, "-c", _WRITER, str(path)]
+
+    writers = [subprocess.Popen([*command, str(number)]) for number in range(4)]
+
+    assert [writer.wait() for writer in writers] == [0, 0, 0, 0]
+    assert len(set(json.loads(path.read_text()))) == 1
+    assert list(tmp_path.iterdir()) == [path]

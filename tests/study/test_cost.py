@@ -1,0 +1,196 @@
+"""What a study costs, against a count of its steps one by one."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import quickstart, study
+from remem_jax import workflow
+from remem_jax.study import cost as study_cost
+from remem_jax.study import search, space
+from remem_jax.workflow import cost, parts
+
+# Powers of two, so that sums are exact.
+TEACHER, ANSWER, STUDENT = cost.Step(64.0, 0.5), cost.Step(8.0, 0.25), cost.Step(16.0, 0.125)
+SPEED = cost.Speed(TEACHER, ANSWER, STUDENT)
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    """A study of the bundled teacher and the digits."""
+    base = quickstart.get_config()
+    base.teacher.steps, base.student.steps = (64, 128), 64
+    base.student.losses, base.student.weights = ("kd", "dist"), (0.5, 0.9)
+    base.student.seeds = (0, 1)
+    rows = study.rows("scratch", "finetune", "remem")
+    found = study.make("Digits", rows, {"digits": study.column("Digits")}, base=base)
+    found.grid = ConfigDict(
+        {"learning_rate": (0.01, 0.03, 0.1), "rho": (0.05, 0.5), "mlp_weight": (0.8, 0.9)}
+    )
+    found.search.near = ConfigDict()
+    return found
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[ConfigDict]:
+    """The configs whose steps were measured, which takes no time."""
+    found: list[ConfigDict] = []
+
+    def measure(config: ConfigDict) -> cost.Speed:
+        found.append(config)
+        return SPEED
+
+    monkeypatch.setattr(workflow, "measure_speed", measure)
+    return found
+
+
+def _trials(config: ConfigDict, *rows: str) -> list[space.Trial]:
+    return [trial for trial in space.trials(config) if trial.row in rows]
+
+
+def _counted(config: ConfigDict) -> list[cost.Step]:
+    """Every step of a run: of its teacher, what its students ask of it, and of each student."""
+    scratch = config.methods == ("scratch",)
+    steps = [TEACHER for _ in range(0 if scratch else 128)]
+    for _ in (None,) if scratch else (64, 128):
+        for _ in range(64):
+            steps += [ANSWER, *(STUDENT for _ in _students(scratch=scratch))]
+    return steps
+
+
+def _students(*, scratch: bool) -> list[Any]:
+    """Of one teacher; DIST has no temperature, and there is one temperature."""
+    rates, weights, seeds = (0.05, 0.1), (0.5, 0.9), (0, 1)
+    losses = (None,) if scratch else ("kd", "dist")
+    return [
+        (loss, rate, weight, seed)
+        for loss in losses
+        for rate in rates
+        for weight in (weights if loss else (None,))
+        for seed in seeds
+    ]
+
+
+@pytest.mark.parametrize("row", ["scratch", "finetune", "remem"])
+def test_a_run_costs_what_all_its_steps_do(config: ConfigDict, row: str) -> None:
+    run = _trials(config, row)[0].config
+    expected = _counted(run)
+
+    found = cost.of_run(run, SPEED._replace(teacher=None) if row == "scratch" else SPEED)
+
+    assert found.operations == sum(step.operations for step in expected)
+    assert found.seconds == sum(step.seconds for step in expected)
+    assert found.teacher_steps == expected.count(TEACHER)
+    assert found.student_steps == expected.count(STUDENT)
+    assert found.students == found.student_steps / 64
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mixed_dtypes")
+def test_sam_takes_twice_the_operations_of_a_teacher(
+    small_run: parts.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "_seconds", lambda step, state: 0.0)  # Else all is compiled.
+    monkeypatch.setattr(cost, "_of_students", lambda *others: SPEED._replace(teacher=others[-1]))
+    teachers = []
+
+    for method in ("finetune", "remem"):
+        small_run.config.methods = (method,)
+        teachers.append(cost.measure(small_run).teacher)
+
+    plain, sam = (teacher.operations for teacher in teachers if teacher)
+    # Two gradients rather than one; re-weighting counts for nothing.
+    assert sam == pytest.approx(2 * plain, rel=0.01)
+
+
+def test_a_study_costs_what_its_trials_do(
+    config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
+) -> None:
+    trials = _trials(config, "finetune", "remem")
+
+    total = study_cost.of_trials(trials, tmp_path)
+
+    steps = [step for trial in trials for step in _counted(trial.config)]
+    assert total.trials == len(trials) == 3 + 12
+    assert total.operations == sum(step.operations for step in steps)
+    assert total.hours == pytest.approx(sum(step.seconds for step in steps) / 3600)
+    assert (total.teacher_steps, total.students) == (15 * 128, 15 * 2 * 16)
+    assert total.student_steps == total.students * 64
+
+
+def test_what_was_measured_is_not_measured_again(
+    config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
+) -> None:
+    trials = space.trials(config)
+    first = study_cost.of_trials(trials, tmp_path)
+    before = len(measured)
+
+    again = study_cost.of_trials(trials, tmp_path)
+
+    assert again == first
+    assert len(measured) == before
+    assert len(json.loads((tmp_path / "speeds.json").read_text())) == before
+
+
+def test_points_of_a_grid_share_a_measurement(
+    config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
+) -> None:
+    study_cost.of_trials(space.trials(config), tmp_path)
+
+    assert [one.methods for one in measured] == [("scratch",), ("finetune",), ("remem",)]
+
+
+def test_columns_of_images_of_one_size_share_a_measurement(
+    config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
+) -> None:
+    others = {"pets": {"name": "pets"}, "large": {"name": "dtd", "image_size": 64}}
+    for name, data in others.items():
+        config.columns[name] = ConfigDict(study.column(name, data=data))
+    config.column_order = ("digits", "pets", "large")
+
+    study_cost.of_trials(_trials(config, "finetune"), tmp_path)
+
+    assert [one.data.name for one in measured] == ["digits", "dtd"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"student": {"model": "mobilenet_v2"}},
+        {"student": {"batch_size": 32}},
+        {"student": {"losses": ("kd",)}},
+        {"teacher": {"variant": "Ti/16"}},
+        {"teacher": {"tuning": "lora"}},
+        {"compute_dtype": "bfloat16"},
+    ],
+)
+def test_a_row_whose_steps_are_others_is_measured(
+    config: ConfigDict,
+    measured: list[ConfigDict],
+    tmp_path: pathlib.Path,
+    changes: dict[str, Any],
+) -> None:
+    config.rows.other = ConfigDict(study.row("Another", "finetune", **changes))
+    config.row_order = ("scratch", "finetune", "remem", "other")
+
+    study_cost.of_trials(_trials(config, "finetune", "other"), tmp_path)
+
+    assert len(measured) == 2
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize("budget", [0.2, 0.5, 1.0])
+def test_halving_costs_no_more_than_its_share_of_the_grid(
+    config: ConfigDict, tmp_path: pathlib.Path, budget: float
+) -> None:
+    trials = _trials(config, "remem")
+    config.search.kind, config.search.budget = "halving", budget
+    planned = search.Search(config.search, trials).planned
+
+    found = study_cost.of_trials(planned, tmp_path).operations
+
+    whole = study_cost.of_trials(trials, tmp_path).operations
+    assert 0 < found <= budget * whole

@@ -1,0 +1,508 @@
+"""Workers of a study as a user starts them: alone, together, killed, stopped and started again."""
+
+import json
+import logging
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optuna
+import pytest
+from ml_collections import ConfigDict
+from optuna.trial import TrialState
+
+from remem_jax import models, workflow
+from remem_jax.checks import SettingError
+from remem_jax.storage import results, workdir
+from remem_jax.study import queue, worker
+from remem_jax.train import loop
+from remem_jax.weights import augreg
+from remem_jax.workflow import cost
+
+pytestmark = pytest.mark.timeout(900)  # Several whole studies; a busy machine may take minutes.
+ROOT = pathlib.Path(__file__).parents[2]
+# Small enough that compiling and starting is nearly all of the time.
+CONFIG = """
+from ml_collections import ConfigDict
+
+from configs import quickstart, study
+
+
+def get_config():
+    base = quickstart.get_config()
+    base.log_every, base.save_every = 1, 4
+    base.data.image_size = 16
+    base.teacher.init = {init!r}
+    base.teacher.steps, base.teacher.warmup_steps = (8,), 2
+    base.teacher.batch_size = base.student.batch_size = 8
+    base.student.steps, base.student.warmup_steps = 4, 2
+    base.student.learning_rates, base.student.evaluations = (0.05,), 1
+    rows = study.rows("finetune", "remem")
+    config = study.make("Tiny: a study", rows, {{"digits": study.column("Digits")}}, base=base)
+    config.heartbeat_seconds, config.grace_seconds = 0.5, 30.0
+    config.grid = ConfigDict({{"learning_rate": (0.05,), "rho": (0.05, 0.5)}})
+    config.search.near = ConfigDict()
+    return config
+"""
+# A teacher of the first rate has a loss that is no number after a step or two.
+FAILS_FIRST = ("--config.only=finetune", "--config.grid.learning_rate=(1e38, 0.05)")
+SPEED = cost.Speed(cost.Step(4e6, 1e-3), cost.Step(1e6, 1e-3), cost.Step(2e6, 1e-3))
+
+
+class Worker(NamedTuple):
+    """A process that works on a study, and what it has told so far."""
+
+    process: subprocess.Popen[bytes]
+    path: pathlib.Path
+
+    @property
+    def log(self) -> str:
+        return self.path.read_text()
+
+    def ends(self, status: int) -> None:
+        self.process.wait()
+        assert self.process.returncode == status, self.log
+
+
+class Desk:
+    """Starts workers, which share what was compiled."""
+
+    def __init__(self, scratch: pathlib.Path) -> None:
+        self.file, self._scratch, self._started = scratch / "tiny.py", scratch, 0
+        model = models.make("vit", variant="Pico/8", classes=3)
+        init = scratch / "pico.npz"
+        augreg.save(init, models.init(model, jax.random.key(0), 16)["params"])
+        self.file.write_text(CONFIG.format(init=str(init)))
+
+    def folder(self, name: str) -> pathlib.Path:
+        return self._scratch / name
+
+    def start(self, name: str, *flags: str) -> Worker:
+        self._started += 1
+        log = self._scratch / f"{self._started}.log"
+        command = [sys.executable, "-m", "remem_jax.main", f"--config={self.file}"]
+        with log.open("wb") as written:
+            process = subprocess.Popen(
+                [*command, f"--workdir={self.folder(name)}", *flags],
+                cwd=ROOT,
+                env=os.environ | {"REMEM_CACHE": str(self._scratch / "cache")},
+                stdout=subprocess.DEVNULL,
+                stderr=written,
+            )
+        return Worker(process, log)
+
+    def knows_speeds_of(self, name: str, other: str) -> None:
+        """Spares a study the measuring of what another one has measured."""
+        self.folder(name).mkdir()
+        shutil.copy(self.folder(other) / "speeds.json", self.folder(name))
+
+
+class Killed(NamedTuple):
+    """What became of a study of two workers, one of them killed in the middle of a trial."""
+
+    folder: pathlib.Path
+    key: str
+    pid: int
+
+
+class Stopped(NamedTuple):
+    """A study that was stopped in the middle of a trial, as it was then; and that has gone on."""
+
+    folder: pathlib.Path
+    first: Worker
+    report: dict[str, Any]
+    trials: list[optuna.trial.FrozenTrial]
+    second: Worker
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def alone(desk: Desk) -> tuple[pathlib.Path, str]:
+    """A study that one worker did undisturbed, and what it told."""
+    started = desk.start("alone")
+    started.ends(0)
+    return desk.folder("alone"), started.log
+
+
+@pytest.fixture(scope="module")
+def killed(desk: Desk, alone: tuple[pathlib.Path, str]) -> Killed:
+    desk.knows_speeds_of("pair", alone[0].name)
+    folder = desk.folder("pair")
+    workers = [desk.start("pair") for _ in range(2)]
+    saved = _saved(folder, workers)
+    key = saved.relative_to(folder / "trials").parts[0]
+    (owner,) = [
+        trial.user_attrs["worker"]["pid"]
+        for trial in _trials(folder)
+        if (trial.state, trial.user_attrs["key"]) == (TrialState.RUNNING, key)
+    ]
+    dies, lives = sorted(workers, key=lambda one: one.process.pid != owner)
+    dies.process.send_signal(signal.SIGKILL)
+    dies.ends(-signal.SIGKILL)
+    lives.ends(0)
+    return Killed(folder, key, owner)
+
+
+@pytest.fixture(scope="module")
+def stopped(desk: Desk, alone: tuple[pathlib.Path, str]) -> Stopped:
+    desk.knows_speeds_of("stopped", alone[0].name)
+    folder = desk.folder("stopped")
+    first = desk.start("stopped", *FAILS_FIRST)
+    _saved(folder, [first])
+    first.process.send_signal(signal.SIGTERM)
+    first.process.wait()
+    then = _report(folder), _trials(folder)
+    second = desk.start("stopped", *FAILS_FIRST)
+    second.process.wait()
+    return Stopped(folder, first, *then, second)
+
+
+def _saved(folder: pathlib.Path, workers: list[Worker]) -> pathlib.Path:
+    """Waits for the first checkpoint of any trial."""
+    while True:
+        found = list(folder.glob("trials/*/teachers/*/checkpoints/4"))
+        if found:
+            return found[0]
+        assert all(one.process.poll() is None for one in workers), workers[0].log
+        time.sleep(0.01)
+
+
+def _report(folder: pathlib.Path) -> dict[str, Any]:
+    return json.loads((folder / "study.json").read_text())
+
+
+def _trials(folder: pathlib.Path) -> list[optuna.trial.FrozenTrial]:
+    """What the storage holds."""
+    with queue.open_queue(
+        "sqlite", "tiny", folder=folder, heartbeat_seconds=1, grace_seconds=3, attempts=1
+    ) as shared:
+        return shared._study.get_trials()
+
+
+def _done(folder: pathlib.Path) -> list[str]:
+    trials = _trials(folder)
+    return sorted(t.user_attrs["key"] for t in trials if t.state == TrialState.COMPLETE)
+
+
+def _lasting(folder: pathlib.Path) -> dict[str, Any]:
+    """A report without what depends on who did it where, and how fast."""
+    found = _report(folder)
+    found["cost"] = {k: v for k, v in found["cost"].items() if not k.endswith("hours")}
+    for trial in found["trials"]:
+        trial.update(seconds=None, folder=None)
+    return found
+
+
+@pytest.mark.slow
+def test_a_worker_alone_fills_every_cell(alone: tuple[pathlib.Path, str]) -> None:
+    found = _report(alone[0])
+
+    cells = {(cell["row"], cell["column"], cell["choice"]) for cell in found["cells"]}
+    assert cells == {(row, "digits", "validation") for row in ("finetune", "remem")}
+    assert found["missing"] == []
+    assert [trial["state"] for trial in found["trials"]] == ["done"] * 3
+
+
+@pytest.mark.slow
+def test_a_study_leaves_a_report_in_each_form(alone: tuple[pathlib.Path, str]) -> None:
+    shown = {name: (alone[0] / name).read_text() for name in ("study.md", "study.html")}
+
+    assert all("ReMem" in text and "Fine-tuning" in text for text in shown.values())
+    assert len((alone[0] / "table.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_every_trial_is_done_once(alone: tuple[pathlib.Path, str]) -> None:
+    keys = sorted(trial["trial"] for trial in _report(alone[0])["trials"])
+
+    assert _done(alone[0]) == keys
+    assert len(_trials(alone[0])) == 3
+
+
+@pytest.mark.slow
+def test_of_a_trial_only_the_selected_weights_are_kept(alone: tuple[pathlib.Path, str]) -> None:
+    for folder in (alone[0] / "trials").iterdir():
+        assert {path.suffix for path in (folder / "selected").iterdir()} >= {".safetensors", ".npz"}
+        assert not [name for name in ("teachers", "students") if (folder / name).exists()]
+
+
+@pytest.mark.slow
+def test_a_worker_says_beforehand_what_the_study_costs(alone: tuple[pathlib.Path, str]) -> None:
+    said = re.search(
+        r"Tiny: a study: 3 trials, 24 steps of teachers, 12 of 3 students, \S+ operations; "
+        r"about \S+ (minutes|hours) of training",
+        alone[1],
+    )
+
+    assert said
+    assert said.start() < alone[1].index("Trial 1 of 3: finetune, digits, seed 0")
+
+
+@pytest.mark.slow
+def test_a_study_comes_to_the_same_table_if_a_worker_is_killed(
+    killed: Killed, alone: tuple[pathlib.Path, str]
+) -> None:
+    table = (killed.folder / "table.csv").read_text()
+
+    assert _lasting(killed.folder) == _lasting(alone[0])
+    assert table == (alone[0] / "table.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_s_trial_is_done_by_another_and_none_twice(killed: Killed) -> None:
+    own = [trial for trial in _trials(killed.folder) if trial.user_attrs["key"] == killed.key]
+
+    assert len(_done(killed.folder)) == len(set(_done(killed.folder))) == 3
+    assert [trial.state for trial in own] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert own[0].user_attrs["reason"].startswith(f"lost with process {killed.pid} on ")
+    assert own[1].user_attrs["worker"]["pid"] != killed.pid
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_taken_up_goes_on_from_its_checkpoint(killed: Killed) -> None:
+    lines = (killed.folder / "trials" / killed.key / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+
+    steps = [row["step"] for row in rows if row["part"].startswith("teachers/") and "loss" in row]
+    assert steps[:4] == [1, 2, 3, 4]
+    assert set(steps) == set(range(1, 9))
+    assert min(steps[4:]) == 5  # None of the first four was taken again.
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_asked_to_stop_says_how_to_go_on(stopped: Stopped) -> None:
+    told = stopped.first.log
+
+    assert stopped.first.process.returncode == 1, told
+    assert "Traceback" not in told
+    assert re.fullmatch(
+        r"remem_jax: stopped after step \d+ of \d+, which is saved; the same command goes on .*",
+        told.splitlines()[-1],
+    )
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_asked_to_stop_gives_its_trial_back_without_a_strike(
+    stopped: Stopped,
+) -> None:
+    by_rate = {trial.params["learning_rate"]: trial.user_attrs for trial in stopped.trials}
+
+    assert by_rate[0.05]["strike"] is False
+    assert by_rate[0.05]["reason"].startswith("StoppedError")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_asked_to_stop_reports_what_is_there(stopped: Stopped) -> None:
+    states = {one["settings"]["learning_rate"]: one["state"] for one in stopped.report["trials"]}
+
+    assert states == {1e38: "failed", 0.05: "waiting"}
+    assert [one["why"] for one in stopped.report["missing"]] == ["not run yet"]
+
+
+@pytest.mark.slow
+def test_the_same_command_finishes_a_study_that_was_stopped(
+    stopped: Stopped, alone: tuple[pathlib.Path, str]
+) -> None:
+    assert stopped.second.process.returncode == 0, stopped.second.log
+
+    ((cell,), missing) = (_report(stopped.folder)[name] for name in ("cells", "missing"))
+    assert missing == []
+    assert cell == _report(alone[0])["cells"][0]
+
+
+@pytest.mark.slow
+def test_a_trial_whose_loss_is_no_number_is_reported_and_others_go_on(stopped: Stopped) -> None:
+    by_state = {one["state"]: one for one in _report(stopped.folder)["trials"]}
+
+    assert by_state.keys() == {"failed", "done"}
+    assert re.search(r"teachers/finetune: the loss is nan at step \d", by_state["failed"]["reason"])
+    assert "the loss is nan" in (stopped.folder / "study.md").read_text()
+
+
+@pytest.fixture
+def config(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
+    """The study, for a worker in this process; nothing is measured or compiled."""
+    monkeypatch.setattr(workflow, "measure_speed", lambda config: SPEED)
+    return runpy.run_path(str(desk.file))["get_config"]()
+
+
+def _raising(error: Exception) -> Callable[..., None]:
+    """A run that goes wrong."""
+
+    def run(*args: object, **kwargs: object) -> None:
+        del args, kwargs
+        raise error
+
+    return run
+
+
+def test_a_plan_says_the_cost_and_begins_nothing(
+    config: ConfigDict, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config.plan_only = True
+    caplog.set_level(logging.INFO, "absl")
+
+    worker.run(config, tmp_path)
+
+    # 24 steps of 4e6 operations, 12 of 1e6 that teachers answer, and 12 of 2e6.
+    assert "24 steps of teachers, 12 of 3 students, 1.32e+08 operations" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "speeds.json"}
+
+
+@pytest.mark.slow
+def test_a_study_that_is_done_is_not_done_again(
+    alone: tuple[pathlib.Path, str],
+    config: ConfigDict,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(alone[0], again, ignore=shutil.ignore_patterns("trials"))
+    monkeypatch.setattr(workflow, "run", _raising(AssertionError("done again")))
+
+    worker.run(config, again)
+
+    assert len(_trials(again)) == 3
+    assert _report(again)["cells"] == _report(alone[0])["cells"]
+
+
+def test_a_worker_stops_between_two_trials_with_a_report(
+    config: ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(loop.StoppedError, match="between two trials"):
+        worker.run(config, tmp_path, stopping=lambda: True)
+
+    assert [trial["state"] for trial in _report(tmp_path)["trials"]] == ["waiting"] * 3
+
+
+def test_an_error_of_a_trial_ends_its_worker_and_names_the_trial(
+    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow, "run", _raising(SettingError("the data are gone")))
+
+    with pytest.raises(
+        SettingError, match=r"finetune, digits, seed 0, learning_rate 0.05: the data are gone"
+    ):
+        worker.run(config, tmp_path)
+
+    assert [t.user_attrs["strike"] for t in _trials(tmp_path) if "strike" in t.user_attrs] == [True]
+
+
+def test_a_trial_that_ends_every_worker_is_given_up(
+    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.only, config.attempts = "finetune", 2
+    monkeypatch.setattr(workflow, "run", _raising(MemoryError("no memory")))
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            worker.run(config, tmp_path)
+
+    worker.run(config, tmp_path)
+
+    (missing,) = _report(tmp_path)["missing"]
+    assert missing["why"].startswith("failed: given up after 2 attempts: MemoryError: no memory")
+
+
+def test_a_study_whose_trials_all_fail_comes_to_an_end(
+    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow, "run", _raising(loop.NonFiniteLossError("the loss is nan")))
+
+    worker.run(config, tmp_path)
+
+    found = _report(tmp_path)
+    assert found["cells"] == []
+    assert [one["why"] for one in found["missing"]] == ["failed: the loss is nan"] * 2
+
+
+def _one_done(trial: ConfigDict, folder: pathlib.Path) -> None:
+    """What a run leaves, as far as a study reads it."""
+    metrics = {"top1": 0.5, "loss": 1.0}
+    student = {"validation": metrics, "test": metrics}
+    selected = dict.fromkeys(("teacher_step", "loss", "learning_rate", "temperature", "weight"))
+    row = {
+        "selected": selected,
+        "student": student,
+        "teacher": None,
+        "seeds": [{"test": metrics}],
+        "on_test": None,
+    }
+    found = {
+        "methods": [row],
+        "students": [{}],
+        "seconds": {},
+        "config": {"methods": list(trial.methods), "differs": [], "teacher": {}},
+        "device": {"count": 1, "kind": "cpu"},
+        "versions": {},
+        "data": {
+            "metric": "top1",
+            **dict.fromkeys(("title", "classes", "examples", "image_size", "official")),
+        },
+    }
+    results.write(folder / "results.json", found)
+
+
+def test_a_folder_where_another_still_works_is_waited_for(
+    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.only = "finetune"
+    errors = [workdir.HeldError("another process runs there")] * 2
+
+    def run(trial: ConfigDict, folder: pathlib.Path, *, stopping: Callable[[], bool]) -> None:
+        if errors:
+            raise errors.pop()
+        _one_done(trial, folder)
+
+    monkeypatch.setattr(workflow, "run", run)
+    monkeypatch.setattr(worker, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(worker.report, "write_study", lambda directory: None)
+
+    worker.run(config, tmp_path)
+
+    states = [(t.state.name, t.user_attrs.get("strike")) for t in _trials(tmp_path)]
+    assert states == [("FAIL", False), ("FAIL", False), ("COMPLETE", None)]
+
+
+def test_a_worker_stops_a_trial_that_has_become_another_s_and_goes_on(
+    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.only = "finetune"
+    asked: list[bool] = []
+
+    def run(trial: ConfigDict, folder: pathlib.Path, *, stopping: Callable[[], bool]) -> None:
+        if not asked:
+            with worker.queue.open_queue(
+                config.storage,
+                config.name,
+                folder=tmp_path,
+                heartbeat_seconds=config.heartbeat_seconds,
+                grace_seconds=config.grace_seconds,
+                attempts=config.attempts,
+            ) as other:
+                other._bury(other._study.trials[0])
+            while not stopping():
+                time.sleep(0.01)
+            asked.append(True)
+            raise loop.StoppedError("stopped after step 3")
+        _one_done(trial, folder)
+
+    config.heartbeat_seconds = 0.05
+    monkeypatch.setattr(workflow, "run", run)
+    monkeypatch.setattr(worker.report, "write_study", lambda directory: None)
+
+    worker.run(config, tmp_path)
+
+    assert [t.state.name for t in _trials(tmp_path)] == ["FAIL", "COMPLETE"]
