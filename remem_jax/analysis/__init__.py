@@ -1,0 +1,1 @@
+"""What the paper says of pretrained ViTs, measured: expertness, its bound, criticality."""

@@ -1,0 +1,218 @@
+"""Criticality, against a loop over neurons that runs the whole network without each."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remem_jax import models
+from remem_jax.analysis import criticality
+from remem_jax.models import encoder, tuning, vit
+from remem_jax.records import Batch
+
+SIZE = vit.Size(patch=4, features=8, depth=3, heads=2, mlp=7)
+EXAMPLES = 5
+
+
+def tiny(**options: Any) -> vit.VisionTransformer:
+    return vit.VisionTransformer(SIZE, classes=3, **options)
+
+
+def variables_of(model: vit.VisionTransformer, rng: np.random.Generator) -> dict[str, Any]:
+    def draw(leaf: Any) -> jax.Array:
+        return jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32)
+
+    return {"params": jax.tree.map(draw, models.shapes(model, 8))}
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> jax.Array:
+    return jnp.asarray(rng.uniform(-1, 1, (EXAMPLES, 8, 8, 3)), jnp.float32)
+
+
+def same(key: jax.Array, image: jax.Array) -> jax.Array:
+    del key
+    return image
+
+
+def batch_of(images: jax.Array, mask: Any = True) -> Batch:
+    labels = jnp.zeros(len(images), jnp.int32)
+    return Batch(images, labels, jnp.broadcast_to(jnp.asarray(mask), labels.shape))
+
+
+@functools.cache
+def embedding_of(model: vit.VisionTransformer) -> Any:
+    return jax.jit(functools.partial(model.apply, method="pre_logits"))
+
+
+def loop(model: Any, variables: Any, images: jax.Array, layer: int) -> np.ndarray:
+    """Each neuron's output weights set to zero, one after another, and all images run again."""
+    embed = embedding_of(model)
+    whole, found = np.asarray(embed(variables, images), np.float64), []
+    for neuron in range(model.size.hidden):
+        without = jax.tree.map(lambda leaf: leaf, variables)  # A copy of the dicts.
+        block = without["params"]["Transformer"][f"encoderblock_{layer}"]
+        output = block["MlpBlock_3"]["Dense_1"]
+        output["kernel"] = output["kernel"].at[neuron].set(0.0)
+        changed = np.asarray(embed(without, images), np.float64)
+        found.append(np.linalg.norm(changed - whole, axis=-1) / np.linalg.norm(whole, axis=-1))
+    return np.stack(found, axis=1)
+
+
+@pytest.mark.parametrize("layer", [2, 1, 0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mlp_weight": 0.8},
+        {"mlp_weight": 0.8, "residual": "plain", "scan": False},
+    ],
+)
+def test_influence_is_that_of_the_loop(
+    rng: np.random.Generator, images: jax.Array, options: dict[str, Any], layer: int
+) -> None:
+    model = tiny(**options)
+    variables = variables_of(model, rng)
+    influence = criticality.make_influence(model, same, layer=layer, chunk=3)
+
+    actual = jax.jit(influence)(variables, batch_of(images))
+
+    expected = loop(model, variables, images, layer)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "layer"),
+    [
+        ({"pool": "gap", "attention_weight": 0.7}, 2),
+        ({"pool": "map", "positions": "sincos2d"}, 0),
+        ({"representation": 8}, 2),
+        ({"pruned_attention": 1}, 1),
+        ({"pruned_mlp": 1}, 1),
+    ],
+)
+def test_influence_in_other_networks_is_that_of_the_loop(
+    rng: np.random.Generator, images: jax.Array, options: dict[str, Any], layer: int
+) -> None:
+    model = tiny(**options)
+    variables = variables_of(model, rng)
+    influence = criticality.make_influence(model, same, layer=layer, chunk=7)
+
+    actual = jax.jit(influence)(variables, batch_of(images))
+
+    expected = loop(model, variables, images, layer)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_chunks_make_no_difference(rng: np.random.Generator, images: jax.Array, chunk: int) -> None:
+    variables = variables_of(tiny(), rng)
+    stacked = {"params": encoder.stack(variables["params"])}
+    influence = criticality.make_influence(tiny(), same, layer=2, chunk=chunk)
+
+    actual = jax.jit(influence)(stacked, batch_of(images))
+
+    np.testing.assert_allclose(actual, loop(tiny(), variables, images, 2), rtol=1e-3, atol=1e-5)
+
+
+def test_stacked_parameters_have_the_same_influence(
+    rng: np.random.Generator, images: jax.Array
+) -> None:
+    variables = variables_of(tiny(), rng)
+    influence = criticality.make_influence(tiny(), same, layer=1, chunk=7)
+
+    actual = jax.jit(influence)({"params": encoder.stack(variables["params"])}, batch_of(images))
+
+    np.testing.assert_allclose(actual, loop(tiny(), variables, images, 1), rtol=1e-3, atol=1e-5)
+
+
+def test_half_precision_is_left_for_float32(rng: np.random.Generator, images: jax.Array) -> None:
+    variables = variables_of(tiny(), rng)
+    influence = criticality.make_influence(tiny(dtype="bfloat16"), same, layer=2, chunk=7)
+
+    actual = jax.jit(influence)(variables, batch_of(images))
+
+    np.testing.assert_allclose(actual, loop(tiny(), variables, images, 2), rtol=1e-3, atol=1e-5)
+
+
+def test_the_largest_influence_is_found_over_all_batches(
+    rng: np.random.Generator, images: jax.Array
+) -> None:
+    variables = variables_of(tiny(), rng)
+    influence = jax.jit(criticality.make_influence(tiny(), same, layer=2, chunk=7))
+
+    def batches() -> Iterator[Batch]:
+        yield batch_of(images[:2])
+        yield batch_of(images[2:4])
+        # Filled up by an example that would be the most critical of all.
+        yield batch_of(jnp.stack([images[4], images[0]]), [True, False])
+
+    found = criticality.criticality(influence, variables, batches())
+
+    expected = loop(tiny(), variables, images, 2)
+    np.testing.assert_allclose(found.value, expected.max(axis=0), rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(found.example, expected.argmax(axis=0))
+
+
+def test_masked_examples_and_later_equals_do_not_count(images: jax.Array) -> None:
+    batches = [
+        batch_of(images, [True, False, True, False, False]),
+        batch_of(images, [False] * 5),
+        batch_of(images, [True, True, False, False, False]),
+    ]
+    changes = iter(jnp.array([[[1], [9], [2], [9], [9]], [[9]] * 5, [[2], [1], [9], [9], [9.0]]]))
+
+    found = criticality.criticality(lambda variables, batch: next(changes), {}, batches)
+
+    np.testing.assert_array_equal(found.value, [2])
+    np.testing.assert_array_equal(found.example, [1])
+
+
+def test_lora_counts_by_its_merged_weights(
+    rng: np.random.Generator, images: jax.Array, key: jax.Array
+) -> None:
+    tuned = tuning.make("lora", targets=("Dense_0", "Dense_1"), rank=2, scale=2.0)
+    params = tuned.add(variables_of(tiny(), rng)["params"], key)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    influence = tuned.wrap(criticality.make_influence(tiny(), same, layer=2, chunk=7))
+
+    actual = jax.jit(influence)({"params": params}, batch_of(images))
+
+    expected = loop(tiny(), tuned.merge({"params": params}), images, 2)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_adapters_are_refused(rng: np.random.Generator, images: jax.Array, key: jax.Array) -> None:
+    tuned = tuning.make("adapter_pfeiffer", reduction=4)
+    params = tuned.add(variables_of(tiny(), rng)["params"], key)
+    influence = tuned.wrap(criticality.make_influence(tiny(), same, layer=2, chunk=7))
+
+    with pytest.raises(ValueError, match="not defined here for a ViT with adapters"):
+        influence({"params": params}, batch_of(images))
+
+
+def test_a_chunk_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        criticality.make_influence(tiny(), same, layer=2, chunk=0)
+
+
+def test_a_block_without_an_mlp_is_refused() -> None:
+    with pytest.raises(ValueError, match="among the 2 that have an MLP"):
+        criticality.make_influence(tiny(pruned_mlp=1), same, layer=2, chunk=7)
+
+
+def test_no_examples_are_refused(images: jax.Array) -> None:
+    empty = batch_of(images, [False] * 5)
+
+    with pytest.raises(ValueError, match="no batch holds an example"):
+        criticality.criticality(lambda variables, batch: jnp.ones((5, 2)), {}, [empty])
+
+
+def test_what_is_not_finite_is_refused(images: jax.Array) -> None:
+    with pytest.raises(ValueError, match="embeddings of NaN or zero"):
+        criticality.criticality(
+            lambda variables, batch: jnp.full((5, 2), jnp.nan), {}, [batch_of(images)]
+        )
