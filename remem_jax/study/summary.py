@@ -67,16 +67,18 @@ def make(
 
 def best(found: Mapping[str, Any]) -> list[str]:
     """A sentence for each cell of `make`: its best so far, on validation."""
+    trials = {one["trial"]: one for one in found["trials"]}
     lines = []
     for cell in found["cells"]:
         if cell["choice"] != "validation":
             continue
         for one in cell["replicates"]:
+            where = trials[one["trial"]]
             teacher = "" if one["teacher"] is None else f", its teacher {100 * one['teacher']:.2f}"
             lines.append(
                 f"{cell['row']}, {cell['column']}, seed {one['seed']}: the best of "
                 f"{one['students']} students so far has {100 * one['student']:.2f} % on test"
-                f"{teacher} (trials/{one['trial']}/selected)."
+                f"{teacher} ({where['folder']}/selected, on {where['worker']})."
             )
     return lines
 
@@ -106,6 +108,7 @@ def _tried(
         "students": len(record["students"]) if record else 0,
         "seconds": record and sum(record["seconds"].values()),
         "device": record and f"{record['device']['count']} x {record['device']['kind']}",
+        "worker": record and record["worker"],
         "folder": record and record["folder"],
     }
 

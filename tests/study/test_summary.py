@@ -266,6 +266,7 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
         "students": 2,
         "seconds": 4.0,
         "device": "2 x cpu",
+        "worker": "here",
         "folder": f"/study/trials/{done.key}",
     }
 
