@@ -10,6 +10,7 @@ import logging as python_logging
 import pathlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
 
     logging.get_absl_handler().addFilter(_is_ours)
     sys.unraisablehook = _but_for_failed_writes(sys.unraisablehook)
+    # The same writes, where they had not begun.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     directory = pathlib.Path(str(_WORKDIR.value)).expanduser()
     try:
         mesh.init_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
