@@ -55,7 +55,6 @@ def _content(study: layout.Study) -> dict[str, Any]:
         "optimistic": _sections(study, "test") if layout.cells(study, "test") else [],
         "optimistic_gains": gains.over_baseline(study, "test"),
         "missing": trials.missing(study),
-        "commands": study["commands"],
         "data": trials.data(study),
         "search": study["search"]["text"],
         "tables": [

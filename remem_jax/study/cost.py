@@ -78,7 +78,7 @@ def _kind(config: ConfigDict) -> dict[str, Any]:
     names = ("model", "stem", "losses", "batch_size", "mixup", "hard_labels")
     return {
         "teacher": teacher,
-        "student": {name: student[name] for name in names if name in student},
+        "student": {name: student[name] for name in names},
         "image_size": plain["data"]["image_size"],
         "compute_dtype": plain["compute_dtype"],
     }

@@ -5,12 +5,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from remem_jax.report import protocol
+from remem_jax.report import protocol, study
 from remem_jax.settings import METHODS
 from remem_jax.study import cost, queue
 from remem_jax.study.space import Trial
 
-FORMAT = 1
 CHOICES = ("validation", "test")
 
 
@@ -34,7 +33,7 @@ def make(
     cells, missing = _cells(wanted, records, tried)
     full = [records[trial.key] for trial in wanted if trial.fraction == 1 and trial.key in records]
     return {
-        "format": FORMAT,
+        "format": study.FORMAT,
         "title": config.title,
         "table": config.table,
         "mini": config.mini,
@@ -61,7 +60,6 @@ def make(
         },
         "differs": _differs(config, full),
         "versions": full[0]["versions"] if full else {},
-        "commands": [],
     }
 
 

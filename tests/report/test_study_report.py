@@ -165,7 +165,6 @@ def record() -> dict[str, Any]:
         },
         "differs": ["The batch has 128 images."],
         "versions": {"remem_jax": "0.1.0"},
-        "commands": ["python -m remem_jax.main --workdir=studies/table3"],
     }
 
 
@@ -185,7 +184,7 @@ def write(tmp_path: pathlib.Path, record: dict[str, Any]) -> Write:
 @pytest.fixture
 def hostile(record: dict[str, Any]) -> dict[str, Any]:
     """The record, with a hostile name wherever a stranger could put one."""
-    record |= {"title": HOSTILE, "mini": HOSTILE, "differs": [HOSTILE], "commands": [HOSTILE]}
+    record |= {"title": HOSTILE, "mini": HOSTILE, "differs": [HOSTILE]}
     record["search"]["text"] = HOSTILE
     record["versions"] = {HOSTILE: HOSTILE}
     record["rows"][0] |= {"title": HOSTILE, "group": HOSTILE}
@@ -690,7 +689,6 @@ def test_both_files_have_the_same_numbers(record: dict[str, Any], write: Write) 
     cells = ("81.50 ± 2.12", "92.00 ± 1.41", tables.NOTHING)
     assert "".join(f"<td>{cell}</td>" for cell in cells[:2]) in page
     assert f"| MobileNetV2: ReMem | {cells[0]} | {cells[1]} | missing |" in text
-    assert "python -m remem_jax.main --workdir=studies/table3" in text
 
 
 def test_unofficial_data_are_warned_of_in_both_files(record: dict[str, Any], write: Write) -> None:
@@ -701,7 +699,7 @@ def test_unofficial_data_are_warned_of_in_both_files(record: dict[str, Any], wri
 
 
 def test_a_study_that_has_not_begun_is_reported(record: dict[str, Any], write: Write) -> None:
-    record |= {"cells": [], "trials": [], "missing": [], "versions": {}, "commands": []}
+    record |= {"cells": [], "trials": [], "missing": [], "versions": {}}
     for column in record["columns"]:
         column["data"] = None
 
