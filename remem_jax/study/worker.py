@@ -64,8 +64,9 @@ def run(
     """
     space.check(config)
     found = search.Search(config.search, space.trials(config))
+    on = mesh.make_mesh()
     for trial in found.by_key.values():
-        settings.check_mesh(trial.config, mesh.make_mesh())
+        settings.check_mesh(trial.config, on)
     results.write_for_all(directory / "config.json", json.loads(config.to_json_best_effort()))
     total = cost.of_trials(found.planned, directory)
     logging.info(

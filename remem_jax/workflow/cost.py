@@ -107,8 +107,7 @@ def measure(run: parts.Run) -> Speed:
         return training.step(state, batch, first.frozen)[0]
 
     teacher = Step(operations, _seconds(step, state))
-    params = first.tuned.merge(first.variables(first.trainable)["params"])
-    variables = run.place({"params": params})
+    variables = run.place(first.teacher(first.trainable))
     teach = finetune.teacher_apply(run, first)
     course = classrooms.make_course(run, f"students/{method}", teach, variables)
     return _of_students(run, classroom, course, variables, teacher)

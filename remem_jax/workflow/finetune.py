@@ -79,6 +79,10 @@ class Start(NamedTuple):
         """What `Tuning.wrap` takes, of trained parameters."""
         return {"params": tuning.join(trained, self.frozen)}
 
+    def teacher(self, trained: Params) -> Variables:
+        """What a teacher answers with, of trained parameters: LoRA is merged."""
+        return {"params": self.tuned.merge(self.variables(trained)["params"])}
+
     @property
     def stacks(self) -> bool:
         """Whether it trains with its blocks stacked: where all of each block trains."""
@@ -149,7 +153,7 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
 
     def load(at: int) -> Variables:
         trained = checkpoints.load_tree(folder / f"step_{at}" / "params", like)
-        return {"params": first.tuned.merge(first.variables(trained)["params"])}
+        return first.teacher(trained)
 
     def milestone(at: int, now: state.State) -> None:
         params = unstack(now.params) if first.stacks else now.params
@@ -170,9 +174,7 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
         if mesh.is_writer():
             checkpoints.remove(folder / parts.CHECKPOINTS)
     settings.learning_rate = done["learning_rate"]
-    merged = jax.eval_shape(
-        lambda: {"params": first.tuned.merge(first.variables(first.trainable)["params"])}
-    )
+    merged = jax.eval_shape(first.teacher, first.trainable)
     facts = {"model": " ".join(repr(first.model).split()), "tuning": settings.tuning}
     return Teachers(
         method,

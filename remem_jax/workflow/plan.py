@@ -69,9 +69,7 @@ def _of_students(
         course = classroom.no_teacher(run)
     else:
         first = finetune.start(run, pretrained, method)
-        merged = jax.eval_shape(
-            lambda: {"params": first.tuned.merge(first.variables(first.trainable)["params"])}
-        )
+        merged = jax.eval_shape(first.teacher, first.trainable)
         teach = finetune.teacher_apply(run, first)
         course = classroom.make_course(run, f"students/{method}", teach, merged)
     need = groups.need(run, members, course)
