@@ -10,6 +10,8 @@ and images that are hard to tell apart.
 
 from ml_collections import ConfigDict
 
+from configs import information
+
 
 def get_config() -> ConfigDict:
     """Returns a ReMem run that two cores do in under five minutes."""
@@ -105,4 +107,6 @@ def get_config() -> ConfigDict:
     config.student.momentum = 0.9
     config.student.weight_decay = 1e-4
     config.student.evaluations = 4
+
+    config.information = information.make(steps=200, evaluations=5)
     return config

@@ -14,6 +14,8 @@ is ours, because the paper's value is lost.
 
 from ml_collections import ConfigDict
 
+from configs import information
+
 LOSSES = {
     "kd": {},
     "dist": {
@@ -141,6 +143,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.student.momentum = 0.9  # Nesterov's [choice].
     config.student.weight_decay = 1e-4  # [text]
     config.student.evaluations = 10  # On validation, on the way.
+    config.information = information.make()
     if options["loss"] not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {options['loss']!r}.")
     config.student.update(LOSSES[options["loss"]])

@@ -7,12 +7,12 @@ The same command on another machine is one more worker, where --config.storage i
 reach. The tables of the paper, configs/tables/, are made with what is below.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import remem
+from configs import analysis, information, remem
 
 METHODS = {  # A row's name: its title and its method.
     "scratch": ("From scratch", "scratch"),
@@ -74,6 +74,7 @@ def make(
     *,
     base: ConfigDict,
     table: int = 0,
+    figure: int = 0,
 ) -> ConfigDict:
     """Returns a study.
 
@@ -83,11 +84,13 @@ def make(
         columns: By name; see `column`.
         base: Settings of all its runs, but for what rows and columns change.
         table: Number of the paper's table that it makes; 0 is none.
+        figure: The same of its figure.
     """
     config = ConfigDict()
     config.workflow = "study"
     config.title = title
     config.table = table
+    config.figure = figure
     config.mini = ""  # What makes it a mini version, where it is one; stands first in the report.
     config.name = title.partition(":")[0].lower().replace(" ", "_")  # In the storage.
     # "sqlite" and "journal" are files of --workdir, for one machine and for several that share it;
@@ -129,6 +132,69 @@ def rows(*names: str, prefix: str = "", group: str = "", **changes: Any) -> dict
 def datasets(names: tuple[str, ...]) -> dict[str, Any]:
     """Columns of data sets."""
     return {name: column(TITLES[name], data={"name": name}) for name in names}
+
+
+def strengths(dataset: str, *names: str, spec: str) -> dict[str, Any]:
+    """Columns of a data set and teachers of these pretrainings, or of all; see `configs.analysis`.
+
+    The mini version has those of which there is a ViT-Ti/16.
+    """
+    chosen = analysis.strengths(spec)
+    variant = "Ti/16" if spec else "B/16"
+    return {
+        f"{dataset}_{name}": column(
+            f"{TITLES[dataset]}, {title}",
+            data={"name": dataset},
+            teacher={"variant": variant, "init": init},
+        )
+        for name, (title, init) in chosen.items()
+        if name in names or not names
+    }
+
+
+def pruned(blocks: str, counts: Iterable[int]) -> dict[str, Any]:
+    """Rows of teachers without these numbers of top blocks, MLPs ("mlp") or attention."""
+    titles = {"mlp": "MLPs", "attention": "attentions"}
+    return {
+        f"{blocks}_{count}": row(
+            f"{count} {titles[blocks]} pruned", "finetune", teacher={f"pruned_{blocks}": count}
+        )
+        for count in counts
+    }
+
+
+def make_figure(
+    number: int,
+    title: str,
+    rows: Mapping[str, Any],
+    columns: Mapping[str, Any],
+    *,
+    spec: str,
+) -> ConfigDict:
+    """Returns a figure of the paper that shows teachers, their information, and their students.
+
+    Args:
+        number: Of the figure.
+        title: What it shows.
+        rows: By name; see `row`.
+        columns: By name; see `strengths`.
+        spec: "" for the paper's setting, or "mini".
+    """
+    base = remem.get_config("cifar100" if not spec else "cifar100,variant=Ti/16")
+    base.information = information.make(seeds=(0, 1, 2))
+    if spec:
+        _shrink(base)
+        base.information.seeds = (0, 1)
+        base.information.steps = 500
+    mini = " (mini)" if spec else ""
+    config = make(f"Figure {number}{mini}: {title}", rows, columns, base=base, figure=number)
+    config.grid = ConfigDict({"learning_rate": (0.03,), "rho": (0.5,), "mlp_weight": (0.8,)})
+    # What a row sets itself is not searched.
+    if any("rho" in own["changes"].get("teacher", {}) for own in rows.values()):
+        del config.grid.rho
+    config.search.near = ConfigDict({name: values[0] for name, values in config.grid.items()})
+    config.mini = MINI if spec else ""
+    return config
 
 
 def make_table(

@@ -150,6 +150,7 @@ def _but_for_failed_writes(show: Callable[[Any], object]) -> Callable[[Any], Non
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; a wrong setting ends in one line that names it."""
+    sys.path[:0] = _homes(argv)
     try:
         rest = flags.FLAGS(list(argv))
         _CONFIG.value["workflow"]  # Only the first use fails where the file is not there.
@@ -163,6 +164,14 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if "Traceback" in message:  # An error in the config file; its last line tells which.
             message = message.strip().splitlines()[-1]
         sys.exit(f"remem_jax: {' '.join(message.split())}")
+
+
+def _homes(argv: Sequence[str]) -> list[str]:
+    """Folders that hold the config's `configs/`, from which config files import each other."""
+    named = [pathlib.Path(one.partition("=")[2]) for one in argv if one.startswith("--config=")]
+    return [
+        str(folder.parent) for path in named for folder in path.parents if folder.name == "configs"
+    ]
 
 
 def _is_ours(record: python_logging.LogRecord) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from remem_jax.analysis import activations
 from remem_jax.checks import at_least, require
@@ -21,15 +21,18 @@ Influence = Callable[[Variables, Batch], Float[Array, "batch neuron"]]
 
 
 class Criticality(NamedTuple):
-    """The largest influence of each neuron.
+    """The examples whose embeddings each neuron changes most; the first of them is critical.
 
     Attributes:
-        value: Largest relative change of an embedding when the neuron is set to zero.
+        value: Relative changes of an embedding when the neuron is set to zero, largest first; the
+            first is the neuron's criticality. -1 where there were fewer examples.
         example: Which example's that is, by its place among all; the first of equal ones.
+        examples: How many there were.
     """
 
-    value: Float[np.ndarray, " neuron"]
-    example: Int[np.ndarray, " neuron"]
+    value: Float[np.ndarray, "rank neuron"]
+    example: Int[np.ndarray, "rank neuron"]
+    examples: int
 
 
 def make_influence(
@@ -113,38 +116,74 @@ def _changes(
     return changes.T / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
 
 
-def criticality(
-    influence: Influence, variables: Variables, batches: Iterable[Batch]
+def none_seen(neurons: int, *, ranks: int) -> Criticality:
+    """The criticality before any example was seen.
+
+    Args:
+        neurons: Of the block.
+        ranks: How many examples are kept of each neuron.
+    """
+    at_least("ranks", ranks, 1)
+    shape = ranks, neurons
+    return Criticality(np.full(shape, -1.0, np.float32), np.full(shape, -1), 0)
+
+
+def add(
+    before: Criticality,
+    changes: Float[np.ndarray, "batch neuron"],
+    mask: Bool[np.ndarray, " batch"],
 ) -> Criticality:
-    """The largest influence that each neuron of a block has on an example.
+    """The criticality with a further batch.
+
+    Args:
+        before: Of the batches before.
+        changes: What an `Influence` found.
+        mask: False where an example only fills up the batch.
+
+    Raises:
+        ValueError: If an influence is not finite.
+    """
+    changes = changes[mask]
+    require(bool(np.all(np.isfinite(changes))), "The model gives embeddings of NaN or zero.")
+    places = np.arange(len(changes))[:, None] + before.examples
+    values = np.concatenate([before.value, changes])
+    examples = np.concatenate([before.example, np.broadcast_to(places, changes.shape)])
+    order = np.argsort(-values, axis=0, kind="stable")[: len(before.value)]
+    return Criticality(
+        np.take_along_axis(values, order, axis=0),
+        np.take_along_axis(examples, order, axis=0),
+        before.examples + len(changes),
+    )
+
+
+def criticality(
+    influence: Influence,
+    variables: Variables,
+    batches: Iterable[Batch],
+    *,
+    ranks: int,
+    before: Criticality | None = None,
+    seen: Callable[[Criticality], None] = lambda now: None,
+) -> Criticality:
+    """The influence of each neuron of a block on the examples that it changes most.
 
     Args:
         influence: From `make_influence`, jitted.
         variables: Of the model.
         batches: All examples once, such as `Feed.evaluation` gives; masked ones do not count.
+        ranks: How many examples are kept of each neuron.
+        before: What was found of examples that are not among these; the first of `batches`
+            comes after them.
+        seen: Called after every batch with what was found so far.
 
     Raises:
         ValueError: If there are no examples, or an influence is not finite.
     """
-    best: Criticality | None = None
-    examples = 0
+    found = before
     for batch in batches:
         changes, mask = jax.device_get((influence(variables, batch), batch.mask))
-        changes = changes[mask]
-        require(bool(np.all(np.isfinite(changes))), "The model gives embeddings of NaN or zero.")
-        if len(changes) == 0:
-            continue
-        own = Criticality(changes.max(axis=0), changes.argmax(axis=0) + examples)
-        best = own if best is None else _larger(best, own)
-        examples += len(changes)
-    if best is None:
+        found = add(found or none_seen(changes.shape[1], ranks=ranks), changes, mask)
+        seen(found)
+    if found is None or found.examples == 0:
         raise ValueError("There is nothing to look at: no batch holds an example.")
-    return best
-
-
-def _larger(first: Criticality, second: Criticality) -> Criticality:
-    is_second = second.value > first.value
-    return Criticality(
-        np.where(is_second, second.value, first.value),
-        np.where(is_second, second.example, first.example),
-    )
+    return found

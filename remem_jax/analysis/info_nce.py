@@ -1,29 +1,48 @@
 """InfoNCE: a lower bound of mutual information that needs no decoder, to hold the other against.
 
-It cannot exceed log(batch), and an image of a batch is easily told by its features: on a teacher
-it measures little but the batch. It is for channels of few nats, such as features with noise, and
-for checks of the decoder where the exact value is known.
+It cannot exceed log(batch), and an image of a batch is easily told by its features: without noise
+it measures little but the batch. So what is estimated here is I(X; F + N), with Gaussian noise N so
+large that few nats are left. That is another quantity than what a decoder bounds, but features
+that say more of the image say more of it through the same noise.
 
 Source: van den Oord et al. 2018, https://arxiv.org/abs/1807.03748, equation 4 and appendix A.1;
 Poole et al. 2019, https://arxiv.org/abs/1905.06922, equation 10.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from remem_jax.records import Key, Params
+from remem_jax.records import Key, Metrics, Params, Variables
+from remem_jax.train.state import State
 
 Scores = Float[Array, "batch batch"]
 Features = Float[Array, "batch feature"]
 Summaries = Float[Array, "batch summary"]
+Grids = Float[Array, "batch side side feature"]
+Images = Float[Array, "batch height width channel"]
 
-# (params, state of the optimiser, features, summaries) -> (params, state, bound before the step)
-CriticStep = Callable[[Params, Any, Array, Array], tuple[Params, Any, Array]]
+_STATISTICS = "standardising"  # Collection of the means and variances of features.
+_MOMENTUM = 0.9  # Of these.
+
+
+class Reading(NamedTuple):
+    """What a critic is given of features and of images.
+
+    Attributes:
+        grid: Side of the grid to which the features' tokens are averaged.
+        blocks: Side of the grid of blocks whose means stand for an image.
+        noise: Standard deviation of the noise that is added to each averaged feature, in units of
+            that feature's own over the images. 0 measures little but the batch.
+    """
+
+    grid: int
+    blocks: int
+    noise: float
 
 
 def bound(scores: Scores) -> Float[Array, ""]:
@@ -41,20 +60,6 @@ def bound(scores: Scores) -> Float[Array, ""]:
     """
     own = jnp.diagonal(jax.nn.log_softmax(scores.astype(jnp.float32), axis=1))
     return jnp.log(jnp.float32(len(scores))) + jnp.mean(own)
-
-
-def summaries(
-    images: Float[Array, "batch height width channel"], side: int
-) -> Float[Array, "batch summary"]:
-    """Images as a critic sees them: means of side x side blocks, which lose information.
-
-    What is found of a summary is a lower bound for the image too.
-    """
-    batch, height, width, channels = images.shape
-    if height % side or width % side:
-        raise ValueError(f"Images of {height} x {width} pixels have no {side} x {side} blocks.")
-    blocks = images.reshape(batch, side, height // side, side, width // side, channels)
-    return jnp.mean(blocks.astype(jnp.float32), axis=(2, 4)).reshape(batch, -1)
 
 
 def init_critic(
@@ -98,17 +103,112 @@ def _embedded(
     return hidden @ last["kernel"] + last["bias"]
 
 
-def make_critic_step(tx: optax.GradientTransformation) -> CriticStep:
-    """Builds the step that trains a critic, by raising its bound; pure, the caller jits it."""
+def read(reading: Reading, features: Grids, images: Images) -> tuple[Features, Summaries]:
+    """What a critic is given, but for noise and scale.
 
-    def step(
-        params: Params, opt_state: Any, features: Features, summaries: Summaries
-    ) -> tuple[Params, Any, Float[Array, ""]]:
+    Raises:
+        ValueError: If the grids do not divide that of the tokens, or the image.
+    """
+    return _blocks(features, reading.grid, "Grids"), _blocks(images, reading.blocks, "Images")
+
+
+def _blocks(
+    maps: Float[Array, "batch height width channel"], side: int, name: str
+) -> Float[Array, "batch value"]:
+    """Means of side x side blocks."""
+    batch, height, width, channels = maps.shape
+    if height % side or width % side:
+        raise ValueError(f"{name} of {height} x {width} have no {side} x {side} blocks.")
+    blocks = maps.reshape(batch, side, height // side, side, width // side, channels)
+    return jnp.mean(blocks.astype(jnp.float32), axis=(2, 4)).reshape(batch, -1)
+
+
+def init(key: Key, reading: Reading, *, width: int, hidden: int, embedding: int) -> Variables:
+    """First variables of a critic.
+
+    Args:
+        key: Source of the kernels.
+        reading: What it is given.
+        width: Of a token.
+        hidden: See `init_critic`.
+        embedding: See `init_critic`.
+    """
+    features = reading.grid**2 * width
+    params = init_critic(
+        key,
+        features=features,
+        summaries=reading.blocks**2 * 3,
+        hidden=hidden,
+        embedding=embedding,
+    )
+    moments = {"mean": jnp.zeros((1, features)), "variance": jnp.ones((1, features))}
+    return {"params": params, _STATISTICS: moments}
+
+
+def make_critic_step(
+    tx: optax.GradientTransformation, reading: Reading, *, key: Key
+) -> Callable[[State, Array, Array], tuple[State, Metrics]]:
+    """Builds the step that trains a critic, by raising its bound.
+
+    Args:
+        tx: Turns gradients into updates.
+        reading: What the critic is given.
+        key: Source of the noise, which is another at each step.
+
+    Returns:
+        A pure step `(state, features, targets) -> (state, metrics)`, as that of a decoder. The
+        metric "loss" is minus the bound. The caller jits it.
+    """
+
+    def step(state: State, features: Grids, targets: Images) -> tuple[State, Metrics]:
+        values, summed = read(reading, features, targets)
+        own = {
+            "mean": jnp.mean(values, axis=0, keepdims=True),
+            "variance": jnp.var(values, axis=0, keepdims=True),
+        }
+        noisy = _through(values, own, reading, jax.random.fold_in(key, state.step))
+
         def loss(params: Params) -> Float[Array, ""]:
-            return -bound(critic(params, features, summaries))
+            return -bound(critic(params, noisy, summed))
 
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, -value
+        value, grads = jax.value_and_grad(loss)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # The first batch's own, then a mean that forgets.
+        kept = jnp.where(state.step == 0, 0.0, _MOMENTUM)
+        moments = jax.tree.map(
+            lambda old, new: kept * old + (1 - kept) * new, state.statistics[_STATISTICS], own
+        )
+        return State(state.step + 1, params, {_STATISTICS: moments}, opt_state), {"loss": value}
 
     return step
+
+
+def make_estimate(
+    reading: Reading, *, key: Key
+) -> Callable[[Variables, Array, Array], Float[Array, ""]]:
+    """Builds the function from a critic's variables, features and targets to the bound, in nats.
+
+    Args:
+        reading: What the critic is given.
+        key: Source of the noise.
+
+    Returns:
+        A pure function. The caller wraps it in `jax.jit`; its mean over held-out batches of one
+        size is the estimate.
+    """
+
+    def estimate(variables: Variables, features: Grids, targets: Images) -> Float[Array, ""]:
+        values, summed = read(reading, features, targets)
+        noisy = _through(values, variables[_STATISTICS], reading, key)
+        return bound(critic(variables["params"], noisy, summed))
+
+    return estimate
+
+
+def _through(
+    values: Features, moments: Params, reading: Reading, key: Key
+) -> Float[Array, "batch feature"]:
+    """Standardised features with noise."""
+    standard = (values - moments["mean"]) * jax.lax.rsqrt(moments["variance"] + 1e-6)
+    return standard + reading.noise * jax.random.normal(key, standard.shape)

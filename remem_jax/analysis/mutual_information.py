@@ -164,12 +164,13 @@ def make_decoder_step(apply: TrainApply, tx: optax.GradientTransformation) -> De
 
 
 def make_lockstep(
-    step: DecoderStep, teachers: Sequence[Teach], reads: Sequence[int]
+    steps: Sequence[DecoderStep], teachers: Sequence[Teach], reads: Sequence[int]
 ) -> Callable[[States, Array], tuple[States, Metrics]]:
     """Builds the step of many decoders on one pass of the images; they are as if trained alone.
 
     Args:
-        step: From `make_decoder_step`, jitted; it is compiled once for each shape of features.
+        steps: Of each decoder, from `make_decoder_step`, jitted, and one for all that train alike;
+            or of a critic, from `info_nce.make_critic_step`.
         teachers: From images to features.
         reads: For each decoder the number of the teacher whose features it reads.
 
@@ -189,7 +190,7 @@ def make_lockstep(
         for teach, own in zip(teachers, readers, strict=True):
             features = teach(images)
             for i in own:
-                found[i], metrics = step(found[i], features, targets)
+                found[i], metrics = steps[i](found[i], features, targets)
                 losses[i] = metrics["loss"]
         return tuple(found), {"loss": losses}
 
@@ -234,6 +235,8 @@ def evaluate(
     reads: Sequence[int],
     variables: Sequence[Variables],
     batches: Iterable[Shown],
+    *,
+    fetch: Callable[[Any], Any] = jax.device_get,
 ) -> list[Reconstruction]:
     """How well decoders reconstruct held-out images; exact means, however these are batched.
 
@@ -243,6 +246,7 @@ def evaluate(
         reads: For each decoder the number of the teacher whose features it reads.
         variables: Of each decoder.
         batches: All images once.
+        fetch: Brings arrays from the devices, of all processes, to the host.
 
     Raises:
         ValueError: As `make_lockstep`, or if there are no images.
@@ -257,11 +261,11 @@ def evaluate(
                 found[i].append(measure(variables[i], features, *batch))
         if masks:  # Those of the batch before: the host stays at most one ahead.
             for measured in found:
-                measured[-2] = jax.device_get(measured[-2])
-        masks.append(np.asarray(batch.mask))
+                measured[-2] = fetch(measured[-2])
+        masks.append(np.asarray(fetch(batch.mask)))
     if not any(mask.any() for mask in masks):
         raise ValueError("There is nothing to reconstruct: no batch holds an image.")
-    return [_reconstruction(jax.device_get(measured), masks) for measured in found]
+    return [_reconstruction(fetch(measured), masks) for measured in found]
 
 
 def _reconstruction(found: Sequence[Measured], masks: Sequence[np.ndarray]) -> Reconstruction:

@@ -10,11 +10,22 @@ import pathlib
 from typing import Any
 
 from remem_jax import checks
-from remem_jax.report import pages, paper, plots, protocol, study, tables
+from remem_jax.report import (
+    analysis,
+    drawing,
+    pages,
+    paper,
+    plots,
+    protocol,
+    study,
+    tables,
+    teachers,
+)
 from remem_jax.storage import files, logs
 from remem_jax.storage import results as stored
 
 FORMAT = 1  # Of results.json.
+ANALYSIS_FORMAT = analysis.FORMAT
 
 
 def write(directory: pathlib.Path) -> None:
@@ -33,7 +44,8 @@ def write(directory: pathlib.Path) -> None:
     if results is None:
         raise checks.SettingError(f"{path} is not there: the run has not come to its end.")
     checks.one_of(f"The format of {path}", results.get("format"), (FORMAT,))
-    content = _content(results, logs.read(directory))
+    figures = [drawing.save(directory / analysis.FIGURES, one) for one in teachers.of_run(results)]
+    content = _content(results, logs.read(directory), figures)
     files.write_text(directory / "report.html", pages.html("page.html.jinja", content))
     files.write_text(directory / "report.md", pages.markdown("report.md.jinja", content))
 
@@ -52,20 +64,35 @@ def write_study(directory: pathlib.Path) -> None:
     study.write(directory)
 
 
-def _content(results: tables.Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def write_analysis(directory: pathlib.Path) -> None:
+    """Writes report.md, report.html and the figures from what an analysis has found.
+
+    The same input gives the same bytes. Each file is written whole or not at all.
+
+    Args:
+        directory: Where the analysis left results.json and its arrays, and where the report goes.
+
+    Raises:
+        SettingError: If there are no results, or results of another format.
+    """
+    analysis.write(directory)
+
+
+def _content(
+    results: tables.Results, rows: list[dict[str, Any]], figures: list[drawing.Plot]
+) -> dict[str, Any]:
     notes = [gain(results), standard_errors(results), paper.note(results)]
-    confused, on_test = tables.confused(results), tables.on_test(results)
+    optional = [tables.confused(results), tables.on_test(results), teachers.table_of_run(results)]
     return {
         "title": results["title"],
         "summary": summary(results),
         "warning": warning(results),
         "comparison": tables.comparison(results),
         "notes": [note for note in notes if note],
-        "plots": plots.draw(results, rows),
+        "plots": [*figures, *plots.draw(results, rows)],
         "models": [
             tables.details(results),
-            *([confused] if confused else []),
-            *([on_test] if on_test else []),
+            *(table for table in optional if table),
             tables.teachers(results),
             tables.students(results),
         ],

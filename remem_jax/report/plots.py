@@ -4,58 +4,18 @@ Colours are those of Okabe and Ito (2008), which colour-blind readers can tell a
 dashes tell the methods apart once more, for print.
 """
 
-import io
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from remem_jax.report import tables
+from remem_jax.report import drawing, tables
+from remem_jax.report.drawing import Plot, Style, finite, printable
 
-_SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "remem_jax",  # Identifiers are random without it.
-    "svg.fonttype": "none",  # Text stays text: it can be searched.
-    "text.parse_math": False,  # A name may hold a dollar sign.
-    "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#d9d9d9",
-    "grid.linewidth": 0.6,
-    "lines.markersize": 6,
-}
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-_SIZE = (5.4, 4.0)  # Inches; still readable when a narrow screen shrinks it to 350 pixels.
 _RING = 13  # Points; around what was selected.
-
-
-class Plot(NamedTuple):
-    """A plot.
-
-    Attributes:
-        title: What it shows.
-        caption: How to read it.
-        svg: An <svg> element; all text in it is escaped.
-    """
-
-    title: str
-    caption: str
-    svg: str
-
-
-class Style(NamedTuple):
-    """How the marks of a method look."""
-
-    color: str
-    marker: str
-    dashes: Any
 
 
 class Curve(NamedTuple):
@@ -72,26 +32,10 @@ class Curve(NamedTuple):
     chosen: int | None = None
 
 
-_STYLES = {
-    "scratch": Style("#000000", "s", ":"),
-    "finetune": Style("#0072B2", "o", "--"),
-    "remem": Style("#D55E00", "^", "-"),
-    "sam": Style("#009E73", "D", "-."),
-    "reweight": Style("#CC79A7", "v", (0, (5, 1, 1, 1, 1, 1))),
-    "lora": Style("#E69F00", "P", (0, (8, 2))),
-    "lora_remem": Style("#56B4E9", "X", (0, (3, 1))),
-}
-_OTHER_STYLE = Style("#666666", "*", "-")
+_OTHER_STYLE = Style(drawing.GREY, "*", "-")
 
 
-def printable(text: str) -> str:
-    """The text on one line, with a mark for what has no place in XML or cannot be encoded."""
-    line = " ".join(text.split())
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
-    )
-
-
+@drawing.styled
 def draw(results: tables.Results, rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Draws what there is something to draw of.
 
@@ -99,13 +43,12 @@ def draw(results: tables.Results, rows: Sequence[Mapping[str, Any]]) -> list[Plo
         results: The run's results.
         rows: Its metrics, as `storage.logs.read` gives them.
     """
-    with matplotlib.rc_context(_SETTINGS):
-        plots = [
-            _students_against_teachers(results),
-            *_teacher_curves(results, rows),
-            *_student_curves(results, rows),
-            _ascent_norms(results, rows),
-        ]
+    plots = [
+        _students_against_teachers(results),
+        *_teacher_curves(results, rows),
+        *_student_curves(results, rows),
+        _ascent_norms(results, rows),
+    ]
     return [plot for plot in plots if plot is not None]
 
 
@@ -118,17 +61,17 @@ def _students_against_teachers(results: tables.Results) -> Plot | None:
         style = _style(method)
         students = [r for r in _kept(results) if r["method"] == method]
         taught = [r for r in students if (method, r["teacher_step"]) in teachers]
-        x = [100 * _finite(teachers[method, r["teacher_step"]]) for r in taught]
-        y = [100 * _finite(r["validation"][metric]) for r in taught]
+        x = [100 * finite(teachers[method, r["teacher_step"]]) for r in taught]
+        y = [100 * finite(r["validation"][metric]) for r in taught]
         if taught:
             axes.plot(x, y, style.marker, color=style.color, alpha=0.7, label=_label(method))
         elif students:
-            best = 100 * max(_finite(r["validation"][metric]) for r in students)
+            best = 100 * max(finite(r["validation"][metric]) for r in students)
             label = f"{_label(method)}, best"
             axes.axhline(best, color=style.color, linestyle=style.dashes, label=label)
     for row in results["methods"]:
         if row["teacher"] is not None:
-            x, y = (100 * _finite(row[m]["validation"][metric]) for m in ("teacher", "student"))
+            x, y = (100 * finite(row[m]["validation"][metric]) for m in ("teacher", "student"))
             _ring(axes, x, y, _style(row["method"]))
     caption = (
         "Every student of every teacher, by the accuracy of both; rings mark what was selected. "
@@ -220,7 +163,7 @@ def _series(
     """Steps and values of a metric; of one student, where there is a value for each."""
     found = [(row["step"], row[name]) for row in rows if row["part"] == part and name in row]
     return [
-        (step, scale * _finite(value if member is None else value[member])) for step, value in found
+        (step, scale * finite(value if member is None else value[member])) for step, value in found
     ]
 
 
@@ -232,13 +175,8 @@ def _kept(results: tables.Results) -> list[Mapping[str, Any]]:
     return [row for row in results["students"] if not row["diverged"]]
 
 
-def _finite(value: float | None) -> float:
-    """The value, or NaN, which matplotlib leaves out."""
-    return value if value is not None and math.isfinite(value) else math.nan
-
-
 def _style(method: str) -> Style:
-    return _STYLES.get(method, _OTHER_STYLE)
+    return drawing.METHODS.get(method, _OTHER_STYLE)
 
 
 def _label(method: str) -> str:
@@ -246,7 +184,7 @@ def _label(method: str) -> str:
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
+    figure = Figure(figsize=drawing.SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
@@ -284,12 +222,4 @@ def _finish(title: str, caption: str, figure: Figure, axes: Axes) -> Plot | None
     if not handles:
         return None
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    return Plot(title, caption, _svg(figure, re.sub(r"\W+", "_", title.lower())))
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The <svg> element; its identifiers begin with the name, since a page holds many."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata=_NO_METADATA)
-    text = file.getvalue()
-    return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}_", text[text.index("<svg") :])
+    return Plot(title, caption, drawing.svg(figure, re.sub(r"\W+", "_", title.lower())))

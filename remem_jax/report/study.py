@@ -1,11 +1,11 @@
-"""The report of a study: many runs that together make one of the paper's tables."""
+"""The report of a study: many runs that together make one of the paper's tables, or figures."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remem_jax import checks
-from remem_jax.report import gains, layout, pages, paper, tables, trials
+from remem_jax.report import drawing, gains, layout, pages, paper, tables, teachers, trials
 from remem_jax.storage import files, results
 
 FORMAT = 1  # Of study.json.
@@ -30,7 +30,8 @@ def write(directory: pathlib.Path) -> None:
     if study is None:
         raise checks.SettingError(f"{path} is not there: the study has not begun.")
     checks.one_of(f"The format of {path}", study.get("format"), (FORMAT,))
-    content = _content(study)
+    figures = [drawing.save(directory / "figures", one) for one in teachers.of_study(study)]
+    content = {**_content(study), "plots": figures}
     files.write_text(directory / "study.html", pages.html("study.html.jinja", content))
     files.write_text(directory / "study.md", pages.markdown("study.md.jinja", content))
     files.write_text(directory / "table.csv", layout.comma_separated(study))
@@ -59,7 +60,7 @@ def _content(study: layout.Study) -> dict[str, Any]:
         "search": study["search"]["text"],
         "tables": [
             trials.cost(study),
-            *(table for table in chosen if table is not None),
+            *(table for table in (*chosen, teachers.table_of_study(study)) if table is not None),
             trials.tried(study),
         ],
         "differs": study["differs"],

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from remem_jax.report import protocol, study
+from remem_jax.report import protocol, study, teachers
 from remem_jax.settings import METHODS
 from remem_jax.study import cost, queue
 from remem_jax.study.space import Trial
@@ -36,6 +36,7 @@ def make(
         "format": study.FORMAT,
         "title": config.title,
         "table": config.table,
+        "figure": config.figure,
         "mini": config.mini,
         "rows": [
             {"name": name, "title": config.rows[name].title, "group": config.rows[name].group}
@@ -98,6 +99,7 @@ def _tried(
         "settings": dict(trial.point),
         "state": states.get(trial.key, "waiting"),
         "reason": failures.get(trial.key, ""),
+        "teachers": _teachers(record) if record else [],
         "validation": row["student"]["validation"][record["data"]["metric"]]
         if record and row
         else None,
@@ -109,6 +111,13 @@ def _tried(
         "worker": record and record["worker"],
         "folder": record and record["folder"],
     }
+
+
+def _teachers(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Teachers of a trial whose information was measured, with what they were pruned of."""
+    own = record["config"]["teacher"]
+    pruned = {"MLP": own["pruned_mlp"], "attention": own["pruned_attention"]}
+    return [{**point, "pruned": pruned} for point in teachers.points(record)]
 
 
 def _cells(

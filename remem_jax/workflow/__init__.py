@@ -10,9 +10,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import checks, mesh, settings
+from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
 from remem_jax.workflow import cost, parts
+from remem_jax.workflow.analysis import run_analysis
 from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import run_remem
 
@@ -21,6 +23,7 @@ Work = Callable[[parts.Run], None]
 WORKFLOWS: dict[str, tuple[Check, Work]] = {
     "remem": (settings.check_remem, run_remem),
     "pretrain": (settings.check_pretrain, run_pretrain),
+    "analysis": (check_analysis, run_analysis),
 }
 
 

@@ -39,6 +39,7 @@ class Teachers(NamedTuple):
         part: Name of its part of the run.
         settings: `config.teacher` as the method changes it.
         apply: A teacher in evaluation mode, with what the run's students learn from it.
+        patches: The same with its patches, by which its information is measured.
         shapes: Of its variables.
         facts: What decides its answers beside its variables.
         load: Variables of the teacher after so many steps.
@@ -51,6 +52,7 @@ class Teachers(NamedTuple):
     part: str
     settings: ConfigDict
     apply: TeacherApply
+    patches: TeacherApply
     shapes: Variables
     facts: dict[str, Any]
     load: Callable[[int], Variables]
@@ -181,6 +183,7 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
         part,
         settings,
         teacher_apply(run, first),
+        first.tuned.wrap(models.teacher_apply(first.model, ("patches",))),
         merged,
         facts,
         load,

@@ -249,6 +249,7 @@ def _advice(part: str) -> Iterator[None]:
         "teachers": "config.teacher.learning_rate, or config.teacher.rho",
         "students": "config.student.learning_rates",
         "pretrain": "config.train.learning_rate",
+        "information": "config.information.learning_rate",
     }[part.partition("/")[0]]
     try:
         yield

@@ -1,24 +1,19 @@
 """The main job: teachers by every method, their students, selection, test, report."""
 
-import platform
 import statistics
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 from absl import logging
 
-import remem_jax
 from remem_jax import mesh, report
 from remem_jax.data import registry
 from remem_jax.records import Params, Settings
 from remem_jax.settings import METHODS, deciding
 from remem_jax.storage import results, workdir
 from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import distill, finetune, parts, plan, selected
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+from remem_jax.workflow import distill, facts, finetune, information, parts, plan, selected
 
 
 class Outcome(NamedTuple):
@@ -80,6 +75,7 @@ def _outcome(
     else:
         groups = distill.from_scratch(run, classroom)
     seconds = {group["part"]: group["seconds"] for group in groups}
+    measured = _information(run, teachers, seconds)
     metric = run.dataset.metric
     tried = [
         {**student, "teacher_step": group["teacher_step"], "group": group, "member": member}
@@ -119,7 +115,7 @@ def _outcome(
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
     return Outcome(
         row,
-        [{"method": method, **record} for record in teachers.records] if teachers else [],
+        [{"method": method, **record, **own} for record, own in measured],
         [
             {"method": method, "teacher_step": group["teacher_step"], **student}
             for group in groups
@@ -127,6 +123,22 @@ def _outcome(
         ],
         seconds,
     )
+
+
+def _information(
+    run: parts.Run, teachers: finetune.Teachers | None, seconds: dict[str, float]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each teacher's record, with its information where that is measured."""
+    if not teachers:
+        return []
+    if not run.config.information.seeds:
+        return [(record, {}) for record in teachers.records]
+    found = information.of_teachers(run, teachers)
+    seconds[found["part"]] = found["seconds"]
+    return [
+        (record, {"information": own})
+        for record, own in zip(teachers.records, found["teachers"], strict=True)
+    ]
 
 
 def _setting(student: dict[str, Any]) -> dict[str, Any]:
@@ -177,19 +189,15 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
             ]
         },
         "config_fingerprint": results.fingerprint(config),
-        "data": _data(run),
+        "data": facts.data(run),
         "methods": [outcome.row for outcome in outcomes],
         "teachers": [record for outcome in outcomes for record in outcome.teachers],
         "students": [record for outcome in outcomes for record in outcome.students],
         "models": used,
         "seed": run.config.seed,
         "seconds": {part: time for outcome in outcomes for part, time in outcome.seconds.items()},
-        "versions": _versions(),
-        "device": {
-            "platform": jax.default_backend(),
-            "kind": jax.devices()[0].device_kind,
-            "count": jax.device_count(),
-        },
+        "versions": facts.versions(),
+        "device": facts.device(),
     }
 
 
@@ -228,26 +236,3 @@ def _retried(run: parts.Run, outcomes: Sequence[Outcome]) -> list[str]:
 
 def _size(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _data(run: parts.Run) -> dict[str, Any]:
-    dataset, settings = run.dataset, run.config.data
-    return {
-        "name": settings.name,
-        "title": dataset.title,
-        "classes": len(dataset.classes),
-        "class_names": list(dataset.classes),
-        "metric": dataset.metric,
-        "examples": {name: len(part.rows) for name, part in dataset.parts.items()},
-        "input": run.feed.kind,
-        "source_size": dataset.source_size and list(dataset.source_size),
-        "image_size": settings.image_size,
-        "official": dataset.official,
-        "skipped": list(dataset.skipped),
-        "fingerprint": dataset.fingerprint,
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {name: metadata.version(name) for name in PACKAGES}
-    return {"remem_jax": remem_jax.__version__, "python": platform.python_version(), **found}

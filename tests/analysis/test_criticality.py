@@ -138,7 +138,7 @@ def test_half_precision_is_left_for_float32(rng: np.random.Generator, images: ja
     np.testing.assert_allclose(actual, loop(tiny(), variables, images, 2), rtol=1e-3, atol=1e-5)
 
 
-def test_the_largest_influence_is_found_over_all_batches(
+def test_the_largest_influences_are_found_over_all_batches(
     rng: np.random.Generator, images: jax.Array
 ) -> None:
     variables = variables_of(tiny(), rng)
@@ -150,11 +150,34 @@ def test_the_largest_influence_is_found_over_all_batches(
         # Filled up by an example that would be the most critical of all.
         yield batch_of(jnp.stack([images[4], images[0]]), [True, False])
 
-    found = criticality.criticality(influence, variables, batches())
+    found = criticality.criticality(influence, variables, batches(), ranks=3)
 
     expected = loop(tiny(), variables, images, 2)
-    np.testing.assert_allclose(found.value, expected.max(axis=0), rtol=1e-3, atol=1e-5)
-    np.testing.assert_array_equal(found.example, expected.argmax(axis=0))
+    largest_first = np.argsort(-expected, axis=0)[:3]
+    of = np.take_along_axis(expected, largest_first, axis=0)
+    np.testing.assert_allclose(found.value, of, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(found.example, largest_first)
+    assert found.examples == EXAMPLES
+
+
+def test_going_on_finds_what_was_found_at_once(images: jax.Array, rng: np.random.Generator) -> None:
+    changes = [jnp.asarray(rng.uniform(size=(5, 4)), jnp.float32) for _ in range(3)]
+    batches = [batch_of(images, [True, True, True, True, False])] * 3
+
+    def find(which: slice, **before: Any) -> criticality.Criticality:
+        given = iter(changes[which])
+        return criticality.criticality(
+            lambda variables, batch: next(given), {}, batches[which], ranks=2, **before
+        )
+
+    at_once = find(slice(None))
+    seen: list[criticality.Criticality] = []
+    find(slice(2), seen=seen.append)
+    later = find(slice(2, None), before=seen[-1])
+
+    np.testing.assert_array_equal(later.value, at_once.value)
+    np.testing.assert_array_equal(later.example, at_once.example)
+    assert later.examples == at_once.examples == 12
 
 
 def test_masked_examples_and_later_equals_do_not_count(images: jax.Array) -> None:
@@ -165,10 +188,10 @@ def test_masked_examples_and_later_equals_do_not_count(images: jax.Array) -> Non
     ]
     changes = iter(jnp.array([[[1], [9], [2], [9], [9]], [[9]] * 5, [[2], [1], [9], [9], [9.0]]]))
 
-    found = criticality.criticality(lambda variables, batch: next(changes), {}, batches)
+    found = criticality.criticality(lambda variables, batch: next(changes), {}, batches, ranks=5)
 
-    np.testing.assert_array_equal(found.value, [2])
-    np.testing.assert_array_equal(found.example, [1])
+    np.testing.assert_array_equal(found.value[:, 0], [2, 2, 1, 1, -1])
+    np.testing.assert_array_equal(found.example[:, 0], [1, 2, 0, 3, -1])
 
 
 def test_lora_counts_by_its_merged_weights(
@@ -208,11 +231,11 @@ def test_no_examples_are_refused(images: jax.Array) -> None:
     empty = batch_of(images, [False] * 5)
 
     with pytest.raises(ValueError, match="no batch holds an example"):
-        criticality.criticality(lambda variables, batch: jnp.ones((5, 2)), {}, [empty])
+        criticality.criticality(lambda variables, batch: jnp.ones((5, 2)), {}, [empty], ranks=1)
 
 
 def test_what_is_not_finite_is_refused(images: jax.Array) -> None:
     with pytest.raises(ValueError, match="embeddings of NaN or zero"):
         criticality.criticality(
-            lambda variables, batch: jnp.full((5, 2), jnp.nan), {}, [batch_of(images)]
+            lambda variables, batch: jnp.full((5, 2), jnp.nan), {}, [batch_of(images)], ranks=1
         )

@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import Array
 
 from remem_jax.analysis import info_nce, mutual_information
+from remem_jax.train import state
 from tests.oracles import channels
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -54,30 +55,45 @@ def test_the_best_critic_gives_the_information_of_gaussians(
 def test_a_trained_critic_comes_near_the_information_of_gaussians_from_below(
     rng: np.random.Generator,
 ) -> None:
+    # The features are the image itself; with noise, each of its three values is a channel.
+    reading = info_nce.Reading(grid=1, blocks=1, noise=0.75)
     tx = mutual_information.adamw(0.01, betas=(0.9, 0.999), weight_decay=0.0, epsilon=1e-8)
-    params = info_nce.init_critic(
-        jax.random.key(0), features=DIMENSIONS, summaries=DIMENSIONS, hidden=32, embedding=8
-    )
-    step, opt_state = jax.jit(info_nce.make_critic_step(tx)), tx.init(params)
-    measure = jax.jit(lambda params, *pair: info_nce.bound(info_nce.critic(params, *pair)))
+    first = info_nce.init(jax.random.key(0), reading, width=3, hidden=32, embedding=8)
+    step = jax.jit(info_nce.make_critic_step(tx, reading, key=jax.random.key(1)))
+    now = state.create(first, tx)
+
+    def images() -> Array:  # Of any mean and scale: features are standardised.
+        return jnp.asarray(5 + 0.1 * rng.normal(size=(BATCH, 1, 1, 3)), jnp.float32)
+
     for _ in range(300):
-        params, opt_state, _ = step(params, opt_state, *draw(rng, 0.8))
+        batch = images()
+        now, _ = step(now, batch, 10 * (batch - 5))
 
-    found = np.mean([float(measure(params, *draw(rng, 0.8))) for _ in range(50)])
+    estimate = jax.jit(
+        lambda variables, key, batch: info_nce.make_estimate(reading, key=key)(
+            variables, batch, 10 * (batch - 5)
+        )
+    )
+    keys = jax.random.split(jax.random.key(2), 50)
+    found = np.mean([float(estimate(now.variables, key, images())) for key in keys])
 
-    information = channels.gaussian_information(0.8, DIMENSIONS)  # 1.02 nats.
+    information = channels.gaussian_information(1 / np.hypot(1, reading.noise), 3)  # 1.53 nats.
     assert information - 0.15 < found < information + 0.03  # Of 6,400 pairs, 2 deviations.
 
 
-def test_summaries_are_means_of_blocks(rng: np.random.Generator) -> None:
+def test_what_a_critic_reads_are_means_of_blocks(rng: np.random.Generator) -> None:
     images = jnp.asarray(rng.uniform(size=(2, 4, 4, 3)), jnp.float32)
+    tokens = jnp.asarray(rng.uniform(size=(2, 2, 2, 5)), jnp.float32)
+    reading = info_nce.Reading(grid=1, blocks=2, noise=1.0)
 
-    actual = info_nce.summaries(images, 2)
+    features, summaries = info_nce.read(reading, tokens, images)
 
+    np.testing.assert_allclose(features, np.asarray(tokens).mean((1, 2)), rtol=1e-6)
     expected = images[1, :2, 2:].mean((0, 1))  # The block above on the right.
-    np.testing.assert_allclose(actual[1].reshape(2, 2, 3)[0, 1], expected, rtol=1e-6)
+    np.testing.assert_allclose(summaries[1].reshape(2, 2, 3)[0, 1], expected, rtol=1e-6)
 
 
-def test_a_side_that_does_not_divide_the_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="4 x 4 pixels have no 3 x 3 blocks"):
-        info_nce.summaries(jnp.zeros((1, 4, 4, 3)), 3)
+def test_blocks_that_do_not_divide_the_image_are_refused() -> None:
+    reading = info_nce.Reading(grid=1, blocks=3, noise=1.0)
+    with pytest.raises(ValueError, match="Images of 4 x 4 have no 3 x 3 blocks"):
+        info_nce.read(reading, jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 4, 4, 3)))

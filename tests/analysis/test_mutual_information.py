@@ -86,7 +86,8 @@ class Bench:
         steps: int = 3,
     ) -> tuple[Any, list[Any]]:
         """States after the steps on the same images, and the losses of each step."""
-        lockstep = mutual_information.make_lockstep(self.step, teachers, reads)
+        own = [self.step] * len(reads)
+        lockstep = mutual_information.make_lockstep(own, teachers, reads)
         states, losses = tuple(self.first(seed) for seed in seeds), []
         for _ in range(steps):
             states, metrics = lockstep(states, images)
@@ -245,7 +246,7 @@ def test_every_teacher_sees_a_batch_once(bench: Bench, images: Array) -> None:
 
 def test_a_teacher_without_a_decoder_is_refused(bench: Bench) -> None:
     with pytest.raises(ValueError, match=r"all of 2 teachers, got \[0, 0\]"):
-        mutual_information.make_lockstep(bench.step, teachers(), [0, 0])
+        mutual_information.make_lockstep([bench.step] * 2, teachers(), [0, 0])
 
 
 def test_statistics_are_kept_for_evaluation(bench: Bench, images: Array) -> None:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, data, mesh, models
 from remem_jax.models import resnet, tuning, vit
+from remem_jax.settings import information
 from remem_jax.train import objectives
 from remem_jax.train.division import Division
 from remem_jax.weights import catalog, matching
@@ -49,20 +50,22 @@ def deciding(config: ConfigDict) -> dict[str, Any]:
 
 def check_remem(config: ConfigDict) -> None:
     """Raises `SettingError` for the first setting of a ReMem run that cannot be used."""
-    _check_common(config)
+    check_common(config)
     checks.require(len(config.methods) > 0, "config.methods must name at least one method.")
     for method in config.methods:
         checks.one_of("config.methods", method, METHODS)
     repeated = len(set(config.methods)) < len(config.methods)
     checks.require(not repeated, f"config.methods repeats a method: {tuple(config.methods)}.")
     checks.at_least("config.retries", config.retries, 0)
-    _check_teacher(config.teacher, config.data.image_size)
+    check_teacher(config.teacher, config.data.image_size)
     _check_student(config.student)
+    if config.information.seeds:
+        information.check(config.information, config.data.image_size)
 
 
 def check_pretrain(config: ConfigDict) -> None:
     """Raises `SettingError` for the first setting of a pretraining that cannot be used."""
-    _check_common(config)
+    check_common(config)
     checks.one_of("config.model.variant", config.model.variant, vit.VARIANTS)
     checks.within("config.model.dropout", config.model.dropout, 0, 0.99)
     size = vit.VARIANTS[config.model.variant]
@@ -86,7 +89,8 @@ def check_mesh(config: ConfigDict, on: Mesh) -> None:
         division(config.teacher, on)
 
 
-def _check_common(config: ConfigDict) -> None:
+def check_common(config: ConfigDict) -> None:
+    """Raises for the first setting that cannot be used of those that all workflows have."""
     settings = config.data
     checks.at_least("config.log_every", config.log_every, 1)
     checks.at_least("config.save_every", config.save_every, 1)
@@ -109,7 +113,8 @@ def _check_common(config: ConfigDict) -> None:
     )
 
 
-def _check_teacher(teacher: ConfigDict, image_size: int) -> None:
+def check_teacher(teacher: ConfigDict, image_size: int) -> None:
+    """Raises for the first setting of `config.teacher` that cannot be used."""
     checks.one_of("config.teacher.model", teacher.model, models.TEACHERS)
     if teacher.variant:
         checks.one_of("config.teacher.variant", teacher.variant, vit.VARIANTS)

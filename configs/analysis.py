@@ -1,0 +1,171 @@
+"""Analyses of checkpoints as they are: information, expertness, criticality.
+
+    python -m remem_jax.main --config=configs/analysis.py:caltech101,init=augreg:Ti/16 \
+        --workdir=analyses/mine
+    python -m remem_jax.main --workdir=analyses/both --config.data.path=my_images \
+        --config="configs/analysis.py:folder,init=Ti_16.npz|runs/mine/selected/remem_teacher.npz"
+
+A checkpoint is whatever `config.teacher.init` takes, also a teacher that a run has written. The
+figures of the paper, configs/figures/, are made with what is below.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import information, remem
+from remem_jax.weights import catalog
+
+ANALYSES = ("information", "expertness", "criticality")
+STRENGTHS = {  # Of pretraining, the weakest first: its title, and its checkpoint of a ViT-B/16.
+    name: (title, catalog.TABLE_4[title])
+    for name, title in (
+        ("i1k", "ImageNet-1k"),
+        ("i21k", "ImageNet-21K"),
+        ("augreg", "ImageNet-21k (augreg)"),
+    )
+}
+SMALL_STRENGTHS = {  # The same of a ViT-Ti/16, of which no other is published.
+    "i1k": ("ImageNet-1k", "augreg-i1k:Ti/16"),
+    "augreg": ("ImageNet-21k (augreg)", "augreg:Ti/16"),
+}
+
+
+def get_config(spec: str = "caltech101") -> ConfigDict:
+    """Returns the analyses of some checkpoints.
+
+    Args:
+        spec: Name of the data set, then options: "flowers102,init=a.npz|b.npz,analyses=expertness".
+            Several checkpoints, or analyses, are joined by |.
+    """
+    dataset, *pairs = spec.split(",")
+    options = {"init": "augreg:B/16", "analyses": "|".join(ANALYSES)}
+    for name, _, value in (pair.partition("=") for pair in pairs):
+        if name not in options:
+            raise ValueError(
+                f"configs/analysis.py has no option {name!r}; known: {', '.join(options)}."
+            )
+        options[name] = value
+    inits = options["init"].split("|")
+    chosen = {f"model_{i}": model(_name(one), one) for i, one in enumerate(inits)}
+    return make(f"Analysis on {dataset}", chosen, tuple(options["analyses"].split("|")), dataset)
+
+
+def _name(init: str) -> str:
+    """A published name as it is, or that of a file."""
+    return init if catalog.is_name(init) else pathlib.PurePath(init).stem
+
+
+def model(title: str, init: str, **changes: Any) -> dict[str, Any]:
+    """A checkpoint: what it is called, and its settings of `config.teacher`."""
+    teacher = {"init": init, "variant": "", "gelu": "", "pruned_mlp": 0, "pruned_attention": 0}
+    return {"title": title, "teacher": teacher | changes}
+
+
+def models(strengths: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Checkpoints of different pretrainings."""
+    return {name: model(title, init) for name, (title, init) in strengths.items()}
+
+
+def make(
+    title: str,
+    models: Mapping[str, Any],
+    analyses: tuple[str, ...],
+    dataset: str,
+    *,
+    figure: int = 0,
+) -> ConfigDict:
+    """Returns an analysis.
+
+    Args:
+        title: Of its report.
+        models: By name; see `model`.
+        analyses: Of `ANALYSES`.
+        dataset: Whose images are looked at.
+        figure: Number of the paper's figure that it makes; 0 is none.
+    """
+    config = remem.get_config(dataset)
+    del config.student, config.methods, config.choose_on_test, config.retries, config.plan_only
+    config.workflow = "analysis"
+    config.title = title
+    config.figure = figure
+    config.differs = ()
+    config.analyses = analyses
+    config.models = ConfigDict(dict(models))
+    config.model_order = tuple(models)
+    config.teacher.mlp_weight = 1.0  # As the checkpoint is.
+    config.teacher.rho = 0.0
+
+    config.images = ConfigDict()
+    config.images.splits = ("train", "validation")  # The training images of the data set.
+    config.images.examples = 0  # The first of them; 0 is all.
+    config.images.batch_size = 64
+
+    config.information = information.make(seeds=(0, 1, 2))
+    config.sensitivity = ConfigDict()  # Settings of decoders that the ranking is compared over.
+    config.sensitivity.learning_rates = ()  # Such as (3e-4, 1e-3, 3e-3).
+    config.sensitivity.second_betas = ()  # Such as (0.99, 0.999).
+    config.sensitivity.align_corners = ()  # Such as (True, False).
+
+    config.expertness = ConfigDict()
+    config.expertness.clusters = 0  # 0 is the number of classes [text].
+    config.expertness.layers = ()  # From 0, or from -1 down from the top; empty is all.
+    config.expertness.seeds = (0, 1, 2)  # Of the co-clustering.
+    config.expertness.null_seeds = (0, 1, 2)  # Of shuffled activations.
+    config.expertness.threshold = 0.1  # Of sparsity; see analysis/expertness.py.
+
+    config.criticality = ConfigDict()
+    config.criticality.layers = (-1,)  # Blocks.
+    config.criticality.examples = (0,)  # Images for each of them; 0 is all of config.images.
+    config.criticality.batch_size = 32
+    config.criticality.chunk = 16  # Neurons that are removed at a time.
+    config.criticality.neurons = 6  # The most critical ones, which are shown.
+    config.criticality.images = 3  # That each of them influences most, which are shown.
+    config.criticality.visualization = ConfigDict()
+    config.criticality.visualization.steps = 128  # Of Adam; 0 shows no visualisations.
+    config.criticality.visualization.learning_rate = 0.005
+    config.criticality.visualization.jitter = 16  # Pixels; those of a patch.
+    config.criticality.visualization.seeds = (0, 1)
+    config.criticality.visualization.batch_size = 16
+    return config
+
+
+def make_neurons(figure: int, strength: str, layer: int, dataset: str, *, spec: str) -> ConfigDict:
+    """Returns one of the figures of critical neurons, or its mini version.
+
+    Args:
+        figure: Its number.
+        strength: Of the pretraining; see `STRENGTHS`.
+        layer: Block, from 0, or from -1 down from the top.
+        dataset: Whose images are looked at.
+        spec: "" for the paper's setting, or "mini".
+    """
+    chosen = strengths(spec)
+    if strength not in chosen:  # No ViT-Ti/16 of it is published.
+        strength = "i1k"
+    title, _ = chosen[strength]
+    config = make(
+        f"Figure {figure}: neurons of {'the top' if layer == -1 else 'a low'} MLP, {title}",
+        models({strength: chosen[strength]}),
+        ("criticality",),
+        dataset,
+        figure=figure,
+    )
+    config.criticality.layers = (layer,)
+    if spec:
+        config.criticality.examples = (0,) if layer == -1 else (64,)
+        config.criticality.neurons = 4
+        config.criticality.visualization.steps = 64
+        config.criticality.visualization.learning_rate = 0.0125
+    elif layer != -1:
+        config.criticality.examples = (1000,)  # Blocks above run for every neuron [choice].
+    return config
+
+
+def strengths(spec: str) -> Mapping[str, tuple[str, str]]:
+    """The checkpoints of the paper's setting, or of the mini version."""
+    if spec not in ("", "mini"):
+        raise ValueError(f"A figure is the paper's or, with :mini, a mini version; got {spec!r}.")
+    return SMALL_STRENGTHS if spec else STRENGTHS

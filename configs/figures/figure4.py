@@ -1,0 +1,24 @@
+"""Figure 4: blocks pruned from the top: error and information of the teacher.
+
+    python -m remem_jax.main --config=configs/figures/figure4.py --workdir=figures/figure4
+    python -m remem_jax.main --config=configs/figures/figure4.py:mini --workdir=figures/figure4_mini
+
+A pruned block leaves its residual alone. The data set is lost from the paper's text that we have;
+CIFAR-100 is our choice. configs/study.py has the settings, and how to add workers.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import study
+
+
+def get_config(spec: str = "") -> ConfigDict:
+    """Returns the study of the figure, or of its mini version."""
+    counts = (0, 2, 4, 8, 12) if spec else range(13)
+    rows = study.pruned("mlp", counts) | study.pruned("attention", counts)
+    columns = study.strengths("cifar100", "i1k", "augreg", spec=spec)
+    config = study.make_figure(4, "Blocks pruned from the top", rows, columns, spec=spec)
+    config.base.student.learning_rates = (0.1,)  # The figure is of teachers.
+    config.base.student.temperatures = (4.0,)
+    config.base.student.weights = (0.5,)
+    return config

@@ -1,0 +1,81 @@
+"""An analysis: checkpoints as they are, looked at over the images of a data set."""
+
+from typing import Any
+
+import jax
+from absl import logging
+
+from remem_jax import mesh, models, report
+from remem_jax.settings import analysis, deciding
+from remem_jax.storage import results, workdir
+from remem_jax.workflow import criticality, expertness, facts, information, parts, readers, subjects
+
+
+def run_analysis(run: parts.Run) -> None:
+    """Makes each of `config.analyses`; goes on where an earlier start was stopped."""
+    config = run.config
+    chosen = subjects.load(run)
+    inputs = {
+        "data": run.dataset.fingerprint,
+        "input": run.feed.kind,
+        "models": {one.name: one.digest for one in chosen},
+    }
+    workdir.begin(run.workdir, deciding(config), inputs)
+    measures = {
+        "information": _information,
+        "expertness": expertness.measure,
+        "criticality": criticality.measure,
+    }
+    found = {name: measures[name](run, chosen) for name in config.analyses}
+    if mesh.is_writer():
+        results.write(
+            run.workdir / "results.json",
+            {
+                "format": report.ANALYSIS_FORMAT,
+                "title": config.title,
+                "figure": config.figure,
+                "config": deciding(config),
+                "data": facts.data(run) | {"splits": list(config.images.splits)},
+                "models": [subjects.describe(one) for one in chosen],
+                "analyses": found,
+                "seed": config.seed,
+                "versions": facts.versions(),
+                "device": facts.device(),
+            },
+        )
+        report.write_analysis(run.workdir)
+        logging.info("Report: %s", run.workdir / "report.html")
+
+
+def _information(run: parts.Run, chosen: list[subjects.Subject]) -> dict[str, Any]:
+    """Information of the models, with each of the settings of decoders that are compared."""
+
+    def load() -> list[readers.Teacher]:
+        return [_teacher(run, one) for one in chosen]
+
+    found = []
+    for config in analysis.of_sensitivity(run.config):
+        own = config.information
+        corners = "aligned" if own.align_corners else "half_pixel"
+        part = f"information/rate_{own.learning_rate:g}_beta2_{own.betas[1]:g}_{corners}"
+        measured = information.measure(run._replace(config=config), part, load)
+        found.append(
+            {
+                "folder": part,
+                "learning_rate": own.learning_rate,
+                "second_beta": own.betas[1],
+                "align_corners": own.align_corners,
+                "seconds": measured["seconds"],
+                "models": [
+                    {"name": one.name, "title": one.title, **of}
+                    for one, of in zip(chosen, measured["teachers"], strict=True)
+                ],
+            }
+        )
+    return {"settings": found}
+
+
+def _teacher(run: parts.Run, subject: subjects.Subject) -> readers.Teacher:
+    patches = run.spread(models.teacher_apply(subject.model, ("patches",)))
+    jitted = jax.jit(patches, out_shardings=mesh.batch_sharding(run.mesh))
+    return readers.Teacher(subject.title, jitted, subject.variables)

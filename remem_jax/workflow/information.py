@@ -1,0 +1,279 @@
+"""What teachers' features still say of the image, by decoders that are trained side by side.
+
+Critics beside them estimate the same by InfoNCE, independently, through noise.
+"""
+
+import functools
+import pathlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from remem_jax import mesh, models
+from remem_jax.analysis import info_nce, mutual_information
+from remem_jax.checks import require
+from remem_jax.models import decoder
+from remem_jax.storage import checkpoints, files, results
+from remem_jax.train import state
+from remem_jax.workflow import finetune, parts, readers
+
+PICTURES = "pictures.npz"  # In the folder of a measurement.
+
+Shown = Callable[[], Iterator[mutual_information.Shown]]
+
+
+def of_teachers(run: parts.Run, teachers: finetune.Teachers) -> dict[str, Any]:
+    """`measure` of all teachers of a method, the checkpoints of one fine-tuning."""
+    patches = run.spread(teachers.patches)
+    jitted = jax.jit(patches, out_shardings=mesh.batch_sharding(run.mesh))
+    steps = [record["step"] for record in teachers.records]
+    return measure(
+        run,
+        f"information/{teachers.method}",
+        lambda: [readers.Teacher(f"step {at}", jitted, teachers.load(at)) for at in steps],
+    )
+
+
+def measure(
+    run: parts.Run, part: str, load: Callable[[], Sequence[readers.Teacher]]
+) -> dict[str, Any]:
+    """Trains readers of all teachers' features, for each of `config.information.seeds`.
+
+    They learn from training images, cropped and mirrored as those of teachers and students, and
+    are measured on those of validation.
+
+    Args:
+        run: The run.
+        part: Name of the part of the run; where it is done, what is there is read.
+        load: Loads the teachers, whose features are of one size.
+
+    Returns:
+        The "part", the "seconds" of training, and a record for each of the "teachers": "loss",
+        "floor" and "excess" of `mutual_information`, the means over seeds; the sample "deviation"
+        of the excess over them; the "slope" of the last evaluations; "info_nce" in nats with its
+        deviation, or None; and "seeds".
+
+    Raises:
+        SettingError: If features of different sizes are compared, or validation has no batch.
+    """
+    folder = run.workdir / part
+    done = results.read_for_all(folder / "result.json")
+    if done is not None:
+        return done
+    settings, evaluations = run.config.information, readers.milestones(run.config.information)
+    _require_whole_batch(run)
+    own, shown = readers.make(run, load()), _make_shown(run)
+
+    def milestone(at: int, now: tuple[state.State, ...]) -> None:
+        found = _evaluate(run, own, now, shown())
+        losses = [one.loss for one in found]
+        run.log.write(part, at, {"validation_loss": losses})
+        results.write_for_all(folder / f"step_{at}.json", losses)
+        if at == settings.steps:
+            pictures = _pictures(run, own, now, found, next(shown()))
+            _keep(run, folder, found, _bounds(run, own, now, shown()), pictures)
+
+    last, seconds = parts.train(run, part, readers.job(run, own)._replace(milestone=milestone))
+    if results.read_for_all(folder / "last.json") is None:  # Killed before it was written.
+        milestone(settings.steps, last)
+    curves: list[Any] = [results.read_for_all(folder / f"step_{at}.json") for at in evaluations]
+    kept: Any = results.read_for_all(folder / "last.json")
+    found = [
+        _record(settings, list(zip(evaluations, curves, strict=True)), kept, numbers)
+        for numbers in _by_teacher(own)
+    ]
+    result = {"part": part, "seconds": seconds, "teachers": found}
+    results.write_for_all(folder / "result.json", result)
+    if mesh.is_writer():
+        checkpoints.remove(folder / parts.CHECKPOINTS)
+    return result
+
+
+def _require_whole_batch(run: parts.Run) -> None:
+    """InfoNCE of a smaller batch is another number, so that there has to be one whole batch."""
+    settings, images = run.config.information, len(run.dataset.parts["validation"].rows)
+    require(
+        not settings.info_nce.measured or images >= settings.batch_size,
+        f"config.information.batch_size must be at most the {images} images of validation, of "
+        f"which InfoNCE takes whole batches, got {settings.batch_size}; or set "
+        "config.information.info_nce.measured to False.",
+    )
+
+
+def _make_shown(run: parts.Run) -> Shown:
+    """Builds what gives the images of validation as teachers take them."""
+    key = jax.random.key(0)
+    view = jax.jit(lambda image: run.feed.evaluation_view(key, image))
+
+    def shown() -> Iterator[mutual_information.Shown]:
+        for batch in run.feed.evaluation("validation", run.config.information.batch_size):
+            yield mutual_information.Shown(view(batch.image), batch.mask)
+
+    return shown
+
+
+@functools.cache
+def _decoding(image_size: int, align_corners: bool) -> tuple[Any, Any]:
+    """The decoder in evaluation mode, and what measures it, compiled once."""
+    model = decoder.make(image_size=image_size, align_corners=align_corners)
+    apply = models.evaluation_apply(model)
+    return jax.jit(apply), jax.jit(mutual_information.make_measure(apply))
+
+
+def _of_config(run: parts.Run) -> tuple[Any, Any]:
+    return _decoding(run.config.data.image_size, bool(run.config.information.align_corners))
+
+
+def _evaluate(
+    run: parts.Run,
+    own: readers.Readers,
+    now: Sequence[state.State],
+    batches: Iterator[mutual_information.Shown],
+) -> list[mutual_information.Reconstruction]:
+    """How well each of the decoders reconstructs validation."""
+    _, measured = _of_config(run)
+    count = own.decoders
+    return mutual_information.evaluate(
+        measured,
+        own.teach,
+        own.reads[:count],
+        [one.variables for one in now[:count]],
+        batches,
+        fetch=run.fetch,
+    )
+
+
+def _keep(
+    run: parts.Run,
+    folder: pathlib.Path,
+    found: Sequence[mutual_information.Reconstruction],
+    bounds: Sequence[float],
+    arrays: dict[str, np.ndarray],
+) -> None:
+    """Writes what the last evaluation found: numbers, maps, and some images reconstructed."""
+    numbers = [
+        {
+            "loss": one.loss,
+            "floor": one.floor,
+            "excess": one.excess,
+            "images": len(one.image_losses),
+        }
+        for one in found
+    ]
+    if mesh.is_writer():
+        with files.replacing(folder / PICTURES) as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+    results.write_for_all(folder / "last.json", {"decoders": numbers, "critics": bounds})
+
+
+def _bounds(
+    run: parts.Run,
+    own: readers.Readers,
+    now: Sequence[state.State],
+    batches: Iterator[mutual_information.Shown],
+) -> list[float]:
+    """The mean bound of each critic over the whole batches of validation, in nats."""
+    critics = range(own.decoders, len(now))
+    estimate = jax.jit(
+        info_nce.make_estimate(
+            readers.reading(run.config.information), key=readers.key_of(run, "noise")
+        )
+    )
+    targets_of = jax.jit(mutual_information.to_unit_range)
+    found: list[list[float]] = [[] for _ in critics]
+    for shown in batches if critics else ():
+        if not np.asarray(run.fetch(shown.mask)).all():
+            continue  # A smaller batch has another bound.
+        features = [teach(shown.images) for teach in own.teach]
+        for values, i in zip(found, critics, strict=True):
+            of = features[own.reads[i]]
+            values.append(float(estimate(now[i].variables, of, targets_of(shown.images))))
+    return [statistics.fmean(values) for values in found]
+
+
+def _pictures(
+    run: parts.Run,
+    own: readers.Readers,
+    now: Sequence[state.State],
+    found: Sequence[mutual_information.Reconstruction],
+    shown: mutual_information.Shown,
+) -> dict[str, np.ndarray]:
+    """What a report shows: of each teacher the first seed's maps and some reconstructions."""
+    apply, _ = _of_config(run)
+    count = run.config.information.pictures
+    arrays = {
+        "images": np.asarray(run.fetch(mutual_information.to_unit_range(shown.images)))[:count]
+    }
+    for number, teach in enumerate(own.teach):
+        i = own.reads.index(number)
+        logits = apply(now[i].variables, teach(shown.images))
+        arrays[f"reconstructions_{number}"] = np.asarray(run.fetch(jax.nn.sigmoid(logits)))[:count]
+        arrays[f"pixel_excess_{number}"] = found[i].pixel_excess
+        arrays[f"image_losses_{number}"] = found[i].image_losses
+        arrays[f"image_floors_{number}"] = found[i].image_floors
+    return {name: values.astype(np.float32) for name, values in arrays.items()}
+
+
+def _by_teacher(own: readers.Readers) -> list[tuple[list[int], list[int]]]:
+    """For each teacher its decoders and, counted from the first of them, its critics."""
+    numbered = list(enumerate(own.reads))
+    decoders, critics = numbered[: own.decoders], numbered[own.decoders :]
+    return [
+        (
+            [i for i, read in decoders if read == number],
+            [i - own.decoders for i, read in critics if read == number],
+        )
+        for number in range(len(own.teach))
+    ]
+
+
+def _record(
+    settings: ConfigDict,
+    curves: Sequence[tuple[int, Sequence[float]]],
+    kept: dict[str, Any],
+    own: tuple[list[int], list[int]],
+) -> dict[str, Any]:
+    decoders, critics = own
+    seeds = [
+        {
+            "seed": seed,
+            **kept["decoders"][i],
+            "slope": mutual_information.plateau_slope(
+                [losses[i] for _, losses in curves], _last(settings)
+            ),
+            "curve": [[at, losses[i]] for at, losses in curves],
+        }
+        for seed, i in zip(settings.seeds, decoders, strict=True)
+    ]
+    bounds = [kept["critics"][i] for i in critics]
+    return {
+        **{
+            name: statistics.fmean(one[name] for one in seeds)
+            for name in ("loss", "floor", "excess", "slope")
+        },
+        "deviation": _deviation([one["excess"] for one in seeds]),
+        "images": seeds[0]["images"],
+        "last": _last(settings),
+        "info_nce": {
+            "bound": statistics.fmean(bounds),
+            "deviation": _deviation(bounds),
+            "batch": settings.batch_size,
+            "noise": settings.info_nce.noise,
+        }
+        if bounds
+        else None,
+        "seeds": seeds,
+    }
+
+
+def _last(settings: ConfigDict) -> int:
+    """How many evaluations the slope is of: the last half, at least two."""
+    return max(2, settings.evaluations // 2)
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
