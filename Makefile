@@ -23,7 +23,7 @@ demo: .venv/installed
 	$(BIN)/python -m remem_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: lint
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff format --check

@@ -2,8 +2,9 @@
 
     python -m remem_jax.main --config=configs/analysis.py:caltech101,init=augreg:Ti/16 \
         --workdir=analyses/mine
-    python -m remem_jax.main --workdir=analyses/both --config.data.path=my_images \
-        --config="configs/analysis.py:folder,init=Ti_16.npz|runs/mine/selected/remem_teacher.npz"
+    python -m remem_jax.main --workdir=analyses/both \
+        --config="configs/analysis.py:folder,init=Ti_16.npz|runs/mine/selected/remem_teacher.npz" \
+        --config.data.path=my_images
 
 A checkpoint is whatever `config.teacher.init` takes, also a teacher that a run has written. The
 figures of the paper, configs/figures/, are made with what is below.
@@ -49,7 +50,13 @@ def get_config(spec: str = "caltech101") -> ConfigDict:
             )
         options[name] = value
     inits = options["init"].split("|")
-    chosen = {f"model_{i}": model(_name(one), one) for i, one in enumerate(inits)}
+    titles = [_name(one) for one in inits]
+    if len(set(titles)) < len(titles):  # Files of one name, in different folders.
+        titles = inits
+    chosen = {
+        f"model_{i}": model(title, one)
+        for i, (title, one) in enumerate(zip(titles, inits, strict=True))
+    }
     return make(f"Analysis on {dataset}", chosen, tuple(options["analyses"].split("|")), dataset)
 
 
@@ -74,8 +81,6 @@ def make(
     models: Mapping[str, Any],
     analyses: tuple[str, ...],
     dataset: str,
-    *,
-    figure: int = 0,
 ) -> ConfigDict:
     """Returns an analysis.
 
@@ -84,13 +89,11 @@ def make(
         models: By name; see `model`.
         analyses: Of `ANALYSES`.
         dataset: Whose images are looked at.
-        figure: Number of the paper's figure that it makes; 0 is none.
     """
     config = remem.get_config(dataset)
     del config.student, config.methods, config.choose_on_test, config.retries, config.plan_only
     config.workflow = "analysis"
     config.title = title
-    config.figure = figure
     config.differs = ()
     config.analyses = analyses
     config.models = ConfigDict(dict(models))
@@ -146,12 +149,12 @@ def make_neurons(figure: int, strength: str, layer: int, dataset: str, *, spec: 
     if strength not in chosen:  # No ViT-Ti/16 of it is published.
         strength = "i1k"
     title, _ = chosen[strength]
+    which = "the top" if layer == -1 else "a low"
     config = make(
-        f"Figure {figure}: neurons of {'the top' if layer == -1 else 'a low'} MLP, {title}",
+        f"Figure {figure}{' (mini)' if spec else ''}: neurons of {which} MLP, {title}",
         models({strength: chosen[strength]}),
         ("criticality",),
         dataset,
-        figure=figure,
     )
     config.criticality.layers = (layer,)
     if spec:

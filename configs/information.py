@@ -22,11 +22,11 @@ def make(**changes: object) -> ConfigDict:
     config.pictures = 4  # Images of validation whose reconstructions are kept.
 
     config.info_nce = ConfigDict()  # A second estimate beside it, by a critic [choice].
-    config.info_nce.measured = True
+    config.info_nce.measured = True  # False leaves it out.
     config.info_nce.grid = 2  # Side of the grid to which tokens are averaged.
     config.info_nce.blocks = 8  # Side of the grid of blocks that stand for an image.
-    config.info_nce.noise = 6.0  # In deviations of a feature; see analysis/info_nce.py.
-    config.info_nce.hidden = 256
-    config.info_nce.embedding = 64
+    config.info_nce.noise = 2.0  # In deviations of a feature; see analysis/info_nce.py.
+    config.info_nce.hidden = 256  # Width of the hidden layer of a critic.
+    config.info_nce.embedding = 64  # Width of what features and images are embedded in.
     config.update(changes)
     return config

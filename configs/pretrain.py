@@ -3,7 +3,7 @@
     python -m remem_jax.main --config=configs/pretrain.py --workdir=runs/pretrain \
         --config.data.path=tiny_imagenet64.npz --config.probe.dir=~/tensorflow_datasets
 
-The .npz holds arrays as the README describes them. The result is `pico_8.npz` in the run's
+The .npz holds arrays as docs/own_data.md describes them. The result is `pico_8.npz` in the run's
 folder, in AugReg names, and `pretrain.json` with its accuracies.
 """
 

@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
     """Returns a ReMem run that two cores do in under five minutes."""
     config = ConfigDict()
     config.workflow = "remem"
-    config.methods = ("scratch", "finetune", "remem")
-    config.seed = 0
+    config.methods = ("scratch", "finetune", "remem")  # Also "sam", "reweight".
+    config.seed = 0  # Of everything that is drawn.
     config.log_every = 10  # Steps.
     config.save_every = 40  # Steps; also where a stopped run goes on.
     config.keep_checkpoints = 2  # Of each part, while it is trained; one may be damaged.
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.data.stored_size = 64
     config.data.crop_area = (0.6, 1.0)  # A digit must stay readable.
     config.data.validation = 0.2
-    config.data.corrupt_limit = 10
+    config.data.corrupt_limit = 10  # Unreadable images, which are skipped; more end the run.
     config.data.resident_gib = 1.0
     config.data.input = "auto"  # Or "resident", "streamed".
     config.data.cache = ""  # Folder of what is decoded once; empty is REMEM_CACHE's.
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
 
     config.teacher = ConfigDict()
     config.teacher.model = "vit"
-    config.teacher.variant = "Pico/8"
+    config.teacher.variant = "Pico/8"  # Of the checkpoint; empty is any.
     config.teacher.init = "bundled:Pico/8"
     config.teacher.steps = (40, 120)  # Each is a teacher.
     config.teacher.batch_size = 64
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     config.teacher.mlp_weight = 0.8
     config.teacher.attention_weight = 1.0
     config.teacher.pruned_mlp = 0  # MLPs left out, from the top (Section 4 of the paper).
-    config.teacher.pruned_attention = 0
+    config.teacher.pruned_attention = 0  # The same of attention.
     config.teacher.residual = "two_minus"
 
     config.teacher.tuning = (
@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     # Or "dist", "dist_masked", "features", "features_cls"; each is as many students more.
     config.student.losses = ("kd",)
     config.student.hard_labels = True  # False: students learn from the teacher alone.
-    config.student.mixup = 0.0  # The same; student and teacher see one mixture.
+    config.student.mixup = 0.0  # As the teacher's; student and teacher see one mixture.
     config.student.steps = 80
     config.student.batch_size = 64
     config.student.learning_rates = (0.05, 0.1)

@@ -49,8 +49,8 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
 
     config = ConfigDict()
     config.workflow = "remem"
-    config.methods = ("scratch", "finetune", "remem")
-    config.seed = 0
+    config.methods = ("scratch", "finetune", "remem")  # Also "sam", "reweight".
+    config.seed = 0  # Of everything that is drawn.
     config.log_every = 50  # Steps.
     config.save_every = 500  # Steps; also where a stopped run goes on.
     config.keep_checkpoints = 2  # Of each part, while it is trained; one may be damaged.
@@ -75,7 +75,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.data.stored_size = 256  # Larger images are stored as squares of this size.
     config.data.crop_area = (0.05, 1.0)  # Of vit_jax's fine-tuning [source].
     config.data.validation = 0.1  # Of each class of train [choice].
-    config.data.corrupt_limit = 10
+    config.data.corrupt_limit = 10  # Unreadable images, which are skipped; more end the run.
     config.data.resident_gib = 16.0  # Of pixels on the device; what takes more is streamed.
     config.data.input = "auto"  # Or "resident", "streamed".
     config.data.cache = ""  # Folder of what is decoded once; empty is REMEM_CACHE's.
@@ -84,7 +84,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
 
     config.teacher = ConfigDict()
     config.teacher.model = "vit"
-    config.teacher.variant = options["variant"]
+    config.teacher.variant = options["variant"]  # Of the checkpoint; empty is any.
     collection = "i21k" if options["variant"] in NOT_IN_AUGREG else "augreg"
     config.teacher.init = f"{collection}:{options['variant']}"  # Downloaded; or a file's path.
     config.teacher.steps = (500, 700, 1000, 3000, 5000, 7000, 10_000)  # Each a teacher [text].
@@ -105,7 +105,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.teacher.mlp_weight = 0.8  # alpha, of 0.8, 0.9 [text].
     config.teacher.attention_weight = 1.0  # beta; ReMem re-weights the MLPs alone [text].
     config.teacher.pruned_mlp = 0  # MLPs left out, from the top (Section 4 of the paper).
-    config.teacher.pruned_attention = 0
+    config.teacher.pruned_attention = 0  # The same of attention.
     config.teacher.residual = "two_minus"  # [derived] from the text; or "plain".
 
     config.teacher.tuning = (
@@ -129,7 +129,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     # Or "dist", "dist_masked", "features", "features_cls"; each is as many students more.
     config.student.losses = ("kd",)
     config.student.hard_labels = True  # False: students learn from the teacher alone.
-    config.student.mixup = 0.0  # The same; student and teacher see one mixture.
+    config.student.mixup = 0.0  # As the teacher's; student and teacher see one mixture.
     config.student.steps = 20_000  # [text]
     config.student.batch_size = 512  # [choice]
     config.student.learning_rates = (0.05, 0.1, 0.5)  # [text]

@@ -74,7 +74,6 @@ def make(
     *,
     base: ConfigDict,
     table: int = 0,
-    figure: int = 0,
 ) -> ConfigDict:
     """Returns a study.
 
@@ -84,13 +83,11 @@ def make(
         columns: By name; see `column`.
         base: Settings of all its runs, but for what rows and columns change.
         table: Number of the paper's table that it makes; 0 is none.
-        figure: The same of its figure.
     """
     config = ConfigDict()
     config.workflow = "study"
     config.title = title
     config.table = table
-    config.figure = figure
     config.mini = ""  # What makes it a mini version, where it is one; stands first in the report.
     config.name = title.partition(":")[0].lower().replace(" ", "_")  # In the storage.
     # "sqlite" and "journal" are files of --workdir, for one machine and for several that share it;
@@ -117,7 +114,7 @@ def make(
     config.grid = ConfigDict(GRID)  # Settings of the teacher; a method may fix some of them.
     config.rows = ConfigDict(rows)
     config.columns = ConfigDict(columns)
-    config.row_order, config.column_order = tuple(rows), tuple(columns)
+    config.row_order, config.column_order = tuple(rows), tuple(columns)  # Of the table.
     config.base = base
     base.differs = base.differs[:1]  # The other one says that there is no search.
     return config
@@ -187,7 +184,7 @@ def make_figure(
         base.information.seeds = (0, 1)
         base.information.steps = 500
     mini = " (mini)" if spec else ""
-    config = make(f"Figure {number}{mini}: {title}", rows, columns, base=base, figure=number)
+    config = make(f"Figure {number}{mini}: {title}", rows, columns, base=base)
     config.grid = ConfigDict({"learning_rate": (0.03,), "rho": (0.5,), "mlp_weight": (0.8,)})
     # What a row sets itself is not searched.
     if any("rho" in own["changes"].get("teacher", {}) for own in rows.values()):

@@ -6,6 +6,7 @@ if __name__ == "__main__":  # Importing takes seconds; until signals are heard, 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import inspect
+import itertools
 import logging as python_logging
 import pathlib
 import sys
@@ -26,12 +27,14 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.", lower_bound=0)
+_SHIPPED = pathlib.Path(__file__).parent / "shipped"
 # Shapes and types are checked when functions are called or traced; an int passes for a float.
 _TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 # Not what is called for every image, which the checks would slow down by a tenth.
 _CHECKED = [
     f"remem_jax.{name}"
     for name in (
+        "analysis",
         "data.augment",
         "data.device",
         "evaluate",
@@ -150,6 +153,7 @@ def _but_for_failed_writes(show: Callable[[Any], object]) -> Callable[[Any], Non
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; a wrong setting ends in one line that names it."""
+    argv = _found(argv)
     sys.path[:0] = _homes(argv)
     try:
         rest = flags.FLAGS(list(argv))
@@ -166,11 +170,31 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         sys.exit(f"remem_jax: {' '.join(message.split())}")
 
 
+def _found(argv: Sequence[str]) -> list[str]:
+    """The same, where a file of configs/ that is not in this folder is the package's own."""
+
+    def found(argument: str) -> str:
+        flag, name, rest = argument.partition("configs/")
+        file = f"{name}{rest.partition('.py')[0]}.py"
+        ours = bool(name) and flag in ("", "--config=", "-config=") and (_SHIPPED / file).is_file()
+        return (
+            f"{flag}{_SHIPPED}/{name}{rest}"
+            if ours and not pathlib.Path(file).exists()
+            else argument
+        )
+
+    return [found(argument) for argument in argv]
+
+
 def _homes(argv: Sequence[str]) -> list[str]:
     """Folders that hold the config's `configs/`, from which config files import each other."""
-    named = [pathlib.Path(one.partition("=")[2]) for one in argv if one.startswith("--config=")]
+    after = itertools.pairwise(argv)
+    named = [value for name, value in after if name in ("--config", "-config")]
+    pairs = [one.partition("=") for one in argv]
+    named += [value for name, _, value in pairs if name in ("--config", "-config")]
+    files = [pathlib.Path(one.partition(".py")[0]) for one in named]  # What follows is the spec.
     return [
-        str(folder.parent) for path in named for folder in path.parents if folder.name == "configs"
+        str(folder.parent) for file in files for folder in file.parents if folder.name == "configs"
     ]
 
 

@@ -5,7 +5,14 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # Read when JAX is imported; child processes inherit it.
+# Read when JAX is imported; child processes inherit both.
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiling is most of the time. The older of XLA's two generators of CPU code takes half of it, and
+# is as fast when it runs. A flag that is set outside wins.
+os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 "
+    f"{os.environ.get('XLA_FLAGS', '')}"
+)
 
 import jax
 import numpy as np
@@ -16,10 +23,17 @@ from jaxtyping import Array, Key
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 2)  # So that sharding bugs show.
+# A third of what is left, for slower loops; not in child processes, which take many steps.
+jax.config.update("jax_disable_most_optimizations", True)
 if "REMEM_TEST_CACHE" in os.environ:  # A folder; the second run then compiles nothing.
     jax.config.update("jax_compilation_cache_dir", os.environ["REMEM_TEST_CACHE"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 flags.FLAGS.mark_as_parsed()  # Grain reads flags when imported.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files first that have more time than others, so that none of them is the last."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
 @pytest.fixture
@@ -32,6 +46,14 @@ def rng() -> np.random.Generator:
 def key() -> Key[Array, ""]:
     """The JAX key of a test."""
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """Compiles with LLVM's optimisations: for networks whose loops take longer than compiling."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

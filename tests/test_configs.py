@@ -10,11 +10,12 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs import quickstart, remem
+from configs import analysis, quickstart, remem, study
 from configs.tables import table1
 from remem_jax.data import registry
 from remem_jax.models import vit
 from remem_jax.report import paper
+from remem_jax.settings import analysis as checks_of_analysis
 from remem_jax.study import space
 from remem_jax.weights import catalog
 
@@ -22,9 +23,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The user names a file of these, or it is in the package.
 UNPUBLISHED = {"Pico/8", "So400m/14", "g/14", "G/14"}
 TABLES = sorted(path.stem for path in (ROOT / "configs" / "tables").glob("*.py"))
+FIGURES = sorted(path.stem for path in (ROOT / "configs" / "figures").glob("*.py"))
+PARTS = {"information"}  # Settings that configs share.
 NAMES = [
-    *sorted(path.stem for path in (ROOT / "configs").glob("*.py")),
+    *sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - PARTS),
     *(f"tables.{name}" for name in TABLES),
+    *(f"figures.{name}" for name in FIGURES),
 ]
 
 
@@ -37,7 +41,8 @@ def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def test_there_are_configs() -> None:
-    assert {"quickstart", "remem", "pretrain", "study"} <= set(NAMES)
+    assert {"quickstart", "remem", "pretrain", "study", "analysis"} <= set(NAMES)
+    assert set(FIGURES) == {f"figure{number}" for number in range(1, 16)}
     assert {f"table{number}" for number in (1, 2, 3, 4, 8, 9, 10)} <= set(TABLES)
 
 
@@ -45,7 +50,7 @@ def test_there_are_configs() -> None:
 def test_a_config_names_its_workflow(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
 
-    assert config.workflow in ("remem", "pretrain", "study")
+    assert config.workflow in ("remem", "pretrain", "study", "analysis")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # Of ml_collections.
@@ -235,3 +240,79 @@ def test_the_columns_of_the_sixteen_data_sets_are_those_of_the_registry() -> Non
 def test_a_table_refuses_what_it_is_not() -> None:
     with pytest.raises(ValueError, match="tiny"):
         table1.get_config("tiny")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("spec", ["", "mini"])
+def test_a_figure_can_be_made(name: str, spec: str) -> None:
+    config = importlib.import_module(f"configs.figures.{name}").get_config(spec)
+
+    if config.workflow == "study":
+        space.check(config)
+        trials = [trial.config for trial in space.trials(config)]
+        assert all(one.information.seeds for one in trials)
+        assert bool(config.mini) == bool(spec)
+    else:
+        checks_of_analysis.check(config)
+        trials = [own for _, own in checks_of_analysis.of_models(config)]
+
+    number = config.title.partition(":")[0].removesuffix(" (mini)")
+    assert number == f"Figure {name.removeprefix('figure')}"
+    inits = {trial.teacher.init for trial in trials}
+    assert {catalog.find(init).variant for init in inits} == {"Ti/16" if spec else "B/16"}
+
+
+def test_a_figure_refuses_what_it_is_not() -> None:
+    for name in ("figure1", "figure5", "figure7"):
+        with pytest.raises(ValueError, match="tiny"):
+            importlib.import_module(f"configs.figures.{name}").get_config("tiny")
+
+
+def test_teachers_are_pruned_from_none_to_all_of_their_blocks() -> None:
+    config = importlib.import_module("configs.figures.figure4").get_config()
+
+    found = {
+        (trial.config.teacher.pruned_mlp, trial.config.teacher.pruned_attention)
+        for trial in space.trials(config)
+    }
+
+    assert found == {(count, 0) for count in range(13)} | {(0, count) for count in range(13)}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [((), ["i1k", "i21k", "augreg"]), (("augreg", "i1k"), ["i1k", "augreg"])],
+)
+def test_columns_of_strengths_are_the_weakest_first(
+    names: tuple[str, ...], expected: list[str]
+) -> None:
+    found = study.strengths("caltech101", *names, spec="")
+
+    assert list(found) == [f"caltech101_{name}" for name in expected]
+    for name, column in zip(expected, found.values(), strict=True):
+        assert column["changes"]["data"] == {"name": "caltech101"}
+        assert column["changes"]["teacher"]["init"] == analysis.STRENGTHS[name][1]
+
+
+def test_an_analysis_may_be_of_several_checkpoints() -> None:
+    config = analysis.get_config("flowers102,init=augreg:Ti/16|x/mine.npz,analyses=expertness")
+
+    assert (config.data.name, config.analyses) == ("flowers102", ("expertness",))
+    found = [(one.title, own.teacher.init) for one, (_, own) in _models(config)]
+    assert found == [("augreg:Ti/16", "augreg:Ti/16"), ("mine", "x/mine.npz")]
+
+
+def test_checkpoints_of_one_file_name_are_told_apart_by_their_folders() -> None:
+    config = analysis.get_config("digits,init=a/teacher.npz|b/teacher.npz")
+
+    assert [one.title for one, _ in _models(config)] == ["a/teacher.npz", "b/teacher.npz"]
+
+
+def _models(config: ConfigDict) -> list[tuple[ConfigDict, tuple[str, ConfigDict]]]:
+    of = checks_of_analysis.of_models(config)
+    return [(config.models[name], (name, own)) for name, own in of]
+
+
+def test_an_analysis_with_an_unknown_option_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'inits'; known: init, analyses"):
+        analysis.get_config("digits,inits=a.npz")

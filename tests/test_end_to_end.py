@@ -17,9 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
+from scipy import special
 
-from remem_jax import data, models
+from remem_jax import data, models, predict
 from remem_jax.data import augment
+from remem_jax.export import __main__ as export_command
+from remem_jax.export import checking, predictors, runs
 from remem_jax.weights import augreg
 from tests.oracles import peers
 
@@ -152,6 +156,34 @@ def test_the_report_is_written(undisturbed: Job) -> None:
     assert "<svg" in (undisturbed.workdir / "report.html").read_text()
 
 
+def test_what_is_exported_predicts_as_the_run_was_tested(
+    undisturbed: Job, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "LATENCY_BATCHES", (4,))
+    path, folder, out = (tmp_path / name for name in ("one.onnx", "images", "found.json"))
+    images = runs.open_images(undisturbed.workdir, "test", 0)
+    folder.mkdir()
+    for i, pixels in enumerate(images.pixels):
+        Image.fromarray(pixels).save(folder / f"{i:03}.png")
+
+    flags = ["--method=remem", "--fold", "--check-images=4", f"--out={path}"]
+    assert export_command.main([str(undisturbed.workdir), *flags]) == 0
+    assert predict.main([str(path), str(folder), "--top=10", "--format=json", f"--out={out}"]) == 0
+
+    found = json.loads(out.read_text())["images"]
+    names = [str(i) for i in range(10)]
+    (row,) = [one for one in results(undisturbed)["methods"] if one["method"] == "remem"]
+    likeliest = np.array([names.index(one["top"][0]["class"]) for one in found])
+    # Two of 360 images may lie on a border between classes: they are rounded to grey levels.
+    right = np.mean(likeliest == images.labels)
+    assert right == pytest.approx(row["student"]["test"]["top1"], abs=2.5 / 360)
+    student = predictors.open_any(undisturbed.workdir, method="remem")
+    expected = special.softmax(student.predict(images.pixels[:4]), axis=-1)
+    for one, shares in zip(found[:4], expected, strict=True):
+        for top in one["top"]:
+            assert top["probability"] == pytest.approx(shares[names.index(top["class"])], abs=1e-4)
+
+
 def test_a_killed_run_comes_to_the_same_results(job: Callable[..., Job], undisturbed: Job) -> None:
     killed = job("killed")
     killed.kill_when("teachers/remem")
@@ -226,8 +258,9 @@ TWO = {
 
 @pytest.mark.enable_socket  # Processes talk to each other.
 def test_two_processes_come_to_the_results_of_one_with_two_devices_also_if_one_is_killed(
-    job: Callable[..., Job],
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("XLA_FLAGS")  # Compiled as a user has it.
     alone, several = job("two_devices", **TWO), job("two_processes", **TWO)
     with socket.socket() as found:
         found.bind(("localhost", 0))
@@ -264,8 +297,11 @@ LORA = {
 }
 
 
-def test_timm_serves_what_lora_and_distillation_made(job: Callable[..., Job]) -> None:
+def test_timm_serves_what_lora_and_distillation_made(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch, timm = peers.torch(), peers.timm()
+    monkeypatch.delenv("XLA_FLAGS")  # Compiled as a user has it.
     tuned = job("lora", **LORA)
     tuned.kill_when("teachers/remem")
 

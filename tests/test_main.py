@@ -1,5 +1,7 @@
 """What a user is shown of the log; in a process of its own, since importing it defines flags."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -31,3 +33,44 @@ def test_writes_that_fail_unheard_are_not_shown_and_all_else_is() -> None:
     shown = [line.partition("] ")[2] for line in done.stderr.splitlines() if "] " in line]
     assert done.returncode == 0, done.stderr
     assert shown == ["something else of asyncio", "our own"]
+
+
+_HOMES = """
+import sys
+
+from remem_jax import main
+
+assert main._homes(["main", "--config=/a/b/configs/figures/one.py:mini", "--workdir=x"]) == ["/a/b"]
+assert main._homes(["main", "--config", "/a/b/configs/one.py"]) == ["/a/b"]
+assert main._homes(["main", "--config=configs/one.py:folder,init=/c/configs/x.npz"]) == ["."]
+assert main._homes(["main", "--config=mine.py", "--config.data.path=/c/configs/x"]) == []
+main.parse_flags(["main", f"--config={sys.argv[1]}", "--workdir=run"])
+print(main._CONFIG.value.shared)
+"""
+
+
+def test_a_config_imports_another_of_its_folder_wherever_it_is_run_from(
+    tmp_path: pathlib.Path,
+) -> None:
+    home = tmp_path / "home" / "configs" / "figures"
+    home.mkdir(parents=True)
+    (home.parent / "parts.py").write_text("SHARED = 7")
+    (home / "mine.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "from configs import parts\n"
+        "def get_config(spec=''):\n"
+        "    return ConfigDict({'workflow': 'remem', 'shared': f'{parts.SHARED} {spec}'})\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    done = subprocess.run(
+        [sys.executable, "-c", _HOMES, str(home / "mine.py:mini")],
+        capture_output=True,
+        text=True,
+        cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["7", "mini"]

@@ -101,7 +101,9 @@ def main() -> int:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of this test")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=pathlib.Path, help=".npz, see README; else the digits")
+    parser.add_argument(
+        "--images", type=pathlib.Path, help=".npz, of docs/own_data.md; else digits"
+    )
     parser.add_argument("--processes", type=int, default=1, help="of one run, on this machine")
     parser.add_argument("changes", nargs="*", help="after --: more flags of the run")
     arguments = parser.parse_args()

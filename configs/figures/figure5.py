@@ -15,5 +15,5 @@ from configs import analysis
 def get_config(spec: str = "") -> ConfigDict:
     """Returns the analysis of the figure, or of its mini version."""
     models = analysis.models(analysis.strengths(spec))
-    title = "Figure 5: expertness of every MLP"
-    return analysis.make(title, models, ("expertness",), "caltech101", figure=5)
+    title = f"Figure 5{' (mini)' if spec else ''}: expertness of every MLP"
+    return analysis.make(title, models, ("expertness",), "caltech101")

@@ -162,9 +162,18 @@ def rows(reduction: Reduction, variables: Variables, batches: Iterable[Batch]) -
     Raises:
         ValueError: If there are no batches.
     """
-    found = []
+    found: list[list[np.ndarray]] = []
+    structure = None
     for batch in batches:
         kept, mask = jax.device_get((reduction(variables, batch), batch.mask))
-        found.append(jax.tree.map(lambda values, mask=mask: values[mask], kept))
-    require(len(found) > 0, "There is nothing to look at: no batch came.")
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+        leaves, structure = jax.tree.flatten(kept)
+        found = found or [[] for _ in leaves]
+        for parts, values in zip(found, leaves, strict=True):
+            parts.append(values[mask])
+    if structure is None:
+        raise ValueError("There is nothing to look at: no batch came.")
+    whole = []
+    for parts in found:  # One after another, so that little is there twice.
+        whole.append(np.concatenate(parts))
+        parts.clear()
+    return jax.tree.unflatten(structure, whole)

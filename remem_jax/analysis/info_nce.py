@@ -2,8 +2,8 @@
 
 It cannot exceed log(batch), and an image of a batch is easily told by its features: without noise
 it measures little but the batch. So what is estimated here is I(X; F + N), with Gaussian noise N so
-large that few nats are left. That is another quantity than what a decoder bounds, but features
-that say more of the image say more of it through the same noise.
+large that few nats are left: what of the features survives the noise. That is another quantity
+than what a decoder bounds, and need not rank teachers as it does.
 
 Source: van den Oord et al. 2018, https://arxiv.org/abs/1807.03748, equation 4 and appendix A.1;
 Poole et al. 2019, https://arxiv.org/abs/1905.06922, equation 10.
@@ -91,8 +91,12 @@ def init_critic(
 
 
 def critic(params: Params, features: Features, summaries: Summaries) -> Scores:
-    """Scores of all pairs: products of their embeddings."""
-    return _embedded(params["features"], features) @ _embedded(params["summaries"], summaries).T
+    """Scores of all pairs: products of their embeddings, of about unit size at first."""
+    first, second = (
+        _embedded(params[name], values)
+        for name, values in (("features", features), ("summaries", summaries))
+    )
+    return first @ second.T / jnp.sqrt(jnp.float32(first.shape[1]))
 
 
 def _embedded(
@@ -103,7 +107,9 @@ def _embedded(
     return hidden @ last["kernel"] + last["bias"]
 
 
-def read(reading: Reading, features: Grids, images: Images) -> tuple[Features, Summaries]:
+def read(
+    reading: Reading, features: Grids, images: Images
+) -> tuple[Float[Array, "batch value"], Summaries]:
     """What a critic is given, but for noise and scale.
 
     Raises:
@@ -141,7 +147,11 @@ def init(key: Key, reading: Reading, *, width: int, hidden: int, embedding: int)
         hidden=hidden,
         embedding=embedding,
     )
-    moments = {"mean": jnp.zeros((1, features)), "variance": jnp.ones((1, features))}
+    widths = {"features": features, "summaries": reading.blocks**2 * 3}
+    moments = {
+        name: {"mean": jnp.zeros((1, size)), "variance": jnp.ones((1, size))}
+        for name, size in widths.items()
+    }
     return {"params": params, _STATISTICS: moments}
 
 
@@ -162,14 +172,11 @@ def make_critic_step(
 
     def step(state: State, features: Grids, targets: Images) -> tuple[State, Metrics]:
         values, summed = read(reading, features, targets)
-        own = {
-            "mean": jnp.mean(values, axis=0, keepdims=True),
-            "variance": jnp.var(values, axis=0, keepdims=True),
-        }
-        noisy = _through(values, own, reading, jax.random.fold_in(key, state.step))
+        own = {"features": _moments(values), "summaries": _moments(summed)}
+        seen = _seen(values, summed, own, reading, jax.random.fold_in(key, state.step))
 
         def loss(params: Params) -> Float[Array, ""]:
-            return -bound(critic(params, noisy, summed))
+            return -bound(critic(params, *seen))
 
         value, grads = jax.value_and_grad(loss)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -200,15 +207,30 @@ def make_estimate(
 
     def estimate(variables: Variables, features: Grids, targets: Images) -> Float[Array, ""]:
         values, summed = read(reading, features, targets)
-        noisy = _through(values, variables[_STATISTICS], reading, key)
-        return bound(critic(variables["params"], noisy, summed))
+        seen = _seen(values, summed, variables[_STATISTICS], reading, key)
+        return bound(critic(variables["params"], *seen))
 
     return estimate
 
 
-def _through(
-    values: Features, moments: Params, reading: Reading, key: Key
-) -> Float[Array, "batch feature"]:
-    """Standardised features with noise."""
-    standard = (values - moments["mean"]) * jax.lax.rsqrt(moments["variance"] + 1e-6)
-    return standard + reading.noise * jax.random.normal(key, standard.shape)
+def _moments(values: Float[Array, "batch value"]) -> dict[str, Float[Array, "1 value"]]:
+    return {
+        "mean": jnp.mean(values, axis=0, keepdims=True),
+        "variance": jnp.var(values, axis=0, keepdims=True),
+    }
+
+
+def _seen(
+    values: Features, summed: Summaries, moments: Params, reading: Reading, key: Key
+) -> tuple[Features, Summaries]:
+    """Features with noise, and summaries; each value of both of about unit variance."""
+    features, summaries = moments["features"], moments["summaries"]
+    standard = _standardised(values, features)
+    noisy = standard + reading.noise * jax.random.normal(key, standard.shape)
+    return noisy / jnp.sqrt(1 + reading.noise**2), _standardised(summed, summaries)
+
+
+def _standardised(
+    values: Float[Array, "batch value"], moments: Params
+) -> Float[Array, "batch value"]:
+    return (values - moments["mean"]) * jax.lax.rsqrt(moments["variance"] + 1e-6)

@@ -115,7 +115,7 @@ def arrays(path: str) -> Source:
     missing = [name for name in wanted if name not in data]
     checks.require(
         not missing,
-        f"{path} lacks the arrays {', '.join(missing)}; see the README for its form, or set "
+        f"{path} lacks the arrays {', '.join(missing)}; docs/own_data.md has its form; or set "
         "config.data.path.",
     )
     classes = tuple(str(name) for name in data["classes"])

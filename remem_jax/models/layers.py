@@ -160,6 +160,30 @@ class BatchNorm(nn.Module):
         return out
 
 
+class MaxPool(nn.Module):
+    """Maximum over 3 x 3 pixels with stride 2, one pixel of padding: the stem's of a ResNet.
+
+    Where several pixels share the maximum the gradient is split between them; torch gives it to
+    the first. Behind a ReLU, where only zeros tie, that makes no difference.
+    """
+
+    @nn.compact
+    def __call__(
+        self, maps: Float[Array, "batch height width channel"]
+    ) -> Float[Array, "batch rows columns channel"]:
+        margins = ((1, 1), (1, 1))
+        if jax.default_backend() != "cpu":
+            padding: Any = margins  # Flax says str, and takes pairs too.
+            return nn.max_pool(maps, (3, 3), (2, 2), padding=padding)
+        padded = jnp.pad(maps, ((0, 0), *margins, (0, 0)), constant_values=-jnp.inf)
+        # Over three rows, then over three columns: four maxima rather than eight.
+        rows, columns = ((side - 3) // 2 * 2 + 1 for side in padded.shape[1:3])
+        tall = [padded[:, top : top + rows : 2] for top in range(3)]
+        tall = jnp.maximum(jnp.maximum(tall[0], tall[1]), tall[2])
+        wide = [tall[:, :, left : left + columns : 2] for left in range(3)]
+        return jnp.maximum(jnp.maximum(wide[0], wide[1]), wide[2])
+
+
 def pads(
     maps: Float[Array, "batch height width channel"], kernel: int, stride: int, padding: str
 ) -> Pads:
@@ -177,27 +201,6 @@ def pads(
     sums = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in maps.shape[1:3]]
     top, left = (n // 2 for n in sums)
     return (top, sums[0] - top), (left, sums[1] - left)
-
-
-def max_pool(
-    maps: Float[Array, "batch height width channel"],
-) -> Float[Array, "batch rows columns channel"]:
-    """Maximum over 3 x 3 pixels with stride 2, one pixel of padding: the stem's of a ResNet.
-
-    Where several pixels share the maximum the gradient is split between them; torch gives it to
-    the first. Behind a ReLU, where only zeros tie, that makes no difference.
-    """
-    margins = ((1, 1), (1, 1))
-    if jax.default_backend() != "cpu":
-        padding: Any = margins  # Flax says str, and takes pairs too.
-        return nn.max_pool(maps, (3, 3), (2, 2), padding=padding)
-    padded = jnp.pad(maps, ((0, 0), *margins, (0, 0)), constant_values=-jnp.inf)
-    # Over three rows, then over three columns: four maxima rather than eight.
-    rows, columns = ((side - 3) // 2 * 2 + 1 for side in padded.shape[1:3])
-    tall = [padded[:, top : top + rows : 2] for top in range(3)]
-    tall = jnp.maximum(jnp.maximum(tall[0], tall[1]), tall[2])
-    wide = [tall[:, :, left : left + columns : 2] for left in range(3)]
-    return jnp.maximum(jnp.maximum(wide[0], wide[1]), wide[2])
 
 
 def _by_channel(vector: Float[Array, " channel"]) -> Float[Array, "1 1 1 channel"]:

@@ -104,7 +104,7 @@ class ResNet(nn.Module):
         maps = layers.Conv(64, kernel, stride, dtype=self.dtype, name="conv1")(images)
         maps = nn.relu(layers.BatchNorm(name="bn1")(maps, train=train))
         if self.stem != "small":
-            maps = layers.max_pool(maps)
+            maps = layers.MaxPool(name="maxpool")(maps)
         kind = Bottleneck if self.bottleneck else BasicBlock
         for stage, depth in enumerate(self.depths):
             for i in range(depth):

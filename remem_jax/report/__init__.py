@@ -12,6 +12,7 @@ from typing import Any
 from remem_jax import checks
 from remem_jax.report import (
     analysis,
+    card,
     drawing,
     pages,
     paper,
@@ -26,10 +27,11 @@ from remem_jax.storage import results as stored
 
 FORMAT = 1  # Of results.json.
 ANALYSIS_FORMAT = analysis.FORMAT
+warning = card.warning
 
 
 def write(directory: pathlib.Path) -> None:
-    """Writes report.md and report.html from the results and the metrics of a run.
+    """Writes report.md, report.html and a model card of each student from what a run left.
 
     The same input gives the same bytes. Each file is written whole or not at all.
 
@@ -48,6 +50,7 @@ def write(directory: pathlib.Path) -> None:
     content = _content(results, logs.read(directory), figures)
     files.write_text(directory / "report.html", pages.html("page.html.jinja", content))
     files.write_text(directory / "report.md", pages.markdown("report.md.jinja", content))
+    card.write(directory, results)
 
 
 def write_study(directory: pathlib.Path) -> None:
@@ -120,16 +123,6 @@ def summary(results: tables.Results) -> str:
         f"{data['classes']:,} classes, seen by the models as {size} x {size}. "
         f"What counts is {tables.METRIC_TITLES[data['metric']]}, in percent. All settings were "
         "selected on the validation split; test was read once, for what was selected."
-    )
-
-
-def warning(results: tables.Results) -> str | None:
-    """What to be warned of where the data are not the official ones."""
-    if results["data"]["official"] is not False:
-        return None
-    return (
-        "The numbers of images are not those of the official data set. Do not compare these "
-        "results with results on the official benchmark."
     )
 
 

@@ -81,12 +81,22 @@ def check_pretrain(config: ConfigDict) -> None:
 
 def check_mesh(config: ConfigDict, on: Mesh) -> None:
     """Raises `SettingError` for the first batch that the devices cannot share."""
-    for name in ("teacher", "student", "train"):
-        if name in config:
-            batch_size = config[name].batch_size
-            mesh.check_batch_size(f"config.{name}.batch_size", batch_size, on)
-    if "teacher" in config:
+    for name in _batches(config):
+        mesh.check_batch_size(f"config.{name}.batch_size", config[name].batch_size, on)
+    if "teacher" in config and "analyses" not in config:
         division(config.teacher, on)
+
+
+def _batches(config: ConfigDict) -> list[str]:
+    """The groups of settings whose batches a workflow takes."""
+    if "analyses" in config:  # No teacher is trained.
+        return [
+            "images",
+            *(name for name in ("information", "criticality") if name in config.analyses),
+        ]
+    trained = [name for name in ("teacher", "student", "train") if name in config]
+    measured = "information" in config and config.information.seeds
+    return [*trained, "information"] if measured else trained
 
 
 def check_common(config: ConfigDict) -> None:

@@ -25,6 +25,12 @@ def check(config: ConfigDict) -> None:
         "config.model_order must name all of config.models, in the order of the report; got "
         f"{tuple(config.model_order)} for {', '.join(sorted(config.models)) or 'none'}.",
     )
+    titles = [config.models[name].title for name in config.model_order]
+    checks.require(
+        len(set(titles)) == len(titles),
+        "config.models: each needs a title of its own, by which the report names it; got "
+        f"{', '.join(titles)}.",
+    )
     for name, own in of_models(config):
         try:
             settings.check_teacher(own.teacher, own.data.image_size)
@@ -100,6 +106,10 @@ def _check_criticality(own: ConfigDict) -> None:
         len(own.examples) == len(own.layers),
         f"{where}.examples must have a number for each of the {len(own.layers)} of "
         f"{where}.layers, 0 for all images; got {tuple(own.examples)}.",
+    )
+    checks.require(
+        len(set(own.layers)) == len(own.layers),
+        f"{where}.layers repeats a block: {tuple(own.layers)}.",
     )
     for examples in own.examples:
         checks.at_least(f"{where}.examples", examples, 0)

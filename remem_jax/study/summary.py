@@ -36,7 +36,6 @@ def make(
         "format": study.FORMAT,
         "title": config.title,
         "table": config.table,
-        "figure": config.figure,
         "mini": config.mini,
         "rows": [
             {"name": name, "title": config.rows[name].title, "group": config.rows[name].group}
@@ -116,8 +115,10 @@ def _tried(
 def _teachers(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Teachers of a trial whose information was measured, with what they were pruned of."""
     own = record["config"]["teacher"]
-    pruned = {"MLP": own["pruned_mlp"], "attention": own["pruned_attention"]}
-    return [{**point, "pruned": pruned} for point in teachers.points(record)]
+    return [
+        {**point, "pruned": {"MLP": own["pruned_mlp"], "attention": own["pruned_attention"]}}
+        for point in teachers.points(record)
+    ]
 
 
 def _cells(

@@ -33,7 +33,6 @@ def run_analysis(run: parts.Run) -> None:
             {
                 "format": report.ANALYSIS_FORMAT,
                 "title": config.title,
-                "figure": config.figure,
                 "config": deciding(config),
                 "data": facts.data(run) | {"splits": list(config.images.splits)},
                 "models": [subjects.describe(one) for one in chosen],

@@ -94,7 +94,7 @@ def _numbers(
     def seen(now: criticality.Criticality) -> None:
         nonlocal saved, batch
         batch += 1
-        if time.monotonic() - saved > _SAVE_SECONDS:
+        if run.stopping() or time.monotonic() - saved > _SAVE_SECONDS:
             saved = time.monotonic()
             _save(folder, now, saved - started, batch)
             logging.info("%s: %d images", folder.name, now.examples)

@@ -1,6 +1,5 @@
 """Expertness and sparsity of every block of some models, over the images of a data set."""
 
-import resource
 import time
 from typing import Any
 
@@ -72,7 +71,6 @@ def _of_model(run: parts.Run, subject: subjects.Subject, clusters: int) -> dict[
         "name": subject.name,
         "title": subject.title,
         "layers": found,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
 

@@ -93,8 +93,14 @@ def measure(
     return result
 
 
+def require_measurable(run: parts.Run, side: int) -> None:
+    """Raises unless `config.information` fits validation, and teachers of so many tokens a side."""
+    _require_whole_batch(run)
+    readers.require_grid(run.config.information, side)
+
+
 def _require_whole_batch(run: parts.Run) -> None:
-    """InfoNCE of a smaller batch is another number, so that there has to be one whole batch."""
+    """Raises unless validation has a whole batch: InfoNCE of a smaller one is another number."""
     settings, images = run.config.information, len(run.dataset.parts["validation"].rows)
     require(
         not settings.info_nce.measured or images >= settings.batch_size,
@@ -204,7 +210,8 @@ def _pictures(
 ) -> dict[str, np.ndarray]:
     """What a report shows: of each teacher the first seed's maps and some reconstructions."""
     apply, _ = _of_config(run)
-    count = run.config.information.pictures
+    # Where validation is less than a batch, the others of the batch only fill it up.
+    count = min(run.config.information.pictures, len(found[0].image_losses))
     arrays = {
         "images": np.asarray(run.fetch(mutual_information.to_unit_range(shown.images)))[:count]
     }

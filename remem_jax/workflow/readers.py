@@ -68,11 +68,7 @@ def make(run: parts.Run, teachers: Sequence[Teacher]) -> Readers:
     init = decoder.make_init(model, side=side, width=width)
     step = mutual_information.make_decoder_step(models.train_apply(model), tx)
     own = reading(settings)
-    require(
-        side % own.grid == 0,
-        f"config.information.info_nce.grid must divide the {side} x {side} grid of tokens; got "
-        f"{own.grid}.",
-    )
+    require_grid(settings, side)
     own_critic = jax.jit(
         functools.partial(
             info_nce.init,
@@ -110,6 +106,16 @@ def make(run: parts.Run, teachers: Sequence[Teacher]) -> Readers:
     )
 
 
+def require_grid(settings: ConfigDict, side: int) -> None:
+    """Raises unless a grid of tokens of this side divides into what critics are given."""
+    own = settings.info_nce
+    require(
+        not own.measured or side % own.grid == 0,
+        f"config.information.info_nce.grid must divide the {side} x {side} grid of tokens; got "
+        f"{own.grid}.",
+    )
+
+
 def reading(settings: ConfigDict) -> info_nce.Reading:
     """What the critics of `config.information` are given."""
     own = settings.info_nce
@@ -130,14 +136,15 @@ def _feature_size(run: parts.Run, teachers: Sequence[Teacher]) -> tuple[int, int
     """Side and width of the teachers' features."""
     size = run.config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    found = {one.name: jax.eval_shape(_teach(one), images).shape[1:] for one in teachers}
+    found = [jax.eval_shape(_teach(one), images).shape[1:] for one in teachers]
+    named = zip(teachers, found, strict=True)
     require(
-        len(set(found.values())) == 1,
+        len(set(found)) == 1,
         "Mutual information compares features of one size only, and the teachers have "
-        f"{', '.join(f'{name}: {shape}' for name, shape in found.items())}; leave out of "
+        f"{', '.join(f'{one.name}: {shape}' for one, shape in named)}; leave out of "
         "config.models, or of the rows of the study, what is of another size.",
     )
-    side, _, width = next(iter(found.values()))
+    side, _, width = found[0]
     return side, width
 
 

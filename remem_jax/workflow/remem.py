@@ -46,6 +46,8 @@ def run_remem(run: parts.Run) -> None:
     if config.plan_only:
         plan.show(run, pretrained, classroom)
         return
+    if config.information.seeds:  # Not after hours of other work.
+        information.require_measurable(run, config.data.image_size // plain.model.size.pixels)
     workdir.begin(run.workdir, deciding(config), inputs)
     outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
@@ -174,7 +176,7 @@ def _chosen_on_test(
 
 
 def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) -> dict[str, Any]:
-    """The record of the whole run; the README describes its fields."""
+    """The record of the whole run; docs/results.md describes its fields."""
     config = deciding(run.config)
     return {
         "format": report.FORMAT,

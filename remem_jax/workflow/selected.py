@@ -143,6 +143,10 @@ def _save_student(run: parts.Run, path: pathlib.Path, student: Variables) -> Non
             "stem": settings.stem,
             "image_size": str(run.config.data.image_size),
             "image_range": "-1 to 1",
+            # Where images were stored as squares of one size, and resized from these.
+            "stored_size": str(run.dataset.source_size[0])
+            if run.dataset.resized and run.dataset.source_size
+            else "0",
             "classes": "\n".join(run.dataset.classes),
         },
     )

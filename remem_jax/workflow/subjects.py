@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from remem_jax import mesh
 from remem_jax.checks import require
 from remem_jax.models import vit
 from remem_jax.records import Batch, Variables
@@ -82,13 +81,13 @@ def batches(run: parts.Run, batch_size: int, *, examples: int, skip: int = 0) ->
     Args:
         run: The run.
         batch_size: Of each batch.
-        examples: How many at most; 0 is all. Those past the last are masked.
+        examples: How many of them at most; 0 is all. Those past the last are masked.
         skip: Batches that are left out at the beginning.
 
     Raises:
         StoppedError: If the run is asked to stop.
     """
-    left = examples or count(run)
+    left = min(examples or count(run), count(run))
     for split in run.config.images.splits:
         for batch in run.feed.evaluation(split, batch_size):
             if left <= 0:
@@ -160,5 +159,4 @@ def describe(subject: Subject) -> dict[str, Any]:
         "features": subject.model.size.features,
         "neurons": subject.model.size.hidden,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(subject.variables)),
-        "bytes": mesh.device_bytes(subject.variables),
     }

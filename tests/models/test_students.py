@@ -13,6 +13,7 @@ from remem_jax.models import efficientnet_v2, layers, mobilenet_v2
 from remem_jax.weights import torch_names
 from tests.oracles import peers
 
+pytestmark = pytest.mark.usefixtures("optimised")
 TIMM = {
     "resnet18": "resnet18",
     "resnet34": "resnet34",

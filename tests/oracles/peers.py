@@ -31,7 +31,10 @@ def torchvision() -> Any:
 def _imported(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # What a peer warns of is not ours to mend.
-        return pytest.importorskip(name, reason=f"Needs {name}: pip install '.[peers]'.")
+        found = pytest.importorskip(name, reason=f"Needs {name}: pip install '.[peers]'.")
+    if name == "torch":
+        found.set_num_threads(1)  # Threads of several test processes wait for each other's.
+    return found
 
 
 def _declare_operators() -> None:

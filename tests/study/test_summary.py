@@ -105,6 +105,9 @@ def _record(
             "image_size": 32,
         },
         "methods": [row],
+        "teachers": [{"method": row["method"], "step": 120, "validation": _metrics(0.5)}]
+        if taught
+        else [],
         "students": [{"student": 0}, {"student": 1}],
         "seconds": {"teachers/remem": 1.5, "students/remem": 2.5},
         "device": {"platform": "cpu", "kind": "cpu", "count": 2},
@@ -260,6 +263,7 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
         "settings": {"rho": 0.05},
         "state": "done",
         "reason": "",
+        "teachers": [],
         "validation": 0.7,
         "teacher_steps": 120,
         "student_steps": 80,
@@ -269,6 +273,36 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
         "worker": "here",
         "folder": f"/study/trials/{done.key}",
     }
+
+
+def test_a_teacher_whose_information_was_measured_stands_with_its_trial(
+    config: ConfigDict, shared: Shared
+) -> None:
+    config.base.teacher.pruned_attention = 3
+    done, other, _ = _of(config)
+    record = _record(done, 0.7, 0.4)
+    own = {"excess": 0.25, "deviation": 0.125, "slope": -0.5, "last": 2, "info_nce": None}
+    record["teachers"][0]["information"] = own
+    student = {"method": "remem", "teacher_step": 120, "diverged": False}
+    record["students"] = [{**student, "validation": _metrics(share)} for share in (0.6, 0.7)]
+    shared.given = {done.key: record, other.key: _record(other, 0.5, 0.5)}
+
+    found = {one["trial"]: one["teachers"] for one in _make(config, shared)["trials"]}
+
+    assert found.pop(done.key) == [
+        {
+            "method": "remem",
+            "step": 120,
+            "error": 0.5,
+            "excess": 0.25,
+            "deviation": 0.125,
+            "change": -1.0,
+            "info_nce": None,
+            "student": 0.7,
+            "pruned": {"MLP": 0, "attention": 3},
+        }
+    ]
+    assert not any(found.values())
 
 
 def test_the_time_of_all_trials_is_spent(config: ConfigDict, shared: Shared) -> None:

@@ -443,6 +443,7 @@ def _one_done(trial: ConfigDict, folder: pathlib.Path) -> None:
     found = {
         "methods": [row],
         "students": [{}],
+        "teachers": [],
         "seconds": {},
         "config": {"methods": list(trial.methods), "differs": [], "teacher": {}},
         "device": {"count": 1, "kind": "cpu"},

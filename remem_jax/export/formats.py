@@ -1,0 +1,107 @@
+"""Writes a student in each of the formats."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from remem_jax.data import augment
+from remem_jax.export import description, plain, predictors, runs
+from remem_jax.export.description import Description
+from remem_jax.records import Apply, Variables
+from remem_jax.storage import checkpoints, files
+from remem_jax.weights import students
+
+_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(
+    student: runs.Student, described: Description, path: pathlib.Path, calibration: np.ndarray
+) -> None:
+    """Writes a student; whole or not at all.
+
+    Args:
+        student: The student.
+        described: Of it, with the form that it is to get.
+        path: The file; a folder for "saved-tree".
+        calibration: uint8 images by which the ranges of int8 are set; none are looked at for
+            other precisions.
+
+    Raises:
+        SettingError: If the student has no such form, or the file cannot be written.
+    """
+    form = described.form
+    if form.format == "onnx":
+        _write_onnx(student, described, path, calibration)
+    elif form.format == "stablehlo":
+        _write_stablehlo(student, described, path)
+    elif form.format == "safetensors":
+        variables = _stored(student.variables, form.precision)
+        students.save(path, variables, metadata=description.texts(described))
+    else:
+        checkpoints.save_tree(path, _stored(_variables(student, described), form.precision))
+
+
+def _variables(student: runs.Student, described: Description) -> Variables:
+    if not described.form.fold:
+        return student.variables
+    return plain.folded(student.model, student.variables)
+
+
+def _stored(variables: Variables, precision: str) -> Variables:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, precision), variables)
+
+
+def _computed(variables: Variables, precision: str) -> Variables:
+    """Variables as they are computed with: kernels of convolutions as the precision has them."""
+    dtype = np.float16 if precision == "float16" else np.float32
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype if leaf.ndim == 4 else None), variables)
+
+
+def _apply(described: Description, *, whole: bool) -> Apply:
+    """Variables and images, as the export takes them, to logits."""
+    precision = "float16" if described.form.precision == "float16" else "float32"
+    apply = plain.make_apply(runs.make_model(described, dtype=precision), whole=whole)
+    if described.form.input == "float":
+        return apply
+    return lambda variables, images: apply(variables, augment.to_model_range(images))
+
+
+def _input_type(described: Description) -> str:
+    return "uint8" if described.form.input == "uint8" else "float32"
+
+
+def _write_stablehlo(student: runs.Student, described: Description, path: pathlib.Path) -> None:
+    form, variables = described.form, _variables(student, described)
+    batch: Any = form.batch
+    if not batch:
+        (batch,) = jax_export.symbolic_shape("batch")
+    shape = (batch, described.image_size, described.image_size, 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.dtype(_input_type(described)))
+    variables = jax.tree.map(jnp.asarray, _computed(variables, form.precision))
+    forms = {"cpu": _apply(described, whole=False), "default": _apply(described, whole=True)}
+    run = jax.jit(lambda images: jax.lax.platform_dependent(variables, images, **forms))
+    exported = jax_export.export(run, platforms=_PLATFORMS)(images)
+    with files.replacing(path) as file:
+        file.write(exported.serialize())
+
+
+def _write_onnx(
+    student: runs.Student, described: Description, path: pathlib.Path, calibration: np.ndarray
+) -> None:
+    predictors.runtime()  # Says what to install.
+    from remem_jax.export import graph, quantisation
+
+    form = described.form
+    images = graph.Input(described.image_size, _input_type(described), form.batch)
+    made = graph.of_apply(_apply(described, whole=True), _variables(student, described), images)
+    if form.precision == "int8":
+        given = predictors.to_model_range(calibration) if form.input == "float" else calibration
+        made = quantisation.quantised(made, given, batch=form.batch or predictors.AT_ONCE)
+    for name, text in description.texts(described).items():
+        made.metadata_props.add(key=name, value=text)
+    with files.replacing(path) as file:
+        file.write(made.SerializeToString())

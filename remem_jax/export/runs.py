@@ -1,0 +1,247 @@
+"""A run's selected student, and the images that its exports are checked on."""
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+from ml_collections import ConfigDict
+
+from remem_jax import mesh, models
+from remem_jax.checks import SettingError, at_least, one_of, require
+from remem_jax.data import decoding, own
+from remem_jax.export import description
+from remem_jax.export.description import Description
+from remem_jax.records import Variables
+from remem_jax.storage import results
+from remem_jax.weights import students
+
+SPLITS = ("validation", "test", "train")
+_READ = 64  # Images of a batch that is looked at.
+
+
+class Student(NamedTuple):
+    """A trained student.
+
+    Attributes:
+        model: The network.
+        variables: Its own, float32.
+        described: Everything else; its form is that of the file.
+        source: The file.
+    """
+
+    model: Any
+    variables: Variables
+    described: Description
+    source: str
+
+
+class Images(NamedTuple):
+    """Images that a model is looked at with.
+
+    Attributes:
+        pixels: uint8, (example, side, side, 3), of the student's size.
+        labels: Index of each one's class; None where nobody said.
+        title: What they are.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray | None
+    title: str
+
+
+def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None) -> Student:
+    """The selected student of a finished run.
+
+    Args:
+        run: The run's folder.
+        method: One of the run's; empty is the one whose student is best on validation.
+        seed: Of `config.student.seeds`; None is the one that is best on validation.
+
+    Raises:
+        SettingError: If there is no such run, method or seed, or the run is not finished.
+    """
+    found = read_results(run)
+    row = chosen(found, run, method)
+    seeds = [one["seed"] for one in row.get("seeds", ())]  # Runs of old have none.
+    if seed is not None:
+        one_of(f"--seed of {row['method']}", seed, seeds)
+    others = "" if seed in (None, *seeds[:1]) else f"_seed_{seed}"
+    path = run / "selected" / f"{row['method']}{others}_student.safetensors"
+    student = open_file(path)
+    which = [seed] if seed is not None else seeds[:1]
+    described = student.described._replace(
+        method=row["method"], seed="".join(map(str, which)), stored_size=_stored_size(found)
+    )
+    return student._replace(described=described)
+
+
+def _stored_size(found: dict[str, Any]) -> int:
+    """See `Description.stored_size`: where a run's images were not all of one small size."""
+    side = found["config"]["data"]["stored_size"]
+    return side if found["data"]["source_size"] == [side, side] else 0
+
+
+def read_results(run: pathlib.Path) -> dict[str, Any]:
+    """The `results.json` of a finished run.
+
+    Raises:
+        SettingError: If there is no such run, or it is not finished.
+    """
+    require(run.is_dir(), f"There is no run {run}: give the --workdir of one.")
+    found = results.read(run / "results.json")
+    if found is None:
+        begun = (run / "config.json").exists()
+        raise SettingError(
+            f"The run {run} is not finished: the command that began it goes on."
+            if begun
+            else f"{run} is no run's folder: it has no results.json; give the --workdir of one."
+        )
+    return found
+
+
+def chosen(found: dict[str, Any], run: pathlib.Path, method: str) -> dict[str, Any]:
+    """The row of a method in a run's results; the best one's on validation, if it has no name."""
+    rows, metric = {row["method"]: row for row in found["methods"]}, found["data"]["metric"]
+    if not method:
+        method = max(rows, key=lambda name: rows[name]["student"]["validation"][metric])
+    one_of(f"--method of {run}", method, rows)
+    return rows[method]
+
+
+def open_file(path: pathlib.Path) -> Student:
+    """A student from a .safetensors file that says what it is.
+
+    Raises:
+        SettingError: If the file is missing or broken, or does not say what it is of.
+    """
+    require(path.is_file(), f"There is no student {path}: was the run's folder selected/ moved?")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            texts = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise SettingError(f"{path} is not a whole .safetensors file: {error}.") from error
+    described = description.read(texts, os.fspath(path))
+    model = make_model(described)
+    return Student(model, students.load(path, model), described, os.fspath(path))
+
+
+def make_model(described: Description, *, dtype: str = "float32") -> Any:
+    """The network of a student.
+
+    Raises:
+        SettingError: If there is no such network.
+    """
+    one_of("The model of the student", described.model, models.STUDENTS)
+    try:
+        return models.make(
+            described.model, classes=len(described.classes), stem=described.stem, dtype=dtype
+        )
+    except ValueError as error:
+        raise SettingError(f"The student cannot be made: {error}") from error
+
+
+def open_images(run: pathlib.Path, split: str, most: int) -> Images:
+    """Images of the data of a run, as its students see them in evaluation.
+
+    Args:
+        run: The run's folder.
+        split: One of `SPLITS`.
+        most: How many, evenly spread over the split; 0 is all.
+
+    Raises:
+        SettingError: If the run's data is not there any more.
+    """
+    one_of("--split", split, SPLITS)
+    at_least("--check-images", most, 0)
+    from remem_jax.workflow import parts  # All that trains, which serving does not need.
+
+    plain = results.read(run / "config.json")
+    require(plain is not None, f"{run} has no config.json: give the --workdir of a run.")
+    config = ConfigDict(plain)
+    config.data.cache, config.data.threads, config.data.workers = "", 0, 0
+    dataset, feed = parts.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
+    view = jax.jit(feed.evaluation_view)
+    pixels, labels = [], []
+    wanted = _spread(len(dataset.parts[split].rows), most)
+    for i, batch in enumerate(feed.evaluation(split, _READ)):
+        here = wanted[(wanted >= i * _READ) & (wanted < (i + 1) * _READ)] - i * _READ
+        if len(here):
+            seen = np.asarray(view(jax.random.key(0), batch.image))
+            pixels.append(_grey_levels(seen[here]))
+            labels.append(np.asarray(batch.label)[here])
+    title = f"{dataset.title}, {split}"
+    return Images(np.concatenate(pixels), np.concatenate(labels), title)
+
+
+def _spread(examples: int, most: int) -> np.ndarray:
+    """Which of all examples are taken."""
+    taken = min(most or examples, examples)
+    return np.arange(taken) * examples // taken
+
+
+def _grey_levels(images: np.ndarray) -> np.ndarray:
+    """Images in [-1, 1] as the nearest that are stored; undoes `augment.to_model_range`."""
+    return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def read_folder(folder: pathlib.Path, size: int, most: int) -> Images:
+    """Images of a folder and of those in it, resized as in evaluation, without labels.
+
+    Raises:
+        SettingError: If there is no such folder, it holds no images, or one cannot be decoded.
+    """
+    require(folder.is_dir(), f"There is no folder {folder}; set --images.")
+    paths = image_paths(folder)
+    require(len(paths) > 0, f"{folder} holds no images ({', '.join(own.SUFFIXES)}); set --images.")
+    taken = [paths[i] for i in _spread(len(paths), most)]
+    return Images(np.stack([read_image(path, size) for path in taken]), None, str(folder))
+
+
+def image_paths(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Images of a folder and of those in it, sorted; what is hidden is passed over.
+
+    A folder that cannot be listed is among them, for who reads them to say why.
+    """
+    found: list[pathlib.Path] = []
+    seen: set[pathlib.Path] = set()
+
+    def note(error: OSError) -> None:
+        found.append(pathlib.Path(error.filename))
+
+    for name, folders, files in os.walk(folder, onerror=note, followlinks=True):
+        place = pathlib.Path(name)
+        if (real := place.resolve()) in seen:  # A link to a folder that it may lie in.
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        found += [
+            place / one
+            for one in files
+            if not one.startswith(".") and one.lower().endswith(own.SUFFIXES)
+        ]
+    return sorted(found)
+
+
+def read_image(path: pathlib.Path, size: int, *, stored_size: int = 0) -> np.ndarray:
+    """An image file as a student sees it in evaluation: uint8, (size, size, 3).
+
+    Args:
+        path: The file.
+        size: Side of the image that it sees, in pixels.
+        stored_size: See `Description.stored_size`.
+
+    Raises:
+        SettingError: If it is missing, or cannot be decoded.
+    """
+    try:
+        pixels = decoding.decode(path.read_bytes())
+    except OSError as error:
+        raise SettingError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except decoding.CorruptImageError as error:
+        raise SettingError(f"{path} cannot be decoded: {error}.") from error
+    stored = decoding.resize(pixels, stored_size) if stored_size else pixels
+    return decoding.resize(stored, size)

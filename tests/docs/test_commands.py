@@ -1,0 +1,114 @@
+"""Every command in the docs names settings that there are, with values of their types."""
+
+import importlib
+import pathlib
+import re
+import shlex
+import sys
+from typing import Any
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from tools import make_reference
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+# Whose settings a text names alone.
+SPECS = ("configs/remem.py", "configs/study.py", "configs/analysis.py:digits")
+RUN = "remem_jax.main"
+
+
+def _commands(page: pathlib.Path) -> list[list[str]]:
+    """Commands in indented or fenced blocks; those that go on over a line are put together."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    lines += [
+        line
+        for block in re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+    ]
+    return [shlex.split(line, comments=True) for line in lines if RUN in line]
+
+
+def _settings(spec: str) -> dict[str, Any]:
+    file, _, options = spec.partition(":")
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    return make_reference.leaves(module.get_config(*[options] if options else []))
+
+
+KNOWN = {spec: set(_settings(spec)) for spec in SPECS}
+RUNS = [
+    pytest.param(command, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, command in enumerate(_commands(page))
+    if "..." not in command
+]
+
+
+def _apply(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The config of a command line; raises where a setting is not there, or of another type."""
+    arguments = ["main", *arguments]
+    monkeypatch.setattr(sys, "argv", arguments)  # ml_collections looks there too.
+    monkeypatch.chdir(ROOT)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    rest = values(arguments)
+    assert rest == ["main"]
+    return values["config"].value
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # Of ml_collections.
+@pytest.mark.parametrize("command", RUNS)
+def test_a_command_can_be_parsed(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = command[command.index(RUN) + 1 :]
+
+    config = _apply(arguments, monkeypatch)
+
+    assert config.workflow in ("remem", "pretrain", "study", "analysis")
+    assert any(one.startswith("--workdir=") for one in arguments)
+
+
+def test_commands_are_found() -> None:
+    assert len(RUNS) > 20
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_in_the_text_are_there(
+    page: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    named = sorted(set(re.findall(r"`(--config\.[a-z_.]+(?:=(?:\"[^\"`]*\"|[^ `]+))?)`", text)))
+
+    for setting in (one for one in named if not one.endswith("...")):
+        (argument,) = shlex.split(setting)
+        of = next((spec for spec, known in KNOWN.items() if _name(argument) in known), SPECS[0])
+        assert _name(argument) in KNOWN[of], argument
+        if "=" in argument:
+            _apply([f"--config={of}", argument], monkeypatch)
+
+
+def _name(argument: str) -> str:
+    return argument.removeprefix("--config.").partition("=")[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_config_files_in_the_text_are_there(page: pathlib.Path) -> None:
+    named = set(
+        re.findall(r"(?:configs|tools|tests|remem_jax)/[\w/]+\.(?:py|ipynb)", page.read_text())
+    )
+    made = {"remem_jax/models/three_layers.py", "remem_jax/data/zipped.py"}  # By the reader.
+
+    assert [one for one in sorted(named - made) if not (ROOT / one).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_are_called_are_there(page: pathlib.Path) -> None:
+    called = set(re.findall(r"python -m ((?:tools|remem_jax)[\w.]*)", page.read_text()))
+
+    for name in called:
+        place = ROOT / name.replace(".", "/")
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), name

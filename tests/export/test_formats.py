@@ -1,0 +1,153 @@
+"""Every format says what the student says; ONNX is run by ONNX Runtime, and by no code of ours."""
+
+import pathlib
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from remem_jax.checks import SettingError
+from remem_jax.export import description, predictors
+from remem_jax.export.description import Form
+from remem_jax.storage import results
+from tests.export import drawn
+
+NAMES = ("resnet18", "mobilenet_v2_035", "efficientnet_v2_b0")
+SMALLEST = "mobilenet_v2_035"
+
+
+def run(form: Form, images: np.ndarray, name: str = SMALLEST) -> np.ndarray:
+    """Logits by ONNX Runtime, without any code of ours."""
+    session = onnxruntime.InferenceSession(
+        drawn.onnx_bytes(name, form), providers=["CPUExecutionProvider"]
+    )
+    return session.run(["logits"], {"images": images})[0]
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx_runtime_gives_the_students_logits_for_any_batch(name: str, fold: bool) -> None:
+    expected = drawn.logits(name)
+
+    for batch in (1, 3):
+        found = run(Form(fold=fold), drawn.floats()[:batch], name)
+        np.testing.assert_allclose(found, expected[:batch], rtol=0, atol=1e-4)
+    assert np.std(expected, axis=0).max() > 0.05  # Or anything would pass.
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layer_is_one_node_of_the_standard(name: str, fold: bool) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(drawn.student(name).variables["params"])
+    names = [path[-1].key for path, array in leaves if array.ndim in (1, 4)]
+
+    made = onnx.load_from_string(drawn.onnx_bytes(name, Form(fold=fold)))
+
+    onnx.checker.check_model(made, full_check=True)
+    kinds = [node.op_type for node in made.graph.node]
+    assert {one.domain for one in made.opset_import} == {""}
+    assert kinds.count("Conv") == names.count("kernel")
+    assert kinds.count("BatchNormalization") == (0 if fold else names.count("scale"))
+    assert kinds.count("Transpose") == 1  # Of the images.
+    # Folded, every convolution has its bias inside.
+    inputs = [len(node.input) for node in made.graph.node if node.op_type == "Conv"]
+    assert not fold or set(inputs) == {3}
+
+
+def test_scaling_inside_of_the_graph_takes_images_as_they_are_stored() -> None:
+    found = run(Form(input="uint8"), drawn.images().pixels)
+    np.testing.assert_allclose(found, drawn.logits(SMALLEST), rtol=0, atol=1e-4)
+
+
+def test_a_fixed_batch_is_that_of_the_graph() -> None:
+    form = Form(batch=5, fold=True)
+
+    found = run(form, drawn.floats()[:5])
+
+    np.testing.assert_allclose(found, drawn.logits(SMALLEST)[:5], rtol=0, atol=1e-4)
+    made = onnx.load_from_string(drawn.onnx_bytes(SMALLEST, form))
+    assert [one.dim_value for one in made.graph.input[0].type.tensor_type.shape.dim] == [
+        5,
+        32,
+        32,
+        3,
+    ]
+
+
+def test_float16_halves_the_file_and_moves_logits_by_its_rounding() -> None:
+    form = Form(fold=True, precision="float16")
+
+    found = run(form, drawn.floats())
+
+    # A product of sums of float16, whose rounding is 2**-11, in some 50 layers.
+    scale = np.abs(drawn.logits(SMALLEST)).max()
+    np.testing.assert_allclose(found, drawn.logits(SMALLEST), rtol=0, atol=50 * 2**-11 * scale)
+    assert len(drawn.onnx_bytes(SMALLEST, form)) < 0.55 * len(drawn.onnx_bytes(SMALLEST, Form()))
+
+
+def test_int8_stores_whole_numbers_and_stays_near() -> None:
+    form = Form(fold=True, precision="int8")
+
+    found = run(form, drawn.floats())
+
+    made = onnx.load_from_string(drawn.onnx_bytes(SMALLEST, form))
+    kernels = [one for one in made.graph.initializer if len(one.dims) == 4]
+    assert {one.data_type for one in kernels} == {onnx.TensorProto.INT8}
+    correlation = np.corrcoef(found.ravel(), drawn.logits(SMALLEST).ravel())[0, 1]
+    assert correlation > 0.9  # Of a trained network it is 0.99 and more.
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form("stablehlo", input="uint8", fold=True),
+        Form("safetensors", precision="float16"),
+        Form("saved-tree", fold=True),
+    ],
+)
+def test_every_other_format_is_read_back(form: Form, tmp_path: pathlib.Path) -> None:
+    path = drawn.write(SMALLEST, form, tmp_path)
+    described = drawn.student(SMALLEST).described._replace(form=form)
+
+    results.write(predictors.record_path(path), {"metadata": description.texts(described)})
+
+    read = predictors.open_any(path)
+
+    found, expected = read.predict(drawn.images().pixels), drawn.logits(SMALLEST)
+    near = 1e-4 if form.precision == "float32" else 50 * 2**-11 * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=near)
+    assert read.described == described
+
+
+def test_what_a_file_says_of_itself_is_read_back(tmp_path: pathlib.Path) -> None:
+    form = Form(input="uint8", batch=5, fold=True)
+    path = drawn.write(SMALLEST, form, tmp_path)
+
+    read = predictors.open_any(path)
+
+    assert read.described == drawn.student(SMALLEST).described._replace(form=form)
+    assert read.classes == drawn.CLASSES
+    found = read.predict(drawn.images().pixels)  # 12 images in batches of 5.
+    np.testing.assert_allclose(found, drawn.logits(SMALLEST), rtol=0, atol=1e-4)
+    with pytest.raises(SettingError, match="takes uint8 images"):
+        read.predict(drawn.floats())
+    with pytest.raises(SettingError, match="32 x 32 pixels"):
+        read.predict(drawn.images().pixels[:, :16])
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (Form("safetensors", input="uint8"), "holds parameters"),
+        (Form("saved-tree", batch=3), "holds parameters"),
+        (Form("safetensors", fold=True), "leave out --fold"),
+        (Form("stablehlo", precision="int8"), "needs --format=onnx"),
+        (Form("tflite"), "--format must be one of"),
+        (Form(batch=-1), "--batch must be at least 0"),
+    ],
+)
+def test_what_no_export_can_be_is_refused(form: Form, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        description.check(form)

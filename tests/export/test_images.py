@@ -1,0 +1,49 @@
+"""Files of images, as students see them."""
+
+import pathlib
+
+import jax
+import numpy as np
+from PIL import Image
+
+from remem_jax import data
+from remem_jax.export import runs
+
+
+def test_images_are_resized_twice_as_a_run_that_keeps_squares_does(tmp_path: pathlib.Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3)).astype(np.uint8)
+    for split in ("train", "test"):
+        for name, side in (("a/1", 80), ("b/1", 70), ("a/2", 60), ("b/2", 50)):
+            path = tmp_path / split / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[:side]).save(path)
+    source = data.open_source("folder", path=str(tmp_path), data_dir="")
+    storage = data.Storage("resident", 40, 1.0, str(tmp_path / ".cache"), 1)
+    dataset = data.load(source, storage, validation=0.5, seed=0, corrupt_limit=0)
+    feed = data.make_feed(
+        dataset, image_size=32, crop_area=(1.0, 1.0), seed=0, threads=1, workers=0
+    )
+    (batch,) = feed.evaluation("test", 4)
+    seen = (np.asarray(feed.evaluation_view(jax.random.key(0), batch.image)) + 1) * 127.5
+
+    found = [
+        runs.read_image(path, 32, stored_size=40) for path in runs.image_paths(tmp_path / "test")
+    ]
+
+    assert dataset.source_size == (40, 40)
+    np.testing.assert_allclose(found, seen, rtol=0, atol=1)  # Of a grey level.
+    once = runs.read_image(tmp_path / "test" / "a" / "1.png", 32)
+    assert np.abs(once - seen[0]).max() > 5
+
+
+def test_images_of_a_folder_are_seen_as_pillow_resizes_them(tmp_path: pathlib.Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    (tmp_path / "below").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "below" / "one.png")
+    (tmp_path / "notes.txt").write_text("no image")
+
+    found = runs.read_folder(tmp_path, 32, 0)
+
+    expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)
+    assert found.labels is None
+    np.testing.assert_allclose(found.pixels[0], np.asarray(expected), atol=1)

@@ -1,0 +1,100 @@
+"""A run's teacher in the files of other codes, which read it and say the same."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from remem_jax.export import __main__ as command
+from remem_jax.export import predictors
+from remem_jax.models import vit
+from remem_jax.storage import results
+from remem_jax.weights import augreg
+from tests.export import drawn
+from tests.oracles import peers, vit_numpy
+
+SIZE = vit.Size(patch=16, features=8, depth=2, heads=2)
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:
+    """What of a run is needed to export its teacher, and a folder of images beside it."""
+    model = vit.VisionTransformer(SIZE, len(drawn.CLASSES))
+    shapes = augreg.names_and_shapes(model, drawn.SIDE)
+    # Scales of about 1 for all layers: each matters in the outputs.
+    arrays = {
+        name: rng.normal(name.endswith("scale"), 0.3, shape) for name, shape in shapes.items()
+    }
+    (tmp_path / "selected").mkdir()
+    np.savez(tmp_path / "selected" / "remem_teacher.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    validation = {"validation": {"top1": 0.5}}
+    row = {"method": "remem", "student": validation, "teacher": validation}
+    data = {"metric": "top1", "class_names": list(drawn.CLASSES)}
+    config = {"teacher": {"gelu": "erf"}}
+    results.write(tmp_path / "results.json", {"methods": [row], "data": data, "config": config})
+    (tmp_path / "images").mkdir()
+    for i, pixels in enumerate(drawn.images().pixels[:4]):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    return tmp_path
+
+
+def exported(run: pathlib.Path, form: str, suffix: str) -> pathlib.Path:
+    """The teacher in a form, by the command."""
+    assert command.main([str(run), f"--format={form}", f"--images={run / 'images'}"]) == 0
+    return run / "export" / f"remem_teacher_{form}{suffix}"
+
+
+def expected(teacher: augreg.Checkpoint) -> np.ndarray:
+    """Logits by NumPy alone."""
+    sizes = {"patch": SIZE.patch, "heads": SIZE.heads}
+    plain = {"alpha": 1.0, "beta": 1.0, "plain": False, "exact_gelu": True}
+    images = drawn.floats()[:4]
+    return np.stack([vit_numpy.logits(teacher.arrays, one, **sizes, **plain) for one in images])
+
+
+@pytest.mark.parametrize(
+    ("form", "names", "suffix"),
+    [
+        ("augreg", "vit_jax", ".npz"),
+        ("big_vision", "big_vision", ".npz"),
+        ("timm", "timm", ".safetensors"),
+    ],
+)
+def test_a_teacher_is_read_back_from_the_names_of_each_code(
+    run: pathlib.Path, form: str, names: str, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = exported(run, form, suffix)
+
+    before, after = (
+        augreg.read(one, heads=SIZE.heads) for one in (run / "selected/remem_teacher.npz", path)
+    )
+    assert (after.form, after.size, after.ignored) == (names, SIZE, ())
+    # big_vision adds the position of [CLS] to it, so that arrays may differ.
+    np.testing.assert_allclose(expected(after), expected(before), rtol=1e-6, atol=1e-6)
+    assert "100.00 % get the same class" in capsys.readouterr().out
+    record = json.loads(predictors.record_path(path).read_text())
+    assert record["check"]["images"] == f"{run / 'images'}: 4 images"
+    assert record["metadata"]["classes"].split("\n") == list(drawn.CLASSES)
+
+
+def test_timm_takes_a_teacher_and_says_what_it_says(run: pathlib.Path) -> None:
+    torch, timm = peers.torch(), peers.timm()
+    from safetensors import torch as safetensors_torch
+
+    path = exported(run, "timm", ".safetensors")
+    logits = expected(augreg.read(run / "selected" / "remem_teacher.npz"))
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=drawn.SIDE,
+        patch_size=SIZE.patch,
+        embed_dim=SIZE.features,
+        depth=SIZE.depth,
+        num_heads=SIZE.heads,
+        num_classes=len(drawn.CLASSES),
+    ).eval()
+    model.load_state_dict(safetensors_torch.load_file(path), strict=True)
+    with torch.no_grad():
+        found = model(torch.from_numpy(drawn.floats()[:4].transpose(0, 3, 1, 2).copy())).numpy()
+
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)  # float32, two blocks.

@@ -1,0 +1,403 @@
+"""What reports say of information: rankings, and teachers of a run and of a study."""
+
+import copy
+import csv
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from remem_jax import report
+from remem_jax.checks import SettingError
+from remem_jax.report import rankings, teachers
+
+HOSTILE = '<script>alert("1")</script> $\\frac{$ \u202e'
+
+
+def _model(title: str, *excess: float, slope: float = 0.0, bound: float | None = None) -> Any:
+    """A model whose excess is that of each seed."""
+    mean = sum(excess) / len(excess)
+    return {
+        "title": title,
+        "loss": mean + 0.5,
+        "floor": 0.5,
+        "excess": mean,
+        "deviation": 0.001,
+        "slope": slope,
+        "last": 5,
+        "info_nce": None
+        if bound is None
+        else {"bound": bound, "deviation": 0.25, "batch": 64, "noise": 6.0},
+        "seeds": [{"seed": seed, "excess": one} for seed, one in enumerate(excess)],
+    }
+
+
+def _setting(*models: Any, rate: float = 1e-3, beta: float = 0.999, aligned: bool = True) -> Any:
+    return {
+        "learning_rate": rate,
+        "second_beta": beta,
+        "align_corners": aligned,
+        "models": list(models),
+    }
+
+
+WEAK, STRONG = _model("weak", 0.05, 0.07), _model("strong", 0.02, 0.04)
+
+
+def test_a_ranking_begins_with_what_keeps_most() -> None:
+    assert rankings.ranking(_setting(WEAK, STRONG)) == ("strong", "weak")
+
+
+def test_a_ranking_of_one_setting_is_not_called_stable() -> None:
+    text = rankings.sentences([_setting(WEAK, STRONG)])[0]
+
+    assert text == (
+        "The ranking by information is strong before weak; it was found with one setting of "
+        "decoders."
+    )
+
+
+def test_a_ranking_that_all_settings_share_does_not_depend_on_them() -> None:
+    other = _setting(STRONG, _model("weak", 0.9, 0.8), rate=3e-3)
+
+    text = rankings.sentences([_setting(WEAK, STRONG), other])[0]
+
+    assert "strong before weak with all 2 settings" in text
+    assert text.endswith("does not depend on them.")
+
+
+def test_a_ranking_that_settings_change_says_which() -> None:
+    turned = _setting(_model("weak", 0.01, 0.01), STRONG, beta=0.9, aligned=False)
+    same = _setting(WEAK, STRONG, rate=3e-3)
+
+    text = rankings.sentences([_setting(WEAK, STRONG), turned, same])[0]
+
+    assert text == (
+        "The ranking by information depends on the decoders: it is strong before weak with 2 of 3 "
+        "settings, but weak before strong with rate 0.001, beta2 0.9, half-pixel centres."
+    )
+
+
+def test_neighbours_are_compared_seed_by_seed() -> None:
+    close = _model("close", 0.01, 0.045)  # Ahead of strong with the first seed alone.
+
+    text = rankings.sentences([_setting(WEAK, STRONG, close)])[1]
+
+    assert text == (
+        "close is ahead of strong by 0.00250 nats per sub-pixel, and with 1 of 2 seeds of the "
+        "decoder; strong is ahead of weak by 0.03000 nats per sub-pixel, and with 2 of 2 seeds of "
+        "the decoder."
+    )
+
+
+@pytest.mark.parametrize(
+    ("slopes", "finished"),
+    [
+        ((0.0, 0.0), True),
+        ((-0.1, -0.1), True),  # What both gain alike changes no ranking.
+        ((-0.0029, 0.0), True),  # 5 of them are below half of 0.03.
+        ((-0.0031, 0.0), False),
+        ((0.0016, -0.0016), False),
+    ],
+)
+def test_decoders_are_at_their_end_where_what_is_to_come_is_below_half_a_gap(
+    slopes: tuple[float, float], *, finished: bool
+) -> None:
+    models = [{**one, "slope": slope} for one, slope in zip((WEAK, STRONG), slopes, strict=True)]
+
+    text = rankings.sentences([_setting(*models), _setting(WEAK, STRONG, rate=0.5)])[2]
+
+    assert text.startswith(f"With {2 if finished else 1} of 2 settings")
+    assert ("It is not so with rate 0.001" in text) != finished
+    assert "rate 0.5" not in text
+
+
+@pytest.mark.parametrize(("of_weak", "verdict"), [(1.5, "agrees"), (4.0, "does not agree")])
+def test_info_nce_agrees_where_it_ranks_alike(of_weak: float, verdict: str) -> None:
+    models = _model("weak", 0.05, bound=of_weak), _model("strong", 0.02, bound=3.0)
+
+    text = rankings.sentences([_setting(*models)])[-1]
+
+    assert f"batches of 64, {verdict} with this ranking" in text
+    strong, weak = text.index("strong 3.00 ± 0.25"), text.index(f"weak {of_weak:.2f} ± 0.25")
+    assert (strong < weak) == (verdict == "agrees")
+
+
+def test_info_nce_that_was_not_measured_is_not_spoken_of() -> None:
+    assert not [text for text in rankings.sentences([_setting(WEAK, STRONG)]) if "InfoNCE" in text]
+
+
+def test_of_one_model_there_is_no_ranking() -> None:
+    texts = rankings.sentences([_setting({**WEAK, "slope": -0.002})])
+
+    assert texts == [
+        "As many evaluations again, at the slope of the last, would change it by -0.01000."
+    ]
+
+
+def test_the_table_of_rankings_has_a_row_for_each_measurement() -> None:
+    found = rankings.table([_setting(WEAK, STRONG), _setting(STRONG, WEAK, rate=3e-3)])
+
+    assert [row[1] for row in found.rows] == ["weak", "strong", "strong", "weak"]
+    assert found.rows[0][2:5] == ("0.56000", "0.06000", "0.00100")
+
+
+def _information(excess: float) -> dict[str, Any]:
+    return {
+        "excess": excess,
+        "deviation": 0.001,
+        "slope": -0.002,
+        "last": 5,
+        "info_nce": {"bound": 2.5},
+    }
+
+
+def test_a_teacher_of_a_run_is_a_point_with_its_best_student(results: dict[str, Any]) -> None:
+    results["teachers"][1]["information"] = _information(0.125)
+
+    (point,) = teachers.points(results)
+
+    assert point == {
+        "method": "remem",
+        "step": 200,
+        "error": pytest.approx(0.06),
+        "excess": 0.125,
+        "deviation": 0.001,
+        "change": pytest.approx(-0.01),
+        "info_nce": 2.5,
+        "student": 0.95,
+    }
+
+
+def test_a_student_that_diverged_is_not_the_best(results: dict[str, Any]) -> None:
+    results["teachers"][1]["information"] = _information(0.125) | {"info_nce": None}
+    results["students"][1]["diverged"] = True
+    (with_one,) = teachers.points(results)
+    results["students"][0]["diverged"] = True
+    (with_none,) = teachers.points(results)
+
+    assert (with_one["student"], with_none["student"]) == (0.91, None)
+    assert with_one["info_nce"] is None
+
+
+def _write(run: pathlib.Path, results: dict[str, Any]) -> str:
+    (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    report.write(run)
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_report_of_a_run_shows_its_teachers_on_a_plane(
+    run: pathlib.Path, results: dict[str, Any]
+) -> None:
+    for row, excess in zip(results["teachers"], (0.25, 0.125), strict=True):
+        row["information"] = _information(excess)
+
+    page = _write(run, results)
+
+    assert "<strong>Information plane.</strong>" in page
+    assert "Information of the teachers, on validation" in page
+    with (run / "figures" / "information_plane.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["label"], float(row["excess"])) for row in rows] == [
+        ("step 100", 0.25),
+        ("step 200", 0.125),
+    ]
+
+
+def test_the_report_of_a_run_that_measured_nothing_has_no_plane(
+    run: pathlib.Path, results: dict[str, Any]
+) -> None:
+    page = _write(run, results)
+
+    assert "nformation" not in page
+    assert not (run / "figures").exists()
+    assert not list(teachers.of_run(results))
+    assert teachers.table_of_run(results) is None
+
+
+def _point(step: int = 100, excess: float = 0.125, **pruned: int) -> dict[str, Any]:
+    return {
+        "method": "finetune",
+        "step": step,
+        "error": 0.25,
+        "excess": excess,
+        "deviation": None,
+        "change": -0.01,
+        "info_nce": None,
+        "student": 0.5,
+        "pruned": {"MLP": 0, "attention": 0} | pruned,
+    }
+
+
+def _trial(row: str, column: str, *points: Any, fraction: float = 1.0) -> dict[str, Any]:
+    return {
+        "trial": f"{row} {column} {fraction}",
+        "row": row,
+        "column": column,
+        "fraction": fraction,
+        "teachers": list(points),
+    }
+
+
+def _study(*trials: Any, data: tuple[str, ...] = ("Digits", "Digits")) -> dict[str, Any]:
+    """Rows a and b, and as many columns as there are data sets named."""
+    return {
+        "rows": [{"name": name, "title": f"Row {name}"} for name in "ab"],
+        "columns": [
+            {"name": str(number), "title": f"Column {number}", "data": {"title": title}}
+            for number, title in enumerate(data)
+        ],
+        "trials": list(trials),
+    }
+
+
+def _series(drawn: Any) -> list[str]:
+    return [row[drawn.columns.index("series")] for row in drawn.rows]
+
+
+def test_a_study_has_a_plane_for_each_data_set() -> None:
+    study = _study(
+        _trial("a", "0", _point(100), _point(200)), _trial("a", "1", _point()), data=("X", "Y")
+    )
+
+    first, second = teachers.of_study(study)
+
+    assert (first.name, first.title) == ("information_plane", "Information plane: X")
+    assert (second.name, second.title) == ("information_plane_1", "Information plane: Y")
+    assert [len(first.rows), len(second.rows)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"),
+    [
+        ([("a", "0")], ["Row a"]),
+        ([("a", "0"), ("b", "0")], ["Row a", "Row b"]),
+        ([("a", "0"), ("a", "1")], ["Column 0", "Column 1"]),
+        ([("a", "0"), ("b", "1")], ["Row a, Column 0", "Row b, Column 1"]),
+    ],
+)
+def test_a_series_is_named_by_what_varies(
+    trials: list[tuple[str, str]], expected: list[str]
+) -> None:
+    (plane,) = teachers.of_study(_study(*(_trial(*one, _point()) for one in trials)))
+
+    assert _series(plane) == expected
+
+
+def test_short_trials_and_those_without_information_are_not_shown() -> None:
+    study = _study(
+        _trial("a", "0", _point(100)),
+        _trial("a", "0", _point(50), fraction=0.25),
+        _trial("b", "0"),
+    )
+
+    (plane,) = teachers.of_study(study)
+    table = teachers.table_of_study(study)
+
+    assert len(plane.rows) == 1
+    assert table is not None
+    assert [row[:2] for row in table.rows] == [("Row a", "100")]
+    assert not list(teachers.of_study(_study(_trial("b", "0"))))
+    assert teachers.table_of_study(_study(_trial("b", "0"))) is None
+
+
+def test_pruned_teachers_are_told_apart_by_kind_and_the_whole_one_is_of_each() -> None:
+    study = _study(
+        _trial("a", "0", _point(100, 0.9), _point(200, 0.1)),
+        _trial("b", "0", _point(100, 0.9, MLP=2), _point(200, 0.2, MLP=2)),
+        _trial("b", "0", _point(200, 0.3, attention=4)) | {"trial": "another"},
+    )
+
+    _, pruning = teachers.of_study(study)
+
+    assert pruning.name == "pruning"
+    # The last teacher of each trial.
+    assert sorted([*row[:2], row[3]] for row in pruning.rows) == [
+        ["MLP", 0, 0.1],
+        ["MLP", 2, 0.2],
+        ["attention", 0, 0.1],
+        ["attention", 4, 0.3],
+    ]
+
+
+def test_where_nothing_is_pruned_pruning_is_not_drawn() -> None:
+    assert [one.name for one in teachers.of_study(_study(_trial("a", "0", _point())))] == [
+        "information_plane"
+    ]
+
+
+@pytest.fixture
+def study_json(tmp_path: pathlib.Path) -> dict[str, Any]:
+    """The content of study.json of a figure: one trial, whose teachers were measured."""
+    data = {
+        "title": HOSTILE,
+        "metric": "top1",
+        "official": None,
+        "classes": 10,
+        "examples": {"train": 10, "validation": 5, "test": 5},
+        "image_size": 32,
+    }
+    trial = _trial("a", "0", _point(MLP=1), _point(200)) | {
+        "seed": 0,
+        "settings": {},
+        "state": "done",
+        "reason": "",
+        "validation": 0.5,
+        "teacher_steps": 200,
+        "student_steps": 80,
+        "students": 2,
+        "seconds": 4.0,
+        "device": "2 x cpu",
+        "worker": "here",
+        "folder": None,
+    }
+    return {
+        "format": 1,
+        "title": "Figure 1: planes",
+        "table": 0,
+        "mini": "",
+        "rows": [{"name": name, "title": HOSTILE + name, "group": ""} for name in "ab"],
+        "columns": [{"name": "0", "title": HOSTILE, "data": data}],
+        "seeds": [0],
+        "cells": [],
+        "missing": [{"row": "a", "column": "0", "seed": 0, "why": "begun"}],
+        "trials": [trial, copy.deepcopy(trial) | {"row": "b", "trial": "second"}],
+        "search": {"kind": "grid", "text": "One setting."},
+        "cost": {
+            "trials": 1,
+            "teacher_steps": 200,
+            "student_steps": 80,
+            "operations": 1e9,
+            "hours": 0.5,
+            "spent_hours": 0.1,
+        },
+        "differs": [],
+        "versions": {},
+    }
+
+
+def test_hostile_names_show_as_text_beside_the_planes_of_a_study(
+    study_json: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "study.json").write_text(json.dumps(study_json), encoding="utf-8")
+
+    report.write_study(tmp_path)
+
+    page = (tmp_path / "study.html").read_text(encoding="utf-8")
+    assert "Information plane: &lt;script&gt;" in page
+    assert "<script" not in page
+    assert "Information of the teachers, on validation" in page
+    assert (tmp_path / "figures" / "information_plane.svg").exists()
+    assert "<script" not in (tmp_path / "figures" / "information_plane.svg").read_text()
+
+
+@pytest.mark.parametrize("found", [None, {"format": 0}])
+def test_an_analysis_without_results_of_this_format_has_no_report(
+    found: Any, tmp_path: pathlib.Path
+) -> None:
+    if found is not None:
+        (tmp_path / "results.json").write_text(json.dumps(found), encoding="utf-8")
+
+    with pytest.raises(SettingError, match=r"results\.json"):
+        report.write_analysis(tmp_path)

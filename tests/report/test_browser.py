@@ -1,0 +1,477 @@
+"""Reports opened in a real browser: Debian's Chromium, without a window."""
+
+import copy
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from remem_jax import report
+from tests.oracles.browser import Browser
+
+# As folders and files may be called. What runs leaves a mark: a title, or a variable.
+NAMES = (
+    "<img src=x onerror=\"hacked=1;document.title='hacked'\">",
+    "\"><script>hacked=1;document.title='hacked'</script>",
+    "</title></style><svg onload=\"hacked=1;alert('hacked')\">",
+    "javascript:alert('hacked')",
+    "' style='position:fixed' onclick='hacked=1' x='{{7*7}}",
+    "http://127.0.0.1:9/<link rel=stylesheet href=http://127.0.0.1:9/x.css>",
+    "/mnt/" + "averylongnamewithoutablank" * 8,
+)
+WIDTHS = (400, 1600)
+FIGURES = {"run": 7, "study": 2, "analysis": 7}
+_FACTS = """(async () => {
+  await document.fonts.ready;
+  const broken = [];
+  for (const image of document.querySelectorAll('image')) {
+    await image.decode().catch(() => broken.push(image.outerHTML.slice(0, 80)));
+  }
+  const box = (element) => {
+    const {left, right, width, height} = element.getBoundingClientRect();
+    return {left, right, width, height};
+  };
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const size = (element) => parseFloat(getComputedStyle(element).fontSize);
+  const scale = (element) => { const m = element.getScreenCTM(); return Math.hypot(m.a, m.b); };
+  return {
+    title: document.title,
+    hacked: typeof hacked,
+    text: document.body.innerText,
+    window: innerWidth,
+    width: document.documentElement.scrollWidth,
+    broken,
+    images: all('image').length,
+    figures: all('figure').length,
+    plots: all('figure svg').map((e) => ({...box(e), scrolls: e.closest('.wide') !== null})),
+    marks: all('figure svg').map((e) => e.querySelectorAll('path, use, image').length),
+    regions: all('.wide').map(box),
+    lists: all('table:not(.numeric)').filter((e) => e.rows[0].cells.length === 2)
+      .map((e) => ({
+        outside: e.scrollWidth - e.parentElement.clientWidth,
+        values: e.rows[1].cells[1].getBoundingClientRect().width,
+      })),
+    names: all('.numeric tbody th:not([scope=rowgroup])').map((e) => box(e).width),
+    letters: all('svg text').map((e) => [size(e) * scale(e), e.textContent]),
+    words: all('body :not(svg *)').map((e) => [size(e), e.tagName]),
+  };
+})()"""
+
+
+class Seen(NamedTuple):
+    """A page as the browser shows it."""
+
+    kind: str
+    path: pathlib.Path
+    facts: dict[str, Any]
+    events: list[tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests: it takes a second or two to start."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed (Debian's package chromium).")
+    with Browser.started(program, tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[Any, Any]:
+    """Pages, and what was seen of them."""
+    return {}
+
+
+@pytest.fixture(params=FIGURES)
+def page(
+    request: pytest.FixtureRequest,
+    kept: dict[Any, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+    results: dict[str, Any],
+    rows: list[dict[str, Any]],
+) -> tuple[str, pathlib.Path]:
+    """A kind of report and its page, in which a stranger chose all names."""
+    kind = request.param
+    if kind not in kept:
+        folder = tmp_path_factory.mktemp(kind)
+        if kind == "run":
+            kept[kind] = _run(folder, results, rows)
+        else:
+            kept[kind] = {"study": _study, "analysis": _analysis}[kind](folder)
+    return kind, kept[kind]
+
+
+@pytest.fixture(params=WIDTHS)
+def seen(
+    request: pytest.FixtureRequest,
+    page: tuple[str, pathlib.Path],
+    kept: dict[Any, Any],
+    browser: Browser,
+) -> Seen:
+    """The page in a window so many pixels wide."""
+    if (*page, request.param) not in kept:
+        browser.open(page[1], request.param)
+        facts = browser.value(_FACTS)
+        kept[*page, request.param] = Seen(*page, facts, list(browser.events))
+    return kept[*page, request.param]
+
+
+def _namer() -> Callable[[], str]:
+    """Gives each name in turn, over and over."""
+    return itertools.cycle(NAMES).__next__
+
+
+def _information(excess: float) -> dict[str, Any]:
+    nce = {"bound": 2.5, "deviation": 0.25, "batch": 64, "noise": 6.0}
+    return {
+        "loss": excess + 0.5,
+        "floor": 0.5,
+        "excess": excess,
+        "deviation": 0.001,
+        "slope": -0.002,
+        "last": 5,
+        "info_nce": nce,
+    }
+
+
+def _run(folder: pathlib.Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> pathlib.Path:
+    name = _namer()
+    results["title"] = name()
+    results["data"] |= {"title": name(), "class_names": [name(), name()], "skipped": NAMES}
+    results["config"] |= {"data": {"path": name()}, "differs": [name()]}
+    results["models"] |= {"init": name(), "teacher": name(), "student": name()}
+    for pair in results["methods"][2]["student"]["test"]["confused"]:
+        pair |= {"class": name(), "taken_for": name()}
+    for teacher, excess in zip(results["teachers"], (0.25, 0.125), strict=True):
+        teacher["information"] = _information(excess)
+    results["seconds"][name()] = 1.0
+    results["versions"]["jax"] = name()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    report.write(folder)
+    return folder / "report.html"
+
+
+def _study(folder: pathlib.Path) -> pathlib.Path:
+    """The report of a study of two rows and six columns, the first of which has trials."""
+    name = _namer()
+    lines = [{"name": one, "title": name(), "group": name()} for one in "ab"]
+    data = {
+        "metric": "top1",
+        "official": False,
+        "classes": 10,
+        "examples": {"train": 10, "validation": 5, "test": 5},
+        "image_size": 32,
+    }
+    columns = [
+        {"name": str(one), "title": name(), "data": {**data, "title": name()}} for one in range(6)
+    ]
+    teacher = {
+        "method": "finetune",
+        "error": 0.25,
+        "excess": 0.125,
+        "deviation": None,
+        "change": -0.01,
+        "info_nce": None,
+        "student": 0.5,
+    }
+    teachers = [
+        teacher | {"step": step, "error": 25 / step, "pruned": {"MLP": step > 100, "attention": 0}}
+        for step in (100, 200)
+    ]
+    trials = [
+        {
+            "trial": name(),
+            "row": one,
+            "column": "0",
+            "seed": 0,
+            "fraction": 1.0,
+            "settings": {name(): name()},
+            "state": "failed",
+            "reason": name(),
+            "validation": 0.5,
+            "teacher_steps": 200,
+            "student_steps": 80,
+            "students": 2,
+            "seconds": 4.0,
+            "device": name(),
+            "worker": name(),
+            "folder": name(),
+            "teachers": copy.deepcopy(teachers),
+        }
+        for one in "ab"
+    ]
+    replicate = {
+        "seed": 0,
+        "student": 0.75,
+        "teacher": 0.875,
+        "validation": 0.5,
+        "students_of_seeds": [0.75],
+        "settings": {name(): name()},
+        "trial": name(),
+        "trials": 1,
+        "students": 2,
+    }
+    record = {
+        "format": 1,
+        "title": name(),
+        "table": 0,
+        "figure": 1,
+        "mini": name(),
+        "rows": lines,
+        "columns": columns,
+        "seeds": [0],
+        "cells": [{"row": "a", "column": "0", "choice": "validation", "replicates": [replicate]}],
+        "missing": [{"row": "b", "column": "0", "seed": 0, "why": why} for why in NAMES],
+        "trials": trials,
+        "search": {"kind": "grid", "text": name()},
+        "cost": {
+            "trials": 1,
+            "teacher_steps": 200,
+            "student_steps": 80,
+            "operations": 1e9,
+            "hours": 0.5,
+            "spent_hours": 0.1,
+        },
+        "differs": [name()],
+        "versions": {"jax": name()},
+    }
+    (folder / "study.json").write_text(json.dumps(record), encoding="utf-8")
+    report.write_study(folder)
+    return folder / "study.html"
+
+
+def _analysis(folder: pathlib.Path) -> pathlib.Path:
+    """The report of all analyses of two models, on two images."""
+    name = _namer()
+    titles = [name(), name()]
+    rng = np.random.default_rng(0)
+    pixels = rng.random((2, 8, 8, 3), np.float32)
+    pictures = {"images": pixels}
+    for number in range(2):
+        pictures |= {
+            f"reconstructions_{number}": pixels,
+            f"pixel_excess_{number}": pixels[number, :, :, 0],
+            f"image_losses_{number}": np.array([0.6, 0.7]),
+            f"image_floors_{number}": np.array([0.5, 0.5]),
+        }
+    np.savez(folder / "pictures.npz", allow_pickle=False, **pictures)
+    block = folder / "block"
+    block.mkdir()
+    np.savez(block / "neurons.npz", allow_pickle=False, value=rng.random((1, 16)))
+    critical = {"0": pixels[0], "1": pixels[1], "visualisations": pixels[None]}
+    np.savez(block / "pictures.npz", allow_pickle=False, **critical)
+    record = {
+        "format": 1,
+        "title": name(),
+        "config": {
+            "data": {"path": name()},
+            "models": {"model_0": {"teacher": {"pruned_attention": name()}}},
+            "differs": [name()],
+        },
+        "data": {"title": name(), "classes": 10, "image_size": 8, "official": None},
+        "models": [
+            {
+                "title": title,
+                "init": f"{name()}.npz",
+                "init_digest": "9d05286aaa94492c",
+                "depth": 2,
+                "neurons": 16,
+                "parameters": 1000,
+            }
+            for title in titles
+        ],
+        "analyses": {
+            "information": {"settings": [_setting(titles, 1e-3), _setting(titles, 3e-3)]},
+            "expertness": {
+                "clusters": 10,
+                "threshold": 0.1,
+                "images": 2,
+                "models": [{"title": one, "layers": [_layer(0), _layer(1)]} for one in titles],
+            },
+            "criticality": {
+                "blocks": [
+                    {
+                        "name": "model_0",
+                        "title": titles[0],
+                        "layer": 1,
+                        "images": 2,
+                        "neurons": [
+                            {
+                                "neuron": 3,
+                                "criticality": 0.5,
+                                "images": [
+                                    {"place": place, "class": name(), "influence": 0.5}
+                                    for place in range(2)
+                                ],
+                            }
+                        ],
+                        "costs": {"forward_passes": 1.0},
+                        "seconds": 1.0,
+                        "folder": "block",
+                    }
+                ]
+            },
+        },
+        "seed": 0,
+        "versions": {"jax": name()},
+        "device": {"platform": "cpu", "kind": name(), "count": 1},
+    }
+    (folder / "results.json").write_text(json.dumps(record), encoding="utf-8")
+    report.write_analysis(folder)
+    return folder / "report.html"
+
+
+def _setting(titles: list[str], rate: float) -> dict[str, Any]:
+    return {
+        "folder": ".",
+        "learning_rate": rate,
+        "second_beta": 0.999,
+        "align_corners": True,
+        "models": [
+            {"title": title, **_information(excess), "seeds": [_seed(excess)]}
+            for title, excess in zip(titles, (0.25, 0.125), strict=True)
+        ],
+    }
+
+
+def _seed(excess: float) -> dict[str, Any]:
+    return {"seed": 0, "excess": excess, "curve": [[10, excess + 0.1], [20, excess]]}
+
+
+def _layer(layer: int) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "shares": [0.2, 0.25],
+        "null_mean": 0.1,
+        "null_deviation": 0.01,
+        "sparsity": 0.5,
+        "seconds": 1.0,
+        "seconds_of_all_layers": 2.0,
+    }
+
+
+def _told(events: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What a page wrote into the console, and what the browser did: errors, what it barred."""
+    return [
+        json.dumps(parameters)
+        for method, parameters in events
+        if method in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    ]
+
+
+def _asked(events: list[tuple[str, dict[str, Any]]]) -> set[str]:
+    """What a page asked for beyond what it holds itself."""
+    urls = {
+        parameters["request"]["url"]
+        for method, parameters in events
+        if method == "Network.requestWillBeSent"
+    }
+    return {url for url in urls if not url.startswith("data:")}
+
+
+def _dialogs(events: list[tuple[str, dict[str, Any]]]) -> int:
+    return sum(method == "Page.javascriptDialogOpening" for method, _ in events)
+
+
+def test_the_browser_tells_of_all_that_a_bad_page_does(
+    browser: Browser, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "bad.html"
+    names = "".join(f"<p>{name}</p>" for name in NAMES[:3])
+    image = "<svg><image href='data:image/png;base64,AAAA'/><text>small</text></svg>"
+    path.write_text(
+        f"<title>bad</title>{names}<img src='http://127.0.0.1:9/x.png'>"
+        f"<figure style='width: 2000px; font-size: 5px'>{image}</figure>",
+        encoding="utf-8",
+    )
+
+    browser.open(path, WIDTHS[0])
+    facts = browser.value(_FACTS)
+
+    assert (facts["title"], facts["hacked"]) == ("hacked", "number")
+    assert _dialogs(browser.events) == 1
+    assert _told(browser.events)
+    assert _asked(browser.events) > {path.as_uri(), "http://127.0.0.1:9/x.png"}
+    assert facts["broken"]
+    assert facts["width"] > facts["window"]
+    assert facts["letters"] == [[5, "small"]]
+
+
+def test_all_figures_are_there(seen: Seen) -> None:
+    plots = seen.facts["plots"]
+
+    assert seen.facts["figures"] == len(plots) == FIGURES[seen.kind]
+    assert min(plot["width"] for plot in plots) > 300
+    assert min(plot["height"] for plot in plots) > 100
+    assert min(seen.facts["marks"]) > 4  # The grounds of figure and panels are two.
+    assert not seen.facts["broken"]
+    assert seen.kind != "analysis" or seen.facts["images"] >= 12
+
+
+def test_nothing_goes_wrong(seen: Seen) -> None:
+    assert not _told(seen.events)
+
+
+def test_nothing_is_asked_for_but_the_page(seen: Seen) -> None:
+    assert _asked(seen.events) == {seen.path.as_uri()}
+
+
+def test_names_show_as_text(seen: Seen) -> None:
+    assert [name for name in NAMES if name not in seen.facts["text"]] == []
+    assert seen.facts["title"].removesuffix(" (mini version)") in NAMES
+
+
+def test_no_name_runs_a_script_even_where_the_page_may(
+    page: tuple[str, pathlib.Path], browser: Browser
+) -> None:
+    kind, path = page
+    figures = sorted((path.parent / "figures").glob("*.svg"))
+    browser.call("Page.setBypassCSP", enabled=True)
+    try:
+        for opened in (path, *figures):
+            browser.open(opened, WIDTHS[1])
+            assert browser.value("typeof hacked") == "undefined"
+            assert browser.value("document.title") != "hacked"
+            assert not _dialogs(browser.events)
+            assert not _told(browser.events)
+            assert _asked(browser.events) == {opened.as_uri()}
+    finally:
+        browser.call("Page.setBypassCSP", enabled=False)
+    assert figures or kind == "run"
+
+
+def test_only_what_is_marked_as_wide_scrolls(seen: Seen) -> None:
+    facts = seen.facts
+
+    assert facts["width"] <= facts["window"]
+    for box in facts["regions"] + [one for one in facts["plots"] if not one["scrolls"]]:
+        assert box["left"] >= 0
+        assert box["right"] <= facts["window"]
+
+
+def test_settings_are_read_without_scrolling(seen: Seen) -> None:
+    lists = seen.facts["lists"]
+
+    assert lists
+    assert max(one["outside"] for one in lists) <= 0
+    assert min(one["values"] for one in lists) >= 80  # Words are whole.
+
+
+def test_names_beside_numbers_leave_room_for_them(seen: Seen) -> None:
+    assert seen.facts["names"]
+    assert max(seen.facts["names"]) <= seen.facts["window"] / 2
+
+
+def test_text_is_large_enough(seen: Seen) -> None:
+    # Points of a figure are pixels where it is as wide as it was drawn; few labels have 8.5.
+    assert min(seen.facts["letters"])[0] >= 7.5
+    assert np.median([size for size, _ in seen.facts["letters"]]) >= 9
+    assert min(seen.facts["words"])[0] >= 12

@@ -1,0 +1,296 @@
+"""The model card: its head is YAML, its numbers are the run's, its code runs, its claims are known.
+
+The Hub's own reader of cards is huggingface_hub, which comes with timm.
+"""
+
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from remem_jax import models, report
+from remem_jax.data import decoding, registry
+from remem_jax.export import description, formats, runs
+from remem_jax.report import card, card_tables, licences
+from remem_jax.weights import catalog, students
+from tests.oracles import peers
+
+HOSTILE = (
+    '---\n- {a: "b", `c`: *d}\nlicense: mit #\t<b>|</b> \u202e\udcff\x00 %YAML !!python/object:x'
+)
+NAME, SIZE, CLASSES = "mobilenet_v2_035", 32, 3
+
+
+@pytest.fixture
+def hostile(results: dict[str, Any]) -> dict[str, Any]:
+    """The results, with a hostile name wherever a stranger could put one."""
+    results["data"] |= {"name": HOSTILE, "title": HOSTILE, "class_names": [HOSTILE, "one"]}
+    results["models"] |= {"init": HOSTILE, "teacher": HOSTILE, "student": HOSTILE}
+    results["methods"][2]["method"] = HOSTILE
+    results["methods"][2]["student"]["test"]["confused"][0] |= {"class": HOSTILE}
+    return results
+
+
+def parsed(text: str) -> tuple[dict[str, Any], str]:
+    """The head of a card, and what comes after it; split where the first line is '---' again."""
+    before, head, body = re.split(r"^---$", text, maxsplit=2, flags=re.MULTILINE)
+    assert before == ""
+    return yaml.safe_load(head), body
+
+
+def code(text: str) -> dict[str, str]:
+    """The Python of a card, by the first package that it imports."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return {re.split(r"[\s.,]", block)[1]: block for block in blocks}
+
+
+def cells(text: str, row: str) -> list[str]:
+    """The cells of a row of a table after the first, which is `row`."""
+    (found,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", text, flags=re.MULTILINE)
+    return [cell.strip() for cell in found.split(" | ")]
+
+
+def test_the_head_survives_every_name(hostile: dict[str, Any]) -> None:
+    text = card.markdown(hostile, HOSTILE)
+
+    found, body = parsed(text)
+
+    assert found["license"] == "other"
+    # On one line, with a mark for what has no place in a text.
+    shown = (
+        '--- - {a: "b", `c`: *d} license: mit # <b>|</b> \ufffd\ufffd\ufffd %YAML !!python/object:x'
+    )
+    assert found["model-index"][0]["results"][0]["dataset"]["name"] == shown
+    assert "<b>" not in body
+    for block in code(text).values():
+        compile(block, "card", "exec")  # Raises unless it is Python.
+    text.encode()
+
+
+def test_the_hub_reads_the_head(results: dict[str, Any]) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="Needs timm: pip install '.[peers]'.")
+
+    data = hub.ModelCard(card.markdown(results, "remem")).data
+
+    assert data.pipeline_tag == "image-classification"
+    found = {(one.dataset_split, one.metric_type): one.metric_value for one in data.eval_results}
+    row = results["methods"][2]["student"]
+    assert found["test", "accuracy"] == row["test"]["top1"]
+    assert found["validation", "accuracy"] == row["validation"]["top1"]
+    assert {one.task_type for one in data.eval_results} == {"image-classification"}
+    assert {one.dataset_name for one in data.eval_results} == {"scikit-learn's digits"}
+
+
+@pytest.mark.parametrize("method", ["scratch", "finetune", "remem"])
+def test_every_metric_is_that_of_the_results(results: dict[str, Any], method: str) -> None:
+    (row,) = [row for row in results["methods"] if row["method"] == method]
+
+    text = card.markdown(results, method)
+
+    found, body = parsed(text)
+    for one in found["model-index"][0]["results"]:
+        measured = row["student"][one["dataset"]["split"]]
+        expected = {n: v for n, v in measured.items() if isinstance(v, float)}
+        kinds = {kind: name for name, (kind, _) in card_tables.METRICS.items()}
+        assert {kinds[each["type"]]: each["value"] for each in one["metrics"]} == expected
+    columns = [row["student"]["test"], row["student"]["validation"]]
+    if row["teacher"]:
+        columns = [
+            m[split] for split in ("test", "validation") for m in (row["student"], row["teacher"])
+        ]
+    shares = [f"{100 * column['top1']:.2f}" for column in columns]
+    assert cells(body, "Top-1 accuracy, %") == shares
+    assert cells(body, "Loss, nats") == [f"{column['loss']:.6g}" for column in columns]
+
+
+def test_a_metric_that_is_no_number_is_not_in_the_head(results: dict[str, Any]) -> None:
+    results["methods"][2]["student"]["test"]["loss"] = None  # As JSON has nan.
+
+    found, _ = parsed(card.markdown(results, "remem"))
+
+    kinds = [one["type"] for one in found["model-index"][0]["results"][0]["metrics"]]
+    assert "accuracy" in kinds
+    assert "cross_entropy" not in kinds
+
+
+def test_of_several_seeds_the_card_is_of_the_one_that_is_written(results: dict[str, Any]) -> None:
+    row = results["methods"][2]
+    ones = [row["student"]["test"] | {"top1": share} for share in (0.91, 0.94)]
+    row["seeds"] = [
+        {"seed": seed, "student": 0, "validation": row["student"]["validation"], "test": one}
+        for seed, one in zip((5, 0), ones, strict=True)
+    ]
+
+    found, body = parsed(card.markdown(results, "remem"))
+
+    assert found["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.91
+    assert cells(body, "Top-1 accuracy, %")[0] == "91.00"
+    # 0.015 * sqrt(2), and sqrt(0.91 * 0.09 / 400).
+    assert "the mean on test is 92.50 with a sample standard deviation of 2.12 points" in body
+    assert "the weights are of seed 5" in body
+    assert "is 1.43 points" in body
+
+
+def test_what_was_tried_is_counted(results: dict[str, Any]) -> None:
+    results["students"][1]["diverged"] = True
+
+    text = card.markdown(results, "remem")
+
+    assert "students tried: 2, of which diverged: 1; checkpoints of the teacher: 1" in text
+
+
+def test_data_that_are_not_the_official_are_not_listed_as_such(results: dict[str, Any]) -> None:
+    results["data"] |= {"name": "cifar100", "title": "CIFAR-100", "official": True}
+    official, of_official = parsed(card.markdown(results, "remem"))
+    results["data"] |= {"official": False}
+
+    other, of_other = parsed(card.markdown(results, "remem"))
+
+    assert official["datasets"] == ["uoft-cs/cifar100"]
+    assert "Do not compare" not in of_official
+    assert "datasets" not in other
+    for one in other["model-index"][0]["results"]:
+        assert one["dataset"]["type"] == "cifar100-not-official"
+    assert "Do not compare" in of_other
+
+
+def test_no_licence_is_claimed_for_what_is_the_users_own(results: dict[str, Any]) -> None:
+    results["data"] |= {"name": "folder", "title": "mine"}
+    results["models"]["init"] = "weights/mine.npz"
+
+    found, body = parsed(card.markdown(results, "remem"))
+
+    assert found["license"] == "other"
+    assert "base_model" not in found
+    assert "datasets" not in found
+    assert cells(body, "Images of training | folder")[0] == licences.UNKNOWN
+    assert cells(body, "Weights that the teacher starts from | weights/mine.npz")[0].startswith(
+        "unknown"
+    )
+    assert not re.search("apache|mit license|cc[- ]by", body, flags=re.IGNORECASE)
+
+
+def test_licences_of_data_are_those_of_the_registry(results: dict[str, Any]) -> None:
+    for name, record in registry.RECORDS.items():
+        results["data"]["name"] = name
+
+        _, body = parsed(card.markdown(results, "scratch"))
+
+        page = record.page.replace("~", "%7E")
+        assert cells(body, f"Images of training | {name}") == [record.licence, page]
+
+
+def test_a_student_from_scratch_names_no_teacher(results: dict[str, Any]) -> None:
+    results["models"]["init"] = "augreg:B/16"
+
+    found, body = parsed(card.markdown(results, "scratch"))
+
+    assert "base_model" not in found
+    assert "augreg" not in body
+    assert "trained from scratch, by labels alone" in body
+
+
+def test_weights_on_the_hub_are_those_that_timm_made_of_the_same_files() -> None:
+    timm = peers.timm()
+
+    for init, name in licences.HUB_WEIGHTS.items():
+        theirs = timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
+        assert theirs.hf_hub_id == name
+        assert theirs.url.endswith(catalog.find(init).path)
+        assert theirs.license == "apache-2.0"
+        assert licences.of_weights(init).hub == name
+        assert licences.of_weights(init).terms.startswith("Apache-2.0")
+
+
+def test_a_file_of_the_sweep_is_on_the_hub_by_whichever_name_it_is_called() -> None:
+    same = "augreg:B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
+    other = "augreg:B_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"
+
+    assert licences.of_weights(same) == licences.of_weights("augreg:B/16")
+    assert not licences.of_weights(other).hub
+
+
+def test_the_small_stem_is_not_sent_to_timm(results: dict[str, Any]) -> None:
+    results["config"]["student"]["stem"] = "small"
+
+    text = card.markdown(results, "remem")
+
+    assert "timm has no counterpart" in text
+    assert "timm" not in code(text)
+    assert 'stem="small"' in code(text)["jax"]
+
+
+def test_a_card_lies_beside_each_students_weights_and_nowhere_else(run: pathlib.Path) -> None:
+    for name in ("remem", "remem_seed_1", "other"):
+        (run / "selected").mkdir(exist_ok=True)
+        (run / "selected" / f"{name}_student.safetensors").touch()
+
+    report.write(run)
+
+    results = json.loads((run / "results.json").read_text())
+    (found,) = run.rglob("*_student.md")
+    assert found == run / "selected" / "remem_student.md"
+    assert found.read_text() == card.markdown(results, "remem")
+
+
+def drawn(rng: np.random.Generator) -> Any:
+    """A student's variables, whose logits are neither large nor alike."""
+    model = models.make(NAME, classes=CLASSES)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32))
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if len(leaf.shape) == 1:  # A variance is never negative.
+            return (0.5 + rng.random(leaf.shape)).astype(np.float32)
+        deviation = math.prod(leaf.shape[:-1]) ** -0.5
+        return rng.normal(0, deviation, leaf.shape).astype(np.float32)
+
+    return jax.tree.map(draw, dict(shapes))
+
+
+def _export(folder: pathlib.Path) -> None:
+    """What `python -m remem_jax.export RUN --format=onnx` writes, unchecked."""
+    pytest.importorskip("onnx", reason="Needs onnx: pip install '.[export]'.")
+    pytest.importorskip("onnxruntime", reason="Needs onnxruntime: pip install '.[export]'.")
+    student = runs.open_file(folder / "remem_student.safetensors")
+    described = student.described._replace(form=description.Form())
+    nothing = np.zeros((0, SIZE, SIZE, 3), np.uint8)
+    formats.write(student, described, folder / "remem_student.onnx", nothing)
+
+
+def test_all_three_ways_to_load_it_give_the_same_logits(
+    results: dict[str, Any],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rng: np.random.Generator,
+) -> None:
+    results["data"] |= {"classes": CLASSES, "image_size": SIZE}
+    results["models"]["student"] = NAME
+    metadata = {"model": NAME, "classes": "a\nb\nc", "image_size": str(SIZE)}
+    students.save(tmp_path / "remem_student.safetensors", drawn(rng), metadata=metadata)
+    pixels = rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", format="PNG")
+    monkeypatch.chdir(tmp_path)
+    blocks = code(card.markdown(results, "remem"))
+    names: dict[str, Any] = {}
+
+    exec(blocks["numpy"], names)
+    images = names["images"]
+    # Within a grey level, as `decoding.resize` says of Pillow.
+    seen = decoding.resize(pixels, SIZE).astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(images[0], seen, atol=1.01 / 127.5)
+    exec(blocks["jax"], names)
+    ours = np.asarray(names["logits"])
+    assert ours.shape == (1, CLASSES)
+    _export(tmp_path)
+    exec(blocks["onnxruntime"], names)
+    np.testing.assert_allclose(names["logits"], ours, rtol=1e-3, atol=1e-4)
+    peers.timm()
+    exec(blocks["safetensors"], names)
+    np.testing.assert_allclose(names["logits"].detach().numpy(), ours, rtol=1e-3, atol=1e-4)

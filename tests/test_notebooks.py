@@ -1,0 +1,347 @@
+"""The notebooks of tools/, as a user gets them, and run from top to bottom in small."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from remem_jax import models
+from remem_jax.models import vit
+from remem_jax.report import tables
+from remem_jax.weights import augreg
+
+pytestmark = pytest.mark.timeout(900)  # Several whole runs; a busy machine may take minutes.
+ROOT = pathlib.Path(__file__).parents[1]
+FOLDER = ROOT / "tools" / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+# Compiling is nearly all of the time; what is compiled for one run is there for the next.
+TRAINING = {
+    "data.image_size": 16,
+    "teacher.steps": (2, 4),
+    "teacher.warmup_steps": 1,
+    "teacher.batch_size": 32,
+    "student.steps": 2,
+    "student.warmup_steps": 1,
+    "student.batch_size": 32,
+    "student.learning_rates": (0.1,),
+    "student.evaluations": 1,
+}
+INFORMATION = {
+    "methods": ("remem",),
+    "information.steps": 2,
+    "information.evaluations": 2,
+    "information.batch_size": 8,
+    "information.pictures": 3,
+}
+INSIDE = {
+    "data.image_size": 16,
+    "images.examples": 16,
+    "expertness.layers": (-1,),
+    "expertness.clusters": 2,
+    "criticality.examples": (16,),
+    "criticality.neurons": 2,
+    "criticality.images": 2,
+    "criticality.visualization.steps": 2,
+    "criticality.visualization.batch_size": 4,
+}
+
+
+class Executed(NamedTuple):
+    """A notebook that was run.
+
+    Attributes:
+        notebook: With its outputs.
+        folder: That it was told to write to.
+    """
+
+    notebook: Any
+    folder: pathlib.Path
+
+    def outputs(self, name: str) -> list[Any]:
+        """What a cell has left, by the name of the cell."""
+        (cell,) = [cell for cell in self.notebook.cells if cell.id == name]
+        return cell.outputs
+
+    def printed(self, name: str) -> str:
+        """What a cell has printed."""
+        return "".join(one.text for one in self.outputs(name) if one.output_type == "stream")
+
+    def shown(self, name: str, kind: str) -> list[str]:
+        """What a cell has displayed of a MIME type."""
+        data = [one.data for one in self.outputs(name) if "data" in one]
+        return [one[kind] for one in data if kind in one]
+
+    def results(self, part: str = "") -> dict[str, Any]:
+        """The results of a run."""
+        return json.loads((self.folder / part / "results.json").read_text())
+
+
+def read(name: str) -> Any:
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def settings_of(notebook: Any) -> Any:
+    """The cell that a user changes."""
+    (cell,) = [one for one in notebook.cells if "parameters" in one.metadata.get("tags", ())]
+    return cell
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder for all notebooks, which share what is compiled."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.fixture(scope="module")
+def colours(scratch: pathlib.Path) -> pathlib.Path:
+    """A user's images: of each class in its own grey."""
+    for number in range(10):
+        folder = scratch / "colours" / f"grey_{number}"
+        folder.mkdir(parents=True)
+        for i in range(6):
+            image = Image.new("RGB", (32, 32), (25 * number,) * 3)
+            image.save(folder / f"{i}.png")
+    return scratch / "colours"
+
+
+def execute(name: str, scratch: pathlib.Path, **settings: Any) -> Executed:
+    """Runs a notebook in a kernel of its own, with settings in place of its own."""
+    notebook, folder = read(name), scratch / name
+    own = settings_of(notebook)
+    settings |= {"FOLDER": str(folder)}
+    for setting, value in settings.items():
+        own.source, count = re.subn(
+            rf"^{setting} = .*$",
+            lambda _, v=value, s=setting: f"{s} = {v!r}",
+            own.source,
+            flags=re.M,
+        )
+        assert count == 1, setting
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}
+    )
+    manager = client.create_kernel_manager()
+    environment = os.environ | {
+        "IPYTHONDIR": str(scratch / "ipython"),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiles in two thirds of the time.
+        "REMEM_CACHE": str(scratch / "cache"),
+    }
+    with tempfile.TemporaryDirectory() as short:  # The paths of sockets must be.
+        manager.connection_file = str(pathlib.Path(short) / "kernel.json")
+        manager.transport = "ipc"  # No network, of this machine neither.
+        client.execute(env=environment)
+    return Executed(notebook, folder)
+
+
+@pytest.fixture(scope="module")
+def distilled(scratch: pathlib.Path, colours: pathlib.Path) -> Executed:
+    """The first notebook, with a user's images."""
+    changes = TRAINING | {"methods": ("scratch", "remem")}
+    return execute("distil_your_own_images", scratch, IMAGES=str(colours), CHANGES=changes)
+
+
+@pytest.fixture(scope="module")
+def plane(distilled: Executed, scratch: pathlib.Path, colours: pathlib.Path) -> Executed:
+    """The second one, after the first, which compiles for both."""
+    del distilled
+    changes = TRAINING | INFORMATION
+    return execute("information_plane", scratch, IMAGES=str(colours), CHANGES=changes)
+
+
+@pytest.fixture(scope="module")
+def inside(scratch: pathlib.Path) -> Executed:
+    """The third one, with the images that it writes itself, and a user's ViT of two blocks."""
+    model = models.make("vit", variant=vit.Size(8, 16, 2, 2), classes=3)
+    augreg.save(scratch / "two_blocks.npz", models.init(model, jax.random.key(0), 16)["params"])
+    checkpoint = str(scratch / "two_blocks.npz")
+    return execute("inside_the_top_mlps", scratch, CHECKPOINT=checkpoint, CHANGES=INSIDE)
+
+
+# As they are stored.
+
+
+def test_there_are_notebooks() -> None:
+    assert NAMES == ["distil_your_own_images", "information_plane", "inside_the_top_mlps"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_stored_without_outputs(name: str) -> None:
+    notebook = read(name)
+
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_code_has_the_settings_with_an_address_to_fill_in(name: str) -> None:
+    notebook = read(name)
+
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+
+    assert first is settings_of(notebook)
+    assert 'REPOSITORY = "https://YOUR-HOST/remem-jax.git"' in first.source
+    assert json.dumps(notebook).count("://") == 1  # There is no other address.
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What would have been run; none of it is."""
+    told: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: told.append(list(command)))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return told
+
+
+def install(name: str) -> None:
+    (cell,) = [cell for cell in read(name).cells if cell.id == "install"]
+    exec(cell.source, {"REPOSITORY": "address"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_clone_the_repository_is_cloned_and_installed(
+    name: str, commands: list[list[str]], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", "")  # There is no GPU.
+
+    install(name)
+
+    clone = str(tmp_path / "remem-jax")
+    assert [command[:2] + command[-2:] for command in commands] == [
+        ["git", "clone", "address", clone],
+        [sys.executable, "-m", "--quiet", clone],
+    ]
+    assert sys.path[0] == clone
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_a_clone_nothing_is_installed(
+    name: str, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FOLDER)
+
+    install(name)
+
+    assert not commands
+    assert sys.path[0] == str(ROOT)
+
+
+# Distil your own images.
+
+
+def test_the_table_has_the_accuracies_of_the_results(distilled: Executed) -> None:
+    (table,) = distilled.shown("table", "text/markdown")
+
+    rows = {row["method"]: row for row in distilled.results()["methods"]}
+    student, teacher = (rows["remem"][one]["test"]["top1"] for one in ("student", "teacher"))
+    assert f"| ReMem | {100 * student:.2f} | {100 * teacher:.2f} |" in table
+    alone = rows["scratch"]["student"]["test"]["top1"]
+    assert f"| From scratch | {100 * alone:.2f} | {tables.NOTHING} |" in table
+    assert "Standard error" in distilled.printed("table")
+
+
+def test_the_plots_of_the_report_are_shown(distilled: Executed) -> None:
+    page = (distilled.folder / "report.html").read_text()
+
+    assert 0 < len(distilled.shown("plots", "image/svg+xml")) == page.count("<svg")
+
+
+def test_the_student_names_classes_and_the_image_is_shown(distilled: Executed) -> None:
+    told = re.findall(r"(\w+): ([\d.]+) %", distilled.printed("student"))
+
+    assert len(told) == 3
+    assert {name for name, _ in told} < {f"grey_{number}" for number in range(10)}
+    assert len(distilled.shown("student", "image/png")) == 1
+
+
+# The information plane.
+
+
+def test_the_plane_shows_every_teacher(plane: Executed) -> None:
+    (figure,) = plane.shown("plane", "image/svg+xml")
+    (table,) = plane.shown("table", "text/markdown")
+
+    assert "error, %" in figure
+    assert "ReMem" in figure
+    for row in plane.results("run")["teachers"]:
+        error = 100 * (1 - row["validation"]["top1"])
+        excess = row["information"]["excess"]
+        assert f"| ReMem, step {row['step']} | {error:.2f} | {excess:.5f} |" in table
+    assert table.count("step") == len(TRAINING["teacher.steps"])
+
+
+def test_reconstructions_are_of_own_images_and_shown(plane: Executed) -> None:
+    with np.load(plane.folder / "run" / "information" / "remem" / "pictures.npz") as arrays:
+        images = arrays["images"]
+        drawn = [arrays[f"reconstructions_{number}"] for number in range(2)]
+
+    assert len(images) == 3
+    greys = images.mean(axis=(1, 2, 3)) * 255 / 25
+    np.testing.assert_allclose(greys, np.round(greys), atol=1e-4)  # 25 apart; see `colours`.
+    for pictures in drawn:
+        assert pictures.shape == images.shape
+        assert 0 <= pictures.min() < pictures.max() <= 1
+    assert len(plane.shown("pictures", "image/png")) == 1  # One for each method.
+
+
+def test_checkpoints_are_compared(plane: Executed) -> None:
+    (setting,) = plane.results("comparison")["analyses"]["information"]["settings"]
+
+    ranked = [one["title"] for one in sorted(setting["models"], key=lambda one: one["excess"])]
+    assert set(ranked) == {"pretrained", "ReMem, selected"}
+    assert f"ranking by information is {' before '.join(ranked)};" in plane.printed("ranking")
+    reconstructions, maps = plane.shown("ranking", "image/svg+xml")
+    assert "pretrained" in reconstructions
+    assert "<image" in maps
+
+
+# Inside the top MLPs.
+
+
+def test_without_own_images_there_are_ten_digits(inside: Executed) -> None:
+    written = inside.folder.parent / "digits"
+
+    assert sorted(path.name for path in written.iterdir()) == sorted(DIGITS)
+    assert len(list(written.rglob("*.png"))) == 1797  # As scikit-learn has them.
+    assert "zero 178" in inside.printed("images")
+
+
+def test_expertness_is_shown_by_block(inside: Executed) -> None:
+    (figure,) = inside.shown("expertness", "image/svg+xml")
+    (table,) = inside.shown("expertness", "text/markdown")
+
+    assert "Expertness (share, K = 2)" in figure
+    (layer,) = inside.results()["analyses"]["expertness"]["models"][0]["layers"]
+    assert 0 < layer["null_mean"] < 1
+    assert f"| 2 | {np.mean(layer['shares']):.3f} | {layer['null_mean']:.3f} |" in table
+
+
+def test_the_most_critical_neurons_are_shown_and_the_first_is_climbed(inside: Executed) -> None:
+    with np.load(inside.folder / "criticality" / "checkpoint_block_1" / "neurons.npz") as kept:
+        values = kept["value"][0]
+    (figure,) = inside.shown("neurons", "image/svg+xml")
+
+    most = np.argsort(-values)[:2]
+    assert all(str(neuron) in figure for neuron in most)
+    # Two seeds and two images for each of two neurons.
+    assert figure.count("<image") == 8
+    assert "Criticality" in inside.shown("criticality", "image/svg+xml")[0]
+    told = inside.printed("responses")
+    assert f"Neuron {most[0]} of block 2, token cls: [" in told
+    assert np.isfinite(json.loads(told.partition(": ")[2])).all()
+    assert len(inside.shown("responses", "image/png")) == 1

@@ -1,0 +1,78 @@
+"""A tiny laboratory: two ViTs of random weights, and the digits at 16 pixels."""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import analysis
+from remem_jax import mesh, models
+from remem_jax.models import vit
+from remem_jax.storage import logs
+from remem_jax.train import compiling
+from remem_jax.weights import augreg
+from remem_jax.workflow import parts
+
+SIZE = vit.Size(patch=8, features=16, depth=3, heads=2, mlp=24)
+SIDE = 16  # Of the images, in pixels.
+
+
+class Lab(NamedTuple):
+    """What runs of these tests share.
+
+    Attributes:
+        checkpoints: Two files, of other weights.
+        run: Makes a run in a folder, of a config or of a fresh one.
+    """
+
+    checkpoints: list[pathlib.Path]
+    run: Callable[..., parts.Run]
+
+
+def save_vit(path: pathlib.Path, size: vit.Size, seed: int) -> pathlib.Path:
+    """A file of a ViT of random weights."""
+    model = models.make("vit", variant=size, classes=3)
+    augreg.save(path, models.init(model, jax.random.key(seed), SIDE)["params"])
+    return path
+
+
+def tiny_config(checkpoints: list[pathlib.Path]) -> ConfigDict:
+    """An analysis of these checkpoints in seconds."""
+    config = analysis.get_config(f"digits,init={'|'.join(map(str, checkpoints))}")
+    config.data.image_size = SIDE
+    config.data.validation = 0.2
+    config.save_every = 1
+    config.information.steps, config.information.evaluations = 3, 3
+    config.information.seeds = (0, 1)
+    config.information.info_nce.hidden, config.information.info_nce.embedding = 8, 4
+    config.expertness.clusters = 3
+    config.expertness.seeds, config.expertness.null_seeds = (0, 1), (0, 1)
+    config.criticality.batch_size = 64
+    config.criticality.neurons, config.criticality.images = 2, 3
+    config.criticality.visualization.steps = 2
+    config.criticality.visualization.jitter = 1
+    return config
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Data and checkpoints, read once; dtypes may mix, as Optax mixes them."""
+    folder = tmp_path_factory.mktemp("lab")
+    checkpoints = [save_vit(folder / f"{name}.npz", SIZE, i) for i, name in enumerate("ab")]
+    fresh = tiny_config(checkpoints)
+    on = mesh.make_mesh(jax.devices()[:1])
+    dataset, feed = parts.load_data(fresh, fresh.data, on)
+
+    with logs.RunLog(folder) as log, jax.numpy_dtype_promotion("standard"):
+
+        def run(workdir: pathlib.Path, config: Any = None, **changes: Any) -> parts.Run:
+            own = tiny_config(checkpoints) if config is None else config
+            made = parts.Run(
+                own, workdir, dataset, feed, log, lambda: False, compiling.Counter(), on
+            )
+            return made._replace(**changes)
+
+        yield Lab(checkpoints, run)

@@ -1,0 +1,332 @@
+"""Information of teachers: what is measured side by side, and what a kill leaves."""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from remem_jax.analysis import mutual_information
+from remem_jax.checks import SettingError
+from remem_jax.models import vit
+from remem_jax.storage import results
+from remem_jax.train import loop
+from remem_jax.workflow import analysis, finetune, information, parts, readers, remem, subjects
+from tests.workflow.conftest import SIDE, Lab, save_vit
+
+PART = "information/measured"
+EVALUATED = 287  # Images of validation.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    """Readers of as many teachers are compiled once; a function compiled says nothing of a kill."""
+    made: dict[str, Any] = {}
+    jit_step = parts.Run.jit_step
+
+    def once(run: parts.Run, step: Any, first_state: Any) -> Any:
+        of = run.config.information.to_json_best_effort(sort_keys=True)
+        if (key := f"{step.__qualname__} {of}") not in made:
+            made[key] = jit_step(run, step, first_state)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts.Run, "jit_step", once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def teachers(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> list[readers.Teacher]:
+    """The two of the laboratory."""
+    run = lab.run(tmp_path_factory.mktemp("teachers"))
+    return [analysis._teacher(run, one) for one in subjects.load(run)]
+
+
+def _measure(run: parts.Run, teachers: Sequence[readers.Teacher]) -> dict[str, Any]:
+    return information.measure(run, PART, lambda: teachers)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    lab: Lab, teachers: list[readers.Teacher], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[parts.Run, dict[str, Any]]:
+    """Both teachers, measured without a break."""
+    run = lab.run(tmp_path_factory.mktemp("uninterrupted"))
+    return run, _measure(run, teachers)
+
+
+def _require_same(found: Any, expected: Any) -> None:
+    """Two records, but for what another order of sums changes."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            _require_same(found[name], value)
+    elif isinstance(expected, list):
+        for one, other in zip(found, expected, strict=True):
+            _require_same(one, other)
+    else:
+        assert found == (expected if expected is None else pytest.approx(expected, rel=1e-5))
+
+
+def test_a_record_is_the_statistics_of_its_seeds(whole: tuple[parts.Run, dict[str, Any]]) -> None:
+    run, found = whole
+
+    for record in found["teachers"]:
+        seeds = record["seeds"]
+        assert [one["seed"] for one in seeds] == [0, 1]
+        assert seeds[0]["excess"] != seeds[1]["excess"]
+        for name in ("loss", "floor", "excess", "slope"):
+            assert record[name] == pytest.approx(statistics.fmean(one[name] for one in seeds))
+        spread = statistics.stdev(one["excess"] for one in seeds)
+        assert record["deviation"] == pytest.approx(spread)
+        for one in seeds:
+            assert one["excess"] == pytest.approx(one["loss"] - one["floor"])
+            (a, b), last = (loss for _, loss in one["curve"][-2:]), one["curve"][-1]
+            assert (last[0], record["last"]) == (run.config.information.steps, 2)
+            assert one["slope"] == pytest.approx(b - a)
+            assert last[1] == pytest.approx(one["loss"])
+        assert record["images"] == EVALUATED
+        assert record["info_nce"]["batch"] == 64
+        # A sum over the blocks of an image, of a bound that is at most log(batch).
+        assert record["info_nce"]["deviation"] > 0
+
+
+def test_the_floor_is_the_entropy_of_the_images(whole: tuple[parts.Run, dict[str, Any]]) -> None:
+    run, found = whole
+    (batch,) = run.feed.evaluation("validation", EVALUATED)
+    view = jax.jit(lambda image: run.feed.evaluation_view(jax.random.key(0), image))
+    seen = np.clip((np.asarray(view(batch.image), np.float64) + 1) / 2, 0, 1)
+    some = np.where((seen > 0) & (seen < 1), seen, 0.5)
+    entropies = -(some * np.log(some) + (1 - some) * np.log(1 - some))
+
+    floor = np.where((seen > 0) & (seen < 1), entropies, 0).mean()
+
+    for record in found["teachers"]:
+        assert record["floor"] == pytest.approx(floor, rel=1e-4)
+
+
+def test_what_is_kept_beside_the_numbers_adds_up_to_them(
+    whole: tuple[parts.Run, dict[str, Any]],
+) -> None:
+    run, found = whole
+
+    with np.load(run.workdir / PART / information.PICTURES) as arrays:
+        assert arrays["images"].shape == (4, SIDE, SIDE, 3)
+        for number, record in enumerate(found["teachers"]):
+            first = record["seeds"][0]
+            assert arrays[f"pixel_excess_{number}"].mean() == pytest.approx(
+                first["excess"], rel=1e-3
+            )
+            assert arrays[f"image_losses_{number}"].mean() == pytest.approx(first["loss"], rel=1e-4)
+            assert len(arrays[f"image_losses_{number}"]) == EVALUATED
+            # The loss of a picture that is kept is the cross-entropy of its reconstruction.
+            image, decoded = arrays["images"][2], arrays[f"reconstructions_{number}"][2]
+            loss = -(image * np.log(decoded) + (1 - image) * np.log(1 - decoded)).mean()
+            assert arrays[f"image_losses_{number}"][2] == pytest.approx(loss, rel=1e-3)
+
+
+def _killed(name: str) -> Callable[..., None]:
+    """Writes for all, up to a file of this name."""
+    write = results.write_for_all
+
+    def writing(path: pathlib.Path, content: Any) -> None:
+        if path.name == name:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    return writing
+
+
+def test_a_measurement_that_is_killed_after_its_last_step_goes_on_to_the_same_numbers(
+    lab: Lab,
+    whole: tuple[parts.Run, dict[str, Any]],
+    teachers: list[readers.Teacher],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = lab.run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_for_all", _killed("result.json"))
+        with pytest.raises(KeyboardInterrupt):
+            _measure(run, teachers)
+    (run.workdir / PART / "last.json").unlink()
+
+    found = _measure(run, teachers)
+
+    _require_same(found["teachers"], whole[1]["teachers"])
+    assert not (run.workdir / PART / parts.CHECKPOINTS).exists()
+
+
+def test_a_stopped_measurement_goes_on_to_the_same_numbers(
+    lab: Lab,
+    whole: tuple[parts.Run, dict[str, Any]],
+    teachers: list[readers.Teacher],
+    tmp_path: pathlib.Path,
+) -> None:
+    run = lab.run(tmp_path)
+    run.config.save_every = 100
+    with pytest.raises(loop.StoppedError, match="step 1 of 3"):
+        _measure(run._replace(stopping=lambda: True), teachers)
+
+    found = _measure(run, teachers)
+
+    _require_same(found["teachers"], whole[1]["teachers"])
+
+
+def test_a_measurement_that_is_done_is_only_read(whole: tuple[parts.Run, dict[str, Any]]) -> None:
+    run, found = whole
+
+    def load() -> list[readers.Teacher]:
+        raise AssertionError("This was done before.")
+
+    assert information.measure(run, PART, load) == found
+
+
+def test_each_teacher_is_measured_as_if_it_were_alone(
+    lab: Lab,
+    whole: tuple[parts.Run, dict[str, Any]],
+    teachers: list[readers.Teacher],
+    tmp_path: pathlib.Path,
+) -> None:
+    (found,) = _measure(lab.run(tmp_path), teachers[1:])["teachers"]
+
+    _require_same(found, whole[1]["teachers"][1])
+    assert found["loss"] != whole[1]["teachers"][0]["loss"]
+
+
+def test_each_teacher_has_readers_of_its_own(
+    lab: Lab,
+    whole: tuple[parts.Run, dict[str, Any]],
+    teachers: list[readers.Teacher],
+    tmp_path: pathlib.Path,
+) -> None:
+    found = _measure(lab.run(tmp_path), teachers[::-1])["teachers"]
+
+    _require_same(found[::-1], whole[1]["teachers"])
+
+
+def _never(*_: Any) -> list[readers.Teacher]:
+    raise AssertionError("No work should have begun.")
+
+
+def test_a_batch_above_validation_is_refused_before_any_work(
+    lab: Lab, tmp_path: pathlib.Path
+) -> None:
+    run = lab.run(tmp_path)
+    run.config.information.batch_size = EVALUATED + 1
+
+    with pytest.raises(SettingError, match=r"information\.batch_size must be at most the 287"):
+        information.measure(run, PART, _never)
+
+
+def test_a_run_refuses_what_it_cannot_measure_before_any_work(
+    lab: Lab, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _remem_run(lab, tmp_path)
+    monkeypatch.setattr(remem, "_outcome", _never)
+    run.config.information.info_nce.measured, run.config.information.info_nce.grid = True, 4
+
+    with pytest.raises(SettingError, match=r"grid must divide the 2 x 2 grid of tokens; got 4"):
+        remem.run_remem(run)
+    run.config.information.batch_size = EVALUATED + 1
+    with pytest.raises(SettingError, match=r"information\.batch_size"):
+        remem.run_remem(run)
+
+
+@pytest.mark.parametrize("title", ["b", "a"])
+def test_features_of_two_sizes_are_refused(
+    lab: Lab, teachers: list[readers.Teacher], tmp_path: pathlib.Path, title: str
+) -> None:
+    """Also of two teachers of one name."""
+    wide = save_vit(tmp_path / "wide.npz", vit.Size(patch=8, features=24, depth=1, heads=2), 0)
+    run = lab.run(tmp_path)
+    run.config.models.model_1.teacher.init = str(wide)
+    run.config.models.model_1.title = title
+    other = analysis._teacher(run, subjects.load(run)[1])
+
+    with pytest.raises(SettingError, match=rf"a: \(2, 2, 16\), {title}: \(2, 2, 24\)"):
+        _measure(run, [teachers[0], other])
+
+
+def test_no_more_pictures_are_kept_than_there_are_images(
+    lab: Lab, tmp_path: pathlib.Path, teachers: list[readers.Teacher]
+) -> None:
+    """What only fills up a batch is no image."""
+    run = lab.run(tmp_path)
+    run.config.information.pictures = EVALUATED + 5
+    images = np.zeros((EVALUATED + 20, SIDE, SIDE, 3), np.float32)
+    found = mutual_information.Reconstruction(
+        1.0, 0.5, 0.5, np.zeros(EVALUATED), np.zeros(EVALUATED), np.zeros((SIDE, SIDE))
+    )
+    own = readers.make(run, teachers[:1])
+    shown = mutual_information.Shown(jax.numpy.asarray(images), jax.numpy.ones(len(images), bool))
+
+    kept = information._pictures(run, own, own.first(), [found], shown)
+
+    assert len(kept["images"]) == len(kept["reconstructions_0"]) == EVALUATED
+
+
+def _remem_run(lab: Lab, workdir: pathlib.Path) -> parts.Run:
+    """A run of one method whose teachers are measured."""
+    config = quickstart.get_config()
+    config.methods = ("finetune",)
+    config.data.image_size = SIDE
+    config.teacher.variant, config.teacher.init = "", str(lab.checkpoints[0])
+    config.teacher.batch_size = config.student.batch_size = 8
+    config.teacher.steps, config.teacher.warmup_steps = (1, 2), 0
+    config.student.steps, config.student.warmup_steps, config.student.evaluations = 2, 0, 1
+    config.student.learning_rates = (0.1,)
+    config.student.model = "mobilenet_v2_035"
+    config.information.seeds = (0,)
+    config.information.steps = config.information.evaluations = 2
+    config.information.info_nce.measured = False
+    return lab.run(workdir, config)
+
+
+@pytest.fixture(scope="module")
+def measured(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> parts.Run:
+    """A finished run whose teachers were measured."""
+    run = _remem_run(lab, tmp_path_factory.mktemp("measured"))
+    remem.run_remem(run)
+    return run
+
+
+@pytest.mark.slow
+def test_the_teachers_of_a_run_are_measured_where_it_is_asked_for(measured: parts.Run) -> None:
+    found = json.loads((measured.workdir / "results.json").read_text())
+
+    assert [one["step"] for one in found["teachers"]] == [1, 2]
+    first, second = (one["information"] for one in found["teachers"])
+    assert first["excess"] != second["excess"]
+    assert (first["deviation"], first["info_nce"]) == (None, None)
+    assert found["seconds"]["information/finetune"] > 0
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_shows_the_information_plane(measured: parts.Run) -> None:
+    names = {path.name for path in (measured.workdir / "figures").iterdir()}
+
+    assert names == {f"information_plane.{form}" for form in ("png", "svg", "csv")}
+    for name in ("report.html", "report.md"):
+        text = (measured.workdir / name).read_text()
+        assert "Information of the teachers, on validation" in text
+    assert "Information plane." in (measured.workdir / "report.html").read_text()
+
+
+def test_no_teacher_is_measured_where_it_is_not_asked_for(
+    lab: Lab, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _remem_run(lab, tmp_path)
+    run.config.information.seeds = ()
+    monkeypatch.setattr(information, "measure", _never)
+    records, seconds = [{"step": 1}, {"step": 2}], dict[str, float]()
+    unused: list[Any] = [None] * len(finetune.Teachers._fields)
+    teachers = finetune.Teachers._make(unused)._replace(records=records)
+
+    assert remem._information(run, teachers, seconds) == [(one, {}) for one in records]
+    assert seconds == {}

@@ -1,0 +1,194 @@
+"""What the analyses cost, beside one forward pass over the same images, in one run.
+
+    python -m tools.benchmark_analysis --images=3060              # random weights, random images
+    python -m tools.benchmark_analysis --init=Ti_16.npz --rows=top,expertness
+
+`top` is criticality of all neurons of the top block: the target is below 3 forward passes. `middle`
+is that of a block half way up, on few images, with its cost by counted operations beside it.
+`expertness` is the pass that sums all blocks' energies, and the clustering of one block apart from
+it. `memory` is the peak of a process that looks at half of the images, and at all of them, in
+batches of one size; what it is to grow by are the energies, a float32 for each image and neuron.
+
+All is timed on the wall, on the device that JAX finds; compiling is not counted.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remem_jax import models
+from remem_jax.analysis import activations, criticality, expertness
+from remem_jax.data import augment
+from remem_jax.models import vit
+from remem_jax.records import Batch, Variables
+from remem_jax.train import flops
+from remem_jax.weights import augreg
+
+ROWS = ("top", "middle", "expertness", "memory")
+CLUSTERS = 102  # Classes of Caltech-101.
+MIDDLE_IMAGES = 8
+
+
+class Bench:
+    """A model, and images made of noise.
+
+    Attributes:
+        model: The ViT.
+        variables: Of it.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._images, self._size = arguments.images, arguments.size
+        self._batch = arguments.batch_size
+        if arguments.init:
+            self.model, self.variables = augreg.make(arguments.init, image_size=self._size)
+        else:
+            self.model = vit.make(variant=arguments.variant, classes=2)
+            self.variables = models.init(self.model, jax.random.key(0), self._size)
+        self.variables: Variables = jax.device_put(self.variables)
+        self._pixels = np.random.default_rng(0).integers(
+            0, 256, (self._batch, self._size, self._size, 3), np.uint8
+        )
+
+    def batches(self, images: int) -> Iterator[Batch]:
+        """Batches of so many images; the last one is filled up."""
+        for first in range(0, images, self._batch):
+            mask = jnp.arange(self._batch) < images - first
+            yield Batch(jnp.asarray(self._pixels), jnp.zeros(self._batch, jnp.int32), mask)
+
+    def view(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """Images as they are, in the range of the model."""
+        del key
+        return augment.to_model_range(image)
+
+    def forward(self, variables: Variables, batch: Batch) -> Any:
+        """The model's answer."""
+        return self.model.apply(variables, self.view(jax.random.key(0), batch.image))
+
+    def seconds(self, function: Callable[..., Any], images: int) -> float:
+        """Of a jitted function of variables and batch over so many images, after one batch."""
+        jax.block_until_ready(function(self.variables, next(self.batches(1))))
+        started = time.monotonic()
+        for batch in self.batches(images):
+            jax.device_get(function(self.variables, batch))
+        return time.monotonic() - started
+
+    def influence(self, layer: int, chunk: int) -> Any:
+        """Criticality's function of variables and batch."""
+        made = criticality.make_influence(self.model, self.view, layer=layer, chunk=chunk)
+        return jax.jit(made)
+
+    def energies(self) -> Any:
+        """Expertness's function of variables and batch."""
+        layers = range(self.model.size.depth)
+        look = activations.make_look(self.model, layers)
+
+        def reduce(seen: activations.Seen) -> dict[int, jax.Array]:
+            return {layer: expertness.energy(seen.activations[layer]) for layer in layers}
+
+        return jax.jit(activations.make_reduction(look, self.view, reduce))
+
+
+def top(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Criticality of the top block beside a forward pass."""
+    whole = bench.seconds(jax.jit(bench.forward), arguments.images)
+    found = bench.seconds(
+        bench.influence(bench.model.size.depth - 1, arguments.chunk), arguments.images
+    )
+    print(
+        f"top: {arguments.images} images, {bench.model.size.hidden} neurons: forward "
+        f"{whole:.1f} s, criticality {found:.1f} s, ratio {found / whole:.2f} (target: below 3)"
+    )
+
+
+def middle(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Criticality of a middle block beside forward passes, by time and by operations."""
+    layer = bench.model.size.depth // 2 - 1
+    batch = next(bench.batches(1))
+    influence = bench.influence(layer, arguments.chunk)
+    counted = flops.count(influence, bench.variables, batch) / flops.count(
+        bench.forward, bench.variables, batch
+    )
+    small = argparse.Namespace(**{**vars(arguments), "batch_size": MIDDLE_IMAGES})
+    few = Bench(small)
+    whole = few.seconds(jax.jit(few.forward), 4 * MIDDLE_IMAGES) / 4
+    found = few.seconds(few.influence(layer, arguments.chunk), MIDDLE_IMAGES)
+    above = bench.model.size.depth - layer - 1
+    bound = 1 + bench.model.size.hidden * above / bench.model.size.depth
+    print(
+        f"middle: block {layer + 1} of {bench.model.size.depth}, {MIDDLE_IMAGES} images: "
+        f"{counted:.1f} forward passes an image by operations ({bench.model.size.hidden} neurons x "
+        f"{above} blocks above / {bench.model.size.depth} + 1 = {bound:.1f}), {found / whole:.1f} "
+        "by time"
+    )
+
+
+def expert(bench: Bench, arguments: argparse.Namespace) -> None:
+    """The pass over the images, and the clustering of one block."""
+    whole = bench.seconds(jax.jit(bench.forward), arguments.images)
+    reduction = bench.energies()
+    found = bench.seconds(reduction, arguments.images)
+    rng = np.random.default_rng(0)
+    energies = rng.gamma(0.5, size=(arguments.images, bench.model.size.hidden)).astype(np.float32)
+    started = time.monotonic()
+    expertness.expertness(energies, clusters=min(CLUSTERS, arguments.images), seed=0)
+    print(
+        f"expertness: {arguments.images} images, {bench.model.size.depth} blocks: forward "
+        f"{whole:.1f} s, with energies {found:.1f} s, ratio {found / whole:.2f}; clustering of one "
+        f"block, {CLUSTERS} clusters: {time.monotonic() - started:.1f} s"
+    )
+
+
+def memory(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Peak memory of the pass over half of the images, and over all."""
+    spawn = multiprocessing.get_context("spawn")
+    peaks = []
+    for images in (arguments.images // 2, arguments.images):
+        with spawn.Pool(1) as pool:
+            peaks.append(pool.apply(_peak, (arguments, images)))
+    row = 4 * bench.model.size.depth * bench.model.size.hidden / 2**20
+    print(
+        f"memory: {peaks[0]:.0f} MiB for {arguments.images // 2} images, {peaks[1]:.0f} for "
+        f"{arguments.images}: {peaks[1] - peaks[0]:.0f} more; energies of as many more take "
+        f"{(arguments.images - arguments.images // 2) * row:.0f}"
+    )
+
+
+def _peak(arguments: argparse.Namespace, images: int) -> float:
+    bench = Bench(arguments)
+    activations.rows(bench.energies(), bench.variables, bench.batches(images))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Prints the rows that are asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--variant", default="Ti/16", choices=vit.VARIANTS)
+    parser.add_argument("--init", default="", help="A checkpoint; without, weights are random.")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--chunk", type=int, default=16)
+    arguments = parser.parse_args()
+    rows = {"top": top, "middle": middle, "expertness": expert, "memory": memory}
+    wanted = arguments.rows.split(",")
+    if unknown := set(wanted) - set(rows):
+        parser.error(f"Unknown rows {', '.join(unknown)}; known: {', '.join(rows)}.")
+    print(f"{jax.devices()[0].device_kind}, {arguments.size} pixels", flush=True)
+    bench = Bench(arguments)
+    for name in wanted:
+        rows[name](bench, arguments)
+
+
+if __name__ == "__main__":
+    main()
