@@ -10,9 +10,9 @@ Setting = Mapping[str, Any]
 
 
 def label(setting: Setting) -> str:
-    """A setting of decoders in words."""
-    corners = "aligned corners" if setting["align_corners"] else "half-pixel centres"
-    return f"rate {setting['learning_rate']:g}, beta2 {setting['second_beta']:g}, {corners}"
+    """A setting of decoders in words, short enough for an axis."""
+    corners = "" if setting["align_corners"] else ", half-pixel"  # Aligned as in InfoPro.
+    return f"rate {setting['learning_rate']:g}, beta2 {setting['second_beta']:g}{corners}"
 
 
 def ranking(setting: Setting) -> tuple[str, ...]:

@@ -195,7 +195,7 @@ def sensitivity(
     figure = drawing.new(size=(5.8, max(2.2, 1.2 + 0.45 * len(settings))))
     axes = figure.axes[0]
     axes.set_xlabel(f"{_EXCESS}\nleft: more information")
-    axes.set_yticks(range(len(settings)), [drawing.label(row["label"], 28) for row in settings])
+    axes.set_yticks(range(len(settings)), [drawing.label(row["label"], 36) for row in settings])
     axes.set_ylim(len(settings) - 0.5, -0.5)  # The first above.
     axes.xaxis.set_major_locator(MaxNLocator(5))
     looks = zip(titles, drawing.styles(titles).values(), drawing.labels(titles), strict=True)

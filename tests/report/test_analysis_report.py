@@ -75,7 +75,7 @@ def test_a_ranking_that_settings_change_says_which() -> None:
 
     assert text == (
         "The ranking by information depends on the decoders: it is strong before weak with 2 of 3 "
-        "settings, but weak before strong with rate 0.001, beta2 0.9, half-pixel centres."
+        "settings, but weak before strong with rate 0.001, beta2 0.9, half-pixel."
     )
 
 
