@@ -17,7 +17,7 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
-from absl import flags
+from absl import flags, logging
 from jaxtyping import Array, Key
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -34,6 +34,14 @@ flags.FLAGS.mark_as_parsed()  # Grain reads flags when imported.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files first that have more time than others, so that none of them is the last."""
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
+@pytest.fixture(autouse=True)
+def verbosity() -> Iterator[None]:
+    """What a command does to the log ends with its test."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture
