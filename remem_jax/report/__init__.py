@@ -27,7 +27,6 @@ from remem_jax.storage import results as stored
 
 FORMAT = 1  # Of results.json.
 ANALYSIS_FORMAT = analysis.FORMAT
-warning = card.warning
 
 
 def write(directory: pathlib.Path) -> None:
@@ -89,7 +88,7 @@ def _content(
     return {
         "title": results["title"],
         "summary": summary(results),
-        "warning": warning(results),
+        "warning": card.warning(results),
         "comparison": tables.comparison(results),
         "notes": [note for note in notes if note],
         "plots": [*figures, *plots.draw(results, rows)],

@@ -1,5 +1,6 @@
 """An analysis: checkpoints as they are, looked at over the images of a data set."""
 
+import functools
 from typing import Any
 
 import jax
@@ -49,6 +50,7 @@ def run_analysis(run: parts.Run) -> None:
 def _information(run: parts.Run, chosen: list[subjects.Subject]) -> dict[str, Any]:
     """Information of the models, with each of the settings of decoders that are compared."""
 
+    @functools.cache  # So that they are compiled once.
     def load() -> list[readers.Teacher]:
         return [_teacher(run, one) for one in chosen]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from remem_jax import report
-from remem_jax.report import tables
+from remem_jax.report import card, tables
 
 
 def _by_column(table: tables.Table, row: int) -> dict[str, str]:
@@ -256,7 +256,7 @@ def test_warning_is_for_unofficial_data_only(
 ) -> None:
     results["data"]["official"] = official
 
-    assert (report.warning(results) is not None) == warned
+    assert (card.warning(results) is not None) == warned
 
 
 def test_whole_numbers_may_stand_for_shares(results: dict[str, Any]) -> None:
