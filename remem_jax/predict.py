@@ -10,6 +10,7 @@ import csv
 import glob
 import io
 import json
+import logging as python_logging
 import os
 import pathlib
 import sys
@@ -90,6 +91,7 @@ def _predict(asked: argparse.Namespace) -> None:
     paths, empty = find(asked.images)
     model = predictors.open_any(asked.model, method=asked.method, seed=asked.seed)
     logging.set_verbosity(logging.INFO)  # Of the progress; what opens a model says more.
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # Of devices there are not.
     found = predict(model, paths, top=asked.top, batch_size=asked.batch_size)
     found = found._replace(failed=empty | found.failed)
     told = "".join(f"  {_printable(path)} {why}\n" for path, why in found.failed.items())
