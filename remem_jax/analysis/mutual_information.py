@@ -106,7 +106,10 @@ def cross_entropies(logits: Images, images: Images) -> Images:
 
 
 def entropies(images: Images) -> Images:
-    """Binary entropy H_b of every sub-pixel of images in [0, 1], in nats; 0 for 0 and for 1."""
+    """Binary entropy H_b of every sub-pixel of images in [0, 1], in nats; 0 for 0 and for 1.
+
+    Their mean is the least `reconstruction_loss`, that of logits log(x / (1 - x)).
+    """
     images = images.astype(jnp.float32)
     return jax.scipy.special.entr(images) + jax.scipy.special.entr(1 - images)
 
@@ -114,11 +117,6 @@ def entropies(images: Images) -> Images:
 def reconstruction_loss(logits: Images, images: Images) -> Float[Array, ""]:
     """What a decoder minimises: the mean cross-entropy in nats per sub-pixel."""
     return jnp.mean(cross_entropies(logits, images))
-
-
-def loss_floor(images: Images) -> Float[Array, ""]:
-    """The least `reconstruction_loss` of images in [0, 1], that of logits log(x / (1 - x))."""
-    return jnp.mean(entropies(images))
 
 
 def adamw(
@@ -275,12 +273,6 @@ def _reconstruction(found: Sequence[Measured], masks: Sequence[np.ndarray]) -> R
     pixels = np.stack([each.pixels for each in found]).astype(np.float64).sum(0) / len(losses)
     loss, floor = float(losses.mean()), float(floors.mean())
     return Reconstruction(loss, floor, loss - floor, losses, floors, pixels)
-
-
-def normalised_information(losses: Sequence[float]) -> list[float]:
-    """The compared teachers' -R, with the worst at 0 and the best at 1; all 0 if they are equal."""
-    lowest, highest = min(losses), max(losses)
-    return [(highest - loss) / ((highest - lowest) or 1.0) for loss in losses]
 
 
 def plateau_slope(losses: Sequence[float], last: int) -> float:

@@ -15,21 +15,8 @@ import yaml
 from remem_jax.report import card_tables, licences, pages, plots, tables
 from remem_jax.report.tables import Results
 from remem_jax.storage import files
+from remem_jax.weights import students
 
-# Our students are the networks of timm of these names.
-TIMM = {
-    "resnet18": "resnet18",
-    "resnet34": "resnet34",
-    "resnet50": "resnet50",
-    "mobilenet_v2": "mobilenetv2_100",
-    "mobilenet_v2_035": "mobilenetv2_035",
-    "mobilenet_v2_050": "mobilenetv2_050",
-    "mobilenet_v2_075": "mobilenetv2_075",
-    "mobilenet_v2_140": "mobilenetv2_140",
-    "efficientnet_v2_b0": "tf_efficientnetv2_b0",
-    "efficientnet_v2_s": "tf_efficientnetv2_s",
-    "efficientnet_v2_m": "tf_efficientnetv2_m",
-}
 _WEIGHTS = "_student.safetensors"
 _PAPER = "arxiv:2506.23041"
 
@@ -73,7 +60,7 @@ def markdown(results: Results, method: str) -> str:
         "stem": stem,
         "classes": data["classes"],
         "size": data["image_size"],
-        "timm": TIMM.get(model, "") if stem == "imagenet" else "",
+        "timm": students.TIMM.get(model, "") if stem == "imagenet" else "",
         "no_timm": f"timm has no counterpart: its {model} has another stem than the {stem} one. "
         "Its names fit in part, but not what they compute.",
         "tables": card_tables.of_card(results, method),

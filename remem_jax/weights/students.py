@@ -16,6 +16,20 @@ from remem_jax.records import Variables
 from remem_jax.weights import matching, timm, torch_names
 
 FORMS = ("timm", "torchvision")
+# Our students are the networks of timm of these names.
+TIMM = {
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnet50": "resnet50",
+    "mobilenet_v2": "mobilenetv2_100",
+    "mobilenet_v2_035": "mobilenetv2_035",
+    "mobilenet_v2_050": "mobilenetv2_050",
+    "mobilenet_v2_075": "mobilenetv2_075",
+    "mobilenet_v2_140": "mobilenetv2_140",
+    "efficientnet_v2_b0": "tf_efficientnetv2_b0",
+    "efficientnet_v2_s": "tf_efficientnetv2_s",
+    "efficientnet_v2_m": "tf_efficientnetv2_m",
+}
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+from remem_jax.weights import students
 from tools.benchmarks import turns
 from tools.benchmarks.rows import Work
 
@@ -11,9 +12,7 @@ CLASSES = 1000
 _NAMES = {
     "Ti/16": "vit_tiny_patch16_224",
     "B/16": "vit_base_patch16_224",
-    "resnet18": "resnet18",
-    "mobilenet_v2": "mobilenetv2_100",
-    "efficientnet_v2_s": "tf_efficientnetv2_s",
+    **students.TIMM,
 }
 
 
