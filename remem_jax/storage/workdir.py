@@ -159,7 +159,9 @@ def _require_ours(directory: pathlib.Path) -> None:
 def _is_ours(directory: pathlib.Path) -> bool:
     lock = directory / _LOCK
     with contextlib.suppress(OSError):  # Said when it is opened.
-        if lock.is_file() and lock.read_text(errors="replace") in ("", _MARK):
+        content = lock.read_text(errors="replace") if lock.is_file() else None
+        # Two workers that start at once may both mark it; older versions left it empty.
+        if content == "" or (content and content.startswith(_MARK)):
             return True
     with contextlib.suppress(OSError, SettingError):  # Studies of older versions have no lock.
         before = _read_config(directory)

@@ -103,7 +103,8 @@ class Desk:
     def knows_speeds_of(self, name: str, other: str) -> None:
         """Spares a study the measuring of what another one has measured."""
         self.folder(name).mkdir()
-        shutil.copy(self.folder(other) / "speeds.json", self.folder(name))
+        for file in ("lock", "speeds.json"):
+            shutil.copy(self.folder(other) / file, self.folder(name))
 
 
 class Killed(NamedTuple):
