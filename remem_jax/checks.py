@@ -8,12 +8,17 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from remem_jax import redaction
+
 # Of a path that was made of a URL too, which has lost a slash. One letter is a drive or a folder.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 
 class SettingError(ValueError):
-    """Something the user gave cannot be used; the message is one line, for the user."""
+    """Something the user gave cannot be used; the message is one line, without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redaction.without_secrets(message))
 
 
 def require(condition: bool, message: str) -> None:

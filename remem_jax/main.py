@@ -20,6 +20,8 @@ from absl import app, flags, logging
 from jaxtyping import install_import_hook
 from ml_collections import config_flags
 
+from remem_jax import redaction
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; to go on, name it again.")
 _COORDINATOR = flags.DEFINE_string(
@@ -55,10 +57,10 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: Sequence[str]) -> None:
     """Runs the config's workflow; what the user can mend ends in one line on stderr."""
+    redaction.guard()
     if argv[1:]:
-        sys.exit(
-            f"remem_jax: unknown arguments {' '.join(argv[1:])}; settings begin with --config."
-        )
+        unknown = redaction.without_secrets(" ".join(argv[1:]))
+        sys.exit(f"remem_jax: unknown arguments {unknown}; settings begin with --config.")
     with install_import_hook(_CHECKED, _TYPECHECKER):
         from remem_jax import mesh
         from remem_jax.train.loop import StoppedError
@@ -76,8 +78,8 @@ def main(argv: Sequence[str]) -> None:
     except StoppedError as error:  # All processes stop at the same step.
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
     except (Exception, KeyboardInterrupt) as error:
-        told = _message(error, directory)
-        mesh.abandon(told or traceback.format_exc())
+        told = redaction.without_secrets(_message(error, directory))
+        mesh.abandon(told or redaction.without_secrets(traceback.format_exc()))
         if told is None:
             raise
         sys.exit(told)
@@ -167,7 +169,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             message = message if " " in message else f"There is no setting {message}."
         if "Traceback" in message:  # An error in the config file; its last line tells which.
             message = message.strip().splitlines()[-1]
-        sys.exit(f"remem_jax: {' '.join(message.split())}")
+        sys.exit(f"remem_jax: {redaction.without_secrets(' '.join(message.split()))}")
 
 
 def _found(argv: Sequence[str]) -> list[str]:

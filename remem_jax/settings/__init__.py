@@ -6,7 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from remem_jax import checks, data, mesh, models
+from remem_jax import checks, data, mesh, models, redaction
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import information
 from remem_jax.train import objectives
@@ -40,8 +40,8 @@ _FREE_OF = {  # Speed, and where things lie.
 
 
 def deciding(config: ConfigDict) -> dict[str, Any]:
-    """The settings that decide a run's result, as plain JSON values."""
-    plain = json.loads(config.to_json_best_effort())
+    """The settings that decide a run's result, as plain JSON values without secrets."""
+    plain = redaction.without_secrets(json.loads(config.to_json_best_effort()))
     for group, free in _FREE_OF.items():
         for name in free:
             plain.get(group, {}).pop(name, None)

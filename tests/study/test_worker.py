@@ -20,6 +20,7 @@ import pytest
 from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
+from configs import study
 from remem_jax import models, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
@@ -507,3 +508,21 @@ def test_a_worker_stops_a_trial_that_has_become_another_s_and_goes_on(
     worker.run(config, tmp_path)
 
     assert [t.state.name for t in _trials(tmp_path)] == ["FAIL", "COMPLETE"]
+
+
+def test_no_file_of_a_study_has_the_password_of_its_storage(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = study.get_config("digits")
+    config.storage = "postgresql://me:s3cr3t@127.0.0.1:1/name"
+    config.base.teacher.mirror = "https://me:s3cr3t@host/weights?token=s3cr3t"
+    none = worker.cost.Total(1, 1, 1, 1, 1.0, 1.0)
+    monkeypatch.setattr(worker.cost, "of_trials", lambda planned, directory: none)
+
+    with pytest.raises(SettingError, match=r"config\.storage") as caught:
+        worker.run(config, tmp_path)
+
+    told = str(caught.value) + caplog.text
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert "postgresql://me:***@127.0.0.1:1/name" in "".join(written)
+    assert "s3cr3t" not in told + "".join(written)
