@@ -1,9 +1,11 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -34,6 +36,37 @@ def _alone(path: pathlib.Path) -> BinaryIO:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # The one before has given it its name by now.
+
+
+def open_own(path: pathlib.Path) -> BinaryIO:
+    """Opens a file that this program alone writes, for reading and writing; made if it is not there.
+
+    Raises:
+        OSError: If it cannot be opened; or is a link, or no regular file: what lies behind it is
+            another's, and is left as it is.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "a link, which is not followed: remove it", str(path)) from None
+    if not _is_plain(os.fstat(descriptor)):
+        os.close(descriptor)
+        raise OSError(errno.EMLINK, "a link, or no plain file: remove it", str(path))
+    return os.fdopen(descriptor, "r+b")
+
+
+def is_own(path: pathlib.Path) -> bool:
+    """Whether there is a file that `open_own` opens."""
+    with contextlib.suppress(OSError):
+        return _is_plain(path.lstat())
+    return False
+
+
+def _is_plain(found: os.stat_result) -> bool:
+    """Whether it is a regular file without a second name."""
+    return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
 
 
 def cache() -> pathlib.Path:

@@ -176,3 +176,22 @@ def test_processes_may_write_a_file_at_once(tmp_path: pathlib.Path) -> None:
     assert [writer.wait() for writer in writers] == [0, 0, 0, 0]
     assert len(set(json.loads(path.read_text()))) == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])
+def test_a_link_is_not_opened_as_a_file_of_ours(make: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    getattr(tmp_path / "ours", make)(tmp_path / "victim")
+
+    with pytest.raises(OSError, match="remove it") as caught:
+        files.open_own(tmp_path / "ours")
+
+    assert caught.value.filename == str(tmp_path / "ours")
+    assert not files.is_own(tmp_path / "ours")
+
+
+def test_a_pipe_is_not_opened_as_a_file_of_ours(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "ours")
+
+    with pytest.raises(OSError, match="no plain file"):
+        files.open_own(tmp_path / "ours")
