@@ -39,7 +39,7 @@ def _alone(path: pathlib.Path) -> BinaryIO:
 
 
 def open_own(path: pathlib.Path) -> BinaryIO:
-    """Opens a file that this program alone writes, for reading and writing; made if it is not there.
+    """Opens a file that this program alone writes, to read and to write; made if it is not there.
 
     Raises:
         OSError: If it cannot be opened; or is a link, or no regular file: what lies behind it is

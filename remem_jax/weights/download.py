@@ -149,6 +149,20 @@ def is_here(path: pathlib.Path, mebibytes: float | None = None) -> bool:
     return size == arrived["bytes"] if arrived else _is_plausible(size, mebibytes)
 
 
+def require_as_fetched(path: pathlib.Path, digest: str) -> None:
+    """Raises `SettingError` if a published file has changed since it was fetched.
+
+    Args:
+        path: Of the file.
+        digest: The beginning of its SHA-256.
+    """
+    arrived = results.read(_beside(path, ".json")) or {}
+    if not arrived.get("sha256", digest).startswith(digest):
+        raise SettingError(
+            f"{path} has other bytes than when it was fetched: remove it, and it is fetched again."
+        )
+
+
 def fetch(
     url: str,
     destination: pathlib.Path,
