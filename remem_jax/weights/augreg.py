@@ -4,7 +4,6 @@ Source: Steiner et al. 2021, https://arxiv.org/abs/2106.10270; the names are tho
 github.com/google-research/vision_transformer.
 """
 
-import functools
 import math
 import os
 import pathlib
@@ -245,7 +244,6 @@ def _fitted(
     return params, report._replace(ignored=ignored)
 
 
-@functools.lru_cache(maxsize=8)  # All methods of a run ask for the same.
 def names_and_shapes(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
     """What a file for a model must hold, by name."""
     flat: dict[Any, Any] = traverse_util.flatten_dict(

@@ -15,6 +15,7 @@ from remem_jax import data, evaluate, mesh
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.storage import checkpoints, logs
 from remem_jax.train import compiling, flops, loop, profiling
+from remem_jax.workflow import pretrained
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Run(NamedTuple):
         stopping: Whether the user has asked the run to stop.
         compiled: Counts what is compiled.
         mesh: The devices, which share every batch.
+        shelf: The checkpoints, which were read before the data.
     """
 
     config: ConfigDict
@@ -43,6 +45,7 @@ class Run(NamedTuple):
     stopping: Callable[[], bool]
     compiled: compiling.Counter
     mesh: jax.sharding.Mesh
+    shelf: pretrained.Shelf = pretrained.Shelf(())
 
     def shardings(self, tree: Any) -> Any:
         """How arrays lie on the devices: copied to all, or divided (`config.fsdp`)."""
