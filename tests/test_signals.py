@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def state(monkeypatch: pytest.MonkeyPatch) -> signals._State:
     return fresh
 
 
-def _watch(*coming: float, interrupt=lambda number: None) -> list[int]:
+def _watch(*coming: float, interrupt: Any = lambda number: None) -> list[int]:
     """Exit codes of a process that gets signals after so many seconds each, and then no more."""
     ended: list[int] = []
     seconds: Iterator[float] = iter(coming)
@@ -48,7 +49,7 @@ def test_outside_of_a_run_a_signal_ends_it_at_once() -> None:
 
 
 @pytest.mark.parametrize("doing", [signals.running, signals.steps])
-def test_in_a_run_the_first_signal_is_noted_and_the_second_ends_it(doing) -> None:
+def test_in_a_run_the_first_signal_is_noted_and_the_second_ends_it(doing: Any) -> None:
     with signals.running(), doing():
         signals._hear(NUMBER, None)
         noted = signals.asked()
