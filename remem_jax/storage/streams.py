@@ -10,8 +10,8 @@ _UTF8 = "PYTHONUTF8"
 def prepare() -> None:
     """Opens closed standard streams on the null device, and lets text of any kind be written.
 
-    What the encoding of a stream lacks is written as an escape (`\\xe9`). Where the locale is
-    ASCII, so that Python could not read the names of files either, it starts anew in UTF-8 mode.
+    What the encoding of a stream lacks is written as an escape. Where the locale is ASCII, so that
+    Python could not read the names of files either, it starts anew in UTF-8 mode.
 
     Call it first of all where a command begins: the next file that is opened would take the number
     of a closed stream, and what C libraries write to standard error would land in it.
@@ -46,4 +46,4 @@ def _require_open(number: int) -> None:
 
 
 def _stream(number: int, mode: str) -> TextIO:
-    return open(number, mode, encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
+    return open(number, mode, encoding="utf-8", closefd=False)

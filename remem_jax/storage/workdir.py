@@ -1,14 +1,13 @@
 """The folder of a run: one configuration, one data set, one start of it at a time."""
 
 import contextlib
-import fcntl
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError
-from remem_jax.storage import results
+from remem_jax.storage import locks, results
 
 _CONFIG, _INPUTS = "config.json", "inputs.json"
 _SHOWN = 5  # Settings listed in an error.
@@ -35,19 +34,17 @@ def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None
     if not mesh.is_writer():
         yield
         return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("w")
-    except OSError as error:
-        raise SettingError(
-            f"Cannot write to {directory} ({error.strerror}); set --workdir."
-        ) from None
-    with lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locks.held(directory / "lock"))
+        except BlockingIOError:
             raise HeldError(
                 f"Another process runs in {directory}; wait, or set --workdir."
+            ) from None
+        except OSError as error:
+            raise SettingError(
+                f"Cannot write to {directory} ({error.strerror}); set --workdir."
             ) from None
         before = results.read(directory / _CONFIG)
         _require_same(before, config, f"{directory} belongs to another config")

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import csv
 import datetime
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -23,7 +22,7 @@ from absl import logging
 
 from remem_jax import redaction
 from remem_jax.checks import SettingError
-from remem_jax.storage import files, results
+from remem_jax.storage import files, locks, results
 from remem_jax.weights import catalog
 
 Progress = Callable[[int, int], None]
@@ -192,7 +191,8 @@ def fetch(
     """
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(destination):
+        waiting = f"Another process fetches {destination}; waiting for it."
+        with locks.held(_beside(destination, ".lock"), waiting=waiting, remove=True):
             if not is_here(destination, mebibytes):
                 _fetch(url, destination, _Size(mebibytes, most), progress)
     except (SettingError, OSError) as error:
@@ -442,33 +442,6 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", None)
     text = " ".join(str(cause if isinstance(cause, Exception) else error).split())
     return text.rpartition("): ")[2] or text  # Without the connection that it names first.
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds a file against other processes and threads; leaves nothing behind."""
-    name = _beside(path, ".lock")
-    while True:
-        with name.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logging.info("Another process fetches %s; waiting for it.", path)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            # The one before us may have removed the file while we waited: then it locks nothing.
-            if _is_named(lock.fileno(), name):
-                try:
-                    yield
-                finally:
-                    name.unlink(missing_ok=True)
-                return
-
-
-def _is_named(descriptor: int, name: pathlib.Path) -> bool:
-    """Whether an open file still has its name."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), name.stat())
-    return False
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import checks, mesh, settings
+from remem_jax import checks, mesh, settings, signals
 from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
@@ -102,7 +102,7 @@ def _opened(
         on.size,
         jax.devices()[0].device_kind,
     )
-    with logs.RunLog(directory) as log:
+    with logs.RunLog(directory) as log, signals.running():
         yield parts.Run(
             config, directory, dataset, feed, log, stopping, compiling.Counter(), on, shelf
         )

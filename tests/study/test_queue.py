@@ -21,7 +21,8 @@ import optuna
 import pytest
 
 from remem_jax.checks import SettingError
-from remem_jax.study import process, queue
+from remem_jax.storage import process
+from remem_jax.study import queue
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEARTBEAT, GRACE = 0.1, 0.6  # Seconds.
