@@ -58,6 +58,8 @@ def check_remem(config: ConfigDict) -> None:
     checks.require(not repeated, f"config.methods repeats a method: {tuple(config.methods)}.")
     checks.at_least("config.retries", config.retries, 0)
     check_teacher(config.teacher, config.data.image_size)
+    if any(METHODS[method] is not None for method in config.methods):
+        check_init(config.teacher)
     _check_student(config.student)
     if config.information.seeds:
         information.check(config.information, config.data.image_size)
@@ -124,7 +126,7 @@ def check_common(config: ConfigDict) -> None:
 
 
 def check_teacher(teacher: ConfigDict, image_size: int) -> None:
-    """Raises for the first setting of `config.teacher` that cannot be used."""
+    """Raises for the first setting of `config.teacher` that cannot be used, but for `init`."""
     checks.one_of("config.teacher.model", teacher.model, models.TEACHERS)
     if teacher.variant:
         checks.one_of("config.teacher.variant", teacher.variant, vit.VARIANTS)
@@ -159,7 +161,6 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.at_least("config.teacher.ascent_examples", teacher.ascent_examples, -1)
     checks.at_least("config.teacher.accumulate", teacher.accumulate, 1)
     division(teacher)
-    _check_init(teacher)
 
 
 def division(teacher: ConfigDict, on: Mesh | None = None) -> Division:
@@ -183,7 +184,7 @@ def division(teacher: ConfigDict, on: Mesh | None = None) -> Division:
     return found
 
 
-def _check_init(teacher: ConfigDict) -> None:
+def check_init(teacher: ConfigDict) -> None:
     """Raises unless the weights are there, or published; what is published is fetched later."""
     if catalog.is_name(teacher.init) and teacher.init not in catalog.BUNDLED:
         published = catalog.find(teacher.init)

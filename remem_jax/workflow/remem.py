@@ -35,30 +35,26 @@ class Outcome(NamedTuple):
 def run_remem(run: parts.Run) -> None:
     """Trains, selects, tests and reports; goes on where an earlier start was stopped."""
     config = run.config
-    pretrained = finetune.read_pretrained(run)
-    plain = finetune.start(run, pretrained, "finetune")
+    taught = any(METHODS[method] is not None for method in config.methods)
+    pretrained = finetune.read_pretrained(run) if taught else None
+    plain = pretrained and finetune.start(run, pretrained, "finetune")
     inputs = {
         "data": run.dataset.fingerprint,
         "input": run.feed.kind,
-        "teacher": pretrained.digest,
+        "teacher": pretrained and pretrained.digest,
     }
     classroom = classrooms.make(run, pretrained)
     if config.plan_only:
         plan.show(run, pretrained, classroom)
         return
-    if config.information.seeds:  # Not after hours of other work.
+    if plain and config.information.seeds:  # Not after hours of other work.
         information.require_measurable(run, config.data.image_size // plain.model.size.pixels)
     workdir.begin(run.workdir, deciding(config), inputs)
     outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
-        "teacher": f"{config.teacher.model} {config.teacher.variant}".strip(),
-        "teacher_parameters": _size(plain.trainable) + _size(plain.frozen),
-        "teacher_trainable": _size(plain.trainable),
-        "tuning": config.teacher.tuning,
+        **_teacher(run, pretrained, plain),
         "student": config.student.model,
         "student_parameters": _size(jax.eval_shape(lambda: classroom.first(0)["params"])),
-        "init": config.teacher.init,
-        "init_digest": pretrained.digest,
     }
     if mesh.is_writer():
         results.write(run.workdir / "results.json", _results(run, outcomes, used))
@@ -66,12 +62,29 @@ def run_remem(run: parts.Run) -> None:
         logging.info("Report: %s", run.workdir / "report.html")
 
 
+def _teacher(
+    run: parts.Run, pretrained: finetune.Pretrained | None, plain: finetune.Start | None
+) -> dict[str, Any]:
+    """The model that teachers start from; all None where no method has a teacher."""
+    names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
+    if pretrained is None or plain is None:
+        return dict.fromkeys(names)
+    settings, trainable = run.config.teacher, _size(plain.trainable)
+    model = f"{settings.model} {settings.variant}".strip()
+    parameters = trainable + _size(plain.frozen)
+    values = (model, parameters, trainable, settings.tuning, settings.init, pretrained.digest)
+    return dict(zip(names, values, strict=True))
+
+
 def _outcome(
-    run: parts.Run, pretrained: finetune.Pretrained, classroom: classrooms.Classroom, method: str
+    run: parts.Run,
+    pretrained: finetune.Pretrained | None,
+    classroom: classrooms.Classroom,
+    method: str,
 ) -> Outcome:
     """Trains the teachers of a method and their students; selects on validation, then tests."""
-    trains_teacher = METHODS[method] is not None
-    teachers = finetune.finetune(run, pretrained, method) if trains_teacher else None
+    taught = pretrained if METHODS[method] is not None else None
+    teachers = taught and finetune.finetune(run, taught, method)
     if teachers:
         groups = distill.from_teachers(run, classroom, teachers)
     else:
