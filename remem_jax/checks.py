@@ -2,12 +2,23 @@
 
 import itertools
 import math
+import os
+import pathlib
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from remem_jax import redaction
+
+# Of a path that was made of a URL too, which has lost a slash. One letter is a drive or a folder.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+
 
 class SettingError(ValueError):
-    """Something the user gave cannot be used; the message is one line, for the user."""
+    """Something the user gave cannot be used; the message is one line, without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redaction.without_secrets(message))
 
 
 def require(condition: bool, message: str) -> None:
@@ -46,3 +57,28 @@ def increasing(name: str, values: Sequence[float]) -> None:
     require(len(values) > 0, f"{name} must hold at least one value.")
     rising = all(a < b for a, b in itertools.pairwise(values))
     require(rising, f"{name} must increase, got {tuple(values)}.")
+
+
+def local_path(name: str, value: str | os.PathLike[str]) -> pathlib.Path:
+    """The path that a user gave, with `~` expanded.
+
+    Args:
+        name: What was set, for messages: `--workdir`, `config.data.path`, `REMEM_CACHE`.
+        value: The path; may be of a `pathlib.Path` that was made of a URL.
+
+    Raises:
+        SettingError: If it is the URL of something remote, or of a home folder that is not known.
+    """
+    text = os.fspath(value)
+    remote = _SCHEME.match(text)
+    if remote:
+        raise SettingError(
+            f"{remote[1]}://{text[remote.end() :]} is no local folder or file: mount it, or copy "
+            f"it to a disk of this machine; set {name}."
+        )
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:
+        raise SettingError(
+            f"The home folder in {text} is not known here; set {name} to a whole path, or set HOME."
+        ) from None

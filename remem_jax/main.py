@@ -3,6 +3,9 @@
 import signal
 
 if __name__ == "__main__":  # Importing takes seconds; until signals are heard, they end it.
+    from remem_jax.storage import streams
+
+    streams.prepare()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import inspect
@@ -19,6 +22,8 @@ import jax
 from absl import app, flags, logging
 from jaxtyping import install_import_hook
 from ml_collections import config_flags
+
+from remem_jax import redaction
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; to go on, name it again.")
@@ -55,29 +60,33 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: Sequence[str]) -> None:
     """Runs the config's workflow; what the user can mend ends in one line on stderr."""
+    redaction.guard()
     if argv[1:]:
-        sys.exit(
-            f"remem_jax: unknown arguments {' '.join(argv[1:])}; settings begin with --config."
-        )
+        unknown = redaction.without_secrets(" ".join(argv[1:]))
+        sys.exit(f"remem_jax: unknown arguments {unknown}; settings begin with --config.")
     with install_import_hook(_CHECKED, _TYPECHECKER):
-        from remem_jax import mesh
+        from remem_jax import checks, mesh, signals
         from remem_jax.train.loop import StoppedError
 
     logging.get_absl_handler().addFilter(_is_ours)
     sys.unraisablehook = _but_for_failed_writes(sys.unraisablehook)
     # The same writes, where they had not begun.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    directory = pathlib.Path(str(_WORKDIR.value)).expanduser()
+    directory = pathlib.Path(str(_WORKDIR.value))
     try:
+        directory = checks.local_path("--workdir", str(_WORKDIR.value))
         mesh.init_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        mesh.require_devices()
         if not mesh.is_writer():
             logging.set_verbosity(logging.WARNING)  # One process tells for all.
-        _runner()(_CONFIG.value, directory, stopping=_stop_on_signals())
+        run = _runner()
+        signals.listen(f"remem_jax: stopped; {_goes_on(directory)}.")
+        run(_CONFIG.value, directory, stopping=signals.asked)
     except StoppedError as error:  # All processes stop at the same step.
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
     except (Exception, KeyboardInterrupt) as error:
-        told = _message(error, directory)
-        mesh.abandon(told or traceback.format_exc())
+        told = redaction.without_secrets(_message(error, directory))
+        mesh.abandon(told or redaction.without_secrets(traceback.format_exc()))
         if told is None:
             raise
         sys.exit(told)
@@ -98,9 +107,10 @@ def _runner() -> Callable[..., None]:
 def _message(error: BaseException, directory: pathlib.Path) -> str | None:
     """What a user is told in one line; None of an error that is our own."""
     from remem_jax.checks import SettingError
+    from remem_jax.storage import files
     from remem_jax.train.loop import NonFiniteLossError
 
-    goes_on = f"the same command goes on from what {directory} holds"
+    goes_on = _goes_on(directory)
     if isinstance(error, SettingError | NonFiniteLossError):
         return f"remem_jax: {error}"
     if isinstance(error, KeyboardInterrupt):
@@ -115,26 +125,14 @@ def _message(error: BaseException, directory: pathlib.Path) -> str | None:
     if isinstance(error, OSError):
         path = error.filename or directory
         return (
-            f"remem_jax: {path} cannot be used ({error.strerror or error}): make room there, or "
-            f"mend it; {goes_on}."
+            f"remem_jax: {path} cannot be used ({error.strerror or error}): "
+            f"{files.advice(error.errno)}; {goes_on}."
         )
     return None
 
 
-def _stop_on_signals() -> Callable[[], bool]:
-    """Whether Ctrl-C or SIGTERM has come; a second one does not wait for the step to end."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: object) -> None:
-        del frame
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        logging.info("Stopping after this step is saved; once more to stop at once.")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-    return lambda: bool(asked)
+def _goes_on(directory: pathlib.Path) -> str:
+    return f"the same command goes on from what {directory} holds"
 
 
 def _but_for_failed_writes(show: Callable[[Any], object]) -> Callable[[Any], None]:
@@ -167,7 +165,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             message = message if " " in message else f"There is no setting {message}."
         if "Traceback" in message:  # An error in the config file; its last line tells which.
             message = message.strip().splitlines()[-1]
-        sys.exit(f"remem_jax: {' '.join(message.split())}")
+        sys.exit(f"remem_jax: {redaction.without_secrets(' '.join(message.split()))}")
 
 
 def _found(argv: Sequence[str]) -> list[str]:

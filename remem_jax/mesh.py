@@ -34,6 +34,24 @@ _END_SECONDS = 1800
 _SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")  # What JAX asks for.
 
 
+def require_devices() -> None:
+    """Raises `SettingError` unless JAX finds the devices that it is told to use.
+
+    To be called by every command that computes, after `init_distributed`.
+    """
+    try:
+        jax.devices()
+    # JAX asserts what it does not find a plugin for.
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        reason = " ".join(str(error).split())[:300] or "there is no plugin for it"
+        raise SettingError(
+            f"JAX finds no {platforms or 'device'} here (JAX_PLATFORMS={platforms or ''}): "
+            f"{reason}. Unset JAX_PLATFORMS to use what there is, or install the driver and JAX "
+            "for it."
+        ) from error
+
+
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """One axis, `AXIS`, over the devices; None is all devices of all processes."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))

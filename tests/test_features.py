@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,7 +12,7 @@ from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.data import device
 from remem_jax.models import projection
-from remem_jax.records import Answer
+from remem_jax.settings import check_remem
 from remem_jax.storage import results
 from remem_jax.train import loop
 from remem_jax.weights import augreg
@@ -67,42 +66,39 @@ def test_what_does_not_count_for_a_loss_makes_no_more_students() -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "hard_labels", "expected"),
+    ("methods", "expected"),
     [
-        (("dist", "kd"), True, "dist"),
-        (("features", "kd"), True, "kd"),
-        (("features",), True, "scratch"),
-        (("kd",), False, "scratch"),
+        (("finetune",), ["features", "kd"]),
+        (("scratch", "finetune"), ["features", "kd", "scratch"]),
     ],
 )
-def test_students_from_scratch_share_a_step_where_one_is_theirs(
-    run: parts.Run, losses: tuple[str, ...], hard_labels: bool, expected: str
+def test_students_from_scratch_have_a_step_of_their_own(
+    run: parts.Run, methods: tuple[str, ...], expected: list[str]
 ) -> None:
-    run.config.student.losses = losses
-    run.config.student.hard_labels = hard_labels
+    run.config.methods = methods
+    run.config.student.losses = ("features", "kd")
 
     classroom = classrooms.make(run, finetune.read_pretrained(run))
 
-    (point,) = classrooms.no_teacher(run).points
-    assert point.loss == expected
-    assert list(classroom.steps) == list(dict.fromkeys((*losses, expected)))
+    assert list(classroom.steps) == expected
 
 
 @slow
-def test_from_scratch_labels_count_whatever_is_said_of_them(run: parts.Run) -> None:
+def test_a_run_from_scratch_alone_needs_no_teacher(run: parts.Run) -> None:
+    run.config.methods = ("scratch",)
+    run.config.teacher.init = "nowhere.npz"
     run.config.student.losses = ("features",)
-    run.config.student.hard_labels = False
-    classroom = classrooms.make(run, finetune.read_pretrained(run))
-    (point,) = classrooms.no_teacher(run).points
-    images, silent = jnp.zeros((8, 16, 16, 3)), Answer(jnp.zeros((8, 10)))
+    run.config.student.hard_labels = False  # Labels are all that there is to learn from.
+    check_remem(run.config)
 
-    def value(label: int) -> float:
-        first = run.place(classroom.first_state(point))
-        labels = jnp.full(8, label, jnp.int32)
-        _, metrics = classroom.steps[point.loss](first, images, labels, silent, point.settings)
-        return float(metrics["loss"])
+    remem.run_remem(run)
 
-    assert value(0) != value(1)
+    found: Any = results.read(run.workdir / "results.json")
+    ((row,), (student,)) = found["methods"], found["students"]
+    assert np.isfinite(row["student"]["test"]["loss"])
+    assert (student["loss"], student["weight"], row["teacher"]) == (None, None, None)
+    assert found["models"]["teacher"] is found["models"]["init_digest"] is None
+    assert "no method of the run has one" in (run.workdir / "report.md").read_text()
 
 
 @slow
@@ -176,9 +172,8 @@ def test_memory_counts_projections_and_features(
 
     def need(*losses: str) -> Any:
         run.config.student.losses = losses
-        course = classrooms.make_course(
-            run, "students/finetune", finetune.teacher_apply(run, first), variables
-        )
+        answer = classrooms.make_answer(run, finetune.teacher_apply(run, first))
+        course = classrooms.make_course(run, "students/finetune", answer, variables)
         classroom = classrooms.make(run, pretrained)
         monkeypatch.setattr(device, "memory", lambda: 1 << 40)
         assert groups.size(run, classroom, course) == len(course.points)

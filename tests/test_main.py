@@ -74,3 +74,49 @@ def test_a_config_imports_another_of_its_folder_wherever_it_is_run_from(
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["7", "mini"]
+
+
+_SECRETS = """
+import sys
+
+from absl import flags
+
+from remem_jax import main
+
+file, rest = sys.argv[1], ["--workdir=run"]
+for wrong in (
+    ["--config.storage=postgresql://me:s3cr3t@host/db", "--config.nothing=https://me:s3cr3t@host/"],
+    ["--config.nothing=https://me:s3cr3t@host/"],
+    ["--config.seeds=https://me:s3cr3t@host/"],
+    ["--https://me:s3cr3t@host/"],
+):
+    try:
+        main.parse_flags(["main", f"--config={file}", *rest, *wrong])
+        print("passed")
+    except SystemExit as error:
+        print(error)
+    flags.FLAGS.unparse_flags()
+try:
+    main.main(["main", "postgresql://me:s3cr3t@host/db"])
+except SystemExit as error:
+    print(error)
+"""
+
+
+def test_what_is_wrong_on_the_command_line_is_said_without_its_secrets(
+    tmp_path: pathlib.Path,
+) -> None:
+    root = pathlib.Path(__file__).parents[1]
+
+    done = subprocess.run(
+        [sys.executable, "-c", _SECRETS, str(root / "configs" / "study.py")],
+        capture_output=True,
+        text=True,
+        cwd=root,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 5
+    assert "passed" not in done.stdout
+    assert "postgresql://me:***@host/db; settings begin" in done.stdout
+    assert "s3cr3t" not in done.stdout + done.stderr

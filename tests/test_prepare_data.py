@@ -276,6 +276,15 @@ def test_instructions_can_be_asked_for(name: str, run: Run) -> None:
 
 
 @pytest.mark.usefixtures("archive")
+def test_a_folder_that_is_none_of_this_machine_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare_data", "food101", "--dir", "gs://bucket/data"])
+
+    assert prepare_data.main() == 1
+    assert "gs://bucket/data is no local folder" in capsys.readouterr().err
+
+
 def test_a_typing_error_shows_before_any_work(tmp_path: pathlib.Path, run: Run) -> None:
     done = run("food101", "food102")
 

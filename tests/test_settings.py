@@ -403,3 +403,13 @@ def test_every_loss_can_be_had_with_hard_labels_and_without(
     config.student.hard_labels = hard_labels
 
     settings.check_remem(config)
+
+
+def test_a_password_decides_nothing_and_is_in_no_record(config: ConfigDict) -> None:
+    found = []
+    for password in ("one", "two"):
+        config.teacher.mirror = f"https://me:{password}@host/weights?token={password}"
+        found.append(settings.plain(config))
+
+    assert found[0] == found[1]
+    assert found[0]["teacher"]["mirror"] == "https://***@host/weights?***"

@@ -65,7 +65,7 @@ class Printer:
         self.found["rows"].append(record)
         if self._path:
             text = json.dumps(self.found, indent=2, allow_nan=False)
-            pathlib.Path(self._path).write_text(text + "\n")
+            pathlib.Path(self._path).expanduser().write_text(text + "\n")
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = _grow(options, scratch) if options.growth else _compare(options, scratch)
     if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
+        pathlib.Path(options.json).expanduser().write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _compare(options: argparse.Namespace, scratch: str) -> dict[str, Any]:

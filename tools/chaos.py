@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="of one run, on this machine")
     parser.add_argument("changes", nargs="*", help="after --: more flags of the run")
     arguments = parser.parse_args()
-    workdir = arguments.workdir.absolute()
+    workdir = arguments.workdir.expanduser().absolute()
     if workdir.exists() and any(workdir.iterdir()):
         parser.error(f"{workdir} is not empty")
     job = make_job(arguments, workdir)
@@ -122,7 +122,7 @@ def main() -> int:
 
 def make_job(arguments: Any, workdir: pathlib.Path) -> Job:
     """The run that the command line asks for."""
-    images = arguments.images and arguments.images.absolute()
+    images = arguments.images and arguments.images.expanduser().absolute()
     settings = SETTINGS.split() + ([f"data.path={images}", "data.name=arrays"] if images else [])
     changes, default = arguments.changes, "--config=configs/quickstart.py"
     named = [change for change in changes if change.startswith("--config=")]

@@ -15,6 +15,7 @@ import sys
 
 from absl import flags, logging
 
+from remem_jax import redaction
 from remem_jax.checks import SettingError
 from remem_jax.weights import catalog, download
 
@@ -23,6 +24,7 @@ def main() -> int:
     """Runs the command line; returns the exit code."""
     flags.FLAGS(sys.argv[:1])  # The log asks for its own.
     logging.set_verbosity(logging.INFO)
+    redaction.guard()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` ends without a word.
     arguments = _parser().parse_args()
     if arguments.cache:

@@ -19,7 +19,7 @@ from typing import Any
 import tqdm
 from absl import flags, logging
 
-from remem_jax.checks import SettingError
+from remem_jax.checks import SettingError, local_path
 from remem_jax.data import copies, imagenet_lt, obtaining, prepared, registry
 
 
@@ -54,10 +54,14 @@ def _parser() -> argparse.ArgumentParser:
 def _handled(name: str, arguments: argparse.Namespace) -> int:
     """Prepares one data set, or says how; returns the exit code."""
     try:
+        data_dir, lists = (
+            given and str(local_path(option, given))
+            for option, given in (("--dir", arguments.dir), ("--lists", arguments.lists))
+        )
         if arguments.instructions:
-            print(_instructions(name, arguments.dir))
+            print(_instructions(name, data_dir))
         else:
-            prepare(name, arguments.dir, arguments.lists)
+            prepare(name, data_dir, lists)
     except SettingError as error:
         return _fail(str(error))
     return 0
@@ -148,7 +152,7 @@ def _index_imagenet(data_dir: str, lists: str) -> bool:
     copy = copies.find(registry.IMAGENET, data_dir)
     if copy is None:
         return False
-    place = pathlib.Path(lists).expanduser() if lists else _manual(data_dir)
+    place = pathlib.Path(lists) if lists else _manual(data_dir)
     files = [place / file for file in obtaining.LISTS]
     absent = [file.name for file in files if not file.is_file()]
     if absent:

@@ -5,8 +5,7 @@ takes it whole: a kill leaves nothing that counts; of two writers, the second wa
 """
 
 import concurrent.futures
-import contextlib
-import fcntl
+import errno
 import functools
 import hashlib
 import io
@@ -16,15 +15,16 @@ import os
 import pathlib
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from absl import logging
 
+from remem_jax import checks
 from remem_jax.checks import SettingError
 from remem_jax.data import decoding, sources
-from remem_jax.storage import files, identity, logs, results
+from remem_jax.storage import files, identity, locks, logs, results
 
 FORMAT = 2  # Of an entry; raised when what is kept changes.
 _CHUNK = 32  # Images for each thread between two looks at what came of them.
@@ -79,13 +79,16 @@ class TooManyCorruptError(Exception):
 
 def folder(setting: str) -> pathlib.Path:
     """The cache's folder: the one that is set, or `data` in that of REMEM_CACHE."""
-    return pathlib.Path(setting).expanduser() if setting else files.cache() / "data"
+    return checks.local_path("config.data.cache", setting) if setting else files.cache() / "data"
 
 
 def look(
     split: sources.Split, wanted: Wanted, *, title: str, folder: pathlib.Path, threads: int
 ) -> Found:
     """Looks at every image of a split, or remembers what came of it.
+
+    Where the cache may not be written to, what is there is read; else a warning says that nothing
+    is kept, and pixels are held in memory.
 
     Args:
         split: What to look at.
@@ -96,30 +99,61 @@ def look(
 
     Raises:
         TooManyCorruptError: If more images cannot be decoded than may.
-        SettingError: If the folder cannot be written, or its disk is full.
+        SettingError: If the folder cannot be made, or its disk is full.
     """
     if not split.key:
-        scan = _Scan(split, wanted, title, io.BytesIO)
-        scan.run(threads)
-        return scan.found(scan.pixels_in_memory())
+        return _look_without(split, wanted, title, threads)
     content = json.dumps([FORMAT, identity.DECODING, split.key, wanted.stored_size])
     place = folder / hashlib.sha256(content.encode()).hexdigest()[:24]
     try:
-        with _held(place.with_suffix(".lock"), title):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        waiting = f"Another process decodes {title}; waiting for it."
+        with locks.held(place.with_suffix(".lock"), waiting=waiting) as alone:
             found = None if _is_stale(place, split) else _remembered(place, wanted)
             if found is None:
-                _make(place, split, wanted, title, threads)
+                _make(place, split, wanted, title, threads, alone=alone)
                 found = _remembered(place, wanted)
     except OSError as error:
-        raise SettingError(
-            f"{title} cannot be kept in {folder} ({error.strerror or error}): set "
-            "config.data.cache to a folder that can be written, on a disk with room."
-        ) from error
+        if not _is_closed(folder, error):
+            raise SettingError(
+                f"{title} cannot be kept in {folder} ({error.strerror or error}): set "
+                f"{_setting(folder)} to a folder that can be written, on a disk with room."
+            ) from error
+        found = _remembered(place, wanted)
+        if found is None:
+            logging.warning(
+                "%s cannot be kept in %s (%s) and is decoded at every start; set %s to a folder "
+                "that can be written.",
+                title,
+                folder,
+                error.strerror,
+                _setting(folder),
+            )
+            return _look_without(split, wanted, title, threads)
     if found is None:
         raise SettingError(f"{place} was removed while {title} was decoded; start again.")
     if len(found.skipped) > wanted.corrupt:
         raise TooManyCorruptError(*found.skipped)
     return found
+
+
+def _look_without(split: sources.Split, wanted: Wanted, title: str, threads: int) -> Found:
+    """Looks at every image, and keeps in memory what is wanted."""
+    scan = _Scan(split, wanted, title, io.BytesIO)
+    scan.run(threads)
+    return scan.found(scan.pixels_in_memory())
+
+
+def _setting(folder: pathlib.Path) -> str:
+    """What says where the cache is."""
+    return "REMEM_CACHE" if folder == files.cache() / "data" else "config.data.cache"
+
+
+def _is_closed(folder: pathlib.Path, error: OSError) -> bool:
+    """Whether a cache may not be written to; also where it would be is in a home that is none."""
+    if error.errno in (errno.ENOTDIR, errno.ENOENT, errno.ENXIO):
+        return _setting(folder) == "REMEM_CACHE"
+    return files.is_closed(error)
 
 
 class _Look(NamedTuple):
@@ -221,7 +255,9 @@ class _Scan:
         if self.file is None or self.shape is None:
             return None
         self.file.seek(0)
-        stored = np.frombuffer(self.file.read(), np.uint8)
+        file = self.file
+        content = file.getbuffer() if isinstance(file, io.BytesIO) else file.read()
+        stored = np.frombuffer(content, np.uint8)
         return stored.reshape(len(self.kept), *self.shape, 3)
 
     def _take(self, row: int, look: _Look) -> None:
@@ -268,9 +304,9 @@ def _fitted(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return image if image.shape[:2] == shape else decoding.resize(image, shape[0])
 
 
-def _opener(place: pathlib.Path) -> Callable[[], BinaryIO]:
+def _opener(partial: pathlib.Path) -> Callable[[], BinaryIO]:
     """Makes the file of an entry's pixels; a second one takes the place of the first."""
-    path = _partial(place) / _PIXELS
+    path = partial / _PIXELS
 
     def make() -> BinaryIO:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,32 +316,25 @@ def _opener(place: pathlib.Path) -> Callable[[], BinaryIO]:
     return make
 
 
-def _partial(place: pathlib.Path) -> pathlib.Path:
-    return place.with_suffix(".partial")
-
-
-@contextlib.contextmanager
-def _held(lock: pathlib.Path, title: str) -> Iterator[None]:
-    """Holds the lock of an entry, however long another process holds it; a kill frees it."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("Another process decodes %s; waiting for it.", title)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _make(
-    place: pathlib.Path, split: sources.Split, wanted: Wanted, title: str, threads: int
+    place: pathlib.Path,
+    split: sources.Split,
+    wanted: Wanted,
+    title: str,
+    threads: int,
+    *,
+    alone: bool,
 ) -> None:
-    """Looks at a split and leaves an entry that is whole; the lock is held."""
-    partial = _partial(place)
+    """Looks at a split and leaves an entry that is whole; the lock is held.
+
+    Where the lock may be another machine's too (not `alone`), each has its own partial folder, and
+    the first entry that is whole stays.
+    """
+    partial = place.with_suffix(".partial" if alone else f".{os.uname().nodename}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # Of a start that was killed.
     partial.mkdir(parents=True)
     logging.info("%s: looking at %d images, once; kept in %s.", title, split.examples, place.parent)
-    scan = _Scan(split, wanted, title, _opener(place))
+    scan = _Scan(split, wanted, title, _opener(partial))
     try:
         scan.run(threads)
         found = scan.found(pixels=None)
@@ -324,12 +353,21 @@ def _make(
             "resized": found.resized,
         }
         results.write(partial / _ABOUT, about)
-        shutil.rmtree(place, ignore_errors=True)  # An entry that held less than is wanted now.
-        partial.rename(place)
+        _name(partial, place, alone=alone)
     finally:
         if scan.file is not None:
             scan.file.close()
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _name(partial: pathlib.Path, place: pathlib.Path, *, alone: bool) -> None:
+    """Gives an entry its name, in place of one that held less than is wanted now."""
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        partial.rename(place)
+    except OSError:
+        if alone or not place.exists():  # Else another machine was first.
+            raise
 
 
 def _flush(file: BinaryIO) -> None:
@@ -354,6 +392,8 @@ def _remembered(place: pathlib.Path, wanted: Wanted) -> Found | None:
         return Found(
             kept, labels, tuple(about["skipped"]), about["digest"], about["resized"], pixels
         )
+    except PermissionError:
+        return None
     except _DAMAGED as error:
         logging.warning("%s is damaged (%s) and is made again.", place, error)
         return None

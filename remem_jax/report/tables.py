@@ -291,16 +291,24 @@ def origins(results: Results) -> Table:
         ("Class names", _class_names(data["class_names"])),
         ("Hash of the data", data["fingerprint"]),
         ("Hash of the settings", results["config_fingerprint"]),
-        ("Teacher", f"{models['teacher']}, {models['teacher_parameters']:,} parameters"),
-        ("Teacher tuned by", _tuning(models)),
+        *_teacher_origins(models),
         ("Student", f"{models['student']}, {models['student_parameters']:,} parameters"),
-        ("Teacher starts from", models["init"] or "random weights"),
-        ("Hash of that file", models["init_digest"] or NOTHING),
         ("Seed", str(results["seed"])),
         ("Device", f"{device['count']} x {device['kind']} ({device['platform']})"),
     ]
     rows += [(f"Version of {name}", version) for name, version in results["versions"].items()]
     return Table("Data, models, versions", ("What", "Value"), tuple(rows), numeric=False)
+
+
+def _teacher_origins(models: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if models["teacher"] is None:
+        return [("Teacher", "none: no method of the run has one")]
+    return [
+        ("Teacher", f"{models['teacher']}, {models['teacher_parameters']:,} parameters"),
+        ("Teacher tuned by", _tuning(models)),
+        ("Teacher starts from", models["init"] or "random weights"),
+        ("Hash of that file", models["init_digest"] or NOTHING),
+    ]
 
 
 def _tuning(models: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from remem_jax import checks, data, mesh, models
+from remem_jax import checks, data, mesh, models, redaction
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import information
 from remem_jax.storage import identity
@@ -26,8 +26,8 @@ GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained wit
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
-    """All settings as nested JSON values."""
-    return json.loads(config.to_json_best_effort())
+    """All settings as nested JSON values, without secrets."""
+    return redaction.without_secrets(json.loads(config.to_json_best_effort()))
 
 
 def deciding(config: ConfigDict) -> dict[str, Any]:
@@ -45,6 +45,8 @@ def check_remem(config: ConfigDict) -> None:
     checks.require(not repeated, f"config.methods repeats a method: {tuple(config.methods)}.")
     checks.at_least("config.retries", config.retries, 0)
     check_teacher(config.teacher, config.data.image_size)
+    if any(METHODS[method] is not None for method in config.methods):
+        check_init(config.teacher)
     _check_student(config.student)
     if config.information.seeds:
         information.check(config.information, config.data.image_size)
@@ -111,7 +113,7 @@ def check_common(config: ConfigDict) -> None:
 
 
 def check_teacher(teacher: ConfigDict, image_size: int) -> None:
-    """Raises for the first setting of `config.teacher` that cannot be used."""
+    """Raises for the first setting of `config.teacher` that cannot be used, but for `init`."""
     checks.one_of("config.teacher.model", teacher.model, models.TEACHERS)
     if teacher.variant:
         checks.one_of("config.teacher.variant", teacher.variant, vit.VARIANTS)
@@ -146,7 +148,6 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.at_least("config.teacher.ascent_examples", teacher.ascent_examples, -1)
     checks.at_least("config.teacher.accumulate", teacher.accumulate, 1)
     division(teacher)
-    _check_init(teacher)
 
 
 def division(teacher: ConfigDict, on: Mesh | None = None) -> Division:
@@ -170,7 +171,7 @@ def division(teacher: ConfigDict, on: Mesh | None = None) -> Division:
     return found
 
 
-def _check_init(teacher: ConfigDict) -> None:
+def check_init(teacher: ConfigDict) -> None:
     """Raises unless the weights are there, or published; what is published is fetched later."""
     if catalog.is_name(teacher.init) and teacher.init not in catalog.BUNDLED:
         published = catalog.find(teacher.init)

@@ -34,6 +34,7 @@ def check(config: ConfigDict) -> None:
     for name, own in of_models(config):
         try:
             settings.check_teacher(own.teacher, own.data.image_size)
+            settings.check_init(own.teacher)
         except checks.SettingError as error:
             raise checks.SettingError(f"config.models.{name}: {error}") from error
         checks.require(

@@ -25,7 +25,7 @@ from absl import logging
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError, at_least
-from remem_jax.storage import checksums
+from remem_jax.storage import checksums, files
 
 T = TypeVar("T")
 
@@ -268,7 +268,7 @@ def _read(reader: Any, folder: pathlib.Path, like: T, remedy: str) -> T:
     try:
         return reader.restore(folder, jax.tree.map(_placed, like))
     except (OSError, ValueError) as error:
-        raise SettingError(f"{folder} cannot be used ({_cause(error)}): {remedy}.") from error
+        raise SettingError(f"{folder} cannot be used ({_cause(error)[0]}): {remedy}.") from error
 
 
 def _placed(leaf: Any) -> Any:
@@ -290,15 +290,17 @@ def _told(directory: pathlib.Path, outcome: Callable[[], str] | None = None) -> 
         raise  # Of another process that has ended.
     except (OSError, ValueError) as error:
         then = outcome() if outcome else "The same command goes on from what is safe."
-        raise SettingError(
-            f"{directory} cannot be written ({_cause(error)}): make room there, or mend it. {then}"
-        ) from error
+        reason, advice = _cause(error)
+        raise SettingError(f"{directory} cannot be written ({reason}): {advice}. {then}") from error
 
 
-def _cause(error: OSError | ValueError) -> str:
-    """What the system says of an error."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
+def _cause(error: OSError | ValueError) -> tuple[str, str]:
+    """What the system says of an error, and what to do."""
+    number = error.errno if isinstance(error, OSError) else None
     # Tensorstore, which orbax writes with, has its own errors.
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(number.group(1))) if number else " ".join(str(error).split())[:300]
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(found.group(1)) if found else number
+    reason = " ".join(str(error).split())[:300] if number is None else os.strerror(number)
+    if isinstance(error, OSError):
+        reason = error.strerror or reason
+    return reason, files.advice(number)

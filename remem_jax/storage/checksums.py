@@ -118,7 +118,7 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
 
 def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     for path in folder.rglob("*"):
-        if path.is_file() and path.name not in (MANIFEST, MANIFEST + ".partial"):
+        if path.is_file() and path.name != MANIFEST and path.suffix != ".partial":
             yield path
 
 

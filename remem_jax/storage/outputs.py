@@ -7,7 +7,6 @@ are written. A digest of zeros is none: the row was not written yet.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import math
 import os
@@ -21,7 +20,7 @@ from absl import logging
 from numpy.typing import DTypeLike
 
 from remem_jax.checks import SettingError
-from remem_jax.storage import results
+from remem_jax.storage import files, locks, results
 
 _FORMAT = 1  # Of the file; raised when what is in it, or how, changes.
 _DIGEST = 16  # Bytes of a row's digest.
@@ -38,6 +37,9 @@ class Outputs:
     outputs, so they write the same bytes to the same places, in whatever order. Should the bytes
     differ after all, as those of another kind of device may in the last bits, then a row is one
     writer's or the other's: a mixture does not fit its digest.
+
+    Where the folder may not be written to, what it holds is read, and a warning says that nothing
+    is stored.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Outputs:
             process: Index and number of the processes, each of which stores its own rows.
 
         Raises:
-            SettingError: If the folder cannot be written, or its disk has not the room.
+            SettingError: If the folder cannot be made, or its disk has not the room.
         """
         self._folder, self._steps = folder.absolute(), steps
         self._shape, self._dtype = shape, np.dtype(dtype)
@@ -77,21 +79,41 @@ class Outputs:
         self._name = results.fingerprint(about)
         self._path = self._folder / self._name / "outputs.bin"
         with self._told():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._require_room()
-            self._make(about)
-            self._file = os.open(self._path, os.O_RDWR)
+            self._file, self._stores = self._opened(about)
 
     def __enter__(self) -> "Outputs":
         return self
 
     def __exit__(self, *error: object) -> None:
         # Nothing is flushed to the disk: what is lost before it gets there is computed again.
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
+
+    def _opened(self, about: Mapping[str, Any]) -> tuple[int | None, bool]:
+        """The file, None where there is none, and whether it can be written to."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._require_room()
+            self._make(about)
+            return os.open(self._path, os.O_RDWR), True
+        except OSError as error:
+            if not files.is_closed(error):
+                raise
+            logging.warning(
+                "The teacher's outputs are not stored in %s (%s); set REMEM_CACHE to a folder that "
+                "can be written.",
+                self._folder,
+                error.strerror,
+            )
+        with contextlib.suppress(OSError):
+            return os.open(self._path, os.O_RDONLY), False
+        return None, False
 
     def read(self, step: int) -> np.ndarray | None:
         """The array of a step; None where it was not written, or is damaged: then write it."""
         offset = self._offset(step)
+        if self._file is None:
+            return None
         stored, array = bytearray(_DIGEST), np.zeros(self._shape, self._dtype)
         content = _bytes(array)
         try:
@@ -109,7 +131,7 @@ class Outputs:
         return array
 
     def write(self, step: int, array: np.ndarray) -> None:
-        """Stores the array of a step, in place of what was there.
+        """Stores the array of a step, in place of what was there, if the folder may be written to.
 
         Raises:
             ValueError: If the array is of another shape or type.
@@ -121,6 +143,8 @@ class Outputs:
                 f"{array.dtype.name} {array.shape}."
             )
         offset, content = self._offset(step), _bytes(array)
+        if self._file is None or not self._stores:
+            return
         with self._told():  # A memory map would end the process where the disk is full.
             _write_whole(self._file, content, offset + _DIGEST)
             _write_whole(self._file, memoryview(self._digest(step, content)), offset)
@@ -148,7 +172,7 @@ class Outputs:
         self._path.parent.mkdir(exist_ok=True)
         written = self._path.with_name("facts.json")
         with self._path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # A kill frees it.
+            locks.lock(file)  # Where it cannot be, rows that another cuts off are made again.
             size = os.fstat(file.fileno()).st_size
             if written.exists() and (size == 0 or size % self._row):
                 self._warn(f"it has {size} bytes, not rows of {self._row}")

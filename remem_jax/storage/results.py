@@ -6,13 +6,17 @@ import math
 import pathlib
 from typing import Any
 
-from remem_jax import mesh
+from remem_jax import mesh, redaction
 from remem_jax.storage import files
 
 
 def write(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON, and the folders above it; a number that is not finite becomes null."""
-    files.write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+    """Writes JSON, and the folders above it, without secrets.
+
+    A number that is not finite becomes null.
+    """
+    plain = redaction.without_secrets(finite(content))
+    files.write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def finite(content: Any) -> Any:

@@ -1,22 +1,21 @@
 """The folder of a run, or of a study: it belongs to one of them, and to nobody else's files."""
 
 import contextlib
-import fcntl
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError
-from remem_jax.storage import identity, results
+from remem_jax.storage import identity, locks, results
 from remem_jax.storage.identity import Identity
 
 STUDY = "study"  # The workflow of a study; every other is a run's.
 _CONFIG, _INPUTS, _LOCK = "config.json", "inputs.json", "lock"
-_MARK = "Folder of remem_jax.\n"  # In the lock, by which a folder is known as ours.
-# What runs and studies write beside the lock.
+_MARK = ".remem_jax"  # The file by which a folder is known as ours.
+# What runs and studies write.
 _OURS = (
-    *(_CONFIG, _INPUTS, "results.json", "report.html", "report.md", "pretrained.npz"),
+    *(_LOCK, _CONFIG, _INPUTS, "results.json", "report.html", "report.md", "pretrained.npz"),
     *("metrics.jsonl", "tensorboard", "profile", "figures", "selected", "teachers", "students"),
     *("pretrain", "information", "expertness", "criticality"),
     *("study.json", "study.html", "study.md", "table.csv", "trials", "speeds.json"),
@@ -48,14 +47,16 @@ def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None
         yield
         return
     _require_ours(directory)
-    with _opened_lock(directory) as lock:
+    _mark(directory)
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held.enter_context(locks.held(directory / _LOCK))
+        except BlockingIOError:
             raise HeldError(
                 f"Another process runs in {directory}; wait, or set --workdir."
             ) from None
-        _mark(lock)
+        except OSError as error:
+            raise _unwritable(directory, error) from None
         _require_same_config(directory, config, identity.deciding, lambda name: True)
         yield
 
@@ -74,8 +75,7 @@ def share(directory: pathlib.Path, config: Mapping[str, Any]) -> None:
     if not mesh.is_writer():
         return
     _require_ours(directory)
-    with _opened_lock(directory) as lock:
-        _mark(lock)
+    _mark(directory)
     # A row, a column or a setting that only one of the two has is no contradiction.
     _require_same_config(directory, config, identity.deciding_of_study, lambda name: False)
 
@@ -106,8 +106,7 @@ def expect(directory: pathlib.Path, own: Identity) -> None:
         SettingError: If something else was written down before.
     """
     if mesh.is_writer():
-        with _opened_lock(directory) as lock:
-            _mark(lock)
+        _mark(directory)
     before = results.read_for_all(directory / _INPUTS) or {}
     code = before.get("code", own.code)
     if code != own.code:
@@ -148,7 +147,7 @@ def _require_ours(directory: pathlib.Path) -> None:
     """Raises where files that are not ours have the names of those that we write."""
     if _is_ours(directory):
         return
-    foreign = [name for name in (_LOCK, *_OURS) if (directory / name).exists()]
+    foreign = [name for name in _OURS if (directory / name).exists()]
     if foreign:
         raise SettingError(
             f"{directory} holds {', '.join(foreign[:_SHOWN])}, which no run of remem_jax wrote and "
@@ -157,13 +156,9 @@ def _require_ours(directory: pathlib.Path) -> None:
 
 
 def _is_ours(directory: pathlib.Path) -> bool:
-    lock = directory / _LOCK
-    with contextlib.suppress(OSError):  # Said when it is opened.
-        content = lock.read_text(errors="replace") if lock.is_file() else None
-        # Two workers that start at once may both mark it; older versions left it empty.
-        if content == "" or (content and content.startswith(_MARK)):
-            return True
-    with contextlib.suppress(OSError, SettingError):  # Studies of older versions have no lock.
+    if (directory / _MARK).is_file():
+        return True
+    with contextlib.suppress(OSError, SettingError):  # Older versions left no mark.
         before = _read_config(directory)
         return (
             before is not None and "workflow" in before and ("base" in before or "data" in before)
@@ -171,20 +166,17 @@ def _is_ours(directory: pathlib.Path) -> bool:
     return False
 
 
-def _opened_lock(directory: pathlib.Path) -> Any:
+def _mark(directory: pathlib.Path) -> None:
+    """Makes the folder, and marks it as ours."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        return (directory / _LOCK).open("a")
+        (directory / _MARK).touch()
     except OSError as error:
-        raise SettingError(
-            f"Cannot write to {directory} ({error.strerror}); set --workdir."
-        ) from None
+        raise _unwritable(directory, error) from None
 
 
-def _mark(lock: Any) -> None:
-    if not lock.tell():
-        lock.write(_MARK)
-        lock.flush()
+def _unwritable(directory: pathlib.Path, error: OSError) -> SettingError:
+    return SettingError(f"Cannot write to {directory} ({error.strerror}); set --workdir.")
 
 
 def _require_same_config(

@@ -27,7 +27,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from remem_jax import checks
-from remem_jax.study import process, storages
+from remem_jax.storage import process
+from remem_jax.study import storages
 
 # What is noted in a trial, beside what its point has. Only its worker writes `record` and
 # `failed`: another that fails the trial at the same time does not undo them.

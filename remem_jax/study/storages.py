@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from remem_jax import checks
 from remem_jax.checks import SettingError
 
 # Of a storage that is locked, or away for a moment.
@@ -74,18 +75,37 @@ def unusable(shown: str, error: BaseException) -> SettingError:
 
 def _url(storage: str, folder: pathlib.Path) -> sqlalchemy.URL:
     kind, _, path = storage.partition(":")
-    if kind in _FILES and "://" not in storage:
-        file = pathlib.Path(path) if path else folder / _FILES[kind]
+    if kind in _FILES and not path.startswith("//"):
+        file = checks.local_path("config.storage", path) if path else folder / _FILES[kind]
         return sqlalchemy.URL.create(kind, database=str(file.absolute()))
     with contextlib.suppress(ArgumentError, ValueError):
         url = sqlalchemy.make_url(storage)
+        if url.drivername == "journal" or url.get_backend_name() == "sqlite":
+            url = _of_file(url)
         if "@" not in (url.host or ""):  # Else a part of the password is in it.
             return url
     raise SettingError(
         'config.storage must be "sqlite", "journal", one of them with a path ("sqlite:/path"), or '
-        "a URL like postgresql://user:password@host/name, where a password's @ is %40 and its / is "
-        f"%2F; got {kind!r} and what follows."
+        "a URL like postgresql://user@host/name, with the password in PGPASSWORD or ~/.pgpass; in "
+        f"a URL a password's @ is %40 and its / is %2F; got {kind!r} and what follows."
     )
+
+
+def _of_file(url: sqlalchemy.URL) -> sqlalchemy.URL:
+    """The URL of a file, with its whole path.
+
+    That of a journal is whole in any case, "journal:///whole/path"; SQLAlchemy has
+    "sqlite:///relative" and "sqlite:////whole/path". What begins with ~ is of the home folder.
+
+    Raises:
+        ValueError: If it names a host, or no file that other workers find.
+    """
+    path = url.database or ""
+    if url.host or path in ("", ":memory:"):
+        raise ValueError(url)
+    if url.drivername == "journal" and not path.startswith("~"):
+        path = f"/{path.lstrip('/')}"
+    return url.set(database=str(checks.local_path("config.storage", path).absolute()))
 
 
 def _journal(url: sqlalchemy.URL) -> BaseStorage:

@@ -13,7 +13,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import mesh, report, settings, workflow
+from remem_jax import mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import checkpoints, results, workdir
 from remem_jax.study import cost, inputs, queue, search, space, summary
@@ -246,7 +246,8 @@ def _goes_on(error: BaseException, claim: queue.Claim | None) -> bool:
     stopped = isinstance(error, loop.StoppedError)
     if claim:
         passing = held or stopped or isinstance(error, KeyboardInterrupt)
-        claim.give_back(f"{type(error).__name__}: {error}", strike=not passing)
+        reason = redaction.without_secrets(f"{type(error).__name__}: {error}")
+        claim.give_back(reason, strike=not passing)
     if held:
         time.sleep(_POLL_SECONDS)
     if stopped:

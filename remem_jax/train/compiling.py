@@ -1,10 +1,14 @@
 """Compiling: what is compiled is kept on disk for the next start, and counted for the log."""
 
+import contextlib
+import os
 import pathlib
+import warnings
 import zlib
 from typing import NamedTuple
 
 import jax
+from absl import logging
 from jax import monitoring
 
 _HIT = "/jax/compilation_cache/cache_hits"
@@ -53,10 +57,26 @@ class Counter:
 
 
 def keep(folder: pathlib.Path) -> None:
-    """Keeps what is compiled in a folder, unless the user has named another (JAX's own setting)."""
+    """Keeps what is compiled in a folder, unless the user has named another (JAX's own setting).
+
+    Where the folder cannot be written to, what it holds is used, and a warning says so.
+    """
     named = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    if named is None:
+    if named is not None:
+        return
+    try:
         _remove_cut(folder)
+    except OSError as error:
+        logging.warning(
+            "What is compiled cannot be kept in %s (%s) and is compiled at every start; set "
+            "REMEM_CACHE to a folder that can be written.",
+            folder,
+            error.strerror,
+        )
+        # JAX would say the same of each function.
+        message = "Error (reading|writing) persistent compilation cache entry"
+        warnings.filterwarnings("ignore", message, UserWarning)
+    if os.access(folder, os.R_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # A run has many small functions, and one start after another: all are worth it.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -68,13 +88,17 @@ def _remove_cut(folder: pathlib.Path) -> None:
 
     JAX writes to the files themselves, and never over one that is there. Only what is new since
     the last start is looked at.
+
+    Raises:
+        OSError: If the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     looked = folder / "looked"
     since = looked.stat().st_mtime if looked.exists() else 0.0
     for path in folder.glob("*-cache"):
-        if path.stat().st_mtime >= since and _is_cut(path):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime >= since and _is_cut(path):
+                path.unlink()
     looked.touch()
 
 

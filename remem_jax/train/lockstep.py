@@ -39,7 +39,8 @@ class Seen(NamedTuple):
 
 Number = Int[Array, ""] | np.int32  # Of a step.
 ViewPass = Callable[[Number, Batch], Seen]
-Teach = Callable[[int, Array], Answer]  # (number of the step, images) -> what the teacher says
+# (number of the step, images) -> the teacher's outputs; None for students without a teacher.
+Teach = Callable[[int, Array], Answer | None]
 
 
 def make_view_pass(view: View, *, classes: int, key: Key, mixup: float = 0.0) -> ViewPass:
@@ -74,7 +75,7 @@ def make_step(
     Args:
         view_pass: From `make_view_pass`, jitted.
         teach: The teacher's answers to the images of a step: by its jitted evaluation, or as they
-            are known.
+            are known; None where the students have no teacher.
         students: For each the step of its loss, from `steps.make_student_step`, jitted once for
             all that have it, and its settings.
         first_step: Steps that the students have done.

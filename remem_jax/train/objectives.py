@@ -8,6 +8,7 @@ learns from the teacher alone.
 import functools
 from collections.abc import Callable, Collection, Mapping
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from remem_jax import losses
@@ -51,7 +52,20 @@ def feature_distillation(
         of_head = losses.cross_entropy(student.logits, labels)
     else:
         of_head = losses.distillation(student.logits, teacher.logits, temperature)
-    return (1 - weight) * of_head + weight * losses.features(own, target)
+    return (1 - weight) * of_head + weight * losses.features(own, _weighted(target, weight))
+
+
+def labels_alone(
+    student: Answer,
+    teacher: Answer | None,
+    labels: Labels,
+    *,
+    temperature: Float[Array, ""] | float,
+    weight: Float[Array, ""] | float,
+) -> Float[Array, ""]:
+    """Cross-entropy of the labels: what a student minimises that is trained from scratch."""
+    del teacher, temperature, weight
+    return losses.cross_entropy(student.logits, labels)
 
 
 def _kd(
@@ -64,10 +78,12 @@ def _kd(
     hard_labels: bool,
 ) -> Float[Array, ""]:
     """KD; without hard labels T**2 * KL alone, whatever the weight (pure function matching)."""
-    logits = student.logits, teacher.logits
     if not hard_labels:
-        return losses.distillation(*logits, temperature)
-    return losses.knowledge_distillation(*logits, labels, temperature=temperature, weight=weight)
+        return losses.distillation(student.logits, teacher.logits, temperature)
+    taught = _weighted(teacher.logits, weight)
+    return losses.knowledge_distillation(
+        student.logits, taught, labels, temperature=temperature, weight=weight
+    )
 
 
 def _dist(
@@ -81,13 +97,20 @@ def _dist(
     masked: bool,
 ) -> Float[Array, ""]:
     """DIST; without hard labels weight * (inter + intra) alone."""
-    logits = student.logits, teacher.logits
+    logits = student.logits, _weighted(teacher.logits, weight)
     if hard_labels:
         return losses.dist_distillation(
             *logits, labels, temperature=temperature, weight=weight, masked=masked
         )
     terms = losses.dist(*logits, temperature, inter_weight=1.0, intra_weight=1.0, masked=masked)
     return weight * terms
+
+
+def _weighted(
+    outputs: Float[Array, "*of"], weight: Float[Array, ""] | float
+) -> Float[Array, "*of"]:
+    """Outputs of a teacher as they are, or zeros at weight 0, where 0 x NaN would be NaN."""
+    return jnp.where(weight > 0, outputs, jnp.zeros_like(outputs))
 
 
 # A config's name of it -> what a student minimises.

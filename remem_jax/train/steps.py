@@ -30,7 +30,7 @@ from remem_jax.train.state import State
 
 # (state, batch, frozen parameters) -> (state, metrics)
 SupervisedStep = Callable[[State, Batch, Params], tuple[State, Metrics]]
-StudentStep = Callable[[State, Array, Array, Answer, Settings], tuple[State, Metrics]]
+StudentStep = Callable[[State, Array, Array, Answer | None, Settings], tuple[State, Metrics]]
 
 
 def make_supervised_step(
@@ -160,7 +160,8 @@ def make_student_step(
         apply: The student in training mode, with what the loss compares.
         tx: Turns gradients into updates for a peak learning rate of 1; the step scales them by
             the student's own.
-        loss: What a student minimises, of `objectives.STUDENT_LOSSES`, with `hard_labels` bound.
+        loss: What a student minimises, of `objectives.STUDENT_LOSSES`, with `hard_labels` bound;
+            or `objectives.labels_alone`, for students without a teacher, whose outputs are None.
         key: Root of the run's randomness; the student's seed is added to it.
 
     Returns:
@@ -172,7 +173,7 @@ def make_student_step(
         state: State,
         images: Float[Array, "batch height width channel"],
         labels: Labels,
-        teacher: Answer,
+        teacher: Answer | None,
         settings: Settings,
     ) -> tuple[State, Metrics]:
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, settings.seed), state.step)

@@ -59,16 +59,21 @@ def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
 
     Args:
         path: An .npz of vit_jax or big_vision, with ":sub/tree" after it where the ViT is a part
-            of a larger model; or a .safetensors of timm.
+            of a larger model; or a .safetensors of timm, whose names may begin with what
+            `timm.unwrapped` takes off.
         heads: Attention heads, which timm's files do not tell; 0 for 64 features a head.
 
     Raises:
-        SettingError: If the file is missing, broken, or holds no ViT.
+        SettingError: If the file is missing, broken, or holds no ViT, or numbers that are not
+            finite.
     """
     file, subtree = catalog.split_path(os.fspath(path))
     ignored: list[str] = []
-    if file.suffix == ".safetensors":
-        arrays, form = timm.from_timm(timm.read(file), heads=heads), "timm"
+    if file.suffix in (".safetensors", *timm.PICKLES):  # Which are refused.
+        stored, others = timm.unwrapped(timm.read(file), os.fspath(file))
+        ignored.extend(others)
+        matching.require_finite(stored, os.fspath(file))
+        arrays, form = timm.from_timm(stored, heads=heads), "timm"
     else:
 
         def wanted(found: list[str]) -> dict[str, str]:
@@ -80,7 +85,9 @@ def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
             ignored.extend(name for name in found if name not in chosen)
             return chosen
 
-        arrays, form = names.to_ours(npz.read(file, wanted))
+        stored = npz.read(file, wanted)
+        matching.require_finite(stored, os.fspath(file))
+        arrays, form = names.to_ours(stored)
     return describe(arrays, form=form, source=os.fspath(path), ignored=tuple(ignored))
 
 
@@ -192,6 +199,28 @@ def into(
     resize: str = "vit_jax",
 ) -> Variables:
     """Variables of a model from a checkpoint; see `load`."""
+    params, report = _fitted(checkpoint, model, image_size, reset_head, resize)
+    logging.info("Loaded %s (%s): %s.", checkpoint.source, checkpoint.form, report)
+    if matching.HEAD[0] in report.used and not params[matching.HEAD[0]].any():
+        logging.warning("The head of %s is all zeros, as published.", checkpoint.source)
+    return {"params": traverse_util.unflatten_dict(params, sep="/")}
+
+
+def require_whole(checkpoint: Checkpoint, *, image_size: int, resize: str = "vit_jax") -> None:
+    """Raises `SettingError` unless a file holds all of its ViT, and nothing else of one."""
+    fixed = {name: checkpoint.options[name] for name in ("pool", "positions")}
+    model = vit.make(variant=checkpoint.size, classes=1, **fixed)
+    _fitted(checkpoint, model, image_size, True, resize)
+
+
+def _fitted(
+    checkpoint: Checkpoint,
+    model: vit.VisionTransformer,
+    image_size: int | None,
+    reset_head: bool,
+    resize: str,
+) -> tuple[dict[str, np.ndarray], matching.Report]:
+    """Parameters of a model, flat, and what became of the file's arrays."""
     shapes = names_and_shapes(model, image_size or checkpoint.image_size)
     for name in ("pool", "positions"):
         theirs, ours = checkpoint.options[name], getattr(model, name)
@@ -212,11 +241,7 @@ def into(
         arrays, shapes, reset_head=reset_head, source=checkpoint.source, resize=resize
     )
     ignored = (*report.ignored, *sorted(pruned), *checkpoint.ignored)
-    report = report._replace(ignored=ignored)
-    logging.info("Loaded %s (%s): %s.", checkpoint.source, checkpoint.form, report)
-    if matching.HEAD[0] in report.used and not params[matching.HEAD[0]].any():
-        logging.warning("The head of %s is all zeros, as published.", checkpoint.source)
-    return {"params": traverse_util.unflatten_dict(params, sep="/")}
+    return params, report._replace(ignored=ignored)
 
 
 def names_and_shapes(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:

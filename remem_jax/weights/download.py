@@ -4,7 +4,6 @@ import base64
 import contextlib
 import csv
 import datetime
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -21,8 +20,9 @@ import requests
 import tqdm
 from absl import logging
 
+from remem_jax import redaction
 from remem_jax.checks import SettingError
-from remem_jax.storage import results
+from remem_jax.storage import files, locks, results
 from remem_jax.weights import catalog
 
 Progress = Callable[[int, int], None]
@@ -32,6 +32,8 @@ _TIMEOUTS = (10, 60)  # Seconds to connect, and between two chunks.
 _TRIES = 5  # In a row without a MiB of progress.
 _WAIT_SECONDS = 1.0  # Before the second try; doubled before each further one.
 _TOLERANCE = 0.03  # Of the size in the catalogue.
+_LARGEST = 2**32  # Bytes of a file whose size nobody tells; the largest published one has 2.5 GiB.
+_LARGEST_INDEX = 2**28  # Of its 51,509 rows, each has a few hundred.
 _SPARE = 2**26  # Bytes of the disk that are left free.
 _PLAIN_SECONDS = 10.0  # Between two lines of progress where there is no terminal.
 _TEMPORARY = (408, 429, 500, 502, 503, 504)
@@ -56,6 +58,30 @@ class _State(NamedTuple):
     md5: str
 
 
+class _Size(NamedTuple):
+    """What is known of a file's size before it comes.
+
+    Attributes:
+        mebibytes: In the catalogue; None if it is not there.
+        most: Bytes that it has at most.
+    """
+
+    mebibytes: float | None
+    most: int
+
+    def refuse(self, size: int, *, whole: bool) -> None:
+        """Raises if a file of so many bytes, or that begins with so many, is another one."""
+        if self.mebibytes is not None:
+            too_large = size > self.mebibytes * 2**20 * (1 + _TOLERANCE)
+            if too_large or (whole and not _is_plausible(size, self.mebibytes)):
+                raise SettingError(
+                    f"it has {size / 2**20:.1f} MiB{'' if whole else ' or more'}, and should have "
+                    f"{self.mebibytes:.1f}: it is another file"
+                )
+        elif size > self.most:
+            raise SettingError(f"it has more than {self.most / 2**20:.0f} MiB: it is another file")
+
+
 class _CutError(Exception):
     """A failure that another try may mend."""
 
@@ -78,7 +104,7 @@ def obtain(init: str, *, mirror: str = "", progress: Progress | None = None) -> 
     path = catalog.locate(init, mirror=mirror)
     if init not in catalog.BUNDLED and catalog.is_name(init):
         found = catalog.find(init)
-        return _obtained(found.path, mirror, found.mebibytes, progress)
+        return _obtained(found.path, mirror, _Size(found.mebibytes, _LARGEST), progress)
     if not catalog.split_path(os.fspath(path))[0].is_file():
         raise SettingError(
             f"There is no checkpoint {init}; set config.teacher.init ({catalog.ADVICE})."
@@ -96,7 +122,7 @@ def index_rows(*, mirror: str = "", progress: Progress | None = None) -> Iterato
     Raises:
         SettingError: If it cannot be fetched, or is another file.
     """
-    path = _obtained(catalog.INDEX, mirror, None, progress)
+    path = _obtained(catalog.INDEX, mirror, _Size(None, _LARGEST_INDEX), progress)
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         missing = _COLUMNS - set(rows.fieldnames or ())
@@ -122,11 +148,26 @@ def is_here(path: pathlib.Path, mebibytes: float | None = None) -> bool:
     return size == arrived["bytes"] if arrived else _is_plausible(size, mebibytes)
 
 
+def require_as_fetched(path: pathlib.Path, digest: str) -> None:
+    """Raises `SettingError` if a published file has changed since it was fetched.
+
+    Args:
+        path: Of the file.
+        digest: The beginning of its SHA-256.
+    """
+    arrived = results.read(_beside(path, ".json")) or {}
+    if not arrived.get("sha256", digest).startswith(digest):
+        raise SettingError(
+            f"{path} has other bytes than when it was fetched: remove it, and it is fetched again."
+        )
+
+
 def fetch(
     url: str,
     destination: pathlib.Path,
     *,
     mebibytes: float | None = None,
+    most: int = _LARGEST,
     progress: Progress | None = None,
 ) -> None:
     """Fetches a file unless it is here already, and checks it before it gets its name.
@@ -140,6 +181,8 @@ def fetch(
         url: Of http or https.
         destination: The folders above it are made.
         mebibytes: Size in the catalogue; a file that differs by more than 3 % is refused.
+        most: Bytes that a file may have whose size is in no catalogue. What is larger is refused
+            as soon as that is known, whatever the server tells.
         progress: Called with the bytes that are here and the bytes in all, 0 if not known; None
             shows a bar on a terminal, and logs a line now and then elsewhere.
 
@@ -148,9 +191,10 @@ def fetch(
     """
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(destination):
+        waiting = f"Another process fetches {destination}; waiting for it."
+        with locks.held(_beside(destination, ".lock"), waiting=waiting, remove=True):
             if not is_here(destination, mebibytes):
-                _fetch(url, destination, mebibytes, progress)
+                _fetch(url, destination, _Size(mebibytes, most), progress)
     except (SettingError, OSError) as error:
         reason = error if isinstance(error, SettingError) else error.strerror or error
         raise SettingError(
@@ -160,14 +204,13 @@ def fetch(
         ) from None
 
 
-def _obtained(
-    path: str, mirror: str, mebibytes: float | None, progress: Progress | None
-) -> pathlib.Path:
+def _obtained(path: str, mirror: str, expected: _Size, progress: Progress | None) -> pathlib.Path:
     """A file of the bucket on this machine, in the mirror or in the cache."""
     here = catalog.in_mirror(path, mirror)
     if catalog.mirror_folder(mirror) is None:
-        if not is_here(here, mebibytes):
-            fetch(catalog.url(path, mirror), here, mebibytes=mebibytes, progress=progress)
+        if not is_here(here, expected.mebibytes):
+            url = catalog.url(path, mirror)
+            fetch(url, here, progress=progress, **expected._asdict())
     elif not here.is_file():
         raise SettingError(
             f"The mirror has no file {here}; copy it there, set REMEM_MIRROR to another folder or "
@@ -176,23 +219,20 @@ def _obtained(
     return here
 
 
-def _fetch(
-    url: str, destination: pathlib.Path, mebibytes: float | None, progress: Progress | None
-) -> None:
+def _fetch(url: str, destination: pathlib.Path, expected: _Size, progress: Progress | None) -> None:
     """Fetches and checks, while the lock is held."""
     if destination.exists():
         logging.warning("%s has the wrong size and is fetched again.", destination)
     part = _beside(destination, ".part")
     with _shown(destination.name) if progress is None else contextlib.nullcontext(progress) as show:
         try:
-            state = _download(url, part, mebibytes, show)
+            state = _download(url, part, expected, show)
         except (SettingError, OSError):
             if not _known(part):
                 _discard(part)
             raise
     try:
-        if not _is_plausible(part.stat().st_size, mebibytes):
-            raise SettingError(_wrong_size(part.stat().st_size, mebibytes))
+        expected.refuse(part.stat().st_size, whole=True)
         sha256 = _checked(part, state.md5, is_zip=destination.suffix == ".npz")
     except SettingError:
         _discard(part)
@@ -211,12 +251,12 @@ def _fetch(
     logging.info("Fetched %s", destination)
 
 
-def _download(url: str, part: pathlib.Path, mebibytes: float | None, show: Progress) -> _State:
+def _download(url: str, part: pathlib.Path, expected: _Size, show: Progress) -> _State:
     """Fills the part, over as many connections as it takes."""
     furthest, failures = 0, 0
     while True:
         try:
-            return _go_on(url, part, mebibytes, show)
+            return _go_on(url, part, expected, show)
         except _CutError as error:
             if isinstance(error, _ChangedError):
                 _discard(part)
@@ -231,7 +271,7 @@ def _download(url: str, part: pathlib.Path, mebibytes: float | None, show: Progr
             time.sleep(seconds)
 
 
-def _go_on(url: str, part: pathlib.Path, mebibytes: float | None, show: Progress) -> _State:
+def _go_on(url: str, part: pathlib.Path, expected: _Size, show: Progress) -> _State:
     """Fetches, over one connection, what the part lacks."""
     known = _known(part, url)
     here = part.stat().st_size if known else 0
@@ -248,16 +288,29 @@ def _go_on(url: str, part: pathlib.Path, mebibytes: float | None, show: Progress
         if not here:
             _discard(part)
         state = _described(url, response)
-        _require_fit(state.size, here, mebibytes, part.parent)
+        _require_fit(state.size, here, expected, part.parent)
         results.write(_beside(part, ".json"), state._asdict())
-        with part.open("ab") as file:
+        with files.open_own(part) as file:
+            file.seek(here)
             for chunk in response.iter_content(_CHUNK):
-                file.write(chunk)
                 here += len(chunk)
+                _require_no_more(part, here, state, expected)
+                file.write(chunk)
                 show(here, state.size)
     if state.size and here != state.size:
         raise _CutError(f"{here:,} of {state.size:,} bytes came")
     return state
+
+
+def _require_no_more(part: pathlib.Path, here: int, state: _State, expected: _Size) -> None:
+    """Raises, and throws the part away, where more bytes come than the file can have."""
+    try:
+        expected.refuse(here, whole=False)
+        if state.size and here > state.size:
+            raise SettingError(f"more than the {state.size:,} bytes came that it should have")
+    except SettingError:
+        _discard(part)
+        raise
 
 
 @contextlib.contextmanager
@@ -299,6 +352,7 @@ def _described(url: str, response: requests.Response) -> _State:
     if response.status_code == 206:
         total = response.headers["Content-Range"].rpartition("/")[2]
     size = int(total) if total.isdecimal() else 0
+    url = redaction.without_secrets(url)
     return _State(url=url, validator=_validator(response), size=size, md5=_md5(response))
 
 
@@ -324,11 +378,11 @@ def _md5(response: requests.Response) -> str:
     return etag[1] if etag and not encrypted else ""
 
 
-def _require_fit(size: int, here: int, mebibytes: float | None, folder: pathlib.Path) -> None:
+def _require_fit(size: int, here: int, expected: _Size, folder: pathlib.Path) -> None:
     """Refuses, before anything is written, a wrong file and one that the disk has no room for."""
-    if size and not _is_plausible(size, mebibytes):
-        raise SettingError(_wrong_size(size, mebibytes))
-    needed = (size or int((mebibytes or 0) * 2**20)) - here
+    if size:
+        expected.refuse(size, whole=True)
+    needed = (size or int((expected.mebibytes or 0) * 2**20)) - here
     free = shutil.disk_usage(folder).free
     if needed + _SPARE > free:
         raise SettingError(
@@ -362,7 +416,8 @@ def _known(part: pathlib.Path, url: str = "") -> _State | None:
     """What is known of a part that can be gone on with, from a URL or from any."""
     with contextlib.suppress(ValueError, TypeError):  # Of a .json that is not ours.
         state = _State(**results.read(_beside(part, ".json")) or {})
-        if part.exists() and state.url == (url or state.url) and state.validator:
+        same = state.url == redaction.without_secrets(url or state.url)
+        if same and state.validator and files.is_own(part):
             return state
     return None
 
@@ -380,10 +435,6 @@ def _is_plausible(size: int, mebibytes: float | None) -> bool:
     return mebibytes is None or abs(size / 2**20 / mebibytes - 1) <= _TOLERANCE
 
 
-def _wrong_size(size: int, mebibytes: float | None) -> str:
-    return f"it has {size / 2**20:.1f} MiB, and should have {mebibytes:.1f}: it is another file"
-
-
 def _reason(error: Exception) -> str:
     """The innermost cause that the HTTP library wraps, in one line."""
     while error.args and isinstance(error.args[-1], Exception):
@@ -391,33 +442,6 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", None)
     text = " ".join(str(cause if isinstance(cause, Exception) else error).split())
     return text.rpartition("): ")[2] or text  # Without the connection that it names first.
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds a file against other processes and threads; leaves nothing behind."""
-    name = _beside(path, ".lock")
-    while True:
-        with name.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logging.info("Another process fetches %s; waiting for it.", path)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            # The one before us may have removed the file while we waited: then it locks nothing.
-            if _is_named(lock.fileno(), name):
-                try:
-                    yield
-                finally:
-                    name.unlink(missing_ok=True)
-                return
-
-
-def _is_named(descriptor: int, name: pathlib.Path) -> bool:
-    """Whether an open file still has its name."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), name.stat())
-    return False
 
 
 @contextlib.contextmanager

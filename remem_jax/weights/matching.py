@@ -129,6 +129,16 @@ def require_match(
         raise SettingError(f"{source} is not a checkpoint of this model ({lists}); {advice}")
 
 
+def require_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Raises `SettingError` if an array holds NaN or infinity; lists which do."""
+    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise SettingError(
+            f"{source} holds NaN or infinity, in {listed(bad)}: the file is damaged, or its "
+            "training diverged. Take another checkpoint; set config.teacher.init."
+        )
+
+
 def listed(found: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

@@ -72,7 +72,8 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.nda
     array = flat.reshape(shape, order="F" if fortran else "C")
     if array.dtype.type is np.void:  # What numpy makes of bfloat16.
         array = array.view(ml_dtypes.bfloat16)
-    return np.asarray(array, np.float32)
+    with np.errstate(over="ignore"):  # A number that is too large becomes infinite.
+        return np.asarray(array, np.float32)
 
 
 def _header(member: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

@@ -45,7 +45,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
         SettingError: If the file is missing or broken, or arrays are missing, unexpected or
             mis-shaped; each is named.
     """
-    arrays = timm.read(path)
+    arrays, _ = timm.unwrapped(timm.read(path), os.fspath(path))
+    matching.require_finite(arrays, os.fspath(path))
     is_torchvision = any(name.startswith("features.") for name in arrays)
     convert = torch_names.from_torchvision if is_torchvision else torch_names.from_timm
     variables = convert(arrays)

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 import ml_dtypes
 import numpy as np
 import safetensors
+from absl import logging
 from safetensors import numpy as safetensors_numpy
 
 from remem_jax.checks import SettingError, require
@@ -25,8 +26,11 @@ from remem_jax.storage import files
 from remem_jax.weights import names
 
 HEAD_FEATURES = 64  # Of one attention head, in all but the largest ViTs.
-_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _SHOWN = 10  # Names listed in an error.
+# What wrappers of torch put into names: at any place, and before all of a model's.
+_INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_BEFORE = re.compile(r"(?:(?:module|model|net|state_dict)\.)*")
 # The package asks NumPy for types by name, and ml_dtypes is what teaches it bfloat16.
 _REALS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 _INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
@@ -134,7 +138,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             NumPy does not have.
     """
     source = os.fspath(path)
-    if pathlib.Path(path).suffix in _PICKLES:
+    if pathlib.Path(path).suffix in PICKLES:
         raise SettingError(
             f"{source} is a pickle, which may run code, and is not loaded: convert it where you "
             "trust it, by safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
@@ -151,6 +155,36 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             return {name: _real(file.get_tensor(name), types[name]) for name in types}
     except (safetensors.SafetensorError, OSError) as error:
         raise SettingError(f"{source} is not a whole .safetensors file: {error}.") from error
+
+
+def unwrapped(
+    arrays: Mapping[str, np.ndarray], source: str
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Arrays under the names that a model has without what trained it, and the names of the others.
+
+    `torch.compile`, data-parallel training and training frameworks put `_orig_mod.`, `module.`,
+    `model.` or `state_dict.` before names. Where most names begin so, the others are no part of the
+    model: averages of weights, or the state of an optimiser.
+
+    Raises:
+        SettingError: If there are several such models in the file.
+    """
+    plain = {_INSIDE.sub("", name): array for name, array in arrays.items()}
+    groups: dict[str, list[str]] = {}
+    for name in plain:
+        groups.setdefault(_BEFORE.match(name)[0], []).append(name)  # pyright: ignore[reportOptionalSubscript]
+    start, members = max(groups.items(), key=lambda group: len(group[1]), default=("", []))
+    if not start:
+        members = list(plain)
+    elif len(groups.keys() - {""}) > 1:
+        raise SettingError(
+            f"{source} holds several models, whose names begin with "
+            f"{', '.join(sorted(groups.keys() - {''}))}: save one of them alone."
+        )
+    if start or plain.keys() != arrays.keys():
+        logging.info("%s: names are read without %s.", source, start or "_orig_mod. and the like")
+    ignored = tuple(name for name in plain if name not in set(members))
+    return {name.removeprefix(start): plain[name] for name in members}, ignored
 
 
 def save(
@@ -174,7 +208,8 @@ def save(
 
 
 def _real(array: np.ndarray, dtype: str) -> np.ndarray:
-    return np.asarray(array, np.float32) if dtype in _REALS else array
+    with np.errstate(over="ignore"):  # A number that is too large becomes infinite.
+        return np.asarray(array, np.float32) if dtype in _REALS else array
 
 
 def _modules(

@@ -10,11 +10,12 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import checks, mesh, settings
+from remem_jax import checks, mesh, settings, signals
 from remem_jax.settings.analysis import check as check_analysis
+from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
-from remem_jax.workflow import cost, facts, finetune, parts
+from remem_jax.workflow import cost, facts, parts, pretrained
 from remem_jax.workflow.analysis import run_analysis
 from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import run_remem
@@ -26,6 +27,14 @@ WORKFLOWS: dict[str, tuple[Check, Work]] = {
     "pretrain": (settings.check_pretrain, run_pretrain),
     "analysis": (check_analysis, run_analysis),
 }
+
+
+def _with_checkpoints(config: ConfigDict) -> Iterator[ConfigDict]:
+    """The settings of each checkpoint that a workflow starts from."""
+    if "analyses" in config:
+        yield from (own for _, own in of_models(config))
+    elif any(settings.METHODS[method] is not None for method in config.get("methods", ())):
+        yield config
 
 
 def run(
@@ -81,7 +90,7 @@ def read_data_inputs(config: ConfigDict) -> dict[str, Any]:
 
 def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
     """The same of the weights that its teachers start from, which are downloaded if need be."""
-    return {"teacher": finetune.read_digest(config.teacher)}
+    return {"teacher": pretrained.read_digest(config)}
 
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -98,6 +107,7 @@ def _opened(
     on: jax.sharding.Mesh,
     stopping: Callable[[], bool],
 ) -> Iterator[parts.Run]:
+    shelf = pretrained.Shelf(_with_checkpoints(config))
     dataset, feed = parts.load_data(config, config.data, on)
     logging.info(
         "%s: %s images of %d classes, on %d x %s.",
@@ -107,5 +117,7 @@ def _opened(
         on.size,
         jax.devices()[0].device_kind,
     )
-    with logs.RunLog(directory) as log:
-        yield parts.Run(config, directory, dataset, feed, log, stopping, compiling.Counter(), on)
+    with logs.RunLog(directory) as log, signals.running():
+        yield parts.Run(
+            config, directory, dataset, feed, log, stopping, compiling.Counter(), on, shelf
+        )

@@ -6,27 +6,26 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from remem_jax import mesh, models, optim
 from remem_jax.checks import require
 from remem_jax.models import projection
 from remem_jax.records import Answer, Key, Settings, TeacherApply, Variables
+from remem_jax.settings import METHODS
 from remem_jax.train import lockstep, objectives, state, steps
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg
 from remem_jax.workflow import finetune, parts
 
-# The step of students without a teacher, where it is that of no loss.
-_SCRATCH = "scratch"
+SCRATCH = "scratch"  # The step of students without a teacher, whose loss is labels alone.
 
 
 class Point(NamedTuple):
     """One student of a grid.
 
     Attributes:
-        loss: Its name in `Classroom.steps`: as a rule, in `objectives.STUDENT_LOSSES`.
+        loss: Its name in `Classroom.steps`: one of `objectives.STUDENT_LOSSES`, or `SCRATCH`.
         settings: What else tells it from the others.
     """
 
@@ -63,13 +62,14 @@ class Course(NamedTuple):
     Attributes:
         part: Name of the method's part of the run.
         points: The students.
-        answer: What the teachers say, in evaluation mode, compiled once for all.
+        answer: What the teachers say, in evaluation mode, compiled once for all; None without a
+            teacher.
         shapes: Of a teacher's variables.
     """
 
     part: str
     points: Sequence[Point]
-    answer: TeacherApply
+    answer: TeacherApply | None
     shapes: Variables
 
     @property
@@ -78,12 +78,13 @@ class Course(NamedTuple):
         return list({point.loss: point for point in self.points}.values())
 
 
-def make(run: parts.Run, pretrained: finetune.Pretrained) -> Classroom:
+def make(run: parts.Run, pretrained: finetune.Pretrained | None) -> Classroom:
     """Makes the student that `config.student` names, and its steps.
 
     Args:
         run: The run.
-        pretrained: What its teachers start from, and have their features of.
+        pretrained: What its teachers start from, and have their features of; None where no method
+            of the run has a teacher.
 
     Raises:
         SettingError: If a loss needs a [CLS] token, and the teachers have none.
@@ -115,7 +116,7 @@ def make(run: parts.Run, pretrained: finetune.Pretrained) -> Classroom:
         return state.create(variables, tx)
 
     first_states, of_losses = {}, {}
-    for name, (loss, target) in _objectives(run, pretrained.checkpoint).items():
+    for name, (loss, target) in _objectives(run, pretrained).items():
         apply = run.spread(models.student_apply(model, target))
         step = steps.make_student_step(apply, tx, loss=loss, key=dropout_key)
         first_states[name] = functools.partial(first_state, target)
@@ -129,21 +130,17 @@ def make(run: parts.Run, pretrained: finetune.Pretrained) -> Classroom:
 
 
 def _objectives(
-    run: parts.Run, checkpoint: augreg.Checkpoint
+    run: parts.Run, pretrained: finetune.Pretrained | None
 ) -> dict[str, tuple[objectives.StudentLoss, projection.Target | None]]:
     """What students minimise, and which features they predict, by the names of `Point.loss`."""
-    settings = run.config.student
-    found = {
-        name: (
-            functools.partial(
-                objectives.STUDENT_LOSSES[name], hard_labels=bool(settings.hard_labels)
-            ),
-            _target(run, checkpoint, name),
-        )
-        for name in settings.losses
-    }
-    if _of_scratch(settings) == _SCRATCH:
-        found[_SCRATCH] = functools.partial(objectives.STUDENT_LOSSES["kd"], hard_labels=True), None
+    found: dict[str, tuple[objectives.StudentLoss, projection.Target | None]] = {}
+    if pretrained:
+        hard_labels = bool(run.config.student.hard_labels)
+        for name in run.config.student.losses:
+            loss = functools.partial(objectives.STUDENT_LOSSES[name], hard_labels=hard_labels)
+            found[name] = loss, _target(run, pretrained.checkpoint, name)
+    if any(METHODS[method] is None for method in run.config.methods):
+        found[SCRATCH] = objectives.labels_alone, None
     return found
 
 
@@ -159,15 +156,6 @@ def _target(run: parts.Run, checkpoint: augreg.Checkpoint, loss: str) -> project
     )
     size = checkpoint.size
     return projection.Target(field, run.config.data.image_size // size.pixels, size.features)
-
-
-def _of_scratch(settings: ConfigDict) -> str:
-    """Which step students without a teacher share: of a loss of logits and labels, at weight 0."""
-    if settings.hard_labels:
-        for name in settings.losses:
-            if name not in objectives.FEATURES:
-                return name
-    return _SCRATCH
 
 
 def _keys(seed: int) -> tuple[Key, Key, Key]:
@@ -202,31 +190,26 @@ def grid(settings: ConfigDict) -> list[Point]:
 
 
 def no_teacher(run: parts.Run) -> Course:
-    """Silent logits: at weight 0 they count for nothing, and the compiled step is shared.
-
-    Hard labels are all that is left to learn from, whatever `config.student.hard_labels` says.
-    """
-    settings, classes = run.config.student, len(run.dataset.classes)
+    """Students from scratch: they learn from labels, whatever `config.student.hard_labels` says."""
+    settings = run.config.student
     points = [
-        Point(_of_scratch(settings), Settings(float(rate), 1.0, 0.0, seed))
+        Point(SCRATCH, Settings(float(rate), 1.0, 0.0, seed))
         for rate, seed in itertools.product(settings.learning_rates, settings.seeds)
     ]
-
-    def apply(variables: Variables, images: jax.Array) -> Answer:
-        del variables
-        return Answer(jnp.zeros((images.shape[0], classes)))
-
-    course = make_course(run, "students/scratch", apply, {})
-    return course._replace(points=points)
+    return Course("students/scratch", points, None, {})
 
 
-def make_course(run: parts.Run, part: str, teach: TeacherApply, shapes: Variables) -> Course:
-    """The whole grid, taught by the teachers of one method."""
+def make_course(run: parts.Run, part: str, answer: TeacherApply, shapes: Variables) -> Course:
+    """The whole grid, taught by the teachers of one method, of `make_answer`."""
+    return Course(part, grid(run.config.student), answer, run.shapes(shapes))
+
+
+def make_answer(run: parts.Run, teach: TeacherApply) -> TeacherApply:
+    """What students learn from: outputs of teachers in evaluation mode, flattened, compiled."""
     spread, flatten = run.spread(teach), run.config.student.flatten
 
     def answer(variables: Variables, images: jax.Array) -> Answer:
         said: Answer = spread(variables, images)
         return said._replace(logits=said.logits / flatten)
 
-    jitted = jax.jit(answer, out_shardings=mesh.batch_sharding(run.mesh))
-    return Course(part, grid(run.config.student), jitted, run.shapes(shapes))
+    return jax.jit(answer, out_shardings=mesh.batch_sharding(run.mesh))

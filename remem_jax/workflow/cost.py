@@ -39,7 +39,8 @@ class Speed(NamedTuple):
 
     Attributes:
         teacher: Of its training; None from scratch.
-        answer: Of what a batch of students asks of it, and of their view of the images.
+        answer: Of its outputs for a batch of students (none from scratch), and of their view of
+            the images.
         student: Of one student, the mean over the grid.
     """
 
@@ -92,10 +93,11 @@ def of_run(config: ConfigDict, speed: Speed) -> Cost:
 def measure(run: parts.Run) -> Speed:
     """Takes some steps of a run with one method, which are not kept."""
     (method,) = run.config.methods
+    if METHODS[method] is None:
+        scratch = classrooms.no_teacher(run)
+        return _of_students(run, classrooms.make(run, None), scratch, {}, None)
     pretrained = finetune.read_pretrained(run)
     classroom = classrooms.make(run, pretrained)
-    if METHODS[method] is None:
-        return _of_students(run, classroom, classrooms.no_teacher(run), {}, None)
     settings = finetune.settings_of(run.config, method)
     first = finetune.start(run, pretrained, method)
     training = finetune.make_training(run, settings, first)
@@ -108,8 +110,8 @@ def measure(run: parts.Run) -> Speed:
 
     teacher = Step(operations, _seconds(step, state))
     variables = run.place(first.teacher(first.trainable))
-    teach = finetune.teacher_apply(run, first)
-    course = classrooms.make_course(run, f"students/{method}", teach, variables)
+    answer = classrooms.make_answer(run, finetune.teacher_apply(run, first))
+    course = classrooms.make_course(run, f"students/{method}", answer, variables)
     return _of_students(run, classroom, course, variables, teacher)
 
 
@@ -125,7 +127,7 @@ def _of_students(
 
     def ask(_: Any) -> Any:
         seen = classroom.view_pass(number, batch)
-        return seen, course.answer(variables, seen.images)
+        return seen, course.answer and course.answer(variables, seen.images)
 
     seen, answer = ask(None)
     asked = Step(flops.count(ask, None), _seconds(ask, None))

@@ -16,7 +16,14 @@ from remem_jax.storage import checkpoints, results
 from remem_jax.train import flops, lockstep, loop, objectives
 from remem_jax.train.state import State
 from remem_jax.workflow import groups, lessons, parts
-from remem_jax.workflow.classroom import Classroom, Course, Point, make_course, no_teacher
+from remem_jax.workflow.classroom import (
+    Classroom,
+    Course,
+    Point,
+    make_answer,
+    make_course,
+    no_teacher,
+)
 from remem_jax.workflow.finetune import Teachers
 
 # What tells settings apart: all but the seed.
@@ -26,8 +33,7 @@ SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")
 def from_scratch(run: parts.Run, classroom: Classroom) -> list[dict[str, Any]]:
     """Trains the grid's learning rates without a teacher; see `_train_groups`."""
     course = no_teacher(run)
-    silent = lessons.live(course.answer, lambda: {})
-    trained = _train_groups(run, classroom, course, course.part, silent)
+    trained = _train_groups(run, classroom, course, course.part, lessons.none)
     for group in trained:
         for student in group["students"]:
             student.update(loss=None, temperature=None, weight=None)
@@ -37,11 +43,12 @@ def from_scratch(run: parts.Run, classroom: Classroom) -> list[dict[str, Any]]:
 def from_teachers(run: parts.Run, classroom: Classroom, teachers: Teachers) -> list[dict[str, Any]]:
     """Trains the whole grid on each of the teachers; see `_train_groups`."""
     part = f"students/{teachers.method}"
-    course = make_course(run, part, teachers.apply, teachers.shapes)
+    answer = make_answer(run, teachers.apply)
+    course = make_course(run, part, answer, teachers.shapes)
     found = []
     for record in teachers.records:
         step = record["step"]
-        teacher = lessons.of_teacher(run, course.answer, teachers, step)
+        teacher = lessons.of_teacher(run, answer, teachers, step)
         trained = _train_groups(run, classroom, course, f"{part}/step_{step}", teacher)
         found.extend({"teacher_step": step, **group} for group in trained)
     return found
@@ -188,14 +195,16 @@ def _job(
         """With the teacher's pass, whether or not its answers are stored."""
         number = jax.ShapeDtypeStruct((), "int32")
         seen = jax.eval_shape(classroom.view_pass, number, batch)
-        answer = jax.eval_shape(course.answer, course.shapes, seen.images)
+        answer, of_teacher = None, 0.0
+        if course.answer:
+            answer = jax.eval_shape(course.answer, course.shapes, seen.images)
+            of_teacher = flops.count(course.answer, course.shapes, seen.images)
         pairs = {point.loss: (point, state) for point, state in zip(own, states, strict=True)}
         of_losses = {
             loss: flops.count(classroom.steps[loss], state, *seen, answer, point.settings)
             for loss, (point, state) in pairs.items()
         }
-        of_students = sum(of_losses[point.loss] for point in own)
-        return flops.count(course.answer, course.shapes, seen.images) + of_students
+        return of_teacher + sum(of_losses[point.loss] for point in own)
 
     return parts.Job(
         tuple(run.place(classroom.first_state(point)) for point in own),

@@ -1,7 +1,6 @@
 """Teachers: a pretrained ViT, fine-tuned by a method; each of its checkpoints is a teacher."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,26 +9,14 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import losses, mesh, models, optim
-from remem_jax.checks import require
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Batch, Params, TeacherApply, Variables
-from remem_jax.settings import METHODS, check_patches, division, tuning_of
+from remem_jax.settings import METHODS, division, tuning_of
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import flops, loop, objectives, state, steps
-from remem_jax.weights import augreg, catalog, download
+from remem_jax.weights import augreg
 from remem_jax.workflow import parts
-
-
-class Pretrained(NamedTuple):
-    """The checkpoint that teachers start from.
-
-    Attributes:
-        checkpoint: As the file has it.
-        digest: Hash of the file.
-    """
-
-    checkpoint: augreg.Checkpoint
-    digest: str
+from remem_jax.workflow.pretrained import Pretrained
 
 
 class Teachers(NamedTuple):
@@ -93,35 +80,14 @@ class Start(NamedTuple):
 
 
 def read_pretrained(run: parts.Run) -> Pretrained:
-    """Finds the pretrained weights, downloading them where a catalogue name asks for it."""
-    settings = run.config.teacher
-    path = download.obtain(settings.init, mirror=settings.mirror)
-    heads = vit.VARIANTS[settings.variant].heads if settings.variant else 0
-    return Pretrained(augreg.read(path, heads=heads), _digest(path))
-
-
-def read_digest(settings: ConfigDict) -> str:
-    """`Pretrained.digest` of the weights that `config.teacher` names, downloaded if need be."""
-    return _digest(download.obtain(settings.init, mirror=settings.mirror))
-
-
-def _digest(path: pathlib.Path) -> str:
-    file, _ = catalog.split_path(str(path))
-    return results.digest(file)
+    """The pretrained weights, as they were read and checked before the data were looked at."""
+    return run.shelf.take(run.config)
 
 
 def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:
-    """The first step of a fine-tuning; a checkpoint that does not fit stops the run here."""
+    """The first step of a fine-tuning."""
     settings = settings_of(run.config, method)
     checkpoint, image_size = pretrained.checkpoint, run.config.data.image_size
-    if settings.variant:
-        named = vit.VARIANTS[settings.variant]
-        require(
-            named == checkpoint.size,
-            f"{settings.init} holds a ViT of {checkpoint.size}, not ViT-{settings.variant} "
-            f"({named}): set config.teacher.variant to the checkpoint's, or to '' for any.",
-        )
-    check_patches(f"the checkpoint {settings.init}", checkpoint.size, image_size)
     fixed = {name: checkpoint.options[name] for name in ("pool", "positions")}
     model = vit.make(
         variant=checkpoint.size,

@@ -21,8 +21,10 @@ def need(run: parts.Run, classroom: Classroom, course: Course) -> memory.Need:
     number, by_batch = jax.ShapeDtypeStruct((), "int32"), mesh.batch_sharding(run.mesh)
     of_batch, of_view = memory.of_step(classroom.view_pass, number, batch)
     seen = mesh.shapes(jax.eval_shape(classroom.view_pass, number, batch), by_batch)
-    taught, of_answer = memory.of_step(course.answer, course.shapes, seen.images)
-    answer = mesh.shapes(jax.eval_shape(course.answer, course.shapes, seen.images), by_batch)
+    answer, taught, of_answer = None, mesh.device_bytes(seen.images), 0
+    if course.answer:
+        taught, of_answer = memory.of_step(course.answer, course.shapes, seen.images)
+        answer = mesh.shapes(jax.eval_shape(course.answer, course.shapes, seen.images), by_batch)
     states = [_state_shapes(run, classroom, point) for point in course.of_each_loss]
     of_steps = [
         memory.of_step(classroom.steps[point.loss], one, *seen, answer, point.settings)[1]

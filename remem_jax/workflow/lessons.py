@@ -19,6 +19,12 @@ from remem_jax.workflow import finetune, parts
 Teacher = Callable[[], contextlib.AbstractContextManager[lockstep.Teach]]
 
 
+@contextlib.contextmanager
+def none() -> Iterator[lockstep.Teach]:
+    """No teacher: students learn from labels alone."""
+    yield lambda step, images: None
+
+
 def live(answer: TeacherApply, load: Callable[[], Variables]) -> Teacher:
     """A teacher that answers at every step.
 

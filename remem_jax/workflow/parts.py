@@ -11,10 +11,11 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import data, evaluate, mesh
+from remem_jax import data, evaluate, mesh, signals
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.storage import checkpoints, logs
 from remem_jax.train import compiling, flops, loop, profiling
+from remem_jax.workflow import pretrained
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Run(NamedTuple):
         stopping: Whether the user has asked the run to stop.
         compiled: Counts what is compiled.
         mesh: The devices, which share every batch.
+        shelf: The checkpoints, which were read before the data.
     """
 
     config: ConfigDict
@@ -43,6 +45,7 @@ class Run(NamedTuple):
     stopping: Callable[[], bool]
     compiled: compiling.Counter
     mesh: jax.sharding.Mesh
+    shelf: pretrained.Shelf = pretrained.Shelf(())
 
     def shardings(self, tree: Any) -> Any:
         """How arrays lie on the devices: copied to all, or divided (`config.fsdp`)."""
@@ -182,6 +185,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
         trace = profiling.Trace(run.workdir / "profile" / part, first_step=done)
 
         def after(at: int) -> None:
+            ended()
             progress(at)
             if config.profile and mesh.is_writer():
                 trace(at)
@@ -200,7 +204,11 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             progress=after,
             stopping=stopping,
         )
-        with contextlib.closing(run.feed.train(job.batch_size, done)) as batches, _advice(part):
+        with (
+            contextlib.closing(run.feed.train(job.batch_size, done)) as batches,
+            _advice(part),
+            signals.steps() as ended,
+        ):
             last = loop.fit(
                 first,
                 speed.counting(job.make_step(done)),
@@ -213,6 +221,10 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             )
         trace.close()
         progress.close()
+        if mesh.any_process(signals.asked()):
+            raise loop.StoppedError(
+                f"stopped after step {job.steps} of {job.steps}, which is saved"
+            )
         logging.info("%s: %s", part, _compiled(run.compiled.read()))
         return last, time.monotonic() - started
 

@@ -13,7 +13,7 @@ _GIB = 2**30
 
 
 def show(
-    run: parts.Run, pretrained: finetune.Pretrained, members: classroom.Classroom
+    run: parts.Run, pretrained: finetune.Pretrained | None, members: classroom.Classroom
 ) -> list[memory.Need]:
     """Says what every part of a run takes.
 
@@ -23,7 +23,7 @@ def show(
     resident = run.dataset.resident_bytes
     needs = []
     for method in run.config.methods:
-        if METHODS[method] is not None:
+        if pretrained and METHODS[method] is not None:
             needs.append(_of_teacher(run, pretrained, method))
         needs.append(_of_students(run, pretrained, members, method))
     logging.info("The data set takes %.2f GiB on the device.", resident / _GIB)
@@ -61,16 +61,16 @@ def _of_teacher(run: parts.Run, pretrained: finetune.Pretrained, method: str) ->
 
 def _of_students(
     run: parts.Run,
-    pretrained: finetune.Pretrained,
+    pretrained: finetune.Pretrained | None,
     members: classroom.Classroom,
     method: str,
 ) -> memory.Need:
-    if METHODS[method] is None:
+    if pretrained is None or METHODS[method] is None:
         course = classroom.no_teacher(run)
     else:
         first = finetune.start(run, pretrained, method)
         merged = jax.eval_shape(first.teacher, first.trainable)
-        teach = finetune.teacher_apply(run, first)
-        course = classroom.make_course(run, f"students/{method}", teach, merged)
+        answer = classroom.make_answer(run, finetune.teacher_apply(run, first))
+        course = classroom.make_course(run, f"students/{method}", answer, merged)
     need = groups.need(run, members, course)
     return need._replace(models=groups.fitting(run, need, len(course.points)))

@@ -36,26 +36,22 @@ class Outcome(NamedTuple):
 def run_remem(run: parts.Run) -> None:
     """Trains, selects, tests and reports; goes on where an earlier start was stopped."""
     config = run.config
-    pretrained = finetune.read_pretrained(run)
-    first = finetune.start(run, pretrained, "finetune")
-    own = facts.identity(run, {"teacher": pretrained.digest})
+    taught = any(METHODS[method] is not None for method in config.methods)
+    pretrained = finetune.read_pretrained(run) if taught else None
+    first = pretrained and finetune.start(run, pretrained, "finetune")
+    own = facts.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     classroom = classrooms.make(run, pretrained)
     if config.plan_only:
         plan.show(run, pretrained, classroom)
         return
-    if config.information.seeds:  # Not after hours of other work.
+    if first and config.information.seeds:  # Not after hours of other work.
         information.require_measurable(run, config.data.image_size // first.model.size.pixels)
     workdir.begin(run.workdir, plain(config), own)
     outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
-        "teacher": f"{config.teacher.model} {config.teacher.variant}".strip(),
-        "teacher_parameters": _size(first.trainable) + _size(first.frozen),
-        "teacher_trainable": _size(first.trainable),
-        "tuning": config.teacher.tuning,
+        **_teacher(run, pretrained, first),
         "student": config.student.model,
         "student_parameters": _size(jax.eval_shape(lambda: classroom.first(0)["params"])),
-        "init": config.teacher.init,
-        "init_digest": pretrained.digest,
     }
     if mesh.is_writer():
         results.write(run.workdir / "results.json", _results(run, own, outcomes, used))
@@ -63,12 +59,29 @@ def run_remem(run: parts.Run) -> None:
         logging.info("Report: %s", run.workdir / "report.html")
 
 
+def _teacher(
+    run: parts.Run, pretrained: finetune.Pretrained | None, first: finetune.Start | None
+) -> dict[str, Any]:
+    """The model that teachers start from; all None where no method has a teacher."""
+    names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
+    if pretrained is None or first is None:
+        return dict.fromkeys(names)
+    settings, trainable = run.config.teacher, _size(first.trainable)
+    model = f"{settings.model} {settings.variant}".strip()
+    parameters = trainable + _size(first.frozen)
+    values = (model, parameters, trainable, settings.tuning, settings.init, pretrained.digest)
+    return dict(zip(names, values, strict=True))
+
+
 def _outcome(
-    run: parts.Run, pretrained: finetune.Pretrained, classroom: classrooms.Classroom, method: str
+    run: parts.Run,
+    pretrained: finetune.Pretrained | None,
+    classroom: classrooms.Classroom,
+    method: str,
 ) -> Outcome:
     """Trains the teachers of a method and their students; selects on validation, then tests."""
-    trains_teacher = METHODS[method] is not None
-    teachers = finetune.finetune(run, pretrained, method) if trains_teacher else None
+    taught = pretrained if METHODS[method] is not None else None
+    teachers = taught and finetune.finetune(run, taught, method)
     if teachers:
         groups = distill.from_teachers(run, classroom, teachers)
     else:

@@ -3,6 +3,7 @@
 import errno
 import io
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from remem_jax.checks import SettingError
 from remem_jax.data import cache, decoding, sources
+from remem_jax.storage import locks
 
 WANTED = cache.Wanted(stored_size=16, pixels=True, limit=10**6, corrupt=0)
 
@@ -325,6 +327,82 @@ def test_a_full_disk_is_named_and_leaves_nothing(
         _look(_split([_png(image) for image in images]), tmp_path)
 
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+# A cache that may not be written to, and one without locks.
+
+
+def _closed(path: pathlib.Path, *_: Any, **__: Any) -> Any:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_what_is_in_another_users_cache_is_read(
+    images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = _split([_png(image) for image in images])
+    _look(split, tmp_path)
+    monkeypatch.setattr(locks, "held", _closed)
+
+    np.testing.assert_array_equal(_stored(_remember(split, tmp_path)), images)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_what_cannot_be_kept_is_in_memory_and_a_warning_says_so(
+    made: bool,
+    images: list[np.ndarray],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(*((locks, "held") if made else (pathlib.Path, "mkdir")), _closed)
+
+    found = _look(_split([_png(image) for image in images]), tmp_path / "cache")
+
+    np.testing.assert_array_equal(_stored(found), images)
+    assert "set config.data.cache to" in caplog.text
+
+
+def test_images_of_other_sizes_are_squares_in_memory_too(
+    rng: np.random.Generator, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = _split([_png(image) for image in _noise(rng, (4, 6), (4, 6), (30, 20))])
+    expected = _stored(_look(split, tmp_path))
+    monkeypatch.setattr(locks, "held", _closed)
+
+    np.testing.assert_array_equal(_stored(_look(split, tmp_path / "other")), expected)
+
+
+def test_the_default_cache_is_named_by_its_variable_and_may_be_in_no_home(
+    images: list[np.ndarray],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "null").touch()
+    monkeypatch.setenv("REMEM_CACHE", str(tmp_path / "null" / "cache"))
+
+    found = _look(_split([_png(image) for image in images]), cache.folder(""))
+
+    np.testing.assert_array_equal(_stored(found), images)
+    assert "set REMEM_CACHE to" in caplog.text
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_locks_the_first_whole_entry_stays(
+    there: bool, images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, rename = _split([_png(image) for image in images]), pathlib.Path.rename
+
+    def rename_second(partial: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
+        if there:
+            shutil.copytree(partial, place)  # By another machine.
+        return rename(partial, place)
+
+    monkeypatch.setattr(locks, "_refused", lambda *_, **__: OSError(errno.ENOLCK, "No locks"))
+    monkeypatch.setattr(pathlib.Path, "rename", rename_second)
+
+    np.testing.assert_array_equal(_stored(_look(split, tmp_path)), images)
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 
 
 # Several processes.

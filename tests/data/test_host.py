@@ -1,8 +1,13 @@
 """Streaming: what is read, that it resumes, and that neither threads nor processes change it."""
 
+import errno
 import io
 import itertools
+import multiprocessing
+import os
 import pathlib
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -160,7 +165,49 @@ def test_the_number_of_threads_changes_nothing(part: sources.Part) -> None:
 
 
 def test_worker_processes_change_nothing(part: sources.Part) -> None:
-    _assert_equal(_batches(_feed(part), count=6), _batches(_feed(part, workers=4), count=6))
+    _assert_equal(_batches(_feed(part), count=6), _batches(_feed(part, workers=2), count=6))
+
+
+def test_workers_leave_signals_to_their_parent_and_one_that_is_killed_is_told(
+    part: sources.Part,
+) -> None:
+    batches = _feed(part, workers=1).train(4, 0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, a scheduler: to all processes.
+        os.kill(worker.pid or 0, number)
+    time.sleep(0.2)
+    alive = worker.is_alive()
+    next(batches)
+
+    worker.kill()
+
+    with pytest.raises(SettingError, match=r"worker was ended by the system \(Killed\).*workers"):
+        _ = [next(batches) for _ in range(5)]  # What it had made comes first.
+    assert alive
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search"),
+        OSError(errno.ENOSPC, "No space left on device"),  # Of a semaphore.
+    ],
+)
+def test_a_full_shared_memory_is_told_with_its_size(error: Exception) -> None:
+    with (
+        pytest.raises(
+            SettingError, match=r"/dev/shm is full \(.* MiB\).*--shm-size=3g.*workers to"
+        ),
+        host._told(1, 2**31 + 1),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_other_errors_of_reading_are_not_taken_for_those_of_workers(workers: int) -> None:
+    with pytest.raises(RuntimeError, match="another"), host._told(workers, 1):
+        raise RuntimeError("another")
 
 
 def test_batches_may_be_divided_among_devices(part: sources.Part) -> None:

@@ -316,15 +316,18 @@ _WRITE_TOO_MUCH = """
 """
 
 
+TOO_LARGE = "raise the limit of a file's size (ulimit -f)"
+
+
 def test_what_the_system_does_not_write_is_told(tmp_path: pathlib.Path) -> None:
     process = _run(_WRITE_TOO_MUCH, tmp_path)
     out, log = process.communicate(timeout=200)
 
     assert process.returncode == 0, log
     assert out.splitlines() == [
-        f"{tmp_path}/steps cannot be written (File too large): make room there, or mend it. "
+        f"{tmp_path}/steps cannot be written (File too large): {TOO_LARGE}. "
         "Step 2 is lost, step 1 is safe: the same command goes on there.",
-        f"{tmp_path}/tree cannot be written (File too large): make room there, or mend it. "
+        f"{tmp_path}/tree cannot be written (File too large): {TOO_LARGE}. "
         "The same command goes on from what is safe.",
     ]
     assert not (tmp_path / "tree").exists()

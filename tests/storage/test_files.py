@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from remem_jax.checks import SettingError
 from remem_jax.storage import files, results
 
 
@@ -155,6 +157,29 @@ def test_the_cache_is_where_the_user_wants_it(
     assert files.cache() == pathlib.Path(expected)
 
 
+def test_without_a_home_the_cache_is_temporary_and_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(path: pathlib.Path) -> pathlib.Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("REMEM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pathlib.Path, "expanduser", unknown)
+
+    assert files.cache() == files.cache()
+    assert files.cache().stat().st_mode & 0o077 == 0
+    assert "set REMEM_CACHE" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["gs://bucket/cache", "~nobody_of_this_name/cache"])
+def test_a_cache_that_is_no_folder_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMEM_CACHE", value)
+
+    with pytest.raises(SettingError, match="set REMEM_CACHE"):
+        files.cache()
+
+
 _WRITER = """
 import json, pathlib, sys
 
@@ -176,3 +201,35 @@ def test_processes_may_write_a_file_at_once(tmp_path: pathlib.Path) -> None:
     assert [writer.wait() for writer in writers] == [0, 0, 0, 0]
     assert len(set(json.loads(path.read_text()))) == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])
+def test_a_link_is_not_opened_as_a_file_of_ours(make: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    getattr(tmp_path / "ours", make)(tmp_path / "victim")
+
+    with pytest.raises(OSError, match="remove it") as caught:
+        files.open_own(tmp_path / "ours")
+
+    assert caught.value.filename == str(tmp_path / "ours")
+    assert not files.is_own(tmp_path / "ours")
+
+
+def test_a_pipe_is_not_opened_as_a_file_of_ours(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "ours")
+
+    with pytest.raises(OSError, match="no plain file"):
+        files.open_own(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])
+def test_a_link_at_the_place_of_the_half_file_is_not_written_through(
+    make: str, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "victim").write_text("mine")
+    getattr(tmp_path / "a.partial", make)(tmp_path / "victim")
+
+    files.write_text(tmp_path / "a", "new")
+
+    assert (tmp_path / "a").read_text() == "new"
+    assert (tmp_path / "victim").read_text() == "mine"

@@ -1,6 +1,7 @@
 """Stored outputs of the teacher: bit for bit what was written, or nothing."""
 
 import collections
+import errno
 import os
 import pathlib
 import random
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from remem_jax.checks import SettingError
-from remem_jax.storage import outputs, results
+from remem_jax.storage import locks, outputs, results
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, SHAPE = 4, (3, 5)
@@ -447,6 +448,32 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: pathlib.Path) -> Non
 
     with pytest.raises(SettingError, match=r"stored in .*Not a directory.*: set config"):
         _open(tmp_path / "file" / "cache")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_another_user_has_stored_is_read_and_nothing_else_is_stored(
+    there: bool,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if there:
+        _write_all(tmp_path)
+
+    def closed(file: Any) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", file.name)
+
+    monkeypatch.setattr(locks, "lock", closed)
+    (*_, path) = [tmp_path, *tmp_path.glob("*/outputs.bin")]
+    before = path.read_bytes() if there else b""
+
+    with _open(tmp_path) as stored:
+        stored.write(1, _array(2))
+        found = stored.read(1)
+
+    np.testing.assert_array_equal(found, _array(1) if there else None)
+    assert (path.read_bytes() if there else b"") == before
+    assert "set REMEM_CACHE" in caplog.text
 
 
 _WRITE_TOO_MUCH = """

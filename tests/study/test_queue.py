@@ -21,7 +21,8 @@ import optuna
 import pytest
 
 from remem_jax.checks import SettingError
-from remem_jax.study import process, queue
+from remem_jax.storage import process
+from remem_jax.study import queue
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEARTBEAT, GRACE = 0.1, 0.6  # Seconds.
@@ -68,9 +69,11 @@ def postgresql() -> Iterator[str]:
         assert done.returncode == 0, (folder / "log").read_text()
 
     data = str(folder / "data")
+    (folder / "password").write_text("secret")
+    password = (f"--pwfile={folder / 'password'}", "-A", "scram-sha-256")
     with (folder / "log").open("w") as log:
         quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        call(initdb, "-D", data, "-U", "remem", "-A", "trust", "-E", "UTF8", "--no-sync")
+        call(initdb, "-D", data, "-U", "remem", *password, "-E", "UTF8", "--no-sync")
         port = 0
         for port in random.sample(range(20_000, 60_000), 5):  # Until one is free.
             options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
@@ -619,6 +622,41 @@ def test_a_missing_driver_of_postgresql_names_the_extra(monkeypatch: pytest.Monk
 
     with pytest.raises(SettingError, match=r"pip install 'remem_jax\[postgresql\]'"):
         _open("postgresql://user:secret@host/name")
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+@pytest.mark.parametrize("place", ["PGPASSWORD", "PGPASSFILE", "PGSERVICE", "nowhere"])
+def test_a_password_of_postgresql_need_not_be_in_the_url(
+    place: str, postgresql: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PGPASSWORD", "PGPASSFILE", "PGSERVICE", "PGSERVICEFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    storage = postgresql.format("postgres").replace(":secret@", "@")
+    port = storage.rpartition(":")[2].partition("/")[0]
+    file = tmp_path / "file"
+    if place == "PGPASSWORD":
+        monkeypatch.setenv("PGPASSWORD", "secret")
+    elif place == "PGPASSFILE":
+        file.write_text("127.0.0.1:*:*:remem:secret\n")
+        file.chmod(0o600)
+        monkeypatch.setenv("PGPASSFILE", str(file))
+    elif place == "PGSERVICE":
+        file.write_text(
+            f"[mine]\nhost=127.0.0.1\nport={port}\nuser=remem\npassword=secret\ndbname=postgres\n"
+        )
+        monkeypatch.setenv("PGSERVICEFILE", str(file))
+        monkeypatch.setenv("PGSERVICE", "mine")
+        storage = "postgresql://"
+    else:
+        with pytest.raises(SettingError, match="no password supplied"):
+            _open(storage)
+        return
+
+    with _open(storage) as shared:
+        shared.want(_points(place))
+
+        assert set(shared.states([place])) == {place}
 
 
 def test_only_a_worker_that_is_known_to_be_dead_is_dead() -> None:

@@ -20,6 +20,7 @@ import pytest
 from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
+from configs import study
 from remem_jax import models, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
@@ -103,7 +104,7 @@ class Desk:
     def knows_speeds_of(self, name: str, other: str) -> None:
         """Spares a study the measuring of what another one has measured."""
         self.folder(name).mkdir()
-        for file in ("lock", "speeds.json"):
+        for file in (".remem_jax", "speeds.json"):
             shutil.copy(self.folder(other) / file, self.folder(name))
 
 
@@ -360,7 +361,7 @@ def test_a_plan_says_the_cost_and_begins_nothing(
 
     # 24 steps of 4e6 operations, 12 of 1e6 that teachers answer, and 12 of 2e6.
     assert "24 steps of teachers, 12 of 3 students, 1.32e+08 operations" in caplog.text
-    assert {path.name for path in tmp_path.iterdir()} == {"lock", "speeds.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {".remem_jax", "speeds.json"}
 
 
 @pytest.mark.slow
@@ -508,3 +509,21 @@ def test_a_worker_stops_a_trial_that_has_become_another_s_and_goes_on(
     worker.run(config, tmp_path)
 
     assert [t.state.name for t in _trials(tmp_path)] == ["FAIL", "COMPLETE"]
+
+
+def test_no_file_of_a_study_has_the_password_of_its_storage(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = study.get_config("digits")
+    config.storage = "postgresql://me:s3cr3t@127.0.0.1:1/name"
+    config.base.teacher.mirror = "https://me:s3cr3t@host/weights?token=s3cr3t"
+    none = worker.cost.Total(1, 1, 1, 1, 1.0, 1.0)
+    monkeypatch.setattr(worker.cost, "of_trials", lambda planned, directory: none)
+
+    with pytest.raises(SettingError, match=r"config\.storage") as caught:
+        worker.run(config, tmp_path)
+
+    told = str(caught.value) + caplog.text
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert "postgresql://me:***@127.0.0.1:1/name" in "".join(written)
+    assert "s3cr3t" not in told + "".join(written)

@@ -1,13 +1,17 @@
 """The cache of what is compiled: a second process finds all that a first one made."""
 
+import errno
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
+
+from remem_jax.train import compiling
 
 ROOT = pathlib.Path(__file__).parents[2]
 _CHILD = """
@@ -81,3 +85,35 @@ def test_the_folder_that_the_user_has_named_is_used(tmp_path: pathlib.Path) -> N
 
     assert _run(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=own)[2] == own
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_cache_of_another_user_is_read_and_a_warning_says_so(
+    there: bool,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path if there else tmp_path / "compiled"
+    used: dict[str, Any] = {}
+
+    def closed(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", closed)
+    monkeypatch.setattr(compiling.jax, "config", FakeConfig(used))
+    with warnings.catch_warnings():
+        compiling.keep(folder)
+        warnings.warn("Error writing persistent compilation cache entry for 'f'", stacklevel=1)
+
+    assert used.get("jax_compilation_cache_dir") == (str(folder) if there else None)
+    assert "cannot be kept in" in caplog.text
+
+
+class FakeConfig:
+    """JAX's settings, of which a test changes none."""
+
+    jax_compilation_cache_dir = None
+
+    def __init__(self, used: dict[str, Any]) -> None:
+        self.update = used.__setitem__

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, Float, Int
+from scipy import special
+from sklearn import metrics
 
 from remem_jax import losses
 from remem_jax.records import Answer
@@ -187,3 +189,29 @@ def test_the_features_of_losses_are_those_that_one_of_them_compares() -> None:
     assert objectives.fields(("kd", "dist")) == ()
     assert objectives.fields(("features", "kd")) == ("patches",)
     assert objectives.fields(("features", "features_cls")) == ("cls", "patches")
+
+
+def test_from_scratch_a_student_minimises_what_scikit_learn_measures(
+    answers: list[Answer], labels: Array
+) -> None:
+    student = answers[0]
+    shares = special.softmax(np.asarray(student.logits, np.float64), axis=-1)
+
+    actual = objectives.labels_alone(student, None, labels, temperature=1.0, weight=0.0)
+
+    assert actual == pytest.approx(metrics.log_loss(labels, shares), rel=1e-5)
+
+
+@NAMES
+def test_a_teacher_of_weight_0_may_say_what_it_will(
+    name: str, answers: list[Answer], labels: Array
+) -> None:
+    student, teacher = answers
+    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), teacher)
+    expected = jax.grad(lambda own: losses.cross_entropy(own, labels))(student.logits)
+
+    _, found = value_and_grad(
+        name, [student, nothing], labels, temperature=2.0, weight=0.0, hard_labels=True
+    )
+
+    np.testing.assert_allclose(found.logits, expected, rtol=1e-6)

@@ -20,6 +20,7 @@ class Site:
         cuts: For the next requests, after how many bytes the connection is cut.
         statuses: For the next requests, the status that it answers; 0 for the file.
         lengths: Whether it tells lengths.
+        endless: Whether a file is followed by zeros until the client has read enough.
         seconds: Before each answer.
         asked: Headers of the requests, and their path under "path".
     """
@@ -28,6 +29,7 @@ class Site:
         self.files = dict(files)
         self.headers = {"ETag": '"one"'}
         self.ranges = self.if_range = self.lengths = True
+        self.endless = False
         self.cuts: list[int] = []
         self.statuses: list[int] = []
         self.seconds = 0.0
@@ -61,6 +63,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         cut = site.cuts.pop(0) if site.cuts else None
         with contextlib.suppress(ConnectionError):  # A client may have read enough.
             self.wfile.write(whole[start:][:cut])
+            while site.endless:
+                self.wfile.write(bytes(2**16))
 
     def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)

@@ -504,3 +504,96 @@ def test_an_index_that_is_none_is_refused(site: server.Site) -> None:
 
     with pytest.raises(SettingError, match="no column adapt_ds, "):
         list(download.index_rows(mirror=site.url))
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_a_file_of_no_known_size_has_its_limit_too(
+    lengths: bool, site: server.Site, tmp_path: pathlib.Path
+) -> None:
+    site.lengths = lengths
+
+    with pytest.raises(SettingError, match="it has more than 0 MiB: it is another file"):
+        download.fetch(f"{site.url}/a.npz", tmp_path / "a.npz", most=CUT)
+
+    assert names(tmp_path) == set()
+
+
+def test_a_body_without_an_end_is_left_when_it_is_too_long(
+    site: server.Site, tmp_path: pathlib.Path
+) -> None:
+    site.lengths, site.endless = False, True
+
+    assert "or more, and should have 0.5: it is another file" in refused(site, tmp_path, 0.5)
+    assert names(tmp_path) == set()
+
+
+def test_the_index_has_a_limit_of_its_own(
+    site: server.Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files["/augreg/index.csv"] = b"name" * 100
+    monkeypatch.setattr(download, "_LARGEST_INDEX", 99)
+
+    with pytest.raises(SettingError, match="it has more than"):
+        list(download.index_rows(mirror=site.url))
+
+
+@pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])
+def test_a_planted_link_is_not_written_through(
+    make: str, site: server.Site, npz: bytes, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    part = tmp_path / "folder" / "a.npz.part"
+    getattr(part, make)(victim)
+    state = {"url": f"{site.url}/a.npz", "validator": '"one"', "size": len(npz), "md5": ""}
+    part.with_name("a.npz.part.json").write_text(json.dumps(state))
+
+    download.fetch(f"{site.url}/a.npz", tmp_path / "folder" / "a.npz")
+
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "folder" / "a.npz").read_bytes() == npz
+
+
+def test_a_mirror_is_asked_with_its_token_which_nobody_is_told(
+    site: server.Site, npz: bytes, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.files["/m/gsam/ViT-S_16.npz?token=s3cr3t"] = npz
+    site.statuses = [503]
+    mirror = f"{site.url.replace('//', '//me:s3cr3t@')}/m/?token=s3cr3t"
+
+    path = download.obtain("gsam:S/16", mirror=mirror)
+
+    assert site.asked[-1]["Authorization"].startswith("Basic ")
+    assert path.read_bytes() == npz
+    assert "s3cr3t" not in path.with_name(f"{path.name}.json").read_text()
+
+
+def test_a_download_from_a_mirror_with_a_token_goes_on(
+    site: server.Site, npz: bytes, tmp_path: pathlib.Path
+) -> None:
+    site.files["/a.npz?token=s3cr3t"] = npz
+    site.cuts = [CUT]
+
+    download.fetch(f"{site.url}/a.npz?token=s3cr3t", tmp_path / "a.npz")
+
+    assert "Range" in site.asked[1]
+    assert (tmp_path / "a.npz").read_bytes() == npz
+
+
+def test_an_error_of_a_download_has_no_password(site: server.Site, tmp_path: pathlib.Path) -> None:
+    url = f"{site.url.replace('//', '//me:s3cr3t@')}/none.npz?X-Amz-Signature=s3cr3t"
+
+    with pytest.raises(SettingError) as caught:
+        download.fetch(url, tmp_path / "a.npz")
+
+    assert "404" in str(caught.value)
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("port", ["x", "1"])
+def test_no_cause_of_the_http_library_has_a_password(port: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(SettingError) as caught:
+        download.fetch(f"http://me:s3cr3t@127.0.0.1:{port}/a?token=s3cr3t", tmp_path / "a.npz")
+
+    assert "s3cr3t" not in str(caught.value)

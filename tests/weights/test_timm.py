@@ -278,9 +278,71 @@ def test_a_type_that_numpy_lacks_is_named(tmp_path: pathlib.Path) -> None:
 def test_a_pickle_is_not_loaded(name: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(SettingError, match=rf"{name} is a pickle.*save_file"):
-        timm.read(tmp_path / name)
+        augreg.read(tmp_path / name)
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(SettingError, match=r"no checkpoint missing\.safetensors"):
         timm.read("missing.safetensors")
+
+
+WRAPPERS = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "state_dict.model.")
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_wrappers_put_before_names_is_taken_off(
+    wrapper: str, tmp_path: pathlib.Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "absl")
+    arrays = timm.to_timm(random_arrays("cls", rng))
+    timm.save(tmp_path / "plain.safetensors", arrays)
+    wrapped = {wrapper + name: array for name, array in arrays.items()}
+    timm.save(tmp_path / "wrapped.safetensors", wrapped)
+
+    plain, found = (
+        augreg.read(tmp_path / f"{n}.safetensors", heads=2) for n in ("plain", "wrapped")
+    )
+
+    assert found.arrays.keys() == plain.arrays.keys()
+    for name, array in plain.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
+    assert "names are read without" in caplog.text
+
+
+def test_what_lies_beside_a_wrapped_model_is_left_out(rng: np.random.Generator) -> None:
+    arrays = timm.to_timm(random_arrays("cls", rng))
+    beside = {"optimizer.step": np.zeros(1), "ema.cls_token": np.zeros(2)}
+
+    found, ignored = timm.unwrapped({f"model.{n}": a for n, a in arrays.items()} | beside, "a file")
+
+    assert found.keys() == arrays.keys()
+    assert sorted(ignored) == ["ema.cls_token", "optimizer.step"]
+
+
+def test_names_inside_of_which_a_compiled_part_stands_are_those_of_the_part() -> None:
+    found, _ = timm.unwrapped({"blocks.0._orig_mod.norm1.bias": np.zeros(1)}, "a file")
+
+    assert found.keys() == {"blocks.0.norm1.bias"}
+
+
+def test_several_models_in_one_file_are_refused(rng: np.random.Generator) -> None:
+    arrays = timm.to_timm(random_arrays("cls", rng))
+    both = {
+        f"{start}{name}": array for start in ("model.", "module.") for name, array in arrays.items()
+    }
+
+    with pytest.raises(SettingError, match=r"holds several models.* model\., module\."):
+        timm.unwrapped(both, "a file")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+def test_numbers_that_are_not_finite_are_named(
+    bad: float, tmp_path: pathlib.Path, rng: np.random.Generator
+) -> None:
+    arrays = timm.to_timm(random_arrays("cls", rng))
+    arrays["norm.bias"] = arrays["norm.bias"].astype(np.float64)
+    arrays["norm.bias"][0] = bad
+    timm.save(tmp_path / "a.safetensors", arrays)
+
+    with pytest.raises(SettingError, match=r"a\.safetensors holds NaN or infinity, in norm\.bias:"):
+        augreg.read(tmp_path / "a.safetensors")

@@ -1,4 +1,4 @@
-"""Which process works at a trial, and whether it lives, as far as another can tell."""
+"""Which process holds something, and whether it lives, as far as another can tell."""
 
 import os
 import pathlib
@@ -31,10 +31,14 @@ def started(pid: int) -> str | None:
     return "dead" if fields[0] in "ZX" else fields[19]  # A zombie waits for its parent.
 
 
+def is_alive(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker is known to live; False also where it cannot be told."""
+    return _is_of_here(worker) and not has_died(worker)
+
+
 def has_died(worker: Mapping[str, Any]) -> bool:
     """Whether a worker is known to be no more; False also where it cannot be told."""
-    here = {"host": os.uname().nodename, "space": space()}
-    if here["space"] is None or any(worker[name] != value for name, value in here.items()):
+    if not _is_of_here(worker):
         return False
     try:
         os.kill(worker["pid"], 0)  # Tells of others' processes too, where /proc hides them.
@@ -43,3 +47,9 @@ def has_died(worker: Mapping[str, Any]) -> bool:
     except PermissionError:
         pass
     return started(worker["pid"]) not in (None, worker["start"])
+
+
+def _is_of_here(worker: Mapping[str, Any]) -> bool:
+    """Whether its number is one of this machine's and container's, since they started."""
+    here = {"host": os.uname().nodename, "space": space()}
+    return here["space"] is not None and all(worker[name] == here[name] for name in here)

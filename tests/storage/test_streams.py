@@ -1,0 +1,52 @@
+"""Commands whose standard streams are closed, or hold ASCII alone."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_SCRIPT = """
+import sys
+
+from remem_jax.storage import streams
+
+streams.prepare()
+file = open(sys.argv[1], "w")
+assert file.fileno() > 2, file.fileno()
+print(sys.argv[2])
+print(sys.argv[2], file=sys.stderr)
+sys.stdin.read()
+file.write(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(closed: str, tmp_path: pathlib.Path) -> None:
+    command = f'"$@" {closed}'
+    arguments = [sys.executable, "-c", _SCRIPT, tmp_path / "found", "été"]
+
+    done = subprocess.run(["bash", "-c", command, "_", *arguments], stdin=subprocess.DEVNULL)
+
+    assert (done.returncode, (tmp_path / "found").read_text("utf-8")) == (0, "été")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, b"\\xe9t\\xe9\n"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "été\n".encode()),
+    ],
+)
+def test_ascii_streams_hold_any_text(
+    settings: dict[str, str], expected: bytes, tmp_path: pathlib.Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, tmp_path / "found", "été"],
+        env=os.environ | settings,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+
+    assert (done.stdout, done.stderr) == (expected, expected)

@@ -1,0 +1,30 @@
+"""Paths that users give: expanded, and on a disk of this machine."""
+
+import pathlib
+
+import pytest
+
+from remem_jax import checks
+from remem_jax.checks import SettingError
+
+
+@pytest.mark.parametrize("value", ["gs://bucket/run", pathlib.Path("gs://bucket/run")])
+def test_a_remote_path_is_refused_with_its_url_and_what_was_set(value: str | pathlib.Path) -> None:
+    with pytest.raises(SettingError, match=r"^gs://bucket/run is no local folder.*set --workdir\."):
+        checks.local_path("--workdir", value)
+
+
+def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/of/me")
+
+    assert checks.local_path("--out", "~/run") == pathlib.Path("/of/me/run")
+
+
+def test_an_unknown_home_is_one_line() -> None:
+    with pytest.raises(SettingError, match=r"~nobody_of_this_name.*set config\.data\.path to"):
+        checks.local_path("config.data.path", "~nobody_of_this_name/images")
+
+
+@pytest.mark.parametrize("value", ["run", "a:b/c", "/x/y:/z", "c:/run", ""])
+def test_a_local_path_stays_as_it_is(value: str) -> None:
+    assert checks.local_path("--workdir", value) == pathlib.Path(value)

@@ -1,0 +1,109 @@
+"""When a signal ends a run: after its step, soon where none ends, always at the second one."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from remem_jax import signals
+
+NUMBER = int(signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch: pytest.MonkeyPatch) -> signals._State:
+    """Nothing has come, and no patience: what takes seconds takes a few hundredths of them."""
+    fresh = signals._State()
+    monkeypatch.setattr(signals, "_state", fresh)
+    monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.05)
+    return fresh
+
+
+def _watch(*coming: float, interrupt: Any = lambda number: None) -> list[int]:
+    """Exit codes of a process that gets signals after so many seconds each, and then no more."""
+    ended: list[int] = []
+    seconds: Iterator[float] = iter(coming)
+    begin = time.monotonic()
+
+    def wait(timeout: float | None) -> int | None:
+        nonlocal begin
+        if timeout is None:
+            next(seconds)
+            begin = time.monotonic()
+            return NUMBER
+        time.sleep(timeout)
+        return None
+
+    signals._watch(wait, interrupt, ended.append)
+    return ended
+
+
+def test_outside_of_a_run_a_signal_ends_it_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signals._hear(NUMBER, None)
+
+
+@pytest.mark.parametrize("doing", [signals.running, signals.steps])
+def test_in_a_run_the_first_signal_is_noted_and_the_second_ends_it(doing: Any) -> None:
+    with signals.running(), doing():
+        signals._hear(NUMBER, None)
+        noted = signals.asked()
+        with pytest.raises(KeyboardInterrupt):
+            signals._hear(NUMBER, None)
+
+    assert noted
+
+
+def test_a_run_that_does_not_hear_is_ended_where_no_step_is_lost() -> None:
+    assert _watch(0) == [NUMBER]
+
+
+def test_a_run_that_takes_no_step_is_interrupted(state: signals._State) -> None:
+    interrupted = []
+
+    def interrupt(number: int) -> None:
+        interrupted.append(state.over)
+        state.obeyed = True
+        raise InterruptedError
+
+    with signals.running(), pytest.raises(InterruptedError):
+        _watch(0, interrupt=interrupt)
+
+    assert interrupted == [True]
+
+
+_CHILD = """
+import sys
+
+import numpy as np
+
+from remem_jax import signals
+
+signals.GRACE_SECONDS = 0.2
+signals.listen("last words")
+with signals.running(), signals.steps() as ended:
+    ended()
+    print("listening", flush=True)
+    np.broadcast_to(np.float32(0), 10**13).sum()  # Hears nothing for hours.
+"""
+
+
+def test_a_second_signal_ends_a_process_also_in_a_long_call() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _CHILD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        still = child.poll()
+        child.send_signal(signal.SIGTERM)
+        told = child.communicate(timeout=20)[1]
+
+    assert (still, child.returncode) == (None, 128 + NUMBER)
+    assert told.splitlines()[-1] == "last words"
