@@ -9,6 +9,11 @@ what is prepared can be copied. What is there is kept, as TFRecord too; `python 
 lists it.
 """
 
+if __name__ == "__main__":
+    from remem_jax.storage import streams
+
+    streams.begin("prepare_data")
+
 import argparse
 import dataclasses
 import importlib.util
@@ -19,6 +24,7 @@ from typing import Any
 import tqdm
 from absl import flags, logging
 
+from remem_jax import checks
 from remem_jax.checks import SettingError
 from remem_jax.data import copies, imagenet_lt, obtaining, prepared, registry
 
@@ -148,7 +154,7 @@ def _index_imagenet(data_dir: str, lists: str) -> bool:
     copy = copies.find(registry.IMAGENET, data_dir)
     if copy is None:
         return False
-    place = pathlib.Path(lists).expanduser() if lists else _manual(data_dir)
+    place = checks.local_path("--lists", lists) if lists else _manual(data_dir)
     files = [place / file for file in obtaining.LISTS]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
@@ -184,4 +190,4 @@ def _counted(name: str, counts: tuple[int, int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run("prepare_data", main))

@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from remem_jax import checks
 from remem_jax.checks import SettingError, one_of
 from remem_jax.storage import files
 
@@ -215,7 +216,7 @@ def split_path(init: str) -> tuple[pathlib.Path, str]:
     """Path of a file, and the part of it that is meant: "two_towers.npz:params/img"; "" for all."""
     parts = _SUBTREE.fullmatch(init)
     file, subtree = parts.groups() if parts else (init, "")
-    return pathlib.Path(file).expanduser(), subtree.strip("/")
+    return checks.local_path("config.teacher.init", file), subtree.strip("/")
 
 
 def locate(init: str, *, mirror: str = "") -> pathlib.Path:
@@ -236,7 +237,7 @@ def locate(init: str, *, mirror: str = "") -> pathlib.Path:
             / BUNDLED[init]
         )
     if not is_name(init):
-        return pathlib.Path(init).expanduser()
+        return checks.local_path("config.teacher.init", init)
     return in_mirror(find(init).path, mirror)
 
 
@@ -257,7 +258,9 @@ def mirror_folder(mirror: str = "") -> pathlib.Path | None:
     place = _mirror(mirror)
     if place.startswith("file://"):
         return pathlib.Path(urllib.parse.unquote(urllib.parse.urlsplit(place).path))
-    return None if place.startswith(("http://", "https://")) else pathlib.Path(place).expanduser()
+    if place.startswith(("http://", "https://")):
+        return None
+    return checks.local_path("REMEM_MIRROR", place)
 
 
 def url(path: str, mirror: str = "") -> str:
