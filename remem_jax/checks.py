@@ -11,7 +11,7 @@ from typing import Any
 from remem_jax import redaction
 
 # Of a path that was made of a URL too, which has lost a slash. One letter is a drive or a folder.
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]+):/+")
 
 
 class SettingError(ValueError):

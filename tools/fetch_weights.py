@@ -8,9 +8,13 @@
 What is fetched lies in the cache folder, below which a copy for another machine keeps its place.
 """
 
+if __name__ == "__main__":
+    from remem_jax.storage import streams
+
+    streams.begin("fetch_weights")
+
 import argparse
 import os
-import signal
 import sys
 
 from absl import flags, logging
@@ -25,7 +29,6 @@ def main() -> int:
     flags.FLAGS(sys.argv[:1])  # The log asks for its own.
     logging.set_verbosity(logging.INFO)
     redaction.guard()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` ends without a word.
     arguments = _parser().parse_args()
     if arguments.cache:
         os.environ["REMEM_CACHE"] = arguments.cache
@@ -104,4 +107,4 @@ def _pick(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run("fetch_weights", main))

@@ -9,6 +9,11 @@ what is prepared can be copied. What is there is kept, as TFRecord too; `python 
 lists it.
 """
 
+if __name__ == "__main__":
+    from remem_jax.storage import streams
+
+    streams.begin("prepare_data")
+
 import argparse
 import dataclasses
 import importlib.util
@@ -19,7 +24,8 @@ from typing import Any
 import tqdm
 from absl import flags, logging
 
-from remem_jax.checks import SettingError, local_path
+from remem_jax import checks
+from remem_jax.checks import SettingError
 from remem_jax.data import copies, imagenet_lt, obtaining, prepared, registry
 
 
@@ -55,7 +61,7 @@ def _handled(name: str, arguments: argparse.Namespace) -> int:
     """Prepares one data set, or says how; returns the exit code."""
     try:
         data_dir, lists = (
-            given and str(local_path(option, given))
+            given and str(checks.local_path(option, given))
             for option, given in (("--dir", arguments.dir), ("--lists", arguments.lists))
         )
         if arguments.instructions:
@@ -188,4 +194,4 @@ def _counted(name: str, counts: tuple[int, int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run("prepare_data", main))

@@ -3,6 +3,11 @@
 python -m remem_jax.data [--dir DIR]
 """
 
+if __name__ == "__main__":
+    from remem_jax.storage import streams
+
+    streams.begin("remem_jax")
+
 import argparse
 import sys
 import textwrap
@@ -24,11 +29,21 @@ def main() -> int:
     parser.add_argument("--dir", default="", help="folder of TFDS instead of its default")
     data_dir = parser.parse_args().dir
     logging.set_verbosity(logging.ERROR)  # TFDS warns of each that is not prepared.
-    sys.stdout.write("\n".join(_lines(data_dir)) + "\n")
+    damages: list[str] = []
+    try:
+        lines = _lines(data_dir, damages)
+    except SettingError as error:
+        sys.stderr.write(f"remem_jax: {error}\n")
+        return 1
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+    sys.stderr.writelines(f"remem_jax: {damage}\n" for damage in damages)
     return 0
 
 
-def _lines(data_dir: str) -> list[str]:
+def _lines(data_dir: str, damages: list[str]) -> list[str]:
+    """What to print; adds to `damages` what is wrong with data sets that are prepared."""
+    place = copies.folder(data_dir)
     head = _ROW("name", "train", "test", "classes", "metric", "flip", "obtained", "prepared here")
     lines = [head]
     for name, record in registry.RECORDS.items():
@@ -42,10 +57,9 @@ def _lines(data_dir: str) -> list[str]:
                 _METRICS[record.metric],
                 "yes" if record.flip else "no",
                 record.obtained,
-                _here(name, data_dir),
+                _here(name, data_dir, damages),
             )
         )
-    place = copies.folder(data_dir)
     lines += [
         "",
         f"Prepared here: in {place}. What is not: tools/prepare_data.py NAME.",
@@ -60,10 +74,11 @@ def _lines(data_dir: str) -> list[str]:
     return lines
 
 
-def _here(name: str, data_dir: str) -> str:
+def _here(name: str, data_dir: str, damages: list[str]) -> str:
     try:
         state = prepared.state(name, data_dir)
-    except SettingError:
+    except SettingError as error:
+        damages.append(str(error))
         return "damaged"
     if state is None:
         return "no"
@@ -73,4 +88,4 @@ def _here(name: str, data_dir: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run("remem_jax", main))

@@ -1,15 +1,19 @@
 """What TFDS has prepared on disk, as array_record or as TFRecord, read without TensorFlow."""
 
+import contextlib
 import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from remem_jax import checks
 from remem_jax.checks import SettingError
 from remem_jax.data import decoding, sources, tfrecord
 
 ARRAY_RECORD, TFRECORD = "array_record", "tfrecord"
+_INFO, _FEATURES, _LABELS = "dataset_info.json", "features.json", "label.labels.txt"  # TFDS's.
 
 
 class Copy(NamedTuple):
@@ -45,19 +49,34 @@ def folder(data_dir: str) -> pathlib.Path:
     """TFDS's folder, its own default if none is given."""
     from tensorflow_datasets.core import constants
 
-    return pathlib.Path(data_dir or constants.DATA_DIR).expanduser()
+    if data_dir:
+        return checks.local_path("config.data.dir", data_dir)
+    return checks.local_path("config.data.dir, or TFDS_DATA_DIR,", constants.DATA_DIR)
 
 
 def builder(name: str, data_dir: str) -> Any:
-    """TFDS's builder of what it calls `name`, prepared or not."""
+    """TFDS's builder of what it calls `name`, prepared or not.
+
+    Raises:
+        SettingError: If what it has written down of a prepared one is damaged.
+    """
     import tensorflow_datasets
 
-    place = os.fspath(folder(data_dir)) if data_dir else None
-    return tensorflow_datasets.builder(name, data_dir=place, try_gcs=False)
+    place = folder(data_dir)
+    with _readable(name, place):
+        found = tensorflow_datasets.builder(
+            name, data_dir=os.fspath(place) if data_dir else None, try_gcs=False
+        )
+        _ = found.info.features, found.info.splits  # Read only when they are used.
+        return found
 
 
 def find(name: str, data_dir: str) -> Copy | None:
-    """The prepared copy of what TFDS calls `name`; None where there is none."""
+    """The prepared copy of what TFDS calls `name`; None where there is none.
+
+    Raises:
+        SettingError: If what TFDS has written down of it is damaged.
+    """
     found = builder(name, data_dir)
     if not found.is_prepared():
         return None
@@ -65,6 +84,55 @@ def find(name: str, data_dir: str) -> Copy | None:
     chosen = next((one for one in (ARRAY_RECORD, TFRECORD) if one in formats), min(formats))
     found.info.set_file_format(chosen, override=True, override_if_initialized=True)
     return Copy(found, chosen)
+
+
+def class_names(copy: Copy, name: str, classes: int) -> tuple[str, ...]:
+    """Names of the classes of a copy of what TFDS calls `name`, in the order of the labels.
+
+    Raises:
+        SettingError: If they are not so many, or have been lost.
+    """
+    found = tuple(copy.builder.info.features["label"].names)
+    path = os.path.join(copy.builder.data_dir, _LABELS)  # noqa: PTH118  TFDS's own kind of path.
+    if len(found) != classes:
+        raise tfrecord.damaged(path, f"it names {len(found)} classes, expected {classes}")
+    if found == tuple(map(str, range(classes))):  # As where there are none.
+        import tensorflow_datasets
+
+        ours = tensorflow_datasets.builder(name, data_dir=os.devnull, try_gcs=False)
+        if tuple(ours.info.features["label"].names) != found:
+            raise tfrecord.damaged(path, "it has no names")
+    return found
+
+
+@contextlib.contextmanager
+def _readable(name: str, place: pathlib.Path) -> Iterator[None]:
+    """Names the file where TFDS cannot read what it has written down of a data set."""
+    from google.protobuf import json_format
+
+    errors = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError)
+    try:
+        yield
+    except (*errors, json_format.Error) as error:
+        folder = place / name.partition(":")[0]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        for path in sorted(folder.rglob("[0-9]*.[0-9]*.[0-9]*")):  # Its versions.
+            for file in (_INFO, _FEATURES):
+                wrong = _wrong(path / file)
+                if wrong:
+                    raise tfrecord.damaged(os.fspath(path / file), wrong) from error
+        raise tfrecord.damaged(os.fspath(folder), reason) from error
+
+
+def _wrong(path: pathlib.Path) -> str:
+    """What is wrong with a file of JSON; empty where nothing is."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:
+        return f"it is cut or damaged ({error})" if path.stat().st_size else "it is empty"
+    return "" if isinstance(content, dict) and content else "it says nothing of a data set"
 
 
 def count(copy: Copy, expression: str) -> int:

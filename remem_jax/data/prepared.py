@@ -43,7 +43,7 @@ def tfds(name: str, data_dir: str) -> sources.Source:
         splits = imagenet_lt.splits(copy, data_dir)
     else:
         raise _not_prepared(record.tfds, name, data_dir)
-    classes = tuple(copy.builder.info.features["label"].names)
+    classes = copies.class_names(copy, record.tfds, record.classes)
     official = record.is_official((splits[TRAIN].examples, splits[TEST].examples))
     return sources.Source(name, splits, classes, record.metric, record.flip, official)
 

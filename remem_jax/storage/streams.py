@@ -1,7 +1,9 @@
 """Standard streams and an encoding that every command can rely on."""
 
 import os
+import signal
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 _UTF8 = "PYTHONUTF8"
@@ -30,6 +32,51 @@ def prepare() -> None:
     if sys.getfilesystemencoding() == "ascii" and os.environ.get(_UTF8) != "1":
         os.environ[_UTF8] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def begin(name: str) -> None:
+    """`prepare`, and Ctrl-C is one line and exit code 130 while a command imports what it needs."""
+    prepare()
+
+    def stop(*_: object) -> None:
+        os.write(2, f"{name}: stopped.\n".encode())
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
+
+
+def run(name: str, work: Callable[[], int]) -> int:
+    """Does the work of a command that `begin` has begun; its exit code.
+
+    What the user can mend is one line on standard error: Ctrl-C, standard output on a full disk.
+    Who reads standard output may end at any time, as `head` does.
+
+    Args:
+        name: Of the command.
+        work: Returns its exit code.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = work()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: stopped.\n")
+        return 130
+    except BrokenPipeError:
+        _discard_output()
+        return 1
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _discard_output()
+        sys.stderr.write(f"{name}: standard output cannot be written ({error.strerror}).\n")
+        return 1
+    return code
+
+
+def _discard_output() -> None:
+    """Has what is left of standard output go nowhere, or the interpreter fails of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _require_open(number: int) -> None:

@@ -58,6 +58,29 @@ def test_what_is_prepared_is_told_with_format_and_counts(
     assert here["food101"].endswith("  no")
 
 
+def test_what_is_damaged_is_told_by_its_file_after_the_table(
+    data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = data_dir.glob("caltech101/*/dataset_info.json")
+    file.write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["data", "--dir", str(data_dir)])
+
+    table.main()
+
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith(f"remem_jax: {file} cannot be read: it is empty; copy it again")
+    assert len(told) == 2  # Flowers, which lack a split.
+
+
+def test_a_remote_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["data", "--dir", "s3://bucket/tfds"])
+
+    assert table.main() == 1
+    assert capsys.readouterr().err.startswith("remem_jax: s3://bucket/tfds is no local folder")
+
+
 def test_assumptions_and_licences_follow(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

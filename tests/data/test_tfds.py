@@ -271,6 +271,37 @@ def test_a_file_that_was_cut_off_is_named(caltech101: pathlib.Path, tmp_path: pa
         _open("caltech101", tmp_path)
 
 
+_DAMAGES = {"cut": -10, "empty": 0, "lost": None}
+
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "label.labels.txt"])
+def test_damaged_metadata_are_named(
+    name: str, damage: str, caltech101: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    whole = (caltech101 / name).read_bytes()
+    (caltech101 / name).unlink()
+    if damage != "lost":
+        (caltech101 / name).write_bytes(whole[: _DAMAGES[damage]])
+
+    if (name, damage) == ("features.json", "lost"):  # TFDS's code has them too.
+        assert _labels(_open("caltech101", tmp_path).splits["test"])
+        return
+    told = f"{caltech101 / name} cannot be read: .*; copy it again, or remove the folder"
+    with pytest.raises(SettingError, match=told):
+        _open("caltech101", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"\xff\x00", b'{"splits": 3}'])
+def test_metadata_that_are_something_else_are_named(
+    content: bytes, caltech101: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (caltech101 / "dataset_info.json").write_bytes(content)
+
+    with pytest.raises(SettingError, match=f"{tmp_path}/caltech101.* cannot be read: .*; copy"):
+        _open("caltech101", tmp_path)
+
+
 def test_damaged_bytes_are_a_corrupt_image(
     caltech101: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -50,3 +50,57 @@ def test_ascii_streams_hold_any_text(
     )
 
     assert (done.stdout, done.stderr) == (expected, expected)
+
+
+_COMMAND = """
+import os, signal, sys
+
+from remem_jax.storage import streams
+
+streams.begin("name")
+if sys.argv[1] == "importing":
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def work():
+    if sys.argv[1] == "working":
+        os.kill(os.getpid(), signal.SIGINT)
+    print("x" * 100_000)
+    return 3
+
+
+sys.exit(streams.run("name", work))
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "output", "code", "told"),
+    [
+        ("importing", "/dev/null", 130, "name: stopped.\n"),
+        ("working", "/dev/null", 130, "name: stopped.\n"),
+        ("never", "/dev/null", 3, ""),
+        ("never", "/dev/full", 1, "name: standard output cannot be written (No space left on d"),
+    ],
+)
+def test_a_command_ends_in_one_line(when: str, output: str, code: int, told: str) -> None:
+    with pathlib.Path(output).open("w") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", _COMMAND, when], stdout=file, stderr=subprocess.PIPE, text=True
+        )
+
+    assert (done.returncode, done.stderr[: len(told)]) == (code, told)
+    assert len(done.stderr.splitlines()) <= 1
+
+
+def test_a_reader_may_leave() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _COMMAND, "never"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stdout is not None
+        command.stdout.close()
+        told = command.stderr.read() if command.stderr else ""
+
+    assert told == ""
