@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, report, settings, workflow
 from remem_jax.checks import SettingError
+from remem_jax.data import own
 from remem_jax.storage import checkpoints, results, workdir
 from remem_jax.study import cost, queue, search, space, summary
 from remem_jax.study.space import Trial
@@ -67,6 +68,7 @@ def run(
     on = mesh.make_mesh()
     for trial in found.by_key.values():
         settings.check_mesh(trial.config, on)
+        own.require_outside(trial.config.data.name, trial.config.data.path, directory)
     results.write_for_all(directory / "config.json", json.loads(config.to_json_best_effort()))
     total = cost.of_trials(found.planned, directory)
     logging.info(
