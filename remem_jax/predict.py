@@ -14,6 +14,7 @@ import logging as python_logging
 import os
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from absl import flags, logging
 from scipy import special
 
 from remem_jax.checks import SettingError, at_least, require
-from remem_jax.data import own
+from remem_jax.data import formats, walk
 from remem_jax.export import predictors, runs
 from remem_jax.export.predictors import Predictor
 from remem_jax.storage import files, logs, results
@@ -88,7 +89,10 @@ def _predict(asked: argparse.Namespace) -> None:
     at_least("--batch_size", asked.batch_size, 1)
     if asked.out:
         _require_writable(asked.out)
-    paths, empty = find(asked.images)
+    passed_over: Counter[str] = Counter()
+    paths, empty = find(asked.images, passed_over)
+    if walk.is_remarkable(passed_over):
+        sys.stderr.write(f"remem_jax: {walk.told(passed_over, ())}\n")
     model = predictors.open_any(asked.model, method=asked.method, seed=asked.seed)
     logging.set_verbosity(logging.INFO)  # Of the progress; what opens a model says more.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # Of devices there are not.
@@ -101,12 +105,15 @@ def _predict(asked: argparse.Namespace) -> None:
     _write(asked.out, _csv(found) if asked.format == "csv" else _json(found, model))
 
 
-def find(given: Sequence[str]) -> tuple[list[pathlib.Path], dict[str, str]]:
+def find(
+    given: Sequence[str], passed_over: Counter[str] | None = None
+) -> tuple[list[pathlib.Path], dict[str, str]]:
     """Files of images, each of them once.
 
     Args:
         given: Files; folders, of which all images are taken, also those in folders of theirs;
             patterns of either, with "**" for any number of folders.
+        passed_over: Counts what is not taken of folders, by kind.
 
     Returns:
         The files in the order in which they were given, those of a folder or a pattern sorted;
@@ -120,17 +127,17 @@ def find(given: Sequence[str]) -> tuple[list[pathlib.Path], dict[str, str]]:
         if not path.exists() and glob.has_magic(name):
             matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  Absolute too.
             places = list(map(pathlib.Path, matches))
-        here = [one for place in places for one in _files(place)]
+        here = [one for place in places for one in _files(place, passed_over)]
         if not here:
-            empty[name] = f"holds no images ({', '.join(own.SUFFIXES)})."
+            empty[name] = f"holds no images ({formats.told()})."
         for one in here:
             # Path.resolve raises of links in a circle.
             found.setdefault(os.path.realpath(one), one)
     return list(found.values()), empty
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    return runs.image_paths(path) if path.is_dir() else [path]
+def _files(path: pathlib.Path, passed_over: Counter[str] | None) -> list[pathlib.Path]:
+    return runs.image_paths(path, passed_over) if path.is_dir() else [path]
 
 
 def predict(

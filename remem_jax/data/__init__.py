@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,14 +12,25 @@ import numpy as np
 from absl import logging
 
 from remem_jax.checks import SettingError
-from remem_jax.data import cache, decoding, device, lists, own, prepared, registry, sources
-from remem_jax.data.sources import TRAIN, VALIDATION, Part, Source
+from remem_jax.data import (
+    arrays,
+    cache,
+    class_names,
+    decoding,
+    device,
+    lists,
+    own,
+    prepared,
+    registry,
+    sources,
+)
+from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Part, Source
 from remem_jax.records import Feed
 
 OWN: dict[str, Callable[[str], Source]] = {
     "folder": own.folder,
     "list": lists.listing,
-    "arrays": own.arrays,
+    "arrays": arrays.open_arrays,
 }
 NAMES = ("digits", *OWN, *registry.RECORDS)
 INPUTS = ("auto", "resident", "streamed")
@@ -39,10 +51,10 @@ class Dataset(NamedTuple):
         classes: Names of the classes, in the order of the labels.
         metric: Name of the metric that decides.
         flip: Whether mirrored images keep their class.
-        official: True if the counts are those of the official data set, False if they are
-            not, None where there is no official one.
+        official: Whether the counts are the official ones; None where there are no such.
         skipped: Images that could not be decoded.
         fingerprint: Hash of all images and labels, and of which are held out.
+        passed_over: See `Source`, as for the rest.
     """
 
     title: str
@@ -57,6 +69,9 @@ class Dataset(NamedTuple):
     official: bool | None
     skipped: tuple[str, ...]
     fingerprint: str
+    passed_over: Mapping[str, int]
+    empty_classes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 class Storage(NamedTuple):
@@ -127,6 +142,9 @@ def load(
         logging.warning("Skipped %d corrupt images: %s", len(skipped), "; ".join(skipped))
     chosen = {name: np.arange(len(one.kept)) for name, one in found.items()}
     if VALIDATION not in found:
+        if source.official is None:  # Published splits are taken as they are.
+            counts = Counter(source.classes[label] for label in found[TRAIN].labels)
+            class_names.require_enough(counts, {TEST}, "readable training images")
         held = sources.stratified(found[TRAIN].labels, validation, seed=seed)
         chosen[VALIDATION] = held
         chosen[TRAIN] = np.setdiff1d(chosen[TRAIN], held)
@@ -160,6 +178,9 @@ def load(
         source.official,
         skipped,
         digest.hexdigest()[:16],
+        source.passed_over,
+        source.empty_classes,
+        source.warnings,
     )
 
 

@@ -1,7 +1,7 @@
 """Encoded images to pixels, and pixels to squares, as fast as one core can.
 
 JPEGs go through libjpeg-turbo without Pillow's detours, squares through a SIMD convolution with the
-kernel of Pillow's bilinear filter; Pillow reads all headers and every other format.
+kernel of Pillow's bilinear filter; Pillow reads all headers and every other format of `formats`.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base as Exif
 
+from remem_jax.data import formats
+
 # What Pillow raises of files that were cut or altered. A decompression bomb is what a broken header
 # may look like.
 _BROKEN = (
@@ -28,6 +30,11 @@ _BROKEN = (
     ValueError,
     SyntaxError,
     EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
     struct.error,
     zlib.error,
 )
@@ -43,6 +50,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
 }
 _LYING = (5, 6, 7, 8)  # Orientations in which height and width change places.
+_UPRIGHT_ALREADY = ("TIFF", "HEIF")  # Formats that are turned as they are decoded.
 _PNG_METADATA = re.compile(rb"eXIf|Raw profile type|XML:com\.adobe\.xmp")
 _BILINEAR = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
 _RGB = cykooz_resizer.PixelType.U8x3
@@ -77,7 +85,10 @@ class Opened(NamedTuple):
         reduction = _reduction(self, at_least)
         pixels = _turbo(self.encoded, self.image, reduction)
         if pixels is None:
+            size = self.image.size
             pixels = np.asarray(_rgb(self.image, reduction))
+            if reduction == 1 and pixels.shape[1::-1] != size:
+                raise CorruptImageError("the header gives another size than the pixels have")
         if self.orientation in _UPRIGHT:
             pixels = np.ascontiguousarray(_UPRIGHT[self.orientation](pixels))
         return pixels
@@ -88,11 +99,15 @@ def opened(encoded: bytes) -> Iterator[Opened]:
     """Reads the header of an image, for its size and then its pixels.
 
     Raises:
-        CorruptImageError: If it is no image, is cut off or broken, or claims more pixels than
-            Pillow trusts; here, or when it is decoded.
+        CorruptImageError: If it is no image of `formats.FORMATS`, is cut off or broken, or claims
+            more than `formats.MAX_PIXELS`; here, or when it is decoded.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=formats.FORMATS) as image:
+            if math.prod(image.size) > formats.MAX_PIXELS:
+                raise CorruptImageError(
+                    f"{math.prod(image.size):,} pixels, more than {formats.MAX_PIXELS:,}"
+                )
             yield Opened(encoded, image, _orientation(image, encoded))
     except UnidentifiedImageError as error:  # Its own message is an address in memory.
         raise CorruptImageError("not an image") from error
@@ -108,7 +123,7 @@ def decode(encoded: bytes, *, at_least: tuple[int, int] | None = None) -> np.nda
     frames the first is taken. The result may be read-only.
 
     Args:
-        encoded: JPEG, PNG, WebP, BMP, or what else Pillow knows.
+        encoded: A file of one of `formats.FORMATS`.
         at_least: Height and width that are enough. A JPEG is then decoded at a half, a quarter or
             an eighth of its size, while both sides stay that long; ask for twice what you resize
             to, and it hardly shows. None decodes at full size.
@@ -170,12 +185,18 @@ def resize(
 
 
 def _orientation(image: Image.Image, encoded: bytes) -> int:
-    """Orientation in EXIF or XMP, 1 where there is none."""
-    # Pillow decodes all of a PNG to look for what may stand at its end.
-    if image.format == "PNG" and not _PNG_METADATA.search(encoded):
+    """Orientation in EXIF or XMP; 1 where there is none, or it cannot be read."""
+    if image.format in _UPRIGHT_ALREADY:
         return 1
-    found = image.getexif().get(Exif.Orientation)
-    return found if isinstance(found, int) else 1  # Broken metadata may hold anything.
+    if image.format == "PNG":
+        # Pillow decodes all of a PNG to look for what may stand at its end.
+        if not _PNG_METADATA.search(encoded):
+            return 1
+        image.load()  # What is cut off is an error, unlike broken metadata.
+    with contextlib.suppress(*_BROKEN):
+        found = image.getexif().get(Exif.Orientation)
+        return found if isinstance(found, int) else 1  # Broken metadata may hold anything.
+    return 1
 
 
 def _reduction(opened: Opened, at_least: tuple[int, int] | None) -> int:
@@ -225,8 +246,12 @@ def _rgb(image: Image.Image, reduction: int) -> Image.Image:
     if reduction > 1:
         width, height = image.size
         image.draft(None, (max(width // reduction, 1), max(height // reduction, 1)))
-    if image.mode.startswith("I;16"):  # Pillow would cut what is above 255, not scale.
+    image.load()
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+    if sixteen_bits:  # Pillow would cut what is above 255, not scale.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise CorruptImageError("grey levels of 32 bits, whose range is unknown: store 8 or 16")
     if "transparency" in image.info:  # Or Pillow warns of palettes.
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -1,20 +1,19 @@
 """A user's own images that a CSV or a file of JSON lines lists."""
 
 import csv
+import decimal
 import io
 import json
 import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
-
-from absl import logging
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import own
+from remem_jax.data import own, split_names, walk
 from remem_jax.data.sources import TRAIN, Source
 
 LISTS = (".csv", ".jsonl", ".ndjson")
@@ -25,16 +24,17 @@ def listing(path: str) -> Source:
     """Images that a CSV or a file of JSON lines lists, with their classes and, maybe, splits.
 
     A CSV starts with the names of its columns, `path` and `label` and maybe `split`, in any order,
-    among others; JSON lines are objects with these keys. Paths are relative to the list. Labels
-    are names of classes, which are sorted, or all of them whole numbers, which are sorted as such.
-    Splits are train, validation (val, valid) and test; where the list names no test images, a
-    stratified fifth of train becomes the test split. Lines that say the same again count once.
+    among others; JSON lines are objects with these keys. Paths are relative to the list, or begin
+    with ~. Labels are names of classes, as they are written: 1 and 01 are two. They are sorted as
+    text, or as numbers where all of them are whole numbers. Splits are train, validation and test,
+    by the names of `split_names`; where the list names no test images, a stratified fifth of train
+    becomes the test split. Lines that say the same of one file again count once.
 
     Raises:
         SettingError: If there is no such list, a line cannot be understood or contradicts another,
-            or a file is missing.
+            a file is missing, or classes cannot be told apart, stored or divided.
     """
-    place = pathlib.Path(path).expanduser()
+    place = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111  Which raises of unknown users.
     if not path or not place.is_file():
         raise SettingError(
             f"There is no file {path!r}; set config.data.path to a list ({', '.join(LISTS)})."
@@ -43,18 +43,36 @@ def listing(path: str) -> Source:
         place.suffix.lower() in LISTS,
         f"{path} must be a list that ends in {', '.join(LISTS)}; set config.data.path.",
     )
-    rows = _distinct(path, _rows(path, place))
+    rows = [*_rows(path, place)]
     checks.require(len(rows) > 0, f"{path} lists no images; mend it, or set config.data.path.")
     found: dict[str, list[own.File]] = {}
+    first: dict[Hashable, _Listed] = {}
     for row in rows:
-        found.setdefault(_split_of(path, row, rows[0]), []).append(_listed(path, place.parent, row))
+        listed, same = _listed(path, place.parent, row, rows[0])
+        before = first.setdefault(same, listed)
+        if before is listed:
+            found.setdefault(listed.split, []).append(listed.file)
+        else:
+            _require_the_same(path, before, listed)
     checks.require(
         TRAIN in found, f"{path} lists no images of the train split; mend it, or config.data.path."
     )
-    names = {row.label for row in rows}
-    numbered = all(_WHOLE.fullmatch(name) for name in names)
-    classes = sorted(names, key=int) if numbered else sorted(names)
-    return own.of_files(place.stem, place.parent, own.with_test(found), classes)
+    repeated = len(rows) - len(first)
+    return own.of_files(
+        place.stem,
+        place.parent,
+        found,
+        _sorted({row.label for row in rows}),
+        where=path,
+        passed_over={walk.REPEATED: repeated} if repeated else {},
+    )
+
+
+def _sorted(names: set[str]) -> list[str]:
+    """As numbers, where all are whole numbers; a number of any length can be compared."""
+    if all(_WHOLE.fullmatch(name) for name in names):
+        return sorted(names, key=lambda name: (decimal.Decimal(name), name))
+    return sorted(names)
 
 
 class _Row(NamedTuple):
@@ -64,6 +82,20 @@ class _Row(NamedTuple):
     path: str
     label: str
     split: str
+
+
+class _Listed(NamedTuple):
+    """A line of a list, and what it names."""
+
+    row: _Row
+    split: str
+    file: own.File
+
+
+class _Number(str):
+    """A whole number of JSON, as it is written, of any length."""
+
+    __slots__ = ()
 
 
 def _rows(path: str, place: pathlib.Path) -> Iterator[_Row]:
@@ -80,24 +112,24 @@ def _rows(path: str, place: pathlib.Path) -> Iterator[_Row]:
         yield _Row(
             line,
             _field(path, line, record, "path"),
-            _label(_field(path, line, record, "label").strip()),
+            _field(path, line, record, "label").strip(),
             "" if split is None else str(split).strip(),
         )
 
 
-def _label(text: str) -> str:
-    """A class name; of a whole number, the one way to write it."""
-    return str(int(text)) if _WHOLE.fullmatch(text) else text
-
-
 def _field(path: str, line: int, record: dict[str, Any], name: str) -> str:
     value = record.get(name)
-    whole = name == "label" and isinstance(value, int) and not isinstance(value, bool)
-    if not (whole or (isinstance(value, str) and value.strip())):
+    number = name == "path" and isinstance(value, _Number)
+    if number or not isinstance(value, str) or not value.strip():
         wanted = "text" if name == "path" else "a class name or a whole number"
-        came = "none" if value is None else repr(value)
+        came = "none" if value is None else _short(value)
         raise _wrong(path, line, f"{name} must be {wanted}, got {came}")
     return str(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def _wrong(path: str, line: int, what: str) -> SettingError:
@@ -116,6 +148,9 @@ def _csv(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"the first line must name the columns path, label and maybe split, parted by "
                 f"commas; lacks {' and '.join(missing)}",
             )
+        for name in ("path", "label", "split"):
+            if header.count(name) > 1:
+                raise _wrong(path, 1, f"two columns have the name {name}")
         for cells in reader:
             if not cells:
                 continue
@@ -134,56 +169,60 @@ def _json_lines(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not content.strip():
             continue
         try:
-            record = json.loads(content)
-        except ValueError as error:
+            record = json.loads(content, parse_int=_number)
+        except (ValueError, RecursionError) as error:
             raise _wrong(path, line, f"no JSON ({error})") from error
         if not isinstance(record, dict):
             raise _wrong(path, line, "expected an object with path and label")
         yield line, record
 
 
-def _distinct(path: str, rows: Iterator[_Row]) -> list[_Row]:
-    """Rows that name different files."""
-    first: dict[str, _Row] = {}
-    repeated = 0
-    for row in rows:
-        same = first.setdefault(os.path.normpath(row.path), row)
-        if same is row:
-            continue
-        repeated += 1
-        for name, one, other in (
-            ("labels", same.label, row.label),
-            ("splits", same.split, row.split),
-        ):
-            if one != other:
-                raise _wrong(
-                    path,
-                    row.line,
-                    f"{row.path!r} has two {name}, {other!r} and, on line {same.line}, {one!r}",
-                )
-    if repeated:
-        logging.warning("%s: %d lines repeat others and count once.", path, repeated)
-    return list(first.values())
+def _number(text: str) -> _Number:
+    return _Number("0" if text == "-0" else text)
+
+
+def _require_the_same(path: str, before: _Listed, listed: _Listed) -> None:
+    """Raises if two lines of one file contradict each other."""
+    by = "" if before.row.path == listed.row.path else f" as {before.row.path!r}"
+    for name, one, other in (
+        ("labels", before.row.label, listed.row.label),
+        ("splits", before.split, listed.split),
+    ):
+        if one != other:
+            raise _wrong(
+                path,
+                listed.row.line,
+                f"{listed.row.path!r} has two {name}, {_short(other)} and, on line "
+                f"{before.row.line}{by}, {_short(one)}",
+            )
 
 
 def _split_of(path: str, row: _Row, first: _Row) -> str:
     """The split of a row; train where the list has no splits."""
     if not row.split and not first.split:
         return TRAIN
-    if row.split.lower() not in own.SPLITS:
+    split = split_names.split_of(row.split)
+    if split in (None, split_names.UNCLEAR):
         raise _wrong(
-            path, row.line, f"split must be one of {', '.join(own.SPLITS)}; got {row.split!r}"
+            path,
+            row.line,
+            f"split must be one of {split_names.told()}; got {_short(row.split)}",
         )
     if not first.split:
         raise _wrong(path, first.line, "no split, though other lines have one")
-    return own.SPLITS[row.split.lower()]
+    return split
 
 
-def _listed(path: str, root: pathlib.Path, row: _Row) -> own.File:
+def _listed(path: str, root: pathlib.Path, row: _Row, first: _Row) -> tuple[_Listed, Hashable]:
+    """What a row names, and what is the same for all rows of the same file."""
+    split = _split_of(path, row, first)
+    name = os.path.expanduser(row.path)  # noqa: PTH111  Which raises of unknown users.
+    place = os.path.join(root, name)  # noqa: PTH118
     try:
-        found = (root / row.path).stat()
+        found = os.stat(place)  # noqa: PTH116
     except (OSError, ValueError):  # The latter of a NUL.
         raise _wrong(path, row.line, f"there is no file {row.path!r}") from None
     if not stat.S_ISREG(found.st_mode):
         raise _wrong(path, row.line, f"{row.path!r} is not a file")
-    return own.File(row.path, row.label, found.st_size, found.st_mtime_ns)
+    file = own.File(name, row.label, found)
+    return _Listed(row, split, file), own.identity(found, place)

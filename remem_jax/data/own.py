@@ -1,28 +1,21 @@
-"""A user's own images: class folders, and arrays; lists of files are in `lists`."""
+"""A user's own images: class folders, and what they share with `lists` and `arrays`."""
 
 import hashlib
 import os
 import pathlib
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import registry, sources
+from remem_jax.data import class_names, formats, layouts, registry, sources, walk
 from remem_jax.data.decoding import CorruptImageError
-from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Example, Source, Split
+from remem_jax.data.sources import TEST, TRAIN, Example, Source, Split
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-SPLITS = {
-    "train": TRAIN,
-    "validation": VALIDATION,
-    "val": VALIDATION,
-    "valid": VALIDATION,
-    "test": TEST,
-}
 _TEST_SHARE = 0.2
 
 
@@ -32,14 +25,12 @@ class File(NamedTuple):
     Attributes:
         name: Path below the folder of all images, or absolute.
         klass: Name of its class.
-        size: In bytes; -1 if it is not there.
-        changed: When, in nanoseconds.
+        found: What the file system says of it; None if it is not there.
     """
 
     name: str
     klass: str
-    size: int
-    changed: int
+    found: os.stat_result | None
 
 
 class _Files(NamedTuple):
@@ -51,8 +42,7 @@ class _Files(NamedTuple):
 
     def __call__(self, i: int) -> Example:
         try:
-            with open(os.path.join(self.root, self.names[i]), "rb") as file:  # noqa: PTH118, PTH123
-                encoded = file.read()
+            encoded = formats.read(os.path.join(self.root, self.names[i]))  # noqa: PTH118
         except OSError as error:
             raise CorruptImageError(error.strerror or str(error)) from error
         return Example(encoded, int(self.labels[i]))
@@ -72,78 +62,103 @@ def folder(path: str) -> Source:
     """A folder of class folders of images, which may lie in folders of their own.
 
     Either PATH/class/**/image.jpg, of which a stratified fifth becomes the test split, or
-    PATH/train/class/**/image.jpg with PATH/test, PATH/validation (or val, valid) or both; without
-    a test folder, a fifth of train becomes it. What is hidden is passed over.
+    PATH/train/class/**/image.jpg with PATH/test, PATH/validation or both; without a test folder, a
+    fifth of train becomes it. `layouts` has the names of splits; what is hidden, no image, or left
+    behind by other programs is passed over and counted. One file counts once.
 
     Raises:
-        SettingError: If there is no such folder, or it holds no images.
+        SettingError: If there is no such folder, it holds no images, its layout is not clear, or
+            classes cannot be told apart, stored or divided.
     """
-    root = pathlib.Path(path).expanduser()
+    root = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111  Which raises of unknown users.
     if not path or not root.is_dir():
         raise SettingError(f"There is no folder {path!r}; set config.data.path to your images.")
-    parts = _parts(root)
-    if parts:
-        found = {split: _scan(root / part, f"{part}/") for split, part in parts.items()}
-    else:
-        found = {TRAIN: _scan(root, "")}
-    found = with_test(found)
-    for split in (TRAIN, *found):
+    passed_over: Counter[str] = Counter()
+    layout = layouts.read(path, root, passed_over)
+    found = {split: [*_files(root, places, passed_over)] for split, places in layout.splits.items()}
+    distinct = _distinct(path, found, passed_over)
+    for split in (TRAIN, *distinct):
         checks.require(
-            len(found.get(split, ())) > 0,
+            len(distinct.get(split, ())) > 0,
             f"{path} holds no images in class folders for the {split} split (looked for "
-            f"{', '.join(SUFFIXES)}): expected PATH/class/image.jpg, at least two to a class, or "
+            f"{formats.told()}): expected PATH/class/image.jpg, at least three to a class, or "
             "PATH/train/class/... and PATH/test/class/...; set config.data.path.",
         )
-    classes = sorted({file.klass for files in found.values() for file in files})
-    return of_files(root.resolve().name, root, found, classes)
+    if not layout.of_splits:
+        layouts.require_flat(path, [(file.klass, file.name) for file in distinct[TRAIN]])
+    classes = sorted({file.klass for files in distinct.values() for file in files})
+    folders = {place.name for places in layout.splits.values() for place in places}
+    return of_files(
+        root.resolve().name,
+        root,
+        distinct,
+        classes,
+        where=path,
+        passed_over=passed_over,
+        empty_classes=tuple(sorted(folders - set(classes))),
+        warnings=layout.warnings,
+    )
 
 
-def arrays(path: str) -> Source:
-    """Arrays of an .npz: `train_image`, `train_label`, `test_image`, `test_label`, `classes`.
+def require_outside(name: str, path: str, directory: pathlib.Path) -> None:
+    """Raises if a run's folder lies in the folder of its images, where it would become a class.
 
-    Images are uint8 (example, height, width, 3), labels whole numbers from 0, classes their
-    names; `validation_image` and `validation_label` may be there too.
+    Args:
+        name: Of the data set; lists and arrays may lie anywhere.
+        path: Of the data set.
+        directory: Of the run; it need not be there yet.
 
     Raises:
-        SettingError: If there is no such file, or it has another form.
+        SettingError: If the images are class folders, and the run is to lie among them.
     """
-    data = _read_npz(path)
-    names = [TRAIN, TEST]
-    if f"{VALIDATION}_image" in data:
-        names.append(VALIDATION)
-    wanted = ["classes", *(f"{name}_{part}" for name in names for part in ("image", "label"))]
-    missing = [name for name in wanted if name not in data]
-    checks.require(
-        not missing,
-        f"{path} lacks the arrays {', '.join(missing)}; docs/own_data.md has its form; or set "
-        "config.data.path.",
-    )
-    classes = tuple(str(name) for name in data["classes"])
-    splits = {}
-    for name in names:
-        images, labels = data[f"{name}_image"], data[f"{name}_label"]
-        _require_form(f"{path}: {name}", images, labels, len(classes))
-        splits[name] = sources.in_memory(images, labels, f"{name} image")
-    return Source(pathlib.Path(path).stem, splits, classes, registry.TOP1, flip=True)
+    root = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111
+    if name != "folder" or not path or not root.is_dir():
+        return
+    place = pathlib.Path(os.path.realpath(os.path.expanduser(directory)))  # noqa: PTH111
+    if any(one.exists() and one.samefile(root) for one in (place, *place.parents)):
+        raise SettingError(
+            f"--workdir {directory} lies in config.data.path ({path}), where its figures would "
+            "become images: set --workdir to a folder outside of it."
+        )
 
 
 # What folders and lists share.
 
 
 def of_files(
-    title: str, root: pathlib.Path, found: dict[str, list[File]], classes: Sequence[str]
+    title: str,
+    root: pathlib.Path,
+    found: dict[str, list[File]],
+    classes: Sequence[str],
+    *,
+    where: str,
+    passed_over: Mapping[str, int],
+    empty_classes: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
 ) -> Source:
-    """A source of files.
+    """A source of files; where there is no test split, a stratified share of train becomes it.
 
     Args:
         title: What to call it.
         root: Folder that relative names are below.
         found: Images of each split.
         classes: All that occur, in the order of the labels.
+        where: Setting of `config.data.path`, for messages.
+        passed_over: See `Source`, as for the rest.
+        empty_classes: Folders of classes without an image.
+        warnings: What is odd, beside what is found here.
+
+    Raises:
+        SettingError: If classes cannot be stored, or have too few images.
     """
+    class_names.require_storable(classes, where)
+    counts = {split: Counter(file.klass for file in files) for split, files in found.items()}
+    class_names.require_enough(
+        counts[TRAIN], found, "images" if len(found) == 1 else "training images"
+    )
     index = {name: i for i, name in enumerate(classes)}
     splits = {}
-    for split, files in found.items():
+    for split, files in _with_test(found).items():
         labels = np.asarray([index[file.klass] for file in files], np.int32)
         names = [file.name for file in files]
         splits[split] = Split(
@@ -153,19 +168,51 @@ def of_files(
             labels,
             _key(files, labels),
         )
-    return Source(title, splits, tuple(classes), registry.TOP1, flip=True)
+    source = Source(
+        title,
+        splits,
+        tuple(classes),
+        registry.TOP1,
+        flip=True,
+        passed_over=dict(passed_over),
+        empty_classes=empty_classes,
+        warnings=warnings,
+    )
+    told = walk.told(source.passed_over, source.empty_classes)
+    if told:
+        remarkable = bool(empty_classes) or walk.is_remarkable(source.passed_over)
+        logging.log(logging.WARNING if remarkable else logging.INFO, "%s: %s", title, told)
+    return with_warnings(source, counts)
+
+
+def with_warnings(source: Source, counts: Mapping[str, Mapping[str, int]]) -> Source:
+    """The same, with what is odd about its classes, which is also logged."""
+    warnings = source.warnings + class_names.warnings(counts)
+    for warning in warnings:
+        logging.warning("%s: %s.", source.title, warning)
+    return source._replace(warnings=warnings)
+
+
+def identity(found: os.stat_result | None, path: str) -> Hashable:
+    """The same for all names of one file: links of both kinds, and relative or absolute paths."""
+    if found is None or not found.st_ino:
+        return os.path.realpath(path)
+    # Some file systems give an inode to several files.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _key(files: list[File], labels: np.ndarray) -> str:
     digest = hashlib.sha256(labels.tobytes())
     for file in files:
-        digest.update(os.fsencode(f"{file.name}\0{file.size}\0{file.changed}\0"))
+        found = file.found
+        # Tools that copy or edit may keep a file's size and mtime; none can set its ctime.
+        stamp = found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        digest.update(os.fsencode(f"{file.name}\0{stamp}\0"))
     return digest.hexdigest()[:16]
 
 
-def with_test(found: dict[str, list[File]]) -> dict[str, list[File]]:
-    """The same with a stratified share of train as test, where there is no test split."""
-    if TEST in found or TRAIN not in found:
+def _with_test(found: dict[str, list[File]]) -> dict[str, list[File]]:
+    if TEST in found:
         return found
     files = found[TRAIN]
     labels = np.unique([file.klass for file in files], return_inverse=True)[1]
@@ -178,98 +225,42 @@ def with_test(found: dict[str, list[File]]) -> dict[str, list[File]]:
 # Folders.
 
 
-def _parts(root: pathlib.Path) -> dict[str, str]:
-    """Split -> name of its folder; empty where the folders are classes."""
-    with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if _is_open(entry) and entry.is_dir())
-    parts: dict[str, str] = {}
-    for name in names:
-        split = SPLITS.get(name)
-        if split is not None:
+class _Place(NamedTuple):
+    file: File
+    identity: Hashable
+
+
+def _files(
+    root: pathlib.Path, places: Iterable[walk.Entry], passed_over: Counter[str]
+) -> Iterable[_Place]:
+    """Images in class folders, in an order that no file system changes."""
+    above = os.path.join(root, "")  # noqa: PTH118
+    for place in places:
+        parents = (root, pathlib.Path(place.path).parent)
+        seen = {walk.identity_of(walk.entry_of(parent)) for parent in parents}
+        for image in walk.images(place, passed_over, unlisted=layouts.refuse_unlisted, seen=seen):
+            found = image.found
+            file = File(image.path.removeprefix(above), place.name, found)
+            yield _Place(file, identity(found, image.path))
+
+
+def _distinct(
+    path: str, found: Mapping[str, list[_Place]], passed_over: Counter[str]
+) -> dict[str, list[File]]:
+    """Each file once; what one file is said to be must not differ."""
+    first: dict[Hashable, tuple[str, File]] = {}
+    kept: dict[str, list[File]] = {}
+    for split, places in found.items():
+        kept[split] = []
+        for file, same in places:
+            before, other = first.setdefault(same, (split, file))
+            if other is file:
+                kept[split].append(file)
+                continue
+            passed_over[walk.REPEATED] += 1
             checks.require(
-                split not in parts,
-                f"{root} has two folders of one split, {parts.get(split)} and {name}; remove one, "
-                "or set config.data.path.",
+                (before, other.klass) == (split, file.klass),
+                f"{path} has one file in two classes or splits, {other.name!r} and {file.name!r} "
+                "(a link): remove one of them, or set config.data.path.",
             )
-            parts[split] = name
-    of_splits = len(parts) > 1 and TRAIN in parts
-    return parts if of_splits or set(names) <= set(SPLITS) else {}
-
-
-def _is_open(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".")
-
-
-def _scan(root: pathlib.Path, prefix: str) -> list[File]:
-    """Images in the class folders of a folder, in an order that no file system changes."""
-    return [
-        file
-        for entry in _sorted(root)
-        if entry.is_dir()
-        for file in _images(entry, f"{prefix}{entry.name}/", entry.name, {_identity(root)})
-    ]
-
-
-def _images(
-    place: os.DirEntry[str], prefix: str, klass: str, above: set[tuple[int, int]]
-) -> Iterator[File]:
-    identity = _identity(place)
-    if identity in above:  # A link to a folder that it lies in.
-        return
-    for entry in _sorted(place):
-        if entry.is_dir():
-            yield from _images(entry, f"{prefix}{entry.name}/", klass, above | {identity})
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield File(f"{prefix}{entry.name}", klass, *_stamp(entry))
-
-
-def _sorted(place: os.PathLike[str]) -> list[os.DirEntry[str]]:
-    with os.scandir(place) as entries:
-        return sorted(filter(_is_open, entries), key=lambda entry: entry.name)
-
-
-def _identity(place: os.PathLike[str]) -> tuple[int, int]:
-    found = os.stat(place)  # noqa: PTH116  Of a DirEntry too.
-    return found.st_dev, found.st_ino
-
-
-def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
-    try:
-        found = entry.stat()
-    except OSError:  # A link to nothing: said when it is read.
-        return -1, 0
-    return found.st_size, found.st_mtime_ns
-
-
-# Arrays.
-
-
-def _read_npz(path: str) -> dict[str, np.ndarray]:
-    try:
-        place = pathlib.Path(path).expanduser()
-        with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except FileNotFoundError:
-        raise SettingError(f"There is no file {path}; set config.data.path.") from None
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise SettingError(
-            f"{path!r} is no .npz of arrays ({error}); set config.data.path."
-        ) from None
-
-
-def _require_form(name: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    checks.require(
-        images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3,
-        f"{name}_image must be uint8 of shape (example, height, width, 3), got {images.dtype} of "
-        f"{images.shape}; mend the file that config.data.path names.",
-    )
-    checks.require(
-        labels.dtype.kind in "iu" and labels.shape == images.shape[:1],
-        f"{name}_label must be one whole number per image, got {labels.dtype} of {labels.shape} "
-        f"for {len(images)} images; mend the file that config.data.path names.",
-    )
-    checks.require(
-        set(np.unique(labels).tolist()) <= set(range(classes)),
-        f"{name}_label must be from 0 to {classes - 1}, one below the number of classes; mend "
-        "the file that config.data.path names.",
-    )
+    return kept

@@ -1,6 +1,7 @@
 """What every source of images is: random access to examples that are not decoded yet."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,9 @@ class Source(NamedTuple):
         flip: Whether mirrored images keep their class.
         official: Whether the counts are those of the official data set, None where there is no
             such thing.
+        passed_over: How many files and folders were not taken, by kind: a suffix, or in words.
+        empty_classes: Class folders without an image.
+        warnings: What is odd about it, a sentence each.
     """
 
     title: str
@@ -76,6 +80,9 @@ class Source(NamedTuple):
     metric: str
     flip: bool
     official: bool | None = None
+    passed_over: Mapping[str, int] = types.MappingProxyType({})
+    empty_classes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Pixels(NamedTuple):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, models
 from remem_jax.checks import SettingError, at_least, one_of, require
-from remem_jax.data import decoding, own
+from remem_jax.data import decoding, formats, walk
 from remem_jax.export import description
 from remem_jax.export.description import Description
 from remem_jax.records import Variables
@@ -195,34 +196,30 @@ def read_folder(folder: pathlib.Path, size: int, most: int) -> Images:
     """
     require(folder.is_dir(), f"There is no folder {folder}; set --images.")
     paths = image_paths(folder)
-    require(len(paths) > 0, f"{folder} holds no images ({', '.join(own.SUFFIXES)}); set --images.")
+    require(len(paths) > 0, f"{folder} holds no images ({formats.told()}); set --images.")
     taken = [paths[i] for i in _spread(len(paths), most)]
     return Images(np.stack([read_image(path, size) for path in taken]), None, str(folder))
 
 
-def image_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Images of a folder and of those in it, sorted; what is hidden is passed over.
+def image_paths(
+    folder: pathlib.Path, passed_over: Counter[str] | None = None
+) -> list[pathlib.Path]:
+    """Images of a folder and of those in it, sorted.
 
     A folder that cannot be listed is among them, for who reads them to say why.
+
+    Args:
+        folder: Where to look.
+        passed_over: Counts what is not taken, by kind.
     """
     found: list[pathlib.Path] = []
-    seen: set[pathlib.Path] = set()
-
-    def note(error: OSError) -> None:
-        found.append(pathlib.Path(error.filename))
-
-    for name, folders, files in os.walk(folder, onerror=note, followlinks=True):
-        place = pathlib.Path(name)
-        if (real := place.resolve()) in seen:  # A link to a folder that it may lie in.
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(one for one in folders if not one.startswith("."))
-        found += [
-            place / one
-            for one in files
-            if not one.startswith(".") and one.lower().endswith(own.SUFFIXES)
-        ]
+    images = walk.images(
+        walk.entry_of(folder),
+        Counter() if passed_over is None else passed_over,
+        unlisted=lambda error: found.append(pathlib.Path(error.filename)),
+        once=True,
+    )
+    found.extend([pathlib.Path(image.path) for image in images])
     return sorted(found)
 
 
@@ -238,7 +235,7 @@ def read_image(path: pathlib.Path, size: int, *, stored_size: int = 0) -> np.nda
         SettingError: If it is missing, or cannot be decoded.
     """
     try:
-        pixels = decoding.decode(path.read_bytes())
+        pixels = decoding.decode(formats.read(path))
     except OSError as error:
         raise SettingError(f"{path} cannot be read: {error.strerror or error}.") from error
     except decoding.CorruptImageError as error:

@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 from remem_jax import checks
+from remem_jax.data import walk
 from remem_jax.report import (
     analysis,
     card,
@@ -100,11 +101,18 @@ def _content(
         ],
         "facts": [tables.settings(results), tables.origins(results), tables.times(results)],
         "skipped": results["data"]["skipped"],
+        "remarks": remarks(results["data"]),
         "differs": [
             *results["config"].get("differs", []),
             *protocol.deviations(results["config"]),
         ],
     }
+
+
+def remarks(data: dict[str, Any]) -> list[str]:
+    """What was odd about the data, a sentence each; results of before have none."""
+    told = walk.told(data.get("passed_over", {}), data.get("empty_classes", ()))
+    return [f"{data['title']}: {one}." for one in (told, *data.get("warnings", ())) if one]
 
 
 def summary(results: tables.Results) -> str:

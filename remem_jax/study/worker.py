@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
+from remem_jax.data import own
 from remem_jax.storage import checkpoints, results, workdir
 from remem_jax.study import cost, inputs, queue, search, space, summary
 from remem_jax.study.space import Trial
@@ -69,6 +70,7 @@ def run(
     on = mesh.make_mesh()
     for trial in by_place.by_key.values():
         settings.check_mesh(trial.config, on)
+        own.require_outside(trial.config.data.name, trial.config.data.path, directory)
     workdir.share(directory, settings.plain(config))
     total = cost.of_trials(by_place.planned, directory)
     logging.info(

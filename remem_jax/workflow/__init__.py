@@ -11,6 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import checks, mesh, settings, signals
+from remem_jax.data import own
 from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
@@ -54,6 +55,7 @@ def run(
     checks.one_of("config.workflow", config.workflow, WORKFLOWS)
     check, work = WORKFLOWS[config.workflow]
     check(config)
+    own.require_outside(config.data.name, config.data.path, directory)
     on = _mesh(config)
     with (
         workdir.claimed(directory, settings.plain(config)),

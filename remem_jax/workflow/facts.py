@@ -53,6 +53,9 @@ def data(run: parts.Run) -> dict[str, Any]:
         "image_size": settings.image_size,
         "official": dataset.official,
         "skipped": list(dataset.skipped),
+        "passed_over": dict(dataset.passed_over),
+        "empty_classes": list(dataset.empty_classes),
+        "warnings": list(dataset.warnings),
         "fingerprint": dataset.fingerprint,
     }
 

@@ -129,14 +129,14 @@ def test_images_that_take_too_much_memory_are_refused(source: sources.Source) ->
 def test_the_size_of_the_first_image_does_not_hide_that_of_the_others(
     rng: np.random.Generator, kind: str
 ) -> None:
-    train = _split(_noise(rng, (1, 1), (4, 6), (4, 6)), np.asarray([0, 0, 1]))
+    train = _split(_noise(rng, (1, 1), (4, 6), (4, 6), (4, 6)), np.asarray([0, 0, 1, 1]))
     source = _source(train, _split(_noise(rng, (4, 6)), np.asarray([1])))
-    settings = {"stored_size": 8, "resident_gib": 4 * 8 * 8 * 3 / GIB * 0.99, "input": kind}
+    settings = {"stored_size": 8, "resident_gib": 5 * 8 * 8 * 3 / GIB * 0.99, "input": kind}
 
     if kind == "auto":
         assert _load(source, **settings).pixels is None
     else:
-        with pytest.raises(SettingError, match=r"4 images of 8 x 8 .*config\.data\.resident_gib"):
+        with pytest.raises(SettingError, match=r"5 images of 8 x 8 .*config\.data\.resident_gib"):
             _load(source, **settings)
 
 
@@ -160,7 +160,7 @@ def test_images_that_are_too_many_are_refused_before_they_are_decoded(
 def test_it_is_known_whether_images_were_resized(
     rng: np.random.Generator, shape: tuple[int, int], resized: bool
 ) -> None:
-    train = _split(_noise(rng, shape, shape, shape), np.asarray([0, 0, 1]))
+    train = _split(_noise(rng, shape, shape, shape, shape), np.asarray([0, 0, 1, 1]))
 
     assert _load(_source(train, train)).resized is resized
 
@@ -217,6 +217,32 @@ def test_the_limit_of_corrupt_images_is_that_of_all_splits(source: sources.Sourc
 def test_a_split_of_corrupt_images_alone_is_refused(source: sources.Source) -> None:
     with pytest.raises(SettingError, match="train split of Noise holds no readable image"):
         _load(_with_corrupt(source, *range(50)), corrupt_limit=50)
+
+
+@pytest.mark.parametrize("corrupt", [(0,), (0, 1)])
+def test_a_class_of_which_too_few_images_can_be_read_is_refused(
+    source: sources.Source, rng: np.random.Generator, corrupt: tuple[int, ...]
+) -> None:
+    train = _split(_noise(rng, *[(4, 6)] * 5), np.asarray([0, 0, 0, 1, 1]))
+    few = _with_corrupt(source._replace(splits=source.splits | {"train": train}), *corrupt)
+
+    if len(corrupt) == 1:
+        assert len(_load(few, corrupt_limit=2).parts["train"].rows) == 2
+    else:
+        with pytest.raises(
+            SettingError, match=r"class 'a' has 1 readable training image; 2 are needed, one each"
+        ):
+            _load(few, corrupt_limit=2)
+
+
+def test_what_was_passed_over_is_carried_along(source: sources.Source) -> None:
+    dataset = _load(
+        source._replace(passed_over={".txt": 3}, empty_classes=("c",), warnings=("odd",))
+    )
+
+    assert dataset.passed_over == {".txt": 3}
+    assert dataset.empty_classes == ("c",)
+    assert dataset.warnings == ("odd",)
 
 
 # Validation.

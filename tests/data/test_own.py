@@ -14,6 +14,7 @@ from PIL import Image
 
 from remem_jax.checks import SettingError
 from remem_jax.data import decoding, lists, own, sources
+from remem_jax.data.arrays import open_arrays
 
 
 def _write(path: pathlib.Path, color: tuple[int, int, int] = (0, 0, 0)) -> None:
@@ -101,7 +102,13 @@ def test_folders_of_splits_are_the_splits(tmp_path: pathlib.Path, name: str) -> 
 
 
 def test_folders_of_splits_have_one_numbering_of_classes(tmp_path: pathlib.Path) -> None:
-    for path in ("train/b/0.png", "train/c/0.png", "test/c/0.png"):
+    for path in (
+        "train/b/0.png",
+        "train/b/1.png",
+        "train/c/0.png",
+        "train/c/1.png",
+        "test/c/0.png",
+    ):
         _write(tmp_path / path)
 
     source = own.folder(str(tmp_path))
@@ -126,17 +133,20 @@ def test_a_fifth_of_a_train_folder_is_test_where_there_is_no_test_folder(
 
 
 def test_images_may_lie_deep_in_a_class_folder(tmp_path: pathlib.Path) -> None:
-    for path in ("cat/1.png", "cat/2019/2.png", "cat/2019/june/3.png", "dog/dog/4.png"):
+    for path in ("cat/1.png", "cat/2019/2.png", "cat/2019/june/3.png"):
         _write(tmp_path / path)
+    for name in "456":
+        _write(tmp_path / "dog" / "dog" / f"{name}.png")
 
     source = own.folder(str(tmp_path))
 
     assert source.classes == ("cat", "dog")
-    assert np.sum(list(_counts(source).values()), axis=0).tolist() == [3, 1]
+    assert np.sum(list(_counts(source).values()), axis=0).tolist() == [3, 3]
 
 
 def test_a_folder_is_searched_for_images_alone(tmp_path: pathlib.Path) -> None:
     wanted = ["a/1.JPG", "a/2.jpeg", "a/3.png", "b/4.webp", "b/5.bmp", "b/6.png", "ß ü/ö 7.PNG"]
+    wanted += ["ß ü/8.png", "ß ü/9.png"]
     hidden = ["stray.png", "a/.hidden.png", "a/.thumbs/1.png", ".trash/1.png"]
     for name in wanted + hidden:
         _write(tmp_path / name)
@@ -150,17 +160,48 @@ def test_a_folder_is_searched_for_images_alone(tmp_path: pathlib.Path) -> None:
 
 
 def test_links_are_followed_and_not_round_and_round(tmp_path: pathlib.Path) -> None:
-    _write(tmp_path / "store" / "x" / "1.png")
-    _write(tmp_path / "mine" / "b" / "2.png")
-    (tmp_path / "mine" / "a").symlink_to(tmp_path / "store" / "x")
-    (tmp_path / "mine" / "b" / "3.png").symlink_to(tmp_path / "store" / "x" / "1.png")
-    (tmp_path / "mine" / "b" / "all").symlink_to(tmp_path / "mine")
-    (tmp_path / "mine" / "b" / "self").symlink_to(tmp_path / "mine" / "b")
+    for name in ("store/x/1.png", "store/x/2.png", "store/x/3.png", "store/y.png"):
+        _write(tmp_path / name)
+    mine = tmp_path / "mine"
+    _write(mine / "b" / "1.png")
+    _write(mine / "b" / "2.png")
+    (mine / "a").symlink_to(tmp_path / "store" / "x")
+    (mine / "b" / "3.png").symlink_to(tmp_path / "store" / "y.png")
+    (mine / "b" / "all").symlink_to(mine)
+    (mine / "b" / "self").symlink_to(mine / "b")
 
-    source = own.folder(str(tmp_path / "mine"))
+    source = own.folder(str(mine))
 
     assert source.classes == ("a", "b")
-    assert np.sum(list(_counts(source).values()), axis=0).tolist() == [1, 2]
+    assert np.sum(list(_counts(source).values()), axis=0).tolist() == [3, 3]
+    assert source.passed_over == {"link to a folder that was seen": 2}
+
+
+_LINKS = [os.symlink, os.link]
+
+
+@pytest.mark.parametrize("link", _LINKS)
+def test_a_file_that_is_linked_counts_once(flat: pathlib.Path, link: Callable[..., None]) -> None:
+    link(flat / "day" / "3.png", flat / "day" / "again.png")
+
+    source = own.folder(str(flat))
+
+    assert sum(split.examples for split in source.splits.values()) == 30
+    assert source.passed_over == {"repeated": 1}
+
+
+@pytest.mark.parametrize("link", _LINKS)
+@pytest.mark.parametrize("name", ["train/night/0.png", "test/day/0.png", "val/day/0.png"])
+def test_a_file_in_two_classes_or_splits_is_refused(
+    tmp_path: pathlib.Path, link: Callable[..., None], name: str
+) -> None:
+    for i in range(3):
+        _write(tmp_path / "train" / "day" / f"{i}.png")
+    (tmp_path / name).parent.mkdir(parents=True)
+    link(tmp_path / "train" / "day" / "0.png", tmp_path / name)
+
+    with pytest.raises(SettingError, match=rf"one file in two .*'train/day/0.*'{name}'|'{name}'"):
+        own.folder(str(tmp_path))
 
 
 def test_the_tilde_in_a_folder_is_the_home(
@@ -171,18 +212,12 @@ def test_the_tilde_in_a_folder_is_the_home(
     assert own.folder(f"~/{flat.name}").classes == ("day", "night")
 
 
-def test_a_file_that_cannot_be_read_is_corrupt(flat: pathlib.Path) -> None:
-    (flat / "day" / "link.png").symlink_to(flat / "gone.png")
-    source = own.folder(str(flat))
-    (split, i) = next(
-        (split, i)
-        for split in source.splits.values()
-        for i in range(split.examples)
-        if split.name(i).endswith("link.png")
-    )
+def test_a_file_that_has_gone_is_corrupt(flat: pathlib.Path) -> None:
+    split = own.folder(str(flat)).splits["train"]
+    pathlib.Path(split.name(0)).unlink()
 
     with pytest.raises(decoding.CorruptImageError, match=r"^No such file"):
-        split.read(i)
+        split.read(0)
 
 
 def test_a_split_of_files_survives_pickling(flat: pathlib.Path) -> None:
@@ -288,6 +323,7 @@ _Writer = Callable[[pathlib.Path, _Rows], str]
 _FILES = ["a.png", "b c.PNG", 'deep/d, "e".png', "ünï/名.jpg", "x.png", "y.png", "z.png"]
 _LABELS = ["cat", "dog", 'a "great", dog', "猫", "cat", "dog", "猫"]
 _SPLITS = ["train", "val", "test", "train", "train", "test", "valid"]
+_TWO = ["cat", "cat", "cat", "dog", "dog", "dog", "dog"]
 
 
 @pytest.fixture
@@ -342,7 +378,7 @@ def test_a_list_may_have_a_byte_order_mark_other_columns_and_empty_lines(
 ) -> None:
     rows = [
         {"PATH": file, "note": "", " Label ": label}
-        for file, label in zip(_FILES, _LABELS, strict=True)
+        for file, label in zip(_FILES, _TWO, strict=True)
     ]
     path = _write_csv(images / "list", rows, encoding="utf-8-sig")
     with pathlib.Path(path).open("a") as file:
@@ -351,7 +387,7 @@ def test_a_list_may_have_a_byte_order_mark_other_columns_and_empty_lines(
     source = lists.listing(path)
 
     found = {(file, label) for file, label, _ in _found(source, images)}
-    assert found == set(zip(_FILES, _LABELS, strict=True))
+    assert found == set(zip(_FILES, _TWO, strict=True))
 
 
 @pytest.mark.parametrize("name", ["list.ndjson", "list.JSONL"])
@@ -391,29 +427,80 @@ def test_a_fifth_is_the_test_split_where_a_list_has_none(
         (["10", "9", "2", "2", "9", "10", "2"], ("2", "9", "10")),
         (["10", "9", "two", "two", "9", "10", "two"], ("10", "9", "two")),
         (["b", "B", "ä", "a", "b", "a", "a"], ("B", "a", "b", "ä")),
-        (["-1", "1", "0", "00", "01", "1", "0"], ("-1", "0", "1")),
+        (["-1", "1", "0", "00", "01", "1", "0"], ("-1", "0", "00", "01", "1")),
+        (["01", "1", "1a", "01", "1", "1a", "1"], ("01", "1", "1a")),
+        (["0423B", "0017", "0423", "0017", "0423", "0017", "0423"], ("0017", "0423", "0423B")),
+        (["9" * 5000, "1", "8" * 5000, "1", "1", "1", "1"], ("1", "8" * 5000, "9" * 5000)),
     ],
 )
 @pytest.mark.parametrize("write", _WRITERS)
 def test_classes_are_sorted_as_numbers_where_all_are_numbers(
     images: pathlib.Path, write: _Writer, labels: list[str], classes: tuple[str, ...]
 ) -> None:
-    assert lists.listing(write(images / "list", _of(labels))).classes == classes
+    assert lists.listing(write(images / "list", _of(labels, _SPLITS))).classes == classes
 
 
 def test_labels_of_json_lines_may_be_numbers(images: pathlib.Path) -> None:
-    source = lists.listing(_write_json_lines(images / "list", _of([10, 9, 2, 2, 9, 10, "2"])))
+    rows = _of([10, 9, 2, 2, 9, 10, "2"], _SPLITS)
 
-    assert source.classes == ("2", "9", "10")
+    assert lists.listing(_write_json_lines(images / "list", rows)).classes == ("2", "9", "10")
 
 
-def test_a_line_that_is_repeated_counts_once(images: pathlib.Path) -> None:
+def test_a_number_of_json_may_be_of_any_length(images: pathlib.Path) -> None:
+    path = images / "list.jsonl"
+    names = ["9" * 5000, "-0", "7", "7", "7", "7", "7"]
+    lines = zip(_FILES, names, _SPLITS, strict=True)
+    rows = [
+        f'{{"path": {json.dumps(file)}, "label": {name}, "split": "{split}"}}\n'
+        for file, name, split in lines
+    ]
+    path.write_text("".join(rows), encoding="utf-8")
+
+    assert lists.listing(str(path)).classes == ("0", "7", "9" * 5000)
+
+
+_PATHS = ["a.png", "./a.png", "deep/../a.png", "{}/a.png", "again.png", "twin.png"]
+
+
+@pytest.mark.parametrize("path", _PATHS)
+def test_a_line_that_is_repeated_counts_once(images: pathlib.Path, path: str) -> None:
     rows = _of(_LABELS, _SPLITS)
-    rows.append(rows[0] | {"path": "./a.png"})
+    rows.append(rows[0] | {"path": path.format(images)})
+    (images / "again.png").symlink_to(images / "a.png")
+    (images / "twin.png").hardlink_to(images / "a.png")
 
     source = lists.listing(_write_csv(images / "list", rows))
 
     assert sum(split.examples for split in source.splits.values()) == 7
+    assert source.passed_over == {"repeated": 1}
+
+
+@pytest.mark.parametrize("path", _PATHS)
+@pytest.mark.parametrize(
+    ("change", "what"), [({"label": "dog"}, "labels"), ({"split": "test"}, "splits")]
+)
+def test_a_file_that_lines_contradict_each_other_of_is_refused(
+    images: pathlib.Path, path: str, change: dict[str, str], what: str
+) -> None:
+    rows = _of(_LABELS, _SPLITS)
+    rows.append(rows[0] | {"path": path.format(images)} | change)
+    (images / "again.png").symlink_to(images / "a.png")
+    (images / "twin.png").hardlink_to(images / "a.png")
+
+    with pytest.raises(SettingError, match=rf"line 9: .* has two {what}, .* line 2.*data\.path"):
+        lists.listing(_write_csv(images / "list", rows))
+
+
+def test_the_tilde_in_a_path_of_a_list_is_the_home(
+    images: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(images))
+    rows = [row | {"path": f"~/{row['path']}"} for row in _of(_LABELS, _SPLITS)]
+    (images / "lists").mkdir()
+
+    source = lists.listing(_write_csv(images / "lists" / "list", rows))
+
+    assert [file for file, _, _ in _found(source, images)] == sorted(_FILES)
 
 
 def test_the_key_of_a_list_changes_with_files_and_labels_alone(images: pathlib.Path) -> None:
@@ -440,8 +527,9 @@ def test_the_key_of_a_list_changes_with_files_and_labels_alone(images: pathlib.P
         ({"path": "deep"}, "'deep' is not a file"),
         ({"path": ""}, "path must be text"),
         ({"label": " "}, "label must be a class name"),
-        ({"split": "dev"}, "split must be one of train, .*'dev'"),
-        ({"split": ""}, "split must be one of train, .*''"),
+        ({"split": "eval"}, "split must be one of train .*'eval'"),
+        ({"split": "cat"}, "split must be one of train .*'cat'"),
+        ({"split": ""}, "split must be one of train .*''"),
         ({"path": "a.png"}, r"'a\.png' has two labels, 'dog' and, on line \d, 'cat'"),
         ({"path": "a.png", "label": "cat"}, r"'a\.png' has two splits, 'test' and, on .*'train'"),
     ],
@@ -472,6 +560,7 @@ def test_a_first_line_without_a_split_is_named_where_others_have_one(images: pat
         ("l.csv", b"", r"line 1: .*lacks path and label"),
         ("l.csv", b"path,klass\na.png,cat\n", r"line 1: .*lacks label"),
         ("l.csv", b"path;label\na.png;cat\n", r"line 1: .*parted by commas; lacks path and label"),
+        ("l.csv", b"path,label,label\n", r"line 1: two columns have the name label"),
         ("l.csv", b"path,label\n", r"lists no images"),
         ("l.csv", b"path,label\na.png,cat\nb c.PNG\n", r"line 3: expected 2 fields, got 1"),
         ("l.csv", b"path,label\na.png,cat, dog\n", r"line 2: expected 2 fields, got 3"),
@@ -485,6 +574,8 @@ def test_a_first_line_without_a_split_is_named_where_others_have_one(images: pat
         ("l.jsonl", b'{"path": "a.png", "label": true}', r"line 1: label must be .*, got True"),
         ("l.jsonl", b'["a.png", "cat"]', r"line 1: expected an object"),
         ("l.jsonl", b"a.png,cat", r"line 1: no JSON"),
+        ("l.jsonl", b"[" * 10**5, r"line 1: no JSON"),
+        ("l.jsonl", b'{"path": 3, "label": 1}', r"line 1: path must be text, got '3'"),
         ("l.jsonl", b'{"path": "a\\u0000", "label": 1}', r"line 1: there is no file"),
         ("l.xlsx", b"", r"\.csv, \.jsonl, \.ndjson"),
     ],
@@ -510,10 +601,10 @@ def test_a_list_that_is_missing_is_refused(path: str) -> None:
 
 @pytest.fixture
 def arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """What an .npz holds: three images to train on, two to test, of two classes."""
+    """What an .npz holds: four images to train on, two to test, of two classes."""
     return {
-        "train_image": rng.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8),
-        "train_label": np.asarray([0, 1, 1]),
+        "train_image": rng.integers(0, 256, (4, 4, 5, 3), dtype=np.uint8),
+        "train_label": np.asarray([0, 1, 1, 0]),
         "test_image": rng.integers(0, 256, (2, 4, 5, 3), dtype=np.uint8),
         "test_label": np.asarray([1, 0]),
         "classes": np.asarray(["cat", "dog"]),
@@ -522,7 +613,7 @@ def arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def _stored(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> sources.Source:
     np.savez(path / "mine.npz", allow_pickle=False, **arrays)
-    return own.arrays(str(path / "mine.npz"))
+    return open_arrays(str(path / "mine.npz"))
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
@@ -570,14 +661,16 @@ def test_an_array_that_is_missing_is_named(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("train_image", np.zeros((3, 4, 5, 3))),  # Of 0 to 1, all would become black.
-        ("train_image", np.zeros((3, 4, 5), np.uint8)),
-        ("train_image", np.zeros((3, 4, 5, 1), np.uint8)),
+        ("train_image", np.zeros((4, 4, 5, 3))),  # Of 0 to 1, all would become black.
+        ("train_image", np.zeros((4, 4, 5), np.uint8)),
+        ("train_image", np.zeros((4, 4, 5, 1), np.uint8)),
         ("train_label", np.asarray([0, 1])),
-        ("train_label", np.asarray([0.0, 1.0, 1.0])),
-        ("train_label", np.asarray([[0], [1], [1]])),
-        ("train_label", np.asarray([0, 1, 2])),
-        ("train_label", np.asarray([0, -1, 1])),
+        ("train_label", np.asarray([0.0, 1.0, 1.0, 0.0])),
+        ("train_label", np.asarray([[0], [1], [1], [0]])),
+        ("train_label", np.asarray([0, 1, 2, 1])),
+        ("train_label", np.asarray([0, -1, 1, 1])),
+        ("classes", np.asarray("cat")),
+        ("classes", np.asarray([0.5, 1.5])),
     ],
 )
 def test_an_array_of_another_form_is_named(
@@ -595,17 +688,17 @@ def test_a_file_of_no_arrays_is_refused(tmp_path: pathlib.Path, content: bytes) 
     path.write_bytes(content)
 
     with pytest.raises(SettingError, match=r"mine\.npz.*config\.data\.path"):
-        own.arrays(str(path))
+        open_arrays(str(path))
 
 
 def test_a_single_array_is_refused(tmp_path: pathlib.Path) -> None:
     np.save(tmp_path / "mine.npy", np.zeros(3))
 
     with pytest.raises(SettingError, match=r"mine\.npy.*config\.data\.path"):
-        own.arrays(str(tmp_path / "mine.npy"))
+        open_arrays(str(tmp_path / "mine.npy"))
 
 
 @pytest.mark.parametrize("path", ["", "nowhere.npz"])
 def test_a_file_that_is_missing_is_refused(path: str) -> None:
     with pytest.raises(SettingError, match=r"config\.data\.path"):
-        own.arrays(path)
+        open_arrays(path)

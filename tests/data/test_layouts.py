@@ -1,0 +1,178 @@
+"""Folders of splits and of classes: which is which, and what is refused."""
+
+import pathlib
+import unicodedata
+
+import pytest
+from PIL import Image
+
+from remem_jax.checks import SettingError
+from remem_jax.data import own, sources
+
+
+def _fill(root: pathlib.Path, *folders: str, images: int = 3) -> str:
+    for name in folders:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(images):
+            Image.new("RGB", (2, 2)).save(root / name / f"{i}.png")
+    return str(root)
+
+
+def _counts(source: sources.Source) -> dict[str, int]:
+    return {name: split.examples for name, split in source.splits.items()}
+
+
+@pytest.mark.parametrize("train", ["Train", "TRAIN", "training", "training_set", "TrainImages"])
+@pytest.mark.parametrize(
+    ("other", "split"),
+    [
+        ("TEST", "test"),
+        ("testing", "test"),
+        ("test_set", "test"),
+        ("Test-Data 2", "test"),
+        ("Validation", "validation"),
+        ("dev", "validation"),
+        ("val2017", "validation"),
+    ],
+)
+def test_names_of_splits_are_splits(
+    tmp_path: pathlib.Path, train: str, other: str, split: str
+) -> None:
+    path = _fill(tmp_path, *(f"{part}/{name}" for part in (train, other) for name in ("a", "b")))
+
+    source = own.folder(path)
+
+    assert source.classes == ("a", "b")
+    assert _counts(source)[split] == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train/a", "eval/a"), "'eval', which may be one split or another"),
+        (("train/a", "Hold-Out/a"), "'Hold-Out', which may be one split or another"),
+        (("trainval/a", "test/a"), "'trainval', which may be one split or another"),
+        (("cat", "dog", "test"), r"mean splits \(test\) beside others with images \(cat, dog\)"),
+        (("cat", "dog", "Dev/cat"), r"mean splits \(Dev\) beside others with images"),
+        (("cat", "dog", "train/cat"), r"mean splits \(train\) beside others with images"),
+        (("cars_train/a", "cars_test/a"), "'cars_train' and 'cars_test', which seem to be splits"),
+        (("Train/a", "train/a", "test/a"), "two folders of one split, Train and train"),
+        (("cat/train", "cat/test", "dog/train"), r"a class folder \(\w+, \w+ in cat\)"),
+        (("inner/train/cat", "inner/test/cat"), r"a class folder \(\w+, \w+ in inner\)"),
+    ],
+)
+def test_names_that_may_be_splits_are_refused(
+    tmp_path: pathlib.Path, names: tuple[str, ...], message: str
+) -> None:
+    path = _fill(tmp_path, *names)
+
+    with pytest.raises(SettingError, match=rf"^.*{message}.*config\.data\.path.*\Z"):
+        own.folder(path)
+
+
+@pytest.mark.parametrize("name", ["train", "valid"])
+def test_a_word_for_a_thing_is_a_class_among_classes_and_is_warned_of(
+    tmp_path: pathlib.Path, name: str
+) -> None:
+    source = own.folder(_fill(tmp_path, "bus", "car", name))
+
+    assert source.classes == tuple(sorted(("bus", "car", name)))
+    assert f"{name} counts as a class" in source.warnings[0]
+
+
+def test_classes_of_a_split_may_have_names_of_splits(tmp_path: pathlib.Path) -> None:
+    names = [f"{split}/{klass}" for split in ("train", "test") for klass in ("test", "eval")]
+
+    assert own.folder(_fill(tmp_path, *names)).classes == ("eval", "test")
+
+
+def test_folders_beside_splits_are_passed_over_and_warned_of(tmp_path: pathlib.Path) -> None:
+    source = own.folder(_fill(tmp_path, "train/a", "train/b", "test/a", "raw"))
+
+    assert source.classes == ("a", "b")
+    assert source.passed_over == {"folder beside the splits": 1}
+    assert "passed over: raw" in source.warnings[0]
+
+
+LEFTOVERS = [
+    "@eaDir",
+    "__MACOSX",
+    ".ipynb_checkpoints",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "#recycle",
+    "@Recycle",
+    ".Trash-1000",
+]
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_what_others_leave_behind_is_neither_class_nor_image(
+    tmp_path: pathlib.Path, name: str
+) -> None:
+    path = _fill(tmp_path, "cat", "dog", name, f"cat/{name}")
+    for file in ("Thumbs.db", ".DS_Store", "._0.png", "desktop.ini"):
+        (tmp_path / "cat" / file).touch()
+
+    source = own.folder(path)
+
+    assert source.classes == ("cat", "dog")
+    assert sum(_counts(source).values()) == 6
+    assert sum(source.passed_over.values()) == 6
+
+
+def test_a_leftover_beside_train_is_no_class(tmp_path: pathlib.Path) -> None:
+    assert own.folder(_fill(tmp_path, "train/a", "train/b", "__MACOSX/a")).classes == ("a", "b")
+
+
+def test_two_forms_of_a_name_in_two_splits_are_one_class(tmp_path: pathlib.Path) -> None:
+    forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    path = _fill(tmp_path, f"train/{forms[1]}", "train/tea", f"test/{forms[0]}", "test/tea")
+
+    source = own.folder(path)
+
+    assert source.classes == (forms[1], "tea")
+    assert source.splits["test"].labels is not None
+    assert source.splits["test"].labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert not source.warnings
+
+
+def test_two_forms_of_a_name_in_one_split_are_refused(tmp_path: pathlib.Path) -> None:
+    forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+
+    with pytest.raises(SettingError, match=r"'caf\\xe9'.*one name in Unicode.*data\.path"):
+        own.folder(_fill(tmp_path, *forms, "tea"))
+
+
+@pytest.mark.parametrize("beside", ["inputs.json", "metrics.jsonl", "study.json"])
+def test_folders_of_runs_are_passed_over(tmp_path: pathlib.Path, beside: str) -> None:
+    path = _fill(tmp_path, "cat", "dog", "run/figures", "cat/run/figures")
+    for place in ("run", "cat/run"):
+        for name in ("config.json", beside):
+            (tmp_path / place / name).touch()
+
+    source = own.folder(path)
+
+    assert source.classes == ("cat", "dog")
+    assert source.passed_over == {"folder of a run": 2}
+    with pytest.raises(SettingError, match="is the folder of a run"):
+        own.folder(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("place", ["", "run", "cat/run", "linked/run", "../mine/x"])
+def test_a_run_among_its_images_is_refused(tmp_path: pathlib.Path, place: str) -> None:
+    root = tmp_path / "mine"
+    path = _fill(root, "cat", "dog")
+    (tmp_path / "linked").symlink_to(root)
+    directory = tmp_path / place if place.startswith("linked") else root / place
+
+    with pytest.raises(SettingError, match=r"--workdir .* lies in config\.data\.path"):
+        own.require_outside("folder", path, directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("folder", "runs/a"), ("folder", "mine_too"), ("list", "mine/run")]
+)
+def test_a_run_elsewhere_is_not_refused(tmp_path: pathlib.Path, name: str, place: str) -> None:
+    own.require_outside(name, _fill(tmp_path / "mine", "cat"), tmp_path / place)
