@@ -118,6 +118,12 @@ def gather(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
+def whole(array: jax.Array) -> jax.Array:
+    """An array with the whole of it on every device that has a piece; see `gather`."""
+    sharding = array.sharding
+    return gather(array, sharding.mesh) if isinstance(sharding, NamedSharding) else array
+
+
 def gathered(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """A model whose parameters are divided (FSDP), so that the images still stay where they are.
 

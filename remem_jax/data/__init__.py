@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -43,6 +43,7 @@ class Dataset(NamedTuple):
             not, None where there is no official one.
         skipped: Images that could not be decoded.
         fingerprint: Hash of all images and labels, and of which are held out.
+        shapes: Height and width of every image as it is in its file; None where that is not known.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Dataset(NamedTuple):
     official: bool | None
     skipped: tuple[str, ...]
     fingerprint: str
+    shapes: np.ndarray | None = None
 
 
 class Storage(NamedTuple):
@@ -160,7 +162,14 @@ def load(
         source.official,
         skipped,
         digest.hexdigest()[:16],
+        _shapes(found.values()),
     )
+
+
+def _shapes(found: Collection[cache.Found]) -> np.ndarray | None:
+    """Height and width of the images of all splits; None where one of them does not say."""
+    known = [one.shapes for one in found if one.shapes is not None]
+    return np.concatenate(known) if len(known) == len(found) else None
 
 
 def make_feed(

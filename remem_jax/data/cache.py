@@ -59,6 +59,8 @@ class Found(NamedTuple):
         pixels: uint8 (kept, height, width, 3), mapped from the disk where it was cached; None
             where pixels were not wanted or take more than the limit. Of the images' own size
             where all have the same, of at most the stored size; else squares of that.
+        shapes: Height and width of each kept image as it is in its file, int32; None where an
+            entry of an earlier version does not say.
     """
 
     kept: np.ndarray
@@ -67,6 +69,7 @@ class Found(NamedTuple):
     digest: str
     resized: bool
     pixels: np.ndarray | None
+    shapes: np.ndarray | None = None
 
 
 class TooManyCorruptError(Exception):
@@ -180,6 +183,7 @@ class _Scan:
         self.shape: tuple[int, int] | None = None  # Of all images, as they would be stored.
         self.kept: list[int] = []
         self.labels: list[int] = []
+        self.shapes: list[tuple[int, int]] = []
         self.skipped: list[str] = []
         self.resized = False
         self._digest = hashlib.sha256()
@@ -205,6 +209,7 @@ class _Scan:
             self._digest.hexdigest()[:16],
             self.resized,
             pixels,
+            np.asarray(self.shapes, np.int32).reshape(-1, 2),
         )
 
     def pixels_in_memory(self) -> np.ndarray | None:
@@ -230,6 +235,7 @@ class _Scan:
         self.resized |= look.shape != self.shape
         self.kept.append(row)
         self.labels.append(look.label)
+        self.shapes.append(look.shape)
         self._digest.update(look.digest + look.label.to_bytes(4, "little"))
         if self.file is None or look.image is None:
             return
@@ -300,7 +306,7 @@ def _make(
         scan.run(threads)
         found = scan.found(pixels=None)
         with (partial / _INDEX).open("wb") as file:
-            np.savez(file, kept=found.kept, labels=found.labels)
+            np.savez(file, kept=found.kept, labels=found.labels, shapes=found.shapes)
             _flush(file)
         if scan.file is not None:
             _flush(scan.file)
@@ -333,7 +339,7 @@ def _remembered(place: pathlib.Path, wanted: Wanted) -> Found | None:
         if about is None:
             return None
         with (place / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
-            kept, labels = index["kept"], index["labels"]
+            kept, labels, shapes = index["kept"], index["labels"], index.get("shapes")
         pixels = None
         shape = (len(kept), *(about["shape"] or (0, 0)), 3)
         if wanted.pixels and math.prod(shape) <= wanted.limit:
@@ -341,7 +347,7 @@ def _remembered(place: pathlib.Path, wanted: Wanted) -> Found | None:
                 return None
             pixels = _mapped(place / _PIXELS, shape)
         return Found(
-            kept, labels, tuple(about["skipped"]), about["digest"], about["resized"], pixels
+            kept, labels, tuple(about["skipped"]), about["digest"], about["resized"], pixels, shapes
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         logging.warning("%s is damaged (%s) and is made again.", place, error)

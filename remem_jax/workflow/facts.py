@@ -5,8 +5,10 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import numpy as np
 
 import remem_jax
+from remem_jax import data as datasets
 from remem_jax.workflow import parts
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
@@ -22,13 +24,38 @@ def data(run: parts.Run) -> dict[str, Any]:
         "class_names": list(dataset.classes),
         "metric": dataset.metric,
         "examples": {name: len(part.rows) for name, part in dataset.parts.items()},
+        "classes_without_images": absent_classes(dataset),
+        "held_out": dataset.parts["validation"].split is dataset.parts["train"].split,
         "input": run.feed.kind,
+        "sizes": sizes(dataset.shapes),
         "source_size": dataset.source_size and list(dataset.source_size),
         "image_size": settings.image_size,
         "official": dataset.official,
         "skipped": list(dataset.skipped),
         "fingerprint": dataset.fingerprint,
     }
+
+
+def absent_classes(dataset: datasets.Dataset) -> dict[str, list[str]]:
+    """Names of the classes that a split has no image of, by split."""
+    every = np.arange(len(dataset.classes))
+    return {
+        name: [dataset.classes[i] for i in np.setdiff1d(every, part.labels)]
+        for name, part in dataset.parts.items()
+    }
+
+
+def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:
+    """How high and wide images are in their files: the extremes, the median, the numbers of sizes.
+
+    Args:
+        shapes: Height and width of each image; None where that is not known.
+    """
+    if shapes is None:
+        return None
+    ends = (np.min, np.median, np.max)
+    height, width = ([int(end(side)) for end in ends] for side in shapes.T)
+    return {"height": height, "width": width, "different": len(np.unique(shapes, axis=0))}
 
 
 def versions() -> dict[str, str]:

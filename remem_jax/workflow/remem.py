@@ -5,15 +5,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 
-from remem_jax import mesh, report
+from remem_jax import mesh, paired, report
 from remem_jax.data import registry
 from remem_jax.records import Params, Settings
 from remem_jax.settings import METHODS, deciding
 from remem_jax.storage import results, workdir
 from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import distill, facts, finetune, information, parts, plan, selected
+from remem_jax.workflow import (
+    distill,
+    facts,
+    file_list,
+    finetune,
+    information,
+    parts,
+    plan,
+    selected,
+)
 
 
 class Outcome(NamedTuple):
@@ -24,12 +34,14 @@ class Outcome(NamedTuple):
         teachers: Every checkpoint of its teacher, on validation.
         students: Every student, on validation.
         seconds: What each part of its training took.
+        predictions: What its selected student said of the images; see `selected.predictions`.
     """
 
     row: dict[str, Any]
     teachers: list[dict[str, Any]]
     students: list[dict[str, Any]]
     seconds: dict[str, float]
+    predictions: dict[str, np.ndarray]
 
 
 def run_remem(run: parts.Run) -> None:
@@ -61,6 +73,8 @@ def run_remem(run: parts.Run) -> None:
         "init_digest": pretrained.digest,
     }
     if mesh.is_writer():
+        said = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
+        file_list.write(run.workdir / "selected" / "split.csv", run.dataset, said)
         results.write(run.workdir / "results.json", _results(run, outcomes, used))
         report.write(run.workdir)
         logging.info("Report: %s", run.workdir / "report.html")
@@ -105,6 +119,7 @@ def _outcome(
             for one, test in zip(chosen, tested["students"], strict=True)
         ],
         "teacher": None,
+        "test_correct": selected.correct(run, tested),
         "on_test": _chosen_on_test(run, teachers, tried),
     }
     share = row["student"]["test"][metric]
@@ -124,6 +139,7 @@ def _outcome(
             for student in group["students"]
         ],
         seconds,
+        selected.predictions(tested),
     )
 
 
@@ -191,7 +207,10 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
             ]
         },
         "config_fingerprint": results.fingerprint(config),
-        "data": facts.data(run),
+        "data": {
+            **facts.data(run),
+            "test_labels": paired.pack(run.dataset.parts["test"].labels),
+        },
         "methods": [outcome.row for outcome in outcomes],
         "teachers": [record for outcome in outcomes for record in outcome.teachers],
         "students": [record for outcome in outcomes for record in outcome.students],
