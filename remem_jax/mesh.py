@@ -120,8 +120,9 @@ def gather(tree: Any, mesh: Mesh) -> Any:
 
 def whole(array: jax.Array) -> jax.Array:
     """An array with the whole of it on every device that has a piece; see `gather`."""
-    sharding = array.sharding
-    return gather(array, sharding.mesh) if isinstance(sharding, NamedSharding) else array
+    if not isinstance(array.sharding, NamedSharding):  # On one device.
+        return array
+    return jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
 
 
 def gathered(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

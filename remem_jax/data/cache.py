@@ -183,7 +183,7 @@ class _Scan:
         self.shape: tuple[int, int] | None = None  # Of all images, as they would be stored.
         self.kept: list[int] = []
         self.labels: list[int] = []
-        self.shapes: list[tuple[int, int]] = []
+        self._shapes: list[tuple[int, int]] = []
         self.skipped: list[str] = []
         self.resized = False
         self._digest = hashlib.sha256()
@@ -209,8 +209,12 @@ class _Scan:
             self._digest.hexdigest()[:16],
             self.resized,
             pixels,
-            np.asarray(self.shapes, np.int32).reshape(-1, 2),
+            self.shapes(),
         )
+
+    def shapes(self) -> np.ndarray:
+        """Height and width of each kept image, as it is in its file."""
+        return np.asarray(self._shapes, np.int32).reshape(-1, 2)
 
     def pixels_in_memory(self) -> np.ndarray | None:
         """What was written to the file; None if nothing is kept."""
@@ -235,7 +239,7 @@ class _Scan:
         self.resized |= look.shape != self.shape
         self.kept.append(row)
         self.labels.append(look.label)
-        self.shapes.append(look.shape)
+        self._shapes.append(look.shape)
         self._digest.update(look.digest + look.label.to_bytes(4, "little"))
         if self.file is None or look.image is None:
             return
@@ -306,7 +310,7 @@ def _make(
         scan.run(threads)
         found = scan.found(pixels=None)
         with (partial / _INDEX).open("wb") as file:
-            np.savez(file, kept=found.kept, labels=found.labels, shapes=found.shapes)
+            np.savez(file, kept=found.kept, labels=found.labels, shapes=scan.shapes())
             _flush(file)
         if scan.file is not None:
             _flush(scan.file)

@@ -25,7 +25,7 @@ def data(run: parts.Run) -> dict[str, Any]:
         "metric": dataset.metric,
         "examples": {name: len(part.rows) for name, part in dataset.parts.items()},
         "classes_without_images": absent_classes(dataset),
-        "held_out": dataset.parts["validation"].split is dataset.parts["train"].split,
+        "held_out": held_out(dataset),
         "input": run.feed.kind,
         "sizes": sizes(dataset.shapes),
         "source_size": dataset.source_size and list(dataset.source_size),
@@ -43,6 +43,11 @@ def absent_classes(dataset: datasets.Dataset) -> dict[str, list[str]]:
         name: [dataset.classes[i] for i in np.setdiff1d(every, part.labels)]
         for name, part in dataset.parts.items()
     }
+
+
+def held_out(dataset: datasets.Dataset) -> bool:
+    """Whether validation was held out of train; else the data set has its own."""
+    return dataset.parts["validation"].split is dataset.parts["train"].split
 
 
 def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:

@@ -201,8 +201,10 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
         | {
             "differs": [
                 *run.config.differs,
+                _selected_on(run),
                 *_assumed(run.config.data.name),
                 *_stored(run),
+                *_mirrored(run),
                 *_retried(run, outcomes),
             ]
         },
@@ -222,6 +224,15 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
     }
 
 
+def _selected_on(run: parts.Run) -> str:
+    """Which split selects, as a sentence."""
+    held = "held out of train" if facts.held_out(run.dataset) else "of the data set's own"
+    return (
+        f"Settings are selected on a validation split {held}; the paper does not say on which "
+        "split it selects."
+    )
+
+
 def _assumed(dataset: str) -> list[str]:
     """What the registry assumes of a data set where the paper leaves it open, as a sentence."""
     record = registry.RECORDS.get(dataset)
@@ -236,6 +247,16 @@ def _stored(run: parts.Run) -> list[str]:
     return [
         f"Images are stored resized to {height} x {width} pixels, and crops are taken from these; "
         'config.data.input="streamed" takes them from the images as they are.'
+    ]
+
+
+def _mirrored(run: parts.Run) -> list[str]:
+    """Where training images are not mirrored at random, as a sentence."""
+    if run.dataset.flip:
+        return []
+    return [
+        "Images of training are not mirrored, since mirrored ones may be of another class; the "
+        "paper's text does not say."
     ]
 
 
