@@ -11,8 +11,9 @@ from absl import logging
 from remem_jax import mesh, paired, report
 from remem_jax.data import registry
 from remem_jax.records import Params, Settings
-from remem_jax.settings import METHODS, deciding
+from remem_jax.settings import METHODS, plain
 from remem_jax.storage import results, workdir
+from remem_jax.storage.identity import Identity, described
 from remem_jax.workflow import classroom as classrooms
 from remem_jax.workflow import (
     distill,
@@ -48,24 +49,20 @@ def run_remem(run: parts.Run) -> None:
     """Trains, selects, tests and reports; goes on where an earlier start was stopped."""
     config = run.config
     pretrained = finetune.read_pretrained(run)
-    plain = finetune.start(run, pretrained, "finetune")
-    inputs = {
-        "data": run.dataset.fingerprint,
-        "input": run.feed.kind,
-        "teacher": pretrained.digest,
-    }
+    first = finetune.start(run, pretrained, "finetune")
+    own = facts.identity(run, {"teacher": pretrained.digest})
     classroom = classrooms.make(run, pretrained)
     if config.plan_only:
         plan.show(run, pretrained, classroom)
         return
     if config.information.seeds:  # Not after hours of other work.
-        information.require_measurable(run, config.data.image_size // plain.model.size.pixels)
-    workdir.begin(run.workdir, deciding(config), inputs)
+        information.require_measurable(run, config.data.image_size // first.model.size.pixels)
+    workdir.begin(run.workdir, plain(config), own)
     outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
         "teacher": f"{config.teacher.model} {config.teacher.variant}".strip(),
-        "teacher_parameters": _size(plain.trainable) + _size(plain.frozen),
-        "teacher_trainable": _size(plain.trainable),
+        "teacher_parameters": _size(first.trainable) + _size(first.frozen),
+        "teacher_trainable": _size(first.trainable),
         "tuning": config.teacher.tuning,
         "student": config.student.model,
         "student_parameters": _size(jax.eval_shape(lambda: classroom.first(0)["params"])),
@@ -75,7 +72,7 @@ def run_remem(run: parts.Run) -> None:
     if mesh.is_writer():
         said = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
         file_list.write(run.workdir / "selected" / "split.csv", run.dataset, said)
-        results.write(run.workdir / "results.json", _results(run, outcomes, used))
+        results.write(run.workdir / "results.json", _results(run, own, outcomes, used))
         report.write(run.workdir)
         logging.info("Report: %s", run.workdir / "report.html")
 
@@ -191,13 +188,14 @@ def _chosen_on_test(
     }
 
 
-def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) -> dict[str, Any]:
+def _results(
+    run: parts.Run, own: Identity, outcomes: Sequence[Outcome], used: dict[str, Any]
+) -> dict[str, Any]:
     """The record of the whole run; docs/results.md describes its fields."""
-    config = deciding(run.config)
     return {
         "format": report.FORMAT,
         "title": f"ReMem on {run.dataset.title}",
-        "config": config
+        "config": described(plain(run.config))
         | {
             "differs": [
                 *run.config.differs,
@@ -208,7 +206,8 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
                 *_retried(run, outcomes),
             ]
         },
-        "config_fingerprint": results.fingerprint(config),
+        "config_fingerprint": results.fingerprint(own.settings),
+        "identity": {"key": own.key, **own.inputs, "code": own.code},
         "data": {
             **facts.data(run),
             "test_labels": paired.pack(run.dataset.parts["test"].labels),
