@@ -1,7 +1,5 @@
 """The list of all files of a run: where each went, its class, and what the students said of it."""
 
-import csv
-import io
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +7,7 @@ import numpy as np
 
 from remem_jax import data
 from remem_jax.data import sources
-from remem_jax.storage import files
+from remem_jax.storage import files, spreadsheets
 
 PREDICTED = ("validation", "test")  # Splits that selected students are asked about.
 # By method and split, the index of a class for each example; see `evaluate.evaluate`.
@@ -19,13 +17,12 @@ Predictions = Mapping[str, Mapping[str, np.ndarray]]
 def write(path: pathlib.Path, dataset: data.Dataset, predictions: Predictions) -> None:
     """Writes the list as CSV; see `rows`.
 
-    What UTF-8 cannot encode in a name is written as an escape.
+    What UTF-8 cannot encode in a name is written as an escape, and no name is a formula
+    (`spreadsheets.cell`).
     """
     with files.replacing(path) as file:
-        text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows(dataset, predictions))
-        text.flush()
-        text.detach()  # Closing it would close the file.
+        for row in rows(dataset, predictions):
+            file.write(spreadsheets.text([row]).encode(errors="backslashreplace"))
 
 
 def rows(dataset: data.Dataset, predictions: Predictions) -> Iterator[tuple[str, ...]]:
