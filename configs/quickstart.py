@@ -28,9 +28,7 @@ def get_config() -> ConfigDict:
     config.plan_only = False  # True says what the run takes of the device's memory, and ends.
     config.choose_on_test = False  # True measures all students on test, and says which is best.
     config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
-    config.differs = (  # Sentences; what the settings say by themselves, the report adds.
-        "Digits of 8 x 8 pixels, and a teacher pretrained on 80,000 small images.",
-    )
+    config.differs = ()  # Sentences for the report, of what no setting tells.
 
     config.data = ConfigDict()
     config.data.name = "digits"

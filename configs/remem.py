@@ -60,12 +60,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.plan_only = False  # True says what the run takes of the device's memory, and ends.
     config.choose_on_test = False  # True measures all students on test, and says which is best.
     config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
-    config.differs = (  # Sentences; what the settings say by themselves, the report adds.
-        "Settings are selected on a validation split held out of train; the paper does not say "
-        "on which split it selects.",
-        "One value of the teacher's rho, alpha and learning rate is tried per run; the paper "
-        "searches over several.",
-    )
+    config.differs = ()  # Sentences for the report, of what no setting tells.
 
     config.data = ConfigDict()
     config.data.name = dataset

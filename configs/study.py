@@ -116,7 +116,6 @@ def make(
     config.columns = ConfigDict(columns)
     config.row_order, config.column_order = tuple(rows), tuple(columns)  # Of the table.
     config.base = base
-    base.differs = base.differs[:1]  # The other one says that there is no search.
     return config
 
 

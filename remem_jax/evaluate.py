@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from sklearn import linear_model, pipeline, preprocessing
 
-from remem_jax import losses
+from remem_jax import losses, mesh
 from remem_jax.data import registry
 from remem_jax.records import Apply, Batch, Variables, View
 
@@ -234,6 +234,7 @@ def evaluate(
     classes: int,
     teacher: Model | None = None,
     confusion: bool = False,
+    predictions: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a model over all batches, fetched from the device once, at the end.
 
@@ -244,20 +245,40 @@ def evaluate(
         classes: Number of classes.
         teacher: Whose agreement with the model is measured.
         confusion: Whether to count every pair of classes; see `init_tally`.
+        predictions: Whether to keep which class each example is put into; all processes of a run
+            then get all of them.
 
     Returns:
-        See `metrics`, also for what it raises.
+        See `metrics`, also for what it raises. With `predictions` also "predictions", int32: the
+        index of a class for each example, in their order.
     """
     tally = init_tally(classes, agreement=teacher is not None, confusion=confusion)
     pending: collections.deque[Array] = collections.deque()
+    predicted: list[Int[Array, " batch"]] = []
     for batch in batches:
         logits = model.predict(model.variables, batch)
         taught = teacher.predict(teacher.variables, batch) if teacher else None
         tally = count(tally, logits, batch, taught)
+        if predictions:
+            predicted.append(_predicted(logits, batch.mask))
         pending.append(logits)
         if len(pending) > _AHEAD:  # Else the host would heap up batches on the device.
             pending.popleft().block_until_ready()
-    return metrics(tally)
+    found = metrics(tally)
+    return found | {"predictions": _in_order(predicted)} if predictions else found
+
+
+@jax.jit
+def _predicted(logits: Logits, mask: Bool[Array, " batch"]) -> Int[Array, " batch"]:
+    """The class of each example, as `count` sees it; -1 where it is masked."""
+    return jnp.where(mask, jnp.argmax(logits.astype(jnp.float32), axis=-1), -1)
+
+
+def _in_order(predicted: Sequence[Int[Array, " batch"]]) -> Int[np.ndarray, " example"]:
+    """Fetches the classes of all batches, and leaves out what is masked."""
+    whole = jax.device_get([mesh.whole(batch) for batch in predicted])
+    classes = np.concatenate(whole)
+    return classes[classes >= 0]
 
 
 def most_confused(confusion: Sequence[Sequence[int]], pairs: int) -> list[tuple[int, int, int]]:

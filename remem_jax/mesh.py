@@ -136,6 +136,13 @@ def gather(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
+def whole(array: jax.Array) -> jax.Array:
+    """An array with the whole of it on every device that has a piece; see `gather`."""
+    if not isinstance(array.sharding, NamedSharding):  # On one device.
+        return array
+    return jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+
+
 def gathered(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """A model whose parameters are divided (FSDP), so that the images still stay where they are.
 

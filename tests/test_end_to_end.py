@@ -1,5 +1,6 @@
 """The main job as a user runs it: in a process of its own, killed and started again."""
 
+import csv
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ import safetensors.numpy
 from PIL import Image
 from scipy import special
 
-from remem_jax import data, models, predict
+from remem_jax import data, models, paired, predict
 from remem_jax.data import augment
 from remem_jax.export import __main__ as export_command
 from remem_jax.export import checking, predictors, runs
@@ -130,6 +131,25 @@ def test_what_is_reported_is_the_best_on_validation(undisturbed: Job) -> None:
     for row in found["methods"]:
         tried = [s["validation"]["top1"] for s in found["students"] if s["method"] == row["method"]]
         assert row["student"]["validation"]["top1"] == max(tried)
+
+
+def test_which_images_are_classified_correctly_is_what_the_accuracies_say(
+    undisturbed: Job,
+) -> None:
+    found = results(undisturbed)
+    labels = paired.unpack(found["data"]["test_labels"])
+    names = np.array(found["data"]["class_names"])
+    with (undisturbed.workdir / "selected" / "split.csv").open(newline="") as file:
+        listed = [row for row in csv.DictReader(file) if row["split"] == "test"]
+
+    assert [row["label"] for row in listed] == names[labels].tolist()
+    for row in found["methods"]:
+        students, teacher = (row["test_correct"][name] for name in ("students", "teacher"))
+        assert paired.unpack(students[0]).mean() == row["seeds"][0]["test"]["top1"]
+        if teacher:
+            assert paired.unpack(teacher).mean() == row["teacher"]["test"]["top1"]
+        correct = [one["label"] == one[f"predicted by {row['method']}"] for one in listed]
+        np.testing.assert_array_equal(correct, paired.unpack(students[0]))
 
 
 def test_every_teacher_checkpoint_has_its_students(undisturbed: Job) -> None:

@@ -74,6 +74,7 @@ def measure(
     sharding: NamedSharding | None = None,
     teacher: evaluate.Model | None = None,
     confusion: bool = False,
+    predictions: bool = False,
 ) -> dict[str, Any]:
     return evaluate.evaluate(
         jax.jit(evaluate.count, donate_argnums=0),
@@ -82,6 +83,7 @@ def measure(
         classes=images.shape[2],
         teacher=teacher,
         confusion=confusion,
+        predictions=predictions,
     )
 
 
@@ -133,6 +135,15 @@ def test_the_confusion_matrix_is_scikit_learns(
     assert actual == metrics.confusion_matrix(labels, predicted, labels=range(CLASSES)).tolist()
 
 
+@pytest.mark.parametrize("batch_size", [4, 23])
+def test_predictions_are_the_likeliest_classes_in_the_order_of_the_examples(
+    images: np.ndarray, labels: np.ndarray, batch_size: int
+) -> None:
+    actual = measure(images, labels, batch_size, predictions=True)["predictions"]
+
+    np.testing.assert_array_equal(actual, logits_of(images).argmax(-1))
+
+
 def test_agreement_is_that_of_the_predictions_and_asks_no_labels(
     images: np.ndarray, labels: np.ndarray
 ) -> None:
@@ -145,15 +156,17 @@ def test_agreement_is_that_of_the_predictions_and_asks_no_labels(
 
 
 def test_what_is_not_asked_for_is_not_there(images: np.ndarray, labels: np.ndarray) -> None:
-    assert not {"agreement", "confusion"} & set(measure(images, labels))
+    assert not {"agreement", "confusion", "predictions"} & set(measure(images, labels))
 
 
 def test_two_devices_count_the_same(images: np.ndarray, labels: np.ndarray) -> None:
     both = NamedSharding(Mesh(jax.devices()[:2], ("data",)), PartitionSpec("data"))
-    on_one = measure(images, labels, 4, teacher=model(1), confusion=True)
+    options: dict[str, Any] = {"teacher": model(1), "confusion": True, "predictions": True}
+    on_one = measure(images, labels, 4, **options)
 
-    on_two = measure(images, labels, 4, sharding=both, teacher=model(1), confusion=True)
+    on_two = measure(images, labels, 4, sharding=both, **options)
 
+    np.testing.assert_array_equal(on_two.pop("predictions"), on_one.pop("predictions"))
     for name in ("loss", "calibration_error"):  # The order of a sum differs.
         assert on_two.pop(name) == pytest.approx(on_one.pop(name), rel=1e-6)
     assert on_two == on_one

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import jax
@@ -55,6 +55,7 @@ class Dataset(NamedTuple):
         skipped: Images that could not be decoded.
         fingerprint: Hash of all images and labels, and of which are held out.
         passed_over: See `Source`, as for the rest.
+        shapes: Height and width of every image as it is in its file; None where that is not known.
     """
 
     title: str
@@ -72,6 +73,7 @@ class Dataset(NamedTuple):
     passed_over: Mapping[str, int]
     empty_classes: tuple[str, ...]
     warnings: tuple[str, ...]
+    shapes: np.ndarray | None
 
 
 class Storage(NamedTuple):
@@ -181,7 +183,14 @@ def load(
         source.passed_over,
         source.empty_classes,
         source.warnings,
+        _shapes(found.values()),
     )
+
+
+def _shapes(found: Collection[cache.Found]) -> np.ndarray | None:
+    """Height and width of the images of all splits; None where one of them does not say."""
+    known = [one.shapes for one in found if one.shapes is not None]
+    return np.concatenate(known) if len(known) == len(found) else None
 
 
 def make_feed(

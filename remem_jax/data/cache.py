@@ -63,6 +63,8 @@ class Found(NamedTuple):
         pixels: uint8 (kept, height, width, 3), mapped from the disk where it was cached; None
             where pixels were not wanted or take more than the limit. Of the images' own size
             where all have the same, of at most the stored size; else squares of that.
+        shapes: Height and width of each kept image as it is in its file, int32; None where an
+            entry of an earlier version does not say.
     """
 
     kept: np.ndarray
@@ -71,6 +73,7 @@ class Found(NamedTuple):
     digest: str
     resized: bool
     pixels: np.ndarray | None
+    shapes: np.ndarray | None = None
 
 
 class TooManyCorruptError(Exception):
@@ -222,6 +225,7 @@ class _Scan:
         self.shape: tuple[int, int] | None = None  # Of all images, as they would be stored.
         self.kept: list[int] = []
         self.labels: list[int] = []
+        self._shapes: list[tuple[int, int]] = []
         self.digests: list[bytes] = []
         self.skipped: list[str] = []
         self.resized = False
@@ -248,7 +252,12 @@ class _Scan:
             self._digest.hexdigest()[:16],
             self.resized,
             pixels,
+            self.shapes(),
         )
+
+    def shapes(self) -> np.ndarray:
+        """Height and width of each kept image, as it is in its file."""
+        return np.asarray(self._shapes, np.int32).reshape(-1, 2)
 
     def pixels_in_memory(self) -> np.ndarray | None:
         """What was written to the file; None if nothing is kept."""
@@ -275,6 +284,7 @@ class _Scan:
         self.resized |= look.shape != self.shape
         self.kept.append(row)
         self.labels.append(look.label)
+        self._shapes.append(look.shape)
         self.digests.append(look.digest[:_DIGEST_BYTES])
         self._digest.update(look.digest + look.label.to_bytes(4, "little"))
         if self.file is None or look.image is None:
@@ -340,7 +350,8 @@ def _make(
         found = scan.found(pixels=None)
         with (partial / _INDEX).open("wb") as file:
             digests = np.frombuffer(b"".join(scan.digests), np.uint8).reshape(-1, _DIGEST_BYTES)
-            np.savez(file, kept=found.kept, labels=found.labels, digests=digests)
+            arrays = {"kept": found.kept, "labels": found.labels, "digests": digests}
+            np.savez(file, **arrays, shapes=scan.shapes())
             _flush(file)
         if scan.file is not None:
             _flush(scan.file)
@@ -382,7 +393,7 @@ def _remembered(place: pathlib.Path, wanted: Wanted) -> Found | None:
         if about is None:
             return None
         with (place / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
-            kept, labels = index["kept"], index["labels"]
+            kept, labels, shapes = index["kept"], index["labels"], index.get("shapes")
         pixels = None
         shape = (len(kept), *(about["shape"] or (0, 0)), 3)
         if wanted.pixels and math.prod(shape) <= wanted.limit:
@@ -390,7 +401,7 @@ def _remembered(place: pathlib.Path, wanted: Wanted) -> Found | None:
                 return None
             pixels = _mapped(place / _PIXELS, shape)
         return Found(
-            kept, labels, tuple(about["skipped"]), about["digest"], about["resized"], pixels
+            kept, labels, tuple(about["skipped"]), about["digest"], about["resized"], pixels, shapes
         )
     except PermissionError:
         return None

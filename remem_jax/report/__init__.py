@@ -5,7 +5,6 @@ sets come from strangers. They stay plain text until the templates write them, a
 escape every value.
 """
 
-import math
 import pathlib
 from typing import Any
 
@@ -14,7 +13,9 @@ from remem_jax.data import walk
 from remem_jax.report import (
     analysis,
     card,
+    comparisons,
     drawing,
+    measured,
     pages,
     paper,
     plots,
@@ -84,8 +85,17 @@ def write_analysis(directory: pathlib.Path) -> None:
 def _content(
     results: tables.Results, rows: list[dict[str, Any]], figures: list[drawing.Plot]
 ) -> dict[str, Any]:
-    notes = [gain(results), standard_errors(results), paper.note(results)]
-    optional = [tables.confused(results), tables.on_test(results), teachers.table_of_run(results)]
+    notes = [
+        comparisons.gain(results),
+        comparisons.standard_errors(results),
+        paper.note(results),
+    ]
+    optional = [
+        comparisons.table(results),
+        tables.confused(results),
+        tables.on_test(results),
+        teachers.table_of_run(results),
+    ]
     return {
         "title": results["title"],
         "summary": summary(results),
@@ -94,18 +104,16 @@ def _content(
         "notes": [note for note in notes if note],
         "plots": [*figures, *plots.draw(results, rows)],
         "models": [
-            tables.details(results),
+            _details(results),
             *(table for table in optional if table),
+            measured.searched(results),
             tables.teachers(results),
             tables.students(results),
         ],
         "facts": [tables.settings(results), tables.origins(results), tables.times(results)],
         "skipped": results["data"]["skipped"],
         "remarks": remarks(results["data"]),
-        "differs": [
-            *results["config"].get("differs", []),
-            *protocol.deviations(results["config"]),
-        ],
+        "differs": _differs(results),
     }
 
 
@@ -115,73 +123,27 @@ def remarks(data: dict[str, Any]) -> list[str]:
     return [f"{data['title']}: {one}." for one in (told, *data.get("warnings", ())) if one]
 
 
+def _details(results: tables.Results) -> tables.Table:
+    """More metrics of what was selected, and which classes they cover."""
+    table, covered = tables.details(results), measured.coverage(results, "test")
+    return table._replace(note=f"{table.note} {covered}") if covered else table
+
+
 def summary(results: tables.Results) -> str:
     """What was measured, in words."""
     data, models = results["data"], results["models"]
-    examples = data["examples"]
-    # Images that stream from their files have sizes of their own.
-    source = data["source_size"]
-    stored = f"of {source[0]} x {source[1]} pixels" if source else "of any size"
-    size = results["data"]["image_size"]
     return (
         f"The student, {models['student']} with {models['student_parameters']:,} parameters, "
-        f"learned {data['title']}: {examples['train']:,} training, {examples['validation']:,} "
-        f"validation and {examples['test']:,} test images {stored} in "
-        f"{data['classes']:,} classes, seen by the models as {size} x {size}. "
-        f"What counts is {tables.METRIC_TITLES[data['metric']]}, in percent. All settings were "
-        "selected on the validation split; test was read once, for what was selected."
+        f"learned {data['title']}: {measured.images(results)}. {measured.counts(results)} "
+        f"{measured.reading(results)}"
     )
 
 
-def gain(results: tables.Results) -> str | None:
-    """How far ReMem's student is above the others on test, in points."""
-    metric = results["data"]["metric"]
-    found = {row["method"]: row["student"]["test"][metric] for row in results["methods"]}
-    others = {"finetune": "fine-tuning's", "scratch": "the one trained from scratch"}
-    gains = [
-        f"{_points(found['remem'] - found[method])} {name}"
-        for method, name in others.items()
-        if "remem" in found and method in found
+def _differs(results: tables.Results) -> list[str]:
+    """How the run is not the paper's, each sentence once."""
+    sentences = [
+        *results["config"].get("differs", []),
+        *protocol.of_one_run(results["config"]),
+        *protocol.deviations(results["config"]),
     ]
-    return f"On test, ReMem's student is {' and '.join(gains)}." if gains else None
-
-
-def _points(difference: float) -> str:
-    size = f"{abs(100 * difference):.2f}"
-    if size == "0.00":
-        return "level with"
-    return f"{size} points {'above' if difference > 0 else 'below'}"
-
-
-def standard_errors(results: tables.Results) -> str:
-    """How far a test accuracy may be off by the luck of which images are in the test split."""
-    data = results["data"]
-    images = data["examples"]["test"]
-    errors = ", ".join(
-        f"{100 * math.sqrt(share * (1 - share) / images):.2f} ({tables.method_title(method)})"
-        for method, share in (
-            (row["method"], row["student"]["test"][data["metric"]]) for row in results["methods"]
-        )
-    )
-    rough = (
-        ""
-        if data["metric"] == "top1"
-        else " This is a rough figure: a mean over classes does not weigh all images alike."
-    )
-    return (
-        f"Standard error of the students' test accuracies, sqrt(p (1 - p) / n) with n = "
-        f"{images:,}, in points: {errors}.{rough} {_seeds(results)} A difference below about two "
-        "standard errors may be chance."
-    )
-
-
-def _seeds(results: tables.Results) -> str:
-    """What is known of the luck of the seeds, as sentences."""
-    students = max(len(row.get("seeds", ())) for row in results["methods"])
-    alone = f"All of this is one run with one seed ({results['seed']}): what another seed would"
-    if students < 2:
-        return f"{alone} change is not measured."
-    return (
-        f"Behind ± stands the sample standard deviation over {students} seeds of the students. "
-        f"{alone} change of the teacher and of the splits is not measured."
-    )
+    return list(dict.fromkeys(sentences))

@@ -60,9 +60,8 @@ def markdown(results: Results, method: str) -> str:
         "stem": stem,
         "classes": data["classes"],
         "size": data["image_size"],
-        "timm": students.TIMM.get(model, "") if stem == "imagenet" else "",
-        "no_timm": f"timm has no counterpart: its {model} has another stem than the {stem} one. "
-        "Its names fit in part, but not what they compute.",
+        "timm": students.TIMM.get(model, ""),
+        "timm_stem": students.timm_stem(model) if stem == "small" else (),
         "tables": card_tables.of_card(results, method),
         "limits": _limits(results),
     }

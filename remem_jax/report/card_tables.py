@@ -1,12 +1,12 @@
 """What the model card of a student says in tables, as plain text: nothing here is escaped yet."""
 
-import math
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
 from remem_jax import evaluate
-from remem_jax.report import licences, tables
+from remem_jax.data import registry
+from remem_jax.report import comparisons, licences, measured, tables
 from remem_jax.report.tables import Results, Table
 
 # Our metrics: what the Hub calls them, or would, and what a reader would.
@@ -30,7 +30,7 @@ def of_card(results: Results, method: str) -> list[Table]:
     """
     mistaken = confused(results, method)
     return [
-        measured(results, method),
+        metrics(results, method),
         *([mistaken] if mistaken else []),
         training(results, method),
         images(results),
@@ -55,7 +55,7 @@ def student_settings(results: Results) -> Mapping[str, Any]:
     return results["config"].get("student", {})
 
 
-def measured(results: Results, method: str) -> Table:
+def metrics(results: Results, method: str) -> Table:
     """All metrics of the student and of its teacher, on test and on validation."""
     row = row_of(results, method)
     models = [("Student", served(row)), *([("Teacher", row["teacher"])] if row["teacher"] else [])]
@@ -76,21 +76,25 @@ def _notes(results: Results, row: Mapping[str, Any]) -> str:
     notes = [
         f"On {images['test']:,} test and {images['validation']:,} validation images. What counts "
         f"is {title}.",
-        *_standard_error(served(row)["test"][metric], images["test"], metric),
+        measured.coverage(results, "test", "validation"),
+        _standard_error(results, row),
+        comparisons.beside_teacher(results, row["method"]) or "",
         *_seeds(row, metric),
         _tried(results, row["method"]),
         f"The calibration error is over {evaluate.BINS} bins of confidence, of the softmax as it "
         "is: the confidences were not calibrated.",
     ]
-    return " ".join(notes)
+    return " ".join(note for note in notes if note)
 
 
-def _standard_error(share: float | None, images: int, metric: str) -> list[str]:
-    if share is None:
-        return []
-    error = 100 * math.sqrt(share * (1 - share) / images)
-    rough = "" if metric == "top1" else ", roughly, since a mean over classes weighs images unlike"
-    return [f"Its standard error on test, sqrt(p (1 - p) / n), is {error:.2f} points{rough}."]
+def _standard_error(results: Results, row: Mapping[str, Any]) -> str:
+    error = comparisons.standard_error(results, row, seed=0 if row.get("seeds") else None)
+    if error is None:
+        return ""
+    rough = ""
+    if results["data"]["metric"] != registry.TOP1 and not row.get("test_correct"):
+        rough = ", roughly, since a mean over classes weighs images unlike"
+    return f"Its standard error on test is {comparisons.points(error)} points{rough}."
 
 
 def _seeds(row: Mapping[str, Any], metric: str) -> list[str]:
@@ -111,10 +115,9 @@ def _tried(results: Results, method: str) -> str:
     tried = [row for row in results["students"] if row["method"] == method]
     teachers = sum(row["method"] == method for row in results["teachers"])
     diverged = sum(row["diverged"] for row in tried)
-    on_test = any(row.get("on_test") for row in results["methods"])
     test = (
         "all students were measured on test too, which chose nothing here"
-        if on_test
+        if measured.on_test(results)
         else "test was read once, for what was chosen"
     )
     return (
@@ -199,7 +202,7 @@ def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[st
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return value if isinstance(value, str) else tables.number(value)
+    return tables.cell(value)
 
 
 def images(results: Results) -> Table:
@@ -207,20 +210,30 @@ def images(results: Results) -> Table:
     data = results["data"]
     examples = data["examples"]
     names = data["class_names"]
-    hidden = len(names) - tables.CLASS_NAMES_SHOWN
-    shown = ", ".join(names[: tables.CLASS_NAMES_SHOWN])
     standing = {True: "as many as in the official one", False: "not those of the official one"}
     rows = [
         ("Data set", f"{data['name']} ({data['title']})"),
         ("Images of training", f"{examples['train']:,}"),
-        ("Images of validation", f"{examples['validation']:,}, held out"),
+        ("Images of validation", _validation(data)),
         ("Images of test", f"{examples['test']:,}"),
+        ("Sizes of images", measured.sizes(data).removeprefix("of ")),
         ("Numbers of images", standing.get(data["official"], "there is no official data set")),
         ("Classes", f"{data['classes']:,}"),
-        ("Their names", f"{shown} and {hidden:,} more" if hidden > 0 else shown),
+        ("Their names", tables.names(names)),
         ("Hash of the data", data["fingerprint"]),
     ]
     return Table("Data and classes", ("What", "Value"), tuple(rows), numeric=False)
+
+
+def _validation(data: Mapping[str, Any]) -> str:
+    """How many images validation has, and where they are from, as far as that is recorded."""
+    examples = data["examples"]
+    found = f"{examples['validation']:,}"
+    held = data.get("held_out")
+    if held is None:
+        return found
+    every = examples["train"] + examples["validation"]
+    return f"{found}, {f'held out of {every:,} of training' if held else 'a split of their own'}"
 
 
 def terms(results: Results, method: str) -> Table:

@@ -1,68 +1,287 @@
-"""Where a run's settings are not those that stand in the paper's text.
+"""Where a run's settings are not those of the paper.
 
-Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, section 6 and Table 6. What the text
-does not fix (batch sizes, warm-up, augmentation) is not judged here; configs/remem.py marks it as
-our choice.
+Every setting of configs/remem.py is in one of the tables below: with the paper's value, with our
+choice where the paper's text has lost its value, or among those that change no result.
+
+Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, section 6 and Table 6.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-# One of these; where there are several, the paper searches over them.
-ONE_OF: dict[str, tuple[Any, ...]] = {
-    "data.image_size": (224,),
-    "teacher.variant": ("Ti/16", "S/16", "B/16", "L/16"),
-    "teacher.tuning": ("full", "lora", "adapter_houlsby", "adapter_pfeiffer"),
-    "teacher.weight_decay": (0.0,),
-    "teacher.learning_rate": (0.005, 0.007, 0.01, 0.03, 0.05, 0.07, 0.1, 0.3, 0.5),
-    "teacher.rho": (0.5, 0.05, 0.005),
-    "teacher.mlp_weight": (0.8, 0.9),
-    "teacher.attention_weight": (1.0, 0.8, 0.9),
-    "student.steps": (20_000,),
-    "teacher.label_smoothing": (0.0,),
-    "teacher.mcmi": (0.0,),
-    "student.weight_decay": (1e-4,),
-    "student.flatten": (1.0,),
-    "student.hard_labels": (True,),
+from remem_jax.data import registry
+from remem_jax.weights import catalog
+
+
+class Paper(NamedTuple):
+    """What the paper has for a setting.
+
+    Attributes:
+        values: Its values; a setting may be any of them.
+        every: Whether the paper searches over all of them, so that the setting lists them.
+        lost: Whether the paper's text does not say, and the value is our choice.
+    """
+
+    values: tuple[Any, ...]
+    every: bool = False
+    lost: bool = False
+
+
+def _choice(value: Any) -> Paper:
+    return Paper((value,), lost=True)
+
+
+PAPER: Mapping[str, Paper] = {
+    "compute_dtype": _choice("float32"),
+    "data.image_size": Paper((224,)),
+    "data.crop_area": _choice((0.05, 1.0)),
+    "data.validation": _choice(0.1),
+    "teacher.model": Paper(("vit",)),
+    "teacher.variant": Paper(("Ti/16", "S/16", "B/16", "L/16")),
+    "teacher.steps": Paper((500, 700, 1000, 3000, 5000, 7000, 10_000), every=True),
+    "teacher.batch_size": _choice(512),
+    "teacher.learning_rate": Paper((0.005, 0.007, 0.01, 0.03, 0.05, 0.07, 0.1, 0.3, 0.5)),
+    "teacher.warmup_steps": _choice(500),
+    "teacher.momentum": _choice(0.9),
+    "teacher.weight_decay": Paper((0.0,)),
+    "teacher.clip_norm": _choice(1.0),
+    "teacher.dropout": _choice(0.0),
+    "teacher.mixup": Paper((0.0,)),
+    "teacher.label_smoothing": Paper((0.0,)),
+    "teacher.mcmi": Paper((0.0,)),
+    "teacher.rho": Paper((0.5, 0.05, 0.005)),
+    "teacher.ascent_examples": _choice(0),
+    "teacher.mlp_weight": Paper((0.8, 0.9)),
+    "teacher.attention_weight": Paper((1.0, 0.8, 0.9)),
+    "teacher.pruned_mlp": Paper((0,)),
+    "teacher.pruned_attention": Paper((0,)),
+    "teacher.residual": Paper(("two_minus",)),
+    "teacher.tuning": Paper(("full", "lora", "adapter_houlsby", "adapter_pfeiffer")),
+    "teacher.lora.targets": Paper((("query", "value"),)),
+    "teacher.lora.rank": Paper((32,)),
+    "teacher.lora.scale": Paper((32.0,)),
+    "teacher.adapter.reduction": Paper((16,)),
+    "teacher.gelu": _choice(""),
+    "teacher.position_resize": _choice("vit_jax"),
+    "student.stem": Paper(("imagenet",)),
+    "student.hard_labels": Paper((True,)),
+    "student.steps": Paper((20_000,)),
+    "student.batch_size": _choice(512),
+    "student.learning_rates": Paper((0.05, 0.1, 0.5), every=True),
+    "student.temperatures": Paper((1.0, 2.0, 4.0), every=True),
+    "student.weights": Paper((0.1, 0.5, 0.9), every=True),
+    "student.flatten": Paper((1.0,)),
+    "student.warmup_steps": _choice(500),
+    "student.momentum": _choice(0.9),
+    "student.weight_decay": Paper((1e-4,)),
+    "information.steps": _choice(2000),
+    "information.batch_size": _choice(64),
+    "information.learning_rate": _choice(1e-3),
+    "information.betas": _choice((0.9, 0.999)),
+    "information.weight_decay": Paper((1e-4,)),
+    "information.epsilon": Paper((1e-8,)),
+    "information.align_corners": _choice(True),
 }
-# All of these.
-# Where images are mixed (patient distillation), and with DIST, in place of these and those.
-PATIENT: dict[str, tuple[Any, ...]] = {"student.steps": (200_000,), "student.mixup": (0.8,)}
-DIST: dict[str, tuple[Any, ...]] = {
-    "student.learning_rates": (0.5, 0.7, 1.0),
-    "student.weights": (1.0,),  # beta and gamma
-    "student.temperatures": (),  # Not in the text.
+# In place of these, where images are mixed (patient distillation).
+PATIENT: Mapping[str, Paper] = {"student.steps": Paper((200_000,))}
+# The grid of the other loss; that of KD is above.
+DIST: Mapping[str, Paper] = {
+    "student.learning_rates": Paper((0.5, 0.7, 1.0), every=True),
+    "student.temperatures": _choice((1.0,)),
+    "student.weights": Paper((1.0,), every=True),  # beta and gamma
 }
-ALL_OF: dict[str, tuple[Any, ...]] = {
-    "teacher.steps": (500, 700, 1000, 3000, 5000, 7000, 10_000),
-    "student.learning_rates": (0.05, 0.1, 0.5),
-    "student.temperatures": (1.0, 2.0, 4.0),
-    "student.weights": (0.1, 0.5, 0.9),
+LOSSES = ("kd", "dist")
+MIXED = 0.8  # In patient distillation, which is KD.
+STUDENTS = ("resnet18", "mobilenet_v2")  # And an EfficientNetV2, of which size is lost.
+_AUGREG = [f"augreg:{variant}" for variant in PAPER["teacher.variant"].values]
+WEIGHTS = tuple(dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values())))  # Teachers start from them.
+# Settings with sentences of their own, in `_named`.
+NAMED = ("data.name", "teacher.init", "student.model", "student.losses", "student.mixup")
+# Settings that change no result, or of which the report tells elsewhere; a group stands for all
+# that it holds.
+FREE: Mapping[str, str] = {
+    "workflow": "Which job it is.",
+    "methods": "Each is a row of the results.",
+    "seed": "The paper names none.",
+    "log_every": "How often metrics are written.",
+    "save_every": "How often checkpoints are.",
+    "keep_checkpoints": "How many are kept.",
+    "retries": "A teacher that was trained again is named.",
+    "fsdp": "Where parameters lie.",
+    "profile": "What is written.",
+    "plan_only": "Whether anything is run.",
+    "choose_on_test": "The report says what was measured on test.",
+    "differs": "The sentences themselves.",
+    "data.path": "Where the images are.",
+    "data.dir": "Where they are.",
+    "data.stored_size": "Images that were resized are named.",
+    "data.corrupt_limit": "Images that were skipped are named.",
+    "data.resident_gib": "Where pixels lie.",
+    "data.input": "Where they lie; what it does to crops is named with images that were resized.",
+    "data.cache": "Where what was decoded lies.",
+    "data.threads": "Speed.",
+    "data.workers": "Speed.",
+    "teacher.accumulate": "Memory.",
+    "teacher.rematerialise": "Memory.",
+    "teacher.scan": "Speed of compiling.",
+    "teacher.mirror": "Where weights are fetched.",
+    "student.seeds": "The paper names none; the report shows each.",
+    "student.group": "Memory.",
+    "student.store_outputs": "Speed.",
+    "student.evaluations": "What is written.",
+    "information.seeds": "The report shows each.",
+    "information.evaluations": "What is written.",
+    "information.pictures": "What is written.",
+    "information.info_nce": "A second estimate beside the paper's.",
 }
+# Methods in which these settings count; in the others of `_METHODS` they are fixed.
+_COUNTS_IN: Mapping[str, tuple[str, ...]] = {
+    "teacher.rho": ("sam", "remem"),
+    "teacher.ascent_examples": ("sam", "remem"),
+    "teacher.mlp_weight": ("reweight", "remem"),
+    "teacher.attention_weight": ("reweight", "remem"),
+    "teacher.residual": ("reweight", "remem"),
+}
+_METHODS = ("scratch", "finetune", "sam", "reweight", "remem")
 
 
 def deviations(config: Mapping[str, Any]) -> list[str]:
     """A sentence for each setting of a run that is not the paper's.
 
     Args:
-        config: The settings of a ReMem run, nested; what is not there is not judged.
+        config: The settings of a ReMem run, nested; what is not there is not judged, nor what does
+            not count for the methods, the tuning and the losses of the run.
     """
-    found, student = [], config.get("student", {})
-    one_of = ONE_OF | (PATIENT if student.get("mixup", 0) > 0 else {})
-    all_of = ALL_OF | (DIST if list(student.get("losses", ())) == ["dist"] else {})
-    for name, values in (one_of | all_of).items():
-        group, _, setting = name.partition(".")
-        value = config.get(group, {}).get(setting)
-        if value is None or not values:
-            continue
-        same = value in values if name in one_of else sorted(value) == sorted(values)
-        if not same:
-            word = "one of " if name in one_of and len(values) > 1 else ""
-            found.append(f"{name} is {_listed(value)}; the paper has {word}{_listed(values)}.")
+    given = {name: value for name, value in _leaves(config) if _counts(name, config)}
+    losses = given.get("student.losses", ["kd"])
+    rules = {**PAPER, **(PATIENT if given.get("student.mixup", 0) > 0 else {})}
+    if "kd" not in losses:
+        rules = {name: rule for name, rule in rules.items() if name not in DIST}
+    found = list(_named(given))
+    for name, rule in rules.items():
+        found += _sentence(name, given, rule, "kd" if name in DIST and len(losses) > 1 else "")
+    if "dist" in losses:
+        for name, rule in DIST.items():
+            found += _sentence(name, given, rule, "dist" if len(losses) > 1 else "")
     return found
+
+
+def of_one_run(config: Mapping[str, Any]) -> list[str]:
+    """What the paper searches over and one run does not, as a sentence; none without a teacher.
+
+    Args:
+        config: As for `deviations`.
+    """
+    names = {"teacher.rho": "rho", "teacher.mlp_weight": "alpha"}
+    if not _counts("teacher.learning_rate", config):
+        return []
+    searched = [title for name, title in names.items() if _counts(name, config)]
+    listed = " and ".join([*([", ".join(searched)] if searched else []), "learning rate"])
+    return [
+        f"One value of the teacher's {listed} is tried per run; the paper searches over several."
+    ]
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value
+
+
+def _counts(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a setting counts in a run."""
+    group, _, rest = name.partition(".")
+    methods = config.get("methods", ("remem",))
+    settings = config.get(group, {})
+    if group == "information":
+        return bool(settings.get("seeds"))
+    if group != "teacher":
+        return True
+    tuning = settings.get("tuning", "full")
+    if rest.partition(".")[0] in ("lora", "adapter") and "." in rest:
+        return tuning.startswith(rest.partition(".")[0])
+    free = _COUNTS_IN.get(name, _METHODS[1:])  # From scratch there is no teacher.
+    return any(method in free or method not in _METHODS for method in methods)
+
+
+def _sentence(name: str, given: Mapping[str, Any], rule: Paper, loss: str) -> list[str]:
+    value = _plain(given.get(name))
+    values = [_plain(one) for one in rule.values]
+    same = sorted(value) == sorted(values) if rule.every and value is not None else value in values
+    if value is None or same:
+        return []
+    of_loss = f"with the loss {loss} " if loss else ""
+    if rule.lost:
+        said = f"{of_loss}the paper's text does not say, and our choice is"
+    else:
+        said = f"{of_loss}the paper has{' one of' if len(values) > 1 and not rule.every else ''}"
+    return [f"{name} is {_listed(value)}; {said} {_listed(rule.values)}."]
+
+
+def _plain(value: Any) -> Any:
+    """The same of JSON, which has no tuples."""
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _named(given: Mapping[str, Any]) -> Iterator[str]:
+    """The sentences of the settings `NAMED`."""
+    yield from _data(given.get("data.name"))
+    yield from _weights(given.get("teacher.init"))
+    model = given.get("student.model", STUDENTS[0])
+    if model.startswith("efficientnet_v2_"):
+        yield (
+            f"student.model is {model}; the paper has an EfficientNetV2, and its text does not say "
+            "of which size."
+        )
+    elif model not in STUDENTS:
+        known = f"{', '.join(STUDENTS)} and an EfficientNetV2"
+        yield f"student.model is {model}; the paper has {known}."
+    losses = given.get("student.losses", LOSSES[:1])
+    others = [loss for loss in losses if loss not in LOSSES]
+    if others:
+        yield f"student.losses has {', '.join(others)}; the paper has {' and '.join(LOSSES)}."
+    mixup = given.get("student.mixup", 0)
+    if mixup > 0 and (mixup != MIXED or list(losses) != ["kd"]):
+        yield (
+            f"student.mixup is {mixup} with the losses {', '.join(losses)}; the paper has 0.0, or "
+            f"{MIXED} with kd alone."
+        )
+
+
+def _data(name: str | None) -> Iterator[str]:
+    if name == "digits":
+        yield "The images are scikit-learn's digits of 8 x 8 pixels, which the paper has not."
+    elif name is not None and name not in registry.RECORDS:
+        yield "The images are the user's own, and none of the paper's data sets."
+
+
+def _weights(init: str | None) -> Iterator[str]:
+    if init is None or _is_papers(init):
+        return
+    if not init:
+        yield "The teacher starts from random weights; the paper's are pretrained."
+    elif init in catalog.BUNDLED:
+        yield (
+            "The teacher is the bundled one, pretrained on 80,000 small images; the paper's are "
+            "pretrained on ImageNet-1k or ImageNet-21k."
+        )
+    else:
+        yield f"teacher.init is {init}; the paper has one of {_listed(WEIGHTS)}."
+
+
+def _is_papers(init: str) -> bool:
+    """Whether weights are the paper's, by whichever name of the same file."""
+    if not (init in catalog.PUBLISHED or init.startswith("augreg:")):
+        return False
+    return catalog.find(init).path in {catalog.find(name).path for name in WEIGHTS}
 
 
 def _listed(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_listed(item) for item in value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if value == "":
+        return "the checkpoint's"
+    whole: bool = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if whole else str(value)

@@ -142,7 +142,7 @@ def _chosen(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     selected, teacher = row["selected"], row["teacher_settings"] or {}
     values = [selected[name] for name in ("teacher_step", *names)]
     values += [teacher.get(name) for name in ("rho", "mlp_weight", "attention_weight")]
-    return [_cell(value) for value in values]
+    return [cell(value) for value in values]
 
 
 # What tells students apart; loss and seed are shown where there are several.
@@ -168,7 +168,8 @@ def _student_heads(results: Results) -> list[str]:
     return [_STUDENTS[name] for name in _student_names(results)]
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A text as it is, or a number as short as can be."""
     return value if isinstance(value, str) else number(value)
 
 
@@ -241,7 +242,7 @@ def _student(row: Mapping[str, Any], own: Sequence[str], metrics: Sequence[str])
     names = ("teacher_step", "student", *own)
     return (
         method_title(row["method"]),
-        *(_cell(row[name]) for name in names),
+        *(cell(row[name]) for name in names),
         *_metrics(row["validation"], metrics),
         "diverged" if row["diverged"] else "",
     )
@@ -288,7 +289,7 @@ def origins(results: Results) -> Table:
     data, models, device = results["data"], results["models"], results["device"]
     rows = [
         ("Data set", f"{data['name']} ({data['title']})"),
-        ("Class names", _class_names(data["class_names"])),
+        ("Class names", names(data["class_names"])),
         ("Hash of the data", data["fingerprint"]),
         ("Hash of the settings", results["config_fingerprint"]),
         *_teacher_origins(models),
@@ -318,9 +319,10 @@ def _tuning(models: Mapping[str, Any]) -> str:
     return f"{method}, {trainable:,} parameters train"
 
 
-def _class_names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:CLASS_NAMES_SHOWN])
-    hidden = len(names) - CLASS_NAMES_SHOWN
+def names(classes: Sequence[str]) -> str:
+    """The first names of classes, and how many more there are."""
+    shown = ", ".join(classes[:CLASS_NAMES_SHOWN])
+    hidden = len(classes) - CLASS_NAMES_SHOWN
     return f"{shown} and {hidden:,} more" if hidden > 0 else shown
 
 

@@ -32,6 +32,19 @@ TIMM = {
 }
 
 
+# Changes to timm's networks, after which they have our small stem; the model is `model`.
+_SMALL_STEM_OF_RESNETS = (
+    "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",
+    "model.maxpool = torch.nn.Identity()",
+)
+_SMALL_STEM = ("model.conv_stem.stride = (1, 1)",)
+
+
+def timm_stem(name: str) -> tuple[str, ...]:
+    """Lines of Python that give timm's network of one of `TIMM` our small stem."""
+    return _SMALL_STEM_OF_RESNETS if name.startswith("resnet") else _SMALL_STEM
+
+
 def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
     """Variables of a student from a .safetensors file, names and shapes checked both ways.
 

@@ -6,6 +6,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import numpy as np
 
 import remem_jax
 from remem_jax import data as datasets
@@ -48,7 +49,10 @@ def data(run: parts.Run) -> dict[str, Any]:
         "class_names": list(dataset.classes),
         "metric": dataset.metric,
         "examples": {name: len(part.rows) for name, part in dataset.parts.items()},
+        "classes_without_images": absent_classes(dataset),
+        "held_out": held_out(dataset),
         "input": run.feed.kind,
+        "sizes": sizes(dataset.shapes),
         "source_size": dataset.source_size and list(dataset.source_size),
         "image_size": settings.image_size,
         "official": dataset.official,
@@ -58,6 +62,33 @@ def data(run: parts.Run) -> dict[str, Any]:
         "warnings": list(dataset.warnings),
         "fingerprint": dataset.fingerprint,
     }
+
+
+def absent_classes(dataset: datasets.Dataset) -> dict[str, list[str]]:
+    """Names of the classes that a split has no image of, by split."""
+    every = np.arange(len(dataset.classes))
+    return {
+        name: [dataset.classes[i] for i in np.setdiff1d(every, part.labels)]
+        for name, part in dataset.parts.items()
+    }
+
+
+def held_out(dataset: datasets.Dataset) -> bool:
+    """Whether validation was held out of train; else the data set has its own."""
+    return dataset.parts["validation"].split is dataset.parts["train"].split
+
+
+def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:
+    """How high and wide images are in their files: the extremes, the median, the numbers of sizes.
+
+    Args:
+        shapes: Height and width of each image; None where that is not known.
+    """
+    if shapes is None:
+        return None
+    ends = (np.min, np.median, np.max)
+    height, width = ([int(end(side)) for end in ends] for side in shapes.T)
+    return {"height": height, "width": width, "different": len(np.unique(shapes, axis=0))}
 
 
 def versions() -> dict[str, str]:

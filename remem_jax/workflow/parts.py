@@ -100,6 +100,7 @@ class Measure(NamedTuple):
         *,
         teacher: evaluate.Model | None = None,
         confusion: bool = False,
+        predictions: bool = False,
     ) -> dict[str, Any]:
         return evaluate.evaluate(
             self.add,
@@ -108,6 +109,7 @@ class Measure(NamedTuple):
             classes=self.classes,
             teacher=teacher,
             confusion=confusion,
+            predictions=predictions,
         )
 
 

@@ -5,16 +5,26 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 
-from remem_jax import mesh, report
+from remem_jax import mesh, paired, report
 from remem_jax.data import registry
 from remem_jax.records import Params, Settings
 from remem_jax.settings import METHODS, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
 from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import distill, facts, finetune, information, parts, plan, selected
+from remem_jax.workflow import (
+    distill,
+    facts,
+    file_list,
+    finetune,
+    information,
+    parts,
+    plan,
+    selected,
+)
 
 
 class Outcome(NamedTuple):
@@ -25,12 +35,14 @@ class Outcome(NamedTuple):
         teachers: Every checkpoint of its teacher, on validation.
         students: Every student, on validation.
         seconds: What each part of its training took.
+        predictions: What its selected student said of the images; see `selected.predictions`.
     """
 
     row: dict[str, Any]
     teachers: list[dict[str, Any]]
     students: list[dict[str, Any]]
     seconds: dict[str, float]
+    predictions: dict[str, np.ndarray]
 
 
 def run_remem(run: parts.Run) -> None:
@@ -54,6 +66,8 @@ def run_remem(run: parts.Run) -> None:
         "student_parameters": _size(jax.eval_shape(lambda: classroom.first(0)["params"])),
     }
     if mesh.is_writer():
+        said = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
+        file_list.write(run.workdir / "selected" / "split.csv", run.dataset, said)
         results.write(run.workdir / "results.json", _results(run, own, outcomes, used))
         report.write(run.workdir)
         logging.info("Report: %s", run.workdir / "report.html")
@@ -115,6 +129,7 @@ def _outcome(
             for one, test in zip(chosen, tested["students"], strict=True)
         ],
         "teacher": None,
+        "test_correct": selected.correct(run, tested),
         "on_test": _chosen_on_test(run, teachers, tried),
     }
     share = row["student"]["test"][metric]
@@ -134,6 +149,7 @@ def _outcome(
             for student in group["students"]
         ],
         seconds,
+        selected.predictions(tested),
     )
 
 
@@ -196,14 +212,19 @@ def _results(
         | {
             "differs": [
                 *run.config.differs,
+                _selected_on(run),
                 *_assumed(run.config.data.name),
                 *_stored(run),
+                *_mirrored(run),
                 *_retried(run, outcomes),
             ]
         },
         "config_fingerprint": results.fingerprint(own.settings),
         "identity": {"key": own.key, **own.inputs, "code": own.code},
-        "data": facts.data(run),
+        "data": {
+            **facts.data(run),
+            "test_labels": paired.pack(run.dataset.parts["test"].labels),
+        },
         "methods": [outcome.row for outcome in outcomes],
         "teachers": [record for outcome in outcomes for record in outcome.teachers],
         "students": [record for outcome in outcomes for record in outcome.students],
@@ -213,6 +234,15 @@ def _results(
         "versions": facts.versions(),
         "device": facts.device(),
     }
+
+
+def _selected_on(run: parts.Run) -> str:
+    """Which split selects, as a sentence."""
+    held = "held out of train" if facts.held_out(run.dataset) else "of the data set's own"
+    return (
+        f"Settings are selected on a validation split {held}; the paper does not say on which "
+        "split it selects."
+    )
 
 
 def _assumed(dataset: str) -> list[str]:
@@ -229,6 +259,16 @@ def _stored(run: parts.Run) -> list[str]:
     return [
         f"Images are stored resized to {height} x {width} pixels, and crops are taken from these; "
         'config.data.input="streamed" takes them from the images as they are.'
+    ]
+
+
+def _mirrored(run: parts.Run) -> list[str]:
+    """Where training images are not mirrored at random, as a sentence."""
+    if run.dataset.flip:
+        return []
+    return [
+        "Images of training are not mirrored, since mirrored ones may be of another class; the "
+        "paper's text does not say."
     ]
 
 

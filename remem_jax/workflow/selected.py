@@ -1,19 +1,18 @@
 """What a method came to: tested once, and written in the formats of the field."""
 
-import csv
-import io
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
-from remem_jax import evaluate, mesh
+from remem_jax import evaluate, mesh, paired
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
-from remem_jax.storage import files, results
+from remem_jax.storage import files, results, spreadsheets
 from remem_jax.weights import augreg, folding, students
-from remem_jax.workflow import distill, finetune, parts
+from remem_jax.workflow import distill, file_list, finetune, parts
 from remem_jax.workflow.classroom import Classroom
 
 PAIRS = 5  # Of classes that are confused, in the results.
@@ -39,7 +38,10 @@ def test(
     Returns:
         "students", one of `evaluate.metrics` for each, and, if there is one, "teacher". A student
         has its "agreement" with its teacher and, in place of the confusion matrix, which is a
-        file of its own, "confused": see `most_confused`.
+        file of its own, "confused": see `most_confused`. "predictions" has the classes that the
+        "students" and the "teacher" put the test images into, and those of the images of
+        "validation" that the first student did, each by `paired.pack`; a run that an earlier
+        version tested has none.
     """
     folder = run.workdir / "selected"
     name = teachers.method if teachers else "scratch"
@@ -51,9 +53,15 @@ def test(
             _test_student(run, classroom, teacher, one, f"{name}{_suffix(i, one)}")
             for i, one in enumerate(chosen)
         ]
-        found = {"students": students, "teacher": None}
+        predictions: dict[str, Any] = {
+            "students": [paired.pack(one.pop("predictions")) for one in students],
+            "validation": paired.pack(_validate(run, classroom, chosen[0])),
+            "teacher": None,
+        }
+        found = {"students": students, "teacher": None, "predictions": predictions}
         if teachers and teacher:
-            found["teacher"] = teachers.measure(teacher.variables, "test")
+            found["teacher"] = teachers.measure(teacher.variables, "test", predictions=True)
+            predictions["teacher"] = paired.pack(found["teacher"].pop("predictions"))
             variables = run.fetch(teacher.variables)
             if mesh.is_writer():
                 _save_teacher(folder / f"{name}_teacher.npz", teachers, variables)
@@ -75,13 +83,54 @@ def _test_student(
 ) -> dict[str, Any]:
     folder, part = run.workdir / "selected", student["group"]["part"]
     variables = distill.kept(run, classroom, part, student["student"])
-    found = classroom.measure(variables, "test", teacher=teacher, confusion=True)
+    found = classroom.measure(variables, "test", teacher=teacher, confusion=True, predictions=True)
     confusion = found.pop("confusion")
     variables = run.fetch(variables)
     if mesh.is_writer():
         write_confusion(folder / f"{name}_confusion.csv", confusion, run.dataset.classes)
         _save_student(run, folder / f"{name}_student.safetensors", variables)
     return found | {"confused": most_confused(confusion, run.dataset.classes)}
+
+
+def _validate(run: parts.Run, classroom: Classroom, student: dict[str, Any]) -> np.ndarray:
+    """The classes that a student puts the images of validation into."""
+    variables = distill.kept(run, classroom, student["group"]["part"], student["student"])
+    return classroom.measure(variables, "validation", predictions=True)["predictions"]
+
+
+def correct(run: parts.Run, tested: dict[str, Any]) -> dict[str, Any] | None:
+    """Which test images were classified correctly, by `paired.pack`.
+
+    Args:
+        run: The run.
+        tested: From `test`.
+
+    Returns:
+        "students", one text for each, and "teacher", or None there; None where an earlier version
+        has tested them.
+    """
+    predictions, labels = tested.get("predictions"), run.dataset.parts["test"].labels
+    if predictions is None:
+        return None
+
+    def of_model(predicted: str) -> str:
+        return paired.pack(paired.unpack(predicted) == labels)
+
+    return {
+        "students": [of_model(one) for one in predictions["students"]],
+        "teacher": predictions["teacher"] and of_model(predictions["teacher"]),
+    }
+
+
+def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What the first student of `test` said of the images, by split; nothing of an earlier run."""
+    found = tested.get("predictions")
+    if found is None:
+        return {}
+    packed = dict(
+        zip(file_list.PREDICTED, (found["validation"], found["students"][0]), strict=True)
+    )
+    return {split: paired.unpack(text) for split, text in packed.items()}
 
 
 def test_teacher(run: parts.Run, teachers: finetune.Teachers, step: int) -> dict[str, float]:
@@ -122,14 +171,13 @@ def write_confusion(
 ) -> None:
     """Writes a confusion matrix as CSV: a row for each true class, a column for each predicted.
 
-    What UTF-8 cannot encode in the name of a class is written as an escape.
+    What UTF-8 cannot encode in the name of a class is written as an escape, and no name is a
+    formula (`spreadsheets.cell`).
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("true / predicted", *classes))
-    writer.writerows((name, *row) for name, row in zip(classes, confusion, strict=True))
+    rows = [(name, *row) for name, row in zip(classes, confusion, strict=True)]
+    text = spreadsheets.text([("true / predicted", *classes), *rows])
     with files.replacing(path) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def _save_student(run: parts.Run, path: pathlib.Path, student: Variables) -> None:

@@ -69,7 +69,9 @@ def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
         feed.evaluation("test", 8),
         classes=len(dataset.classes),
         confusion=True,
+        predictions=True,
     )
+    measured["predictions"] = measured["predictions"].tolist()
     return {"seen": seen, "measured": measured}
 
 

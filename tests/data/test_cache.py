@@ -105,6 +105,7 @@ def test_other_images_become_squares_as_by_pillow(
     ]
     assert np.abs(_stored(found) - squares).max() <= 1
     assert found.resized
+    np.testing.assert_array_equal(found.shapes, shapes)  # As they are in the files.
 
 
 def test_arrays_are_kept_too(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
@@ -285,6 +286,22 @@ def test_the_digest_is_that_of_the_content(
 
 
 # Damage.
+
+
+def test_an_entry_of_before_sizes_were_kept_is_still_read(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    split = _split([_png(image) for image in images])
+    _look(split, tmp_path)
+    (index,) = tmp_path.rglob("index.npz")
+    with np.load(index) as stored:
+        arrays = {name: stored[name] for name in stored.files if name != "shapes"}
+    np.savez(index, **arrays)
+
+    found = _look(split, tmp_path)
+
+    assert found.shapes is None
+    np.testing.assert_array_equal(_stored(found), images)
 
 
 @pytest.mark.parametrize("name", ["about.json", "index.npz", "pixels.bin"])

@@ -80,11 +80,12 @@ def test_metrics_of_any_number_of_hosts_are_the_same_on_each(
     seen: dict[int, list[dict[str, Any]]], kind: str
 ) -> None:
     alone = seen[1][0][kind]["measured"]
-    confusion = alone.pop("confusion")
+    counted = {name: alone.pop(name) for name in ("confusion", "predictions")}
 
-    assert np.sum(confusion) == 12  # A fifth of each class, rounded.
+    assert np.sum(counted["confusion"]) == 12  # A fifth of each class, rounded.
     for found in seen.values():
         for one in found:
             measured = dict(one[kind]["measured"])
-            assert measured.pop("confusion", confusion) == confusion
+            for name, value in counted.items():
+                assert measured.pop(name, value) == value
             assert measured == pytest.approx(alone, rel=1e-6)

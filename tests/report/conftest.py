@@ -4,7 +4,10 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
+
+from remem_jax import paired
 
 
 def _metrics(share: float, loss: float = 0.5) -> dict[str, float]:
@@ -54,6 +57,31 @@ def _student(method: str, student: int, step: int | None, share: float) -> dict[
     return {"method": method, **settings, "validation": _metrics(share), "diverged": False}
 
 
+LABELS = np.repeat([0, 1], [250, 150])
+# Test images that each model puts into a wrong class.
+WRONG = {
+    ("scratch", "students"): [*range(40), *range(250, 290)],
+    ("finetune", "students"): [*range(20), *range(255, 275)],
+    ("remem", "students"): [*range(10), *range(250, 270)],
+    ("finetune", "teacher"): [*range(16)],
+    ("remem", "teacher"): [*range(28)],
+}
+
+
+def _packed(wrong: list[int]) -> str:
+    correct = np.ones(len(LABELS), bool)
+    correct[wrong] = False
+    return paired.pack(correct)
+
+
+def _correct(method: str) -> dict[str, Any]:
+    teacher = WRONG.get((method, "teacher"))
+    return {
+        "students": [_packed(WRONG[method, "students"])],
+        "teacher": teacher and _packed(teacher),
+    }
+
+
 @pytest.fixture
 def results() -> dict[str, Any]:
     """The content of results.json: from scratch, fine-tuning and ReMem, two students each."""
@@ -73,6 +101,10 @@ def results() -> dict[str, Any]:
             "class_names": ["zero", "one"],
             "metric": "top1",
             "examples": {"train": 1150, "validation": 287, "test": 400},
+            "classes_without_images": {"train": [], "validation": [], "test": []},
+            "held_out": True,
+            "test_labels": paired.pack(LABELS),
+            "sizes": {"height": [8, 8, 8], "width": [9, 9, 9], "different": 1},
             "source_size": [8, 9],
             "image_size": 32,
             "official": None,
@@ -82,6 +114,7 @@ def results() -> dict[str, Any]:
         "methods": [
             {
                 "method": "scratch",
+                "test_correct": _correct("scratch"),
                 "teacher_settings": None,
                 "selected": _selected(None, 1),
                 "group": {"part": "students/scratch", "member": 1},
@@ -90,6 +123,7 @@ def results() -> dict[str, Any]:
             },
             {
                 "method": "finetune",
+                "test_correct": _correct("finetune"),
                 "teacher_settings": _teacher_settings(0.0, 1.0),
                 "selected": _selected(100, 0),
                 "group": {"part": "students/finetune/step_100", "member": 0},
@@ -98,6 +132,7 @@ def results() -> dict[str, Any]:
             },
             {
                 "method": "remem",
+                "test_correct": _correct("remem"),
                 "teacher_settings": _teacher_settings(0.5, 0.8),
                 "selected": _selected(200, 1),
                 "group": {"part": "students/remem/step_200", "member": 1},
@@ -130,6 +165,16 @@ def results() -> dict[str, Any]:
         "versions": {"remem_jax": "0.1.0", "python": "3.11.7"},
         "device": {"platform": "cpu", "kind": "cpu", "count": 1},
     }
+
+
+@pytest.fixture
+def older(results: dict[str, Any]) -> dict[str, Any]:
+    """The same as a run of an earlier version recorded it."""
+    for row in results["methods"]:
+        del row["test_correct"]
+    for name in ("classes_without_images", "held_out", "test_labels", "sizes"):
+        del results["data"][name]
+    return results
 
 
 @pytest.fixture

@@ -119,8 +119,9 @@ def test_markdown_tables_have_the_same_columns_in_each_line(
 
     found = _markdown_tables(write()[1])
 
-    # Comparison, details, confused, teachers, students, settings, origins, times.
-    assert len(found) == 8
+    # Comparison, details, differences, confused, searched, teachers, students, settings, origins,
+    # times.
+    assert len(found) == 10
     for lines in found:
         assert len({_columns(line) for line in lines}) == 1
 
@@ -180,7 +181,9 @@ def test_sections_come_in_their_order(write: Callable[[], tuple[str, str]]) -> N
         "ReMem on digits",
         "Results",
         "More about the selected models, on test",
+        "Differences on test, in points",
         "Errors made most often, on test: ReMem, student",
+        "What was searched",
         "All teachers, on validation",
         "All students, on validation",
         "Settings",
@@ -210,15 +213,16 @@ def test_page_holds_what_else_was_measured_and_how_to_read_it(
 
 
 def test_results_of_before_there_was_more_to_measure_are_reported(
-    write: Callable[[], tuple[str, str]], results: dict[str, Any]
+    write: Callable[[], tuple[str, str]], older: dict[str, Any]
 ) -> None:
-    for row in results["methods"]:
+    for row in older["methods"]:
         for role in ("student", "teacher"):
             for name in ("top5", "calibration_error", "agreement", "confused"):
                 (row[role] or {"test": {}})["test"].pop(name, None)
 
     text = write()[1]
 
+    assert "Differences on test" not in text
     assert "| ReMem, student | 92.50 | – | 46.25 | – | – | 0.5 |" in text  # noqa: RUF001
     assert "Errors made most often" not in text
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from remem_jax import report
-from remem_jax.report import card, tables
+from remem_jax.report import card, measured, tables
 
 
 def _by_column(table: tables.Table, row: int) -> dict[str, str]:
@@ -19,6 +18,7 @@ def _all_tables(results: dict[str, Any]) -> list[tables.Table]:
         tables.details,
         tables.teachers,
         tables.students,
+        measured.searched,
         tables.settings,
         tables.origins,
         tables.times,
@@ -192,60 +192,6 @@ def test_duration_is_in_units_of_its_size(seconds: float, expected: str) -> None
 
 def test_times_end_with_their_sum(results: dict[str, Any]) -> None:
     assert tables.times(results).rows[-1] == ("Total", "1 h 01 min")  # 3,712 seconds.
-
-
-def test_summary_counts_images_and_pixels(results: dict[str, Any]) -> None:
-    text = report.summary(results)
-
-    assert "1,150 training, 287 validation and 400 test images of 8 x 9 pixels" in text
-    assert "resnet18 with 11,227,812 parameters" in text
-    assert "top-1 accuracy" in text
-    assert "test was read once" in text
-
-
-def test_summary_of_images_that_stream_names_no_one_size(results: dict[str, Any]) -> None:
-    results["data"]["source_size"] = None
-
-    assert "400 test images of any size in 2 classes" in report.summary(results)
-
-
-def test_gain_is_in_points_of_test_accuracy(results: dict[str, Any]) -> None:
-    text = report.gain(results)
-
-    assert text == (
-        "On test, ReMem's student is 2.50 points above fine-tuning's and 12.50 points above the "
-        "one trained from scratch."
-    )
-
-
-def test_gain_may_be_a_loss(results: dict[str, Any]) -> None:
-    results["methods"][2]["student"]["test"]["top1"] = 0.8
-
-    text = report.gain(results)
-
-    assert text is not None
-    assert "10.00 points below fine-tuning's and level with the one" in text
-
-
-def test_no_gain_without_remem(results: dict[str, Any]) -> None:
-    del results["methods"][2]
-
-    assert report.gain(results) is None
-
-
-def test_standard_errors_are_those_of_a_share(results: dict[str, Any]) -> None:
-    text = report.standard_errors(results)
-
-    # sqrt(0.8 * 0.2 / 400) = 0.02 and sqrt(0.9 * 0.1 / 400) = 0.015.
-    assert "2.00 (From scratch), 1.50 (Fine-tuning)" in text
-    assert "one seed (7)" in text
-    assert "rough" not in text
-
-
-def test_standard_errors_of_a_mean_over_classes_are_called_rough(results: dict[str, Any]) -> None:
-    results["data"]["metric"] = "mean_per_class"
-
-    assert "rough figure" in report.standard_errors(results)
 
 
 @pytest.mark.parametrize(("official", "warned"), [(None, False), (True, False), (False, True)])
