@@ -4,7 +4,6 @@ Colours are those of Okabe and Ito (2008), which colour-blind readers can tell a
 dashes tell the series apart once more, for print in grey.
 """
 
-import csv
 import io
 import itertools
 import math
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from remem_jax.report import tables
-from remem_jax.storage import files
+from remem_jax.storage import files, spreadsheets
 
 SIZE = (5.4, 4.0)  # Inches; still readable when a narrow screen shrinks it to 350 pixels.
 SMALL = 8.5  # Points; the least that is still readable then.
@@ -252,11 +251,8 @@ def save(directory: pathlib.Path, drawing: Drawing) -> Plot:
 
 def comma_separated(drawing: Drawing) -> str:
     """The numbers behind a drawing as CSV, each in full; empty where there is none."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(drawing.columns)
-    writer.writerows([_cell(value) for value in row] for row in drawing.rows)
-    return file.getvalue()
+    rows = ([_cell(value) for value in row] for row in drawing.rows)
+    return spreadsheets.text([drawing.columns, *rows])
 
 
 def _cell(value: str | int | float | None) -> str | int | float | None:

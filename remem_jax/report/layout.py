@@ -3,8 +3,6 @@
 As in `tables`, all is plain text: nothing here is escaped yet.
 """
 
-import csv
-import io
 import itertools
 import math
 import statistics
@@ -12,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from remem_jax.report import paper, plots, tables
+from remem_jax.storage import spreadsheets
 
 Study = Mapping[str, Any]
 Cells = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -202,16 +201,14 @@ def flat(title: str, grid: Grid) -> tables.Table:
 
 def comma_separated(study: Study) -> str:
     """The study's table as CSV: a line for each cell, in percent and points."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_FIELDS)
+    lines: list[Sequence[str]] = [_FIELDS]
     for choice in ("validation", "test"):
         found = cells(study, choice)
         for row, column in itertools.product(study["rows"], study["columns"]):
             cell = found.get((row["name"], column["name"]))
             if cell is not None or choice == "validation":
-                writer.writerow(_fields(study, choice, row, column, cell))
-    return file.getvalue()
+                lines.append(_fields(study, choice, row, column, cell))
+    return spreadsheets.text(lines)
 
 
 _FIELDS = (
@@ -242,7 +239,7 @@ def _fields(
             "" if one is None else f"{getattr(one, role):.1f}",
             _decimals(difference(study, row, column, cell, role)),
         ]
-    return [*map(_text, texts), *measured, *published]
+    return [*map(plots.printable, texts), *measured, *published]
 
 
 _NAMES = ("name", "title")
@@ -250,9 +247,3 @@ _NAMES = ("name", "title")
 
 def _decimals(value: float | None) -> str:
     return "" if value is None else f"{value:z.4f}"
-
-
-def _text(name: str) -> str:
-    """A name that a spreadsheet takes for text, not for a formula."""
-    text = plots.printable(name)
-    return f"'{text}" if text[:1] in tuple("=+-@") else text

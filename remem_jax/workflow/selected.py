@@ -1,7 +1,5 @@
 """What a method came to: tested once, and written in the formats of the field."""
 
-import csv
-import io
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +9,7 @@ from absl import logging
 from remem_jax import evaluate, mesh
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
-from remem_jax.storage import files, results
+from remem_jax.storage import files, results, spreadsheets
 from remem_jax.weights import augreg, folding, students
 from remem_jax.workflow import distill, finetune, parts
 from remem_jax.workflow.classroom import Classroom
@@ -122,14 +120,13 @@ def write_confusion(
 ) -> None:
     """Writes a confusion matrix as CSV: a row for each true class, a column for each predicted.
 
-    What UTF-8 cannot encode in the name of a class is written as an escape.
+    What UTF-8 cannot encode in the name of a class is written as an escape, and no name is a
+    formula (`spreadsheets.cell`).
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("true / predicted", *classes))
-    writer.writerows((name, *row) for name, row in zip(classes, confusion, strict=True))
+    rows = [(name, *row) for name, row in zip(classes, confusion, strict=True)]
+    text = spreadsheets.text([("true / predicted", *classes), *rows])
     with files.replacing(path) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def _save_student(run: parts.Run, path: pathlib.Path, student: Variables) -> None:
