@@ -7,6 +7,8 @@ from typing import Any
 import jax
 
 import remem_jax
+from remem_jax.data import preprocessing
+from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.workflow import parts
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
@@ -25,10 +27,20 @@ def data(run: parts.Run) -> dict[str, Any]:
         "input": run.feed.kind,
         "source_size": dataset.source_size and list(dataset.source_size),
         "image_size": settings.image_size,
+        "preprocessing": preprocessing_of(run).record(),
         "official": dataset.official,
         "skipped": list(dataset.skipped),
         "fingerprint": dataset.fingerprint,
+        "cache": settings.cache,  # Where `export` finds them decoded.
     }
+
+
+def preprocessing_of(run: parts.Run) -> Preprocessing:
+    """How the images of a run become what its models see when they are measured."""
+    dataset = run.dataset
+    return preprocessing.of_data(
+        run.config.data.image_size, resized=dataset.resized, source_size=dataset.source_size
+    )
 
 
 def versions() -> dict[str, str]:
