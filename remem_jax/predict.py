@@ -1,23 +1,26 @@
 """Says which classes images are of, by a run's student or by an export of it.
 
 python -m remem_jax.predict RUN photographs/ > found.csv
+python -m remem_jax.predict RUN photographs/ --out=found.csv    # goes on where it was stopped
 python -m remem_jax.predict RUN/export/remem_student.onnx 'photographs/**/*.jpg' --format=json
 """
 
+from remem_jax.export import command
+
+if __name__ == "__main__":
+    command.begin()  # Before what takes seconds to import.
+
 import argparse
 import contextlib
-import csv
 import glob
-import io
-import json
 import logging as python_logging
 import os
 import pathlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags, logging
@@ -25,40 +28,32 @@ from scipy import special
 
 from remem_jax.checks import SettingError, at_least, require
 from remem_jax.data import formats, walk
-from remem_jax.export import predictors, runs
+from remem_jax.export import predictions, predictors, runs
+from remem_jax.export.predictions import Predictions
 from remem_jax.export.predictors import Predictor
-from remem_jax.storage import files, logs, results
-
-FORMATS = ("csv", "json")
-COLUMNS = ("file", "rank", "class", "probability")
+from remem_jax.storage import logs, streams
 
 
-class Predictions(NamedTuple):
-    """What a student says of images.
+class _Image(NamedTuple):
+    """An image that was read.
 
     Attributes:
-        top: By file, in the order in which the files were given: the likeliest classes and their
-            probabilities, likeliest first.
-        failed: By file or folder, why there is nothing to say of it.
+        path: Its file.
+        pixels: As the model sees it, or why there are none.
+        stamp: See `predictions.stamp`; taken before it was read.
     """
 
-    top: dict[str, list[tuple[str, float]]]
-    failed: dict[str, str]
+    path: str
+    pixels: np.ndarray | str
+    stamp: list[int] | None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     logging.set_verbosity(logging.WARNING)
-    asked = _parser().parse_args(argv)
-    try:
-        _predict(asked)
-    except SettingError as error:
-        sys.stderr.write(f"remem_jax: {error}\n")
-        return 1
-    except BrokenPipeError:  # Who reads has seen enough, as `head` has.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    return command.run(
+        lambda: _predict(_parser().parse_args(argv)), stopped="stopped before the first image"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,11 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Classifies images by the student of a run, or by an export of it.",
     )
     add = parser.add_argument
-    add("model", type=pathlib.Path, help="folder of a finished run, or what an export wrote")
+    add("model", type=command.path, help="folder of a finished run, or what an export wrote")
     add("images", nargs="+", help="files, folders with all that is in them, and patterns")
     add("--top", type=int, default=5, help="classes of each image; at most all")
-    add("--format", choices=FORMATS, default="csv")
-    add("--out", type=pathlib.Path, help="the file; else standard output")
+    add("--format", choices=predictions.FORMATS, default="csv")
+    add("--out", type=command.path, help="the file; else standard output")
     add(
         "--batch_size",
         "--batch-size",
@@ -87,22 +82,37 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(asked: argparse.Namespace) -> None:
     at_least("--top", asked.top, 1)
     at_least("--batch_size", asked.batch_size, 1)
-    if asked.out:
-        _require_writable(asked.out)
+    if asked.out is not None:
+        predictions.require_writable(asked.out)
     passed_over: Counter[str] = Counter()
     paths, empty = find(asked.images, passed_over)
     if walk.is_remarkable(passed_over):
-        sys.stderr.write(f"remem_jax: {walk.told(passed_over, ())}\n")
+        streams.say(f"remem_jax: {walk.told(passed_over, ())}")
     model = predictors.open_any(asked.model, method=asked.method, seed=asked.seed)
     logging.set_verbosity(logging.INFO)  # Of the progress; what opens a model says more.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # Of devices there are not.
-    found = predict(model, paths, top=asked.top, batch_size=asked.batch_size)
-    found = found._replace(failed=empty | found.failed)
-    told = "".join(f"  {_printable(path)} {why}\n" for path, why in found.failed.items())
-    if told:
-        sys.stderr.write(f"remem_jax: left out ({len(found.failed)}):\n{told}")
-    require(len(found.top) > 0, "There is no image that can be read: give others.")
-    _write(asked.out, _csv(found) if asked.format == "csv" else _json(found, model))
+    to = (
+        predictions.Output(asked.format, model)
+        if asked.out is None
+        else predictions.File(asked.out, asked.format, model, asked.top)
+    )
+    try:
+        found = predict(
+            model,
+            paths,
+            top=asked.top,
+            batch_size=asked.batch_size,
+            known=to.known(paths),
+            keep=to.add,
+        )
+        found = Predictions(found.top, empty | found.failed)
+        told = "".join(f"\n  {_printable(path)} {why}" for path, why in found.failed.items())
+        if told:
+            streams.say(f"remem_jax: left out ({len(found.failed)}):{told}")
+        require(len(found.top) > 0, "There is no image that can be read: give others.")
+        to.finish(found)
+    except (KeyboardInterrupt, OSError) as error:
+        raise to.stopped(error, len(paths)) from error
 
 
 def find(
@@ -141,7 +151,13 @@ def _files(path: pathlib.Path, passed_over: Counter[str] | None) -> list[pathlib
 
 
 def predict(
-    model: Predictor, paths: Sequence[pathlib.Path], *, top: int, batch_size: int
+    model: Predictor,
+    paths: Sequence[pathlib.Path],
+    *,
+    top: int,
+    batch_size: int,
+    known: Mapping[str, predictions.Top] | None = None,
+    keep: Callable[[Predictions], None] | None = None,
 ) -> Predictions:
     """Looks at images that students see as in evaluation; the next are read while it looks.
 
@@ -150,33 +166,51 @@ def predict(
         paths: Files of images. What cannot be read is noted, and passed over.
         top: Likeliest classes that are kept of each; at most all.
         batch_size: Images at once; an export of a fixed batch has that one.
+        known: What an earlier start has said of some of the files, which are not read again.
+        keep: Is given what is new of each batch, as it comes.
     """
-    found = Predictions({}, {})
-    batch_size = model.described.form.batch or min(batch_size, max(len(paths), 1))
-    progress = logs.Progress("predict", first_step=0, steps=len(paths), unit="image")
+    found, known = Predictions({}, {}), known or {}
+    left = [path for path in paths if str(path) not in known]
+    batch_size = model.described.form.batch or min(batch_size, max(len(left), 1))
+    progress = logs.Progress("predict", first_step=len(known), steps=len(paths), unit="image")
     with contextlib.closing(progress):
-        for batch in _batches(model, paths, batch_size):
-            pixels = {path: image for path, image in batch if not isinstance(image, str)}
-            found.failed.update((path, image) for path, image in batch if isinstance(image, str))
-            if pixels:
-                logits = model.predict(np.stack(list(pixels.values())), at_once=batch_size)
-                found.top.update(zip(pixels, _likeliest(logits, model.classes, top), strict=True))
-            progress(len(found.top) + len(found.failed))
-    return found
+        for batch in _batches(model, left, batch_size):
+            new = _looked_at(model, batch, top=top, batch_size=batch_size)
+            if keep is not None:
+                keep(new)
+            found.top.update(new.top)
+            found.failed.update(new.failed)
+            progress(len(known) + len(found.top) + len(found.failed))
+    said = {**known, **found.top}
+    top_of = {str(one): said[str(one)] for one in paths if str(one) in said}
+    return Predictions(top_of, found.failed)
+
+
+def _looked_at(
+    model: Predictor, batch: Sequence[_Image], *, top: int, batch_size: int
+) -> Predictions:
+    new = Predictions({}, {})
+    new.stamps.update((one.path, one.stamp) for one in batch if one.stamp)
+    new.failed.update((one.path, one.pixels) for one in batch if isinstance(one.pixels, str))
+    pixels = {one.path: one.pixels for one in batch if not isinstance(one.pixels, str)}
+    if pixels:
+        logits = model.predict(np.stack(list(pixels.values())), at_once=batch_size)
+        new.top.update(zip(pixels, _likeliest(logits, model.classes, top), strict=True))
+    return new
 
 
 def _batches(
     model: Predictor, paths: Sequence[pathlib.Path], batch_size: int
-) -> Iterator[list[tuple[str, Any]]]:
+) -> Iterator[list[_Image]]:
     """Files and their pixels, or why there are none; in threads, one batch ahead."""
-    described = model.described
+    steps = model.described.preprocessing
 
-    def read(path: pathlib.Path) -> tuple[str, Any]:
+    def read(path: pathlib.Path) -> _Image:
+        stamp = predictions.stamp(path)
         try:
-            size, stored_size = described.image_size, described.stored_size
-            return str(path), runs.read_image(path, size, stored_size=stored_size)
+            return _Image(str(path), runs.read_image(path, steps), stamp)
         except SettingError as error:
-            return str(path), str(error).removeprefix(f"{path} ")
+            return _Image(str(path), str(error).removeprefix(f"{path} "), stamp)
 
     starts = range(0, len(paths), batch_size)
     with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -195,61 +229,6 @@ def _likeliest(
     for row in probabilities:
         order = np.argsort(-row, kind="stable")[:top].tolist()
         yield [(classes[i], float(row[i])) for i in order]
-
-
-def _csv(found: Predictions) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for path, top in found.top.items():
-        for rank, (klass, probability) in enumerate(top, start=1):
-            writer.writerow((path, rank, klass, f"{probability:.6g}"))
-    return text.getvalue()
-
-
-def _json(found: Predictions, model: Predictor) -> str:
-    described = model.described
-    content = {
-        "model": model.source,
-        "method": described.method,
-        "seed": described.seed,
-        "images": [
-            {"file": path, "top": [{"class": name, "probability": share} for name, share in top]}
-            for path, top in found.top.items()
-        ],
-        "failed": [{"file": path, "reason": why} for path, why in found.failed.items()],
-    }
-    return json.dumps(results.finite(content), indent=2, allow_nan=False) + "\n"
-
-
-def _require_writable(path: pathlib.Path) -> None:
-    """Raises `SettingError` where no file can be written, before any work is done."""
-    require(not path.is_dir(), f"{path} is a folder; set --out to a file.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    writable = os.access(path.parent, os.W_OK)
-    require(writable, f"{path.parent} may not be written to; set --out to another place.")
-
-
-def _unwritable(path: pathlib.Path, error: OSError) -> SettingError:
-    return SettingError(
-        f"{path} cannot be written ({error.strerror or error}): make room there, or set --out."
-    )
-
-
-def _write(path: pathlib.Path | None, text: str) -> None:
-    encoded = text.encode(errors="backslashreplace")  # Names on disk may be no UTF-8.
-    if path is None:
-        sys.stdout.buffer.write(encoded)
-        sys.stdout.flush()
-        return
-    try:
-        with files.replacing(path) as file:
-            file.write(encoded)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def _printable(text: str) -> str:

@@ -15,6 +15,7 @@ from scipy import special
 
 from remem_jax import data, predict
 from remem_jax.checks import SettingError
+from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.export import description, predictors, runs
 from remem_jax.export.description import Form
 from remem_jax.export.predictors import Predictor
@@ -24,6 +25,7 @@ from tests.export import drawn
 
 NAME = "mobilenet_v2_035"
 IMAGES = 12
+BEFORE = "file,rank,class,probability\na.png,1,cat,1\n"  # An earlier file of predictions.
 FORMS = {"onnx": Form(input="uint8", batch=5, fold=True), "safetensors": Form("safetensors")}
 
 
@@ -239,11 +241,11 @@ def test_where_nothing_can_be_read_nothing_is_written(
 ) -> None:
     (tmp_path / "text.png").write_text("no image")
     out = tmp_path / "found.csv"
-    out.write_text("the one before")
+    out.write_text(BEFORE)
 
     told(run / "student.onnx", tmp_path / "text.png", f"--out={out}", code=1)
 
-    assert out.read_text() == "the one before"
+    assert out.read_text() == BEFORE
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.csv", "text.png"]
     assert capfd.readouterr().err.endswith("There is no image that can be read: give others.\n")
 
@@ -290,4 +292,4 @@ def test_the_reason_of_a_folder_that_may_not_be_listed_is_told(
 
     assert runs.image_paths(tmp_path) == [tmp_path / "closed"]
     with pytest.raises(SettingError, match="closed cannot be read"):
-        runs.read_image(tmp_path / "closed", 8)
+        runs.read_image(tmp_path / "closed", Preprocessing(8))

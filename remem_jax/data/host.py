@@ -26,6 +26,7 @@ import numpy as np
 
 from remem_jax.checks import SettingError
 from remem_jax.data import augment, boxes, decoding, order
+from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.data.sources import Part
 from remem_jax.records import Batch, Batches, Feed
 
@@ -228,9 +229,7 @@ class _Examples:
 
     def _whole(self, row: int) -> np.ndarray:
         """The image of a row, resized."""
-        image = self._read(row)
-        pixels = decoding.decode(image) if isinstance(image, bytes) else image
-        return decoding.resize(pixels, self.transform.size)
+        return Preprocessing(self.transform.size)(self._read(row))
 
     def _crop(self, row: int, draws: np.ndarray) -> np.ndarray:
         """A random crop of it, resized; of a large JPEG no more is decoded than shows."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from remem_jax.checks import SettingError
-from remem_jax.export import description, predictors
+from remem_jax.export import description, destinations, predictors
 from remem_jax.export.predictors import Predictor
 from remem_jax.export.runs import Images
 
@@ -131,17 +131,11 @@ def _median_ms(model: Predictor, images: np.ndarray) -> float:
     return round(1e3 * statistics.median(times), 3)
 
 
-def size(path: pathlib.Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
-
-
-def check_record(found: Comparison, allowed: Limits) -> dict[str, Any]:
-    """A comparison that has passed, as JSON values."""
+def check_record(found: Comparison, allowed: Limits, images: Images) -> dict[str, Any]:
+    """A comparison that has passed, and what of the images was left out, as JSON values."""
     return {
         "images": found.images,
+        "skipped": list(images.skipped),
         "largest_difference": found.difference,
         "largest_logit": found.largest,
         "allowed_difference": allowed.difference,
@@ -160,9 +154,9 @@ def record(
     return {
         "metadata": description.texts(export.described),
         "student": student.source,
-        "bytes": size(path),
-        "student_bytes": size(pathlib.Path(student.source)),
-        "check": check_record(found, allowed),
+        "bytes": destinations.size(path),
+        "student_bytes": destinations.size(pathlib.Path(student.source)),
+        "check": check_record(found, allowed, images),
         "latency_ms": {
             "threads": len(os.sched_getaffinity(0)),
             "export": latencies(export, images.pixels),

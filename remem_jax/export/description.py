@@ -1,13 +1,17 @@
 """What an export is, and what it says of itself: texts that travel with every file."""
 
+import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import remem_jax
 from remem_jax.checks import SettingError, at_least, one_of, require
+from remem_jax.data import preprocessing
+from remem_jax.data.preprocessing import Preprocessing
 
 FORMATS = ("onnx", "stablehlo", "safetensors", "saved-tree")
 GRAPHS = ("onnx", "stablehlo")  # They hold the computation; the others are parameters alone.
+FOLDERS = ("saved-tree",)  # The others are files.
 INPUTS = ("float", "uint8")
 PRECISIONS = ("float32", "float16", "int8")
 SUFFIXES = {
@@ -16,11 +20,8 @@ SUFFIXES = {
     "safetensors": ".safetensors",
     "saved-tree": ".tree",
 }
-RANGE = "-1 to 1"
-_RANGES = {"float": RANGE, "uint8": "0 to 255"}
+_RANGES = {"float": preprocessing.RANGE, "uint8": "0 to 255"}
 _TYPES = {"float": "float32", "uint8": "uint8"}
-_RESIZE = "the whole image to a square, bilinear with antialiasing, the aspect ratio ignored"
-_TWICE = "; first to one of stored_size, then to one of image_size"
 
 
 class Form(NamedTuple):
@@ -54,6 +55,8 @@ class Description(NamedTuple):
         seed: The same, of the student.
         stored_size: Side of the squares that images are resized to before they are to
             `image_size`, in pixels; 0 if they are resized once.
+        identity: Hash of the run's file that the student was read from, which its exports share;
+            empty where that is not known.
     """
 
     model: str
@@ -64,6 +67,12 @@ class Description(NamedTuple):
     method: str = ""
     seed: str = ""
     stored_size: int = 0
+    identity: str = ""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes what it sees."""
+        return Preprocessing(self.image_size, self.stored_size)
 
 
 def check(form: Form) -> None:
@@ -96,19 +105,21 @@ def texts(described: Description) -> dict[str, str]:
     return {
         "model": described.model,
         "stem": described.stem,
-        "classes": "\n".join(described.classes),
+        "classes": json.dumps(described.classes),
         "image_size": str(described.image_size),
         "image_range": _RANGES[form.input],
         "image_type": _TYPES[form.input],
         "image_layout": "batch, height, width, channel (RGB)",
-        "resize": _RESIZE + (_TWICE if described.stored_size else ""),
+        "resize": described.preprocessing.text(),
         "stored_size": str(described.stored_size),
+        "preprocessing": json.dumps(described.preprocessing.record()),
         "export_format": form.format,
         "batch": str(form.batch) if form.batch else "any",
         "norms": "folded" if form.fold else "kept",
         "precision": form.precision,
         "method": described.method,
         "seed": described.seed,
+        "identity": described.identity,
         "producer": f"remem_jax {remem_jax.__version__}",
     }
 
@@ -139,10 +150,22 @@ def read(found: Mapping[str, str], source: str) -> Description:
     return Description(
         found["model"],
         found.get("stem", "imagenet"),
-        tuple(found["classes"].split("\n")),
+        class_names(found["classes"]),
         size,
         form,
         found.get("method", ""),
         found.get("seed", ""),
         stored,
+        found.get("identity", ""),
     )
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """The names of classes in metadata: a list in JSON; of old files, a name a line."""
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError:
+        names = None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return tuple(text.split("\n"))

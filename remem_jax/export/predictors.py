@@ -1,6 +1,5 @@
 """Students and their exports, all of them opened as one thing: images in, logits out."""
 
-import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from jax import export as jax_export
 
 from remem_jax import models
 from remem_jax.checks import SettingError, require
-from remem_jax.export import description, plain, runs
+from remem_jax.export import description, destinations, plain, runs
 from remem_jax.export.description import Description
 from remem_jax.records import Apply, Variables
 from remem_jax.storage import checkpoints
@@ -130,27 +129,9 @@ def open_export(path: pathlib.Path, form: str, texts: Any = None) -> Predictor:
         return _open_onnx(path)
     if form == "safetensors":
         return of_student(runs.open_file(path))
-    texts = texts or read_record(path)["metadata"]
+    texts = texts or destinations.read_record(path)["metadata"]
     described = description.read(texts, os.fspath(path))
     return (_open_stablehlo if form == "stablehlo" else _open_tree)(path, described)
-
-
-def record_path(path: pathlib.Path) -> pathlib.Path:
-    """Where the record of an export lies: what it is, and how it was checked."""
-    return path.with_name(f"{path.name}.json")
-
-
-def read_record(path: pathlib.Path) -> dict[str, Any]:
-    """The record of an export.
-
-    Raises:
-        SettingError: If it is not there.
-    """
-    beside = record_path(path)
-    try:
-        return json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingError(f"{path} needs {beside}, which cannot be read: {error}.") from error
 
 
 def runtime() -> Any:

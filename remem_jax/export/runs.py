@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, models
 from remem_jax.checks import SettingError, at_least, one_of, require
-from remem_jax.data import decoding, formats, walk
+from remem_jax.data import Dataset, decoding, formats, preprocessing, walk
+from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.export import description
 from remem_jax.export.description import Description
-from remem_jax.records import Variables
+from remem_jax.records import Feed, Variables
 from remem_jax.storage import results
 from remem_jax.weights import students
 
@@ -46,11 +47,13 @@ class Images(NamedTuple):
         pixels: uint8, (example, side, side, 3), of the student's size.
         labels: Index of each one's class; None where nobody said.
         title: What they are.
+        skipped: Those that could not be read: name and reason.
     """
 
     pixels: np.ndarray
     labels: np.ndarray | None
     title: str
+    skipped: tuple[str, ...] = ()
 
 
 def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None) -> Student:
@@ -73,16 +76,11 @@ def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None
     path = run / "selected" / f"{row['method']}{others}_student.safetensors"
     student = open_file(path)
     which = [seed] if seed is not None else seeds[:1]
-    described = student.described._replace(
-        method=row["method"], seed="".join(map(str, which)), stored_size=_stored_size(found)
-    )
+    described = student.described._replace(method=row["method"], seed="".join(map(str, which)))
+    # Of runs before results had a record, the student's own file is the surer witness.
+    if "preprocessing" in found["data"] or "stored_size" not in _metadata(path):
+        described = described._replace(stored_size=preprocessing.stored_size(found))
     return student._replace(described=described)
-
-
-def _stored_size(found: dict[str, Any]) -> int:
-    """See `Description.stored_size`: where a run's images were not all of one small size."""
-    side = found["config"]["data"]["stored_size"]
-    return side if found["data"]["source_size"] == [side, side] else 0
 
 
 def read_results(run: pathlib.Path) -> dict[str, Any]:
@@ -119,14 +117,19 @@ def open_file(path: pathlib.Path) -> Student:
         SettingError: If the file is missing or broken, or does not say what it is of.
     """
     require(path.is_file(), f"There is no student {path}: was the run's folder selected/ moved?")
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            texts = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise SettingError(f"{path} is not a whole .safetensors file: {error}.") from error
-    described = description.read(texts, os.fspath(path))
+    described = description.read(_metadata(path), os.fspath(path))
+    if not described.identity:  # Not an export.
+        described = described._replace(identity=results.digest(path))
     model = make_model(described)
     return Student(model, students.load(path, model), described, os.fspath(path))
+
+
+def _metadata(path: pathlib.Path) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise SettingError(f"{path} is not a whole .safetensors file: {error}.") from error
 
 
 def make_model(described: Description, *, dtype: str = "float32") -> Any:
@@ -153,17 +156,11 @@ def open_images(run: pathlib.Path, split: str, most: int) -> Images:
         most: How many, evenly spread over the split; 0 is all.
 
     Raises:
-        SettingError: If the run's data is not there any more.
+        SettingError: If the run's data are not there any more, or others are in their place.
     """
     one_of("--split", split, SPLITS)
     at_least("--check-images", most, 0)
-    from remem_jax.workflow import parts  # All that trains, which serving does not need.
-
-    plain = results.read(run / "config.json")
-    require(plain is not None, f"{run} has no config.json: give the --workdir of a run.")
-    config = ConfigDict(plain)
-    config.data.cache, config.data.threads, config.data.workers = "", 0, 0
-    dataset, feed = parts.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
+    dataset, feed = _load(run)
     view = jax.jit(feed.evaluation_view)
     pixels, labels = [], []
     wanted = _spread(len(dataset.parts[split].rows), most)
@@ -177,6 +174,35 @@ def open_images(run: pathlib.Path, split: str, most: int) -> Images:
     return Images(np.concatenate(pixels), np.concatenate(labels), title)
 
 
+def _load(run: pathlib.Path) -> tuple[Dataset, Feed]:
+    """The data set of a run, which must be the one that it was trained on."""
+    from remem_jax.workflow import parts  # All that trains, which serving does not need.
+
+    known = read_results(run)["data"]
+    plain = results.read(run / "config.json")
+    require(plain is not None, f"{run} has no config.json: give the --workdir of a run.")
+    config = ConfigDict(plain)
+    with config.unlocked():
+        config.data.threads, config.data.workers = 0, 0
+        config.data.cache = config.data.get("cache", "")  # Older runs have none.
+    try:
+        found = parts.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
+    except SettingError as error:
+        raise SettingError(
+            f"The images of {run} are not where the run read them: {str(error).rstrip('.')}. Put "
+            "them back, or give --images=FOLDER."
+        ) from error
+    place, now = config.data.get("path") or config.data.name, found[0]
+    names = known.get("class_names", list(now.classes))
+    before = known.get("fingerprint", now.fingerprint)
+    require(
+        (now.fingerprint, list(now.classes)) == (before, names),
+        f"The images at {place} are not those that the run {run} read (their hash is "
+        f"{now.fingerprint}, and was {before}): put those back, or give --images=FOLDER.",
+    )
+    return found
+
+
 def _spread(examples: int, most: int) -> np.ndarray:
     """Which of all examples are taken."""
     taken = min(most or examples, examples)
@@ -188,17 +214,31 @@ def _grey_levels(images: np.ndarray) -> np.ndarray:
     return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def read_folder(folder: pathlib.Path, size: int, most: int) -> Images:
-    """Images of a folder and of those in it, resized as in evaluation, without labels.
+def read_folder(folder: pathlib.Path, steps: Preprocessing, most: int) -> Images:
+    """Images of a folder and of those in it, as a student sees them, without labels.
+
+    Args:
+        folder: The folder.
+        steps: Those of the student.
+        most: How many, evenly spread over all; 0 is all. What cannot be read is skipped.
 
     Raises:
-        SettingError: If there is no such folder, it holds no images, or one cannot be decoded.
+        SettingError: If there is no such folder, or it holds no images that can be read.
     """
     require(folder.is_dir(), f"There is no folder {folder}; set --images.")
     paths = image_paths(folder)
     require(len(paths) > 0, f"{folder} holds no images ({formats.told()}); set --images.")
-    taken = [paths[i] for i in _spread(len(paths), most)]
-    return Images(np.stack([read_image(path, size) for path in taken]), None, str(folder))
+    pixels, skipped = [], []
+    for i in _spread(len(paths), most):
+        try:
+            pixels.append(read_image(paths[i], steps))
+        except SettingError as error:
+            skipped.append(str(error))
+    require(
+        len(pixels) > 0,
+        f"{folder} holds no image that can be read ({'; '.join(skipped[:3])}); set --images.",
+    )
+    return Images(np.stack(pixels), None, str(folder), tuple(skipped))
 
 
 def image_paths(
@@ -223,22 +263,19 @@ def image_paths(
     return sorted(found)
 
 
-def read_image(path: pathlib.Path, size: int, *, stored_size: int = 0) -> np.ndarray:
-    """An image file as a student sees it in evaluation: uint8, (size, size, 3).
+def read_image(path: pathlib.Path, steps: Preprocessing) -> np.ndarray:
+    """An image file as a student sees it in evaluation: uint8, (side, side, 3).
 
     Args:
         path: The file.
-        size: Side of the image that it sees, in pixels.
-        stored_size: See `Description.stored_size`.
+        steps: Those of the student.
 
     Raises:
-        SettingError: If it is missing, or cannot be decoded.
+        SettingError: If it is missing, is no regular file, or cannot be decoded.
     """
     try:
-        pixels = decoding.decode(formats.read(path))
+        return steps(formats.read(path))
     except OSError as error:
         raise SettingError(f"{path} cannot be read: {error.strerror or error}.") from error
     except decoding.CorruptImageError as error:
         raise SettingError(f"{path} cannot be decoded: {error}.") from error
-    stored = decoding.resize(pixels, stored_size) if stored_size else pixels
-    return decoding.resize(stored, size)

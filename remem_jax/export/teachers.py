@@ -1,14 +1,18 @@
 """A run's teacher, a plain ViT by then, under the names of other codes; read back and compared."""
 
+import json
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+import remem_jax
 from remem_jax import models
 from remem_jax.checks import one_of, require
-from remem_jax.export import checking, predictors, runs
+from remem_jax.data import preprocessing
+from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.export import checking, destinations, predictors, runs
 from remem_jax.export.checking import Limits
 from remem_jax.models import vit
 from remem_jax.storage import results
@@ -26,12 +30,16 @@ class Teacher(NamedTuple):
         checkpoint: A plain ViT: re-weighting is folded in, LoRA merged.
         classes: Names of the classes, in the order of the logits.
         gelu: Which one it was trained with: "tanh", "erf", or empty for the checkpoint's.
+        preprocessing: How an image becomes what it sees.
+        identity: Hash of the run's file that it was read from.
     """
 
     method: str
     checkpoint: augreg.Checkpoint
     classes: tuple[str, ...]
     gelu: str
+    preprocessing: Preprocessing
+    identity: str
 
 
 def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
@@ -56,8 +64,15 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
         path.is_file(),
         f"There is no {path}: a teacher with adapters is no plain ViT, and is not written.",
     )
-    classes = tuple(found["data"]["class_names"])
-    return Teacher(name, augreg.read(path), classes, found["config"]["teacher"]["gelu"])
+    checkpoint = augreg.read(path)
+    return Teacher(
+        name,
+        checkpoint,
+        tuple(found["data"]["class_names"]),
+        found["config"]["teacher"]["gelu"],
+        Preprocessing(checkpoint.image_size, preprocessing.stored_size(found)),
+        results.digest(path),
+    )
 
 
 def export(
@@ -68,7 +83,7 @@ def export(
     Args:
         teacher: The teacher.
         form: One of `FORMATS`: "augreg" (vit_jax), "big_vision", "timm".
-        path: The file. What was there is replaced.
+        path: The file. An earlier export there is replaced, and nothing else is.
         images: What it is checked on.
         allowed: How far it may differ.
 
@@ -76,28 +91,36 @@ def export(
         The record that is in PATH.json.
 
     Raises:
-        SettingError: If that code has no such ViT, the file cannot be written, or it does not say
-            what the teacher says; nothing is then left of it.
+        SettingError: If that code has no such ViT, something that is no export is there, the file
+            cannot be written, or it does not say what the teacher says; nothing is then left of
+            it, and what was there stays.
     """
     one_of("--format", form, FORMATS)
-    # The suffix tells the formats apart where a file is read.
-    unchecked = path.with_name(f"{path.stem}.unchecked{FORMATS[form]}")
-    checkpoint = teacher.checkpoint
+    destinations.require_replaceable(path, folder=False)
     try:
-        _write(checkpoint, form, unchecked, _metadata(teacher))
-        read = augreg.read(unchecked, heads=checkpoint.size.heads)
-        found = checking.compared(_logits(read, images), _logits(checkpoint, images), images)
-        checking.require_equal(found, allowed, f"The {form} file")
-        unchecked.replace(path)
-    finally:
-        unchecked.unlink(missing_ok=True)
-    made = {
+        with destinations.workspace(path) as folder:
+            # The suffix tells the formats apart where a file is read.
+            unchecked = folder / f"unchecked{FORMATS[form]}"
+            record = _checked(teacher, form, unchecked, images, allowed)
+            return destinations.put(unchecked, path, record)
+    except OSError as error:
+        raise destinations.unwritable(path, error) from error
+
+
+def _checked(
+    teacher: Teacher, form: str, path: pathlib.Path, images: runs.Images, allowed: Limits
+) -> dict[str, Any]:
+    """Writes a teacher and compares it; its record."""
+    checkpoint = teacher.checkpoint
+    _write(checkpoint, form, path, _metadata(teacher))
+    read = augreg.read(path, heads=checkpoint.size.heads)
+    found = checking.compared(_logits(read, images), _logits(checkpoint, images), images)
+    checking.require_equal(found, allowed, f"The {form} file")
+    return {
         "metadata": _metadata(teacher),
-        "bytes": path.stat().st_size,
-        "check": checking.check_record(found, allowed),
+        "bytes": destinations.size(path),
+        "check": checking.check_record(found, allowed, images),
     }
-    results.write(predictors.record_path(path), made)
-    return made
 
 
 def _metadata(teacher: Teacher) -> dict[str, str]:
@@ -107,16 +130,19 @@ def _metadata(teacher: Teacher) -> dict[str, str]:
         "pool": str(checkpoint.options["pool"]),
         "gelu": teacher.gelu or "of the checkpoint that it began as; timm's own is erf",
         "image_size": str(checkpoint.image_size),
-        "image_range": "-1 to 1",
-        "classes": "\n".join(teacher.classes),
+        "image_range": preprocessing.RANGE,
+        "resize": teacher.preprocessing.text(),
+        "preprocessing": json.dumps(teacher.preprocessing.record()),
+        "classes": json.dumps(teacher.classes),
         "method": teacher.method,
+        "identity": teacher.identity,
+        "producer": f"remem_jax {remem_jax.__version__}",
     }
 
 
 def _write(
     checkpoint: augreg.Checkpoint, form: str, path: pathlib.Path, metadata: dict[str, str]
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if form == "timm":
         grid = checkpoint.image_size // checkpoint.size.pixels
         timm.save(path, timm.to_timm(checkpoint.arrays, grid=grid), metadata)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from remem_jax.data import preprocessing
 from remem_jax.report import card_tables, licences, pages, plots, tables
 from remem_jax.report.tables import Results
 from remem_jax.storage import files
@@ -45,6 +46,7 @@ def markdown(results: Results, method: str) -> str:
         method: One of the run's.
     """
     data, model = results["data"], results["models"]["student"]
+    steps = preprocessing.of_results(results)
     stem = card_tables.student_settings(results).get("stem", "imagenet")
     content = {
         "head": yaml.safe_dump(
@@ -59,7 +61,8 @@ def markdown(results: Results, method: str) -> str:
         "model": model,
         "stem": stem,
         "classes": data["classes"],
-        "size": data["image_size"],
+        "resize": steps.text(),
+        "sizes": steps.sizes,
         "timm": students.TIMM.get(model, ""),
         "timm_stem": students.timm_stem(model) if stem == "small" else (),
         "tables": card_tables.of_card(results, method),

@@ -1,6 +1,7 @@
 """Checks a whole configuration before any work starts."""
 
 import json
+import pathlib
 from typing import Any
 
 from jax.sharding import Mesh
@@ -28,6 +29,15 @@ GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained wit
 def plain(config: ConfigDict) -> dict[str, Any]:
     """All settings as nested JSON values, without secrets."""
     return redaction.without_secrets(json.loads(config.to_json_best_effort()))
+
+
+def located(config: ConfigDict) -> dict[str, Any]:
+    """The same, with absolute paths of the images, which are found from any folder."""
+    found = plain(config)
+    for name in ("path", "dir"):
+        if found["data"][name]:
+            found["data"][name] = str(pathlib.Path(found["data"][name]).expanduser().absolute())
+    return found
 
 
 def deciding(config: ConfigDict) -> dict[str, Any]:

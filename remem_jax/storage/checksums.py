@@ -104,6 +104,15 @@ def read_note(folder: pathlib.Path) -> Any:
     return _read_manifest(folder / MANIFEST)["note"]
 
 
+def listed(folder: pathlib.Path) -> set[str]:
+    """Names of all files that were written, with the list itself; relative, with slashes.
+
+    Raises:
+        DamagedError: If the list of files is not as it was written.
+    """
+    return {MANIFEST, *_read_manifest(folder / MANIFEST)["files"]}
+
+
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
     try:
         line, _, digest = path.read_bytes().partition(b"\n")

@@ -1,10 +1,12 @@
 """Standard streams and an encoding that every command can rely on."""
 
+import contextlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 _UTF8 = "PYTHONUTF8"
 
@@ -27,7 +29,7 @@ def prepare() -> None:
     if sys.stderr is None:
         sys.stderr = sys.__stderr__ = _stream(2, "w")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):  # What tests put in its place is none.
             stream.reconfigure(errors="backslashreplace")
     if sys.getfilesystemencoding() == "ascii" and os.environ.get(_UTF8) != "1":
         os.environ[_UTF8] = "1"
@@ -60,23 +62,33 @@ def run(name: str, work: Callable[[], int]) -> int:
         code = work()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.stderr.write(f"{name}: stopped.\n")
+        say(f"{name}: stopped.")
         return 130
     except BrokenPipeError:
-        _discard_output()
+        abandon(sys.stdout)
         return 1
     except OSError as error:
         if error.filename is not None:
             raise
-        _discard_output()
-        sys.stderr.write(f"{name}: standard output cannot be written ({error.strerror}).\n")
+        abandon(sys.stdout)
+        say(f"{name}: standard output cannot be written ({error.strerror}).")
         return 1
     return code
 
 
-def _discard_output() -> None:
-    """Has what is left of standard output go nowhere, or the interpreter fails of it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def say(text: str) -> None:
+    """Writes a line to standard error; where nobody reads it, nothing happens."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def abandon(stream: TextIO) -> None:
+    """Drops what could not be written, or the interpreter tries again when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def _require_open(number: int) -> None:
@@ -92,5 +104,5 @@ def _require_open(number: int) -> None:
             os.set_inheritable(number, True)
 
 
-def _stream(number: int, mode: str) -> TextIO:
+def _stream(number: int, mode: str) -> Any:
     return open(number, mode, encoding="utf-8", closefd=False)

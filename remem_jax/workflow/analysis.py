@@ -7,7 +7,7 @@ import jax
 from absl import logging
 
 from remem_jax import mesh, models, report
-from remem_jax.settings import analysis, plain
+from remem_jax.settings import analysis, located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import described
 from remem_jax.workflow import criticality, expertness, facts, information, parts, readers, subjects
@@ -18,7 +18,7 @@ def run_analysis(run: parts.Run) -> None:
     config = run.config
     chosen = subjects.load(run)
     own = facts.identity(run, {"models": {one.name: one.digest for one in chosen}})
-    workdir.begin(run.workdir, plain(config), own)
+    workdir.begin(run.workdir, located(config), own)
     measures = {
         "information": _information,
         "expertness": expertness.measure,

@@ -11,6 +11,8 @@ import numpy as np
 import remem_jax
 from remem_jax import data as datasets
 from remem_jax import settings
+from remem_jax.data import preprocessing
+from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.storage import results
 from remem_jax.storage.identity import Identity
 from remem_jax.workflow import parts
@@ -55,6 +57,7 @@ def data(run: parts.Run) -> dict[str, Any]:
         "sizes": sizes(dataset.shapes),
         "source_size": dataset.source_size and list(dataset.source_size),
         "image_size": settings.image_size,
+        "preprocessing": preprocessing_of(run).record(),
         "official": dataset.official,
         "skipped": list(dataset.skipped),
         "passed_over": dict(dataset.passed_over),
@@ -89,6 +92,14 @@ def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:
     ends = (np.min, np.median, np.max)
     height, width = ([int(end(side)) for end in ends] for side in shapes.T)
     return {"height": height, "width": width, "different": len(np.unique(shapes, axis=0))}
+
+
+def preprocessing_of(run: parts.Run) -> Preprocessing:
+    """How the images of a run become what its models see when they are measured."""
+    dataset = run.dataset
+    return preprocessing.of_data(
+        run.config.data.image_size, resized=dataset.resized, source_size=dataset.source_size
+    )
 
 
 def versions() -> dict[str, str]:

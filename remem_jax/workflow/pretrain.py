@@ -9,7 +9,7 @@ from absl import logging
 
 from remem_jax import evaluate, losses, mesh, models, optim
 from remem_jax.records import Apply, Variables
-from remem_jax.settings import plain
+from remem_jax.settings import located
 from remem_jax.storage import results, workdir
 from remem_jax.train import flops, state, steps
 from remem_jax.weights import augreg
@@ -21,7 +21,7 @@ _MILESTONES = 10  # Evaluations on the way.
 def run_pretrain(run: parts.Run) -> None:
     """Trains a ViT with AdamW; writes `pretrained.npz` in AugReg names, and `results.json`."""
     config, settings = run.config, run.config.train
-    workdir.begin(run.workdir, plain(config), facts.identity(run, {}))
+    workdir.begin(run.workdir, located(config), facts.identity(run, {}))
     size, classes = config.data.image_size, len(run.dataset.classes)
     model = models.make(
         "vit",

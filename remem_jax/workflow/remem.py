@@ -11,7 +11,7 @@ from absl import logging
 from remem_jax import mesh, paired, report
 from remem_jax.data import registry
 from remem_jax.records import Params, Settings
-from remem_jax.settings import METHODS, plain
+from remem_jax.settings import METHODS, located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
 from remem_jax.workflow import classroom as classrooms
@@ -58,7 +58,7 @@ def run_remem(run: parts.Run) -> None:
         return
     if first and config.information.seeds:  # Not after hours of other work.
         information.require_measurable(run, config.data.image_size // first.model.size.pixels)
-    workdir.begin(run.workdir, plain(config), own)
+    workdir.begin(run.workdir, located(config), own)
     outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
         **_teacher(run, pretrained, first),

@@ -1,5 +1,6 @@
 """What a method came to: tested once, and written in the formats of the field."""
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +9,12 @@ import numpy as np
 from absl import logging
 
 from remem_jax import evaluate, mesh, paired
+from remem_jax.data import preprocessing
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import files, results, spreadsheets
 from remem_jax.weights import augreg, folding, students
-from remem_jax.workflow import distill, file_list, finetune, parts
+from remem_jax.workflow import distill, facts, file_list, finetune, parts
 from remem_jax.workflow.classroom import Classroom
 
 PAIRS = 5  # Of classes that are confused, in the results.
@@ -182,20 +184,18 @@ def write_confusion(
 
 def _save_student(run: parts.Run, path: pathlib.Path, student: Variables) -> None:
     """Writes a student under timm's names, with what they do not say as metadata."""
-    settings = run.config.student
+    settings, steps = run.config.student, facts.preprocessing_of(run)
     students.save(
         path,
         student,
         metadata={
             "model": settings.model,
             "stem": settings.stem,
-            "image_size": str(run.config.data.image_size),
-            "image_range": "-1 to 1",
-            # Where images were stored as squares of one size, and resized from these.
-            "stored_size": str(run.dataset.source_size[0])
-            if run.dataset.resized and run.dataset.source_size
-            else "0",
-            "classes": "\n".join(run.dataset.classes),
+            "image_size": str(steps.image_size),
+            "image_range": preprocessing.RANGE,
+            "stored_size": str(steps.stored_size),
+            "preprocessing": json.dumps(steps.record()),
+            "classes": json.dumps(run.dataset.classes),
         },
     )
 

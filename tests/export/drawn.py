@@ -46,7 +46,9 @@ def student(name: str) -> runs.Student:
 
     shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), SIDE))
     variables = jax.tree_util.tree_map_with_path(draw, shapes)
-    described = description.Description(name, "imagenet", CLASSES, SIDE, Form("safetensors"))
+    described = description.Description(
+        name, "imagenet", CLASSES, SIDE, Form("safetensors"), identity="drawn"
+    )
     return runs.Student(model, variables, described, "drawn")
 
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from remem_jax.checks import SettingError
-from remem_jax.export import description, predictors
+from remem_jax.export import description, destinations, predictors
 from remem_jax.export.description import Form
 from remem_jax.storage import results
 from tests.export import drawn
@@ -111,7 +111,8 @@ def test_every_other_format_is_read_back(form: Form, tmp_path: pathlib.Path) -> 
     path = drawn.write(SMALLEST, form, tmp_path)
     described = drawn.student(SMALLEST).described._replace(form=form)
 
-    results.write(predictors.record_path(path), {"metadata": description.texts(described)})
+    record = {"metadata": description.texts(described), "check": {}}
+    results.write(destinations.record_path(path), record)
 
     read = predictors.open_any(path)
 

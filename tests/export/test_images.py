@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from remem_jax import data
+from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.export import runs
 
 
@@ -27,12 +28,12 @@ def test_images_are_resized_twice_as_a_run_that_keeps_squares_does(tmp_path: pat
     seen = (np.asarray(feed.evaluation_view(jax.random.key(0), batch.image)) + 1) * 127.5
 
     found = [
-        runs.read_image(path, 32, stored_size=40) for path in runs.image_paths(tmp_path / "test")
+        runs.read_image(path, Preprocessing(32, 40)) for path in runs.image_paths(tmp_path / "test")
     ]
 
     assert dataset.source_size == (40, 40)
     np.testing.assert_allclose(found, seen, rtol=0, atol=1)  # Of a grey level.
-    once = runs.read_image(tmp_path / "test" / "a" / "1.png", 32)
+    once = runs.read_image(tmp_path / "test" / "a" / "1.png", Preprocessing(32))
     assert np.abs(once - seen[0]).max() > 5
 
 
@@ -42,7 +43,7 @@ def test_images_of_a_folder_are_seen_as_pillow_resizes_them(tmp_path: pathlib.Pa
     Image.fromarray(pixels).save(tmp_path / "below" / "one.png")
     (tmp_path / "notes.txt").write_text("no image")
 
-    found = runs.read_folder(tmp_path, 32, 0)
+    found = runs.read_folder(tmp_path, Preprocessing(32), 0)
 
     expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)
     assert found.labels is None

@@ -14,7 +14,15 @@ from configs import quickstart
 from remem_jax import settings
 from remem_jax.checks import SettingError
 from remem_jax.export import __main__ as command
-from remem_jax.export import checking, description, formats, predictors, runs, students
+from remem_jax.export import (
+    checking,
+    description,
+    destinations,
+    formats,
+    predictors,
+    runs,
+    students,
+)
 from remem_jax.export.checking import Comparison, Limits
 from remem_jax.export.description import Form
 from remem_jax.storage import results
@@ -68,7 +76,7 @@ def test_what_was_checked_is_written_beside_the_export(tmp_path: pathlib.Path) -
 
     found = export(path, Form(fold=True))
 
-    assert json.loads(predictors.record_path(path).read_text()) == found
+    assert json.loads(destinations.record_path(path).read_text()) == found
     assert found["bytes"] == path.stat().st_size
     assert found["check"]["largest_difference"] <= 1e-4
     assert found["check"]["agreement"] == 1
@@ -76,14 +84,16 @@ def test_what_was_checked_is_written_beside_the_export(tmp_path: pathlib.Path) -
     right = float(np.mean(drawn.logits(NAME).argmax(-1) == labels))
     assert found["check"]["accuracy"] == found["check"]["student_accuracy"] == right
     assert found["latency_ms"]["export"]["12"] > 0
-    assert [one.name for one in path.parent.iterdir() if "unchecked" in one.name] == []
+    names = ["selected", path.name, f"{path.name}.json"]
+    assert sorted(one.name for one in path.parent.iterdir()) == names
 
 
 def test_a_file_that_says_something_else_is_refused_and_what_was_there_stays(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "student.onnx"
-    path.write_bytes(b"the one before")
+    export(path, Form())
+    before = path.read_bytes(), destinations.record_path(path).read_bytes()
     write: Callable[..., None] = formats.write
 
     def write_wrong(student: Any, described: Any, place: pathlib.Path, images: Any) -> None:
@@ -95,10 +105,11 @@ def test_a_file_that_says_something_else_is_refused_and_what_was_there_stays(
     with pytest.raises(SettingError, match=r"not kept: a logit differs by .*allowed: "):
         export(path, Form())
 
-    assert path.read_bytes() == b"the one before"
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["selected", "student.onnx"]
+    assert (path.read_bytes(), destinations.record_path(path).read_bytes()) == before
+    names = ["selected", "student.onnx", "student.onnx.json"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == names
     export(path, Form(), Limits(100.0, 1.0))
-    assert path.stat().st_size > 10_000
+    assert path.read_bytes() != before[0]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +225,7 @@ def test_the_command_exports_checks_and_says_so(
     path = run / "export" / "remem_student_uint8_folded.onnx"
     assert f"{path}: {path.stat().st_size:,} bytes" in told.out
     assert "validation: 12 images: logits differ by at most" in told.out
-    record = json.loads(predictors.record_path(path).read_text())["check"]
+    record = json.loads(destinations.record_path(path).read_text())["check"]
     assert f"{record['largest_difference']:.2g} (the largest is" in told.out
     largest = np.abs(drawn.predictor(NAME).predict(runs.open_images(run, "validation", 12).pixels))
     assert record["largest_logit"] == pytest.approx(largest.max())

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from remem_jax.export import __main__ as command
-from remem_jax.export import predictors
+from remem_jax.export import destinations
 from remem_jax.models import vit
 from remem_jax.storage import results
 from remem_jax.weights import augreg
@@ -74,9 +74,9 @@ def test_a_teacher_is_read_back_from_the_names_of_each_code(
     # big_vision adds the position of [CLS] to it, so that arrays may differ.
     np.testing.assert_allclose(expected(after), expected(before), rtol=1e-6, atol=1e-6)
     assert "100.00 % get the same class" in capsys.readouterr().out
-    record = json.loads(predictors.record_path(path).read_text())
+    record = json.loads(destinations.record_path(path).read_text())
     assert record["check"]["images"] == f"{run / 'images'}: 4 images"
-    assert record["metadata"]["classes"].split("\n") == list(drawn.CLASSES)
+    assert json.loads(record["metadata"]["classes"]) == list(drawn.CLASSES)
 
 
 def test_timm_takes_a_teacher_and_says_what_it_says(run: pathlib.Path) -> None:

@@ -1,0 +1,110 @@
+"""A small image in every mode and format that users have, as files."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+_HEIGHT, _WIDTH = 60, 90
+
+
+def _pixels() -> np.ndarray:
+    """A slope in each channel with some noise: nothing that mirrored or turned is the same."""
+    rng = np.random.default_rng(3)
+    down, across = np.mgrid[:_HEIGHT, :_WIDTH]
+    slopes = np.stack([2 * across, 3 * down, 255 - 2 * across - down], -1)
+    return np.clip(slopes + rng.normal(0, 6, slopes.shape), 0, 255).astype(np.uint8)
+
+
+def _rgb() -> Image.Image:
+    return Image.fromarray(_pixels())
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """Transparent on the left."""
+    image.putalpha(Image.fromarray((np.mgrid[:_HEIGHT, :_WIDTH][1] * 2).astype(np.uint8)))
+    return image
+
+
+def _saved(image: Image.Image, form: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def _wide(kind: str) -> Image.Image:
+    """Grey of 16 bits or more."""
+    grey = np.asarray(_rgb().convert("L"))
+    return Image.fromarray(
+        {
+            "I;16": lambda: grey.astype(np.uint16) * 257,
+            "I": lambda: grey.astype(np.int32),
+            "F": lambda: grey.astype(np.float32),
+        }[kind]()
+    )
+
+
+def _rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return _saved(_rgb(), "JPEG", exif=exif, quality=90)
+
+
+def _rgb_of_16_bits() -> bytes:
+    """A PNG, which Pillow reads and does not write."""
+    rows = (_pixels().astype(">u2") * 257).tobytes()
+    stride = 6 * _WIDTH
+    raw = b"".join(b"\0" + rows[i : i + stride] for i in range(0, len(rows), stride))
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    head = struct.pack(">IIBBBBB", _WIDTH, _HEIGHT, 16, 2, 0, 0, 0)
+    chunks = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _palette() -> Image.Image:
+    return _rgb().quantize(32)
+
+
+MODES: dict[str, Callable[[], bytes]] = {
+    "1": lambda: _saved(_rgb().convert("1"), "PNG"),
+    "L": lambda: _saved(_rgb().convert("L"), "PNG"),
+    "L, one grey transparent": lambda: _saved(_rgb().convert("L"), "PNG", transparency=90),
+    "LA": lambda: _saved(_with_alpha(_rgb().convert("L")), "PNG"),
+    "P": lambda: _saved(_palette(), "PNG"),
+    "P, one colour transparent": lambda: _saved(_palette(), "PNG", transparency=3),
+    "P, alpha by colour": lambda: _saved(_palette(), "PNG", transparency=bytes(range(0, 256, 8))),
+    "PA": lambda: _saved(_with_alpha(_rgb()).quantize(32), "PNG"),
+    "RGB": lambda: _saved(_rgb(), "PNG"),
+    "RGB, one colour transparent": lambda: _saved(_rgb(), "PNG", transparency=(0, 0, 255)),
+    "RGBA": lambda: _saved(_with_alpha(_rgb()), "PNG"),
+    "RGB of 16 bits": _rgb_of_16_bits,
+    "I;16": lambda: _saved(_wide("I;16"), "PNG"),
+    "I;16 in TIFF": lambda: _saved(_wide("I;16"), "TIFF"),
+    "I": lambda: _saved(_wide("I"), "TIFF"),
+    "F": lambda: _saved(_wide("F"), "TIFF"),
+    "JPEG": lambda: _saved(_rgb(), "JPEG", quality=90),
+    "JPEG, turned by EXIF": _rotated,
+    "JPEG, grey": lambda: _saved(_rgb().convert("L"), "JPEG", quality=90),
+    "CMYK": lambda: _saved(_rgb().convert("CMYK"), "JPEG", quality=90),
+    "YCbCr in TIFF": lambda: _saved(_rgb().convert("YCbCr"), "TIFF"),
+    "GIF": lambda: _saved(_rgb(), "GIF"),
+    "GIF, of two frames": lambda: _saved(
+        _rgb(), "GIF", save_all=True, append_images=[_rgb().rotate(180)]
+    ),
+    "TIFF": lambda: _saved(_rgb(), "TIFF"),
+    "BMP": lambda: _saved(_rgb(), "BMP"),
+    "WebP": lambda: _saved(_rgb(), "WEBP", lossless=True),
+    "WebP, RGBA": lambda: _saved(_with_alpha(_rgb()), "WEBP", lossless=True),
+}
+
+
+def encoded(mode: str) -> bytes:
+    """The file of a mode."""
+    return MODES[mode]()
