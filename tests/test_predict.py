@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+from collections import Counter
 from typing import Any
 
 import jax
@@ -205,6 +206,36 @@ def test_a_pattern_may_match_folders(tmp_path: pathlib.Path) -> None:
     found, _ = predict.find([str(tmp_path / "[ab]")])
 
     assert [path.name for path in found] == ["1.png", "2.png"]
+
+
+def test_what_is_passed_over_in_folders_is_counted(tmp_path: pathlib.Path) -> None:
+    for name in ("1.heic", "2.tif", "notes.txt", "3.psd", ".hidden.png"):
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    passed_over: Counter[str] = Counter()
+
+    found, _ = predict.find([str(tmp_path)], passed_over)
+
+    assert [path.name for path in found] == ["1.heic", "2.tif"]
+    assert passed_over == {".txt": 1, ".psd": 1, "hidden": 1, "not a regular file": 1}
+
+
+def test_what_is_passed_over_is_told(
+    run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capfd: Any
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "0.png").write_bytes((folder / "00.png").read_bytes())
+
+    told(run / "student.onnx", tmp_path)
+
+    assert "remem_jax: 1 file passed over (.txt: 1)\n" in capfd.readouterr().err
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+
+    with pytest.raises(SettingError, match="cannot be read: not a regular file"):
+        runs.read_image(tmp_path / "pipe.png", 8)
 
 
 # Bad ones.

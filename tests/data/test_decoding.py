@@ -1,6 +1,7 @@
 """Encoded images to pixels, and pixels to squares, against Pillow."""
 
 import io
+import struct
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import hypothesis
 import hypothesis.extra.numpy
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import strategies
-from PIL import Image
+from PIL import Image, ImageOps
 
-from remem_jax.data import decoding
+from remem_jax.data import decoding, formats
+
+pillow_heif.register_heif_opener()  # Writes HEIC, and is what reading is compared with.
 
 
 def _encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -121,7 +125,7 @@ def test_palettes_are_decoded_to_their_colors(transparency: Any) -> None:
     np.testing.assert_array_equal(decoded, [[[10, 20, 30], [40, 50, 60]]])
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "MPO"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "MPO", "TIFF", "AVIF", "HEIF"])
 def test_of_several_frames_the_first_is_decoded(kind: str) -> None:
     red, blue = (Image.new("RGB", (16, 16), color) for color in ((255, 0, 0), (0, 0, 255)))
     encoded = _encoded(red, kind, save_all=True, append_images=[blue])
@@ -129,6 +133,27 @@ def test_of_several_frames_the_first_is_decoded(kind: str) -> None:
     decoded = decoding.decode(encoded)
 
     np.testing.assert_allclose(decoded, np.broadcast_to([255, 0, 0], (16, 16, 3)), atol=6)
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF", "TIFF", "GIF", "JPEG2000", "PPM", "BMP"])
+def test_other_formats_have_the_pixels_of_pillow(soft: Image.Image, kind: str) -> None:
+    encoded = _encoded(soft, kind)
+
+    np.testing.assert_array_equal(decoding.decode(encoded), _by_pillow(encoded))
+    assert decoding.size(encoded) == (61, 83)
+
+
+def test_a_gray_map_of_16_bits_is_scaled() -> None:
+    levels = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    encoded = b"P5\n4 3\n65535\n" + levels.astype(">u2").tobytes()
+
+    np.testing.assert_array_equal(decoding.decode(encoded)[..., 0], levels // 256)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_grey_levels_of_unknown_range_are_refused(mode: str) -> None:
+    with pytest.raises(decoding.CorruptImageError, match="32 bits, whose range is unknown"):
+        decoding.decode(_encoded(Image.new(mode, (4, 3)), "TIFF"))
 
 
 # Upright.
@@ -159,6 +184,20 @@ def test_images_are_turned_upright(picture: np.ndarray, orientation: int, kind: 
     decoded = decoding.decode(encoded)
 
     np.testing.assert_array_equal(decoded, _ORIENTATIONS[orientation](_by_pillow(encoded)))
+
+
+@pytest.mark.parametrize("orientation", _ORIENTATIONS)
+@pytest.mark.parametrize("kind", ["TIFF", "HEIF", "AVIF", "JPEG"])
+def test_images_are_turned_once(soft: Image.Image, orientation: int, kind: str) -> None:
+    # Pillow turns a TIFF, and libheif what HEIC says, when they are decoded.
+    encoded = _turned(soft, orientation, kind)
+    with Image.open(io.BytesIO(encoded)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+    decoded = decoding.decode(encoded)
+
+    np.testing.assert_array_equal(decoded, expected)
+    assert decoding.size(encoded) == expected.shape[:2]
 
 
 @pytest.mark.parametrize("orientation", _ORIENTATIONS)
@@ -197,10 +236,30 @@ def test_the_size_is_read_from_the_header_alone(soft: Image.Image) -> None:
     ],
     ids=["no TIFF", "orientation of text", "orientation of 9"],
 )
-def test_broken_exif_leaves_the_picture(soft: Image.Image, exif: bytes) -> None:
-    encoded = _encoded(soft, "JPEG", exif=b"Exif\0\0" + exif)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_leaves_the_picture(soft: Image.Image, exif: bytes, kind: str) -> None:
+    encoded = _encoded(soft, kind, exif=b"Exif\0\0" + exif)
 
     np.testing.assert_array_equal(decoding.decode(encoded), _by_pillow(encoded))
+
+
+def test_a_tiff_with_a_broken_part_of_exif_is_read(soft: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0xFDE8] = 1234  # To be made a pointer to EXIF, out of the file.
+    encoded = bytearray(_encoded(soft, "TIFF", exif=exif))
+    at = encoded.rindex((0xFDE8).to_bytes(2, "little"))
+    encoded[at : at + 12] = struct.pack("<HHII", 0x8769, 4, 1, 2**32 - 16)
+
+    np.testing.assert_array_equal(decoding.decode(bytes(encoded)), np.asarray(soft))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "HEIF", "AVIF"])
+def test_what_is_cut_is_corrupt_though_it_has_exif(soft: Image.Image, kind: str) -> None:
+    encoded = _turned(soft, 6, kind)
+
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(decoding.CorruptImageError, match=r"^\w.*$"):
+            decoding.decode(encoded[: int(share * len(encoded))])
 
 
 # Reduced.
@@ -293,6 +352,27 @@ def test_what_cannot_be_decoded_is_said_to_be_corrupt(
 ) -> None:
     with pytest.raises(decoding.CorruptImageError, match=r"^\w.*$"):
         decoding.decode(spoil(Image.fromarray(picture)))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX", "SGI", "PDF"])
+def test_other_formats_are_not_opened_whatever_they_are_called(
+    soft: Image.Image, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = _encoded(soft, kind)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", None)  # Calling it would be a TypeError.
+
+    with pytest.raises(decoding.CorruptImageError, match=r"^not an image"):
+        decoding.decode(encoded)
+
+
+def test_too_many_pixels_are_corrupt_before_they_are_decoded(
+    soft: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = _encoded(soft)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 61 * 83 - 1)
+
+    with pytest.raises(decoding.CorruptImageError, match="5,063 pixels, more than 5,062"):
+        decoding.size(encoded)
 
 
 @pytest.mark.parametrize(
