@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 from collections import Counter
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy import special
 from remem_jax import data, predict
 from remem_jax.checks import SettingError
 from remem_jax.data.preprocessing import Preprocessing
-from remem_jax.export import description, predictors, runs
+from remem_jax.export import command, description, predictions, predictors, runs
 from remem_jax.export.description import Form
 from remem_jax.export.predictors import Predictor
 from remem_jax.storage import results
@@ -324,3 +325,192 @@ def test_the_reason_of_a_folder_that_may_not_be_listed_is_told(
     assert runs.image_paths(tmp_path) == [tmp_path / "closed"]
     with pytest.raises(SettingError, match="closed cannot be read"):
         runs.read_image(tmp_path / "closed", Preprocessing(8))
+
+
+# Work that ends early.
+
+
+class Stopping:
+    """A model that is stopped in its second batch, once; notes how many images it has seen."""
+
+    def __init__(self, error: BaseException) -> None:
+        """Takes what it raises."""
+        self.error: BaseException | None = error
+        self.seen = 0
+
+    def open(self, path: pathlib.Path, **which: Any) -> Predictor:
+        """In the place of `predictors.open_any`."""
+        del which
+
+        def logits(batch: np.ndarray) -> np.ndarray:
+            if self.seen and self.error:
+                error, self.error = self.error, None
+                raise error
+            self.seen += len(batch)
+            return 4 * batch.mean(axis=(1, 2))
+
+        described = description.Description("none", "none", ("red", "green", "=blue"), 8, Form())
+        return Predictor(logits, described, str(path))
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Stopping:
+    """The model of the command, stopped by what a test asks for, else by Ctrl-C."""
+    model = Stopping(getattr(request, "param", KeyboardInterrupt()))
+    monkeypatch.setattr(predictors, "open_any", model.open)
+    return model
+
+
+@pytest.fixture
+def given(run: pathlib.Path, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """The folder of the exports, and that of the images."""
+    return run, folder
+
+
+def stopped(
+    run: pathlib.Path, folder: pathlib.Path, *more: str, code: int = 130, model: str = "onnx"
+) -> None:
+    told(run / f"student.{model}", folder, "--batch_size=5", *more, code=code)
+
+
+@pytest.mark.parametrize("form", predictions.FORMATS)
+@pytest.mark.parametrize(
+    ("stopping", "code"),
+    [(KeyboardInterrupt(), 130), (command.Terminated(), 143), (OSError(28, "No space left"), 1)],
+    indirect=["stopping"],
+)
+def test_what_was_done_is_kept_and_the_same_command_goes_on(
+    given: tuple[pathlib.Path, pathlib.Path],
+    tmp_path: pathlib.Path,
+    stopping: Stopping,
+    code: int,
+    form: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (run, folder), out, partial = given, tmp_path / "found", tmp_path / "found.partial"
+    flags = (f"--out={out}", f"--format={form}")
+
+    stopped(run, folder, *flags, code=code)
+
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith(f"; 5 of 12 images are in {partial}; the same command goes on.")
+    assert not out.exists()
+    stopped(run, folder, *flags, code=0)
+    assert f"5 of 12 images are taken from {partial}." in capfd.readouterr().err
+    assert stopping.seen == IMAGES + (-7 % 5)  # The last batch is filled up.
+    assert list(tmp_path.iterdir()) == [out]
+    continued = out.read_bytes()
+    stopped(run, folder, *flags, code=0)  # From the start, in place of the one before.
+    assert out.read_bytes() == continued
+    assert stopping.seen == 2 * IMAGES + (-7 % 5) + (-12 % 5)
+
+
+def test_images_that_have_changed_are_read_again(
+    run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, stopping: Stopping
+) -> None:
+    copies = tmp_path / "copies"
+    shutil.copytree(folder, copies)
+    out = tmp_path / "found.csv"
+    stopped(run, copies, f"--out={out}")
+    Image.fromarray(np.full((9, 9, 3), (255, 0, 0), np.uint8)).save(copies / "00.png")
+
+    stopped(run, copies, f"--out={out}", "--top=5", code=0)
+
+    assert stopping.seen == 5 + 2 * 5  # Eight of them.
+    rows = list(csv.reader(out.read_text().splitlines()))
+    assert next(row[2] for row in rows[1:] if row[0].endswith("00.png")) == "red"
+    assert {row[2] for row in rows[1:]} == {"red", "green", "'=blue"}
+
+
+def test_a_line_that_was_cut_costs_one_image(
+    run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, stopping: Stopping
+) -> None:
+    out, partial = tmp_path / "found.csv", tmp_path / "found.csv.partial"
+    stopped(run, folder, f"--out={out}")
+    partial.write_bytes(partial.read_bytes()[:-9])
+
+    stopped(run, folder, f"--out={out}", code=0)
+
+    assert len(out.read_text().splitlines()) == 1 + 3 * IMAGES
+    assert stopping.seen == 5 + 2 * 5
+
+
+@pytest.mark.parametrize(("model", "flags"), [("onnx", ("--top=1",)), ("safetensors", ())])
+@pytest.mark.usefixtures("stopping")
+def test_what_another_command_has_done_is_neither_used_nor_lost(
+    given: tuple[pathlib.Path, pathlib.Path],
+    tmp_path: pathlib.Path,
+    model: str,
+    flags: tuple[str, ...],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    run, folder = given
+    out, partial = tmp_path / "found.csv", tmp_path / "found.csv.partial"
+    stopped(run, folder, f"--out={out}")
+    before = partial.read_bytes()
+
+    stopped(run, folder, f"--out={out}", *flags, code=1, model=model)
+
+    assert "holds predictions of another model or --top" in capfd.readouterr().err
+    assert partial.read_bytes() == before
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", ["thesis", '{"a": 1}', "[]\n"])
+def test_a_partial_file_of_somebody_else_stays(
+    run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, content: str
+) -> None:
+    partial = tmp_path / "found.csv.partial"
+    partial.write_text(content)
+
+    told(run / "student.onnx", folder, f"--out={tmp_path / 'found.csv'}", code=1)
+
+    assert partial.read_text() == content
+    assert list(tmp_path.iterdir()) == [partial]
+
+
+@pytest.mark.parametrize("form", predictions.FORMATS)
+def test_standard_output_has_what_was_done(
+    run: pathlib.Path,
+    folder: pathlib.Path,
+    stopping: Stopping,
+    form: str,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    stopped(run, folder, f"--format={form}")
+
+    said, told_ = capfdbinary.readouterr()
+    if form == "csv":
+        assert len(said.splitlines()) == 1 + 3 * 5
+    else:
+        assert len(json.loads(said)["images"]) == 5
+    assert b"stopped; 5 of 12 images were written." in told_
+
+
+@pytest.mark.parametrize("form", predictions.FORMATS)
+def test_a_full_disk_behind_standard_output_is_one_line(
+    run: pathlib.Path,
+    folder: pathlib.Path,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdout", full)
+        told(run / "student.onnx", folder, f"--format={form}", code=1)
+
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "Standard output cannot be written (No space left on device)" in line
+
+
+def test_a_home_is_found(
+    run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(folder)
+    (tmp_path / "run").symlink_to(run)
+
+    told(pathlib.Path("~/run/student.onnx"), "00.png", "--out=~/found.csv")
+
+    assert (tmp_path / "found.csv").exists()
+    assert not (folder / "~").exists()

@@ -73,14 +73,14 @@ def require_writable_text(path: pathlib.Path, is_ours: Callable[[str], bool]) ->
 
     Args:
         path: What the user gave.
-        is_ours: Tells by its first line whether a file that is there may be replaced.
+        is_ours: Tells by how it begins whether a file that is there may be replaced.
     """
     with _told(path):
         _require_room(path, folder=False)
         if path.exists() and path.stat().st_size:
             with path.open(encoding="utf-8", errors="replace", newline="") as file:
-                first = file.readline(10_000)
-            require(is_ours(first), _foreign(path, "no file of predictions"))
+                head = file.read(10_000)
+            require(is_ours(head), _foreign(path, "no file of predictions"))
 
 
 @contextlib.contextmanager

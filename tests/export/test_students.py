@@ -1,5 +1,6 @@
 """An export is checked before it gets its name, and which student of a run it is of."""
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -9,10 +10,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 from configs import quickstart
 from remem_jax import settings
 from remem_jax.checks import SettingError
+from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.export import __main__ as command
 from remem_jax.export import (
     checking,
@@ -27,6 +30,7 @@ from remem_jax.export.checking import Comparison, Limits
 from remem_jax.export.description import Form
 from remem_jax.storage import results
 from remem_jax.weights import students as files
+from remem_jax.workflow import parts
 from tests.export import drawn
 
 NAME = "mobilenet_v2_035"
@@ -243,22 +247,186 @@ def test_the_command_ends_in_one_line(
     assert capsys.readouterr().err.startswith("remem_jax: timm's networks have norms")
 
 
-@pytest.mark.parametrize(("source_size", "expected"), [([64, 64], 64), ([64, 48], 0), (None, 0)])
-def test_squares_that_a_run_stored_are_those_that_images_are_resized_to_first(
-    run: pathlib.Path, tmp_path: pathlib.Path, source_size: list[int] | None, expected: int
-) -> None:
+def copied(run: pathlib.Path, folder: pathlib.Path, **data: Any) -> pathlib.Path:
+    """The run, with other facts of its data."""
     found = results.read(run / "results.json")
     assert found is not None
-    (tmp_path / "selected").symlink_to(run / "selected")
-    results.write(
-        tmp_path / "results.json",
-        found | {"data": {"metric": "top1", "source_size": source_size}},
-    )
+    for name in ("selected", "config.json"):
+        (folder / name).symlink_to(run / name)
+    results.write(folder / "results.json", found | {"data": {"metric": "top1", **data}})
+    return folder
 
-    described = runs.open_student(tmp_path).described
 
-    assert described.stored_size == expected  # The config's is 64.
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"preprocessing": {"image_size": 32, "stored_size": 64}, "source_size": [64, 64]}, 64),
+        # Of that size from the start.
+        ({"preprocessing": {"image_size": 32, "stored_size": 0}, "source_size": [64, 64]}, 0),
+        # Before there was a record.
+        ({"source_size": [64, 64]}, 64),
+        ({"source_size": [64, 48]}, 0),
+        ({"source_size": None}, 0),
+    ],
+)
+def test_the_run_and_its_file_say_how_images_are_seen(
+    run: pathlib.Path, tmp_path: pathlib.Path, data: dict[str, Any], expected: int
+) -> None:
+    described = runs.open_student(copied(run, tmp_path, **data)).described
+
+    assert described.preprocessing == Preprocessing(32, expected)  # The config's is 64.
     assert description.read(description.texts(described), "texts") == described
+
+
+def test_a_students_file_is_the_surer_witness_than_old_results(
+    run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = copied(run, tmp_path, source_size=[64, 64])
+    (folder / "selected").unlink()
+    student = drawn.student(NAME)
+    path = folder / "selected" / "remem_student.safetensors"
+    files.save(path, student.variables, metadata=description.texts(student.described))
+
+    assert runs.open_student(folder).described.stored_size == 0
+    assert runs.open_file(path).described.stored_size == 0
+
+
+def test_all_exports_of_a_student_have_its_identity(
+    run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    student = runs.open_student(run, method="scratch")
+    expected = hashlib.sha256(pathlib.Path(student.source).read_bytes()).hexdigest()[:16]
+
+    for form in (Form("safetensors"), Form("safetensors", precision="float16")):
+        path = tmp_path / f"{form.precision}.safetensors"
+        formats.write(student, student.described._replace(form=form), path, np.zeros(0))
+        assert predictors.open_any(path).described.identity == expected
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("caf\xe9", "line\nbreak", "\udcff", '["a", "b"]')])
+def test_names_of_classes_are_read_back(names: tuple[str, ...]) -> None:
+    described = drawn.student(NAME).described._replace(classes=names)
+    texts = description.texts(described)
+
+    assert json.loads(texts["classes"]) == list(names)
+    assert description.read(texts, "texts").classes == names
+
+
+def test_names_of_classes_of_old_files_are_lines() -> None:
+    texts = {"model": NAME, "image_size": "32", "classes": "cat\n[1]\n007"}
+
+    assert description.read(texts, "texts").classes == ("cat", "[1]", "007")
+
+
+# Images.
+
+
+def test_other_images_than_the_runs_are_refused(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = copied(run, tmp_path, fingerprint="another")
+
+    with pytest.raises(SettingError, match=r"are not those that the run .* give --images=FOLDER"):
+        runs.open_images(folder, "validation", 5)
+
+
+def test_images_that_are_gone_are_not_needed(
+    run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    folder = copied(run, tmp_path / "run")
+    (folder / "config.json").unlink()
+    config = results.read(run / "config.json")
+    assert config is not None
+    config["data"] |= {"name": "folder", "path": "gone"}
+    results.write(folder / "config.json", config)
+    pixels = drawn.images().pixels
+    (tmp_path / "images").mkdir()
+    for i in range(12):
+        Image.fromarray(pixels[i]).save(tmp_path / "images" / f"{i:02}.png")
+    (tmp_path / "images" / "03.png").write_text("no image")
+
+    assert command.main([str(folder)]) == 1
+    assert "or give --images=FOLDER" in capsys.readouterr().err
+    flags = [f"--images={tmp_path / 'images'}", "--precision=int8", "--calibration-images=12"]
+    code = command.main([str(folder), *flags, "--allowed-disagreement=1"])
+
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    assert "skipped, as they could not be read: 1 images" in told.out
+    record = json.loads((folder / "export" / "remem_student_int8.onnx.json").read_text())
+    assert record["check"]["images"].endswith(": 11 images")
+    (skipped,) = record["check"]["skipped"]
+    assert skipped == f"{tmp_path / 'images' / '03.png'} cannot be decoded: not an image."
+
+
+@pytest.mark.parametrize("data", [{"cache": "there"}, {}])
+def test_the_runs_cache_is_kept(
+    run: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: dict[str, Any],
+) -> None:
+    asked = []
+
+    def load(config: Any, settings: Any, mesh: Any) -> Any:
+        asked.append(settings.cache)
+        raise SettingError("enough")
+
+    monkeypatch.setattr(parts, "load_data", load)
+    with pytest.raises(SettingError, match="enough"):
+        runs.open_images(copied(run, tmp_path, **data), "validation", 5)
+
+    assert asked == [data.get("cache", "")]
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format=timm", "--precision=float32"], "has no use for --precision"),
+        (["--format=augreg", "--seed=0", "--fold"], "has no use for --seed, --fold"),
+        (["--format=big_vision", "--batch=1", "--input=float"], "no use for --input, --batch"),
+        (["--format=timm", "--calibration-images=9"], "has no use for --calibration-images"),
+        (["--format=safetensors", "--input=uint8"], "has no use for --input"),
+        (["--format=saved-tree", "--batch=0"], "has no use for --batch"),
+        (["--precision=float16", "--calibration-images=9"], "is of --precision=int8"),
+        (["--images=.", "--split=test"], "leave out one of them"),
+        (["--method=remem", "--seed=99"], "must be one of 3, 7; got 99"),
+        (["--check-images=-1"], "--check-images must be at least 0"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    run: pathlib.Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([str(run), *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_full_disk_leaves_the_export_that_was_there(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "student.safetensors"
+    export(path, Form("safetensors"))
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir() if one.is_file()}
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save", lambda *given, **named: full())
+    with pytest.raises(SettingError, match=r"cannot be written \(No space left on device\)"):
+        students.export(
+            drawn.student(NAME),
+            Form("safetensors"),
+            path,
+            drawn.images(),
+            allowed=EXACT,
+            calibration=np.zeros(0),
+        )
+
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir() if one.is_file()} == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*before, "selected"])
 
 
 def test_images_of_a_run_are_what_its_students_see(run: pathlib.Path) -> None:

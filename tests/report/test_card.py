@@ -17,9 +17,11 @@ from PIL import Image
 
 from remem_jax import models, report
 from remem_jax.data import decoding, registry
+from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.export import description, formats, runs
 from remem_jax.report import card, card_tables, licences
 from remem_jax.weights import catalog, students
+from tests.export import pictures
 from tests.oracles import peers
 
 HOSTILE = (
@@ -319,3 +321,25 @@ def test_the_small_stem_is_timms_with_the_lines_of_the_card(
 
     theirs = names["logits"].detach().numpy()
     np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("stored_size", [0, 48])
+@pytest.mark.parametrize("mode", pictures.MODES)
+def test_images_are_made_as_they_were_measured(
+    results: dict[str, Any],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    stored_size: int,
+) -> None:
+    steps = Preprocessing(SIZE, stored_size)
+    results["data"] |= {"image_size": SIZE, "preprocessing": steps.record()}
+    (tmp_path / "photo.jpg").write_bytes(pictures.encoded(mode))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+
+    exec(code(card.markdown(results, "remem"))["numpy"], names)
+
+    levels = (names["images"][0] + 1) * 127.5
+    # A grey level for each resize.
+    assert np.abs(levels - steps(pictures.encoded(mode))).max() <= len(steps.sizes) + 0.01

@@ -1,0 +1,114 @@
+"""How the commands begin and end, as processes of their own; without what takes long to import."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def started(work: str, *, before: Sequence[str] = (), **options: object) -> subprocess.Popen[str]:
+    """A process with a command that does `work`, as Python."""
+    program = f"""
+import sys, time, os, pathlib
+from remem_jax.export import command
+from remem_jax.checks import SettingError
+command.begin()
+def work():
+{textwrap.indent(textwrap.dedent(work), "    ")}
+sys.exit(command.run(work, stopped="stopped, says the test"))
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    return subprocess.Popen([*before, sys.executable, "-c", program], **{**pipes, **options})  # pyright: ignore
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_line_and_what_is_open_is_closed(number: int, code: int) -> None:
+    process = started(
+        """
+        try:
+            print("begun", flush=True)
+            time.sleep(60)
+        finally:
+            print("removed", flush=True)
+        """
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+
+    process.send_signal(number)
+    out, error = process.communicate(timeout=20)
+
+    assert (process.returncode, out, error) == (
+        code,
+        "removed\n",
+        "remem_jax: stopped, says the test.\n",
+    )
+
+
+def test_a_second_signal_ends_what_hears_none() -> None:
+    process = started(
+        """
+        try:
+            print("begun", flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("heard", flush=True)
+            import ctypes
+            ctypes.CDLL(None).sleep(60)  # As a long compilation: Python runs no handler.
+            ctypes.CDLL(None).sleep(60)
+        """
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "heard\n"
+
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(timeout=20) == 143
+    process.communicate()
+
+
+def test_closed_standard_streams_lead_nowhere(tmp_path: pathlib.Path) -> None:
+    process = started(
+        f"""
+        with open({str(tmp_path / "file")!r}, "w") as file:
+            file.write("content")
+            file.flush()
+            os.write(2, b"of a library")  # Not into the file.
+            print("told to nobody", file=sys.stderr)
+            raise SettingError("not into the file")
+        """,
+        before=["sh", "-c", 'exec "$@" 2>&-', "sh"],
+    )
+
+    process.communicate(timeout=20)
+
+    assert process.returncode == 1
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_names_that_an_encoding_lacks_are_told() -> None:
+    process = started(r"print('mod\u00e8le')", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+
+    out, error = process.communicate(timeout=20)
+
+    assert (process.returncode, out, error) == (0, "mod\\xe8le\n", "")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    process = started("time.sleep(0.2); print('line', flush=True)")
+    assert process.stdout is not None
+    process.stdout.close()
+
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=20) == 1
