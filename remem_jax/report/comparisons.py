@@ -40,7 +40,8 @@ class Model(NamedTuple):
 def models(results: Results) -> list[Model]:
     """The selected models of a run; none where its record does not say what they said."""
     found = []
-    for role, row in itertools.product(_ROLES, results["methods"]):
+    rows: Sequence[Mapping[str, Any]] = results["methods"]
+    for role, row in itertools.product(_ROLES, rows):
         packed = (row.get("test_correct") or {}).get(role)
         if packed and results["data"].get("test_labels"):
             several = [paired.unpack(one) for one in ([packed] if role == "teacher" else packed)]

@@ -10,19 +10,20 @@ from configs import quickstart, remem
 from remem_jax import data, models, settings
 from remem_jax.data import registry
 from remem_jax.report import protocol
+from remem_jax.storage.identity import described
 from remem_jax.train import objectives
 from remem_jax.weights import catalog
 
 
-def _config(spec: str = "cifar100", **changes: Any) -> dict[str, Any]:
+def _config(changes: dict[str, Any] | None = None, spec: str = "cifar100") -> dict[str, Any]:
     """The paper's settings as results.json has them, but for changes by dotted name."""
-    return _changed(remem.get_config(spec), changes)
+    return _changed(remem.get_config(spec), changes or {})
 
 
 def _changed(config: ConfigDict, changes: dict[str, Any]) -> dict[str, Any]:
     with config.ignore_type():
         config.update_from_flattened_dict(changes)
-    return settings.deciding(config)
+    return described(settings.plain(config))
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -62,19 +63,19 @@ def test_settings_that_a_method_fixes_are_those_of_the_methods() -> None:
 
 @pytest.mark.parametrize("loss", ["kd", "dist", "patient"])
 def test_the_papers_own_settings_differ_in_nothing(loss: str) -> None:
-    assert protocol.deviations(_config(f"cifar100,loss={loss}")) == []
+    assert protocol.deviations(_config(spec=f"cifar100,loss={loss}")) == []
 
 
 @pytest.mark.parametrize("variant", ["Ti/16", "S/16", "L/16"])
 @pytest.mark.parametrize("student", ["resnet18", "mobilenet_v2"])
 def test_the_papers_other_models_differ_in_nothing(variant: str, student: str) -> None:
-    found = _config(f"cifar100,variant={variant},student={student}")
+    found = _config(spec=f"cifar100,variant={variant},student={student}")
 
     assert protocol.deviations(found) == []
 
 
 def test_patient_distillation_takes_ten_times_the_steps() -> None:
-    config = _config("cifar100,loss=patient", **{"student.steps": 20_000})
+    config = _config({"student.steps": 20_000}, spec="cifar100,loss=patient")
 
     (sentence,) = protocol.deviations(config)
 
@@ -134,7 +135,7 @@ def test_patient_distillation_takes_ten_times_the_steps() -> None:
     ],
 )
 def test_a_setting_that_is_not_the_papers_is_named(name: str, value: Any, sentence: str) -> None:
-    assert protocol.deviations(_config(**{name: value})) == [sentence]
+    assert protocol.deviations(_config({name: value})) == [sentence]
 
 
 @pytest.mark.parametrize("name", protocol.PAPER)
@@ -142,32 +143,32 @@ def test_every_setting_of_the_table_is_named_where_it_counts(name: str) -> None:
     tuning = "lora" if ".lora." in name else "adapter_pfeiffer"
     counting = {"teacher.tuning": tuning, "information.seeds": (0,)}
 
-    found = protocol.deviations(_config(**{**counting, name: "another"}))
+    found = protocol.deviations(_config({**counting, name: "another"}))
 
     assert any(sentence.startswith(f"{name} is another") for sentence in found)
 
 
 @pytest.mark.parametrize("loss", sorted(set(objectives.STUDENT_LOSSES) - {"kd", "dist"}))
 def test_losses_beyond_the_papers_are_named(loss: str) -> None:
-    found = protocol.deviations(_config(**{"student.losses": (loss,)}))
+    found = protocol.deviations(_config({"student.losses": (loss,)}))
 
     assert found == [f"student.losses has {loss}; the paper has kd and dist."]
 
 
 @pytest.mark.parametrize("model", sorted(set(models.STUDENTS) - set(protocol.STUDENTS)))
 def test_students_beyond_the_papers_are_named(model: str) -> None:
-    (sentence,) = protocol.deviations(_config(**{"student.model": model}))
+    (sentence,) = protocol.deviations(_config({"student.model": model}))
 
     assert sentence.startswith(f"student.model is {model}; the paper has")
 
 
 @pytest.mark.parametrize("name", sorted(set(data.NAMES) - set(registry.RECORDS)))
 def test_data_beyond_the_papers_are_named(name: str) -> None:
-    assert len(protocol.deviations(_config(**{"data.name": name}))) == 1
+    assert len(protocol.deviations(_config({"data.name": name}))) == 1
 
 
 def test_with_several_losses_each_has_its_grid() -> None:
-    assert protocol.deviations(_config(**{"student.losses": ("kd", "dist")})) == [
+    assert protocol.deviations(_config({"student.losses": ("kd", "dist")})) == [
         "student.learning_rates is 0.05, 0.1, 0.5; with the loss dist the paper has 0.5, 0.7, 1.0.",
         "student.temperatures is 1.0, 2.0, 4.0; with the loss dist the paper's text does not say, "
         "and our choice is 1.0.",
@@ -182,7 +183,7 @@ def test_with_several_losses_each_has_its_grid() -> None:
 def test_images_are_mixed_as_in_patient_distillation_or_it_is_named(
     mixup: float, losses: tuple[str, ...], named: bool
 ) -> None:
-    config = _config(**{"student.mixup": mixup, "student.losses": losses})
+    config = _config({"student.mixup": mixup, "student.losses": losses})
 
     found = [one for one in protocol.deviations(config) if one.startswith("student.mixup")]
 
@@ -194,7 +195,7 @@ def test_images_are_mixed_as_in_patient_distillation_or_it_is_named(
     [(("scratch",), False), (("scratch", "finetune"), False), (("sam",), True)],
 )
 def test_what_the_methods_fix_is_not_named(methods: tuple[str, ...], named: bool) -> None:
-    config = _config(**{"methods": methods, "teacher.rho": 0.2})
+    config = _config({"methods": methods, "teacher.rho": 0.2})
 
     assert bool(protocol.deviations(config)) == named
 
@@ -202,21 +203,21 @@ def test_what_the_methods_fix_is_not_named(methods: tuple[str, ...], named: bool
 def test_from_scratch_nothing_of_a_teacher_is_named() -> None:
     changes = {"methods": ("scratch",), "teacher.init": "mine.npz", "teacher.steps": (3,)}
 
-    assert protocol.deviations(_config(**changes)) == []
+    assert protocol.deviations(_config(changes)) == []
 
 
 def test_options_of_a_tuning_that_is_not_used_are_not_named() -> None:
     changes = {"teacher.lora.rank": 4, "teacher.adapter.reduction": 2}
 
-    assert protocol.deviations(_config(**changes)) == []
-    assert len(protocol.deviations(_config(**changes, **{"teacher.tuning": "lora"}))) == 1
+    assert protocol.deviations(_config(changes)) == []
+    assert len(protocol.deviations(_config({**changes, "teacher.tuning": "lora"}))) == 1
 
 
 def test_a_file_of_the_papers_weights_has_several_names() -> None:
     same = "augreg:B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
     assert catalog.find(same).path == catalog.find("augreg:B/16").path
 
-    assert protocol.deviations(_config(**{"teacher.init": same})) == []
+    assert protocol.deviations(_config({"teacher.init": same})) == []
 
 
 def test_the_quick_start_differs_in_its_images_its_teacher_and_its_length() -> None:
@@ -230,7 +231,7 @@ def test_the_quick_start_on_other_images_says_nothing_of_digits(tmp_path: pathli
     changes = {"data.name": "folder", "data.path": str(tmp_path), "teacher.init": "B_16.npz"}
     config = _changed(quickstart.get_config(), changes)
 
-    found = " ".join([*config.get("differs", ()), *protocol.deviations(config)])
+    found = " ".join([*quickstart.get_config().differs, *protocol.deviations(config)])
 
     assert "8 x 8" not in found
     assert "small images" not in found
