@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 from remem_jax import redaction
@@ -49,7 +49,38 @@ def within(name: str, value: float, low: float, high: float) -> None:
 
 def one_of(name: str, value: Any, known: Collection[Any]) -> None:
     """Raises unless the value is known; lists what is."""
-    require(value in known, f"{name} must be one of {', '.join(map(str, known))}; got {value!r}.")
+    is_known = isinstance(value, Hashable) and value in known
+    require(is_known, f"{name} must be one of {', '.join(map(str, known))}; got {value!r}.")
+
+
+def seed(name: str, value: Any, *, added: int = 0) -> None:
+    """Raises unless a seed is a whole number of 32 bits, also when `added` is added to it.
+
+    JAX takes the lower 32 bits alone: two seeds beyond them may be one.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(
+        whole and 0 <= value < 2**32 - added,
+        f"{name} must be a whole number from 0 to {2**32 - 1 - added:,}, got {value}.",
+    )
+
+
+def numbers(name: str, values: Sequence[Any], *, whole: bool = False) -> None:
+    """Raises unless all values are finite numbers; whole ones, where that is asked for."""
+    kinds = int if whole else (int, float)
+    fits = all(isinstance(one, kinds) and not isinstance(one, bool) for one in values)
+    require(
+        fits and all(math.isfinite(one) for one in values),
+        f"{name} must be {'whole' if whole else 'finite'} numbers, got {tuple(values)}.",
+    )
+
+
+def distinct(name: str, values: Sequence[Any]) -> None:
+    """Raises if there are two equal values."""
+    require(
+        all(one not in values[:i] for i, one in enumerate(values)),
+        f"{name} repeats a value: {tuple(values)}.",
+    )
 
 
 def increasing(name: str, values: Sequence[float]) -> None:

@@ -4,14 +4,18 @@ import json
 import pathlib
 from typing import Any
 
+import hypothesis
 import ml_collections
 import pytest
+from hypothesis import strategies
 from ml_collections import ConfigDict
 
-from configs import pretrain, quickstart, remem
+from configs import analysis, pretrain, quickstart, remem
 from remem_jax import data, settings
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
+from remem_jax.settings import values
+from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.train import objectives
 
 
@@ -59,6 +63,32 @@ BAD: list[tuple[str, Any]] = [
     ("methods", ("scratch", "distil")),
     ("methods", ("remem", "scratch", "remem")),
     ("seed", -1),
+    ("seed", 2**32),  # Would be the seed 0.
+    ("methods", (1,)),
+    ("methods", (["remem"],)),
+    ("log_every", float("nan")),
+    ("data.resident_gib", float("inf")),
+    ("data.crop_area", (0.5,)),
+    ("data.crop_area", ("0.5", "1")),
+    ("data.validation", float("nan")),
+    ("teacher.steps", (10.5, 20)),
+    ("teacher.steps", ("10",)),
+    ("teacher.steps", (True, 20)),
+    ("teacher.learning_rate", float("nan")),
+    ("teacher.clip_norm", float("inf")),
+    ("student.losses", ("kd", "kd")),
+    ("student.losses", (0.5,)),
+    ("student.seeds", (0, 1, 0)),
+    ("student.seeds", (0, 2**32)),
+    ("student.seeds", (0.5,)),
+    ("student.learning_rates", (0.1, 0.1)),
+    ("student.learning_rates", (float("nan"),)),
+    ("student.learning_rates", ("fast",)),
+    ("student.temperatures", (1, 1.0)),
+    ("student.temperatures", (None,)),
+    ("student.weights", (0.5, 0.5)),
+    ("information.seeds", (1, 1)),
+    ("information.seeds", (2**32,)),
     ("log_every", 0),
     ("save_every", 0),
     ("data.name", "imagenet"),
@@ -413,3 +443,53 @@ def test_a_password_decides_nothing_and_is_in_no_record(config: ConfigDict) -> N
 
     assert found[0] == found[1]
     assert found[0]["teacher"]["mirror"] == "https://***@host/weights?***"
+
+
+def test_the_sum_of_two_seeds_has_32_bits_too(config: ConfigDict) -> None:
+    config.seed, config.student.seeds = 2**32 - 2, (0, 1)
+    settings.check_remem(config)
+
+    config.student.seeds = (0, 2)
+    with pytest.raises(SettingError, match=r"config\.student\.seeds .* from 0 to 1, got 2"):
+        settings.check_remem(config)
+
+
+SOMETHING = strategies.one_of(
+    strategies.integers(-(2**70), 2**70),
+    strategies.floats(),
+    strategies.text(max_size=3),
+    strategies.booleans(),
+    strategies.none(),
+    strategies.lists(strategies.integers(), max_size=2),
+)
+OF_A_TYPE: dict[type, strategies.SearchStrategy[Any]] = {
+    bool: strategies.booleans(),
+    int: strategies.integers(-(2**70), 2**70),
+    float: strategies.floats(),
+    str: strategies.text(max_size=5),
+    tuple: strategies.lists(SOMETHING, max_size=3).map(tuple),
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "check"),
+    [
+        (quickstart.get_config, settings.check_remem),
+        (pretrain.get_config, settings.check_pretrain),
+        (analysis.get_config, check_analysis),
+    ],
+)
+@hypothesis.settings(deadline=None, max_examples=150, derandomize=True)
+@hypothesis.given(drawn=strategies.data())
+def test_any_values_of_the_right_type_pass_or_are_refused_in_one_line(
+    preset: Any, check: Any, drawn: strategies.DataObject
+) -> None:
+    config = preset()
+    leaves = [(n, v) for n, v in values.leaves(config) if type(v) in OF_A_TYPE]
+    for name, value in drawn.draw(strategies.lists(strategies.sampled_from(leaves), max_size=3)):
+        _set(config, name, drawn.draw(OF_A_TYPE[type(value)], label=name))
+
+    try:
+        check(config)
+    except SettingError as error:
+        assert len(str(error).splitlines()) == 1

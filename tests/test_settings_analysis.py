@@ -116,7 +116,7 @@ def test_what_cannot_be_used_is_named(config: ConfigDict, name: str, value: Any)
 def test_a_block_is_not_named_twice(config: ConfigDict) -> None:
     config.criticality.layers, config.criticality.examples = (-1, -1), (10, 20)
 
-    with pytest.raises(SettingError, match=r"config\.criticality\.layers repeats a block"):
+    with pytest.raises(SettingError, match=r"config\.criticality\.layers repeats a value"):
         analysis.check(config)
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, data, mesh, models, redaction
 from remem_jax.models import resnet, tuning, vit
-from remem_jax.settings import information
+from remem_jax.settings import information, values
 from remem_jax.storage import identity
 from remem_jax.train import objectives
 from remem_jax.train.division import Division
@@ -51,8 +51,6 @@ def check_remem(config: ConfigDict) -> None:
     checks.require(len(config.methods) > 0, "config.methods must name at least one method.")
     for method in config.methods:
         checks.one_of("config.methods", method, METHODS)
-    repeated = len(set(config.methods)) < len(config.methods)
-    checks.require(not repeated, f"config.methods repeats a method: {tuple(config.methods)}.")
     checks.at_least("config.retries", config.retries, 0)
     check_teacher(config.teacher, config.data.image_size)
     if any(METHODS[method] is not None for method in config.methods):
@@ -100,11 +98,11 @@ def _batches(config: ConfigDict) -> list[str]:
 
 def check_common(config: ConfigDict) -> None:
     """Raises for the first setting that cannot be used of those that all workflows have."""
+    values.check(config)
     settings = config.data
     checks.at_least("config.log_every", config.log_every, 1)
     checks.at_least("config.save_every", config.save_every, 1)
     checks.at_least("config.keep_checkpoints", config.keep_checkpoints, 2)
-    checks.at_least("config.seed", config.seed, 0)
     checks.one_of("config.compute_dtype", config.compute_dtype, vit.DTYPES)
     checks.one_of("config.data.name", settings.name, data.NAMES)
     checks.at_least("config.data.image_size", settings.image_size, 1)
@@ -148,8 +146,6 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
         "config.teacher.mcmi needs whole batches: set config.teacher.accumulate to 1 and "
         "config.teacher.ascent_examples to 0.",
     )
-    whole = all(isinstance(step, int) for step in teacher.steps)
-    checks.require(whole, f"config.teacher.steps must be whole, got {tuple(teacher.steps)}.")
     checks.increasing("config.teacher.steps", teacher.steps)
     checks.at_least("config.teacher.steps", teacher.steps[0], 1)
     checks.above("config.teacher.learning_rate", teacher.learning_rate, 0)
@@ -216,8 +212,6 @@ def _check_student(student: ConfigDict) -> None:
         "config.student.store_outputs keeps logits alone, the features of a batch are too large: "
         f"set it to False, or take {', '.join(features)} out of config.student.losses.",
     )
-    for seed in student.seeds:
-        checks.at_least("config.student.seeds", seed, 0)
     checks.at_least("config.student.mixup", student.mixup, 0)
     checks.at_least("config.student.steps", student.steps, 1)
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)

@@ -95,8 +95,6 @@ def _check_expertness(own: ConfigDict) -> None:
     )
     for name in ("seeds", "null_seeds"):
         checks.require(len(own[name]) > 0, f"{where}.{name} must hold at least one value.")
-        for seed in own[name]:
-            checks.at_least(f"{where}.{name}", seed, 0)
     checks.at_least(f"{where}.threshold", own.threshold, 0)
 
 
@@ -107,10 +105,6 @@ def _check_criticality(own: ConfigDict) -> None:
         len(own.examples) == len(own.layers),
         f"{where}.examples must have a number for each of the {len(own.layers)} of "
         f"{where}.layers, 0 for all images; got {tuple(own.examples)}.",
-    )
-    checks.require(
-        len(set(own.layers)) == len(own.layers),
-        f"{where}.layers repeats a block: {tuple(own.layers)}.",
     )
     for examples in own.examples:
         checks.at_least(f"{where}.examples", examples, 0)

@@ -10,8 +10,6 @@ def check(settings: ConfigDict, image_size: int) -> None:
     """Raises `SettingError` for the first setting of `config.information` that cannot be used."""
     where = "config.information"
     checks.require(len(settings.seeds) > 0, f"{where}.seeds must hold at least one value.")
-    for seed in settings.seeds:
-        checks.at_least(f"{where}.seeds", seed, 0)
     checks.at_least(f"{where}.evaluations", settings.evaluations, 2)
     checks.at_least(f"{where}.steps", settings.steps, settings.evaluations)
     checks.at_least(f"{where}.batch_size", settings.batch_size, 2)

@@ -1,0 +1,72 @@
+"""Checks of what settings have in common: finite numbers, seeds, tuples of one kind without repeats.
+
+The command line gives a setting the type of its default, but for what a tuple holds.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from remem_jax import checks
+
+# What tuples hold, by the last part of their names.
+_WHOLE = ("steps", "layers", "examples", "seeds", "null_seeds")
+_REALS = (
+    *("crop_area", "betas", "learning_rates", "temperatures", "weights", "second_betas"),
+    *("learning_rate", "rho", "mlp_weight", "attention_weight"),  # Of the grid of a study.
+)
+_TEXTS = (
+    *("methods", "losses", "targets", "analyses", "splits", "differs"),
+    *("model_order", "row_order", "column_order"),
+)
+_SEEDS = ("seeds", "null_seeds")
+_PAIRS = ("crop_area", "betas")
+_MAY_REPEAT = (*_PAIRS, "differs", "examples")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises `SettingError` for the first setting whose value cannot be meant."""
+    for name, value in leaves(config):
+        last = name.rpartition(".")[2]
+        if isinstance(value, tuple | list):
+            _check_tuple(f"config.{name}", last, value)
+        elif isinstance(value, float):
+            checks.require(
+                math.isfinite(value), f"config.{name} must be a finite number, got {value}."
+            )
+        elif last == "seed":
+            checks.seed(f"config.{name}", value)
+    if "seed" in config and "student" in config:  # Of which each is added to the run's.
+        for seed in config.student.seeds:
+            checks.seed("config.student.seeds", seed, added=config.seed)
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings by name, such as "teacher.lora.rank"."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _check_tuple(name: str, last: str, values: tuple[Any, ...] | list[Any]) -> None:
+    if last in _SEEDS:
+        for value in values:
+            checks.seed(name, value)
+    elif last in _WHOLE:
+        checks.numbers(name, values, whole=True)
+    elif last in _REALS:
+        checks.numbers(name, values)
+    elif last in _TEXTS:
+        checks.require(
+            all(isinstance(value, str) for value in values),
+            f"{name} must be texts, got {tuple(values)}.",
+        )
+    checks.require(
+        last not in _PAIRS or len(values) == 2, f"{name} must be two numbers, got {tuple(values)}."
+    )
+    if last not in _MAY_REPEAT:
+        checks.distinct(name, values)
