@@ -120,8 +120,8 @@ def _train_group(
         job = _job(run, classroom, course, points, teach)._replace(milestone=milestone)
         try:
             students, seconds = parts.train(run, part, job)
-        except loop.NonFiniteLossError:
-            if len(points) == len(course.points):
+        except loop.NonFiniteLossError as error:
+            if not error.of_rate or len(points) == len(course.points):
                 raise  # Else other groups go on, as other students of this one would.
             students, seconds = (), 0.0
             validation = [dict.fromkeys((run.dataset.metric, "loss"), math.nan) for _ in points]
