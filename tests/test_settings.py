@@ -328,7 +328,12 @@ FREE = (
 )
 
 
-@pytest.mark.parametrize("name", [n for n in _leaves(quickstart.get_config()) if n not in FREE])
+PLACES = ("data.path", "data.dir", "teacher.init", "teacher.mirror")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in _leaves(quickstart.get_config()) if n not in (*FREE, *PLACES)]
+)
 def test_a_setting_decides_the_result(config: ConfigDict, name: str) -> None:
     before = settings.deciding(config)
 
@@ -337,8 +342,8 @@ def test_a_setting_decides_the_result(config: ConfigDict, name: str) -> None:
     assert settings.deciding(config) != before
 
 
-@pytest.mark.parametrize("name", FREE)
-def test_a_setting_of_logs_or_of_speed_does_not_decide_the_result(
+@pytest.mark.parametrize("name", [*FREE, *PLACES])
+def test_a_setting_of_logs_of_speed_or_of_a_place_does_not_decide_the_result(
     config: ConfigDict, name: str
 ) -> None:
     before = settings.deciding(config)

@@ -24,11 +24,15 @@ from absl import logging
 
 from remem_jax.checks import SettingError
 from remem_jax.data import decoding, sources
-from remem_jax.storage import files, logs, results
+from remem_jax.storage import files, identity, logs, results
 
-FORMAT = 1  # Of an entry; raised when what is kept, or how it is decoded, changes.
+FORMAT = 2  # Of an entry; raised when what is kept changes.
 _CHUNK = 32  # Images for each thread between two looks at what came of them.
 _ABOUT, _INDEX, _PIXELS = "about.json", "index.npz", "pixels.bin"
+_DIGEST_BYTES = 8  # Bytes that are kept of the digest of each image.
+# What reading a damaged entry raises.
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+_SAMPLES = 64  # Images that are compared with what is on the disk before an entry is used.
 
 
 class Wanted(NamedTuple):
@@ -98,11 +102,11 @@ def look(
         scan = _Scan(split, wanted, title, io.BytesIO)
         scan.run(threads)
         return scan.found(scan.pixels_in_memory())
-    content = json.dumps([FORMAT, split.key, wanted.stored_size])
+    content = json.dumps([FORMAT, identity.DECODING, split.key, wanted.stored_size])
     place = folder / hashlib.sha256(content.encode()).hexdigest()[:24]
     try:
         with _held(place.with_suffix(".lock"), title):
-            found = _remembered(place, wanted)
+            found = None if _is_stale(place, split) else _remembered(place, wanted)
             if found is None:
                 _make(place, split, wanted, title, threads)
                 found = _remembered(place, wanted)
@@ -139,8 +143,7 @@ class _Look(NamedTuple):
 def _look_at(split: sources.Split, stored_size: int, pixels: bool, row: int) -> _Look:
     try:
         image, label = split.read(row)
-        stored = image if isinstance(image, bytes) else image.tobytes()
-        digest = hashlib.sha256(stored).digest()
+        digest = _digest(image)
         if isinstance(image, bytes):
             shape = decoding.size(image)
             # All of a JPEG is read even where an eighth of its pixels is made: what is cut shows.
@@ -154,6 +157,11 @@ def _look_at(split: sources.Split, stored_size: int, pixels: bool, row: int) -> 
     if max(shape) > stored_size:
         image = decoding.resize(image, stored_size)
     return _Look(label, digest, shape, image, "")
+
+
+def _digest(image: bytes | np.ndarray) -> bytes:
+    """Hash of an image as it is stored."""
+    return hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).digest()
 
 
 class _Scan:
@@ -180,6 +188,7 @@ class _Scan:
         self.shape: tuple[int, int] | None = None  # Of all images, as they would be stored.
         self.kept: list[int] = []
         self.labels: list[int] = []
+        self.digests: list[bytes] = []
         self.skipped: list[str] = []
         self.resized = False
         self._digest = hashlib.sha256()
@@ -230,6 +239,7 @@ class _Scan:
         self.resized |= look.shape != self.shape
         self.kept.append(row)
         self.labels.append(look.label)
+        self.digests.append(look.digest[:_DIGEST_BYTES])
         self._digest.update(look.digest + look.label.to_bytes(4, "little"))
         if self.file is None or look.image is None:
             return
@@ -300,7 +310,8 @@ def _make(
         scan.run(threads)
         found = scan.found(pixels=None)
         with (partial / _INDEX).open("wb") as file:
-            np.savez(file, kept=found.kept, labels=found.labels)
+            digests = np.frombuffer(b"".join(scan.digests), np.uint8).reshape(-1, _DIGEST_BYTES)
+            np.savez(file, kept=found.kept, labels=found.labels, digests=digests)
             _flush(file)
         if scan.file is not None:
             _flush(scan.file)
@@ -343,9 +354,39 @@ def _remembered(place: pathlib.Path, wanted: Wanted) -> Found | None:
         return Found(
             kept, labels, tuple(about["skipped"]), about["digest"], about["resized"], pixels
         )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         logging.warning("%s is damaged (%s) and is made again.", place, error)
         return None
+
+
+def _is_stale(place: pathlib.Path, split: sources.Split) -> bool:
+    """Whether an entry is of other images than are there now, as far as a sample of them tells.
+
+    A changed file has another time of change, and with it another entry. But some file systems
+    keep no such time, and images that are mounted in place of others may have the same.
+    """
+    try:
+        with (place / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
+            kept, labels, digests = (index[name] for name in ("kept", "labels", "digests"))
+    except _DAMAGED:  # Told when it is read.
+        return False
+    stale = not _agrees(split, kept, labels, digests)
+    if stale:
+        logging.info("%s is of other images than are there now, and is made again.", place)
+    return stale
+
+
+def _agrees(
+    split: sources.Split, kept: np.ndarray, labels: np.ndarray, digests: np.ndarray
+) -> bool:
+    for i in np.unique(np.linspace(0, len(kept) - 1, _SAMPLES).astype(int)) if len(kept) else ():
+        try:
+            image, label = split.read(int(kept[i]))
+        except decoding.CorruptImageError:
+            return False
+        if label != labels[i] or _digest(image)[:_DIGEST_BYTES] != digests[i].tobytes():
+            return False
+    return True
 
 
 def _mapped(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -161,5 +161,6 @@ def _key(copy: Copy, expression: str) -> str:
     for part in _info(copy, expression).file_instructions:
         path = pathlib.Path(part.filename)
         status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        digest.update(f"{path.name} {stamp}\n".encode())
     return f"{copy.builder.info.full_name} {expression} {digest.hexdigest()[:16]}"

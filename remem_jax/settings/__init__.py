@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from remem_jax import checks, data, mesh, models
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import information
+from remem_jax.storage import identity
 from remem_jax.train import objectives
 from remem_jax.train.division import Division
 from remem_jax.weights import catalog, matching
@@ -22,30 +23,16 @@ METHODS: dict[str, dict[str, float] | None] = {
     "remem": {},
 }
 GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
-# What may change between two starts of one run: it changes no result.
-_FREE = (
-    "log_every",
-    "save_every",
-    "differs",
-    "profile",
-    "plan_only",
-    "fsdp",
-    "retries",
-    "keep_checkpoints",
-)
-_FREE_OF = {  # Speed, and where things lie.
-    "data": ("cache", "threads", "workers"),
-    "student": ("group", "store_outputs"),
-}
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """All settings as nested JSON values."""
+    return json.loads(config.to_json_best_effort())
 
 
 def deciding(config: ConfigDict) -> dict[str, Any]:
-    """The settings that decide a run's result, as plain JSON values."""
-    plain = json.loads(config.to_json_best_effort())
-    for group, free in _FREE_OF.items():
-        for name in free:
-            plain.get(group, {}).pop(name, None)
-    return {name: value for name, value in plain.items() if name not in _FREE}
+    """The settings that decide a run's result, as nested JSON values; see `identity.deciding`."""
+    return identity.deciding(plain(config))
 
 
 def check_remem(config: ConfigDict) -> None:

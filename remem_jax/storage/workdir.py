@@ -1,17 +1,28 @@
-"""The folder of a run: one configuration, one data set, one start of it at a time."""
+"""The folder of a run, or of a study: it belongs to one of them, and to nobody else's files."""
 
 import contextlib
 import fcntl
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError
-from remem_jax.storage import results
+from remem_jax.storage import identity, results
+from remem_jax.storage.identity import Identity
 
-_CONFIG, _INPUTS = "config.json", "inputs.json"
-_SHOWN = 5  # Settings listed in an error.
+STUDY = "study"  # The workflow of a study; every other is a run's.
+_CONFIG, _INPUTS, _LOCK = "config.json", "inputs.json", "lock"
+_MARK = "Folder of remem_jax.\n"  # In the lock, by which a folder is known as ours.
+# What runs and studies write beside the lock.
+_OURS = (
+    *(_CONFIG, _INPUTS, "results.json", "report.html", "report.md", "pretrained.npz"),
+    *("metrics.jsonl", "tensorboard", "profile", "figures", "selected", "teachers", "students"),
+    *("pretrain", "information", "expertness", "criticality"),
+    *("study.json", "study.html", "study.md", "table.csv", "trials", "speeds.json"),
+    *("study.db", "study.journal"),
+)
+_SHOWN = 5  # Differences listed in an error.
 
 
 class HeldError(SettingError):
@@ -20,82 +31,199 @@ class HeldError(SettingError):
 
 @contextlib.contextmanager
 def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Holds the folder for a configuration while the block runs.
+    """Holds the folder for a run while the block runs.
 
     Where several processes make one run, the first one holds it for all.
 
     Args:
         directory: Made if it is not there.
-        config: Nested settings that decide the result; JSON values.
+        config: All settings, nested; JSON values.
 
     Raises:
-        SettingError: If the folder cannot be written, or belongs to another configuration.
+        SettingError: If the folder cannot be written, belongs to another run or to a study, or
+            holds files that this package did not write and that a run would replace.
         HeldError: If it is held by another process.
     """
     if not mesh.is_writer():
         yield
         return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("w")
-    except OSError as error:
-        raise SettingError(
-            f"Cannot write to {directory} ({error.strerror}); set --workdir."
-        ) from None
-    with lock:
+    _require_ours(directory)
+    with _opened_lock(directory) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise HeldError(
                 f"Another process runs in {directory}; wait, or set --workdir."
             ) from None
-        before = results.read(directory / _CONFIG)
-        _require_same(before, config, f"{directory} belongs to another config")
+        _mark(lock)
+        _require_same_config(directory, config, identity.deciding, lambda name: True)
         yield
 
 
-def begin(directory: pathlib.Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Gives a claimed folder to a configuration and its inputs, from now on.
+def share(directory: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Takes the folder for a study, whose workers share it.
+
+    Args:
+        directory: Made if it is not there.
+        config: All settings of the study, nested; JSON values.
+
+    Raises:
+        SettingError: If the folder cannot be written, belongs to a run or to another study, or
+            holds files that this package did not write and that a study would replace.
+    """
+    if not mesh.is_writer():
+        return
+    _require_ours(directory)
+    with _opened_lock(directory) as lock:
+        _mark(lock)
+    # A row, a column or a setting that only one of the two has is no contradiction.
+    _require_same_config(directory, config, identity.deciding_of_study, lambda name: False)
+
+
+def begin(directory: pathlib.Path, config: Mapping[str, Any], own: Identity) -> None:
+    """Gives a folder to a configuration and its inputs, from now on.
 
     Called when everything that the user gave has been found usable: a first start that was
     refused leaves the folder free.
 
     Args:
-        directory: A folder that is `claimed` for `config`.
-        config: As in `claimed`.
-        inputs: Hashes of what the run reads.
+        directory: A folder that is `claimed`, or shared, for `config`.
+        config: As there.
+        own: Of the run, or the study.
 
     Raises:
-        SettingError: If a run that goes on would read other data or weights than before.
+        SettingError: If the images, the weights or the version of the code that matters have
+            changed since the folder was begun.
     """
-    before = results.read_for_all(directory / _INPUTS)
-    _require_same(before, inputs, f"The inputs of {directory} have changed")
-    results.write_for_all(directory / _INPUTS, inputs)
+    expect(directory, own)
     results.write_for_all(directory / _CONFIG, config)
 
 
-def _require_same(
-    before: Mapping[str, Any] | None, content: Mapping[str, Any], complaint: str
+def expect(directory: pathlib.Path, own: Identity) -> None:
+    """Writes down what a run in a folder reads, so that `begin` refuses anything else.
+
+    Raises:
+        SettingError: If something else was written down before.
+    """
+    if mesh.is_writer():
+        with _opened_lock(directory) as lock:
+            _mark(lock)
+    before = results.read_for_all(directory / _INPUTS) or {}
+    code = before.get("code", own.code)
+    if code != own.code:
+        raise SettingError(
+            f"{directory} was begun by a version of remem_jax that trains otherwise (version "
+            f"{code} of training, this is {own.code}): go on with that one, or set another "
+            "--workdir."
+        )
+    # Folders of older versions have fewer digests.
+    changed = identity.differences(
+        {name: value for name, value in before.items() if name != "code"},
+        own.inputs,
+        counts=lambda name: False,
+    )
+    _require_none(changed, f"The inputs of {directory} have changed")
+    merged = _merged(before, own.inputs) | {"code": own.code}
+    if merged != before:
+        results.write_for_all(directory / _INPUTS, merged)
+
+
+def read_inputs(directory: pathlib.Path) -> Mapping[str, Any] | None:
+    """What a run in a folder reads, as `begin` wrote it down; None if it never began."""
+    return results.read(directory / _INPUTS)
+
+
+def _merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Both trees in one; of what both have, the value of the later."""
+    found = dict(before)
+    for name, value in now.items():
+        old = before.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = _merged(old, value)
+        found[name] = value
+    return found
+
+
+def _require_ours(directory: pathlib.Path) -> None:
+    """Raises where files that are not ours have the names of those that we write."""
+    if _is_ours(directory):
+        return
+    foreign = [name for name in (_LOCK, *_OURS) if (directory / name).exists()]
+    if foreign:
+        raise SettingError(
+            f"{directory} holds {', '.join(foreign[:_SHOWN])}, which no run of remem_jax wrote and "
+            "which a run would replace; set --workdir to a new folder."
+        )
+
+
+def _is_ours(directory: pathlib.Path) -> bool:
+    lock = directory / _LOCK
+    with contextlib.suppress(OSError):  # Said when it is opened.
+        content = lock.read_text(errors="replace") if lock.is_file() else None
+        # Two workers that start at once may both mark it; older versions left it empty.
+        if content == "" or (content and content.startswith(_MARK)):
+            return True
+    with contextlib.suppress(OSError, SettingError):  # Studies of older versions have no lock.
+        before = _read_config(directory)
+        return (
+            before is not None and "workflow" in before and ("base" in before or "data" in before)
+        )
+    return False
+
+
+def _opened_lock(directory: pathlib.Path) -> Any:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return (directory / _LOCK).open("a")
+    except OSError as error:
+        raise SettingError(
+            f"Cannot write to {directory} ({error.strerror}); set --workdir."
+        ) from None
+
+
+def _mark(lock: Any) -> None:
+    if not lock.tell():
+        lock.write(_MARK)
+        lock.flush()
+
+
+def _require_same_config(
+    directory: pathlib.Path,
+    config: Mapping[str, Any],
+    deciding: Callable[[Mapping[str, Any]], dict[str, Any]],
+    counts: Callable[[str], bool],
 ) -> None:
-    old, new = _flat(content if before is None else before), _flat(content)
-    changed = [
-        f"{name} was {old.get(name)}, is {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
+    """Raises if the folder was begun with settings that decide otherwise."""
+    before = _read_config(directory)
+    if before is None:
+        return
+    kinds = ["study" if one.get("workflow") == STUDY else "run" for one in (before, config)]
+    if kinds[0] != kinds[1]:
+        raise SettingError(
+            f"{directory} is the folder of a {kinds[0]}; set --workdir to another one for this "
+            f"{kinds[1]}."
+        )
+    changed = identity.differences(deciding(before), deciding(config), counts=counts)
+    _require_none(changed, f"{directory} belongs to another config")
+
+
+def _read_config(directory: pathlib.Path) -> Mapping[str, Any] | None:
+    try:
+        found = results.read(directory / _CONFIG)
+        if found is not None and not isinstance(found, Mapping):
+            raise ValueError("it holds no settings")
+    except ValueError as error:
+        raise SettingError(
+            f"{directory / _CONFIG} cannot be read ({error}): put it back, or set another "
+            "--workdir."
+        ) from None
+    return found
+
+
+def _require_none(changed: list[str], complaint: str) -> None:
     if changed:
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise SettingError(
             f"{complaint}: {'; '.join(changed[:_SHOWN])}{more}. Go on with the old ones, or set "
             "another --workdir."
         )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -8,9 +8,10 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import workflow
-from remem_jax.settings import METHODS, deciding
+from remem_jax import settings, workflow
+from remem_jax.settings import METHODS
 from remem_jax.storage import results
+from remem_jax.storage.identity import described
 from remem_jax.study.space import Trial
 from remem_jax.workflow import cost
 
@@ -66,7 +67,7 @@ def of_trials(planned: Sequence[Trial], directory: pathlib.Path) -> Total:
 
 def _kind(config: ConfigDict) -> dict[str, Any]:
     """The settings that the cost of a step depends on."""
-    plain = deciding(config)
+    plain = described(settings.plain(config))
     teacher, student = plain["teacher"], plain["student"]
     (method,) = plain["methods"]
     if METHODS[method] is None:

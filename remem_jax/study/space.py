@@ -2,29 +2,32 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from remem_jax import checks
-from remem_jax.settings import METHODS, check_remem, deciding
+from remem_jax.settings import METHODS, check_remem, plain
 from remem_jax.storage import results
+from remem_jax.storage.identity import described
 
 SEARCHES = ("grid", "halving")
+Identify = Callable[[ConfigDict], str]
 
 
 class Trial(NamedTuple):
     """One teacher, with all its checkpoints, and all the students of each.
 
     Attributes:
-        key: Hash of its settings: two trials with one key are one.
+        key: Of its identity: two trials with one key are one.
         row: Its row of the table.
         column: Its column.
         seed: `config.seed` of its run.
         point: What the grid sets: settings of `config.teacher`, by name.
         fraction: Of the full number of steps.
         config: Of its run.
+        identify: Gives the key of settings.
     """
 
     key: str
@@ -34,6 +37,7 @@ class Trial(NamedTuple):
     point: Mapping[str, float]
     fraction: float
     config: ConfigDict
+    identify: Identify
 
     @property
     def cell(self) -> tuple[str, str, int]:
@@ -74,17 +78,29 @@ def check(config: ConfigDict) -> None:
             raise checks.SettingError(f"{trial.row}, {trial.column}: {error}") from error
 
 
-def trials(config: ConfigDict) -> list[Trial]:
+def key_by_place(config: ConfigDict) -> str:
+    """A hash of a run's settings and of where its images and weights lie, whatever they are.
+
+    It tells trials apart before their images are read. Studies of older versions have no other key.
+    """
+    return results.fingerprint(described(plain(config)))
+
+
+def trials(config: ConfigDict, identify: Identify = key_by_place) -> list[Trial]:
     """All trials of a study in full, those that the paper's best region is near to first.
 
     Settings that a row's method does not leave free (`METHODS`) are not varied in it, and
     without a teacher none is.
+
+    Args:
+        config: Of the study.
+        identify: Gives the key of a run's settings.
     """
     found: dict[str, Trial] = {}
     for row, column, seed in _cells(config):
         own = config.rows[row]
         for point in _points(config, own.method):
-            trial = _trial(config, (row, column, seed), point)
+            trial = _trial(config, (row, column, seed), point, identify)
             found.setdefault(trial.key, trial)
     return list(found.values())
 
@@ -100,7 +116,7 @@ def scaled(trial: Trial, fraction: float) -> Trial:
     student.steps = max(1, round(fraction * whole))
     student.warmup_steps = min(_share(student.warmup_steps, whole, student.steps))
     student.evaluations = min(student.evaluations, student.steps)
-    return trial._replace(key=_key(config), fraction=fraction, config=config)
+    return trial._replace(key=trial.identify(config), fraction=fraction, config=config)
 
 
 def _share(part: int, whole: int, new: int) -> tuple[int, int]:
@@ -144,7 +160,12 @@ def _points(config: ConfigDict, method: str) -> list[dict[str, float]]:
     return sorted(points, key=distance)
 
 
-def _trial(config: ConfigDict, cell: tuple[str, str, int], point: Mapping[str, float]) -> Trial:
+def _trial(
+    config: ConfigDict,
+    cell: tuple[str, str, int],
+    point: Mapping[str, float],
+    identify: Identify,
+) -> Trial:
     row, column, seed = cell
     method = config.rows[row].method
     own = config.base.copy_and_resolve_references()
@@ -156,7 +177,7 @@ def _trial(config: ConfigDict, cell: tuple[str, str, int], point: Mapping[str, f
         own.methods = (method,)
         own.seed = seed
         own.differs = (*own.differs, *config.differs)
-    return Trial(_key(own), row, column, seed, point, 1.0, own)
+    return Trial(identify(own), row, column, seed, point, 1.0, own, identify)
 
 
 def _apply(config: ConfigDict, changes: ConfigDict, where: str) -> None:
@@ -167,10 +188,6 @@ def _apply(config: ConfigDict, changes: ConfigDict, where: str) -> None:
             _apply(config[name], value, f"{where}.{name}")
         else:
             config[name] = value
-
-
-def _key(config: ConfigDict) -> str:
-    return results.fingerprint(deciding(config))
 
 
 def halving_sizes(candidates: int, settings: ConfigDict) -> list[int]:

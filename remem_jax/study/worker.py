@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from remem_jax import mesh, report, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import checkpoints, results, workdir
-from remem_jax.study import cost, queue, search, space, summary
+from remem_jax.study import cost, inputs, queue, search, space, summary
 from remem_jax.study.space import Trial
 from remem_jax.train import loop
 
@@ -31,6 +31,7 @@ class Study(NamedTuple):
         config: All settings, checked.
         directory: Where this worker's trials lie, and the report.
         search: Which trials are wanted.
+        inputs: What they read.
         queue: What all workers share; None where another process of this worker has it.
         cost: What the study costs in all.
         stopping: Whether the user has asked the worker to stop.
@@ -39,6 +40,7 @@ class Study(NamedTuple):
     config: ConfigDict
     directory: pathlib.Path
     search: search.Search
+    inputs: inputs.Inputs
     queue: queue.Queue | None
     cost: cost.Total
     stopping: Callable[[], bool]
@@ -63,12 +65,12 @@ def run(
         StoppedError: If it was asked to stop.
     """
     space.check(config)
-    found = search.Search(config.search, space.trials(config))
+    by_place = search.Search(config.search, space.trials(config))
     on = mesh.make_mesh()
-    for trial in found.by_key.values():
+    for trial in by_place.by_key.values():
         settings.check_mesh(trial.config, on)
-    results.write_for_all(directory / "config.json", json.loads(config.to_json_best_effort()))
-    total = cost.of_trials(found.planned, directory)
+    workdir.share(directory, settings.plain(config))
+    total = cost.of_trials(by_place.planned, directory)
     logging.info(
         "%s: %d trials, %s steps of teachers, %s of %s students, %.3g operations; about %s of "
         "training on this device alone.",
@@ -82,8 +84,13 @@ def run(
     )
     if config.plan_only:
         return
+    read = inputs.read(space.trials(config))
     with _open(config, directory) if mesh.is_writer() else contextlib.nullcontext() as shared:
-        _work(Study(config, directory, found, shared, total, stopping))
+        read = inputs.with_kept(read, by_place.by_key, shared, directory)
+        trials = space.trials(config, read.identify)
+        workdir.begin(directory, settings.plain(config), inputs.of_study(config, trials, read))
+        found = search.Search(config.search, trials)
+        _work(Study(config, directory, found, read, shared, total, stopping))
 
 
 def _open(config: ConfigDict, directory: pathlib.Path) -> queue.Queue:
@@ -181,6 +188,8 @@ def _run_trial(study: Study, claim: queue.Claim | None, step: Mapping[str, Any])
     folder = study.directory / "trials" / trial.key
     counts = False
     with claim.working() if claim else contextlib.nullcontext(), _told(trial, claim):
+        # Images that have changed since they were read for the key are refused.
+        workdir.expect(folder, study.inputs.identity(trial.config))
         workflow.run(
             trial.config,
             folder,

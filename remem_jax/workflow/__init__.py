@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from absl import logging
@@ -13,7 +14,7 @@ from remem_jax import checks, mesh, settings
 from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
-from remem_jax.workflow import cost, parts
+from remem_jax.workflow import cost, facts, finetune, parts
 from remem_jax.workflow.analysis import run_analysis
 from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import run_remem
@@ -46,7 +47,7 @@ def run(
     check(config)
     on = _mesh(config)
     with (
-        workdir.claimed(directory, settings.deciding(config)),
+        workdir.claimed(directory, settings.plain(config)),
         _opened(config, directory, on, stopping) as opened,
     ):
         work(opened)
@@ -67,6 +68,20 @@ def measure_speed(config: ConfigDict) -> cost.Speed:
         _opened(config, pathlib.Path(directory), on, lambda: False) as opened,
     ):
         return cost.measure(opened)
+
+
+def read_data_inputs(config: ConfigDict) -> dict[str, Any]:
+    """Digests of the images that a run reads; see `identity.Identity.inputs`.
+
+    Raises:
+        SettingError: If they are not there, or cannot be read.
+    """
+    return facts.data_inputs(parts.load_dataset(config, config.data))
+
+
+def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
+    """The same of the weights that its teachers start from, which are downloaded if need be."""
+    return {"teacher": finetune.read_digest(config.teacher)}
 
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:

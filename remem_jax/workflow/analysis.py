@@ -7,8 +7,9 @@ import jax
 from absl import logging
 
 from remem_jax import mesh, models, report
-from remem_jax.settings import analysis, deciding
+from remem_jax.settings import analysis, plain
 from remem_jax.storage import results, workdir
+from remem_jax.storage.identity import described
 from remem_jax.workflow import criticality, expertness, facts, information, parts, readers, subjects
 
 
@@ -16,12 +17,8 @@ def run_analysis(run: parts.Run) -> None:
     """Makes each of `config.analyses`; goes on where an earlier start was stopped."""
     config = run.config
     chosen = subjects.load(run)
-    inputs = {
-        "data": run.dataset.fingerprint,
-        "input": run.feed.kind,
-        "models": {one.name: one.digest for one in chosen},
-    }
-    workdir.begin(run.workdir, deciding(config), inputs)
+    own = facts.identity(run, {"models": {one.name: one.digest for one in chosen}})
+    workdir.begin(run.workdir, plain(config), own)
     measures = {
         "information": _information,
         "expertness": expertness.measure,
@@ -34,7 +31,8 @@ def run_analysis(run: parts.Run) -> None:
             {
                 "format": report.ANALYSIS_FORMAT,
                 "title": config.title,
-                "config": deciding(config),
+                "config": described(plain(config)),
+                "identity": {"key": own.key, **own.inputs, "code": own.code},
                 "data": facts.data(run) | {"splits": list(config.images.splits)},
                 "models": [subjects.describe(one) for one in chosen],
                 "analyses": found,

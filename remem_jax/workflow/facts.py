@@ -1,15 +1,41 @@
 """What the results of every workflow say of the run."""
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import jax
 
 import remem_jax
+from remem_jax import data as datasets
+from remem_jax import settings
+from remem_jax.storage import results
+from remem_jax.storage.identity import Identity
 from remem_jax.workflow import parts
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+
+
+def identity(run: parts.Run, weights: Mapping[str, Any]) -> Identity:
+    """What decides the result of a run.
+
+    Args:
+        run: The run.
+        weights: Digests of the checkpoints that it reads, by name; see `Identity.inputs`.
+    """
+    return Identity(
+        settings.deciding(run.config),
+        {**data_inputs(run.dataset), "input": run.feed.kind, **weights},
+    )
+
+
+def data_inputs(dataset: datasets.Dataset) -> dict[str, Any]:
+    """Digests of a data set; see `Identity.inputs`."""
+    return {
+        "data": dataset.fingerprint,
+        "classes": results.fingerprint(list(dataset.classes)),
+    }
 
 
 def data(run: parts.Run) -> dict[str, Any]:

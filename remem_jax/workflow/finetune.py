@@ -1,6 +1,7 @@
 """Teachers: a pretrained ViT, fine-tuned by a method; each of its checkpoints is a teacher."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -96,8 +97,17 @@ def read_pretrained(run: parts.Run) -> Pretrained:
     settings = run.config.teacher
     path = download.obtain(settings.init, mirror=settings.mirror)
     heads = vit.VARIANTS[settings.variant].heads if settings.variant else 0
+    return Pretrained(augreg.read(path, heads=heads), _digest(path))
+
+
+def read_digest(settings: ConfigDict) -> str:
+    """`Pretrained.digest` of the weights that `config.teacher` names, downloaded if need be."""
+    return _digest(download.obtain(settings.init, mirror=settings.mirror))
+
+
+def _digest(path: pathlib.Path) -> str:
     file, _ = catalog.split_path(str(path))
-    return Pretrained(augreg.read(path, heads=heads), results.digest(file))
+    return results.digest(file)
 
 
 def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:

@@ -11,7 +11,7 @@ from absl import logging
 
 from remem_jax import mesh
 from remem_jax.records import Answer, TeacherApply, Variables
-from remem_jax.storage import files, outputs
+from remem_jax.storage import files, identity, outputs
 from remem_jax.train import lockstep
 from remem_jax.workflow import finetune, parts
 
@@ -139,6 +139,7 @@ def _facts(run: parts.Run, teachers: finetune.Teachers, variables: Variables) ->
         "teacher": digest.hexdigest(),
         **teachers.facts,
         "data": run.dataset.fingerprint,
+        "decoding": identity.DECODING,
         "input": run.feed.kind,
         "source_size": run.dataset.source_size,
         "image_size": data.image_size,

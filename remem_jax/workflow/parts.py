@@ -113,15 +113,7 @@ def load_data(
     config: ConfigDict, settings: ConfigDict, on: jax.sharding.Mesh
 ) -> tuple[data.Dataset, Feed]:
     """The data set that `settings` (such as `config.data`) name, and its batches on the devices."""
-    source = data.open_source(settings.name, path=settings.path, data_dir=settings.dir)
-    names = ("input", "stored_size", "resident_gib", "cache", "threads")
-    dataset = data.load(
-        source,
-        data.Storage(**{name: settings[name] for name in names}),
-        validation=settings.validation,
-        seed=config.seed,
-        corrupt_limit=settings.corrupt_limit,
-    )
+    dataset = load_dataset(config, settings)
     feed = data.make_feed(
         dataset,
         image_size=settings.image_size,
@@ -132,6 +124,19 @@ def load_data(
         sharding=mesh.batch_sharding(on),
     )
     return dataset._replace(pixels=None), feed  # The feed has them.
+
+
+def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
+    """The data set that `settings` (such as `config.data`) name."""
+    source = data.open_source(settings.name, path=settings.path, data_dir=settings.dir)
+    names = ("input", "stored_size", "resident_gib", "cache", "threads")
+    return data.load(
+        source,
+        data.Storage(**{name: settings[name] for name in names}),
+        validation=settings.validation,
+        seed=config.seed,
+        corrupt_limit=settings.corrupt_limit,
+    )
 
 
 class Job(NamedTuple):

@@ -9,11 +9,11 @@ from absl import logging
 
 from remem_jax import evaluate, losses, mesh, models, optim
 from remem_jax.records import Apply, Variables
-from remem_jax.settings import deciding
+from remem_jax.settings import plain
 from remem_jax.storage import results, workdir
 from remem_jax.train import flops, state, steps
 from remem_jax.weights import augreg
-from remem_jax.workflow import parts
+from remem_jax.workflow import facts, parts
 
 _MILESTONES = 10  # Evaluations on the way.
 
@@ -21,9 +21,7 @@ _MILESTONES = 10  # Evaluations on the way.
 def run_pretrain(run: parts.Run) -> None:
     """Trains a ViT with AdamW; writes `pretrained.npz` in AugReg names, and `results.json`."""
     config, settings = run.config, run.config.train
-    workdir.begin(
-        run.workdir, deciding(config), {"data": run.dataset.fingerprint, "input": run.feed.kind}
-    )
+    workdir.begin(run.workdir, plain(config), facts.identity(run, {}))
     size, classes = config.data.image_size, len(run.dataset.classes)
     model = models.make(
         "vit",

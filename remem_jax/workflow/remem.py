@@ -10,8 +10,9 @@ from absl import logging
 from remem_jax import mesh, report
 from remem_jax.data import registry
 from remem_jax.records import Params, Settings
-from remem_jax.settings import METHODS, deciding
+from remem_jax.settings import METHODS, plain
 from remem_jax.storage import results, workdir
+from remem_jax.storage.identity import Identity, described
 from remem_jax.workflow import classroom as classrooms
 from remem_jax.workflow import distill, facts, finetune, information, parts, plan, selected
 
@@ -37,41 +38,37 @@ def run_remem(run: parts.Run) -> None:
     config = run.config
     taught = any(METHODS[method] is not None for method in config.methods)
     pretrained = finetune.read_pretrained(run) if taught else None
-    plain = pretrained and finetune.start(run, pretrained, "finetune")
-    inputs = {
-        "data": run.dataset.fingerprint,
-        "input": run.feed.kind,
-        "teacher": pretrained and pretrained.digest,
-    }
+    first = pretrained and finetune.start(run, pretrained, "finetune")
+    own = facts.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     classroom = classrooms.make(run, pretrained)
     if config.plan_only:
         plan.show(run, pretrained, classroom)
         return
-    if plain and config.information.seeds:  # Not after hours of other work.
-        information.require_measurable(run, config.data.image_size // plain.model.size.pixels)
-    workdir.begin(run.workdir, deciding(config), inputs)
+    if first and config.information.seeds:  # Not after hours of other work.
+        information.require_measurable(run, config.data.image_size // first.model.size.pixels)
+    workdir.begin(run.workdir, plain(config), own)
     outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
-        **_teacher(run, pretrained, plain),
+        **_teacher(run, pretrained, first),
         "student": config.student.model,
         "student_parameters": _size(jax.eval_shape(lambda: classroom.first(0)["params"])),
     }
     if mesh.is_writer():
-        results.write(run.workdir / "results.json", _results(run, outcomes, used))
+        results.write(run.workdir / "results.json", _results(run, own, outcomes, used))
         report.write(run.workdir)
         logging.info("Report: %s", run.workdir / "report.html")
 
 
 def _teacher(
-    run: parts.Run, pretrained: finetune.Pretrained | None, plain: finetune.Start | None
+    run: parts.Run, pretrained: finetune.Pretrained | None, first: finetune.Start | None
 ) -> dict[str, Any]:
     """The model that teachers start from; all None where no method has a teacher."""
     names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
-    if pretrained is None or plain is None:
+    if pretrained is None or first is None:
         return dict.fromkeys(names)
-    settings, trainable = run.config.teacher, _size(plain.trainable)
+    settings, trainable = run.config.teacher, _size(first.trainable)
     model = f"{settings.model} {settings.variant}".strip()
-    parameters = trainable + _size(plain.frozen)
+    parameters = trainable + _size(first.frozen)
     values = (model, parameters, trainable, settings.tuning, settings.init, pretrained.digest)
     return dict(zip(names, values, strict=True))
 
@@ -188,13 +185,14 @@ def _chosen_on_test(
     }
 
 
-def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) -> dict[str, Any]:
+def _results(
+    run: parts.Run, own: Identity, outcomes: Sequence[Outcome], used: dict[str, Any]
+) -> dict[str, Any]:
     """The record of the whole run; docs/results.md describes its fields."""
-    config = deciding(run.config)
     return {
         "format": report.FORMAT,
         "title": f"ReMem on {run.dataset.title}",
-        "config": config
+        "config": described(plain(run.config))
         | {
             "differs": [
                 *run.config.differs,
@@ -203,7 +201,8 @@ def _results(run: parts.Run, outcomes: Sequence[Outcome], used: dict[str, Any]) 
                 *_retried(run, outcomes),
             ]
         },
-        "config_fingerprint": results.fingerprint(config),
+        "config_fingerprint": results.fingerprint(own.settings),
+        "identity": {"key": own.key, **own.inputs, "code": own.code},
         "data": facts.data(run),
         "methods": [outcome.row for outcome in outcomes],
         "teachers": [record for outcome in outcomes for record in outcome.teachers],

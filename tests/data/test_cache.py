@@ -51,13 +51,15 @@ def _stored(found: cache.Found) -> np.ndarray:
     return np.asarray(found.pixels)
 
 
-def _forgotten(split: sources.Split) -> sources.Split:
-    """The same split, whose images cannot be read any more."""
+def _remember(split: sources.Split, folder: pathlib.Path, **wanted: Any) -> cache.Found:
+    """The same, where no image may be decoded."""
 
-    def read(i: int) -> sources.Example:
-        raise AssertionError("read again")
+    def decode(*args: object, **kwargs: object) -> np.ndarray:
+        raise AssertionError("decoded again")
 
-    return split._replace(read=read)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "decode", decode)
+        return _look(split, folder, **wanted)
 
 
 # What is kept.
@@ -164,7 +166,7 @@ def test_a_lower_limit_of_corrupt_images_holds_for_what_is_remembered(
     _look(split, tmp_path, corrupt=1)
 
     with pytest.raises(cache.TooManyCorruptError, match="image 1: "):
-        _look(_forgotten(split), tmp_path, corrupt=0)
+        _remember(split, tmp_path, corrupt=0)
 
 
 @pytest.mark.parametrize("pixels", [True, False])
@@ -186,7 +188,7 @@ def test_nothing_is_decoded_twice(images: list[np.ndarray], tmp_path: pathlib.Pa
     split = _split([_png(image) for image in images])
     first = _look(split, tmp_path)
 
-    again = _look(_forgotten(split), tmp_path)
+    again = _remember(split, tmp_path)
 
     np.testing.assert_array_equal(_stored(again), _stored(first))
     assert again.digest == first.digest
@@ -198,7 +200,7 @@ def test_pixels_tell_all_that_is_needed_without_them(
     split = _split([_png(image) for image in images])
     _look(split, tmp_path)
 
-    assert _look(_forgotten(split), tmp_path, pixels=False).pixels is None
+    assert _remember(split, tmp_path, pixels=False).pixels is None
 
 
 def test_pixels_that_are_too_large_are_not_made_again(
@@ -207,7 +209,7 @@ def test_pixels_that_are_too_large_are_not_made_again(
     split = _split([_png(image) for image in images])
     _look(split, tmp_path, limit=10)
 
-    assert _look(_forgotten(split), tmp_path, limit=10).pixels is None
+    assert _remember(split, tmp_path, limit=10).pixels is None
 
 
 def test_pixels_are_made_where_they_were_not_wanted_before(
@@ -227,8 +229,47 @@ def test_other_data_and_other_sizes_are_looked_at_again(
     _look(split, tmp_path)
     split = split._replace(key=change.pop("key", split.key))
 
-    with pytest.raises(AssertionError, match="read again"):
-        _look(_forgotten(split), tmp_path, **change)
+    with pytest.raises(AssertionError, match="decoded again"):
+        _remember(split, tmp_path, **change)
+
+
+@pytest.mark.parametrize("changed", [0, 3, 6])
+def test_other_images_of_the_same_key_are_noticed(
+    images: list[np.ndarray], tmp_path: pathlib.Path, changed: int
+) -> None:
+    encoded = [_png(image) for image in images]
+    _look(_split(encoded), tmp_path)
+    images[changed] = 255 - images[changed]
+    encoded[changed] = _png(images[changed])
+
+    found = _look(_split(encoded), tmp_path)
+
+    np.testing.assert_array_equal(_stored(found), images)
+    assert found.digest == _look(_split(encoded, "afresh"), tmp_path).digest
+
+
+def test_an_image_that_is_gone_is_noticed(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
+    encoded = [_png(image) for image in images]
+    _look(_split(encoded), tmp_path)
+
+    found = _look(_split([*encoded[:6], b""]), tmp_path, corrupt=1)
+
+    assert len(found.skipped) == 1
+
+
+def test_of_many_images_a_sample_is_read(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
+    split = _split([_png(image) for image in images] * 50)
+    _look(split, tmp_path)
+    rows: list[int] = []
+
+    def read(i: int) -> sources.Example:
+        rows.append(i)
+        return split.read(i)
+
+    _remember(split._replace(read=read), tmp_path)
+
+    assert len(rows) == 64
+    assert (rows[0], rows[-1]) == (0, 349)
 
 
 def test_the_digest_is_that_of_the_content(
@@ -260,7 +301,7 @@ def test_a_damaged_entry_is_made_again(
     found = _look(split, tmp_path)
 
     np.testing.assert_array_equal(_stored(found), images)
-    np.testing.assert_array_equal(_stored(_look(_forgotten(split), tmp_path)), images)
+    np.testing.assert_array_equal(_stored(_remember(split, tmp_path)), images)
 
 
 def test_a_folder_that_cannot_be_written_is_named(
@@ -288,19 +329,25 @@ def test_a_full_disk_is_named_and_leaves_nothing(
 
 # Several processes.
 
-# Looks at 40 images, of which each takes a hundredth of a second, and writes down each read.
+# Scans 40 images, each of which takes a hundredth of a second to decode, which is noted.
 _CHILD = """
 import io, pathlib, sys, time
 import numpy as np
 from PIL import Image
-from remem_jax.data import cache, sources
+from remem_jax.data import cache, decoding, sources
 
-folder, reads = map(pathlib.Path, sys.argv[1:])
+folder, decoded = map(pathlib.Path, sys.argv[1:])
+decode = decoding.decode
+
+def noted(encoded, **options):
+    with decoded.open("a") as file:
+        file.write("one\\n")
+    time.sleep(0.01)
+    return decode(encoded, **options)
+
+decoding.decode = noted
 
 def read(i):
-    with reads.open("a") as file:
-        file.write(f"{i}\\n")
-    time.sleep(0.01)
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 6, 3), i, np.uint8)).save(buffer, "PNG")
     return sources.Example(buffer.getvalue(), i)
@@ -313,13 +360,13 @@ print(found.pixels[:, 0, 0, 0].tolist() == list(range(40)), found.digest)
 
 
 def _child(tmp_path: pathlib.Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _CHILD, str(tmp_path / "cache"), str(tmp_path / "reads")]
+    command = [sys.executable, "-c", _CHILD, str(tmp_path / "cache"), str(tmp_path / "decoded")]
     root = pathlib.Path(__file__).parents[2]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
 
 
-def _reads(tmp_path: pathlib.Path) -> int:
-    path = tmp_path / "reads"
+def _decoded(tmp_path: pathlib.Path) -> int:
+    path = tmp_path / "decoded"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
@@ -330,23 +377,23 @@ def test_two_processes_share_one_look(tmp_path: pathlib.Path) -> None:
 
     assert printed[0].startswith("True")
     assert printed[0] == printed[1]
-    assert _reads(tmp_path) == 40
+    assert _decoded(tmp_path) == 40
 
 
 @pytest.mark.parametrize("after", [1, 35])
 def test_a_kill_leaves_nothing_that_counts(tmp_path: pathlib.Path, after: int) -> None:
     child = _child(tmp_path)
-    while _reads(tmp_path) < after:
+    while _decoded(tmp_path) < after:
         assert child.poll() is None
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    killed_after = _reads(tmp_path)
+    killed_after = _decoded(tmp_path)
 
     printed = _child(tmp_path).communicate(timeout=200)[0]
 
     assert printed.startswith("True")
-    assert _reads(tmp_path) == killed_after + 40
+    assert _decoded(tmp_path) == killed_after + 40
     assert not list((tmp_path / "cache").glob("*.partial"))
 
 

@@ -145,7 +145,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     for name in ("scratch", "remem", "remem_seed_7"):
         path = folder / "selected" / f"{name}_student.safetensors"
         files.save(path, student.variables, metadata=metadata)
-    plain = settings.deciding(config)
+    plain = settings.plain(config)
     results.write(folder / "config.json", plain)
 
     def row(method: str, share: float, seeds: tuple[int, ...]) -> dict[str, Any]:

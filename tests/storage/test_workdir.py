@@ -10,13 +10,18 @@ import pytest
 
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
+from remem_jax.storage.identity import Identity
 
 CONFIG: dict[str, Any] = {"seed": 0, "teacher": {"rho": 0.5, "steps": (1, 2)}, "student": {}}
 
 
 def _claim(directory: pathlib.Path, config: dict[str, Any]) -> None:
     with workdir.claimed(directory, config):
-        workdir.begin(directory, config, {})
+        workdir.begin(directory, config, Identity(config, {}))
+
+
+def _begin(directory: pathlib.Path, **inputs: Any) -> None:
+    workdir.begin(directory, CONFIG, Identity(CONFIG, inputs))
 
 
 def test_a_folder_is_made_with_those_above_it(tmp_path: pathlib.Path) -> None:
@@ -119,16 +124,176 @@ INPUTS = {"data": "c0ffee", "teacher": "decade"}
 
 
 def test_the_same_inputs_are_accepted(tmp_path: pathlib.Path) -> None:
-    workdir.begin(tmp_path, CONFIG, INPUTS)
+    _begin(tmp_path, **INPUTS)
 
-    workdir.begin(tmp_path, CONFIG, INPUTS)
+    _begin(tmp_path, **INPUTS)
 
 
 def test_other_inputs_are_refused_by_name(tmp_path: pathlib.Path) -> None:
-    workdir.begin(tmp_path, CONFIG, INPUTS)
+    _begin(tmp_path, **INPUTS)
 
     with pytest.raises(SettingError, match="have changed: data was c0ffee, is facade"):
-        workdir.begin(tmp_path, CONFIG, INPUTS | {"data": "facade"})
+        _begin(tmp_path, **INPUTS | {"data": "facade"})
+
+
+def test_digests_that_an_older_version_did_not_write_are_added(tmp_path: pathlib.Path) -> None:
+    results.write(tmp_path / "inputs.json", INPUTS)  # Without the version of the code, too.
+
+    _begin(tmp_path, **INPUTS, classes="beef")
+
+    with pytest.raises(SettingError, match="classes was beef, is feed"):
+        _begin(tmp_path, **INPUTS, classes="feed")
+
+
+def test_a_run_of_code_that_trains_otherwise_does_not_go_on(tmp_path: pathlib.Path) -> None:
+    workdir.begin(tmp_path, CONFIG, Identity(CONFIG, INPUTS, code=0))
+
+    with pytest.raises(SettingError, match=r"version 0 of training, this is 1.*--workdir"):
+        _begin(tmp_path, **INPUTS)
+
+
+PLACED = {"workflow": "remem", "data": {"name": "folder", "path": "here", "dir": ""}, "seed": 0}
+MOVED = {"workflow": "remem", "data": {"name": "folder", "path": "there", "dir": ""}, "seed": 0}
+
+
+def test_a_run_goes_on_where_its_images_have_moved(tmp_path: pathlib.Path) -> None:
+    _claim(tmp_path, PLACED)
+
+    _claim(tmp_path, MOVED)
+
+    assert results.read(tmp_path / "config.json") == MOVED
+
+
+STUDY = {
+    "workflow": "study",
+    "name": "mine",
+    "grid": {"rho": [0.5]},
+    "columns": {"a": {"changes": {"data": {"name": "folder", "path": "here"}}}},
+    "base": PLACED,
+}
+
+
+def _share(directory: pathlib.Path, config: dict[str, Any], **inputs: Any) -> None:
+    workdir.share(directory, config)
+    workdir.begin(directory, config, Identity({}, inputs))
+
+
+def test_workers_share_the_folder_of_a_study(tmp_path: pathlib.Path) -> None:
+    _share(tmp_path, STUDY)
+
+    _share(tmp_path, STUDY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grid": {"rho": [0.5, 0.05]}},
+        {"columns": STUDY["columns"] | {"b": {"changes": {"data": {"name": "digits"}}}}},
+        {"columns": {"a": {"changes": {"data": {"name": "folder", "path": "there"}}}}},
+        {"base": MOVED | {"log_every": 3}},
+        {"seeds": [0, 1], "only": "a", "storage": "journal"},
+    ],
+    ids=["grid", "column", "moved", "base moved", "seeds"],
+)
+def test_a_study_may_grow_and_move(tmp_path: pathlib.Path, change: dict[str, Any]) -> None:
+    _share(tmp_path, STUDY)
+
+    _share(tmp_path, STUDY | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "yours"}, "name was mine, is yours"),
+        ({"base": PLACED | {"seed": 3}}, r"base\.seed was 0, is 3"),
+        (
+            {"columns": {"a": {"changes": {"data": {"name": "digits"}}}}},
+            r"columns\.a\.changes\.data\.name was folder, is digits",
+        ),
+    ],
+)
+def test_another_study_is_refused(
+    tmp_path: pathlib.Path, change: dict[str, Any], said: str
+) -> None:
+    _share(tmp_path, STUDY)
+
+    with pytest.raises(SettingError, match=said):
+        _share(tmp_path, STUDY | change)
+
+
+def test_a_study_whose_images_have_changed_is_refused(tmp_path: pathlib.Path) -> None:
+    _share(tmp_path, STUDY, images={"a": {"seed 0": {"data": "c0ffee"}}})
+
+    with pytest.raises(SettingError, match=r"images\.a\.seed 0\.data was c0ffee, is facade"):
+        _share(tmp_path, STUDY, images={"a": {"seed 0": {"data": "facade"}}})
+
+
+def test_what_a_study_read_before_is_remembered_while_it_reads_less(
+    tmp_path: pathlib.Path,
+) -> None:
+    _share(tmp_path, STUDY, images={"a": {"seed 0": {"data": "c0ffee"}}})
+    _share(tmp_path, STUDY, images={"b": {"seed 0": {"data": "decade"}}})
+
+    with pytest.raises(SettingError, match="c0ffee, is facade"):
+        _share(tmp_path, STUDY, images={"a": {"seed 0": {"data": "facade"}}})
+
+
+def test_the_folder_of_a_run_is_no_study_s(tmp_path: pathlib.Path) -> None:
+    _claim(tmp_path, PLACED)
+
+    with pytest.raises(SettingError, match=r"is the folder of a run; set --workdir.*study"):
+        _share(tmp_path, STUDY)
+
+    assert results.read(tmp_path / "config.json") == PLACED
+
+
+def test_the_folder_of_a_study_is_no_run_s(tmp_path: pathlib.Path) -> None:
+    _share(tmp_path, STUDY)
+
+    with pytest.raises(SettingError, match=r"is the folder of a study; set --workdir.*run"):
+        _claim(tmp_path, PLACED)
+
+
+def test_the_folder_of_a_study_of_an_older_version_is_known(tmp_path: pathlib.Path) -> None:
+    results.write(tmp_path / "config.json", STUDY)
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "study.db").touch()
+
+    _share(tmp_path, STUDY)
+
+
+FOREIGN = ("config.json", "lock", "report.html", "selected", "table.csv", "trials", "inputs.json")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("take", [_claim, _share])
+def test_a_folder_with_files_of_others_that_would_be_replaced_is_refused(
+    tmp_path: pathlib.Path, name: str, take: Any
+) -> None:
+    (tmp_path / name).write_text('{"thesis": 1}')
+
+    with pytest.raises(SettingError, match=rf"holds {name}, which no run .* set --workdir"):
+        take(tmp_path, STUDY if take is _share else PLACED)
+
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == '{"thesis": 1}'
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"workflow": "remem", "data": '])
+def test_a_config_that_cannot_be_read_is_refused(tmp_path: pathlib.Path, content: str) -> None:
+    _claim(tmp_path, PLACED)
+    (tmp_path / "config.json").write_text(content)
+
+    with pytest.raises(SettingError, match=r"config\.json cannot be read.*--workdir"):
+        _claim(tmp_path, PLACED)
+
+
+def test_other_files_are_no_hindrance(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "log.txt").write_text("of a scheduler")
+
+    _claim(tmp_path, PLACED)
+
+    assert (tmp_path / "log.txt").read_text() == "of a scheduler"
 
 
 def test_a_start_that_was_refused_leaves_the_folder_free(tmp_path: pathlib.Path) -> None:

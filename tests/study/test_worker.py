@@ -103,7 +103,8 @@ class Desk:
     def knows_speeds_of(self, name: str, other: str) -> None:
         """Spares a study the measuring of what another one has measured."""
         self.folder(name).mkdir()
-        shutil.copy(self.folder(other) / "speeds.json", self.folder(name))
+        for file in ("lock", "speeds.json"):
+            shutil.copy(self.folder(other) / file, self.folder(name))
 
 
 class Killed(NamedTuple):
@@ -359,7 +360,7 @@ def test_a_plan_says_the_cost_and_begins_nothing(
 
     # 24 steps of 4e6 operations, 12 of 1e6 that teachers answer, and 12 of 2e6.
     assert "24 steps of teachers, 12 of 3 students, 1.32e+08 operations" in caplog.text
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "speeds.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", "speeds.json"}
 
 
 @pytest.mark.slow

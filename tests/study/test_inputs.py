@@ -1,0 +1,170 @@
+"""What the trials of a study are known by: their images and weights, wherever these lie."""
+
+import logging
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import quickstart, study
+from remem_jax.checks import SettingError
+from remem_jax.storage import results
+from remem_jax.study import inputs, queue, space
+
+
+@pytest.fixture
+def images(rng: np.random.Generator, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder of two classes."""
+    for name in ("cat", "dog"):
+        folder = tmp_path / "here" / name
+        folder.mkdir(parents=True)
+        for i in range(5):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "here"
+
+
+def _study(images: pathlib.Path) -> ConfigDict:
+    base = quickstart.get_config()
+    base.data.name, base.data.path = "folder", str(images)
+    base.data.cache = str(images.parent / "cache")
+    rows = study.rows("scratch", "finetune")
+    config = study.make("Mine", rows, {"mine": study.column("Mine")}, base=base)
+    config.grid = ConfigDict({"learning_rate": (0.05,)})
+    config.search.near = ConfigDict()
+    return config
+
+
+def _read(config: ConfigDict) -> inputs.Inputs:
+    return inputs.read(space.trials(config))
+
+
+def _keys(config: ConfigDict, read: inputs.Inputs | None = None) -> list[str]:
+    return [trial.key for trial in space.trials(config, (read or _read(config)).identify)]
+
+
+def test_trials_of_images_that_moved_are_the_same(images: pathlib.Path) -> None:
+    before = _keys(_study(images))
+    elsewhere = images.parent / "mount" / "elsewhere"
+    shutil.copytree(images, elsewhere)
+    shutil.rmtree(images)
+
+    assert _keys(_study(elsewhere)) == before
+
+
+def test_trials_of_weights_that_moved_are_the_same(images: pathlib.Path) -> None:
+    config = _study(images)
+    before = _keys(config)
+    bundled = pathlib.Path(inputs.__file__).parents[1] / "weights" / "bundled"
+    (weights,) = bundled.glob("*.npz")
+    shutil.copy(weights, images.parent / "moved.npz")
+
+    config.base.teacher.init = str(images.parent / "moved.npz")
+
+    assert _keys(config) == before
+
+
+@pytest.mark.parametrize("change", ["image", "class"])
+def test_trials_of_images_that_changed_are_others(images: pathlib.Path, change: str) -> None:
+    config = _study(images)
+    before = _keys(config)
+
+    if change == "image":
+        Image.new("RGB", (8, 8)).save(images / "cat" / "0.png")
+    else:
+        (images / "cat").rename(images / "catfish")
+
+    assert set(_keys(config)).isdisjoint(before)
+
+
+def test_trials_without_a_teacher_need_no_weights(images: pathlib.Path) -> None:
+    config = _study(images)
+    config.only = "scratch"
+    config.base.teacher.init = "not_there.npz"
+
+    (trial,) = space.trials(config)
+
+    assert "teacher" not in _read(config).of(trial.config)
+
+
+def test_images_that_are_not_there_are_refused_by_the_cell(images: pathlib.Path) -> None:
+    config = _study(images / "gone")
+
+    with pytest.raises(SettingError, match=r"scratch, mine: .*gone.*config\.only"):
+        _read(config)
+
+
+# A study of an older version.
+
+
+def _queue(folder: pathlib.Path) -> queue.Queue:
+    return queue.open_queue(
+        "sqlite", "mine", folder=folder, heartbeat_seconds=1, grace_seconds=9, attempts=1
+    )
+
+
+def _done_before(config: ConfigDict, folder: pathlib.Path, **changes: str) -> str:
+    """Ends the trial of fine-tuning as an older version does; the key that it is known by."""
+    (trial,) = [one for one in space.trials(config) if one.row == "finetune"]
+    own = _read(config).of(trial.config) | changes
+    record: dict[str, Any] = {
+        "data": {"fingerprint": own["data"]},
+        "models": {"init_digest": own["teacher"]},
+    }
+    with _queue(folder) as shared:
+        shared.want([queue.Point(trial.key, trial.point, {})])
+        claim = shared.claim([trial.key])
+        assert claim
+        assert claim.done(0.5, record)
+    return trial.key
+
+
+def _keys_after(config: ConfigDict, folder: pathlib.Path) -> list[str]:
+    by_place = {trial.key: trial for trial in space.trials(config)}
+    with _queue(folder) as shared:
+        return _keys(config, inputs.with_kept(_read(config), by_place, shared, folder))
+
+
+def test_what_an_older_version_has_done_is_kept(
+    images: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    config = _study(images)
+
+    key = _done_before(config, tmp_path)
+
+    found = _keys_after(config, tmp_path)
+    assert key in found
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("change", [{"data": "facade"}, {"teacher": "facade"}])
+def test_what_an_older_version_has_done_with_other_inputs_starts_over(
+    images: pathlib.Path,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    change: dict[str, str],
+) -> None:
+    config = _study(images)
+
+    key = _done_before(config, tmp_path, **change)
+
+    caplog.set_level(logging.WARNING, "absl")
+    assert key not in _keys_after(config, tmp_path)
+    assert f"Trial {key} of an older version was of other images" in caplog.text
+
+
+def test_what_an_older_version_has_begun_goes_on(
+    images: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    config = _study(images)
+    (trial,) = [one for one in space.trials(config) if one.row == "finetune"]
+    with _queue(tmp_path) as shared:
+        shared.want([queue.Point(trial.key, trial.point, {})])
+    begun = {**_read(config).of(trial.config), "input": "resident"}
+    results.write(tmp_path / "trials" / trial.key / "inputs.json", begun)
+
+    assert trial.key in _keys_after(config, tmp_path)
