@@ -1,0 +1,178 @@
+"""Comparison of two models on the same test images, and the compact texts that hold their answers.
+
+Two models that are measured on the same images err on the same hard ones, so that the error of
+their difference is smaller than the errors of their accuracies suggest. It is reckoned from the
+images on which they differ.
+
+Sources: McNemar 1947, https://doi.org/10.1007/BF02295996; Agresti, Categorical Data Analysis,
+section 11.1 (the standard error of paired proportions).
+"""
+
+import base64
+import math
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+from remem_jax.data import registry
+
+_BIT = "bit"
+_TYPES = {_BIT: "u1", "uint8": "u1", "uint16": "<u2", "uint32": "<u4"}  # Of what is compressed.
+
+Correct = Bool[np.ndarray, "... _"]  # (image,) or (model, image)
+
+
+class Difference(NamedTuple):
+    """How far one model's metric is above another's, and what chance can do to that.
+
+    Attributes:
+        difference: The first one's metric less the second one's, as a share from -1 to 1.
+        standard_error: Of the difference, had other test images been drawn (and other classes,
+            where asked for). The training of the models is taken as it is.
+        p_value: Two-sided: how likely a difference of this size is between models that are
+            equally good. NaN, as the error, where there is one class to compare over.
+    """
+
+    difference: float
+    standard_error: float
+    p_value: float
+
+
+def difference(
+    correct_a: Correct,
+    correct_b: Correct,
+    labels: Int[np.ndarray, " _"],
+    metric: str,
+    *,
+    over_classes: bool = False,
+) -> Difference:
+    """Compares two models, or two groups of models that differ by their seed, on the same images.
+
+    The error is that of a bootstrap over images, in closed form: for the mean per class, each
+    class keeps its number of images. The p-value is McNemar's exact one for the top-1 accuracies
+    of two single models. Otherwise it is the normal approximation of McNemar's statistic, in which
+    each image has the weight that it has in the metric. Over classes, whole classes are drawn:
+    error and p-value are those of a paired t-test of the accuracies per class.
+
+    Args:
+        correct_a: Whether an image is classified correctly, by the first model; with a leading
+            axis, by each of several models, whose mean counts.
+        correct_b: The same by the second; it may be of another number of models.
+        labels: Index of each image's class.
+        metric: "top1" or "mean_per_class", over the classes that occur.
+        over_classes: Whether the error shall cover which classes there are as well.
+
+    Raises:
+        ValueError: If the metric is another one, there are no images, or their numbers differ.
+    """
+    if metric not in (registry.TOP1, registry.MEAN_PER_CLASS):
+        raise ValueError(f"There is no paired error of the metric {metric!r}.")
+    if not labels.size or not correct_a.shape[-1] == correct_b.shape[-1] == labels.size:
+        raise ValueError(
+            f"Answers to {correct_a.shape[-1]} and {correct_b.shape[-1]} images do not go with "
+            f"{labels.size} labels."
+        )
+    gaps = _mean(correct_a) - _mean(correct_b)
+    if metric == registry.TOP1 and not over_classes:
+        return _of_images(gaps, single=correct_a.ndim == correct_b.ndim == 1)
+    of_class = np.unique(labels, return_inverse=True)[1]
+    sizes = np.bincount(of_class)
+    means = np.bincount(of_class, gaps) / sizes
+    if over_classes:
+        return _over_classes(means)
+    weights = (1 / (len(sizes) * sizes))[of_class]
+    variances = _within(gaps, of_class, sizes, means)
+    error = math.sqrt(np.sum(variances / sizes)) / len(sizes)
+    return Difference(float(np.mean(means)), error, _mcnemar(gaps, weights))
+
+
+def _mean(correct: Correct) -> Float[np.ndarray, " image"]:
+    """Share of the models that classify each image correctly."""
+    return correct.reshape(-1, correct.shape[-1]).mean(axis=0, dtype=np.float64)
+
+
+def _of_images(gaps: Float[np.ndarray, " image"], *, single: bool) -> Difference:
+    images = len(gaps)
+    error = math.sqrt(np.var(gaps) / images)
+    if single:
+        better, worse = int(np.sum(gaps > 0)), int(np.sum(gaps < 0))
+        p_value = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    else:
+        p_value = _mcnemar(gaps, np.full(images, 1 / images))
+    return Difference(float(np.mean(gaps)), error, float(p_value))
+
+
+def _mcnemar(gaps: Float[np.ndarray, " image"], weights: Float[np.ndarray, " image"]) -> float:
+    """The p-value of McNemar's statistic, without a correction of continuity.
+
+    If the models are equally good, each gap has either sign with the same probability.
+    """
+    spread = math.sqrt(np.sum((weights * gaps) ** 2))
+    if not spread:
+        return 1.0
+    return float(2 * stats.norm.sf(abs(np.sum(weights * gaps)) / spread))
+
+
+def _within(
+    gaps: Float[np.ndarray, " image"],
+    of_class: Int[np.ndarray, " image"],
+    sizes: Int[np.ndarray, " klass"],
+    means: Float[np.ndarray, " klass"],
+) -> Float[np.ndarray, " klass"]:
+    """Variance of the gaps within each class; one image tells none, and has that of the others."""
+    squares = np.bincount(of_class, (gaps - means[of_class]) ** 2)
+    several = sizes > 1
+    if not several.any():
+        return np.full(len(sizes), np.var(gaps))
+    own = squares / np.maximum(sizes - 1, 1)
+    return np.where(several, own, own[several].mean())
+
+
+def _over_classes(means: Float[np.ndarray, " klass"]) -> Difference:
+    found, classes = float(np.mean(means)), len(means)
+    if classes < 2:
+        return Difference(found, math.nan, math.nan)
+    error = float(np.std(means, ddof=1)) / math.sqrt(classes)
+    if not error:
+        return Difference(found, 0.0, 0.0 if found else 1.0)
+    return Difference(found, error, float(2 * stats.t.sf(abs(found) / error, classes - 1)))
+
+
+def pack(values: Bool[np.ndarray, " image"] | Int[np.ndarray, " image"]) -> str:
+    """Writes one value for each image as a short line of ASCII, the same on every machine.
+
+    Args:
+        values: In the order of the images: whether each is classified correctly, or its class.
+
+    Returns:
+        "TYPE:NUMBER:BASE64" of the compressed values; `unpack` reads it.
+    """
+    if values.dtype == bool:
+        kind, content = _BIT, np.packbits(values)
+    else:
+        kind = np.min_scalar_type(int(values.max(initial=0))).name
+        content = values.astype(_TYPES[kind])
+    encoded = base64.b64encode(zlib.compress(content.tobytes(), 9)).decode()
+    return f"{kind}:{len(values)}:{encoded}"
+
+
+def unpack(text: str) -> Bool[np.ndarray, " image"] | Int[np.ndarray, " image"]:
+    """Reads what `pack` wrote: bools, or classes as int64.
+
+    Raises:
+        ValueError: If the text is none of `pack`'s, or is damaged.
+    """
+    try:
+        kind, number, encoded = text.split(":")
+        content = zlib.decompress(base64.b64decode(encoded, validate=True))
+        found = np.frombuffer(content, _TYPES[kind])
+        if kind == _BIT and 0 <= 8 * len(found) - int(number) < 8:
+            return np.unpackbits(found, count=int(number)).astype(bool)
+        if kind != _BIT and len(found) == int(number):
+            return found.astype(np.int64)
+    except (KeyError, ValueError, zlib.error):
+        pass
+    raise ValueError(f"This is not a list of values of images: {text[:40]!r}.")
