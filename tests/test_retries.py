@@ -40,6 +40,22 @@ def test_a_teacher_is_tried_as_often_as_is_asked_for(run: parts.Run) -> None:
     assert found == {"retries": 2, "learning_rate": RATE / 4}
 
 
+def test_what_no_rate_can_mend_is_not_tried_again(
+    run: parts.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.config.retries = 2
+
+    def fails(*rest: Any) -> float:
+        raise loop.NonFiniteLossError("the loss is nan at step 1.", "checkpoint")
+
+    monkeypatch.setattr(finetune, "_train", fails)
+
+    with pytest.raises(loop.NonFiniteLossError):
+        finetune.finetune(run, finetune.read_pretrained(run), "finetune")
+
+    assert not (run.workdir / "teachers/finetune/retries.json").exists()
+
+
 def test_what_follows_is_a_training_at_the_lower_rate(
     run: parts.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Float
 
 from remem_jax.records import Key, Metrics, Params, Variables
+from remem_jax.train import finite
 from remem_jax.train.state import State
 
 Scores = Float[Array, "batch batch"]
@@ -167,7 +168,7 @@ def make_critic_step(
 
     Returns:
         A pure step `(state, features, targets) -> (state, metrics)`, as that of a decoder. The
-        metric "loss" is minus the bound. The caller jits it.
+        metric "loss" is minus the bound, "fault" that of `finite.fault`. The caller jits it.
     """
 
     def step(state: State, features: Grids, targets: Images) -> tuple[State, Metrics]:
@@ -186,7 +187,20 @@ def make_critic_step(
         moments = jax.tree.map(
             lambda old, new: kept * old + (1 - kept) * new, state.statistics[_STATISTICS], own
         )
-        return State(state.step + 1, params, {_STATISTICS: moments}, opt_state), {"loss": value}
+        fault = finite.fault(
+            {
+                "data": targets,
+                "parameters": state.params,
+                "teacher": features,
+                "loss": value,
+                "gradient": grads,
+                "update": (params, moments),
+            }
+        )
+        return State(state.step + 1, params, {_STATISTICS: moments}, opt_state), {
+            "loss": value,
+            "fault": fault,
+        }
 
     return step
 

@@ -27,6 +27,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from remem_jax.records import Apply, Metrics, Params, TrainApply, Variables
+from remem_jax.train import finite
 from remem_jax.train.state import State
 
 Images = Float[Array, "batch height width channel"]
@@ -145,7 +146,8 @@ def make_decoder_step(apply: TrainApply, tx: optax.GradientTransformation) -> De
 
     Returns:
         A pure step `(state, features, targets) -> (state, metrics)`; targets are in [0, 1]. The
-        caller jits it, once for all decoders of one shape. The metric is "loss".
+        caller jits it, once for all decoders of one shape. Metrics are "loss" and "fault", of
+        `finite.fault`.
     """
 
     def step(state: State, features: Features, targets: Images) -> tuple[State, Metrics]:
@@ -156,7 +158,17 @@ def make_decoder_step(apply: TrainApply, tx: optax.GradientTransformation) -> De
         (value, statistics), grads = jax.value_and_grad(of_params, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, statistics, opt_state), {"loss": value}
+        fault = finite.fault(
+            {
+                "data": targets,
+                "parameters": state.params,
+                "teacher": features,
+                "loss": value,
+                "gradient": grads,
+                "update": (params, statistics),
+            }
+        )
+        return State(state.step + 1, params, statistics, opt_state), {"loss": value, "fault": fault}
 
     return step
 
@@ -184,13 +196,12 @@ def make_lockstep(
 
     def lockstep(states: States, images: Images) -> tuple[States, Metrics]:
         targets, found = targets_of(images), list(states)
-        losses: list[Any] = [None] * len(states)
+        metrics: list[Any] = [None] * len(states)
         for teach, own in zip(teachers, readers, strict=True):
             features = teach(images)
             for i in own:
-                found[i], metrics = steps[i](found[i], features, targets)
-                losses[i] = metrics["loss"]
-        return tuple(found), {"loss": losses}
+                found[i], metrics[i] = steps[i](found[i], features, targets)
+        return tuple(found), {name: [one[name] for one in metrics] for name in metrics[0]}
 
     return lockstep
 

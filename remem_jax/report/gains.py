@@ -15,7 +15,8 @@ def over_baseline(study: layout.Study, choice: str) -> list[tables.Table]:
 
     The baseline is the row of fine-tuning, or else the first. Seeds are compared with their own
     kind: a gain is the mean over those that both have, its deviation that of their differences.
-    Columns of which no pair of rows is there yet, six at a time, have no table.
+    Beneath stands, for each of these seeds, the paired error of the difference on test. Columns of
+    which no pair of rows is there yet, six at a time, have no table.
     """
     found = layout.cells(study, choice)
     return [
@@ -25,7 +26,7 @@ def over_baseline(study: layout.Study, choice: str) -> list[tables.Table]:
             rows,
         )
         for columns in layout.blocks(study, choice)
-        if (rows := _rows(study, columns, found))
+        if (rows := _rows(study, columns, found, choice))
     ]
 
 
@@ -35,22 +36,44 @@ def _range(columns: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _rows(
-    study: layout.Study, columns: Sequence[Mapping[str, Any]], found: layout.Cells
+    study: layout.Study, columns: Sequence[Mapping[str, Any]], found: layout.Cells, choice: str
 ) -> tuple[tuple[str, ...], ...]:
     """Lines of ours and of the paper's that hold something; none if none of ours does."""
     seeds, rows, any_ours = len(study["seeds"]), [], False
+    errors = _errors(study, choice)
     for baseline, row in comparisons(study):
+        one = baseline["name"], row["name"]
         title = f"{layout.row_title(row)} over {baseline['title']}"
-        names = [[(one["name"], column["name"]) for one in (baseline, row)] for column in columns]
+        names = [[(own, column["name"]) for own in one] for column in columns]
         ours = [_gain(found.get(below), found.get(above), seeds) for below, above in names]
         any_ours |= set(ours) != {tables.NOTHING}
         published = [
             (label, [_published_gain(study, baseline, row, c, full_size=full) for c in columns])
             for full, label in ((False, "paper"), (True, "paper, full size"))
         ]
-        lines = [(title, ours), *((f"{title} ({label})", them) for label, them in published)]
+        paired = [errors.get((*one, column["name"]), tables.NOTHING) for column in columns]
+        lines = [
+            (title, ours),
+            (f"{title} (paired error)", paired),
+            *((f"{title} ({label})", them) for label, them in published),
+        ]
         rows += [(label, *line) for label, line in lines if set(line) != {tables.NOTHING}]
     return tuple(rows) if any_ours else ()
+
+
+def _errors(study: layout.Study, choice: str) -> dict[tuple[str, str, str], str]:
+    """Paired errors by baseline, row and column; a study of an older version has none."""
+    return {
+        (one["baseline"], one["row"], one["column"]): "; ".join(map(_error, one["seeds"]))
+        for one in study.get("compared", ())
+        if one["choice"] == choice and one["seeds"]
+    }
+
+
+def _error(seed: Mapping[str, Any]) -> str:
+    if "why" in seed:
+        return seed["why"]
+    return f"{100 * seed['standard_error']:.2f} (p = {seed['p_value']:.2g})"
 
 
 def comparisons(study: layout.Study) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

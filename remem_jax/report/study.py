@@ -5,7 +5,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remem_jax import checks
-from remem_jax.report import drawing, gains, layout, pages, paper, tables, teachers, trials
+from remem_jax.report import (
+    drawing,
+    gains,
+    layout,
+    pages,
+    paper,
+    searched,
+    tables,
+    teachers,
+    trials,
+)
 from remem_jax.storage import files, results
 
 FORMAT = 1  # Of study.json.
@@ -13,8 +23,12 @@ FORMAT = 1  # Of study.json.
 _GAINS = (
     "A student's gain is the mean, over the seeds that both rows have, of what it is above the "
     "baseline's of the same seed; behind ± stands the sample standard deviation of these "
-    "differences. What the paper leaves open moves both rows, so gains compare more fairly with "
-    "the paper's than the numbers themselves."
+    "differences. Beneath, seed by seed, is the paired standard error of the difference, in "
+    "points, with a two-sided p-value: what other test images would change, reckoned from the "
+    "images on which the two differ. It holds for these students, not for what other seeds would "
+    "train. “Not on record” is said where an older version ran a trial, or test chose the "
+    "settings. What the paper leaves open moves both rows, so gains compare more fairly with the "
+    "paper's than the numbers themselves."
 )
 _OPTIMISTIC = (
     "Here the test split itself chose the settings: each number is the best of all that were "
@@ -58,7 +72,9 @@ def _content(study: layout.Study) -> dict[str, Any]:
         "missing": trials.missing(study),
         "data": trials.data(study),
         "search": study["search"]["text"],
+        "searched": searched.grids(study),
         "tables": [
+            *searched.halving(study),
             trials.cost(study),
             *(table for table in (*chosen, teachers.table_of_study(study)) if table is not None),
             trials.tried(study),
@@ -94,7 +110,21 @@ def summary(study: layout.Study) -> str:
     return (
         f"Cells: {whole} of {of} complete{partly}, {counts.count(0)} missing. Numbers are "
         f"accuracies on test, in percent: {_metrics(study)}. All settings were selected on the "
-        "validation split, unless a heading says otherwise."
+        f"validation split, unless a heading says otherwise. {_readings(study)}"
+    )
+
+
+def _readings(study: layout.Study) -> str:
+    """How often the test split was read, as a sentence."""
+    on_test = study.get("choose_on_test", bool(layout.cells(study, "test")))
+    if on_test:
+        return (
+            "Every student was measured on test too (config.choose_on_test); outside of that "
+            "heading this chose nothing."
+        )
+    return (
+        "Each trial read test once, for what it had selected on validation; of the trials of a "
+        "cell, the best on validation is shown."
     )
 
 

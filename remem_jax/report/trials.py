@@ -44,7 +44,7 @@ def data(study: layout.Study) -> tables.Table:
 
 def missing(study: layout.Study) -> tables.Table | None:
     """Cells and seeds without a number, and why; None where nothing is missing."""
-    titled = _titles(study)
+    titled = titles(study)
     seeds: dict[tuple[str, str, str], list[str]] = {}
     for row, column, seed, why in [*_listed(study), *_unlisted(study)]:
         seeds.setdefault((*titled(row, column), why), []).append(str(seed))
@@ -92,15 +92,15 @@ def _formatted(value: float | None, form: str) -> str:
 
 def selected(study: layout.Study, choice: str) -> tables.Table | None:
     """The settings that were selected for each cell and seed; None where there are none."""
-    titled = _titles(study)
+    titled = titles(study)
     chosen = [
         (cell, one)
-        for cell in _ordered(study, layout.cells(study, choice).values())
+        for cell in ordered(study, layout.cells(study, choice).values())
         for one in cell["replicates"]
     ]
     if not chosen:
         return None
-    names = _names(one["settings"] for _, one in chosen)
+    shown = names(one["settings"] for _, one in chosen)
     lines = [
         (
             *titled(cell["row"], cell["column"]),
@@ -108,12 +108,12 @@ def selected(study: layout.Study, choice: str) -> tables.Table | None:
             *_accuracies(one),
             f"{one['trial']}, of {one['trials']:,}",
             f"{one['students']:,}",
-            *(_setting(one["settings"].get(name)) for name in names),
+            *(setting(one["settings"].get(name)) for name in shown),
         )
         for cell, one in chosen
     ]
     measured = ("Student, test", "By student seed", "Teacher, test", "Student, validation")
-    heads = ("Row", "Column", "Seed", *measured, "Trial", "Students tried", *names)
+    heads = ("Row", "Column", "Seed", *measured, "Trial", "Students tried", *shown)
     return tables.Table(_SELECTED[choice], heads, tuple(lines), numeric=False)
 
 
@@ -128,8 +128,8 @@ def _accuracies(one: Mapping[str, Any]) -> list[str]:
 
 def tried(study: layout.Study) -> tables.Table:
     """Every trial, in the order of the study's table; those of most steps first, then the best."""
-    titled = _titles(study)
-    names = _names(trial["settings"] for trial in study["trials"])
+    titled = titles(study)
+    shown = names(trial["settings"] for trial in study["trials"])
     shortened = any(trial["fraction"] != 1 for trial in study["trials"])
 
     def rank(trial: Mapping[str, Any]) -> tuple[int, float, float]:
@@ -149,13 +149,13 @@ def tried(study: layout.Study) -> tables.Table:
             *(f"{trial[n]:,}" for n in ("students", "teacher_steps", "student_steps")),
             tables.NOTHING if trial["seconds"] is None else tables.duration(trial["seconds"]),
             trial["device"] or tables.NOTHING,
-            *(_setting(trial["settings"].get(name)) for name in names),
+            *(setting(trial["settings"].get(name)) for name in shown),
         )
-        for trial in _ordered(study, sorted(study["trials"], key=rank))
+        for trial in ordered(study, sorted(study["trials"], key=rank))
     ]
     where = ("Trial", "Row", "Column", "Seed", *(["Share of the steps"] if shortened else []))
     amount = ("State", "Best on validation", "Students", "Teacher's steps", "Student's steps")
-    heads = (*where, *amount, "Time", "Device", *names)
+    heads = (*where, *amount, "Time", "Device", *shown)
     return tables.Table("All trials", heads, tuple(lines), numeric=False, note=_states(study))
 
 
@@ -171,7 +171,7 @@ def versions(study: layout.Study) -> tables.Table:
     return tables.Table("Versions", ("What", "Version"), rows, numeric=False)
 
 
-def _titles(study: layout.Study) -> Callable[[str, str], tuple[str, str]]:
+def titles(study: layout.Study) -> Callable[[str, str], tuple[str, str]]:
     """Gives titles to the names of a row and a column; a name that is not known keeps itself."""
     rows = {row["name"]: layout.row_title(row) for row in study["rows"]}
     columns = {column["name"]: column["title"] for column in study["columns"]}
@@ -182,7 +182,7 @@ def _titles(study: layout.Study) -> Callable[[str, str], tuple[str, str]]:
     return titled
 
 
-def _ordered(study: layout.Study, places: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def ordered(study: layout.Study, places: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """What has a row and a column, in the order of the table; the order of equals stays."""
     orders = [
         {one["name"]: place for place, one in enumerate(study[kind])}
@@ -196,14 +196,15 @@ def _ordered(study: layout.Study, places: Iterable[Mapping[str, Any]]) -> list[M
     return sorted(places, key=rank)
 
 
-def _names(settings: Iterable[Mapping[str, Any]]) -> Sequence[str]:
+def names(settings: Iterable[Mapping[str, Any]]) -> Sequence[str]:
     """All names, in the order in which they first come."""
     return list(dict.fromkeys(name for some in settings for name in some))
 
 
-def _setting(value: Any) -> str:
+def setting(value: Any) -> str:
+    """A setting as text, or several."""
     if isinstance(value, list | tuple):
-        return ", ".join(_setting(item) for item in value)
+        return ", ".join(setting(item) for item in value)
     if isinstance(value, float) or value is None:
         return tables.number(value)
     return str(value)

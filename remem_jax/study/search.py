@@ -33,29 +33,55 @@ class Rung(NamedTuple):
     size: int
 
 
+class Cell(NamedTuple):
+    """The search of one cell.
+
+    Attributes:
+        trials: Its whole grid, in full, in the order in which a search takes them up.
+        rungs: The rungs; all trials of a grid are on one.
+    """
+
+    trials: list[Trial]
+    rungs: list[Rung]
+
+
 class Search:
     """The search of a study.
 
     Attributes:
+        cells: What is searched, by row, column and seed.
         by_key: All trials that it may come to want.
         planned: Of each rung as many as will be tried; which they are, is known for the first.
     """
 
-    def __init__(self, settings: ConfigDict, trials: Sequence[Trial]) -> None:
+    def __init__(
+        self,
+        settings: ConfigDict,
+        trials: Sequence[Trial],
+        grids: Mapping[str, int] | None = None,
+    ) -> None:
         """Lays out the rungs.
 
         Args:
             settings: `config.search`.
             trials: All trials in full, from `space.trials`.
+            grids: How many settings each row of the table has, from `space.grid_sizes`: rows that
+                are compared, whether or not they are run now. None: those of the trials.
 
         Raises:
             SettingError: If the budget is too little.
         """
-        cells: dict[tuple[str, str, int], list[Trial]] = {}
+        own: dict[tuple[str, str, int], list[Trial]] = {}
         for trial in trials:
-            cells.setdefault(trial.cell, []).append(trial)
-        self._cells = [_rungs(settings, own) for own in cells.values()]
-        rungs = [rung for cell in self._cells for rung in cell]
+            own.setdefault(trial.cell, []).append(trial)
+        if grids is None:
+            grids = {row: max(len(own[c]) for c in own if c[0] == row) for row, _, _ in own}
+        if settings.kind == "grid":
+            sizes = {row: {1.0: size} for row, size in grids.items()}
+        else:
+            sizes = space.halving_sizes(grids, settings)
+        self.cells = {cell: Cell(own[cell], _rungs(own[cell], sizes[cell[0]])) for cell in own}
+        rungs = [rung for cell in self.cells.values() for rung in cell.rungs]
         self.by_key = {trial.key: trial for rung in rungs for trial in rung.trials}
         self.planned = [trial for rung in rungs for trial in rung.trials[: rung.size]]
 
@@ -69,20 +95,17 @@ class Search:
             values: What counts, by key, of trials that are done; -inf of those that failed for
                 good.
         """
-        found = [_climb(cell, values) for cell in self._cells]
+        found = [_climb(cell.rungs, values) for cell in self.cells.values()]
         return Wanted(
             [trial for cell in found for trial in cell.trials], any(cell.more for cell in found)
         )
 
 
-def _rungs(settings: ConfigDict, trials: Sequence[Trial]) -> list[Rung]:
-    if settings.kind == "grid" or len(trials) == 1:
-        return [Rung(list(trials), len(trials))]
-    sizes, fractions = space.halving_sizes(len(trials), settings), space.rung_fractions(settings)
-    candidates = trials[: sizes[0]]
+def _rungs(trials: Sequence[Trial], sizes: Mapping[float, int]) -> list[Rung]:
+    candidates = trials[: max(sizes.values())]
     return [
         Rung([space.scaled(one, fraction) if fraction < 1 else one for one in candidates], size)
-        for fraction, size in zip(fractions, sizes, strict=True)
+        for fraction, size in sizes.items()
     ]
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -190,31 +190,69 @@ def _apply(config: ConfigDict, changes: ConfigDict, where: str) -> None:
             config[name] = value
 
 
-def halving_sizes(candidates: int, settings: ConfigDict) -> list[int]:
-    """How many candidates are tried on each rung, the lowest first; each rung has more steps.
+def grid_sizes(config: ConfigDict) -> dict[str, int]:
+    """How many settings each row has in a cell, also rows that `config.only` leaves out."""
+    return {row: len(_points(config, config.rows[row].method)) for row in config.row_order}
 
-    On rung r of R there are reduction**(r - R + 1) of the full steps; the best of every
-    `reduction` candidates rise. All candidates begin, or the first of them: as many as keep the
-    whole below `budget` of what trying all in full would cost.
+
+def halving_sizes(grids: Mapping[str, int], settings: ConfigDict) -> dict[str, dict[float, int]]:
+    """How many settings of each row are tried with which fraction of the steps.
+
+    Rows are compared, so they have one ladder: on its rung r of R there are
+    reduction**(r - R + 1) of the full steps, and at most first // reduction**r settings of each
+    row, but for one at least. So as many of each are tried in full; of a row whose grid has fewer,
+    all are. A rung that no setting of a row is dropped from is left out in that row.
+
+    `first` is as large as keeps the whole within `budget` of what trying everything in full would
+    cost. With what is then left of it, more settings begin. All is counted in full trials, over
+    the rows that have something to search.
 
     Args:
-        candidates: Number of trials in full.
+        grids: Number of settings of each row.
         settings: `config.search`.
 
+    Returns:
+        By row, the number of settings by the fraction of the steps, the lowest first.
+
     Raises:
-        SettingError: If not even one can be tried.
+        SettingError: If not even one of each row can be tried.
     """
-    fractions = rung_fractions(settings)
-    for first in range(candidates, 0, -1):
-        sizes = [max(1, first // settings.reduction**r) for r in range(settings.rungs)]
-        if math.fsum(map(float.__mul__, map(float, sizes), fractions)) <= (
-            settings.budget * candidates + 1e-9
-        ):
-            return sizes
+    fractions, most = rung_fractions(settings), max(grids.values())
+    held = settings.budget * sum(size for size in grids.values() if size > 1) + 1e-9
+
+    def fitting(ladder: Sequence[int]) -> dict[str, dict[float, int]] | None:
+        sizes = {row: _own_rungs(size, ladder, fractions) for row, size in grids.items()}
+        spent = math.fsum(full_trials(sizes[row]) for row, size in grids.items() if size > 1)
+        return sizes if spent <= held else None
+
+    for first in range(most, 0, -1):
+        ladder = [max(1, first // settings.reduction**r) for r in range(settings.rungs)]
+        sizes = fitting(ladder)
+        if sizes is None:
+            continue
+        more = range(most, first, -1) if settings.rungs > 1 else ()
+        wider = (fitting([begin, *ladder[1:]]) for begin in more)
+        return next((found for found in wider if found), sizes)
     raise checks.SettingError(
-        f"config.search.budget of {settings.budget:g} is too little for a grid of {candidates}: "
-        "raise it, or set config.search.kind to grid."
+        f"config.search.budget of {settings.budget:g} is too little for grids of "
+        f"{', '.join(str(size) for size in grids.values())}: raise it, or set "
+        "config.search.kind to grid."
     )
+
+
+def _own_rungs(size: int, ladder: Sequence[int], fractions: Sequence[float]) -> dict[float, int]:
+    """The rungs of a row with so many settings: those that some are dropped from, and the last."""
+    sizes = [min(size, most) for most in ladder]
+    return {
+        fraction: own
+        for fraction, own, following in zip(fractions, sizes, [*sizes[1:], 0], strict=True)
+        if own > following
+    }
+
+
+def full_trials(sizes: Mapping[float, int]) -> float:
+    """What the rungs of a row cost together, in trials with all steps."""
+    return math.fsum(fraction * size for fraction, size in sizes.items())
 
 
 def rung_fractions(settings: ConfigDict) -> list[float]:

@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 from remem_jax.report import protocol, study, teachers
 from remem_jax.settings import METHODS
-from remem_jax.study import cost, queue
+from remem_jax.storage import results
+from remem_jax.study import compared, cost, queue, searched
+from remem_jax.study.search import Search
 from remem_jax.study.space import Trial
 
 CHOICES = ("validation", "test")
@@ -15,6 +17,7 @@ CHOICES = ("validation", "test")
 
 def make(
     config: ConfigDict,
+    search: Search,
     wanted: Sequence[Trial],
     shared: queue.Queue,
     total: cost.Total,
@@ -23,6 +26,7 @@ def make(
 
     Args:
         config: Of the study.
+        search: Its search.
         wanted: All trials that it has wanted so far.
         shared: What workers have found.
         total: What the study costs.
@@ -31,8 +35,9 @@ def make(
     states, records, failures = shared.states(keys), shared.records(keys), shared.failures(keys)
     tried = [_tried(trial, states, records, failures) for trial in wanted]
     cells, missing = _cells(wanted, records, tried)
+    validation = {one["trial"]: one["validation"] for one in tried if one["trial"] in records}
     full = [records[trial.key] for trial in wanted if trial.fraction == 1 and trial.key in records]
-    return {
+    found = {
         "format": study.FORMAT,
         "title": config.title,
         "table": config.table,
@@ -50,10 +55,11 @@ def make(
             for name in config.column_order
         ],
         "seeds": list(config.seeds),
+        "choose_on_test": bool(config.base.choose_on_test),
         "cells": cells,
         "missing": missing,
         "trials": tried,
-        "search": {"kind": config.search.kind, "text": _search(config)},
+        "search": searched.record(config, search, wanted, validation),
         "cost": {
             **total._asdict(),
             "spent_hours": sum(one["seconds"] or 0 for one in tried) / 3600,
@@ -61,6 +67,7 @@ def make(
         "differs": _differs(config, full),
         "versions": full[0]["versions"] if full else {},
     }
+    return {**found, "compared": results.finite(compared.record(found, records))}
 
 
 def best(found: Mapping[str, Any]) -> list[str]:
@@ -202,30 +209,6 @@ def _data(
     data = records[found[0].key]["data"]
     names = ("title", "metric", "official", "classes", "examples", "image_size")
     return {name: data[name] for name in names}
-
-
-def _search(config: ConfigDict) -> str:
-    grid = ", ".join(
-        f"{name} of {', '.join(f'{value:g}' for value in values)}"
-        for name, values in config.grid.items()
-    )
-    student = config.base.student
-    of_student = (
-        f"every teacher with students of learning rates {_listed(student.learning_rates)}, "
-        f"temperatures {_listed(student.temperatures)} and weights {_listed(student.weights)}"
-    )
-    if config.search.kind == "grid":
-        return f"The whole grid: {grid}, as far as a method leaves them free; {of_student}."
-    own = config.search
-    return (
-        f"Successive halving of the grid: {grid}, as far as a method leaves them free; "
-        f"{of_student}. One of {own.reduction} trials goes on with {own.reduction} times the "
-        f"steps, {own.rungs - 1} times; at most {own.budget:g} of what the whole grid would cost."
-    )
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _differs(config: ConfigDict, records: Sequence[Mapping[str, Any]]) -> list[str]:

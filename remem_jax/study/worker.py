@@ -66,7 +66,8 @@ def run(
         StoppedError: If it was asked to stop.
     """
     space.check(config)
-    by_place = search.Search(config.search, space.trials(config))
+    grids = space.grid_sizes(config)
+    by_place = search.Search(config.search, space.trials(config), grids)
     on = mesh.make_mesh()
     for trial in by_place.by_key.values():
         settings.check_mesh(trial.config, on)
@@ -91,7 +92,7 @@ def run(
         read = inputs.with_kept(read, by_place.by_key, shared, directory)
         trials = space.trials(config, read.identify)
         workdir.begin(directory, settings.plain(config), inputs.of_study(config, trials, read))
-        found = search.Search(config.search, trials)
+        found = search.Search(config.search, trials, grids)
         _work(Study(config, directory, found, read, shared, total, stopping))
 
 
@@ -261,7 +262,8 @@ def _report(study: Study) -> list[str]:
     """Writes what is known so far, as any worker may at any time; its best, in sentences."""
     if study.queue is None:
         return []
-    found = summary.make(study.config, _wanted(study).trials, study.queue, study.cost)
+    wanted = _wanted(study).trials
+    found = summary.make(study.config, study.search, wanted, study.queue, study.cost)
     results.write(study.directory / "study.json", found)
     report.write_study(study.directory)
     return summary.best(found)

@@ -94,8 +94,9 @@ def make_step(
             student_step(state, *seen, answer, own)
             for state, (student_step, own) in zip(states, students, strict=True)
         ]
+        _, first = taught[0]
         return tuple(state for state, _ in taught), {
-            "loss": [metrics["loss"] for _, metrics in taught]
+            name: [metrics[name] for _, metrics in taught] for name in first
         }
 
     return step

@@ -1,13 +1,14 @@
 """The only loop: step, log, evaluate, checkpoint. Its effects are injected."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from remem_jax.records import Batch, Metrics
+from remem_jax.train import finite
 
 S = TypeVar("S")
 
@@ -52,7 +53,35 @@ class StoppedError(Exception):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss is no number any more, or infinite; the message is for the user."""
+    """The loss is not finite any more, or what follows from it; the message is for the user.
+
+    Attributes:
+        part: What was not finite first: "checkpoint" (the parameters that training starts from),
+            or one of `finite.PARTS`.
+    """
+
+    def __init__(self, message: str, part: str = "loss") -> None:
+        super().__init__(message)
+        self.part = part
+
+    @property
+    def of_rate(self) -> bool:
+        """Whether a lower learning rate can help: data, checkpoint and teacher were finite."""
+        return self.part in _OF_RATE
+
+
+_OF_RATE = {
+    "loss": "the loss",
+    "gradient": "the gradient",
+    "update": "the parameters after their update",
+}
+_NAMES = {
+    "data": "the batch (its images, or the shares of its labels)",
+    "checkpoint": "the parameters that training starts from",
+    "parameters": "the parameters that were saved",
+    "teacher": "the teacher's outputs",
+    **_OF_RATE,
+}
 
 
 def fit(
@@ -68,7 +97,8 @@ def fit(
 
     Args:
         state: State after `first_step` steps; donated to the step.
-        step: A jitted step. Its metrics hold "loss": a scalar, or one value per student.
+        step: A jitted step. Its metrics hold "loss": a scalar, or one value per student; and may
+            hold "fault", of `finite.fault`, for each.
         batches: Batches from `first_step` on.
         first_step: Steps already done.
         schedule: When to log, save and evaluate.
@@ -82,17 +112,18 @@ def fit(
     was spent waiting for batches.
 
     Raises:
-        NonFiniteLossError: If no loss is finite any more, when it is next logged, and before a
-            state is looked at or saved.
+        NonFiniteLossError: If no loss, or what follows from it, is finite any more: when it is
+            next logged, and before a state is looked at or saved.
         StoppedError: If the effects say so; the state was saved.
     """
-    watch = _Watch()
-    safe = first_step
+    watch, safe = _Watch(), first_step
+    unread: list[tuple[int, Metrics]] = []
     for done in range(first_step + 1, schedule.steps + 1):
         watch.begins()
         batch = next(batches)
         watch.has_batch()
         state, metrics = step(state, batch)
+        unread.append((done, metrics))
         last = done == schedule.steps
         logs = last or done % schedule.log_every == 0
         saves = last or done % schedule.save_every == 0
@@ -103,9 +134,11 @@ def fit(
             # Fetching waits for the step; in between the host runs ahead of the device.
             fetched = jax.device_get(metrics)
             watch.ends()
-            _require_finite(done, fetched, safe)
+            if _faults(fetched).all():
+                raise _error(unread, safe, first_step)
+            unread.clear()
             if logs:
-                effects.log(done, {**fetched, **watch.read()})
+                effects.log(done, {**_logged(fetched), **watch.read()})
         else:
             watch.ends()
         if looks:
@@ -145,9 +178,38 @@ class _Watch:
         return {"step_seconds": seconds / steps, "input_share": waited / max(seconds, 1e-9)}
 
 
-def _require_finite(step: int, metrics: Metrics, safe: int) -> None:
-    if not np.isfinite(metrics["loss"]).any():
-        raise NonFiniteLossError(
-            f"the loss is {np.asarray(metrics['loss']).tolist()} at step {step}; the last step "
-            f"that is safe is {safe}"
-        )
+def _logged(metrics: Metrics) -> Metrics:
+    return {name: value for name, value in metrics.items() if name != "fault"}
+
+
+def _faults(metrics: Metrics) -> np.ndarray:
+    """For each model the number of the first of `finite.PARTS` that is not finite; 0 is none."""
+    fault, loss = np.atleast_1d(metrics.get("fault", 0)), np.atleast_1d(metrics["loss"])
+    return np.where((fault > 0) | np.isfinite(loss), fault, 1 + finite.PARTS.index("loss"))
+
+
+def _error(unread: Sequence[tuple[int, Metrics]], safe: int, first_step: int) -> NonFiniteLossError:
+    """What is to be said where no model is sound any more.
+
+    What ended the last of them ended the training: others may have been lost long before.
+
+    Args:
+        unread: Steps, and their metrics, since models were last found to be sound.
+        safe: The last step that is safe.
+        first_step: Steps that were done before.
+    """
+    fetched = jax.device_get([metrics for _, metrics in unread])
+    faults = np.stack([_faults(metrics) for metrics in fetched])
+    begins = np.argmax(faults > 0, axis=0)  # For each model, in `unread`.
+    row = int(begins.max())
+    inherited = 1 + finite.PARTS.index("parameters")
+    fault = min(faults[row, begins == row], key=lambda own: (own == inherited, own))
+    at, part = unread[row][0], finite.PARTS[fault - 1]
+    if part == "parameters" and first_step == 0:
+        part = "checkpoint"
+    loss = np.asarray(fetched[-1]["loss"]).tolist()
+    return NonFiniteLossError(
+        f"the loss is {loss} at step {unread[-1][0]}; not finite first: {_NAMES[part]}, at step "
+        f"{at}; the last step that is safe is {safe}",
+        part,
+    )

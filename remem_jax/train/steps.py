@@ -24,6 +24,7 @@ from remem_jax.records import (
     TrainApply,
     View,
 )
+from remem_jax.train import finite
 from remem_jax.train.division import WHOLE, Division, Examples, Found, divided, require_divisible
 from remem_jax.train.objectives import StudentLoss
 from remem_jax.train.state import State
@@ -72,8 +73,9 @@ def make_supervised_step(
     Returns:
         A pure step `(state, batch, frozen) -> (state, metrics)`. The state holds the parameters
         that train, `frozen` those that do not ({} where all train): gradients, SAM's norm and
-        the optimiser see the former alone. Metrics are "loss"; "gradient_norm", of what goes
-        into `tx`; and with SAM "ascent_norm", the mean over the groups. Tracing it raises
+        the optimiser see the former alone. Metrics are "loss"; "fault", of `finite.fault`;
+        "gradient_norm", of what goes into `tx`; and with SAM "ascent_norm", the mean over the
+        groups. Tracing it raises
         ValueError where the batch does not divide.
 
     Source: Foret et al. 2021, https://arxiv.org/abs/2010.01412, section 4.1 (m-sharpness);
@@ -112,7 +114,16 @@ def make_supervised_step(
             grad_fn=lambda params: gradient(params, examples)[0],
         )
         params = optax.apply_updates(state.params, updates)
-        metrics = {**found, "gradient_norm": optax.tree.norm(grads)}
+        fault = finite.fault(
+            {
+                "data": (images, labels),
+                "parameters": (state.params, frozen),
+                "loss": found["loss"],
+                "gradient": grads,
+                "update": (params, statistics),
+            }
+        )
+        metrics = {**found, "gradient_norm": optax.tree.norm(grads), "fault": fault}
         ascent_norm = optim.ascent_norm(opt_state)
         if ascent_norm is not None:
             metrics["ascent_norm"] = ascent_norm
@@ -166,7 +177,8 @@ def make_student_step(
 
     Returns:
         A pure step `(state, images, labels, teacher, settings) -> (state, metrics)`. All
-        settings are traced, so one compiled step serves every student of a grid.
+        settings are traced, so one compiled step serves every student of a grid. Metrics are
+        "loss" and "fault", of `finite.fault`.
     """
 
     def step(
@@ -193,6 +205,16 @@ def make_student_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda update: settings.learning_rate * update, updates)
         params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, statistics, opt_state), {"loss": value}
+        fault = finite.fault(
+            {
+                "data": (images, labels),
+                "parameters": state.params,
+                "teacher": teacher,
+                "loss": value,
+                "gradient": grads,
+                "update": (params, statistics),
+            }
+        )
+        return State(state.step + 1, params, statistics, opt_state), {"loss": value, "fault": fault}
 
     return step

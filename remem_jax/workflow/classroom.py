@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -189,14 +189,25 @@ def grid(settings: ConfigDict) -> list[Point]:
     return points
 
 
-def no_teacher(run: parts.Run) -> Course:
-    """Students from scratch: they learn from labels, whatever `config.student.hard_labels` says."""
-    settings = run.config.student
-    points = [
+def grid_of_labels(settings: ConfigDict) -> list[Point]:
+    """Every point of `config.student`'s grid for students from scratch."""
+    return [
         Point(SCRATCH, Settings(float(rate), 1.0, 0.0, seed))
         for rate, seed in itertools.product(settings.learning_rates, settings.seeds)
     ]
-    return Course("students/scratch", points, None, {})
+
+
+def counting(point: Point, *, hard_labels: bool) -> dict[str, Any]:
+    """A student's settings; None of those that do not count for its loss."""
+    names: frozenset[str] = frozenset()
+    if point.loss in objectives.STUDENT_LOSSES:
+        names = objectives.counting(point.loss, hard_labels=hard_labels)
+    return point.settings._asdict() | dict.fromkeys({"temperature", "weight"} - names)
+
+
+def no_teacher(run: parts.Run) -> Course:
+    """Students from scratch: they learn from labels, whatever `config.student.hard_labels` says."""
+    return Course("students/scratch", grid_of_labels(run.config.student), None, {})
 
 
 def make_course(run: parts.Run, part: str, answer: TeacherApply, shapes: Variables) -> Course:

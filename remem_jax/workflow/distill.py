@@ -13,13 +13,14 @@ import numpy as np
 from remem_jax import mesh
 from remem_jax.records import Batch, Variables
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import flops, lockstep, loop, objectives
+from remem_jax.train import flops, lockstep, loop
 from remem_jax.train.state import State
 from remem_jax.workflow import groups, lessons, parts
 from remem_jax.workflow.classroom import (
     Classroom,
     Course,
     Point,
+    counting,
     make_answer,
     make_course,
     no_teacher,
@@ -120,8 +121,8 @@ def _train_group(
         job = _job(run, classroom, course, points, teach)._replace(milestone=milestone)
         try:
             students, seconds = parts.train(run, part, job)
-        except loop.NonFiniteLossError:
-            if len(points) == len(course.points):
+        except loop.NonFiniteLossError as error:
+            if not error.of_rate or len(points) == len(course.points):
                 raise  # Else other groups go on, as other students of this one would.
             students, seconds = (), 0.0
             validation = [dict.fromkeys((run.dataset.metric, "loss"), math.nan) for _ in points]
@@ -158,7 +159,7 @@ def _records(
         {
             "student": i,
             "loss": point.loss,
-            **_counting(run, point),
+            **counting(point, hard_labels=bool(run.config.student.hard_labels)),
             "validation": metrics,
             "diverged": not np.isfinite(metrics["loss"]),
         }
@@ -167,15 +168,6 @@ def _records(
     if run.config.choose_on_test:
         for record, student in itertools.zip_longest(found, students):
             record["test"] = student and classroom.measure(student.variables, "test")
-    return found
-
-
-def _counting(run: parts.Run, point: Point) -> dict[str, Any]:
-    """A student's settings; None of those that do not count for its loss."""
-    found = point.settings._asdict()
-    if point.loss in objectives.STUDENT_LOSSES:
-        counting = objectives.counting(point.loss, hard_labels=bool(run.config.student.hard_labels))
-        found |= dict.fromkeys({"temperature", "weight"} - set(counting))
     return found
 
 

@@ -187,7 +187,7 @@ def _train_or_retry(
         try:
             return _train(run, part, settings, first, milestone)
         except loop.NonFiniteLossError as error:
-            if found["retries"] >= run.config.retries:
+            if not error.of_rate or found["retries"] >= run.config.retries:
                 raise
             found = {
                 "retries": found["retries"] + 1,

@@ -15,7 +15,7 @@ from remem_jax import data, evaluate, mesh, signals
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.storage import checkpoints, logs
 from remem_jax.train import compiling, flops, loop, profiling
-from remem_jax.workflow import pretrained
+from remem_jax.workflow import advice, pretrained
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -208,7 +208,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
         )
         with (
             contextlib.closing(run.feed.train(job.batch_size, done)) as batches,
-            _advice(part),
+            advice.given(part),
             signals.steps() as ended,
         ):
             last = loop.fit(
@@ -259,24 +259,6 @@ class _Speed:
         rate = self._operations / metrics["step_seconds"]
         found = {"teraflops": rate / 1e12, **profiling.memory_peaks()}
         return found | ({"utilisation": rate / self._peak} if self._peak else {})
-
-
-@contextlib.contextmanager
-def _advice(part: str) -> Iterator[None]:
-    """Says what to set where the loss is no number any more."""
-    settings = {
-        "teachers": "config.teacher.learning_rate, or config.teacher.rho",
-        "students": "config.student.learning_rates",
-        "pretrain": "config.train.learning_rate",
-        "information": "config.information.learning_rate",
-    }[part.partition("/")[0]]
-    try:
-        yield
-    except loop.NonFiniteLossError as error:
-        retry = ", or set config.retries" if part.startswith("teachers/") else ""
-        raise loop.NonFiniteLossError(
-            f"{part}: {error}. Lower {settings}, in another --workdir{retry}."
-        ) from error
 
 
 def _compiled(found: compiling.Compiled) -> str:

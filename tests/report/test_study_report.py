@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from remem_jax import checks, report
-from remem_jax.report import gains, layout, paper, study, tables, trials
+from remem_jax.report import gains, layout, paper, searched, study, tables, trials
 
 HOSTILE = '<script>alert("1")</script> $\\frac{$ | `x` \u202e\x01\udcff\nnext [a](http://evil) _b_'
 SIX = {
@@ -197,6 +197,29 @@ def hostile(record: dict[str, Any]) -> dict[str, Any]:
     record["cells"][1]["replicates"][0] |= {"trial": HOSTILE, "settings": {HOSTILE: HOSTILE}}
     record["trials"][2] |= {"trial": HOSTILE, "reason": HOSTILE, "device": HOSTILE}
     record["trials"][2]["settings"] = {HOSTILE: [HOSTILE]}
+    place = {"row": HOSTILE, "column": HOSTILE, "seed": 0}
+    grid = {"settings": 1, "teacher": {HOSTILE: [0.5]}, "fixed": {}, "checkpoints": [5]}
+    student = {"loss": HOSTILE, "learning_rate": [0.1], "temperature": [], "weight": [], "seed": []}
+    record["search"] |= {
+        "kind": "halving",
+        "rows": [{"row": HOSTILE, "columns": [HOSTILE], "grid": grid | {"students": [student]}}],
+        "rungs": [
+            {
+                **place,
+                "settings": 1,
+                "rungs": [{"fraction": 1.0, "planned": 1, "reached": 1, "done": 1}],
+            }
+        ],
+        "dropped": [
+            {
+                **place,
+                "settings": {HOSTILE: [HOSTILE]},
+                "fraction": None,
+                "trial": HOSTILE,
+                "validation": None,
+            }
+        ],
+    }
     return record
 
 
@@ -422,6 +445,118 @@ def test_no_gains_where_none_is_ours(record: dict[str, Any], write: Write) -> No
 
     assert gains.over_baseline(record, "validation") == []
     assert "Gains over the baseline" not in write()[1]
+
+
+def test_beneath_a_gain_stands_its_paired_error_seed_by_seed(record: dict[str, Any]) -> None:
+    found = {"difference": 0.03, "standard_error": 0.0125, "p_value": 0.0312, "images": 10_000}
+    record["compared"] = [
+        {
+            "baseline": "mobilenet_v2_finetune",
+            "row": "mobilenet_v2_remem",
+            "column": "cifar100",
+            "choice": choice,
+            "seeds": [{"seed": 0, **found}, {"seed": 1, "why": "not on record"}],
+        }
+        for choice in ("validation", "test")
+    ]
+
+    lines = _gains(record)
+
+    line = lines["MobileNetV2: ReMem over Fine-tuning (paired error)"]
+    assert line["CIFAR-100"] == "1.25 (p = 0.031); not on record"
+    assert {line[title] for title in line if title != "CIFAR-100"} == {tables.NOTHING}
+
+
+@pytest.mark.parametrize(
+    ("on_test", "expected"),
+    [(False, "Each trial read test once"), (True, "Every student was measured on test too")],
+)
+def test_how_often_test_was_read_is_said_as_it_was(
+    record: dict[str, Any], write: Write, on_test: bool, expected: str
+) -> None:
+    record["choose_on_test"] = on_test
+
+    for text in write():
+        assert expected in text
+        assert ("read test once" in text) != on_test
+
+
+@pytest.fixture
+def halved(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, of a search by halving."""
+    place = {"row": "mobilenet_v2_remem", "column": "cifar100", "seed": 0}
+    rung = {"planned": 4, "reached": 4, "done": 3}
+    student = {"loss": "dist", "learning_rate": [0.5, 1.0], "temperature": [2.0]}
+    record["search"] |= {
+        "kind": "halving",
+        "rows": [
+            {
+                "row": place["row"],
+                "columns": ["cifar100"],
+                "grid": {
+                    "settings": 9,
+                    "teacher": {"rho": [0.05, 0.5]},
+                    "fixed": {"mlp_weight": 1.0},
+                    "checkpoints": [500, 1000],
+                    "students": [{**student, "weight": [], "seed": [0]}],
+                },
+            }
+        ],
+        "rungs": [
+            {
+                **place,
+                "settings": 9,
+                "rungs": [
+                    {"fraction": 0.25, **rung},
+                    {"fraction": 1.0, **rung, "planned": 1, "reached": 0},
+                ],
+            }
+        ],
+        "dropped": [
+            {**place, "settings": {"rho": rho}, "fraction": part, "trial": key, "validation": share}
+            for rho, part, key, share in ((0.05, None, None, None), (0.5, 0.25, "b2", 0.375))
+        ],
+    }
+    return record
+
+
+def test_what_was_searched_is_shown_row_by_row(halved: dict[str, Any]) -> None:
+    table = searched.grids(halved)
+
+    assert table is not None
+    assert table.rows == (
+        (
+            "MobileNetV2: ReMem",
+            "CIFAR-100",
+            "9",
+            "rho 0.05, 0.5; mlp_weight fixed at 1",
+            "500, 1000",
+            "dist",
+            "0.5, 1",
+            "2",
+            tables.NOTHING,
+            "0",
+        ),
+    )
+
+
+def test_a_search_by_halving_lists_its_rungs_and_what_it_left_out(
+    halved: dict[str, Any], write: Write
+) -> None:
+    rungs, dropped = searched.halving(halved)
+
+    assert rungs.columns[3:] == ("Settings", "Begun", "1/4 of the steps", "All steps")
+    assert rungs.rows[0][3:] == ("9", "4", "4 of 4", "0 of 1")
+    assert [row[3:] for row in dropped.rows] == [
+        ("never begun", tables.NOTHING, tables.NOTHING, "0.05"),
+        ("after 1/4 of the steps", "b2", "37.50", "0.5"),
+    ]
+    for text in write():
+        assert "Settings never tried in full" in text
+
+
+def test_a_whole_grid_has_no_rungs(record: dict[str, Any]) -> None:
+    assert searched.halving(record) == []
 
 
 def test_gains_are_over_fine_tuning_where_it_is_not_first(record: dict[str, Any]) -> None:
@@ -651,7 +786,7 @@ def test_markdown_tables_have_the_same_columns_in_each_line(
     found = _markdown_tables(write()[1])
 
     # Results, gains, missing, data, cost, selected, trials, versions; more where some are on test.
-    assert len(found) == (8 if fixture == "record" else 10)
+    assert len(found) == (8 if fixture == "record" else 13)
     for lines in found:
         assert len({_columns(line) for line in lines}) == 1
 

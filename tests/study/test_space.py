@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -185,30 +185,90 @@ def _search(kind: str = "halving", **settings: Any) -> ConfigDict:
     )
 
 
-@given(
-    candidates=st.integers(1, 200),
-    reduction=st.integers(2, 5),
-    rungs=st.integers(1, 4),
-    budget=st.floats(0.05, 1.0),
+GRIDS = st.lists(st.integers(1, 60), min_size=1, max_size=5)
+OF_SEARCH = st.fixed_dictionaries(
+    {
+        "reduction": st.integers(2, 5),
+        "rungs": st.integers(1, 4),
+        "budget": st.floats(0.05, 1.0),
+    }
 )
-def test_rungs_cost_no_more_than_the_budget_and_begin_with_as_many_as_it_holds(
-    candidates: int, reduction: int, rungs: int, budget: float
-) -> None:
-    settings = _search(reduction=reduction, rungs=rungs, budget=budget)
 
-    def spent(first: int) -> float:
-        return sum(
-            max(1, first // reduction**r) / reduction ** (rungs - 1 - r) for r in range(rungs)
+
+@given(grids=GRIDS, options=OF_SEARCH)
+def test_rows_have_as_many_full_trials_as_each_other_or_all_that_they_have(
+    grids: list[int], options: dict[str, Any]
+) -> None:
+    sizes = _sizes(grids, options)
+
+    full = [own[1.0] for own in sizes]
+    most = max(full)
+    assert all(own in (most, grid) for own, grid in zip(full, grids, strict=True))
+    for own, grid in zip(sizes, grids, strict=True):
+        numbers = list(own.values())
+        assert list(own) == sorted(own)
+        assert grid >= numbers[0]
+        assert all(above < below for below, above in itertools.pairwise(numbers))
+
+
+@given(grids=GRIDS, options=OF_SEARCH)
+def test_rungs_cost_no_more_than_the_budget_and_begin_with_as_many_as_it_holds(
+    grids: list[int], options: dict[str, Any]
+) -> None:
+    sizes = _sizes(grids, options)
+    pairs = [(own, grid) for own, grid in zip(sizes, grids, strict=True) if grid > 1]
+    held = options["budget"] * sum(grid for _, grid in pairs) + 1e-9
+
+    begun = [max(own.values()) for own, _ in pairs]
+    spent = sum(fraction * number for own, _ in pairs for fraction, number in own.items())
+    left_out = [own for own, grid in pairs if max(own.values()) < grid]
+
+    assert spent <= held
+    if left_out:  # One more of each of these would be too much.
+        assert len({max(own.values()) for own in left_out}) == 1
+        assert max(begun) == max(left_out[0].values())
+        lowest = options["reduction"] ** (1.0 - options["rungs"])
+        assert (
+            spent + lowest * len(left_out) > held
+            or options["rungs"] == 1
+            or (any(lowest not in own for own in left_out))
         )
 
-    held = budget * candidates + 1e-9  # Rounding decides nothing.
-    fit = [first for first in range(1, candidates + 1) if spent(first) <= held]
-    if fit:
-        sizes = space.halving_sizes(candidates, settings)
-        assert sizes == [max(1, fit[-1] // reduction**r) for r in range(rungs)]
-    else:
-        with pytest.raises(SettingError, match=r"config\.search\.budget"):
-            space.halving_sizes(candidates, settings)
+
+def _sizes(grids: list[int], options: dict[str, Any]) -> list[dict[float, int]]:
+    """The rungs of rows with such grids; what cannot be is no example."""
+    settings = _search(**options)
+    rows = {str(number): grid for number, grid in enumerate(grids)}
+    searched = [grid for grid in grids if grid > 1]
+    assume(len(searched) <= settings.budget * sum(searched))
+    return list(space.halving_sizes(rows, settings).values())
+
+
+def test_a_budget_below_one_trial_of_each_row_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"config\.search\.budget .* grids of 4, 1: raise it"):
+        space.halving_sizes({"remem": 4, "scratch": 1}, _search())
+
+
+def test_rows_that_are_not_run_now_count_for_the_rungs_of_others(config: ConfigDict) -> None:
+    config.search = _search(budget=0.5)
+    grids = space.grid_sizes(config)
+    whole = search.Search(config.search, space.trials(config), grids)
+    config.only = "remem"
+
+    alone = search.Search(config.search, space.trials(config), space.grid_sizes(config))
+
+    (cell,) = alone.cells
+    sizes = [[rung.size for rung in found.cells[cell].rungs] for found in (alone, whole)]
+    assert sizes[0] == sizes[1]
+
+
+def test_rows_of_a_study_come_to_as_many_full_trials(config: ConfigDict) -> None:
+    trials = space.trials(config)
+
+    done = _run(_search(budget=0.6, rungs=2), trials, _hashed, random.Random(0))
+
+    full = collections.Counter(trial.row for trial in trials if trial.key in done)
+    assert full == {"scratch": 1, "finetune": 2, "reweight": 2, "sam": 2, "remem": 2}
 
 
 def _run(

@@ -5,13 +5,15 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 
 from configs import quickstart, study
-from remem_jax import report
+from remem_jax import paired, report
 from remem_jax.settings import deciding
-from remem_jax.study import cost, queue, space, summary
+from remem_jax.study import cost, queue, search, space, summary
 from remem_jax.study.space import Trial
 
 TOTAL = cost.Total(5, 500, 1000, 10, 1e9, 0.5)
@@ -122,7 +124,11 @@ def _of(config: ConfigDict, row: str = "remem", seed: int = 0) -> list[Trial]:
 
 
 def _make(config: ConfigDict, shared: Shared) -> dict[str, Any]:
-    return summary.make(config, space.trials(config), shared, TOTAL)
+    found = search.Search(config.search, space.trials(config), space.grid_sizes(config))
+    values = {
+        key: one["methods"][0]["student"]["validation"]["top1"] for key, one in shared.given.items()
+    }
+    return summary.make(config, found, found.wanted(values).trials, shared, TOTAL)
 
 
 def _replicates(found: dict[str, Any], row: str, choice: str = "validation") -> list[Any]:
@@ -319,7 +325,7 @@ def test_a_short_trial_does_not_stand_in_a_cell(config: ConfigDict, shared: Shar
     full, short = _of(config)[0], space.scaled(_of(config)[0], 0.25)
     shared.given = {full.key: _record(full, 0.5, 0.5), short.key: _record(short, 0.9, 0.9)}
 
-    found = summary.make(config, [short, full], shared, TOTAL)
+    found = summary.make(config, search.Search(config.search, [full]), [short, full], shared, TOTAL)
 
     (replicate,) = _replicates(found, "remem")
     assert replicate["trial"] == full.key
@@ -330,7 +336,7 @@ def test_a_cell_with_short_trials_alone_is_begun(config: ConfigDict, shared: Sha
     full, short = _of(config)[0], space.scaled(_of(config)[0], 0.25)
     shared.given = {short.key: _record(short, 0.9, 0.9)}
 
-    found = summary.make(config, [short, full], shared, TOTAL)
+    found = summary.make(config, search.Search(config.search, [full]), [short, full], shared, TOTAL)
 
     assert found["cells"] == []
     assert [one["why"] for one in found["missing"]] == ["begun"]
@@ -395,3 +401,146 @@ def test_a_report_can_be_drawn_of_what_is_known_at_any_time(
 def _student_means(folder: pathlib.Path) -> dict[tuple[str, str], str]:
     rows = csv.DictReader((folder / "table.csv").read_text().splitlines())
     return {(row["choice"], row["row"]): row["student_mean"] for row in rows if row["student_mean"]}
+
+
+def test_what_was_searched_is_what_the_trials_of_each_row_have(config: ConfigDict) -> None:
+    config.rows.remem.changes = ConfigDict({"student": {"losses": ("dist",), "weights": (1.0,)}})
+    config.only = ""
+
+    found = {one["row"]: one["grid"] for one in _make(config, Shared())["search"]["rows"]}
+
+    own = config.base.student
+    rates, temperatures = list(own.learning_rates), list(own.temperatures)
+    assert found["remem"]["teacher"] == {"rho": [0.05, 0.5, 1.0]}
+    assert found["remem"]["students"] == [
+        {
+            "loss": "dist",
+            "learning_rate": rates,
+            "temperature": temperatures,
+            "weight": [1.0],
+            "seed": [0],
+        }
+    ]
+    assert [one["loss"] for one in found["finetune"]["students"]] == list(own.losses)
+    assert found["finetune"]["teacher"] == {}
+    assert found["finetune"]["fixed"]["rho"] == 0
+    (scratch,) = found["scratch"]["students"]
+    assert (scratch["loss"], scratch["temperature"], scratch["weight"]) == (None, [], [])
+    assert scratch["learning_rate"] == rates
+
+
+def test_a_column_that_changes_students_has_a_grid_of_its_own(config: ConfigDict) -> None:
+    config.columns.short = ConfigDict(study.column("Short", student={"temperatures": (9.0,)}))
+    config.columns.twin = ConfigDict(study.column("Twin", student={"mixup": 0.1}))
+    config.column_order = ("digits", "short", "twin")
+    config.only = "remem"
+
+    found = _make(config, Shared())["search"]["rows"]
+
+    assert [one["columns"] for one in found] == [["digits", "twin"], ["short"]]
+    assert found[1]["grid"]["students"][0]["temperature"] == [9.0]
+
+
+@pytest.fixture
+def halving(config: ConfigDict) -> ConfigDict:
+    """Of two rows of 9 and 3 settings, of which one each is tried in full."""
+    config.grid = ConfigDict({"learning_rate": (0.01, 0.1, 0.2), "rho": (0.05, 0.5, 1.0)})
+    config.only, config.seeds = "finetune,remem", (0,)
+    config.search.kind, config.search.reduction, config.search.rungs = "halving", 3, 2
+    config.search.budget = 0.42
+    return config
+
+
+def test_a_search_says_how_many_of_each_row_begin_and_end(
+    halving: ConfigDict, shared: Shared
+) -> None:
+    text = _make(halving, shared)["search"]["text"]
+
+    # 5 x 1/3 + 1 and 3 x 1/3 + 1 are 4.67; a sixth would be 5, which is still within 5.04.
+    assert "ReMem: of 9 settings 6 begin with 1/3 of the steps, 1 is tried in full." in text
+    assert "Fine-tuning: of 3 settings 3 begin with 1/3 of the steps, 1 is tried in full." in text
+    assert "From scratch: one setting, which is tried in full; its grid has no more." in text
+    assert "as much as 5 full trials of 12 (41.7 %); config.search.budget allows 42 %" in text
+    assert "begins again from the start" in text
+
+
+def test_settings_that_never_end_are_listed_with_why(halving: ConfigDict, shared: Shared) -> None:
+    before = _make(halving, shared)["search"]
+    trials = (
+        search.Search(halving.search, space.trials(halving), space.grid_sizes(halving))
+        .wanted({})
+        .trials
+    )
+    for number, trial in enumerate(trials):
+        shared.given[trial.key] = _record(trial, number / 10, 0.5)
+
+    after = _make(halving, shared)["search"]
+
+    # At first only what the budget leaves out is known: three settings of ReMem.
+    assert [(one["row"], one["fraction"]) for one in before["dropped"]] == [("remem", None)] * 3
+    counts = {(one["row"], one["fraction"] is None) for one in after["dropped"]}
+    assert counts == {("finetune", False), ("remem", False), ("remem", True)}
+    assert len(after["dropped"]) == 3 - 1 + 9 - 1
+    for one in after["dropped"]:
+        if one["fraction"] is not None:
+            assert (
+                shared.given[one["trial"]]["methods"][0]["student"]["validation"]["top1"]
+                == (one["validation"])
+            )
+    assert [
+        (one["row"], one["settings"], [rung["reached"] for rung in one["rungs"]])
+        for one in after["rungs"]
+    ] == [("finetune", 3, [3, 1]), ("remem", 9, [6, 1])]
+
+
+def test_a_grid_drops_nothing(config: ConfigDict, shared: Shared) -> None:
+    found = _make(config, shared)["search"]
+
+    assert found["dropped"] == []
+    assert {rung["planned"] for one in found["rungs"] for rung in one["rungs"]} == {1, 3}
+
+
+def _answered(config: ConfigDict, shared: Shared, row: str, right: list[bool]) -> None:
+    """Gives a row a trial whose student is right about these images."""
+    (trial, *_) = _of(config, row)
+    found = _record(trial, 0.5, sum(right) / len(right))
+    found["data"] |= {"fingerprint": "one", "test_labels": paired.pack(np.arange(len(right)) % 2)}
+    found["methods"][0]["test_correct"] = {"students": [paired.pack(np.array(right))]}
+    shared.given[trial.key] = found
+
+
+def test_rows_are_compared_on_the_same_images(config: ConfigDict, shared: Shared) -> None:
+    config.only, config.seeds = "finetune,remem", (0,)
+    # Of 40 images ReMem is right where the other is not about 9, the other way round about 1.
+    _answered(config, shared, "finetune", [True] * 21 + [False] * 19)
+    _answered(config, shared, "remem", [False] + [True] * 29 + [False] * 10)
+
+    (one,) = _make(config, shared)["compared"]
+
+    (seed,) = one["seeds"]
+    assert (one["baseline"], one["row"], one["column"]) == ("finetune", "remem", "digits")
+    assert seed["difference"] == pytest.approx(8 / 40)
+    assert seed["standard_error"] == pytest.approx(np.sqrt(10 - 8**2 / 40) / 40)
+    assert seed["p_value"] == pytest.approx(stats.binomtest(9, 10).pvalue)
+    assert seed["images"] == 40
+
+
+def test_rows_on_other_images_are_not_compared(config: ConfigDict, shared: Shared) -> None:
+    config.only, config.seeds = "finetune,remem", (0,)
+    for row in ("finetune", "remem"):
+        _answered(config, shared, row, [True, False])
+    shared.given[_of(config)[0].key]["data"]["fingerprint"] = "another"
+
+    (one,) = _make(config, shared)["compared"]
+
+    assert one["seeds"] == [{"seed": 0, "why": "other test images"}]
+
+
+def test_trials_of_an_older_version_have_no_error(config: ConfigDict, shared: Shared) -> None:
+    config.only, config.seeds = "finetune,remem", (0,)
+    for row in ("finetune", "remem"):
+        shared.given[_of(config, row)[0].key] = _record(_of(config, row)[0], 0.5, 0.5)
+
+    (one,) = _make(config, shared)["compared"]
+
+    assert one["seeds"] == [{"seed": 0, "why": "not on record"}]

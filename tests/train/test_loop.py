@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from remem_jax.train import loop
+from remem_jax.train import finite, loop
 
 
 class Memory:
@@ -34,6 +34,7 @@ def fit(
     *,
     first_step: int = 0,
     losses: dict[int, Any] | None = None,
+    faults: dict[int, Any] | None = None,
     memory: Memory | None = None,
     seconds: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[Any, Memory]:
@@ -50,7 +51,9 @@ def fit(
 
     def step(state: int, batch: Any) -> tuple[int, Any]:
         time.sleep(seconds[1])
-        return state + batch, {"loss": (losses or {}).get(state + 1, 1.0)}
+        loss, fault = (known or {} for known in (losses, faults))
+        found = {"loss": loss.get(state + 1, 1.0)}
+        return state + batch, found | ({"fault": fault.get(state + 1, 0)} if fault else {})
 
     last = loop.fit(
         first_step,
@@ -118,6 +121,58 @@ def test_a_loss_that_is_no_number_is_seen_before_its_state_is_kept(step: int) ->
 def test_one_diverged_student_does_not_stop_the_others() -> None:
     last, _ = fit(losses={6: [float("nan"), 1.0]})
     assert last == 10
+
+
+def _part(name: str) -> int:
+    return 1 + finite.PARTS.index(name)
+
+
+NAN, LOST = float("nan"), _part("parameters")
+
+
+@pytest.mark.parametrize("part", ["data", "teacher", "loss", "gradient", "update"])
+def test_what_was_not_finite_first_is_named_with_its_step(part: str) -> None:
+    # Logged at step 6, when all that follows from it is lost too.
+    with pytest.raises(loop.NonFiniteLossError, match=r"nan at step 6; .*, at step 5;") as caught:
+        fit(losses={6: NAN}, faults={5: _part(part), 6: LOST})
+
+    assert caught.value.part == part
+    assert caught.value.of_rate == (part in ("loss", "gradient", "update"))
+
+
+@pytest.mark.parametrize(("first_step", "part"), [(0, "checkpoint"), (8, "parameters")])
+def test_parameters_that_training_starts_from_are_told_from_those_that_it_made(
+    first_step: int, part: str
+) -> None:
+    faults = dict.fromkeys(range(11), LOST)
+
+    with pytest.raises(loop.NonFiniteLossError) as caught:
+        fit(first_step=first_step, faults=faults)
+
+    assert (caught.value.part, caught.value.of_rate) == (part, False)
+
+
+def test_of_students_the_one_that_was_lost_last_says_why() -> None:
+    # The first was lost before step 3, where the other was sound.
+    faults = {2: [_part("loss"), 0], 3: [LOST, 0], 4: [LOST, 0], 5: [LOST, _part("teacher")]}
+
+    with pytest.raises(loop.NonFiniteLossError, match="at step 5;") as caught:
+        fit(faults=faults | {6: [LOST, LOST]}, losses={step: [1.0, 1.0] for step in range(11)})
+
+    assert caught.value.part == "teacher"
+
+
+def test_a_state_is_not_saved_whose_update_was_not_finite() -> None:
+    memory = Memory()
+
+    with pytest.raises(loop.NonFiniteLossError, match="at step 4;"):
+        fit(memory=memory, faults={4: _part("update")})
+
+    assert memory.saved == []
+
+
+def test_faults_are_not_logged() -> None:
+    assert all("fault" not in metrics for _, metrics in fit(faults={99: 1})[1].logged)
 
 
 @pytest.mark.parametrize("after", [1, 4, 9])

@@ -1,0 +1,46 @@
+"""Which part of a training step is not finite: found on the device, read where it is needed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+# In the order in which a step takes them: what comes first is the reason for what follows.
+_GIVEN = ("data", "parameters", "teacher")
+_FOUND = ("loss", "gradient", "update")
+PARTS = (*_GIVEN, *_FOUND)
+_SCALE = 2.0**-40  # No sum of finite float32 numbers overflows, nor does a small one vanish.
+
+
+def fault(parts: Mapping[str, Any]) -> Int[Array, ""]:
+    """The first part of a step that is not finite, where what the step has found is not.
+
+    It costs one more pass over each part, and what is read of it is one number.
+
+    Args:
+        parts: Trees of arrays, by their names in `PARTS`: at least "loss", "gradient" and
+            "update", which is the new state.
+
+    Returns:
+        0 where these three are finite, whatever else is not (a teacher of weight 0); else the
+        number of the first part in `PARTS`, from 1.
+    """
+    whole = {name: is_finite(tree) for name, tree in parts.items()}
+    found = jnp.zeros((), jnp.int32)
+    for number, name in reversed(list(enumerate(PARTS, 1))):
+        if name in whole:
+            found = jnp.where(whole[name], found, number)
+    return jnp.where(jnp.all(jnp.stack([whole[name] for name in _FOUND])), 0, found)
+
+
+def is_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether all numbers of a tree are finite; whole numbers always are."""
+    # A sum takes a third of the time of looking at each number, on a CPU.
+    sums = [
+        jnp.sum(leaf.astype(jnp.float32) * _SCALE)
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.isfinite(jnp.stack(sums))) if sums else jnp.array(True)

@@ -1,0 +1,116 @@
+"""Which part of a step is said to be not finite, for steps of a linear model that is broken."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from remem_jax import losses
+from remem_jax.records import Answer, Batch, Settings
+from remem_jax.train import finite, objectives, state, steps
+
+pytestmark = pytest.mark.usefixtures("mixed_dtypes")
+NAN, INFINITY = jnp.nan, jnp.inf
+
+
+def linear(params: Any, statistics: Any, images: Any, key: Any) -> Any:
+    del key
+    return images.mean((1, 2)) @ params["kernel"] * params["scale"], statistics
+
+
+def supervised(
+    *,
+    pixel: float = 1.0,
+    scale: float = 1.0,
+    frozen: float = 1.0,
+    rate: float = 0.1,
+    loss: Any = losses.cross_entropy,
+) -> str | None:
+    """The part at fault in the first step of a teacher."""
+    tx = optax.with_extra_args_support(optax.sgd(rate))
+    step = steps.make_supervised_step(
+        linear, tx, lambda key, images: images * pixel, key=jax.random.key(0), loss=loss
+    )
+    first = state.create({"params": {"kernel": jnp.full((3, 2), scale)}}, tx)
+    batch = Batch(jnp.ones((4, 2, 2, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
+    _, metrics = jax.jit(step)(first, batch, {"scale": jnp.asarray(frozen)})
+    return named(metrics)
+
+
+def taught(*, logit: float = 1.0, weight: float = 0.5) -> str | None:
+    """The part at fault in the first step of a student by KD."""
+    tx = optax.sgd(1.0)
+
+    def apply(*arguments: Any) -> Any:
+        logits, statistics = linear(*arguments)
+        return Answer(logits), statistics
+
+    def loss(*arguments: Any, **settings: Any) -> Any:
+        return objectives.STUDENT_LOSSES["kd"](*arguments, hard_labels=True, **settings)
+
+    step = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(0))
+    params = {"kernel": jnp.ones((3, 2)), "scale": jnp.ones(())}
+    images, labels = jnp.ones((4, 2, 2, 3)), jnp.zeros(4, jnp.int32)
+    teacher = Answer(jnp.full((4, 2), logit))
+    settings = Settings(0.1, 1.0, weight, 0)
+    _, metrics = jax.jit(step)(
+        state.create({"params": params}, tx), images, labels, teacher, settings
+    )
+    return named(metrics)
+
+
+def named(metrics: Any) -> str | None:
+    fault = int(metrics["fault"])
+    return finite.PARTS[fault - 1] if fault else None
+
+
+def infinite(logits: Any, labels: Any) -> Any:
+    return jnp.sum(logits) / jnp.sum(labels)  # Of labels that are all 0.
+
+
+def steep(logits: Any, labels: Any) -> Any:
+    del labels
+    return jnp.sum(jnp.sqrt(logits - jax.lax.stop_gradient(logits)))  # 0, as steep as can be.
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        ({}, None),
+        ({"pixel": NAN}, "data"),
+        ({"scale": NAN}, "parameters"),
+        ({"frozen": INFINITY}, "parameters"),
+        ({"loss": infinite}, "loss"),
+        ({"loss": steep}, "gradient"),
+        ({"rate": 3e38, "scale": 1e3, "loss": lambda x, y: 9.0 * jnp.sum(x)}, "update"),
+        ({"pixel": NAN, "scale": NAN}, "data"),
+    ],
+)
+def test_the_first_part_of_a_teachers_step_that_is_broken_is_named(
+    broken: dict[str, Any], expected: str | None
+) -> None:
+    assert supervised(**broken) == expected
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [({}, None), ({"logit": NAN}, "teacher"), ({"logit": NAN, "weight": 0.0}, None)],
+)
+def test_a_teacher_that_is_broken_is_named_where_it_counts(
+    broken: dict[str, Any], expected: str | None
+) -> None:
+    assert taught(**broken) == expected
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e-38, NAN, INFINITY, -INFINITY])
+def test_a_tree_is_finite_where_numpy_finds_all_of_it_to_be(value: float) -> None:
+    whole = np.full((300, 300), value, np.float32)
+    one = np.ones((300, 300), np.float32)
+    one[7, 9] = value
+
+    for array in (whole, one):
+        found = finite.is_finite({"a": jnp.asarray(array), "b": jnp.zeros(3, jnp.int32)})
+        assert bool(found) == np.isfinite(array).all()

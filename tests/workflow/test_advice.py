@@ -1,0 +1,31 @@
+"""What is said where a loss is not finite: advice for the part that was not finite first."""
+
+import pytest
+
+from remem_jax.train import loop
+from remem_jax.workflow import advice
+
+
+@pytest.mark.parametrize(
+    ("part", "fault", "expected"),
+    [
+        ("teachers/remem", "gradient", r"Lower config\.teacher\.learning_rate, .*config\.retries"),
+        ("students/remem/step_5", "loss", r"Lower config\.student\.learning_rates"),
+        ("pretrain", "update", r"Lower config\.train\.learning_rate"),
+        ("information/remem", "loss", r"Lower config\.information\.learning_rate"),
+        ("teachers/remem", "checkpoint", r"No learning rate helps: .*config\.teacher\.init"),
+        ("students/remem/step_5", "checkpoint", r"No learning rate helps: .*initialisers"),
+        ("students/remem/step_5", "teacher", r"No learning rate .*tune it again.*teacher\.steps"),
+        ("information/remem", "teacher", r"No learning rate helps: .*leave it out"),
+        ("teachers/remem", "data", r"No learning rate .*crop_area, and config\.teacher\.mixup"),
+        ("pretrain", "data", r"No learning rate helps: .*crop_area\)\.$"),
+        ("students/remem/step_5", "parameters", r"Checkpoints .*begin again in another"),
+    ],
+)
+def test_advice_is_for_the_part_that_was_not_finite(part: str, fault: str, expected: str) -> None:
+    match = f"^{part}: bad\\. {expected}"
+
+    with pytest.raises(loop.NonFiniteLossError, match=match) as caught, advice.given(part):
+        raise loop.NonFiniteLossError("bad", fault)
+
+    assert caught.value.part == fault
