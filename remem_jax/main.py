@@ -89,7 +89,11 @@ def main(argv: Sequence[str]) -> None:
         mesh.abandon(told or redaction.without_secrets(traceback.format_exc()))
         if told is None:
             raise
+        if isinstance(error, KeyboardInterrupt):
+            signals.leave(told)
         sys.exit(told)
+    finally:
+        signals.release()
 
 
 def _runner() -> Callable[..., None]:

@@ -8,10 +8,11 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, NoReturn
 
 from absl import logging
 
@@ -27,13 +28,14 @@ class _State:
         doing: "other" where a signal is to end it at once; "run" where a step may be near, after
             which it is to end; "steps" where it takes steps, which it is to save.
         came: Signals that were heard.
+        last: Number of the last of them.
         over: Whether the patience with a run that takes no step is at an end.
         obeyed: Whether the run is on its way to end.
     """
 
     def __init__(self) -> None:
         self.doing: Literal["other", "run", "steps"] = "other"
-        self.came, self.over, self.obeyed = 0, False, False
+        self.came, self.last, self.over, self.obeyed = 0, 0, False, False
 
 
 _state = _State()
@@ -71,6 +73,25 @@ def listen(last_words: str) -> None:
     threading.Thread(target=_watch, args=arguments, name="signals", daemon=True).start()
 
 
+def leave(told: str) -> NoReturn:
+    """Ends the command after a `KeyboardInterrupt`; after a second signal, without waiting for more.
+
+    Python would first wait for what the devices still compute, when no thread of its runs any more.
+    """
+    if _state.came > 1:
+        sys.stderr.write(f"{told}\n")
+        sys.stderr.flush()
+        os._exit(128 + _state.last)
+    release()
+    sys.exit(told)
+
+
+def release() -> None:
+    """From now on a signal ends the process as the system has it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def asked() -> bool:
     """Whether a signal has come: the run is to end after this step."""
     return _state.came > 0
@@ -106,8 +127,8 @@ def steps() -> Iterator[Callable[[], None]]:
 
 
 def _hear(number: int, frame: object) -> None:
-    del number, frame
-    _state.came += 1
+    del frame
+    _state.came, _state.last = _state.came + 1, number
     if _state.came > 1 or _state.over or _state.doing == "other":
         _state.obeyed = True
         raise KeyboardInterrupt
