@@ -74,7 +74,7 @@ def listen(last_words: str) -> None:
 
 
 def leave(told: str) -> NoReturn:
-    """Ends the command after a `KeyboardInterrupt`; after a second signal, without waiting for more.
+    """Ends the command after a `KeyboardInterrupt`; after a second signal, at once.
 
     Python would first wait for what the devices still compute, when no thread of its runs any more.
     """

@@ -236,7 +236,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
 
     with pytest.raises(SettingError, match="cannot be read: not a regular file"):
-        runs.read_image(tmp_path / "pipe.png", 8)
+        runs.read_image(tmp_path / "pipe.png", Preprocessing(8))
 
 
 # Bad ones.

@@ -111,7 +111,7 @@ def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: parts.Run) -
         for method, rate in rates.items()
     ]
 
-    (sentence,) = remem._retried(run, [remem.Outcome(row, [], [], {}) for row in rows])
+    (sentence,) = remem._retried(run, [remem.Outcome(row, [], [], {}, {}) for row in rows])
 
     assert sentence.startswith(
         "The teacher of remem was tuned at a learning rate of 0.005: at 0.02"

@@ -489,7 +489,10 @@ def test_any_values_of_the_right_type_pass_or_are_refused_in_one_line(
     for name, value in drawn.draw(strategies.lists(strategies.sampled_from(leaves), max_size=3)):
         _set(config, name, drawn.draw(OF_A_TYPE[type(value)], label=name))
 
+    refusal = ""
     try:
         check(config)
     except SettingError as error:
-        assert len(str(error).splitlines()) == 1
+        refusal = str(error)
+
+    assert len(refusal.splitlines()) <= 1

@@ -96,7 +96,8 @@ def _teacher(way: str, room: _Class, count: int, folder: pathlib.Path) -> Iterat
             if stored is not None:
                 return Answer(jnp.asarray(stored))
             answer = room.teach(step, images)
-            kept.write(step, np.asarray(answer.logits))
+            if answer is not None:
+                kept.write(step, np.asarray(answer.logits))
             return answer
 
         yield teach
