@@ -253,8 +253,7 @@ def _look(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, cac
                 "config.data.corrupt_limit."
             ) from error
     if pixels and any(one.pixels is None for one in found.values()):
-        side = storage.stored_size
-        _fits(source, storage, images, (side, side), limit)  # Not all are like the first.
+        _fits(source, storage, images, (storage.stored_size,) * 2, limit)  # Not as the first is.
     return found
 
 
