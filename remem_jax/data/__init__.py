@@ -23,6 +23,7 @@ from remem_jax.data import (
     prepared,
     registry,
     sources,
+    walk,
 )
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Part, Source
 from remem_jax.records import Feed
@@ -99,7 +100,7 @@ def open_source(name: str, *, path: str, data_dir: str) -> Source:
     """Opens a data set by name, decoding nothing yet.
 
     Raises:
-        SettingError: If it is unknown, not there, or has fewer than two classes.
+        SettingError: If it is unknown, cannot be opened, or has fewer than two classes.
     """
     if name == "digits":
         source = sources.digits()
@@ -139,7 +140,7 @@ def load(
             images take more memory than allowed.
     """
     found = _look(source, storage, corrupt_limit)
-    skipped = tuple(line for one in found.values() for line in one.skipped)
+    skipped = tuple(walk.shown(line) for one in found.values() for line in one.skipped)
     if skipped:
         logging.warning("Skipped %d corrupt images: %s", len(skipped), "; ".join(skipped))
     chosen = {name: np.arange(len(one.kept)) for name, one in found.items()}
@@ -166,12 +167,11 @@ def load(
             pixels[name] = device.Split(image, one.labels[rows])
         digest.update(f"{name} {one.digest}".encode() + rows.tobytes())
     resident = len(pixels) == len(parts)
-    height, width = pixels[TRAIN].image.shape[1:3] if resident else (0, 0)
     return Dataset(
         source.title,
         parts,
         pixels if resident else None,
-        (height, width) if resident else None,
+        pixels[TRAIN].image.shape[1:3] if resident else None,
         sum(split.image.nbytes for split in pixels.values()) if resident else 0,
         resident and any(one.resized for one in found.values()),
         source.classes,
@@ -258,12 +258,11 @@ def _look(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, cac
         except cache.TooManyCorruptError as error:
             raise SettingError(
                 f"More than {corrupt_limit} images cannot be read "
-                f"({'; '.join(map(str, error.args[:10]))}); repair or remove them, or raise "
+                f"({walk.shown('; '.join(error.args[:10]))}); repair or remove them, or raise "
                 "config.data.corrupt_limit."
             ) from error
     if pixels and any(one.pixels is None for one in found.values()):
-        side = storage.stored_size
-        _fits(source, storage, images, (side, side), limit)  # Not all are like the first.
+        _fits(source, storage, images, (storage.stored_size,) * 2, limit)  # Not as the first is.
     return found
 
 

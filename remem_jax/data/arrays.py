@@ -9,7 +9,7 @@ import numpy as np
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import class_names, own, registry, sources
+from remem_jax.data import class_names, own, registry, sources, walk
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source
 
 
@@ -43,7 +43,15 @@ def open_arrays(path: str) -> Source:
         splits[name] = sources.in_memory(images, labels, f"{name} image")
         counts[name] = Counter(classes[label] for label in labels)
     class_names.require_enough(counts[TRAIN], names, "training images")
-    source = Source(pathlib.Path(path).stem, splits, classes, registry.TOP1, flip=True)
+    filled = {name for count in counts.values() for name in count}
+    source = Source(
+        walk.shown(pathlib.Path(path).stem),
+        splits,
+        classes,
+        registry.TOP1,
+        flip=True,
+        empty_classes=tuple(name for name in classes if name not in filled),
+    )
     return own.with_warnings(source, counts)
 
 

@@ -169,7 +169,7 @@ def of_files(
             _key(files, labels),
         )
     source = Source(
-        title,
+        walk.shown(title),
         splits,
         tuple(classes),
         registry.TOP1,
@@ -178,15 +178,15 @@ def of_files(
         empty_classes=empty_classes,
         warnings=warnings,
     )
-    told = walk.told(source.passed_over, source.empty_classes)
-    if told:
-        remarkable = bool(empty_classes) or walk.is_remarkable(source.passed_over)
-        logging.log(logging.WARNING if remarkable else logging.INFO, "%s: %s", title, told)
     return with_warnings(source, counts)
 
 
 def with_warnings(source: Source, counts: Mapping[str, Mapping[str, int]]) -> Source:
-    """The same, with what is odd about its classes, which is also logged."""
+    """The same, with what is odd about its classes; logs that, and what was passed over."""
+    told = walk.told(source.passed_over, source.empty_classes)
+    if told:
+        remarkable = bool(source.empty_classes) or walk.is_remarkable(source.passed_over)
+        logging.log(logging.WARNING if remarkable else logging.INFO, "%s: %s", source.title, told)
     warnings = source.warnings + class_names.warnings(counts)
     for warning in warnings:
         logging.warning("%s: %s.", source.title, warning)

@@ -144,6 +144,6 @@ def _temporary() -> pathlib.Path:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in UTF-8."""
+    """Writes a text file in UTF-8; of names on disk, escapes what is none."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remem_jax import data
 from remem_jax.checks import SettingError
 from remem_jax.data import class_names, lists, own, sources
 from remem_jax.data.arrays import open_arrays
@@ -124,6 +125,30 @@ def test_of_three_images_one_goes_to_each_split(tmp_path: pathlib.Path, images: 
 
     assert set(labels[held].tolist()) == {0, 1}
     assert len(labels) - len(held) >= 2
+
+
+def test_a_class_of_arrays_without_an_image_is_named(tmp_path: pathlib.Path) -> None:
+    pixels, labels = np.zeros((4, 2, 2, 3), np.uint8), np.asarray([0, 0, 1, 1])
+    images = {"train_image": pixels, "train_label": labels}
+    images |= {"test_image": pixels, "test_label": labels}
+    np.savez(tmp_path / "a.npz", allow_pickle=False, classes=np.asarray(["a", "b", "c"]), **images)
+
+    assert open_arrays(str(tmp_path / "a.npz")).empty_classes == ("c",)
+
+
+def test_a_title_and_a_file_that_are_not_utf8_can_be_stored(tmp_path: pathlib.Path) -> None:
+    root = tmp_path / os.fsdecode(b"im\xff\ngs")
+    root.mkdir()
+    source = _folder(root, ["cat", "dog"])
+    bad = pathlib.Path(source.splits["test"].name(0))
+    bad.write_bytes(b"no image")
+    storage = data.Storage("resident", 8, 1.0, str(tmp_path / "cache"), 1)
+
+    dataset = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=2)
+
+    said = (source.title, *dataset.skipped)
+    assert all(text.isprintable() and text.encode() for text in said)
+    assert source.title == r"im\udcff\ngs"
 
 
 def test_a_number_of_too_many_digits_for_python_is_a_name(tmp_path: pathlib.Path) -> None:
