@@ -189,7 +189,7 @@ def _load(run: pathlib.Path) -> tuple[Dataset, Feed]:
         found = parts.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
     except SettingError as error:
         raise SettingError(
-            f"The images of {run} are not where the run read them: {str(error).rstrip('.')}. Put "
+            f"The images of {run} are not where the run read them: {_reason(error)}. Put "
             "them back, or give --images=FOLDER."
         ) from error
     place, now = config.data.get("path") or config.data.name, found[0]
@@ -201,6 +201,11 @@ def _load(run: pathlib.Path) -> tuple[Dataset, Feed]:
         f"{now.fingerprint}, and was {before}): put those back, or give --images=FOLDER.",
     )
     return found
+
+
+def _reason(error: SettingError) -> str:
+    """What is wrong, without the setting to change: `export` has not those of a run."""
+    return str(error).partition(";")[0].rstrip(".")
 
 
 def _spread(examples: int, most: int) -> np.ndarray:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.export import __main__ as command
-from remem_jax.export import destinations
+from remem_jax.export import destinations, runs, teachers
 from remem_jax.models import vit
 from remem_jax.storage import results
 from remem_jax.weights import augreg
@@ -98,3 +99,43 @@ def test_timm_takes_a_teacher_and_says_what_it_says(run: pathlib.Path) -> None:
         found = model(torch.from_numpy(drawn.floats()[:4].transpose(0, 3, 1, 2).copy())).numpy()
 
     np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)  # float32, two blocks.
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("images", "is a folder; set --out to a file"),
+        ("selected/remem_teacher.npz", "is a place of the run"),
+        ("images/0.png", "is there and is no export that remem_jax wrote"),
+        ("images/0.png/new.npz", "cannot be written"),
+    ],
+)
+def test_a_teacher_replaces_nothing_but_a_teacher(
+    run: pathlib.Path, out: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {one: one.read_bytes() for one in run.rglob("*") if one.is_file()}
+    flags = ["--format=augreg", f"--images={run / 'images'}", f"--out={run / out}"]
+
+    assert command.main([str(run), *flags]) == 1
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert {one: one.read_bytes() for one in run.rglob("*") if one.is_file()} == before
+
+
+def test_a_teacher_says_how_images_become_what_it_sees(run: pathlib.Path) -> None:
+    found = results.read(run / "results.json")
+    assert found is not None
+    found["data"]["preprocessing"] = Preprocessing(drawn.SIDE, 48).record()
+    results.write(run / "results.json", found)
+    wide = np.random.default_rng(0).integers(0, 256, (90, 70, 3)).astype(np.uint8)
+    Image.fromarray(wide).save(run / "images" / "0.png")
+
+    teacher = teachers.open_teacher(run)
+
+    assert teacher.preprocessing == Preprocessing(drawn.SIDE, 48)
+    pixels = runs.read_folder(run / "images", teacher.preprocessing, 1).pixels
+    picture = Image.fromarray(wide)
+    for side in (48, drawn.SIDE):
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(pixels[0].astype(int), np.asarray(picture), atol=2)
