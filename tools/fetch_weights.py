@@ -8,9 +8,9 @@
 What is fetched lies in the cache folder, below which a copy for another machine keeps its place.
 """
 
-if __name__ == "__main__":
-    from remem_jax.storage import streams
+from remem_jax.storage import streams
 
+if __name__ == "__main__":  # Before what takes seconds to import.
     streams.begin("fetch_weights")
 
 import argparse

@@ -9,9 +9,9 @@ what is prepared can be copied. What is there is kept, as TFRecord too; `python 
 lists it.
 """
 
-if __name__ == "__main__":
-    from remem_jax.storage import streams
+from remem_jax.storage import streams
 
+if __name__ == "__main__":  # Before what takes seconds to import.
     streams.begin("prepare_data")
 
 import argparse

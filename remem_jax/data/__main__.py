@@ -3,9 +3,9 @@
 python -m remem_jax.data [--dir DIR]
 """
 
-if __name__ == "__main__":
-    from remem_jax.storage import streams
+from remem_jax.storage import streams
 
+if __name__ == "__main__":  # Before what takes seconds to import.
     streams.begin("remem_jax")
 
 import argparse

@@ -118,6 +118,7 @@ def open_file(path: pathlib.Path) -> Student:
         SettingError: If the file is missing or broken, or does not say what it is of.
     """
     require(path.is_file(), f"There is no student {path}: was the run's folder selected/ moved?")
+    mesh.require_devices()
     try:
         with safetensors.safe_open(path, framework="np") as file:
             texts = file.metadata() or {}

@@ -1,5 +1,6 @@
 """Standard streams and an encoding that every command can rely on."""
 
+import io
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ def prepare() -> None:
     if sys.stderr is None:
         sys.stderr = sys.__stderr__ = _stream(2, "w")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if sys.getfilesystemencoding() == "ascii" and os.environ.get(_UTF8) != "1":
         os.environ[_UTF8] = "1"
@@ -93,4 +94,4 @@ def _require_open(number: int) -> None:
 
 
 def _stream(number: int, mode: str) -> TextIO:
-    return open(number, mode, encoding="utf-8", closefd=False)
+    return io.TextIOWrapper(open(number, f"{mode}b", closefd=False), encoding="utf-8")
