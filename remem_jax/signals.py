@@ -17,7 +17,7 @@ from typing import Literal, NoReturn
 from absl import logging
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PATIENCE_SECONDS = 10.0  # For the next step of a run that takes none; schedulers kill after 30.
+PATIENCE_SECONDS = 15.0  # For the next step of a run that takes none; schedulers kill after 30.
 GRACE_SECONDS = 5.0  # To unwind, and to finish what is being written.
 
 
@@ -76,7 +76,7 @@ def listen(last_words: str) -> None:
 def leave(told: str) -> NoReturn:
     """Ends the command after a `KeyboardInterrupt`; after a second signal, at once.
 
-    Python would first wait for what the devices still compute, when no thread of its runs any more.
+    Python would wait for what devices still compute, when its threads have ended already.
     """
     if _state.came > 1:
         sys.stderr.write(f"{told}\n")

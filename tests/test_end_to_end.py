@@ -223,15 +223,14 @@ def test_a_killed_run_comes_to_the_same_results(job: Callable[..., Job], undistu
 def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
     undisturbed: Job, job: Callable[..., Job]
 ) -> None:
-    stopped = job("stopped")
+    stopped = job("stopped", **{"student.steps": 2000})  # Enough to be in the middle of them.
     process = stopped.start()
-    while process.poll() is None and not (stopped.workdir / "metrics.jsonl").exists():
-        time.sleep(0.01)
+    stopped.saves("students/scratch", process)
 
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate()
 
-    found = re.search(r"stopped after step (\d+) of 20, which is saved; the same command", log)
+    found = re.search(r"stopped after step (\d+) of 2000, which is saved; the same command", log)
     assert process.returncode == 1, log
     assert found, log
     saved = stopped.workdir / "students" / "scratch" / "checkpoints"

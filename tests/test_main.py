@@ -120,3 +120,27 @@ def test_what_is_wrong_on_the_command_line_is_said_without_its_secrets(
     assert "passed" not in done.stdout
     assert "postgresql://me:***@host/db; settings begin" in done.stdout
     assert "s3cr3t" not in done.stdout + done.stderr
+
+
+_CALLED = """
+import sys
+
+from remem_jax import main
+
+sys.argv = ["main", "--config=configs/quickstart.py", "--workdir=gs://bucket/run"]
+main.main(main.parse_flags(sys.argv)[:1])
+"""
+
+
+def test_a_remote_folder_is_one_line_and_makes_none(tmp_path: pathlib.Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CALLED],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("remem_jax: gs://bucket/run is no local folder")
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from remem_jax import models
+from remem_jax import mesh, models
 from remem_jax.checks import SettingError, require
 from remem_jax.export import description, destinations, plain, runs
 from remem_jax.export.description import Description
@@ -170,6 +170,7 @@ def _open_onnx(path: pathlib.Path) -> Predictor:
 
 
 def _open_stablehlo(path: pathlib.Path, described: Description) -> Predictor:
+    mesh.require_devices()
     try:
         exported = jax_export.deserialize(bytearray(path.read_bytes()))
     except Exception as error:
@@ -179,6 +180,7 @@ def _open_stablehlo(path: pathlib.Path, described: Description) -> Predictor:
 
 
 def _open_tree(path: pathlib.Path, described: Description) -> Predictor:
+    mesh.require_devices()
     model, form = runs.make_model(described), described.form
 
     def first() -> Variables:

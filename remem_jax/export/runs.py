@@ -117,6 +117,7 @@ def open_file(path: pathlib.Path) -> Student:
         SettingError: If the file is missing or broken, or does not say what it is of.
     """
     require(path.is_file(), f"There is no student {path}: was the run's folder selected/ moved?")
+    mesh.require_devices()
     described = description.read(_metadata(path), os.fspath(path))
     if not described.identity:  # Not an export.
         described = described._replace(identity=results.digest(path))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 import remem_jax
-from remem_jax import models
+from remem_jax import mesh, models
 from remem_jax.checks import one_of, require
 from remem_jax.data import preprocessing
 from remem_jax.data.preprocessing import Preprocessing
@@ -52,6 +52,7 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
     Raises:
         SettingError: If there is no such run or teacher, or the run is not finished.
     """
+    mesh.require_devices()
     found = runs.read_results(run)
     taught = [row for row in found["methods"] if row["teacher"]]
     require(len(taught) > 0, f"No method of {run} has a teacher; set --method.")

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
 _UTF8 = "PYTHONUTF8"
 
@@ -104,5 +104,5 @@ def _require_open(number: int) -> None:
             os.set_inheritable(number, True)
 
 
-def _stream(number: int, mode: str) -> Any:
-    return open(number, mode, encoding="utf-8", closefd=False)
+def _stream(number: int, mode: str) -> TextIO:
+    return io.TextIOWrapper(open(number, f"{mode}b", closefd=False), encoding="utf-8")

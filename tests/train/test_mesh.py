@@ -400,3 +400,23 @@ def test_a_device_takes_its_share_of_what_is_divided() -> None:
     shapes = mesh.shapes(tree, mesh.state_shardings(on, tree, fsdp=True))
 
     assert mesh.device_bytes(shapes) == 4 * (256 * 256 // 2 + 256)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Unable to initialize backend\n'tpu'"), "initialize backend 'tpu'"),
+        (AssertionError(), "there is no plugin for it"),
+    ],
+)
+def test_devices_that_are_not_there_are_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(mesh.jax, "devices", fail)
+
+    told = rf"JAX finds no cpu here \(JAX_PLATFORMS=cpu\): .*{said}\. Unset JAX_PLATFORMS"
+    with pytest.raises(checks.SettingError, match=told):
+        mesh.require_devices()
