@@ -1,4 +1,4 @@
-"""Checks of what settings have in common: finite numbers, seeds, tuples of one kind without repeats.
+"""Checks of what settings have in common: finite numbers, seeds, tuples without repeats.
 
 The command line gives a setting the type of its default, but for what a tuple holds.
 """

@@ -6,7 +6,7 @@ import math
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from remem_jax import mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import checkpoints, results, workdir
-from remem_jax.study import cost, queue, search, space, summary
+from remem_jax.study import cost, queue, search, space, summary, unused
 from remem_jax.study.space import Trial
 from remem_jax.train import loop
 
@@ -45,7 +45,11 @@ class Study(NamedTuple):
 
 
 def run(
-    config: ConfigDict, directory: pathlib.Path, *, stopping: Callable[[], bool] = lambda: False
+    config: ConfigDict,
+    directory: pathlib.Path,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    given: Collection[str] = (),
 ) -> None:
     """Runs trials of a study until all are done, and writes its report after each.
 
@@ -57,12 +61,14 @@ def run(
         config: All settings.
         directory: Of the study.
         stopping: Asked after every step; once it says yes, the worker stops.
+        given: Names of the settings that the user gave; those without an effect are refused.
 
     Raises:
         SettingError: If a setting, the data, the weights, the storage or the folder cannot be used.
         StoppedError: If it was asked to stop.
     """
     space.check(config)
+    unused.check(config, given)
     found = search.Search(config.search, space.trials(config))
     on = mesh.make_mesh()
     for trial in found.by_key.values():

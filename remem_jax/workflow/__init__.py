@@ -3,13 +3,14 @@
 import contextlib
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import checks, mesh, settings, signals
+from remem_jax.settings import unused
 from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
@@ -37,7 +38,11 @@ def _with_checkpoints(config: ConfigDict) -> Iterator[ConfigDict]:
 
 
 def run(
-    config: ConfigDict, directory: pathlib.Path, *, stopping: Callable[[], bool] = lambda: False
+    config: ConfigDict,
+    directory: pathlib.Path,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    given: Collection[str] = (),
 ) -> None:
     """Checks a config whole, then does what it says in a folder, from where it was stopped.
 
@@ -45,6 +50,7 @@ def run(
         config: All settings.
         directory: Of the run.
         stopping: Asked after every step; once it says yes, the step is saved and the run stops.
+        given: Names of the settings that the user gave; those without an effect are refused.
 
     Raises:
         SettingError: If a setting, the data, the weights or the folder cannot be used.
@@ -53,6 +59,7 @@ def run(
     checks.one_of("config.workflow", config.workflow, WORKFLOWS)
     check, work = WORKFLOWS[config.workflow]
     check(config)
+    unused.check(config, given)
     on = _mesh(config)
     with (
         workdir.claimed(directory, settings.deciding(config)),
