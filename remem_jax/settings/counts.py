@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks
 from remem_jax.data import sources
+from remem_jax.settings import unused
 
 _MOST = 2.0  # Times that an image stands in one batch on average; more is a mistake.
 
@@ -15,12 +16,14 @@ def check(config: ConfigDict, source: sources.Source) -> None:
     """
     images = training(source, config.data.validation, seed=config.seed)
     for group in ("teacher", "student", "train"):
-        if (group == "teacher" and "analyses" in config) or group not in config:
+        name = f"{group}.batch_size"
+        trains = group in config and not unused.is_idle(config, name)
+        if not trains or (group == "teacher" and "analyses" in config):
             continue
         batch = config[group].batch_size
         checks.require(
             batch <= _MOST * images,
-            f"config.{group}.batch_size is {batch}, and {source.title} has {images} images to "
+            f"config.{name} is {batch}, and {source.title} has {images} images to "
             f"train on, each of which would be in a batch several times: set it to at most "
             f"{images}.",
         )
