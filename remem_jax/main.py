@@ -81,7 +81,8 @@ def main(argv: Sequence[str]) -> None:
             logging.set_verbosity(logging.WARNING)  # One process tells for all.
         run = _runner()
         signals.listen(f"remem_jax: stopped; {_goes_on(directory)}.")
-        run(_CONFIG.value, directory, stopping=signals.asked)
+        given = tuple(config_flags.get_override_values(flags.FLAGS["config"]))
+        run(_CONFIG.value, directory, stopping=signals.asked, given=given)
     except StoppedError as error:  # All processes stop at the same step.
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
     except (Exception, KeyboardInterrupt) as error:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from remem_jax import checks, data, mesh, models, redaction
+from remem_jax.data import lists
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import information, values
 from remem_jax.storage import identity
@@ -105,6 +106,7 @@ def check_common(config: ConfigDict) -> None:
     checks.at_least("config.keep_checkpoints", config.keep_checkpoints, 2)
     checks.one_of("config.compute_dtype", config.compute_dtype, vit.DTYPES)
     checks.one_of("config.data.name", settings.name, data.NAMES)
+    _check_place(settings)
     checks.at_least("config.data.image_size", settings.image_size, 1)
     checks.at_least("config.data.stored_size", settings.stored_size, 1)
     checks.inside("config.data.validation", settings.validation, 0, 1)
@@ -117,6 +119,18 @@ def check_common(config: ConfigDict) -> None:
     checks.require(
         0 < low <= high <= 1,
         f"config.data.crop_area must be 0 < smallest <= largest <= 1, got {(low, high)}.",
+    )
+
+
+def _check_place(settings: ConfigDict) -> None:
+    """Raises where a path is given, and the data set is one that has none."""
+    path = settings.path
+    kinds = {".npz": "arrays", **dict.fromkeys(lists.LISTS, "list")}
+    checks.require(
+        settings.name in data.OWN or not path,
+        f"config.data.path is {path!r}, and config.data.name is {settings.name}, which is read "
+        "from no path: set config.data.name="
+        f"{kinds.get(pathlib.Path(path).suffix, 'folder')} to use what is there.",
     )
 
 

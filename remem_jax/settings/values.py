@@ -21,6 +21,7 @@ _TEXTS = (
     *("methods", "losses", "targets", "analyses", "splits", "differs"),
     *("model_order", "row_order", "column_order"),
 )
+_FLAGS = ("align_corners",)
 _SEEDS = ("seeds", "null_seeds")
 _PAIRS = ("crop_area", "betas")
 _MAY_REPEAT = (*_PAIRS, "differs", "examples")
@@ -64,6 +65,11 @@ def _check_tuple(name: str, last: str, values: tuple[Any, ...] | list[Any]) -> N
         checks.require(
             all(isinstance(value, str) for value in values),
             f"{name} must be texts, got {tuple(values)}.",
+        )
+    elif last in _FLAGS:
+        checks.require(
+            all(isinstance(value, bool) for value in values),
+            f"{name} must be True or False, got {tuple(values)}.",
         )
     checks.require(
         last not in _PAIRS or len(values) == 2, f"{name} must be two numbers, got {tuple(values)}."

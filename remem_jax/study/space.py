@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from remem_jax import checks
-from remem_jax.settings import METHODS, check_remem, plain
+from remem_jax.settings import METHODS, check_remem, plain, values
 from remem_jax.storage import results
 from remem_jax.storage.identity import described
 
@@ -47,6 +47,7 @@ class Trial(NamedTuple):
 
 def check(config: ConfigDict) -> None:
     """Raises `SettingError` for the first setting of a study that cannot be used."""
+    values.check(config)
     checks.one_of("config.search.kind", config.search.kind, SEARCHES)
     checks.at_least("config.search.reduction", config.search.reduction, 2)
     checks.at_least("config.search.rungs", config.search.rungs, 1)
@@ -63,12 +64,12 @@ def check(config: ConfigDict) -> None:
             f"config.{name[:-1]}_order must name all of config.{name}, in the table's order; got "
             f"{tuple(order)} for {', '.join(sorted(config[name])) or 'none'}.",
         )
-    for name, values in config.grid.items():
+    for name, tried in config.grid.items():
         where = f"config.grid.{name}"
         checks.one_of(where, name, config.base.teacher)
-        checks.require(len(values) > 0, f"{where} must hold at least one value.")
+        checks.require(len(tried) > 0, f"{where} must hold at least one value.")
         if name in config.search.near:
-            checks.one_of(f"config.search.near.{name}", config.search.near[name], values)
+            checks.one_of(f"config.search.near.{name}", config.search.near[name], tried)
     for name in _named(config):
         checks.one_of("config.only", name, (*config.row_order, *config.column_order))
     for trial in trials(config):

@@ -6,7 +6,7 @@ import math
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from remem_jax import mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.data import own
 from remem_jax.storage import checkpoints, results, workdir
-from remem_jax.study import cost, inputs, queue, search, space, summary
+from remem_jax.study import cost, inputs, queue, search, space, summary, unused
 from remem_jax.study.space import Trial
 from remem_jax.train import loop
 
@@ -48,7 +48,11 @@ class Study(NamedTuple):
 
 
 def run(
-    config: ConfigDict, directory: pathlib.Path, *, stopping: Callable[[], bool] = lambda: False
+    config: ConfigDict,
+    directory: pathlib.Path,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    given: Collection[str] = (),
 ) -> None:
     """Runs trials of a study until all are done, and writes its report after each.
 
@@ -60,12 +64,14 @@ def run(
         config: All settings.
         directory: Of the study.
         stopping: Asked after every step; once it says yes, the worker stops.
+        given: Names of the settings that the user gave; those without an effect are refused.
 
     Raises:
         SettingError: If a setting, the data, the weights, the storage or the folder cannot be used.
         StoppedError: If it was asked to stop.
     """
     space.check(config)
+    unused.check(config, given)
     grids = space.grid_sizes(config)
     by_place = search.Search(config.search, space.trials(config), grids)
     on = mesh.make_mesh()

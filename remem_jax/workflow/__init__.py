@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, mesh, settings, signals
 from remem_jax.data import own
+from remem_jax.settings import unused
 from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
@@ -39,7 +40,11 @@ def _with_checkpoints(config: ConfigDict) -> Iterator[ConfigDict]:
 
 
 def run(
-    config: ConfigDict, directory: pathlib.Path, *, stopping: Callable[[], bool] = lambda: False
+    config: ConfigDict,
+    directory: pathlib.Path,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    given: Collection[str] = (),
 ) -> None:
     """Checks a config whole, then does what it says in a folder, from where it was stopped.
 
@@ -47,6 +52,7 @@ def run(
         config: All settings.
         directory: Of the run.
         stopping: Asked after every step; once it says yes, the step is saved and the run stops.
+        given: Names of the settings that the user gave; those without an effect are refused.
 
     Raises:
         SettingError: If a setting, the data, the weights or the folder cannot be used.
@@ -55,6 +61,7 @@ def run(
     checks.one_of("config.workflow", config.workflow, WORKFLOWS)
     check, work = WORKFLOWS[config.workflow]
     check(config)
+    unused.check(config, given)
     own.require_outside(config.data.name, config.data.path, directory)
     on = _mesh(config)
     with (

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, mesh, signals
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
+from remem_jax.settings import counts
 from remem_jax.storage import checkpoints, logs
 from remem_jax.train import compiling, flops, loop, profiling
 from remem_jax.workflow import advice, pretrained
@@ -133,6 +134,8 @@ def load_data(
 def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
     """The data set that `settings` (such as `config.data`) name."""
     source = data.open_source(settings.name, path=settings.path, data_dir=settings.dir)
+    if settings is config.data:
+        counts.check(config, source)
     names = ("input", "stored_size", "resident_gib", "cache", "threads")
     return data.load(
         source,

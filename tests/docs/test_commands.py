@@ -11,6 +11,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from remem_jax.settings import unused
+from remem_jax.study import unused as of_study
 from tools import make_reference
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -69,6 +71,8 @@ def test_a_command_can_be_parsed(command: list[str], monkeypatch: pytest.MonkeyP
 
     assert config.workflow in ("remem", "pretrain", "study", "analysis")
     assert any(one.startswith("--workdir=") for one in arguments)
+    given = [_name(one) for one in arguments if one.startswith("--config.")]
+    (of_study if config.workflow == "study" else unused).check(config, given)
 
 
 def test_commands_are_found() -> None:

@@ -136,6 +136,10 @@ def test_a_change_of_a_setting_that_is_not_there_is_refused(
     [
         ("only", "nothing", r"config\.only must be one of"),
         ("seeds", (), r"config\.seeds"),
+        ("seeds", (0, 0), r"config\.seeds repeats a value"),
+        ("seeds", (2**32,), r"config\.seeds must be a whole number"),
+        ("grid.rho", (0.5, 0.5), r"config\.grid\.rho repeats a value"),
+        ("grid.rho", (float("nan"),), r"config\.grid\.rho must be finite"),
         ("name", "", r"config\.name"),
         ("row_order", ("remem",), r"config\.row_order must name all of config\.rows"),
         ("grace_seconds", 1.0, r"config\.grace_seconds must be at least"),

@@ -1,0 +1,223 @@
+"""Settings that were given and change nothing, as others are: refused, with the reason."""
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from remem_jax import checks
+from remem_jax.data import registry
+from remem_jax.settings import METHODS
+from remem_jax.train import objectives
+from remem_jax.weights import catalog
+
+_OF_TEACHERS = (  # Of `config.student`: what a student learns from a teacher by.
+    *("losses", "temperatures", "weights", "flatten", "hard_labels", "store_outputs"),
+)
+_OF_TRAINING = (  # Of `config.teacher`.
+    *("steps", "batch_size", "learning_rate", "warmup_steps", "momentum", "weight_decay"),
+    *("clip_norm", "dropout", "mixup", "label_smoothing", "mcmi", "rho", "ascent_examples"),
+    *("accumulate", "lora.*", "adapter.*"),
+)
+_OF_MODELS = ("init", "variant", "gelu", "pruned_mlp", "pruned_attention")
+Reason = Callable[[ConfigDict], str]
+
+
+def check(config: ConfigDict, given: Collection[str]) -> None:
+    """Raises `SettingError` for the first setting that was given and has no effect.
+
+    Settings of a teacher, where `config.methods` has none, are only told: who tries one method
+    after another keeps the rest of the command.
+
+    Args:
+        config: All settings, checked.
+        given: Names of the settings that the user gave, such as "teacher.lora.rank".
+    """
+    for name in given:
+        refuse(name, reason(config, name))
+    idle = [f"config.{name}" for name in given if is_idle(config, name)]
+    if idle:
+        logging.warning("Without a teacher in config.methods, these count nothing: %s.", idle)
+
+
+def is_idle(config: ConfigDict, name: str) -> bool:
+    """Whether it is a setting of a teacher in a run that has none."""
+    if "methods" not in config or any(_teachers(config)):
+        return False
+    group, _, rest = name.partition(".")
+    return group in ("teacher", "information") or (group == "student" and rest in _OF_TEACHERS)
+
+
+def refuse(name: str, reason: str) -> None:
+    """Raises `SettingError` if there is a reason why a setting that was given has no effect."""
+    checks.require(
+        not reason, f"config.{name} has no effect: {reason}. Leave it out, or change that."
+    )
+
+
+def reason(config: ConfigDict, name: str) -> str:
+    """Why a setting of a run has no effect, as others are; "" where it has one."""
+    if is_idle(config, name):
+        return ""
+    reasons = _OF_ANALYSIS if "analyses" in config else _OF_RUN
+    found = (
+        why(config) for pattern, why in {**_OF_DATA, **reasons}.items() if _fits(name, pattern)
+    )
+    return next(filter(None, found), "")
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a name is of a pattern; after a blank, the pattern may say which are not."""
+    wanted, _, but = pattern.partition(" ")
+    return fnmatch.fnmatch(name, wanted) and not fnmatch.fnmatch(name, but)
+
+
+def _teachers(config: ConfigDict) -> Iterator[Mapping[str, Any]]:
+    """The settings of `config.teacher`, as each method with a teacher changes them."""
+    for method in config.methods:
+        changes = METHODS[method]
+        if changes is not None:
+            yield {**config.teacher, **changes}
+
+
+def _fixed(name: str) -> Reason:
+    def why(config: ConfigDict) -> str:
+        taught = [method for method in config.methods if METHODS[method] is not None]
+        if any(name not in (METHODS[method] or {}) for method in taught):
+            return ""
+        return f"config.methods has {', '.join(taught)} alone, which sets it"
+
+    return why
+
+
+def _without_ascent(config: ConfigDict) -> str:
+    found = [teacher["rho"] for teacher in _teachers(config)]
+    return "" if any(found) else "no method of config.methods has a rho above 0"
+
+
+def _without_weights(config: ConfigDict) -> str:
+    teachers = [config.teacher] if "analyses" in config else _teachers(config)
+    weighed = any(
+        (teacher["mlp_weight"], teacher["attention_weight"]) != (1, 1) for teacher in teachers
+    )
+    return "" if weighed else "mlp_weight and attention_weight are 1"
+
+
+def _tuned_by(group: str) -> Reason:
+    def why(config: ConfigDict) -> str:
+        tuning = config.teacher.tuning
+        return "" if tuning.startswith(group) else f"config.teacher.tuning is {tuning}"
+
+    return why
+
+
+def _without_name(config: ConfigDict) -> str:
+    if "analyses" in config:
+        inits = [config.models[name].teacher.init for name in config.model_order]
+    else:
+        inits = [config.teacher.init]
+    published = any(catalog.is_name(one) and one not in catalog.BUNDLED for one in inits)
+    return "" if published else f"{', '.join(inits)} is no published name, which is downloaded"
+
+
+def _not_counting(what: str) -> Reason:
+    def why(config: ConfigDict) -> str:
+        own = config.student
+        counts = [objectives.counting(one, hard_labels=own.hard_labels) for one in own.losses]
+        if any(what in one for one in counts):
+            return ""
+        return f"config.student.losses is {', '.join(own.losses)}, which does not use it"
+
+    return why
+
+
+def _unless(setting: str, values: Collection[Any], told: str) -> Reason:
+    """Why a setting has no effect unless another has one of these values."""
+
+    def why(config: ConfigDict) -> str:
+        value: Any = config
+        for part in setting.split("."):
+            value = value[part]
+        return "" if value in values else f"config.{setting} is {value!r}, {told}"
+
+    return why
+
+
+def _not_measured(config: ConfigDict) -> str:
+    return "" if config.information.seeds else "config.information.seeds is empty"
+
+
+def _not_analysed(name: str) -> Reason:
+    def why(config: ConfigDict) -> str:
+        made = name in config.analyses
+        return "" if made else f"config.analyses is {', '.join(config.analyses)}"
+
+    return why
+
+
+def _without_pictures(config: ConfigDict) -> str:
+    shown = config.criticality.visualization.steps
+    return "" if shown else "config.criticality.visualization.steps is 0"
+
+
+def _of_models(name: str) -> Reason:
+    def why(config: ConfigDict) -> str:
+        own = [config.models[model].teacher for model in config.model_order]
+        return f"each of config.models has its own {name}" if all(name in of for of in own) else ""
+
+    return why
+
+
+def _not_trained(config: ConfigDict) -> str:
+    del config
+    return "an analysis trains no teacher"
+
+
+def _without_place(name: str, takes: Collection[str], told: str) -> Reason:
+    def why(config: ConfigDict) -> str:
+        group = config[name]
+        fits = not group.dir or group.name in takes
+        return "" if fits else f"config.{name}.name is {group.name}, {told}"
+
+    return why
+
+
+_OF_DATA: Mapping[str, Reason] = {
+    "data.dir": _without_place("data", registry.RECORDS, "no data set of TFDS"),
+    "probe.dir": _without_place("probe", registry.RECORDS, "no data set of TFDS"),
+    "data.workers": _unless("data.input", ("auto", "streamed"), "where no image streams"),
+    "data.resident_gib": _unless("data.input", ("auto", "resident"), "where none is resident"),
+    "information.info_nce.* *.measured": _unless(
+        "information.info_nce.measured", (True,), "without InfoNCE"
+    ),
+}
+_OF_RUN: Mapping[str, Reason] = {
+    "information.* *.seeds": _not_measured,
+    "teacher.lora.*": _tuned_by("lora"),
+    "teacher.adapter.*": _tuned_by("adapter"),
+    **{f"teacher.{name}": _fixed(name) for name in ("rho", "mlp_weight", "attention_weight")},
+    "teacher.ascent_examples": _without_ascent,
+    "teacher.residual": _without_weights,
+    "teacher.mirror": _without_name,
+    "student.temperatures": _not_counting("temperature"),
+    "student.flatten": _not_counting("temperature"),
+    "student.weights": _not_counting("weight"),
+}
+_OF_ANALYSIS: Mapping[str, Reason] = {
+    **{f"teacher.{name}": _not_trained for name in _OF_TRAINING},
+    **{f"teacher.{name}": _of_models(name) for name in _OF_MODELS},
+    "teacher.residual": _without_weights,
+    "teacher.mirror": _without_name,
+    **{
+        f"{group}.*": _not_analysed(name)
+        for group, name in (
+            ("information", "information"),
+            ("sensitivity", "information"),
+            ("expertness", "expertness"),
+            ("criticality", "criticality"),
+        )
+    },
+    "criticality.visualization.* *.steps": _without_pictures,
+}

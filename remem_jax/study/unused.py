@@ -1,0 +1,49 @@
+"""Settings of a study that were given and change none of its trials: refused, with the reason."""
+
+from collections.abc import Collection
+
+from ml_collections import ConfigDict
+
+from remem_jax.settings import METHODS, unused, values
+from remem_jax.study import space
+
+_OF_TRIALS = {  # Each trial has its own.
+    "seed": "config.seeds has those of a study",
+    "methods": "each of config.rows has its own",
+}
+_OF_HALVING = ("reduction", "rungs", "budget")
+
+
+def check(config: ConfigDict, given: Collection[str]) -> None:
+    """Raises `SettingError` for the first setting that was given and has no effect in any trial.
+
+    Args:
+        config: Of the study, checked.
+        given: Names of the settings that the user gave, such as "base.teacher.lora.rank".
+    """
+    trials = space.trials(config)
+    for name in given:
+        group, _, rest = name.partition(".")
+        if group == "base":
+            used = [one for one in trials if not unused.is_idle(one.config, rest)]
+            reasons = [_reason(config, trial, rest) for trial in used]
+            unused.refuse(name, "; ".join(dict.fromkeys(reasons)) if all(reasons) else "")
+        elif group == "search" and rest in _OF_HALVING and config.search.kind == "grid":
+            unused.refuse(name, "config.search.kind is grid")
+        elif group == "grid" and not any(rest in trial.point for trial in trials):
+            unused.refuse(name, "the method of no row leaves it free")
+
+
+def _reason(config: ConfigDict, trial: space.Trial, name: str) -> str:
+    """Why a setting of `config.base` has no effect in a trial; "" where it has one."""
+    if name in _OF_TRIALS:
+        return _OF_TRIALS[name]
+    for where, own in (("columns", trial.column), ("rows", trial.row)):
+        if name in dict(values.leaves(config[where][own].changes)):
+            return f"each of config.{where} sets it"
+    group, _, setting = name.partition(".")
+    if group == "teacher" and (
+        setting in trial.point or setting in (METHODS[config.rows[trial.row].method] or {})
+    ):
+        return "config.grid, or the method of a row, sets it"
+    return unused.reason(trial.config, name)

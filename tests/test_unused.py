@@ -1,0 +1,174 @@
+"""Settings that were given and change nothing are refused, and so are batches beyond the images."""
+
+import logging
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import analysis, quickstart, remem, study
+from remem_jax import workflow
+from remem_jax.checks import SettingError
+from remem_jax.data import sources
+from remem_jax.settings import check_remem, counts, unused
+from remem_jax.study import unused as of_study
+
+
+def _changed(**changes: Any) -> ConfigDict:
+    """The quick start's config with some settings, whose names have __ for a dot."""
+    config = quickstart.get_config()
+    with config.ignore_type():
+        for name, value in changes.items():
+            *groups, last = name.split("__")
+            place = config
+            for group in groups:
+                place = place[group]
+            place[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "why"),
+    [
+        ("teacher.lora.rank", {}, r"config\.teacher\.tuning is full"),
+        ("teacher.adapter.reduction", {"teacher__tuning": "lora"}, "tuning is lora"),
+        ("information.steps", {}, r"config\.information\.seeds is empty"),
+        ("teacher.rho", {"methods": ("scratch", "finetune")}, "finetune alone, which sets it"),
+        ("teacher.mlp_weight", {"methods": ("finetune", "sam")}, "finetune, sam alone"),
+        ("teacher.ascent_examples", {"methods": ("finetune", "reweight")}, "a rho above 0"),
+        ("teacher.residual", {"methods": ("sam",)}, "attention_weight are 1"),
+        ("teacher.mirror", {}, "is no published name"),
+        ("student.temperatures", {"student__losses": ("features",)}, "losses is features"),
+        ("student.weights", {"student__hard_labels": False}, "losses is kd"),
+        ("data.workers", {"data__input": "resident"}, r"config\.data\.input is 'resident'"),
+        ("data.resident_gib", {"data__input": "streamed"}, "where none is resident"),
+        ("data.dir", {"data__dir": "~/tfds"}, "name is digits, no data set of TFDS"),
+        (
+            "information.info_nce.grid",
+            {"information__seeds": (0,), "information__info_nce__measured": False},
+            "without InfoNCE",
+        ),
+    ],
+)
+def test_a_setting_without_an_effect_is_refused_with_the_reason(
+    given: str, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(SettingError, match=rf"config\.{given} has no effect: .*{why}"):
+        unused.check(_changed(**changes), [given])
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ("teacher.lora.rank", {"teacher__tuning": "lora"}),
+        ("teacher.adapter.reduction", {"teacher__tuning": "adapter_pfeiffer"}),
+        ("information.seeds", {}),
+        ("information.steps", {"information__seeds": (0,)}),
+        ("teacher.rho", {"methods": ("finetune", "sam")}),
+        ("teacher.mlp_weight", {"methods": ("reweight",)}),
+        ("teacher.mirror", {"teacher__init": "augreg:Ti/16"}),
+        ("student.temperatures", {"student__losses": ("features", "dist")}),
+        ("data.dir", {"data__name": "cifar100", "data__dir": "~/tfds"}),
+        ("data.dir", {}),  # Empty.
+        ("seed", {}),
+        ("student.seeds", {"methods": ("scratch",)}),
+    ],
+)
+def test_a_setting_with_an_effect_passes(given: str, changes: dict[str, Any]) -> None:
+    unused.check(_changed(**changes), [given])
+
+
+def test_settings_of_a_teacher_are_told_where_there_is_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "absl")
+
+    given = ["teacher.steps", "student.temperatures", "student.steps"]
+    unused.check(_changed(methods=("scratch",)), given)
+
+    assert "config.teacher.steps" in caplog.text
+    assert "config.student.temperatures" in caplog.text
+    assert "config.student.steps" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("teacher.steps", "an analysis trains no teacher"),
+        ("teacher.init", "each of config.models has its own init"),
+        ("criticality.neurons", "config.analyses is information"),
+    ],
+)
+def test_what_an_analysis_does_not_take_is_refused(given: str, why: str) -> None:
+    config = analysis.get_config("digits,analyses=information")
+
+    with pytest.raises(SettingError, match=f"has no effect: {why}"):
+        unused.check(config, [given])
+
+    unused.check(config, ["information.steps", "teacher.position_resize"])
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("base.seed", "config.seeds has those"),
+        ("base.methods", "each of config.rows has its own"),
+        ("base.teacher.learning_rate", "config.grid"),
+        ("base.teacher.lora.rank", "tuning is full"),
+        ("search.budget", "config.search.kind is grid"),
+    ],
+)
+def test_what_changes_no_trial_of_a_study_is_refused(given: str, why: str) -> None:
+    config = study.get_config("digits")
+
+    with pytest.raises(SettingError, match=f"config.{given} has no effect: .*{why}"):
+        of_study.check(config, [given])
+
+
+def test_what_changes_some_trials_of_a_study_passes() -> None:
+    given = ["base.teacher.steps", "base.data.validation", "grid.rho", "seeds", "storage"]
+
+    of_study.check(study.get_config("digits"), given)
+
+
+def test_the_quick_start_on_a_path_says_which_name_to_set() -> None:
+    with pytest.raises(SettingError, match=r"set config\.data\.name=folder"):
+        check_remem(_changed(data__path="my_images"))
+
+
+@pytest.mark.parametrize(("path", "name"), [("a.npz", "arrays"), ("a.csv", "list")])
+def test_a_file_says_what_it_looks_like(path: str, name: str) -> None:
+    config = remem.get_config("cifar100")
+    config.data.path = path
+
+    with pytest.raises(SettingError, match=rf"set config\.data\.name={name}"):
+        check_remem(config)
+
+
+@pytest.mark.parametrize("group", ["teacher", "student"])
+def test_a_batch_far_larger_than_the_training_split_is_refused(
+    group: str, tmp_path: pathlib.Path
+) -> None:
+    config = _changed(**{f"{group}__batch_size": 3000})
+
+    with pytest.raises(SettingError, match=rf"config\.{group}\.batch_size is 3000.* 1150 images"):
+        workflow.run(config, tmp_path)
+
+
+def test_a_batch_of_a_teacher_that_is_not_trained_is_not_looked_at() -> None:
+    config = _changed(methods=("scratch",), teacher__batch_size=3000)
+
+    counts.check(config, sources.digits())
+
+
+def test_the_images_of_train_are_those_that_are_not_held_out(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 3, 50)
+    split = sources.in_memory(np.zeros((50, 1, 1, 3), np.uint8), labels, "image")
+    source = sources.digits()._replace(splits={"train": split, "test": split})
+
+    held = sum(max(round(0.2 * count), 1) for count in np.bincount(labels))
+    assert counts.training(source, 0.2, seed=0) == 50 - held
+    whole = source._replace(splits={**source.splits, "validation": split})
+    assert counts.training(whole, 0.2, seed=0) == 50
