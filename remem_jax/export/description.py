@@ -57,6 +57,7 @@ class Description(NamedTuple):
             `image_size`, in pixels; 0 if they are resized once.
         identity: Hash of the run's file that the student was read from, which its exports share;
             empty where that is not known.
+        run: Key of the run's identity (`storage.identity`); empty of older runs.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Description(NamedTuple):
     seed: str = ""
     stored_size: int = 0
     identity: str = ""
+    run: str = ""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -120,6 +122,7 @@ def texts(described: Description) -> dict[str, str]:
         "method": described.method,
         "seed": described.seed,
         "identity": described.identity,
+        "run": described.run,
         "producer": f"remem_jax {remem_jax.__version__}",
     }
 
@@ -157,6 +160,7 @@ def read(found: Mapping[str, str], source: str) -> Description:
         found.get("seed", ""),
         stored,
         found.get("identity", ""),
+        found.get("run", ""),
     )
 
 

@@ -15,15 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from remem_jax.checks import SettingError, require
-from remem_jax.storage import checksums, results
+from remem_jax.storage import checksums, results, workdir
 
-_MARKS = ("results.json", "inputs.json", "study.json")  # Of the folder of a run or a study.
-# What they hold; docs/results.md.
-_OF_RUNS = (
-    *("config.json", "export", "figures", "information", "inputs.json", "lock", "metrics.jsonl"),
-    *("profile", "report.html", "report.md", "results.json", "selected", "students", "study.html"),
-    *("study.json", "study.md", "table.csv", "teachers", "tensorboard", "trials"),
-)
+# By which the folder of a run or a study is known, also one of an older version.
+_MARKS = (workdir.MARK, "results.json", "inputs.json", "study.json")
 
 
 def record_path(path: pathlib.Path) -> pathlib.Path:
@@ -240,7 +235,7 @@ def _require_outside_of_runs(path: pathlib.Path) -> None:
         if not any((folder / name).is_file() for name in _MARKS):
             continue
         first, *below = place.relative_to(folder).parts
-        own = first in _OF_RUNS or first.startswith("students_")
+        own = first in (*workdir.OURS, "export") or first.startswith("students_")
         require(
             not own or (first == "export" and len(below) > 0),
             f"{path} is a place of the run in {folder}; set --out to another one.",

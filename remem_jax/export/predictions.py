@@ -259,6 +259,7 @@ def _json(found: Predictions, model: Predictor) -> str:
         "method": described.method,
         "seed": described.seed,
         "identity": described.identity,
+        "run": described.run,
         "images": [
             {"file": path, "top": [{"class": name, "probability": share} for name, share in top]}
             for path, top in found.top.items()

@@ -76,7 +76,11 @@ def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None
     path = run / "selected" / f"{row['method']}{others}_student.safetensors"
     student = open_file(path)
     which = [seed] if seed is not None else seeds[:1]
-    described = student.described._replace(method=row["method"], seed="".join(map(str, which)))
+    described = student.described._replace(
+        method=row["method"],
+        seed="".join(map(str, which)),
+        run=key_of(found),
+    )
     # Of runs before results had a record, the student's own file is the surer witness.
     if "preprocessing" in found["data"] or "stored_size" not in _metadata(path):
         described = described._replace(stored_size=preprocessing.stored_size(found))
@@ -99,6 +103,11 @@ def read_results(run: pathlib.Path) -> dict[str, Any]:
             else f"{run} is no run's folder: it has no results.json; give the --workdir of one."
         )
     return found
+
+
+def key_of(found: dict[str, Any]) -> str:
+    """Key of a run's identity, by its results.json; empty of older runs."""
+    return found.get("identity", {}).get("key", "")
 
 
 def chosen(found: dict[str, Any], run: pathlib.Path, method: str) -> dict[str, Any]:

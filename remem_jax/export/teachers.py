@@ -32,6 +32,7 @@ class Teacher(NamedTuple):
         gelu: Which one it was trained with: "tanh", "erf", or empty for the checkpoint's.
         preprocessing: How an image becomes what it sees.
         identity: Hash of the run's file that it was read from.
+        run: Key of the run's identity (`storage.identity`); empty of older runs.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Teacher(NamedTuple):
     gelu: str
     preprocessing: Preprocessing
     identity: str
+    run: str
 
 
 def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
@@ -73,6 +75,7 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
         found["config"]["teacher"]["gelu"],
         Preprocessing(checkpoint.image_size, preprocessing.stored_size(found)),
         results.digest(path),
+        runs.key_of(found),
     )
 
 
@@ -137,6 +140,7 @@ def _metadata(teacher: Teacher) -> dict[str, str]:
         "classes": json.dumps(teacher.classes),
         "method": teacher.method,
         "identity": teacher.identity,
+        "run": teacher.run,
         "producer": f"remem_jax {remem_jax.__version__}",
     }
 

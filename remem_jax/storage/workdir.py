@@ -12,9 +12,9 @@ from remem_jax.storage.identity import Identity
 
 STUDY = "study"  # The workflow of a study; every other is a run's.
 _CONFIG, _INPUTS, _LOCK = "config.json", "inputs.json", "lock"
-_MARK = ".remem_jax"  # The file by which a folder is known as ours.
+MARK = ".remem_jax"  # The file by which a folder is known as ours.
 # What runs and studies write.
-_OURS = (
+OURS = (
     *(_LOCK, _CONFIG, _INPUTS, "results.json", "report.html", "report.md", "pretrained.npz"),
     *("metrics.jsonl", "tensorboard", "profile", "figures", "selected", "teachers", "students"),
     *("pretrain", "information", "expertness", "criticality"),
@@ -147,7 +147,7 @@ def _require_ours(directory: pathlib.Path) -> None:
     """Raises where files that are not ours have the names of those that we write."""
     if _is_ours(directory):
         return
-    foreign = [name for name in _OURS if (directory / name).exists()]
+    foreign = [name for name in OURS if (directory / name).exists()]
     if foreign:
         raise SettingError(
             f"{directory} holds {', '.join(foreign[:_SHOWN])}, which no run of remem_jax wrote and "
@@ -156,7 +156,7 @@ def _require_ours(directory: pathlib.Path) -> None:
 
 
 def _is_ours(directory: pathlib.Path) -> bool:
-    if (directory / _MARK).is_file():
+    if (directory / MARK).is_file():
         return True
     with contextlib.suppress(OSError, SettingError):  # Older versions left no mark.
         before = _read_config(directory)
@@ -170,7 +170,7 @@ def _mark(directory: pathlib.Path) -> None:
     """Makes the folder, and marks it as ours."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / _MARK).touch()
+        (directory / MARK).touch()
     except OSError as error:
         raise _unwritable(directory, error) from None
 

@@ -116,7 +116,7 @@ def _opened(
     on: jax.sharding.Mesh,
     stopping: Callable[[], bool],
 ) -> Iterator[parts.Run]:
-    shelf = pretrained.Shelf(_with_checkpoints(config))
+    preloaded = pretrained.Preloaded(_with_checkpoints(config))
     dataset, feed = parts.load_data(config, config.data, on)
     logging.info(
         "%s: %s images of %d classes, on %d x %s.",
@@ -128,5 +128,5 @@ def _opened(
     )
     with logs.RunLog(directory) as log, signals.running():
         yield parts.Run(
-            config, directory, dataset, feed, log, stopping, compiling.Counter(), on, shelf
+            config, directory, dataset, feed, log, stopping, compiling.Counter(), on, preloaded
         )

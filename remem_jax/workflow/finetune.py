@@ -81,7 +81,7 @@ class Start(NamedTuple):
 
 def read_pretrained(run: parts.Run) -> Pretrained:
     """The pretrained weights, as they were read and checked before the data were looked at."""
-    return run.shelf.take(run.config)
+    return run.preloaded.take(run.config)
 
 
 def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:

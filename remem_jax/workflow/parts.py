@@ -35,7 +35,7 @@ class Run(NamedTuple):
         stopping: Whether the user has asked the run to stop.
         compiled: Counts what is compiled.
         mesh: The devices, which share every batch.
-        shelf: The checkpoints, which were read before the data.
+        preloaded: The checkpoints, which were read before the data.
     """
 
     config: ConfigDict
@@ -46,7 +46,7 @@ class Run(NamedTuple):
     stopping: Callable[[], bool]
     compiled: compiling.Counter
     mesh: jax.sharding.Mesh
-    shelf: pretrained.Shelf = pretrained.Shelf(())
+    preloaded: pretrained.Preloaded = pretrained.Preloaded(())
 
     def shardings(self, tree: Any) -> Any:
         """How arrays lie on the devices: copied to all, or divided (`config.fsdp`)."""

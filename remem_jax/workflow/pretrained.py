@@ -25,7 +25,7 @@ class Pretrained(NamedTuple):
     digest: str
 
 
-class Shelf:
+class Preloaded:
     """Checkpoints that have been read, each until it is taken."""
 
     def __init__(self, configs: Iterable[ConfigDict]) -> None:

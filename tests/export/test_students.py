@@ -173,7 +173,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
     rows = [row("scratch", 0.5, (0,)), row("remem", 0.8, (3, 7))]
     data = {"metric": "top1", "source_size": [8, 8]}
-    results.write(folder / "results.json", {"methods": rows, "data": data, "config": plain})
+    found = {"methods": rows, "data": data, "config": plain, "identity": {"key": "c0ffee"}}
+    results.write(folder / "results.json", found)
     return folder
 
 
@@ -300,7 +301,8 @@ def test_all_exports_of_a_student_have_its_identity(
     for form in (Form("safetensors"), Form("safetensors", precision="float16")):
         path = tmp_path / f"{form.precision}.safetensors"
         formats.write(student, student.described._replace(form=form), path, np.zeros(0))
-        assert predictors.open_any(path).described.identity == expected
+        described = predictors.open_any(path).described
+        assert (described.identity, described.run) == (expected, "c0ffee")
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("caf\xe9", "line\nbreak", "\udcff", '["a", "b"]')])
