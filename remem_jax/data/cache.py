@@ -112,7 +112,7 @@ def look(
         place.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"Another process decodes {title}; waiting for it."
         with locks.held(place.with_suffix(".lock"), waiting=waiting) as alone:
-            found = None if _is_stale(place, split) else _remembered(place, wanted)
+            found = _current(place, split, wanted)
             if found is None:
                 _make(place, split, wanted, title, threads, alone=alone)
                 found = _remembered(place, wanted)
@@ -122,7 +122,7 @@ def look(
                 f"{title} cannot be kept in {folder} ({error.strerror or error}): set "
                 f"{_setting(folder)} to a folder that can be written, on a disk with room."
             ) from error
-        found = _remembered(place, wanted)
+        found = _current(place, split, wanted)
         if found is None:
             logging.warning(
                 "%s cannot be kept in %s (%s) and is decoded at every start; set %s to a folder "
@@ -408,6 +408,11 @@ def _remembered(place: pathlib.Path, wanted: Wanted) -> Found | None:
     except _DAMAGED as error:
         logging.warning("%s is damaged (%s) and is made again.", place, error)
         return None
+
+
+def _current(place: pathlib.Path, split: sources.Split, wanted: Wanted) -> Found | None:
+    """What an entry holds, if that is of the images that are there now."""
+    return None if _is_stale(place, split) else _remembered(place, wanted)
 
 
 def _is_stale(place: pathlib.Path, split: sources.Split) -> bool:

@@ -363,6 +363,17 @@ def test_what_is_in_another_users_cache_is_read(
     np.testing.assert_array_equal(_stored(_remember(split, tmp_path)), images)
 
 
+def test_other_images_in_another_users_cache_are_not_used(
+    images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _look(_split([_png(255 - image) for image in images]), tmp_path)
+    monkeypatch.setattr(locks, "held", _closed)
+
+    found = _look(_split([_png(image) for image in images]), tmp_path)
+
+    np.testing.assert_array_equal(_stored(found), images)
+
+
 @pytest.mark.parametrize("made", [True, False])
 def test_what_cannot_be_kept_is_in_memory_and_a_warning_says_so(
     made: bool,
