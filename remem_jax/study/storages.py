@@ -111,7 +111,10 @@ def _of_file(url: sqlalchemy.URL) -> sqlalchemy.URL:
 def _journal(url: sqlalchemy.URL) -> BaseStorage:
     file = pathlib.Path(url.database or "")
     file.parent.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+    try:
+        return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+    except (KeyError, TypeError) as error:  # JSON, and of somebody else.
+        raise ValueError("it is no journal of a study") from error
 
 
 def _database(url: sqlalchemy.URL) -> BaseStorage:

@@ -68,3 +68,16 @@ def test_a_journal_lies_where_it_was_asked_for(
 
     assert (tmp_path / "shared" / "trials").stat().st_size > 0
     assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+@pytest.mark.parametrize("content", ["my thesis", '{"thesis": 1}\n', "42\n"])
+def test_a_file_of_somebody_else_is_refused_and_stays(
+    kind: str, content: str, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "thesis").write_text(content)
+
+    with pytest.raises(SettingError, match=r"thesis, cannot be used.*config\.storage"):
+        storages.open_storage(f"{kind}:{tmp_path}/thesis", tmp_path)
+
+    assert (tmp_path / "thesis").read_text() == content
