@@ -21,6 +21,7 @@ from remem_jax.checks import SettingError
 # Of a storage that is locked, or away for a moment.
 PASSING = (StorageInternalError, SQLAlchemyError, OSError, RuntimeError, json.JSONDecodeError)
 
+_JOURNAL = b'{"op_code":'  # How each line of a journal begins.
 _FILES = {"sqlite": "study.db", "journal": "study.journal"}
 _POSTGRESQL = ("postgresql", "postgresql+psycopg")
 _LOCKED_SECONDS = 60.0  # How long a worker waits for the others' writes to an SQLite file.
@@ -111,10 +112,12 @@ def _of_file(url: sqlalchemy.URL) -> sqlalchemy.URL:
 def _journal(url: sqlalchemy.URL) -> BaseStorage:
     file = pathlib.Path(url.database or "")
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-    except (KeyError, TypeError) as error:  # JSON, and of somebody else.
-        raise ValueError("it is no journal of a study") from error
+    if file.is_file():  # Optuna would write at the end of whatever is there.
+        with file.open("rb") as opened:
+            head = opened.read(len(_JOURNAL))
+        if not _JOURNAL.startswith(head):
+            raise ValueError("it is no journal of a study")
+    return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
 
 
 def _database(url: sqlalchemy.URL) -> BaseStorage:
