@@ -93,8 +93,9 @@ def run(
     )
     if config.plan_only:
         return
-    read = inputs.read(space.trials(config))
+    # The storage first: reading all images may take long.
     with _open(config, directory) if mesh.is_writer() else contextlib.nullcontext() as shared:
+        read = inputs.read(space.trials(config))
         read = inputs.with_kept(read, by_place.by_key, shared, directory)
         trials = space.trials(config, read.identify)
         workdir.begin(directory, settings.plain(config), inputs.of_study(config, trials, read))

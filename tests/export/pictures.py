@@ -35,16 +35,8 @@ def _saved(image: Image.Image, form: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def _wide(kind: str) -> Image.Image:
-    """Grey of 16 bits or more."""
-    grey = np.asarray(_rgb().convert("L"))
-    return Image.fromarray(
-        {
-            "I;16": lambda: grey.astype(np.uint16) * 257,
-            "I": lambda: grey.astype(np.int32),
-            "F": lambda: grey.astype(np.float32),
-        }[kind]()
-    )
+def _grey_of_16_bits() -> Image.Image:
+    return Image.fromarray(np.asarray(_rgb().convert("L")).astype(np.uint16) * 257)
 
 
 def _rotated() -> bytes:
@@ -85,10 +77,8 @@ MODES: dict[str, Callable[[], bytes]] = {
     "RGB, one colour transparent": lambda: _saved(_rgb(), "PNG", transparency=(0, 0, 255)),
     "RGBA": lambda: _saved(_with_alpha(_rgb()), "PNG"),
     "RGB of 16 bits": _rgb_of_16_bits,
-    "I;16": lambda: _saved(_wide("I;16"), "PNG"),
-    "I;16 in TIFF": lambda: _saved(_wide("I;16"), "TIFF"),
-    "I": lambda: _saved(_wide("I"), "TIFF"),
-    "F": lambda: _saved(_wide("F"), "TIFF"),
+    "I;16": lambda: _saved(_grey_of_16_bits(), "PNG"),
+    "I;16 in TIFF": lambda: _saved(_grey_of_16_bits(), "TIFF"),
     "JPEG": lambda: _saved(_rgb(), "JPEG", quality=90),
     "JPEG, turned by EXIF": _rotated,
     "JPEG, grey": lambda: _saved(_rgb().convert("L"), "JPEG", quality=90),

@@ -360,13 +360,19 @@ def test_images_that_are_gone_are_not_needed(
     assert skipped == f"{tmp_path / 'images' / '03.png'} cannot be decoded: not an image."
 
 
-@pytest.mark.parametrize("data", [{"cache": "there"}, {}])
+@pytest.mark.parametrize("cache", ["there", None])
 def test_the_runs_cache_is_kept(
     run: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
-    data: dict[str, Any],
+    cache: str | None,
 ) -> None:
+    folder = copied(run, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["cache"] = cache
+    if cache is None:  # As older versions have it.
+        del config["data"]["cache"]
+    results.write(folder / "config.json", config)
     asked = []
 
     def load(config: Any, settings: Any, mesh: Any) -> Any:
@@ -375,9 +381,9 @@ def test_the_runs_cache_is_kept(
 
     monkeypatch.setattr(parts, "load_data", load)
     with pytest.raises(SettingError, match="enough"):
-        runs.open_images(copied(run, tmp_path, **data), "validation", 5)
+        runs.open_images(folder, "validation", 5)
 
-    assert asked == [data.get("cache", "")]
+    assert asked == [cache or ""]
 
 
 # Options.

@@ -32,6 +32,7 @@ def _study(images: pathlib.Path) -> ConfigDict:
     base = quickstart.get_config()
     base.data.name, base.data.path = "folder", str(images)
     base.data.cache = str(images.parent / "cache")
+    base.student.batch_size = base.teacher.batch_size = 4
     rows = study.rows("scratch", "finetune")
     config = study.make("Mine", rows, {"mine": study.column("Mine")}, base=base)
     config.grid = ConfigDict({"learning_rate": (0.05,)})

@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
 from configs import study
-from remem_jax import models, workflow
+from remem_jax import models, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
+from remem_jax.storage.identity import Identity
 from remem_jax.study import queue, worker
 from remem_jax.train import loop
 from remem_jax.weights import augreg
@@ -524,6 +525,7 @@ def test_no_file_of_a_study_has_the_password_of_its_storage(
         worker.run(config, tmp_path)
 
     told = str(caught.value) + caplog.text
+    workdir.begin(tmp_path, settings.plain(config), Identity({}, {}))
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert "postgresql://me:***@127.0.0.1:1/name" in "".join(written)
     assert "s3cr3t" not in told + "".join(written)

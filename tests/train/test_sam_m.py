@@ -184,8 +184,9 @@ def test_one_gradient_passes_between_devices_where_each_climbs_its_own(
     whole, own = (r["numbers"] for r in on_devices if r["devices"] == devices)
 
     gradient = sum(value.size for value in params.values())
-    assert whole == {"all-reduce": 2 * gradient + 1}  # And the loss.
-    assert own == {"all-reduce": gradient + 2}  # And the loss and the norm.
+    # And the loss, and whether the batch is finite.
+    assert whole == {"all-reduce": 2 * gradient + 2}
+    assert own == {"all-reduce": gradient + 3}  # And the norm.
 
 
 @pytest.mark.parametrize(("group", "gradients"), [(0, 2), (4, 1)])
