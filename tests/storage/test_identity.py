@@ -1,0 +1,63 @@
+"""What two results have in common if they are of the same thing."""
+
+from typing import Any
+
+import pytest
+
+from remem_jax.storage import identity
+from remem_jax.storage.identity import Identity
+
+RUN: dict[str, Any] = {
+    "seed": 0,
+    "log_every": 10,
+    "data": {"name": "folder", "path": "here", "dir": "", "threads": 2},
+    "teacher": {"init": "a.npz", "mirror": "", "rho": 0.5},
+}
+
+
+def test_the_settings_that_describe_a_run_have_its_places() -> None:
+    assert identity.described(RUN) == {
+        "seed": 0,
+        "data": {"name": "folder", "path": "here", "dir": ""},
+        "teacher": {"init": "a.npz", "mirror": "", "rho": 0.5},
+    }
+
+
+def test_the_settings_that_decide_have_no_places() -> None:
+    assert identity.deciding(RUN) == {
+        "seed": 0,
+        "data": {"name": "folder"},
+        "teacher": {"rho": 0.5},
+    }
+
+
+def test_places_are_left_out_at_any_depth() -> None:
+    model = {"models": {"mine": {"teacher": {"init": "a.npz", "gelu": "erf"}}}}
+
+    assert identity.deciding(model) == {"models": {"mine": {"teacher": {"gelu": "erf"}}}}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Identity({"seed": 1}, {"data": "a"}),
+        Identity({"seed": 0}, {"data": "b"}),
+        Identity({"seed": 0}, {"data": "a"}, code=identity.TRAINING + 1),
+    ],
+    ids=["settings", "inputs", "code"],
+)
+def test_each_part_of_an_identity_changes_its_key(other: Identity) -> None:
+    assert Identity({"seed": 0}, {"data": "a"}).key != other.key
+
+
+def test_a_key_does_not_depend_on_the_order_of_names() -> None:
+    one = Identity({"a": 1, "b": 2}, {"data": "a", "teacher": "b"})
+
+    assert Identity({"b": 2, "a": 1}, {"teacher": "b", "data": "a"}).key == one.key
+
+
+def test_what_only_one_has_counts_where_it_is_asked_for() -> None:
+    before, now = {"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3, "d": 4}}
+
+    assert identity.differences(before, now) == ["b.c was 2, is 3", "b.d was None, is 4"]
+    assert identity.differences(before, now, counts=lambda name: False) == ["b.c was 2, is 3"]
