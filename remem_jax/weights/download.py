@@ -197,6 +197,8 @@ def fetch(
                 _fetch(url, destination, _Size(mebibytes, most), progress)
     except (SettingError, OSError) as error:
         reason = error if isinstance(error, SettingError) else error.strerror or error
+        if isinstance(error, OSError) and files.is_closed(error):
+            reason = f"{error.filename}: {reason}; set REMEM_CACHE to a folder that can be written"
         raise SettingError(
             f"Cannot fetch {url} ({reason}). Run tools/fetch_weights.py where there is a network "
             f"and copy the file to {destination}, set REMEM_MIRROR to a URL or folder that has "

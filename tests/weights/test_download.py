@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import errno
 import hashlib
 import io
 import json
@@ -597,3 +598,17 @@ def test_no_cause_of_the_http_library_has_a_password(port: str, tmp_path: pathli
         download.fetch(f"http://me:s3cr3t@127.0.0.1:{port}/a?token=s3cr3t", tmp_path / "a.npz")
 
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_cache_that_may_not_be_written_to_is_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "cache" / "a.npz"
+
+    def mkdir(path: pathlib.Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", mkdir)
+
+    with pytest.raises(SettingError, match=r"cache: Permission denied; set REMEM_CACHE to"):
+        download.fetch("http://127.0.0.1:1/a.npz", place)
