@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from remem_jax.checks import SettingError
-from remem_jax.storage import streams
+from remem_jax.storage import files, streams
 
 _working: list[bool] = []  # Holds something from when there is work to end in order.
 
@@ -100,6 +100,6 @@ def run(work: Callable[[], None], *, stopped: str) -> int:
     except OSError as error:
         streams.abandon(sys.stdout)
         place = f"{error.filename}: " if error.filename else ""
-        streams.say(f"remem_jax: {place}{error.strerror or error}: make room there, or mend it.")
+        streams.say(f"remem_jax: {place}{error.strerror or error}: {files.advice(error.errno)}.")
         return 1
     return 0

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from remem_jax.checks import SettingError, require
-from remem_jax.storage import checksums, results, workdir
+from remem_jax.storage import checksums, files, results, workdir
 
 # By which the folder of a run or a study is known, also one of an older version.
 _MARKS = (workdir.MARK, "results.json", "inputs.json", "study.json")
@@ -257,5 +257,6 @@ def _told(path: pathlib.Path) -> Iterator[None]:
 def unwritable(path: pathlib.Path, error: OSError) -> SettingError:
     """What a user is told where a file cannot be written."""
     return SettingError(
-        f"{path} cannot be written ({error.strerror or error}): make room there, or set --out."
+        f"{path} cannot be written ({error.strerror or error}): {files.advice(error.errno)}, "
+        "or set --out to another place."
     )

@@ -17,7 +17,7 @@ from typing import Any
 from remem_jax.checks import SettingError, require
 from remem_jax.export import command, destinations
 from remem_jax.export.predictors import Predictor
-from remem_jax.storage import results, spreadsheets, streams
+from remem_jax.storage import files, results, spreadsheets, streams
 
 FORMATS = ("csv", "json")
 COLUMNS = ("file", "rank", "class", "probability")
@@ -77,8 +77,8 @@ class Output:
         if isinstance(error, OSError):
             streams.abandon(sys.stdout)
             return SettingError(
-                f"Standard output cannot be written ({error.strerror or error}): make room there, "
-                "or set --out to a file."
+                f"Standard output cannot be written ({error.strerror or error}): "
+                f"{files.advice(error.errno)}, or set --out to a file."
             )
         done = len(self._done.top)
         if done and self._form == "json":
