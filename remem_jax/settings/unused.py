@@ -28,8 +28,8 @@ Reason = Callable[[ConfigDict], str]
 def check(config: ConfigDict, given: Collection[str]) -> None:
     """Raises `SettingError` for the first setting that was given and has no effect.
 
-    Settings of a teacher, where `config.methods` has none, are only told: who tries one method
-    after another keeps the rest of the command.
+    Settings of a teacher in a run without one only give a warning: who tries one method after
+    another keeps the rest of the command.
 
     Args:
         config: All settings, checked.
@@ -39,7 +39,7 @@ def check(config: ConfigDict, given: Collection[str]) -> None:
         refuse(name, reason(config, name))
     idle = [f"config.{name}" for name in given if is_idle(config, name)]
     if idle:
-        logging.warning("Without a teacher in config.methods, these count nothing: %s.", idle)
+        logging.warning("These have no effect, as no method has a teacher: %s.", ", ".join(idle))
 
 
 def is_idle(config: ConfigDict, name: str) -> bool:

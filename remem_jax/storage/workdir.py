@@ -1,4 +1,4 @@
-"""The folder of a run, or of a study: it belongs to one of them, and to nobody else's files."""
+"""The folder of a run or a study: it belongs to one of them, and holds no other files."""
 
 import contextlib
 import pathlib
