@@ -3,16 +3,18 @@
 import os
 import pathlib
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 # Read when JAX is imported; child processes inherit both.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of the time. The older of XLA's two generators of CPU code takes half of it, and
-# is as fast when it runs. A flag that is set outside wins.
-os.environ["XLA_FLAGS"] = (
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 "
-    f"{os.environ.get('XLA_FLAGS', '')}"
-)
+# is as fast when it runs; from 0.11 on there is only the other, and a flag that XLA does not know
+# ends the process. A flag that is set outside wins.
+_XLA_FLAGS = ["--xla_backend_optimization_level=1"]
+if tuple(int(number) for number in metadata.version("jaxlib").split(".")[:2]) < (0, 11):
+    _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
 
 import jax
 import numpy as np
