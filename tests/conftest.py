@@ -2,10 +2,15 @@
 
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
+# Python keeps what it compiles, for workers and child processes. Below the hook that has shapes
+# checked, that is also libraries (see remem_jax/main.py).
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Read when JAX is imported; child processes inherit both.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of the time. The older of XLA's two generators of CPU code takes half of it, and
