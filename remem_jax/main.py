@@ -56,9 +56,9 @@ _CHECKED = [
         "workflow",
     )
 ]
-# The import hook gives compiled files other names, also those of all that is imported below it. What
-# is imported before it is found as it was installed, and not compiled at each start where Python
-# may not write: several seconds.
+# The import hook gives compiled files other names, also those of all that is imported below it.
+# What is imported before it is found as it was installed, and not compiled at each start where
+# Python may not write, which takes seconds.
 _LIBRARIES = (
     "PIL.Image",
     "beartype",
