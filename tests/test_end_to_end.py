@@ -269,6 +269,7 @@ TWO = {
     "teacher.steps": "(20,)",
     "teacher.warmup_steps": 5,
     "teacher.ascent_examples": -1,
+    "student.steps": 10,
     "student.learning_rates": "(0.05,)",
     "student.losses": "('dist',)",
     "student.evaluations": 1,
