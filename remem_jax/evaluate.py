@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from sklearn import linear_model, pipeline, preprocessing
 
 from remem_jax import losses, mesh
 from remem_jax.data import registry
@@ -312,6 +311,8 @@ def linear_probe(
     Returns:
         Share of the test images classified rightly, from 0 to 1.
     """
+    from sklearn import linear_model, pipeline, preprocessing  # Takes a second.
+
     model = pipeline.make_pipeline(
         preprocessing.StandardScaler(), linear_model.LogisticRegression(C=0.01, max_iter=300)
     )

@@ -8,6 +8,7 @@ if __name__ == "__main__":  # Importing takes seconds; until signals are heard, 
     streams.prepare()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import importlib
 import inspect
 import itertools
 import logging as python_logging
@@ -55,6 +56,22 @@ _CHECKED = [
         "workflow",
     )
 ]
+# The import hook gives compiled files other names, also those of all that is imported below it.
+# What is imported before it is found as it was installed, and not compiled at each start where
+# Python may not write, which takes seconds.
+_LIBRARIES = (
+    "PIL.Image",
+    "beartype",
+    "cykooz_resizer",
+    "flax.linen",
+    "jinja2",
+    "matplotlib.figure",
+    "optax",
+    "orbax.checkpoint",
+    "requests",
+    "safetensors.numpy",
+    "scipy.ndimage",
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -64,6 +81,8 @@ def main(argv: Sequence[str]) -> None:
     if argv[1:]:
         unknown = redaction.without_secrets(" ".join(argv[1:]))
         sys.exit(f"remem_jax: unknown arguments {unknown}; settings begin with --config.")
+    for library in _LIBRARIES:
+        importlib.import_module(library)
     with install_import_hook(_CHECKED, _TYPECHECKER):
         from remem_jax import checks, mesh, signals
         from remem_jax.train.loop import StoppedError

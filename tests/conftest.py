@@ -1,17 +1,34 @@
 """Settings every test runs under, and fixtures they share."""
 
+import atexit
+import collections
 import os
 import pathlib
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
+from packaging.version import Version
+
+# Python keeps what it compiles, for workers and child processes. Below the hook that has shapes
+# checked, that is also libraries (see remem_jax/main.py).
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Read when JAX is imported; child processes inherit both.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of the time. The older of XLA's two generators of CPU code takes half of it, and
-# is as fast when it runs. A flag that is set outside wins.
-os.environ["XLA_FLAGS"] = (
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 "
-    f"{os.environ.get('XLA_FLAGS', '')}"
+# is as fast when it runs; after 0.11.0 there is only the other, and a flag that XLA does not know
+# ends the process. A flag that is set outside wins.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=1",
+        "--xla_cpu_use_fusion_emitters=false"
+        if Version(metadata.version("jaxlib")) <= Version("0.11.0")
+        else "",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
 )
 
 import jax
@@ -20,20 +37,26 @@ import pytest
 from absl import flags, logging
 from jaxtyping import Array, Key
 
+sys.dont_write_bytecode = False
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 2)  # So that sharding bugs show.
 # A third of what is left, for slower loops; not in child processes, which take many steps.
 jax.config.update("jax_disable_most_optimizations", True)
-if "REMEM_TEST_CACHE" in os.environ:  # A folder; the second run then compiles nothing.
-    jax.config.update("jax_compilation_cache_dir", os.environ["REMEM_TEST_CACHE"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# What is compiled for one test is there for the next that asks for the same, which many do. With a
+# folder in REMEM_TEST_CACHE, also for the next run of the tests, which then compiles nothing.
+_COMPILED = tempfile.mkdtemp(prefix="remem_jax_compiled_")
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ.get("REMEM_TEST_CACHE", _COMPILED))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 flags.FLAGS.mark_as_parsed()  # Grain reads flags when imported.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files first that have more time than others, so that none of them is the last."""
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    """Puts the files first that take long, so that none of them is the last."""
+    long = {item.path for item in items if item.get_closest_marker("timeout")}
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path not in long, -slow[item.path]))
 
 
 @pytest.fixture(autouse=True)

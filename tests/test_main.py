@@ -1,5 +1,6 @@
 """What a user is shown of the log; in a process of its own, since importing it defines flags."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -144,3 +145,32 @@ def test_a_remote_folder_is_one_line_and_makes_none(tmp_path: pathlib.Path) -> N
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("remem_jax: gs://bucket/run is no local folder")
     assert list(tmp_path.iterdir()) == []
+
+
+_IMPORTED = """
+import importlib, json, sys
+
+from jaxtyping import install_import_hook
+
+from remem_jax import main
+
+for library in main._LIBRARIES:
+    importlib.import_module(library)
+before = set(sys.modules)
+with install_import_hook(main._CHECKED, main._TYPECHECKER):
+    import remem_jax.workflow
+print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))
+"""
+
+
+def test_a_run_starts_without_what_only_some_need_and_compiles_few_libraries() -> None:
+    root = pathlib.Path(__file__).parents[1]
+
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTED], capture_output=True, text=True, check=True, cwd=root
+    )
+
+    below_the_hook, imported = json.loads(done.stdout)
+    others = [name for name in below_the_hook if not name.startswith("remem_jax")]
+    assert len(others) < 100  # It was 1,400.
+    assert not {"grain", "optuna", "scipy.stats", "sklearn", "torch"} & set(imported)

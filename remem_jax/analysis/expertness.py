@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from sklearn import cluster
 
 from remem_jax.checks import at_least, require
 
@@ -112,6 +111,8 @@ def expertness(energies: Energies, *, clusters: int, seed: int) -> Partition:
 
     Source: Definition 5.3, Eq. 5; Dhillon 2001 by scikit-learn's `SpectralCoclustering`.
     """
+    from sklearn import cluster  # Takes a second to import.
+
     require(
         bool(np.all(np.isfinite(energies)) and np.all(energies >= 0)),
         "energies must be finite and at least 0; does the model give NaN?",

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from sklearn import datasets as sklearn_datasets
-from sklearn import model_selection
 
 from remem_jax.data import registry
 
@@ -112,6 +110,9 @@ def in_memory(images: np.ndarray, labels: np.ndarray, noun: str) -> Split:
 
 def digits() -> Source:
     """scikit-learn's 1,797 grey digits of 8 x 8 pixels; a fifth, stratified, is the test split."""
+    from sklearn import datasets as sklearn_datasets  # Takes a second to import.
+    from sklearn import model_selection
+
     bunch = sklearn_datasets.load_digits()
     images = np.repeat(np.round(bunch.images * (255 / 16))[..., None], 3, axis=-1)
     train, test = model_selection.train_test_split(

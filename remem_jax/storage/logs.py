@@ -12,13 +12,21 @@ from typing import Any, TextIO
 import numpy as np
 import tqdm
 from absl import logging
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
 from remem_jax import mesh
 from remem_jax.records import Metrics
 from remem_jax.storage import results
+
+_torch = sys.modules.get("torch")
+if _torch is None:  # TensorBoardX would import it where it is installed, which takes seconds.
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+try:
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+finally:
+    if _torch is None:
+        del sys.modules["torch"]
 
 _PLAIN_SECONDS = 10.0  # Between two lines of progress where there is no terminal.
 
