@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
     config.student.temperatures = (4.0,)
     config.student.weights = (0.5,)
     config.student.flatten = 1.0  # Divides teachers' logits; above 1 is a flattened teacher.
-    config.student.seeds = (0,)  # Added to the run's: first parameters, and what is dropped.
+    config.student.seeds = (0,)  # Repeats each student: initial parameters, dropout.
     config.student.group = 0  # Students that are trained at once; 0 is as many as fit.
     config.student.store_outputs = False  # True keeps teachers' answers for other students.
     config.student.warmup_steps = 10

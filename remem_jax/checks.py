@@ -53,15 +53,16 @@ def one_of(name: str, value: Any, known: Collection[Any]) -> None:
     require(is_known, f"{name} must be one of {', '.join(map(str, known))}; got {value!r}.")
 
 
-def seed(name: str, value: Any, *, added: int = 0) -> None:
-    """Raises unless a seed is a whole number of 32 bits, also when `added` is added to it.
+def seed(name: str, value: Any, *, bits: int = 32) -> None:
+    """Raises unless a seed is a whole number of so many bits.
 
-    JAX takes the lower 32 bits alone: two seeds beyond them may be one.
+    JAX takes the lower 32 bits alone: two seeds beyond them may be one. A compiled function that
+    is given a seed as a Python int takes 31.
     """
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(
-        whole and 0 <= value < 2**32 - added,
-        f"{name} must be a whole number from 0 to {2**32 - 1 - added:,}, got {value}.",
+        whole and 0 <= value < 2**bits,
+        f"{name} must be a whole number from 0 to {2**bits - 1:,}, got {value}.",
     )
 
 

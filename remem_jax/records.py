@@ -1,10 +1,12 @@
 """Types that pass between the floors of the house."""
 
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from remem_jax.random_streams import Stage
 
 Params = Mapping[str, Any]  # Nested dict of arrays, under the names of the checkpoint files.
 Variables = Mapping[str, Any]  # {"params": Params} and, for some models, {"batch_stats": ...}.
@@ -20,7 +22,8 @@ Apply = Callable[[Variables, Array], Array]
 # The same of what students learn from: of a student in training, and of a teacher.
 StudentApply = Callable[[Params, Params, Array, Key], tuple["Answer", Params]]
 TeacherApply = Callable[[Variables, Array], "Answer"]
-# (key, uint8 images) -> float images as the model takes them.
+# (key, uint8 images) -> float images as the model takes them. The key is that of a stage and a step
+# of training, within which each random transform has a stream of its own; evaluation uses none.
 View = Callable[[Key, Array], Array]
 
 
@@ -56,13 +59,29 @@ class Answer(NamedTuple):
     cls: Float[Array, "batch feature"] | None = None
 
 
+class TrainBatches(Protocol):
+    """Gives the batches of training."""
+
+    def __call__(self, batch_size: int, first_step: int, *, stage: Stage) -> Batches:
+        """Batches without end, from a step on.
+
+        Args:
+            batch_size: Examples in a (global) batch.
+            first_step: The step whose batch is the first.
+            stage: What is trained. Each stage has its own order and its own augmentation.
+
+        Returns:
+            A function of the seed, the stage and the step.
+        """
+        ...
+
+
 class Feed(NamedTuple):
     """How the batches of a data set come, and what the models see of them.
 
     Attributes:
         kind: "resident" or "streamed".
-        train: (batch size, first step) -> endless batches of training from that step on, a
-            function of the seed and the step.
+        train: See `TrainBatches`.
         evaluation: (split, batch size) -> all examples once, in order; what fills up the last
             batch is masked.
         train_view: Makes what models see of a batch of training.
@@ -70,7 +89,7 @@ class Feed(NamedTuple):
     """
 
     kind: str
-    train: Callable[[int, int], Batches]
+    train: TrainBatches
     evaluation: Callable[[str, int], Batches]
     train_view: View
     evaluation_view: View
@@ -83,7 +102,7 @@ class Settings(NamedTuple):
         learning_rate: Peak of the schedule.
         temperature: T of the distillation loss.
         weight: Of the distillation loss; see `objectives.STUDENT_LOSSES`.
-        seed: Of what a student draws for itself: its first parameters, and what it drops.
+        seed: Of what a student draws for itself: its initial parameters and its dropout.
     """
 
     learning_rate: Float[Array, ""] | float

@@ -445,12 +445,12 @@ def test_a_password_decides_nothing_and_is_in_no_record(config: ConfigDict) -> N
     assert found[0]["teacher"]["mirror"] == "https://***@host/weights?***"
 
 
-def test_the_sum_of_two_seeds_has_32_bits_too(config: ConfigDict) -> None:
-    config.seed, config.student.seeds = 2**32 - 2, (0, 1)
+def test_seeds_of_students_have_31_bits(config: ConfigDict) -> None:
+    config.seed, config.student.seeds = 2**32 - 1, (0, 2**31 - 1)
     settings.check_remem(config)
 
-    config.student.seeds = (0, 2)
-    with pytest.raises(SettingError, match=r"config\.student\.seeds .* from 0 to 1, got 2"):
+    config.student.seeds = (0, 2**31)
+    with pytest.raises(SettingError, match=r"config\.student\.seeds .* to 2,147,483,647, got"):
         settings.check_remem(config)
 
 

@@ -234,7 +234,7 @@ def _feed(folder: pathlib.Path, kind: str) -> tuple[Iterator[Any], Any]:
         corrupt_limit=0,
     )
     feed = data.make_feed(dataset, image_size=SIZE, crop_area=AREA, seed=0, threads=1, workers=0)
-    return feed.train(BATCH, 0), feed.train_view
+    return feed.train(BATCH, 0, stage="teacher"), feed.train_view
 
 
 def _write_images(folder: pathlib.Path, images: int) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from remem_jax import random_streams
 from remem_jax.checks import at_least, require
 
 UNUSED = -1  # The cluster of what has no energy, which can be put anywhere.
@@ -148,7 +149,9 @@ def null(energies: Energies, *, clusters: int, seeds: Sequence[int]) -> Null:
     require(len(seeds) > 0, "seeds must hold at least one value.")
     shares = [
         expertness(
-            np.random.default_rng(seed).permuted(energies, axis=0), clusters=clusters, seed=seed
+            random_streams.generator(seed, "expertness", "shuffle").permuted(energies, axis=0),
+            clusters=clusters,
+            seed=seed,
         ).share
         for seed in seeds
     ]

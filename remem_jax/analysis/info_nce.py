@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from remem_jax import random_streams
 from remem_jax.records import Key, Metrics, Params, Variables
 from remem_jax.train import finite
 from remem_jax.train.state import State
@@ -164,7 +165,7 @@ def make_critic_step(
     Args:
         tx: Turns gradients into updates.
         reading: What the critic is given.
-        key: Source of the noise, which is another at each step.
+        key: Of the critics; see `random_streams`. Each step has noise of its own.
 
     Returns:
         A pure step `(state, features, targets) -> (state, metrics)`, as that of a decoder. The
@@ -174,7 +175,8 @@ def make_critic_step(
     def step(state: State, features: Grids, targets: Images) -> tuple[State, Metrics]:
         values, summed = read(reading, features, targets)
         own = {"features": _moments(values), "summaries": _moments(summed)}
-        seen = _seen(values, summed, own, reading, jax.random.fold_in(key, state.step))
+        noise_key = random_streams.within(key, state.step, "noise")
+        seen = _seen(values, summed, own, reading, noise_key)
 
         def loss(params: Params) -> Float[Array, ""]:
             return -bound(critic(params, *seen))

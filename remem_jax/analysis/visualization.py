@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from remem_jax import random_streams
 from remem_jax.analysis import activations
 from remem_jax.checks import above, at_least, one_of, require
 from remem_jax.models import encoder, vit
@@ -162,16 +163,17 @@ def make_ascent(
 
     def ascent(variables: Variables, neurons: Array, seeds: Array) -> tuple[Pictures, Array]:
         lifted = _lifted(variables, layer)
-        keys = jax.vmap(jax.random.key)(seeds)
+        keys = jax.vmap(lambda seed: random_streams.key(seed, "visualization"))(seeds)
 
         def climb(step: Array, state: tuple[Spectra, Any]) -> tuple[Spectra, Any]:
             spectra, opt_state = state
-            grads = jax.grad(objective)(spectra, _folded(keys, step + 1), lifted, neurons)
+            grads = jax.grad(objective)(spectra, _within(keys, step, "jitter"), lifted, neurons)
             updates, opt_state = tx.update(grads, opt_state)
             return jnp.asarray(optax.apply_updates(spectra, updates)), opt_state
 
         shape = (side, side // 2 + 1, 3, 2)
-        spectra = jax.vmap(lambda key: _START * jax.random.normal(key, shape))(_folded(keys, 0))
+        first = jax.vmap(lambda key: _START * jax.random.normal(key, shape))
+        spectra = first(_within(keys, "start"))
         spectra, _ = jax.lax.fori_loop(0, steps, climb, (spectra, tx.init(spectra)))
         pictures = pictures_of(spectra, colours)
         return pictures, jnp.mean(responses(variables, pictures, neurons), axis=1)
@@ -179,8 +181,8 @@ def make_ascent(
     return ascent
 
 
-def _folded(keys: Key, step: Array | int) -> Key:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+def _within(keys: Key, *path: Any) -> Key:
+    return jax.vmap(lambda key: random_streams.within(key, *path))(keys)
 
 
 def _lifted(variables: Variables, layer: int) -> Variables:
@@ -221,7 +223,7 @@ def visualise(
     at_least("batch", batch, 1)
     require(len(neurons) > 0 and len(seeds) > 0, "Give at least one neuron and one seed.")
     at_least("neurons", min(neurons), 0)
-    pairs = np.array([(neuron, seed) for neuron in neurons for seed in seeds], np.int32)
+    pairs = np.array([(neuron, seed) for neuron in neurons for seed in seeds], np.uint32)
     found = []
     for first in range(0, len(pairs), batch):
         chunk = jnp.asarray(np.resize(pairs[first : first + batch], (batch, 2)))

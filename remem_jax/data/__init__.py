@@ -209,7 +209,7 @@ def make_feed(
         dataset: From `load`.
         image_size: Side of what the models see, in pixels.
         crop_area: See `augment.make_train_view`.
-        seed: Decides the order of training, and the crops of a streamed data set.
+        seed: Decides the order of training, and the crops and flips of a streamed data set.
         threads: That decode what is streamed; 0 is one for each core.
         workers: Processes among which the threads are divided; 0 is this one alone.
         sharding: How a batch is divided among devices; None is the default device.

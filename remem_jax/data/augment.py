@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from remem_jax import random_streams
 from remem_jax.data.boxes import Boxes, random_boxes
 from remem_jax.records import Key, View
 
@@ -138,17 +139,21 @@ def make_train_view(*, size: int, crop_area: tuple[float, float], flip: bool) ->
         size: Side of the result, in pixels.
         crop_area: Smallest and largest share of the image's area; (1, 1) takes all of it.
         flip: Whether to mirror half of the images; wrong for digits.
+
+    Returns:
+        The view. Of its key, that of a step, it takes the streams "crops" and "flips".
     """
 
     def view(key: Key, images: Array) -> Array:
         batch, height, width, _ = images.shape
-        crop_key, flip_key = jax.random.split(key)
         if crop_area == (1.0, 1.0):
             boxes = _whole(batch, height, width)
         else:
-            draws = jax.random.uniform(crop_key, (4, batch))
+            draws = jax.random.uniform(random_streams.within(key, "crops"), (4, batch))
             boxes = random_boxes(draws, height=height, width=width, area=crop_area)
-        mirrored = jax.random.bernoulli(flip_key, shape=(batch,)) if flip else None
+        mirrored = None
+        if flip:
+            mirrored = jax.random.bernoulli(random_streams.within(key, "flips"), shape=(batch,))
         return to_model_range(crop_and_resize(images, boxes, size, mirrored=mirrored))
 
     return view

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from remem_jax.data import augment, order
+from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches, Feed
 
 
@@ -53,12 +54,13 @@ def make_feed(
     stored = {name: put(split, sharding) for name, split in splits.items()}
     take = _make_take(sharding)
 
-    def train(batch_size: int, first_step: int) -> Batches:
+    def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
         split, step = stored["train"], first_step
         examples, counted = len(split.label), np.ones(batch_size, bool)
         while True:
             positions = np.arange(step * batch_size, (step + 1) * batch_size)
-            yield take(split, order.train_rows(positions, examples=examples, seed=seed), counted)
+            rows = order.train_rows(positions, examples=examples, seed=seed, stage=stage)
+            yield take(split, rows, counted)
             step += 1
 
     def evaluation(name: str, batch_size: int) -> Batches:

@@ -39,9 +39,9 @@ def check(config: ConfigDict) -> None:
             )
         elif last == "seed":
             checks.seed(f"config.{name}", value)
-    if "seed" in config and "student" in config:  # Of which each is added to the run's.
+    if "student" in config:  # The compiled step of a student is given its seed.
         for seed in config.student.seeds:
-            checks.seed("config.student.seeds", seed, added=config.seed)
+            checks.seed("config.student.seeds", seed, bits=31)
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,7 @@ OURS = (
     *("study.db", "study.journal"),
 )
 _SHOWN = 5  # Differences listed in an error.
+_UNRECORDED = 1  # The `identity.TRAINING` of versions that did not write it down.
 
 
 class HeldError(SettingError):
@@ -108,12 +109,12 @@ def expect(directory: pathlib.Path, own: Identity) -> None:
     if mesh.is_writer():
         _mark(directory)
     before = results.read_for_all(directory / _INPUTS) or {}
-    code = before.get("code", own.code)
+    code = before.get("code", _UNRECORDED) if before else own.code
     if code != own.code:
         raise SettingError(
-            f"{directory} was begun by a version of remem_jax that trains otherwise (version "
-            f"{code} of training, this is {own.code}): go on with that one, or set another "
-            "--workdir."
+            f"{directory} was begun by a version of remem_jax that gives other results from the "
+            f"same settings (version {code} of training; this is version {own.code}): finish it "
+            "with the version that began it, or set --workdir to a new folder."
         )
     # Folders of older versions have fewer digests.
     changed = identity.differences(

@@ -14,10 +14,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from remem_jax import random_streams
 from remem_jax.records import Answer, Batch, Key, Labels, Metrics, Settings, View
 from remem_jax.train.state import State
 from remem_jax.train.steps import StudentStep, mixed_view
@@ -49,7 +49,7 @@ def make_view_pass(view: View, *, classes: int, key: Key, mixup: float = 0.0) ->
     Args:
         view: Makes model inputs of stored images.
         classes: Number of classes.
-        key: Root of the run's randomness.
+        key: Of the stage; see `random_streams`.
         mixup: See `steps.mixed_view`; teacher and students see the same mixtures.
 
     Returns:
@@ -57,7 +57,7 @@ def make_view_pass(view: View, *, classes: int, key: Key, mixup: float = 0.0) ->
     """
 
     def view_pass(step: Number, batch: Batch) -> Seen:
-        images, labels = mixed_view(view, jax.random.fold_in(key, step), batch, mixup)
+        images, labels = mixed_view(view, random_streams.within(key, step), batch, mixup)
         return Seen(images, labels(classes))
 
     return view_pass

@@ -1,6 +1,7 @@
 """Pure steps; the caller jits them.
 
-The randomness of a step comes from its key and its number alone.
+The randomness of a step comes from the key of its stage and from its number alone; what it draws
+comes from the streams "crops", "flips", "mixup" and "dropout" of these.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
-from remem_jax import losses, optim
+from remem_jax import losses, optim, random_streams
 from remem_jax.data import augment
 from remem_jax.models import tuning
 from remem_jax.records import (
@@ -63,7 +64,7 @@ def make_supervised_step(
         apply: The model in training mode. What keeps batch statistics cannot be divided.
         tx: Turns gradients into updates; may ask for `grad_fn`, as `optim.sam` does.
         view: Makes model inputs of stored images.
-        key: Root of the run's randomness.
+        key: Of the stage; see `random_streams`.
         loss: What is minimised, of logits and labels; of each part where the batch is divided.
         mixup: See `mixed_view`.
         ascent: What the gradient of each group goes through before their mean goes through `tx`:
@@ -83,8 +84,9 @@ def make_supervised_step(
     """
 
     def step(state: State, batch: Batch, frozen: Params) -> tuple[State, Metrics]:
-        view_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images, mixed = mixed_view(view, view_key, batch, mixup)
+        step_key = random_streams.within(key, state.step)
+        dropout_key = random_streams.within(step_key, "dropout")
+        images, mixed = mixed_view(view, step_key, batch, mixup)
 
         def of_params(params: Params, examples: Examples) -> tuple[Float[Array, ""], Params]:
             whole = tuning.join(params, frozen)
@@ -139,7 +141,7 @@ def mixed_view(
 
     Args:
         view: Makes model inputs of stored images.
-        key: Of this step.
+        key: Of the stage and this step.
         batch: Stored images and their labels.
         mixup: `alpha` of `augment.mixup_share`; 0 mixes nothing.
 
@@ -150,7 +152,7 @@ def mixed_view(
     images = view(key, batch.image)
     if not mixup:
         return images, lambda classes: batch.label
-    share = augment.mixup_share(jax.random.fold_in(key, 1), mixup)
+    share = augment.mixup_share(random_streams.within(key, "mixup"), mixup)
 
     def labels(classes: int) -> Labels:
         return augment.mix(jax.nn.one_hot(batch.label, classes), share)
@@ -173,7 +175,7 @@ def make_student_step(
             the student's own.
         loss: What a student minimises, of `objectives.STUDENT_LOSSES`, with `hard_labels` bound;
             or `objectives.labels_alone`, for students without a teacher, whose outputs are None.
-        key: Root of the run's randomness; the student's seed is added to it.
+        key: Of the stage; each of the students' seeds has dropout of its own.
 
     Returns:
         A pure step `(state, images, labels, teacher, settings) -> (state, metrics)`. All
@@ -188,7 +190,7 @@ def make_student_step(
         teacher: Answer | None,
         settings: Settings,
     ) -> tuple[State, Metrics]:
-        dropout_key = jax.random.fold_in(jax.random.fold_in(key, settings.seed), state.step)
+        dropout_key = random_streams.within(key, state.step, "dropout", settings.seed)
 
         def of_params(params: Params) -> tuple[Float[Array, ""], Params]:
             student, statistics = apply(params, state.statistics, images, dropout_key)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from remem_jax import mesh, models, optim
+from remem_jax import mesh, models, optim, random_streams
 from remem_jax.checks import require
 from remem_jax.models import projection
-from remem_jax.records import Answer, Key, Settings, TeacherApply, Variables
+from remem_jax.records import Answer, Settings, TeacherApply, Variables
 from remem_jax.settings import METHODS
 from remem_jax.train import lockstep, objectives, state, steps
 from remem_jax.train.steps import StudentStep
@@ -100,30 +100,29 @@ def make(run: parts.Run, pretrained: finetune.Pretrained | None) -> Classroom:
         nesterov=True,
         weight_decay=settings.weight_decay,
     )
-    _, view_key, dropout_key = _keys(run.config.seed)
+    key = random_streams.key(run.config.seed, "student")
     init = models.make_init(model, run.config.data.image_size)
 
     def first(seed: int) -> Variables:
-        init_key, _, _ = _keys(run.config.seed + seed)
-        return init(init_key)
+        return init(random_streams.within(key, "parameters", seed))
 
     def first_state(target: projection.Target | None, seed: int) -> state.State:
         variables = first(seed)
         if target:
             channels = models.channels(model, run.config.data.image_size)
-            key = jax.random.fold_in(jax.random.key(run.config.seed + seed), 2)
-            variables = projection.add(variables, key, channels=channels, width=target.width)
+            own = random_streams.within(key, "projection", seed)
+            variables = projection.add(variables, own, channels=channels, width=target.width)
         return state.create(variables, tx)
 
     first_states, of_losses = {}, {}
     for name, (loss, target) in _objectives(run, pretrained).items():
         apply = run.spread(models.student_apply(model, target))
-        step = steps.make_student_step(apply, tx, loss=loss, key=dropout_key)
+        step = steps.make_student_step(apply, tx, loss=loss, key=key)
         first_states[name] = functools.partial(first_state, target)
         of_losses[name] = run.jit_step(step, functools.partial(first_states[name], 0))
     measure = parts.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     view_pass = lockstep.make_view_pass(
-        run.feed.train_view, classes=classes, key=view_key, mixup=settings.mixup
+        run.feed.train_view, classes=classes, key=key, mixup=settings.mixup
     )
     jitted = jax.jit(view_pass, out_shardings=mesh.batch_sharding(run.mesh))
     return Classroom(first, first_states, of_losses, measure, jitted)
@@ -156,14 +155,6 @@ def _target(run: parts.Run, checkpoint: augreg.Checkpoint, loss: str) -> project
     )
     size = checkpoint.size
     return projection.Target(field, run.config.data.image_size // size.pixels, size.features)
-
-
-def _keys(seed: int) -> tuple[Key, Key, Key]:
-    """Of first parameters, of views, of what is dropped."""
-    init_key, view_key, dropout_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(seed), 1), 3
-    )
-    return init_key, view_key, dropout_key
 
 
 def grid(settings: ConfigDict) -> list[Point]:

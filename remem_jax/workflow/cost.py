@@ -149,7 +149,7 @@ def _of_students(
 
 
 def _batch(run: parts.Run, batch_size: int) -> Any:
-    batches = run.feed.train(batch_size, 0)
+    batches = run.feed.train(batch_size, 0, stage="teacher")
     try:
         return next(batches)
     finally:

@@ -208,6 +208,7 @@ def _job(
         settings.steps,
         tuple(round(float(at)) for at in every),
         lambda at, now: None,
+        "student",
     )
 
 

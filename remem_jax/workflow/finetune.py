@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import losses, mesh, models, optim
+from remem_jax import losses, mesh, models, optim, random_streams
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Batch, Params, TeacherApply, Variables
 from remem_jax.settings import METHODS, division, tuning_of
@@ -113,7 +113,8 @@ def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:
         resize=settings.position_resize,
     )
     tuned = tuning_of(settings)
-    params = tuned.add(variables["params"], jax.random.key(run.config.seed))
+    added_key = random_streams.key(run.config.seed, "teacher", "parameters")
+    params = tuned.add(variables["params"], added_key)
     trainable, frozen = tuning.split(params, tuned.trains)
     # On the devices once; from the host, every step would carry them over.
     return Start(model, tuned, trainable, run.place(frozen))
@@ -239,7 +240,7 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         run.spread(first.tuned.wrap(models.train_apply(first.model))),
         tx,
         run.feed.train_view,
-        key=jax.random.key(run.config.seed),
+        key=random_streams.key(run.config.seed, "teacher"),
         loss=functools.partial(
             losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
         ),
@@ -287,6 +288,7 @@ def _train(
             steps=settings.steps[-1],
             milestones=tuple(settings.steps),
             milestone=milestone,
+            stage="teacher",
         ),
     )
     return seconds

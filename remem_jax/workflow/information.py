@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax import mesh, models
+from remem_jax import mesh, models, random_streams
 from remem_jax.analysis import info_nce, mutual_information
 from remem_jax.checks import require
 from remem_jax.models import decoder
@@ -186,7 +186,8 @@ def _bounds(
     critics = range(own.decoders, len(now))
     estimate = jax.jit(
         info_nce.make_estimate(
-            readers.reading(run.config.information), key=readers.key_of(run, "noise")
+            readers.reading(run.config.information),
+            key=random_streams.key(run.config.seed, "critic", "evaluation"),
         )
     )
     targets_of = jax.jit(mutual_information.to_unit_range)

@@ -140,6 +140,7 @@ def _facts(run: parts.Run, teachers: finetune.Teachers, variables: Variables) ->
         **teachers.facts,
         "data": run.dataset.fingerprint,
         "decoding": identity.DECODING,
+        "training": identity.TRAINING,
         "input": run.feed.kind,
         "source_size": run.dataset.source_size,
         "image_size": data.image_size,

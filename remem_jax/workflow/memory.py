@@ -38,7 +38,7 @@ def of_step(jitted: Any, *arguments: Any) -> tuple[int, int]:
 
 def batch(run: parts.Run, batch_size: int) -> Any:
     """Shapes of a batch of training, and how it lies on the devices."""
-    batches = run.feed.train(batch_size, 0)
+    batches = run.feed.train(batch_size, 0, stage="teacher")
     try:
         return mesh.shapes(next(batches), mesh.batch_sharding(run.mesh))
     finally:

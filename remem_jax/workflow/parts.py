@@ -12,6 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, mesh, signals
+from remem_jax.random_streams import Stage
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.settings import counts
 from remem_jax.storage import checkpoints, logs
@@ -157,6 +158,7 @@ class Job(NamedTuple):
         steps: Steps in all.
         milestones: After which steps `milestone` is called.
         milestone: Looks at the state; may be called again for a step after a kill.
+        stage: Whose batches it takes.
     """
 
     first: Any
@@ -166,6 +168,7 @@ class Job(NamedTuple):
     steps: int
     milestones: tuple[int, ...]
     milestone: Callable[[int, Any], None]
+    stage: Stage
 
 
 def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
@@ -210,7 +213,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             stopping=stopping,
         )
         with (
-            contextlib.closing(run.feed.train(job.batch_size, done)) as batches,
+            contextlib.closing(run.feed.train(job.batch_size, done, stage=job.stage)) as batches,
             advice.given(part),
             signals.steps() as ended,
         ):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from remem_jax import evaluate, losses, mesh, models, optim
+from remem_jax import evaluate, losses, mesh, models, optim, random_streams
 from remem_jax.records import Apply, Variables
 from remem_jax.settings import located
 from remem_jax.storage import results, workdir
@@ -32,7 +32,7 @@ def run_pretrain(run: parts.Run) -> None:
         rematerialise=jax.default_backend() == "cpu",
     )
     apply = models.evaluation_apply(model)
-    random = models.init(model, jax.random.key(config.seed), size)
+    random = models.init(model, random_streams.key(config.seed, "pretraining", "parameters"), size)
     tx = optim.adamw(
         optim.warmup_cosine(
             peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps
@@ -44,7 +44,7 @@ def run_pretrain(run: parts.Run) -> None:
         run.spread(models.train_apply(model)),
         tx,
         run.feed.train_view,
-        key=jax.random.key(config.seed),
+        key=random_streams.key(config.seed, "pretraining"),
         loss=functools.partial(losses.cross_entropy, smoothing=settings.label_smoothing),
     )
 
@@ -69,6 +69,7 @@ def run_pretrain(run: parts.Run) -> None:
             milestone=lambda at, now: parts.log_validation(
                 run, "pretrain", at, measure(now.variables, "validation")["top1"]
             ),
+            stage="pretraining",
         ),
     )
     path = run.workdir / "pretrained.npz"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax import mesh, models
+from remem_jax import mesh, models, random_streams
 from remem_jax.analysis import info_nce, mutual_information
 from remem_jax.checks import require
 from remem_jax.models import decoder
@@ -78,24 +78,31 @@ def make(run: parts.Run, teachers: Sequence[Teacher]) -> Readers:
             embedding=settings.info_nce.embedding,
         )
     )
-    critic_step = info_nce.make_critic_step(tx, own, key=key_of(run, "noise"))
-    keys = [jax.random.fold_in(key_of(run, "readers"), seed) for seed in settings.seeds]
-    critics = len(keys) if settings.info_nce.measured else 0
+    critic_step = info_nce.make_critic_step(
+        tx, own, key=random_streams.key(run.config.seed, "critic")
+    )
+    decoder_keys, critic_keys = (
+        [random_streams.key(run.config.seed, kind, "parameters", seed) for seed in settings.seeds]
+        for kind in ("decoder", "critic")
+    )
+    critics = len(critic_keys) if settings.info_nce.measured else 0
 
     def first() -> tuple[state.State, ...]:
-        decoders = [state.create(init(key), tx) for _ in teachers for key in keys]
-        others = [state.create(own_critic(key), tx) for _ in teachers for key in keys[:critics]]
+        decoders = [state.create(init(key), tx) for _ in teachers for key in decoder_keys]
+        others = [
+            state.create(own_critic(key), tx) for _ in teachers for key in critic_keys[:critics]
+        ]
         return tuple(run.place(one) for one in (*decoders, *others))
 
     def first_decoder() -> state.State:
-        return state.create(init(keys[0]), tx)
+        return state.create(init(decoder_keys[0]), tx)
 
     def first_critic() -> state.State:
-        return state.create(own_critic(keys[0]), tx)
+        return state.create(own_critic(critic_keys[0]), tx)
 
     jitted = run.jit_step(step, first_decoder), run.jit_step(critic_step, first_critic)
     numbers = range(len(teachers))
-    of_decoders = [number for number in numbers for _ in keys]
+    of_decoders = [number for number in numbers for _ in decoder_keys]
     of_critics = [number for number in numbers for _ in range(critics)]
     return Readers(
         [*of_decoders, *of_critics],
@@ -148,20 +155,14 @@ def _feature_size(run: parts.Run, teachers: Sequence[Teacher]) -> tuple[int, int
     return side, width
 
 
-def key_of(run: parts.Run, use: str) -> jax.Array:
-    """Keys of their own for what the parts of a measurement draw."""
-    number = ("views", "readers", "noise").index(use)
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(run.config.seed), 3), number)
-
-
 def job(run: parts.Run, readers: Readers) -> parts.Job:
     """The training of the readers, but for what is looked at on the way."""
     settings = run.config.information
-    view_key = key_of(run, "views")
+    key = random_streams.key(run.config.seed, "decoder")
 
     @functools.partial(jax.jit, out_shardings=mesh.batch_sharding(run.mesh))
     def view(number: jax.Array, batch: Batch) -> jax.Array:
-        return run.feed.train_view(jax.random.fold_in(view_key, number), batch.image)
+        return run.feed.train_view(random_streams.within(key, number), batch.image)
 
     lockstep = mutual_information.make_lockstep(readers.steps, readers.teach, readers.reads)
 
@@ -189,6 +190,7 @@ def job(run: parts.Run, readers: Readers) -> parts.Job:
         settings.steps,
         milestones(settings),
         lambda at, now: None,
+        "decoder",
     )
 
 

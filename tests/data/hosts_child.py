@@ -51,7 +51,7 @@ def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
         workers=0,
         sharding=sharding,
     )
-    batches = feed.train(8, 3)
+    batches = feed.train(8, 3, stage="student")
     seen = [_digest(batch) for batch in itertools.islice(batches, 4)]
     batches.close()
     seen += [_digest(batch) for batch in feed.evaluation("test", 8)]

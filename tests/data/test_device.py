@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from remem_jax.data import device
+from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Feed
 
 EXAMPLES = 10
@@ -31,8 +32,10 @@ def _feed(split: device.Split, seed: int = 0, sharding: Any = None) -> Feed:
     )
 
 
-def _batches(feed: Feed, *, count: int, batch_size: int, first_step: int = 0) -> list[Batch]:
-    return list(itertools.islice(feed.train(batch_size, first_step), count))
+def _batches(
+    feed: Feed, *, count: int, batch_size: int, first_step: int = 0, stage: Stage = "teacher"
+) -> list[Batch]:
+    return list(itertools.islice(feed.train(batch_size, first_step, stage=stage), count))
 
 
 def _labels(batches: list[Batch]) -> np.ndarray:
@@ -74,6 +77,15 @@ def test_images_keep_their_labels(split: device.Split) -> None:
 
 def test_two_seeds_have_two_orders(split: device.Split) -> None:
     one, two = (_batches(_feed(split, seed), count=1, batch_size=EXAMPLES) for seed in (1, 2))
+
+    assert not np.array_equal(_labels(one), _labels(two))
+
+
+def test_teachers_and_students_have_two_orders(split: device.Split) -> None:
+    one, two = (
+        _batches(_feed(split), count=1, batch_size=EXAMPLES, stage=stage)
+        for stage in ("teacher", "student")
+    )
 
     assert not np.array_equal(_labels(one), _labels(two))
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remem_jax import data
+from remem_jax import data, random_streams
 from remem_jax.checks import SettingError
 from remem_jax.data import augment, boxes, host, order, own, sources
+from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Feed
 
 SIZE, AREA, SEED = 8, (0.3, 1.0), 5
@@ -66,8 +67,10 @@ def _feed(
     )
 
 
-def _batches(feed: Feed, *, count: int, first_step: int = 0) -> list[Batch]:
-    batches = feed.train(4, first_step)
+def _batches(
+    feed: Feed, *, count: int, first_step: int = 0, stage: Stage = "teacher"
+) -> list[Batch]:
+    batches = feed.train(4, first_step, stage=stage)
     found = list(itertools.islice(batches, count))
     batches.close()
     return found
@@ -123,7 +126,7 @@ def test_training_goes_through_the_images_in_the_order_of_every_input(
 ) -> None:
     batches = _batches(_feed(part, area=(1.0, 1.0), flip=False), count=5)
 
-    rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED)
+    rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED, stage="teacher")
     np.testing.assert_array_equal(np.concatenate([b.label for b in batches]), part.labels[rows])
     shown = np.concatenate([b.image for b in batches]).astype(np.int32)
     for row, actual in zip(rows, shown, strict=True):
@@ -133,11 +136,12 @@ def test_training_goes_through_the_images_in_the_order_of_every_input(
 def test_crops_are_those_of_the_view_on_the_device(part: sources.Part) -> None:
     shown = np.concatenate([b.image for b in _batches(_feed(part), count=5)])
 
-    rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED)
+    rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED, stage="teacher")
     mirrored = 0
     for position, row in enumerate(rows):
         pixels = _pixels(part, row)
-        draws = np.random.default_rng((SEED, position // 4)).random((4, 5))[position % 4, :4]
+        drawn = random_streams.generator(SEED, "teacher", position // 4, "crops").random((4, 4))
+        draws = drawn[position % 4]
         height, width = pixels.shape[:2]
         box = boxes.random_boxes(draws, height=height, width=width, area=AREA)
         batch = boxes.Boxes(*(jnp.full((1,), edge, jnp.float32) for edge in box))
@@ -147,6 +151,34 @@ def test_crops_are_those_of_the_view_on_the_device(part: sources.Part) -> None:
         _assert_close(shown[position], ways[int(np.argmin(off))], pixels)
         mirrored += off[1] < off[0]
     assert 3 < mirrored < 17
+
+
+def test_whether_images_are_mirrored_changes_no_crop(part: sources.Part) -> None:
+    plain, flipped = (
+        np.concatenate([b.image for b in _batches(_feed(part, flip=flip), count=5)])
+        for flip in (False, True)
+    )
+
+    alike = (flipped == plain).all(axis=(1, 2, 3))
+    mirrored = (flipped == plain[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (alike ^ mirrored).all()
+    assert 3 < mirrored.sum() < 17
+
+
+@pytest.mark.parametrize(("area", "flip"), [(AREA, False), ((1.0, 1.0), True)])
+def test_teachers_and_students_see_an_image_cropped_and_mirrored_otherwise(
+    part: sources.Part, area: tuple[float, float], flip: bool
+) -> None:
+    part = part._replace(rows=part.rows[[3] * 4], labels=part.labels[[3] * 4])
+
+    teacher, student, again = (
+        np.concatenate([b.image for b in _batches(feed, count=5, stage=stage)])
+        for feed in [_feed(part, area=area, flip=flip)]
+        for stage in ("teacher", "student", "student")
+    )
+
+    np.testing.assert_array_equal(student, again)
+    assert (student != teacher).any(axis=(1, 2, 3)).sum() > 3
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 7])
@@ -171,7 +203,7 @@ def test_worker_processes_change_nothing(part: sources.Part) -> None:
 def test_workers_leave_signals_to_their_parent_and_one_that_is_killed_is_told(
     part: sources.Part,
 ) -> None:
-    batches = _feed(part, workers=1).train(4, 0)
+    batches = _feed(part, workers=1).train(4, 0, stage="teacher")
     next(batches)
     (worker,) = multiprocessing.active_children()
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, a scheduler: to all processes.

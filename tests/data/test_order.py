@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from remem_jax.data import order
+from remem_jax.random_streams import Stage
 
 EXAMPLES = 10
 
 
-def _rows(start: int, stop: int, seed: int = 0) -> np.ndarray:
-    return order.train_rows(np.arange(start, stop), examples=EXAMPLES, seed=seed)
+def _rows(start: int, stop: int, seed: int = 0, stage: Stage = "teacher") -> np.ndarray:
+    return order.train_rows(np.arange(start, stop), examples=EXAMPLES, seed=seed, stage=stage)
 
 
 def test_every_epoch_holds_each_example_once() -> None:
@@ -26,7 +27,7 @@ def test_a_position_does_not_depend_on_where_a_run_began(start: int) -> None:
 def test_positions_may_be_asked_for_in_any_order(rng: np.random.Generator) -> None:
     positions = rng.permutation(70)
 
-    actual = order.train_rows(positions, examples=EXAMPLES, seed=0)
+    actual = order.train_rows(positions, examples=EXAMPLES, seed=0, stage="teacher")
 
     np.testing.assert_array_equal(actual, _rows(0, 70)[positions])
 
@@ -37,6 +38,10 @@ def test_two_epochs_have_two_orders() -> None:
 
 def test_two_seeds_have_two_orders() -> None:
     assert not np.array_equal(_rows(0, 10, seed=1), _rows(0, 10, seed=2))
+
+
+def test_two_stages_have_two_orders() -> None:
+    assert not np.array_equal(_rows(0, 10, stage="teacher"), _rows(0, 10, stage="student"))
 
 
 def test_evaluation_takes_each_example_once_and_in_order() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
-from remem_jax.storage.identity import Identity
+from remem_jax.storage.identity import TRAINING, Identity
 
 CONFIG: dict[str, Any] = {"seed": 0, "teacher": {"rho": 0.5, "steps": (1, 2)}, "student": {}}
 
@@ -137,7 +137,7 @@ def test_other_inputs_are_refused_by_name(tmp_path: pathlib.Path) -> None:
 
 
 def test_digests_that_an_older_version_did_not_write_are_added(tmp_path: pathlib.Path) -> None:
-    results.write(tmp_path / "inputs.json", INPUTS)  # Without the version of the code, too.
+    _begin(tmp_path, **INPUTS)
 
     _begin(tmp_path, **INPUTS, classes="beef")
 
@@ -145,10 +145,16 @@ def test_digests_that_an_older_version_did_not_write_are_added(tmp_path: pathlib
         _begin(tmp_path, **INPUTS, classes="feed")
 
 
-def test_a_run_of_code_that_trains_otherwise_does_not_go_on(tmp_path: pathlib.Path) -> None:
-    workdir.begin(tmp_path, CONFIG, Identity(CONFIG, INPUTS, code=0))
+@pytest.mark.parametrize("recorded", [{"code": 1}, {}], ids=["recorded", "not recorded"])
+def test_a_run_that_other_code_began_does_not_go_on(
+    tmp_path: pathlib.Path, recorded: dict[str, int]
+) -> None:
+    results.write(tmp_path / "inputs.json", INPUTS | recorded)
 
-    with pytest.raises(SettingError, match=r"version 0 of training, this is 1.*--workdir"):
+    with pytest.raises(
+        SettingError,
+        match=rf"version 1 of training; .* version {TRAINING}\): finish it .* --workdir to a new",
+    ):
         _begin(tmp_path, **INPUTS)
 
 

@@ -219,6 +219,31 @@ def test_the_projection_is_trained_and_is_no_part_of_what_is_measured(
     assert jax.tree.structure(student.variables) == jax.tree.structure(classroom.first().variables)
 
 
+def test_crops_flips_and_mixup_are_drawn_of_keys_of_their_own(
+    classroom: Classroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+
+    def spy(name: str, value: Any) -> None:
+        def draw(key: jax.Array, *rest: Any, shape: tuple[int, ...] = ()) -> jax.Array:
+            used.append(np.asarray(jax.random.key_data(key)).tolist())
+            return jnp.full(rest[0] if name == "uniform" else shape, value)
+
+        monkeypatch.setattr(jax.random, name, draw)
+
+    for name, value in (("uniform", 0.5), ("bernoulli", True), ("beta", 0.7)):
+        spy(name, value)
+    # Takes seconds where it is not compiled; nothing is drawn in it.
+    monkeypatch.setattr(augment, "crop_and_resize", lambda images, *rest, **options: images)
+    view = augment.make_train_view(size=4, crop_area=(0.5, 1.0), flip=True)
+    views = lockstep.make_view_pass(view, classes=3, key=jax.random.key(1), mixup=0.8)
+
+    for step in (0, 1):
+        views(np.int32(step), next(classroom.batches()))
+
+    assert len(used) == len({tuple(key) for key in used}) == 6
+
+
 def test_where_images_are_mixed_all_see_one_mixture_and_its_labels(
     classroom: Classroom,
 ) -> None:

@@ -4,16 +4,19 @@ import json
 import pathlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
 from configs import quickstart
+from remem_jax import random_streams
 from remem_jax.analysis import mutual_information
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
+from remem_jax.random_streams import Stage
+from remem_jax.records import Batch
 from remem_jax.storage import results
 from remem_jax.train import loop
 from remem_jax.workflow import analysis, finetune, information, parts, readers, remem, subjects
@@ -288,12 +291,47 @@ def _remem_run(lab: Lab, workdir: pathlib.Path) -> parts.Run:
     return lab.run(workdir, config)
 
 
+class Watched(NamedTuple):
+    """A finished run whose teachers were measured.
+
+    Attributes:
+        run: The run.
+        labels: Of the first batch of each training: the stage, and the labels.
+        keys: Data of the keys of all training views.
+    """
+
+    run: parts.Run
+    labels: list[tuple[Stage, list[int]]]
+    keys: list[list[int]]
+
+
 @pytest.fixture(scope="module")
-def measured(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> parts.Run:
-    """A finished run whose teachers were measured."""
+def watched(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """A finished run whose teachers were measured, and what it saw."""
     run = _remem_run(lab, tmp_path_factory.mktemp("measured"))
+    feed, first_labels, keys = run.feed, [], []
+
+    def train(batch_size: int, first_step: int, *, stage: Stage) -> Iterator[Batch]:
+        for number, batch in enumerate(feed.train(batch_size, first_step, stage=stage)):
+            if not number:
+                first_labels.append((stage, batch.label.tolist()))
+            yield batch
+
+    def view(key: jax.Array, images: jax.Array) -> jax.Array:
+        words = jax.random.key_data(key)
+        jax.debug.callback(lambda words: keys.append(words.tolist()), words)
+        return feed.train_view(key, images)
+
+    run = run._replace(feed=feed._replace(train=train, train_view=view))
     remem.run_remem(run)
-    return run
+    jax.effects_barrier()
+    return Watched(run, first_labels, keys)
+
+
+@pytest.fixture(scope="module")
+def measured(watched: Watched) -> parts.Run:
+    """The run."""
+    return watched.run
 
 
 @pytest.mark.slow
@@ -316,6 +354,28 @@ def test_the_report_of_a_run_shows_the_information_plane(measured: parts.Run) ->
         text = (measured.workdir / name).read_text()
         assert "Information of the teachers, on validation" in text
     assert "Information plane." in (measured.workdir / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_teachers_students_and_decoders_see_the_images_in_orders_of_their_own(
+    watched: Watched,
+) -> None:
+    orders: dict[str, set[tuple[int, ...]]] = {}
+    for stage, labels in watched.labels:
+        orders.setdefault(stage, set()).add(tuple(labels[:8]))
+
+    assert set(orders) == {"teacher", "student", "decoder"}
+    assert all(len(own) == 1 for own in orders.values())  # Students of two teachers.
+    assert len(set.union(*orders.values())) == 3
+
+
+@pytest.mark.slow
+def test_views_are_of_the_stage_and_the_step_alone(watched: Watched) -> None:
+    stages: list[Stage] = ["teacher", "student", "student", "decoder"]  # Of two teachers.
+
+    keys = [random_streams.key(0, stage, step) for stage in stages for step in (0, 1)]
+
+    assert sorted(watched.keys) == sorted(jax.random.key_data(key).tolist() for key in keys)
 
 
 def test_no_teacher_is_measured_where_it_is_not_asked_for(

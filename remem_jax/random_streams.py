@@ -1,0 +1,67 @@
+"""Random numbers by name: every use of randomness has a stream of its own.
+
+A path names a stream, for example ("student", step, "crops"). What a stream gives is a function of
+the seed and its path alone, so a new stream changes none of the others, and a run that resumes at
+a step draws what it would have drawn. docs/reproducibility.md lists the streams.
+
+On the device, a key is folded with the number of each part of the path in turn; on the host, these
+numbers are the spawn key of a NumPy `SeedSequence`. A whole number stands for itself, and a name
+for its CRC-32 with the highest bit set, which no step, epoch or batch has.
+"""
+
+import zlib
+from typing import Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Integer, PRNGKeyArray
+
+# What is trained on images. Each of them has its own order of examples and its own augmentation.
+Stage = Literal["pretraining", "teacher", "student", "decoder"]
+Use = Literal[
+    "critic",
+    "crops",
+    "dropout",
+    "evaluation",
+    "expertness",
+    "flips",
+    "jitter",
+    "mixup",
+    "noise",
+    "order",
+    "parameters",
+    "projection",
+    "shuffle",
+    "start",
+    "visualization",
+]
+Number = int | np.integer | Integer[Array, ""]
+
+_NAME = 1 << 31  # The bit that tells the number of a name from other numbers.
+
+
+def key(seed: Number, *path: Stage | Use | Number) -> PRNGKeyArray:
+    """Makes the JAX key of a stream.
+
+    Args:
+        seed: Of the run, or of what is drawn; it may be traced.
+        path: Names and whole numbers from 0, such as a step; the numbers may be traced.
+    """
+    return within(jax.random.key(seed), *path)
+
+
+def within(root: PRNGKeyArray, *path: Stage | Use | Number) -> PRNGKeyArray:
+    """Continues the path of a key: `within(key(0, "student"), 7)` is `key(0, "student", 7)`."""
+    for part in path:
+        root = jax.random.fold_in(root, _number(part) if isinstance(part, str) else part)
+    return root
+
+
+def generator(seed: int, *path: Stage | Use | int) -> np.random.Generator:
+    """Makes the NumPy generator of a stream, for what the host draws; see `key`."""
+    numbers = tuple(_number(part) if isinstance(part, str) else part for part in path)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=numbers))
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode()) | _NAME

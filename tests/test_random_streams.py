@@ -1,0 +1,91 @@
+"""Named random streams: as documented, and no two of them alike."""
+
+import itertools
+import pathlib
+import re
+import typing
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from remem_jax import random_streams
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "reproducibility.md"
+NAMES = {*typing.get_args(random_streams.Stage), *typing.get_args(random_streams.Use)}
+NUMBERS = (0, 1, 2**31 - 1)  # Of steps, epochs and seeds: the first ones and the last.
+
+
+def _streams() -> list[str]:
+    """The streams that the page lists."""
+    rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), flags=re.MULTILINE)
+    return re.findall(r"`(.+?)`", " ".join(rows))
+
+
+def _paths() -> list[tuple[str | int, ...]]:
+    """The paths of all streams, each for a few steps, epochs and seeds."""
+    found = []
+    for stream in _streams():
+        parts = [NUMBERS if part.isupper() else (part,) for part in stream.split("/")]
+        found += itertools.product(*parts)
+    return found
+
+
+def _words(keys: list[jax.Array]) -> np.ndarray:
+    return np.stack([jax.random.key_data(key) for key in keys])
+
+
+def test_the_page_lists_every_name_and_no_other() -> None:
+    parts = {part for stream in _streams() for part in stream.split("/")}
+
+    assert {part for part in parts if not part.isupper()} == NAMES
+
+
+def test_no_two_streams_have_one_key() -> None:
+    keys = [random_streams.key(seed, *path) for seed in (0, 1) for path in _paths()]
+
+    assert len(np.unique(_words(keys), axis=0)) == len(keys) == 2 * len(set(_paths()))
+
+
+def test_no_two_streams_have_one_generator() -> None:
+    draws = [
+        random_streams.generator(seed, *path).integers(2**63)
+        for seed in (0, 1)
+        for path in _paths()
+    ]
+
+    assert len(set(draws)) == len(draws) == 2 * len(set(_paths()))
+
+
+def test_a_key_is_folded_with_the_number_of_each_part_of_the_name() -> None:
+    expected = jax.random.key(3)
+    for part in (zlib.crc32(b"student") | 2**31, 7, zlib.crc32(b"crops") | 2**31):
+        expected = jax.random.fold_in(expected, part)
+
+    for actual in (
+        random_streams.key(3, "student", 7, "crops"),
+        random_streams.within(random_streams.key(3, "student"), 7, "crops"),
+        jax.jit(lambda seed, step: random_streams.key(seed, "student", step, "crops"))(3, 7),
+    ):
+        np.testing.assert_array_equal(_words([actual]), _words([expected]))
+
+
+def test_a_generator_is_spawned_with_the_number_of_each_part_of_the_name() -> None:
+    parts = (zlib.crc32(b"student") | 2**31, 7, zlib.crc32(b"crops") | 2**31)
+    expected = np.random.Generator(np.random.PCG64(np.random.SeedSequence(3, spawn_key=parts)))
+
+    actual = random_streams.generator(3, "student", 7, "crops")
+
+    np.testing.assert_array_equal(actual.random(9), expected.random(9))
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_the_number_of_a_name_is_that_of_no_step(name: str) -> None:
+    assert 2**31 <= random_streams._number(name) < 2**32
+
+
+def test_a_stream_of_no_number_is_not_that_of_number_0() -> None:
+    one, other = (random_streams.generator(0, "student", *rest) for rest in ((), (0,)))
+
+    assert one.integers(2**63) != other.integers(2**63)
