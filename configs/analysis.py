@@ -93,6 +93,9 @@ def make(
     config = remem.get_config(dataset)
     del config.student, config.methods, config.choose_on_test, config.retries, config.plan_only
     config.workflow = "analysis"
+    config.compute_dtype = (
+        "float32"  # What single neurons change is small beside bfloat16's errors.
+    )
     config.title = title
     config.differs = ()
     config.analyses = analyses

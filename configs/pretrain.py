@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 2  # Of each part, while it is trained; one may be damaged.
     config.fsdp = False  # True divides parameters and momentum among the devices too.
     config.profile = False  # True traces some steps of each part into profile/.
-    config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
+    config.compute_dtype = "float32"  # As the bundled teacher was made; or "bfloat16", "auto".
 
     config.data = ConfigDict()
     config.data.name = "arrays"

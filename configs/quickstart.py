@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.profile = False  # True traces some steps of each part into profile/.
     config.plan_only = False  # True says what the run takes of the device's memory, and ends.
     config.choose_on_test = False  # True measures all students on test, and says which is best.
-    config.compute_dtype = "float32"  # Or "bfloat16"; parameters are float32 in any case.
+    config.compute_dtype = "auto"  # "bfloat16" on GPUs and TPUs, "float32" on CPUs; or name one.
     config.differs = ()  # Sentences for the report, of what no setting tells.
 
     config.data = ConfigDict()

@@ -111,7 +111,7 @@ def small_run(tmp_path: pathlib.Path, mixed_dtypes: None) -> Iterator[Any]:
     from remem_jax.storage import logs
     from remem_jax.train import compiling
     from remem_jax.weights import augreg
-    from remem_jax.workflow import parts
+    from remem_jax.workflow import parts, precision
 
     model = models.make("vit", variant="Pico/8", classes=3)
     augreg.save(tmp_path / "pico.npz", models.init(model, jax.random.key(0), 16)["params"])
@@ -124,5 +124,12 @@ def small_run(tmp_path: pathlib.Path, mixed_dtypes: None) -> Iterator[Any]:
     dataset, feed = parts.load_data(config, config.data, on)
     with logs.RunLog(tmp_path) as log:
         yield parts.Run(
-            config, tmp_path, dataset, feed, log, lambda: False, compiling.Counter(), on
+            precision.resolved(config, on),
+            tmp_path,
+            dataset,
+            feed,
+            log,
+            lambda: False,
+            compiling.Counter(),
+            on,
         )

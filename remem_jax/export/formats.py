@@ -61,10 +61,10 @@ def _computed(variables: Variables, precision: str) -> Variables:
     return jax.tree.map(lambda leaf: np.asarray(leaf, dtype if leaf.ndim == 4 else None), variables)
 
 
-def _apply(described: Description, *, whole: bool) -> Apply:
-    """Variables and images, as the export takes them, to logits."""
+def _apply(described: Description, *, whole_norms: bool = False) -> Apply:
+    """Variables and images, as the export takes them, to logits; see `plain.make_apply`."""
     precision = "float16" if described.form.precision == "float16" else "float32"
-    apply = plain.make_apply(runs.make_model(described, dtype=precision), whole=whole)
+    apply = plain.make_apply(runs.make_model(described, dtype=precision), whole_norms=whole_norms)
     if described.form.input == "float":
         return apply
     return lambda variables, images: apply(variables, augment.to_model_range(images))
@@ -82,8 +82,8 @@ def _write_stablehlo(student: runs.Student, described: Description, path: pathli
     shape = (batch, described.image_size, described.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.dtype(_input_type(described)))
     variables = jax.tree.map(jnp.asarray, _computed(variables, form.precision))
-    forms = {"cpu": _apply(described, whole=False), "default": _apply(described, whole=True)}
-    run = jax.jit(lambda images: jax.lax.platform_dependent(variables, images, **forms))
+    apply = _apply(described)  # Each layer chooses its implementation by the platform.
+    run = jax.jit(lambda images: apply(variables, images))
     exported = jax_export.export(run, platforms=_PLATFORMS)(images)
     with files.replacing(path) as file:
         file.write(exported.serialize())
@@ -97,7 +97,8 @@ def _write_onnx(
 
     form = described.form
     images = graph.Input(described.image_size, _input_type(described), form.batch)
-    made = graph.of_apply(_apply(described, whole=True), _variables(student, described), images)
+    apply = _apply(described, whole_norms=True)
+    made = graph.of_apply(apply, _variables(student, described), images)
     if form.precision == "int8":
         given = predictors.to_model_range(calibration) if form.input == "float" else calibration
         made = quantisation.quantised(made, given, batch=form.batch or predictors.AT_ONCE)

@@ -16,11 +16,13 @@ from jax import export as jax_export
 from jax.extend.core import ClosedJaxpr, Literal, Var
 from onnx import helper, numpy_helper
 
+from remem_jax import platforms
 from remem_jax.checks import SettingError
 from remem_jax.export import operations, plain
 from remem_jax.export.operations import Graph, Tensor
 from remem_jax.records import Apply, Variables
 
+_PLATFORM = "onnx"  # None of JAX's, so that each layer is one operation: its default.
 OPSET = 18
 _IR = 9  # The first that knows the opset; a higher one would shut out older runtimes.
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
@@ -95,6 +97,8 @@ def _applied(graph: Graph, equation: Any, given: Sequence[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if params.get("name") == plain.BATCH_NORM:
         return [operations.batch_norm(graph, given)]
+    if taken := platforms.branch(equation, _PLATFORM):
+        return _outputs(graph, taken, given[1:])
     if name in _CALLS:
         inner = params.get("jaxpr") or params.get("call_jaxpr")
         return _outputs(graph, inner, given)

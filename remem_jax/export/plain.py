@@ -1,9 +1,6 @@
-"""Students in the operations that runtimes know: convolution, norm, pool, each of them whole.
+"""Students with their norms folded into convolutions, or as one operation each."""
 
-On a CPU `models.layers` has convolutions and pools as sums of shifted maps, which train fast and
-which no runtime would recognise.
-"""
-
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,26 +26,23 @@ class _Pair(NamedTuple):
     epsilon: float
 
 
-def make_apply(model: nn.Module, *, whole: bool) -> Apply:
+def make_apply(model: nn.Module, *, whole_norms: bool = False) -> Apply:
     """A student in evaluation mode, whose variables may be folded (`folded`).
 
     The logits are those of `models.evaluation_apply`, up to rounding.
 
     Args:
         model: The student.
-        whole: Whether each layer is to be one operation; else it is what runs fast where JAX is.
+        whole_norms: Whether each norm is one operation, `batch_norm`, for a reader of the jaxpr.
     """
     plain = models.evaluation_apply(model)
-
-    def apply_whole(variables: Variables, images: Array) -> Array:
-        with nn.intercept_methods(_as_operation):
-            return plain(variables, images)
+    intercept = functools.partial(_intercept, whole_norms=whole_norms)
 
     def apply(variables: Variables, images: Array) -> Array:
-        with nn.intercept_methods(_but_for_norms):
+        with nn.intercept_methods(intercept):
             return plain(variables, images)
 
-    return apply_whole if whole else apply
+    return apply
 
 
 def folded(model: nn.Module, variables: Variables) -> Variables:
@@ -109,23 +103,16 @@ def _pairs(model: nn.Module, variables: Variables) -> list[_Pair]:
     return found
 
 
-def _as_operation(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """A layer as one operation; what is none of ours is called as it is."""
+def _intercept(
+    call: Callable[..., Any], args: Any, kwargs: Any, context: Any, *, whole_norms: bool
+) -> Any:
+    """A layer as it is, but for norms and for what `folded` has made of them."""
     layer = context.module
-    if isinstance(layer, layers.Conv | layers.DepthwiseConv):
-        return _convolution(layer, args[0])
     if isinstance(layer, layers.BatchNorm):
-        return _normalised(layer, args[0])
-    if isinstance(layer, layers.MaxPool):
-        return _max_pool(args[0])
-    return call(*args, **kwargs)
-
-
-def _but_for_norms(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """A layer as it is, but for what `folded` has made of norms."""
-    layer = context.module
-    if isinstance(layer, layers.BatchNorm) and not layer.has_variable("params", "scale"):
-        return args[0]
+        if not layer.has_variable("params", "scale"):
+            return args[0]  # Folded.
+        if whole_norms:
+            return _normalised(layer, args[0])
     out = call(*args, **kwargs)
     if isinstance(layer, layers.DepthwiseConv | layers.Conv) and _has_folded_bias(layer):
         out = out + _by_channel(layer.get_variable("params", "bias"), layer.dtype)
@@ -137,25 +124,7 @@ def _has_folded_bias(layer: layers.Conv | layers.DepthwiseConv) -> bool:
     return not own and layer.has_variable("params", "bias")
 
 
-def _convolution(layer: layers.Conv | layers.DepthwiseConv, maps: Array) -> Array:
-    margins = layers.pads(maps, layer.kernel, layer.stride, layer.padding)
-    depthwise = isinstance(layer, layers.DepthwiseConv)
-    out = jax.lax.conv_general_dilated(
-        maps.astype(layer.dtype),
-        jnp.asarray(layer.get_variable("params", "kernel"), layer.dtype),
-        (layer.stride, layer.stride),
-        margins,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=maps.shape[-1] if depthwise else 1,
-    )
-    if layer.has_variable("params", "bias"):
-        out = out + _by_channel(layer.get_variable("params", "bias"), layer.dtype)
-    return out
-
-
 def _normalised(layer: layers.BatchNorm, maps: Array) -> Array:
-    if not layer.has_variable("params", "scale"):
-        return maps  # Folded.
     scale, bias = (layer.get_variable("params", name) for name in ("scale", "bias"))
     mean, var = (layer.get_variable("batch_stats", name) for name in ("mean", "var"))
     given = [jnp.asarray(array, maps.dtype) for array in (scale, bias, mean, var + layer.epsilon)]
@@ -177,9 +146,3 @@ def batch_norm(
 
 def _by_channel(vector: Any, dtype: Any) -> Array:
     return jnp.asarray(vector, dtype)[None, None, None]
-
-
-def _max_pool(maps: Array) -> Array:
-    lowest = np.asarray(-np.inf, maps.dtype)
-    margins = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(maps, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), margins)

@@ -192,5 +192,5 @@ def _open_tree(path: pathlib.Path, described: Description) -> Predictor:
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, form.precision), like)
     loaded = checkpoints.load_tree(path, like)
     variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), loaded)
-    apply = plain.make_apply(model, whole=False)
+    apply = plain.make_apply(model)
     return Predictor(_jitted(apply, variables), described, os.fspath(path))

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from remem_jax.models.attention import Attention
 from remem_jax.records import Params
 
 STACK = "encoderblock"  # A block is called so with its number; without, all on a leading axis.
-_FLASH_TYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 
 
 class Block(NamedTuple):
@@ -40,63 +40,6 @@ class Block(NamedTuple):
     exact_gelu: bool = False
     dropout: float = 0.0
     dtype: Any = jnp.float32
-
-
-class Attention(nn.Module):
-    """Multi-head attention, under the names and shapes of Flax's own.
-
-    In half precision on a GPU it is cuDNN's flash attention, which stores no scores; elsewhere
-    two batched matrix products with the heads leading, the fastest form on a CPU.
-
-    Attributes:
-        heads: Number of heads; divides the features.
-        dtype: Type of the computation.
-        kernel_init: Initialiser of the kernels.
-    """
-
-    heads: int
-    dtype: Any
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(
-        self,
-        queries: Float[Array, "batch query feature"],
-        tokens: Float[Array, "batch token feature"],
-    ) -> Float[Array, "batch query feature"]:
-        width = queries.shape[-1]
-        shape = (self.heads, width // self.heads)
-        common: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
-        query, key, value = (
-            nn.DenseGeneral(shape, name=name, **common)(source)
-            for name, source in (("query", queries), ("key", tokens), ("value", tokens))
-        )
-        if uses_flash(query.dtype, shape[-1]):
-            mixed = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-        else:
-            mixed = _attend(query, key, value)
-        return nn.DenseGeneral(width, axis=(-2, -1), name="out", **common)(mixed)
-
-
-def uses_flash(dtype: Any, head_features: int) -> bool:
-    """Whether attention runs as cuDNN's flash attention: half precision, on a recent GPU."""
-    if jax.default_backend() != "gpu" or jnp.dtype(dtype) not in _FLASH_TYPES:
-        return False
-    capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
-    recent = float(capability) >= 8.0 if capability.replace(".", "").isdigit() else False
-    return recent and head_features % 8 == 0 and head_features <= 128
-
-
-def _attend(
-    query: Float[Array, "batch query head part"],
-    key: Float[Array, "batch token head part"],
-    value: Float[Array, "batch token head part"],
-) -> Float[Array, "batch query head part"]:
-    """Attention as two products; the softmax is taken in float32."""
-    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    scores = jnp.matmul(query * query.shape[-1] ** -0.5, jnp.swapaxes(key, -1, -2))
-    shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(value.dtype)
-    return jnp.swapaxes(jnp.matmul(shares, value), 1, 2)
 
 
 class MlpBlock(nn.Module):
@@ -145,9 +88,14 @@ class EncoderBlock(nn.Module):
         update: Float[Array, "batch token feature"],
         tokens: Float[Array, "batch token feature"],
     ) -> Float[Array, "batch token feature"]:
-        """Weighed sum of a sub-block's output and its residual; exact at weight 1."""
+        """Weighted sum of a sub-block's output and its residual, rounded once; exact at weight 1.
+
+        In bfloat16 the weights 0.8 and 1.2 would be 0.80078 and 1.20313, and the checkpoint with
+        folded weights another network. So weights and sum are float32.
+        """
         kept = (2 - weight) if self.shared.residual == "two_minus" else 1.0
-        return weight * update + kept * tokens
+        total = weight * update.astype(jnp.float32) + kept * tokens.astype(jnp.float32)
+        return total.astype(tokens.dtype)
 
     @nn.compact
     def __call__(
@@ -179,7 +127,7 @@ class PositionEmbedding(nn.Module):
     ) -> Float[Array, "batch token feature"]:
         shape = (1, *tokens.shape[1:])
         positions = self.param("pos_embedding", nn.initializers.normal(0.02), shape)
-        return tokens + positions.astype(tokens.dtype)
+        return (tokens.astype(jnp.float32) + positions).astype(tokens.dtype)
 
 
 class Encoder(nn.Module):

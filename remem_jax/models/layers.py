@@ -2,8 +2,8 @@
 
 XLA's CPU backend takes 70 times as long as it should for the gradients of a convolution over
 maps of 2 x 2 pixels, five times for those of a max-pool, and seven times for a network of
-depthwise convolutions. On a CPU they are here a matrix product, a chain of maxima, and sums of
-shifted maps.
+depthwise convolutions. Compiled for a CPU they are here a matrix product, a chain of maxima, and
+sums of shifted maps; for every other platform they are XLA's own.
 """
 
 import functools
@@ -114,9 +114,14 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", depthwise_kaiming, shape).astype(self.dtype)
         maps = maps.astype(self.dtype)
         margins = pads(maps, self.kernel, self.stride, self.padding)
-        if jax.default_backend() == "cpu":
-            return _depthwise(maps, kernel, self.stride, margins)
-        return _lax_convolution(maps, kernel, self.stride, margins, groups=channels)
+        return jax.lax.platform_dependent(
+            maps,
+            kernel,
+            cpu=lambda maps, kernel: _depthwise(maps, kernel, self.stride, margins),
+            default=lambda maps, kernel: _lax_convolution(
+                maps, kernel, self.stride, margins, groups=channels
+            ),
+        )
 
 
 class BatchNorm(nn.Module):
@@ -171,17 +176,7 @@ class MaxPool(nn.Module):
     def __call__(
         self, maps: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch rows columns channel"]:
-        margins = ((1, 1), (1, 1))
-        if jax.default_backend() != "cpu":
-            padding: Any = margins  # Flax says str, and takes pairs too.
-            return nn.max_pool(maps, (3, 3), (2, 2), padding=padding)
-        padded = jnp.pad(maps, ((0, 0), *margins, (0, 0)), constant_values=-jnp.inf)
-        # Over three rows, then over three columns: four maxima rather than eight.
-        rows, columns = ((side - 3) // 2 * 2 + 1 for side in padded.shape[1:3])
-        tall = [padded[:, top : top + rows : 2] for top in range(3)]
-        tall = jnp.maximum(jnp.maximum(tall[0], tall[1]), tall[2])
-        wide = [tall[:, :, left : left + columns : 2] for left in range(3)]
-        return jnp.maximum(jnp.maximum(wide[0], wide[1]), wide[2])
+        return jax.lax.platform_dependent(maps, cpu=_maxima, default=_max_pool)
 
 
 def pads(
@@ -257,6 +252,28 @@ def _standardised_backward(
 _standardised.defvjp(_standardised_forward, _standardised_backward)
 
 
+_POOL_MARGINS: Pads = ((1, 1), (1, 1))
+
+
+def _max_pool(
+    maps: Float[Array, "batch height width channel"],
+) -> Float[Array, "batch rows columns channel"]:
+    padding: Any = _POOL_MARGINS  # Flax says str, and takes pairs too.
+    return nn.max_pool(maps, (3, 3), (2, 2), padding=padding)
+
+
+def _maxima(
+    maps: Float[Array, "batch height width channel"],
+) -> Float[Array, "batch rows columns channel"]:
+    """The same over three rows, then over three columns: four maxima rather than eight."""
+    padded = jnp.pad(maps, ((0, 0), *_POOL_MARGINS, (0, 0)), constant_values=-jnp.inf)
+    rows, columns = ((side - 3) // 2 * 2 + 1 for side in padded.shape[1:3])
+    tall = [padded[:, top : top + rows : 2] for top in range(3)]
+    tall = jnp.maximum(jnp.maximum(tall[0], tall[1]), tall[2])
+    wide = [tall[:, :, left : left + columns : 2] for left in range(3)]
+    return jnp.maximum(jnp.maximum(wide[0], wide[1]), wide[2])
+
+
 def _convolution(
     maps: Float[Array, "batch height width channel"],
     kernel: Float[Array, "side side channel feature"],
@@ -264,13 +281,31 @@ def _convolution(
     margins: Pads,
 ) -> Float[Array, "batch rows columns feature"]:
     """The convolution; on a CPU a product where that is faster."""
-    side, on_cpu = kernel.shape[0], jax.default_backend() == "cpu"
-    if on_cpu and (side == 1 or max(maps.shape[1:3]) <= _SMALL):
-        patches = jnp.concatenate(_shifted(maps, side, stride, margins), axis=-1)
-        # As one matrix; XLA transposes a stack of them for the gradients.
-        product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
-        return product.reshape(*patches.shape[:-1], -1)
-    return _lax_convolution(maps, kernel, stride, margins, groups=1)
+
+    def whole(maps: Array, kernel: Array) -> Array:
+        return _lax_convolution(maps, kernel, stride, margins, groups=1)
+
+    if kernel.shape[0] > 1 and max(maps.shape[1:3]) > _SMALL:
+        return whole(maps, kernel)
+    return jax.lax.platform_dependent(
+        maps,
+        kernel,
+        cpu=lambda maps, kernel: _product(maps, kernel, stride, margins),
+        default=whole,
+    )
+
+
+def _product(
+    maps: Float[Array, "batch height width channel"],
+    kernel: Float[Array, "side side channel feature"],
+    stride: int,
+    margins: Pads,
+) -> Float[Array, "batch rows columns feature"]:
+    """The convolution as a product of matrices."""
+    patches = jnp.concatenate(_shifted(maps, kernel.shape[0], stride, margins), axis=-1)
+    # As one matrix; XLA transposes a stack of them for the gradients.
+    product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+    return product.reshape(*patches.shape[:-1], -1)
 
 
 def _lax_convolution(

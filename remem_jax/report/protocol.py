@@ -32,7 +32,8 @@ def _choice(value: Any) -> Paper:
 
 
 PAPER: Mapping[str, Paper] = {
-    "compute_dtype": _choice("float32"),
+    # "auto" is the one or the other in the results.
+    "compute_dtype": Paper(("auto", "float32", "bfloat16"), lost=True),
     "data.image_size": Paper((224,)),
     "data.crop_area": _choice((0.05, 1.0)),
     "data.validation": _choice(0.1),

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from remem_jax import checks, data, mesh, models, redaction
+from remem_jax import checks, data, mesh, models, platforms, redaction
 from remem_jax.data import lists
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import information, values
@@ -104,7 +104,8 @@ def check_common(config: ConfigDict) -> None:
     checks.at_least("config.log_every", config.log_every, 1)
     checks.at_least("config.save_every", config.save_every, 1)
     checks.at_least("config.keep_checkpoints", config.keep_checkpoints, 2)
-    checks.one_of("config.compute_dtype", config.compute_dtype, vit.DTYPES)
+    dtypes = (platforms.AUTO, *vit.DTYPES)
+    checks.one_of("config.compute_dtype", config.compute_dtype, dtypes)
     checks.one_of("config.data.name", settings.name, data.NAMES)
     _check_place(settings)
     checks.at_least("config.data.image_size", settings.image_size, 1)

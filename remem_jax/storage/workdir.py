@@ -160,7 +160,7 @@ def _is_ours(directory: pathlib.Path) -> bool:
     if (directory / MARK).is_file():
         return True
     with contextlib.suppress(OSError, SettingError):  # Older versions left no mark.
-        before = _read_config(directory)
+        before = read_config(directory)
         return (
             before is not None and "workflow" in before and ("base" in before or "data" in before)
         )
@@ -187,7 +187,7 @@ def _require_same_config(
     counts: Callable[[str], bool],
 ) -> None:
     """Raises if the folder was begun with settings that decide otherwise."""
-    before = _read_config(directory)
+    before = read_config(directory)
     if before is None:
         return
     kinds = ["study" if one.get("workflow") == STUDY else "run" for one in (before, config)]
@@ -200,7 +200,12 @@ def _require_same_config(
     _require_none(changed, f"{directory} belongs to another config")
 
 
-def _read_config(directory: pathlib.Path) -> Mapping[str, Any] | None:
+def read_config(directory: pathlib.Path) -> Mapping[str, Any] | None:
+    """All settings of what began in a folder, nested; None if nothing did.
+
+    Raises:
+        SettingError: If the file is there and cannot be read.
+    """
     try:
         found = results.read(directory / _CONFIG)
         if found is not None and not isinstance(found, Mapping):

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
+from remem_jax import platforms
+
 # Products of queries, keys and values in cuDNN's fused attention. Backward it takes the scores a
 # fifth time, since it has not kept them; attention that is not fused does not, nor is it counted.
 _FUSED = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
@@ -57,13 +59,14 @@ _PEAKS = {
 }
 
 
-def count(function: Callable[..., Any], *arguments: Any) -> float:
+def count(function: Callable[..., Any], *arguments: Any, platform: str = "") -> float:
     """Operations of one call, on all devices together: two for each multiplication and addition.
 
     Matrix products and convolutions count, at their shapes; nothing else does. Padding counts as
     pixels; the zeros that a stride puts between them, in the gradient of a convolution, do not.
-    The function is traced, not compiled and not run. Of a `cond` the largest branch counts, of a
-    `while_loop` one turn, since nobody knows their number. What `shard_map` does alike on several
+    The function is traced, not compiled and not run. Of a choice by platform that platform's branch
+    counts, of any other `cond` the largest, of a `while_loop` one turn, since nobody knows their
+    number. What `shard_map` does alike on several
     devices counts on each of them.
 
     What is recomputed (`jax.checkpoint`, a model's `rematerialise`) counts again. MFU is defined
@@ -73,10 +76,13 @@ def count(function: Callable[..., Any], *arguments: Any) -> float:
     Args:
         function: Jitted or not.
         *arguments: Arrays, or their shapes (`jax.ShapeDtypeStruct`), sharded or not.
+        platform: Whose implementations count (see `platforms.of`); empty is that of the devices
+            that are here.
 
     Source: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B (MFU).
     """
-    return float(_operations(jax.make_jaxpr(function)(*arguments).jaxpr))
+    on = platform or platforms.of(jax.devices()[0])
+    return float(_operations(jax.make_jaxpr(function)(*arguments).jaxpr, on))
 
 
 def peak(device_kind: str, dtype: str) -> float | None:
@@ -99,11 +105,11 @@ def peak(device_kind: str, dtype: str) -> float | None:
     return None if tera is None else tera * 1e12
 
 
-def _operations(jaxpr: core.Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _operations(jaxpr: core.Jaxpr, platform: str) -> int:
+    return sum(_of_equation(equation, platform) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: core.JaxprEqn) -> int:
+def _of_equation(equation: core.JaxprEqn, platform: str) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return 2 * _product(equation)
@@ -111,7 +117,9 @@ def _of_equation(equation: core.JaxprEqn) -> int:
         return 2 * _convolution(equation)
     if name in _FUSED:
         return 2 * _FUSED[name] * _attention(equation)
-    inner = [_operations(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
+    if taken := platforms.branch(equation, platform):
+        return _operations(taken.jaxpr, platform)
+    inner = [_operations(jaxpr, platform) for jaxpr in core.jaxprs_in_params(params)]
     if name == "cond":
         return max(inner)
     times = 1

@@ -17,7 +17,7 @@ from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
-from remem_jax.workflow import cost, facts, parts, pretrained
+from remem_jax.workflow import cost, facts, parts, precision, pretrained
 from remem_jax.workflow.analysis import run_analysis
 from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import run_remem
@@ -64,6 +64,7 @@ def run(
     unused.check(config, given)
     own.require_outside(config.data.name, config.data.path, directory)
     on = _mesh(config)
+    config = precision.resolved(config, on, directory)
     with (
         workdir.claimed(directory, settings.plain(config)),
         _opened(config, directory, on, stopping) as opened,
@@ -81,6 +82,7 @@ def measure_speed(config: ConfigDict) -> cost.Speed:
         SettingError: If a setting, the data or the weights cannot be used.
     """
     on = _mesh(config)
+    config = precision.resolved(config, on)
     with (
         tempfile.TemporaryDirectory() as directory,
         _opened(config, pathlib.Path(directory), on, lambda: False) as opened,
@@ -119,12 +121,13 @@ def _opened(
     preloaded = pretrained.Preloaded(_with_checkpoints(config))
     dataset, feed = parts.load_data(config, config.data, on)
     logging.info(
-        "%s: %s images of %d classes, on %d x %s.",
+        "%s: %s images of %d classes, on %d x %s%s.",
         dataset.title,
         {name: len(part.rows) for name, part in dataset.parts.items()},
         len(dataset.classes),
         on.size,
-        jax.devices()[0].device_kind,
+        on.devices.flat[0].device_kind,
+        f" in {config.compute_dtype}" if "compute_dtype" in config else "",
     )
     with logs.RunLog(directory) as log, signals.running():
         yield parts.Run(

@@ -14,6 +14,7 @@ import pytest
 from remem_jax import models
 from remem_jax.analysis import activations, expertness
 from remem_jax.models import encoder, tuning, vit
+from remem_jax.models.attention import Attention
 from remem_jax.records import Batch
 from remem_jax.weights import augreg
 
@@ -125,7 +126,7 @@ def test_activations_are_those_after_the_gelu(plain: Case) -> None:
     @jax.jit
     def hidden_of(tokens: jax.Array) -> Any:
         normed: Any = nn.LayerNorm().apply({"params": block["LayerNorm_0"]}, tokens)
-        attention: Any = encoder.Attention(2, jnp.float32).apply(
+        attention: Any = Attention(2, jnp.float32).apply(
             {"params": block["MultiHeadDotProductAttention_1"]}, normed, normed
         )
         normed = nn.LayerNorm().apply({"params": block["LayerNorm_2"]}, tokens + attention)

@@ -1,6 +1,5 @@
 """The ViT, against NumPy and against a loop over its own blocks."""
 
-import types
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ from flax import traverse_util
 
 from remem_jax import models
 from remem_jax.models import encoder, vit
+from remem_jax.models.attention import Attention
 from tests.oracles import vit_numpy
 
 SIZE = vit.Size(patch=4, features=12, depth=3, heads=2)
@@ -93,7 +93,7 @@ def plain_loop(variables: Any, images: jax.Array) -> jax.Array:
 
     def block(tokens: Any, layer: Any) -> tuple[Any, None]:
         normed: Any = nn.LayerNorm().apply({"params": layer["LayerNorm_0"]}, tokens)
-        attention = encoder.Attention(2, jnp.float32)
+        attention = Attention(2, jnp.float32)
         update: Any = attention.apply(
             {"params": layer["MultiHeadDotProductAttention_1"]}, normed, normed
         )
@@ -206,44 +206,6 @@ def test_half_precision_is_of_the_computation_alone(variables: Any, images: jax.
     # bfloat16 keeps 8 bits; six sub-blocks add up.
     np.testing.assert_allclose(logits, exact, atol=0.06 * float(np.abs(exact).max()))
     assert not np.array_equal(logits, exact)
-
-
-def test_attention_is_flaxs_own(rng: np.random.Generator, key: jax.Array) -> None:
-    tokens = jnp.asarray(rng.normal(size=(2, 5, 12)), jnp.float32)
-    queries = jnp.asarray(rng.normal(size=(2, 3, 12)), jnp.float32)
-    theirs = nn.MultiHeadDotProductAttention(3)
-    params = theirs.init(key, queries, tokens)
-
-    ours: Any = encoder.Attention(3, jnp.float32).apply(params, queries, tokens)
-
-    expected: Any = theirs.apply(params, queries, tokens)
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("platform", "capability", "dtype", "width", "flash"),
-    [
-        ("gpu", "9.0", "bfloat16", 64, True),
-        ("gpu", "9.0", "float32", 64, False),
-        ("gpu", "7.5", "bfloat16", 64, False),
-        ("gpu", "gfx942", "bfloat16", 64, False),
-        ("gpu", "9.0", "bfloat16", 6, False),
-        ("cpu", "9.0", "bfloat16", 64, False),
-    ],
-)
-def test_flash_attention_is_for_half_precision_on_recent_gpus(
-    monkeypatch: pytest.MonkeyPatch,
-    platform: str,
-    capability: str,
-    dtype: str,
-    width: int,
-    flash: bool,
-) -> None:
-    device = types.SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-
-    assert encoder.uses_flash(dtype, width) == flash
 
 
 def test_computed_positions_are_those_of_their_formula() -> None:

@@ -24,13 +24,6 @@ ODD_RESNET = ("resnet18", {}, "resnet18", {}, 50)
 VIT = ("vit", {"variant": "Ti/16"}, "vit_tiny_patch16_224", {"img_size": 64}, 64)
 
 
-@pytest.fixture(params=["cpu", "gpu"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the models take the backend for; tracing needs none."""
-    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
-    return request.param
-
-
 @pytest.fixture
 def mesh() -> Mesh:
     return Mesh(np.asarray(jax.devices()), ("data",))
@@ -60,7 +53,9 @@ def counted_by_torch(name: str, options: dict[str, Any], pixels: int, *, backwar
     return counter.get_total_flops()
 
 
-def counted_by_us(name: str, options: dict[str, Any], pixels: int, *, backward: bool) -> float:
+def counted_by_us(
+    name: str, options: dict[str, Any], pixels: int, *, backward: bool, platform: str
+) -> float:
     model = models.make(name, classes=CLASSES, **options)
     one = spec(1, pixels, pixels, 3)
     statistics = dict(jax.eval_shape(model.init, jax.random.key(0), one))
@@ -70,28 +65,28 @@ def counted_by_us(name: str, options: dict[str, Any], pixels: int, *, backward: 
         return models.train_apply(model)(params, statistics, images, jax.random.key(0))[0].sum()
 
     function = jax.grad(total) if backward else total
-    return flops.count(function, params, statistics, spec(BATCH, pixels, pixels, 3))
+    images = spec(BATCH, pixels, pixels, 3)
+    return flops.count(function, params, statistics, images, platform=platform)
 
 
 @pytest.mark.parametrize("network", [RESNET, ODD_RESNET, VIT], ids=["resnet", "odd", "vit"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "gradient"])
-@pytest.mark.usefixtures("backend")
-def test_networks_count_as_torch_counts_them(network: tuple[Any, ...], backward: bool) -> None:
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_networks_count_as_torch_counts_them(
+    network: tuple[Any, ...], backward: bool, platform: str
+) -> None:
     name, options, timm_name, timm_options, pixels = network
 
-    ours = counted_by_us(name, options, pixels, backward=backward)
+    ours = counted_by_us(name, options, pixels, backward=backward, platform=platform)
 
     assert ours == counted_by_torch(timm_name, timm_options, pixels, backward=backward)
 
 
-def test_a_network_of_depthwise_convolutions_counts_as_torch_counts_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_network_of_depthwise_convolutions_counts_as_torch_counts_it() -> None:
     theirs = counted_by_torch("mobilenetv2_100", {}, 64, backward=False)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
-    ours = counted_by_us("mobilenet_v2", {}, 64, backward=False)
-    gradient = counted_by_us("mobilenet_v2", {}, 64, backward=True)
+    ours = counted_by_us("mobilenet_v2", {}, 64, backward=False, platform="cuda")
+    gradient = counted_by_us("mobilenet_v2", {}, 64, backward=True, platform="cuda")
 
     # Torch takes the gradient of a depthwise convolution for that of a full one, so it is no
     # oracle of it. Each layer counts three times, the first two: images have no gradient.
@@ -146,6 +141,17 @@ def test_of_a_cond_the_largest_branch_counts() -> None:
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
     assert flops.count(either, spec(3, 3)) == 2 * 2 * 3**3
+
+
+def test_of_a_choice_by_platform_its_own_branch_counts() -> None:
+    def chosen(x: jax.Array) -> jax.Array:
+        return jax.lax.platform_dependent(
+            x, cpu=lambda x: x @ x @ x, cuda=lambda x: x, default=lambda x: x @ x
+        )
+
+    found = {name: flops.count(chosen, spec(3, 3), platform=name) for name in ("", "cuda", "tpu")}
+
+    assert found == {"": 2 * 2 * 3**3, "cuda": 0, "tpu": 2 * 3**3}
 
 
 def test_shares_of_devices_count_as_the_whole(mesh: Mesh) -> None:

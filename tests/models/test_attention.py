@@ -1,0 +1,173 @@
+"""Attention in each of its implementations, against Flax's and against float64."""
+
+import functools
+import types
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remem_jax.models import attention
+
+Arrays = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def drawn(
+    rng: np.random.Generator, queries: int, tokens: int, *, features: int = 8, dtype: Any = None
+) -> Arrays:
+    """Query, key and value of two heads."""
+    shapes = [(2, length, 2, features) for length in (queries, tokens, tokens)]
+    return tuple(jnp.asarray(rng.normal(size=shape), dtype or jnp.float32) for shape in shapes)
+
+
+def with_gradients(attend: Any) -> Any:
+    """The output of attention, and the gradients of a sum of its sines."""
+
+    def outcome(*arrays: jax.Array) -> Any:
+        total = lambda *a: jnp.sum(jnp.sin(attend(*a).astype(jnp.float32)))  # noqa: E731
+        return attend(*arrays), jax.grad(total, (0, 1, 2))(*arrays)
+
+    return jax.jit(outcome)
+
+
+def in_float64(query: Any, key: Any, value: Any) -> np.ndarray:
+    """The formula."""
+    query, key, value = (np.asarray(array, np.float64) for array in (query, key, value))
+    scores = np.einsum("bqhf,bthf->bhqt", query, key) / np.sqrt(query.shape[-1])
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhqt,bthf->bqhf", shares / shares.sum(-1, keepdims=True), value)
+
+
+def test_attention_is_flaxs_own(rng: np.random.Generator, key: jax.Array) -> None:
+    tokens = jnp.asarray(rng.normal(size=(2, 5, 12)), jnp.float32)
+    queries = jnp.asarray(rng.normal(size=(2, 3, 12)), jnp.float32)
+    theirs = nn.MultiHeadDotProductAttention(3)
+    params = theirs.init(key, queries, tokens)
+
+    ours: Any = attention.Attention(3, jnp.float32).apply(params, queries, tokens)
+
+    expected: Any = theirs.apply(params, queries, tokens)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("queries", "tokens"), [(5, 5), (17, 17), (196, 196), (197, 197), (257, 257), (1, 17), (1, 16)]
+)
+@pytest.mark.usefixtures("mixed_dtypes")
+def test_added_tokens_change_neither_attention_nor_its_gradients(
+    rng: np.random.Generator, queries: int, tokens: int
+) -> None:
+    arrays = drawn(rng, queries, tokens)
+
+    found = with_gradients(functools.partial(attention.padded, implementation="xla"))(*arrays)
+
+    expected = with_gradients(attention.plain)(*arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_gradients_are_those_of_float32(
+    rng: np.random.Generator, dtype: str
+) -> None:
+    halves = drawn(rng, 7, 9, features=12, dtype=dtype)
+    wide: Any = tuple(array.astype(jnp.float32) for array in halves)
+
+    out, gradients = with_gradients(attention.plain)(*halves)
+
+    expected, exact = with_gradients(attention.plain)(*wide)
+    np.testing.assert_allclose(expected, in_float64(*wide), atol=1e-6)
+    for ours, other in ((out, expected), *zip(gradients, exact, strict=True)):
+        assert ours.dtype == dtype
+        error = np.linalg.norm(ours.astype(np.float32) - other) / np.linalg.norm(other)
+        assert error < (
+            0.02 if dtype == "bfloat16" else 0.003
+        )  # A few roundings, to 2**-9, 2**-12.
+
+
+def test_backward_attention_keeps_scores_in_the_type_of_the_computation_alone(
+    rng: np.random.Generator,
+) -> None:
+    arrays = drawn(rng, 6, 10, dtype="bfloat16")
+
+    _, backward = jax.vjp(attention.plain, *arrays)
+
+    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape[-2:] == (6, 10)]
+    assert [leaf.dtype for leaf in kept] == ["bfloat16"]
+
+
+@pytest.fixture
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets cuDNN's attention be traced where there is no cuDNN."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    attention._can_trace_cudnn.cache_clear()
+    yield
+    attention._can_trace_cudnn.cache_clear()
+
+
+def lowered(function: Any, platform: str, *arrays: Any) -> str:
+    """What the compiler of a platform is given."""
+    return jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("tokens", [196, 197])
+@pytest.mark.parametrize(
+    ("platform", "dtype", "features", "flash"),
+    [
+        ("cuda", "bfloat16", 64, True),
+        ("cuda", "float16", 64, True),
+        ("cuda", "float32", 64, False),
+        ("cuda", "bfloat16", 12, False),
+        ("cuda", "bfloat16", 136, False),
+        ("rocm", "bfloat16", 64, False),
+        ("tpu", "bfloat16", 64, False),
+        ("cpu", "bfloat16", 64, False),
+    ],
+)
+@pytest.mark.usefixtures("cudnn", "mixed_dtypes")
+def test_cuda_has_flash_attention_in_half_precision(
+    platform: str, dtype: str, features: int, tokens: int, flash: bool
+) -> None:
+    shape = jax.ShapeDtypeStruct((2, tokens, 1, features), dtype)
+
+    text = lowered(attention.dot_product_attention, platform, shape, shape, shape)
+
+    assert ("cudnn$fmha" in text) == flash
+    assert (f"{tokens}x{tokens}" in text) != flash  # The scores.
+
+
+@pytest.mark.parametrize(("queries", "tokens"), [(197, 197), (1, 197)])
+@pytest.mark.usefixtures("cudnn", "mixed_dtypes")
+def test_flash_attention_has_gradients_for_odd_numbers_of_tokens(queries: int, tokens: int) -> None:
+    query, key = (jax.ShapeDtypeStruct((2, n, 1, 64), jnp.bfloat16) for n in (queries, tokens))
+
+    text = lowered(with_gradients(attention.dot_product_attention), "cuda", query, key, key)
+
+    assert "cudnn$fmhaSoftmaxBackward" in text
+
+
+def test_without_cudnn_cuda_has_plain_attention() -> None:
+    shape = jax.ShapeDtypeStruct((2, 17, 1, 64), jnp.bfloat16)
+
+    text = lowered(attention.dot_product_attention, "cuda", shape, shape, shape)
+
+    assert "17x17" in text
+
+
+@pytest.mark.parametrize(
+    ("capability", "flash"), [("7.5", False), ("8.0", True), ("12.0", True), (None, True)]
+)
+@pytest.mark.usefixtures("cudnn", "mixed_dtypes")
+def test_gpus_from_before_ampere_have_no_flash_attention(
+    monkeypatch: pytest.MonkeyPatch, capability: str | None, flash: bool
+) -> None:
+    assert attention.has_flash(jnp.bfloat16, 64)  # Asks what is here once.
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+
+    assert attention.has_flash(jnp.bfloat16, 64) == flash
