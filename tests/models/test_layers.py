@@ -169,3 +169,26 @@ def test_the_max_pool_and_its_gradient_are_flaxs(rng: np.random.Generator, side:
 
     np.testing.assert_array_equal(ours(maps), theirs(maps))
     np.testing.assert_allclose(gradient(ours), gradient(theirs), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "operation"),
+    [
+        (layers.Conv(4, 1), "stablehlo.convolution"),
+        (layers.Conv(4, 3), "stablehlo.convolution"),
+        (layers.DepthwiseConv(3), "stablehlo.convolution"),
+        (layers.MaxPool(), "stablehlo.reduce_window"),
+    ],
+    ids=["pointwise", "small", "depthwise", "pool"],
+)
+def test_each_layer_is_one_operation_but_on_cpus(layer: nn.Module, operation: str) -> None:
+    maps = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), maps)
+    traced = jax.jit(layer.apply).trace(variables, maps)
+
+    found = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text().count(operation)
+        for platform in ("cpu", "cuda", "tpu")
+    }
+
+    assert found == {"cpu": 0, "cuda": 1, "tpu": 1}
