@@ -1,7 +1,7 @@
 """The main job: teachers by every method, their students, selection, test, report."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +130,7 @@ def _outcome(
         ],
         "teacher": None,
         "test_correct": selected.correct(run, tested),
-        "on_test": _chosen_on_test(run, teachers, tried),
+        "on_test": _chosen_on_test(run, teachers, tried, {best["teacher_step"]: tested["teacher"]}),
     }
     share = row["student"]["test"][metric]
     logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
@@ -184,9 +184,15 @@ def _means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _chosen_on_test(
-    run: parts.Run, teachers: finetune.Teachers | None, tried: Sequence[dict[str, Any]]
+    run: parts.Run,
+    teachers: finetune.Teachers | None,
+    tried: Sequence[dict[str, Any]],
+    known: Mapping[int, dict[str, Any]],
 ) -> dict[str, Any] | None:
-    """What is best on test, with `config.choose_on_test`: optimistic, and said to be so."""
+    """What is best on test, with `config.choose_on_test`: optimistic, and said to be so.
+
+    `known` has the metrics on test of teachers that were measured before, by step.
+    """
     if not run.config.choose_on_test:
         return None
     chosen = distill.select(tried, run.dataset.metric, split="test")
@@ -197,7 +203,7 @@ def _chosen_on_test(
             split: _means([one[split] for one in chosen]) for split in ("validation", "test")
         },
         "seeds": [{"seed": one["seed"], "test": one["test"]} for one in chosen],
-        "teacher": teachers and {"test": selected.test_teacher(run, teachers, step)},
+        "teacher": teachers and {"test": selected.test_teacher(run, teachers, step, known)},
     }
 
 
