@@ -1,7 +1,7 @@
 """The main job: teachers by every method, their students, selection, test, report."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +130,7 @@ def _outcome(
         ],
         "teacher": None,
         "test_correct": selected.correct(run, tested),
-        "on_test": _chosen_on_test(run, teachers, tried, {best["teacher_step"]: tested["teacher"]}),
+        "on_test": _chosen_on_test(run, teachers, tried, (best["teacher_step"], tested["teacher"])),
     }
     share = row["student"]["test"][metric]
     logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
@@ -187,23 +187,25 @@ def _chosen_on_test(
     run: parts.Run,
     teachers: finetune.Teachers | None,
     tried: Sequence[dict[str, Any]],
-    known: Mapping[int, dict[str, Any]],
+    known: tuple[int | None, dict[str, Any] | None],
 ) -> dict[str, Any] | None:
     """What is best on test, with `config.choose_on_test`: optimistic, and said to be so.
 
-    `known` has the metrics on test of teachers that were measured before, by step.
+    `known` is the step of the teacher that was tested before, and its metrics.
     """
     if not run.config.choose_on_test:
         return None
     chosen = distill.select(tried, run.dataset.metric, split="test")
-    step = chosen[0]["teacher_step"]
+    step, teacher = chosen[0]["teacher_step"], known[1]
+    if teachers and step != known[0]:
+        teacher = selected.test_teacher(run, teachers, step)
     return {
         "selected": _setting(chosen[0]),
         "student": {
             split: _means([one[split] for one in chosen]) for split in ("validation", "test")
         },
         "seeds": [{"seed": one["seed"], "test": one["test"]} for one in chosen],
-        "teacher": teachers and {"test": selected.test_teacher(run, teachers, step, known)},
+        "teacher": teacher and {"test": teacher},
     }
 
 

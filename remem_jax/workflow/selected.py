@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -135,22 +135,10 @@ def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
     return {split: paired.unpack(text) for split, text in packed.items()}
 
 
-def test_teacher(
-    run: parts.Run,
-    teachers: finetune.Teachers,
-    step: int,
-    known: Mapping[int, dict[str, Any]],
-) -> dict[str, float]:
-    """Metrics on test of a teacher that was chosen on test itself; measured once.
-
-    Args:
-        run: The run.
-        teachers: Of the method.
-        step: Which of them.
-        known: What was measured before, by step.
-    """
+def test_teacher(run: parts.Run, teachers: finetune.Teachers, step: int) -> dict[str, Any]:
+    """Metrics on test of a teacher that was chosen on test itself; measured once."""
     path = run.workdir / teachers.part / f"step_{step}" / "test.json"
-    found = known.get(step) or results.read_for_all(path)
+    found = results.read_for_all(path)
     if found is None:
         found = teachers.measure(teachers.load(step), "test")
         results.write_for_all(path, found)
