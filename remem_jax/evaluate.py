@@ -1,4 +1,8 @@
-"""Evaluation in one pass: counted on the device, exact whatever the batches, devices or hosts."""
+"""Evaluation in one pass: counted on the device, exact whatever the batches, devices or hosts.
+
+Any number of models is evaluated in the same pass: each batch is read once, made into what models
+see once, and the teacher's logits are computed once for all models that are compared with it.
+"""
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
@@ -11,26 +15,39 @@ from jaxtyping import Array, Bool, Float, Int
 
 from remem_jax import losses, mesh
 from remem_jax.data import registry
-from remem_jax.records import Apply, Batch, Variables, View
+from remem_jax.records import Apply, Batch, Variables
 
 BINS = 15  # Of the calibration error, as in the paper that names it: section 2.
 TOP = 5
 _AHEAD = 2  # Batches that wait on the device while the host goes on.
 
 Logits = Float[Array, "batch klass"]
-Predict = Callable[[Variables, Batch], Array]
+# Stored images -> images as models take them; jitted.
+EvaluationView = Callable[[Array], Array]
 
 
 class Model(NamedTuple):
     """A model as evaluation takes it.
 
     Attributes:
-        predict: From `make_predict`, jitted.
+        apply: The model in evaluation mode, jitted.
         variables: Of the model.
     """
 
-    predict: Predict
+    apply: Apply
     variables: Variables
+
+
+class Evaluated(NamedTuple):
+    """What one pass over the batches found; see `metrics`.
+
+    Attributes:
+        models: Metrics of each model, in their order.
+        teacher: Metrics of the teacher; None without one.
+    """
+
+    models: list[dict[str, Any]]
+    teacher: dict[str, Any] | None
 
 
 class Sum(NamedTuple):
@@ -70,23 +87,6 @@ class Tally(NamedTuple):
 
 
 Count = Callable[[Tally, Array, Batch, Array | None], Tally]
-
-
-def make_predict(apply: Apply, view: View) -> Predict:
-    """Builds the function from variables and a batch to logits.
-
-    Args:
-        apply: The model in evaluation mode.
-        view: The view of evaluation.
-
-    Returns:
-        A pure function. The caller wraps it in `jax.jit`.
-    """
-
-    def predict(variables: Variables, batch: Batch) -> Logits:
-        return apply(variables, view(jax.random.key(0), batch.image))
-
-    return predict
 
 
 def init_tally(classes: int, *, agreement: bool, confusion: bool) -> Tally:
@@ -227,23 +227,29 @@ def _exact(sums: Sum) -> Float[np.ndarray, "*of"] | np.float64:
 
 def evaluate(
     count: Count,
-    model: Model,
+    view: EvaluationView,
+    models: Sequence[Model],
     batches: Iterable[Batch],
     *,
     classes: int,
     teacher: Model | None = None,
     confusion: bool = False,
     predictions: bool = False,
-) -> dict[str, Any]:
-    """Metrics of a model over all batches, fetched from the device once, at the end.
+) -> Evaluated:
+    """Metrics of models in one pass over the batches, fetched from the device at the end.
+
+    A model's metrics are, to the last bit, those that it has when it is evaluated alone. Beside
+    the models, the device holds a tally for each and at most `_AHEAD + 1` batches.
 
     Args:
         count: The function of this module, jitted.
-        model: The model.
+        view: What all models see of the images.
+        models: The models; where there are none, and no teacher, no batch is read.
         batches: All examples once; what fills up the last batch is masked.
         classes: Number of classes.
-        teacher: Whose agreement with the model is measured.
-        confusion: Whether to count every pair of classes; see `init_tally`.
+        teacher: Whose agreement with each model is measured; it is evaluated itself, too.
+        confusion: Whether to count every pair of classes for each model, but not for the teacher;
+            see `init_tally`.
         predictions: Whether to keep which class each example is put into; all processes of a run
             then get all of them.
 
@@ -251,20 +257,49 @@ def evaluate(
         See `metrics`, also for what it raises. With `predictions` also "predictions", int32: the
         index of a class for each example, in their order.
     """
-    tally = init_tally(classes, agreement=teacher is not None, confusion=confusion)
+
+    def init(model: Model, *, agreement: bool, confusion: bool) -> _Evaluation:
+        tally = init_tally(classes, agreement=agreement, confusion=confusion)
+        return _Evaluation(count, model, tally, predictions=predictions)
+
+    if not models and teacher is None:
+        return Evaluated([], None)
+    of_teacher = teacher and init(teacher, agreement=False, confusion=False)
+    agreement = teacher is not None
+    own = [init(model, agreement=agreement, confusion=confusion) for model in models]
     pending: collections.deque[Array] = collections.deque()
-    predicted: list[Int[Array, " batch"]] = []
     for batch in batches:
-        logits = model.predict(model.variables, batch)
-        taught = teacher.predict(teacher.variables, batch) if teacher else None
-        tally = count(tally, logits, batch, taught)
-        if predictions:
-            predicted.append(_predicted(logits, batch.mask))
-        pending.append(logits)
+        images = view(batch.image)
+        taught = of_teacher.add(batch, images) if of_teacher else None
+        last = [taught, *(one.add(batch, images, taught) for one in own)][-1]
+        # The device computes in order: when the last logits are there, so are the others.
+        pending.append(last)
         if len(pending) > _AHEAD:  # Else the host would heap up batches on the device.
             pending.popleft().block_until_ready()
-    found = metrics(tally)
-    return found | {"predictions": _in_order(predicted)} if predictions else found
+    return Evaluated([one.found() for one in own], of_teacher and of_teacher.found())
+
+
+class _Evaluation:
+    """The evaluation of one model, batch by batch."""
+
+    def __init__(self, count: Count, model: Model, tally: Tally, *, predictions: bool) -> None:
+        self._count, self._model, self._tally = count, model, tally
+        self._predicted: list[Int[Array, " batch"]] | None = [] if predictions else None
+
+    def add(self, batch: Batch, images: Array, teacher_logits: Logits | None = None) -> Logits:
+        """Counts a batch; its logits."""
+        logits = self._model.apply(self._model.variables, images)
+        self._tally = self._count(self._tally, logits, batch, teacher_logits)
+        if self._predicted is not None:
+            self._predicted.append(_predicted(logits, batch.mask))
+        return logits
+
+    def found(self) -> dict[str, Any]:
+        """What was found; see `evaluate`."""
+        found = metrics(self._tally)
+        if self._predicted is None:
+            return found
+        return found | {"predictions": _in_order(self._predicted)}
 
 
 @jax.jit

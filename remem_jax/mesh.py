@@ -215,6 +215,13 @@ def any_process(says: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(says))))
 
 
+def all_processes(say: np.ndarray) -> np.ndarray:
+    """Where all processes say yes, element by element; all call it, in the same order."""
+    if jax.process_count() == 1:
+        return say
+    return np.all(multihost_utils.process_allgather(say), axis=0)
+
+
 def init_distributed(
     coordinator: str | None = None,
     processes: int | None = None,

@@ -273,6 +273,7 @@ TWO = {
     "student.learning_rates": "(0.05,)",
     "student.losses": "('dist',)",
     "student.evaluations": 1,
+    "student.store_outputs": True,
 }
 
 

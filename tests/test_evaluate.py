@@ -1,7 +1,8 @@
 """Metrics, against scikit-learn, closed forms and a slow loop."""
 
+import collections
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -40,13 +41,13 @@ def logits_of(images: np.ndarray, row: int = 0) -> np.ndarray:
     return images[:, row, :, 0].astype(np.float64) / SCALE
 
 
-def model(row: int = 0) -> evaluate.Model:
-    """A model that reads its logits off a row of the images."""
-    predict = evaluate.make_predict(
-        lambda variables, images: images[:, row, :, 0] * variables["scale"],
-        lambda key, images: images.astype(jnp.float32),
-    )
-    return evaluate.Model(jax.jit(predict), {"scale": jnp.float32(1 / SCALE)})
+def model(row: int = 0, scale: float = 1.0) -> evaluate.Model:
+    """A model that reads its logits off a row of the images, and multiplies them."""
+    apply = jax.jit(lambda variables, images: images[:, row, :, 0] * variables["scale"])
+    return evaluate.Model(apply, {"scale": jnp.float32(scale / SCALE)})
+
+
+view = jax.jit(lambda images: images.astype(jnp.float32))
 
 
 def batches_of(
@@ -71,6 +72,7 @@ def measure(
     labels: np.ndarray,
     batch_size: int = 7,
     *,
+    of: evaluate.Model | None = None,
     sharding: NamedSharding | None = None,
     teacher: evaluate.Model | None = None,
     confusion: bool = False,
@@ -78,13 +80,14 @@ def measure(
 ) -> dict[str, Any]:
     return evaluate.evaluate(
         jax.jit(evaluate.count, donate_argnums=0),
-        model(),
+        view,
+        [of or model()],
         batches_of(images, labels, batch_size, sharding),
         classes=images.shape[2],
         teacher=teacher,
         confusion=confusion,
         predictions=predictions,
-    )
+    ).models[0]
 
 
 def tallied(logits: Any, labels: Any, mask: Any) -> dict[str, Any]:
@@ -155,6 +158,73 @@ def test_agreement_is_that_of_the_predictions_and_asks_no_labels(
     assert actual == expected
 
 
+SCALES = 1.0, -1.0, 0.5  # Of three models.
+
+
+@pytest.fixture
+def together(images: np.ndarray, labels: np.ndarray) -> tuple[evaluate.Evaluated, dict[str, int]]:
+    """Three models and their teacher in one pass of four batches, and what was called how often."""
+    calls: collections.Counter[str] = collections.Counter()
+
+    def counted(name: str, function: Callable[..., Array]) -> Callable[..., Array]:
+        def call(*arguments: Any) -> Array:
+            calls[name] += 1
+            return function(*arguments)
+
+        return call
+
+    def read() -> Iterator[Batch]:
+        for batch in batches_of(images, labels, 7):
+            calls["batches"] += 1
+            yield batch
+
+    def counted_model(name: str, own: evaluate.Model) -> evaluate.Model:
+        return own._replace(apply=counted(name, own.apply))
+
+    found = evaluate.evaluate(
+        jax.jit(evaluate.count, donate_argnums=0),
+        counted("view", view),
+        [counted_model("models", model(scale=scale)) for scale in SCALES],
+        read(),
+        classes=CLASSES,
+        teacher=counted_model("teacher", model(1)),
+        confusion=True,
+    )
+    return found, dict(calls)
+
+
+def test_models_in_one_pass_have_the_metrics_that_each_has_alone(
+    together: tuple[evaluate.Evaluated, dict[str, int]], images: np.ndarray, labels: np.ndarray
+) -> None:
+    alone = [
+        measure(images, labels, of=model(scale=scale), teacher=model(1), confusion=True)
+        for scale in SCALES
+    ]
+
+    assert together[0].models == alone
+
+
+def test_the_teacher_of_models_has_the_metrics_that_it_has_alone(
+    together: tuple[evaluate.Evaluated, dict[str, int]], images: np.ndarray, labels: np.ndarray
+) -> None:
+    assert together[0].teacher == measure(images, labels, of=model(1))
+
+
+def test_one_pass_reads_and_views_each_batch_and_asks_the_teacher_once(
+    together: tuple[evaluate.Evaluated, dict[str, int]],
+) -> None:
+    assert together[1] == {"batches": 4, "view": 4, "teacher": 4, "models": 3 * 4}
+
+
+def test_where_there_is_no_model_nothing_is_read(images: np.ndarray, labels: np.ndarray) -> None:
+    batches = batches_of(images, labels, 7)
+
+    found = evaluate.evaluate(evaluate.count, view, [], batches, classes=CLASSES)
+
+    assert found == ([], None)
+    assert len(list(batches)) == 4
+
+
 def test_what_is_not_asked_for_is_not_there(images: np.ndarray, labels: np.ndarray) -> None:
     assert not {"agreement", "confusion", "predictions"} & set(measure(images, labels))
 
@@ -175,11 +245,11 @@ def test_two_devices_count_the_same(images: np.ndarray, labels: np.ndarray) -> N
 def test_the_tally_of_two_devices_is_whole_on_each(images: np.ndarray, labels: np.ndarray) -> None:
     both = NamedSharding(Mesh(jax.devices()[:2], ("data",)), PartitionSpec("data"))
     batch = next(batches_of(images, labels, 4, both))
-    predict, variables = model()
+    apply, variables = model()
 
     tally = jax.jit(evaluate.count)(
         evaluate.init_tally(CLASSES, agreement=False, confusion=True),
-        predict(variables, batch),
+        apply(variables, view(batch.image)),
         batch,
     )
 
@@ -275,7 +345,7 @@ def test_nothing_to_evaluate_is_an_error(examples: list[bool]) -> None:
     count = jax.jit(evaluate.count, donate_argnums=0)
 
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate.evaluate(count, model(), [batch] * bool(examples), classes=8)
+        evaluate.evaluate(count, view, [model()], [batch] * bool(examples), classes=8)
 
 
 @pytest.mark.parametrize("agreement", [True, False])

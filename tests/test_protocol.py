@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from remem_jax import models
 from remem_jax.checks import SettingError
+from remem_jax.records import Batches
 from remem_jax.settings import check_remem
 from remem_jax.train import loop
 from remem_jax.weights import students
@@ -118,24 +119,36 @@ def test_seeds_of_a_setting_stay_together_where_few_fit(
 
 
 @pytest.fixture
-def done(small_run: parts.Run) -> tuple[parts.Run, dict[str, Any]]:
-    """A run of two seeds and two settings, of which the test split chooses too."""
-    config = small_run.config
+def done(small_run: parts.Run) -> tuple[parts.Run, dict[str, Any], list[str]]:
+    """A run of two seeds and two settings, of which the test split chooses too; what it read."""
+    config, read = small_run.config, []
+
+    def evaluation(split: str, batch_size: int) -> Batches:
+        read.append(split)
+        return small_run.feed.evaluation(split, batch_size)
+
+    run = small_run._replace(feed=small_run.feed._replace(evaluation=evaluation))
     config.teacher.steps, config.teacher.warmup_steps = (2, 4), 0
     config.student.steps, config.student.warmup_steps, config.student.evaluations = 4, 0, 1
     config.student.learning_rates, config.student.seeds = (0.02, 0.1), (0, 7)
     config.choose_on_test = True
-    remem.run_remem(small_run)
-    found = json.loads((small_run.workdir / "results.json").read_text())
-    return small_run, found
+    remem.run_remem(run)
+    found = json.loads((run.workdir / "results.json").read_text())
+    return run, found, read
 
 
 @pytest.mark.slow
 def test_a_run_of_seeds_reports_and_keeps_all_of_its_best_setting(
-    done: tuple[parts.Run, dict[str, Any]],
+    done: tuple[parts.Run, dict[str, Any], list[str]],
 ) -> None:
-    run, found = done
+    run, found, read = done
     (row,) = found["methods"]
+    # Each split once for all students of a group, and once for those that are selected.
+    groups_of_students = len(run.config.teacher.steps)
+    of_teachers = len(run.config.teacher.steps)
+    another = row["on_test"]["selected"]["teacher_step"] != row["selected"]["teacher_step"]
+    assert read.count("validation") == of_teachers + groups_of_students + 1
+    assert read.count("test") == groups_of_students + 1 + another
     tests = [one["test"]["top1"] for one in row["seeds"]]
 
     # The mean over seeds is reported, of the setting whose mean on validation is best.

@@ -246,6 +246,7 @@ def evaluate(
     batches: Iterable[Shown],
     *,
     fetch: Callable[[Any], Any] = jax.device_get,
+    seen: Callable[[int, Array, Shown], None] | None = None,
 ) -> list[Reconstruction]:
     """How well decoders reconstruct held-out images; exact means, however these are batched.
 
@@ -256,6 +257,8 @@ def evaluate(
         variables: Of each decoder.
         batches: All images once.
         fetch: Brings arrays from the devices, of all processes, to the host.
+        seen: Called with the number of a teacher, its features of a batch, and the batch, so that
+            what else is measured of them needs no pass of its own.
 
     Raises:
         ValueError: As `make_lockstep`, or if there are no images.
@@ -264,8 +267,10 @@ def evaluate(
     masks: list[np.ndarray] = []
     found: list[list[Any]] = [[] for _ in reads]
     for batch in batches:
-        for teach, own in zip(teachers, readers, strict=True):
+        for number, (teach, own) in enumerate(zip(teachers, readers, strict=True)):
             features = teach(batch.images)
+            if seen:
+                seen(number, features, batch)
             for i in own:
                 found[i].append(measure(variables[i], features, *batch))
         if masks:  # Those of the batch before: the host stays at most one ahead.

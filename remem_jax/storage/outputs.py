@@ -40,6 +40,10 @@ class Outputs:
 
     Where the folder may not be written to, what it holds is read, and a warning says that nothing
     is stored.
+
+    Attributes:
+        steps: Number of steps.
+        row_bytes: What is stored of a step.
     """
 
     def __init__(
@@ -65,9 +69,9 @@ class Outputs:
         Raises:
             SettingError: If the folder cannot be made, or its disk has not the room.
         """
-        self._folder, self._steps = folder.absolute(), steps
+        self._folder, self.steps = folder.absolute(), steps
         self._shape, self._dtype = shape, np.dtype(dtype)
-        self._row = _DIGEST + math.prod(shape) * self._dtype.itemsize  # Bytes.
+        self.row_bytes = _DIGEST + math.prod(shape) * self._dtype.itemsize
         self._warned = False
         about = {
             "format": _FORMAT,
@@ -150,9 +154,9 @@ class Outputs:
             _write_whole(self._file, memoryview(self._digest(step, content)), offset)
 
     def _offset(self, step: int) -> int:
-        if not 0 <= step < self._steps:
-            raise ValueError(f"Steps are from 0 to {self._steps - 1}, got {step}.")
-        return step * self._row
+        if not 0 <= step < self.steps:
+            raise ValueError(f"Steps are from 0 to {self.steps - 1}, got {step}.")
+        return step * self.row_bytes
 
     def _digest(self, step: int, content: memoryview) -> bytes:
         """Of the place too: a row that was copied to another place does not fit."""
@@ -162,7 +166,7 @@ class Outputs:
 
     def _require_room(self) -> None:
         taken = self._path.stat().st_blocks * 512 if self._path.exists() else 0
-        needed, free = self._steps * self._row - taken, shutil.disk_usage(self._folder).free
+        needed, free = self.steps * self.row_bytes - taken, shutil.disk_usage(self._folder).free
         if needed > free:
             sizes = f"{needed / 2**20:.1f} MiB are needed, {free / 2**20:.1f} MiB are free"
             raise OSError(errno.ENOSPC, sizes)
@@ -174,9 +178,9 @@ class Outputs:
         with self._path.open("ab") as file:
             locks.lock(file)  # Where it cannot be, rows that another cuts off are made again.
             size = os.fstat(file.fileno()).st_size
-            if written.exists() and (size == 0 or size % self._row):
-                self._warn(f"it has {size} bytes, not rows of {self._row}")
-            file.truncate(max(self._steps, math.ceil(size / self._row)) * self._row)
+            if written.exists() and (size == 0 or size % self.row_bytes):
+                self._warn(f"it has {size} bytes, not rows of {self.row_bytes}")
+            file.truncate(max(self.steps, math.ceil(size / self.row_bytes)) * self.row_bytes)
             if not written.exists():  # Last: without them, an empty file is not yet damaged.
                 results.write(written, about)
 

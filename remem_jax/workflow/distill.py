@@ -114,7 +114,7 @@ def _train_group(
     validation: list[dict[str, float]] = []
 
     def milestone(at: int, now: lockstep.States) -> None:
-        validation[:] = [classroom.measure(one.variables, "validation") for one in now]
+        validation[:] = classroom.measure.all([one.variables for one in now], "validation").models
         parts.log_validation(run, part, at, [one[run.dataset.metric] for one in validation])
 
     with teacher() as teach:
@@ -166,8 +166,10 @@ def _records(
         for (i, point), metrics in zip(points.items(), validation, strict=True)
     ]
     if run.config.choose_on_test:
-        for record, student in itertools.zip_longest(found, students):
-            record["test"] = student and classroom.measure(student.variables, "test")
+        variables = [student.variables for student in students]
+        on_test = classroom.measure.all(variables, "test").models
+        for record, test in itertools.zip_longest(found, on_test):
+            record["test"] = test
     return found
 
 

@@ -69,13 +69,13 @@ def measure(
     own, shown = readers.make(run, load()), _make_shown(run)
 
     def milestone(at: int, now: tuple[state.State, ...]) -> None:
-        found = _evaluate(run, own, now, shown())
+        final = _Last(run, own, now) if at == settings.steps else None
+        found = _evaluate(run, own, now, shown(), final)
         losses = [one.loss for one in found]
         run.log.write(part, at, {"validation_loss": losses})
         results.write_for_all(folder / f"step_{at}.json", losses)
-        if at == settings.steps:
-            pictures = _pictures(run, own, now, found, next(shown()))
-            _keep(run, folder, found, _bounds(run, own, now, shown()), pictures)
+        if final:
+            _keep(run, folder, found, final.bounds(), final.pictures(found))
 
     last, seconds = parts.train(run, part, readers.job(run, own)._replace(milestone=milestone))
     if results.read_for_all(folder / "last.json") is None:  # Killed before it was written.
@@ -112,8 +112,7 @@ def _require_whole_batch(run: parts.Run) -> None:
 
 def _make_shown(run: parts.Run) -> Shown:
     """Builds what gives the images of validation as teachers take them."""
-    key = jax.random.key(0)
-    view = jax.jit(lambda image: run.feed.evaluation_view(key, image))
+    view = parts.evaluation_view(run.feed, run.mesh)
 
     def shown() -> Iterator[mutual_information.Shown]:
         for batch in run.feed.evaluation("validation", run.config.information.batch_size):
@@ -139,8 +138,9 @@ def _evaluate(
     own: readers.Readers,
     now: Sequence[state.State],
     batches: Iterator[mutual_information.Shown],
+    last: "_Last | None",
 ) -> list[mutual_information.Reconstruction]:
-    """How well each of the decoders reconstructs validation."""
+    """How well each of the decoders reconstructs validation; `last` sees the same features."""
     _, measured = _of_config(run)
     count = own.decoders
     return mutual_information.evaluate(
@@ -150,6 +150,7 @@ def _evaluate(
         [one.variables for one in now[:count]],
         batches,
         fetch=run.fetch,
+        seen=last and last.see,
     )
 
 
@@ -176,54 +177,54 @@ def _keep(
     results.write_for_all(folder / "last.json", {"decoders": numbers, "critics": bounds})
 
 
-def _bounds(
-    run: parts.Run,
-    own: readers.Readers,
-    now: Sequence[state.State],
-    batches: Iterator[mutual_information.Shown],
-) -> list[float]:
-    """The mean bound of each critic over the whole batches of validation, in nats."""
-    critics = range(own.decoders, len(now))
-    estimate = jax.jit(
-        info_nce.make_estimate(
-            readers.reading(run.config.information),
-            key=random_streams.key(run.config.seed, "critic", "evaluation"),
+class _Last:
+    """What only the last evaluation finds: the bounds of critics, and what a report shows."""
+
+    def __init__(self, run: parts.Run, own: readers.Readers, now: Sequence[state.State]) -> None:
+        self._run, self._own, self._now = run, own, now
+        self._estimate = jax.jit(
+            info_nce.make_estimate(
+                readers.reading(run.config.information),
+                key=random_streams.key(run.config.seed, "critic", "evaluation"),
+            )
         )
-    )
-    targets_of = jax.jit(mutual_information.to_unit_range)
-    found: list[list[float]] = [[] for _ in critics]
-    for shown in batches if critics else ():
-        if not np.asarray(run.fetch(shown.mask)).all():
-            continue  # A smaller batch has another bound.
-        features = [teach(shown.images) for teach in own.teach]
-        for values, i in zip(found, critics, strict=True):
-            of = features[own.reads[i]]
-            values.append(float(estimate(now[i].variables, of, targets_of(shown.images))))
-    return [statistics.fmean(values) for values in found]
+        self._targets_of = jax.jit(mutual_information.to_unit_range)
+        self._bounds: dict[int, list[float]] = {i: [] for i in range(own.decoders, len(now))}
+        self._pictures: dict[str, np.ndarray] = {}
 
+    def see(self, teacher: int, features: jax.Array, shown: mutual_information.Shown) -> None:
+        """Takes the features that a teacher has of a batch of validation."""
+        targets = self._targets_of(shown.images)
+        if f"reconstructions_{teacher}" not in self._pictures:  # The first batch.
+            self._show(teacher, features, targets)
+        critics = [i for i in self._bounds if self._own.reads[i] == teacher]
+        # A smaller batch has another bound.
+        if critics and np.asarray(self._run.fetch(shown.mask)).all():
+            for i in critics:
+                bound = self._estimate(self._now[i].variables, features, targets)
+                self._bounds[i].append(float(bound))
 
-def _pictures(
-    run: parts.Run,
-    own: readers.Readers,
-    now: Sequence[state.State],
-    found: Sequence[mutual_information.Reconstruction],
-    shown: mutual_information.Shown,
-) -> dict[str, np.ndarray]:
-    """What a report shows: of each teacher the first seed's maps and some reconstructions."""
-    apply, _ = _of_config(run)
-    # Where validation is less than a batch, the others of the batch only fill it up.
-    count = min(run.config.information.pictures, len(found[0].image_losses))
-    arrays = {
-        "images": np.asarray(run.fetch(mutual_information.to_unit_range(shown.images)))[:count]
-    }
-    for number, teach in enumerate(own.teach):
-        i = own.reads.index(number)
-        logits = apply(now[i].variables, teach(shown.images))
-        arrays[f"reconstructions_{number}"] = np.asarray(run.fetch(jax.nn.sigmoid(logits)))[:count]
-        arrays[f"pixel_excess_{number}"] = found[i].pixel_excess
-        arrays[f"image_losses_{number}"] = found[i].image_losses
-        arrays[f"image_floors_{number}"] = found[i].image_floors
-    return {name: values.astype(np.float32) for name, values in arrays.items()}
+    def _show(self, teacher: int, features: jax.Array, targets: jax.Array) -> None:
+        apply, _ = _of_config(self._run)
+        i, count = self._own.reads.index(teacher), self._run.config.information.pictures
+        seen = jax.nn.sigmoid(apply(self._now[i].variables, features))
+        self._pictures["images"] = np.asarray(self._run.fetch(targets))[:count]
+        self._pictures[f"reconstructions_{teacher}"] = np.asarray(self._run.fetch(seen))[:count]
+
+    def bounds(self) -> list[float]:
+        """The mean bound of each critic over the whole batches of validation, in nats."""
+        return [statistics.fmean(values) for values in self._bounds.values()]
+
+    def pictures(self, found: Sequence[mutual_information.Reconstruction]) -> dict[str, np.ndarray]:
+        """What a report shows: of each teacher the first seed's maps and some reconstructions."""
+        # Where validation is less than a batch, the others of the batch only fill it up.
+        arrays = {name: own[: len(found[0].image_losses)] for name, own in self._pictures.items()}
+        for number in range(len(self._own.teach)):
+            of_first = found[self._own.reads.index(number)]
+            arrays[f"pixel_excess_{number}"] = of_first.pixel_excess
+            arrays[f"image_losses_{number}"] = of_first.image_losses
+            arrays[f"image_floors_{number}"] = of_first.image_floors
+        return {name: values.astype(np.float32) for name, values in arrays.items()}
 
 
 def _by_teacher(own: readers.Readers) -> list[tuple[list[int], list[int]]]:

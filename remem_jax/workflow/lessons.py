@@ -11,7 +11,7 @@ from absl import logging
 
 from remem_jax import mesh
 from remem_jax.records import Answer, TeacherApply, Variables
-from remem_jax.storage import files, identity, outputs
+from remem_jax.storage import files, identity, outputs, read_ahead
 from remem_jax.train import lockstep
 from remem_jax.workflow import finetune, parts
 
@@ -62,14 +62,17 @@ def of_teacher(
     @contextlib.contextmanager
     def opened() -> Iterator[lockstep.Teach]:
         variables = load()
-        with outputs.Outputs(
-            folder=files.cache() / "outputs",
-            facts=_facts(run, teachers, variables),
-            steps=settings.steps,
-            shape=(settings.batch_size // jax.process_count(), classes),
-            dtype=np.float32,  # As all models have their logits.
-            process=(jax.process_index(), jax.process_count()),
-        ) as kept:
+        with (
+            outputs.Outputs(
+                folder=files.cache() / "outputs",
+                facts=_facts(run, teachers, variables),
+                steps=settings.steps,
+                shape=(settings.batch_size // jax.process_count(), classes),
+                dtype=np.float32,  # As all models have their logits.
+                process=(jax.process_index(), jax.process_count()),
+            ) as stored,
+            read_ahead.ReadAhead(stored) as kept,
+        ):
             answers = _Answers(
                 kept, lambda images: answer(variables, images).logits, mesh.batch_sharding(run.mesh)
             )
@@ -89,6 +92,9 @@ def of_teacher(
 class _Answers:
     """Answers a step from what is stored, or asks the teacher and stores what it says.
 
+    The host waits neither for the disk nor, where several processes make one run, for the others
+    at a step; see `read_ahead`.
+
     Attributes:
         found: Answers that were stored.
         asked: Answers that the teacher gave.
@@ -96,7 +102,7 @@ class _Answers:
 
     def __init__(
         self,
-        kept: outputs.Outputs,
+        kept: read_ahead.ReadAhead,
         answer: Callable[[jax.Array], jax.Array],
         sharding: jax.sharding.NamedSharding,
     ) -> None:
@@ -106,8 +112,7 @@ class _Answers:
 
     def __call__(self, step: int, images: jax.Array) -> Answer:
         stored = self._kept.read(step)
-        missing = mesh.any_process(stored is None)  # Each process has its own.
-        if stored is None or missing:
+        if stored is None:
             return Answer(self._ask(step, images))
         self.found += 1
         shape = (len(images), stored.shape[1])

@@ -1,9 +1,10 @@
 """What the parts of a run share: the data, the log, and training that goes on after a kill."""
 
 import contextlib
+import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, mesh, signals
 from remem_jax.random_streams import Stage
-from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
+from remem_jax.records import Apply, Batch, Feed, Metrics, Variables, View
 from remem_jax.settings import counts
 from remem_jax.storage import checkpoints, logs
 from remem_jax.train import compiling, flops, loop, profiling
@@ -80,33 +81,43 @@ class Measure(NamedTuple):
     """Measures a model, with any variables, on a split.
 
     Attributes:
-        predict: The compiled model.
+        apply: The compiled model in evaluation mode.
+        view: What models see of the images; see `evaluation_view`.
         add: The compiled `evaluate.count`; all models of a run share the work of compiling it.
         batches: Of "train", "validation" or "test".
         classes: Number of classes.
     """
 
-    predict: evaluate.Predict
+    apply: Apply
+    view: evaluate.EvaluationView
     add: evaluate.Count
     batches: Callable[[str], Iterator[Batch]]
     classes: int
 
     def model(self, variables: Variables) -> evaluate.Model:
-        """The model with these variables, as a student's `teacher`."""
-        return evaluate.Model(self.predict, variables)
+        """The model with these variables, as the `teacher` of students."""
+        return evaluate.Model(self.apply, variables)
 
     def __call__(
+        self, variables: Variables, split: str, *, predictions: bool = False
+    ) -> dict[str, Any]:
+        """Metrics of the model; see `evaluate.evaluate`."""
+        return self.all([variables], split, predictions=predictions).models[0]
+
+    def all(
         self,
-        variables: Variables,
+        variables: Sequence[Variables],
         split: str,
         *,
         teacher: evaluate.Model | None = None,
         confusion: bool = False,
         predictions: bool = False,
-    ) -> dict[str, Any]:
+    ) -> evaluate.Evaluated:
+        """The same with each of several variables, in one pass over the split."""
         return evaluate.evaluate(
             self.add,
-            self.model(variables),
+            self.view,
+            [self.model(one) for one in variables],
             self.batches(split),
             classes=self.classes,
             teacher=teacher,
@@ -284,8 +295,19 @@ def log_validation(run: Run, part: str, at: int, value: float | list[float]) -> 
 def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:
     """Builds what measures a model on a split of the run; compiled once."""
     return Measure(
-        jax.jit(evaluate.make_predict(run.spread(apply), run.feed.evaluation_view)),
+        jax.jit(run.spread(apply)),
+        evaluation_view(run.feed, run.mesh),
         jax.jit(evaluate.count, donate_argnums=0),
         lambda split: run.feed.evaluation(split, batch_size),
         len(run.dataset.classes),
     )
+
+
+def evaluation_view(feed: Feed, on: jax.sharding.Mesh) -> evaluate.EvaluationView:
+    """What models see of the images of evaluation; compiled once for all models of a feed."""
+    return _jitted_view(feed.evaluation_view, mesh.batch_sharding(on))
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted_view(view: View, sharding: jax.sharding.NamedSharding) -> evaluate.EvaluationView:
+    return jax.jit(lambda images: view(jax.random.key(0), images), out_shardings=sharding)

@@ -1,6 +1,7 @@
 """How the bundled teacher was made: a small ViT from scratch, with a linear probe beside it."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -84,26 +85,40 @@ def run_pretrain(run: parts.Run) -> None:
         "bytes": path.stat().st_size,
     }
     if config.probe.name:
-        found["probe"] = {
-            name: probe(run, features, variables)
-            for name, variables in (("pretrained", stored), ("random", run.place(random)))
-        }
+        compared = {"pretrained": stored, "random": run.place(random)}
+        found["probe"] = probes(run, features, compared)
     results.write_for_all(run.workdir / "results.json", found)
     logging.info("Pretrained: %s", found)
 
 
-def probe(run: parts.Run, apply: Apply, variables: Variables) -> float:
-    """Top-1 of a linear probe of a model's features on the data set that `config.probe` names."""
+def probes(run: parts.Run, apply: Apply, compared: Mapping[str, Variables]) -> dict[str, float]:
+    """Top-1 of linear probes of a model's features on the data set that `config.probe` names.
+
+    Args:
+        run: The run.
+        apply: From variables and images to features.
+        compared: Variables by name; the images are read once for all of them.
+    """
     config = run.config
     settings = config.data.copy_and_resolve_references()
     settings.update(config.probe)
     _, feed = parts.load_data(config, settings, run.mesh)
-    features = jax.jit(evaluate.make_predict(run.spread(apply), feed.evaluation_view))
+    view, features = parts.evaluation_view(feed, run.mesh), jax.jit(run.spread(apply))
 
-    def examples(split: str) -> tuple[np.ndarray, np.ndarray]:
-        batches = feed.evaluation(split, config.train.batch_size)
-        whole = [run.fetch((features(variables, b), b.label, b.mask)) for b in batches]
-        found = [(one[counts], labels[counts]) for one, labels, counts in whole]
-        return np.concatenate([f for f, _ in found]), np.concatenate([y for _, y in found])
+    def examples(split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        seen: dict[str, list[np.ndarray]] = {name: [] for name in compared}
+        labels: list[np.ndarray] = []
+        for batch in feed.evaluation(split, config.train.batch_size):
+            images = view(batch.image)
+            label, counts = run.fetch((batch.label, batch.mask))
+            labels.append(label[counts])
+            for name, variables in compared.items():
+                seen[name].append(run.fetch(features(variables, images))[counts])
+        whole = {name: np.concatenate(batches) for name, batches in seen.items()}
+        return whole, np.concatenate(labels)
 
-    return evaluate.linear_probe(examples("train"), examples("test"))
+    (train, train_labels), (test, test_labels) = examples("train"), examples("test")
+    return {
+        name: evaluate.linear_probe((train[name], train_labels), (test[name], test_labels))
+        for name in compared
+    }

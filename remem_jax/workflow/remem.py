@@ -130,7 +130,7 @@ def _outcome(
         ],
         "teacher": None,
         "test_correct": selected.correct(run, tested),
-        "on_test": _chosen_on_test(run, teachers, tried),
+        "on_test": _chosen_on_test(run, teachers, tried, (best["teacher_step"], tested["teacher"])),
     }
     share = row["student"]["test"][metric]
     logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
@@ -184,20 +184,28 @@ def _means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _chosen_on_test(
-    run: parts.Run, teachers: finetune.Teachers | None, tried: Sequence[dict[str, Any]]
+    run: parts.Run,
+    teachers: finetune.Teachers | None,
+    tried: Sequence[dict[str, Any]],
+    known: tuple[int | None, dict[str, Any] | None],
 ) -> dict[str, Any] | None:
-    """What is best on test, with `config.choose_on_test`: optimistic, and said to be so."""
+    """What is best on test, with `config.choose_on_test`: optimistic, and said to be so.
+
+    `known` is the step of the teacher that was tested before, and its metrics.
+    """
     if not run.config.choose_on_test:
         return None
     chosen = distill.select(tried, run.dataset.metric, split="test")
-    step = chosen[0]["teacher_step"]
+    step, teacher = chosen[0]["teacher_step"], known[1]
+    if teachers and step != known[0]:
+        teacher = selected.test_teacher(run, teachers, step)
     return {
         "selected": _setting(chosen[0]),
         "student": {
             split: _means([one[split] for one in chosen]) for split in ("validation", "test")
         },
         "seeds": [{"seed": one["seed"], "test": one["test"]} for one in chosen],
-        "teacher": teachers and {"test": selected.test_teacher(run, teachers, step)},
+        "teacher": teacher and {"test": teacher},
     }
 
 

@@ -28,7 +28,8 @@ def test(
 ) -> dict[str, Any]:
     """Metrics of the selected students and of their teacher on test; all are saved.
 
-    The test split is read once: a later start takes what the first one found.
+    The test split is read once, for all of them together: a later start takes what the first one
+    found.
 
     Args:
         run: The run.
@@ -49,24 +50,26 @@ def test(
     name = teachers.method if teachers else "scratch"
     found = results.read_for_all(folder / f"{name}.json")
     if found is None:
-        step = chosen[0]["teacher_step"]
-        teacher = teachers and teachers.measure.model(teachers.load(step))
-        students = [
-            _test_student(run, classroom, teacher, one, f"{name}{_suffix(i, one)}")
-            for i, one in enumerate(chosen)
-        ]
-        predictions: dict[str, Any] = {
-            "students": [paired.pack(one.pop("predictions")) for one in students],
-            "validation": paired.pack(_validate(run, classroom, chosen[0])),
-            "teacher": None,
+        teacher = teachers and teachers.measure.model(teachers.load(chosen[0]["teacher_step"]))
+        members = [_kept(run, classroom, one) for one in chosen]
+        measured = classroom.measure.all(
+            members, "test", teacher=teacher, confusion=True, predictions=True
+        )
+        validated = classroom.measure(members[0], "validation", predictions=True)
+        packed = {
+            "students": [paired.pack(one.pop("predictions")) for one in measured.models],
+            "validation": paired.pack(validated["predictions"]),
+            "teacher": measured.teacher and paired.pack(measured.teacher.pop("predictions")),
         }
-        found = {"students": students, "teacher": None, "predictions": predictions}
+        students = [
+            _save_student(run, f"{name}{_suffix(i, one)}", variables, own)
+            for i, (one, variables, own) in enumerate(
+                zip(chosen, members, measured.models, strict=True)
+            )
+        ]
         if teachers and teacher:
-            found["teacher"] = teachers.measure(teacher.variables, "test", predictions=True)
-            predictions["teacher"] = paired.pack(found["teacher"].pop("predictions"))
-            variables = run.fetch(teacher.variables)
-            if mesh.is_writer():
-                _save_teacher(folder / f"{name}_teacher.npz", teachers, variables)
+            _save_teacher(run, folder / f"{name}_teacher.npz", teachers, teacher.variables)
+        found = {"students": students, "teacher": measured.teacher, "predictions": packed}
         results.write_for_all(folder / f"{name}.json", found)
     return found
 
@@ -76,28 +79,25 @@ def _suffix(number: int, student: dict[str, Any]) -> str:
     return f"_seed_{student['seed']}" if number else ""
 
 
-def _test_student(
-    run: parts.Run,
-    classroom: Classroom,
-    teacher: evaluate.Model | None,
-    student: dict[str, Any],
-    name: str,
+def _kept(run: parts.Run, classroom: Classroom, student: dict[str, Any]) -> Variables:
+    return distill.kept(run, classroom, student["group"]["part"], student["student"])
+
+
+def _save_student(
+    run: parts.Run, name: str, variables: Variables, measured: dict[str, Any]
 ) -> dict[str, Any]:
-    folder, part = run.workdir / "selected", student["group"]["part"]
-    variables = distill.kept(run, classroom, part, student["student"])
-    found = classroom.measure(variables, "test", teacher=teacher, confusion=True, predictions=True)
-    confusion = found.pop("confusion")
+    """Writes a student and its confusion matrix; its metrics, with "confused" in place of that."""
+    folder, classes, confusion = (
+        run.workdir / "selected",
+        run.dataset.classes,
+        measured["confusion"],
+    )
     variables = run.fetch(variables)
     if mesh.is_writer():
-        write_confusion(folder / f"{name}_confusion.csv", confusion, run.dataset.classes)
-        _save_student(run, folder / f"{name}_student.safetensors", variables)
-    return found | {"confused": most_confused(confusion, run.dataset.classes)}
-
-
-def _validate(run: parts.Run, classroom: Classroom, student: dict[str, Any]) -> np.ndarray:
-    """The classes that a student puts the images of validation into."""
-    variables = distill.kept(run, classroom, student["group"]["part"], student["student"])
-    return classroom.measure(variables, "validation", predictions=True)["predictions"]
+        write_confusion(folder / f"{name}_confusion.csv", confusion, classes)
+        _write_student(run, folder / f"{name}_student.safetensors", variables)
+    others = {key: value for key, value in measured.items() if key != "confusion"}
+    return others | {"confused": most_confused(confusion, classes)}
 
 
 def correct(run: parts.Run, tested: dict[str, Any]) -> dict[str, Any] | None:
@@ -135,7 +135,7 @@ def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
     return {split: paired.unpack(text) for split, text in packed.items()}
 
 
-def test_teacher(run: parts.Run, teachers: finetune.Teachers, step: int) -> dict[str, float]:
+def test_teacher(run: parts.Run, teachers: finetune.Teachers, step: int) -> dict[str, Any]:
     """Metrics on test of a teacher that was chosen on test itself; measured once."""
     path = run.workdir / teachers.part / f"step_{step}" / "test.json"
     found = results.read_for_all(path)
@@ -182,7 +182,7 @@ def write_confusion(
         file.write(text.encode(errors="backslashreplace"))
 
 
-def _save_student(run: parts.Run, path: pathlib.Path, student: Variables) -> None:
+def _write_student(run: parts.Run, path: pathlib.Path, student: Variables) -> None:
     """Writes a student under timm's names, with what they do not say as metadata."""
     settings, steps = run.config.student, facts.preprocessing_of(run)
     students.save(
@@ -200,9 +200,13 @@ def _save_student(run: parts.Run, path: pathlib.Path, student: Variables) -> Non
     )
 
 
-def _save_teacher(path: pathlib.Path, teachers: finetune.Teachers, teacher: Variables) -> None:
+def _save_teacher(
+    run: parts.Run, path: pathlib.Path, teachers: finetune.Teachers, teacher: Variables
+) -> None:
     """Writes a teacher as a plain ViT, under AugReg's names or, where there are none, others."""
-    settings = teachers.settings
+    settings, teacher = teachers.settings, run.fetch(teacher)
+    if not mesh.is_writer():
+        return
     if not tuning_of(settings).mergeable:
         logging.info("%s: no plain ViT holds adapters; %s is not written.", teachers.part, path)
         return

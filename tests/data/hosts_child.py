@@ -16,6 +16,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from remem_jax import data, evaluate
+from remem_jax.workflow import parts
 
 DEVICES = 4  # Of all hosts together.
 
@@ -61,16 +62,15 @@ def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
     def apply(variables: Any, images: jax.Array) -> jax.Array:
         return jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
 
-    measured = evaluate.evaluate(
+    (measured,) = evaluate.evaluate(
         jax.jit(evaluate.count, donate_argnums=0),
-        evaluate.Model(
-            jax.jit(evaluate.make_predict(apply, feed.evaluation_view)), {"kernel": kernel}
-        ),
+        parts.evaluation_view(feed, mesh),
+        [evaluate.Model(jax.jit(apply), {"kernel": kernel})],
         feed.evaluation("test", 8),
         classes=len(dataset.classes),
         confusion=True,
         predictions=True,
-    )
+    ).models
     measured["predictions"] = measured["predictions"].tolist()
     return {"seen": seen, "measured": measured}
 

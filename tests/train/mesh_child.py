@@ -17,6 +17,7 @@ from remem_jax import mesh, models, optim
 from remem_jax.data import augment
 from remem_jax.models import encoder, resnet, vit
 from remem_jax.records import Answer, Batch, Settings
+from remem_jax.storage import outputs, read_ahead
 from remem_jax.train import lockstep, objectives, state, steps
 
 DEVICES = 8  # Of all processes together.
@@ -30,6 +31,7 @@ CASES = (
     ("student", 2, False),
     ("student", 8, True),
 )
+OF_PROCESSES = ((0, 1, 2, 5, 7), (1, 2, 3, 6, 7))  # Steps that each has stored.
 DEPTHS = (1, 1)  # Blocks of the student.
 NORMS = 6  # Its BatchNorms.
 _COLLECTIVE = re.compile(
@@ -43,6 +45,7 @@ def main(out: str, port: int, processes: int, process: int) -> None:
     jax.config.update("jax_disable_most_optimizations", True)  # Half the time; same collectives.
     mesh.init_distributed(f"localhost:{port}", processes, process)
     found: dict[str, Any] = {"writer": mesh.is_writer(), "devices": jax.device_count()}
+    found["stored"] = _stored(pathlib.Path(f"{out}_outputs"))
     arrays: dict[str, np.ndarray] = {}
     for name, size, fsdp in CASES:
         if size != DEVICES and processes > 1:
@@ -59,6 +62,18 @@ def main(out: str, port: int, processes: int, process: int) -> None:
         found["plain"] = _teacher(mesh.make_mesh(), fsdp=False, rho=0.0)[2]
     pathlib.Path(f"{out}.json").write_text(json.dumps(found))
     np.savez(f"{out}.npz", **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def _stored(folder: pathlib.Path) -> list[int]:
+    """Steps whose outputs are read, where each process has stored others."""
+    own = (jax.process_index(), jax.process_count())
+    with outputs.Outputs(
+        folder=folder, facts={}, steps=8, shape=(2,), dtype=np.float32, process=own
+    ) as stored:
+        for step in OF_PROCESSES[own[0]]:
+            stored.write(step, np.full(2, step, np.float32))
+        with read_ahead.ReadAhead(stored) as ahead:
+            return [step for step in range(8) if ahead.read(step) is not None]
 
 
 def _batch(on: jax.sharding.Mesh) -> Batch:

@@ -113,6 +113,14 @@ def test_one_process_writes(found: dict[str, Found]) -> None:
 
 @slow
 @several
+def test_outputs_are_read_where_every_process_has_stored_its_own(found: dict[str, Found]) -> None:
+    read = {name: one.facts["stored"] for name, one in found.items()}
+
+    assert read == {"alone": [0, 1, 2, 5, 7], "first": [1, 2, 7], "second": [1, 2, 7]}
+
+
+@slow
+@several
 @pytest.mark.parametrize("case", [(name, size, fsdp) for name, size, fsdp in mesh_child.CASES])
 def test_after_a_step_a_device_holds_its_share_of_the_state(
     found: dict[str, Found], case: tuple[str, int, bool]

@@ -16,7 +16,7 @@ from remem_jax.analysis import mutual_information
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
 from remem_jax.random_streams import Stage
-from remem_jax.records import Batch
+from remem_jax.records import Batch, Batches
 from remem_jax.storage import results
 from remem_jax.train import loop
 from remem_jax.workflow import analysis, finetune, information, parts, readers, remem, subjects
@@ -55,12 +55,32 @@ def _measure(run: parts.Run, teachers: Sequence[readers.Teacher]) -> dict[str, A
 
 
 @pytest.fixture(scope="module")
-def whole(
+def noted(
     lab: Lab, teachers: list[readers.Teacher], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[parts.Run, dict[str, Any], list[str]]:
+    """Both teachers, measured without a break, and which splits were read."""
+    run, read = lab.run(tmp_path_factory.mktemp("uninterrupted")), []
+
+    def evaluation(split: str, batch_size: int) -> Batches:
+        read.append(split)
+        return run.feed.evaluation(split, batch_size)
+
+    feed = run.feed._replace(evaluation=evaluation)
+    return run, _measure(run._replace(feed=feed), teachers), read
+
+
+@pytest.fixture(scope="module")
+def whole(
+    noted: tuple[parts.Run, dict[str, Any], list[str]],
 ) -> tuple[parts.Run, dict[str, Any]]:
-    """Both teachers, measured without a break."""
-    run = lab.run(tmp_path_factory.mktemp("uninterrupted"))
-    return run, _measure(run, teachers)
+    """The run, and what was measured."""
+    return noted[:2]
+
+
+def test_each_evaluation_reads_validation_once(
+    noted: tuple[parts.Run, dict[str, Any], list[str]],
+) -> None:
+    assert noted[2] == ["validation"] * noted[0].config.information.evaluations
 
 
 def _require_same(found: Any, expected: Any) -> None:
@@ -267,9 +287,12 @@ def test_no_more_pictures_are_kept_than_there_are_images(
         1.0, 0.5, 0.5, np.zeros(EVALUATED), np.zeros(EVALUATED), np.zeros((SIDE, SIDE))
     )
     own = readers.make(run, teachers[:1])
-    shown = mutual_information.Shown(jax.numpy.asarray(images), jax.numpy.ones(len(images), bool))
+    mask = jax.numpy.arange(len(images)) < EVALUATED
+    shown = mutual_information.Shown(jax.numpy.asarray(images), mask)
+    last = information._Last(run, own, own.first())
+    last.see(0, own.teach[0](shown.images), shown)
 
-    kept = information._pictures(run, own, own.first(), [found], shown)
+    kept = last.pictures([found])
 
     assert len(kept["images"]) == len(kept["reconstructions_0"]) == EVALUATED
 
