@@ -57,6 +57,12 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
 
 
+def platform(mesh: Mesh) -> str:
+    """What its devices are: "cpu", "gpu" or "tpu", also where they are only compiled for."""
+    found = mesh.devices.flat[0].platform
+    return "gpu" if found in ("cuda", "rocm") else found
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis divided among the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
@@ -282,6 +288,15 @@ def init_distributed(
             )
         except (RuntimeError, ValueError) as error:
             raise SettingError(f"{joining} cannot be joined: {error}".replace("\n", " ")) from error
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What to say of an error of JAX where a device has no room; None of another error."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in text:
+        return None
+    kind = jax.local_devices()[0].device_kind
+    return f"the memory of {kind} is full ({text[:200]})."
 
 
 def abandon(message: str) -> None:

@@ -212,6 +212,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
         with (
             contextlib.closing(run.feed.train(job.batch_size, done)) as batches,
             advice.given(part),
+            advice.of_memory(part),
             signals.steps() as ended,
         ):
             last = loop.fit(
