@@ -114,7 +114,6 @@ BAD: list[tuple[str, Any]] = [
     ("teacher.accumulate", -1),
     ("teacher.accumulate", 7),
     ("teacher.rematerialise", "everything"),
-    ("information.rematerialise", "everything"),
     ("teacher.steps", ()),
     ("teacher.steps", (0, 10)),
     ("teacher.steps", (50, 50)),

@@ -76,7 +76,12 @@ def count(function: Callable[..., Any], *arguments: Any) -> float:
 
     Source: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B (MFU).
     """
-    return float(_operations(jax.make_jaxpr(function)(*arguments).jaxpr))
+    return of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def of_jaxpr(jaxpr: core.Jaxpr) -> float:
+    """`count` of what is traced already."""
+    return float(_operations(jaxpr))
 
 
 def peak(device_kind: str, dtype: str) -> float | None:

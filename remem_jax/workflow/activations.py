@@ -1,5 +1,6 @@
 """What a training step computes again instead of storing it: as little as the device asks for."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -79,6 +80,19 @@ class Option(NamedTuple):
         )
 
 
+class Traced(NamedTuple):
+    """What is known of a gradient before it is compiled.
+
+    Attributes:
+        stored: About the bytes of what the backward pass finds stored, on each device. What the
+            compiler keeps or frees beside is not counted.
+        operations: Floating-point ones; see `flops.count`.
+    """
+
+    stored: int
+    operations: float
+
+
 class Step(NamedTuple):
     """A training step that is planned.
 
@@ -116,31 +130,8 @@ class Step(NamedTuple):
         # What a scan stacks is there. Of unrolled blocks, fusions compute some of it again.
         return 1.0 if self.scanned else 3.0
 
-    def stored(self, plan: Plan) -> int:
-        """About the bytes of what the backward pass finds stored, on each device.
-
-        The model is traced, not compiled. What the compiler keeps or frees beside is not counted.
-        """
-        outputs, shapes = self._traced(plan)
-        found = jax.eval_shape(lambda *given: jax.vjp(outputs, *given)[1], *shapes)
-        # The parameters are among it; they are arguments of the step.
-        return max(_bytes(found) - _bytes((self.trainable, self.frozen)), 0)
-
-    def option(self, plan: Plan, taken: int, *, compiled: bool) -> Option:
-        """What a plan takes, with the operations of its gradient."""
-        ratio = 1.0
-        if plan.rematerialise != "nothing":
-            ratio = self._operations(plan) / self._operations(
-                plan._replace(rematerialise="nothing")
-            )
-        return Option(plan, taken, compiled, ratio)
-
-    def _operations(self, plan: Plan) -> float:
-        outputs, shapes = self._traced(plan)
-        return flops.count(jax.grad(lambda *given: jnp.sum(outputs(*given))), *shapes)
-
-    def _traced(self, plan: Plan) -> tuple[Callable[[Params], jax.Array], tuple[Params]]:
-        """Logits of a part of a batch, a function of the parameters that train; shapes of these."""
+    def traced(self, plan: Plan) -> Traced:
+        """What is known of a plan's gradient before it is compiled."""
         apply = self.apply(plan.rematerialise)
         count = max(self.examples // plan.accumulate, 1)
 
@@ -151,7 +142,21 @@ class Step(NamedTuple):
             whole, statistics = tuning.join(params, zeros(self.frozen)), zeros(self.statistics)
             return apply(whole, statistics, jnp.zeros((count, *self.seen)), jax.random.key(0))[0]
 
-        return outputs, (_bare(self.trainable),)
+        def gradient(params: Params) -> Any:
+            logits, pull = jax.vjp(outputs, params)
+            return pull(logits), jax.tree.leaves(pull)
+
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.trainable
+        )
+        closed, (_, stored) = jax.make_jaxpr(gradient, return_shape=True)(shapes)
+        # The parameters are among what it stores; they are arguments of the step.
+        own = _bytes((self.trainable, self.frozen))
+        return Traced(max(_bytes(stored) - own, 0), flops.of_jaxpr(closed.jaxpr))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def candidates(
@@ -197,13 +202,10 @@ def choose(run: parts.Run, step: Step) -> Option | None:
     Nothing is compiled where all activations take little, nor of a plan whose activations alone
     take too much. All processes call it, and take the same plan.
     """
-    plans = step.plans
-    all_stored = step.stored(plans[0]._replace(rematerialise="nothing"))
-    # Gradients, a sum of them, and parameters that SAM has moved.
-    plenty = 3 * step.at_rest + all_stored < _PLENTY * free(run)
-    if len(plans) == 1 or _agreed(plenty):  # One, as the user has set it.
-        return step.option(plans[0], step.at_rest + step.stored(plans[0]), compiled=False)
-    examined = ((option, _fits(run, option)) for option in map(_examined(run, step), plans))
+    examine, plans = _Examine(run, step), step.plans
+    if len(plans) == 1 or examine.plenty():  # One, as the user has set it.
+        return examine.estimated(plans[0])
+    examined = ((option, _fits(run, option)) for option in map(examine, plans))
     return next((option for option, fits in examined if fits), None)
 
 
@@ -211,38 +213,56 @@ def listed(run: parts.Run, step: Step) -> tuple[list[Option], Option | None]:
     """What each plan takes, up to the one that `choose` takes, and that one.
 
     Others, which the device's platform or a setting rules out, are listed too, unless they divide
-    the batch.
+    the batch. Nothing is compiled where all activations take little.
     """
-    examine, found, chosen = _examined(run, step), dict[Plan, Option](), None
+    examine, found, chosen = _Examine(run, step), dict[Plan, Option](), None
+    take, plenty = examine, examine.plenty()
+    if plenty:
+        take = examine.estimated
     for plan in step.plans:
-        found[plan] = examine(plan)
-        if _fits(run, found[plan]):
+        found[plan] = take(plan)
+        if plenty or _fits(run, found[plan]):
             chosen = found[plan]
             break
     least = min(plan.accumulate for plan in step.plans)
     for name in RECOMPUTED:
         plan = Plan(name, least)
-        found[plan] = found.get(plan) or examine(plan)
+        found[plan] = found.get(plan) or take(plan)
     order = sorted(found, key=lambda plan: (plan.accumulate, RECOMPUTED.index(plan.rematerialise)))
     return [found[plan] for plan in order], chosen
 
 
-def _examined(run: parts.Run, step: Step) -> Callable[[Plan], Option]:
-    """From a plan to what it takes; compiled, unless it clearly does not fit."""
+class _Examine:
+    """From a plan to what it takes: of the compiled step, unless it clearly does not fit."""
 
-    def examine(plan: Plan) -> Option:
-        least = step.at_rest + step.stored(plan)
-        if _agreed(least <= step.slack * free(run)):
+    def __init__(self, run: parts.Run, step: Step) -> None:
+        self._run, self._step = run, step
+        self.traced = functools.cache(step.traced)
+
+    def __call__(self, plan: Plan) -> Option:
+        least, step = self.estimated(plan), self._step
+        if _agreed(least.bytes <= step.slack * free(self._run)):
             try:
-                return step.option(plan, sum(step.needs(plan)), compiled=True)
+                return least._replace(bytes=sum(step.needs(plan)), compiled=True)
             except jax.errors.JaxRuntimeError as error:
                 if (
                     mesh.out_of_memory(error) is None
                 ):  # TPUs' compiler says so of what does not fit.
                     raise
-        return step.option(plan, least, compiled=False)
+        return least
 
-    return examine
+    def plenty(self) -> bool:
+        """Whether a part of the memory would do with all activations stored."""
+        first, at_rest = self._step.plans[0], self._step.at_rest
+        all_stored = self.traced(first._replace(rematerialise="nothing")).stored
+        # Gradients, a sum of them, and parameters that SAM has moved.
+        return _agreed(3 * at_rest + all_stored < _PLENTY * free(self._run))
+
+    def estimated(self, plan: Plan) -> Option:
+        """About the least that it takes."""
+        own, whole = (self.traced(p) for p in (plan, plan._replace(rematerialise="nothing")))
+        ratio = own.operations / whole.operations
+        return Option(plan, self._step.at_rest + own.stored, False, ratio)
 
 
 def _fits(run: parts.Run, option: Option) -> bool:
@@ -268,7 +288,7 @@ def planned(run: parts.Run, step: Step) -> Plan:
     plans = sorted(step.plans, key=lambda plan: not plan._asdict().items() <= before.items())
     option = choose(run, step._replace(plans=plans))
     if option is None:
-        raise does_not_fit(step, _examined(run, step)(step.plans[-1]), free(run))
+        raise does_not_fit(step, _Examine(run, step)(step.plans[-1]), free(run))
     results.write_for_all(run.workdir / KEPT, kept | {step.part: option.record()})
     logging.info("%s %s.", step.part, option)
     return option.plan
@@ -288,12 +308,3 @@ def does_not_fit(step: Step, least: Option, there: int) -> SettingError:
         f"{step.group}.batch_size{divided}, or set config.fsdp, config.compute_dtype to bfloat16 "
         "or config.data.input to streamed."
     )
-
-
-def _bare(tree: Any) -> Any:
-    """Shapes without devices: a part of a batch is traced on none."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -317,6 +317,7 @@ def planned_step(run: parts.Run, method: str, first: Start) -> activations.Step:
     own = run.shapes(jax.eval_shape(make_training(run, settings, first).first_state))
     size, has_cls = first.model.size, first.model.pool == "cls"
 
+    @functools.cache
     def needs(plan: activations.Plan) -> tuple[int, int]:
         training = make_training(run, settings, first._replace(plan=plan))
         batch = memory.batch(run, settings.batch_size)

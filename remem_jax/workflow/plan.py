@@ -9,6 +9,7 @@ from remem_jax.data import device
 from remem_jax.settings import METHODS
 from remem_jax.workflow import (
     activations,
+    advice,
     classroom,
     finetune,
     groups,
@@ -79,7 +80,8 @@ def of_step(run: parts.Run, step: activations.Step) -> memory.Need:
     for option in options:
         logging.info("%s %s%s.", step.part, option, " (chosen)" if option == chosen else "")
     plan = chosen.plan if chosen else step.plans[-1]
-    held, running = step.needs(plan)
+    with advice.of_memory(step.part):
+        held, running = step.needs(plan)
     each = step.at_rest - mesh.device_bytes(step.frozen)
     return memory.Need(step.part, held - each, each, running)
 

@@ -137,6 +137,7 @@ def planned_step(run: parts.Run, part: str, teachers: Sequence[Teacher]) -> acti
     images, features = shapes(size, size, 3), shapes(side, side, width)
     variables = [one.variables for one in teachers]
 
+    @functools.cache
     def needs(plan: activations.Plan) -> tuple[int, int]:
         step = make(run, teachers, plan.rematerialise).steps[0]
         _, of_teacher = memory.of_step(teachers[0].apply, variables[0], images)

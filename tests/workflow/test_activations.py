@@ -25,6 +25,7 @@ from remem_jax.workflow.activations import Plan
 
 SIZE = vit.Size(patch=4, features=16, depth=2, heads=2)
 GIB = 2**30
+TRACED = activations.Step.traced
 # What compiled steps of the test are said to take.
 NEEDS = {
     Plan("nothing"): 160,
@@ -54,6 +55,17 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         monkeypatch.setattr(device, "memory", lambda: (free + 1) * GIB / 0.95 + 1024)
 
     return has
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests trace the same few models."""
+    monkeypatch.setattr(activations.Step, "traced", lambda self, plan: _traced(plan))
+
+
+@functools.cache
+def _traced(plan: Plan) -> activations.Traced:
+    return TRACED(make_step(list(NEEDS)), plan)
 
 
 @functools.cache
@@ -128,7 +140,9 @@ def test_what_clearly_does_not_fit_is_not_compiled(
     memory(30)
     stored = {"nothing": 50 * GIB, "elementwise": 27 * GIB, "blocks": GIB}
     monkeypatch.setattr(
-        activations.Step, "stored", lambda self, plan: stored[plan.rematerialise] // plan.accumulate
+        activations.Step,
+        "traced",
+        lambda self, plan: activations.Traced(stored[plan.rematerialise] // plan.accumulate, 1.0),
     )
     seen: list[Plan] = []
 
