@@ -41,13 +41,15 @@ class Readers(NamedTuple):
         reads: For each reader the number of its teacher; decoders come first.
         decoders: How many of them are decoders.
         steps: The compiled step of each reader.
-        first: Makes the states of all at step 0.
+        shapes: Of the states of all, as they lie on the devices.
+        first: Makes these states at step 0.
         teach: Features of images, by teacher.
     """
 
     reads: list[int]
     decoders: int
     steps: list[Any]
+    shapes: tuple[state.State, ...]
     first: Callable[[], tuple[state.State, ...]]
     teach: list[mutual_information.Teach]
 
@@ -105,10 +107,12 @@ def make(run: parts.Run, teachers: Sequence[Teacher], rematerialise: str = "noth
     numbers = range(len(teachers))
     of_decoders = [number for number in numbers for _ in keys]
     of_critics = [number for number in numbers for _ in range(critics)]
+    shapes = [run.shapes(jax.eval_shape(one)) for one in (first_decoder, first_critic)]
     return Readers(
         [*of_decoders, *of_critics],
         len(of_decoders),
         [jitted[0]] * len(of_decoders) + [jitted[1]] * len(of_critics),
+        (*[shapes[0]] * len(of_decoders), *[shapes[1]] * len(of_critics)),
         first,
         [_teach(one) for one in teachers],
     )
@@ -125,8 +129,7 @@ def planned_step(run: parts.Run, part: str, teachers: Sequence[Teacher]) -> acti
         teachers: With their variables, or shapes of these.
     """
     settings, size = run.config.information, run.config.data.image_size
-    own = make(run, teachers)
-    states = [run.shapes(one) for one in jax.eval_shape(own.first)]
+    states = make(run, teachers).shapes
     side, width = _feature_size(run, teachers)
     model = decoder.make(image_size=size, align_corners=settings.align_corners)
     by_batch = mesh.batch_sharding(run.mesh)
