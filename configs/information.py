@@ -19,6 +19,7 @@ def make(**changes: object) -> ConfigDict:
     config.epsilon = 1e-8  # [text]
     config.align_corners = True  # How maps are resized; as InfoPro [source].
     config.evaluations = 10  # On validation, on the way.
+    config.rematerialise = "auto"  # What decoders compute again, as remem.py's teachers.
     config.pictures = 4  # Images of validation whose reconstructions are kept.
 
     config.info_nce = ConfigDict()  # A second estimate beside it, by a critic [choice].

@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
     config.train.weight_decay = 0.05
     config.train.label_smoothing = 0.1
     config.train.clip_norm = 1.0
+    config.train.accumulate = 0  # Parts of a batch, one after another; 0 is as few as fit.
+    config.train.rematerialise = "auto"  # Or "nothing", "elementwise", "blocks"; see remem.py.
 
     config.probe = ConfigDict()  # A linear probe of the features, pretrained against random.
     config.probe.name = "cifar100"

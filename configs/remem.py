@@ -96,7 +96,7 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.teacher.rho = 0.5  # Of 0.5, 0.05, 0.005 [text].
     # Examples that share an ascent of SAM, its m; 0 is the whole batch, -1 each device's share.
     config.teacher.ascent_examples = 0
-    config.teacher.accumulate = 1  # Parts of a batch, one after another: less memory.
+    config.teacher.accumulate = 0  # Parts of a batch, one after another; 0 is as few as fit.
     config.teacher.mlp_weight = 0.8  # alpha, of 0.8, 0.9 [text].
     config.teacher.attention_weight = 1.0  # beta; ReMem re-weights the MLPs alone [text].
     config.teacher.pruned_mlp = 0  # MLPs left out, from the top (Section 4 of the paper).
@@ -114,7 +114,8 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     config.teacher.adapter.reduction = 16  # [text]
     config.teacher.gelu = ""  # "tanh" or "erf"; empty is the checkpoint's.
     config.teacher.position_resize = "vit_jax"  # Or "timm".
-    config.teacher.rematerialise = False  # Less memory on a GPU; a CPU always does it.
+    # What is computed again where activations do not fit: "nothing", "elementwise" or "blocks".
+    config.teacher.rematerialise = "auto"  # As little as fits; on a CPU blocks, which is fastest.
     config.teacher.scan = True  # Over the blocks; compiles faster. False unrolls them.
     config.teacher.mirror = ""  # Of the published checkpoints; empty is Google's bucket.
 

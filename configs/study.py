@@ -97,7 +97,8 @@ def make(
     config.grace_seconds = 180.0  # A worker that has not for so long is taken for dead.
     config.attempts = 5  # A trial that has ended so many workers is not tried again.
     config.only = ""  # Rows and columns, by name, with commas; empty is all.
-    config.plan_only = False  # True says what the study costs, and ends.
+    # True says what the study costs, and what its runs take of this device's memory, and ends.
+    config.plan_only = False
     config.keep_weights = False  # True keeps all teachers and students, not the selected alone.
     config.seeds = (0,)  # Each is the whole protocol once more: data split, teacher, students.
     config.differs = ()  # Sentences for the report.

@@ -130,6 +130,7 @@ def _runner() -> Callable[..., None]:
 
 def _message(error: BaseException, directory: pathlib.Path) -> str | None:
     """What a user is told in one line; None of an error that is our own."""
+    from remem_jax import mesh
     from remem_jax.checks import SettingError
     from remem_jax.storage import files
     from remem_jax.train.loop import NonFiniteLossError
@@ -139,6 +140,13 @@ def _message(error: BaseException, directory: pathlib.Path) -> str | None:
         return f"remem_jax: {error}"
     if isinstance(error, KeyboardInterrupt):
         return f"remem_jax: stopped; {goes_on}."
+    full = mesh.out_of_memory(error)
+    if full:
+        return (
+            f"remem_jax: {full} Lower the batch_size of what was begun, or set "
+            "config.compute_dtype to bfloat16, config.data.input to streamed, or "
+            f"XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in the environment of a GPU; {goes_on}."
+        )
     several = (_PROCESSES.value or jax.process_count()) > 1
     if several and isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
         reason = str(error).strip().partition("\n")[0][:200]

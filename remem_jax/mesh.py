@@ -291,6 +291,15 @@ def init_distributed(
             raise SettingError(f"{joining} cannot be joined: {error}".replace("\n", " ")) from error
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """What to say of an error of JAX where a device has no room; None of another error."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in text:
+        return None
+    kind = jax.local_devices()[0].device_kind
+    return f"the memory of {kind} is full ({text[:200]})."
+
+
 def abandon(message: str) -> None:
     """Ends this process with a message on stderr, if it is one of several.
 

@@ -121,6 +121,11 @@ def test_every_method_is_selected_and_tested(undisturbed: Job) -> None:
     for row in rows.values():
         assert 0 < row["student"]["test"]["top1"] <= 1
     assert rows["scratch"]["teacher"] is None
+    assert rows["scratch"]["plan"] is None
+    plan = rows["finetune"]["plan"]  # On a CPU.
+    assert (plan["rematerialise"], plan["accumulate"], plan["compiled"]) == ("blocks", 1, False)
+    assert plan["bytes"] > 0
+    assert 1 < plan["operations"] < 4 / 3
     assert rows["finetune"]["teacher_settings"]["rho"] == 0
     assert rows["remem"]["teacher_settings"]["mlp_weight"] == 0.8
 

@@ -174,3 +174,37 @@ def test_a_run_starts_without_what_only_some_need_and_compiles_few_libraries() -
     others = [name for name in below_the_hook if not name.startswith("remem_jax")]
     assert len(others) < 100  # It was 1,400.
     assert not {"grain", "optuna", "scipy.stats", "sklearn", "torch"} & set(imported)
+
+
+_FULL = """
+import sys
+
+import jax.numpy as jnp
+
+from remem_jax import main
+
+
+def work(*args, **kwargs):
+    jnp.zeros(2**50).block_until_ready()
+
+
+sys.argv = ["main", "--config=configs/quickstart.py", f"--workdir={sys.argv[1]}", *sys.argv[2:]]
+main._runner = lambda: work
+main.main(main.parse_flags(sys.argv)[:1])
+"""
+
+
+def test_a_full_device_ends_in_one_line(tmp_path: pathlib.Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parents[1],
+    )
+
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "remem_jax" in line]
+    assert line.startswith("remem_jax: the memory of cpu is full (RESOURCE_EXHAUSTED")
+    assert "config.compute_dtype" in line
+    assert line.endswith("run holds.")
+    assert "Traceback" not in done.stderr

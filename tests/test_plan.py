@@ -1,20 +1,23 @@
 """What a run takes of memory, before it runs: against what its arrays are known to take."""
 
+import logging
+
 import jax
 import pytest
 
 from remem_jax.checks import SettingError
 from remem_jax.data import device
+from remem_jax.workflow import activations, finetune, groups, parts, plan
 from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import finetune, groups, parts, plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 
 
 def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
-    small_run: parts.Run, monkeypatch: pytest.MonkeyPatch
+    small_run: parts.Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small_run
+    caplog.set_level(logging.INFO, "absl")
     pretrained = finetune.read_pretrained(run)
     classroom = classrooms.make(run, pretrained)
 
@@ -33,7 +36,19 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     assert min(teacher.running, students.running) > 0
     assert students.models == 2
     assert run.dataset.resident_bytes == 1797 * 192
+    listed = [one for one in caplog.messages if " x operations" in one]
+    assert [one.partition(": ")[0] for one in listed] == [
+        f"teachers/finetune {told}"
+        for told in (
+            "stores all activations",
+            "computes elementwise operations again",
+            "computes blocks again",
+        )
+    ]
+    assert [one.endswith("(chosen).") for one in listed] == [False, False, True]
 
+    # What is not chosen was listed above, and takes long to compile.
+    monkeypatch.setattr(activations, "RECOMPUTED", ("blocks",))
     # As many students at once as fit; no run where not one does, or fewer than are asked for.
     monkeypatch.setattr(device, "memory", lambda: students.at_rest)
     assert [need.models for need in plan.show(run, pretrained, classroom)] == [1, 1]

@@ -14,6 +14,7 @@ from configs import analysis, pretrain, quickstart, remem
 from remem_jax import data, settings
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
+from remem_jax.settings import memory as settings_memory
 from remem_jax.settings import values
 from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.train import objectives
@@ -110,8 +111,9 @@ BAD: list[tuple[str, Any]] = [
     ("teacher.init", "nowhere.npz"),
     ("teacher.ascent_examples", -2),
     ("teacher.ascent_examples", 7),  # Does not divide the batch.
-    ("teacher.accumulate", 0),
+    ("teacher.accumulate", -1),
     ("teacher.accumulate", 7),
+    ("teacher.rematerialise", "everything"),
     ("teacher.steps", ()),
     ("teacher.steps", (0, 10)),
     ("teacher.steps", (50, 50)),
@@ -350,6 +352,9 @@ FREE = (
     "fsdp",
     "retries",
     "keep_checkpoints",
+    "teacher.rematerialise",
+    "teacher.accumulate",
+    "information.rematerialise",
     "student.group",
     "student.store_outputs",
     "data.cache",
@@ -396,6 +401,13 @@ def test_mcmi_needs_whole_batches(config: ConfigDict, name: str, value: int) -> 
 
     with pytest.raises(SettingError, match=r"config\.teacher\.mcmi needs whole batches"):
         settings.check_remem(config)
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"), [(True, "blocks"), ("True", "blocks"), (False, "auto"), ("False", "auto")]
+)
+def test_earlier_configs_say_whether_blocks_are_computed_again(value: Any, meant: str) -> None:
+    assert settings_memory.recomputed("config.teacher.rematerialise", value) == meant
 
 
 @pytest.mark.parametrize("loss", ["features", "features_cls"])

@@ -63,6 +63,7 @@ BAD: list[tuple[str, Any]] = [
     ("information.steps", 9),  # Fewer than the evaluations.
     ("information.batch_size", 1),  # InfoNCE tells an image from others.
     ("information.learning_rate", 0.0),
+    ("information.rematerialise", "everything"),
     ("information.betas", (0.9, 1.0)),
     ("information.betas", (-0.1, 0.9)),
     ("information.weight_decay", -1e-4),

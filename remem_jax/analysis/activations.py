@@ -62,7 +62,7 @@ def make_look(model: vit.VisionTransformer, layers: Sequence[int]) -> Look:
         ValueError: If there is no such block, or it has no MLP.
     """
     require_layers(model, layers)
-    unrolled = model.clone(scan=False, rematerialise=False)
+    unrolled = model.clone(scan=False, rematerialise="nothing")
 
     def look(variables: Variables, images: Array) -> Seen:
         activations: dict[int, Array] = {}

@@ -8,6 +8,9 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+import jax
+
+from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.storage import files, streams
 
@@ -97,9 +100,20 @@ def run(work: Callable[[], None], *, stopped: str) -> int:
     except BrokenPipeError:  # Who reads has seen enough, as `head` has.
         streams.abandon(sys.stdout)
         return 1
-    except OSError as error:
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        told = _message(error)
+        if told is None:
+            raise
         streams.abandon(sys.stdout)
-        place = f"{error.filename}: " if error.filename else ""
-        streams.say(f"remem_jax: {place}{error.strerror or error}: {files.advice(error.errno)}.")
+        streams.say(f"remem_jax: {told}")
         return 1
     return 0
+
+
+def _message(error: OSError | RuntimeError) -> str | None:
+    """What to say of what the system, or the device, cannot do; None of an error of our own."""
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}: {files.advice(error.errno)}."
+    full = mesh.out_of_memory(error)
+    return full and f"{full} Give fewer images at once, or use another device."

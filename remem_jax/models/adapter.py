@@ -18,6 +18,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from remem_jax.checks import at_least, one_of, require
+from remem_jax.models.rematerialisation import kept
 from remem_jax.records import Key, Params
 
 NAME = "Adapter_0"
@@ -51,7 +52,9 @@ class Adapter(nn.Module):
     ) -> Float[Array, "batch token feature"]:
         features, dtype = tokens.shape[-1], tokens.dtype
         init = nn.initializers.truncated_normal(1e-2)
+        tokens = kept("adapter_input", tokens)
         hidden = nn.Dense(self.hidden, dtype=dtype, kernel_init=init, name="down")(tokens)
+        hidden = kept("adapter_hidden", hidden)
         up = nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="up")
         return tokens + up(nn.gelu(hidden))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from remem_jax import platforms
+from remem_jax.models.rematerialisation import kept
 
 _HALF = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 
@@ -36,7 +37,7 @@ class Attention(nn.Module):
         shape = (self.heads, width // self.heads)
         common: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         query, key, value = (
-            nn.DenseGeneral(shape, name=name, **common)(source)
+            kept(name, nn.DenseGeneral(shape, name=name, **common)(source))
             for name, source in (("query", queries), ("key", tokens), ("value", tokens))
         )
         mixed = dot_product_attention(query, key, value)
@@ -97,7 +98,7 @@ def plain(
     if query.dtype == jnp.float32:
         query, scale = query * scale, 1.0  # There are fewer queries than scores.
     scores = jnp.matmul(query, jnp.swapaxes(key, -1, -2))
-    return jnp.swapaxes(jnp.matmul(_softmax(scores, scale), value), 1, 2)
+    return kept("attention", jnp.swapaxes(jnp.matmul(_softmax(scores, scale), value), 1, 2))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -109,7 +110,7 @@ def _softmax(
 
 
 def _softmax_forward(scores: Array, scale: float) -> tuple[Array, Array]:
-    shares = _softmax(scores, scale)
+    shares: Any = _softmax(scores, scale)
     return shares, shares
 
 

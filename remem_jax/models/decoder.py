@@ -5,6 +5,7 @@ leaves open is as in InfoPro's decoder for ImageNet, Wang et al. 2021,
 https://arxiv.org/abs/2101.10832, and its code, https://github.com/blackfeather-wang/InfoPro-Pytorch.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from remem_jax.models import layers
+from remem_jax.models.rematerialisation import kept, policy
 from remem_jax.records import Key, Variables
 
 # Table 7: after each resizing, the share of the image's side, kernel's side, and channels.
@@ -45,11 +47,14 @@ class Decoder(nn.Module):
             centres). The tokens see patches about half-pixel centres, so that aligned corners
             show a token up to half a patch away from what it has seen.
         channels: Of the images.
+        rematerialise: What the backward pass computes again; a block is a resizing with what
+            follows it. See `rematerialisation.RECOMPUTED`.
     """
 
     image_size: int
     align_corners: bool = True
     channels: int = 3
+    rematerialise: str = "nothing"
 
     @nn.compact
     def __call__(
@@ -57,18 +62,36 @@ class Decoder(nn.Module):
     ) -> Float[Array, "batch height width channel"]:
         """Logits of the image's values in [0, 1]; see `grid` for the features of a ViT."""
         maps = features.astype(jnp.float32)
-        for number, (share, kernel, channels) in enumerate(STAGES, start=1):
-            conv = layers.Conv(channels, kernel, has_bias=True, name=f"conv{number}")
-            side = self.image_size // share
-            if kernel == 1 and side > maps.shape[1]:
-                # They commute, and the map is smaller before it is resized.
-                maps = resized(conv(maps), side, align_corners=self.align_corners)
-            else:
-                maps = conv(resized(maps, side, align_corners=self.align_corners))
-            maps = nn.relu(layers.BatchNorm(name=f"bn{number}")(maps, train=train))
-        maps = resized(maps, self.image_size, align_corners=self.align_corners)
-        last = len(STAGES) + 1
-        return layers.Conv(self.channels, 3, has_bias=True, name=f"conv{last}")(maps)
+        for number in range(1, len(STAGES) + 1):
+            maps = self._checkpointed(functools.partial(_stage, number=number, train=train), maps)
+        return self._checkpointed(_last, maps)
+
+    def _checkpointed(self, function: Callable[..., Array], maps: Array) -> Array:
+        if self.rematerialise != "nothing":
+            function = nn.remat(function, policy=policy(self.rematerialise))
+        return function(self, maps)
+
+
+def _stage(decoder: Decoder, maps: Array, *, number: int, train: bool) -> Array:
+    """One of `STAGES`, with parameters of the decoder."""
+    share, kernel, channels = STAGES[number - 1]
+    conv = layers.Conv(channels, kernel, has_bias=True, name=f"conv{number}")
+    side = decoder.image_size // share
+    if kernel == 1 and side > maps.shape[1]:
+        # They commute, and the map is smaller before it is resized.
+        maps = kept("convolution", conv(maps))
+        maps = resized(maps, side, align_corners=decoder.align_corners)
+    else:
+        maps = conv(resized(maps, side, align_corners=decoder.align_corners))
+        maps = kept("convolution", maps)
+    return nn.relu(layers.BatchNorm(name=f"bn{number}")(maps, train=train))
+
+
+def _last(decoder: Decoder, maps: Array) -> Array:
+    """The last convolution, at the side of the image."""
+    maps = resized(maps, decoder.image_size, align_corners=decoder.align_corners)
+    name = f"conv{len(STAGES) + 1}"
+    return layers.Conv(decoder.channels, 3, has_bias=True, name=name)(maps)
 
 
 def make(*, image_size: int, align_corners: bool = True) -> Decoder:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from remem_jax.models.attention import Attention
+from remem_jax.models.rematerialisation import checkpointed, kept
 from remem_jax.records import Params
 
 STACK = "encoderblock"  # A block is called so with its number; without, all on a leading axis.
@@ -62,7 +63,7 @@ class MlpBlock(nn.Module):
         self, tokens: Float[Array, "batch token feature"], *, train: bool
     ) -> Float[Array, "batch token feature"]:
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        hidden = nn.Dense(self.hidden, dtype=self.dtype, name="Dense_0")(tokens)
+        hidden = kept("hidden", nn.Dense(self.hidden, dtype=self.dtype, name="Dense_0")(tokens))
         hidden = drop(nn.gelu(hidden, approximate=not self.exact_gelu))
         return drop(nn.Dense(tokens.shape[-1], dtype=self.dtype, name="Dense_1")(hidden))
 
@@ -108,7 +109,7 @@ class EncoderBlock(nn.Module):
             attention = Attention(shared.heads, shared.dtype, name="MultiHeadDotProductAttention_1")
             update = attention(normed, normed)
             update = nn.Dropout(shared.dropout, deterministic=not train)(update)
-            tokens = self.add(shared.attention_weight, update, tokens)
+            tokens = kept("residual", self.add(shared.attention_weight, update, tokens))
         if self.has_mlp:
             normed = nn.LayerNorm(dtype=shared.dtype, name="LayerNorm_2")(tokens)
             mlp = MlpBlock(
@@ -143,7 +144,7 @@ class Encoder(nn.Module):
         learned_positions: Whether position embeddings are parameters, added here.
         pruned_mlp: Number of blocks, from the top, without their MLP.
         pruned_attention: The same for the attention.
-        rematerialise: Recompute each block in the backward pass instead of storing it.
+        rematerialise: What the backward pass computes again; see `rematerialisation.RECOMPUTED`.
         scan: Scan over the blocks, or unroll them.
     """
 
@@ -152,7 +153,7 @@ class Encoder(nn.Module):
     learned_positions: bool
     pruned_mlp: int
     pruned_attention: int
-    rematerialise: bool
+    rematerialise: str
     scan: bool
 
     @nn.compact
@@ -199,9 +200,7 @@ class Encoder(nn.Module):
 
     def _run(self, step: Any, tokens: Any, layers: Any, keys: Any) -> Any:
         """Applies a step to one layer after another."""
-        # Inside a scan XLA merges nothing across iterations, so nothing has to keep it from it.
-        if self.rematerialise:
-            step = jax.checkpoint(step, prevent_cse=not self.scan)
+        step = checkpointed(step, self.rematerialise, in_loop=self.scan)
         if self.scan:
             return jax.lax.scan(step, tokens, (layers, keys))[0]
         for i, layer in enumerate(layers):

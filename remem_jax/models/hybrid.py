@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from remem_jax.models.rematerialisation import kept, policy
+
 WIDTH = 64  # Channels of the root, and of the first stage's bottleneck.
 
 
@@ -38,13 +40,14 @@ class StdConv(nn.Module):
         axes = (0, 1, 2)
         kernel = kernel - jnp.mean(kernel, axis=axes, keepdims=True)
         kernel = kernel / (jnp.std(kernel, axis=axes, keepdims=True) + 1e-5)
-        return jax.lax.conv_general_dilated(
+        out = jax.lax.conv_general_dilated(
             maps.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.stride, self.stride),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        return kept("convolution", out)
 
 
 class Unit(nn.Module):
@@ -87,25 +90,33 @@ class Stage(nn.Module):
         features: Channels of their bottlenecks.
         stride: Of the first unit, in pixels.
         dtype: Type of the computation.
+        rematerialise: What the backward pass computes again; a block is a unit.
     """
 
     units: int
     features: int
     stride: int
     dtype: Any
+    rematerialise: str
 
     @nn.compact
     def __call__(
         self, maps: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch rows columns feature"]:
+        unit: Any = Unit
+        if self.rematerialise != "nothing":
+            unit = nn.remat(Unit, policy=policy(self.rematerialise))
         for i in range(self.units):
             stride = self.stride if i == 0 else 1
-            maps = Unit(self.features, stride, self.dtype, name=f"unit{i + 1}")(maps)
+            maps = unit(self.features, stride, self.dtype, name=f"unit{i + 1}")(maps)
         return maps
 
 
 def stem(
-    images: Float[Array, "batch height width channel"], units: Sequence[int], dtype: Any
+    images: Float[Array, "batch height width channel"],
+    units: Sequence[int],
+    dtype: Any,
+    rematerialise: str = "nothing",
 ) -> Float[Array, "batch rows columns feature"]:
     """The root and the stages; called inside a compact method, whose scope gets the parameters.
 
@@ -113,13 +124,14 @@ def stem(
         images: In [-1, 1].
         units: Units of each stage; empty for the root alone, which reduces the image four times.
         dtype: Type of the computation.
+        rematerialise: What the backward pass computes again of each unit.
     """
     maps = StdConv(WIDTH, 7, 2, dtype, name="conv_root")(images)
     maps = nn.relu(_norm(dtype, "gn_root")(maps))
     maps = nn.max_pool(maps, (3, 3), (2, 2), padding="SAME")
     for i, count in enumerate(units):
-        stage = Stage(count, WIDTH * 2**i, 2 if i else 1, dtype, name=f"block{i + 1}")
-        maps = stage(maps)
+        width, stride = WIDTH * 2**i, 2 if i else 1
+        maps = Stage(count, width, stride, dtype, rematerialise, name=f"block{i + 1}")(maps)
     return maps
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from remem_jax.models import encoder, hybrid
+from remem_jax.models.rematerialisation import RECOMPUTED
 
 RESIDUALS = ("two_minus", "plain")
 POOLS = ("cls", "gap", "map")
@@ -93,7 +94,8 @@ class VisionTransformer(nn.Module):
         pruned_mlp: Number of MLPs left out, from the top (ReMem, Section 4).
         pruned_attention: Number of attention sub-blocks left out, from the top.
         dtype: Type of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-        rematerialise: Recompute blocks in the backward pass: less memory; faster on a CPU.
+        rematerialise: What the backward pass computes again, to store less: "nothing",
+            "elementwise" operations, norms and scores, or whole "blocks", faster on a CPU.
         scan: Run the blocks by `lax.scan`, or unroll them: same parameters, same outputs.
     """
 
@@ -110,7 +112,7 @@ class VisionTransformer(nn.Module):
     pruned_mlp: int = 0
     pruned_attention: int = 0
     dtype: str = "float32"
-    rematerialise: bool = False
+    rematerialise: str = "nothing"
     scan: bool = True
 
     @nn.compact
@@ -192,7 +194,7 @@ class VisionTransformer(nn.Module):
         """Embedded patches, with [CLS] first if there is one."""
         maps, patch, features = images, (self.size.patch,) * 2, self.size.features
         if self.size.stem is not None:
-            maps = hybrid.stem(maps, self.size.stem, images.dtype)
+            maps = hybrid.stem(maps, self.size.stem, images.dtype, self.rematerialise)
         embedding = nn.Conv(
             features, patch, strides=patch, padding="VALID", dtype=images.dtype, name="embedding"
         )
@@ -252,7 +254,13 @@ def make(*, variant: str | Size, classes: int, **options: Any) -> VisionTransfor
         raise ValueError(f"Unknown ViT variant {variant!r}; known: {', '.join(VARIANTS)}.")
     size = variant if isinstance(variant, Size) else VARIANTS[variant]
     model = VisionTransformer(size, classes, **options)
-    known = {"residual": RESIDUALS, "pool": POOLS, "positions": POSITIONS, "dtype": DTYPES}
+    known = {
+        "residual": RESIDUALS,
+        "pool": POOLS,
+        "positions": POSITIONS,
+        "dtype": DTYPES,
+        "rematerialise": RECOMPUTED,
+    }
     for name, values in known.items():
         if getattr(model, name) not in values:
             raise ValueError(f"{name} must be one of {values}, got {getattr(model, name)!r}.")

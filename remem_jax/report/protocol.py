@@ -133,6 +133,7 @@ FREE: Mapping[str, str] = {
     "information.seeds": "The report shows each.",
     "information.evaluations": "What is written.",
     "information.pictures": "What is written.",
+    "information.rematerialise": "Memory.",
     "information.info_nce": "A second estimate beside the paper's.",
 }
 # Methods in which these settings count; in the others of `_METHODS` they are fixed.

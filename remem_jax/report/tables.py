@@ -296,9 +296,33 @@ def origins(results: Results) -> Table:
         ("Student", f"{models['student']}, {models['student_parameters']:,} parameters"),
         ("Seed", str(results["seed"])),
         ("Device", f"{device['count']} x {device['kind']} ({device['platform']})"),
+        *_plans(results["methods"]),
     ]
     rows += [(f"Version of {name}", version) for name, version in results["versions"].items()]
     return Table("Data, models, versions", ("What", "Value"), tuple(rows), numeric=False)
+
+
+def _plans(methods: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What each teacher's steps computed again, to fit on the device."""
+    return [
+        (f"Memory of {method['method']}'s teacher", _plan(plan))
+        for method in methods
+        if (plan := method.get("plan"))  # Runs of before there were plans have none.
+    ]
+
+
+def _plan(plan: Mapping[str, Any]) -> str:
+    again = {
+        "nothing": "activations stored",
+        "elementwise": "elementwise operations computed again",
+        "blocks": "blocks computed again",
+    }[plan["rematerialise"]]
+    parts = f", batches in {plan['accumulate']} parts" if plan["accumulate"] > 1 else ""
+    about = "" if plan["compiled"] else "about "
+    return (
+        f"{about}{plan['bytes'] / 2**30:.2f} GiB, {again}{parts}: {plan['operations']:.2f} times "
+        "the operations"
+    )
 
 
 def _teacher_origins(models: Mapping[str, Any]) -> list[tuple[str, str]]:

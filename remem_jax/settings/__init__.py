@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from remem_jax import checks, data, mesh, models, platforms, redaction
 from remem_jax.data import lists
 from remem_jax.models import resnet, tuning, vit
-from remem_jax.settings import information, values
+from remem_jax.settings import information, memory, values
+from remem_jax.settings.memory import division
 from remem_jax.storage import identity
 from remem_jax.train import objectives
-from remem_jax.train.division import Division
 from remem_jax.weights import catalog, matching
 
 # What each method changes in config.teacher; None where there is no teacher.
@@ -73,6 +73,7 @@ def check_pretrain(config: ConfigDict) -> None:
     _check_optimizer("config.train", train, train.steps)
     checks.above("config.train.learning_rate", train.learning_rate, 0)
     checks.within("config.train.label_smoothing", train.label_smoothing, 0, 1)
+    memory.check("config.train", train)
     if config.probe.name:
         checks.one_of("config.probe.name", config.probe.name, data.NAMES)
 
@@ -83,6 +84,8 @@ def check_mesh(config: ConfigDict, on: Mesh) -> None:
         mesh.check_batch_size(f"config.{name}.batch_size", config[name].batch_size, on)
     if "teacher" in config and "analyses" not in config:
         division(config.teacher, on)
+    if "train" in config:
+        division(config.train, on, name="config.train")
 
 
 def _batches(config: ConfigDict) -> list[str]:
@@ -155,10 +158,10 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.at_least("config.teacher.mixup", teacher.mixup, 0)
     checks.within("config.teacher.label_smoothing", teacher.label_smoothing, 0, 1)
     checks.at_least("config.teacher.mcmi", teacher.mcmi, 0)
-    whole = teacher.accumulate == 1 and teacher.ascent_examples == 0
+    whole = teacher.accumulate in (0, 1) and teacher.ascent_examples == 0
     checks.require(
         whole or not teacher.mcmi,
-        "config.teacher.mcmi needs whole batches: set config.teacher.accumulate to 1 and "
+        "config.teacher.mcmi needs whole batches: set config.teacher.accumulate to 0 or 1 and "
         "config.teacher.ascent_examples to 0.",
     )
     checks.increasing("config.teacher.steps", teacher.steps)
@@ -167,29 +170,7 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.inside("config.teacher.momentum", teacher.momentum, -1e-9, 1)
     _check_optimizer("config.teacher", teacher, teacher.steps[-1])
     checks.at_least("config.teacher.ascent_examples", teacher.ascent_examples, -1)
-    checks.at_least("config.teacher.accumulate", teacher.accumulate, 1)
-    division(teacher)
-
-
-def division(teacher: ConfigDict, on: Mesh | None = None) -> Division:
-    """How the batches of `config.teacher` are divided on a mesh; None is one device.
-
-    Raises:
-        SettingError: If they cannot be.
-    """
-    devices = 1 if on is None else on.size
-    group = teacher.ascent_examples
-    if group < 0:
-        group = teacher.batch_size // devices
-    found = Division(group, teacher.accumulate, on if devices > 1 else None)
-    try:
-        found.counts(teacher.batch_size)
-    except ValueError as error:
-        raise checks.SettingError(
-            f"{error} Set config.teacher.ascent_examples, config.teacher.accumulate or "
-            "config.teacher.batch_size."
-        ) from error
-    return found
+    memory.check("config.teacher", teacher)
 
 
 def check_init(teacher: ConfigDict) -> None:

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks
 from remem_jax.models import decoder
+from remem_jax.settings import memory
 
 
 def check(settings: ConfigDict, image_size: int) -> None:
@@ -19,6 +20,7 @@ def check(settings: ConfigDict, image_size: int) -> None:
     checks.at_least(f"{where}.weight_decay", settings.weight_decay, 0)
     checks.above(f"{where}.epsilon", settings.epsilon, 0)
     checks.one_of(f"{where}.align_corners", settings.align_corners, (True, False))
+    memory.recomputed(f"{where}.rematerialise", settings.rematerialise)
     checks.at_least(f"{where}.pictures", settings.pictures, 0)
     try:
         decoder.make(image_size=image_size)

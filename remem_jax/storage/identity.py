@@ -25,8 +25,12 @@ _FREE = (
     "retries",
     "keep_checkpoints",
 )
-_FREE_OF = {  # The same, by group: speed, and where copies are kept.
+_FREE_OF = {  # The same, by group: speed, memory, and where copies are kept.
     "data": ("cache", "threads", "workers"),
+    # Up to rounding, and to which units are dropped.
+    "teacher": ("rematerialise", "accumulate"),
+    "train": ("rematerialise", "accumulate"),
+    "information": ("rematerialise",),
     "student": ("group", "store_outputs"),
 }
 # Where the images and the weights lie; what they are is known by their digests.

@@ -9,6 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import settings, workflow
+from remem_jax.checks import SettingError
 from remem_jax.settings import METHODS
 from remem_jax.storage import results
 from remem_jax.storage.identity import described
@@ -65,6 +66,25 @@ def of_trials(planned: Sequence[Trial], directory: pathlib.Path) -> Total:
     )
 
 
+def show_plans(planned: Sequence[Trial]) -> None:
+    """Says how trials fit into this device's memory: of each kind and data set, the first.
+
+    Raises:
+        SettingError: If one does not.
+    """
+    shown = set()
+    for trial in planned:
+        kind = results.fingerprint({"run": _kind(trial.config), "data": trial.config.data.name})
+        if kind in shown:
+            continue
+        shown.add(kind)
+        logging.info("What %s, %s, takes of the device's memory:", trial.row, trial.column)
+        try:
+            workflow.show_plan(trial.config)
+        except SettingError as error:
+            raise SettingError(f"{trial.row}, {trial.column}: {error}") from error
+
+
 def _kind(config: ConfigDict) -> dict[str, Any]:
     """The settings that the cost of a step depends on."""
     plain = described(settings.plain(config))
@@ -82,6 +102,8 @@ def _kind(config: ConfigDict) -> dict[str, Any]:
         "student": {name: student[name] for name in names},
         "image_size": plain["data"]["image_size"],
         "compute_dtype": plain["compute_dtype"],
+        # They change no result, and a step's seconds.
+        "memory": [config.teacher[name] for name in ("rematerialise", "accumulate")],
     }
 
 

@@ -92,6 +92,7 @@ def run(
         _duration(total.hours),
     )
     if config.plan_only:
+        cost.show_plans(by_place.planned)
         return
     # The storage first: reading all images may take long.
     with _open(config, directory) if mesh.is_writer() else contextlib.nullcontext() as shared:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,15 @@ class Division(NamedTuple):
             too, and where they are smaller than such a part, they are the parts.
         mesh: Devices that share the batch, divided by its first axis over the axis `AXIS`; None
             for one.
+        looped: Whether SAM's passes are one loop: compiled once, and memory holds the activations
+            of one pass, where XLA would make room for those of both. On a CPU, convolutions in
+            a loop are slow.
     """
 
     group: int = 0
     accumulate: int = 1
     mesh: jax.sharding.Mesh | None = None
+    looped: bool = False
 
     @property
     def devices(self) -> int:
@@ -93,14 +97,16 @@ def divided(
     if ascent is None:
         division = division._replace(group=0)
     groups, parts = division.counts(examples)
+    ascending = _ascending_in_loop if division.looped and parts == 1 else _ascending
     if groups > 1:
-        of_group = _ascending(_accumulated(clean, parts), ascent)
+        of_group = ascending(_accumulated(clean, parts), ascent)
         of_share = _accumulated(of_group, groups // division.devices)
         return _averaged(of_share, division.mesh), groups * parts
     if parts > 1:
         of_batch = _averaged(_accumulated(clean, parts), division.mesh)
+        # The loop over the parts holds the activations of one; gradients pass outside of it.
         return _ascending(of_batch, ascent), division.devices * parts
-    return _ascending(clean, ascent), 1  # XLA divides what is whole among the devices.
+    return ascending(clean, ascent), 1  # XLA divides what is whole among the devices.
 
 
 def _ascending(
@@ -120,6 +126,31 @@ def _ascending(
         )
         norm = optim.ascent_norm(climbed)
         return grads, (metrics if norm is None else {**metrics, "ascent_norm": norm}, statistics)
+
+    return ascended
+
+
+def _ascending_in_loop(
+    gradient: Gradient, ascent: optax.GradientTransformationExtraArgs | None
+) -> Gradient:
+    """The same; `ascent` takes one more gradient, and the two are turns of a loop."""
+    if ascent is None:
+        return gradient
+
+    def ascended(params: Params, examples: Examples) -> tuple[Params, Found]:
+        def turn(carry: tuple[Params, Params], _: None) -> tuple[Any, Any]:
+            grads, (metrics, statistics) = gradient(carry[0], examples)
+            # In place of the second gradient, the point at which it is to be taken.
+            worst, climbed = ascent.update(
+                grads, ascent.init(params), params, grad_fn=lambda worst: worst
+            )
+            norm = optim.ascent_norm(climbed)
+            found = metrics if norm is None else {**metrics, "ascent_norm": norm}
+            return (worst, grads), (found, statistics)
+
+        first = (params, jax.tree.map(jnp.zeros_like, params))
+        (_, grads), found = jax.lax.scan(turn, first, length=2)
+        return grads, jax.tree.map(lambda value: value[0], found)
 
     return ascended
 

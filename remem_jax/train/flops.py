@@ -81,8 +81,12 @@ def count(function: Callable[..., Any], *arguments: Any, platform: str = "") -> 
 
     Source: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B (MFU).
     """
-    on = platform or platforms.of(jax.devices()[0])
-    return float(_operations(jax.make_jaxpr(function)(*arguments).jaxpr, on))
+    return of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, platform=platform)
+
+
+def of_jaxpr(jaxpr: core.Jaxpr, *, platform: str = "") -> float:
+    """`count` of what is traced already."""
+    return float(_operations(jaxpr, platform or platforms.of(jax.devices()[0])))
 
 
 def peak(device_kind: str, dtype: str) -> float | None:

@@ -90,6 +90,25 @@ def measure_speed(config: ConfigDict) -> cost.Speed:
         return cost.measure(opened)
 
 
+def show_plan(config: ConfigDict) -> None:
+    """Says what a ReMem run takes of this device's memory, and how it fits; nothing is kept.
+
+    Args:
+        config: All settings.
+
+    Raises:
+        SettingError: If it does not fit, or a setting, the data or the weights cannot be used.
+    """
+    planned = config.copy_and_resolve_references()
+    planned.plan_only = True
+    on = _mesh(planned)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        _opened(planned, pathlib.Path(directory), on, lambda: False) as opened,
+    ):
+        run_remem(opened)
+
+
 def read_data_inputs(config: ConfigDict) -> dict[str, Any]:
     """Digests of the images that a run reads; see `identity.Identity.inputs`.
 

@@ -1,8 +1,12 @@
-"""What to do where the loss is not finite any more, by what was not finite first."""
+"""What to do where the loss is not finite any more, or a device's memory is full."""
 
 import contextlib
 from collections.abc import Iterator
 
+import jax
+
+from remem_jax import mesh
+from remem_jax.checks import SettingError
 from remem_jax.train import loop
 
 _RATES = {
@@ -12,6 +16,50 @@ _RATES = {
     "information": "config.information.learning_rate",
 }
 _MIXUP = {"teachers": "config.teacher.mixup", "students": "config.student.mixup"}
+# What takes less memory: settings with which the same command goes on, and those that make another
+# run of it.
+_MEMORY = {
+    "teachers": (
+        'config.teacher.rematerialise to "blocks", config.teacher.accumulate to a larger number',
+        "lower config.teacher.batch_size",
+    ),
+    "students": (
+        "config.student.group to fewer students at once",
+        "lower config.student.batch_size",
+    ),
+    "pretrain": (
+        'config.train.rematerialise to "blocks", config.train.accumulate to a larger number',
+        "lower config.train.batch_size",
+    ),
+    "information": ("", "lower config.information.batch_size"),
+}
+
+
+class OutOfMemoryError(SettingError):
+    """A device has no room for what a part of a run takes."""
+
+
+@contextlib.contextmanager
+def of_memory(part: str) -> Iterator[None]:
+    """Has the error of a part of a run say what to set, where a device's memory is full."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = mesh.out_of_memory(error)
+        if reason is None:
+            raise
+        raise OutOfMemoryError(f"{part}: {reason} {_less(part)}") from error
+
+
+def _less(part: str) -> str:
+    goes_on, other = _MEMORY.get(part.partition("/")[0], ("", "lower the batch_size"))
+    also = f"{goes_on}, " if goes_on else ""
+    return (
+        f"Set {also}config.fsdp (of several devices), or XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in "
+        "the environment of a GPU, and the same command goes on; or, in another --workdir, "
+        f"{other} or set config.compute_dtype to bfloat16 or config.data.input to streamed. "
+        "--config.plan_only says what each part takes."
+    )
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from remem_jax.settings import METHODS
 from remem_jax.train import flops
+from remem_jax.workflow import activations, finetune, parts
 from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import finetune, parts
 
 _TIMED = 2  # Steps, after one that compiles.
 
@@ -100,6 +100,8 @@ def measure(run: parts.Run) -> Speed:
     classroom = classrooms.make(run, pretrained)
     settings = finetune.settings_of(run.config, method)
     first = finetune.start(run, pretrained, method)
+    plan = activations.planned(run, finetune.planned_step(run, method, first))
+    first = first._replace(plan=plan)
     training = finetune.make_training(run, settings, first)
     state = run.place(training.first_state())
     batch = _batch(run, settings.batch_size)

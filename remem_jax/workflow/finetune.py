@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 
 from remem_jax import losses, mesh, models, optim, random_streams
 from remem_jax.models import encoder, tuning, vit
-from remem_jax.records import Apply, Batch, Params, TeacherApply, Variables
+from remem_jax.records import Apply, Batch, Params, TeacherApply, TrainApply, Variables
 from remem_jax.settings import METHODS, division, tuning_of
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import flops, loop, objectives, state, steps
 from remem_jax.weights import augreg
-from remem_jax.workflow import parts
+from remem_jax.workflow import activations, memory, parts
 from remem_jax.workflow.pretrained import Pretrained
 
 
@@ -58,12 +58,14 @@ class Start(NamedTuple):
         trainable: The parameters that train; the state, SAM's norm and the checkpoints hold them
             alone.
         frozen: The others.
+        plan: What its steps compute again, and in how many parts they take a batch.
     """
 
     model: vit.VisionTransformer
     tuned: tuning.Tuning
     trainable: Params
     frozen: Params
+    plan: activations.Plan = activations.Plan()
 
     def variables(self, trained: Params) -> Variables:
         """What `Tuning.wrap` takes, of trained parameters."""
@@ -100,8 +102,6 @@ def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:
         pruned_mlp=settings.pruned_mlp,
         pruned_attention=settings.pruned_attention,
         dtype=run.config.compute_dtype,
-        # On a CPU, recomputing a block is cheaper than fetching what it stored.
-        rematerialise=settings.rematerialise or jax.default_backend() == "cpu",
         scan=settings.scan,
         **fixed,
     )
@@ -144,6 +144,8 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
 
     done = results.read_for_all(folder / "result.json")
     if done is None:
+        plan = activations.planned(run, planned_step(run, method, first))
+        first = first._replace(plan=plan)
         seconds = _train_or_retry(run, part, settings, first, milestone)
         found = [
             results.read_for_all(folder / f"step_{at}" / "record.json") for at in settings.steps
@@ -160,7 +162,7 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
         part,
         settings,
         teacher_apply(run, first),
-        first.tuned.wrap(models.teacher_apply(first.model, ("patches",))),
+        patches_apply(first),
         merged,
         facts,
         load,
@@ -227,17 +229,14 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         steps=settings.steps[-1],
         warmup_steps=settings.warmup_steps,
     )
-    divided = division(settings, run.mesh)
-    of_groups = divided.group > 0 and settings.rho > 0
     tx = optim.sgd(
         schedule,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        rho=0.0 if of_groups else settings.rho,
         clip_norm=settings.clip_norm,
     )
     step = steps.make_supervised_step(
-        run.spread(first.tuned.wrap(models.train_apply(first.model))),
+        run.spread(train_apply(first, first.plan.rematerialise)),
         tx,
         run.feed.train_view,
         key=random_streams.key(run.config.seed, "teacher"),
@@ -245,8 +244,8 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
             losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
         ),
         mixup=settings.mixup,
-        ascent=optim.sam(settings.rho) if of_groups else None,
-        division=divided,
+        ascent=optim.sam(settings.rho) if settings.rho else None,
+        division=division(settings, run.mesh, first.plan.accumulate),
     )
 
     def first_state() -> state.State:
@@ -256,9 +255,19 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
     return Training(run.jit_step(step, first_state), first_state)
 
 
+def train_apply(first: Start, rematerialise: str) -> TrainApply:
+    """The teachers of a start in training mode, by what the backward pass computes again."""
+    return first.tuned.wrap(models.train_apply(first.model.clone(rematerialise=rematerialise)))
+
+
 def evaluation_apply(first: Start) -> Apply:
     """The teachers of a start in evaluation mode."""
     return first.tuned.wrap(models.evaluation_apply(first.model))
+
+
+def patches_apply(first: Start) -> TeacherApply:
+    """The same, with their patches."""
+    return first.tuned.wrap(models.teacher_apply(first.model, ("patches",)))
 
 
 def teacher_apply(run: parts.Run, first: Start) -> TeacherApply:
@@ -299,9 +308,41 @@ def operations(
 ) -> Callable[[state.State, Batch], float]:
     """Counts the floating-point operations of a step of `make_training`."""
     # What is computed again to save memory is no work that the model asks for.
-    once = first._replace(model=first.model.clone(rematerialise=False))
+    once = first._replace(plan=first.plan._replace(rematerialise="nothing"))
     counted = make_training(run, settings, once).step
     return lambda state, batch: flops.count(counted, state, batch, first.frozen)
+
+
+def planned_step(run: parts.Run, method: str, first: Start) -> activations.Step:
+    """The step of a method's teachers, to be planned."""
+    settings, image_size = settings_of(run.config, method), run.config.data.image_size
+    own = run.shapes(jax.eval_shape(make_training(run, settings, first).first_state))
+    size, has_cls = first.model.size, first.model.pool == "cls"
+
+    @functools.cache
+    def needs(plan: activations.Plan) -> tuple[int, int]:
+        training = make_training(run, settings, first._replace(plan=plan))
+        batch = memory.batch(run, settings.batch_size)
+        return memory.of_step(training.step, own, batch, first.frozen)
+
+    return activations.Step(
+        f"teachers/{method}",
+        "config.teacher",
+        activations.candidates(
+            settings,
+            run.mesh,
+            tokens=(image_size // size.pixels) ** 2 + has_cls,
+            whole=settings.mcmi > 0,
+        ),
+        functools.partial(train_apply, first),
+        own.params,
+        first.frozen,
+        mesh.device_bytes((own, first.frozen)),
+        needs,
+        (image_size, image_size, 3),
+        settings.batch_size // run.mesh.size,
+        first.model.scan,
+    )
 
 
 def settings_of(config: ConfigDict, method: str) -> ConfigDict:

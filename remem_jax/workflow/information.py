@@ -17,9 +17,10 @@ from remem_jax import mesh, models, random_streams
 from remem_jax.analysis import info_nce, mutual_information
 from remem_jax.checks import require
 from remem_jax.models import decoder
+from remem_jax.records import TeacherApply
 from remem_jax.storage import checkpoints, files, results
 from remem_jax.train import state
-from remem_jax.workflow import finetune, parts, readers
+from remem_jax.workflow import activations, finetune, parts, readers
 
 PICTURES = "pictures.npz"  # In the folder of a measurement.
 
@@ -28,14 +29,18 @@ Shown = Callable[[], Iterator[mutual_information.Shown]]
 
 def of_teachers(run: parts.Run, teachers: finetune.Teachers) -> dict[str, Any]:
     """`measure` of all teachers of a method, the checkpoints of one fine-tuning."""
-    patches = run.spread(teachers.patches)
-    jitted = jax.jit(patches, out_shardings=mesh.batch_sharding(run.mesh))
+    jitted = seeing_patches(run, teachers.patches)
     steps = [record["step"] for record in teachers.records]
     return measure(
         run,
         f"information/{teachers.method}",
         lambda: [readers.Teacher(f"step {at}", jitted, teachers.load(at)) for at in steps],
     )
+
+
+def seeing_patches(run: parts.Run, patches: TeacherApply) -> TeacherApply:
+    """Teachers with their patches, jitted."""
+    return jax.jit(run.spread(patches), out_shardings=mesh.batch_sharding(run.mesh))
 
 
 def measure(
@@ -66,7 +71,9 @@ def measure(
         return done
     settings, evaluations = run.config.information, readers.milestones(run.config.information)
     _require_whole_batch(run)
-    own, shown = readers.make(run, load()), _make_shown(run)
+    teachers, shown = load(), _make_shown(run)
+    plan = activations.planned(run, readers.planned_step(run, part, teachers))
+    own = readers.make(run, teachers, plan.rematerialise)
 
     def milestone(at: int, now: tuple[state.State, ...]) -> None:
         final = _Last(run, own, now) if at == settings.steps else None

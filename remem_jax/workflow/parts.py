@@ -226,6 +226,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
         with (
             contextlib.closing(run.feed.train(job.batch_size, done, stage=job.stage)) as batches,
             advice.given(part),
+            advice.of_memory(part),
             signals.steps() as ended,
         ):
             last = loop.fit(

@@ -7,7 +7,17 @@ from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.data import device
 from remem_jax.settings import METHODS
-from remem_jax.workflow import classroom, finetune, groups, memory, parts
+from remem_jax.workflow import (
+    activations,
+    advice,
+    classroom,
+    finetune,
+    groups,
+    information,
+    memory,
+    parts,
+    readers,
+)
 
 _GIB = 2**30
 
@@ -25,6 +35,8 @@ def show(
     for method in run.config.methods:
         if pretrained and METHODS[method] is not None:
             needs.append(_of_teacher(run, pretrained, method))
+            if run.config.information.seeds:
+                needs.append(_of_decoders(run, pretrained, method))
         needs.append(_of_students(run, pretrained, members, method))
     logging.info("The data set takes %.2f GiB on the device.", resident / _GIB)
     for need in needs:
@@ -49,14 +61,29 @@ def show(
 
 
 def _of_teacher(run: parts.Run, pretrained: finetune.Pretrained, method: str) -> memory.Need:
-    settings = finetune.settings_of(run.config, method)
     first = finetune.start(run, pretrained, method)
-    training = finetune.make_training(run, settings, first)
-    state = run.shapes(jax.eval_shape(training.first_state))
-    batch = memory.batch(run, settings.batch_size)
-    held, running = memory.of_step(training.step, state, batch, first.frozen)
-    each = mesh.device_bytes(state)
-    return memory.Need(f"teachers/{method}", held - each, each, running)
+    return of_step(run, finetune.planned_step(run, method, first))
+
+
+def _of_decoders(run: parts.Run, pretrained: finetune.Pretrained, method: str) -> memory.Need:
+    first = finetune.start(run, pretrained, method)
+    variables = run.shapes(jax.eval_shape(first.teacher, first.trainable))
+    seen = information.seeing_patches(run, finetune.patches_apply(first))
+    steps = finetune.settings_of(run.config, method).steps
+    teachers = [readers.Teacher(f"step {at}", seen, variables) for at in steps]
+    return of_step(run, readers.planned_step(run, f"information/{method}", teachers))
+
+
+def of_step(run: parts.Run, step: activations.Step) -> memory.Need:
+    """Says what each plan of a training step takes, and which is chosen; what that one takes."""
+    options, chosen = activations.listed(run, step)
+    for option in options:
+        logging.info("%s %s%s.", step.part, option, " (chosen)" if option == chosen else "")
+    plan = chosen.plan if chosen else step.plans[-1]
+    with advice.of_memory(step.part):
+        held, running = step.needs(plan)
+    each = step.at_rest - mesh.device_bytes(step.frozen)
+    return memory.Need(step.part, held - each, each, running)
 
 
 def _of_students(

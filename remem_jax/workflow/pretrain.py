@@ -1,7 +1,7 @@
 """How the bundled teacher was made: a small ViT from scratch, with a linear probe beside it."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,12 +9,13 @@ import numpy as np
 from absl import logging
 
 from remem_jax import evaluate, losses, mesh, models, optim, random_streams
-from remem_jax.records import Apply, Variables
+from remem_jax.records import Apply, TrainApply, Variables
 from remem_jax.settings import located
+from remem_jax.settings import memory as memory_settings
 from remem_jax.storage import results, workdir
 from remem_jax.train import flops, state, steps
 from remem_jax.weights import augreg
-from remem_jax.workflow import facts, parts
+from remem_jax.workflow import activations, facts, memory, parts
 
 _MILESTONES = 10  # Evaluations on the way.
 
@@ -30,7 +31,6 @@ def run_pretrain(run: parts.Run) -> None:
         classes=classes,
         dropout=config.model.dropout,
         dtype=config.compute_dtype,
-        rematerialise=jax.default_backend() == "cpu",
     )
     apply = models.evaluation_apply(model)
     random = models.init(model, random_streams.key(config.seed, "pretraining", "parameters"), size)
@@ -41,21 +41,32 @@ def run_pretrain(run: parts.Run) -> None:
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
     )
-    step = steps.make_supervised_step(
-        run.spread(models.train_apply(model)),
-        tx,
-        run.feed.train_view,
-        key=random_streams.key(config.seed, "pretraining"),
-        loss=functools.partial(losses.cross_entropy, smoothing=settings.label_smoothing),
-    )
 
     def first_state() -> state.State:
         return state.create(random, tx)
 
+    @functools.cache
+    def jit_step(plan: activations.Plan) -> Any:
+        step = steps.make_supervised_step(
+            run.spread(train_apply(plan.rematerialise)),
+            tx,
+            run.feed.train_view,
+            key=random_streams.key(config.seed, "pretraining"),
+            loss=functools.partial(losses.cross_entropy, smoothing=settings.label_smoothing),
+            division=memory_settings.division(
+                settings, run.mesh, plan.accumulate, name="config.train"
+            ),
+        )
+        return run.jit_step(step, first_state)
+
+    def train_apply(rematerialise: str) -> TrainApply:
+        return models.train_apply(model.clone(rematerialise=rematerialise))
+
     def features(variables: Variables, images: jax.Array) -> Any:
         return model.apply(variables, images, method="pre_logits")
 
-    jitted = run.jit_step(step, first_state)
+    plan = activations.planned(run, _planned_step(run, model, first_state, train_apply, jit_step))
+    jitted, counted = jit_step(plan), jit_step(plan._replace(rematerialise="nothing"))
     measure = parts.make_measure(run, apply, settings.batch_size)
     last, seconds = parts.train(
         run,
@@ -64,7 +75,7 @@ def run_pretrain(run: parts.Run) -> None:
             run.place(first_state()),
             lambda first_step: functools.partial(jitted, frozen={}),
             batch_size=settings.batch_size,
-            operations=lambda state, batch: flops.count(jitted, state, batch, {}),
+            operations=lambda state, batch: flops.count(counted, state, batch, {}),
             steps=settings.steps,
             milestones=tuple(settings.steps * i // _MILESTONES for i in range(1, _MILESTONES + 1)),
             milestone=lambda at, now: parts.log_validation(
@@ -82,6 +93,7 @@ def run_pretrain(run: parts.Run) -> None:
     found = {
         "test": measure(stored, "test"),
         "seconds": seconds,
+        "plan": activations.read(run, "pretrain"),
         "bytes": path.stat().st_size,
     }
     if config.probe.name:
@@ -89,6 +101,36 @@ def run_pretrain(run: parts.Run) -> None:
         found["probe"] = probes(run, features, compared)
     results.write_for_all(run.workdir / "results.json", found)
     logging.info("Pretrained: %s", found)
+
+
+def _planned_step(
+    run: parts.Run,
+    model: Any,
+    first_state: Callable[[], state.State],
+    train_apply: Callable[[str], TrainApply],
+    jit_step: Callable[[activations.Plan], Any],
+) -> activations.Step:
+    settings, image_size = run.config.train, run.config.data.image_size
+    own = run.shapes(jax.eval_shape(first_state))
+
+    def needs(plan: activations.Plan) -> tuple[int, int]:
+        batch = memory.batch(run, settings.batch_size)
+        return memory.of_step(jit_step(plan), own, batch, {})
+
+    return activations.Step(
+        "pretrain",
+        "config.train",
+        activations.candidates(
+            settings, run.mesh, tokens=(image_size // model.size.pixels) ** 2 + 1
+        ),
+        train_apply,
+        own.params,
+        {},
+        mesh.device_bytes(own),
+        needs,
+        (image_size, image_size, 3),
+        settings.batch_size // run.mesh.size,
+    )
 
 
 def probes(run: parts.Run, apply: Apply, compared: Mapping[str, Variables]) -> dict[str, float]:

@@ -13,9 +13,11 @@ from remem_jax import mesh, models, random_streams
 from remem_jax.analysis import info_nce, mutual_information
 from remem_jax.checks import require
 from remem_jax.models import decoder
-from remem_jax.records import Batch, Metrics, TeacherApply, Variables
+from remem_jax.models.rematerialisation import RECOMPUTED
+from remem_jax.records import Batch, Metrics, TeacherApply, TrainApply, Variables
+from remem_jax.settings.memory import AUTO, recomputed
 from remem_jax.train import flops, state
-from remem_jax.workflow import parts
+from remem_jax.workflow import activations, memory, parts
 
 
 class Teacher(NamedTuple):
@@ -39,19 +41,26 @@ class Readers(NamedTuple):
         reads: For each reader the number of its teacher; decoders come first.
         decoders: How many of them are decoders.
         steps: The compiled step of each reader.
-        first: Makes the states of all at step 0.
+        shapes: Of the states of all, as they lie on the devices.
+        first: Makes these states at step 0.
         teach: Features of images, by teacher.
     """
 
     reads: list[int]
     decoders: int
     steps: list[Any]
+    shapes: tuple[state.State, ...]
     first: Callable[[], tuple[state.State, ...]]
     teach: list[mutual_information.Teach]
 
 
-def make(run: parts.Run, teachers: Sequence[Teacher]) -> Readers:
+def make(run: parts.Run, teachers: Sequence[Teacher], rematerialise: str = "nothing") -> Readers:
     """Makes the readers of `config.information`.
+
+    Args:
+        run: The run.
+        teachers: Or shapes of their variables, to plan.
+        rematerialise: What decoders compute again; see `planned_step`.
 
     Raises:
         SettingError: If the teachers' features are of different sizes.
@@ -65,8 +74,9 @@ def make(run: parts.Run, teachers: Sequence[Teacher]) -> Readers:
         epsilon=settings.epsilon,
     )
     model = decoder.make(image_size=size, align_corners=settings.align_corners)
+    trained = model.clone(rematerialise=rematerialise)
     init = decoder.make_init(model, side=side, width=width)
-    step = mutual_information.make_decoder_step(models.train_apply(model), tx)
+    step = mutual_information.make_decoder_step(models.train_apply(trained), tx)
     own = reading(settings)
     require_grid(settings, side)
     own_critic = jax.jit(
@@ -104,12 +114,65 @@ def make(run: parts.Run, teachers: Sequence[Teacher]) -> Readers:
     numbers = range(len(teachers))
     of_decoders = [number for number in numbers for _ in decoder_keys]
     of_critics = [number for number in numbers for _ in range(critics)]
+    shapes = [run.shapes(jax.eval_shape(one)) for one in (first_decoder, first_critic)]
     return Readers(
         [*of_decoders, *of_critics],
         len(of_decoders),
         [jitted[0]] * len(of_decoders) + [jitted[1]] * len(of_critics),
+        (*[shapes[0]] * len(of_decoders), *[shapes[1]] * len(of_critics)),
         first,
         [_teach(one) for one in teachers],
+    )
+
+
+def planned_step(run: parts.Run, part: str, teachers: Sequence[Teacher]) -> activations.Step:
+    """The step of a decoder of some teachers, to be planned.
+
+    It is stepped beside all others, after a pass of its teacher.
+
+    Args:
+        run: The run.
+        part: Name of the part of the run.
+        teachers: With their variables, or shapes of these.
+    """
+    settings, size = run.config.information, run.config.data.image_size
+    states = make(run, teachers).shapes
+    side, width = _feature_size(run, teachers)
+    model = decoder.make(image_size=size, align_corners=settings.align_corners)
+    by_batch = mesh.batch_sharding(run.mesh)
+
+    def shapes(*of_one: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((settings.batch_size, *of_one), "float32", sharding=by_batch)
+
+    images, features = shapes(size, size, 3), shapes(side, side, width)
+    variables = [one.variables for one in teachers]
+
+    @functools.cache
+    def needs(plan: activations.Plan) -> tuple[int, int]:
+        step = make(run, teachers, plan.rematerialise).steps[0]
+        _, of_teacher = memory.of_step(teachers[0].apply, variables[0], images)
+        _, of_decoder = memory.of_step(step, states[0], features, images)
+        # Images, their targets, and the features of one teacher.
+        held = mesh.device_bytes((states, variables, images, images, features))
+        return held, max(of_teacher, of_decoder)
+
+    def apply(rematerialise: str) -> TrainApply:
+        return models.train_apply(model.clone(rematerialise=rematerialise))
+
+    wanted = recomputed("config.information.rematerialise", settings.rematerialise)
+    return activations.Step(
+        part,
+        "config.information",
+        [activations.Plan(name) for name in (RECOMPUTED if wanted == AUTO else (wanted,))],
+        apply,
+        states[0].params,
+        {},
+        mesh.device_bytes((states, variables)),
+        needs,
+        (side, side, width),
+        settings.batch_size // run.mesh.size,
+        scanned=False,
+        statistics=states[0].statistics,
     )
 
 
@@ -130,20 +193,25 @@ def reading(settings: ConfigDict) -> info_nce.Reading:
 
 
 def _teach(teacher: Teacher) -> mutual_information.Teach:
-    def features(images: jax.Array) -> jax.Array:
-        patches = teacher.apply(teacher.variables, images).patches
-        if patches is None:
-            raise ValueError(f"{teacher.name} does not give its patches.")
-        return decoder.grid(patches)
+    return lambda images: _features(teacher, teacher.variables, images)
 
-    return features
+
+def _features(teacher: Teacher, variables: Variables, images: jax.Array) -> jax.Array:
+    """Its features on a grid, of its variables."""
+    patches = teacher.apply(variables, images).patches
+    if patches is None:
+        raise ValueError(f"{teacher.name} does not give its patches.")
+    return decoder.grid(patches)
 
 
 def _feature_size(run: parts.Run, teachers: Sequence[Teacher]) -> tuple[int, int]:
     """Side and width of the teachers' features."""
     size = run.config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-    found = [jax.eval_shape(_teach(one), images).shape[1:] for one in teachers]
+    found = [
+        jax.eval_shape(functools.partial(_features, one), one.variables, images).shape[1:]
+        for one in teachers
+    ]
     named = zip(teachers, found, strict=True)
     require(
         len(set(found)) == 1,

@@ -14,8 +14,9 @@ from remem_jax.records import Params, Settings
 from remem_jax.settings import METHODS, located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
-from remem_jax.workflow import classroom as classrooms
 from remem_jax.workflow import (
+    activations,
+    advice,
     distill,
     facts,
     file_list,
@@ -25,6 +26,7 @@ from remem_jax.workflow import (
     plan,
     selected,
 )
+from remem_jax.workflow import classroom as classrooms
 
 
 class Outcome(NamedTuple):
@@ -95,13 +97,16 @@ def _outcome(
 ) -> Outcome:
     """Trains the teachers of a method and their students; selects on validation, then tests."""
     taught = pretrained if METHODS[method] is not None else None
-    teachers = taught and finetune.finetune(run, taught, method)
-    if teachers:
-        groups = distill.from_teachers(run, classroom, teachers)
-    else:
-        groups = distill.from_scratch(run, classroom)
+    with advice.of_memory(f"teachers/{method}"):
+        teachers = taught and finetune.finetune(run, taught, method)
+    with advice.of_memory(f"students/{method}"):
+        if teachers:
+            groups = distill.from_teachers(run, classroom, teachers)
+        else:
+            groups = distill.from_scratch(run, classroom)
     seconds = {group["part"]: group["seconds"] for group in groups}
-    measured = _information(run, teachers, seconds)
+    with advice.of_memory(f"information/{method}"):
+        measured = _information(run, teachers, seconds)
     metric = run.dataset.metric
     tried = [
         {**student, "teacher_step": group["teacher_step"], "group": group, "member": member}
@@ -129,6 +134,7 @@ def _outcome(
             for one, test in zip(chosen, tested["students"], strict=True)
         ],
         "teacher": None,
+        "plan": activations.read(run, f"teachers/{method}"),
         "test_correct": selected.correct(run, tested),
         "on_test": _chosen_on_test(run, teachers, tried, (best["teacher_step"], tested["teacher"])),
     }

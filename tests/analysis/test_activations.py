@@ -56,8 +56,8 @@ def images(rng: np.random.Generator) -> jax.Array:
 @pytest.fixture(
     scope="module",
     params=[
-        {"mlp_weight": 0.8},
-        {"mlp_weight": 0.8, "attention_weight": 0.7, "residual": "plain", "rematerialise": True},
+        {"mlp_weight": 0.8, "rematerialise": "blocks"},
+        {"mlp_weight": 0.8, "attention_weight": 0.7, "residual": "plain"},
         {"pruned_mlp": 1, "pruned_attention": 2, "scan": False},
         {"pool": "map", "exact_gelu": True},
         {"pool": "gap", "positions": "sincos2d", "representation": 12, "dropout": 0.5},

@@ -51,7 +51,7 @@ def top() -> visualization.Ascent:
 @functools.cache
 def bottom() -> visualization.Ascent:
     """Of a model of another form and type; its variables are stacked as well."""
-    return jax.jit(make(tiny(dtype="bfloat16", rematerialise=True), **BOTTOM, jitter=1))
+    return jax.jit(make(tiny(dtype="bfloat16", rematerialise="blocks"), **BOTTOM, jitter=1))
 
 
 def stacked_variables() -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_rematerialised_gradients_are_the_stored_ones(variables: Any, images: ja
     def gradient(model: vit.VisionTransformer) -> Any:
         return jax.grad(lambda v: jnp.sum(jnp.asarray(model.apply(v, images)) ** 2))(variables)
 
-    stored, recomputed = gradient(tiny()), gradient(tiny(rematerialise=True))
+    stored, recomputed = gradient(tiny()), gradient(tiny(rematerialise="blocks"))
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), stored, recomputed
@@ -131,7 +131,7 @@ def test_unrolled_blocks_are_the_scanned_ones(variables: Any, images: jax.Array)
         return jax.value_and_grad(loss)(variables)
 
     scanned = value_and_gradient(tiny(mlp_weight=0.8))
-    unrolled = value_and_gradient(tiny(mlp_weight=0.8, scan=False, rematerialise=True))
+    unrolled = value_and_gradient(tiny(mlp_weight=0.8, scan=False, rematerialise="blocks"))
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), scanned, unrolled

@@ -168,6 +168,22 @@ def test_settings_are_listed_by_dotted_name(results: dict[str, Any]) -> None:
     assert table.rows == (("student.losses", "kd"), ("student.learning_rate", "0.1, 0.5"))
 
 
+def test_it_is_told_how_teachers_fitted_on_the_device(results: dict[str, Any]) -> None:
+    results["methods"][0]["plan"] = None
+    results["methods"][2]["plan"] = {
+        "rematerialise": "elementwise",
+        "accumulate": 2,
+        "bytes": 3 * 2**30,
+        "compiled": True,
+        "operations": 1.015,
+    }
+
+    found = [(what, value) for what, value in tables.origins(results).rows if "Memory" in what]
+
+    told = "3.00 GiB, elementwise operations computed again, batches in 2 parts: 1.01 times"
+    assert found == [("Memory of remem's teacher", f"{told} the operations")]
+
+
 def test_many_class_names_are_cut(results: dict[str, Any]) -> None:
     results["data"]["class_names"] = [f"class {i}" for i in range(5089)]
 

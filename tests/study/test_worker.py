@@ -353,16 +353,26 @@ def _raising(error: Exception) -> Callable[..., None]:
 
 
 def test_a_plan_says_the_cost_and_begins_nothing(
-    config: ConfigDict, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    config: ConfigDict,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config.plan_only = True
     caplog.set_level(logging.INFO, "absl")
+    shown: list[ConfigDict] = []
+    monkeypatch.setattr(workflow, "show_plan", shown.append)
 
     worker.run(config, tmp_path)
 
     # 24 steps of 4e6 operations, 12 of 1e6 that teachers answer, and 12 of 2e6.
     assert "24 steps of teachers, 12 of 3 students, 1.32e+08 operations" in caplog.text
     assert {path.name for path in tmp_path.iterdir()} == {".remem_jax", "speeds.json"}
+    # Trials of one kind take the same memory: of the four, the first of each is planned.
+    assert [(one.methods, one.data.name) for one in shown] == [
+        (("finetune",), "digits"),
+        (("remem",), "digits"),
+    ]
 
 
 @pytest.mark.slow

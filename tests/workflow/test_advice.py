@@ -1,5 +1,7 @@
 """What is said where a loss is not finite: advice for the part that was not finite first."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from remem_jax.train import loop
@@ -29,3 +31,30 @@ def test_advice_is_for_the_part_that_was_not_finite(part: str, fault: str, expec
         raise loop.NonFiniteLossError("bad", fault)
 
     assert caught.value.part == fault
+
+
+@pytest.mark.parametrize(
+    ("part", "goes_on", "other"),
+    [
+        ("teachers/remem", "config.teacher.rematerialise", "config.teacher.batch_size"),
+        ("students/remem/step_5", "config.student.group", "config.student.batch_size"),
+        ("information/remem", "XLA_PYTHON_CLIENT_MEM_FRACTION", "config.information.batch_size"),
+        ("pretrain", "config.train.accumulate", "config.train.batch_size"),
+    ],
+)
+def test_a_full_device_is_one_line_that_says_what_to_set(
+    part: str, goes_on: str, other: str
+) -> None:
+    with pytest.raises(advice.OutOfMemoryError) as caught, advice.of_memory(part):
+        jnp.zeros(2**50).block_until_ready()  # Petabytes.
+
+    told = str(caught.value)
+    assert told.startswith(f"{part}: the memory of ")
+    assert "\n" not in told
+    assert goes_on in told.partition("in another --workdir")[0]
+    assert other in told.partition("in another --workdir")[2]
+
+
+def test_other_errors_of_a_device_are_not_taken_for_it() -> None:
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), advice.of_memory("pretrain"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -19,7 +19,16 @@ from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches
 from remem_jax.storage import results
 from remem_jax.train import loop
-from remem_jax.workflow import analysis, finetune, information, parts, readers, remem, subjects
+from remem_jax.workflow import (
+    activations,
+    analysis,
+    finetune,
+    information,
+    parts,
+    readers,
+    remem,
+    subjects,
+)
 from tests.workflow.conftest import SIDE, Lab, save_vit
 
 PART = "information/measured"
@@ -295,6 +304,27 @@ def test_no_more_pictures_are_kept_than_there_are_images(
     kept = last.pictures([found])
 
     assert len(kept["images"]) == len(kept["reconstructions_0"]) == EVALUATED
+
+
+def test_decoders_are_planned_by_what_they_take(
+    lab: Lab, teachers: list[readers.Teacher], tmp_path: pathlib.Path
+) -> None:
+    run = lab.run(tmp_path)
+    step = readers.planned_step(run, PART, teachers)
+
+    held, running = step.needs(activations.Plan())
+
+    states = readers.make(run, teachers).first()
+    kept = jax.tree.leaves((states, [one.variables for one in teachers]))
+    # Images, their targets, and 2 x 2 tokens of 16 features.
+    of_one = 2 * SIDE * SIDE * 3 + 2 * 2 * 16
+    assert (
+        held == sum(leaf.nbytes for leaf in kept) + run.config.information.batch_size * 4 * of_one
+    )
+    assert running > 0
+    stored = [step.traced(plan).stored for plan in step.plans]
+    assert stored == sorted(set(stored), reverse=True)
+    assert len(stored) == 3
 
 
 def _remem_run(lab: Lab, workdir: pathlib.Path) -> parts.Run:

@@ -18,7 +18,7 @@ class Work(NamedTuple):
         variant: Of the ViT.
         student: Name of the student.
         rho: Radius of SAM; 0 for none.
-        rematerialise: Whether our ViT computes its blocks again in the backward pass.
+        rematerialise: What our ViT computes again in the backward pass.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class Work(NamedTuple):
     variant: str = ""
     student: str = ""
     rho: float = 0.0
-    rematerialise: bool = False
+    rematerialise: str = "nothing"
 
     @property
     def name(self) -> str:
@@ -90,7 +90,8 @@ class Grid(NamedTuple):
 
 
 def _on_cpu(kind: str, batch: int, pixels: int, must: float, aim: float, **more: object) -> Row:
-    work = Work(kind, batch, pixels, "float32", rematerialise=kind == "step")
+    recomputed = "blocks" if kind == "step" else "nothing"
+    work = Work(kind, batch, pixels, "float32", rematerialise=recomputed)
     return Row(work._replace(**more), {"must": must, "aim": aim})
 
 

@@ -1,0 +1,86 @@
+"""How a batch is divided, and what is computed again, to take less of a device's memory."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from remem_jax import checks, platforms
+from remem_jax.models.rematerialisation import RECOMPUTED
+from remem_jax.train.division import Division
+
+AUTO = "auto"  # As little as the device's memory asks for.
+# What earlier configs have; on the command line their values come as texts.
+_EARLIER = {True: "blocks", "True": "blocks", False: AUTO, "False": AUTO}
+
+
+def recomputed(name: str, value: Any) -> str:
+    """What `rematerialise` says: `AUTO`, or one of `RECOMPUTED`.
+
+    Args:
+        name: Of the setting, for messages.
+        value: Its value; the True and False of earlier configs too.
+
+    Raises:
+        SettingError: If it says nothing that is known.
+    """
+    if isinstance(value, str | bool):
+        value = _EARLIER.get(value, value)
+    checks.one_of(name, value, (AUTO, *RECOMPUTED))
+    return value
+
+
+def check(name: str, settings: ConfigDict) -> None:
+    """Raises `SettingError` for the first of a teacher's settings of memory that cannot be used."""
+    recomputed(f"{name}.rematerialise", settings.rematerialise)
+    checks.at_least(f"{name}.accumulate", settings.accumulate, 0)
+    division(settings, name=name)
+
+
+def division(
+    settings: ConfigDict,
+    on: Mesh | None = None,
+    accumulate: int | None = None,
+    *,
+    name: str = "config.teacher",
+) -> Division:
+    """How batches are divided on a mesh; None is one device.
+
+    Args:
+        settings: Of a teacher, or of pretraining.
+        on: The devices.
+        accumulate: Instead of the setting, which may leave it open.
+        name: Of the settings, for messages.
+
+    Raises:
+        SettingError: If they cannot be divided so.
+    """
+    devices = 1 if on is None else on.size
+    group = settings.get("ascent_examples", 0)
+    if group < 0:
+        group = settings.batch_size // devices
+    parts = settings.accumulate if accumulate is None else accumulate
+    looped = on is not None and platforms.of(on.devices.flat[0]) != "cpu"
+    found = Division(group, max(parts, 1), on if devices > 1 else None, looped)
+    try:
+        found.counts(settings.batch_size)
+    except ValueError as error:
+        groups = f"{name}.ascent_examples, " if "ascent_examples" in settings else ""
+        raise checks.SettingError(
+            f"{error} Set {groups}{name}.accumulate or {name}.batch_size."
+        ) from error
+    return found
+
+
+def splits(settings: ConfigDict, on: Mesh) -> Iterator[int]:
+    """Values of `accumulate` that divide a batch: 1, then each in twice as many parts or more."""
+    before = 0
+    for accumulate in range(1, settings.batch_size // on.size + 1):
+        try:
+            groups, parts = division(settings, on, accumulate).counts(settings.batch_size)
+        except checks.SettingError:
+            continue
+        if groups * parts >= 2 * before:
+            before = groups * parts
+            yield accumulate

@@ -1,0 +1,133 @@
+"""What the backward pass computes again: the same gradients of fewer bytes, and no product more."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from remem_jax import models
+from remem_jax.models import rematerialisation, tuning, vit
+from remem_jax.train import flops
+
+SIZE = vit.Size(patch=4, features=16, depth=2, heads=2)
+HYBRID = vit.Size(patch=1, features=16, depth=1, heads=2, stem=(1,))
+TUNINGS = {
+    "full": {},
+    "lora": {"rank": 2},
+    "adapter_houlsby": {"reduction": 4},
+    "linear_probe": {},
+}
+CASES: dict[str, dict[str, Any]] = {
+    "scanned": {},
+    "unrolled": {"scan": False, "dropout": 0.3, "pruned_mlp": 1},
+    "adapters": {"tuning": "adapter_houlsby"},
+    "hybrid": {"size": HYBRID, "side": 16},
+}
+
+
+def make(
+    recompute: str,
+    *,
+    size: vit.Size = SIZE,
+    side: int = 16,
+    tuning: str = "full",
+    dtype: Any = jnp.float32,
+    **options: Any,
+) -> tuple[Callable[[Any], jax.Array], Any]:
+    """The loss of a ViT of the parameters that train, and these."""
+    rng = np.random.default_rng(0)
+    model = vit.make(variant=size, classes=5, rematerialise=recompute, **options)
+    tuned = _tuning(tuning)
+    params = tuned.add(
+        jax.tree.map(lambda s: jnp.zeros(s.shape), models.shapes(model, side)), jax.random.key(0)
+    )
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), dtype), params)
+    trained, frozen = _split(params, tuned)
+    images = jnp.asarray(rng.uniform(-1, 1, (2, side, side, 3)), dtype)
+    apply = tuned.wrap(models.train_apply(model))
+
+    def loss(trained: Any) -> jax.Array:
+        logits, _ = apply(_join(trained, frozen), {}, images, jax.random.key(1))
+        return jnp.sum(jnp.sin(logits))
+
+    return loss, trained
+
+
+def _tuning(method: str) -> tuning.Tuning:
+    return tuning.make(method, **TUNINGS[method])
+
+
+def _split(params: Any, tuned: tuning.Tuning) -> Any:
+    return tuning.split(params, tuned.trains)
+
+
+def _join(trained: Any, frozen: Any) -> Any:
+    return tuning.join(trained, frozen)
+
+
+def residual_bytes(loss: Callable[[Any], jax.Array], params: Any) -> int:
+    """What the backward pass finds stored."""
+    pulled = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pulled))
+
+
+@pytest.mark.parametrize(
+    ("case", "recompute"), [*((case, "elementwise") for case in CASES), ("hybrid", "blocks")]
+)
+def test_loss_and_gradients_are_those_of_storing_everything(case: str, recompute: str) -> None:
+    loss, params = make("nothing", **CASES[case])
+    stored = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+    loss, params = make(recompute, **CASES[case])
+
+    found = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, stored)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_stores_less_than_the_one_before(case: str) -> None:
+    found = [
+        residual_bytes(*make(recompute, **CASES[case]))
+        for recompute in rematerialisation.RECOMPUTED
+    ]
+
+    assert all(more > less for more, less in itertools.pairwise(found))
+
+
+def operations(recompute: str, **options: Any) -> float:
+    loss, params = make(recompute, **options)
+    return flops.count(jax.grad(loss), params)
+
+
+@pytest.mark.parametrize("options", [{}, {"scan": False}, {"dropout": 0.3}, {"tuning": "lora"}])
+def test_elementwise_computes_no_product_again_but_for_the_scores(options: dict[str, Any]) -> None:
+    more = operations("elementwise", **options) - operations("nothing", **options)
+
+    images, tokens = 2, 17  # With [CLS].
+    assert more == SIZE.depth * 2 * images * tokens**2 * SIZE.features
+
+
+def test_adapters_are_not_computed_again() -> None:
+    case = CASES["adapters"]
+    more = operations("elementwise", **case) - operations("nothing", **case)
+
+    assert more <= SIZE.depth * 2 * 2 * 17**2 * SIZE.features
+
+
+def test_blocks_are_computed_once_more() -> None:
+    forward = flops.count(*make("nothing"))
+    more = operations("blocks") - operations("nothing")
+
+    # All but the patches, the head, and the last product of each block, which no gradient needs.
+    assert 0.5 * forward < more < forward
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="rematerialise must be one of"):
+        vit.make(variant=SIZE, classes=5, rematerialise="everything")
+    with pytest.raises(ValueError, match="'scores' is none of query"):
+        rematerialisation.kept("scores", jnp.zeros(1))
