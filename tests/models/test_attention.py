@@ -2,6 +2,7 @@
 
 import functools
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -19,8 +20,11 @@ def drawn(
     rng: np.random.Generator, queries: int, tokens: int, *, features: int = 8, dtype: Any = None
 ) -> Arrays:
     """Query, key and value of two heads."""
-    shapes = [(2, length, 2, features) for length in (queries, tokens, tokens)]
-    return tuple(jnp.asarray(rng.normal(size=shape), dtype or jnp.float32) for shape in shapes)
+    query, key, value = (
+        jnp.asarray(rng.normal(size=(2, length, 2, features)), dtype or jnp.float32)
+        for length in (queries, tokens, tokens)
+    )
+    return query, key, value
 
 
 def with_gradients(attend: Any) -> Any:
@@ -99,7 +103,7 @@ def test_backward_attention_keeps_scores_in_the_type_of_the_computation_alone(
 
 
 @pytest.fixture
-def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lets cuDNN's attention be traced where there is no cuDNN."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 

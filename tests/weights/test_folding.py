@@ -163,7 +163,7 @@ def in_bfloat16() -> InBfloat16:
     shapes = augreg.names_and_shapes(vit.VisionTransformer(size, 5), 16)
     arrays = {name: _as_initialised(rng, name, shape) for name, shape in shapes.items()}
     images = jnp.asarray(rng.uniform(-1, 1, (8, 16, 16, 3)), jnp.float32)
-    weights = {"mlp_weight": 0.8, "attention_weight": 0.8}
+    weights: dict[str, Any] = {"mlp_weight": 0.8, "attention_weight": 0.8}
     folded = folding.fold(arrays, residual="two_minus", **weights)
 
     def features(arrays: Any, **options: Any) -> np.ndarray:
