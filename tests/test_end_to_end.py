@@ -35,11 +35,11 @@ SETTINGS = {
     "methods": "('scratch', 'finetune', 'remem')",
     "save_every": 10,
     "data.image_size": 16,
-    "teacher.steps": "(20, 120)",
+    "teacher.steps": "(20, 40)",
     "teacher.batch_size": 16,
     "student.steps": 20,
     "student.warmup_steps": 5,
-    "student.batch_size": 16,
+    "student.batch_size": 8,
     "student.learning_rates": "(0.05, 0.2)",
     "student.weights": "(0.5,)",
     "student.evaluations": 2,
@@ -163,7 +163,7 @@ def test_every_teacher_checkpoint_has_its_students(undisturbed: Job) -> None:
     }
     assert tried == {
         (method, step, student)
-        for method, steps in (("scratch", (None,)), ("finetune", (20, 120)), ("remem", (20, 120)))
+        for method, steps in (("scratch", (None,)), ("finetune", (20, 40)), ("remem", (20, 40)))
         for step in steps
         for student in (0, 1)
     }
@@ -171,7 +171,7 @@ def test_every_teacher_checkpoint_has_its_students(undisturbed: Job) -> None:
 
 def test_a_teacher_learns(undisturbed: Job) -> None:
     (teacher,) = [
-        t for t in results(undisturbed)["teachers"] if (t["method"], t["step"]) == ("finetune", 120)
+        t for t in results(undisturbed)["teachers"] if (t["method"], t["step"]) == ("finetune", 40)
     ]
     assert teacher["validation"]["top1"] > 0.3  # Chance is 0.1; from random weights.
 
@@ -214,7 +214,7 @@ def test_a_killed_run_comes_to_the_same_results(job: Callable[..., Job], undistu
     killed.kill_when("teachers/remem")
     # One student at a time, the second from the answers that the first one's teacher gave.
     apart = ("--config.student.group=1", "--config.student.store_outputs")
-    killed.kill_when("students/remem/step_120/students_1_to_1", *apart)
+    killed.kill_when("students/remem/step_40/students_1_to_1", *apart)
 
     found = killed.finish(*apart)
 
