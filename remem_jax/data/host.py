@@ -7,17 +7,11 @@ batch, and a run goes on from its step number.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import math
-import multiprocessing
 import os
-import re
-import shutil
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -26,7 +20,7 @@ import numpy as np
 
 from remem_jax import random_streams
 from remem_jax.checks import SettingError
-from remem_jax.data import augment, boxes, decoding, order
+from remem_jax.data import augment, boxes, decoding, order, processes
 from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.data.sources import Part
 from remem_jax.random_streams import Stage
@@ -37,7 +31,6 @@ _LARGEST_CHUNK = 32  # Examples; Grain takes longer over an element than over mo
 # pixels along each side for one that is shown: the result hardly differs (Pillow's `reducing_gap`
 # has the same figure). What is measured is decoded whole.
 _SPARE = 2
-_SHARED = "/dev/shm"  # Where workers put their batches.
 _AT_ONCE = 4  # Batches of a worker that are made, wait or are read.
 
 
@@ -84,16 +77,16 @@ def make_feed(
             # Of a worker that ends, Python's tracker removes what is left, and warns of it.
             os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
             options = grain.MultiprocessingOptions(num_workers=workers)
-            read = read.mp_prefetch(options, worker_init_fn=_begin_worker)
+            read = read.mp_prefetch(options, worker_init_fn=processes.begin)
         else:
             options = grain.ReadOptions(threads, prefetch_buffer_size=max(2 * whole, threads))
             read = chunks.to_iter_dataset(options).batch(whole, batch_fn=_joined)
         needed = workers * _AT_ONCE * len(mine) * transform.size**2 * 3
         with contextlib.ExitStack() as stack:
-            with _told(workers, needed):
+            with processes.explaining_errors(workers, needed):
                 batches = stack.enter_context(contextlib.closing(iter(read)))
             while True:
-                with _told(workers, needed):
+                with processes.explaining_errors(workers, needed):
                     batch = next(batches, None)
                 if batch is None:
                     return
@@ -108,63 +101,6 @@ def make_feed(
         return batches(_Examples(parts[name], transform, batch_size, stage=None), workers=0)
 
     return Feed("streamed", train, evaluation, augment.streamed_view, augment.streamed_view)
-
-
-def _begin_worker(index: int, workers: int) -> None:
-    """Has a worker end when its parent does, and not before.
-
-    Ctrl-C, and a scheduler, tell all processes; the parent still needs batches for its last step.
-    """
-    del index, workers
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, name="parent", daemon=True).start()
-
-
-@contextlib.contextmanager
-def _told(workers: int, needed: int) -> Iterator[None]:
-    """Says what to do about workers that end, or cannot begin.
-
-    Args:
-        workers: How many there are.
-        needed: Bytes of shared memory that their batches take.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
-        if not workers or not (code or isinstance(error, OSError)):
-            raise
-        ended = int(code.group(1)) if code else None
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM)
-        if full or ended == -signal.SIGBUS:
-            raise SettingError(
-                f"Decoding workers cannot go on: {_SHARED} is full ({_mebibytes(_SHARED)}): docker "
-                f"run --shm-size={max(math.ceil(needed / 2**30), 1)}g, or set config.data.workers "
-                "to 0; the same command goes on."
-            ) from error
-        reason = f"exit code {ended}" if ended is not None else str(error)
-        if ended is not None and ended < 0:
-            reason = signal.strsignal(-ended) or reason
-        raise SettingError(
-            f"A decoding worker was ended by the system ({reason}), as it does where memory is "
-            "full: give the job more memory, or set config.data.workers to fewer, or 0; the same "
-            "command goes on."
-        ) from error
-
-
-def _mebibytes(folder: str) -> str:
-    """Size of the file system that a folder is on, in words."""
-    with contextlib.suppress(OSError):
-        return f"{shutil.disk_usage(folder).total / 2**20:.4g} MiB"
-    return "it cannot be read"
 
 
 class _Piece(NamedTuple):

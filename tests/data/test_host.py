@@ -19,7 +19,7 @@ from PIL import Image
 
 from remem_jax import data, random_streams
 from remem_jax.checks import SettingError
-from remem_jax.data import augment, boxes, host, order, own, sources
+from remem_jax.data import augment, boxes, host, order, own, processes, sources
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Feed
 
@@ -231,14 +231,14 @@ def test_a_full_shared_memory_is_told_with_its_size(error: Exception) -> None:
         pytest.raises(
             SettingError, match=r"/dev/shm is full \(.* MiB\).*--shm-size=3g.*workers to"
         ),
-        host._told(1, 2**31 + 1),
+        processes.explaining_errors(1, 2**31 + 1),
     ):
         raise error
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_other_errors_of_reading_are_not_taken_for_those_of_workers(workers: int) -> None:
-    with pytest.raises(RuntimeError, match="another"), host._told(workers, 1):
+    with pytest.raises(RuntimeError, match="another"), processes.explaining_errors(workers, 1):
         raise RuntimeError("another")
 
 

@@ -1,0 +1,73 @@
+"""The worker processes that decode: how they begin and end, and what is said where they cannot."""
+
+import contextlib
+import errno
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+
+from remem_jax.checks import SettingError
+
+_SHARED = "/dev/shm"  # Where workers put their batches.
+
+
+def begin(index: int, workers: int) -> None:
+    """Has a worker end when its parent does, and not before.
+
+    Ctrl-C, and a scheduler, tell all processes; the parent still needs batches for its last step.
+    """
+    del index, workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, name="parent", daemon=True).start()
+
+
+@contextlib.contextmanager
+def explaining_errors(workers: int, needed: int) -> Iterator[None]:
+    """Raises what to do about workers that end, or cannot begin, in place of their errors.
+
+    Args:
+        workers: How many there are.
+        needed: Bytes of shared memory that their batches take.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if not workers or not (code or isinstance(error, OSError)):
+            raise
+        ended = int(code.group(1)) if code else None
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM)
+        if full or ended == -signal.SIGBUS:
+            raise SettingError(
+                f"Decoding workers cannot go on: {_SHARED} is full ({_mebibytes(_SHARED)}): docker "
+                f"run --shm-size={max(math.ceil(needed / 2**30), 1)}g, or set config.data.workers "
+                "to 0; the same command goes on."
+            ) from error
+        reason = f"exit code {ended}" if ended is not None else str(error)
+        if ended is not None and ended < 0:
+            reason = signal.strsignal(-ended) or reason
+        raise SettingError(
+            f"A decoding worker was ended by the system ({reason}), as it does where memory is "
+            "full: give the job more memory, or set config.data.workers to fewer, or 0; the same "
+            "command goes on."
+        ) from error
+
+
+def _mebibytes(folder: str) -> str:
+    """Size of the file system that a folder is on, in words."""
+    with contextlib.suppress(OSError):
+        return f"{shutil.disk_usage(folder).total / 2**20:.4g} MiB"
+    return "it cannot be read"
