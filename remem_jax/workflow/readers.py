@@ -39,7 +39,7 @@ class Readers(NamedTuple):
         reads: For each reader the number of its teacher; decoders come first.
         decoders: How many of them are decoders.
         steps: The compiled step of each reader.
-        first: Makes the states of all at step 0.
+        first: Makes the states of all at step 0, which `job` places.
         teach: Features of images, by teacher.
     """
 
@@ -85,7 +85,7 @@ def make(run: parts.Run, teachers: Sequence[Teacher]) -> Readers:
     def first() -> tuple[state.State, ...]:
         decoders = [state.create(init(key), tx) for _ in teachers for key in keys]
         others = [state.create(own_critic(key), tx) for _ in teachers for key in keys[:critics]]
-        return tuple(run.place(one) for one in (*decoders, *others))
+        return (*decoders, *others)
 
     def first_decoder() -> state.State:
         return state.create(init(keys[0]), tx)
@@ -135,7 +135,8 @@ def _teach(teacher: Teacher) -> mutual_information.Teach:
 def _feature_size(run: parts.Run, teachers: Sequence[Teacher]) -> tuple[int, int]:
     """Side and width of the teachers' features."""
     size = run.config.data.image_size
-    images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    # One on each device: a batch is divided among them.
+    images = jax.ShapeDtypeStruct((run.mesh.size, size, size, 3), "float32")
     found = [jax.eval_shape(_teach(one), images).shape[1:] for one in teachers]
     named = zip(teachers, found, strict=True)
     require(
@@ -154,15 +155,20 @@ def key_of(run: parts.Run, use: str) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(run.config.seed), 3), number)
 
 
-def job(run: parts.Run, readers: Readers) -> parts.Job:
-    """The training of the readers, but for what is looked at on the way."""
-    settings = run.config.information
+def make_view(run: parts.Run) -> Callable[[Any, Batch], jax.Array]:
+    """What all readers and teachers see of a batch, given the number of the step; compiled."""
     view_key = key_of(run, "views")
 
     @functools.partial(jax.jit, out_shardings=mesh.batch_sharding(run.mesh))
     def view(number: jax.Array, batch: Batch) -> jax.Array:
         return run.feed.train_view(jax.random.fold_in(view_key, number), batch.image)
 
+    return view
+
+
+def job(run: parts.Run, readers: Readers) -> parts.Job:
+    """The training of the readers, but for what is looked at on the way."""
+    settings, view = run.config.information, make_view(run)
     lockstep = mutual_information.make_lockstep(readers.steps, readers.teach, readers.reads)
 
     def make_step(first_step: int) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
@@ -182,7 +188,7 @@ def job(run: parts.Run, readers: Readers) -> parts.Job:
         return of_teachers + sum(counts[step] for step in readers.steps)
 
     return parts.Job(
-        readers.first(),
+        tuple(run.place(one) for one in readers.first()),
         make_step,
         operations,
         settings.batch_size,
