@@ -32,7 +32,7 @@ from tools.aot.rows import ROWS
 from tools.aot.targets import TARGETS, is_installed
 
 # JAX computes on the CPU, and libtpu does not ask the cloud which TPUs there are.
-_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def _compile(row: str, target: str, seconds: float) -> Result:
         with said.open("wb") as output:
             child = subprocess.Popen(
                 command,
-                env=os.environ | _ENVIRONMENT,
+                env=os.environ | ENVIRONMENT,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # What it has started ends with it.

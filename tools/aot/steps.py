@@ -30,14 +30,14 @@ class Function(NamedTuple):
         name: Of it, in the table.
         jitted: The function as a run has it.
         arguments: Shapes, and how they lie on the devices.
-        trained: Parameters that it has gradients of; None where it has none.
-        read: Other parameters that it reads.
+        state: What it trains: a `State` of shapes; None where it trains nothing.
+        read: Shapes of other parameters that it reads.
     """
 
     name: str
     jitted: Any
     arguments: tuple[Any, ...]
-    trained: Any = None
+    state: Any = None
     read: Any = None
 
     @property
@@ -127,7 +127,7 @@ def teacher(run: parts.Run) -> Step:
     state = run.shapes(jax.eval_shape(training.first_state))
     batch = memory.batch(run, settings.batch_size)
     arguments = (state, batch, first.frozen)
-    step = Function("step", training.step, arguments, trained=state.params, read=first.frozen)
+    step = Function("step", training.step, arguments, state=state, read=first.frozen)
     plan = "blocks recomputed" if first.model.rematerialise else ""
     return Step((step,), arguments, 2 if settings.rho > 0 else 1, plan)
 
@@ -149,7 +149,7 @@ def distillation(run: parts.Run) -> Step:
     functions = (
         Function("view", own.view_pass, (number, batch)),
         Function("teacher", answer, (variables, seen.images), read=variables),
-        Function("student", own.steps[point.loss], stepped, trained=state.params),
+        Function("student", own.steps[point.loss], stepped, state=state),
     )
     return Step(functions, (variables, batch, seen, said, state))
 
@@ -178,7 +178,7 @@ def information(run: parts.Run) -> Step:
         Function("view", view, (number, batch)),
         Function("teacher", jitted, (variables, images), read=variables),
         *(
-            Function(name, step, (state, features, images), trained=state.params)
+            Function(name, step, (state, features, images), state=state)
             for name, step, state in zip(names, own.steps, states, strict=True)
         ),
     )
