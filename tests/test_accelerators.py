@@ -154,7 +154,7 @@ def test_a_process_that_dies_is_a_failure_of_its_row() -> None:
 
     assert found.status == case.FAILED
     assert "status 1: " in found.said
-    assert "KeyError" in found.said
+    assert "KeyError" in found.said  # Its last words.
 
 
 def test_a_process_that_takes_too_long_is_ended() -> None:
