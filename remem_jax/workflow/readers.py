@@ -207,7 +207,8 @@ def _features(teacher: Teacher, variables: Variables, images: jax.Array) -> jax.
 def _feature_size(run: parts.Run, teachers: Sequence[Teacher]) -> tuple[int, int]:
     """Side and width of the teachers' features."""
     size = run.config.data.image_size
-    images = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    # One on each device: a batch is divided among them.
+    images = jax.ShapeDtypeStruct((run.mesh.size, size, size, 3), "float32")
     found = [
         jax.eval_shape(functools.partial(_features, one), one.variables, images).shape[1:]
         for one in teachers
@@ -223,15 +224,20 @@ def _feature_size(run: parts.Run, teachers: Sequence[Teacher]) -> tuple[int, int
     return side, width
 
 
-def job(run: parts.Run, readers: Readers) -> parts.Job:
-    """The training of the readers, but for what is looked at on the way."""
-    settings = run.config.information
+def make_view(run: parts.Run) -> Callable[[Any, Batch], jax.Array]:
+    """What all readers and teachers see of a batch, given the number of the step; compiled."""
     key = random_streams.key(run.config.seed, "decoder")
 
     @functools.partial(jax.jit, out_shardings=mesh.batch_sharding(run.mesh))
     def view(number: jax.Array, batch: Batch) -> jax.Array:
         return run.feed.train_view(random_streams.within(key, number), batch.image)
 
+    return view
+
+
+def job(run: parts.Run, readers: Readers) -> parts.Job:
+    """The training of the readers, but for what is looked at on the way."""
+    settings, view = run.config.information, make_view(run)
     lockstep = mutual_information.make_lockstep(readers.steps, readers.teach, readers.reads)
 
     def make_step(first_step: int) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
@@ -251,7 +257,7 @@ def job(run: parts.Run, readers: Readers) -> parts.Job:
         return of_teachers + sum(counts[step] for step in readers.steps)
 
     return parts.Job(
-        readers.first(),
+        tuple(run.place(one) for one in readers.first()),
         make_step,
         operations,
         settings.batch_size,

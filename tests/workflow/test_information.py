@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from remem_jax import random_streams
+from remem_jax import mesh, models, random_streams
 from remem_jax.analysis import mutual_information
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
@@ -29,7 +29,7 @@ from remem_jax.workflow import (
     remem,
     subjects,
 )
-from tests.workflow.conftest import SIDE, Lab, save_vit
+from tests.workflow.conftest import SIDE, SIZE, Lab, save_vit
 
 PART = "information/measured"
 EVALUATED = 287  # Images of validation.
@@ -283,6 +283,20 @@ def test_features_of_two_sizes_are_refused(
 
     with pytest.raises(SettingError, match=rf"a: \(2, 2, 16\), {title}: \(2, 2, 24\)"):
         _measure(run, [teachers[0], other])
+
+
+def test_features_have_a_size_where_devices_share_a_batch(lab: Lab, tmp_path: pathlib.Path) -> None:
+    on = mesh.make_mesh(jax.devices()[:2])
+    run = lab.run(tmp_path, mesh=on)
+    model = models.make("vit", variant=SIZE, classes=3)
+    patches = jax.jit(
+        models.teacher_apply(model, ("patches",)), out_shardings=mesh.batch_sharding(on)
+    )
+    variables = models.init(model, jax.random.key(0), SIDE)
+
+    found = readers._feature_size(run, [readers.Teacher("a", patches, variables)])
+
+    assert found == (SIDE // SIZE.patch, SIZE.features)
 
 
 def test_no_more_pictures_are_kept_than_there_are_images(

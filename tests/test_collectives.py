@@ -1,0 +1,202 @@
+"""Collectives read off compiled programs, and off lines of HLO as accelerators' compilers write it.
+
+The programs are compiled for the two CPU devices of the tests; what they exchange is known.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from remem_jax import mesh
+from tools.aot import collectives, expected
+
+PARAMS = {"kernel": jax.ShapeDtypeStruct((256, 256), "float32")}
+STATISTICS = {"mean": jax.ShapeDtypeStruct((1000,), "float32")}
+
+
+def _found(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> list[Any]:
+    return collectives.find(jax.jit(function).lower(*shapes).compile().as_text())
+
+
+def _on_each(function: Callable[..., Any], out: PartitionSpec) -> Callable[..., Any]:
+    """A function of what each of two devices has of an array."""
+    on, rows = mesh.make_mesh(jax.devices()[:2]), PartitionSpec(mesh.AXIS)
+    return jax.shard_map(function, mesh=on, in_specs=rows, out_specs=out, check_vma=False)
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    return jax.lax.psum(x, mesh.AXIS)
+
+
+def test_a_sum_over_devices_is_one_all_reduce_of_its_bytes() -> None:
+    shape = jax.ShapeDtypeStruct((2, 1000), "float32")
+
+    (found,) = _found(_on_each(_sum, PartitionSpec()), shape)
+
+    assert (found.kind, found.times, found.bytes, found.group) == ("all-reduce", 1, 4000, 2)
+
+
+def test_what_is_gathered_counts_whole() -> None:
+    on = mesh.make_mesh(jax.devices()[:2])
+    rows = jax.ShapeDtypeStruct((64, 16), "float32", sharding=mesh.batch_sharding(on))
+
+    (found,) = _found(lambda x: jax.lax.with_sharding_constraint(x, mesh.replicated(on)), rows)
+
+    assert (found.kind, found.arrays) == ("all-gather", (collectives.Array("f32", (64, 16)),))
+
+
+def test_what_is_scattered_counts_whole() -> None:
+    scatter = functools.partial(jax.lax.psum_scatter, axis_name=mesh.AXIS, tiled=True)
+
+    (found,) = _found(
+        _on_each(scatter, PartitionSpec(mesh.AXIS)), jax.ShapeDtypeStruct((80,), "float32")
+    )
+
+    assert (found.kind, found.bytes) == ("reduce-scatter", 4 * 40)
+
+
+def test_a_loop_counts_as_often_as_it_goes_round() -> None:
+    def scanned(x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda carry, _: (_sum(carry), None), x, length=5)[0]
+
+    (found,) = _found(_on_each(scanned, PartitionSpec()), jax.ShapeDtypeStruct((2, 8), "float32"))
+
+    assert found.times == 5
+
+
+def test_a_loop_of_unknown_length_is_told() -> None:
+    def until(x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda y: jnp.sum(y) < 100, _sum, x)
+
+    (found,) = _found(_on_each(until, PartitionSpec()), jax.ShapeDtypeStruct((2, 8), "float32"))
+
+    assert found.times is None
+    assert "unknown length" in expected.problems([found], _passing())[0]
+
+
+# As XLA writes it for GPUs.
+ASYNCHRONOUS = """
+HloModule step
+
+ENTRY %main (p: f32[4,8]) -> f32[32,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %gather = ((f32[4,8]{1,0}), (f32[32,8]{1,0})) all-gather-start(%p), channel_id=1, \
+replica_groups=[1,8]<=[8], dimensions={0}, metadata={op_name="jit(step)/add"}
+  ROOT %done = f32[32,8]{1,0} all-gather-done(%gather)
+}
+"""
+
+
+def test_what_is_asynchronous_counts_once_where_it_starts() -> None:
+    (found,) = collectives.find(ASYNCHRONOUS)
+
+    array = collectives.Array("f32", (32, 8))
+    assert found == collectives.Collective("all-gather", (array,), 1, 8, "jit(step)/add")
+
+
+# As libtpu writes it: layouts with tiles, groups by the axes of a mesh, and a collective in pieces.
+IN_PIECES = """
+HloModule step
+
+%piece.1 (a: bf16[1,24]) -> bf16[1,192] {
+  %a = bf16[1,24]{1,0:T(2,128)(2,1)} parameter(0)
+  ROOT %g = bf16[1,192]{1,0:T(2,128)(2,1)S(1)} all-gather(%a), channel_id=50, \
+replica_groups=mesh['axis_0'=1,'axis_1'=8] {'axis_1'}, frontend_attributes={chain_id="0"}
+}
+
+%body (b: (s32[], bf16[1,24])) -> (s32[], bf16[1,24]) {
+  %b = (s32[]{:T(128)}, bf16[1,24]{1,0:T(2,128)(2,1)}) parameter(0)
+  %x = bf16[1,24]{1,0:T(2,128)(2,1)} get-tuple-element(%b), index=1
+  %f = bf16[1,192]{1,0:T(2,128)(2,1)S(1)} fusion(%x), kind=kCustom, calls=%piece.1
+  %r = (bf16[1,24]{1,0:T(2,128)}, /*index=1*/f32[]{:T(128)}) all-reduce(%x, %n), channel_id=7
+}
+
+%condition (c: (s32[], bf16[1,24])) -> pred[] {
+  %twelve = s32[]{:T(128)} constant(12)
+  %c = (s32[]{:T(128)}, bf16[1,24]{1,0:T(2,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %twelve), direction=LT
+}
+
+ENTRY %main (p: bf16[1,24]) -> bf16[1,192] {
+  %p = bf16[1,24]{1,0:T(2,128)(2,1)} parameter(0)
+  %start = bf16[1,192]{1,0:T(2,128)(2,1)S(1)} fusion(%p), kind=kCustom, calls=%piece.1
+  ROOT %loop = (s32[]{:T(128)}, bf16[1,24]{1,0:T(2,128)(2,1)}) while(%t), \
+condition=%condition, body=%body
+}
+"""
+
+
+def test_a_collective_in_pieces_counts_once_and_others_as_the_condition_of_their_loop_says() -> (
+    None
+):
+    gathered, reduced = sorted(collectives.find(IN_PIECES))
+
+    assert (gathered.kind, gathered.group, gathered.bytes) == ("all-gather", 8, 2 * 192)
+    # The piece is called before the loop and in it, 13 times; all of them are one.
+    assert (reduced.kind, reduced.times, reduced.bytes) == ("all-reduce", 12, 2 * 24 + 4)
+
+
+def test_what_is_no_program_is_refused() -> None:
+    with pytest.raises(ValueError, match="no ENTRY"):
+        collectives.find("jit(step)")
+
+
+def _passing(**changes: Any) -> expected.Passing:
+    return expected.Passing(PARAMS, {}, {}, 1, 2, False)._replace(**changes)
+
+
+def _collective(kind: str, *shape: int, group: int = 2, times: int = 1) -> collectives.Collective:
+    return collectives.Collective(kind, (collectives.Array("f32", shape),), times, group, "")
+
+
+GRADIENTS = _collective("all-reduce", 256, 256)
+PARAMETERS = _collective("all-gather", 256, 256)
+
+
+@pytest.mark.parametrize(
+    ("found", "changes"),
+    [
+        ([GRADIENTS, _collective("all-gather", 100)], {}),
+        ([_collective("all-reduce", 128, 256, times=2)], {}),
+        ([GRADIENTS, _collective("all-reduce", 1000, times=5)], {"statistics": STATISTICS}),
+        ([GRADIENTS, GRADIENTS], {"passes": 2}),
+        ([GRADIENTS, PARAMETERS], {"fsdp": True}),
+        ([_collective("reduce-scatter", 256, 256), PARAMETERS, PARAMETERS], {"fsdp": True}),
+        ([PARAMETERS], {"trained": {}, "read": PARAMS, "fsdp": True}),
+        ([], {"trained": {}}),
+        ([], {"devices": 1}),
+    ],
+)
+def test_gradients_parameters_and_small_arrays_are_expected(
+    found: list[collectives.Collective], changes: dict[str, Any]
+) -> None:
+    assert not expected.problems(found, _passing(**changes))
+
+
+@pytest.mark.parametrize(
+    ("found", "changes", "said"),
+    [
+        ([GRADIENTS, PARAMETERS], {}, "all-gather of 0.25 MiB is not expected"),
+        ([GRADIENTS, _collective("all-to-all", 512, 512)], {}, "all-to-all of 1.00 MiB is not"),
+        ([GRADIENTS, _collective("collective-permute", 512, 512)], {"fsdp": True}, "is not"),
+        ([GRADIENTS], {"passes": 2}, "65,536 numbers are reduced; 2 x 65,536 gradients should be"),
+        ([], {}, "0 numbers are reduced"),
+        ([GRADIENTS, _collective("all-reduce", 1000, times=5)], {}, "70,536 numbers are reduced"),
+        ([GRADIENTS] * 2, {}, "131,072 numbers are reduced"),
+        ([GRADIENTS], {"trained": {}}, "all-reduce of 0.25 MiB is not expected"),
+        ([GRADIENTS, _collective("all-gather", 300, 256)], {"fsdp": True}, "is no parameter"),
+        ([GRADIENTS, *[PARAMETERS] * 3], {"fsdp": True}, "196,608 numbers are gathered"),
+        ([GRADIENTS], {"devices": 1}, "there is one device"),
+        ([_collective("all-reduce", 256, 256, group=1)], {}, "is among 1 of 2 devices"),
+    ],
+)
+def test_all_else_is_told(
+    found: list[collectives.Collective], changes: dict[str, Any], said: str
+) -> None:
+    assert any(said in one for one in expected.problems(found, _passing(**changes)))

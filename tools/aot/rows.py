@@ -1,0 +1,86 @@
+"""The rows of the table: steps of `configs/remem.py`, on devices that it should fit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs import remem
+from remem_jax.workflow import parts
+from tools.aot import steps, targets
+
+DATA = "flowers102"  # Its images are stored at 256 pixels, as those of most data sets are.
+SEVERAL = tuple(name for name, target in targets.TARGETS.items() if target.devices > 1)
+
+
+class Row(NamedTuple):
+    """One row of the table, for each of its targets.
+
+    Attributes:
+        title: For the table.
+        options: Of `configs/remem.py`.
+        settings: What differs from it, by name, as on the command line.
+        make: Makes the step of a run.
+        targets: Names of `targets.TARGETS`.
+        too_large: Those of them that it is known not to fit.
+    """
+
+    title: str
+    options: str
+    settings: Mapping[str, Any]
+    make: Callable[[parts.Run], steps.Step]
+    targets: Sequence[str] = tuple(targets.TARGETS)
+    too_large: Sequence[str] = ()
+
+    def config(self) -> ConfigDict:
+        """All settings."""
+        config = remem.get_config(f"{DATA},{self.options}")
+        config.update_from_flattened_dict({"compute_dtype": "bfloat16", **self.settings})
+        return config
+
+
+def _teacher(variant: str, method: str, **settings: Any) -> Row:
+    """The fine-tuning of a ViT by a method, with parameters divided or not."""
+    named = {"finetune": "plain", "remem": "SAM"}[method]
+    title = f"ViT-{variant}, {named}" + (", FSDP" if settings.get("fsdp") else "")
+    return Row(
+        title,
+        f"variant={variant}",
+        {"methods": (method,), **settings},
+        steps.teacher,
+        SEVERAL if settings.get("fsdp") else tuple(targets.TARGETS),
+    )
+
+
+def _student(title: str, options: str, **others: Any) -> Row:
+    settings = {"methods": ("remem",), **others.pop("settings", {})}
+    return Row(f"{title}, taught by ViT-B/16", options, settings, steps.distillation, **others)
+
+
+ROWS: dict[str, Row] = {
+    **{
+        f"{size}-{name}": _teacher(f"{size}/16", method)
+        for size in ("Ti", "S", "B", "L")
+        for name, method in (("plain", "finetune"), ("sam", "remem"))
+    },
+    **{f"{size}-sam-fsdp": _teacher(f"{size}/16", "remem", fsdp=True) for size in ("B", "L")},
+    "resnet18": _student("ResNet-18", "student=resnet18"),
+    "mobilenet_v2": _student("MobileNetV2", "student=mobilenet_v2"),
+    # 26 GiB: what it stores is of the whole batch, over which its statistics are taken.
+    "efficientnet_v2_s": _student(
+        "EfficientNetV2-S", "student=efficientnet_v2_s", too_large=("rtx3090",)
+    ),
+    "features": _student("ResNet-18, features", "student=resnet18,loss=features"),
+    "resnet18-fsdp": _student(
+        "ResNet-18, FSDP", "student=resnet18", settings={"fsdp": True}, targets=SEVERAL
+    ),
+    "decoder": Row(
+        "Decoder and critic of ViT-B/16",
+        "variant=B/16",
+        {"methods": ("remem",), "information.seeds": (0,)},
+        steps.information,
+    ),
+    "evaluation": Row(
+        "Evaluation of ViT-B/16", "variant=B/16", {"methods": ("remem",)}, steps.evaluation
+    ),
+}

@@ -1,0 +1,211 @@
+"""A run on devices that are not there: its real steps, with a data set and weights described.
+
+All that the tool takes from the project's workflows is here. The data set and the checkpoint have
+shapes and no content: a step is traced and compiled, never run.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from remem_jax import data, evaluate, mesh, models
+from remem_jax.data import augment
+from remem_jax.records import Batch, Feed, Variables
+from remem_jax.train import compiling
+from remem_jax.weights import augreg
+from remem_jax.workflow import classroom, finetune, memory, parts, pretrained, readers
+
+CLASSES, IMAGES, SIDE = 102, 8189, 256  # Of Flowers-102, at the stored_size of configs/remem.py.
+RESIDENT_BYTES = IMAGES * SIDE * SIDE * 3
+
+
+class Function(NamedTuple):
+    """A compiled function of a step.
+
+    Attributes:
+        name: Of it, in the table.
+        jitted: The function as a run has it.
+        arguments: Shapes, and how they lie on the devices.
+        state: What it trains: a `State` of shapes; None where it trains nothing.
+        read: Shapes of other parameters that it reads.
+    """
+
+    name: str
+    jitted: Any
+    arguments: tuple[Any, ...]
+    state: Any = None
+    read: Any = None
+
+    @property
+    def arrays(self) -> list[jax.ShapeDtypeStruct]:
+        """The arguments that are arrays on the devices."""
+        leaves = jax.tree.leaves(self.arguments)
+        return [leaf for leaf in leaves if getattr(leaf, "sharding", None) is not None]
+
+
+class Step(NamedTuple):
+    """What a run does again and again, and what it takes.
+
+    Attributes:
+        functions: What it calls, one after another.
+        held: Shapes of all arrays that are there while it runs, each once.
+        passes: How many gradients it takes of a batch.
+        plan: What was chosen so that it fits, in words.
+    """
+
+    functions: tuple[Function, ...]
+    held: Any
+    passes: int = 1
+    plan: str = ""
+
+
+def open_run(config: ConfigDict, on: jax.sharding.Mesh) -> parts.Run:
+    """A run of a config whose images are resident on the devices, and described only."""
+    settings = config.data
+    dataset = data.Dataset(
+        title="described",
+        parts={},
+        pixels=None,
+        source_size=(SIDE, SIDE),
+        resident_bytes=RESIDENT_BYTES,
+        resized=True,
+        classes=tuple(f"class {i}" for i in range(CLASSES)),
+        metric="mean_per_class",
+        flip=True,
+        official=None,
+        skipped=(),
+        fingerprint="",
+        passed_over={},
+        empty_classes=(),
+        warnings=(),
+        shapes=None,
+    )
+
+    def batches(batch_size: int) -> Iterator[Any]:
+        while True:
+            yield Batch(
+                jax.ShapeDtypeStruct((batch_size, SIDE, SIDE, 3), np.uint8),  # pyright: ignore
+                jax.ShapeDtypeStruct((batch_size,), np.int32),  # pyright: ignore
+                jax.ShapeDtypeStruct((batch_size,), np.bool_),  # pyright: ignore
+            )
+
+    feed = Feed(
+        "resident",
+        lambda batch_size, first_step: batches(batch_size),  # pyright: ignore
+        lambda split, batch_size: batches(batch_size),  # pyright: ignore
+        augment.make_train_view(
+            size=settings.image_size, crop_area=tuple(settings.crop_area), flip=dataset.flip
+        ),
+        augment.make_evaluation_view(size=settings.image_size),
+    )
+    log: Any = None  # Nothing is logged, for nothing runs.
+    return parts.Run(
+        config, pathlib.Path(), dataset, feed, log, lambda: False, compiling.Counter(), on
+    )
+
+
+def checkpoint(config: ConfigDict) -> pretrained.Pretrained:
+    """A checkpoint of `config.teacher.variant`, of zeros that take no memory."""
+    model = models.make("vit", variant=config.teacher.variant, classes=CLASSES)
+    shapes = augreg.names_and_shapes(model, config.data.image_size)
+    zero = np.zeros((), np.float32)
+    arrays = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+    found = augreg.describe(arrays, form="vit_jax", source="described")
+    return pretrained.Pretrained(found, "")
+
+
+def teacher(run: parts.Run) -> Step:
+    """The step that fine-tunes the teachers of the method of a run."""
+    (method,) = run.config.methods
+    settings = finetune.settings_of(run.config, method)
+    first = finetune.start(run, checkpoint(run.config), method)
+    training = finetune.make_training(run, settings, first)
+    state = run.shapes(jax.eval_shape(training.first_state))
+    batch = memory.batch(run, settings.batch_size)
+    arguments = (state, batch, first.frozen)
+    step = Function("step", training.step, arguments, state=state, read=first.frozen)
+    plan = "blocks recomputed" if first.model.rematerialise else ""
+    return Step((step,), arguments, 2 if settings.rho > 0 else 1, plan)
+
+
+def distillation(run: parts.Run) -> Step:
+    """A step of one student: the view of a batch, the teacher's pass, the student's step."""
+    start = checkpoint(run.config)
+    own = classroom.make(run, start)
+    (point, *_) = classroom.grid(run.config.student)
+    variables, first = _teacher(run, start)
+    answer = classroom.make_answer(run, finetune.teacher_apply(run, first))
+
+    batch = memory.batch(run, run.config.student.batch_size)
+    number, by_batch = jax.ShapeDtypeStruct((), np.int32), mesh.batch_sharding(run.mesh)
+    seen = mesh.shapes(jax.eval_shape(own.view_pass, number, batch), by_batch)
+    said = mesh.shapes(jax.eval_shape(answer, variables, seen.images), by_batch)
+    state = run.shapes(jax.eval_shape(lambda: own.first_state(point)))
+    stepped = (state, *seen, said, point.settings)
+    functions = (
+        Function("view", own.view_pass, (number, batch)),
+        Function("teacher", answer, (variables, seen.images), read=variables),
+        Function("student", own.steps[point.loss], stepped, state=state),
+    )
+    return Step(functions, (variables, batch, seen, said, state))
+
+
+def information(run: parts.Run) -> Step:
+    """A step of a decoder and of a critic, which read the features of a teacher."""
+    start = checkpoint(run.config)
+    variables, first = _teacher(run, start)
+    patches = first.tuned.wrap(models.teacher_apply(first.model, ("patches",)))
+    by_batch = mesh.batch_sharding(run.mesh)
+    jitted = jax.jit(run.spread(patches), out_shardings=by_batch)
+    zeros = jax.tree.map(
+        lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), variables
+    )
+    own = readers.make(run, [readers.Teacher("teacher", jitted, zeros)])
+    states = run.shapes(jax.eval_shape(own.first))
+
+    batch = memory.batch(run, run.config.information.batch_size)
+    number = jax.ShapeDtypeStruct((), np.int32)
+    view = readers.make_view(run)
+    images = mesh.shapes(jax.eval_shape(view, number, batch), by_batch)
+    features = mesh.shapes(jax.eval_shape(lambda x: own.teach[0](x), images), by_batch)
+    said = mesh.shapes(jax.eval_shape(jitted, variables, images), by_batch)
+    names = ("decoder",) * own.decoders + ("critic",) * (len(states) - own.decoders)
+    functions = (
+        Function("view", view, (number, batch)),
+        Function("teacher", jitted, (variables, images), read=variables),
+        *(
+            Function(name, step, (state, features, images), state=state)
+            for name, step, state in zip(names, own.steps, states, strict=True)
+        ),
+    )
+    return Step(functions, (variables, batch, images, said, features, states))
+
+
+def evaluation(run: parts.Run) -> Step:
+    """A batch of evaluation of a teacher: its logits, and the count of them."""
+    variables, first = _teacher(run, checkpoint(run.config))
+    batch_size = run.config.teacher.batch_size
+    measure = parts.make_measure(run, finetune.evaluation_apply(first), batch_size)
+    by_batch = mesh.batch_sharding(run.mesh)
+    batch = mesh.shapes(next(measure.batches("validation")), by_batch)
+    logits = mesh.shapes(jax.eval_shape(measure.predict, variables, batch), by_batch)
+    empty = jax.eval_shape(
+        lambda: evaluate.init_tally(measure.classes, agreement=False, confusion=False)
+    )
+    tally = mesh.shapes(empty, mesh.replicated(run.mesh))
+    functions = (
+        Function("predict", measure.predict, (variables, batch), read=variables),
+        Function("count", measure.add, (tally, logits, batch)),
+    )
+    return Step(functions, (variables, batch, logits, tally))
+
+
+def _teacher(run: parts.Run, start: pretrained.Pretrained) -> tuple[Variables, finetune.Start]:
+    """Shapes of a teacher's variables, and what it was fine-tuned from."""
+    (method,) = run.config.methods
+    first = finetune.start(run, start, method)
+    return run.shapes(jax.eval_shape(first.teacher, first.trainable)), first
