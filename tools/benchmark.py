@@ -18,11 +18,11 @@ as runs of which the first stores the teacher's answers and the others read them
 with the same parameters; a GPU may need XLA_FLAGS=--xla_gpu_deterministic_ops=true for that.
 
 Without torch and timm (pip install '.[peers,test]') our side alone is measured. The targets for a
-GPU are predictions for an H200.
+GPU are predictions for an H200. Rows `plan_*` are the teacher's step of configs/remem.py by what it
+stores for its backward pass; they have our side alone.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
@@ -30,9 +30,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tools.benchmarks import facts, loading, report, rows, theirs, turns
+from tools.benchmarks import facts, loading, rates, report, rows, theirs, turns
 
-STEPS, WARM_UP = 20, 5  # Of a turn on a GPU, and before the first.
 COMPILATIONS, TRAININGS = 3, 3  # Repeats, at most, of what takes long.
 
 
@@ -74,8 +73,6 @@ def main() -> None:
     begun = facts.collect()
     if options.device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
-    # JAX takes part of a GPU's memory when it starts, and would leave too little to torch.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
     with turns.child() as call:
         begun |= {"devices": call(facts.devices)}
     device = options.device or ("gpu" if begun["devices"]["backend"] == "gpu" else "cpu")
@@ -170,7 +167,7 @@ def _on_cpu(name: str, sides: Sequence[str], options: argparse.Namespace) -> dic
             with turns.child() as call:
                 seconds.append(call(_compile_step, row.work))
         return report.of_compiling(row, seconds, {} if options.tiny else rows.COMPILING)
-    players = [turns.here(side, row.work) for side in sides]
+    players = [turns.here(side, row.work, "cpu") for side in sides]
     seconds = turns.alternate(players, turns.Turns(options.repeats, steps=1, warm_up=0))
     return report.of_cpu(name, row, seconds, [player.first for player in players])
 
@@ -178,30 +175,12 @@ def _on_cpu(name: str, sides: Sequence[str], options: argparse.Namespace) -> dic
 def _on_gpu(
     name: str, sides: Sequence[str], options: argparse.Namespace, kind: str
 ) -> dict[str, Any]:
-    from remem_jax.train import flops
-
     row = rows.tiny(rows.GPU[name]) if options.tiny else rows.GPU[name]
     if options.batch:
         row = row._replace(work=row.work._replace(batch=options.batch))
-    times = turns.Turns(options.repeats, steps=2 if options.tiny else STEPS, warm_up=WARM_UP)
-    failure = {}
-    with contextlib.ExitStack() as stack:
-        players = [stack.enter_context(turns.apart("ours", row.work))]
-        if "theirs" in sides:
-            try:
-                players.append(stack.enter_context(turns.apart("theirs", row.work)))
-            except RuntimeError as error:  # As all of torch's are; our side goes on.
-                failure = {"theirs_failed": report.brief(error)}
-        seconds = turns.alternate(players, times)
-    found = report.of_gpu(
-        name,
-        row,
-        seconds,
-        [player.first for player in players],
-        operations=players[0].operations,
-        peak=flops.peak(kind, row.work.dtype),
-    )
-    return found | failure
+    steps = 2 if options.tiny else rates.STEPS
+    times = turns.Turns(options.repeats, steps=steps, warm_up=rates.WARM_UP)
+    return rates.measure(name, row, sides, times, kind, apart=True)
 
 
 # What a child calls; it imports JAX, which this process must not before it has chosen its core.

@@ -1,5 +1,6 @@
 """What the results of every workflow say of the run."""
 
+import contextlib
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -103,8 +104,11 @@ def preprocessing_of(run: parts.Run) -> Preprocessing:
 
 
 def versions() -> dict[str, str]:
-    """Of what a run was made with."""
-    found = {name: metadata.version(name) for name in PACKAGES}
+    """Of what a run was made with; not all of it needs to be installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return {"remem_jax": remem_jax.__version__, "python": platform.python_version(), **found}
 
 

@@ -11,6 +11,7 @@ from remem_jax import models, optim
 from remem_jax.models import encoder
 from remem_jax.records import Answer, Batch, Settings
 from remem_jax.train import flops, objectives, state, steps
+from remem_jax.train.division import Division
 from tools.benchmarks import turns
 from tools.benchmarks.rows import Work
 
@@ -60,6 +61,7 @@ def _forward(work: Work) -> turns.Side:
         run,
         lambda: jax.block_until_ready(last[0]),
         lambda: flops.count(apply, variables, images),
+        _peak_memory,
     )
 
 
@@ -74,15 +76,21 @@ def _step(work: Work) -> turns.Side:
         run,
         lambda: jax.block_until_ready(now[0]),
         lambda: flops.count(step, now[0], batch, frozen),
+        _peak_memory,
     )
 
 
 def _vit_step(work: Work) -> tuple[Any, tuple[state.State, Batch, Any]]:
     model = _vit(work)
-    tx = optim.sgd(lambda _: 0.01, momentum=0.9, rho=work.rho)
+    tx = optim.sgd(lambda _: 0.01, momentum=0.9)
     step = jax.jit(
         steps.make_supervised_step(
-            models.train_apply(model), tx, lambda key, stored: stored, key=jax.random.key(0)
+            models.train_apply(model),
+            tx,
+            lambda key, stored: stored,
+            key=jax.random.key(0),
+            ascent=optim.sam(work.rho) if work.rho else None,
+            division=Division(accumulate=work.accumulate, looped=jax.default_backend() != "cpu"),
         ),
         donate_argnums=0,
     )
@@ -94,7 +102,9 @@ def _vit_step(work: Work) -> tuple[Any, tuple[state.State, Batch, Any]]:
 def _student(work: Work) -> turns.Side:
     """Without a teacher the weight of its loss is 0."""
     nothing = jnp.zeros((work.batch, CLASSES))
-    return _taught(work, turns.Side(lambda: nothing, lambda: None, lambda: 0.0), weight=0.0)
+    return _taught(
+        work, turns.Side(lambda: nothing, lambda: None, lambda: 0.0, _peak_memory), weight=0.0
+    )
 
 
 def _kd(work: Work) -> turns.Side:
@@ -124,4 +134,9 @@ def _taught(work: Work, teacher: turns.Side, *, weight: float) -> turns.Side:
         answer = Answer(jnp.zeros((work.batch, CLASSES)))
         return teacher.operations() + flops.count(step, now[0], images, labels, answer, settings)
 
-    return turns.Side(run, lambda: jax.block_until_ready(now[0]), count)
+    return turns.Side(run, lambda: jax.block_until_ready(now[0]), count, _peak_memory)
+
+
+def _peak_memory() -> int | None:
+    found = jax.devices()[0].memory_stats()  # None on a CPU.
+    return found and found["peak_bytes_in_use"]

@@ -80,7 +80,7 @@ def of_students(grid: Grid, found: dict[str, Any]) -> dict[str, Any]:
 def _sides(
     name: str, row: Row, seconds: Sequence[Sequence[float]], first: Sequence[float | None]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"row": name, "name": row.work.name, "work": row.work._asdict()}
+    found: dict[str, Any] = {"row": name, "name": row.name, "work": row.work._asdict()}
     found |= {"ours": None, "theirs": None}
     for side, turns, begun in zip(("ours", "theirs"), seconds, first, strict=False):
         found[side] = {

@@ -1,7 +1,7 @@
 """What is measured: the same work for both sides, and what it must reach."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CPU_TARGETS, GPU_TARGETS = ("must", "aim"), ("pass", "good", "stretch")  # From the weakest on.
 
@@ -19,6 +19,7 @@ class Work(NamedTuple):
         student: Name of the student.
         rho: Radius of SAM; 0 for none.
         rematerialise: What our ViT computes again in the backward pass.
+        accumulate: Parts of a batch that our ViT's step takes one after another.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Work(NamedTuple):
     student: str = ""
     rho: float = 0.0
     rematerialise: str = "nothing"
+    accumulate: int = 1
 
     @property
     def name(self) -> str:
@@ -49,10 +51,17 @@ class Row(NamedTuple):
         work: What is done.
         targets: Name -> value: on a CPU, of our seconds beside theirs, at most; on a GPU, of
             images per second, at least. None where sizes are others than those that they are for.
+        plan: What the step stores for its backward pass, in words; such a row has our side alone.
     """
 
     work: Work
     targets: Mapping[str, float]
+    plan: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.work.name}, {self.plan}" if self.plan else self.work.name
 
 
 class Grid(NamedTuple):
@@ -111,6 +120,14 @@ CPU = {
 }
 # CPU-seconds of compiling the step of the row `sam`, at most.
 COMPILING = {"must": 8.0, "aim": 5.0}
+# What a step may store for its backward pass, from what is fastest where it fits: in words, and as
+# fields of `Work`.
+PLANS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "stored": ("all activations stored", {"rematerialise": "nothing"}),
+    "elementwise": ("elementwise operations recomputed", {"rematerialise": "elementwise"}),
+    "blocks": ("blocks recomputed", {"rematerialise": "blocks"}),
+    "microbatches": ("in 4 microbatches", {"rematerialise": "elementwise", "accumulate": 4}),
+}
 # Predicted for an H200, whose matrix products reach 790 TFLOP/s.
 GPU = {
     "forward": _on_gpu("forward", (8000, 10_500, 13_000)),
@@ -119,6 +136,12 @@ GPU = {
     "kd": _on_gpu("kd", (5000, 6500, 8000), student="resnet18"),
     "kd_mobilenet_v2": _on_gpu("kd", (4000, 5400, 8000), student="mobilenet_v2"),
     "kd_efficientnet_v2_s": _on_gpu("kd", (2300, 3000, 5000), student="efficientnet_v2_s"),
+    **{  # The teacher's step of configs/remem.py.
+        f"plan_{name}": Row(
+            Work("step", 512, 224, "bfloat16", variant="B/16", rho=0.5, **fields), {}, words
+        )
+        for name, (words, fields) in PLANS.items()
+    },
 }
 CPU_GRID = Grid(9, 4, 16, 32, 10, "S/16", "resnet18", "float32", {})
 GPU_GRID = Grid(
@@ -132,9 +155,10 @@ NAMES = {
 
 
 def tiny(row: Row) -> Row:
-    """The same path through the code in a moment, anywhere; what it takes says nothing."""
-    variant = row.work.variant and "Ti/16"
-    return Row(row.work._replace(batch=2, pixels=32, variant=variant), {})
+    """A ViT-Ti/16 and a ResNet-18 in a moment, anywhere; what they take says nothing."""
+    variant, student = row.work.variant and "Ti/16", row.work.student and "resnet18"
+    small = {"batch": 2 * row.work.accumulate, "pixels": 32}
+    return Row(row.work._replace(variant=variant, student=student, **small), {}, row.plan)
 
 
 def tiny_grid(grid: Grid) -> Grid:

@@ -36,8 +36,9 @@ def make(work: Work) -> turns.Side:
         torch.backends.cudnn.benchmark = True
     make_run = {"forward": _forward, "step": _step, "student": _student, "kd": _kd}[work.kind]
     run = make_run(torch, work)
-    wait = torch.cuda.synchronize if _place(torch, work) == "cuda" else lambda: None
-    return turns.Side(run, wait, lambda: 0.0)
+    if _place(torch, work) != "cuda":
+        return turns.Side(run, lambda: None, lambda: 0.0, lambda: None)
+    return turns.Side(run, torch.cuda.synchronize, lambda: 0.0, torch.cuda.max_memory_allocated)
 
 
 def _torch() -> Any:

@@ -21,11 +21,14 @@ class Side(NamedTuple):
         run: Does the work once, or has the device begin it.
         wait: Returns when all that was begun is done.
         operations: Floating-point operations of one run; 0 where they are not counted.
+        memory: Bytes that this process has held of the device at its peak; None where nobody
+            counts them.
     """
 
     run: Callable[[], Any]
     wait: Callable[[], Any]
     operations: Callable[[], float]
+    memory: Callable[[], int | None]
 
 
 class Turns(NamedTuple):
@@ -49,11 +52,13 @@ class Player(NamedTuple):
         first: Seconds of the first run, which compiles.
         operations: Floating-point operations of one run.
         turn: Does so many runs; seconds of one.
+        memory: See `Side`.
     """
 
     first: float
     operations: float
     turn: Callable[[int], float]
+    memory: Callable[[], int | None]
 
 
 def images(work: Work) -> Any:
@@ -78,10 +83,11 @@ def alternate(players: Sequence[Player], turns: Turns) -> list[list[float]]:
     return [list(seconds) for seconds in zip(*rounds, strict=True)]
 
 
-def here(who: str, work: Work) -> Player:
-    """A side, "ours" or "theirs", in this process, by the clock of the CPU."""
+def here(who: str, work: Work, clock: str) -> Player:
+    """A side, "ours" or "theirs", in this process, by one of `CLOCKS`."""
     side = _make(who, work)
-    return Player(_timed(side, "cpu", 1), 0.0, lambda steps: _timed(side, "cpu", steps))
+    first = _timed(side, clock, 1)
+    return Player(first, side.operations(), lambda steps: _timed(side, clock, steps), side.memory)
 
 
 @contextlib.contextmanager
@@ -93,7 +99,9 @@ def apart(who: str, work: Work) -> Iterator[Player]:
     """
     with child() as call:
         first, operations = call(_begin, who, work)
-        yield Player(first, operations, lambda steps: call(_turn, steps))
+        yield Player(
+            first, operations, lambda steps: call(_turn, steps), lambda: call(_peak_memory)
+        )
 
 
 @contextlib.contextmanager
@@ -115,6 +123,10 @@ def _begin(who: str, work: Work) -> tuple[float, float]:
 
 def _turn(steps: int) -> float:
     return _timed(_playing[0], "gpu", steps)
+
+
+def _peak_memory() -> int | None:
+    return _playing[0].memory()
 
 
 def _make(who: str, work: Work) -> Side:

@@ -1,0 +1,68 @@
+"""What is measured, in the order of its importance, and how long each of it may take."""
+
+from typing import Any
+
+from tools.benchmarks import facts, rows
+from tools.gpu import worker
+from tools.gpu.budget import Item
+
+# Shares of the time; see `Budget`. What is left is for items that found no time.
+SHARES = {"numerics": 0.33, "speed": 0.4, "table10": 0.27}
+DEVICE = "device"  # Measured anew by every run, which ends without it.
+SEEDS = (0, 1, 2)  # Of the mini version of Table 10.
+ATTENTION = (8, 197, 12, 768)  # Batch, tokens, heads and features of a ViT-B/16 at 224 pixels.
+_ROWS = ("step", "sam", "kd", "forward", "lockstep")  # And then the others.
+_TINY_ROWS = ("kd", "forward", "lockstep", "plan_microbatches")  # One of each kind.
+# Type -> programs whose values are compared with the CPU's.
+_PROGRAMS = ("gradient", "sam_step", "kd_step")
+PROGRAMS = {"float32": _PROGRAMS, "bfloat16": _PROGRAMS}
+TINY_PROGRAMS = {"float32": _PROGRAMS, "bfloat16": ("gradient",)}
+
+
+def make(manifest: dict[str, Any], *, tiny: bool) -> list[Item]:
+    """All items, for what was packed."""
+    weights, size = manifest["weights"], manifest["image_size"]
+    shape = (2, 17, 2, 16) if tiny else ATTENTION
+    found = [_item(DEVICE, "numerics", "tools.gpu.items:identify", 60, 1)._replace(required=True)]
+    found += [
+        _item(
+            f"numerics_{dtype}", "numerics", "tools.gpu.numerics:compare", 110, 20,
+            dtype=dtype, weights=weights,
+        )
+        for dtype in PROGRAMS
+    ]  # fmt: skip
+    found.append(
+        _item("attention", "numerics", "tools.gpu.attention:compare", 45, 15, shape=list(shape))
+    )
+    chosen = _TINY_ROWS if tiny else (*_ROWS, *(row for row in rows.GPU if row not in _ROWS))
+    found += [_row(row) for row in chosen]
+    found.append(
+        _item(
+            "table10", "table10", "tools.gpu.table10:measure", 600, 90,
+            weights=weights, image_size=size, seeds=list(SEEDS[:1] if tiny else SEEDS),
+        )
+    )  # fmt: skip
+    return found
+
+
+def identify(context: worker.Context, report: worker.Report, seconds: float) -> worker.Found:
+    """What JAX finds here.
+
+    Raises:
+        RuntimeError: If it is no GPU.
+    """
+    del report, seconds
+    found = facts.devices()
+    if found["backend"] != "gpu" and not context.tiny:
+        raise RuntimeError("JAX finds no GPU here: install '.[cuda]'")
+    return found
+
+
+def _row(row: str) -> Item:
+    if row == "lockstep":
+        return _item(row, "speed", "tools.gpu.speed:students", 150, 60)
+    return _item(row, "speed", "tools.gpu.speed:measure", 140, 40, row=row)
+
+
+def _item(name: str, section: str, call: str, limit: float, least: float, **arguments: Any) -> Item:
+    return Item(name, section, call, arguments, limit, least)

@@ -1,0 +1,170 @@
+"""What is computed on both sides, GPU and CPU: of a real ViT and one batch of images."""
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remem_jax import losses, models, optim
+from remem_jax.models import encoder
+from remem_jax.records import Batch, Settings
+from remem_jax.train import objectives, state, steps
+from remem_jax.weights import augreg
+from tools.gpu import sketch
+
+RHO, MLP_WEIGHT, STUDENT = 0.05, 0.8, "resnet18"
+
+
+class Values(NamedTuple):
+    """What a program gives.
+
+    Attributes:
+        exact: Name -> values that are kept as they are: logits, losses.
+        sketched: Sketches of gradients, by the parameters' names.
+        held_bytes: Of arguments, results and temporary arrays of the compiled program, as its
+            compiler has planned them.
+    """
+
+    exact: Mapping[str, np.ndarray]
+    sketched: sketch.Sketches
+    held_bytes: int | None
+
+
+class Inputs(NamedTuple):
+    """A checkpoint and a batch.
+
+    Attributes:
+        weights: File of the ViT, with its head.
+        images: uint8, of the size that the ViT takes.
+        labels: One of its classes for each.
+    """
+
+    weights: pathlib.Path
+    images: np.ndarray
+    labels: np.ndarray
+
+
+Program = Callable[[], Values]
+
+
+def make(inputs: Inputs, dtype: str) -> dict[str, Program]:
+    """The programs by name; float32 is computed as exactly as the device can."""
+    programs = {"gradient": _gradient, "sam_step": _sam_step, "kd_step": _kd_step}
+    return {
+        name: functools.partial(_run, program, inputs, dtype) for name, program in programs.items()
+    }
+
+
+def _run(program: Callable[[Inputs, str], Values], inputs: Inputs, dtype: str) -> Values:
+    with precisely(dtype):
+        return program(inputs, dtype)
+
+
+@contextlib.contextmanager
+def precisely(dtype: str) -> Iterator[None]:
+    """Has products of float32 computed in float32, which GPUs and TPUs round without it."""
+    if dtype == "float32":
+        with jax.default_matmul_precision("highest"):
+            yield
+    else:
+        yield
+
+
+def _gradient(inputs: Inputs, dtype: str) -> Values:
+    """Logits, loss and gradient of the plain ViT."""
+    model, params = _vit(inputs, dtype)
+    apply = models.train_apply(model)
+    batch = _batch(inputs)
+
+    def of_params(params: Any, batch: Batch) -> tuple[Any, Any]:
+        logits, _ = apply(params, {}, batch.image, jax.random.key(0))
+        return losses.cross_entropy(logits, batch.label), logits
+
+    compiled = jax.jit(jax.value_and_grad(of_params, has_aux=True)).lower(params, batch).compile()
+    (loss, logits), grads = jax.device_get(compiled(params, batch))
+    exact = {"logits": logits, "loss": loss}
+    return Values(exact, sketch.of(_flat(encoder.unstack(grads))), _held(compiled))
+
+
+def _sam_step(inputs: Inputs, dtype: str) -> Values:
+    """The step of a ReMem teacher: what its momentum holds is the gradient that SAM goes down."""
+    model, params = _vit(inputs, dtype, mlp_weight=MLP_WEIGHT)
+    tx = optim.sgd(lambda _: 0.01, momentum=0.9, rho=RHO)
+    step = steps.make_supervised_step(
+        models.train_apply(model), tx, lambda key, stored: stored, key=jax.random.key(0)
+    )
+    arguments = state.create({"params": params}, tx), _batch(inputs), {}
+    compiled = jax.jit(step).lower(*arguments).compile()
+    ended, metrics = jax.device_get(compiled(*arguments))
+    exact = {"loss": metrics["loss"], "ascent_norm": metrics["ascent_norm"]}
+    gradient = encoder.unstack(_momentum(ended.opt_state, params))
+    return Values(exact, sketch.of(_flat(gradient)), _held(compiled))
+
+
+def _kd_step(inputs: Inputs, dtype: str) -> Values:
+    """The step of a student after a pass of its teacher."""
+    model, params = _vit(inputs, dtype)
+    batch, answer = _batch(inputs), models.teacher_apply(model)
+    student: Any = models.make(STUDENT, classes=model.classes, dtype=dtype)
+    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True)
+    loss = functools.partial(objectives.STUDENT_LOSSES["kd"], hard_labels=True)
+    step = steps.make_student_step(
+        models.student_apply(student), tx, loss=loss, key=jax.random.key(0)
+    )
+    with jax.default_device(jax.devices("cpu")[0]):  # The same on both sides.
+        first = jax.device_get(models.init(student, jax.random.key(0), inputs.images.shape[1]))
+    first = jax.tree.map_with_path(_with_scales, first)
+
+    def taught(now: state.State, batch: Batch, params: Any) -> Any:
+        told = answer({"params": params}, batch.image)
+        return step(now, batch.image, batch.label, told, Settings(0.1, 4.0, 0.5, 0))
+
+    arguments = state.create(first, tx), batch, params
+    compiled = jax.jit(taught).lower(*arguments).compile()
+    ended, metrics = jax.device_get(compiled(*arguments))
+    gradient = _momentum(ended.opt_state, first["params"])
+    return Values({"loss": metrics["loss"]}, sketch.of(_flat(gradient)), _held(compiled))
+
+
+def _with_scales(path: Any, leaf: Any) -> Any:
+    """Ones for the scales that start from zero, which would leave convolutions no gradient."""
+    return np.ones_like(leaf) if path[-1].key == "scale" else leaf
+
+
+def _vit(inputs: Inputs, dtype: str, **options: Any) -> tuple[Any, Any]:
+    """The model, and its parameters stacked, as it trains."""
+    model, variables = augreg.make(
+        inputs.weights, image_size=inputs.images.shape[1], dtype=dtype, **options
+    )
+    return model, encoder.stack(jax.tree.map(jnp.asarray, variables["params"]))
+
+
+def _batch(inputs: Inputs) -> Batch:
+    images = inputs.images.astype(np.float32) / 127.5 - 1
+    labels = jnp.asarray(inputs.labels, jnp.int32)
+    return Batch(jnp.asarray(images), labels, jnp.ones(len(labels), bool))
+
+
+def _momentum(opt_state: Any, params: Any) -> Any:
+    """The one tree in an optimiser's state that has the form of the parameters."""
+    form = jax.tree.structure(params)
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: jax.tree.structure(node) == form)
+    (found,) = [node for node in leaves if jax.tree.structure(node) == form]
+    return found
+
+
+def _flat(tree: Any) -> dict[str, np.ndarray]:
+    return augreg.flatten(tree)
+
+
+def _held(compiled: Any) -> int | None:
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    return sum(getattr(found, size) for size in sizes) - found.alias_size_in_bytes

@@ -1,0 +1,174 @@
+"""Measures the project on one GPU, in ten minutes: is it exact, how fast is it, does it learn.
+
+    python -m tools.measure_gpu --pack=packed --data=caltech101 --weights=augreg:Ti/16   # on a CPU
+    python -m tools.measure_gpu --packed=packed --out=measured --minutes=10              # on a GPU
+    python -m tools.measure_gpu --render=measured/measured.json                 # docs/measured.md
+
+`--pack` makes a folder of at most 60 MiB with all that the machine with the GPU needs beside this
+repository: weights, images, what this machine's CPU computes of them, and wheels; no network is
+needed there. Measured are, in this order: (1) logits, gradients, a SAM step and a KD step beside
+those of the CPU; (2) the rows of tools/benchmark.py, beside torch and timm where they are
+installed, and what memory plans take; (3) a mini version of the paper's Table 10, with three seeds.
+
+Each item has a time limit, and is killed at it. `measured.json` is written after each, and on the
+way: a cut (SIGTERM, or a kill) loses little. The same command goes on with what is not done.
+`--tiny` tries all of it on a CPU, in a minute; its numbers say nothing.
+"""
+
+import argparse
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import time
+from typing import Any
+
+from tools.benchmarks import facts
+from tools.gpu import items, packing, page, record, running, worker
+from tools.gpu.budget import Budget, Item
+
+RECORD, PAGE = "measured.json", "measured.md"
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_RESERVE = 5.0  # Seconds at the end, for what is not measuring.
+_TINY = packing.Contents("bundled:Pico/8", ("digits", "", ""), 32, 128, ())
+
+
+def main() -> int:
+    """Does what the command line says; returns the exit code."""
+    begun = time.monotonic()
+    options = _options()
+    try:
+        if options.pack:
+            return _pack(options)
+        if options.render:
+            return _render(pathlib.Path(options.render))
+        return _run(options, begun)
+    except (packing.PackingError, ValueError, OSError) as error:
+        print(f"measure_gpu: {error}", file=sys.stderr)
+        return 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pack", default="", metavar="DIR", help="make a folder that travels")
+    what.add_argument("--packed", default="", metavar="DIR", help="measure, with that folder")
+    what.add_argument("--render", default="", metavar="JSON", help="make docs/measured.md")
+    parser.add_argument("--out", default="measured", help="folder of measured.json, to go on with")
+    parser.add_argument("--minutes", type=float, default=10.0, help="after which it ends")
+    parser.add_argument("--items", default="", help="comma-separated names, else all")
+    parser.add_argument("--compiled", default="", help="folder of compiled code, kept for reruns")
+    parser.add_argument("--weights", default="augreg:Ti/16", help="of --pack: a name, or a file")
+    parser.add_argument("--data", default="caltech101", help="of --pack, as config.data.name")
+    parser.add_argument("--data-path", default="", help="of --pack, as config.data.path")
+    parser.add_argument("--data-dir", default="", help="of --pack, as config.data.dir")
+    parser.add_argument("--pixels", type=int, default=96, help="of --pack: side of the images")
+    parser.add_argument("--images", type=int, default=0, help="of --pack: of a split; 0 is all")
+    parser.add_argument(
+        "--wheels", default=",".join(packing.DISTRIBUTIONS), help="of --pack: distributions"
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the tool anywhere")
+    return parser.parse_args()
+
+
+def _pack(options: argparse.Namespace) -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    _keep_compiled(options)
+    from remem_jax.checks import SettingError
+
+    contents = packing.Contents(
+        options.weights,
+        (options.data, options.data_path, options.data_dir),
+        options.pixels,
+        options.images,
+        [name for name in options.wheels.split(",") if name],
+    )
+    folder = pathlib.Path(options.pack)
+    try:
+        if options.tiny:
+            packing.pack(folder, _TINY, items.TINY_PROGRAMS)
+        else:
+            packing.pack(folder, contents, items.PROGRAMS)
+    except SettingError as error:
+        raise packing.PackingError(str(error)) from None
+    print(f"{folder}: {packing.size_mib(folder):.1f} MiB.")
+    return 0
+
+
+def _render(path: pathlib.Path) -> int:
+    content = record.read(path)
+    record.write(DOCS / RECORD, content)
+    record.replace(DOCS / PAGE, page.render(content))
+    print(f"Written: {DOCS / PAGE}.")
+    return 0
+
+
+def _run(options: argparse.Namespace, begun: float) -> int:
+    packed, out = pathlib.Path(options.packed).absolute(), pathlib.Path(options.out)
+    manifest = packing.read(packed)
+    chosen = _chosen(options, items.make(manifest, tiny=options.tiny))
+    out.mkdir(parents=True, exist_ok=True)
+    kept = record.Record(out / RECORD)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: asked.append(number))
+    _keep_compiled(options)
+    if options.tiny:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    seconds = 60 * options.minutes - _RESERVE - (time.monotonic() - begun)
+    budget = Budget(seconds, items.SHARES, time.monotonic)
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        added = packing.add_wheels(packed, place / "site")
+        kept.begin(_facts(options, manifest, added), anew=(items.DEVICE,))
+        context = worker.Context(packed, place, options.tiny)
+        how = running.run(
+            chosen, budget, kept, lambda _: worker.Worker(context), lambda: bool(asked)
+        )
+    kept.end(how)
+    record.replace(out / PAGE, page.render(kept.content))
+    print(f"{how}: {out / RECORD} and {out / PAGE}.")
+    if asked:
+        return 128 + asked[0]
+    return 1 if how == running.NOT_POSSIBLE else 0
+
+
+def _chosen(options: argparse.Namespace, known: list[Item]) -> list[Item]:
+    if not options.items:
+        return known
+    names = [items.DEVICE, *options.items.split(",")]
+    unknown = [name for name in names if name not in {item.name for item in known}]
+    if unknown:
+        names = ", ".join(item.name for item in known)
+        raise ValueError(f"unknown items {', '.join(unknown)} in --items; known: {names}")
+    return [item for item in known if item.name in names]
+
+
+def _keep_compiled(options: argparse.Namespace) -> None:
+    """Has all processes of this run, and of those that go on with it, share what they compile."""
+    place = options.compiled or f"{tempfile.gettempdir()}/measure_gpu-{os.getuid()}"
+    os.environ.setdefault(_CACHE, place)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def _facts(
+    options: argparse.Namespace, manifest: dict[str, Any], added: list[str]
+) -> dict[str, Any]:
+    packed = {name: value for name, value in manifest.items() if name != "files"}
+    found = facts.collect()
+    found["environment"].pop(_CACHE, None)  # A path of this machine.
+    return found | {
+        "tiny": options.tiny,
+        "minutes": options.minutes,
+        "commit": packing.commit() or manifest["commit"],
+        "packed": packed,
+        "added": added,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
