@@ -38,14 +38,16 @@ class Classroom(NamedTuple):
 
     Attributes:
         first: Makes the variables that a student with a seed starts from.
-        first_states: Makes its state at step 0, by the name of its loss: where it learns features,
-            with a projection, which `first` has not.
+        shapes: Of its state, as it lies on the devices, by the name of its loss: where it learns
+            features, with a projection, which `first` has not.
+        first_states: Makes this state at step 0, of a seed, by the name of its loss.
         steps: The compiled step of one student, by the name of its loss.
         measure: Metrics of a student (of its variables as `first` has them) on a split.
         view_pass: What all models see of a batch, compiled.
     """
 
     first: Callable[[int], Variables]
+    shapes: dict[str, state.State]
     first_states: dict[str, Callable[[int], state.State]]
     steps: dict[str, StudentStep]
     measure: parts.Measure
@@ -107,26 +109,32 @@ def make(run: parts.Run, pretrained: finetune.Pretrained | None) -> Classroom:
         init_key, _, _ = _keys(run.config.seed + seed)
         return init(init_key)
 
-    def first_state(target: projection.Target | None, seed: int) -> state.State:
-        variables = first(seed)
+    def first_state(target: projection.Target | None, init_key: Key, own_key: Key) -> state.State:
+        variables = init(init_key)
         if target:
             channels = models.channels(model, run.config.data.image_size)
-            key = jax.random.fold_in(jax.random.key(run.config.seed + seed), 2)
-            variables = projection.add(variables, key, channels=channels, width=target.width)
+            variables = projection.add(variables, own_key, channels=channels, width=target.width)
         return state.create(variables, tx)
 
-    first_states, of_losses = {}, {}
+    def keys(seed: int) -> tuple[Key, Key]:
+        """Of a student's first parameters, and of its projection."""
+        init_key, _, _ = _keys(run.config.seed + seed)
+        return init_key, jax.random.fold_in(jax.random.key(run.config.seed + seed), 2)
+
+    shapes, first_states, of_losses = {}, {}, {}
     for name, (loss, target) in _objectives(run, pretrained).items():
         apply = run.spread(models.student_apply(model, target))
         step = steps.make_student_step(apply, tx, loss=loss, key=dropout_key)
-        first_states[name] = functools.partial(first_state, target)
-        of_losses[name] = run.jit_step(step, functools.partial(first_states[name], 0))
+        create = run.jit_create(functools.partial(first_state, target), *keys(0))
+        shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
+        first_states[name] = lambda seed, create=create: create(*keys(seed))
+        of_losses[name] = run.jit_step(step, shapes[name])
     measure = parts.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     view_pass = lockstep.make_view_pass(
         run.feed.train_view, classes=classes, key=view_key, mixup=settings.mixup
     )
     jitted = jax.jit(view_pass, out_shardings=mesh.batch_sharding(run.mesh))
-    return Classroom(first, first_states, of_losses, measure, jitted)
+    return Classroom(first, shapes, first_states, of_losses, measure, jitted)
 
 
 def _objectives(

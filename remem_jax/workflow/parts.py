@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,7 +15,7 @@ from remem_jax import data, evaluate, mesh, signals
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.settings import counts
 from remem_jax.storage import checkpoints, logs
-from remem_jax.train import compiling, flops, loop, profiling
+from remem_jax.train import compiling, finite, flops, loop, profiling
 from remem_jax.workflow import advice, pretrained
 
 S = TypeVar("S")
@@ -68,10 +68,23 @@ class Run(NamedTuple):
         """A model (in either mode) as the devices run it, whose parameters may be divided."""
         return mesh.gathered(apply, self.mesh) if self.config.fsdp else apply
 
-    def jit_step(self, step: Callable[..., tuple[S, Metrics]], first_state: Callable[[], S]) -> Any:
-        """A step, jitted: it is given the state and leaves it where `place` puts one."""
-        shardings = self.shardings(jax.eval_shape(first_state))
-        outs = (shardings, mesh.replicated(self.mesh))
+    def jit_create(self, create: Callable[..., Any], *arguments: Any) -> Any:
+        """A function that creates arrays, jitted: each device makes its own pieces of them.
+
+        Args:
+            create: The function, such as an initialiser of a key.
+            *arguments: What it is called with, or others of the same shapes.
+        """
+        return jax.jit(create, out_shardings=self.shardings(jax.eval_shape(create, *arguments)))
+
+    def jit_step(self, step: Callable[..., tuple[S, Metrics]], shapes: S) -> Any:
+        """A step, jitted: it is given the state and leaves it where it was.
+
+        Args:
+            step: The step, of (state, ...).
+            shapes: Of the state; see `shapes`.
+        """
+        outs = (jax.tree.map(lambda leaf: leaf.sharding, shapes), mesh.replicated(self.mesh))
         return jax.jit(step, donate_argnums=0, out_shardings=outs)
 
 
@@ -150,22 +163,28 @@ class Job(NamedTuple):
     """What `train` does.
 
     Attributes:
-        first: State at step 0; its structure is that of the checkpoints.
+        shapes: Of the state, as it lies on the devices; its structure is that of the checkpoints.
+        first: Makes the state at step 0; not called where a checkpoint is there.
         make_step: Makes the (jitted) step, given the number of steps that were done before.
         operations: Counts the floating-point operations of a step.
         batch_size: Examples in a batch.
         steps: Steps in all.
         milestones: After which steps `milestone` is called.
         milestone: Looks at the state; may be called again for a step after a kill.
+        lost: Numbers of the models, where several are trained at once, whose state is not finite
+            any more, which no step mends. `train` adds them when it sees them, before `milestone`
+            is called.
     """
 
-    first: Any
+    shapes: Any
+    first: Callable[[], Any]
     make_step: Callable[[int], Callable[[Any, Batch], tuple[Any, Metrics]]]
     operations: Callable[[Any, Batch], float]
     batch_size: int
     steps: int
     milestones: tuple[int, ...]
     milestone: Callable[[int, Any], None]
+    lost: set[int]
 
 
 def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
@@ -178,13 +197,14 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
 
     Returns:
         The last state, and the seconds that training took, over all interruptions.
+
+    Raises:
+        NonFiniteLossError: If no model is finite any more; it has the seconds too.
     """
     config = run.config
     folder = run.workdir / part / CHECKPOINTS
     with checkpoints.Checkpoints(folder, keep=config.keep_checkpoints) as saved:
-        first, done, seconds = job.first, saved.newest() or 0, 0.0
-        if done:
-            first, seconds = saved.restore(done, first)
+        first, done, seconds = _begun(saved, job)
         started = time.monotonic() - seconds
         progress = logs.Progress(part, first_step=done, steps=job.steps)
         trace = profiling.Trace(run.workdir / "profile" / part, first_step=done)
@@ -202,9 +222,20 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             return mesh.any_process(run.stopping())
 
         speed = _Speed(run, job.operations)
+
+        def faulty(numbers: Sequence[int], states: Any) -> None:
+            known = len(job.lost)
+            job.lost.update(i for i in numbers if i not in job.lost and not _is_finite(states[i]))
+            if len(job.lost) > known:
+                logging.warning("%s: models %s are not finite any more.", part, sorted(job.lost))
+                speed.count_again()
+
         effects = loop.Effects(
             log=lambda at, metrics: run.log.write(part, at, {**metrics, **speed.of(metrics)}),
-            save=lambda at, state: saved.save(at, state, seconds=time.monotonic() - started),
+            save=lambda at, state: saved.save(
+                at, state, note={"seconds": time.monotonic() - started, "lost": sorted(job.lost)}
+            ),
+            faulty=faulty,
             milestone=job.milestone,
             progress=after,
             stopping=stopping,
@@ -212,6 +243,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
         with (
             contextlib.closing(run.feed.train(job.batch_size, done)) as batches,
             advice.given(part),
+            _timed(started),
             signals.steps() as ended,
         ):
             last = loop.fit(
@@ -234,6 +266,38 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
         return last, time.monotonic() - started
 
 
+def _begun(saved: checkpoints.Checkpoints, job: Job) -> tuple[Any, int, float]:
+    """The state that training begins with, its step, and the seconds that went into it.
+
+    Where there is a checkpoint, the state at step 0 is never made: the devices hold one state.
+    """
+    done = saved.newest() or 0
+    if not done:
+        return job.first(), 0, 0.0
+    state, note = saved.restore(done, job.shapes)
+    job.lost.update(note.get("lost", ()))  # Earlier versions have stepped them on.
+    return state, done, note["seconds"]
+
+
+@contextlib.contextmanager
+def _timed(started: float) -> Iterator[None]:
+    """Adds the seconds since `started` to an error of a loss that is not finite."""
+    try:
+        yield
+    except loop.NonFiniteLossError as error:
+        error.seconds = time.monotonic() - started
+        raise
+
+
+@jax.jit
+def _finite(state: Any) -> jax.Array:
+    return finite.is_finite(state)
+
+
+def _is_finite(state: Any) -> bool:
+    return bool(jax.device_get(_finite(state)))
+
+
 class _Speed:
     """What the devices do while a part of a run is trained."""
 
@@ -252,6 +316,10 @@ class _Speed:
             return step(state, batch)
 
         return counted
+
+    def count_again(self) -> None:
+        """Has the next step counted: another number of models is trained from then on."""
+        self._operations = 0.0
 
     def of(self, metrics: Metrics) -> Metrics:
         """What to log with the metrics of a step.

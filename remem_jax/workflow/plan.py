@@ -52,7 +52,7 @@ def _of_teacher(run: parts.Run, pretrained: finetune.Pretrained, method: str) ->
     settings = finetune.settings_of(run.config, method)
     first = finetune.start(run, pretrained, method)
     training = finetune.make_training(run, settings, first)
-    state = run.shapes(jax.eval_shape(training.first_state))
+    state = training.shapes
     batch = memory.batch(run, settings.batch_size)
     held, running = memory.of_step(training.step, state, batch, first.frozen)
     each = mesh.device_bytes(state)

@@ -32,7 +32,7 @@ def run_pretrain(run: parts.Run) -> None:
         rematerialise=jax.default_backend() == "cpu",
     )
     apply = models.evaluation_apply(model)
-    random = models.init(model, jax.random.key(config.seed), size)
+    init, init_key = models.make_init(model, size), jax.random.key(config.seed)
     tx = optim.adamw(
         optim.warmup_cosine(
             peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps
@@ -48,19 +48,20 @@ def run_pretrain(run: parts.Run) -> None:
         loss=functools.partial(losses.cross_entropy, smoothing=settings.label_smoothing),
     )
 
-    def first_state() -> state.State:
-        return state.create(random, tx)
+    first = run.jit_create(lambda key: state.create(init(key), tx), init_key)
+    shapes = run.shapes(jax.eval_shape(first, init_key))
 
     def features(variables: Variables, images: jax.Array) -> Any:
         return model.apply(variables, images, method="pre_logits")
 
-    jitted = run.jit_step(step, first_state)
+    jitted = run.jit_step(step, shapes)
     measure = parts.make_measure(run, apply, settings.batch_size)
     last, seconds = parts.train(
         run,
         "pretrain",
         parts.Job(
-            run.place(first_state()),
+            shapes,
+            lambda: first(init_key),
             lambda first_step: functools.partial(jitted, frozen={}),
             batch_size=settings.batch_size,
             operations=lambda state, batch: flops.count(jitted, state, batch, {}),
@@ -69,6 +70,7 @@ def run_pretrain(run: parts.Run) -> None:
             milestone=lambda at, now: parts.log_validation(
                 run, "pretrain", at, measure(now.variables, "validation")["top1"]
             ),
+            lost=set(),
         ),
     )
     path = run.workdir / "pretrained.npz"
@@ -83,9 +85,10 @@ def run_pretrain(run: parts.Run) -> None:
         "bytes": path.stat().st_size,
     }
     if config.probe.name:
+        random = run.jit_create(init, init_key)(init_key)
         found["probe"] = {
             name: probe(run, features, variables)
-            for name, variables in (("pretrained", stored), ("random", run.place(random)))
+            for name, variables in (("pretrained", stored), ("random", random))
         }
     results.write_for_all(run.workdir / "results.json", found)
     logging.info("Pretrained: %s", found)

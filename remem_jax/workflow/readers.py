@@ -39,13 +39,15 @@ class Readers(NamedTuple):
         reads: For each reader the number of its teacher; decoders come first.
         decoders: How many of them are decoders.
         steps: The compiled step of each reader.
-        first: Makes the states of all at step 0.
+        shapes: Of the states of all, as they lie on the devices.
+        first: Makes these states at step 0.
         teach: Features of images, by teacher.
     """
 
     reads: list[int]
     decoders: int
     steps: list[Any]
+    shapes: tuple[state.State, ...]
     first: Callable[[], tuple[state.State, ...]]
     teach: list[mutual_information.Teach]
 
@@ -69,31 +71,28 @@ def make(run: parts.Run, teachers: Sequence[Teacher]) -> Readers:
     step = mutual_information.make_decoder_step(models.train_apply(model), tx)
     own = reading(settings)
     require_grid(settings, side)
-    own_critic = jax.jit(
-        functools.partial(
-            info_nce.init,
-            reading=own,
-            width=width,
-            hidden=settings.info_nce.hidden,
-            embedding=settings.info_nce.embedding,
-        )
+    own_critic = functools.partial(
+        info_nce.init,
+        reading=own,
+        width=width,
+        hidden=settings.info_nce.hidden,
+        embedding=settings.info_nce.embedding,
     )
     critic_step = info_nce.make_critic_step(tx, own, key=key_of(run, "noise"))
     keys = [jax.random.fold_in(key_of(run, "readers"), seed) for seed in settings.seeds]
     critics = len(keys) if settings.info_nce.measured else 0
 
+    first_decoder = run.jit_create(lambda key: state.create(init(key), tx), keys[0])
+    first_critic = run.jit_create(lambda key: state.create(own_critic(key), tx), keys[0])
+
     def first() -> tuple[state.State, ...]:
-        decoders = [state.create(init(key), tx) for _ in teachers for key in keys]
-        others = [state.create(own_critic(key), tx) for _ in teachers for key in keys[:critics]]
-        return tuple(run.place(one) for one in (*decoders, *others))
+        decoders = [first_decoder(key) for _ in teachers for key in keys]
+        return (*decoders, *(first_critic(key) for _ in teachers for key in keys[:critics]))
 
-    def first_decoder() -> state.State:
-        return state.create(init(keys[0]), tx)
-
-    def first_critic() -> state.State:
-        return state.create(own_critic(keys[0]), tx)
-
-    jitted = run.jit_step(step, first_decoder), run.jit_step(critic_step, first_critic)
+    of_decoder, of_critic = (
+        run.shapes(jax.eval_shape(one, keys[0])) for one in (first_decoder, first_critic)
+    )
+    jitted = run.jit_step(step, of_decoder), run.jit_step(critic_step, of_critic)
     numbers = range(len(teachers))
     of_decoders = [number for number in numbers for _ in keys]
     of_critics = [number for number in numbers for _ in range(critics)]
@@ -101,6 +100,7 @@ def make(run: parts.Run, teachers: Sequence[Teacher]) -> Readers:
         [*of_decoders, *of_critics],
         len(of_decoders),
         [jitted[0]] * len(of_decoders) + [jitted[1]] * len(of_critics),
+        (*[of_decoder] * len(of_decoders), *[of_critic] * len(of_critics)),
         first,
         [_teach(one) for one in teachers],
     )
@@ -182,13 +182,15 @@ def job(run: parts.Run, readers: Readers) -> parts.Job:
         return of_teachers + sum(counts[step] for step in readers.steps)
 
     return parts.Job(
-        readers.first(),
+        readers.shapes,
+        readers.first,
         make_step,
         operations,
         settings.batch_size,
         settings.steps,
         milestones(settings),
         lambda at, now: None,
+        set(),
     )
 
 

@@ -29,10 +29,10 @@ def _compiled_once() -> Iterator[None]:
     made: dict[str, Any] = {}
     jit_step = parts.Run.jit_step
 
-    def once(run: parts.Run, step: Any, first_state: Any) -> Any:
+    def once(run: parts.Run, step: Any, shapes: Any) -> Any:
         of = run.config.information.to_json_best_effort(sort_keys=True)
         if (key := f"{step.__qualname__} {of}") not in made:
-            made[key] = jit_step(run, step, first_state)
+            made[key] = jit_step(run, step, shapes)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
