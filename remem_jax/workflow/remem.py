@@ -14,6 +14,7 @@ from remem_jax.records import Params, Settings
 from remem_jax.settings import METHODS, located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
+from remem_jax.train import loop
 from remem_jax.workflow import classroom as classrooms
 from remem_jax.workflow import (
     distill,
@@ -50,36 +51,64 @@ def run_remem(run: parts.Run) -> None:
     config = run.config
     taught = any(METHODS[method] is not None for method in config.methods)
     pretrained = finetune.read_pretrained(run) if taught else None
-    first = pretrained and finetune.start(run, pretrained, "finetune")
     own = facts.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     classroom = classrooms.make(run, pretrained)
     if config.plan_only:
         plan.show(run, pretrained, classroom)
         return
-    if first and config.information.seeds:  # Not after hours of other work.
-        information.require_measurable(run, config.data.image_size // first.model.size.pixels)
-    workdir.begin(run.workdir, located(config), own)
-    outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
-        **_teacher(run, pretrained, first),
+        **_teacher(run, pretrained),
         "student": config.student.model,
         "student_parameters": _size(jax.eval_shape(lambda: classroom.first(0)["params"])),
     }
+    workdir.begin(run.workdir, located(config), own)
+    outcomes, failed = _outcomes(run, pretrained, classroom)
     if mesh.is_writer():
         said = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
         file_list.write(run.workdir / "selected" / "split.csv", run.dataset, said)
-        results.write(run.workdir / "results.json", _results(run, own, outcomes, used))
+        found = _results(run, own, outcomes, used) | {"failed": failed}
+        results.write(run.workdir / "results.json", found)
         report.write(run.workdir)
         logging.info("Report: %s", run.workdir / "report.html")
+    if failed:
+        why = " ".join(one["reason"] for one in failed)
+        raise loop.NonFiniteLossError(
+            f"{why} The report is of the other methods: {run.workdir / 'report.html'}"
+        )
 
 
-def _teacher(
-    run: parts.Run, pretrained: finetune.Pretrained | None, first: finetune.Start | None
-) -> dict[str, Any]:
-    """The model that teachers start from; all None where no method has a teacher."""
+def _outcomes(
+    run: parts.Run, pretrained: finetune.Pretrained | None, classroom: classrooms.Classroom
+) -> tuple[list[Outcome], list[dict[str, str]]]:
+    """What each method came to; and of those that came to nothing "method" and "reason".
+
+    Raises:
+        NonFiniteLossError: If all diverged; or at once where no learning rate helps.
+    """
+    outcomes, failed = [], []
+    for method in run.config.methods:
+        try:
+            outcomes.append(_outcome(run, pretrained, classroom, method))
+        except loop.NonFiniteLossError as error:
+            if not error.of_rate or len(failed) + 1 == len(run.config.methods):
+                raise
+            failed.append({"method": method, "reason": f"{method}: {error}"})
+            logging.error("%s", failed[-1]["reason"])
+    return outcomes, failed
+
+
+def _teacher(run: parts.Run, pretrained: finetune.Pretrained | None) -> dict[str, Any]:
+    """The model that teachers start from; all None where no method has a teacher.
+
+    Raises:
+        SettingError: If their information cannot be measured: not after hours of other work.
+    """
     names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
-    if pretrained is None or first is None:
+    if pretrained is None:
         return dict.fromkeys(names)
+    first = finetune.start(run, pretrained, "finetune")
+    if run.config.information.seeds:
+        information.require_measurable(run, run.config.data.image_size // first.model.size.pixels)
     settings, trainable = run.config.teacher, _size(first.trainable)
     model = f"{settings.model} {settings.variant}".strip()
     parameters = trainable + _size(first.frozen)
@@ -113,6 +142,8 @@ def _outcome(
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,
+        "teacher_part": None,
+        "teacher_lost": None,
         "selected": _setting(best),
         "group": {"part": best["group"]["part"], "member": best["member"]},
         "student": {
@@ -139,6 +170,7 @@ def _outcome(
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
         (of_step,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
+        row["teacher_part"], row["teacher_lost"] = teachers.part, teachers.lost
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
     return Outcome(
         row,
@@ -217,6 +249,7 @@ def _results(
                 *_stored(run),
                 *_mirrored(run),
                 *_retried(run, outcomes),
+                *_lost(outcomes),
             ]
         },
         "config_fingerprint": results.fingerprint(own.settings),
@@ -285,6 +318,17 @@ def _retried(run: parts.Run, outcomes: Sequence[Outcome]) -> list[str]:
         "was no number (config.retries)."
         for method, rate in rates.items()
         if rate != asked
+    ]
+
+
+def _lost(outcomes: Sequence[Outcome]) -> list[str]:
+    """Which teachers there are not because training diverged, as sentences."""
+    found = [(one.row["method"], one.row["teacher_lost"]) for one in outcomes]
+    return [
+        f"{method} has no teachers of steps {', '.join(map(str, lost['steps']))}: training "
+        f"diverged at step {lost['step']}, and students learned from the checkpoints before."
+        for method, lost in found
+        if lost
     ]
 
 
