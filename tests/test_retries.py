@@ -12,7 +12,7 @@ import pytest
 from remem_jax import optim
 from remem_jax.storage import logs, results
 from remem_jax.train import loop
-from remem_jax.workflow import distill, finetune, parts, remem
+from remem_jax.workflow import differences, distill, finetune, parts, remem
 
 pytestmark = pytest.mark.slow
 RATE = 1e38  # Logits overflow after a step of this, and of half of it, and half of that.
@@ -117,7 +117,7 @@ def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: parts.Run) -
         for method, rate in rates.items()
     ]
 
-    (sentence,) = remem._retried(run, [remem.Outcome(row, [], [], {}, {}) for row in rows])
+    (sentence,) = differences._retried(run, rows)
 
     assert sentence.startswith(
         "The teacher of remem was tuned at a learning rate of 0.005: at 0.02"

@@ -15,7 +15,8 @@ from remem_jax import data, evaluate, mesh, signals
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables
 from remem_jax.settings import counts
 from remem_jax.storage import checkpoints, logs
-from remem_jax.train import compiling, finite, flops, loop, profiling
+from remem_jax.train import compiling, finite, loop, profiling
+from remem_jax.train.speed import Speed
 from remem_jax.workflow import advice, pretrained
 
 S = TypeVar("S")
@@ -221,7 +222,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
                 return False
             return mesh.any_process(run.stopping())
 
-        speed = _Speed(run, job.operations)
+        speed = Speed(job.operations, run.mesh, config.compute_dtype)
 
         def faulty(numbers: Sequence[int], states: Any) -> None:
             known = len(job.lost)
@@ -296,40 +297,6 @@ def _finite(state: Any) -> jax.Array:
 
 def _is_finite(state: Any) -> bool:
     return bool(jax.device_get(_finite(state)))
-
-
-class _Speed:
-    """What the devices do while a part of a run is trained."""
-
-    def __init__(self, run: Run, operations: Callable[[Any, Batch], float]) -> None:
-        self._count, self._operations = operations, 0.0
-        kind = run.mesh.devices.flat[0].device_kind
-        peak = flops.peak(kind, run.config.compute_dtype)
-        self._peak = peak and peak * run.mesh.size
-
-    def counting(self, step: Callable[[S, Batch], Any]) -> Callable[[S, Batch], Any]:
-        """The same step, which is counted when it is first taken."""
-
-        def counted(state: S, batch: Batch) -> Any:
-            if not self._operations:
-                self._operations = self._count(state, batch)
-            return step(state, batch)
-
-        return counted
-
-    def count_again(self) -> None:
-        """Has the next step counted: another number of models is trained from then on."""
-        self._operations = 0.0
-
-    def of(self, metrics: Metrics) -> Metrics:
-        """What to log with the metrics of a step.
-
-        "teraflops" of the model in a second, all devices together; "utilisation", the share of
-        what the devices can do, where that is known; and memory at its peak.
-        """
-        rate = self._operations / metrics["step_seconds"]
-        found = {"teraflops": rate / 1e12, **profiling.memory_peaks()}
-        return found | ({"utilisation": rate / self._peak} if self._peak else {})
 
 
 def _compiled(found: compiling.Compiled) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 from absl import logging
 
 from remem_jax import mesh, paired, report
-from remem_jax.data import registry
 from remem_jax.records import Params, Settings
 from remem_jax.settings import METHODS, located, plain
 from remem_jax.storage import results, workdir
@@ -17,6 +16,7 @@ from remem_jax.storage.identity import Identity, described
 from remem_jax.train import loop
 from remem_jax.workflow import classroom as classrooms
 from remem_jax.workflow import (
+    differences,
     distill,
     facts,
     file_list,
@@ -244,12 +244,7 @@ def _results(
         | {
             "differs": [
                 *run.config.differs,
-                _selected_on(run),
-                *_assumed(run.config.data.name),
-                *_stored(run),
-                *_mirrored(run),
-                *_retried(run, outcomes),
-                *_lost(outcomes),
+                *differences.sentences(run, [outcome.row for outcome in outcomes]),
             ]
         },
         "config_fingerprint": results.fingerprint(own.settings),
@@ -267,69 +262,6 @@ def _results(
         "versions": facts.versions(),
         "device": facts.device(),
     }
-
-
-def _selected_on(run: parts.Run) -> str:
-    """Which split selects, as a sentence."""
-    held = "held out of train" if facts.held_out(run.dataset) else "of the data set's own"
-    return (
-        f"Settings are selected on a validation split {held}; the paper does not say on which "
-        "split it selects."
-    )
-
-
-def _assumed(dataset: str) -> list[str]:
-    """What the registry assumes of a data set where the paper leaves it open, as a sentence."""
-    record = registry.RECORDS.get(dataset)
-    return [f"Assumed of {dataset}: {record.note}."] if record and record.note else []
-
-
-def _stored(run: parts.Run) -> list[str]:
-    """How the images that the models saw are not those of the data set, as a sentence."""
-    if not run.dataset.resized:
-        return []
-    height, width = run.dataset.source_size or (0, 0)
-    return [
-        f"Images are stored resized to {height} x {width} pixels, and crops are taken from these; "
-        'config.data.input="streamed" takes them from the images as they are.'
-    ]
-
-
-def _mirrored(run: parts.Run) -> list[str]:
-    """Where training images are not mirrored at random, as a sentence."""
-    if run.dataset.flip:
-        return []
-    return [
-        "Images of training are not mirrored, since mirrored ones may be of another class; the "
-        "paper's text does not say."
-    ]
-
-
-def _retried(run: parts.Run, outcomes: Sequence[Outcome]) -> list[str]:
-    """Which teachers have another learning rate than was asked for, as sentences."""
-    asked = run.config.teacher.learning_rate
-    rates = {
-        outcome.row["method"]: outcome.row["teacher_settings"]["learning_rate"]
-        for outcome in outcomes
-        if outcome.row["teacher_settings"]
-    }
-    return [
-        f"The teacher of {method} was tuned at a learning rate of {rate:g}: at {asked:g} its loss "
-        "was no number (config.retries)."
-        for method, rate in rates.items()
-        if rate != asked
-    ]
-
-
-def _lost(outcomes: Sequence[Outcome]) -> list[str]:
-    """Which teachers there are not because training diverged, as sentences."""
-    found = [(one.row["method"], one.row["teacher_lost"]) for one in outcomes]
-    return [
-        f"{method} has no teachers of steps {', '.join(map(str, lost['steps']))}: training "
-        f"diverged at step {lost['step']}, and students learned from the checkpoints before."
-        for method, lost in found
-        if lost
-    ]
 
 
 def _size(params: Params) -> int:
