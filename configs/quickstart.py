@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.log_every = 10  # Steps.
     config.save_every = 40  # Steps; also where a stopped run goes on.
     config.keep_checkpoints = 2  # Of each part, while it is trained; one may be damaged.
-    config.retries = 0  # Of a teacher whose loss is no number any more, each at half of the rate.
+    config.retries = 0  # Restarts of a teacher that diverges; each halves the learning rate.
     config.fsdp = False  # True divides parameters and momentum among the devices too.
     config.profile = False  # True traces some steps of each part into profile/.
     config.plan_only = False  # True says what the run takes of the device's memory, and ends.

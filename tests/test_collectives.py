@@ -20,7 +20,9 @@ STATISTICS = {"mean": jax.ShapeDtypeStruct((1000,), "float32")}
 
 
 def _found(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> list[Any]:
-    return collectives.find(jax.jit(function).lower(*shapes).compile().as_text())
+    text = jax.jit(function).lower(*shapes).compile().as_text()
+    assert text
+    return collectives.find(text)
 
 
 def _on_each(function: Callable[..., Any], out: PartitionSpec) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ import pathlib
 import re
 import typing
 import zlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,9 +24,9 @@ def _streams() -> list[str]:
     return re.findall(r"`(.+?)`", " ".join(rows))
 
 
-def _paths() -> list[tuple[str | int, ...]]:
+def _paths() -> list[tuple[Any, ...]]:
     """The paths of all streams, each for a few steps, epochs and seeds."""
-    found = []
+    found: list[tuple[Any, ...]] = []
     for stream in _streams():
         parts = [NUMBERS if part.isupper() else (part,) for part in stream.split("/")]
         found += itertools.product(*parts)

@@ -3,12 +3,16 @@
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from remem_jax import optim
 from remem_jax.storage import logs, results
 from remem_jax.train import loop
-from remem_jax.workflow import finetune, parts, remem
+from remem_jax.workflow import differences, distill, finetune, parts, remem
 
 pytestmark = pytest.mark.slow
 RATE = 1e38  # Logits overflow after a step of this, and of half of it, and half of that.
@@ -23,6 +27,16 @@ def run(small_run: parts.Run) -> parts.Run:
     return small_run
 
 
+def diverging(monkeypatch: pytest.MonkeyPatch, *, step: int, above: float) -> None:
+    """Has schedules of a higher peak diverge at a step, with logits that overflow."""
+
+    def schedule(*, peak: float, **rest: Any) -> optax.Schedule:
+        late = RATE if peak > above and peak != 1 else peak  # Students have a peak of 1.
+        return lambda count: jnp.where(count == step - 2, late, peak)
+
+    monkeypatch.setattr(optim, "warmup_cosine", schedule)
+
+
 def test_without_retries_the_run_stops_and_says_what_to_lower(run: parts.Run) -> None:
     with pytest.raises(
         loop.NonFiniteLossError, match=r"teachers/finetune: .* at step \d.*teacher\.learning_rate"
@@ -30,61 +44,53 @@ def test_without_retries_the_run_stops_and_says_what_to_lower(run: parts.Run) ->
         finetune.finetune(run, finetune.read_pretrained(run), "finetune")
 
 
-def test_a_teacher_is_tried_as_often_as_is_asked_for(run: parts.Run) -> None:
-    run.config.retries = 2
-
-    with pytest.raises(loop.NonFiniteLossError):
-        finetune.finetune(run, finetune.read_pretrained(run), "finetune")
-
-    found = results.read(run.workdir / "teachers/finetune/retries.json")
-    assert found == {"retries": 2, "learning_rate": RATE / 4}
-
-
-def test_what_no_rate_can_mend_is_not_tried_again(
-    run: parts.Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run.config.retries = 2
-
-    def fails(*rest: Any) -> float:
-        raise loop.NonFiniteLossError("the loss is nan at step 1.", "checkpoint")
-
-    monkeypatch.setattr(finetune, "_train", fails)
-
-    with pytest.raises(loop.NonFiniteLossError):
-        finetune.finetune(run, finetune.read_pretrained(run), "finetune")
-
-    assert not (run.workdir / "teachers/finetune/retries.json").exists()
-
-
 def test_what_follows_is_a_training_at_the_lower_rate(
     run: parts.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A rate of 0.01 instead of half of this one, so that the second try is a good one.
     run.config.retries = 1
     run.config.teacher.learning_rate = 0.02
+    diverging(monkeypatch, step=6, above=0.015)
     pretrained = finetune.read_pretrained(run)
-    train, tried = finetune._train, []
 
-    def fails_first(run: Any, part: str, settings: Any, *rest: Any) -> float:
-        tried.append(settings.learning_rate)
-        if len(tried) == 1:
-            folder = run.workdir / part / "step_4"
-            folder.mkdir(parents=True)  # Of a milestone before the loss was no number.
-            (folder / "of_the_first_try").touch()
-            raise loop.NonFiniteLossError("the loss is nan at step 6.")
-        return train(run, part, settings, *rest)
-
-    monkeypatch.setattr(finetune, "_train", fails_first)
     teachers = finetune.finetune(run, pretrained, "finetune")
 
-    assert tried == [0.02, 0.01]
+    assert (teachers.part, teachers.lost) == ("teachers/finetune/retry_1", None)
     assert teachers.settings.learning_rate == 0.01  # What the report has.
     assert [record["step"] for record in teachers.records] == [4, 8]
-    assert not (run.workdir / "teachers/finetune/step_4/of_the_first_try").exists()
+    assert jax.tree.map(np.shape, teachers.load(8)) == jax.tree.map(np.shape, teachers.shapes)
+    assert not (run.workdir / "teachers/finetune/step_4").exists()  # Of the first attempt.
     # A later start reads what is there, and its rate.
     monkeypatch.setattr(finetune, "_train", None)
     again = finetune.finetune(run, pretrained, "finetune")
     assert again.settings.learning_rate == 0.01
+
+
+def test_what_did_not_diverge_has_results_and_the_report_says_what_did(
+    run: parts.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.config.methods = ("finetune", "scratch")
+    run.config.teacher.learning_rate = 0.02
+    run.config.student.steps = run.config.student.evaluations = 1
+    run.config.student.warmup_steps = 0
+    run.config.student.learning_rates = (0.1,)
+    diverging(monkeypatch, step=6, above=0.015)
+    group = {"part": "students/scratch", "seconds": 1.0, "students": [{"diverged": True}]}
+    monkeypatch.setattr(distill, "from_scratch", lambda *_: [{"teacher_step": None, **group}])
+
+    with pytest.raises(loop.NonFiniteLossError, match=r"Every student .*other methods.*\.html"):
+        remem.run_remem(run)
+
+    found: Any = results.read(run.workdir / "results.json")
+    (row,) = found["methods"]
+    lost = row["teacher_lost"]
+    assert [teacher["step"] for teacher in found["teachers"]] == [4]
+    assert (row["method"], row["selected"]["teacher_step"]) == ("finetune", 4)
+    assert (lost["steps"], lost["step"]) == ([8], 6)
+    assert any("no teachers of steps 8: training diverged" in s for s in found["config"]["differs"])
+    assert [one["method"] for one in found["failed"]] == ["scratch"]
+    text = " ".join((run.workdir / "report.md").read_text().split())
+    assert f"Fine-tuning has no teachers of steps 8: {lost['reason'][:40]}" in text
+    assert "From scratch has no result. scratch: Every student diverged" in text
 
 
 def test_the_log_has_speed_and_memory(run: parts.Run, tmp_path: pathlib.Path) -> None:
@@ -111,7 +117,7 @@ def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: parts.Run) -
         for method, rate in rates.items()
     ]
 
-    (sentence,) = remem._retried(run, [remem.Outcome(row, [], [], {}, {}) for row in rows])
+    (sentence,) = differences._retried(run, rows)
 
     assert sentence.startswith(
         "The teacher of remem was tuned at a learning rate of 0.005: at 0.02"

@@ -196,7 +196,7 @@ def make_critic_step(
                 "teacher": features,
                 "loss": value,
                 "gradient": grads,
-                "update": (params, moments),
+                "update": (params, moments, opt_state),
             }
         )
         return State(state.step + 1, params, {_STATISTICS: moments}, opt_state), {

@@ -165,7 +165,7 @@ def make_decoder_step(apply: TrainApply, tx: optax.GradientTransformation) -> De
                 "teacher": features,
                 "loss": value,
                 "gradient": grads,
-                "update": (params, statistics),
+                "update": (params, statistics, opt_state),
             }
         )
         return State(state.step + 1, params, statistics, opt_state), {"loss": value, "fault": fault}

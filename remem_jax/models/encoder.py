@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from remem_jax.models.attention import Attention
@@ -213,16 +214,21 @@ def stack(params: Params) -> Params:
 
     The model takes either form. Stacked, a training step compiles in half of the time, and need
     not stack them itself. What can not be stacked, because blocks differ in their parts, is
-    returned as it is.
+    returned as it is. Arrays of NumPy stay on the host.
     """
     encoder = params["Transformer"]
     names = _block_names(encoder)
     structures = {jax.tree.structure(encoder[name]) for name in names}
     if len(structures) != 1:
         return params
-    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(encoder[name] for name in names))
+    blocks = jax.tree.map(_stacked, *(encoder[name] for name in names))
     others = {name: encoder[name] for name in encoder if name not in names}
     return {**params, "Transformer": {**others, STACK: blocks}}
+
+
+def _stacked(*leaves: Any) -> Any:
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    return np.stack(leaves) if on_host else jnp.stack(leaves)
 
 
 def unstack(params: Params) -> Params:

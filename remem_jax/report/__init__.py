@@ -112,6 +112,7 @@ def _content(
         ],
         "facts": [tables.settings(results), tables.origins(results), tables.times(results)],
         "skipped": results["data"]["skipped"],
+        "diverged": _diverged(results),
         "remarks": remarks(results["data"]),
         "differs": _differs(results),
     }
@@ -121,6 +122,23 @@ def remarks(data: dict[str, Any]) -> list[str]:
     """What was odd about the data, a sentence each; results of before have none."""
     told = walk.told(data.get("passed_over", {}), data.get("empty_classes", ()))
     return [f"{data['title']}: {one}." for one in (told, *data.get("warnings", ())) if one]
+
+
+def _diverged(results: tables.Results) -> list[str]:
+    """What is not there because training diverged, a sentence each."""
+    lost = [(row["method"], row.get("teacher_lost")) for row in results["methods"]]
+    return [
+        *(
+            f"{tables.method_title(method)} has no teachers of steps "
+            f"{', '.join(map(str, own['steps']))}: {own['reason']}"
+            for method, own in lost
+            if own
+        ),
+        *(
+            f"{tables.method_title(one['method'])} has no result. {one['reason']}"
+            for one in results.get("failed", ())
+        ),
+    ]
 
 
 def _details(results: tables.Results) -> tables.Table:

@@ -90,11 +90,11 @@ def _teacher_curves(
     def curves(name: str, scale: float, *, ringed: bool) -> list[Curve]:
         return [
             Curve(
-                method,
-                _series(rows, f"teachers/{method}", name, scale=scale),
-                chosen.get(method) if ringed else None,
+                row["method"],
+                _series(rows, _teacher_part(row), name, scale=scale),
+                chosen[row["method"]] if ringed else None,
             )
-            for method in _methods(results)
+            for row in results["methods"]
         ]
 
     yield _curves_plot(
@@ -141,15 +141,21 @@ def _student_curves(
 
 
 def _ascent_norms(results: tables.Results, rows: Sequence[Mapping[str, Any]]) -> Plot | None:
-    ascending = [
-        row["method"] for row in results["methods"] if (row["teacher_settings"] or {}).get("rho")
-    ]
+    ascending = [row for row in results["methods"] if (row["teacher_settings"] or {}).get("rho")]
     return _curves_plot(
         "Teachers: norm of the gradient that SAM climbs",
         "At the parameters themselves, before clipping; only for methods with a radius rho.",
         "Norm",
-        [Curve(name, _series(rows, f"teachers/{name}", "ascent_norm")) for name in ascending],
+        [
+            Curve(row["method"], _series(rows, _teacher_part(row), "ascent_norm"))
+            for row in ascending
+        ],
     )
+
+
+def _teacher_part(row: Mapping[str, Any]) -> str:
+    """The part of a run in whose log the teacher of a method is; older runs had one attempt."""
+    return row.get("teacher_part") or f"teachers/{row['method']}"
 
 
 def _series(

@@ -100,8 +100,8 @@ class Checkpoints:
         self._checked = step if step >= 0 else None
         return self._checked
 
-    def save(self, step: int, tree: Any, *, seconds: float) -> None:
-        """Writes a tree of arrays in the background, with the time that went into it.
+    def save(self, step: int, tree: Any, *, note: Any) -> None:
+        """Writes a tree of arrays in the background, with a note, as JSON has it.
 
         Waits for the save before, then until the tree is copied: its arrays may be donated, or
         written over, when this returns. The oldest checkpoints go when the new one is there.
@@ -113,7 +113,7 @@ class Checkpoints:
         with _told(self._directory, lambda: self._outcome(step)):
             self._require_directory()
             self._writer.save(checksums.partial(self._folder(step)), tree)
-        self._pending = step, self._finisher.submit(self._finish, step, seconds)
+        self._pending = step, self._finisher.submit(self._finish, step, note)
 
     def wait(self) -> None:
         """Waits until what was saved is safe.
@@ -128,8 +128,8 @@ class Checkpoints:
             # it inside of orbax, where nothing else can reach them.
             mesh.told_by_writer(1)
 
-    def restore(self, step: int, like: T) -> tuple[T, float]:
-        """The tree of a step, with the structure of `like`, and the seconds that went into it.
+    def restore(self, step: int, like: T) -> tuple[T, Any]:
+        """The tree of a step, with the structure of `like`, and its note.
 
         Args:
             step: As `newest` has it.
@@ -146,7 +146,7 @@ class Checkpoints:
         self._checked = None
         restored = _read(self._writer, folder, like, remedy)
         logging.info("Restored step %d of %s.", step, self._directory)
-        return restored, note["seconds"]
+        return restored, note
 
     def _folder(self, step: int) -> pathlib.Path:
         return self._directory / str(step)
@@ -186,13 +186,13 @@ class Checkpoints:
         if not os.path.samestat(self._directory.stat(), os.fstat(self._opened)):
             raise OSError(errno.ESTALE, "it is another folder than before")
 
-    def _finish(self, step: int, seconds: float) -> None:
+    def _finish(self, step: int, note: Any) -> None:
         """Waits for orbax, then makes a checkpoint of what it wrote, and removes the oldest."""
         self._writer.wait_until_finished()
         if not mesh.is_writer():
             return
         self._require_directory()
-        checksums.finish(self._folder(step), {"seconds": seconds})
+        checksums.finish(self._folder(step), note)
         for old in self._steps()[: -self._keep]:
             checksums.discard(self._folder(old))
         checksums.clear(self._directory)

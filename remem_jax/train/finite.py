@@ -21,7 +21,8 @@ def fault(parts: Mapping[str, Any]) -> Int[Array, ""]:
 
     Args:
         parts: Trees of arrays, by their names in `PARTS`: at least "loss", "gradient" and
-            "update", which is the new state.
+            "update", which is the new state, the optimiser's included: of Adam, that can
+            overflow while the parameters stay as they are.
 
     Returns:
         0 where these three are finite, whatever else is not (a teacher of weight 0); else the

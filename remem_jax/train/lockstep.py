@@ -11,7 +11,7 @@ and students that learn from answers that were stored would not be the same to t
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +19,16 @@ from jaxtyping import Array, Float, Int
 
 from remem_jax import random_streams
 from remem_jax.records import Answer, Batch, Key, Labels, Metrics, Settings, View
+from remem_jax.train import finite
 from remem_jax.train.state import State
 from remem_jax.train.steps import StudentStep, mixed_view
 
 States = tuple[State, ...]
+# Metrics of a student whose parameters are not finite.
+_LOST: Metrics = {
+    "loss": np.float32("nan"),
+    "fault": np.int32(1 + finite.PARTS.index("parameters")),
+}
 
 
 class Seen(NamedTuple):
@@ -69,6 +75,7 @@ def make_step(
     students: Sequence[tuple[StudentStep, Settings]],
     *,
     first_step: int,
+    lost: Collection[int] = (),
 ) -> Callable[[States, Batch], tuple[States, Metrics]]:
     """Builds the step of all students of a grid.
 
@@ -79,10 +86,13 @@ def make_step(
         students: For each the step of its loss, from `steps.make_student_step`, jitted once for
             all that have it, and its settings.
         first_step: Steps that the students have done.
+        lost: Numbers of students whose states are not finite any more. They are stepped no more;
+            what is added later counts from the next step on.
 
     Returns:
         A step over the tuple of the students' states, all at the same step; not to be jitted, and
-        to be called once for every step. Its metrics are lists of one value per student.
+        to be called once for every step. Its metrics are lists of one value per student: of a
+        lost one, what a step from its state would give.
     """
     numbers = itertools.count(first_step)
 
@@ -91,8 +101,8 @@ def make_step(
         seen = view_pass(np.int32(number), batch)
         answer = teach(number, seen.images)
         taught = [
-            student_step(state, *seen, answer, own)
-            for state, (student_step, own) in zip(states, students, strict=True)
+            (state, _LOST) if i in lost else student_step(state, *seen, answer, own)
+            for i, (state, (student_step, own)) in enumerate(zip(states, students, strict=True))
         ]
         _, first = taught[0]
         return tuple(state for state, _ in taught), {

@@ -19,6 +19,8 @@ class Effects(NamedTuple):
     Attributes:
         log: Writes the metrics of a step.
         save: Makes the state after a step safe, so that the run can go on from there.
+        faulty: Called with the numbers of the models whose step was not finite, and the state,
+            whenever metrics are fetched; where that is all of them, training has ended.
         milestone: Looks at the state after a milestone: evaluates it, keeps it.
         progress: Called with the number of steps done, after every step.
         stopping: Called with the number of steps done, after every step: whether the run is to
@@ -27,6 +29,7 @@ class Effects(NamedTuple):
 
     log: Callable[[int, Metrics], None]
     save: Callable[[int, Any], None]
+    faulty: Callable[[Sequence[int], Any], None]
     milestone: Callable[[int, Any], None]
     progress: Callable[[int], None]
     stopping: Callable[[int], bool]
@@ -58,11 +61,15 @@ class NonFiniteLossError(FloatingPointError):
     Attributes:
         part: What was not finite first: "checkpoint" (the parameters that training starts from),
             or one of `finite.PARTS`.
+        step: After which step it was not.
+        seconds: What the training had taken.
     """
 
-    def __init__(self, message: str, part: str = "loss") -> None:
+    def __init__(
+        self, message: str, part: str = "loss", *, step: int = 0, seconds: float = 0.0
+    ) -> None:
         super().__init__(message)
-        self.part = part
+        self.part, self.step, self.seconds = part, step, seconds
 
     @property
     def of_rate(self) -> bool:
@@ -73,7 +80,7 @@ class NonFiniteLossError(FloatingPointError):
 _OF_RATE = {
     "loss": "the loss",
     "gradient": "the gradient",
-    "update": "the parameters after their update",
+    "update": "the parameters, or the optimiser's state, after their update",
 }
 _NAMES = {
     "data": "the batch (its images, or the shares of its labels)",
@@ -134,11 +141,13 @@ def fit(
             # Fetching waits for the step; in between the host runs ahead of the device.
             fetched = jax.device_get(metrics)
             watch.ends()
-            if _faults(fetched).all():
+            faults = _faults(fetched)
+            if faults.all():
                 raise _error(unread, safe, first_step)
             unread.clear()
             if logs:
                 effects.log(done, {**_logged(fetched), **watch.read()})
+            effects.faulty(np.flatnonzero(faults).tolist(), state)
         else:
             watch.ends()
         if looks:
@@ -212,4 +221,5 @@ def _error(unread: Sequence[tuple[int, Metrics]], safe: int, first_step: int) ->
         f"the loss is {loss} at step {unread[-1][0]}; not finite first: {_NAMES[part]}, at step "
         f"{at}; the last step that is safe is {safe}",
         part,
+        step=at,
     )

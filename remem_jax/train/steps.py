@@ -122,7 +122,7 @@ def make_supervised_step(
                 "parameters": (state.params, frozen),
                 "loss": found["loss"],
                 "gradient": grads,
-                "update": (params, statistics),
+                "update": (params, statistics, opt_state),
             }
         )
         metrics = {**found, "gradient_norm": optax.tree.norm(grads), "fault": fault}
@@ -214,7 +214,7 @@ def make_student_step(
                 "teacher": teacher,
                 "loss": value,
                 "gradient": grads,
-                "update": (params, statistics),
+                "update": (params, statistics, opt_state),
             }
         )
         return State(state.step + 1, params, statistics, opt_state), {"loss": value, "fault": fault}

@@ -68,8 +68,9 @@ def given(part: str) -> Iterator[None]:
     try:
         yield
     except loop.NonFiniteLossError as error:
+        text = f"{part}: {error}. {_advice(part, error)}"
         raise loop.NonFiniteLossError(
-            f"{part}: {error}. {_advice(part, error)}", error.part
+            text, error.part, step=error.step, seconds=error.seconds
         ) from error
 
 
@@ -77,7 +78,7 @@ def _advice(part: str, error: loop.NonFiniteLossError) -> str:
     kind = part.partition("/")[0]
     if error.of_rate:
         retry = ", or set config.retries" if kind == "teachers" else ""
-        return f"Lower {_RATES[kind]}, in another --workdir{retry}."
+        return f"Lower {_RATES[kind]}{retry}, in another --workdir."
     if error.part == "parameters":
         return "Checkpoints of this part are broken: begin again in another --workdir."
     return f"No learning rate helps: {_cause(kind, error.part)}."

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from remem_jax import mesh, models, optim, random_streams
 from remem_jax.checks import require
 from remem_jax.models import projection
-from remem_jax.records import Answer, Settings, TeacherApply, Variables
+from remem_jax.records import Answer, Key, Settings, TeacherApply, Variables
 from remem_jax.settings import METHODS
 from remem_jax.train import lockstep, objectives, state, steps
 from remem_jax.train.steps import StudentStep
@@ -38,14 +38,16 @@ class Classroom(NamedTuple):
 
     Attributes:
         first: Makes the variables that a student with a seed starts from.
-        first_states: Makes its state at step 0, by the name of its loss: where it learns features,
-            with a projection, which `first` has not.
+        shapes: Of its state, as it lies on the devices, by the name of its loss: where it learns
+            features, with a projection, which `first` has not.
+        first_states: Makes this state at step 0, of a seed, by the name of its loss.
         steps: The compiled step of one student, by the name of its loss.
         measure: Metrics of a student (of its variables as `first` has them) on a split.
         view_pass: What all models see of a batch, compiled.
     """
 
     first: Callable[[int], Variables]
+    shapes: dict[str, state.State]
     first_states: dict[str, Callable[[int], state.State]]
     steps: dict[str, StudentStep]
     measure: parts.Measure
@@ -106,26 +108,34 @@ def make(run: parts.Run, pretrained: finetune.Pretrained | None) -> Classroom:
     def first(seed: int) -> Variables:
         return init(random_streams.within(key, "parameters", seed))
 
-    def first_state(target: projection.Target | None, seed: int) -> state.State:
-        variables = first(seed)
+    def first_state(target: projection.Target | None, init_key: Key, own_key: Key) -> state.State:
+        variables = init(init_key)
         if target:
             channels = models.channels(model, run.config.data.image_size)
-            own = random_streams.within(key, "projection", seed)
-            variables = projection.add(variables, own, channels=channels, width=target.width)
+            variables = projection.add(variables, own_key, channels=channels, width=target.width)
         return state.create(variables, tx)
 
-    first_states, of_losses = {}, {}
+    def keys(seed: int) -> tuple[Key, Key]:
+        """Of a student's first parameters, and of its projection."""
+        init_key, own_key = (
+            random_streams.within(key, name, seed) for name in ("parameters", "projection")
+        )
+        return init_key, own_key
+
+    shapes, first_states, of_losses = {}, {}, {}
     for name, (loss, target) in _objectives(run, pretrained).items():
         apply = run.spread(models.student_apply(model, target))
         step = steps.make_student_step(apply, tx, loss=loss, key=key)
-        first_states[name] = functools.partial(first_state, target)
-        of_losses[name] = run.jit_step(step, functools.partial(first_states[name], 0))
+        create = run.jit_create(functools.partial(first_state, target), *keys(0))
+        shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
+        first_states[name] = lambda seed, create=create: create(*keys(seed))
+        of_losses[name] = run.jit_step(step, shapes[name])
     measure = parts.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     view_pass = lockstep.make_view_pass(
         run.feed.train_view, classes=classes, key=key, mixup=settings.mixup
     )
     jitted = jax.jit(view_pass, out_shardings=mesh.batch_sharding(run.mesh))
-    return Classroom(first, first_states, of_losses, measure, jitted)
+    return Classroom(first, shapes, first_states, of_losses, measure, jitted)
 
 
 def _objectives(

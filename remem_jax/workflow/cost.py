@@ -103,7 +103,7 @@ def measure(run: parts.Run) -> Speed:
     plan = activations.planned(run, finetune.planned_step(run, method, first))
     first = first._replace(plan=plan)
     training = finetune.make_training(run, settings, first)
-    state = run.place(training.first_state())
+    state = training.first_state()
     batch = _batch(run, settings.batch_size)
     operations = finetune.operations(run, settings, first)(state, batch)
 
@@ -135,7 +135,7 @@ def _of_students(
     asked = Step(flops.count(ask, None), _seconds(ask, None))
     of_losses = {}
     for point in course.of_each_loss:
-        step, state = classroom.steps[point.loss], run.place(classroom.first_state(point))
+        step, state = classroom.steps[point.loss], classroom.first_state(point)
         operations = flops.count(step, state, *seen, answer, point.settings)
 
         def once(state: Any, step: Any = step, point: classrooms.Point = point) -> Any:

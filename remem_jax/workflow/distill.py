@@ -1,6 +1,5 @@
 """Students: for every teacher, one per point of a small grid, trained in lockstep."""
 
-import itertools
 import math
 import pathlib
 import statistics
@@ -9,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from remem_jax import mesh
 from remem_jax.records import Batch, Variables
@@ -76,8 +76,9 @@ def _train_groups(
 
     Returns:
         For each group "part", "seconds", and "students": settings, metrics on validation (and on
-        test, with `config.choose_on_test`), and whether the student diverged. The variables of the
-        best setting's students are kept.
+        test, with `config.choose_on_test`; None of one that diverged), and whether the student
+        diverged; and "diverged", None unless all of the group did, else after which "step" the
+        last of them, and the "reason". The variables of the best setting's students are kept.
     """
     whole = results.read_for_all(run.workdir / part / "result.json")
     if whole:  # Also where another device would not hold as many.
@@ -112,30 +113,49 @@ def _train_group(
     if before:
         return before
     validation: list[dict[str, float]] = []
+    nothing = dict.fromkeys((run.dataset.metric, "loss"), math.nan)
 
     def milestone(at: int, now: lockstep.States) -> None:
-        validation[:] = classroom.measure.all([one.variables for one in now], "validation").models
+        live = [one.variables for i, one in enumerate(now) if i not in job.lost]
+        measured = iter(classroom.measure.all(live, "validation").models)
+        validation[:] = [nothing if i in job.lost else next(measured) for i in range(len(now))]
         parts.log_validation(run, part, at, [one[run.dataset.metric] for one in validation])
 
     with teacher() as teach:
         job = _job(run, classroom, course, points, teach)._replace(milestone=milestone)
-        try:
-            students, seconds = parts.train(run, part, job)
-        except loop.NonFiniteLossError as error:
-            if not error.of_rate or len(points) == len(course.points):
-                raise  # Else other groups go on, as other students of this one would.
-            students, seconds = (), 0.0
-            validation = [dict.fromkeys((run.dataset.metric, "loss"), math.nan) for _ in points]
+        students, seconds, diverged = _train(run, part, job)
+    if diverged:
+        validation[:] = [nothing for _ in points]
     if not validation:  # Killed between the last checkpoint and the result.
         milestone(job.steps, students)
-    records = _records(run, classroom, points, students, validation)
-    if students:
+    records = _records(run, points, validation)
+    if run.config.choose_on_test:
+        _test(classroom, students, records)
+    if _sound(records):
         _keep_best(run, part, dict(zip(points, students, strict=True)), records)
-    result = results.finite({"part": part, "seconds": seconds, "students": records})
+    result = {"part": part, "seconds": seconds, "students": records, "diverged": diverged}
+    result = results.finite(result)
     results.write_for_all(folder / "result.json", result)
     if mesh.is_writer():
         checkpoints.remove(folder / parts.CHECKPOINTS)
     return result
+
+
+def _train(
+    run: parts.Run, part: str, job: parts.Job
+) -> tuple[lockstep.States, float, dict[str, Any] | None]:
+    """Trains a group: the students, the seconds, and no students but why where all diverged.
+
+    Other groups go on then, as other students of this one would.
+    """
+    try:
+        students, seconds = parts.train(run, part, job)
+    except loop.NonFiniteLossError as error:
+        if not error.of_rate:
+            raise
+        logging.warning("%s", error)
+        return (), error.seconds, {"step": error.step, "reason": str(error)}
+    return students, seconds, None
 
 
 def _keep_best(
@@ -148,14 +168,10 @@ def _keep_best(
 
 
 def _records(
-    run: parts.Run,
-    classroom: Classroom,
-    points: dict[int, Point],
-    students: lockstep.States,
-    validation: Sequence[dict[str, float]],
+    run: parts.Run, points: dict[int, Point], validation: Sequence[dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """What is known of each student; there are none where all diverged."""
-    found = [
+    """What is known of each student."""
+    return [
         {
             "student": i,
             "loss": point.loss,
@@ -165,12 +181,20 @@ def _records(
         }
         for (i, point), metrics in zip(points.items(), validation, strict=True)
     ]
-    if run.config.choose_on_test:
-        variables = [student.variables for student in students]
-        on_test = classroom.measure.all(variables, "test").models
-        for record, test in itertools.zip_longest(found, on_test):
-            record["test"] = test
-    return found
+
+
+def _test(
+    classroom: Classroom, students: lockstep.States, records: Sequence[dict[str, Any]]
+) -> None:
+    """Adds to records what students are on test; there are no students where all diverged."""
+    live = [
+        student.variables
+        for record, student in zip(records, students, strict=False)
+        if not record["diverged"]
+    ]
+    measured = iter(classroom.measure.all(live, "test").models)
+    for record in records:
+        record["test"] = None if record["diverged"] else next(measured)
 
 
 def _job(
@@ -182,28 +206,35 @@ def _job(
 ) -> parts.Job:
     """The training of a group of students, but for what is looked at on the way."""
     settings, own = run.config.student, list(points.values())
+    lost: set[int] = set()
     taught = [(classroom.steps[point.loss], point.settings) for point in own]
     every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
 
     def operations(states: lockstep.States, batch: Batch) -> float:
-        """With the teacher's pass, whether or not its answers are stored."""
+        """Of students that are finite, with the teacher's pass, stored outputs or not."""
         number = jax.ShapeDtypeStruct((), "int32")
         seen = jax.eval_shape(classroom.view_pass, number, batch)
         answer, of_teacher = None, 0.0
         if course.answer:
             answer = jax.eval_shape(course.answer, course.shapes, seen.images)
             of_teacher = flops.count(course.answer, course.shapes, seen.images)
-        pairs = {point.loss: (point, state) for point, state in zip(own, states, strict=True)}
+        trained = [
+            (point, state)
+            for i, (point, state) in enumerate(zip(own, states, strict=True))
+            if i not in lost
+        ]
+        pairs = {point.loss: (point, state) for point, state in trained}
         of_losses = {
             loss: flops.count(classroom.steps[loss], state, *seen, answer, point.settings)
             for loss, (point, state) in pairs.items()
         }
-        return of_teacher + sum(of_losses[point.loss] for point in own)
+        return of_teacher + sum(of_losses[point.loss] for point, _ in trained)
 
     return parts.Job(
-        tuple(run.place(classroom.first_state(point)) for point in own),
+        tuple(classroom.shapes[point.loss] for point in own),
+        lambda: tuple(map(classroom.first_state, own)),
         lambda first_step: lockstep.make_step(
-            classroom.view_pass, teach, taught, first_step=first_step
+            classroom.view_pass, teach, taught, first_step=first_step, lost=lost
         ),
         operations,
         settings.batch_size,
@@ -211,6 +242,7 @@ def _job(
         tuple(round(float(at)) for at in every),
         lambda at, now: None,
         "student",
+        lost,
     )
 
 
@@ -229,19 +261,25 @@ def select(
     Raises:
         NonFiniteLossError: If every setting diverged.
     """
-    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for record in records:
-        settings.setdefault(tuple(record.get(name) for name in SETTING), []).append(record)
-    sound = [own for own in settings.values() if not any(one["diverged"] for one in own)]
+    sound = _sound(records)
     if not sound:
         raise loop.NonFiniteLossError(
-            "Every student diverged on validation; lower config.student.learning_rates."
+            "Every student diverged on validation; lower config.student.learning_rates, in another "
+            "--workdir."
         )
 
     def rank(own: list[dict[str, Any]]) -> tuple[float, float]:
         return mean(own, split, metric), -mean(own, split, "loss")
 
     return max(sound, key=rank)
+
+
+def _sound(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The records of each setting that diverged with no seed."""
+    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        settings.setdefault(tuple(record.get(name) for name in SETTING), []).append(record)
+    return [own for own in settings.values() if not any(one["diverged"] for one in own)]
 
 
 def mean(records: Sequence[dict[str, Any]], split: str, metric: str) -> float:

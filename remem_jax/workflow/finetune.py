@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from absl import logging
+import numpy as np
 from ml_collections import ConfigDict
 
 from remem_jax import losses, mesh, models, optim, random_streams
@@ -15,7 +15,7 @@ from remem_jax.settings import METHODS, division, tuning_of
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import flops, loop, objectives, state, steps
 from remem_jax.weights import augreg
-from remem_jax.workflow import activations, memory, parts
+from remem_jax.workflow import activations, attempts, memory, parts
 from remem_jax.workflow.pretrained import Pretrained
 
 
@@ -24,7 +24,7 @@ class Teachers(NamedTuple):
 
     Attributes:
         method: Name in `METHODS`.
-        part: Name of its part of the run.
+        part: Name of its part of the run; of an attempt after the first, of that.
         settings: `config.teacher` as the method changes it.
         apply: A teacher in evaluation mode, with what the run's students learn from it.
         patches: The same with its patches, by which its information is measured.
@@ -33,6 +33,7 @@ class Teachers(NamedTuple):
         load: Variables of the teacher after so many steps.
         measure: Metrics of a teacher on a split.
         records: One per checkpoint: "step" and "validation".
+        lost: Which of `config.teacher.steps` have no checkpoint, and why; see `attempts.train`.
         seconds: What the training took.
     """
 
@@ -46,6 +47,7 @@ class Teachers(NamedTuple):
     load: Callable[[int], Variables]
     measure: parts.Measure
     records: list[dict[str, Any]]
+    lost: dict[str, Any] | None
     seconds: float
 
 
@@ -121,7 +123,13 @@ def start(run: parts.Run, pretrained: Pretrained, method: str) -> Start:
 
 
 def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
-    """Trains the teachers of a method; where that is done, reads what is there."""
+    """Trains the teachers of a method; where that is done, reads what is there.
+
+    Where training diverges, the checkpoints before that are the teachers; see `attempts`.
+
+    Raises:
+        NonFiniteLossError: If there is no checkpoint before.
+    """
     part = f"teachers/{method}"
     folder = run.workdir / part
     settings = settings_of(run.config, method)
@@ -130,36 +138,40 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
     like = run.shapes(first.trainable)
     unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(first.trainable))
 
-    def load(at: int) -> Variables:
-        trained = checkpoints.load_tree(folder / f"step_{at}" / "params", like)
-        return first.teacher(trained)
-
-    def milestone(at: int, now: state.State) -> None:
+    def milestone(own: str, at: int, now: state.State) -> None:
         params = unstack(now.params) if first.stacks else now.params
         metrics = measure(first.variables(params), "validation")
-        parts.log_validation(run, part, at, metrics[run.dataset.metric])
-        checkpoints.save_tree(folder / f"step_{at}" / "params", params)
-        record = {"step": at, "validation": metrics}
-        results.write_for_all(folder / f"step_{at}" / "record.json", record)
+        _require_finite(own, at, metrics)
+        parts.log_validation(run, own, at, metrics[run.dataset.metric])
+        folder = run.workdir / own / f"step_{at}"
+        checkpoints.save_tree(folder / "params", params)
+        results.write_for_all(folder / "record.json", {"step": at, "validation": metrics})
+
+    def once(attempt: attempts.Attempt) -> float:
+        settings.learning_rate = attempt.learning_rate
+        return _train(
+            run, attempt.part, settings, first, functools.partial(milestone, attempt.part)
+        )
 
     done = results.read_for_all(folder / "result.json")
     if done is None:
         plan = activations.planned(run, planned_step(run, method, first))
         first = first._replace(plan=plan)
-        seconds = _train_or_retry(run, part, settings, first, milestone)
-        found = [
-            results.read_for_all(folder / f"step_{at}" / "record.json") for at in settings.steps
-        ]
-        done = {"teachers": found, "seconds": seconds, "learning_rate": settings.learning_rate}
+        rate, every = settings.learning_rate, tuple(settings.steps)
+        done = attempts.train(run, part, learning_rate=rate, steps=every, once=once)
         results.write_for_all(folder / "result.json", done)
-        if mesh.is_writer():
-            checkpoints.remove(folder / parts.CHECKPOINTS)
+        attempts.clean(run, done, part)
     settings.learning_rate = done["learning_rate"]
+
+    def load(at: int) -> Variables:
+        folder = run.workdir / done["part"] / f"step_{at}" / "params"
+        return first.teacher(checkpoints.load_tree(folder, like))
+
     merged = jax.eval_shape(first.teacher, first.trainable)
     facts = {"model": " ".join(repr(first.model).split()), "tuning": settings.tuning}
     return Teachers(
         method,
-        part,
+        done["part"],
         settings,
         teacher_apply(run, first),
         patches_apply(first),
@@ -168,46 +180,16 @@ def finetune(run: parts.Run, pretrained: Pretrained, method: str) -> Teachers:
         load,
         measure,
         done["teachers"],
+        done["lost"],
         done["seconds"],
     )
 
 
-def _train_or_retry(
-    run: parts.Run,
-    part: str,
-    settings: ConfigDict,
-    first: Start,
-    milestone: Callable[[int, state.State], None],
-) -> float:
-    """Trains, and where the loss is no number any more again, at half of the rate (in `settings`).
-
-    A later start goes on with the rate that this one has come to.
-    """
-    tried = run.workdir / part / "retries.json"
-    found = results.read_for_all(tried) or {"retries": 0, "learning_rate": settings.learning_rate}
-    while True:
-        settings.learning_rate = found["learning_rate"]
-        try:
-            return _train(run, part, settings, first, milestone)
-        except loop.NonFiniteLossError as error:
-            if not error.of_rate or found["retries"] >= run.config.retries:
-                raise
-            found = {
-                "retries": found["retries"] + 1,
-                "learning_rate": settings.learning_rate / 2,
-            }
-            logging.warning(
-                "%s Trying again from the start at a learning rate of %g, %d of %d times.",
-                error,
-                found["learning_rate"],
-                found["retries"],
-                run.config.retries,
-            )
-            # In this order: a kill in between trains what is left once more, and fails again.
-            if mesh.is_writer():
-                checkpoints.remove(run.workdir / part)
-                results.write(tried, found)
-            mesh.told_by_writer(1)  # That it is gone.
+def _require_finite(part: str, at: int, metrics: dict[str, Any]) -> None:
+    """Raises where parameters are finite, and outputs of the images of validation are not."""
+    if not np.isfinite(metrics["loss"]):
+        text = f"the loss on validation is {metrics['loss']} at step {at}"
+        raise loop.NonFiniteLossError(text, step=at)
 
 
 class Training(NamedTuple):
@@ -215,10 +197,12 @@ class Training(NamedTuple):
 
     Attributes:
         step: The compiled step: (state, batch, frozen parameters) -> (state, metrics).
+        shapes: Of the state, as it lies on the devices.
         first_state: Makes the state at step 0.
     """
 
     step: Any
+    shapes: state.State
     first_state: Callable[[], state.State]
 
 
@@ -248,11 +232,21 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         division=division(settings, run.mesh, first.plan.accumulate),
     )
 
-    def first_state() -> state.State:
-        params = encoder.stack(first.trainable) if first.stacks else first.trainable
+    def stacked(trainable: Params) -> Params:
+        return encoder.stack(trainable) if first.stacks else trainable
+
+    def create(params: Params) -> state.State:
         return state.create({"params": params}, tx)
 
-    return Training(run.jit_step(step, first_state), first_state)
+    shapes = run.shapes(jax.eval_shape(lambda params: create(stacked(params)), first.trainable))
+
+    def first_state() -> state.State:
+        # From the host straight to where each piece belongs; the optimiser's state is made there.
+        params = run.place(stacked(first.trainable))
+        others = run.jit_create(lambda params: create(params)._replace(params={}), params)
+        return others(params)._replace(params=params)
+
+    return Training(run.jit_step(step, shapes), shapes, first_state)
 
 
 def train_apply(first: Start, rematerialise: str) -> TrainApply:
@@ -289,7 +283,8 @@ def _train(
         run,
         part,
         parts.Job(
-            run.place(training.first_state()),
+            training.shapes,
+            training.first_state,
             # The frozen parameters are an argument: constants would be compiled into the step.
             lambda first_step: functools.partial(training.step, frozen=first.frozen),
             batch_size=settings.batch_size,
@@ -298,6 +293,7 @@ def _train(
             milestones=tuple(settings.steps),
             milestone=milestone,
             stage="teacher",
+            lost=set(),
         ),
     )
     return seconds

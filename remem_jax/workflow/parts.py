@@ -17,7 +17,8 @@ from remem_jax.random_streams import Stage
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables, View
 from remem_jax.settings import counts
 from remem_jax.storage import checkpoints, logs
-from remem_jax.train import compiling, flops, loop, profiling
+from remem_jax.train import compiling, finite, loop, profiling
+from remem_jax.train.speed import Speed
 from remem_jax.workflow import advice, pretrained
 
 S = TypeVar("S")
@@ -70,10 +71,23 @@ class Run(NamedTuple):
         """A model (in either mode) as the devices run it, whose parameters may be divided."""
         return mesh.gathered(apply, self.mesh) if self.config.fsdp else apply
 
-    def jit_step(self, step: Callable[..., tuple[S, Metrics]], first_state: Callable[[], S]) -> Any:
-        """A step, jitted: it is given the state and leaves it where `place` puts one."""
-        shardings = self.shardings(jax.eval_shape(first_state))
-        outs = (shardings, mesh.replicated(self.mesh))
+    def jit_create(self, create: Callable[..., Any], *arguments: Any) -> Any:
+        """A function that creates arrays, jitted: each device makes its own pieces of them.
+
+        Args:
+            create: The function, such as an initialiser of a key.
+            *arguments: What it is called with, or others of the same shapes.
+        """
+        return jax.jit(create, out_shardings=self.shardings(jax.eval_shape(create, *arguments)))
+
+    def jit_step(self, step: Callable[..., tuple[S, Metrics]], shapes: S) -> Any:
+        """A step, jitted: it is given the state and leaves it where it was.
+
+        Args:
+            step: The step, of (state, ...).
+            shapes: Of the state; see `shapes`.
+        """
+        outs = (jax.tree.map(lambda leaf: leaf.sharding, shapes), mesh.replicated(self.mesh))
         return jax.jit(step, donate_argnums=0, out_shardings=outs)
 
 
@@ -162,7 +176,8 @@ class Job(NamedTuple):
     """What `train` does.
 
     Attributes:
-        first: State at step 0; its structure is that of the checkpoints.
+        shapes: Of the state, as it lies on the devices; its structure is that of the checkpoints.
+        first: Makes the state at step 0; not called where a checkpoint is there.
         make_step: Makes the (jitted) step, given the number of steps that were done before.
         operations: Counts the floating-point operations of a step.
         batch_size: Examples in a batch.
@@ -170,9 +185,13 @@ class Job(NamedTuple):
         milestones: After which steps `milestone` is called.
         milestone: Looks at the state; may be called again for a step after a kill.
         stage: Whose batches it takes.
+        lost: Numbers of the models, where several are trained at once, whose state is not finite
+            any more, which no step mends. `train` adds them when it sees them, before `milestone`
+            is called.
     """
 
-    first: Any
+    shapes: Any
+    first: Callable[[], Any]
     make_step: Callable[[int], Callable[[Any, Batch], tuple[Any, Metrics]]]
     operations: Callable[[Any, Batch], float]
     batch_size: int
@@ -180,6 +199,7 @@ class Job(NamedTuple):
     milestones: tuple[int, ...]
     milestone: Callable[[int, Any], None]
     stage: Stage
+    lost: set[int]
 
 
 def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
@@ -192,13 +212,14 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
 
     Returns:
         The last state, and the seconds that training took, over all interruptions.
+
+    Raises:
+        NonFiniteLossError: If no model is finite any more; it has the seconds too.
     """
     config = run.config
     folder = run.workdir / part / CHECKPOINTS
     with checkpoints.Checkpoints(folder, keep=config.keep_checkpoints) as saved:
-        first, done, seconds = job.first, saved.newest() or 0, 0.0
-        if done:
-            first, seconds = saved.restore(done, first)
+        first, done, seconds = _begun(saved, job)
         started = time.monotonic() - seconds
         progress = logs.Progress(part, first_step=done, steps=job.steps)
         trace = profiling.Trace(run.workdir / "profile" / part, first_step=done)
@@ -215,10 +236,21 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
                 return False
             return mesh.any_process(run.stopping())
 
-        speed = _Speed(run, job.operations)
+        speed = Speed(job.operations, run.mesh, config.compute_dtype)
+
+        def faulty(numbers: Sequence[int], states: Any) -> None:
+            known = len(job.lost)
+            job.lost.update(i for i in numbers if i not in job.lost and not _is_finite(states[i]))
+            if len(job.lost) > known:
+                logging.warning("%s: models %s are not finite any more.", part, sorted(job.lost))
+                speed.count_again()
+
         effects = loop.Effects(
             log=lambda at, metrics: run.log.write(part, at, {**metrics, **speed.of(metrics)}),
-            save=lambda at, state: saved.save(at, state, seconds=time.monotonic() - started),
+            save=lambda at, state: saved.save(
+                at, state, note={"seconds": time.monotonic() - started, "lost": sorted(job.lost)}
+            ),
+            faulty=faulty,
             milestone=job.milestone,
             progress=after,
             stopping=stopping,
@@ -227,6 +259,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             contextlib.closing(run.feed.train(job.batch_size, done, stage=job.stage)) as batches,
             advice.given(part),
             advice.of_memory(part),
+            _timed(started),
             signals.steps() as ended,
         ):
             last = loop.fit(
@@ -249,34 +282,36 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
         return last, time.monotonic() - started
 
 
-class _Speed:
-    """What the devices do while a part of a run is trained."""
+def _begun(saved: checkpoints.Checkpoints, job: Job) -> tuple[Any, int, float]:
+    """The state that training begins with, its step, and the seconds that went into it.
 
-    def __init__(self, run: Run, operations: Callable[[Any, Batch], float]) -> None:
-        self._count, self._operations = operations, 0.0
-        kind = run.mesh.devices.flat[0].device_kind
-        peak = flops.peak(kind, run.config.compute_dtype)
-        self._peak = peak and peak * run.mesh.size
+    Where there is a checkpoint, the state at step 0 is never made: the devices hold one state.
+    """
+    done = saved.newest() or 0
+    if not done:
+        return job.first(), 0, 0.0
+    state, note = saved.restore(done, job.shapes)
+    job.lost.update(note.get("lost", ()))  # Earlier versions have stepped them on.
+    return state, done, note["seconds"]
 
-    def counting(self, step: Callable[[S, Batch], Any]) -> Callable[[S, Batch], Any]:
-        """The same step, which is counted when it is first taken."""
 
-        def counted(state: S, batch: Batch) -> Any:
-            if not self._operations:
-                self._operations = self._count(state, batch)
-            return step(state, batch)
+@contextlib.contextmanager
+def _timed(started: float) -> Iterator[None]:
+    """Adds the seconds since `started` to an error of a loss that is not finite."""
+    try:
+        yield
+    except loop.NonFiniteLossError as error:
+        error.seconds = time.monotonic() - started
+        raise
 
-        return counted
 
-    def of(self, metrics: Metrics) -> Metrics:
-        """What to log with the metrics of a step.
+@jax.jit
+def _finite(state: Any) -> jax.Array:
+    return finite.is_finite(state)
 
-        "teraflops" of the model in a second, all devices together; "utilisation", the share of
-        what the devices can do, where that is known; and memory at its peak.
-        """
-        rate = self._operations / metrics["step_seconds"]
-        found = {"teraflops": rate / 1e12, **profiling.memory_peaks()}
-        return found | ({"utilisation": rate / self._peak} if self._peak else {})
+
+def _is_finite(state: Any) -> bool:
+    return bool(jax.device_get(_finite(state)))
 
 
 def _compiled(found: compiling.Compiled) -> str:

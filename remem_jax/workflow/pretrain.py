@@ -33,7 +33,8 @@ def run_pretrain(run: parts.Run) -> None:
         dtype=config.compute_dtype,
     )
     apply = models.evaluation_apply(model)
-    random = models.init(model, random_streams.key(config.seed, "pretraining", "parameters"), size)
+    init = models.make_init(model, size)
+    init_key = random_streams.key(config.seed, "pretraining", "parameters")
     tx = optim.adamw(
         optim.warmup_cosine(
             peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps
@@ -42,8 +43,8 @@ def run_pretrain(run: parts.Run) -> None:
         clip_norm=settings.clip_norm,
     )
 
-    def first_state() -> state.State:
-        return state.create(random, tx)
+    first = run.jit_create(lambda key: state.create(init(key), tx), init_key)
+    shapes = run.shapes(jax.eval_shape(first, init_key))
 
     @functools.cache
     def jit_step(plan: activations.Plan) -> Any:
@@ -57,7 +58,7 @@ def run_pretrain(run: parts.Run) -> None:
                 settings, run.mesh, plan.accumulate, name="config.train"
             ),
         )
-        return run.jit_step(step, first_state)
+        return run.jit_step(step, shapes)
 
     def train_apply(rematerialise: str) -> TrainApply:
         return models.train_apply(model.clone(rematerialise=rematerialise))
@@ -65,14 +66,15 @@ def run_pretrain(run: parts.Run) -> None:
     def features(variables: Variables, images: jax.Array) -> Any:
         return model.apply(variables, images, method="pre_logits")
 
-    plan = activations.planned(run, _planned_step(run, model, first_state, train_apply, jit_step))
+    plan = activations.planned(run, _planned_step(run, model, shapes, train_apply, jit_step))
     jitted, counted = jit_step(plan), jit_step(plan._replace(rematerialise="nothing"))
     measure = parts.make_measure(run, apply, settings.batch_size)
     last, seconds = parts.train(
         run,
         "pretrain",
         parts.Job(
-            run.place(first_state()),
+            shapes,
+            lambda: first(init_key),
             lambda first_step: functools.partial(jitted, frozen={}),
             batch_size=settings.batch_size,
             operations=lambda state, batch: flops.count(counted, state, batch, {}),
@@ -82,6 +84,7 @@ def run_pretrain(run: parts.Run) -> None:
                 run, "pretrain", at, measure(now.variables, "validation")["top1"]
             ),
             stage="pretraining",
+            lost=set(),
         ),
     )
     path = run.workdir / "pretrained.npz"
@@ -97,8 +100,8 @@ def run_pretrain(run: parts.Run) -> None:
         "bytes": path.stat().st_size,
     }
     if config.probe.name:
-        compared = {"pretrained": stored, "random": run.place(random)}
-        found["probe"] = probes(run, features, compared)
+        random = run.jit_create(init, init_key)(init_key)
+        found["probe"] = probes(run, features, {"pretrained": stored, "random": random})
     results.write_for_all(run.workdir / "results.json", found)
     logging.info("Pretrained: %s", found)
 
@@ -106,12 +109,11 @@ def run_pretrain(run: parts.Run) -> None:
 def _planned_step(
     run: parts.Run,
     model: Any,
-    first_state: Callable[[], state.State],
+    own: state.State,
     train_apply: Callable[[str], TrainApply],
     jit_step: Callable[[activations.Plan], Any],
 ) -> activations.Step:
     settings, image_size = run.config.train, run.config.data.image_size
-    own = run.shapes(jax.eval_shape(first_state))
 
     def needs(plan: activations.Plan) -> tuple[int, int]:
         batch = memory.batch(run, settings.batch_size)

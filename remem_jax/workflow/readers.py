@@ -79,14 +79,12 @@ def make(run: parts.Run, teachers: Sequence[Teacher], rematerialise: str = "noth
     step = mutual_information.make_decoder_step(models.train_apply(trained), tx)
     own = reading(settings)
     require_grid(settings, side)
-    own_critic = jax.jit(
-        functools.partial(
-            info_nce.init,
-            reading=own,
-            width=width,
-            hidden=settings.info_nce.hidden,
-            embedding=settings.info_nce.embedding,
-        )
+    own_critic = functools.partial(
+        info_nce.init,
+        reading=own,
+        width=width,
+        hidden=settings.info_nce.hidden,
+        embedding=settings.info_nce.embedding,
     )
     critic_step = info_nce.make_critic_step(
         tx, own, key=random_streams.key(run.config.seed, "critic")
@@ -97,29 +95,25 @@ def make(run: parts.Run, teachers: Sequence[Teacher], rematerialise: str = "noth
     )
     critics = len(critic_keys) if settings.info_nce.measured else 0
 
+    first_decoder = run.jit_create(lambda key: state.create(init(key), tx), decoder_keys[0])
+    first_critic = run.jit_create(lambda key: state.create(own_critic(key), tx), critic_keys[0])
+
     def first() -> tuple[state.State, ...]:
-        decoders = [state.create(init(key), tx) for _ in teachers for key in decoder_keys]
-        others = [
-            state.create(own_critic(key), tx) for _ in teachers for key in critic_keys[:critics]
-        ]
-        return tuple(run.place(one) for one in (*decoders, *others))
+        decoders = [first_decoder(key) for _ in teachers for key in decoder_keys]
+        return (*decoders, *(first_critic(key) for _ in teachers for key in critic_keys[:critics]))
 
-    def first_decoder() -> state.State:
-        return state.create(init(decoder_keys[0]), tx)
-
-    def first_critic() -> state.State:
-        return state.create(own_critic(critic_keys[0]), tx)
-
-    jitted = run.jit_step(step, first_decoder), run.jit_step(critic_step, first_critic)
+    of_decoder, of_critic = (
+        run.shapes(jax.eval_shape(one, critic_keys[0])) for one in (first_decoder, first_critic)
+    )
+    jitted = run.jit_step(step, of_decoder), run.jit_step(critic_step, of_critic)
     numbers = range(len(teachers))
     of_decoders = [number for number in numbers for _ in decoder_keys]
     of_critics = [number for number in numbers for _ in range(critics)]
-    shapes = [run.shapes(jax.eval_shape(one)) for one in (first_decoder, first_critic)]
     return Readers(
         [*of_decoders, *of_critics],
         len(of_decoders),
         [jitted[0]] * len(of_decoders) + [jitted[1]] * len(of_critics),
-        (*[shapes[0]] * len(of_decoders), *[shapes[1]] * len(of_critics)),
+        (*[of_decoder] * len(of_decoders), *[of_critic] * len(of_critics)),
         first,
         [_teach(one) for one in teachers],
     )
@@ -257,7 +251,8 @@ def job(run: parts.Run, readers: Readers) -> parts.Job:
         return of_teachers + sum(counts[step] for step in readers.steps)
 
     return parts.Job(
-        tuple(run.place(one) for one in readers.first()),
+        readers.shapes,
+        readers.first,
         make_step,
         operations,
         settings.batch_size,
@@ -265,6 +260,7 @@ def job(run: parts.Run, readers: Readers) -> parts.Job:
         milestones(settings),
         lambda at, now: None,
         "decoder",
+        set(),
     )
 
 

@@ -9,14 +9,15 @@ import numpy as np
 from absl import logging
 
 from remem_jax import mesh, paired, report
-from remem_jax.data import registry
 from remem_jax.records import Params, Settings
 from remem_jax.settings import METHODS, located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
+from remem_jax.train import loop
 from remem_jax.workflow import (
     activations,
     advice,
+    differences,
     distill,
     facts,
     file_list,
@@ -52,36 +53,64 @@ def run_remem(run: parts.Run) -> None:
     config = run.config
     taught = any(METHODS[method] is not None for method in config.methods)
     pretrained = finetune.read_pretrained(run) if taught else None
-    first = pretrained and finetune.start(run, pretrained, "finetune")
     own = facts.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     classroom = classrooms.make(run, pretrained)
     if config.plan_only:
         plan.show(run, pretrained, classroom)
         return
-    if first and config.information.seeds:  # Not after hours of other work.
-        information.require_measurable(run, config.data.image_size // first.model.size.pixels)
-    workdir.begin(run.workdir, located(config), own)
-    outcomes = [_outcome(run, pretrained, classroom, method) for method in config.methods]
     used = {
-        **_teacher(run, pretrained, first),
+        **_teacher(run, pretrained),
         "student": config.student.model,
         "student_parameters": _size(jax.eval_shape(lambda: classroom.first(0)["params"])),
     }
+    workdir.begin(run.workdir, located(config), own)
+    outcomes, failed = _outcomes(run, pretrained, classroom)
     if mesh.is_writer():
         said = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
         file_list.write(run.workdir / "selected" / "split.csv", run.dataset, said)
-        results.write(run.workdir / "results.json", _results(run, own, outcomes, used))
+        found = _results(run, own, outcomes, used) | {"failed": failed}
+        results.write(run.workdir / "results.json", found)
         report.write(run.workdir)
         logging.info("Report: %s", run.workdir / "report.html")
+    if failed:
+        why = " ".join(one["reason"] for one in failed)
+        raise loop.NonFiniteLossError(
+            f"{why} The report is of the other methods: {run.workdir / 'report.html'}"
+        )
 
 
-def _teacher(
-    run: parts.Run, pretrained: finetune.Pretrained | None, first: finetune.Start | None
-) -> dict[str, Any]:
-    """The model that teachers start from; all None where no method has a teacher."""
+def _outcomes(
+    run: parts.Run, pretrained: finetune.Pretrained | None, classroom: classrooms.Classroom
+) -> tuple[list[Outcome], list[dict[str, str]]]:
+    """What each method came to; and of those that came to nothing "method" and "reason".
+
+    Raises:
+        NonFiniteLossError: If all diverged; or at once where no learning rate helps.
+    """
+    outcomes, failed = [], []
+    for method in run.config.methods:
+        try:
+            outcomes.append(_outcome(run, pretrained, classroom, method))
+        except loop.NonFiniteLossError as error:
+            if not error.of_rate or len(failed) + 1 == len(run.config.methods):
+                raise
+            failed.append({"method": method, "reason": f"{method}: {error}"})
+            logging.error("%s", failed[-1]["reason"])
+    return outcomes, failed
+
+
+def _teacher(run: parts.Run, pretrained: finetune.Pretrained | None) -> dict[str, Any]:
+    """The model that teachers start from; all None where no method has a teacher.
+
+    Raises:
+        SettingError: If their information cannot be measured: not after hours of other work.
+    """
     names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
-    if pretrained is None or first is None:
+    if pretrained is None:
         return dict.fromkeys(names)
+    first = finetune.start(run, pretrained, "finetune")
+    if run.config.information.seeds:
+        information.require_measurable(run, run.config.data.image_size // first.model.size.pixels)
     settings, trainable = run.config.teacher, _size(first.trainable)
     model = f"{settings.model} {settings.variant}".strip()
     parameters = trainable + _size(first.frozen)
@@ -118,6 +147,8 @@ def _outcome(
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,
+        "teacher_part": None,
+        "teacher_lost": None,
         "selected": _setting(best),
         "group": {"part": best["group"]["part"], "member": best["member"]},
         "student": {
@@ -145,6 +176,7 @@ def _outcome(
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
         (of_step,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
+        row["teacher_part"], row["teacher_lost"] = teachers.part, teachers.lost
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
     return Outcome(
         row,
@@ -226,11 +258,7 @@ def _results(
         | {
             "differs": [
                 *run.config.differs,
-                _selected_on(run),
-                *_assumed(run.config.data.name),
-                *_stored(run),
-                *_mirrored(run),
-                *_retried(run, outcomes),
+                *differences.sentences(run, [outcome.row for outcome in outcomes]),
             ]
         },
         "config_fingerprint": results.fingerprint(own.settings),
@@ -248,58 +276,6 @@ def _results(
         "versions": facts.versions(),
         "device": facts.device(),
     }
-
-
-def _selected_on(run: parts.Run) -> str:
-    """Which split selects, as a sentence."""
-    held = "held out of train" if facts.held_out(run.dataset) else "of the data set's own"
-    return (
-        f"Settings are selected on a validation split {held}; the paper does not say on which "
-        "split it selects."
-    )
-
-
-def _assumed(dataset: str) -> list[str]:
-    """What the registry assumes of a data set where the paper leaves it open, as a sentence."""
-    record = registry.RECORDS.get(dataset)
-    return [f"Assumed of {dataset}: {record.note}."] if record and record.note else []
-
-
-def _stored(run: parts.Run) -> list[str]:
-    """How the images that the models saw are not those of the data set, as a sentence."""
-    if not run.dataset.resized:
-        return []
-    height, width = run.dataset.source_size or (0, 0)
-    return [
-        f"Images are stored resized to {height} x {width} pixels, and crops are taken from these; "
-        'config.data.input="streamed" takes them from the images as they are.'
-    ]
-
-
-def _mirrored(run: parts.Run) -> list[str]:
-    """Where training images are not mirrored at random, as a sentence."""
-    if run.dataset.flip:
-        return []
-    return [
-        "Images of training are not mirrored, since mirrored ones may be of another class; the "
-        "paper's text does not say."
-    ]
-
-
-def _retried(run: parts.Run, outcomes: Sequence[Outcome]) -> list[str]:
-    """Which teachers have another learning rate than was asked for, as sentences."""
-    asked = run.config.teacher.learning_rate
-    rates = {
-        outcome.row["method"]: outcome.row["teacher_settings"]["learning_rate"]
-        for outcome in outcomes
-        if outcome.row["teacher_settings"]
-    }
-    return [
-        f"The teacher of {method} was tuned at a learning rate of {rate:g}: at {asked:g} its loss "
-        "was no number (config.retries)."
-        for method, rate in rates.items()
-        if rate != asked
-    ]
 
 
 def _size(params: Params) -> int:

@@ -110,7 +110,7 @@ def test_a_record_is_rendered_into_the_documentation(
 
 
 def values(loss: float, gradient: dict[str, np.ndarray]) -> Values:
-    return Values({"loss": np.float32(loss)}, sketch.of(gradient), None)
+    return Values({"loss": np.asarray(loss, np.float32)}, sketch.of(gradient), None)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,8 @@ def test_nothing_is_measured_without_what_is_required(bench: Bench) -> None:
 def test_items_without_time_in_their_section_get_what_is_left_in_the_end(bench: Bench) -> None:
     # Section a ends at 50, so its third item waits until b is done.
     names = ["one", "two", "three"]
-    bench.script = {name: [(23.0, DONE)] for name in names} | {"other": [(1.0, DONE)]}
+    scripts: dict[str, Sequence[Said]] = {name: [(23.0, DONE)] for name in names}
+    bench.script = {**scripts, "other": [(1.0, DONE)]}
 
     how = bench.run([*(item(name, limit=30.0) for name in names), item("other", "b")])
 

@@ -40,7 +40,7 @@ def _like(tree: Any) -> Any:
 def test_a_state_comes_back_as_it_was_saved(tmp_path: pathlib.Path, key: Key) -> None:
     saved = _state(key)
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-        directory.save(1, saved, seconds=0.0)
+        directory.save(1, saved, note={"seconds": 0.0})
 
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         restored, _ = directory.restore(1, _like(saved))
@@ -51,7 +51,7 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: pathlib.Path, key: Key) ->
 def test_two_states_come_back_as_two_states(tmp_path: pathlib.Path, key: Key) -> None:
     saved = tuple(_state(k) for k in jax.random.split(key))
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-        directory.save(1, saved, seconds=0.0)
+        directory.save(1, saved, note={"seconds": 0.0})
 
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         restored, _ = directory.restore(1, _like(saved))
@@ -62,7 +62,7 @@ def test_two_states_come_back_as_two_states(tmp_path: pathlib.Path, key: Key) ->
 def test_a_restored_state_has_the_types_of_the_saved_one(tmp_path: pathlib.Path, key: Key) -> None:
     saved = _state(key)
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-        directory.save(1, saved, seconds=0.0)
+        directory.save(1, saved, note={"seconds": 0.0})
 
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         restored, _ = directory.restore(1, _like(saved))
@@ -70,15 +70,15 @@ def test_a_restored_state_has_the_types_of_the_saved_one(tmp_path: pathlib.Path,
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
 
 
-def test_the_seconds_of_a_step_come_back(tmp_path: pathlib.Path, key: Key) -> None:
+def test_the_note_of_a_step_comes_back(tmp_path: pathlib.Path, key: Key) -> None:
     saved = _state(key)
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-        directory.save(1, saved, seconds=12.5)
+        directory.save(1, saved, note={"seconds": 12.5})
 
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-        _, seconds = directory.restore(1, _like(saved))
+        _, note = directory.restore(1, _like(saved))
 
-    assert seconds == 12.5
+    assert note == {"seconds": 12.5}
 
 
 def test_a_state_that_is_given_away_after_saving_is_restored_as_it_was(
@@ -89,7 +89,7 @@ def test_a_state_that_is_given_away_after_saving_is_restored_as_it_was(
     step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
 
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-        directory.save(1, first, seconds=0.0)
+        directory.save(1, first, note={"seconds": 0.0})
         second = step(first)
         third = jax.block_until_ready(step(second))
 
@@ -109,7 +109,7 @@ def saved(tmp_path: pathlib.Path, key: Key) -> pathlib.Path:
     """A folder where steps 2, 9 and 10 were saved."""
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         for step in (2, 9, 10):
-            directory.save(step, {"step": jnp.int32(step)}, seconds=0.0)
+            directory.save(step, {"step": jnp.int32(step)}, note={"seconds": 0.0})
     return tmp_path
 
 
@@ -146,7 +146,7 @@ def test_half_a_checkpoint_is_none(partial: pathlib.Path) -> None:
 
 def test_half_a_checkpoint_is_gone_after_the_next_whole_one(partial: pathlib.Path) -> None:
     with checkpoints.Checkpoints(partial.parent, keep=2) as directory:
-        directory.save(12, {"step": jnp.int32(12)}, seconds=0.0)
+        directory.save(12, {"step": jnp.int32(12)}, note={"seconds": 0.0})
 
     assert not partial.exists()
 
@@ -157,8 +157,8 @@ _SAVE_AND_DIE = """
     from remem_jax.storage import checkpoints
 
     with checkpoints.Checkpoints(pathlib.Path(sys.argv[1]), keep=2) as directory:
-        directory.save(1, {"weight": jnp.full((1000,), 1.0)}, seconds=0.0)
-        directory.save(2, {"weight": jnp.full((20_000_000,), 2.0)}, seconds=0.0)
+        directory.save(1, {"weight": jnp.full((1000,), 1.0)}, note={"seconds": 0.0})
+        directory.save(2, {"weight": jnp.full((20_000_000,), 2.0)}, note={"seconds": 0.0})
         print(sorted(os.listdir(sys.argv[1])), flush=True)
         os._exit(9)  # As a kill: nothing is finished, nothing is tidied.
 """
@@ -187,7 +187,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: pathlib.Path
 
 def test_a_step_can_be_saved_again_after_a_kill_while_saving_it(partial: pathlib.Path) -> None:
     with checkpoints.Checkpoints(partial.parent, keep=2) as directory:
-        directory.save(11, {"step": jnp.int32(11)}, seconds=0.0)
+        directory.save(11, {"step": jnp.int32(11)}, note={"seconds": 0.0})
 
     with checkpoints.Checkpoints(partial.parent, keep=2) as directory:
         restored, _ = directory.restore(11, {"step": jnp.int32(0)})

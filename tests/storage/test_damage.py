@@ -59,7 +59,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("sound")
     with checkpoints.Checkpoints(folder / "steps", keep=2) as directory:
         for step in (1, 2):
-            directory.save(step, _tree(step), seconds=step)
+            directory.save(step, _tree(step), note={"seconds": step})
     checkpoints.save_tree(folder / "part" / "tree", _tree(3))
     return folder
 
@@ -75,11 +75,11 @@ def test_damage_to_any_file_is_told_and_the_checkpoint_before_is_used(
 
         with checkpoints.Checkpoints(copy, keep=2) as directory:
             newest = directory.newest()
-            restored, seconds = directory.restore(1, _tree(0))
+            restored, note = directory.restore(1, _tree(0))
 
         assert newest == 1, file
         assert (restored["weight"] == 1).all()
-        assert seconds == 1
+        assert note == {"seconds": 1}
         assert str(copy / "2" / file) in caplog.text
         assert sorted(path.name for path in copy.iterdir()) == ["1", "damaged-2"]
 
@@ -157,7 +157,7 @@ def test_a_step_can_be_saved_and_damaged_again(sound: pathlib.Path, tmp_path: pa
         _flip(copy / "2" / "manifest.ocdbt")
         with checkpoints.Checkpoints(copy, keep=2) as directory:
             assert directory.newest() == 1
-            directory.save(2, _tree(2), seconds=0.0)
+            directory.save(2, _tree(2), note={"seconds": 0.0})
 
     assert sorted(path.name for path in copy.iterdir()) == [
         *("1", "2", "damaged-2", "damaged-2-1", "damaged-2-2")
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_tree_is_an_error(sound: pathlib.Path) -> None:
 def test_three_are_kept_where_three_are_asked_for(tmp_path: pathlib.Path) -> None:
     with checkpoints.Checkpoints(tmp_path, keep=3) as directory:
         for step in range(5):
-            directory.save(step, _tree(step), seconds=0.0)
+            directory.save(step, _tree(step), note={"seconds": 0.0})
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
 
@@ -201,7 +201,7 @@ def test_one_alone_is_never_kept(tmp_path: pathlib.Path) -> None:
 def test_what_is_written_over_after_saving_is_restored_as_it_was(tmp_path: pathlib.Path) -> None:
     weight = np.ones((2_000_000,), np.float32)
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-        directory.save(1, {"weight": weight}, seconds=0.0)
+        directory.save(1, {"weight": weight}, note={"seconds": 0.0})
         weight[:] = 2
         directory.wait()
         restored, _ = directory.restore(1, {"weight": weight})
@@ -220,13 +220,13 @@ def test_an_error_while_writing_comes_at_the_next_save_and_names_what_is_safe(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-        directory.save(1, _tree(1), seconds=0.0)
+        directory.save(1, _tree(1), note={"seconds": 0.0})
         directory.wait()
         monkeypatch.setattr(checksums, "finish", _fail(5))
-        directory.save(2, _tree(2), seconds=0.0)
+        directory.save(2, _tree(2), note={"seconds": 0.0})
 
         with pytest.raises(SettingError, match=r"said by the system.*step 1 is safe") as caught:
-            directory.save(3, _tree(3), seconds=0.0)
+            directory.save(3, _tree(3), note={"seconds": 0.0})
         monkeypatch.undo()
         newest = directory.newest()
 
@@ -243,7 +243,7 @@ def test_an_error_while_writing_comes_when_the_block_ends(
         pytest.raises(SettingError, match="no step is safe"),
         checkpoints.Checkpoints(tmp_path, keep=2) as directory,
     ):
-        directory.save(1, _tree(1), seconds=0.0)
+        directory.save(1, _tree(1), note={"seconds": 0.0})
 
 
 def test_an_error_while_writing_hides_no_other(
@@ -253,7 +253,7 @@ def test_an_error_while_writing_hides_no_other(
 
     def save_and_fail() -> None:
         with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-            directory.save(1, _tree(1), seconds=0.0)
+            directory.save(1, _tree(1), note={"seconds": 0.0})
             raise KeyError("another")
 
     with pytest.raises(KeyError, match="another"):
@@ -266,14 +266,14 @@ def test_an_error_while_writing_hides_no_other(
 def test_a_lost_directory_stops_the_run(tmp_path: pathlib.Path, again: bool) -> None:
     folder = tmp_path / "steps"
     with checkpoints.Checkpoints(folder, keep=2) as directory:
-        directory.save(1, _tree(1), seconds=0.0)
+        directory.save(1, _tree(1), note={"seconds": 0.0})
         directory.wait()
         folder.rename(tmp_path / "elsewhere")
         if again:
             folder.mkdir()
 
         with pytest.raises(SettingError, match=f"{folder} cannot be written .*no step is safe"):
-            directory.save(2, _tree(2), seconds=0.0)
+            directory.save(2, _tree(2), note={"seconds": 0.0})
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: pathlib.Path) -> None:
@@ -302,13 +302,13 @@ _WRITE_TOO_MUCH = """
     small, large = jnp.ones(10), jax.random.uniform(jax.random.key(0), (100_000,))
     folder = pathlib.Path(sys.argv[1])
     with checkpoints.Checkpoints(folder / "steps", keep=2) as directory:
-        directory.save(1, {"weight": small}, seconds=0.0)
-        directory.save(2, {"weight": large}, seconds=0.0)
+        directory.save(1, {"weight": small}, note={"seconds": 0.0})
+        directory.save(2, {"weight": large}, note={"seconds": 0.0})
         try:
             directory.wait()
         except checks.SettingError as error:
             print(error)
-        directory.save(3, {"weight": small}, seconds=0.0)
+        directory.save(3, {"weight": small}, note={"seconds": 0.0})
     try:
         checkpoints.save_tree(folder / "tree", {"weight": large})
     except checks.SettingError as error:
@@ -343,11 +343,12 @@ _SAVE_FOR_EVER = """
     with checkpoints.Checkpoints(pathlib.Path(sys.argv[1]), keep=2) as directory:
         newest = directory.newest() or 0
         if newest:
-            tree, seconds = directory.restore(newest, {"weight": jnp.zeros(1000)})
-            assert (tree["weight"] == newest).all() and seconds == newest
+            tree, note = directory.restore(newest, {"weight": jnp.zeros(1000)})
+            assert (tree["weight"] == newest).all() and note["seconds"] == newest
         print(newest, flush=True)
         for step in itertools.count(newest + 1):
-            directory.save(step, {"weight": jnp.full((1000,), float(step))}, seconds=float(step))
+            tree = {"weight": jnp.full((1000,), float(step))}
+            directory.save(step, tree, note={"seconds": float(step)})
             if step > newest + 2:
                 print(step - 1, flush=True)  # The save before has been waited for.
 """
@@ -391,7 +392,7 @@ def test_a_checkpoint_is_restored_on_another_number_of_devices(
 ) -> None:
     rows = jnp.arange(12.0).reshape(4, 3)
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
-        directory.save(1, {"rows": jax.device_put(rows, _sharded(before))}, seconds=0.0)
+        directory.save(1, {"rows": jax.device_put(rows, _sharded(before))}, note={"seconds": 0.0})
         directory.wait()
         like = jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=_sharded(after))
         restored, _ = directory.restore(1, {"rows": like})

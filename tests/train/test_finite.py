@@ -114,3 +114,19 @@ def test_a_tree_is_finite_where_numpy_finds_all_of_it_to_be(value: float) -> Non
     for array in (whole, one):
         found = finite.is_finite({"a": jnp.asarray(array), "b": jnp.zeros(3, jnp.int32)})
         assert bool(found) == np.isfinite(array).all()
+
+
+def test_a_moment_of_adam_that_overflows_is_a_fault_of_the_update() -> None:
+    # The square of the gradient is infinite. What Adam divides by it is 0: no parameter changes.
+    tx = optax.with_extra_args_support(optax.adam(0.1))
+    step = steps.make_supervised_step(
+        linear, tx, lambda key, images: images * 1e30, key=jax.random.key(0)
+    )
+    first = state.create({"params": {"kernel": jnp.zeros((3, 2))}}, tx)
+    batch = Batch(jnp.ones((4, 2, 2, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
+
+    after, metrics = jax.jit(step)(first, batch, {"scale": jnp.ones(())})
+
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(after.params["kernel"]).all()
+    assert named(metrics) == "update"

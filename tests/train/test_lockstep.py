@@ -166,6 +166,30 @@ def test_a_whole_grid_is_served_by_one_compiled_step(classroom: Classroom) -> No
     assert classroom.student_steps["kd"]._cache_size() == 1
 
 
+def test_a_lost_student_is_stepped_no_more_and_the_others_are_the_same(
+    classroom: Classroom,
+) -> None:
+    batches = list(classroom.batches())
+    whole, losses = classroom.train(TEACHER, GRID[:2])
+    lost: set[int] = set()
+    members = [(classroom.student_steps["kd"], own) for own in GRID[:2]]
+    step = lockstep.make_step(
+        classroom.views, classroom.live(TEACHER), members, first_step=0, lost=lost
+    )
+
+    students, _ = step((classroom.first(), classroom.first()), batches[0])
+    lost.add(0)
+    given = students[0]
+    for batch, (_, expected) in zip(batches[1:], losses[1:], strict=True):
+        students, metrics = step(students, batch)
+        assert students[0] is given
+        assert np.isnan(metrics["loss"][0])
+        assert metrics["fault"][0] > 0
+        assert float(metrics["loss"][1]) == expected
+
+    jax.tree.map(np.testing.assert_array_equal, students[1], whole[1])
+
+
 def test_teacher_and_students_see_one_view(classroom: Classroom) -> None:
     seen: list[Any] = []
 

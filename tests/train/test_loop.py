@@ -19,6 +19,7 @@ class Memory:
         self.saved: list[Any] = []
         self.milestones: list[Any] = []
         self.progress: list[int] = []
+        self.faulty: list[Any] = []
 
     def effects(self) -> loop.Effects:
         return loop.Effects(
@@ -26,6 +27,7 @@ class Memory:
             save=lambda at, state: self.saved.append((at, state)),
             milestone=lambda at, state: self.milestones.append((at, state)),
             progress=self.progress.append,
+            faulty=lambda numbers, state: self.faulty.append((numbers, state)),
             stopping=lambda done: done >= self.stop_after,
         )
 
@@ -121,6 +123,16 @@ def test_a_loss_that_is_no_number_is_seen_before_its_state_is_kept(step: int) ->
 def test_one_diverged_student_does_not_stop_the_others() -> None:
     last, _ = fit(losses={6: [float("nan"), 1.0]})
     assert last == 10
+
+
+def test_a_student_that_diverged_is_told_of_before_its_state_is_looked_at() -> None:
+    memory = Memory()
+    seen: list[Any] = []
+    memory.faulty = memory.milestones = seen  # In the order of the calls.
+
+    fit(memory=memory, losses={2: [NAN, 1.0], 3: [1.0, 1.0]})
+
+    assert seen[:3] == [([0], 2), (2, 2), ([], 3)]
 
 
 def _part(name: str) -> int:

@@ -41,10 +41,10 @@ def _compiled_once() -> Iterator[None]:
     made: dict[str, Any] = {}
     jit_step = parts.Run.jit_step
 
-    def once(run: parts.Run, step: Any, first_state: Any) -> Any:
+    def once(run: parts.Run, step: Any, shapes: Any) -> Any:
         of = run.config.information.to_json_best_effort(sort_keys=True)
         if (key := f"{step.__qualname__} {of}") not in made:
-            made[key] = jit_step(run, step, first_state)
+            made[key] = jit_step(run, step, shapes)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -288,7 +288,7 @@ def test_features_of_two_sizes_are_refused(
 def test_features_have_a_size_where_devices_share_a_batch(lab: Lab, tmp_path: pathlib.Path) -> None:
     on = mesh.make_mesh(jax.devices()[:2])
     run = lab.run(tmp_path, mesh=on)
-    model = models.make("vit", variant=SIZE, classes=3)
+    model: Any = models.make("vit", variant=SIZE, classes=3)
     patches = jax.jit(
         models.teacher_apply(model, ("patches",)), out_shardings=mesh.batch_sharding(on)
     )

@@ -192,16 +192,18 @@ def evaluation(run: parts.Run) -> Step:
     measure = parts.make_measure(run, finetune.evaluation_apply(first), batch_size)
     by_batch = mesh.batch_sharding(run.mesh)
     batch = mesh.shapes(next(measure.batches("validation")), by_batch)
-    logits = mesh.shapes(jax.eval_shape(measure.predict, variables, batch), by_batch)
+    images = mesh.shapes(jax.eval_shape(measure.view, batch.image), by_batch)
+    logits = mesh.shapes(jax.eval_shape(measure.apply, variables, images), by_batch)
     empty = jax.eval_shape(
         lambda: evaluate.init_tally(measure.classes, agreement=False, confusion=False)
     )
     tally = mesh.shapes(empty, mesh.replicated(run.mesh))
     functions = (
-        Function("predict", measure.predict, (variables, batch), read=variables),
+        Function("view", measure.view, (batch.image,)),
+        Function("model", measure.apply, (variables, images), read=variables),
         Function("count", measure.add, (tally, logits, batch)),
     )
-    return Step(functions, (variables, batch, logits, tally))
+    return Step(functions, (variables, batch, images, logits, tally))
 
 
 def _teacher(run: parts.Run, start: pretrained.Pretrained) -> tuple[Variables, finetune.Start]:

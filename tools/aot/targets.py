@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 
 from remem_jax import mesh
@@ -162,4 +161,4 @@ def make_mesh(target: Target) -> jax.sharding.Mesh:
     hosts = len({device.process_index for device in devices})
     if (len(devices), hosts) != (target.devices, target.hosts):
         raise RuntimeError(f"{target.title}: {len(devices)} devices of {hosts} hosts.")
-    return mesh.make_mesh(np.asarray(devices))
+    return mesh.make_mesh(list(devices))

@@ -1,0 +1,53 @@
+"""How fast a part of a run is trained: operations per second, and the share of the peak."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from remem_jax.records import Batch, Metrics
+from remem_jax.train import flops, profiling
+
+S = TypeVar("S")
+
+
+class Speed:
+    """What the devices do while a part of a run is trained."""
+
+    def __init__(
+        self, operations: Callable[[Any, Batch], float], on: jax.sharding.Mesh, dtype: str
+    ) -> None:
+        """Counts nothing yet.
+
+        Args:
+            operations: Counts the floating-point operations of a step, of its arguments.
+            on: The devices.
+            dtype: In which models compute.
+        """
+        self._count, self._operations = operations, 0.0
+        peak = flops.peak(on.devices.flat[0].device_kind, dtype)
+        self._peak = peak and peak * on.size
+
+    def counting(self, step: Callable[[S, Batch], Any]) -> Callable[[S, Batch], Any]:
+        """The same step, which is counted when it is first taken."""
+
+        def counted(state: S, batch: Batch) -> Any:
+            if not self._operations:
+                self._operations = self._count(state, batch)
+            return step(state, batch)
+
+        return counted
+
+    def count_again(self) -> None:
+        """Has the next step counted: another number of models is trained from then on."""
+        self._operations = 0.0
+
+    def of(self, metrics: Metrics) -> Metrics:
+        """What to log with the metrics of a step.
+
+        "teraflops" of the model in a second, all devices together; "utilisation", the share of
+        what the devices can do, where that is known; and memory at its peak.
+        """
+        rate = self._operations / metrics["step_seconds"]
+        found = {"teraflops": rate / 1e12, **profiling.memory_peaks()}
+        return found | ({"utilisation": rate / self._peak} if self._peak else {})

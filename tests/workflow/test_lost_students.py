@@ -1,0 +1,131 @@
+"""Students that diverge beside others, or all of a group."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from remem_jax.storage import logs
+from remem_jax.train import loop
+from remem_jax.workflow import classroom as classrooms
+from remem_jax.workflow import distill
+from tests.workflow.conftest import SIDE, Lab
+
+pytestmark = pytest.mark.slow
+TOO_HIGH = 1e38  # A rate at which the logits overflow after a step.
+
+
+def _config(*rates: float) -> ConfigDict:
+    config = quickstart.get_config()
+    config.methods = ("scratch",)
+    config.data.image_size = SIDE
+    config.log_every, config.save_every = 1, 4
+    config.student.batch_size = 8
+    config.student.steps, config.student.evaluations = 4, 2
+    config.student.warmup_steps = 0
+    config.student.learning_rates = rates
+    return config
+
+
+@pytest.fixture(scope="module")
+def classroom(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> classrooms.Classroom:
+    """Compiled once for all tests."""
+    return classrooms.make(lab.run(tmp_path_factory.mktemp("classroom"), _config(0.1)), None)
+
+
+@pytest.fixture(scope="module")
+def alone(
+    lab: Lab, classroom: classrooms.Classroom, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """A student that was trained alone: its record, and its variables."""
+    run = lab.run(tmp_path_factory.mktemp("alone"), _config(0.1))
+    (group,) = distill.from_scratch(run, classroom)
+    return group["students"][0], distill.kept(run, classroom, "students/scratch", 0)
+
+
+def test_a_student_that_diverges_costs_nothing_more_and_changes_no_other(
+    lab: Lab, classroom: classrooms.Classroom, alone: Any, tmp_path: pathlib.Path
+) -> None:
+    stepped: list[float] = []
+
+    def step(state: Any, images: Any, labels: Any, answer: Any, settings: Any) -> Any:
+        if isinstance(settings.learning_rate, float):  # Not where operations are counted.
+            stepped.append(settings.learning_rate)
+        return classroom.steps[classrooms.SCRATCH](state, images, labels, answer, settings)
+
+    counted = classroom._replace(steps={classrooms.SCRATCH: step})
+    with logs.RunLog(tmp_path) as log:
+        run = lab.run(tmp_path, _config(TOO_HIGH, 0.1), log=log)
+        asked = iter([False, False, True])
+        with pytest.raises(loop.StoppedError):  # After the third step, and goes on.
+            distill.from_scratch(run._replace(stopping=lambda: next(asked)), counted)
+        before = stepped.count(TOO_HIGH)
+        (group,) = distill.from_scratch(run, counted)
+
+    assert stepped.count(TOO_HIGH) == before <= 2
+    assert stepped.count(0.1) == 4
+    lost, other = group["students"]
+    assert (lost["diverged"], other["diverged"], group["diverged"]) == (True, False, None)
+    assert lost["validation"]["loss"] is None
+    expected, variables = alone
+    assert other["validation"] == expected["validation"]
+    kept = distill.kept(run, classroom, "students/scratch", 1)
+    jax.tree.map(np.testing.assert_array_equal, kept, variables)
+    shown = [row["validation"] for row in logs.read(tmp_path) if "validation" in row]
+    assert len(shown) == 2
+    assert all(of_lost is None and of_other for of_lost, of_other in shown)
+
+
+def test_a_group_whose_students_all_diverge_is_written_down(
+    lab: Lab, classroom: classrooms.Classroom, tmp_path: pathlib.Path
+) -> None:
+    config = _config(TOO_HIGH, 2 * TOO_HIGH, 0.1)
+    config.student.group = 2
+    config.choose_on_test = True
+
+    lost, sound = distill.from_scratch(lab.run(tmp_path, config), classroom)
+
+    assert lost["diverged"]["step"] <= 2
+    assert lost["seconds"] > 0
+    assert [one["test"] for one in lost["students"]] == [None, None]
+    assert sound["students"][0]["test"]["top1"] is not None
+    (chosen,) = distill.select([*lost["students"], *sound["students"]], "top1")
+    assert chosen["learning_rate"] == 0.1
+
+
+def test_only_students_that_are_finite_are_counted(
+    lab: Lab, classroom: classrooms.Classroom, tmp_path: pathlib.Path
+) -> None:
+    run = lab.run(tmp_path, _config(0.1, 0.2))
+    course = classrooms.no_teacher(run)
+    job = distill._job(run, classroom, course, dict(enumerate(course.points)), lambda *_: None)
+    batch = next(run.feed.train(8, 0, stage="student"))
+    both = job.operations(job.shapes, batch)
+
+    job.lost.add(0)
+
+    assert job.operations(job.shapes, batch) == both / 2
+
+
+def test_a_step_whose_state_is_finite_loses_no_student(
+    lab: Lab, classroom: classrooms.Classroom, tmp_path: pathlib.Path
+) -> None:
+    # The loss of a batch can overflow where neither gradient nor state does.
+    run = lab.run(tmp_path, _config(0.1, 0.2))
+    own = classroom.steps[classrooms.SCRATCH]
+
+    def step(state: Any, *seen: Any) -> Any:
+        after, metrics = own(state, *seen)
+        rate = seen[-1].learning_rate  # Traced where operations are counted.
+        overflows = isinstance(rate, float) and rate == 0.1
+        return after, {**metrics, **({"loss": np.inf, "fault": 3} if overflows else {})}
+
+    overflowing = classroom._replace(steps={classrooms.SCRATCH: step})
+
+    (group,) = distill.from_scratch(run, overflowing)
+
+    assert not any(one["diverged"] for one in group["students"])
