@@ -1,13 +1,16 @@
 """Platforms that programs are compiled for: their names, their branches, the type they compute in.
 
-Operations that need another implementation on another platform choose it by
-`jax.lax.platform_dependent`, so that a program compiled or exported for a platform that is not
-here gets the one of that platform. Only the branch of the platform reaches the compiler.
+Operations that need another implementation on another platform choose it by `dependent`, so that a
+program compiled or exported for a platform that is not here gets the one of that platform. Only the
+branch of the platform reaches the compiler.
 """
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 AUTO = "auto"  # Of a setting of the computation type: the one of `compute_dtype`.
@@ -19,6 +22,40 @@ def of(device: Any) -> str:
     if device.platform != "gpu":
         return device.platform
     return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+
+
+_traced_for: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
+
+
+@contextlib.contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Traces what `dependent` chooses for one platform alone.
+
+    What is compiled needs it not. A gradient that is only traced, to see what it stores, holds
+    arrays of all branches.
+
+    Args:
+        platform: See `of`.
+    """
+    token = _traced_for.set(platform)
+    try:
+        yield
+    finally:
+        _traced_for.reset(token)
+
+
+def dependent(*operands: Any, default: Callable[..., Any], **branches: Callable[..., Any]) -> Any:
+    """A function of the operands, in the implementation of the platform that is compiled for.
+
+    Args:
+        *operands: Arrays.
+        default: The implementation of all platforms that have none of their own.
+        **branches: Implementations by platform; see `of`.
+    """
+    only = _traced_for.get()
+    if only:
+        return branches.get(only, default)(*operands)
+    return jax.lax.platform_dependent(*operands, default=default, **branches)
 
 
 def compute_dtype(devices: Sequence[Any]) -> str:

@@ -59,7 +59,7 @@ def dot_product_attention(
     if not has_flash(query.dtype, query.shape[-1]):
         return plain(query, key, value)
     flash = functools.partial(padded, implementation="cudnn")
-    return jax.lax.platform_dependent(query, key, value, cuda=flash, default=plain)
+    return platforms.dependent(query, key, value, cuda=flash, default=plain)
 
 
 def has_flash(dtype: Any, head_features: int) -> bool:

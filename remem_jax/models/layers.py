@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from remem_jax import platforms
+
 PADDINGS = ("torch", "same")
 STEMS = ("imagenet", "small")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -114,7 +116,7 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", depthwise_kaiming, shape).astype(self.dtype)
         maps = maps.astype(self.dtype)
         margins = pads(maps, self.kernel, self.stride, self.padding)
-        return jax.lax.platform_dependent(
+        return platforms.dependent(
             maps,
             kernel,
             cpu=lambda maps, kernel: _depthwise(maps, kernel, self.stride, margins),
@@ -176,7 +178,7 @@ class MaxPool(nn.Module):
     def __call__(
         self, maps: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch rows columns channel"]:
-        return jax.lax.platform_dependent(maps, cpu=_maxima, default=_max_pool)
+        return platforms.dependent(maps, cpu=_maxima, default=_max_pool)
 
 
 def pads(
@@ -287,7 +289,7 @@ def _convolution(
 
     if kernel.shape[0] > 1 and max(maps.shape[1:3]) > _SMALL:
         return whole(maps, kernel)
-    return jax.lax.platform_dependent(
+    return platforms.dependent(
         maps,
         kernel,
         cpu=lambda maps, kernel: _product(maps, kernel, stride, margins),

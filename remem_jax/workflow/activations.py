@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, platforms
 from remem_jax.checks import SettingError
-from remem_jax.data import device
 from remem_jax.models import tuning
 from remem_jax.models.rematerialisation import RECOMPUTED
 from remem_jax.records import Params, TrainApply
@@ -107,6 +106,7 @@ class Step(NamedTuple):
         needs: What the compiled step takes, by its plan; see `memory.of_step`.
         seen: Shape of what the model sees of one example.
         examples: Of a batch, on each device.
+        platform: Of the devices; see `platforms.of`.
         scanned: Whether the model scans over its blocks.
         statistics: Shapes of its other variables.
     """
@@ -121,6 +121,7 @@ class Step(NamedTuple):
     needs: Callable[[Plan], tuple[int, int]]
     seen: tuple[int, ...]
     examples: int
+    platform: str
     scanned: bool = True
     statistics: Params = {}  # noqa: RUF012
 
@@ -149,10 +150,13 @@ class Step(NamedTuple):
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.trainable
         )
-        closed, (_, stored) = jax.make_jaxpr(gradient, return_shape=True)(shapes)
+        with platforms.traced_for(self.platform):
+            closed, (_, stored) = jax.make_jaxpr(gradient, return_shape=True)(shapes)
         # The parameters are among what it stores; they are arguments of the step.
         own = _bytes((self.trainable, self.frozen))
-        return Traced(max(_bytes(stored) - own, 0), flops.of_jaxpr(closed.jaxpr))
+        return Traced(
+            max(_bytes(stored) - own, 0), flops.of_jaxpr(closed.jaxpr, platform=self.platform)
+        )
 
 
 def _bytes(tree: Any) -> int:
@@ -193,7 +197,7 @@ def candidates(
 
 def free(run: parts.Run) -> int:
     """Bytes of a device's memory that a training step may take."""
-    return int(_USABLE * device.memory()) - run.dataset.resident_bytes
+    return int(_USABLE * run.memory()) - run.dataset.resident_bytes
 
 
 def choose(run: parts.Run, step: Step) -> Option | None:

@@ -312,7 +312,7 @@ def operations(
 def planned_step(run: parts.Run, method: str, first: Start) -> activations.Step:
     """The step of a method's teachers, to be planned."""
     settings, image_size = settings_of(run.config, method), run.config.data.image_size
-    own = run.shapes(jax.eval_shape(make_training(run, settings, first).first_state))
+    own = make_training(run, settings, first).shapes
     size, has_cls = first.model.size, first.model.pool == "cls"
 
     @functools.cache
@@ -337,6 +337,7 @@ def planned_step(run: parts.Run, method: str, first: Start) -> activations.Step:
         needs,
         (image_size, image_size, 3),
         settings.batch_size // run.mesh.size,
+        run.platform,
         first.model.scan,
     )
 

@@ -5,7 +5,6 @@ from absl import logging
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError
-from remem_jax.data import device
 from remem_jax.storage import results
 from remem_jax.train import state
 from remem_jax.workflow import memory, parts
@@ -47,7 +46,7 @@ def fitting(run: parts.Run, need: memory.Need, students: int) -> int:
     """
     if run.config.student.group:
         return min(run.config.student.group, students)
-    there = device.memory() - run.dataset.resident_bytes - need.held - need.running
+    there = run.memory() - run.dataset.resident_bytes - need.held - need.running
     seeds = len(run.config.student.seeds)
     settings, fit = students // seeds, int(there // need.each) // seeds
     if fit < 1:
@@ -78,7 +77,7 @@ def size(run: parts.Run, classroom: Classroom, course: Course) -> int:
         mesh.device_bytes(_state_shapes(run, classroom, point)) for point in course.of_each_loss
     )
     held = run.dataset.resident_bytes + mesh.device_bytes(course.shapes)
-    if held + students * each < _PLENTY * device.memory():
+    if held + students * each < _PLENTY * run.memory():
         return students
     fit = mesh.told_by_writer(fitting(run, need(run, classroom, course), students))
     results.write_for_all(run.workdir / _CHOSEN, found | {course.part: fit})

@@ -12,7 +12,8 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import data, evaluate, mesh, signals
+from remem_jax import data, evaluate, mesh, platforms, signals
+from remem_jax.data import device
 from remem_jax.random_streams import Stage
 from remem_jax.records import Apply, Batch, Feed, Metrics, Variables, View
 from remem_jax.settings import counts
@@ -39,6 +40,7 @@ class Run(NamedTuple):
         compiled: Counts what is compiled.
         mesh: The devices, which share every batch.
         preloaded: The checkpoints, which were read before the data.
+        device_bytes: Memory of a device, where the devices are not here to be asked.
     """
 
     config: ConfigDict
@@ -50,6 +52,16 @@ class Run(NamedTuple):
     compiled: compiling.Counter
     mesh: jax.sharding.Mesh
     preloaded: pretrained.Preloaded = pretrained.Preloaded(())
+    device_bytes: int = 0
+
+    @property
+    def platform(self) -> str:
+        """What the devices are; see `platforms.of`."""
+        return platforms.of(self.mesh.devices.flat[0])
+
+    def memory(self) -> int:
+        """Bytes of memory that a device has for the run."""
+        return self.device_bytes or device.memory()
 
     def shardings(self, tree: Any) -> Any:
         """How arrays lie on the devices: copied to all, or divided (`config.fsdp`)."""

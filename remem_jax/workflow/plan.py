@@ -5,7 +5,6 @@ from absl import logging
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError
-from remem_jax.data import device
 from remem_jax.settings import METHODS
 from remem_jax.workflow import (
     activations,
@@ -48,7 +47,7 @@ def show(
             f" ({need.models} students at once)" if need.models > 1 else "",
         )
     largest = max(needs, key=lambda need: need.at_rest + need.running)
-    total, there = resident + largest.at_rest + largest.running, device.memory()
+    total, there = resident + largest.at_rest + largest.running, run.memory()
     logging.info("At most %.2f GiB of %.2f on the device.", total / _GIB, there / _GIB)
     if total > there:
         raise SettingError(

@@ -132,6 +132,7 @@ def _planned_step(
         needs,
         (image_size, image_size, 3),
         settings.batch_size // run.mesh.size,
+        run.platform,
     )
 
 

@@ -165,6 +165,7 @@ def planned_step(run: parts.Run, part: str, teachers: Sequence[Teacher]) -> acti
         needs,
         (side, side, width),
         settings.batch_size // run.mesh.size,
+        run.platform,
         scanned=False,
         statistics=states[0].statistics,
     )

@@ -14,7 +14,7 @@ from remem_jax.models import vit
 from remem_jax.storage import logs
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
-from remem_jax.workflow import parts
+from remem_jax.workflow import parts, precision
 
 SIZE = vit.Size(patch=8, features=16, depth=3, heads=2, mlp=24)
 SIDE = 16  # Of the images, in pixels.
@@ -69,7 +69,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with logs.RunLog(folder) as log, jax.numpy_dtype_promotion("standard"):
 
         def run(workdir: pathlib.Path, config: Any = None, **changes: Any) -> parts.Run:
-            own = tiny_config(checkpoints) if config is None else config
+            own = precision.resolved(tiny_config(checkpoints) if config is None else config, on)
             made = parts.Run(
                 own, workdir, dataset, feed, log, lambda: False, compiling.Counter(), on
             )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import remem
-from remem_jax import mesh, models, optim
+from remem_jax import mesh, models, optim, platforms
 from remem_jax.checks import SettingError
 from remem_jax.data import device
 from remem_jax.models import decoder, vit
@@ -52,7 +52,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Has the device so many GiB, of which 95 % are used, and the images take one."""
 
     def has(free: float) -> None:
-        monkeypatch.setattr(device, "memory", lambda: (free + 1) * GIB / 0.95 + 1024)
+        monkeypatch.setattr(device, "memory", lambda: int((free + 1) * GIB / 0.95 + 1024))
 
     return has
 
@@ -85,7 +85,7 @@ def make_step(
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32"), params)
     return activations.Step(
         "teachers/remem", "config.teacher", plans, apply, shapes, {}, int(at_rest * GIB), needs,
-        (8, 8, 3), 8,
+        (8, 8, 3), 8, "cuda",
     )  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_a_list_has_each_kind_and_what_is_chosen(
 
 @pytest.fixture
 def platform(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    return lambda name: monkeypatch.setattr(mesh, "platform", lambda on: name)
+    return lambda name: monkeypatch.setattr(platforms, "of", lambda device: name)
 
 
 def chosen(**settings: Any) -> list[Plan]:
@@ -235,7 +235,7 @@ def chosen(**settings: Any) -> list[Plan]:
 def test_on_a_gpu_all_is_stored_first_and_small_parts_come_last(
     platform: Callable[[str], None],
 ) -> None:
-    platform("gpu")
+    platform("cuda")
 
     found = chosen()
 
@@ -269,7 +269,7 @@ def test_on_a_cpu_blocks_are_computed_again(platform: Callable[[str], None]) -> 
 def test_settings_leave_some_of_the_plans(
     platform: Callable[[str], None], settings: dict[str, Any], expected: list[Plan]
 ) -> None:
-    platform("gpu")
+    platform("cuda")
 
     assert chosen(**settings) == expected
 

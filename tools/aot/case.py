@@ -75,7 +75,7 @@ def compile_row(name: str, on: str) -> Result:
     try:
         config = row.config()
         devices = targets.make_mesh(target)
-        step = row.make(steps.open_run(config, devices))
+        step = row.make(steps.open_run(config, devices, target.memory))
     except Exception as error:  # noqa: BLE001  Whatever a step is made of may fail.
         return blank._replace(said=brief(error))
     compiled: list[Compiled] = []

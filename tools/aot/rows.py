@@ -35,7 +35,7 @@ class Row(NamedTuple):
     def config(self) -> ConfigDict:
         """All settings."""
         config = remem.get_config(f"{DATA},{self.options}")
-        config.update_from_flattened_dict({"compute_dtype": "bfloat16", **self.settings})
+        config.update_from_flattened_dict(dict(self.settings))
         return config
 
 

@@ -17,7 +17,16 @@ from remem_jax.data import augment
 from remem_jax.records import Batch, Feed, Variables
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
-from remem_jax.workflow import classroom, finetune, memory, parts, pretrained, readers
+from remem_jax.workflow import (
+    activations,
+    classroom,
+    finetune,
+    memory,
+    parts,
+    precision,
+    pretrained,
+    readers,
+)
 
 CLASSES, IMAGES, SIDE = 102, 8189, 256  # Of Flowers-102, at the stored_size of configs/remem.py.
 RESIDENT_BYTES = IMAGES * SIDE * SIDE * 3
@@ -63,8 +72,15 @@ class Step(NamedTuple):
     plan: str = ""
 
 
-def open_run(config: ConfigDict, on: jax.sharding.Mesh) -> parts.Run:
-    """A run of a config whose images are resident on the devices, and described only."""
+def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> parts.Run:
+    """A run of a config whose images are resident on the devices, and described only.
+
+    Args:
+        config: All settings.
+        on: The devices.
+        device_bytes: Memory of each that programs may take.
+    """
+    config = precision.resolved(config, on)
     settings = config.data
     dataset = data.Dataset(
         title="described",
@@ -104,7 +120,15 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh) -> parts.Run:
     )
     log: Any = None  # Nothing is logged, for nothing runs.
     return parts.Run(
-        config, pathlib.Path(), dataset, feed, log, lambda: False, compiling.Counter(), on
+        config,
+        pathlib.Path(),
+        dataset,
+        feed,
+        log,
+        lambda: False,
+        compiling.Counter(),
+        on,
+        device_bytes=device_bytes,
     )
 
 
@@ -123,13 +147,15 @@ def teacher(run: parts.Run) -> Step:
     (method,) = run.config.methods
     settings = finetune.settings_of(run.config, method)
     first = finetune.start(run, checkpoint(run.config), method)
-    training = finetune.make_training(run, settings, first)
-    state = run.shapes(jax.eval_shape(training.first_state))
+    planned = finetune.planned_step(run, method, first)
+    option = activations.choose(run, planned)
+    # Where none fits, the table tells what the last one takes.
+    plan = option.plan if option else planned.plans[-1]
+    training = finetune.make_training(run, settings, first._replace(plan=plan))
     batch = memory.batch(run, settings.batch_size)
-    arguments = (state, batch, first.frozen)
-    step = Function("step", training.step, arguments, state=state, read=first.frozen)
-    plan = "blocks recomputed" if first.model.rematerialise else ""
-    return Step((step,), arguments, 2 if settings.rho > 0 else 1, plan)
+    arguments = (training.shapes, batch, first.frozen)
+    step = Function("step", training.step, arguments, state=training.shapes, read=first.frozen)
+    return Step((step,), arguments, 2 if settings.rho > 0 else 1, str(plan))
 
 
 def distillation(run: parts.Run) -> Step:
@@ -144,7 +170,7 @@ def distillation(run: parts.Run) -> Step:
     number, by_batch = jax.ShapeDtypeStruct((), np.int32), mesh.batch_sharding(run.mesh)
     seen = mesh.shapes(jax.eval_shape(own.view_pass, number, batch), by_batch)
     said = mesh.shapes(jax.eval_shape(answer, variables, seen.images), by_batch)
-    state = run.shapes(jax.eval_shape(lambda: own.first_state(point)))
+    state = own.shapes[point.loss]
     stepped = (state, *seen, said, point.settings)
     functions = (
         Function("view", own.view_pass, (number, batch)),
@@ -164,8 +190,12 @@ def information(run: parts.Run) -> Step:
     zeros = jax.tree.map(
         lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), variables
     )
-    own = readers.make(run, [readers.Teacher("teacher", jitted, zeros)])
-    states = run.shapes(jax.eval_shape(own.first))
+    described = [readers.Teacher("teacher", jitted, variables)]
+    planned = readers.planned_step(run, "information/remem", described)
+    option = activations.choose(run, planned)
+    plan = option.plan if option else planned.plans[-1]
+    own = readers.make(run, [readers.Teacher("teacher", jitted, zeros)], plan.rematerialise)
+    states = own.shapes
 
     batch = memory.batch(run, run.config.information.batch_size)
     number = jax.ShapeDtypeStruct((), np.int32)
