@@ -83,7 +83,7 @@ def _compile(row: str, target: str, seconds: float) -> Result:
         with said.open("wb") as output:
             child = subprocess.Popen(
                 command,
-                env=os.environ | ENVIRONMENT,
+                env=_environment(target),
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # What it has started ends with it.
@@ -98,6 +98,11 @@ def _compile(row: str, target: str, seconds: float) -> Result:
             last = " ".join(said.read_text(errors="replace").split())[-300:]
             return Result(row, target, FAILED, f"the process ended with status {code}: {last}")
         return Result(**json.loads(file.read_text()))
+
+
+def _environment(target: str) -> dict[str, str]:
+    flags = f"{TARGETS[target].flags} {os.environ.get('XLA_FLAGS', '')}".strip()
+    return os.environ | ENVIRONMENT | ({"XLA_FLAGS": flags} if flags else {})
 
 
 def _options() -> argparse.Namespace:

@@ -81,7 +81,7 @@ def compile_row(name: str, on: str) -> Result:
     compiled: list[Compiled] = []
     for function in step.functions:
         try:
-            compiled.append(_compile(function, target))
+            compiled.append(_compile(function))
         except Exception as error:  # noqa: BLE001  The compilers' errors are of many types.
             return _failure(error, blank._replace(plan=step.plan), function.name)
     total = _total(step, compiled, steps.RESIDENT_BYTES)
@@ -111,10 +111,10 @@ def _passing(
     return expected.Passing(trained, statistics, function.read, step.passes, on.size, fsdp)
 
 
-def _compile(function: steps.Function, target: targets.Target) -> Compiled:
+def _compile(function: steps.Function) -> Compiled:
     began = time.monotonic()
     lowered = function.jitted.lower(*function.arguments)
-    compiled = lowered.compile(compiler_options=dict(target.options))
+    compiled = lowered.compile()
     seconds = time.monotonic() - began
     takes = compiled.memory_analysis()
     more = takes.output_size_in_bytes - takes.alias_size_in_bytes + takes.temp_size_in_bytes

@@ -6,7 +6,6 @@ them are switched off (`_UNTUNED`). libtpu knows TPUs by the names of their slic
 """
 
 import importlib.util
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from jax.experimental import topologies
 from remem_jax import mesh
 
 _GIB = 2**30
-_UNTUNED = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
+_UNTUNED = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
 # What JAX takes of a GPU when it starts, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 _GPU_SHARE = 0.75
 
@@ -114,9 +113,9 @@ class Target(NamedTuple):
         return "libtpu" if isinstance(self.device, str) else "jax_plugins.xla_cuda13"
 
     @property
-    def options(self) -> Mapping[str, Any]:
-        """For `compile(compiler_options=...)`."""
-        return {} if isinstance(self.device, str) else _UNTUNED
+    def flags(self) -> str:
+        """What XLA_FLAGS must hold: plans compile steps too, which take no options."""
+        return "" if isinstance(self.device, str) else _UNTUNED
 
 
 def _gpus(title: str, gpu: Gpu, devices: int) -> Target:
