@@ -42,7 +42,7 @@ importlib.metadata.Distribution.from_name = staticmethod(from_name)
 # All but the students of one teacher, which tests/test_benchmark.py trains.
 ITEMS = (
     items.DEVICE, "numerics_float32", "numerics_bfloat16", "attention",
-    "kd", "forward", "plan_microbatches", "table10",
+    "forward", "plan_microbatches", "table10",
 )  # fmt: skip
 
 
