@@ -109,6 +109,7 @@ class Step(NamedTuple):
         platform: Of the devices; see `platforms.of`.
         scanned: Whether the model scans over its blocks.
         statistics: Shapes of its other variables.
+        divisible: Whether a batch may be taken in parts.
     """
 
     part: str
@@ -124,6 +125,7 @@ class Step(NamedTuple):
     platform: str
     scanned: bool = True
     statistics: Params = {}  # noqa: RUF012
+    divisible: bool = True
 
     @property
     def slack(self) -> float:
@@ -305,7 +307,8 @@ def read(run: parts.Run, part: str) -> dict[str, Any] | None:
 
 def does_not_fit(step: Step, least: Option, there: int) -> SettingError:
     """What the user is told where no plan fits."""
-    divided = "" if least.plan.accumulate > 1 else f", set {step.group}.accumulate"
+    undivided = step.divisible and least.plan.accumulate == 1
+    divided = f", set {step.group}.accumulate" if undivided else ""
     return SettingError(
         f"{step.part} does not fit on the device: where it {least.plan}, it takes "
         f"{least.bytes / _GIB:.2f} GiB of the {there / _GIB:.2f} that are free. Lower "

@@ -339,6 +339,7 @@ def planned_step(run: parts.Run, method: str, first: Start) -> activations.Step:
         settings.batch_size // run.mesh.size,
         run.platform,
         first.model.scan,
+        divisible=settings.mcmi == 0,
     )
 
 

@@ -168,6 +168,7 @@ def planned_step(run: parts.Run, part: str, teachers: Sequence[Teacher]) -> acti
         run.platform,
         scanned=False,
         statistics=states[0].statistics,
+        divisible=False,
     )
 
 

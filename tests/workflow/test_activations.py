@@ -180,6 +180,20 @@ def test_where_none_fits_it_is_said_what_to_set(
         activations.planned(run, make_step(list(NEEDS), at_rest=5))
 
 
+@pytest.mark.parametrize("divisible", [True, False])
+def test_parts_of_a_batch_are_advised_only_where_there_can_be_some(
+    run: parts.Run, memory: Callable[[float], None], divisible: bool
+) -> None:
+    memory(10)
+    plans = [plan for plan in NEEDS if plan.accumulate == 1]
+    step = make_step(plans, at_rest=5)._replace(divisible=divisible)
+
+    with pytest.raises(SettingError) as told:
+        activations.planned(run, step)
+
+    assert ("config.teacher.accumulate" in str(told.value)) == divisible
+
+
 def test_what_the_compiler_has_no_room_for_does_not_fit(
     run: parts.Run, memory: Callable[[float], None]
 ) -> None:

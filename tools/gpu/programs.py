@@ -14,6 +14,7 @@ from remem_jax import losses, models, optim
 from remem_jax.models import encoder
 from remem_jax.records import Batch, Settings
 from remem_jax.train import objectives, state, steps
+from remem_jax.train.division import Division
 from remem_jax.weights import augreg
 from tools.gpu import sketch
 
@@ -94,9 +95,14 @@ def _gradient(inputs: Inputs, dtype: str) -> Values:
 def _sam_step(inputs: Inputs, dtype: str) -> Values:
     """The step of a ReMem teacher: what its momentum holds is the gradient that SAM goes down."""
     model, params = _vit(inputs, dtype, mlp_weight=MLP_WEIGHT)
-    tx = optim.sgd(lambda _: 0.01, momentum=0.9, rho=RHO)
+    tx = optim.sgd(lambda _: 0.01, momentum=0.9)
     step = steps.make_supervised_step(
-        models.train_apply(model), tx, lambda key, stored: stored, key=jax.random.key(0)
+        models.train_apply(model),
+        tx,
+        lambda key, stored: stored,
+        key=jax.random.key(0),
+        ascent=optim.sam(RHO),
+        division=Division(looped=jax.default_backend() != "cpu"),  # As a run has it.
     )
     arguments = state.create({"params": params}, tx), _batch(inputs), {}
     compiled = jax.jit(step).lower(*arguments).compile()
