@@ -66,8 +66,7 @@ def count(function: Callable[..., Any], *arguments: Any, platform: str = "") -> 
     pixels; the zeros that a stride puts between them, in the gradient of a convolution, do not.
     The function is traced, not compiled and not run. Of a choice by platform that platform's branch
     counts, of any other `cond` the largest, of a `while_loop` one turn, since nobody knows their
-    number. What `shard_map` does alike on several
-    devices counts on each of them.
+    number. What `shard_map` does alike on several devices counts on each of them.
 
     What is recomputed (`jax.checkpoint`, a model's `rematerialise`) counts again. MFU is defined
     without that: count the same step with a model that keeps its activations. Also, on a CPU our

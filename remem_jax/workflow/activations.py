@@ -251,9 +251,8 @@ class _Examine:
             try:
                 return least._replace(bytes=sum(step.needs(plan)), compiled=True)
             except jax.errors.JaxRuntimeError as error:
-                if (
-                    mesh.out_of_memory(error) is None
-                ):  # TPUs' compiler says so of what does not fit.
+                # The compiler of TPUs says so of what does not fit.
+                if mesh.out_of_memory(error) is None:
                     raise
         return least
 
