@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
     config.teacher.gelu = ""  # "tanh" or "erf"; empty is the checkpoint's.
     config.teacher.position_resize = "vit_jax"  # Or "timm".
     # What is computed again where activations do not fit: "nothing", "elementwise" or "blocks".
-    config.teacher.rematerialise = "auto"  # As little as fits; on a CPU blocks, which is fastest.
+    config.teacher.rematerialise = "auto"  # As little as fits.
     config.teacher.scan = True  # Over the blocks; compiles faster. False unrolls them.
     config.teacher.mirror = ""  # Of the published checkpoints; empty is Google's bucket.
 

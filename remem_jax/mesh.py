@@ -21,6 +21,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from remem_jax import host_memory
 from remem_jax.checks import SettingError, require
 
 AXIS = "data"
@@ -37,8 +38,10 @@ _SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")  # What JAX 
 def require_devices() -> None:
     """Raises `SettingError` unless JAX finds the devices that it is told to use.
 
-    To be called by every command that computes, after `init_distributed`.
+    To be called by every command that computes, after `init_distributed`. Where the devices are
+    the CPU, it also has freed memory kept for the next step; see `host_memory`.
     """
+    host_memory.keep_freed()
     try:
         jax.devices()
     # JAX asserts what it does not find a plugin for.

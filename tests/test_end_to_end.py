@@ -122,10 +122,10 @@ def test_every_method_is_selected_and_tested(undisturbed: Job) -> None:
         assert 0 < row["student"]["test"]["top1"] <= 1
     assert rows["scratch"]["teacher"] is None
     assert rows["scratch"]["plan"] is None
-    plan = rows["remem"]["plan"]  # On a CPU.
-    assert (plan["rematerialise"], plan["accumulate"], plan["compiled"]) == ("blocks", 1, False)
+    plan = rows["remem"]["plan"]
+    assert (plan["rematerialise"], plan["accumulate"], plan["compiled"]) == ("nothing", 1, False)
     assert plan["bytes"] > 0
-    assert 1 < plan["operations"] < 4 / 3
+    assert plan["operations"] == 1
     assert rows["remem"]["teacher_settings"]["mlp_weight"] == 0.8
 
 

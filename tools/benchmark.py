@@ -1,18 +1,19 @@
 """Speed of what users wait for, beside torch and timm, in one run, as ratios.
 
-    python -m tools.benchmark                       # all rows, some ten minutes
+    python -m tools.benchmark                       # all rows, some twenty minutes
     python -m tools.benchmark --rows=forward,step --json=figures.json
     python -m tools.benchmark --rows=load           # checkpoints: seconds and peak memory
     python -m tools.benchmark --device=gpu --rows=step,sam
 
-On a CPU everything runs on one pinned core in float32, the same model and batch on both sides, turn
-by turn; a row is the median of the CPU-seconds of each side. On a GPU, which is chosen where JAX
-finds one, each side is a process of its own that does many steps in its turn, while the other
-waits; a row is the median of seconds on the wall. The computation is bfloat16, torch compiles, has
-channels last, and its optimiser is fused. MFU is our operations, counted, beside the device's
-peak. Each ratio is our seconds divided by theirs: below 1 we are faster.
+Each side is a process of its own and has the same model and batch; they take turns. On a CPU both
+run in float32, on one pinned core, and a row is the median of the CPU-seconds of each side; rows
+`*_2_cores` run on two, in seconds on the wall. On a GPU, which is chosen where JAX finds one, a
+turn is many steps, and a row is the median of seconds on the wall. The computation is bfloat16,
+torch compiles, has channels last, and its optimiser is fused. MFU is our operations, counted,
+beside the device's peak. Each ratio is our seconds divided by theirs: below 1 we are faster.
 
-`compile` is CPU-seconds of tracing and compiling the step of `sam`, each time in a new process.
+`compile` is CPU-seconds of tracing and compiling the step of `sam_small`, each time in a new
+process.
 `lockstep` trains the students of one teacher together on one pass of it; apart, as many runs; and
 as runs of which the first stores the teacher's answers and the others read them. All must end
 with the same parameters; a GPU may need XLA_FLAGS=--xla_gpu_deterministic_ops=true for that.
@@ -23,6 +24,7 @@ stores for its backward pass; they have our side alone.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -87,8 +89,6 @@ def main() -> None:
     if "load" in names:  # First: what children take is counted from their parent's size.
         for record in loading.compare(("Ti/16",) if options.tiny else loading.VARIANTS):
             printer.add(record, report.LOADING, report.loading_line(record))
-    if device == "cpu":
-        os.sched_setaffinity(0, {options.core})  # Before the libraries count their threads.
     steps = [name for name in names if name != "load"]
     sys.exit(0 if not steps or _compare(device, steps, options, printer) else 1)
 
@@ -101,7 +101,7 @@ def _options() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser.add_argument("--rows", default="", help=f"comma-separated, else all ({known})")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="else a GPU where there is one")
     parser.add_argument("--repeats", type=int, default=8, help="turns of each side")
-    parser.add_argument("--core", type=int, default=0, help="the core to run on, of a CPU")
+    parser.add_argument("--core", type=int, default=0, help="the first core to run on, of a CPU")
     parser.add_argument("--batch", type=int, default=0, help="another batch size, on a GPU")
     parser.add_argument("--json", default="", help="file for facts, all timings and medians")
     parser.add_argument(
@@ -141,7 +141,7 @@ def _measure(
     if name == "lockstep":
         grid = rows.CPU_GRID if device == "cpu" else rows.GPU_GRID
         grid = rows.tiny_grid(grid) if options.tiny else grid
-        with turns.child() as call:
+        with turns.child({options.core} if device == "cpu" else ()) as call:
             found = call(_train_students, grid, min(options.repeats, TRAININGS))
         record = report.of_students(grid, found)
         printer.add(record, report.students_heading(record), *report.students_lines(record))
@@ -159,16 +159,19 @@ def _measure(
 
 
 def _on_cpu(name: str, sides: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    row = rows.CPU["sam" if name == "compile" else name]
+    row = rows.CPU["sam_small" if name == "compile" else name]
     row = rows.tiny(row) if options.tiny else row
     if name == "compile":
         seconds = []
         for _ in range(min(options.repeats, COMPILATIONS)):
-            with turns.child() as call:
+            with turns.child({options.core}) as call:
                 seconds.append(call(_compile_step, row.work))
         return report.of_compiling(row, seconds, {} if options.tiny else rows.COMPILING)
-    players = [turns.here(side, row.work, "cpu") for side in sides]
-    seconds = turns.alternate(players, turns.Turns(options.repeats, steps=1, warm_up=0))
+    cores = range(options.core, options.core + row.cores)
+    clock = "cpu" if row.cores == 1 else "wall"
+    with contextlib.ExitStack() as stack:
+        players = [stack.enter_context(turns.apart(side, row.work, clock, cores)) for side in sides]
+        seconds = turns.alternate(players, turns.Turns(options.repeats, steps=1, warm_up=1))
     return report.of_cpu(name, row, seconds, [player.first for player in players])
 
 

@@ -1,10 +1,4 @@
-"""Layers of convolutional networks, equal to torch's, in the forms that XLA runs fast.
-
-XLA's CPU backend takes 70 times as long as it should for the gradients of a convolution over
-maps of 2 x 2 pixels, five times for those of a max-pool, and seven times for a network of
-depthwise convolutions. Compiled for a CPU they are here a matrix product, a chain of maxima, and
-sums of shifted maps; for every other platform they are XLA's own.
-"""
+"""Layers of convolutional networks, equal to torch's."""
 
 import functools
 from collections.abc import Sequence
@@ -15,15 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from remem_jax import platforms
+from remem_jax.models import convolutions
+from remem_jax.models.convolutions import Pads
 
 PADDINGS = ("torch", "same")
 STEMS = ("imagenet", "small")
 DTYPES = ("float32", "bfloat16", "float16")
-_SMALL = 4  # Pixels: the largest side at which a matrix product is the faster convolution.
 
 Init = nn.initializers.Initializer
-Pads = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
 kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -85,7 +78,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", kaiming, shape).astype(self.dtype)
         maps = maps.astype(self.dtype)
         margins = pads(maps, self.kernel, self.stride, self.padding)
-        out = _convolution(maps, kernel, self.stride, margins)
+        out = convolutions.convolution(maps, kernel, self.stride, margins)
         if self.has_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             out = out + _by_channel(bias.astype(self.dtype))
@@ -116,14 +109,7 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", depthwise_kaiming, shape).astype(self.dtype)
         maps = maps.astype(self.dtype)
         margins = pads(maps, self.kernel, self.stride, self.padding)
-        return platforms.dependent(
-            maps,
-            kernel,
-            cpu=lambda maps, kernel: _depthwise(maps, kernel, self.stride, margins),
-            default=lambda maps, kernel: _lax_convolution(
-                maps, kernel, self.stride, margins, groups=channels
-            ),
-        )
+        return convolutions.depthwise(maps, kernel, self.stride, margins)
 
 
 class BatchNorm(nn.Module):
@@ -178,7 +164,7 @@ class MaxPool(nn.Module):
     def __call__(
         self, maps: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch rows columns channel"]:
-        return platforms.dependent(maps, cpu=_maxima, default=_max_pool)
+        return convolutions.max_pool(maps)
 
 
 def pads(
@@ -252,155 +238,3 @@ def _standardised_backward(
 
 
 _standardised.defvjp(_standardised_forward, _standardised_backward)
-
-
-_POOL_MARGINS: Pads = ((1, 1), (1, 1))
-
-
-def _max_pool(
-    maps: Float[Array, "batch height width channel"],
-) -> Float[Array, "batch rows columns channel"]:
-    padding: Any = _POOL_MARGINS  # Flax says str, and takes pairs too.
-    return nn.max_pool(maps, (3, 3), (2, 2), padding=padding)
-
-
-def _maxima(
-    maps: Float[Array, "batch height width channel"],
-) -> Float[Array, "batch rows columns channel"]:
-    """The same over three rows, then over three columns: four maxima rather than eight."""
-    padded = jnp.pad(maps, ((0, 0), *_POOL_MARGINS, (0, 0)), constant_values=-jnp.inf)
-    rows, columns = ((side - 3) // 2 * 2 + 1 for side in padded.shape[1:3])
-    tall = [padded[:, top : top + rows : 2] for top in range(3)]
-    tall = jnp.maximum(jnp.maximum(tall[0], tall[1]), tall[2])
-    wide = [tall[:, :, left : left + columns : 2] for left in range(3)]
-    return jnp.maximum(jnp.maximum(wide[0], wide[1]), wide[2])
-
-
-def _convolution(
-    maps: Float[Array, "batch height width channel"],
-    kernel: Float[Array, "side side channel feature"],
-    stride: int,
-    margins: Pads,
-) -> Float[Array, "batch rows columns feature"]:
-    """The convolution; on a CPU a product where that is faster."""
-
-    def whole(maps: Array, kernel: Array) -> Array:
-        return _lax_convolution(maps, kernel, stride, margins, groups=1)
-
-    if kernel.shape[0] > 1 and max(maps.shape[1:3]) > _SMALL:
-        return whole(maps, kernel)
-    return platforms.dependent(
-        maps,
-        kernel,
-        cpu=lambda maps, kernel: _product(maps, kernel, stride, margins),
-        default=whole,
-    )
-
-
-def _product(
-    maps: Float[Array, "batch height width channel"],
-    kernel: Float[Array, "side side channel feature"],
-    stride: int,
-    margins: Pads,
-) -> Float[Array, "batch rows columns feature"]:
-    """The convolution as a product of matrices."""
-    patches = jnp.concatenate(_shifted(maps, kernel.shape[0], stride, margins), axis=-1)
-    # As one matrix; XLA transposes a stack of them for the gradients.
-    product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
-    return product.reshape(*patches.shape[:-1], -1)
-
-
-def _lax_convolution(
-    maps: Float[Array, "batch height width channel"],
-    kernel: Float[Array, "side side group feature"],
-    stride: int,
-    margins: Pads,
-    groups: int,
-) -> Float[Array, "batch rows columns feature"]:
-    return jax.lax.conv_general_dilated(
-        maps,
-        kernel,
-        (stride, stride),
-        margins,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(
-    maps: Float[Array, "batch height width channel"],
-    kernel: Float[Array, "side side 1 channel"],
-    stride: int,
-    margins: Pads,
-) -> Float[Array, "batch rows columns channel"]:
-    """The depthwise convolution as a sum of shifted maps; so are its gradients."""
-    taps = kernel.reshape(-1, kernel.shape[-1])
-    shifted = _shifted(maps, kernel.shape[0], stride, margins)
-    return _weighted_sum(shifted, taps)
-
-
-def _depthwise_forward(
-    maps: Array, kernel: Array, stride: int, margins: Pads
-) -> tuple[Array, tuple[Array, Array]]:
-    return _depthwise(maps, kernel, stride, margins), (maps, kernel)
-
-
-def _depthwise_backward(
-    stride: int, margins: Pads, saved: tuple[Array, Array], slope: Array
-) -> tuple[Array, Array]:
-    maps, kernel = saved
-    side = kernel.shape[0]
-    # One reduction of many operands, since XLA would write every shifted map for a sum of its own.
-    products = [(m * slope).astype(jnp.float32) for m in _shifted(maps, side, stride, margins)]
-    zeros = [jnp.zeros((), jnp.float32)] * len(products)
-    sums = jax.lax.reduce(products, zeros, _added, (0, 1, 2))
-    kernel_slope = jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
-    # The slope of the maps is the slope of the outputs, spread out by the stride and convolved
-    # with the kernel turned round.
-    spread: list[tuple[int, int, int]] = [(0, 0, 0)] * 4
-    for axis, (before, _) in enumerate(margins, start=1):
-        length = (slope.shape[axis] - 1) * stride + 1
-        spread[axis] = (side - 1 - before, maps.shape[axis] + before - length, stride - 1)
-    padded = jax.lax.pad(slope, jnp.zeros((), slope.dtype), spread)
-    taps = kernel.reshape(side * side, -1)[::-1]
-    maps_slope = _weighted_sum(_shifted(padded, side, 1, ((0, 0), (0, 0))), taps)
-    return maps_slope, kernel_slope
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _added(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
-    return [a + b for a, b in zip(left, right, strict=True)]
-
-
-def _weighted_sum(
-    shifted: Sequence[Float[Array, "batch rows columns channel"]],
-    taps: Float[Array, "tap channel"],
-) -> Float[Array, "batch rows columns channel"]:
-    first, *others = (m * _by_channel(tap) for m, tap in zip(shifted, taps, strict=True))
-    for other in others:
-        first = first + other
-    return first
-
-
-def _shifted(
-    maps: Float[Array, "batch height width channel"],
-    kernel: int,
-    stride: int,
-    margins: Pads,
-    fill: float = 0.0,
-) -> list[Float[Array, "batch rows columns channel"]]:
-    """For every pixel of a kernel, row by row, the map that this pixel sees."""
-    padded = jnp.pad(maps, ((0, 0), *margins, (0, 0)), constant_values=fill)
-    rows, columns = ((side - kernel) // stride + 1 for side in padded.shape[1:3])
-    return [
-        padded[
-            :,
-            top : top + stride * (rows - 1) + 1 : stride,
-            left : left + stride * (columns - 1) + 1 : stride,
-        ]
-        for top in range(kernel)
-        for left in range(kernel)
-    ]

@@ -24,6 +24,9 @@ KEPT = "plans.json"  # In a run's folder.
 _GIB = 2**30
 _PLENTY = 0.25  # Of the memory: what takes less, with all stored, needs no closer look.
 _USABLE = 0.95  # Of the memory: allocators leave gaps, and kernels take room to work.
+_USABLE_OF_HOST = (
+    0.6  # The same of a machine's: libraries, caches and other programs are there too.
+)
 # What a plan costs where all is stored once, by what it computes again. Blocks: a third more
 # operations. Elementwise operations are few, and wait for memory either way.
 _COSTS = {"nothing": 1.0, "elementwise": 1.02, "blocks": 4 / 3}
@@ -179,10 +182,7 @@ def candidates(
         whole: Whether the loss is of whole batches.
     """
     wanted = recomputed("rematerialise", settings.rematerialise)
-    names: Sequence[str] = (wanted,)
-    if wanted == AUTO:
-        # There, computing a block again is cheaper than fetching what it stored.
-        names = ("blocks",) if platforms.of(on.devices.flat[0]) == "cpu" else RECOMPUTED
+    names: Sequence[str] = RECOMPUTED if wanted == AUTO else (wanted,)
     if settings.accumulate or whole:
         numbers = [max(settings.accumulate, 1)]
     else:
@@ -199,7 +199,8 @@ def candidates(
 
 def free(run: parts.Run) -> int:
     """Bytes of a device's memory that a training step may take."""
-    return int(_USABLE * run.memory()) - run.dataset.resident_bytes
+    usable = _USABLE_OF_HOST if run.platform == "cpu" else _USABLE
+    return int(usable * run.memory()) - run.dataset.resident_bytes
 
 
 def choose(run: parts.Run, step: Step) -> Option | None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from remem_jax import models, optim
+from remem_jax import mesh, models, optim
 from remem_jax.models import encoder
 from remem_jax.records import Answer, Batch, Settings
 from remem_jax.train import flops, objectives, state, steps
@@ -20,6 +20,7 @@ CLASSES = 1000
 
 def make(work: Work) -> turns.Side:
     """Our side of some work, ready to run; the first run compiles."""
+    mesh.require_devices()  # As our commands do, which has the host's memory kept.
     return {"forward": _forward, "step": _step, "student": _student, "kd": _kd}[work.kind](work)
 
 

@@ -38,9 +38,9 @@ def measure(
         for side in sides:
             try:
                 players.append(
-                    stack.enter_context(turns.apart(side, row.work))
+                    stack.enter_context(turns.apart(side, row.work, "wall"))
                     if apart
-                    else turns.here(side, row.work, "gpu")
+                    else turns.here(side, row.work, "wall")
                 )
             except Exception as error:  # Whatever torch raises, our side goes on.
                 if side == "ours":

@@ -6,12 +6,13 @@ import importlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tools.benchmarks.rows import Work
 
-CLOCKS = {"cpu": time.process_time, "gpu": time.perf_counter}  # By the device.
+# Of one core its own seconds; of several, and of a GPU, those on the wall.
+CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
 class Side(NamedTuple):
@@ -91,38 +92,57 @@ def here(who: str, work: Work, clock: str) -> Player:
 
 
 @contextlib.contextmanager
-def apart(who: str, work: Work) -> Iterator[Player]:
-    """A side in a process of its own, by the clock on the wall.
+def apart(who: str, work: Work, clock: str, cores: Collection[int] = ()) -> Iterator[Player]:
+    """A side in a process of its own, by one of `CLOCKS`.
 
-    JAX and torch may then want other builds of the same library, and what one of them holds of
-    the device's memory is free when its row is done. While one has its turn the other waits.
+    JAX and torch may then want other builds of the same library, each allocates as it does alone,
+    and what one of them holds of the device's memory is free when its row is done. While one has
+    its turn the other waits.
+
+    Args:
+        who: "ours" or "theirs".
+        work: What is done.
+        clock: Of `CLOCKS`.
+        cores: Those that the process runs on; empty is all.
     """
-    with child() as call:
-        first, operations = call(_begin, who, work)
+    with child(cores) as call:
+        first, operations = call(_begin, who, work, clock)
         yield Player(
-            first, operations, lambda steps: call(_turn, steps), lambda: call(_peak_memory)
+            first, operations, lambda steps: call(_turn, steps, clock), lambda: call(_peak_memory)
         )
 
 
 @contextlib.contextmanager
-def child() -> Iterator[Callable[..., Any]]:
-    """A process that has imported nothing yet; what it gives calls a function there."""
+def child(cores: Collection[int] = ()) -> Iterator[Callable[..., Any]]:
+    """A process that has imported nothing yet; what it gives calls a function there.
+
+    Args:
+        cores: Those that it runs on; empty is all.
+
+    Raises:
+        RuntimeError: If this process may not use one of them.
+    """
+    lacking = set(cores) - os.sched_getaffinity(0)
+    if lacking:
+        raise RuntimeError(f"Core {min(lacking)} is not there, or not for this process.")
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        if cores:  # Before libraries count their threads.
+            pool.submit(os.sched_setaffinity, 0, cores).result()
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 _playing: list[Side] = []  # Of a child.
 
 
-def _begin(who: str, work: Work) -> tuple[float, float]:
+def _begin(who: str, work: Work, clock: str) -> tuple[float, float]:
     side = _make(who, work)
     _playing.append(side)
-    return _timed(side, "gpu", 1), side.operations()
+    return _timed(side, clock, 1), side.operations()
 
 
-def _turn(steps: int) -> float:
-    return _timed(_playing[0], "gpu", steps)
+def _turn(steps: int, clock: str) -> float:
+    return _timed(_playing[0], clock, steps)
 
 
 def _peak_memory() -> int | None:
