@@ -92,27 +92,25 @@ def sgd(
     momentum: float,
     nesterov: bool = False,
     weight_decay: float = 0.0,
-    rho: float = 0.0,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with momentum, for teachers (with SAM and clipping) and students.
+    """SGD with momentum, for teachers (with clipping) and students.
 
-    The order is the one of the SAM authors and of torch: ascent, clipping, weight decay added
-    to the gradient (so that it enters the momentum), momentum, learning rate.
+    The order is the one of the SAM authors and of torch: clipping, weight decay added to the
+    gradient (so that it enters the momentum), momentum, learning rate. SAM comes before all of
+    them: `train.steps.make_supervised_step` has it as `ascent`.
 
     Args:
         schedule: Learning rate of each step.
         momentum: Decay of the trace, from 0 to below 1.
         nesterov: Whether the momentum looks ahead.
         weight_decay: L2 coefficient on all parameters.
-        rho: Radius of `sam`; 0 leaves it out.
         clip_norm: Largest global norm of the gradient; None leaves it.
 
     Returns:
-        A chain whose `update` takes `grad_fn`.
+        A chain whose `update` takes, and does without, `grad_fn`.
     """
     links = [
-        sam(rho) if rho else optax.identity(),
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.sgd(schedule, momentum=momentum, nesterov=nesterov),

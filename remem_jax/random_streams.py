@@ -10,7 +10,8 @@ for its CRC-32 with the highest bit set, which no step, epoch or batch has.
 """
 
 import zlib
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -55,6 +56,46 @@ def within(root: PRNGKeyArray, *path: Stage | Use | Number) -> PRNGKeyArray:
     for part in path:
         root = jax.random.fold_in(root, _number(part) if isinstance(part, str) else part)
     return root
+
+
+class Jitted:
+    """A jitted function that draws from a key: all keys share what is compiled.
+
+    What a jitted function closes over is a constant of what is compiled. Here the key is an
+    argument, and runs that differ in their seed alone find each other's functions in the cache.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Callable[..., Any]],
+        key: PRNGKeyArray,
+        *,
+        donate_argnums: tuple[int, ...] = (),
+        **options: Any,
+    ) -> None:
+        """Jits a function; nothing is traced yet.
+
+        Args:
+            make: Gives the function, called with `key=`, which is traced.
+            key: What the function draws from.
+            donate_argnums: As those of `jax.jit`, of the function's arguments.
+            **options: Others of `jax.jit`.
+        """
+
+        def step(key: PRNGKeyArray, *arguments: Any, **named: Any) -> Any:
+            return make(key=key)(*arguments, **named)
+
+        donated = tuple(1 + number for number in donate_argnums)
+        self._jitted, self._key = jax.jit(step, donate_argnums=donated, **options), key
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Calls the compiled function."""
+        return self._jitted(self._key, *arguments, **named)
+
+    def lower(self, *arguments: Any, **named: Any) -> Any:
+        """As that of what `jax.jit` gives; the devices need not be here."""
+        key = jax.ShapeDtypeStruct(self._key.shape, self._key.dtype)
+        return self._jitted.lower(key, *arguments, **named)
 
 
 def generator(seed: int, *path: Stage | Use | int) -> np.random.Generator:

@@ -107,11 +107,9 @@ def shared() -> pathlib.Path:
 def small_run(tmp_path: pathlib.Path, mixed_dtypes: None) -> Iterator[Any]:
     """A `workflow.parts.Run` of digits with one method, whose models are small."""
     from configs import quickstart
-    from remem_jax import mesh, models
-    from remem_jax.storage import logs
-    from remem_jax.train import compiling
+    from remem_jax import mesh, models, workflow
     from remem_jax.weights import augreg
-    from remem_jax.workflow import parts, precision
+    from remem_jax.workflow import precision
 
     model = models.make("vit", variant="Pico/8", classes=3)
     augreg.save(tmp_path / "pico.npz", models.init(model, jax.random.key(0), 16)["params"])
@@ -121,15 +119,5 @@ def small_run(tmp_path: pathlib.Path, mixed_dtypes: None) -> Iterator[Any]:
     config.teacher.init = str(tmp_path / "pico.npz")
     config.teacher.batch_size = config.student.batch_size = 8
     on = mesh.make_mesh(jax.devices()[:1])
-    dataset, feed = parts.load_data(config, config.data, on)
-    with logs.RunLog(tmp_path) as log:
-        yield parts.Run(
-            precision.resolved(config, on),
-            tmp_path,
-            dataset,
-            feed,
-            log,
-            lambda: False,
-            compiling.Counter(),
-            on,
-        )
+    with workflow.opened(precision.resolved(config, on), tmp_path, on) as run:
+        yield run

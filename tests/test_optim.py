@@ -67,7 +67,8 @@ def test_a_chain_with_sam_equals_optax_contrib_sam(params: Any) -> None:
 
 
 def test_the_teachers_optimizer_is_two_passes_by_hand(params: Any) -> None:
-    tx = optim.sgd(lambda _: 0.1, momentum=0.9, weight_decay=0.01, rho=0.3, clip_norm=0.5)
+    climb = optim.sam(0.3)
+    tx = optim.sgd(lambda _: 0.1, momentum=0.9, weight_decay=0.01, clip_norm=0.5)
     w, state = params, tx.init(params)
     v = np.concatenate([np.ravel(params["a"]), np.ravel(params["b"])]).astype(np.float64)
     trace = np.zeros(4)
@@ -77,7 +78,8 @@ def test_the_teachers_optimizer_is_two_passes_by_hand(params: Any) -> None:
         return np.concatenate([np.cos(a) + 2 * a * np.sum(b**4), 4 * b**3 * np.sum(a**2)])
 
     for _ in range(5):
-        updates, state = tx.update(grad(w), state, w, grad_fn=grad)
+        grads, _ = climb.update(grad(w), climb.init(w), w, grad_fn=grad)
+        updates, state = tx.update(grads, state, w)
         w = optax.apply_updates(w, updates)
         ascent = flat_grad(v)
         descent = flat_grad(v + 0.3 * ascent / np.linalg.norm(ascent))
@@ -99,7 +101,7 @@ def test_a_zero_gradient_gives_no_nan() -> None:
 
 
 def test_the_ascent_norm_is_that_of_the_clean_gradient(params: Any) -> None:
-    tx = optim.sgd(lambda _: 0.1, momentum=0.9, rho=0.3)
+    tx = optax.chain(optim.sam(0.3), optim.sgd(lambda _: 0.1, momentum=0.9))
 
     _, state = tx.update(grad(params), tx.init(params), params, grad_fn=grad)
 

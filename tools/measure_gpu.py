@@ -3,6 +3,7 @@
     python -m tools.measure_gpu --pack=packed --data=caltech101 --weights=augreg:Ti/16   # on a CPU
     python -m tools.measure_gpu --packed=packed --out=measured --minutes=10              # on a GPU
     python -m tools.measure_gpu --render=measured/measured.json                 # docs/measured.md
+    python -m tools.measure_gpu --packed=packed --out=runs/tried --device=cpu    # a rehearsal
 
 `--pack` makes a folder of at most 60 MiB with all that the machine with the GPU needs beside this
 repository: weights, images, what this machine's CPU computes of them, and wheels; no network is
@@ -12,7 +13,8 @@ installed, and what memory plans take; (3) a mini version of the paper's Table 1
 
 Each item has a time limit, and is killed at it. `measured.json` is written after each, and on the
 way: a cut (SIGTERM, or a kill) loses little. The same command goes on with what is not done.
-`--tiny` tries all of it on a CPU, in a minute; its numbers say nothing.
+`--tiny` tries all of it on a CPU, in a minute; its numbers say nothing. `--device=cpu` tries it at
+full size, as far as the time goes. Neither gets into docs/measured.md.
 """
 
 import argparse
@@ -43,7 +45,7 @@ def main() -> int:
         if options.pack:
             return _pack(options)
         if options.render:
-            return _render(pathlib.Path(options.render))
+            return _render(pathlib.Path(options.render), options.page)
         return _run(options, begun)
     except (packing.PackingError, ValueError, OSError) as error:
         print(f"measure_gpu: {error}", file=sys.stderr)
@@ -57,7 +59,8 @@ def _options() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--pack", default="", metavar="DIR", help="make a folder that travels")
     what.add_argument("--packed", default="", metavar="DIR", help="measure, with that folder")
-    what.add_argument("--render", default="", metavar="JSON", help="make docs/measured.md")
+    what.add_argument("--render", default="", metavar="JSON", help="make a page of a record")
+    parser.add_argument("--page", default="", help="of --render; else docs/measured.md")
     parser.add_argument("--out", default="measured", help="folder of measured.json, to go on with")
     parser.add_argument("--minutes", type=float, default=10.0, help="after which it ends")
     parser.add_argument("--items", default="", help="comma-separated names, else all")
@@ -71,8 +74,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--wheels", default=",".join(packing.DISTRIBUTIONS), help="of --pack: distributions"
     )
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the tool anywhere")
-    return parser.parse_args()
+    parser.add_argument(
+        "--device", default="gpu", choices=("gpu", "cpu"), help="cpu tries the tool, at full size"
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the tool on a CPU")
+    options = parser.parse_args()
+    if options.tiny:
+        options.device = "cpu"
+    return options
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -99,11 +108,19 @@ def _pack(options: argparse.Namespace) -> int:
     return 0
 
 
-def _render(path: pathlib.Path) -> int:
+def _render(path: pathlib.Path, named: str = "") -> int:
+    """Writes the page of a record; that of the documentation with the record beside it."""
     content = record.read(path)
-    record.write(DOCS / RECORD, content)
-    record.replace(DOCS / PAGE, page.render(content))
-    print(f"Written: {DOCS / PAGE}.")
+    if not named:
+        if any(run["tiny"] or run["device"] != "gpu" for run in content["runs"]):
+            raise ValueError(
+                f"{path} is of --tiny or --device=cpu, and {DOCS / PAGE} is of GPUs: name another "
+                "page with --page."
+            )
+        record.write(DOCS / RECORD, content)
+    target = pathlib.Path(named) if named else DOCS / PAGE
+    record.replace(target, page.render(content))
+    print(f"Written: {target}.")
     return 0
 
 
@@ -117,15 +134,18 @@ def _run(options: argparse.Namespace, begun: float) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(number))
     _keep_compiled(options)
-    if options.tiny:
+    if options.device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
     seconds = 60 * options.minutes - _RESERVE - (time.monotonic() - begun)
     budget = Budget(seconds, items.SHARES, time.monotonic)
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
         added = packing.add_wheels(packed, place / "site")
-        kept.begin(_facts(options, manifest, added), anew=(items.DEVICE,))
-        context = worker.Context(packed, place, options.tiny)
+        facts_here = _facts(options, manifest, added)
+        kept.begin(facts_here, anew=(items.DEVICE,))
+        if facts_here["lacking"]:
+            print(f"Neither installed here nor packed: {', '.join(facts_here['lacking'])}.")
+        context = worker.Context(packed, out.absolute() / "work", options.tiny, options.device)
         how = running.run(
             chosen, budget, kept, lambda _: worker.Worker(context), lambda: bool(asked)
         )
@@ -163,10 +183,12 @@ def _facts(
     found["environment"].pop(_CACHE, None)  # A path of this machine.
     return found | {
         "tiny": options.tiny,
+        "device": options.device,
         "minutes": options.minutes,
         "commit": packing.commit() or manifest["commit"],
         "packed": packed,
         "added": added,
+        "lacking": packing.lacking(),
     }
 
 

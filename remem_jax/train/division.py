@@ -97,62 +97,59 @@ def divided(
     if ascent is None:
         division = division._replace(group=0)
     groups, parts = division.counts(examples)
-    ascending = _ascending_in_loop if division.looped and parts == 1 else _ascending
+    # A loop over parts holds the activations of one; gradients pass outside of it.
+    looped = division.looped and parts == 1
     if groups > 1:
-        of_group = ascending(_accumulated(clean, parts), ascent)
+        of_group = _ascending(_accumulated(clean, parts), ascent, looped=looped)
         of_share = _accumulated(of_group, groups // division.devices)
         return _averaged(of_share, division.mesh), groups * parts
     if parts > 1:
         of_batch = _averaged(_accumulated(clean, parts), division.mesh)
-        # The loop over the parts holds the activations of one; gradients pass outside of it.
         return _ascending(of_batch, ascent), division.devices * parts
-    return ascending(clean, ascent), 1  # XLA divides what is whole among the devices.
+    # XLA divides what is whole among the devices.
+    return _ascending(clean, ascent, looped=looped), 1
 
 
 def _ascending(
-    gradient: Gradient, ascent: optax.GradientTransformationExtraArgs | None
+    gradient: Gradient,
+    ascent: optax.GradientTransformationExtraArgs | None,
+    *,
+    looped: bool = False,
 ) -> Gradient:
-    """The gradient as `ascent` changes it; what else is found is that of the clean pass."""
+    """The gradient as `ascent` changes it; what else is found is that of the clean pass.
+
+    Args:
+        gradient: Before the ascent.
+        ascent: `optim.sam`, which takes one more gradient; None changes nothing.
+        looped: Whether the two gradients are turns of a loop.
+    """
     if ascent is None:
         return gradient
 
-    def ascended(params: Params, examples: Examples) -> tuple[Params, Found]:
-        grads, (metrics, statistics) = gradient(params, examples)
-        grads, climbed = ascent.update(
-            grads,
-            ascent.init(params),
-            params,
-            grad_fn=lambda worst: gradient(worst, examples)[0],
-        )
+    def changed(
+        params: Params, clean: tuple[Params, Found], grad_fn: Callable[[Params], Params]
+    ) -> tuple[Params, Found]:
+        grads, (metrics, statistics) = clean
+        grads, climbed = ascent.update(grads, ascent.init(params), params, grad_fn=grad_fn)
         norm = optim.ascent_norm(climbed)
         return grads, (metrics if norm is None else {**metrics, "ascent_norm": norm}, statistics)
 
-    return ascended
-
-
-def _ascending_in_loop(
-    gradient: Gradient, ascent: optax.GradientTransformationExtraArgs | None
-) -> Gradient:
-    """The same; `ascent` takes one more gradient, and the two are turns of a loop."""
-    if ascent is None:
-        return gradient
-
     def ascended(params: Params, examples: Examples) -> tuple[Params, Found]:
+        clean = gradient(params, examples)
+        return changed(params, clean, lambda worst: gradient(worst, examples)[0])
+
+    def ascended_in_loop(params: Params, examples: Examples) -> tuple[Params, Found]:
         def turn(carry: tuple[Params, Params], _: None) -> tuple[Any, Any]:
-            grads, (metrics, statistics) = gradient(carry[0], examples)
+            at = gradient(carry[0], examples)
             # In place of the second gradient, the point at which it is to be taken.
-            worst, climbed = ascent.update(
-                grads, ascent.init(params), params, grad_fn=lambda worst: worst
-            )
-            norm = optim.ascent_norm(climbed)
-            found = metrics if norm is None else {**metrics, "ascent_norm": norm}
-            return (worst, grads), (found, statistics)
+            worst, found = changed(params, at, lambda worst: worst)
+            return (worst, at[0]), found
 
         first = (params, jax.tree.map(jnp.zeros_like, params))
         (_, grads), found = jax.lax.scan(turn, first, length=2)
         return grads, jax.tree.map(lambda value: value[0], found)
 
-    return ascended
+    return ascended_in_loop if looped else ascended
 
 
 def _accumulated(gradient: Gradient, parts: int) -> Gradient:

@@ -67,9 +67,9 @@ def run(
     config = precision.resolved(config, on, directory)
     with (
         workdir.claimed(directory, settings.plain(config)),
-        _opened(config, directory, on, stopping) as opened,
+        opened(config, directory, on, stopping) as begun,
     ):
-        work(opened)
+        work(begun)
 
 
 def measure_speed(config: ConfigDict) -> cost.Speed:
@@ -85,9 +85,9 @@ def measure_speed(config: ConfigDict) -> cost.Speed:
     config = precision.resolved(config, on)
     with (
         tempfile.TemporaryDirectory() as directory,
-        _opened(config, pathlib.Path(directory), on, lambda: False) as opened,
+        opened(config, pathlib.Path(directory), on) as begun,
     ):
-        return cost.measure(opened)
+        return cost.measure(begun)
 
 
 def show_plan(config: ConfigDict) -> None:
@@ -104,9 +104,9 @@ def show_plan(config: ConfigDict) -> None:
     on = _mesh(planned)
     with (
         tempfile.TemporaryDirectory() as directory,
-        _opened(planned, pathlib.Path(directory), on, lambda: False) as opened,
+        opened(planned, pathlib.Path(directory), on) as begun,
     ):
-        run_remem(opened)
+        run_remem(begun)
 
 
 def read_data_inputs(config: ConfigDict) -> dict[str, Any]:
@@ -131,12 +131,23 @@ def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 
 @contextlib.contextmanager
-def _opened(
+def opened(
     config: ConfigDict,
     directory: pathlib.Path,
     on: jax.sharding.Mesh,
-    stopping: Callable[[], bool],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[parts.Run]:
+    """A run of checked settings, with its checkpoints and images read, and nothing done.
+
+    Args:
+        config: All settings; `precision.resolved` where something is to be computed.
+        directory: Of the run.
+        on: The devices.
+        stopping: See `run`.
+
+    Raises:
+        SettingError: If the data or the weights cannot be used.
+    """
     preloaded = pretrained.Preloaded(_with_checkpoints(config))
     dataset, feed = parts.load_data(config, config.data, on)
     logging.info(

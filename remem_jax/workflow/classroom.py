@@ -125,17 +125,20 @@ def make(run: parts.Run, pretrained: finetune.Pretrained | None) -> Classroom:
     shapes, first_states, of_losses = {}, {}, {}
     for name, (loss, target) in _objectives(run, pretrained).items():
         apply = run.spread(models.student_apply(model, target))
-        step = steps.make_student_step(apply, tx, loss=loss, key=key)
+        step = functools.partial(steps.make_student_step, apply, tx, loss=loss)
         create = run.jit_create(functools.partial(first_state, target), *keys(0))
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
         first_states[name] = lambda seed, create=create: create(*keys(seed))
-        of_losses[name] = run.jit_step(step, shapes[name])
+        of_losses[name] = run.jit_step_of(step, key, shapes[name])
     measure = parts.make_measure(run, models.evaluation_apply(model), settings.batch_size)
-    view_pass = lockstep.make_view_pass(
-        run.feed.train_view, classes=classes, key=key, mixup=settings.mixup
+    view_pass = random_streams.Jitted(
+        functools.partial(
+            lockstep.make_view_pass, run.feed.train_view, classes=classes, mixup=settings.mixup
+        ),
+        key,
+        out_shardings=mesh.batch_sharding(run.mesh),
     )
-    jitted = jax.jit(view_pass, out_shardings=mesh.batch_sharding(run.mesh))
-    return Classroom(first, shapes, first_states, of_losses, measure, jitted)
+    return Classroom(first, shapes, first_states, of_losses, measure, view_pass)
 
 
 def _objectives(

@@ -219,11 +219,11 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
     )
-    step = steps.make_supervised_step(
+    make = functools.partial(
+        steps.make_supervised_step,
         run.spread(train_apply(first, first.plan.rematerialise)),
         tx,
         run.feed.train_view,
-        key=random_streams.key(run.config.seed, "teacher"),
         loss=functools.partial(
             losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
         ),
@@ -246,7 +246,8 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         others = run.jit_create(lambda params: create(params)._replace(params={}), params)
         return others(params)._replace(params=params)
 
-    return Training(run.jit_step(step, shapes), shapes, first_state)
+    step = run.jit_step_of(make, random_streams.key(run.config.seed, "teacher"), shapes)
+    return Training(step, shapes, first_state)
 
 
 def train_apply(first: Start, rematerialise: str) -> TrainApply:

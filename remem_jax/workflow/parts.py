@@ -12,10 +12,10 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import data, evaluate, mesh, platforms, signals
+from remem_jax import data, evaluate, mesh, platforms, random_streams, signals
 from remem_jax.data import device
 from remem_jax.random_streams import Stage
-from remem_jax.records import Apply, Batch, Feed, Metrics, Variables, View
+from remem_jax.records import Apply, Batch, Feed, Key, Metrics, Variables, View
 from remem_jax.settings import counts
 from remem_jax.storage import checkpoints, logs
 from remem_jax.train import compiling, finite, loop, profiling
@@ -99,8 +99,22 @@ class Run(NamedTuple):
             step: The step, of (state, ...).
             shapes: Of the state; see `shapes`.
         """
-        outs = (jax.tree.map(lambda leaf: leaf.sharding, shapes), mesh.replicated(self.mesh))
-        return jax.jit(step, donate_argnums=0, out_shardings=outs)
+        return jax.jit(step, donate_argnums=0, out_shardings=self._after(shapes))
+
+    def jit_step_of(self, make: Callable[..., Any], key: Key, shapes: Any) -> Any:
+        """The same of a step that draws; see `random_streams.Jitted`.
+
+        Args:
+            make: Gives the step, called with `key=`.
+            key: Of the stage.
+            shapes: Of the state; see `shapes`.
+        """
+        outs = self._after(shapes)
+        return random_streams.Jitted(make, key, donate_argnums=(0,), out_shardings=outs)
+
+    def _after(self, shapes: Any) -> tuple[Any, Any]:
+        """How a state and metrics lie on the devices."""
+        return jax.tree.map(lambda leaf: leaf.sharding, shapes), mesh.replicated(self.mesh)
 
 
 class Measure(NamedTuple):

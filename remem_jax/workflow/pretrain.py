@@ -48,17 +48,17 @@ def run_pretrain(run: parts.Run) -> None:
 
     @functools.cache
     def jit_step(plan: activations.Plan) -> Any:
-        step = steps.make_supervised_step(
+        make = functools.partial(
+            steps.make_supervised_step,
             run.spread(train_apply(plan.rematerialise)),
             tx,
             run.feed.train_view,
-            key=random_streams.key(config.seed, "pretraining"),
             loss=functools.partial(losses.cross_entropy, smoothing=settings.label_smoothing),
             division=memory_settings.division(
                 settings, run.mesh, plan.accumulate, name="config.train"
             ),
         )
-        return run.jit_step(step, shapes)
+        return run.jit_step_of(make, random_streams.key(config.seed, "pretraining"), shapes)
 
     def train_apply(rematerialise: str) -> TrainApply:
         return models.train_apply(model.clone(rematerialise=rematerialise))

@@ -14,7 +14,7 @@ from remem_jax.analysis import info_nce, mutual_information
 from remem_jax.checks import require
 from remem_jax.models import decoder
 from remem_jax.models.rematerialisation import RECOMPUTED
-from remem_jax.records import Batch, Metrics, TeacherApply, TrainApply, Variables
+from remem_jax.records import Batch, Key, Metrics, TeacherApply, TrainApply, Variables
 from remem_jax.settings.memory import AUTO, recomputed
 from remem_jax.train import flops, state
 from remem_jax.workflow import activations, memory, parts
@@ -86,9 +86,8 @@ def make(run: parts.Run, teachers: Sequence[Teacher], rematerialise: str = "noth
         hidden=settings.info_nce.hidden,
         embedding=settings.info_nce.embedding,
     )
-    critic_step = info_nce.make_critic_step(
-        tx, own, key=random_streams.key(run.config.seed, "critic")
-    )
+    make_critic_step = functools.partial(info_nce.make_critic_step, tx, own)
+    critic_key = random_streams.key(run.config.seed, "critic")
     decoder_keys, critic_keys = (
         [random_streams.key(run.config.seed, kind, "parameters", seed) for seed in settings.seeds]
         for kind in ("decoder", "critic")
@@ -105,7 +104,10 @@ def make(run: parts.Run, teachers: Sequence[Teacher], rematerialise: str = "noth
     of_decoder, of_critic = (
         run.shapes(jax.eval_shape(one, critic_keys[0])) for one in (first_decoder, first_critic)
     )
-    jitted = run.jit_step(step, of_decoder), run.jit_step(critic_step, of_critic)
+    jitted = (
+        run.jit_step(step, of_decoder),
+        run.jit_step_of(make_critic_step, critic_key, of_critic),
+    )
     numbers = range(len(teachers))
     of_decoders = [number for number in numbers for _ in decoder_keys]
     of_critics = [number for number in numbers for _ in range(critics)]
@@ -222,13 +224,14 @@ def _feature_size(run: parts.Run, teachers: Sequence[Teacher]) -> tuple[int, int
 
 def make_view(run: parts.Run) -> Callable[[Any, Batch], jax.Array]:
     """What all readers and teachers see of a batch, given the number of the step; compiled."""
+
+    def make(*, key: Key) -> Callable[[Any, Batch], jax.Array]:
+        return lambda number, batch: run.feed.train_view(
+            random_streams.within(key, number), batch.image
+        )
+
     key = random_streams.key(run.config.seed, "decoder")
-
-    @functools.partial(jax.jit, out_shardings=mesh.batch_sharding(run.mesh))
-    def view(number: jax.Array, batch: Batch) -> jax.Array:
-        return run.feed.train_view(random_streams.within(key, number), batch.image)
-
-    return view
+    return random_streams.Jitted(make, key, out_shardings=mesh.batch_sharding(run.mesh))
 
 
 def job(run: parts.Run, readers: Readers) -> parts.Job:

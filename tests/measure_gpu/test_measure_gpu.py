@@ -14,13 +14,14 @@ import pytest
 from tools.benchmarks import rows
 from tools.gpu import items, page, record, running
 
+MANIFEST = {"weights": "", "image_size": 224}
 ROOT = pathlib.Path(__file__).parents[2]
 # A sitecustomize that hides these packages from imports and from their own metadata.
 MISSING = ("array_record", "grain", "importlib_resources", "optuna", "tensorflow_datasets")
-_HIDES = f"""
+_HIDES = """
 import importlib.metadata, sys
 
-MISSING = {MISSING!r}
+MISSING = {missing!r}
 
 class Hides:
     def find_spec(self, name, path=None, target=None):
@@ -47,8 +48,8 @@ ITEMS = (
 
 
 def test_at_full_size_every_row_of_the_benchmark_is_an_item() -> None:
-    names = [item.name for item in items.make({"weights": "", "image_size": 224}, tiny=False)]
-    assert {*rows.GPU, *ITEMS, "lockstep"} == set(names)
+    names = [item.name for item in items.make(MANIFEST, tiny=False)]
+    assert {*rows.GPU, *ITEMS, *items.TABLE10, "lockstep"} == set(names)
     assert len(names) == len(set(names))
 
 
@@ -58,7 +59,7 @@ class Tool:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         (folder / "hidden").mkdir()
-        (folder / "hidden" / "sitecustomize.py").write_text(_HIDES)
+        (folder / "hidden" / "sitecustomize.py").write_text(_HIDES.format(missing=MISSING))
         self.environment = os.environ | {
             "PYTHONPATH": str(folder / "hidden"),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
@@ -96,6 +97,24 @@ def measured(packed: tuple[Tool, pathlib.Path]) -> dict[str, Any]:
     found = json.loads((out / "measured.json").read_text())
     assert (out / "measured.md").read_text() == page.render(found)
     return found
+
+
+def test_only_the_mini_table_needs_what_does_not_travel(tmp_path: pathlib.Path) -> None:
+    hidden = (*MISSING, "matplotlib", "sklearn", "timm", "torch")
+    (tmp_path / "sitecustomize.py").write_text(_HIDES.format(missing=hidden))
+    called = {item.call.partition(":")[0] for item in items.make(MANIFEST, tiny=False)}
+    imported = {*called, "tools.benchmarks.ours", "tools.benchmarks.lockstep"}
+    imported.remove("tools.gpu.table10")
+
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(sorted(imported))}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
 
 
 pytestmark = pytest.mark.slow

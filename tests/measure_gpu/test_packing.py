@@ -49,6 +49,11 @@ def test_a_folder_that_holds_something_is_not_written_to(tmp_path: pathlib.Path)
         packing.pack(packed(tmp_path), contents, {})
 
 
+def test_what_does_not_travel_is_named_with_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_is_found", lambda module: module not in ("matplotlib", "flax"))
+    assert packing.lacking() == ["flax (for everything)", "matplotlib (for the mini Table 10)"]
+
+
 def test_wheels_are_used_where_nothing_is_installed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,8 @@ from tools.gpu.programs import Values
 
 RUN = {
     "date": "2030-01-01", "gpus": ["NVIDIA H200, 143771 MiB, 580"], "cpu": "", "commit": "abc",
-    "versions": {"jax": "0.11", "torch": None}, "minutes": 10, "tiny": False,
+    "versions": {"jax": "0.11", "torch": None}, "minutes": 10, "tiny": False, "device": "gpu",
+    "lacking": ["matplotlib (for the mini Table 10)"],
     "packed": {
         "weights_named": "augreg:Ti/16",
         "data": {"title": "Caltech-101", "images": {"train": 3060}, "pixels": 96},
@@ -74,20 +75,25 @@ def test_tables_have_as_many_cells_as_their_headings() -> None:
 
 
 def test_the_mini_table_has_means_and_deviations_over_seeds() -> None:
-    shares = [0.25, 0.27, 0.32]
-    runs = [
-        {"seed": seed, "method": "remem", "metric": "top1", "student": share, "teacher": 0.5}
-        for seed, share in enumerate(shares)
-    ]
+    shares, plain = [0.25, 0.27, 0.32], [0.2, 0.23, 0.31]
+    runs, parts = (
+        [
+            {"seed": seed, "method": method, "metric": "top1", "student": share, "teacher": 0.5}
+            for seed, share in enumerate(of_seeds)
+        ]
+        for method, of_seeds in (("finetune", plain), ("remem", shares))
+    )
     settings = {"student": "resnet18", "batch_size": 128, "rho": 0.05, "mlp_weight": 0.8,
                 "image_size": 224, "compute_dtype": "bfloat16"}  # fmt: skip
     result = {"teacher_steps": 100, "student_steps": 300, "settings": settings, "runs": runs}
 
-    text = rendered(table10={"result": result})
+    text = rendered(table10={"result": result}, table10_parts={"result": {**result, "runs": parts}})
 
     percent = [100 * share for share in shares]
     expected = f"{statistics.fmean(percent):.2f} ± {np.std(percent, ddof=1):.2f}"
-    assert row_of(text, "Re-weighting and SAM")[1:] == [expected, "50.00 ± 0.00", "3"]
+    gain = "+3.33 ± 2.08"  # Of 5, 4 and 1.
+    assert row_of(text, "Re-weighting and SAM")[1:] == [expected, gain, "50.00 ± 0.00", "3"]
+    assert row_of(text, "Fine-tuning")[2] == "-"
     assert "not the paper's table" in text
 
 
@@ -109,6 +115,46 @@ def test_a_record_is_rendered_into_the_documentation(
     assert record.read(tmp_path / "measured.json") == record.read(path)
 
 
+@pytest.mark.parametrize("of", [{"tiny": True}, {"device": "cpu"}])
+def test_the_documentation_takes_no_numbers_of_a_cpu(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, of: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(measure_gpu, "DOCS", tmp_path / "docs")
+    path = tmp_path / "tried.json"
+    record.write(path, {"format": 1, "runs": [RUN, {**RUN, **of}], "items": {}})
+
+    with pytest.raises(ValueError, match="name another page with --page"):
+        measure_gpu._render(path)
+    measure_gpu._render(path, str(tmp_path / "tried.md"))
+
+    assert not (tmp_path / "docs").exists()
+    assert "## Runs" in (tmp_path / "tried.md").read_text()
+
+
+def test_what_was_lacking_is_said() -> None:
+    assert "Neither installed nor packed: matplotlib (for the mini Table 10)." in rendered()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"tiny": True}, r"size \(--tiny\)"),
+        ({"device": "cpu", "gpus": []}, "device"),
+        ({"gpus": ["NVIDIA H100, 81559 MiB, 580"]}, "device"),
+        ({"packed": {}}, r"folder \(--packed\)"),
+    ],
+)
+def test_a_record_is_of_one_card_and_one_folder(
+    tmp_path: pathlib.Path, other: dict[str, Any], named: str
+) -> None:
+    kept = record.Record(tmp_path / "measured.json")
+    kept.begin(RUN)
+    kept.begin({**RUN, "date": "2030-01-02", "gpus": ["NVIDIA H200, 143771 MiB, 590"]})
+
+    with pytest.raises(ValueError, match=f"is of another {named}; name another --out"):
+        kept.begin({**RUN, **other})
+
+
 def values(loss: float, gradient: dict[str, np.ndarray]) -> Values:
     return Values({"loss": np.asarray(loss, np.float32)}, sketch.of(gradient), None)
 
@@ -121,6 +167,8 @@ def values(loss: float, gradient: dict[str, np.ndarray]) -> Values:
         ("float32", 2.0, 1.01, False),  # One parameter's gradient is.
         ("bfloat16", 2.0, 1.015, True),  # The CPU's own is 1 % off.
         ("bfloat16", 2.0, 1.05, False),
+        ("bfloat16", 2.006, 1.0, True),  # The CPU's own loss is exact by chance.
+        ("bfloat16", 2.02, 1.0, False),
     ],
 )
 def test_a_gradient_that_is_off_is_noticed_and_named(

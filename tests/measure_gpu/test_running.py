@@ -60,6 +60,7 @@ class Bench:
         self.clock = Time()
         self.workers: list[tuple[str, Scripted]] = []
         self.script: dict[str, Sequence[Said]] = {}
+        self.said: list[str] = []
 
     def run(
         self,
@@ -77,7 +78,7 @@ class Bench:
         kept.begin({"date": "today"})
         budget = Budget(seconds, {"a": 0.5, "b": 0.5}, self.clock)
         how = running.run(
-            items, budget, kept, start, stopping, clock=self.clock, say=lambda line: None
+            items, budget, kept, start, stopping, clock=self.clock, say=self.said.append
         )
         assert all(one.killed for _, one in self.workers)
         return how
@@ -186,11 +187,12 @@ def test_items_without_time_in_their_section_get_what_is_left_in_the_end(bench: 
     assert [section for section, _ in bench.workers] == ["a", "b", "a"]
 
 
-def test_it_ends_in_time(bench: Bench) -> None:
+def test_it_ends_in_time_and_names_what_had_none(bench: Bench) -> None:
     how = bench.run([item(str(i), limit=30.0) for i in range(9)], seconds=100.0)
 
     assert how == running.OUT_OF_TIME
     assert bench.clock.now <= 100.0
+    assert bench.said[-1] == "no time for 4, 5, 6, 7, 8"
 
 
 def test_numbers_that_json_does_not_have_become_null(bench: Bench) -> None:

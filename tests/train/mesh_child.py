@@ -113,11 +113,12 @@ def _teacher(on: jax.sharding.Mesh, *, fsdp: bool, rho: float = 0.1) -> Any:
         State, metrics of the last step, and facts about the compiled step.
     """
     model, params = _vit()
-    tx = optim.sgd(lambda _: 0.1, momentum=0.9, rho=rho, clip_norm=0.5)
+    tx = optim.sgd(lambda _: 0.1, momentum=0.9, clip_norm=0.5)
+    ascent = optim.sam(rho) if rho else None
     apply = models.train_apply(model)
     apply = mesh.gathered(apply, on) if fsdp else apply
     key = jax.random.key(2)
-    step = steps.make_supervised_step(apply, tx, augment.streamed_view, key=key)
+    step = steps.make_supervised_step(apply, tx, augment.streamed_view, key=key, ascent=ascent)
     first = state.create({"params": params}, tx)
     return _run(on, step, first, (_batch(on), {}), fsdp=fsdp)
 

@@ -262,9 +262,13 @@ def test_a_step_with_sam_counts_twice_the_plain_one() -> None:
     batch = Batch(jnp.zeros((4, 1, 1, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
 
     def counted(rho: float) -> float:
-        tx = optim.sgd(lambda _: 0.1, momentum=0.9, rho=rho)
+        tx = optim.sgd(lambda _: 0.1, momentum=0.9)
         step = steps.make_supervised_step(
-            linear, tx, lambda key, stored: stored, key=jax.random.key(0)
+            linear,
+            tx,
+            lambda key, stored: stored,
+            key=jax.random.key(0),
+            ascent=optim.sam(rho) if rho else None,
         )
         first = state.create({"params": {"kernel": jnp.zeros((3, 5))}}, tx)
         return flops.count(step, first, batch, {})

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from remem_jax import losses, models, optim
@@ -92,7 +93,7 @@ def test_a_plain_gradient_is_accumulated(params: Any, batch: Batch, devices: int
 
 
 def test_a_link_of_the_chain_accumulates_too(params: Any, batch: Batch) -> None:
-    tx = optim.sgd(lambda _: small.RATE, momentum=0.0, rho=small.RHO)
+    tx = optax.chain(optim.sam(small.RHO), optim.sgd(lambda _: small.RATE, momentum=0.0))
     step = steps.make_supervised_step(
         small.apply,
         tx,
@@ -344,7 +345,7 @@ def test_groups_are_parts_or_divide_into_parts(
 
 
 def test_the_optimiser_cannot_climb_with_groups(params: Any, batch: Batch) -> None:
-    tx = optim.sgd(lambda _: small.RATE, momentum=0.0, rho=0.1)
+    tx = optax.chain(optim.sam(0.1), optim.sgd(lambda _: small.RATE, momentum=0.0))
     step = steps.make_supervised_step(
         small.apply,
         tx,

@@ -68,11 +68,11 @@ def test_the_step_descends_the_gradient(rng: np.random.Generator, batch: Batch) 
 def test_with_sam_loss_and_statistics_are_those_of_the_clean_pass(
     rng: np.random.Generator, batch: Batch
 ) -> None:
-    tx = optax.with_extra_args_support(optax.chain(optim.sam(0.7), optax.sgd(RATE)))
+    tx = optax.with_extra_args_support(optax.sgd(RATE))
     before = first(rng, tx)
     kernel = np.asarray(before.params["kernel"], np.float64)
 
-    after, metrics = make(tx)(before, batch)
+    after, metrics = make(tx, ascent=optim.sam(0.7))(before, batch)
 
     value, gradient = loss(kernel, batch)
     _, at_worst = loss(kernel + 0.7 * gradient / np.linalg.norm(gradient), batch)
@@ -97,13 +97,15 @@ def test_frozen_parameters_count_in_the_loss_alone(rng: np.random.Generator, bat
         logits, statistics = linear(params, statistics, images, key)
         return logits + params["bias"][None], statistics
 
-    tx = optim.sgd(lambda _: RATE, momentum=0.0, rho=0.1)
+    tx = optim.sgd(lambda _: RATE, momentum=0.0)
     frozen = {"bias": jnp.asarray([0.0, 3.0, 0.0])}
     before = first(rng, tx)
     view = augment.make_train_view(size=4, crop_area=(1.0, 1.0), flip=False)
-    step = jax.jit(steps.make_supervised_step(with_bias, tx, view, key=jax.random.key(0)))
+    step = steps.make_supervised_step(
+        with_bias, tx, view, key=jax.random.key(0), ascent=optim.sam(0.1)
+    )
 
-    after, metrics = step(before, batch, frozen)
+    after, metrics = jax.jit(step)(before, batch, frozen)
 
     x = np.asarray(batch.image, np.float64).reshape(6, -1) / 127.5 - 1
 

@@ -5,14 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from remem_jax import mesh, models, optim
 from remem_jax.models import encoder
+from remem_jax.records import Answer
 from remem_jax.train import loop, state
 from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import finetune, parts
+from remem_jax.workflow import finetune, memory, parts
 
 pytestmark = pytest.mark.slow
 
@@ -130,3 +132,28 @@ def _after(steps: int) -> Callable[[], bool]:
     """Stops a run after so many steps."""
     asked = iter(range(1, steps + 1))
     return lambda: next(asked, steps) == steps
+
+
+def test_runs_of_other_seeds_compile_nothing_again(small_run: parts.Run) -> None:
+    pretrained = finetune.read_pretrained(small_run)
+    batch, number = memory.batch(small_run, 8), np.int32(0)
+    (point, *_) = classrooms.grid(small_run.config.student)
+    answer = jax.eval_shape(lambda: Answer(jnp.zeros((8, 10))))
+
+    def lowered(seed: int) -> list[str]:
+        config = small_run.config.copy_and_resolve_references()
+        config.seed = seed
+        run = small_run._replace(config=config)
+        first = finetune.start(run, pretrained, "finetune")
+        training = finetune.make_training(run, finetune.settings_of(config, "finetune"), first)
+        room: Any = classrooms.make(run, pretrained)
+        seen = jax.eval_shape(room.view_pass, number, batch)
+        state = room.shapes[point.loss]
+        functions = [
+            training.step.lower(training.shapes, batch, first.frozen),
+            room.view_pass.lower(number, batch),
+            room.steps[point.loss].lower(state, *seen, answer, point.settings),
+        ]
+        return [function.as_text() for function in functions]
+
+    assert lowered(0) == lowered(1)

@@ -32,7 +32,7 @@ def pack(path: pathlib.Path, source: sources.Source, pixels: int, most: int) -> 
         arrays[f"{name}_end"] = np.cumsum([len(one) for one in encoded])
         arrays[f"{name}_jpeg"] = np.frombuffer(b"".join(encoded), np.uint8)
     with path.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez_compressed(file, **arrays)  # JPEGs have much of their heads in common.
     return {
         "title": source.title,
         "images": counts,

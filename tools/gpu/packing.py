@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -15,23 +16,24 @@ from typing import Any, NamedTuple
 MANIFEST, WHEELS = "manifest.json", "wheels"
 LIMIT_MIB = 60.0
 PYTHON = "3.12"  # Of the wheels, for Linux on x86-64.
-# What a machine with JAX, Flax, Optax, Orbax, NumPy, SciPy, scikit-learn, Matplotlib and Pillow may
-# lack. TFDS, Grain and Optuna are not needed.
+# What a machine with JAX, Flax, Optax and Orbax may lack; `USES` has what is too large. TFDS,
+# Grain, Optuna and scikit-learn are not needed; pytest is, by what torch is compared with.
 DISTRIBUTIONS = (
-    "absl-py",
     "beartype",
     "certifi",
     "charset-normalizer",
     "cykooz-resizer",
     "idna",
+    "iniconfig",
     "jaxtyping",
     "jinja2",
     "markupsafe",
     "ml_collections",
     "packaging",
     "pi-heif",
-    "protobuf",
-    "pyyaml",
+    "pillow",
+    "pluggy",
+    "pytest",
     "requests",
     "safetensors",
     "simplejpeg",
@@ -41,6 +43,12 @@ DISTRIBUTIONS = (
     "urllib3",
     "wadler-lindig",
 )
+# Modules that do not travel -> what needs them.
+USES = {
+    **dict.fromkeys(("jax", "flax", "optax", "orbax"), "everything"),
+    "matplotlib": "the mini Table 10",
+    "torch": "the comparison with torch",
+}
 _PLATFORMS = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")  # Of manylinux.
 _EXAMPLES = 8  # Images of the reference.
 
@@ -152,6 +160,11 @@ def add_wheels(folder: pathlib.Path, site: pathlib.Path) -> list[str]:
     return added
 
 
+def lacking() -> list[str]:
+    """What is neither installed here nor travels, each with what needs it."""
+    return [f"{name} (for {use})" for name, use in USES.items() if not _is_found(name)]
+
+
 def commit() -> str:
     """The commit of the code, with "+" where files differ from it; "" outside of a repository."""
     here = pathlib.Path(__file__).parent
@@ -211,6 +224,10 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _digest(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_found(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _is_installed(name: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tools.benchmarks import report, rows
-from tools.gpu import record
+from tools.gpu import items, record
 
 _GIB = 2**30
 _HEAD = """\
@@ -14,7 +14,8 @@ _HEAD = """\
 
 What one command measures in ten minutes on one GPU: whether it computes what a CPU does, how fast
 it is beside torch and timm, what memory plans take, and a mini version of the paper's Table 10. The
-machine with the GPU needs JAX for it, and torch and timm for the comparison; no network.
+machine with the GPU needs JAX, Flax, Optax and Orbax for it, Matplotlib for the mini Table 10, and
+torch for the comparison; no network.
 
     # On any machine: a folder of at most 60 MiB, with images that TFDS has prepared (or your own,
     # --data=folder --data-path=my_images); a CPU needs some minutes.
@@ -26,9 +27,16 @@ machine with the GPU needs JAX for it, and torch and timm for the comparison; no
     .venv/bin/python -m tools.measure_gpu --render=measured/measured.json
 
 Small dependencies travel as wheels for Python 3.12 on Linux (`--wheels`), and are used where they
-are not installed; TFDS, Grain and Optuna are not needed. What is compiled is kept in the system's
-temporary folder, or that of `--compiled`, so that a second start compiles little. `--items` names
-what to measure; `--tiny` tries all of it on a CPU in a minute.
+are not installed; what is missing beside them is said. TFDS, Grain and Optuna are not needed. What
+is compiled is kept in the system's temporary folder, or that of `--compiled`, so that a second
+start compiles little, and what the mini table has trained beside the record. `--items` names what
+to measure. `--tiny` tries all of it on a CPU in a minute, `--device=cpu` at full size, as far as
+the time goes; this page refuses the numbers of both (`--page` names another).
+
+Ten minutes are too few for everything. In order of importance, and as one H100 is expected to do
+it (nothing of this is measured): numerics, three or four of the rows beside torch, whose compiling
+takes longest, and three seeds of fine-tuning and ReMem. A second start has the other rows, SAM
+alone and re-weighting alone; a third what may be left.
 """
 _NOTHING = """\
 **Nothing has been measured yet**: no GPU has been at hand. The targets for a GPU in
@@ -80,12 +88,14 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
         )
         for i, run in enumerate(runs)
     ]
-    tiny = (
-        "**Sizes are tiny (`--tiny`): these numbers say that the tool runs, and nothing else.**\n\n"
-        if any(run["tiny"] for run in runs)
-        else ""
-    )
-    return f"## Runs\n\n{tiny}{_table(heading, lines)}"
+    notes = ""
+    if any(run["device"] != "gpu" for run in runs):
+        notes = (
+            "**Not measured on a GPU: these numbers say that the tool runs, and nothing else.**\n\n"
+        )
+    lacking = sorted({line for run in runs for line in run["lacking"]})
+    after = f"\nNeither installed nor packed: {', '.join(lacking)}.\n" if lacking else ""
+    return f"## Runs\n\n{notes}{_table(heading, lines)}{after}"
 
 
 def _numerics(found: Mapping[str, Any]) -> str:
@@ -109,7 +119,8 @@ def _numerics(found: Mapping[str, Any]) -> str:
         "parameters (estimated from sketches, to about 10 %; those below a thousandth of the whole "
         "gradient against that). A step's gradient is what its "
         "momentum holds. float32 is computed in float32, not TF32, and agrees up to 0.001; "
-        "bfloat16 agrees where its errors are at most twice those of the CPU in bfloat16.\n\n"
+        "bfloat16 agrees where its errors are at most twice those of the CPU in bfloat16 (plus "
+        "1/256 for values).\n\n"
         f"{_table(heading, lines)}"
     )
 
@@ -205,18 +216,25 @@ def _plans(found: Mapping[str, Any]) -> str:
 
 
 def _table10(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
-    result = _result(found, "table10")
-    if not result.get("runs"):
+    results = [_result(found, name) for name in items.TABLE10]
+    trained = [run for result in results for run in result.get("runs", ())]
+    if not trained:
         return ""
     lines = []
+    plain = {run["seed"]: run["student"] for run in trained if run["method"] == "finetune"}
     for method, title in _METHODS.items():
-        own = [run for run in result["runs"] if run["method"] == method]
+        own = [run for run in trained if run["method"] == method]
         if own:
             shares = [[100 * run[of] for run in own] for of in ("student", "teacher")]
-            lines.append((title, *(_spread(values) for values in shares), str(len(own))))
-    packed, settings = runs[found["table10"]["run"]]["packed"], result["settings"]
-    data, metric = packed["data"], result["runs"][0]["metric"]
-    heading = ("method", "student, test", "teacher, test", "seeds")
+            more = [
+                100 * (run["student"] - plain[run["seed"]]) for run in own if run["seed"] in plain
+            ]
+            gain = _spread(more, "+") if more and method != "finetune" else "-"
+            lines.append((title, _spread(shares[0]), gain, _spread(shares[1]), str(len(own))))
+    result = next(result for result in results if result.get("runs"))
+    packed, settings, metric = runs[0]["packed"], result["settings"], trained[0]["metric"]
+    data = packed["data"]
+    heading = ("method", "student, test", "less fine-tuning's", "teacher, test", "seeds")
     return (
         "## A mini Table 10\n\n"
         "What re-weighting and SAM do alone, through `configs/tables/table10.py:mini` and the "
@@ -227,15 +245,15 @@ def _table10(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str
         f"{settings['mlp_weight']}), and {data['images']['train']:,} training images of "
         f"{data['title']}, packed as JPEGs of {data['pixels']} pixels and enlarged to "
         f"{settings['image_size']}. Each seed draws the validation split, the crops, the order and "
-        f"the student anew. Mean and standard deviation of {metric} over seeds, in %; "
+        "the student anew, the same for all methods, so that differences are taken seed by seed. "
+        f"Mean and standard deviation of {metric} over seeds, in %; "
         f"{settings['compute_dtype']}.\n\n{_table(heading, lines)}"
     )
 
 
-def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    mean = f"{statistics.fmean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def _unfinished(found: Mapping[str, Any]) -> str:

@@ -2,11 +2,20 @@
 
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 FORMAT = 1
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
+# What all runs of a record have in common.
+_SAME: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "size (--tiny)": lambda run: run.get("tiny"),
+    "device": lambda run: (
+        run.get("device"),
+        [one.partition(",")[0] for one in run.get("gpus", ())],
+    ),
+    "folder (--packed)": lambda run: run.get("packed"),
+}
 EMPTY: dict[str, Any] = {"format": FORMAT, "runs": [], "items": {}}
 
 
@@ -56,7 +65,17 @@ class Record:
         self.content = read(path) if path.exists() else plain(EMPTY)
 
     def begin(self, facts: dict[str, Any], anew: Collection[str] = ()) -> None:
-        """Adds a run, which measures some items anew."""
+        """Adds a run, which measures some items anew.
+
+        Raises:
+            ValueError: If the runs before are of another device or folder: one page is of one.
+        """
+        for before in self.content["runs"][-1:]:
+            differing = [of for of, what in _SAME.items() if what(before) != what(facts)]
+            if differing:
+                raise ValueError(
+                    f"{self._path} is of another {' and '.join(differing)}; name another --out."
+                )
         self.content["runs"].append(facts)
         for name in anew:
             self.content["items"].pop(name, None)

@@ -55,6 +55,8 @@ def run(
             cut |= status == record.STOPPED
     finally:
         workers.end()
+    if waiting:
+        say(f"no time for {', '.join(item.name for item in waiting)}")
     return OUT_OF_TIME if waiting or cut else FINISHED
 
 

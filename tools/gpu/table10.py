@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +9,12 @@ from ml_collections import ConfigDict
 
 from configs.tables import table10
 from remem_jax import workflow
-from remem_jax.settings import METHODS
 from remem_jax.storage import results
-from remem_jax.workflow import cost
 from tools.gpu import images, worker
 
-# The methods of one run: those that matter most are done for all seeds before the others.
-METHODS_OF_RUNS = (("finetune", "remem"), ("sam", "reweight"))
-STUDENT_STEPS = 3  # Of a student for each of its teacher.
-_LEAST, _MOST = 60, 500  # Steps of a teacher.
-_TRAINING = 0.5  # Share of the time that steps take; the rest goes to compiling and evaluation.
+# The protocol is fixed, so that cards and dates compare: nothing depends on the speed of a device.
+TEACHER_STEPS, STUDENT_STEPS = 250, 750
+TINY_STEPS = (2, 6)
 
 
 def measure(
@@ -29,35 +24,33 @@ def measure(
     *,
     weights: str,
     image_size: int,
+    methods: Sequence[str],
     seeds: Sequence[int],
 ) -> worker.Found:
-    """Test accuracies of teachers and students, by seed and method, for as many as time allows."""
-    end = time.monotonic() + seconds
+    """Test accuracies of teachers and students, by seed and method; a run for each seed.
+
+    Killed, it goes on at its next start, where `context.folder` is the same.
+    """
+    del seconds
     os.environ["REMEM_CACHE"] = str(context.folder / "cache")
     arrays = context.folder / "images.npz"
-    images.unpack(context.packed / images.FILE, arrays)
+    if not arrays.exists():
+        context.folder.mkdir(exist_ok=True)
+        images.unpack(context.packed / images.FILE, arrays.with_suffix(".new"))
+        arrays.with_suffix(".new").replace(arrays)  # Whole, or not at all.
     base = _config(arrays, context.packed / weights, image_size, tiny=context.tiny)
-    runs_of, steps = METHODS_OF_RUNS[:1], 2
-    if not context.tiny:
-        speed = workflow.measure_speed(_of_run(base, ("finetune",), 0, _LEAST))
-        runs_of, steps = _plan(speed, len(seeds), end - time.monotonic())
+    steps = TINY_STEPS if context.tiny else (TEACHER_STEPS, STUDENT_STEPS)
     found: dict[str, Any] = {
-        "teacher_steps": steps,
-        "student_steps": STUDENT_STEPS * steps,
+        "teacher_steps": steps[0],
+        "student_steps": steps[1],
         "settings": _settings(base),
         "runs": [],
     }
-    for methods in runs_of:
-        for seed in seeds:
-            longest = max((run["seconds"] for run in found["runs"]), default=0)
-            if time.monotonic() + longest > end:
-                return found | {"out_of_time": True}
-            begun = time.monotonic()
-            folder = context.folder / f"{'_'.join(methods)}_{seed}"
-            workflow.run(_of_run(base, methods, seed, steps), folder)
-            rows = _rows(results.read(folder / "results.json"), seed)
-            found["runs"] += [row | {"seconds": time.monotonic() - begun} for row in rows]
-            report(found)
+    for seed in seeds:
+        folder = context.folder / f"{'_'.join(methods)}_{seed}"
+        workflow.run(_of_run(base, methods, seed, steps), folder)
+        found["runs"] += _rows(results.read(folder / "results.json"), seed)
+        report(found)
     return found
 
 
@@ -79,35 +72,16 @@ def _config(
     return config
 
 
-def _of_run(base: ConfigDict, methods: Sequence[str], seed: int, steps: int) -> ConfigDict:
+def _of_run(
+    base: ConfigDict, methods: Sequence[str], seed: int, steps: tuple[int, int]
+) -> ConfigDict:
     config = base.copy_and_resolve_references()
     config.methods, config.seed = tuple(methods), seed
-    config.teacher.steps, config.teacher.warmup_steps = (steps,), steps // 10
-    student = STUDENT_STEPS * steps
+    teacher, student = steps
+    config.teacher.steps, config.teacher.warmup_steps = (teacher,), teacher // 10
     config.student.steps, config.student.warmup_steps = student, student // 10
     config.save_every = student  # Nothing goes on from here.
     return config
-
-
-def _plan(speed: cost.Speed, seeds: int, seconds: float) -> tuple[tuple[tuple[str, ...], ...], int]:
-    """The methods that there is time for, and the steps of a teacher."""
-    for count in range(len(METHODS_OF_RUNS), 0, -1):
-        chosen = METHODS_OF_RUNS[:count]
-        each = seeds * sum(_seconds_per_step(speed, method) for run in chosen for method in run)
-        steps = int(_TRAINING * seconds / each)
-        if steps >= _LEAST:
-            return chosen, min(steps, _MOST)
-    return METHODS_OF_RUNS[:1], _LEAST
-
-
-def _seconds_per_step(speed: cost.Speed, method: str) -> float:
-    """Of a plain teacher's step, with those of its student that go with it; SAM takes two."""
-    settings = METHODS[method]
-    if settings is None or speed.teacher is None:
-        raise ValueError(f"{method} has no teacher.")
-    passes = 1 if settings.get("rho") == 0 else 2
-    student = STUDENT_STEPS * (speed.answer.seconds + speed.student.seconds)
-    return passes * speed.teacher.seconds + student
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:

@@ -24,13 +24,15 @@ class Context(NamedTuple):
 
     Attributes:
         packed: Folder that `packing.pack` made.
-        folder: For what is written on the way; gone afterwards.
-        tiny: Whether sizes are to be tiny, and any device will do.
+        folder: For what is written on the way, and found there by the next start.
+        tiny: Whether sizes are to be tiny.
+        device: "gpu"; or "cpu", where no number is of interest.
     """
 
     packed: pathlib.Path
     folder: pathlib.Path
     tiny: bool
+    device: str = "gpu"
 
 
 class Worker:
