@@ -103,8 +103,19 @@ def shared() -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def resnet6() -> Iterator[str]:
+    """A student of two blocks, in the table of those that there are; its name."""
+    from remem_jax import models
+    from tests import quickstart_resnet6
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.STUDENTS, quickstart_resnet6.STUDENT, quickstart_resnet6.make)
+        yield quickstart_resnet6.STUDENT
+
+
 @pytest.fixture
-def small_run(tmp_path: pathlib.Path, mixed_dtypes: None) -> Iterator[Any]:
+def small_run(tmp_path: pathlib.Path, mixed_dtypes: None, resnet6: str) -> Iterator[Any]:
     """A `workflow.parts.Run` of digits with one method, whose models are small."""
     from configs import quickstart
     from remem_jax import mesh, models, workflow
@@ -115,6 +126,7 @@ def small_run(tmp_path: pathlib.Path, mixed_dtypes: None) -> Iterator[Any]:
     augreg.save(tmp_path / "pico.npz", models.init(model, jax.random.key(0), 16)["params"])
     config = quickstart.get_config()
     config.methods = ("finetune",)
+    config.student.model = resnet6
     config.data.image_size = 16
     config.teacher.init = str(tmp_path / "pico.npz")
     config.teacher.batch_size = config.student.batch_size = 8

@@ -1,9 +1,6 @@
 """The tool that compiles for accelerators that are not there, on CPUs, and what its table says."""
 
-import importlib.util
-import os
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
@@ -14,7 +11,6 @@ from remem_jax import mesh
 from tools import accelerators
 from tools.aot import case, collectives, expected, rows, steps, table, targets
 
-ROOT = pathlib.Path(__file__).parents[1]
 GIB = 2**30
 TINY = {
     "compute_dtype": "float32",
@@ -199,34 +195,6 @@ def test_the_command_fails_with_what_is_not_as_it_should_be(
     assert "L-sam on v5e-8 does not fit" in printed
     assert "B-sam on" not in printed
     assert file.read_text().count('"row"') == 2
-
-
-COMPILED = """
-import jax
-from remem_jax import mesh
-from tools.aot import collectives, targets
-target = targets.TARGETS["v5e-16"]
-on = targets.make_mesh(target)
-rows = jax.ShapeDtypeStruct((64, 1024), "float32", sharding=mesh.batch_sharding(on))
-step = jax.jit(lambda x: (x.T @ x).sum(0), out_shardings=mesh.replicated(on))
-(found,) = collectives.find(step.lower(rows).compile().as_text())
-print(on.size, found.kind, found.times, found.group)
-"""
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="Needs libtpu, of the extra aot."
-)
-def test_a_program_is_compiled_for_tpus_that_are_not_there() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED],
-        cwd=ROOT,
-        env=os.environ | accelerators.ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-
-    assert done.stdout.split() == ["16", "all-reduce", "1", "16"], done.stderr
 
 
 @pytest.mark.parametrize("gpu", [targets.H100, targets.RTX_3090])

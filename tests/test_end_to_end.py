@@ -30,14 +30,14 @@ from tests.oracles import peers
 
 pytestmark = pytest.mark.timeout(900)  # Several whole runs; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[1]
-# Small enough that compiling is nearly all of the time.
+# Small enough that starting and compiling are nearly all of the time.
 SETTINGS = {
     "methods": "('scratch', 'remem')",
     "save_every": 10,
     "data.image_size": 16,
     "teacher.steps": "(20, 40)",
     "teacher.batch_size": 16,
-    "student.steps": 20,
+    "student.steps": 40,  # Enough to be killed in the middle of them.
     "student.warmup_steps": 5,
     "student.batch_size": 8,
     "student.learning_rates": "(0.05, 0.2)",
@@ -52,10 +52,12 @@ class Job:
     def __init__(self, workdir: pathlib.Path, scratch: pathlib.Path, **others: Any) -> None:
         self.workdir = workdir
         settings = {**SETTINGS, "teacher.init": scratch / "pico.npz", **others}
-        command = [sys.executable, "-m", "remem_jax.main", "--config=configs/quickstart.py"]
+        command = [sys.executable, "-m", "remem_jax.main", "--config=tests/quickstart_resnet6.py"]
         changes = [f"--config.{name}={value}" for name, value in settings.items()]
         self._command = [*command, f"--workdir={workdir}", *changes]
-        self._environment = os.environ | {
+        self._environment = {
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
+            **os.environ,
             "REMEM_CACHE": str(scratch / "cache"),
         }
 
@@ -180,6 +182,7 @@ def test_the_report_is_written(undisturbed: Job) -> None:
     assert "<svg" in (undisturbed.workdir / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("resnet6")
 def test_what_is_exported_predicts_as_the_run_was_tested(
     undisturbed: Job, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,10 +286,8 @@ TWO = {
 
 @pytest.mark.enable_socket  # Processes talk to each other.
 def test_two_processes_come_to_the_results_of_one_with_two_devices_also_if_one_is_killed(
-    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job],
 ) -> None:
-    # Compiling is nearly all of the time.
-    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0")
     alone, several = job("two_devices", **TWO), job("two_processes", **TWO)
     with socket.socket() as found:
         found.bind(("localhost", 0))
@@ -314,6 +315,7 @@ def test_two_processes_come_to_the_results_of_one_with_two_devices_also_if_one_i
 
 
 LORA = {
+    "student.model": "resnet18",
     "methods": "('remem',)",
     "teacher.tuning": "lora",
     "teacher.steps": "(20,)",
@@ -328,6 +330,7 @@ def test_timm_serves_what_lora_and_distillation_made(
 ) -> None:
     torch, timm = peers.torch(), peers.timm()
     monkeypatch.delenv("XLA_FLAGS")  # Compiled as a user has it.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     tuned = job("lora", **LORA)
     tuned.kill_when("teachers/remem")
 

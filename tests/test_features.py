@@ -118,7 +118,7 @@ def test_a_run_has_students_of_features_and_keeps_them_plain(
     found: Any = results.read(run.workdir / "results.json")
     assert tuple(student["loss"] for student in found["students"]) == losses
     assert all(np.isfinite(student["validation"]["loss"]) for student in found["students"])
-    model = models.make("resnet18", classes=10)
+    model = models.make(run.config.student.model, classes=10)
     size = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(model, 16)))
     assert found["models"]["student_parameters"] == size
 
@@ -126,6 +126,7 @@ def test_a_run_has_students_of_features_and_keeps_them_plain(
 @slow
 def test_the_best_student_of_features_is_kept_and_exported_as_timm_has_it(run: parts.Run) -> None:
     torch, timm = peers.torch(), peers.timm()
+    run.config.student.model = "resnet18"
     run.config.student.losses = ("features",)
 
     remem.run_remem(run)
@@ -182,7 +183,7 @@ def test_memory_counts_projections_and_features(
     plain, with_features = need("kd"), need("kd", "features")
 
     # Momentum is one more array of each; 2 x 2 patches of 160 features for each of 8 images.
-    assert with_features.each - plain.each == 2 * 4 * (512 * 160 + 160)
+    assert with_features.each - plain.each == 2 * 4 * (128 * 160 + 160)
     assert with_features.held - plain.held == 8 * 4 * 160 * 4
 
 

@@ -173,7 +173,8 @@ def test_a_run_of_seeds_reports_and_keeps_all_of_its_best_setting(
     best, other = row["seeds"]
     assert best["validation"]["top1"] >= other["validation"]["top1"]
     classroom = classrooms.make(run, finetune.read_pretrained(run))
-    model = models.make("resnet18", classes=len(run.dataset.classes), stem="imagenet")
+    settings = run.config.student
+    model = models.make(settings.model, classes=len(run.dataset.classes), stem=settings.stem)
     for one, name in ((best, ""), (other, f"_seed_{other['seed']}")):
         path = run.workdir / "selected" / f"finetune{name}_student.safetensors"
         read = students.load(path, model)

@@ -36,11 +36,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
 from ml_collections import ConfigDict
 
-from configs import quickstart, study
+from configs import study
+from tests import quickstart_resnet6
 
 
 def get_config():
-    base = quickstart.get_config()
+    base = quickstart_resnet6.get_config()
     base.log_every, base.save_every = 1, 4
     base.data.image_size = 16
     base.teacher.init = {init!r}
@@ -96,7 +97,11 @@ class Desk:
             process = subprocess.Popen(
                 [*command, f"--workdir={self.folder(name)}", *flags],
                 cwd=ROOT,
-                env=os.environ | {"REMEM_CACHE": str(self._scratch / "cache")},
+                env=os.environ
+                | {
+                    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
+                    "REMEM_CACHE": str(self._scratch / "cache"),
+                },
                 stdout=subprocess.DEVNULL,
                 stderr=written,
             )
@@ -336,8 +341,9 @@ def test_a_trial_whose_loss_is_no_number_is_reported_and_others_go_on(stopped: S
 
 
 @pytest.fixture
-def config(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
+def config(desk: Desk, resnet6: str, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
     """The study, for a worker in this process; nothing is measured or compiled."""
+    del resnet6  # The file names it.
     monkeypatch.setattr(workflow, "measure_speed", lambda config: SPEED)
     return runpy.run_path(str(desk.file))["get_config"]()
 

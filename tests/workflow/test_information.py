@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import quickstart
 from remem_jax import mesh, models, random_streams
 from remem_jax.analysis import mutual_information
 from remem_jax.checks import SettingError
@@ -29,8 +28,10 @@ from remem_jax.workflow import (
     remem,
     subjects,
 )
+from tests import quickstart_resnet6
 from tests.workflow.conftest import SIDE, SIZE, Lab, save_vit
 
+pytestmark = pytest.mark.usefixtures("resnet6")
 PART = "information/measured"
 EVALUATED = 287  # Images of validation.
 
@@ -343,7 +344,7 @@ def test_decoders_are_planned_by_what_they_take(
 
 def _remem_run(lab: Lab, workdir: pathlib.Path) -> parts.Run:
     """A run of one method whose teachers are measured."""
-    config = quickstart.get_config()
+    config = quickstart_resnet6.get_config()
     config.methods = ("finetune",)
     config.data.image_size = SIDE
     config.teacher.variant, config.teacher.init = "", str(lab.checkpoints[0])
@@ -351,7 +352,6 @@ def _remem_run(lab: Lab, workdir: pathlib.Path) -> parts.Run:
     config.teacher.steps, config.teacher.warmup_steps = (1, 2), 0
     config.student.steps, config.student.warmup_steps, config.student.evaluations = 2, 0, 1
     config.student.learning_rates = (0.1,)
-    config.student.model = "mobilenet_v2_035"
     config.information.seeds = (0,)
     config.information.steps = config.information.evaluations = 2
     config.information.info_nce.measured = False

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import quickstart
 from remem_jax.storage import logs
 from remem_jax.train import loop
 from remem_jax.workflow import classroom as classrooms
 from remem_jax.workflow import distill
+from tests import quickstart_resnet6
 from tests.workflow.conftest import SIDE, Lab
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("resnet6")]
 TOO_HIGH = 1e38  # A rate at which the logits overflow after a step.
 
 
 def _config(*rates: float) -> ConfigDict:
-    config = quickstart.get_config()
+    config = quickstart_resnet6.get_config()
     config.methods = ("scratch",)
     config.data.image_size = SIDE
     config.log_every, config.save_every = 1, 4
