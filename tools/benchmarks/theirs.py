@@ -30,12 +30,12 @@ def missing(device: str) -> str:
 def make(work: Work) -> turns.Side:
     """Their side of some work, ready to run."""
     torch = _torch()
-    torch.set_num_threads(len(turns.cores()))
     if work.dtype == "bfloat16":  # What is left in float32.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     make_run = {"forward": _forward, "step": _step, "student": _student, "kd": _kd}[work.kind]
     run = make_run(torch, work)
+    torch.set_num_threads(len(turns.cores()))  # Last: the tests, which import it, take one.
     if _place(torch, work) != "cuda":
         return turns.Side(run, lambda: None, lambda: 0.0, lambda: None)
     return turns.Side(run, torch.cuda.synchronize, lambda: 0.0, torch.cuda.max_memory_allocated)
