@@ -34,6 +34,7 @@ CASES = (
 OF_PROCESSES = ((0, 1, 2, 5, 7), (1, 2, 3, 6, 7))  # Steps that each has stored.
 DEPTHS = (1, 1)  # Blocks of the student.
 NORMS = 6  # Its BatchNorms.
+KERNELS = 3  # Its convolutions of maps of more than 4 pixels.
 _COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )

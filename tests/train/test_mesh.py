@@ -149,8 +149,9 @@ def test_data_parallel_steps_sum_and_exchange_nothing_else(found: dict[str, Foun
     assert kinds(plain) == kinds(sam) == kinds(student) == {"all-reduce"}
     assert len(sam) == 2 * len(plain)  # One for each of its two gradients.
     # Of a BatchNorm two sums forward, together, and two backward, and so of DIST over each class
-    # (where XLA takes the means by themselves); and then the gradients.
-    assert len(student) <= 2 * mesh_child.NORMS + 1 + 4
+    # (where XLA takes the means by themselves); and then the gradients. On a CPU those of large
+    # convolutions are in both branches of a conditional, of which one runs.
+    assert len(student) <= 2 * mesh_child.NORMS + 1 + 4 + 2 * mesh_child.KERNELS
 
 
 @slow

@@ -84,6 +84,7 @@ def _held(compiled: Any) -> int:
 
 def test_students_begin_divided(divided: parts.Run) -> None:
     divided.config.methods = ("scratch",)
+    divided.config.student.model = "resnet18"  # Nearly all of it is large arrays.
     classroom = classrooms.make(divided, None)
 
     made = classroom.first_states[classrooms.SCRATCH](3)
