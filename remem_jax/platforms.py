@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import (
+    ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  # Since 0.12 it is Jaxpr.
+    JaxprEqn,
+)
 
 AUTO = "auto"  # Of a setting of the computation type: the one of `compute_dtype`.
 _AMPERE = 8.0  # Compute capability; older GPUs of NVIDIA have no bfloat16.

@@ -13,7 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 from jax import export as jax_export
-from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core import (
+    ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  # Since 0.12 it is Jaxpr.
+    Literal,
+    Var,
+)
 from onnx import helper, numpy_helper
 
 from remem_jax import platforms
