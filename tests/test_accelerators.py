@@ -159,6 +159,22 @@ def test_a_process_that_takes_too_long_is_ended() -> None:
     assert (found.status, found.said) == (case.FAILED, "not compiled in 0.01 seconds")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows=B-sam,B-sma"], r"--rows: nothing is named B-sma; known: .*B-sam"),
+        (["--targets=h100,24gb"], r"--targets: nothing is named 24gb; known: .*h100"),
+    ],
+)
+def test_a_name_that_matches_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["accelerators", *arguments])
+
+    with pytest.raises(SystemExit, match=message):
+        accelerators.main()
+
+
 def test_the_command_tells_which_compiler_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,13 @@ ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 def main() -> None:
     """Compiles what the command line names, and prints the table."""
     options = _options()
+    for option, patterns, known in (
+        ("--rows", options.rows, ROWS),
+        ("--targets", options.targets, TARGETS),
+    ):
+        unknown = [one for one in patterns.split(",") if not fnmatch.filter(known, one)]
+        if unknown:
+            sys.exit(f"{option}: nothing is named {', '.join(unknown)}; known: {', '.join(known)}.")
     cases = list(_cases(options.rows, options.targets))
     if options.list:
         for row, target in cases:
