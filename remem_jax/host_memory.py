@@ -1,4 +1,4 @@
-"""How the C library hands out the host's memory where the CPU computes."""
+"""Host memory: has the C library keep freed memory while JAX runs on the CPU."""
 
 import ctypes
 import os
@@ -12,23 +12,23 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed() -> bool:
-    """Has glibc keep what is freed for what is allocated next, where JAX computes on the CPU.
+    """Makes glibc keep freed memory for later allocations, if JAX runs on the CPU.
 
-    XLA allocates the activations of a step anew for every step. glibc takes arrays of their size
-    from the kernel and gives them back when they are freed, so that each step waits until the
-    kernel has cleared every page that it touches: 15 % of a ResNet-18's step. Afterwards the
-    process holds the most that it has ever needed until it ends.
+    XLA allocates the activations of every step anew. By default, glibc gets large arrays from the
+    kernel and returns them when they are freed, so every step pays for the page faults: 15 % of
+    the time of a ResNet-18 step. After this call, the process keeps its peak memory until it ends.
 
-    To be called before JAX looks for devices: threads that start earlier allocate apart. What the
-    user sets (MALLOC_*, GLIBC_TUNABLES) wins; other C libraries are left as they are.
+    Call it before JAX initialises its backends; threads that exist already keep their own arenas.
+    It changes nothing if the user has set MALLOC_* or malloc's GLIBC_TUNABLES, or if the C library
+    is not glibc.
 
     Returns:
-        Whether it does.
+        True if glibc now keeps freed memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None or _is_set_by_user() or not _computes_on_cpu():
         return False
-    # No arrays that are mapped apart, one heap for all threads, and no part of it given back.
+    # Never use mmap for large arrays, use one arena for all threads, never trim it.
     return all(mallopt(*pair) for pair in ((_MMAP_MAX, 0), (_ARENA_MAX, 1), (_TRIM_THRESHOLD, -1)))
 
 
@@ -38,7 +38,7 @@ def _is_set_by_user() -> bool:
 
 
 def _computes_on_cpu() -> bool:
-    """Whether JAX will choose the CPU; where it has no plugin, there is nothing else."""
+    """Whether JAX will run on the CPU: by its setting, or because no plugin is installed."""
     wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     if wanted:
         return wanted.split(",")[0] == "cpu"

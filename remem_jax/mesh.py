@@ -38,8 +38,8 @@ _SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")  # What JAX 
 def require_devices() -> None:
     """Raises `SettingError` unless JAX finds the devices that it is told to use.
 
-    To be called by every command that computes, after `init_distributed`. Where the devices are
-    the CPU, it also has freed memory kept for the next step; see `host_memory`.
+    To be called by every command that computes, after `init_distributed`. On a CPU it also makes
+    the process keep freed memory; see `host_memory`.
     """
     host_memory.keep_freed()
     try:

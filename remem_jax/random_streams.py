@@ -58,11 +58,11 @@ def within(root: PRNGKeyArray, *path: Stage | Use | Number) -> PRNGKeyArray:
     return root
 
 
-class Jitted:
-    """A jitted function that draws from a key: all keys share what is compiled.
+class JitWithKey:
+    """A jitted function that draws random numbers, compiled once for all keys.
 
-    What a jitted function closes over is a constant of what is compiled. Here the key is an
-    argument, and runs that differ in their seed alone find each other's functions in the cache.
+    If a jitted function closes over its key, the key is a constant of the compiled program. Here it
+    is an argument, so runs that differ only in their seed share the program in the cache.
     """
 
     def __init__(

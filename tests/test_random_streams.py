@@ -99,13 +99,13 @@ def _noisy(*, key: jax.Array) -> Any:
 def test_a_jitted_function_draws_from_its_key() -> None:
     key, image = random_streams.key(3, "teacher"), np.zeros(4, np.float32)
 
-    drawn = random_streams.Jitted(_noisy, key)(image, scale=2.0)
+    drawn = random_streams.JitWithKey(_noisy, key)(image, scale=2.0)
 
     np.testing.assert_array_equal(drawn, jax.jit(_noisy(key=key))(image, 2.0))
 
 
 def test_all_keys_share_what_is_compiled() -> None:
-    jitted = [random_streams.Jitted(_noisy, random_streams.key(seed)) for seed in (0, 1)]
+    jitted = [random_streams.JitWithKey(_noisy, random_streams.key(seed)) for seed in (0, 1)]
     one, other = (function.lower(np.zeros(4), 1.0).as_text() for function in jitted)
 
     assert one == other
@@ -113,7 +113,7 @@ def test_all_keys_share_what_is_compiled() -> None:
 
 
 def test_a_jitted_function_donates_its_own_arguments() -> None:
-    jitted = random_streams.Jitted(_noisy, random_streams.key(0), donate_argnums=(0,))
+    jitted = random_streams.JitWithKey(_noisy, random_streams.key(0), donate_argnums=(0,))
     image = jax.numpy.zeros(4)
 
     jitted(image, 1.0)

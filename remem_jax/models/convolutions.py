@@ -1,10 +1,10 @@
 """Convolutions and a max-pool, equal to torch's, in the forms that XLA runs fast.
 
-XLA's CPU backend takes 70 times as long as it should for the gradients of a convolution over
-maps of 2 x 2 pixels, twice for that by the kernel over larger ones, five times for those of a
-max-pool, and seven times for a network of depthwise convolutions. Compiled for a CPU they are here
-matrix products, convolutions of arrays that are transposed first, a chain of maxima, and sums of
-shifted maps; for every other platform they are XLA's own.
+On CPUs, XLA is 70 times too slow for the gradients of a convolution over maps of 2 x 2 pixels,
+twice too slow for the kernel's gradient over larger maps, five times for the gradient of a
+max-pool, and seven times for a network of depthwise convolutions. Compiled for a CPU, these
+operations are matrix products, convolutions of explicitly transposed arrays, a chain of maxima, and
+sums of shifted maps. Every other platform gets XLA's own.
 """
 
 import functools
@@ -40,7 +40,7 @@ def convolution(
         margins: Zeros around the maps, in pixels.
     """
     is_product = kernel.shape[0] == 1 or max(maps.shape[1:3]) <= _SMALL
-    on_cpu = _product if is_product else _whole
+    on_cpu = _product if is_product else _convolution
     return platforms.dependent(
         maps,
         kernel,
@@ -50,39 +50,41 @@ def convolution(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _whole(
+def _convolution(
     maps: Float[Array, "batch height width channel"],
     kernel: Float[Array, "side side channel feature"],
     stride: int,
     margins: Pads,
 ) -> Float[Array, "batch rows columns feature"]:
-    """XLA's convolution, whose gradients are computed apart.
+    """XLA's convolution, with gradients that XLA cannot fuse with other operations.
 
-    They are convolutions of transposed arrays. XLA's CPU backend fuses the transposes with what
-    the arrays are computed by, and such a fusion writes several times as slowly as a transpose
-    alone; next to other operations it even computes BatchNorm and ReLU once more for it.
+    The gradients are convolutions of transposed arrays. XLA's CPU backend fuses each transpose
+    with the operations that produce its operand, such as BatchNorm and ReLU, which it then computes
+    twice. The fused loop writes several times more slowly than a plain transpose.
     """
     return _lax_convolution(maps, kernel, stride, margins, groups=1)
 
 
-def _whole_forward(
+def _convolution_forward(
     maps: CustomVJPPrimal, kernel: CustomVJPPrimal, stride: int, margins: Pads
 ) -> tuple[Array, tuple[Array, Array, tuple[()] | None]]:
-    # Images have no gradient, and nobody has to compute it to drop it.
-    wanted = () if maps.perturbed else None  # Of a structure that is known when it is traced.
-    return _whole(maps.value, kernel.value, stride, margins), (maps.value, kernel.value, wanted)
+    # Nobody uses the gradient of images, so it is not computed. Residuals must be arrays; whether
+    # the gradient is wanted is encoded in their tree structure.
+    wanted = () if maps.perturbed else None
+    saved = maps.value, kernel.value, wanted
+    return _convolution(*saved[:2], stride, margins), saved
 
 
-def _whole_backward(
+def _convolution_backward(
     stride: int, margins: Pads, saved: tuple[Array, Array, tuple[()] | None], slope: Array
 ) -> tuple[Array | None, Array]:
     maps, kernel, wanted = saved
     gradient = functools.partial(
         jax.lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=_NUMBERS
     )
-    around, inside = [], []  # Zeros around the slope for the maps, and the maps for the kernel.
+    around, inside = [], []  # Padding of the slope (gradient by maps), of the maps (by kernel).
     for (first, _), length, outputs in zip(margins, maps.shape[1:3], slope.shape[1:3], strict=True):
-        beyond = (outputs - 1) * stride + 1 - length  # Pixels that the slope, spread, is longer.
+        beyond = (outputs - 1) * stride + 1 - length  # Of the dilated slope, more than the maps.
         around.append((len(kernel) - 1 - first, first - beyond))
         inside.append((first, len(kernel) - 1 - first + beyond))
 
@@ -91,28 +93,31 @@ def _whole_backward(
         return gradient(slope, turned, padding=around, lhs_dilation=(stride, stride))
 
     def by_kernel(maps: Array, slope: Array) -> Array:
-        # What is summed over is the batch.
+        # The sum is over the batch, which takes the place of the channels.
         maps, slope = jnp.transpose(maps, (3, 1, 2, 0)), jnp.transpose(slope, (1, 2, 0, 3))
         found = gradient(maps, slope, padding=inside, rhs_dilation=(stride, stride))
         return jnp.transpose(found, (1, 2, 0, 3))
 
-    known = kernel[0, 0, 0, 0]
-    kernel_slope = _apart(known, by_kernel, maps, slope)
-    return None if wanted is None else _apart(known, by_maps, slope, kernel), kernel_slope
+    scalar = kernel[0, 0, 0, 0]  # Replicated, so that no device waits for another.
+    kernel_slope = _unfused(by_kernel, maps, slope, scalar=scalar)
+    if wanted is None:
+        return None, kernel_slope
+    return _unfused(by_maps, slope, kernel, scalar=scalar), kernel_slope
 
 
-_whole.defvjp(_whole_forward, _whole_backward, symbolic_zeros=True)
+_convolution.defvjp(_convolution_forward, _convolution_backward, symbolic_zeros=True)
 
 
-def _apart(
-    known: Float[Array, ""], function: Callable[[Array, Array], Array], *operands: Array
+def _unfused(
+    function: Callable[[Array, Array], Array], *operands: Array, scalar: Float[Array, ""]
 ) -> Array:
-    """What the function gives, fused with nothing that is computed before or after it.
+    """Calls a function so that XLA fuses none of it with the operations around it.
 
-    XLA drops optimization barriers before it fuses. Across a conditional it fuses nothing, and
-    that both branches are one it does not see where the predicate depends on data.
+    XLA's CPU backend removes optimization barriers before it fuses operations, but it does not fuse
+    across a conditional. Both branches are the same function. The predicate depends on data, so XLA
+    cannot remove the conditional.
     """
-    return jax.lax.cond(known == known, function, function, *operands)
+    return jax.lax.cond(scalar == scalar, function, function, *operands)
 
 
 def _product(

@@ -24,9 +24,7 @@ KEPT = "plans.json"  # In a run's folder.
 _GIB = 2**30
 _PLENTY = 0.25  # Of the memory: what takes less, with all stored, needs no closer look.
 _USABLE = 0.95  # Of the memory: allocators leave gaps, and kernels take room to work.
-_USABLE_OF_HOST = (
-    0.6  # The same of a machine's: libraries, caches and other programs are there too.
-)
+_USABLE_OF_HOST = 0.6  # The same on a CPU, whose memory other programs share.
 # What a plan costs where all is stored once, by what it computes again. Blocks: a third more
 # operations. Elementwise operations are few, and wait for memory either way.
 _COSTS = {"nothing": 1.0, "elementwise": 1.02, "blocks": 4 / 3}

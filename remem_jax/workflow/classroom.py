@@ -129,9 +129,9 @@ def make(run: parts.Run, pretrained: finetune.Pretrained | None) -> Classroom:
         create = run.jit_create(functools.partial(first_state, target), *keys(0))
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
         first_states[name] = lambda seed, create=create: create(*keys(seed))
-        of_losses[name] = run.jit_step_of(step, key, shapes[name])
+        of_losses[name] = run.jit_step_with_key(step, key, shapes[name])
     measure = parts.make_measure(run, models.evaluation_apply(model), settings.batch_size)
-    view_pass = random_streams.Jitted(
+    view_pass = random_streams.JitWithKey(
         functools.partial(
             lockstep.make_view_pass, run.feed.train_view, classes=classes, mixup=settings.mixup
         ),

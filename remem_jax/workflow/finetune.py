@@ -246,7 +246,7 @@ def make_training(run: parts.Run, settings: ConfigDict, first: Start) -> Trainin
         others = run.jit_create(lambda params: create(params)._replace(params={}), params)
         return others(params)._replace(params=params)
 
-    step = run.jit_step_of(make, random_streams.key(run.config.seed, "teacher"), shapes)
+    step = run.jit_step_with_key(make, random_streams.key(run.config.seed, "teacher"), shapes)
     return Training(step, shapes, first_state)
 
 

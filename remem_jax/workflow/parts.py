@@ -101,8 +101,8 @@ class Run(NamedTuple):
         """
         return jax.jit(step, donate_argnums=0, out_shardings=self._after(shapes))
 
-    def jit_step_of(self, make: Callable[..., Any], key: Key, shapes: Any) -> Any:
-        """The same of a step that draws; see `random_streams.Jitted`.
+    def jit_step_with_key(self, make: Callable[..., Any], key: Key, shapes: Any) -> Any:
+        """`jit_step` for a step that draws random numbers; see `random_streams.JitWithKey`.
 
         Args:
             make: Gives the step, called with `key=`.
@@ -110,7 +110,7 @@ class Run(NamedTuple):
             shapes: Of the state; see `shapes`.
         """
         outs = self._after(shapes)
-        return random_streams.Jitted(make, key, donate_argnums=(0,), out_shardings=outs)
+        return random_streams.JitWithKey(make, key, donate_argnums=(0,), out_shardings=outs)
 
     def _after(self, shapes: Any) -> tuple[Any, Any]:
         """How a state and metrics lie on the devices."""

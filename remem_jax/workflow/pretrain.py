@@ -58,7 +58,7 @@ def run_pretrain(run: parts.Run) -> None:
                 settings, run.mesh, plan.accumulate, name="config.train"
             ),
         )
-        return run.jit_step_of(make, random_streams.key(config.seed, "pretraining"), shapes)
+        return run.jit_step_with_key(make, random_streams.key(config.seed, "pretraining"), shapes)
 
     def train_apply(rematerialise: str) -> TrainApply:
         return models.train_apply(model.clone(rematerialise=rematerialise))

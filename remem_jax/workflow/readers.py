@@ -106,7 +106,7 @@ def make(run: parts.Run, teachers: Sequence[Teacher], rematerialise: str = "noth
     )
     jitted = (
         run.jit_step(step, of_decoder),
-        run.jit_step_of(make_critic_step, critic_key, of_critic),
+        run.jit_step_with_key(make_critic_step, critic_key, of_critic),
     )
     numbers = range(len(teachers))
     of_decoders = [number for number in numbers for _ in decoder_keys]
@@ -231,7 +231,7 @@ def make_view(run: parts.Run) -> Callable[[Any, Batch], jax.Array]:
         )
 
     key = random_streams.key(run.config.seed, "decoder")
-    return random_streams.Jitted(make, key, out_shardings=mesh.batch_sharding(run.mesh))
+    return random_streams.JitWithKey(make, key, out_shardings=mesh.batch_sharding(run.mesh))
 
 
 def job(run: parts.Run, readers: Readers) -> parts.Job:
