@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tools.aot import table
 from tools.aot.case import FAILED, Result
@@ -38,13 +38,8 @@ ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 def main() -> None:
     """Compiles what the command line names, and prints the table."""
     options = _options()
-    for option, patterns, known in (
-        ("--rows", options.rows, ROWS),
-        ("--targets", options.targets, TARGETS),
-    ):
-        unknown = [one for one in patterns.split(",") if not fnmatch.filter(known, one)]
-        if unknown:
-            sys.exit(f"{option}: nothing is named {', '.join(unknown)}; known: {', '.join(known)}.")
+    _require_known("--rows", options.rows, ROWS)
+    _require_known("--targets", options.targets, TARGETS)
     cases = list(_cases(options.rows, options.targets))
     if options.list:
         for row, target in cases:
@@ -76,6 +71,13 @@ def _cases(rows: str, targets: str) -> Iterator[tuple[str, str]]:
         for target in row.targets:
             if _named(name, rows) and _named(target, targets):
                 yield name, target
+
+
+def _require_known(option: str, patterns: str, known: Iterable[str]) -> None:
+    """Exits with a message if one of the patterns matches nothing."""
+    unknown = [one for one in patterns.split(",") if not fnmatch.filter(known, one)]
+    if unknown:
+        sys.exit(f"{option}: nothing is named {', '.join(unknown)}; known: {', '.join(known)}.")
 
 
 def _named(name: str, patterns: str) -> bool:
