@@ -21,9 +21,9 @@ BINS = 15  # Of the calibration error, as in the paper that names it: section 2.
 TOP = 5
 _AHEAD = 2  # Batches that wait on the device while the host goes on.
 
-Logits = Float[Array, "batch klass"]
+Logits = Float[Array, "batch classes"]
 # Stored images -> images as models take them; jitted.
-EvaluationView = Callable[[Array], Array]
+EvaluationTransform = Callable[[Array], Array]
 
 
 class Model(NamedTuple):
@@ -77,13 +77,13 @@ class Tally(NamedTuple):
         confusion: Examples by true and by predicted class; None where that is not asked for.
     """
 
-    seen: Int[Array, " klass"]
-    right: Int[Array, " klass"]
+    seen: Int[Array, " classes"]
+    right: Int[Array, " classes"]
     top5: Int[Array, ""]
     gaps: Sum
     loss: Sum
     agreed: Int[Array, ""] | None
-    confusion: Int[Array, "klass klass"] | None
+    confusion: Int[Array, "classes classes"] | None
 
 
 Count = Callable[[Tally, Array, Batch, Array | None], Tally]
@@ -227,7 +227,7 @@ def _exact(sums: Sum) -> Float[np.ndarray, "*of"] | np.float64:
 
 def evaluate(
     count: Count,
-    view: EvaluationView,
+    transform: EvaluationTransform,
     models: Sequence[Model],
     batches: Iterable[Batch],
     *,
@@ -243,7 +243,7 @@ def evaluate(
 
     Args:
         count: The function of this module, jitted.
-        view: What all models see of the images.
+        transform: What all models see of the images.
         models: The models; where there are none, and no teacher, no batch is read.
         batches: All examples once; what fills up the last batch is masked.
         classes: Number of classes.
@@ -269,7 +269,7 @@ def evaluate(
     own = [init(model, agreement=agreement, confusion=confusion) for model in models]
     pending: collections.deque[Array] = collections.deque()
     for batch in batches:
-        images = view(batch.image)
+        images = transform(batch.image)
         taught = of_teacher.add(batch, images) if of_teacher else None
         last = [taught, *(one.add(batch, images, taught) for one in own)][-1]
         # The device computes in order: when the last logits are there, so are the others.

@@ -21,7 +21,7 @@ _VARIANCE = 1e-6
 
 
 def cross_entropy(
-    logits: Float[Array, "batch klass"], labels: Labels, *, smoothing: float = 0.0
+    logits: Float[Array, "batch classes"], labels: Labels, *, smoothing: float = 0.0
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the labels.
 
@@ -42,7 +42,7 @@ def cross_entropy(
 
 
 def conditional_mutual_information(
-    logits: Float[Array, "batch klass"], labels: Labels
+    logits: Float[Array, "batch classes"], labels: Labels
 ) -> Float[Array, ""]:
     """How much a model's predictions tell of the images, beyond their labels: I(X; Y' | Y).
 
@@ -93,7 +93,7 @@ def conditional_mutual_information(
 
 
 def supervised(
-    logits: Float[Array, "batch klass"], labels: Labels, *, smoothing: float, mcmi: float
+    logits: Float[Array, "batch classes"], labels: Labels, *, smoothing: float, mcmi: float
 ) -> Float[Array, ""]:
     """What a teacher minimises: cross-entropy, less a share of what it tells beyond the labels.
 
@@ -111,8 +111,8 @@ def supervised(
 
 
 def distillation(
-    student_logits: Float[Array, "batch klass"],
-    teacher_logits: Float[Array, "batch klass"],
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
     temperature: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
     """Mean divergence of the student's softened classes from the teacher's.
@@ -138,8 +138,8 @@ def distillation(
 
 
 def knowledge_distillation(
-    student_logits: Float[Array, "batch klass"],
-    teacher_logits: Float[Array, "batch klass"],
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
     labels: Labels,
     *,
     temperature: Float[Array, ""] | float,
@@ -165,8 +165,8 @@ def knowledge_distillation(
 
 
 def dist(
-    student_logits: Float[Array, "batch klass"],
-    teacher_logits: Float[Array, "batch klass"],
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
     temperature: Float[Array, ""] | float,
     *,
     inter_weight: Float[Array, ""] | float,
@@ -221,7 +221,7 @@ def dist(
 
 
 def _official_distance(
-    student: Float[Array, "batch klass"], teacher: Float[Array, "batch klass"], *, axis: int
+    student: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"], *, axis: int
 ) -> Float[Array, ""]:
     """1 - mean correlation of probabilities along an axis, given their logarithms."""
     student, teacher = _centred(jnp.exp(student), axis), _centred(jnp.exp(teacher), axis)
@@ -230,11 +230,11 @@ def _official_distance(
 
 
 def _scaled_distance(
-    student: Float[Array, "batch klass"], teacher: Float[Array, "batch klass"], *, axis: int
+    student: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"], *, axis: int
 ) -> Float[Array, ""]:
     """The same without epsilon, over those rows or columns where the teacher varies."""
 
-    def scaled(log_probs: Float[Array, "batch klass"]) -> Float[Array, "batch klass"]:
+    def scaled(log_probs: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
         # A correlation does not depend on the scale: no gradient would come through it.
         largest = jax.lax.stop_gradient(jnp.max(log_probs, axis, keepdims=True))
         return _centred(jnp.exp(log_probs - largest), axis)
@@ -248,11 +248,11 @@ def _scaled_distance(
     return jnp.sum(jnp.where(counts, distances, 0.0)) / counted
 
 
-def _centred(x: Float[Array, "batch klass"], axis: int) -> Float[Array, "batch klass"]:
+def _centred(x: Float[Array, "batch classes"], axis: int) -> Float[Array, "batch classes"]:
     return x - jnp.mean(x, axis, keepdims=True)
 
 
-def _norm(x: Float[Array, "batch klass"], axis: int) -> Float[Array, " other"]:
+def _norm(x: Float[Array, "batch classes"], axis: int) -> Float[Array, " other"]:
     """L2 norm whose gradient at 0 is 0, where that of a square root is NaN."""
     square = jnp.sum(x**2, axis)
     positive = square > 0
@@ -260,8 +260,8 @@ def _norm(x: Float[Array, "batch klass"], axis: int) -> Float[Array, " other"]:
 
 
 def dist_distillation(
-    student_logits: Float[Array, "batch klass"],
-    teacher_logits: Float[Array, "batch klass"],
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
     labels: Labels,
     *,
     temperature: Float[Array, ""] | float,

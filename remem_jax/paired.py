@@ -124,9 +124,9 @@ def _mcnemar(gaps: Float[np.ndarray, " image"], weights: Float[np.ndarray, " ima
 def _within(
     gaps: Float[np.ndarray, " image"],
     of_class: Int[np.ndarray, " image"],
-    sizes: Int[np.ndarray, " klass"],
-    means: Float[np.ndarray, " klass"],
-) -> Float[np.ndarray, " klass"]:
+    sizes: Int[np.ndarray, " classes"],
+    means: Float[np.ndarray, " classes"],
+) -> Float[np.ndarray, " classes"]:
     """Variance of the gaps within each class; one image tells none, and has that of the others."""
     squares = np.bincount(of_class, (gaps - means[of_class]) ** 2)
     several = sizes > 1
@@ -136,7 +136,7 @@ def _within(
     return np.where(several, own, own[several].mean())
 
 
-def _over_classes(means: Float[np.ndarray, " klass"]) -> Difference:
+def _over_classes(means: Float[np.ndarray, " classes"]) -> Difference:
     found, classes = float(np.mean(means)), len(means)
     if classes < 2:
         return Difference(found, math.nan, math.nan)

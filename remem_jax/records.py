@@ -13,25 +13,25 @@ Variables = Mapping[str, Any]  # {"params": Params} and, for some models, {"batc
 Metrics = Mapping[str, Any]  # Name -> scalar, or one value per student.
 Key = jax.Array
 # Indices of the classes, or shares of all classes.
-Labels = Int[Array, " batch"] | Float[Array, "batch klass"]
+Labels = Int[Array, " batch"] | Float[Array, "batch classes"]
 
 # (params, statistics, images, dropout key) -> (logits, new statistics), in training mode.
 TrainApply = Callable[[Params, Params, Array, Key], tuple[Array, Params]]
 # (variables, images) -> logits, in evaluation mode.
 Apply = Callable[[Variables, Array], Array]
 # The same of what students learn from: of a student in training, and of a teacher.
-StudentApply = Callable[[Params, Params, Array, Key], tuple["Answer", Params]]
-TeacherApply = Callable[[Variables, Array], "Answer"]
+StudentApply = Callable[[Params, Params, Array, Key], tuple["Outputs", Params]]
+TeacherApply = Callable[[Variables, Array], "Outputs"]
 # (key, uint8 images) -> float images as the model takes them. The key is that of a stage and a step
 # of training, within which each random transform has a stream of its own; evaluation uses none.
-View = Callable[[Key, Array], Array]
+Transform = Callable[[Key, Array], Array]
 
 
 class Batch(NamedTuple):
     """Images as they are stored, and their labels.
 
     Attributes:
-        image: uint8 at source size; a `View` makes them what the model takes.
+        image: uint8 at source size; a `Transform` makes them what the model takes.
         label: Index of the class.
         mask: False where an example only fills up the last batch.
     """
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 Batches = Generator[Batch, None, None]
 
 
-class Answer(NamedTuple):
+class Outputs(NamedTuple):
     """What a teacher says of a batch, or a student; features only where a loss compares them.
 
     Attributes:
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
         cls: The same of the [CLS] token.
     """
 
-    logits: Float[Array, "batch klass"]
+    logits: Float[Array, "batch classes"]
     patches: Float[Array, "batch token feature"] | None = None
     cls: Float[Array, "batch feature"] | None = None
 
@@ -76,7 +76,7 @@ class TrainBatches(Protocol):
         ...
 
 
-class Feed(NamedTuple):
+class DataLoader(NamedTuple):
     """How the batches of a data set come, and what the models see of them.
 
     Attributes:
@@ -84,18 +84,18 @@ class Feed(NamedTuple):
         train: See `TrainBatches`.
         evaluation: (split, batch size) -> all examples once, in order; what fills up the last
             batch is masked.
-        train_view: Makes what models see of a batch of training.
-        evaluation_view: The same of a batch of evaluation.
+        train_transform: Makes what models see of a batch of training.
+        evaluation_transform: The same of a batch of evaluation.
     """
 
     kind: str
     train: TrainBatches
     evaluation: Callable[[str, int], Batches]
-    train_view: View
-    evaluation_view: View
+    train_transform: Transform
+    evaluation_transform: Transform
 
 
-class Settings(NamedTuple):
+class Hyperparameters(NamedTuple):
     """What tells the students of a grid apart, as traced values.
 
     Attributes:

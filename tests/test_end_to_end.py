@@ -351,8 +351,8 @@ def test_timm_serves_what_lora_and_distillation_made(
     pixels = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0).pixels
     assert pixels is not None
     test = pixels["test"]
-    view = augment.make_evaluation_view(size=16)
-    images = np.asarray(view(jax.random.key(0), jnp.asarray(test.image)))
+    transform = augment.make_evaluation_transform(size=16)
+    images = np.asarray(transform(jax.random.key(0), jnp.asarray(test.image)))
     for name, model in (("student", student), ("teacher", teacher)):
         with torch.no_grad():
             answers = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))

@@ -47,7 +47,7 @@ def model(row: int = 0, scale: float = 1.0) -> evaluate.Model:
     return evaluate.Model(apply, {"scale": jnp.float32(scale / SCALE)})
 
 
-view = jax.jit(lambda images: images.astype(jnp.float32))
+transform = jax.jit(lambda images: images.astype(jnp.float32))
 
 
 def batches_of(
@@ -80,7 +80,7 @@ def measure(
 ) -> dict[str, Any]:
     return evaluate.evaluate(
         jax.jit(evaluate.count, donate_argnums=0),
-        view,
+        transform,
         [of or model()],
         batches_of(images, labels, batch_size, sharding),
         classes=images.shape[2],
@@ -183,7 +183,7 @@ def together(images: np.ndarray, labels: np.ndarray) -> tuple[evaluate.Evaluated
 
     found = evaluate.evaluate(
         jax.jit(evaluate.count, donate_argnums=0),
-        counted("view", view),
+        counted("view", transform),
         [counted_model("models", model(scale=scale)) for scale in SCALES],
         read(),
         classes=CLASSES,
@@ -219,7 +219,7 @@ def test_one_pass_reads_and_views_each_batch_and_asks_the_teacher_once(
 def test_where_there_is_no_model_nothing_is_read(images: np.ndarray, labels: np.ndarray) -> None:
     batches = batches_of(images, labels, 7)
 
-    found = evaluate.evaluate(evaluate.count, view, [], batches, classes=CLASSES)
+    found = evaluate.evaluate(evaluate.count, transform, [], batches, classes=CLASSES)
 
     assert found == ([], None)
     assert len(list(batches)) == 4
@@ -249,7 +249,7 @@ def test_the_tally_of_two_devices_is_whole_on_each(images: np.ndarray, labels: n
 
     tally = jax.jit(evaluate.count)(
         evaluate.init_tally(CLASSES, agreement=False, confusion=True),
-        apply(variables, view(batch.image)),
+        apply(variables, transform(batch.image)),
         batch,
     )
 
@@ -345,7 +345,7 @@ def test_nothing_to_evaluate_is_an_error(examples: list[bool]) -> None:
     count = jax.jit(evaluate.count, donate_argnums=0)
 
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate.evaluate(count, view, [model()], [batch] * bool(examples), classes=8)
+        evaluate.evaluate(count, transform, [model()], [batch] * bool(examples), classes=8)
 
 
 @pytest.mark.parametrize("agreement", [True, False])

@@ -16,15 +16,15 @@ from remem_jax.settings import check_remem
 from remem_jax.storage import results
 from remem_jax.train import loop
 from remem_jax.weights import augreg
-from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import distill, finetune, groups, parts, remem
+from remem_jax.workflow import context
+from remem_jax.workflow.remem import distill, finetune, pipeline, student_groups, student_setup
 from tests.oracles import peers
 
 slow = pytest.mark.slow
 
 
 @pytest.fixture
-def run(small_run: parts.Run) -> parts.Run:
+def run(small_run: context.Run) -> context.Run:
     """A run of the shortest kind."""
     config = small_run.config
     config.teacher.steps = (2,)
@@ -41,8 +41,8 @@ def points(**settings: Any) -> list[tuple[Any, ...]]:
         {"learning_rates": (0.1,), "temperatures": (1.0, 4.0), "weights": (0.1, 0.5)} | settings
     )
     return [
-        (point.loss, point.settings.temperature, point.settings.weight)
-        for point in classrooms.grid(config)
+        (point.loss, point.hyperparameters.temperature, point.hyperparameters.weight)
+        for point in student_setup.grid_points(config)
     ]
 
 
@@ -73,25 +73,25 @@ def test_what_does_not_count_for_a_loss_makes_no_more_students() -> None:
     ],
 )
 def test_students_from_scratch_have_a_step_of_their_own(
-    run: parts.Run, methods: tuple[str, ...], expected: list[str]
+    run: context.Run, methods: tuple[str, ...], expected: list[str]
 ) -> None:
     run.config.methods = methods
     run.config.student.losses = ("features", "kd")
 
-    classroom = classrooms.make(run, finetune.read_pretrained(run))
+    setup = student_setup.make(run, finetune.read_pretrained(run))
 
-    assert list(classroom.steps) == expected
+    assert list(setup.steps) == expected
 
 
 @slow
-def test_a_run_from_scratch_alone_needs_no_teacher(run: parts.Run) -> None:
+def test_a_run_from_scratch_alone_needs_no_teacher(run: context.Run) -> None:
     run.config.methods = ("scratch",)
     run.config.teacher.init = "nowhere.npz"
     run.config.student.losses = ("features",)
     run.config.student.hard_labels = False  # Labels are all that there is to learn from.
     check_remem(run.config)
 
-    remem.run_remem(run)
+    pipeline.run_remem(run)
 
     found: Any = results.read(run.workdir / "results.json")
     ((row,), (student,)) = found["methods"], found["students"]
@@ -107,13 +107,13 @@ def test_a_run_from_scratch_alone_needs_no_teacher(run: parts.Run) -> None:
     [("lora", False, ("features", "kd")), ("adapter_houlsby", True, ("features_cls",))],
 )
 def test_a_run_has_students_of_features_and_keeps_them_plain(
-    run: parts.Run, tuning: str, hard_labels: bool, losses: tuple[str, ...]
+    run: context.Run, tuning: str, hard_labels: bool, losses: tuple[str, ...]
 ) -> None:
     run.config.teacher.tuning = tuning
     run.config.student.losses = losses
     run.config.student.hard_labels = hard_labels
 
-    remem.run_remem(run)
+    pipeline.run_remem(run)
 
     found: Any = results.read(run.workdir / "results.json")
     assert tuple(student["loss"] for student in found["students"]) == losses
@@ -124,16 +124,16 @@ def test_a_run_has_students_of_features_and_keeps_them_plain(
 
 
 @slow
-def test_the_best_student_of_features_is_kept_and_exported_as_timm_has_it(run: parts.Run) -> None:
+def test_the_best_student_of_features_is_kept_and_exported_as_timm_has_it(run: context.Run) -> None:
     torch, timm = peers.torch(), peers.timm()
     run.config.student.model = "resnet18"
     run.config.student.losses = ("features",)
 
-    remem.run_remem(run)
+    pipeline.run_remem(run)
 
     part = "students/finetune/step_2"
-    classroom = classrooms.make(run, finetune.read_pretrained(run))
-    kept = distill.kept(run, classroom, part, 0)  # Refuses other names and shapes.
+    setup = student_setup.make(run, finetune.read_pretrained(run))
+    kept = distill.kept(run, setup, part, 0)  # Refuses other names and shapes.
     assert projection.NAME not in kept["params"]
     path = run.workdir / "selected" / "finetune_student.safetensors"
     arrays = safetensors.numpy.load_file(path)
@@ -142,10 +142,10 @@ def test_the_best_student_of_features_is_kept_and_exported_as_timm_has_it(run: p
 
 
 @slow
-def test_a_run_of_features_goes_on_where_it_was_stopped(run: parts.Run) -> None:
+def test_a_run_of_features_goes_on_where_it_was_stopped(run: context.Run) -> None:
     run.config.student.losses = ("features", "kd")
     run.config.student.steps, run.config.save_every = 4, 2
-    classroom = classrooms.make(run, finetune.read_pretrained(run))
+    setup = student_setup.make(run, finetune.read_pretrained(run))
     teachers = finetune.finetune(run, finetune.read_pretrained(run), "finetune")
     asked: list[int] = []
 
@@ -154,18 +154,18 @@ def test_a_run_of_features_goes_on_where_it_was_stopped(run: parts.Run) -> None:
         return len(asked) == 2
 
     with pytest.raises(loop.StoppedError, match="stopped after step 2"):
-        distill.from_teachers(run._replace(stopping=stopping), classroom, teachers)
-    resumed = distill.from_teachers(run, classroom, teachers)
+        distill.from_teachers(run._replace(stopping=stopping), setup, teachers)
+    resumed = distill.from_teachers(run, setup, teachers)
 
     other = run._replace(workdir=run.workdir / "again")
-    expected = distill.from_teachers(other, classroom, teachers)
+    expected = distill.from_teachers(other, setup, teachers)
     for one, two in zip(resumed[0]["students"], expected[0]["students"], strict=True):
         assert one == two
 
 
 @slow
 def test_memory_counts_projections_and_features(
-    run: parts.Run, monkeypatch: pytest.MonkeyPatch
+    run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrained = finetune.read_pretrained(run)
     first = finetune.start(run, pretrained, "finetune")
@@ -173,12 +173,12 @@ def test_memory_counts_projections_and_features(
 
     def need(*losses: str) -> Any:
         run.config.student.losses = losses
-        answer = classrooms.make_answer(run, finetune.teacher_apply(run, first))
-        course = classrooms.make_course(run, "students/finetune", answer, variables)
-        classroom = classrooms.make(run, pretrained)
+        answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
+        grid = student_setup.make_grid(run, "students/finetune", answer, variables)
+        setup = student_setup.make(run, pretrained)
         monkeypatch.setattr(device, "memory", lambda: 1 << 40)
-        assert groups.size(run, classroom, course) == len(course.points)
-        return groups.need(run, classroom, course)
+        assert student_groups.size(run, setup, grid) == len(grid.points)
+        return student_groups.need(run, setup, grid)
 
     plain, with_features = need("kd"), need("kd", "features")
 
@@ -187,7 +187,7 @@ def test_memory_counts_projections_and_features(
     assert with_features.held - plain.held == 8 * 4 * 160 * 4
 
 
-def test_a_teacher_without_a_cls_token_is_refused_before_work_starts(run: parts.Run) -> None:
+def test_a_teacher_without_a_cls_token_is_refused_before_work_starts(run: context.Run) -> None:
     model = models.make("vit", variant="Pico/8", classes=3, pool="gap")
     augreg.save(
         run.workdir / "gap.npz",
@@ -199,7 +199,7 @@ def test_a_teacher_without_a_cls_token_is_refused_before_work_starts(run: parts.
     pretrained = finetune.read_pretrained(run)
 
     with pytest.raises(SettingError, match=r"config\.student\.losses.*no \[CLS\] token"):
-        classrooms.make(run, pretrained)
+        student_setup.make(run, pretrained)
 
     run.config.student.losses = ("kd", "features")
-    assert "features" in classrooms.make(run, pretrained).steps
+    assert "features" in student_setup.make(run, pretrained).steps

@@ -33,14 +33,14 @@ def dist(
 @functools.partial(jax.jit, static_argnames="masked")
 def dist_and_grad(
     student: Array, teacher: Array, temperature: Float[Array, ""] | float, *, masked: bool
-) -> tuple[Float[Array, ""], Float[Array, "batch klass"]]:
+) -> tuple[Float[Array, ""], Float[Array, "batch classes"]]:
     """DIST, and its gradient by the student's logits."""
     return jax.value_and_grad(dist)(student, teacher, temperature, masked=masked)
 
 
 def sharp_teacher(
     rng: np.random.Generator, *, batch: int, classes: int, margin: float, noise: float
-) -> Float[Array, "batch klass"]:
+) -> Float[Array, "batch classes"]:
     """Logits of a teacher that is sure of one class of each image."""
     logits = rng.normal(0, noise, (batch, classes))
     logits[np.arange(batch), rng.integers(0, classes, batch)] += margin
@@ -69,7 +69,7 @@ def torch_value_and_grad(loss: Any, student: Array, teacher: Array) -> tuple[flo
 
 
 @pytest.fixture
-def logits(rng: np.random.Generator) -> Float[Array, "2 batch klass"]:
+def logits(rng: np.random.Generator) -> Float[Array, "2 batch classes"]:
     """Logits of a student and of a teacher."""
     return jnp.asarray(rng.normal(0, 3, size=(2, 5, 3)), jnp.float32)
 

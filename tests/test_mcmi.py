@@ -23,7 +23,7 @@ cmi_and_grad = jax.jit(jax.value_and_grad(losses.conditional_mutual_information)
 
 
 @pytest.fixture
-def logits(rng: np.random.Generator) -> Float[Array, "batch klass"]:
+def logits(rng: np.random.Generator) -> Float[Array, "batch classes"]:
     return jnp.asarray(rng.normal(0, 3, (12, CLASSES)), jnp.float32)
 
 

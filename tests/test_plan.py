@@ -7,22 +7,22 @@ import pytest
 
 from remem_jax.checks import SettingError
 from remem_jax.data import device
-from remem_jax.workflow import activations, finetune, groups, parts, plan
-from remem_jax.workflow import classroom as classrooms
+from remem_jax.workflow import activations, context
+from remem_jax.workflow.remem import finetune, plan, student_groups, student_setup
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 
 
 def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
-    small_run: parts.Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_run: context.Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small_run
     run.config.student.model = "resnet18"  # What it computes takes less than its state.
     caplog.set_level(logging.INFO, "absl")
     pretrained = finetune.read_pretrained(run)
-    classroom = classrooms.make(run, pretrained)
+    setup = student_setup.make(run, pretrained)
 
-    teacher, students = plan.show(run, pretrained, classroom)
+    teacher, students = plan.show(run, pretrained, setup)
 
     # SGD with momentum keeps two arrays for each parameter; an image of 8 x 8 pixels has 192 bytes.
     params = sum(
@@ -32,7 +32,7 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     assert teacher.at_rest == pytest.approx(
         2 * params + run.config.teacher.batch_size * 192, rel=1e-3
     )
-    student = sum(leaf.nbytes for leaf in jax.tree.leaves(classroom.first(0)["params"]))
+    student = sum(leaf.nbytes for leaf in jax.tree.leaves(setup.first(0)["params"]))
     assert students.at_rest == pytest.approx(2 * 2 * student + params, rel=0.02)  # And statistics.
     assert min(teacher.running, students.running) > 0
     assert students.models == 2
@@ -52,33 +52,33 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     monkeypatch.setattr(activations, "RECOMPUTED", ("blocks",))
     # As many students at once as fit; no run where not one does, or fewer than are asked for.
     monkeypatch.setattr(device, "memory", lambda: students.at_rest)
-    assert [need.models for need in plan.show(run, pretrained, classroom)] == [1, 1]
+    assert [need.models for need in plan.show(run, pretrained, setup)] == [1, 1]
     run.config.student.group = 2
     with pytest.raises(SettingError, match=r"students/finetune and the data set take.*batch_size"):
-        plan.show(run, pretrained, classroom)
+        plan.show(run, pretrained, setup)
     run.config.student.group = 0
     monkeypatch.setattr(device, "memory", lambda: students.held)
     with pytest.raises(SettingError, match=r"A student of students/finetune does not fit"):
-        plan.show(run, pretrained, classroom)
+        plan.show(run, pretrained, setup)
 
 
 def test_as_many_students_are_trained_at_once_as_fit_the_same_in_every_start(
-    small_run: parts.Run, monkeypatch: pytest.MonkeyPatch
+    small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run
     run.config.methods = ("scratch",)
     run.config.student.learning_rates = (0.1, 0.2, 0.3)
-    classroom = classrooms.make(run, None)
-    course = classrooms.no_teacher(run)
-    assert groups.size(run, classroom, course) == 3
+    setup = student_setup.make(run, None)
+    grid = student_setup.scratch_grid(run)
+    assert student_groups.size(run, setup, grid) == 3
 
-    need = groups.need(run, classroom, course)
+    need = student_groups.need(run, setup, grid)
     resident = run.dataset.resident_bytes
     there = resident + need.held + need.running + 2 * need.each
     monkeypatch.setattr(device, "memory", lambda: there)
-    assert groups.size(run, classroom, course) == 2
+    assert student_groups.size(run, setup, grid) == 2
 
     monkeypatch.setattr(device, "memory", lambda: 10 * there)
-    assert groups.size(run, classroom, course) == 2
+    assert student_groups.size(run, setup, grid) == 2
     run.config.student.group = 1
-    assert groups.size(run, classroom, course) == 1
+    assert student_groups.size(run, setup, grid) == 1

@@ -116,18 +116,22 @@ def test_images_are_seen_as_in_the_evaluation_of_a_run(
     for i in range(2 * IMAGES):
         height, width = rng.integers(20, 90, 2)
         pixels = np.kron(rng.integers(0, 256, (5, 5, 3)), np.ones((18, 18, 1))).astype(np.uint8)
-        split, klass, suffix = ("train", "test")[i % 2], "ab"[i // 2 % 2], ("png", "jpg")[i % 3 > 0]
-        path = tmp_path / split / klass / f"{i:02}.{suffix}"
+        split, classes, suffix = (
+            ("train", "test")[i % 2],
+            "ab"[i // 2 % 2],
+            ("png", "jpg")[i % 3 > 0],
+        )
+        path = tmp_path / split / classes / f"{i:02}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[:height, :width]).save(path)
     source = data.open_source("folder", path=str(tmp_path), data_dir="")
     storage = data.Storage("streamed", 64, 1.0, str(tmp_path / ".cache"), 1)
     dataset = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0)
-    feed = data.make_feed(
+    loader = data.make_loader(
         dataset, image_size=drawn.SIDE, crop_area=(1.0, 1.0), seed=0, threads=1, workers=0
     )
-    (batch,) = feed.evaluation("test", IMAGES)
-    seen = np.asarray(feed.evaluation_view(jax.random.key(0), batch.image))
+    (batch,) = loader.evaluation("test", IMAGES)
+    seen = np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image))
     expected = special.softmax(drawn.predictor(NAME).predict(seen), axis=-1)
 
     model = predictors.open_any(run)
@@ -135,9 +139,9 @@ def test_images_are_seen_as_in_the_evaluation_of_a_run(
     found = predict.predict(model, paths, top=len(drawn.CLASSES), batch_size=IMAGES)
 
     for top, row in zip(found.top.values(), expected, strict=True):
-        for klass, share in top:
+        for classes, share in top:
             # Grey levels are scaled by NumPy here and by XLA there, which round.
-            assert share == pytest.approx(row[drawn.CLASSES.index(klass)], abs=1e-4)
+            assert share == pytest.approx(row[drawn.CLASSES.index(classes)], abs=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
@@ -152,8 +156,8 @@ def test_batches_of_any_size_say_the_same(folder: pathlib.Path, batch_size: int)
     assert list(found.top) == list(map(str, paths))
     for path, top in found.top.items():
         expected = special.softmax(4 * grey_levels(pathlib.Path(path)))
-        for klass, share in top:
-            i = ("red", "green", "blue").index(klass)
+        for classes, share in top:
+            i = ("red", "green", "blue").index(classes)
             assert share == pytest.approx(expected[i], abs=0.02)  # Rounded to grey levels.
 
 

@@ -17,8 +17,8 @@ from remem_jax.records import Batches
 from remem_jax.settings import check_remem
 from remem_jax.train import loop
 from remem_jax.weights import students
-from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import distill, finetune, groups, memory, parts, remem
+from remem_jax.workflow import context, memory
+from remem_jax.workflow.remem import distill, finetune, pipeline, student_groups, student_setup
 
 
 def record(rate: float, seed: int, top1: float, **changes: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_the_choice_is_that_of_numpy(shares: list[list[float]]) -> None:
     assert len(chosen) == 2
 
 
-def test_students_at_once_are_whole_settings(small_run: parts.Run) -> None:
+def test_students_at_once_are_whole_settings(small_run: context.Run) -> None:
     small_run.config.student.seeds = (0, 1, 2)
     small_run.config.student.group = 4
 
@@ -106,41 +106,41 @@ def test_students_at_once_are_whole_settings(small_run: parts.Run) -> None:
 
 
 def test_seeds_of_a_setting_stay_together_where_few_fit(
-    small_run: parts.Run, monkeypatch: pytest.MonkeyPatch
+    small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_run.config.student.seeds = (0, 1, 2)
     need = memory.Need("students/finetune", held=0, each=10, running=0)
     room = small_run.dataset.resident_bytes
     monkeypatch.setattr(device, "memory", lambda: room + 75)
 
-    assert groups.fitting(small_run, need, 12) == 6
+    assert student_groups.fitting(small_run, need, 12) == 6
     monkeypatch.setattr(device, "memory", lambda: room + 25)
     with pytest.raises(SettingError, match=r"3 seeds .* name fewer config\.student\.seeds"):
-        groups.fitting(small_run, need, 12)
+        student_groups.fitting(small_run, need, 12)
 
 
 @pytest.fixture
-def done(small_run: parts.Run) -> tuple[parts.Run, dict[str, Any], list[str]]:
+def done(small_run: context.Run) -> tuple[context.Run, dict[str, Any], list[str]]:
     """A run of two seeds and two settings, of which the test split chooses too; what it read."""
     config, read = small_run.config, []
 
     def evaluation(split: str, batch_size: int) -> Batches:
         read.append(split)
-        return small_run.feed.evaluation(split, batch_size)
+        return small_run.loader.evaluation(split, batch_size)
 
-    run = small_run._replace(feed=small_run.feed._replace(evaluation=evaluation))
+    run = small_run._replace(loader=small_run.loader._replace(evaluation=evaluation))
     config.teacher.steps, config.teacher.warmup_steps = (2, 4), 0
     config.student.steps, config.student.warmup_steps, config.student.evaluations = 4, 0, 1
     config.student.learning_rates, config.student.seeds = (0.02, 0.1), (0, 7)
     config.choose_on_test = True
-    remem.run_remem(run)
+    pipeline.run_remem(run)
     found = json.loads((run.workdir / "results.json").read_text())
     return run, found, read
 
 
 @pytest.mark.slow
 def test_a_run_of_seeds_reports_and_keeps_all_of_its_best_setting(
-    done: tuple[parts.Run, dict[str, Any], list[str]],
+    done: tuple[context.Run, dict[str, Any], list[str]],
 ) -> None:
     run, found, read = done
     (row,) = found["methods"]
@@ -172,13 +172,13 @@ def test_a_run_of_seeds_reports_and_keeps_all_of_its_best_setting(
     # Both students are written; measured again from the file, they are what was reported.
     best, other = row["seeds"]
     assert best["validation"]["top1"] >= other["validation"]["top1"]
-    classroom = classrooms.make(run, finetune.read_pretrained(run))
+    setup = student_setup.make(run, finetune.read_pretrained(run))
     settings = run.config.student
     model = models.make(settings.model, classes=len(run.dataset.classes), stem=settings.stem)
     for one, name in ((best, ""), (other, f"_seed_{other['seed']}")):
         path = run.workdir / "selected" / f"finetune{name}_student.safetensors"
         read = students.load(path, model)
-        assert classroom.measure(read, "test")["top1"] == pytest.approx(one["test"]["top1"])
+        assert setup.measure(read, "test")["top1"] == pytest.approx(one["test"]["top1"])
     text = (run.workdir / "report.md").read_text()
     assert f"± {100 * statistics.stdev(tests):.2f}" in text
     assert "Chosen on test (optimistic)" in text

@@ -12,14 +12,15 @@ import pytest
 from remem_jax import optim
 from remem_jax.storage import logs, results
 from remem_jax.train import loop
-from remem_jax.workflow import differences, distill, finetune, parts, remem
+from remem_jax.workflow import context
+from remem_jax.workflow.remem import deviations, distill, finetune, pipeline
 
 pytestmark = pytest.mark.slow
 RATE = 1e38  # Logits overflow after a step of this, and of half of it, and half of that.
 
 
 @pytest.fixture
-def run(small_run: parts.Run) -> parts.Run:
+def run(small_run: context.Run) -> context.Run:
     small_run.config.teacher.learning_rate = RATE
     small_run.config.teacher.steps = (4, 8)
     small_run.config.teacher.warmup_steps = 0
@@ -37,7 +38,7 @@ def diverging(monkeypatch: pytest.MonkeyPatch, *, step: int, above: float) -> No
     monkeypatch.setattr(optim, "warmup_cosine", schedule)
 
 
-def test_without_retries_the_run_stops_and_says_what_to_lower(run: parts.Run) -> None:
+def test_without_retries_the_run_stops_and_says_what_to_lower(run: context.Run) -> None:
     with pytest.raises(
         loop.NonFiniteLossError, match=r"teachers/finetune: .* at step \d.*teacher\.learning_rate"
     ):
@@ -45,7 +46,7 @@ def test_without_retries_the_run_stops_and_says_what_to_lower(run: parts.Run) ->
 
 
 def test_what_follows_is_a_training_at_the_lower_rate(
-    run: parts.Run, monkeypatch: pytest.MonkeyPatch
+    run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.config.retries = 1
     run.config.teacher.learning_rate = 0.02
@@ -66,7 +67,7 @@ def test_what_follows_is_a_training_at_the_lower_rate(
 
 
 def test_what_did_not_diverge_has_results_and_the_report_says_what_did(
-    run: parts.Run, monkeypatch: pytest.MonkeyPatch
+    run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.config.methods = ("finetune", "scratch")
     run.config.teacher.learning_rate = 0.02
@@ -78,7 +79,7 @@ def test_what_did_not_diverge_has_results_and_the_report_says_what_did(
     monkeypatch.setattr(distill, "from_scratch", lambda *_: [{"teacher_step": None, **group}])
 
     with pytest.raises(loop.NonFiniteLossError, match=r"Every student .*other methods.*\.html"):
-        remem.run_remem(run)
+        pipeline.run_remem(run)
 
     found: Any = results.read(run.workdir / "results.json")
     (row,) = found["methods"]
@@ -93,7 +94,7 @@ def test_what_did_not_diverge_has_results_and_the_report_says_what_did(
     assert "From scratch has no result. scratch: Every student diverged" in text
 
 
-def test_the_log_has_speed_and_memory(run: parts.Run, tmp_path: pathlib.Path) -> None:
+def test_the_log_has_speed_and_memory(run: context.Run, tmp_path: pathlib.Path) -> None:
     run.config.teacher.learning_rate = 0.01
     finetune.finetune(run, finetune.read_pretrained(run), "finetune")
 
@@ -109,7 +110,7 @@ def test_the_log_has_speed_and_memory(run: parts.Run, tmp_path: pathlib.Path) ->
         assert "utilisation" not in row  # What a CPU can do is not known.
 
 
-def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: parts.Run) -> None:
+def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: context.Run) -> None:
     run.config.teacher.learning_rate = 0.02
     rates = {"finetune": 0.02, "remem": 0.005, "scratch": None}
     rows = [
@@ -117,7 +118,7 @@ def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: parts.Run) -
         for method, rate in rates.items()
     ]
 
-    (sentence,) = differences._retried(run, rows)
+    (sentence,) = deviations._retried(run, rows)
 
     assert sentence.startswith(
         "The teacher of remem was tuned at a learning rate of 0.005: at 0.02"

@@ -3,7 +3,7 @@
 import csv
 import pathlib
 
-from remem_jax.workflow import selected
+from remem_jax.workflow.remem import selected
 
 NAMES = ("tabby, cat", 'the "dog"', "=1+1\n")
 CONFUSION = [[40, 2, 0], [5, 30, 0], [0, 0, 9]]

@@ -63,14 +63,14 @@ class Bench:
             mask = jnp.arange(self._batch) < images - first
             yield Batch(jnp.asarray(self._pixels), jnp.zeros(self._batch, jnp.int32), mask)
 
-    def view(self, key: jax.Array, image: jax.Array) -> jax.Array:
+    def transform(self, key: jax.Array, image: jax.Array) -> jax.Array:
         """Images as they are, in the range of the model."""
         del key
         return augment.to_model_range(image)
 
     def forward(self, variables: Variables, batch: Batch) -> Any:
         """The model's answer."""
-        return self.model.apply(variables, self.view(jax.random.key(0), batch.image))
+        return self.model.apply(variables, self.transform(jax.random.key(0), batch.image))
 
     def seconds(self, function: Callable[..., Any], images: int) -> float:
         """Of a jitted function of variables and batch over so many images, after one batch."""
@@ -82,7 +82,7 @@ class Bench:
 
     def influence(self, layer: int, chunk: int) -> Any:
         """Criticality's function of variables and batch."""
-        made = criticality.make_influence(self.model, self.view, layer=layer, chunk=chunk)
+        made = criticality.make_influence(self.model, self.transform, layer=layer, chunk=chunk)
         return jax.jit(made)
 
     def energies(self) -> Any:
@@ -93,7 +93,7 @@ class Bench:
         def reduce(seen: activations.Seen) -> dict[int, jax.Array]:
             return {layer: expertness.energy(seen.activations[layer]) for layer in layers}
 
-        return jax.jit(activations.make_reduction(look, self.view, reduce))
+        return jax.jit(activations.make_reduction(look, self.transform, reduce))
 
 
 def top(bench: Bench, arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ all threads and child processes. tf.data may live in an environment of its own:
 
 Rows: `streamed` and `resident` are ours. `resident` is what the host does for a batch: it is
 gathered on the device, as stored (256 pixels, decoded before, which is not counted);
-`resident, view` adds the crop to 224, on the CPU as the device.
+`resident, transform` adds the crop to 224, on the CPU as the device.
 """
 
 import argparse
@@ -35,22 +35,22 @@ WARM_UP = 2  # Batches that are not counted: threads start, functions are traced
 
 def streamed(folder: pathlib.Path) -> Iterator[Any]:
     """Our path for data sets that do not fit on the device."""
-    return _feed(folder, "streamed")[0]
+    return _loader(folder, "streamed")[0]
 
 
 def resident(folder: pathlib.Path) -> Iterator[Any]:
     """Our path for those that do; batches as they are stored."""
-    return _feed(folder, "resident")[0]
+    return _loader(folder, "resident")[0]
 
 
 def resident_view(folder: pathlib.Path) -> Iterator[Any]:
-    """The same, with the view that the jitted step takes of a batch."""
+    """The same, with the transform that the jitted step takes of a batch."""
     import jax
 
-    batches, view = _feed(folder, "resident")
-    view = jax.jit(view)
+    batches, transform = _loader(folder, "resident")
+    transform = jax.jit(transform)
     for step, batch in enumerate(batches):
-        yield view(jax.random.key(step), batch.image)
+        yield transform(jax.random.key(step), batch.image)
 
 
 def tf_data(folder: pathlib.Path) -> Iterator[Any]:
@@ -220,7 +220,7 @@ def _wait(batch: Any) -> None:
         jax.block_until_ready(batch)
 
 
-def _feed(folder: pathlib.Path, kind: str) -> tuple[Iterator[Any], Any]:
+def _loader(folder: pathlib.Path, kind: str) -> tuple[Iterator[Any], Any]:
     from absl import flags
 
     from remem_jax import data
@@ -233,8 +233,10 @@ def _feed(folder: pathlib.Path, kind: str) -> tuple[Iterator[Any], Any]:
         seed=0,
         corrupt_limit=0,
     )
-    feed = data.make_feed(dataset, image_size=SIZE, crop_area=AREA, seed=0, threads=1, workers=0)
-    return feed.train(BATCH, 0, stage="teacher"), feed.train_view
+    loader = data.make_loader(
+        dataset, image_size=SIZE, crop_area=AREA, seed=0, threads=1, workers=0
+    )
+    return loader.train(BATCH, 0, stage="teacher"), loader.train_transform
 
 
 def _write_images(folder: pathlib.Path, images: int) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from remem_jax.checks import require
 from remem_jax.models import encoder, vit
-from remem_jax.records import Batch, Params, Variables, View
+from remem_jax.records import Batch, Params, Transform, Variables
 
 _OUTPUT = ("MlpBlock_3", "Dense_1")  # Takes the activations of a block's MLP.
 
@@ -130,12 +130,12 @@ def _above(params: Params, layer: int, depth: int) -> Params:
     return encoder.stack({**params, "Transformer": kept})
 
 
-def make_reduction(look: Look, view: View, reduce: Callable[[Seen], Any]) -> Reduction:
+def make_reduction(look: Look, transform: Transform, reduce: Callable[[Seen], Any]) -> Reduction:
     """Builds the function from variables and a batch to what is kept of it.
 
     Args:
         look: From `make_look`.
-        view: The view of evaluation.
+        transform: The transform of evaluation.
         reduce: From what is seen to a tree of arrays with a row for each example.
 
     Returns:
@@ -143,7 +143,7 @@ def make_reduction(look: Look, view: View, reduce: Callable[[Seen], Any]) -> Red
     """
 
     def reduction(variables: Variables, batch: Batch) -> Any:
-        return reduce(look(variables, view(jax.random.key(0), batch.image)))
+        return reduce(look(variables, transform(jax.random.key(0), batch.image)))
 
     return reduction
 
@@ -154,7 +154,7 @@ def rows(reduction: Reduction, variables: Variables, batches: Iterable[Batch]) -
     Args:
         reduction: From `make_reduction`, jitted.
         variables: Of the model.
-        batches: All examples once, such as `Feed.evaluation` gives; masked ones are left out.
+        batches: All examples once, such as `DataLoader.evaluation` gives; masked ones are left out.
 
     Returns:
         The tree of the reduction, with a row for each example, in their order.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from remem_jax.analysis import activations
 from remem_jax.checks import at_least, require
 from remem_jax.models import adapter, encoder, vit
-from remem_jax.records import Batch, Variables, View
+from remem_jax.records import Batch, Transform, Variables
 
 # (variables, batch) -> relative change of each example's embedding by each neuron.
 Influence = Callable[[Variables, Batch], Float[Array, "batch neuron"]]
@@ -36,7 +36,7 @@ class Criticality(NamedTuple):
 
 
 def make_influence(
-    model: vit.VisionTransformer, view: View, *, layer: int, chunk: int
+    model: vit.VisionTransformer, transform: Transform, *, layer: int, chunk: int
 ) -> Influence:
     """Builds the function that gives ||c - c(-j)|| / ||c|| for each example and neuron j.
 
@@ -49,7 +49,7 @@ def make_influence(
 
     Args:
         model: The ViT, in evaluation mode, without adapters.
-        view: The view of evaluation.
+        transform: The transform of evaluation.
         layer: Block whose MLP has the neurons, from 0.
         chunk: Neurons at a time. Memory grows with the batch times this: the blocks above see as
             many images at once.
@@ -72,7 +72,7 @@ def make_influence(
         # By default a GPU multiplies float32 with the digits of half of it.
         with jax.default_matmul_precision("float32"):
             kernel = _output_kernel(variables, layer)
-            seen = look(variables, view(jax.random.key(0), batch.image))
+            seen = look(variables, transform(jax.random.key(0), batch.image))
             stream, hidden = seen.streams[layer], seen.activations[layer]
             if only_cls:
                 stream, hidden = stream[:, :1], hidden[:, :1]
@@ -170,7 +170,7 @@ def criticality(
     Args:
         influence: From `make_influence`, jitted.
         variables: Of the model.
-        batches: All examples once, such as `Feed.evaluation` gives; masked ones do not count.
+        batches: All examples once, such as `DataLoader.evaluation` gives; masked ones do not count.
         ranks: How many examples are kept of each neuron.
         before: What was found of examples that are not among these; the first of `batches`
             comes after them.

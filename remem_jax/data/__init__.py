@@ -26,7 +26,7 @@ from remem_jax.data import (
     walk,
 )
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Part, Source
-from remem_jax.records import Feed
+from remem_jax.records import DataLoader
 
 OWN: dict[str, Callable[[str], Source]] = {
     "folder": own.folder,
@@ -193,7 +193,7 @@ def _shapes(found: Collection[cache.Found]) -> np.ndarray | None:
     return np.concatenate(known) if len(known) == len(found) else None
 
 
-def make_feed(
+def make_loader(
     dataset: Dataset,
     *,
     image_size: int,
@@ -202,20 +202,20 @@ def make_feed(
     threads: int,
     workers: int,
     sharding: jax.sharding.NamedSharding | None = None,
-) -> Feed:
+) -> DataLoader:
     """Batches of a data set, by the path that it was loaded for.
 
     Args:
         dataset: From `load`.
         image_size: Side of what the models see, in pixels.
-        crop_area: See `augment.make_train_view`.
+        crop_area: See `augment.make_train_transform`.
         seed: Decides the order of training, and the crops and flips of a streamed data set.
         threads: That decode what is streamed; 0 is one for each core.
         workers: Processes among which the threads are divided; 0 is this one alone.
         sharding: How a batch is divided among devices; None is the default device.
     """
     if dataset.pixels is not None:
-        return device.make_feed(
+        return device.make_loader(
             dataset.pixels,
             image_size=image_size,
             crop_area=crop_area,
@@ -225,9 +225,9 @@ def make_feed(
         )
     from remem_jax.data import host  # Grain, which most runs do not need.
 
-    transform = host.Transform(image_size, crop_area, dataset.flip, seed)
-    return host.make_feed(
-        dataset.parts, transform, threads=_threads(threads), workers=workers, sharding=sharding
+    options = host.AugmentOptions(image_size, crop_area, dataset.flip, seed)
+    return host.make_loader(
+        dataset.parts, options, threads=_threads(threads), workers=workers, sharding=sharding
     )
 
 

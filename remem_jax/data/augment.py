@@ -1,7 +1,7 @@
 """What is done to images between the data set and the models.
 
 Each transform is defined once; where the host needs it too, in NumPy, both are tested to agree.
-Teacher and student always see the same view.
+Teacher and student always see the same augmented images.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from remem_jax import random_streams
 from remem_jax.data.boxes import Boxes, random_boxes
-from remem_jax.records import Key, View
+from remem_jax.records import Key, Transform
 
 # Up to here it is three times as fast on a CPU to add up pixels as to multiply by a matrix that is
 # nearly all zeros, as jax.image does.
@@ -132,8 +132,8 @@ def mix(values: Float[Array, "*dims"], share: Float[Array, ""]) -> Float[Array, 
     return share * values + (1 - share) * jnp.roll(values, 1, axis=0)
 
 
-def make_train_view(*, size: int, crop_area: tuple[float, float], flip: bool) -> View:
-    """The view of training: random crop, flip, resize, range.
+def make_train_transform(*, size: int, crop_area: tuple[float, float], flip: bool) -> Transform:
+    """The training transform: random crop, flip, resize, range.
 
     Args:
         size: Side of the result, in pixels.
@@ -141,10 +141,10 @@ def make_train_view(*, size: int, crop_area: tuple[float, float], flip: bool) ->
         flip: Whether to mirror half of the images; wrong for digits.
 
     Returns:
-        The view. Of its key, that of a step, it takes the streams "crops" and "flips".
+        The transform. Of its key, that of a step, it takes the streams "crops" and "flips".
     """
 
-    def view(key: Key, images: Array) -> Array:
+    def transform(key: Key, images: Array) -> Array:
         batch, height, width, _ = images.shape
         if crop_area == (1.0, 1.0):
             boxes = _whole(batch, height, width)
@@ -156,15 +156,15 @@ def make_train_view(*, size: int, crop_area: tuple[float, float], flip: bool) ->
             mirrored = jax.random.bernoulli(random_streams.within(key, "flips"), shape=(batch,))
         return to_model_range(crop_and_resize(images, boxes, size, mirrored=mirrored))
 
-    return view
+    return transform
 
 
-def make_evaluation_view(*, size: int) -> View:
-    """The view of evaluation: the whole image, resized; the key is not used."""
+def make_evaluation_transform(*, size: int) -> Transform:
+    """The evaluation transform: the whole image, resized; the key is not used."""
     return lambda key, images: to_model_range(resize(images, size))
 
 
-def streamed_view(key: Key, images: Array) -> Array:
-    """The view of images that the host has cropped, resized and mirrored already: range alone."""
+def streamed_transform(key: Key, images: Array) -> Array:
+    """Scales images that the host has already cropped, resized and mirrored to [-1, 1]."""
     del key
     return to_model_range(images)

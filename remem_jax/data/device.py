@@ -13,7 +13,7 @@ import numpy as np
 
 from remem_jax.data import augment, order
 from remem_jax.random_streams import Stage
-from remem_jax.records import Batch, Batches, Feed
+from remem_jax.records import Batch, Batches, DataLoader
 
 
 class Split(NamedTuple):
@@ -28,7 +28,7 @@ class Split(NamedTuple):
     label: np.ndarray | jax.Array
 
 
-def make_feed(
+def make_loader(
     splits: Mapping[str, Split],
     *,
     image_size: int,
@@ -36,20 +36,20 @@ def make_feed(
     flip: bool,
     seed: int,
     sharding: jax.sharding.NamedSharding | None = None,
-) -> Feed:
+) -> DataLoader:
     """Batches of a data set that is put on the device whole.
 
     Args:
         splits: The data set, in memory.
         image_size: Side of what the models see, in pixels.
-        crop_area: See `augment.make_train_view`.
+        crop_area: See `augment.make_train_transform`.
         flip: The same.
         seed: Decides the order of training.
         sharding: How a batch is divided among devices, by its first axis; every device then holds
             the whole data set. None is the default device.
 
     Returns:
-        The feed; its images are as they are stored.
+        The loader; its images are as they are stored.
     """
     stored = {name: put(split, sharding) for name, split in splits.items()}
     take = _make_take(sharding)
@@ -70,12 +70,12 @@ def make_feed(
             positions = np.arange(start, start + batch_size)
             yield take(split, *order.evaluation_rows(positions, examples=examples))
 
-    return Feed(
+    return DataLoader(
         "resident",
         train,
         evaluation,
-        augment.make_train_view(size=image_size, crop_area=crop_area, flip=flip),
-        augment.make_evaluation_view(size=image_size),
+        augment.make_train_transform(size=image_size, crop_area=crop_area, flip=flip),
+        augment.make_evaluation_transform(size=image_size),
     )
 
 

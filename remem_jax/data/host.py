@@ -24,7 +24,7 @@ from remem_jax.data import augment, boxes, decoding, order, processes
 from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.data.sources import Part
 from remem_jax.random_streams import Stage
-from remem_jax.records import Batch, Batches, Feed
+from remem_jax.records import Batch, Batches, DataLoader
 
 _LARGEST_CHUNK = 32  # Examples; Grain takes longer over an element than over most of one.
 # For training, a large JPEG is decoded at a half, a quarter or an eighth where that leaves so many
@@ -34,8 +34,8 @@ _SPARE = 2
 _AT_ONCE = 4  # Batches of a worker that are made, wait or are read.
 
 
-class Transform(NamedTuple):
-    """What the host does to an image of training; see `augment.make_train_view`."""
+class AugmentOptions(NamedTuple):
+    """What the host does to an image of training; see `augment.make_train_transform`."""
 
     size: int
     crop_area: tuple[float, float]
@@ -43,19 +43,19 @@ class Transform(NamedTuple):
     seed: int
 
 
-def make_feed(
+def make_loader(
     parts: Mapping[str, Part],
-    transform: Transform,
+    options: AugmentOptions,
     *,
     threads: int,
     workers: int,
     sharding: jax.sharding.NamedSharding | None = None,
-) -> Feed:
+) -> DataLoader:
     """Batches of a data set that is read as it is needed.
 
     Args:
         parts: The data set.
-        transform: What is done to images of training; those of evaluation are resized only.
+        options: What is done to images of training; those of evaluation are resized only.
         threads: That read and decode.
         workers: Processes among which the threads are divided for training; 0 leaves all to this
             one.
@@ -63,7 +63,7 @@ def make_feed(
             its own devices get. None is the default device.
 
     Returns:
-        The feed; its images are uint8 of `transform.size`.
+        The loader; its images are uint8 of `options.size`.
     """
 
     def batches(examples: "_Examples", workers: int) -> Batches:
@@ -81,7 +81,7 @@ def make_feed(
         else:
             options = grain.ReadOptions(threads, prefetch_buffer_size=max(2 * whole, threads))
             read = chunks.to_iter_dataset(options).batch(whole, batch_fn=_joined)
-        needed = workers * _AT_ONCE * len(mine) * transform.size**2 * 3
+        needed = workers * _AT_ONCE * len(mine) * options.size**2 * 3
         with contextlib.ExitStack() as stack:
             with processes.explaining_errors(workers, needed):
                 batches = stack.enter_context(contextlib.closing(iter(read)))
@@ -94,13 +94,15 @@ def make_feed(
 
     def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
         part = parts["train"]
-        return batches(_Examples(part, transform, batch_size, stage, first_step), workers)
+        return batches(_Examples(part, options, batch_size, stage, first_step), workers)
 
     def evaluation(name: str, batch_size: int) -> Batches:
         # Processes take longer to start than most evaluations.
-        return batches(_Examples(parts[name], transform, batch_size, stage=None), workers=0)
+        return batches(_Examples(parts[name], options, batch_size, stage=None), workers=0)
 
-    return Feed("streamed", train, evaluation, augment.streamed_view, augment.streamed_view)
+    return DataLoader(
+        "streamed", train, evaluation, augment.streamed_transform, augment.streamed_transform
+    )
 
 
 class _Piece(NamedTuple):
@@ -117,7 +119,7 @@ class _Examples:
 
     Attributes:
         part: The split.
-        transform: What is done to its images.
+        options: What is done to its images.
         batch_size: Of the global batch.
         stage: What is trained on them; None is an evaluation, which resizes and does no more.
         first_step: Where training goes on.
@@ -126,7 +128,7 @@ class _Examples:
     """
 
     part: Part
-    transform: Transform
+    options: AugmentOptions
     batch_size: int
     stage: Stage | None
     first_step: int = 0
@@ -149,11 +151,11 @@ class _Examples:
             draws, mirrored = None, np.zeros(len(rows), bool)
         else:
             rows = order.train_rows(
-                positions, examples=examples, seed=self.transform.seed, stage=self.stage
+                positions, examples=examples, seed=self.options.seed, stage=self.stage
             )
             counted = np.ones(len(rows), bool)
             draws, mirrored = self._draws(self.stage, step, places)
-        size = self.transform.size
+        size = self.options.size
         images = np.empty((len(rows), size, size, 3), np.uint8)
         for i, row in enumerate(rows.tolist()):
             self._show(images[i], row, None if draws is None else draws[i], bool(mirrored[i]))
@@ -163,10 +165,10 @@ class _Examples:
         self, stage: Stage, step: int, places: np.ndarray
     ) -> tuple[np.ndarray | None, np.ndarray]:
         """The draws of the boxes at these places, None for whole images; and which to mirror."""
-        of_batch = self.transform.seed, stage, step, self.batch_size
-        whole = self.transform.crop_area == (1.0, 1.0)
+        of_batch = self.options.seed, stage, step, self.batch_size
+        whole = self.options.crop_area == (1.0, 1.0)
         mirrored = np.zeros(len(places), bool)
-        if self.transform.flip:
+        if self.options.flip:
             mirrored = _flips(*of_batch)[places]
         return None if whole else _crops(*of_batch)[places], mirrored
 
@@ -181,11 +183,11 @@ class _Examples:
 
     def _whole(self, row: int) -> np.ndarray:
         """The image of a row, resized."""
-        return Preprocessing(self.transform.size)(self._read(row))
+        return Preprocessing(self.options.size)(self._read(row))
 
     def _crop(self, row: int, draws: np.ndarray) -> np.ndarray:
         """A random crop of it, resized; of a large JPEG no more is decoded than shows."""
-        size, area = self.transform.size, self.transform.crop_area
+        size, area = self.options.size, self.options.crop_area
         image = self._read(row)
         if isinstance(image, bytes):
             with decoding.opened(image) as opened:

@@ -73,8 +73,8 @@ def compare(export: Predictor, student: Predictor, images: Images) -> Comparison
 
 
 def compared(
-    logits: Float[np.ndarray, "example klass"],
-    student_logits: Float[np.ndarray, "example klass"],
+    logits: Float[np.ndarray, "example classes"],
+    student_logits: Float[np.ndarray, "example classes"],
     images: Images,
 ) -> Comparison:
     """What an export says, beside what its student says of the same images."""

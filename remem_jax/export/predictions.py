@@ -245,9 +245,9 @@ def _write_all(file: int, content: bytes) -> None:
 
 def _csv(found: Predictions, *, head: bool) -> str:
     rows = [
-        (path, rank, klass, f"{probability:.6g}")
+        (path, rank, classes, f"{probability:.6g}")
         for path, top in found.top.items()
-        for rank, (klass, probability) in enumerate(top, start=1)
+        for rank, (classes, probability) in enumerate(top, start=1)
     ]
     return spreadsheets.text([COLUMNS, *rows] if head else rows)
 

@@ -16,7 +16,7 @@ from remem_jax.data import Dataset, decoding, formats, preprocessing, walk
 from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.export import description
 from remem_jax.export.description import Description
-from remem_jax.records import Feed, Variables
+from remem_jax.records import DataLoader, Variables
 from remem_jax.storage import results
 from remem_jax.weights import students
 
@@ -170,23 +170,23 @@ def open_images(run: pathlib.Path, split: str, most: int) -> Images:
     """
     one_of("--split", split, SPLITS)
     at_least("--check-images", most, 0)
-    dataset, feed = _load(run)
-    view = jax.jit(feed.evaluation_view)
+    dataset, loader = _load(run)
+    transform = jax.jit(loader.evaluation_transform)
     pixels, labels = [], []
     wanted = _spread(len(dataset.parts[split].rows), most)
-    for i, batch in enumerate(feed.evaluation(split, _READ)):
+    for i, batch in enumerate(loader.evaluation(split, _READ)):
         here = wanted[(wanted >= i * _READ) & (wanted < (i + 1) * _READ)] - i * _READ
         if len(here):
-            seen = np.asarray(view(jax.random.key(0), batch.image))
+            seen = np.asarray(transform(jax.random.key(0), batch.image))
             pixels.append(_grey_levels(seen[here]))
             labels.append(np.asarray(batch.label)[here])
     title = f"{dataset.title}, {split}"
     return Images(np.concatenate(pixels), np.concatenate(labels), title)
 
 
-def _load(run: pathlib.Path) -> tuple[Dataset, Feed]:
+def _load(run: pathlib.Path) -> tuple[Dataset, DataLoader]:
     """The data set of a run, which must be the one that it was trained on."""
-    from remem_jax.workflow import parts  # All that trains, which serving does not need.
+    from remem_jax.workflow import context
 
     known = read_results(run)["data"]
     plain = results.read(run / "config.json")
@@ -196,7 +196,7 @@ def _load(run: pathlib.Path) -> tuple[Dataset, Feed]:
         config.data.threads, config.data.workers = 0, 0
         config.data.cache = config.data.get("cache", "")  # Older runs have none.
     try:
-        found = parts.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
+        found = context.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
     except SettingError as error:
         raise SettingError(
             f"The images of {run} are not where the run read them: {_reason(error)}. Put "

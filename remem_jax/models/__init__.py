@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from remem_jax.models import efficientnet_v2, mobilenet_v2, projection, resnet, vit
 from remem_jax.records import (
-    Answer,
     Apply,
     Key,
+    Outputs,
     Params,
     StudentApply,
     TeacherApply,
@@ -121,16 +121,16 @@ def student_apply(model: nn.Module, target: projection.Target | None = None) -> 
 
     def apply(
         params: Params, statistics: Params, images: jax.Array, dropout_key: Key
-    ) -> tuple[Answer, Params]:
+    ) -> tuple[Outputs, Params]:
         if target is None:
             logits, statistics = plain(params, statistics, images, dropout_key)
-            return Answer(logits), statistics
+            return Outputs(logits), statistics
         own = projection.without({"params": params})["params"]
         (logits, maps), statistics = seen(own, statistics, images, dropout_key)
         layer = params[projection.NAME]
         if target.field == "cls":
-            return Answer(logits, cls=projection.cls(layer, maps)), statistics
-        return Answer(logits, projection.patches(layer, maps, target.side)), statistics
+            return Outputs(logits, cls=projection.cls(layer, maps)), statistics
+        return Outputs(logits, projection.patches(layer, maps, target.side)), statistics
 
     return apply
 
@@ -140,19 +140,19 @@ def teacher_apply(model: vit.VisionTransformer, fields: Collection[str] = ()) ->
 
     Args:
         model: The teacher.
-        fields: Names of the features of `Answer` that are wanted. [CLS] needs a model of that pool.
+        fields: The feature fields of `Outputs` to return. "cls" needs a model that pools by [CLS].
     """
     plain, has_cls = evaluation_apply(model), model.pool == "cls"
     if "cls" in fields and not has_cls:
         raise ValueError(f"A ViT that pools by {model.pool!r} has no [CLS] token.")
 
-    def apply(variables: Variables, images: jax.Array) -> Answer:
+    def apply(variables: Variables, images: jax.Array) -> Outputs:
         if not fields:
-            return Answer(plain(variables, images))
+            return Outputs(plain(variables, images))
         said: Any = model.apply(variables, images, train=False, method=_logits_and_last)
         logits, tokens = said
         found = {"patches": tokens[:, 1:] if has_cls else tokens, "cls": tokens[:, 0]}
-        return Answer(logits, **{field: found[field] for field in fields})
+        return Outputs(logits, **{field: found[field] for field in fields})
 
     return apply
 

@@ -121,7 +121,7 @@ def make_init(decoder: Decoder, *, side: int, width: int) -> Callable[[Key], Var
 
 
 def grid(tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch side side feature"]:
-    """Patch tokens on their square grid, such as `Answer.patches`; without [CLS].
+    """Patch tokens on their square grid, such as `Outputs.patches`; without [CLS].
 
     Raises:
         ValueError: If the tokens do not fill a square.

@@ -197,7 +197,7 @@ class MobileNet(nn.Module):
     @nn.compact
     def head(
         self, maps: Float[Array, "batch rows columns feature"], *, train: bool = False
-    ) -> Float[Array, "batch klass"]:
+    ) -> Float[Array, "batch classes"]:
         """Logits of the last maps."""
         features = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
         features = nn.Dropout(self.dropout, deterministic=not train)(features)
@@ -206,7 +206,7 @@ class MobileNet(nn.Module):
 
     def __call__(
         self, images: Shaped[Array, "batch height width channel"], *, train: bool = False
-    ) -> Float[Array, "batch klass"]:
+    ) -> Float[Array, "batch classes"]:
         """Logits of float images in [-1, 1]."""
         return self.head(self.trunk(images, train=train), train=train)
 

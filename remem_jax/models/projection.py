@@ -21,7 +21,7 @@ class Target(NamedTuple):
     """Which features of a teacher a student predicts.
 
     Attributes:
-        field: Of `records.Answer`: "patches" or "cls".
+        field: Of `records.Outputs`: "patches" or "cls".
         side: Of the teacher's grid of patches, in tokens.
         width: Of a token.
     """

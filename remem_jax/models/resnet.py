@@ -116,7 +116,7 @@ class ResNet(nn.Module):
     @nn.compact
     def head(
         self, maps: Float[Array, "batch rows columns feature"], *, train: bool = False
-    ) -> Float[Array, "batch klass"]:
+    ) -> Float[Array, "batch classes"]:
         """Logits of the last maps."""
         del train
         features = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
@@ -125,7 +125,7 @@ class ResNet(nn.Module):
 
     def __call__(
         self, images: Shaped[Array, "batch height width channel"], *, train: bool = False
-    ) -> Float[Array, "batch klass"]:
+    ) -> Float[Array, "batch classes"]:
         """Logits of float images in [-1, 1]."""
         return self.head(self.trunk(images, train=train), train=train)
 

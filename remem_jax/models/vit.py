@@ -140,7 +140,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def head(
         self, tokens: Float[Array, "batch token feature"], *, train: bool = False
-    ) -> Float[Array, "batch klass"]:
+    ) -> Float[Array, "batch classes"]:
         """Logits of the tokens after the last norm."""
         del train
         head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")
@@ -151,7 +151,7 @@ class VisionTransformer(nn.Module):
         images: Shaped[Array | np.ndarray, "batch height width channel"],
         *,
         train: bool = False,
-    ) -> Float[Array, "batch klass"]:
+    ) -> Float[Array, "batch classes"]:
         """Logits of float images in [-1, 1]."""
         return self.head(self.trunk(images, train=train), train=train)
 

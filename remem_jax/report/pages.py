@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from remem_jax.report import plots
+from remem_jax.report.figures import drawing
 
 # An underscore inside a word means nothing in Markdown.
 _MARKDOWN_MARKS = re.compile(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])")
@@ -42,12 +42,12 @@ def _clean(value: Any) -> Any:
     """A value as text on one line, with a mark for what cannot be printed or encoded."""
     if hasattr(value, "__html__"):  # The template called it safe.
         return value
-    return plots.printable(str(value))
+    return drawing.printable(str(value))
 
 
 def _markdown(value: Any) -> Any:
     """The same, with nothing in it that Markdown or HTML would take for a mark."""
     if hasattr(value, "__html__"):
         return value
-    text = re.sub("[&<>]", lambda found: _ENTITIES[found.group()], plots.printable(str(value)))
+    text = re.sub("[&<>]", lambda found: _ENTITIES[found.group()], drawing.printable(str(value)))
     return _MARKDOWN_MARKS.sub(r"\\\g<0>", text)

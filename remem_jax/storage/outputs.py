@@ -26,7 +26,7 @@ _FORMAT = 1  # Of the file; raised when what is in it, or how, changes.
 _DIGEST = 16  # Bytes of a row's digest.
 
 
-class Outputs:
+class StoredOutputs:
     """Arrays of one shape by step, in a folder that all runs share; use it in a `with`.
 
     What is read is bit for bit what was written, for the same facts and step, or nothing: each
@@ -85,7 +85,7 @@ class Outputs:
         with self._told():
             self._file, self._stores = self._opened(about)
 
-    def __enter__(self) -> "Outputs":
+    def __enter__(self) -> "StoredOutputs":
         return self
 
     def __exit__(self, *error: object) -> None:

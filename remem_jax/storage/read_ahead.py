@@ -23,7 +23,7 @@ class ReadAhead:
     The steps are asked for in their order, each once, and by all processes alike.
     """
 
-    def __init__(self, stored: outputs.Outputs) -> None:
+    def __init__(self, stored: outputs.StoredOutputs) -> None:
         self._stored = stored
         self._block = max(1, min(_STEPS, _BYTES // stored.row_bytes))
         # One reads blocks, and one writes meanwhile.

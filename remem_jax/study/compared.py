@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from remem_jax import paired
-from remem_jax.report import gains
+from remem_jax.report.study import gains
 
 _ABSENT = "not on record"  # An older version ran it, or test itself chose it.
 _OTHERS = "other test images"

@@ -14,7 +14,7 @@ from remem_jax.settings import METHODS
 from remem_jax.storage import results
 from remem_jax.storage.identity import described
 from remem_jax.study.space import Trial
-from remem_jax.workflow import cost
+from remem_jax.workflow.remem import cost
 
 _SPEEDS = "speeds.json"
 

@@ -10,7 +10,7 @@ from remem_jax.settings import METHODS
 from remem_jax.study import space
 from remem_jax.study.search import Cell, Search
 from remem_jax.study.space import Trial
-from remem_jax.workflow import classroom as classrooms
+from remem_jax.workflow.remem import student_setup
 
 
 def record(
@@ -60,11 +60,15 @@ def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
 def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
     """What trials of one cell vary, and what their students do."""
     student, fixed = trials[0].config.student, METHODS[method]
-    points = classrooms.grid_of_labels(student) if fixed is None else classrooms.grid(student)
+    points = (
+        student_setup.scratch_points(student)
+        if fixed is None
+        else student_setup.grid_points(student)
+    )
     losses: dict[str, dict[str, Any]] = {}
     for point in points:
         loss = None if fixed is None else point.loss
-        counting = classrooms.counting(point, hard_labels=bool(student.hard_labels))
+        counting = student_setup.counting(point, hard_labels=bool(student.hard_labels))
         own = losses.setdefault(point.loss, {"loss": loss})
         for name in ("learning_rate", "temperature", "weight", "seed"):
             values = own.setdefault(name, [])

@@ -5,7 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from remem_jax.report import protocol, study, teachers
+from remem_jax.report import protocol
+from remem_jax.report.figures import teachers
+from remem_jax.report.study import page as study_page
 from remem_jax.settings import METHODS
 from remem_jax.storage import results
 from remem_jax.study import compared, cost, queue, searched
@@ -38,7 +40,7 @@ def make(
     validation = {one["trial"]: one["validation"] for one in tried if one["trial"] in records}
     full = [records[trial.key] for trial in wanted if trial.fraction == 1 and trial.key in records]
     found = {
-        "format": study.FORMAT,
+        "format": study_page.FORMAT,
         "title": config.title,
         "table": config.table,
         "mini": config.mini,

@@ -6,8 +6,9 @@ student's settings as traced values. Students trained together equal students tr
 whatever their losses and seeds. (vmap over the students would turn their convolutions into grouped
 ones, which are 2 to 25 times slower.)
 
-View and answer are two compiled functions: compiled together, XLA may round the images otherwise,
-and students that learn from answers that were stored would not be the same to the last bit.
+Augmentation and the teacher's pass are two compiled functions: compiled together, XLA may round
+the images otherwise, and students that learn from stored outputs would not be the same to the last
+bit.
 """
 
 import itertools
@@ -18,10 +19,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from remem_jax import random_streams
-from remem_jax.records import Answer, Batch, Key, Labels, Metrics, Settings, View
+from remem_jax.records import Batch, Hyperparameters, Key, Labels, Metrics, Outputs, Transform
 from remem_jax.train import finite
 from remem_jax.train.state import State
-from remem_jax.train.steps import StudentStep, mixed_view
+from remem_jax.train.steps import StudentStep, augment_and_mix
 
 States = tuple[State, ...]
 # Metrics of a student whose parameters are not finite.
@@ -44,35 +45,35 @@ class Seen(NamedTuple):
 
 
 Number = Int[Array, ""] | np.int32  # Of a step.
-ViewPass = Callable[[Number, Batch], Seen]
+Augment = Callable[[Number, Batch], Seen]
 # (number of the step, images) -> the teacher's outputs; None for students without a teacher.
-Teach = Callable[[int, Array], Answer | None]
+Teach = Callable[[int, Array], Outputs | None]
 
 
-def make_view_pass(view: View, *, classes: int, key: Key, mixup: float = 0.0) -> ViewPass:
+def make_augment(transform: Transform, *, classes: int, key: Key, mixup: float = 0.0) -> Augment:
     """Builds the pass that makes of a batch what all models see of it.
 
     Args:
-        view: Makes model inputs of stored images.
+        transform: Makes model inputs of stored images.
         classes: Number of classes.
         key: Of the stage; see `random_streams`.
-        mixup: See `steps.mixed_view`; teacher and students see the same mixtures.
+        mixup: See `steps.augment_and_mix`; teacher and students see the same mixtures.
 
     Returns:
         A pure function `(step, batch) -> seen`.
     """
 
-    def view_pass(step: Number, batch: Batch) -> Seen:
-        images, labels = mixed_view(view, random_streams.within(key, step), batch, mixup)
+    def augment(step: Number, batch: Batch) -> Seen:
+        images, labels = augment_and_mix(transform, random_streams.within(key, step), batch, mixup)
         return Seen(images, labels(classes))
 
-    return view_pass
+    return augment
 
 
 def make_step(
-    view_pass: ViewPass,
+    augment: Augment,
     teach: Teach,
-    students: Sequence[tuple[StudentStep, Settings]],
+    students: Sequence[tuple[StudentStep, Hyperparameters]],
     *,
     first_step: int,
     lost: Collection[int] = (),
@@ -80,7 +81,7 @@ def make_step(
     """Builds the step of all students of a grid.
 
     Args:
-        view_pass: From `make_view_pass`, jitted.
+        augment: From `make_augment`, jitted.
         teach: The teacher's answers to the images of a step: by its jitted evaluation, or as they
             are known; None where the students have no teacher.
         students: For each the step of its loss, from `steps.make_student_step`, jitted once for
@@ -98,7 +99,7 @@ def make_step(
 
     def step(states: States, batch: Batch) -> tuple[States, Metrics]:
         number = next(numbers)
-        seen = view_pass(np.int32(number), batch)
+        seen = augment(np.int32(number), batch)
         answer = teach(number, seen.images)
         taught = [
             (state, _LOST) if i in lost else student_step(state, *seen, answer, own)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from remem_jax import losses
-from remem_jax.records import Answer, Labels
+from remem_jax.records import Labels, Outputs
 
 # (student, teacher, labels, *, temperature, weight, hard_labels) -> scalar. Temperature and weight
 # may be traced.
@@ -20,8 +20,8 @@ StudentLoss = Callable[..., Float[Array, ""]]
 
 
 def feature_distillation(
-    student: Answer,
-    teacher: Answer,
+    student: Outputs,
+    teacher: Outputs,
     labels: Labels,
     *,
     temperature: Float[Array, ""] | float,
@@ -39,7 +39,7 @@ def feature_distillation(
         weight: Share w of `losses.features`, from 0 to 1.
         hard_labels: Whether the head learns from labels; else it learns from the teacher's logits,
             or would learn nothing.
-        field: Of `Answer`: "patches" or "cls".
+        field: Of `Outputs`: "patches" or "cls".
 
     Returns:
         (1 - w) * cross_entropy + w * features; (1 - w) * distillation + w * features without hard
@@ -56,8 +56,8 @@ def feature_distillation(
 
 
 def labels_alone(
-    student: Answer,
-    teacher: Answer | None,
+    student: Outputs,
+    teacher: Outputs | None,
     labels: Labels,
     *,
     temperature: Float[Array, ""] | float,
@@ -69,8 +69,8 @@ def labels_alone(
 
 
 def _kd(
-    student: Answer,
-    teacher: Answer,
+    student: Outputs,
+    teacher: Outputs,
     labels: Labels,
     *,
     temperature: Float[Array, ""] | float,
@@ -87,8 +87,8 @@ def _kd(
 
 
 def _dist(
-    student: Answer,
-    teacher: Answer,
+    student: Outputs,
+    teacher: Outputs,
     labels: Labels,
     *,
     temperature: Float[Array, ""] | float,
@@ -121,12 +121,12 @@ STUDENT_LOSSES: Mapping[str, StudentLoss] = {
     "features": functools.partial(feature_distillation, field="patches"),
     "features_cls": functools.partial(feature_distillation, field="cls"),
 }
-# The field of `Answer` that a loss compares beside the logits.
+# The field of `Outputs` that a loss compares beside the logits.
 FEATURES: Mapping[str, str] = {"features": "patches", "features_cls": "cls"}
 
 
 def fields(names: Collection[str]) -> tuple[str, ...]:
-    """The fields of `Answer` that losses with these names compare beside the logits."""
+    """The fields of `Outputs` that losses with these names compare beside the logits."""
     return tuple(sorted({FEATURES[name] for name in names if name in FEATURES}))
 
 

@@ -14,16 +14,16 @@ from remem_jax import losses, optim, random_streams
 from remem_jax.data import augment
 from remem_jax.models import tuning
 from remem_jax.records import (
-    Answer,
     Batch,
+    Hyperparameters,
     Key,
     Labels,
     Metrics,
+    Outputs,
     Params,
-    Settings,
     StudentApply,
     TrainApply,
-    View,
+    Transform,
 )
 from remem_jax.train import finite
 from remem_jax.train.division import WHOLE, Division, Examples, Found, divided, require_divisible
@@ -32,13 +32,15 @@ from remem_jax.train.state import State
 
 # (state, batch, frozen parameters) -> (state, metrics)
 SupervisedStep = Callable[[State, Batch, Params], tuple[State, Metrics]]
-StudentStep = Callable[[State, Array, Array, Answer | None, Settings], tuple[State, Metrics]]
+StudentStep = Callable[
+    [State, Array, Array, Outputs | None, Hyperparameters], tuple[State, Metrics]
+]
 
 
 def make_supervised_step(
     apply: TrainApply,
     tx: optax.GradientTransformationExtraArgs,
-    view: View,
+    transform: Transform,
     *,
     key: Key,
     loss: Callable[[Array, Labels], Array] = losses.cross_entropy,
@@ -48,8 +50,9 @@ def make_supervised_step(
 ) -> SupervisedStep:
     """Builds the step that fine-tunes a teacher (and pretrains one).
 
-    Loss and metrics come from the clean pass, also with SAM; both passes see the same view and
-    drop the same units. View and mixup are of the whole batch, however it is divided.
+    Loss and metrics come from the clean pass, also with SAM; both passes see the same augmented
+    images and drop the same units. Augmentation and mixup apply to the whole batch, however it is
+    divided.
 
     With groups of m examples S_1, ..., S_n and `ascent=optim.sam(rho)` the step goes down
 
@@ -63,10 +66,10 @@ def make_supervised_step(
     Args:
         apply: The model in training mode. What keeps batch statistics cannot be divided.
         tx: Turns gradients into updates; may ask for `grad_fn`, as `optim.sam` does.
-        view: Makes model inputs of stored images.
+        transform: Makes model inputs of stored images.
         key: Of the stage; see `random_streams`.
         loss: What is minimised, of logits and labels; of each part where the batch is divided.
-        mixup: See `mixed_view`.
+        mixup: See `augment_and_mix`.
         ascent: What the gradient of each group goes through before their mean goes through `tx`:
             `optim.sam`. Without it nothing depends on the groups, and there are none.
         division: How the batch is divided.
@@ -86,7 +89,7 @@ def make_supervised_step(
     def step(state: State, batch: Batch, frozen: Params) -> tuple[State, Metrics]:
         step_key = random_streams.within(key, state.step)
         dropout_key = random_streams.within(step_key, "dropout")
-        images, mixed = mixed_view(view, step_key, batch, mixup)
+        images, mixed = augment_and_mix(transform, step_key, batch, mixup)
 
         def of_params(params: Params, examples: Examples) -> tuple[Float[Array, ""], Params]:
             whole = tuning.join(params, frozen)
@@ -134,13 +137,13 @@ def make_supervised_step(
     return step
 
 
-def mixed_view(
-    view: View, key: Key, batch: Batch, mixup: float
+def augment_and_mix(
+    transform: Transform, key: Key, batch: Batch, mixup: float
 ) -> tuple[Float[Array, "batch height width channel"], Callable[[int], Labels]]:
     """What models see of a batch, and the labels of that.
 
     Args:
-        view: Makes model inputs of stored images.
+        transform: Makes model inputs of stored images.
         key: Of the stage and this step.
         batch: Stored images and their labels.
         mixup: `alpha` of `augment.mixup_share`; 0 mixes nothing.
@@ -149,7 +152,7 @@ def mixed_view(
         Images, and a function from the number of classes to the labels: indices where nothing
         is mixed, else shares of the classes.
     """
-    images = view(key, batch.image)
+    images = transform(key, batch.image)
     if not mixup:
         return images, lambda classes: batch.label
     share = augment.mixup_share(random_streams.within(key, "mixup"), mixup)
@@ -167,7 +170,7 @@ def make_student_step(
     loss: StudentLoss,
     key: Key,
 ) -> StudentStep:
-    """Builds the step of one student, given a view of the images and the teacher's answer.
+    """Builds the step of one student, given augmented images and the teacher's outputs.
 
     Args:
         apply: The student in training mode, with what the loss compares.
@@ -187,8 +190,8 @@ def make_student_step(
         state: State,
         images: Float[Array, "batch height width channel"],
         labels: Labels,
-        teacher: Answer | None,
-        settings: Settings,
+        teacher: Outputs | None,
+        settings: Hyperparameters,
     ) -> tuple[State, Metrics]:
         dropout_key = random_streams.within(key, state.step, "dropout", settings.seed)
 

@@ -17,13 +17,14 @@ from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
-from remem_jax.workflow import cost, facts, parts, precision, pretrained
-from remem_jax.workflow.analysis import run_analysis
+from remem_jax.workflow import context, facts, precision, pretrained
+from remem_jax.workflow.analysis.pipeline import run_analysis
 from remem_jax.workflow.pretrain import run_pretrain
-from remem_jax.workflow.remem import run_remem
+from remem_jax.workflow.remem import cost
+from remem_jax.workflow.remem.pipeline import run_remem
 
 Check = Callable[[ConfigDict], None]
-Work = Callable[[parts.Run], None]
+Work = Callable[[context.Run], None]
 WORKFLOWS: dict[str, tuple[Check, Work]] = {
     "remem": (settings.check_remem, run_remem),
     "pretrain": (settings.check_pretrain, run_pretrain),
@@ -115,7 +116,7 @@ def read_data_inputs(config: ConfigDict) -> dict[str, Any]:
     Raises:
         SettingError: If they are not there, or cannot be read.
     """
-    return facts.data_inputs(parts.load_dataset(config, config.data))
+    return facts.data_inputs(context.load_dataset(config, config.data))
 
 
 def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def opened(
     directory: pathlib.Path,
     on: jax.sharding.Mesh,
     stopping: Callable[[], bool] = lambda: False,
-) -> Iterator[parts.Run]:
+) -> Iterator[context.Run]:
     """A run of checked settings, with its checkpoints and images read, and nothing done.
 
     Args:
@@ -149,7 +150,7 @@ def opened(
         SettingError: If the data or the weights cannot be used.
     """
     preloaded = pretrained.Preloaded(_with_checkpoints(config))
-    dataset, feed = parts.load_data(config, config.data, on)
+    dataset, loader = context.load_data(config, config.data, on)
     logging.info(
         "%s: %s images of %d classes, on %d x %s%s.",
         dataset.title,
@@ -160,6 +161,6 @@ def opened(
         f" in {config.compute_dtype}" if "compute_dtype" in config else "",
     )
     with logs.RunLog(directory) as log, signals.running():
-        yield parts.Run(
-            config, directory, dataset, feed, log, stopping, compiling.Counter(), on, preloaded
+        yield context.Run(
+            config, directory, dataset, loader, log, stopping, compiling.Counter(), on, preloaded
         )

@@ -18,7 +18,7 @@ from remem_jax.records import Params, TrainApply
 from remem_jax.settings.memory import AUTO, recomputed, splits
 from remem_jax.storage import results
 from remem_jax.train import flops
-from remem_jax.workflow import parts
+from remem_jax.workflow import context
 
 KEPT = "plans.json"  # In a run's folder.
 _GIB = 2**30
@@ -195,13 +195,13 @@ def candidates(
     return sorted(found, key=lambda plan: _COSTS[plan.rematerialise] + of_part * plan.accumulate)
 
 
-def free(run: parts.Run) -> int:
+def free(run: context.Run) -> int:
     """Bytes of a device's memory that a training step may take."""
     usable = _USABLE_OF_HOST if run.platform == "cpu" else _USABLE
     return int(usable * run.memory()) - run.dataset.resident_bytes
 
 
-def choose(run: parts.Run, step: Step) -> Option | None:
+def choose(run: context.Run, step: Step) -> Option | None:
     """The first plan that fits on the device, found before work starts; None if there is none.
 
     Nothing is compiled where all activations take little, nor of a plan whose activations alone
@@ -214,7 +214,7 @@ def choose(run: parts.Run, step: Step) -> Option | None:
     return next((option for option, fits in examined if fits), None)
 
 
-def listed(run: parts.Run, step: Step) -> tuple[list[Option], Option | None]:
+def listed(run: context.Run, step: Step) -> tuple[list[Option], Option | None]:
     """What each plan takes, up to the one that `choose` takes, and that one.
 
     Others, which the device's platform or a setting rules out, are listed too, unless they divide
@@ -240,7 +240,7 @@ def listed(run: parts.Run, step: Step) -> tuple[list[Option], Option | None]:
 class _Examine:
     """From a plan to what it takes: of the compiled step, unless it clearly does not fit."""
 
-    def __init__(self, run: parts.Run, step: Step) -> None:
+    def __init__(self, run: context.Run, step: Step) -> None:
         self._run, self._step = run, step
         self.traced = functools.cache(step.traced)
 
@@ -269,7 +269,7 @@ class _Examine:
         return Option(plan, self._step.at_rest + own.stored, False, ratio)
 
 
-def _fits(run: parts.Run, option: Option) -> bool:
+def _fits(run: context.Run, option: Option) -> bool:
     return _agreed(option.compiled and option.bytes <= free(run))
 
 
@@ -278,7 +278,7 @@ def _agreed(says: bool) -> bool:
     return not mesh.any_process(not says)
 
 
-def planned(run: parts.Run, step: Step) -> Plan:
+def planned(run: context.Run, step: Step) -> Plan:
     """The plan of a part of a run: what its first start chose, where that fits, else the cheapest.
 
     It is kept in the run's folder, with what it takes; see `read`.
@@ -298,7 +298,7 @@ def planned(run: parts.Run, step: Step) -> Plan:
     return option.plan
 
 
-def read(run: parts.Run, part: str) -> dict[str, Any] | None:
+def read(run: context.Run, part: str) -> dict[str, Any] | None:
     """What `planned` has kept of a part; None of one that an earlier version trained."""
     return (results.read_for_all(run.workdir / KEPT) or {}).get(part)
 

@@ -16,12 +16,12 @@ from remem_jax.data import preprocessing
 from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.storage import results
 from remem_jax.storage.identity import Identity
-from remem_jax.workflow import parts
+from remem_jax.workflow import context
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
 
-def identity(run: parts.Run, weights: Mapping[str, Any]) -> Identity:
+def identity(run: context.Run, weights: Mapping[str, Any]) -> Identity:
     """What decides the result of a run.
 
     Args:
@@ -30,7 +30,7 @@ def identity(run: parts.Run, weights: Mapping[str, Any]) -> Identity:
     """
     return Identity(
         settings.deciding(run.config),
-        {**data_inputs(run.dataset), "input": run.feed.kind, **weights},
+        {**data_inputs(run.dataset), "input": run.loader.kind, **weights},
     )
 
 
@@ -42,7 +42,7 @@ def data_inputs(dataset: datasets.Dataset) -> dict[str, Any]:
     }
 
 
-def data(run: parts.Run) -> dict[str, Any]:
+def data(run: context.Run) -> dict[str, Any]:
     """Of the data set."""
     dataset, settings = run.dataset, run.config.data
     return {
@@ -54,7 +54,7 @@ def data(run: parts.Run) -> dict[str, Any]:
         "examples": {name: len(part.rows) for name, part in dataset.parts.items()},
         "classes_without_images": absent_classes(dataset),
         "held_out": held_out(dataset),
-        "input": run.feed.kind,
+        "input": run.loader.kind,
         "sizes": sizes(dataset.shapes),
         "source_size": dataset.source_size and list(dataset.source_size),
         "image_size": settings.image_size,
@@ -95,7 +95,7 @@ def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:
     return {"height": height, "width": width, "different": len(np.unique(shapes, axis=0))}
 
 
-def preprocessing_of(run: parts.Run) -> Preprocessing:
+def preprocessing_of(run: context.Run) -> Preprocessing:
     """How the images of a run become what its models see when they are measured."""
     dataset = run.dataset
     return preprocessing.of_data(

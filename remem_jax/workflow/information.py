@@ -20,31 +20,32 @@ from remem_jax.models import decoder
 from remem_jax.records import TeacherApply
 from remem_jax.storage import checkpoints, files, results
 from remem_jax.train import state
-from remem_jax.workflow import activations, finetune, parts, readers
+from remem_jax.workflow import activations, context, decoders, training
+from remem_jax.workflow.remem import finetune
 
 PICTURES = "pictures.npz"  # In the folder of a measurement.
 
 Shown = Callable[[], Iterator[mutual_information.Shown]]
 
 
-def of_teachers(run: parts.Run, teachers: finetune.Teachers) -> dict[str, Any]:
+def of_teachers(run: context.Run, teachers: finetune.Teachers) -> dict[str, Any]:
     """`measure` of all teachers of a method, the checkpoints of one fine-tuning."""
     jitted = seeing_patches(run, teachers.patches)
     steps = [record["step"] for record in teachers.records]
     return measure(
         run,
         f"information/{teachers.method}",
-        lambda: [readers.Teacher(f"step {at}", jitted, teachers.load(at)) for at in steps],
+        lambda: [decoders.Teacher(f"step {at}", jitted, teachers.load(at)) for at in steps],
     )
 
 
-def seeing_patches(run: parts.Run, patches: TeacherApply) -> TeacherApply:
+def seeing_patches(run: context.Run, patches: TeacherApply) -> TeacherApply:
     """Teachers with their patches, jitted."""
     return jax.jit(run.spread(patches), out_shardings=mesh.batch_sharding(run.mesh))
 
 
 def measure(
-    run: parts.Run, part: str, load: Callable[[], Sequence[readers.Teacher]]
+    run: context.Run, part: str, load: Callable[[], Sequence[decoders.Teacher]]
 ) -> dict[str, Any]:
     """Trains readers of all teachers' features, for each of `config.information.seeds`.
 
@@ -69,11 +70,11 @@ def measure(
     done = results.read_for_all(folder / "result.json")
     if done is not None:
         return done
-    settings, evaluations = run.config.information, readers.milestones(run.config.information)
+    settings, evaluations = run.config.information, decoders.milestones(run.config.information)
     _require_whole_batch(run)
     teachers, shown = load(), _make_shown(run)
-    plan = activations.planned(run, readers.planned_step(run, part, teachers))
-    own = readers.make(run, teachers, plan.rematerialise)
+    plan = activations.planned(run, decoders.planned_step(run, part, teachers))
+    own = decoders.make(run, teachers, plan.rematerialise)
 
     def milestone(at: int, now: tuple[state.State, ...]) -> None:
         final = _Last(run, own, now) if at == settings.steps else None
@@ -84,7 +85,7 @@ def measure(
         if final:
             _keep(run, folder, found, final.bounds(), final.pictures(found))
 
-    last, seconds = parts.train(run, part, readers.job(run, own)._replace(milestone=milestone))
+    last, seconds = training.train(run, part, decoders.job(run, own)._replace(milestone=milestone))
     if results.read_for_all(folder / "last.json") is None:  # Killed before it was written.
         milestone(settings.steps, last)
     curves: list[Any] = [results.read_for_all(folder / f"step_{at}.json") for at in evaluations]
@@ -96,17 +97,17 @@ def measure(
     result = {"part": part, "seconds": seconds, "teachers": found}
     results.write_for_all(folder / "result.json", result)
     if mesh.is_writer():
-        checkpoints.remove(folder / parts.CHECKPOINTS)
+        checkpoints.remove(folder / training.CHECKPOINTS)
     return result
 
 
-def require_measurable(run: parts.Run, side: int) -> None:
+def require_measurable(run: context.Run, side: int) -> None:
     """Raises unless `config.information` fits validation, and teachers of so many tokens a side."""
     _require_whole_batch(run)
-    readers.require_grid(run.config.information, side)
+    decoders.require_grid(run.config.information, side)
 
 
-def _require_whole_batch(run: parts.Run) -> None:
+def _require_whole_batch(run: context.Run) -> None:
     """Raises unless validation has a whole batch: InfoNCE of a smaller one is another number."""
     settings, images = run.config.information, len(run.dataset.parts["validation"].rows)
     require(
@@ -117,13 +118,13 @@ def _require_whole_batch(run: parts.Run) -> None:
     )
 
 
-def _make_shown(run: parts.Run) -> Shown:
+def _make_shown(run: context.Run) -> Shown:
     """Builds what gives the images of validation as teachers take them."""
-    view = parts.evaluation_view(run.feed, run.mesh)
+    transform = context.evaluation_transform(run.loader, run.mesh)
 
     def shown() -> Iterator[mutual_information.Shown]:
-        for batch in run.feed.evaluation("validation", run.config.information.batch_size):
-            yield mutual_information.Shown(view(batch.image), batch.mask)
+        for batch in run.loader.evaluation("validation", run.config.information.batch_size):
+            yield mutual_information.Shown(transform(batch.image), batch.mask)
 
     return shown
 
@@ -136,13 +137,13 @@ def _decoding(image_size: int, align_corners: bool) -> tuple[Any, Any]:
     return jax.jit(apply), jax.jit(mutual_information.make_measure(apply))
 
 
-def _of_config(run: parts.Run) -> tuple[Any, Any]:
+def _of_config(run: context.Run) -> tuple[Any, Any]:
     return _decoding(run.config.data.image_size, bool(run.config.information.align_corners))
 
 
 def _evaluate(
-    run: parts.Run,
-    own: readers.Readers,
+    run: context.Run,
+    own: decoders.Readers,
     now: Sequence[state.State],
     batches: Iterator[mutual_information.Shown],
     last: "_Last | None",
@@ -162,7 +163,7 @@ def _evaluate(
 
 
 def _keep(
-    run: parts.Run,
+    run: context.Run,
     folder: pathlib.Path,
     found: Sequence[mutual_information.Reconstruction],
     bounds: Sequence[float],
@@ -187,11 +188,11 @@ def _keep(
 class _Last:
     """What only the last evaluation finds: the bounds of critics, and what a report shows."""
 
-    def __init__(self, run: parts.Run, own: readers.Readers, now: Sequence[state.State]) -> None:
+    def __init__(self, run: context.Run, own: decoders.Readers, now: Sequence[state.State]) -> None:
         self._run, self._own, self._now = run, own, now
         self._estimate = jax.jit(
             info_nce.make_estimate(
-                readers.reading(run.config.information),
+                decoders.reading(run.config.information),
                 key=random_streams.key(run.config.seed, "critic", "evaluation"),
             )
         )
@@ -234,7 +235,7 @@ class _Last:
         return {name: values.astype(np.float32) for name, values in arrays.items()}
 
 
-def _by_teacher(own: readers.Readers) -> list[tuple[list[int], list[int]]]:
+def _by_teacher(own: decoders.Readers) -> list[tuple[list[int], list[int]]]:
     """For each teacher its decoders and, counted from the first of them, its critics."""
     numbered = list(enumerate(own.reads))
     decoders, critics = numbered[: own.decoders], numbered[own.decoders :]

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from remem_jax import mesh
-from remem_jax.workflow import parts
+from remem_jax.workflow import context
 
 
 class Need(NamedTuple):
@@ -36,9 +36,9 @@ def of_step(jitted: Any, *arguments: Any) -> tuple[int, int]:
     return found.argument_size_in_bytes, more
 
 
-def batch(run: parts.Run, batch_size: int) -> Any:
+def batch(run: context.Run, batch_size: int) -> Any:
     """Shapes of a batch of training, and how it lies on the devices."""
-    batches = run.feed.train(batch_size, 0, stage="teacher")
+    batches = run.loader.train(batch_size, 0, stage="teacher")
     try:
         return mesh.shapes(next(batches), mesh.batch_sharding(run.mesh))
     finally:

@@ -15,12 +15,12 @@ from remem_jax.settings import memory as memory_settings
 from remem_jax.storage import results, workdir
 from remem_jax.train import flops, state, steps
 from remem_jax.weights import augreg
-from remem_jax.workflow import activations, facts, memory, parts
+from remem_jax.workflow import activations, context, facts, memory, training
 
 _MILESTONES = 10  # Evaluations on the way.
 
 
-def run_pretrain(run: parts.Run) -> None:
+def run_pretrain(run: context.Run) -> None:
     """Trains a ViT with AdamW; writes `pretrained.npz` in AugReg names, and `results.json`."""
     config, settings = run.config, run.config.train
     workdir.begin(run.workdir, located(config), facts.identity(run, {}))
@@ -52,7 +52,7 @@ def run_pretrain(run: parts.Run) -> None:
             steps.make_supervised_step,
             run.spread(train_apply(plan.rematerialise)),
             tx,
-            run.feed.train_view,
+            run.loader.train_transform,
             loss=functools.partial(losses.cross_entropy, smoothing=settings.label_smoothing),
             division=memory_settings.division(
                 settings, run.mesh, plan.accumulate, name="config.train"
@@ -68,11 +68,11 @@ def run_pretrain(run: parts.Run) -> None:
 
     plan = activations.planned(run, _planned_step(run, model, shapes, train_apply, jit_step))
     jitted, counted = jit_step(plan), jit_step(plan._replace(rematerialise="nothing"))
-    measure = parts.make_measure(run, apply, settings.batch_size)
-    last, seconds = parts.train(
+    measure = context.make_measure(run, apply, settings.batch_size)
+    last, seconds = training.train(
         run,
         "pretrain",
-        parts.Job(
+        training.Job(
             shapes,
             lambda: first(init_key),
             lambda first_step: functools.partial(jitted, frozen={}),
@@ -80,7 +80,7 @@ def run_pretrain(run: parts.Run) -> None:
             operations=lambda state, batch: flops.count(counted, state, batch, {}),
             steps=settings.steps,
             milestones=tuple(settings.steps * i // _MILESTONES for i in range(1, _MILESTONES + 1)),
-            milestone=lambda at, now: parts.log_validation(
+            milestone=lambda at, now: training.log_validation(
                 run, "pretrain", at, measure(now.variables, "validation")["top1"]
             ),
             stage="pretraining",
@@ -107,7 +107,7 @@ def run_pretrain(run: parts.Run) -> None:
 
 
 def _planned_step(
-    run: parts.Run,
+    run: context.Run,
     model: Any,
     own: state.State,
     train_apply: Callable[[str], TrainApply],
@@ -136,7 +136,7 @@ def _planned_step(
     )
 
 
-def probes(run: parts.Run, apply: Apply, compared: Mapping[str, Variables]) -> dict[str, float]:
+def probes(run: context.Run, apply: Apply, compared: Mapping[str, Variables]) -> dict[str, float]:
     """Top-1 of linear probes of a model's features on the data set that `config.probe` names.
 
     Args:
@@ -147,14 +147,14 @@ def probes(run: parts.Run, apply: Apply, compared: Mapping[str, Variables]) -> d
     config = run.config
     settings = config.data.copy_and_resolve_references()
     settings.update(config.probe)
-    _, feed = parts.load_data(config, settings, run.mesh)
-    view, features = parts.evaluation_view(feed, run.mesh), jax.jit(run.spread(apply))
+    _, loader = context.load_data(config, settings, run.mesh)
+    transform, features = context.evaluation_transform(loader, run.mesh), jax.jit(run.spread(apply))
 
     def examples(split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         seen: dict[str, list[np.ndarray]] = {name: [] for name in compared}
         labels: list[np.ndarray] = []
-        for batch in feed.evaluation(split, config.train.batch_size):
-            images = view(batch.image)
+        for batch in loader.evaluation(split, config.train.batch_size):
+            images = transform(batch.image)
             label, counts = run.fetch((batch.label, batch.mask))
             labels.append(label[counts])
             for name, variables in compared.items():

@@ -16,7 +16,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from remem_jax import data, evaluate
-from remem_jax.workflow import parts
+from remem_jax.workflow import context
 
 DEVICES = 4  # Of all hosts together.
 
@@ -43,7 +43,7 @@ def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
     )
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    feed = data.make_feed(
+    loader = data.make_loader(
         dataset,
         image_size=8,
         crop_area=(0.3, 1.0),
@@ -52,10 +52,10 @@ def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
         workers=0,
         sharding=sharding,
     )
-    batches = feed.train(8, 3, stage="student")
+    batches = loader.train(8, 3, stage="student")
     seen = [_digest(batch) for batch in itertools.islice(batches, 4)]
     batches.close()
-    seen += [_digest(batch) for batch in feed.evaluation("test", 8)]
+    seen += [_digest(batch) for batch in loader.evaluation("test", 8)]
 
     kernel = np.random.default_rng(0).normal(size=(3, len(dataset.classes))).astype(np.float32)
 
@@ -64,9 +64,9 @@ def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
 
     (measured,) = evaluate.evaluate(
         jax.jit(evaluate.count, donate_argnums=0),
-        parts.evaluation_view(feed, mesh),
+        context.evaluation_transform(loader, mesh),
         [evaluate.Model(jax.jit(apply), {"kernel": kernel})],
-        feed.evaluation("test", 8),
+        loader.evaluation("test", 8),
         classes=len(dataset.classes),
         confusion=True,
         predictions=True,

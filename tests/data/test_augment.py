@@ -92,36 +92,37 @@ def test_model_range_is_float32() -> None:
 @pytest.mark.parametrize(
     "view",
     [
-        augment.make_train_view(size=5, crop_area=(0.2, 0.9), flip=True),
-        augment.make_train_view(size=5, crop_area=(1.0, 1.0), flip=False),
-        augment.make_evaluation_view(size=5),
+        augment.make_train_transform(size=5, crop_area=(0.2, 0.9), flip=True),
+        augment.make_train_transform(size=5, crop_area=(1.0, 1.0), flip=False),
+        augment.make_evaluation_transform(size=5),
     ],
     ids=["train", "train without crops", "evaluation"],
 )
 def test_black_is_minus_one_and_white_is_one_in_every_view(
-    view: Callable[..., jax.Array], pixel: int, value: float, key: Key
+    transform: Callable[..., jax.Array], pixel: int, value: float, key: Key
 ) -> None:
     images = jnp.full((3, HEIGHT, WIDTH, 3), pixel, jnp.uint8)
 
-    actual = view(key, images)
+    actual = transform(key, images)
 
     # The weights of a pixel sum to 1 in float32.
     np.testing.assert_allclose(actual, jnp.full((3, 5, 5, 3), value), atol=1e-5)
 
 
 def test_evaluation_view_does_not_depend_on_the_key(images: np.ndarray, key: Key) -> None:
-    view = augment.make_evaluation_view(size=5)
+    transform = augment.make_evaluation_transform(size=5)
 
     np.testing.assert_array_equal(
-        view(key, jnp.asarray(images)), view(jax.random.fold_in(key, 1), jnp.asarray(images))
+        transform(key, jnp.asarray(images)),
+        transform(jax.random.fold_in(key, 1), jnp.asarray(images)),
     )
 
 
 def test_training_view_of_the_whole_image_is_that_of_evaluation(
     images: np.ndarray, key: Key
 ) -> None:
-    train = augment.make_train_view(size=5, crop_area=(1.0, 1.0), flip=False)
-    evaluation = augment.make_evaluation_view(size=5)
+    train = augment.make_train_transform(size=5, crop_area=(1.0, 1.0), flip=False)
+    evaluation = augment.make_evaluation_transform(size=5)
 
     np.testing.assert_array_equal(
         train(key, jnp.asarray(images)), evaluation(key, jnp.asarray(images))
@@ -129,15 +130,17 @@ def test_training_view_of_the_whole_image_is_that_of_evaluation(
 
 
 def test_views_of_one_key_are_equal(images: np.ndarray, key: Key) -> None:
-    view = augment.make_train_view(size=5, crop_area=(0.1, 1.0), flip=True)
+    transform = augment.make_train_transform(size=5, crop_area=(0.1, 1.0), flip=True)
 
-    np.testing.assert_array_equal(view(key, jnp.asarray(images)), view(key, jnp.asarray(images)))
+    np.testing.assert_array_equal(
+        transform(key, jnp.asarray(images)), transform(key, jnp.asarray(images))
+    )
 
 
 def test_views_of_two_keys_differ(images: np.ndarray, key: Key) -> None:
-    view = augment.make_train_view(size=5, crop_area=(0.1, 1.0), flip=True)
+    transform = augment.make_train_transform(size=5, crop_area=(0.1, 1.0), flip=True)
 
-    first, second = (view(k, jnp.asarray(images)) for k in jax.random.split(key))
+    first, second = (transform(k, jnp.asarray(images)) for k in jax.random.split(key))
 
     assert not np.allclose(first, second)
 
@@ -145,16 +148,16 @@ def test_views_of_two_keys_differ(images: np.ndarray, key: Key) -> None:
 def test_images_of_a_batch_are_cropped_differently(images: np.ndarray, key: Key) -> None:
     twice = jnp.asarray(images[[0, 0]])
 
-    view = augment.make_train_view(size=5, crop_area=(0.1, 0.5), flip=False)(key, twice)
+    transform = augment.make_train_transform(size=5, crop_area=(0.1, 0.5), flip=False)(key, twice)
 
-    assert not np.allclose(view[0], view[1])
+    assert not np.allclose(transform[0], transform[1])
 
 
 def _mirrored(key: Key, flip: bool) -> np.ndarray:
     """Which of 400 copies of an image of two pixels, dark and light, come out mirrored."""
     images = jnp.broadcast_to(jnp.asarray([0, 255], jnp.uint8)[:, None], (400, 1, 2, 3))
-    view = augment.make_train_view(size=2, crop_area=(1.0, 1.0), flip=flip)(key, images)
-    return np.asarray(view[:, 0, 0, 0] > view[:, 0, 1, 0])
+    transform = augment.make_train_transform(size=2, crop_area=(1.0, 1.0), flip=flip)(key, images)
+    return np.asarray(transform[:, 0, 0, 0] > transform[:, 0, 1, 0])
 
 
 def test_half_of_the_images_are_mirrored(key: Key) -> None:
@@ -170,9 +173,9 @@ def test_no_image_is_mirrored_where_it_would_change_its_class(key: Key) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_mirroring_swaps_left_and_right_alone(images: np.ndarray, key: Key, size: int) -> None:
     many = jnp.asarray(images[[0] * 16])
-    plain = augment.make_train_view(size=size, crop_area=(1.0, 1.0), flip=False)(key, many)
+    plain = augment.make_train_transform(size=size, crop_area=(1.0, 1.0), flip=False)(key, many)
 
-    flipped = augment.make_train_view(size=size, crop_area=(1.0, 1.0), flip=True)(key, many)
+    flipped = augment.make_train_transform(size=size, crop_area=(1.0, 1.0), flip=True)(key, many)
 
     alike = np.all(np.abs(flipped - plain) < 1e-5, axis=(1, 2, 3))
     mirrored = np.all(np.abs(flipped - plain[:, :, ::-1]) < 1e-5, axis=(1, 2, 3))

@@ -21,7 +21,7 @@ from remem_jax import data, random_streams
 from remem_jax.checks import SettingError
 from remem_jax.data import augment, boxes, host, order, own, processes, sources
 from remem_jax.random_streams import Stage
-from remem_jax.records import Batch, Feed
+from remem_jax.records import Batch, DataLoader
 
 SIZE, AREA, SEED = 8, (0.3, 1.0), 5
 
@@ -49,7 +49,7 @@ def part(folder: pathlib.Path) -> sources.Part:
     return sources.Part(split, np.arange(split.examples), labels)
 
 
-def _feed(
+def _loader(
     part: sources.Part,
     *,
     area: tuple[float, float] = AREA,
@@ -57,10 +57,10 @@ def _feed(
     threads: int = 2,
     workers: int = 0,
     sharding: Any = None,
-) -> Feed:
-    return host.make_feed(
+) -> DataLoader:
+    return host.make_loader(
         {"train": part, "test": part},
-        host.Transform(SIZE, area, flip, SEED),
+        host.AugmentOptions(SIZE, area, flip, SEED),
         threads=threads,
         workers=workers,
         sharding=sharding,
@@ -68,9 +68,9 @@ def _feed(
 
 
 def _batches(
-    feed: Feed, *, count: int, first_step: int = 0, stage: Stage = "teacher"
+    loader: DataLoader, *, count: int, first_step: int = 0, stage: Stage = "teacher"
 ) -> list[Batch]:
-    batches = feed.train(4, first_step, stage=stage)
+    batches = loader.train(4, first_step, stage=stage)
     found = list(itertools.islice(batches, count))
     batches.close()
     return found
@@ -103,7 +103,7 @@ def _assert_close(actual: np.ndarray, expected: np.ndarray, source: np.ndarray) 
 
 
 def test_evaluation_shows_the_whole_images_in_order(part: sources.Part) -> None:
-    batches = list(_feed(part).evaluation("test", 4))
+    batches = list(_loader(part).evaluation("test", 4))
 
     images = np.concatenate([np.asarray(b.image)[b.mask] for b in batches]).astype(np.int32)
     labels = np.concatenate([np.asarray(b.label)[b.mask] for b in batches])
@@ -115,7 +115,7 @@ def test_evaluation_shows_the_whole_images_in_order(part: sources.Part) -> None:
 def test_the_last_batch_of_evaluation_is_filled_up_and_masked(part: sources.Part) -> None:
     part = part._replace(rows=part.rows[:6], labels=part.labels[:6])
 
-    first, last = _feed(part).evaluation("test", 4)
+    first, last = _loader(part).evaluation("test", 4)
 
     assert first.image.shape == last.image.shape
     np.testing.assert_array_equal(last.mask, [True, True, False, False])
@@ -124,7 +124,7 @@ def test_the_last_batch_of_evaluation_is_filled_up_and_masked(part: sources.Part
 def test_training_goes_through_the_images_in_the_order_of_every_input(
     part: sources.Part,
 ) -> None:
-    batches = _batches(_feed(part, area=(1.0, 1.0), flip=False), count=5)
+    batches = _batches(_loader(part, area=(1.0, 1.0), flip=False), count=5)
 
     rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED, stage="teacher")
     np.testing.assert_array_equal(np.concatenate([b.label for b in batches]), part.labels[rows])
@@ -134,7 +134,7 @@ def test_training_goes_through_the_images_in_the_order_of_every_input(
 
 
 def test_crops_are_those_of_the_view_on_the_device(part: sources.Part) -> None:
-    shown = np.concatenate([b.image for b in _batches(_feed(part), count=5)])
+    shown = np.concatenate([b.image for b in _batches(_loader(part), count=5)])
 
     rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED, stage="teacher")
     mirrored = 0
@@ -155,7 +155,7 @@ def test_crops_are_those_of_the_view_on_the_device(part: sources.Part) -> None:
 
 def test_whether_images_are_mirrored_changes_no_crop(part: sources.Part) -> None:
     plain, flipped = (
-        np.concatenate([b.image for b in _batches(_feed(part, flip=flip), count=5)])
+        np.concatenate([b.image for b in _batches(_loader(part, flip=flip), count=5)])
         for flip in (False, True)
     )
 
@@ -172,8 +172,8 @@ def test_teachers_and_students_see_an_image_cropped_and_mirrored_otherwise(
     part = part._replace(rows=part.rows[[3] * 4], labels=part.labels[[3] * 4])
 
     teacher, student, again = (
-        np.concatenate([b.image for b in _batches(feed, count=5, stage=stage)])
-        for feed in [_feed(part, area=area, flip=flip)]
+        np.concatenate([b.image for b in _batches(loader, count=5, stage=stage)])
+        for loader in [_loader(part, area=area, flip=flip)]
         for stage in ("teacher", "student", "student")
     )
 
@@ -185,25 +185,25 @@ def test_teachers_and_students_see_an_image_cropped_and_mirrored_otherwise(
 def test_batches_from_a_step_on_are_those_of_a_run_from_the_start(
     part: sources.Part, first_step: int
 ) -> None:
-    whole = _batches(_feed(part), count=first_step + 3)
+    whole = _batches(_loader(part), count=first_step + 3)
 
-    _assert_equal(_batches(_feed(part), count=3, first_step=first_step), whole[first_step:])
+    _assert_equal(_batches(_loader(part), count=3, first_step=first_step), whole[first_step:])
 
 
 def test_the_number_of_threads_changes_nothing(part: sources.Part) -> None:
     _assert_equal(
-        _batches(_feed(part, threads=1), count=5), _batches(_feed(part, threads=7), count=5)
+        _batches(_loader(part, threads=1), count=5), _batches(_loader(part, threads=7), count=5)
     )
 
 
 def test_worker_processes_change_nothing(part: sources.Part) -> None:
-    _assert_equal(_batches(_feed(part), count=6), _batches(_feed(part, workers=2), count=6))
+    _assert_equal(_batches(_loader(part), count=6), _batches(_loader(part, workers=2), count=6))
 
 
 def test_workers_leave_signals_to_their_parent_and_one_that_is_killed_is_told(
     part: sources.Part,
 ) -> None:
-    batches = _feed(part, workers=1).train(4, 0, stage="teacher")
+    batches = _loader(part, workers=1).train(4, 0, stage="teacher")
     next(batches)
     (worker,) = multiprocessing.active_children()
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, a scheduler: to all processes.
@@ -246,19 +246,21 @@ def test_batches_may_be_divided_among_devices(part: sources.Part) -> None:
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
-    divided = _batches(_feed(part, sharding=sharding), count=3)
+    divided = _batches(_loader(part, sharding=sharding), count=3)
 
     assert divided[0].image.sharding.is_equivalent_to(sharding, 4)
-    _assert_equal(divided, _batches(_feed(part), count=3))
+    _assert_equal(divided, _batches(_loader(part), count=3))
 
 
 def test_the_view_of_what_is_streamed_is_the_range_alone(part: sources.Part) -> None:
-    feed = _feed(part)
-    (batch,) = _batches(feed, count=1)
+    loader = _loader(part)
+    (batch,) = _batches(loader, count=1)
 
-    for view in (feed.train_view, feed.evaluation_view):
+    for transform in (loader.train_transform, loader.evaluation_transform):
         np.testing.assert_allclose(
-            view(jax.random.key(0), batch.image), np.asarray(batch.image) / 127.5 - 1, atol=1e-6
+            transform(jax.random.key(0), batch.image),
+            np.asarray(batch.image) / 127.5 - 1,
+            atol=1e-6,
         )
 
 
@@ -266,7 +268,7 @@ def test_arrays_can_be_streamed(rng: np.random.Generator) -> None:
     images = rng.integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     split = sources.in_memory(images, np.arange(3), "image")
 
-    (batch,) = _feed(sources.Part(split, np.arange(3), np.arange(3, dtype=np.int32))).evaluation(
+    (batch,) = _loader(sources.Part(split, np.arange(3), np.arange(3, dtype=np.int32))).evaluation(
         "test", 3
     )
 
@@ -282,16 +284,16 @@ def test_an_image_that_is_lost_on_the_way_is_named(
     path.rename(path.with_suffix(".away"))
     try:
         with pytest.raises(SettingError, match=r"11\.jpg could be read when the run began"):
-            list(_feed(part).evaluation("test", 1))
+            list(_loader(part).evaluation("test", 1))
     finally:
         path.with_suffix(".away").rename(path)
 
 
 @pytest.fixture
-def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], Feed]:
+def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], DataLoader]:
     """The folder as a data set, by the two inputs."""
 
-    def make(kind: str) -> Feed:
+    def make(kind: str) -> DataLoader:
         dataset = data.load(
             data.open_source("folder", path=str(folder), data_dir=""),
             data.Storage(kind, stored_size=400, resident_gib=1.0, cache=str(tmp_path), threads=1),
@@ -299,7 +301,7 @@ def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], Fe
             seed=SEED,
             corrupt_limit=0,
         )
-        return data.make_feed(
+        return data.make_loader(
             dataset, image_size=SIZE, crop_area=(1.0, 1.0), seed=SEED, threads=1, workers=0
         )
 
@@ -307,20 +309,20 @@ def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], Fe
 
 
 def test_both_inputs_show_the_same_images_in_the_same_order(datasets: Any) -> None:
-    feeds = [datasets(kind) for kind in ("resident", "streamed")]
+    loaders = [datasets(kind) for kind in ("resident", "streamed")]
 
-    assert [feed.kind for feed in feeds] == ["resident", "streamed"]
+    assert [loader.kind for loader in loaders] == ["resident", "streamed"]
     for split in ("validation", "test"):
-        shown = [list(feed.evaluation(split, 4)) for feed in feeds]
+        shown = [list(loader.evaluation(split, 4)) for loader in loaders]
         for one, two in zip(*shown, strict=True):
             np.testing.assert_array_equal(one.label, two.label)
             np.testing.assert_array_equal(one.mask, two.mask)
             views = [
-                np.asarray(feed.evaluation_view(jax.random.key(0), b.image))
-                for feed, b in zip(feeds, (one, two), strict=True)
+                np.asarray(loader.evaluation_transform(jax.random.key(0), b.image))
+                for loader, b in zip(loaders, (one, two), strict=True)
             ]
             # Resident images were resized twice.
             assert np.abs(views[0] - views[1]).mean() < 0.03
-    trained = [_batches(feed, count=5) for feed in feeds]
+    trained = [_batches(loader, count=5) for loader in loaders]
     for one, two in zip(*trained, strict=True):
         np.testing.assert_array_equal(one.label, two.label)

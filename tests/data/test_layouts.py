@@ -81,7 +81,7 @@ def test_a_word_for_a_thing_is_a_class_among_classes_and_is_warned_of(
 
 
 def test_classes_of_a_split_may_have_names_of_splits(tmp_path: pathlib.Path) -> None:
-    names = [f"{split}/{klass}" for split in ("train", "test") for klass in ("test", "eval")]
+    names = [f"{split}/{classes}" for split in ("train", "test") for classes in ("test", "eval")]
 
     assert own.folder(_fill(tmp_path, *names)).classes == ("eval", "test")
 

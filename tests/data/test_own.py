@@ -558,7 +558,7 @@ def test_a_first_line_without_a_split_is_named_where_others_have_one(images: pat
     ("name", "content", "what"),
     [
         ("l.csv", b"", r"line 1: .*lacks path and label"),
-        ("l.csv", b"path,klass\na.png,cat\n", r"line 1: .*lacks label"),
+        ("l.csv", b"path,classes\na.png,cat\n", r"line 1: .*lacks label"),
         ("l.csv", b"path;label\na.png;cat\n", r"line 1: .*parted by commas; lacks path and label"),
         ("l.csv", b"path,label,label\n", r"line 1: two columns have the name label"),
         ("l.csv", b"path,label\n", r"lists no images"),

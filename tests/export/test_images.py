@@ -21,11 +21,11 @@ def test_images_are_resized_twice_as_a_run_that_keeps_squares_does(tmp_path: pat
     source = data.open_source("folder", path=str(tmp_path), data_dir="")
     storage = data.Storage("resident", 40, 1.0, str(tmp_path / ".cache"), 1)
     dataset = data.load(source, storage, validation=0.5, seed=0, corrupt_limit=0)
-    feed = data.make_feed(
+    loader = data.make_loader(
         dataset, image_size=32, crop_area=(1.0, 1.0), seed=0, threads=1, workers=0
     )
-    (batch,) = feed.evaluation("test", 4)
-    seen = (np.asarray(feed.evaluation_view(jax.random.key(0), batch.image)) + 1) * 127.5
+    (batch,) = loader.evaluation("test", 4)
+    seen = (np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image)) + 1) * 127.5
 
     found = [
         runs.read_image(path, Preprocessing(32, 40)) for path in runs.image_paths(tmp_path / "test")

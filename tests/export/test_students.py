@@ -30,7 +30,7 @@ from remem_jax.export.checking import Comparison, Limits
 from remem_jax.export.description import Form
 from remem_jax.storage import results
 from remem_jax.weights import students as files
-from remem_jax.workflow import parts
+from remem_jax.workflow import context
 from tests.export import drawn
 
 NAME = "mobilenet_v2_035"
@@ -379,7 +379,7 @@ def test_the_runs_cache_is_kept(
         asked.append(settings.cache)
         raise SettingError("enough")
 
-    monkeypatch.setattr(parts, "load_data", load)
+    monkeypatch.setattr(context, "load_data", load)
     with pytest.raises(SettingError, match="enough"):
         runs.open_images(folder, "validation", 5)
 

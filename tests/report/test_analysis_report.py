@@ -10,7 +10,8 @@ import pytest
 
 from remem_jax import report
 from remem_jax.checks import SettingError
-from remem_jax.report import rankings, teachers
+from remem_jax.report.analysis import rankings
+from remem_jax.report.figures import teachers
 
 HOSTILE = '<script>alert("1")</script> $\\frac{$ \u202e'
 

@@ -19,7 +19,7 @@ from remem_jax import models, report
 from remem_jax.data import decoding, registry
 from remem_jax.data.preprocessing import Preprocessing
 from remem_jax.export import description, formats, runs
-from remem_jax.report import card, card_tables, licences
+from remem_jax.report.card import card_tables, licences, model_card
 from remem_jax.weights import catalog, students
 from tests.export import pictures
 from tests.oracles import peers
@@ -60,7 +60,7 @@ def cells(text: str, row: str) -> list[str]:
 
 
 def test_the_head_survives_every_name(hostile: dict[str, Any]) -> None:
-    text = card.markdown(hostile, HOSTILE)
+    text = model_card.markdown(hostile, HOSTILE)
 
     found, body = parsed(text)
 
@@ -79,7 +79,7 @@ def test_the_head_survives_every_name(hostile: dict[str, Any]) -> None:
 def test_the_hub_reads_the_head(results: dict[str, Any]) -> None:
     hub = pytest.importorskip("huggingface_hub", reason="Needs timm: pip install '.[peers]'.")
 
-    data = hub.ModelCard(card.markdown(results, "remem")).data
+    data = hub.ModelCard(model_card.markdown(results, "remem")).data
 
     assert data.pipeline_tag == "image-classification"
     found = {(one.dataset_split, one.metric_type): one.metric_value for one in data.eval_results}
@@ -94,7 +94,7 @@ def test_the_hub_reads_the_head(results: dict[str, Any]) -> None:
 def test_every_metric_is_that_of_the_results(results: dict[str, Any], method: str) -> None:
     (row,) = [row for row in results["methods"] if row["method"] == method]
 
-    text = card.markdown(results, method)
+    text = model_card.markdown(results, method)
 
     found, body = parsed(text)
     for one in found["model-index"][0]["results"]:
@@ -115,7 +115,7 @@ def test_every_metric_is_that_of_the_results(results: dict[str, Any], method: st
 def test_a_metric_that_is_no_number_is_not_in_the_head(results: dict[str, Any]) -> None:
     results["methods"][2]["student"]["test"]["loss"] = None  # As JSON has nan.
 
-    found, _ = parsed(card.markdown(results, "remem"))
+    found, _ = parsed(model_card.markdown(results, "remem"))
 
     kinds = [one["type"] for one in found["model-index"][0]["results"][0]["metrics"]]
     assert "accuracy" in kinds
@@ -131,7 +131,7 @@ def test_of_several_seeds_the_card_is_of_the_one_that_is_written(results: dict[s
         for seed, one in zip((5, 0), ones, strict=True)
     ]
 
-    found, body = parsed(card.markdown(results, "remem"))
+    found, body = parsed(model_card.markdown(results, "remem"))
 
     assert found["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.91
     assert cells(body, "Top-1 accuracy, %")[0] == "91.00"
@@ -144,17 +144,17 @@ def test_of_several_seeds_the_card_is_of_the_one_that_is_written(results: dict[s
 def test_what_was_tried_is_counted(results: dict[str, Any]) -> None:
     results["students"][1]["diverged"] = True
 
-    text = card.markdown(results, "remem")
+    text = model_card.markdown(results, "remem")
 
     assert "students tried: 2, of which diverged: 1; checkpoints of the teacher: 1" in text
 
 
 def test_data_that_are_not_the_official_are_not_listed_as_such(results: dict[str, Any]) -> None:
     results["data"] |= {"name": "cifar100", "title": "CIFAR-100", "official": True}
-    official, of_official = parsed(card.markdown(results, "remem"))
+    official, of_official = parsed(model_card.markdown(results, "remem"))
     results["data"] |= {"official": False}
 
-    other, of_other = parsed(card.markdown(results, "remem"))
+    other, of_other = parsed(model_card.markdown(results, "remem"))
 
     assert official["datasets"] == ["uoft-cs/cifar100"]
     assert "Do not compare" not in of_official
@@ -168,7 +168,7 @@ def test_no_licence_is_claimed_for_what_is_the_users_own(results: dict[str, Any]
     results["data"] |= {"name": "folder", "title": "mine"}
     results["models"]["init"] = "weights/mine.npz"
 
-    found, body = parsed(card.markdown(results, "remem"))
+    found, body = parsed(model_card.markdown(results, "remem"))
 
     assert found["license"] == "other"
     assert "base_model" not in found
@@ -184,7 +184,7 @@ def test_licences_of_data_are_those_of_the_registry(results: dict[str, Any]) -> 
     for name, record in registry.RECORDS.items():
         results["data"]["name"] = name
 
-        _, body = parsed(card.markdown(results, "scratch"))
+        _, body = parsed(model_card.markdown(results, "scratch"))
 
         page = record.page.replace("~", "%7E")
         assert cells(body, f"Images of training | {name}") == [record.licence, page]
@@ -193,7 +193,7 @@ def test_licences_of_data_are_those_of_the_registry(results: dict[str, Any]) -> 
 def test_a_student_from_scratch_names_no_teacher(results: dict[str, Any]) -> None:
     results["models"]["init"] = "augreg:B/16"
 
-    found, body = parsed(card.markdown(results, "scratch"))
+    found, body = parsed(model_card.markdown(results, "scratch"))
 
     assert "base_model" not in found
     assert "augreg" not in body
@@ -223,7 +223,7 @@ def test_a_file_of_the_sweep_is_on_the_hub_by_whichever_name_it_is_called() -> N
 def test_a_student_of_the_users_own_is_not_sent_to_timm(results: dict[str, Any]) -> None:
     results["models"]["student"] = "mine"
 
-    text = card.markdown(results, "remem")
+    text = model_card.markdown(results, "remem")
 
     assert "No network of timm is known" in text
     assert "safetensors" not in code(text)
@@ -239,7 +239,7 @@ def test_a_card_lies_beside_each_students_weights_and_nowhere_else(run: pathlib.
     results = json.loads((run / "results.json").read_text())
     (found,) = run.rglob("*_student.md")
     assert found == run / "selected" / "remem_student.md"
-    assert found.read_text() == card.markdown(results, "remem")
+    assert found.read_text() == model_card.markdown(results, "remem")
 
 
 def drawn(rng: np.random.Generator, name: str = NAME, stem: str = "imagenet") -> Any:
@@ -279,7 +279,7 @@ def test_all_three_ways_to_load_it_give_the_same_logits(
     pixels = rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.jpg", format="PNG")
     monkeypatch.chdir(tmp_path)
-    blocks = code(card.markdown(results, "remem"))
+    blocks = code(model_card.markdown(results, "remem"))
     names: dict[str, Any] = {}
 
     exec(blocks["numpy"], names)
@@ -312,7 +312,7 @@ def test_the_small_stem_is_timms_with_the_lines_of_the_card(
     results["config"]["student"]["stem"] = "small"
     students.save(tmp_path / "remem_student.safetensors", drawn(rng, name, "small"))
     monkeypatch.chdir(tmp_path)
-    blocks = code(card.markdown(results, "remem"))
+    blocks = code(model_card.markdown(results, "remem"))
     names: dict[str, Any] = {"images": rng.uniform(-1, 1, (1, SIZE, SIZE, 3)).astype(np.float32)}
 
     exec(blocks["jax"], names)
@@ -338,7 +338,7 @@ def test_images_are_made_as_they_were_measured(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
 
-    exec(code(card.markdown(results, "remem"))["numpy"], names)
+    exec(code(model_card.markdown(results, "remem"))["numpy"], names)
 
     levels = (names["images"][0] + 1) * 127.5
     # A grey level for each resize.

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from remem_jax import paired
-from remem_jax.report import card, comparisons
+from remem_jax.report.card import model_card
+from remem_jax.report.run import comparisons
 from tests.report.conftest import LABELS, WRONG
 
 IMAGES = len(LABELS)
@@ -163,7 +164,7 @@ def test_a_card_sets_the_student_beside_its_teacher(results: dict[str, Any]) -> 
     student, teacher = (set(WRONG["remem", role]) for role in ("students", "teacher"))
     p = stats.binomtest(len(teacher - student), len(teacher ^ student)).pvalue
 
-    text = card.markdown(results, "remem")
+    text = model_card.markdown(results, "remem")
 
     assert "On test it is 0.50 points below its teacher (standard error of the " in text
     assert f"p = {p:.2g})" in text

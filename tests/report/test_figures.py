@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from scipy import stats
 
-from remem_jax.report import drawing, layers, neurons, pages, planes, reconstructions
+from remem_jax.report import pages
+from remem_jax.report.figures import drawing, layers, neurons, planes, reconstructions
 
 HOSTILE = "<script>alert(1)</script> $x$\n$\\frac{$ \U0001f600 \u202e\x01\udcff"
 SEEN = "<script>alert(1)</script> $x$"  # As much of it as each label has room for.

@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from remem_jax import report
-from remem_jax.report import card, measured, tables
+from remem_jax.report import tables
+from remem_jax.report.card import model_card
+from remem_jax.report.run import measured, page
 
 
 def test_summary_counts_images_and_pixels(results: dict[str, Any]) -> None:
-    text = report.summary(results)
+    text = page.summary(results)
 
     images = "1,150 training, 287 validation (held out of the 1,437 of training) and 400 test"
     assert f"{images} images of 8 x 9 pixels in 2 classes, seen by the models as 32 x 32." in text
@@ -20,8 +21,8 @@ def test_summary_counts_images_and_pixels(results: dict[str, Any]) -> None:
 def test_a_validation_split_of_the_data_was_not_held_out(results: dict[str, Any]) -> None:
     results["data"]["held_out"] = False
 
-    assert "held out" not in report.summary(results)
-    assert "287, a split of their own" in card.markdown(results, "remem")
+    assert "held out" not in page.summary(results)
+    assert "287, a split of their own" in model_card.markdown(results, "remem")
 
 
 @pytest.mark.parametrize(
@@ -52,22 +53,24 @@ def test_sizes_are_those_of_the_images_not_the_stored_ones(
 ) -> None:
     results["data"] |= {"sizes": found, "source_size": stored}
 
-    assert words in report.summary(results)
+    assert words in page.summary(results)
 
 
 def test_a_card_has_the_sizes_of_the_images(results: dict[str, Any]) -> None:
     sizes = {"height": [120, 480, 3024], "width": [160, 640, 4032], "different": 97}
     results["data"]["sizes"] = sizes
 
-    assert "| Sizes of images | 120 to 3,024 pixels in height" in card.markdown(results, "remem")
+    assert "| Sizes of images | 120 to 3,024 pixels in height" in model_card.markdown(
+        results, "remem"
+    )
 
 
 def test_test_was_read_once_unless_all_students_were_measured_on_it(
     results: dict[str, Any],
 ) -> None:
-    once = [report.summary(results), card.markdown(results, "remem")]
+    once = [page.summary(results), model_card.markdown(results, "remem")]
     results["config"]["choose_on_test"] = True
-    often = [report.summary(results), card.markdown(results, "remem")]
+    often = [page.summary(results), model_card.markdown(results, "remem")]
 
     assert all("test was read once" in text for text in once)
     assert not any("read once" in text for text in often)
@@ -83,27 +86,27 @@ def test_a_run_that_chose_on_test_is_known_by_its_rows_too(results: dict[str, An
         "teacher": row["teacher"],
     }
 
-    assert "read once" not in report.summary(results)
+    assert "read once" not in page.summary(results)
 
 
 def test_a_mean_per_class_says_which_classes_it_covers(results: dict[str, Any]) -> None:
     results["data"]["metric"] = "mean_per_class"
-    whole = report.summary(results)
+    whole = page.summary(results)
     results["data"] |= {"classes": 15}
     results["data"]["classes_without_images"]["test"] = ["dog"]
 
-    text = report.summary(results)
+    text = page.summary(results)
 
     words = "The mean per class on test is over 14 of 15 classes: dog has no image there."
     assert words in text
-    assert words in card.markdown(results, "remem")
+    assert words in model_card.markdown(results, "remem")
     assert "mean per class on test is over" not in whole
 
 
 def test_the_table_of_more_metrics_says_so_too(results: dict[str, Any]) -> None:
     results["data"]["classes_without_images"]["test"] = ["zero"]
 
-    content = report._content(results, [], [])
+    content = page._content(results, [], [])
 
     (note,) = [t.note for t in content["models"] if "selected models" in t.title]
     assert "1 of 2 classes: zero has" in note
@@ -125,15 +128,15 @@ def test_what_was_searched_is_the_runs_own_grid(results: dict[str, Any]) -> None
 def test_one_value_per_run_is_said_to_be_one(results: dict[str, Any]) -> None:
     sentence = "One value of the teacher's rho, alpha and learning rate is tried per run; the paper"
 
-    found = report._content(results, [], [])["differs"]
+    found = page._content(results, [], [])["differs"]
 
     assert sum(one.startswith(sentence) for one in found) == 1
 
 
 def test_a_sentence_that_an_older_run_recorded_is_not_said_twice(older: dict[str, Any]) -> None:
-    (sentence,) = [one for one in report._content(older, [], [])["differs"] if "One value" in one]
+    (sentence,) = [one for one in page._content(older, [], [])["differs"] if "One value" in one]
     older["config"]["differs"] = [sentence]
 
-    found = report._content(older, [], [])["differs"]
+    found = page._content(older, [], [])["differs"]
 
     assert found.count(sentence) == 1

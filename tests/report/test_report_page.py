@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from remem_jax import checks, report
-from remem_jax.report import plots
+from remem_jax.report.run import plots
 
 HOSTILE = '<script>alert("1")</script> $\\frac{$ | `x` \u202e\x01\udcff\nnext [a](http://evil) _b_'
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from remem_jax.report import card, measured, tables
+from remem_jax.report import tables
+from remem_jax.report.card import model_card
+from remem_jax.report.run import measured, run_tables
 
 
 def _by_column(table: tables.Table, row: int) -> dict[str, str]:
@@ -14,14 +16,14 @@ def _by_column(table: tables.Table, row: int) -> dict[str, str]:
 
 def _all_tables(results: dict[str, Any]) -> list[tables.Table]:
     makers = (
-        tables.comparison,
-        tables.details,
-        tables.teachers,
-        tables.students,
+        run_tables.comparison,
+        run_tables.details,
+        run_tables.teachers,
+        run_tables.students,
         measured.searched,
         tables.settings,
-        tables.origins,
-        tables.times,
+        run_tables.origins,
+        run_tables.times,
     )
     return [make(results) for make in makers]
 
@@ -32,7 +34,7 @@ def test_every_row_has_a_cell_for_each_column(results: dict[str, Any]) -> None:
 
 
 def test_comparison_holds_what_each_method_reached_and_chose(results: dict[str, Any]) -> None:
-    table = tables.comparison(results)
+    table = run_tables.comparison(results)
 
     assert _by_column(table, 2) == {
         "Method": "ReMem",
@@ -53,7 +55,7 @@ def test_comparison_holds_what_each_method_reached_and_chose(results: dict[str, 
 def test_comparison_leaves_out_what_a_student_from_scratch_has_not(
     results: dict[str, Any],
 ) -> None:
-    row = _by_column(tables.comparison(results), 0)
+    row = _by_column(run_tables.comparison(results), 0)
 
     present = {name for name, cell in row.items() if cell != tables.NOTHING}
     assert present == {"Method", "Student, test", "Student, validation", "Learning rate"}
@@ -62,7 +64,7 @@ def test_comparison_leaves_out_what_a_student_from_scratch_has_not(
 def test_comparison_is_in_the_metric_that_decides(results: dict[str, Any]) -> None:
     results["data"]["metric"] = "mean_per_class"
 
-    row = _by_column(tables.comparison(results), 1)
+    row = _by_column(run_tables.comparison(results), 1)
 
     assert row["Student, test"] == "45.00"  # Half of top-1 in these records.
 
@@ -71,7 +73,7 @@ def test_comparison_sets_the_paper_beside_official_data(results: dict[str, Any])
     results["models"]["student"] = "efficientnet_v2"
     results["data"] |= {"name": "pcam", "official": True}
 
-    table = tables.comparison(results)
+    table = run_tables.comparison(results)
 
     published = [(row["Paper: student"], row["Paper: teacher"]) for row in _rows(table)]
     assert published == [("–", "–"), ("90.0", "89.9"), ("91.3", "91.1")]  # noqa: RUF001
@@ -82,7 +84,7 @@ def _rows(table: tables.Table) -> list[dict[str, str]]:
 
 
 def test_details_are_of_every_student_and_teacher(results: dict[str, Any]) -> None:
-    rows = {row["Model"]: row for row in _rows(tables.details(results))}
+    rows = {row["Model"]: row for row in _rows(run_tables.details(results))}
 
     assert list(rows) == [
         "From scratch, student",
@@ -103,7 +105,7 @@ def test_details_are_of_every_student_and_teacher(results: dict[str, Any]) -> No
 
 
 def test_only_a_student_with_a_teacher_agrees_with_one(results: dict[str, Any]) -> None:
-    found = {row["Model"]: row["Agreement"] for row in _rows(tables.details(results))}
+    found = {row["Model"]: row["Agreement"] for row in _rows(run_tables.details(results))}
 
     assert {name for name, cell in found.items() if cell != tables.NOTHING} == {
         "Fine-tuning, student",
@@ -114,7 +116,7 @@ def test_only_a_student_with_a_teacher_agrees_with_one(results: dict[str, Any]) 
 def test_errors_are_those_of_remems_student(results: dict[str, Any]) -> None:
     results["methods"].reverse()
 
-    table = tables.confused(results)
+    table = run_tables.confused(results)
 
     assert table is not None
     assert "ReMem" in table.title
@@ -125,7 +127,7 @@ def test_errors_are_those_of_the_last_student_without_remem(results: dict[str, A
     pairs = results["methods"].pop()["student"]["test"]["confused"]
     results["methods"][-1]["student"]["test"]["confused"] = pairs[:1]
 
-    table = tables.confused(results)
+    table = run_tables.confused(results)
 
     assert table is not None
     assert "Fine-tuning" in table.title
@@ -136,11 +138,11 @@ def test_errors_are_those_of_the_last_student_without_remem(results: dict[str, A
 def test_no_table_of_errors_where_none_are_known(results: dict[str, Any], confused: Any) -> None:
     results["methods"][2]["student"]["test"]["confused"] = confused
 
-    assert tables.confused(results) is None
+    assert run_tables.confused(results) is None
 
 
 def test_students_are_sorted_by_method_and_validation(results: dict[str, Any]) -> None:
-    rows = _rows(tables.students(results))
+    rows = _rows(run_tables.students(results))
 
     assert [(row["Method"], row["Student"]) for row in rows] == [
         ("From scratch", "1"),
@@ -156,7 +158,7 @@ def test_diverged_student_is_marked_and_comes_last_of_its_method(results: dict[s
     broken = {"top1": math.nan, "mean_per_class": math.nan, "loss": math.nan}
     results["students"][1] |= {"diverged": True, "validation": broken}
 
-    last = _rows(tables.students(results))[-1]
+    last = _rows(run_tables.students(results))[-1]
 
     assert (last["Method"], last["Student"], last["Diverged"]) == ("ReMem", "1", "diverged")
     assert last["Loss"] == "not finite"
@@ -178,7 +180,7 @@ def test_it_is_told_how_teachers_fitted_on_the_device(results: dict[str, Any]) -
         "operations": 1.015,
     }
 
-    found = [(what, value) for what, value in tables.origins(results).rows if "Memory" in what]
+    found = [(what, value) for what, value in run_tables.origins(results).rows if "Memory" in what]
 
     told = "3.00 GiB, elementwise operations computed again, batches in 2 parts: 1.01 times"
     assert found == [("Memory of remem's teacher", f"{told} the operations")]
@@ -187,7 +189,7 @@ def test_it_is_told_how_teachers_fitted_on_the_device(results: dict[str, Any]) -
 def test_many_class_names_are_cut(results: dict[str, Any]) -> None:
     results["data"]["class_names"] = [f"class {i}" for i in range(5089)]
 
-    (names,) = [value for what, value in tables.origins(results).rows if what == "Class names"]
+    (names,) = [value for what, value in run_tables.origins(results).rows if what == "Class names"]
 
     assert names.endswith("class 19 and 5,069 more")
 
@@ -207,7 +209,7 @@ def test_duration_is_in_units_of_its_size(seconds: float, expected: str) -> None
 
 
 def test_times_end_with_their_sum(results: dict[str, Any]) -> None:
-    assert tables.times(results).rows[-1] == ("Total", "1 h 01 min")  # 3,712 seconds.
+    assert run_tables.times(results).rows[-1] == ("Total", "1 h 01 min")  # 3,712 seconds.
 
 
 @pytest.mark.parametrize(("official", "warned"), [(None, False), (True, False), (False, True)])
@@ -218,22 +220,22 @@ def test_warning_is_for_unofficial_data_only(
 ) -> None:
     results["data"]["official"] = official
 
-    assert (card.warning(results) is not None) == warned
+    assert (model_card.warning(results) is not None) == warned
 
 
 def test_whole_numbers_may_stand_for_shares(results: dict[str, Any]) -> None:
     for row in results["students"]:
         row["validation"]["top1"] = 1  # As JSON may hold it.
 
-    assert {row["Top-1 accuracy"] for row in _rows(tables.students(results))} == {"100.00"}
+    assert {row["Top-1 accuracy"] for row in _rows(run_tables.students(results))} == {"100.00"}
 
 
 def test_losses_and_seeds_are_shown_where_there_are_several(results: dict[str, Any]) -> None:
-    assert "Distillation" not in tables.comparison(results).columns
+    assert "Distillation" not in run_tables.comparison(results).columns
     results["students"][0]["loss"] = "dist"
     results["methods"][2]["selected"]["loss"] = "dist"
 
-    table = tables.comparison(results)
+    table = run_tables.comparison(results)
 
     column = table.columns.index("Distillation")
     assert [row[column] for row in table.rows] == [tables.NOTHING, "kd", "dist"]

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from remem_jax import checks, report
-from remem_jax.report import gains, layout, paper, searched, study, tables, trials
+from remem_jax.report import paper, tables
+from remem_jax.report.study import gains, layout, searched, trials
+from remem_jax.report.study import page as study_page
 
 HOSTILE = '<script>alert("1")</script> $\\frac{$ | `x` \u202e\x01\udcff\nnext [a](http://evil) _b_'
 SIX = {
@@ -262,7 +264,7 @@ def test_a_cell_with_one_seed_has_no_deviation(record: dict[str, Any]) -> None:
     record["cells"] = [_cell("mobilenet_v2_remem", "cifar100", (0.8, 0.9))]
 
     assert _lines(record)["MobileNetV2: ReMem"]["CIFAR-100, teacher"] == "90.00"
-    assert "one seed (0)" in " ".join(study.notes(record))
+    assert "one seed (0)" in " ".join(study_page.notes(record))
 
 
 def test_a_cell_that_has_fewer_seeds_says_so(record: dict[str, Any]) -> None:
@@ -322,7 +324,7 @@ def test_no_difference_off_the_official_data(record: dict[str, Any], official: A
     assert differences["Patch Camelyon, student"] == "-1.2"
     assert rows["MobileNetV2: ReMem (paper)"]["CIFAR-100, student"] == tables.NOTHING
     assert rows["MobileNetV2: ReMem (paper, full size)"]["CIFAR-100, student"] == "80.2"
-    assert "for CIFAR-100 the data here are others" in " ".join(study.notes(record))
+    assert "for CIFAR-100 the data here are others" in " ".join(study_page.notes(record))
 
 
 def test_a_mini_version_has_no_differences(record: dict[str, Any]) -> None:
@@ -332,7 +334,7 @@ def test_a_mini_version_has_no_differences(record: dict[str, Any]) -> None:
 
     assert not [label for label in rows if "(difference)" in label or "(paper)" in label]
     assert rows["MobileNetV2: ReMem (paper, full size)"]["CIFAR-100, student"] == "80.2"
-    assert "this is a mini version" in " ".join(study.notes(record))
+    assert "this is a mini version" in " ".join(study_page.notes(record))
 
 
 def test_a_mini_version_says_so_on_its_face(record: dict[str, Any], write: Write) -> None:
@@ -349,7 +351,7 @@ def test_a_mini_version_says_so_on_its_face(record: dict[str, Any], write: Write
 def test_a_title_that_says_mini_stays(record: dict[str, Any]) -> None:
     record |= {"mini": "Small images.", "title": "Table 3 (mini): efficient students"}
 
-    assert study.title(record) == "Table 3 (mini): efficient students"
+    assert study_page.title(record) == "Table 3 (mini): efficient students"
 
 
 def test_table_4_has_no_differences_since_its_data_set_is_lost(record: dict[str, Any]) -> None:
@@ -366,7 +368,7 @@ def test_table_4_has_no_differences_since_its_data_set_is_lost(record: dict[str,
 
     assert list(rows) == ["ReMem", "ReMem (paper)"]
     assert rows["ReMem (paper)"]["ImageNet-1k, student"] == "78.2"
-    notes = " ".join(study.notes(record))
+    notes = " ".join(study_page.notes(record))
     assert "Which data set Table 4 is about is lost" in notes
     assert "“Food-101” for ImageNet-1k, ImageNet-21k" in notes
 
@@ -376,13 +378,13 @@ def test_a_lost_table_is_named_as_lost(record: dict[str, Any], table: int) -> No
     record["table"] = table
 
     assert not [label for label in _lines(record) if "paper" in label]
-    assert f"Table {table} is lost" in " ".join(study.notes(record))
+    assert f"Table {table} is lost" in " ".join(study_page.notes(record))
 
 
 def test_the_data_set_of_table_10_is_called_an_assumption(record: dict[str, Any]) -> None:
     record["table"] = 10
 
-    assert "SUN397 with TFDS's split: an assumption" in " ".join(study.notes(record))
+    assert "SUN397 with TFDS's split: an assumption" in " ".join(study_page.notes(record))
 
 
 def test_a_study_of_no_table_has_nothing_of_the_paper(record: dict[str, Any], write: Write) -> None:
@@ -618,13 +620,13 @@ def test_a_whole_table_misses_nothing(record: dict[str, Any], write: Write) -> N
     record |= {"rows": record["rows"][:2], "columns": record["columns"][:1], "missing": []}
 
     assert "## What is missing\n\nNothing.\n" in write()[1]
-    assert "Cells: 2 of 2 complete, 0 partly, 0 missing." in study.summary(record)
+    assert "Cells: 2 of 2 complete, 0 partly, 0 missing." in study_page.summary(record)
 
 
 def test_summary_counts_cells_and_names_metrics(record: dict[str, Any]) -> None:
     record["columns"][1]["data"]["metric"] = "mean_per_class"
 
-    text = study.summary(record)
+    text = study_page.summary(record)
 
     assert "Cells: 2 of 24 complete, 1 partly, 21 missing." in text
     assert "mean per-class accuracy for Caltech-101" in text
@@ -652,7 +654,7 @@ def test_selected_settings_are_in_the_order_of_the_table(record: dict[str, Any])
         "teacher_step": "500",
         "student.learning_rate": "0.1",
     }
-    assert any("mean over students" in note for note in study.notes(record))
+    assert any("mean over students" in note for note in study_page.notes(record))
 
 
 def test_settings_that_only_some_have_are_a_dash_for_others(record: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ def test_without_locks_files_and_outputs_are_written(
         first.write(b"first")
         second.write(b"second")
     made = {"folder": tmp_path / "outputs", "facts": {}, "steps": 1, "shape": (1,)}
-    with outputs.Outputs(**made, dtype="float32"):
+    with outputs.StoredOutputs(**made, dtype="float32"):
         pass
 
     assert (tmp_path / "a").read_bytes() == b"first"

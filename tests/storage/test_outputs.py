@@ -25,7 +25,7 @@ STEPS, SHAPE = 4, (3, 5)
 ROW = 16 + 3 * 5 * 4  # Bytes: the digest and the array.
 
 
-def _open(folder: pathlib.Path, **changes: Any) -> outputs.Outputs:
+def _open(folder: pathlib.Path, **changes: Any) -> outputs.StoredOutputs:
     settings: dict[str, Any] = {
         "folder": folder,
         "facts": {"teacher": "ab12", "seed": 0},
@@ -33,7 +33,7 @@ def _open(folder: pathlib.Path, **changes: Any) -> outputs.Outputs:
         "shape": SHAPE,
         "dtype": np.float32,
     }
-    return outputs.Outputs(**(settings | changes))
+    return outputs.StoredOutputs(**(settings | changes))
 
 
 def _array(step: int) -> np.ndarray:
@@ -353,7 +353,7 @@ _WRITE_AND_READ = """
     print("ready", flush=True)
     sys.stdin.readline()
     for seed in range(30):
-        with outputs.Outputs(
+        with outputs.StoredOutputs(
             folder=pathlib.Path(sys.argv[1]), facts={"seed": seed}, steps=8, shape=(64, 1000),
             dtype=np.float32,
         ) as stored:
@@ -384,7 +384,7 @@ _WRITE_FOR_EVER = """
     import numpy as np
     from remem_jax.storage import outputs
 
-    with outputs.Outputs(
+    with outputs.StoredOutputs(
         folder=pathlib.Path(sys.argv[1]), facts={}, steps=4, shape=(500, 1000), dtype=np.float32
     ) as stored:
         print("ready", flush=True)
@@ -404,7 +404,7 @@ def test_a_kill_at_any_moment_leaves_no_half_of_an_output(tmp_path: pathlib.Path
         process.kill()
         process.communicate()
 
-        with outputs.Outputs(folder=tmp_path, **_KILLED) as stored:
+        with outputs.StoredOutputs(folder=tmp_path, **_KILLED) as stored:
             for step in range(4):
                 found = stored.read(step)
                 if found is not None:
@@ -485,7 +485,7 @@ _WRITE_TOO_MUCH = """
     print("ready", flush=True)
     folder = pathlib.Path(sys.argv[1])
     settings = {"folder": folder, "facts": {}, "shape": (100, 100), "dtype": np.float32}
-    with outputs.Outputs(steps=4, **settings) as stored:
+    with outputs.StoredOutputs(steps=4, **settings) as stored:
         # Real errors of the system, as on a full disk: files may have 100 kB, and no more.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -498,7 +498,7 @@ _WRITE_TOO_MUCH = """
             found = stored.read(step)
             print(found if found is None else (found == step).all())
     try:
-        outputs.Outputs(steps=5, **settings)
+        outputs.StoredOutputs(steps=5, **settings)
     except checks.SettingError as error:
         print(error)
 """

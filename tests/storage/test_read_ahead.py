@@ -16,8 +16,10 @@ BLOCK = 4  # Steps.
 STORED = (0, 1, 4, 5, 6, 9)
 
 
-def _open(folder: pathlib.Path) -> outputs.Outputs:
-    return outputs.Outputs(folder=folder, facts={}, steps=STEPS, shape=SHAPE, dtype=np.float32)
+def _open(folder: pathlib.Path) -> outputs.StoredOutputs:
+    return outputs.StoredOutputs(
+        folder=folder, facts={}, steps=STEPS, shape=SHAPE, dtype=np.float32
+    )
 
 
 def _array(step: int) -> np.ndarray:
@@ -30,7 +32,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def stored(tmp_path: pathlib.Path) -> Iterator[outputs.Outputs]:
+def stored(tmp_path: pathlib.Path) -> Iterator[outputs.StoredOutputs]:
     """Outputs of some of the steps."""
     with _open(tmp_path) as found:
         for step in STORED:
@@ -38,7 +40,7 @@ def stored(tmp_path: pathlib.Path) -> Iterator[outputs.Outputs]:
         yield found
 
 
-def _read(stored: outputs.Outputs, first: int = 0) -> list[int]:
+def _read(stored: outputs.StoredOutputs, first: int = 0) -> list[int]:
     """Which steps are read, from the first one on; they are what was written."""
     found = []
     with read_ahead.ReadAhead(stored) as ahead:
@@ -51,12 +53,12 @@ def _read(stored: outputs.Outputs, first: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize("first", [0, 3, 9])
-def test_what_is_stored_is_read_from_any_step_on(stored: outputs.Outputs, first: int) -> None:
+def test_what_is_stored_is_read_from_any_step_on(stored: outputs.StoredOutputs, first: int) -> None:
     assert _read(stored, first) == [step for step in STORED if step >= first]
 
 
 def test_only_what_all_processes_have_is_read(
-    stored: outputs.Outputs, monkeypatch: pytest.MonkeyPatch
+    stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The other process has steps 0, 4 and 8 alone of each block of four.
     monkeypatch.setattr(mesh, "all_processes", lambda say: say & (np.arange(len(say)) % 4 == 0))
@@ -65,7 +67,7 @@ def test_only_what_all_processes_have_is_read(
 
 
 def test_processes_agree_once_in_a_block(
-    stored: outputs.Outputs, monkeypatch: pytest.MonkeyPatch
+    stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = []
     monkeypatch.setattr(mesh, "all_processes", lambda say: said.append(say.tolist()) or say)
@@ -77,7 +79,7 @@ def test_processes_agree_once_in_a_block(
 
 
 def test_a_block_is_read_while_the_one_before_is_used(
-    stored: outputs.Outputs, monkeypatch: pytest.MonkeyPatch
+    stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, of_next = stored.read, threading.Event()
 
@@ -95,7 +97,7 @@ def test_a_block_is_read_while_the_one_before_is_used(
 
 
 def test_a_block_takes_a_limited_memory(
-    stored: outputs.Outputs, monkeypatch: pytest.MonkeyPatch
+    stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = []
     monkeypatch.setattr(read_ahead, "_BYTES", 2 * stored.row_bytes)
@@ -127,7 +129,7 @@ def _write_two(ahead: read_ahead.ReadAhead) -> None:
 
 @pytest.mark.parametrize("write", [lambda ahead: ahead.write(1, _array(1)), _write_two])
 def test_what_cannot_be_stored_is_an_error_at_the_next_step_or_at_the_end(
-    stored: outputs.Outputs,
+    stored: outputs.StoredOutputs,
     monkeypatch: pytest.MonkeyPatch,
     write: Callable[[read_ahead.ReadAhead], None],
 ) -> None:
@@ -140,14 +142,14 @@ def test_what_cannot_be_stored_is_an_error_at_the_next_step_or_at_the_end(
         write(ahead)
 
 
-def _fail_after_writing(stored: outputs.Outputs) -> None:
+def _fail_after_writing(stored: outputs.StoredOutputs) -> None:
     with read_ahead.ReadAhead(stored) as ahead:
         ahead.write(1, _array(1))
         raise KeyError("another")
 
 
 def test_an_error_of_a_step_is_not_hidden_by_one_of_storing(
-    stored: outputs.Outputs, monkeypatch: pytest.MonkeyPatch
+    stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored, "write", _fail)
 

@@ -11,7 +11,8 @@ from configs import quickstart, study
 from remem_jax import workflow
 from remem_jax.study import cost as study_cost
 from remem_jax.study import search, space
-from remem_jax.workflow import cost, parts
+from remem_jax.workflow import context
+from remem_jax.workflow.remem import cost
 
 # Powers of two, so that sums are exact.
 TEACHER, ANSWER, STUDENT = cost.Step(64.0, 0.5), cost.Step(8.0, 0.25), cost.Step(16.0, 0.125)
@@ -91,7 +92,7 @@ def test_a_run_costs_what_all_its_steps_do(config: ConfigDict, row: str) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("mixed_dtypes")
 def test_sam_takes_twice_the_operations_of_a_teacher(
-    small_run: parts.Run, monkeypatch: pytest.MonkeyPatch
+    small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cost, "_seconds", lambda step, state: 0.0)  # Else all is compiled.
     monkeypatch.setattr(cost, "_of_students", lambda *others: SPEED._replace(teacher=others[-1]))

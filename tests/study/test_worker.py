@@ -28,7 +28,7 @@ from remem_jax.storage.identity import Identity
 from remem_jax.study import queue, worker
 from remem_jax.train import loop
 from remem_jax.weights import augreg
-from remem_jax.workflow import cost
+from remem_jax.workflow.remem import cost
 
 pytestmark = pytest.mark.timeout(900)  # Several whole studies; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import numpy as np
 from remem_jax import mesh, models, optim
 from remem_jax.data import augment
 from remem_jax.models import encoder, resnet, vit
-from remem_jax.records import Answer, Batch, Settings
+from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.storage import outputs, read_ahead
 from remem_jax.train import lockstep, objectives, state, steps
 
@@ -68,7 +68,7 @@ def main(out: str, port: int, processes: int, process: int) -> None:
 def _stored(folder: pathlib.Path) -> list[int]:
     """Steps whose outputs are read, where each process has stored others."""
     own = (jax.process_index(), jax.process_count())
-    with outputs.Outputs(
+    with outputs.StoredOutputs(
         folder=folder, facts={}, steps=8, shape=(2,), dtype=np.float32, process=own
     ) as stored:
         for step in OF_PROCESSES[own[0]]:
@@ -119,7 +119,7 @@ def _teacher(on: jax.sharding.Mesh, *, fsdp: bool, rho: float = 0.1) -> Any:
     apply = models.train_apply(model)
     apply = mesh.gathered(apply, on) if fsdp else apply
     key = jax.random.key(2)
-    step = steps.make_supervised_step(apply, tx, augment.streamed_view, key=key, ascent=ascent)
+    step = steps.make_supervised_step(apply, tx, augment.streamed_transform, key=key, ascent=ascent)
     first = state.create({"params": params}, tx)
     return _run(on, step, first, (_batch(on), {}), fsdp=fsdp)
 
@@ -130,11 +130,11 @@ def _student(on: jax.sharding.Mesh, *, fsdp: bool) -> Any:
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-3)
     kernel = np.random.default_rng(3).normal(0, 5, (3, CLASSES)).astype(np.float32)
 
-    def teach(variables: Any, images: jax.Array) -> Answer:
-        return Answer(images.mean((1, 2)) @ variables["kernel"])
+    def teach(variables: Any, images: jax.Array) -> Outputs:
+        return Outputs(images.mean((1, 2)) @ variables["kernel"])
 
-    view = augment.make_train_view(size=SIDE, crop_area=(0.3, 1.0), flip=True)
-    views = lockstep.make_view_pass(view, classes=CLASSES, key=jax.random.key(4), mixup=0.5)
+    transform = augment.make_train_transform(size=SIDE, crop_area=(0.3, 1.0), flip=True)
+    views = lockstep.make_augment(transform, classes=CLASSES, key=jax.random.key(4), mixup=0.5)
     teacher = mesh.place({"kernel": kernel}, mesh.replicated(on))
     number = mesh.place(np.zeros((), np.int32), mesh.replicated(on))
     views = jax.jit(views).lower(number, _batch(on)).compile()
@@ -144,7 +144,7 @@ def _student(on: jax.sharding.Mesh, *, fsdp: bool) -> Any:
     loss = functools.partial(objectives.STUDENT_LOSSES["dist"], hard_labels=True)
     step = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(5))
     first = state.create(variables, tx)
-    rest = (*seen, jax.jit(teach)(teacher, seen.images), Settings(0.05, 2.0, 0.5, 0))
+    rest = (*seen, jax.jit(teach)(teacher, seen.images), Hyperparameters(0.05, 2.0, 0.5, 0))
     trained, metrics, facts = _run(on, step, first, rest, fsdp=fsdp)
     return trained, metrics, {**facts, "views": _collectives(views)}
 

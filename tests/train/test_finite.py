@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from remem_jax import losses
-from remem_jax.records import Answer, Batch, Settings
+from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import finite, objectives, state, steps
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -46,7 +46,7 @@ def taught(*, logit: float = 1.0, weight: float = 0.5) -> str | None:
 
     def apply(*arguments: Any) -> Any:
         logits, statistics = linear(*arguments)
-        return Answer(logits), statistics
+        return Outputs(logits), statistics
 
     def loss(*arguments: Any, **settings: Any) -> Any:
         return objectives.STUDENT_LOSSES["kd"](*arguments, hard_labels=True, **settings)
@@ -54,8 +54,8 @@ def taught(*, logit: float = 1.0, weight: float = 0.5) -> str | None:
     step = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(0))
     params = {"kernel": jnp.ones((3, 2)), "scale": jnp.ones(())}
     images, labels = jnp.ones((4, 2, 2, 3)), jnp.zeros(4, jnp.int32)
-    teacher = Answer(jnp.full((4, 2), logit))
-    settings = Settings(0.1, 1.0, weight, 0)
+    teacher = Outputs(jnp.full((4, 2), logit))
+    settings = Hyperparameters(0.1, 1.0, weight, 0)
     _, metrics = jax.jit(step)(
         state.create({"params": params}, tx), images, labels, teacher, settings
     )

@@ -12,16 +12,20 @@ import pytest
 from remem_jax import models, optim
 from remem_jax.data import augment, device
 from remem_jax.models import projection
-from remem_jax.records import Answer, Batch, Settings
+from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import lockstep, objectives, state, steps
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
-GRID = (Settings(0.1, 1.0, 0.5, 0), Settings(0.5, 4.0, 0.9, 0), Settings(0.1, 2.0, 0.0, 0))
+GRID = (
+    Hyperparameters(0.1, 1.0, 0.5, 0),
+    Hyperparameters(0.5, 4.0, 0.9, 0),
+    Hyperparameters(0.1, 2.0, 0.0, 0),
+)
 TARGETS = {"features": projection.Target("patches", side=2, width=3)}
 LOSSES = ("kd", "dist", "features")
 
 
-class Classroom(NamedTuple):
+class StudentSetup(NamedTuple):
     """A teacher, a way to make students, and data, all tiny and compiled once."""
 
     views: Any
@@ -33,7 +37,7 @@ class Classroom(NamedTuple):
     def train(
         self,
         teacher: Any,
-        grid: tuple[Settings, ...],
+        grid: tuple[Hyperparameters, ...],
         *,
         names: tuple[str, ...] = (),
         teach: Any = None,
@@ -72,22 +76,22 @@ class Classroom(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def classroom() -> Classroom:
+def setup() -> StudentSetup:
     model = models.make("resnet18", classes=3)
     variables = models.init(model, jax.random.key(0), 16)
     tx = optim.sgd(
         optim.warmup_cosine(peak=1.0, steps=10, warmup_steps=1), momentum=0.9, nesterov=True
     )
-    view = augment.make_train_view(size=16, crop_area=(0.5, 1.0), flip=True)
+    transform = augment.make_train_transform(size=16, crop_area=(0.5, 1.0), flip=True)
     rng = np.random.default_rng(0)
     split = device.Split(
         jnp.asarray(rng.integers(0, 256, (9, 8, 8, 3)), jnp.uint8),
         jnp.asarray(rng.integers(0, 3, 9), jnp.int32),
     )
 
-    def teach(variables: Any, images: jax.Array) -> Answer:
+    def teach(variables: Any, images: jax.Array) -> Outputs:
         quarters = images.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)).reshape(-1, 4, 3)
-        return Answer(
+        return Outputs(
             jnp.mean(images, axis=(1, 2)) @ variables["kernel"], quarters @ variables["kernel"]
         )
 
@@ -98,8 +102,8 @@ def classroom() -> Classroom:
         return jax.jit(made, donate_argnums=0)
 
     with_features = projection.add(variables, jax.random.key(3), channels=512, width=3)
-    return Classroom(
-        jax.jit(lockstep.make_view_pass(view, classes=3, key=jax.random.key(1))),
+    return StudentSetup(
+        jax.jit(lockstep.make_augment(transform, classes=3, key=jax.random.key(1))),
         jax.jit(teach),
         {name: step(name) for name in LOSSES},
         {
@@ -113,12 +117,12 @@ def classroom() -> Classroom:
 TEACHER = {"kernel": jnp.asarray(np.random.default_rng(3).normal(0, 5, (3, 3)), jnp.float32)}
 
 
-def test_students_trained_together_equal_students_trained_alone(classroom: Classroom) -> None:
+def test_students_trained_together_equal_students_trained_alone(setup: StudentSetup) -> None:
     names = ("kd", "features", "dist")
-    together, _ = classroom.train(TEACHER, GRID, names=names)
+    together, _ = setup.train(TEACHER, GRID, names=names)
 
     alone = [
-        classroom.train(TEACHER, (settings,), names=(name,))[0][0]
+        setup.train(TEACHER, (settings,), names=(name,))[0][0]
         for settings, name in zip(GRID, names, strict=True)
     ]
 
@@ -126,25 +130,25 @@ def test_students_trained_together_equal_students_trained_alone(classroom: Class
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_students_learn_the_same_from_answers_that_were_kept(classroom: Classroom) -> None:
-    live, kept = classroom.live(TEACHER), {}
+def test_students_learn_the_same_from_answers_that_were_kept(setup: StudentSetup) -> None:
+    live, kept = setup.live(TEACHER), {}
 
-    def keeping(step: int, images: jax.Array) -> Answer:
+    def keeping(step: int, images: jax.Array) -> Outputs:
         answer = live(step, images)
         kept[step] = jax.tree.map(np.asarray, answer)
         return answer
 
-    def stored(step: int, images: jax.Array) -> Answer:
+    def stored(step: int, images: jax.Array) -> Outputs:
         return jax.tree.map(jnp.asarray, kept[step])
 
-    taught, _ = classroom.train(TEACHER, GRID[:2], teach=keeping)
-    later, _ = classroom.train({}, GRID[:2], teach=stored)
+    taught, _ = setup.train(TEACHER, GRID[:2], teach=keeping)
+    later, _ = setup.train({}, GRID[:2], teach=stored)
 
     jax.tree.map(np.testing.assert_array_equal, taught, later)
 
 
-def test_students_of_other_settings_learn_otherwise(classroom: Classroom) -> None:
-    students, _ = classroom.train(TEACHER, GRID)
+def test_students_of_other_settings_learn_otherwise(setup: StudentSetup) -> None:
+    students, _ = setup.train(TEACHER, GRID)
 
     heads = [np.asarray(student.params["fc"]["kernel"]) for student in students]
 
@@ -152,32 +156,30 @@ def test_students_of_other_settings_learn_otherwise(classroom: Classroom) -> Non
     assert not np.allclose(heads[0], heads[2])
 
 
-def test_at_weight_0_the_teacher_counts_for_nothing(classroom: Classroom) -> None:
+def test_at_weight_0_the_teacher_counts_for_nothing(setup: StudentSetup) -> None:
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), TEACHER)
 
-    taught, _ = classroom.train(TEACHER, GRID[2:])
-    others, _ = classroom.train(broken, GRID[2:])
+    taught, _ = setup.train(TEACHER, GRID[2:])
+    others, _ = setup.train(broken, GRID[2:])
 
     jax.tree.map(np.testing.assert_array_equal, taught[0].params, others[0].params)
 
 
-def test_a_whole_grid_is_served_by_one_compiled_step(classroom: Classroom) -> None:
-    classroom.train(TEACHER, GRID)
-    assert classroom.student_steps["kd"]._cache_size() == 1
+def test_a_whole_grid_is_served_by_one_compiled_step(setup: StudentSetup) -> None:
+    setup.train(TEACHER, GRID)
+    assert setup.student_steps["kd"]._cache_size() == 1
 
 
 def test_a_lost_student_is_stepped_no_more_and_the_others_are_the_same(
-    classroom: Classroom,
+    setup: StudentSetup,
 ) -> None:
-    batches = list(classroom.batches())
-    whole, losses = classroom.train(TEACHER, GRID[:2])
+    batches = list(setup.batches())
+    whole, losses = setup.train(TEACHER, GRID[:2])
     lost: set[int] = set()
-    members = [(classroom.student_steps["kd"], own) for own in GRID[:2]]
-    step = lockstep.make_step(
-        classroom.views, classroom.live(TEACHER), members, first_step=0, lost=lost
-    )
+    members = [(setup.student_steps["kd"], own) for own in GRID[:2]]
+    step = lockstep.make_step(setup.views, setup.live(TEACHER), members, first_step=0, lost=lost)
 
-    students, _ = step((classroom.first(), classroom.first()), batches[0])
+    students, _ = step((setup.first(), setup.first()), batches[0])
     lost.add(0)
     given = students[0]
     for batch, (_, expected) in zip(batches[1:], losses[1:], strict=True):
@@ -190,21 +192,21 @@ def test_a_lost_student_is_stepped_no_more_and_the_others_are_the_same(
     jax.tree.map(np.testing.assert_array_equal, students[1], whole[1])
 
 
-def test_teacher_and_students_see_one_view(classroom: Classroom) -> None:
+def test_teacher_and_students_see_one_view(setup: StudentSetup) -> None:
     seen: list[Any] = []
 
-    def teach(step: int, images: jax.Array) -> Answer:
+    def teach(step: int, images: jax.Array) -> Outputs:
         seen.append((step, images))
-        return classroom.answer(TEACHER, images)
+        return setup.answer(TEACHER, images)
 
     def look(state: Any, images: Any, labels: Any, answer: Any, settings: Any) -> Any:
         del labels, settings
         seen.append((images, answer.logits))
         return state, {"loss": 0.0}
 
-    step = lockstep.make_step(classroom.views, teach, [(look, GRID[0])] * 2, first_step=7)
-    for batch in classroom.batches():
-        step((classroom.first(),) * 2, batch)
+    step = lockstep.make_step(setup.views, teach, [(look, GRID[0])] * 2, first_step=7)
+    for batch in setup.batches():
+        step((setup.first(),) * 2, batch)
 
     for number in range(3):
         (at, images), *students = seen[3 * number : 3 * number + 3]
@@ -215,36 +217,36 @@ def test_teacher_and_students_see_one_view(classroom: Classroom) -> None:
             np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_another_step_gives_another_view(classroom: Classroom) -> None:
-    batch = next(classroom.batches())
+def test_another_step_gives_another_view(setup: StudentSetup) -> None:
+    batch = next(setup.batches())
 
-    one, other = (classroom.views(np.int32(at), batch) for at in (5, 6))
+    one, other = (setup.views(np.int32(at), batch) for at in (5, 6))
 
     assert not np.allclose(one.images, other.images)
 
 
-def test_the_student_step_is_momentum_sgd_at_the_students_own_rate(classroom: Classroom) -> None:
+def test_the_student_step_is_momentum_sgd_at_the_students_own_rate(setup: StudentSetup) -> None:
     # From step 1 on the schedule is at its peak of 1 and falls; the first step has rate 0.
-    students, _ = classroom.train(TEACHER, (Settings(0.0, 1.0, 0.5, 0),))
+    students, _ = setup.train(TEACHER, (Hyperparameters(0.0, 1.0, 0.5, 0),))
 
-    first = classroom.first()
+    first = setup.first()
 
     jax.tree.map(np.testing.assert_array_equal, students[0].params, first.params)
 
 
 def test_the_projection_is_trained_and_is_no_part_of_what_is_measured(
-    classroom: Classroom,
+    setup: StudentSetup,
 ) -> None:
-    (student,), _ = classroom.train(TEACHER, GRID[:1], names=("features",))
+    (student,), _ = setup.train(TEACHER, GRID[:1], names=("features",))
 
-    first = classroom.firsts["features"]().params["projection"]
+    first = setup.firsts["features"]().params["projection"]
     for name in ("kernel", "bias"):
         assert not np.allclose(student.params["projection"][name], first[name])
-    assert jax.tree.structure(student.variables) == jax.tree.structure(classroom.first().variables)
+    assert jax.tree.structure(student.variables) == jax.tree.structure(setup.first().variables)
 
 
 def test_crops_flips_and_mixup_are_drawn_of_keys_of_their_own(
-    classroom: Classroom, monkeypatch: pytest.MonkeyPatch
+    setup: StudentSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
 
@@ -259,24 +261,24 @@ def test_crops_flips_and_mixup_are_drawn_of_keys_of_their_own(
         spy(name, value)
     # Takes seconds where it is not compiled; nothing is drawn in it.
     monkeypatch.setattr(augment, "crop_and_resize", lambda images, *rest, **options: images)
-    view = augment.make_train_view(size=4, crop_area=(0.5, 1.0), flip=True)
-    views = lockstep.make_view_pass(view, classes=3, key=jax.random.key(1), mixup=0.8)
+    transform = augment.make_train_transform(size=4, crop_area=(0.5, 1.0), flip=True)
+    views = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
 
     for step in (0, 1):
-        views(np.int32(step), next(classroom.batches()))
+        views(np.int32(step), next(setup.batches()))
 
     assert len(used) == len({tuple(key) for key in used}) == 6
 
 
 def test_where_images_are_mixed_all_see_one_mixture_and_its_labels(
-    classroom: Classroom,
+    setup: StudentSetup,
 ) -> None:
-    batch = next(classroom.batches())
+    batch = next(setup.batches())
 
-    def view(key: jax.Array, images: jax.Array) -> jax.Array:
+    def transform(key: jax.Array, images: jax.Array) -> jax.Array:
         return augment.to_model_range(images)
 
-    views = lockstep.make_view_pass(view, classes=3, key=jax.random.key(1), mixup=0.8)
+    views = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
     seen = views(jnp.asarray(5), batch)
 
     # One share, of each image and of its label alike; the other is that of the one before it.
@@ -286,7 +288,7 @@ def test_where_images_are_mixed_all_see_one_mixture_and_its_labels(
         np.asarray(seen.labels).ravel(),
         rcond=None,
     )[0]
-    plain = np.asarray(view(jax.random.key(0), batch.image))
+    plain = np.asarray(transform(jax.random.key(0), batch.image))
     mixture = share[0] * plain + share[1] * np.roll(plain, 1, axis=0)
     assert 0.5 <= share[0] < 1
     np.testing.assert_allclose(seen.images, mixture, atol=1e-5)

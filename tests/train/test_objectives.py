@@ -11,7 +11,7 @@ from scipy import special
 from sklearn import metrics
 
 from remem_jax import losses
-from remem_jax.records import Answer
+from remem_jax.records import Outputs
 from remem_jax.train import objectives
 
 NAMES = pytest.mark.parametrize("name", objectives.STUDENT_LOSSES)
@@ -21,11 +21,11 @@ SETTINGS = {"temperature": 2.0, "weight": 0.7}
 
 
 @pytest.fixture
-def answers(rng: np.random.Generator) -> list[Answer]:
+def answers(rng: np.random.Generator) -> list[Outputs]:
     """Of a student and of a teacher, with all features."""
     shapes = (5, 3), (5, 4, 8), (5, 8)
     return [
-        Answer(*(jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in shapes))
+        Outputs(*(jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in shapes))
         for _ in range(2)
     ]
 
@@ -35,7 +35,7 @@ def labels() -> Int[Array, " batch"]:
     return jnp.asarray([0, 2, 1, 1, 0], jnp.int32)
 
 
-def value_and_grad(name: str, answers: list[Answer], labels: Array, **settings: Any) -> Any:
+def value_and_grad(name: str, answers: list[Outputs], labels: Array, **settings: Any) -> Any:
     """A loss, and its gradient by the student's answer."""
     loss = objectives.STUDENT_LOSSES[name]
     return jax.value_and_grad(lambda student: loss(student, answers[1], labels, **settings))(
@@ -45,7 +45,7 @@ def value_and_grad(name: str, answers: list[Answer], labels: Array, **settings: 
 
 @OF_LOGITS
 def test_with_hard_labels_a_loss_of_logits_is_the_papers(
-    name: str, answers: list[Answer], labels: Array
+    name: str, answers: list[Outputs], labels: Array
 ) -> None:
     student, teacher = answers
     if name == "kd":
@@ -62,7 +62,7 @@ def test_with_hard_labels_a_loss_of_logits_is_the_papers(
 
 @OF_LOGITS
 def test_without_hard_labels_a_loss_of_logits_is_the_teachers_part_alone(
-    name: str, answers: list[Answer], labels: Array
+    name: str, answers: list[Outputs], labels: Array
 ) -> None:
     logits = [answer.logits for answer in answers]
     if name == "kd":
@@ -79,7 +79,7 @@ def test_without_hard_labels_a_loss_of_logits_is_the_teachers_part_alone(
 @HARD
 @pytest.mark.parametrize("name", ["features", "features_cls"])
 def test_features_are_weighed_against_what_the_head_learns(
-    name: str, answers: list[Answer], labels: Array, hard_labels: bool
+    name: str, answers: list[Outputs], labels: Array, hard_labels: bool
 ) -> None:
     student, teacher = answers
     if hard_labels:
@@ -98,7 +98,7 @@ def test_features_are_weighed_against_what_the_head_learns(
 
 @NAMES
 def test_without_hard_labels_no_label_counts(
-    name: str, answers: list[Answer], labels: Array
+    name: str, answers: list[Outputs], labels: Array
 ) -> None:
     settings = {"hard_labels": False, **SETTINGS}
 
@@ -110,7 +110,7 @@ def test_without_hard_labels_no_label_counts(
 
 @NAMES
 def test_a_student_loss_of_weight_0_is_the_cross_entropy(
-    name: str, answers: list[Answer], labels: Array
+    name: str, answers: list[Outputs], labels: Array
 ) -> None:
     expected = jax.value_and_grad(losses.cross_entropy)(answers[0].logits, labels)
 
@@ -125,11 +125,11 @@ def test_a_student_loss_of_weight_0_is_the_cross_entropy(
 @HARD
 @NAMES
 def test_no_gradient_of_a_student_loss_reaches_the_teacher(
-    name: str, answers: list[Answer], labels: Array, hard_labels: bool
+    name: str, answers: list[Outputs], labels: Array, hard_labels: bool
 ) -> None:
     loss = objectives.STUDENT_LOSSES[name]
 
-    def of_teacher(teacher: Answer) -> Array:
+    def of_teacher(teacher: Outputs) -> Array:
         return loss(answers[0], teacher, labels, hard_labels=hard_labels, **SETTINGS)
 
     grads = jax.grad(of_teacher)(answers[1])
@@ -140,7 +140,7 @@ def test_no_gradient_of_a_student_loss_reaches_the_teacher(
 @HARD
 @NAMES
 def test_settings_of_a_student_loss_may_be_traced(
-    name: str, answers: list[Answer], labels: Array, hard_labels: bool
+    name: str, answers: list[Outputs], labels: Array, hard_labels: bool
 ) -> None:
     settings = jnp.asarray([1.0, 2.0, 4.0]), jnp.asarray([0.1, 0.5, 1.0])
 
@@ -162,7 +162,7 @@ def test_settings_of_a_student_loss_may_be_traced(
 @HARD
 @NAMES
 def test_what_does_not_count_for_a_loss_changes_nothing_and_what_does_changes_it(
-    name: str, answers: list[Answer], labels: Array, hard_labels: bool
+    name: str, answers: list[Outputs], labels: Array, hard_labels: bool
 ) -> None:
     counting = objectives.counting(name, hard_labels=hard_labels)
     loss = objectives.STUDENT_LOSSES[name]
@@ -177,11 +177,11 @@ def test_what_does_not_count_for_a_loss_changes_nothing_and_what_does_changes_it
 
 @pytest.mark.parametrize("name", ["features", "features_cls"])
 def test_features_that_are_not_answered_are_named(
-    name: str, answers: list[Answer], labels: Array
+    name: str, answers: list[Outputs], labels: Array
 ) -> None:
     with pytest.raises(ValueError, match=f"answer with {objectives.FEATURES[name]}"):
         objectives.STUDENT_LOSSES[name](
-            answers[0], Answer(answers[1].logits), labels, hard_labels=True, **SETTINGS
+            answers[0], Outputs(answers[1].logits), labels, hard_labels=True, **SETTINGS
         )
 
 
@@ -192,7 +192,7 @@ def test_the_features_of_losses_are_those_that_one_of_them_compares() -> None:
 
 
 def test_from_scratch_a_student_minimises_what_scikit_learn_measures(
-    answers: list[Answer], labels: Array
+    answers: list[Outputs], labels: Array
 ) -> None:
     student = answers[0]
     shares = special.softmax(np.asarray(student.logits, np.float64), axis=-1)
@@ -204,7 +204,7 @@ def test_from_scratch_a_student_minimises_what_scikit_learn_measures(
 
 @NAMES
 def test_a_teacher_of_weight_0_may_say_what_it_will(
-    name: str, answers: list[Answer], labels: Array
+    name: str, answers: list[Outputs], labels: Array
 ) -> None:
     student, teacher = answers
     nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), teacher)

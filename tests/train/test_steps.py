@@ -39,8 +39,8 @@ def first(rng: np.random.Generator, tx: Any) -> state.State:
 
 
 def make(tx: Any, **options: Any) -> Any:
-    view = augment.make_train_view(size=4, crop_area=(1.0, 1.0), flip=False)
-    step = steps.make_supervised_step(linear, tx, view, key=jax.random.key(0), **options)
+    transform = augment.make_train_transform(size=4, crop_area=(1.0, 1.0), flip=False)
+    step = steps.make_supervised_step(linear, tx, transform, key=jax.random.key(0), **options)
     return functools.partial(jax.jit(step), frozen={})
 
 
@@ -100,9 +100,9 @@ def test_frozen_parameters_count_in_the_loss_alone(rng: np.random.Generator, bat
     tx = optim.sgd(lambda _: RATE, momentum=0.0)
     frozen = {"bias": jnp.asarray([0.0, 3.0, 0.0])}
     before = first(rng, tx)
-    view = augment.make_train_view(size=4, crop_area=(1.0, 1.0), flip=False)
+    transform = augment.make_train_transform(size=4, crop_area=(1.0, 1.0), flip=False)
     step = steps.make_supervised_step(
-        with_bias, tx, view, key=jax.random.key(0), ascent=optim.sam(0.1)
+        with_bias, tx, transform, key=jax.random.key(0), ascent=optim.sam(0.1)
     )
 
     after, metrics = jax.jit(step)(before, batch, frozen)

@@ -49,14 +49,14 @@ def test_real_checkpoints_give_their_reference_outputs(
 
 
 def test_another_value_range_would_be_noticed(shared: pathlib.Path) -> None:
-    # Pixels of the reference images, as 8 bits, through the pipeline's own view.
+    # Pixels of the reference images, as 8 bits, through the pipeline's own transform.
     expected = np.load(shared / "weights/reference_outputs.npz")["augreg_ti16_res224/tanh/logits"]
     pixels = np.round((reference_images() + 1) * 127.5).astype(np.uint8)
     model: Any = models.make("vit", variant="Ti/16", classes=1000)
     variables = augreg.load(shared / TI16, model)
-    view = augment.make_evaluation_view(size=224)
+    transform = augment.make_evaluation_transform(size=224)
 
-    images = view(jax.random.key(0), jax.numpy.asarray(pixels))
+    images = transform(jax.random.key(0), jax.numpy.asarray(pixels))
     error = np.abs(model.apply(variables, images) - expected).max()
     error_of_unit_range = np.abs(model.apply(variables, (images + 1) / 2) - expected).max()
 

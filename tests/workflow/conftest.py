@@ -14,7 +14,7 @@ from remem_jax.models import vit
 from remem_jax.storage import logs
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
-from remem_jax.workflow import parts, precision
+from remem_jax.workflow import context, precision
 
 SIZE = vit.Size(patch=8, features=16, depth=3, heads=2, mlp=24)
 SIDE = 16  # Of the images, in pixels.
@@ -29,7 +29,7 @@ class Lab(NamedTuple):
     """
 
     checkpoints: list[pathlib.Path]
-    run: Callable[..., parts.Run]
+    run: Callable[..., context.Run]
 
 
 def save_vit(path: pathlib.Path, size: vit.Size, seed: int) -> pathlib.Path:
@@ -64,14 +64,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     checkpoints = [save_vit(folder / f"{name}.npz", SIZE, i) for i, name in enumerate("ab")]
     fresh = tiny_config(checkpoints)
     on = mesh.make_mesh(jax.devices()[:1])
-    dataset, feed = parts.load_data(fresh, fresh.data, on)
+    dataset, loader = context.load_data(fresh, fresh.data, on)
 
     with logs.RunLog(folder) as log, jax.numpy_dtype_promotion("standard"):
 
-        def run(workdir: pathlib.Path, config: Any = None, **changes: Any) -> parts.Run:
+        def run(workdir: pathlib.Path, config: Any = None, **changes: Any) -> context.Run:
             own = precision.resolved(tiny_config(checkpoints) if config is None else config, on)
-            made = parts.Run(
-                own, workdir, dataset, feed, log, lambda: False, compiling.Counter(), on
+            made = context.Run(
+                own, workdir, dataset, loader, log, lambda: False, compiling.Counter(), on
             )
             return made._replace(**changes)
 

@@ -20,7 +20,7 @@ from remem_jax.models.rematerialisation import RECOMPUTED
 from remem_jax.records import Batch
 from remem_jax.train import compiling, state, steps
 from remem_jax.train.division import Division
-from remem_jax.workflow import activations, parts
+from remem_jax.workflow import activations, context
 from remem_jax.workflow.activations import Plan
 
 SIZE = vit.Size(patch=4, features=16, depth=2, heads=2)
@@ -37,12 +37,12 @@ NEEDS = {
 
 
 @pytest.fixture
-def run(tmp_path: pathlib.Path) -> parts.Run:
+def run(tmp_path: pathlib.Path) -> context.Run:
     """A run of which only the folder and the devices are looked at."""
     resident: Any = types.SimpleNamespace(resident_bytes=GIB)
     nothing: Any = None
     on = mesh.make_mesh(jax.devices()[:1])
-    return parts.Run(
+    return context.Run(
         nothing, tmp_path, resident, nothing, nothing, lambda: False, compiling.Counter(), on
     )
 
@@ -100,7 +100,7 @@ def make_step(
     ],
 )
 def test_the_cheapest_plan_that_fits_is_chosen(
-    run: parts.Run,
+    run: context.Run,
     memory: Callable[[float], None],
     free: float,
     expected: Plan,
@@ -124,7 +124,7 @@ def test_the_cheapest_plan_that_fits_is_chosen(
 
 
 def test_where_all_takes_little_nothing_is_compiled(
-    run: parts.Run, memory: Callable[[float], None]
+    run: context.Run, memory: Callable[[float], None]
 ) -> None:
     memory(40)
     seen: list[Plan] = []
@@ -135,7 +135,7 @@ def test_where_all_takes_little_nothing_is_compiled(
 
 
 def test_what_clearly_does_not_fit_is_not_compiled(
-    run: parts.Run, memory: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+    run: context.Run, memory: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory(30)
     stored = {"nothing": 50 * GIB, "elementwise": 27 * GIB, "blocks": GIB}
@@ -152,7 +152,7 @@ def test_what_clearly_does_not_fit_is_not_compiled(
 
 
 def test_a_later_start_keeps_the_plan_where_it_fits(
-    run: parts.Run, memory: Callable[[float], None]
+    run: context.Run, memory: Callable[[float], None]
 ) -> None:
     step = make_step(list(NEEDS), at_rest=5)
     memory(22)
@@ -168,7 +168,7 @@ def test_a_later_start_keeps_the_plan_where_it_fits(
 
 
 def test_where_none_fits_it_is_said_what_to_set(
-    run: parts.Run, memory: Callable[[float], None]
+    run: context.Run, memory: Callable[[float], None]
 ) -> None:
     memory(10)
 
@@ -182,7 +182,7 @@ def test_where_none_fits_it_is_said_what_to_set(
 
 @pytest.mark.parametrize("divisible", [True, False])
 def test_parts_of_a_batch_are_advised_only_where_there_can_be_some(
-    run: parts.Run, memory: Callable[[float], None], divisible: bool
+    run: context.Run, memory: Callable[[float], None], divisible: bool
 ) -> None:
     memory(10)
     plans = [plan for plan in NEEDS if plan.accumulate == 1]
@@ -195,7 +195,7 @@ def test_parts_of_a_batch_are_advised_only_where_there_can_be_some(
 
 
 def test_what_the_compiler_has_no_room_for_does_not_fit(
-    run: parts.Run, memory: Callable[[float], None]
+    run: context.Run, memory: Callable[[float], None]
 ) -> None:
     def needs(plan: Plan) -> tuple[int, int]:
         if plan == Plan("nothing"):
@@ -208,7 +208,7 @@ def test_what_the_compiler_has_no_room_for_does_not_fit(
     assert activations.planned(run, step) == Plan("blocks")
 
 
-def test_what_the_user_has_set_is_taken(run: parts.Run, memory: Callable[[float], None]) -> None:
+def test_what_the_user_has_set_is_taken(run: context.Run, memory: Callable[[float], None]) -> None:
     memory(1)
     seen: list[Plan] = []
 
@@ -218,7 +218,7 @@ def test_what_the_user_has_set_is_taken(run: parts.Run, memory: Callable[[float]
 
 
 def test_a_list_has_each_kind_and_what_is_chosen(
-    run: parts.Run, memory: Callable[[float], None]
+    run: context.Run, memory: Callable[[float], None]
 ) -> None:
     memory(30)
 

@@ -18,8 +18,9 @@ from remem_jax.checks import SettingError
 from remem_jax.data.sources import Part
 from remem_jax.records import Batch
 from remem_jax.train import loop
-from remem_jax.workflow import analysis, criticality, information, parts, readers, subjects
-from remem_jax.workflow import expertness as of_blocks
+from remem_jax.workflow import context, decoders, information
+from remem_jax.workflow.analysis import criticality, inputs, pipeline
+from remem_jax.workflow.analysis import expertness as of_blocks
 from tests.workflow.conftest import SIZE, Lab
 
 SPLITS = ("train", "validation")
@@ -35,14 +36,14 @@ FIGURES = {
 
 
 @pytest.fixture(scope="module")
-def whole(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[parts.Run, dict[str, Any]]:
+def whole(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[context.Run, dict[str, Any]]:
     """A finished analysis of everything, and its results."""
     run = lab.run(tmp_path_factory.mktemp("whole"))
     run.config.information.steps = run.config.information.evaluations = 2
     run.config.information.info_nce.measured = False
     run.config.images.examples = 100
     run.config.expertness.layers = (0, -1)
-    analysis.run_analysis(run)
+    pipeline.run_analysis(run)
     return run, json.loads((run.workdir / "results.json").read_text())
 
 
@@ -51,7 +52,7 @@ def _refuse(*_: Any, **__: Any) -> Any:
 
 
 def test_an_analysis_has_each_model_in_each_analysis(
-    whole: tuple[parts.Run, dict[str, Any]],
+    whole: tuple[context.Run, dict[str, Any]],
 ) -> None:
     _, found = whole
     analyses = found["analyses"]
@@ -67,7 +68,7 @@ def test_an_analysis_has_each_model_in_each_analysis(
 
 
 def test_an_analysis_draws_every_figure_as_picture_and_as_numbers(
-    whole: tuple[parts.Run, dict[str, Any]],
+    whole: tuple[context.Run, dict[str, Any]],
 ) -> None:
     run, _ = whole
     names = {path.name for path in (run.workdir / "figures").iterdir()}
@@ -77,7 +78,7 @@ def test_an_analysis_draws_every_figure_as_picture_and_as_numbers(
 
 
 def test_the_report_of_an_analysis_says_what_its_numbers_say(
-    whole: tuple[parts.Run, dict[str, Any]],
+    whole: tuple[context.Run, dict[str, Any]],
 ) -> None:
     run, found = whole
     text = (run.workdir / "report.md").read_text()
@@ -91,7 +92,7 @@ def test_the_report_of_an_analysis_says_what_its_numbers_say(
 
 
 def test_the_report_of_an_analysis_is_the_same_bytes_again(
-    whole: tuple[parts.Run, dict[str, Any]],
+    whole: tuple[context.Run, dict[str, Any]],
 ) -> None:
     run, _ = whole
     paths = [run.workdir / "report.html", run.workdir / "report.md"]
@@ -104,22 +105,22 @@ def test_the_report_of_an_analysis_is_the_same_bytes_again(
 
 
 def test_an_analysis_that_is_done_is_only_read(
-    whole: tuple[parts.Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    whole: tuple[context.Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, before = whole
-    monkeypatch.setattr(readers, "make", _refuse)
+    monkeypatch.setattr(decoders, "make", _refuse)
     monkeypatch.setattr(activations, "rows", _refuse)
     monkeypatch.setattr(of_neurons, "criticality", _refuse)
     monkeypatch.setattr(expertness, "expertness", _refuse)
 
-    analysis.run_analysis(run)
+    pipeline.run_analysis(run)
 
     found = json.loads((run.workdir / "results.json").read_text())
     assert found == before
 
 
 def test_each_setting_of_decoders_is_measured_and_shown(
-    whole: tuple[parts.Run, dict[str, Any]],
+    whole: tuple[context.Run, dict[str, Any]],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -129,14 +130,14 @@ def test_each_setting_of_decoders_is_measured_and_shown(
     (before,) = found["analyses"]["information"]["settings"]
     measured = []
 
-    def measure(run: parts.Run, part: str, load: Any) -> dict[str, Any]:
+    def measure(run: context.Run, part: str, load: Any) -> dict[str, Any]:
         del load
         own = run.config.information
         measured.append((own.betas[1], own.align_corners, part))
         return {"seconds": 1.0, "teachers": before["models"]}
 
     monkeypatch.setattr(information, "measure", measure)
-    own = analysis._information(run._replace(config=config), subjects.load(run))
+    own = pipeline._information(run._replace(config=config), inputs.load(run))
     shutil.copytree(run.workdir, tmp_path / "copy")
     changed = found | {"analyses": found["analyses"] | {"information": own}}
     (tmp_path / "copy" / "results.json").write_text(json.dumps(changed))
@@ -153,7 +154,7 @@ def test_each_setting_of_decoders_is_measured_and_shown(
 
 
 @pytest.fixture
-def run(lab: Lab, tmp_path: pathlib.Path) -> parts.Run:
+def run(lab: Lab, tmp_path: pathlib.Path) -> context.Run:
     """A fresh run; visualisations are looked at elsewhere."""
     made = lab.run(tmp_path)
     made.config.model_order = ("model_0",)
@@ -165,48 +166,50 @@ def run(lab: Lab, tmp_path: pathlib.Path) -> parts.Run:
 def at_once(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Batch:
     """All images of `SPLITS` in one batch."""
     run = lab.run(tmp_path_factory.mktemp("at_once"))
-    batches = [next(run.feed.evaluation(s, len(run.dataset.parts[s].rows))) for s in SPLITS]
+    batches = [next(run.loader.evaluation(s, len(run.dataset.parts[s].rows))) for s in SPLITS]
     return jax.tree.map(lambda *some: np.concatenate(some), *jax.device_get(batches))
 
 
-def _views(run: parts.Run, batch: Batch) -> jax.Array:
-    return jax.jit(lambda image: run.feed.evaluation_view(jax.random.key(0), image))(batch.image)
+def _views(run: context.Run, batch: Batch) -> jax.Array:
+    return jax.jit(lambda image: run.loader.evaluation_transform(jax.random.key(0), image))(
+        batch.image
+    )
 
 
-def test_batches_have_each_image_of_the_splits_once(run: parts.Run, at_once: Batch) -> None:
-    found = list(subjects.batches(run, 64, examples=0))
+def test_batches_have_each_image_of_the_splits_once(run: context.Run, at_once: Batch) -> None:
+    found = list(inputs.batches(run, 64, examples=0))
 
     labels = np.concatenate([batch.label[batch.mask] for batch in jax.device_get(found)])
     np.testing.assert_array_equal(labels, at_once.label)
-    assert len(labels) == subjects.count(run)
+    assert len(labels) == inputs.count(run)
 
 
 @pytest.mark.parametrize(
     ("examples", "of_images", "expected"), [(70, 0, 70), (70, 40, 40), (0, 40, 40), (1160, 0, 1160)]
 )
 def test_examples_count_images_over_all_splits(
-    run: parts.Run, examples: int, of_images: int, expected: int
+    run: context.Run, examples: int, of_images: int, expected: int
 ) -> None:
     run.config.images.examples = of_images
 
-    found = list(subjects.batches(run, 64, examples=examples))
+    found = list(inputs.batches(run, 64, examples=examples))
 
     assert sum(int(np.sum(batch.mask)) for batch in found) == expected
 
 
-def test_skipped_batches_count_too(run: parts.Run) -> None:
-    every = jax.device_get(list(subjects.batches(run, 64, examples=1200)))
+def test_skipped_batches_count_too(run: context.Run) -> None:
+    every = jax.device_get(list(inputs.batches(run, 64, examples=1200)))
 
-    rest = jax.device_get(list(subjects.batches(run, 64, examples=1200, skip=5)))
+    rest = jax.device_get(list(inputs.batches(run, 64, examples=1200, skip=5)))
 
     assert len(rest) == len(every) - 5
     for one, other in zip(every[5:], rest, strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_expertness_is_that_of_the_energies_of_all_images(run: parts.Run, at_once: Batch) -> None:
+def test_expertness_is_that_of_the_energies_of_all_images(run: context.Run, at_once: Batch) -> None:
     run.config.images.examples = 90
-    (subject,) = subjects.load(run)
+    (subject,) = inputs.load(run)
     look = jax.jit(activations.make_look(subject.model, [0, 2]))
     seen = look(subject.variables, _views(run, at_once)[:90]).activations
 
@@ -229,10 +232,10 @@ def test_expertness_is_that_of_the_energies_of_all_images(run: parts.Run, at_onc
 
 
 def test_a_block_that_is_done_is_not_looked_at_again(
-    run: parts.Run, monkeypatch: pytest.MonkeyPatch
+    run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.config.images.examples = 64
-    chosen = subjects.load(run)
+    chosen = inputs.load(run)
     before = of_blocks.measure(run, chosen)
     folder = run.workdir / "expertness" / "model_0"
     (folder / "block_1.json").unlink()
@@ -253,57 +256,59 @@ def test_a_block_that_is_done_is_not_looked_at_again(
     assert second["shares"] == pytest.approx(first["shares"])
 
 
-def test_there_are_not_more_clusters_than_images(run: parts.Run) -> None:
+def test_there_are_not_more_clusters_than_images(run: context.Run) -> None:
     run.config.images.examples, run.config.expertness.clusters = 20, 21
 
     with pytest.raises(SettingError, match=r"expertness\.clusters must be at most the 20 images"):
-        of_blocks.measure(run, subjects.load(run))
+        of_blocks.measure(run, inputs.load(run))
 
 
-def test_clusters_are_as_many_as_classes_if_none_are_named(run: parts.Run) -> None:
+def test_clusters_are_as_many_as_classes_if_none_are_named(run: context.Run) -> None:
     run.config.images.examples, run.config.expertness.clusters = 9, 0
 
     with pytest.raises(SettingError, match=r"the 9 images of config\.images; got 10"):
-        of_blocks.measure(run, subjects.load(run))
+        of_blocks.measure(run, inputs.load(run))
 
 
 @pytest.mark.parametrize(("layer", "expected"), [(0, 0), (2, 2), (-1, 2), (-3, 0)])
-def test_a_block_below_0_is_counted_from_the_top(run: parts.Run, layer: int, expected: int) -> None:
-    (subject,) = subjects.load(run)
+def test_a_block_below_0_is_counted_from_the_top(
+    run: context.Run, layer: int, expected: int
+) -> None:
+    (subject,) = inputs.load(run)
 
     assert subject.block(layer) == expected
 
 
 @pytest.mark.parametrize(("layer", "expected"), [(0, 0), (1, 1), (-1, 1), (-2, 0)])
 def test_the_top_block_is_the_last_that_has_an_mlp(
-    run: parts.Run, layer: int, expected: int
+    run: context.Run, layer: int, expected: int
 ) -> None:
     run.config.models.model_0.teacher.pruned_mlp = 1
-    (subject,) = subjects.load(run)
+    (subject,) = inputs.load(run)
 
     assert subject.block(layer) == expected
 
 
 @pytest.mark.parametrize("layer", [3, -4])
-def test_a_block_that_there_is_not_is_refused(run: parts.Run, layer: int) -> None:
+def test_a_block_that_there_is_not_is_refused(run: context.Run, layer: int) -> None:
     run.config.expertness.layers = (layer,)
 
     with pytest.raises(SettingError, match=rf"a has 3 blocks .* no block {layer}:"):
-        of_blocks.measure(run, subjects.load(run))
+        of_blocks.measure(run, inputs.load(run))
 
 
 @pytest.fixture(scope="module")
 def changes(lab: Lab, at_once: Batch, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """The influence of each neuron of the top block on each image, in one batch."""
     run = lab.run(tmp_path_factory.mktemp("changes"))
-    subject = subjects.load(run)[0]
+    subject = inputs.load(run)[0]
     influence = of_neurons.make_influence(
-        subject.model, run.feed.evaluation_view, layer=2, chunk=SIZE.mlp
+        subject.model, run.loader.evaluation_transform, layer=2, chunk=SIZE.mlp
     )
     return np.asarray(jax.jit(influence)(subject.variables, at_once))
 
 
-def _require_criticality(run: parts.Run, found: dict[str, Any], changes: np.ndarray) -> None:
+def _require_criticality(run: context.Run, found: dict[str, Any], changes: np.ndarray) -> None:
     """What was found and kept is the top of these influences."""
     (block,) = found["blocks"]
     with np.load(run.workdir / block["folder"] / "neurons.npz") as kept:
@@ -322,11 +327,11 @@ def _require_criticality(run: parts.Run, found: dict[str, Any], changes: np.ndar
 
 @pytest.mark.parametrize("examples", [0, 1200])
 def test_criticality_is_that_of_all_images_at_once(
-    run: parts.Run, changes: np.ndarray, examples: int
+    run: context.Run, changes: np.ndarray, examples: int
 ) -> None:
     run.config.criticality.examples = (examples,)
 
-    found = criticality.measure(run, subjects.load(run))
+    found = criticality.measure(run, inputs.load(run))
 
     _require_criticality(run, found, changes[: examples or None])
 
@@ -338,7 +343,7 @@ def _stopping_after(calls: int) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("stopped", [True, False])
 def test_criticality_goes_on_where_it_was_stopped(
-    run: parts.Run, changes: np.ndarray, monkeypatch: pytest.MonkeyPatch, *, stopped: bool
+    run: context.Run, changes: np.ndarray, monkeypatch: pytest.MonkeyPatch, *, stopped: bool
 ) -> None:
     seen: list[int] = []
     whole = of_neurons.add
@@ -355,7 +360,7 @@ def test_criticality_goes_on_where_it_was_stopped(
     else:
         monkeypatch.setattr(criticality, "_SAVE_SECONDS", 0.0)
         error, interrupted = KeyboardInterrupt, run
-    chosen = subjects.load(run)
+    chosen = inputs.load(run)
     with pytest.raises(error):
         criticality.measure(interrupted, chosen)
     before = list(seen)
@@ -370,7 +375,7 @@ def test_criticality_goes_on_where_it_was_stopped(
     _require_criticality(run, found, changes)
 
 
-def _of_place(run: parts.Run, place: int) -> tuple[Part, int]:
+def _of_place(run: context.Run, place: int) -> tuple[Part, int]:
     for split in SPLITS:
         part = run.dataset.parts[split]
         if place < len(part.rows):
@@ -379,42 +384,44 @@ def _of_place(run: parts.Run, place: int) -> tuple[Part, int]:
     raise IndexError(place)
 
 
-def test_the_images_that_are_shown_are_those_of_the_data_set(run: parts.Run) -> None:
+def test_the_images_that_are_shown_are_those_of_the_data_set(run: context.Run) -> None:
     places = {0, 63, 64, 1149, 1150, 1436}
 
-    found = subjects.images(run, places)
+    found = inputs.images(run, places)
 
     assert found.keys() == places
     for place, image in found.items():
         part, row = _of_place(run, place)
         example = part.split.read(row)
-        view = run.feed.evaluation_view(jax.random.key(0), jnp.asarray(example.image)[None])
-        np.testing.assert_allclose(image.pixels, (np.asarray(view[0]) + 1) / 2, atol=1e-6)
+        transform = run.loader.evaluation_transform(
+            jax.random.key(0), jnp.asarray(example.image)[None]
+        )
+        np.testing.assert_allclose(image.pixels, (np.asarray(transform[0]) + 1) / 2, atol=1e-6)
         assert image.title == run.dataset.classes[example.label]
 
 
-def test_a_critical_neuron_is_shown_with_the_images_that_it_influences(run: parts.Run) -> None:
+def test_a_critical_neuron_is_shown_with_the_images_that_it_influences(run: context.Run) -> None:
     run.config.images.examples, run.config.criticality.examples = 80, (100,)
 
-    (block,) = criticality.measure(run, subjects.load(run))["blocks"]
+    (block,) = criticality.measure(run, inputs.load(run))["blocks"]
 
     assert block["images"] == 80  # Of those of config.images, at most.
     with np.load(run.workdir / block["folder"] / "pictures.npz") as arrays:
         shown = {name: arrays[name] for name in arrays}
     named = {image["place"]: image["class"] for one in block["neurons"] for image in one["images"]}
     assert shown.keys() == {str(place) for place in named}
-    expected = subjects.images(run, set(named))
+    expected = inputs.images(run, set(named))
     for place, title in named.items():
         np.testing.assert_allclose(shown[str(place)], expected[place].pixels, atol=1e-3)
         assert title == expected[place].title
 
 
-def test_the_top_block_costs_a_forward_pass_and_lower_ones_more(run: parts.Run) -> None:
-    (subject,) = subjects.load(run)
+def test_the_top_block_costs_a_forward_pass_and_lower_ones_more(run: context.Run) -> None:
+    (subject,) = inputs.load(run)
 
     def cost(layer: int) -> float:
         influence = of_neurons.make_influence(
-            subject.model, run.feed.evaluation_view, layer=layer, chunk=8
+            subject.model, run.loader.evaluation_transform, layer=layer, chunk=8
         )
         return criticality._cost(run, subject, influence)["forward_passes"]
 

@@ -8,7 +8,8 @@ import pytest
 
 from remem_jax.storage import results
 from remem_jax.train import loop
-from remem_jax.workflow import attempts, parts
+from remem_jax.workflow import context
+from remem_jax.workflow.remem import attempts
 from tests.workflow.conftest import Lab
 
 PART, STEPS = "teachers/remem", (4, 8, 12)
@@ -48,10 +49,10 @@ class Trainer(NamedTuple):
 
 
 @pytest.fixture
-def make_run(lab: Lab, tmp_path: pathlib.Path) -> Callable[[int], parts.Run]:
+def make_run(lab: Lab, tmp_path: pathlib.Path) -> Callable[[int], context.Run]:
     """Makes a run with so many retries, all in one folder."""
 
-    def make(retries: int) -> parts.Run:
+    def make(retries: int) -> context.Run:
         run = lab.run(tmp_path)
         with run.config.unlocked():
             run.config.retries = retries

@@ -8,7 +8,8 @@ import pytest
 
 from remem_jax import data
 from remem_jax.data import decoding, registry, sources
-from remem_jax.workflow import facts, file_list
+from remem_jax.workflow import facts
+from remem_jax.workflow.remem import file_list
 
 CLASSES = ("=cmd()", "cat, \udcff", "dog")  # The last one has no image of test.
 SHOWN = ("'=cmd()", "cat, \\udcff", "dog")  # No formula, and what UTF-8 can encode.

@@ -18,16 +18,11 @@ from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches
 from remem_jax.storage import results
 from remem_jax.train import loop
-from remem_jax.workflow import (
-    activations,
-    analysis,
-    finetune,
-    information,
-    parts,
-    readers,
-    remem,
-    subjects,
-)
+from remem_jax.workflow import activations, context, decoders, information, training
+from remem_jax.workflow.analysis import inputs
+from remem_jax.workflow.analysis import pipeline as analysis_pipeline
+from remem_jax.workflow.remem import finetune
+from remem_jax.workflow.remem import pipeline as remem_pipeline
 from tests import quickstart_resnet6
 from tests.workflow.conftest import SIDE, SIZE, Lab, save_vit
 
@@ -40,55 +35,55 @@ EVALUATED = 287  # Images of validation.
 def _compiled_once() -> Iterator[None]:
     """Readers of as many teachers are compiled once; a function compiled says nothing of a kill."""
     made: dict[str, Any] = {}
-    jit_step = parts.Run.jit_step
+    jit_step = context.Run.jit_step
 
-    def once(run: parts.Run, step: Any, shapes: Any) -> Any:
+    def once(run: context.Run, step: Any, shapes: Any) -> Any:
         of = run.config.information.to_json_best_effort(sort_keys=True)
         if (key := f"{step.__qualname__} {of}") not in made:
             made[key] = jit_step(run, step, shapes)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts.Run, "jit_step", once)
+        patch.setattr(context.Run, "jit_step", once)
         yield
 
 
 @pytest.fixture(scope="module")
-def teachers(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> list[readers.Teacher]:
+def teachers(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> list[decoders.Teacher]:
     """The two of the laboratory."""
     run = lab.run(tmp_path_factory.mktemp("teachers"))
-    return [analysis._teacher(run, one) for one in subjects.load(run)]
+    return [analysis_pipeline._teacher(run, one) for one in inputs.load(run)]
 
 
-def _measure(run: parts.Run, teachers: Sequence[readers.Teacher]) -> dict[str, Any]:
+def _measure(run: context.Run, teachers: Sequence[decoders.Teacher]) -> dict[str, Any]:
     return information.measure(run, PART, lambda: teachers)
 
 
 @pytest.fixture(scope="module")
 def noted(
-    lab: Lab, teachers: list[readers.Teacher], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[parts.Run, dict[str, Any], list[str]]:
+    lab: Lab, teachers: list[decoders.Teacher], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[context.Run, dict[str, Any], list[str]]:
     """Both teachers, measured without a break, and which splits were read."""
     run, read = lab.run(tmp_path_factory.mktemp("uninterrupted")), []
 
     def evaluation(split: str, batch_size: int) -> Batches:
         read.append(split)
-        return run.feed.evaluation(split, batch_size)
+        return run.loader.evaluation(split, batch_size)
 
-    feed = run.feed._replace(evaluation=evaluation)
-    return run, _measure(run._replace(feed=feed), teachers), read
+    loader = run.loader._replace(evaluation=evaluation)
+    return run, _measure(run._replace(loader=loader), teachers), read
 
 
 @pytest.fixture(scope="module")
 def whole(
-    noted: tuple[parts.Run, dict[str, Any], list[str]],
-) -> tuple[parts.Run, dict[str, Any]]:
+    noted: tuple[context.Run, dict[str, Any], list[str]],
+) -> tuple[context.Run, dict[str, Any]]:
     """The run, and what was measured."""
     return noted[:2]
 
 
 def test_each_evaluation_reads_validation_once(
-    noted: tuple[parts.Run, dict[str, Any], list[str]],
+    noted: tuple[context.Run, dict[str, Any], list[str]],
 ) -> None:
     assert noted[2] == ["validation"] * noted[0].config.information.evaluations
 
@@ -106,7 +101,7 @@ def _require_same(found: Any, expected: Any) -> None:
         assert found == (expected if expected is None else pytest.approx(expected, rel=1e-5))
 
 
-def test_a_record_is_the_statistics_of_its_seeds(whole: tuple[parts.Run, dict[str, Any]]) -> None:
+def test_a_record_is_the_statistics_of_its_seeds(whole: tuple[context.Run, dict[str, Any]]) -> None:
     run, found = whole
 
     for record in found["teachers"]:
@@ -129,11 +124,11 @@ def test_a_record_is_the_statistics_of_its_seeds(whole: tuple[parts.Run, dict[st
         assert record["info_nce"]["deviation"] > 0
 
 
-def test_the_floor_is_the_entropy_of_the_images(whole: tuple[parts.Run, dict[str, Any]]) -> None:
+def test_the_floor_is_the_entropy_of_the_images(whole: tuple[context.Run, dict[str, Any]]) -> None:
     run, found = whole
-    (batch,) = run.feed.evaluation("validation", EVALUATED)
-    view = jax.jit(lambda image: run.feed.evaluation_view(jax.random.key(0), image))
-    seen = np.clip((np.asarray(view(batch.image), np.float64) + 1) / 2, 0, 1)
+    (batch,) = run.loader.evaluation("validation", EVALUATED)
+    transform = jax.jit(lambda image: run.loader.evaluation_transform(jax.random.key(0), image))
+    seen = np.clip((np.asarray(transform(batch.image), np.float64) + 1) / 2, 0, 1)
     some = np.where((seen > 0) & (seen < 1), seen, 0.5)
     entropies = -(some * np.log(some) + (1 - some) * np.log(1 - some))
 
@@ -144,7 +139,7 @@ def test_the_floor_is_the_entropy_of_the_images(whole: tuple[parts.Run, dict[str
 
 
 def test_what_is_kept_beside_the_numbers_adds_up_to_them(
-    whole: tuple[parts.Run, dict[str, Any]],
+    whole: tuple[context.Run, dict[str, Any]],
 ) -> None:
     run, found = whole
 
@@ -177,8 +172,8 @@ def _killed(name: str) -> Callable[..., None]:
 
 def test_a_measurement_that_is_killed_after_its_last_step_goes_on_to_the_same_numbers(
     lab: Lab,
-    whole: tuple[parts.Run, dict[str, Any]],
-    teachers: list[readers.Teacher],
+    whole: tuple[context.Run, dict[str, Any]],
+    teachers: list[decoders.Teacher],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -192,13 +187,13 @@ def test_a_measurement_that_is_killed_after_its_last_step_goes_on_to_the_same_nu
     found = _measure(run, teachers)
 
     _require_same(found["teachers"], whole[1]["teachers"])
-    assert not (run.workdir / PART / parts.CHECKPOINTS).exists()
+    assert not (run.workdir / PART / training.CHECKPOINTS).exists()
 
 
 def test_a_stopped_measurement_goes_on_to_the_same_numbers(
     lab: Lab,
-    whole: tuple[parts.Run, dict[str, Any]],
-    teachers: list[readers.Teacher],
+    whole: tuple[context.Run, dict[str, Any]],
+    teachers: list[decoders.Teacher],
     tmp_path: pathlib.Path,
 ) -> None:
     run = lab.run(tmp_path)
@@ -211,10 +206,10 @@ def test_a_stopped_measurement_goes_on_to_the_same_numbers(
     _require_same(found["teachers"], whole[1]["teachers"])
 
 
-def test_a_measurement_that_is_done_is_only_read(whole: tuple[parts.Run, dict[str, Any]]) -> None:
+def test_a_measurement_that_is_done_is_only_read(whole: tuple[context.Run, dict[str, Any]]) -> None:
     run, found = whole
 
-    def load() -> list[readers.Teacher]:
+    def load() -> list[decoders.Teacher]:
         raise AssertionError("This was done before.")
 
     assert information.measure(run, PART, load) == found
@@ -222,8 +217,8 @@ def test_a_measurement_that_is_done_is_only_read(whole: tuple[parts.Run, dict[st
 
 def test_each_teacher_is_measured_as_if_it_were_alone(
     lab: Lab,
-    whole: tuple[parts.Run, dict[str, Any]],
-    teachers: list[readers.Teacher],
+    whole: tuple[context.Run, dict[str, Any]],
+    teachers: list[decoders.Teacher],
     tmp_path: pathlib.Path,
 ) -> None:
     (found,) = _measure(lab.run(tmp_path), teachers[1:])["teachers"]
@@ -234,8 +229,8 @@ def test_each_teacher_is_measured_as_if_it_were_alone(
 
 def test_each_teacher_has_readers_of_its_own(
     lab: Lab,
-    whole: tuple[parts.Run, dict[str, Any]],
-    teachers: list[readers.Teacher],
+    whole: tuple[context.Run, dict[str, Any]],
+    teachers: list[decoders.Teacher],
     tmp_path: pathlib.Path,
 ) -> None:
     found = _measure(lab.run(tmp_path), teachers[::-1])["teachers"]
@@ -243,7 +238,7 @@ def test_each_teacher_has_readers_of_its_own(
     _require_same(found[::-1], whole[1]["teachers"])
 
 
-def _never(*_: Any) -> list[readers.Teacher]:
+def _never(*_: Any) -> list[decoders.Teacher]:
     raise AssertionError("No work should have begun.")
 
 
@@ -261,26 +256,26 @@ def test_a_run_refuses_what_it_cannot_measure_before_any_work(
     lab: Lab, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _remem_run(lab, tmp_path)
-    monkeypatch.setattr(remem, "_outcome", _never)
+    monkeypatch.setattr(remem_pipeline, "_outcome", _never)
     run.config.information.info_nce.measured, run.config.information.info_nce.grid = True, 4
 
     with pytest.raises(SettingError, match=r"grid must divide the 2 x 2 grid of tokens; got 4"):
-        remem.run_remem(run)
+        remem_pipeline.run_remem(run)
     run.config.information.batch_size = EVALUATED + 1
     with pytest.raises(SettingError, match=r"information\.batch_size"):
-        remem.run_remem(run)
+        remem_pipeline.run_remem(run)
 
 
 @pytest.mark.parametrize("title", ["b", "a"])
 def test_features_of_two_sizes_are_refused(
-    lab: Lab, teachers: list[readers.Teacher], tmp_path: pathlib.Path, title: str
+    lab: Lab, teachers: list[decoders.Teacher], tmp_path: pathlib.Path, title: str
 ) -> None:
     """Also of two teachers of one name."""
     wide = save_vit(tmp_path / "wide.npz", vit.Size(patch=8, features=24, depth=1, heads=2), 0)
     run = lab.run(tmp_path)
     run.config.models.model_1.teacher.init = str(wide)
     run.config.models.model_1.title = title
-    other = analysis._teacher(run, subjects.load(run)[1])
+    other = analysis_pipeline._teacher(run, inputs.load(run)[1])
 
     with pytest.raises(SettingError, match=rf"a: \(2, 2, 16\), {title}: \(2, 2, 24\)"):
         _measure(run, [teachers[0], other])
@@ -295,13 +290,13 @@ def test_features_have_a_size_where_devices_share_a_batch(lab: Lab, tmp_path: pa
     )
     variables = models.init(model, jax.random.key(0), SIDE)
 
-    found = readers._feature_size(run, [readers.Teacher("a", patches, variables)])
+    found = decoders._feature_size(run, [decoders.Teacher("a", patches, variables)])
 
     assert found == (SIDE // SIZE.patch, SIZE.features)
 
 
 def test_no_more_pictures_are_kept_than_there_are_images(
-    lab: Lab, tmp_path: pathlib.Path, teachers: list[readers.Teacher]
+    lab: Lab, tmp_path: pathlib.Path, teachers: list[decoders.Teacher]
 ) -> None:
     """What only fills up a batch is no image."""
     run = lab.run(tmp_path)
@@ -310,7 +305,7 @@ def test_no_more_pictures_are_kept_than_there_are_images(
     found = mutual_information.Reconstruction(
         1.0, 0.5, 0.5, np.zeros(EVALUATED), np.zeros(EVALUATED), np.zeros((SIDE, SIDE))
     )
-    own = readers.make(run, teachers[:1])
+    own = decoders.make(run, teachers[:1])
     mask = jax.numpy.arange(len(images)) < EVALUATED
     shown = mutual_information.Shown(jax.numpy.asarray(images), mask)
     last = information._Last(run, own, own.first())
@@ -322,14 +317,14 @@ def test_no_more_pictures_are_kept_than_there_are_images(
 
 
 def test_decoders_are_planned_by_what_they_take(
-    lab: Lab, teachers: list[readers.Teacher], tmp_path: pathlib.Path
+    lab: Lab, teachers: list[decoders.Teacher], tmp_path: pathlib.Path
 ) -> None:
     run = lab.run(tmp_path)
-    step = readers.planned_step(run, PART, teachers)
+    step = decoders.planned_step(run, PART, teachers)
 
     held, running = step.needs(activations.Plan())
 
-    states = readers.make(run, teachers).first()
+    states = decoders.make(run, teachers).first()
     kept = jax.tree.leaves((states, [one.variables for one in teachers]))
     # Images, their targets, and 2 x 2 tokens of 16 features.
     of_one = 2 * SIDE * SIDE * 3 + 2 * 2 * 16
@@ -342,7 +337,7 @@ def test_decoders_are_planned_by_what_they_take(
     assert len(stored) == 3
 
 
-def _remem_run(lab: Lab, workdir: pathlib.Path) -> parts.Run:
+def _remem_run(lab: Lab, workdir: pathlib.Path) -> context.Run:
     """A run of one method whose teachers are measured."""
     config = quickstart_resnet6.get_config()
     config.methods = ("finetune",)
@@ -367,7 +362,7 @@ class Watched(NamedTuple):
         keys: Data of the keys of all training views.
     """
 
-    run: parts.Run
+    run: context.Run
     labels: list[tuple[Stage, list[int]]]
     keys: list[list[int]]
 
@@ -376,33 +371,33 @@ class Watched(NamedTuple):
 def watched(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A finished run whose teachers were measured, and what it saw."""
     run = _remem_run(lab, tmp_path_factory.mktemp("measured"))
-    feed, first_labels, keys = run.feed, [], []
+    loader, first_labels, keys = run.loader, [], []
 
     def train(batch_size: int, first_step: int, *, stage: Stage) -> Iterator[Batch]:
-        for number, batch in enumerate(feed.train(batch_size, first_step, stage=stage)):
+        for number, batch in enumerate(loader.train(batch_size, first_step, stage=stage)):
             if not number:
                 first_labels.append((stage, batch.label.tolist()))
             yield batch
 
-    def view(key: jax.Array, images: jax.Array) -> jax.Array:
+    def transform(key: jax.Array, images: jax.Array) -> jax.Array:
         words = jax.random.key_data(key)
         jax.debug.callback(lambda words: keys.append(words.tolist()), words)
-        return feed.train_view(key, images)
+        return loader.train_transform(key, images)
 
-    run = run._replace(feed=feed._replace(train=train, train_view=view))
-    remem.run_remem(run)
+    run = run._replace(loader=loader._replace(train=train, train_transform=transform))
+    remem_pipeline.run_remem(run)
     jax.effects_barrier()
     return Watched(run, first_labels, keys)
 
 
 @pytest.fixture(scope="module")
-def measured(watched: Watched) -> parts.Run:
+def measured(watched: Watched) -> context.Run:
     """The run."""
     return watched.run
 
 
 @pytest.mark.slow
-def test_the_teachers_of_a_run_are_measured_where_it_is_asked_for(measured: parts.Run) -> None:
+def test_the_teachers_of_a_run_are_measured_where_it_is_asked_for(measured: context.Run) -> None:
     found = json.loads((measured.workdir / "results.json").read_text())
 
     assert [one["step"] for one in found["teachers"]] == [1, 2]
@@ -413,7 +408,7 @@ def test_the_teachers_of_a_run_are_measured_where_it_is_asked_for(measured: part
 
 
 @pytest.mark.slow
-def test_the_report_of_a_run_shows_the_information_plane(measured: parts.Run) -> None:
+def test_the_report_of_a_run_shows_the_information_plane(measured: context.Run) -> None:
     names = {path.name for path in (measured.workdir / "figures").iterdir()}
 
     assert names == {f"information_plane.{form}" for form in ("png", "svg", "csv")}
@@ -455,5 +450,5 @@ def test_no_teacher_is_measured_where_it_is_not_asked_for(
     unused: list[Any] = [None] * len(finetune.Teachers._fields)
     teachers = finetune.Teachers._make(unused)._replace(records=records)
 
-    assert remem._information(run, teachers, seconds) == [(one, {}) for one in records]
+    assert remem_pipeline._information(run, teachers, seconds) == [(one, {}) for one in records]
     assert seconds == {}

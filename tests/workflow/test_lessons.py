@@ -11,7 +11,7 @@ import pytest
 
 from remem_jax import mesh
 from remem_jax.storage import outputs, read_ahead
-from remem_jax.workflow import lessons
+from remem_jax.workflow.remem import targets
 
 STEPS, BATCH, CLASSES = 6, 4, 3
 
@@ -31,12 +31,12 @@ def _teach(folder: pathlib.Path, answer: Callable[[jax.Array], jax.Array] = jnp.
     """Takes all steps, on two devices."""
     sharding = mesh.batch_sharding(mesh.make_mesh(jax.devices()[:2]))
     with (
-        outputs.Outputs(
+        outputs.StoredOutputs(
             folder=folder, facts={}, steps=STEPS, shape=(BATCH, CLASSES), dtype=np.float32
         ) as stored,
         read_ahead.ReadAhead(stored) as ahead,
     ):
-        teach = lessons._Answers(ahead, jax.jit(answer, out_shardings=sharding), sharding)
+        teach = targets._Answers(ahead, jax.jit(answer, out_shardings=sharding), sharding)
         logits = [teach(step, _images(step)).logits for step in range(STEPS)]
         teach.flush()
     assert teach.found + teach.asked == STEPS

@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 
 from remem_jax.storage import logs
 from remem_jax.train import loop
-from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import distill
+from remem_jax.workflow.remem import distill, student_setup
 from tests import quickstart_resnet6
 from tests.workflow.conftest import SIDE, Lab
 
@@ -32,32 +31,32 @@ def _config(*rates: float) -> ConfigDict:
 
 
 @pytest.fixture(scope="module")
-def classroom(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> classrooms.Classroom:
+def setup(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> student_setup.StudentSetup:
     """Compiled once for all tests."""
-    return classrooms.make(lab.run(tmp_path_factory.mktemp("classroom"), _config(0.1)), None)
+    return student_setup.make(lab.run(tmp_path_factory.mktemp("setup"), _config(0.1)), None)
 
 
 @pytest.fixture(scope="module")
 def alone(
-    lab: Lab, classroom: classrooms.Classroom, tmp_path_factory: pytest.TempPathFactory
+    lab: Lab, setup: student_setup.StudentSetup, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
     """A student that was trained alone: its record, and its variables."""
     run = lab.run(tmp_path_factory.mktemp("alone"), _config(0.1))
-    (group,) = distill.from_scratch(run, classroom)
-    return group["students"][0], distill.kept(run, classroom, "students/scratch", 0)
+    (group,) = distill.from_scratch(run, setup)
+    return group["students"][0], distill.kept(run, setup, "students/scratch", 0)
 
 
 def test_a_student_that_diverges_costs_nothing_more_and_changes_no_other(
-    lab: Lab, classroom: classrooms.Classroom, alone: Any, tmp_path: pathlib.Path
+    lab: Lab, setup: student_setup.StudentSetup, alone: Any, tmp_path: pathlib.Path
 ) -> None:
     stepped: list[float] = []
 
     def step(state: Any, images: Any, labels: Any, answer: Any, settings: Any) -> Any:
         if isinstance(settings.learning_rate, float):  # Not where operations are counted.
             stepped.append(settings.learning_rate)
-        return classroom.steps[classrooms.SCRATCH](state, images, labels, answer, settings)
+        return setup.steps[student_setup.SCRATCH](state, images, labels, answer, settings)
 
-    counted = classroom._replace(steps={classrooms.SCRATCH: step})
+    counted = setup._replace(steps={student_setup.SCRATCH: step})
     with logs.RunLog(tmp_path) as log:
         run = lab.run(tmp_path, _config(TOO_HIGH, 0.1), log=log)
         asked = iter([False, False, True])
@@ -73,7 +72,7 @@ def test_a_student_that_diverges_costs_nothing_more_and_changes_no_other(
     assert lost["validation"]["loss"] is None
     expected, variables = alone
     assert other["validation"] == expected["validation"]
-    kept = distill.kept(run, classroom, "students/scratch", 1)
+    kept = distill.kept(run, setup, "students/scratch", 1)
     jax.tree.map(np.testing.assert_array_equal, kept, variables)
     shown = [row["validation"] for row in logs.read(tmp_path) if "validation" in row]
     assert len(shown) == 2
@@ -81,13 +80,13 @@ def test_a_student_that_diverges_costs_nothing_more_and_changes_no_other(
 
 
 def test_a_group_whose_students_all_diverge_is_written_down(
-    lab: Lab, classroom: classrooms.Classroom, tmp_path: pathlib.Path
+    lab: Lab, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
     config = _config(TOO_HIGH, 2 * TOO_HIGH, 0.1)
     config.student.group = 2
     config.choose_on_test = True
 
-    lost, sound = distill.from_scratch(lab.run(tmp_path, config), classroom)
+    lost, sound = distill.from_scratch(lab.run(tmp_path, config), setup)
 
     assert lost["diverged"]["step"] <= 2
     assert lost["seconds"] > 0
@@ -98,12 +97,12 @@ def test_a_group_whose_students_all_diverge_is_written_down(
 
 
 def test_only_students_that_are_finite_are_counted(
-    lab: Lab, classroom: classrooms.Classroom, tmp_path: pathlib.Path
+    lab: Lab, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
     run = lab.run(tmp_path, _config(0.1, 0.2))
-    course = classrooms.no_teacher(run)
-    job = distill._job(run, classroom, course, dict(enumerate(course.points)), lambda *_: None)
-    batch = next(run.feed.train(8, 0, stage="student"))
+    grid = student_setup.scratch_grid(run)
+    job = distill._job(run, setup, grid, dict(enumerate(grid.points)), lambda *_: None)
+    batch = next(run.loader.train(8, 0, stage="student"))
     both = job.operations(job.shapes, batch)
 
     job.lost.add(0)
@@ -112,11 +111,11 @@ def test_only_students_that_are_finite_are_counted(
 
 
 def test_a_step_whose_state_is_finite_loses_no_student(
-    lab: Lab, classroom: classrooms.Classroom, tmp_path: pathlib.Path
+    lab: Lab, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
     # The loss of a batch can overflow where neither gradient nor state does.
     run = lab.run(tmp_path, _config(0.1, 0.2))
-    own = classroom.steps[classrooms.SCRATCH]
+    own = setup.steps[student_setup.SCRATCH]
 
     def step(state: Any, *seen: Any) -> Any:
         after, metrics = own(state, *seen)
@@ -124,7 +123,7 @@ def test_a_step_whose_state_is_finite_loses_no_student(
         overflows = isinstance(rate, float) and rate == 0.1
         return after, {**metrics, **({"loss": np.inf, "fault": 3} if overflows else {})}
 
-    overflowing = classroom._replace(steps={classrooms.SCRATCH: step})
+    overflowing = setup._replace(steps={student_setup.SCRATCH: step})
 
     (group,) = distill.from_scratch(run, overflowing)
 

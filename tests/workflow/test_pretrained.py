@@ -12,7 +12,8 @@ from configs import analysis, quickstart
 from remem_jax import models, workflow
 from remem_jax.checks import SettingError
 from remem_jax.weights import augreg
-from remem_jax.workflow import finetune, parts
+from remem_jax.workflow import context
+from remem_jax.workflow.remem import finetune
 
 Arrays = dict[str, np.ndarray]
 KERNEL = "Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"
@@ -47,7 +48,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_data(*given: object) -> None:
         pytest.fail("The data were looked at.")
 
-    monkeypatch.setattr(parts, "load_data", load_data)
+    monkeypatch.setattr(context, "load_data", load_data)
 
 
 def _with_nan(arrays: Arrays) -> Arrays:
@@ -124,7 +125,7 @@ def test_a_checkpoint_is_read_once(
         read.append(str(path))
         return original(path, heads=heads)
 
-    def work(run: parts.Run) -> None:
+    def work(run: context.Run) -> None:
         assert finetune.read_pretrained(run).checkpoint.size.features > 0
 
     monkeypatch.setattr(augreg, "read", counted)
@@ -140,7 +141,7 @@ def test_a_run_without_a_teacher_reads_no_checkpoint(
 ) -> None:
     config.methods = ("scratch",)
     (tmp_path / "vit.npz").write_bytes(b"")
-    done: list[parts.Run] = []
+    done: list[context.Run] = []
     monkeypatch.setitem(workflow.WORKFLOWS, "remem", (workflow.WORKFLOWS["remem"][0], done.append))
 
     workflow.run(config, tmp_path / "run")

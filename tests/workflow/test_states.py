@@ -11,16 +11,16 @@ import pytest
 
 from remem_jax import mesh, models, optim
 from remem_jax.models import encoder
-from remem_jax.records import Answer
+from remem_jax.records import Outputs
 from remem_jax.train import loop, state
-from remem_jax.workflow import classroom as classrooms
-from remem_jax.workflow import finetune, memory, parts
+from remem_jax.workflow import context, memory
+from remem_jax.workflow.remem import finetune, student_setup
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def divided(small_run: parts.Run) -> parts.Run:
+def divided(small_run: context.Run) -> context.Run:
     """A run whose states are divided among two devices."""
     small_run.config.fsdp = True
     return small_run._replace(mesh=mesh.make_mesh())
@@ -36,7 +36,7 @@ def _placed(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)
 
 
-def test_a_teacher_goes_from_the_host_to_where_its_pieces_belong(divided: parts.Run) -> None:
+def test_a_teacher_goes_from_the_host_to_where_its_pieces_belong(divided: context.Run) -> None:
     first = finetune.start(divided, finetune.read_pretrained(divided), "finetune")
     settings = finetune.settings_of(divided.config, "finetune")
     training = finetune.make_training(divided, settings, first)
@@ -57,7 +57,7 @@ def test_a_teacher_goes_from_the_host_to_where_its_pieces_belong(divided: parts.
 
 
 def test_no_device_holds_the_whole_of_what_is_drawn(
-    divided: parts.Run, monkeypatch: pytest.MonkeyPatch
+    divided: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mesh, "SMALLEST_DIVIDED", 2)
     key = jax.random.key(3)
@@ -82,19 +82,19 @@ def _held(compiled: Any) -> int:
     return found.output_size_in_bytes + found.temp_size_in_bytes
 
 
-def test_students_begin_divided(divided: parts.Run) -> None:
+def test_students_begin_divided(divided: context.Run) -> None:
     divided.config.methods = ("scratch",)
     divided.config.student.model = "resnet18"  # Nearly all of it is large arrays.
-    classroom = classrooms.make(divided, None)
+    setup = student_setup.make(divided, None)
 
-    made = classroom.first_states[classrooms.SCRATCH](3)
+    made = setup.first_states[student_setup.SCRATCH](3)
 
     _require_divided(made)
-    assert _placed(made) == _placed(classroom.shapes[classrooms.SCRATCH])
+    assert _placed(made) == _placed(setup.shapes[student_setup.SCRATCH])
 
 
 def test_a_run_that_goes_on_holds_one_state(
-    small_run: parts.Run, monkeypatch: pytest.MonkeyPatch
+    small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_run.config.teacher.steps, small_run.config.teacher.warmup_steps = (4,), 0
     pretrained = finetune.read_pretrained(small_run)
@@ -135,11 +135,11 @@ def _after(steps: int) -> Callable[[], bool]:
     return lambda: next(asked, steps) == steps
 
 
-def test_runs_of_other_seeds_compile_nothing_again(small_run: parts.Run) -> None:
+def test_runs_of_other_seeds_compile_nothing_again(small_run: context.Run) -> None:
     pretrained = finetune.read_pretrained(small_run)
     batch, number = memory.batch(small_run, 8), np.int32(0)
-    (point, *_) = classrooms.grid(small_run.config.student)
-    answer = jax.eval_shape(lambda: Answer(jnp.zeros((8, 10))))
+    (point, *_) = student_setup.grid_points(small_run.config.student)
+    answer = jax.eval_shape(lambda: Outputs(jnp.zeros((8, 10))))
 
     def lowered(seed: int) -> list[str]:
         config = small_run.config.copy_and_resolve_references()
@@ -147,13 +147,13 @@ def test_runs_of_other_seeds_compile_nothing_again(small_run: parts.Run) -> None
         run = small_run._replace(config=config)
         first = finetune.start(run, pretrained, "finetune")
         training = finetune.make_training(run, finetune.settings_of(config, "finetune"), first)
-        room: Any = classrooms.make(run, pretrained)
-        seen = jax.eval_shape(room.view_pass, number, batch)
+        room: Any = student_setup.make(run, pretrained)
+        seen = jax.eval_shape(room.augment, number, batch)
         state = room.shapes[point.loss]
         functions = [
             training.step.lower(training.shapes, batch, first.frozen),
-            room.view_pass.lower(number, batch),
-            room.steps[point.loss].lower(state, *seen, answer, point.settings),
+            room.augment.lower(number, batch),
+            room.steps[point.loss].lower(state, *seen, answer, point.hyperparameters),
         ]
         return [function.as_text() for function in functions]
 

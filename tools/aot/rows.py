@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from configs import remem
-from remem_jax.workflow import parts
+from remem_jax.workflow import context
 from tools.aot import steps, targets
 
 DATA = "flowers102"  # Its images are stored at 256 pixels, as those of most data sets are.
@@ -28,7 +28,7 @@ class Row(NamedTuple):
     title: str
     options: str
     settings: Mapping[str, Any]
-    make: Callable[[parts.Run], steps.Step]
+    make: Callable[[context.Run], steps.Step]
     targets: Sequence[str] = tuple(targets.TARGETS)
     too_large: Sequence[str] = ()
 

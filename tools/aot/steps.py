@@ -14,19 +14,11 @@ from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, mesh, models
 from remem_jax.data import augment
-from remem_jax.records import Batch, Feed, Variables
+from remem_jax.records import Batch, DataLoader, Variables
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
-from remem_jax.workflow import (
-    activations,
-    classroom,
-    finetune,
-    memory,
-    parts,
-    precision,
-    pretrained,
-    readers,
-)
+from remem_jax.workflow import activations, context, decoders, memory, precision, pretrained
+from remem_jax.workflow.remem import finetune, student_setup
 
 CLASSES, IMAGES, SIDE = 102, 8189, 256  # Of Flowers-102, at the stored_size of configs/remem.py.
 RESIDENT_BYTES = IMAGES * SIDE * SIDE * 3
@@ -72,7 +64,7 @@ class Step(NamedTuple):
     plan: str = ""
 
 
-def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> parts.Run:
+def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> context.Run:
     """A run of a config whose images are resident on the devices, and described only.
 
     Args:
@@ -109,21 +101,21 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> pa
                 jax.ShapeDtypeStruct((batch_size,), np.bool_),  # pyright: ignore
             )
 
-    feed = Feed(
+    loader = DataLoader(
         "resident",
         lambda batch_size, first_step, *, stage: batches(batch_size),  # pyright: ignore
         lambda split, batch_size: batches(batch_size),  # pyright: ignore
-        augment.make_train_view(
+        augment.make_train_transform(
             size=settings.image_size, crop_area=tuple(settings.crop_area), flip=dataset.flip
         ),
-        augment.make_evaluation_view(size=settings.image_size),
+        augment.make_evaluation_transform(size=settings.image_size),
     )
     log: Any = None  # Nothing is logged, for nothing runs.
-    return parts.Run(
+    return context.Run(
         config,
         pathlib.Path(),
         dataset,
-        feed,
+        loader,
         log,
         lambda: False,
         compiling.Counter(),
@@ -142,7 +134,7 @@ def checkpoint(config: ConfigDict) -> pretrained.Pretrained:
     return pretrained.Pretrained(found, "")
 
 
-def teacher(run: parts.Run) -> Step:
+def teacher(run: context.Run) -> Step:
     """The step that fine-tunes the teachers of the method of a run."""
     (method,) = run.config.methods
     settings = finetune.settings_of(run.config, method)
@@ -158,29 +150,29 @@ def teacher(run: parts.Run) -> Step:
     return Step((step,), arguments, 2 if settings.rho > 0 else 1, str(plan))
 
 
-def distillation(run: parts.Run) -> Step:
-    """A step of one student: the view of a batch, the teacher's pass, the student's step."""
+def distillation(run: context.Run) -> Step:
+    """A step of one student: the transform of a batch, the teacher's pass, the student's step."""
     start = checkpoint(run.config)
-    own = classroom.make(run, start)
-    (point, *_) = classroom.grid(run.config.student)
+    own = student_setup.make(run, start)
+    (point, *_) = student_setup.grid_points(run.config.student)
     variables, first = _teacher(run, start)
-    answer = classroom.make_answer(run, finetune.teacher_apply(run, first))
+    answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
 
     batch = memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), np.int32), mesh.batch_sharding(run.mesh)
-    seen = mesh.shapes(jax.eval_shape(own.view_pass, number, batch), by_batch)
+    seen = mesh.shapes(jax.eval_shape(own.augment, number, batch), by_batch)
     said = mesh.shapes(jax.eval_shape(answer, variables, seen.images), by_batch)
     state = own.shapes[point.loss]
-    stepped = (state, *seen, said, point.settings)
+    stepped = (state, *seen, said, point.hyperparameters)
     functions = (
-        Function("view", own.view_pass, (number, batch)),
+        Function("view", own.augment, (number, batch)),
         Function("teacher", answer, (variables, seen.images), read=variables),
         Function("student", own.steps[point.loss], stepped, state=state),
     )
     return Step(functions, (variables, batch, seen, said, state))
 
 
-def information(run: parts.Run) -> Step:
+def information(run: context.Run) -> Step:
     """A step of a decoder and of a critic, which read the features of a teacher."""
     start = checkpoint(run.config)
     variables, first = _teacher(run, start)
@@ -190,22 +182,22 @@ def information(run: parts.Run) -> Step:
     zeros = jax.tree.map(
         lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), variables
     )
-    described = [readers.Teacher("teacher", jitted, variables)]
-    planned = readers.planned_step(run, "information/remem", described)
+    described = [decoders.Teacher("teacher", jitted, variables)]
+    planned = decoders.planned_step(run, "information/remem", described)
     option = activations.choose(run, planned)
     plan = option.plan if option else planned.plans[-1]
-    own = readers.make(run, [readers.Teacher("teacher", jitted, zeros)], plan.rematerialise)
+    own = decoders.make(run, [decoders.Teacher("teacher", jitted, zeros)], plan.rematerialise)
     states = own.shapes
 
     batch = memory.batch(run, run.config.information.batch_size)
     number = jax.ShapeDtypeStruct((), np.int32)
-    view = readers.make_view(run)
-    images = mesh.shapes(jax.eval_shape(view, number, batch), by_batch)
+    transform = decoders.make_train_transform(run)
+    images = mesh.shapes(jax.eval_shape(transform, number, batch), by_batch)
     features = mesh.shapes(jax.eval_shape(lambda x: own.teach[0](x), images), by_batch)
     said = mesh.shapes(jax.eval_shape(jitted, variables, images), by_batch)
     names = ("decoder",) * own.decoders + ("critic",) * (len(states) - own.decoders)
     functions = (
-        Function("view", view, (number, batch)),
+        Function("view", transform, (number, batch)),
         Function("teacher", jitted, (variables, images), read=variables),
         *(
             Function(name, step, (state, features, images), state=state)
@@ -215,28 +207,28 @@ def information(run: parts.Run) -> Step:
     return Step(functions, (variables, batch, images, said, features, states))
 
 
-def evaluation(run: parts.Run) -> Step:
+def evaluation(run: context.Run) -> Step:
     """A batch of evaluation of a teacher: its logits, and the count of them."""
     variables, first = _teacher(run, checkpoint(run.config))
     batch_size = run.config.teacher.batch_size
-    measure = parts.make_measure(run, finetune.evaluation_apply(first), batch_size)
+    measure = context.make_measure(run, finetune.evaluation_apply(first), batch_size)
     by_batch = mesh.batch_sharding(run.mesh)
     batch = mesh.shapes(next(measure.batches("validation")), by_batch)
-    images = mesh.shapes(jax.eval_shape(measure.view, batch.image), by_batch)
+    images = mesh.shapes(jax.eval_shape(measure.transform, batch.image), by_batch)
     logits = mesh.shapes(jax.eval_shape(measure.apply, variables, images), by_batch)
     empty = jax.eval_shape(
         lambda: evaluate.init_tally(measure.classes, agreement=False, confusion=False)
     )
     tally = mesh.shapes(empty, mesh.replicated(run.mesh))
     functions = (
-        Function("view", measure.view, (batch.image,)),
+        Function("view", measure.transform, (batch.image,)),
         Function("model", measure.apply, (variables, images), read=variables),
         Function("count", measure.add, (tally, logits, batch)),
     )
     return Step(functions, (variables, batch, images, logits, tally))
 
 
-def _teacher(run: parts.Run, start: pretrained.Pretrained) -> tuple[Variables, finetune.Start]:
+def _teacher(run: context.Run, start: pretrained.Pretrained) -> tuple[Variables, finetune.Start]:
     """Shapes of a teacher's variables, and what it was fine-tuned from."""
     (method,) = run.config.methods
     first = finetune.start(run, start, method)

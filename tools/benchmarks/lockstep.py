@@ -14,7 +14,7 @@ import numpy as np
 
 from remem_jax import models, optim
 from remem_jax.data import augment
-from remem_jax.records import Answer, Batch, Settings, Variables
+from remem_jax.records import Batch, Hyperparameters, Outputs, Variables
 from remem_jax.storage import outputs
 from remem_jax.train import lockstep, objectives, state, steps
 from tools.benchmarks.rows import Grid
@@ -28,8 +28,8 @@ class _Class(NamedTuple):
     """What is the same in all ways."""
 
     teach: lockstep.Teach
-    views: lockstep.ViewPass
-    students: list[tuple[steps.StudentStep, Settings]]
+    views: lockstep.Augment
+    students: list[tuple[steps.StudentStep, Hyperparameters]]
     first: Callable[[], state.State]
     batches: list[Batch]
     grid: Grid
@@ -87,14 +87,14 @@ def _teacher(way: str, room: _Class, count: int, folder: pathlib.Path) -> Iterat
         yield room.teach
         return
     shape = (room.grid.batch, room.grid.classes)
-    with outputs.Outputs(
+    with outputs.StoredOutputs(
         folder=folder, facts={}, steps=count, shape=shape, dtype=np.float32
     ) as kept:
 
         def teach(step: int, images: Any) -> Any:
             stored = kept.read(step)
             if stored is not None:
-                return Answer(jnp.asarray(stored))
+                return Outputs(jnp.asarray(stored))
             answer = room.teach(step, images)
             if answer is not None:
                 kept.write(step, np.asarray(answer.logits))
@@ -106,7 +106,7 @@ def _teacher(way: str, room: _Class, count: int, folder: pathlib.Path) -> Iterat
 def _run(
     teach: lockstep.Teach,
     room: _Class,
-    students: list[tuple[steps.StudentStep, Settings]],
+    students: list[tuple[steps.StudentStep, Hyperparameters]],
     firsts: list[state.State],
     count: int,
 ) -> lockstep.States:
@@ -121,7 +121,7 @@ def _make(grid: Grid) -> _Class:
     common: dict[str, Any] = {"classes": grid.classes, "dtype": grid.dtype}
     teacher: Any = models.make("vit", variant=grid.variant, **common)
     variables = _answering(models.init(teacher, jax.random.key(1), grid.pixels))
-    view = augment.make_train_view(size=grid.pixels, crop_area=(0.3, 1.0), flip=True)
+    transform = augment.make_train_transform(size=grid.pixels, crop_area=(0.3, 1.0), flip=True)
     answer = jax.jit(models.teacher_apply(teacher))
     student: Any = models.make(grid.student, **common)
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4)
@@ -133,8 +133,8 @@ def _make(grid: Grid) -> _Class:
     start = models.init(student, key, grid.pixels)
     return _Class(
         lambda number, images: answer(variables, images),
-        jax.jit(lockstep.make_view_pass(view, classes=grid.classes, key=key)),
-        [(step, Settings(0.001 * (1 + i), 4.0, 0.5, i)) for i in range(grid.students)],
+        jax.jit(lockstep.make_augment(transform, classes=grid.classes, key=key)),
+        [(step, Hyperparameters(0.001 * (1 + i), 4.0, 0.5, i)) for i in range(grid.students)],
         lambda: state.create(start, tx),
         list(_batches(grid)),
         grid,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from remem_jax import mesh, models, optim
 from remem_jax.models import encoder
-from remem_jax.records import Answer, Batch, Settings
+from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import flops, objectives, state, steps
 from remem_jax.train.division import Division
 from tools.benchmarks import turns
@@ -126,13 +126,13 @@ def _taught(work: Work, teacher: turns.Side, *, weight: float) -> turns.Side:
     )
     now = [state.create(models.init(model, jax.random.key(0), work.pixels), tx)]
     images, labels = _images(work), jnp.arange(work.batch)
-    settings = Settings(0.01, 4.0, weight, 0)
+    settings = Hyperparameters(0.01, 4.0, weight, 0)
 
     def run() -> None:
-        now[0], _ = step(now[0], images, labels, Answer(teacher.run()), settings)
+        now[0], _ = step(now[0], images, labels, Outputs(teacher.run()), settings)
 
     def count() -> float:
-        answer = Answer(jnp.zeros((work.batch, CLASSES)))
+        answer = Outputs(jnp.zeros((work.batch, CLASSES)))
         return teacher.operations() + flops.count(step, now[0], images, labels, answer, settings)
 
     return turns.Side(run, lambda: jax.block_until_ready(now[0]), count, _peak_memory)

@@ -12,7 +12,7 @@ import numpy as np
 
 from remem_jax import losses, models, optim
 from remem_jax.models import encoder
-from remem_jax.records import Batch, Settings
+from remem_jax.records import Batch, Hyperparameters
 from remem_jax.train import objectives, state, steps
 from remem_jax.train.division import Division
 from remem_jax.weights import augreg
@@ -128,7 +128,7 @@ def _kd_step(inputs: Inputs, dtype: str) -> Values:
 
     def taught(now: state.State, batch: Batch, params: Any) -> Any:
         told = answer({"params": params}, batch.image)
-        return step(now, batch.image, batch.label, told, Settings(0.1, 4.0, 0.5, 0))
+        return step(now, batch.image, batch.label, told, Hyperparameters(0.1, 4.0, 0.5, 0))
 
     arguments = state.create(first, tx), batch, params
     compiled = jax.jit(taught).lower(*arguments).compile()

@@ -1,0 +1,293 @@
+"""The report of an analysis: figures, the numbers behind them, and what was run."""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from remem_jax import checks
+from remem_jax.report import pages, tables
+from remem_jax.report.analysis import rankings
+from remem_jax.report.figures import drawing, layers, neurons, reconstructions, teachers
+from remem_jax.storage import files, results
+
+FORMAT = 1  # Of the results of an analysis.
+
+Analysis = Mapping[str, Any]
+
+
+def write(directory: pathlib.Path) -> None:
+    """Writes report.md, report.html and figures/; see `report.write_analysis`."""
+    path = directory / "results.json"
+    found = results.read(path)
+    if found is None:
+        raise checks.SettingError(f"{path} is not there: the analysis has not come to its end.")
+    checks.one_of(f"The format of {path}", found.get("format"), (FORMAT,))
+    plots = [
+        drawing.save(
+            directory / drawing.FIGURES, one._replace(caption=f"{one.caption} {of(found)}")
+        )
+        for one in _drawings(directory, found)
+    ]
+    content = {
+        "title": found["title"],
+        "summary": summary(found),
+        "notes": list(_notes(found)),
+        "plots": plots,
+        "tables": [*_tables(found), _models(found), tables.settings(found), _versions(found)],
+        "differs": _differs(found),
+    }
+    files.write_text(directory / "report.html", pages.html("analysis/page.html.jinja", content))
+    files.write_text(directory / "report.md", pages.markdown("analysis/page.md.jinja", content))
+
+
+def summary(found: Analysis) -> str:
+    """What was looked at, in words."""
+    data, names = found["data"], [one["title"] for one in found["models"]]
+    size = data["image_size"]
+    return (
+        f"What was looked at: {', '.join(names)}, as the checkpoints are, on {data['title']} "
+        f"({data['classes']:,} classes), whose images the models see as {size} x {size} pixels."
+    )
+
+
+def of(found: Analysis) -> str:
+    """What a figure is of, for its caption."""
+    data = found["data"]
+    return f"On {data['title']}, seen as {data['image_size']} x {data['image_size']} pixels."
+
+
+def _drawings(directory: pathlib.Path, found: Analysis) -> Iterator[drawing.Drawing]:
+    analyses = found["analyses"]
+    drawn: list[drawing.Drawing | None] = []
+    if "information" in analyses:
+        drawn += _information(directory, analyses["information"]["settings"])
+    if "expertness" in analyses:
+        own = analyses["expertness"]
+        drawn.append(
+            layers.expertness(own["models"], clusters=own["clusters"], threshold=own["threshold"])
+        )
+    if "criticality" in analyses:
+        drawn += _criticality(directory, analyses["criticality"]["blocks"])
+    yield from (one for one in drawn if one is not None)
+
+
+def _information(
+    directory: pathlib.Path, settings: list[dict[str, Any]]
+) -> Iterator[drawing.Drawing | None]:
+    first = settings[0]
+    if len(settings) > 1:
+        rows = [{"label": rankings.label(one), "models": one["models"]} for one in settings]
+        yield reconstructions.sensitivity(
+            rows, name="sensitivity", title="Information with other decoders"
+        )
+    yield reconstructions.curves(first["models"], name="decoders", title="How the decoders learned")
+    path = directory / first["folder"] / "pictures.npz"
+    if not path.exists():
+        return
+    with np.load(path, allow_pickle=False) as arrays:
+        pixels = [
+            {"title": one["title"], "pixels": arrays[f"pixel_excess_{number}"]}
+            for number, one in enumerate(first["models"])
+        ]
+        yield reconstructions.maps(
+            pixels, name="maps", title="Where in the image information is lost"
+        )
+        yield reconstructions.pictures(
+            [_row(arrays, place, first["models"]) for place in range(len(arrays["images"]))],
+            name="reconstructions",
+            title="Images, and what features keep of them",
+        )
+
+
+def _row(arrays: Any, place: int, models: list[dict[str, Any]]) -> dict[str, Any]:
+    def of_model(number: int, title: str) -> dict[str, Any]:
+        loss = float(arrays[f"image_losses_{number}"][place])
+        return {
+            "title": title,
+            "reconstruction": arrays[f"reconstructions_{number}"][place],
+            "loss": loss,
+            "excess": loss - float(arrays[f"image_floors_{number}"][place]),
+        }
+
+    return {
+        "image": arrays["images"][place],
+        "class": f"image {place + 1}",
+        "models": [of_model(number, one["title"]) for number, one in enumerate(models)],
+    }
+
+
+def _criticality(
+    directory: pathlib.Path, blocks: list[dict[str, Any]]
+) -> Iterator[drawing.Drawing | None]:
+    values = []
+    for block in blocks:
+        with np.load(directory / block["folder"] / "neurons.npz", allow_pickle=False) as kept:
+            values.append(
+                {"model": block["title"], "layer": block["layer"], "values": kept["value"][0]}
+            )
+    yield neurons.criticality(values, name="criticality", title="Criticality of all neurons")
+    for block in blocks:
+        with np.load(directory / block["folder"] / "pictures.npz", allow_pickle=False) as arrays:
+            yield _grid(block, arrays)
+
+
+def _grid(block: Mapping[str, Any], arrays: Any) -> drawing.Drawing | None:
+    seen = arrays.get("visualisations")
+    shown = [
+        {
+            **one,
+            "visualisations": [] if seen is None else list(seen[number]),
+            "images": [{**image, "image": arrays[str(image["place"])]} for image in one["images"]],
+        }
+        for number, one in enumerate(block["neurons"])
+    ]
+    title = f"The most critical neurons of block {block['layer'] + 1}, {block['title']}"
+    return neurons.grid(
+        shown,
+        name=f"neurons_{block['name']}_block_{block['layer']}",
+        title=title,
+        caption=f"Of {block['images']:,} images.",
+    )
+
+
+def _notes(found: Analysis) -> Iterator[str]:
+    analyses = found["analyses"]
+    if "information" in analyses:
+        yield from rankings.sentences(analyses["information"]["settings"])
+    for one in analyses.get("expertness", {}).get("models", ()):
+        above = [
+            str(layer["layer"] + 1)
+            for layer in one["layers"]
+            if min(layer["shares"]) > layer["null_mean"] + 2 * layer["null_deviation"]
+        ]
+        yield (
+            f"{one['title']}: expertness is above that of shuffled activations, by more than two "
+            f"standard deviations and with every seed, in blocks {', '.join(above) or 'none'}."
+        )
+
+
+def _tables(found: Analysis) -> Iterator[tables.Table]:
+    analyses = found["analyses"]
+    if "information" in analyses:
+        yield rankings.table(analyses["information"]["settings"])
+    if "expertness" in analyses:
+        yield _expertness_table(analyses["expertness"])
+    if "criticality" in analyses:
+        yield _criticality_table(analyses["criticality"]["blocks"])
+
+
+def _expertness_table(own: Mapping[str, Any]) -> tables.Table:
+    rows = [
+        (
+            model["title"],
+            str(layer["layer"] + 1),
+            teachers.decimals(float(np.mean(layer["shares"])), 4),
+            teachers.decimals(min(layer["shares"]), 4),
+            teachers.decimals(max(layer["shares"]), 4),
+            teachers.decimals(layer["null_mean"], 4),
+            teachers.decimals(layer["null_deviation"], 4),
+            teachers.decimals(layer["sparsity"], 4),
+            teachers.decimals(layer["seconds"], 1),
+        )
+        for model in own["models"]
+        for layer in model["layers"]
+    ]
+    looked = "; ".join(
+        f"{model['title']} {model['layers'][0]['seconds_of_all_layers']:.1f}"
+        for model in own["models"]
+    )
+    return tables.Table(
+        "Expertness",
+        (
+            "Model",
+            "Block",
+            "Expertness",
+            "Least",
+            "Greatest",
+            "Shuffled",
+            "± of one",
+            "Sparsity",
+            "Seconds of clustering",
+        ),
+        tuple(rows),
+        note=f"Of {own['images']:,} images, in {own['clusters']} clusters. Seconds of the model's "
+        f"pass over all images, all blocks at once: {looked}.",
+    )
+
+
+def _criticality_table(blocks: list[dict[str, Any]]) -> tables.Table:
+    rows = [
+        (
+            block["title"],
+            str(block["layer"] + 1),
+            f"{block['images']:,}",
+            tables.number(block["neurons"][0]["neuron"]),
+            teachers.decimals(block["neurons"][0]["criticality"], 4),
+            f"{block['costs']['forward_passes']:.2f}",
+            tables.duration(block["seconds"]),
+        )
+        for block in blocks
+    ]
+    return tables.Table(
+        "Criticality",
+        (
+            "Model",
+            "Block",
+            "Images",
+            "Most critical neuron",
+            "Its criticality",
+            "Cost, forward passes an image",
+            "Time",
+        ),
+        tuple(rows),
+        note="A neuron's criticality is the largest relative change of what the head sees, over "
+        "the images, when the neuron is set to zero. The cost is counted in operations.",
+    )
+
+
+def _models(found: Analysis) -> tables.Table:
+    return tables.Table(
+        "Models",
+        ("Model", "Checkpoint", "Hash of the file", "Blocks", "Neurons of a block", "Parameters"),
+        tuple(
+            (
+                one["title"],
+                str(one["init"]).rpartition("/")[2]
+                if one["init"].endswith(".npz")
+                else one["init"],
+                one["init_digest"],
+                tables.number(one["depth"]),
+                f"{one['neurons']:,}",
+                f"{one['parameters']:,}",
+            )
+            for one in found["models"]
+        ),
+    )
+
+
+def _versions(found: Analysis) -> tables.Table:
+    device = found["device"]
+    rows = [("Device", f"{device['count']} x {device['kind']}"), ("Seed", str(found["seed"]))]
+    rows += [(f"Version of {name}", version) for name, version in found["versions"].items()]
+    return tables.Table("Made with", ("", ""), tuple(rows), numeric=False)
+
+
+def _differs(found: Analysis) -> list[str]:
+    sentences = list(found["config"].get("differs", ()))
+    if found["data"]["official"] is False:
+        sentences.append("The numbers of images are not those of the official data set.")
+    size = found["data"]["image_size"]
+    if size != 224:
+        sentences.append(f"Images are seen as {size} x {size} pixels; the paper has 224 x 224.")
+    if "information" in found["analyses"]:
+        sentences.append(
+            "The decoders' learning rate, betas and number of updates, and that they learn from "
+            "cropped and mirrored images, are our choices: the paper's values are lost."
+        )
+    if "expertness" in found["analyses"]:
+        sentences.append(
+            "Expertness is divided by the energy of all pairs, so that it lies between 0 and 1."
+        )
+    return sentences

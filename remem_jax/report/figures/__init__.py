@@ -1,0 +1,1 @@
+"""Figures, as files for print and for the pages."""

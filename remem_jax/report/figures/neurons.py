@@ -1,0 +1,156 @@
+"""Figures of critical neurons: how few there are, and what they respond to.
+
+Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, Appendix C.2, Figures 7 to 15.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+from remem_jax.report.figures import drawing, mosaic
+
+_DECADES = 100.0  # Between the greatest and the least: above it, an axis is logarithmic.
+
+
+@drawing.styled
+def criticality(
+    blocks: Sequence[Mapping[str, Any]], *, name: str, title: str
+) -> drawing.Drawing | None:
+    """All neurons of some blocks, the most critical first.
+
+    Args:
+        blocks: Each "model" (its title), "layer" (from 0 at the bottom) and "values", the
+            criticality of each neuron. Values that are not finite have no rank.
+        name: Stem of the files' names.
+        title: What the figure shows.
+
+    Returns:
+        The figure; None if there is no finite value.
+    """
+    ranked = [_ranked(np.asarray(block["values"], np.float64)) for block in blocks]
+    shown = [value for values in ranked for _, value in values if math.isfinite(value)]
+    if not shown:
+        return None
+    figure = drawing.new()
+    axes = figure.axes[0]
+    axes.set(xlabel="Neuron by rank (1 = most critical)", ylabel="Criticality")
+    if max(map(len, ranked)) > _DECADES:
+        axes.set_xscale("log")
+    axes.grid(visible=True, which="major")
+    positive = [value for value in shown if value > 0]
+    is_log = min(shown) >= 0 and bool(positive) and max(positive) > _DECADES * min(positive)
+    if is_log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    # The usual ones write powers as formulas, which the settings forbid.
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    styles = drawing.styles(str(place) for place in range(len(blocks)))
+    labels = drawing.labels(
+        f"{drawing.label(block['model'], 28)}, block {block['layer'] + 1}" for block in blocks
+    )
+    for values, style, label in zip(ranked, styles.values(), labels, strict=True):
+        finite = [value for _, value in values if math.isfinite(value)]
+        axes.plot(
+            np.arange(1, len(finite) + 1),
+            [value if value > 0 or not is_log else math.nan for value in finite],
+            color=style.color,
+            linestyle=style.dashes,
+            marker=style.marker,
+            markevery=(0.02, 0.15),  # Shares of the axes' diagonal.
+            markersize=5,
+            label=label,
+        )
+    drawing.legend(figure)
+    caption = (
+        "The criticality of a neuron is the largest relative change of what the head sees when the "
+        "neuron is set to zero. Block 1 is the bottom."
+    )
+    if is_log and len(positive) < len(shown):
+        caption += f" Zeros have no place on this scale: {len(shown) - len(positive)}."
+    every = sum(len(values) for values in ranked)
+    return drawing.Drawing(
+        name,
+        title,
+        caption + drawing.left_out(every - len(shown), "Neurons"),
+        figure,
+        ("model", "block", "rank", "neuron", "criticality"),
+        [
+            [
+                block["model"],
+                block["layer"] + 1,
+                rank if math.isfinite(value) else None,
+                neuron,
+                value,
+            ]
+            for block, values in zip(blocks, ranked, strict=True)
+            for rank, (neuron, value) in enumerate(values, start=1)
+        ],
+    )
+
+
+def _ranked(values: Float[np.ndarray, " neuron"]) -> list[tuple[int, float]]:
+    """Neurons and their values, the greatest first; the first of equal ones; NaN last."""
+    pairs = [(neuron, float(value)) for neuron, value in enumerate(values)]
+    return sorted(pairs, key=lambda p: -p[1] if math.isfinite(p[1]) else math.inf)
+
+
+@drawing.styled
+def grid(
+    neurons: Sequence[Mapping[str, Any]], *, name: str, title: str, caption: str = ""
+) -> drawing.Drawing | None:
+    """Neurons in rows: what maximises each, and the images that it influences most.
+
+    Args:
+        neurons: Each "neuron" (its number), "criticality", "visualisations" (pictures, one for
+            each seed; may be empty) and "images", the most influenced first, each "image" (a
+            picture), "class" and "influence". Pictures are height x width x 3, from 0 to 1.
+        name: Stem of the files' names.
+        title: What the figure shows.
+        caption: What to say before how to read it.
+
+    Returns:
+        The figure; None if there is no neuron with a picture.
+    """
+    shown = [n for n in neurons if len(n["visualisations"]) or n["images"]]
+    if not shown:
+        return None
+    seeds = max(len(neuron["visualisations"]) for neuron in shown)
+    rows = [
+        mosaic.Row(
+            f"neuron {neuron['neuron']}\n{neuron['criticality']:.3g}",
+            [
+                *(mosaic.Tile(picture) for picture in neuron["visualisations"]),
+                *[None] * (seeds - len(neuron["visualisations"])),
+                *(mosaic.Tile(one["image"], one["class"]) for one in neuron["images"]),
+            ],
+        )
+        for neuron in shown
+    ]
+    heads = {0: "maximises it"} if seeds else {}
+    if any(neuron["images"] for neuron in shown):
+        heads[seeds] = "influenced most"
+    parts = [
+        caption,
+        "At the left a neuron's number and its criticality.",
+        "Then inputs made to maximise its activation, one for each seed." if seeds else "",
+        "Then the images whose features it changes most, the most changed first, with their "
+        "classes.",
+    ]
+    return drawing.Drawing(
+        name,
+        title,
+        " ".join(part for part in parts if part),
+        mosaic.figure(rows, heads, gap_before=seeds),
+        ("neuron", "criticality", "place", "class", "influence"),
+        [
+            [neuron["neuron"], neuron["criticality"], place, one["class"], one["influence"]]
+            for neuron in shown
+            for place, one in enumerate(neuron["images"], start=1)
+        ],
+    )

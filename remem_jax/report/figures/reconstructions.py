@@ -1,0 +1,229 @@
+"""Figures of the decoders behind the mutual information: what they see, and whether to trust them.
+
+Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, Appendix A.5.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from remem_jax.report.figures import drawing, mosaic
+
+_MAP = "cividis"
+_EXCESS = "Excess, nats per sub-pixel"
+_BESIDE = 4  # Maps in a row.
+_SIDE = 1.7  # Inches of a map.
+_SPREAD = 0.7  # Of the distance between two settings: room for the marks of all models.
+
+
+@drawing.styled
+def pictures(rows: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawing.Drawing | None:
+    """Images beside what each model's features keep of them.
+
+    Args:
+        rows: Each "image", its "class" and "models": "title", "reconstruction", "loss" and
+            "excess" (nats per sub-pixel). Pictures are height x width x 3, from 0 to 1.
+        name: Stem of the files' names.
+        title: What the figure shows.
+
+    Returns:
+        The figure; None if there are no rows.
+    """
+    if not rows:
+        return None
+    titles = list(dict.fromkeys(model["title"] for row in rows for model in row["models"]))
+    tiles = []
+    for row in rows:
+        found = {model["title"]: model for model in row["models"]}
+        models = [_tile(found[one]) if one in found else None for one in titles]
+        tiles.append(mosaic.Row("", [mosaic.Tile(row["image"], row["class"]), *models]))
+    names = ("title", "loss", "excess")
+    return drawing.Drawing(
+        name,
+        title,
+        "At the left images that no decoder was trained on, with their classes; then what a "
+        "decoder makes of each model's features. Beneath: the loss of this image, and in brackets "
+        "how far it is above its floor, in nats per sub-pixel; the lower, the more the features "
+        "keep.",
+        mosaic.figure(tiles, {0: "image", **dict(enumerate(titles, start=1))}, gap_before=1),
+        ("place", "class", "model", "loss", "excess"),
+        [
+            [place, row["class"], *fields]
+            for place, row in enumerate(rows, start=1)
+            for fields in drawing.fields(row["models"], names)
+        ],
+    )
+
+
+def _tile(model: Mapping[str, Any]) -> mosaic.Tile:
+    text = f"{drawing.finite(model['loss']):.3f} ({drawing.finite(model['excess']):+.3f})"
+    return mosaic.Tile(model["reconstruction"], text)
+
+
+@drawing.styled
+def maps(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawing.Drawing | None:
+    """Where in the image each model's reconstruction is worse, on one scale of colours.
+
+    Args:
+        models: Each a "title" and "pixels", height x width: the excess of each pixel, a mean over
+            images and channels.
+        name: Stem of the files' names.
+        title: What the figure shows.
+
+    Returns:
+        The figure; None if there are no models or nothing is finite.
+    """
+    pixels: list[Float[np.ndarray, "height width"]] = [
+        np.asarray(model["pixels"], np.float64) for model in models
+    ]
+    finite = [one[np.isfinite(one)] for one in pixels]
+    if not sum(len(one) for one in finite):
+        return None
+    every = np.concatenate(finite)
+    low, high = float(every.min()), float(every.max())
+    columns = min(_BESIDE, len(models))
+    lines = -(-len(models) // columns)
+    size = (max(columns * _SIDE + 1.2, 3.6), lines * (_SIDE + 0.35) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    shown = None
+    for axes, model, values in zip(panels, models, pixels, strict=False):
+        shown = axes.imshow(values, cmap=_MAP, vmin=low, vmax=high, interpolation="nearest")
+        axes.set_title(drawing.label(model["title"], 22), fontsize=drawing.SMALL)
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=list(panels), aspect=25)
+        bar.set_label(_EXCESS, fontsize=drawing.SMALL)
+        bar.ax.tick_params(labelsize=drawing.SMALL)
+        bar.locator = MaxNLocator(5)
+        bar.update_ticks()
+    return drawing.Drawing(
+        name,
+        title,
+        "The reconstruction loss of each pixel above its floor, a mean over held-out images and "
+        "channels; all models on one scale. Dark: the features keep more of what is there.",
+        figure,
+        ("model", "row", "column", "excess"),
+        [
+            [model["title"], row, column, float(value)]
+            for model, values in zip(models, pixels, strict=True)
+            for (row, column), value in np.ndenumerate(values)
+        ],
+    )
+
+
+@drawing.styled
+def curves(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawing.Drawing | None:
+    """How the decoders learned: whether they came to their end.
+
+    Args:
+        models: Each a "title" and "seeds": "seed" and "curve", pairs of a step and the loss on
+            held-out images.
+        name: Stem of the files' names.
+        title: What the figure shows.
+
+    Returns:
+        The figure; None if there is no finite loss.
+    """
+    rows = list(_steps(models))
+    lost = sum(not drawing.is_finite(row[-1]) for row in rows)
+    if lost == len(rows):
+        return None
+    figure = drawing.new()
+    axes = figure.axes[0]
+    axes.set(xlabel="Update of the decoder", ylabel="Held-out loss, nats per sub-pixel")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10], integer=True))
+    styles = drawing.styles(str(place) for place in range(len(models)))
+    labels = drawing.labels(model["title"] for model in models)
+    for model, style, label in zip(models, styles.values(), labels, strict=True):
+        for seed in model["seeds"]:
+            axes.plot(
+                [step for step, _ in seed["curve"]],
+                [drawing.finite(loss) for _, loss in seed["curve"]],
+                color=style.color,
+                linestyle=style.dashes,
+                linewidth=1.2,
+                marker=style.marker,
+                markevery=max(1, len(seed["curve"]) // 6),
+                markersize=5,
+                label=label,
+            )
+    drawing.legend(figure)
+    return drawing.Drawing(
+        name,
+        title,
+        "The loss on images that the decoder was not trained on, a line for each seed of the "
+        "decoder." + drawing.left_out(lost, "Losses"),
+        figure,
+        ("model", "seed", "step", "loss"),
+        rows,
+    )
+
+
+def _steps(models: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
+    for model in models:
+        for seed in model["seeds"]:
+            for step, loss in seed["curve"]:
+                yield [model["title"], seed["seed"], step, loss]
+
+
+@drawing.styled
+def sensitivity(
+    settings: Sequence[Mapping[str, Any]], *, name: str, title: str
+) -> drawing.Drawing | None:
+    """Whether the models' ranking is the same whatever the settings of the decoder.
+
+    Args:
+        settings: Each a "label" and "models": "title", "excess" (nats per sub-pixel) and its
+            "deviation" over seeds of the decoder, or None.
+        name: Stem of the files' names.
+        title: What the figure shows.
+
+    Returns:
+        The figure; None if there is no finite excess.
+    """
+    titles = list(dict.fromkeys(one["title"] for row in settings for one in row["models"]))
+    found = [(place, one) for place, row in enumerate(settings) for one in row["models"]]
+    shown = [(place, one) for place, one in found if drawing.is_finite(one["excess"])]
+    if not shown:
+        return None
+    figure = drawing.new(size=(5.8, max(2.2, 1.2 + 0.45 * len(settings))))
+    axes = figure.axes[0]
+    axes.set_xlabel(f"{_EXCESS}\nleft: more information")
+    axes.set_yticks(range(len(settings)), [drawing.label(row["label"], 36) for row in settings])
+    axes.set_ylim(len(settings) - 0.5, -0.5)  # The first above.
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    looks = zip(titles, drawing.styles(titles).values(), drawing.labels(titles), strict=True)
+    for place, (one, style, label) in enumerate(looks):
+        some = [(row, model) for row, model in shown if model["title"] == one]
+        shift = _SPREAD * ((place + 0.5) / len(titles) - 0.5)
+        axes.errorbar(
+            [model["excess"] for _, model in some],
+            [row + shift for row, _ in some],
+            xerr=[drawing.finite(model["deviation"]) for _, model in some],
+            color=style.color,
+            marker=style.marker,
+            linestyle="none",
+            capsize=2.5,
+            label=label,
+        )
+    drawing.legend(figure)
+    return drawing.Drawing(
+        name,
+        title,
+        "The reconstruction loss above its floor. A row for each setting of the decoder, a mark "
+        "for each model; bars: one sample standard deviation over the decoder's seeds. The measure "
+        "can be trusted where the order of the models is the same in all rows."
+        + drawing.left_out(len(found) - len(shown), "Values"),
+        figure,
+        ("setting", "model", "excess", "deviation"),
+        [
+            [settings[place]["label"], one["title"], one["excess"], one["deviation"]]
+            for place, one in found
+        ],
+    )

@@ -1,0 +1,114 @@
+"""The page of a run: what was measured, with which settings, and how it differs from the paper."""
+
+import pathlib
+from typing import Any
+
+from remem_jax import checks
+from remem_jax.data import walk
+from remem_jax.report import pages, paper, protocol, tables
+from remem_jax.report.card import model_card
+from remem_jax.report.figures import drawing, teachers
+from remem_jax.report.run import comparisons, measured, plots, run_tables
+from remem_jax.storage import files, logs
+from remem_jax.storage import results as stored
+
+FORMAT = 1  # Of results.json.
+
+
+def write(directory: pathlib.Path) -> None:
+    """Writes report.md, report.html and the model cards; see `report.write`."""
+    path = directory / "results.json"
+    results = stored.read(path)
+    if results is None:
+        raise checks.SettingError(f"{path} is not there: the run has not come to its end.")
+    checks.one_of(f"The format of {path}", results.get("format"), (FORMAT,))
+    figures = [drawing.save(directory / drawing.FIGURES, one) for one in teachers.of_run(results)]
+    content = _content(results, logs.read(directory), figures)
+    files.write_text(directory / "report.html", pages.html("run/page.html.jinja", content))
+    files.write_text(directory / "report.md", pages.markdown("run/page.md.jinja", content))
+    model_card.write(directory, results)
+
+
+def _content(
+    results: tables.Results, rows: list[dict[str, Any]], figures: list[drawing.Plot]
+) -> dict[str, Any]:
+    notes = [
+        comparisons.gain(results),
+        comparisons.standard_errors(results),
+        paper.note(results),
+    ]
+    optional = [
+        comparisons.table(results),
+        run_tables.confused(results),
+        run_tables.on_test(results),
+        teachers.table_of_run(results),
+    ]
+    return {
+        "title": results["title"],
+        "summary": summary(results),
+        "warning": model_card.warning(results),
+        "comparison": run_tables.comparison(results),
+        "notes": [note for note in notes if note],
+        "plots": [*figures, *plots.draw(results, rows)],
+        "models": [
+            _details(results),
+            *(table for table in optional if table),
+            measured.searched(results),
+            run_tables.teachers(results),
+            run_tables.students(results),
+        ],
+        "facts": [tables.settings(results), run_tables.origins(results), run_tables.times(results)],
+        "skipped": results["data"]["skipped"],
+        "diverged": _diverged(results),
+        "remarks": remarks(results["data"]),
+        "differs": _differs(results),
+    }
+
+
+def remarks(data: dict[str, Any]) -> list[str]:
+    """What was odd about the data, a sentence each; results of before have none."""
+    told = walk.told(data.get("passed_over", {}), data.get("empty_classes", ()))
+    return [f"{data['title']}: {one}." for one in (told, *data.get("warnings", ())) if one]
+
+
+def _diverged(results: tables.Results) -> list[str]:
+    """What is not there because training diverged, a sentence each."""
+    lost = [(row["method"], row.get("teacher_lost")) for row in results["methods"]]
+    return [
+        *(
+            f"{tables.method_title(method)} has no teachers of steps "
+            f"{', '.join(map(str, own['steps']))}: {own['reason']}"
+            for method, own in lost
+            if own
+        ),
+        *(
+            f"{tables.method_title(one['method'])} has no result. {one['reason']}"
+            for one in results.get("failed", ())
+        ),
+    ]
+
+
+def _details(results: tables.Results) -> tables.Table:
+    """More metrics of what was selected, and which classes they cover."""
+    table, covered = run_tables.details(results), measured.coverage(results, "test")
+    return table._replace(note=f"{table.note} {covered}") if covered else table
+
+
+def summary(results: tables.Results) -> str:
+    """What was measured, in words."""
+    data, models = results["data"], results["models"]
+    return (
+        f"The student, {models['student']} with {models['student_parameters']:,} parameters, "
+        f"learned {data['title']}: {measured.images(results)}. {measured.counts(results)} "
+        f"{measured.reading(results)}"
+    )
+
+
+def _differs(results: tables.Results) -> list[str]:
+    """How the run is not the paper's, each sentence once."""
+    sentences = [
+        *results["config"].get("differs", []),
+        *protocol.of_one_run(results["config"]),
+        *protocol.deviations(results["config"]),
+    ]
+    return list(dict.fromkeys(sentences))

@@ -1,0 +1,225 @@
+"""The report of a study: many runs that together make one of the paper's tables, or figures."""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from remem_jax import checks
+from remem_jax.report import pages, paper, tables
+from remem_jax.report.figures import drawing, teachers
+from remem_jax.report.study import gains, layout, searched, trials
+from remem_jax.storage import files, results
+
+FORMAT = 1  # Of study.json.
+
+_GAINS = (
+    "A student's gain is the mean, over the seeds that both rows have, of what it is above the "
+    "baseline's of the same seed; behind ± stands the sample standard deviation of these "
+    "differences. Beneath, seed by seed, is the paired standard error of the difference, in "
+    "points, with a two-sided p-value: what other test images would change, reckoned from the "
+    "images on which the two differ. It holds for these students, not for what other seeds would "
+    "train. “Not on record” is said where an older version ran a trial, or test chose the "
+    "settings. What the paper leaves open moves both rows, so gains compare more fairly with the "
+    "paper's than the numbers themselves."
+)
+_OPTIMISTIC = (
+    "Here the test split itself chose the settings: each number is the best of all that were "
+    "tried, by the images that judge it, and is too high. The paper does not say on which split "
+    "it selects; it may be this one. The numbers to trust are those of the first table."
+)
+
+
+def write(directory: pathlib.Path) -> None:
+    """Writes study.md, study.html and table.csv; see `report.write_study`."""
+    path = directory / "study.json"
+    study = results.read(path)
+    if study is None:
+        raise checks.SettingError(f"{path} is not there: the study has not begun.")
+    checks.one_of(f"The format of {path}", study.get("format"), (FORMAT,))
+    figures = [drawing.save(directory / drawing.FIGURES, one) for one in teachers.of_study(study)]
+    content = {**_content(study), "plots": figures}
+    files.write_text(directory / "study.html", pages.html("study/page.html.jinja", content))
+    files.write_text(directory / "study.md", pages.markdown("study/page.md.jinja", content))
+    files.write_text(directory / "table.csv", layout.comma_separated(study))
+
+
+def _content(study: layout.Study) -> dict[str, Any]:
+    chosen = [trials.selected(study, choice) for choice in ("validation", "test")]
+    return {
+        "title": title(study),
+        "mini": study["mini"],
+        "summary": summary(study),
+        "warning": warning(study),
+        "heading": f"Results, in the layout of the paper's Table {study['table']}"
+        if study["table"]
+        else "Results",
+        "sections": _sections(study, "validation"),
+        "notes": [*notes(study)],
+        "gains": gains.over_baseline(study, "validation"),
+        "gains_note": _GAINS,
+        "optimistic_heading": "Selected on the test split: optimistic",
+        "optimistic_note": _OPTIMISTIC,
+        "optimistic": _sections(study, "test") if layout.cells(study, "test") else [],
+        "optimistic_gains": gains.over_baseline(study, "test"),
+        "missing": trials.missing(study),
+        "data": trials.data(study),
+        "search": study["search"]["text"],
+        "searched": searched.grids(study),
+        "tables": [
+            *searched.halving(study),
+            trials.cost(study),
+            *(table for table in (*chosen, teachers.table_of_study(study)) if table is not None),
+            trials.tried(study),
+        ],
+        "differs": study["differs"],
+        "versions": trials.versions(study),
+    }
+
+
+def _sections(study: layout.Study, choice: str) -> list[dict[str, Any]]:
+    """Each grid, with the same as a table that has one row of heads."""
+    return [
+        {"grid": grid, "flat": layout.flat(", ".join(grid.columns), grid)}
+        for grid in layout.grids(study, choice)
+    ]
+
+
+def title(study: layout.Study) -> str:
+    """The study's title; a mini version is called so."""
+    if study["mini"] and "mini" not in study["title"].lower():
+        return f"{study['title']} (mini version)"
+    return study["title"]
+
+
+def summary(study: layout.Study) -> str:
+    """How much of the table there is, and what its numbers are."""
+    seeds = len(study["seeds"])
+    found = layout.cells(study, "validation")
+    places = [(row["name"], column["name"]) for row in study["rows"] for column in study["columns"]]
+    counts = [len(found[place]["replicates"]) if place in found else 0 for place in places]
+    of, whole = len(counts), sum(count >= seeds for count in counts)
+    partly = f", {sum(0 < count < seeds for count in counts)} partly" if seeds > 1 else ""
+    return (
+        f"Cells: {whole} of {of} complete{partly}, {counts.count(0)} missing. Numbers are "
+        f"accuracies on test, in percent: {_metrics(study)}. All settings were selected on the "
+        f"validation split, unless a heading says otherwise. {_readings(study)}"
+    )
+
+
+def _readings(study: layout.Study) -> str:
+    """How often the test split was read, as a sentence."""
+    on_test = study.get("choose_on_test", bool(layout.cells(study, "test")))
+    if on_test:
+        return (
+            "Every student was measured on test too (config.choose_on_test); outside of that "
+            "heading this chose nothing."
+        )
+    return (
+        "Each trial read test once, for what it had selected on validation; of the trials of a "
+        "cell, the best on validation is shown."
+    )
+
+
+def _metrics(study: layout.Study) -> str:
+    metrics: dict[str, list[str]] = {}
+    for column in study["columns"]:
+        if column["data"] is not None:
+            metrics.setdefault(column["data"]["metric"], []).append(column["title"])
+    names = {metric: tables.METRIC_TITLES.get(metric, metric) for metric in metrics}
+    if len(names) == 1:
+        return next(iter(names.values()))
+    parts = [f"{names[metric]} for {', '.join(some)}" for metric, some in metrics.items()]
+    return "; ".join(parts) or "none yet"
+
+
+def warning(study: layout.Study) -> str:
+    """What to be warned of where some data are not the official ones; may be empty."""
+    columns = _columns(study, official=False)
+    if study["mini"] or not columns:  # A mini version has a warning of its own.
+        return ""
+    return (
+        f"For {', '.join(columns)} the numbers of images are not those of the official data set. "
+        "Do not compare these results with results on the official benchmark."
+    )
+
+
+def _columns(study: layout.Study, *, official: bool | None) -> list[str]:
+    return [
+        column["title"]
+        for column in study["columns"]
+        if column["data"] is not None and column["data"]["official"] is official
+    ]
+
+
+def notes(study: layout.Study) -> Iterator[str]:
+    """What a reader of the main table should know of it."""
+    yield from _data(study)
+    yield _seeds(study)
+    if any(len(one["students_of_seeds"]) > 1 for one in _replicates(study)):
+        yield (
+            "A student's number is itself the mean over students that differ by their own seed "
+            "alone; the table of selected settings has each."
+        )
+    yield from _published(study)
+    if paper.remark(study["table"]):
+        yield paper.remark(study["table"])
+
+
+def _data(study: layout.Study) -> Iterator[str]:
+    """On which data columns are, where they are not the official ones or not one for each."""
+    columns: dict[str, list[str]] = {}
+    others = set()
+    for column in study["columns"]:
+        if column["data"] is not None:
+            title = column["data"]["title"]
+            columns.setdefault(title, []).append(column["title"])
+            if column["data"]["official"] is not True or len(columns[title]) > 1:
+                others.add(title)
+    parts = [
+        f"“{name}” for {', '.join(titles)}"
+        for name, titles in columns.items()
+        if name in others and titles != [name]
+    ]
+    if parts:
+        yield f"The data behind the columns: {'; '.join(parts)}."
+
+
+def _replicates(study: layout.Study) -> list[Any]:
+    return [one for cell in study["cells"] for one in cell["replicates"]]
+
+
+def _seeds(study: layout.Study) -> str:
+    seeds: Sequence[int] = study["seeds"]
+    if len(seeds) == 1:
+        return (
+            f"All of this is one seed ({seeds[0]}): what another seed would change is not measured."
+        )
+    return (
+        f"Numbers are means over the {len(seeds)} seeds {', '.join(map(str, seeds))}; behind ± "
+        "stands the sample standard deviation over them. A cell that has fewer says so."
+    )
+
+
+def _published(study: layout.Study) -> Iterator[str]:
+    """What the paper's numbers can be taken for here."""
+    number, columns = study["table"], []
+    for column in study["columns"]:
+        cells = (paper.cell(number, row["name"], column["name"]) for row in study["rows"])
+        if any(cells):
+            columns.append(column)
+    full = [column["title"] for column in columns if layout.is_full_size(study, column)]
+    if len(full) < len(columns) and paper.is_comparable(number):
+        yield (
+            "Differences are ours less the paper's, in points. The paper's numbers have one "
+            "decimal, and its text does not say over how many seeds."
+        )
+    if study["mini"] and columns:
+        yield (
+            "Rows that say “paper, full size” are the paper's numbers from experiments of full "
+            "size. There are no differences to them: this is a mini version."
+        )
+    elif full:
+        yield (
+            "Rows that say “paper, full size” are the paper's numbers on the official data. There "
+            f"are no differences to them: for {', '.join(full)} the data here are others."
+        )

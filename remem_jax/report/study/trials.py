@@ -1,0 +1,211 @@
+"""What a study tried, chose, lacks and costs, as tables.
+
+As in `tables`, all is plain text: nothing here is escaped yet.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from remem_jax.report import tables
+from remem_jax.report.study import layout
+
+_SELECTED = {
+    "validation": "Selected settings",
+    "test": "Selected settings, chosen on test (optimistic)",
+}
+_OFFICIAL = {True: "yes", False: "no", None: "not among the paper's data"}
+
+
+def data(study: layout.Study) -> tables.Table:
+    """On which data each column is."""
+    rows = []
+    for column in study["columns"]:
+        found = column["data"]
+        if found is None:
+            rows.append((column["title"], "nothing was run there", *[tables.NOTHING] * 5))
+            continue
+        examples = (f"{found['examples'][split]:,}" for split in ("train", "validation", "test"))
+        rows.append(
+            (
+                column["title"],
+                found["title"],
+                _OFFICIAL[found["official"]],
+                f"{found['classes']:,}",
+                " / ".join(examples),
+                str(found["image_size"]),
+                tables.METRIC_TITLES.get(found["metric"], found["metric"]),
+            )
+        )
+    images = "Training / validation / test images"
+    heads = ("Column", "Data set", "Official", "Classes", images, "Pixels", "What counts")
+    return tables.Table("Data", heads, tuple(rows), numeric=False)
+
+
+def missing(study: layout.Study) -> tables.Table | None:
+    """Cells and seeds without a number, and why; None where nothing is missing."""
+    titled = titles(study)
+    seeds: dict[tuple[str, str, str], list[str]] = {}
+    for row, column, seed, why in [*_listed(study), *_unlisted(study)]:
+        seeds.setdefault((*titled(row, column), why), []).append(str(seed))
+    if not seeds:
+        return None
+    lines = tuple((row, column, ", ".join(some), why) for (row, column, why), some in seeds.items())
+    return tables.Table("What is missing", ("Row", "Column", "Seeds", "Why"), lines, numeric=False)
+
+
+def _listed(study: layout.Study) -> list[tuple[str, str, int, str]]:
+    return [(one["row"], one["column"], one["seed"], one["why"]) for one in study["missing"]]
+
+
+def _unlisted(study: layout.Study) -> Iterable[tuple[str, str, int, str]]:
+    """Seeds of cells that have no number, and that the record does not name as missing."""
+    known = {place[:3] for place in _listed(study)}
+    found = layout.cells(study, "validation")
+    for row in study["rows"]:
+        for column in study["columns"]:
+            cell = found.get((row["name"], column["name"]))
+            there = {one["seed"] for one in cell["replicates"]} if cell else set()
+            why = "no record of it" if column["data"] else "nothing was run there"
+            for seed in study["seeds"]:
+                if seed not in there and (row["name"], column["name"], seed) not in known:
+                    yield row["name"], column["name"], seed, why
+
+
+def cost(study: layout.Study) -> tables.Table:
+    """What the whole study costs, and what was spent so far."""
+    planned = study["cost"]
+    done = sum(trial["state"] == "done" for trial in study["trials"])
+    rows = (
+        ("Trials", f"{planned['trials']:,}", f"{done:,}"),
+        ("Steps of teachers", f"{planned['teacher_steps']:,}", tables.NOTHING),
+        ("Steps of students", f"{planned['student_steps']:,}", tables.NOTHING),
+        ("Operations", _formatted(planned["operations"], ".3g"), tables.NOTHING),
+        ("Hours", *(_formatted(planned[name], ",.2f") for name in ("hours", "spent_hours"))),
+    )
+    return tables.Table("Cost", ("What", "Planned", "Spent"), rows)
+
+
+def _formatted(value: float | None, form: str) -> str:
+    return tables.NOTHING if value is None else format(value, form)
+
+
+def selected(study: layout.Study, choice: str) -> tables.Table | None:
+    """The settings that were selected for each cell and seed; None where there are none."""
+    titled = titles(study)
+    chosen = [
+        (cell, one)
+        for cell in ordered(study, layout.cells(study, choice).values())
+        for one in cell["replicates"]
+    ]
+    if not chosen:
+        return None
+    shown = names(one["settings"] for _, one in chosen)
+    lines = [
+        (
+            *titled(cell["row"], cell["column"]),
+            str(one["seed"]),
+            *_accuracies(one),
+            f"{one['trial']}, of {one['trials']:,}",
+            f"{one['students']:,}",
+            *(setting(one["settings"].get(name)) for name in shown),
+        )
+        for cell, one in chosen
+    ]
+    measured = ("Student, test", "By student seed", "Teacher, test", "Student, validation")
+    heads = ("Row", "Column", "Seed", *measured, "Trial", "Students tried", *shown)
+    return tables.Table(_SELECTED[choice], heads, tuple(lines), numeric=False)
+
+
+def _accuracies(one: Mapping[str, Any]) -> list[str]:
+    return [
+        tables.percent(one["student"]),
+        ", ".join(tables.percent(share) for share in one["students_of_seeds"]),
+        tables.percent(one["teacher"]),
+        tables.percent(one["validation"]),
+    ]
+
+
+def tried(study: layout.Study) -> tables.Table:
+    """Every trial, in the order of the study's table; those of most steps first, then the best."""
+    titled = titles(study)
+    shown = names(trial["settings"] for trial in study["trials"])
+    shortened = any(trial["fraction"] != 1 for trial in study["trials"])
+
+    def rank(trial: Mapping[str, Any]) -> tuple[int, float, float]:
+        share = trial["validation"]
+        if share is None or not math.isfinite(share):
+            return trial["seed"], -trial["fraction"], math.inf
+        return trial["seed"], -trial["fraction"], -float(share)
+
+    lines = [
+        (
+            trial["trial"],
+            *titled(trial["row"], trial["column"]),
+            str(trial["seed"]),
+            *([tables.number(trial["fraction"])] if shortened else []),
+            f"{trial['state']}: {trial['reason']}" if trial["reason"] else trial["state"],
+            tables.percent(trial["validation"]),
+            *(f"{trial[n]:,}" for n in ("students", "teacher_steps", "student_steps")),
+            tables.NOTHING if trial["seconds"] is None else tables.duration(trial["seconds"]),
+            trial["device"] or tables.NOTHING,
+            *(setting(trial["settings"].get(name)) for name in shown),
+        )
+        for trial in ordered(study, sorted(study["trials"], key=rank))
+    ]
+    where = ("Trial", "Row", "Column", "Seed", *(["Share of the steps"] if shortened else []))
+    amount = ("State", "Best on validation", "Students", "Teacher's steps", "Student's steps")
+    heads = (*where, *amount, "Time", "Device", *shown)
+    return tables.Table("All trials", heads, tuple(lines), numeric=False, note=_states(study))
+
+
+def _states(study: layout.Study) -> str:
+    states = Counter(trial["state"] for trial in study["trials"])
+    counts = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items()))
+    return f"Trials: {counts or 'none'}."
+
+
+def versions(study: layout.Study) -> tables.Table:
+    """Versions of what the study ran with."""
+    rows = tuple((name, str(version)) for name, version in study["versions"].items())
+    return tables.Table("Versions", ("What", "Version"), rows, numeric=False)
+
+
+def titles(study: layout.Study) -> Callable[[str, str], tuple[str, str]]:
+    """Gives titles to the names of a row and a column; a name that is not known keeps itself."""
+    rows = {row["name"]: layout.row_title(row) for row in study["rows"]}
+    columns = {column["name"]: column["title"] for column in study["columns"]}
+
+    def titled(row: str, column: str) -> tuple[str, str]:
+        return rows.get(row, row), columns.get(column, column)
+
+    return titled
+
+
+def ordered(study: layout.Study, places: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What has a row and a column, in the order of the table; the order of equals stays."""
+    orders = [
+        {one["name"]: place for place, one in enumerate(study[kind])}
+        for kind in ("rows", "columns")
+    ]
+
+    def rank(place: Mapping[str, Any]) -> list[int]:
+        names = (place["row"], place["column"])
+        return [order.get(name, len(order)) for order, name in zip(orders, names, strict=True)]
+
+    return sorted(places, key=rank)
+
+
+def names(settings: Iterable[Mapping[str, Any]]) -> Sequence[str]:
+    """All names, in the order in which they first come."""
+    return list(dict.fromkeys(name for some in settings for name in some))
+
+
+def setting(value: Any) -> str:
+    """A setting as text, or several."""
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value)
+    if isinstance(value, float) or value is None:
+        return tables.number(value)
+    return str(value)

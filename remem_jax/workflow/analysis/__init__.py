@@ -1,0 +1,1 @@
+"""An analysis of checkpoints: expertness, information and criticality."""

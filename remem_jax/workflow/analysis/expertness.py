@@ -1,0 +1,114 @@
+"""Expertness and sparsity of every block of some models, over the images of a data set."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from remem_jax.analysis import activations, expertness
+from remem_jax.checks import require
+from remem_jax.storage import results
+from remem_jax.workflow import context
+from remem_jax.workflow.analysis import inputs
+
+
+def measure(run: context.Run, models: list[inputs.Subject]) -> dict[str, Any]:
+    """Expertness of each model's blocks with its null, and sparsity, as `config.expertness` has it.
+
+    Activations of one batch live at a time: what grows with the images are the energies, a float32
+    for each image and neuron of the blocks.
+
+    Returns:
+        The "clusters", the "threshold", the number of "images", and for each of the "models" its
+        "name", "seconds" and "layers".
+
+    Raises:
+        SettingError: If there are fewer images or neurons than clusters.
+    """
+    inputs.require_one_process("expertness")
+    settings = run.config.expertness
+    clusters = settings.clusters or len(run.dataset.classes)
+    images = inputs.count(run)
+    require(
+        clusters <= images,
+        f"config.expertness.clusters must be at most the {images} images of config.images; got "
+        f"{clusters}.",
+    )
+    return {
+        "clusters": clusters,
+        "threshold": settings.threshold,
+        "images": images,
+        "models": [_of_model(run, one, clusters) for one in models],
+    }
+
+
+def _of_model(run: context.Run, subject: inputs.Subject, clusters: int) -> dict[str, Any]:
+    settings = run.config.expertness
+    count = subject.model.size.depth - subject.model.pruned_mlp
+    layers = sorted({subject.block(layer) for layer in settings.layers or range(count)})
+    folder = run.workdir / "expertness" / subject.name
+    missing = [layer for layer in layers if not (folder / f"block_{layer}.json").exists()]
+    if missing:
+        seen, seconds = _look(run, subject, missing)
+        images = len(next(iter(seen["sparsity"].values())))
+        logging.info("%s: %d images in %.1f s", subject.title, images, seconds)
+        for layer in missing:
+            found = _of_layer(run, seen["energy"].pop(layer), clusters)
+            found |= {"layer": layer, "sparsity": float(np.mean(seen["sparsity"][layer]))}
+            found |= {"seconds_of_all_layers": seconds, "images": images}
+            results.write(folder / f"block_{layer}.json", found)
+            logging.info(
+                "%s, block %d: expertness %.3f, by chance %.3f; %.1f s of clustering",
+                subject.title,
+                layer + 1,
+                found["shares"][0],
+                found["null_mean"],
+                found["seconds"],
+            )
+    found = [results.read(folder / f"block_{layer}.json") for layer in layers]
+    return {
+        "name": subject.name,
+        "title": subject.title,
+        "layers": found,
+    }
+
+
+def _look(run: context.Run, subject: inputs.Subject, layers: list[int]) -> tuple[Any, float]:
+    """Energies and sparsities of all images, and the seconds that it took."""
+    threshold = run.config.expertness.threshold
+
+    def reduce(seen: activations.Seen) -> dict[str, Any]:
+        return {
+            "energy": {at: expertness.energy(seen.activations[at]) for at in layers},
+            "sparsity": {
+                at: expertness.sparsity(seen.activations[at], threshold=threshold) for at in layers
+            },
+        }
+
+    look = activations.make_look(subject.model, layers)
+    reduction = jax.jit(activations.make_reduction(look, run.loader.evaluation_transform, reduce))
+    own = run.config.images
+    started = time.monotonic()
+    batches = inputs.batches(run, own.batch_size, examples=own.examples)
+    found = activations.rows(reduction, subject.variables, batches)
+    return found, time.monotonic() - started
+
+
+def _of_layer(run: context.Run, energies: np.ndarray, clusters: int) -> dict[str, Any]:
+    settings = run.config.expertness
+    started = time.monotonic()
+    shares = [
+        expertness.expertness(energies, clusters=clusters, seed=seed).share
+        for seed in settings.seeds
+    ]
+    seconds = (time.monotonic() - started) / len(shares)
+    null = expertness.null(energies, clusters=clusters, seeds=tuple(settings.null_seeds))
+    return {
+        "neurons": energies.shape[1],
+        "shares": shares,
+        "null_mean": null.mean,
+        "null_deviation": null.deviation,
+        "seconds": seconds,
+    }

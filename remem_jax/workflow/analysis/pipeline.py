@@ -1,0 +1,81 @@
+"""An analysis: checkpoints as they are, looked at over the images of a data set."""
+
+import functools
+from typing import Any
+
+import jax
+from absl import logging
+
+from remem_jax import mesh, models, report
+from remem_jax.settings import analysis, located, plain
+from remem_jax.storage import results, workdir
+from remem_jax.storage.identity import described
+from remem_jax.workflow import context, decoders, facts, information
+from remem_jax.workflow.analysis import criticality, expertness, inputs
+
+
+def run_analysis(run: context.Run) -> None:
+    """Makes each of `config.analyses`; goes on where an earlier start was stopped."""
+    config = run.config
+    chosen = inputs.load(run)
+    own = facts.identity(run, {"models": {one.name: one.digest for one in chosen}})
+    workdir.begin(run.workdir, located(config), own)
+    measures = {
+        "information": _information,
+        "expertness": expertness.measure,
+        "criticality": criticality.measure,
+    }
+    found = {name: measures[name](run, chosen) for name in config.analyses}
+    if mesh.is_writer():
+        results.write(
+            run.workdir / "results.json",
+            {
+                "format": report.ANALYSIS_FORMAT,
+                "title": config.title,
+                "config": described(plain(config)),
+                "identity": {"key": own.key, **own.inputs, "code": own.code},
+                "data": facts.data(run) | {"splits": list(config.images.splits)},
+                "models": [inputs.describe(one) for one in chosen],
+                "analyses": found,
+                "seed": config.seed,
+                "versions": facts.versions(),
+                "device": facts.device(),
+            },
+        )
+        report.write_analysis(run.workdir)
+        logging.info("Report: %s", run.workdir / "report.html")
+
+
+def _information(run: context.Run, chosen: list[inputs.Subject]) -> dict[str, Any]:
+    """Information of the models, with each of the settings of decoders that are compared."""
+
+    @functools.cache  # So that they are compiled once.
+    def load() -> list[decoders.Teacher]:
+        return [_teacher(run, one) for one in chosen]
+
+    found = []
+    for config in analysis.of_sensitivity(run.config):
+        own = config.information
+        corners = "aligned" if own.align_corners else "half_pixel"
+        part = f"information/rate_{own.learning_rate:g}_beta2_{own.betas[1]:g}_{corners}"
+        measured = information.measure(run._replace(config=config), part, load)
+        found.append(
+            {
+                "folder": part,
+                "learning_rate": own.learning_rate,
+                "second_beta": own.betas[1],
+                "align_corners": own.align_corners,
+                "seconds": measured["seconds"],
+                "models": [
+                    {"name": one.name, "title": one.title, **of}
+                    for one, of in zip(chosen, measured["teachers"], strict=True)
+                ],
+            }
+        )
+    return {"settings": found}
+
+
+def _teacher(run: context.Run, subject: inputs.Subject) -> decoders.Teacher:
+    patches = run.spread(models.teacher_apply(subject.model, ("patches",)))
+    jitted = jax.jit(patches, out_shardings=mesh.batch_sharding(run.mesh))
+    return decoders.Teacher(subject.title, jitted, subject.variables)

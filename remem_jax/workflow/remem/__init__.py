@@ -1,0 +1,1 @@
+"""The stages of a ReMem run: teachers, students, selection, test and report."""

@@ -1,0 +1,168 @@
+"""What a ReMem run costs: operations and seconds of its steps, found by taking a few."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from remem_jax.settings import METHODS
+from remem_jax.train import flops
+from remem_jax.workflow import activations, context
+from remem_jax.workflow.remem import finetune, student_setup
+
+_TIMED = 2  # Steps, after one that compiles.
+
+
+class Step(NamedTuple):
+    """What one step costs.
+
+    Attributes:
+        operations: Floating-point operations; see `flops.count`.
+        seconds: On this device.
+    """
+
+    operations: float
+    seconds: float
+
+    def times(self, steps: int) -> "Step":
+        """What so many steps cost."""
+        return Step(steps * self.operations, steps * self.seconds)
+
+
+class Speed(NamedTuple):
+    """What the steps of a run cost.
+
+    Attributes:
+        teacher: Of its training; None from scratch.
+        answer: Of its outputs for a batch of students (none from scratch), and of augmenting
+            the images.
+        student: Of one student, the mean over the grid.
+    """
+
+    teacher: Step | None
+    answer: Step
+    student: Step
+
+
+class Cost(NamedTuple):
+    """What a run costs.
+
+    Attributes:
+        teacher_steps: Of its teachers.
+        student_steps: Of all its students together.
+        students: How many.
+        operations: Floating-point operations of training; evaluation and data come on top.
+        seconds: The same.
+    """
+
+    teacher_steps: int
+    student_steps: int
+    students: int
+    operations: float
+    seconds: float
+
+
+def of_run(config: ConfigDict, speed: Speed) -> Cost:
+    """What a run with one method costs, at a speed."""
+    (method,) = config.methods
+    scratch = METHODS[method] is None
+    teachers = 1 if scratch else len(config.teacher.steps)
+    alone = len(config.student.learning_rates) * len(config.student.seeds)
+    students = teachers * (alone if scratch else len(student_setup.grid_points(config.student)))
+    teacher_steps = 0 if scratch else config.teacher.steps[-1]
+    student_steps = students * config.student.steps
+    spent = [
+        speed.teacher.times(teacher_steps) if speed.teacher else Step(0, 0),
+        speed.answer.times(teachers * config.student.steps),
+        speed.student.times(student_steps),
+    ]
+    return Cost(
+        teacher_steps,
+        student_steps,
+        students,
+        math.fsum(one.operations for one in spent),
+        math.fsum(one.seconds for one in spent),
+    )
+
+
+def measure(run: context.Run) -> Speed:
+    """Takes some steps of a run with one method, which are not kept."""
+    (method,) = run.config.methods
+    if METHODS[method] is None:
+        scratch = student_setup.scratch_grid(run)
+        return _of_students(run, student_setup.make(run, None), scratch, {}, None)
+    pretrained = finetune.read_pretrained(run)
+    setup = student_setup.make(run, pretrained)
+    settings = finetune.settings_of(run.config, method)
+    first = finetune.start(run, pretrained, method)
+    plan = activations.planned(run, finetune.planned_step(run, method, first))
+    first = first._replace(plan=plan)
+    training = finetune.make_training(run, settings, first)
+    state = training.first_state()
+    batch = _batch(run, settings.batch_size)
+    operations = finetune.operations(run, settings, first)(state, batch)
+
+    def step(state: Any) -> Any:
+        return training.step(state, batch, first.frozen)[0]
+
+    teacher = Step(operations, _seconds(step, state))
+    variables = run.place(first.teacher(first.trainable))
+    answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
+    grid = student_setup.make_grid(run, f"students/{method}", answer, variables)
+    return _of_students(run, setup, grid, variables, teacher)
+
+
+def _of_students(
+    run: context.Run,
+    setup: student_setup.StudentSetup,
+    grid: student_setup.StudentGrid,
+    variables: Any,
+    teacher: Step | None,
+) -> Speed:
+    batch = _batch(run, run.config.student.batch_size)
+    number = np.int32(0)
+
+    def ask(_: Any) -> Any:
+        seen = setup.augment(number, batch)
+        return seen, grid.answer and grid.answer(variables, seen.images)
+
+    seen, answer = ask(None)
+    asked = Step(flops.count(ask, None), _seconds(ask, None))
+    of_losses = {}
+    for point in grid.one_per_loss:
+        step, state = setup.steps[point.loss], setup.first_state(point)
+        operations = flops.count(step, state, *seen, answer, point.hyperparameters)
+
+        def once(state: Any, step: Any = step, point: student_setup.GridPoint = point) -> Any:
+            return step(state, *seen, answer, point.hyperparameters)[0]
+
+        of_losses[point.loss] = Step(operations, _seconds(once, state))
+    own = [of_losses[point.loss] for point in grid.points]
+    student = Step(
+        statistics.fmean(one.operations for one in own),
+        statistics.fmean(one.seconds for one in own),
+    )
+    return Speed(teacher, asked, student)
+
+
+def _batch(run: context.Run, batch_size: int) -> Any:
+    batches = run.loader.train(batch_size, 0, stage="teacher")
+    try:
+        return next(batches)
+    finally:
+        batches.close()
+
+
+def _seconds(step: Callable[[Any], Any], state: Any) -> float:
+    """Seconds of a step that is given what it gave before."""
+    state = jax.block_until_ready(step(state))  # Compiles.
+    started = time.monotonic()
+    for _ in range(_TIMED):
+        state = step(state)
+    jax.block_until_ready(state)
+    return (time.monotonic() - started) / _TIMED

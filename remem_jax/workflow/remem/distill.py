@@ -1,0 +1,290 @@
+"""Students: for every teacher, one per point of a small grid, trained in lockstep."""
+
+import math
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from remem_jax import mesh
+from remem_jax.records import Batch, Variables
+from remem_jax.storage import checkpoints, results
+from remem_jax.train import flops, lockstep, loop
+from remem_jax.train.state import State
+from remem_jax.workflow import context, training
+from remem_jax.workflow.remem import student_groups, targets
+from remem_jax.workflow.remem.finetune import Teachers
+from remem_jax.workflow.remem.student_setup import (
+    GridPoint,
+    StudentGrid,
+    StudentSetup,
+    counting,
+    make_answer,
+    make_grid,
+    scratch_grid,
+)
+
+# What tells settings apart: all but the seed.
+SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")
+
+
+def from_scratch(run: context.Run, setup: StudentSetup) -> list[dict[str, Any]]:
+    """Trains the grid's learning rates without a teacher; see `_train_groups`."""
+    grid = scratch_grid(run)
+    trained = _train_groups(run, setup, grid, grid.part, targets.none)
+    for group in trained:
+        for student in group["students"]:
+            student.update(loss=None, temperature=None, weight=None)
+    return [{"teacher_step": None, **group} for group in trained]
+
+
+def from_teachers(
+    run: context.Run, setup: StudentSetup, teachers: Teachers
+) -> list[dict[str, Any]]:
+    """Trains the whole grid on each of the teachers; see `_train_groups`."""
+    part = f"students/{teachers.method}"
+    answer = make_answer(run, teachers.apply)
+    grid = make_grid(run, part, answer, teachers.shapes)
+    found = []
+    for record in teachers.records:
+        step = record["step"]
+        teacher = targets.of_teacher(run, answer, teachers, step)
+        trained = _train_groups(run, setup, grid, f"{part}/step_{step}", teacher)
+        found.extend({"teacher_step": step, **group} for group in trained)
+    return found
+
+
+def kept(run: context.Run, setup: StudentSetup, part: str, student: int) -> Variables:
+    """Variables of one of the students of a group's best setting."""
+    shapes = run.shapes(jax.eval_shape(lambda: setup.first(0)))
+    return checkpoints.load_tree(_kept(run, part, student), shapes)
+
+
+def _kept(run: context.Run, part: str, student: int) -> pathlib.Path:
+    return run.workdir / part / "best" / f"student_{student}"
+
+
+def _train_groups(
+    run: context.Run,
+    setup: StudentSetup,
+    grid: StudentGrid,
+    part: str,
+    teacher: targets.Teacher,
+) -> list[dict[str, Any]]:
+    """Trains the students of one teacher, group by group; where that is done, reads what is there.
+
+    Returns:
+        For each group "part", "seconds", and "students": settings, metrics on validation (and on
+        test, with `config.choose_on_test`; None of one that diverged), and whether the student
+        diverged; and "diverged", None unless all of the group did, else after which "step" the
+        last of them, and the "reason". The variables of the best setting's students are kept.
+    """
+    whole = results.read_for_all(run.workdir / part / "result.json")
+    if whole:  # Also where another device would not hold as many.
+        return [whole]
+    size, students = student_groups.size(run, setup, grid), len(grid.points)
+    if size == students:
+        return [_train_group(run, setup, grid, part, dict(enumerate(grid.points)), teacher)]
+    ranges = [range(i, min(i + size, students)) for i in range(0, students, size)]
+    return [
+        _train_group(
+            run,
+            setup,
+            grid,
+            f"{part}/students_{own[0]}_to_{own[-1]}",
+            {i: grid.points[i] for i in own},
+            teacher,
+        )
+        for own in ranges
+    ]
+
+
+def _train_group(
+    run: context.Run,
+    setup: StudentSetup,
+    grid: StudentGrid,
+    part: str,
+    points: dict[int, GridPoint],
+    teacher: targets.Teacher,
+) -> dict[str, Any]:
+    folder = run.workdir / part
+    before = results.read_for_all(folder / "result.json")
+    if before:
+        return before
+    validation: list[dict[str, float]] = []
+    nothing = dict.fromkeys((run.dataset.metric, "loss"), math.nan)
+
+    def milestone(at: int, now: lockstep.States) -> None:
+        live = [one.variables for i, one in enumerate(now) if i not in job.lost]
+        measured = iter(setup.measure.all(live, "validation").models)
+        validation[:] = [nothing if i in job.lost else next(measured) for i in range(len(now))]
+        training.log_validation(run, part, at, [one[run.dataset.metric] for one in validation])
+
+    with teacher() as teach:
+        job = _job(run, setup, grid, points, teach)._replace(milestone=milestone)
+        students, seconds, diverged = _train(run, part, job)
+    if diverged:
+        validation[:] = [nothing for _ in points]
+    if not validation:  # Killed between the last checkpoint and the result.
+        milestone(job.steps, students)
+    records = _records(run, points, validation)
+    if run.config.choose_on_test:
+        _test(setup, students, records)
+    if _sound(records):
+        _keep_best(run, part, dict(zip(points, students, strict=True)), records)
+    result = {"part": part, "seconds": seconds, "students": records, "diverged": diverged}
+    result = results.finite(result)
+    results.write_for_all(folder / "result.json", result)
+    if mesh.is_writer():
+        checkpoints.remove(folder / training.CHECKPOINTS)
+    return result
+
+
+def _train(
+    run: context.Run, part: str, job: training.Job
+) -> tuple[lockstep.States, float, dict[str, Any] | None]:
+    """Trains a group: the students, the seconds, and no students but why where all diverged.
+
+    Other groups go on then, as other students of this one would.
+    """
+    try:
+        students, seconds = training.train(run, part, job)
+    except loop.NonFiniteLossError as error:
+        if not error.of_rate:
+            raise
+        logging.warning("%s", error)
+        return (), error.seconds, {"step": error.step, "reason": str(error)}
+    return students, seconds, None
+
+
+def _keep_best(
+    run: context.Run, part: str, students: dict[int, State], records: Sequence[dict[str, Any]]
+) -> None:
+    """Writes the students of the best setting; others of the group are gone."""
+    for one in select(records, run.dataset.metric):
+        number = one["student"]
+        checkpoints.save_tree(_kept(run, part, number), dict(students[number].variables))
+
+
+def _records(
+    run: context.Run, points: dict[int, GridPoint], validation: Sequence[dict[str, float]]
+) -> list[dict[str, Any]]:
+    """What is known of each student."""
+    return [
+        {
+            "student": i,
+            "loss": point.loss,
+            **counting(point, hard_labels=bool(run.config.student.hard_labels)),
+            "validation": metrics,
+            "diverged": not np.isfinite(metrics["loss"]),
+        }
+        for (i, point), metrics in zip(points.items(), validation, strict=True)
+    ]
+
+
+def _test(
+    setup: StudentSetup, students: lockstep.States, records: Sequence[dict[str, Any]]
+) -> None:
+    """Adds to records what students are on test; there are no students where all diverged."""
+    live = [
+        student.variables
+        for record, student in zip(records, students, strict=False)
+        if not record["diverged"]
+    ]
+    measured = iter(setup.measure.all(live, "test").models)
+    for record in records:
+        record["test"] = None if record["diverged"] else next(measured)
+
+
+def _job(
+    run: context.Run,
+    setup: StudentSetup,
+    grid: StudentGrid,
+    points: dict[int, GridPoint],
+    teach: lockstep.Teach,
+) -> training.Job:
+    """The training of a group of students, but for what is looked at on the way."""
+    settings, own = run.config.student, list(points.values())
+    lost: set[int] = set()
+    taught = [(setup.steps[point.loss], point.hyperparameters) for point in own]
+    every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
+
+    def operations(states: lockstep.States, batch: Batch) -> float:
+        """Of students that are finite, with the teacher's pass, stored outputs or not."""
+        number = jax.ShapeDtypeStruct((), "int32")
+        seen = jax.eval_shape(setup.augment, number, batch)
+        answer, of_teacher = None, 0.0
+        if grid.answer:
+            answer = jax.eval_shape(grid.answer, grid.shapes, seen.images)
+            of_teacher = flops.count(grid.answer, grid.shapes, seen.images)
+        trained = [
+            (point, state)
+            for i, (point, state) in enumerate(zip(own, states, strict=True))
+            if i not in lost
+        ]
+        pairs = {point.loss: (point, state) for point, state in trained}
+        of_losses = {
+            loss: flops.count(setup.steps[loss], state, *seen, answer, point.hyperparameters)
+            for loss, (point, state) in pairs.items()
+        }
+        return of_teacher + sum(of_losses[point.loss] for point, _ in trained)
+
+    return training.Job(
+        tuple(setup.shapes[point.loss] for point in own),
+        lambda: tuple(map(setup.first_state, own)),
+        lambda first_step: lockstep.make_step(
+            setup.augment, teach, taught, first_step=first_step, lost=lost
+        ),
+        operations,
+        settings.batch_size,
+        settings.steps,
+        tuple(round(float(at)) for at in every),
+        lambda at, now: None,
+        "student",
+        lost,
+    )
+
+
+def select(
+    records: Sequence[dict[str, Any]], metric: str, *, split: str = "validation"
+) -> list[dict[str, Any]]:
+    """The records of the best setting, one for each seed: that with the highest mean of a metric.
+
+    Equals are told apart by the lower loss. A setting counts only if it diverged with no seed.
+
+    Args:
+        records: Of all students, with "teacher_step" where they are of several teachers.
+        metric: What counts.
+        split: On which split: "validation", or "test", where the choice is optimistic.
+
+    Raises:
+        NonFiniteLossError: If every setting diverged.
+    """
+    sound = _sound(records)
+    if not sound:
+        raise loop.NonFiniteLossError(
+            "Every student diverged on validation; lower config.student.learning_rates, in another "
+            "--workdir."
+        )
+
+    def rank(own: list[dict[str, Any]]) -> tuple[float, float]:
+        return mean(own, split, metric), -mean(own, split, "loss")
+
+    return max(sound, key=rank)
+
+
+def _sound(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The records of each setting that diverged with no seed."""
+    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        settings.setdefault(tuple(record.get(name) for name in SETTING), []).append(record)
+    return [own for own in settings.values() if not any(one["diverged"] for one in own)]
+
+
+def mean(records: Sequence[dict[str, Any]], split: str, metric: str) -> float:
+    """The mean of a metric over the seeds of a setting."""
+    return statistics.fmean(record[split][metric] for record in records)

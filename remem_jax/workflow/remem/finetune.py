@@ -1,0 +1,352 @@
+"""Teachers: a pretrained ViT, fine-tuned by a method; each of its checkpoints is a teacher."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from remem_jax import losses, mesh, models, optim, random_streams
+from remem_jax.models import encoder, tuning, vit
+from remem_jax.records import Apply, Batch, Params, TeacherApply, TrainApply, Variables
+from remem_jax.settings import METHODS, division, tuning_of
+from remem_jax.storage import checkpoints, results
+from remem_jax.train import flops, loop, objectives, state, steps
+from remem_jax.weights import augreg
+from remem_jax.workflow import activations, context, memory, training
+from remem_jax.workflow.pretrained import Pretrained
+from remem_jax.workflow.remem import attempts
+
+
+class Teachers(NamedTuple):
+    """The teachers of one method: the checkpoints of one fine-tuning.
+
+    Attributes:
+        method: Name in `METHODS`.
+        part: Name of its part of the run; of an attempt after the first, of that.
+        settings: `config.teacher` as the method changes it.
+        apply: A teacher in evaluation mode, with what the run's students learn from it.
+        patches: The same with its patches, by which its information is measured.
+        shapes: Of its variables.
+        facts: What decides its answers beside its variables.
+        load: Variables of the teacher after so many steps.
+        measure: Metrics of a teacher on a split.
+        records: One per checkpoint: "step" and "validation".
+        lost: Which of `config.teacher.steps` have no checkpoint, and why; see `attempts.train`.
+        seconds: What the training took.
+    """
+
+    method: str
+    part: str
+    settings: ConfigDict
+    apply: TeacherApply
+    patches: TeacherApply
+    shapes: Variables
+    facts: dict[str, Any]
+    load: Callable[[int], Variables]
+    measure: context.Measure
+    records: list[dict[str, Any]]
+    lost: dict[str, Any] | None
+    seconds: float
+
+
+class Start(NamedTuple):
+    """What a fine-tuning starts from.
+
+    Attributes:
+        model: The ViT, as the method changes it.
+        tuned: How it is tuned.
+        trainable: The parameters that train; the state, SAM's norm and the checkpoints hold them
+            alone.
+        frozen: The others.
+        plan: What its steps compute again, and in how many parts they take a batch.
+    """
+
+    model: vit.VisionTransformer
+    tuned: tuning.Tuning
+    trainable: Params
+    frozen: Params
+    plan: activations.Plan = activations.Plan()
+
+    def variables(self, trained: Params) -> Variables:
+        """What `Tuning.wrap` takes, of trained parameters."""
+        return {"params": tuning.join(trained, self.frozen)}
+
+    def teacher(self, trained: Params) -> Variables:
+        """What a teacher answers with, of trained parameters: LoRA is merged."""
+        return {"params": self.tuned.merge(self.variables(trained)["params"])}
+
+    @property
+    def stacks(self) -> bool:
+        """Whether it trains with its blocks stacked: where all of each block trains."""
+        return self.model.scan and not self.frozen
+
+
+def read_pretrained(run: context.Run) -> Pretrained:
+    """The pretrained weights, as they were read and checked before the data were looked at."""
+    return run.preloaded.take(run.config)
+
+
+def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
+    """The first step of a fine-tuning."""
+    settings = settings_of(run.config, method)
+    checkpoint, image_size = pretrained.checkpoint, run.config.data.image_size
+    fixed = {name: checkpoint.options[name] for name in ("pool", "positions")}
+    model = vit.make(
+        variant=checkpoint.size,
+        classes=len(run.dataset.classes),
+        mlp_weight=settings.mlp_weight,
+        attention_weight=settings.attention_weight,
+        residual=settings.residual,
+        exact_gelu=settings.gelu == "erf" if settings.gelu else checkpoint.options["exact_gelu"],
+        dropout=settings.dropout,
+        pruned_mlp=settings.pruned_mlp,
+        pruned_attention=settings.pruned_attention,
+        dtype=run.config.compute_dtype,
+        scan=settings.scan,
+        **fixed,
+    )
+    variables = augreg.into(
+        checkpoint,
+        model,
+        image_size=image_size,
+        reset_head=True,
+        resize=settings.position_resize,
+    )
+    tuned = tuning_of(settings)
+    added_key = random_streams.key(run.config.seed, "teacher", "parameters")
+    params = tuned.add(variables["params"], added_key)
+    trainable, frozen = tuning.split(params, tuned.trains)
+    # On the devices once; from the host, every step would carry them over.
+    return Start(model, tuned, trainable, run.place(frozen))
+
+
+def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
+    """Trains the teachers of a method; where that is done, reads what is there.
+
+    Where training diverges, the checkpoints before that are the teachers; see `attempts`.
+
+    Raises:
+        NonFiniteLossError: If there is no checkpoint before.
+    """
+    part = f"teachers/{method}"
+    folder = run.workdir / part
+    settings = settings_of(run.config, method)
+    first = start(run, pretrained, method)
+    measure = context.make_measure(run, evaluation_apply(first), settings.batch_size)
+    like = run.shapes(first.trainable)
+    unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(first.trainable))
+
+    def milestone(own: str, at: int, now: state.State) -> None:
+        params = unstack(now.params) if first.stacks else now.params
+        metrics = measure(first.variables(params), "validation")
+        _require_finite(own, at, metrics)
+        training.log_validation(run, own, at, metrics[run.dataset.metric])
+        folder = run.workdir / own / f"step_{at}"
+        checkpoints.save_tree(folder / "params", params)
+        results.write_for_all(folder / "record.json", {"step": at, "validation": metrics})
+
+    def once(attempt: attempts.Attempt) -> float:
+        settings.learning_rate = attempt.learning_rate
+        return _train(
+            run, attempt.part, settings, first, functools.partial(milestone, attempt.part)
+        )
+
+    done = results.read_for_all(folder / "result.json")
+    if done is None:
+        plan = activations.planned(run, planned_step(run, method, first))
+        first = first._replace(plan=plan)
+        rate, every = settings.learning_rate, tuple(settings.steps)
+        done = attempts.train(run, part, learning_rate=rate, steps=every, once=once)
+        results.write_for_all(folder / "result.json", done)
+        attempts.clean(run, done, part)
+    settings.learning_rate = done["learning_rate"]
+
+    def load(at: int) -> Variables:
+        folder = run.workdir / done["part"] / f"step_{at}" / "params"
+        return first.teacher(checkpoints.load_tree(folder, like))
+
+    merged = jax.eval_shape(first.teacher, first.trainable)
+    facts = {"model": " ".join(repr(first.model).split()), "tuning": settings.tuning}
+    return Teachers(
+        method,
+        done["part"],
+        settings,
+        teacher_apply(run, first),
+        patches_apply(first),
+        merged,
+        facts,
+        load,
+        measure,
+        done["teachers"],
+        done["lost"],
+        done["seconds"],
+    )
+
+
+def _require_finite(part: str, at: int, metrics: dict[str, Any]) -> None:
+    """Raises where parameters are finite, and outputs of the images of validation are not."""
+    if not np.isfinite(metrics["loss"]):
+        text = f"the loss on validation is {metrics['loss']} at step {at}"
+        raise loop.NonFiniteLossError(text, step=at)
+
+
+class Training(NamedTuple):
+    """How teachers are trained.
+
+    Attributes:
+        step: The compiled step: (state, batch, frozen parameters) -> (state, metrics).
+        shapes: Of the state, as it lies on the devices.
+        first_state: Makes the state at step 0.
+    """
+
+    step: Any
+    shapes: state.State
+    first_state: Callable[[], state.State]
+
+
+def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Training:
+    """The step of a method's teachers, from the pretrained weights on."""
+    schedule = optim.warmup_cosine(
+        peak=settings.learning_rate,
+        steps=settings.steps[-1],
+        warmup_steps=settings.warmup_steps,
+    )
+    tx = optim.sgd(
+        schedule,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
+    make = functools.partial(
+        steps.make_supervised_step,
+        run.spread(train_apply(first, first.plan.rematerialise)),
+        tx,
+        run.loader.train_transform,
+        loss=functools.partial(
+            losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
+        ),
+        mixup=settings.mixup,
+        ascent=optim.sam(settings.rho) if settings.rho else None,
+        division=division(settings, run.mesh, first.plan.accumulate),
+    )
+
+    def stacked(trainable: Params) -> Params:
+        return encoder.stack(trainable) if first.stacks else trainable
+
+    def create(params: Params) -> state.State:
+        return state.create({"params": params}, tx)
+
+    shapes = run.shapes(jax.eval_shape(lambda params: create(stacked(params)), first.trainable))
+
+    def first_state() -> state.State:
+        # From the host straight to where each piece belongs; the optimiser's state is made there.
+        params = run.place(stacked(first.trainable))
+        others = run.jit_create(lambda params: create(params)._replace(params={}), params)
+        return others(params)._replace(params=params)
+
+    step = run.jit_step_with_key(make, random_streams.key(run.config.seed, "teacher"), shapes)
+    return Training(step, shapes, first_state)
+
+
+def train_apply(first: Start, rematerialise: str) -> TrainApply:
+    """The teachers of a start in training mode, by what the backward pass computes again."""
+    return first.tuned.wrap(models.train_apply(first.model.clone(rematerialise=rematerialise)))
+
+
+def evaluation_apply(first: Start) -> Apply:
+    """The teachers of a start in evaluation mode."""
+    return first.tuned.wrap(models.evaluation_apply(first.model))
+
+
+def patches_apply(first: Start) -> TeacherApply:
+    """The same, with their patches."""
+    return first.tuned.wrap(models.teacher_apply(first.model, ("patches",)))
+
+
+def teacher_apply(run: context.Run, first: Start) -> TeacherApply:
+    """The same, with what the run's students learn from them."""
+    fields = objectives.fields(run.config.student.losses)
+    return first.tuned.wrap(models.teacher_apply(first.model, fields))
+
+
+def _train(
+    run: context.Run,
+    part: str,
+    settings: ConfigDict,
+    first: Start,
+    milestone: Callable[[int, state.State], None],
+) -> float:
+    """Fine-tunes from the pretrained weights to the last step; the seconds that it took."""
+    setup = make_training(run, settings, first)
+    _, seconds = training.train(
+        run,
+        part,
+        training.Job(
+            setup.shapes,
+            setup.first_state,
+            # The frozen parameters are an argument: constants would be compiled into the step.
+            lambda first_step: functools.partial(setup.step, frozen=first.frozen),
+            batch_size=settings.batch_size,
+            operations=operations(run, settings, first),
+            steps=settings.steps[-1],
+            milestones=tuple(settings.steps),
+            milestone=milestone,
+            stage="teacher",
+            lost=set(),
+        ),
+    )
+    return seconds
+
+
+def operations(
+    run: context.Run, settings: ConfigDict, first: Start
+) -> Callable[[state.State, Batch], float]:
+    """Counts the floating-point operations of a step of `make_training`."""
+    # What is computed again to save memory is no work that the model asks for.
+    once = first._replace(plan=first.plan._replace(rematerialise="nothing"))
+    counted = make_training(run, settings, once).step
+    return lambda state, batch: flops.count(counted, state, batch, first.frozen)
+
+
+def planned_step(run: context.Run, method: str, first: Start) -> activations.Step:
+    """The step of a method's teachers, to be planned."""
+    settings, image_size = settings_of(run.config, method), run.config.data.image_size
+    own = make_training(run, settings, first).shapes
+    size, has_cls = first.model.size, first.model.pool == "cls"
+
+    @functools.cache
+    def needs(plan: activations.Plan) -> tuple[int, int]:
+        training = make_training(run, settings, first._replace(plan=plan))
+        batch = memory.batch(run, settings.batch_size)
+        return memory.of_step(training.step, own, batch, first.frozen)
+
+    return activations.Step(
+        f"teachers/{method}",
+        "config.teacher",
+        activations.candidates(
+            settings,
+            run.mesh,
+            tokens=(image_size // size.pixels) ** 2 + has_cls,
+            whole=settings.mcmi > 0,
+        ),
+        functools.partial(train_apply, first),
+        own.params,
+        first.frozen,
+        mesh.device_bytes((own, first.frozen)),
+        needs,
+        (image_size, image_size, 3),
+        settings.batch_size // run.mesh.size,
+        run.platform,
+        first.model.scan,
+        divisible=settings.mcmi == 0,
+    )
+
+
+def settings_of(config: ConfigDict, method: str) -> ConfigDict:
+    """`config.teacher` as a method changes it."""
+    settings = config.teacher.copy_and_resolve_references()
+    settings.update(METHODS[method] or {})
+    return settings

@@ -1,0 +1,281 @@
+"""The main job: teachers by every method, their students, selection, test, report."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from remem_jax import mesh, paired, report
+from remem_jax.records import Hyperparameters, Params
+from remem_jax.settings import METHODS, located, plain
+from remem_jax.storage import results, workdir
+from remem_jax.storage.identity import Identity, described
+from remem_jax.train import loop
+from remem_jax.workflow import activations, advice, context, facts, information
+from remem_jax.workflow.remem import (
+    deviations,
+    distill,
+    file_list,
+    finetune,
+    plan,
+    selected,
+    student_setup,
+)
+
+
+class Outcome(NamedTuple):
+    """What a method came to, as `results.json` has it.
+
+    Attributes:
+        row: Its row of the main table: what was selected, and the metrics of that.
+        teachers: Every checkpoint of its teacher, on validation.
+        students: Every student, on validation.
+        seconds: What each part of its training took.
+        predictions: What its selected student said of the images; see `selected.predictions`.
+    """
+
+    row: dict[str, Any]
+    teachers: list[dict[str, Any]]
+    students: list[dict[str, Any]]
+    seconds: dict[str, float]
+    predictions: dict[str, np.ndarray]
+
+
+def run_remem(run: context.Run) -> None:
+    """Trains, selects, tests and reports; goes on where an earlier start was stopped."""
+    config = run.config
+    taught = any(METHODS[method] is not None for method in config.methods)
+    pretrained = finetune.read_pretrained(run) if taught else None
+    own = facts.identity(run, {"teacher": pretrained.digest} if pretrained else {})
+    setup = student_setup.make(run, pretrained)
+    if config.plan_only:
+        plan.show(run, pretrained, setup)
+        return
+    used = {
+        **_teacher(run, pretrained),
+        "student": config.student.model,
+        "student_parameters": _size(jax.eval_shape(lambda: setup.first(0)["params"])),
+    }
+    workdir.begin(run.workdir, located(config), own)
+    outcomes, failed = _outcomes(run, pretrained, setup)
+    if mesh.is_writer():
+        said = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
+        file_list.write(run.workdir / "selected" / "split.csv", run.dataset, said)
+        found = _results(run, own, outcomes, used) | {"failed": failed}
+        results.write(run.workdir / "results.json", found)
+        report.write(run.workdir)
+        logging.info("Report: %s", run.workdir / "report.html")
+    if failed:
+        why = " ".join(one["reason"] for one in failed)
+        raise loop.NonFiniteLossError(
+            f"{why} The report is of the other methods: {run.workdir / 'report.html'}"
+        )
+
+
+def _outcomes(
+    run: context.Run, pretrained: finetune.Pretrained | None, setup: student_setup.StudentSetup
+) -> tuple[list[Outcome], list[dict[str, str]]]:
+    """What each method came to; and of those that came to nothing "method" and "reason".
+
+    Raises:
+        NonFiniteLossError: If all diverged; or at once where no learning rate helps.
+    """
+    outcomes, failed = [], []
+    for method in run.config.methods:
+        try:
+            outcomes.append(_outcome(run, pretrained, setup, method))
+        except loop.NonFiniteLossError as error:
+            if not error.of_rate or len(failed) + 1 == len(run.config.methods):
+                raise
+            failed.append({"method": method, "reason": f"{method}: {error}"})
+            logging.error("%s", failed[-1]["reason"])
+    return outcomes, failed
+
+
+def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[str, Any]:
+    """The model that teachers start from; all None where no method has a teacher.
+
+    Raises:
+        SettingError: If their information cannot be measured: not after hours of other work.
+    """
+    names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
+    if pretrained is None:
+        return dict.fromkeys(names)
+    first = finetune.start(run, pretrained, "finetune")
+    if run.config.information.seeds:
+        information.require_measurable(run, run.config.data.image_size // first.model.size.pixels)
+    settings, trainable = run.config.teacher, _size(first.trainable)
+    model = f"{settings.model} {settings.variant}".strip()
+    parameters = trainable + _size(first.frozen)
+    values = (model, parameters, trainable, settings.tuning, settings.init, pretrained.digest)
+    return dict(zip(names, values, strict=True))
+
+
+def _outcome(
+    run: context.Run,
+    pretrained: finetune.Pretrained | None,
+    setup: student_setup.StudentSetup,
+    method: str,
+) -> Outcome:
+    """Trains the teachers of a method and their students; selects on validation, then tests."""
+    taught = pretrained if METHODS[method] is not None else None
+    with advice.of_memory(f"teachers/{method}"):
+        teachers = taught and finetune.finetune(run, taught, method)
+    with advice.of_memory(f"students/{method}"):
+        if teachers:
+            groups = distill.from_teachers(run, setup, teachers)
+        else:
+            groups = distill.from_scratch(run, setup)
+    seconds = {group["part"]: group["seconds"] for group in groups}
+    with advice.of_memory(f"information/{method}"):
+        measured = _information(run, teachers, seconds)
+    metric = run.dataset.metric
+    tried = [
+        {**student, "teacher_step": group["teacher_step"], "group": group, "member": member}
+        for group in groups
+        for member, student in enumerate(group["students"])
+    ]
+    chosen = sorted(distill.select(tried, metric), key=lambda one: -one["validation"][metric])
+    best, tested = chosen[0], selected.test(run, setup, teachers, chosen)
+    row: dict[str, Any] = {
+        "method": method,
+        "teacher_settings": None,
+        "teacher_part": None,
+        "teacher_lost": None,
+        "selected": _setting(best),
+        "group": {"part": best["group"]["part"], "member": best["member"]},
+        "student": {
+            "validation": _means([one["validation"] for one in chosen]),
+            "test": _means(tested["students"]),
+        },
+        "seeds": [
+            {
+                "seed": one["seed"],
+                "student": one["student"],
+                "validation": one["validation"],
+                "test": test,
+            }
+            for one, test in zip(chosen, tested["students"], strict=True)
+        ],
+        "teacher": None,
+        "plan": activations.read(run, f"teachers/{method}"),
+        "test_correct": selected.correct(run, tested),
+        "on_test": _chosen_on_test(run, teachers, tried, (best["teacher_step"], tested["teacher"])),
+    }
+    share = row["student"]["test"][metric]
+    logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
+    if teachers:
+        seconds[teachers.part] = teachers.seconds
+        names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
+        (of_step,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
+        row["teacher_settings"] = {name: teachers.settings[name] for name in names}
+        row["teacher_part"], row["teacher_lost"] = teachers.part, teachers.lost
+        row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
+    return Outcome(
+        row,
+        [{"method": method, **record, **own} for record, own in measured],
+        [
+            {"method": method, "teacher_step": group["teacher_step"], **student}
+            for group in groups
+            for student in group["students"]
+        ],
+        seconds,
+        selected.predictions(tested),
+    )
+
+
+def _information(
+    run: context.Run, teachers: finetune.Teachers | None, seconds: dict[str, float]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each teacher's record, with its information where that is measured."""
+    if not teachers:
+        return []
+    if not run.config.information.seeds:
+        return [(record, {}) for record in teachers.records]
+    found = information.of_teachers(run, teachers)
+    seconds[found["part"]] = found["seconds"]
+    return [
+        (record, {"information": own})
+        for record, own in zip(teachers.records, found["teachers"], strict=True)
+    ]
+
+
+def _setting(student: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: student[name]
+        for name in ("teacher_step", "student", "loss", *Hyperparameters._fields)
+    }
+
+
+def _means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds; what is no number is the first one's."""
+    numbers = {
+        name: statistics.fmean(one[name] for one in metrics)
+        for name, value in metrics[0].items()
+        if isinstance(value, float | int)
+    }
+    return metrics[0] | numbers
+
+
+def _chosen_on_test(
+    run: context.Run,
+    teachers: finetune.Teachers | None,
+    tried: Sequence[dict[str, Any]],
+    known: tuple[int | None, dict[str, Any] | None],
+) -> dict[str, Any] | None:
+    """What is best on test, with `config.choose_on_test`: optimistic, and said to be so.
+
+    `known` is the step of the teacher that was tested before, and its metrics.
+    """
+    if not run.config.choose_on_test:
+        return None
+    chosen = distill.select(tried, run.dataset.metric, split="test")
+    step, teacher = chosen[0]["teacher_step"], known[1]
+    if teachers and step != known[0]:
+        teacher = selected.test_teacher(run, teachers, step)
+    return {
+        "selected": _setting(chosen[0]),
+        "student": {
+            split: _means([one[split] for one in chosen]) for split in ("validation", "test")
+        },
+        "seeds": [{"seed": one["seed"], "test": one["test"]} for one in chosen],
+        "teacher": teacher and {"test": teacher},
+    }
+
+
+def _results(
+    run: context.Run, own: Identity, outcomes: Sequence[Outcome], used: dict[str, Any]
+) -> dict[str, Any]:
+    """The record of the whole run; docs/results.md describes its fields."""
+    return {
+        "format": report.FORMAT,
+        "title": f"ReMem on {run.dataset.title}",
+        "config": described(plain(run.config))
+        | {
+            "differs": [
+                *run.config.differs,
+                *deviations.sentences(run, [outcome.row for outcome in outcomes]),
+            ]
+        },
+        "config_fingerprint": results.fingerprint(own.settings),
+        "identity": {"key": own.key, **own.inputs, "code": own.code},
+        "data": {
+            **facts.data(run),
+            "test_labels": paired.pack(run.dataset.parts["test"].labels),
+        },
+        "methods": [outcome.row for outcome in outcomes],
+        "teachers": [record for outcome in outcomes for record in outcome.teachers],
+        "students": [record for outcome in outcomes for record in outcome.students],
+        "models": used,
+        "seed": run.config.seed,
+        "seconds": {part: time for outcome in outcomes for part, time in outcome.seconds.items()},
+        "versions": facts.versions(),
+        "device": facts.device(),
+    }
+
+
+def _size(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
