@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, mesh, settings, signals
 from remem_jax.data import own
+from remem_jax.methods import METHODS
 from remem_jax.settings import unused
 from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.settings.analysis import of_models
@@ -36,7 +37,7 @@ def _with_checkpoints(config: ConfigDict) -> Iterator[ConfigDict]:
     """The settings of each checkpoint that a workflow starts from."""
     if "analyses" in config:
         yield from (own for _, own in of_models(config))
-    elif any(settings.METHODS[method] is not None for method in config.get("methods", ())):
+    elif any(METHODS[method].has_teacher for method in config.get("methods", ())):
         yield config
 
 

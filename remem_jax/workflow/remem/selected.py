@@ -10,6 +10,7 @@ from absl import logging
 
 from remem_jax import evaluate, mesh, paired
 from remem_jax.data import preprocessing
+from remem_jax.methods import SCRATCH
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import files, results, spreadsheets
@@ -48,7 +49,7 @@ def test(
         version tested has none.
     """
     folder = run.workdir / "selected"
-    name = teachers.method if teachers else "scratch"
+    name = teachers.method if teachers else SCRATCH
     found = results.read_for_all(folder / f"{name}.json")
     if found is None:
         teacher = teachers and teachers.measure.model(teachers.load(chosen[0]["teacher_step"]))
