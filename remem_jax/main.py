@@ -41,8 +41,8 @@ _CHECKED = [
     f"remem_jax.{name}"
     for name in (
         "analysis",
-        "data.augment",
-        "data.device",
+        "data.images.augment",
+        "data.loaders.resident",
         "evaluate",
         "losses",
         "models",
