@@ -5,14 +5,12 @@ from typing import Any
 
 from remem_jax import checks
 from remem_jax.data.custom import walk
-from remem_jax.report import pages, paper, protocol, tables
+from remem_jax.report import FORMAT, pages, paper, protocol, tables
 from remem_jax.report.card import model_card
 from remem_jax.report.figures import drawing, teachers
 from remem_jax.report.run import comparisons, measured, plots, run_tables
 from remem_jax.storage import files, logs
 from remem_jax.storage import results as stored
-
-FORMAT = 1  # Of results.json.
 
 
 def write(directory: pathlib.Path) -> None:
