@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import information, remem
+from configs import settings
 from remem_jax.weights import catalog
 
 ANALYSES = ("information", "expertness", "criticality")
@@ -90,51 +90,18 @@ def make(
         analyses: Of `ANALYSES`.
         dataset: Whose images are looked at.
     """
-    config = remem.get_config(dataset)
-    del config.student, config.methods, config.choose_on_test, config.retries, config.plan_only
-    config.workflow = "analysis"
-    config.compute_dtype = (
-        "float32"  # What single neurons change is small beside bfloat16's errors.
-    )
+    config = settings.analysis()
     config.title = title
-    config.differs = ()
-    config.analyses = analyses
+    config.data.name = dataset
     config.models = ConfigDict(dict(models))
     config.model_order = tuple(models)
-    config.teacher.mlp_weight = 1.0  # As the checkpoint is.
+    config.analyses = analyses
+
+    # bfloat16's errors would hide the small changes that single neurons make.
+    config.compute_dtype = "float32"
+    config.teacher.mlp_weight = 1.0  # Checkpoints are analysed as they were saved.
     config.teacher.rho = 0.0
-
-    config.images = ConfigDict()
-    config.images.splits = ("train", "validation")  # The training images of the data set.
-    config.images.examples = 0  # The first of them; 0 is all.
-    config.images.batch_size = 64
-
-    config.information = information.make(seeds=(0, 1, 2))
-    config.sensitivity = ConfigDict()  # Settings of decoders that the ranking is compared over.
-    config.sensitivity.learning_rates = ()  # Such as (3e-4, 1e-3, 3e-3).
-    config.sensitivity.second_betas = ()  # Such as (0.99, 0.999).
-    config.sensitivity.align_corners = ()  # Such as (True, False).
-
-    config.expertness = ConfigDict()
-    config.expertness.clusters = 0  # 0 is the number of classes [text].
-    config.expertness.layers = ()  # From 0, or from -1 down from the top; empty is all.
-    config.expertness.seeds = (0, 1, 2)  # Of the co-clustering.
-    config.expertness.null_seeds = (0, 1, 2)  # Of shuffled activations.
-    config.expertness.threshold = 0.1  # Of sparsity; see analysis/expertness.py.
-
-    config.criticality = ConfigDict()
-    config.criticality.layers = (-1,)  # Blocks.
-    config.criticality.examples = (0,)  # Images for each of them; 0 is all of config.images.
-    config.criticality.batch_size = 32
-    config.criticality.chunk = 16  # Neurons that are removed at a time.
-    config.criticality.neurons = 6  # The most critical ones, which are shown.
-    config.criticality.images = 3  # That each of them influences most, which are shown.
-    config.criticality.visualization = ConfigDict()
-    config.criticality.visualization.steps = 128  # Of Adam; 0 shows no visualisations.
-    config.criticality.visualization.learning_rate = 0.005
-    config.criticality.visualization.jitter = 16  # Pixels; those of a patch.
-    config.criticality.visualization.seeds = (0, 1)
-    config.criticality.visualization.batch_size = 16
+    config.information.seeds = (0, 1, 2)
     return config
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import analysis, information, remem
+from configs import analysis, remem, settings
 from remem_jax.methods import METHODS
 
 TITLES = {  # The paper's names of its data sets, in the order of Table 1.
@@ -34,14 +34,6 @@ TITLES = {  # The paper's names of its data sets, in the order of Table 1.
     "imagenet_lt": "ImageNet-LT",
 }
 SIX = ("cifar100", "caltech101", "sun397_tfds", "inat2017", "pcam", "imagenet_lt")
-GRID = {  # Of the teacher: the paper's Table 6 [text].
-    "learning_rate": (0.005, 0.007, 0.01, 0.03, 0.05, 0.07, 0.1, 0.3, 0.5),
-    "rho": (0.005, 0.05, 0.5),
-    "mlp_weight": (0.8, 0.9),
-}
-# The paper's best region, as far as it tells: a large rho, MLPs scaled down [text]; the rate is the
-# middle of its range [choice].
-NEAR = {"learning_rate": 0.05, "rho": 0.5, "mlp_weight": 0.8}
 
 
 def get_config(spec: str = "cifar100") -> ConfigDict:
@@ -82,39 +74,13 @@ def make(
         base: Settings of all its runs, but for what rows and columns change.
         table: Number of the paper's table that it makes; 0 is none.
     """
-    config = ConfigDict()
-    config.workflow = "study"
+    config = settings.study(base)
     config.title = title
     config.table = table
-    config.mini = ""  # What makes it a mini version, where it is one; stands first in the report.
-    config.name = title.partition(":")[0].lower().replace(" ", "_")  # In the storage.
-    # "sqlite" and "journal" are files of --workdir, for one machine and for several that share it;
-    # or "journal:/shared/file", or "postgresql://user@host/database".
-    config.storage = "sqlite"
-    config.heartbeat_seconds = 20.0  # How often a worker says that it is at work.
-    config.grace_seconds = 180.0  # A worker that has not for so long is taken for dead.
-    config.attempts = 5  # A trial that has ended so many workers is not tried again.
-    config.only = ""  # Rows and columns, by name, with commas; empty is all.
-    # True says what the study costs, and what its runs take of this device's memory, and ends.
-    config.plan_only = False
-    config.keep_weights = False  # True keeps all teachers and students, not the selected alone.
-    config.seeds = (0,)  # Each is the whole protocol once more: data split, teacher, students.
-    config.differs = ()  # Sentences for the report.
-
-    config.search = ConfigDict()
-    config.search.kind = "grid"  # Or "halving": of each `reduction` trials one goes on, longer.
-    config.search.reduction = 4
-    config.search.rungs = 3  # The last has all steps, the one before a `reduction`-th of them.
-    config.search.budget = (
-        0.2  # Of the cost of the grid; fewer trials begin where it would be more.
-    )
-    config.search.near = ConfigDict(NEAR)  # Where the search begins.
-
-    config.grid = ConfigDict(GRID)  # Settings of the teacher; a method may fix some of them.
+    config.name = title.partition(":")[0].lower().replace(" ", "_")
     config.rows = ConfigDict(rows)
     config.columns = ConfigDict(columns)
-    config.row_order, config.column_order = tuple(rows), tuple(columns)  # Of the table.
-    config.base = base
+    config.row_order, config.column_order = tuple(rows), tuple(columns)
     return config
 
 
@@ -176,7 +142,7 @@ def make_figure(
         spec: "" for the paper's setting, or "mini".
     """
     base = remem.get_config("cifar100" if not spec else "cifar100,variant=Ti/16")
-    base.information = information.make(seeds=(0, 1, 2))
+    base.information.seeds = (0, 1, 2)
     if spec:
         _shrink(base)
         base.information.seeds = (0, 1)

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 UNPUBLISHED = {"Pico/8", "So400m/14", "g/14", "G/14"}
 TABLES = sorted(path.stem for path in (ROOT / "configs" / "tables").glob("*.py"))
 FIGURES = sorted(path.stem for path in (ROOT / "configs" / "figures").glob("*.py"))
-PARTS = {"information"}  # Settings that configs share.
+PARTS = {"settings"}  # The defaults from which all configs start.
 NAMES = [
     *sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - PARTS),
     *(f"tables.{name}" for name in TABLES),

@@ -1,9 +1,10 @@
-"""Writes docs/configuration.md: every setting, its default, and the comment beside it.
+"""Writes docs/configuration.md: every setting with its default and its comment, and all presets.
 
     python -m tools.make_reference
 
-All of it comes from configs/*.py: values from the configs, texts from the comments that stand
-beside a setting or on the lines above it. A test holds the page to it.
+Settings and comments come from configs/settings.py, the changes of each preset from its file, and
+methods from remem_jax/methods.py. A comment stands beside a setting or on the lines above it. A
+test checks that the page is up to date.
 """
 
 import argparse
@@ -16,29 +17,43 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import analysis, information, pretrain, quickstart, remem, study
+from configs import analysis, pretrain, quickstart, remem, settings, study
+from remem_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 _LONG = 60  # Characters of a value that a table has room for.
+_ORDER = (  # Groups of settings in the order of the page; "" are settings of no group.
+    *("", "data", "teacher", "student", "information"),
+    *("images", "sensitivity", "expertness", "criticality"),
+    *("grid", "search", "model", "train", "probe"),
+)
 _HEAD = """# Configuration
 
-<!-- Made by tools/make_reference.py from configs/*.py; change those, and run it again. -->
+<!-- Made by tools/make_reference.py from configs/; change the configs, and run it again. -->
 
-Every setting can be given on the command line: `--config.teacher.rho=0.05`. Texts are bare,
-several values are a tuple in quotes: `--config.teacher.steps="(100, 500)"`, of one value
-`"(500,)"`. True is `--config.fsdp` or `--config.fsdp=True`. After the file, behind a colon, come
-its data set and options: `configs/remem.py:flowers102,variant=S/16`.
+Every setting can be given on the command line: `--config.teacher.rho=0.05`. Texts need no quotes;
+a tuple does: `--config.teacher.steps="(100, 500)"`, and with one value `"(500,)"`. True is
+`--config.fsdp` or `--config.fsdp=True`. A file's data set and options follow it after a colon:
+`configs/remem.py:flowers102,variant=S/16`.
 
-Behind a number, [text] means that it stands in the paper, [source] in the work that the paper
-cites; [derived], that it follows from the text; [choice], that it is ours, because the paper's
-value is lost. What values are allowed is checked before a run begins
-([the messages](troubleshooting.md)).
+`configs/settings.py` has all settings, with the defaults below. The other files of `configs/` are
+presets: they start from these defaults, and their [changes](#presets) stand at the end of this
+page. Values are checked before a run starts ([the messages](troubleshooting.md)).
+
+The mark after a description says where the default comes from: [text] the paper, [source] a work
+that the paper cites, [derived] the paper's text, indirectly, [choice] ourselves, because the
+paper's value is lost. A setting with [free] does not make a run differ from the paper's.
 """
 
 
-def comments(path: pathlib.Path) -> dict[str, str]:
-    """The comment of each setting that a config file assigns, by its name without `config.`."""
+def comments(path: pathlib.Path, function: str = "") -> dict[str, str]:
+    """Returns the comment of each setting that a config file assigns, by name without `config.`.
+
+    Args:
+        path: The config file.
+        function: Reads the assignments of this function only.
+    """
     source = path.read_text(encoding="utf-8")
     by_line = {
         token.start[0]: (token.string.lstrip("# "), token.line.lstrip().startswith("#"))
@@ -46,7 +61,7 @@ def comments(path: pathlib.Path) -> dict[str, str]:
         if token.type == tokenize.COMMENT
     }
     found: dict[str, str] = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_body(ast.parse(source), function)):
         if not isinstance(node, ast.Assign):
             continue
         beside = [by_line[at][0] for at in _lines(node) if at in by_line]
@@ -57,12 +72,18 @@ def comments(path: pathlib.Path) -> dict[str, str]:
     return found
 
 
+def _body(module: ast.Module, function: str) -> ast.AST:
+    """Returns a function of a module, or the whole module if none is named."""
+    functions = {one.name: one for one in module.body if isinstance(one, ast.FunctionDef)}
+    return functions.get(function, module)
+
+
 def _lines(node: ast.Assign) -> range:
     return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
 def _above(by_line: Mapping[int, tuple[str, bool]], line: int) -> list[str]:
-    """The lines of comment that end just above a line."""
+    """Returns the comment lines that end just above a line."""
     found: list[str] = []
     while (before := by_line.get(line - 1)) and before[1]:
         found.insert(0, before[0])
@@ -71,7 +92,7 @@ def _above(by_line: Mapping[int, tuple[str, bool]], line: int) -> list[str]:
 
 
 def _names(target: ast.expr) -> list[str]:
-    """Settings that an assignment sets."""
+    """Returns the settings that an assignment sets."""
     if isinstance(target, ast.Tuple):
         return [name for one in target.elts for name in _names(one)]
     whole = ast.unparse(target)
@@ -79,7 +100,7 @@ def _names(target: ast.expr) -> list[str]:
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Values of all settings, by their names without `config.`."""
+    """Returns the values of all settings, by name without `config.`."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, ConfigDict)
@@ -87,133 +108,146 @@ def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def table(
-    names: Iterable[str], columns: Mapping[str, Mapping[str, Any]], texts: Mapping[str, str]
-) -> str:
-    """A table of settings, with a column of defaults for each config."""
-    head, places = ["setting", *columns, ""], {name: i for i, name in enumerate(texts)}
-    rows = [
-        [f"`config.{name}`", *(_value(own, name) for own in columns.values()), texts.get(name, "")]
-        for name in sorted(names, key=lambda name: places.get(name, len(places)))
-    ]
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
-    )
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(_cell(cell) for cell in line)} |\n" for line in lines)
 
 
-def _value(own: Mapping[str, Any], name: str) -> str:
-    if name not in own:
-        return ""
-    value = own[name]
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _settings(names: Iterable[str], values: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+    """Returns the table of these settings, in the order of configs/settings.py."""
+    places = {name: i for i, name in enumerate(texts)}
+    ordered = sorted(names, key=lambda name: places.get(name, len(places)))
+    rows = ([f"`config.{name}`", _value(values[name]), texts.get(name, "")] for name in ordered)
+    return table(("setting", "default", "description"), rows)
+
+
+def _value(value: Any) -> str:
     if isinstance(value, ConfigDict):
-        return f"{len(value)} of them"
+        return f"{len(value)} of them" if len(value) else "none"
     text = '""' if value == "" else str(value)
-    if name.endswith("differs"):
-        return f"(sentences: {len(value)})"
-    if len(text) > _LONG:
-        return f"`{text[:_LONG]}...`"
-    return f"`{text}`"
+    return f"`{text[:_LONG]}...`" if len(text) > _LONG else f"`{text}`"
 
 
 def _groups(names: Iterable[str]) -> dict[str, list[str]]:
-    """Settings by the group that they are in; "" are those of none."""
+    """Returns settings by their group; those of no group are under ""."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(name.partition(".")[0] if "." in name else "", []).append(name)
-    return found
+    return dict(sorted(found.items(), key=lambda item: _ORDER.index(item[0])))
 
 
 def reference() -> str:
-    """The whole page."""
-    return _HEAD + "".join((_runs(), _information(), _studies(), _analyses(), _pretraining()))
+    """Returns the whole page."""
+    return "".join(
+        (_HEAD, _runs(), _methods(), _analyses(), _studies(), _pretraining(), _presets())
+    )
 
 
-def _texts(*modules: Any) -> dict[str, str]:
-    """Comments of several config files; the first that has one of a setting has the word."""
-    found: dict[str, str] = {}
-    for module in modules:
-        for name, text in comments(pathlib.Path(module.__file__)).items():
-            found[name] = found.get(name) or text
-    return found
+def _section(
+    title: str, intro: str, ungrouped: str, values: Mapping[str, Any], function: str = ""
+) -> str:
+    texts = comments(pathlib.Path(str(settings.__file__)), function)
+    page = f"\n## {title}\n\n{intro}"
+    for group, names in _groups(values).items():
+        page += f"\n### {f'config.{group}' if group else ungrouped}\n\n"
+        page += _settings(names, values, texts)
+    return page
 
 
 def _runs() -> str:
-    columns = {
-        "remem.py": leaves(remem.get_config()),
-        "quickstart.py": leaves(quickstart.get_config()),
-    }
-    texts = _texts(remem, quickstart)
-    page = "\n## Runs: configs/remem.py and configs/quickstart.py\n\n"
-    page += (
-        "`configs/remem.py` takes a data set and the options `variant`, `student` and `loss`; the "
+    intro = "Settings of `config.data` and of the run are those of all other workflows, too.\n"
+    return _section("Runs", intro, "The run", leaves(settings.run()))
+
+
+def _methods() -> str:
+    rows = (
+        [
+            f"`{name}`",
+            method.title,
+            *(_effect(method.has_teacher, one) for one in (method.rho, method.alpha, method.beta)),
+        ]
+        for name, method in METHODS.items()
     )
-    page += "defaults are those\nof `configs/remem.py:cifar100`.\n"
-    for group, names in _groups(columns["remem.py"]).items():
-        if group == "information":
-            continue
-        page += (
-            f"\n### {f'config.{group}' if group else 'The run'}\n\n{table(names, columns, texts)}"
-        )
-    return page
+    page = "\n## Methods\n\n`config.methods` takes any of these, of `remem_jax/methods.py`.\n\n"
+    return page + table(("method", "title", "rho", "alpha", "beta"), rows)
 
 
-def _information() -> str:
-    configs = {"remem.py": remem, "quickstart.py": quickstart, "analysis.py": analysis}
-    columns = {
-        name: leaves(module.get_config().information, "information.")
-        for name, module in configs.items()
-    }
-    own = comments(pathlib.Path(str(information.__file__)))
-    texts = {f"information.{name}": text for name, text in own.items()}
-    page = "\n## Information: configs/information.py, in all configs\n\n"
-    return page + table(columns["remem.py"], columns, texts)
+def _effect(has_teacher: bool, value: float | None) -> str:
+    if not has_teacher:
+        return "no teacher"
+    return "as set" if value is None else str(value)
 
 
-def _studies() -> str:
-    config = study.get_config()
-    base = config.base
-    del config.base
-    found = {name: value for name, value in leaves(config).items() if not _is_cell(name)}
-    found |= {"rows": config.rows, "columns": config.columns}
-    page = "\n## Studies: configs/study.py, configs/rivals.py, configs/tables/\n\n"
-    page += "`config.base` has all settings of a run, above (`--config.base.data.path=...`).\n"
-    page += f"Defaults are those of `configs/study.py:{base.data.name}`.\n"
-    for group, names in _groups(found).items():
-        page += f"\n### {f'config.{group}' if group else 'The study'}\n\n"
-        page += table(names, {"study.py": found}, _texts(study))
-    return page
-
-
-def _is_cell(name: str) -> bool:
-    return name.partition(".")[0] in ("rows", "columns")
+def _beyond_runs(config: ConfigDict) -> dict[str, Any]:
+    """Returns the settings that runs do not have."""
+    shared = leaves(settings.run())
+    return {name: value for name, value in leaves(config).items() if name not in shared}
 
 
 def _analyses() -> str:
-    found, texts = leaves(analysis.get_config()), _texts(analysis)
-    of_runs = leaves(remem.get_config())
-    own = {
-        name: value
-        for name, value in found.items()
-        if name not in of_runs and name.partition(".")[0] not in ("models", "information")
-    }
-    page = "\n## Analyses: configs/analysis.py\n\n"
-    page += (
-        "`configs/analysis.py` takes a data set and the options `init` and `analyses`, each of one "
-        "or of\nseveral, joined by `|`. It has the settings of `config.data`, `config.teacher` and "
-        "`config.information`,\ntoo; `config.models` has those of each model. Defaults are those "
-        "of `configs/analysis.py:caltech101`.\n"
+    intro = (
+        "`configs/analysis.py` takes a data set and the options `init` and `analyses`, each with "
+        "one or several\nvalues, joined by `|`. `config.data`, `config.teacher` and "
+        "`config.information` are those of a run.\n"
     )
-    for group, names in _groups(own).items():
-        page += f"\n### {f'config.{group}' if group else 'The analysis'}\n\n"
-        page += table(names, {"analysis.py": own}, texts)
-    return page
+    found = _beyond_runs(settings.analysis()) | {"models": ConfigDict()}
+    return _section("Analyses", intro, "The analysis", found)
+
+
+def _studies() -> str:
+    intro = (
+        "`config.base` has all settings of a run (`--config.base.data.path=...`). "
+        "`configs/study.py` and\n`configs/rivals.py` take the same data set and options as "
+        "`configs/remem.py`.\n"
+    )
+    config = settings.study(ConfigDict())
+    found = leaves(config) | {name: config[name] for name in ("rows", "columns", "base")}
+    return _section("Studies", intro, "The study", found, "study")
 
 
 def _pretraining() -> str:
-    found, texts = leaves(pretrain.get_config()), _texts(pretrain)
-    page = "\n## How the bundled teacher was made: configs/pretrain.py\n\n"
-    return page + table(found, {"pretrain.py": found}, texts)
+    intro = "`config.data` and the settings of the run are those of a run.\n"
+    return _section("Pretraining", intro, "", _beyond_runs(settings.pretraining()))
+
+
+def _presets() -> str:
+    presets = (
+        (remem, settings.run()),
+        (quickstart, settings.run()),
+        (analysis, settings.analysis()),
+        (pretrain, settings.pretraining()),
+        (study, settings.study(ConfigDict())),
+    )
+    return "\n## Presets\n" + "".join(_preset(module, base) for module, base in presets)
+
+
+def _preset(module: Any, base: ConfigDict) -> str:
+    """Returns what a preset changes, with the comments of its file."""
+    path = pathlib.Path(module.__file__)
+    config, texts, defaults = module.get_config(), comments(path), leaves(base)
+    if "base" in config:
+        del config.base
+    values = {
+        name: value
+        for name, value in leaves(config).items()
+        if not name.startswith(("models.", "rows.", "columns."))
+        and (name not in defaults or value != defaults[name])
+    }
+    places = {name: i for i, name in enumerate(texts)}
+    rows = (
+        [f"`config.{name}`", _value(defaults.get(name)), _value(value), texts.get(name, "")]
+        for name, value in sorted(values.items(), key=lambda item: places.get(item[0], 999))
+    )
+    page = f"\n### configs/{path.name}\n\n{(module.__doc__ or '').partition(chr(10))[0]}\n"
+    if not values:
+        return f"{page}It changes no default; its options do.\n"
+    return f"{page}\n{table(('setting', 'default', 'here', 'reason'), rows)}"
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 
 Which block, model and data set each of Figures 7 to 15 shows is lost from the paper's text that we
 have, but for this: 7 is the top block of a strong model, 8 to 13 are bottom blocks and weak models,
-14 and 15 other data sets. What is chosen here is our choice. configs/analysis.py has the settings.
+14 and 15 other data sets. What is chosen here is our choice. configs/settings.py has the settings.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
     python -m remem_jax.main --config=configs/figures/figure5.py:mini --workdir=figures/figure5_mini
 
 The data set is lost from the paper's text that we have; Caltech-101 is our choice.
-configs/analysis.py has the settings.
+configs/settings.py has the settings.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ The data set is lost from the paper's text that we have; the numbers fit SUN397 
     python -m remem_jax.main --config=configs/tables/table10.py --workdir=studies/table10
     python -m remem_jax.main --config=configs/tables/table10.py:mini --workdir=studies/table10_mini
 
-configs/study.py has the settings, and how to add workers.
+configs/settings.py has the settings, configs/study.py says how to add workers.
 """
 
 from ml_collections import ConfigDict

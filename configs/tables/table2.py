@@ -5,7 +5,7 @@ The data set is lost from the paper's text that we have; CIFAR-100 is our choice
     python -m remem_jax.main --config=configs/tables/table2.py --workdir=studies/table2
     python -m remem_jax.main --config=configs/tables/table2.py:mini --workdir=studies/table2_mini
 
-configs/study.py has the settings, and how to add workers.
+configs/settings.py has the settings, configs/study.py says how to add workers.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ Which EfficientNetV2 it was the paper does not say; S is ours.
     python -m remem_jax.main --config=configs/tables/table3.py --workdir=studies/table3
     python -m remem_jax.main --config=configs/tables/table3.py:mini --workdir=studies/table3_mini
 
-configs/study.py has the settings, and how to add workers.
+configs/settings.py has the settings, configs/study.py says how to add workers.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ of ImageNet-1k, for which remem_jax/weights/catalog.py has the reasons.
     python -m remem_jax.main --config=configs/tables/table4.py --workdir=studies/table4
     python -m remem_jax.main --config=configs/tables/table4.py:mini --workdir=studies/table4_mini
 
-configs/study.py has the settings, and how to add workers.
+configs/settings.py has the settings, configs/study.py says how to add workers.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     python -m remem_jax.main --config=configs/tables/table9.py --workdir=studies/table9
     python -m remem_jax.main --config=configs/tables/table9.py:mini --workdir=studies/table9_mini
 
-configs/study.py has the settings, and how to add workers.
+configs/settings.py has the settings, configs/study.py says how to add workers.
 """
 
 from ml_collections import ConfigDict

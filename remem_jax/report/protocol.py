@@ -1,7 +1,6 @@
-"""Where a run's settings are not those of the paper.
+"""Lists where a run's settings differ from the paper's.
 
-Every setting of configs/remem.py is in one of the tables below: with the paper's value, with our
-choice where the paper's text has lost its value, or among those that change no result.
+`PAPER` and `NAMED` have every setting of a run, except those that configs/settings.py marks [free].
 
 Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, section 6 and Table 6.
 """
@@ -99,43 +98,6 @@ _AUGREG = [f"augreg:{variant}" for variant in PAPER["teacher.variant"].values]
 WEIGHTS = tuple(dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values())))  # Teachers start from them.
 # Settings with sentences of their own, in `_named`.
 NAMED = ("methods", "data.name", "teacher.init", "student.model", "student.losses", "student.mixup")
-# Settings that change no result, or of which the report tells elsewhere; a group stands for all
-# that it holds.
-FREE: Mapping[str, str] = {
-    "workflow": "Which job it is.",
-    "seed": "The paper names none.",
-    "log_every": "How often metrics are written.",
-    "save_every": "How often checkpoints are.",
-    "keep_checkpoints": "How many are kept.",
-    "retries": "A teacher that was trained again is named.",
-    "fsdp": "Where parameters lie.",
-    "profile": "What is written.",
-    "plan_only": "Whether anything is run.",
-    "choose_on_test": "The report says what was measured on test.",
-    "differs": "The sentences themselves.",
-    "data.path": "Where the images are.",
-    "data.dir": "Where they are.",
-    "data.stored_size": "Images that were resized are named.",
-    "data.corrupt_limit": "Images that were skipped are named.",
-    "data.resident_gib": "Where pixels lie.",
-    "data.input": "Where they lie; what it does to crops is named with images that were resized.",
-    "data.cache": "Where what was decoded lies.",
-    "data.threads": "Speed.",
-    "data.workers": "Speed.",
-    "teacher.accumulate": "Memory.",
-    "teacher.rematerialise": "Memory.",
-    "teacher.scan": "Speed of compiling.",
-    "teacher.mirror": "Where weights are fetched.",
-    "student.seeds": "The paper names none; the report shows each.",
-    "student.group": "Memory.",
-    "student.store_outputs": "Speed.",
-    "student.evaluations": "What is written.",
-    "information.seeds": "The report shows each.",
-    "information.evaluations": "What is written.",
-    "information.pictures": "What is written.",
-    "information.rematerialise": "Memory.",
-    "information.info_nce": "A second estimate beside the paper's.",
-}
 # These settings count in a method that leaves one of the listed settings of config.teacher free.
 _FREE_BY: Mapping[str, tuple[str, ...]] = {
     "teacher.rho": ("rho",),

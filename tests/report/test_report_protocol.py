@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+import configs.settings
 from configs import quickstart, remem
 from remem_jax import data, models, settings
 from remem_jax.data import registry
@@ -14,6 +15,7 @@ from remem_jax.report import protocol
 from remem_jax.storage.identity import described
 from remem_jax.train import objectives
 from remem_jax.weights import catalog
+from tools import make_reference
 
 
 def _config(changes: dict[str, Any] | None = None, spec: str = "cifar100") -> dict[str, Any]:
@@ -36,22 +38,30 @@ def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
     return found
 
 
+_MARKS = ("[text]", "[source]", "[derived]", "[choice]", "[free]")
+_COMMENTS = make_reference.comments(pathlib.Path(str(configs.settings.__file__)))
+
+
 @pytest.mark.parametrize("name", _leaves(remem.get_config()))
-def test_every_setting_is_the_papers_or_ours_or_free(name: str) -> None:
-    parts = name.split(".")
-    groups = {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
+def test_a_setting_is_compared_with_the_paper_unless_it_is_free(name: str) -> None:
+    compared = [name in protocol.PAPER, name in protocol.NAMED]
+    marks = [mark for mark in _MARKS if mark in _COMMENTS[name]]
 
-    standing = [name in protocol.PAPER, name in protocol.NAMED, bool(groups & set(protocol.FREE))]
+    assert marks, f"{name}: say where its default comes from, in configs/settings.py."
+    assert compared.count(True) == (0 if marks == ["[free]"] else 1), (
+        f"{name}: mark it [free] in configs/settings.py, or add it to a table of protocol.py."
+    )
 
-    assert standing.count(True) == 1, f"{name}: add it to one table of report/protocol.py."
+
+@pytest.mark.parametrize("name", protocol.PAPER)
+def test_a_mark_says_whether_the_papers_value_is_lost(name: str) -> None:
+    marks = {mark for mark in _MARKS if mark in _COMMENTS[name]}
+
+    assert marks & ({"[choice]", "[source]"} if protocol.PAPER[name].lost else set(_MARKS[:3]))
 
 
 def test_the_tables_have_no_setting_that_is_gone() -> None:
-    names = set(_leaves(remem.get_config()))
-    groups = {".".join(name.split(".")[:i]) for name in names for i in (1, 2, 3)}
-
-    assert {*protocol.PAPER, *protocol.NAMED} <= names
-    assert set(protocol.FREE) <= groups
+    assert {*protocol.PAPER, *protocol.NAMED} <= set(_leaves(remem.get_config()))
 
 
 @pytest.mark.parametrize(

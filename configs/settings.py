@@ -1,0 +1,399 @@
+"""Every setting: its default, what it is, its unit and range, and the reason for the default.
+
+A config file (remem.py, quickstart.py, ...) starts from one of these functions, and sets what it
+changes. docs/configuration.md is made from this file; a test checks the ranges written here.
+
+Marks after a default:
+    [text]     it stands in the paper.
+    [source]   it stands in a work that the paper cites.
+    [derived]  it follows from the paper's text.
+    [choice]   it is ours, because the paper's value is lost.
+    [free]     it does not make a run differ from the paper's: speed, memory, files, or something
+               that the report states anyway.
+"""
+
+from ml_collections import ConfigDict
+
+
+def run() -> ConfigDict:
+    """Returns the settings of a ReMem run; the defaults are the paper's, on CIFAR-100."""
+    config = ConfigDict()
+    config.workflow = "remem"  # The kind of work: "remem", "pretrain", "analysis", "study". [free]
+    # Methods to compare, each a row of the results; one of "scratch", "finetune", "sam",
+    # "reweight", "remem". The two baselines and ReMem. [text]
+    config.methods = ("scratch", "finetune", "remem")
+    # Seed of all random numbers of a run; at least 0, below 2**32. The paper names none. [free]
+    config.seed = 0
+    config.log_every = 50  # Steps between two rows of training metrics; at least 1. [free]
+    # Steps between two checkpoints, from which a stopped run resumes; at least 1. [free]
+    config.save_every = 500
+    # Checkpoints that are kept of each stage while it is trained; at least 2, since one of them
+    # may be damaged. [free]
+    config.keep_checkpoints = 2
+    # Restarts of a teacher whose training diverges; each halves the learning rate. At least 0; the
+    # report names such teachers. [free]
+    config.retries = 0
+    # Whether parameters and optimiser states are sharded among the devices, too. [free]
+    config.fsdp = False
+    config.profile = False  # Whether some steps of each stage are traced into profile/. [free]
+    # Whether to print how much device memory the run needs, and end. [free]
+    config.plan_only = False
+    # Whether all students are measured on test, and the best of them on test is reported, too. The
+    # report says which were. [free]
+    config.choose_on_test = False
+    # Type of activations; one of "auto", "float32", "bfloat16". "auto" is bfloat16 on GPUs and
+    # TPUs, float32 on CPUs. [choice]
+    config.compute_dtype = "auto"
+    config.differs = ()  # Sentences for the report on differences that no setting expresses. [free]
+
+    _data(config)
+    _teacher(config)
+    _student(config)
+    _information(config)
+    return config
+
+
+def _data(config: ConfigDict) -> None:
+    config.data = ConfigDict()
+    # Data set: a name of remem_jax/data/registry.py, "digits", or "folder", "list", "arrays" for
+    # your own images. [text]
+    config.data.name = "cifar100"
+    config.data.path = ""  # Images of "folder", "list" or "arrays": a folder or a file. [free]
+    config.data.dir = ""  # Folder of TFDS's data sets; empty is TFDS's default. [free]
+    # Side of the square images that networks get, in pixels; at least 1, and a multiple of the
+    # teacher's patch. [text]
+    config.data.image_size = 224
+    # Side to which larger images are reduced before training, in pixels; at least 1. The report
+    # names data sets that were reduced. [free]
+    config.data.stored_size = 256
+    # Smallest and largest area of a random crop, as fractions of the image; above 0, at most 1.
+    # As in vit_jax's fine-tuning. [source]
+    config.data.crop_area = (0.05, 1.0)
+    # Fraction of each class of the training split that is held out for validation, if the data set
+    # has no validation split; above 0, below 1. [choice]
+    config.data.validation = 0.1
+    # Unreadable images that are skipped before a run ends with an error; at least 0. The report
+    # names what was skipped. [free]
+    config.data.corrupt_limit = 10
+    # Device memory for images, in GiB; above 0. Larger data sets are streamed. [free]
+    config.data.resident_gib = 16.0
+    # Where images are kept; one of "auto", "resident" (on the device), "streamed" (on the host).
+    # "auto" streams what exceeds resident_gib. [free]
+    config.data.input = "auto"
+    config.data.cache = ""  # Folder for decoded images; empty is that of REMEM_CACHE. [free]
+    config.data.threads = 0  # Threads that decode; at least 0, where 0 is one per core. [free]
+    # Processes that share these threads when images are streamed; at least 0. [free]
+    config.data.workers = 0
+
+
+def _teacher(config: ConfigDict) -> None:
+    config.teacher = ConfigDict()
+    config.teacher.model = "vit"  # Architecture; one of "vit". [text]
+    config.teacher.variant = "B/16"  # Size and patch of the ViT; empty is the checkpoint's. [text]
+    # Pretrained weights: a published name, which is downloaded, or a file's path. [text]
+    config.teacher.init = "augreg:B/16"
+    # Steps after which fine-tuning gives a teacher; increasing, at least 1. Early stopping is
+    # searched over these. [text]
+    config.teacher.steps = (500, 700, 1000, 3000, 5000, 7000, 10_000)
+    config.teacher.batch_size = 512  # Images per step; at least 1. [choice]
+    # Peak of the cosine schedule; above 0. The paper searches 0.005 to 0.5 [text]; which of them a
+    # single run takes is ours. [choice]
+    config.teacher.learning_rate = 0.03
+    # Steps of linear warm-up; at least 0, fewer than the steps of training. [choice]
+    config.teacher.warmup_steps = 500
+    config.teacher.momentum = 0.9  # Momentum of SGD; at least 0, below 1. [choice]
+    # Weight decay of SGD; at least 0. None, as in ViT-22B's fine-tuning. [source]
+    config.teacher.weight_decay = 0.0
+    # Maximum norm of the gradient; above 0. As in vit_jax's fine-tuning. [choice]
+    config.teacher.clip_norm = 1.0
+    config.teacher.dropout = 0.0  # Dropout rate; from 0 to 0.99. [choice]
+    # Mixup: both parameters of the Beta distribution; at least 0, where 0 is no Mixup. [text]
+    config.teacher.mixup = 0.0
+    # Probability that label smoothing spreads over all classes; from 0 to 1. [text]
+    config.teacher.label_smoothing = 0.0
+    # Weight of MCMI, a rival of ReMem; at least 0. Its authors use 0.1 to 0.35, the paper none.
+    # [text]
+    config.teacher.mcmi = 0.0
+    # Radius of SAM; at least 0, where 0 is plain SGD. The paper searches 0.5, 0.05, 0.005. [text]
+    config.teacher.rho = 0.5
+    # Images that share one ascent step of SAM, its m; at least -1, where 0 is the whole batch and
+    # -1 each device's share. [choice]
+    config.teacher.ascent_examples = 0
+    # Microbatches of a batch, one after another; at least 0, where 0 is as few as fit into memory.
+    # [free]
+    config.teacher.accumulate = 0
+    # alpha of Eq. 2, the weight of every MLP block; above 0, below 2. The paper searches 0.8, 0.9.
+    # [text]
+    config.teacher.mlp_weight = 0.8
+    # beta, the weight of every attention block; above 0, below 2. ReMem re-weights only the MLPs.
+    # [text]
+    config.teacher.attention_weight = 1.0
+    # MLP blocks that are left out, counted from the top (Section 4); at least 0. [text]
+    config.teacher.pruned_mlp = 0
+    # Attention blocks that are left out, counted from the top; at least 0. [text]
+    config.teacher.pruned_attention = 0
+    # Weight of the residual of a re-weighted block; one of "two_minus" (2 - alpha), "plain" (1).
+    # [derived]
+    config.teacher.residual = "two_minus"
+    # Parameters that are trained; one of "full", "lora", "adapter_houlsby", "adapter_pfeiffer",
+    # "linear_probe". [text]
+    config.teacher.tuning = "full"
+    config.teacher.lora = ConfigDict()
+    # Layers that get LoRA; one of "query", "key", "value", "out", "Dense_0", "Dense_1". [text]
+    config.teacher.lora.targets = ("query", "value")
+    config.teacher.lora.rank = 32  # Rank of LoRA; at least 1. [text]
+    # LoRA's alpha; the update is scaled by alpha / rank, which is 1. [text]
+    config.teacher.lora.scale = 32.0
+    config.teacher.adapter = ConfigDict()
+    # Width of the model divided by the width of an adapter; at least 1. [text]
+    config.teacher.adapter.reduction = 16
+    # GELU; one of "", "tanh", "erf". Empty is that of the checkpoint. [choice]
+    config.teacher.gelu = ""
+    # How position embeddings are resized; one of "vit_jax", "timm". [choice]
+    config.teacher.position_resize = "vit_jax"
+    # Activations that the backward pass recomputes to save memory; one of "auto", "nothing",
+    # "elementwise", "blocks". "auto" is as little as fits. [free]
+    config.teacher.rematerialise = "auto"
+    # Whether blocks run in one lax.scan, which compiles faster; False unrolls them. [free]
+    config.teacher.scan = True
+    # URL or folder to download published weights from; empty is Google's bucket. [free]
+    config.teacher.mirror = ""
+
+
+def _student(config: ConfigDict) -> None:
+    config.student = ConfigDict()
+    config.student.model = "resnet18"  # Architecture: a name of remem_jax/models. [text]
+    # First layers; one of "imagenet", "small". "small" keeps small images' resolution. [text]
+    config.student.stem = "imagenet"
+    # Distillation losses: names of remem_jax/train/objectives.py; each adds a grid of students.
+    # [text]
+    config.student.losses = ("kd",)
+    # Whether students learn from labels besides the teacher's outputs. [text]
+    config.student.hard_labels = True
+    # Mixup, as config.teacher.mixup; student and teacher get the same mixture. At least 0. [text]
+    config.student.mixup = 0.0
+    config.student.steps = 20_000  # Steps of training; at least 1. [text]
+    config.student.batch_size = 512  # Images per step; at least 1. [choice]
+    config.student.learning_rates = (
+        0.05,
+        0.1,
+        0.5,
+    )  # Peaks of the cosine schedule; above 0. [text]
+    config.student.temperatures = (1.0, 2.0, 4.0)  # Softmax temperatures of KD; above 0. [text]
+    # Weights of the distillation loss, against that of the labels; from 0 to 1. [text]
+    config.student.weights = (0.1, 0.5, 0.9)
+    # Divides the teacher's logits; above 0. A value such as 2 flattens the teacher's distribution,
+    # a rival of ReMem. [text]
+    config.student.flatten = 1.0
+    # Added to config.seed: initialisation and dropout of a repeated student; at least 0, below
+    # 2**31. The paper names none; the report shows each. [free]
+    config.student.seeds = (0,)
+    # Students that are trained at once; at least 0, where 0 is as many as fit into memory. [free]
+    config.student.group = 0
+    # Whether the teacher's outputs are stored on disk for students that follow. [free]
+    config.student.store_outputs = False
+    # Steps of linear warm-up; at least 0, fewer than the steps of training. [choice]
+    config.student.warmup_steps = 500
+    config.student.momentum = 0.9  # Nesterov momentum of SGD; at least 0, below 1. [choice]
+    config.student.weight_decay = 1e-4  # Weight decay of SGD; at least 0. [text]
+    # Evaluations on validation during training; at least 1, at most the steps. [free]
+    config.student.evaluations = 10
+
+
+def _information(config: ConfigDict) -> None:
+    """How much information on the image teachers' features hold: decoders that reconstruct it."""
+    config.information = ConfigDict()
+    # Seeds of the decoders, such as (0, 1, 2); at least 0. Each is one training per teacher; empty
+    # measures nothing. [free]
+    config.information.seeds = ()
+    config.information.steps = 2000  # Steps of training; at least the evaluations. [choice]
+    config.information.batch_size = 64  # Images per step; at least 2. [choice]
+    config.information.learning_rate = 1e-3  # Learning rate of AdamW; above 0. [choice]
+    config.information.betas = (0.9, 0.999)  # Betas of AdamW; from 0 to 0.99999. [choice]
+    config.information.weight_decay = 1e-4  # Weight decay of AdamW; at least 0. [text]
+    config.information.epsilon = 1e-8  # Epsilon of AdamW; above 0. [text]
+    # Whether the corners of feature maps stay in place when these are resized. As in InfoPro.
+    # [source]
+    config.information.align_corners = True
+    # Evaluations on validation during training; at least 2, which a slope needs. [free]
+    config.information.evaluations = 10
+    # Activations of decoders that the backward pass recomputes, as config.teacher.rematerialise;
+    # one of "auto", "nothing", "elementwise", "blocks". [free]
+    config.information.rematerialise = "auto"
+    # Images of validation whose reconstructions are kept; at least 0. [free]
+    config.information.pictures = 4
+
+    # A second estimate beside it, InfoNCE with a trained critic, which the paper does not have.
+    config.information.info_nce = ConfigDict()
+    config.information.info_nce.measured = True  # Whether InfoNCE is estimated, too. [free]
+    # Side of the grid to which tokens are averaged; at least 1, a divisor of the tokens' grid.
+    # [free]
+    config.information.info_nce.grid = 2
+    # Side of the grid of mean colours that stands for an image; at least 1, a divisor of the
+    # image's side. [free]
+    config.information.info_nce.blocks = 8
+    # Noise added to features, in standard deviations of each feature; above 0. See
+    # remem_jax/analysis/info_nce.py. [free]
+    config.information.info_nce.noise = 2.0
+    config.information.info_nce.hidden = 256  # Units of a critic's hidden layer; at least 1. [free]
+    # Dimensions in which a critic compares features and images; at least 1. [free]
+    config.information.info_nce.embedding = 64
+
+
+def analysis() -> ConfigDict:
+    """Returns the settings of an analysis of checkpoints; no model is trained on labels."""
+    config = run()
+    del config.student, config.methods, config.choose_on_test, config.retries, config.plan_only
+    config.workflow = "analysis"
+    config.title = ""  # Title of the report.
+    # Analyses to make; one of "information", "expertness", "criticality".
+    config.analyses = ("information", "expertness", "criticality")
+    # Checkpoints by name, each with a title and the settings of config.teacher that it changes.
+    config.models = ConfigDict()
+    config.model_order = ()  # Names of config.models in the order of the report.
+
+    config.images = ConfigDict()  # The images that the models are analysed on.
+    # Splits; one of "train", "validation", "test". These two are all training images.
+    config.images.splits = ("train", "validation")
+    config.images.examples = 0  # Number of images, the first of them; at least 0, where 0 is all.
+    config.images.batch_size = 64  # Images per forward pass; at least 1.
+
+    config.sensitivity = ConfigDict()  # Settings of decoders to repeat the comparison with.
+    # Values of config.information.learning_rate, such as (3e-4, 1e-3, 3e-3).
+    config.sensitivity.learning_rates = ()
+    # Values of the second of config.information.betas, such as (0.99, 0.999).
+    config.sensitivity.second_betas = ()
+    # Values of config.information.align_corners, such as (True, False).
+    config.sensitivity.align_corners = ()
+
+    config.expertness = ConfigDict()
+    # Clusters of images and neurons; 0 or at least 2. 0 is the number of classes. [text]
+    config.expertness.clusters = 0
+    # Blocks, counted from 0, or from -1 downwards from the top; empty is all.
+    config.expertness.layers = ()
+    config.expertness.seeds = (0, 1, 2)  # Seeds of the co-clustering; at least 0.
+    # Seeds of the null model, which shuffles activations; at least 0.
+    config.expertness.null_seeds = (0, 1, 2)
+    # Activation below which a neuron counts as inactive; at least 0. See analysis/expertness.py.
+    config.expertness.threshold = 0.1
+
+    config.criticality = ConfigDict()
+    # Blocks, counted from 0, or from -1 downwards from the top.
+    config.criticality.layers = (-1,)
+    # Images for each of these blocks; at least 0, where 0 is all of config.images.
+    config.criticality.examples = (0,)
+    config.criticality.batch_size = 32  # Images per forward pass; at least 1.
+    config.criticality.chunk = 16  # Neurons that are removed at once, each alone; at least 1.
+    config.criticality.neurons = 6  # Most critical neurons that the report shows; at least 1.
+    # Images that each of them affects most, which the report shows; at least 1.
+    config.criticality.images = 3
+    config.criticality.visualization = ConfigDict()
+    # Steps of Adam that optimise an image for a neuron; at least 0, where 0 shows none.
+    config.criticality.visualization.steps = 128
+    config.criticality.visualization.learning_rate = 0.005  # Learning rate of Adam; above 0.
+    # Largest random shift of the image at a step, in pixels; at least 0. The side of a patch.
+    config.criticality.visualization.jitter = 16
+    config.criticality.visualization.seeds = (0, 1)  # One optimised image for each; at least 0.
+    config.criticality.visualization.batch_size = (
+        16  # Images that are optimised at once; at least 1.
+    )
+    return config
+
+
+def pretraining() -> ConfigDict:
+    """Returns the settings of a pretraining on labels; the defaults made the bundled teacher."""
+    config = run()
+    del config.methods, config.retries, config.plan_only, config.choose_on_test, config.differs
+    del config.teacher, config.student, config.information
+    config.workflow = "pretrain"
+
+    config.model = ConfigDict()
+    config.model.variant = "Pico/8"  # Size and patch of the ViT.
+    # Dropout rate; from 0 to 0.99. Twenty epochs do not overfit 1.9 million parameters.
+    config.model.dropout = 0.0
+
+    config.train = ConfigDict()
+    # Steps of training; at least 1. 21 epochs, which two cores do in about an hour.
+    config.train.steps = 13_000
+    config.train.batch_size = 128  # Images per step; at least 1.
+    config.train.learning_rate = 1.5e-3  # Peak of the cosine schedule of AdamW; above 0.
+    # Steps of linear warm-up; at least 0, fewer than the steps of training.
+    config.train.warmup_steps = 500
+    config.train.weight_decay = 0.05  # Weight decay of AdamW; at least 0.
+    config.train.label_smoothing = 0.1  # As config.teacher.label_smoothing; from 0 to 1.
+    config.train.clip_norm = 1.0  # Maximum norm of the gradient; above 0.
+    # Microbatches of a batch; at least 0, where 0 is as few as fit into memory.
+    config.train.accumulate = 0
+    # As config.teacher.rematerialise; one of "auto", "nothing", "elementwise", "blocks".
+    config.train.rematerialise = "auto"
+
+    # A linear probe of the features, of the pretrained and of a random network.
+    config.probe = ConfigDict()
+    config.probe.name = "cifar100"  # Data set of the probe; empty makes none.
+    config.probe.dir = ""  # Folder of TFDS's data sets, as config.data.dir.
+    return config
+
+
+def study(base: ConfigDict) -> ConfigDict:
+    """Returns the settings of a study.
+
+    Args:
+        base: Settings of all its runs, except those that rows, columns and the grid change.
+    """
+    config = ConfigDict()
+    config.workflow = "study"  # The kind of work.
+    config.title = ""  # Title of the report.
+    config.table = 0  # Number of the paper's table that the study reproduces; 0 is none.
+    config.mini = (
+        ""  # Sentence for the report on how a mini version differs; empty is the full one.
+    )
+    config.name = ""  # Name of the study in its storage.
+    # Where trials are kept: "sqlite" or "journal" (files of --workdir, for one machine or for
+    # several that share it), "journal:/shared/file" or "postgresql://user@host/database".
+    config.storage = "sqlite"
+    config.heartbeat_seconds = 20.0  # Seconds between two heartbeats of a worker; above 0.
+    # Seconds without a heartbeat after which a worker counts as dead; at least three heartbeats.
+    config.grace_seconds = 180.0
+    config.attempts = 5  # Crashes after which a trial is given up; at least 1.
+    config.only = ""  # Names of rows and columns to run, separated by commas; empty is all.
+    # Whether to print what the study costs and how much device memory its runs need, and end.
+    config.plan_only = False
+    # Whether the weights of all teachers and students are kept, not only the selected ones.
+    config.keep_weights = False
+    # Seeds of runs; at least 0. Each repeats the whole protocol: data split, teacher, students.
+    config.seeds = (0,)
+    config.differs = ()  # Sentences for the report on differences that no setting expresses.
+
+    config.search = ConfigDict()
+    # How trials are searched; one of "grid" (all of them), "halving" (successive halving).
+    config.search.kind = "grid"
+    # One of so many trials of a rung is trained on, for so many times the steps; at least 2.
+    config.search.reduction = 4
+    config.search.rungs = (
+        3  # Rungs of successive halving, of which the last has all steps; at least 1.
+    )
+    # Cost of successive halving, as a fraction of the grid's; from 0 to 1. Fewer trials start if
+    # they would exceed it.
+    config.search.budget = 0.2
+    config.search.near = ConfigDict()  # The point of the grid where the search starts.
+    # Learning rate; a value of the grid. The middle of the paper's range. [choice]
+    config.search.near.learning_rate = 0.05
+    # Radius of SAM; a value of the grid. The paper's best region has a large one. [text]
+    config.search.near.rho = 0.5
+    # alpha; a value of the grid. The paper's best region scales MLPs down. [text]
+    config.search.near.mlp_weight = 0.8
+
+    # Values of settings of config.teacher that are searched; a method may fix some of them.
+    config.grid = ConfigDict()
+    # Learning rates that are searched: the paper's Table 6. [text]
+    config.grid.learning_rate = (0.005, 0.007, 0.01, 0.03, 0.05, 0.07, 0.1, 0.3, 0.5)
+    config.grid.rho = (0.005, 0.05, 0.5)  # Radii of SAM that are searched: Table 6. [text]
+    config.grid.mlp_weight = (0.8, 0.9)  # Values of alpha that are searched: Table 6. [text]
+    # Rows of the table by name: a title, a method, a group, and the settings that the row changes.
+    config.rows = ConfigDict()
+    # Columns of the table by name: a title, and the settings that the column changes.
+    config.columns = ConfigDict()
+    config.row_order = ()  # Names of rows in the order of the table.
+    config.column_order = ()  # Names of columns in the order of the table.
+    config.base = base  # Settings of all runs, except those that rows, columns and grid change.
+    return config

@@ -1,0 +1,143 @@
+"""The ranges in the comments of configs/settings.py are those that the checks enforce."""
+
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import analysis, pretrain, quickstart, study
+from configs import settings as defaults
+from remem_jax import settings
+from remem_jax.checks import SettingError
+from remem_jax.settings import analysis as analysis_checks
+from remem_jax.settings import values
+from remem_jax.study import space
+from tools import make_reference
+
+_FILE = pathlib.Path(str(defaults.__file__))
+_NUMBER = r"(-?\d+(?:\.\d+)?(?:\*\*\d+)?)"
+_CHOICES = re.compile(r"one of ((?:\"[^\"]*\"(?: \([^)]*\))?(?:, )?)+)")
+# Numbers without a range: any value makes sense, or the network decides which do.
+_ANY = {"teacher.lora.scale", "table", "expertness.layers", "criticality.layers"}
+# Fewer than another setting, or a value of the grid.
+_RELATIVE = {"information.steps", "grace_seconds", "grid", "search.near"}
+
+
+def _run() -> ConfigDict:
+    config = quickstart.get_config()
+    config.information.seeds = (0,)
+    return config
+
+
+def _analysis() -> ConfigDict:
+    return analysis.get_config("digits,init=bundled:Pico/8")
+
+
+WORKFLOWS: dict[str, tuple[Callable[[], ConfigDict], Callable[[ConfigDict], None]]] = {
+    "run": (_run, settings.check_remem),
+    "analysis": (_analysis, analysis_checks.check),
+    "pretraining": (pretrain.get_config, settings.check_pretrain),
+    "study": (lambda: study.get_config("digits"), space.check),
+}
+
+
+def _documented(workflow: str) -> Iterator[tuple[str, Any, str]]:
+    """Name, default and comment of the settings that a workflow has beyond those of a run."""
+    of_runs = dict(values.leaves(defaults.run())) if workflow != "run" else {}
+    config = WORKFLOWS[workflow][0]()
+    if workflow == "study":
+        del config.base, config.rows, config.columns
+    texts = make_reference.comments(_FILE, "study" if workflow == "study" else "")
+    for name, value in values.leaves(config):
+        known = name in of_runs and workflow != "study"
+        if not known and not name.startswith("models."):
+            yield name, value, texts[name]
+
+
+def _limits(text: str) -> Iterator[tuple[str, float]]:
+    """The limits that a comment names, as phrases and numbers."""
+    for phrase, number in re.findall(rf"(?i)\b(at least|above|below|at most) {_NUMBER}", text):
+        yield phrase.lower(), _number(number)
+    for low, high in re.findall(rf"(?i)\bfrom {_NUMBER} to {_NUMBER}", text):
+        yield "at least", _number(low)
+        yield "at most", _number(high)
+
+
+def _number(text: str) -> float:
+    base, _, power = text.partition("**")
+    return float(base) ** int(power) if power else float(base)
+
+
+def _cases(workflow: str) -> Iterator[tuple[str, str, Any, bool]]:
+    """Workflow, setting, value, and whether the value is in the range that the comment names."""
+    for name, default, text in _documented(workflow):
+        one = default[0] if isinstance(default, tuple) and default else default
+        for phrase, limit in _limits(text):
+            step = 1.0 if isinstance(one, int) or name.endswith("seeds") else 1e-6
+            down = phrase in ("at least", "below")
+            beyond = limit - step if down else limit + step
+            excludes = phrase in ("above", "below")
+            for value, allowed in ((limit, not excludes), (beyond, excludes)):
+                typed = int(value) if step == 1.0 else value
+                yield workflow, name, _like(default, typed), allowed
+        for choices in _CHOICES.findall(text):
+            known = re.findall(r"\"([^\"]*)\"", choices)
+            yield workflow, name, _like(default, "something else"), False
+            yield from ((workflow, name, _like(default, one), True) for one in known)
+
+
+def _like(default: Any, value: Any) -> Any:
+    """A value, or a tuple of values if the default is a tuple."""
+    if not isinstance(default, tuple):
+        return value
+    pair = default and isinstance(default[0], float) and len(default) == 2
+    return (value, value) if pair else (value,)
+
+
+CASES = [case for workflow in WORKFLOWS for case in _cases(workflow)]
+
+
+@pytest.mark.parametrize(("workflow", "name", "value", "allowed"), CASES)
+def test_the_range_of_a_setting_is_the_one_of_its_comment(
+    workflow: str, name: str, value: Any, allowed: bool
+) -> None:
+    make, check = WORKFLOWS[workflow]
+    config = make()
+    place, (*groups, last) = config, name.split(".")
+    for group in groups:
+        place = place[group]
+    with config.ignore_type():
+        place[last] = value
+        if groups[-1:] in (["lora"], ["adapter"]):
+            config.teacher.tuning = {"lora": "lora", "adapter": "adapter_pfeiffer"}[groups[-1]]
+    refusal = ""
+
+    try:
+        check(config)
+    except SettingError as error:
+        refusal = str(error)
+
+    own = rf"config\.({re.escape(name)}\b|{re.escape('.'.join(groups))}: {last}\b)"
+    kind = r"must (be (at least|above|from|a whole|one of|0 <)|lie)"
+    if allowed:
+        assert not re.search(rf"{own}.*{kind}", refusal), refusal
+    else:
+        assert re.search(own, refusal), refusal or "accepted"
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_every_number_has_a_range(workflow: str) -> None:
+    def is_number(value: Any) -> bool:
+        one = value[0] if isinstance(value, tuple) and value else value
+        return isinstance(one, int | float) and not isinstance(one, bool)
+
+    without = {
+        name
+        for name, default, text in _documented(workflow)
+        if is_number(default) and not list(_limits(text)) and not name.startswith(tuple(_RELATIVE))
+    }
+
+    assert without <= _ANY
