@@ -45,7 +45,7 @@ accelerators: .venv-aot/installed-$(COMPILERS)
 	.venv-aot/bin/python -m tools.accelerators --rows='$(ROWS)' --targets='$(TARGETS)' --jobs=$(JOBS)
 
 # The stamp is touched last, so that an installation that failed is tried again.
-.venv/installed: setup.cfg pyproject.toml constraints.txt
+.venv/installed: setup.cfg setup.py pyproject.toml constraints.txt
 	$(call make_venv,.venv)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -42,7 +42,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0.", lower_bound=0)
-_SHIPPED = pathlib.Path(__file__).parent / "shipped"
+_SHIPPED = pathlib.Path(__file__).parent / "shipped"  # Has configs/ in a wheel; see setup.py.
+if not _SHIPPED.is_dir():
+    _SHIPPED = pathlib.Path(__file__).parents[1]  # A source tree has configs/ beside the package.
 flags.mark_flags_as_required(["config", "workdir"])
 
 
