@@ -142,7 +142,7 @@ def _teacher(config: ConfigDict) -> None:
     # Layers that get LoRA; one of "query", "key", "value", "out", "Dense_0", "Dense_1". [text]
     config.teacher.lora.targets = ("query", "value")
     config.teacher.lora.rank = 32  # Rank of LoRA; at least 1. [text]
-    # LoRA's alpha; the update is scaled by alpha / rank, which is 1. [text]
+    # LoRA's alpha; above 0. The update is scaled by alpha / rank, which is 1. [text]
     config.teacher.lora.scale = 32.0
     config.teacher.adapter = ConfigDict()
     # Width of the model divided by the width of an adapter; at least 1. [text]

@@ -21,7 +21,7 @@ _FILE = pathlib.Path(str(defaults.__file__))
 _NUMBER = r"(-?\d+(?:\.\d+)?(?:\*\*\d+)?)"
 _CHOICES = re.compile(r"one of ((?:\"[^\"]*\"(?: \([^)]*\))?(?:, )?)+)")
 # Numbers without a range: any value makes sense, or the network decides which do.
-_ANY = {"teacher.lora.scale", "table", "expertness.layers", "criticality.layers"}
+_ANY = {"table", "expertness.layers", "criticality.layers"}
 # Fewer than another setting, or a value of the grid.
 _RELATIVE = {"information.steps", "grace_seconds", "grid", "search.near"}
 

@@ -50,7 +50,7 @@ Augment = Callable[[Number, Batch], Seen]
 Teach = Callable[[int, Array], Outputs | None]
 
 
-def make_augment(transform: Transform, *, classes: int, key: Key, mixup: float = 0.0) -> Augment:
+def make_augment(transform: Transform, *, classes: int, key: Key, mixup: float) -> Augment:
     """Builds the pass that makes of a batch what all models see of it.
 
     Args:

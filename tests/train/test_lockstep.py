@@ -104,7 +104,7 @@ def setup() -> StudentSetup:
 
     with_features = projection.add(variables, jax.random.key(3), channels=512, width=3)
     return StudentSetup(
-        jax.jit(lockstep.make_augment(transform, classes=3, key=jax.random.key(1))),
+        jax.jit(lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.0)),
         jax.jit(teach),
         {name: step(name) for name in LOSSES},
         {

@@ -133,7 +133,7 @@ def _make(grid: Grid) -> _Class:
     start = models.init(student, key, grid.pixels)
     return _Class(
         lambda number, images: answer(variables, images),
-        jax.jit(lockstep.make_augment(transform, classes=grid.classes, key=key)),
+        jax.jit(lockstep.make_augment(transform, classes=grid.classes, key=key, mixup=0.0)),
         [(step, Hyperparameters(0.001 * (1 + i), 4.0, 0.5, i)) for i in range(grid.students)],
         lambda: state.create(start, tx),
         list(_batches(grid)),
