@@ -105,13 +105,13 @@ def shared() -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def resnet6() -> Iterator[str]:
-    """A student of two blocks, in the table of those that there are; its name."""
+    """The name of a ResNet of two blocks, which is in the table of students."""
     from remem_jax import models
     from tests import quickstart_resnet6
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.STUDENTS, quickstart_resnet6.STUDENT, quickstart_resnet6.make)
-        yield quickstart_resnet6.STUDENT
+        patch.setitem(models.STUDENTS, quickstart_resnet6.NAME, quickstart_resnet6.STUDENT)
+        yield quickstart_resnet6.NAME
 
 
 @pytest.fixture

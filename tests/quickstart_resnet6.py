@@ -1,6 +1,6 @@
-"""configs/quickstart.py with a student of two blocks, which compiles in a fraction of the time.
+"""configs/quickstart.py with a ResNet of two blocks, which compiles in a fraction of the time.
 
-For tests of whole runs; those that compare the student with timm's have ResNet-18.
+It is for tests of whole runs. Tests that compare the student with timm's use ResNet-18.
 """
 
 import functools
@@ -11,13 +11,15 @@ from configs import quickstart
 from remem_jax import models
 from remem_jax.models import resnet
 
-STUDENT = "resnet6"
-make = functools.partial(resnet.make, depths=(1, 1))
+NAME = "resnet6"
+STUDENT = models.Student(
+    functools.partial(resnet.make, depths=(1, 1)), head=("fc/kernel", "fc/bias")
+)
 
 
 def get_config() -> ConfigDict:
-    """All settings, with the student in the table of those that there are."""
-    models.STUDENTS[STUDENT] = make
+    """Returns the settings, and adds the student to the table."""
+    models.STUDENTS[NAME] = STUDENT
     config = quickstart.get_config()
-    config.student.model = STUDENT
+    config.student.model = NAME
     return config
