@@ -22,7 +22,7 @@ from PIL import Image
 from scipy import special
 
 from remem_jax import data, models, paired, predict
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.export import __main__ as export_command
 from remem_jax.export import checking, predictors, runs
 from remem_jax.weights import augreg

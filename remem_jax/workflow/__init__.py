@@ -11,7 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax import mesh, settings, signals
-from remem_jax.data import own
+from remem_jax.data.custom import folders
 from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
@@ -57,7 +57,7 @@ def run(
         StoppedError: If it was asked to stop.
     """
     workflows.check(config, given)
-    own.require_outside(config.data.name, config.data.path, directory)
+    folders.require_outside(config.data.name, config.data.path, directory)
     on = _mesh(config)
     config = precision.resolved(config, on, directory)
     with (
@@ -148,7 +148,7 @@ def opened(
     logging.info(
         "%s: %s images of %d classes, on %d x %s%s.",
         dataset.title,
-        {name: len(part.rows) for name, part in dataset.parts.items()},
+        {name: len(part.rows) for name, part in dataset.splits.items()},
         len(dataset.classes),
         on.size,
         on.devices.flat[0].device_kind,
