@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from remem_jax import data
-from remem_jax.data import decoding, registry, sources
+from remem_jax.data import registry, sources
+from remem_jax.data.images import decoding
 from remem_jax.workflow import provenance
 from remem_jax.workflow.remem import file_list
 
