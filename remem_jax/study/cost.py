@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import settings, workflow
 from remem_jax.checks import SettingError
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.storage import results
 from remem_jax.storage.identity import described
 from remem_jax.study.space import Trial
@@ -90,7 +90,7 @@ def _kind(config: ConfigDict) -> dict[str, Any]:
     plain = described(settings.plain(config))
     teacher, student = plain["teacher"], plain["student"]
     (method,) = plain["methods"]
-    if METHODS[method] is None:
+    if not METHODS[method].has_teacher:
         teacher = {}
     steps = ("steps", "learning_rate", "warmup_steps", "momentum", "weight_decay", "clip_norm")
     weights = ("mlp_weight", "attention_weight", "label_smoothing")

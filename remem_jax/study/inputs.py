@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, workflow
 from remem_jax.checks import SettingError
-from remem_jax.settings import METHODS, deciding, plain
+from remem_jax.methods import METHODS
+from remem_jax.settings import deciding, plain
 from remem_jax.storage import identity, results, workdir
 from remem_jax.storage.identity import Identity
 from remem_jax.study import queue
@@ -119,7 +120,7 @@ def _of_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_teacher(config: ConfigDict) -> bool:
-    return any(METHODS[method] is not None for method in config.methods)
+    return any(METHODS[method].has_teacher for method in config.methods)
 
 
 def _data_place(config: ConfigDict) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.study import space
 from remem_jax.study.search import Cell, Search
 from remem_jax.study.space import Trial
@@ -59,15 +59,15 @@ def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
 
 def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
     """What trials of one cell vary, and what their students do."""
-    student, fixed = trials[0].config.student, METHODS[method]
+    student = trials[0].config.student
     points = (
-        student_setup.scratch_points(student)
-        if fixed is None
-        else student_setup.grid_points(student)
+        student_setup.grid_points(student)
+        if METHODS[method].has_teacher
+        else student_setup.scratch_points(student)
     )
     losses: dict[str, dict[str, Any]] = {}
     for point in points:
-        loss = None if fixed is None else point.loss
+        loss = point.loss if METHODS[method].has_teacher else None
         counting = student_setup.counting(point, hard_labels=bool(student.hard_labels))
         own = losses.setdefault(point.loss, {"loss": loss})
         for name in ("learning_rate", "temperature", "weight", "seed"):
@@ -78,8 +78,8 @@ def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
     return {
         "settings": len(trials),
         "teacher": {name: sorted({trial.point[name] for trial in trials}) for name in names},
-        "fixed": dict(fixed or {}),
-        "checkpoints": [] if fixed is None else list(trials[0].config.teacher.steps),
+        "fixed": METHODS[method].fixed,
+        "checkpoints": list(trials[0].config.teacher.steps) if METHODS[method].has_teacher else [],
         "students": list(losses.values()),
     }
 

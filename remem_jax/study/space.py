@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from remem_jax import checks
-from remem_jax.settings import METHODS, check_remem, plain, values
+from remem_jax.methods import METHODS
+from remem_jax.settings import check_remem, plain, values
 from remem_jax.storage import results
 from remem_jax.storage.identity import described
 
@@ -143,11 +144,10 @@ def _named(config: ConfigDict) -> set[str]:
 def _points(config: ConfigDict, method: str) -> list[dict[str, float]]:
     """The grid of a method, in steps of the grid from `config.search.near`, nearest first."""
     checks.one_of("the method of a row of config.rows", method, METHODS)
-    fixed = METHODS[method]
     free = {
         name: tuple(values)
         for name, values in config.grid.items()
-        if fixed is not None and name not in fixed
+        if METHODS[method].has_teacher and name not in METHODS[method].fixed
     }
     near = {name: config.search.near.get(name, values[0]) for name, values in free.items()}
     points = [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
@@ -174,7 +174,7 @@ def _trial(
         _apply(own, config.columns[column].changes, f"config.columns.{column}.changes")
         _apply(own, config.rows[row].changes, f"config.rows.{row}.changes")
         own.teacher.update(point)
-        own.teacher.update(METHODS[method] or {})  # What the method fixes is not what differs.
+        own.teacher.update(METHODS[method].fixed)  # What the method fixes is not what differs.
         own.methods = (method,)
         own.seed = seed
         own.differs = (*own.differs, *config.differs)

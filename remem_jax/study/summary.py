@@ -5,9 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from remem_jax.methods import METHODS
 from remem_jax.report import information, protocol
 from remem_jax.report.study import page as study_page
-from remem_jax.settings import METHODS
 from remem_jax.storage import results
 from remem_jax.study import compared, cost, queue, searched
 from remem_jax.study.search import Search
@@ -219,7 +219,8 @@ def _differs(config: ConfigDict, records: Sequence[Mapping[str, Any]]) -> list[s
         own = record["config"]
         sentences |= dict.fromkeys(own["differs"])
         # What a method fixes is the paper's too, and from scratch there is no teacher.
-        fixed = METHODS[own["methods"][0]]
-        teacher = {k: v for k, v in own["teacher"].items() if fixed is not None and k not in fixed}
+        method = METHODS[own["methods"][0]]
+        free = own["teacher"].items() if method.has_teacher else ()
+        teacher = {name: value for name, value in free if name not in method.fixed}
         sentences |= dict.fromkeys(protocol.deviations({**own, "teacher": teacher}))
     return list(sentences)

@@ -4,7 +4,8 @@ from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
-from remem_jax.settings import METHODS, unused, values
+from remem_jax.methods import METHODS
+from remem_jax.settings import unused, values
 from remem_jax.study import space
 
 _OF_TRIALS = {  # Each trial has its own.
@@ -43,7 +44,7 @@ def _reason(config: ConfigDict, trial: space.Trial, name: str) -> str:
             return f"each of config.{where} sets it"
     group, _, setting = name.partition(".")
     if group == "teacher" and (
-        setting in trial.point or setting in (METHODS[config.rows[trial.row].method] or {})
+        setting in trial.point or setting in METHODS[config.rows[trial.row].method].fixed
     ):
         return "config.grid, or the method of a row, sets it"
     return unused.reason(trial.config, name)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import quickstart, study
 from configs.tables import table8, table10
 from remem_jax.checks import SettingError
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.study import search, space
 
 
@@ -46,7 +46,7 @@ def test_a_method_varies_nothing_that_it_fixes(config: ConfigDict) -> None:
 
     assert _by_row(found) == {"scratch": 1, "finetune": 3, "reweight": 6, "sam": 6, "remem": 12}
     for trial in found:
-        assert not set(METHODS[trial.row] or {}) & set(trial.point)
+        assert not set(METHODS[trial.row].fixed) & set(trial.point)
 
 
 def test_what_a_method_fixes_is_written_into_its_run(config: ConfigDict) -> None:
