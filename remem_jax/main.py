@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     for library in _LIBRARIES:
         importlib.import_module(library)
     with install_import_hook(_CHECKED, _TYPECHECKER):
-        from remem_jax import checks, mesh, signals
+        from remem_jax import checks, distributed, mesh, signals
         from remem_jax.train.loop import StoppedError
 
     logging.get_absl_handler().addFilter(_is_ours)
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     directory = pathlib.Path(str(_WORKDIR.value))
     try:
         directory = checks.local_path("--workdir", str(_WORKDIR.value))
-        mesh.init_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         mesh.require_devices()
         if not mesh.is_writer():
             logging.set_verbosity(logging.WARNING)  # One process tells for all.
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
     except (Exception, KeyboardInterrupt) as error:
         told = redaction.without_secrets(_message(error, directory))
-        mesh.abandon(told or redaction.without_secrets(traceback.format_exc()))
+        distributed.abandon(told or redaction.without_secrets(traceback.format_exc()))
         if told is None:
             raise
         if isinstance(error, KeyboardInterrupt):
