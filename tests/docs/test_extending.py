@@ -1,4 +1,4 @@
-"""The examples of docs/extending run as they stand there."""
+"""The examples of docs/extending run as printed."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ CHANGED = (  # Of JAX; by a run, and for it.
 EVERY_STUDENT = [
     getattr(test_every_student, name)
     for name in dir(test_every_student)
-    if name.startswith("test_")
+    if name.startswith("test_") and name != "test_the_docs_list_the_student"
 ]
 PAGES = pathlib.Path(__file__).parents[2] / "docs" / "extending"
 
@@ -40,8 +40,13 @@ def _blocks(page: str) -> list[str]:
     )
 
 
+def _runnable(page: str) -> str:
+    """The program of a page, which has excerpts of modules too."""
+    return next(block for block in _blocks(page) if block.startswith('"""'))
+
+
 def _program(page: str, path: pathlib.Path) -> pathlib.Path:
-    path.write_text(_blocks(page)[0])
+    path.write_text(_runnable(page))
     return path
 
 

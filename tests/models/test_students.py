@@ -257,13 +257,6 @@ def test_the_small_stem_doubles_the_side_of_the_maps(name: str) -> None:
     assert (side("imagenet"), side("small")) == (2, 4)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_v2_b0"])
-def test_images_of_uint8_are_refused(name: str) -> None:
-    model, images = models.make(name, classes=2), jnp.zeros((1, 32, 32, 3), jnp.uint8)
-    with pytest.raises(TypeError, match="got uint8"):
-        jax.eval_shape(model.init, jax.random.key(0), images)
-
-
 @pytest.mark.parametrize("option", ["stem", "padding"])
 def test_an_unknown_option_lists_the_known_ones(option: str) -> None:
     with pytest.raises(ValueError, match=r"must be one of .*'tiny'"):
