@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remem_jax.models import attention
+from remem_jax.models.attention import Attention
+from remem_jax.models.operations import attention
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -51,7 +52,7 @@ def test_attention_is_flaxs_own(rng: np.random.Generator, key: jax.Array) -> Non
     theirs = nn.MultiHeadDotProductAttention(3)
     params = theirs.init(key, queries, tokens)
 
-    ours: Any = attention.Attention(3, jnp.float32).apply(params, queries, tokens)
+    ours: Any = Attention(3, jnp.float32).apply(params, queries, tokens)
 
     expected: Any = theirs.apply(params, queries, tokens)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
