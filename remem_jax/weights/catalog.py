@@ -172,7 +172,7 @@ def _listed() -> dict[str, Published]:
 PUBLISHED: Mapping[str, Published] = types.MappingProxyType(_listed())
 # The paper gives the source of only one of the three: footnote 8, Chen et al. 2021, is at
 # "ImageNet-21k with strong augmentations", but the only ViTs that they published were trained on
-# ImageNet-1k with SAM. We take it as the source for ImageNet-1k; augreg-i1k:B/16 would be the other.
+# ImageNet-1k with SAM. We take it as the source for ImageNet-1k; augreg-i1k:B/16 is an alternative.
 TABLE_4: Mapping[str, str] = types.MappingProxyType(
     {
         "ImageNet-1k": "sam:B/16",

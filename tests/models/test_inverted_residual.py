@@ -1,6 +1,6 @@
-"""The table of inverted residuals holds more than the students: all are compared with timm.
+"""Tables of inverted-residual networks that are no students yet, compared with timm.
 
-EfficientNet-Lite0 to Lite4, MobileNetV3 and MobileNetV4 are written as rows here.
+They are EfficientNet-Lite1 to Lite4, MobileNetV3 and MobileNetV4.
 """
 
 from typing import Any

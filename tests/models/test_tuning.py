@@ -71,7 +71,7 @@ def images(rng: np.random.Generator) -> jax.Array:
 
 
 @pytest.mark.parametrize("method", tuning.METHODS)
-def test_the_first_network_is_exactly_the_pretrained_one(
+def test_fine_tuning_starts_from_exactly_the_pretrained_network(
     params: Any, images: jax.Array, key: jax.Array, plain: Any, method: str
 ) -> None:
     tuned = tuning.make(method, **SMALL[method])

@@ -221,7 +221,7 @@ def test_images_that_are_not_square_are_refused(variables: Any) -> None:
         tiny().apply(variables, jnp.zeros((1, 4, 16, 3)))  # As many tokens as 8 x 8 pixels.
 
 
-def test_more_blocks_than_there_are_cannot_be_pruned() -> None:
+def test_pruning_more_blocks_than_the_depth_is_refused() -> None:
     with pytest.raises(ValueError, match="pruned_mlp must be from 0 to the depth 12, got 13"):
         models.make("vit", variant="Ti/16", classes=2, pruned_mlp=13)
 
@@ -266,7 +266,7 @@ def test_dropout_differs_between_blocks(key: jax.Array) -> None:
     assert len(np.unique(np.round(features[0], 4))) > 2
 
 
-def test_a_new_head_says_nothing() -> None:
+def test_the_logits_of_a_new_head_are_zero() -> None:
     variables = models.init(tiny(), jax.random.key(0), 8)
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], 0.0)
 

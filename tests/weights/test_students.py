@@ -32,7 +32,7 @@ def filled(model: Any, rng: np.random.Generator) -> Any:
         ("efficientnet_v2_s", "torchvision"),
     ],
 )
-def test_what_is_saved_is_what_is_loaded(
+def test_loading_undoes_saving(
     name: str, form: str, rng: np.random.Generator, tmp_path: pathlib.Path
 ) -> None:
     model = models.make(name, classes=3)
@@ -44,7 +44,7 @@ def test_what_is_saved_is_what_is_loaded(
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
-def test_what_does_not_fit_is_named(rng: np.random.Generator, tmp_path: pathlib.Path) -> None:
+def test_arrays_that_do_not_fit_are_named(rng: np.random.Generator, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.safetensors"
     students.save(path, filled(models.make("resnet18", classes=3), rng))
 
