@@ -31,7 +31,7 @@ def flatten(params: Any) -> Any:
 
 
 def with_adapters(shapes: Any, placement: str) -> Any:
-    """Shapes alone."""
+    """The shapes of parameters with adapters."""
     add = functools.partial(adapter.add, placement=placement, reduction=4)
     return jax.eval_shape(add, shapes, jax.random.key(2))
 
