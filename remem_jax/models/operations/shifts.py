@@ -10,7 +10,7 @@ def shifted(
     maps: Float[Array, "batch height width channel"], kernel: int, stride: int, margins: Pads
 ) -> list[Float[Array, "batch rows columns channel"]]:
     """Returns one map per pixel of a kernel, row by row: the inputs which that pixel multiplies."""
-    padded = jnp.pad(maps, ((0, 0), *margins, (0, 0)))
+    padded = jnp.pad(maps, ((0, 0), *margins, (0, 0)), constant_values=0.0)
     rows, columns = ((side - kernel) // stride + 1 for side in padded.shape[1:3])
     return [
         padded[
