@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from remem_jax import mesh, models, optim
+from remem_jax import mesh, models, optim, platforms
 from remem_jax.models import encoder
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import flops, objectives, state, steps
@@ -91,7 +91,9 @@ def _vit_step(work: Work) -> tuple[Any, tuple[state.State, Batch, Any]]:
             lambda key, stored: stored,
             key=jax.random.key(0),
             ascent=optim.sam(work.rho) if work.rho else None,
-            division=Division(accumulate=work.accumulate, looped=jax.default_backend() != "cpu"),
+            division=Division(
+                accumulate=work.accumulate, looped=platforms.has_sam_loop(jax.devices()[0])
+            ),
         ),
         donate_argnums=0,
     )

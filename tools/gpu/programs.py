@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remem_jax import losses, models, optim
+from remem_jax import losses, models, optim, platforms
 from remem_jax.models import encoder
 from remem_jax.records import Batch, Hyperparameters
 from remem_jax.train import objectives, state, steps
@@ -102,7 +102,7 @@ def _sam_step(inputs: Inputs, dtype: str) -> Values:
         lambda key, stored: stored,
         key=jax.random.key(0),
         ascent=optim.sam(RHO),
-        division=Division(looped=jax.default_backend() != "cpu"),  # As a run has it.
+        division=Division(looped=platforms.has_sam_loop(jax.devices()[0])),  # As a run has it.
     )
     arguments = state.create({"params": params}, tx), _batch(inputs), {}
     compiled = jax.jit(step).lower(*arguments).compile()
