@@ -89,7 +89,7 @@ def correct(run: context.Run, tested: dict[str, Any]) -> dict[str, Any] | None:
         "students", one text for each, and "teacher", or None there; None where an earlier version
         has tested them.
     """
-    predictions, labels = tested.get("predictions"), run.dataset.parts["test"].labels
+    predictions, labels = tested.get("predictions"), run.dataset.splits["test"].labels
     if predictions is None:
         return None
 

@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from remem_jax import evaluate, mesh
-from remem_jax.data import preprocessing
+from remem_jax.data.images import preprocessing
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import files, spreadsheets
