@@ -213,7 +213,7 @@ def origins(results: Results) -> Table:
 def _plans(methods: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Returns the rows on the memory plan of each teacher."""
     return [
-        (f"Memory of the teacher of {method['method']}", _plan(plan))
+        (f"Memory of {method['method']}'s teacher", _plan(plan))
         for method in methods
         if (plan := method.get("plan"))  # Older runs had no plans.
     ]
