@@ -148,7 +148,10 @@ def test_what_was_tried_is_counted(results: dict[str, Any]) -> None:
 
     text = model_card.markdown(results, "remem")
 
-    assert "selected on validation from 2 students (1 of them diverged) and 1 teacher checkpoints" in text
+    assert (
+        "selected on validation from 2 students (1 of them diverged) and 1 teacher checkpoints"
+        in text
+    )
 
 
 def test_data_that_are_not_the_official_are_not_listed_as_such(results: dict[str, Any]) -> None:
@@ -176,9 +179,7 @@ def test_no_licence_is_claimed_for_what_is_the_users_own(results: dict[str, Any]
     assert "base_model" not in found
     assert "datasets" not in found
     assert cells(body, "Training images | folder")[0] == licences.UNKNOWN
-    assert cells(body, "Initial weights of the teacher | weights/mine.npz")[0].startswith(
-        "unknown"
-    )
+    assert cells(body, "Initial weights of the teacher | weights/mine.npz")[0].startswith("unknown")
     assert not re.search("apache|mit license|cc[- ]by", body, flags=re.IGNORECASE)
 
 

@@ -13,7 +13,9 @@ def test_summary_counts_images_and_pixels(results: dict[str, Any]) -> None:
     text = page.summary(results)
 
     images = "1,150 training, 287 validation (held out of 1,437 training images) and 400 test"
-    assert f"{images} images of 8 x 9 pixels in 2 classes, resized to 32 x 32 for the models." in text
+    assert (
+        f"{images} images of 8 x 9 pixels in 2 classes, resized to 32 x 32 for the models." in text
+    )
     assert "resnet18 with 11,227,812 parameters" in text
     assert "top-1 accuracy" in text
 
@@ -60,9 +62,7 @@ def test_a_card_has_the_sizes_of_the_images(results: dict[str, Any]) -> None:
     sizes = {"height": [120, 480, 3024], "width": [160, 640, 4032], "different": 97}
     results["data"]["sizes"] = sizes
 
-    assert "| Image sizes | 120 to 3,024 pixels in height" in model_card.markdown(
-        results, "remem"
-    )
+    assert "| Image sizes | 120 to 3,024 pixels in height" in model_card.markdown(results, "remem")
 
 
 def test_test_was_read_once_unless_all_students_were_measured_on_it(

@@ -471,7 +471,10 @@ def test_beneath_a_gain_stands_its_paired_error_seed_by_seed(record: dict[str, A
 
 @pytest.mark.parametrize(
     ("on_test", "expected"),
-    [(False, "Each trial read the test split once"), (True, "Every student was evaluated on test too")],
+    [
+        (False, "Each trial read the test split once"),
+        (True, "Every student was evaluated on test too"),
+    ],
 )
 def test_how_often_test_was_read_is_said_as_it_was(
     record: dict[str, Any], write: Write, on_test: bool, expected: str

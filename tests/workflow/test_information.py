@@ -24,10 +24,10 @@ from remem_jax.workflow.analysis import pipeline as analysis_pipeline
 from remem_jax.workflow.information import decoders, measurement
 from remem_jax.workflow.remem import finetune
 from remem_jax.workflow.remem import pipeline as remem_pipeline
-from tests import quickstart_resnet6
+from tests import tiny_run
 from tests.workflow.conftest import SIDE, SIZE, Lab, save_vit
 
-pytestmark = pytest.mark.usefixtures("resnet6")
+pytestmark = pytest.mark.usefixtures("resnet4")
 PART = "information/measured"
 EVALUATED = 287  # Images of validation.
 
@@ -340,7 +340,7 @@ def test_decoders_are_planned_by_what_they_take(
 
 def _remem_run(lab: Lab, workdir: pathlib.Path) -> context.Run:
     """A run of one method whose teachers are measured."""
-    config = quickstart_resnet6.get_config()
+    config = tiny_run.get_config()
     config.methods = ("finetune",)
     config.data.image_size = SIDE
     config.teacher.variant, config.teacher.init = "", str(lab.checkpoints[0])

@@ -112,7 +112,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     def first_state(target: projection.Target | None, init_key: Key, own_key: Key) -> state.State:
         variables = init(init_key)
         if target:
-            channels = models.channels(model, run.config.data.image_size)
+            channels = models.trunk_channels(model, run.config.data.image_size)
             variables = projection.add(variables, own_key, channels=channels, width=target.width)
         return state.create(variables, tx)
 
