@@ -27,7 +27,8 @@ from absl import flags, logging
 from scipy import special
 
 from remem_jax.checks import SettingError, at_least, require
-from remem_jax.data import formats, walk
+from remem_jax.data.custom import walk
+from remem_jax.data.images import formats
 from remem_jax.export import predictions, predictors, runs
 from remem_jax.export.predictions import Predictions
 from remem_jax.export.predictors import Predictor
@@ -84,10 +85,10 @@ def _predict(asked: argparse.Namespace) -> None:
     at_least("--batch_size", asked.batch_size, 1)
     if asked.out is not None:
         predictions.require_writable(asked.out)
-    passed_over: Counter[str] = Counter()
-    paths, empty = find(asked.images, passed_over)
-    if walk.is_remarkable(passed_over):
-        streams.say(f"remem_jax: {walk.told(passed_over, ())}")
+    skipped_files: Counter[str] = Counter()
+    paths, empty = find(asked.images, skipped_files)
+    if walk.is_remarkable(skipped_files):
+        streams.print_error(f"remem_jax: {walk.describe_skipped(skipped_files, ())}")
     model = predictors.open_any(asked.model, method=asked.method, seed=asked.seed)
     logging.set_verbosity(logging.INFO)  # Of the progress; what opens a model says more.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # Of devices there are not.
@@ -108,7 +109,7 @@ def _predict(asked: argparse.Namespace) -> None:
         found = Predictions(found.top, empty | found.failed)
         told = "".join(f"\n  {_printable(path)} {why}" for path, why in found.failed.items())
         if told:
-            streams.say(f"remem_jax: left out ({len(found.failed)}):{told}")
+            streams.print_error(f"remem_jax: left out ({len(found.failed)}):{told}")
         require(len(found.top) > 0, "There is no image that can be read: give others.")
         to.finish(found)
     except (KeyboardInterrupt, OSError) as error:
@@ -116,14 +117,14 @@ def _predict(asked: argparse.Namespace) -> None:
 
 
 def find(
-    given: Sequence[str], passed_over: Counter[str] | None = None
+    given: Sequence[str], skipped_files: Counter[str] | None = None
 ) -> tuple[list[pathlib.Path], dict[str, str]]:
     """Files of images, each of them once.
 
     Args:
         given: Files; folders, of which all images are taken, also those in folders of theirs;
             patterns of either, with "**" for any number of folders.
-        passed_over: Counts what is not taken of folders, by kind.
+        skipped_files: Counts what is not taken of folders, by kind.
 
     Returns:
         The files in the order in which they were given, those of a folder or a pattern sorted;
@@ -137,17 +138,17 @@ def find(
         if not path.exists() and glob.has_magic(name):
             matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  Absolute too.
             places = list(map(pathlib.Path, matches))
-        here = [one for place in places for one in _files(place, passed_over)]
+        here = [one for place in places for one in _files(place, skipped_files)]
         if not here:
-            empty[name] = f"holds no images ({formats.told()})."
+            empty[name] = f"holds no images ({formats.suffix_list()})."
         for one in here:
             # Path.resolve raises of links in a circle.
             found.setdefault(os.path.realpath(one), one)
     return list(found.values()), empty
 
 
-def _files(path: pathlib.Path, passed_over: Counter[str] | None) -> list[pathlib.Path]:
-    return runs.image_paths(path, passed_over) if path.is_dir() else [path]
+def _files(path: pathlib.Path, skipped_files: Counter[str] | None) -> list[pathlib.Path]:
+    return runs.image_paths(path, skipped_files) if path.is_dir() else [path]
 
 
 def predict(

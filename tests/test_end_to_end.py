@@ -22,7 +22,7 @@ from PIL import Image
 from scipy import special
 
 from remem_jax import data, paired, predict
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.export import __main__ as export_command
 from remem_jax.export import checking, predictors, runs
 from tests import tiny_run
@@ -261,7 +261,7 @@ def test_a_full_disk_ends_the_run_in_one_line(job: Callable[..., Job], size: int
     assert "Traceback" not in log
     assert log.splitlines()[-1].startswith("remem_jax: ")
     assert re.search(r"cannot be (used|written) \(File too large\)", log.splitlines()[-1])
-    assert re.search("the same command (goes on|begins again)", log.splitlines()[-1])
+    assert re.search("the same command (resumes|goes on|begins again)", log.splitlines()[-1])
 
 
 def test_a_finished_run_is_not_done_again(job: Callable[..., Job], undisturbed: Job) -> None:

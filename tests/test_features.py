@@ -10,7 +10,7 @@ import safetensors.numpy
 from configs import quickstart
 from remem_jax import models
 from remem_jax.checks import SettingError
-from remem_jax.data import device
+from remem_jax.data.loaders import resident
 from remem_jax.models import projection
 from remem_jax.settings import check_remem
 from remem_jax.storage import results
@@ -176,7 +176,7 @@ def test_memory_counts_projections_and_features(
         answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
         grid = student_setup.make_grid(run, "students/finetune", answer, variables)
         setup = student_setup.make(run, pretrained)
-        monkeypatch.setattr(device, "memory", lambda: 1 << 40)
+        monkeypatch.setattr(resident, "memory", lambda: 1 << 40)
         assert student_groups.size(run, setup, grid) == len(grid.points)
         return student_groups.need(run, setup, grid)
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from remem_jax.checks import SettingError
-from remem_jax.data import device
+from remem_jax.data.loaders import resident
 from remem_jax.workflow import activations, context
 from remem_jax.workflow.remem import finetune, plan, student_groups, student_setup
 
@@ -17,7 +17,7 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small_run
-    run.config.student.model = "resnet18"  # What it computes takes less than its state.
+    run.config.student.batch_size = 2  # What a student computes takes less than its state.
     caplog.set_level(logging.INFO, "absl")
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
@@ -51,13 +51,13 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     # What is not chosen was listed above, and takes long to compile.
     monkeypatch.setattr(activations, "RECOMPUTED", ("blocks",))
     # As many students at once as fit; no run where not one does, or fewer than are asked for.
-    monkeypatch.setattr(device, "memory", lambda: students.at_rest)
+    monkeypatch.setattr(resident, "memory", lambda: students.at_rest)
     assert [need.models for need in plan.show(run, pretrained, setup)] == [1, 1]
     run.config.student.group = 2
     with pytest.raises(SettingError, match=r"students/finetune and the data set take.*batch_size"):
         plan.show(run, pretrained, setup)
     run.config.student.group = 0
-    monkeypatch.setattr(device, "memory", lambda: students.held)
+    monkeypatch.setattr(resident, "memory", lambda: students.held)
     with pytest.raises(SettingError, match=r"A student of students/finetune does not fit"):
         plan.show(run, pretrained, setup)
 
@@ -75,10 +75,10 @@ def test_as_many_students_are_trained_at_once_as_fit_the_same_in_every_start(
     need = student_groups.need(run, setup, grid)
     resident = run.dataset.resident_bytes
     there = resident + need.held + need.running + 2 * need.each
-    monkeypatch.setattr(device, "memory", lambda: there)
+    monkeypatch.setattr(resident, "memory", lambda: there)
     assert student_groups.size(run, setup, grid) == 2
 
-    monkeypatch.setattr(device, "memory", lambda: 10 * there)
+    monkeypatch.setattr(resident, "memory", lambda: 10 * there)
     assert student_groups.size(run, setup, grid) == 2
     run.config.student.group = 1
     assert student_groups.size(run, setup, grid) == 1

@@ -17,7 +17,7 @@ from scipy import special
 
 from remem_jax import data, predict
 from remem_jax.checks import SettingError
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import command, description, predictions, predictors, runs
 from remem_jax.export.description import Form
 from remem_jax.export.predictors import Predictor
@@ -217,12 +217,12 @@ def test_what_is_passed_over_in_folders_is_counted(tmp_path: pathlib.Path) -> No
     for name in ("1.heic", "2.tif", "notes.txt", "3.psd", ".hidden.png"):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe.png")
-    passed_over: Counter[str] = Counter()
+    skipped_files: Counter[str] = Counter()
 
-    found, _ = predict.find([str(tmp_path)], passed_over)
+    found, _ = predict.find([str(tmp_path)], skipped_files)
 
     assert [path.name for path in found] == ["1.heic", "2.tif"]
-    assert passed_over == {".txt": 1, ".psd": 1, "hidden": 1, "not a regular file": 1}
+    assert skipped_files == {".txt": 1, ".psd": 1, "hidden": 1, "not a regular file": 1}
 
 
 def test_what_is_passed_over_is_told(

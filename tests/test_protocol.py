@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from remem_jax import models
 from remem_jax.checks import SettingError
-from remem_jax.data import device
+from remem_jax.data.loaders import resident
 from remem_jax.records import Batches
 from remem_jax.settings import check_remem
 from remem_jax.train import loop
@@ -111,10 +111,10 @@ def test_seeds_of_a_setting_stay_together_where_few_fit(
     small_run.config.student.seeds = (0, 1, 2)
     need = memory.Need("students/finetune", held=0, each=10, running=0)
     room = small_run.dataset.resident_bytes
-    monkeypatch.setattr(device, "memory", lambda: room + 75)
+    monkeypatch.setattr(resident, "memory", lambda: room + 75)
 
     assert student_groups.fitting(small_run, need, 12) == 6
-    monkeypatch.setattr(device, "memory", lambda: room + 25)
+    monkeypatch.setattr(resident, "memory", lambda: room + 25)
     with pytest.raises(SettingError, match=r"3 seeds .* name fewer config\.student\.seeds"):
         student_groups.fitting(small_run, need, 12)
 

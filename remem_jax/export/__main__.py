@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from remem_jax.checks import at_least, require
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import (
     checking,
     description,

@@ -58,7 +58,7 @@ def begin() -> None:
 def _stop(number: int, frame: FrameType | None) -> None:
     del frame
     if not _working:
-        streams.say("remem_jax: stopped before it began.")
+        streams.print_error("remem_jax: stopped before it began.")
         os._exit(128 + number)
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
@@ -89,13 +89,13 @@ def run(work: Callable[[], None], *, stopped: str) -> int:
     try:
         work()
     except SettingError as error:
-        streams.say(f"remem_jax: {error}")
+        streams.print_error(f"remem_jax: {error}")
         return 1
     except StoppedError as error:
-        streams.say(f"remem_jax: {error}")
+        streams.print_error(f"remem_jax: {error}")
         return error.code
     except KeyboardInterrupt as error:
-        streams.say(f"remem_jax: {stopped}.")
+        streams.print_error(f"remem_jax: {stopped}.")
         return exit_code(error)
     except BrokenPipeError:  # Who reads has seen enough, as `head` has.
         streams.abandon(sys.stdout)
@@ -105,7 +105,7 @@ def run(work: Callable[[], None], *, stopped: str) -> int:
         if told is None:
             raise
         streams.abandon(sys.stdout)
-        streams.say(f"remem_jax: {told}")
+        streams.print_error(f"remem_jax: {told}")
         return 1
     return 0
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import remem_jax
 from remem_jax.checks import SettingError, at_least, one_of, require
-from remem_jax.data import preprocessing
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images import preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 
 FORMATS = ("onnx", "stablehlo", "safetensors", "saved-tree")
 GRAPHS = ("onnx", "stablehlo")  # They hold the computation; the others are parameters alone.

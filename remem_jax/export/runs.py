@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, models
 from remem_jax.checks import SettingError, at_least, one_of, require
-from remem_jax.data import Dataset, decoding, formats, preprocessing, walk
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data import Dataset
+from remem_jax.data.custom import walk
+from remem_jax.data.images import decoding, formats, preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import description
 from remem_jax.export.description import Description
 from remem_jax.records import DataLoader, Variables
@@ -173,7 +175,7 @@ def open_images(run: pathlib.Path, split: str, most: int) -> Images:
     dataset, loader = _load(run)
     transform = jax.jit(loader.evaluation_transform)
     pixels, labels = [], []
-    wanted = _spread(len(dataset.parts[split].rows), most)
+    wanted = _spread(len(dataset.splits[split].rows), most)
     for i, batch in enumerate(loader.evaluation(split, _READ)):
         here = wanted[(wanted >= i * _READ) & (wanted < (i + 1) * _READ)] - i * _READ
         if len(here):
@@ -242,7 +244,7 @@ def read_folder(folder: pathlib.Path, steps: Preprocessing, most: int) -> Images
     """
     require(folder.is_dir(), f"There is no folder {folder}; set --images.")
     paths = image_paths(folder)
-    require(len(paths) > 0, f"{folder} holds no images ({formats.told()}); set --images.")
+    require(len(paths) > 0, f"{folder} holds no images ({formats.suffix_list()}); set --images.")
     pixels, skipped = [], []
     for i in _spread(len(paths), most):
         try:
@@ -257,7 +259,7 @@ def read_folder(folder: pathlib.Path, steps: Preprocessing, most: int) -> Images
 
 
 def image_paths(
-    folder: pathlib.Path, passed_over: Counter[str] | None = None
+    folder: pathlib.Path, skipped_files: Counter[str] | None = None
 ) -> list[pathlib.Path]:
     """Images of a folder and of those in it, sorted.
 
@@ -265,12 +267,12 @@ def image_paths(
 
     Args:
         folder: Where to look.
-        passed_over: Counts what is not taken, by kind.
+        skipped_files: Counts what is not taken, by kind.
     """
     found: list[pathlib.Path] = []
     images = walk.images(
         walk.entry_of(folder),
-        Counter() if passed_over is None else passed_over,
+        Counter() if skipped_files is None else skipped_files,
         unlisted=lambda error: found.append(pathlib.Path(error.filename)),
         once=True,
     )

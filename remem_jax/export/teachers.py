@@ -10,8 +10,8 @@ import numpy as np
 import remem_jax
 from remem_jax import mesh, models
 from remem_jax.checks import one_of, require
-from remem_jax.data import preprocessing
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images import preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import checking, destinations, predictors, runs
 from remem_jax.export.checking import Limits
 from remem_jax.models import vit

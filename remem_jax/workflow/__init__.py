@@ -10,10 +10,9 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import checks, mesh, settings, signals
-from remem_jax.data import own
-from remem_jax.settings import unused
-from remem_jax.settings.analysis import check as check_analysis
+from remem_jax import mesh, settings, signals
+from remem_jax.data.custom import folders
+from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
@@ -23,12 +22,10 @@ from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import cost
 from remem_jax.workflow.remem.pipeline import run_remem
 
-Check = Callable[[ConfigDict], None]
-Work = Callable[[context.Run], None]
-WORKFLOWS: dict[str, tuple[Check, Work]] = {
-    "remem": (settings.check_remem, run_remem),
-    "pretrain": (settings.check_pretrain, run_pretrain),
-    "analysis": (check_analysis, run_analysis),
+WORKFLOWS: dict[str, Callable[[context.Run], None]] = {
+    "remem": run_remem,
+    "pretrain": run_pretrain,
+    "analysis": run_analysis,
 }
 
 
@@ -59,18 +56,15 @@ def run(
         SettingError: If a setting, the data, the weights or the folder cannot be used.
         StoppedError: If it was asked to stop.
     """
-    checks.one_of("config.workflow", config.workflow, WORKFLOWS)
-    check, work = WORKFLOWS[config.workflow]
-    check(config)
-    unused.check(config, given)
-    own.require_outside(config.data.name, config.data.path, directory)
+    workflows.check(config, given)
+    folders.require_outside(config.data.name, config.data.path, directory)
     on = _mesh(config)
     config = precision.resolved(config, on, directory)
     with (
         workdir.claimed(directory, settings.plain(config)),
         opened(config, directory, on, stopping) as begun,
     ):
-        work(begun)
+        WORKFLOWS[config.workflow](begun)
 
 
 def measure_speed(config: ConfigDict) -> cost.Speed:
@@ -154,7 +148,7 @@ def opened(
     logging.info(
         "%s: %s images of %d classes, on %d x %s%s.",
         dataset.title,
-        {name: len(part.rows) for name, part in dataset.parts.items()},
+        {name: len(part.rows) for name, part in dataset.splits.items()},
         len(dataset.classes),
         on.size,
         on.devices.flat[0].device_kind,

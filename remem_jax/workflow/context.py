@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, mesh, platforms, random_streams
-from remem_jax.data import device
+from remem_jax.data.loaders import resident
 from remem_jax.records import Apply, Batch, DataLoader, Key, Metrics, Transform, Variables
 from remem_jax.settings import counts
 from remem_jax.storage import logs
@@ -54,7 +54,7 @@ class Run(NamedTuple):
 
     def memory(self) -> int:
         """Bytes of memory that a device has for the run."""
-        return self.device_bytes or device.memory()
+        return self.device_bytes or resident.memory()
 
     def shardings(self, tree: Any) -> Any:
         """How arrays lie on the devices: copied to all, or divided (`config.fsdp`)."""

@@ -12,8 +12,8 @@ import numpy as np
 import remem_jax
 from remem_jax import data as datasets
 from remem_jax import settings
-from remem_jax.data import preprocessing
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images import preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.storage import results
 from remem_jax.storage.identity import Identity
 from remem_jax.workflow import context
@@ -51,7 +51,7 @@ def data(run: context.Run) -> dict[str, Any]:
         "classes": len(dataset.classes),
         "class_names": list(dataset.classes),
         "metric": dataset.metric,
-        "examples": {name: len(part.rows) for name, part in dataset.parts.items()},
+        "examples": {name: len(part.rows) for name, part in dataset.splits.items()},
         "classes_without_images": absent_classes(dataset),
         "held_out": held_out(dataset),
         "input": run.loader.kind,
@@ -60,8 +60,8 @@ def data(run: context.Run) -> dict[str, Any]:
         "image_size": settings.image_size,
         "preprocessing": preprocessing_of(run).record(),
         "official": dataset.official,
-        "skipped": list(dataset.skipped),
-        "passed_over": dict(dataset.passed_over),
+        "skipped": list(dataset.corrupt_images),
+        "passed_over": dict(dataset.skipped_files),
         "empty_classes": list(dataset.empty_classes),
         "warnings": list(dataset.warnings),
         "fingerprint": dataset.fingerprint,
@@ -73,13 +73,13 @@ def absent_classes(dataset: datasets.Dataset) -> dict[str, list[str]]:
     every = np.arange(len(dataset.classes))
     return {
         name: [dataset.classes[i] for i in np.setdiff1d(every, part.labels)]
-        for name, part in dataset.parts.items()
+        for name, part in dataset.splits.items()
     }
 
 
 def held_out(dataset: datasets.Dataset) -> bool:
     """Whether validation was held out of train; else the data set has its own."""
-    return dataset.parts["validation"].split is dataset.parts["train"].split
+    return dataset.splits["validation"].split is dataset.splits["train"].split
 
 
 def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:

@@ -109,7 +109,7 @@ def require_measurable(run: context.Run, side: int) -> None:
 
 def _require_whole_batch(run: context.Run) -> None:
     """Raises unless validation has a whole batch: InfoNCE of a smaller one is another number."""
-    settings, images = run.config.information, len(run.dataset.parts["validation"].rows)
+    settings, images = run.config.information, len(run.dataset.splits["validation"].rows)
     require(
         not settings.info_nce.measured or images >= settings.batch_size,
         f"config.information.batch_size must be at most the {images} images of validation, of "

@@ -91,7 +91,7 @@ def run_pretrain(run: context.Run) -> None:
     trained = run.fetch(last.params)
     if mesh.is_writer():
         augreg.save(path, trained, dtype="float16")
-    mesh.told_by_writer(1)  # That it is there.
+    mesh.broadcast(1)  # That it is there.
     stored = run.place(augreg.load(path, model))  # What is measured is what is stored.
     found = {
         "test": measure(stored, "test"),

@@ -61,7 +61,7 @@ def run(
     small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["make"]
     monkeypatch.setattr(models, "STUDENTS", models.STUDENTS | {"resnet18": small})
     monkeypatch.setattr(objectives, "STUDENT_LOSSES", dict(objectives.STUDENT_LOSSES))
-    monkeypatch.setattr(data, "OWN", dict(data.OWN))
+    monkeypatch.setattr(data, "CUSTOM", dict(data.CUSTOM))
     monkeypatch.setattr(data, "NAMES", data.NAMES)
     one = functools.partial(mesh.make_mesh, jax.devices()[:1])
     monkeypatch.setattr(mesh, "make_mesh", one)
@@ -123,7 +123,7 @@ def test_the_new_record_is_a_data_set_by_name(
         ("student.md", "remem_jax/models/__init__.py"),
         ("data_set.md", "remem_jax/data/__init__.py"),
         ("data_set.md", "remem_jax/data/registry.py"),
-        ("data_set.md", "remem_jax/data/obtaining.py"),
+        ("data_set.md", "remem_jax/data/tfds/obtaining.py"),
         ("loss.md", "remem_jax/train/objectives.py"),
     ],
 )

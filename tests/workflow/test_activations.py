@@ -14,7 +14,7 @@ import pytest
 from configs import remem
 from remem_jax import mesh, models, optim
 from remem_jax.checks import SettingError
-from remem_jax.data import device
+from remem_jax.data.loaders import resident
 from remem_jax.models import decoder, vit
 from remem_jax.models.rematerialisation import RECOMPUTED
 from remem_jax.records import Batch
@@ -52,7 +52,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Has the machine so many GiB, of which 60 % are used, and the images take one."""
 
     def has(free: float) -> None:
-        monkeypatch.setattr(device, "memory", lambda: int((free + 1) * GIB / 0.6 + 1024))
+        monkeypatch.setattr(resident, "memory", lambda: int((free + 1) * GIB / 0.6 + 1024))
 
     return has
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from remem_jax import data
-from remem_jax.data import decoding, registry, sources
+from remem_jax.data import registry, sources
+from remem_jax.data.images import decoding
 from remem_jax.workflow import facts
 from remem_jax.workflow.remem import file_list
 
@@ -56,7 +57,7 @@ def test_every_file_is_listed_once_with_its_split_and_label(
     names = [f"{split}: {i}" for split, labels in LABELS.items() for i in range(len(labels))]
 
     assert sorted(row["file"] for row in listed) == sorted(names)
-    held = {f"train: {i}" for i in dataset.parts["validation"].rows}
+    held = {f"train: {i}" for i in dataset.splits["validation"].rows}
     for row in listed:
         of, _, i = row["file"].partition(": ")
         assert row["label"] == SHOWN[LABELS[of][int(i)]]

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, mesh, models
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.records import Batch, DataLoader, Variables
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
@@ -76,7 +76,7 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> co
     settings = config.data
     dataset = data.Dataset(
         title="described",
-        parts={},
+        splits={},
         pixels=None,
         source_size=(SIDE, SIDE),
         resident_bytes=RESIDENT_BYTES,
@@ -85,9 +85,9 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> co
         metric="mean_per_class",
         flip=True,
         official=None,
-        skipped=(),
+        corrupt_images=(),
         fingerprint="",
-        passed_over={},
+        skipped_files={},
         empty_classes=(),
         warnings=(),
         shapes=None,

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 
 from remem_jax import checks
-from remem_jax.report import pages, tables
+from remem_jax.report import ANALYSIS_FORMAT, pages, tables
 from remem_jax.report.analysis import rankings
 from remem_jax.report.figures import drawing, layers, neurons, reconstructions, teachers
 from remem_jax.storage import files, results
-
-FORMAT = 1  # Of the results of an analysis.
 
 Analysis = Mapping[str, Any]
 
@@ -23,7 +21,7 @@ def write(directory: pathlib.Path) -> None:
     found = results.read(path)
     if found is None:
         raise checks.SettingError(f"{path} is not there: the analysis has not come to its end.")
-    checks.one_of(f"The format of {path}", found.get("format"), (FORMAT,))
+    checks.one_of(f"The format of {path}", found.get("format"), (ANALYSIS_FORMAT,))
     plots = [
         drawing.save(
             directory / drawing.FIGURES, one._replace(caption=f"{one.caption} {of(found)}")

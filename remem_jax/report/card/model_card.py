@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from remem_jax.data import preprocessing
+from remem_jax.data.images import preprocessing
 from remem_jax.report import pages, tables
 from remem_jax.report.card import card_tables, licences
 from remem_jax.report.run import plots

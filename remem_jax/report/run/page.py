@@ -4,15 +4,13 @@ import pathlib
 from typing import Any
 
 from remem_jax import checks
-from remem_jax.data import walk
-from remem_jax.report import pages, paper, protocol, tables
+from remem_jax.data.custom import walk
+from remem_jax.report import FORMAT, pages, paper, protocol, tables
 from remem_jax.report.card import model_card
 from remem_jax.report.figures import drawing, teachers
 from remem_jax.report.run import comparisons, measured, plots, run_tables
 from remem_jax.storage import files, logs
 from remem_jax.storage import results as stored
-
-FORMAT = 1  # Of results.json.
 
 
 def write(directory: pathlib.Path) -> None:
@@ -67,7 +65,7 @@ def _content(
 
 def remarks(data: dict[str, Any]) -> list[str]:
     """What was odd about the data, a sentence each; results of before have none."""
-    told = walk.told(data.get("passed_over", {}), data.get("empty_classes", ()))
+    told = walk.describe_skipped(data.get("passed_over", {}), data.get("empty_classes", ()))
     return [f"{data['title']}: {one}." for one in (told, *data.get("warnings", ())) if one]
 
 

@@ -264,7 +264,7 @@ def _results(
         "identity": {"key": own.key, **own.inputs, "code": own.code},
         "data": {
             **facts.data(run),
-            "test_labels": paired.pack(run.dataset.parts["test"].labels),
+            "test_labels": paired.pack(run.dataset.splits["test"].labels),
         },
         "methods": [outcome.row for outcome in outcomes],
         "teachers": [record for outcome in outcomes for record in outcome.teachers],

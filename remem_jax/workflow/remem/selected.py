@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from remem_jax import evaluate, mesh, paired
-from remem_jax.data import preprocessing
+from remem_jax.data.images import preprocessing
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import files, results, spreadsheets
@@ -112,7 +112,7 @@ def correct(run: context.Run, tested: dict[str, Any]) -> dict[str, Any] | None:
         "students", one text for each, and "teacher", or None there; None where an earlier version
         has tested them.
     """
-    predictions, labels = tested.get("predictions"), run.dataset.parts["test"].labels
+    predictions, labels = tested.get("predictions"), run.dataset.splits["test"].labels
     if predictions is None:
         return None
 

@@ -77,7 +77,7 @@ def size(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> int:
     held = run.dataset.resident_bytes + mesh.device_bytes(grid.shapes)
     if held + students * each < _PLENTY * run.memory():
         return students
-    fit = mesh.told_by_writer(fitting(run, need(run, setup, grid), students))
+    fit = mesh.broadcast(fitting(run, need(run, setup, grid), students))
     results.write_for_all(run.workdir / _CHOSEN, found | {grid.part: fit})
     logging.info("%s: %d students at once.", grid.part, fit)
     return fit

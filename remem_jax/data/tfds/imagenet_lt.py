@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from remem_jax.checks import SettingError
-from remem_jax.data import copies, registry, sources
+from remem_jax.data import registry, sources
 from remem_jax.data.sources import TEST, TRAIN
+from remem_jax.data.tfds import copies
 
 NAME = "imagenet_lt"
 _PREPARE = f"tools/prepare_data.py {NAME}"

@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 from remem_jax.checks import SettingError
-from remem_jax.data import copies, imagenet_lt, registry, sources
+from remem_jax.data import registry, sources
 from remem_jax.data.sources import TEST, TRAIN
+from remem_jax.data.tfds import copies, imagenet_lt
 
 
 class State(NamedTuple):

@@ -19,7 +19,10 @@ from PIL import Image
 
 from remem_jax import data, random_streams
 from remem_jax.checks import SettingError
-from remem_jax.data import augment, boxes, host, order, own, processes, sources
+from remem_jax.data import sources
+from remem_jax.data.custom import folders
+from remem_jax.data.images import augment, boxes
+from remem_jax.data.loaders import order, streamed, worker_processes
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, DataLoader
 
@@ -41,16 +44,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def part(folder: pathlib.Path) -> sources.Part:
+def part(folder: pathlib.Path) -> sources.Subset:
     """All of its training images."""
-    split = own.folder(str(folder)).splits["train"]
+    split = folders.folder(str(folder)).splits["train"]
     labels = split.labels
     assert labels is not None
-    return sources.Part(split, np.arange(split.examples), labels)
+    return sources.Subset(split, np.arange(split.examples), labels)
 
 
 def _loader(
-    part: sources.Part,
+    part: sources.Subset,
     *,
     area: tuple[float, float] = AREA,
     flip: bool = True,
@@ -58,9 +61,9 @@ def _loader(
     workers: int = 0,
     sharding: Any = None,
 ) -> DataLoader:
-    return host.make_loader(
+    return streamed.make_loader(
         {"train": part, "test": part},
-        host.AugmentOptions(SIZE, area, flip, SEED),
+        streamed.AugmentOptions(SIZE, area, flip, SEED),
         threads=threads,
         workers=workers,
         sharding=sharding,
@@ -82,7 +85,7 @@ def _assert_equal(one: list[Batch], two: list[Batch]) -> None:
         jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def _pixels(part: sources.Part, row: int) -> np.ndarray:
+def _pixels(part: sources.Subset, row: int) -> np.ndarray:
     """An image as Pillow decodes it."""
     encoded = part.split.read(int(part.rows[row])).image
     assert isinstance(encoded, bytes)
@@ -102,7 +105,7 @@ def _assert_close(actual: np.ndarray, expected: np.ndarray, source: np.ndarray) 
         assert off.max() <= 1.01
 
 
-def test_evaluation_shows_the_whole_images_in_order(part: sources.Part) -> None:
+def test_evaluation_shows_the_whole_images_in_order(part: sources.Subset) -> None:
     batches = list(_loader(part).evaluation("test", 4))
 
     images = np.concatenate([np.asarray(b.image)[b.mask] for b in batches]).astype(np.int32)
@@ -112,7 +115,7 @@ def test_evaluation_shows_the_whole_images_in_order(part: sources.Part) -> None:
         assert np.abs(actual - _resized(_pixels(part, row))).max() <= 1
 
 
-def test_the_last_batch_of_evaluation_is_filled_up_and_masked(part: sources.Part) -> None:
+def test_the_last_batch_of_evaluation_is_filled_up_and_masked(part: sources.Subset) -> None:
     part = part._replace(rows=part.rows[:6], labels=part.labels[:6])
 
     first, last = _loader(part).evaluation("test", 4)
@@ -122,7 +125,7 @@ def test_the_last_batch_of_evaluation_is_filled_up_and_masked(part: sources.Part
 
 
 def test_training_goes_through_the_images_in_the_order_of_every_input(
-    part: sources.Part,
+    part: sources.Subset,
 ) -> None:
     batches = _batches(_loader(part, area=(1.0, 1.0), flip=False), count=5)
 
@@ -133,7 +136,7 @@ def test_training_goes_through_the_images_in_the_order_of_every_input(
         _assert_close(actual, _resized(_pixels(part, row)), _pixels(part, row))
 
 
-def test_crops_are_those_of_the_view_on_the_device(part: sources.Part) -> None:
+def test_crops_are_those_of_the_view_on_the_device(part: sources.Subset) -> None:
     shown = np.concatenate([b.image for b in _batches(_loader(part), count=5)])
 
     rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED, stage="teacher")
@@ -153,7 +156,7 @@ def test_crops_are_those_of_the_view_on_the_device(part: sources.Part) -> None:
     assert 3 < mirrored < 17
 
 
-def test_whether_images_are_mirrored_changes_no_crop(part: sources.Part) -> None:
+def test_whether_images_are_mirrored_changes_no_crop(part: sources.Subset) -> None:
     plain, flipped = (
         np.concatenate([b.image for b in _batches(_loader(part, flip=flip), count=5)])
         for flip in (False, True)
@@ -167,7 +170,7 @@ def test_whether_images_are_mirrored_changes_no_crop(part: sources.Part) -> None
 
 @pytest.mark.parametrize(("area", "flip"), [(AREA, False), ((1.0, 1.0), True)])
 def test_teachers_and_students_see_an_image_cropped_and_mirrored_otherwise(
-    part: sources.Part, area: tuple[float, float], flip: bool
+    part: sources.Subset, area: tuple[float, float], flip: bool
 ) -> None:
     part = part._replace(rows=part.rows[[3] * 4], labels=part.labels[[3] * 4])
 
@@ -183,25 +186,25 @@ def test_teachers_and_students_see_an_image_cropped_and_mirrored_otherwise(
 
 @pytest.mark.parametrize("first_step", [1, 3, 7])
 def test_batches_from_a_step_on_are_those_of_a_run_from_the_start(
-    part: sources.Part, first_step: int
+    part: sources.Subset, first_step: int
 ) -> None:
     whole = _batches(_loader(part), count=first_step + 3)
 
     _assert_equal(_batches(_loader(part), count=3, first_step=first_step), whole[first_step:])
 
 
-def test_the_number_of_threads_changes_nothing(part: sources.Part) -> None:
+def test_the_number_of_threads_changes_nothing(part: sources.Subset) -> None:
     _assert_equal(
         _batches(_loader(part, threads=1), count=5), _batches(_loader(part, threads=7), count=5)
     )
 
 
-def test_worker_processes_change_nothing(part: sources.Part) -> None:
+def test_worker_processes_change_nothing(part: sources.Subset) -> None:
     _assert_equal(_batches(_loader(part), count=6), _batches(_loader(part, workers=2), count=6))
 
 
 def test_workers_leave_signals_to_their_parent_and_one_that_is_killed_is_told(
-    part: sources.Part,
+    part: sources.Subset,
 ) -> None:
     batches = _loader(part, workers=1).train(4, 0, stage="teacher")
     next(batches)
@@ -231,18 +234,21 @@ def test_a_full_shared_memory_is_told_with_its_size(error: Exception) -> None:
         pytest.raises(
             SettingError, match=r"/dev/shm is full \(.* MiB\).*--shm-size=3g.*workers to"
         ),
-        processes.explaining_errors(1, 2**31 + 1),
+        worker_processes.explaining_errors(1, 2**31 + 1),
     ):
         raise error
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_other_errors_of_reading_are_not_taken_for_those_of_workers(workers: int) -> None:
-    with pytest.raises(RuntimeError, match="another"), processes.explaining_errors(workers, 1):
+    with (
+        pytest.raises(RuntimeError, match="another"),
+        worker_processes.explaining_errors(workers, 1),
+    ):
         raise RuntimeError("another")
 
 
-def test_batches_may_be_divided_among_devices(part: sources.Part) -> None:
+def test_batches_may_be_divided_among_devices(part: sources.Subset) -> None:
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
@@ -252,7 +258,7 @@ def test_batches_may_be_divided_among_devices(part: sources.Part) -> None:
     _assert_equal(divided, _batches(_loader(part), count=3))
 
 
-def test_the_view_of_what_is_streamed_is_the_range_alone(part: sources.Part) -> None:
+def test_the_view_of_what_is_streamed_is_the_range_alone(part: sources.Subset) -> None:
     loader = _loader(part)
     (batch,) = _batches(loader, count=1)
 
@@ -268,15 +274,15 @@ def test_arrays_can_be_streamed(rng: np.random.Generator) -> None:
     images = rng.integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     split = sources.in_memory(images, np.arange(3), "image")
 
-    (batch,) = _loader(sources.Part(split, np.arange(3), np.arange(3, dtype=np.int32))).evaluation(
-        "test", 3
-    )
+    (batch,) = _loader(
+        sources.Subset(split, np.arange(3), np.arange(3, dtype=np.int32))
+    ).evaluation("test", 3)
 
     np.testing.assert_array_equal(batch.image, images)
 
 
 def test_an_image_that_is_lost_on_the_way_is_named(
-    folder: pathlib.Path, part: sources.Part
+    folder: pathlib.Path, part: sources.Subset
 ) -> None:
     path = folder / "odd" / "11.jpg"
     lost = [i for i in range(len(part.rows)) if str(path) in part.split.name(i)]

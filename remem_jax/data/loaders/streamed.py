@@ -20,9 +20,10 @@ import numpy as np
 
 from remem_jax import random_streams
 from remem_jax.checks import SettingError
-from remem_jax.data import augment, boxes, decoding, order, processes
-from remem_jax.data.preprocessing import Preprocessing
-from remem_jax.data.sources import Part
+from remem_jax.data.images import augment, boxes, decoding
+from remem_jax.data.images.preprocessing import Preprocessing
+from remem_jax.data.loaders import order, worker_processes
+from remem_jax.data.sources import Subset
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches, DataLoader
 
@@ -44,8 +45,8 @@ class AugmentOptions(NamedTuple):
 
 
 def make_loader(
-    parts: Mapping[str, Part],
-    options: AugmentOptions,
+    splits: Mapping[str, Subset],
+    augmentation: AugmentOptions,
     *,
     threads: int,
     workers: int,
@@ -54,8 +55,8 @@ def make_loader(
     """Batches of a data set that is read as it is needed.
 
     Args:
-        parts: The data set.
-        options: What is done to images of training; those of evaluation are resized only.
+        splits: The data set.
+        augmentation: Transforms of training images; evaluation images are only resized.
         threads: That read and decode.
         workers: Processes among which the threads are divided for training; 0 leaves all to this
             one.
@@ -63,7 +64,7 @@ def make_loader(
             its own devices get. None is the default device.
 
     Returns:
-        The loader; its images are uint8 of `options.size`.
+        The loader; its images are uint8 of `augmentation.size`.
     """
 
     def batches(examples: "_Examples", workers: int) -> Batches:
@@ -77,28 +78,28 @@ def make_loader(
             # Of a worker that ends, Python's tracker removes what is left, and warns of it.
             os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
             options = grain.MultiprocessingOptions(num_workers=workers)
-            read = read.mp_prefetch(options, worker_init_fn=processes.begin)
+            read = read.mp_prefetch(options, worker_init_fn=worker_processes.begin)
         else:
             options = grain.ReadOptions(threads, prefetch_buffer_size=max(2 * whole, threads))
             read = chunks.to_iter_dataset(options).batch(whole, batch_fn=_joined)
-        needed = workers * _AT_ONCE * len(mine) * options.size**2 * 3
+        needed = workers * _AT_ONCE * len(mine) * augmentation.size**2 * 3
         with contextlib.ExitStack() as stack:
-            with processes.explaining_errors(workers, needed):
+            with worker_processes.explaining_errors(workers, needed):
                 batches = stack.enter_context(contextlib.closing(iter(read)))
             while True:
-                with processes.explaining_errors(workers, needed):
+                with worker_processes.explaining_errors(workers, needed):
                     batch = next(batches, None)
                 if batch is None:
                     return
                 yield _place(batch, examples.batch_size, sharding)
 
     def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
-        part = parts["train"]
-        return batches(_Examples(part, options, batch_size, stage, first_step), workers)
+        subset = splits["train"]
+        return batches(_Examples(subset, augmentation, batch_size, stage, first_step), workers)
 
     def evaluation(name: str, batch_size: int) -> Batches:
         # Processes take longer to start than most evaluations.
-        return batches(_Examples(parts[name], options, batch_size, stage=None), workers=0)
+        return batches(_Examples(splits[name], augmentation, batch_size, stage=None), workers=0)
 
     return DataLoader(
         "streamed", train, evaluation, augment.streamed_transform, augment.streamed_transform
@@ -118,8 +119,8 @@ class _Examples:
     """What this process reads, in order and in pieces of a batch: a source of Grain's.
 
     Attributes:
-        part: The split.
-        options: What is done to its images.
+        subset: The split.
+        augmentation: Transforms of training images.
         batch_size: Of the global batch.
         stage: What is trained on them; None is an evaluation, which resizes and does no more.
         first_step: Where training goes on.
@@ -127,8 +128,8 @@ class _Examples:
         chunk: Examples in a piece; divides their number.
     """
 
-    part: Part
-    options: AugmentOptions
+    subset: Subset
+    augmentation: AugmentOptions
     batch_size: int
     stage: Stage | None
     first_step: int = 0
@@ -137,7 +138,7 @@ class _Examples:
 
     def __len__(self) -> int:
         if self.stage is None:
-            batches = -(-len(self.part.rows) // self.batch_size)
+            batches = -(-len(self.subset.rows) // self.batch_size)
             return batches * len(self.mine) // self.chunk
         return sys.maxsize // 2  # Training has no end.
 
@@ -145,30 +146,30 @@ class _Examples:
         batch, begin = divmod(i * self.chunk, len(self.mine))
         places = self.mine[begin : begin + self.chunk]
         step = self.first_step + batch
-        positions, examples = step * self.batch_size + places, len(self.part.rows)
+        positions, examples = step * self.batch_size + places, len(self.subset.rows)
         if self.stage is None:
             rows, counted = order.evaluation_rows(positions, examples=examples)
             draws, mirrored = None, np.zeros(len(rows), bool)
         else:
             rows = order.train_rows(
-                positions, examples=examples, seed=self.options.seed, stage=self.stage
+                positions, examples=examples, seed=self.augmentation.seed, stage=self.stage
             )
             counted = np.ones(len(rows), bool)
             draws, mirrored = self._draws(self.stage, step, places)
-        size = self.options.size
+        size = self.augmentation.size
         images = np.empty((len(rows), size, size, 3), np.uint8)
         for i, row in enumerate(rows.tolist()):
             self._show(images[i], row, None if draws is None else draws[i], bool(mirrored[i]))
-        return _Piece(images, self.part.labels[rows], counted)
+        return _Piece(images, self.subset.labels[rows], counted)
 
     def _draws(
         self, stage: Stage, step: int, places: np.ndarray
     ) -> tuple[np.ndarray | None, np.ndarray]:
         """The draws of the boxes at these places, None for whole images; and which to mirror."""
-        of_batch = self.options.seed, stage, step, self.batch_size
-        whole = self.options.crop_area == (1.0, 1.0)
+        of_batch = self.augmentation.seed, stage, step, self.batch_size
+        whole = self.augmentation.crop_area == (1.0, 1.0)
         mirrored = np.zeros(len(places), bool)
-        if self.options.flip:
+        if self.augmentation.flip:
             mirrored = _flips(*of_batch)[places]
         return None if whole else _crops(*of_batch)[places], mirrored
 
@@ -183,11 +184,11 @@ class _Examples:
 
     def _whole(self, row: int) -> np.ndarray:
         """The image of a row, resized."""
-        return Preprocessing(self.options.size)(self._read(row))
+        return Preprocessing(self.augmentation.size)(self._read(row))
 
     def _crop(self, row: int, draws: np.ndarray) -> np.ndarray:
         """A random crop of it, resized; of a large JPEG no more is decoded than shows."""
-        size, area = self.options.size, self.options.crop_area
+        size, area = self.augmentation.size, self.augmentation.crop_area
         image = self._read(row)
         if isinstance(image, bytes):
             with decoding.opened(image) as opened:
@@ -207,7 +208,7 @@ class _Examples:
         return decoding.resize(image, size, (left, top, right, bottom))
 
     def _read(self, row: int) -> bytes | np.ndarray:
-        split, at = self.part.split, int(self.part.rows[row])
+        split, at = self.subset.split, int(self.subset.rows[row])
         try:
             return split.read(at).image
         except decoding.CorruptImageError as error:

@@ -20,7 +20,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base as Exif
 
-from remem_jax.data import formats
+from remem_jax.data.images import formats
 
 # What Pillow raises of files that were cut or altered. A decompression bomb is what a broken header
 # may look like.

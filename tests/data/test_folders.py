@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from remem_jax.checks import SettingError
-from remem_jax.data import decoding, lists, own, sources
-from remem_jax.data.arrays import open_arrays
+from remem_jax.data import sources
+from remem_jax.data.custom import folders, lists
+from remem_jax.data.custom.arrays import open_arrays
+from remem_jax.data.images import decoding
 
 
 def _write(path: pathlib.Path, color: tuple[int, int, int] = (0, 0, 0)) -> None:
@@ -53,12 +55,12 @@ def flat(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_class_folders_are_the_classes(flat: pathlib.Path) -> None:
-    assert own.folder(str(flat)).classes == ("day", "night")
+    assert folders.folder(str(flat)).classes == ("day", "night")
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_images_of_a_folder_have_its_label(flat: pathlib.Path, name: str) -> None:
-    split = own.folder(str(flat)).splits[name]
+    split = folders.folder(str(flat)).splits[name]
 
     examples = [split.read(i) for i in range(split.examples)]
 
@@ -69,13 +71,13 @@ def test_images_of_a_folder_have_its_label(flat: pathlib.Path, name: str) -> Non
 
 
 def test_a_fifth_of_each_class_of_a_flat_folder_is_its_test_split(flat: pathlib.Path) -> None:
-    assert _counts(own.folder(str(flat))) == {"train": [16, 8], "test": [4, 2]}
+    assert _counts(folders.folder(str(flat))) == {"train": [16, 8], "test": [4, 2]}
 
 
 def test_train_and_test_of_a_flat_folder_are_all_of_it_and_share_nothing(
     flat: pathlib.Path,
 ) -> None:
-    source = own.folder(str(flat))
+    source = folders.folder(str(flat))
 
     train, test = _names(source, "train"), _names(source, "test")
 
@@ -84,7 +86,7 @@ def test_train_and_test_of_a_flat_folder_are_all_of_it_and_share_nothing(
 
 
 def test_a_flat_folder_is_split_the_same_way_each_time(flat: pathlib.Path) -> None:
-    one, other = (own.folder(str(flat)) for _ in range(2))
+    one, other = (folders.folder(str(flat)) for _ in range(2))
 
     assert _names(one, "test") == _names(other, "test")
 
@@ -96,7 +98,7 @@ def test_folders_of_splits_are_the_splits(tmp_path: pathlib.Path, name: str) -> 
             _write(tmp_path / split / "a" / f"{i}.png")
             _write(tmp_path / split / "b" / f"{i}.png")
 
-    source = own.folder(str(tmp_path))
+    source = folders.folder(str(tmp_path))
 
     assert _counts(source) == {"train": [3, 3], "test": [2, 2], "validation": [1, 1]}
 
@@ -111,7 +113,7 @@ def test_folders_of_splits_have_one_numbering_of_classes(tmp_path: pathlib.Path)
     ):
         _write(tmp_path / path)
 
-    source = own.folder(str(tmp_path))
+    source = folders.folder(str(tmp_path))
 
     assert [source.classes[i] for i in np.asarray(source.splits["test"].labels)] == ["c"]
 
@@ -126,7 +128,7 @@ def test_a_fifth_of_a_train_folder_is_test_where_there_is_no_test_folder(
     for name in beside:
         _write(tmp_path / name / "b" / "0.png")
 
-    source = own.folder(str(tmp_path))
+    source = folders.folder(str(tmp_path))
 
     expected = {"train": [8, 8], "test": [2, 2]} | ({"validation": [0, 1]} if beside else {})
     assert _counts(source) == expected
@@ -138,7 +140,7 @@ def test_images_may_lie_deep_in_a_class_folder(tmp_path: pathlib.Path) -> None:
     for name in "456":
         _write(tmp_path / "dog" / "dog" / f"{name}.png")
 
-    source = own.folder(str(tmp_path))
+    source = folders.folder(str(tmp_path))
 
     assert source.classes == ("cat", "dog")
     assert np.sum(list(_counts(source).values()), axis=0).tolist() == [3, 3]
@@ -152,7 +154,7 @@ def test_a_folder_is_searched_for_images_alone(tmp_path: pathlib.Path) -> None:
         _write(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("none")
 
-    source = own.folder(str(tmp_path))
+    source = folders.folder(str(tmp_path))
 
     names = _names(source, "train") | _names(source, "test")
     assert names == {str(tmp_path / name) for name in wanted}
@@ -170,11 +172,11 @@ def test_links_are_followed_and_not_round_and_round(tmp_path: pathlib.Path) -> N
     (mine / "b" / "all").symlink_to(mine)
     (mine / "b" / "self").symlink_to(mine / "b")
 
-    source = own.folder(str(mine))
+    source = folders.folder(str(mine))
 
     assert source.classes == ("a", "b")
     assert np.sum(list(_counts(source).values()), axis=0).tolist() == [3, 3]
-    assert source.passed_over == {"link to a folder that was seen": 2}
+    assert source.skipped_files == {"link to a folder that was seen": 2}
 
 
 _LINKS = [os.symlink, os.link]
@@ -184,10 +186,10 @@ _LINKS = [os.symlink, os.link]
 def test_a_file_that_is_linked_counts_once(flat: pathlib.Path, link: Callable[..., None]) -> None:
     link(flat / "day" / "3.png", flat / "day" / "again.png")
 
-    source = own.folder(str(flat))
+    source = folders.folder(str(flat))
 
     assert sum(split.examples for split in source.splits.values()) == 30
-    assert source.passed_over == {"repeated": 1}
+    assert source.skipped_files == {"repeated": 1}
 
 
 @pytest.mark.parametrize("link", _LINKS)
@@ -201,7 +203,7 @@ def test_a_file_in_two_classes_or_splits_is_refused(
     link(tmp_path / "train" / "day" / "0.png", tmp_path / name)
 
     with pytest.raises(SettingError, match=rf"one file in two .*'train/day/0.*'{name}'|'{name}'"):
-        own.folder(str(tmp_path))
+        folders.folder(str(tmp_path))
 
 
 def test_the_tilde_in_a_folder_is_the_home(
@@ -209,11 +211,11 @@ def test_the_tilde_in_a_folder_is_the_home(
 ) -> None:
     monkeypatch.setenv("HOME", str(flat.parent))
 
-    assert own.folder(f"~/{flat.name}").classes == ("day", "night")
+    assert folders.folder(f"~/{flat.name}").classes == ("day", "night")
 
 
 def test_a_file_that_has_gone_is_corrupt(flat: pathlib.Path) -> None:
-    split = own.folder(str(flat)).splits["train"]
+    split = folders.folder(str(flat)).splits["train"]
     pathlib.Path(split.name(0)).unlink()
 
     with pytest.raises(decoding.CorruptImageError, match=r"^No such file"):
@@ -221,7 +223,7 @@ def test_a_file_that_has_gone_is_corrupt(flat: pathlib.Path) -> None:
 
 
 def test_a_split_of_files_survives_pickling(flat: pathlib.Path) -> None:
-    split = own.folder(str(flat)).splits["test"]
+    split = folders.folder(str(flat)).splits["test"]
 
     read, name = pickle.loads(pickle.dumps((split.read, split.name)))
 
@@ -231,11 +233,11 @@ def test_a_split_of_files_survives_pickling(flat: pathlib.Path) -> None:
 
 
 def test_the_key_of_a_folder_does_not_change_by_itself_or_by_moving(flat: pathlib.Path) -> None:
-    before = _keys(own.folder(str(flat)))
+    before = _keys(folders.folder(str(flat)))
 
     moved = flat.rename(flat.parent / "moved")
 
-    assert _keys(own.folder(str(moved))) == before
+    assert _keys(folders.folder(str(moved))) == before
 
 
 def _rewrite(file: pathlib.Path) -> None:
@@ -258,25 +260,25 @@ def _relabel(file: pathlib.Path) -> None:
 def test_the_key_changes_with_the_files(
     flat: pathlib.Path, change: Callable[[pathlib.Path], None]
 ) -> None:
-    before = own.folder(str(flat))
+    before = folders.folder(str(flat))
     file = pathlib.Path(before.splits["train"].name(0))
 
     change(file)
 
-    assert own.folder(str(flat)).splits["train"].key != before.splits["train"].key
+    assert folders.folder(str(flat)).splits["train"].key != before.splits["train"].key
 
 
 @pytest.mark.parametrize("path", ["", "nowhere"])
 def test_a_folder_that_is_missing_is_refused(path: str) -> None:
     with pytest.raises(SettingError, match=rf"'{path}'.*config\.data\.path"):
-        own.folder(path)
+        folders.folder(path)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").mkdir()
 
     with pytest.raises(SettingError, match=r"holds no images.*config\.data\.path"):
-        own.folder(str(tmp_path))
+        folders.folder(str(tmp_path))
 
 
 @pytest.mark.parametrize("names", [("train", "test"), ("test",), ("val",), ("train", "val")])
@@ -286,7 +288,7 @@ def test_a_split_without_images_is_refused(flat: pathlib.Path, names: tuple[str,
         (root / name).mkdir(parents=True)
 
     with pytest.raises(SettingError, match=r"holds no images.*config\.data\.path"):
-        own.folder(str(root))
+        folders.folder(str(root))
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path: pathlib.Path) -> None:
@@ -294,7 +296,7 @@ def test_two_folders_of_one_split_are_refused(tmp_path: pathlib.Path) -> None:
         _write(tmp_path / name / "a" / "0.png")
 
     with pytest.raises(SettingError, match=r"val and valid.*config\.data\.path"):
-        own.folder(str(tmp_path))
+        folders.folder(str(tmp_path))
 
 
 # Lists.
@@ -472,7 +474,7 @@ def test_a_line_that_is_repeated_counts_once(images: pathlib.Path, path: str) ->
     source = lists.listing(_write_csv(images / "list", rows))
 
     assert sum(split.examples for split in source.splits.values()) == 7
-    assert source.passed_over == {"repeated": 1}
+    assert source.skipped_files == {"repeated": 1}
 
 
 @pytest.mark.parametrize("path", _PATHS)

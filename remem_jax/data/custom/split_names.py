@@ -54,7 +54,7 @@ def prefixed(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def told() -> str:
+def known_names() -> str:
     """The names that are known, for messages."""
     return ", ".join(f"{split} ({', '.join(words[1:3])}, ...)" for split, words in _WORDS.items())
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import own, split_names, walk
+from remem_jax.data.custom import folders, split_names, walk
 from remem_jax.data.sources import TRAIN, Source
 
 LISTS = (".csv", ".jsonl", ".ndjson")
@@ -45,7 +45,7 @@ def listing(path: str) -> Source:
     )
     rows = [*_rows(path, place)]
     checks.require(len(rows) > 0, f"{path} lists no images; mend it, or set config.data.path.")
-    found: dict[str, list[own.File]] = {}
+    found: dict[str, list[folders.File]] = {}
     first: dict[Hashable, _Listed] = {}
     for row in rows:
         listed, same = _listed(path, place.parent, row, rows[0])
@@ -58,13 +58,13 @@ def listing(path: str) -> Source:
         TRAIN in found, f"{path} lists no images of the train split; mend it, or config.data.path."
     )
     repeated = len(rows) - len(first)
-    return own.of_files(
+    return folders.of_files(
         place.stem,
         place.parent,
         found,
         _sorted({row.label for row in rows}),
         where=path,
-        passed_over={walk.REPEATED: repeated} if repeated else {},
+        skipped_files={walk.REPEATED: repeated} if repeated else {},
     )
 
 
@@ -89,7 +89,7 @@ class _Listed(NamedTuple):
 
     row: _Row
     split: str
-    file: own.File
+    file: folders.File
 
 
 class _Number(str):
@@ -206,7 +206,7 @@ def _split_of(path: str, row: _Row, first: _Row) -> str:
         raise _wrong(
             path,
             row.line,
-            f"split must be one of {split_names.told()}; got {_short(row.split)}",
+            f"split must be one of {split_names.known_names()}; got {_short(row.split)}",
         )
     if not first.split:
         raise _wrong(path, first.line, "no split, though other lines have one")
@@ -224,5 +224,5 @@ def _listed(path: str, root: pathlib.Path, row: _Row, first: _Row) -> tuple[_Lis
         raise _wrong(path, row.line, f"there is no file {row.path!r}") from None
     if not stat.S_ISREG(found.st_mode):
         raise _wrong(path, row.line, f"{row.path!r} is not a file")
-    file = own.File(name, row.label, found)
-    return _Listed(row, split, file), own.identity(found, place)
+    file = folders.File(name, row.label, found)
+    return _Listed(row, split, file), folders.identity(found, place)

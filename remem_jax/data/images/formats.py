@@ -34,7 +34,7 @@ MAX_PIXELS = 2 * ((1 << 30) // 4 // 3)
 MAX_BYTES = 512 * 2**20
 
 
-def told() -> str:
+def suffix_list() -> str:
     """The suffixes that are read, for messages."""
     return ", ".join(SUFFIXES)
 

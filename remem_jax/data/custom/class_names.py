@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 
 from remem_jax.checks import SettingError
+from remem_jax.data.custom.walk import printable
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION
-from remem_jax.data.walk import shown
 
 # Control characters, halves of characters and bytes that are not UTF-8, and ends of lines.
 _REFUSED = {"Cc", "Cs", "Zl", "Zp"}
@@ -96,7 +96,7 @@ def require_enough(images: Mapping[str, int], splits: Collection[str], what: str
 
 
 def _listed(names: list[str]) -> str:
-    told = [shown(name) for name in names[:_LISTED]]
+    told = [printable(name) for name in names[:_LISTED]]
     more = [f"{len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
     return " and ".join(filter(None, [", ".join([*told, *more][:-1]), [*told, *more][-1]]))
 

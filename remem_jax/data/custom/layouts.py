@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import split_names, walk
+from remem_jax.data.custom import split_names, walk
 from remem_jax.data.sources import TRAIN
 
 # Names of splits that are words for things too: classes, where they hold images as classes do.
@@ -29,13 +29,13 @@ class Layout(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def read(path: str, root: pathlib.Path, passed_over: Counter[str]) -> Layout:
+def read(path: str, root: pathlib.Path, skipped_files: Counter[str]) -> Layout:
     """Decides whether folders are splits or classes; docs/own_data.md has the rule.
 
     Args:
         path: Setting of `config.data.path`, for messages.
         root: The folder.
-        passed_over: Counts what is not taken, by kind.
+        skipped_files: Counts what is not taken, by kind.
 
     Raises:
         SettingError: If names may mean splits and may mean classes, or two mean one split.
@@ -44,31 +44,31 @@ def read(path: str, root: pathlib.Path, passed_over: Counter[str]) -> Layout:
         not walk.is_run(root),
         f"{path} is the folder of a run or study, no images; set config.data.path.",
     )
-    inside = _folders(root, passed_over)
+    inside = _folders(root, skipped_files)
     parts = _parts(path, inside)
     others = [place for place in inside if place not in parts.values()]
     if not parts:
         return Layout({TRAIN: inside}, of_splits=False)
-    beside = ", ".join(walk.shown(place.name) for place in others[:5])
+    beside = ", ".join(walk.printable(place.name) for place in others[:5])
     if not (TRAIN in parts and len(parts) > 1) and any(map(_holds_images, others)):
         mistaken = [place for place in parts.values() if not _is_class(place)]
-        names = ", ".join(walk.shown(place.name) for place in mistaken)
+        names = ", ".join(walk.printable(place.name) for place in mistaken)
         checks.require(
             not mistaken,
             f"{path} holds folders that mean splits ({names}) beside others with images "
             f"({beside}): move the others into PATH/train, or rename a class of that name; or set "
             "config.data.path.",
         )
-        names = ", ".join(walk.shown(place.name) for place in parts.values())
+        names = ", ".join(walk.printable(place.name) for place in parts.values())
         warning = f"{names} counts as a class, since it holds images itself, as the others do"
         return Layout({TRAIN: inside}, of_splits=False, warnings=(warning,))
     splits = {
-        split: _folders(pathlib.Path(part.path), passed_over) for split, part in parts.items()
+        split: _folders(pathlib.Path(part.path), skipped_files) for split, part in parts.items()
     }
     splits = _in_one_form(splits)
     if not others:
         return Layout(splits, of_splits=True)
-    passed_over[walk.BESIDE] += len(others)
+    skipped_files[walk.BESIDE] += len(others)
     warning = f"folders beside those of the splits are passed over: {beside}"
     return Layout(splits, of_splits=True, warnings=(warning,))
 
@@ -93,7 +93,7 @@ def require_flat(path: str, files: Sequence[tuple[str, str]]) -> None:
         checks.require(
             TRAIN not in found or len(found) == 1,
             f"{path} holds splits in a class folder ({', '.join(found.values())} in "
-            f"{walk.shown(name)}): put classes into splits, as PATH/train/class; or set "
+            f"{walk.printable(name)}): put classes into splits, as PATH/train/class; or set "
             "config.data.path to the folder that holds the splits.",
         )
 
@@ -135,18 +135,18 @@ def _parts(path: str, inside: Sequence[walk.Entry]) -> dict[str, walk.Entry]:
     return parts
 
 
-def _folders(place: pathlib.Path, passed_over: Counter[str]) -> list[walk.Entry]:
+def _folders(place: pathlib.Path, skipped_files: Counter[str]) -> list[walk.Entry]:
     """Folders in a folder; images that lie beside them are of no class."""
     try:
-        found = walk.entries(place, passed_over)
+        found = walk.entries(place, skipped_files)
     except OSError as error:
         refuse_unlisted(error)
         raise
     folders = [entry for entry in found if entry.is_folder and not walk.is_run(entry.path)]
     loose = sum(not entry.is_folder for entry in found)
-    passed_over.update({walk.OUTSIDE: loose} if loose else {})
+    skipped_files.update({walk.OUTSIDE: loose} if loose else {})
     runs = len(found) - loose - len(folders)
-    passed_over.update({walk.RUN: runs} if runs else {})
+    skipped_files.update({walk.RUN: runs} if runs else {})
     return folders
 
 

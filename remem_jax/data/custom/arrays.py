@@ -9,7 +9,8 @@ import numpy as np
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import class_names, own, registry, sources, walk
+from remem_jax.data import registry, sources
+from remem_jax.data.custom import class_names, folders, walk
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source
 
 
@@ -45,14 +46,14 @@ def open_arrays(path: str) -> Source:
     class_names.require_enough(counts[TRAIN], names, "training images")
     filled = {name for count in counts.values() for name in count}
     source = Source(
-        walk.shown(pathlib.Path(path).stem),
+        walk.printable(pathlib.Path(path).stem),
         splits,
         classes,
         registry.TOP1,
         flip=True,
         empty_classes=tuple(name for name in classes if name not in filled),
     )
-    return own.with_warnings(source, counts)
+    return folders.with_warnings(source, counts)
 
 
 def _class_names(path: str, names: np.ndarray) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from remem_jax.data import augment, order
+from remem_jax.data.images import augment
+from remem_jax.data.loaders import order
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches, DataLoader
 

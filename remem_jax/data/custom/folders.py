@@ -12,8 +12,10 @@ from absl import logging
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import class_names, formats, layouts, registry, sources, walk
-from remem_jax.data.decoding import CorruptImageError
+from remem_jax.data import registry, sources
+from remem_jax.data.custom import class_names, layouts, walk
+from remem_jax.data.images import formats
+from remem_jax.data.images.decoding import CorruptImageError
 from remem_jax.data.sources import TEST, TRAIN, Example, Source, Split
 
 _TEST_SHARE = 0.2
@@ -73,16 +75,18 @@ def folder(path: str) -> Source:
     root = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111  Which raises of unknown users.
     if not path or not root.is_dir():
         raise SettingError(f"There is no folder {path!r}; set config.data.path to your images.")
-    passed_over: Counter[str] = Counter()
-    layout = layouts.read(path, root, passed_over)
-    found = {split: [*_files(root, places, passed_over)] for split, places in layout.splits.items()}
-    distinct = _distinct(path, found, passed_over)
+    skipped_files: Counter[str] = Counter()
+    layout = layouts.read(path, root, skipped_files)
+    found = {
+        split: [*_files(root, places, skipped_files)] for split, places in layout.splits.items()
+    }
+    distinct = _distinct(path, found, skipped_files)
     for split in (TRAIN, *distinct):
         checks.require(
             len(distinct.get(split, ())) > 0,
             f"{path} holds no images in class folders for the {split} split (looked for "
-            f"{formats.told()}): expected PATH/class/image.jpg, at least three to a class, or "
-            "PATH/train/class/... and PATH/test/class/...; set config.data.path.",
+            f"{formats.suffix_list()}): expected PATH/class/image.jpg, at least three to a class, "
+            "or PATH/train/class/... and PATH/test/class/...; set config.data.path.",
         )
     if not layout.of_splits:
         layouts.require_flat(path, [(file.klass, file.name) for file in distinct[TRAIN]])
@@ -94,7 +98,7 @@ def folder(path: str) -> Source:
         distinct,
         classes,
         where=path,
-        passed_over=passed_over,
+        skipped_files=skipped_files,
         empty_classes=tuple(sorted(folders - set(classes))),
         warnings=layout.warnings,
     )
@@ -132,7 +136,7 @@ def of_files(
     classes: Sequence[str],
     *,
     where: str,
-    passed_over: Mapping[str, int],
+    skipped_files: Mapping[str, int],
     empty_classes: tuple[str, ...] = (),
     warnings: tuple[str, ...] = (),
 ) -> Source:
@@ -144,7 +148,7 @@ def of_files(
         found: Images of each split.
         classes: All that occur, in the order of the labels.
         where: Setting of `config.data.path`, for messages.
-        passed_over: See `Source`, as for the rest.
+        skipped_files: See `Source`, as for the rest.
         empty_classes: Folders of classes without an image.
         warnings: What is odd, beside what is found here.
 
@@ -169,12 +173,12 @@ def of_files(
             _key(files, labels),
         )
     source = Source(
-        walk.shown(title),
+        walk.printable(title),
         splits,
         tuple(classes),
         registry.TOP1,
         flip=True,
-        passed_over=dict(passed_over),
+        skipped_files=dict(skipped_files),
         empty_classes=empty_classes,
         warnings=warnings,
     )
@@ -183,9 +187,9 @@ def of_files(
 
 def with_warnings(source: Source, counts: Mapping[str, Mapping[str, int]]) -> Source:
     """The same, with what is odd about its classes; logs that, and what was passed over."""
-    told = walk.told(source.passed_over, source.empty_classes)
+    told = walk.describe_skipped(source.skipped_files, source.empty_classes)
     if told:
-        remarkable = bool(source.empty_classes) or walk.is_remarkable(source.passed_over)
+        remarkable = bool(source.empty_classes) or walk.is_remarkable(source.skipped_files)
         logging.log(logging.WARNING if remarkable else logging.INFO, "%s: %s", source.title, told)
     warnings = source.warnings + class_names.warnings(counts)
     for warning in warnings:
@@ -231,21 +235,21 @@ class _Place(NamedTuple):
 
 
 def _files(
-    root: pathlib.Path, places: Iterable[walk.Entry], passed_over: Counter[str]
+    root: pathlib.Path, places: Iterable[walk.Entry], skipped_files: Counter[str]
 ) -> Iterable[_Place]:
     """Images in class folders, in an order that no file system changes."""
     above = os.path.join(root, "")  # noqa: PTH118
     for place in places:
         parents = (root, pathlib.Path(place.path).parent)
         seen = {walk.identity_of(walk.entry_of(parent)) for parent in parents}
-        for image in walk.images(place, passed_over, unlisted=layouts.refuse_unlisted, seen=seen):
+        for image in walk.images(place, skipped_files, unlisted=layouts.refuse_unlisted, seen=seen):
             found = image.found
             file = File(image.path.removeprefix(above), place.name, found)
             yield _Place(file, identity(found, image.path))
 
 
 def _distinct(
-    path: str, found: Mapping[str, list[_Place]], passed_over: Counter[str]
+    path: str, found: Mapping[str, list[_Place]], skipped_files: Counter[str]
 ) -> dict[str, list[File]]:
     """Each file once; what one file is said to be must not differ."""
     first: dict[Hashable, tuple[str, File]] = {}
@@ -257,7 +261,7 @@ def _distinct(
             if other is file:
                 kept[split].append(file)
                 continue
-            passed_over[walk.REPEATED] += 1
+            skipped_files[walk.REPEATED] += 1
             checks.require(
                 (before, other.klass) == (split, file.klass),
                 f"{path} has one file in two classes or splits, {other.name!r} and {file.name!r} "

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from remem_jax.data import formats
+from remem_jax.data.images import formats
 
 # Kinds of what is passed over, beside suffixes.
 HIDDEN = "hidden"
@@ -69,7 +69,7 @@ class Entry(NamedTuple):
         return self.found is not None and stat.S_ISDIR(self.found.st_mode)
 
 
-def entries(place: str | os.PathLike[str], passed_over: Counter[str]) -> list[Entry]:
+def entries(place: str | os.PathLike[str], skipped_files: Counter[str]) -> list[Entry]:
     """Folders and image files in a folder, in an order that no file system changes.
 
     Raises:
@@ -81,7 +81,7 @@ def entries(place: str | os.PathLike[str], passed_over: Counter[str]) -> list[En
     for entry in listed:
         kind, of = _kind(entry)
         if kind:
-            passed_over[kind] += 1
+            skipped_files[kind] += 1
         else:
             taken.append(Entry(entry.name, entry.path, of))
     return taken
@@ -89,7 +89,7 @@ def entries(place: str | os.PathLike[str], passed_over: Counter[str]) -> list[En
 
 def images(
     folder: Entry,
-    passed_over: Counter[str],
+    skipped_files: Counter[str],
     *,
     unlisted: Callable[[OSError], object],
     seen: set[tuple[int, int]] | None = None,
@@ -101,7 +101,7 @@ def images(
 
     Args:
         folder: Where to look.
-        passed_over: Counts what is not taken, by kind.
+        skipped_files: Counts what is not taken, by kind.
         unlisted: Called with the error of a folder that cannot be listed.
         seen: Folders that it lies in; see `identity_of`.
         once: Whether a folder to which several links lead is looked at once, not for each.
@@ -109,10 +109,10 @@ def images(
     seen = set() if seen is None else seen
     identity = identity_of(folder)
     if identity in seen:
-        passed_over[LOOP] += 1
+        skipped_files[LOOP] += 1
         return
     try:
-        here = entries(folder.path, passed_over)
+        here = entries(folder.path, skipped_files)
     except OSError as error:
         unlisted(error)
         return
@@ -121,9 +121,9 @@ def images(
         if not entry.is_folder:
             yield entry
         elif is_run(entry.path):
-            passed_over[RUN] += 1
+            skipped_files[RUN] += 1
         else:
-            yield from images(entry, passed_over, unlisted=unlisted, seen=seen, once=once)
+            yield from images(entry, skipped_files, unlisted=unlisted, seen=seen, once=once)
     if not once:
         seen.discard(identity)
 
@@ -147,19 +147,19 @@ def is_run(place: str | os.PathLike[str]) -> bool:
     return "config.json" in names and len(names) > 1
 
 
-def told(passed_over: Mapping[str, int], empty_classes: Sequence[str]) -> str:
+def describe_skipped(skipped_files: Mapping[str, int], empty_classes: Sequence[str]) -> str:
     """What was passed over, in words; "" where nothing was."""
     said = []
-    if passed_over:
-        count = sum(passed_over.values())
-        kinds = [f"{kind}: {passed_over[kind]:,}" for kind in sorted(passed_over)]
+    if skipped_files:
+        count = sum(skipped_files.values())
+        kinds = [f"{kind}: {skipped_files[kind]:,}" for kind in sorted(skipped_files)]
         if len(kinds) > _SHOWN:
             kinds[_SHOWN:] = [f"{len(kinds) - _SHOWN} other kinds"]
         files = "file" if count == 1 else "files"
         said.append(f"{count:,} {files} passed over ({', '.join(kinds)})")
     if empty_classes:
         several = len(empty_classes) > 1
-        names = ", ".join(map(shown, empty_classes[:_SHOWN]))
+        names = ", ".join(map(printable, empty_classes[:_SHOWN]))
         more = f" and {len(empty_classes) - _SHOWN} more" if len(empty_classes) > _SHOWN else ""
         said.append(
             f"the class{'es' * several} {names}{more} {'have' if several else 'has'} no image"
@@ -167,12 +167,12 @@ def told(passed_over: Mapping[str, int], empty_classes: Sequence[str]) -> str:
     return "; ".join(said)
 
 
-def is_remarkable(passed_over: Mapping[str, int]) -> bool:
+def is_remarkable(skipped_files: Mapping[str, int]) -> bool:
     """Whether somebody may have meant to use what was passed over."""
-    return not passed_over.keys() <= _UNREMARKABLE
+    return not skipped_files.keys() <= _UNREMARKABLE
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name as it is, but for characters that do not print."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 

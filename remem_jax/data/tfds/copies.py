@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import decoding, sources, tfrecord
+from remem_jax.data import sources
+from remem_jax.data.images import decoding
+from remem_jax.data.tfds import tfrecord
 
 ARRAY_RECORD, TFRECORD = "array_record", "tfrecord"
 _INFO, _FEATURES, _LABELS = "dataset_info.json", "features.json", "label.labels.txt"  # TFDS's.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from remem_jax import random_streams
-from remem_jax.data.boxes import Boxes, random_boxes
+from remem_jax.data.images.boxes import Boxes, random_boxes
 from remem_jax.records import Key, Transform
 
 # Up to here it is three times as fast on a CPU to add up pixels as to multiply by a matrix that is

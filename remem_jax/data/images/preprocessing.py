@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from remem_jax.data import decoding
+from remem_jax.data.images import decoding
 
 RANGE = "-1 to 1"
 
