@@ -11,19 +11,21 @@ from typing import Any
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 
-from configs import remem
+from configs import quickstart, remem
 from remem_jax import data, mesh, models, settings
 from remem_jax.checks import SettingError
 from remem_jax.data import registry
 from remem_jax.train import objectives
+from tests import tiny_run
 
 CHANGED = (  # Of JAX; by a run, and for it.
     "jax_compilation_cache_dir",
-    "jax_disable_most_optimizations",
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
 )
+GET_CONFIG = quickstart.get_config  # The original; a fixture replaces it.
 PAGES = pathlib.Path(__file__).parents[2] / "docs" / "extending"
 
 
@@ -36,6 +38,13 @@ def _blocks(page: str) -> list[str]:
 def _program(page: str, path: pathlib.Path) -> pathlib.Path:
     path.write_text(_blocks(page)[0])
     return path
+
+
+def _config(teacher: pathlib.Path) -> ConfigDict:
+    """Returns the quick start's settings with a small teacher."""
+    config = GET_CONFIG()
+    config.teacher.variant, config.teacher.init = "", str(teacher)
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +62,15 @@ def run(
 ) -> Iterator[Any]:
     """Runs the program of a page in an empty folder; the results of the run that it makes.
 
-    The tables that it adds to are what they were, afterwards. In place of a ResNet-18, which takes
-    long to compile, the pages have the student of the first of them; and one device.
+    Afterwards the tables that it added to are restored. The pages train on one device, with a small
+    teacher, and with the student of the first page in place of ResNet-18, which is slow to compile.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMEM_CACHE", str(cache))
     small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["make"]
     monkeypatch.setattr(models, "STUDENTS", models.STUDENTS | {"resnet18": small})
+    teacher = tiny_run.save_teacher(tmp_path / "teacher.npz")
+    monkeypatch.setattr(quickstart, "get_config", functools.partial(_config, teacher))
     monkeypatch.setattr(objectives, "STUDENT_LOSSES", dict(objectives.STUDENT_LOSSES))
     monkeypatch.setattr(data, "CUSTOM", dict(data.CUSTOM))
     monkeypatch.setattr(data, "NAMES", data.NAMES)
@@ -67,7 +78,6 @@ def run(
     monkeypatch.setattr(mesh, "make_mesh", one)
     kept = {name: jax.config.values[name] for name in CHANGED}
     compilation_cache.reset_cache()  # Or it keeps to where it was.
-    jax.config.update("jax_disable_most_optimizations", True)  # Compiles in half of the time.
 
     def finish(page: str, name: str) -> dict[str, Any]:
         runpy.run_path(str(_program(page, tmp_path / f"{name}.py")), run_name="__main__")
