@@ -93,11 +93,7 @@ class Desk:
             process = subprocess.Popen(
                 [*command, f"--workdir={self.folder(name)}", *flags],
                 cwd=ROOT,
-                env=os.environ
-                | {
-                    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
-                    "REMEM_CACHE": str(self._scratch / "cache"),
-                },
+                env=os.environ | {"REMEM_CACHE": str(self._scratch / "cache")},
                 stdout=subprocess.DEVNULL,
                 stderr=written,
             )

@@ -43,7 +43,6 @@ _COLLECTIVE = re.compile(
 def main(out: str, port: int, processes: int, process: int) -> None:
     """Joins the others, trains all cases, and writes OUT.json and OUT.npz."""
     jax.config.update("jax_num_cpu_devices", DEVICES // processes)
-    jax.config.update("jax_disable_most_optimizations", True)  # Half the time; same collectives.
     distributed.initialize(f"localhost:{port}", processes, process)
     found: dict[str, Any] = {"writer": mesh.is_writer(), "devices": jax.device_count()}
     found["stored"] = _stored(pathlib.Path(f"{out}_outputs"))
