@@ -114,7 +114,7 @@ def _run(directory: pathlib.Path) -> None:
 
     signals.listen(f"remem_jax: stopped; {_resumes(directory)}.")
     try:
-        run(_CONFIG.value, directory, stopping=signals.asked)
+        run(_CONFIG.value, directory, stopping=signals.stop_requested)
     except StoppedError as error:  # All processes stop at the same step.
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
 

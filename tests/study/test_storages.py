@@ -53,7 +53,7 @@ def test_what_names_no_file_that_others_find_is_refused(
 
 
 def test_a_folder_of_another_machine_is_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(SettingError, match=r"gs://b/f is no local folder.* config\.storage"):
+    with pytest.raises(SettingError, match=r"gs://b/f is not a local folder.* config\.storage"):
         storages.open_storage("journal:gs://b/f", tmp_path)
 
 
