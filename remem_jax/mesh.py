@@ -193,19 +193,19 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def told_by_writer(value: int) -> int:
+def broadcast(value: int) -> int:
     """What the writer has, in all processes; all call it, in the same order."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def text_of_writer(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """The same, of a text."""
     if jax.process_count() == 1:
         return text
     encoded = np.frombuffer(text.encode(), np.uint8)
-    sent = np.zeros(told_by_writer(len(encoded)), np.uint8)
+    sent = np.zeros(broadcast(len(encoded)), np.uint8)
     if is_writer():
         sent[:] = encoded
     return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes().decode()

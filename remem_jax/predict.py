@@ -58,7 +58,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     at_least("--batch_size", arguments.batch_size, 1)
     command.require_model(arguments.model)
     # After the checks: they take seconds.
-    from remem_jax.data import walk
+    from remem_jax.data.custom import walk
     from remem_jax.export import images, inference, predictions, predictors
 
     if arguments.out is not None:
@@ -66,7 +66,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     skipped: Counter[str] = Counter()
     paths, empty = images.find(arguments.images, skipped)
     if walk.is_remarkable(skipped):
-        streams.say(f"remem_jax: {walk.told(skipped, ())}")
+        streams.print_error(f"remem_jax: {walk.describe_skipped(skipped, ())}")
     model = predictors.open_any(arguments.model, method=arguments.method, seed=arguments.seed)
     logging.set_verbosity(logging.INFO)  # For the progress; opening a model would log more.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # Hides missing devices.
@@ -89,7 +89,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             f"\n  {_printable(path)} {reason}" for path, reason in predicted.failed.items()
         )
         if reasons:
-            streams.say(f"remem_jax: skipped ({len(predicted.failed)}):{reasons}")
+            streams.print_error(f"remem_jax: skipped ({len(predicted.failed)}):{reasons}")
         require(len(predicted.top) > 0, "None of the images can be read: give others.")
         output.finish(predicted)
     except (KeyboardInterrupt, OSError) as error:

@@ -17,7 +17,7 @@ from scipy import special
 
 from remem_jax import data, predict
 from remem_jax.checks import SettingError
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import command, description, inference, predictions, predictors
 from remem_jax.export import images as image_files
 from remem_jax.export.options import Form

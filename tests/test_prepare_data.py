@@ -19,7 +19,8 @@ from tensorflow_datasets.core import utils
 from tensorflow_datasets.core.download import checksums, extractor
 from tensorflow_datasets.image_classification import food101, inaturalist
 
-from remem_jax.data import obtaining, prepared, registry
+from remem_jax.data import registry
+from remem_jax.data.tfds import obtaining, prepared
 from tests.data import tiny_tfds
 from tools import prepare_data
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from remem_jax import models
 from remem_jax.analysis import activations, criticality, expertness
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.models import vit
 from remem_jax.records import Batch, Variables
 from remem_jax.train import flops

@@ -26,7 +26,8 @@ from absl import flags, logging
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import copies, imagenet_lt, obtaining, prepared, registry
+from remem_jax.data import registry
+from remem_jax.data.tfds import copies, imagenet_lt, obtaining, prepared
 
 
 def main() -> int:

@@ -12,28 +12,20 @@ import numpy as np
 from absl import logging
 
 from remem_jax.checks import SettingError
-from remem_jax.data import (
-    arrays,
-    cache,
-    class_names,
-    decoding,
-    device,
-    lists,
-    own,
-    prepared,
-    registry,
-    sources,
-    walk,
-)
-from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Part, Source
+from remem_jax.data import cache, registry, sources
+from remem_jax.data.custom import arrays, class_names, folders, lists, walk
+from remem_jax.data.images import decoding
+from remem_jax.data.loaders import resident
+from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source, Subset
+from remem_jax.data.tfds import prepared
 from remem_jax.records import DataLoader
 
-OWN: dict[str, Callable[[str], Source]] = {
-    "folder": own.folder,
+CUSTOM: dict[str, Callable[[str], Source]] = {
+    "folder": folders.folder,
     "list": lists.listing,
     "arrays": arrays.open_arrays,
 }
-NAMES = ("digits", *OWN, *registry.RECORDS)
+NAMES = ("digits", *CUSTOM, *registry.RECORDS)
 INPUTS = ("auto", "resident", "streamed")
 _GIB = 2**30
 _DEVICE_SHARE = 0.4  # Of a device's memory that a data set may take; models need the rest.
@@ -44,7 +36,7 @@ class Dataset(NamedTuple):
 
     Attributes:
         title: What to call it.
-        parts: "train", "validation", "test".
+        splits: "train", "validation", "test".
         pixels: The same as uint8 images, where they are to live on the device; else None.
         source_size: Height and width of resident images; None where images are streamed.
         resident_bytes: What resident images take on the device.
@@ -53,15 +45,15 @@ class Dataset(NamedTuple):
         metric: Name of the metric that decides.
         flip: Whether mirrored images keep their class.
         official: Whether the counts are the official ones; None where there are no such.
-        skipped: Images that could not be decoded.
+        corrupt_images: Images that could not be decoded.
         fingerprint: Hash of all images and labels, and of which are held out.
-        passed_over: See `Source`, as for the rest.
+        skipped_files: See `Source`, as for the rest.
         shapes: Height and width of every image as it is in its file; None where that is not known.
     """
 
     title: str
-    parts: dict[str, Part]
-    pixels: dict[str, device.Split] | None
+    splits: dict[str, Subset]
+    pixels: dict[str, resident.Split] | None
     source_size: tuple[int, int] | None
     resident_bytes: int
     resized: bool
@@ -69,9 +61,9 @@ class Dataset(NamedTuple):
     metric: str
     flip: bool
     official: bool | None
-    skipped: tuple[str, ...]
+    corrupt_images: tuple[str, ...]
     fingerprint: str
-    passed_over: Mapping[str, int]
+    skipped_files: Mapping[str, int]
     empty_classes: tuple[str, ...]
     warnings: tuple[str, ...]
     shapes: np.ndarray | None
@@ -104,8 +96,8 @@ def open_source(name: str, *, path: str, data_dir: str) -> Source:
     """
     if name == "digits":
         source = sources.digits()
-    elif name in OWN:
-        source = OWN[name](path)
+    elif name in CUSTOM:
+        source = CUSTOM[name](path)
     elif name in registry.RECORDS:
         source = prepared.tfds(name, data_dir)
     else:
@@ -140,7 +132,7 @@ def load(
             images take more memory than allowed.
     """
     found = _look(source, storage, corrupt_limit)
-    skipped = tuple(walk.shown(line) for one in found.values() for line in one.skipped)
+    skipped = tuple(walk.printable(line) for one in found.values() for line in one.skipped)
     if skipped:
         logging.warning("Skipped %d corrupt images: %s", len(skipped), "; ".join(skipped))
     chosen = {name: np.arange(len(one.kept)) for name, one in found.items()}
@@ -151,7 +143,7 @@ def load(
         held = sources.stratified(found[TRAIN].labels, validation, seed=seed)
         chosen[VALIDATION] = held
         chosen[TRAIN] = np.setdiff1d(chosen[TRAIN], held)
-    parts, pixels, digest = {}, {}, hashlib.sha256()
+    splits, pixels, digest = {}, {}, hashlib.sha256()
     for name, rows in chosen.items():
         of = name if name in found else TRAIN
         one = found[of]
@@ -160,27 +152,27 @@ def load(
                 f"The {name} split of {source.title} holds no readable image; config.data needs "
                 "at least two images of a class to train on."
             )
-        parts[name] = Part(source.splits[of], one.kept[rows], one.labels[rows])
+        splits[name] = Subset(source.splits[of], one.kept[rows], one.labels[rows])
         if one.pixels is not None:
             whole = len(rows) == len(one.kept)
             image = one.pixels if whole else one.pixels[rows]
-            pixels[name] = device.Split(image, one.labels[rows])
+            pixels[name] = resident.Split(image, one.labels[rows])
         digest.update(f"{name} {one.digest}".encode() + rows.tobytes())
-    resident = len(pixels) == len(parts)
+    on_device = len(pixels) == len(splits)
     return Dataset(
         source.title,
-        parts,
-        pixels if resident else None,
-        pixels[TRAIN].image.shape[1:3] if resident else None,
-        sum(split.image.nbytes for split in pixels.values()) if resident else 0,
-        resident and any(one.resized for one in found.values()),
+        splits,
+        pixels if on_device else None,
+        pixels[TRAIN].image.shape[1:3] if on_device else None,
+        sum(split.image.nbytes for split in pixels.values()) if on_device else 0,
+        on_device and any(one.resized for one in found.values()),
         source.classes,
         source.metric,
         source.flip,
         source.official,
         skipped,
         digest.hexdigest()[:16],
-        source.passed_over,
+        source.skipped_files,
         source.empty_classes,
         source.warnings,
         _shapes(found.values()),
@@ -215,7 +207,7 @@ def make_loader(
         sharding: How a batch is divided among devices; None is the default device.
     """
     if dataset.pixels is not None:
-        return device.make_loader(
+        return resident.make_loader(
             dataset.pixels,
             image_size=image_size,
             crop_area=crop_area,
@@ -223,11 +215,11 @@ def make_loader(
             seed=seed,
             sharding=sharding,
         )
-    from remem_jax.data import host  # Grain, which most runs do not need.
+    from remem_jax.data.loaders import streamed
 
-    options = host.AugmentOptions(image_size, crop_area, dataset.flip, seed)
-    return host.make_loader(
-        dataset.parts, options, threads=_threads(threads), workers=workers, sharding=sharding
+    options = streamed.AugmentOptions(image_size, crop_area, dataset.flip, seed)
+    return streamed.make_loader(
+        dataset.splits, options, threads=_threads(threads), workers=workers, sharding=sharding
     )
 
 
@@ -258,7 +250,7 @@ def _look(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, cac
         except cache.TooManyCorruptError as error:
             raise SettingError(
                 f"More than {corrupt_limit} images cannot be read "
-                f"({walk.shown('; '.join(error.args[:10]))}); repair or remove them, or raise "
+                f"({walk.printable('; '.join(error.args[:10]))}); repair or remove them, or raise "
                 "config.data.corrupt_limit."
             ) from error
     if pixels and any(one.pixels is None for one in found.values()):
@@ -301,7 +293,7 @@ def _limit(storage: Storage) -> int:
     allowed = int(storage.resident_gib * _GIB)
     if storage.input == "resident":
         return allowed
-    return min(allowed, int(_DEVICE_SHARE * device.memory()))
+    return min(allowed, int(_DEVICE_SHARE * resident.memory()))
 
 
 def _threads(threads: int) -> int:

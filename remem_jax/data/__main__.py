@@ -15,7 +15,8 @@ import textwrap
 from absl import logging
 
 from remem_jax.checks import SettingError
-from remem_jax.data import copies, prepared, registry
+from remem_jax.data import registry
+from remem_jax.data.tfds import copies, prepared
 
 _ROW = "{:11}  {:21}  {:16}  {:>7}  {:9}  {:4}  {:12}  {}".format
 _METRICS = {registry.TOP1: "top-1", registry.MEAN_PER_CLASS: "per class"}

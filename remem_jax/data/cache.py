@@ -23,7 +23,8 @@ from absl import logging
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import decoding, sources
+from remem_jax.data import sources
+from remem_jax.data.images import decoding
 from remem_jax.storage import files, identity, locks, logs, results
 
 FORMAT = 2  # Of an entry; raised when what is kept changes.

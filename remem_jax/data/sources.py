@@ -42,7 +42,7 @@ class Split(NamedTuple):
     key: str
 
 
-class Part(NamedTuple):
+class Subset(NamedTuple):
     """The examples of a split that take part in a run; each of them can be decoded.
 
     Attributes:
@@ -67,7 +67,7 @@ class Source(NamedTuple):
         flip: Whether mirrored images keep their class.
         official: Whether the counts are those of the official data set, None where there is no
             such thing.
-        passed_over: How many files and folders were not taken, by kind: a suffix, or in words.
+        skipped_files: How many files and folders were not taken, by kind: a suffix, or in words.
         empty_classes: Class folders without an image.
         warnings: What is odd about it, a sentence each.
     """
@@ -78,7 +78,7 @@ class Source(NamedTuple):
     metric: str
     flip: bool
     official: bool | None = None
-    passed_over: Mapping[str, int] = types.MappingProxyType({})
+    skipped_files: Mapping[str, int] = types.MappingProxyType({})
     empty_classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -68,7 +68,7 @@ def begin() -> None:
 def _stop(number: int, frame: FrameType | None) -> None:
     del frame
     if not _working:
-        streams.say("remem_jax: stopped before it began.")
+        streams.print_error("remem_jax: stopped before it began.")
         os._exit(128 + number)
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
@@ -99,13 +99,13 @@ def run(work: Callable[[], None], *, stopped: str) -> int:
     try:
         work()
     except SettingError as error:
-        streams.say(f"remem_jax: {error}")
+        streams.print_error(f"remem_jax: {error}")
         return 1
     except StoppedError as error:
-        streams.say(f"remem_jax: {error}")
+        streams.print_error(f"remem_jax: {error}")
         return error.code
     except KeyboardInterrupt as error:
-        streams.say(f"remem_jax: {stopped}.")
+        streams.print_error(f"remem_jax: {stopped}.")
         return exit_code(error)
     except BrokenPipeError:  # The reader has closed the pipe, as `head` does.
         streams.abandon(sys.stdout)
@@ -115,7 +115,7 @@ def run(work: Callable[[], None], *, stopped: str) -> int:
         if message is None:
             raise
         streams.abandon(sys.stdout)
-        streams.say(f"remem_jax: {message}")
+        streams.print_error(f"remem_jax: {message}")
         return 1
     return 0
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import remem_jax
 from remem_jax.checks import SettingError, require
-from remem_jax.data import preprocessing
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images import preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export.options import Form
 
 _RANGES = {"float": preprocessing.RANGE, "uint8": "0 to 255"}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.export import description, folding, options, predictors, runs
 from remem_jax.export.description import Description
 from remem_jax.records import Apply, Variables

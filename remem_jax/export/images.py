@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError, at_least, one_of, require
-from remem_jax.data import Dataset, decoding, formats, walk
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data import Dataset
+from remem_jax.data.custom import walk
+from remem_jax.data.images import decoding, formats
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import options, runs
 from remem_jax.records import DataLoader
 from remem_jax.storage import results
@@ -54,7 +56,7 @@ def open_images(run: pathlib.Path, split: str, most: int) -> Images:
     dataset, loader = _load(run)
     transform = jax.jit(loader.evaluation_transform)
     pixels, labels = [], []
-    selected = _evenly_spaced(len(dataset.parts[split].rows), most)
+    selected = _evenly_spaced(len(dataset.splits[split].rows), most)
     for i, batch in enumerate(loader.evaluation(split, _READ)):
         in_batch = selected[(selected >= i * _READ) & (selected < (i + 1) * _READ)] - i * _READ
         if len(in_batch):
@@ -124,7 +126,7 @@ def read_folder(folder: pathlib.Path, preprocessing: Preprocessing, most: int) -
     """
     require(folder.is_dir(), f"There is no folder {folder}; set --images.")
     paths = image_paths(folder)
-    require(len(paths) > 0, f"{folder} contains no images ({formats.told()}); set --images.")
+    require(len(paths) > 0, f"{folder} contains no images ({formats.suffix_list()}); set --images.")
     pixels, skipped = [], []
     for i in _evenly_spaced(len(paths), most):
         try:
@@ -201,7 +203,7 @@ def find(
             places = list(map(pathlib.Path, matches))
         files = [file for place in places for file in _files(place, skipped)]
         if not files:
-            empty[name] = f"contains no images ({formats.told()})."
+            empty[name] = f"contains no images ({formats.suffix_list()})."
         for file in files:
             # `Path.resolve` raises for circular links.
             paths.setdefault(os.path.realpath(file), file)

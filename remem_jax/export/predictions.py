@@ -126,7 +126,7 @@ class File:
         ]
         self._done = len(same)
         if same:
-            streams.say(
+            streams.print_error(
                 f"remem_jax: {len(same)} of {len(paths)} predictions are from {self._partial}."
             )
         return {name: [(one, share) for one, share in self._earlier[name]["top"]] for name in same}

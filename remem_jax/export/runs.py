@@ -8,7 +8,7 @@ import safetensors
 
 from remem_jax import mesh, models
 from remem_jax.checks import SettingError, one_of, require
-from remem_jax.data import preprocessing
+from remem_jax.data.images import preprocessing
 from remem_jax.export import description
 from remem_jax.export.description import Description
 from remem_jax.records import Variables

@@ -10,8 +10,8 @@ import numpy as np
 import remem_jax
 from remem_jax import mesh, models
 from remem_jax.checks import one_of, require
-from remem_jax.data import preprocessing
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images import preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import checking, destinations, options, predictors, runs
 from remem_jax.export.checking import Limits
 from remem_jax.export.images import Images
@@ -156,8 +156,8 @@ def _write(
 
 def _logits(checkpoint: augreg.Checkpoint, images: Images) -> np.ndarray:
     """Returns the logits of a ViT, always with the tanh GELU, because only arrays are compared."""
-    options = dict(checkpoint.options) | {"exact_gelu": False}
-    model = vit.make(variant=checkpoint.size, classes=checkpoint.classes, **options)
+    architecture = dict(checkpoint.options) | {"exact_gelu": False}
+    model = vit.make(variant=checkpoint.size, classes=checkpoint.classes, **architecture)
     variables = augreg.into(checkpoint, model, image_size=None, reset_head=False)
     apply = jax.jit(models.evaluation_apply(model))
     pixels = predictors.to_model_range(images.pixels)

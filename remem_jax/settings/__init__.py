@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from remem_jax import checks, data, mesh, models, platforms, redaction
-from remem_jax.data import lists
+from remem_jax.data.custom import lists
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import information, memory, values
 from remem_jax.settings.memory import division
@@ -131,7 +131,7 @@ def _check_place(settings: ConfigDict) -> None:
     path = settings.path
     kinds = {".npz": "arrays", **dict.fromkeys(lists.LISTS, "list")}
     checks.require(
-        settings.name in data.OWN or not path,
+        settings.name in data.CUSTOM or not path,
         f"config.data.path is {path!r}, and config.data.name is {settings.name}, which is read "
         "from no path: set config.data.name="
         f"{kinds.get(pathlib.Path(path).suffix, 'folder')} to use what is there.",

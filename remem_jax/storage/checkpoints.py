@@ -96,7 +96,7 @@ class Checkpoints:
             SettingError: If one cannot be set aside.
         """
         found = self._find_newest() if mesh.is_writer() else None
-        step = mesh.told_by_writer(-1 if found is None else found)
+        step = mesh.broadcast(-1 if found is None else found)
         self._checked = step if step >= 0 else None
         return self._checked
 
@@ -126,7 +126,7 @@ class Checkpoints:
         if waits:
             # That it is there. A process that could not write must end: the others are waiting for
             # it inside of orbax, where nothing else can reach them.
-            mesh.told_by_writer(1)
+            mesh.broadcast(1)
 
     def restore(self, step: int, like: T) -> tuple[T, Any]:
         """The tree of a step, with the structure of `like`, and its note.
@@ -233,7 +233,7 @@ def save_tree(directory: pathlib.Path, tree: Any) -> None:
         if mesh.is_writer():
             checksums.finish(directory, None)
             checksums.clear(directory.parent, directory.name)
-    mesh.told_by_writer(1)  # That it is there.
+    mesh.broadcast(1)  # That it is there.
 
 
 def load_tree(directory: pathlib.Path, like: T) -> T:

@@ -71,7 +71,7 @@ def _alone(path: pathlib.Path) -> BinaryIO | None:
     """
     while True:
         try:
-            file = open_own(path)
+            file = open_private(path)
         except OSError:
             return None  # A disk that is full says so of the other name too.
         locked = locks.lock(file)  # Closing it, or a kill, frees it.
@@ -85,7 +85,7 @@ def _alone(path: pathlib.Path) -> BinaryIO | None:
         file.close()  # The one before has given it its name by now.
 
 
-def open_own(path: pathlib.Path) -> BinaryIO:
+def open_private(path: pathlib.Path) -> BinaryIO:
     """Opens a file that this program alone writes, to read and to write; made if it is not there.
 
     Raises:
@@ -104,8 +104,8 @@ def open_own(path: pathlib.Path) -> BinaryIO:
     return os.fdopen(descriptor, "r+b")
 
 
-def is_own(path: pathlib.Path) -> bool:
-    """Whether there is a file that `open_own` opens."""
+def is_private(path: pathlib.Path) -> bool:
+    """Whether there is a file that `open_private` opens."""
     with contextlib.suppress(OSError):
         return _is_plain(path.lstat())
     return False

@@ -43,7 +43,7 @@ def write_for_all(path: pathlib.Path, content: Any) -> None:
 
 def read_for_all(path: pathlib.Path) -> Any | None:
     """`read`, by the first of the processes that make a run; all call it, and get the same."""
-    return json.loads(mesh.text_of_writer(json.dumps(read(path) if mesh.is_writer() else None)))
+    return json.loads(mesh.broadcast_text(json.dumps(read(path) if mesh.is_writer() else None)))
 
 
 def digest(path: pathlib.Path) -> str:

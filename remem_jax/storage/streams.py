@@ -62,7 +62,7 @@ def run(name: str, work: Callable[[], int]) -> int:
         code = work()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        say(f"{name}: stopped.")
+        print_error(f"{name}: stopped.")
         return 130
     except BrokenPipeError:
         abandon(sys.stdout)
@@ -71,12 +71,12 @@ def run(name: str, work: Callable[[], int]) -> int:
         if error.filename is not None:
             raise
         abandon(sys.stdout)
-        say(f"{name}: standard output cannot be written ({error.strerror}).")
+        print_error(f"{name}: standard output cannot be written ({error.strerror}).")
         return 1
     return code
 
 
-def say(text: str) -> None:
+def print_error(text: str) -> None:
     """Writes a line to standard error; where nobody reads it, nothing happens."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{text}\n")

@@ -61,7 +61,7 @@ def read(trials: Iterable[Trial]) -> Inputs:
             raise SettingError(
                 f"{trial.row}, {trial.column}: {error} Or leave it out with config.only."
             ) from error
-    return Inputs(json.loads(mesh.text_of_writer(json.dumps(digests))))
+    return Inputs(json.loads(mesh.broadcast_text(json.dumps(digests))))
 
 
 def of_study(config: ConfigDict, trials: Sequence[Trial], inputs: Inputs) -> Identity:
@@ -108,7 +108,7 @@ def with_kept(
                     "Trial %s of an older version used other images or weights; it starts over.",
                     key,
                 )
-    return inputs._replace(kept=frozenset(json.loads(mesh.text_of_writer(json.dumps(kept)))))
+    return inputs._replace(kept=frozenset(json.loads(mesh.broadcast_text(json.dumps(kept)))))
 
 
 def _of_record(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
-from remem_jax.data import own
+from remem_jax.data.custom import folders
 from remem_jax.storage import checkpoints, results, workdir
 from remem_jax.study import cost, inputs, queue, search, space, summary, unused
 from remem_jax.study.claim import Claim
@@ -78,7 +78,7 @@ def run(
     on = mesh.make_mesh()
     for trial in by_place.by_key.values():
         settings.check_mesh(trial.config, on)
-        own.require_outside(trial.config.data.name, trial.config.data.path, directory)
+        folders.require_outside(trial.config.data.name, trial.config.data.path, directory)
     workdir.share(directory, settings.plain(config))
     total = cost.of_trials(by_place.planned, directory)
     logging.info(
@@ -167,7 +167,7 @@ def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
             step = {"do": "wait"}
         else:
             step = {"do": "end"}
-    return claim, json.loads(mesh.text_of_writer(json.dumps(step)))
+    return claim, json.loads(mesh.broadcast_text(json.dumps(step)))
 
 
 def _schedule(study: Study) -> search.Schedule:

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from remem_jax import losses, optim, random_streams
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.models import tuning
 from remem_jax.records import (
     Batch,

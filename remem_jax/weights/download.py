@@ -292,7 +292,7 @@ def _go_on(url: str, part: pathlib.Path, expected: _Size, show: Progress) -> _St
         state = _described(url, response)
         _require_fit(state.size, here, expected, part.parent)
         results.write(_beside(part, ".json"), state._asdict())
-        with files.open_own(part) as file:
+        with files.open_private(part) as file:
             file.seek(here)
             for chunk in response.iter_content(_CHUNK):
                 here += len(chunk)
@@ -419,7 +419,7 @@ def _known(part: pathlib.Path, url: str = "") -> _State | None:
     with contextlib.suppress(ValueError, TypeError):  # Of a .json that is not ours.
         state = _State(**results.read(_beside(part, ".json")) or {})
         same = state.url == redaction.without_secrets(url or state.url)
-        if same and state.validator and files.is_own(part):
+        if same and state.validator and files.is_private(part):
             return state
     return None
 

@@ -45,4 +45,4 @@ def resolved(
 def _begun_in(directory: pathlib.Path) -> str:
     """The type that a run began in, as its first process reads it; "" if it has not begun."""
     found = workdir.read_config(directory) if mesh.is_writer() else None
-    return mesh.text_of_writer(str((found or {}).get("compute_dtype", "")))
+    return mesh.broadcast_text(str((found or {}).get("compute_dtype", "")))

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from remem_jax.data import augment
-from remem_jax.data.boxes import Boxes
+from remem_jax.data.images import augment
+from remem_jax.data.images.boxes import Boxes
 from remem_jax.records import Key
 
 HEIGHT, WIDTH = 11, 17
@@ -90,7 +90,7 @@ def test_model_range_is_float32() -> None:
 
 @pytest.mark.parametrize(("pixel", "value"), [(0, -1.0), (255, 1.0)])
 @pytest.mark.parametrize(
-    "view",
+    "transform",
     [
         augment.make_train_transform(size=5, crop_area=(0.2, 0.9), flip=True),
         augment.make_train_transform(size=5, crop_area=(1.0, 1.0), flip=False),
@@ -98,7 +98,7 @@ def test_model_range_is_float32() -> None:
     ],
     ids=["train", "train without crops", "evaluation"],
 )
-def test_black_is_minus_one_and_white_is_one_in_every_view(
+def test_black_is_minus_one_and_white_is_one_in_every_transform(
     transform: Callable[..., jax.Array], pixel: int, value: float, key: Key
 ) -> None:
     images = jnp.full((3, HEIGHT, WIDTH, 3), pixel, jnp.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from remem_jax.data import boxes
+from remem_jax.data.images import boxes
 
 
 def test_numpy_and_jax_make_the_same_boxes_of_the_same_draws(rng: np.random.Generator) -> None:

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from remem_jax.checks import SettingError
-from remem_jax.data import cache, decoding, sources
+from remem_jax.data import cache, sources
+from remem_jax.data.images import decoding
 from remem_jax.storage import locks
 
 WANTED = cache.Wanted(stored_size=16, pixels=True, limit=10**6, corrupt=0)
@@ -440,7 +441,8 @@ _CHILD = """
 import io, pathlib, sys, time
 import numpy as np
 from PIL import Image
-from remem_jax.data import cache, decoding, sources
+from remem_jax.data import cache, sources
+from remem_jax.data.images import decoding
 
 folder, decoded = map(pathlib.Path, sys.argv[1:])
 decode = decoding.decode

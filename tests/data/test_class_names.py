@@ -12,8 +12,9 @@ from PIL import Image
 
 from remem_jax import data
 from remem_jax.checks import SettingError
-from remem_jax.data import class_names, lists, own, sources
-from remem_jax.data.arrays import open_arrays
+from remem_jax.data import sources
+from remem_jax.data.custom import class_names, folders, lists
+from remem_jax.data.custom.arrays import open_arrays
 
 
 def _folder(root: pathlib.Path, names: list[str], images: int = 3) -> sources.Source:
@@ -21,7 +22,7 @@ def _folder(root: pathlib.Path, names: list[str], images: int = 3) -> sources.So
         (root / name).mkdir()
         for i in range(images):
             Image.new("RGB", (2, 2)).save(root / name / f"{i}.png")
-    return own.folder(str(root))
+    return folders.folder(str(root))
 
 
 def _list(root: pathlib.Path, names: list[str], images: int = 3) -> sources.Source:
@@ -146,7 +147,7 @@ def test_a_title_and_a_file_that_are_not_utf8_can_be_stored(tmp_path: pathlib.Pa
 
     dataset = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=2)
 
-    said = (source.title, *dataset.skipped)
+    said = (source.title, *dataset.corrupt_images)
     assert all(text.isprintable() and text.encode() for text in said)
     assert source.title == r"im\udcff\ngs"
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies
 from PIL import Image, ImageOps
 
-from remem_jax.data import decoding, formats
+from remem_jax.data.images import decoding, formats
 
 pillow_heif.register_heif_opener()  # Writes HEIC, and is what reading is compared with.
 

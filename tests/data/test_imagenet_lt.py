@@ -11,7 +11,8 @@ import pytest
 import tensorflow_datasets
 
 from remem_jax.checks import SettingError
-from remem_jax.data import copies, imagenet_lt, prepared, registry
+from remem_jax.data import registry
+from remem_jax.data.tfds import copies, imagenet_lt, prepared
 from tests.data import tiny_tfds
 
 COUNT = 12

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from remem_jax.checks import SettingError
-from remem_jax.data import own, sources
+from remem_jax.data import sources
+from remem_jax.data.custom import folders
 
 
 def _fill(root: pathlib.Path, *folders: str, images: int = 3) -> str:
@@ -40,7 +41,7 @@ def test_names_of_splits_are_splits(
 ) -> None:
     path = _fill(tmp_path, *(f"{part}/{name}" for part in (train, other) for name in ("a", "b")))
 
-    source = own.folder(path)
+    source = folders.folder(path)
 
     assert source.classes == ("a", "b")
     assert _counts(source)[split] == 6
@@ -67,14 +68,14 @@ def test_names_that_may_be_splits_are_refused(
     path = _fill(tmp_path, *names)
 
     with pytest.raises(SettingError, match=rf"^.*{message}.*config\.data\.path.*\Z"):
-        own.folder(path)
+        folders.folder(path)
 
 
 @pytest.mark.parametrize("name", ["train", "valid"])
 def test_a_word_for_a_thing_is_a_class_among_classes_and_is_warned_of(
     tmp_path: pathlib.Path, name: str
 ) -> None:
-    source = own.folder(_fill(tmp_path, "bus", "car", name))
+    source = folders.folder(_fill(tmp_path, "bus", "car", name))
 
     assert source.classes == tuple(sorted(("bus", "car", name)))
     assert f"{name} counts as a class" in source.warnings[0]
@@ -83,14 +84,14 @@ def test_a_word_for_a_thing_is_a_class_among_classes_and_is_warned_of(
 def test_classes_of_a_split_may_have_names_of_splits(tmp_path: pathlib.Path) -> None:
     names = [f"{split}/{classes}" for split in ("train", "test") for classes in ("test", "eval")]
 
-    assert own.folder(_fill(tmp_path, *names)).classes == ("eval", "test")
+    assert folders.folder(_fill(tmp_path, *names)).classes == ("eval", "test")
 
 
 def test_folders_beside_splits_are_passed_over_and_warned_of(tmp_path: pathlib.Path) -> None:
-    source = own.folder(_fill(tmp_path, "train/a", "train/b", "test/a", "raw"))
+    source = folders.folder(_fill(tmp_path, "train/a", "train/b", "test/a", "raw"))
 
     assert source.classes == ("a", "b")
-    assert source.passed_over == {"folder beside the splits": 1}
+    assert source.skipped_files == {"folder beside the splits": 1}
     assert "passed over: raw" in source.warnings[0]
 
 
@@ -115,22 +116,22 @@ def test_what_others_leave_behind_is_neither_class_nor_image(
     for file in ("Thumbs.db", ".DS_Store", "._0.png", "desktop.ini"):
         (tmp_path / "cat" / file).touch()
 
-    source = own.folder(path)
+    source = folders.folder(path)
 
     assert source.classes == ("cat", "dog")
     assert sum(_counts(source).values()) == 6
-    assert sum(source.passed_over.values()) == 6
+    assert sum(source.skipped_files.values()) == 6
 
 
 def test_a_leftover_beside_train_is_no_class(tmp_path: pathlib.Path) -> None:
-    assert own.folder(_fill(tmp_path, "train/a", "train/b", "__MACOSX/a")).classes == ("a", "b")
+    assert folders.folder(_fill(tmp_path, "train/a", "train/b", "__MACOSX/a")).classes == ("a", "b")
 
 
 def test_two_forms_of_a_name_in_two_splits_are_one_class(tmp_path: pathlib.Path) -> None:
     forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     path = _fill(tmp_path, f"train/{forms[1]}", "train/tea", f"test/{forms[0]}", "test/tea")
 
-    source = own.folder(path)
+    source = folders.folder(path)
 
     assert source.classes == (forms[1], "tea")
     assert source.splits["test"].labels is not None
@@ -142,7 +143,7 @@ def test_two_forms_of_a_name_in_one_split_are_refused(tmp_path: pathlib.Path) ->
     forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
 
     with pytest.raises(SettingError, match=r"'caf\\xe9'.*one name in Unicode.*data\.path"):
-        own.folder(_fill(tmp_path, *forms, "tea"))
+        folders.folder(_fill(tmp_path, *forms, "tea"))
 
 
 @pytest.mark.parametrize("beside", ["inputs.json", "metrics.jsonl", "study.json"])
@@ -152,12 +153,12 @@ def test_folders_of_runs_are_passed_over(tmp_path: pathlib.Path, beside: str) ->
         for name in ("config.json", beside):
             (tmp_path / place / name).touch()
 
-    source = own.folder(path)
+    source = folders.folder(path)
 
     assert source.classes == ("cat", "dog")
-    assert source.passed_over == {"folder of a run": 2}
+    assert source.skipped_files == {"folder of a run": 2}
     with pytest.raises(SettingError, match="is the folder of a run"):
-        own.folder(str(tmp_path / "run"))
+        folders.folder(str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("place", ["", "run", "cat/run", "linked/run", "../mine/x"])
@@ -168,11 +169,11 @@ def test_a_run_among_its_images_is_refused(tmp_path: pathlib.Path, place: str) -
     directory = tmp_path / place if place.startswith("linked") else root / place
 
     with pytest.raises(SettingError, match=r"--workdir .* lies in config\.data\.path"):
-        own.require_outside("folder", path, directory)
+        folders.require_outside("folder", path, directory)
 
 
 @pytest.mark.parametrize(
     ("name", "place"), [("folder", "runs/a"), ("folder", "mine_too"), ("list", "mine/run")]
 )
 def test_a_run_elsewhere_is_not_refused(tmp_path: pathlib.Path, name: str, place: str) -> None:
-    own.require_outside(name, _fill(tmp_path / "mine", "cat"), tmp_path / place)
+    folders.require_outside(name, _fill(tmp_path / "mine", "cat"), tmp_path / place)

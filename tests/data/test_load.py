@@ -10,7 +10,8 @@ from PIL import Image
 
 from remem_jax import data
 from remem_jax.checks import SettingError
-from remem_jax.data import decoding, registry, sources
+from remem_jax.data import registry, sources
+from remem_jax.data.images import decoding
 
 STORAGE = data.Storage("resident", stored_size=8, resident_gib=1.0, cache="", threads=1)
 GIB = 2**30
@@ -111,11 +112,11 @@ def test_images_and_labels_are_the_same_either_way(source: sources.Source, kind:
     resident, other = _load(source), _load(source, input=kind)
 
     assert other.fingerprint == resident.fingerprint
-    for name, part in other.parts.items():
-        read = [part.split.read(int(row)) for row in part.rows]
+    for name, subset in other.splits.items():
+        read = [subset.split.read(int(row)) for row in subset.rows]
         pairs = [(np.asarray(image).tobytes(), label) for image, label in read]
         assert pairs == _pairs(resident, name)
-        np.testing.assert_array_equal(part.labels, [label for _, label in pairs])
+        np.testing.assert_array_equal(subset.labels, [label for _, label in pairs])
 
 
 def test_images_that_take_too_much_memory_are_refused(source: sources.Source) -> None:
@@ -183,7 +184,7 @@ def _with_corrupt(source: sources.Source, *corrupt: int) -> sources.Source:
 def test_corrupt_images_are_listed(source: sources.Source, kind: str) -> None:
     dataset = _load(_with_corrupt(source, 3, 7), corrupt_limit=2, input=kind)
 
-    assert dataset.skipped == ("image 3: broken", "image 7: broken")
+    assert dataset.corrupt_images == ("image 3: broken", "image 7: broken")
 
 
 def test_corrupt_images_are_skipped_with_their_labels(source: sources.Source) -> None:
@@ -227,7 +228,7 @@ def test_a_class_of_which_too_few_images_can_be_read_is_refused(
     few = _with_corrupt(source._replace(splits=source.splits | {"train": train}), *corrupt)
 
     if len(corrupt) == 1:
-        assert len(_load(few, corrupt_limit=2).parts["train"].rows) == 2
+        assert len(_load(few, corrupt_limit=2).splits["train"].rows) == 2
     else:
         with pytest.raises(
             SettingError, match=r"class 'a' has 1 readable training image; 2 are needed, one each"
@@ -237,10 +238,10 @@ def test_a_class_of_which_too_few_images_can_be_read_is_refused(
 
 def test_what_was_passed_over_is_carried_along(source: sources.Source) -> None:
     dataset = _load(
-        source._replace(passed_over={".txt": 3}, empty_classes=("c",), warnings=("odd",))
+        source._replace(skipped_files={".txt": 3}, empty_classes=("c",), warnings=("odd",))
     )
 
-    assert dataset.passed_over == {".txt": 3}
+    assert dataset.skipped_files == {".txt": 3}
     assert dataset.empty_classes == ("c",)
     assert dataset.warnings == ("odd",)
 
@@ -251,7 +252,7 @@ def test_what_was_passed_over_is_carried_along(source: sources.Source) -> None:
 def test_validation_is_a_share_of_each_class(source: sources.Source) -> None:
     dataset = _load(source, validation=0.2)
 
-    np.testing.assert_array_equal(np.bincount(dataset.parts["validation"].labels), [4, 6])
+    np.testing.assert_array_equal(np.bincount(dataset.splits["validation"].labels), [4, 6])
 
 
 def test_validation_and_the_rest_are_all_of_train(source: sources.Source) -> None:
@@ -280,7 +281,7 @@ def test_a_validation_split_of_the_source_is_taken_as_it_is(source: sources.Sour
     dataset = _load(source)
 
     assert _pairs(dataset, "validation") == _pairs(dataset, "test")
-    assert len(dataset.parts["train"].rows) == 50
+    assert len(dataset.splits["train"].rows) == 50
 
 
 # Fingerprint.
@@ -319,7 +320,7 @@ def test_another_held_out_split_changes_the_fingerprint(source: sources.Source) 
 def test_digits_are_1797_images() -> None:
     dataset = _load(data.open_source("digits", path="", data_dir=""), validation=0.25)
 
-    counts = {name: len(part.rows) for name, part in dataset.parts.items()}
+    counts = {name: len(subset.rows) for name, subset in dataset.splits.items()}
     assert counts["test"] == 360
     assert sum(counts.values()) == 1797
 

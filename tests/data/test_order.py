@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from remem_jax.data import order
+from remem_jax.data.loaders import order
 from remem_jax.random_streams import Stage
 
 EXAMPLES = 10

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from remem_jax import data
-from remem_jax.data import decoding, registry, sources
+from remem_jax.data import registry, sources
+from remem_jax.data.images import decoding
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

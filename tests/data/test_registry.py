@@ -7,7 +7,8 @@ import pytest
 import tensorflow_datasets
 
 from remem_jax import data
-from remem_jax.data import obtaining, registry
+from remem_jax.data import registry
+from remem_jax.data.tfds import obtaining
 
 
 def _builder(name: str, data_dir: pathlib.Path) -> Any:

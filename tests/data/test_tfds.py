@@ -19,7 +19,9 @@ from PIL import Image
 
 from remem_jax import data
 from remem_jax.checks import SettingError
-from remem_jax.data import decoding, prepared, registry, sources
+from remem_jax.data import registry, sources
+from remem_jax.data.images import decoding
+from remem_jax.data.tfds import prepared
 from tests.data import tiny_tfds
 
 # Size of the images, and how many each split of TFDS's holds: no two splits of a set the same.
@@ -385,7 +387,7 @@ def _loaded_after(code: str) -> set[str]:
 
 def test_tfds_is_read_without_tensorflow_and_grain(data_dir: pathlib.Path) -> None:
     loaded = _loaded_after(
-        "from remem_jax.data import prepared; "
+        "from remem_jax.data.tfds import prepared; "
         "splits = [split "
         f"for name in {[*registry.RECORDS]} "
         f"for split in prepared.tfds(name, {str(data_dir)!r}).splits.values()]; "
@@ -414,7 +416,7 @@ def test_validation_is_held_out_of_the_train_split(data_dir: pathlib.Path) -> No
     dataset = _load("flowers102", data_dir)
 
     # Of classes of 3, 2, 2 and 1 images; the last keeps its only one.
-    counts = {name: len(part.rows) for name, part in dataset.parts.items()}
+    counts = {name: len(part.rows) for name, part in dataset.splits.items()}
     assert counts == {"train": 5, "validation": 3, "test": 4}
 
 

@@ -14,7 +14,8 @@ import tensorflow_datasets
 from PIL import Image
 
 from remem_jax.checks import SettingError
-from remem_jax.data import prepared, registry, sources, tfrecord
+from remem_jax.data import registry, sources
+from remem_jax.data.tfds import prepared, tfrecord
 from tests.data import tiny_tfds
 
 RECORDS = [b"", b"a", b"some bytes", bytes(1000), b"the last"]

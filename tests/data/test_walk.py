@@ -8,16 +8,17 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from remem_jax.data import formats, own, walk
+from remem_jax.data.custom import folders, walk
+from remem_jax.data.images import formats
 
 
 def _found(root: pathlib.Path, *, once: bool = False) -> tuple[list[str], Counter[str]]:
-    passed_over: Counter[str] = Counter()
+    skipped_files: Counter[str] = Counter()
     errors: list[OSError] = []
-    images = walk.images(walk.entry_of(root), passed_over, unlisted=errors.append, once=once)
+    images = walk.images(walk.entry_of(root), skipped_files, unlisted=errors.append, once=once)
     names = [os.path.relpath(image.path, root) for image in images]
     assert not errors
-    return names, passed_over
+    return names, skipped_files
 
 
 def test_what_is_passed_over_is_counted_by_kind(tmp_path: pathlib.Path) -> None:
@@ -29,10 +30,10 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path: pathlib.Path) -> None:
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "round.png").symlink_to("round.png")
 
-    names, passed_over = _found(tmp_path)
+    names, skipped_files = _found(tmp_path)
 
     assert names == ["1.PNG", "2.heic", "3.jfif", "5.tif", "6.avif", "7.pgm", "a/4.gif"]
-    assert passed_over == {
+    assert skipped_files == {
         ".txt": 2,
         ".mp4": 1,
         "no suffix": 1,
@@ -61,10 +62,10 @@ def test_a_folder_of_several_links_is_seen_for_each_or_once(
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "b").symlink_to(tmp_path / "a")
 
-    names, passed_over = _found(tmp_path, once=once)
+    names, skipped_files = _found(tmp_path, once=once)
 
     assert names == (["a/1.png"] if once else ["a/1.png", "b/1.png"])
-    assert passed_over == {"link to a folder that was seen": 2}
+    assert skipped_files == {"link to a folder that was seen": 2}
 
 
 @pytest.mark.parametrize(
@@ -82,13 +83,13 @@ def test_a_folder_of_several_links_is_seen_for_each_or_once(
     ],
 )
 def test_what_is_passed_over_is_told_in_a_line(
-    passed_over: dict[str, int], empty: tuple[str, ...], told: str
+    skipped_files: dict[str, int], empty: tuple[str, ...], told: str
 ) -> None:
-    assert walk.told(passed_over, empty) == told
+    assert walk.describe_skipped(skipped_files, empty) == told
 
 
 def test_many_kinds_are_told_in_short() -> None:
-    told = walk.told({f".{i}a": 1 for i in range(100)}, tuple(map(str, range(100))))
+    told = walk.describe_skipped({f".{i}a": 1 for i in range(100)}, tuple(map(str, range(100))))
 
     assert "88 other kinds" in told
     assert "88 more have no image" in told
@@ -106,10 +107,10 @@ def test_a_folder_says_what_it_left_out_in_the_log(
         (tmp_path / name).touch()
 
     with caplog.at_level("WARNING", logger="absl"):
-        source = own.folder(str(tmp_path))
+        source = folders.folder(str(tmp_path))
 
     assert source.empty_classes == ("owl",)
-    assert source.passed_over == {".psd": 1, ".txt": 1, "outside class folders": 1}
+    assert source.skipped_files == {".psd": 1, ".txt": 1, "outside class folders": 1}
     assert caplog.messages == [
         f"{tmp_path.name}: 3 files passed over (.psd: 1, .txt: 1, outside class folders: 1); "
         "the class owl has no image"

@@ -104,7 +104,7 @@ def test_config_files_in_the_text_are_there(page: pathlib.Path) -> None:
     named = set(
         re.findall(r"(?:configs|tools|tests|remem_jax)/[\w/]+\.(?:py|ipynb)", page.read_text())
     )
-    made = {"remem_jax/models/three_layers.py", "remem_jax/data/zipped.py"}  # By the reader.
+    made = {"remem_jax/models/three_layers.py", "remem_jax/data/custom/zipped.py"}  # By the reader.
 
     assert [one for one in sorted(named - made) if not (ROOT / one).exists()] == []
 

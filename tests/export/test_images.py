@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from remem_jax import data
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import images as image_files
 
 

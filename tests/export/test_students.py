@@ -15,7 +15,7 @@ from PIL import Image
 from configs import quickstart
 from remem_jax import settings
 from remem_jax.checks import SettingError
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import __main__ as command
 from remem_jax.export import (
     checking,

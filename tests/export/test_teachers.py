@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remem_jax.data.preprocessing import Preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import __main__ as command
 from remem_jax.export import destinations, teachers
 from remem_jax.export import images as image_files

@@ -209,17 +209,17 @@ def test_a_link_is_not_opened_as_a_file_of_ours(make: str, tmp_path: pathlib.Pat
     getattr(tmp_path / "ours", make)(tmp_path / "victim")
 
     with pytest.raises(OSError, match="remove it") as caught:
-        files.open_own(tmp_path / "ours")
+        files.open_private(tmp_path / "ours")
 
     assert caught.value.filename == str(tmp_path / "ours")
-    assert not files.is_own(tmp_path / "ours")
+    assert not files.is_private(tmp_path / "ours")
 
 
 def test_a_pipe_is_not_opened_as_a_file_of_ours(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "ours")
 
     with pytest.raises(OSError, match="no plain file"):
-        files.open_own(tmp_path / "ours")
+        files.open_private(tmp_path / "ours")
 
 
 @pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])

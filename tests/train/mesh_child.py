@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from remem_jax import mesh, models, optim
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.models import encoder, resnet, vit
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.storage import outputs, read_ahead

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from remem_jax import models, optim
-from remem_jax.data import augment, device
+from remem_jax.data.images import augment
+from remem_jax.data.loaders import resident
 from remem_jax.models import projection
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import lockstep, objectives, state, steps
@@ -32,7 +33,7 @@ class StudentSetup(NamedTuple):
     answer: Any
     student_steps: dict[str, Any]
     firsts: dict[str, Any]
-    split: device.Split
+    split: resident.Split
 
     def train(
         self,
@@ -84,7 +85,7 @@ def setup() -> StudentSetup:
     )
     transform = augment.make_train_transform(size=16, crop_area=(0.5, 1.0), flip=True)
     rng = np.random.default_rng(0)
-    split = device.Split(
+    split = resident.Split(
         jnp.asarray(rng.integers(0, 256, (9, 8, 8, 3)), jnp.uint8),
         jnp.asarray(rng.integers(0, 3, 9), jnp.int32),
     )

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from remem_jax import optim
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.records import Batch
 from remem_jax.train import state, steps
 

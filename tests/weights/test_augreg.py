@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from remem_jax import models
 from remem_jax.checks import SettingError
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.models import vit
 from remem_jax.weights import augreg, matching, names
 

@@ -15,12 +15,13 @@ from remem_jax import report
 from remem_jax.analysis import activations, expertness
 from remem_jax.analysis import criticality as of_neurons
 from remem_jax.checks import SettingError
-from remem_jax.data.sources import Part
+from remem_jax.data.sources import Subset
 from remem_jax.records import Batch
 from remem_jax.train import loop
-from remem_jax.workflow import context, decoders, information
+from remem_jax.workflow import context
 from remem_jax.workflow.analysis import criticality, inputs, pipeline
 from remem_jax.workflow.analysis import expertness as of_blocks
+from remem_jax.workflow.information import decoders, measurement
 from tests.workflow.conftest import SIZE, Lab
 
 SPLITS = ("train", "validation")
@@ -136,7 +137,7 @@ def test_each_setting_of_decoders_is_measured_and_shown(
         measured.append((own.betas[1], own.align_corners, part))
         return {"seconds": 1.0, "teachers": before["models"]}
 
-    monkeypatch.setattr(information, "measure", measure)
+    monkeypatch.setattr(measurement, "measure", measure)
     own = pipeline._information(run._replace(config=config), inputs.load(run))
     shutil.copytree(run.workdir, tmp_path / "copy")
     changed = found | {"analyses": found["analyses"] | {"information": own}}
@@ -166,7 +167,7 @@ def run(lab: Lab, tmp_path: pathlib.Path) -> context.Run:
 def at_once(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Batch:
     """All images of `SPLITS` in one batch."""
     run = lab.run(tmp_path_factory.mktemp("at_once"))
-    batches = [next(run.loader.evaluation(s, len(run.dataset.parts[s].rows))) for s in SPLITS]
+    batches = [next(run.loader.evaluation(s, len(run.dataset.splits[s].rows))) for s in SPLITS]
     return jax.tree.map(lambda *some: np.concatenate(some), *jax.device_get(batches))
 
 
@@ -371,13 +372,13 @@ def test_criticality_goes_on_where_it_was_stopped(
     again = seen[len(before) :]
     assert again[0] == (before[-1] + 64 if stopped else before[-1])
     # Each batch was seen; the last one of each split is not full.
-    assert len(set(seen)) == sum(-(-len(run.dataset.parts[s].rows) // 64) for s in SPLITS)
+    assert len(set(seen)) == sum(-(-len(run.dataset.splits[s].rows) // 64) for s in SPLITS)
     _require_criticality(run, found, changes)
 
 
-def _of_place(run: context.Run, place: int) -> tuple[Part, int]:
+def _of_place(run: context.Run, place: int) -> tuple[Subset, int]:
     for split in SPLITS:
-        part = run.dataset.parts[split]
+        part = run.dataset.splits[split]
         if place < len(part.rows):
             return part, int(part.rows[place])
         place -= len(part.rows)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from remem_jax import models, optim
-from remem_jax.data import augment
+from remem_jax.data.images import augment
 from remem_jax.records import Batch, Hyperparameters, Outputs, Variables
 from remem_jax.storage import outputs
 from remem_jax.train import lockstep, objectives, state, steps

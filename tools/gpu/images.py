@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from remem_jax import data
-from remem_jax.data import decoding, sources
+from remem_jax.data import sources
+from remem_jax.data.images import decoding
 from remem_jax.weights import augreg
 from tools.gpu import programs
 

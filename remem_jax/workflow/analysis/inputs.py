@@ -105,7 +105,7 @@ def batches(run: context.Run, batch_size: int, *, examples: int, skip: int = 0) 
 
 def count(run: context.Run) -> int:
     """How many images `config.images` is of."""
-    of_splits = sum(len(run.dataset.parts[split].rows) for split in run.config.images.splits)
+    of_splits = sum(len(run.dataset.splits[split].rows) for split in run.config.images.splits)
     return min(of_splits, run.config.images.examples or of_splits)
 
 

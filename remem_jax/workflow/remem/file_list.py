@@ -46,8 +46,8 @@ def rows(dataset: data.Dataset, predictions: Predictions) -> Iterator[tuple[str,
         yield (file, name, label, *[""] * len(predictions), _reason(dataset, file))
 
 
-def _parts(dataset: data.Dataset) -> list[tuple[str, sources.Part]]:
-    return [(name, dataset.parts[name]) for name in ("train", *PREDICTED)]
+def _parts(dataset: data.Dataset) -> list[tuple[str, sources.Subset]]:
+    return [(name, dataset.splits[name]) for name in ("train", *PREDICTED)]
 
 
 def _skipped(dataset: data.Dataset) -> Iterator[tuple[str, sources.Split, int]]:
@@ -57,12 +57,14 @@ def _skipped(dataset: data.Dataset) -> Iterator[tuple[str, sources.Split, int]]:
         if any(part.split is split for split in seen):
             continue  # Validation that was held out of train.
         seen.append(part.split)
-        used = [one.rows for one in dataset.parts.values() if one.split is part.split]
+        used = [one.rows for one in dataset.splits.values() if one.split is part.split]
         for row in np.setdiff1d(np.arange(part.split.examples), np.concatenate(used)):
             yield name, part.split, int(row)
 
 
 def _reason(dataset: data.Dataset, file: str) -> str:
     start = f"{file}: "
-    reasons = (line.removeprefix(start) for line in dataset.skipped if line.startswith(start))
+    reasons = (
+        line.removeprefix(start) for line in dataset.corrupt_images if line.startswith(start)
+    )
     return next(reasons, "not readable")

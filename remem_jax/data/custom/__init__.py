@@ -1,0 +1,1 @@
+"""Data sets that users bring: folders of classes, lists and arrays."""

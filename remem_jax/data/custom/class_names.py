@@ -1,0 +1,107 @@
+"""What is asked of classes when data are opened: names that can be kept, and enough images."""
+
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
+
+from remem_jax.checks import SettingError
+from remem_jax.data.custom.walk import printable
+from remem_jax.data.sources import TEST, TRAIN, VALIDATION
+
+# Control characters, halves of characters and bytes that are not UTF-8, and ends of lines.
+_REFUSED = {"Cc", "Cs", "Zl", "Zp"}
+_TURNING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}  # Text around.
+_LISTED = 5  # Classes in a message.
+
+
+def require_storable(names: Iterable[str], where: str) -> None:
+    """Raises for names that cannot be stored or shown, or that are one name in Unicode.
+
+    Args:
+        names: Of all classes.
+        where: What holds them.
+
+    Raises:
+        SettingError: If a name is blank, or holds a line break, another control character or
+            what is not UTF-8; or if two are equal once normalised (NFC).
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        if not name.strip():
+            raise SettingError(
+                f"{where} has a class without a name, {name!r}: name it, or set config.data.path."
+            )
+        if any(unicodedata.category(char) in _REFUSED or char in _TURNING for char in name):
+            raise SettingError(
+                f"{where} has the class {_escaped(name)}, with a line break, a control character "
+                "or bytes that are not UTF-8: rename it, or set config.data.path."
+            )
+        same = unicodedata.normalize("NFC", name)
+        if same in first:
+            raise SettingError(
+                f"{where} has the classes {first[same]!a} and {name!a}, which are one "
+                "name in Unicode: rename or join them, or set config.data.path."
+            )
+        first[same] = name
+
+
+def warnings(images: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
+    """What is odd about classes, though it can be used.
+
+    Args:
+        images: How many, by split and class.
+    """
+    names = sorted({name for of_split in images.values() for name in of_split})
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        alike.setdefault(key, []).append(name)
+    found = [
+        f"the classes {_listed(group)} differ only in case or spaces"
+        for group in alike.values()
+        if len(group) > 1
+    ]
+    untrained = [name for name in names if not images.get(TRAIN, {}).get(name)]
+    if untrained:
+        several = len(untrained) > 1
+        found.append(
+            f"the class{'es' * several} {_listed(untrained)} {'have' if several else 'has'} no "
+            "training image, so that no model can learn "
+            f"{'them' if several else 'it'}"
+        )
+    return tuple(found)
+
+
+def require_enough(images: Mapping[str, int], splits: Collection[str], what: str) -> None:
+    """Raises where a class has too few images to take from it the splits that are not there.
+
+    Args:
+        images: To train on, by class; before anything is taken.
+        splits: That are there.
+        what: What is counted, such as "images".
+
+    Raises:
+        SettingError: If a class has an image, and not one for each split.
+    """
+    uses = {TRAIN: "train", VALIDATION: "validate", TEST: "test"}
+    drawn = [use for split, use in uses.items() if split == TRAIN or split not in splits]
+    few = [name for name, count in images.items() if 0 < count < len(drawn)]
+    if few:
+        noun = what.removesuffix("s") if images[few[0]] == 1 else what
+        more = f" (and {len(few) - 1:,} other classes have too few)" if len(few) > 1 else ""
+        raise SettingError(
+            f"The class {_escaped(few[0])} has {images[few[0]]} {noun}{more}; {len(drawn)} are "
+            f"needed, one each to {', '.join(drawn[:-1])} and {drawn[-1]}: add images, leave the "
+            "class out, or give splits of your own in config.data.path."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    told = [printable(name) for name in names[:_LISTED]]
+    more = [f"{len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
+    return " and ".join(filter(None, [", ".join([*told, *more][:-1]), [*told, *more][-1]]))
+
+
+def _escaped(name: str) -> str:
+    """A name in quotes, on one line, of a length that a message bears."""
+    text = repr(name if len(name) <= 80 else f"{name[:60]}...")
+    return "".join(char if char not in _TURNING else ascii(char)[1:-1] for char in text)

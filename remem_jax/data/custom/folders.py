@@ -1,0 +1,270 @@
+"""A user's own images: class folders, and what they share with `lists` and `arrays`."""
+
+import hashlib
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from remem_jax import checks
+from remem_jax.checks import SettingError
+from remem_jax.data import registry, sources
+from remem_jax.data.custom import class_names, layouts, walk
+from remem_jax.data.images import formats
+from remem_jax.data.images.decoding import CorruptImageError
+from remem_jax.data.sources import TEST, TRAIN, Example, Source, Split
+
+_TEST_SHARE = 0.2
+
+
+class File(NamedTuple):
+    """An image on disk.
+
+    Attributes:
+        name: Path below the folder of all images, or absolute.
+        klass: Name of its class.
+        found: What the file system says of it; None if it is not there.
+    """
+
+    name: str
+    klass: str
+    found: os.stat_result | None
+
+
+class _Files(NamedTuple):
+    """Reads a split whose images are files; see `Split.read`."""
+
+    root: str
+    names: list[str]
+    labels: np.ndarray
+
+    def __call__(self, i: int) -> Example:
+        try:
+            encoded = formats.read(os.path.join(self.root, self.names[i]))  # noqa: PTH118
+        except OSError as error:
+            raise CorruptImageError(error.strerror or str(error)) from error
+        return Example(encoded, int(self.labels[i]))
+
+
+class _Paths(NamedTuple):
+    """Names examples by their files; see `Split.name`."""
+
+    root: str
+    names: list[str]
+
+    def __call__(self, i: int) -> str:
+        return str(pathlib.Path(self.root, self.names[i]))
+
+
+def folder(path: str) -> Source:
+    """A folder of class folders of images, which may lie in folders of their own.
+
+    Either PATH/class/**/image.jpg, of which a stratified fifth becomes the test split, or
+    PATH/train/class/**/image.jpg with PATH/test, PATH/validation or both; without a test folder, a
+    fifth of train becomes it. `layouts` has the names of splits; what is hidden, no image, or left
+    behind by other programs is passed over and counted. One file counts once.
+
+    Raises:
+        SettingError: If there is no such folder, it holds no images, its layout is not clear, or
+            classes cannot be told apart, stored or divided.
+    """
+    root = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111  Which raises of unknown users.
+    if not path or not root.is_dir():
+        raise SettingError(f"There is no folder {path!r}; set config.data.path to your images.")
+    skipped_files: Counter[str] = Counter()
+    layout = layouts.read(path, root, skipped_files)
+    found = {
+        split: [*_files(root, places, skipped_files)] for split, places in layout.splits.items()
+    }
+    distinct = _distinct(path, found, skipped_files)
+    for split in (TRAIN, *distinct):
+        checks.require(
+            len(distinct.get(split, ())) > 0,
+            f"{path} holds no images in class folders for the {split} split (looked for "
+            f"{formats.suffix_list()}): expected PATH/class/image.jpg, at least three to a class, "
+            "or PATH/train/class/... and PATH/test/class/...; set config.data.path.",
+        )
+    if not layout.of_splits:
+        layouts.require_flat(path, [(file.klass, file.name) for file in distinct[TRAIN]])
+    classes = sorted({file.klass for files in distinct.values() for file in files})
+    folders = {place.name for places in layout.splits.values() for place in places}
+    return of_files(
+        root.resolve().name,
+        root,
+        distinct,
+        classes,
+        where=path,
+        skipped_files=skipped_files,
+        empty_classes=tuple(sorted(folders - set(classes))),
+        warnings=layout.warnings,
+    )
+
+
+def require_outside(name: str, path: str, directory: pathlib.Path) -> None:
+    """Raises if a run's folder lies in the folder of its images, where it would become a class.
+
+    Args:
+        name: Of the data set; lists and arrays may lie anywhere.
+        path: Of the data set.
+        directory: Of the run; it need not be there yet.
+
+    Raises:
+        SettingError: If the images are class folders, and the run is to lie among them.
+    """
+    root = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111
+    if name != "folder" or not path or not root.is_dir():
+        return
+    place = pathlib.Path(os.path.realpath(os.path.expanduser(directory)))  # noqa: PTH111
+    if any(one.exists() and one.samefile(root) for one in (place, *place.parents)):
+        raise SettingError(
+            f"--workdir {directory} lies in config.data.path ({path}), where its figures would "
+            "become images: set --workdir to a folder outside of it."
+        )
+
+
+# What folders and lists share.
+
+
+def of_files(
+    title: str,
+    root: pathlib.Path,
+    found: dict[str, list[File]],
+    classes: Sequence[str],
+    *,
+    where: str,
+    skipped_files: Mapping[str, int],
+    empty_classes: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
+) -> Source:
+    """A source of files; where there is no test split, a stratified share of train becomes it.
+
+    Args:
+        title: What to call it.
+        root: Folder that relative names are below.
+        found: Images of each split.
+        classes: All that occur, in the order of the labels.
+        where: Setting of `config.data.path`, for messages.
+        skipped_files: See `Source`, as for the rest.
+        empty_classes: Folders of classes without an image.
+        warnings: What is odd, beside what is found here.
+
+    Raises:
+        SettingError: If classes cannot be stored, or have too few images.
+    """
+    class_names.require_storable(classes, where)
+    counts = {split: Counter(file.klass for file in files) for split, files in found.items()}
+    class_names.require_enough(
+        counts[TRAIN], found, "images" if len(found) == 1 else "training images"
+    )
+    index = {name: i for i, name in enumerate(classes)}
+    splits = {}
+    for split, files in _with_test(found).items():
+        labels = np.asarray([index[file.klass] for file in files], np.int32)
+        names = [file.name for file in files]
+        splits[split] = Split(
+            _Files(str(root), names, labels),
+            _Paths(str(root), names),
+            len(files),
+            labels,
+            _key(files, labels),
+        )
+    source = Source(
+        walk.printable(title),
+        splits,
+        tuple(classes),
+        registry.TOP1,
+        flip=True,
+        skipped_files=dict(skipped_files),
+        empty_classes=empty_classes,
+        warnings=warnings,
+    )
+    return with_warnings(source, counts)
+
+
+def with_warnings(source: Source, counts: Mapping[str, Mapping[str, int]]) -> Source:
+    """The same, with what is odd about its classes; logs that, and what was passed over."""
+    told = walk.describe_skipped(source.skipped_files, source.empty_classes)
+    if told:
+        remarkable = bool(source.empty_classes) or walk.is_remarkable(source.skipped_files)
+        logging.log(logging.WARNING if remarkable else logging.INFO, "%s: %s", source.title, told)
+    warnings = source.warnings + class_names.warnings(counts)
+    for warning in warnings:
+        logging.warning("%s: %s.", source.title, warning)
+    return source._replace(warnings=warnings)
+
+
+def identity(found: os.stat_result | None, path: str) -> Hashable:
+    """The same for all names of one file: links of both kinds, and relative or absolute paths."""
+    if found is None or not found.st_ino:
+        return os.path.realpath(path)
+    # Some file systems give an inode to several files.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _key(files: list[File], labels: np.ndarray) -> str:
+    digest = hashlib.sha256(labels.tobytes())
+    for file in files:
+        found = file.found
+        # Tools that copy or edit may keep a file's size and mtime; none can set its ctime.
+        stamp = found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        digest.update(os.fsencode(f"{file.name}\0{stamp}\0"))
+    return digest.hexdigest()[:16]
+
+
+def _with_test(found: dict[str, list[File]]) -> dict[str, list[File]]:
+    if TEST in found:
+        return found
+    files = found[TRAIN]
+    labels = np.unique([file.klass for file in files], return_inverse=True)[1]
+    held = sources.stratified(labels, _TEST_SHARE, seed=0)
+    chosen = set(held.tolist())
+    kept = [file for i, file in enumerate(files) if i not in chosen]
+    return found | {TRAIN: kept, TEST: [files[i] for i in held]}
+
+
+# Folders.
+
+
+class _Place(NamedTuple):
+    file: File
+    identity: Hashable
+
+
+def _files(
+    root: pathlib.Path, places: Iterable[walk.Entry], skipped_files: Counter[str]
+) -> Iterable[_Place]:
+    """Images in class folders, in an order that no file system changes."""
+    above = os.path.join(root, "")  # noqa: PTH118
+    for place in places:
+        parents = (root, pathlib.Path(place.path).parent)
+        seen = {walk.identity_of(walk.entry_of(parent)) for parent in parents}
+        for image in walk.images(place, skipped_files, unlisted=layouts.refuse_unlisted, seen=seen):
+            found = image.found
+            file = File(image.path.removeprefix(above), place.name, found)
+            yield _Place(file, identity(found, image.path))
+
+
+def _distinct(
+    path: str, found: Mapping[str, list[_Place]], skipped_files: Counter[str]
+) -> dict[str, list[File]]:
+    """Each file once; what one file is said to be must not differ."""
+    first: dict[Hashable, tuple[str, File]] = {}
+    kept: dict[str, list[File]] = {}
+    for split, places in found.items():
+        kept[split] = []
+        for file, same in places:
+            before, other = first.setdefault(same, (split, file))
+            if other is file:
+                kept[split].append(file)
+                continue
+            skipped_files[walk.REPEATED] += 1
+            checks.require(
+                (before, other.klass) == (split, file.klass),
+                f"{path} has one file in two classes or splits, {other.name!r} and {file.name!r} "
+                "(a link): remove one of them, or set config.data.path.",
+            )
+    return kept

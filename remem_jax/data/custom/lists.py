@@ -1,0 +1,228 @@
+"""A user's own images that a CSV or a file of JSON lines lists."""
+
+import csv
+import decimal
+import io
+import json
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Hashable, Iterator
+from typing import Any, NamedTuple
+
+from remem_jax import checks
+from remem_jax.checks import SettingError
+from remem_jax.data.custom import folders, split_names, walk
+from remem_jax.data.sources import TRAIN, Source
+
+LISTS = (".csv", ".jsonl", ".ndjson")
+_WHOLE = re.compile("-?[0-9]+")
+
+
+def listing(path: str) -> Source:
+    """Images that a CSV or a file of JSON lines lists, with their classes and, maybe, splits.
+
+    A CSV starts with the names of its columns, `path` and `label` and maybe `split`, in any order,
+    among others; JSON lines are objects with these keys. Paths are relative to the list, or begin
+    with ~. Labels are names of classes, as they are written: 1 and 01 are two. They are sorted as
+    text, or as numbers where all of them are whole numbers. Splits are train, validation and test,
+    by the names of `split_names`; where the list names no test images, a stratified fifth of train
+    becomes the test split. Lines that say the same of one file again count once.
+
+    Raises:
+        SettingError: If there is no such list, a line cannot be understood or contradicts another,
+            a file is missing, or classes cannot be told apart, stored or divided.
+    """
+    place = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111  Which raises of unknown users.
+    if not path or not place.is_file():
+        raise SettingError(
+            f"There is no file {path!r}; set config.data.path to a list ({', '.join(LISTS)})."
+        )
+    checks.require(
+        place.suffix.lower() in LISTS,
+        f"{path} must be a list that ends in {', '.join(LISTS)}; set config.data.path.",
+    )
+    rows = [*_rows(path, place)]
+    checks.require(len(rows) > 0, f"{path} lists no images; mend it, or set config.data.path.")
+    found: dict[str, list[folders.File]] = {}
+    first: dict[Hashable, _Listed] = {}
+    for row in rows:
+        listed, same = _listed(path, place.parent, row, rows[0])
+        before = first.setdefault(same, listed)
+        if before is listed:
+            found.setdefault(listed.split, []).append(listed.file)
+        else:
+            _require_the_same(path, before, listed)
+    checks.require(
+        TRAIN in found, f"{path} lists no images of the train split; mend it, or config.data.path."
+    )
+    repeated = len(rows) - len(first)
+    return folders.of_files(
+        place.stem,
+        place.parent,
+        found,
+        _sorted({row.label for row in rows}),
+        where=path,
+        skipped_files={walk.REPEATED: repeated} if repeated else {},
+    )
+
+
+def _sorted(names: set[str]) -> list[str]:
+    """As numbers, where all are whole numbers; a number of any length can be compared."""
+    if all(_WHOLE.fullmatch(name) for name in names):
+        return sorted(names, key=lambda name: (decimal.Decimal(name), name))
+    return sorted(names)
+
+
+class _Row(NamedTuple):
+    """A line of a list; `split` is empty where it has none."""
+
+    line: int
+    path: str
+    label: str
+    split: str
+
+
+class _Listed(NamedTuple):
+    """A line of a list, and what it names."""
+
+    row: _Row
+    split: str
+    file: folders.File
+
+
+class _Number(str):
+    """A whole number of JSON, as it is written, of any length."""
+
+    __slots__ = ()
+
+
+def _rows(path: str, place: pathlib.Path) -> Iterator[_Row]:
+    """Rows of a list, not compared with each other yet."""
+    try:
+        text = place.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(
+            f"{path} cannot be read as UTF-8 text ({error}); set config.data.path."
+        ) from error
+    records = _csv(path, text) if place.suffix.lower() == ".csv" else _json_lines(path, text)
+    for line, record in records:
+        split = record.get("split")
+        yield _Row(
+            line,
+            _field(path, line, record, "path"),
+            _field(path, line, record, "label").strip(),
+            "" if split is None else str(split).strip(),
+        )
+
+
+def _field(path: str, line: int, record: dict[str, Any], name: str) -> str:
+    value = record.get(name)
+    number = name == "path" and isinstance(value, _Number)
+    if number or not isinstance(value, str) or not value.strip():
+        wanted = "text" if name == "path" else "a class name or a whole number"
+        came = "none" if value is None else _short(value)
+        raise _wrong(path, line, f"{name} must be {wanted}, got {came}")
+    return str(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+def _wrong(path: str, line: int, what: str) -> SettingError:
+    return SettingError(f"{path}, line {line}: {what}; mend the list, or set config.data.path.")
+
+
+def _csv(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        missing = [name for name in ("path", "label") if name not in header]
+        if missing:
+            raise _wrong(
+                path,
+                1,
+                f"the first line must name the columns path, label and maybe split, parted by "
+                f"commas; lacks {' and '.join(missing)}",
+            )
+        for name in ("path", "label", "split"):
+            if header.count(name) > 1:
+                raise _wrong(path, 1, f"two columns have the name {name}")
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise _wrong(
+                    path, reader.line_num, f"expected {len(header)} fields, got {len(cells)}"
+                )
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise _wrong(path, reader.line_num, f"no CSV ({error})") from error
+
+
+def _json_lines(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Not splitlines(): JSON may hold Unicode's other ends of lines as they are.
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            record = json.loads(content, parse_int=_number)
+        except (ValueError, RecursionError) as error:
+            raise _wrong(path, line, f"no JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise _wrong(path, line, "expected an object with path and label")
+        yield line, record
+
+
+def _number(text: str) -> _Number:
+    return _Number("0" if text == "-0" else text)
+
+
+def _require_the_same(path: str, before: _Listed, listed: _Listed) -> None:
+    """Raises if two lines of one file contradict each other."""
+    by = "" if before.row.path == listed.row.path else f" as {before.row.path!r}"
+    for name, one, other in (
+        ("labels", before.row.label, listed.row.label),
+        ("splits", before.split, listed.split),
+    ):
+        if one != other:
+            raise _wrong(
+                path,
+                listed.row.line,
+                f"{listed.row.path!r} has two {name}, {_short(other)} and, on line "
+                f"{before.row.line}{by}, {_short(one)}",
+            )
+
+
+def _split_of(path: str, row: _Row, first: _Row) -> str:
+    """The split of a row; train where the list has no splits."""
+    if not row.split and not first.split:
+        return TRAIN
+    split = split_names.split_of(row.split)
+    if split in (None, split_names.UNCLEAR):
+        raise _wrong(
+            path,
+            row.line,
+            f"split must be one of {split_names.known_names()}; got {_short(row.split)}",
+        )
+    if not first.split:
+        raise _wrong(path, first.line, "no split, though other lines have one")
+    return split
+
+
+def _listed(path: str, root: pathlib.Path, row: _Row, first: _Row) -> tuple[_Listed, Hashable]:
+    """What a row names, and what is the same for all rows of the same file."""
+    split = _split_of(path, row, first)
+    name = os.path.expanduser(row.path)  # noqa: PTH111  Which raises of unknown users.
+    place = os.path.join(root, name)  # noqa: PTH118
+    try:
+        found = os.stat(place)  # noqa: PTH116
+    except (OSError, ValueError):  # The latter of a NUL.
+        raise _wrong(path, row.line, f"there is no file {row.path!r}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise _wrong(path, row.line, f"{row.path!r} is not a file")
+    file = folders.File(name, row.label, found)
+    return _Listed(row, split, file), folders.identity(found, place)

@@ -1,0 +1,170 @@
+"""What is done to images between the data set and the models.
+
+Each transform is defined once; where the host needs it too, in NumPy, both are tested to agree.
+Teacher and student always see the same augmented images.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from remem_jax import random_streams
+from remem_jax.data.images.boxes import Boxes, random_boxes
+from remem_jax.records import Key, Transform
+
+# Up to here it is three times as fast on a CPU to add up pixels as to multiply by a matrix that is
+# nearly all zeros, as jax.image does.
+_MOST_TAPS = 8
+
+
+def to_model_range(images: Shaped[Array, "*dims"]) -> Float[Array, "*dims"]:
+    """Maps pixel values 0 to 255 to the range of the AugReg models, -1 to 1, in float32."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def crop_and_resize(
+    images: Shaped[Array, "batch height width channel"],
+    boxes: Boxes,
+    size: int,
+    *,
+    mirrored: Bool[Array, " batch"] | None = None,
+) -> Float[Array, "batch size size channel"]:
+    """Boxes of images, resized to squares: bilinear, antialiased, in float32.
+
+    The kernel is that of Pillow's `resize(BILINEAR, box=...)` (and tf.image's with antialias);
+    `decoding.resize` is the same on the host, rounded to whole grey levels.
+
+    Args:
+        images: Of 0 to 255.
+        boxes: One for each image.
+        size: Side of the result, in pixels.
+        mirrored: Which images to mirror, left and right exchanged; None is none.
+    """
+    if mirrored is None:
+        mirrored = jnp.zeros(images.shape[:1], bool)
+
+    def one(image: Array, box: Any, mirror: Array) -> Array:
+        height, width, channels = image.shape
+        if max(_taps(height, size), _taps(width, size)) > _MOST_TAPS:
+            scale = jnp.stack([size / box.height, size / box.width])
+            shift = -jnp.stack([box.top, box.left]) * scale
+            shape = (size, size, channels)
+            image = jax.image.scale_and_translate(image, shape, (0, 1), scale, shift, "linear")
+            return jnp.where(mirror, image[:, ::-1], image)
+        # Mirrored where it is resampled: after it, XLA would do all of this again for every pixel.
+        places = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
+        across = jnp.where(mirror, places[::-1], places)
+        image = _resample(image, 0, box.top, box.height, places)
+        return _resample(image, 1, box.left, box.width, across)
+
+    return jax.vmap(one)(images.astype(jnp.float32), boxes, mirrored)
+
+
+def resize(
+    images: Shaped[Array, "batch height width channel"], size: int
+) -> Float[Array, "batch size size channel"]:
+    """Whole images as squares, the aspect ratio ignored, as in VTAB and vit_jax."""
+    return crop_and_resize(images, _whole(*images.shape[:3]), size)
+
+
+def _whole(batch: int, height: int, width: int) -> Boxes:
+    return Boxes(*(jnp.full((batch,), edge) for edge in (0.0, 0.0, float(height), float(width))))
+
+
+def _taps(extent: int, size: int) -> int:
+    """Pixels along an axis that a pixel of the result may be made of."""
+    return math.ceil(2 * max(extent / size, 1)) + 1
+
+
+def _resample(
+    image: Float[Array, "_ _ channel"],
+    axis: int,
+    start: Float[Array, ""],
+    length: Float[Array, ""],
+    places: Float[Array, " size"],
+) -> Float[Array, "_ _ channel"]:
+    """An axis of an image at places from 0 to 1 between `start` and `start + length`."""
+    extent, size = image.shape[axis], len(places)
+    reach = jnp.maximum(length / size, 1.0)
+    centers = start + places * length
+    first = jnp.floor(centers - reach).astype(jnp.int32)
+    weights, values = [], []
+    for tap in range(_taps(extent, size)):
+        pixels = first + tap
+        off = jnp.abs(pixels.astype(jnp.float32) + 0.5 - centers)
+        inside = (pixels >= 0) & (pixels < extent)
+        weights.append(jnp.where(inside, jnp.maximum(1.0 - off / reach, 0.0), 0.0))
+        values.append(jnp.take(image, pixels, axis=axis, mode="clip"))
+    total = functools.reduce(jnp.add, weights)
+    along = [1 if other != axis else size for other in range(3)]
+    return functools.reduce(
+        jnp.add,
+        [
+            (weight / total).reshape(along) * value
+            for weight, value in zip(weights, values, strict=True)
+        ],
+    )
+
+
+def mixup_share(key: Key, alpha: float) -> Float[Array, ""]:
+    """The share of each image in its mixture, for `mix`; one draw for a whole batch.
+
+    Args:
+        key: Random key.
+        alpha: Both parameters of the Beta distribution, above 0.
+
+    Returns:
+        The larger of the two shares: an image is never less than half of its mixture.
+
+    Source: Zhang et al. 2018, https://arxiv.org/abs/1710.09412; one draw per batch as in Beyer et
+    al. 2022, https://arxiv.org/abs/2106.05237.
+    """
+    share = jax.random.beta(key, alpha, alpha)
+    return jnp.maximum(share, 1 - share)
+
+
+def mix(values: Float[Array, "*dims"], share: Float[Array, ""]) -> Float[Array, "*dims"]:
+    """Mixes each example's values, images or shares of classes, with those of the one before it."""
+    return share * values + (1 - share) * jnp.roll(values, 1, axis=0)
+
+
+def make_train_transform(*, size: int, crop_area: tuple[float, float], flip: bool) -> Transform:
+    """The training transform: random crop, flip, resize, range.
+
+    Args:
+        size: Side of the result, in pixels.
+        crop_area: Smallest and largest share of the image's area; (1, 1) takes all of it.
+        flip: Whether to mirror half of the images; wrong for digits.
+
+    Returns:
+        The transform. Of its key, that of a step, it takes the streams "crops" and "flips".
+    """
+
+    def transform(key: Key, images: Array) -> Array:
+        batch, height, width, _ = images.shape
+        if crop_area == (1.0, 1.0):
+            boxes = _whole(batch, height, width)
+        else:
+            draws = jax.random.uniform(random_streams.within(key, "crops"), (4, batch))
+            boxes = random_boxes(draws, height=height, width=width, area=crop_area)
+        mirrored = None
+        if flip:
+            mirrored = jax.random.bernoulli(random_streams.within(key, "flips"), shape=(batch,))
+        return to_model_range(crop_and_resize(images, boxes, size, mirrored=mirrored))
+
+    return transform
+
+
+def make_evaluation_transform(*, size: int) -> Transform:
+    """The evaluation transform: the whole image, resized; the key is not used."""
+    return lambda key, images: to_model_range(resize(images, size))
+
+
+def streamed_transform(key: Key, images: Array) -> Array:
+    """Scales images that the host has already cropped, resized and mirrored to [-1, 1]."""
+    del key
+    return to_model_range(images)

@@ -1,0 +1,62 @@
+"""Which files count as images, and how large they may be: for folders, lists and predictions."""
+
+import os
+import stat
+import warnings
+
+import pi_heif
+from PIL import features
+
+pi_heif.register_heif_opener()  # HEIC and HEIF, which Pillow alone does not read.
+# Users' files make Pillow warn of much that is handled here: metadata, palettes, large pictures.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# Pillow's name of a format -> suffixes of its files.
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "AVIF": (".avif",),
+}
+# Formats that are opened, whatever the suffix. Others stay closed: for some Pillow starts other
+# programs, as Ghostscript for EPS.
+FORMATS = tuple(name for name in _SUFFIXES if name != "AVIF" or features.check("avif"))
+SUFFIXES = tuple(suffix for name in FORMATS for suffix in _SUFFIXES[name])
+# Where Pillow gives up by default: an image of 512 MiB as 8-bit RGB.
+MAX_PIXELS = 2 * ((1 << 30) // 4 // 3)
+# No image of that many pixels needs a larger file, even if it is not compressed at all.
+MAX_BYTES = 512 * 2**20
+
+
+def suffix_list() -> str:
+    """The suffixes that are read, for messages."""
+    return ", ".join(SUFFIXES)
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """Reads a file that may be an image.
+
+    Only regular files are opened: a pipe would wait for its writer, a device may never end.
+
+    Raises:
+        OSError: If the file is missing, unreadable, not a regular file or above `MAX_BYTES`.
+    """
+    _require_regular(os.stat(path))  # noqa: PTH116  Called for each image, as all of this.
+    # It may have been replaced meanwhile: opened without waiting, and looked at again.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+        found = os.fstat(file.fileno())
+        _require_regular(found)
+        return file.read(found.st_size)
+
+
+def _require_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, "not a regular file")
+    if found.st_size > MAX_BYTES:
+        raise OSError(0, f"{found.st_size:,} bytes, more than the {MAX_BYTES:,} of an image")

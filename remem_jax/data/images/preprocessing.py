@@ -1,0 +1,108 @@
+"""How an image becomes the input of a model: the one definition, and its record.
+
+What a run measures, `predict`, and the checks of exports all go through `Preprocessing`; results,
+exports and model cards have its `record`, and what they print as a program does the same steps.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from remem_jax.data.images import decoding
+
+RANGE = "-1 to 1"
+
+
+class Preprocessing(NamedTuple):
+    """The steps from a file to pixels.
+
+    Attributes:
+        image_size: Side of the square that the model sees, in pixels.
+        stored_size: Side of the squares that images are resized to before they are to
+            `image_size`, in pixels; 0 if they are resized once.
+    """
+
+    image_size: int
+    stored_size: int = 0
+
+    def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
+        """The input of the model, before it is scaled to [-1, 1]: uint8, (side, side, 3).
+
+        Where a run keeps its images on the device, the last step is done there in float32: that
+        and this differ by less than a grey level.
+
+        Args:
+            image: An encoded image, or its pixels: uint8 (height, width, 3).
+
+        Raises:
+            CorruptImageError: If it cannot be decoded.
+        """
+        pixels = decoding.decode(image) if isinstance(image, bytes) else image
+        for size in self.sizes:
+            pixels = decoding.resize(pixels, size)
+        return pixels
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides of the squares that an image is resized to, one after the other."""
+        return (self.stored_size, self.image_size) if self.stored_size else (self.image_size,)
+
+    def record(self) -> dict[str, Any]:
+        """The steps in order, as JSON values."""
+        decode = {
+            "step": "decode",
+            "colours": "RGB; transparency is dropped",
+            "depth": "8 bits; of 16, the upper 8",
+            "orientation": "as EXIF says",
+            "frame": "the first",
+        }
+        resizes = [
+            {
+                "step": "resize",
+                "to": [size, size],
+                "what": "the whole image, the aspect ratio ignored",
+                "filter": "bilinear with antialiasing, as in Pillow",
+                "values": "rounded to 8 bits",
+            }
+            for size in self.sizes
+        ]
+        scale = {"step": "scale", "from": "0 to 255", "to": RANGE}
+        return {**self._asdict(), "steps": [decode, *resizes, scale]}
+
+    def text(self) -> str:
+        """How images are resized, as a part of a sentence."""
+        squares = [f"to {size} x {size} pixels" for size in self.sizes]
+        how = "bilinear with antialiasing, the aspect ratio ignored"
+        return f"the whole image {', then '.join(squares)}, {how}"
+
+
+def of_data(
+    image_size: int, *, resized: bool, source_size: tuple[int, int] | None
+) -> Preprocessing:
+    """That of a data set's evaluation.
+
+    Args:
+        image_size: Side of what the models see, in pixels.
+        resized: See `data.Dataset`.
+        source_size: The same.
+    """
+    return Preprocessing(image_size, source_size[0] if resized and source_size else 0)
+
+
+def of_results(found: Mapping[str, Any]) -> Preprocessing:
+    """That of a run, by its results.json."""
+    return Preprocessing(found["data"]["image_size"], stored_size(found))
+
+
+def stored_size(found: Mapping[str, Any]) -> int:
+    """See `Preprocessing.stored_size`, by a run's results.json.
+
+    Results that were written before there was a record leave open whether squares of the stored
+    size were that from the start; they count as resized.
+    """
+    data = found["data"]
+    if "preprocessing" in data:
+        return data["preprocessing"]["stored_size"]
+    side = found["config"].get("data", {}).get("stored_size", 0)
+    return side if data.get("source_size") == [side, side] else 0

@@ -1,0 +1,1 @@
+"""Data loaders: images resident on the device, or streamed from the host."""

@@ -1,0 +1,109 @@
+"""Data sets that live on the device as uint8, and their batches.
+
+Crops, flips and resizing happen inside the jitted step (`augment`).
+"""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from remem_jax.data.images import augment
+from remem_jax.data.loaders import order
+from remem_jax.random_streams import Stage
+from remem_jax.records import Batch, Batches, DataLoader
+
+
+class Split(NamedTuple):
+    """Images of one split in memory.
+
+    Attributes:
+        image: uint8, (example, height, width, channel).
+        label: int32, (example,).
+    """
+
+    image: np.ndarray | jax.Array
+    label: np.ndarray | jax.Array
+
+
+def make_loader(
+    splits: Mapping[str, Split],
+    *,
+    image_size: int,
+    crop_area: tuple[float, float],
+    flip: bool,
+    seed: int,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> DataLoader:
+    """Batches of a data set that is put on the device whole.
+
+    Args:
+        splits: The data set, in memory.
+        image_size: Side of what the models see, in pixels.
+        crop_area: See `augment.make_train_transform`.
+        flip: The same.
+        seed: Decides the order of training.
+        sharding: How a batch is divided among devices, by its first axis; every device then holds
+            the whole data set. None is the default device.
+
+    Returns:
+        The loader; its images are as they are stored.
+    """
+    stored = {name: put(split, sharding) for name, split in splits.items()}
+    take = _make_take(sharding)
+
+    def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
+        split, step = stored["train"], first_step
+        examples, counted = len(split.label), np.ones(batch_size, bool)
+        while True:
+            positions = np.arange(step * batch_size, (step + 1) * batch_size)
+            rows = order.train_rows(positions, examples=examples, seed=seed, stage=stage)
+            yield take(split, rows, counted)
+            step += 1
+
+    def evaluation(name: str, batch_size: int) -> Batches:
+        split = stored[name]
+        examples = len(split.label)
+        for start in range(0, examples, batch_size):
+            positions = np.arange(start, start + batch_size)
+            yield take(split, *order.evaluation_rows(positions, examples=examples))
+
+    return DataLoader(
+        "resident",
+        train,
+        evaluation,
+        augment.make_train_transform(size=image_size, crop_area=crop_area, flip=flip),
+        augment.make_evaluation_transform(size=image_size),
+    )
+
+
+def memory() -> int:
+    """Bytes of memory that a device has; of a CPU, those of the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def put(split: Split, sharding: jax.sharding.NamedSharding | None = None) -> Split:
+    """The split, on the device, or whole on each device of a mesh."""
+    if sharding is None:
+        return Split(jax.device_put(split.image), jax.device_put(split.label))
+    everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return Split(
+        jax.make_array_from_process_local_data(everywhere, np.asarray(split.image)),
+        jax.make_array_from_process_local_data(everywhere, np.asarray(split.label)),
+    )
+
+
+def _make_take(
+    sharding: jax.sharding.NamedSharding | None,
+) -> Callable[[Split, np.ndarray, np.ndarray], Batch]:
+    """The jitted gathering of examples, which leaves batches divided as asked."""
+
+    @functools.partial(jax.jit, out_shardings=sharding)
+    def gather(split: Split, rows: jax.Array, counted: jax.Array) -> Batch:
+        return Batch(split.image[rows], split.label[rows], counted)
+
+    return lambda split, rows, counted: gather(split, rows.astype(np.int32), counted)

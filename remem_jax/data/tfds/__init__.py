@@ -1,0 +1,1 @@
+"""The data sets of the registry, as TFDS prepares them; read without TensorFlow."""

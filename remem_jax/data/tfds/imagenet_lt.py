@@ -1,0 +1,156 @@
+"""ImageNet-LT read out of a prepared ImageNet, by an index of its images.
+
+The builder of TFDS wants ImageNet's archives and writes the images once more; where ImageNet is
+prepared already, the lists of ImageNet-LT say which of its training images belong to it.
+
+Source: Liu et al. 2019, https://arxiv.org/abs/1904.05160.
+"""
+
+import hashlib
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from remem_jax.checks import SettingError
+from remem_jax.data import registry, sources
+from remem_jax.data.sources import TEST, TRAIN
+from remem_jax.data.tfds import copies
+
+NAME = "imagenet_lt"
+_PREPARE = f"tools/prepare_data.py {NAME}"
+
+
+class Chosen(NamedTuple):
+    """Reads some of the examples of a split, whose labels are known; see `sources.Split.read`."""
+
+    read: Callable[[int], sources.Example]
+    indices: np.ndarray
+    labels: np.ndarray
+
+    def __call__(self, i: int) -> sources.Example:
+        example = self.read(int(self.indices[i]))
+        if example.label != self.labels[i]:
+            raise SettingError(
+                f"The index of {NAME} does not fit the images of {registry.IMAGENET}; make it "
+                f"again: remove it and run {_PREPARE}."
+            )
+        return example
+
+
+def path(data_dir: str) -> pathlib.Path:
+    """Where the index lies, if there is one."""
+    return copies.folder(data_dir) / "remem_jax" / f"{NAME}.npz"
+
+
+def counts(data_dir: str) -> tuple[int, int] | None:
+    """Images of train and test in the index; None where there is none."""
+    if not path(data_dir).is_file():
+        return None
+    stored = _read(path(data_dir))
+    return len(stored[f"{TRAIN}_index"]), len(stored[f"{TEST}_index"])
+
+
+def splits(copy: copies.Copy, data_dir: str) -> dict[str, sources.Split]:
+    """The splits out of a copy of ImageNet.
+
+    Raises:
+        SettingError: If the index was made for another copy.
+    """
+    whole = copies.split(copy, TRAIN, f"imagenet2012 {TRAIN}")
+    stored = _read(path(data_dir))
+    here = str(copy.builder.version), whole.examples
+    indexed = str(stored["version"]), int(stored["examples"])
+    if here != indexed:
+        raise SettingError(
+            f"{path(data_dir)} was made for ImageNet in version {indexed[0]} with {indexed[1]} "
+            f"images, here is version {here[0]} with {here[1]}; make it again: remove it and run "
+            f"{_PREPARE}."
+        )
+    found = {}
+    for split in (TRAIN, TEST):
+        indices, labels = stored[f"{split}_index"], stored[f"{split}_label"]
+        reader = Chosen(whole.read, indices, labels)
+        digest = hashlib.sha256(indices.tobytes()).hexdigest()[:16]
+        noun = sources.Numbered(f"{NAME} {split}")
+        found[split] = sources.Split(reader, noun, len(indices), labels, f"{whole.key} {digest}")
+    return found
+
+
+def read_list(file: pathlib.Path) -> dict[str, int]:
+    """A list of ImageNet-LT, such as `train/n01440764/n01440764_190.JPEG 0`: name -> label.
+
+    Raises:
+        SettingError: If it has another form.
+    """
+    found = {}
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
+        name, _, label = line.rpartition(" ")
+        if not (name.endswith(".JPEG") and label.isdecimal()):
+            raise SettingError(
+                f"{file}, line {number} is no line of a list of ImageNet-LT: {line[:80]!r}, "
+                "expected one like 'train/n01440764/n01440764_190.JPEG 0'; download it again."
+            )
+        found[name.rpartition("/")[2]] = int(label)
+    return found
+
+
+def write(
+    copy: copies.Copy, data_dir: str, lists: dict[str, dict[str, int]], rows: Iterable[int]
+) -> None:
+    """Writes the index, in the order of the lists.
+
+    Args:
+        copy: Of ImageNet.
+        data_dir: Of TFDS; empty is its own default.
+        lists: For "train" and "test", as `read_list` reads them.
+        rows: 0, 1, ... up to the number of training images, or a bar of progress over it.
+
+    Raises:
+        SettingError: If ImageNet lacks an image of the lists, or has it with another label.
+    """
+    wanted = {file: label for found in lists.values() for file, label in found.items()}
+    places: dict[str, int] = {}
+    records = copies.records(copy, TRAIN)
+    for i in rows:
+        features = copies.parsed(records, i)
+        file = features["file_name"].bytes_list.value[0].decode()
+        if file in wanted:
+            _require_label(file, features["label"].int64_list.value[0], wanted[file])
+            places[file] = i
+    lacking = [file for file in wanted if file not in places]
+    if lacking:
+        raise SettingError(
+            f"{registry.IMAGENET} lacks {len(lacking)} of the {len(wanted)} images of the lists, "
+            f"such as {lacking[0]}: prepare it again from the whole ILSVRC2012_img_train.tar."
+        )
+    stored: dict[str, Any] = {"version": str(copy.builder.version), "examples": len(records)}
+    for split, found in lists.items():
+        stored[f"{split}_index"] = np.asarray([places[file] for file in found], np.int64)
+        stored[f"{split}_label"] = np.asarray(list(found.values()), np.int32)
+    target = path(data_dir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{os.getpid()}_{target.name}")
+    np.savez(partial, **stored)
+    partial.replace(target)
+
+
+def _require_label(file: str, label: int, wanted: int) -> None:
+    if label != wanted:
+        raise SettingError(
+            f"{file} has label {label} in {registry.IMAGENET} and {wanted} in the lists of "
+            f"ImageNet-LT: these are not its lists; see {_PREPARE} --instructions."
+        )
+
+
+def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise SettingError(
+            f"{file} cannot be read ({error}): remove it and run {_PREPARE}."
+        ) from None

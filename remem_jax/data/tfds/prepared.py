@@ -1,0 +1,73 @@
+"""The data sets of the registry, as TFDS has prepared them."""
+
+from typing import NamedTuple
+
+from remem_jax.checks import SettingError
+from remem_jax.data import registry, sources
+from remem_jax.data.sources import TEST, TRAIN
+from remem_jax.data.tfds import copies, imagenet_lt
+
+
+class State(NamedTuple):
+    """What is here of a data set.
+
+    Attributes:
+        format: TFDS's name of it, or what it is read out of.
+        counts: Images of train and test.
+    """
+
+    format: str
+    counts: tuple[int, int]
+
+
+def tfds(name: str, data_dir: str) -> sources.Source:
+    """A data set of the registry, prepared on disk by TFDS; no TensorFlow.
+
+    Args:
+        name: In the registry.
+        data_dir: Of TFDS; empty is its own default.
+
+    Raises:
+        SettingError: If it is not prepared, in another format, or damaged.
+    """
+    record = registry.RECORDS[name]
+    copy = copies.find(record.tfds, data_dir)
+    if copy is not None:
+        splits = {
+            split: copies.split(copy, expression, f"{name} {expression}")
+            for split, expression in ((TRAIN, record.train), (TEST, record.test))
+        }
+    elif name == imagenet_lt.NAME and imagenet_lt.path(data_dir).is_file():
+        copy = copies.find(registry.IMAGENET, data_dir)
+        if copy is None:
+            raise _not_prepared(registry.IMAGENET, name, data_dir)
+        splits = imagenet_lt.splits(copy, data_dir)
+    else:
+        raise _not_prepared(record.tfds, name, data_dir)
+    classes = copies.class_names(copy, record.tfds, record.classes)
+    official = record.is_official((splits[TRAIN].examples, splits[TEST].examples))
+    return sources.Source(name, splits, classes, record.metric, record.flip, official)
+
+
+def state(name: str, data_dir: str) -> State | None:
+    """What is here of a data set of the registry, by what TFDS wrote down; None if nothing.
+
+    Raises:
+        SettingError: If it lacks a split.
+    """
+    record = registry.RECORDS[name]
+    copy = copies.find(record.tfds, data_dir)
+    if copy is not None:
+        counts = copies.count(copy, record.train), copies.count(copy, record.test)
+        return State(copy.format, counts)
+    found = imagenet_lt.counts(data_dir) if name == imagenet_lt.NAME else None
+    if found is None or copies.find(registry.IMAGENET, data_dir) is None:
+        return None
+    return State("index", found)
+
+
+def _not_prepared(tfds_name: str, name: str, data_dir: str) -> SettingError:
+    return SettingError(
+        f"{tfds_name} is not prepared in {copies.folder(data_dir)}: run tools/prepare_data.py "
+        f"{name}, or set config.data.dir to where it is."
+    )

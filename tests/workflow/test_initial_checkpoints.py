@@ -1,0 +1,149 @@
+"""Checkpoints are checked whole before the data are looked at, and read once."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import analysis, quickstart
+from remem_jax import models, workflow
+from remem_jax.checks import SettingError
+from remem_jax.weights import augreg
+from remem_jax.workflow import context
+from remem_jax.workflow.remem import finetune
+
+Arrays = dict[str, np.ndarray]
+KERNEL = "Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"
+
+
+@pytest.fixture(scope="module")
+def arrays() -> Arrays:
+    """A ViT Pico/8 for images of 16 pixels."""
+    shapes = augreg.names_and_shapes(models.make("vit", variant="Pico/8", classes=3), 16)
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def _store(path: pathlib.Path, **arrays: Any) -> None:
+    np.savez(path, **arrays)
+
+
+@pytest.fixture
+def config(arrays: Arrays, tmp_path: pathlib.Path) -> ConfigDict:
+    """A run that starts from them."""
+    config = quickstart.get_config()
+    config.methods = ("finetune",)
+    config.data.image_size = 16
+    config.teacher.init = str(tmp_path / "vit.npz")
+    _store(tmp_path / "vit.npz", **arrays)
+    return config
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test in which data are looked at."""
+
+    def load_data(*given: object) -> None:
+        pytest.fail("The data were looked at.")
+
+    monkeypatch.setattr(context, "load_data", load_data)
+
+
+def _with_nan(arrays: Arrays) -> Arrays:
+    kernel = arrays[KERNEL].copy()
+    kernel[0, 0] = np.nan
+    return arrays | {KERNEL: kernel}
+
+
+BROKEN: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
+    "NaN": (_with_nan, rf"holds NaN or infinity, in {KERNEL}"),
+    "missing": (lambda a: {n: x for n, x in a.items() if n != KERNEL}, f"missing: {KERNEL}"),
+    "unexpected": (lambda a: a | {"extra": np.zeros(1, np.float32)}, "unexpected: extra"),
+    "mis-shaped": (lambda a: a | {KERNEL: a[KERNEL].T}, f"mis-shaped: {KERNEL}"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_checkpoint_is_refused_before_the_data_are_looked_at(
+    kind: str, config: ConfigDict, arrays: Arrays, tmp_path: pathlib.Path, unseen: None
+) -> None:
+    damage, message = BROKEN[kind]
+    _store(tmp_path / "vit.npz", **damage(arrays))
+
+    with pytest.raises(SettingError, match=message):
+        workflow.run(config, tmp_path / "run")
+
+
+def test_a_file_cut_short_is_refused_before_the_data_are_looked_at(
+    config: ConfigDict, tmp_path: pathlib.Path, unseen: None
+) -> None:
+    path = tmp_path / "vit.npz"
+    path.write_bytes(path.read_bytes()[:1000])
+
+    with pytest.raises(SettingError, match=r"is not a whole \.npz checkpoint"):
+        workflow.run(config, tmp_path / "run")
+
+
+def test_another_variant_is_refused_before_the_data_are_looked_at(
+    config: ConfigDict, tmp_path: pathlib.Path, unseen: None
+) -> None:
+    config.teacher.variant, config.data.image_size = "Ti/16", 32
+
+    with pytest.raises(SettingError, match=r"not ViT-Ti/16 .*set config\.teacher\.variant"):
+        workflow.run(config, tmp_path / "run")
+
+
+def test_images_that_do_not_divide_into_its_patches_are_refused_before_they_are_looked_at(
+    config: ConfigDict, tmp_path: pathlib.Path, unseen: None
+) -> None:
+    config.teacher.variant, config.data.image_size = "", 20
+
+    with pytest.raises(SettingError, match=r"must be a multiple of 8, the patch of the checkpoint"):
+        workflow.run(config, tmp_path / "run")
+
+
+def test_the_last_checkpoint_of_an_analysis_is_refused_before_the_data_are_looked_at(
+    arrays: Arrays, config: ConfigDict, tmp_path: pathlib.Path, unseen: None
+) -> None:
+    _store(tmp_path / "nan.npz", **_with_nan(arrays))
+    looked = analysis.get_config(f"digits,init={config.teacher.init}|{tmp_path}/nan.npz")
+    looked.analyses, looked.data.image_size = ("expertness",), 16
+
+    with pytest.raises(SettingError, match=r"nan\.npz holds NaN or infinity"):
+        workflow.run(looked, tmp_path / "run")
+
+
+def test_a_checkpoint_is_read_once(
+    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    original = augreg.read
+
+    def counted(path: str | pathlib.Path, *, heads: int = 0) -> augreg.Checkpoint:
+        read.append(str(path))
+        return original(path, heads=heads)
+
+    def work(run: context.Run) -> None:
+        assert finetune.read_pretrained(run).checkpoint.size.features > 0
+
+    monkeypatch.setattr(augreg, "read", counted)
+    monkeypatch.setitem(workflow.WORKFLOWS, "remem", work)
+
+    workflow.run(config, tmp_path / "run")
+
+    assert read == [config.teacher.init]
+
+
+def test_a_run_without_a_teacher_reads_no_checkpoint(
+    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.methods = ("scratch",)
+    (tmp_path / "vit.npz").write_bytes(b"")
+    done: list[context.Run] = []
+    monkeypatch.setitem(workflow.WORKFLOWS, "remem", done.append)
+
+    workflow.run(config, tmp_path / "run")
+
+    assert len(done) == 1
