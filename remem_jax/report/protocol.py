@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from remem_jax.data import registry
+from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
 
@@ -91,7 +92,7 @@ DIST: Mapping[str, Paper] = {
     "student.temperatures": _choice((1.0,)),
     "student.weights": Paper((1.0,), every=True),  # beta and gamma
 }
-LOSSES = ("kd", "dist")
+LOSSES = tuple(loss.name for loss in student_losses.LOSSES.values() if loss.in_paper)
 MIXED = 0.8  # In patient distillation, which is KD.
 STUDENTS = ("resnet18", "mobilenet_v2")  # And an EfficientNetV2, of which size is lost.
 _AUGREG = [f"augreg:{variant}" for variant in PAPER["teacher.variant"].values]

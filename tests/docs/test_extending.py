@@ -16,7 +16,7 @@ from configs import remem
 from remem_jax import data, mesh, models, settings
 from remem_jax.checks import SettingError
 from remem_jax.data import registry
-from remem_jax.train import objectives
+from remem_jax.train import student_losses
 
 CHANGED = (  # Of JAX; by a run, and for it.
     "jax_compilation_cache_dir",
@@ -60,7 +60,7 @@ def run(
     monkeypatch.setenv("REMEM_CACHE", str(cache))
     small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["make"]
     monkeypatch.setattr(models, "STUDENTS", models.STUDENTS | {"resnet18": small})
-    monkeypatch.setattr(objectives, "STUDENT_LOSSES", dict(objectives.STUDENT_LOSSES))
+    monkeypatch.setattr(student_losses, "LOSSES", dict(student_losses.LOSSES))
     monkeypatch.setattr(data, "CUSTOM", dict(data.CUSTOM))
     monkeypatch.setattr(data, "NAMES", data.NAMES)
     one = functools.partial(mesh.make_mesh, jax.devices()[:1])
@@ -124,7 +124,7 @@ def test_the_new_record_is_a_data_set_by_name(
         ("data_set.md", "remem_jax/data/__init__.py"),
         ("data_set.md", "remem_jax/data/registry.py"),
         ("data_set.md", "remem_jax/data/tfds/obtaining.py"),
-        ("loss.md", "remem_jax/train/objectives.py"),
+        ("loss.md", "remem_jax/train/student_losses.py"),
     ],
 )
 def test_a_page_names_the_file_of_the_table(page: str, table: str) -> None:

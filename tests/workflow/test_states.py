@@ -62,7 +62,9 @@ def test_no_device_holds_the_whole_of_what_is_drawn(
     monkeypatch.setattr(mesh, "SMALLEST_DIVIDED", 2)
     key = jax.random.key(3)
     init = models.make_init(models.make("vit", variant="Pico/8", classes=3), 16)
-    tx = optim.sgd(lambda count: 0.1, momentum=0.9)
+    tx = optim.sgd(
+        lambda count: 0.1, momentum=0.9, nesterov=False, weight_decay=0.0, clip_norm=None
+    )
 
     def create(key: jax.Array) -> state.State:
         return state.create(init(key), tx)
