@@ -7,27 +7,29 @@ from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.storage import results
 from remem_jax.train import state
-from remem_jax.workflow import context, memory
+from remem_jax.workflow import context, step_memory
 from remem_jax.workflow.remem.student_setup import GridPoint, StudentGrid, StudentSetup
 
 _CHOSEN = "students/group.json"
 _PLENTY = 0.25  # Fraction of a device's memory below which nothing is compiled to measure more.
 
 
-def need(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> memory.Need:
+def need(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> step_memory.Need:
     """Returns the memory that students need: each steps in turn, after the teacher's pass."""
-    batch = memory.batch(run, run.config.student.batch_size)
+    batch = step_memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), "int32"), mesh.batch_sharding(run.mesh)
-    batch_bytes, augment_bytes = memory.of_step(setup.augment, number, batch)
+    batch_bytes, augment_bytes = step_memory.of_step(setup.augment, number, batch)
     augmented = mesh.shapes(jax.eval_shape(setup.augment, number, batch), by_batch)
     targets, teacher_held, teacher_bytes = None, mesh.device_bytes(augmented.images), 0
     if grid.compute_targets:
         given = grid.shapes, augmented.images
-        teacher_held, teacher_bytes = memory.of_step(grid.compute_targets, *given)
+        teacher_held, teacher_bytes = step_memory.of_step(grid.compute_targets, *given)
         targets = mesh.shapes(jax.eval_shape(grid.compute_targets, *given), by_batch)
     states = [_state_shapes(run, setup, point) for point in grid.one_per_loss]
     of_steps = [
-        memory.of_step(setup.steps[point.loss], one, *augmented, targets, point.hyperparameters)[1]
+        step_memory.of_step(
+            setup.steps[point.loss], one, *augmented, targets, point.hyperparameters
+        )[1]
         for point, one in zip(grid.one_per_loss, states, strict=True)
     ]
     # Augmented images and targets, the results of the two passes, stay while students step.
@@ -36,10 +38,10 @@ def need(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> memory.Nee
         augment_bytes - mesh.device_bytes(augmented), teacher_bytes - mesh.device_bytes(targets)
     )
     each = max(map(mesh.device_bytes, states))
-    return memory.Need(grid.stage, held, each, max(passes, *of_steps))
+    return step_memory.Need(grid.stage, held, each, max(passes, *of_steps))
 
 
-def fitting(run: context.Run, need: memory.Need, students: int) -> int:
+def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
     """Returns how many students are trained at once: `config.student.group`, or all that fit.
 
     Students that differ only in their seed are always trained together.

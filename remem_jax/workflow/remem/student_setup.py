@@ -114,7 +114,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     ) -> state.State:
         variables = init(init_key)
         if target:
-            channels = models.channels(model, run.config.data.image_size)
+            channels = models.trunk_channels(model, run.config.data.image_size)
             variables = projection.add(
                 variables, projection_key, channels=channels, width=target.width
             )
@@ -129,7 +129,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
 
     shapes, first_states, compiled_steps = {}, {}, {}
     for name, (loss, target) in _losses(run, pretrained).items():
-        apply = run.spread(models.student_apply(model, target))
+        apply = run.gather_params(models.student_apply(model, target))
         step = functools.partial(steps.make_student_step, apply, tx, loss=loss)
         create = run.jit_create(functools.partial(first_state, target), *keys(0))
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
@@ -234,7 +234,7 @@ def make_grid(
 
 def make_targets(run: context.Run, teacher_apply: TeacherApply) -> TeacherApply:
     """Compiles the outputs that students learn from: the teacher's, with flattened logits."""
-    gathered, flatten = run.spread(teacher_apply), run.config.student.flatten
+    gathered, flatten = run.gather_params(teacher_apply), run.config.student.flatten
 
     def compute_targets(variables: Variables, images: jax.Array) -> Outputs:
         outputs: Outputs = gathered(variables, images)
