@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from remem_jax import models
 from remem_jax.data import registry
 from remem_jax.methods import METHODS
+from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
 
@@ -93,7 +94,7 @@ DIST: Mapping[str, Paper] = {
     "student.temperatures": _choice((1.0,)),
     "student.weights": Paper((1.0,), every=True),  # beta and gamma
 }
-LOSSES = ("kd", "dist")
+LOSSES = tuple(loss.name for loss in student_losses.LOSSES.values() if loss.in_paper)
 MIXED = 0.8  # In patient distillation, which is KD.
 _AUGREG = [f"augreg:{variant}" for variant in PAPER["teacher.variant"].values]
 WEIGHTS = tuple(dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values())))  # Teachers start from them.

@@ -68,12 +68,12 @@ def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
     losses: dict[str, dict[str, Any]] = {}
     for point in points:
         loss = point.loss if METHODS[method].has_teacher else None
-        counting = student_setup.counting(point, hard_labels=bool(student.hard_labels))
+        used = student_setup.hyperparameters(point, hard_labels=bool(student.hard_labels))
         of_loss = losses.setdefault(point.loss, {"loss": loss})
         for name in ("learning_rate", "temperature", "weight", "seed"):
             values = of_loss.setdefault(name, [])
-            if counting[name] is not None and counting[name] not in values:
-                values.append(counting[name])
+            if used[name] is not None and used[name] not in values:
+                values.append(used[name])
     names = list(trials[0].point)
     return {
         "settings": len(trials),

@@ -17,7 +17,7 @@ from configs import quickstart, remem
 from remem_jax import data, mesh, models, settings
 from remem_jax.checks import SettingError
 from remem_jax.data import registry
-from remem_jax.train import objectives
+from remem_jax.train import student_losses
 from tests import tiny_run
 from tests.models import test_every_student
 
@@ -82,7 +82,7 @@ def run(
     monkeypatch.setattr(models, "STUDENTS", models.STUDENTS | {"resnet18": small})
     teacher = tiny_run.save_teacher(tmp_path / "teacher.npz")
     monkeypatch.setattr(quickstart, "get_config", functools.partial(_config, teacher))
-    monkeypatch.setattr(objectives, "STUDENT_LOSSES", dict(objectives.STUDENT_LOSSES))
+    monkeypatch.setattr(student_losses, "LOSSES", dict(student_losses.LOSSES))
     monkeypatch.setattr(data, "CUSTOM", dict(data.CUSTOM))
     monkeypatch.setattr(data, "NAMES", data.NAMES)
     one = functools.partial(mesh.make_mesh, jax.devices()[:1])
@@ -155,7 +155,7 @@ def test_the_new_record_is_a_data_set_by_name(
         ("data_set.md", "remem_jax/data/__init__.py"),
         ("data_set.md", "remem_jax/data/registry.py"),
         ("data_set.md", "remem_jax/data/tfds/obtaining.py"),
-        ("loss.md", "remem_jax/train/objectives.py"),
+        ("loss.md", "remem_jax/train/student_losses.py"),
     ],
 )
 def test_a_page_names_the_file_of_the_table(page: str, table: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from remem_jax import models, optim
+from remem_jax import models, sam
 from remem_jax.models import tuning, vit
 
 SIZE = vit.Size(patch=4, features=12, depth=3, heads=2)
@@ -179,7 +179,7 @@ def test_sam_climbs_by_rho_over_the_trainable_parameters(
     tuned = tuning.make(method, **SMALL[method])
     shapes, _ = tuning.split(jax.eval_shape(tuned.add, params, key), tuned.trains)
     trainable, gradient = random_like({"now": shapes, "gradient": shapes}).values()
-    tx = optim.sam(0.05)
+    tx = sam.sam(0.05)
 
     # A grad_fn that returns its argument reveals the perturbed parameters.
     update = jax.jit(lambda g, p: tx.update(g, tx.init(p), p, grad_fn=lambda worst: worst))

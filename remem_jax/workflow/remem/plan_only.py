@@ -90,7 +90,7 @@ def _of_students(
     else:
         first = finetune.start(run, pretrained, method)
         merged = jax.eval_shape(first.teacher, first.trainable)
-        answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
-        grid = student_setup.make_grid(run, f"students/{method}", answer, merged)
+        targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        grid = student_setup.make_grid(run, f"students/{method}", targets, merged)
     need = student_groups.need(run, members, grid)
     return need._replace(models=student_groups.fitting(run, need, len(grid.points)))
