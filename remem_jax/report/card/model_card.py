@@ -14,8 +14,9 @@ import yaml
 
 from remem_jax import models
 from remem_jax.data.images import preprocessing
-from remem_jax.report import pages, tables
-from remem_jax.report.card import card_tables, licences
+from remem_jax.report import rendering, tables
+from remem_jax.report.card import licences
+from remem_jax.report.card import tables as card_tables
 from remem_jax.report.run import plots
 from remem_jax.report.tables import Results
 from remem_jax.storage import files
@@ -71,7 +72,7 @@ def markdown(results: Results, method: str) -> str:
         "tables": card_tables.of_card(results, method),
         "limits": _limits(results),
     }
-    return pages.markdown("card/model_card.md.jinja", content)
+    return rendering.markdown("card/model_card.md.jinja", content)
 
 
 def head(results: Results, method: str) -> dict[str, Any]:
