@@ -146,8 +146,8 @@ def test_rows_have_the_names_and_shapes_of_timm(name: str) -> None:
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
-    found = {n: a.shape for n, a in torch_names.to_timm(zeros).items()}
-    assert found == {n: tuple(t.shape) for n, t in peer.state_dict().items()}
+    actual = {n: a.shape for n, a in torch_names.to_timm(zeros).items()}
+    assert actual == {n: tuple(t.shape) for n, t in peer.state_dict().items()}
 
 
 @pytest.mark.slow
