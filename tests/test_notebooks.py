@@ -21,21 +21,22 @@ from remem_jax import models
 from remem_jax.models import vit
 from remem_jax.report import tables
 from remem_jax.weights import augreg
+from tests import tiny_run
 
 pytestmark = pytest.mark.timeout(900)  # Several whole runs; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "tools" / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-# Compiling is nearly all of the time; what is compiled for one run is there for the next.
+# Compiling takes nearly all of the time; the second run finds what the first one compiled.
 TRAINING = {
     "data.image_size": 16,
     "teacher.steps": (2, 4),
     "teacher.warmup_steps": 1,
-    "teacher.batch_size": 32,
+    "teacher.batch_size": 8,
     "student.steps": 2,
     "student.warmup_steps": 1,
-    "student.batch_size": 32,
+    "student.batch_size": 8,
     "student.learning_rates": (0.1,),
     "student.evaluations": 1,
 }
@@ -136,7 +137,6 @@ def execute(name: str, scratch: pathlib.Path, **settings: Any) -> Executed:
     manager = client.create_kernel_manager()
     environment = os.environ | {
         "IPYTHONDIR": str(scratch / "ipython"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiles in two thirds of the time.
         "REMEM_CACHE": str(scratch / "cache"),
     }
     with tempfile.TemporaryDirectory() as short:  # The paths of sockets must be.
@@ -147,17 +147,26 @@ def execute(name: str, scratch: pathlib.Path, **settings: Any) -> Executed:
 
 
 @pytest.fixture(scope="module")
-def distilled(scratch: pathlib.Path, colours: pathlib.Path) -> Executed:
+def training(scratch: pathlib.Path) -> dict[str, Any]:
+    """Settings of a run with a small teacher."""
+    teacher = tiny_run.save_teacher(scratch / "teacher.npz")
+    return TRAINING | {"teacher.variant": "", "teacher.init": str(teacher)}
+
+
+@pytest.fixture(scope="module")
+def distilled(scratch: pathlib.Path, colours: pathlib.Path, training: dict[str, Any]) -> Executed:
     """The first notebook, with a user's images."""
-    changes = TRAINING | {"methods": ("scratch", "remem")}
+    changes = training | {"methods": ("scratch", "remem")}
     return execute("distil_your_own_images", scratch, IMAGES=str(colours), CHANGES=changes)
 
 
 @pytest.fixture(scope="module")
-def plane(distilled: Executed, scratch: pathlib.Path, colours: pathlib.Path) -> Executed:
+def plane(
+    distilled: Executed, scratch: pathlib.Path, colours: pathlib.Path, training: dict[str, Any]
+) -> Executed:
     """The second one, after the first, which compiles for both."""
     del distilled
-    changes = TRAINING | INFORMATION
+    changes = training | INFORMATION
     return execute("information_plane", scratch, IMAGES=str(colours), CHANGES=changes)
 
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, data, mesh, models, platforms, redaction
 from remem_jax.data.custom import lists
+from remem_jax.methods import METHODS
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import information, memory, values
 from remem_jax.settings.memory import division
@@ -16,14 +17,6 @@ from remem_jax.storage import identity
 from remem_jax.train import objectives
 from remem_jax.weights import catalog, matching
 
-# What each method changes in config.teacher; None where there is no teacher.
-METHODS: dict[str, dict[str, float] | None] = {
-    "scratch": None,
-    "finetune": {"rho": 0.0, "mlp_weight": 1.0, "attention_weight": 1.0},
-    "sam": {"mlp_weight": 1.0, "attention_weight": 1.0},
-    "reweight": {"rho": 0.0},
-    "remem": {},
-}
 GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
 
 
@@ -54,7 +47,7 @@ def check_remem(config: ConfigDict) -> None:
         checks.one_of("config.methods", method, METHODS)
     checks.at_least("config.retries", config.retries, 0)
     check_teacher(config.teacher, config.data.image_size)
-    if any(METHODS[method] is not None for method in config.methods):
+    if any(METHODS[method].has_teacher for method in config.methods):
         check_init(config.teacher)
     _check_student(config.student)
     if config.information.seeds:

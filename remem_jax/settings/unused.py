@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks
 from remem_jax.data import registry
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.train import objectives
 from remem_jax.weights import catalog
 
@@ -77,15 +77,14 @@ def _fits(name: str, pattern: str) -> bool:
 def _teachers(config: ConfigDict) -> Iterator[Mapping[str, Any]]:
     """The settings of `config.teacher`, as each method with a teacher changes them."""
     for method in config.methods:
-        changes = METHODS[method]
-        if changes is not None:
-            yield {**config.teacher, **changes}
+        if METHODS[method].has_teacher:
+            yield {**config.teacher, **METHODS[method].fixed}
 
 
 def _fixed(name: str) -> Reason:
     def why(config: ConfigDict) -> str:
-        taught = [method for method in config.methods if METHODS[method] is not None]
-        if any(name not in (METHODS[method] or {}) for method in taught):
+        taught = [method for method in config.methods if METHODS[method].has_teacher]
+        if any(name not in METHODS[method].fixed for method in taught):
             return ""
         return f"config.methods has {', '.join(taught)} alone, which sets it"
 

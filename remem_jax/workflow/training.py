@@ -74,7 +74,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
         trace = profiling.Trace(run.workdir / "profile" / part, first_step=done)
 
         def after(at: int) -> None:
-            ended()
+            step_ended()
             progress(at)
             if config.profile and mesh.is_writer():
                 trace(at)
@@ -109,7 +109,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             advice.given(part),
             advice.of_memory(part),
             _timed(started),
-            signals.steps() as ended,
+            signals.steps() as step_ended,
         ):
             last = loop.fit(
                 first,
@@ -123,7 +123,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             )
         trace.close()
         progress.close()
-        if mesh.any_process(signals.asked()):
+        if mesh.any_process(signals.stop_requested()):
             raise loop.StoppedError(
                 f"stopped after step {job.steps} of {job.steps}, which is saved"
             )

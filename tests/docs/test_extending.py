@@ -7,22 +7,22 @@ import re
 import runpy
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 
-from configs import remem
+from configs import quickstart, remem
 from remem_jax import data, mesh, models, settings
 from remem_jax.checks import SettingError
 from remem_jax.data import registry
 from remem_jax.train import objectives
+from tests import tiny_run
 from tests.models import test_every_student
 
 CHANGED = (  # Options of JAX that a run, or this module, changes.
     "jax_compilation_cache_dir",
-    "jax_disable_most_optimizations",
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
 )
@@ -31,6 +31,7 @@ EVERY_STUDENT = [
     for name in dir(test_every_student)
     if name.startswith("test_") and name != "test_the_docs_list_the_student"
 ]
+GET_CONFIG = quickstart.get_config  # The original; a fixture replaces it.
 PAGES = pathlib.Path(__file__).parents[2] / "docs" / "extending"
 
 
@@ -50,6 +51,13 @@ def _program(page: str, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def _config(teacher: pathlib.Path) -> ConfigDict:
+    """Returns the quick start's settings with a small teacher."""
+    config = GET_CONFIG()
+    config.teacher.variant, config.teacher.init = "", str(teacher)
+    return config
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A compilation cache for these runs, which share a teacher."""
@@ -65,29 +73,28 @@ def run(
 ) -> Iterator[Any]:
     """A function that runs the program of a page in an empty folder, and returns its results.
 
-    The tables that the program adds to are restored afterwards. ResNet-18, which compiles slowly,
-    is replaced by the student of student.md, and there is one device.
+    Afterwards the tables that it added to are restored. The pages train on one device, with a small
+    teacher, and with the student of the first page in place of ResNet-18, which is slow to compile.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMEM_CACHE", str(cache))
     small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["STUDENT"]
-    students = mock.patch.dict(models.STUDENTS, {"resnet18": small})
-    students.start()
+    monkeypatch.setattr(models, "STUDENTS", models.STUDENTS | {"resnet18": small})
+    teacher = tiny_run.save_teacher(tmp_path / "teacher.npz")
+    monkeypatch.setattr(quickstart, "get_config", functools.partial(_config, teacher))
     monkeypatch.setattr(objectives, "STUDENT_LOSSES", dict(objectives.STUDENT_LOSSES))
     monkeypatch.setattr(data, "CUSTOM", dict(data.CUSTOM))
     monkeypatch.setattr(data, "NAMES", data.NAMES)
     one = functools.partial(mesh.make_mesh, jax.devices()[:1])
     monkeypatch.setattr(mesh, "make_mesh", one)
     kept = {name: jax.config.values[name] for name in CHANGED}
-    compilation_cache.reset_cache()  # Otherwise it stays where it was.
-    jax.config.update("jax_disable_most_optimizations", True)  # Compiles in half of the time.
+    compilation_cache.reset_cache()  # Or it keeps to where it was.
 
     def finish(page: str, name: str) -> dict[str, Any]:
         runpy.run_path(str(_program(page, tmp_path / f"{name}.py")), run_name="__main__")
         return json.loads((tmp_path / "runs" / name / "results.json").read_text())
 
     yield finish
-    students.stop()
     for name, value in kept.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

@@ -62,7 +62,6 @@ class Tool:
         (folder / "hidden" / "sitecustomize.py").write_text(_HIDES.format(missing=MISSING))
         self.environment = os.environ | {
             "PYTHONPATH": str(folder / "hidden"),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         }
 

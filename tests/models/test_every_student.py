@@ -99,7 +99,7 @@ def test_the_names_of_files_are_translated_back(name: str) -> None:
     arrays = {path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items()}
 
     files = torch_names.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
-    back = traverse_util.flatten_dict(dict(torch_names.from_timm(files)), sep="/")
+    back: Any = traverse_util.flatten_dict(dict(torch_names.from_timm(files)), sep="/")
 
     assert {path: leaf.shape for path, leaf in back.items()} == {
         path: leaf.shape for path, leaf in arrays.items()

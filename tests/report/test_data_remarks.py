@@ -43,4 +43,4 @@ def test_where_there_is_nothing_to_say_nothing_is_said(
     results["data"] |= nothing if there else {}
 
     for page in _pages(run, results):
-        assert "What was found in the data" not in page
+        assert "Remarks on the data" not in page

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from remem_jax import mesh, models, optim
+from remem_jax import distributed, mesh, models, optim
 from remem_jax.data.images import augment
 from remem_jax.models import encoder, resnet, vit
 from remem_jax.records import Batch, Hyperparameters, Outputs
@@ -43,8 +43,7 @@ _COLLECTIVE = re.compile(
 def main(out: str, port: int, processes: int, process: int) -> None:
     """Joins the others, trains all cases, and writes OUT.json and OUT.npz."""
     jax.config.update("jax_num_cpu_devices", DEVICES // processes)
-    jax.config.update("jax_disable_most_optimizations", True)  # Half the time; same collectives.
-    mesh.init_distributed(f"localhost:{port}", processes, process)
+    distributed.initialize(f"localhost:{port}", processes, process)
     found: dict[str, Any] = {"writer": mesh.is_writer(), "devices": jax.device_count()}
     found["stored"] = _stored(pathlib.Path(f"{out}_outputs"))
     arrays: dict[str, np.ndarray] = {}

@@ -15,6 +15,7 @@ from remem_jax.data.loaders import resident
 from remem_jax.models import projection
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import lockstep, objectives, state, steps
+from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 GRID = (
@@ -78,7 +79,7 @@ class StudentSetup(NamedTuple):
 
 @pytest.fixture(scope="module")
 def setup() -> StudentSetup:
-    model = models.make("resnet18", classes=3)
+    model = tiny_run.STUDENT.make(classes=3)
     variables = models.init(model, jax.random.key(0), 16)
     tx = optim.sgd(
         optim.warmup_cosine(peak=1.0, steps=10, warmup_steps=1), momentum=0.9, nesterov=True
@@ -102,7 +103,7 @@ def setup() -> StudentSetup:
         made = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(2))
         return jax.jit(made, donate_argnums=0)
 
-    with_features = projection.add(variables, jax.random.key(3), channels=512, width=3)
+    with_features = projection.add(variables, jax.random.key(3), channels=64, width=3)
     return StudentSetup(
         jax.jit(lockstep.make_augment(transform, classes=3, key=jax.random.key(1))),
         jax.jit(teach),

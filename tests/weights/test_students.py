@@ -18,7 +18,7 @@ from tests.weights.test_augreg import reference_images
 def filled(model: Any, rng: np.random.Generator) -> Any:
     """Random variables, nowhere zero."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    return jax.tree.map(lambda s: 1 - rng.random(s.shape, np.float32), shapes)
 
 
 @pytest.mark.parametrize(

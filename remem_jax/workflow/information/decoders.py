@@ -51,7 +51,7 @@ class Readers(NamedTuple):
     steps: list[Any]
     shapes: tuple[state.State, ...]
     first: Callable[[], tuple[state.State, ...]]
-    teach: list[mutual_information.Teach]
+    teach: list[mutual_information.FeatureExtractor]
 
 
 def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "nothing") -> Readers:
@@ -77,11 +77,11 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     trained = model.clone(rematerialise=rematerialise)
     init = decoder.make_init(model, side=side, width=width)
     step = mutual_information.make_decoder_step(models.train_apply(trained), tx)
-    own = reading(settings)
+    own = critic_inputs(settings)
     require_grid(settings, side)
     own_critic = functools.partial(
         info_nce.init,
-        reading=own,
+        spec=own,
         width=width,
         hidden=settings.info_nce.hidden,
         embedding=settings.info_nce.embedding,
@@ -184,13 +184,13 @@ def require_grid(settings: ConfigDict, side: int) -> None:
     )
 
 
-def reading(settings: ConfigDict) -> info_nce.Reading:
-    """What the critics of `config.information` are given."""
+def critic_inputs(settings: ConfigDict) -> info_nce.InputSpec:
+    """Returns the spec of the critics' inputs of `config.information`."""
     own = settings.info_nce
-    return info_nce.Reading(own.grid, own.blocks, own.noise)
+    return info_nce.InputSpec(own.grid, own.blocks, own.noise)
 
 
-def _teach(teacher: Teacher) -> mutual_information.Teach:
+def _teach(teacher: Teacher) -> mutual_information.FeatureExtractor:
     return lambda images: _features(teacher, teacher.variables, images)
 
 

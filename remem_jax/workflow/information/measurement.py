@@ -26,7 +26,7 @@ from remem_jax.workflow.remem import finetune
 
 PICTURES = "pictures.npz"  # In the folder of a measurement.
 
-Shown = Callable[[], Iterator[mutual_information.Shown]]
+Shown = Callable[[], Iterator[mutual_information.HeldOutBatch]]
 
 
 def of_teachers(run: context.Run, teachers: finetune.Teachers) -> dict[str, Any]:
@@ -123,9 +123,9 @@ def _make_shown(run: context.Run) -> Shown:
     """Builds what gives the images of validation as teachers take them."""
     transform = context.evaluation_transform(run.loader, run.mesh)
 
-    def shown() -> Iterator[mutual_information.Shown]:
+    def shown() -> Iterator[mutual_information.HeldOutBatch]:
         for batch in run.loader.evaluation("validation", run.config.information.batch_size):
-            yield mutual_information.Shown(transform(batch.image), batch.mask)
+            yield mutual_information.HeldOutBatch(transform(batch.image), batch.mask)
 
     return shown
 
@@ -146,7 +146,7 @@ def _evaluate(
     run: context.Run,
     own: decoders.Readers,
     now: Sequence[state.State],
-    batches: Iterator[mutual_information.Shown],
+    batches: Iterator[mutual_information.HeldOutBatch],
     last: "_Last | None",
 ) -> list[mutual_information.Reconstruction]:
     """How well each of the decoders reconstructs validation; `last` sees the same features."""
@@ -159,7 +159,7 @@ def _evaluate(
         [one.variables for one in now[:count]],
         batches,
         fetch=run.fetch,
-        seen=last and last.see,
+        on_features=last and last.see,
     )
 
 
@@ -193,7 +193,7 @@ class _Last:
         self._run, self._own, self._now = run, own, now
         self._estimate = jax.jit(
             info_nce.make_estimate(
-                decoders.reading(run.config.information),
+                decoders.critic_inputs(run.config.information),
                 key=random_streams.key(run.config.seed, "critic", "evaluation"),
             )
         )
@@ -201,7 +201,9 @@ class _Last:
         self._bounds: dict[int, list[float]] = {i: [] for i in range(own.decoders, len(now))}
         self._pictures: dict[str, np.ndarray] = {}
 
-    def see(self, teacher: int, features: jax.Array, shown: mutual_information.Shown) -> None:
+    def see(
+        self, teacher: int, features: jax.Array, shown: mutual_information.HeldOutBatch
+    ) -> None:
         """Takes the features that a teacher has of a batch of validation."""
         targets = self._targets_of(shown.images)
         if f"reconstructions_{teacher}" not in self._pictures:  # The first batch.

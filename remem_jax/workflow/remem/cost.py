@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.train import flops
 from remem_jax.workflow import context, memory_plan
 from remem_jax.workflow.remem import finetune, student_setup
@@ -70,7 +70,7 @@ class Cost(NamedTuple):
 def of_run(config: ConfigDict, speed: Speed) -> Cost:
     """What a run with one method costs, at a speed."""
     (method,) = config.methods
-    scratch = METHODS[method] is None
+    scratch = not METHODS[method].has_teacher
     teachers = 1 if scratch else len(config.teacher.steps)
     alone = len(config.student.learning_rates) * len(config.student.seeds)
     students = teachers * (alone if scratch else len(student_setup.grid_points(config.student)))
@@ -93,7 +93,7 @@ def of_run(config: ConfigDict, speed: Speed) -> Cost:
 def measure(run: context.Run) -> Speed:
     """Takes some steps of a run with one method, which are not kept."""
     (method,) = run.config.methods
-    if METHODS[method] is None:
+    if not METHODS[method].has_teacher:
         scratch = student_setup.scratch_grid(run)
         return _of_students(run, student_setup.make(run, None), scratch, {}, None)
     pretrained = finetune.read_pretrained(run)

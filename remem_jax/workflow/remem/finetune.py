@@ -9,9 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from remem_jax import losses, mesh, models, optim, random_streams
+from remem_jax.methods import METHODS
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Batch, Params, TeacherApply, TrainApply, Variables
-from remem_jax.settings import METHODS, division, tuning_of
+from remem_jax.settings import division, tuning_of
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import flops, loop, objectives, state, steps
 from remem_jax.weights import augreg
@@ -348,5 +349,5 @@ def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Ste
 def settings_of(config: ConfigDict, method: str) -> ConfigDict:
     """`config.teacher` as a method changes it."""
     settings = config.teacher.copy_and_resolve_references()
-    settings.update(METHODS[method] or {})
+    settings.update(METHODS[method].fixed)
     return settings

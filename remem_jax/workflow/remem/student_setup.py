@@ -10,16 +10,14 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, models, optim, random_streams
 from remem_jax.checks import require
+from remem_jax.methods import METHODS, SCRATCH
 from remem_jax.models import projection
 from remem_jax.records import Hyperparameters, Key, Outputs, TeacherApply, Variables
-from remem_jax.settings import METHODS
 from remem_jax.train import lockstep, objectives, state, steps
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import finetune
-
-SCRATCH = "scratch"  # The step of students without a teacher, whose loss is labels alone.
 
 
 class GridPoint(NamedTuple):
@@ -152,7 +150,7 @@ def _objectives(
         for name in run.config.student.losses:
             loss = functools.partial(objectives.STUDENT_LOSSES[name], hard_labels=hard_labels)
             found[name] = loss, _target(run, pretrained.checkpoint, name)
-    if any(METHODS[method] is None for method in run.config.methods):
+    if any(not METHODS[method].has_teacher for method in run.config.methods):
         found[SCRATCH] = objectives.labels_alone, None
     return found
 
@@ -212,7 +210,7 @@ def counting(point: GridPoint, *, hard_labels: bool) -> dict[str, Any]:
 
 def scratch_grid(run: context.Run) -> StudentGrid:
     """Students from scratch: they learn from labels, whatever `config.student.hard_labels` says."""
-    return StudentGrid("students/scratch", scratch_points(run.config.student), None, {})
+    return StudentGrid(f"students/{SCRATCH}", scratch_points(run.config.student), None, {})
 
 
 def make_grid(run: context.Run, part: str, answer: TeacherApply, shapes: Variables) -> StudentGrid:
