@@ -118,8 +118,8 @@ def _adapter(method: str, *, reduction: int = 16, norms: bool) -> Tuning:
     adapter.check(placement, reduction)
 
     def trains(name: str) -> bool:
-        parts = name.split("/")
-        return _in_head(name) or adapter.NAME in parts or (norms and any(map(_is_norm, parts)))
+        modules = name.split("/")
+        return _in_head(name) or adapter.NAME in modules or (norms and any(map(_is_norm, modules)))
 
     add = functools.partial(adapter.add, placement=placement, reduction=reduction)
     return Tuning(method, add, trains, adapter.wrap, _same, mergeable=False)
@@ -138,8 +138,8 @@ def _in_head(name: str) -> bool:
     return name.startswith("head/")
 
 
-def _is_norm(part: str) -> bool:
-    return part.startswith("LayerNorm_") or part == "encoder_norm"
+def _is_norm(module: str) -> bool:
+    return module.startswith("LayerNorm_") or module == "encoder_norm"
 
 
 METHODS: dict[str, Callable[..., Tuning]] = {

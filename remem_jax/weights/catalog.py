@@ -200,10 +200,10 @@ def find(init: str) -> Published:
     if init in PUBLISHED:
         return PUBLISHED[init]
     collection, _, stem = init.removesuffix(".npz").partition(":")
-    parts = _STEM.fullmatch(stem)
+    match = _STEM.fullmatch(stem)
     variants = {_plain(variant): variant for variant in _MEBIBYTES}
-    if collection == "augreg" and parts and parts[1] in variants:
-        return _of_sweep(stem, variants[parts[1]], parts[2])
+    if collection == "augreg" and match and match[1] in variants:
+        return _of_sweep(stem, variants[match[1]], match[2])
     known = [*BUNDLED, *PUBLISHED]
     close = [name for name in known if name.startswith(f"{collection}:")]
     close = close or difflib.get_close_matches(init, known) or known
@@ -215,8 +215,8 @@ def find(init: str) -> Published:
 
 def split_path(init: str) -> tuple[pathlib.Path, str]:
     """Splits "two_towers.npz:params/img" into the file and the prefix in it; "" without one."""
-    parts = _SUBTREE.fullmatch(init)
-    file, subtree = parts.groups() if parts else (init, "")
+    match = _SUBTREE.fullmatch(init)
+    file, subtree = match.groups() if match else (init, "")
     return local_path("config.teacher.init", file), subtree.strip("/")
 
 

@@ -108,19 +108,19 @@ def _linear_weights(old: int, new: int) -> np.ndarray:
 
 
 def require_match(
-    found: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
     wanted: Mapping[str, tuple[int, ...]],
     source: str,
     advice: str = "set config.teacher.variant to the checkpoint's.",
 ) -> None:
     """Raises `SettingError`, which lists the differences, unless names and shapes are equal."""
     problems = {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
+        "missing": [name for name in wanted if name not in arrays],
+        "unexpected": [name for name in arrays if name not in wanted],
         "mis-shaped": [
-            f"{name} {found[name].shape} instead of {wanted[name]}"
+            f"{name} {arrays[name].shape} instead of {wanted[name]}"
             for name in wanted
-            if name in found and found[name].shape != wanted[name]
+            if name in arrays and arrays[name].shape != wanted[name]
         ],
     }
     if any(problems.values()):

@@ -72,17 +72,17 @@ def to_timm(params: Mapping[str, np.ndarray], *, grid: int = 0) -> dict[str, np.
         params[names.POSITION] = vit.sincos2d(grid, params[names.EMBEDDING].shape[-1])
     blocks = _numbers(params, r"Transformer/encoderblock_(\d+)/")
     units = [(b - 1, u - 1) for b, u in _numbers(params, r"block(\d+)/unit(\d+)/")]
-    found = {timm: params.pop(ours) for ours, timm in _WHOLE.items() if ours in params}
+    converted = {timm: params.pop(ours) for ours, timm in _WHOLE.items() if ours in params}
     for ours, timm in _attentions(blocks):
-        found |= _attention_to_timm(params, ours, timm)
+        converted |= _attention_to_timm(params, ours, timm)
     for ours, timm in _modules(blocks, units):
         for leaf, other in (("kernel", "weight"), ("scale", "weight"), ("bias", "bias")):
             if f"{ours}/{leaf}" in params:
                 array = params.pop(f"{ours}/{leaf}")
                 axes = (3, 2, 0, 1) if array.ndim == 4 else range(array.ndim)[::-1]
-                found[f"{timm}.{other}"] = array.transpose(axes)
+                converted[f"{timm}.{other}"] = array.transpose(axes)
     require(not params, f"timm's ViT has no parameter for {matching.listed(sorted(params))}.")
-    return {name: np.asarray(array, order="C") for name, array in found.items()}
+    return {name: np.asarray(array, order="C") for name, array in converted.items()}
 
 
 def from_timm(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> dict[str, np.ndarray]:
@@ -104,24 +104,24 @@ def from_timm(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> dict[str, 
             raise SettingError(f"The timm checkpoint {reason} ({start.rstrip('.')}).")
     blocks = _numbers(arrays, r"blocks\.(\d+)\.")
     units = _numbers(arrays, r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.")
-    found = {ours: arrays.pop(timm) for ours, timm in _WHOLE.items() if timm in arrays}
+    converted = {ours: arrays.pop(timm) for ours, timm in _WHOLE.items() if timm in arrays}
     for ours, timm in _attentions(blocks):
-        found |= _attention_from_timm(arrays, ours, timm, heads)
+        converted |= _attention_from_timm(arrays, ours, timm, heads)
     for ours, timm in _modules(blocks, units):
         if f"{timm}.weight" in arrays:
             weight = arrays.pop(f"{timm}.weight")
             axes = (2, 3, 1, 0) if weight.ndim == 4 else range(weight.ndim)[::-1]
             leaf = "scale" if weight.ndim == 1 else "kernel"
-            found[f"{ours}/{leaf}"] = weight.transpose(axes)
+            converted[f"{ours}/{leaf}"] = weight.transpose(axes)
         if f"{timm}.bias" in arrays:
-            found[f"{ours}/bias"] = arrays.pop(f"{timm}.bias")
+            converted[f"{ours}/bias"] = arrays.pop(f"{timm}.bias")
     if arrays:
         raise SettingError(
             "The timm checkpoint is not a supported ViT; there is no parameter for "
             f"{matching.listed(sorted(arrays))}."
         )
-    found = _with_cls_position(found)
-    return {name: np.asarray(array, order="C") for name, array in found.items()}
+    converted = _with_cls_position(converted)
+    return {name: np.asarray(array, order="C") for name, array in converted.items()}
 
 
 def usual_heads(features: int) -> int:
@@ -270,17 +270,17 @@ def _attention_to_timm(
     """Removes an attention layer from our parameters, and returns it in timm's form."""
     if f"{ours}out/kernel" not in params:
         return {}
-    found = {}
+    layer_arrays = {}
     for stack, layers in _stacks(timm).items():
         kernels = [params.pop(f"{ours}{layer}/kernel") for layer in layers]
         biases = [params.pop(f"{ours}{layer}/bias") for layer in layers]
         flat = [kernel.reshape(kernel.shape[0], -1).T for kernel in kernels]
-        found[f"{timm}{stack}.weight"] = np.concatenate(flat)
-        found[f"{timm}{stack}.bias"] = np.concatenate([bias.reshape(-1) for bias in biases])
+        layer_arrays[f"{timm}{stack}.weight"] = np.concatenate(flat)
+        layer_arrays[f"{timm}{stack}.bias"] = np.concatenate([bias.reshape(-1) for bias in biases])
     out = params.pop(f"{ours}out/kernel")
-    found[f"{timm}proj.weight"] = out.reshape(-1, out.shape[-1]).T
-    found[f"{timm}proj.bias"] = params.pop(f"{ours}out/bias")
-    return found
+    layer_arrays[f"{timm}proj.weight"] = out.reshape(-1, out.shape[-1]).T
+    layer_arrays[f"{timm}proj.bias"] = params.pop(f"{ours}out/bias")
+    return layer_arrays
 
 
 def _attention_from_timm(
@@ -299,9 +299,11 @@ def _attention_from_timm(
         )
     shape = (heads, features // heads)
     _require_shape(f"{timm}proj.weight", weight, (features, features))
-    found = {f"{ours}out/kernel": arrays.pop(f"{timm}proj.weight").T.reshape(*shape, features)}
+    layer_arrays = {
+        f"{ours}out/kernel": arrays.pop(f"{timm}proj.weight").T.reshape(*shape, features)
+    }
     if f"{timm}proj.bias" in arrays:
-        found[f"{ours}out/bias"] = arrays.pop(f"{timm}proj.bias")
+        layer_arrays[f"{ours}out/bias"] = arrays.pop(f"{timm}proj.bias")
     for stack, layers in _stacks(timm).items():
         for kind, leaf, rest in (("weight", "kernel", (features,)), ("bias", "bias", ())):
             name = f"{timm}{stack}.{kind}"
@@ -311,8 +313,8 @@ def _attention_from_timm(
             array = arrays.pop(name)
             _require_shape(name, array, (len(layers) * features, *rest))
             for layer, piece in zip(layers, np.split(array, len(layers)), strict=True):
-                found[f"{ours}{layer}/{leaf}"] = piece.T.reshape(*rest, *shape)
-    return found
+                layer_arrays[f"{ours}{layer}/{leaf}"] = piece.T.reshape(*rest, *shape)
+    return layer_arrays
 
 
 def _require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:

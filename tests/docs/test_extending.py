@@ -101,10 +101,10 @@ def run(
 
 
 def test_the_new_student_learns(run: Any) -> None:
-    found = run("student.md", "three_layers")
+    results = run("student.md", "three_layers")
 
-    assert found["models"]["student"] == "three_layers"
-    (scratch, distilled) = found["methods"]
+    assert results["models"]["student"] == "three_layers"
+    (scratch, distilled) = results["methods"]
     assert distilled["student"]["test"]["agreement"] > 0
     assert scratch["student"]["validation"]["top1"] > 0.15  # Chance is 0.1.
 
@@ -120,18 +120,18 @@ def test_the_new_student_passes_the_tests_of_every_student(
 
 
 def test_the_new_data_set_trains(run: Any) -> None:
-    found = run("data_set.md", "zipped")
+    results = run("data_set.md", "zipped")
 
-    assert found["data"]["title"] == "digits"
-    assert found["data"]["examples"]["test"] == 100
-    assert found["data"]["classes"] == 10
+    assert results["data"]["title"] == "digits"
+    assert results["data"]["examples"]["test"] == 100
+    assert results["data"]["classes"] == 10
 
 
 def test_the_new_loss_trains_beside_kd(run: Any) -> None:
-    found = run("loss.md", "logit_error")
+    results = run("loss.md", "logit_error")
 
-    assert {student["loss"] for student in found["students"]} == {"kd", "logit_error"}
-    assert not any(student["diverged"] for student in found["students"])
+    assert {student["loss"] for student in results["students"]} == {"kd", "logit_error"}
+    assert not any(student["diverged"] for student in results["students"])
 
 
 def test_the_new_record_is_a_data_set_by_name(

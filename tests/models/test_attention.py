@@ -67,10 +67,10 @@ def test_added_tokens_change_neither_attention_nor_its_gradients(
 ) -> None:
     arrays = drawn(rng, queries, tokens)
 
-    found = with_gradients(functools.partial(attention.padded, implementation="xla"))(*arrays)
+    actual = with_gradients(functools.partial(attention.padded, implementation="xla"))(*arrays)
 
     expected = with_gradients(attention.plain)(*arrays)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

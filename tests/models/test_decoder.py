@@ -131,9 +131,11 @@ def test_training_agrees_with_torch(rng: np.random.Generator) -> None:
 
     np.testing.assert_allclose(actual, our_maps(expected), rtol=1e-4, atol=1e-4)  # 300 products.
     for ours, theirs in (("bn1", peer[2]), ("bn2", peer[6]), ("bn3", peer[10])):
-        found = updates["batch_stats"][ours]
-        np.testing.assert_allclose(found["mean"], theirs.running_mean.numpy(), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found["var"], theirs.running_var.numpy(), rtol=1e-4)
+        result = updates["batch_stats"][ours]
+        np.testing.assert_allclose(
+            result["mean"], theirs.running_mean.numpy(), rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(result["var"], theirs.running_var.numpy(), rtol=1e-4)
 
 
 def test_kernels_start_as_kaimings_of_the_fan_out() -> None:

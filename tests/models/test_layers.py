@@ -186,9 +186,9 @@ def test_each_layer_is_one_operation_except_on_cpus(layer: nn.Module, operation:
     variables = jax.eval_shape(layer.init, jax.random.key(0), maps)
     traced = jax.jit(layer.apply).trace(variables, maps)
 
-    found = {
+    actual = {
         platform: traced.lower(lowering_platforms=(platform,)).as_text().count(operation)
         for platform in ("cpu", "cuda", "tpu")
     }
 
-    assert found == {"cpu": 0, "cuda": 1, "tpu": 1}
+    assert actual == {"cpu": 0, "cuda": 1, "tpu": 1}

@@ -54,8 +54,8 @@ def test_predicted_patches_and_their_gradients_are_those_of_torch(
     (theirs * torch.tensor(np.asarray(weights, np.float64))).sum().backward()
 
     def loss(kernel: Array, bias: Array, maps: Array) -> tuple[Array, Array]:
-        found = projection.patches({"kernel": kernel, "bias": bias}, maps, side)
-        return jnp.sum(found * weights), found
+        actual = projection.patches({"kernel": kernel, "bias": bias}, maps, side)
+        return jnp.sum(actual * weights), actual
 
     grads, ours = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*layer.values(), maps)
 

@@ -83,19 +83,21 @@ def test_loss_and_gradients_are_those_of_storing_everything(case: str, recompute
     stored = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
     loss, params = make(recompute, **CASES[case])
 
-    found = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+    actual = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, stored)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), actual, stored
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_choice_stores_less_than_the_one_before(case: str) -> None:
-    found = [
+    actual = [
         residual_bytes(*make(recompute, **CASES[case]))
         for recompute in rematerialisation.RECOMPUTED
     ]
 
-    assert all(more > less for more, less in itertools.pairwise(found))
+    assert all(more > less for more, less in itertools.pairwise(actual))
 
 
 def operations(recompute: str, **options: Any) -> float:

@@ -91,17 +91,17 @@ def test_known_sizes_are_those_of_the_parameters(one: catalog.Published) -> None
 
 
 def test_table_4_starts_from_three_published_weights_of_one_size() -> None:
-    found = [catalog.find(name) for name in catalog.TABLE_4.values()]
+    actual = [catalog.find(name) for name in catalog.TABLE_4.values()]
 
-    assert {one.variant for one in found} == {"B/16"}
-    assert len({one.path for one in found}) == 3
+    assert {one.variant for one in actual} == {"B/16"}
+    assert len({one.path for one in actual}) == 3
 
 
 @pytest.mark.parametrize("end", ["", ".npz"])
 def test_any_file_of_augreg_has_a_name(end: str) -> None:
-    found = catalog.find(f"augreg:{STEM}{end}")
+    actual = catalog.find(f"augreg:{STEM}{end}")
 
-    assert found == catalog.Published(
+    assert actual == catalog.Published(
         f"augreg:{STEM}", "B/16", f"augreg/{STEM}.npz", 391.4, "ImageNet-21k"
     )
 
@@ -118,9 +118,9 @@ def test_any_file_of_augreg_has_a_name(end: str) -> None:
 def test_the_size_of_a_file_of_augreg_is_that_of_its_head(
     stem: str, mebibytes: float | None, pretraining: str
 ) -> None:
-    found = catalog.find(f"augreg:{stem}")
+    actual = catalog.find(f"augreg:{stem}")
 
-    assert (found.mebibytes, found.pretraining) == (mebibytes, pretraining)
+    assert (actual.mebibytes, actual.pretraining) == (mebibytes, pretraining)
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,12 @@ def filled(model: vit.VisionTransformer, rng: np.random.Generator, image_size: i
 
 def renamed(arrays: Arrays, *pairs: tuple[str, str]) -> Arrays:
     """Renames arrays as other code bases do, by replacing parts of names."""
-    found = {}
+    result = {}
     for name, array in arrays.items():
         for old, new in pairs:
             name = name.replace(old, new)
-        found[name] = array
-    return found
+        result[name] = array
+    return result
 
 
 def in_linen(arrays: Arrays) -> Arrays:
@@ -61,12 +61,12 @@ def in_linen(arrays: Arrays) -> Arrays:
 
 def stacked(arrays: Arrays) -> Arrays:
     """Stacks blocks on a leading axis, as a scan over layers does."""
-    found = {n: a for n, a in arrays.items() if "encoderblock" not in n}
+    result = {n: a for n, a in arrays.items() if "encoderblock" not in n}
     for name in arrays:
         if "encoderblock_0/" in name:
             both = [arrays[name.replace("block_0/", f"block_{i}/")] for i in range(2)]
-            found[name.replace("encoderblock_0", "encoderblock")] = np.stack(both)
-    return found
+            result[name.replace("encoderblock_0", "encoderblock")] = np.stack(both)
+    return result
 
 
 def under(prefix: str, arrays: Arrays) -> Arrays:
@@ -130,9 +130,9 @@ def test_every_family_is_recognised_and_read_completely(
     arrays = filled(model, rng)
     store(tmp_path / "vit.npz", as_stored(arrays))
 
-    found, variables = augreg.make(tmp_path / "vit.npz")
+    result, variables = augreg.make(tmp_path / "vit.npz")
 
-    assert found == model
+    assert result == model
     assert augreg.read(tmp_path / "vit.npz").form == form
     flat = augreg.flatten(variables["params"])
     assert set(flat) == set(arrays)
@@ -355,11 +355,11 @@ def test_a_file_that_claims_an_absurd_size_is_refused(
     infos = zipfile.ZipFile.infolist
 
     def inflated(self: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-        found = infos(self)
-        for info in found:
+        result = infos(self)
+        for info in result:
             if info.filename == "cls.npy":
                 info.file_size = 2**40
-        return found
+        return result
 
     monkeypatch.setattr(zipfile.ZipFile, "infolist", inflated)
     with pytest.raises(SettingError, match=r"1024 GiB \(most in cls\)"):

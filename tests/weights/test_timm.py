@@ -236,11 +236,11 @@ def test_reals_are_read_as_float32(tmp_path: pathlib.Path, rng: np.random.Genera
     arrays = {name: values.astype(dtype) for name, dtype in types.items()}
     timm.save(tmp_path / "a.safetensors", arrays | {"steps": np.array(3)})
 
-    found = timm.read(tmp_path / "a.safetensors")
+    result = timm.read(tmp_path / "a.safetensors")
 
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array.astype(np.float32), strict=True)
-    np.testing.assert_array_equal(found["steps"], np.array(3), strict=True)
+        np.testing.assert_array_equal(result[name], array.astype(np.float32), strict=True)
+    np.testing.assert_array_equal(result["steps"], np.array(3), strict=True)
 
 
 def test_a_transposed_array_is_stored_in_its_logical_order(
@@ -299,13 +299,13 @@ def test_prefixes_of_wrappers_are_removed(
     wrapped = {wrapper + name: array for name, array in arrays.items()}
     timm.save(tmp_path / "wrapped.safetensors", wrapped)
 
-    plain, found = (
+    plain, result = (
         augreg.read(tmp_path / f"{n}.safetensors", heads=2) for n in ("plain", "wrapped")
     )
 
-    assert found.arrays.keys() == plain.arrays.keys()
+    assert result.arrays.keys() == plain.arrays.keys()
     for name, array in plain.arrays.items():
-        np.testing.assert_array_equal(found.arrays[name], array)
+        np.testing.assert_array_equal(result.arrays[name], array)
     assert "names are read without" in caplog.text
 
 
@@ -313,16 +313,18 @@ def test_arrays_beside_a_wrapped_model_are_ignored(rng: np.random.Generator) -> 
     arrays = timm.to_timm(random_arrays("cls", rng))
     beside = {"optimizer.step": np.zeros(1), "ema.cls_token": np.zeros(2)}
 
-    found, ignored = timm.unwrapped({f"model.{n}": a for n, a in arrays.items()} | beside, "a file")
+    result, ignored = timm.unwrapped(
+        {f"model.{n}": a for n, a in arrays.items()} | beside, "a file"
+    )
 
-    assert found.keys() == arrays.keys()
+    assert result.keys() == arrays.keys()
     assert sorted(ignored) == ["ema.cls_token", "optimizer.step"]
 
 
 def test_wrappers_of_compiled_submodules_are_removed_from_names() -> None:
-    found, _ = timm.unwrapped({"blocks.0._orig_mod.norm1.bias": np.zeros(1)}, "a file")
+    result, _ = timm.unwrapped({"blocks.0._orig_mod.norm1.bias": np.zeros(1)}, "a file")
 
-    assert found.keys() == {"blocks.0.norm1.bias"}
+    assert result.keys() == {"blocks.0.norm1.bias"}
 
 
 def test_several_models_in_one_file_are_refused(rng: np.random.Generator) -> None:
