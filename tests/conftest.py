@@ -103,14 +103,6 @@ def key() -> Key[Array, ""]:
     return jax.random.key(0)
 
 
-@pytest.fixture(scope="module")
-def optimised() -> Iterator[None]:
-    """Compiles with LLVM's optimisations, for networks that take longer to run than to compile."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture
 def mixed_dtypes() -> Iterator[None]:
     """Allows int32 and float32 to mix, which Optax's schedules and Adam need."""
@@ -134,8 +126,8 @@ def resnet4() -> Iterator[str]:
     from tests import tiny_run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.STUDENTS, tiny_run.STUDENT, tiny_run.make)
-        yield tiny_run.STUDENT
+        patch.setitem(models.STUDENTS, tiny_run.NAME, tiny_run.STUDENT)
+        yield tiny_run.NAME
 
 
 @pytest.fixture

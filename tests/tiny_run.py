@@ -16,18 +16,18 @@ from remem_jax import models
 from remem_jax.models import resnet, vit
 from remem_jax.weights import augreg
 
-STUDENT = "resnet4"
+NAME = "resnet4"
+STUDENT = models.Student(functools.partial(resnet.make, depths=(1,)), head=("fc/kernel", "fc/bias"))
 # Kernels of its MLPs, stacked, are just large enough to be divided by FSDP.
 TEACHER = vit.Size(patch=8, features=64, depth=2, heads=2)
 IMAGE_SIZE = 16  # Pixels.
-make = functools.partial(resnet.make, depths=(1,))
 
 
 def get_config() -> ConfigDict:
     """Returns all settings, and adds the student to the table of students."""
-    models.STUDENTS[STUDENT] = make
+    models.STUDENTS[NAME] = STUDENT
     config = quickstart.get_config()
-    config.student.model = STUDENT
+    config.student.model = NAME
     config.teacher.variant = ""
     config.data.image_size = IMAGE_SIZE
     return config

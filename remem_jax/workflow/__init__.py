@@ -16,7 +16,7 @@ from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
-from remem_jax.workflow import context, facts, precision, pretrained
+from remem_jax.workflow import context, initial_checkpoints, precision, provenance
 from remem_jax.workflow.analysis.pipeline import run_analysis
 from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import cost
@@ -110,12 +110,12 @@ def read_data_inputs(config: ConfigDict) -> dict[str, Any]:
     Raises:
         SettingError: If they are not there, or cannot be read.
     """
-    return facts.data_inputs(context.load_dataset(config, config.data))
+    return provenance.data_inputs(context.load_dataset(config, config.data))
 
 
 def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
     """The same of the weights that its teachers start from, which are downloaded if need be."""
-    return {"teacher": pretrained.read_digest(config)}
+    return {"teacher": initial_checkpoints.read_digest(config)}
 
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -143,7 +143,7 @@ def opened(
     Raises:
         SettingError: If the data or the weights cannot be used.
     """
-    preloaded = pretrained.Preloaded(_with_checkpoints(config))
+    preloaded = initial_checkpoints.Preloaded(_with_checkpoints(config))
     dataset, loader = context.load_data(config, config.data, on)
     logging.info(
         "%s: %s images of %d classes, on %d x %s%s.",

@@ -7,6 +7,7 @@ import re
 import runpy
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import pytest
@@ -19,6 +20,7 @@ from remem_jax.checks import SettingError
 from remem_jax.data import registry
 from remem_jax.train import objectives
 from tests import tiny_run
+from tests.models import test_every_student
 
 CHANGED = (  # Of JAX; by a run, and for it.
     "jax_compilation_cache_dir",
@@ -26,6 +28,11 @@ CHANGED = (  # Of JAX; by a run, and for it.
     "jax_persistent_cache_min_entry_size_bytes",
 )
 GET_CONFIG = quickstart.get_config  # The original; a fixture replaces it.
+EVERY_STUDENT = [
+    getattr(test_every_student, name)
+    for name in dir(test_every_student)
+    if name.startswith("test_")
+]
 PAGES = pathlib.Path(__file__).parents[2] / "docs" / "extending"
 
 
@@ -67,8 +74,9 @@ def run(
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMEM_CACHE", str(cache))
-    small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["make"]
-    monkeypatch.setattr(models, "STUDENTS", models.STUDENTS | {"resnet18": small})
+    small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["STUDENT"]
+    students = mock.patch.dict(models.STUDENTS, {"resnet18": small})
+    students.start()
     teacher = tiny_run.save_teacher(tmp_path / "teacher.npz")
     monkeypatch.setattr(quickstart, "get_config", functools.partial(_config, teacher))
     monkeypatch.setattr(objectives, "STUDENT_LOSSES", dict(objectives.STUDENT_LOSSES))
@@ -84,6 +92,7 @@ def run(
         return json.loads((tmp_path / "runs" / name / "results.json").read_text())
 
     yield finish
+    students.stop()
     for name, value in kept.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
@@ -96,6 +105,16 @@ def test_the_new_student_learns(run: Any) -> None:
     (scratch, taught) = found["methods"]
     assert taught["student"]["test"]["agreement"] > 0
     assert scratch["student"]["validation"]["top1"] > 0.15  # Of ten classes, chance is 0.1.
+
+
+@pytest.mark.parametrize("test", EVERY_STUDENT, ids=lambda test: test.__name__)
+def test_the_new_student_passes_the_tests_of_every_student(
+    test: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = runpy.run_path(str(_program("student.md", tmp_path / "three_layers.py")))
+    monkeypatch.setitem(models.STUDENTS, "three_layers", names["STUDENT"])
+
+    test("three_layers")
 
 
 def test_the_new_data_set_is_trained_on(run: Any) -> None:
@@ -130,7 +149,7 @@ def test_the_new_record_is_a_data_set_by_name(
 @pytest.mark.parametrize(
     ("page", "table"),
     [
-        ("student.md", "remem_jax/models/__init__.py"),
+        ("student.md", "remem_jax/models/students.py"),
         ("data_set.md", "remem_jax/data/__init__.py"),
         ("data_set.md", "remem_jax/data/registry.py"),
         ("data_set.md", "remem_jax/data/tfds/obtaining.py"),

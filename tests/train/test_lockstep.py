@@ -12,10 +12,9 @@ import pytest
 from remem_jax import models, optim
 from remem_jax.data.images import augment
 from remem_jax.data.loaders import resident
-from remem_jax.models import projection
+from remem_jax.models import projection, resnet
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import lockstep, objectives, state, steps
-from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 GRID = (
@@ -79,7 +78,7 @@ class StudentSetup(NamedTuple):
 
 @pytest.fixture(scope="module")
 def setup() -> StudentSetup:
-    model = tiny_run.make(classes=3)
+    model = resnet.make(depths=(1,), classes=3)
     variables = models.init(model, jax.random.key(0), 16)
     tx = optim.sgd(
         optim.warmup_cosine(peak=1.0, steps=10, warmup_steps=1), momentum=0.9, nesterov=True

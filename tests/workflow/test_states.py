@@ -13,7 +13,7 @@ from remem_jax import mesh, models, optim
 from remem_jax.models import encoder
 from remem_jax.records import Outputs
 from remem_jax.train import loop, state
-from remem_jax.workflow import context, memory
+from remem_jax.workflow import context, step_memory
 from remem_jax.workflow.remem import finetune, student_setup
 from tests import tiny_run
 
@@ -138,7 +138,7 @@ def _after(steps: int) -> Callable[[], bool]:
 
 def test_runs_of_other_seeds_compile_nothing_again(small_run: context.Run) -> None:
     pretrained = finetune.read_pretrained(small_run)
-    batch, number = memory.batch(small_run, 8), np.int32(0)
+    batch, number = step_memory.batch(small_run, 8), np.int32(0)
     (point, *_) = student_setup.grid_points(small_run.config.student)
     answer = jax.eval_shape(lambda: Outputs(jnp.zeros((8, 10))))
 

@@ -7,8 +7,8 @@ import pytest
 
 from remem_jax.checks import SettingError
 from remem_jax.data.loaders import resident
-from remem_jax.workflow import activations, context
-from remem_jax.workflow.remem import finetune, plan, student_groups, student_setup
+from remem_jax.workflow import context, memory_plan
+from remem_jax.workflow.remem import finetune, plan_only, student_groups, student_setup
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 
@@ -17,12 +17,11 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small_run
-    run.config.student.batch_size = 2  # What a student computes takes less than its state.
     caplog.set_level(logging.INFO, "absl")
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
 
-    teacher, students = plan.show(run, pretrained, setup)
+    teacher, students = plan_only.show(run, pretrained, setup)
 
     # SGD with momentum keeps two arrays for each parameter; an image of 8 x 8 pixels has 192 bytes.
     params = sum(
@@ -49,17 +48,18 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     assert [one.endswith("(chosen).") for one in listed] == [True, False, False]
 
     # What is not chosen was listed above, and takes long to compile.
-    monkeypatch.setattr(activations, "RECOMPUTED", ("blocks",))
+    monkeypatch.setattr(memory_plan, "RECOMPUTED", ("blocks",))
     # As many students at once as fit; no run where not one does, or fewer than are asked for.
-    monkeypatch.setattr(resident, "memory", lambda: students.at_rest)
-    assert [need.models for need in plan.show(run, pretrained, setup)] == [1, 1]
+    both = students.at_rest + students.running
+    monkeypatch.setattr(resident, "memory", lambda: both)  # The data set takes some of it.
+    assert [need.models for need in plan_only.show(run, pretrained, setup)] == [1, 1]
     run.config.student.group = 2
     with pytest.raises(SettingError, match=r"students/finetune and the data set take.*batch_size"):
-        plan.show(run, pretrained, setup)
+        plan_only.show(run, pretrained, setup)
     run.config.student.group = 0
     monkeypatch.setattr(resident, "memory", lambda: students.held)
     with pytest.raises(SettingError, match=r"A student of students/finetune does not fit"):
-        plan.show(run, pretrained, setup)
+        plan_only.show(run, pretrained, setup)
 
 
 def test_as_many_students_are_trained_at_once_as_fit_the_same_in_every_start(
@@ -73,8 +73,8 @@ def test_as_many_students_are_trained_at_once_as_fit_the_same_in_every_start(
     assert student_groups.size(run, setup, grid) == 3
 
     need = student_groups.need(run, setup, grid)
-    resident = run.dataset.resident_bytes
-    there = resident + need.held + need.running + 2 * need.each
+    data_set = run.dataset.resident_bytes
+    there = data_set + need.held + need.running + 2 * need.each
     monkeypatch.setattr(resident, "memory", lambda: there)
     assert student_groups.size(run, setup, grid) == 2
 
