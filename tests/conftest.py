@@ -73,9 +73,12 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def memory() -> Iterator[None]:
-    """Frees the programs that a module has compiled, which take most of a worker's memory."""
+def memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Frees what a module has cached: mostly compiled programs, and networks."""
     yield
+    for value in vars(request.module).values():
+        if clear := getattr(value, "cache_clear", None):
+            clear()
     jax.clear_caches()
     gc.collect()
     gc.freeze()  # What is left, such as imported packages, lasts to the end.
