@@ -73,9 +73,12 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def memory() -> Iterator[None]:
-    """Frees the programs that a module has compiled, which take most of a worker's memory."""
+def memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Frees what a module has cached: mostly compiled programs, and networks."""
     yield
+    for value in vars(request.module).values():
+        if clear := getattr(value, "cache_clear", None):
+            clear()
     jax.clear_caches()
     gc.collect()
     gc.freeze()  # What is left, such as imported packages, lasts to the end.
@@ -101,14 +104,6 @@ def rng() -> np.random.Generator:
 def key() -> Key[Array, ""]:
     """Returns the JAX key of a test."""
     return jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def optimised() -> Iterator[None]:
-    """Compiles with LLVM's optimisations, for networks that take longer to run than to compile."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -79,7 +79,8 @@ def run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMEM_CACHE", str(cache))
     small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["STUDENT"]
-    monkeypatch.setattr(models, "STUDENTS", models.STUDENTS | {"resnet18": small})
+    students = mock.patch.dict(models.STUDENTS, {"resnet18": small})
+    students.start()
     teacher = tiny_run.save_teacher(tmp_path / "teacher.npz")
     monkeypatch.setattr(quickstart, "get_config", functools.partial(_config, teacher))
     monkeypatch.setattr(student_losses, "LOSSES", dict(student_losses.LOSSES))
@@ -95,6 +96,7 @@ def run(
         return json.loads((tmp_path / "runs" / name / "results.json").read_text())
 
     yield finish
+    students.stop()
     for name, value in kept.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

@@ -14,7 +14,6 @@ from remem_jax.models.architectures import Architecture, Head, Row
 from remem_jax.weights import torch_names
 from tests.oracles import peers
 
-pytestmark = pytest.mark.usefixtures("optimised")
 TIMM = {name: student.timm for name, student in models.STUDENTS.items() if student.timm}
 TORCHVISION = {n: s.torchvision for n, s in models.STUDENTS.items() if s.torchvision}
 CLASSES = 7
