@@ -2,6 +2,8 @@
 
 import atexit
 import collections
+import ctypes
+import gc
 import os
 import pathlib
 import shutil
@@ -24,6 +26,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=1",
+        # Arrays are small: dividing their convolutions among threads costs more than it saves.
+        "--xla_cpu_multi_thread_eigen=false",
         "--xla_cpu_use_fusion_emitters=false"
         if Version(metadata.version("jaxlib")) <= Version("0.11.0")
         else "",
@@ -50,6 +54,8 @@ atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", os.environ.get("REMEM_TEST_CACHE", _COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 flags.FLAGS.mark_as_parsed()  # Grain reads flags when imported.
+# glibc returns freed memory to the system only when asked; other C libraries have no such function.
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +63,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long = {item.path for item in items if item.get_closest_marker("timeout")}
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (item.path not in long, -slow[item.path]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory() -> Iterator[None]:
+    """Frees what a module has compiled: most of the memory that a worker would keep."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if _TRIM:
+        _TRIM(0)
 
 
 @pytest.fixture(autouse=True)
@@ -104,31 +120,30 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def resnet6() -> Iterator[str]:
-    """A student of two blocks, in the table of those that there are; its name."""
+def resnet4() -> Iterator[str]:
+    """The name of a ResNet of one block, which is in the table of students."""
     from remem_jax import models
-    from tests import quickstart_resnet6
+    from tests import tiny_run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.STUDENTS, quickstart_resnet6.STUDENT, quickstart_resnet6.make)
-        yield quickstart_resnet6.STUDENT
+        patch.setitem(models.STUDENTS, tiny_run.NAME, tiny_run.STUDENT)
+        yield tiny_run.NAME
 
 
 @pytest.fixture
-def small_run(tmp_path: pathlib.Path, mixed_dtypes: None, resnet6: str) -> Iterator[Any]:
+def small_run(tmp_path: pathlib.Path, mixed_dtypes: None, resnet4: str) -> Iterator[Any]:
     """A `workflow.parts.Run` of digits with one method, whose models are small."""
     from configs import quickstart
-    from remem_jax import mesh, models, workflow
-    from remem_jax.weights import augreg
+    from remem_jax import mesh, workflow
     from remem_jax.workflow import precision
+    from tests import tiny_run
 
-    model = models.make("vit", variant="Pico/8", classes=3)
-    augreg.save(tmp_path / "pico.npz", models.init(model, jax.random.key(0), 16)["params"])
     config = quickstart.get_config()
     config.methods = ("finetune",)
-    config.student.model = resnet6
+    config.student.model = resnet4
     config.data.image_size = 16
-    config.teacher.init = str(tmp_path / "pico.npz")
+    config.teacher.variant = ""
+    config.teacher.init = str(tiny_run.save_teacher(tmp_path / "teacher.npz"))
     config.teacher.batch_size = config.student.batch_size = 8
     on = mesh.make_mesh(jax.devices()[:1])
     with workflow.opened(precision.resolved(config, on), tmp_path, on) as run:

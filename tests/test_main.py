@@ -1,10 +1,11 @@
 """What a user is shown of the log; in a process of its own, since importing it defines flags."""
 
-import json
 import os
 import pathlib
 import subprocess
 import sys
+
+import pytest
 
 _SCRIPT = """
 import asyncio, gc, logging as python_logging
@@ -36,15 +37,16 @@ def test_writes_that_fail_unheard_are_not_shown_and_all_else_is() -> None:
     assert shown == ["something else of asyncio", "our own"]
 
 
-_HOMES = """
+_ROOTS = """
 import sys
 
 from remem_jax import main
 
-assert main._homes(["main", "--config=/a/b/configs/figures/one.py:mini", "--workdir=x"]) == ["/a/b"]
-assert main._homes(["main", "--config", "/a/b/configs/one.py"]) == ["/a/b"]
-assert main._homes(["main", "--config=configs/one.py:folder,init=/c/configs/x.npz"]) == ["."]
-assert main._homes(["main", "--config=mine.py", "--config.data.path=/c/configs/x"]) == []
+roots = main._config_roots
+assert roots(["main", "--config=/a/b/configs/figures/one.py:mini", "--workdir=x"]) == ["/a/b"]
+assert roots(["main", "--config", "/a/b/configs/one.py"]) == ["/a/b"]
+assert roots(["main", "--config=configs/one.py:folder,init=/c/configs/x.npz"]) == ["."]
+assert roots(["main", "--config=mine.py", "--config.data.path=/c/configs/x"]) == []
 main.parse_flags(["main", f"--config={sys.argv[1]}", "--workdir=run"])
 print(main._CONFIG.value.shared)
 """
@@ -66,7 +68,7 @@ def test_a_config_imports_another_of_its_folder_wherever_it_is_run_from(
     elsewhere.mkdir()
 
     done = subprocess.run(
-        [sys.executable, "-c", _HOMES, str(home / "mine.py:mini")],
+        [sys.executable, "-c", _ROOTS, str(home / "mine.py:mini")],
         capture_output=True,
         text=True,
         cwd=elsewhere,
@@ -147,33 +149,63 @@ def test_a_remote_folder_is_one_line_and_makes_none(tmp_path: pathlib.Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-_IMPORTED = """
-import importlib, json, sys
-
-from jaxtyping import install_import_hook
-
-from remem_jax import main
-
-for library in main._LIBRARIES:
-    importlib.import_module(library)
-before = set(sys.modules)
-with install_import_hook(main._CHECKED, main._TYPECHECKER):
-    import remem_jax.workflow
-print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules)]))
-"""
+_ROOT = pathlib.Path(__file__).parents[1]
+_QUICKSTART = ("--config=configs/quickstart.py", "--workdir=run")
+# Libraries that take long to import, by what the command does not need yet.
+_FOR_SOME_RUNS = {"grain", "onnx", "optuna", "sklearn", "sqlalchemy", "torch"}
+_FOR_RUNS = _FOR_SOME_RUNS | {
+    *("matplotlib", "orbax", "requests", "scipy", "tensorboardX", "tensorflow_datasets"),
+    "tensorstore",
+}
+_FOR_CHECKS = _FOR_RUNS | {"flax", "jax", "jaxlib", "numpy", "optax"}
+_FOR_TESTS = {"IPython", "beartype", "chex", "hypothesis", "pytest"}
 
 
-def test_a_run_starts_without_what_only_some_need_and_compiles_few_libraries() -> None:
-    root = pathlib.Path(__file__).parents[1]
-
+def _imports(*command: str) -> tuple[set[str], str]:
+    """Returns the packages that a Python command imports, and the rest of its stderr."""
     done = subprocess.run(
-        [sys.executable, "-c", _IMPORTED], capture_output=True, text=True, check=True, cwd=root
+        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, cwd=_ROOT
     )
+    lines = done.stderr.splitlines()
+    timed = [line for line in lines if line.startswith("import time:")]
+    names = {line.rpartition("|")[2].strip().partition(".")[0] for line in timed}
+    return names, "\n".join(line for line in lines if line not in timed)
 
-    below_the_hook, imported = json.loads(done.stdout)
-    others = [name for name in below_the_hook if not name.startswith("remem_jax")]
-    assert len(others) < 100  # It was 1,400.
-    assert not {"grain", "optuna", "scipy.stats", "sklearn", "torch"} & set(imported)
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), (*_QUICKSTART, "--config.teacher.rhoo=1")], ids=["help", "unknown"]
+)
+def test_the_command_line_is_parsed_without_jax(arguments: tuple[str, ...]) -> None:
+    imported, rest = _imports("-m", "remem_jax.main", *arguments)
+
+    assert "ml_collections" in imported
+    assert not imported & (_FOR_CHECKS | _FOR_TESTS)
+    assert ("rhoo" in rest) == ("--help" not in arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [
+        ((*_QUICKSTART, "--config.teacher.rho=-1"), "config.teacher.rho"),
+        (("--config=configs/study.py", "--workdir=run", "--config.seeds=()"), "config.seeds"),
+    ],
+    ids=["run", "study"],
+)
+def test_a_wrong_setting_is_rejected_without_the_libraries_of_a_run(
+    arguments: tuple[str, ...], setting: str
+) -> None:
+    imported, rest = _imports("-m", "remem_jax.main", *arguments)
+
+    assert not imported & (_FOR_RUNS | _FOR_TESTS)
+    assert rest.startswith(f"remem_jax: {setting} must ")
+    assert len(rest.splitlines()) == 1
+
+
+def test_a_run_starts_without_libraries_that_only_some_runs_need() -> None:
+    imported, _ = _imports("-c", "import remem_jax.workflow")
+
+    assert "orbax" in imported
+    assert not imported & (_FOR_SOME_RUNS | _FOR_TESTS | {"matplotlib", "tensorboardX"})
 
 
 _FULL = """
@@ -189,7 +221,7 @@ def work(*args, **kwargs):
 
 
 sys.argv = ["main", "--config=configs/quickstart.py", f"--workdir={sys.argv[1]}", *sys.argv[2:]]
-main._runner = lambda: work
+main._workflow = lambda: work
 main.main(main.parse_flags(sys.argv)[:1])
 """
 
@@ -206,5 +238,5 @@ def test_a_full_device_ends_in_one_line(tmp_path: pathlib.Path) -> None:
     (line,) = [line for line in done.stderr.splitlines() if "remem_jax" in line]
     assert line.startswith("remem_jax: the memory of cpu is full (RESOURCE_EXHAUSTED")
     assert "config.compute_dtype" in line
-    assert line.endswith("run holds.")
+    assert line.endswith(f"; the same command resumes from {tmp_path / 'run'}.")
     assert "Traceback" not in done.stderr

@@ -18,6 +18,25 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 Init = nn.initializers.Initializer
 
+
+def relu6(maps: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns min(max(maps, 0), 6); its gradient at 0 is 0, as torch's (that of Flax's is 1/2)."""
+    return jnp.minimum(nn.relu(maps), 6.0)
+
+
+def hard_sigmoid(maps: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns relu6(maps + 3) / 6, the piecewise linear sigmoid of MobileNetV3."""
+    return relu6(maps + 3.0) / 6.0
+
+
+def hard_swish(maps: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns maps * hard_sigmoid(maps), the swish of MobileNetV3."""
+    return maps * hard_sigmoid(maps)
+
+
+ACTIVATIONS = {"relu": nn.relu, "relu6": relu6, "silu": nn.silu, "hard_swish": hard_swish}
+GATES = {"sigmoid": nn.sigmoid, "hard_sigmoid": hard_sigmoid}
+
 kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 

@@ -7,12 +7,9 @@ escape every value.
 
 import pathlib
 
-from remem_jax.report.analysis import page as analysis_page
-from remem_jax.report.run import page as run_page
-from remem_jax.report.study import page as study_page
-
-FORMAT = run_page.FORMAT  # Of results.json.
-ANALYSIS_FORMAT = analysis_page.FORMAT
+# The pages import matplotlib, which takes long; a run needs it only at its end.
+FORMAT = 1  # Format of a run's results.json.
+ANALYSIS_FORMAT = 1  # Format of an analysis's results.json.
 
 
 def write(directory: pathlib.Path) -> None:
@@ -26,7 +23,9 @@ def write(directory: pathlib.Path) -> None:
     Raises:
         SettingError: If there are no results, or results of another format.
     """
-    run_page.write(directory)
+    from remem_jax.report.run import page
+
+    page.write(directory)
 
 
 def write_study(directory: pathlib.Path) -> None:
@@ -40,7 +39,9 @@ def write_study(directory: pathlib.Path) -> None:
     Raises:
         SettingError: If there is no study.json, or one of another format.
     """
-    study_page.write(directory)
+    from remem_jax.report.study import page
+
+    page.write(directory)
 
 
 def write_analysis(directory: pathlib.Path) -> None:
@@ -54,4 +55,6 @@ def write_analysis(directory: pathlib.Path) -> None:
     Raises:
         SettingError: If there are no results, or results of another format.
     """
-    analysis_page.write(directory)
+    from remem_jax.report.analysis import page
+
+    page.write(directory)

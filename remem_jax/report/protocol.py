@@ -9,6 +9,7 @@ Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, section 6 and Table 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from remem_jax import models
 from remem_jax.data import registry
 from remem_jax.weights import catalog
 
@@ -93,7 +94,6 @@ DIST: Mapping[str, Paper] = {
 }
 LOSSES = ("kd", "dist")
 MIXED = 0.8  # In patient distillation, which is KD.
-STUDENTS = ("resnet18", "mobilenet_v2")  # And an EfficientNetV2, of which size is lost.
 _AUGREG = [f"augreg:{variant}" for variant in PAPER["teacher.variant"].values]
 WEIGHTS = tuple(dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values())))  # Teachers start from them.
 # Settings with sentences of their own, in `_named`.
@@ -231,15 +231,7 @@ def _named(given: Mapping[str, Any]) -> Iterator[str]:
     """The sentences of the settings `NAMED`."""
     yield from _data(given.get("data.name"))
     yield from _weights(given.get("teacher.init"))
-    model = given.get("student.model", STUDENTS[0])
-    if model.startswith("efficientnet_v2_"):
-        yield (
-            f"student.model is {model}; the paper has an EfficientNetV2, and its text does not say "
-            "of which size."
-        )
-    elif model not in STUDENTS:
-        known = f"{', '.join(STUDENTS)} and an EfficientNetV2"
-        yield f"student.model is {model}; the paper has {known}."
+    yield from _student(given.get("student.model"))
     losses = given.get("student.losses", LOSSES[:1])
     others = [loss for loss in losses if loss not in LOSSES]
     if others:
@@ -250,6 +242,21 @@ def _named(given: Mapping[str, Any]) -> Iterator[str]:
             f"student.mixup is {mixup} with the losses {', '.join(losses)}; the paper has 0.0, or "
             f"{MIXED} with kd alone."
         )
+
+
+def _student(model: str | None) -> Iterator[str]:
+    if model is None:
+        return
+    student = models.STUDENTS.get(model)
+    in_paper = student.paper if student else ""
+    if in_paper == "efficientnet_v2":
+        yield (
+            f"student.model is {model}; the paper has an EfficientNetV2, and its text does not say "
+            "of which size."
+        )
+    elif not in_paper:
+        known = ", ".join(name for name, one in models.STUDENTS.items() if one.paper == name)
+        yield f"student.model is {model}; the paper has {known} and an EfficientNetV2."
 
 
 def _data(name: str | None) -> Iterator[str]:

@@ -59,6 +59,13 @@ def number(value: float | None) -> str:
     return f"{value:.6g}" if math.isfinite(value) else "not finite"
 
 
+def decimals(value: float | None, digits: int = 5) -> str:
+    """A number with so many decimals."""
+    if value is None:
+        return NOTHING
+    return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
+
+
 def duration(seconds: float) -> str:
     """Seconds in the units that a reader would use."""
     whole = round(seconds)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import time
+import types
 from typing import Any, TextIO
 
 import numpy as np
@@ -16,17 +17,6 @@ from absl import logging
 from remem_jax import mesh
 from remem_jax.records import Metrics
 from remem_jax.storage import results
-
-_torch = sys.modules.get("torch")
-if _torch is None:  # TensorBoardX would import it where it is installed, which takes seconds.
-    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
-try:
-    from tensorboardX import summary
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto import event_pb2
-finally:
-    if _torch is None:
-        del sys.modules["torch"]
 
 _PLAIN_SECONDS = 10.0  # Between two lines of progress where there is no terminal.
 
@@ -47,7 +37,10 @@ class RunLog:
             events.mkdir(exist_ok=True)
             # Without the thread of SummaryWriter, which would end unseen on a full disk; its queue
             # then fills, and the run hangs.
-            self._events = EventsWriter(str(events / "events"), f".{os.getpid()}")
+            self._tensorboard = _import_tensorboard()
+            self._events = self._tensorboard.event_file_writer.EventsWriter(
+                str(events / "events"), f".{os.getpid()}"
+            )
 
     def __enter__(self) -> "RunLog":
         return self
@@ -71,13 +64,27 @@ class RunLog:
             members = value if isinstance(value, list) else [value]
             for i, member in enumerate(members):
                 suffix = f"/{i}" if isinstance(value, list) else ""
-                event = event_pb2.Event(
+                event = self._tensorboard.proto.event_pb2.Event(
                     wall_time=time.time(),
                     step=step,
-                    summary=summary.scalar(f"{part}/{name}{suffix}", member),
+                    summary=self._tensorboard.summary.scalar(f"{part}/{name}{suffix}", member),
                 )
                 self._events.write_event(event)
         self._events.flush()
+
+
+def _import_tensorboard() -> types.ModuleType:
+    """Imports tensorboardX without torch, which it would import too; torch takes seconds."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        import tensorboardX
+
+        return tensorboardX
+    finally:
+        if torch is None:
+            del sys.modules["torch"]
 
 
 def _open_for_append(path: pathlib.Path) -> TextIO:

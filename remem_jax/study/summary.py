@@ -5,8 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from remem_jax.report import protocol
-from remem_jax.report.figures import teachers
+from remem_jax.report import information, protocol
 from remem_jax.report.study import page as study_page
 from remem_jax.settings import METHODS
 from remem_jax.storage import results
@@ -126,7 +125,7 @@ def _teachers(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     own = record["config"]["teacher"]
     return [
         {**point, "pruned": {"MLP": own["pruned_mlp"], "attention": own["pruned_attention"]}}
-        for point in teachers.points(record)
+        for point in information.points(record)
     ]
 
 

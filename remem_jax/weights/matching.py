@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from remem_jax.checks import SettingError, one_of
 from remem_jax.weights.names import POSITION
@@ -90,6 +89,8 @@ def resize_positions(
         )
     grid = positions[0, first:].reshape(old, old, -1)
     if way == "vit_jax":
+        from scipy import ndimage  # Imported here because it takes long.
+
         grid = ndimage.zoom(grid, (new / old, new / old, 1), order=1)
     else:
         rows = _linear_weights(old, new)

@@ -10,25 +10,22 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import checks, mesh, settings, signals
+from remem_jax import mesh, settings, signals
 from remem_jax.data.custom import folders
-from remem_jax.settings import unused
-from remem_jax.settings.analysis import check as check_analysis
+from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
-from remem_jax.workflow import context, facts, precision, pretrained
+from remem_jax.workflow import context, initial_checkpoints, precision, provenance
 from remem_jax.workflow.analysis.pipeline import run_analysis
 from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import cost
 from remem_jax.workflow.remem.pipeline import run_remem
 
-Check = Callable[[ConfigDict], None]
-Work = Callable[[context.Run], None]
-WORKFLOWS: dict[str, tuple[Check, Work]] = {
-    "remem": (settings.check_remem, run_remem),
-    "pretrain": (settings.check_pretrain, run_pretrain),
-    "analysis": (check_analysis, run_analysis),
+WORKFLOWS: dict[str, Callable[[context.Run], None]] = {
+    "remem": run_remem,
+    "pretrain": run_pretrain,
+    "analysis": run_analysis,
 }
 
 
@@ -59,10 +56,7 @@ def run(
         SettingError: If a setting, the data, the weights or the folder cannot be used.
         StoppedError: If it was asked to stop.
     """
-    checks.one_of("config.workflow", config.workflow, WORKFLOWS)
-    check, work = WORKFLOWS[config.workflow]
-    check(config)
-    unused.check(config, given)
+    workflows.check(config, given)
     folders.require_outside(config.data.name, config.data.path, directory)
     on = _mesh(config)
     config = precision.resolved(config, on, directory)
@@ -70,7 +64,7 @@ def run(
         workdir.claimed(directory, settings.plain(config)),
         opened(config, directory, on, stopping) as begun,
     ):
-        work(begun)
+        WORKFLOWS[config.workflow](begun)
 
 
 def measure_speed(config: ConfigDict) -> cost.Speed:
@@ -116,12 +110,12 @@ def read_data_inputs(config: ConfigDict) -> dict[str, Any]:
     Raises:
         SettingError: If they are not there, or cannot be read.
     """
-    return facts.data_inputs(context.load_dataset(config, config.data))
+    return provenance.data_inputs(context.load_dataset(config, config.data))
 
 
 def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
     """The same of the weights that its teachers start from, which are downloaded if need be."""
-    return {"teacher": pretrained.read_digest(config)}
+    return {"teacher": initial_checkpoints.read_digest(config)}
 
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -149,7 +143,7 @@ def opened(
     Raises:
         SettingError: If the data or the weights cannot be used.
     """
-    preloaded = pretrained.Preloaded(_with_checkpoints(config))
+    preloaded = initial_checkpoints.Preloaded(_with_checkpoints(config))
     dataset, loader = context.load_data(config, config.data, on)
     logging.info(
         "%s: %s images of %d classes, on %d x %s%s.",

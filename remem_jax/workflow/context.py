@@ -14,7 +14,7 @@ from remem_jax.records import Apply, Batch, DataLoader, Key, Metrics, Transform,
 from remem_jax.settings import counts
 from remem_jax.storage import logs
 from remem_jax.train import compiling
-from remem_jax.workflow import pretrained
+from remem_jax.workflow import initial_checkpoints
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Run(NamedTuple):
     stopping: Callable[[], bool]
     compiled: compiling.Counter
     mesh: jax.sharding.Mesh
-    preloaded: pretrained.Preloaded = pretrained.Preloaded(())
+    preloaded: initial_checkpoints.Preloaded = initial_checkpoints.Preloaded(())
     device_bytes: int = 0
 
     @property
@@ -72,7 +72,7 @@ class Run(NamedTuple):
         """Arrays from the devices to the host, whole; all processes call it."""
         return jax.device_get(mesh.gather(tree, self.mesh))
 
-    def spread(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+    def gather_params(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         """A model (in either mode) as the devices run it, whose parameters may be divided."""
         return mesh.gathered(apply, self.mesh) if self.config.fsdp else apply
 
@@ -194,7 +194,7 @@ def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
 def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:
     """Builds what measures a model on a split of the run; compiled once."""
     return Measure(
-        jax.jit(run.spread(apply)),
+        jax.jit(run.gather_params(apply)),
         evaluation_transform(run.loader, run.mesh),
         jax.jit(evaluate.count, donate_argnums=0),
         lambda split: run.loader.evaluation(split, batch_size),

@@ -7,6 +7,7 @@ import re
 import runpy
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import pytest
@@ -17,6 +18,7 @@ from remem_jax import data, mesh, models, settings
 from remem_jax.checks import SettingError
 from remem_jax.data import registry
 from remem_jax.train import objectives
+from tests.models import test_every_student
 
 CHANGED = (  # Of JAX; by a run, and for it.
     "jax_compilation_cache_dir",
@@ -24,6 +26,11 @@ CHANGED = (  # Of JAX; by a run, and for it.
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
 )
+EVERY_STUDENT = [
+    getattr(test_every_student, name)
+    for name in dir(test_every_student)
+    if name.startswith("test_")
+]
 PAGES = pathlib.Path(__file__).parents[2] / "docs" / "extending"
 
 
@@ -58,8 +65,9 @@ def run(
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMEM_CACHE", str(cache))
-    small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["make"]
-    monkeypatch.setattr(models, "STUDENTS", models.STUDENTS | {"resnet18": small})
+    small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["STUDENT"]
+    students = mock.patch.dict(models.STUDENTS, {"resnet18": small})
+    students.start()
     monkeypatch.setattr(objectives, "STUDENT_LOSSES", dict(objectives.STUDENT_LOSSES))
     monkeypatch.setattr(data, "CUSTOM", dict(data.CUSTOM))
     monkeypatch.setattr(data, "NAMES", data.NAMES)
@@ -74,6 +82,7 @@ def run(
         return json.loads((tmp_path / "runs" / name / "results.json").read_text())
 
     yield finish
+    students.stop()
     for name, value in kept.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
@@ -86,6 +95,16 @@ def test_the_new_student_learns(run: Any) -> None:
     (scratch, taught) = found["methods"]
     assert taught["student"]["test"]["agreement"] > 0
     assert scratch["student"]["validation"]["top1"] > 0.15  # Of ten classes, chance is 0.1.
+
+
+@pytest.mark.parametrize("test", EVERY_STUDENT, ids=lambda test: test.__name__)
+def test_the_new_student_passes_the_tests_of_every_student(
+    test: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = runpy.run_path(str(_program("student.md", tmp_path / "three_layers.py")))
+    monkeypatch.setitem(models.STUDENTS, "three_layers", names["STUDENT"])
+
+    test("three_layers")
 
 
 def test_the_new_data_set_is_trained_on(run: Any) -> None:
@@ -120,7 +139,7 @@ def test_the_new_record_is_a_data_set_by_name(
 @pytest.mark.parametrize(
     ("page", "table"),
     [
-        ("student.md", "remem_jax/models/__init__.py"),
+        ("student.md", "remem_jax/models/students.py"),
         ("data_set.md", "remem_jax/data/__init__.py"),
         ("data_set.md", "remem_jax/data/registry.py"),
         ("data_set.md", "remem_jax/data/tfds/obtaining.py"),

@@ -9,7 +9,8 @@ import pytest
 from jaxtyping import Array, Float
 
 from remem_jax import models
-from remem_jax.models import mobilenet_v2, projection, resnet, tuning, vit
+from remem_jax.models import inverted_residual, projection, resnet, tuning, vit
+from remem_jax.models.architectures import Architecture, Head, Row
 from tests.oracles import peers
 
 SIZE = vit.Size(patch=8, features=12, depth=2, heads=2)
@@ -93,12 +94,11 @@ def test_a_new_projection_is_lecuns_and_comes_and_goes_without_a_trace(key: jax.
     "model",
     [
         resnet.make(depths=(1, 1), classes=3),
-        mobilenet_v2.MobileNet(
-            (mobilenet_v2.Stage(mobilenet_v2.InvertedResidual, 2, 8, 2, 2),),
-            8,
-            16,
-            3,
-            mobilenet_v2.Options(mobilenet_v2.relu6, "torch", 1e-5, jnp.float32),
+        inverted_residual.make(
+            Architecture(
+                8, ((Row("inverted", 8, 2, stride=2, expansion=2),),), "relu6", head=Head(16)
+            ),
+            classes=3,
             dropout=0.5,
             drop_path=0.5,
         ),
@@ -110,7 +110,7 @@ def test_a_student_with_features_says_and_keeps_what_it_does_without(
 ) -> None:
     target = projection.Target("patches", side=4, width=WIDTH)
     variables = models.init(model, key, 32)
-    channels = models.channels(model, 32)
+    channels = models.trunk_channels(model, 32)
     added = projection.add(variables, key, channels=channels, width=WIDTH)["params"]
     statistics = {"batch_stats": variables["batch_stats"]}
 

@@ -20,7 +20,8 @@ from remem_jax.data import registry
 from remem_jax.data.images import decoding
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import description, formats, runs
-from remem_jax.report.card import card_tables, licences, model_card
+from remem_jax.report.card import licences, model_card
+from remem_jax.report.card import tables as card_tables
 from remem_jax.weights import catalog, students
 from tests.export import pictures
 from tests.oracles import peers

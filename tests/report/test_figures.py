@@ -20,8 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from scipy import stats
 
-from remem_jax.report import pages
-from remem_jax.report.figures import drawing, layers, neurons, planes, reconstructions
+from remem_jax.report import rendering
+from remem_jax.report.figures import (
+    drawing,
+    expertness,
+    information_plane,
+    neurons,
+    reconstructions,
+)
 
 HOSTILE = "<script>alert(1)</script> $x$\n$\\frac{$ \U0001f600 \u202e\x01\udcff"
 SEEN = "<script>alert(1)</script> $x$"  # As much of it as each label has room for.
@@ -126,9 +132,9 @@ MAPS = [
 
 def _drawings() -> list[drawing.Drawing]:
     drawn = [
-        planes.information_plane(POINTS, title=HOSTILE, name="plane", caption=HOSTILE),
-        planes.pruning(PRUNED, title="Pruning", name="pruning"),
-        layers.expertness(LAYERS, clusters=4, threshold=0.1),
+        information_plane.information_plane(POINTS, title=HOSTILE, name="plane", caption=HOSTILE),
+        information_plane.pruning(PRUNED, title="Pruning", name="pruning"),
+        expertness.expertness(LAYERS, clusters=4, threshold=0.1),
         neurons.criticality(BLOCKS, name="critical", title="Criticality"),
         neurons.grid(NEURONS, name="neurons", title="Neurons"),
         reconstructions.pictures(PICTURES, name="pictures", title="Pictures"),
@@ -240,7 +246,7 @@ def test_a_page_takes_the_plots_and_escapes_their_titles(saved: Saved) -> None:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("remem_jax.report", "."), autoescape=True
     )
-    template = '{% from "figure.html.jinja" import figures %}{{ figures(plots) }}'
+    template = '{% from "templates/figure.html.jinja" import figures %}{{ figures(plots) }}'
 
     page = environment.from_string(template).render(plots=list(saved[2].values()))
 
@@ -250,7 +256,7 @@ def test_a_page_takes_the_plots_and_escapes_their_titles(saved: Saved) -> None:
 
 
 def test_pages_may_show_pictures_from_themselves_alone() -> None:
-    page = pages.html("frame.html.jinja", {"title": "Figures"})
+    page = rendering.html("templates/frame.html.jinja", {"title": "Figures"})
 
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
@@ -299,7 +305,7 @@ def test_front_is_what_no_other_point_beats(pairs: list[tuple[float | None, floa
         if other[0] <= error and other[1] <= excess and other[:2] != (error, excess)
     }
 
-    front = planes.pareto_front(points)
+    front = information_plane.pareto_front(points)
 
     assert len(set(front)) == len(front)
     assert set(front) == {place for *_, place in there} - beaten
@@ -339,7 +345,7 @@ def test_plane_writes_its_numbers_in_full(saved: Saved) -> None:
 
 
 def test_plane_without_students_has_no_scale_of_colours() -> None:
-    plane = planes.information_plane(
+    plane = information_plane.information_plane(
         [_point("sam", None, 0.5, 0.1)], title="Plane", name="plane", caption=""
     )
 
@@ -461,10 +467,10 @@ def test_sensitivity_has_a_row_for_each_setting(saved: Saved) -> None:
 @pytest.mark.parametrize(
     "drawn",
     [
-        planes.information_plane(POINTS[4:], title="", name="x"),
-        planes.pruning([], title="", name="x"),
-        layers.expertness([{"title": "", "layers": []}], clusters=2, threshold=0.1),
-        layers.expertness(
+        information_plane.information_plane(POINTS[4:], title="", name="x"),
+        information_plane.pruning([], title="", name="x"),
+        expertness.expertness([{"title": "", "layers": []}], clusters=2, threshold=0.1),
+        expertness.expertness(
             [{"title": "", "layers": [{"layer": 0, "shares": [], "sparsity": None}]}],
             clusters=2,
             threshold=0.1,

@@ -15,7 +15,7 @@ import pytest
 
 from remem_jax import checks, report
 from remem_jax.report import paper, tables
-from remem_jax.report.study import gains, layout, searched, trials
+from remem_jax.report.study import gains, results_table, search, trials
 from remem_jax.report.study import page as study_page
 
 HOSTILE = '<script>alert("1")</script> $\\frac{$ | `x` \u202e\x01\udcff\nnext [a](http://evil) _b_'
@@ -227,7 +227,7 @@ def hostile(record: dict[str, Any]) -> dict[str, Any]:
 
 def _lines(record: dict[str, Any], block: int = 0, choice: str = "validation") -> dict[str, Any]:
     """Cells of a block by label."""
-    table = layout.flat("", layout.grids(record, choice)[block])
+    table = results_table.flat("", results_table.grids(record, choice)[block])
     return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
 
 
@@ -274,7 +274,7 @@ def test_a_cell_that_has_fewer_seeds_says_so(record: dict[str, Any]) -> None:
 def test_a_cell_that_is_not_there_is_called_missing(record: dict[str, Any]) -> None:
     row = _lines(record)["EfficientNetV2: ReMem"]
 
-    assert set(row.values()) == {layout.MISSING}
+    assert set(row.values()) == {results_table.MISSING}
 
 
 def test_a_student_without_a_teacher_has_a_dash(record: dict[str, Any]) -> None:
@@ -402,7 +402,7 @@ def test_columns_are_in_blocks_of_six(
 ) -> None:
     record["columns"] = [_column(f"set{i}", f"Set {i}") for i in range(columns)]
 
-    grids = layout.grids(record, "validation")
+    grids = results_table.grids(record, "validation")
 
     assert [len(grid.columns) for grid in grids] == sizes
     assert [title for grid in grids for title in grid.columns] == [
@@ -523,7 +523,7 @@ def halved(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_was_searched_is_shown_row_by_row(halved: dict[str, Any]) -> None:
-    table = searched.grids(halved)
+    table = search.grids(halved)
 
     assert table is not None
     assert table.rows == (
@@ -545,7 +545,7 @@ def test_what_was_searched_is_shown_row_by_row(halved: dict[str, Any]) -> None:
 def test_a_search_by_halving_lists_its_rungs_and_what_it_left_out(
     halved: dict[str, Any], write: Write
 ) -> None:
-    rungs, dropped = searched.halving(halved)
+    rungs, dropped = search.halving(halved)
 
     assert rungs.columns[3:] == ("Settings", "Begun", "1/4 of the steps", "All steps")
     assert rungs.rows[0][3:] == ("9", "4", "4 of 4", "0 of 1")
@@ -558,7 +558,7 @@ def test_a_search_by_halving_lists_its_rungs_and_what_it_left_out(
 
 
 def test_a_whole_grid_has_no_rungs(record: dict[str, Any]) -> None:
-    assert searched.halving(record) == []
+    assert search.halving(record) == []
 
 
 def test_gains_are_over_fine_tuning_where_it_is_not_first(record: dict[str, Any]) -> None:
@@ -599,7 +599,7 @@ def test_the_table_of_choices_on_test_has_only_columns_that_have_some(
 ) -> None:
     record["cells"].append(_cell("mobilenet_v2_remem", "pcam", (0.95, 0.9), choice="test"))
 
-    (grid,) = layout.grids(record, "test")
+    (grid,) = results_table.grids(record, "test")
 
     assert grid.columns == ("Patch Camelyon",)
 
@@ -865,7 +865,7 @@ def test_the_record_is_not_changed(record: dict[str, Any], write: Write) -> None
     before = copy.deepcopy(record)
 
     write()
-    layout.comma_separated(record)
+    results_table.comma_separated(record)
 
     assert record == before
     assert paper.cell(3, "mobilenet_v2_remem", "cifar100") == paper.Record(3, 80.2, 92.5)

@@ -18,9 +18,10 @@ from remem_jax.checks import SettingError
 from remem_jax.data.sources import Subset
 from remem_jax.records import Batch
 from remem_jax.train import loop
-from remem_jax.workflow import context, decoders, information
+from remem_jax.workflow import context
 from remem_jax.workflow.analysis import criticality, inputs, pipeline
 from remem_jax.workflow.analysis import expertness as of_blocks
+from remem_jax.workflow.information import decoders, measurement
 from tests.workflow.conftest import SIZE, Lab
 
 SPLITS = ("train", "validation")
@@ -136,7 +137,7 @@ def test_each_setting_of_decoders_is_measured_and_shown(
         measured.append((own.betas[1], own.align_corners, part))
         return {"seconds": 1.0, "teachers": before["models"]}
 
-    monkeypatch.setattr(information, "measure", measure)
+    monkeypatch.setattr(measurement, "measure", measure)
     own = pipeline._information(run._replace(config=config), inputs.load(run))
     shutil.copytree(run.workdir, tmp_path / "copy")
     changed = found | {"analyses": found["analyses"] | {"information": own}}

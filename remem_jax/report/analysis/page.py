@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 
 from remem_jax import checks
-from remem_jax.report import pages, tables
+from remem_jax.report import ANALYSIS_FORMAT, rendering, tables
 from remem_jax.report.analysis import rankings
-from remem_jax.report.figures import drawing, layers, neurons, reconstructions, teachers
+from remem_jax.report.figures import drawing, expertness, neurons, reconstructions
 from remem_jax.storage import files, results
-
-FORMAT = 1  # Of the results of an analysis.
 
 Analysis = Mapping[str, Any]
 
@@ -23,7 +21,7 @@ def write(directory: pathlib.Path) -> None:
     found = results.read(path)
     if found is None:
         raise checks.SettingError(f"{path} is not there: the analysis has not come to its end.")
-    checks.one_of(f"The format of {path}", found.get("format"), (FORMAT,))
+    checks.one_of(f"The format of {path}", found.get("format"), (ANALYSIS_FORMAT,))
     plots = [
         drawing.save(
             directory / drawing.FIGURES, one._replace(caption=f"{one.caption} {of(found)}")
@@ -38,8 +36,8 @@ def write(directory: pathlib.Path) -> None:
         "tables": [*_tables(found), _models(found), tables.settings(found), _versions(found)],
         "differs": _differs(found),
     }
-    files.write_text(directory / "report.html", pages.html("analysis/page.html.jinja", content))
-    files.write_text(directory / "report.md", pages.markdown("analysis/page.md.jinja", content))
+    files.write_text(directory / "report.html", rendering.html("analysis/page.html.jinja", content))
+    files.write_text(directory / "report.md", rendering.markdown("analysis/page.md.jinja", content))
 
 
 def summary(found: Analysis) -> str:
@@ -66,7 +64,9 @@ def _drawings(directory: pathlib.Path, found: Analysis) -> Iterator[drawing.Draw
     if "expertness" in analyses:
         own = analyses["expertness"]
         drawn.append(
-            layers.expertness(own["models"], clusters=own["clusters"], threshold=own["threshold"])
+            expertness.expertness(
+                own["models"], clusters=own["clusters"], threshold=own["threshold"]
+            )
         )
     if "criticality" in analyses:
         drawn += _criticality(directory, analyses["criticality"]["blocks"])
@@ -183,13 +183,13 @@ def _expertness_table(own: Mapping[str, Any]) -> tables.Table:
         (
             model["title"],
             str(layer["layer"] + 1),
-            teachers.decimals(float(np.mean(layer["shares"])), 4),
-            teachers.decimals(min(layer["shares"]), 4),
-            teachers.decimals(max(layer["shares"]), 4),
-            teachers.decimals(layer["null_mean"], 4),
-            teachers.decimals(layer["null_deviation"], 4),
-            teachers.decimals(layer["sparsity"], 4),
-            teachers.decimals(layer["seconds"], 1),
+            tables.decimals(float(np.mean(layer["shares"])), 4),
+            tables.decimals(min(layer["shares"]), 4),
+            tables.decimals(max(layer["shares"]), 4),
+            tables.decimals(layer["null_mean"], 4),
+            tables.decimals(layer["null_deviation"], 4),
+            tables.decimals(layer["sparsity"], 4),
+            tables.decimals(layer["seconds"], 1),
         )
         for model in own["models"]
         for layer in model["layers"]
@@ -224,7 +224,7 @@ def _criticality_table(blocks: list[dict[str, Any]]) -> tables.Table:
             str(block["layer"] + 1),
             f"{block['images']:,}",
             tables.number(block["neurons"][0]["neuron"]),
-            teachers.decimals(block["neurons"][0]["criticality"], 4),
+            tables.decimals(block["neurons"][0]["criticality"], 4),
             f"{block['costs']['forward_passes']:.2f}",
             tables.duration(block["seconds"]),
         )

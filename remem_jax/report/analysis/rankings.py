@@ -4,8 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remem_jax.report import tables
-from remem_jax.report.figures import teachers
+from remem_jax.report import information, tables
 
 Setting = Mapping[str, Any]
 
@@ -69,7 +68,7 @@ def _certainty(setting: Setting) -> str:
         pairs = zip(first["seeds"], second["seeds"], strict=True)
         gaps = [other["excess"] - one["excess"] for one, other in pairs]
         ahead = sum(gap > 0 for gap in gaps)
-        gap = teachers.decimals(second["excess"] - first["excess"])
+        gap = tables.decimals(second["excess"] - first["excess"])
         parts.append(
             f"{first['title']} is ahead of {second['title']} by {gap} nats per sub-pixel, and "
             f"with {ahead} of {len(gaps)} seeds of the decoder"
@@ -90,7 +89,7 @@ def _plateau(settings: Sequence[Setting]) -> str:
     of = f"{len(settings) - len(unfinished)} of {len(settings)}"
     if len(settings[0]["models"]) < 2:
         one = settings[0]["models"][0]
-        change = teachers.decimals(one["slope"] * one["last"])
+        change = tables.decimals(one["slope"] * one["last"])
         return f"As many evaluations again, at the slope of the last, would change it by {change}."
     tail = f" It is not so with {'; '.join(unfinished)}." if unfinished else ""
     return (
@@ -151,14 +150,14 @@ def table(settings: Sequence[Setting]) -> tables.Table:
             (
                 label(setting),
                 one["title"],
-                teachers.decimals(one["loss"]),
-                teachers.decimals(one["excess"]),
-                teachers.decimals(one["deviation"]),
-                teachers.decimals(one["slope"] * one["last"]),
-                teachers.decimals((one["info_nce"] or {}).get("bound"), 2),
+                tables.decimals(one["loss"]),
+                tables.decimals(one["excess"]),
+                tables.decimals(one["deviation"]),
+                tables.decimals(one["slope"] * one["last"]),
+                tables.decimals((one["info_nce"] or {}).get("bound"), 2),
             )
             for setting in settings
             for one in setting["models"]
         ),
-        note=teachers.INFORMATION_NOTE,
+        note=information.NOTE,
     )

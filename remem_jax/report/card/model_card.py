@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
+from remem_jax import models
 from remem_jax.data.images import preprocessing
-from remem_jax.report import pages, tables
-from remem_jax.report.card import card_tables, licences
+from remem_jax.report import rendering, tables
+from remem_jax.report.card import licences
+from remem_jax.report.card import tables as card_tables
 from remem_jax.report.run import plots
 from remem_jax.report.tables import Results
 from remem_jax.storage import files
-from remem_jax.weights import students
 
 _WEIGHTS = "_student.safetensors"
 _PAPER = "arxiv:2506.23041"
@@ -48,6 +49,7 @@ def markdown(results: Results, method: str) -> str:
         method: One of the run's.
     """
     data, model = results["data"], results["models"]["student"]
+    student = models.STUDENTS.get(model)  # None if this version has lost the student of a run.
     steps = preprocessing.of_results(results)
     stem = card_tables.student_settings(results).get("stem", "imagenet")
     content = {
@@ -65,12 +67,12 @@ def markdown(results: Results, method: str) -> str:
         "classes": data["classes"],
         "resize": steps.text(),
         "sizes": steps.sizes,
-        "timm": students.TIMM.get(model, ""),
-        "timm_stem": students.timm_stem(model) if stem == "small" else (),
+        "timm": student.timm if student else "",
+        "timm_stem": student.small_stem if student and stem == "small" else (),
         "tables": card_tables.of_card(results, method),
         "limits": _limits(results),
     }
-    return pages.markdown("card/model_card.md.jinja", content)
+    return rendering.markdown("card/model_card.md.jinja", content)
 
 
 def head(results: Results, method: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from remem_jax.report.figures import drawing, mosaic
+from remem_jax.report.figures import drawing, image_grid
 
 _DECADES = 100.0  # Between the greatest and the least: above it, an axis is logarithmic.
 
@@ -122,12 +122,12 @@ def grid(
         return None
     seeds = max(len(neuron["visualisations"]) for neuron in shown)
     rows = [
-        mosaic.Row(
+        image_grid.Row(
             f"neuron {neuron['neuron']}\n{neuron['criticality']:.3g}",
             [
-                *(mosaic.Tile(picture) for picture in neuron["visualisations"]),
+                *(image_grid.Tile(picture) for picture in neuron["visualisations"]),
                 *[None] * (seeds - len(neuron["visualisations"])),
-                *(mosaic.Tile(one["image"], one["class"]) for one in neuron["images"]),
+                *(image_grid.Tile(one["image"], one["class"]) for one in neuron["images"]),
             ],
         )
         for neuron in shown
@@ -146,7 +146,7 @@ def grid(
         name,
         title,
         " ".join(part for part in parts if part),
-        mosaic.figure(rows, heads, gap_before=seeds),
+        image_grid.figure(rows, heads, gap_before=seeds),
         ("neuron", "criticality", "place", "class", "influence"),
         [
             [neuron["neuron"], neuron["criticality"], place, one["class"], one["influence"]]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from remem_jax.report.figures import drawing, mosaic
+from remem_jax.report.figures import drawing, image_grid
 
 _MAP = "cividis"
 _EXCESS = "Excess, nats per sub-pixel"
@@ -40,7 +40,7 @@ def pictures(rows: Sequence[Mapping[str, Any]], *, name: str, title: str) -> dra
     for row in rows:
         found = {model["title"]: model for model in row["models"]}
         models = [_tile(found[one]) if one in found else None for one in titles]
-        tiles.append(mosaic.Row("", [mosaic.Tile(row["image"], row["class"]), *models]))
+        tiles.append(image_grid.Row("", [image_grid.Tile(row["image"], row["class"]), *models]))
     names = ("title", "loss", "excess")
     return drawing.Drawing(
         name,
@@ -49,7 +49,7 @@ def pictures(rows: Sequence[Mapping[str, Any]], *, name: str, title: str) -> dra
         "decoder makes of each model's features. Beneath: the loss of this image, and in brackets "
         "how far it is above its floor, in nats per sub-pixel; the lower, the more the features "
         "keep.",
-        mosaic.figure(tiles, {0: "image", **dict(enumerate(titles, start=1))}, gap_before=1),
+        image_grid.figure(tiles, {0: "image", **dict(enumerate(titles, start=1))}, gap_before=1),
         ("place", "class", "model", "loss", "excess"),
         [
             [place, row["class"], *fields]
@@ -59,9 +59,9 @@ def pictures(rows: Sequence[Mapping[str, Any]], *, name: str, title: str) -> dra
     )
 
 
-def _tile(model: Mapping[str, Any]) -> mosaic.Tile:
+def _tile(model: Mapping[str, Any]) -> image_grid.Tile:
     text = f"{drawing.finite(model['loss']):.3f} ({drawing.finite(model['excess']):+.3f})"
-    return mosaic.Tile(model["reconstruction"], text)
+    return image_grid.Tile(model["reconstruction"], text)
 
 
 @drawing.styled

@@ -5,14 +5,13 @@ from typing import Any
 
 from remem_jax import checks
 from remem_jax.data.custom import walk
-from remem_jax.report import pages, paper, protocol, tables
+from remem_jax.report import FORMAT, paper, protocol, rendering, tables
 from remem_jax.report.card import model_card
-from remem_jax.report.figures import drawing, teachers
-from remem_jax.report.run import comparisons, measured, plots, run_tables
+from remem_jax.report.figures import drawing
+from remem_jax.report.run import comparisons, data_summary, information, plots, search
+from remem_jax.report.run import tables as run_tables
 from remem_jax.storage import files, logs
 from remem_jax.storage import results as stored
-
-FORMAT = 1  # Of results.json.
 
 
 def write(directory: pathlib.Path) -> None:
@@ -22,10 +21,12 @@ def write(directory: pathlib.Path) -> None:
     if results is None:
         raise checks.SettingError(f"{path} is not there: the run has not come to its end.")
     checks.one_of(f"The format of {path}", results.get("format"), (FORMAT,))
-    figures = [drawing.save(directory / drawing.FIGURES, one) for one in teachers.of_run(results)]
+    figures = [
+        drawing.save(directory / drawing.FIGURES, one) for one in information.figures(results)
+    ]
     content = _content(results, logs.read(directory), figures)
-    files.write_text(directory / "report.html", pages.html("run/page.html.jinja", content))
-    files.write_text(directory / "report.md", pages.markdown("run/page.md.jinja", content))
+    files.write_text(directory / "report.html", rendering.html("run/page.html.jinja", content))
+    files.write_text(directory / "report.md", rendering.markdown("run/page.md.jinja", content))
     model_card.write(directory, results)
 
 
@@ -41,7 +42,7 @@ def _content(
         comparisons.table(results),
         run_tables.confused(results),
         run_tables.on_test(results),
-        teachers.table_of_run(results),
+        information.table(results),
     ]
     return {
         "title": results["title"],
@@ -53,7 +54,7 @@ def _content(
         "models": [
             _details(results),
             *(table for table in optional if table),
-            measured.searched(results),
+            search.grids(results),
             run_tables.teachers(results),
             run_tables.students(results),
         ],
@@ -90,7 +91,7 @@ def _diverged(results: tables.Results) -> list[str]:
 
 def _details(results: tables.Results) -> tables.Table:
     """More metrics of what was selected, and which classes they cover."""
-    table, covered = run_tables.details(results), measured.coverage(results, "test")
+    table, covered = run_tables.details(results), data_summary.coverage(results, "test")
     return table._replace(note=f"{table.note} {covered}") if covered else table
 
 
@@ -99,8 +100,8 @@ def summary(results: tables.Results) -> str:
     data, models = results["data"], results["models"]
     return (
         f"The student, {models['student']} with {models['student_parameters']:,} parameters, "
-        f"learned {data['title']}: {measured.images(results)}. {measured.counts(results)} "
-        f"{measured.reading(results)}"
+        f"learned {data['title']}: {data_summary.images(results)}. {data_summary.counts(results)} "
+        f"{data_summary.reading(results)}"
     )
 
 

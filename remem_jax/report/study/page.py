@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remem_jax import checks
-from remem_jax.report import pages, paper, tables
-from remem_jax.report.figures import drawing, teachers
-from remem_jax.report.study import gains, layout, searched, trials
+from remem_jax.report import paper, rendering, tables
+from remem_jax.report.figures import drawing
+from remem_jax.report.study import gains, information, results_table, search, trials
 from remem_jax.storage import files, results
 
 FORMAT = 1  # Of study.json.
@@ -36,14 +36,14 @@ def write(directory: pathlib.Path) -> None:
     if study is None:
         raise checks.SettingError(f"{path} is not there: the study has not begun.")
     checks.one_of(f"The format of {path}", study.get("format"), (FORMAT,))
-    figures = [drawing.save(directory / drawing.FIGURES, one) for one in teachers.of_study(study)]
+    figures = [drawing.save(directory / drawing.FIGURES, one) for one in information.figures(study)]
     content = {**_content(study), "plots": figures}
-    files.write_text(directory / "study.html", pages.html("study/page.html.jinja", content))
-    files.write_text(directory / "study.md", pages.markdown("study/page.md.jinja", content))
-    files.write_text(directory / "table.csv", layout.comma_separated(study))
+    files.write_text(directory / "study.html", rendering.html("study/page.html.jinja", content))
+    files.write_text(directory / "study.md", rendering.markdown("study/page.md.jinja", content))
+    files.write_text(directory / "table.csv", results_table.comma_separated(study))
 
 
-def _content(study: layout.Study) -> dict[str, Any]:
+def _content(study: results_table.Study) -> dict[str, Any]:
     chosen = [trials.selected(study, choice) for choice in ("validation", "test")]
     return {
         "title": title(study),
@@ -59,16 +59,16 @@ def _content(study: layout.Study) -> dict[str, Any]:
         "gains_note": _GAINS,
         "optimistic_heading": "Selected on the test split: optimistic",
         "optimistic_note": _OPTIMISTIC,
-        "optimistic": _sections(study, "test") if layout.cells(study, "test") else [],
+        "optimistic": _sections(study, "test") if results_table.cells(study, "test") else [],
         "optimistic_gains": gains.over_baseline(study, "test"),
         "missing": trials.missing(study),
         "data": trials.data(study),
         "search": study["search"]["text"],
-        "searched": searched.grids(study),
+        "searched": search.grids(study),
         "tables": [
-            *searched.halving(study),
+            *search.halving(study),
             trials.cost(study),
-            *(table for table in (*chosen, teachers.table_of_study(study)) if table is not None),
+            *(table for table in (*chosen, information.table(study)) if table is not None),
             trials.tried(study),
         ],
         "differs": study["differs"],
@@ -76,25 +76,25 @@ def _content(study: layout.Study) -> dict[str, Any]:
     }
 
 
-def _sections(study: layout.Study, choice: str) -> list[dict[str, Any]]:
+def _sections(study: results_table.Study, choice: str) -> list[dict[str, Any]]:
     """Each grid, with the same as a table that has one row of heads."""
     return [
-        {"grid": grid, "flat": layout.flat(", ".join(grid.columns), grid)}
-        for grid in layout.grids(study, choice)
+        {"grid": grid, "flat": results_table.flat(", ".join(grid.columns), grid)}
+        for grid in results_table.grids(study, choice)
     ]
 
 
-def title(study: layout.Study) -> str:
+def title(study: results_table.Study) -> str:
     """The study's title; a mini version is called so."""
     if study["mini"] and "mini" not in study["title"].lower():
         return f"{study['title']} (mini version)"
     return study["title"]
 
 
-def summary(study: layout.Study) -> str:
+def summary(study: results_table.Study) -> str:
     """How much of the table there is, and what its numbers are."""
     seeds = len(study["seeds"])
-    found = layout.cells(study, "validation")
+    found = results_table.cells(study, "validation")
     places = [(row["name"], column["name"]) for row in study["rows"] for column in study["columns"]]
     counts = [len(found[place]["replicates"]) if place in found else 0 for place in places]
     of, whole = len(counts), sum(count >= seeds for count in counts)
@@ -106,9 +106,9 @@ def summary(study: layout.Study) -> str:
     )
 
 
-def _readings(study: layout.Study) -> str:
+def _readings(study: results_table.Study) -> str:
     """How often the test split was read, as a sentence."""
-    on_test = study.get("choose_on_test", bool(layout.cells(study, "test")))
+    on_test = study.get("choose_on_test", bool(results_table.cells(study, "test")))
     if on_test:
         return (
             "Every student was measured on test too (config.choose_on_test); outside of that "
@@ -120,7 +120,7 @@ def _readings(study: layout.Study) -> str:
     )
 
 
-def _metrics(study: layout.Study) -> str:
+def _metrics(study: results_table.Study) -> str:
     metrics: dict[str, list[str]] = {}
     for column in study["columns"]:
         if column["data"] is not None:
@@ -132,7 +132,7 @@ def _metrics(study: layout.Study) -> str:
     return "; ".join(parts) or "none yet"
 
 
-def warning(study: layout.Study) -> str:
+def warning(study: results_table.Study) -> str:
     """What to be warned of where some data are not the official ones; may be empty."""
     columns = _columns(study, official=False)
     if study["mini"] or not columns:  # A mini version has a warning of its own.
@@ -143,7 +143,7 @@ def warning(study: layout.Study) -> str:
     )
 
 
-def _columns(study: layout.Study, *, official: bool | None) -> list[str]:
+def _columns(study: results_table.Study, *, official: bool | None) -> list[str]:
     return [
         column["title"]
         for column in study["columns"]
@@ -151,7 +151,7 @@ def _columns(study: layout.Study, *, official: bool | None) -> list[str]:
     ]
 
 
-def notes(study: layout.Study) -> Iterator[str]:
+def notes(study: results_table.Study) -> Iterator[str]:
     """What a reader of the main table should know of it."""
     yield from _data(study)
     yield _seeds(study)
@@ -165,7 +165,7 @@ def notes(study: layout.Study) -> Iterator[str]:
         yield paper.remark(study["table"])
 
 
-def _data(study: layout.Study) -> Iterator[str]:
+def _data(study: results_table.Study) -> Iterator[str]:
     """On which data columns are, where they are not the official ones or not one for each."""
     columns: dict[str, list[str]] = {}
     others = set()
@@ -184,11 +184,11 @@ def _data(study: layout.Study) -> Iterator[str]:
         yield f"The data behind the columns: {'; '.join(parts)}."
 
 
-def _replicates(study: layout.Study) -> list[Any]:
+def _replicates(study: results_table.Study) -> list[Any]:
     return [one for cell in study["cells"] for one in cell["replicates"]]
 
 
-def _seeds(study: layout.Study) -> str:
+def _seeds(study: results_table.Study) -> str:
     seeds: Sequence[int] = study["seeds"]
     if len(seeds) == 1:
         return (
@@ -200,14 +200,14 @@ def _seeds(study: layout.Study) -> str:
     )
 
 
-def _published(study: layout.Study) -> Iterator[str]:
+def _published(study: results_table.Study) -> Iterator[str]:
     """What the paper's numbers can be taken for here."""
     number, columns = study["table"], []
     for column in study["columns"]:
         cells = (paper.cell(number, row["name"], column["name"]) for row in study["rows"])
         if any(cells):
             columns.append(column)
-    full = [column["title"] for column in columns if layout.is_full_size(study, column)]
+    full = [column["title"] for column in columns if results_table.is_full_size(study, column)]
     if len(full) < len(columns) and paper.is_comparable(number):
         yield (
             "Differences are ours less the paper's, in points. The paper's numbers have one "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from remem_jax.report import tables
-from remem_jax.report.study import layout
+from remem_jax.report.study import results_table
 
 _SELECTED = {
     "validation": "Selected settings",
@@ -18,7 +18,7 @@ _SELECTED = {
 _OFFICIAL = {True: "yes", False: "no", None: "not among the paper's data"}
 
 
-def data(study: layout.Study) -> tables.Table:
+def data(study: results_table.Study) -> tables.Table:
     """On which data each column is."""
     rows = []
     for column in study["columns"]:
@@ -43,7 +43,7 @@ def data(study: layout.Study) -> tables.Table:
     return tables.Table("Data", heads, tuple(rows), numeric=False)
 
 
-def missing(study: layout.Study) -> tables.Table | None:
+def missing(study: results_table.Study) -> tables.Table | None:
     """Cells and seeds without a number, and why; None where nothing is missing."""
     titled = titles(study)
     seeds: dict[tuple[str, str, str], list[str]] = {}
@@ -55,14 +55,14 @@ def missing(study: layout.Study) -> tables.Table | None:
     return tables.Table("What is missing", ("Row", "Column", "Seeds", "Why"), lines, numeric=False)
 
 
-def _listed(study: layout.Study) -> list[tuple[str, str, int, str]]:
+def _listed(study: results_table.Study) -> list[tuple[str, str, int, str]]:
     return [(one["row"], one["column"], one["seed"], one["why"]) for one in study["missing"]]
 
 
-def _unlisted(study: layout.Study) -> Iterable[tuple[str, str, int, str]]:
+def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]:
     """Seeds of cells that have no number, and that the record does not name as missing."""
     known = {place[:3] for place in _listed(study)}
-    found = layout.cells(study, "validation")
+    found = results_table.cells(study, "validation")
     for row in study["rows"]:
         for column in study["columns"]:
             cell = found.get((row["name"], column["name"]))
@@ -73,7 +73,7 @@ def _unlisted(study: layout.Study) -> Iterable[tuple[str, str, int, str]]:
                     yield row["name"], column["name"], seed, why
 
 
-def cost(study: layout.Study) -> tables.Table:
+def cost(study: results_table.Study) -> tables.Table:
     """What the whole study costs, and what was spent so far."""
     planned = study["cost"]
     done = sum(trial["state"] == "done" for trial in study["trials"])
@@ -91,12 +91,12 @@ def _formatted(value: float | None, form: str) -> str:
     return tables.NOTHING if value is None else format(value, form)
 
 
-def selected(study: layout.Study, choice: str) -> tables.Table | None:
+def selected(study: results_table.Study, choice: str) -> tables.Table | None:
     """The settings that were selected for each cell and seed; None where there are none."""
     titled = titles(study)
     chosen = [
         (cell, one)
-        for cell in ordered(study, layout.cells(study, choice).values())
+        for cell in ordered(study, results_table.cells(study, choice).values())
         for one in cell["replicates"]
     ]
     if not chosen:
@@ -127,7 +127,7 @@ def _accuracies(one: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def tried(study: layout.Study) -> tables.Table:
+def tried(study: results_table.Study) -> tables.Table:
     """Every trial, in the order of the study's table; those of most steps first, then the best."""
     titled = titles(study)
     shown = names(trial["settings"] for trial in study["trials"])
@@ -160,21 +160,21 @@ def tried(study: layout.Study) -> tables.Table:
     return tables.Table("All trials", heads, tuple(lines), numeric=False, note=_states(study))
 
 
-def _states(study: layout.Study) -> str:
+def _states(study: results_table.Study) -> str:
     states = Counter(trial["state"] for trial in study["trials"])
     counts = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items()))
     return f"Trials: {counts or 'none'}."
 
 
-def versions(study: layout.Study) -> tables.Table:
+def versions(study: results_table.Study) -> tables.Table:
     """Versions of what the study ran with."""
     rows = tuple((name, str(version)) for name, version in study["versions"].items())
     return tables.Table("Versions", ("What", "Version"), rows, numeric=False)
 
 
-def titles(study: layout.Study) -> Callable[[str, str], tuple[str, str]]:
+def titles(study: results_table.Study) -> Callable[[str, str], tuple[str, str]]:
     """Gives titles to the names of a row and a column; a name that is not known keeps itself."""
-    rows = {row["name"]: layout.row_title(row) for row in study["rows"]}
+    rows = {row["name"]: results_table.row_title(row) for row in study["rows"]}
     columns = {column["name"]: column["title"] for column in study["columns"]}
 
     def titled(row: str, column: str) -> tuple[str, str]:
@@ -183,7 +183,9 @@ def titles(study: layout.Study) -> Callable[[str, str], tuple[str, str]]:
     return titled
 
 
-def ordered(study: layout.Study, places: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def ordered(
+    study: results_table.Study, places: Iterable[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
     """What has a row and a column, in the order of the table; the order of equals stays."""
     orders = [
         {one["name"]: place for place, one in enumerate(study[kind])}

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from remem_jax.settings import METHODS
 from remem_jax.train import flops
-from remem_jax.workflow import activations, context
+from remem_jax.workflow import context, memory_plan
 from remem_jax.workflow.remem import finetune, student_setup
 
 _TIMED = 2  # Steps, after one that compiles.
@@ -100,7 +100,7 @@ def measure(run: context.Run) -> Speed:
     setup = student_setup.make(run, pretrained)
     settings = finetune.settings_of(run.config, method)
     first = finetune.start(run, pretrained, method)
-    plan = activations.planned(run, finetune.planned_step(run, method, first))
+    plan = memory_plan.planned(run, finetune.planned_step(run, method, first))
     first = first._replace(plan=plan)
     training = finetune.make_training(run, settings, first)
     state = training.first_state()

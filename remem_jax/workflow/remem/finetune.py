@@ -15,9 +15,9 @@ from remem_jax.settings import METHODS, division, tuning_of
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import flops, loop, objectives, state, steps
 from remem_jax.weights import augreg
-from remem_jax.workflow import activations, context, memory, training
-from remem_jax.workflow.pretrained import Pretrained
-from remem_jax.workflow.remem import attempts
+from remem_jax.workflow import context, memory_plan, step_memory, training
+from remem_jax.workflow.initial_checkpoints import Pretrained
+from remem_jax.workflow.remem import retries
 
 
 class Teachers(NamedTuple):
@@ -34,7 +34,7 @@ class Teachers(NamedTuple):
         load: Variables of the teacher after so many steps.
         measure: Metrics of a teacher on a split.
         records: One per checkpoint: "step" and "validation".
-        lost: Which of `config.teacher.steps` have no checkpoint, and why; see `attempts.train`.
+        lost: Which of `config.teacher.steps` have no checkpoint, and why; see `retries.train`.
         seconds: What the training took.
     """
 
@@ -68,7 +68,7 @@ class Start(NamedTuple):
     tuned: tuning.Tuning
     trainable: Params
     frozen: Params
-    plan: activations.Plan = activations.Plan()
+    plan: memory_plan.Plan = memory_plan.Plan()
 
     def variables(self, trained: Params) -> Variables:
         """What `Tuning.wrap` takes, of trained parameters."""
@@ -148,7 +148,7 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
         checkpoints.save_tree(folder / "params", params)
         results.write_for_all(folder / "record.json", {"step": at, "validation": metrics})
 
-    def once(attempt: attempts.Attempt) -> float:
+    def once(attempt: retries.Attempt) -> float:
         settings.learning_rate = attempt.learning_rate
         return _train(
             run, attempt.part, settings, first, functools.partial(milestone, attempt.part)
@@ -156,12 +156,12 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
 
     done = results.read_for_all(folder / "result.json")
     if done is None:
-        plan = activations.planned(run, planned_step(run, method, first))
+        plan = memory_plan.planned(run, planned_step(run, method, first))
         first = first._replace(plan=plan)
         rate, every = settings.learning_rate, tuple(settings.steps)
-        done = attempts.train(run, part, learning_rate=rate, steps=every, once=once)
+        done = retries.train(run, part, learning_rate=rate, steps=every, once=once)
         results.write_for_all(folder / "result.json", done)
-        attempts.clean(run, done, part)
+        retries.clean(run, done, part)
     settings.learning_rate = done["learning_rate"]
 
     def load(at: int) -> Variables:
@@ -222,7 +222,7 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
     )
     make = functools.partial(
         steps.make_supervised_step,
-        run.spread(train_apply(first, first.plan.rematerialise)),
+        run.gather_params(train_apply(first, first.plan.rematerialise)),
         tx,
         run.loader.train_transform,
         loss=functools.partial(
@@ -311,22 +311,22 @@ def operations(
     return lambda state, batch: flops.count(counted, state, batch, first.frozen)
 
 
-def planned_step(run: context.Run, method: str, first: Start) -> activations.Step:
+def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Step:
     """The step of a method's teachers, to be planned."""
     settings, image_size = settings_of(run.config, method), run.config.data.image_size
     own = make_training(run, settings, first).shapes
     size, has_cls = first.model.size, first.model.pool == "cls"
 
     @functools.cache
-    def needs(plan: activations.Plan) -> tuple[int, int]:
+    def needs(plan: memory_plan.Plan) -> tuple[int, int]:
         training = make_training(run, settings, first._replace(plan=plan))
-        batch = memory.batch(run, settings.batch_size)
-        return memory.of_step(training.step, own, batch, first.frozen)
+        batch = step_memory.batch(run, settings.batch_size)
+        return step_memory.of_step(training.step, own, batch, first.frozen)
 
-    return activations.Step(
+    return memory_plan.Step(
         f"teachers/{method}",
         "config.teacher",
-        activations.candidates(
+        memory_plan.candidates(
             settings,
             run.mesh,
             tokens=(image_size // size.pixels) ** 2 + has_cls,

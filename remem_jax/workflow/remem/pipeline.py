@@ -14,14 +14,15 @@ from remem_jax.settings import METHODS, located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
 from remem_jax.train import loop
-from remem_jax.workflow import activations, advice, context, facts, information
+from remem_jax.workflow import advice, context, memory_plan, provenance
+from remem_jax.workflow.information import measurement
 from remem_jax.workflow.remem import (
     deviations,
     distill,
     file_list,
+    final_evaluation,
     finetune,
-    plan,
-    selected,
+    plan_only,
     student_setup,
 )
 
@@ -34,7 +35,7 @@ class Outcome(NamedTuple):
         teachers: Every checkpoint of its teacher, on validation.
         students: Every student, on validation.
         seconds: What each part of its training took.
-        predictions: What its selected student said of the images; see `selected.predictions`.
+        predictions: Predictions of its selected student, by split.
     """
 
     row: dict[str, Any]
@@ -49,10 +50,10 @@ def run_remem(run: context.Run) -> None:
     config = run.config
     taught = any(METHODS[method] is not None for method in config.methods)
     pretrained = finetune.read_pretrained(run) if taught else None
-    own = facts.identity(run, {"teacher": pretrained.digest} if pretrained else {})
+    own = provenance.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     setup = student_setup.make(run, pretrained)
     if config.plan_only:
-        plan.show(run, pretrained, setup)
+        plan_only.show(run, pretrained, setup)
         return
     used = {
         **_teacher(run, pretrained),
@@ -106,7 +107,7 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
         return dict.fromkeys(names)
     first = finetune.start(run, pretrained, "finetune")
     if run.config.information.seeds:
-        information.require_measurable(run, run.config.data.image_size // first.model.size.pixels)
+        measurement.require_measurable(run, run.config.data.image_size // first.model.size.pixels)
     settings, trainable = run.config.teacher, _size(first.trainable)
     model = f"{settings.model} {settings.variant}".strip()
     parameters = trainable + _size(first.frozen)
@@ -139,7 +140,7 @@ def _outcome(
         for member, student in enumerate(group["students"])
     ]
     chosen = sorted(distill.select(tried, metric), key=lambda one: -one["validation"][metric])
-    best, tested = chosen[0], selected.test(run, setup, teachers, chosen)
+    best, tested = chosen[0], final_evaluation.test(run, setup, teachers, chosen)
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,
@@ -161,8 +162,8 @@ def _outcome(
             for one, test in zip(chosen, tested["students"], strict=True)
         ],
         "teacher": None,
-        "plan": activations.read(run, f"teachers/{method}"),
-        "test_correct": selected.correct(run, tested),
+        "plan": memory_plan.read(run, f"teachers/{method}"),
+        "test_correct": final_evaluation.correct(run, tested),
         "on_test": _chosen_on_test(run, teachers, tried, (best["teacher_step"], tested["teacher"])),
     }
     share = row["student"]["test"][metric]
@@ -183,7 +184,7 @@ def _outcome(
             for student in group["students"]
         ],
         seconds,
-        selected.predictions(tested),
+        final_evaluation.predictions(tested),
     )
 
 
@@ -195,7 +196,7 @@ def _information(
         return []
     if not run.config.information.seeds:
         return [(record, {}) for record in teachers.records]
-    found = information.of_teachers(run, teachers)
+    found = measurement.of_teachers(run, teachers)
     seconds[found["part"]] = found["seconds"]
     return [
         (record, {"information": own})
@@ -235,7 +236,7 @@ def _chosen_on_test(
     chosen = distill.select(tried, run.dataset.metric, split="test")
     step, teacher = chosen[0]["teacher_step"], known[1]
     if teachers and step != known[0]:
-        teacher = selected.test_teacher(run, teachers, step)
+        teacher = final_evaluation.test_teacher(run, teachers, step)
     return {
         "selected": _setting(chosen[0]),
         "student": {
@@ -263,7 +264,7 @@ def _results(
         "config_fingerprint": results.fingerprint(own.settings),
         "identity": {"key": own.key, **own.inputs, "code": own.code},
         "data": {
-            **facts.data(run),
+            **provenance.data(run),
             "test_labels": paired.pack(run.dataset.splits["test"].labels),
         },
         "methods": [outcome.row for outcome in outcomes],
@@ -272,8 +273,8 @@ def _results(
         "models": used,
         "seed": run.config.seed,
         "seconds": {part: time for outcome in outcomes for part, time in outcome.seconds.items()},
-        "versions": facts.versions(),
-        "device": facts.device(),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
     }
 
 

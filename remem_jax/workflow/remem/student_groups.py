@@ -7,36 +7,36 @@ from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.storage import results
 from remem_jax.train import state
-from remem_jax.workflow import context, memory
+from remem_jax.workflow import context, step_memory
 from remem_jax.workflow.remem.student_setup import GridPoint, StudentGrid, StudentSetup
 
 _CHOSEN = "students/group.json"
 _PLENTY = 0.25  # Of a device's memory: what takes less needs no closer look.
 
 
-def need(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> memory.Need:
+def need(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> step_memory.Need:
     """Memory that students take: each is stepped in turn, on one pass of the teacher."""
-    batch = memory.batch(run, run.config.student.batch_size)
+    batch = step_memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), "int32"), mesh.batch_sharding(run.mesh)
-    of_batch, of_view = memory.of_step(setup.augment, number, batch)
+    of_batch, of_view = step_memory.of_step(setup.augment, number, batch)
     seen = mesh.shapes(jax.eval_shape(setup.augment, number, batch), by_batch)
     answer, taught, of_answer = None, mesh.device_bytes(seen.images), 0
     if grid.answer:
-        taught, of_answer = memory.of_step(grid.answer, grid.shapes, seen.images)
+        taught, of_answer = step_memory.of_step(grid.answer, grid.shapes, seen.images)
         answer = mesh.shapes(jax.eval_shape(grid.answer, grid.shapes, seen.images), by_batch)
     states = [_state_shapes(run, setup, point) for point in grid.one_per_loss]
     of_steps = [
-        memory.of_step(setup.steps[point.loss], one, *seen, answer, point.hyperparameters)[1]
+        step_memory.of_step(setup.steps[point.loss], one, *seen, answer, point.hyperparameters)[1]
         for point, one in zip(grid.one_per_loss, states, strict=True)
     ]
     # Images and answers are held while the students are stepped, and are what the passes give.
     held = of_batch + taught + mesh.device_bytes((seen.labels, answer))
     passes = max(of_view - mesh.device_bytes(seen), of_answer - mesh.device_bytes(answer))
     each = max(map(mesh.device_bytes, states))
-    return memory.Need(grid.part, held, each, max(passes, *of_steps))
+    return step_memory.Need(grid.part, held, each, max(passes, *of_steps))
 
 
-def fitting(run: context.Run, need: memory.Need, students: int) -> int:
+def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
     """How many students are trained at once: as `config.student.group` says, or as many as fit.
 
     Those that differ in nothing but their seed are always trained together.

@@ -112,7 +112,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     def first_state(target: projection.Target | None, init_key: Key, own_key: Key) -> state.State:
         variables = init(init_key)
         if target:
-            channels = models.channels(model, run.config.data.image_size)
+            channels = models.trunk_channels(model, run.config.data.image_size)
             variables = projection.add(variables, own_key, channels=channels, width=target.width)
         return state.create(variables, tx)
 
@@ -125,7 +125,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
 
     shapes, first_states, of_losses = {}, {}, {}
     for name, (loss, target) in _objectives(run, pretrained).items():
-        apply = run.spread(models.student_apply(model, target))
+        apply = run.gather_params(models.student_apply(model, target))
         step = functools.partial(steps.make_student_step, apply, tx, loss=loss)
         create = run.jit_create(functools.partial(first_state, target), *keys(0))
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
@@ -222,7 +222,7 @@ def make_grid(run: context.Run, part: str, answer: TeacherApply, shapes: Variabl
 
 def make_answer(run: context.Run, teach: TeacherApply) -> TeacherApply:
     """What students learn from: outputs of teachers in evaluation mode, flattened, compiled."""
-    spread, flatten = run.spread(teach), run.config.student.flatten
+    spread, flatten = run.gather_params(teach), run.config.student.flatten
 
     def answer(variables: Variables, images: jax.Array) -> Outputs:
         said: Outputs = spread(variables, images)

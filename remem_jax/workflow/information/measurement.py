@@ -20,7 +20,8 @@ from remem_jax.models import decoder
 from remem_jax.records import TeacherApply
 from remem_jax.storage import checkpoints, files, results
 from remem_jax.train import state
-from remem_jax.workflow import activations, context, decoders, training
+from remem_jax.workflow import context, memory_plan, training
+from remem_jax.workflow.information import decoders
 from remem_jax.workflow.remem import finetune
 
 PICTURES = "pictures.npz"  # In the folder of a measurement.
@@ -41,7 +42,7 @@ def of_teachers(run: context.Run, teachers: finetune.Teachers) -> dict[str, Any]
 
 def seeing_patches(run: context.Run, patches: TeacherApply) -> TeacherApply:
     """Teachers with their patches, jitted."""
-    return jax.jit(run.spread(patches), out_shardings=mesh.batch_sharding(run.mesh))
+    return jax.jit(run.gather_params(patches), out_shardings=mesh.batch_sharding(run.mesh))
 
 
 def measure(
@@ -73,7 +74,7 @@ def measure(
     settings, evaluations = run.config.information, decoders.milestones(run.config.information)
     _require_whole_batch(run)
     teachers, shown = load(), _make_shown(run)
-    plan = activations.planned(run, decoders.planned_step(run, part, teachers))
+    plan = memory_plan.planned(run, decoders.planned_step(run, part, teachers))
     own = decoders.make(run, teachers, plan.rematerialise)
 
     def milestone(at: int, now: tuple[state.State, ...]) -> None:

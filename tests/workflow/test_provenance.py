@@ -9,7 +9,7 @@ import pytest
 from remem_jax import data
 from remem_jax.data import registry, sources
 from remem_jax.data.images import decoding
-from remem_jax.workflow import facts
+from remem_jax.workflow import provenance
 from remem_jax.workflow.remem import file_list
 
 CLASSES = ("=cmd()", "cat, \udcff", "dog")  # The last one has no image of test.
@@ -83,14 +83,14 @@ def test_a_skipped_file_is_listed_with_its_reason(listed: list[dict[str, str]]) 
 
 
 def test_a_class_without_images_is_named_by_split(dataset: data.Dataset) -> None:
-    assert facts.absent_classes(dataset) == {"train": [], "validation": [], "test": ["dog"]}
+    assert provenance.absent_classes(dataset) == {"train": [], "validation": [], "test": ["dog"]}
 
 
 def test_sizes_are_those_of_the_files(dataset: data.Dataset) -> None:
     heights = [4 + i for labels in LABELS.values() for i in range(len(labels))]
     heights.remove(4 + BROKEN)  # Of train; it cannot be read.
 
-    found = facts.sizes(dataset.shapes)
+    found = provenance.sizes(dataset.shapes)
 
     assert found == {
         "height": [4, int(np.median(heights)), 12],
@@ -100,4 +100,4 @@ def test_sizes_are_those_of_the_files(dataset: data.Dataset) -> None:
 
 
 def test_sizes_that_are_not_known_are_not_guessed() -> None:
-    assert facts.sizes(None) is None
+    assert provenance.sizes(None) is None

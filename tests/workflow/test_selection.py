@@ -17,7 +17,7 @@ from remem_jax.records import Batches
 from remem_jax.settings import check_remem
 from remem_jax.train import loop
 from remem_jax.weights import students
-from remem_jax.workflow import context, memory
+from remem_jax.workflow import context, step_memory
 from remem_jax.workflow.remem import distill, finetune, pipeline, student_groups, student_setup
 
 
@@ -109,7 +109,7 @@ def test_seeds_of_a_setting_stay_together_where_few_fit(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_run.config.student.seeds = (0, 1, 2)
-    need = memory.Need("students/finetune", held=0, each=10, running=0)
+    need = step_memory.Need("students/finetune", held=0, each=10, running=0)
     room = small_run.dataset.resident_bytes
     monkeypatch.setattr(resident, "memory", lambda: room + 75)
 

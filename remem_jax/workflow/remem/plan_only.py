@@ -6,7 +6,8 @@ from absl import logging
 from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.settings import METHODS
-from remem_jax.workflow import activations, advice, context, decoders, information, memory
+from remem_jax.workflow import advice, context, memory_plan, step_memory
+from remem_jax.workflow.information import decoders, measurement
 from remem_jax.workflow.remem import finetune, student_groups, student_setup
 
 _GIB = 2**30
@@ -14,7 +15,7 @@ _GIB = 2**30
 
 def show(
     run: context.Run, pretrained: finetune.Pretrained | None, members: student_setup.StudentSetup
-) -> list[memory.Need]:
+) -> list[step_memory.Need]:
     """Says what every part of a run takes.
 
     Raises:
@@ -50,30 +51,32 @@ def show(
     return needs
 
 
-def _of_teacher(run: context.Run, pretrained: finetune.Pretrained, method: str) -> memory.Need:
+def _of_teacher(run: context.Run, pretrained: finetune.Pretrained, method: str) -> step_memory.Need:
     first = finetune.start(run, pretrained, method)
     return of_step(run, finetune.planned_step(run, method, first))
 
 
-def _of_decoders(run: context.Run, pretrained: finetune.Pretrained, method: str) -> memory.Need:
+def _of_decoders(
+    run: context.Run, pretrained: finetune.Pretrained, method: str
+) -> step_memory.Need:
     first = finetune.start(run, pretrained, method)
     variables = run.shapes(jax.eval_shape(first.teacher, first.trainable))
-    seen = information.seeing_patches(run, finetune.patches_apply(first))
+    seen = measurement.seeing_patches(run, finetune.patches_apply(first))
     steps = finetune.settings_of(run.config, method).steps
     teachers = [decoders.Teacher(f"step {at}", seen, variables) for at in steps]
     return of_step(run, decoders.planned_step(run, f"information/{method}", teachers))
 
 
-def of_step(run: context.Run, step: activations.Step) -> memory.Need:
+def of_step(run: context.Run, step: memory_plan.Step) -> step_memory.Need:
     """Says what each plan of a training step takes, and which is chosen; what that one takes."""
-    options, chosen = activations.listed(run, step)
+    options, chosen = memory_plan.listed(run, step)
     for option in options:
         logging.info("%s %s%s.", step.part, option, " (chosen)" if option == chosen else "")
     plan = chosen.plan if chosen else step.plans[-1]
     with advice.of_memory(step.part):
         held, running = step.needs(plan)
     each = step.at_rest - mesh.device_bytes(step.frozen)
-    return memory.Need(step.part, held - each, each, running)
+    return step_memory.Need(step.part, held - each, each, running)
 
 
 def _of_students(
@@ -81,7 +84,7 @@ def _of_students(
     pretrained: finetune.Pretrained | None,
     members: student_setup.StudentSetup,
     method: str,
-) -> memory.Need:
+) -> step_memory.Need:
     if pretrained is None or METHODS[method] is None:
         grid = student_setup.scratch_grid(run)
     else:

@@ -7,8 +7,8 @@ import pytest
 
 from remem_jax.checks import SettingError
 from remem_jax.data.loaders import resident
-from remem_jax.workflow import activations, context
-from remem_jax.workflow.remem import finetune, plan, student_groups, student_setup
+from remem_jax.workflow import context, memory_plan
+from remem_jax.workflow.remem import finetune, plan_only, student_groups, student_setup
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 
@@ -22,7 +22,7 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
 
-    teacher, students = plan.show(run, pretrained, setup)
+    teacher, students = plan_only.show(run, pretrained, setup)
 
     # SGD with momentum keeps two arrays for each parameter; an image of 8 x 8 pixels has 192 bytes.
     params = sum(
@@ -49,17 +49,17 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
     assert [one.endswith("(chosen).") for one in listed] == [True, False, False]
 
     # What is not chosen was listed above, and takes long to compile.
-    monkeypatch.setattr(activations, "RECOMPUTED", ("blocks",))
+    monkeypatch.setattr(memory_plan, "RECOMPUTED", ("blocks",))
     # As many students at once as fit; no run where not one does, or fewer than are asked for.
     monkeypatch.setattr(resident, "memory", lambda: students.at_rest)
-    assert [need.models for need in plan.show(run, pretrained, setup)] == [1, 1]
+    assert [need.models for need in plan_only.show(run, pretrained, setup)] == [1, 1]
     run.config.student.group = 2
     with pytest.raises(SettingError, match=r"students/finetune and the data set take.*batch_size"):
-        plan.show(run, pretrained, setup)
+        plan_only.show(run, pretrained, setup)
     run.config.student.group = 0
     monkeypatch.setattr(resident, "memory", lambda: students.held)
     with pytest.raises(SettingError, match=r"A student of students/finetune does not fit"):
-        plan.show(run, pretrained, setup)
+        plan_only.show(run, pretrained, setup)
 
 
 def test_as_many_students_are_trained_at_once_as_fit_the_same_in_every_start(

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from remem_jax.report import tables
-from remem_jax.report.study import layout, trials
+from remem_jax.report.study import results_table, trials
 
 
-def grids(study: layout.Study) -> tables.Table | None:
+def grids(study: results_table.Study) -> tables.Table | None:
     """The grid of each row, as its trials have it; None in a study of an older version."""
     rows = study["search"].get("rows", ())
     if not rows:
@@ -39,7 +39,7 @@ def grids(study: layout.Study) -> tables.Table | None:
     return tables.Table("What was searched", heads, tuple(lines), numeric=False)
 
 
-def _columns(study: layout.Study, names: Iterable[str]) -> str:
+def _columns(study: results_table.Study, names: Iterable[str]) -> str:
     columns = {column["name"]: column["title"] for column in study["columns"]}
     if set(names) == set(columns):
         return "all"
@@ -59,14 +59,14 @@ def _values(values: Iterable[Any]) -> str:
     return ", ".join(tables.number(value) for value in values) or tables.NOTHING
 
 
-def halving(study: layout.Study) -> list[tables.Table]:
+def halving(study: results_table.Study) -> list[tables.Table]:
     """How many settings reach each rung, and which were never tried in full; none of a grid."""
     if study["search"]["kind"] == "grid" or "rungs" not in study["search"]:
         return []
     return [_rungs(study), *_dropped(study)]
 
 
-def _rungs(study: layout.Study) -> tables.Table:
+def _rungs(study: results_table.Study) -> tables.Table:
     cells, titled = study["search"]["rungs"], trials.titles(study)
     shares = sorted({rung["fraction"] for cell in cells for rung in cell["rungs"]})
     lines = []
@@ -99,7 +99,7 @@ def _share(fraction: float) -> str:
     return f"{fractions.Fraction(fraction).limit_denominator(10**9)} of the steps"
 
 
-def _dropped(study: layout.Study) -> list[tables.Table]:
+def _dropped(study: results_table.Study) -> list[tables.Table]:
     dropped, titled = study["search"]["dropped"], trials.titles(study)
     if not dropped:
         return []

@@ -8,7 +8,7 @@ from remem_jax import evaluate
 from remem_jax.data import registry
 from remem_jax.report import tables
 from remem_jax.report.card import licences
-from remem_jax.report.run import comparisons, measured
+from remem_jax.report.run import comparisons, data_summary
 from remem_jax.report.tables import Results, Table
 
 # Our metrics: what the Hub calls them, or would, and what a reader would.
@@ -78,7 +78,7 @@ def _notes(results: Results, row: Mapping[str, Any]) -> str:
     notes = [
         f"On {images['test']:,} test and {images['validation']:,} validation images. What counts "
         f"is {title}.",
-        measured.coverage(results, "test", "validation"),
+        data_summary.coverage(results, "test", "validation"),
         _standard_error(results, row),
         comparisons.beside_teacher(results, row["method"]) or "",
         *_seeds(row, metric),
@@ -119,7 +119,7 @@ def _tried(results: Results, method: str) -> str:
     diverged = sum(row["diverged"] for row in tried)
     test = (
         "all students were measured on test too, which chose nothing here"
-        if measured.on_test(results)
+        if data_summary.on_test(results)
         else "test was read once, for what was chosen"
     )
     return (
@@ -218,7 +218,7 @@ def images(results: Results) -> Table:
         ("Images of training", f"{examples['train']:,}"),
         ("Images of validation", _validation(data)),
         ("Images of test", f"{examples['test']:,}"),
-        ("Sizes of images", measured.sizes(data).removeprefix("of ")),
+        ("Sizes of images", data_summary.sizes(data).removeprefix("of ")),
         ("Numbers of images", standing.get(data["official"], "there is no official data set")),
         ("Classes", f"{data['classes']:,}"),
         ("Their names", tables.names(names)),

@@ -9,7 +9,7 @@ import pytest
 from remem_jax.storage import results
 from remem_jax.train import loop
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import attempts
+from remem_jax.workflow.remem import retries
 from tests.workflow.conftest import Lab
 
 PART, STEPS = "teachers/remem", (4, 8, 12)
@@ -34,7 +34,7 @@ class Trainer(NamedTuple):
     tried: list[float]
     kills: Callable[[float, int], bool] = lambda rate, step: False
 
-    def once(self, attempt: attempts.Attempt) -> float:
+    def once(self, attempt: retries.Attempt) -> float:
         self.tried.append(attempt.learning_rate)
         (self.workdir / attempt.part / "checkpoints").mkdir(parents=True, exist_ok=True)
         last = self.come_to[attempt.learning_rate]
@@ -65,8 +65,8 @@ def train(run: Any, come_to: Sequence[int], **changes: Any) -> tuple[dict[str, A
     """Attempts at rates 1, 1/2, ..., of which each is finite up to a step."""
     trainer = Trainer(run.workdir, {0.5**i: last for i, last in enumerate(come_to)}, [])
     trainer = trainer._replace(**changes)
-    found = attempts.train(run, PART, learning_rate=1.0, steps=STEPS, once=trainer.once)
-    attempts.clean(run, found, PART)
+    found = retries.train(run, PART, learning_rate=1.0, steps=STEPS, once=trainer.once)
+    retries.clean(run, found, PART)
     return found, trainer.tried
 
 
@@ -151,10 +151,10 @@ def test_a_run_that_is_killed_comes_to_the_same(
 def test_what_no_rate_can_mend_is_not_tried_again(make_run: Any) -> None:
     run = make_run(2)
 
-    def broken(attempt: attempts.Attempt) -> float:
+    def broken(attempt: retries.Attempt) -> float:
         raise loop.NonFiniteLossError("it is nan", "checkpoint")
 
     with pytest.raises(loop.NonFiniteLossError):
-        attempts.train(run, PART, learning_rate=1.0, steps=STEPS, once=broken)
+        retries.train(run, PART, learning_rate=1.0, steps=STEPS, once=broken)
 
     assert not list(run.workdir.rglob("diverged.json"))

@@ -6,7 +6,7 @@ import pytest
 
 from remem_jax.report import tables
 from remem_jax.report.card import model_card
-from remem_jax.report.run import measured, page
+from remem_jax.report.run import page, search
 
 
 def test_summary_counts_images_and_pixels(results: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def test_the_table_of_more_metrics_says_so_too(results: dict[str, Any]) -> None:
 def test_what_was_searched_is_the_runs_own_grid(results: dict[str, Any]) -> None:
     results["students"][0] |= {"loss": "dist", "learning_rate": 0.7, "temperature": 1.0}
 
-    table = measured.searched(results)
+    table = search.grids(results)
 
     assert table.rows == (
         ("From scratch", tables.NOTHING, tables.NOTHING, "0.1", "–", "–", "0", "2"),  # noqa: RUF001

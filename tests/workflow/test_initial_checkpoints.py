@@ -129,7 +129,7 @@ def test_a_checkpoint_is_read_once(
         assert finetune.read_pretrained(run).checkpoint.size.features > 0
 
     monkeypatch.setattr(augreg, "read", counted)
-    monkeypatch.setitem(workflow.WORKFLOWS, "remem", (workflow.WORKFLOWS["remem"][0], work))
+    monkeypatch.setitem(workflow.WORKFLOWS, "remem", work)
 
     workflow.run(config, tmp_path / "run")
 
@@ -142,7 +142,7 @@ def test_a_run_without_a_teacher_reads_no_checkpoint(
     config.methods = ("scratch",)
     (tmp_path / "vit.npz").write_bytes(b"")
     done: list[context.Run] = []
-    monkeypatch.setitem(workflow.WORKFLOWS, "remem", (workflow.WORKFLOWS["remem"][0], done.append))
+    monkeypatch.setitem(workflow.WORKFLOWS, "remem", done.append)
 
     workflow.run(config, tmp_path / "run")
 

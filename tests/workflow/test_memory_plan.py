@@ -20,12 +20,12 @@ from remem_jax.models.rematerialisation import RECOMPUTED
 from remem_jax.records import Batch
 from remem_jax.train import compiling, state, steps
 from remem_jax.train.division import Division
-from remem_jax.workflow import activations, context
-from remem_jax.workflow.activations import Plan
+from remem_jax.workflow import context, memory_plan
+from remem_jax.workflow.memory_plan import Plan
 
 SIZE = vit.Size(patch=4, features=16, depth=2, heads=2)
 GIB = 2**30
-TRACED = activations.Step.traced
+TRACED = memory_plan.Step.traced
 # What compiled steps of the test are said to take.
 NEEDS = {
     Plan("nothing"): 160,
@@ -60,11 +60,11 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 @pytest.fixture(autouse=True)
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """All tests trace the same few models."""
-    monkeypatch.setattr(activations.Step, "traced", lambda self, plan: _traced(plan))
+    monkeypatch.setattr(memory_plan.Step, "traced", lambda self, plan: _traced(plan))
 
 
 @functools.cache
-def _traced(plan: Plan) -> activations.Traced:
+def _traced(plan: Plan) -> memory_plan.Traced:
     return TRACED(make_step(list(NEEDS)), plan)
 
 
@@ -75,7 +75,7 @@ def apply(rematerialise: str) -> Any:
 
 def make_step(
     plans: Sequence[Plan], *, at_rest: float = 2, compiled: list[Plan] | None = None
-) -> activations.Step:
+) -> memory_plan.Step:
     def needs(plan: Plan) -> tuple[int, int]:
         if compiled is not None:
             compiled.append(plan)
@@ -83,7 +83,7 @@ def make_step(
 
     params = models.shapes(vit.make(variant=SIZE, classes=3), 8)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32"), params)
-    return activations.Step(
+    return memory_plan.Step(
         "teachers/remem", "config.teacher", plans, apply, shapes, {}, int(at_rest * GIB), needs,
         (8, 8, 3), 8, "cuda",
     )  # fmt: skip
@@ -109,12 +109,12 @@ def test_the_cheapest_plan_that_fits_is_chosen(
     memory(free)
     seen: list[Plan] = []
 
-    found = activations.planned(
+    found = memory_plan.planned(
         run, make_step(list(NEEDS), at_rest=20 if free > 90 else 5, compiled=seen)
     )
 
     assert (found, len(seen)) == (expected, compiled)
-    kept = activations.read(run, "teachers/remem")
+    kept = memory_plan.read(run, "teachers/remem")
     assert kept
     assert Plan(kept["rematerialise"], kept["accumulate"]) == expected
     assert (kept["bytes"], kept["compiled"]) == (NEEDS[expected] * GIB, True)
@@ -129,7 +129,7 @@ def test_where_all_takes_little_nothing_is_compiled(
     memory(40)
     seen: list[Plan] = []
 
-    assert activations.planned(run, make_step(list(NEEDS), compiled=seen)) == Plan("nothing")
+    assert memory_plan.planned(run, make_step(list(NEEDS), compiled=seen)) == Plan("nothing")
 
     assert seen == []
 
@@ -140,13 +140,13 @@ def test_what_clearly_does_not_fit_is_not_compiled(
     memory(30)
     stored = {"nothing": 50 * GIB, "elementwise": 27 * GIB, "blocks": GIB}
     monkeypatch.setattr(
-        activations.Step,
+        memory_plan.Step,
         "traced",
-        lambda self, plan: activations.Traced(stored[plan.rematerialise] // plan.accumulate, 1.0),
+        lambda self, plan: memory_plan.Traced(stored[plan.rematerialise] // plan.accumulate, 1.0),
     )
     seen: list[Plan] = []
 
-    found = activations.planned(run, make_step(list(NEEDS), at_rest=5, compiled=seen))
+    found = memory_plan.planned(run, make_step(list(NEEDS), at_rest=5, compiled=seen))
 
     assert (found, seen) == (Plan("elementwise", 2), [Plan("elementwise", 2)])
 
@@ -156,15 +156,15 @@ def test_a_later_start_keeps_the_plan_where_it_fits(
 ) -> None:
     step = make_step(list(NEEDS), at_rest=5)
     memory(22)
-    first = activations.planned(run, step)
+    first = memory_plan.planned(run, step)
     memory(1000)
-    later = activations.planned(run, step)
+    later = memory_plan.planned(run, step)
     memory(13)
 
     assert (first, later) == (Plan("blocks"), Plan("blocks"))
-    assert activations.planned(run, step) == Plan("blocks", 2)
+    assert memory_plan.planned(run, step) == Plan("blocks", 2)
     # Of another device, which chooses among others.
-    assert activations.planned(run, make_step([Plan("elementwise", 2)])) == Plan("elementwise", 2)
+    assert memory_plan.planned(run, make_step([Plan("elementwise", 2)])) == Plan("elementwise", 2)
 
 
 def test_where_none_fits_it_is_said_what_to_set(
@@ -177,7 +177,7 @@ def test_where_none_fits_it_is_said_what_to_set(
         match=r"teachers/remem does not fit.* in 2 parts, it takes 12\.00 GiB of the 10\.00.*"
         r"config\.teacher\.batch_size",
     ):
-        activations.planned(run, make_step(list(NEEDS), at_rest=5))
+        memory_plan.planned(run, make_step(list(NEEDS), at_rest=5))
 
 
 @pytest.mark.parametrize("divisible", [True, False])
@@ -189,7 +189,7 @@ def test_parts_of_a_batch_are_advised_only_where_there_can_be_some(
     step = make_step(plans, at_rest=5)._replace(divisible=divisible)
 
     with pytest.raises(SettingError) as told:
-        activations.planned(run, step)
+        memory_plan.planned(run, step)
 
     assert ("config.teacher.accumulate" in str(told.value)) == divisible
 
@@ -205,14 +205,14 @@ def test_what_the_compiler_has_no_room_for_does_not_fit(
     memory(10)
     step = make_step([Plan("nothing"), Plan("blocks")], at_rest=5)._replace(needs=needs)
 
-    assert activations.planned(run, step) == Plan("blocks")
+    assert memory_plan.planned(run, step) == Plan("blocks")
 
 
 def test_what_the_user_has_set_is_taken(run: context.Run, memory: Callable[[float], None]) -> None:
     memory(1)
     seen: list[Plan] = []
 
-    found = activations.planned(run, make_step([Plan("nothing", 4)], compiled=seen))
+    found = memory_plan.planned(run, make_step([Plan("nothing", 4)], compiled=seen))
 
     assert (found, seen) == (Plan("nothing", 4), [])
 
@@ -222,7 +222,7 @@ def test_a_list_has_each_kind_and_what_is_chosen(
 ) -> None:
     memory(30)
 
-    options, chosen = activations.listed(run, make_step(list(NEEDS), at_rest=5))
+    options, chosen = memory_plan.listed(run, make_step(list(NEEDS), at_rest=5))
 
     assert [option.plan for option in options] == [*map(Plan, RECOMPUTED), Plan("elementwise", 2)]
     assert [option.bytes // GIB for option in options] == [160, 40, 20, 24]
@@ -238,7 +238,7 @@ def chosen(**settings: Any) -> list[Plan]:
     teacher = remem.get_config().teacher
     teacher.update(settings)
     on = mesh.make_mesh(jax.devices()[:1])
-    return activations.candidates(teacher, on, tokens=197, whole=whole)
+    return memory_plan.candidates(teacher, on, tokens=197, whole=whole)
 
 
 def test_all_is_stored_first_and_small_parts_come_last() -> None:

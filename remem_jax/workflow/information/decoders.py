@@ -17,7 +17,7 @@ from remem_jax.models.rematerialisation import RECOMPUTED
 from remem_jax.records import Batch, Key, Metrics, TeacherApply, TrainApply, Variables
 from remem_jax.settings.memory import AUTO, recomputed
 from remem_jax.train import flops, state
-from remem_jax.workflow import activations, context, memory, training
+from remem_jax.workflow import context, memory_plan, step_memory, training
 
 
 class Teacher(NamedTuple):
@@ -121,7 +121,7 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     )
 
 
-def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> activations.Step:
+def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
     """The step of a decoder of some teachers, to be planned.
 
     It is stepped beside all others, after a pass of its teacher.
@@ -144,10 +144,10 @@ def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> ac
     variables = [one.variables for one in teachers]
 
     @functools.cache
-    def needs(plan: activations.Plan) -> tuple[int, int]:
+    def needs(plan: memory_plan.Plan) -> tuple[int, int]:
         step = make(run, teachers, plan.rematerialise).steps[0]
-        _, of_teacher = memory.of_step(teachers[0].apply, variables[0], images)
-        _, of_decoder = memory.of_step(step, states[0], features, images)
+        _, of_teacher = step_memory.of_step(teachers[0].apply, variables[0], images)
+        _, of_decoder = step_memory.of_step(step, states[0], features, images)
         # Images, their targets, and the features of one teacher.
         held = mesh.device_bytes((states, variables, images, images, features))
         return held, max(of_teacher, of_decoder)
@@ -156,10 +156,10 @@ def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> ac
         return models.train_apply(model.clone(rematerialise=rematerialise))
 
     wanted = recomputed("config.information.rematerialise", settings.rematerialise)
-    return activations.Step(
+    return memory_plan.Step(
         part,
         "config.information",
-        [activations.Plan(name) for name in (RECOMPUTED if wanted == AUTO else (wanted,))],
+        [memory_plan.Plan(name) for name in (RECOMPUTED if wanted == AUTO else (wanted,))],
         apply,
         states[0].params,
         {},
