@@ -236,7 +236,7 @@ def test_what_is_passed_over_is_told(
 
     told(run / "student.onnx", tmp_path)
 
-    assert "remem_jax: 1 file passed over (.txt: 1)\n" in capfd.readouterr().err
+    assert "remem_jax: 1 file skipped (.txt: 1)\n" in capfd.readouterr().err
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
