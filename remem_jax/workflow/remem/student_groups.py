@@ -33,7 +33,7 @@ def need(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> step_memor
     held = of_batch + taught + mesh.device_bytes((seen.labels, answer))
     passes = max(of_view - mesh.device_bytes(seen), of_answer - mesh.device_bytes(answer))
     each = max(map(mesh.device_bytes, states))
-    return step_memory.Need(grid.part, held, each, max(passes, *of_steps))
+    return step_memory.Need(grid.stage, held, each, max(passes, *of_steps))
 
 
 def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
@@ -52,7 +52,7 @@ def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
     if fit < 1:
         one = "A student" if seeds == 1 else f"A student with each of {seeds} seeds"
         raise SettingError(
-            f"{one} of {need.part} does not fit on the device: lower config.student.batch_size, "
+            f"{one} of {need.stage} does not fit on the device: lower config.student.batch_size, "
             f"{'' if seeds == 1 else 'name fewer config.student.seeds, '}or set "
             "config.compute_dtype to bfloat16 or config.data.input to streamed."
         )
@@ -71,13 +71,13 @@ def size(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> int:
         return min(chosen, students)
     # Another device may fit others, and a checkpoint holds a whole group.
     found = results.read_for_all(run.workdir / _CHOSEN) or {}
-    if grid.part in found:
-        return found[grid.part]
+    if grid.stage in found:
+        return found[grid.stage]
     each = max(mesh.device_bytes(_state_shapes(run, setup, point)) for point in grid.one_per_loss)
     held = run.dataset.resident_bytes + mesh.device_bytes(grid.shapes)
     if held + students * each < _PLENTY * run.memory():
         return students
     fit = mesh.broadcast(fitting(run, need(run, setup, grid), students))
-    results.write_for_all(run.workdir / _CHOSEN, found | {grid.part: fit})
-    logging.info("%s: %d students at once.", grid.part, fit)
+    results.write_for_all(run.workdir / _CHOSEN, found | {grid.stage: fit})
+    logging.info("%s: %d students at once.", grid.stage, fit)
     return fit

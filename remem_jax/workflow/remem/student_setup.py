@@ -63,14 +63,14 @@ class StudentGrid(NamedTuple):
     """What the students of one method are taught by, whichever of its teachers it is.
 
     Attributes:
-        part: Name of the method's part of the run.
+        stage: Name of the method's part of the run.
         points: The students.
         answer: What the teachers say, in evaluation mode, compiled once for all; None without a
             teacher.
         shapes: Of a teacher's variables.
     """
 
-    part: str
+    stage: str
     points: Sequence[GridPoint]
     answer: TeacherApply | None
     shapes: Variables
@@ -215,9 +215,9 @@ def scratch_grid(run: context.Run) -> StudentGrid:
     return StudentGrid("students/scratch", scratch_points(run.config.student), None, {})
 
 
-def make_grid(run: context.Run, part: str, answer: TeacherApply, shapes: Variables) -> StudentGrid:
+def make_grid(run: context.Run, stage: str, answer: TeacherApply, shapes: Variables) -> StudentGrid:
     """The whole grid, taught by the teachers of one method, of `make_answer`."""
-    return StudentGrid(part, grid_points(run.config.student), answer, run.shapes(shapes))
+    return StudentGrid(stage, grid_points(run.config.student), answer, run.shapes(shapes))
 
 
 def make_answer(run: context.Run, teach: TeacherApply) -> TeacherApply:

@@ -81,7 +81,7 @@ def of_teacher(
             answers.flush()
         logging.info(
             "%s, step %d: %d answers were stored before, %d were not.",
-            teachers.part,
+            teachers.stage,
             step,
             answers.found,
             answers.asked,
