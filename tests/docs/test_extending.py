@@ -7,6 +7,7 @@ import re
 import runpy
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import pytest

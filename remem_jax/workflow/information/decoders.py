@@ -121,14 +121,14 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     )
 
 
-def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
+def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
     """The step of a decoder of some teachers, to be planned.
 
     It is stepped beside all others, after a pass of its teacher.
 
     Args:
         run: The run.
-        part: Name of the part of the run.
+        stage: Name of the part of the run.
         teachers: With their variables, or shapes of these.
     """
     settings, size = run.config.information, run.config.data.image_size
@@ -157,7 +157,7 @@ def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> me
 
     wanted = recomputed("config.information.rematerialise", settings.rematerialise)
     return memory_plan.Step(
-        part,
+        stage,
         "config.information",
         [memory_plan.Plan(name) for name in (RECOMPUTED if wanted == AUTO else (wanted,))],
         apply,

@@ -46,7 +46,7 @@ def seeing_patches(run: context.Run, patches: TeacherApply) -> TeacherApply:
 
 
 def measure(
-    run: context.Run, part: str, load: Callable[[], Sequence[decoders.Teacher]]
+    run: context.Run, stage: str, load: Callable[[], Sequence[decoders.Teacher]]
 ) -> dict[str, Any]:
     """Trains readers of all teachers' features, for each of `config.information.seeds`.
 
@@ -55,7 +55,7 @@ def measure(
 
     Args:
         run: The run.
-        part: Name of the part of the run; where it is done, what is there is read.
+        stage: Name of the part of the run; where it is done, what is there is read.
         load: Loads the teachers, whose features are of one size.
 
     Returns:
@@ -67,26 +67,26 @@ def measure(
     Raises:
         SettingError: If features of different sizes are compared, or validation has no batch.
     """
-    folder = run.workdir / part
+    folder = run.workdir / stage
     done = results.read_for_all(folder / "result.json")
     if done is not None:
         return done
     settings, evaluations = run.config.information, decoders.milestones(run.config.information)
     _require_whole_batch(run)
     teachers, shown = load(), _make_shown(run)
-    plan = memory_plan.planned(run, decoders.planned_step(run, part, teachers))
+    plan = memory_plan.planned(run, decoders.planned_step(run, stage, teachers))
     own = decoders.make(run, teachers, plan.rematerialise)
 
     def milestone(at: int, now: tuple[state.State, ...]) -> None:
         final = _Last(run, own, now) if at == settings.steps else None
         found = _evaluate(run, own, now, shown(), final)
         losses = [one.loss for one in found]
-        run.log.write(part, at, {"validation_loss": losses})
+        run.log.write(stage, at, {"validation_loss": losses})
         results.write_for_all(folder / f"step_{at}.json", losses)
         if final:
             _keep(run, folder, found, final.bounds(), final.pictures(found))
 
-    last, seconds = training.train(run, part, decoders.job(run, own)._replace(milestone=milestone))
+    last, seconds = training.train(run, stage, decoders.job(run, own)._replace(milestone=milestone))
     if results.read_for_all(folder / "last.json") is None:  # Killed before it was written.
         milestone(settings.steps, last)
     curves: list[Any] = [results.read_for_all(folder / f"step_{at}.json") for at in evaluations]
@@ -95,7 +95,7 @@ def measure(
         _record(settings, list(zip(evaluations, curves, strict=True)), kept, numbers)
         for numbers in _by_teacher(own)
     ]
-    result = {"part": part, "seconds": seconds, "teachers": found}
+    result = {"part": stage, "seconds": seconds, "teachers": found}
     results.write_for_all(folder / "result.json", result)
     if mesh.is_writer():
         checkpoints.remove(folder / training.CHECKPOINTS)

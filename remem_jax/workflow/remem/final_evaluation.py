@@ -116,7 +116,7 @@ def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def test_teacher(run: context.Run, teachers: finetune.Teachers, step: int) -> dict[str, Any]:
     """Metrics on test of a teacher that was chosen on test itself; measured once."""
-    path = run.workdir / teachers.part / f"step_{step}" / "test.json"
+    path = run.workdir / teachers.stage / f"step_{step}" / "test.json"
     found = results.read_for_all(path)
     if found is None:
         found = teachers.measure(teachers.load(step), "test")

@@ -26,7 +26,7 @@ class Teachers(NamedTuple):
 
     Attributes:
         method: Name in `METHODS`.
-        part: Name of its part of the run; of an attempt after the first, of that.
+        stage: Name of its part of the run; of an attempt after the first, of that.
         settings: `config.teacher` as the method changes it.
         apply: A teacher in evaluation mode, with what the run's students learn from it.
         patches: The same with its patches, by which its information is measured.
@@ -40,7 +40,7 @@ class Teachers(NamedTuple):
     """
 
     method: str
-    part: str
+    stage: str
     settings: ConfigDict
     apply: TeacherApply
     patches: TeacherApply
@@ -132,8 +132,8 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     Raises:
         NonFiniteLossError: If there is no checkpoint before.
     """
-    part = f"teachers/{method}"
-    folder = run.workdir / part
+    stage = f"teachers/{method}"
+    folder = run.workdir / stage
     settings = settings_of(run.config, method)
     first = start(run, pretrained, method)
     measure = context.make_measure(run, evaluation_apply(first), settings.batch_size)
@@ -152,7 +152,7 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     def once(attempt: retries.Attempt) -> float:
         settings.learning_rate = attempt.learning_rate
         return _train(
-            run, attempt.part, settings, first, functools.partial(milestone, attempt.part)
+            run, attempt.stage, settings, first, functools.partial(milestone, attempt.stage)
         )
 
     done = results.read_for_all(folder / "result.json")
@@ -160,9 +160,9 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
         plan = memory_plan.planned(run, planned_step(run, method, first))
         first = first._replace(plan=plan)
         rate, every = settings.learning_rate, tuple(settings.steps)
-        done = retries.train(run, part, learning_rate=rate, steps=every, once=once)
+        done = retries.train(run, stage, learning_rate=rate, steps=every, once=once)
         results.write_for_all(folder / "result.json", done)
-        retries.clean(run, done, part)
+        retries.clean(run, done, stage)
     settings.learning_rate = done["learning_rate"]
 
     def load(at: int) -> Variables:
@@ -187,7 +187,7 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     )
 
 
-def _require_finite(part: str, at: int, metrics: dict[str, Any]) -> None:
+def _require_finite(stage: str, at: int, metrics: dict[str, Any]) -> None:
     """Raises where parameters are finite, and outputs of the images of validation are not."""
     if not np.isfinite(metrics["loss"]):
         text = f"the loss on validation is {metrics['loss']} at step {at}"
@@ -276,7 +276,7 @@ def teacher_apply(run: context.Run, first: Start) -> TeacherApply:
 
 def _train(
     run: context.Run,
-    part: str,
+    stage: str,
     settings: ConfigDict,
     first: Start,
     milestone: Callable[[int, state.State], None],
@@ -285,7 +285,7 @@ def _train(
     setup = make_training(run, settings, first)
     _, seconds = training.train(
         run,
-        part,
+        stage,
         training.Job(
             setup.shapes,
             setup.first_state,
@@ -296,7 +296,7 @@ def _train(
             steps=settings.steps[-1],
             milestones=tuple(settings.steps),
             milestone=milestone,
-            stage="teacher",
+            stream="teacher",
             lost=set(),
         ),
     )

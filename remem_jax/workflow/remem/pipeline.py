@@ -124,15 +124,15 @@ def _outcome(
 ) -> Outcome:
     """Trains the teachers of a method and their students; selects on validation, then tests."""
     taught = pretrained if METHODS[method].has_teacher else None
-    with advice.of_memory(f"teachers/{method}"):
+    with advice.on_out_of_memory(f"teachers/{method}"):
         teachers = taught and finetune.finetune(run, taught, method)
-    with advice.of_memory(f"students/{method}"):
+    with advice.on_out_of_memory(f"students/{method}"):
         if teachers:
             groups = distill.from_teachers(run, setup, teachers)
         else:
             groups = distill.from_scratch(run, setup)
     seconds = {group["part"]: group["seconds"] for group in groups}
-    with advice.of_memory(f"information/{method}"):
+    with advice.on_out_of_memory(f"information/{method}"):
         measured = _information(run, teachers, seconds)
     metric = run.dataset.metric
     tried = [
@@ -170,11 +170,11 @@ def _outcome(
     share = row["student"]["test"][metric]
     logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
     if teachers:
-        seconds[teachers.part] = teachers.seconds
+        seconds[teachers.stage] = teachers.seconds
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
         (of_step,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
-        row["teacher_part"], row["teacher_lost"] = teachers.part, teachers.lost
+        row["teacher_part"], row["teacher_lost"] = teachers.stage, teachers.lost
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
     return Outcome(
         row,
@@ -273,7 +273,7 @@ def _results(
         "students": [record for outcome in outcomes for record in outcome.students],
         "models": used,
         "seed": run.config.seed,
-        "seconds": {part: time for outcome in outcomes for part, time in outcome.seconds.items()},
+        "seconds": {stage: time for outcome in outcomes for stage, time in outcome.seconds.items()},
         "versions": provenance.versions(),
         "device": provenance.device(),
     }

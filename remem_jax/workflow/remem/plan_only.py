@@ -33,7 +33,7 @@ def show(
     for need in needs:
         logging.info(
             "%s: %.2f GiB held, %.2f more while a step runs%s.",
-            need.part,
+            need.stage,
             need.at_rest / _GIB,
             need.running / _GIB,
             f" ({need.models} students at once)" if need.models > 1 else "",
@@ -43,7 +43,7 @@ def show(
     logging.info("At most %.2f GiB of %.2f on the device.", total / _GIB, there / _GIB)
     if total > there:
         raise SettingError(
-            f"{largest.part} and the data set take {total / _GIB:.2f} GiB, the device has "
+            f"{largest.stage} and the data set take {total / _GIB:.2f} GiB, the device has "
             f"{there / _GIB:.2f}: lower the batch_size of config.teacher or config.student or "
             "config.student.group, or set config.teacher.rematerialise, config.teacher.accumulate, "
             "config.fsdp, config.compute_dtype to bfloat16, or config.data.input to streamed."
@@ -71,12 +71,12 @@ def of_step(run: context.Run, step: memory_plan.Step) -> step_memory.Need:
     """Says what each plan of a training step takes, and which is chosen; what that one takes."""
     options, chosen = memory_plan.listed(run, step)
     for option in options:
-        logging.info("%s %s%s.", step.part, option, " (chosen)" if option == chosen else "")
+        logging.info("%s %s%s.", step.stage, option, " (chosen)" if option == chosen else "")
     plan = chosen.plan if chosen else step.plans[-1]
-    with advice.of_memory(step.part):
+    with advice.on_out_of_memory(step.stage):
         held, running = step.needs(plan)
     each = step.at_rest - mesh.device_bytes(step.frozen)
-    return step_memory.Need(step.part, held - each, each, running)
+    return step_memory.Need(step.stage, held - each, each, running)
 
 
 def _of_students(

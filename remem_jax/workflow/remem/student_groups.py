@@ -57,7 +57,7 @@ def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
     if fit < 1:
         one = "A student" if seeds == 1 else f"A student with each of {seeds} seeds"
         raise SettingError(
-            f"{one} of {need.part} does not fit on the device: lower config.student.batch_size, "
+            f"{one} of {need.stage} does not fit on the device: lower config.student.batch_size, "
             f"{'' if seeds == 1 else 'name fewer config.student.seeds, '}or set "
             "config.compute_dtype to bfloat16 or config.data.input to streamed."
         )

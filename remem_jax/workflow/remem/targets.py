@@ -83,7 +83,7 @@ def of_teacher(
             targets.flush()
         logging.info(
             "%s, step %d: read the stored outputs of %d steps, computed those of %d.",
-            teachers.part,
+            teachers.stage,
             step,
             targets.read,
             targets.computed,
