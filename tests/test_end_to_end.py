@@ -21,11 +21,12 @@ import safetensors.numpy
 from PIL import Image
 from scipy import special
 
-from remem_jax import data, models, paired, predict
+from remem_jax import data, paired, predict
 from remem_jax.data.images import augment
 from remem_jax.export import __main__ as export_command
-from remem_jax.export import checking, predictors, runs
-from remem_jax.weights import augreg
+from remem_jax.export import checking, predictors
+from remem_jax.export import images as image_files
+from tests import tiny_run
 from tests.oracles import peers
 
 pytestmark = pytest.mark.timeout(900)  # Several whole runs; a busy machine may take minutes.
@@ -34,7 +35,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = {
     "methods": "('scratch', 'remem')",
     "save_every": 10,
-    "data.image_size": 16,
     "teacher.steps": "(20, 40)",
     "teacher.batch_size": 16,
     "student.steps": 40,  # Enough to be killed in the middle of them.
@@ -51,15 +51,11 @@ class Job:
 
     def __init__(self, workdir: pathlib.Path, scratch: pathlib.Path, **others: Any) -> None:
         self.workdir = workdir
-        settings = {**SETTINGS, "teacher.init": scratch / "pico.npz", **others}
-        command = [sys.executable, "-m", "remem_jax.main", "--config=tests/quickstart_resnet6.py"]
+        settings = {**SETTINGS, "teacher.init": scratch / "teacher.npz", **others}
+        command = [sys.executable, "-m", "remem_jax.main", "--config=tests/tiny_run.py"]
         changes = [f"--config.{name}={value}" for name, value in settings.items()]
         self._command = [*command, f"--workdir={workdir}", *changes]
-        self._environment = {
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
-            **os.environ,
-            "REMEM_CACHE": str(scratch / "cache"),
-        }
+        self._environment = os.environ | {"REMEM_CACHE": str(scratch / "cache")}
 
     def start(
         self, *flags: str, within: tuple[str, ...] = (), **environment: Any
@@ -100,8 +96,7 @@ class Job:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
     """Makes jobs that differ in their folder, and in what is named."""
     scratch = tmp_path_factory.mktemp("job")
-    model = models.make("vit", variant="Pico/8", classes=3)
-    augreg.save(scratch / "pico.npz", models.init(model, jax.random.key(0), 16)["params"])
+    tiny_run.save_teacher(scratch / "teacher.npz")
     return lambda name, **others: Job(scratch / name, scratch, **others)
 
 
@@ -182,13 +177,13 @@ def test_the_report_is_written(undisturbed: Job) -> None:
     assert "<svg" in (undisturbed.workdir / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("resnet6")
+@pytest.mark.usefixtures("resnet4")
 def test_what_is_exported_predicts_as_the_run_was_tested(
     undisturbed: Job, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checking, "LATENCY_BATCHES", (4,))
     path, folder, out = (tmp_path / name for name in ("one.onnx", "images", "found.json"))
-    images = runs.open_images(undisturbed.workdir, "test", 0)
+    images = image_files.open_images(undisturbed.workdir, "test", 0)
     folder.mkdir()
     for i, pixels in enumerate(images.pixels):
         Image.fromarray(pixels).save(folder / f"{i:03}.png")
@@ -316,6 +311,9 @@ def test_two_processes_come_to_the_results_of_one_with_two_devices_also_if_one_i
 
 LORA = {
     "student.model": "resnet18",
+    "student.steps": 20,
+    "student.learning_rates": "(0.05,)",
+    "student.evaluations": 1,
     "methods": "('remem',)",
     "teacher.tuning": "lora",
     "teacher.steps": "(20,)",
@@ -337,13 +335,21 @@ def test_timm_serves_what_lora_and_distillation_made(
     (row,) = tuned.finish()["methods"]
 
     used = results(tuned)["models"]
-    assert used["teacher_trainable"] == 6 * 2 * (160 * 32 + 32 * 160) + 160 * 10 + 10
+    size = tiny_run.TEACHER
+    width = size.features
+    # Rank 32, for queries and values, and the head.
+    assert used["teacher_trainable"] == size.depth * 2 * 2 * width * 32 + width * 10 + 10
     folder = tuned.workdir / "selected"
     student = timm.create_model("resnet18", num_classes=10)
     arrays = safetensors.numpy.load_file(folder / "remem_student.safetensors")
     student.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
     teacher = timm.models.vision_transformer.VisionTransformer(
-        img_size=16, patch_size=8, embed_dim=160, depth=6, num_heads=5, num_classes=10
+        img_size=tiny_run.IMAGE_SIZE,
+        patch_size=size.patch,
+        embed_dim=width,
+        depth=size.depth,
+        num_heads=size.heads,
+        num_classes=10,
     )
     teacher.load_pretrained(str(folder / "remem_teacher.npz"))
     source = data.open_source("digits", path="", data_dir="")
@@ -351,7 +357,7 @@ def test_timm_serves_what_lora_and_distillation_made(
     pixels = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0).pixels
     assert pixels is not None
     test = pixels["test"]
-    transform = augment.make_evaluation_transform(size=16)
+    transform = augment.make_evaluation_transform(size=tiny_run.IMAGE_SIZE)
     images = np.asarray(transform(jax.random.key(0), jnp.asarray(test.image)))
     for name, model in (("student", student), ("teacher", teacher)):
         with torch.no_grad():

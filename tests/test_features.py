@@ -15,9 +15,9 @@ from remem_jax.models import projection
 from remem_jax.settings import check_remem
 from remem_jax.storage import results
 from remem_jax.train import loop
-from remem_jax.weights import augreg
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import distill, finetune, pipeline, student_groups, student_setup
+from tests import tiny_run
 from tests.oracles import peers
 
 slow = pytest.mark.slow
@@ -173,8 +173,8 @@ def test_memory_counts_projections_and_features(
 
     def need(*losses: str) -> Any:
         run.config.student.losses = losses
-        answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
-        grid = student_setup.make_grid(run, "students/finetune", answer, variables)
+        compute_targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
         setup = student_setup.make(run, pretrained)
         monkeypatch.setattr(resident, "memory", lambda: 1 << 40)
         assert student_groups.size(run, setup, grid) == len(grid.points)
@@ -182,19 +182,17 @@ def test_memory_counts_projections_and_features(
 
     plain, with_features = need("kd"), need("kd", "features")
 
-    # Momentum is one more array of each; 2 x 2 patches of 160 features for each of 8 images.
-    assert with_features.each - plain.each == 2 * 4 * (128 * 160 + 160)
-    assert with_features.held - plain.held == 8 * 4 * 160 * 4
+    # The projection is from the student's 64 channels, and momentum doubles its arrays; each of 8
+    # images has 2 x 2 patches.
+    width = tiny_run.TEACHER.features
+    assert with_features.each - plain.each == 2 * 4 * (64 * width + width)
+    assert with_features.held - plain.held == 8 * 4 * width * 4
 
 
 def test_a_teacher_without_a_cls_token_is_refused_before_work_starts(run: context.Run) -> None:
-    model = models.make("vit", variant="Pico/8", classes=3, pool="gap")
-    augreg.save(
-        run.workdir / "gap.npz",
-        models.init(model, jax.random.key(0), 16)["params"],
-        form="big_vision",
-    )
-    run.config.teacher.init = str(run.workdir / "gap.npz")
+    path = run.workdir / "gap.npz"
+    tiny_run.save_teacher(path, form="big_vision", pool="gap")
+    run.config.teacher.init = str(path)
     run.config.student.losses = ("kd", "features_cls")
     pretrained = finetune.read_pretrained(run)
 

@@ -18,7 +18,7 @@ from remem_jax.models import vit
 from remem_jax.settings import memory as settings_memory
 from remem_jax.settings import values
 from remem_jax.settings.analysis import check as check_analysis
-from remem_jax.train import objectives
+from remem_jax.train import student_losses
 
 
 @pytest.fixture
@@ -442,7 +442,7 @@ def test_a_weight_that_leaves_nothing_to_learn_is_refused(
 def test_every_loss_can_be_had_with_hard_labels_and_without(
     config: ConfigDict, hard_labels: bool
 ) -> None:
-    config.student.losses = tuple(objectives.STUDENT_LOSSES)
+    config.student.losses = tuple(student_losses.LOSSES)
     config.student.hard_labels = hard_labels
 
     settings.check_remem(config)

@@ -8,8 +8,10 @@ Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, section 6 and Table 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from remem_jax import models
 from remem_jax.data import registry
 from remem_jax.methods import METHODS
+from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
 
@@ -91,9 +93,8 @@ DIST: Mapping[str, Paper] = {
     "student.temperatures": _choice((1.0,)),
     "student.weights": Paper((1.0,), every=True),  # beta and gamma
 }
-LOSSES = ("kd", "dist")
+LOSSES = tuple(loss.name for loss in student_losses.LOSSES.values() if loss.in_paper)
 MIXED = 0.8  # In patient distillation, which is KD.
-STUDENTS = ("resnet18", "mobilenet_v2")  # And an EfficientNetV2, of which size is lost.
 _AUGREG = [f"augreg:{variant}" for variant in PAPER["teacher.variant"].values]
 WEIGHTS = tuple(dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values())))  # Teachers start from them.
 # Settings with sentences of their own, in `_named`.
@@ -203,15 +204,7 @@ def _named(given: Mapping[str, Any]) -> Iterator[str]:
     yield from _methods(given.get("methods", ()))
     yield from _data(given.get("data.name"))
     yield from _weights(given.get("teacher.init"))
-    model = given.get("student.model", STUDENTS[0])
-    if model.startswith("efficientnet_v2_"):
-        yield (
-            f"student.model is {model}; the paper has an EfficientNetV2, and its text does not say "
-            "of which size."
-        )
-    elif model not in STUDENTS:
-        known = f"{', '.join(STUDENTS)} and an EfficientNetV2"
-        yield f"student.model is {model}; the paper has {known}."
+    yield from _student(given.get("student.model"))
     losses = given.get("student.losses", LOSSES[:1])
     others = [loss for loss in losses if loss not in LOSSES]
     if others:
@@ -222,6 +215,21 @@ def _named(given: Mapping[str, Any]) -> Iterator[str]:
             f"student.mixup is {mixup} with the losses {', '.join(losses)}; the paper has 0.0, or "
             f"{MIXED} with kd alone."
         )
+
+
+def _student(model: str | None) -> Iterator[str]:
+    if model is None:
+        return
+    student = models.STUDENTS.get(model)
+    in_paper = student.paper if student else ""
+    if in_paper == "efficientnet_v2":
+        yield (
+            f"student.model is {model}; the paper has an EfficientNetV2, and its text does not say "
+            "of which size."
+        )
+    elif not in_paper:
+        known = ", ".join(name for name, one in models.STUDENTS.items() if one.paper == name)
+        yield f"student.model is {model}; the paper has {known} and an EfficientNetV2."
 
 
 def _methods(names: Iterable[str]) -> Iterator[str]:

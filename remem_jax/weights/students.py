@@ -1,4 +1,4 @@
-"""Students, read from and written to the files of timm and torchvision."""
+"""Reads and writes the weights of students as files of timm or torchvision."""
 
 import os
 import pathlib
@@ -16,43 +16,14 @@ from remem_jax.records import Variables
 from remem_jax.weights import matching, timm, torch_names
 
 FORMS = ("timm", "torchvision")
-# Our students are the networks of timm of these names.
-TIMM = {
-    "resnet18": "resnet18",
-    "resnet34": "resnet34",
-    "resnet50": "resnet50",
-    "mobilenet_v2": "mobilenetv2_100",
-    "mobilenet_v2_035": "mobilenetv2_035",
-    "mobilenet_v2_050": "mobilenetv2_050",
-    "mobilenet_v2_075": "mobilenetv2_075",
-    "mobilenet_v2_140": "mobilenetv2_140",
-    "efficientnet_v2_b0": "tf_efficientnetv2_b0",
-    "efficientnet_v2_s": "tf_efficientnetv2_s",
-    "efficientnet_v2_m": "tf_efficientnetv2_m",
-}
-
-
-# Changes to timm's networks, after which they have our small stem; the model is `model`.
-_SMALL_STEM_OF_RESNETS = (
-    "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",
-    "model.maxpool = torch.nn.Identity()",
-)
-_SMALL_STEM = ("model.conv_stem.stride = (1, 1)",)
-
-
-def timm_stem(name: str) -> tuple[str, ...]:
-    """Lines of Python that give timm's network of one of `TIMM` our small stem."""
-    return _SMALL_STEM_OF_RESNETS if name.startswith("resnet") else _SMALL_STEM
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
-    """Variables of a student from a .safetensors file, names and shapes checked both ways.
-
-    Whose names they are is recognised.
+    """Reads the variables of a student from a .safetensors file, checking all names and shapes.
 
     Args:
-        path: Of timm's names, or of torchvision's.
-        model: From `models.make`, with as many classes as the file's.
+        path: A file with timm's names or torchvision's; which of them is detected.
+        model: A student made by `models.make`, with as many classes as the file has.
 
     Raises:
         SettingError: If the file is missing or broken, or arrays are missing, unexpected or
@@ -68,7 +39,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
         {name: np.asarray(array) for name, array in _named(variables).items()},
         {name: tuple(leaf.shape) for name, leaf in _named(shapes).items()},
         os.fspath(path),
-        "make the model that the file is of, with its classes and its stem.",
+        "make the model that was saved, with its number of classes and its stem.",
     )
     return variables
 
@@ -80,14 +51,17 @@ def save(
     form: str = "timm",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a student's variables as a .safetensors file; whole or not at all.
+    """Writes a student's variables to a .safetensors file, atomically.
 
     Args:
         path: The file.
-        variables: Of a student.
-        form: Whose names: "timm" or "torchvision" (which has neither the widths nor the B0 of
-            timm, and for a ResNet has timm's names).
+        variables: Variables of a student.
+        form: Whose names the arrays get: "timm" or "torchvision". torchvision names ResNets as timm
+            does.
         metadata: Texts for the header of the file.
+
+    Raises:
+        ValueError: If torchvision has no such family of networks.
     """
     one_of("form", form, FORMS)
     convert = torch_names.to_timm if form == "timm" else torch_names.to_torchvision

@@ -1,4 +1,4 @@
-"""How the bundled teacher was made: a small ViT from scratch, with a linear probe beside it."""
+"""Pretrains a small ViT from scratch, like the bundled teacher, and measures a linear probe."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,15 +15,15 @@ from remem_jax.settings import memory as memory_settings
 from remem_jax.storage import results, workdir
 from remem_jax.train import flops, state, steps
 from remem_jax.weights import augreg
-from remem_jax.workflow import activations, context, facts, memory, training
+from remem_jax.workflow import context, memory_plan, provenance, step_memory, training
 
-_MILESTONES = 10  # Evaluations on the way.
+_MILESTONES = 10  # Evaluations during training.
 
 
 def run_pretrain(run: context.Run) -> None:
     """Trains a ViT with AdamW; writes `pretrained.npz` in AugReg names, and `results.json`."""
     config, settings = run.config, run.config.train
-    workdir.begin(run.workdir, located(config), facts.identity(run, {}))
+    workdir.begin(run.workdir, located(config), provenance.identity(run, {}))
     size, classes = config.data.image_size, len(run.dataset.classes)
     model = models.make(
         "vit",
@@ -47,16 +47,17 @@ def run_pretrain(run: context.Run) -> None:
     shapes = run.shapes(jax.eval_shape(first, init_key))
 
     @functools.cache
-    def jit_step(plan: activations.Plan) -> Any:
+    def jit_step(plan: memory_plan.Plan) -> Any:
         make = functools.partial(
             steps.make_supervised_step,
-            run.spread(train_apply(plan.rematerialise)),
+            run.gather_params(train_apply(plan.rematerialise)),
             tx,
             run.loader.train_transform,
             loss=functools.partial(losses.cross_entropy, smoothing=settings.label_smoothing),
             division=memory_settings.division(
                 settings, run.mesh, plan.accumulate, name="config.train"
             ),
+            mixup=0.0,
         )
         return run.jit_step_with_key(make, random_streams.key(config.seed, "pretraining"), shapes)
 
@@ -66,7 +67,7 @@ def run_pretrain(run: context.Run) -> None:
     def features(variables: Variables, images: jax.Array) -> Any:
         return model.apply(variables, images, method="pre_logits")
 
-    plan = activations.planned(run, _planned_step(run, model, shapes, train_apply, jit_step))
+    plan = memory_plan.planned(run, _planned_step(run, model, shapes, train_apply, jit_step))
     jitted, counted = jit_step(plan), jit_step(plan._replace(rematerialise="nothing"))
     measure = context.make_measure(run, apply, settings.batch_size)
     last, seconds = training.train(
@@ -83,7 +84,7 @@ def run_pretrain(run: context.Run) -> None:
             milestone=lambda at, now: training.log_validation(
                 run, "pretrain", at, measure(now.variables, "validation")["top1"]
             ),
-            stage="pretraining",
+            stream="pretraining",
             lost=set(),
         ),
     )
@@ -91,12 +92,12 @@ def run_pretrain(run: context.Run) -> None:
     trained = run.fetch(last.params)
     if mesh.is_writer():
         augreg.save(path, trained, dtype="float16")
-    mesh.broadcast(1)  # That it is there.
-    stored = run.place(augreg.load(path, model))  # What is measured is what is stored.
+    mesh.broadcast(1)  # Wait until the file is written.
+    stored = run.place(augreg.load(path, model))  # Evaluate the weights as saved.
     found = {
         "test": measure(stored, "test"),
         "seconds": seconds,
-        "plan": activations.read(run, "pretrain"),
+        "plan": memory_plan.read(run, "pretrain"),
         "bytes": path.stat().st_size,
     }
     if config.probe.name:
@@ -111,18 +112,18 @@ def _planned_step(
     model: Any,
     own: state.State,
     train_apply: Callable[[str], TrainApply],
-    jit_step: Callable[[activations.Plan], Any],
-) -> activations.Step:
+    jit_step: Callable[[memory_plan.Plan], Any],
+) -> memory_plan.Step:
     settings, image_size = run.config.train, run.config.data.image_size
 
-    def needs(plan: activations.Plan) -> tuple[int, int]:
-        batch = memory.batch(run, settings.batch_size)
-        return memory.of_step(jit_step(plan), own, batch, {})
+    def needs(plan: memory_plan.Plan) -> tuple[int, int]:
+        batch = step_memory.batch(run, settings.batch_size)
+        return step_memory.of_step(jit_step(plan), own, batch, {})
 
-    return activations.Step(
+    return memory_plan.Step(
         "pretrain",
         "config.train",
-        activations.candidates(
+        memory_plan.candidates(
             settings, run.mesh, tokens=(image_size // model.size.pixels) ** 2 + 1
         ),
         train_apply,
@@ -137,18 +138,21 @@ def _planned_step(
 
 
 def probes(run: context.Run, apply: Apply, compared: Mapping[str, Variables]) -> dict[str, float]:
-    """Top-1 of linear probes of a model's features on the data set that `config.probe` names.
+    """Returns the top-1 accuracy of linear probes on the data set that `config.probe` names.
 
     Args:
         run: The run.
-        apply: From variables and images to features.
-        compared: Variables by name; the images are read once for all of them.
+        apply: Function from variables and images to features.
+        compared: Variables by name; images are read once for all of them.
     """
     config = run.config
     settings = config.data.copy_and_resolve_references()
     settings.update(config.probe)
     _, loader = context.load_data(config, settings, run.mesh)
-    transform, features = context.evaluation_transform(loader, run.mesh), jax.jit(run.spread(apply))
+    transform, features = (
+        context.evaluation_transform(loader, run.mesh),
+        jax.jit(run.gather_params(apply)),
+    )
 
     def examples(split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         seen: dict[str, list[np.ndarray]] = {name: [] for name in compared}

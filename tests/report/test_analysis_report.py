@@ -10,8 +10,10 @@ import pytest
 
 from remem_jax import report
 from remem_jax.checks import SettingError
+from remem_jax.report import information
 from remem_jax.report.analysis import rankings
-from remem_jax.report.figures import teachers
+from remem_jax.report.run import information as run_information
+from remem_jax.report.study import information as study_information
 
 HOSTILE = '<script>alert("1")</script> $\\frac{$ \u202e'
 
@@ -54,7 +56,7 @@ def test_a_ranking_of_one_setting_is_not_called_stable() -> None:
     text = rankings.sentences([_setting(WEAK, STRONG)])[0]
 
     assert text == (
-        "The ranking by information is strong before weak; it was found with one setting of "
+        "The ranking by information is strong before weak, measured with one setting of the "
         "decoders."
     )
 
@@ -86,8 +88,8 @@ def test_neighbours_are_compared_seed_by_seed() -> None:
     text = rankings.sentences([_setting(WEAK, STRONG, close)])[1]
 
     assert text == (
-        "close is ahead of strong by 0.00250 nats per sub-pixel, and with 1 of 2 seeds of the "
-        "decoder; strong is ahead of weak by 0.03000 nats per sub-pixel, and with 2 of 2 seeds of "
+        "close is ahead of strong by 0.00250 nats per sub-pixel, for 1 of 2 seeds of the "
+        "decoder; strong is ahead of weak by 0.03000 nats per sub-pixel, for 2 of 2 seeds of "
         "the decoder."
     )
 
@@ -110,7 +112,7 @@ def test_decoders_are_at_their_end_where_what_is_to_come_is_below_half_a_gap(
     text = rankings.sentences([_setting(*models), _setting(WEAK, STRONG, rate=0.5)])[2]
 
     assert text.startswith(f"With {2 if finished else 1} of 2 settings")
-    assert ("It is not so with rate 0.001" in text) != finished
+    assert ("Exceptions: rate 0.001" in text) != finished
     assert "rate 0.5" not in text
 
 
@@ -133,7 +135,7 @@ def test_of_one_model_there_is_no_ranking() -> None:
     texts = rankings.sentences([_setting({**WEAK, "slope": -0.002})])
 
     assert texts == [
-        "As many evaluations again, at the slope of the last, would change it by -0.01000."
+        "Extrapolated over as many evaluations again, the excess would change by -0.01000."
     ]
 
 
@@ -157,7 +159,7 @@ def _information(excess: float) -> dict[str, Any]:
 def test_a_teacher_of_a_run_is_a_point_with_its_best_student(results: dict[str, Any]) -> None:
     results["teachers"][1]["information"] = _information(0.125)
 
-    (point,) = teachers.points(results)
+    (point,) = information.points(results)
 
     assert point == {
         "method": "remem",
@@ -174,9 +176,9 @@ def test_a_teacher_of_a_run_is_a_point_with_its_best_student(results: dict[str, 
 def test_a_student_that_diverged_is_not_the_best(results: dict[str, Any]) -> None:
     results["teachers"][1]["information"] = _information(0.125) | {"info_nce": None}
     results["students"][1]["diverged"] = True
-    (with_one,) = teachers.points(results)
+    (with_one,) = information.points(results)
     results["students"][0]["diverged"] = True
-    (with_none,) = teachers.points(results)
+    (with_none,) = information.points(results)
 
     assert (with_one["student"], with_none["student"]) == (0.91, None)
     assert with_one["info_nce"] is None
@@ -213,8 +215,8 @@ def test_the_report_of_a_run_that_measured_nothing_has_no_plane(
 
     assert "nformation" not in page
     assert not (run / "figures").exists()
-    assert not list(teachers.of_run(results))
-    assert teachers.table_of_run(results) is None
+    assert not list(run_information.figures(results))
+    assert run_information.table(results) is None
 
 
 def _point(step: int = 100, excess: float = 0.125, **pruned: int) -> dict[str, Any]:
@@ -262,7 +264,7 @@ def test_a_study_has_a_plane_for_each_data_set() -> None:
         _trial("a", "0", _point(100), _point(200)), _trial("a", "1", _point()), data=("X", "Y")
     )
 
-    first, second = teachers.of_study(study)
+    first, second = study_information.figures(study)
 
     assert (first.name, first.title) == ("information_plane", "Information plane: X")
     assert (second.name, second.title) == ("information_plane_1", "Information plane: Y")
@@ -281,7 +283,7 @@ def test_a_study_has_a_plane_for_each_data_set() -> None:
 def test_a_series_is_named_by_what_varies(
     trials: list[tuple[str, str]], expected: list[str]
 ) -> None:
-    (plane,) = teachers.of_study(_study(*(_trial(*one, _point()) for one in trials)))
+    (plane,) = study_information.figures(_study(*(_trial(*one, _point()) for one in trials)))
 
     assert _series(plane) == expected
 
@@ -293,14 +295,14 @@ def test_short_trials_and_those_without_information_are_not_shown() -> None:
         _trial("b", "0"),
     )
 
-    (plane,) = teachers.of_study(study)
-    table = teachers.table_of_study(study)
+    (plane,) = study_information.figures(study)
+    table = study_information.table(study)
 
     assert len(plane.rows) == 1
     assert table is not None
     assert [row[:2] for row in table.rows] == [("Row a", "100")]
-    assert not list(teachers.of_study(_study(_trial("b", "0"))))
-    assert teachers.table_of_study(_study(_trial("b", "0"))) is None
+    assert not list(study_information.figures(_study(_trial("b", "0"))))
+    assert study_information.table(_study(_trial("b", "0"))) is None
 
 
 def test_pruned_teachers_are_told_apart_by_kind_and_the_whole_one_is_of_each() -> None:
@@ -310,7 +312,7 @@ def test_pruned_teachers_are_told_apart_by_kind_and_the_whole_one_is_of_each() -
         _trial("b", "0", _point(200, 0.3, attention=4)) | {"trial": "another"},
     )
 
-    _, pruning = teachers.of_study(study)
+    _, pruning = study_information.figures(study)
 
     assert pruning.name == "pruning"
     # The last teacher of each trial.
@@ -323,7 +325,7 @@ def test_pruned_teachers_are_told_apart_by_kind_and_the_whole_one_is_of_each() -
 
 
 def test_where_nothing_is_pruned_pruning_is_not_drawn() -> None:
-    assert [one.name for one in teachers.of_study(_study(_trial("a", "0", _point())))] == [
+    assert [one.name for one in study_information.figures(_study(_trial("a", "0", _point())))] == [
         "information_plane"
     ]
 

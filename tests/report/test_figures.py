@@ -20,8 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from scipy import stats
 
-from remem_jax.report import pages
-from remem_jax.report.figures import drawing, layers, neurons, planes, reconstructions
+from remem_jax.report import rendering
+from remem_jax.report.figures import (
+    drawing,
+    expertness,
+    information_plane,
+    neurons,
+    reconstructions,
+)
 
 HOSTILE = "<script>alert(1)</script> $x$\n$\\frac{$ \U0001f600 \u202e\x01\udcff"
 SEEN = "<script>alert(1)</script> $x$"  # As much of it as each label has room for.
@@ -126,9 +132,9 @@ MAPS = [
 
 def _drawings() -> list[drawing.Drawing]:
     drawn = [
-        planes.information_plane(POINTS, title=HOSTILE, name="plane", caption=HOSTILE),
-        planes.pruning(PRUNED, title="Pruning", name="pruning"),
-        layers.expertness(LAYERS, clusters=4, threshold=0.1),
+        information_plane.information_plane(POINTS, title=HOSTILE, name="plane", caption=HOSTILE),
+        information_plane.pruning(PRUNED, title="Pruning", name="pruning"),
+        expertness.expertness(LAYERS, clusters=4, threshold=0.1),
         neurons.criticality(BLOCKS, name="critical", title="Criticality"),
         neurons.grid(NEURONS, name="neurons", title="Neurons"),
         reconstructions.pictures(PICTURES, name="pictures", title="Pictures"),
@@ -240,7 +246,7 @@ def test_a_page_takes_the_plots_and_escapes_their_titles(saved: Saved) -> None:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("remem_jax.report", "."), autoescape=True
     )
-    template = '{% from "figure.html.jinja" import figures %}{{ figures(plots) }}'
+    template = '{% from "templates/figure.html.jinja" import figures %}{{ figures(plots) }}'
 
     page = environment.from_string(template).render(plots=list(saved[2].values()))
 
@@ -250,7 +256,7 @@ def test_a_page_takes_the_plots_and_escapes_their_titles(saved: Saved) -> None:
 
 
 def test_pages_may_show_pictures_from_themselves_alone() -> None:
-    page = pages.html("frame.html.jinja", {"title": "Figures"})
+    page = rendering.html("templates/frame.html.jinja", {"title": "Figures"})
 
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
@@ -299,7 +305,7 @@ def test_front_is_what_no_other_point_beats(pairs: list[tuple[float | None, floa
         if other[0] <= error and other[1] <= excess and other[:2] != (error, excess)
     }
 
-    front = planes.pareto_front(points)
+    front = information_plane.pareto_front(points)
 
     assert len(set(front)) == len(front)
     assert set(front) == {place for *_, place in there} - beaten
@@ -318,7 +324,7 @@ def test_plane_has_each_point_once_and_counts_what_it_leaves_out(saved: Saved) -
     ]
     expected = [(-p["excess"], 100 * p["error"]) for p in POINTS[:4]]
     assert collections.Counter(marks) == collections.Counter(expected)
-    assert "Points left out for want of finite numbers: 2." in plane.caption
+    assert "Points left out because they are not finite: 2." in plane.caption
 
 
 def test_plane_joins_the_points_of_a_series_in_the_order_of_steps(saved: Saved) -> None:
@@ -339,7 +345,7 @@ def test_plane_writes_its_numbers_in_full(saved: Saved) -> None:
 
 
 def test_plane_without_students_has_no_scale_of_colours() -> None:
-    plane = planes.information_plane(
+    plane = information_plane.information_plane(
         [_point("sam", None, 0.5, 0.1)], title="Plane", name="plane", caption=""
     )
 
@@ -386,8 +392,8 @@ def test_criticality_writes_every_neuron_by_its_rank(saved: Saved) -> None:
         assert [int(rows[n]["rank"]) for n in finite] == ranks.tolist()
         assert [float(rows[n]["criticality"]) for n in finite] == values[finite].tolist()
     caption = saved[1]["critical"].caption
-    assert "Zeros have no place on this scale: 1." in caption
-    assert "Neurons left out for want of finite numbers: 1." in caption
+    assert "Zeros, which this scale cannot show: 1." in caption
+    assert "Neurons left out because they are not finite: 1." in caption
 
 
 def _images(drawn: drawing.Drawing) -> list[np.ndarray]:
@@ -455,16 +461,16 @@ def test_sensitivity_has_a_row_for_each_setting(saved: Saved) -> None:
     assert list(ours.get_xdata()) == [0.2, 0.2, 0.2]
     assert list(other.get_xdata()) == [0.1, 1 / 3]
     assert [round(place) for place in other.get_ydata()] == [0, 1]
-    assert "numbers: 1." in drawn.caption
+    assert "finite: 1." in drawn.caption
 
 
 @pytest.mark.parametrize(
     "drawn",
     [
-        planes.information_plane(POINTS[4:], title="", name="x"),
-        planes.pruning([], title="", name="x"),
-        layers.expertness([{"title": "", "layers": []}], clusters=2, threshold=0.1),
-        layers.expertness(
+        information_plane.information_plane(POINTS[4:], title="", name="x"),
+        information_plane.pruning([], title="", name="x"),
+        expertness.expertness([{"title": "", "layers": []}], clusters=2, threshold=0.1),
+        expertness.expertness(
             [{"title": "", "layers": [{"layer": 0, "shares": [], "sparsity": None}]}],
             clusters=2,
             threshold=0.1,

@@ -7,7 +7,8 @@ import pytest
 
 from remem_jax.report import tables
 from remem_jax.report.card import model_card
-from remem_jax.report.run import measured, run_tables
+from remem_jax.report.run import search
+from remem_jax.report.run import tables as run_tables
 
 
 def _by_column(table: tables.Table, row: int) -> dict[str, str]:
@@ -20,7 +21,7 @@ def _all_tables(results: dict[str, Any]) -> list[tables.Table]:
         run_tables.details,
         run_tables.teachers,
         run_tables.students,
-        measured.searched,
+        search.grids,
         tables.settings,
         run_tables.origins,
         run_tables.times,
@@ -182,7 +183,7 @@ def test_it_is_told_how_teachers_fitted_on_the_device(results: dict[str, Any]) -
 
     found = [(what, value) for what, value in run_tables.origins(results).rows if "Memory" in what]
 
-    told = "3.00 GiB, elementwise operations computed again, batches in 2 parts: 1.01 times"
+    told = "3.00 GiB, elementwise operations recomputed, batches in 2 microbatches: 1.01 times"
     assert found == [("Memory of remem's teacher", f"{told} the operations")]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from remem_jax import checks, report
 from remem_jax.report import paper, tables
-from remem_jax.report.study import gains, layout, searched, trials
+from remem_jax.report.study import gains, results_table, search, trials
 from remem_jax.report.study import page as study_page
 
 HOSTILE = '<script>alert("1")</script> $\\frac{$ | `x` \u202e\x01\udcff\nnext [a](http://evil) _b_'
@@ -227,7 +227,7 @@ def hostile(record: dict[str, Any]) -> dict[str, Any]:
 
 def _lines(record: dict[str, Any], block: int = 0, choice: str = "validation") -> dict[str, Any]:
     """Cells of a block by label."""
-    table = layout.flat("", layout.grids(record, choice)[block])
+    table = results_table.flat("", results_table.grids(record, choice)[block])
     return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
 
 
@@ -274,7 +274,7 @@ def test_a_cell_that_has_fewer_seeds_says_so(record: dict[str, Any]) -> None:
 def test_a_cell_that_is_not_there_is_called_missing(record: dict[str, Any]) -> None:
     row = _lines(record)["EfficientNetV2: ReMem"]
 
-    assert set(row.values()) == {layout.MISSING}
+    assert set(row.values()) == {results_table.MISSING}
 
 
 def test_a_student_without_a_teacher_has_a_dash(record: dict[str, Any]) -> None:
@@ -324,7 +324,7 @@ def test_no_difference_off_the_official_data(record: dict[str, Any], official: A
     assert differences["Patch Camelyon, student"] == "-1.2"
     assert rows["MobileNetV2: ReMem (paper)"]["CIFAR-100, student"] == tables.NOTHING
     assert rows["MobileNetV2: ReMem (paper, full size)"]["CIFAR-100, student"] == "80.2"
-    assert "for CIFAR-100 the data here are others" in " ".join(study_page.notes(record))
+    assert "the data for CIFAR-100 are different here" in " ".join(study_page.notes(record))
 
 
 def test_a_mini_version_has_no_differences(record: dict[str, Any]) -> None:
@@ -402,7 +402,7 @@ def test_columns_are_in_blocks_of_six(
 ) -> None:
     record["columns"] = [_column(f"set{i}", f"Set {i}") for i in range(columns)]
 
-    grids = layout.grids(record, "validation")
+    grids = results_table.grids(record, "validation")
 
     assert [len(grid.columns) for grid in grids] == sizes
     assert [title for grid in grids for title in grid.columns] == [
@@ -471,7 +471,10 @@ def test_beneath_a_gain_stands_its_paired_error_seed_by_seed(record: dict[str, A
 
 @pytest.mark.parametrize(
     ("on_test", "expected"),
-    [(False, "Each trial read test once"), (True, "Every student was measured on test too")],
+    [
+        (False, "Each trial read the test split once"),
+        (True, "Every student was evaluated on test too"),
+    ],
 )
 def test_how_often_test_was_read_is_said_as_it_was(
     record: dict[str, Any], write: Write, on_test: bool, expected: str
@@ -480,7 +483,7 @@ def test_how_often_test_was_read_is_said_as_it_was(
 
     for text in write():
         assert expected in text
-        assert ("read test once" in text) != on_test
+        assert ("read the test split once" in text) != on_test
 
 
 @pytest.fixture
@@ -523,7 +526,7 @@ def halved(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_was_searched_is_shown_row_by_row(halved: dict[str, Any]) -> None:
-    table = searched.grids(halved)
+    table = search.grids(halved)
 
     assert table is not None
     assert table.rows == (
@@ -545,20 +548,20 @@ def test_what_was_searched_is_shown_row_by_row(halved: dict[str, Any]) -> None:
 def test_a_search_by_halving_lists_its_rungs_and_what_it_left_out(
     halved: dict[str, Any], write: Write
 ) -> None:
-    rungs, dropped = searched.halving(halved)
+    rungs, dropped = search.halving(halved)
 
-    assert rungs.columns[3:] == ("Settings", "Begun", "1/4 of the steps", "All steps")
+    assert rungs.columns[3:] == ("Settings", "Started", "1/4 of the steps", "All steps")
     assert rungs.rows[0][3:] == ("9", "4", "4 of 4", "0 of 1")
     assert [row[3:] for row in dropped.rows] == [
-        ("never begun", tables.NOTHING, tables.NOTHING, "0.05"),
+        ("never started", tables.NOTHING, tables.NOTHING, "0.05"),
         ("after 1/4 of the steps", "b2", "37.50", "0.5"),
     ]
     for text in write():
-        assert "Settings never tried in full" in text
+        assert "Settings never trained in full" in text
 
 
 def test_a_whole_grid_has_no_rungs(record: dict[str, Any]) -> None:
-    assert searched.halving(record) == []
+    assert search.halving(record) == []
 
 
 def test_gains_are_over_fine_tuning_where_it_is_not_first(record: dict[str, Any]) -> None:
@@ -599,7 +602,7 @@ def test_the_table_of_choices_on_test_has_only_columns_that_have_some(
 ) -> None:
     record["cells"].append(_cell("mobilenet_v2_remem", "pcam", (0.95, 0.9), choice="test"))
 
-    (grid,) = layout.grids(record, "test")
+    (grid,) = results_table.grids(record, "test")
 
     assert grid.columns == ("Patch Camelyon",)
 
@@ -611,16 +614,16 @@ def test_what_is_missing_is_listed_with_its_reason(record: dict[str, Any]) -> No
 
     assert table is not None
     assert table.rows[0] == ("MobileNetV2: ReMem", "Patch Camelyon", "1", "failed: no memory")
-    assert ("EfficientNetV2: ReMem", "CIFAR-100", "0, 1", "no record of it") in table.rows
-    assert ("EfficientNetV2: ReMem", "Caltech-101", "0, 1", "nothing was run there") in table.rows
+    assert ("EfficientNetV2: ReMem", "CIFAR-100", "0, 1", "not on record") in table.rows
+    assert ("EfficientNetV2: ReMem", "Caltech-101", "0, 1", "not run") in table.rows
     assert len(table.rows) == 24 - 2  # All but those with both seeds.
 
 
 def test_a_whole_table_misses_nothing(record: dict[str, Any], write: Write) -> None:
     record |= {"rows": record["rows"][:2], "columns": record["columns"][:1], "missing": []}
 
-    assert "## What is missing\n\nNothing.\n" in write()[1]
-    assert "Cells: 2 of 2 complete, 0 partly, 0 missing." in study_page.summary(record)
+    assert "## Missing results\n\nNothing.\n" in write()[1]
+    assert "Cells: 2 of 2 complete, 0 partial, 0 missing." in study_page.summary(record)
 
 
 def test_summary_counts_cells_and_names_metrics(record: dict[str, Any]) -> None:
@@ -628,7 +631,7 @@ def test_summary_counts_cells_and_names_metrics(record: dict[str, Any]) -> None:
 
     text = study_page.summary(record)
 
-    assert "Cells: 2 of 24 complete, 1 partly, 21 missing." in text
+    assert "Cells: 2 of 24 complete, 1 partial, 21 missing." in text
     assert "mean per-class accuracy for Caltech-101" in text
 
 
@@ -673,7 +676,7 @@ def test_every_trial_is_listed_best_first_within_its_cell(record: dict[str, Any]
     assert [row[0] for row in table.rows] == ["c3", "b2", "a1"]
     assert "failed: no memory" in table.rows[0]
     assert table.note == "Trials: 2 done, 1 failed."
-    assert "Share of the steps" not in table.columns
+    assert "Fraction of the steps" not in table.columns
 
 
 def test_trials_with_a_share_of_the_steps_come_after_whole_ones(record: dict[str, Any]) -> None:
@@ -681,7 +684,7 @@ def test_trials_with_a_share_of_the_steps_come_after_whole_ones(record: dict[str
 
     table = trials.tried(record)
 
-    shares = table.columns.index("Share of the steps")
+    shares = table.columns.index("Fraction of the steps")
     assert [(row[0], row[shares]) for row in table.rows] == [
         ("c3", "1"),
         ("a1", "1"),
@@ -693,8 +696,8 @@ def test_cost_is_what_was_planned_and_spent(record: dict[str, Any]) -> None:
     rows = dict((row[0], row[1:]) for row in trials.cost(record).rows)
 
     assert rows["Trials"] == ("36", "2")
-    assert rows["Steps of teachers"] == ("360,000", tables.NOTHING)
-    assert rows["Operations"] == ("1.2e+18", tables.NOTHING)
+    assert rows["Teacher steps"] == ("360,000", tables.NOTHING)
+    assert rows["Floating-point operations"] == ("1.2e+18", tables.NOTHING)
     assert rows["Hours"] == ("12.34", "3.40")
 
 
@@ -809,9 +812,9 @@ def test_sections_come_in_their_order(write: Write) -> None:
         "Table 3: efficient students",
         "Results, in the layout of the paper's Table 3",
         "Gains over the baseline, in points",
-        "What is missing",
+        "Missing results",
         "Data",
-        "What was searched",
+        "Search",
         "Cost",
         "Selected settings",
         "All trials",
@@ -842,12 +845,12 @@ def test_a_study_that_has_not_begun_is_reported(record: dict[str, Any], write: W
 
     page, text = write()
 
-    assert "Cells: 0 of 24 complete, 0 partly, 24 missing." in text
+    assert "Cells: 0 of 24 complete, 0 partial, 24 missing." in text
     assert Page(page).open == []
 
 
 def test_a_missing_record_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(checks.SettingError, match=r"study\.json is not there"):
+    with pytest.raises(checks.SettingError, match=r"study\.json does not exist"):
         report.write_study(tmp_path)
 
 
@@ -865,7 +868,7 @@ def test_the_record_is_not_changed(record: dict[str, Any], write: Write) -> None
     before = copy.deepcopy(record)
 
     write()
-    layout.comma_separated(record)
+    results_table.comma_separated(record)
 
     assert record == before
     assert paper.cell(3, "mobilenet_v2_remem", "cifar100") == paper.Record(3, 80.2, 92.5)

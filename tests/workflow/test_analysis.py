@@ -18,9 +18,10 @@ from remem_jax.checks import SettingError
 from remem_jax.data.sources import Subset
 from remem_jax.records import Batch
 from remem_jax.train import loop
-from remem_jax.workflow import context, decoders, information
+from remem_jax.workflow import context
 from remem_jax.workflow.analysis import criticality, inputs, pipeline
 from remem_jax.workflow.analysis import expertness as of_blocks
+from remem_jax.workflow.information import decoders, measurement
 from tests.workflow.conftest import SIZE, Lab
 
 SPLITS = ("train", "validation")
@@ -136,7 +137,7 @@ def test_each_setting_of_decoders_is_measured_and_shown(
         measured.append((own.betas[1], own.align_corners, part))
         return {"seconds": 1.0, "teachers": before["models"]}
 
-    monkeypatch.setattr(information, "measure", measure)
+    monkeypatch.setattr(measurement, "measure", measure)
     own = pipeline._information(run._replace(config=config), inputs.load(run))
     shutil.copytree(run.workdir, tmp_path / "copy")
     changed = found | {"analyses": found["analyses"] | {"information": own}}
@@ -210,15 +211,15 @@ def test_skipped_batches_count_too(run: context.Run) -> None:
 def test_expertness_is_that_of_the_energies_of_all_images(run: context.Run, at_once: Batch) -> None:
     run.config.images.examples = 90
     (subject,) = inputs.load(run)
-    look = jax.jit(activations.make_look(subject.model, [0, 2]))
-    seen = look(subject.variables, _views(run, at_once)[:90]).activations
+    capture = jax.jit(activations.make_capture(subject.model, [0, 2]))
+    hidden = capture(subject.variables, _views(run, at_once)[:90]).hidden
 
     found = of_blocks.measure(run, [subject])
 
     (model,) = found["models"]
     assert [one["layer"] for one in model["layers"]] == [0, 1, 2]
     for one in (model["layers"][0], model["layers"][2]):
-        values = np.asarray(seen[one["layer"]], np.float64)
+        values = np.asarray(hidden[one["layer"]], np.float64)
         energies = np.square(values).sum(axis=1).astype(np.float32)
         shares = [expertness.expertness(energies, clusters=3, seed=s).share for s in (0, 1)]
         # An image between two clusters may change sides by what float32 rounds.

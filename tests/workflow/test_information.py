@@ -18,15 +18,16 @@ from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches
 from remem_jax.storage import results
 from remem_jax.train import loop
-from remem_jax.workflow import activations, context, decoders, information, training
+from remem_jax.workflow import context, memory_plan, training
 from remem_jax.workflow.analysis import inputs
 from remem_jax.workflow.analysis import pipeline as analysis_pipeline
+from remem_jax.workflow.information import decoders, measurement
 from remem_jax.workflow.remem import finetune
 from remem_jax.workflow.remem import pipeline as remem_pipeline
-from tests import quickstart_resnet6
+from tests import tiny_run
 from tests.workflow.conftest import SIDE, SIZE, Lab, save_vit
 
-pytestmark = pytest.mark.usefixtures("resnet6")
+pytestmark = pytest.mark.usefixtures("resnet4")
 PART = "information/measured"
 EVALUATED = 287  # Images of validation.
 
@@ -56,7 +57,7 @@ def teachers(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> list[decoder
 
 
 def _measure(run: context.Run, teachers: Sequence[decoders.Teacher]) -> dict[str, Any]:
-    return information.measure(run, PART, lambda: teachers)
+    return measurement.measure(run, PART, lambda: teachers)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_what_is_kept_beside_the_numbers_adds_up_to_them(
 ) -> None:
     run, found = whole
 
-    with np.load(run.workdir / PART / information.PICTURES) as arrays:
+    with np.load(run.workdir / PART / measurement.PICTURES) as arrays:
         assert arrays["images"].shape == (4, SIDE, SIDE, 3)
         for number, record in enumerate(found["teachers"]):
             first = record["seeds"][0]
@@ -212,7 +213,7 @@ def test_a_measurement_that_is_done_is_only_read(whole: tuple[context.Run, dict[
     def load() -> list[decoders.Teacher]:
         raise AssertionError("This was done before.")
 
-    assert information.measure(run, PART, load) == found
+    assert measurement.measure(run, PART, load) == found
 
 
 def test_each_teacher_is_measured_as_if_it_were_alone(
@@ -249,7 +250,7 @@ def test_a_batch_above_validation_is_refused_before_any_work(
     run.config.information.batch_size = EVALUATED + 1
 
     with pytest.raises(SettingError, match=r"information\.batch_size must be at most the 287"):
-        information.measure(run, PART, _never)
+        measurement.measure(run, PART, _never)
 
 
 def test_a_run_refuses_what_it_cannot_measure_before_any_work(
@@ -307,8 +308,8 @@ def test_no_more_pictures_are_kept_than_there_are_images(
     )
     own = decoders.make(run, teachers[:1])
     mask = jax.numpy.arange(len(images)) < EVALUATED
-    shown = mutual_information.Shown(jax.numpy.asarray(images), mask)
-    last = information._Last(run, own, own.first())
+    shown = mutual_information.HeldOutBatch(jax.numpy.asarray(images), mask)
+    last = measurement._Last(run, own, own.first())
     last.see(0, own.teach[0](shown.images), shown)
 
     kept = last.pictures([found])
@@ -322,7 +323,7 @@ def test_decoders_are_planned_by_what_they_take(
     run = lab.run(tmp_path)
     step = decoders.planned_step(run, PART, teachers)
 
-    held, running = step.needs(activations.Plan())
+    held, running = step.needs(memory_plan.Plan())
 
     states = decoders.make(run, teachers).first()
     kept = jax.tree.leaves((states, [one.variables for one in teachers]))
@@ -339,7 +340,7 @@ def test_decoders_are_planned_by_what_they_take(
 
 def _remem_run(lab: Lab, workdir: pathlib.Path) -> context.Run:
     """A run of one method whose teachers are measured."""
-    config = quickstart_resnet6.get_config()
+    config = tiny_run.get_config()
     config.methods = ("finetune",)
     config.data.image_size = SIDE
     config.teacher.variant, config.teacher.init = "", str(lab.checkpoints[0])
@@ -445,7 +446,7 @@ def test_no_teacher_is_measured_where_it_is_not_asked_for(
 ) -> None:
     run = _remem_run(lab, tmp_path)
     run.config.information.seeds = ()
-    monkeypatch.setattr(information, "measure", _never)
+    monkeypatch.setattr(measurement, "measure", _never)
     records, seconds = [{"step": 1}, {"step": 2}], dict[str, float]()
     unused: list[Any] = [None] * len(finetune.Teachers._fields)
     teachers = finetune.Teachers._make(unused)._replace(records=records)

@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 from remem_jax.storage import logs
 from remem_jax.train import loop
 from remem_jax.workflow.remem import distill, student_setup
-from tests import quickstart_resnet6
+from tests import tiny_run
 from tests.workflow.conftest import SIDE, Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("resnet6")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("resnet4")]
 TOO_HIGH = 1e38  # A rate at which the logits overflow after a step.
 
 
 def _config(*rates: float) -> ConfigDict:
-    config = quickstart_resnet6.get_config()
+    config = tiny_run.get_config()
     config.methods = ("scratch",)
     config.data.image_size = SIDE
     config.log_every, config.save_every = 1, 4

@@ -13,15 +13,17 @@ from remem_jax import mesh, models, optim
 from remem_jax.models import encoder
 from remem_jax.records import Outputs
 from remem_jax.train import loop, state
-from remem_jax.workflow import context, memory
+from remem_jax.workflow import context, step_memory
 from remem_jax.workflow.remem import finetune, student_setup
+from tests import tiny_run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def divided(small_run: context.Run) -> context.Run:
-    """A run whose states are divided among two devices."""
+def divided(small_run: context.Run, monkeypatch: pytest.MonkeyPatch) -> context.Run:
+    """A run whose states, small arrays included, are divided among two devices."""
+    monkeypatch.setattr(mesh, "SMALLEST_DIVIDED", 2)
     small_run.config.fsdp = True
     return small_run._replace(mesh=mesh.make_mesh())
 
@@ -57,12 +59,14 @@ def test_a_teacher_goes_from_the_host_to_where_its_pieces_belong(divided: contex
 
 
 def test_no_device_holds_the_whole_of_what_is_drawn(
-    divided: context.Run, monkeypatch: pytest.MonkeyPatch
+    divided: context.Run,
 ) -> None:
-    monkeypatch.setattr(mesh, "SMALLEST_DIVIDED", 2)
     key = jax.random.key(3)
-    init = models.make_init(models.make("vit", variant="Pico/8", classes=3), 16)
-    tx = optim.sgd(lambda count: 0.1, momentum=0.9)
+    model = models.make("vit", variant=tiny_run.TEACHER, classes=3)
+    init = models.make_init(model, tiny_run.IMAGE_SIZE)
+    tx = optim.sgd(
+        lambda count: 0.1, momentum=0.9, nesterov=False, weight_decay=0.0, clip_norm=None
+    )
 
     def create(key: jax.Array) -> state.State:
         return state.create(init(key), tx)
@@ -84,7 +88,6 @@ def _held(compiled: Any) -> int:
 
 def test_students_begin_divided(divided: context.Run) -> None:
     divided.config.methods = ("scratch",)
-    divided.config.student.model = "resnet18"  # Nearly all of it is large arrays.
     setup = student_setup.make(divided, None)
 
     made = setup.first_states[student_setup.SCRATCH](3)
@@ -137,7 +140,7 @@ def _after(steps: int) -> Callable[[], bool]:
 
 def test_runs_of_other_seeds_compile_nothing_again(small_run: context.Run) -> None:
     pretrained = finetune.read_pretrained(small_run)
-    batch, number = memory.batch(small_run, 8), np.int32(0)
+    batch, number = step_memory.batch(small_run, 8), np.int32(0)
     (point, *_) = student_setup.grid_points(small_run.config.student)
     answer = jax.eval_shape(lambda: Outputs(jnp.zeros((8, 10))))
 

@@ -17,7 +17,8 @@ from remem_jax.data.images import augment
 from remem_jax.records import Batch, DataLoader, Variables
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
-from remem_jax.workflow import activations, context, decoders, memory, precision, pretrained
+from remem_jax.workflow import context, initial_checkpoints, memory_plan, precision, step_memory
+from remem_jax.workflow.information import decoders
 from remem_jax.workflow.remem import finetune, student_setup
 
 CLASSES, IMAGES, SIDE = 102, 8189, 256  # Of Flowers-102, at the stored_size of configs/remem.py.
@@ -124,14 +125,14 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> co
     )
 
 
-def checkpoint(config: ConfigDict) -> pretrained.Pretrained:
+def checkpoint(config: ConfigDict) -> initial_checkpoints.Pretrained:
     """A checkpoint of `config.teacher.variant`, of zeros that take no memory."""
     model = models.make("vit", variant=config.teacher.variant, classes=CLASSES)
     shapes = augreg.names_and_shapes(model, config.data.image_size)
     zero = np.zeros((), np.float32)
     arrays = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
     found = augreg.describe(arrays, form="vit_jax", source="described")
-    return pretrained.Pretrained(found, "")
+    return initial_checkpoints.Pretrained(found, "")
 
 
 def teacher(run: context.Run) -> Step:
@@ -140,11 +141,11 @@ def teacher(run: context.Run) -> Step:
     settings = finetune.settings_of(run.config, method)
     first = finetune.start(run, checkpoint(run.config), method)
     planned = finetune.planned_step(run, method, first)
-    option = activations.choose(run, planned)
+    option = memory_plan.choose(run, planned)
     # Where none fits, the table tells what the last one takes.
     plan = option.plan if option else planned.plans[-1]
     training = finetune.make_training(run, settings, first._replace(plan=plan))
-    batch = memory.batch(run, settings.batch_size)
+    batch = step_memory.batch(run, settings.batch_size)
     arguments = (training.shapes, batch, first.frozen)
     step = Function("step", training.step, arguments, state=training.shapes, read=first.frozen)
     return Step((step,), arguments, 2 if settings.rho > 0 else 1, str(plan))
@@ -156,20 +157,20 @@ def distillation(run: context.Run) -> Step:
     own = student_setup.make(run, start)
     (point, *_) = student_setup.grid_points(run.config.student)
     variables, first = _teacher(run, start)
-    answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
+    compute_targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
 
-    batch = memory.batch(run, run.config.student.batch_size)
+    batch = step_memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), np.int32), mesh.batch_sharding(run.mesh)
-    seen = mesh.shapes(jax.eval_shape(own.augment, number, batch), by_batch)
-    said = mesh.shapes(jax.eval_shape(answer, variables, seen.images), by_batch)
+    augmented = mesh.shapes(jax.eval_shape(own.augment, number, batch), by_batch)
+    targets = mesh.shapes(jax.eval_shape(compute_targets, variables, augmented.images), by_batch)
     state = own.shapes[point.loss]
-    stepped = (state, *seen, said, point.hyperparameters)
+    stepped = (state, *augmented, targets, point.hyperparameters)
     functions = (
         Function("view", own.augment, (number, batch)),
-        Function("teacher", answer, (variables, seen.images), read=variables),
+        Function("teacher", compute_targets, (variables, augmented.images), read=variables),
         Function("student", own.steps[point.loss], stepped, state=state),
     )
-    return Step(functions, (variables, batch, seen, said, state))
+    return Step(functions, (variables, batch, augmented, targets, state))
 
 
 def information(run: context.Run) -> Step:
@@ -178,18 +179,18 @@ def information(run: context.Run) -> Step:
     variables, first = _teacher(run, start)
     patches = first.tuned.wrap(models.teacher_apply(first.model, ("patches",)))
     by_batch = mesh.batch_sharding(run.mesh)
-    jitted = jax.jit(run.spread(patches), out_shardings=by_batch)
+    jitted = jax.jit(run.gather_params(patches), out_shardings=by_batch)
     zeros = jax.tree.map(
         lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), variables
     )
     described = [decoders.Teacher("teacher", jitted, variables)]
     planned = decoders.planned_step(run, "information/remem", described)
-    option = activations.choose(run, planned)
+    option = memory_plan.choose(run, planned)
     plan = option.plan if option else planned.plans[-1]
     own = decoders.make(run, [decoders.Teacher("teacher", jitted, zeros)], plan.rematerialise)
     states = own.shapes
 
-    batch = memory.batch(run, run.config.information.batch_size)
+    batch = step_memory.batch(run, run.config.information.batch_size)
     number = jax.ShapeDtypeStruct((), np.int32)
     transform = decoders.make_train_transform(run)
     images = mesh.shapes(jax.eval_shape(transform, number, batch), by_batch)
@@ -228,7 +229,9 @@ def evaluation(run: context.Run) -> Step:
     return Step(functions, (variables, batch, images, logits, tally))
 
 
-def _teacher(run: context.Run, start: pretrained.Pretrained) -> tuple[Variables, finetune.Start]:
+def _teacher(
+    run: context.Run, start: initial_checkpoints.Pretrained
+) -> tuple[Variables, finetune.Start]:
     """Shapes of a teacher's variables, and what it was fine-tuned from."""
     (method,) = run.config.methods
     first = finetune.start(run, start, method)

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from remem_jax.weights import students
+from remem_jax import models
 from tools.benchmarks import turns
 from tools.benchmarks.rows import Work
 
@@ -12,7 +12,7 @@ CLASSES = 1000
 _NAMES = {
     "Ti/16": "vit_tiny_patch16_224",
     "B/16": "vit_base_patch16_224",
-    **students.TIMM,
+    **{name: student.timm for name, student in models.STUDENTS.items()},
 }
 
 

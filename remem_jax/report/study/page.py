@@ -1,31 +1,30 @@
-"""The report of a study: many runs that together make one of the paper's tables, or figures."""
+"""The report of a study: many runs that together reproduce a table or a figure of the paper."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remem_jax import checks
-from remem_jax.report import pages, paper, tables
-from remem_jax.report.figures import drawing, teachers
-from remem_jax.report.study import gains, layout, searched, trials
+from remem_jax.report import paper, rendering, tables
+from remem_jax.report.figures import drawing
+from remem_jax.report.study import gains, information, results_table, search, trials
 from remem_jax.storage import files, results
 
-FORMAT = 1  # Of study.json.
+FORMAT = 1  # Format of study.json.
 
 _GAINS = (
-    "A student's gain is the mean, over the seeds that both rows have, of what it is above the "
-    "baseline's of the same seed; behind ± stands the sample standard deviation of these "
-    "differences. Beneath, seed by seed, is the paired standard error of the difference, in "
-    "points, with a two-sided p-value: what other test images would change, reckoned from the "
-    "images on which the two differ. It holds for these students, not for what other seeds would "
-    "train. “Not on record” is said where an older version ran a trial, or test chose the "
-    "settings. What the paper leaves open moves both rows, so gains compare more fairly with the "
-    "paper's than the numbers themselves."
+    "A gain is the mean difference between a student and the baseline with the same seed, over "
+    "the seeds that both have; ± is the sample standard deviation of these differences. Below it, "
+    "for each seed, is the paired standard error of the difference, in points, with a two-sided "
+    "p-value, from the test images on which the two students differ. It covers the choice of test "
+    "images for these students, not the variation between seeds. “Not on record” marks trials of "
+    "an older version and settings selected on test. Choices that the paper leaves open affect "
+    "both rows, so gains are more comparable with the paper's than the accuracies themselves."
 )
 _OPTIMISTIC = (
-    "Here the test split itself chose the settings: each number is the best of all that were "
-    "tried, by the images that judge it, and is too high. The paper does not say on which split "
-    "it selects; it may be this one. The numbers to trust are those of the first table."
+    "These settings were selected on the test split itself: each number is the maximum over all "
+    "settings tried on the same images, and is biased upwards. The paper does not say on which "
+    "split it selects; it may have selected on test. Rely on the first table."
 )
 
 
@@ -34,16 +33,16 @@ def write(directory: pathlib.Path) -> None:
     path = directory / "study.json"
     study = results.read(path)
     if study is None:
-        raise checks.SettingError(f"{path} is not there: the study has not begun.")
+        raise checks.SettingError(f"{path} does not exist: the study has not started.")
     checks.one_of(f"The format of {path}", study.get("format"), (FORMAT,))
-    figures = [drawing.save(directory / drawing.FIGURES, one) for one in teachers.of_study(study)]
+    figures = [drawing.save(directory / drawing.FIGURES, one) for one in information.figures(study)]
     content = {**_content(study), "plots": figures}
-    files.write_text(directory / "study.html", pages.html("study/page.html.jinja", content))
-    files.write_text(directory / "study.md", pages.markdown("study/page.md.jinja", content))
-    files.write_text(directory / "table.csv", layout.comma_separated(study))
+    files.write_text(directory / "study.html", rendering.html("study/page.html.jinja", content))
+    files.write_text(directory / "study.md", rendering.markdown("study/page.md.jinja", content))
+    files.write_text(directory / "table.csv", results_table.comma_separated(study))
 
 
-def _content(study: layout.Study) -> dict[str, Any]:
+def _content(study: results_table.Study) -> dict[str, Any]:
     chosen = [trials.selected(study, choice) for choice in ("validation", "test")]
     return {
         "title": title(study),
@@ -59,16 +58,16 @@ def _content(study: layout.Study) -> dict[str, Any]:
         "gains_note": _GAINS,
         "optimistic_heading": "Selected on the test split: optimistic",
         "optimistic_note": _OPTIMISTIC,
-        "optimistic": _sections(study, "test") if layout.cells(study, "test") else [],
+        "optimistic": _sections(study, "test") if results_table.cells(study, "test") else [],
         "optimistic_gains": gains.over_baseline(study, "test"),
         "missing": trials.missing(study),
         "data": trials.data(study),
         "search": study["search"]["text"],
-        "searched": searched.grids(study),
+        "searched": search.grids(study),
         "tables": [
-            *searched.halving(study),
+            *search.halving(study),
             trials.cost(study),
-            *(table for table in (*chosen, teachers.table_of_study(study)) if table is not None),
+            *(table for table in (*chosen, information.table(study)) if table is not None),
             trials.tried(study),
         ],
         "differs": study["differs"],
@@ -76,51 +75,51 @@ def _content(study: layout.Study) -> dict[str, Any]:
     }
 
 
-def _sections(study: layout.Study, choice: str) -> list[dict[str, Any]]:
-    """Each grid, with the same as a table that has one row of heads."""
+def _sections(study: results_table.Study, choice: str) -> list[dict[str, Any]]:
+    """Returns each grid, and the same grid as a table with a single header row."""
     return [
-        {"grid": grid, "flat": layout.flat(", ".join(grid.columns), grid)}
-        for grid in layout.grids(study, choice)
+        {"grid": grid, "flat": results_table.flat(", ".join(grid.columns), grid)}
+        for grid in results_table.grids(study, choice)
     ]
 
 
-def title(study: layout.Study) -> str:
-    """The study's title; a mini version is called so."""
+def title(study: results_table.Study) -> str:
+    """Returns the study's title, which names a mini version as one."""
     if study["mini"] and "mini" not in study["title"].lower():
         return f"{study['title']} (mini version)"
     return study["title"]
 
 
-def summary(study: layout.Study) -> str:
-    """How much of the table there is, and what its numbers are."""
+def summary(study: results_table.Study) -> str:
+    """Describes how complete the table is, and what its numbers are."""
     seeds = len(study["seeds"])
-    found = layout.cells(study, "validation")
+    found = results_table.cells(study, "validation")
     places = [(row["name"], column["name"]) for row in study["rows"] for column in study["columns"]]
     counts = [len(found[place]["replicates"]) if place in found else 0 for place in places]
-    of, whole = len(counts), sum(count >= seeds for count in counts)
-    partly = f", {sum(0 < count < seeds for count in counts)} partly" if seeds > 1 else ""
+    total, complete = len(counts), sum(count >= seeds for count in counts)
+    partial = f", {sum(0 < count < seeds for count in counts)} partial" if seeds > 1 else ""
     return (
-        f"Cells: {whole} of {of} complete{partly}, {counts.count(0)} missing. Numbers are "
+        f"Cells: {complete} of {total} complete{partial}, {counts.count(0)} missing. Numbers are "
         f"accuracies on test, in percent: {_metrics(study)}. All settings were selected on the "
         f"validation split, unless a heading says otherwise. {_readings(study)}"
     )
 
 
-def _readings(study: layout.Study) -> str:
-    """How often the test split was read, as a sentence."""
-    on_test = study.get("choose_on_test", bool(layout.cells(study, "test")))
+def _readings(study: results_table.Study) -> str:
+    """Describes the use of the test split in a sentence."""
+    on_test = study.get("choose_on_test", bool(results_table.cells(study, "test")))
     if on_test:
         return (
-            "Every student was measured on test too (config.choose_on_test); outside of that "
-            "heading this chose nothing."
+            "Every student was evaluated on test too (config.choose_on_test), which affects only "
+            "the results under that heading."
         )
     return (
-        "Each trial read test once, for what it had selected on validation; of the trials of a "
-        "cell, the best on validation is shown."
+        "Each trial read the test split once, for the models that it had selected on validation; "
+        "each cell shows the trial that is best on validation."
     )
 
 
-def _metrics(study: layout.Study) -> str:
+def _metrics(study: results_table.Study) -> str:
     metrics: dict[str, list[str]] = {}
     for column in study["columns"]:
         if column["data"] is not None:
@@ -132,10 +131,10 @@ def _metrics(study: layout.Study) -> str:
     return "; ".join(parts) or "none yet"
 
 
-def warning(study: layout.Study) -> str:
-    """What to be warned of where some data are not the official ones; may be empty."""
+def warning(study: results_table.Study) -> str:
+    """Returns a warning if some data are not the official ones; else empty."""
     columns = _columns(study, official=False)
-    if study["mini"] or not columns:  # A mini version has a warning of its own.
+    if study["mini"] or not columns:  # A mini version has its own warning.
         return ""
     return (
         f"For {', '.join(columns)} the numbers of images are not those of the official data set. "
@@ -143,7 +142,7 @@ def warning(study: layout.Study) -> str:
     )
 
 
-def _columns(study: layout.Study, *, official: bool | None) -> list[str]:
+def _columns(study: results_table.Study, *, official: bool | None) -> list[str]:
     return [
         column["title"]
         for column in study["columns"]
@@ -151,22 +150,22 @@ def _columns(study: layout.Study, *, official: bool | None) -> list[str]:
     ]
 
 
-def notes(study: layout.Study) -> Iterator[str]:
-    """What a reader of the main table should know of it."""
+def notes(study: results_table.Study) -> Iterator[str]:
+    """Yields the notes below the main table."""
     yield from _data(study)
     yield _seeds(study)
     if any(len(one["students_of_seeds"]) > 1 for one in _replicates(study)):
         yield (
-            "A student's number is itself the mean over students that differ by their own seed "
-            "alone; the table of selected settings has each."
+            "A student's number is itself the mean over students that differ only by the student's "
+            "seed; the table of selected settings lists each."
         )
     yield from _published(study)
     if paper.remark(study["table"]):
         yield paper.remark(study["table"])
 
 
-def _data(study: layout.Study) -> Iterator[str]:
-    """On which data columns are, where they are not the official ones or not one for each."""
+def _data(study: results_table.Study) -> Iterator[str]:
+    """Names the data of columns that are not official or that share their data."""
     columns: dict[str, list[str]] = {}
     others = set()
     for column in study["columns"]:
@@ -184,42 +183,43 @@ def _data(study: layout.Study) -> Iterator[str]:
         yield f"The data behind the columns: {'; '.join(parts)}."
 
 
-def _replicates(study: layout.Study) -> list[Any]:
+def _replicates(study: results_table.Study) -> list[Any]:
     return [one for cell in study["cells"] for one in cell["replicates"]]
 
 
-def _seeds(study: layout.Study) -> str:
+def _seeds(study: results_table.Study) -> str:
     seeds: Sequence[int] = study["seeds"]
     if len(seeds) == 1:
         return (
-            f"All of this is one seed ({seeds[0]}): what another seed would change is not measured."
+            f"All results come from one seed ({seeds[0]}): the variation between seeds was not "
+            "measured."
         )
     return (
-        f"Numbers are means over the {len(seeds)} seeds {', '.join(map(str, seeds))}; behind ± "
-        "stands the sample standard deviation over them. A cell that has fewer says so."
+        f"Numbers are means over the {len(seeds)} seeds {', '.join(map(str, seeds))}; ± is "
+        "the sample standard deviation over them. Cells with fewer seeds say so."
     )
 
 
-def _published(study: layout.Study) -> Iterator[str]:
-    """What the paper's numbers can be taken for here."""
+def _published(study: results_table.Study) -> Iterator[str]:
+    """Describes how far the paper's numbers are comparable."""
     number, columns = study["table"], []
     for column in study["columns"]:
         cells = (paper.cell(number, row["name"], column["name"]) for row in study["rows"])
         if any(cells):
             columns.append(column)
-    full = [column["title"] for column in columns if layout.is_full_size(study, column)]
+    full = [column["title"] for column in columns if results_table.is_full_size(study, column)]
     if len(full) < len(columns) and paper.is_comparable(number):
         yield (
-            "Differences are ours less the paper's, in points. The paper's numbers have one "
-            "decimal, and its text does not say over how many seeds."
+            "Differences are ours minus the paper's, in points. The paper's numbers have one "
+            "decimal, and its text does not give the number of seeds."
         )
     if study["mini"] and columns:
         yield (
-            "Rows that say “paper, full size” are the paper's numbers from experiments of full "
-            "size. There are no differences to them: this is a mini version."
+            "Rows labelled “paper, full size” are the paper's numbers from full-size experiments. "
+            "No differences are given, because this is a mini version."
         )
     elif full:
         yield (
-            "Rows that say “paper, full size” are the paper's numbers on the official data. There "
-            f"are no differences to them: for {', '.join(full)} the data here are others."
+            "Rows labelled “paper, full size” are the paper's numbers on the official data. No "
+            f"differences are given, because the data for {', '.join(full)} are different here."
         )

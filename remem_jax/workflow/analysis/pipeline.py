@@ -10,15 +10,16 @@ from remem_jax import mesh, models, report
 from remem_jax.settings import analysis, located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import described
-from remem_jax.workflow import context, decoders, facts, information
+from remem_jax.workflow import context, provenance
 from remem_jax.workflow.analysis import criticality, expertness, inputs
+from remem_jax.workflow.information import decoders, measurement
 
 
 def run_analysis(run: context.Run) -> None:
     """Makes each of `config.analyses`; goes on where an earlier start was stopped."""
     config = run.config
     chosen = inputs.load(run)
-    own = facts.identity(run, {"models": {one.name: one.digest for one in chosen}})
+    own = provenance.identity(run, {"models": {one.name: one.digest for one in chosen}})
     workdir.begin(run.workdir, located(config), own)
     measures = {
         "information": _information,
@@ -34,12 +35,12 @@ def run_analysis(run: context.Run) -> None:
                 "title": config.title,
                 "config": described(plain(config)),
                 "identity": {"key": own.key, **own.inputs, "code": own.code},
-                "data": facts.data(run) | {"splits": list(config.images.splits)},
+                "data": provenance.data(run) | {"splits": list(config.images.splits)},
                 "models": [inputs.describe(one) for one in chosen],
                 "analyses": found,
                 "seed": config.seed,
-                "versions": facts.versions(),
-                "device": facts.device(),
+                "versions": provenance.versions(),
+                "device": provenance.device(),
             },
         )
         report.write_analysis(run.workdir)
@@ -57,11 +58,11 @@ def _information(run: context.Run, chosen: list[inputs.Subject]) -> dict[str, An
     for config in analysis.of_sensitivity(run.config):
         own = config.information
         corners = "aligned" if own.align_corners else "half_pixel"
-        part = f"information/rate_{own.learning_rate:g}_beta2_{own.betas[1]:g}_{corners}"
-        measured = information.measure(run._replace(config=config), part, load)
+        stage = f"information/rate_{own.learning_rate:g}_beta2_{own.betas[1]:g}_{corners}"
+        measured = measurement.measure(run._replace(config=config), stage, load)
         found.append(
             {
-                "folder": part,
+                "folder": stage,
                 "learning_rate": own.learning_rate,
                 "second_beta": own.betas[1],
                 "align_corners": own.align_corners,
@@ -76,6 +77,6 @@ def _information(run: context.Run, chosen: list[inputs.Subject]) -> dict[str, An
 
 
 def _teacher(run: context.Run, subject: inputs.Subject) -> decoders.Teacher:
-    patches = run.spread(models.teacher_apply(subject.model, ("patches",)))
+    patches = run.gather_params(models.teacher_apply(subject.model, ("patches",)))
     jitted = jax.jit(patches, out_shardings=mesh.batch_sharding(run.mesh))
     return decoders.Teacher(subject.title, jitted, subject.variables)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remem_jax.data import registry
-from remem_jax.workflow import context, facts
+from remem_jax.workflow import context, provenance
 
 Rows = Sequence[Mapping[str, Any]]  # Of the methods, as `results.json` has them.
 
@@ -23,7 +23,7 @@ def sentences(run: context.Run, rows: Rows) -> list[str]:
 
 def _selected_on(run: context.Run) -> str:
     """Which split selects, as a sentence."""
-    held = "held out of train" if facts.held_out(run.dataset) else "of the data set's own"
+    held = "held out of train" if provenance.held_out(run.dataset) else "of the data set's own"
     return (
         f"Settings are selected on a validation split {held}; the paper does not say on which "
         "split it selects."

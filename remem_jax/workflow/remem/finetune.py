@@ -8,17 +8,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax import losses, mesh, models, optim, random_streams
+from remem_jax import losses, mesh, models, optim, random_streams, sam
 from remem_jax.methods import METHODS
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Batch, Params, TeacherApply, TrainApply, Variables
 from remem_jax.settings import division, tuning_of
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import flops, loop, objectives, state, steps
+from remem_jax.train import flops, loop, state, steps, student_losses
 from remem_jax.weights import augreg
-from remem_jax.workflow import activations, context, memory, training
-from remem_jax.workflow.pretrained import Pretrained
-from remem_jax.workflow.remem import attempts
+from remem_jax.workflow import context, memory_plan, step_memory, training
+from remem_jax.workflow.initial_checkpoints import Pretrained
+from remem_jax.workflow.remem import retries
 
 
 class Teachers(NamedTuple):
@@ -26,7 +26,7 @@ class Teachers(NamedTuple):
 
     Attributes:
         method: Name in `METHODS`.
-        part: Name of its part of the run; of an attempt after the first, of that.
+        stage: Name of its part of the run; of an attempt after the first, of that.
         settings: `config.teacher` as the method changes it.
         apply: A teacher in evaluation mode, with what the run's students learn from it.
         patches: The same with its patches, by which its information is measured.
@@ -35,12 +35,12 @@ class Teachers(NamedTuple):
         load: Variables of the teacher after so many steps.
         measure: Metrics of a teacher on a split.
         records: One per checkpoint: "step" and "validation".
-        lost: Which of `config.teacher.steps` have no checkpoint, and why; see `attempts.train`.
+        lost: Which of `config.teacher.steps` have no checkpoint, and why; see `retries.train`.
         seconds: What the training took.
     """
 
     method: str
-    part: str
+    stage: str
     settings: ConfigDict
     apply: TeacherApply
     patches: TeacherApply
@@ -69,7 +69,7 @@ class Start(NamedTuple):
     tuned: tuning.Tuning
     trainable: Params
     frozen: Params
-    plan: activations.Plan = activations.Plan()
+    plan: memory_plan.Plan = memory_plan.Plan()
 
     def variables(self, trained: Params) -> Variables:
         """What `Tuning.wrap` takes, of trained parameters."""
@@ -132,8 +132,8 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     Raises:
         NonFiniteLossError: If there is no checkpoint before.
     """
-    part = f"teachers/{method}"
-    folder = run.workdir / part
+    stage = f"teachers/{method}"
+    folder = run.workdir / stage
     settings = settings_of(run.config, method)
     first = start(run, pretrained, method)
     measure = context.make_measure(run, evaluation_apply(first), settings.batch_size)
@@ -149,20 +149,20 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
         checkpoints.save_tree(folder / "params", params)
         results.write_for_all(folder / "record.json", {"step": at, "validation": metrics})
 
-    def once(attempt: attempts.Attempt) -> float:
+    def once(attempt: retries.Attempt) -> float:
         settings.learning_rate = attempt.learning_rate
         return _train(
-            run, attempt.part, settings, first, functools.partial(milestone, attempt.part)
+            run, attempt.stage, settings, first, functools.partial(milestone, attempt.stage)
         )
 
     done = results.read_for_all(folder / "result.json")
     if done is None:
-        plan = activations.planned(run, planned_step(run, method, first))
+        plan = memory_plan.planned(run, planned_step(run, method, first))
         first = first._replace(plan=plan)
         rate, every = settings.learning_rate, tuple(settings.steps)
-        done = attempts.train(run, part, learning_rate=rate, steps=every, once=once)
+        done = retries.train(run, stage, learning_rate=rate, steps=every, once=once)
         results.write_for_all(folder / "result.json", done)
-        attempts.clean(run, done, part)
+        retries.clean(run, done, stage)
     settings.learning_rate = done["learning_rate"]
 
     def load(at: int) -> Variables:
@@ -187,7 +187,7 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     )
 
 
-def _require_finite(part: str, at: int, metrics: dict[str, Any]) -> None:
+def _require_finite(stage: str, at: int, metrics: dict[str, Any]) -> None:
     """Raises where parameters are finite, and outputs of the images of validation are not."""
     if not np.isfinite(metrics["loss"]):
         text = f"the loss on validation is {metrics['loss']} at step {at}"
@@ -220,17 +220,18 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
+        nesterov=False,
     )
     make = functools.partial(
         steps.make_supervised_step,
-        run.spread(train_apply(first, first.plan.rematerialise)),
+        run.gather_params(train_apply(first, first.plan.rematerialise)),
         tx,
         run.loader.train_transform,
         loss=functools.partial(
             losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
         ),
         mixup=settings.mixup,
-        ascent=optim.sam(settings.rho) if settings.rho else None,
+        ascent=sam.sam(settings.rho) if settings.rho else None,
         division=division(settings, run.mesh, first.plan.accumulate),
     )
 
@@ -269,13 +270,13 @@ def patches_apply(first: Start) -> TeacherApply:
 
 def teacher_apply(run: context.Run, first: Start) -> TeacherApply:
     """The same, with what the run's students learn from them."""
-    fields = objectives.fields(run.config.student.losses)
+    fields = student_losses.fields(run.config.student.losses)
     return first.tuned.wrap(models.teacher_apply(first.model, fields))
 
 
 def _train(
     run: context.Run,
-    part: str,
+    stage: str,
     settings: ConfigDict,
     first: Start,
     milestone: Callable[[int, state.State], None],
@@ -284,7 +285,7 @@ def _train(
     setup = make_training(run, settings, first)
     _, seconds = training.train(
         run,
-        part,
+        stage,
         training.Job(
             setup.shapes,
             setup.first_state,
@@ -295,7 +296,7 @@ def _train(
             steps=settings.steps[-1],
             milestones=tuple(settings.steps),
             milestone=milestone,
-            stage="teacher",
+            stream="teacher",
             lost=set(),
         ),
     )
@@ -312,22 +313,22 @@ def operations(
     return lambda state, batch: flops.count(counted, state, batch, first.frozen)
 
 
-def planned_step(run: context.Run, method: str, first: Start) -> activations.Step:
+def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Step:
     """The step of a method's teachers, to be planned."""
     settings, image_size = settings_of(run.config, method), run.config.data.image_size
     own = make_training(run, settings, first).shapes
     size, has_cls = first.model.size, first.model.pool == "cls"
 
     @functools.cache
-    def needs(plan: activations.Plan) -> tuple[int, int]:
+    def needs(plan: memory_plan.Plan) -> tuple[int, int]:
         training = make_training(run, settings, first._replace(plan=plan))
-        batch = memory.batch(run, settings.batch_size)
-        return memory.of_step(training.step, own, batch, first.frozen)
+        batch = step_memory.batch(run, settings.batch_size)
+        return step_memory.of_step(training.step, own, batch, first.frozen)
 
-    return activations.Step(
+    return memory_plan.Step(
         f"teachers/{method}",
         "config.teacher",
-        activations.candidates(
+        memory_plan.candidates(
             settings,
             run.mesh,
             tokens=(image_size // size.pixels) ** 2 + has_cls,

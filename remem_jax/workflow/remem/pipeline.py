@@ -15,14 +15,15 @@ from remem_jax.settings import located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
 from remem_jax.train import loop
-from remem_jax.workflow import activations, advice, context, facts, information
+from remem_jax.workflow import advice, context, memory_plan, provenance
+from remem_jax.workflow.information import measurement
 from remem_jax.workflow.remem import (
     deviations,
     distill,
     file_list,
+    final_evaluation,
     finetune,
-    plan,
-    selected,
+    plan_only,
     student_setup,
 )
 
@@ -35,7 +36,7 @@ class Outcome(NamedTuple):
         teachers: Every checkpoint of its teacher, on validation.
         students: Every student, on validation.
         seconds: What each part of its training took.
-        predictions: What its selected student said of the images; see `selected.predictions`.
+        predictions: Predictions of its selected student, by split.
     """
 
     row: dict[str, Any]
@@ -50,10 +51,10 @@ def run_remem(run: context.Run) -> None:
     config = run.config
     taught = any(METHODS[method].has_teacher for method in config.methods)
     pretrained = finetune.read_pretrained(run) if taught else None
-    own = facts.identity(run, {"teacher": pretrained.digest} if pretrained else {})
+    own = provenance.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     setup = student_setup.make(run, pretrained)
     if config.plan_only:
-        plan.show(run, pretrained, setup)
+        plan_only.show(run, pretrained, setup)
         return
     used = {
         **_teacher(run, pretrained),
@@ -107,7 +108,7 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
         return dict.fromkeys(names)
     first = finetune.start(run, pretrained, "finetune")
     if run.config.information.seeds:
-        information.require_measurable(run, run.config.data.image_size // first.model.size.pixels)
+        measurement.require_measurable(run, run.config.data.image_size // first.model.size.pixels)
     settings, trainable = run.config.teacher, _size(first.trainable)
     model = f"{settings.model} {settings.variant}".strip()
     parameters = trainable + _size(first.frozen)
@@ -123,15 +124,15 @@ def _outcome(
 ) -> Outcome:
     """Trains the teachers of a method and their students; selects on validation, then tests."""
     taught = pretrained if METHODS[method].has_teacher else None
-    with advice.of_memory(f"teachers/{method}"):
+    with advice.on_out_of_memory(f"teachers/{method}"):
         teachers = taught and finetune.finetune(run, taught, method)
-    with advice.of_memory(f"students/{method}"):
+    with advice.on_out_of_memory(f"students/{method}"):
         if teachers:
             groups = distill.from_teachers(run, setup, teachers)
         else:
             groups = distill.from_scratch(run, setup)
     seconds = {group["part"]: group["seconds"] for group in groups}
-    with advice.of_memory(f"information/{method}"):
+    with advice.on_out_of_memory(f"information/{method}"):
         measured = _information(run, teachers, seconds)
     metric = run.dataset.metric
     tried = [
@@ -140,7 +141,7 @@ def _outcome(
         for member, student in enumerate(group["students"])
     ]
     chosen = sorted(distill.select(tried, metric), key=lambda one: -one["validation"][metric])
-    best, tested = chosen[0], selected.test(run, setup, teachers, chosen)
+    best, tested = chosen[0], final_evaluation.test(run, setup, teachers, chosen)
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,
@@ -162,18 +163,18 @@ def _outcome(
             for one, test in zip(chosen, tested["students"], strict=True)
         ],
         "teacher": None,
-        "plan": activations.read(run, f"teachers/{method}"),
-        "test_correct": selected.correct(run, tested),
+        "plan": memory_plan.read(run, f"teachers/{method}"),
+        "test_correct": final_evaluation.correct(run, tested),
         "on_test": _chosen_on_test(run, teachers, tried, (best["teacher_step"], tested["teacher"])),
     }
     share = row["student"]["test"][metric]
     logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
     if teachers:
-        seconds[teachers.part] = teachers.seconds
+        seconds[teachers.stage] = teachers.seconds
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
         (of_step,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
-        row["teacher_part"], row["teacher_lost"] = teachers.part, teachers.lost
+        row["teacher_part"], row["teacher_lost"] = teachers.stage, teachers.lost
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
     return Outcome(
         row,
@@ -184,7 +185,7 @@ def _outcome(
             for student in group["students"]
         ],
         seconds,
-        selected.predictions(tested),
+        final_evaluation.predictions(tested),
     )
 
 
@@ -196,7 +197,7 @@ def _information(
         return []
     if not run.config.information.seeds:
         return [(record, {}) for record in teachers.records]
-    found = information.of_teachers(run, teachers)
+    found = measurement.of_teachers(run, teachers)
     seconds[found["part"]] = found["seconds"]
     return [
         (record, {"information": own})
@@ -236,7 +237,7 @@ def _chosen_on_test(
     chosen = distill.select(tried, run.dataset.metric, split="test")
     step, teacher = chosen[0]["teacher_step"], known[1]
     if teachers and step != known[0]:
-        teacher = selected.test_teacher(run, teachers, step)
+        teacher = final_evaluation.test_teacher(run, teachers, step)
     return {
         "selected": _setting(chosen[0]),
         "student": {
@@ -264,7 +265,7 @@ def _results(
         "config_fingerprint": results.fingerprint(own.settings),
         "identity": {"key": own.key, **own.inputs, "code": own.code},
         "data": {
-            **facts.data(run),
+            **provenance.data(run),
             "test_labels": paired.pack(run.dataset.splits["test"].labels),
         },
         "methods": [outcome.row for outcome in outcomes],
@@ -272,9 +273,9 @@ def _results(
         "students": [record for outcome in outcomes for record in outcome.students],
         "models": used,
         "seed": run.config.seed,
-        "seconds": {part: time for outcome in outcomes for part, time in outcome.seconds.items()},
-        "versions": facts.versions(),
-        "device": facts.device(),
+        "seconds": {stage: time for outcome in outcomes for stage, time in outcome.seconds.items()},
+        "versions": provenance.versions(),
+        "device": provenance.device(),
     }
 
 

@@ -1,0 +1,96 @@
+"""The students: one record for each, and everything that depends on which student it is.
+
+Adding a student means adding a record to `STUDENTS`; docs/extending/student.md has an example. The
+settings, the files of weights, the exports, the reports, the model card and the tests read it.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from remem_jax.models import architectures, inverted_residual, resnet, torchvision_names
+
+
+class Student(NamedTuple):
+    """A student network.
+
+    Attributes:
+        make: Makes the module; takes `classes`, `stem` and `dtype` by name.
+        head: Slash-joined names of the parameters whose shapes depend on the number of classes.
+        timm: Name of the same network in timm; "" if timm has none.
+        small_stem: Python statements that give timm's network, `model`, the stem "small".
+        torchvision: Name of the same network in `torchvision.models`; "" if it has none.
+        torchvision_names: torchvision's names of modules by timm's, as far as they differ; a width
+            or a size that torchvision does not publish has them too.
+        paper: What the paper calls this student, as in `report.paper`; "" if the paper has none.
+    """
+
+    make: Callable[..., nn.Module]
+    head: tuple[str, ...]
+    timm: str = ""
+    small_stem: tuple[str, ...] = ()
+    torchvision: str = ""
+    torchvision_names: Mapping[str, str] = {}
+    paper: str = ""
+
+
+def _resnet(name: str, *depths: int, bottleneck: bool = False, paper: str = "") -> Student:
+    """A ResNet, which has the same name and the same names of modules in timm and torchvision."""
+    return Student(
+        functools.partial(resnet.make, depths=depths, bottleneck=bottleneck),
+        head=("fc/kernel", "fc/bias"),
+        timm=name,
+        small_stem=(
+            "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",
+            "model.maxpool = torch.nn.Identity()",
+        ),
+        torchvision=name,
+        paper=paper,
+    )
+
+
+def _inverted(architecture: architectures.Architecture, **others: Any) -> Student:
+    """A network of inverted residuals, from its table."""
+    return Student(
+        functools.partial(inverted_residual.make, architecture),
+        head=("classifier/kernel", "classifier/bias"),
+        small_stem=("model.conv_stem.stride = (1, 1)",),
+        **others,
+    )
+
+
+def _mobilenet_v2(width: float, **others: Any) -> Student:
+    architecture = architectures.mobilenet_v2(width)
+    names = torchvision_names.mobilenet_v2(architecture)
+    return _inverted(architecture, torchvision_names=names, **others)
+
+
+def _efficientnet_v2(architecture: architectures.Architecture, **others: Any) -> Student:
+    names = torchvision_names.efficientnet_v2(architecture)
+    return _inverted(architecture, torchvision_names=names, paper="efficientnet_v2", **others)
+
+
+STUDENTS: dict[str, Student] = {
+    "resnet18": _resnet("resnet18", 2, 2, 2, 2, paper="resnet18"),
+    "resnet34": _resnet("resnet34", 3, 4, 6, 3),
+    "resnet50": _resnet("resnet50", 3, 4, 6, 3, bottleneck=True),
+    "mobilenet_v2": _mobilenet_v2(
+        1.0, timm="mobilenetv2_100", torchvision="mobilenet_v2", paper="mobilenet_v2"
+    ),
+    "mobilenet_v2_035": _mobilenet_v2(0.35, timm="mobilenetv2_035"),
+    "mobilenet_v2_050": _mobilenet_v2(0.5, timm="mobilenetv2_050"),
+    "mobilenet_v2_075": _mobilenet_v2(0.75, timm="mobilenetv2_075"),
+    "mobilenet_v2_140": _mobilenet_v2(1.4, timm="mobilenetv2_140"),
+    "efficientnet_lite0": _inverted(architectures.EFFICIENTNET_LITE0, timm="tf_efficientnet_lite0"),
+    "efficientnet_v2_b0": _efficientnet_v2(
+        architectures.EFFICIENTNET_V2_B0, timm="tf_efficientnetv2_b0"
+    ),
+    "efficientnet_v2_s": _efficientnet_v2(
+        architectures.EFFICIENTNET_V2_S, timm="tf_efficientnetv2_s", torchvision="efficientnet_v2_s"
+    ),
+    "efficientnet_v2_m": _efficientnet_v2(
+        architectures.EFFICIENTNET_V2_M, timm="tf_efficientnetv2_m", torchvision="efficientnet_v2_m"
+    ),
+}

@@ -1,0 +1,262 @@
+"""Tables of a student's model card. All is plain text, not escaped yet."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from remem_jax import evaluate
+from remem_jax.data import registry
+from remem_jax.report import tables
+from remem_jax.report.card import licences
+from remem_jax.report.run import comparisons, data_summary
+from remem_jax.report.tables import Results, Table
+
+# Our metrics: their names on the Hub, and their titles.
+METRICS = {
+    "top1": ("accuracy", "Top-1 accuracy, %"),
+    "mean_per_class": ("mean_per_class_accuracy", "Mean per-class accuracy, %"),
+    "top5": ("top_5_accuracy", "Top-5 accuracy, %"),
+    "calibration_error": ("expected_calibration_error", "Expected calibration error, %"),
+    "agreement": ("agreement_with_teacher", "Agreement with the teacher, %"),
+    "loss": ("cross_entropy", "Loss, nats"),
+}
+SPLITS = ("test", "validation")
+
+
+def of_card(results: Results, method: str) -> list[Table]:
+    """Builds all tables of a card, in order.
+
+    Args:
+        results: Contents of a run's results.json.
+        method: Name of a method of the run.
+    """
+    mistaken = confused(results, method)
+    return [
+        metrics(results, method),
+        *([mistaken] if mistaken else []),
+        training(results, method),
+        images(results),
+        terms(results, method),
+    ]
+
+
+def row_of(results: Results, method: str) -> Mapping[str, Any]:
+    """Returns the row of a method in the results."""
+    (row,) = [row for row in results["methods"] if row["method"] == method]
+    return row
+
+
+def saved_student(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the student whose weights are saved: of several seeds, the best on validation."""
+    seeds = row.get("seeds")
+    return seeds[0] if seeds else row["student"]
+
+
+def student_settings(results: Results) -> Mapping[str, Any]:
+    """Returns the student settings of a run; empty for older runs."""
+    return results["config"].get("student", {})
+
+
+def metrics(results: Results, method: str) -> Table:
+    """Builds the table of all metrics of the student and its teacher, on test and validation."""
+    row = row_of(results, method)
+    models = [
+        ("Student", saved_student(row)),
+        *([("Teacher", row["teacher"])] if row["teacher"] else []),
+    ]
+    columns = [(f"{who}, {split}", one[split]) for split in SPLITS for who, one in models]
+    rows = []
+    for name, (_, title) in METRICS.items():
+        form = tables.number if name == "loss" else tables.percent
+        cells = tuple(form(found.get(name)) for _, found in columns)
+        if set(cells) != {tables.NOTHING}:
+            rows.append((title, *cells))
+    heads = ("Metric", *(title for title, _ in columns))
+    return Table("Evaluation", heads, tuple(rows), note=_notes(results, row))
+
+
+def _notes(results: Results, row: Mapping[str, Any]) -> str:
+    data, metric = results["data"], results["data"]["metric"]
+    title, images = tables.METRIC_TITLES[metric], data["examples"]
+    notes = [
+        f"On {images['test']:,} test and {images['validation']:,} validation images. The main "
+        f"metric is {title}.",
+        data_summary.coverage(results, "test", "validation"),
+        _standard_error(results, row),
+        comparisons.beside_teacher(results, row["method"]) or "",
+        *_seeds(row, metric),
+        _tried(results, row["method"]),
+        f"The calibration error uses {evaluate.BINS} bins; the confidences are plain softmax "
+        "outputs, without calibration.",
+    ]
+    return " ".join(note for note in notes if note)
+
+
+def _standard_error(results: Results, row: Mapping[str, Any]) -> str:
+    error = comparisons.standard_error(results, row, seed=0 if row.get("seeds") else None)
+    if error is None:
+        return ""
+    rough = ""
+    if results["data"]["metric"] != registry.TOP1 and not row.get("test_correct"):
+        rough = " (approximately, since a mean over classes does not weight images equally)"
+    return f"Its standard error on test is {comparisons.points(error)} points{rough}."
+
+
+def _seeds(row: Mapping[str, Any], metric: str) -> list[str]:
+    seeds = row.get("seeds", ())
+    shares = [one["test"][metric] for one in seeds]
+    if len(shares) < 2 or None in shares:
+        return [
+            "The student was trained with one seed: the variation between seeds was not measured."
+        ]
+    return [
+        f"Over {len(shares)} seeds of the student, the mean on test is "
+        f"{tables.percent(statistics.fmean(shares))} with a sample standard deviation of "
+        f"{100 * statistics.stdev(shares):.2f} points; the weights are those of seed "
+        f"{seeds[0]['seed']}, the best on validation."
+    ]
+
+
+def _tried(results: Results, method: str) -> str:
+    """Describes how this student was selected."""
+    tried = [row for row in results["students"] if row["method"] == method]
+    teachers = sum(row["method"] == method for row in results["teachers"])
+    diverged = sum(row["diverged"] for row in tried)
+    test = (
+        "all students were evaluated on test too, which did not affect this selection"
+        if data_summary.on_test(results)
+        else "the test split was read once, for the selected models"
+    )
+    return (
+        f"It was selected on validation from {len(tried):,} students ({diverged:,} of them "
+        f"diverged) and {teachers:,} teacher checkpoints, so its validation metrics are biased "
+        f"upwards; {test}."
+    )
+
+
+def confused(results: Results, method: str) -> Table | None:
+    """Builds the table of this student's most frequent errors on test; None if not recorded."""
+    found = saved_student(row_of(results, method))["test"].get("confused")
+    if not found:
+        return None
+    rows = [
+        (pair["class"], pair["taken_for"], f"{pair['images']:,}", f"{pair['of']:,}")
+        for pair in found
+    ]
+    heads = ("Class", "Predicted as", "Images", "Images of the class")
+    return Table("Most frequent errors on test", heads, tuple(rows), numeric=False)
+
+
+# Student settings that the card lists.
+_TRAINING = {
+    "steps": "Steps",
+    "batch_size": "Batch size",
+    "warmup_steps": "Warm-up steps",
+    "momentum": "Momentum",
+    "weight_decay": "Weight decay",
+    "mixup": "Mixup",
+    "hard_labels": "Labels in addition to the teacher",
+    "flatten": "Divisor of the teacher's logits",
+}
+_SELECTED = {
+    "loss": "Distillation",
+    "learning_rate": "Learning rate",
+    "temperature": "Temperature",
+    "weight": "Weight of the distillation loss",
+}
+_TEACHER = {
+    "rho": "Teacher's rho",
+    "mlp_weight": "Teacher's alpha",
+    "attention_weight": "Teacher's beta",
+    "learning_rate": "Teacher's learning rate",
+}
+
+
+def training(results: Results, method: str) -> Table:
+    """Builds the table of the method and settings of the student and its teacher."""
+    row, models = row_of(results, method), results["models"]
+    rows = [("Method", tables.method_title(method))]
+    if row["teacher"]:
+        rows += [
+            ("Teacher", f"{models['teacher']}, {models['teacher_parameters']:,} parameters"),
+            ("Initial weights of the teacher", models["init"] or "random weights"),
+            ("Hash of these weights", models["init_digest"] or tables.NOTHING),
+            ("Fine-tuning of the teacher", models.get("tuning", "full")),
+            ("Steps of the teacher", tables.number(row["selected"]["teacher_step"])),
+            *_named(row["teacher_settings"], _TEACHER),
+        ]
+    rows += _named(row["selected"], _SELECTED)
+    rows += [("Seed of the student", f"{saved_student(row).get('seed', row['selected']['seed'])}")]
+    student = dict(student_settings(results))
+    if not row["teacher"]:
+        student = {
+            name: value for name, value in student.items() if name not in ("hard_labels", "flatten")
+        }
+    rows += _named(student, _TRAINING)
+    versions = results["versions"]
+    rows += [("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
+    rows += [("Hash of all settings", results["config_fingerprint"])]
+    return Table("Training", ("Setting", "Value"), tuple(rows), numeric=False)
+
+
+def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Returns the values that are present, as rows."""
+    return [
+        (title, _cell(values[name]))
+        for name, title in names.items()
+        if values.get(name) is not None
+    ]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return tables.cell(value)
+
+
+def images(results: Results) -> Table:
+    """Builds the table of the data and the classes."""
+    data = results["data"]
+    examples = data["examples"]
+    names = data["class_names"]
+    standing = {True: "as in the official data set", False: "not as in the official data set"}
+    rows = [
+        ("Data set", f"{data['name']} ({data['title']})"),
+        ("Training images", f"{examples['train']:,}"),
+        ("Validation images", _validation(data)),
+        ("Test images", f"{examples['test']:,}"),
+        ("Image sizes", data_summary.sizes(data).removeprefix("of ")),
+        ("Number of images", standing.get(data["official"], "there is no official data set")),
+        ("Classes", f"{data['classes']:,}"),
+        ("Class names", tables.names(names)),
+        ("Hash of the data", data["fingerprint"]),
+    ]
+    return Table("Data and classes", ("Property", "Value"), tuple(rows), numeric=False)
+
+
+def _validation(data: Mapping[str, Any]) -> str:
+    """Describes the size and origin of the validation split, as far as recorded."""
+    examples = data["examples"]
+    found = f"{examples['validation']:,}"
+    held = data.get("held_out")
+    if held is None:
+        return found
+    every = examples["train"] + examples["validation"]
+    return f"{found}, {f'held out of {every:,} training images' if held else 'a separate split'}"
+
+
+def terms(results: Results, method: str) -> Table:
+    """Builds the table of the licences of the data and weights, as far as known."""
+    models, name = results["models"], results["data"]["name"]
+    known = [("Training images", name, licences.of_data(name))]
+    if row_of(results, method)["teacher"]:
+        used = models["init"] or tables.NOTHING
+        known += [("Initial weights of the teacher", used, licences.of_weights(models["init"]))]
+    rows = [(what, which, one.terms, one.page or tables.NOTHING) for what, which, one in known]
+    rows += [("This student", method, "not stated", tables.NOTHING)]
+    note = (
+        "The student has no licence yet. To publish it, choose one that the licences above allow, "
+        "put it into a file LICENSE beside this card, and name it in the card's metadata."
+    )
+    heads = ("Item", "Name", "Licence", "Page")
+    return Table("Licences", heads, tuple(rows), numeric=False, note=note)

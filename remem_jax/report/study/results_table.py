@@ -1,0 +1,250 @@
+"""A study's results in the layout of the paper's table, beside the paper's numbers.
+
+As in `tables`, all is plain text, not escaped yet.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from remem_jax.report import paper, tables
+from remem_jax.report.run import plots
+from remem_jax.storage import spreadsheets
+
+Study = Mapping[str, Any]
+Cells = Mapping[tuple[str, str], Mapping[str, Any]]
+
+BLOCK = 6  # Columns per grid, as in the paper's Table 1.
+ROLES = ("student", "teacher")
+MISSING = "missing"
+
+
+class Line(NamedTuple):
+    """A row of a grid.
+
+    Attributes:
+        label: Title of the row.
+        cells: Two for each column of the grid, student and teacher.
+        kind: "ours", "paper" or "difference".
+    """
+
+    label: str
+    cells: tuple[str, ...]
+    kind: str = "ours"
+
+
+class Grid(NamedTuple):
+    """A block of columns of a study's table, narrow enough to read.
+
+    Attributes:
+        columns: Titles, each of which spans a student and a teacher.
+        groups: Titles of the groups of rows (empty if there are no groups) and their rows.
+    """
+
+    columns: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[Line, ...]], ...]
+
+
+def cells(study: Study, choice: str) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Returns the cells by row and column, with settings selected on "validation" or "test"."""
+    return {(c["row"], c["column"]): c for c in study["cells"] if c["choice"] == choice}
+
+
+def percents(cell: Mapping[str, Any] | None, role: str) -> dict[int, float]:
+    """Returns the finite accuracies of a cell by seed, in percent."""
+    found = {row["seed"]: row[role] for row in cell["replicates"]} if cell else {}
+    return {
+        seed: 100 * share
+        for seed, share in found.items()
+        if share is not None and math.isfinite(share)
+    }
+
+
+def mean_deviation(values: Collection[float], seeds: int, sign: str = "") -> str:
+    """Formats the mean of the values, with the sample standard deviation if there are several.
+
+    Args:
+        values: At least one value, for each finished seed.
+        seeds: Number of planned seeds; the text says so if fewer are finished.
+        sign: "+" to print the sign of positive means.
+    """
+    text = _rounded(statistics.fmean(values), f"{sign}z.2f")
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.2f}"
+    return text if len(values) >= seeds else f"{text} ({len(values)} of {seeds})"
+
+
+def row_title(row: Mapping[str, Any]) -> str:
+    """Returns a row's title, prefixed by that of its group if it has one."""
+    return f"{row['group']}: {row['title']}" if row.get("group") else row["title"]
+
+
+def blocks(study: Study, choice: str) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """Returns the columns, at most `BLOCK` at a time; for "test", only those with cells."""
+    columns = study["columns"]
+    if choice == "test":
+        filled = {column for _, column in cells(study, choice)}
+        columns = [column for column in columns if column["name"] in filled]
+    return (columns[start : start + BLOCK] for start in range(0, len(columns), BLOCK))
+
+
+def grids(study: Study, choice: str) -> list[Grid]:
+    """Builds the study's table: its numbers, the paper's, and the differences if comparable.
+
+    Args:
+        study: Contents of study.json.
+        choice: Split on which settings were selected, "validation" or "test".
+    """
+    found = cells(study, choice)
+    return [
+        Grid(
+            tuple(column["title"] for column in columns),
+            tuple(
+                (title, tuple(line for row in rows for line in _lines(study, row, columns, found)))
+                for title, rows in groups(study)
+            ),
+        )
+        for columns in blocks(study, choice)
+    ]
+
+
+def groups(study: Study) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Groups consecutive rows by the title of their group."""
+    pairs = itertools.groupby(study["rows"], key=lambda row: row.get("group") or "")
+    return [(title, list(rows)) for title, rows in pairs]
+
+
+def _lines(
+    study: Study, row: Mapping[str, Any], columns: Sequence[Mapping[str, Any]], found: Cells
+) -> Iterator[Line]:
+    title, seeds = row["title"], len(study["seeds"])
+    pairs = [(column, found.get((row["name"], column["name"]))) for column in columns]
+    yield Line(title, tuple(_measured(cell, role, seeds) for _, cell in pairs for role in ROLES))
+    for full_size, label in ((False, "paper"), (True, "paper, full size")):
+        records = [record(study, row, column, full_size=full_size) for column in columns]
+        if any(records):
+            numbers = tuple(_published(one, role) for one in records for role in ROLES)
+            yield Line(f"{title} ({label})", numbers, "paper")
+        differences = tuple(
+            signed(None if full_size else difference(study, row, column, cell, role))
+            for column, cell in pairs
+            for role in ROLES
+        )
+        if set(differences) != {tables.NOTHING}:
+            yield Line(f"{title} (difference)", differences, "difference")
+
+
+def _measured(cell: Mapping[str, Any] | None, role: str, seeds: int) -> str:
+    if cell is None or not cell["replicates"]:
+        return MISSING
+    values = percents(cell, role).values()
+    if values:
+        return mean_deviation(values, seeds)
+    return "not finite" if role == "student" else tables.NOTHING
+
+
+def _published(one: paper.Record | None, role: str) -> str:
+    return tables.NOTHING if one is None else f"{getattr(one, role):.1f}"
+
+
+def signed(points: float | None) -> str:
+    """Formats a difference in points with one decimal, as in the paper."""
+    return tables.NOTHING if points is None else _rounded(points, "+z.1f")
+
+
+def _rounded(value: float, form: str) -> str:
+    text = format(value, form)
+    return text if float(text) else text.lstrip("+")
+
+
+def is_full_size(study: Study, column: Mapping[str, Any]) -> bool:
+    """Returns whether the paper's numbers are from a larger experiment or from other data."""
+    data = column["data"]
+    return bool(study["mini"]) or (data is not None and data["official"] is not True)
+
+
+def record(
+    study: Study, row: Mapping[str, Any], column: Mapping[str, Any], *, full_size: bool
+) -> paper.Record | None:
+    """Returns the paper's cell if `is_full_size` equals `full_size`; else None."""
+    if is_full_size(study, column) != full_size:
+        return None
+    return paper.cell(study["table"], row["name"], column["name"])
+
+
+def difference(
+    study: Study,
+    row: Mapping[str, Any],
+    column: Mapping[str, Any],
+    cell: Mapping[str, Any] | None,
+    role: str,
+) -> float | None:
+    """Returns our mean minus the paper's number, in points; None if not comparable."""
+    values = percents(cell, role).values()
+    one = record(study, row, column, full_size=False)
+    if one is None or not values or not paper.is_comparable(study["table"]):
+        return None
+    return statistics.fmean(values) - getattr(one, role)
+
+
+def flat(title: str, grid: Grid) -> tables.Table:
+    """Converts a grid to a table with one header row."""
+    heads = [f"{column}, {role}" for column in grid.columns for role in ROLES]
+    rows = [
+        (f"{group}: {line.label}" if group else line.label, *line.cells)
+        for group, lines in grid.groups
+        for line in lines
+    ]
+    return tables.Table(title, ("Method", *heads), tuple(rows))
+
+
+def comma_separated(study: Study) -> str:
+    """Formats the study's table as CSV: one line per cell, in percent and points."""
+    lines: list[Sequence[str]] = [_FIELDS]
+    for choice in ("validation", "test"):
+        found = cells(study, choice)
+        for row, column in itertools.product(study["rows"], study["columns"]):
+            cell = found.get((row["name"], column["name"]))
+            if cell is not None or choice == "validation":
+                lines.append(_fields(study, choice, row, column, cell))
+    return spreadsheets.text(lines)
+
+
+_FIELDS = (
+    *("choice", "group", "row", "row_title", "column", "column_title"),
+    *(f"{role}_{what}" for role in ROLES for what in ("seeds", "mean", "deviation")),
+    *(f"{role}_{what}" for role in ROLES for what in ("paper", "difference")),
+)
+
+
+def _fields(
+    study: Study,
+    choice: str,
+    row: Mapping[str, Any],
+    column: Mapping[str, Any],
+    cell: Mapping[str, Any] | None,
+) -> list[str]:
+    texts = (choice, row.get("group") or "", *(one[n] for one in (row, column) for n in _NAMES))
+    measured, published = [], []
+    one = paper.cell(study["table"], row["name"], column["name"])
+    for role in ROLES:
+        values = percents(cell, role).values()
+        measured += [
+            str(len(values)),
+            _decimals(statistics.fmean(values) if values else None),
+            _decimals(statistics.stdev(values) if len(values) > 1 else None),
+        ]
+        published += [
+            "" if one is None else f"{getattr(one, role):.1f}",
+            _decimals(difference(study, row, column, cell, role)),
+        ]
+    return [*map(plots.printable, texts), *measured, *published]
+
+
+_NAMES = ("name", "title")
+
+
+def _decimals(value: float | None) -> str:
+    return "" if value is None else f"{value:z.4f}"

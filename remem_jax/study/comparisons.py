@@ -1,0 +1,88 @@
+"""Compares rows of a study on the same test images, seed by seed, for its report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from remem_jax import paired
+from remem_jax.report.study import gains
+
+_ABSENT = "not on record"  # Of trials that an older version ran, or that test selected.
+_OTHERS = "other test images"
+
+
+def record(study: Mapping[str, Any], records: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the difference between each row and its baseline, with its paired error.
+
+    Args:
+        study: Record of a study, with its "rows" and "cells".
+        records: Records of the trials that are done, by key.
+
+    Returns:
+        For each pair of cells, "baseline", "row", "column", "choice" and "seeds": for each seed
+        that both have, the "difference", its "standard_error" and "p_value" (see
+        `paired.difference`) and the number of "images"; or, as "why", the reason there is none.
+    """
+    cells = {(one["row"], one["column"], one["choice"]): one for one in study["cells"]}
+    pairs = []
+    for below, above in gains.comparisons(study):
+        for (row, column, choice), cell in cells.items():
+            baseline = cells.get((below["name"], column, choice))
+            if row == above["name"] and baseline:
+                pairs.append(
+                    {
+                        "baseline": below["name"],
+                        "row": row,
+                        "column": column,
+                        "choice": choice,
+                        "seeds": _by_seed(choice, baseline, cell, records),
+                    }
+                )
+    return pairs
+
+
+def _by_seed(
+    choice: str,
+    baseline: Mapping[str, Any],
+    cell: Mapping[str, Any],
+    records: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    below = {one["seed"]: records[one["trial"]] for one in baseline["replicates"]}
+    return [
+        {
+            "seed": one["seed"],
+            **(
+                {"why": _ABSENT}
+                if choice == "test"
+                else _difference(records[one["trial"]], below[one["seed"]])
+            ),
+        }
+        for one in cell["replicates"]
+        if one["seed"] in below
+    ]
+
+
+def _difference(above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how much better the students of one trial are than another's, on the same images."""
+    data, correct, correct_below = above["data"], _correct(above), _correct(below)
+    if correct is None or correct_below is None:
+        return {"why": _ABSENT}
+    names = ("fingerprint", "test_labels", "metric")
+    if any(data[name] != below["data"][name] for name in names):
+        return {"why": _OTHERS}
+    labels = paired.unpack(data["test_labels"])
+    difference = paired.difference(correct, correct_below, labels, data["metric"])
+    return {**difference._asdict(), "images": len(labels)}
+
+
+def _correct(record: Mapping[str, Any]) -> np.ndarray | None:
+    """Returns which test images the selected students classify correctly.
+
+    One axis, of images, for one student; two, of students and images, for several.
+    """
+    (row,) = record["methods"]
+    if "test_labels" not in record["data"] or not row.get("test_correct"):
+        return None
+    correct = [paired.unpack(text) for text in row["test_correct"]["students"]]
+    return correct[0] if len(correct) == 1 else np.stack(correct)

@@ -1,0 +1,178 @@
+"""What a study has searched, row by row, and what its search dropped, for the report."""
+
+import fractions
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from remem_jax.methods import METHODS
+from remem_jax.study import space
+from remem_jax.study.search import Cell, Search
+from remem_jax.study.space import Trial
+from remem_jax.workflow.remem import student_setup
+
+
+def record(
+    config: ConfigDict,
+    search: Search,
+    scheduled: Sequence[Trial],
+    validation: Mapping[str, float | None],
+) -> dict[str, Any]:
+    """Describes the search and its progress, as JSON values.
+
+    Args:
+        config: All settings of the study.
+        search: The search.
+        scheduled: All trials scheduled so far.
+        validation: Best validation metric of each trial that is done, by key.
+
+    Returns:
+        "kind"; "text", a description; "rows", the grid of each row, from the settings of its
+        trials; "rungs", for each cell the size of its grid and the number of trials with each
+        fraction of the steps; "dropped", grid points that were never tried with all steps.
+    """
+    keys = {trial.key for trial in scheduled}
+    return {
+        "kind": config.search.kind,
+        "text": _text(config),
+        "rows": _rows(config, search),
+        "rungs": [_rungs(cell, keys, validation) for cell in search.cells.values()],
+        "dropped": [
+            one for cell in search.cells.values() for one in _dropped(cell, keys, validation)
+        ],
+    }
+
+
+def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
+    """Returns the grids of each row, with their columns; the seeds of a cell share one grid."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for (row, column, _), cell in search.cells.items():
+        grid, grids = _grid(config.rows[row].method, cell.trials), rows.setdefault(row, [])
+        same = next((one for one in grids if one["grid"] == grid), None)
+        if same is None:
+            grids.append({"row": row, "columns": [column], "grid": grid})
+        elif column not in same["columns"]:
+            same["columns"].append(column)
+    return [one for grids in rows.values() for one in grids]
+
+
+def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Returns the grid of the teacher in one cell, and that of its students."""
+    student = trials[0].config.student
+    points = (
+        student_setup.grid_points(student)
+        if METHODS[method].has_teacher
+        else student_setup.scratch_points(student)
+    )
+    losses: dict[str, dict[str, Any]] = {}
+    for point in points:
+        loss = point.loss if METHODS[method].has_teacher else None
+        used = student_setup.hyperparameters(point, hard_labels=bool(student.hard_labels))
+        of_loss = losses.setdefault(point.loss, {"loss": loss})
+        for name in ("learning_rate", "temperature", "weight", "seed"):
+            values = of_loss.setdefault(name, [])
+            if used[name] is not None and used[name] not in values:
+                values.append(used[name])
+    names = list(trials[0].point)
+    return {
+        "settings": len(trials),
+        "teacher": {name: sorted({trial.point[name] for trial in trials}) for name in names},
+        "fixed": METHODS[method].fixed,
+        "checkpoints": list(trials[0].config.teacher.steps) if METHODS[method].has_teacher else [],
+        "students": list(losses.values()),
+    }
+
+
+def _rungs(cell: Cell, keys: set[str], validation: Mapping[str, float | None]) -> dict[str, Any]:
+    row, column, seed = cell.trials[0].cell
+    return {
+        "row": row,
+        "column": column,
+        "seed": seed,
+        "settings": len(cell.trials),
+        "rungs": [
+            {
+                "fraction": rung.trials[0].fraction,
+                "planned": rung.size,
+                "reached": sum(trial.key in keys for trial in rung.trials),
+                "done": sum(trial.key in validation for trial in rung.trials),
+            }
+            for rung in cell.rungs
+        ],
+    }
+
+
+def _dropped(
+    cell: Cell, keys: set[str], validation: Mapping[str, float | None]
+) -> list[dict[str, Any]]:
+    """Returns the grid points known to get no trial with all steps: never started, or dropped."""
+    dropped = []
+    for number, full in enumerate(cell.trials):
+        on_rungs = [rung.trials[number] for rung in cell.rungs if number < len(rung.trials)]
+        reached = [place for place, trial in enumerate(on_rungs) if trial.key in keys]
+        if reached and not _is_decided(cell, reached[-1], keys):
+            continue
+        last = on_rungs[reached[-1]] if reached else None
+        dropped.append(
+            {
+                "row": full.row,
+                "column": full.column,
+                "seed": full.seed,
+                "settings": dict(full.point),
+                "fraction": last and last.fraction,
+                "trial": last and last.key,
+                "validation": last and validation.get(last.key),
+            }
+        )
+    return dropped
+
+
+def _is_decided(cell: Cell, rung: int, keys: set[str]) -> bool:
+    """Whether it is known which grid points go on from a rung; from the last rung, none does."""
+    above = cell.rungs[rung + 1 :]
+    return bool(above) and any(trial.key in keys for trial in above[0].trials)
+
+
+def _text(config: ConfigDict) -> str:
+    """Describes the search in words."""
+    if config.search.kind == "grid":
+        return "The whole grid of each row, every setting with all steps."
+    grids = space.grid_sizes(config)
+    sizes = space.halving_sizes(grids, config.search)
+    searched = [row for row, size in grids.items() if size > 1]
+    spent = sum(space.full_trials(sizes[row]) for row in searched)
+    whole = sum(grids[row] for row in searched)
+    of_rows = [f"{config.rows[row].title}: {_rungs_text(grids[row], sizes[row])}." for row in grids]
+    share = f" ({100 * spent / whole:.1f} %)" if whole else ""
+    return " ".join(
+        [
+            "Successive halving, for each column and seed. Settings start with a fraction of the "
+            "steps; those that are best on validation go on to the next fraction, trained anew "
+            "with schedules of that length. Every row gets the same number of full trials, or as "
+            "many as its grid has.",
+            *of_rows,
+            f"Together the rows with more than one setting cost as much as {spent:.4g} full trials "
+            f"of {whole}{share}; config.search.budget allows {100 * config.search.budget:.4g} %. "
+            "Settings that never start are those farthest, in steps of the grid, from "
+            "config.search.near.",
+        ]
+    )
+
+
+def _rungs_text(grid: int, sizes: Mapping[float, int]) -> str:
+    """Describes how many settings of a row reach each rung."""
+    if grid == 1:
+        return "its one setting is tried in full"
+    *short, last = sizes.items()
+    rungs = [
+        f"{size} {'start' if place == 0 else 'go on'} with {_fraction(fraction)} of the steps"
+        for place, (fraction, size) in enumerate(short)
+    ]
+    full = f"{last[1]} {'is' if last[1] == 1 else 'are'} tried in full"
+    whole = " (its whole grid)" if last[1] == grid else ""
+    return f"of {grid} settings, {', '.join([*rungs, full])}{whole}"
+
+
+def _fraction(value: float) -> str:
+    return str(fractions.Fraction(value).limit_denominator(10**9))

@@ -1,0 +1,275 @@
+"""Decoders and critics that read the features of teachers, trained on one pass of the images."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from remem_jax import mesh, models, random_streams
+from remem_jax.analysis import info_nce, mutual_information
+from remem_jax.checks import require
+from remem_jax.models import decoder
+from remem_jax.models.rematerialisation import RECOMPUTED
+from remem_jax.records import Batch, Key, Metrics, TeacherApply, TrainApply, Variables
+from remem_jax.settings.memory import AUTO, recomputed
+from remem_jax.train import flops, state
+from remem_jax.workflow import context, memory_plan, step_memory, training
+
+
+class Teacher(NamedTuple):
+    """A teacher whose features are read.
+
+    Attributes:
+        name: In errors.
+        apply: It in evaluation mode, with its patches, jitted.
+        variables: Of it.
+    """
+
+    name: str
+    apply: TeacherApply
+    variables: Variables
+
+
+class Readers(NamedTuple):
+    """What reads the features of some teachers: decoders and critics, one of each per seed.
+
+    Attributes:
+        reads: For each reader the number of its teacher; decoders come first.
+        decoders: How many of them are decoders.
+        steps: The compiled step of each reader.
+        shapes: Of the states of all, as they lie on the devices.
+        first: Makes these states at step 0.
+        teach: Features of images, by teacher.
+    """
+
+    reads: list[int]
+    decoders: int
+    steps: list[Any]
+    shapes: tuple[state.State, ...]
+    first: Callable[[], tuple[state.State, ...]]
+    teach: list[mutual_information.FeatureExtractor]
+
+
+def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "nothing") -> Readers:
+    """Makes the readers of `config.information`.
+
+    Args:
+        run: The run.
+        teachers: Or shapes of their variables, to plan.
+        rematerialise: What decoders compute again; see `planned_step`.
+
+    Raises:
+        SettingError: If the teachers' features are of different sizes.
+    """
+    settings, size = run.config.information, run.config.data.image_size
+    side, width = _feature_size(run, teachers)
+    tx = mutual_information.adamw(
+        settings.learning_rate,
+        betas=tuple(settings.betas),
+        weight_decay=settings.weight_decay,
+        epsilon=settings.epsilon,
+    )
+    model = decoder.make(image_size=size, align_corners=settings.align_corners)
+    trained = model.clone(rematerialise=rematerialise)
+    init = decoder.make_init(model, side=side, width=width)
+    step = mutual_information.make_decoder_step(models.train_apply(trained), tx)
+    own = critic_inputs(settings)
+    require_grid(settings, side)
+    own_critic = functools.partial(
+        info_nce.init,
+        spec=own,
+        width=width,
+        hidden=settings.info_nce.hidden,
+        embedding=settings.info_nce.embedding,
+    )
+    make_critic_step = functools.partial(info_nce.make_critic_step, tx, own)
+    critic_key = random_streams.key(run.config.seed, "critic")
+    decoder_keys, critic_keys = (
+        [random_streams.key(run.config.seed, kind, "parameters", seed) for seed in settings.seeds]
+        for kind in ("decoder", "critic")
+    )
+    critics = len(critic_keys) if settings.info_nce.measured else 0
+
+    first_decoder = run.jit_create(lambda key: state.create(init(key), tx), decoder_keys[0])
+    first_critic = run.jit_create(lambda key: state.create(own_critic(key), tx), critic_keys[0])
+
+    def first() -> tuple[state.State, ...]:
+        decoders = [first_decoder(key) for _ in teachers for key in decoder_keys]
+        return (*decoders, *(first_critic(key) for _ in teachers for key in critic_keys[:critics]))
+
+    of_decoder, of_critic = (
+        run.shapes(jax.eval_shape(one, critic_keys[0])) for one in (first_decoder, first_critic)
+    )
+    jitted = (
+        run.jit_step(step, of_decoder),
+        run.jit_step_with_key(make_critic_step, critic_key, of_critic),
+    )
+    numbers = range(len(teachers))
+    of_decoders = [number for number in numbers for _ in decoder_keys]
+    of_critics = [number for number in numbers for _ in range(critics)]
+    return Readers(
+        [*of_decoders, *of_critics],
+        len(of_decoders),
+        [jitted[0]] * len(of_decoders) + [jitted[1]] * len(of_critics),
+        (*[of_decoder] * len(of_decoders), *[of_critic] * len(of_critics)),
+        first,
+        [_teach(one) for one in teachers],
+    )
+
+
+def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
+    """The step of a decoder of some teachers, to be planned.
+
+    It is stepped beside all others, after a pass of its teacher.
+
+    Args:
+        run: The run.
+        stage: Name of the part of the run.
+        teachers: With their variables, or shapes of these.
+    """
+    settings, size = run.config.information, run.config.data.image_size
+    states = make(run, teachers).shapes
+    side, width = _feature_size(run, teachers)
+    model = decoder.make(image_size=size, align_corners=settings.align_corners)
+    by_batch = mesh.batch_sharding(run.mesh)
+
+    def shapes(*of_one: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((settings.batch_size, *of_one), "float32", sharding=by_batch)
+
+    images, features = shapes(size, size, 3), shapes(side, side, width)
+    variables = [one.variables for one in teachers]
+
+    @functools.cache
+    def needs(plan: memory_plan.Plan) -> tuple[int, int]:
+        step = make(run, teachers, plan.rematerialise).steps[0]
+        _, of_teacher = step_memory.of_step(teachers[0].apply, variables[0], images)
+        _, of_decoder = step_memory.of_step(step, states[0], features, images)
+        # Images, their targets, and the features of one teacher.
+        held = mesh.device_bytes((states, variables, images, images, features))
+        return held, max(of_teacher, of_decoder)
+
+    def apply(rematerialise: str) -> TrainApply:
+        return models.train_apply(model.clone(rematerialise=rematerialise))
+
+    wanted = recomputed("config.information.rematerialise", settings.rematerialise)
+    return memory_plan.Step(
+        stage,
+        "config.information",
+        [memory_plan.Plan(name) for name in (RECOMPUTED if wanted == AUTO else (wanted,))],
+        apply,
+        states[0].params,
+        {},
+        mesh.device_bytes((states, variables)),
+        needs,
+        (side, side, width),
+        settings.batch_size // run.mesh.size,
+        run.platform,
+        scanned=False,
+        statistics=states[0].statistics,
+        divisible=False,
+    )
+
+
+def require_grid(settings: ConfigDict, side: int) -> None:
+    """Raises unless a grid of tokens of this side divides into what critics are given."""
+    own = settings.info_nce
+    require(
+        not own.measured or side % own.grid == 0,
+        f"config.information.info_nce.grid must divide the {side} x {side} grid of tokens; got "
+        f"{own.grid}.",
+    )
+
+
+def critic_inputs(settings: ConfigDict) -> info_nce.InputSpec:
+    """Returns the spec of the critics' inputs of `config.information`."""
+    own = settings.info_nce
+    return info_nce.InputSpec(own.grid, own.blocks, own.noise)
+
+
+def _teach(teacher: Teacher) -> mutual_information.FeatureExtractor:
+    return lambda images: _features(teacher, teacher.variables, images)
+
+
+def _features(teacher: Teacher, variables: Variables, images: jax.Array) -> jax.Array:
+    """Its features on a grid, of its variables."""
+    patches = teacher.apply(variables, images).patches
+    if patches is None:
+        raise ValueError(f"{teacher.name} does not give its patches.")
+    return decoder.grid(patches)
+
+
+def _feature_size(run: context.Run, teachers: Sequence[Teacher]) -> tuple[int, int]:
+    """Side and width of the teachers' features."""
+    size = run.config.data.image_size
+    # One on each device: a batch is divided among them.
+    images = jax.ShapeDtypeStruct((run.mesh.size, size, size, 3), "float32")
+    found = [
+        jax.eval_shape(functools.partial(_features, one), one.variables, images).shape[1:]
+        for one in teachers
+    ]
+    named = zip(teachers, found, strict=True)
+    require(
+        len(set(found)) == 1,
+        "Mutual information compares features of one size only, and the teachers have "
+        f"{', '.join(f'{one.name}: {shape}' for one, shape in named)}; leave out of "
+        "config.models, or of the rows of the study, what is of another size.",
+    )
+    side, _, width = found[0]
+    return side, width
+
+
+def make_train_transform(run: context.Run) -> Callable[[Any, Batch], jax.Array]:
+    """What all readers and teachers see of a batch, given the number of the step; compiled."""
+
+    def make(*, key: Key) -> Callable[[Any, Batch], jax.Array]:
+        return lambda number, batch: run.loader.train_transform(
+            random_streams.within(key, number), batch.image
+        )
+
+    key = random_streams.key(run.config.seed, "decoder")
+    return random_streams.JitWithKey(make, key, out_shardings=mesh.batch_sharding(run.mesh))
+
+
+def job(run: context.Run, readers: Readers) -> training.Job:
+    """The training of the readers, but for what is looked at on the way."""
+    settings, transform = run.config.information, make_train_transform(run)
+    lockstep = mutual_information.make_lockstep(readers.steps, readers.teach, readers.reads)
+
+    def make_step(first_step: int) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
+        numbers = itertools.count(first_step)
+        return lambda states, batch: lockstep(states, transform(np.int32(next(numbers)), batch))
+
+    def operations(states: tuple[state.State, ...], batch: Batch) -> float:
+        images = jax.eval_shape(transform, jax.ShapeDtypeStruct((), "int32"), batch)
+        features = [jax.eval_shape(teach, images) for teach in readers.teach]
+        of_teachers = sum(flops.count(teach, images) for teach in readers.teach)
+        readings = zip(readers.steps, states, readers.reads, strict=True)
+        kinds = {step: (now, read) for step, now, read in readings}
+        counts = {
+            step: flops.count(step, now, features[read], images)
+            for step, (now, read) in kinds.items()
+        }
+        return of_teachers + sum(counts[step] for step in readers.steps)
+
+    return training.Job(
+        readers.shapes,
+        readers.first,
+        make_step,
+        operations,
+        settings.batch_size,
+        settings.steps,
+        milestones(settings),
+        lambda at, now: None,
+        "decoder",
+        set(),
+    )
+
+
+def milestones(settings: ConfigDict) -> tuple[int, ...]:
+    """After which steps the readers are evaluated."""
+    every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
+    return tuple(round(float(at)) for at in every)

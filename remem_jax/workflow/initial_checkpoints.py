@@ -1,0 +1,86 @@
+"""Pretrained checkpoints that a workflow starts from, read and checked before its data are read."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from remem_jax.checks import require
+from remem_jax.models import vit
+from remem_jax.settings import check_patches
+from remem_jax.storage import results
+from remem_jax.weights import augreg, catalog, download
+
+
+class Pretrained(NamedTuple):
+    """The checkpoint that teachers start from.
+
+    Attributes:
+        checkpoint: Contents of the file.
+        digest: Digest of the file.
+    """
+
+    checkpoint: augreg.Checkpoint
+    digest: str
+
+
+class Preloaded:
+    """Checkpoints that have been read, each kept until it is taken."""
+
+    def __init__(self, configs: Iterable[ConfigDict]) -> None:
+        """Reads the checkpoint of `config.teacher` for each of some configs.
+
+        Raises:
+            SettingError: If one is missing, damaged, or does not match the settings.
+        """
+        self._read: dict[tuple[str, str], Pretrained] = {}
+        for config in configs:
+            if _key(config) not in self._read:
+                self._read[_key(config)] = read(config)
+
+    def take(self, config: ConfigDict) -> Pretrained:
+        """Returns the checkpoint of a config; it is read again if taken twice."""
+        return self._read.pop(_key(config), None) or read(config)
+
+
+def read(config: ConfigDict) -> Pretrained:
+    """Finds the checkpoint of `config.teacher`, downloads it if it is published, and checks it.
+
+    Raises:
+        SettingError: If it is missing, damaged, or does not match the settings.
+    """
+    settings = config.teacher
+    path, digest = _obtain(settings)
+    heads = vit.VARIANTS[settings.variant].heads if settings.variant else 0
+    checkpoint = augreg.read(path, heads=heads)
+    if settings.variant:
+        named = vit.VARIANTS[settings.variant]
+        require(
+            named == checkpoint.size,
+            f"{settings.init} holds a ViT of {checkpoint.size}, not ViT-{settings.variant} "
+            f"({named}): set config.teacher.variant to the checkpoint's, or to '' for any.",
+        )
+    check_patches(f"the checkpoint {settings.init}", checkpoint.size, config.data.image_size)
+    augreg.require_whole(
+        checkpoint, image_size=config.data.image_size, resize=settings.position_resize
+    )
+    return Pretrained(checkpoint, digest)
+
+
+def read_digest(config: ConfigDict) -> str:
+    """Returns the digest of the checkpoint of `config.teacher`; downloads it if needed."""
+    return _obtain(config.teacher)[1]
+
+
+def _obtain(settings: ConfigDict) -> tuple[pathlib.Path, str]:
+    path = pathlib.Path(download.obtain(settings.init, mirror=settings.mirror))
+    file, _ = catalog.split_path(str(path))
+    digest = results.digest(file)
+    if catalog.is_name(settings.init):
+        download.require_as_fetched(file, digest)
+    return path, digest
+
+
+def _key(config: ConfigDict) -> tuple[str, str]:
+    return config.teacher.init, config.teacher.variant

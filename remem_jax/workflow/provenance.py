@@ -1,0 +1,121 @@
+"""The provenance that all results record: data, versions and devices."""
+
+import contextlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+import remem_jax
+from remem_jax import data as datasets
+from remem_jax import settings
+from remem_jax.data.images import preprocessing
+from remem_jax.data.images.preprocessing import Preprocessing
+from remem_jax.storage import results
+from remem_jax.storage.identity import Identity
+from remem_jax.workflow import context
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+
+
+def identity(run: context.Run, weights: Mapping[str, Any]) -> Identity:
+    """Returns the identity of a run: everything that determines its results.
+
+    Args:
+        run: The run.
+        weights: Digests of the checkpoints that the run reads, by name; see `Identity.inputs`.
+    """
+    return Identity(
+        settings.deciding(run.config),
+        {**data_inputs(run.dataset), "input": run.loader.kind, **weights},
+    )
+
+
+def data_inputs(dataset: datasets.Dataset) -> dict[str, Any]:
+    """Returns the digests of a data set; see `Identity.inputs`."""
+    return {
+        "data": dataset.fingerprint,
+        "classes": results.fingerprint(list(dataset.classes)),
+    }
+
+
+def data(run: context.Run) -> dict[str, Any]:
+    """Returns the record of a run's data set."""
+    dataset, settings = run.dataset, run.config.data
+    return {
+        "name": settings.name,
+        "title": dataset.title,
+        "classes": len(dataset.classes),
+        "class_names": list(dataset.classes),
+        "metric": dataset.metric,
+        "examples": {name: len(split.rows) for name, split in dataset.splits.items()},
+        "classes_without_images": absent_classes(dataset),
+        "held_out": held_out(dataset),
+        "input": run.loader.kind,
+        "sizes": sizes(dataset.shapes),
+        "source_size": dataset.source_size and list(dataset.source_size),
+        "image_size": settings.image_size,
+        "preprocessing": preprocessing_of(run).record(),
+        "official": dataset.official,
+        "skipped": list(dataset.corrupt_images),
+        "passed_over": dict(dataset.skipped_files),
+        "empty_classes": list(dataset.empty_classes),
+        "warnings": list(dataset.warnings),
+        "fingerprint": dataset.fingerprint,
+    }
+
+
+def absent_classes(dataset: datasets.Dataset) -> dict[str, list[str]]:
+    """Returns the names of classes without images, by split."""
+    every = np.arange(len(dataset.classes))
+    return {
+        name: [dataset.classes[i] for i in np.setdiff1d(every, split.labels)]
+        for name, split in dataset.splits.items()
+    }
+
+
+def held_out(dataset: datasets.Dataset) -> bool:
+    """Returns whether validation was held out of train, rather than a split of the data set."""
+    return dataset.splits["validation"].split is dataset.splits["train"].split
+
+
+def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:
+    """Summarises the original image sizes: extremes, medians and the number of different sizes.
+
+    Args:
+        shapes: Height and width of each image; None if unknown.
+    """
+    if shapes is None:
+        return None
+    ends = (np.min, np.median, np.max)
+    height, width = ([int(end(side)) for end in ends] for side in shapes.T)
+    return {"height": height, "width": width, "different": len(np.unique(shapes, axis=0))}
+
+
+def preprocessing_of(run: context.Run) -> Preprocessing:
+    """Returns the preprocessing of images for evaluation."""
+    dataset = run.dataset
+    return preprocessing.of_data(
+        run.config.data.image_size, resized=dataset.resized, source_size=dataset.source_size
+    )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the installed packages that matter."""
+    installed = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return {"remem_jax": remem_jax.__version__, "python": platform.python_version(), **installed}
+
+
+def device() -> dict[str, Any]:
+    """Returns the record of the devices."""
+    return {
+        "platform": jax.default_backend(),
+        "kind": jax.devices()[0].device_kind,
+        "count": jax.device_count(),
+    }

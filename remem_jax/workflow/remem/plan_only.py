@@ -1,0 +1,96 @@
+"""What a run takes of a device's memory, before it runs."""
+
+import jax
+from absl import logging
+
+from remem_jax import mesh
+from remem_jax.checks import SettingError
+from remem_jax.methods import METHODS
+from remem_jax.workflow import advice, context, memory_plan, step_memory
+from remem_jax.workflow.information import decoders, measurement
+from remem_jax.workflow.remem import finetune, student_groups, student_setup
+
+_GIB = 2**30
+
+
+def show(
+    run: context.Run, pretrained: finetune.Pretrained | None, members: student_setup.StudentSetup
+) -> list[step_memory.Need]:
+    """Says what every part of a run takes.
+
+    Raises:
+        SettingError: If one of them takes more than the device has.
+    """
+    resident = run.dataset.resident_bytes
+    needs = []
+    for method in run.config.methods:
+        if pretrained and METHODS[method].has_teacher:
+            needs.append(_of_teacher(run, pretrained, method))
+            if run.config.information.seeds:
+                needs.append(_of_decoders(run, pretrained, method))
+        needs.append(_of_students(run, pretrained, members, method))
+    logging.info("The data set takes %.2f GiB on the device.", resident / _GIB)
+    for need in needs:
+        logging.info(
+            "%s: %.2f GiB held, %.2f more while a step runs%s.",
+            need.stage,
+            need.at_rest / _GIB,
+            need.running / _GIB,
+            f" ({need.models} students at once)" if need.models > 1 else "",
+        )
+    largest = max(needs, key=lambda need: need.at_rest + need.running)
+    total, there = resident + largest.at_rest + largest.running, run.memory()
+    logging.info("At most %.2f GiB of %.2f on the device.", total / _GIB, there / _GIB)
+    if total > there:
+        raise SettingError(
+            f"{largest.stage} and the data set take {total / _GIB:.2f} GiB, the device has "
+            f"{there / _GIB:.2f}: lower the batch_size of config.teacher or config.student or "
+            "config.student.group, or set config.teacher.rematerialise, config.teacher.accumulate, "
+            "config.fsdp, config.compute_dtype to bfloat16, or config.data.input to streamed."
+        )
+    return needs
+
+
+def _of_teacher(run: context.Run, pretrained: finetune.Pretrained, method: str) -> step_memory.Need:
+    first = finetune.start(run, pretrained, method)
+    return of_step(run, finetune.planned_step(run, method, first))
+
+
+def _of_decoders(
+    run: context.Run, pretrained: finetune.Pretrained, method: str
+) -> step_memory.Need:
+    first = finetune.start(run, pretrained, method)
+    variables = run.shapes(jax.eval_shape(first.teacher, first.trainable))
+    seen = measurement.seeing_patches(run, finetune.patches_apply(first))
+    steps = finetune.settings_of(run.config, method).steps
+    teachers = [decoders.Teacher(f"step {at}", seen, variables) for at in steps]
+    return of_step(run, decoders.planned_step(run, f"information/{method}", teachers))
+
+
+def of_step(run: context.Run, step: memory_plan.Step) -> step_memory.Need:
+    """Says what each plan of a training step takes, and which is chosen; what that one takes."""
+    options, chosen = memory_plan.listed(run, step)
+    for option in options:
+        logging.info("%s %s%s.", step.stage, option, " (chosen)" if option == chosen else "")
+    plan = chosen.plan if chosen else step.plans[-1]
+    with advice.on_out_of_memory(step.stage):
+        held, running = step.needs(plan)
+    each = step.at_rest - mesh.device_bytes(step.frozen)
+    return step_memory.Need(step.stage, held - each, each, running)
+
+
+def _of_students(
+    run: context.Run,
+    pretrained: finetune.Pretrained | None,
+    members: student_setup.StudentSetup,
+    method: str,
+) -> step_memory.Need:
+    if pretrained is None or not METHODS[method].has_teacher:
+        grid = student_setup.scratch_grid(run)
+    else:
+        first = finetune.start(run, pretrained, method)
+        merged = jax.eval_shape(first.teacher, first.trainable)
+        targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        grid = student_setup.make_grid(run, f"students/{method}", targets, merged)
+    need = student_groups.need(run, members, grid)
+    return need._replace(models=student_groups.fitting(run, need, len(grid.points)))

@@ -1,0 +1,112 @@
+"""Writes the selected models of a run: students, their confusion matrices, and teachers."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from remem_jax import evaluate, mesh
+from remem_jax.data.images import preprocessing
+from remem_jax.records import Variables
+from remem_jax.settings import tuning_of
+from remem_jax.storage import files, spreadsheets
+from remem_jax.weights import augreg, folding, students
+from remem_jax.workflow import context, provenance
+from remem_jax.workflow.remem import finetune
+
+PAIRS = 5  # Of classes that are confused, in the results.
+
+
+def save_student(
+    run: context.Run, name: str, variables: Variables, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes a student and its confusion matrix; its metrics, with "confused" in place of that."""
+    folder, classes, confusion = (
+        run.workdir / "selected",
+        run.dataset.classes,
+        measured["confusion"],
+    )
+    variables = run.fetch(variables)
+    if mesh.is_writer():
+        write_confusion(folder / f"{name}_confusion.csv", confusion, classes)
+        _write_student(run, folder / f"{name}_student.safetensors", variables)
+    others = {key: value for key, value in measured.items() if key != "confusion"}
+    return others | {"confused": most_confused(confusion, classes)}
+
+
+def most_confused(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The errors that are made most often, at most `PAIRS` kinds of them, most first.
+
+    Args:
+        confusion: Numbers of examples by true and by predicted class.
+        classes: Their names.
+
+    Returns:
+        "class", what it is "taken_for", on how many "images", "of" how many of the class.
+    """
+    return [
+        {
+            "class": classes[true],
+            "taken_for": classes[predicted],
+            "images": images,
+            "of": sum(confusion[true]),
+        }
+        for true, predicted, images in evaluate.most_confused(confusion, PAIRS)
+    ]
+
+
+def write_confusion(
+    path: pathlib.Path, confusion: Sequence[Sequence[int]], classes: Sequence[str]
+) -> None:
+    """Writes a confusion matrix as CSV: a row for each true class, a column for each predicted.
+
+    What UTF-8 cannot encode in the name of a class is written as an escape, and no name is a
+    formula (`spreadsheets.cell`).
+    """
+    rows = [(name, *row) for name, row in zip(classes, confusion, strict=True)]
+    text = spreadsheets.text([("true / predicted", *classes), *rows])
+    with files.replacing(path) as file:
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def _write_student(run: context.Run, path: pathlib.Path, student: Variables) -> None:
+    """Writes a student under timm's names, with what they do not say as metadata."""
+    settings, steps = run.config.student, provenance.preprocessing_of(run)
+    students.save(
+        path,
+        student,
+        metadata={
+            "model": settings.model,
+            "stem": settings.stem,
+            "image_size": str(steps.image_size),
+            "image_range": preprocessing.RANGE,
+            "stored_size": str(steps.stored_size),
+            "preprocessing": json.dumps(steps.record()),
+            "classes": json.dumps(run.dataset.classes),
+        },
+    )
+
+
+def save_teacher(
+    run: context.Run, path: pathlib.Path, teachers: finetune.Teachers, teacher: Variables
+) -> None:
+    """Writes a teacher as a plain ViT, under AugReg's names or, where there are none, others."""
+    settings, teacher = teachers.settings, run.fetch(teacher)
+    if not mesh.is_writer():
+        return
+    if not tuning_of(settings).mergeable:
+        logging.info("%s: no plain ViT holds adapters; %s is not written.", teachers.stage, path)
+        return
+    plain = folding.fold(
+        teacher["params"],
+        mlp_weight=settings.mlp_weight,
+        attention_weight=settings.attention_weight,
+        residual=settings.residual,
+        pruned_mlp=settings.pruned_mlp,
+        pruned_attention=settings.pruned_attention,
+    )
+    augreg.save(path, plain, form=augreg.form_of(plain))

@@ -1,0 +1,84 @@
+"""What a run takes of memory, before it runs: against what its arrays are known to take."""
+
+import logging
+
+import jax
+import pytest
+
+from remem_jax.checks import SettingError
+from remem_jax.data.loaders import resident
+from remem_jax.workflow import context, memory_plan
+from remem_jax.workflow.remem import finetune, plan_only, student_groups, student_setup
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
+
+
+def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
+    small_run: context.Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = small_run
+    caplog.set_level(logging.INFO, "absl")
+    pretrained = finetune.read_pretrained(run)
+    setup = student_setup.make(run, pretrained)
+
+    teacher, students = plan_only.show(run, pretrained, setup)
+
+    # SGD with momentum keeps two arrays for each parameter; an image of 8 x 8 pixels has 192 bytes.
+    params = sum(
+        leaf.nbytes
+        for leaf in jax.tree.leaves(finetune.start(run, pretrained, "finetune").trainable)
+    )
+    assert teacher.at_rest == pytest.approx(
+        2 * params + run.config.teacher.batch_size * 192, rel=1e-3
+    )
+    student = sum(leaf.nbytes for leaf in jax.tree.leaves(setup.first(0)["params"]))
+    assert students.at_rest == pytest.approx(2 * 2 * student + params, rel=0.02)  # And statistics.
+    assert min(teacher.running, students.running) > 0
+    assert students.models == 2
+    assert run.dataset.resident_bytes == 1797 * 192
+    listed = [one for one in caplog.messages if " x operations" in one]
+    assert [one.partition(": ")[0] for one in listed] == [
+        f"teachers/finetune {told}"
+        for told in (
+            "stores all activations",
+            "computes elementwise operations again",
+            "computes blocks again",
+        )
+    ]
+    assert [one.endswith("(chosen).") for one in listed] == [True, False, False]
+
+    # What is not chosen was listed above, and takes long to compile.
+    monkeypatch.setattr(memory_plan, "RECOMPUTED", ("blocks",))
+    # As many students at once as fit; no run where not one does, or fewer than are asked for.
+    both = students.at_rest + students.running
+    monkeypatch.setattr(resident, "memory", lambda: both)  # The data set takes some of it.
+    assert [need.models for need in plan_only.show(run, pretrained, setup)] == [1, 1]
+    run.config.student.group = 2
+    with pytest.raises(SettingError, match=r"students/finetune and the data set take.*batch_size"):
+        plan_only.show(run, pretrained, setup)
+    run.config.student.group = 0
+    monkeypatch.setattr(resident, "memory", lambda: students.held)
+    with pytest.raises(SettingError, match=r"A student of students/finetune does not fit"):
+        plan_only.show(run, pretrained, setup)
+
+
+def test_as_many_students_are_trained_at_once_as_fit_the_same_in_every_start(
+    small_run: context.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run
+    run.config.methods = ("scratch",)
+    run.config.student.learning_rates = (0.1, 0.2, 0.3)
+    setup = student_setup.make(run, None)
+    grid = student_setup.scratch_grid(run)
+    assert student_groups.size(run, setup, grid) == 3
+
+    need = student_groups.need(run, setup, grid)
+    data_set = run.dataset.resident_bytes
+    there = data_set + need.held + need.running + 2 * need.each
+    monkeypatch.setattr(resident, "memory", lambda: there)
+    assert student_groups.size(run, setup, grid) == 2
+
+    monkeypatch.setattr(resident, "memory", lambda: 10 * there)
+    assert student_groups.size(run, setup, grid) == 2
+    run.config.student.group = 1
+    assert student_groups.size(run, setup, grid) == 1
