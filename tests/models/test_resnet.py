@@ -1,4 +1,4 @@
-"""ResNets: their two stems, their first parameters; test_students.py compares them with timm."""
+"""ResNets: stems and initial parameters. test_students.py compares them with timm."""
 
 from typing import Any
 

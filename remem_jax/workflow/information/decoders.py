@@ -51,7 +51,7 @@ class Readers(NamedTuple):
     steps: list[Any]
     shapes: tuple[state.State, ...]
     first: Callable[[], tuple[state.State, ...]]
-    teach: list[mutual_information.Teach]
+    teach: list[mutual_information.FeatureExtractor]
 
 
 def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "nothing") -> Readers:
@@ -77,11 +77,11 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     trained = model.clone(rematerialise=rematerialise)
     init = decoder.make_init(model, side=side, width=width)
     step = mutual_information.make_decoder_step(models.train_apply(trained), tx)
-    own = reading(settings)
+    own = critic_inputs(settings)
     require_grid(settings, side)
     own_critic = functools.partial(
         info_nce.init,
-        reading=own,
+        spec=own,
         width=width,
         hidden=settings.info_nce.hidden,
         embedding=settings.info_nce.embedding,
@@ -121,14 +121,14 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     )
 
 
-def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
+def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
     """The step of a decoder of some teachers, to be planned.
 
     It is stepped beside all others, after a pass of its teacher.
 
     Args:
         run: The run.
-        part: Name of the part of the run.
+        stage: Name of the part of the run.
         teachers: With their variables, or shapes of these.
     """
     settings, size = run.config.information, run.config.data.image_size
@@ -157,7 +157,7 @@ def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> me
 
     wanted = recomputed("config.information.rematerialise", settings.rematerialise)
     return memory_plan.Step(
-        part,
+        stage,
         "config.information",
         [memory_plan.Plan(name) for name in (RECOMPUTED if wanted == AUTO else (wanted,))],
         apply,
@@ -184,13 +184,13 @@ def require_grid(settings: ConfigDict, side: int) -> None:
     )
 
 
-def reading(settings: ConfigDict) -> info_nce.Reading:
-    """What the critics of `config.information` are given."""
+def critic_inputs(settings: ConfigDict) -> info_nce.InputSpec:
+    """Returns the spec of the critics' inputs of `config.information`."""
     own = settings.info_nce
-    return info_nce.Reading(own.grid, own.blocks, own.noise)
+    return info_nce.InputSpec(own.grid, own.blocks, own.noise)
 
 
-def _teach(teacher: Teacher) -> mutual_information.Teach:
+def _teach(teacher: Teacher) -> mutual_information.FeatureExtractor:
     return lambda images: _features(teacher, teacher.variables, images)
 
 

@@ -26,7 +26,7 @@ from remem_jax.workflow.remem import finetune
 
 PICTURES = "pictures.npz"  # In the folder of a measurement.
 
-Shown = Callable[[], Iterator[mutual_information.Shown]]
+Shown = Callable[[], Iterator[mutual_information.HeldOutBatch]]
 
 
 def of_teachers(run: context.Run, teachers: finetune.Teachers) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def seeing_patches(run: context.Run, patches: TeacherApply) -> TeacherApply:
 
 
 def measure(
-    run: context.Run, part: str, load: Callable[[], Sequence[decoders.Teacher]]
+    run: context.Run, stage: str, load: Callable[[], Sequence[decoders.Teacher]]
 ) -> dict[str, Any]:
     """Trains readers of all teachers' features, for each of `config.information.seeds`.
 
@@ -55,7 +55,7 @@ def measure(
 
     Args:
         run: The run.
-        part: Name of the part of the run; where it is done, what is there is read.
+        stage: Name of the part of the run; where it is done, what is there is read.
         load: Loads the teachers, whose features are of one size.
 
     Returns:
@@ -67,26 +67,26 @@ def measure(
     Raises:
         SettingError: If features of different sizes are compared, or validation has no batch.
     """
-    folder = run.workdir / part
+    folder = run.workdir / stage
     done = results.read_for_all(folder / "result.json")
     if done is not None:
         return done
     settings, evaluations = run.config.information, decoders.milestones(run.config.information)
     _require_whole_batch(run)
     teachers, shown = load(), _make_shown(run)
-    plan = memory_plan.planned(run, decoders.planned_step(run, part, teachers))
+    plan = memory_plan.planned(run, decoders.planned_step(run, stage, teachers))
     own = decoders.make(run, teachers, plan.rematerialise)
 
     def milestone(at: int, now: tuple[state.State, ...]) -> None:
         final = _Last(run, own, now) if at == settings.steps else None
         found = _evaluate(run, own, now, shown(), final)
         losses = [one.loss for one in found]
-        run.log.write(part, at, {"validation_loss": losses})
+        run.log.write(stage, at, {"validation_loss": losses})
         results.write_for_all(folder / f"step_{at}.json", losses)
         if final:
             _keep(run, folder, found, final.bounds(), final.pictures(found))
 
-    last, seconds = training.train(run, part, decoders.job(run, own)._replace(milestone=milestone))
+    last, seconds = training.train(run, stage, decoders.job(run, own)._replace(milestone=milestone))
     if results.read_for_all(folder / "last.json") is None:  # Killed before it was written.
         milestone(settings.steps, last)
     curves: list[Any] = [results.read_for_all(folder / f"step_{at}.json") for at in evaluations]
@@ -95,7 +95,7 @@ def measure(
         _record(settings, list(zip(evaluations, curves, strict=True)), kept, numbers)
         for numbers in _by_teacher(own)
     ]
-    result = {"part": part, "seconds": seconds, "teachers": found}
+    result = {"part": stage, "seconds": seconds, "teachers": found}
     results.write_for_all(folder / "result.json", result)
     if mesh.is_writer():
         checkpoints.remove(folder / training.CHECKPOINTS)
@@ -123,9 +123,9 @@ def _make_shown(run: context.Run) -> Shown:
     """Builds what gives the images of validation as teachers take them."""
     transform = context.evaluation_transform(run.loader, run.mesh)
 
-    def shown() -> Iterator[mutual_information.Shown]:
+    def shown() -> Iterator[mutual_information.HeldOutBatch]:
         for batch in run.loader.evaluation("validation", run.config.information.batch_size):
-            yield mutual_information.Shown(transform(batch.image), batch.mask)
+            yield mutual_information.HeldOutBatch(transform(batch.image), batch.mask)
 
     return shown
 
@@ -146,7 +146,7 @@ def _evaluate(
     run: context.Run,
     own: decoders.Readers,
     now: Sequence[state.State],
-    batches: Iterator[mutual_information.Shown],
+    batches: Iterator[mutual_information.HeldOutBatch],
     last: "_Last | None",
 ) -> list[mutual_information.Reconstruction]:
     """How well each of the decoders reconstructs validation; `last` sees the same features."""
@@ -159,7 +159,7 @@ def _evaluate(
         [one.variables for one in now[:count]],
         batches,
         fetch=run.fetch,
-        seen=last and last.see,
+        on_features=last and last.see,
     )
 
 
@@ -193,7 +193,7 @@ class _Last:
         self._run, self._own, self._now = run, own, now
         self._estimate = jax.jit(
             info_nce.make_estimate(
-                decoders.reading(run.config.information),
+                decoders.critic_inputs(run.config.information),
                 key=random_streams.key(run.config.seed, "critic", "evaluation"),
             )
         )
@@ -201,7 +201,9 @@ class _Last:
         self._bounds: dict[int, list[float]] = {i: [] for i in range(own.decoders, len(now))}
         self._pictures: dict[str, np.ndarray] = {}
 
-    def see(self, teacher: int, features: jax.Array, shown: mutual_information.Shown) -> None:
+    def see(
+        self, teacher: int, features: jax.Array, shown: mutual_information.HeldOutBatch
+    ) -> None:
         """Takes the features that a teacher has of a batch of validation."""
         targets = self._targets_of(shown.images)
         if f"reconstructions_{teacher}" not in self._pictures:  # The first batch.
