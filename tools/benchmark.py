@@ -34,14 +34,14 @@ from typing import Any
 
 from tools.benchmarks import facts, loading, rates, report, rows, theirs, turns
 
-COMPILATIONS, TRAININGS = 3, 3  # Repeats, at most, of what takes long.
+COMPILATIONS, TRAININGS = 3, 3  # Most repeats of slow rows.
 
 
 class Printer:
-    """Prints tables as they grow, and keeps the records in a file, should the run be cut short.
+    """Prints rows as they are measured, and saves the records after each in case of a crash.
 
     Attributes:
-        found: What the file has.
+        found: Content of the file.
     """
 
     def __init__(self, found: dict[str, Any], path: str) -> None:
@@ -49,7 +49,7 @@ class Printer:
         self._heading: Sequence[str] = ()
 
     def add(self, record: dict[str, Any], heading: Sequence[str], *lines: Sequence[str]) -> None:
-        """Prints the lines of a record, below a heading if that is another than before."""
+        """Prints the lines of a record, below a heading if it differs from the last one."""
         if heading != self._heading:
             print(f"\n{report.line(heading)}\n{report.rule(heading)}")
             self._heading = heading
@@ -58,7 +58,7 @@ class Printer:
         self._keep(record)
 
     def failed(self, name: str, error: Exception) -> None:
-        """Says, and keeps, that a row could not be measured."""
+        """Prints and records that a row could not be measured."""
         print(f"{name} failed: {report.brief(error)}", flush=True)
         self._keep({"row": name, "failed": report.brief(error)})
 
@@ -70,7 +70,7 @@ class Printer:
 
 
 def main() -> None:
-    """Measures the rows that the command line names, and prints tables."""
+    """Measures the rows named on the command line, and prints tables."""
     options, parser = _options()
     begun = facts.collect()
     if options.device == "cpu":
@@ -86,7 +86,7 @@ def main() -> None:
         parser.error(f"unknown rows {', '.join(unknown)}; known: {', '.join(rows.NAMES[device])}")
     print(facts.line(begun))
     printer = Printer({"device": device, "facts": begun, "rows": []}, options.json)
-    if "load" in names:  # First: what children take is counted from their parent's size.
+    if "load" in names:  # First: the memory of children is measured from their parent's.
         for record in loading.compare(("Ti/16",) if options.tiny else loading.VARIANTS):
             printer.add(record, report.LOADING, report.loading_line(record))
     steps = [name for name in names if name != "load"]
@@ -113,7 +113,7 @@ def _options() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
 def _compare(
     device: str, names: Sequence[str], options: argparse.Namespace, printer: Printer
 ) -> bool:
-    """Measures rows of work, one after another; whether all went well."""
+    """Measures rows one after another; returns whether all succeeded."""
     with turns.child() as call:
         lacking = call(theirs.missing, "cpu" if options.tiny else device)
     sides = ["ours"] if lacking else ["ours", "theirs"]
@@ -124,7 +124,7 @@ def _compare(
     for name in names:
         try:
             _measure(device, name, sides, options, printer)
-        except RuntimeError as error:  # Of JAX, as for want of memory; other rows may fit.
+        except RuntimeError as error:  # JAX raises it when out of memory; other rows may fit.
             printer.failed(name, error)
             well = False
     return well
@@ -186,7 +186,7 @@ def _on_gpu(
     return rates.measure(name, row, sides, times, kind, apart=True)
 
 
-# What a child calls; it imports JAX, which this process must not before it has chosen its core.
+# Functions for children. They import JAX, which must happen after the core has been chosen.
 
 
 def _train_students(grid: rows.Grid, repeats: int) -> dict[str, Any]:

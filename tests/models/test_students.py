@@ -69,7 +69,6 @@ def state(peer: Any) -> dict[str, np.ndarray]:
     return {n: a if a.dtype == np.int64 else a.astype(np.float32) for n, a in arrays.items()}
 
 
-@functools.cache
 def pair(name: str) -> Pair:
     peer, images = randomised(peers.timm().create_model(TIMM[name], num_classes=CLASSES))
     variables = jax.tree.map(jnp.asarray, torch_names.from_timm(state(peer)))

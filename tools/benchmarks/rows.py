@@ -1,4 +1,4 @@
-"""What is measured: the same work for both sides, and what it must reach."""
+"""Rows of the benchmark: work that both sides do, and targets for it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,19 +7,19 @@ CPU_TARGETS, GPU_TARGETS = ("must", "aim"), ("pass", "good", "stretch")  # From 
 
 
 class Work(NamedTuple):
-    """What both sides do, again and again, on images that are on the device already.
+    """Work that both sides repeat on images that are already on the device.
 
     Attributes:
         kind: "forward" or "step" of a ViT (its fine-tuning), "student" (its step by the labels
             alone), or "kd" (its step after a ViT's forward pass on the same images).
-        batch: Images.
-        pixels: Their side.
-        dtype: Of the computation; "bfloat16" is mixed precision on both sides, and torch compiles.
-        variant: Of the ViT.
+        batch: Number of images.
+        pixels: Side of the images.
+        dtype: Type of the computation; "bfloat16" is mixed precision, and then torch compiles.
+        variant: Variant of the ViT.
         student: Name of the student.
         rho: Radius of SAM; 0 for none.
-        rematerialise: What our ViT computes again in the backward pass.
-        accumulate: Parts of a batch that our ViT's step takes one after another.
+        rematerialise: What our ViT recomputes in the backward pass.
+        accumulate: Microbatches of our ViT's step.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Work(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Name in the table."""
         done = {
             "forward": f"ViT-{self.variant} forward",
             "step": f"ViT-{self.variant} {'SAM' if self.rho else 'fine-tuning'} step",
@@ -45,14 +45,14 @@ class Work(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Work, and what it is held to.
+    """Work and its targets.
 
     Attributes:
-        work: What is done.
-        targets: Name -> value: on a CPU, of our seconds beside theirs, at most; on a GPU, of
-            images per second, at least. None where sizes are others than those that they are for.
+        work: The work.
+        targets: Name -> value. On a CPU: the highest ratio of our seconds to theirs. On a GPU: the
+            lowest number of images per second. Empty at sizes that have no targets.
         plan: What the step stores for its backward pass, in words; such a row has our side alone.
-        cores: Of a CPU: 1 is timed in CPU-seconds, more in seconds on the wall.
+        cores: CPU cores; one core is timed in CPU-seconds, more in seconds on the wall.
     """
 
     work: Work
@@ -62,24 +62,24 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Name in the table."""
         cores = f"{self.cores} cores" if self.cores > 1 else ""
         return ", ".join(filter(None, (self.work.name, self.plan, cores)))
 
 
 class Grid(NamedTuple):
-    """Students of one teacher, which learn together or apart.
+    """Students of one teacher, trained together or apart.
 
     Attributes:
-        students: How many.
-        steps: Of each.
-        batch: Images of a step.
-        pixels: Their side.
-        classes: Of teacher and students.
-        variant: Of the teacher.
+        students: Number of students.
+        steps: Steps of each student.
+        batch: Number of images in a step.
+        pixels: Side of the images.
+        classes: Number of classes.
+        variant: Variant of the teacher.
         student: Name of the students' network.
-        dtype: Of the computation.
-        targets: As in `Row`, of the seconds of runs apart beside those of one together, at least.
+        dtype: Type of the computation.
+        targets: Name -> lowest ratio of the seconds of separate runs to those of one run.
     """
 
     students: int
@@ -94,7 +94,7 @@ class Grid(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Name in the table."""
         return (
             f"{self.students} {self.student} on one ViT-{self.variant}, {self.steps} steps, batch "
             f"{self.batch}, {self.pixels} px"
@@ -115,7 +115,7 @@ def _on_gpu(kind: str, targets: tuple[float, float, float], **more: object) -> R
 
 
 CPU = {
-    # Batches as large as people train with on a CPU.
+    # Batches of a size that people use on a CPU.
     "forward": _on_cpu("forward", 64, 96, 1.2, variant="Ti/16"),
     "step": _on_cpu("step", 64, 96, 1.2, variant="Ti/16"),
     "sam": _on_cpu("step", 64, 96, 1.2, variant="Ti/16", rho=0.05),
@@ -169,13 +169,13 @@ NAMES = {
 
 
 def tiny(row: Row) -> Row:
-    """A ViT-Ti/16 and a ResNet-18 in a moment, anywhere; what they take says nothing."""
+    """Shrinks a row to try the tool quickly; its timings mean nothing."""
     variant, student = row.work.variant and "Ti/16", row.work.student and "resnet18"
     small = {"batch": 2 * row.work.accumulate, "pixels": 32}
     return Row(row.work._replace(variant=variant, student=student, **small), {}, row.plan)
 
 
 def tiny_grid(grid: Grid) -> Grid:
-    """The same of students."""
+    """Shrinks a grid of students in the same way."""
     small = {"students": 2, "steps": 2, "batch": 2, "pixels": 32, "variant": "Pico/8"}
     return grid._replace(**small, targets={})

@@ -1,4 +1,4 @@
-"""Two sides that take turns, in this process or each in one of its own, and the clock."""
+"""Times two sides in turns, in this process or each in its own process."""
 
 import concurrent.futures
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tools.benchmarks.rows import Work
 
-# Of one core its own seconds; of several, and of a GPU, those on the wall.
+# CPU-seconds for one core; seconds on the wall for several cores and GPUs.
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
@@ -19,11 +19,10 @@ class Side(NamedTuple):
     """One side of a row.
 
     Attributes:
-        run: Does the work once, or has the device begin it.
-        wait: Returns when all that was begun is done.
-        operations: Floating-point operations of one run; 0 where they are not counted.
-        memory: Bytes that this process has held of the device at its peak; None where nobody
-            counts them.
+        run: Does the work once, or starts it on the device.
+        wait: Waits until all work that was started is done.
+        operations: Floating-point operations of one run; 0 if they are not counted.
+        memory: Peak bytes of device memory of this process; None if they are not counted.
     """
 
     run: Callable[[], Any]
@@ -36,9 +35,9 @@ class Turns(NamedTuple):
     """How the sides take turns.
 
     Attributes:
-        repeats: Turns of each side.
-        steps: Runs of a turn; a GPU has the next one in hand before one is done.
-        warm_up: Runs that do not count, after the first.
+        repeats: Number of turns of each side.
+        steps: Runs in a turn; a GPU queues the next run before one is done.
+        warm_up: Runs after the first that are not timed.
     """
 
     repeats: int
@@ -47,12 +46,12 @@ class Turns(NamedTuple):
 
 
 class Player(NamedTuple):
-    """A side as it is called from outside.
+    """A side as its caller sees it.
 
     Attributes:
         first: Seconds of the first run, which compiles.
         operations: Floating-point operations of one run.
-        turn: Does so many runs; seconds of one.
+        turn: Does a number of runs and returns the seconds of one.
         memory: See `Side`.
     """
 
@@ -63,7 +62,7 @@ class Player(NamedTuple):
 
 
 def images(work: Work) -> Any:
-    """What both sides see, channels last."""
+    """Returns the images of both sides, channels last."""
     import numpy as np
 
     shape = (work.batch, work.pixels, work.pixels, 3)
@@ -71,12 +70,12 @@ def images(work: Work) -> Any:
 
 
 def cores() -> set[int]:
-    """The cores that this process may use."""
+    """Returns the cores that this process may use."""
     return os.sched_getaffinity(0)
 
 
 def alternate(players: Sequence[Player], turns: Turns) -> list[list[float]]:
-    """Seconds of one run, for each player and turn."""
+    """Returns the seconds of one run, for each player and turn."""
     if turns.warm_up:
         for player in players:
             player.turn(turns.warm_up)
@@ -85,7 +84,7 @@ def alternate(players: Sequence[Player], turns: Turns) -> list[list[float]]:
 
 
 def here(who: str, work: Work, clock: str) -> Player:
-    """A side, "ours" or "theirs", in this process, by one of `CLOCKS`."""
+    """Starts a side, "ours" or "theirs", in this process, timed by one of `CLOCKS`."""
     side = _make(who, work)
     first = _timed(side, clock, 1)
     return Player(first, side.operations(), lambda steps: _timed(side, clock, steps), side.memory)
@@ -93,17 +92,17 @@ def here(who: str, work: Work, clock: str) -> Player:
 
 @contextlib.contextmanager
 def apart(who: str, work: Work, clock: str, cores: Collection[int] = ()) -> Iterator[Player]:
-    """A side in a process of its own, by one of `CLOCKS`.
+    """Starts a side in its own process, timed by one of `CLOCKS`.
 
-    JAX and torch may then want other builds of the same library, each allocates as it does alone,
-    and what one of them holds of the device's memory is free when its row is done. While one has
-    its turn the other waits.
+    JAX and torch may then load different builds of the same library, each allocates memory as it
+    would alone, and its device memory is free when the row is done. One side waits while the other
+    runs.
 
     Args:
         who: "ours" or "theirs".
-        work: What is done.
-        clock: Of `CLOCKS`.
-        cores: Those that the process runs on; empty is all.
+        work: The work.
+        clock: Name of one of `CLOCKS`.
+        cores: Cores that the process runs on; empty for all.
     """
     with child(cores) as call:
         first, operations = call(_begin, who, work, clock)
@@ -114,25 +113,25 @@ def apart(who: str, work: Work, clock: str, cores: Collection[int] = ()) -> Iter
 
 @contextlib.contextmanager
 def child(cores: Collection[int] = ()) -> Iterator[Callable[..., Any]]:
-    """A process that has imported nothing yet; what it gives calls a function there.
+    """Starts a fresh process, and yields a function that calls other functions there.
 
     Args:
-        cores: Those that it runs on; empty is all.
+        cores: Cores that it runs on; empty for all.
 
     Raises:
-        RuntimeError: If this process may not use one of them.
+        RuntimeError: If this process may not use one of the cores.
     """
     lacking = set(cores) - os.sched_getaffinity(0)
     if lacking:
         raise RuntimeError(f"Core {min(lacking)} is not there, or not for this process.")
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        if cores:  # Before libraries count their threads.
+        if cores:  # Libraries choose their number of threads when imported.
             pool.submit(os.sched_setaffinity, 0, cores).result()
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
-_playing: list[Side] = []  # Of a child.
+_playing: list[Side] = []  # The side of a child process.
 
 
 def _begin(who: str, work: Work, clock: str) -> tuple[float, float]:
