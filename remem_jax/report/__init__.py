@@ -1,8 +1,8 @@
-"""Reports: the records of a run, or of a study, as a page for people.
+"""Writes reports of runs, studies and analyses for people to read.
 
-Each is written in Markdown and as one self-contained HTML file. Names of classes, files and data
-sets come from strangers. They stay plain text until the templates write them, and the templates
-escape every value.
+Each report is written as Markdown and as one self-contained HTML file. Names of classes, files and
+data sets are untrusted input: they stay plain text until the templates write them, and the
+templates escape every value.
 """
 
 import pathlib
@@ -13,15 +13,15 @@ ANALYSIS_FORMAT = 1  # Format of an analysis's results.json.
 
 
 def write(directory: pathlib.Path) -> None:
-    """Writes report.md, report.html and a model card of each student from what a run left.
+    """Writes report.md, report.html and one model card per student from the results of a run.
 
-    The same input gives the same bytes. Each file is written whole or not at all.
+    The same input gives the same bytes. Each file is written atomically.
 
     Args:
-        directory: Where the run left results.json and its metrics, and where the report goes.
+        directory: Folder of the run, with results.json and the metrics; the report goes there, too.
 
     Raises:
-        SettingError: If there are no results, or results of another format.
+        SettingError: If results.json is missing or has another format.
     """
     from remem_jax.report.run import page
 
@@ -31,13 +31,13 @@ def write(directory: pathlib.Path) -> None:
 def write_study(directory: pathlib.Path) -> None:
     """Writes study.md, study.html and table.csv from the study.json of a study.
 
-    The same input gives the same bytes. Each file is written whole or not at all.
+    The same input gives the same bytes. Each file is written atomically.
 
     Args:
-        directory: Where the study left study.json, and where the report goes.
+        directory: Folder of the study, with study.json; the report goes there, too.
 
     Raises:
-        SettingError: If there is no study.json, or one of another format.
+        SettingError: If study.json is missing or has another format.
     """
     from remem_jax.report.study import page
 
@@ -45,15 +45,16 @@ def write_study(directory: pathlib.Path) -> None:
 
 
 def write_analysis(directory: pathlib.Path) -> None:
-    """Writes report.md, report.html and the figures from what an analysis has found.
+    """Writes report.md, report.html and the figures from the results of an analysis.
 
-    The same input gives the same bytes. Each file is written whole or not at all.
+    The same input gives the same bytes. Each file is written atomically.
 
     Args:
-        directory: Where the analysis left results.json and its arrays, and where the report goes.
+        directory: Folder of the analysis, with results.json and its arrays; the report goes there,
+            too.
 
     Raises:
-        SettingError: If there are no results, or results of another format.
+        SettingError: If results.json is missing or has another format.
     """
     from remem_jax.report.analysis import page
 

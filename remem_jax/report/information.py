@@ -1,4 +1,4 @@
-"""How much of the image the features of teachers keep: what the pages of runs and studies share."""
+"""How much of the image teachers' features keep, for the reports of runs and studies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,12 +9,13 @@ Point = dict[str, Any]
 
 
 def points(results: tables.Results) -> list[Point]:
-    """The teachers of a run whose information was measured, on validation.
+    """Returns the teachers of a run whose information was measured, with validation metrics.
 
     Returns:
-        For each "method", "step", "error", "excess", "deviation", "change" (of the excess by as
-        many evaluations again, at the slope of the last ones), "info_nce", and "student", the
-        accuracy of its best student; None if all diverged.
+        For each teacher: "method", "step", "error", "excess", "deviation", "change" (the expected
+        change of the excess if training went on for as many evaluations again, at the slope of
+        the last ones), "info_nce", and "student", the accuracy of its best student, or None if all
+        diverged.
     """
     metric = results["data"]["metric"]
     return [
@@ -35,18 +36,20 @@ def points(results: tables.Results) -> list[Point]:
 
 def _best(results: tables.Results, teacher: Mapping[str, Any]) -> float | None:
     metric = results["data"]["metric"]
-    own = [
+    accuracies = [
         row["validation"][metric]
         for row in results["students"]
         if (row["method"], row["teacher_step"]) == (teacher["method"], teacher["step"])
         and not row["diverged"]
     ]
-    return max((value for value in own if value is not None), default=None)
+    return max((value for value in accuracies if value is not None), default=None)
 
 
-def table(found: Sequence[Point], named: Callable[[Point], tuple[str, str]]) -> tables.Table | None:
-    """How much the features of each teacher keep of the image; `named` gives its first cells."""
-    if not found:
+def table(
+    teachers: Sequence[Point], named: Callable[[Point], tuple[str, str]]
+) -> tables.Table | None:
+    """Builds the table of teachers; `named` returns the first two cells of a row."""
+    if not teachers:
         return None
     return tables.Table(
         "Information of the teachers, on validation",
@@ -54,9 +57,9 @@ def table(found: Sequence[Point], named: Callable[[Point], tuple[str, str]]) -> 
             "Method",
             "Step",
             "Error, %",
-            "Reconstruction loss above its floor",
+            "Reconstruction loss above its lower bound",
             "±",
-            "Still to come",
+            "Remaining change",
             "InfoNCE, nats",
             "Best student, %",
         ),
@@ -68,17 +71,18 @@ def table(found: Sequence[Point], named: Callable[[Point], tuple[str, str]]) -> 
                 tables.decimals(point["info_nce"], 2),
                 tables.percent(point["student"]),
             )
-            for point in found
+            for point in teachers
         ),
         note=NOTE,
     )
 
 
 NOTE = (
-    "The loss above its floor is in nats per sub-pixel, on images that no decoder was trained on: "
-    "the lower, the more the features keep of the image. Behind it stands the sample standard "
-    "deviation over seeds of the decoder. “Still to come” is what as many evaluations again as "
-    "the last half of them would change, at the slope of these: far from 0 beside the differences "
-    "between teachers, the decoders had not come to their end. InfoNCE is a second estimate, of "
-    "features through noise (the higher, the more they keep); it is not on the same scale."
+    "The reconstruction loss above its lower bound is in nats per sub-pixel, on images that no "
+    "decoder was trained on; a lower value means that the features keep more of the image. ± is "
+    "the sample standard deviation over seeds of the decoder. “Remaining change” extrapolates the "
+    "slope of the last half of the evaluations over as many evaluations again; if it is not small "
+    "compared with the differences between teachers, the decoders have not converged. InfoNCE is "
+    "a second estimate, from noisy features, on another scale; a higher value means that they "
+    "keep more."
 )

@@ -1,4 +1,4 @@
-"""Templates filled in, with every value escaped: names come from strangers."""
+"""Renders the templates of reports, with every value escaped: names are untrusted input."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,18 +8,18 @@ import jinja2
 
 from remem_jax.report.figures import drawing
 
-# An underscore inside a word means nothing in Markdown.
+# Markdown ignores an underscore inside a word.
 _MARKDOWN_MARKS = re.compile(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def html(template: str, content: Mapping[str, Any]) -> str:
-    """A page, in which values are text and nothing but text."""
+    """Renders an HTML page in which every value is plain text."""
     return _render(template, content, autoescape=True, finalize=_clean)
 
 
 def markdown(template: str, content: Mapping[str, Any]) -> str:
-    """A Markdown file, in which values are text on one line."""
+    """Renders a Markdown file in which every value is plain text on one line."""
     return _render(template, content, autoescape=False, finalize=_markdown)
 
 
@@ -39,15 +39,15 @@ def _render(
 
 
 def _clean(value: Any) -> Any:
-    """A value as text on one line, with a mark for what cannot be printed or encoded."""
-    if hasattr(value, "__html__"):  # The template called it safe.
+    """Returns a value as one line of text, with a mark in place of unprintable characters."""
+    if hasattr(value, "__html__"):  # Marked as safe by the template.
         return value
     return drawing.printable(str(value))
 
 
 def _markdown(value: Any) -> Any:
-    """The same, with nothing in it that Markdown or HTML would take for a mark."""
+    """Returns a value as one line of text with Markdown and HTML escaped."""
     if hasattr(value, "__html__"):
         return value
-    text = re.sub("[&<>]", lambda found: _ENTITIES[found.group()], drawing.printable(str(value)))
+    text = re.sub("[&<>]", lambda match: _ENTITIES[match.group()], drawing.printable(str(value)))
     return _MARKDOWN_MARKS.sub(r"\\\g<0>", text)

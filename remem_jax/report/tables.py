@@ -1,24 +1,18 @@
-"""Tables of any report, as plain text: nothing here is escaped yet."""
+"""Tables and number formats that all reports share. All is plain text, not escaped yet."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from remem_jax.methods import METHODS
+
 Results = Mapping[str, Any]
 
-NOTHING = "\N{EN DASH}"  # Stands where there is no value.
+NOTHING = "\N{EN DASH}"  # Printed in place of a missing value.
 CLASS_NAMES_SHOWN = 20
 
-METHOD_TITLES = {
-    "scratch": "From scratch",
-    "finetune": "Fine-tuning",
-    "sam": "SAM only",
-    "reweight": "Re-weighting only",
-    "remem": "ReMem",
-    "lora": "LoRA",
-    "lora_remem": "LoRA with ReMem",
-}
+_ROW_TITLES = {"lora": "LoRA", "lora_remem": "LoRA with ReMem"}  # Rows of Table 9, in figures.
 METRIC_TITLES = {"top1": "top-1 accuracy", "mean_per_class": "mean per-class accuracy"}
 
 
@@ -26,11 +20,11 @@ class Table(NamedTuple):
     """A table as text.
 
     Attributes:
-        title: What it shows.
-        columns: Heads of the columns; the first column names the row.
-        rows: Cells, one for each column.
-        numeric: Whether the cells after the first are numbers.
-        note: What a reader should know of it.
+        title: Heading of the table.
+        columns: Headers of the columns; the first column names the row.
+        rows: Cells of each row, one per column.
+        numeric: Whether all columns but the first hold numbers.
+        note: Explanation printed below the table.
     """
 
     title: str
@@ -41,33 +35,35 @@ class Table(NamedTuple):
 
 
 def method_title(method: str) -> str:
-    """What a method is called in print; a method not known here keeps its name."""
-    return METHOD_TITLES.get(method, method)
+    """Returns the title of a method; one that `METHODS` does not list keeps its name."""
+    if method in METHODS:
+        return METHODS[method].title
+    return _ROW_TITLES.get(method, method)
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage with two decimals."""
+    """Formats a fraction as a percentage with two decimals."""
     if share is None:
         return NOTHING
     return f"{100 * share:.2f}" if math.isfinite(share) else "not finite"
 
 
 def number(value: float | None) -> str:
-    """A number as short as can be."""
+    """Formats a number with at most six significant digits."""
     if value is None:
         return NOTHING
     return f"{value:.6g}" if math.isfinite(value) else "not finite"
 
 
 def decimals(value: float | None, digits: int = 5) -> str:
-    """A number with so many decimals."""
+    """Formats a number with a fixed number of decimals."""
     if value is None:
         return NOTHING
     return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the units that a reader would use."""
+    """Formats seconds as seconds, minutes or hours."""
     whole = round(seconds)
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
@@ -77,22 +73,21 @@ def duration(seconds: float) -> str:
 
 
 def deviation(row: Mapping[str, Any], split: str, metric: str) -> str:
-    """How a method's students differ between their seeds, to stand behind their mean.
+    """Formats the sample standard deviation over a method's student seeds, to follow the mean.
 
-    It is the sample standard deviation; nothing where there is one seed (or, in an older run, no
-    record of seeds).
+    Empty if there is only one seed, or if an older run did not record seeds.
     """
     shares = [one[split][metric] for one in row.get("seeds", ())]
     return f" ± {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
 
 
 def cell(value: Any) -> str:
-    """A text as it is, or a number as short as can be."""
+    """Formats a number; leaves text unchanged."""
     return value if isinstance(value, str) else number(value)
 
 
 def settings(results: Results) -> Table:
-    """Every setting of the run, by its dotted name."""
+    """Builds the table of all settings of a run, by dotted name."""
     config = {name: value for name, value in results["config"].items() if name != "differs"}
     return Table("Settings", ("Setting", "Value"), tuple(_flat(config)), numeric=False)
 
@@ -114,7 +109,7 @@ def _setting(value: Any) -> str:
 
 
 def names(classes: Sequence[str]) -> str:
-    """The first names of classes, and how many more there are."""
+    """Lists the first class names and the number of further ones."""
     shown = ", ".join(classes[:CLASS_NAMES_SHOWN])
     hidden = len(classes) - CLASS_NAMES_SHOWN
     return f"{shown} and {hidden:,} more" if hidden > 0 else shown

@@ -1,4 +1,4 @@
-"""Wiring, the last floor that knows a config: a workflow by name, in its own folder."""
+"""Runs the workflow that a config names. Packages below this one know no config."""
 
 import contextlib
 import pathlib
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, settings, signals
 from remem_jax.data.custom import folders
+from remem_jax.methods import METHODS
 from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
@@ -30,10 +31,10 @@ WORKFLOWS: dict[str, Callable[[context.Run], None]] = {
 
 
 def _with_checkpoints(config: ConfigDict) -> Iterator[ConfigDict]:
-    """The settings of each checkpoint that a workflow starts from."""
+    """Yields the settings of each checkpoint that a workflow starts from."""
     if "analyses" in config:
-        yield from (own for _, own in of_models(config))
-    elif any(settings.METHODS[method] is not None for method in config.get("methods", ())):
+        yield from (model for _, model in of_models(config))
+    elif any(METHODS[method].has_teacher for method in config.get("methods", ())):
         yield config
 
 
@@ -44,17 +45,18 @@ def run(
     stopping: Callable[[], bool] = lambda: False,
     given: Collection[str] = (),
 ) -> None:
-    """Checks a config whole, then does what it says in a folder, from where it was stopped.
+    """Checks a config, then runs its workflow in a folder; resumes if the folder has a run.
 
     Args:
         config: All settings.
-        directory: Of the run.
-        stopping: Asked after every step; once it says yes, the step is saved and the run stops.
-        given: Names of the settings that the user gave; those without an effect are refused.
+        directory: Folder of the run.
+        stopping: Called after every step; once it returns True, the state is saved and the run
+            stops.
+        given: Names of the settings that the user set; those without effect are rejected.
 
     Raises:
         SettingError: If a setting, the data, the weights or the folder cannot be used.
-        StoppedError: If it was asked to stop.
+        StoppedError: If `stopping` returned True.
     """
     workflows.check(config, given)
     folders.require_outside(config.data.name, config.data.path, directory)
@@ -68,7 +70,7 @@ def run(
 
 
 def measure_speed(config: ConfigDict) -> cost.Speed:
-    """How long the steps of a ReMem run take on this device, by taking some; nothing is kept.
+    """Measures the steps of a ReMem run on this device by running a few; writes nothing.
 
     Args:
         config: All settings, with one method.
@@ -86,13 +88,13 @@ def measure_speed(config: ConfigDict) -> cost.Speed:
 
 
 def show_plan(config: ConfigDict) -> None:
-    """Says what a ReMem run takes of this device's memory, and how it fits; nothing is kept.
+    """Logs the memory that a ReMem run needs on this device, and its plan; writes nothing.
 
     Args:
         config: All settings.
 
     Raises:
-        SettingError: If it does not fit, or a setting, the data or the weights cannot be used.
+        SettingError: If the run does not fit, or a setting, the data or the weights cannot be used.
     """
     planned = config.copy_and_resolve_references()
     planned.plan_only = True
@@ -105,16 +107,16 @@ def show_plan(config: ConfigDict) -> None:
 
 
 def read_data_inputs(config: ConfigDict) -> dict[str, Any]:
-    """Digests of the images that a run reads; see `identity.Identity.inputs`.
+    """Returns the digests of the images that a run reads; see `identity.Identity.inputs`.
 
     Raises:
-        SettingError: If they are not there, or cannot be read.
+        SettingError: If the images are missing or cannot be read.
     """
     return provenance.data_inputs(context.load_dataset(config, config.data))
 
 
 def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
-    """The same of the weights that its teachers start from, which are downloaded if need be."""
+    """Returns the digest of the teachers' initial weights; downloads them if needed."""
     return {"teacher": initial_checkpoints.read_digest(config)}
 
 
@@ -132,12 +134,12 @@ def opened(
     on: jax.sharding.Mesh,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[context.Run]:
-    """A run of checked settings, with its checkpoints and images read, and nothing done.
+    """Opens a run with checked settings: reads its checkpoints and images, writes no results.
 
     Args:
-        config: All settings; `precision.resolved` where something is to be computed.
-        directory: Of the run.
-        on: The devices.
+        config: All settings, with `compute_dtype` resolved if the run computes anything.
+        directory: Folder of the run.
+        on: Mesh of devices.
         stopping: See `run`.
 
     Raises:
@@ -148,7 +150,7 @@ def opened(
     logging.info(
         "%s: %s images of %d classes, on %d x %s%s.",
         dataset.title,
-        {name: len(part.rows) for name, part in dataset.splits.items()},
+        {name: len(split.rows) for name, split in dataset.splits.items()},
         len(dataset.classes),
         on.size,
         on.devices.flat[0].device_kind,

@@ -1,4 +1,4 @@
-"""What to do where the loss is not finite any more, or a device's memory is full."""
+"""Adds advice to errors of a non-finite loss and of exhausted device memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,8 +16,7 @@ _RATES = {
     "information": "config.information.learning_rate",
 }
 _MIXUP = {"teachers": "config.teacher.mixup", "students": "config.student.mixup"}
-# What takes less memory: settings with which the same command goes on, and those that make another
-# run of it.
+# Settings that reduce memory: those with which the run can resume, and those that need a new run.
 _MEMORY = {
     "teachers": (
         'config.teacher.rematerialise to "blocks", config.teacher.accumulate to a larger number',
@@ -36,51 +35,51 @@ _MEMORY = {
 
 
 class OutOfMemoryError(SettingError):
-    """A device has no room for what a part of a run takes."""
+    """A device has too little memory for a stage of a run."""
 
 
 @contextlib.contextmanager
-def of_memory(part: str) -> Iterator[None]:
-    """Has the error of a part of a run say what to set, where a device's memory is full."""
+def on_out_of_memory(stage: str) -> Iterator[None]:
+    """Turns an error of exhausted device memory into one that names settings to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         reason = mesh.out_of_memory(error)
         if reason is None:
             raise
-        raise OutOfMemoryError(f"{part}: {reason} {_less(part)}") from error
+        raise OutOfMemoryError(f"{stage}: {reason} {_less(stage)}") from error
 
 
-def _less(part: str) -> str:
-    goes_on, other = _MEMORY.get(part.partition("/")[0], ("", "lower the batch_size"))
+def _less(stage: str) -> str:
+    goes_on, other = _MEMORY.get(stage.partition("/")[0], ("", "lower the batch_size"))
     also = f"{goes_on}, " if goes_on else ""
     return (
         f"Set {also}config.fsdp (of several devices), or XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in "
         "the environment of a GPU, and the same command goes on; or, in another --workdir, "
         f"{other} or set config.compute_dtype to bfloat16 or config.data.input to streamed. "
-        "--config.plan_only says what each part takes."
+        "--config.plan_only says what each stage takes."
     )
 
 
 @contextlib.contextmanager
-def given(part: str) -> Iterator[None]:
-    """Adds advice to the error of a part of a run whose loss is not finite any more."""
+def on_divergence(stage: str) -> Iterator[None]:
+    """Adds advice to the error of a stage whose loss is not finite."""
     try:
         yield
     except loop.NonFiniteLossError as error:
-        text = f"{part}: {error}. {_advice(part, error)}"
+        text = f"{stage}: {error}. {_advice(stage, error)}"
         raise loop.NonFiniteLossError(
             text, error.part, step=error.step, seconds=error.seconds
         ) from error
 
 
-def _advice(part: str, error: loop.NonFiniteLossError) -> str:
-    kind = part.partition("/")[0]
+def _advice(stage: str, error: loop.NonFiniteLossError) -> str:
+    kind = stage.partition("/")[0]
     if error.of_rate:
         retry = ", or set config.retries" if kind == "teachers" else ""
         return f"Lower {_RATES[kind]}{retry}, in another --workdir."
     if error.part == "parameters":
-        return "Checkpoints of this part are broken: begin again in another --workdir."
+        return "Checkpoints of this stage are broken: begin again in another --workdir."
     return f"No learning rate helps: {_cause(kind, error.part)}."
 
 

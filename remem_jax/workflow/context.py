@@ -1,4 +1,4 @@
-"""What every stage of a run is given: its settings, data, devices and log."""
+"""The context of a run, which all stages share: settings, data, devices and log."""
 
 import functools
 import pathlib
@@ -24,16 +24,17 @@ class Run(NamedTuple):
     """A run in progress.
 
     Attributes:
-        config: All settings, checked.
-        workdir: Where everything is written.
-        dataset: Names, metric and counts.
-        loader: Its batches.
-        log: Writes the metrics.
-        stopping: Whether the user has asked the run to stop.
-        compiled: Counts what is compiled.
-        mesh: The devices, which share every batch.
-        preloaded: The checkpoints, which were read before the data.
-        device_bytes: Memory of a device, where the devices are not here to be asked.
+        config: All settings, already checked.
+        workdir: Folder of the run.
+        dataset: Class names, metric and examples of the data set.
+        loader: Data loader.
+        log: Writer of metrics.
+        stopping: Returns whether the user has asked the run to stop.
+        compiled: Counter of compilations.
+        mesh: Mesh of devices, which share every batch.
+        preloaded: Checkpoints, read before the data.
+        device_bytes: Memory of a device in bytes, if it cannot be queried because the devices are
+            not attached; else 0.
     """
 
     config: ConfigDict
@@ -49,75 +50,75 @@ class Run(NamedTuple):
 
     @property
     def platform(self) -> str:
-        """What the devices are; see `platforms.of`."""
+        """Platform of the devices; see `platforms.of`."""
         return platforms.of(self.mesh.devices.flat[0])
 
     def memory(self) -> int:
-        """Bytes of memory that a device has for the run."""
+        """Returns the memory of a device, in bytes."""
         return self.device_bytes or resident.memory()
 
     def shardings(self, tree: Any) -> Any:
-        """How arrays lie on the devices: copied to all, or divided (`config.fsdp`)."""
+        """Returns the shardings of arrays: replicated, or sharded if `config.fsdp` is set."""
         return mesh.state_shardings(self.mesh, tree, fsdp=self.config.fsdp)
 
     def place(self, tree: T) -> T:
-        """Arrays, put where `shardings` has them, as copies."""
+        """Copies arrays to the devices, with the shardings of `shardings`."""
         return mesh.place(tree, self.shardings(tree))
 
     def shapes(self, tree: Any) -> Any:
-        """Shapes of arrays, which lie where `shardings` has them."""
+        """Returns the shapes of arrays, with the shardings of `shardings`."""
         return mesh.shapes(tree, self.shardings(tree))
 
     def fetch(self, tree: Any) -> Any:
-        """Arrays from the devices to the host, whole; all processes call it."""
+        """Fetches whole arrays from the devices to the host; all processes must call it."""
         return jax.device_get(mesh.gather(tree, self.mesh))
 
     def gather_params(self, apply: Callable[..., Any]) -> Callable[..., Any]:
-        """A model (in either mode) as the devices run it, whose parameters may be divided."""
+        """Wraps an apply function (in either mode) to gather sharded parameters (`config.fsdp`)."""
         return mesh.gathered(apply, self.mesh) if self.config.fsdp else apply
 
     def jit_create(self, create: Callable[..., Any], *arguments: Any) -> Any:
-        """A function that creates arrays, jitted: each device makes its own pieces of them.
+        """Jits a function that creates arrays, so that each device creates only its own shards.
 
         Args:
-            create: The function, such as an initialiser of a key.
-            *arguments: What it is called with, or others of the same shapes.
+            create: The function, such as an initialiser that takes a key.
+            *arguments: Its arguments, or others of the same shapes.
         """
         return jax.jit(create, out_shardings=self.shardings(jax.eval_shape(create, *arguments)))
 
     def jit_step(self, step: Callable[..., tuple[S, Metrics]], shapes: S) -> Any:
-        """A step, jitted: it is given the state and leaves it where it was.
+        """Jits a step; the state is donated and keeps its sharding.
 
         Args:
-            step: The step, of (state, ...).
-            shapes: Of the state; see `shapes`.
+            step: Function of (state, ...) that returns the new state and metrics.
+            shapes: Shapes of the state; see `shapes`.
         """
         return jax.jit(step, donate_argnums=0, out_shardings=self._after(shapes))
 
     def jit_step_with_key(self, make: Callable[..., Any], key: Key, shapes: Any) -> Any:
-        """`jit_step` for a step that draws random numbers; see `random_streams.JitWithKey`.
+        """Jits a step that draws random numbers; see `jit_step` and `random_streams.JitWithKey`.
 
         Args:
-            make: Gives the step, called with `key=`.
-            key: Of the stage.
-            shapes: Of the state; see `shapes`.
+            make: Function that returns the step, given `key=`.
+            key: Random key of the stage.
+            shapes: Shapes of the state; see `shapes`.
         """
         outs = self._after(shapes)
         return random_streams.JitWithKey(make, key, donate_argnums=(0,), out_shardings=outs)
 
     def _after(self, shapes: Any) -> tuple[Any, Any]:
-        """How a state and metrics lie on the devices."""
+        """Returns the shardings of the state and metrics that a step returns."""
         return jax.tree.map(lambda leaf: leaf.sharding, shapes), mesh.replicated(self.mesh)
 
 
 class Measure(NamedTuple):
-    """Measures a model, with any variables, on a split.
+    """Evaluates a model, with any variables, on a split.
 
     Attributes:
         apply: The compiled model in evaluation mode.
-        transform: What models see of the images; see `evaluation_transform`.
-        add: The compiled `evaluate.count`; all models of a run share the work of compiling it.
-        batches: Of "train", "validation" or "test".
+        transform: Preprocessing of images; see `evaluation_transform`.
+        add: The compiled `evaluate.count`, which all models of a run share.
+        batches: Returns the batches of "train", "validation" or "test".
         classes: Number of classes.
     """
 
@@ -128,13 +129,13 @@ class Measure(NamedTuple):
     classes: int
 
     def model(self, variables: Variables) -> evaluate.Model:
-        """The model with these variables, as the `teacher` of students."""
+        """Returns the model with these variables, to be passed as the `teacher` of students."""
         return evaluate.Model(self.apply, variables)
 
     def __call__(
         self, variables: Variables, split: str, *, predictions: bool = False
     ) -> dict[str, Any]:
-        """Metrics of the model; see `evaluate.evaluate`."""
+        """Returns the metrics of the model; see `evaluate.evaluate`."""
         return self.all([variables], split, predictions=predictions).models[0]
 
     def all(
@@ -146,7 +147,7 @@ class Measure(NamedTuple):
         confusion: bool = False,
         predictions: bool = False,
     ) -> evaluate.Evaluated:
-        """The same with each of several variables, in one pass over the split."""
+        """Evaluates several sets of variables in one pass over the split."""
         return evaluate.evaluate(
             self.add,
             self.transform,
@@ -162,7 +163,7 @@ class Measure(NamedTuple):
 def load_data(
     config: ConfigDict, settings: ConfigDict, on: jax.sharding.Mesh
 ) -> tuple[data.Dataset, DataLoader]:
-    """The data set that `settings` (such as `config.data`) name, and its batches on the devices."""
+    """Loads the data set that `settings` (such as `config.data`) names, and makes its loader."""
     dataset = load_dataset(config, settings)
     loader = data.make_loader(
         dataset,
@@ -173,11 +174,11 @@ def load_data(
         workers=settings.workers,
         sharding=mesh.batch_sharding(on),
     )
-    return dataset._replace(pixels=None), loader  # The loader has them.
+    return dataset._replace(pixels=None), loader  # The loader holds the pixels.
 
 
 def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
-    """The data set that `settings` (such as `config.data`) name."""
+    """Loads the data set that `settings` (such as `config.data`) names."""
     source = data.open_source(settings.name, path=settings.path, data_dir=settings.dir)
     if settings is config.data:
         counts.check(config, source)
@@ -192,7 +193,7 @@ def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
 
 
 def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:
-    """Builds what measures a model on a split of the run; compiled once."""
+    """Builds the evaluation of a model on the splits of a run; compiled once."""
     return Measure(
         jax.jit(run.gather_params(apply)),
         evaluation_transform(run.loader, run.mesh),
@@ -203,7 +204,7 @@ def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:
 
 
 def evaluation_transform(loader: DataLoader, on: jax.sharding.Mesh) -> evaluate.EvaluationTransform:
-    """What models see of the images of evaluation; compiled once for all models of a loader."""
+    """Returns the preprocessing for evaluation; compiled once for all models of a loader."""
     return _jitted_transform(loader.evaluation_transform, mesh.batch_sharding(on))
 
 

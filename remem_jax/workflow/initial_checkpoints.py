@@ -1,4 +1,4 @@
-"""Checkpoints that a workflow starts from, read and checked before its data are looked at."""
+"""Pretrained checkpoints that a workflow starts from, read and checked before its data are read."""
 
 import pathlib
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ class Pretrained(NamedTuple):
     """The checkpoint that teachers start from.
 
     Attributes:
-        checkpoint: As the file has it.
-        digest: Hash of the file.
+        checkpoint: Contents of the file.
+        digest: Digest of the file.
     """
 
     checkpoint: augreg.Checkpoint
@@ -26,13 +26,13 @@ class Pretrained(NamedTuple):
 
 
 class Preloaded:
-    """Checkpoints that have been read, each until it is taken."""
+    """Checkpoints that have been read, each kept until it is taken."""
 
     def __init__(self, configs: Iterable[ConfigDict]) -> None:
-        """Reads those of `config.teacher` of some settings.
+        """Reads the checkpoint of `config.teacher` for each of some configs.
 
         Raises:
-            SettingError: If one is not there, is broken, or does not fit the settings.
+            SettingError: If one is missing, damaged, or does not match the settings.
         """
         self._read: dict[tuple[str, str], Pretrained] = {}
         for config in configs:
@@ -40,7 +40,7 @@ class Preloaded:
                 self._read[_key(config)] = read(config)
 
     def take(self, config: ConfigDict) -> Pretrained:
-        """That of some settings; it is read again if it is taken again."""
+        """Returns the checkpoint of a config; it is read again if taken twice."""
         return self._read.pop(_key(config), None) or read(config)
 
 
@@ -48,10 +48,10 @@ def read(config: ConfigDict) -> Pretrained:
     """Finds the checkpoint of `config.teacher`, downloads it if it is published, and checks it.
 
     Raises:
-        SettingError: If it is not there, is broken, or does not fit the settings.
+        SettingError: If it is missing, damaged, or does not match the settings.
     """
     settings = config.teacher
-    path, digest = _found(settings)
+    path, digest = _obtain(settings)
     heads = vit.VARIANTS[settings.variant].heads if settings.variant else 0
     checkpoint = augreg.read(path, heads=heads)
     if settings.variant:
@@ -69,11 +69,11 @@ def read(config: ConfigDict) -> Pretrained:
 
 
 def read_digest(config: ConfigDict) -> str:
-    """`Pretrained.digest` of the checkpoint of `config.teacher`, downloaded if need be."""
-    return _found(config.teacher)[1]
+    """Returns the digest of the checkpoint of `config.teacher`; downloads it if needed."""
+    return _obtain(config.teacher)[1]
 
 
-def _found(settings: ConfigDict) -> tuple[pathlib.Path, str]:
+def _obtain(settings: ConfigDict) -> tuple[pathlib.Path, str]:
     path = pathlib.Path(download.obtain(settings.init, mirror=settings.mirror))
     file, _ = catalog.split_path(str(path))
     digest = results.digest(file)

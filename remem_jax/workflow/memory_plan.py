@@ -1,4 +1,4 @@
-"""What a training step computes again instead of storing it: as little as the device asks for."""
+"""Plans rematerialisation and gradient accumulation so that a training step fits into memory."""
 
 import functools
 import math
@@ -20,48 +20,48 @@ from remem_jax.storage import results
 from remem_jax.train import flops
 from remem_jax.workflow import context
 
-KEPT = "plans.json"  # In a run's folder.
+KEPT = "plans.json"  # In the folder of a run.
 _GIB = 2**30
-_PLENTY = 0.25  # Of the memory: what takes less, with all stored, needs no closer look.
-_USABLE = 0.95  # Of the memory: allocators leave gaps, and kernels take room to work.
-_USABLE_OF_HOST = 0.6  # The same on a CPU, whose memory other programs share.
-# What a plan costs where all is stored once, by what it computes again. Blocks: a third more
-# operations. Elementwise operations are few, and wait for memory either way.
+_PLENTY = 0.25  # Fraction of the memory below which a step needs no plan.
+_USABLE = 0.95  # Fraction of the memory: allocators leave gaps, and kernels need workspace.
+_USABLE_OF_HOST = 0.6  # Fraction on a CPU, whose memory other programs share.
+# Cost of a plan relative to storing all activations. Recomputing blocks takes a third more
+# operations; elementwise operations are few and limited by memory bandwidth anyway.
 _COSTS = {"nothing": 1.0, "elementwise": 1.02, "blocks": 4 / 3}
-# A part of a batch reads all parameters and adds its gradient to a sum: 20 bytes for each, in
-# which time an H100 or a TPU v5e does 6000 operations or more. Training takes 6 for each token.
-_TOKENS_PER_PART = 1000
-_TOLD = {
+# A microbatch reads all parameters and adds its gradient to a sum: 20 bytes per parameter. In that
+# time an H100 or a TPU v5e does at least 6000 operations; training takes 6 per token.
+_TOKENS_PER_MICROBATCH = 1000
+_DESCRIPTIONS = {
     "nothing": "stores all activations",
-    "elementwise": "computes elementwise operations again",
-    "blocks": "computes blocks again",
+    "elementwise": "recomputes elementwise operations",
+    "blocks": "recomputes blocks",
 }
 
 
 class Plan(NamedTuple):
-    """How a training step is kept within the memory.
+    """How a training step saves memory.
 
     Attributes:
-        rematerialise: What it computes again, of `RECOMPUTED`.
-        accumulate: In how many parts it takes a batch; see `division.Division`.
+        rematerialise: What the backward pass recomputes, one of `RECOMPUTED`.
+        accumulate: Number of microbatches; see `division.Division`.
     """
 
     rematerialise: str = "nothing"
     accumulate: int = 1
 
     def __str__(self) -> str:
-        parts = f", in {self.accumulate} parts" if self.accumulate > 1 else ""
-        return f"{_TOLD[self.rematerialise]}{parts}"
+        microbatches = f", in {self.accumulate} microbatches" if self.accumulate > 1 else ""
+        return f"{_DESCRIPTIONS[self.rematerialise]}{microbatches}"
 
 
 class Option(NamedTuple):
-    """What a plan takes, on each device.
+    """Memory and operations of a plan, per device.
 
     Attributes:
         plan: The plan.
-        bytes: Of memory, at most: arguments of the step, and what it takes more while it runs.
-        compiled: Whether the compiled step says so; else they are about the least that it needs.
-        operations: Floating-point ones of a gradient, by those where everything is stored.
+        bytes: Peak memory: arguments of the step, and other memory while it runs.
+        compiled: Whether `bytes` is from the compiled step; else it is an approximate lower bound.
+        operations: Floating-point operations of a gradient, relative to storing all activations.
     """
 
     plan: Plan
@@ -70,7 +70,7 @@ class Option(NamedTuple):
     operations: float
 
     def record(self) -> dict[str, Any]:
-        """As `results.json` has it."""
+        """Returns the record for `results.json`."""
         return {**self.plan._asdict(), **{k: v for k, v in self._asdict().items() if k != "plan"}}
 
     def __str__(self) -> str:
@@ -81,12 +81,12 @@ class Option(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """What is known of a gradient before it is compiled.
+    """Properties of a gradient, known before compilation.
 
     Attributes:
-        stored: About the bytes of what the backward pass finds stored, on each device. What the
-            compiler keeps or frees beside is not counted.
-        operations: Floating-point ones; see `flops.count`.
+        stored: Approximate bytes of the stored activations, per device, before the compiler
+            optimises them.
+        operations: Floating-point operations; see `flops.count`.
     """
 
     stored: int
@@ -94,26 +94,26 @@ class Traced(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A training step that is planned.
+    """A training step to be planned.
 
     Attributes:
-        part: Name of its part of the run.
-        group: Name of its settings, such as "config.teacher".
-        plans: Of `candidates`.
-        apply: The model in training mode, by what it computes again.
-        trainable: Parameters that train, or their shapes.
-        frozen: The others.
-        at_rest: Bytes between steps, on each device: of the state and of `frozen`.
-        needs: What the compiled step takes, by its plan; see `memory.of_step`.
-        seen: Shape of what the model sees of one example.
-        examples: Of a batch, on each device.
-        platform: Of the devices; see `platforms.of`.
+        stage: Name of its stage of the run.
+        group: Name of the group of its settings, such as "config.teacher".
+        plans: Candidates, cheapest first.
+        apply: Returns the model in training mode, given what it recomputes.
+        trainable: Trainable parameters, or their shapes.
+        frozen: Other parameters.
+        at_rest: Bytes between steps, per device, of the state and of `frozen`.
+        needs: Returns the memory of the compiled step of a plan; see `step_memory.of_step`.
+        seen: Shape of the model's input for one example.
+        examples: Batch size per device.
+        platform: Platform of the devices; see `platforms.of`.
         scanned: Whether the model scans over its blocks.
-        statistics: Shapes of its other variables.
-        divisible: Whether a batch may be taken in parts.
+        statistics: Shapes of the model's other variables.
+        divisible: Whether a batch may be divided into microbatches.
     """
 
-    part: str
+    stage: str
     group: str
     plans: Sequence[Plan]
     apply: Callable[[str], TrainApply]
@@ -130,12 +130,12 @@ class Step(NamedTuple):
 
     @property
     def slack(self) -> float:
-        """How much more than the memory `stored` may be, for a plan that is looked at closely."""
-        # What a scan stacks is there. Of unrolled blocks, fusions compute some of it again.
+        """Factor by which `stored` may exceed the memory of a plan worth compiling."""
+        # A scan stores all that it stacks; with unrolled blocks, fusions recompute some of it.
         return 1.0 if self.scanned else 3.0
 
     def traced(self, plan: Plan) -> Traced:
-        """What is known of a plan's gradient before it is compiled."""
+        """Traces the gradient of a plan, without compiling it."""
         apply = self.apply(plan.rematerialise)
         count = max(self.examples // plan.accumulate, 1)
 
@@ -155,10 +155,11 @@ class Step(NamedTuple):
         )
         with platforms.traced_for(self.platform):
             closed, (_, stored) = jax.make_jaxpr(gradient, return_shape=True)(shapes)
-        # The parameters are among what it stores; they are arguments of the step.
-        own = _bytes((self.trainable, self.frozen))
+        # The stored values include the parameters, which are arguments of the step.
+        parameters = _bytes((self.trainable, self.frozen))
         return Traced(
-            max(_bytes(stored) - own, 0), flops.of_jaxpr(closed.jaxpr, platform=self.platform)
+            max(_bytes(stored) - parameters, 0),
+            flops.of_jaxpr(closed.jaxpr, platform=self.platform),
         )
 
 
@@ -169,15 +170,15 @@ def _bytes(tree: Any) -> int:
 def candidates(
     settings: ConfigDict, on: jax.sharding.Mesh, *, tokens: int, whole: bool = False
 ) -> list[Plan]:
-    """The plans that the settings leave open, from the cheapest.
+    """Returns the plans that the settings allow, cheapest first.
 
-    A batch is divided only where elementwise operations are computed again, which costs less.
+    A batch is divided only if elementwise operations are recomputed, which costs less.
 
     Args:
-        settings: Of a teacher, or of pretraining.
-        on: The devices.
-        tokens: Of an image.
-        whole: Whether the loss is of whole batches.
+        settings: Settings of a teacher, or of pretraining.
+        on: Mesh of devices.
+        tokens: Number of tokens of an image.
+        whole: Whether the loss needs whole batches.
     """
     wanted = recomputed("rematerialise", settings.rematerialise)
     names: Sequence[str] = RECOMPUTED if wanted == AUTO else (wanted,)
@@ -191,34 +192,36 @@ def candidates(
         for number in numbers
         if wanted != AUTO or name != "nothing" or number == numbers[0]
     ]
-    of_part = _TOKENS_PER_PART / (settings.batch_size // on.size * tokens)
-    return sorted(found, key=lambda plan: _COSTS[plan.rematerialise] + of_part * plan.accumulate)
+    cost_of_microbatch = _TOKENS_PER_MICROBATCH / (settings.batch_size // on.size * tokens)
+    return sorted(
+        found, key=lambda plan: _COSTS[plan.rematerialise] + cost_of_microbatch * plan.accumulate
+    )
 
 
 def free(run: context.Run) -> int:
-    """Bytes of a device's memory that a training step may take."""
+    """Returns the memory of a device that a training step may use, in bytes."""
     usable = _USABLE_OF_HOST if run.platform == "cpu" else _USABLE
     return int(usable * run.memory()) - run.dataset.resident_bytes
 
 
 def choose(run: context.Run, step: Step) -> Option | None:
-    """The first plan that fits on the device, found before work starts; None if there is none.
+    """Returns the first plan that fits on the device; None if there is none.
 
-    Nothing is compiled where all activations take little, nor of a plan whose activations alone
-    take too much. All processes call it, and take the same plan.
+    Nothing is compiled if the activations are small, nor for a plan whose activations alone are too
+    large. All processes must call it, and get the same plan.
     """
     examine, plans = _Examine(run, step), step.plans
-    if len(plans) == 1 or examine.plenty():  # One, as the user has set it.
+    if len(plans) == 1 or examine.plenty():  # The user has set it.
         return examine.estimated(plans[0])
     examined = ((option, _fits(run, option)) for option in map(examine, plans))
     return next((option for option, fits in examined if fits), None)
 
 
 def listed(run: context.Run, step: Step) -> tuple[list[Option], Option | None]:
-    """What each plan takes, up to the one that `choose` takes, and that one.
+    """Returns the option of each plan up to the chosen one, and the chosen one.
 
-    Others, which the device's platform or a setting rules out, are listed too, unless they divide
-    the batch. Nothing is compiled where all activations take little.
+    Plans that the platform or a setting rules out are listed too, unless they divide the batch.
+    Nothing is compiled if the activations are small.
     """
     examine, found, chosen = _Examine(run, step), dict[Plan, Option](), None
     take, plenty = examine, examine.plenty()
@@ -238,7 +241,7 @@ def listed(run: context.Run, step: Step) -> tuple[list[Option], Option | None]:
 
 
 class _Examine:
-    """From a plan to what it takes: of the compiled step, unless it clearly does not fit."""
+    """Examines plans: compiles the step, unless it clearly does not fit."""
 
     def __init__(self, run: context.Run, step: Step) -> None:
         self._run, self._step = run, step
@@ -250,66 +253,66 @@ class _Examine:
             try:
                 return least._replace(bytes=sum(step.needs(plan)), compiled=True)
             except jax.errors.JaxRuntimeError as error:
-                # The compiler of TPUs says so of what does not fit.
+                # The TPU compiler raises this for a step that does not fit.
                 if mesh.out_of_memory(error) is None:
                     raise
         return least
 
     def plenty(self) -> bool:
-        """Whether a part of the memory would do with all activations stored."""
+        """Returns whether storing all activations takes only a fraction of the memory."""
         first, at_rest = self._step.plans[0], self._step.at_rest
         all_stored = self.traced(first._replace(rematerialise="nothing")).stored
-        # Gradients, a sum of them, and parameters that SAM has moved.
+        # Gradients, their sum, and SAM's perturbed parameters.
         return _agreed(3 * at_rest + all_stored < _PLENTY * free(self._run))
 
     def estimated(self, plan: Plan) -> Option:
-        """About the least that it takes."""
-        own, whole = (self.traced(p) for p in (plan, plan._replace(rematerialise="nothing")))
-        ratio = own.operations / whole.operations
-        return Option(plan, self._step.at_rest + own.stored, False, ratio)
+        """Returns an approximate lower bound of the memory of a plan."""
+        planned, whole = (self.traced(p) for p in (plan, plan._replace(rematerialise="nothing")))
+        ratio = planned.operations / whole.operations
+        return Option(plan, self._step.at_rest + planned.stored, False, ratio)
 
 
 def _fits(run: context.Run, option: Option) -> bool:
     return _agreed(option.compiled and option.bytes <= free(run))
 
 
-def _agreed(says: bool) -> bool:
-    """Whether all processes say yes; all call it, in the same order."""
-    return not mesh.any_process(not says)
+def _agreed(value: bool) -> bool:
+    """Returns whether the value is True in all processes; all must call it, in the same order."""
+    return not mesh.any_process(not value)
 
 
 def planned(run: context.Run, step: Step) -> Plan:
-    """The plan of a part of a run: what its first start chose, where that fits, else the cheapest.
+    """Returns the plan of a stage: that of the run's first start if it fits, else the cheapest.
 
-    It is kept in the run's folder, with what it takes; see `read`.
+    The plan and its memory are saved in the run's folder; see `read`.
 
     Raises:
-        SettingError: If none fits.
+        SettingError: If no plan fits.
     """
     kept = results.read_for_all(run.workdir / KEPT) or {}
-    before = kept.get(step.part, {})
-    # The sort is stable: of the others, the cheapest comes first.
+    before = kept.get(step.stage, {})
+    # The sort is stable: the others stay ordered by cost.
     plans = sorted(step.plans, key=lambda plan: not plan._asdict().items() <= before.items())
     option = choose(run, step._replace(plans=plans))
     if option is None:
         raise does_not_fit(step, _Examine(run, step)(step.plans[-1]), free(run))
-    results.write_for_all(run.workdir / KEPT, kept | {step.part: option.record()})
-    logging.info("%s %s.", step.part, option)
+    results.write_for_all(run.workdir / KEPT, kept | {step.stage: option.record()})
+    logging.info("%s %s.", step.stage, option)
     return option.plan
 
 
-def read(run: context.Run, part: str) -> dict[str, Any] | None:
-    """What `planned` has kept of a part; None of one that an earlier version trained."""
-    return (results.read_for_all(run.workdir / KEPT) or {}).get(part)
+def read(run: context.Run, stage: str) -> dict[str, Any] | None:
+    """Reads the record that `planned` saved for a stage; None for runs of earlier versions."""
+    return (results.read_for_all(run.workdir / KEPT) or {}).get(stage)
 
 
 def does_not_fit(step: Step, least: Option, there: int) -> SettingError:
-    """What the user is told where no plan fits."""
+    """Returns the error for a step that no plan makes fit."""
     undivided = step.divisible and least.plan.accumulate == 1
     divided = f", set {step.group}.accumulate" if undivided else ""
     return SettingError(
-        f"{step.part} does not fit on the device: where it {least.plan}, it takes "
-        f"{least.bytes / _GIB:.2f} GiB of the {there / _GIB:.2f} that are free. Lower "
+        f"{step.stage} does not fit on the device: if it {least.plan}, it takes "
+        f"{least.bytes / _GIB:.2f} GiB, and {there / _GIB:.2f} GiB are free. Lower "
         f"{step.group}.batch_size{divided}, or set config.fsdp, config.compute_dtype to bfloat16 "
         "or config.data.input to streamed."
     )

@@ -1,4 +1,4 @@
-"""The type that a run computes in, where `config.compute_dtype` leaves it to the devices."""
+"""Resolves `config.compute_dtype` if it is "auto"."""
 
 import pathlib
 
@@ -13,16 +13,16 @@ from remem_jax.storage import workdir
 def resolved(
     config: ConfigDict, on: jax.sharding.Mesh, directory: pathlib.Path | None = None
 ) -> ConfigDict:
-    """The same settings, with the type itself where `compute_dtype` is "auto".
+    """Returns the settings with "auto" in `compute_dtype` replaced by a dtype.
 
     Args:
         config: All settings.
         on: The devices that the run is compiled for.
-        directory: Of the run. One that has begun goes on in the type that it began with, on
-            whatever devices. None where nothing was begun.
+        directory: Folder of the run, or None. A run that has started keeps its dtype, whatever
+            the devices.
 
     Raises:
-        SettingError: If what the directory holds cannot be read.
+        SettingError: If the config in the folder cannot be read.
     """
     if config.get("compute_dtype") != platforms.AUTO:
         return config
@@ -30,8 +30,8 @@ def resolved(
     before = directory and _begun_in(directory)
     if before and before != dtype:
         logging.info(
-            "%s was begun in %s and goes on in it; a new run would compute in %s on these devices "
-            "(config.compute_dtype=auto).",
+            "%s was started in %s and continues in it; a new run would compute in %s on these "
+            "devices (config.compute_dtype=auto).",
             directory,
             before,
             dtype,
@@ -43,6 +43,6 @@ def resolved(
 
 
 def _begun_in(directory: pathlib.Path) -> str:
-    """The type that a run began in, as its first process reads it; "" if it has not begun."""
+    """Returns the dtype of a run that has started, as read by the first process; else ""."""
     found = workdir.read_config(directory) if mesh.is_writer() else None
     return mesh.broadcast_text(str((found or {}).get("compute_dtype", "")))

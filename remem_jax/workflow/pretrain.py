@@ -1,4 +1,4 @@
-"""How the bundled teacher was made: a small ViT from scratch, with a linear probe beside it."""
+"""Pretrains a small ViT from scratch, like the bundled teacher, and measures a linear probe."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from remem_jax.train import flops, state, steps
 from remem_jax.weights import augreg
 from remem_jax.workflow import context, memory_plan, provenance, step_memory, training
 
-_MILESTONES = 10  # Evaluations on the way.
+_MILESTONES = 10  # Evaluations during training.
 
 
 def run_pretrain(run: context.Run) -> None:
@@ -57,6 +57,7 @@ def run_pretrain(run: context.Run) -> None:
             division=memory_settings.division(
                 settings, run.mesh, plan.accumulate, name="config.train"
             ),
+            mixup=0.0,
         )
         return run.jit_step_with_key(make, random_streams.key(config.seed, "pretraining"), shapes)
 
@@ -83,7 +84,7 @@ def run_pretrain(run: context.Run) -> None:
             milestone=lambda at, now: training.log_validation(
                 run, "pretrain", at, measure(now.variables, "validation")["top1"]
             ),
-            stage="pretraining",
+            stream="pretraining",
             lost=set(),
         ),
     )
@@ -91,8 +92,8 @@ def run_pretrain(run: context.Run) -> None:
     trained = run.fetch(last.params)
     if mesh.is_writer():
         augreg.save(path, trained, dtype="float16")
-    mesh.broadcast(1)  # That it is there.
-    stored = run.place(augreg.load(path, model))  # What is measured is what is stored.
+    mesh.broadcast(1)  # Wait until the file is written.
+    stored = run.place(augreg.load(path, model))  # Evaluate the weights as saved.
     found = {
         "test": measure(stored, "test"),
         "seconds": seconds,
@@ -137,12 +138,12 @@ def _planned_step(
 
 
 def probes(run: context.Run, apply: Apply, compared: Mapping[str, Variables]) -> dict[str, float]:
-    """Top-1 of linear probes of a model's features on the data set that `config.probe` names.
+    """Returns the top-1 accuracy of linear probes on the data set that `config.probe` names.
 
     Args:
         run: The run.
-        apply: From variables and images to features.
-        compared: Variables by name; the images are read once for all of them.
+        apply: Function from variables and images to features.
+        compared: Variables by name; images are read once for all of them.
     """
     config = run.config
     settings = config.data.copy_and_resolve_references()

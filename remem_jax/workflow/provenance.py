@@ -1,4 +1,4 @@
-"""What the results of every workflow say of the run."""
+"""The provenance that all results record: data, versions and devices."""
 
 import contextlib
 import platform
@@ -22,11 +22,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tens
 
 
 def identity(run: context.Run, weights: Mapping[str, Any]) -> Identity:
-    """What decides the result of a run.
+    """Returns the identity of a run: everything that determines its results.
 
     Args:
         run: The run.
-        weights: Digests of the checkpoints that it reads, by name; see `Identity.inputs`.
+        weights: Digests of the checkpoints that the run reads, by name; see `Identity.inputs`.
     """
     return Identity(
         settings.deciding(run.config),
@@ -35,7 +35,7 @@ def identity(run: context.Run, weights: Mapping[str, Any]) -> Identity:
 
 
 def data_inputs(dataset: datasets.Dataset) -> dict[str, Any]:
-    """Digests of a data set; see `Identity.inputs`."""
+    """Returns the digests of a data set; see `Identity.inputs`."""
     return {
         "data": dataset.fingerprint,
         "classes": results.fingerprint(list(dataset.classes)),
@@ -43,7 +43,7 @@ def data_inputs(dataset: datasets.Dataset) -> dict[str, Any]:
 
 
 def data(run: context.Run) -> dict[str, Any]:
-    """Of the data set."""
+    """Returns the record of a run's data set."""
     dataset, settings = run.dataset, run.config.data
     return {
         "name": settings.name,
@@ -51,7 +51,7 @@ def data(run: context.Run) -> dict[str, Any]:
         "classes": len(dataset.classes),
         "class_names": list(dataset.classes),
         "metric": dataset.metric,
-        "examples": {name: len(part.rows) for name, part in dataset.splits.items()},
+        "examples": {name: len(split.rows) for name, split in dataset.splits.items()},
         "classes_without_images": absent_classes(dataset),
         "held_out": held_out(dataset),
         "input": run.loader.kind,
@@ -69,24 +69,24 @@ def data(run: context.Run) -> dict[str, Any]:
 
 
 def absent_classes(dataset: datasets.Dataset) -> dict[str, list[str]]:
-    """Names of the classes that a split has no image of, by split."""
+    """Returns the names of classes without images, by split."""
     every = np.arange(len(dataset.classes))
     return {
-        name: [dataset.classes[i] for i in np.setdiff1d(every, part.labels)]
-        for name, part in dataset.splits.items()
+        name: [dataset.classes[i] for i in np.setdiff1d(every, split.labels)]
+        for name, split in dataset.splits.items()
     }
 
 
 def held_out(dataset: datasets.Dataset) -> bool:
-    """Whether validation was held out of train; else the data set has its own."""
+    """Returns whether validation was held out of train, rather than a split of the data set."""
     return dataset.splits["validation"].split is dataset.splits["train"].split
 
 
 def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:
-    """How high and wide images are in their files: the extremes, the median, the numbers of sizes.
+    """Summarises the original image sizes: extremes, medians and the number of different sizes.
 
     Args:
-        shapes: Height and width of each image; None where that is not known.
+        shapes: Height and width of each image; None if unknown.
     """
     if shapes is None:
         return None
@@ -96,7 +96,7 @@ def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:
 
 
 def preprocessing_of(run: context.Run) -> Preprocessing:
-    """How the images of a run become what its models see when they are measured."""
+    """Returns the preprocessing of images for evaluation."""
     dataset = run.dataset
     return preprocessing.of_data(
         run.config.data.image_size, resized=dataset.resized, source_size=dataset.source_size
@@ -104,16 +104,16 @@ def preprocessing_of(run: context.Run) -> Preprocessing:
 
 
 def versions() -> dict[str, str]:
-    """Of what a run was made with; not all of it needs to be installed."""
-    found = {}
+    """Returns the versions of the installed packages that matter."""
+    installed = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return {"remem_jax": remem_jax.__version__, "python": platform.python_version(), **found}
+            installed[name] = metadata.version(name)
+    return {"remem_jax": remem_jax.__version__, "python": platform.python_version(), **installed}
 
 
 def device() -> dict[str, Any]:
-    """Of what it was made on."""
+    """Returns the record of the devices."""
     return {
         "platform": jax.default_backend(),
         "kind": jax.devices()[0].device_kind,

@@ -1,4 +1,4 @@
-"""What steps take of a device's memory, found by compiling them and running none."""
+"""Memory of compiled steps, measured without running them."""
 
 from typing import Any, NamedTuple
 
@@ -7,17 +7,17 @@ from remem_jax.workflow import context
 
 
 class Need(NamedTuple):
-    """Memory of one part of a run, in bytes per device.
+    """Memory of one stage of a run, in bytes per device.
 
     Attributes:
-        part: Its name.
-        held: Between steps, by what all models of the part share: a teacher, images of a batch.
-        each: Between steps, by each model that is trained: parameters, state of the optimiser.
-        running: More than that, while a step runs.
-        models: How many are trained at once.
+        stage: Name of the stage.
+        held: Memory between steps that all models share: a teacher, images of a batch.
+        each: Memory between steps of each trained model: parameters and optimiser state.
+        running: Additional memory while a step runs.
+        models: Number of models trained at once.
     """
 
-    part: str
+    stage: str
     held: int
     each: int
     running: int
@@ -25,19 +25,19 @@ class Need(NamedTuple):
 
     @property
     def at_rest(self) -> int:
-        """All that is held between steps."""
+        """Memory between steps, of all models."""
         return self.held + self.models * self.each
 
 
 def of_step(jitted: Any, *arguments: Any) -> tuple[int, int]:
-    """Bytes, on each device, of a function's arguments and of what else it takes while it runs."""
+    """Returns bytes per device of a function's arguments, and of its other memory while it runs."""
     found = jitted.lower(*arguments).compile().memory_analysis()
     more = found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
     return found.argument_size_in_bytes, more
 
 
 def batch(run: context.Run, batch_size: int) -> Any:
-    """Shapes of a batch of training, and how it lies on the devices."""
+    """Returns the shapes and shardings of a training batch."""
     batches = run.loader.train(batch_size, 0, stage="teacher")
     try:
         return mesh.shapes(next(batches), mesh.batch_sharding(run.mesh))

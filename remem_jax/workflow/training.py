@@ -1,4 +1,4 @@
-"""Trains one stage of a run to its end, from its newest checkpoint if there is one."""
+"""Trains one stage of a run, resuming from its newest checkpoint."""
 
 import contextlib
 import time
@@ -22,21 +22,20 @@ CHECKPOINTS = "checkpoints"
 
 
 class Job(NamedTuple):
-    """What `train` does.
+    """The training of one stage.
 
     Attributes:
-        shapes: Of the state, as it lies on the devices; its structure is that of the checkpoints.
-        first: Makes the state at step 0; not called where a checkpoint is there.
-        make_step: Makes the (jitted) step, given the number of steps that were done before.
+        shapes: Shapes and shardings of the state; checkpoints have the same structure.
+        first: Creates the state at step 0; not called if there is a checkpoint.
+        make_step: Builds the (jitted) step, given the number of steps done before.
         operations: Counts the floating-point operations of a step.
-        batch_size: Examples in a batch.
-        steps: Steps in all.
-        milestones: After which steps `milestone` is called.
-        milestone: Looks at the state; may be called again for a step after a kill.
-        stage: Whose batches it takes.
-        lost: Numbers of the models, where several are trained at once, whose state is not finite
-            any more, which no step mends. `train` adds them when it sees them, before `milestone`
-            is called.
+        batch_size: Global batch size.
+        steps: Total number of steps.
+        milestones: Steps after which `milestone` is called.
+        milestone: Evaluates the state; may be called again for a step after a restart.
+        stream: Random stream of its batches.
+        lost: Indices of the models, if several are trained at once, whose state is no longer
+            finite. `train` adds them before it calls `milestone`.
     """
 
     shapes: Any
@@ -47,31 +46,31 @@ class Job(NamedTuple):
     steps: int
     milestones: tuple[int, ...]
     milestone: Callable[[int, Any], None]
-    stage: Stage
+    stream: Stage
     lost: set[int]
 
 
-def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
-    """Trains one part of a run to its end, from its newest checkpoint if there is one.
+def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
+    """Trains one stage of a run, resuming from its newest checkpoint.
 
     Args:
         run: The run.
-        part: Name of the part: its folder below the run's, and its name in the log.
-        job: What is trained, and how.
+        stage: Name of the stage: its folder in that of the run, and its name in the log.
+        job: The training.
 
     Returns:
-        The last state, and the seconds that training took, over all interruptions.
+        The last state, and the seconds of training, including those before interruptions.
 
     Raises:
-        NonFiniteLossError: If no model is finite any more; it has the seconds too.
+        NonFiniteLossError: If no model has a finite loss; it includes the seconds.
     """
     config = run.config
-    folder = run.workdir / part / CHECKPOINTS
+    folder = run.workdir / stage / CHECKPOINTS
     with checkpoints.Checkpoints(folder, keep=config.keep_checkpoints) as saved:
-        first, done, seconds = _begun(saved, job)
+        first, done, seconds = _restore(saved, job)
         started = time.monotonic() - seconds
-        progress = logs.Progress(part, first_step=done, steps=job.steps)
-        trace = profiling.Trace(run.workdir / "profile" / part, first_step=done)
+        progress = logs.Progress(stage, first_step=done, steps=job.steps)
+        trace = profiling.Trace(run.workdir / "profile" / stage, first_step=done)
 
         def after(at: int) -> None:
             step_ended()
@@ -80,7 +79,7 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
                 trace(at)
 
         def stopping(at: int) -> bool:
-            # Several processes have to agree, which is not for every step.
+            # Several processes have to agree, which costs too much for every step.
             if jax.process_count() > 1 and at % config.log_every:
                 return False
             return mesh.any_process(run.stopping())
@@ -91,11 +90,13 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             known = len(job.lost)
             job.lost.update(i for i in numbers if i not in job.lost and not _is_finite(states[i]))
             if len(job.lost) > known:
-                logging.warning("%s: models %s are not finite any more.", part, sorted(job.lost))
+                logging.warning(
+                    "%s: the losses of models %s are not finite.", stage, sorted(job.lost)
+                )
                 speed.count_again()
 
         effects = loop.Effects(
-            log=lambda at, metrics: run.log.write(part, at, {**metrics, **speed.of(metrics)}),
+            log=lambda at, metrics: run.log.write(stage, at, {**metrics, **speed.of(metrics)}),
             save=lambda at, state: saved.save(
                 at, state, note={"seconds": time.monotonic() - started, "lost": sorted(job.lost)}
             ),
@@ -105,9 +106,9 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             stopping=stopping,
         )
         with (
-            contextlib.closing(run.loader.train(job.batch_size, done, stage=job.stage)) as batches,
-            advice.given(part),
-            advice.of_memory(part),
+            contextlib.closing(run.loader.train(job.batch_size, done, stage=job.stream)) as batches,
+            advice.on_divergence(stage),
+            advice.on_out_of_memory(stage),
             _timed(started),
             signals.steps() as step_ended,
         ):
@@ -127,26 +128,26 @@ def train(run: Run, part: str, job: Job) -> tuple[Any, float]:
             raise loop.StoppedError(
                 f"stopped after step {job.steps} of {job.steps}, which is saved"
             )
-        logging.info("%s: %s", part, _compiled(run.compiled.read()))
+        logging.info("%s: %s", stage, _compiled(run.compiled.read()))
         return last, time.monotonic() - started
 
 
-def _begun(saved: checkpoints.Checkpoints, job: Job) -> tuple[Any, int, float]:
-    """The state that training begins with, its step, and the seconds that went into it.
+def _restore(saved: checkpoints.Checkpoints, job: Job) -> tuple[Any, int, float]:
+    """Returns the first state, its step, and the seconds of training before.
 
-    Where there is a checkpoint, the state at step 0 is never made: the devices hold one state.
+    If there is a checkpoint, the state at step 0 is not created: the devices hold only one state.
     """
     done = saved.newest() or 0
     if not done:
         return job.first(), 0, 0.0
     state, note = saved.restore(done, job.shapes)
-    job.lost.update(note.get("lost", ()))  # Earlier versions have stepped them on.
+    job.lost.update(note.get("lost", ()))  # Earlier versions went on training these.
     return state, done, note["seconds"]
 
 
 @contextlib.contextmanager
 def _timed(started: float) -> Iterator[None]:
-    """Adds the seconds since `started` to an error of a loss that is not finite."""
+    """Adds the seconds since `started` to a NonFiniteLossError."""
     try:
         yield
     except loop.NonFiniteLossError as error:
@@ -165,13 +166,13 @@ def _is_finite(state: Any) -> bool:
 
 def _compiled(found: compiling.Compiled) -> str:
     return (
-        f"compiled {found.made} functions and found {found.found} compiled before, in "
+        f"compiled {found.made} functions, loaded {found.found} in the cache, in "
         f"{found.seconds:.1f} s"
     )
 
 
-def log_validation(run: Run, part: str, at: int, value: float | list[float]) -> None:
-    """Writes how a model, or every student, does on validation, and tells the user."""
-    run.log.write(part, at, {"validation": value})
+def log_validation(run: Run, stage: str, at: int, value: float | list[float]) -> None:
+    """Logs the validation metric of a model, or of each student."""
+    run.log.write(stage, at, {"validation": value})
     shown = ", ".join(f"{100 * one:.2f}" for one in np.atleast_1d(value))
-    logging.info("%s: step %d, %s %% on validation", part, at, shown)
+    logging.info("%s: step %d, %s %% on validation", stage, at, shown)

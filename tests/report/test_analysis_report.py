@@ -56,7 +56,7 @@ def test_a_ranking_of_one_setting_is_not_called_stable() -> None:
     text = rankings.sentences([_setting(WEAK, STRONG)])[0]
 
     assert text == (
-        "The ranking by information is strong before weak; it was found with one setting of "
+        "The ranking by information is strong before weak, measured with one setting of the "
         "decoders."
     )
 
@@ -88,8 +88,8 @@ def test_neighbours_are_compared_seed_by_seed() -> None:
     text = rankings.sentences([_setting(WEAK, STRONG, close)])[1]
 
     assert text == (
-        "close is ahead of strong by 0.00250 nats per sub-pixel, and with 1 of 2 seeds of the "
-        "decoder; strong is ahead of weak by 0.03000 nats per sub-pixel, and with 2 of 2 seeds of "
+        "close is ahead of strong by 0.00250 nats per sub-pixel, for 1 of 2 seeds of the "
+        "decoder; strong is ahead of weak by 0.03000 nats per sub-pixel, for 2 of 2 seeds of "
         "the decoder."
     )
 
@@ -112,7 +112,7 @@ def test_decoders_are_at_their_end_where_what_is_to_come_is_below_half_a_gap(
     text = rankings.sentences([_setting(*models), _setting(WEAK, STRONG, rate=0.5)])[2]
 
     assert text.startswith(f"With {2 if finished else 1} of 2 settings")
-    assert ("It is not so with rate 0.001" in text) != finished
+    assert ("Exceptions: rate 0.001" in text) != finished
     assert "rate 0.5" not in text
 
 
@@ -135,7 +135,7 @@ def test_of_one_model_there_is_no_ranking() -> None:
     texts = rankings.sentences([_setting({**WEAK, "slope": -0.002})])
 
     assert texts == [
-        "As many evaluations again, at the slope of the last, would change it by -0.01000."
+        "Extrapolated over as many evaluations again, the excess would change by -0.01000."
     ]
 
 

@@ -19,7 +19,7 @@ from remem_jax import models, report
 from remem_jax.data import registry
 from remem_jax.data.images import decoding
 from remem_jax.data.images.preprocessing import Preprocessing
-from remem_jax.export import description, formats, runs
+from remem_jax.export import formats, options, runs
 from remem_jax.report.card import licences, model_card
 from remem_jax.report.card import tables as card_tables
 from remem_jax.weights import catalog, students
@@ -139,7 +139,7 @@ def test_of_several_seeds_the_card_is_of_the_one_that_is_written(results: dict[s
     assert cells(body, "Top-1 accuracy, %")[0] == "91.00"
     # 0.015 * sqrt(2), and sqrt(0.91 * 0.09 / 400).
     assert "the mean on test is 92.50 with a sample standard deviation of 2.12 points" in body
-    assert "the weights are of seed 5" in body
+    assert "the weights are those of seed 5" in body
     assert "is 1.43 points" in body
 
 
@@ -148,7 +148,10 @@ def test_what_was_tried_is_counted(results: dict[str, Any]) -> None:
 
     text = model_card.markdown(results, "remem")
 
-    assert "students tried: 2, of which diverged: 1; checkpoints of the teacher: 1" in text
+    assert (
+        "selected on validation from 2 students (1 of them diverged) and 1 teacher checkpoints"
+        in text
+    )
 
 
 def test_data_that_are_not_the_official_are_not_listed_as_such(results: dict[str, Any]) -> None:
@@ -175,10 +178,8 @@ def test_no_licence_is_claimed_for_what_is_the_users_own(results: dict[str, Any]
     assert found["license"] == "other"
     assert "base_model" not in found
     assert "datasets" not in found
-    assert cells(body, "Images of training | folder")[0] == licences.UNKNOWN
-    assert cells(body, "Weights that the teacher starts from | weights/mine.npz")[0].startswith(
-        "unknown"
-    )
+    assert cells(body, "Training images | folder")[0] == licences.UNKNOWN
+    assert cells(body, "Initial weights of the teacher | weights/mine.npz")[0].startswith("unknown")
     assert not re.search("apache|mit license|cc[- ]by", body, flags=re.IGNORECASE)
 
 
@@ -189,7 +190,7 @@ def test_licences_of_data_are_those_of_the_registry(results: dict[str, Any]) -> 
         _, body = parsed(model_card.markdown(results, "scratch"))
 
         page = record.page.replace("~", "%7E")
-        assert cells(body, f"Images of training | {name}") == [record.licence, page]
+        assert cells(body, f"Training images | {name}") == [record.licence, page]
 
 
 def test_a_student_from_scratch_names_no_teacher(results: dict[str, Any]) -> None:
@@ -199,7 +200,7 @@ def test_a_student_from_scratch_names_no_teacher(results: dict[str, Any]) -> Non
 
     assert "base_model" not in found
     assert "augreg" not in body
-    assert "trained from scratch, by labels alone" in body
+    assert "trained from scratch on labels only" in body
 
 
 def test_weights_on_the_hub_are_those_that_timm_made_of_the_same_files() -> None:
@@ -227,7 +228,7 @@ def test_a_student_of_the_users_own_is_not_sent_to_timm(results: dict[str, Any])
 
     text = model_card.markdown(results, "remem")
 
-    assert "No network of timm is known" in text
+    assert "timm has no equivalent model" in text
     assert "safetensors" not in code(text)
 
 
@@ -263,7 +264,7 @@ def _export(folder: pathlib.Path) -> None:
     pytest.importorskip("onnx", reason="Needs onnx: pip install '.[export]'.")
     pytest.importorskip("onnxruntime", reason="Needs onnxruntime: pip install '.[export]'.")
     student = runs.open_file(folder / "remem_student.safetensors")
-    described = student.described._replace(form=description.Form())
+    described = student.described._replace(form=options.Form())
     nothing = np.zeros((0, SIZE, SIZE, 3), np.uint8)
     formats.write(student, described, folder / "remem_student.onnx", nothing)
 

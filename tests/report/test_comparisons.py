@@ -36,10 +36,10 @@ def test_each_two_students_and_each_two_teachers_are_compared(results: dict[str,
 
     assert table is not None
     assert [row[0] for row in table.rows] == [
-        "Fine-tuning, student, less From scratch",
-        "ReMem, student, less From scratch",
-        "ReMem, student, less Fine-tuning",
-        "ReMem, teacher, less Fine-tuning",
+        "Fine-tuning, student, minus From scratch",
+        "ReMem, student, minus From scratch",
+        "ReMem, student, minus Fine-tuning",
+        "ReMem, teacher, minus Fine-tuning",
     ]
     assert "same 400 test images" in table.note
 
@@ -47,9 +47,9 @@ def test_each_two_students_and_each_two_teachers_are_compared(results: dict[str,
 @pytest.mark.parametrize(
     ("title", "pair"),
     [
-        ("ReMem, student, less Fine-tuning", ("remem", "finetune")),
-        ("Fine-tuning, student, less From scratch", ("finetune", "scratch")),
-        ("ReMem, teacher, less Fine-tuning", ("remem", "finetune", "teacher")),
+        ("ReMem, student, minus Fine-tuning", ("remem", "finetune")),
+        ("Fine-tuning, student, minus From scratch", ("finetune", "scratch")),
+        ("ReMem, teacher, minus Fine-tuning", ("remem", "finetune", "teacher")),
     ],
 )
 def test_a_difference_has_its_paired_error_and_mcnemars_p(
@@ -65,7 +65,7 @@ def test_a_difference_of_means_per_class_has_an_error_over_classes_too(
     of_classes = [(40 - 10) / 250, (40 - 20) / 150]  # ReMem's less that from scratch.
     over = stats.ttest_1samp(of_classes, 0)
 
-    _, difference, _, _, error, p = _row(results, "ReMem, student, less From scratch")
+    _, difference, _, _, error, p = _row(results, "ReMem, student, minus From scratch")
 
     assert difference == f"{100 * sum(of_classes) / 2:+.2f}"
     expected = 100 * abs(of_classes[0] - of_classes[1]) / 2
@@ -77,7 +77,7 @@ def test_of_several_seeds_the_means_are_compared(results: dict[str, Any]) -> Non
     row = results["methods"][2]
     row["test_correct"]["students"] *= 2
 
-    title = "ReMem, student, less Fine-tuning"
+    title = "ReMem, student, minus Fine-tuning"
 
     difference, error, _ = _expected("remem", "finetune")
     assert _row(results, title)[1:3] == (difference, error)
@@ -90,7 +90,7 @@ def test_nothing_is_compared_where_nothing_is_known_of_the_images(older: dict[st
     assert comparisons.table(older) is None
     assert comparisons.beside_teacher(older, "remem") is None
     assert "standard error of the difference" not in str(comparisons.gain(older))
-    assert "do not tell whether two students differ" in comparisons.standard_errors(older)
+    assert "do not show whether two students differ" in comparisons.standard_errors(older)
 
 
 def test_gain_is_in_points_with_the_error_of_the_difference(results: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def test_gain_may_be_a_loss(older: dict[str, Any]) -> None:
     text = comparisons.gain(older)
 
     assert text is not None
-    assert "10.00 points below fine-tuning's and level with the one" in text
+    assert "10.00 points below fine-tuning's and equal to the one" in text
 
 
 def test_no_gain_without_remem(results: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_standard_errors_of_a_mean_over_classes_are_called_rough_without_the_ima
 ) -> None:
     older["data"]["metric"] = "mean_per_class"
 
-    assert "rough figure" in comparisons.standard_errors(older)
+    assert "is approximate" in comparisons.standard_errors(older)
 
 
 def test_a_card_sets_the_student_beside_its_teacher(results: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ def test_a_card_sets_the_student_beside_its_teacher(results: dict[str, Any]) -> 
 
     text = model_card.markdown(results, "remem")
 
-    assert "On test it is 0.50 points below its teacher (standard error of the " in text
+    assert "On test, it is 0.50 points below its teacher (standard error of the " in text
     assert f"p = {p:.2g})" in text
     assert "its teacher" not in str(comparisons.beside_teacher(results, "scratch"))
 
@@ -176,6 +176,6 @@ def test_seeds_that_answered_otherwise_have_another_mean(results: dict[str, Any]
     row["test_correct"]["students"].append(results["methods"][0]["test_correct"]["students"][0])
     both = [paired.unpack(one) for one in row["test_correct"]["students"]]
 
-    difference = _row(results, "ReMem, student, less Fine-tuning")[1]
+    difference = _row(results, "ReMem, student, minus Fine-tuning")[1]
 
     assert float(difference) == pytest.approx(100 * (sum(one.mean() for one in both) / 2 - 0.9))

@@ -15,7 +15,7 @@ ODD = {
     "warnings": ["the classes Dog and dog differ only in case or spaces"],
 }
 SAID = (
-    "imgs: 18 files passed over (.jfif: 8, .tif: 10); the classes owl, empty have no image.",
+    "imgs: 18 files skipped (.jfif: 8, .tif: 10); the classes owl, empty have no image.",
     "imgs: the classes Dog and dog differ only in case or spaces.",
 )
 
@@ -43,4 +43,4 @@ def test_where_there_is_nothing_to_say_nothing_is_said(
     results["data"] |= nothing if there else {}
 
     for page in _pages(run, results):
-        assert "What was found in the data" not in page
+        assert "Remarks on the data" not in page

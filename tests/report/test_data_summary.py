@@ -12,8 +12,10 @@ from remem_jax.report.run import page, search
 def test_summary_counts_images_and_pixels(results: dict[str, Any]) -> None:
     text = page.summary(results)
 
-    images = "1,150 training, 287 validation (held out of the 1,437 of training) and 400 test"
-    assert f"{images} images of 8 x 9 pixels in 2 classes, seen by the models as 32 x 32." in text
+    images = "1,150 training, 287 validation (held out of 1,437 training images) and 400 test"
+    assert (
+        f"{images} images of 8 x 9 pixels in 2 classes, resized to 32 x 32 for the models." in text
+    )
     assert "resnet18 with 11,227,812 parameters" in text
     assert "top-1 accuracy" in text
 
@@ -22,7 +24,7 @@ def test_a_validation_split_of_the_data_was_not_held_out(results: dict[str, Any]
     results["data"]["held_out"] = False
 
     assert "held out" not in page.summary(results)
-    assert "287, a split of their own" in model_card.markdown(results, "remem")
+    assert "287, a separate split" in model_card.markdown(results, "remem")
 
 
 @pytest.mark.parametrize(
@@ -32,20 +34,20 @@ def test_a_validation_split_of_the_data_was_not_held_out(results: dict[str, Any]
             {"height": [120, 480, 3024], "width": [160, 640, 4032], "different": 97},
             [256, 256],
             "images of 120 to 3,024 pixels in height (median 480) and 160 to 4,032 in width "
-            "(median 640) in 2 classes, stored as 256 x 256 and seen by the models as 32 x 32.",
+            "(median 640) in 2 classes, stored as 256 x 256 and resized to 32 x 32 for the models.",
         ),
         (
             {"height": [480] * 3, "width": [640] * 3, "different": 1},
             [256, 256],
-            "images of 480 x 640 pixels in 2 classes, stored as 256 x 256 and seen",
+            "images of 480 x 640 pixels in 2 classes, stored as 256 x 256 and resized",
         ),
         (
             {"height": [9, 9, 9], "width": [5, 6, 7], "different": 3},
             None,
             "images of 9 pixels in height (median 9) and 5 to 7 in width (median 6) in 2 classes, "
-            "seen",
+            "resized",
         ),
-        (None, [8, 9], "images of sizes that are not recorded in 2 classes, stored as 8 x 9 and"),
+        (None, [8, 9], "images of unrecorded sizes in 2 classes, stored as 8 x 9 and"),
     ],
 )
 def test_sizes_are_those_of_the_images_not_the_stored_ones(
@@ -60,9 +62,7 @@ def test_a_card_has_the_sizes_of_the_images(results: dict[str, Any]) -> None:
     sizes = {"height": [120, 480, 3024], "width": [160, 640, 4032], "different": 97}
     results["data"]["sizes"] = sizes
 
-    assert "| Sizes of images | 120 to 3,024 pixels in height" in model_card.markdown(
-        results, "remem"
-    )
+    assert "| Image sizes | 120 to 3,024 pixels in height" in model_card.markdown(results, "remem")
 
 
 def test_test_was_read_once_unless_all_students_were_measured_on_it(
@@ -72,9 +72,9 @@ def test_test_was_read_once_unless_all_students_were_measured_on_it(
     results["config"]["choose_on_test"] = True
     often = [page.summary(results), model_card.markdown(results, "remem")]
 
-    assert all("test was read once" in text for text in once)
+    assert all("the test split was read once" in text for text in once)
     assert not any("read once" in text for text in often)
-    assert all("measured on test" in text for text in often)
+    assert all("evaluated on test" in text for text in often)
 
 
 def test_a_run_that_chose_on_test_is_known_by_its_rows_too(results: dict[str, Any]) -> None:

@@ -324,7 +324,7 @@ def test_plane_has_each_point_once_and_counts_what_it_leaves_out(saved: Saved) -
     ]
     expected = [(-p["excess"], 100 * p["error"]) for p in POINTS[:4]]
     assert collections.Counter(marks) == collections.Counter(expected)
-    assert "Points left out for want of finite numbers: 2." in plane.caption
+    assert "Points left out because they are not finite: 2." in plane.caption
 
 
 def test_plane_joins_the_points_of_a_series_in_the_order_of_steps(saved: Saved) -> None:
@@ -392,8 +392,8 @@ def test_criticality_writes_every_neuron_by_its_rank(saved: Saved) -> None:
         assert [int(rows[n]["rank"]) for n in finite] == ranks.tolist()
         assert [float(rows[n]["criticality"]) for n in finite] == values[finite].tolist()
     caption = saved[1]["critical"].caption
-    assert "Zeros have no place on this scale: 1." in caption
-    assert "Neurons left out for want of finite numbers: 1." in caption
+    assert "Zeros, which this scale cannot show: 1." in caption
+    assert "Neurons left out because they are not finite: 1." in caption
 
 
 def _images(drawn: drawing.Drawing) -> list[np.ndarray]:
@@ -461,7 +461,7 @@ def test_sensitivity_has_a_row_for_each_setting(saved: Saved) -> None:
     assert list(ours.get_xdata()) == [0.2, 0.2, 0.2]
     assert list(other.get_xdata()) == [0.1, 1 / 3]
     assert [round(place) for place in other.get_ydata()] == [0, 1]
-    assert "numbers: 1." in drawn.caption
+    assert "finite: 1." in drawn.caption
 
 
 @pytest.mark.parametrize(

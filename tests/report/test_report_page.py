@@ -180,10 +180,10 @@ def test_sections_come_in_their_order(write: Callable[[], tuple[str, str]]) -> N
     assert heads == [
         "ReMem on digits",
         "Results",
-        "More about the selected models, on test",
+        "Further metrics of the selected models, on test",
         "Differences on test, in points",
-        "Errors made most often, on test: ReMem, student",
-        "What was searched",
+        "Most frequent errors on test: ReMem, student",
+        "Hyperparameters searched",
         "All teachers, on validation",
         "All students, on validation",
         "Settings",
@@ -209,7 +209,7 @@ def test_page_holds_what_else_was_measured_and_how_to_read_it(
     assert "<td>92.50</td><td>99.00</td><td>46.25</td><td>3.00</td><td>93.50</td>" in page
     assert "| one | zero | 20 | 150 |" in text
     for content in (page, text):
-        assert "into the same class as its own teacher" in content
+        assert "a student and its teacher predict the same class" in content
 
 
 def test_results_of_before_there_was_more_to_measure_are_reported(
@@ -245,7 +245,7 @@ def test_ascent_is_plotted_only_if_some_radius_is_above_zero(
     results["methods"][2]["teacher_settings"]["rho"] = 0.0
     without = {plot.title for plot in plots.draw(results, rows)}
 
-    assert with_sam - without == {"Teachers: norm of the gradient that SAM climbs"}
+    assert with_sam - without == {"Teachers: norm of SAM's ascent gradient"}
 
 
 def test_diverged_students_are_counted_and_not_drawn(
@@ -269,7 +269,7 @@ def test_a_run_without_metrics_is_reported_without_curves(
 
 
 def test_missing_results_are_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(checks.SettingError, match=r"results\.json is not there"):
+    with pytest.raises(checks.SettingError, match=r"results\.json does not exist"):
         report.write(tmp_path)
 
 

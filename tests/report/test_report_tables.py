@@ -183,7 +183,7 @@ def test_it_is_told_how_teachers_fitted_on_the_device(results: dict[str, Any]) -
 
     found = [(what, value) for what, value in run_tables.origins(results).rows if "Memory" in what]
 
-    told = "3.00 GiB, elementwise operations computed again, batches in 2 parts: 1.01 times"
+    told = "3.00 GiB, elementwise operations recomputed, batches in 2 microbatches: 1.01 times"
     assert found == [("Memory of remem's teacher", f"{told} the operations")]
 
 

@@ -324,7 +324,7 @@ def test_no_difference_off_the_official_data(record: dict[str, Any], official: A
     assert differences["Patch Camelyon, student"] == "-1.2"
     assert rows["MobileNetV2: ReMem (paper)"]["CIFAR-100, student"] == tables.NOTHING
     assert rows["MobileNetV2: ReMem (paper, full size)"]["CIFAR-100, student"] == "80.2"
-    assert "for CIFAR-100 the data here are others" in " ".join(study_page.notes(record))
+    assert "the data for CIFAR-100 are different here" in " ".join(study_page.notes(record))
 
 
 def test_a_mini_version_has_no_differences(record: dict[str, Any]) -> None:
@@ -471,7 +471,10 @@ def test_beneath_a_gain_stands_its_paired_error_seed_by_seed(record: dict[str, A
 
 @pytest.mark.parametrize(
     ("on_test", "expected"),
-    [(False, "Each trial read test once"), (True, "Every student was measured on test too")],
+    [
+        (False, "Each trial read the test split once"),
+        (True, "Every student was evaluated on test too"),
+    ],
 )
 def test_how_often_test_was_read_is_said_as_it_was(
     record: dict[str, Any], write: Write, on_test: bool, expected: str
@@ -480,7 +483,7 @@ def test_how_often_test_was_read_is_said_as_it_was(
 
     for text in write():
         assert expected in text
-        assert ("read test once" in text) != on_test
+        assert ("read the test split once" in text) != on_test
 
 
 @pytest.fixture
@@ -547,14 +550,14 @@ def test_a_search_by_halving_lists_its_rungs_and_what_it_left_out(
 ) -> None:
     rungs, dropped = search.halving(halved)
 
-    assert rungs.columns[3:] == ("Settings", "Begun", "1/4 of the steps", "All steps")
+    assert rungs.columns[3:] == ("Settings", "Started", "1/4 of the steps", "All steps")
     assert rungs.rows[0][3:] == ("9", "4", "4 of 4", "0 of 1")
     assert [row[3:] for row in dropped.rows] == [
-        ("never begun", tables.NOTHING, tables.NOTHING, "0.05"),
+        ("never started", tables.NOTHING, tables.NOTHING, "0.05"),
         ("after 1/4 of the steps", "b2", "37.50", "0.5"),
     ]
     for text in write():
-        assert "Settings never tried in full" in text
+        assert "Settings never trained in full" in text
 
 
 def test_a_whole_grid_has_no_rungs(record: dict[str, Any]) -> None:
@@ -611,16 +614,16 @@ def test_what_is_missing_is_listed_with_its_reason(record: dict[str, Any]) -> No
 
     assert table is not None
     assert table.rows[0] == ("MobileNetV2: ReMem", "Patch Camelyon", "1", "failed: no memory")
-    assert ("EfficientNetV2: ReMem", "CIFAR-100", "0, 1", "no record of it") in table.rows
-    assert ("EfficientNetV2: ReMem", "Caltech-101", "0, 1", "nothing was run there") in table.rows
+    assert ("EfficientNetV2: ReMem", "CIFAR-100", "0, 1", "not on record") in table.rows
+    assert ("EfficientNetV2: ReMem", "Caltech-101", "0, 1", "not run") in table.rows
     assert len(table.rows) == 24 - 2  # All but those with both seeds.
 
 
 def test_a_whole_table_misses_nothing(record: dict[str, Any], write: Write) -> None:
     record |= {"rows": record["rows"][:2], "columns": record["columns"][:1], "missing": []}
 
-    assert "## What is missing\n\nNothing.\n" in write()[1]
-    assert "Cells: 2 of 2 complete, 0 partly, 0 missing." in study_page.summary(record)
+    assert "## Missing results\n\nNothing.\n" in write()[1]
+    assert "Cells: 2 of 2 complete, 0 partial, 0 missing." in study_page.summary(record)
 
 
 def test_summary_counts_cells_and_names_metrics(record: dict[str, Any]) -> None:
@@ -628,7 +631,7 @@ def test_summary_counts_cells_and_names_metrics(record: dict[str, Any]) -> None:
 
     text = study_page.summary(record)
 
-    assert "Cells: 2 of 24 complete, 1 partly, 21 missing." in text
+    assert "Cells: 2 of 24 complete, 1 partial, 21 missing." in text
     assert "mean per-class accuracy for Caltech-101" in text
 
 
@@ -673,7 +676,7 @@ def test_every_trial_is_listed_best_first_within_its_cell(record: dict[str, Any]
     assert [row[0] for row in table.rows] == ["c3", "b2", "a1"]
     assert "failed: no memory" in table.rows[0]
     assert table.note == "Trials: 2 done, 1 failed."
-    assert "Share of the steps" not in table.columns
+    assert "Fraction of the steps" not in table.columns
 
 
 def test_trials_with_a_share_of_the_steps_come_after_whole_ones(record: dict[str, Any]) -> None:
@@ -681,7 +684,7 @@ def test_trials_with_a_share_of_the_steps_come_after_whole_ones(record: dict[str
 
     table = trials.tried(record)
 
-    shares = table.columns.index("Share of the steps")
+    shares = table.columns.index("Fraction of the steps")
     assert [(row[0], row[shares]) for row in table.rows] == [
         ("c3", "1"),
         ("a1", "1"),
@@ -693,8 +696,8 @@ def test_cost_is_what_was_planned_and_spent(record: dict[str, Any]) -> None:
     rows = dict((row[0], row[1:]) for row in trials.cost(record).rows)
 
     assert rows["Trials"] == ("36", "2")
-    assert rows["Steps of teachers"] == ("360,000", tables.NOTHING)
-    assert rows["Operations"] == ("1.2e+18", tables.NOTHING)
+    assert rows["Teacher steps"] == ("360,000", tables.NOTHING)
+    assert rows["Floating-point operations"] == ("1.2e+18", tables.NOTHING)
     assert rows["Hours"] == ("12.34", "3.40")
 
 
@@ -809,9 +812,9 @@ def test_sections_come_in_their_order(write: Write) -> None:
         "Table 3: efficient students",
         "Results, in the layout of the paper's Table 3",
         "Gains over the baseline, in points",
-        "What is missing",
+        "Missing results",
         "Data",
-        "What was searched",
+        "Search",
         "Cost",
         "Selected settings",
         "All trials",
@@ -842,12 +845,12 @@ def test_a_study_that_has_not_begun_is_reported(record: dict[str, Any], write: W
 
     page, text = write()
 
-    assert "Cells: 0 of 24 complete, 0 partly, 24 missing." in text
+    assert "Cells: 0 of 24 complete, 0 partial, 24 missing." in text
     assert Page(page).open == []
 
 
 def test_a_missing_record_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(checks.SettingError, match=r"study\.json is not there"):
+    with pytest.raises(checks.SettingError, match=r"study\.json does not exist"):
         report.write_study(tmp_path)
 
 

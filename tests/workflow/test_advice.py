@@ -27,7 +27,7 @@ from remem_jax.workflow import advice
 def test_advice_is_for_the_part_that_was_not_finite(part: str, fault: str, expected: str) -> None:
     match = f"^{part}: bad\\. {expected}"
 
-    with pytest.raises(loop.NonFiniteLossError, match=match) as caught, advice.given(part):
+    with pytest.raises(loop.NonFiniteLossError, match=match) as caught, advice.on_divergence(part):
         raise loop.NonFiniteLossError("bad", fault)
 
     assert caught.value.part == fault
@@ -45,7 +45,7 @@ def test_advice_is_for_the_part_that_was_not_finite(part: str, fault: str, expec
 def test_a_full_device_is_one_line_that_says_what_to_set(
     part: str, goes_on: str, other: str
 ) -> None:
-    with pytest.raises(advice.OutOfMemoryError) as caught, advice.of_memory(part):
+    with pytest.raises(advice.OutOfMemoryError) as caught, advice.on_out_of_memory(part):
         jnp.zeros(2**50).block_until_ready()  # Petabytes.
 
     told = str(caught.value)
@@ -56,5 +56,8 @@ def test_a_full_device_is_one_line_that_says_what_to_set(
 
 
 def test_other_errors_of_a_device_are_not_taken_for_it() -> None:
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), advice.of_memory("pretrain"):
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
+        advice.on_out_of_memory("pretrain"),
+    ):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -55,7 +55,7 @@ def test_what_follows_is_a_training_at_the_lower_rate(
 
     teachers = finetune.finetune(run, pretrained, "finetune")
 
-    assert (teachers.part, teachers.lost) == ("teachers/finetune/retry_1", None)
+    assert (teachers.stage, teachers.lost) == ("teachers/finetune/retry_1", None)
     assert teachers.settings.learning_rate == 0.01  # What the report has.
     assert [record["step"] for record in teachers.records] == [4, 8]
     assert jax.tree.map(np.shape, teachers.load(8)) == jax.tree.map(np.shape, teachers.shapes)

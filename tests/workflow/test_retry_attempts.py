@@ -36,7 +36,7 @@ class Trainer(NamedTuple):
 
     def once(self, attempt: retries.Attempt) -> float:
         self.tried.append(attempt.learning_rate)
-        (self.workdir / attempt.part / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (self.workdir / attempt.stage / "checkpoints").mkdir(parents=True, exist_ok=True)
         last = self.come_to[attempt.learning_rate]
         for at in STEPS:
             if self.kills(attempt.learning_rate, at):
@@ -44,7 +44,7 @@ class Trainer(NamedTuple):
             if at > last:
                 raise loop.NonFiniteLossError("it is nan", "gradient", step=last + 1, seconds=9.0)
             record = {"step": at, "validation": {"top1": attempt.learning_rate}}
-            results.write(self.workdir / attempt.part / f"step_{at}" / "record.json", record)
+            results.write(self.workdir / attempt.stage / f"step_{at}" / "record.json", record)
         return 2.5
 
 

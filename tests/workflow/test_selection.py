@@ -181,4 +181,4 @@ def test_a_run_of_seeds_reports_and_keeps_all_of_its_best_setting(
         assert setup.measure(read, "test")["top1"] == pytest.approx(one["test"]["top1"])
     text = (run.workdir / "report.md").read_text()
     assert f"± {100 * statistics.stdev(tests):.2f}" in text
-    assert "Chosen on test (optimistic)" in text
+    assert "Selected on test (optimistic)" in text

@@ -1,1 +1,1 @@
-"""The page of an analysis."""
+"""The report of an analysis."""

@@ -20,11 +20,12 @@ def write(directory: pathlib.Path) -> None:
     path = directory / "results.json"
     found = results.read(path)
     if found is None:
-        raise checks.SettingError(f"{path} is not there: the analysis has not come to its end.")
+        raise checks.SettingError(f"{path} does not exist: the analysis has not finished.")
     checks.one_of(f"The format of {path}", found.get("format"), (ANALYSIS_FORMAT,))
     plots = [
         drawing.save(
-            directory / drawing.FIGURES, one._replace(caption=f"{one.caption} {of(found)}")
+            directory / drawing.FIGURES,
+            one._replace(caption=f"{one.caption} {data_caption(found)}"),
         )
         for one in _drawings(directory, found)
     ]
@@ -41,19 +42,19 @@ def write(directory: pathlib.Path) -> None:
 
 
 def summary(found: Analysis) -> str:
-    """What was looked at, in words."""
+    """Describes the models and the data in a sentence."""
     data, names = found["data"], [one["title"] for one in found["models"]]
     size = data["image_size"]
     return (
-        f"What was looked at: {', '.join(names)}, as the checkpoints are, on {data['title']} "
-        f"({data['classes']:,} classes), whose images the models see as {size} x {size} pixels."
+        f"Models: {', '.join(names)}, without further training. Data: {data['title']} "
+        f"({data['classes']:,} classes), with images resized to {size} x {size} pixels."
     )
 
 
-def of(found: Analysis) -> str:
-    """What a figure is of, for its caption."""
+def data_caption(found: Analysis) -> str:
+    """Describes the data, for the caption of a figure."""
     data = found["data"]
-    return f"On {data['title']}, seen as {data['image_size']} x {data['image_size']} pixels."
+    return f"Data: {data['title']}, resized to {data['image_size']} x {data['image_size']} pixels."
 
 
 def _drawings(directory: pathlib.Path, found: Analysis) -> Iterator[drawing.Drawing]:
@@ -80,9 +81,11 @@ def _information(
     if len(settings) > 1:
         rows = [{"label": rankings.label(one), "models": one["models"]} for one in settings]
         yield reconstructions.sensitivity(
-            rows, name="sensitivity", title="Information with other decoders"
+            rows, name="sensitivity", title="Information with other settings of the decoders"
         )
-    yield reconstructions.curves(first["models"], name="decoders", title="How the decoders learned")
+    yield reconstructions.curves(
+        first["models"], name="decoders", title="Learning curves of the decoders"
+    )
     path = directory / first["folder"] / "pictures.npz"
     if not path.exists():
         return
@@ -92,12 +95,12 @@ def _information(
             for number, one in enumerate(first["models"])
         ]
         yield reconstructions.maps(
-            pixels, name="maps", title="Where in the image information is lost"
+            pixels, name="maps", title="Reconstruction loss by position in the image"
         )
         yield reconstructions.pictures(
             [_row(arrays, place, first["models"]) for place in range(len(arrays["images"]))],
             name="reconstructions",
-            title="Images, and what features keep of them",
+            title="Images and their reconstructions",
         )
 
 
@@ -148,7 +151,7 @@ def _grid(block: Mapping[str, Any], arrays: Any) -> drawing.Drawing | None:
         shown,
         name=f"neurons_{block['name']}_block_{block['layer']}",
         title=title,
-        caption=f"Of {block['images']:,} images.",
+        caption=f"Measured on {block['images']:,} images.",
     )
 
 
@@ -163,8 +166,8 @@ def _notes(found: Analysis) -> Iterator[str]:
             if min(layer["shares"]) > layer["null_mean"] + 2 * layer["null_deviation"]
         ]
         yield (
-            f"{one['title']}: expertness is above that of shuffled activations, by more than two "
-            f"standard deviations and with every seed, in blocks {', '.join(above) or 'none'}."
+            f"{one['title']}: blocks whose expertness exceeds that of shuffled activations by more "
+            f"than two standard deviations, with every seed: {', '.join(above) or 'none'}."
         )
 
 
@@ -178,7 +181,7 @@ def _tables(found: Analysis) -> Iterator[tables.Table]:
         yield _criticality_table(analyses["criticality"]["blocks"])
 
 
-def _expertness_table(own: Mapping[str, Any]) -> tables.Table:
+def _expertness_table(measured: Mapping[str, Any]) -> tables.Table:
     rows = [
         (
             model["title"],
@@ -191,12 +194,12 @@ def _expertness_table(own: Mapping[str, Any]) -> tables.Table:
             tables.decimals(layer["sparsity"], 4),
             tables.decimals(layer["seconds"], 1),
         )
-        for model in own["models"]
+        for model in measured["models"]
         for layer in model["layers"]
     ]
-    looked = "; ".join(
+    seconds = "; ".join(
         f"{model['title']} {model['layers'][0]['seconds_of_all_layers']:.1f}"
-        for model in own["models"]
+        for model in measured["models"]
     )
     return tables.Table(
         "Expertness",
@@ -204,16 +207,17 @@ def _expertness_table(own: Mapping[str, Any]) -> tables.Table:
             "Model",
             "Block",
             "Expertness",
-            "Least",
-            "Greatest",
+            "Minimum",
+            "Maximum",
             "Shuffled",
-            "± of one",
+            "± (one shuffle)",
             "Sparsity",
-            "Seconds of clustering",
+            "Clustering, s",
         ),
         tuple(rows),
-        note=f"Of {own['images']:,} images, in {own['clusters']} clusters. Seconds of the model's "
-        f"pass over all images, all blocks at once: {looked}.",
+        note=f"Measured on {measured['images']:,} images, with {measured['clusters']} clusters. "
+        "Seconds for one pass "
+        f"over all images, for all blocks at once: {seconds}.",
     )
 
 
@@ -238,19 +242,19 @@ def _criticality_table(blocks: list[dict[str, Any]]) -> tables.Table:
             "Images",
             "Most critical neuron",
             "Its criticality",
-            "Cost, forward passes an image",
+            "Cost, forward passes per image",
             "Time",
         ),
         tuple(rows),
-        note="A neuron's criticality is the largest relative change of what the head sees, over "
-        "the images, when the neuron is set to zero. The cost is counted in operations.",
+        note="A neuron's criticality is the largest relative change of the head's input, over the "
+        "images, when the neuron is set to zero. The cost is derived from operation counts.",
     )
 
 
 def _models(found: Analysis) -> tables.Table:
     return tables.Table(
         "Models",
-        ("Model", "Checkpoint", "Hash of the file", "Blocks", "Neurons of a block", "Parameters"),
+        ("Model", "Checkpoint", "Hash of the file", "Blocks", "Neurons per block", "Parameters"),
         tuple(
             (
                 one["title"],
@@ -271,20 +275,20 @@ def _versions(found: Analysis) -> tables.Table:
     device = found["device"]
     rows = [("Device", f"{device['count']} x {device['kind']}"), ("Seed", str(found["seed"]))]
     rows += [(f"Version of {name}", version) for name, version in found["versions"].items()]
-    return tables.Table("Made with", ("", ""), tuple(rows), numeric=False)
+    return tables.Table("Versions", ("Software", "Version"), tuple(rows), numeric=False)
 
 
 def _differs(found: Analysis) -> list[str]:
     sentences = list(found["config"].get("differs", ()))
     if found["data"]["official"] is False:
-        sentences.append("The numbers of images are not those of the official data set.")
+        sentences.append("The number of images differs from that of the official data set.")
     size = found["data"]["image_size"]
     if size != 224:
-        sentences.append(f"Images are seen as {size} x {size} pixels; the paper has 224 x 224.")
+        sentences.append(f"Images are resized to {size} x {size} pixels; the paper uses 224 x 224.")
     if "information" in found["analyses"]:
         sentences.append(
-            "The decoders' learning rate, betas and number of updates, and that they learn from "
-            "cropped and mirrored images, are our choices: the paper's values are lost."
+            "The decoders' learning rate, betas, number of updates and augmentation (crops and "
+            "flips) are our choices: the paper's values are lost."
         )
     if "expertness" in found["analyses"]:
         sentences.append(

@@ -1,6 +1,6 @@
-"""What is known of the licences of data and of pretrained weights, and their names on the Hub.
+"""Licences of data and of pretrained weights, and their names on the Hub.
 
-Nothing is guessed: what is not known for certain is called unknown.
+Nothing is guessed: a licence that is not known for certain is called unknown.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from remem_jax.weights import catalog
 UNKNOWN = "unknown: state it before you publish"
 _DIGITS = "https://archive.ics.uci.edu/dataset/80"
 _BUCKET = "https://github.com/google-research/vision_transformer"
-# Data sets whose owners, or who speak for them, have them on the Hub.
+# Data sets that their owners, or a representative, publish on the Hub.
 _HUB_DATA = {
     "cifar100": "uoft-cs/cifar100",
     "food101": "ethz/food101",
     "svhn": "ufldl-stanford/svhn",
 }
-# Files of the bucket that timm 1.0 has converted, by our names; the bytes of others are not there.
+# Files of the bucket that timm 1.0 converted, by our names; the Hub has no others.
 HUB_WEIGHTS = {
     "augreg:Ti/16": "timm/vit_tiny_patch16_224.augreg_in21k",
     "augreg:S/16": "timm/vit_small_patch16_224.augreg_in21k",
@@ -32,12 +32,12 @@ HUB_WEIGHTS = {
 
 
 class Licence(NamedTuple):
-    """What is known of a work.
+    """Licence of a data set or of weights.
 
     Attributes:
-        terms: Its licence, in words.
-        page: Where to read on; empty where there is none.
-        hub: Its name on the Hub; empty where it has none, or none is known.
+        terms: Description of the licence.
+        page: Address of more information; may be empty.
+        hub: Name on the Hub; empty if there is none or it is unknown.
     """
 
     terms: str
@@ -46,20 +46,20 @@ class Licence(NamedTuple):
 
 
 def of_data(name: str) -> Licence:
-    """Of a data set, as `config.data.name` has it; a user's own is unknown."""
+    """Returns the licence of the data set `config.data.name`; unknown for a user's data."""
     if name == "digits":
         return Licence("see its page", _DIGITS)
     record = registry.RECORDS.get(name)
     if record is None:
         return Licence(UNKNOWN)
-    page = record.page.replace("~", "%7E")  # Which Markdown would take for a mark.
+    page = record.page.replace("~", "%7E")  # Markdown would interpret it.
     return Licence(record.licence, page, _HUB_DATA.get(name, ""))
 
 
 def of_weights(init: str) -> Licence:
-    """Of what a teacher starts from, as `config.teacher.init` has it; a user's file is unknown."""
+    """Returns the licence of the weights `config.teacher.init`; unknown for a user's file."""
     if not init:
-        return Licence("none is needed: the teacher starts from random weights")
+        return Licence("none needed: the teacher was initialised at random")
     if init in catalog.BUNDLED:
         return Licence(_apache("Tiny ImageNet"))
     published = init in catalog.PUBLISHED or init.startswith("augreg:")
@@ -72,7 +72,7 @@ def of_weights(init: str) -> Licence:
 
 def _apache(pretraining: str) -> str:
     return (
-        f"Apache-2.0; they learned from images of {pretraining}, and ImageNet's terms of access "
-        "are for non-commercial research and education: whether these bind what was learned is for "
-        "you to judge"
+        f"Apache-2.0; trained on images of {pretraining}, and ImageNet's terms of access are "
+        "limited to non-commercial research and education: whether they apply to trained weights "
+        "is for you to judge"
     )

@@ -1,7 +1,7 @@
-"""A model card of each method's student: what it is, what was measured, and how to load it.
+"""Writes a model card for each method's student: description, evaluation, and how to load it.
 
-In Markdown under a head of metadata in YAML, as the Hugging Face Hub takes them. It is of the one
-student whose weights lie beside it, not of the mean over seeds.
+Cards are Markdown with YAML metadata, in the format of the Hugging Face Hub. A card describes the
+one student whose weights lie beside it, not the mean over seeds.
 
 Source: Mitchell et al. 2019, https://arxiv.org/abs/1810.03993; huggingface.co/docs/hub/model-cards.
 """
@@ -28,11 +28,11 @@ _PAPER = "arxiv:2506.23041"
 def write(directory: pathlib.Path, results: Results) -> None:
     """Writes selected/METHOD_student.md beside the weights of each method's student.
 
-    Where the weights are not there any more, there is no card.
+    Students whose weights were deleted have no card.
 
     Args:
-        directory: Of the run.
-        results: Of its results.json.
+        directory: Folder of the run.
+        results: Contents of its results.json.
     """
     methods = {row["method"] for row in results["methods"]}
     for path in sorted((directory / "selected").glob(f"*{_WEIGHTS}")):
@@ -42,11 +42,11 @@ def write(directory: pathlib.Path, results: Results) -> None:
 
 
 def markdown(results: Results, method: str) -> str:
-    """The card of a method's student.
+    """Renders the card of a method's student.
 
     Args:
-        results: Of a run's results.json.
-        method: One of the run's.
+        results: Contents of a run's results.json.
+        method: Name of a method of the run.
     """
     data, model = results["data"], results["models"]["student"]
     student = models.STUDENTS.get(model)  # None if this version has lost the student of a run.
@@ -76,19 +76,19 @@ def markdown(results: Results, method: str) -> str:
 
 
 def head(results: Results, method: str) -> dict[str, Any]:
-    """The metadata of the card, as the Hub has it; every text is on one line.
+    """Returns the metadata of the card, in the Hub's format; every text is on one line.
 
-    No licence is claimed: that of the student is for whoever publishes it to choose.
+    No licence is claimed: whoever publishes the student chooses one.
 
     Args:
-        results: Of a run's results.json.
-        method: One of the run's.
+        results: Contents of a run's results.json.
+        method: Name of a method of the run.
     """
     row, data = card_tables.row_of(results, method), results["data"]
     known = licences.of_data(data["name"])
     teacher = licences.of_weights(results["models"]["init"] if row["teacher"] else "")
     hub, kind, named = known.hub, known.hub or data["name"], data["title"]
-    if data["official"] is False:  # It must not stand among results on the official one.
+    if data["official"] is False:  # Must not be listed with results on the official one.
         hub, kind, named = "", f"{data['name']}-not-official", f"{named} (not the official images)"
     found: dict[str, Any] = {
         "license": "other",
@@ -133,8 +133,8 @@ def _printable(content: Any) -> Any:
 
 
 def _of_split(results: Results, method: str, split: str) -> list[dict[str, Any]]:
-    """The metrics of a split for the metadata; shares from 0 to 1."""
-    found = card_tables.served(card_tables.row_of(results, method))[split]
+    """Returns the metrics of a split for the metadata; fractions from 0 to 1."""
+    found = card_tables.saved_student(card_tables.row_of(results, method))[split]
     return [
         {"type": kind, "value": found[name], "name": f"{title.partition(',')[0]}, {split}"}
         for name, (kind, title) in card_tables.METRICS.items()
@@ -151,10 +151,10 @@ def _summary(results: Results, method: str) -> str:
     models, data = results["models"], results["data"]
     how = (
         f"distilled from a teacher, {models['teacher']} with {models['teacher_parameters']:,} "
-        f"parameters, that was tuned by the method {tables.method_title(method)}; it has no "
-        "weights of its teacher"
+        f"parameters, fine-tuned with the method {tables.method_title(method)}; it contains no "
+        "weights of the teacher"
         if card_tables.row_of(results, method)["teacher"]
-        else "trained from scratch, by labels alone"
+        else "trained from scratch on labels only"
     )
     return (
         f"An image classifier for {data['classes']:,} classes: {models['student']} with "
@@ -163,7 +163,7 @@ def _summary(results: Results, method: str) -> str:
 
 
 def warning(results: Results) -> str | None:
-    """What to be warned of where the data are not the official ones."""
+    """Returns a warning if the data are not the official ones; else None."""
     if results["data"]["official"] is not False:
         return None
     return (
@@ -173,25 +173,25 @@ def warning(results: Results) -> str | None:
 
 
 def _limits(results: Results) -> list[str]:
-    """What it is not, as sentences."""
+    """Lists the limits of the model, as sentences."""
     data, size = results["data"], results["data"]["image_size"]
     limits = [
-        f"Images of {size} x {size} pixels were measured, and no others. Each is resized as a "
-        "whole, so that its aspect ratio is lost: what is long and thin comes out square.",
-        f"It knows {data['classes']:,} classes and says one of them of any image, also of one "
-        "that shows none of them.",
-        "What was measured holds for images like those of the data set. Other cameras, noise, "
-        "compression, attacks, and whether it errs more on some groups than on others were not "
+        f"The model was evaluated only on images of {size} x {size} pixels. Each image is resized "
+        "as a whole, which does not preserve its aspect ratio.",
+        f"It predicts one of {data['classes']:,} classes for every image, even for an image that "
+        "shows none of them.",
+        "The evaluation holds for images like those of the data set. Other cameras, noise, "
+        "compression, adversarial attacks, and differences in accuracy between subgroups were not "
         "tested.",
-        f"Teacher and splits are of one seed ({results['seed']}): what another would change is not "
-        "measured.",
+        f"The teacher and the splits come from one seed ({results['seed']}): the variation between "
+        "seeds was not measured.",
     ]
     source = data["source_size"]
     if source:
         limits.append(
-            f"In training and in measurement images were stored as {source[0]} x {source[1]} "
-            "pixels, and resized from these."
+            f"For training and evaluation, images were first resized to {source[0]} x {source[1]} "
+            "pixels."
         )
     if data["skipped"]:
-        limits.append(f"{len(data['skipped']):,} images could not be read, and were left out.")
+        limits.append(f"{len(data['skipped']):,} images could not be read and were left out.")
     return limits

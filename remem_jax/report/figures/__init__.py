@@ -1,1 +1,1 @@
-"""Figures, as files for print and for the pages."""
+"""Figures, as files for print and for the reports."""

@@ -1,7 +1,7 @@
-"""Figures as files: a picture for print, one for the page, and the numbers behind both.
+"""Writes figures as files: PNG for print, SVG for the report, and the numbers behind both as CSV.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; markers and
-dashes tell the series apart once more, for print in grey.
+Colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish; markers and
+dashes distinguish the series in grey print as well.
 """
 
 import io
@@ -24,13 +24,13 @@ from remem_jax.storage import files, spreadsheets
 
 FIGURES = "figures"  # Folder of the figures of a run, a study or an analysis.
 SIZE = (5.4, 4.0)  # Inches; still readable when a narrow screen shrinks it to 350 pixels.
-SMALL = 8.5  # Points; the least that is still readable then.
+SMALL = 8.5  # Font size in points; the smallest that is still readable then.
 GREY = "#666666"
 SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "remem_jax",  # Identifiers are random without it.
+    "svg.hashsalt": "remem_jax",  # Without it, identifiers are random.
     "svg.image_inline": True,
-    "svg.fonttype": "none",  # Text stays text: it can be searched.
-    "text.parse_math": False,  # A name may hold a dollar sign.
+    "svg.fonttype": "none",  # Text stays text, so that it can be searched.
+    "text.parse_math": False,  # A name may contain a dollar sign.
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
@@ -41,24 +41,24 @@ SETTINGS: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "lines.markersize": 6,
 }
-# A decorator: what draws must run under the settings, and `svg` and `save` do.
+# Decorator: drawing functions must run with these settings; `svg` and `save` do.
 styled = matplotlib.rc_context(SETTINGS)
 
-_DPI = 200  # Of the PNG.
-_RASTER_DPI = 120  # Of pictures inside the SVG; a page holds many.
+_DPI = 200  # Resolution of the PNG.
+_RASTER_DPI = 120  # Resolution of pictures inside the SVG; a report has many.
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-_WIDE = 6.5  # Inches; what is wider gets a row of its own on a page.
-_LEGEND_ROW = 0.22  # Inches.
+_WIDE = 6.5  # Inches; a wider figure gets a row of its own in the report.
+_LEGEND_ROW = 0.22  # Height of a row of the legend, in inches.
 
 
 class Plot(NamedTuple):
-    """A plot on a page.
+    """A plot in a report.
 
     Attributes:
-        title: What it shows.
-        caption: How to read it.
+        title: Title of the plot.
+        caption: Explanation for the reader.
         svg: An <svg> element; all text in it is escaped.
-        wide: Whether it is too wide to stand beside another.
+        wide: Whether the plot is too wide to share a row.
     """
 
     title: str
@@ -68,15 +68,15 @@ class Plot(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure that is not written yet.
+    """A figure that has not been written yet.
 
     Attributes:
-        name: Stem of its files' names.
-        title: What it shows; plain text, as the caption is.
-        caption: How to read it.
+        name: Stem of the file names.
+        title: Title of the figure, as plain text.
+        caption: Explanation for the reader, as plain text.
         figure: The figure.
-        columns: Names of the numbers behind it.
-        rows: The numbers; None where there is none.
+        columns: Column names of the CSV file.
+        rows: Rows of the CSV file; None for a missing number.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Drawing(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How the marks of a series look."""
+    """Appearance of a series."""
 
     color: str
     marker: str
@@ -104,14 +104,14 @@ METHODS = {
     "lora": Style("#E69F00", "P", (0, (8, 2))),
     "lora_remem": Style("#56B4E9", "X", (0, (3, 1))),
 }
-# Lengths without a common divisor: 455 styles before one comes again.
+# The lengths are coprime: 455 styles before one repeats.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
 _DASHES = ("-", (0, (5, 1.5)), (0, (7, 1.5, 1.5, 1.5)), (0, (1.5, 1)), (0, (9, 2)))
 
 
 def style(name: str, index: int) -> Style:
-    """A method's own style; for another name the one of its index, which is from 0."""
+    """Returns the style of a method; for any other name, the style of its index (from 0)."""
     return METHODS.get(name) or Style(
         _COLORS[index % len(_COLORS)],
         _MARKERS[index % len(_MARKERS)],
@@ -120,7 +120,7 @@ def style(name: str, index: int) -> Style:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """A style for each name, in their order, with a marker that no method among them has."""
+    """Returns a style for each name, in order; markers of methods are not reused."""
     wanted = dict.fromkeys(names)
     taken = {METHODS[name].marker for name in wanted if name in METHODS}
     free = (index for index in itertools.count() if style("", index).marker not in taken)
@@ -128,7 +128,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def printable(text: str) -> str:
-    """The text on one line, with a mark for what has no place in XML or cannot be encoded."""
+    """Returns the text on one line, with a mark for characters that cannot be encoded."""
     line = " ".join(text.split())
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
@@ -136,44 +136,44 @@ def printable(text: str) -> str:
 
 
 def label(name: str, letters: int = 40) -> str:
-    """A method's title, or another name, on one line and not longer than so many letters."""
+    """Returns a method's title, or another name, on one line, shortened to `letters` characters."""
     text = printable(tables.method_title(name))
     return text if len(text) <= letters else f"{text[: letters - 1].rstrip()}…"
 
 
 def labels(names: Iterable[str], letters: int = 40) -> list[str]:
-    """A label for each name; those that would look the same are numbered from the second on."""
-    made: list[str] = []
+    """Returns a label for each name; equal labels are numbered from the second on."""
+    unique: list[str] = []
     for name in names:
         text = label(name, letters)
         numbered = (f"{label(name, letters - 4)} ({count})" for count in itertools.count(2))
-        while text in made:
+        while text in unique:
             text = next(numbered)
-        made.append(text)
-    return made
+        unique.append(text)
+    return unique
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:
-    """Whether there is a value to draw."""
+    """Returns whether a value can be drawn."""
     return value is not None and math.isfinite(value)
 
 
 def finite(value: float | None) -> float:
-    """The value, or NaN, which matplotlib leaves out."""
+    """Returns the value, or NaN, which matplotlib does not draw."""
     return value if is_finite(value) else math.nan
 
 
-def left_out(count: int, of: str) -> str:
-    """A sentence, after a blank, on what was left out; empty if nothing was."""
-    return f" {of} left out for want of finite numbers: {count}." if count else ""
+def left_out(count: int, kind: str) -> str:
+    """Returns a sentence, after a blank, on how many points were left out; empty if none."""
+    return f" {kind} left out because they are not finite: {count}." if count else ""
 
 
 def new(*, rows: int = 1, columns: int = 1, size: tuple[float, float] = SIZE) -> Figure:
-    """A figure with panels, whose `axes` lists them row by row.
+    """Creates a figure with panels; its `axes` lists them row by row.
 
     Args:
-        rows: Panels above each other; they share their x axis.
-        columns: Panels beside each other.
+        rows: Number of panels in a column; they share their x axis.
+        columns: Number of panels in a row.
         size: Width and height in inches.
     """
     figure = Figure(figsize=size, layout="constrained")
@@ -182,12 +182,12 @@ def new(*, rows: int = 1, columns: int = 1, size: tuple[float, float] = SIZE) ->
 
 
 def band(axes: Axes, x: Sequence[float], low: Any, high: Any, color: str) -> None:
-    """A pale band between two curves."""
+    """Draws a pale band between two curves."""
     axes.fill_between(np.asarray(x, float), low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def legend(figure: Figure, others: Sequence[Any] = ()) -> None:
-    """Puts one legend beneath all panels, which names each label once; the figure grows by it.
+    """Adds one legend below all panels, with each label once, and enlarges the figure to fit it.
 
     Args:
         figure: The figure, with at least one panel.
@@ -200,7 +200,7 @@ def legend(figure: Figure, others: Sequence[Any] = ()) -> None:
     found |= {handle.get_label(): handle for handle in others}
     if not found:
         return
-    # A letter takes about 0.09 inches, and a handle 0.5.
+    # A character takes about 0.09 inches, and a handle 0.5.
     widest = 0.5 + 0.09 * max(map(len, found))
     columns = max(1, min(4, len(found), int(figure.get_figwidth() / widest)))
     figure.set_figheight(
@@ -213,29 +213,29 @@ def legend(figure: Figure, others: Sequence[Any] = ()) -> None:
 
 @styled
 def svg(figure: Figure, name: str) -> str:
-    """The <svg> element; its identifiers begin with the name, since a page holds many."""
+    """Returns the <svg> element; its identifiers begin with `name` to be unique in a report."""
     text = _render(figure, format="svg", metadata=_NO_METADATA, dpi=_RASTER_DPI).decode()
 
     def renamed(tag: re.Match[str]) -> str:
-        # Equal pictures would have one identifier; none refers to it.
-        own = re.sub(r' id="\w*"', "", tag[0]) if tag[0].startswith("<image") else tag[0]
-        return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}_", own)
+        # Equal pictures would share an identifier, which nothing refers to.
+        element = re.sub(r' id="\w*"', "", tag[0]) if tag[0].startswith("<image") else tag[0]
+        return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}_", element)
 
     return re.sub("<[^<>]+>", renamed, text[text.index("<svg") :])
 
 
 @styled
 def save(directory: pathlib.Path, drawing: Drawing) -> Plot:
-    """Writes a drawing's PNG, SVG and CSV; each is written whole or not at all.
+    """Writes a drawing as PNG, SVG and CSV, each atomically.
 
     The same input gives the same bytes.
 
     Args:
-        directory: Where the files go; made if it is not there.
-        drawing: What to write.
+        directory: Folder of the files; created if missing.
+        drawing: The drawing.
 
     Returns:
-        The plot, to put into a page.
+        The plot to include in a report.
     """
     element = svg(drawing.figure, re.sub(r"\W+", "_", drawing.name))
     picture = _render(drawing.figure, format="png", metadata={"Software": None}, dpi=_DPI)
@@ -251,7 +251,7 @@ def save(directory: pathlib.Path, drawing: Drawing) -> Plot:
 
 
 def comma_separated(drawing: Drawing) -> str:
-    """The numbers behind a drawing as CSV, each in full; empty where there is none."""
+    """Formats the numbers behind a drawing as CSV, in full precision; missing ones are empty."""
     rows = ([_cell(value) for value in row] for row in drawing.rows)
     return spreadsheets.text([drawing.columns, *rows])
 
@@ -265,10 +265,10 @@ def _cell(value: str | int | float | None) -> str | int | float | None:
 def _render(figure: Figure, **options: Any) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # The font has not every letter; in the SVG it is the reader's fonts that count.
+        # The font lacks some characters; the SVG uses the reader's fonts.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
         if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-            # Each layout starts from the last: only the first would be the same each time.
+            # A layout depends on the one before, so only the first is reproducible.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
         figure.savefig(file, **options)
@@ -278,5 +278,5 @@ def _render(figure: Figure, **options: Any) -> bytes:
 def fields(
     rows: Iterable[Mapping[str, Any]], names: Sequence[str]
 ) -> Iterator[list[str | int | float | None]]:
-    """Some fields of each record, as rows of a drawing; None where one is not there."""
+    """Returns the named fields of each record, as rows of a drawing; None if one is missing."""
     return ([row.get(name) for name in names] for row in rows)

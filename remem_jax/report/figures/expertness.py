@@ -1,4 +1,4 @@
-"""The figure of how far each block's MLP is a mixture of experts, and how sparse it is.
+"""Figure of the expertness and sparsity of each block's MLP.
 
 Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, Definition 5.3 and Figure 5.
 """
@@ -25,27 +25,27 @@ def expertness(
     name: str = "expertness",
     title: str = "Expertness and sparsity of the MLPs by block",
 ) -> drawing.Drawing | None:
-    """Expertness beside that of the null model, and sparsity, by block.
+    """Draws expertness, that of the null model, and sparsity, by block.
 
     Args:
-        models: Each a "title" and "layers": "layer" (from 0 at the bottom), "shares" (expertness
-            by each seed of the clustering), "null_mean" and "null_deviation" (of one shuffle of
-            the null model) and "sparsity"; numbers may be None.
-        clusters: Pairs of clusters, K.
-        threshold: Of an activation that counts as off, in units of the mean.
-        name: Stem of the files' names.
-        title: What the figure shows.
+        models: For each model, a "title" and "layers": "layer" (from 0 at the bottom), "shares"
+            (expertness for each seed of the clustering), "null_mean" and "null_deviation" (of one
+            shuffle of the null model) and "sparsity"; numbers may be None.
+        clusters: Number of cluster pairs, K.
+        threshold: Largest activation that counts as inactive, in units of the mean.
+        name: Stem of the file names.
+        title: Title of the figure.
 
     Returns:
-        The figure; None if no model has a layer with numbers. Models without are left out.
+        The figure, without models that have no finite numbers; None if there are no others.
     """
     shown = [model for model in models if any(map(_has_numbers, model["layers"]))]
     if not shown:
         return None
     figure = drawing.new(rows=2, size=(5.4, 6.0))
     upper, lower = figure.axes
-    upper.set_ylabel(f"Expertness (share, K = {clusters})")
-    lower.set(xlabel="Block (1 = bottom)", ylabel="Activations that are off (share)")
+    upper.set_ylabel(f"Expertness (fraction, K = {clusters})")
+    lower.set(xlabel="Block (1 = bottom)", ylabel="Inactive activations (fraction)")
     lower.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     marks = drawing.styles(str(place) for place in range(len(shown)))
     labels = drawing.labels(model["title"] for model in shown)
@@ -60,12 +60,12 @@ def expertness(
     return drawing.Drawing(
         name,
         title,
-        "Above: the share of the activations' energy that a partition into paired clusters keeps "
-        "inside the pairs; marks are means over the seeds of the clustering, bars reach from the "
-        "least to the greatest. Thin dashed lines: the null model, neurons that know nothing of "
-        f"each other, with a band of ± {_BOUND:g} standard deviations of one shuffle. Below: the "
-        f"share of an input's activations that are at most {threshold:g} times their mean size. "
-        "Block 1 is the bottom; the last is next to the head.",
+        "Top: the fraction of the activations' energy that lies within the pairs of a partition "
+        "into paired clusters; marks are means over seeds of the clustering, and bars show the "
+        "range. Thin dashed lines: the null model of independent neurons, with a band of "
+        f"± {_BOUND:g} standard deviations of one shuffle. Bottom: the fraction of an input's "
+        f"activations that are at most {threshold:g} times their mean magnitude. Block 1 is the "
+        "closest to the input.",
         figure,
         ("model", "block", "seed_place", "expertness", *_FIELDS),
         [
@@ -94,7 +94,7 @@ def _panels(
     below = means - [min(shares) for shares in finite]
     above = [max(shares) for shares in finite] - means
     look: dict[str, Any] = {"color": style.color, "marker": style.marker, "label": label}
-    # Rounding may put a mean a little outside of its values.
+    # Rounding may put a mean slightly outside the range of its values.
     bars = np.maximum([below, above], 0)
     upper.errorbar(blocks, means, bars, linestyle="-", capsize=2.5, **look)
     null, deviation, sparsity = (

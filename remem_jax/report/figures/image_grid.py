@@ -1,4 +1,4 @@
-"""Pictures in rows and columns, with few words."""
+"""Draws a grid of pictures with short labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,21 +9,21 @@ from matplotlib.figure import Figure
 
 from remem_jax.report.figures import drawing
 
-# Inches.
+# Lengths in inches.
 _SIDE = 1.05
 _GAP = 0.07
-_WIDE_GAP = 0.25  # Between two kinds of columns.
-_LINE = 0.2  # Of text.
-_NAMES = 0.95  # Room for the names of rows.
-_LETTER = 0.072  # Of text, roughly.
+_WIDE_GAP = 0.25  # Between two groups of columns.
+_LINE = 0.2  # Height of a line of text.
+_NAMES = 0.95  # Width of the names of rows.
+_LETTER = 0.072  # Approximate width of a character.
 
 
 class Tile(NamedTuple):
-    """A picture.
+    """A picture with its label.
 
     Attributes:
-        picture: Height x width x 3, from 0 to 1; what is outside is cut off.
-        label: What stands beneath it; may be empty.
+        picture: Array of height x width x 3; values are clipped to [0, 1].
+        label: Text below the picture; may be empty.
     """
 
     picture: Any
@@ -34,8 +34,8 @@ class Row(NamedTuple):
     """A row of pictures.
 
     Attributes:
-        name: What stands at its left; may be empty, and may have several lines.
-        tiles: Its pictures; None where there is none.
+        name: Text to the left of the row; may be empty or have several lines.
+        tiles: Pictures; None for an empty place.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Row(NamedTuple):
 
 
 def figure(rows: Sequence[Row], heads: Mapping[int, str], *, gap_before: int = 0) -> Figure:
-    """A figure of at least one row.
+    """Draws at least one row of pictures.
 
     Args:
-        rows: From the top; they may differ in length.
-        heads: What stands over a column, by its place; it begins where the column does.
-        gap_before: Place of a column with a gap before it; 0 for none.
+        rows: Rows from top to bottom; they may differ in length.
+        heads: Headers by index of their column, left-aligned with it.
+        gap_before: Index of a column with a gap before it; 0 for none.
     """
     columns = max(len(row.tiles) for row in rows)
     left = _NAMES if any(row.name for row in rows) else 0.05
@@ -59,10 +59,10 @@ def figure(rows: Sequence[Row], heads: Mapping[int, str], *, gap_before: int = 0
     line = _LINE if any(tile and tile.label for row in rows for tile in row.tiles) else 0
     height = _LINE + 0.05 + len(rows) * (_SIDE + line + _GAP)
     width = max(starts[-1] + _SIDE + 0.05, 3.0)
-    made = Figure(figsize=(width, height))
+    canvas = Figure(figsize=(width, height))
     ends = [starts[column] for column in sorted(heads)[1:]] + [width]
     for column, end in zip(sorted(heads), ends, strict=True):
-        made.text(
+        canvas.text(
             starts[column] / width,
             1 - 0.6 * _LINE / height,
             drawing.label(heads[column], int((end - starts[column]) / _LETTER)),
@@ -74,7 +74,7 @@ def figure(rows: Sequence[Row], heads: Mapping[int, str], *, gap_before: int = 0
         name = "\n".join(
             drawing.label(part, int(_NAMES / _LETTER)) for part in row.name.splitlines()
         )
-        made.text(
+        canvas.text(
             0.05 / width,
             (top - _SIDE / 2) / height,
             name,
@@ -84,12 +84,12 @@ def figure(rows: Sequence[Row], heads: Mapping[int, str], *, gap_before: int = 0
         for start, tile in zip(starts, row.tiles, strict=False):
             if tile is not None:
                 box = (start / width, (top - _SIDE) / height, _SIDE / width, _SIDE / height)
-                _draw(made, box, tile)
-    return made
+                _draw(canvas, box, tile)
+    return canvas
 
 
-def _draw(made: Figure, box: tuple[float, float, float, float], tile: Tile) -> None:
-    axes = made.add_axes(box)
+def _draw(canvas: Figure, box: tuple[float, float, float, float], tile: Tile) -> None:
+    axes = canvas.add_axes(box)
     axes.imshow(_eight_bits(tile.picture))
     axes.set_axis_off()
     if tile.label:
@@ -102,5 +102,5 @@ def _draw(made: Figure, box: tuple[float, float, float, float], tile: Tile) -> N
 
 
 def _eight_bits(picture: Any) -> UInt8[np.ndarray, "height width 3"]:
-    shares = np.nan_to_num(np.asarray(picture, np.float64), nan=0.0)
-    return np.round(255 * np.clip(shares, 0, 1)).astype(np.uint8)
+    values = np.nan_to_num(np.asarray(picture, np.float64), nan=0.0)
+    return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)

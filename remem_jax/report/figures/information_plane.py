@@ -1,7 +1,8 @@
-"""Figures of what a teacher's features keep of the image, beside how well it classifies.
+"""Figures of how much of the image a teacher's features keep, and of how well it classifies.
 
-Information is minus the excess of the reconstruction loss over its floor, in nats per sub-pixel:
-a bound from below, but for a constant, of I(X; F). It compares features of one size only.
+Information is minus the excess of the reconstruction loss over its lower bound, in nats per
+sub-pixel: up to a constant, a lower bound of I(X; F). Only features of the same size are
+comparable.
 
 Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, Figures 1, 2, 4 and 6.
 """
@@ -20,22 +21,22 @@ from remem_jax.report.figures import drawing
 
 Point = Mapping[str, Any]
 
-INFORMATION = "Information (floor less reconstruction loss), nats per sub-pixel"
+INFORMATION = "Information (bound minus reconstruction loss), nats per sub-pixel"
 _ERROR = "Teacher's error, %"
-_MAP = "cividis"  # Light is better; colour-blind readers see it as others do, and so does print.
-_AREA = 60  # Of a marker, in points squared.
-_APART = (0.2, 0.09)  # Of the axes: names of points that are nearer would overlap.
+_MAP = "cividis"  # Lighter is better; suited to colour-blind readers and to grey print.
+_AREA = 60  # Area of a marker, in square points.
+_APART = (0.2, 0.09)  # Minimum distance of two labels, as fractions of the axes.
 
 
 def pareto_front(points: Sequence[Point]) -> list[int]:
-    """Which points no other point beats, which is to be as good in both and better in one.
+    """Returns the points that no other point dominates (as good in both and better in one).
 
     Args:
-        points: Each with its "error" and "excess"; the lower, the better. Where one of them is
-            None or not finite, the point is not on the front and beats nothing.
+        points: Points with "error" and "excess"; lower is better. A point where one of them is
+            None or not finite is not on the front and dominates nothing.
 
     Returns:
-        Their places in the order of errors. Of equal points all are on the front.
+        Indices of the points, ordered by error. Equal points are all on the front.
     """
     order = sorted(
         (points[i]["error"], points[i]["excess"], i)
@@ -57,15 +58,15 @@ def _is_complete(point: Point) -> bool:
 def information_plane(
     points: Sequence[Point], *, title: str, name: str, caption: str = ""
 ) -> drawing.Drawing | None:
-    """Teachers by information and by error, coloured by their best student.
+    """Draws teachers by information and error, coloured by the accuracy of their best student.
 
     Args:
-        points: Each a teacher: "series", "label", "step" or None, "error" (share of 1), "excess"
+        points: For each teacher, "series", "label", "step" or None, "error" (fraction), "excess"
             (nats per sub-pixel), "deviation" of the excess over seeds of the decoder or None, and
-            "student", the accuracy of its best student (share of 1) or None.
-        title: What the figure shows.
-        name: Stem of the files' names.
-        caption: What to say before how to read it.
+            "student", the accuracy of its best student (fraction) or None.
+        title: Title of the figure.
+        name: Stem of the file names.
+        caption: Text to put before the explanation of the figure.
 
     Returns:
         The figure; None if no point has both an error and an excess.
@@ -75,7 +76,7 @@ def information_plane(
         return None
     figure = drawing.new(size=(5.8, 4.4))
     axes = figure.axes[0]
-    axes.set(xlabel=f"{INFORMATION}\nright: more information", ylabel=f"{_ERROR} (lower is better)")
+    axes.set(xlabel=f"{INFORMATION}\nright is better", ylabel=f"{_ERROR} (lower is better)")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     scale = _scale(shown)
     styles = drawing.styles(point["series"] for point in shown)
@@ -84,11 +85,11 @@ def information_plane(
         some = [point for point in shown if point["series"] == series]
         is_joined = _join(axes, some, style)
         _mark(axes, some, style, scale)
-        look = style._replace(
+        appearance = style._replace(
             color=style.color if scale is None else drawing.GREY,
             dashes=style.dashes if is_joined else "none",
         )
-        handles.append(_handle(label, look))
+        handles.append(_handle(label, appearance))
     if scale is not None and any(not drawing.is_finite(point["student"]) for point in shown):
         hollow = _handle("no student", drawing.Style("#999999", "o", "none"))
         hollow.set_markerfacecolor("none")
@@ -116,20 +117,17 @@ def information_plane(
 
 
 def _caption(has_students: bool) -> str:
-    colours = (
-        " The lighter a mark, the better its best student; hollow marks have none."
-        if has_students
-        else ""
-    )
+    colours = " Lighter marks have better students; hollow marks have none." if has_students else ""
     return (
-        "Each mark is a teacher; thin lines join those of one series in the order of steps."
-        f"{colours} Horizontal bars: one sample standard deviation over the decoder's seeds. No "
-        "teacher beats those on the Pareto front in error and information at once."
+        "Each mark is a teacher; thin lines connect the checkpoints of a series in the order of "
+        f"steps.{colours} Horizontal bars: one sample standard deviation over seeds of the "
+        "decoder. No teacher has both a lower error and more information than one on the Pareto "
+        "front."
     )
 
 
 def _scale(points: Sequence[Point]) -> Normalize | None:
-    """The scale of the students' accuracies in percent; None if there are none."""
+    """Returns the colour scale of the students' accuracies in percent; None without students."""
     found = [100 * p["student"] for p in points if drawing.is_finite(p["student"])]
     if not found:
         return None
@@ -138,7 +136,7 @@ def _scale(points: Sequence[Point]) -> Normalize | None:
 
 
 def _join(axes: Axes, points: Sequence[Point], style: drawing.Style) -> bool:
-    """Whether there was more than one point with a step to join."""
+    """Connects points that have a step; returns whether there was more than one."""
     steps = sorted((p for p in points if p["step"] is not None), key=lambda p: p["step"])
     if len(steps) > 1:
         axes.plot(
@@ -160,15 +158,15 @@ def _mark(
     bars = [drawing.finite(point["deviation"]) for point in points]
     axes.errorbar(x, y, xerr=bars, fmt="none", ecolor=drawing.GREY, elinewidth=1, zorder=2)
     draw = functools.partial(axes.scatter, marker=style.marker, s=_AREA, zorder=3)
-    if scale is None:  # Nothing to colour by: the series' colours.
+    if scale is None:  # Without students, the series set the colours.
         draw(x, y, facecolor=style.color, edgecolor="black", linewidth=0.7)
         return
-    taught = [place for place, p in enumerate(points) if drawing.is_finite(p["student"])]
-    others = [place for place in range(len(points)) if place not in taught]
+    colored = [place for place, p in enumerate(points) if drawing.is_finite(p["student"])]
+    others = [place for place in range(len(points)) if place not in colored]
     draw(
-        [x[place] for place in taught],
-        [y[place] for place in taught],
-        c=[100 * points[place]["student"] for place in taught],
+        [x[place] for place in colored],
+        [y[place] for place in colored],
+        c=[100 * points[place]["student"] for place in colored],
         cmap=_MAP,
         norm=scale,
         edgecolor="black",
@@ -184,12 +182,12 @@ def _mark(
 
 
 def _handle(label: str, style: drawing.Style) -> Line2D:
-    look = {"color": style.color, "marker": style.marker, "linestyle": style.dashes}
-    return Line2D([], [], linewidth=0.9, label=label, **look)
+    appearance = {"color": style.color, "marker": style.marker, "linestyle": style.dashes}
+    return Line2D([], [], linewidth=0.9, label=label, **appearance)
 
 
 def _front(axes: Axes, front: Sequence[Point]) -> None:
-    """The border of what the front beats, and the names of its points where there is room."""
+    """Draws the Pareto front, and the labels of its points where they fit."""
     x = [-point["excess"] for point in front]
     y = [100 * point["error"] for point in front]
     axes.margins(0.1)
@@ -229,13 +227,13 @@ def _front(axes: Axes, front: Sequence[Point]) -> None:
 
 @drawing.styled
 def pruning(points: Sequence[Point], *, title: str, name: str) -> drawing.Drawing | None:
-    """What a teacher loses by the blocks pruned from its top, in up to three panels.
+    """Draws the effect of pruning a teacher's topmost blocks, in up to three panels.
 
     Args:
-        points: Each a teacher: "series" (which blocks lost a part), "pruned" (how many), and
+        points: For each teacher, "series" (what was pruned), "pruned" (number of blocks), and
             "error", "excess", "deviation" and "student" as for `information_plane`, or None.
-        title: What the figure shows.
-        name: Stem of the files' names.
+        title: Title of the figure.
+        name: Stem of the file names.
 
     Returns:
         The figure; None if there is nothing to draw.
@@ -270,26 +268,26 @@ def pruning(points: Sequence[Point], *, title: str, name: str) -> drawing.Drawin
     drawing.legend(figure)
     names = ("series", "pruned", "error", "excess", "deviation", "student")
     caption = (
-        "By how many blocks from the top lost the part that the legend names; a pruned block "
-        "leaves its input as it was."
+        "The legend names what was pruned from the topmost blocks; a pruned module leaves its "
+        "input unchanged."
     )
     if "excess" in {panel[0] for panel in panels}:
         caption += (
-            " Information is minus the reconstruction loss above its floor; bars: one sample "
-            "standard deviation over the decoder's seeds."
+            " Information is minus the reconstruction loss above its lower bound; bars: one sample "
+            "standard deviation over seeds of the decoder."
         )
-    lost = sum(not any(drawing.is_finite(p[panel[0]]) for panel in panels) for p in points)
+    missing = sum(not any(drawing.is_finite(p[panel[0]]) for panel in panels) for p in points)
     return drawing.Drawing(
         name,
         title,
-        caption + drawing.left_out(lost, "Points"),
+        caption + drawing.left_out(missing, "Points"),
         figure,
         names,
         list(drawing.fields(points, names)),
     )
 
 
-# Field, by what to multiply it, label.
+# Field, factor, label.
 _PANELS = (
     ("error", 100.0, _ERROR),
     ("excess", -1.0, "Information, nats per sub-pixel"),

@@ -1,4 +1,4 @@
-"""Figures of critical neurons: how few there are, and what they respond to.
+"""Figures of critical neurons: their number, and the images that they respond to.
 
 Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, Appendix C.2, Figures 7 to 15.
 """
@@ -13,20 +13,20 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from remem_jax.report.figures import drawing, image_grid
 
-_DECADES = 100.0  # Between the greatest and the least: above it, an axis is logarithmic.
+_DECADES = 100.0  # Ratio of largest to smallest value above which an axis is logarithmic.
 
 
 @drawing.styled
 def criticality(
     blocks: Sequence[Mapping[str, Any]], *, name: str, title: str
 ) -> drawing.Drawing | None:
-    """All neurons of some blocks, the most critical first.
+    """Draws the criticality of all neurons of some blocks, in descending order.
 
     Args:
-        blocks: Each "model" (its title), "layer" (from 0 at the bottom) and "values", the
+        blocks: For each block, "model" (title), "layer" (from 0 at the bottom) and "values", the
             criticality of each neuron. Values that are not finite have no rank.
-        name: Stem of the files' names.
-        title: What the figure shows.
+        name: Stem of the file names.
+        title: Title of the figure.
 
     Returns:
         The figure; None if there is no finite value.
@@ -46,7 +46,7 @@ def criticality(
     if is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    # The usual ones write powers as formulas, which the settings forbid.
+    # The default formatters write powers as formulas, which the settings disable.
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
@@ -62,17 +62,17 @@ def criticality(
             color=style.color,
             linestyle=style.dashes,
             marker=style.marker,
-            markevery=(0.02, 0.15),  # Shares of the axes' diagonal.
+            markevery=(0.02, 0.15),  # Fractions of the axes' diagonal.
             markersize=5,
             label=label,
         )
     drawing.legend(figure)
     caption = (
-        "The criticality of a neuron is the largest relative change of what the head sees when the "
-        "neuron is set to zero. Block 1 is the bottom."
+        "The criticality of a neuron is the largest relative change of the head's input when the "
+        "neuron is set to zero. Block 1 is the closest to the input."
     )
     if is_log and len(positive) < len(shown):
-        caption += f" Zeros have no place on this scale: {len(shown) - len(positive)}."
+        caption += f" Zeros, which this scale cannot show: {len(shown) - len(positive)}."
     every = sum(len(values) for values in ranked)
     return drawing.Drawing(
         name,
@@ -95,7 +95,7 @@ def criticality(
 
 
 def _ranked(values: Float[np.ndarray, " neuron"]) -> list[tuple[int, float]]:
-    """Neurons and their values, the greatest first; the first of equal ones; NaN last."""
+    """Returns neurons with their values in descending order; ties by index, NaN last."""
     pairs = [(neuron, float(value)) for neuron, value in enumerate(values)]
     return sorted(pairs, key=lambda p: -p[1] if math.isfinite(p[1]) else math.inf)
 
@@ -104,15 +104,15 @@ def _ranked(values: Float[np.ndarray, " neuron"]) -> list[tuple[int, float]]:
 def grid(
     neurons: Sequence[Mapping[str, Any]], *, name: str, title: str, caption: str = ""
 ) -> drawing.Drawing | None:
-    """Neurons in rows: what maximises each, and the images that it influences most.
+    """Draws a row for each neuron: inputs that maximise it, and images that it influences most.
 
     Args:
-        neurons: Each "neuron" (its number), "criticality", "visualisations" (pictures, one for
-            each seed; may be empty) and "images", the most influenced first, each "image" (a
+        neurons: For each neuron, "neuron" (index), "criticality", "visualisations" (pictures, one
+            for each seed; may be empty) and "images", the most influenced first, each "image" (a
             picture), "class" and "influence". Pictures are height x width x 3, from 0 to 1.
-        name: Stem of the files' names.
-        title: What the figure shows.
-        caption: What to say before how to read it.
+        name: Stem of the file names.
+        title: Title of the figure.
+        caption: Text to put before the explanation of the figure.
 
     Returns:
         The figure; None if there is no neuron with a picture.
@@ -132,20 +132,20 @@ def grid(
         )
         for neuron in shown
     ]
-    heads = {0: "maximises it"} if seeds else {}
+    heads = {0: "maximising inputs"} if seeds else {}
     if any(neuron["images"] for neuron in shown):
-        heads[seeds] = "influenced most"
-    parts = [
+        heads[seeds] = "most influenced images"
+    sentences = [
         caption,
-        "At the left a neuron's number and its criticality.",
-        "Then inputs made to maximise its activation, one for each seed." if seeds else "",
-        "Then the images whose features it changes most, the most changed first, with their "
+        "Left: index and criticality of the neuron.",
+        "Middle: inputs optimised to maximise its activation, one per seed." if seeds else "",
+        "Right: the images whose features it changes most, in descending order, with their "
         "classes.",
     ]
     return drawing.Drawing(
         name,
         title,
-        " ".join(part for part in parts if part),
+        " ".join(sentence for sentence in sentences if sentence),
         image_grid.figure(rows, heads, gap_before=seeds),
         ("neuron", "criticality", "place", "class", "influence"),
         [

@@ -1,4 +1,4 @@
-"""Figures of the decoders behind the mutual information: what they see, and whether to trust them.
+"""Figures of the decoders that measure information: reconstructions, learning curves, sensitivity.
 
 Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, Appendix A.5.
 """
@@ -15,20 +15,20 @@ from remem_jax.report.figures import drawing, image_grid
 
 _MAP = "cividis"
 _EXCESS = "Excess, nats per sub-pixel"
-_BESIDE = 4  # Maps in a row.
-_SIDE = 1.7  # Inches of a map.
-_SPREAD = 0.7  # Of the distance between two settings: room for the marks of all models.
+_COLUMNS = 4  # Maps in a row.
+_SIDE = 1.7  # Side of a map in inches.
+_SPREAD = 0.7  # Vertical range of a setting's marks, as a fraction of the distance to the next.
 
 
 @drawing.styled
 def pictures(rows: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawing.Drawing | None:
-    """Images beside what each model's features keep of them.
+    """Draws images beside their reconstructions from each model's features.
 
     Args:
-        rows: Each "image", its "class" and "models": "title", "reconstruction", "loss" and
+        rows: For each image, "image", "class" and "models": "title", "reconstruction", "loss" and
             "excess" (nats per sub-pixel). Pictures are height x width x 3, from 0 to 1.
-        name: Stem of the files' names.
-        title: What the figure shows.
+        name: Stem of the file names.
+        title: Title of the figure.
 
     Returns:
         The figure; None if there are no rows.
@@ -45,10 +45,10 @@ def pictures(rows: Sequence[Mapping[str, Any]], *, name: str, title: str) -> dra
     return drawing.Drawing(
         name,
         title,
-        "At the left images that no decoder was trained on, with their classes; then what a "
-        "decoder makes of each model's features. Beneath: the loss of this image, and in brackets "
-        "how far it is above its floor, in nats per sub-pixel; the lower, the more the features "
-        "keep.",
+        "Left: images that no decoder was trained on, with their classes. Right: reconstructions "
+        "from each model's features. Below each: the loss of the image and, in brackets, its "
+        "excess over the lower bound, in nats per sub-pixel; a lower excess means that the "
+        "features keep more.",
         image_grid.figure(tiles, {0: "image", **dict(enumerate(titles, start=1))}, gap_before=1),
         ("place", "class", "model", "loss", "excess"),
         [
@@ -66,13 +66,13 @@ def _tile(model: Mapping[str, Any]) -> image_grid.Tile:
 
 @drawing.styled
 def maps(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawing.Drawing | None:
-    """Where in the image each model's reconstruction is worse, on one scale of colours.
+    """Draws the reconstruction loss of each pixel, with one colour scale for all models.
 
     Args:
-        models: Each a "title" and "pixels", height x width: the excess of each pixel, a mean over
-            images and channels.
-        name: Stem of the files' names.
-        title: What the figure shows.
+        models: For each model, a "title" and "pixels": the excess of each pixel, height x width,
+            averaged over images and channels.
+        name: Stem of the file names.
+        title: Title of the figure.
 
     Returns:
         The figure; None if there are no models or nothing is finite.
@@ -85,7 +85,7 @@ def maps(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawi
         return None
     every = np.concatenate(finite)
     low, high = float(every.min()), float(every.max())
-    columns = min(_BESIDE, len(models))
+    columns = min(_COLUMNS, len(models))
     lines = -(-len(models) // columns)
     size = (max(columns * _SIDE + 1.2, 3.6), lines * (_SIDE + 0.35) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
@@ -105,8 +105,8 @@ def maps(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawi
     return drawing.Drawing(
         name,
         title,
-        "The reconstruction loss of each pixel above its floor, a mean over held-out images and "
-        "channels; all models on one scale. Dark: the features keep more of what is there.",
+        "The reconstruction loss of each pixel above its lower bound, averaged over held-out "
+        "images and channels; one scale for all models. Darker: the features keep more.",
         figure,
         ("model", "row", "column", "excess"),
         [
@@ -119,20 +119,20 @@ def maps(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawi
 
 @drawing.styled
 def curves(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawing.Drawing | None:
-    """How the decoders learned: whether they came to their end.
+    """Draws the learning curves of the decoders, which show whether they converged.
 
     Args:
-        models: Each a "title" and "seeds": "seed" and "curve", pairs of a step and the loss on
-            held-out images.
-        name: Stem of the files' names.
-        title: What the figure shows.
+        models: For each model, a "title" and "seeds": "seed" and "curve", pairs of a step and the
+            loss on held-out images.
+        name: Stem of the file names.
+        title: Title of the figure.
 
     Returns:
         The figure; None if there is no finite loss.
     """
     rows = list(_steps(models))
-    lost = sum(not drawing.is_finite(row[-1]) for row in rows)
-    if lost == len(rows):
+    missing = sum(not drawing.is_finite(row[-1]) for row in rows)
+    if missing == len(rows):
         return None
     figure = drawing.new()
     axes = figure.axes[0]
@@ -157,8 +157,8 @@ def curves(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> dra
     return drawing.Drawing(
         name,
         title,
-        "The loss on images that the decoder was not trained on, a line for each seed of the "
-        "decoder." + drawing.left_out(lost, "Losses"),
+        "The loss on images that the decoder was not trained on; one line per seed of the "
+        "decoder." + drawing.left_out(missing, "Losses"),
         figure,
         ("model", "seed", "step", "loss"),
         rows,
@@ -176,13 +176,13 @@ def _steps(models: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
 def sensitivity(
     settings: Sequence[Mapping[str, Any]], *, name: str, title: str
 ) -> drawing.Drawing | None:
-    """Whether the models' ranking is the same whatever the settings of the decoder.
+    """Draws the models' information for each setting of the decoders, to compare the rankings.
 
     Args:
-        settings: Each a "label" and "models": "title", "excess" (nats per sub-pixel) and its
-            "deviation" over seeds of the decoder, or None.
-        name: Stem of the files' names.
-        title: What the figure shows.
+        settings: For each setting, a "label" and "models": "title", "excess" (nats per sub-pixel)
+            and its "deviation" over seeds of the decoder, or None.
+        name: Stem of the file names.
+        title: Title of the figure.
 
     Returns:
         The figure; None if there is no finite excess.
@@ -194,12 +194,12 @@ def sensitivity(
         return None
     figure = drawing.new(size=(5.8, max(2.2, 1.2 + 0.45 * len(settings))))
     axes = figure.axes[0]
-    axes.set_xlabel(f"{_EXCESS}\nleft: more information")
+    axes.set_xlabel(f"{_EXCESS}\nleft is better")
     axes.set_yticks(range(len(settings)), [drawing.label(row["label"], 36) for row in settings])
-    axes.set_ylim(len(settings) - 0.5, -0.5)  # The first above.
+    axes.set_ylim(len(settings) - 0.5, -0.5)  # The first setting is at the top.
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    looks = zip(titles, drawing.styles(titles).values(), drawing.labels(titles), strict=True)
-    for place, (one, style, label) in enumerate(looks):
+    appearances = zip(titles, drawing.styles(titles).values(), drawing.labels(titles), strict=True)
+    for place, (one, style, label) in enumerate(appearances):
         some = [(row, model) for row, model in shown if model["title"] == one]
         shift = _SPREAD * ((place + 0.5) / len(titles) - 0.5)
         axes.errorbar(
@@ -216,9 +216,9 @@ def sensitivity(
     return drawing.Drawing(
         name,
         title,
-        "The reconstruction loss above its floor. A row for each setting of the decoder, a mark "
-        "for each model; bars: one sample standard deviation over the decoder's seeds. The measure "
-        "can be trusted where the order of the models is the same in all rows."
+        "The reconstruction loss above its lower bound: one row per setting of the decoder, one "
+        "mark per model; bars: one sample standard deviation over seeds of the decoder. The "
+        "ranking is reliable if the order of the models is the same in all rows."
         + drawing.left_out(len(found) - len(shown), "Values"),
         figure,
         ("setting", "model", "excess", "deviation"),

@@ -1,6 +1,6 @@
-"""How far the models of a run are apart on test, and what chance can do to that.
+"""Differences between the models of a run on test, with standard errors.
 
-As in `tables`, all is plain text: nothing here is escaped yet.
+As in `tables`, all is plain text, not escaped yet.
 """
 
 import itertools
@@ -19,12 +19,12 @@ _ROLES = {"students": "student", "teacher": "teacher"}
 
 
 class Model(NamedTuple):
-    """What a model, or several that differ by their seed, said of the test images.
+    """Correctness of a model, or of several that differ by their seed, on the test images.
 
     Attributes:
-        method: That made it.
+        method: Name of the method.
         role: "students" or "teacher".
-        correct: Whether each image is classified correctly, (image,) or (student, image).
+        correct: Whether each image is classified correctly; shape (image,) or (student, image).
     """
 
     method: str
@@ -33,12 +33,12 @@ class Model(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What to call it."""
+        """Printed title of the model."""
         return f"{tables.method_title(self.method)}, {_ROLES[self.role]}"
 
 
 def models(results: Results) -> list[Model]:
-    """The selected models of a run; none where its record does not say what they said."""
+    """Returns the selected models of a run; empty if their predictions were not recorded."""
     found = []
     rows: Sequence[Mapping[str, Any]] = results["methods"]
     for role, row in itertools.product(_ROLES, rows):
@@ -55,7 +55,7 @@ def _labels(results: Results) -> np.ndarray:
 
 
 def table(results: Results) -> Table | None:
-    """Each two students, and each two teachers, by how much they differ; None where unknown."""
+    """Builds the table of pairwise differences of students and of teachers; None if unknown."""
     metric = results["data"]["metric"]
     covered = [False, True] if metric == registry.MEAN_PER_CLASS else [False]
     lines = []
@@ -63,7 +63,7 @@ def table(results: Results) -> Table | None:
         both = high.correct, low.correct, _labels(results), metric
         found = [paired.difference(*both, over_classes=over) for over in covered]
         of_each = [cell for one in found for cell in (points(one.standard_error), p_value(one))]
-        title = f"{high.title}, less {tables.method_title(low.method)}"
+        title = f"{high.title}, minus {tables.method_title(low.method)}"
         lines.append((title, points(found[0].difference, sign=True), *of_each))
     if not lines:
         return None
@@ -83,24 +83,29 @@ def _note(results: Results) -> str:
     data = results["data"]
     images = data["examples"]["test"]
     if data["metric"] == registry.TOP1:
-        how = "p is two-sided: McNemar's exact one, or where means over seeds are compared, its "
-        how += "normal approximation."
+        how = (
+            "p-values are two-sided: from McNemar's exact test, or from its normal approximation "
+            "if means over seeds are compared."
+        )
         classes = ""
     else:
-        how = "p is two-sided, of McNemar's statistic with the weights of the images in the mean."
+        how = (
+            "p-values are two-sided, from McNemar's statistic with images weighted as in the mean."
+        )
         classes = (
-            " The first error is for the same classes with as many other images of each; that over "
-            "classes, of a paired t-test, is for other classes as well."
+            " The first standard error covers the choice of test images for these classes; the one "
+            "over classes, from a paired t-test, covers the choice of classes as well."
         )
     return (
-        f"Differences in {tables.METRIC_TITLES[data['metric']]}. Errors are paired: both models "
-        f"saw the same {images:,} test images, and only those count on which they differ. They "
-        f"cover which images are in the test split, not what other seeds would give.{classes} {how}"
+        f"Differences in {tables.METRIC_TITLES[data['metric']]}. Standard errors are paired: both "
+        f"models are evaluated on the same {images:,} test images, and only images on which they "
+        "differ contribute. They cover the choice of test images, not the variation between "
+        f"training seeds.{classes} {how}"
     )
 
 
 def gain(results: Results) -> str | None:
-    """How far ReMem's student is above the others on test, in points."""
+    """Describes by how many points ReMem's student beats the others on test."""
     metric = results["data"]["metric"]
     found = {row["method"]: row["student"]["test"][metric] for row in results["methods"]}
     others = {"finetune": "fine-tuning's", "scratch": "the one trained from scratch"}
@@ -115,17 +120,18 @@ def gain(results: Results) -> str | None:
 def _points(difference: float) -> str:
     size = f"{abs(100 * difference):.2f}"
     if size == "0.00":
-        return "level with"
+        return "equal to"
     return f"{size} points {'above' if difference > 0 else 'below'}"
 
 
 def _chance(results: Results, high: str, low: str) -> str:
-    """Error and p of the difference between two methods' students; empty where not known."""
-    of = {model.method: model.correct for model in models(results) if model.role == "students"}
-    if high not in of or low not in of:
+    """Formats the standard error and p-value of the difference between two methods' students."""
+    correct = {model.method: model.correct for model in models(results) if model.role == "students"}
+    if high not in correct or low not in correct:
         return ""
     metric = results["data"]["metric"]
-    return f" ({_in_brackets(paired.difference(of[high], of[low], _labels(results), metric))})"
+    found = paired.difference(correct[high], correct[low], _labels(results), metric)
+    return f" ({_in_brackets(found)})"
 
 
 def _in_brackets(found: paired.Difference) -> str:
@@ -137,23 +143,23 @@ def _in_brackets(found: paired.Difference) -> str:
 
 
 def beside_teacher(results: Results, method: str) -> str | None:
-    """How far the written student is from its teacher; None where there is none, or it is unknown.
+    """Describes the difference between the saved student and its teacher; None if unknown.
 
     Args:
-        results: Of a run's results.json.
-        method: One of the run's.
+        results: Contents of a run's results.json.
+        method: Name of a method of the run.
     """
-    of = {model.role: model.correct for model in models(results) if model.method == method}
-    if set(of) != set(_ROLES):
+    correct = {model.role: model.correct for model in models(results) if model.method == method}
+    if set(correct) != set(_ROLES):
         return None
     metric = results["data"]["metric"]
-    student = of["students"] if of["students"].ndim == 1 else of["students"][0]
-    found = paired.difference(student, of["teacher"], _labels(results), metric)
-    return f"On test it is {_points(found.difference)} its teacher ({_in_brackets(found)})."
+    student = correct["students"] if correct["students"].ndim == 1 else correct["students"][0]
+    found = paired.difference(student, correct["teacher"], _labels(results), metric)
+    return f"On test, it is {_points(found.difference)} its teacher ({_in_brackets(found)})."
 
 
 def standard_errors(results: Results) -> str:
-    """How far a test accuracy may be off by the luck of which images are in the test split."""
+    """Lists the standard errors of the test accuracies, by the choice of test images."""
     data = results["data"]
     found = [standard_error(results, row) for row in results["methods"]]
     names = [tables.method_title(row["method"]) for row in results["methods"]]
@@ -167,59 +173,63 @@ def standard_errors(results: Results) -> str:
     )
 
 
-_ROUGH = "This is a rough figure: a mean over classes does not weigh all images alike."
+_ROUGH = "This is approximate: a mean over classes does not weight all images equally."
 _UNPAIRED = (
-    "These errors do not tell whether two students differ: that takes what each says of each "
-    "image, which the record of this run does not have."
+    "These errors do not show whether two students differ: that requires the predictions for each "
+    "image, which this run did not record."
 )
 
 
 def standard_error(
     results: Results, row: Mapping[str, Any], *, seed: int | None = None
 ) -> float | None:
-    """Of the accuracy on test of a method's students, as a share.
+    """Returns the standard error of the test accuracy of a method's students, as a fraction.
 
     Args:
-        results: Of a run's results.json.
-        row: Of the method.
-        seed: Number of the student; None is the mean over all.
+        results: Contents of a run's results.json.
+        row: Row of the method.
+        seed: Index of the student; None for the mean over all.
 
     Returns:
-        The error, by which images are in the test split. Without a record of what the students
-        said of each image, that of the share of so many images; None where there is no share.
+        The standard error over the choice of test images. If the predictions were not recorded,
+        the binomial standard error; None if there is no accuracy.
     """
     data = results["data"]
     for model in models(results):
         if model.method == row["method"] and model.role == "students":
-            own = model.correct if seed is None or model.correct.ndim == 1 else model.correct[seed]
-            nothing = np.zeros(own.shape[-1], bool)
-            found = paired.difference(own, nothing, _labels(results), data["metric"])
+            correct = (
+                model.correct if seed is None or model.correct.ndim == 1 else model.correct[seed]
+            )
+            nothing = np.zeros(correct.shape[-1], bool)
+            found = paired.difference(correct, nothing, _labels(results), data["metric"])
             return found.standard_error
     share = (row["student"] if seed is None else row["seeds"][seed])["test"][data["metric"]]
     return None if share is None else math.sqrt(share * (1 - share) / data["examples"]["test"])
 
 
 def _seeds(results: Results) -> str:
-    """What is known of the luck of the seeds, as sentences."""
+    """Describes the variation between seeds, as far as it was measured."""
     students = max(len(row.get("seeds", ())) for row in results["methods"])
-    alone = f"All of this is one run with one seed ({results['seed']}): what another seed would"
+    alone = (
+        f"All results come from one run with one seed ({results['seed']}): the variation between"
+    )
     if students < 2:
-        return f"{alone} change is not measured."
+        return f"{alone} seeds was not measured."
     return (
-        f"Behind ± stands the sample standard deviation over {students} seeds of the students. "
-        f"{alone} change of the teacher and of the splits is not measured."
+        f"± is the sample standard deviation over {students} seeds of the students. "
+        f"{alone} seeds of the teacher and of the splits was not measured."
     )
 
 
 def points(share: float | None, *, sign: bool = False) -> str:
-    """A share as points with two decimals; a dash where there is none."""
+    """Formats a fraction as points with two decimals; a dash if there is none."""
     if share is None or not math.isfinite(share):
         return tables.NOTHING
     return format(100 * share, "+.2f" if sign else ".2f")
 
 
 def p_value(found: paired.Difference) -> str:
-    """A p-value with two digits, or how small it is at least."""
+    """Formats a p-value with two digits, or as an upper bound if it is tiny."""
     if not math.isfinite(found.p_value):
         return tables.NOTHING
     return "< 0.0001" if found.p_value < 1e-4 else f"{found.p_value:.2g}"

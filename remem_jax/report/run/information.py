@@ -1,4 +1,4 @@
-"""The information plane of a run: its figure and its table."""
+"""The information plane of a run: figure and table."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,13 @@ from remem_jax.report.figures import drawing, information_plane
 
 
 def figures(results: tables.Results) -> Iterator[drawing.Drawing]:
-    """The information plane of a run's teachers, and how their decoders learned."""
-    found = [
+    """Draws the information plane of a run's teachers, if their information was measured."""
+    points = [
         {**point, "series": tables.method_title(point["method"]), "label": f"step {point['step']}"}
         for point in information.points(results)
     ]
     plane = information_plane.information_plane(
-        found,
+        points,
         title="Information plane",
         name="information_plane",
         caption=f"Teachers on the validation images of {results['data']['title']}.",
@@ -23,8 +23,8 @@ def figures(results: tables.Results) -> Iterator[drawing.Drawing]:
 
 
 def table(results: tables.Results) -> tables.Table | None:
-    """How much the features of each teacher keep of the image."""
-    found = information.points(results)
+    """Builds the table of the teachers' information; None if it was not measured."""
     return information.table(
-        found, lambda point: (tables.method_title(point["method"]), str(point["step"]))
+        information.points(results),
+        lambda point: (tables.method_title(point["method"]), str(point["step"])),
     )

@@ -1,4 +1,4 @@
-"""The page of a run: what was measured, with which settings, and how it differs from the paper."""
+"""The report of a run: results, settings, and differences from the paper."""
 
 import pathlib
 from typing import Any
@@ -19,7 +19,7 @@ def write(directory: pathlib.Path) -> None:
     path = directory / "results.json"
     results = stored.read(path)
     if results is None:
-        raise checks.SettingError(f"{path} is not there: the run has not come to its end.")
+        raise checks.SettingError(f"{path} does not exist: the run has not finished.")
     checks.one_of(f"The format of {path}", results.get("format"), (FORMAT,))
     figures = [
         drawing.save(directory / drawing.FIGURES, one) for one in information.figures(results)
@@ -67,20 +67,20 @@ def _content(
 
 
 def remarks(data: dict[str, Any]) -> list[str]:
-    """What was odd about the data, a sentence each; results of before have none."""
-    told = walk.describe_skipped(data.get("passed_over", {}), data.get("empty_classes", ()))
-    return [f"{data['title']}: {one}." for one in (told, *data.get("warnings", ())) if one]
+    """Returns one sentence per oddity of the data; empty for results of older versions."""
+    passed_over = walk.describe_skipped(data.get("passed_over", {}), data.get("empty_classes", ()))
+    return [f"{data['title']}: {one}." for one in (passed_over, *data.get("warnings", ())) if one]
 
 
 def _diverged(results: tables.Results) -> list[str]:
-    """What is not there because training diverged, a sentence each."""
-    lost = [(row["method"], row.get("teacher_lost")) for row in results["methods"]]
+    """Returns one sentence per result that is missing because training diverged."""
+    failures = [(row["method"], row.get("teacher_lost")) for row in results["methods"]]
     return [
         *(
-            f"{tables.method_title(method)} has no teachers of steps "
-            f"{', '.join(map(str, own['steps']))}: {own['reason']}"
-            for method, own in lost
-            if own
+            f"{tables.method_title(method)} has no teacher checkpoints at steps "
+            f"{', '.join(map(str, missing['steps']))}: {missing['reason']}"
+            for method, missing in failures
+            if missing
         ),
         *(
             f"{tables.method_title(one['method'])} has no result. {one['reason']}"
@@ -90,23 +90,23 @@ def _diverged(results: tables.Results) -> list[str]:
 
 
 def _details(results: tables.Results) -> tables.Table:
-    """More metrics of what was selected, and which classes they cover."""
+    """Adds a note on the classes that the metrics cover to the table of further metrics."""
     table, covered = run_tables.details(results), data_summary.coverage(results, "test")
     return table._replace(note=f"{table.note} {covered}") if covered else table
 
 
 def summary(results: tables.Results) -> str:
-    """What was measured, in words."""
+    """Summarises the student, the data and the evaluation in sentences."""
     data, models = results["data"], results["models"]
     return (
         f"The student, {models['student']} with {models['student_parameters']:,} parameters, "
-        f"learned {data['title']}: {data_summary.images(results)}. {data_summary.counts(results)} "
-        f"{data_summary.reading(results)}"
+        f"was trained on {data['title']}: {data_summary.images(results)}. "
+        f"{data_summary.counts(results)} {data_summary.reading(results)}"
     )
 
 
 def _differs(results: tables.Results) -> list[str]:
-    """How the run is not the paper's, each sentence once."""
+    """Returns one sentence per difference from the paper, without duplicates."""
     sentences = [
         *results["config"].get("differs", []),
         *protocol.of_one_run(results["config"]),

@@ -1,7 +1,7 @@
-"""Plots of a report, as SVG: the same input gives the same text.
+"""Plots of a run's report, as SVG. The same input gives the same text.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; markers and
-dashes tell the methods apart once more, for print.
+Colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish; markers and
+dashes distinguish the methods in black-and-white print as well.
 """
 
 import re
@@ -16,16 +16,16 @@ from remem_jax.report import tables
 from remem_jax.report.figures import drawing
 from remem_jax.report.figures.drawing import Plot, Style, finite, printable
 
-_RING = 13  # Points; around what was selected.
+_RING = 13  # Diameter of the ring around a selected model, in points.
 
 
 class Curve(NamedTuple):
-    """Values of a method by step.
+    """A curve of one method over training steps.
 
     Attributes:
-        method: Its name.
-        points: Step and value, in the order of steps.
-        chosen: The step to ring, if any.
+        method: Name of the method.
+        points: Pairs of step and value, ordered by step.
+        chosen: Step to mark with a ring, if any.
     """
 
     method: str
@@ -38,11 +38,11 @@ _OTHER_STYLE = Style(drawing.GREY, "*", "-")
 
 @drawing.styled
 def draw(results: tables.Results, rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Draws what there is something to draw of.
+    """Draws all plots for which the run has data.
 
     Args:
-        results: The run's results.
-        rows: Its metrics, as `storage.logs.read` gives them.
+        results: Contents of results.json.
+        rows: Logged metrics, as `storage.logs.read` returns them.
     """
     plots = [
         _students_against_teachers(results),
@@ -61,10 +61,10 @@ def _students_against_teachers(results: tables.Results) -> Plot | None:
     for method in _methods(results):
         style = _style(method)
         students = [r for r in _kept(results) if r["method"] == method]
-        taught = [r for r in students if (method, r["teacher_step"]) in teachers]
-        x = [100 * finite(teachers[method, r["teacher_step"]]) for r in taught]
-        y = [100 * finite(r["validation"][metric]) for r in taught]
-        if taught:
+        distilled = [r for r in students if (method, r["teacher_step"]) in teachers]
+        x = [100 * finite(teachers[method, r["teacher_step"]]) for r in distilled]
+        y = [100 * finite(r["validation"][metric]) for r in distilled]
+        if distilled:
             axes.plot(x, y, style.marker, color=style.color, alpha=0.7, label=_label(method))
         elif students:
             best = 100 * max(finite(r["validation"][metric]) for r in students)
@@ -75,11 +75,11 @@ def _students_against_teachers(results: tables.Results) -> Plot | None:
             x, y = (100 * finite(row[m]["validation"][metric]) for m in ("teacher", "student"))
             _ring(axes, x, y, _style(row["method"]))
     caption = (
-        "Every student of every teacher, by the accuracy of both; rings mark what was selected. "
-        "Students in one column had equally accurate teachers."
+        "Each point is a student, by its accuracy and that of its teacher; rings mark the selected "
+        "models."
     )
     if left_out:
-        caption += f" Left out because they diverged: {left_out}."
+        caption += f" Students left out because they diverged: {left_out}."
     return _finish("Students against their teachers", caption, figure, axes)
 
 
@@ -92,7 +92,7 @@ def _teacher_curves(
         return [
             Curve(
                 row["method"],
-                _series(rows, _teacher_part(row), name, scale=scale),
+                _series(rows, _teacher_stage(row), name, scale=scale),
                 chosen[row["method"]] if ringed else None,
             )
             for row in results["methods"]
@@ -100,13 +100,13 @@ def _teacher_curves(
 
     yield _curves_plot(
         "Teachers: training loss",
-        "Cross-entropy of the batch, before SAM's ascent.",
+        "Cross-entropy of the batch, before SAM's perturbation.",
         "Loss, nats",
         curves("loss", 1.0, ringed=False),
     )
     yield _curves_plot(
         "Teachers: validation",
-        "Each point is a teacher; rings mark those that the selected students learned from.",
+        "Each point is a checkpoint; rings mark the teachers of the selected students.",
         "Validation, %",
         curves("validation", 100.0, ringed=True),
     )
@@ -128,14 +128,14 @@ def _student_curves(
 
     yield _curves_plot(
         "Selected students: training loss",
-        "The loss that each was trained with. Losses of different temperatures and weights have "
-        "different scales: compare their shapes.",
+        "The distillation loss of each student. Losses with different temperatures and weights are "
+        "on different scales: compare only their shapes.",
         "Loss",
         curves("loss", 1.0),
     )
     yield _curves_plot(
         "Selected students: validation",
-        "The student of each method that was selected.",
+        "The selected student of each method.",
         "Validation, %",
         curves("validation", 100.0),
     )
@@ -144,31 +144,31 @@ def _student_curves(
 def _ascent_norms(results: tables.Results, rows: Sequence[Mapping[str, Any]]) -> Plot | None:
     ascending = [row for row in results["methods"] if (row["teacher_settings"] or {}).get("rho")]
     return _curves_plot(
-        "Teachers: norm of the gradient that SAM climbs",
-        "At the parameters themselves, before clipping; only for methods with a radius rho.",
+        "Teachers: norm of SAM's ascent gradient",
+        "At the unperturbed parameters, before clipping; only for methods with rho above 0.",
         "Norm",
         [
-            Curve(row["method"], _series(rows, _teacher_part(row), "ascent_norm"))
+            Curve(row["method"], _series(rows, _teacher_stage(row), "ascent_norm"))
             for row in ascending
         ],
     )
 
 
-def _teacher_part(row: Mapping[str, Any]) -> str:
-    """The part of a run in whose log the teacher of a method is; older runs had one attempt."""
+def _teacher_stage(row: Mapping[str, Any]) -> str:
+    """Returns the logged stage of a method's teacher; older runs had one attempt."""
     return row.get("teacher_part") or f"teachers/{row['method']}"
 
 
 def _series(
     rows: Sequence[Mapping[str, Any]],
-    part: str,
+    stage: str,
     name: str,
     *,
     member: int | None = None,
     scale: float = 1.0,
 ) -> list[tuple[int, float]]:
-    """Steps and values of a metric; of one student, where there is a value for each."""
-    found = [(row["step"], row[name]) for row in rows if row["part"] == part and name in row]
+    """Returns pairs of step and value of a metric; `member` picks one student of a group."""
+    found = [(row["step"], row[name]) for row in rows if row["part"] == stage and name in row]
     return [
         (step, scale * finite(value if member is None else value[member])) for step, value in found
     ]
@@ -224,7 +224,7 @@ def _ring(axes: Axes, x: float, y: float, style: Style) -> None:
 
 
 def _finish(title: str, caption: str, figure: Figure, axes: Axes) -> Plot | None:
-    """The plot with its legend, or None if nothing was drawn."""
+    """Returns the plot with its legend, or None if nothing was drawn."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return None

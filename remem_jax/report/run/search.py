@@ -1,4 +1,4 @@
-"""The table of what a run searched."""
+"""The table of the hyperparameters that a run searched."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,15 +15,15 @@ _TRIED = {
 
 
 def grids(results: Results) -> Table:
-    """What each method was selected from: its teacher's checkpoints, and the grid of its students.
+    """Builds the table of each method's teacher checkpoints and student grid.
 
-    A value that does not count for a loss is left out.
+    Hyperparameters that a loss does not use are left out.
     """
     grids: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
     for row in results["students"]:
         grids.setdefault((row["method"], row["loss"]), []).append(row)
     order = [row["method"] for row in results["methods"]]
-    lines = [
+    rows = [
         (
             tables.method_title(method),
             *(_values(tried, name) for name in ("teacher_step", "loss", *_TRIED)),
@@ -35,9 +35,9 @@ def grids(results: Results) -> Table:
         )
     ]
     heads = ("Method", "Teacher's steps", "Distillation", *_TRIED.values(), "Students")
-    return Table("What was searched", heads, tuple(lines), numeric=False)
+    return Table("Hyperparameters searched", heads, tuple(rows), numeric=False)
 
 
 def _values(tried: Sequence[Mapping[str, Any]], name: str) -> str:
-    found = dict.fromkeys(row[name] for row in tried if row[name] is not None)
-    return ", ".join(tables.cell(value) for value in found) or tables.NOTHING
+    values = dict.fromkeys(row[name] for row in tried if row[name] is not None)
+    return ", ".join(tables.cell(value) for value in values) or tables.NOTHING

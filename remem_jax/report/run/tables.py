@@ -1,4 +1,4 @@
-"""The tables of a run's page, as plain text: nothing here is escaped yet."""
+"""Tables of a run's report. All is plain text, not escaped yet."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from remem_jax.report.tables import Results, Table
 
 
 def comparison(results: Results) -> Table:
-    """The main table: what each method reached, and with which settings."""
+    """Builds the main table: accuracies and selected hyperparameters of each method."""
     metric = results["data"]["metric"]
     published = paper.records(results)
     beside = ("Paper: student", "Paper: teacher") if published else ()
@@ -34,7 +34,7 @@ def _measured(model: Mapping[str, Any] | None, split: str, metric: str) -> str:
 
 
 def on_test(results: Results) -> Table | None:
-    """What the test split would have chosen; None where not all students were measured on it."""
+    """Builds the table of models selected on test; None if not all were evaluated on it."""
     rows = [row for row in results["methods"] if row.get("on_test")]
     if not rows:
         return None
@@ -53,12 +53,11 @@ def on_test(results: Results) -> Table | None:
         )
     chosen = ("Teacher's step", *_student_heads(results), "rho", "alpha", "beta")
     note = (
-        "Here the test split itself has chosen the settings, so the numbers are too high: they are "
-        "not what other images would give. The paper does not say on which split it selects; this "
-        "is how it may have."
+        "These settings were selected on the test split itself, so the accuracies are biased "
+        "upwards. The paper does not say on which split it selects; it may have selected on test."
     )
     heads = ("Method", "Student, test", "Teacher, test", *chosen)
-    return Table("Chosen on test (optimistic)", heads, tuple(cells), note=note)
+    return Table("Selected on test (optimistic)", heads, tuple(cells), note=note)
 
 
 def _published(record: paper.Record | None) -> list[str]:
@@ -74,7 +73,7 @@ def _chosen(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [tables.cell(value) for value in values]
 
 
-# What tells students apart; loss and seed are shown where there are several.
+# Hyperparameters that identify a student; loss and seed are shown only if there are several.
 _STUDENTS = {
     "loss": "Distillation",
     "learning_rate": "Learning rate",
@@ -88,7 +87,7 @@ def _student_names(results: Results) -> list[str]:
     tried = {"loss": set(), "seed": set()}
     for row in results["students"]:
         for name, values in tried.items():
-            if row[name] is not None:  # From scratch there is no distillation.
+            if row[name] is not None:  # Students trained from scratch have no distillation loss.
                 values.add(row[name])
     return [name for name in _STUDENTS if name not in tried or len(tried[name]) > 1]
 
@@ -98,7 +97,7 @@ def _student_heads(results: Results) -> list[str]:
 
 
 def details(results: Results) -> Table:
-    """More metrics of what was selected; a dash for those that an older run did not measure."""
+    """Builds the table of further metrics; a dash for those that an older run did not measure."""
     shares = ("top1", "top5", "mean_per_class", "calibration_error", "agreement")
     rows = []
     for row in results["methods"]:
@@ -110,31 +109,31 @@ def details(results: Results) -> Table:
                 rows.append((name, *cells, tables.number(found.get("loss"))))
     heads = ("Model", "Top-1", "Top-5", "Mean per class", "Calibration error", "Agreement", "Loss")
     note = (
-        "The calibration error is the expected one over 15 bins of confidence. Agreement is the "
-        "share of images that a student puts into the same class as its own teacher. All but the "
-        "loss, which is in nats, is in tables.percent."
+        "The calibration error is the expected calibration error (ECE) with 15 bins. Agreement is "
+        "the share of images for which a student and its teacher predict the same class. All "
+        "values are in percent, except for the loss, which is in nats."
     )
-    return Table("More about the selected models, on test", heads, tuple(rows), note=note)
+    return Table("Further metrics of the selected models, on test", heads, tuple(rows), note=note)
 
 
 def confused(results: Results) -> Table | None:
-    """What ReMem's student, or else the last method's, confuses; None where nothing is known."""
+    """Builds the table of frequent errors of ReMem's student, or else of the last method's."""
     ours = [row for row in results["methods"] if row["method"] == "remem"]
     row = (ours or results["methods"])[-1]
     found = row["student"]["test"].get("confused")
     if not found:
         return None
-    title = f"Errors made most often, on test: {tables.method_title(row['method'])}, student"
+    title = f"Most frequent errors on test: {tables.method_title(row['method'])}, student"
     rows = [
         (pair["class"], pair["taken_for"], f"{pair['images']:,}", f"{pair['of']:,}")
         for pair in found
     ]
-    heads = ("Class", "Taken for", "Images", "Of the class")
+    heads = ("Class", "Predicted as", "Images", "Images of the class")
     return Table(title, heads, tuple(rows), numeric=False)
 
 
 def teachers(results: Results) -> Table:
-    """Every teacher checkpoint on the validation split."""
+    """Builds the table of all teacher checkpoints, on validation."""
     columns, names = _metric_columns(results)
     rows = [
         (
@@ -148,7 +147,7 @@ def teachers(results: Results) -> Table:
 
 
 def students(results: Results) -> Table:
-    """Every student on the validation split, best first within its method."""
+    """Builds the table of all students, on validation, best first within each method."""
     columns, names = _metric_columns(results)
     order = [row["method"] for row in results["methods"]]
     metric = results["data"]["metric"]
@@ -160,14 +159,16 @@ def students(results: Results) -> Table:
             return place, method, True, 0.0
         return place, method, False, -float(share)
 
-    own = _student_names(results)
-    rows = [_student(row, own, names) for row in sorted(results["students"], key=rank)]
+    shown = _student_names(results)
+    rows = [_student(row, shown, names) for row in sorted(results["students"], key=rank)]
     heads = ("Method", "Teacher's step", "Student", *_student_heads(results))
     return Table("All students, on validation", (*heads, *columns, "Diverged"), tuple(rows))
 
 
-def _student(row: Mapping[str, Any], own: Sequence[str], metrics: Sequence[str]) -> tuple[str, ...]:
-    names = ("teacher_step", "student", *own)
+def _student(
+    row: Mapping[str, Any], shown: Sequence[str], metrics: Sequence[str]
+) -> tuple[str, ...]:
+    names = ("teacher_step", "student", *shown)
     return (
         tables.method_title(row["method"]),
         *(tables.cell(row[name]) for name in names),
@@ -177,7 +178,7 @@ def _student(row: Mapping[str, Any], own: Sequence[str], metrics: Sequence[str])
 
 
 def _metric_columns(results: Results) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Heads and names of the metrics, the one that decides first."""
+    """Returns headers and names of the metrics, with the one that selects first."""
     deciding = results["data"]["metric"]
     others = [name for name in tables.METRIC_TITLES if name != deciding]
     titles = [tables.METRIC_TITLES[name].capitalize() for name in (deciding, *others)]
@@ -192,7 +193,7 @@ def _metrics(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def origins(results: Results) -> Table:
-    """What the run used: data, models, versions, device, and the hashes that identify them."""
+    """Builds the table of data, models, versions and device, with the hashes that identify them."""
     data, models, device = results["data"], results["models"], results["device"]
     rows = [
         ("Data set", f"{data['name']} ({data['title']})"),
@@ -210,49 +211,49 @@ def origins(results: Results) -> Table:
 
 
 def _plans(methods: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What each teacher's steps computed again, to fit on the device."""
+    """Returns the rows on the memory plan of each teacher."""
     return [
         (f"Memory of {method['method']}'s teacher", _plan(plan))
         for method in methods
-        if (plan := method.get("plan"))  # Runs of before there were plans have none.
+        if (plan := method.get("plan"))  # Older runs had no plans.
     ]
 
 
 def _plan(plan: Mapping[str, Any]) -> str:
-    again = {
+    recomputed = {
         "nothing": "activations stored",
-        "elementwise": "elementwise operations computed again",
-        "blocks": "blocks computed again",
+        "elementwise": "elementwise operations recomputed",
+        "blocks": "blocks recomputed",
     }[plan["rematerialise"]]
-    parts = f", batches in {plan['accumulate']} parts" if plan["accumulate"] > 1 else ""
+    parts = f", batches in {plan['accumulate']} microbatches" if plan["accumulate"] > 1 else ""
     about = "" if plan["compiled"] else "about "
     return (
-        f"{about}{plan['bytes'] / 2**30:.2f} GiB, {again}{parts}: {plan['operations']:.2f} times "
-        "the operations"
+        f"{about}{plan['bytes'] / 2**30:.2f} GiB, {recomputed}{parts}: {plan['operations']:.2f} "
+        "times the operations"
     )
 
 
 def _teacher_origins(models: Mapping[str, Any]) -> list[tuple[str, str]]:
     if models["teacher"] is None:
-        return [("Teacher", "none: no method of the run has one")]
+        return [("Teacher", "none: no method of the run has a teacher")]
     return [
         ("Teacher", f"{models['teacher']}, {models['teacher_parameters']:,} parameters"),
-        ("Teacher tuned by", _tuning(models)),
-        ("Teacher starts from", models["init"] or "random weights"),
-        ("Hash of that file", models["init_digest"] or tables.NOTHING),
+        ("Fine-tuning of the teacher", _tuning(models)),
+        ("Initial weights of the teacher", models["init"] or "random weights"),
+        ("Hash of these weights", models["init_digest"] or tables.NOTHING),
     ]
 
 
 def _tuning(models: Mapping[str, Any]) -> str:
-    # Runs of before there was a choice say nothing of it.
+    # Older runs did not record it.
     method = models.get("tuning", "full")
     trainable = models.get("teacher_trainable", models["teacher_parameters"])
-    return f"{method}, {trainable:,} parameters train"
+    return f"{method}, {trainable:,} trainable parameters"
 
 
 def times(results: Results) -> Table:
-    """How long each part of the run took, and all of them."""
+    """Builds the table of the time of each stage and of the run."""
     seconds = results["seconds"]
-    rows = [(part, tables.duration(value)) for part, value in seconds.items()]
+    rows = [(stage, tables.duration(value)) for stage, value in seconds.items()]
     rows.append(("Total", tables.duration(sum(seconds.values()))))
-    return Table("Times", ("Part", "Time"), tuple(rows))
+    return Table("Times", ("Stage", "Time"), tuple(rows))

@@ -1,1 +1,1 @@
-"""The page of a study."""
+"""The report of a study."""

@@ -1,7 +1,7 @@
-"""How far each row of a study is above its baseline, ours and the paper's.
+"""Gains of each row of a study over its baseline, ours and the paper's.
 
-A gain suffers less than a number from what the text of the paper leaves open, which moves both of
-the numbers that it is the difference of.
+Choices that the text of the paper leaves open affect a row and its baseline alike, so gains are
+more comparable than accuracies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ from remem_jax.report.study import results_table
 
 
 def over_baseline(study: results_table.Study, choice: str) -> list[tables.Table]:
-    """How far students of each row are above those of their group's baseline, in points.
+    """Builds the tables of gains of each row's students over those of its group's baseline.
 
-    The baseline is the row of fine-tuning, or else the first. Seeds are compared with their own
-    kind: a gain is the mean over those that both have, its deviation that of their differences.
-    Beneath stands, for each of these seeds, the paired error of the difference on test. Columns of
-    which no pair of rows is there yet, six at a time, have no table.
+    Gains are in points. The baseline is the row of fine-tuning, or else the first row. A gain is
+    the mean difference over the seeds that both rows have; its deviation is that of the
+    differences. The next line gives the paired standard error of the difference on test for each
+    seed. A block of columns (six at a time) without any pair of rows has no table.
     """
     found = results_table.cells(study, choice)
     return [
         tables.Table(
-            f"Gain of the students over the baseline's: {_range(columns)}",
+            f"Gain of the students over the baseline: {_range(columns)}",
             ("Gain", *(column["title"] for column in columns)),
             rows,
         )
@@ -42,20 +42,20 @@ def _rows(
     found: results_table.Cells,
     choice: str,
 ) -> tuple[tuple[str, ...], ...]:
-    """Lines of ours and of the paper's that hold something; none if none of ours does."""
+    """Returns the non-empty rows of our gains and the paper's; none if we have no gains."""
     seeds, rows, any_ours = len(study["seeds"]), [], False
     errors = _errors(study, choice)
     for baseline, row in comparisons(study):
-        one = baseline["name"], row["name"]
+        pair = baseline["name"], row["name"]
         title = f"{results_table.row_title(row)} over {baseline['title']}"
-        names = [[(own, column["name"]) for own in one] for column in columns]
+        names = [[(name, column["name"]) for name in pair] for column in columns]
         ours = [_gain(found.get(below), found.get(above), seeds) for below, above in names]
         any_ours |= set(ours) != {tables.NOTHING}
         published = [
             (label, [_published_gain(study, baseline, row, c, full_size=full) for c in columns])
             for full, label in ((False, "paper"), (True, "paper, full size"))
         ]
-        paired = [errors.get((*one, column["name"]), tables.NOTHING) for column in columns]
+        paired = [errors.get((*pair, column["name"]), tables.NOTHING) for column in columns]
         lines = [
             (title, ours),
             (f"{title} (paired error)", paired),
@@ -66,7 +66,7 @@ def _rows(
 
 
 def _errors(study: results_table.Study, choice: str) -> dict[tuple[str, str, str], str]:
-    """Paired errors by baseline, row and column; a study of an older version has none."""
+    """Returns paired errors by baseline, row and column; empty for older studies."""
     return {
         (one["baseline"], one["row"], one["column"]): "; ".join(map(_error, one["seeds"]))
         for one in study.get("compared", ())
@@ -81,11 +81,11 @@ def _error(seed: Mapping[str, Any]) -> str:
 
 
 def comparisons(study: results_table.Study) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Pairs of a baseline and a row of its group that comes after it."""
+    """Returns each pair of a baseline and a later row of its group."""
     pairs = []
     for _, rows in results_table.groups(study):
-        tuned = [i for i, row in enumerate(rows) if row["name"].endswith("finetune")]
-        first = tuned[0] if tuned else 0
+        finetuned = [i for i, row in enumerate(rows) if row["name"].endswith("finetune")]
+        first = finetuned[0] if finetuned else 0
         pairs += [(rows[first], row) for row in rows[first + 1 :]]
     return pairs
 
@@ -96,7 +96,7 @@ def _gain(baseline: Mapping[str, Any] | None, cell: Mapping[str, Any] | None, se
         results_table.percents(cell, "student"),
     )
     differences = [above[seed] - below[seed] for seed in above if seed in below]
-    return results_table.spread(differences, seeds, "+") if differences else tables.NOTHING
+    return results_table.mean_deviation(differences, seeds, "+") if differences else tables.NOTHING
 
 
 def _published_gain(

@@ -1,4 +1,4 @@
-"""The information planes of a study: their figures and their table."""
+"""The information planes of a study: figures and table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from remem_jax.report.information import Point
 
 
 def figures(study: Mapping[str, Any]) -> Iterator[drawing.Drawing]:
-    """Information planes of a study, one for each data set; and what pruning does, where it is.
+    """Draws the information plane of each data set, and the effect of pruning if there is any.
 
-    Information compares teachers on the same images only.
+    Information is comparable only between teachers on the same images.
     """
     for number, (data, found) in enumerate(_by_data(study).items()):
         suffix = f"_{number}" if number else ""
@@ -30,13 +30,13 @@ def figures(study: Mapping[str, Any]) -> Iterator[drawing.Drawing]:
 
 
 def table(study: Mapping[str, Any]) -> tables.Table | None:
-    """How much the features of each teacher of a study keep of the image."""
+    """Builds the table of the teachers' information; None if it was not measured."""
     found = [point for some in _by_data(study).values() for point in some]
     return information.table(found, lambda point: (point["series"], str(point["step"])))
 
 
 def _by_data(study: Mapping[str, Any]) -> dict[str, list[Point]]:
-    """The teachers of the trials in full, by the data set that they are of."""
+    """Returns the teachers of fully trained trials, by data set."""
     rows = {row["name"]: row["title"] for row in study["rows"]}
     columns = {column["name"]: column for column in study["columns"]}
     trials = [one for one in study["trials"] if one["fraction"] == 1 and one.get("teachers")]
@@ -46,19 +46,19 @@ def _by_data(study: Mapping[str, Any]) -> dict[str, list[Point]]:
     for trial in trials:
         column, row = columns[trial["column"]], rows[trial["row"]]
         names = [row] * (has_rows or not has_columns) + [column["title"]] * has_columns
-        of = {
+        described = {
             "series": ", ".join(names),
             "trial": trial["trial"],
             "column": column["title"] if has_columns else "",
         }
         found.setdefault(column["data"]["title"], []).extend(
-            {**point, **of, "label": f"step {point['step']}"} for point in trial["teachers"]
+            {**point, **described, "label": f"step {point['step']}"} for point in trial["teachers"]
         )
     return {data: some for data, some in found.items() if some}
 
 
 def _pruned(points: Sequence[Point]) -> list[Point]:
-    """Of each trial the last teacher, by the kind of block that it lost; without loss, by each."""
+    """Returns each trial's last teacher once per kind of pruning; unpruned ones have all kinds."""
     last: dict[str, Point] = {}
     for point in points:
         before = last.get(point["trial"])
@@ -69,8 +69,8 @@ def _pruned(points: Sequence[Point]) -> list[Point]:
     )
     found = []
     for point in last.values():
-        own = [kind for kind in kinds if point["pruned"][kind]]
-        for kind in own or kinds:
+        pruned = [kind for kind in kinds if point["pruned"][kind]]
+        for kind in pruned or kinds:
             series = ", ".join(text for text in (kind, point["column"]) if text)
             found.append({**point, "series": series, "pruned": point["pruned"][kind]})
     return found

@@ -1,4 +1,4 @@
-"""The report of a study: many runs that together make one of the paper's tables, or figures."""
+"""The report of a study: many runs that together reproduce a table or a figure of the paper."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -10,22 +10,21 @@ from remem_jax.report.figures import drawing
 from remem_jax.report.study import gains, information, results_table, search, trials
 from remem_jax.storage import files, results
 
-FORMAT = 1  # Of study.json.
+FORMAT = 1  # Format of study.json.
 
 _GAINS = (
-    "A student's gain is the mean, over the seeds that both rows have, of what it is above the "
-    "baseline's of the same seed; behind ± stands the sample standard deviation of these "
-    "differences. Beneath, seed by seed, is the paired standard error of the difference, in "
-    "points, with a two-sided p-value: what other test images would change, reckoned from the "
-    "images on which the two differ. It holds for these students, not for what other seeds would "
-    "train. “Not on record” is said where an older version ran a trial, or test chose the "
-    "settings. What the paper leaves open moves both rows, so gains compare more fairly with the "
-    "paper's than the numbers themselves."
+    "A gain is the mean difference between a student and the baseline with the same seed, over "
+    "the seeds that both have; ± is the sample standard deviation of these differences. Below it, "
+    "for each seed, is the paired standard error of the difference, in points, with a two-sided "
+    "p-value, from the test images on which the two students differ. It covers the choice of test "
+    "images for these students, not the variation between seeds. “Not on record” marks trials of "
+    "an older version and settings selected on test. Choices that the paper leaves open affect "
+    "both rows, so gains are more comparable with the paper's than the accuracies themselves."
 )
 _OPTIMISTIC = (
-    "Here the test split itself chose the settings: each number is the best of all that were "
-    "tried, by the images that judge it, and is too high. The paper does not say on which split "
-    "it selects; it may be this one. The numbers to trust are those of the first table."
+    "These settings were selected on the test split itself: each number is the maximum over all "
+    "settings tried on the same images, and is biased upwards. The paper does not say on which "
+    "split it selects; it may have selected on test. Rely on the first table."
 )
 
 
@@ -34,7 +33,7 @@ def write(directory: pathlib.Path) -> None:
     path = directory / "study.json"
     study = results.read(path)
     if study is None:
-        raise checks.SettingError(f"{path} is not there: the study has not begun.")
+        raise checks.SettingError(f"{path} does not exist: the study has not started.")
     checks.one_of(f"The format of {path}", study.get("format"), (FORMAT,))
     figures = [drawing.save(directory / drawing.FIGURES, one) for one in information.figures(study)]
     content = {**_content(study), "plots": figures}
@@ -77,7 +76,7 @@ def _content(study: results_table.Study) -> dict[str, Any]:
 
 
 def _sections(study: results_table.Study, choice: str) -> list[dict[str, Any]]:
-    """Each grid, with the same as a table that has one row of heads."""
+    """Returns each grid, and the same grid as a table with a single header row."""
     return [
         {"grid": grid, "flat": results_table.flat(", ".join(grid.columns), grid)}
         for grid in results_table.grids(study, choice)
@@ -85,38 +84,38 @@ def _sections(study: results_table.Study, choice: str) -> list[dict[str, Any]]:
 
 
 def title(study: results_table.Study) -> str:
-    """The study's title; a mini version is called so."""
+    """Returns the study's title, which names a mini version as one."""
     if study["mini"] and "mini" not in study["title"].lower():
         return f"{study['title']} (mini version)"
     return study["title"]
 
 
 def summary(study: results_table.Study) -> str:
-    """How much of the table there is, and what its numbers are."""
+    """Describes how complete the table is, and what its numbers are."""
     seeds = len(study["seeds"])
     found = results_table.cells(study, "validation")
     places = [(row["name"], column["name"]) for row in study["rows"] for column in study["columns"]]
     counts = [len(found[place]["replicates"]) if place in found else 0 for place in places]
-    of, whole = len(counts), sum(count >= seeds for count in counts)
-    partly = f", {sum(0 < count < seeds for count in counts)} partly" if seeds > 1 else ""
+    total, complete = len(counts), sum(count >= seeds for count in counts)
+    partial = f", {sum(0 < count < seeds for count in counts)} partial" if seeds > 1 else ""
     return (
-        f"Cells: {whole} of {of} complete{partly}, {counts.count(0)} missing. Numbers are "
+        f"Cells: {complete} of {total} complete{partial}, {counts.count(0)} missing. Numbers are "
         f"accuracies on test, in percent: {_metrics(study)}. All settings were selected on the "
         f"validation split, unless a heading says otherwise. {_readings(study)}"
     )
 
 
 def _readings(study: results_table.Study) -> str:
-    """How often the test split was read, as a sentence."""
+    """Describes the use of the test split in a sentence."""
     on_test = study.get("choose_on_test", bool(results_table.cells(study, "test")))
     if on_test:
         return (
-            "Every student was measured on test too (config.choose_on_test); outside of that "
-            "heading this chose nothing."
+            "Every student was evaluated on test too (config.choose_on_test), which affects only "
+            "the results under that heading."
         )
     return (
-        "Each trial read test once, for what it had selected on validation; of the trials of a "
-        "cell, the best on validation is shown."
+        "Each trial read the test split once, for the models that it had selected on validation; "
+        "each cell shows the trial that is best on validation."
     )
 
 
@@ -133,9 +132,9 @@ def _metrics(study: results_table.Study) -> str:
 
 
 def warning(study: results_table.Study) -> str:
-    """What to be warned of where some data are not the official ones; may be empty."""
+    """Returns a warning if some data are not the official ones; else empty."""
     columns = _columns(study, official=False)
-    if study["mini"] or not columns:  # A mini version has a warning of its own.
+    if study["mini"] or not columns:  # A mini version has its own warning.
         return ""
     return (
         f"For {', '.join(columns)} the numbers of images are not those of the official data set. "
@@ -152,13 +151,13 @@ def _columns(study: results_table.Study, *, official: bool | None) -> list[str]:
 
 
 def notes(study: results_table.Study) -> Iterator[str]:
-    """What a reader of the main table should know of it."""
+    """Yields the notes below the main table."""
     yield from _data(study)
     yield _seeds(study)
     if any(len(one["students_of_seeds"]) > 1 for one in _replicates(study)):
         yield (
-            "A student's number is itself the mean over students that differ by their own seed "
-            "alone; the table of selected settings has each."
+            "A student's number is itself the mean over students that differ only by the student's "
+            "seed; the table of selected settings lists each."
         )
     yield from _published(study)
     if paper.remark(study["table"]):
@@ -166,7 +165,7 @@ def notes(study: results_table.Study) -> Iterator[str]:
 
 
 def _data(study: results_table.Study) -> Iterator[str]:
-    """On which data columns are, where they are not the official ones or not one for each."""
+    """Names the data of columns that are not official or that share their data."""
     columns: dict[str, list[str]] = {}
     others = set()
     for column in study["columns"]:
@@ -192,16 +191,17 @@ def _seeds(study: results_table.Study) -> str:
     seeds: Sequence[int] = study["seeds"]
     if len(seeds) == 1:
         return (
-            f"All of this is one seed ({seeds[0]}): what another seed would change is not measured."
+            f"All results come from one seed ({seeds[0]}): the variation between seeds was not "
+            "measured."
         )
     return (
-        f"Numbers are means over the {len(seeds)} seeds {', '.join(map(str, seeds))}; behind ± "
-        "stands the sample standard deviation over them. A cell that has fewer says so."
+        f"Numbers are means over the {len(seeds)} seeds {', '.join(map(str, seeds))}; ± is "
+        "the sample standard deviation over them. Cells with fewer seeds say so."
     )
 
 
 def _published(study: results_table.Study) -> Iterator[str]:
-    """What the paper's numbers can be taken for here."""
+    """Describes how far the paper's numbers are comparable."""
     number, columns = study["table"], []
     for column in study["columns"]:
         cells = (paper.cell(number, row["name"], column["name"]) for row in study["rows"])
@@ -210,16 +210,16 @@ def _published(study: results_table.Study) -> Iterator[str]:
     full = [column["title"] for column in columns if results_table.is_full_size(study, column)]
     if len(full) < len(columns) and paper.is_comparable(number):
         yield (
-            "Differences are ours less the paper's, in points. The paper's numbers have one "
-            "decimal, and its text does not say over how many seeds."
+            "Differences are ours minus the paper's, in points. The paper's numbers have one "
+            "decimal, and its text does not give the number of seeds."
         )
     if study["mini"] and columns:
         yield (
-            "Rows that say “paper, full size” are the paper's numbers from experiments of full "
-            "size. There are no differences to them: this is a mini version."
+            "Rows labelled “paper, full size” are the paper's numbers from full-size experiments. "
+            "No differences are given, because this is a mini version."
         )
     elif full:
         yield (
-            "Rows that say “paper, full size” are the paper's numbers on the official data. There "
-            f"are no differences to them: for {', '.join(full)} the data here are others."
+            "Rows labelled “paper, full size” are the paper's numbers on the official data. No "
+            f"differences are given, because the data for {', '.join(full)} are different here."
         )

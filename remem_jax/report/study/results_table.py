@@ -1,6 +1,6 @@
-"""A study's numbers in the layout of the paper's table, with the paper's beside them.
+"""A study's results in the layout of the paper's table, beside the paper's numbers.
 
-As in `tables`, all is plain text: nothing here is escaped yet.
+As in `tables`, all is plain text, not escaped yet.
 """
 
 import itertools
@@ -16,17 +16,17 @@ from remem_jax.storage import spreadsheets
 Study = Mapping[str, Any]
 Cells = Mapping[tuple[str, str], Mapping[str, Any]]
 
-BLOCK = 6  # Columns beside each other; the paper splits its Table 1 so.
+BLOCK = 6  # Columns per grid, as in the paper's Table 1.
 ROLES = ("student", "teacher")
 MISSING = "missing"
 
 
 class Line(NamedTuple):
-    """A line of a grid.
+    """A row of a grid.
 
     Attributes:
-        label: What the numbers are.
-        cells: A student's and a teacher's for each column of the grid.
+        label: Title of the row.
+        cells: Two for each column of the grid, student and teacher.
         kind: "ours", "paper" or "difference".
     """
 
@@ -36,11 +36,11 @@ class Line(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A part of a study's table, narrow enough to read.
+    """A block of columns of a study's table, narrow enough to read.
 
     Attributes:
-        columns: Titles; each stands over a student and a teacher.
-        groups: Titles of groups of rows, empty where rows have none, and their lines.
+        columns: Titles, each of which spans a student and a teacher.
+        groups: Titles of the groups of rows (empty if there are no groups) and their rows.
     """
 
     columns: tuple[str, ...]
@@ -48,12 +48,12 @@ class Grid(NamedTuple):
 
 
 def cells(study: Study, choice: str) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Cells by row and column, of settings chosen on "validation" or on "test"."""
+    """Returns the cells by row and column, with settings selected on "validation" or "test"."""
     return {(c["row"], c["column"]): c for c in study["cells"] if c["choice"] == choice}
 
 
 def percents(cell: Mapping[str, Any] | None, role: str) -> dict[int, float]:
-    """Accuracies of a cell by seed, in percent; only those that are there and finite."""
+    """Returns the finite accuracies of a cell by seed, in percent."""
     found = {row["seed"]: row[role] for row in cell["replicates"]} if cell else {}
     return {
         seed: 100 * share
@@ -62,13 +62,13 @@ def percents(cell: Mapping[str, Any] | None, role: str) -> dict[int, float]:
     }
 
 
-def spread(values: Collection[float], seeds: int, sign: str = "") -> str:
-    """Mean of at least one value, the sample standard deviation of several, and of how many.
+def mean_deviation(values: Collection[float], seeds: int, sign: str = "") -> str:
+    """Formats the mean of the values, with the sample standard deviation if there are several.
 
     Args:
-        values: One for each seed that has come to its end.
-        seeds: How many there will be; the text says so where there are fewer yet.
-        sign: "+" to give a mean above zero its sign.
+        values: At least one value, for each finished seed.
+        seeds: Number of planned seeds; the text says so if fewer are finished.
+        sign: "+" to print the sign of positive means.
     """
     text = _rounded(statistics.fmean(values), f"{sign}z.2f")
     if len(values) > 1:
@@ -77,25 +77,25 @@ def spread(values: Collection[float], seeds: int, sign: str = "") -> str:
 
 
 def row_title(row: Mapping[str, Any]) -> str:
-    """A row's title, after that of its group where it has one."""
+    """Returns a row's title, prefixed by that of its group if it has one."""
     return f"{row['group']}: {row['title']}" if row.get("group") else row["title"]
 
 
 def blocks(study: Study, choice: str) -> Iterator[Sequence[Mapping[str, Any]]]:
-    """The study's columns, at most `BLOCK` at a time; of choices on test those that have cells."""
+    """Returns the columns, at most `BLOCK` at a time; for "test", only those with cells."""
     columns = study["columns"]
     if choice == "test":
-        there = {column for _, column in cells(study, choice)}
-        columns = [column for column in columns if column["name"] in there]
+        filled = {column for _, column in cells(study, choice)}
+        columns = [column for column in columns if column["name"] in filled]
     return (columns[start : start + BLOCK] for start in range(0, len(columns), BLOCK))
 
 
 def grids(study: Study, choice: str) -> list[Grid]:
-    """The study's table: its numbers, the paper's, and the differences where they mean something.
+    """Builds the study's table: its numbers, the paper's, and the differences if comparable.
 
     Args:
-        study: Content of study.json.
-        choice: On which split settings were chosen, "validation" or "test".
+        study: Contents of study.json.
+        choice: Split on which settings were selected, "validation" or "test".
     """
     found = cells(study, choice)
     return [
@@ -111,7 +111,7 @@ def grids(study: Study, choice: str) -> list[Grid]:
 
 
 def groups(study: Study) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Rows by the titles of their groups; rows of a group follow each other."""
+    """Groups consecutive rows by the title of their group."""
     pairs = itertools.groupby(study["rows"], key=lambda row: row.get("group") or "")
     return [(title, list(rows)) for title, rows in pairs]
 
@@ -141,7 +141,7 @@ def _measured(cell: Mapping[str, Any] | None, role: str, seeds: int) -> str:
         return MISSING
     values = percents(cell, role).values()
     if values:
-        return spread(values, seeds)
+        return mean_deviation(values, seeds)
     return "not finite" if role == "student" else tables.NOTHING
 
 
@@ -150,7 +150,7 @@ def _published(one: paper.Record | None, role: str) -> str:
 
 
 def signed(points: float | None) -> str:
-    """Points above or below a number of the paper, whose numbers have one decimal."""
+    """Formats a difference in points with one decimal, as in the paper."""
     return tables.NOTHING if points is None else _rounded(points, "+z.1f")
 
 
@@ -160,7 +160,7 @@ def _rounded(value: float, form: str) -> str:
 
 
 def is_full_size(study: Study, column: Mapping[str, Any]) -> bool:
-    """Whether the paper's numbers are of a larger experiment, or of other data, than ours."""
+    """Returns whether the paper's numbers are from a larger experiment or from other data."""
     data = column["data"]
     return bool(study["mini"]) or (data is not None and data["official"] is not True)
 
@@ -168,7 +168,7 @@ def is_full_size(study: Study, column: Mapping[str, Any]) -> bool:
 def record(
     study: Study, row: Mapping[str, Any], column: Mapping[str, Any], *, full_size: bool
 ) -> paper.Record | None:
-    """The paper's cell, if `is_full_size` says the same of it."""
+    """Returns the paper's cell if `is_full_size` equals `full_size`; else None."""
     if is_full_size(study, column) != full_size:
         return None
     return paper.cell(study["table"], row["name"], column["name"])
@@ -181,7 +181,7 @@ def difference(
     cell: Mapping[str, Any] | None,
     role: str,
 ) -> float | None:
-    """Our mean less the paper's number, in points; None where that would compare unlikes."""
+    """Returns our mean minus the paper's number, in points; None if not comparable."""
     values = percents(cell, role).values()
     one = record(study, row, column, full_size=False)
     if one is None or not values or not paper.is_comparable(study["table"]):
@@ -190,7 +190,7 @@ def difference(
 
 
 def flat(title: str, grid: Grid) -> tables.Table:
-    """A grid as a table with one row of heads."""
+    """Converts a grid to a table with one header row."""
     heads = [f"{column}, {role}" for column in grid.columns for role in ROLES]
     rows = [
         (f"{group}: {line.label}" if group else line.label, *line.cells)
@@ -201,7 +201,7 @@ def flat(title: str, grid: Grid) -> tables.Table:
 
 
 def comma_separated(study: Study) -> str:
-    """The study's table as CSV: a line for each cell, in percent and points."""
+    """Formats the study's table as CSV: one line per cell, in percent and points."""
     lines: list[Sequence[str]] = [_FIELDS]
     for choice in ("validation", "test"):
         found = cells(study, choice)

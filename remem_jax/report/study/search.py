@@ -1,6 +1,6 @@
-"""What a study searched, and what it left out, as tables.
+"""Tables of the settings that a study searched and left out.
 
-As in `tables`, all is plain text: nothing here is escaped yet.
+As in `tables`, all is plain text, not escaped yet.
 """
 
 import fractions
@@ -12,7 +12,7 @@ from remem_jax.report.study import results_table, trials
 
 
 def grids(study: results_table.Study) -> tables.Table | None:
-    """The grid of each row, as its trials have it; None in a study of an older version."""
+    """Builds the table of each row's grid; None for a study of an older version."""
     rows = study["search"].get("rows", ())
     if not rows:
         return None
@@ -26,7 +26,7 @@ def grids(study: results_table.Study) -> tables.Table | None:
                 f"{grid['settings']:,}",
                 _teacher(grid),
                 _values(grid["checkpoints"]),
-                one["loss"] or "none, labels alone",
+                one["loss"] or "none, labels only",
                 *(
                     _values(one[name])
                     for name in ("learning_rate", "temperature", "weight", "seed")
@@ -36,7 +36,7 @@ def grids(study: results_table.Study) -> tables.Table | None:
         ]
     of_students = ("Distillation", "Learning rates", "Temperatures", "Weights", "Seeds")
     heads = ("Row", "Columns", "Settings", "Teacher", "Its checkpoints", *of_students)
-    return tables.Table("What was searched", heads, tuple(lines), numeric=False)
+    return tables.Table("Settings searched", heads, tuple(lines), numeric=False)
 
 
 def _columns(study: results_table.Study, names: Iterable[str]) -> str:
@@ -47,12 +47,12 @@ def _columns(study: results_table.Study, names: Iterable[str]) -> str:
 
 
 def _teacher(grid: Mapping[str, Any]) -> str:
-    """What the teachers of a row vary, and what its method fixes."""
+    """Describes the teacher settings that a row varies, and those that its method fixes."""
     if not grid["checkpoints"]:
         return "none"
     varied = [f"{name} {_values(values)}" for name, values in grid["teacher"].items()]
     fixed = [f"{name} fixed at {tables.number(value)}" for name, value in grid["fixed"].items()]
-    return "; ".join([*varied, *fixed]) or "as its settings are"
+    return "; ".join([*varied, *fixed]) or "one setting"
 
 
 def _values(values: Iterable[Any]) -> str:
@@ -60,7 +60,7 @@ def _values(values: Iterable[Any]) -> str:
 
 
 def halving(study: results_table.Study) -> list[tables.Table]:
-    """How many settings reach each rung, and which were never tried in full; none of a grid."""
+    """Builds the tables of the rungs and of the settings dropped on the way; none for a grid."""
     if study["search"]["kind"] == "grid" or "rungs" not in study["search"]:
         return []
     return [_rungs(study), *_dropped(study)]
@@ -81,10 +81,10 @@ def _rungs(study: results_table.Study) -> tables.Table:
                 *(_reached(found.get(share)) for share in shares),
             )
         )
-    heads = ("Row", "Column", "Seed", "Settings", "Begun", *map(_share, shares))
+    heads = ("Row", "Column", "Seed", "Settings", "Started", *map(_share, shares))
     note = (
-        "Under each share of the steps stands how many settings are tried with it, of how many "
-        "that will be; a dash where none of the row would be dropped."
+        "For each fraction of the steps: the number of settings tried so far, and the number "
+        "planned; a dash if the row drops no settings there."
     )
     return tables.Table("Rungs of the search", heads, tuple(lines), numeric=False, note=note)
 
@@ -108,7 +108,7 @@ def _dropped(study: results_table.Study) -> list[tables.Table]:
         (
             *titled(one["row"], one["column"]),
             str(one["seed"]),
-            "never begun" if one["fraction"] is None else f"after {_share(one['fraction'])}",
+            "never started" if one["fraction"] is None else f"after {_share(one['fraction'])}",
             one["trial"] or tables.NOTHING,
             tables.percent(one["validation"]),
             *(trials.setting(one["settings"].get(name)) for name in shown),
@@ -116,5 +116,8 @@ def _dropped(study: results_table.Study) -> list[tables.Table]:
         for one in trials.ordered(study, dropped)
     )
     heads = ("Row", "Column", "Seed", "Left out", "Trial", "Best on validation", *shown)
-    note = "What was never begun, the budget left out; the others were dropped on validation."
-    return [tables.Table("Settings never tried in full", heads, lines, numeric=False, note=note)]
+    note = (
+        "Settings that never started did not fit into the budget; the others were dropped on "
+        "validation."
+    )
+    return [tables.Table("Settings never trained in full", heads, lines, numeric=False, note=note)]

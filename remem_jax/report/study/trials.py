@@ -1,6 +1,6 @@
-"""What a study tried, chose, lacks and costs, as tables.
+"""Tables of a study's trials: data, missing cells, cost, selected settings, all trials, versions.
 
-As in `tables`, all is plain text: nothing here is escaped yet.
+As in `tables`, all is plain text, not escaped yet.
 """
 
 import math
@@ -13,18 +13,18 @@ from remem_jax.report.study import results_table
 
 _SELECTED = {
     "validation": "Selected settings",
-    "test": "Selected settings, chosen on test (optimistic)",
+    "test": "Settings selected on test (optimistic)",
 }
 _OFFICIAL = {True: "yes", False: "no", None: "not among the paper's data"}
 
 
 def data(study: results_table.Study) -> tables.Table:
-    """On which data each column is."""
+    """Builds the table of the data of each column."""
     rows = []
     for column in study["columns"]:
         found = column["data"]
         if found is None:
-            rows.append((column["title"], "nothing was run there", *[tables.NOTHING] * 5))
+            rows.append((column["title"], "not run", *[tables.NOTHING] * 5))
             continue
         examples = (f"{found['examples'][split]:,}" for split in ("train", "validation", "test"))
         rows.append(
@@ -39,12 +39,12 @@ def data(study: results_table.Study) -> tables.Table:
             )
         )
     images = "Training / validation / test images"
-    heads = ("Column", "Data set", "Official", "Classes", images, "Pixels", "What counts")
+    heads = ("Column", "Data set", "Official", "Classes", images, "Image size", "Metric")
     return tables.Table("Data", heads, tuple(rows), numeric=False)
 
 
 def missing(study: results_table.Study) -> tables.Table | None:
-    """Cells and seeds without a number, and why; None where nothing is missing."""
+    """Builds the table of cells and seeds without a result; None if nothing is missing."""
     titled = titles(study)
     seeds: dict[tuple[str, str, str], list[str]] = {}
     for row, column, seed, why in [*_listed(study), *_unlisted(study)]:
@@ -52,7 +52,9 @@ def missing(study: results_table.Study) -> tables.Table | None:
     if not seeds:
         return None
     lines = tuple((row, column, ", ".join(some), why) for (row, column, why), some in seeds.items())
-    return tables.Table("What is missing", ("Row", "Column", "Seeds", "Why"), lines, numeric=False)
+    return tables.Table(
+        "Missing results", ("Row", "Column", "Seeds", "Reason"), lines, numeric=False
+    )
 
 
 def _listed(study: results_table.Study) -> list[tuple[str, str, int, str]]:
@@ -60,28 +62,28 @@ def _listed(study: results_table.Study) -> list[tuple[str, str, int, str]]:
 
 
 def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]:
-    """Seeds of cells that have no number, and that the record does not name as missing."""
+    """Yields seeds without a result that the record does not list as missing."""
     known = {place[:3] for place in _listed(study)}
     found = results_table.cells(study, "validation")
     for row in study["rows"]:
         for column in study["columns"]:
             cell = found.get((row["name"], column["name"]))
-            there = {one["seed"] for one in cell["replicates"]} if cell else set()
-            why = "no record of it" if column["data"] else "nothing was run there"
+            finished = {one["seed"] for one in cell["replicates"]} if cell else set()
+            why = "not on record" if column["data"] else "not run"
             for seed in study["seeds"]:
-                if seed not in there and (row["name"], column["name"], seed) not in known:
+                if seed not in finished and (row["name"], column["name"], seed) not in known:
                     yield row["name"], column["name"], seed, why
 
 
 def cost(study: results_table.Study) -> tables.Table:
-    """What the whole study costs, and what was spent so far."""
+    """Builds the table of the planned cost and the cost so far."""
     planned = study["cost"]
     done = sum(trial["state"] == "done" for trial in study["trials"])
     rows = (
         ("Trials", f"{planned['trials']:,}", f"{done:,}"),
-        ("Steps of teachers", f"{planned['teacher_steps']:,}", tables.NOTHING),
-        ("Steps of students", f"{planned['student_steps']:,}", tables.NOTHING),
-        ("Operations", _formatted(planned["operations"], ".3g"), tables.NOTHING),
+        ("Teacher steps", f"{planned['teacher_steps']:,}", tables.NOTHING),
+        ("Student steps", f"{planned['student_steps']:,}", tables.NOTHING),
+        ("Floating-point operations", _formatted(planned["operations"], ".3g"), tables.NOTHING),
         ("Hours", *(_formatted(planned[name], ",.2f") for name in ("hours", "spent_hours"))),
     )
     return tables.Table("Cost", ("What", "Planned", "Spent"), rows)
@@ -92,7 +94,7 @@ def _formatted(value: float | None, form: str) -> str:
 
 
 def selected(study: results_table.Study, choice: str) -> tables.Table | None:
-    """The settings that were selected for each cell and seed; None where there are none."""
+    """Builds the table of settings selected for each cell and seed; None without any."""
     titled = titles(study)
     chosen = [
         (cell, one)
@@ -128,7 +130,7 @@ def _accuracies(one: Mapping[str, Any]) -> list[str]:
 
 
 def tried(study: results_table.Study) -> tables.Table:
-    """Every trial, in the order of the study's table; those of most steps first, then the best."""
+    """Builds the table of all trials, sorted by row and column, steps, then accuracy."""
     titled = titles(study)
     shown = names(trial["settings"] for trial in study["trials"])
     shortened = any(trial["fraction"] != 1 for trial in study["trials"])
@@ -154,7 +156,7 @@ def tried(study: results_table.Study) -> tables.Table:
         )
         for trial in ordered(study, sorted(study["trials"], key=rank))
     ]
-    where = ("Trial", "Row", "Column", "Seed", *(["Share of the steps"] if shortened else []))
+    where = ("Trial", "Row", "Column", "Seed", *(["Fraction of the steps"] if shortened else []))
     amount = ("State", "Best on validation", "Students", "Teacher's steps", "Student's steps")
     heads = (*where, *amount, "Time", "Device", *shown)
     return tables.Table("All trials", heads, tuple(lines), numeric=False, note=_states(study))
@@ -167,13 +169,13 @@ def _states(study: results_table.Study) -> str:
 
 
 def versions(study: results_table.Study) -> tables.Table:
-    """Versions of what the study ran with."""
+    """Builds the table of software versions."""
     rows = tuple((name, str(version)) for name, version in study["versions"].items())
-    return tables.Table("Versions", ("What", "Version"), rows, numeric=False)
+    return tables.Table("Versions", ("Software", "Version"), rows, numeric=False)
 
 
 def titles(study: results_table.Study) -> Callable[[str, str], tuple[str, str]]:
-    """Gives titles to the names of a row and a column; a name that is not known keeps itself."""
+    """Returns a function from the names of a row and a column to titles; unknown names stay."""
     rows = {row["name"]: results_table.row_title(row) for row in study["rows"]}
     columns = {column["name"]: column["title"] for column in study["columns"]}
 
@@ -186,7 +188,7 @@ def titles(study: results_table.Study) -> Callable[[str, str], tuple[str, str]]:
 def ordered(
     study: results_table.Study, places: Iterable[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """What has a row and a column, in the order of the table; the order of equals stays."""
+    """Sorts records that have a row and a column in the order of the table; the sort is stable."""
     orders = [
         {one["name"]: place for place, one in enumerate(study[kind])}
         for kind in ("rows", "columns")
@@ -200,12 +202,12 @@ def ordered(
 
 
 def names(settings: Iterable[Mapping[str, Any]]) -> Sequence[str]:
-    """All names, in the order in which they first come."""
+    """Returns all names in the order of their first occurrence."""
     return list(dict.fromkeys(name for some in settings for name in some))
 
 
 def setting(value: Any) -> str:
-    """A setting as text, or several."""
+    """Formats the value of a setting."""
     if isinstance(value, list | tuple):
         return ", ".join(setting(item) for item in value)
     if isinstance(value, float) or value is None:

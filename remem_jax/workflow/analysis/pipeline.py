@@ -58,11 +58,11 @@ def _information(run: context.Run, chosen: list[inputs.Checkpoint]) -> dict[str,
     for config in analysis.of_sensitivity(run.config):
         own = config.information
         corners = "aligned" if own.align_corners else "half_pixel"
-        part = f"information/rate_{own.learning_rate:g}_beta2_{own.betas[1]:g}_{corners}"
-        measured = measurement.measure(run._replace(config=config), part, load)
+        stage = f"information/rate_{own.learning_rate:g}_beta2_{own.betas[1]:g}_{corners}"
+        measured = measurement.measure(run._replace(config=config), stage, load)
         found.append(
             {
-                "folder": part,
+                "folder": stage,
                 "learning_rate": own.learning_rate,
                 "second_beta": own.betas[1],
                 "align_corners": own.align_corners,

@@ -123,14 +123,14 @@ def make(
     )
 
 
-def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
+def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
     """Describes the step of a decoder for the memory plan.
 
     While it runs, the states of all other estimators are in memory, and its teacher has run before.
 
     Args:
         run: The run.
-        part: Name of the stage.
+        stage: Name of the stage.
         teachers: The teachers, with their variables or the shapes of these.
     """
     settings, size = run.config.information, run.config.data.image_size
@@ -159,7 +159,7 @@ def planned_step(run: context.Run, part: str, teachers: Sequence[Teacher]) -> me
 
     wanted = recomputed("config.information.rematerialise", settings.rematerialise)
     return memory_plan.Step(
-        part,
+        stage,
         "config.information",
         [memory_plan.Plan(name) for name in (RECOMPUTED if wanted == AUTO else (wanted,))],
         apply,

@@ -46,7 +46,7 @@ def with_patches(run: context.Run, patches: TeacherApply) -> TeacherApply:
 
 
 def measure(
-    run: context.Run, part: str, load: Callable[[], Sequence[decoders.Teacher]]
+    run: context.Run, stage: str, load: Callable[[], Sequence[decoders.Teacher]]
 ) -> dict[str, Any]:
     """Trains a decoder and a critic for each teacher and each of `config.information.seeds`.
 
@@ -55,7 +55,7 @@ def measure(
 
     Args:
         run: The run.
-        part: Name of the stage. If it is finished, its results are read from disk.
+        stage: Name of the stage. If it is finished, its results are read from disk.
         load: Loads the teachers, which must have features of one size.
 
     Returns:
@@ -67,27 +67,27 @@ def measure(
     Raises:
         SettingError: If features have different sizes, or validation is smaller than a batch.
     """
-    folder = run.workdir / part
+    folder = run.workdir / stage
     done = results.read_for_all(folder / "result.json")
     if done is not None:
         return done
     settings, evaluations = run.config.information, decoders.milestones(run.config.information)
     _require_whole_batch(run)
     teachers, held_out = load(), _held_out(run)
-    plan = memory_plan.planned(run, decoders.planned_step(run, part, teachers))
+    plan = memory_plan.planned(run, decoders.planned_step(run, stage, teachers))
     estimators = decoders.make(run, teachers, plan.rematerialise)
 
     def milestone(step: int, states: tuple[state.State, ...]) -> None:
         final = _Last(run, estimators, states) if step == settings.steps else None
         found = _evaluate(run, estimators, states, held_out(), final)
         losses = [one.loss for one in found]
-        run.log.write(part, step, {"validation_loss": losses})
+        run.log.write(stage, step, {"validation_loss": losses})
         results.write_for_all(folder / f"step_{step}.json", losses)
         if final:
             _save(run, folder, found, final.bounds(), final.pictures(found))
 
     last, seconds = training.train(
-        run, part, decoders.job(run, estimators)._replace(milestone=milestone)
+        run, stage, decoders.job(run, estimators)._replace(milestone=milestone)
     )
     # The file is missing if the run was killed before it was written.
     if results.read_for_all(folder / "last.json") is None:
@@ -98,7 +98,7 @@ def measure(
         _record(settings, list(zip(evaluations, curves, strict=True)), saved, indices)
         for indices in _by_teacher(estimators)
     ]
-    result = {"part": part, "seconds": seconds, "teachers": records}
+    result = {"part": stage, "seconds": seconds, "teachers": records}
     results.write_for_all(folder / "result.json", result)
     if mesh.is_writer():
         checkpoints.remove(folder / training.CHECKPOINTS)

@@ -22,9 +22,9 @@ from remem_jax.workflow.remem.student_setup import (
     GridPoint,
     StudentGrid,
     StudentSetup,
-    counting,
-    make_answer,
+    hyperparameters,
     make_grid,
+    make_targets,
     scratch_grid,
 )
 
@@ -35,7 +35,7 @@ SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")
 def from_scratch(run: context.Run, setup: StudentSetup) -> list[dict[str, Any]]:
     """Trains the grid's learning rates without a teacher; see `_train_groups`."""
     grid = scratch_grid(run)
-    trained = _train_groups(run, setup, grid, grid.part, targets.none)
+    trained = _train_groups(run, setup, grid, grid.stage, targets.none)
     for group in trained:
         for student in group["students"]:
             student.update(loss=None, temperature=None, weight=None)
@@ -46,34 +46,34 @@ def from_teachers(
     run: context.Run, setup: StudentSetup, teachers: Teachers
 ) -> list[dict[str, Any]]:
     """Trains the whole grid on each of the teachers; see `_train_groups`."""
-    part = f"students/{teachers.method}"
-    answer = make_answer(run, teachers.apply)
-    grid = make_grid(run, part, answer, teachers.shapes)
+    stage = f"students/{teachers.method}"
+    compute_targets = make_targets(run, teachers.apply)
+    grid = make_grid(run, stage, compute_targets, teachers.shapes)
     found = []
     for record in teachers.records:
         step = record["step"]
-        teacher = targets.of_teacher(run, answer, teachers, step)
-        trained = _train_groups(run, setup, grid, f"{part}/step_{step}", teacher)
+        open_targets = targets.of_teacher(run, compute_targets, teachers, step)
+        trained = _train_groups(run, setup, grid, f"{stage}/step_{step}", open_targets)
         found.extend({"teacher_step": step, **group} for group in trained)
     return found
 
 
-def kept(run: context.Run, setup: StudentSetup, part: str, student: int) -> Variables:
+def kept(run: context.Run, setup: StudentSetup, stage: str, student: int) -> Variables:
     """Variables of one of the students of a group's best setting."""
     shapes = run.shapes(jax.eval_shape(lambda: setup.first(0)))
-    return checkpoints.load_tree(_kept(run, part, student), shapes)
+    return checkpoints.load_tree(_kept(run, stage, student), shapes)
 
 
-def _kept(run: context.Run, part: str, student: int) -> pathlib.Path:
-    return run.workdir / part / "best" / f"student_{student}"
+def _kept(run: context.Run, stage: str, student: int) -> pathlib.Path:
+    return run.workdir / stage / "best" / f"student_{student}"
 
 
 def _train_groups(
     run: context.Run,
     setup: StudentSetup,
     grid: StudentGrid,
-    part: str,
-    teacher: targets.Teacher,
+    stage: str,
+    open_targets: targets.OpenTargets,
 ) -> list[dict[str, Any]]:
     """Trains the students of one teacher, group by group; where that is done, reads what is there.
 
@@ -83,21 +83,21 @@ def _train_groups(
         diverged; and "diverged", None unless all of the group did, else after which "step" the
         last of them, and the "reason". The variables of the best setting's students are kept.
     """
-    whole = results.read_for_all(run.workdir / part / "result.json")
+    whole = results.read_for_all(run.workdir / stage / "result.json")
     if whole:  # Also where another device would not hold as many.
         return [whole]
     size, students = student_groups.size(run, setup, grid), len(grid.points)
     if size == students:
-        return [_train_group(run, setup, grid, part, dict(enumerate(grid.points)), teacher)]
+        return [_train_group(run, setup, grid, stage, dict(enumerate(grid.points)), open_targets)]
     ranges = [range(i, min(i + size, students)) for i in range(0, students, size)]
     return [
         _train_group(
             run,
             setup,
             grid,
-            f"{part}/students_{own[0]}_to_{own[-1]}",
+            f"{stage}/students_{own[0]}_to_{own[-1]}",
             {i: grid.points[i] for i in own},
-            teacher,
+            open_targets,
         )
         for own in ranges
     ]
@@ -107,11 +107,11 @@ def _train_group(
     run: context.Run,
     setup: StudentSetup,
     grid: StudentGrid,
-    part: str,
+    stage: str,
     points: dict[int, GridPoint],
-    teacher: targets.Teacher,
+    open_targets: targets.OpenTargets,
 ) -> dict[str, Any]:
-    folder = run.workdir / part
+    folder = run.workdir / stage
     before = results.read_for_all(folder / "result.json")
     if before:
         return before
@@ -122,11 +122,11 @@ def _train_group(
         live = [one.variables for i, one in enumerate(now) if i not in job.lost]
         measured = iter(setup.measure.all(live, "validation").models)
         validation[:] = [nothing if i in job.lost else next(measured) for i in range(len(now))]
-        training.log_validation(run, part, at, [one[run.dataset.metric] for one in validation])
+        training.log_validation(run, stage, at, [one[run.dataset.metric] for one in validation])
 
-    with teacher() as teach:
-        job = _job(run, setup, grid, points, teach)._replace(milestone=milestone)
-        students, seconds, diverged = _train(run, part, job)
+    with open_targets() as get_targets:
+        job = _job(run, setup, grid, points, get_targets)._replace(milestone=milestone)
+        students, seconds, diverged = _train(run, stage, job)
     if diverged:
         validation[:] = [nothing for _ in points]
     if not validation:  # Killed between the last checkpoint and the result.
@@ -135,8 +135,8 @@ def _train_group(
     if run.config.choose_on_test:
         _test(setup, students, records)
     if _sound(records):
-        _keep_best(run, part, dict(zip(points, students, strict=True)), records)
-    result = {"part": part, "seconds": seconds, "students": records, "diverged": diverged}
+        _keep_best(run, stage, dict(zip(points, students, strict=True)), records)
+    result = {"part": stage, "seconds": seconds, "students": records, "diverged": diverged}
     result = results.finite(result)
     results.write_for_all(folder / "result.json", result)
     if mesh.is_writer():
@@ -145,14 +145,14 @@ def _train_group(
 
 
 def _train(
-    run: context.Run, part: str, job: training.Job
+    run: context.Run, stage: str, job: training.Job
 ) -> tuple[lockstep.States, float, dict[str, Any] | None]:
     """Trains a group: the students, the seconds, and no students but why where all diverged.
 
     Other groups go on then, as other students of this one would.
     """
     try:
-        students, seconds = training.train(run, part, job)
+        students, seconds = training.train(run, stage, job)
     except loop.NonFiniteLossError as error:
         if not error.of_rate:
             raise
@@ -162,12 +162,12 @@ def _train(
 
 
 def _keep_best(
-    run: context.Run, part: str, students: dict[int, State], records: Sequence[dict[str, Any]]
+    run: context.Run, stage: str, students: dict[int, State], records: Sequence[dict[str, Any]]
 ) -> None:
     """Writes the students of the best setting; others of the group are gone."""
     for one in select(records, run.dataset.metric):
         number = one["student"]
-        checkpoints.save_tree(_kept(run, part, number), dict(students[number].variables))
+        checkpoints.save_tree(_kept(run, stage, number), dict(students[number].variables))
 
 
 def _records(
@@ -178,7 +178,7 @@ def _records(
         {
             "student": i,
             "loss": point.loss,
-            **counting(point, hard_labels=bool(run.config.student.hard_labels)),
+            **hyperparameters(point, hard_labels=bool(run.config.student.hard_labels)),
             "validation": metrics,
             "diverged": not np.isfinite(metrics["loss"]),
         }
@@ -205,22 +205,23 @@ def _job(
     setup: StudentSetup,
     grid: StudentGrid,
     points: dict[int, GridPoint],
-    teach: lockstep.Teach,
+    get_targets: lockstep.GetTargets,
 ) -> training.Job:
     """The training of a group of students, but for what is looked at on the way."""
     settings, own = run.config.student, list(points.values())
     lost: set[int] = set()
-    taught = [(setup.steps[point.loss], point.hyperparameters) for point in own]
+    students = [(setup.steps[point.loss], point.hyperparameters) for point in own]
     every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
 
     def operations(states: lockstep.States, batch: Batch) -> float:
         """Of students that are finite, with the teacher's pass, stored outputs or not."""
         number = jax.ShapeDtypeStruct((), "int32")
-        seen = jax.eval_shape(setup.augment, number, batch)
-        answer, of_teacher = None, 0.0
-        if grid.answer:
-            answer = jax.eval_shape(grid.answer, grid.shapes, seen.images)
-            of_teacher = flops.count(grid.answer, grid.shapes, seen.images)
+        augmented = jax.eval_shape(setup.augment, number, batch)
+        outputs, of_teacher = None, 0.0
+        if grid.compute_targets:
+            given = grid.shapes, augmented.images
+            outputs = jax.eval_shape(grid.compute_targets, *given)
+            of_teacher = flops.count(grid.compute_targets, *given)
         trained = [
             (point, state)
             for i, (point, state) in enumerate(zip(own, states, strict=True))
@@ -228,7 +229,7 @@ def _job(
         ]
         pairs = {point.loss: (point, state) for point, state in trained}
         of_losses = {
-            loss: flops.count(setup.steps[loss], state, *seen, answer, point.hyperparameters)
+            loss: flops.count(setup.steps[loss], state, *augmented, outputs, point.hyperparameters)
             for loss, (point, state) in pairs.items()
         }
         return of_teacher + sum(of_losses[point.loss] for point, _ in trained)
@@ -237,7 +238,7 @@ def _job(
         tuple(setup.shapes[point.loss] for point in own),
         lambda: tuple(map(setup.first_state, own)),
         lambda first_step: lockstep.make_step(
-            setup.augment, teach, taught, first_step=first_step, lost=lost
+            setup.augment, get_targets, students, first_step=first_step, lost=lost
         ),
         operations,
         settings.batch_size,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from remem_jax import paired
+from remem_jax.methods import SCRATCH
 from remem_jax.records import Variables
 from remem_jax.storage import results
 from remem_jax.workflow import context
@@ -40,7 +41,7 @@ def test(
         version tested has none.
     """
     folder = run.workdir / "selected"
-    name = teachers.method if teachers else "scratch"
+    name = teachers.method if teachers else SCRATCH
     found = results.read_for_all(folder / f"{name}.json")
     if found is None:
         teacher = teachers and teachers.measure.model(teachers.load(chosen[0]["teacher_step"]))
@@ -115,7 +116,7 @@ def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def test_teacher(run: context.Run, teachers: finetune.Teachers, step: int) -> dict[str, Any]:
     """Metrics on test of a teacher that was chosen on test itself; measured once."""
-    path = run.workdir / teachers.part / f"step_{step}" / "test.json"
+    path = run.workdir / teachers.stage / f"step_{step}" / "test.json"
     found = results.read_for_all(path)
     if found is None:
         found = teachers.measure(teachers.load(step), "test")

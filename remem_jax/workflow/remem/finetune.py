@@ -8,12 +8,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax import losses, mesh, models, optim, random_streams
+from remem_jax import losses, mesh, models, optim, random_streams, sam
+from remem_jax.methods import METHODS
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Batch, Params, TeacherApply, TrainApply, Variables
-from remem_jax.settings import METHODS, division, tuning_of
+from remem_jax.settings import division, tuning_of
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import flops, loop, objectives, state, steps
+from remem_jax.train import flops, loop, state, steps, student_losses
 from remem_jax.weights import augreg
 from remem_jax.workflow import context, memory_plan, step_memory, training
 from remem_jax.workflow.initial_checkpoints import Pretrained
@@ -25,7 +26,7 @@ class Teachers(NamedTuple):
 
     Attributes:
         method: Name in `METHODS`.
-        part: Name of its part of the run; of an attempt after the first, of that.
+        stage: Name of its part of the run; of an attempt after the first, of that.
         settings: `config.teacher` as the method changes it.
         apply: A teacher in evaluation mode, with what the run's students learn from it.
         patches: The same with its patches, by which its information is measured.
@@ -39,7 +40,7 @@ class Teachers(NamedTuple):
     """
 
     method: str
-    part: str
+    stage: str
     settings: ConfigDict
     apply: TeacherApply
     patches: TeacherApply
@@ -131,8 +132,8 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     Raises:
         NonFiniteLossError: If there is no checkpoint before.
     """
-    part = f"teachers/{method}"
-    folder = run.workdir / part
+    stage = f"teachers/{method}"
+    folder = run.workdir / stage
     settings = settings_of(run.config, method)
     first = start(run, pretrained, method)
     measure = context.make_measure(run, evaluation_apply(first), settings.batch_size)
@@ -151,7 +152,7 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     def once(attempt: retries.Attempt) -> float:
         settings.learning_rate = attempt.learning_rate
         return _train(
-            run, attempt.part, settings, first, functools.partial(milestone, attempt.part)
+            run, attempt.stage, settings, first, functools.partial(milestone, attempt.stage)
         )
 
     done = results.read_for_all(folder / "result.json")
@@ -159,9 +160,9 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
         plan = memory_plan.planned(run, planned_step(run, method, first))
         first = first._replace(plan=plan)
         rate, every = settings.learning_rate, tuple(settings.steps)
-        done = retries.train(run, part, learning_rate=rate, steps=every, once=once)
+        done = retries.train(run, stage, learning_rate=rate, steps=every, once=once)
         results.write_for_all(folder / "result.json", done)
-        retries.clean(run, done, part)
+        retries.clean(run, done, stage)
     settings.learning_rate = done["learning_rate"]
 
     def load(at: int) -> Variables:
@@ -186,7 +187,7 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     )
 
 
-def _require_finite(part: str, at: int, metrics: dict[str, Any]) -> None:
+def _require_finite(stage: str, at: int, metrics: dict[str, Any]) -> None:
     """Raises where parameters are finite, and outputs of the images of validation are not."""
     if not np.isfinite(metrics["loss"]):
         text = f"the loss on validation is {metrics['loss']} at step {at}"
@@ -219,6 +220,7 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
+        nesterov=False,
     )
     make = functools.partial(
         steps.make_supervised_step,
@@ -229,7 +231,7 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
             losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
         ),
         mixup=settings.mixup,
-        ascent=optim.sam(settings.rho) if settings.rho else None,
+        ascent=sam.sam(settings.rho) if settings.rho else None,
         division=division(settings, run.mesh, first.plan.accumulate),
     )
 
@@ -268,13 +270,13 @@ def patches_apply(first: Start) -> TeacherApply:
 
 def teacher_apply(run: context.Run, first: Start) -> TeacherApply:
     """The same, with what the run's students learn from them."""
-    fields = objectives.fields(run.config.student.losses)
+    fields = student_losses.fields(run.config.student.losses)
     return first.tuned.wrap(models.teacher_apply(first.model, fields))
 
 
 def _train(
     run: context.Run,
-    part: str,
+    stage: str,
     settings: ConfigDict,
     first: Start,
     milestone: Callable[[int, state.State], None],
@@ -283,7 +285,7 @@ def _train(
     setup = make_training(run, settings, first)
     _, seconds = training.train(
         run,
-        part,
+        stage,
         training.Job(
             setup.shapes,
             setup.first_state,
@@ -294,7 +296,7 @@ def _train(
             steps=settings.steps[-1],
             milestones=tuple(settings.steps),
             milestone=milestone,
-            stage="teacher",
+            stream="teacher",
             lost=set(),
         ),
     )
@@ -348,5 +350,5 @@ def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Ste
 def settings_of(config: ConfigDict, method: str) -> ConfigDict:
     """`config.teacher` as a method changes it."""
     settings = config.teacher.copy_and_resolve_references()
-    settings.update(METHODS[method] or {})
+    settings.update(METHODS[method].fixed)
     return settings

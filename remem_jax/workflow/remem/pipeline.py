@@ -9,8 +9,9 @@ import numpy as np
 from absl import logging
 
 from remem_jax import mesh, paired, report
+from remem_jax.methods import METHODS
 from remem_jax.records import Hyperparameters, Params
-from remem_jax.settings import METHODS, located, plain
+from remem_jax.settings import located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
 from remem_jax.train import loop
@@ -48,7 +49,7 @@ class Outcome(NamedTuple):
 def run_remem(run: context.Run) -> None:
     """Trains, selects, tests and reports; goes on where an earlier start was stopped."""
     config = run.config
-    taught = any(METHODS[method] is not None for method in config.methods)
+    taught = any(METHODS[method].has_teacher for method in config.methods)
     pretrained = finetune.read_pretrained(run) if taught else None
     own = provenance.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     setup = student_setup.make(run, pretrained)
@@ -122,16 +123,16 @@ def _outcome(
     method: str,
 ) -> Outcome:
     """Trains the teachers of a method and their students; selects on validation, then tests."""
-    taught = pretrained if METHODS[method] is not None else None
-    with advice.of_memory(f"teachers/{method}"):
+    taught = pretrained if METHODS[method].has_teacher else None
+    with advice.on_out_of_memory(f"teachers/{method}"):
         teachers = taught and finetune.finetune(run, taught, method)
-    with advice.of_memory(f"students/{method}"):
+    with advice.on_out_of_memory(f"students/{method}"):
         if teachers:
             groups = distill.from_teachers(run, setup, teachers)
         else:
             groups = distill.from_scratch(run, setup)
     seconds = {group["part"]: group["seconds"] for group in groups}
-    with advice.of_memory(f"information/{method}"):
+    with advice.on_out_of_memory(f"information/{method}"):
         measured = _information(run, teachers, seconds)
     metric = run.dataset.metric
     tried = [
@@ -169,11 +170,11 @@ def _outcome(
     share = row["student"]["test"][metric]
     logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
     if teachers:
-        seconds[teachers.part] = teachers.seconds
+        seconds[teachers.stage] = teachers.seconds
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
         (of_step,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
-        row["teacher_part"], row["teacher_lost"] = teachers.part, teachers.lost
+        row["teacher_part"], row["teacher_lost"] = teachers.stage, teachers.lost
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
     return Outcome(
         row,
@@ -272,7 +273,7 @@ def _results(
         "students": [record for outcome in outcomes for record in outcome.students],
         "models": used,
         "seed": run.config.seed,
-        "seconds": {part: time for outcome in outcomes for part, time in outcome.seconds.items()},
+        "seconds": {stage: time for outcome in outcomes for stage, time in outcome.seconds.items()},
         "versions": provenance.versions(),
         "device": provenance.device(),
     }

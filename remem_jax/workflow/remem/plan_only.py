@@ -5,7 +5,7 @@ from absl import logging
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.workflow import advice, context, memory_plan, step_memory
 from remem_jax.workflow.information import decoders, measurement
 from remem_jax.workflow.remem import finetune, student_groups, student_setup
@@ -24,7 +24,7 @@ def show(
     resident = run.dataset.resident_bytes
     needs = []
     for method in run.config.methods:
-        if pretrained and METHODS[method] is not None:
+        if pretrained and METHODS[method].has_teacher:
             needs.append(_of_teacher(run, pretrained, method))
             if run.config.information.seeds:
                 needs.append(_of_decoders(run, pretrained, method))
@@ -33,7 +33,7 @@ def show(
     for need in needs:
         logging.info(
             "%s: %.2f GiB held, %.2f more while a step runs%s.",
-            need.part,
+            need.stage,
             need.at_rest / _GIB,
             need.running / _GIB,
             f" ({need.models} students at once)" if need.models > 1 else "",
@@ -43,7 +43,7 @@ def show(
     logging.info("At most %.2f GiB of %.2f on the device.", total / _GIB, there / _GIB)
     if total > there:
         raise SettingError(
-            f"{largest.part} and the data set take {total / _GIB:.2f} GiB, the device has "
+            f"{largest.stage} and the data set take {total / _GIB:.2f} GiB, the device has "
             f"{there / _GIB:.2f}: lower the batch_size of config.teacher or config.student or "
             "config.student.group, or set config.teacher.rematerialise, config.teacher.accumulate, "
             "config.fsdp, config.compute_dtype to bfloat16, or config.data.input to streamed."
@@ -71,12 +71,12 @@ def of_step(run: context.Run, step: memory_plan.Step) -> step_memory.Need:
     """Says what each plan of a training step takes, and which is chosen; what that one takes."""
     options, chosen = memory_plan.listed(run, step)
     for option in options:
-        logging.info("%s %s%s.", step.part, option, " (chosen)" if option == chosen else "")
+        logging.info("%s %s%s.", step.stage, option, " (chosen)" if option == chosen else "")
     plan = chosen.plan if chosen else step.plans[-1]
-    with advice.of_memory(step.part):
+    with advice.on_out_of_memory(step.stage):
         held, running = step.needs(plan)
     each = step.at_rest - mesh.device_bytes(step.frozen)
-    return step_memory.Need(step.part, held - each, each, running)
+    return step_memory.Need(step.stage, held - each, each, running)
 
 
 def _of_students(
@@ -85,12 +85,12 @@ def _of_students(
     members: student_setup.StudentSetup,
     method: str,
 ) -> step_memory.Need:
-    if pretrained is None or METHODS[method] is None:
+    if pretrained is None or not METHODS[method].has_teacher:
         grid = student_setup.scratch_grid(run)
     else:
         first = finetune.start(run, pretrained, method)
         merged = jax.eval_shape(first.teacher, first.trainable)
-        answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
-        grid = student_setup.make_grid(run, f"students/{method}", answer, merged)
+        targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        grid = student_setup.make_grid(run, f"students/{method}", targets, merged)
     need = student_groups.need(run, members, grid)
     return need._replace(models=student_groups.fitting(run, need, len(grid.points)))

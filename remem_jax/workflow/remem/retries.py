@@ -21,12 +21,16 @@ class Attempt(NamedTuple):
     """One training of a teacher.
 
     Attributes:
-        part: Name of its part of the run: the method's, or `retry_N` below that.
+        stage: Name of its part of the run: the method's, or `retry_N` below that.
         learning_rate: Of its schedule, at the peak.
     """
 
-    part: str
+    stage: str
     learning_rate: float
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields under their names in `result.json`."""
+        return {"part": self.stage, "learning_rate": self.learning_rate}
 
 
 class Ended(NamedTuple):
@@ -48,7 +52,7 @@ class Ended(NamedTuple):
 
 def train(
     run: context.Run,
-    part: str,
+    stage: str,
     *,
     learning_rate: float,
     steps: Sequence[int],
@@ -61,7 +65,7 @@ def train(
 
     Args:
         run: The run.
-        part: Name of the teacher's part of the run.
+        stage: Name of the teacher's part of the run.
         learning_rate: Of the first attempt.
         steps: After which steps there is a checkpoint.
         once: Trains one attempt, from its newest checkpoint if there is one; returns the seconds.
@@ -77,7 +81,7 @@ def train(
     """
     every: list[Ended] = []
     for number in range(run.config.retries + 1):
-        own = f"{part}/retry_{number}" if number else part
+        own = f"{stage}/retry_{number}" if number else stage
         every.append(_attempt(run, Attempt(own, learning_rate / 2**number), steps, once))
         if every[-1].diverged is None:
             break
@@ -86,14 +90,14 @@ def train(
         counts = max(every, key=lambda one: len(one.records))
         if not counts.records:
             raise loop.NonFiniteLossError(last.diverged["reason"], step=last.diverged["step"])
-    return _result(part, counts, every, steps)
+    return _result(stage, counts, every, steps)
 
 
 def _attempt(
     run: context.Run, attempt: Attempt, steps: Sequence[int], once: Callable[[Attempt], float]
 ) -> Ended:
     """Trains one attempt to its end, or until it diverges; reads how it ended where it has."""
-    folder = run.workdir / attempt.part
+    folder = run.workdir / attempt.stage
     diverged, seconds = results.read_for_all(folder / _DIVERGED), 0.0
     if diverged is None:
         try:
@@ -112,7 +116,7 @@ def _attempt(
 
 
 def _result(
-    part: str, counts: Ended, every: Sequence[Ended], steps: Sequence[int]
+    stage: str, counts: Ended, every: Sequence[Ended], steps: Sequence[int]
 ) -> dict[str, Any]:
     lost = None
     if counts.diverged:
@@ -124,30 +128,30 @@ def _result(
         }
         logging.warning(
             "%s: the teachers of steps %s are lost; students learn from those of steps %s.",
-            part,
+            stage,
             ", ".join(map(str, lost["steps"])),
             ", ".join(map(str, sorted(there))),
         )
     return {
         "teachers": counts.records,
-        **counts.attempt._asdict(),
+        **counts.attempt.record(),
         "seconds": counts.seconds,
         "lost": lost,
         "diverged": [
-            {**one.attempt._asdict(), **one.diverged, "checkpoints": len(one.records)}
+            {**one.attempt.record(), **one.diverged, "checkpoints": len(one.records)}
             for one in every
             if one.diverged
         ],
     }
 
 
-def clean(run: context.Run, found: dict[str, Any], part: str) -> None:
+def clean(run: context.Run, found: dict[str, Any], stage: str) -> None:
     """Removes what no part of the run needs once it is known which attempt counts.
 
     Args:
         run: The run.
         found: From `train`, and written down.
-        part: Name of the teacher's part of the run.
+        stage: Name of the teacher's part of the run.
     """
     if not mesh.is_writer():
         return
@@ -157,5 +161,5 @@ def clean(run: context.Run, found: dict[str, Any], part: str) -> None:
         if one["part"] == found["part"]:
             continue
         folder = run.workdir / one["part"]
-        for teacher in (*folder.glob("step_*"), *([] if one["part"] == part else [folder])):
+        for teacher in (*folder.glob("step_*"), *([] if one["part"] == stage else [folder])):
             checkpoints.remove(teacher)

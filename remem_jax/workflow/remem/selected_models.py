@@ -99,7 +99,7 @@ def save_teacher(
     if not mesh.is_writer():
         return
     if not tuning_of(settings).mergeable:
-        logging.info("%s: no plain ViT holds adapters; %s is not written.", teachers.part, path)
+        logging.info("%s: no plain ViT holds adapters; %s is not written.", teachers.stage, path)
         return
     plain = folding.fold(
         teacher["params"],
