@@ -260,7 +260,7 @@ def test_a_block_that_is_done_is_not_looked_at_again(
 def test_there_are_not_more_clusters_than_images(run: context.Run) -> None:
     run.config.images.examples, run.config.expertness.clusters = 20, 21
 
-    with pytest.raises(SettingError, match=r"expertness\.clusters must be at most the 20 images"):
+    with pytest.raises(SettingError, match=r"expertness\.clusters must be at most 20, the images"):
         of_blocks.measure(run, inputs.load(run))
 
 

@@ -249,7 +249,9 @@ def test_a_batch_above_validation_is_refused_before_any_work(
     run = lab.run(tmp_path)
     run.config.information.batch_size = EVALUATED + 1
 
-    with pytest.raises(SettingError, match=r"information\.batch_size must be at most the 287"):
+    with pytest.raises(
+        SettingError, match=r"information\.batch_size must be at most 287, the images"
+    ):
         measurement.measure(run, PART, _never)
 
 
@@ -310,7 +312,7 @@ def test_no_more_pictures_are_kept_than_there_are_images(
     mask = jax.numpy.arange(len(images)) < EVALUATED
     shown = mutual_information.HeldOutBatch(jax.numpy.asarray(images), mask)
     last = measurement._Last(run, own, own.first())
-    last.see(0, own.teach[0](shown.images), shown)
+    last.add(0, own.features[0](shown.images), shown)
 
     kept = last.pictures([found])
 

@@ -1,4 +1,4 @@
-"""The neurons on which what the head sees depends most: how much, for which images, and on what."""
+"""Measures the criticality of neurons, and visualises the most critical ones."""
 
 import itertools
 import pathlib
@@ -22,13 +22,13 @@ PICTURES = "pictures.npz"
 _SAVE_SECONDS = 60.0
 
 
-def measure(run: context.Run, chosen: list[inputs.Subject]) -> dict[str, Any]:
-    """Criticality of all neurons of the blocks of `config.criticality`, and pictures of the most.
+def measure(run: context.Run, chosen: list[inputs.Checkpoint]) -> dict[str, Any]:
+    """Measures all neurons of the blocks of `config.criticality`; visualises the most critical.
 
     Returns:
-        For each of the "blocks" its model's "name" and "title", its "layer" (from 0), the number
-        of "images", the most critical "neurons", what it "costs" (forward passes of the whole
-        model for each image) and the "folder" of its arrays.
+        For each of the "blocks": the model's "name" and "title", the "layer" (from 0), the number
+        of "images", the most critical "neurons", the "costs" (in forward passes of the whole model
+        per image) and the "folder" of its arrays.
 
     Raises:
         SettingError: If a model has no such block.
@@ -46,33 +46,33 @@ def measure(run: context.Run, chosen: list[inputs.Subject]) -> dict[str, Any]:
 
 
 def _of_block(
-    run: context.Run, subject: inputs.Subject, layer: int, examples: int
+    run: context.Run, checkpoint: inputs.Checkpoint, layer: int, examples: int
 ) -> dict[str, Any]:
-    name = f"criticality/{subject.name}_block_{layer}"
+    name = f"criticality/{checkpoint.name}_block_{layer}"
     folder = run.workdir / name
     done = results.read(folder / "result.json")
     if done is not None:
         return done
     influence = jax.jit(
         criticality.make_influence(
-            subject.model,
+            checkpoint.model,
             run.loader.evaluation_transform,
             layer=layer,
             chunk=run.config.criticality.chunk,
         )
     )
-    found, seconds = _numbers(run, subject, influence, folder, examples)
+    found, seconds = _numbers(run, checkpoint, influence, folder, examples)
     most = np.argsort(-found.value[0], kind="stable")[: run.config.criticality.neurons]
-    neurons, arrays = _pictures(run, subject, layer, found, [int(neuron) for neuron in most])
+    neurons, arrays = _pictures(run, checkpoint, layer, found, [int(neuron) for neuron in most])
     with files.replacing(folder / PICTURES) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     result = {
-        "name": subject.name,
-        "title": subject.title,
+        "name": checkpoint.name,
+        "title": checkpoint.title,
         "layer": layer,
         "images": found.examples,
         "neurons": neurons,
-        "costs": _cost(run, subject, influence),
+        "costs": _cost(run, checkpoint, influence),
         "seconds": seconds,
         "folder": name,
     }
@@ -82,23 +82,23 @@ def _of_block(
 
 def _numbers(
     run: context.Run,
-    subject: inputs.Subject,
+    checkpoint: inputs.Checkpoint,
     influence: criticality.Influence,
     folder: pathlib.Path,
     examples: int,
 ) -> tuple[criticality.Criticality, float]:
-    """The criticality of all neurons, from where an earlier start was stopped; and the seconds."""
+    """Computes the criticality of all neurons, or resumes it; returns it and the seconds."""
     settings = run.config.criticality
     before, spent, skip = _kept(folder)
     started, saved, batch = time.monotonic() - spent, time.monotonic(), skip
 
-    def save(now: criticality.Criticality) -> None:
+    def save(current: criticality.Criticality) -> None:
         nonlocal saved, batch
         batch += 1
         if run.stopping() or time.monotonic() - saved > _SAVE_SECONDS:
             saved = time.monotonic()
-            _save(folder, now, saved - started, batch)
-            logging.info("%s: %d images", folder.name, now.examples)
+            _save(folder, current, saved - started, batch)
+            logging.info("%s: %d images", folder.name, current.examples)
 
     left = inputs.batches(run, settings.batch_size, examples=examples, skip=skip)
     first = next(left, None)
@@ -106,7 +106,7 @@ def _numbers(
         return before, spent
     found = criticality.criticality(
         influence,
-        subject.variables,
+        checkpoint.variables,
         itertools.chain([first] if first is not None else [], left),
         ranks=settings.images,
         before=before,
@@ -119,7 +119,7 @@ def _numbers(
 
 
 def _kept(folder: pathlib.Path) -> tuple[criticality.Criticality | None, float, int]:
-    """What was found so far, the seconds and the batches that it took."""
+    """Returns the saved criticality, and the seconds and batches so far."""
     if not (folder / NUMBERS).exists():
         return None, 0.0, 0
     with np.load(folder / NUMBERS, allow_pickle=False) as kept:
@@ -135,35 +135,36 @@ def _save(
 
 
 def _cost(
-    run: context.Run, subject: inputs.Subject, influence: criticality.Influence
+    run: context.Run, checkpoint: inputs.Checkpoint, influence: criticality.Influence
 ) -> dict[str, float]:
-    """Operations of the measurement, in forward passes of the whole model over the same images."""
+    """Returns the operations of the measurement relative to a forward pass of the whole model."""
     batch: Batch = next(inputs.batches(run, run.config.criticality.batch_size, examples=0))
-    apply = models.evaluation_apply(subject.model)
+    apply = models.evaluation_apply(checkpoint.model)
     whole = flops.count(
         lambda variables, batch: apply(
             variables, run.loader.evaluation_transform(jax.random.key(0), batch.image)
         ),
-        subject.variables,
+        checkpoint.variables,
         batch,
     )
-    return {"forward_passes": flops.count(influence, subject.variables, batch) / whole}
+    return {"forward_passes": flops.count(influence, checkpoint.variables, batch) / whole}
 
 
 def _pictures(
     run: context.Run,
-    subject: inputs.Subject,
+    checkpoint: inputs.Checkpoint,
     layer: int,
     found: criticality.Criticality,
     neurons: list[int],
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """What the report shows of the most critical neurons: records, and their arrays."""
+    """Returns the records of the most critical neurons for the report, and their arrays."""
     examples = found.example[:, neurons].T
     images = inputs.images(run, {int(place) for place in examples.ravel() if place >= 0})
-    seen = {}
+    visualised = {}
     if run.config.criticality.visualization.steps:
-        shown = _visualise(run, subject, layer, neurons, [one.pixels for one in images.values()])
-        seen = {"visualisations": shown.pictures, "reached": shown.activations}
+        pixels = [one.pixels for one in images.values()]
+        maxima = _visualise(run, checkpoint, layer, neurons, pixels)
+        visualised = {"visualisations": maxima.pictures, "reached": maxima.activations}
     records = [
         {
             "neuron": neuron,
@@ -176,33 +177,33 @@ def _pictures(
         }
         for neuron, places in zip(neurons, examples, strict=True)
     ]
-    arrays = {str(place): image.pixels for place, image in images.items()} | seen
+    arrays = {str(place): image.pixels for place, image in images.items()} | visualised
     return records, {name: values.astype(np.float16) for name, values in arrays.items()}
 
 
 def _visualise(
     run: context.Run,
-    subject: inputs.Subject,
+    checkpoint: inputs.Checkpoint,
     layer: int,
     neurons: list[int],
     images: list[np.ndarray],
 ) -> visualization.Visualisation:
     settings = run.config.criticality.visualization
-    # In the topmost block [CLS] alone is what the neurons reach [CLS] by.
-    top = layer + 1 >= subject.model.size.depth - subject.model.pruned_attention
+    # In the last block, neurons reach the embedding only through the [CLS] token.
+    top = layer + 1 >= checkpoint.model.size.depth - checkpoint.model.pruned_attention
     ascent = visualization.make_ascent(
-        subject.model,
+        checkpoint.model,
         visualization.colours(2 * np.stack(images) - 1),
         layer=layer,
         side=run.config.data.image_size,
-        tokens="cls" if top and subject.model.pool == "cls" else "all",
+        tokens="cls" if top and checkpoint.model.pool == "cls" else "all",
         jitter=settings.jitter,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
     )
     return visualization.visualise(
         jax.jit(ascent),
-        subject.variables,
+        checkpoint.variables,
         neurons=neurons,
         seeds=tuple(settings.seeds),
         batch=settings.batch_size,

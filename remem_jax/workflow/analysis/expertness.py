@@ -1,4 +1,4 @@
-"""Expertness and sparsity of every block of some models, over the images of a data set."""
+"""Measures the expertness and sparsity of all blocks of some models."""
 
 import time
 from typing import Any
@@ -14,18 +14,18 @@ from remem_jax.workflow import context
 from remem_jax.workflow.analysis import inputs
 
 
-def measure(run: context.Run, models: list[inputs.Subject]) -> dict[str, Any]:
-    """Expertness of each model's blocks with its null, and sparsity, as `config.expertness` has it.
+def measure(run: context.Run, models: list[inputs.Checkpoint]) -> dict[str, Any]:
+    """Measures expertness, its null, and sparsity, by the settings of `config.expertness`.
 
-    Activations of one batch live at a time: what grows with the images are the energies, a float32
-    for each image and neuron of the blocks.
+    Only the activations of one batch are in memory at a time. The energies, one float32 per image
+    and neuron, grow with the number of images.
 
     Returns:
         The "clusters", the "threshold", the number of "images", and for each of the "models" its
         "name", "seconds" and "layers".
 
     Raises:
-        SettingError: If there are fewer images or neurons than clusters.
+        SettingError: If there are more clusters than images or neurons.
     """
     inputs.require_one_process("expertness")
     settings = run.config.expertness
@@ -33,7 +33,7 @@ def measure(run: context.Run, models: list[inputs.Subject]) -> dict[str, Any]:
     images = inputs.count(run)
     require(
         clusters <= images,
-        f"config.expertness.clusters must be at most the {images} images of config.images; got "
+        f"config.expertness.clusters must be at most {images}, the images of config.images; got "
         f"{clusters}.",
     )
     return {
@@ -44,24 +44,24 @@ def measure(run: context.Run, models: list[inputs.Subject]) -> dict[str, Any]:
     }
 
 
-def _of_model(run: context.Run, subject: inputs.Subject, clusters: int) -> dict[str, Any]:
+def _of_model(run: context.Run, checkpoint: inputs.Checkpoint, clusters: int) -> dict[str, Any]:
     settings = run.config.expertness
-    count = subject.model.size.depth - subject.model.pruned_mlp
-    layers = sorted({subject.block(layer) for layer in settings.layers or range(count)})
-    folder = run.workdir / "expertness" / subject.name
+    count = checkpoint.model.size.depth - checkpoint.model.pruned_mlp
+    layers = sorted({checkpoint.block(layer) for layer in settings.layers or range(count)})
+    folder = run.workdir / "expertness" / checkpoint.name
     missing = [layer for layer in layers if not (folder / f"block_{layer}.json").exists()]
     if missing:
-        seen, seconds = _look(run, subject, missing)
-        images = len(next(iter(seen["sparsity"].values())))
-        logging.info("%s: %d images in %.1f s", subject.title, images, seconds)
+        rows, seconds = _energies(run, checkpoint, missing)
+        images = len(next(iter(rows["sparsity"].values())))
+        logging.info("%s: %d images in %.1f s", checkpoint.title, images, seconds)
         for layer in missing:
-            found = _of_layer(run, seen["energy"].pop(layer), clusters)
-            found |= {"layer": layer, "sparsity": float(np.mean(seen["sparsity"][layer]))}
+            found = _of_layer(run, rows["energy"].pop(layer), clusters)
+            found |= {"layer": layer, "sparsity": float(np.mean(rows["sparsity"][layer]))}
             found |= {"seconds_of_all_layers": seconds, "images": images}
             results.write(folder / f"block_{layer}.json", found)
             logging.info(
                 "%s, block %d: expertness %.3f, by chance %.3f; %.1f s of clustering",
-                subject.title,
+                checkpoint.title,
                 layer + 1,
                 found["shares"][0],
                 found["null_mean"],
@@ -69,14 +69,16 @@ def _of_model(run: context.Run, subject: inputs.Subject, clusters: int) -> dict[
             )
     found = [results.read(folder / f"block_{layer}.json") for layer in layers]
     return {
-        "name": subject.name,
-        "title": subject.title,
+        "name": checkpoint.name,
+        "title": checkpoint.title,
         "layers": found,
     }
 
 
-def _look(run: context.Run, subject: inputs.Subject, layers: list[int]) -> tuple[Any, float]:
-    """Energies and sparsities of all images, and the seconds that it took."""
+def _energies(
+    run: context.Run, checkpoint: inputs.Checkpoint, layers: list[int]
+) -> tuple[Any, float]:
+    """Computes the energies and sparsities of all images; returns them and the seconds."""
     threshold = run.config.expertness.threshold
 
     def reduce(captured: activations.Captured) -> dict[str, Any]:
@@ -86,14 +88,14 @@ def _look(run: context.Run, subject: inputs.Subject, layers: list[int]) -> tuple
             "sparsity": {at: expertness.sparsity(hidden[at], threshold=threshold) for at in layers},
         }
 
-    capture = activations.make_capture(subject.model, layers)
+    capture = activations.make_capture(checkpoint.model, layers)
     reduction = jax.jit(
         activations.make_reduction(capture, run.loader.evaluation_transform, reduce)
     )
-    own = run.config.images
+    settings = run.config.images
     started = time.monotonic()
-    batches = inputs.batches(run, own.batch_size, examples=own.examples)
-    found = activations.rows(reduction, subject.variables, batches)
+    batches = inputs.batches(run, settings.batch_size, examples=settings.examples)
+    found = activations.rows(reduction, checkpoint.variables, batches)
     return found, time.monotonic() - started
 
 

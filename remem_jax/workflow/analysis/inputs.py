@@ -1,4 +1,4 @@
-"""What an analysis looks at: checkpoints as they are, and images of a data set."""
+"""Loads the checkpoints and images of an analysis."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,19 +16,19 @@ from remem_jax.train import loop
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import finetune
 
-_AS_IT_IS = "remem"  # The method that changes nothing of `config.teacher`.
+_UNCHANGED = "remem"  # The method that changes no setting of `config.teacher`.
 
 
-class Subject(NamedTuple):
-    """A checkpoint that is looked at.
+class Checkpoint(NamedTuple):
+    """A checkpoint to analyse.
 
     Attributes:
-        name: In `config.models`.
-        title: In the report.
+        name: Name in `config.models`.
+        title: Title in the report.
         model: The ViT.
-        variables: Of it, on the devices.
-        init: Where it is from.
-        digest: Hash of that file.
+        variables: Its variables, on the devices.
+        init: Name or path of the checkpoint.
+        digest: Hash of the file.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Subject(NamedTuple):
     digest: str
 
     def block(self, layer: int) -> int:
-        """A block from 0, where below 0 it is counted from the top.
+        """Returns the index of a block, where negative numbers count from the last one.
 
         Raises:
             SettingError: If there is no such block with an MLP.
@@ -47,26 +47,26 @@ class Subject(NamedTuple):
         count = self.model.size.depth - self.model.pruned_mlp
         require(
             -count <= layer < count,
-            f"{self.title} has {count} blocks with an MLP, from 0, or from -1 down from the top; "
-            f"there is no block {layer}: change the layers of the analysis.",
+            f"{self.title} has {count} blocks with an MLP, from 0, or from -1 for the last; got "
+            f"{layer}: change the layers of the analysis.",
         )
         return layer % count
 
 
-def load(run: context.Run) -> list[Subject]:
-    """The models of `config.models`, in their order.
+def load(run: context.Run) -> list[Checkpoint]:
+    """Loads the models of `config.models`, in their order.
 
     Raises:
-        SettingError: If a checkpoint is not there, or does not fit.
+        SettingError: If a checkpoint does not exist, or does not fit.
     """
-    return [_load(run, name, own) for name, own in analysis.of_models(run.config)]
+    return [_load(run, name, config) for name, config in analysis.of_models(run.config)]
 
 
-def _load(run: context.Run, name: str, config: ConfigDict) -> Subject:
-    own = run._replace(config=config)
-    pretrained = finetune.read_pretrained(own)
-    first = finetune.start(own, pretrained, _AS_IT_IS)
-    return Subject(
+def _load(run: context.Run, name: str, config: ConfigDict) -> Checkpoint:
+    run = run._replace(config=config)
+    pretrained = finetune.read_pretrained(run)
+    first = finetune.start(run, pretrained, _UNCHANGED)
+    return Checkpoint(
         name,
         config.models[name].title,
         first.model,
@@ -77,16 +77,16 @@ def _load(run: context.Run, name: str, config: ConfigDict) -> Subject:
 
 
 def batches(run: context.Run, batch_size: int, *, examples: int, skip: int = 0) -> Iterator[Batch]:
-    """The images of `config.images.splits`, split by split, for as long as the run goes on.
+    """Iterates over the images of `config.images.splits`, split by split.
 
     Args:
         run: The run.
-        batch_size: Of each batch.
-        examples: How many of them at most; 0 is all. Those past the last are masked.
-        skip: Batches that are left out at the beginning.
+        batch_size: Batch size.
+        examples: Largest number of images; 0 for all. Further images of the last batch are masked.
+        skip: Number of batches to skip at the beginning.
 
     Raises:
-        StoppedError: If the run is asked to stop.
+        StoppedError: If a stop is requested.
     """
     left = min(examples or count(run), count(run))
     for split in run.config.images.splits:
@@ -104,35 +104,35 @@ def batches(run: context.Run, batch_size: int, *, examples: int, skip: int = 0) 
 
 
 def count(run: context.Run) -> int:
-    """How many images `config.images` is of."""
+    """Returns the number of images of `config.images`."""
     of_splits = sum(len(run.dataset.splits[split].rows) for split in run.config.images.splits)
     return min(of_splits, run.config.images.examples or of_splits)
 
 
 class Image(NamedTuple):
-    """An image as the models see it.
+    """An image after the evaluation transform.
 
     Attributes:
-        pixels: In [0, 1].
-        title: Of its class.
+        pixels: Values in [0, 1].
+        title: Name of its class.
     """
 
     pixels: Float[np.ndarray, "side side 3"]
     title: str
 
 
-def images(run: context.Run, places: set[int]) -> dict[int, Image]:
-    """Single images of `batches`, by their places among all."""
+def images(run: context.Run, indices: set[int]) -> dict[int, Image]:
+    """Returns single images of `batches` by their index."""
     transform = jax.jit(lambda stored: run.loader.evaluation_transform(jax.random.key(0), stored))
     found, first = {}, 0
     for batch in batches(run, run.config.images.batch_size, examples=0):
         rows = np.flatnonzero(batch.mask)
-        wanted = [number for number in range(len(rows)) if first + number in places]
+        wanted = [number for number in range(len(rows)) if first + number in indices]
         if wanted:
-            seen = _unit(transform(batch.image))
+            pixels = _unit(transform(batch.image))
             for number in wanted:
                 title = run.dataset.classes[int(batch.label[rows[number]])]
-                found[first + number] = Image(seen[rows[number]], title)
+                found[first + number] = Image(pixels[rows[number]], title)
         first += len(rows)
     return found
 
@@ -149,15 +149,15 @@ def require_one_process(name: str) -> None:
     )
 
 
-def describe(subject: Subject) -> dict[str, Any]:
-    """What the results say of it."""
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the record of a checkpoint in results.json."""
     return {
-        "name": subject.name,
-        "title": subject.title,
-        "init": subject.init,
-        "init_digest": subject.digest,
-        "depth": subject.model.size.depth,
-        "features": subject.model.size.features,
-        "neurons": subject.model.size.hidden,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(subject.variables)),
+        "name": checkpoint.name,
+        "title": checkpoint.title,
+        "init": checkpoint.init,
+        "init_digest": checkpoint.digest,
+        "depth": checkpoint.model.size.depth,
+        "features": checkpoint.model.size.features,
+        "neurons": checkpoint.model.size.hidden,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(checkpoint.variables)),
     }

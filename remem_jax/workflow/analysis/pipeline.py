@@ -1,4 +1,4 @@
-"""An analysis: checkpoints as they are, looked at over the images of a data set."""
+"""Runs the analyses of some checkpoints on the images of a data set."""
 
 import functools
 from typing import Any
@@ -16,7 +16,7 @@ from remem_jax.workflow.information import decoders, measurement
 
 
 def run_analysis(run: context.Run) -> None:
-    """Makes each of `config.analyses`; goes on where an earlier start was stopped."""
+    """Runs each of `config.analyses`, or resumes it."""
     config = run.config
     chosen = inputs.load(run)
     own = provenance.identity(run, {"models": {one.name: one.digest for one in chosen}})
@@ -47,10 +47,10 @@ def run_analysis(run: context.Run) -> None:
         logging.info("Report: %s", run.workdir / "report.html")
 
 
-def _information(run: context.Run, chosen: list[inputs.Subject]) -> dict[str, Any]:
-    """Information of the models, with each of the settings of decoders that are compared."""
+def _information(run: context.Run, chosen: list[inputs.Checkpoint]) -> dict[str, Any]:
+    """Measures the information of the models for each of the decoder settings to compare."""
 
-    @functools.cache  # So that they are compiled once.
+    @functools.cache  # Compiles them once.
     def load() -> list[decoders.Teacher]:
         return [_teacher(run, one) for one in chosen]
 
@@ -76,7 +76,7 @@ def _information(run: context.Run, chosen: list[inputs.Subject]) -> dict[str, An
     return {"settings": found}
 
 
-def _teacher(run: context.Run, subject: inputs.Subject) -> decoders.Teacher:
-    patches = run.gather_params(models.teacher_apply(subject.model, ("patches",)))
+def _teacher(run: context.Run, checkpoint: inputs.Checkpoint) -> decoders.Teacher:
+    patches = run.gather_params(models.teacher_apply(checkpoint.model, ("patches",)))
     jitted = jax.jit(patches, out_shardings=mesh.batch_sharding(run.mesh))
-    return decoders.Teacher(subject.title, jitted, subject.variables)
+    return decoders.Teacher(checkpoint.title, jitted, checkpoint.variables)

@@ -1,4 +1,4 @@
-"""Decoders and critics that read the features of teachers, trained on one pass of the images."""
+"""Makes the decoders and critics that estimate the information in teachers' features."""
 
 import functools
 import itertools
@@ -21,12 +21,12 @@ from remem_jax.workflow import context, memory_plan, step_memory, training
 
 
 class Teacher(NamedTuple):
-    """A teacher whose features are read.
+    """A teacher whose features are measured.
 
     Attributes:
-        name: In errors.
-        apply: It in evaluation mode, with its patches, jitted.
-        variables: Of it.
+        name: Name in messages.
+        apply: The jitted model in evaluation mode, with patch tokens as an output.
+        variables: Its variables.
     """
 
     name: str
@@ -34,33 +34,35 @@ class Teacher(NamedTuple):
     variables: Variables
 
 
-class Readers(NamedTuple):
-    """What reads the features of some teachers: decoders and critics, one of each per seed.
+class Estimators(NamedTuple):
+    """Decoders and critics for the features of some teachers, one of each per teacher and seed.
 
     Attributes:
-        reads: For each reader the number of its teacher; decoders come first.
-        decoders: How many of them are decoders.
-        steps: The compiled step of each reader.
-        shapes: Of the states of all, as they lie on the devices.
-        first: Makes these states at step 0.
-        teach: Features of images, by teacher.
+        teacher_indices: Index of the teacher of each estimator; decoders come first.
+        decoders: Number of decoders.
+        steps: The jitted step of each estimator.
+        shapes: Shapes and shardings of all states.
+        first: Creates the states at step 0.
+        features: The function from images to features of each teacher.
     """
 
-    reads: list[int]
+    teacher_indices: list[int]
     decoders: int
     steps: list[Any]
     shapes: tuple[state.State, ...]
     first: Callable[[], tuple[state.State, ...]]
-    teach: list[mutual_information.FeatureExtractor]
+    features: list[mutual_information.FeatureExtractor]
 
 
-def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "nothing") -> Readers:
-    """Makes the readers of `config.information`.
+def make(
+    run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "nothing"
+) -> Estimators:
+    """Makes the decoders and critics of `config.information`.
 
     Args:
         run: The run.
-        teachers: Or shapes of their variables, to plan.
-        rematerialise: What decoders compute again; see `planned_step`.
+        teachers: The teachers; for planning, with shapes of their variables.
+        rematerialise: What decoders recompute in the backward pass; see `planned_step`.
 
     Raises:
         SettingError: If the teachers' features are of different sizes.
@@ -77,16 +79,16 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     trained = model.clone(rematerialise=rematerialise)
     init = decoder.make_init(model, side=side, width=width)
     step = mutual_information.make_decoder_step(models.train_apply(trained), tx)
-    own = critic_inputs(settings)
+    spec = critic_inputs(settings)
     require_grid(settings, side)
-    own_critic = functools.partial(
+    init_critic = functools.partial(
         info_nce.init,
-        spec=own,
+        spec=spec,
         width=width,
         hidden=settings.info_nce.hidden,
         embedding=settings.info_nce.embedding,
     )
-    make_critic_step = functools.partial(info_nce.make_critic_step, tx, own)
+    make_critic_step = functools.partial(info_nce.make_critic_step, tx, spec)
     critic_key = random_streams.key(run.config.seed, "critic")
     decoder_keys, critic_keys = (
         [random_streams.key(run.config.seed, kind, "parameters", seed) for seed in settings.seeds]
@@ -95,7 +97,7 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     critics = len(critic_keys) if settings.info_nce.measured else 0
 
     first_decoder = run.jit_create(lambda key: state.create(init(key), tx), decoder_keys[0])
-    first_critic = run.jit_create(lambda key: state.create(own_critic(key), tx), critic_keys[0])
+    first_critic = run.jit_create(lambda key: state.create(init_critic(key), tx), critic_keys[0])
 
     def first() -> tuple[state.State, ...]:
         decoders = [first_decoder(key) for _ in teachers for key in decoder_keys]
@@ -111,25 +113,25 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     numbers = range(len(teachers))
     of_decoders = [number for number in numbers for _ in decoder_keys]
     of_critics = [number for number in numbers for _ in range(critics)]
-    return Readers(
+    return Estimators(
         [*of_decoders, *of_critics],
         len(of_decoders),
         [jitted[0]] * len(of_decoders) + [jitted[1]] * len(of_critics),
         (*[of_decoder] * len(of_decoders), *[of_critic] * len(of_critics)),
         first,
-        [_teach(one) for one in teachers],
+        [_feature_extractor(one) for one in teachers],
     )
 
 
 def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
-    """The step of a decoder of some teachers, to be planned.
+    """Describes the step of a decoder for the memory plan.
 
-    It is stepped beside all others, after a pass of its teacher.
+    While it runs, the states of all other estimators are in memory, and its teacher has run before.
 
     Args:
         run: The run.
-        stage: Name of the part of the run.
-        teachers: With their variables, or shapes of these.
+        stage: Name of the stage.
+        teachers: The teachers, with their variables or the shapes of these.
     """
     settings, size = run.config.information, run.config.data.image_size
     states = make(run, teachers).shapes
@@ -148,7 +150,7 @@ def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> m
         step = make(run, teachers, plan.rematerialise).steps[0]
         _, of_teacher = step_memory.of_step(teachers[0].apply, variables[0], images)
         _, of_decoder = step_memory.of_step(step, states[0], features, images)
-        # Images, their targets, and the features of one teacher.
+        # In memory: all states and variables, images, targets, and the features of one teacher.
         held = mesh.device_bytes((states, variables, images, images, features))
         return held, max(of_teacher, of_decoder)
 
@@ -175,7 +177,7 @@ def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> m
 
 
 def require_grid(settings: ConfigDict, side: int) -> None:
-    """Raises unless a grid of tokens of this side divides into what critics are given."""
+    """Raises unless the token grid can be pooled to the grid of the critics' inputs."""
     own = settings.info_nce
     require(
         not own.measured or side % own.grid == 0,
@@ -190,22 +192,22 @@ def critic_inputs(settings: ConfigDict) -> info_nce.InputSpec:
     return info_nce.InputSpec(own.grid, own.blocks, own.noise)
 
 
-def _teach(teacher: Teacher) -> mutual_information.FeatureExtractor:
+def _feature_extractor(teacher: Teacher) -> mutual_information.FeatureExtractor:
     return lambda images: _features(teacher, teacher.variables, images)
 
 
 def _features(teacher: Teacher, variables: Variables, images: jax.Array) -> jax.Array:
-    """Its features on a grid, of its variables."""
+    """Computes a teacher's features on a grid."""
     patches = teacher.apply(variables, images).patches
     if patches is None:
-        raise ValueError(f"{teacher.name} does not give its patches.")
+        raise ValueError(f"The outputs of {teacher.name} have no patch tokens.")
     return decoder.grid(patches)
 
 
 def _feature_size(run: context.Run, teachers: Sequence[Teacher]) -> tuple[int, int]:
-    """Side and width of the teachers' features."""
+    """Returns the side of the teachers' token grid and the number of features per token."""
     size = run.config.data.image_size
-    # One on each device: a batch is divided among them.
+    # One image per device, because batches are sharded.
     images = jax.ShapeDtypeStruct((run.mesh.size, size, size, 3), "float32")
     found = [
         jax.eval_shape(functools.partial(_features, one), one.variables, images).shape[1:]
@@ -214,16 +216,16 @@ def _feature_size(run: context.Run, teachers: Sequence[Teacher]) -> tuple[int, i
     named = zip(teachers, found, strict=True)
     require(
         len(set(found)) == 1,
-        "Mutual information compares features of one size only, and the teachers have "
-        f"{', '.join(f'{one.name}: {shape}' for one, shape in named)}; leave out of "
-        "config.models, or of the rows of the study, what is of another size.",
+        "Mutual information compares only features of one size, but the teachers have "
+        f"{', '.join(f'{one.name}: {shape}' for one, shape in named)}; leave models of another "
+        "size out of config.models, or out of the rows of the study.",
     )
     side, _, width = found[0]
     return side, width
 
 
 def make_train_transform(run: context.Run) -> Callable[[Any, Batch], jax.Array]:
-    """What all readers and teachers see of a batch, given the number of the step; compiled."""
+    """Makes the compiled augmentation of a batch, given the number of the step."""
 
     def make(*, key: Key) -> Callable[[Any, Batch], jax.Array]:
         return lambda number, batch: run.loader.train_transform(
@@ -234,10 +236,12 @@ def make_train_transform(run: context.Run) -> Callable[[Any, Batch], jax.Array]:
     return random_streams.JitWithKey(make, key, out_shardings=mesh.batch_sharding(run.mesh))
 
 
-def job(run: context.Run, readers: Readers) -> training.Job:
-    """The training of the readers, but for what is looked at on the way."""
+def job(run: context.Run, estimators: Estimators) -> training.Job:
+    """Makes the training job of all estimators, without their evaluation."""
     settings, transform = run.config.information, make_train_transform(run)
-    lockstep = mutual_information.make_lockstep(readers.steps, readers.teach, readers.reads)
+    lockstep = mutual_information.make_lockstep(
+        estimators.steps, estimators.features, estimators.teacher_indices
+    )
 
     def make_step(first_step: int) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
         numbers = itertools.count(first_step)
@@ -245,19 +249,19 @@ def job(run: context.Run, readers: Readers) -> training.Job:
 
     def operations(states: tuple[state.State, ...], batch: Batch) -> float:
         images = jax.eval_shape(transform, jax.ShapeDtypeStruct((), "int32"), batch)
-        features = [jax.eval_shape(teach, images) for teach in readers.teach]
-        of_teachers = sum(flops.count(teach, images) for teach in readers.teach)
-        readings = zip(readers.steps, states, readers.reads, strict=True)
-        kinds = {step: (now, read) for step, now, read in readings}
+        features = [jax.eval_shape(one, images) for one in estimators.features]
+        of_teachers = sum(flops.count(one, images) for one in estimators.features)
+        rows = zip(estimators.steps, states, estimators.teacher_indices, strict=True)
+        distinct = {step: (state, index) for step, state, index in rows}
         counts = {
-            step: flops.count(step, now, features[read], images)
-            for step, (now, read) in kinds.items()
+            step: flops.count(step, state, features[index], images)
+            for step, (state, index) in distinct.items()
         }
-        return of_teachers + sum(counts[step] for step in readers.steps)
+        return of_teachers + sum(counts[step] for step in estimators.steps)
 
     return training.Job(
-        readers.shapes,
-        readers.first,
+        estimators.shapes,
+        estimators.first,
         make_step,
         operations,
         settings.batch_size,
@@ -270,6 +274,6 @@ def job(run: context.Run, readers: Readers) -> training.Job:
 
 
 def milestones(settings: ConfigDict) -> tuple[int, ...]:
-    """After which steps the readers are evaluated."""
-    every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
-    return tuple(round(float(at)) for at in every)
+    """Returns the steps after which decoders are evaluated."""
+    steps = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
+    return tuple(round(float(step)) for step in steps)

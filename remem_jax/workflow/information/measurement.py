@@ -1,6 +1,6 @@
-"""What teachers' features still say of the image, by decoders that are trained side by side.
+"""Measures the information of teachers' features about the image, by training decoders together.
 
-Critics beside them estimate the same by InfoNCE, independently, through noise.
+Critics are trained with them for a second, independent estimate: InfoNCE on noisy features.
 """
 
 import functools
@@ -26,12 +26,12 @@ from remem_jax.workflow.remem import finetune
 
 PICTURES = "pictures.npz"  # In the folder of a measurement.
 
-Shown = Callable[[], Iterator[mutual_information.HeldOutBatch]]
+HeldOutBatches = Callable[[], Iterator[mutual_information.HeldOutBatch]]
 
 
 def of_teachers(run: context.Run, teachers: finetune.Teachers) -> dict[str, Any]:
-    """`measure` of all teachers of a method, the checkpoints of one fine-tuning."""
-    jitted = seeing_patches(run, teachers.patches)
+    """Measures all teachers of a method, the checkpoints of one fine-tuning; see `measure`."""
+    jitted = with_patches(run, teachers.patches)
     steps = [record["step"] for record in teachers.records]
     return measure(
         run,
@@ -40,32 +40,32 @@ def of_teachers(run: context.Run, teachers: finetune.Teachers) -> dict[str, Any]
     )
 
 
-def seeing_patches(run: context.Run, patches: TeacherApply) -> TeacherApply:
-    """Teachers with their patches, jitted."""
+def with_patches(run: context.Run, patches: TeacherApply) -> TeacherApply:
+    """Jits a teacher that outputs its patch tokens."""
     return jax.jit(run.gather_params(patches), out_shardings=mesh.batch_sharding(run.mesh))
 
 
 def measure(
     run: context.Run, stage: str, load: Callable[[], Sequence[decoders.Teacher]]
 ) -> dict[str, Any]:
-    """Trains readers of all teachers' features, for each of `config.information.seeds`.
+    """Trains a decoder and a critic for each teacher and each of `config.information.seeds`.
 
-    They learn from training images, cropped and mirrored as those of teachers and students, and
-    are measured on those of validation.
+    They are trained on the training images, with the augmentation of teachers and students, and
+    evaluated on validation.
 
     Args:
         run: The run.
-        stage: Name of the part of the run; where it is done, what is there is read.
-        load: Loads the teachers, whose features are of one size.
+        stage: Name of the stage. If it is finished, its results are read from disk.
+        load: Loads the teachers, which must have features of one size.
 
     Returns:
-        The "part", the "seconds" of training, and a record for each of the "teachers": "loss",
-        "floor" and "excess" of `mutual_information`, the means over seeds; the sample "deviation"
-        of the excess over them; the "slope" of the last evaluations; "info_nce" in nats with its
-        deviation, or None; and "seeds".
+        The "part", the "seconds" of training, and a record for each of the "teachers": the means
+        over seeds of "loss", "floor" and "excess" (see `mutual_information`); the sample
+        "deviation" of the excess over seeds; the "slope" of the last evaluations; "info_nce" in
+        nats with its deviation, or None; and "seeds".
 
     Raises:
-        SettingError: If features of different sizes are compared, or validation has no batch.
+        SettingError: If features have different sizes, or validation is smaller than a batch.
     """
     folder = run.workdir / stage
     done = results.read_for_all(folder / "result.json")
@@ -73,29 +73,32 @@ def measure(
         return done
     settings, evaluations = run.config.information, decoders.milestones(run.config.information)
     _require_whole_batch(run)
-    teachers, shown = load(), _make_shown(run)
+    teachers, held_out = load(), _held_out(run)
     plan = memory_plan.planned(run, decoders.planned_step(run, stage, teachers))
-    own = decoders.make(run, teachers, plan.rematerialise)
+    estimators = decoders.make(run, teachers, plan.rematerialise)
 
-    def milestone(at: int, now: tuple[state.State, ...]) -> None:
-        final = _Last(run, own, now) if at == settings.steps else None
-        found = _evaluate(run, own, now, shown(), final)
+    def milestone(step: int, states: tuple[state.State, ...]) -> None:
+        final = _Last(run, estimators, states) if step == settings.steps else None
+        found = _evaluate(run, estimators, states, held_out(), final)
         losses = [one.loss for one in found]
-        run.log.write(stage, at, {"validation_loss": losses})
-        results.write_for_all(folder / f"step_{at}.json", losses)
+        run.log.write(stage, step, {"validation_loss": losses})
+        results.write_for_all(folder / f"step_{step}.json", losses)
         if final:
-            _keep(run, folder, found, final.bounds(), final.pictures(found))
+            _save(run, folder, found, final.bounds(), final.pictures(found))
 
-    last, seconds = training.train(run, stage, decoders.job(run, own)._replace(milestone=milestone))
-    if results.read_for_all(folder / "last.json") is None:  # Killed before it was written.
+    last, seconds = training.train(
+        run, stage, decoders.job(run, estimators)._replace(milestone=milestone)
+    )
+    # The file is missing if the run was killed before it was written.
+    if results.read_for_all(folder / "last.json") is None:
         milestone(settings.steps, last)
     curves: list[Any] = [results.read_for_all(folder / f"step_{at}.json") for at in evaluations]
-    kept: Any = results.read_for_all(folder / "last.json")
-    found = [
-        _record(settings, list(zip(evaluations, curves, strict=True)), kept, numbers)
-        for numbers in _by_teacher(own)
+    saved: Any = results.read_for_all(folder / "last.json")
+    records = [
+        _record(settings, list(zip(evaluations, curves, strict=True)), saved, indices)
+        for indices in _by_teacher(estimators)
     ]
-    result = {"part": stage, "seconds": seconds, "teachers": found}
+    result = {"part": stage, "seconds": seconds, "teachers": records}
     results.write_for_all(folder / "result.json", result)
     if mesh.is_writer():
         checkpoints.remove(folder / training.CHECKPOINTS)
@@ -103,36 +106,36 @@ def measure(
 
 
 def require_measurable(run: context.Run, side: int) -> None:
-    """Raises unless `config.information` fits validation, and teachers of so many tokens a side."""
+    """Raises unless `config.information` fits validation and a token grid of this side."""
     _require_whole_batch(run)
     decoders.require_grid(run.config.information, side)
 
 
 def _require_whole_batch(run: context.Run) -> None:
-    """Raises unless validation has a whole batch: InfoNCE of a smaller one is another number."""
+    """Raises unless validation has a whole batch, because InfoNCE depends on the batch size."""
     settings, images = run.config.information, len(run.dataset.splits["validation"].rows)
     require(
         not settings.info_nce.measured or images >= settings.batch_size,
-        f"config.information.batch_size must be at most the {images} images of validation, of "
-        f"which InfoNCE takes whole batches, got {settings.batch_size}; or set "
+        f"config.information.batch_size must be at most {images}, the images of validation, "
+        f"because InfoNCE needs whole batches; got {settings.batch_size}. Lower it, or set "
         "config.information.info_nce.measured to False.",
     )
 
 
-def _make_shown(run: context.Run) -> Shown:
-    """Builds what gives the images of validation as teachers take them."""
+def _held_out(run: context.Run) -> HeldOutBatches:
+    """Builds the function that iterates over validation, with the evaluation transform."""
     transform = context.evaluation_transform(run.loader, run.mesh)
 
-    def shown() -> Iterator[mutual_information.HeldOutBatch]:
+    def batches() -> Iterator[mutual_information.HeldOutBatch]:
         for batch in run.loader.evaluation("validation", run.config.information.batch_size):
             yield mutual_information.HeldOutBatch(transform(batch.image), batch.mask)
 
-    return shown
+    return batches
 
 
 @functools.cache
 def _decoding(image_size: int, align_corners: bool) -> tuple[Any, Any]:
-    """The decoder in evaluation mode, and what measures it, compiled once."""
+    """Returns the decoder in evaluation mode and the function of its losses, compiled once."""
     model = decoder.make(image_size=image_size, align_corners=align_corners)
     apply = models.evaluation_apply(model)
     return jax.jit(apply), jax.jit(mutual_information.make_measure(apply))
@@ -144,33 +147,33 @@ def _of_config(run: context.Run) -> tuple[Any, Any]:
 
 def _evaluate(
     run: context.Run,
-    own: decoders.Readers,
-    now: Sequence[state.State],
+    estimators: decoders.Estimators,
+    states: Sequence[state.State],
     batches: Iterator[mutual_information.HeldOutBatch],
     last: "_Last | None",
 ) -> list[mutual_information.Reconstruction]:
-    """How well each of the decoders reconstructs validation; `last` sees the same features."""
-    _, measured = _of_config(run)
-    count = own.decoders
+    """Evaluates each decoder on validation; `last` uses the same features."""
+    _, measure = _of_config(run)
+    count = estimators.decoders
     return mutual_information.evaluate(
-        measured,
-        own.teach,
-        own.reads[:count],
-        [one.variables for one in now[:count]],
+        measure,
+        estimators.features,
+        estimators.teacher_indices[:count],
+        [one.variables for one in states[:count]],
         batches,
         fetch=run.fetch,
-        on_features=last and last.see,
+        on_features=last and last.add,
     )
 
 
-def _keep(
+def _save(
     run: context.Run,
     folder: pathlib.Path,
     found: Sequence[mutual_information.Reconstruction],
     bounds: Sequence[float],
     arrays: dict[str, np.ndarray],
 ) -> None:
-    """Writes what the last evaluation found: numbers, maps, and some images reconstructed."""
+    """Writes the results of the last evaluation: numbers, maps, and some reconstructions."""
     numbers = [
         {
             "loss": one.loss,
@@ -187,10 +190,15 @@ def _keep(
 
 
 class _Last:
-    """What only the last evaluation finds: the bounds of critics, and what a report shows."""
+    """Collects the critics' bounds and the report's images during the last evaluation."""
 
-    def __init__(self, run: context.Run, own: decoders.Readers, now: Sequence[state.State]) -> None:
-        self._run, self._own, self._now = run, own, now
+    def __init__(
+        self,
+        run: context.Run,
+        estimators: decoders.Estimators,
+        states: Sequence[state.State],
+    ) -> None:
+        self._run, self._estimators, self._states = run, estimators, states
         self._estimate = jax.jit(
             info_nce.make_estimate(
                 decoders.critic_inputs(run.config.information),
@@ -198,70 +206,75 @@ class _Last:
             )
         )
         self._targets_of = jax.jit(mutual_information.to_unit_range)
-        self._bounds: dict[int, list[float]] = {i: [] for i in range(own.decoders, len(now))}
-        self._pictures: dict[str, np.ndarray] = {}
+        self._bounds: dict[int, list[float]] = {
+            i: [] for i in range(estimators.decoders, len(states))
+        }
+        self._images: dict[str, np.ndarray] = {}
 
-    def see(
-        self, teacher: int, features: jax.Array, shown: mutual_information.HeldOutBatch
+    def add(
+        self, teacher: int, features: jax.Array, batch: mutual_information.HeldOutBatch
     ) -> None:
-        """Takes the features that a teacher has of a batch of validation."""
-        targets = self._targets_of(shown.images)
-        if f"reconstructions_{teacher}" not in self._pictures:  # The first batch.
-            self._show(teacher, features, targets)
-        critics = [i for i in self._bounds if self._own.reads[i] == teacher]
-        # A smaller batch has another bound.
-        if critics and np.asarray(self._run.fetch(shown.mask)).all():
+        """Adds the features of a teacher for a batch of validation."""
+        targets = self._targets_of(batch.images)
+        if f"reconstructions_{teacher}" not in self._images:  # The first batch.
+            self._reconstruct(teacher, features, targets)
+        critics = [i for i in self._bounds if self._estimators.teacher_indices[i] == teacher]
+        # The bound depends on the batch size, so partial batches are skipped.
+        if critics and np.asarray(self._run.fetch(batch.mask)).all():
             for i in critics:
-                bound = self._estimate(self._now[i].variables, features, targets)
+                bound = self._estimate(self._states[i].variables, features, targets)
                 self._bounds[i].append(float(bound))
 
-    def _show(self, teacher: int, features: jax.Array, targets: jax.Array) -> None:
+    def _reconstruct(self, teacher: int, features: jax.Array, targets: jax.Array) -> None:
         apply, _ = _of_config(self._run)
-        i, count = self._own.reads.index(teacher), self._run.config.information.pictures
-        seen = jax.nn.sigmoid(apply(self._now[i].variables, features))
-        self._pictures["images"] = np.asarray(self._run.fetch(targets))[:count]
-        self._pictures[f"reconstructions_{teacher}"] = np.asarray(self._run.fetch(seen))[:count]
+        i, count = (
+            self._estimators.teacher_indices.index(teacher),
+            self._run.config.information.pictures,
+        )
+        images = jax.nn.sigmoid(apply(self._states[i].variables, features))
+        self._images["images"] = np.asarray(self._run.fetch(targets))[:count]
+        self._images[f"reconstructions_{teacher}"] = np.asarray(self._run.fetch(images))[:count]
 
     def bounds(self) -> list[float]:
-        """The mean bound of each critic over the whole batches of validation, in nats."""
+        """Returns the mean bound of each critic over the full batches of validation, in nats."""
         return [statistics.fmean(values) for values in self._bounds.values()]
 
     def pictures(self, found: Sequence[mutual_information.Reconstruction]) -> dict[str, np.ndarray]:
-        """What a report shows: of each teacher the first seed's maps and some reconstructions."""
-        # Where validation is less than a batch, the others of the batch only fill it up.
-        arrays = {name: own[: len(found[0].image_losses)] for name, own in self._pictures.items()}
-        for number in range(len(self._own.teach)):
-            of_first = found[self._own.reads.index(number)]
+        """Returns maps and reconstructions of the first seed of each teacher, for the report."""
+        # If validation is smaller than a batch, the rest of the batch is padding.
+        count = len(found[0].image_losses)
+        arrays = {name: images[:count] for name, images in self._images.items()}
+        for number in range(len(self._estimators.features)):
+            of_first = found[self._estimators.teacher_indices.index(number)]
             arrays[f"pixel_excess_{number}"] = of_first.pixel_excess
             arrays[f"image_losses_{number}"] = of_first.image_losses
             arrays[f"image_floors_{number}"] = of_first.image_floors
         return {name: values.astype(np.float32) for name, values in arrays.items()}
 
 
-def _by_teacher(own: decoders.Readers) -> list[tuple[list[int], list[int]]]:
-    """For each teacher its decoders and, counted from the first of them, its critics."""
-    numbered = list(enumerate(own.reads))
-    decoders, critics = numbered[: own.decoders], numbered[own.decoders :]
+def _by_teacher(estimators: decoders.Estimators) -> list[tuple[list[int], list[int]]]:
+    """Returns the indices of each teacher's decoders and critics, both counted from 0."""
+    count, indices = estimators.decoders, list(enumerate(estimators.teacher_indices))
     return [
         (
-            [i for i, read in decoders if read == number],
-            [i - own.decoders for i, read in critics if read == number],
+            [i for i, index in indices[:count] if index == teacher],
+            [i - count for i, index in indices[count:] if index == teacher],
         )
-        for number in range(len(own.teach))
+        for teacher in range(len(estimators.features))
     ]
 
 
 def _record(
     settings: ConfigDict,
     curves: Sequence[tuple[int, Sequence[float]]],
-    kept: dict[str, Any],
-    own: tuple[list[int], list[int]],
+    saved: dict[str, Any],
+    indices: tuple[list[int], list[int]],
 ) -> dict[str, Any]:
-    decoders, critics = own
+    decoders, critics = indices
     seeds = [
         {
             "seed": seed,
-            **kept["decoders"][i],
+            **saved["decoders"][i],
             "slope": mutual_information.plateau_slope(
                 [losses[i] for _, losses in curves], _last(settings)
             ),
@@ -269,7 +282,7 @@ def _record(
         }
         for seed, i in zip(settings.seeds, decoders, strict=True)
     ]
-    bounds = [kept["critics"][i] for i in critics]
+    bounds = [saved["critics"][i] for i in critics]
     return {
         **{
             name: statistics.fmean(one[name] for one in seeds)
@@ -291,7 +304,7 @@ def _record(
 
 
 def _last(settings: ConfigDict) -> int:
-    """How many evaluations the slope is of: the last half, at least two."""
+    """Returns the number of evaluations for the slope: the last half, at least two."""
     return max(2, settings.evaluations // 2)
 
 

@@ -61,7 +61,7 @@ def _of_decoders(
 ) -> step_memory.Need:
     first = finetune.start(run, pretrained, method)
     variables = run.shapes(jax.eval_shape(first.teacher, first.trainable))
-    seen = measurement.seeing_patches(run, finetune.patches_apply(first))
+    seen = measurement.with_patches(run, finetune.patches_apply(first))
     steps = finetune.settings_of(run.config, method).steps
     teachers = [decoders.Teacher(f"step {at}", seen, variables) for at in steps]
     return of_step(run, decoders.planned_step(run, f"information/{method}", teachers))
