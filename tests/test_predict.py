@@ -1,4 +1,4 @@
-"""Prediction by the command: what it says, of which files, and what it does with bad ones."""
+"""The command `predict`: its predictions, which files it takes, and unreadable files."""
 
 import csv
 import io
@@ -85,7 +85,7 @@ def grey_levels(path: pathlib.Path) -> np.ndarray:
     return np.asarray(Image.open(path)).mean(axis=(0, 1)) / 127.5 - 1
 
 
-def told(model: pathlib.Path, *arguments: Any, code: int = 0) -> None:
+def run_command(model: pathlib.Path, *arguments: Any, code: int = 0) -> None:
     assert predict.main([str(model), *map(str, arguments)]) == code
 
 
@@ -98,7 +98,7 @@ def test_every_model_gives_the_probabilities_of_the_student(
 ) -> None:
     expected = special.softmax(drawn.logits(NAME).astype(np.float64), axis=-1)
 
-    told(run / model, folder, "--format=json", "--batch_size=12")
+    run_command(run / model, folder, "--format=json", "--batch_size=12")
 
     found = json.loads(capsysbinary.readouterr().out)
     assert [one["file"] for one in found["images"]] == [
@@ -111,7 +111,7 @@ def test_every_model_gives_the_probabilities_of_the_student(
         np.testing.assert_allclose(shares, row[order], rtol=0, atol=1e-4)  # As logits do.
 
 
-def test_images_are_seen_as_in_the_evaluation_of_a_run(
+def test_images_are_preprocessed_as_in_evaluation(
     tmp_path: pathlib.Path, run: pathlib.Path, rng: np.random.Generator
 ) -> None:
     for i in range(2 * IMAGES):
@@ -146,7 +146,7 @@ def test_images_are_seen_as_in_the_evaluation_of_a_run(
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
-def test_batches_of_any_size_say_the_same(folder: pathlib.Path, batch_size: int) -> None:
+def test_predictions_do_not_depend_on_the_batch_size(folder: pathlib.Path, batch_size: int) -> None:
     sizes: list[int] = []
     paths = sorted(folder.iterdir())
 
@@ -170,7 +170,9 @@ def test_csv_keeps_any_name(
         (tmp_path / name).write_bytes((folder / "03.png").read_bytes())
     out = tmp_path / "out" / "found.csv"
 
-    told(run / "student.onnx", *(tmp_path / name for name in names), "--top=2", f"--out={out}")
+    run_command(
+        run / "student.onnx", *(tmp_path / name for name in names), "--top=2", f"--out={out}"
+    )
 
     head, *rows = csv.reader(io.StringIO(out.read_text(encoding="utf-8"), newline=""))
     assert head == ["file", "rank", "class", "probability"]
@@ -216,7 +218,7 @@ def test_a_pattern_may_match_folders(tmp_path: pathlib.Path) -> None:
     assert [path.name for path in found] == ["1.png", "2.png"]
 
 
-def test_what_is_passed_over_in_folders_is_counted(tmp_path: pathlib.Path) -> None:
+def test_skipped_files_in_folders_are_counted(tmp_path: pathlib.Path) -> None:
     for name in ("1.heic", "2.tif", "notes.txt", "3.psd", ".hidden.png"):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe.png")
@@ -228,13 +230,13 @@ def test_what_is_passed_over_in_folders_is_counted(tmp_path: pathlib.Path) -> No
     assert passed_over == {".txt": 1, ".psd": 1, "hidden": 1, "not a regular file": 1}
 
 
-def test_what_is_passed_over_is_told(
+def test_skipped_files_are_reported(
     run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, capfd: Any
 ) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "0.png").write_bytes((folder / "00.png").read_bytes())
 
-    told(run / "student.onnx", tmp_path)
+    run_command(run / "student.onnx", tmp_path)
 
     assert "remem_jax: 1 file skipped (.txt: 1)\n" in capfd.readouterr().err
 
@@ -249,7 +251,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
 # Bad ones.
 
 
-def test_what_cannot_be_read_is_listed_and_the_others_are_classified(
+def test_unreadable_files_are_listed_and_the_others_classified(
     run: pathlib.Path,
     folder: pathlib.Path,
     tmp_path: pathlib.Path,
@@ -261,32 +263,32 @@ def test_what_cannot_be_read_is_listed_and_the_others_are_classified(
     out = tmp_path / "found.json"
     given = (tmp_path, tmp_path / "empty", tmp_path / "gone.png", folder / "04.png")
 
-    told(run / "student.onnx", *given, "--format=json", f"--out={out}")
+    run_command(run / "student.onnx", *given, "--format=json", f"--out={out}")
 
     found = json.loads(out.read_text())
     assert [one["file"] for one in found["images"]] == [str(folder / "04.png")]
     reasons = {pathlib.Path(one["file"]).name: one["reason"] for one in found["failed"]}
     assert reasons["text.png"] == "cannot be decoded: not an image."
     assert reasons["gone.png"] == "cannot be read: No such file or directory."
-    assert reasons["empty"].startswith("holds no images")
+    assert reasons["empty"].startswith("contains no images")
     assert reasons["\x1b[2Jbroken.png"].startswith("cannot be decoded")
     log = capfd.readouterr().err
     assert f"{tmp_path / 'text.png'} cannot be decoded: not an image.\n" in log
     assert r"\x1b[2Jbroken.png cannot be decoded" in log  # And moves no cursor.
 
 
-def test_where_nothing_can_be_read_nothing_is_written(
+def test_nothing_is_written_if_no_image_can_be_read(
     run: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.png").write_text("no image")
     out = tmp_path / "found.csv"
     out.write_text(BEFORE)
 
-    told(run / "student.onnx", tmp_path / "text.png", f"--out={out}", code=1)
+    run_command(run / "student.onnx", tmp_path / "text.png", f"--out={out}", code=1)
 
     assert out.read_text() == BEFORE
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.csv", "text.png"]
-    assert capfd.readouterr().err.endswith("There is no image that can be read: give others.\n")
+    assert capfd.readouterr().err.endswith("None of the images can be read: give others.\n")
 
 
 @pytest.mark.parametrize(
@@ -296,12 +298,12 @@ def test_where_nothing_can_be_read_nothing_is_written(
         ("", "--batch_size=0", "--batch_size must be at least 1"),
         ("", "--out=.", "is a folder; set --out to a file"),
         ("", "--method=sam", "must be one of scratch"),
-        ("student.onnx", "--method=scratch", "is one student: leave out --method"),
+        ("student.onnx", "--method=scratch", "contains a single student: leave out --method"),
         ("none.onnx", "--top=1", "There is no export"),
         ("none", "--top=1", "There is no run"),
     ],
 )
-def test_what_cannot_be_done_ends_in_one_line(
+def test_errors_are_one_line(
     run: pathlib.Path,
     folder: pathlib.Path,
     model: str,
@@ -309,7 +311,7 @@ def test_what_cannot_be_done_ends_in_one_line(
     message: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    told(run / model, folder, flag, code=1)
+    run_command(run / model, folder, flag, code=1)
 
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("remem_jax: ")
@@ -377,7 +379,7 @@ def given(run: pathlib.Path, folder: pathlib.Path) -> tuple[pathlib.Path, pathli
 def stopped(
     run: pathlib.Path, folder: pathlib.Path, *more: str, code: int = 130, model: str = "onnx"
 ) -> None:
-    told(run / f"student.{model}", folder, "--batch_size=5", *more, code=code)
+    run_command(run / f"student.{model}", folder, "--batch_size=5", *more, code=code)
 
 
 @pytest.mark.parametrize("form", predictions.FORMATS)
@@ -386,7 +388,7 @@ def stopped(
     [(KeyboardInterrupt(), 130), (command.Terminated(), 143), (OSError(28, "No space left"), 1)],
     indirect=["stopping"],
 )
-def test_what_was_done_is_kept_and_the_same_command_goes_on(
+def test_finished_predictions_are_kept_and_the_same_command_resumes(
     given: tuple[pathlib.Path, pathlib.Path],
     tmp_path: pathlib.Path,
     stopping: Stopping,
@@ -400,10 +402,10 @@ def test_what_was_done_is_kept_and_the_same_command_goes_on(
     stopped(run, folder, *flags, code=code)
 
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.endswith(f"; 5 of 12 images are in {partial}; the same command goes on.")
+    assert line.endswith(f"; 5 of 12 images are in {partial}; the same command resumes.")
     assert not out.exists()
     stopped(run, folder, *flags, code=0)
-    assert f"5 of 12 images are taken from {partial}." in capfd.readouterr().err
+    assert f"5 of 12 images are from {partial}." in capfd.readouterr().err
     assert stopping.seen == IMAGES + (-7 % 5)  # The last batch is filled up.
     assert list(tmp_path.iterdir()) == [out]
     continued = out.read_bytes()
@@ -444,7 +446,7 @@ def test_a_line_that_was_cut_costs_one_image(
 
 @pytest.mark.parametrize(("model", "flags"), [("onnx", ("--top=1",)), ("safetensors", ())])
 @pytest.mark.usefixtures("stopping")
-def test_what_another_command_has_done_is_neither_used_nor_lost(
+def test_a_partial_file_of_another_command_is_neither_used_nor_lost(
     given: tuple[pathlib.Path, pathlib.Path],
     tmp_path: pathlib.Path,
     model: str,
@@ -464,20 +466,20 @@ def test_what_another_command_has_done_is_neither_used_nor_lost(
 
 
 @pytest.mark.parametrize("content", ["thesis", '{"a": 1}', "[]\n"])
-def test_a_partial_file_of_somebody_else_stays(
+def test_an_unrelated_partial_file_stays(
     run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, content: str
 ) -> None:
     partial = tmp_path / "found.csv.partial"
     partial.write_text(content)
 
-    told(run / "student.onnx", folder, f"--out={tmp_path / 'found.csv'}", code=1)
+    run_command(run / "student.onnx", folder, f"--out={tmp_path / 'found.csv'}", code=1)
 
     assert partial.read_text() == content
     assert list(tmp_path.iterdir()) == [partial]
 
 
 @pytest.mark.parametrize("form", predictions.FORMATS)
-def test_standard_output_has_what_was_done(
+def test_standard_output_has_the_finished_predictions(
     run: pathlib.Path,
     folder: pathlib.Path,
     stopping: Stopping,
@@ -486,12 +488,12 @@ def test_standard_output_has_what_was_done(
 ) -> None:
     stopped(run, folder, f"--format={form}")
 
-    said, told_ = capfdbinary.readouterr()
+    said, log = capfdbinary.readouterr()
     if form == "csv":
         assert len(said.splitlines()) == 1 + 3 * 5
     else:
         assert len(json.loads(said)["images"]) == 5
-    assert b"stopped; 5 of 12 images were written." in told_
+    assert b"stopped; 5 of 12 images were written." in log
 
 
 @pytest.mark.parametrize("form", predictions.FORMATS)
@@ -504,7 +506,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(
 ) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123
         monkeypatch.setattr("sys.stdout", full)
-        told(run / "student.onnx", folder, f"--format={form}", code=1)
+        run_command(run / "student.onnx", folder, f"--format={form}", code=1)
 
     (line,) = capfd.readouterr().err.splitlines()
     assert "Standard output cannot be written (No space left on device)" in line
@@ -517,7 +519,7 @@ def test_a_home_is_found(
     monkeypatch.chdir(folder)
     (tmp_path / "run").symlink_to(run)
 
-    told(pathlib.Path("~/run/student.onnx"), "00.png", "--out=~/found.csv")
+    run_command(pathlib.Path("~/run/student.onnx"), "00.png", "--out=~/found.csv")
 
     assert (tmp_path / "found.csv").exists()
     assert not (folder / "~").exists()

@@ -108,10 +108,10 @@ def _add(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
     """
     product, bias = sorted(given, key=lambda one: not isinstance(one, Tensor))
     last = graph.nodes[-1]
-    is_per_channel = np.ndim(bias) > 1 and np.size(bias) == np.shape(bias)[-1]
-    if isinstance(bias, Tensor) or not is_per_channel or last.output[0] != product.name:
+    takes_bias = last.op_type in _BIASED and len(last.input) == 2
+    if isinstance(bias, Tensor) or not takes_bias or last.output[0] != product.name:
         return _pointwise("Add")(graph, equation, given)
-    if last.op_type not in _BIASED or len(last.input) > 2:
+    if np.ndim(bias) < 2 or np.size(bias) != np.shape(bias)[-1]:  # Not one value per channel.
         return _pointwise("Add")(graph, equation, given)
     name = graph.add(last.op_type, *last.input, graph.constant(np.reshape(bias, -1)))
     graph.nodes[-1].attribute.extend(last.attribute)

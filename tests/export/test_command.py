@@ -29,7 +29,7 @@ sys.exit(command.run(work, stopped="stopped, says the test"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_one_line_and_what_is_open_is_closed(number: int, code: int) -> None:
+def test_a_signal_ends_in_one_line_after_cleaning_up(number: int, code: int) -> None:
     process = started(
         """
         try:
@@ -52,7 +52,7 @@ def test_a_signal_is_one_line_and_what_is_open_is_closed(number: int, code: int)
     )
 
 
-def test_a_second_signal_ends_what_hears_none() -> None:
+def test_a_second_signal_ends_a_process_that_runs_no_handlers() -> None:
     process = started(
         """
         try:
@@ -95,7 +95,7 @@ def test_closed_standard_streams_lead_nowhere(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "file").read_text() == "content"
 
 
-def test_names_that_an_encoding_lacks_are_told() -> None:
+def test_names_outside_the_encoding_are_escaped() -> None:
     process = started(r"print('mod\u00e8le')", env={**os.environ, "PYTHONIOENCODING": "ascii"})
 
     out, error = process.communicate(timeout=20)
@@ -103,7 +103,7 @@ def test_names_that_an_encoding_lacks_are_told() -> None:
     assert (process.returncode, out, error) == (0, "mod\\xe8le\n", "")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     process = started("time.sleep(0.2); print('line', flush=True)")
     assert process.stdout is not None
     process.stdout.close()
@@ -112,3 +112,24 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=20) == 1
+
+
+@pytest.mark.parametrize("command", ["export", "predict"])
+@pytest.mark.parametrize("arguments", [["--help"], ["no_run", "no_image.png", "--top=0"]])
+def test_help_and_wrong_arguments_import_nothing_heavy(command: str, arguments: list[str]) -> None:
+    heavy = {"jax", "flax", "orbax", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "optuna"}
+    heavy |= {"safetensors", "PIL", "tensorboardX", "matplotlib", "ml_collections", "jaxtyping"}
+
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", f"remem_jax.{command}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    assert done.returncode == (0 if arguments == ["--help"] else done.returncode)
+    assert "argparse" in imported
+    assert not imported & heavy

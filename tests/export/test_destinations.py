@@ -82,7 +82,7 @@ PLACES = (
 
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("name", PLACES)
-def test_whatever_is_there_stays(
+def test_existing_files_of_others_stay(
     place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: bool
 ) -> None:
     monkeypatch.chdir(place)
@@ -97,7 +97,7 @@ def test_whatever_is_there_stays(
 
 
 @pytest.mark.parametrize("name", ["run/export/new", "run/new", "new", "a/b/new", "gone.onnx"])
-def test_a_place_of_ones_own_is_free(place: pathlib.Path, name: str) -> None:
+def test_a_new_path_is_accepted(place: pathlib.Path, name: str) -> None:
     destinations.require_replaceable(place / name, folder=False)
 
 
@@ -195,7 +195,7 @@ def test_a_kill_leaves_an_export_with_its_record(
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 3])
-def test_a_signal_between_two_renames_leaves_the_tree_that_was_there(
+def test_a_signal_between_two_renames_leaves_the_old_tree(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, wanted: int
 ) -> None:
     path = tmp_path / "student.tree"
@@ -222,7 +222,7 @@ def test_a_signal_between_two_renames_leaves_the_tree_that_was_there(
     np.testing.assert_array_equal(checkpoints.load_tree(path, like)["a"], np.full(3, expected))
 
 
-def test_an_old_record_without_a_hash_is_known_by_the_size(tmp_path: pathlib.Path) -> None:
+def test_an_old_record_without_a_hash_is_matched_by_size(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "student.onnx"
     path.write_text("export of old")
     record = {**RECORD, "bytes": len("export of old")}

@@ -1,4 +1,4 @@
-"""Every format says what the student says; ONNX is run by ONNX Runtime, and by no code of ours."""
+"""Every format gives the logits of the student; ONNX Runtime alone runs ONNX."""
 
 import pathlib
 
@@ -56,7 +56,7 @@ def test_every_layer_is_one_node_of_the_standard(name: str, fold: bool) -> None:
     assert not fold or set(inputs) == {3}
 
 
-def test_scaling_inside_of_the_graph_takes_images_as_they_are_stored() -> None:
+def test_a_graph_with_uint8_input_scales_images_itself() -> None:
     found = run(Form(input="uint8"), drawn.images().pixels)
     np.testing.assert_allclose(found, drawn.logits(SMALLEST), rtol=0, atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_a_fixed_batch_is_that_of_the_graph() -> None:
     ]
 
 
-def test_float16_halves_the_file_and_moves_logits_by_its_rounding() -> None:
+def test_float16_halves_the_file_and_rounds_logits() -> None:
     form = Form(fold=True, precision="float16")
 
     found = run(form, drawn.floats())
@@ -87,7 +87,7 @@ def test_float16_halves_the_file_and_moves_logits_by_its_rounding() -> None:
     assert len(drawn.onnx_bytes(SMALLEST, form)) < 0.55 * len(drawn.onnx_bytes(SMALLEST, Form()))
 
 
-def test_int8_stores_whole_numbers_and_stays_near() -> None:
+def test_int8_stores_integers_and_stays_close() -> None:
     form = Form(fold=True, precision="int8")
 
     found = run(form, drawn.floats())
@@ -122,7 +122,7 @@ def test_every_other_format_is_read_back(form: Form, tmp_path: pathlib.Path) -> 
     assert read.described == described
 
 
-def test_what_a_file_says_of_itself_is_read_back(tmp_path: pathlib.Path) -> None:
+def test_metadata_are_read_back(tmp_path: pathlib.Path) -> None:
     form = Form(input="uint8", batch=5, fold=True)
     path = drawn.write(SMALLEST, form, tmp_path)
 
@@ -149,6 +149,6 @@ def test_what_a_file_says_of_itself_is_read_back(tmp_path: pathlib.Path) -> None
         (Form(batch=-1), "--batch must be at least 0"),
     ],
 )
-def test_what_no_export_can_be_is_refused(form: Form, message: str) -> None:
+def test_impossible_forms_are_refused(form: Form, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         options.check(form)

@@ -1,4 +1,4 @@
-"""Functions as ONNX graphs, beside JAX, and what has no node."""
+"""Functions as ONNX graphs, compared with JAX, and unsupported operations."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def images(rng: np.random.Generator) -> np.ndarray:
 
 
 def uses_twice(variables: Variables, images: Array) -> Array:
-    """A product that more than one node looks at, which therefore keeps its own value."""
+    """A product that two nodes use, which must keep its value without the bias."""
     product = jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
     return (product + variables["bias"][None]) * product
 
@@ -61,7 +61,7 @@ def test_an_operation_without_a_node_is_named() -> None:
         graph.of_apply(sorts, {}, IMAGES)
 
 
-def test_a_constant_is_computed_once_and_for_all(images: np.ndarray) -> None:
+def test_operations_on_constants_are_computed_at_export(images: np.ndarray) -> None:
     def shifts(variables: Variables, images: Array) -> Array:
         shift = jax.lax.rsqrt(jnp.exp(variables["shift"]))
         return jnp.mean(images, axis=(1, 2)) + shift[None]

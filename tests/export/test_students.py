@@ -94,7 +94,7 @@ def test_what_was_checked_is_written_beside_the_export(tmp_path: pathlib.Path) -
     assert sorted(one.name for one in path.parent.iterdir()) == names
 
 
-def test_a_file_that_says_something_else_is_refused_and_what_was_there_stays(
+def test_a_wrong_file_is_refused_and_the_earlier_export_stays(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "student.onnx"
@@ -129,18 +129,18 @@ def test_a_file_that_says_something_else_is_refused_and_what_was_there_stays(
         (float("nan"), 1.0, 0.0, False),
     ],
 )
-def test_only_what_is_within_both_limits_passes(
+def test_an_export_must_be_within_both_limits(
     difference: float, largest: float, disagreement: float, passes: bool
 ) -> None:
     found = Comparison("images", difference, largest, disagreement, None, None)
     if passes:
         checking.require_close(found, EXACT, "It")
     else:
-        with pytest.raises(SettingError, match="It does not say what the student says"):
+        with pytest.raises(SettingError, match="It differs from the model that it was made from"):
             checking.require_close(found, EXACT, "It")
 
 
-def test_no_number_passes_no_limit() -> None:
+def test_nan_passes_no_limit() -> None:
     found = Comparison("images", float("nan"), 1.0, 0.0, None, None)
     with pytest.raises(SettingError, match="differs by nan"):
         checking.require_close(found, checking.limits("int8", None, None), "It")
@@ -203,37 +203,37 @@ def test_a_student_is_found_by_method_and_seed(
     ("method", "seed", "message"),
     [("sam", None, "must be one of scratch, remem"), ("remem", 5, "must be one of 3, 7")],
 )
-def test_a_student_that_is_not_there_is_named(
+def test_a_missing_student_is_named(
     run: pathlib.Path, method: str, seed: int | None, message: str
 ) -> None:
     with pytest.raises(SettingError, match=message):
         runs.open_student(run, method=method, seed=seed)
 
 
-def test_a_run_that_is_not_there_or_not_finished_is_named(tmp_path: pathlib.Path) -> None:
+def test_a_missing_or_unfinished_run_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(SettingError, match="There is no run"):
         runs.open_student(tmp_path / "none")
-    with pytest.raises(SettingError, match="is no run's folder"):
+    with pytest.raises(SettingError, match="is not the folder of a run"):
         runs.open_student(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SettingError, match="is not finished"):
         runs.open_student(tmp_path)
 
 
-def test_the_command_exports_checks_and_says_so(
+def test_the_command_exports_checks_and_prints_the_result(
     run: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--format=onnx", "--input=uint8", "--fold", "--check-images=12"]
 
     code = command.main([str(run), *flags])
 
-    told = capsys.readouterr()
-    assert code == 0, told.err
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
     path = run / "export" / "remem_student_uint8_folded.onnx"
-    assert f"{path}: {path.stat().st_size:,} bytes" in told.out
-    assert "validation: 12 images: logits differ by at most" in told.out
+    assert f"{path}: {path.stat().st_size:,} bytes" in printed.out
+    assert "validation: 12 images: logits differ by at most" in printed.out
     record = json.loads(destinations.record_path(path).read_text())["check"]
-    assert f"{record['largest_difference']:.2g} (the largest is" in told.out
+    assert f"{record['largest_difference']:.2g} (the largest is" in printed.out
     largest = np.abs(
         drawn.predictor(NAME).predict(image_files.open_images(run, "validation", 12).pixels)
     )
@@ -249,7 +249,9 @@ def test_the_command_ends_in_one_line(
     run: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main([str(run), "--format=safetensors", "--fold"]) == 1
-    assert capsys.readouterr().err.startswith("remem_jax: timm's networks have norms")
+    assert capsys.readouterr().err.startswith(
+        "remem_jax: --format=safetensors is for timm's networks"
+    )
 
 
 def copied(run: pathlib.Path, folder: pathlib.Path, **data: Any) -> pathlib.Path:
@@ -274,7 +276,7 @@ def copied(run: pathlib.Path, folder: pathlib.Path, **data: Any) -> pathlib.Path
         ({"source_size": None}, 0),
     ],
 )
-def test_the_run_and_its_file_say_how_images_are_seen(
+def test_preprocessing_is_read_from_the_run_and_its_file(
     run: pathlib.Path, tmp_path: pathlib.Path, data: dict[str, Any], expected: int
 ) -> None:
     described = runs.open_student(copied(run, tmp_path, **data)).described
@@ -283,7 +285,7 @@ def test_the_run_and_its_file_say_how_images_are_seen(
     assert description.read(description.texts(described), "texts") == described
 
 
-def test_a_students_file_is_the_surer_witness_than_old_results(
+def test_metadata_of_the_file_take_precedence_over_old_results(
     run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     folder = copied(run, tmp_path, source_size=[64, 64])
@@ -334,7 +336,7 @@ def test_other_images_than_the_runs_are_refused(run: pathlib.Path, tmp_path: pat
         image_files.open_images(folder, "validation", 5)
 
 
-def test_images_that_are_gone_are_not_needed(
+def test_missing_images_of_the_run_can_be_replaced(
     run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run").mkdir()
@@ -355,9 +357,9 @@ def test_images_that_are_gone_are_not_needed(
     flags = [f"--images={tmp_path / 'images'}", "--precision=int8", "--calibration-images=12"]
     code = command.main([str(folder), *flags, "--allowed-disagreement=1"])
 
-    told = capsys.readouterr()
-    assert code == 0, told.err
-    assert "skipped, as they could not be read: 1 images" in told.out
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "skipped, because they cannot be read: 1 images" in printed.out
     record = json.loads((folder / "export" / "remem_student_int8.onnx.json").read_text())
     assert record["check"]["images"].endswith(": 11 images")
     (skipped,) = record["check"]["skipped"]
@@ -402,7 +404,7 @@ def test_the_runs_cache_is_kept(
         (["--format=timm", "--calibration-images=9"], "has no use for --calibration-images"),
         (["--format=safetensors", "--input=uint8"], "has no use for --input"),
         (["--format=saved-tree", "--batch=0"], "has no use for --batch"),
-        (["--precision=float16", "--calibration-images=9"], "is of --precision=int8"),
+        (["--precision=float16", "--calibration-images=9"], "is only for --precision=int8"),
         (["--images=.", "--split=test"], "leave out one of them"),
         (["--method=remem", "--seed=99"], "must be one of 3, 7; got 99"),
         (["--check-images=-1"], "--check-images must be at least 0"),
@@ -441,7 +443,7 @@ def test_a_full_disk_leaves_the_export_that_was_there(
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*before, "selected"])
 
 
-def test_images_of_a_run_are_what_its_students_see(run: pathlib.Path) -> None:
+def test_images_of_a_run_are_preprocessed_as_for_its_students(run: pathlib.Path) -> None:
     from sklearn import datasets
 
     found = image_files.open_images(run, "test", 5)

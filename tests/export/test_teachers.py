@@ -1,4 +1,4 @@
-"""A run's teacher in the files of other codes, which read it and say the same."""
+"""A run's teacher in the formats of other codes, which compute the same logits."""
 
 import json
 import pathlib
@@ -81,7 +81,7 @@ def test_a_teacher_is_read_back_from_the_names_of_each_code(
     assert json.loads(record["metadata"]["classes"]) == list(drawn.CLASSES)
 
 
-def test_timm_takes_a_teacher_and_says_what_it_says(run: pathlib.Path) -> None:
+def test_timm_loads_a_teacher_and_computes_its_logits(run: pathlib.Path) -> None:
     torch, timm = peers.torch(), peers.timm()
     from safetensors import torch as safetensors_torch
 
@@ -124,7 +124,7 @@ def test_a_teacher_replaces_nothing_but_a_teacher(
     assert {one: one.read_bytes() for one in run.rglob("*") if one.is_file()} == before
 
 
-def test_a_teacher_says_how_images_become_what_it_sees(run: pathlib.Path) -> None:
+def test_a_teacher_records_its_preprocessing(run: pathlib.Path) -> None:
     found = results.read(run / "results.json")
     assert found is not None
     found["data"]["preprocessing"] = Preprocessing(drawn.SIDE, 48).record()
