@@ -285,3 +285,42 @@ register(
         zero_at_teacher=False,
     )
 )
+
+
+def _kd_standardised(
+    student: Outputs,
+    teacher: Outputs,
+    labels: Labels,
+    *,
+    temperature: Float[Array, ""] | float,
+    weight: Float[Array, ""] | float,
+    hard_labels: bool,
+) -> Float[Array, ""]:
+    """KD of logits that are standardised over the classes, student's and teacher's alike.
+
+    Source: Sun et al. 2024, https://arxiv.org/abs/2403.01732.
+    """
+    soft = losses.distillation(
+        losses.standardise(student.logits), losses.standardise(teacher.logits), temperature
+    )
+    if not hard_labels:
+        return soft
+    return (1 - weight) * losses.cross_entropy(student.logits, labels) + weight * soft
+
+
+register(
+    StudentLoss(
+        name="kd_standardised",
+        title="KD of standardised logits",
+        function=_kd_standardised,
+        with_labels=Form(
+            formula="(1 - w) CE + w T² KL(standardised teacher, standardised student)",
+            settings=ALL - {"flatten"},
+        ),
+        without_labels=Form(
+            formula="T² KL(standardised teacher, standardised student)",
+            settings=frozenset({"temperature"}),
+        ),
+        zero_at_teacher=True,
+    )
+)

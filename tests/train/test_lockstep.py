@@ -15,25 +15,31 @@ from remem_jax.data.loaders import resident
 from remem_jax.models import projection
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import lockstep, state, steps, student_losses
-from tests import tiny_run
 
+SCRATCH = student_losses.SCRATCH.name
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 GRID = (
     Hyperparameters(0.1, 1.0, 0.5, 0),
     Hyperparameters(0.5, 4.0, 0.9, 0),
     Hyperparameters(0.1, 2.0, 0.0, 0),
 )
-TARGETS = {"features": projection.Target("patches", side=2, width=3)}
-LOSSES = ("kd", "dist", "features")
 
 
-class StudentSetup(NamedTuple):
-    """A teacher, a way to make students, and data, all tiny and compiled once."""
+class Setup(NamedTuple):
+    """A teacher, students of every loss and from scratch, and data: tiny, and compiled once.
 
-    views: Any
-    answer: Any
+    Attributes:
+        augment: The compiled augmentation.
+        compute_targets: The compiled teacher.
+        student_steps: The compiled step of a student, by loss.
+        first_states: Makes the state of a student at step 0, by loss.
+        split: The data.
+    """
+
+    augment: Any
+    compute_targets: Any
     student_steps: dict[str, Any]
-    firsts: dict[str, Any]
+    first_states: dict[str, Any]
     split: resident.Split
 
     def train(
@@ -41,32 +47,32 @@ class StudentSetup(NamedTuple):
         teacher: Any,
         grid: tuple[Hyperparameters, ...],
         *,
-        names: tuple[str, ...] = (),
-        teach: Any = None,
+        losses: tuple[str, ...] = (),
+        get_targets: Any = None,
     ) -> tuple[lockstep.States, list[Any]]:
-        """Three steps of the students of a grid, whose losses have these names, else "kd".
+        """Takes three steps of a grid of students, each with its loss; "kd" if none are given.
 
         Returns:
-            The states, and the losses of each step.
+            The states, and the losses at each step.
         """
-        names = names or ("kd",) * len(grid)
-        members = [(self.student_steps[name], own) for name, own in zip(names, grid, strict=True)]
-        teach = teach or self.live(teacher)
-        step = lockstep.make_step(self.views, teach, members, first_step=0)
-        students = tuple(self.firsts[name]() for name in names)
-        found = []
+        losses = losses or ("kd",) * len(grid)
+        students = [(self.student_steps[loss], own) for loss, own in zip(losses, grid, strict=True)]
+        get_targets = get_targets or self.live(teacher)
+        step = lockstep.make_step(self.augment, get_targets, students, first_step=0)
+        states = tuple(self.first_states[loss]() for loss in losses)
+        values = []
         for batch in self.batches():
-            students, metrics = step(students, batch)
-            found.append([float(value) for value in metrics["loss"]])
-        return students, found
+            states, metrics = step(states, batch)
+            values.append([float(value) for value in metrics["loss"]])
+        return states, values
 
     def first(self) -> Any:
         """The first state of a student that learns no features."""
-        return self.firsts["kd"]()
+        return self.first_states["kd"]()
 
     def live(self, teacher: Any) -> Any:
-        """The teacher's answers."""
-        return lambda step, images: self.answer(teacher, images)
+        """Returns targets that the teacher computes at each step."""
+        return lambda step, images: self.compute_targets(teacher, images)
 
     def batches(self) -> Iterator[Any]:
         """The first three batches."""
@@ -78,8 +84,8 @@ class StudentSetup(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def setup() -> StudentSetup:
-    model = tiny_run.STUDENT.make(classes=3)
+def setup(resnet4: str) -> Setup:
+    model = models.make(resnet4, classes=3)
     variables = models.init(model, jax.random.key(0), 16)
     tx = optim.sgd(
         optim.warmup_cosine(peak=1.0, steps=10, warmup_steps=1),
@@ -95,26 +101,29 @@ def setup() -> StudentSetup:
         jnp.asarray(rng.integers(0, 3, 9), jnp.int32),
     )
 
-    def teach(variables: Any, images: jax.Array) -> Outputs:
+    def compute_targets(variables: Any, images: jax.Array) -> Outputs:
+        logits = jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
         quarters = images.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)).reshape(-1, 4, 3)
-        return Outputs(
-            jnp.mean(images, axis=(1, 2)) @ variables["kernel"], quarters @ variables["kernel"]
-        )
+        return Outputs(logits, patches=quarters @ variables["kernel"], cls=logits)
 
-    def step(name: str) -> Any:
-        apply = models.student_apply(model, TARGETS.get(name))
-        loss = functools.partial(student_losses.LOSSES[name], hard_labels=True)
-        made = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(2))
+    losses = {**student_losses.LOSSES, SCRATCH: student_losses.SCRATCH}
+
+    def step(loss: student_losses.StudentLoss) -> Any:
+        target = loss.features and projection.Target(loss.features, side=2, width=3)
+        apply = models.student_apply(model, target or None)
+        bound = functools.partial(loss, hard_labels=True)
+        made = steps.make_student_step(apply, tx, loss=bound, key=jax.random.key(2))
         return jax.jit(made, donate_argnums=0)
 
-    with_features = projection.add(variables, jax.random.key(3), channels=64, width=3)
-    return StudentSetup(
+    channels = models.trunk_channels(model, 16)
+    projected = projection.add(variables, jax.random.key(3), channels=channels, width=3)
+    return Setup(
         jax.jit(lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.0)),
-        jax.jit(teach),
-        {name: step(name) for name in LOSSES},
+        jax.jit(compute_targets),
+        {name: step(loss) for name, loss in losses.items()},
         {
-            name: lambda of=with_features if name in TARGETS else variables: state.create(of, tx)
-            for name in LOSSES
+            name: functools.partial(state.create, projected if loss.features else variables, tx)
+            for name, loss in losses.items()
         },
         split,
     )
@@ -123,37 +132,68 @@ def setup() -> StudentSetup:
 TEACHER = {"kernel": jnp.asarray(np.random.default_rng(3).normal(0, 5, (3, 3)), jnp.float32)}
 
 
-def test_students_trained_together_equal_students_trained_alone(setup: StudentSetup) -> None:
-    names = ("kd", "features", "dist")
-    together, _ = setup.train(TEACHER, GRID, names=names)
-
-    alone = [
-        setup.train(TEACHER, (settings,), names=(name,))[0][0]
-        for settings, name in zip(GRID, names, strict=True)
-    ]
-
-    for one, other in zip(together, alone, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
+@pytest.fixture(scope="module")
+def together(setup: Setup) -> dict[str, Any]:
+    """States of students of all losses, trained together."""
+    losses = tuple(student_losses.LOSSES)
+    with jax.numpy_dtype_promotion("standard"):  # The module's fixtures precede `mixed_dtypes`.
+        states, _ = setup.train(TEACHER, GRID[:1] * len(losses), losses=losses)
+    return dict(zip(losses, states, strict=True))
 
 
-def test_students_learn_the_same_from_answers_that_were_kept(setup: StudentSetup) -> None:
-    live, kept = setup.live(TEACHER), {}
+@pytest.mark.parametrize("loss", student_losses.LOSSES)
+def test_students_trained_together_equal_students_trained_alone(
+    setup: Setup, together: dict[str, Any], loss: str
+) -> None:
+    (alone,), _ = setup.train(TEACHER, GRID[:1], losses=(loss,))
 
-    def keeping(step: int, images: jax.Array) -> Outputs:
-        answer = live(step, images)
-        kept[step] = jax.tree.map(np.asarray, answer)
-        return answer
-
-    def stored(step: int, images: jax.Array) -> Outputs:
-        return jax.tree.map(jnp.asarray, kept[step])
-
-    taught, _ = setup.train(TEACHER, GRID[:2], teach=keeping)
-    later, _ = setup.train({}, GRID[:2], teach=stored)
-
-    jax.tree.map(np.testing.assert_array_equal, taught, later)
+    jax.tree.map(np.testing.assert_array_equal, together[loss], alone)
 
 
-def test_students_of_other_settings_learn_otherwise(setup: StudentSetup) -> None:
+@pytest.mark.parametrize("loss", student_losses.LOSSES)
+def test_every_loss_has_its_effect_on_the_student(
+    setup: Setup, together: dict[str, Any], loss: str
+) -> None:
+    (scratch,), _ = setup.train(None, GRID[:1], losses=(SCRATCH,), get_targets=no_targets)
+
+    of_loss, of_labels = (one.params["fc"]["kernel"] for one in (together[loss], scratch))
+
+    assert np.isfinite(of_loss).all()
+    assert not np.allclose(of_loss, of_labels)
+
+
+def test_students_from_scratch_need_no_targets_and_have_the_step_of_weight_0(setup: Setup) -> None:
+    (scratch,), values = setup.train(None, GRID[2:], losses=(SCRATCH,), get_targets=no_targets)
+    (weightless,), expected = setup.train(TEACHER, GRID[2:])
+
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scratch.params, weightless.params
+    )
+
+
+def no_targets(step: int, images: jax.Array) -> None:
+    """Returns the targets of students without a teacher."""
+
+
+def test_students_learn_the_same_from_stored_targets(setup: Setup) -> None:
+    live, stored = setup.live(TEACHER), {}
+
+    def storing(step: int, images: jax.Array) -> Outputs:
+        targets = live(step, images)
+        stored[step] = jax.tree.map(np.asarray, targets)
+        return targets
+
+    def reading(step: int, images: jax.Array) -> Outputs:
+        return jax.tree.map(jnp.asarray, stored[step])
+
+    first, _ = setup.train(TEACHER, GRID[:2], get_targets=storing)
+    later, _ = setup.train({}, GRID[:2], get_targets=reading)
+
+    jax.tree.map(np.testing.assert_array_equal, first, later)
+
+
+def test_students_with_other_hyperparameters_learn_something_else(setup: Setup) -> None:
     students, _ = setup.train(TEACHER, GRID)
 
     heads = [np.asarray(student.params["fc"]["kernel"]) for student in students]
@@ -162,28 +202,28 @@ def test_students_of_other_settings_learn_otherwise(setup: StudentSetup) -> None
     assert not np.allclose(heads[0], heads[2])
 
 
-def test_at_weight_0_the_teacher_counts_for_nothing(setup: StudentSetup) -> None:
+def test_at_weight_0_the_teacher_has_no_influence(setup: Setup) -> None:
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), TEACHER)
 
-    taught, _ = setup.train(TEACHER, GRID[2:])
-    others, _ = setup.train(broken, GRID[2:])
+    (one,), _ = setup.train(TEACHER, GRID[2:])
+    (other,), _ = setup.train(broken, GRID[2:])
 
-    jax.tree.map(np.testing.assert_array_equal, taught[0].params, others[0].params)
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
 
 
-def test_a_whole_grid_is_served_by_one_compiled_step(setup: StudentSetup) -> None:
+def test_one_compiled_step_serves_a_whole_grid(setup: Setup) -> None:
     setup.train(TEACHER, GRID)
     assert setup.student_steps["kd"]._cache_size() == 1
 
 
-def test_a_lost_student_is_stepped_no_more_and_the_others_are_the_same(
-    setup: StudentSetup,
+def test_a_lost_student_is_no_longer_stepped_and_the_others_are_the_same(
+    setup: Setup,
 ) -> None:
     batches = list(setup.batches())
     whole, losses = setup.train(TEACHER, GRID[:2])
     lost: set[int] = set()
     members = [(setup.student_steps["kd"], own) for own in GRID[:2]]
-    step = lockstep.make_step(setup.views, setup.live(TEACHER), members, first_step=0, lost=lost)
+    step = lockstep.make_step(setup.augment, setup.live(TEACHER), members, first_step=0, lost=lost)
 
     students, _ = step((setup.first(), setup.first()), batches[0])
     lost.add(0)
@@ -198,40 +238,41 @@ def test_a_lost_student_is_stepped_no_more_and_the_others_are_the_same(
     jax.tree.map(np.testing.assert_array_equal, students[1], whole[1])
 
 
-def test_teacher_and_students_see_one_view(setup: StudentSetup) -> None:
-    seen: list[Any] = []
+def test_teacher_and_students_get_the_same_augmented_images(setup: Setup) -> None:
+    calls: list[Any] = []
 
-    def teach(step: int, images: jax.Array) -> Outputs:
-        seen.append((step, images))
-        return setup.answer(TEACHER, images)
+    def get_targets(step: int, images: jax.Array) -> Outputs:
+        calls.append((step, images))
+        return setup.compute_targets(TEACHER, images)
 
-    def look(state: Any, images: Any, labels: Any, answer: Any, settings: Any) -> Any:
+    def student_step(state: Any, images: Any, labels: Any, targets: Any, settings: Any) -> Any:
         del labels, settings
-        seen.append((images, answer.logits))
+        calls.append((images, targets.logits))
         return state, {"loss": 0.0}
 
-    step = lockstep.make_step(setup.views, teach, [(look, GRID[0])] * 2, first_step=7)
+    students = [(student_step, GRID[0])] * 2
+    step = lockstep.make_step(setup.augment, get_targets, students, first_step=7)
     for batch in setup.batches():
         step((setup.first(),) * 2, batch)
 
     for number in range(3):
-        (at, images), *students = seen[3 * number : 3 * number + 3]
+        (at, images), *of_students = calls[3 * number : 3 * number + 3]
         assert at == 7 + number
         expected = np.asarray(images).mean((1, 2)) @ np.asarray(TEACHER["kernel"])
-        for own, logits in students:
-            np.testing.assert_array_equal(own, images)
+        for given, logits in of_students:
+            np.testing.assert_array_equal(given, images)
             np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_another_step_gives_another_view(setup: StudentSetup) -> None:
+def test_each_step_augments_differently(setup: Setup) -> None:
     batch = next(setup.batches())
 
-    one, other = (setup.views(np.int32(at), batch) for at in (5, 6))
+    one, other = (setup.augment(np.int32(step), batch) for step in (5, 6))
 
     assert not np.allclose(one.images, other.images)
 
 
-def test_the_student_step_is_momentum_sgd_at_the_students_own_rate(setup: StudentSetup) -> None:
+def test_the_student_step_is_momentum_sgd_at_the_students_learning_rate(setup: Setup) -> None:
     # From step 1 on the schedule is at its peak of 1 and falls; the first step has rate 0.
     students, _ = setup.train(TEACHER, (Hyperparameters(0.0, 1.0, 0.5, 0),))
 
@@ -240,19 +281,19 @@ def test_the_student_step_is_momentum_sgd_at_the_students_own_rate(setup: Studen
     jax.tree.map(np.testing.assert_array_equal, students[0].params, first.params)
 
 
-def test_the_projection_is_trained_and_is_no_part_of_what_is_measured(
-    setup: StudentSetup,
+def test_the_projection_is_trained_and_not_evaluated(
+    setup: Setup,
 ) -> None:
-    (student,), _ = setup.train(TEACHER, GRID[:1], names=("features",))
+    (student,), _ = setup.train(TEACHER, GRID[:1], losses=("features",))
 
-    first = setup.firsts["features"]().params["projection"]
+    first = setup.first_states["features"]().params["projection"]
     for name in ("kernel", "bias"):
         assert not np.allclose(student.params["projection"][name], first[name])
     assert jax.tree.structure(student.variables) == jax.tree.structure(setup.first().variables)
 
 
-def test_crops_flips_and_mixup_are_drawn_of_keys_of_their_own(
-    setup: StudentSetup, monkeypatch: pytest.MonkeyPatch
+def test_crops_flips_and_mixup_have_separate_keys(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
 
@@ -265,36 +306,36 @@ def test_crops_flips_and_mixup_are_drawn_of_keys_of_their_own(
 
     for name, value in (("uniform", 0.5), ("bernoulli", True), ("beta", 0.7)):
         spy(name, value)
-    # Takes seconds where it is not compiled; nothing is drawn in it.
+    # It takes seconds uncompiled, and draws nothing.
     monkeypatch.setattr(augment, "crop_and_resize", lambda images, *rest, **options: images)
     transform = augment.make_train_transform(size=4, crop_area=(0.5, 1.0), flip=True)
-    views = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
+    make_batch = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
 
     for step in (0, 1):
-        views(np.int32(step), next(setup.batches()))
+        make_batch(np.int32(step), next(setup.batches()))
 
     assert len(used) == len({tuple(key) for key in used}) == 6
 
 
-def test_where_images_are_mixed_all_see_one_mixture_and_its_labels(
-    setup: StudentSetup,
+def test_teacher_and_students_get_the_same_mixture_and_its_labels(
+    setup: Setup,
 ) -> None:
     batch = next(setup.batches())
 
     def transform(key: jax.Array, images: jax.Array) -> jax.Array:
         return augment.to_model_range(images)
 
-    views = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
-    seen = views(jnp.asarray(5), batch)
+    make_batch = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
+    mixed = make_batch(jnp.asarray(5), batch)
 
-    # One share, of each image and of its label alike; the other is that of the one before it.
+    # Images and labels have the same share; the rest is that of the previous image.
     labels = np.asarray(jax.nn.one_hot(batch.label, 3))
     share = np.linalg.lstsq(
         np.stack([labels.ravel(), np.roll(labels, 1, axis=0).ravel()], axis=1),
-        np.asarray(seen.labels).ravel(),
+        np.asarray(mixed.labels).ravel(),
         rcond=None,
     )[0]
     plain = np.asarray(transform(jax.random.key(0), batch.image))
     mixture = share[0] * plain + share[1] * np.roll(plain, 1, axis=0)
     assert 0.5 <= share[0] < 1
-    np.testing.assert_allclose(seen.images, mixture, atol=1e-5)
+    np.testing.assert_allclose(mixed.images, mixture, atol=1e-5)

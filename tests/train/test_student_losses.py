@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import test_util
 from jaxtyping import Array, Float, Int
-from scipy import special
+from scipy import special, stats
 from sklearn import metrics
 
 from remem_jax import losses
@@ -283,6 +283,40 @@ def test_kd_is_the_papers(
     actual = LOSSES["kd"](*outputs, labels, hard_labels=hard_labels, **SETTINGS)
 
     assert actual == expected
+
+
+@HARD
+def test_kd_of_standardised_logits_is_scipys(
+    outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    student, teacher = (np.asarray(one.logits, np.float64) for one in outputs)
+    log_shares = [
+        special.log_softmax(stats.zscore(logits, axis=-1) / 2.0, axis=-1)
+        for logits in (student, teacher)
+    ]
+    shares = np.exp(log_shares)
+    expected = 2.0**2 * special.rel_entr(shares[1], shares[0]).sum(-1).mean()
+    if hard_labels:
+        hard = metrics.log_loss(labels, special.softmax(student, axis=-1))
+        expected = 0.3 * hard + 0.7 * expected
+
+    actual = LOSSES["kd_standardised"](*outputs, labels, hard_labels=hard_labels, **SETTINGS)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_a_scaled_teacher_teaches_standardised_kd_the_same(
+    outputs: tuple[Outputs, Outputs], labels: Array
+) -> None:
+    student, teacher = outputs
+    scaled = Outputs(100 * teacher.logits + 7)
+    loss = LOSSES["kd_standardised"]
+
+    one, other = (
+        loss(student, given, labels, hard_labels=True, **SETTINGS) for given in (teacher, scaled)
+    )
+
+    np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 @HARD

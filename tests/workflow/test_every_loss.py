@@ -1,0 +1,88 @@
+"""What a run guarantees for every loss of `student_losses.LOSSES`, a new one included."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from remem_jax.models import projection
+from remem_jax.settings import check_remem
+from remem_jax.storage import results
+from remem_jax.train.student_losses import LOSSES, SCRATCH
+from remem_jax.workflow import context
+from remem_jax.workflow.remem import finetune, pipeline, student_groups, student_setup
+
+
+@pytest.fixture
+def run(small_run: context.Run) -> context.Run:
+    """A run with students of every loss, of two steps each."""
+    config = small_run.config
+    config.teacher.steps = (2,)
+    config.teacher.warmup_steps = config.student.warmup_steps = 0
+    config.student.steps, config.student.evaluations = 2, 1
+    config.student.losses = tuple(LOSSES)
+    config.student.learning_rates = (0.05,)
+    return small_run
+
+
+def _from_scratch(run: context.Run, folder: str, *methods: str, **changes: Any) -> list[Any]:
+    """Runs the methods, and returns the records of the students from scratch."""
+    again = run._replace(workdir=run.workdir / folder)
+    again.config.methods = methods
+    again.config.student.update(changes)
+    check_remem(again.config)
+    pipeline.run_remem(again)
+    found: Any = results.read(again.workdir / "results.json")
+    taught = {student["loss"] for student in found["students"]} - {None}
+    assert taught == (set(again.config.student.losses) if "finetune" in methods else set())
+    for student in found["students"]:
+        assert np.isfinite(student["validation"]["loss"]), student["loss"]
+    return [student for student in found["students"] if student["loss"] is None]
+
+
+@pytest.mark.slow
+def test_students_from_scratch_are_the_same_beside_every_loss(run: context.Run) -> None:
+    alone = _from_scratch(run, "alone", "scratch")
+    with_labels = _from_scratch(run, "with_labels", "scratch", "finetune", hard_labels=True)
+    without = _from_scratch(run, "without_labels", "scratch", "finetune", hard_labels=False)
+
+    assert len(alone) == 1
+    assert with_labels == without == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hard_labels", [True, False])
+def test_states_and_memory_include_the_projection_of_losses_that_compare_features(
+    run: context.Run, hard_labels: bool
+) -> None:
+    run.config.student.hard_labels = hard_labels
+    run.config.methods = ("scratch", "finetune")
+    pretrained = finetune.read_pretrained(run)
+    setup = student_setup.make(run, pretrained)
+    first = finetune.start(run, pretrained, "finetune")
+    variables = {"params": first.variables(first.trainable)["params"]}
+    compute_targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+    grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
+
+    assert list(setup.steps) == [*LOSSES, SCRATCH.name]
+    plain = _bytes(setup, SCRATCH.name)
+    for loss in LOSSES.values():
+        has_projection = projection.NAME in setup.shapes[loss.name].params
+        assert has_projection == bool(loss.features)
+        assert (_bytes(setup, loss.name) > plain) == bool(loss.features)
+        (point,) = (one for one in grid.one_per_loss if one.loss == loss.name)
+        need = student_groups.need(run, setup, grid._replace(points=[point]))
+        assert need.each == _bytes(setup, loss.name)
+
+
+def _bytes(setup: student_setup.StudentSetup, loss: str) -> int:
+    """Size of a student's state."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.shapes[loss]))
+
+
+def test_features_are_refused_with_stored_outputs_and_others_are_not(run: context.Run) -> None:
+    run.config.student.store_outputs = True
+    run.config.student.losses = tuple(loss.name for loss in LOSSES.values() if not loss.features)
+
+    check_remem(run.config)
