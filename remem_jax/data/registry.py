@@ -1,8 +1,8 @@
-"""One record per data set of the paper's Table 5, with what TFDS calls it.
+"""One record per data set of the paper's Table 5, with its name in TFDS.
 
-Sources: the paper's Table 5; tensorflow-datasets 4.9.10; the authors' pages. Where the paper's
-sizes leave a choice open, the record's `note` says what is assumed. How to get the images of a set
-that TFDS cannot download is in `obtaining`.
+Sources: the paper's Table 5; tensorflow-datasets 4.9.10; the authors' pages. If the paper's sizes
+are ambiguous, the record's `note` says what is assumed. `tfds.obtaining` says how to obtain the
+images of a data set that TFDS cannot download.
 """
 
 from typing import NamedTuple
@@ -12,10 +12,10 @@ MEAN_PER_CLASS = "mean_per_class"
 
 # How a data set reaches this machine.
 AUTOMATIC = "automatic"  # TFDS downloads it.
-MANUAL = "manual"  # Its owner wants a registration, or TFDS has no address.
-DEAD = "dead address"  # TFDS has an address, where nothing is any more.
+MANUAL = "manual"  # Its owner requires registration, or TFDS has no URL.
+DEAD = "dead address"  # TFDS's URL does not work any more.
 
-# Of all sets of ImageNet's images: `imagenet_lt` is read out of it where that is what is prepared.
+# `imagenet_lt` is read from a prepared copy of it, if there is one.
 IMAGENET = "imagenet2012:5.*.*"
 
 _SEE_PAGE = "see the authors' page"
@@ -30,15 +30,15 @@ class Record(NamedTuple):
         test: TFDS split that the paper evaluates on.
         classes: Number of classes.
         examples: Images of the official `train` and `test`.
-        licence: What the authors ask, as far as it is known for certain.
-        page: Of the authors.
+        licence: The authors' terms, as far as they are certain.
+        page: The authors' page.
         metric: TOP1 or MEAN_PER_CLASS.
         flip: Whether mirrored images keep their class.
         obtained: AUTOMATIC, MANUAL or DEAD.
-        modules: What TFDS imports to prepare it, beyond what a run needs; it opens all archives
-            by TensorFlow.
-        tolerance: By how many images a correct `train` and `test` may differ from `examples`.
-        note: What is assumed, for the reader.
+        modules: Modules that TFDS needs to prepare it, besides those that a run needs; TensorFlow
+            opens all archives.
+        tolerance: Largest difference of correct `train` and `test` from `examples`, in images.
+        note: Assumptions, for the reader.
     """
 
     tfds: str
@@ -56,7 +56,7 @@ class Record(NamedTuple):
     note: str = ""
 
     def is_official(self, counts: tuple[int, int]) -> bool:
-        """Whether so many images of train and test are those of the official data set."""
+        """Returns whether these numbers of images are those of the official data set."""
         pairs = zip(counts, self.examples, self.tolerance, strict=True)
         return all(abs(count - wanted) <= tolerance for count, wanted, tolerance in pairs)
 

@@ -1,4 +1,4 @@
-"""What every source of images is: random access to examples that are not decoded yet."""
+"""Sources of images: random access to examples that are not decoded yet."""
 
 import types
 from collections.abc import Callable, Mapping
@@ -24,15 +24,15 @@ class Example(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Examples of one split, read when asked for, by any thread or process.
+    """Examples of one split, read lazily by any thread or process.
 
     Attributes:
-        read: Index -> example, or raises `decoding.CorruptImageError`. Can be pickled.
-        name: Index -> what to call the image in messages. Can be pickled.
-        examples: How many there are.
-        labels: int32, one per example; None where only reading an example tells its label.
-        key: Changes when what is stored does; found without reading it. Empty where the examples
-            are in memory, so that nothing is to be cached.
+        read: Maps an index to an example, or raises `decoding.CorruptImageError`. Picklable.
+        name: Maps an index to a name of the image for messages. Picklable.
+        examples: Number of examples.
+        labels: int32, one per example; None if labels are only known by reading the examples.
+        key: Changes when the stored data do, and is computed without reading them. "" if the
+            examples are in memory, so that they are not cached.
     """
 
     read: Callable[[int], Example]
@@ -43,12 +43,12 @@ class Split(NamedTuple):
 
 
 class Subset(NamedTuple):
-    """The examples of a split that take part in a run; each of them can be decoded.
+    """The examples of a split that a run uses, all of which can be decoded.
 
     Attributes:
-        split: Where they are.
-        rows: Which they are, int64.
-        labels: Of these, int32.
+        split: The split.
+        rows: Indices of the examples, int64.
+        labels: Labels of these examples, int32.
     """
 
     split: Split
@@ -60,16 +60,15 @@ class Source(NamedTuple):
     """A data set before it is decoded.
 
     Attributes:
-        title: What to call it.
-        splits: "train" and "test", and "validation" where the source has its own.
+        title: Name for reports and messages.
+        splits: "train" and "test", and "validation" if the source has one.
         classes: Names of the classes, in the order of the labels.
         metric: `registry.TOP1` or `registry.MEAN_PER_CLASS`.
-        flip: Whether mirrored images keep their class.
-        official: Whether the counts are those of the official data set, None where there is no
-            such thing.
-        skipped_files: How many files and folders were not taken, by kind: a suffix, or in words.
+        flip: Whether a mirrored image keeps its class.
+        official: Whether the counts are those of the official data set; None if there is none.
+        skipped_files: Number of skipped files and folders by kind: a suffix, or a phrase.
         empty_classes: Class folders without an image.
-        warnings: What is odd about it, a sentence each.
+        warnings: Warnings, a sentence each.
     """
 
     title: str
@@ -103,14 +102,14 @@ class Numbered(NamedTuple):
 
 
 def in_memory(images: np.ndarray, labels: np.ndarray, noun: str) -> Split:
-    """A split of uint8 images (example, height, width, 3)."""
+    """Builds a split of uint8 images (example, height, width, 3)."""
     labels = labels.astype(np.int32)
     return Split(Pixels(images, labels), Numbered(noun), len(images), labels, key="")
 
 
 def digits() -> Source:
-    """scikit-learn's 1,797 grey digits of 8 x 8 pixels; a fifth, stratified, is the test split."""
-    from sklearn import datasets as sklearn_datasets  # Takes a second to import.
+    """Opens scikit-learn's 1,797 grey digits of 8 x 8 pixels; a fifth, stratified, is test."""
+    from sklearn import datasets as sklearn_datasets  # The import takes a second.
     from sklearn import model_selection
 
     bunch = sklearn_datasets.load_digits()
@@ -127,7 +126,7 @@ def digits() -> Source:
 
 
 def stratified(labels: np.ndarray, share: float, *, seed: int) -> np.ndarray:
-    """Sorted indices of a share of every class, at least one of each class that has two."""
+    """Returns sorted indices of a share of each class, at least one of each class that has two."""
     rng = np.random.default_rng(seed)
     chosen = []
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""Folders that get their name when they are whole, with checksums that show damage since."""
+"""Folders that are renamed when they are complete, with checksums that detect later damage."""
 
 import hashlib
 import itertools
@@ -12,31 +12,30 @@ from remem_jax.storage import files
 
 MANIFEST = "manifest.json"
 _SAVING, _OLD = ".saving", ".old"
-_UNNAMED = (_SAVING, _OLD, ".orbax-checkpoint-tmp")  # The last is orbax's, of what it writes.
+_UNNAMED = (_SAVING, _OLD, ".orbax-checkpoint-tmp")  # The last is orbax's suffix while it writes.
 
 
 class DamagedError(Exception):
-    """A folder is not as it was written; the message names the file and what is wrong with it."""
+    """A folder has changed since it was written; the message names the file and the damage."""
 
 
 def partial(folder: pathlib.Path) -> pathlib.Path:
-    """Where to write what is to become a folder."""
+    """Returns the path at which to write a folder before it is complete."""
     return folder.with_name(folder.name + _SAVING)
 
 
 def finish(folder: pathlib.Path, note: Any) -> None:
-    """Makes a folder of the partial one, which has all its files, in place of an old one.
+    """Completes a partial folder: writes its manifest, and renames it, in place of an old one.
 
-    First the files are listed with their sizes and SHA-256. The list is a file among them that
-    appears whole or not at all: one line of JSON, and one with the SHA-256 of the first, since a
-    list can be damaged too.
+    The manifest lists the files with their sizes and SHA-256. It is written atomically: one line of
+    JSON, and one with the SHA-256 of the first, to detect damage of the manifest.
 
     Args:
-        folder: The folder.
-        note: What else to write down, as JSON has it.
+        folder: Final path of the folder.
+        note: JSON values to store in the manifest.
 
     Raises:
-        OSError: If a file cannot be read, or the list not be written.
+        OSError: If a file cannot be read, or the manifest cannot be written.
     """
     _write_manifest(partial(folder), note)
     if folder.exists():
@@ -45,19 +44,19 @@ def finish(folder: pathlib.Path, note: Any) -> None:
 
 
 def discard(folder: pathlib.Path) -> None:
-    """Takes a folder's name away, at once, so that `clear` removes it."""
+    """Renames a folder, atomically, so that `clear` removes it."""
     folder.rename(folder.with_name(folder.name + _OLD))
 
 
 def set_aside(folder: pathlib.Path) -> pathlib.Path:
-    """Renames a damaged folder, so that it counts no more and can be looked at; its new name."""
+    """Renames a damaged folder, so that it is kept but ignored; returns its new path."""
     names = (f"damaged-{folder.name}{f'-{i}' if i else ''}" for i in itertools.count())
     paths = (folder.with_name(name) for name in names)
     return folder.rename(next(path for path in paths if not path.exists()))
 
 
 def clear(directory: pathlib.Path, name: str = "") -> None:
-    """Removes what was not finished, or discarded, in a directory; of one folder, or of all."""
+    """Removes incomplete and discarded folders in a directory: those of one name, or all."""
     for path in directory.iterdir():
         if path.suffix in _UNNAMED and path.name.startswith(name and f"{name}."):
             shutil.rmtree(path)
@@ -74,12 +73,12 @@ def _write_manifest(folder: pathlib.Path, note: Any) -> None:
 
 
 def check(folder: pathlib.Path) -> Any:
-    """Reads all files of a folder; the note that was written down with them.
+    """Verifies all files of a folder, and returns its note.
 
-    Files that are not listed are nobody's, and do not count.
+    Files that are not in the manifest are ignored.
 
     Raises:
-        DamagedError: Unless the list and all files in it are as they were written.
+        DamagedError: If the manifest, or a file in it, has changed since it was written.
     """
     manifest = _read_manifest(folder / MANIFEST)
     for name, (size, digest) in manifest["files"].items():
@@ -96,19 +95,19 @@ def check(folder: pathlib.Path) -> Any:
 
 
 def read_note(folder: pathlib.Path) -> Any:
-    """The note alone, of a folder that was checked before.
+    """Returns the note of a folder without verifying its files.
 
     Raises:
-        DamagedError: If the list of files is not as it was written.
+        DamagedError: If the manifest has changed since it was written.
     """
     return _read_manifest(folder / MANIFEST)["note"]
 
 
 def listed(folder: pathlib.Path) -> set[str]:
-    """Names of all files that were written, with the list itself; relative, with slashes.
+    """Returns the relative names of all files that were written, including the manifest.
 
     Raises:
-        DamagedError: If the list of files is not as it was written.
+        DamagedError: If the manifest has changed since it was written.
     """
     return {MANIFEST, *_read_manifest(folder / MANIFEST)["files"]}
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes of files, and the folder of the cache."""
 
 import atexit
 import contextlib
@@ -33,25 +33,25 @@ _ADVICE = {
 
 
 def advice(number: int | None) -> str:
-    """What to do about an error of the system, by its number (`OSError.errno`)."""
+    """Returns advice for a system error by its number (`OSError.errno`)."""
     return next((text for text, numbers in _ADVICE.items() if number in numbers), "mend it")
 
 
 def is_closed(error: OSError) -> bool:
-    """Whether the user may not write to a place: it is another's, or mounted read-only."""
+    """Returns whether an error means that the user may not write: no permission, or read-only."""
     return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes its name when the block ends without an error.
+    """Opens a file to write, which replaces `path` when the block ends without an error.
 
-    A kill at any moment leaves either the old file or the new one. Several processes may write a
-    file at once: one after another does, and what the last one wrote stays.
+    A kill at any moment leaves either the old file or the new one. If several processes write a
+    file, they do so one after another, and the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    file = _alone(partial)
+    file = _open_exclusively(partial)
     if file is None:
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
         file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "r+b")
@@ -63,18 +63,18 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
         partial.replace(path)
 
 
-def _alone(path: pathlib.Path) -> BinaryIO | None:
-    """Opens a file that no other process has opened so, when it is there and theirs are gone.
+def _open_exclusively(path: pathlib.Path) -> BinaryIO | None:
+    """Opens and locks a file, after waiting for other processes.
 
-    None where that cannot be: the file system does not lock, or what has the name is a link or may
-    not be written to. Then a name that nobody else has does as well, but for what a kill leaves.
+    Returns None if that is impossible: the file system does not lock, or `path` is a link or not
+    writable. The caller then uses a unique name, which a kill would leave behind.
     """
     while True:
         try:
             file = open_private(path)
         except OSError:
-            return None  # A disk that is full says so of the other name too.
-        locked = locks.lock(file)  # Closing it, or a kill, frees it.
+            return None  # A full disk fails for the other name too.
+        locked = locks.lock(file)  # Closed or killed, it is unlocked.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 if locked:
@@ -82,15 +82,15 @@ def _alone(path: pathlib.Path) -> BinaryIO | None:
                 file.close()
                 path.unlink(missing_ok=True)
                 return None
-        file.close()  # The one before has given it its name by now.
+        file.close()  # The previous process has renamed it by now.
 
 
 def open_private(path: pathlib.Path) -> BinaryIO:
-    """Opens a file that this program alone writes, to read and to write; made if it is not there.
+    """Opens a file that only this program writes, for reading and writing; creates it if missing.
 
     Raises:
-        OSError: If it cannot be opened; or is a link, or no regular file: what lies behind it is
-            another's, and is left as it is.
+        OSError: If it cannot be opened, is a link or not a regular file: the target of a link is
+            not ours, and is not changed.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -105,21 +105,21 @@ def open_private(path: pathlib.Path) -> BinaryIO:
 
 
 def is_private(path: pathlib.Path) -> bool:
-    """Whether there is a file that `open_private` opens."""
+    """Returns whether there is a file that `open_private` opens."""
     with contextlib.suppress(OSError):
         return _is_plain(path.lstat())
     return False
 
 
 def _is_plain(found: os.stat_result) -> bool:
-    """Whether it is a regular file without a second name."""
+    """Returns whether it is a regular file without other hard links."""
     return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
 
 
 def cache() -> pathlib.Path:
-    """Folder of what can be made again: that of REMEM_CACHE, or remem_jax in XDG_CACHE_HOME's.
+    """Returns the cache's folder: REMEM_CACHE, or remem_jax in XDG_CACHE_HOME or ~/.cache.
 
-    Where neither is set and there is no home, it is a temporary one that ends with the process.
+    If there is no home folder either, it is a temporary folder that is removed at exit.
     """
     if os.environ.get("REMEM_CACHE"):
         return checks.local_path("REMEM_CACHE", os.environ["REMEM_CACHE"])
@@ -144,6 +144,6 @@ def _temporary() -> pathlib.Path:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in UTF-8; of names on disk, escapes what is none."""
+    """Writes a text file in UTF-8; bytes of file names that are not UTF-8 are escaped."""
     with replacing(path) as file:
         file.write(text.encode(errors="backslashreplace"))

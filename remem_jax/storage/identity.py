@@ -1,7 +1,7 @@
-"""What a result is a result of: settings, images, weights and code, wherever they lie.
+"""The identity of a result: settings, images, weights and code, without paths.
 
-Runs, studies, the cache of decoded images and exports tell by it whether two things are the same.
-Paths are no part of it: what was moved is the same, what was changed in place is not.
+Runs, studies, the cache and exports compare it to decide whether two things are the same. Moved
+files are the same; files changed in place are not.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from remem_jax.storage import results
 
-# Raised when the same files give other pixels, or when others of them can be read.
+# Increased when the same files give other pixels, or when other files can be read.
 DECODING = 2
-# Raised when the same settings, images and weights give another result. 2: named random streams.
+# Increased when the same settings, images and weights give other results. 2: named random streams.
 TRAINING = 2
 
-# Settings that change no result.
+# Settings that do not change results.
 _FREE = (
     "log_every",
     "save_every",
@@ -25,17 +25,17 @@ _FREE = (
     "retries",
     "keep_checkpoints",
 )
-_FREE_OF = {  # The same, by group: speed, memory, and where copies are kept.
+_FREE_OF = {  # The same, by group: speed, memory and copies.
     "data": ("cache", "threads", "workers"),
-    # Up to rounding, and to which units are dropped.
+    # Except for rounding, and which units are dropped.
     "teacher": ("rematerialise", "accumulate"),
     "train": ("rematerialise", "accumulate"),
     "information": ("rematerialise",),
     "student": ("group", "store_outputs"),
 }
-# Where the images and the weights lie; what they are is known by their digests.
+# Paths of images and weights, which are identified by their digests.
 _PLACES = {"data": ("path", "dir"), "teacher": ("init", "mirror"), "probe": ("path", "dir")}
-# Of a study: what may change or grow while it goes on.
+# Settings of a study that may change or grow between its commands.
 _GROWING = (
     "grid",
     "search",
@@ -53,12 +53,12 @@ _GROWING = (
 
 
 class Identity(NamedTuple):
-    """What decides a result.
+    """Everything that determines a result.
 
     Attributes:
-        settings: Those that decide it, nested, without paths; JSON values.
-        inputs: Digests of what was read: "data" (images, labels and splits), "classes" (their
-            names), and of the weights "teacher", or "models" by name. "input" is how batches come.
+        settings: Settings that determine it, nested, without paths; JSON values.
+        inputs: Digests of the inputs: "data" (images, labels and splits), "classes" (their names),
+            and the weights as "teacher", or "models" by name. "input" is resident or streamed.
         code: `TRAINING` of the code that made it.
     """
 
@@ -68,12 +68,12 @@ class Identity(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A hash of all of it."""
+        """Hash of the identity."""
         return results.fingerprint(self._asdict())
 
 
 def described(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that describe a run, places included: all but those that change no result.
+    """Returns all settings of a run, including paths, that may change its result.
 
     Args:
         plain: All settings of a run, nested; JSON values.
@@ -83,7 +83,7 @@ def described(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide the result of a run, for `Identity.settings`.
+    """Returns the settings that determine a run's result, for `Identity.settings`.
 
     Args:
         plain: All settings of a run, nested; JSON values.
@@ -92,7 +92,7 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a study that stay the same while its grid, rows, columns and seeds grow.
+    """Returns the settings of a study that must not change while it grows.
 
     Args:
         plain: All settings of a study, nested; JSON values.
@@ -103,7 +103,7 @@ def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without(tree: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-    """The same tree without these names of these groups, at any depth."""
+    """Returns a tree without these names of these groups, at any depth."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -119,12 +119,12 @@ def differences(
     *,
     counts: Callable[[str], bool] = lambda name: True,
 ) -> list[str]:
-    """What differs between two trees of JSON values, as phrases such as "seed was 0, is 1".
+    """Returns differences of two trees of JSON values, as phrases such as "seed was 0, is 1".
 
     Args:
-        before: What was there.
-        now: What is there.
-        counts: Whether a name that only one of them has counts, such as "teacher.rho".
+        before: Earlier tree.
+        now: Current tree.
+        counts: Whether a name that only one tree has, such as "teacher.rho", is a difference.
     """
     old, new = _flat(before), _flat(now)
     return [

@@ -1,9 +1,9 @@
-"""Locks between processes, also where a file system has none.
+"""Locks between processes, with a fallback for file systems without locks.
 
-Files are locked by flock. Network and FUSE file systems may not have it (NFS without a lock daemon,
-Lustre without `-o flock`, gcsfuse): there a lock file says which process holds it, which those of
-the same machine can tell from one that has died. Those of other machines are not kept out, and a
-warning says so.
+Files are locked by flock. Network and FUSE file systems may not support it (NFS without a lock
+daemon, Lustre without `-o flock`, gcsfuse). There the lock file names the process that holds it, so
+that processes of the same machine can check whether it is alive. Processes of other machines are
+not excluded, and a warning says so.
 """
 
 import contextlib
@@ -21,43 +21,40 @@ from absl import logging
 from remem_jax.storage import process
 
 _POLL_SECONDS = 1.0
-_ENOTSUPP = 524  # Of the kernel's own NFS and FUSE code; no number that libc can name.
+_ENOTSUPP = 524  # From the kernel's NFS and FUSE code; libc has no name for it.
 _warned: set[pathlib.Path] = set()
 
 
 def lock(file: IO[Any]) -> bool:
-    """Locks an open file against other processes, until it is closed; a kill frees it.
-
-    Waits for a process that holds it.
+    """Locks an open file until it is closed or the process ends, after waiting for other processes.
 
     Returns:
-        Whether it is locked; False where the file system does not lock.
+        Whether it is locked; False if the file system does not support locks.
     """
     return _refused(file, wait=True) is None
 
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, *, waiting: str = "", remove: bool = False) -> Iterator[bool]:
-    """Holds a lock file while the block runs; a kill frees it.
+    """Holds a lock file while the block runs; a kill releases it.
 
     Args:
-        path: The file; made if it is not there.
-        waiting: What to log if another process holds it, before waiting for that; empty does not
-            wait.
-        remove: Whether to remove the file when the block ends.
+        path: The file; created if missing.
+        waiting: Message to log before waiting for another process; "" does not wait.
+        remove: Whether to remove the file at the end.
 
     Yields:
-        Whether no other process can hold it; False where the file system does not lock: then none
-        does that this machine knows to live.
+        Whether the lock excludes all processes; False if the file system does not support locks:
+        then it only excludes living processes of this machine.
 
     Raises:
-        BlockingIOError: If another process holds it, and this one does not wait.
+        BlockingIOError: If another process holds it, and `waiting` is "".
         OSError: If the file cannot be opened.
     """
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+") as file:
             locked = _take(file, path, waiting)
-            # The one before may have removed the file: then it locks nothing.
+            # The previous holder may have removed the file; then the lock is void.
             if not _is_named(file, path):
                 continue
             try:
@@ -72,7 +69,7 @@ def held(path: pathlib.Path, *, waiting: str = "", remove: bool = False) -> Iter
 
 
 def _take(file: IO[str], path: pathlib.Path, waiting: str) -> bool:
-    """Locks a lock file, or writes this process into it where the file system does not lock."""
+    """Locks a lock file; without support for locks, writes this process into it."""
     try:
         refused = _refused(file, wait=False)
     except BlockingIOError:
@@ -89,14 +86,14 @@ def _take(file: IO[str], path: pathlib.Path, waiting: str) -> bool:
 
 
 def _is_named(file: IO[Any], path: pathlib.Path) -> bool:
-    """Whether an open file still has its name."""
+    """Returns whether an open file still has its name."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
 
 
 def _refused(file: IO[Any], *, wait: bool) -> OSError | None:
-    """Locks a file; why the file system does not, or None where it does."""
+    """Locks a file; returns the error if the file system does not support locks, else None."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -107,14 +104,14 @@ def _refused(file: IO[Any], *, wait: bool) -> OSError | None:
 
 
 def _await_holder(file: IO[str], waiting: str) -> None:
-    """Waits until no process of this machine that lives is written in a lock file."""
-    told = False
+    """Waits until the process in a lock file is not a living one of this machine."""
+    logged = False
     while _is_held(file):
         if not waiting:
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), file.name)
-        if not told:
+        if not logged:
             logging.info("%s", waiting)
-        told = True
+        logged = True
         time.sleep(_POLL_SECONDS)
 
 
@@ -122,7 +119,7 @@ def _is_held(file: IO[str]) -> bool:
     file.seek(0)
     try:
         return process.is_alive(json.loads(file.read()))
-    except (ValueError, KeyError, TypeError):  # Nobody's, or half of what somebody wrote.
+    except (ValueError, KeyError, TypeError):  # Empty, or partially written.
         return False
 
 
@@ -134,7 +131,7 @@ def _write(file: IO[str], text: str) -> None:
 
 
 def _warn(folder: pathlib.Path, error: OSError) -> None:
-    """Says, once of each folder, that files there cannot be locked."""
+    """Warns, once per folder, that files there cannot be locked."""
     if folder in _warned:
         return
     _warned.add(folder)

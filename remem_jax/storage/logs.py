@@ -1,4 +1,4 @@
-"""Metrics and progress: the only writers of them."""
+"""Logs of metrics, and progress bars."""
 
 import contextlib
 import json
@@ -22,14 +22,14 @@ _PLAIN_SECONDS = 10.0  # Between two lines of progress where there is no termina
 
 
 class RunLog:
-    """Metrics of a run as JSON lines and for TensorBoard; use it in a `with`.
+    """Writes metrics of a run as JSON lines and for TensorBoard; a context manager.
 
-    A run that is killed and goes on writes some steps twice; `read` takes the last. Where several
+    A run that is killed and resumed writes some steps twice; `read` uses the last. If several
     processes make one run, the first one writes.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """Appends to what the directory holds."""
+        """Appends to the logs in a directory."""
         self._writes = mesh.is_writer()
         if self._writes:
             self._lines = _open_for_append(directory / "metrics.jsonl")
@@ -46,14 +46,14 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # What could not be written is still there to be written, and fails again.
+        # Closing retries writes that have failed, and fails again.
         with contextlib.suppress(*((OSError,) if kind else ())):
             if self._writes:
                 self._lines.close()
                 self._events.close()
 
     def write(self, part: str, step: int, metrics: Metrics) -> None:
-        """Writes scalars, or lists of one value per student, of a step of a part of the run."""
+        """Writes scalars, or lists with a value per student, of a step of a stage of the run."""
         if not self._writes:
             return
         values = {name: np.asarray(value).tolist() for name, value in metrics.items()}
@@ -88,7 +88,7 @@ def _import_tensorboard() -> types.ModuleType:
 
 
 def _open_for_append(path: pathlib.Path) -> TextIO:
-    """Opens a file of lines; a line that a kill cut short is ended, so that the next is whole."""
+    """Opens a file of lines to append to; terminates a line that a kill truncated."""
     cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     file = path.open("a", encoding="utf-8")
     if cut:
@@ -97,7 +97,7 @@ def _open_for_append(path: pathlib.Path) -> TextIO:
 
 
 def read(directory: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of a run's metrics by part and step, each step once (the last), cut lines left out."""
+    """Reads a run's metrics, sorted by stage and step; of repeated steps, the last one counts."""
     path = directory / "metrics.jsonl"
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -111,10 +111,10 @@ def read(directory: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+    """Shows a progress bar on a terminal, and otherwise logs a line now and then."""
 
     def __init__(self, name: str, *, first_step: int, steps: int, unit: str = "step") -> None:
-        """Starts at `first_step` of `steps`, which are what `unit` says."""
+        """Starts at `first_step` of `steps`; `unit` names what is counted."""
         self._name, self._first, self._steps, self._unit = name, first_step, steps, unit
         self._started = self._printed = time.monotonic()
         self._bar = None
@@ -125,7 +125,7 @@ class Progress:
             )
 
     def __call__(self, done: int) -> None:
-        """Shows that `done` steps are done."""
+        """Shows the number of finished steps."""
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
             return

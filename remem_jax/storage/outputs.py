@@ -1,8 +1,8 @@
-"""The teacher's outputs by step, stored once for all students that learn from the same views.
+"""Stores the teacher's outputs by step, for all students that learn from the same images.
 
-What is stored is a file of rows of one length, one for each step: a digest, then the array's
-bytes. The file is sparse: it has its length from the start, and takes the disk's room as rows
-are written. A digest of zeros is none: the row was not written yet.
+The file has one row of fixed length per step: a digest, then the array's bytes. It is sparse: its
+length is final from the start, and it uses disk space as rows are written. A digest of zeros means
+that the row has not been written.
 """
 
 import contextlib
@@ -22,28 +22,27 @@ from numpy.typing import DTypeLike
 from remem_jax.checks import SettingError
 from remem_jax.storage import files, locks, results
 
-_FORMAT = 1  # Of the file; raised when what is in it, or how, changes.
+_FORMAT = 1  # Version of the file format.
 _DIGEST = 16  # Bytes of a row's digest.
 
 
 class StoredOutputs:
-    """Arrays of one shape by step, in a folder that all runs share; use it in a `with`.
+    """Arrays of one shape by step, in a folder that all runs share; a context manager.
 
-    What is read is bit for bit what was written, for the same facts and step, or nothing: each
-    row has a digest of its bytes and its place, which is compared whenever it is read. So a kill,
-    or a power cut, costs no more than the rows that were not on the disk.
+    Reading returns bit for bit what was written for the same facts and step, or nothing: each row
+    has a digest of its bytes and its position, which is verified when it is read. So a kill or a
+    power cut only loses rows that were not on the disk.
 
-    Several runs may read and write the same file at once, without a lock. The facts decide the
-    outputs, so they write the same bytes to the same places, in whatever order. Should the bytes
-    differ after all, as those of another kind of device may in the last bits, then a row is one
-    writer's or the other's: a mixture does not fit its digest.
+    Several runs may read and write the same file at once, without a lock. The facts determine the
+    outputs, so all runs write the same bytes to the same positions, in any order. If the bytes
+    differ in the last bits, as on another kind of device, a row is one writer's or the other's: a
+    mixture does not match its digest.
 
-    Where the folder may not be written to, what it holds is read, and a warning says that nothing
-    is stored.
+    If the folder is read-only, existing rows are read, and a warning says that nothing is stored.
 
     Attributes:
         steps: Number of steps.
-        row_bytes: What is stored of a step.
+        row_bytes: Size of a step's row in bytes.
     """
 
     def __init__(
@@ -56,18 +55,19 @@ class StoredOutputs:
         dtype: DTypeLike,
         process: tuple[int, int] = (0, 1),
     ) -> None:
-        """Opens what is stored for these facts, or makes room for it.
+        """Opens the file for these facts, or creates it.
 
         Args:
-            folder: The folder that is shared; made if it is not there.
-            facts: All that decides the outputs of a step; JSON values. Written beside them.
-            steps: Number of steps; what was stored for fewer, or more, of them is used.
-            shape: Of one step's array, as this process has it.
-            dtype: Of one step's array.
-            process: Index and number of the processes, each of which stores its own rows.
+            folder: Shared folder; created if missing.
+            facts: Everything that determines the outputs of a step; JSON values, which are stored
+                beside the file.
+            steps: Number of steps; a file with fewer or more steps is used too.
+            shape: Shape of one step's array in this process.
+            dtype: Type of one step's array.
+            process: Index of this process, and number of processes; each has its own rows.
 
         Raises:
-            SettingError: If the folder cannot be made, or its disk has not the room.
+            SettingError: If the folder cannot be made, or its disk is too full.
         """
         self._folder, self.steps = folder.absolute(), steps
         self._shape, self._dtype = shape, np.dtype(dtype)
@@ -82,19 +82,19 @@ class StoredOutputs:
         }
         self._name = results.fingerprint(about)
         self._path = self._folder / self._name / "outputs.bin"
-        with self._told():
+        with self._errors_explained():
             self._file, self._stores = self._opened(about)
 
     def __enter__(self) -> "StoredOutputs":
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Nothing is flushed to the disk: what is lost before it gets there is computed again.
+        # Not flushed to the disk: rows that are lost are computed again.
         if self._file is not None:
             os.close(self._file)
 
     def _opened(self, about: Mapping[str, Any]) -> tuple[int | None, bool]:
-        """The file, None where there is none, and whether it can be written to."""
+        """Opens the file; returns None if there is none, and whether it is writable."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._require_room()
@@ -114,14 +114,14 @@ class StoredOutputs:
         return None, False
 
     def read(self, step: int) -> np.ndarray | None:
-        """The array of a step; None where it was not written, or is damaged: then write it."""
+        """Returns the array of a step; None if it was not written, or is damaged."""
         offset = self._offset(step)
         if self._file is None:
             return None
         stored, array = bytearray(_DIGEST), np.zeros(self._shape, self._dtype)
         content = _bytes(array)
         try:
-            # In this order: who sees a digest that `write` has written sees all of its row.
+            # `write` writes the digest last: if the digest is there, so is the row.
             whole = os.preadv(self._file, [stored], offset) == _DIGEST
             if whole and not any(stored):
                 return None
@@ -135,11 +135,11 @@ class StoredOutputs:
         return array
 
     def write(self, step: int, array: np.ndarray) -> None:
-        """Stores the array of a step, in place of what was there, if the folder may be written to.
+        """Stores the array of a step, unless the folder is read-only.
 
         Raises:
-            ValueError: If the array is of another shape or type.
-            SettingError: If it cannot be written, as on a full disk.
+            ValueError: If the array has another shape or type.
+            SettingError: If it cannot be written, for example on a full disk.
         """
         if array.shape != self._shape or array.dtype != self._dtype:
             raise ValueError(
@@ -149,7 +149,7 @@ class StoredOutputs:
         offset, content = self._offset(step), _bytes(array)
         if self._file is None or not self._stores:
             return
-        with self._told():  # A memory map would end the process where the disk is full.
+        with self._errors_explained():  # A memory map would kill the process on a full disk.
             _write_whole(self._file, content, offset + _DIGEST)
             _write_whole(self._file, memoryview(self._digest(step, content)), offset)
 
@@ -159,7 +159,7 @@ class StoredOutputs:
         return step * self.row_bytes
 
     def _digest(self, step: int, content: memoryview) -> bytes:
-        """Of the place too: a row that was copied to another place does not fit."""
+        """Returns the digest of a row, which includes its position, to detect displaced rows."""
         found = hashlib.sha256(f"{self._name} {step} ".encode())
         found.update(content)
         return found.digest()[:_DIGEST]
@@ -172,16 +172,16 @@ class StoredOutputs:
             raise OSError(errno.ENOSPC, sizes)
 
     def _make(self, about: Mapping[str, Any]) -> None:
-        """Makes the file, or makes it longer; runs that start at once wait for each other here."""
+        """Creates or extends the file; runs that start at the same time take turns here."""
         self._path.parent.mkdir(exist_ok=True)
         written = self._path.with_name("facts.json")
         with self._path.open("ab") as file:
-            locks.lock(file)  # Where it cannot be, rows that another cuts off are made again.
+            locks.lock(file)  # Without locks, rows that another run truncates are computed again.
             size = os.fstat(file.fileno()).st_size
             if written.exists() and (size == 0 or size % self.row_bytes):
                 self._warn(f"it has {size} bytes, not rows of {self.row_bytes}")
             file.truncate(max(self.steps, math.ceil(size / self.row_bytes)) * self.row_bytes)
-            if not written.exists():  # Last: without them, an empty file is not yet damaged.
+            if not written.exists():  # Last: without the facts, an empty file is new, not damaged.
                 results.write(written, about)
 
     def _warn(self, damage: str) -> None:
@@ -190,8 +190,8 @@ class StoredOutputs:
         self._warned = True
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turns errors of the system into one for the user."""
+    def _errors_explained(self) -> Iterator[None]:
+        """Turns system errors into one for the user."""
         try:
             yield
         except OSError as error:
@@ -203,12 +203,12 @@ class StoredOutputs:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    """The bytes of an array; not a copy, unless its order is another."""
+    """Returns the bytes of an array, without a copy if it is C-contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _write_whole(file: int, content: memoryview, offset: int) -> None:
-    """Writes all bytes; where the disk is full, the first write stops short and the next fails."""
+    """Writes all bytes; on a full disk, the first write is short and the next one fails."""
     while content:
         done = os.pwrite(file, content, offset)
         content, offset = content[done:], offset + done

@@ -1,4 +1,4 @@
-"""Which process holds something, and whether it lives, as far as another can tell."""
+"""Identifies processes, and checks whether they are alive."""
 
 import os
 import pathlib
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def this() -> dict[str, Any]:
-    """This process, so that others on this machine can tell whether it lives."""
+    """Describes this process, so that others on this machine can check whether it is alive."""
     pid = os.getpid()
     return {"host": os.uname().nodename, "pid": pid, "start": started(pid), "space": space()}
 
 
 def space() -> str | None:
-    """Of what numbers of processes are unique in: a boot and, as for containers, a namespace."""
+    """Returns the scope in which process ids are unique: a boot and a (container's) namespace."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {pathlib.Path('/proc/self/ns/pid').readlink()}"
@@ -22,26 +22,26 @@ def space() -> str | None:
 
 
 def started(pid: int) -> str | None:
-    """When a process started, since numbers are used again; None if it cannot be told."""
+    """Returns when a process started, because ids are reused; None if it is unknown."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # The name before it may hold anything.
+    fields = stat.rpartition(")")[2].split()  # The name before it may contain anything.
     return "dead" if fields[0] in "ZX" else fields[19]  # A zombie waits for its parent.
 
 
 def is_alive(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker is known to live; False also where it cannot be told."""
-    return _is_of_here(worker) and not has_died(worker)
+    """Returns whether a worker is known to be alive; False if that is unknown."""
+    return _is_local(worker) and not has_died(worker)
 
 
 def has_died(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker is known to be no more; False also where it cannot be told."""
-    if not _is_of_here(worker):
+    """Returns whether a worker is known to be dead; False if that is unknown."""
+    if not _is_local(worker):
         return False
     try:
-        os.kill(worker["pid"], 0)  # Tells of others' processes too, where /proc hides them.
+        os.kill(worker["pid"], 0)  # Works for other users' processes too, which /proc may hide.
     except ProcessLookupError:
         return True
     except PermissionError:
@@ -49,7 +49,7 @@ def has_died(worker: Mapping[str, Any]) -> bool:
     return started(worker["pid"]) not in (None, worker["start"])
 
 
-def _is_of_here(worker: Mapping[str, Any]) -> bool:
-    """Whether its number is one of this machine's and container's, since they started."""
+def _is_local(worker: Mapping[str, Any]) -> bool:
+    """Returns whether its id belongs to this machine and container, since they started."""
     here = {"host": os.uname().nodename, "space": space()}
     return here["space"] is not None and all(worker[name] == here[name] for name in here)

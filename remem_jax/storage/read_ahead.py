@@ -1,9 +1,9 @@
-"""Stored outputs, read before the step that needs them, by a thread.
+"""Reads stored outputs in a thread, before the step that needs them.
 
-Several processes of one run have files of their own, and a step counts as stored only where each
-of them has its rows: the others would wait for one that asks the teacher. To agree on that is a
-collective operation, for which the host waits until the devices have done their work. So they
-agree on a block of steps at a time, of which each process has read, and checked, its rows before.
+Each process of a run has a file of its own, and a step counts as stored only if all of them have
+its rows: otherwise some would wait for others that run the teacher. Agreeing on that is a
+collective operation, for which the host waits for the devices. So the processes agree on a block of
+steps at a time, whose rows each process has read and verified before.
 """
 
 from concurrent import futures
@@ -13,22 +13,22 @@ import numpy as np
 from remem_jax import mesh
 from remem_jax.storage import outputs
 
-_STEPS = 256  # Of a block, at most.
-_BYTES = 2**27  # Of a block's rows in one process, at most; two blocks are in memory.
+_STEPS = 256  # Largest number of steps in a block.
+_BYTES = 2**27  # Largest size of a block in one process; two blocks are in memory.
 
 
 class ReadAhead:
-    """Reads and writes stored outputs in threads; use it in a `with`.
+    """Reads and writes stored outputs in threads; a context manager.
 
-    The steps are asked for in their order, each once, and by all processes alike.
+    All processes read the same steps, in order, each once.
     """
 
     def __init__(self, stored: outputs.StoredOutputs) -> None:
         self._stored = stored
         self._block = max(1, min(_STEPS, _BYTES // stored.row_bytes))
-        # One reads blocks, and one writes meanwhile.
+        # One thread reads blocks, and one writes.
         self._threads = futures.ThreadPoolExecutor(2, thread_name_prefix="outputs")
-        self._rows: dict[int, np.ndarray] = {}  # What is left of the block.
+        self._rows: dict[int, np.ndarray] = {}  # The rest of the block.
         self._end = -1  # The step after the block.
         self._next: futures.Future[list[np.ndarray | None]] | None = None
         self._written: futures.Future[None] | None = None
@@ -43,26 +43,26 @@ class ReadAhead:
             raise failed
 
     def read(self, step: int) -> np.ndarray | None:
-        """The array of a step; None unless all processes have theirs, whole.
+        """Returns the array of a step; None unless all processes have theirs undamaged.
 
-        Waits for the other processes once in a block, so all of them call it.
+        Waits for the other processes once per block, so all of them must call it.
         """
         if self._next is None or step == self._end:
             self._agree(step)
         return self._rows.pop(step, None)
 
     def write(self, step: int, array: np.ndarray) -> None:
-        """Has the array of a step stored, after that of the step before; see `Outputs.write`.
+        """Stores the array of a step in the background; see `StoredOutputs.write`.
 
         Raises:
-            SettingError: If the array of the step before could not be stored.
+            SettingError: If the array of the previous step could not be stored.
         """
         if self._written is not None:
             self._written.result()
         self._written = self._threads.submit(self._stored.write, step, array)
 
     def _agree(self, step: int) -> None:
-        """Takes the block that begins with a step, and has the next one read."""
+        """Takes the block that starts at a step, and starts to read the next one."""
         rows = (self._next or self._read(step)).result()
         whole = mesh.all_processes(np.array([row is not None for row in rows], bool))
         self._rows = {step + i: row for i, row in enumerate(rows) if row is not None and whole[i]}

@@ -1,24 +1,24 @@
-"""Tables as CSV that spreadsheets take for text and numbers, never for formulas."""
+"""CSV tables that spreadsheets read as text and numbers, never as formulas."""
 
 import csv
 import io
 from collections.abc import Iterable
 from typing import Any
 
-# What a spreadsheet takes for the beginning of a formula, or skips before one; full-width letters
-# too. Source: owasp.org/www-community/attacks/CSV_Injection.
+# Characters that start a formula in spreadsheets, or are skipped before one; full-width ones too.
+# Source: owasp.org/www-community/attacks/CSV_Injection.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def text(rows: Iterable[Iterable[Any]]) -> str:
-    """Rows as CSV, lines ended by a line feed; each cell as `cell` has it."""
+    """Formats rows as CSV with line feeds; cells are escaped by `cell`."""
     return "".join(map(_line, rows))
 
 
 def cell(value: Any) -> Any:
-    """A value as a cell: a text that would be a formula gets an apostrophe before it.
+    """Escapes a cell: text that would be a formula gets an apostrophe before it.
 
-    Numbers stay as they are, also those that are texts ("-0.5").
+    Numbers, also as text ("-0.5"), stay as they are.
     """
     if not isinstance(value, str) or not value.startswith(_FORMULA) or _is_number(value):
         return value
@@ -27,7 +27,7 @@ def cell(value: Any) -> Any:
 
 def _line(row: Iterable[Any]) -> str:
     file = io.StringIO(newline="")
-    # Only what ends a line is quoted: a carriage return within a cell must be, too.
+    # The csv module quotes cells with characters of the line terminator, so it includes \r.
     csv.writer(file, lineterminator="\r\n").writerow([cell(value) for value in row])
     return file.getvalue().removesuffix("\r\n") + "\n"
 

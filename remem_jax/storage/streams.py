@@ -1,4 +1,4 @@
-"""Standard streams and an encoding that every command can rely on."""
+"""Sets up standard streams and their encoding for all commands."""
 
 import contextlib
 import io
@@ -12,13 +12,13 @@ _UTF8 = "PYTHONUTF8"
 
 
 def prepare() -> None:
-    """Opens closed standard streams on the null device, and lets text of any kind be written.
+    """Opens closed standard streams on the null device, and makes all text writable.
 
-    What the encoding of a stream lacks is written as an escape. Where the locale is ASCII, so that
-    Python could not read the names of files either, it starts anew in UTF-8 mode.
+    Characters that a stream's encoding lacks are escaped. If the locale is ASCII, so that Python
+    could not read file names either, Python restarts in UTF-8 mode.
 
-    Call it first of all where a command begins: the next file that is opened would take the number
-    of a closed stream, and what C libraries write to standard error would land in it.
+    Call it first in a command: otherwise the next file to be opened gets the number of a closed
+    stream, and C libraries write their errors into it.
     """
     for number in range(3):
         _require_open(number)
@@ -29,7 +29,7 @@ def prepare() -> None:
     if sys.stderr is None:
         sys.stderr = sys.__stderr__ = _stream(2, "w")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # What tests put in its place is none.
+        if isinstance(stream, io.TextIOWrapper):  # Tests replace it by other streams.
             stream.reconfigure(errors="backslashreplace")
     if sys.getfilesystemencoding() == "ascii" and os.environ.get(_UTF8) != "1":
         os.environ[_UTF8] = "1"
@@ -37,7 +37,7 @@ def prepare() -> None:
 
 
 def begin(name: str) -> None:
-    """`prepare`, and Ctrl-C is one line and exit code 130 while a command imports what it needs."""
+    """Calls `prepare`, and makes Ctrl-C during imports one line and exit code 130."""
     prepare()
 
     def stop(*_: object) -> None:
@@ -48,14 +48,14 @@ def begin(name: str) -> None:
 
 
 def run(name: str, work: Callable[[], int]) -> int:
-    """Does the work of a command that `begin` has begun; its exit code.
+    """Runs a command after `begin`, and returns its exit code.
 
-    What the user can mend is one line on standard error: Ctrl-C, standard output on a full disk.
-    Who reads standard output may end at any time, as `head` does.
+    Ctrl-C, and standard output on a full disk, are one line on standard error. The reader of
+    standard output may end at any time, as `head` does.
 
     Args:
-        name: Of the command.
-        work: Returns its exit code.
+        name: Name of the command.
+        work: Function that returns the exit code.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -77,14 +77,14 @@ def run(name: str, work: Callable[[], int]) -> int:
 
 
 def print_error(text: str) -> None:
-    """Writes a line to standard error; where nobody reads it, nothing happens."""
+    """Writes a line to standard error; ignores a closed stream."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
 def abandon(stream: TextIO) -> None:
-    """Drops what could not be written, or the interpreter tries again when it ends."""
+    """Drops unwritten output, which the interpreter would otherwise try to write at exit."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,4 +1,4 @@
-"""The folder of a run or a study: it belongs to one of them, and holds no other files."""
+"""The folder of a run or a study, which belongs to one of them and has no other files."""
 
 import contextlib
 import pathlib
@@ -10,10 +10,10 @@ from remem_jax.checks import SettingError
 from remem_jax.storage import identity, locks, results
 from remem_jax.storage.identity import Identity
 
-STUDY = "study"  # The workflow of a study; every other is a run's.
+STUDY = "study"  # The workflow of a study; all others are those of runs.
 _CONFIG, _INPUTS, _LOCK = "config.json", "inputs.json", "lock"
-MARK = ".remem_jax"  # The file by which a folder is known as ours.
-# What runs and studies write.
+MARK = ".remem_jax"  # The file that marks a folder as ours.
+# Names that runs and studies write.
 OURS = (
     *(_LOCK, _CONFIG, _INPUTS, "results.json", "report.html", "report.md", "pretrained.npz"),
     *("metrics.jsonl", "tensorboard", "profile", "figures", "selected", "teachers", "students"),
@@ -21,8 +21,8 @@ OURS = (
     *("study.json", "study.html", "study.md", "table.csv", "trials", "speeds.json"),
     *("study.db", "study.journal"),
 )
-_SHOWN = 5  # Differences listed in an error.
-_UNRECORDED = 1  # The `identity.TRAINING` of versions that did not write it down.
+_LISTED = 5  # Differences listed in an error.
+_UNRECORDED = 1  # The `identity.TRAINING` of versions that did not record it.
 
 
 class HeldError(SettingError):
@@ -31,18 +31,18 @@ class HeldError(SettingError):
 
 @contextlib.contextmanager
 def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Holds the folder for a run while the block runs.
+    """Locks the folder for a run while the block runs.
 
-    Where several processes make one run, the first one holds it for all.
+    If several processes make one run, the first one locks it for all.
 
     Args:
-        directory: Made if it is not there.
+        directory: The folder; created if missing.
         config: All settings, nested; JSON values.
 
     Raises:
         SettingError: If the folder cannot be written, belongs to another run or to a study, or
-            holds files that this package did not write and that a run would replace.
-        HeldError: If it is held by another process.
+            has files that this package did not write and a run would replace.
+        HeldError: If another process has locked it.
     """
     if not mesh.is_writer():
         yield
@@ -63,78 +63,78 @@ def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None
 
 
 def share(directory: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Takes the folder for a study, whose workers share it.
+    """Claims the folder for a study, whose workers share it.
 
     Args:
-        directory: Made if it is not there.
+        directory: The folder; created if missing.
         config: All settings of the study, nested; JSON values.
 
     Raises:
         SettingError: If the folder cannot be written, belongs to a run or to another study, or
-            holds files that this package did not write and that a study would replace.
+            has files that this package did not write and a study would replace.
     """
     if not mesh.is_writer():
         return
     _require_ours(directory)
     _mark(directory)
-    # A row, a column or a setting that only one of the two has is no contradiction.
+    # Rows, columns and settings that only one of the two has are not a conflict.
     _require_same_config(directory, config, identity.deciding_of_study, lambda name: False)
 
 
-def begin(directory: pathlib.Path, config: Mapping[str, Any], own: Identity) -> None:
-    """Gives a folder to a configuration and its inputs, from now on.
+def begin(directory: pathlib.Path, config: Mapping[str, Any], current: Identity) -> None:
+    """Assigns a folder to a configuration and its inputs permanently.
 
-    Called when everything that the user gave has been found usable: a first start that was
-    refused leaves the folder free.
+    Call it after all checks of the user's input: a first start that was rejected leaves the folder
+    free.
 
     Args:
         directory: A folder that is `claimed`, or shared, for `config`.
-        config: As there.
-        own: Of the run, or the study.
+        config: All settings, nested; JSON values.
+        current: Identity of the run or study.
 
     Raises:
         SettingError: If the images, the weights or the version of the code that matters have
             changed since the folder was begun.
     """
-    expect(directory, own)
+    expect(directory, current)
     results.write_for_all(directory / _CONFIG, config)
 
 
-def expect(directory: pathlib.Path, own: Identity) -> None:
-    """Writes down what a run in a folder reads, so that `begin` refuses anything else.
+def expect(directory: pathlib.Path, current: Identity) -> None:
+    """Records the inputs of a run, so that `begin` rejects any others.
 
     Raises:
-        SettingError: If something else was written down before.
+        SettingError: If other inputs were recorded before.
     """
     if mesh.is_writer():
         _mark(directory)
     before = results.read_for_all(directory / _INPUTS) or {}
-    code = before.get("code", _UNRECORDED) if before else own.code
-    if code != own.code:
+    code = before.get("code", _UNRECORDED) if before else current.code
+    if code != current.code:
         raise SettingError(
             f"{directory} was begun by a version of remem_jax that gives other results from the "
-            f"same settings (version {code} of training; this is version {own.code}): finish it "
-            "with the version that began it, or set --workdir to a new folder."
+            f"same settings (version {code} of training; this is version {current.code}): finish "
+            "it with the version that began it, or set --workdir to a new folder."
         )
-    # Folders of older versions have fewer digests.
+    # Folders of earlier versions have fewer digests.
     changed = identity.differences(
         {name: value for name, value in before.items() if name != "code"},
-        own.inputs,
+        current.inputs,
         counts=lambda name: False,
     )
     _require_none(changed, f"The inputs of {directory} have changed")
-    merged = _merged(before, own.inputs) | {"code": own.code}
+    merged = _merged(before, current.inputs) | {"code": current.code}
     if merged != before:
         results.write_for_all(directory / _INPUTS, merged)
 
 
 def read_inputs(directory: pathlib.Path) -> Mapping[str, Any] | None:
-    """What a run in a folder reads, as `begin` wrote it down; None if it never began."""
+    """Returns the recorded inputs of a run; None if it never began."""
     return results.read(directory / _INPUTS)
 
 
 def _merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Both trees in one; of what both have, the value of the later."""
+    """Merges two trees; where both have a value, the later one is used."""
     found = dict(before)
     for name, value in now.items():
         old = before.get(name)
@@ -145,21 +145,21 @@ def _merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _require_ours(directory: pathlib.Path) -> None:
-    """Raises where files that are not ours have the names of those that we write."""
+    """Raises if files that are not ours have names that we write."""
     if _is_ours(directory):
         return
     foreign = [name for name in OURS if (directory / name).exists()]
     if foreign:
         raise SettingError(
-            f"{directory} holds {', '.join(foreign[:_SHOWN])}, which no run of remem_jax wrote and "
-            "which a run would replace; set --workdir to a new folder."
+            f"{directory} holds {', '.join(foreign[:_LISTED])}, which no run of remem_jax wrote "
+            "and which a run would replace; set --workdir to a new folder."
         )
 
 
 def _is_ours(directory: pathlib.Path) -> bool:
     if (directory / MARK).is_file():
         return True
-    with contextlib.suppress(OSError, SettingError):  # Older versions left no mark.
+    with contextlib.suppress(OSError, SettingError):  # Earlier versions left no mark.
         before = read_config(directory)
         return (
             before is not None and "workflow" in before and ("base" in before or "data" in before)
@@ -168,7 +168,7 @@ def _is_ours(directory: pathlib.Path) -> bool:
 
 
 def _mark(directory: pathlib.Path) -> None:
-    """Makes the folder, and marks it as ours."""
+    """Creates the folder, and marks it as ours."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / MARK).touch()
@@ -186,7 +186,7 @@ def _require_same_config(
     deciding: Callable[[Mapping[str, Any]], dict[str, Any]],
     counts: Callable[[str], bool],
 ) -> None:
-    """Raises if the folder was begun with settings that decide otherwise."""
+    """Raises if the folder was begun with settings that give another result."""
     before = read_config(directory)
     if before is None:
         return
@@ -201,10 +201,10 @@ def _require_same_config(
 
 
 def read_config(directory: pathlib.Path) -> Mapping[str, Any] | None:
-    """All settings of what began in a folder, nested; None if nothing did.
+    """Returns all settings of a folder's run or study, nested; None if none began.
 
     Raises:
-        SettingError: If the file is there and cannot be read.
+        SettingError: If the file exists and cannot be read.
     """
     try:
         found = results.read(directory / _CONFIG)
@@ -220,8 +220,8 @@ def read_config(directory: pathlib.Path) -> Mapping[str, Any] | None:
 
 def _require_none(changed: list[str], complaint: str) -> None:
     if changed:
-        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        more = f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
         raise SettingError(
-            f"{complaint}: {'; '.join(changed[:_SHOWN])}{more}. Go on with the old ones, or set "
+            f"{complaint}: {'; '.join(changed[:_LISTED])}{more}. Go on with the old ones, or set "
             "another --workdir."
         )

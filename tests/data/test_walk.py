@@ -69,7 +69,7 @@ def test_a_folder_of_several_links_is_seen_for_each_or_once(
 
 
 @pytest.mark.parametrize(
-    ("passed_over", "empty", "told"),
+    ("skipped_files", "empty", "told"),
     [
         ({}, (), ""),
         ({".tif": 10, ".jfif": 8}, (), "18 files skipped (.jfif: 8, .tif: 10)"),

@@ -1,7 +1,7 @@
-"""What is done to images between the data set and the models.
+"""Transforms of images between the data set and the models.
 
-Each transform is defined once; where the host needs it too, in NumPy, both are tested to agree.
-Teacher and student always see the same augmented images.
+Each transform is defined once; if the host needs it too, in NumPy, tests check that both agree.
+Teacher and student always get the same augmented images.
 """
 
 import functools
@@ -16,8 +16,8 @@ from remem_jax import random_streams
 from remem_jax.data.images.boxes import Boxes, random_boxes
 from remem_jax.records import Key, Transform
 
-# Up to here it is three times as fast on a CPU to add up pixels as to multiply by a matrix that is
-# nearly all zeros, as jax.image does.
+# Up to this number of taps, summing pixels is three times as fast on a CPU as multiplying by a
+# mostly zero matrix, as jax.image does.
 _MOST_TAPS = 8
 
 
@@ -33,16 +33,16 @@ def crop_and_resize(
     *,
     mirrored: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, "batch size size channel"]:
-    """Boxes of images, resized to squares: bilinear, antialiased, in float32.
+    """Crops boxes of images and resizes them to squares: bilinear, antialiased, in float32.
 
     The kernel is that of Pillow's `resize(BILINEAR, box=...)` (and tf.image's with antialias);
     `decoding.resize` is the same on the host, rounded to whole grey levels.
 
     Args:
-        images: Of 0 to 255.
-        boxes: One for each image.
+        images: Pixel values from 0 to 255.
+        boxes: One box for each image.
         size: Side of the result, in pixels.
-        mirrored: Which images to mirror, left and right exchanged; None is none.
+        mirrored: Which images to flip horizontally; None is none.
     """
     if mirrored is None:
         mirrored = jnp.zeros(images.shape[:1], bool)
@@ -55,7 +55,7 @@ def crop_and_resize(
             shape = (size, size, channels)
             image = jax.image.scale_and_translate(image, shape, (0, 1), scale, shift, "linear")
             return jnp.where(mirror, image[:, ::-1], image)
-        # Mirrored where it is resampled: after it, XLA would do all of this again for every pixel.
+        # Mirrored while it is resampled: afterwards, XLA would recompute this for every pixel.
         places = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
         across = jnp.where(mirror, places[::-1], places)
         image = _resample(image, 0, box.top, box.height, places)
@@ -67,7 +67,7 @@ def crop_and_resize(
 def resize(
     images: Shaped[Array, "batch height width channel"], size: int
 ) -> Float[Array, "batch size size channel"]:
-    """Whole images as squares, the aspect ratio ignored, as in VTAB and vit_jax."""
+    """Resizes whole images to squares, ignoring the aspect ratio, as in VTAB and vit_jax."""
     return crop_and_resize(images, _whole(*images.shape[:3]), size)
 
 
@@ -76,7 +76,7 @@ def _whole(batch: int, height: int, width: int) -> Boxes:
 
 
 def _taps(extent: int, size: int) -> int:
-    """Pixels along an axis that a pixel of the result may be made of."""
+    """Returns the largest number of pixels along an axis that one result pixel depends on."""
     return math.ceil(2 * max(extent / size, 1)) + 1
 
 
@@ -87,7 +87,7 @@ def _resample(
     length: Float[Array, ""],
     places: Float[Array, " size"],
 ) -> Float[Array, "_ _ channel"]:
-    """An axis of an image at places from 0 to 1 between `start` and `start + length`."""
+    """Resamples an axis of an image at places from 0 to 1 between `start` and `start + length`."""
     extent, size = image.shape[axis], len(places)
     reach = jnp.maximum(length / size, 1.0)
     centers = start + places * length
@@ -111,7 +111,7 @@ def _resample(
 
 
 def mixup_share(key: Key, alpha: float) -> Float[Array, ""]:
-    """The share of each image in its mixture, for `mix`; one draw for a whole batch.
+    """Draws the share of each image in its mixture, for `mix`; one draw for a whole batch.
 
     Args:
         key: Random key.
@@ -128,20 +128,20 @@ def mixup_share(key: Key, alpha: float) -> Float[Array, ""]:
 
 
 def mix(values: Float[Array, "*dims"], share: Float[Array, ""]) -> Float[Array, "*dims"]:
-    """Mixes each example's values, images or shares of classes, with those of the one before it."""
+    """Mixes each example's images or labels with those of the previous example."""
     return share * values + (1 - share) * jnp.roll(values, 1, axis=0)
 
 
 def make_train_transform(*, size: int, crop_area: tuple[float, float], flip: bool) -> Transform:
-    """The training transform: random crop, flip, resize, range.
+    """Builds the training transform: random crop, flip, resize and scaling to [-1, 1].
 
     Args:
         size: Side of the result, in pixels.
-        crop_area: Smallest and largest share of the image's area; (1, 1) takes all of it.
-        flip: Whether to mirror half of the images; wrong for digits.
+        crop_area: Smallest and largest share of the image's area; (1, 1) is the whole image.
+        flip: Whether each image is mirrored with probability 0.5; wrong for digits.
 
     Returns:
-        The transform. Of its key, that of a step, it takes the streams "crops" and "flips".
+        The transform. It draws from the streams "crops" and "flips" of the step's key.
     """
 
     def transform(key: Key, images: Array) -> Array:
@@ -160,7 +160,7 @@ def make_train_transform(*, size: int, crop_area: tuple[float, float], flip: boo
 
 
 def make_evaluation_transform(*, size: int) -> Transform:
-    """The evaluation transform: the whole image, resized; the key is not used."""
+    """Builds the evaluation transform: the whole image, resized; the key is not used."""
     return lambda key, images: to_model_range(resize(images, size))
 
 

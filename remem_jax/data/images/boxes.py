@@ -1,11 +1,11 @@
-"""Random boxes to crop, from uniform draws: one definition for arrays of NumPy and of JAX."""
+"""Random crop boxes from uniform draws: one definition for NumPy and JAX arrays."""
 
 import math
 from typing import Any, NamedTuple
 
 
 class Boxes(NamedTuple):
-    """A box per image, in pixels of the source; scalars, or arrays of one value per image."""
+    """One box per image, in pixels of the source; scalars, or arrays of one value per image."""
 
     top: Any
     left: Any
@@ -14,17 +14,17 @@ class Boxes(NamedTuple):
 
 
 def random_boxes(draws: Any, *, height: int, width: int, area: tuple[float, float]) -> Boxes:
-    """Boxes of random area, aspect ratio and place, as in Inception's crops.
+    """Returns boxes of random area, aspect ratio and position, as in Inception's crops.
 
     Args:
         draws: Uniform in [0, 1), (4, ...): for area, ratio, top and left.
-        height: Of the images, in pixels.
-        width: The same.
+        height: Height of the images, in pixels.
+        width: Width of the images, in pixels.
         area: Smallest and largest share of the image's area.
 
     Returns:
         Boxes inside the image, of the shape and kind of `draws[0]`: the area uniform, aspect
-        ratios log-uniform in [3/4, 4/3]. A side that would leave the image is cut to it (others
+        ratios log-uniform in [3/4, 4/3]. A side longer than the image is clipped (others
         draw again, which jit cannot).
 
     Source: Szegedy et al. 2014, https://arxiv.org/abs/1409.4842, section 6.

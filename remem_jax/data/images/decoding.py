@@ -1,7 +1,7 @@
-"""Encoded images to pixels, and pixels to squares, as fast as one core can.
+"""Decodes images and resizes them to squares, fast.
 
-JPEGs go through libjpeg-turbo without Pillow's detours, squares through a SIMD convolution with the
-kernel of Pillow's bilinear filter; Pillow reads all headers and every other format of `formats`.
+libjpeg-turbo decodes JPEGs, a SIMD convolution with the kernel of Pillow's bilinear filter resizes,
+and Pillow reads all headers and every other format of `formats`.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from PIL.ExifTags import Base as Exif
 
 from remem_jax.data.images import formats
 
-# What Pillow raises of files that were cut or altered. A decompression bomb is what a broken header
-# may look like.
+# Exceptions that Pillow raises for truncated or altered files. A broken header may look like a
+# decompression bomb.
 _BROKEN = (
     Image.DecompressionBombError,
     OSError,
@@ -38,8 +38,8 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
-_REDUCTIONS = (8, 4, 2)  # Of libjpeg's inverse DCT, best first.
-# EXIF's orientation -> the pixels upright.
+_REDUCTIONS = (8, 4, 2)  # Scales of libjpeg's inverse DCT, largest first.
+# EXIF orientation -> function that turns the pixels upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -49,12 +49,12 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
 }
-_LYING = (5, 6, 7, 8)  # Orientations in which height and width change places.
-_UPRIGHT_ALREADY = ("TIFF", "HEIF")  # Formats that are turned as they are decoded.
+_TRANSPOSED = (5, 6, 7, 8)  # Orientations that exchange height and width.
+_UPRIGHT_ALREADY = ("TIFF", "HEIF")  # Formats whose decoders apply the orientation.
 _PNG_METADATA = re.compile(rb"eXIf|Raw profile type|XML:com\.adobe\.xmp")
 _BILINEAR = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
 _RGB = cykooz_resizer.PixelType.U8x3
-_of_this_thread = threading.local()  # A resizer has buffers, so that each thread has its own.
+_of_this_thread = threading.local()  # Resizers have buffers, so each thread has its own.
 
 
 class CorruptImageError(Exception):
@@ -62,12 +62,12 @@ class CorruptImageError(Exception):
 
 
 class Opened(NamedTuple):
-    """An encoded image whose header was read; use it inside `opened`.
+    """An encoded image with its header; use it inside `opened`.
 
     Attributes:
-        encoded: The file.
-        image: As Pillow has opened it.
-        orientation: EXIF's.
+        encoded: The encoded file.
+        image: The image that Pillow opened.
+        orientation: EXIF orientation.
     """
 
     encoded: bytes
@@ -76,9 +76,9 @@ class Opened(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the picture upright."""
+        """Height and width of the upright image."""
         width, height = self.image.size
-        return (width, height) if self.orientation in _LYING else (height, width)
+        return (width, height) if self.orientation in _TRANSPOSED else (height, width)
 
     def decode(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
         """See the function `decode`."""
@@ -96,11 +96,11 @@ class Opened(NamedTuple):
 
 @contextlib.contextmanager
 def opened(encoded: bytes) -> Iterator[Opened]:
-    """Reads the header of an image, for its size and then its pixels.
+    """Opens an encoded image and reads its header.
 
     Raises:
-        CorruptImageError: If it is no image of `formats.FORMATS`, is cut off or broken, or claims
-            more than `formats.MAX_PIXELS`; here, or when it is decoded.
+        CorruptImageError: If its format is not in `formats.FORMATS`, it is truncated or broken, or
+            has more than `formats.MAX_PIXELS`; here, or when it is decoded.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=formats.FORMATS) as image:
@@ -109,7 +109,7 @@ def opened(encoded: bytes) -> Iterator[Opened]:
                     f"{math.prod(image.size):,} pixels, more than {formats.MAX_PIXELS:,}"
                 )
             yield Opened(encoded, image, _orientation(image, encoded))
-    except UnidentifiedImageError as error:  # Its own message is an address in memory.
+    except UnidentifiedImageError as error:  # Its message has a memory address.
         raise CorruptImageError("not an image") from error
     except _BROKEN as error:
         reason = " ".join(str(error).split())
@@ -117,16 +117,16 @@ def opened(encoded: bytes) -> Iterator[Opened]:
 
 
 def decode(encoded: bytes, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
-    """Pixels of an encoded image as uint8 RGB (height, width, 3), turned as its EXIF says.
+    """Decodes an image to uint8 RGB (height, width, 3), upright by its EXIF orientation.
 
-    A JPEG has the pixels that Pillow gives it. Alpha is dropped, 16 bits become 8, and of several
-    frames the first is taken. The result may be read-only.
+    JPEGs have the same pixels as in Pillow. Alpha is dropped, 16 bits become 8, and the first of
+    several frames is used. The result may be read-only.
 
     Args:
-        encoded: A file of one of `formats.FORMATS`.
-        at_least: Height and width that are enough. A JPEG is then decoded at a half, a quarter or
-            an eighth of its size, while both sides stay that long; ask for twice what you resize
-            to, and it hardly shows. None decodes at full size.
+        encoded: File in one of `formats.FORMATS`.
+        at_least: Smallest height and width of the result. A JPEG may then be decoded at a half, a
+            quarter or an eighth of its size; with twice the size that it is resized to, the
+            difference is hardly visible. None decodes at full size.
 
     Raises:
         CorruptImageError: See `opened`.
@@ -136,10 +136,10 @@ def decode(encoded: bytes, *, at_least: tuple[int, int] | None = None) -> np.nda
 
 
 def size(encoded: bytes) -> tuple[int, int]:
-    """Height and width that `decode` gives, as the header has them.
+    """Returns height and width of the decoded image, from its header.
 
     Raises:
-        CorruptImageError: If there is no such header.
+        CorruptImageError: See `opened`.
     """
     with opened(encoded) as image:
         return image.size
@@ -148,23 +148,23 @@ def size(encoded: bytes) -> tuple[int, int]:
 def resize(
     pixels: np.ndarray, size: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-    """Resizes a part of an image to a square, bilinear and antialiased.
+    """Resizes an image, or a box of it, to a square: bilinear and antialiased.
 
     Args:
         pixels: uint8 (height, width, 3).
         size: Side of the square.
-        box: Left, top, right and bottom of the part, in pixels, fractions too; None is all. As in
-            Pillow, what lies around the box takes part in its borders.
+        box: Left, top, right and bottom in pixels, which may be fractions; None is the whole
+            image. As in Pillow, pixels around the box contribute to its borders.
 
     Returns:
-        uint8 (size, size, 3), within a grey level of what Pillow's BILINEAR gives; read-only.
-        The same array where there is nothing to do.
+        uint8 (size, size, 3), within a grey level of Pillow's BILINEAR; read-only. The same array
+        if there is nothing to do.
     """
     height, width, _ = pixels.shape
     left, top, right, bottom = box or (0, 0, width, height)
     if (left, top, right, bottom) == (0, 0, size, size) == (0, 0, width, height):
         return pixels
-    # The resizer copies what it is given: that is what its kernel reaches, and no more.
+    # The resizer copies its input, so it only gets the pixels that its kernel reaches.
     columns = _reach(left, right, size, width)
     rows = _reach(top, bottom, size, height)
     options = cykooz_resizer.ResizeOptions(
@@ -185,22 +185,22 @@ def resize(
 
 
 def _orientation(image: Image.Image, encoded: bytes) -> int:
-    """Orientation in EXIF or XMP; 1 where there is none, or it cannot be read."""
+    """Returns the orientation in EXIF or XMP; 1 if there is none, or it cannot be read."""
     if image.format in _UPRIGHT_ALREADY:
         return 1
     if image.format == "PNG":
-        # Pillow decodes all of a PNG to look for what may stand at its end.
+        # Pillow decodes a whole PNG to look for metadata at its end.
         if not _PNG_METADATA.search(encoded):
             return 1
-        image.load()  # What is cut off is an error, unlike broken metadata.
+        image.load()  # A truncated image is an error, unlike broken metadata.
     with contextlib.suppress(*_BROKEN):
         found = image.getexif().get(Exif.Orientation)
-        return found if isinstance(found, int) else 1  # Broken metadata may hold anything.
+        return found if isinstance(found, int) else 1  # Broken metadata may have any value.
     return 1
 
 
 def _reduction(opened: Opened, at_least: tuple[int, int] | None) -> int:
-    """By how much a JPEG may be reduced; 1 for what is none."""
+    """Returns the scale at which a JPEG may be decoded; 1 for other formats."""
     if at_least is None or not _is_jpeg(opened.image):
         return 1
     height, width = opened.size
@@ -212,14 +212,14 @@ def _reduction(opened: Opened, at_least: tuple[int, int] | None) -> int:
 
 
 def _is_jpeg(image: Image.Image) -> bool:
-    return image.format in ("JPEG", "MPO")  # The latter is a JPEG that others follow.
+    return image.format in ("JPEG", "MPO")  # The latter is a JPEG followed by others.
 
 
 def _turbo(encoded: bytes, image: Image.Image, reduction: int) -> np.ndarray | None:
-    """Pixels as stored, by libjpeg-turbo; None for what is left to Pillow.
+    """Decodes a JPEG by libjpeg-turbo, without its orientation; None if Pillow must decode it.
 
     Raises:
-        CorruptImageError: If parts of the picture are missing, which Pillow would paint grey.
+        CorruptImageError: If parts of the image are missing, which Pillow would fill with grey.
     """
     if not _is_jpeg(image):
         return None
@@ -233,13 +233,13 @@ def _turbo(encoded: bytes, image: Image.Image, reduction: int) -> np.ndarray | N
             min_factor=reduction,
         )
     except ValueError as error:
-        # Bytes to spare do no harm. What is no warning of libjpeg's ("Corrupt...") Pillow may be
-        # able to read, or says in its own words why not.
+        # Extraneous bytes are harmless. After errors other than libjpeg's warnings ("Corrupt...")
+        # Pillow may be able to read the image, or has its own message.
         message = str(error)
         if message.startswith("Corrupt") and "extraneous" not in message:
             raise CorruptImageError(message) from error
         return None
-    return None if image.mode == "CMYK" else pixels  # Pillow knows how to make RGB of inks.
+    return None if image.mode == "CMYK" else pixels  # Pillow converts CMYK to RGB.
 
 
 def _rgb(image: Image.Image, reduction: int) -> Image.Image:
@@ -248,17 +248,17 @@ def _rgb(image: Image.Image, reduction: int) -> Image.Image:
         image.draft(None, (max(width // reduction, 1), max(height // reduction, 1)))
     image.load()
     sixteen_bits = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
-    if sixteen_bits:  # Pillow would cut what is above 255, not scale.
+    if sixteen_bits:  # Pillow would clip values above 255 instead of scaling.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise CorruptImageError("grey levels of 32 bits, whose range is unknown: store 8 or 16")
-    if "transparency" in image.info:  # Or Pillow warns of palettes.
+    if "transparency" in image.info:  # Otherwise Pillow warns about palettes.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def _reach(low: float, high: float, size: int, end: int) -> slice:
-    """Pixels along an axis of which the kernel's `size` places between low and high are made."""
+    """Returns the pixels along an axis that `size` results between low and high depend on."""
     reach = math.ceil(max((high - low) / size, 1))
     return slice(max(math.floor(low) - reach, 0), min(math.ceil(high) + reach, end))
 

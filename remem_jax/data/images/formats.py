@@ -1,4 +1,4 @@
-"""Which files count as images, and how large they may be: for folders, lists and predictions."""
+"""Supported image formats and sizes, for folders, lists and predictions."""
 
 import os
 import stat
@@ -7,11 +7,11 @@ import warnings
 import pi_heif
 from PIL import features
 
-pi_heif.register_heif_opener()  # HEIC and HEIF, which Pillow alone does not read.
-# Users' files make Pillow warn of much that is handled here: metadata, palettes, large pictures.
+pi_heif.register_heif_opener()  # For HEIC and HEIF, which Pillow alone does not read.
+# Pillow warns about metadata, palettes and large images, all of which are handled here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Pillow's name of a format -> suffixes of its files.
+# Pillow's name of a format -> suffixes.
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -24,18 +24,18 @@ _SUFFIXES = {
     "HEIF": (".heic", ".heif", ".hif"),
     "AVIF": (".avif",),
 }
-# Formats that are opened, whatever the suffix. Others stay closed: for some Pillow starts other
-# programs, as Ghostscript for EPS.
+# Formats that are opened, whatever the suffix. Others are refused: for some, Pillow starts other
+# programs, such as Ghostscript for EPS.
 FORMATS = tuple(name for name in _SUFFIXES if name != "AVIF" or features.check("avif"))
 SUFFIXES = tuple(suffix for name in FORMATS for suffix in _SUFFIXES[name])
-# Where Pillow gives up by default: an image of 512 MiB as 8-bit RGB.
+# Pillow's default limit: an image of 512 MiB as 8-bit RGB.
 MAX_PIXELS = 2 * ((1 << 30) // 4 // 3)
-# No image of that many pixels needs a larger file, even if it is not compressed at all.
+# No image with this many pixels needs a larger file, even uncompressed.
 MAX_BYTES = 512 * 2**20
 
 
 def suffix_list() -> str:
-    """The suffixes that are read, for messages."""
+    """Returns the supported suffixes, for messages."""
     return ", ".join(SUFFIXES)
 
 
@@ -48,7 +48,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
         OSError: If the file is missing, unreadable, not a regular file or above `MAX_BYTES`.
     """
     _require_regular(os.stat(path))  # noqa: PTH116  Called for each image, as all of this.
-    # It may have been replaced meanwhile: opened without waiting, and looked at again.
+    # It may have been replaced meanwhile: opened without blocking, and checked again.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
         found = os.fstat(file.fileno())
         _require_regular(found)

@@ -1,7 +1,7 @@
-"""How an image becomes the input of a model: the one definition, and its record.
+"""The single definition of how an image becomes the input of a model, and its record.
 
-What a run measures, `predict`, and the checks of exports all go through `Preprocessing`; results,
-exports and model cards have its `record`, and what they print as a program does the same steps.
+Evaluations, `predict` and the checks of exports all use `Preprocessing`; results, exports and model
+cards contain its `record`, and the programs that they print do the same steps.
 """
 
 from collections.abc import Mapping
@@ -18,19 +18,19 @@ class Preprocessing(NamedTuple):
     """The steps from a file to pixels.
 
     Attributes:
-        image_size: Side of the square that the model sees, in pixels.
-        stored_size: Side of the squares that images are resized to before they are to
-            `image_size`, in pixels; 0 if they are resized once.
+        image_size: Side of the models' input, in pixels.
+        stored_size: Side of the squares that images are resized to before `image_size`, in pixels;
+            0 if they are resized once.
     """
 
     image_size: int
     stored_size: int = 0
 
     def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
-        """The input of the model, before it is scaled to [-1, 1]: uint8, (side, side, 3).
+        """Returns the model's input, uint8 (side, side, 3), before it is scaled to [-1, 1].
 
-        Where a run keeps its images on the device, the last step is done there in float32: that
-        and this differ by less than a grey level.
+        If images are resident on the device, the last step is done there in float32; the results
+        differ by less than a grey level.
 
         Args:
             image: An encoded image, or its pixels: uint8 (height, width, 3).
@@ -45,11 +45,11 @@ class Preprocessing(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sides of the squares that an image is resized to, one after the other."""
+        """Sides of the squares that an image is resized to, in order."""
         return (self.stored_size, self.image_size) if self.stored_size else (self.image_size,)
 
     def record(self) -> dict[str, Any]:
-        """The steps in order, as JSON values."""
+        """Returns the steps in order, as JSON values."""
         decode = {
             "step": "decode",
             "colours": "RGB; transparency is dropped",
@@ -71,7 +71,7 @@ class Preprocessing(NamedTuple):
         return {**self._asdict(), "steps": [decode, *resizes, scale]}
 
     def text(self) -> str:
-        """How images are resized, as a part of a sentence."""
+        """Describes how images are resized, as part of a sentence."""
         squares = [f"to {size} x {size} pixels" for size in self.sizes]
         how = "bilinear with antialiasing, the aspect ratio ignored"
         return f"the whole image {', then '.join(squares)}, {how}"
@@ -80,26 +80,26 @@ class Preprocessing(NamedTuple):
 def of_data(
     image_size: int, *, resized: bool, source_size: tuple[int, int] | None
 ) -> Preprocessing:
-    """That of a data set's evaluation.
+    """Returns the preprocessing of a data set's evaluation.
 
     Args:
-        image_size: Side of what the models see, in pixels.
+        image_size: Side of the models' input, in pixels.
         resized: See `data.Dataset`.
-        source_size: The same.
+        source_size: See `data.Dataset`.
     """
     return Preprocessing(image_size, source_size[0] if resized and source_size else 0)
 
 
 def of_results(found: Mapping[str, Any]) -> Preprocessing:
-    """That of a run, by its results.json."""
+    """Returns the preprocessing of a run, from its results.json."""
     return Preprocessing(found["data"]["image_size"], stored_size(found))
 
 
 def stored_size(found: Mapping[str, Any]) -> int:
-    """See `Preprocessing.stored_size`, by a run's results.json.
+    """Returns `Preprocessing.stored_size` of a run, from its results.json.
 
-    Results that were written before there was a record leave open whether squares of the stored
-    size were that from the start; they count as resized.
+    Results of early versions do not say whether squares of the stored size were resized; they count
+    as resized.
     """
     data = found["data"]
     if "preprocessing" in data:

@@ -1,4 +1,4 @@
-"""Which example stands where: a function of seed, stage and position alone.
+"""The order of examples: a function of seed, stage and position alone.
 
 So a run resumes from its step number, and any number of hosts sees the same batches.
 """
@@ -12,16 +12,16 @@ from remem_jax.random_streams import Stage
 
 
 def train_rows(positions: np.ndarray, *, examples: int, seed: int, stage: Stage) -> np.ndarray:
-    """Which examples stand at these positions of the endless row of training examples.
+    """Returns the rows at these positions of the infinite sequence of training examples.
 
-    Every epoch is a new permutation; batches run across the border of two epochs, so that all are
-    full and no example is left out.
+    Every epoch is a new permutation; batches cross the boundaries of epochs, so that all are full
+    and no example is dropped.
 
     Args:
-        positions: From 0 on; that of example i of the batch of step s is `s * batch_size + i`.
-        examples: How many there are.
-        seed: Of the run.
-        stage: What is trained on them; each stage has its own permutations.
+        positions: Positions from 0; example i of the batch of step s has `s * batch_size + i`.
+        examples: Number of examples.
+        seed: Seed of the run.
+        stage: Stage of the run; each has permutations of its own.
 
     Returns:
         One row per position, int64, from 0 to `examples` - 1.
@@ -35,13 +35,13 @@ def train_rows(positions: np.ndarray, *, examples: int, seed: int, stage: Stage)
 
 
 def evaluation_rows(positions: np.ndarray, *, examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which examples stand at these positions of an evaluation, and whether they count.
+    """Returns the rows at these positions of an evaluation, and whether they count.
 
-    What fills up the last batch repeats the last example and does not count.
+    The last batch is padded with the last example, which does not count.
     """
     return np.minimum(positions, examples - 1), positions < examples
 
 
-@functools.lru_cache(maxsize=4)  # Threads ask for one example at a time.
+@functools.lru_cache(maxsize=4)  # Threads request single examples.
 def _permutation(examples: int, seed: int, stage: Stage, epoch: int) -> np.ndarray:
     return random_streams.generator(seed, stage, "order", epoch).permutation(examples)

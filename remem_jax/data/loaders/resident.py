@@ -1,6 +1,6 @@
-"""Data sets that live on the device as uint8, and their batches.
+"""Data loader of images that are resident on the device as uint8.
 
-Crops, flips and resizing happen inside the jitted step (`augment`).
+Crops, flips and resizing are part of the jitted step (`augment`).
 """
 
 import functools
@@ -38,19 +38,19 @@ def make_loader(
     seed: int,
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> DataLoader:
-    """Batches of a data set that is put on the device whole.
+    """Builds the loader of a data set that is copied to the device.
 
     Args:
         splits: The data set, in memory.
-        image_size: Side of what the models see, in pixels.
+        image_size: Side of the models' input, in pixels.
         crop_area: See `augment.make_train_transform`.
-        flip: The same.
-        seed: Decides the order of training.
-        sharding: How a batch is divided among devices, by its first axis; every device then holds
-            the whole data set. None is the default device.
+        flip: See `augment.make_train_transform`.
+        seed: Seed of the order of training.
+        sharding: Sharding of a batch along its first axis; every device then has the whole data
+            set. None is the default device.
 
     Returns:
-        The loader; its images are as they are stored.
+        The loader; its images have their stored size.
     """
     stored = {name: put(split, sharding) for name, split in splits.items()}
     take = _make_take(sharding)
@@ -81,13 +81,13 @@ def make_loader(
 
 
 def memory() -> int:
-    """Bytes of memory that a device has; of a CPU, those of the machine."""
+    """Returns the memory of a device in bytes; for a CPU, that of the machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def put(split: Split, sharding: jax.sharding.NamedSharding | None = None) -> Split:
-    """The split, on the device, or whole on each device of a mesh."""
+    """Copies a split to the device, or to every device of a mesh."""
     if sharding is None:
         return Split(jax.device_put(split.image), jax.device_put(split.label))
     everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
@@ -100,7 +100,7 @@ def put(split: Split, sharding: jax.sharding.NamedSharding | None = None) -> Spl
 def _make_take(
     sharding: jax.sharding.NamedSharding | None,
 ) -> Callable[[Split, np.ndarray, np.ndarray], Batch]:
-    """The jitted gathering of examples, which leaves batches divided as asked."""
+    """Builds the jitted function that gathers a batch with the given sharding."""
 
     @functools.partial(jax.jit, out_shardings=sharding)
     def gather(split: Split, rows: jax.Array, counted: jax.Array) -> Batch:

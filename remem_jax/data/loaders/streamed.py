@@ -1,8 +1,8 @@
-"""Data sets that stream: decoded, cropped, mirrored and resized on the host, ahead of the device.
+"""Data loader that decodes, crops, flips and resizes images on the host, ahead of the device.
 
-Grain reads, in threads and, if asked, in worker processes. What stands at a position is a
-function of seed, stage and position alone, so neither their number nor that of the hosts changes a
-batch, and a run goes on from its step number.
+Grain reads in threads and, optionally, worker processes. The example at a position is a function of
+seed, stage and position alone. So the number of threads, processes or hosts changes no batch, and a
+run resumes from its step number.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from remem_jax.data.sources import Subset
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches, DataLoader
 
-_LARGEST_CHUNK = 32  # Examples; Grain takes longer over an element than over most of one.
-# For training, a large JPEG is decoded at a half, a quarter or an eighth where that leaves so many
-# pixels along each side for one that is shown: the result hardly differs (Pillow's `reducing_gap`
-# has the same figure). What is measured is decoded whole.
+_LARGEST_CHUNK = 32  # Examples per element of Grain, whose overhead per element is large.
+# For training, a large JPEG is decoded at a half, a quarter or an eighth of its size if each side
+# still has this many pixels for each one of the result, which then hardly differs (Pillow's
+# `reducing_gap` recommends the same). For evaluation it is decoded at full size.
 _SPARE = 2
-_AT_ONCE = 4  # Batches of a worker that are made, wait or are read.
+_AT_ONCE = 4  # Batches of a worker in shared memory: being made, waiting or being read.
 
 
 class AugmentOptions(NamedTuple):
-    """What the host does to an image of training; see `augment.make_train_transform`."""
+    """Transforms of training images on the host; see `augment.make_train_transform`."""
 
     size: int
     crop_area: tuple[float, float]
@@ -52,16 +52,15 @@ def make_loader(
     workers: int,
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> DataLoader:
-    """Batches of a data set that is read as it is needed.
+    """Builds the loader of a data set that is read during training.
 
     Args:
         splits: The data set.
         augmentation: Transforms of training images; evaluation images are only resized.
-        threads: That read and decode.
-        workers: Processes among which the threads are divided for training; 0 leaves all to this
-            one.
-        sharding: How a batch is divided among devices, by its first axis: this process reads what
-            its own devices get. None is the default device.
+        threads: Number of threads that read and decode.
+        workers: Number of processes that share the threads for training; 0 is this process alone.
+        sharding: Sharding of a batch along its first axis; this process reads the examples of its
+            own devices. None is the default device.
 
     Returns:
         The loader; its images are uint8 of `augmentation.size`.
@@ -72,10 +71,10 @@ def make_loader(
         examples = dataclasses.replace(examples, mine=mine, chunk=_chunk(len(mine)))
         chunks = grain.MapDataset.source(examples)
         whole = len(mine) // examples.chunk
-        if workers:  # Of n, each makes every n-th batch.
+        if workers:  # Each of n workers makes every n-th batch.
             options = grain.ReadOptions(max(threads // workers, 1), prefetch_buffer_size=1)
             read = chunks.batch(whole, batch_fn=_joined).to_iter_dataset(options)
-            # Of a worker that ends, Python's tracker removes what is left, and warns of it.
+            # Python's resource tracker warns when it removes shared memory of a dead worker.
             os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
             options = grain.MultiprocessingOptions(num_workers=workers)
             read = read.mp_prefetch(options, worker_init_fn=worker_processes.begin)
@@ -98,7 +97,7 @@ def make_loader(
         return batches(_Examples(subset, augmentation, batch_size, stage, first_step), workers)
 
     def evaluation(name: str, batch_size: int) -> Batches:
-        # Processes take longer to start than most evaluations.
+        # Processes would take longer to start than most evaluations take.
         return batches(_Examples(splits[name], augmentation, batch_size, stage=None), workers=0)
 
     return DataLoader(
@@ -107,7 +106,7 @@ def make_loader(
 
 
 class _Piece(NamedTuple):
-    """A `Batch`, or a part of one, on the host."""
+    """A `Batch`, or a piece of one, on the host."""
 
     image: np.ndarray
     label: np.ndarray
@@ -116,16 +115,16 @@ class _Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Examples:
-    """What this process reads, in order and in pieces of a batch: a source of Grain's.
+    """The examples that this process reads, as a Grain source of pieces of batches.
 
     Attributes:
         subset: The split.
         augmentation: Transforms of training images.
-        batch_size: Of the global batch.
-        stage: What is trained on them; None is an evaluation, which resizes and does no more.
-        first_step: Where training goes on.
-        mine: Places in the global batch that this process fills.
-        chunk: Examples in a piece; divides their number.
+        batch_size: Global batch size.
+        stage: Stage of training; None is an evaluation, which only resizes images.
+        first_step: Step at which training starts or resumes.
+        mine: Positions in the global batch that this process reads.
+        chunk: Examples in a piece; divides the number of `mine`.
     """
 
     subset: Subset
@@ -159,13 +158,13 @@ class _Examples:
         size = self.augmentation.size
         images = np.empty((len(rows), size, size, 3), np.uint8)
         for i, row in enumerate(rows.tolist()):
-            self._show(images[i], row, None if draws is None else draws[i], bool(mirrored[i]))
+            self._write(images[i], row, None if draws is None else draws[i], bool(mirrored[i]))
         return _Piece(images, self.subset.labels[rows], counted)
 
     def _draws(
         self, stage: Stage, step: int, places: np.ndarray
     ) -> tuple[np.ndarray | None, np.ndarray]:
-        """The draws of the boxes at these places, None for whole images; and which to mirror."""
+        """Returns the draws of boxes at these positions, None for whole images; and the flips."""
         of_batch = self.augmentation.seed, stage, step, self.batch_size
         whole = self.augmentation.crop_area == (1.0, 1.0)
         mirrored = np.zeros(len(places), bool)
@@ -173,21 +172,21 @@ class _Examples:
             mirrored = _flips(*of_batch)[places]
         return None if whole else _crops(*of_batch)[places], mirrored
 
-    def _show(self, out: np.ndarray, row: int, draws: np.ndarray | None, mirrored: bool) -> None:
-        """Writes what the models see of a row."""
+    def _write(self, out: np.ndarray, row: int, draws: np.ndarray | None, mirrored: bool) -> None:
+        """Writes the models' input for a row."""
         image = self._whole(row) if draws is None else self._crop(row, draws)
         if mirrored:
-            # Two and a half times as fast as to copy image[:, ::-1].
+            # 2.5 times as fast as copying image[:, ::-1].
             np.take(image, np.arange(len(image))[::-1], axis=1, out=out, mode="clip")
         else:
             out[...] = image
 
     def _whole(self, row: int) -> np.ndarray:
-        """The image of a row, resized."""
+        """Returns the image of a row, resized."""
         return Preprocessing(self.augmentation.size)(self._read(row))
 
     def _crop(self, row: int, draws: np.ndarray) -> np.ndarray:
-        """A random crop of it, resized; of a large JPEG no more is decoded than shows."""
+        """Returns a random crop, resized; a large JPEG is decoded only at the resolution needed."""
         size, area = self.augmentation.size, self.augmentation.crop_area
         image = self._read(row)
         if isinstance(image, bytes):
@@ -201,7 +200,10 @@ class _Examples:
         else:
             height, width = image.shape[:2]
             box = boxes.random_boxes(draws, height=height, width=width, area=area)
-        down, across = image.shape[0] / height, image.shape[1] / width  # 1, or what JPEG scales by.
+        down, across = (
+            image.shape[0] / height,
+            image.shape[1] / width,
+        )  # 1, or the scale of a JPEG decoded smaller.
         left, top = box.left * across, box.top * down
         right = min(left + box.width * across, image.shape[1])
         bottom = min(top + box.height * down, image.shape[0])
@@ -212,11 +214,11 @@ class _Examples:
         try:
             return split.read(at).image
         except decoding.CorruptImageError as error:
-            raise _gone(split.name(at), error) from error
+            raise _lost(split.name(at), error) from error
 
 
 def _chunk(examples: int) -> int:
-    """Examples in a piece: not many, so that all threads have some, but whole pieces to a batch."""
+    """Returns the examples per piece: few enough for all threads, and a divisor of the batch."""
     return max(size for size in range(1, min(examples, _LARGEST_CHUNK) + 1) if not examples % size)
 
 
@@ -224,19 +226,19 @@ def _joined(pieces: Sequence["_Piece"]) -> "_Piece":
     return _Piece(*(np.concatenate(leaves) for leaves in zip(*pieces, strict=True)))
 
 
-@functools.lru_cache(maxsize=16)  # The pieces of a few batches are in work.
+@functools.lru_cache(maxsize=16)  # Pieces of a few batches are read at the same time.
 def _crops(seed: int, stage: Stage, step: int, batch_size: int) -> np.ndarray:
-    """Four uniform numbers for the box of every image of a global batch."""
+    """Draws four uniform numbers for the box of every image of a global batch."""
     return random_streams.generator(seed, stage, step, "crops").random((batch_size, 4))
 
 
 @functools.lru_cache(maxsize=16)
 def _flips(seed: int, stage: Stage, step: int, batch_size: int) -> np.ndarray:
-    """Which images of a global batch to mirror: half of them."""
+    """Draws which images of a global batch are mirrored, each with probability 0.5."""
     return random_streams.generator(seed, stage, step, "flips").random(batch_size) < 0.5
 
 
-def _gone(name: str, error: Exception) -> SettingError:
+def _lost(name: str, error: Exception) -> SettingError:
     return SettingError(
         f"{name} could be read when the run began and cannot be now ({error}): put it back; the "
         "same command goes on."
@@ -244,7 +246,7 @@ def _gone(name: str, error: Exception) -> SettingError:
 
 
 def _places_here(batch_size: int, sharding: jax.sharding.NamedSharding | None) -> np.ndarray:
-    """Places in a global batch of what the devices of this process get, in order."""
+    """Returns the sorted positions in a global batch of the examples on this process's devices."""
     every = np.arange(batch_size)
     if sharding is None:
         return every
@@ -253,7 +255,7 @@ def _places_here(batch_size: int, sharding: jax.sharding.NamedSharding | None) -
 
 
 def _place(piece: _Piece, batch_size: int, sharding: jax.sharding.NamedSharding | None) -> Batch:
-    """A global batch on the devices, of what this process has read of it."""
+    """Assembles a global batch on the devices from what each process has read."""
     if sharding is None:
         return Batch(*jax.device_put(tuple(piece)))
     place = jax.make_array_from_process_local_data

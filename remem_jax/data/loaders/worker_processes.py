@@ -1,4 +1,4 @@
-"""The worker processes that decode: how they begin and end, and what is said where they cannot."""
+"""Worker processes that decode images: how they start and end, and errors that explain failures."""
 
 import contextlib
 import errno
@@ -13,13 +13,14 @@ from collections.abc import Iterator
 
 from remem_jax.checks import SettingError
 
-_SHARED = "/dev/shm"  # Where workers put their batches.
+_SHARED = "/dev/shm"  # Where workers store their batches.
 
 
 def begin(index: int, workers: int) -> None:
-    """Has a worker end when its parent does, and not before.
+    """Makes a worker exit when its parent does, and not before.
 
-    Ctrl-C, and a scheduler, tell all processes; the parent still needs batches for its last step.
+    Ctrl-C and schedulers signal all processes, but the parent still needs batches for its last
+    step.
     """
     del index, workers
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -36,11 +37,11 @@ def begin(index: int, workers: int) -> None:
 
 @contextlib.contextmanager
 def explaining_errors(workers: int, needed: int) -> Iterator[None]:
-    """Raises what to do about workers that end, or cannot begin, in place of their errors.
+    """Replaces errors of workers that die, or cannot start, by errors that say what to do.
 
     Args:
-        workers: How many there are.
-        needed: Bytes of shared memory that their batches take.
+        workers: Number of workers.
+        needed: Shared memory for their batches, in bytes.
     """
     try:
         yield
@@ -67,7 +68,7 @@ def explaining_errors(workers: int, needed: int) -> Iterator[None]:
 
 
 def _mebibytes(folder: str) -> str:
-    """Size of the file system that a folder is on, in words."""
+    """Describes the size of the file system of a folder."""
     with contextlib.suppress(OSError):
         return f"{shutil.disk_usage(folder).total / 2**20:.4g} MiB"
     return "it cannot be read"

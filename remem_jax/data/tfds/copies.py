@@ -1,4 +1,4 @@
-"""What TFDS has prepared on disk, as array_record or as TFRecord, read without TensorFlow."""
+"""Data sets that TFDS has prepared as array_record or TFRecord, read without TensorFlow."""
 
 import contextlib
 import hashlib
@@ -15,15 +15,19 @@ from remem_jax.data.images import decoding
 from remem_jax.data.tfds import tfrecord
 
 ARRAY_RECORD, TFRECORD = "array_record", "tfrecord"
-_INFO, _FEATURES, _LABELS = "dataset_info.json", "features.json", "label.labels.txt"  # TFDS's.
+_INFO, _FEATURES, _LABELS = (
+    "dataset_info.json",
+    "features.json",
+    "label.labels.txt",
+)  # TFDS's names.
 
 
 class Copy(NamedTuple):
-    """A data set as it lies on disk.
+    """A prepared data set on disk.
 
     Attributes:
-        builder: TFDS's.
-        format: TFDS's name of the format that is read, array_record before others.
+        builder: TFDS's builder.
+        format: TFDS's name of the format that is read; array_record is preferred.
     """
 
     builder: Any
@@ -31,10 +35,10 @@ class Copy(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Reads examples out of TFDS's records; see `sources.Split.read`.
+    """Reads examples from TFDS's records; see `sources.Split.read`.
 
     Attributes:
-        records: Index -> serialized `tf.train.Example`; can be pickled, safe for threads.
+        records: Maps an index to a serialized `tf.train.Example`; picklable and thread-safe.
     """
 
     records: Any
@@ -48,7 +52,7 @@ class Reader(NamedTuple):
 
 
 def folder(data_dir: str) -> pathlib.Path:
-    """TFDS's folder, its own default if none is given."""
+    """Returns TFDS's folder; "" is TFDS's default."""
     from tensorflow_datasets.core import constants
 
     if data_dir:
@@ -57,10 +61,10 @@ def folder(data_dir: str) -> pathlib.Path:
 
 
 def builder(name: str, data_dir: str) -> Any:
-    """TFDS's builder of what it calls `name`, prepared or not.
+    """Returns TFDS's builder of `name`, whether the data set is prepared or not.
 
     Raises:
-        SettingError: If what it has written down of a prepared one is damaged.
+        SettingError: If the metadata of a prepared data set are damaged.
     """
     import tensorflow_datasets
 
@@ -69,15 +73,15 @@ def builder(name: str, data_dir: str) -> Any:
         found = tensorflow_datasets.builder(
             name, data_dir=os.fspath(place) if data_dir else None, try_gcs=False
         )
-        _ = found.info.features, found.info.splits  # Read only when they are used.
+        _ = found.info.features, found.info.splits  # Otherwise read later, outside this block.
         return found
 
 
 def find(name: str, data_dir: str) -> Copy | None:
-    """The prepared copy of what TFDS calls `name`; None where there is none.
+    """Returns the prepared copy of the data set that TFDS calls `name`; None if there is none.
 
     Raises:
-        SettingError: If what TFDS has written down of it is damaged.
+        SettingError: If its metadata are damaged.
     """
     found = builder(name, data_dir)
     if not found.is_prepared():
@@ -89,16 +93,21 @@ def find(name: str, data_dir: str) -> Copy | None:
 
 
 def class_names(copy: Copy, name: str, classes: int) -> tuple[str, ...]:
-    """Names of the classes of a copy of what TFDS calls `name`, in the order of the labels.
+    """Returns the names of a copy's classes, in the order of the labels.
+
+    Args:
+        copy: The copy.
+        name: TFDS's name of the data set.
+        classes: Expected number of classes.
 
     Raises:
-        SettingError: If they are not so many, or have been lost.
+        SettingError: If there is another number of names, or they are missing.
     """
     found = tuple(copy.builder.info.features["label"].names)
-    path = os.path.join(copy.builder.data_dir, _LABELS)  # noqa: PTH118  TFDS's own kind of path.
+    path = os.path.join(copy.builder.data_dir, _LABELS)  # noqa: PTH118  TFDS's kind of path.
     if len(found) != classes:
         raise tfrecord.damaged(path, f"it names {len(found)} classes, expected {classes}")
-    if found == tuple(map(str, range(classes))):  # As where there are none.
+    if found == tuple(map(str, range(classes))):  # TFDS's names if the file is missing.
         import tensorflow_datasets
 
         ours = tensorflow_datasets.builder(name, data_dir=os.devnull, try_gcs=False)
@@ -109,7 +118,7 @@ def class_names(copy: Copy, name: str, classes: int) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _readable(name: str, place: pathlib.Path) -> Iterator[None]:
-    """Names the file where TFDS cannot read what it has written down of a data set."""
+    """Raises an error that names the damaged file if TFDS cannot read a data set's metadata."""
     from google.protobuf import json_format
 
     errors = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError)
@@ -118,7 +127,7 @@ def _readable(name: str, place: pathlib.Path) -> Iterator[None]:
     except (*errors, json_format.Error) as error:
         folder = place / name.partition(":")[0]
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        for path in sorted(folder.rglob("[0-9]*.[0-9]*.[0-9]*")):  # Its versions.
+        for path in sorted(folder.rglob("[0-9]*.[0-9]*.[0-9]*")):  # One folder for each version.
             for file in (_INFO, _FEATURES):
                 wrong = _wrong(path / file)
                 if wrong:
@@ -127,7 +136,7 @@ def _readable(name: str, place: pathlib.Path) -> Iterator[None]:
 
 
 def _wrong(path: pathlib.Path) -> str:
-    """What is wrong with a file of JSON; empty where nothing is."""
+    """Returns what is wrong with a JSON file; "" if nothing is."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -138,7 +147,7 @@ def _wrong(path: pathlib.Path) -> str:
 
 
 def count(copy: Copy, expression: str) -> int:
-    """Images of a split, such as `train[:80%]`, as TFDS wrote them down.
+    """Returns the number of images of a split, such as `train[:80%]`, by TFDS's metadata.
 
     Raises:
         SettingError: If there is no such split.
@@ -147,7 +156,12 @@ def count(copy: Copy, expression: str) -> int:
 
 
 def split(copy: Copy, expression: str, noun: str) -> sources.Split:
-    """A split, such as `train[:80%]`; `noun` says in messages what an example is of.
+    """Opens a split, such as `train[:80%]`.
+
+    Args:
+        copy: The copy.
+        expression: TFDS's expression for the split.
+        noun: Name of the split in messages.
 
     Raises:
         SettingError: If there is no such split, its format is another, or files are damaged.
@@ -158,30 +172,30 @@ def split(copy: Copy, expression: str, noun: str) -> sources.Split:
 
 
 def records(copy: Copy, expression: str) -> Any:
-    """Index -> serialized `tf.train.Example` of a split; raises as `split` does."""
+    """Returns the serialized `tf.train.Example`s of a split, by index; raises as `split` does."""
     name, place = copy.builder.info.full_name, copy.builder.data_dir
-    # Of other formats, Parquet would read all of train for train[:80%], without a word.
+    # TFDS silently reads all of train for train[:80%] from Parquet.
     if copy.format not in (ARRAY_RECORD, TFRECORD):
         raise SettingError(
             f"{name} in {place} is {copy.format}, not prepared as {ARRAY_RECORD} or {TFRECORD}: "
             "remove the folder and run tools/prepare_data.py, or set config.data.dir to another "
             "copy."
         )
-    parts = _info(copy, expression).file_instructions
-    absent = [part.filename for part in parts if not pathlib.Path(part.filename).is_file()]
-    if absent or not parts:
+    shards = _info(copy, expression).file_instructions
+    absent = [shard.filename for shard in shards if not pathlib.Path(shard.filename).is_file()]
+    if absent or not shards:
         what = f"lacks files, such as {absent[0]}" if absent else "is empty"
         raise SettingError(
             f"The split {expression!r} of {name} in {place} {what}: copy it there again, or remove "
             "the folder and run tools/prepare_data.py; config.data.dir says where it is."
         )
     if copy.format == TFRECORD:
-        return tfrecord.Records(parts)
-    return _array_records(parts)
+        return tfrecord.Records(shards)
+    return _array_records(shards)
 
 
 def parsed(records: Any, i: int) -> Any:
-    """The features of a record, by name.
+    """Parses the features of a record, by name.
 
     Raises:
         decoding.CorruptImageError: If it cannot be read.
@@ -191,34 +205,34 @@ def parsed(records: Any, i: int) -> Any:
 
     try:
         return tf_example_pb2.Example.FromString(records[i]).features.feature
-    # What array_record raises of damaged bytes is a RuntimeError.
+    # array_record raises RuntimeError for damaged bytes.
     except (OSError, RuntimeError, ValueError, message.DecodeError) as error:
         raise decoding.CorruptImageError(f"its record cannot be read ({error})") from error
 
 
-def _array_records(parts: Sequence[Any]) -> Any:
-    """The records of parts of array_record files, each of which is whole."""
+def _array_records(shards: Sequence[Any]) -> Any:
+    """Opens shards of array_record files, after checking that they are complete."""
     from array_record.python import array_record_data_source, array_record_module
 
-    for part in parts:
-        # Of a file that was cut off, the reader gives records without a byte.
+    for shard in shards:
+        # For a truncated file the reader returns empty records.
         reader = array_record_module.ArrayRecordReader(
-            part.filename, options="readahead_buffer_size:0", file_reader_buffer_size=2**15
+            shard.filename, options="readahead_buffer_size:0", file_reader_buffer_size=2**15
         )
         found = reader.num_records()
-        if found != part.examples_in_shard:
+        if found != shard.examples_in_shard:
             raise tfrecord.damaged(
-                part.filename, f"{found} of its {part.examples_in_shard} records are found"
+                shard.filename, f"{found} of its {shard.examples_in_shard} records are found"
             )
         reader.close()
-    return array_record_data_source.ArrayRecordDataSource(parts)
+    return array_record_data_source.ArrayRecordDataSource(shards)
 
 
 def _info(copy: Copy, expression: str) -> Any:
-    """TFDS's `SplitInfo`."""
+    """Returns TFDS's `SplitInfo`."""
     try:
         return copy.builder.info.splits[expression]
-    except (KeyError, ValueError) as error:  # TFDS's own, which says what splits there are.
+    except (KeyError, ValueError) as error:  # TFDS's message lists the splits.
         raise SettingError(
             f"{copy.builder.info.full_name} in {copy.builder.data_dir} has no split "
             f"{expression!r} ({error}); remove the folder and prepare the data set again."
@@ -226,10 +240,10 @@ def _info(copy: Copy, expression: str) -> Any:
 
 
 def _key(copy: Copy, expression: str) -> str:
-    """Changes when a file of the split does."""
+    """Returns a key that changes when a file of the split does."""
     digest = hashlib.sha256()
-    for part in _info(copy, expression).file_instructions:
-        path = pathlib.Path(part.filename)
+    for shard in _info(copy, expression).file_instructions:
+        path = pathlib.Path(shard.filename)
         status = path.stat()
         stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         digest.update(f"{path.name} {stamp}\n".encode())

@@ -1,7 +1,7 @@
-"""ImageNet-LT read out of a prepared ImageNet, by an index of its images.
+"""Reads ImageNet-LT from a prepared ImageNet, by an index of its images.
 
-The builder of TFDS wants ImageNet's archives and writes the images once more; where ImageNet is
-prepared already, the lists of ImageNet-LT say which of its training images belong to it.
+TFDS's builder needs ImageNet's archives and writes the images again. If ImageNet is prepared
+already, the lists of ImageNet-LT select its training images.
 
 Source: Liu et al. 2019, https://arxiv.org/abs/1904.05160.
 """
@@ -25,7 +25,7 @@ _PREPARE = f"tools/prepare_data.py {NAME}"
 
 
 class Chosen(NamedTuple):
-    """Reads some of the examples of a split, whose labels are known; see `sources.Split.read`."""
+    """Reads selected examples of a split with known labels; see `sources.Split.read`."""
 
     read: Callable[[int], sources.Example]
     indices: np.ndarray
@@ -42,12 +42,12 @@ class Chosen(NamedTuple):
 
 
 def path(data_dir: str) -> pathlib.Path:
-    """Where the index lies, if there is one."""
+    """Returns the path of the index, which need not exist."""
     return copies.folder(data_dir) / "remem_jax" / f"{NAME}.npz"
 
 
 def counts(data_dir: str) -> tuple[int, int] | None:
-    """Images of train and test in the index; None where there is none."""
+    """Returns the number of images of train and test in the index; None if there is none."""
     if not path(data_dir).is_file():
         return None
     stored = _read(path(data_dir))
@@ -55,7 +55,7 @@ def counts(data_dir: str) -> tuple[int, int] | None:
 
 
 def splits(copy: copies.Copy, data_dir: str) -> dict[str, sources.Split]:
-    """The splits out of a copy of ImageNet.
+    """Opens the splits in a copy of ImageNet.
 
     Raises:
         SettingError: If the index was made for another copy.
@@ -81,10 +81,10 @@ def splits(copy: copies.Copy, data_dir: str) -> dict[str, sources.Split]:
 
 
 def read_list(file: pathlib.Path) -> dict[str, int]:
-    """A list of ImageNet-LT, such as `train/n01440764/n01440764_190.JPEG 0`: name -> label.
+    """Reads a list with lines such as `train/n01440764/n01440764_190.JPEG 0` as name -> label.
 
     Raises:
-        SettingError: If it has another form.
+        SettingError: If a line has another form.
     """
     found = {}
     for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
@@ -104,13 +104,13 @@ def write(
     """Writes the index, in the order of the lists.
 
     Args:
-        copy: Of ImageNet.
-        data_dir: Of TFDS; empty is its own default.
-        lists: For "train" and "test", as `read_list` reads them.
-        rows: 0, 1, ... up to the number of training images, or a bar of progress over it.
+        copy: Copy of ImageNet.
+        data_dir: TFDS's folder; "" is its default.
+        lists: Lists of "train" and "test"; see `read_list`.
+        rows: Range over the number of training images, or a progress bar over it.
 
     Raises:
-        SettingError: If ImageNet lacks an image of the lists, or has it with another label.
+        SettingError: If ImageNet lacks an image of the lists, or its label differs.
     """
     wanted = {file: label for found in lists.values() for file, label in found.items()}
     places: dict[str, int] = {}

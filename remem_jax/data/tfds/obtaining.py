@@ -1,8 +1,8 @@
-"""How to get the images of a data set, and where to put what TFDS cannot download.
+"""How to obtain the images of a data set, and where to put files that TFDS cannot download.
 
-Any file that lies in `downloads/manual` under the name that TFDS has for it is taken instead of a
-download, for every set; its checksum must be TFDS's. Copies that were packed anew are of no use
-there: read them as folders, with `config.data.name = "folder"`.
+For every data set, TFDS uses a file in `downloads/manual` instead of downloading it, if it has
+TFDS's name and checksum. Repacked copies have another checksum: read them as folders, with
+`config.data.name = "folder"`.
 """
 
 import pathlib
@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 
 from remem_jax.data import registry
 
-# The address that TFDS has for iNaturalist 2017 refuses; the authors' later one.
+# TFDS's URL of iNaturalist 2017 refuses connections; this is the authors' newer one.
 INAT2017_URL = "https://ml-inat-competition-datasets.s3.amazonaws.com/2017/"
 
 IMAGENET_TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
-# Of ImageNet-LT, for its train and its validation split.
+# The lists of ImageNet-LT for its train and validation splits.
 LISTS = ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt")
 
 
 class Way(NamedTuple):
-    """How to get a data set.
+    """How to obtain a data set.
 
     Attributes:
-        files: What lies in `downloads/manual` before TFDS prepares a set that it cannot download,
-            or may lie there instead of a download.
-        text: What to do, where that is not plain.
+        files: Files that TFDS needs in `downloads/manual` if it cannot download them, and
+            otherwise uses instead of a download.
+        text: Further instructions.
     """
 
     files: tuple[str, ...]
@@ -93,15 +93,15 @@ WAYS = {
 
 
 def instructions(name: str, manual: pathlib.Path, url_infos: dict[str, Any]) -> str:
-    """What a user has to do for a data set, as lines of text.
+    """Returns instructions for obtaining a data set.
 
     Args:
-        name: In the registry.
-        manual: TFDS's folder for what was not downloaded by it.
+        name: Name in the registry.
+        manual: TFDS's folder for files that it does not download.
         url_infos: TFDS's `builder.url_infos`, for sizes and checksums.
     """
     record, way = registry.RECORDS[name], WAYS[name]
-    # TFDS has no name of its own for the files of some.
+    # For some data sets TFDS has no names of files.
     known = {info.filename or url.rpartition("/")[2]: info for url, info in url_infos.items()}
     lines = [
         f"{name} ({record.tfds}): {record.obtained}",
@@ -125,7 +125,7 @@ def instructions(name: str, manual: pathlib.Path, url_infos: dict[str, Any]) -> 
 
 
 def missing(name: str, manual: pathlib.Path) -> tuple[str, ...]:
-    """Which files are not in `manual`, of a data set that TFDS cannot download."""
+    """Returns the files missing in `manual`, of a data set that TFDS cannot download."""
     if registry.RECORDS[name].obtained == registry.AUTOMATIC:
         return ()
     return tuple(file for file in WAYS[name].files if not (manual / file).exists())

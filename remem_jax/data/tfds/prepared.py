@@ -1,4 +1,4 @@
-"""The data sets of the registry, as TFDS has prepared them."""
+"""Data sets of the registry that TFDS has prepared."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from remem_jax.data.tfds import copies, imagenet_lt
 
 
 class State(NamedTuple):
-    """What is here of a data set.
+    """A prepared data set.
 
     Attributes:
-        format: TFDS's name of it, or what it is read out of.
-        counts: Images of train and test.
+        format: TFDS's name of the format, or "index".
+        counts: Number of images of train and test.
     """
 
     format: str
@@ -21,14 +21,14 @@ class State(NamedTuple):
 
 
 def tfds(name: str, data_dir: str) -> sources.Source:
-    """A data set of the registry, prepared on disk by TFDS; no TensorFlow.
+    """Opens a data set of the registry that TFDS has prepared, without TensorFlow.
 
     Args:
-        name: In the registry.
-        data_dir: Of TFDS; empty is its own default.
+        name: Name in the registry.
+        data_dir: TFDS's folder; "" is its default.
 
     Raises:
-        SettingError: If it is not prepared, in another format, or damaged.
+        SettingError: If it is not prepared, has another format, or is damaged.
     """
     record = registry.RECORDS[name]
     copy = copies.find(record.tfds, data_dir)
@@ -50,7 +50,7 @@ def tfds(name: str, data_dir: str) -> sources.Source:
 
 
 def state(name: str, data_dir: str) -> State | None:
-    """What is here of a data set of the registry, by what TFDS wrote down; None if nothing.
+    """Returns what is prepared of a data set of the registry, by TFDS's metadata; None if nothing.
 
     Raises:
         SettingError: If it lacks a split.
