@@ -30,8 +30,8 @@ def resolved(
     before = directory and _begun_in(directory)
     if before and before != dtype:
         logging.info(
-            "%s was started in %s and continues in it; a new run would compute in %s on these devices "
-            "(config.compute_dtype=auto).",
+            "%s was started in %s and continues in it; a new run would compute in %s on these "
+            "devices (config.compute_dtype=auto).",
             directory,
             before,
             dtype,

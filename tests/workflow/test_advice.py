@@ -56,5 +56,8 @@ def test_a_full_device_is_one_line_that_says_what_to_set(
 
 
 def test_other_errors_of_a_device_are_not_taken_for_it() -> None:
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), advice.on_out_of_memory("pretrain"):
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
+        advice.on_out_of_memory("pretrain"),
+    ):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -310,7 +310,7 @@ def test_no_more_pictures_are_kept_than_there_are_images(
     mask = jax.numpy.arange(len(images)) < EVALUATED
     shown = mutual_information.Shown(jax.numpy.asarray(images), mask)
     last = measurement._Last(run, own, own.first())
-    last.see(0, own.teach[0](shown.images), shown)
+    last.see(0, own.features[0](shown.images), shown)
 
     kept = last.pictures([found])
 

@@ -194,7 +194,7 @@ def information(run: context.Run) -> Step:
     number = jax.ShapeDtypeStruct((), np.int32)
     transform = decoders.make_train_transform(run)
     images = mesh.shapes(jax.eval_shape(transform, number, batch), by_batch)
-    features = mesh.shapes(jax.eval_shape(lambda x: own.teach[0](x), images), by_batch)
+    features = mesh.shapes(jax.eval_shape(lambda x: own.features[0](x), images), by_batch)
     said = mesh.shapes(jax.eval_shape(jitted, variables, images), by_batch)
     names = ("decoder",) * own.decoders + ("critic",) * (len(states) - own.decoders)
     functions = (

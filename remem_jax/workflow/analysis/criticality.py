@@ -1,4 +1,4 @@
-"""The neurons on which what the head sees depends most: how much, for which images, and on what."""
+"""Measures which neurons the head's input depends on most, and for which images."""
 
 import itertools
 import pathlib
@@ -23,12 +23,12 @@ _SAVE_SECONDS = 60.0
 
 
 def measure(run: context.Run, chosen: list[inputs.Subject]) -> dict[str, Any]:
-    """Criticality of all neurons of the blocks of `config.criticality`, and pictures of the most.
+    """Measures the criticality of all neurons of some blocks, and visualises the most critical.
 
     Returns:
-        For each of the "blocks" its model's "name" and "title", its "layer" (from 0), the number
-        of "images", the most critical "neurons", what it "costs" (forward passes of the whole
-        model for each image) and the "folder" of its arrays.
+        For each of the "blocks", the "name" and "title" of its model, its "layer" (from 0), the
+        number of "images", the most critical "neurons", its "costs" (forward passes of the whole
+        model per image) and the "folder" of its arrays.
 
     Raises:
         SettingError: If a model has no such block.
@@ -87,9 +87,9 @@ def _numbers(
     folder: pathlib.Path,
     examples: int,
 ) -> tuple[criticality.Criticality, float]:
-    """The criticality of all neurons, from where an earlier start was stopped; and the seconds."""
+    """Returns the criticality of all neurons, resuming an interrupted run, and the seconds."""
     settings = run.config.criticality
-    before, spent, skip = _kept(folder)
+    before, spent, skip = _restore(folder)
     started, saved, batch = time.monotonic() - spent, time.monotonic(), skip
 
     def seen(now: criticality.Criticality) -> None:
@@ -118,8 +118,8 @@ def _numbers(
     return found, seconds
 
 
-def _kept(folder: pathlib.Path) -> tuple[criticality.Criticality | None, float, int]:
-    """What was found so far, the seconds and the batches that it took."""
+def _restore(folder: pathlib.Path) -> tuple[criticality.Criticality | None, float, int]:
+    """Reads the intermediate result, with its seconds and batches."""
     if not (folder / NUMBERS).exists():
         return None, 0.0, 0
     with np.load(folder / NUMBERS, allow_pickle=False) as kept:
@@ -137,7 +137,7 @@ def _save(
 def _cost(
     run: context.Run, subject: inputs.Subject, influence: criticality.Influence
 ) -> dict[str, float]:
-    """Operations of the measurement, in forward passes of the whole model over the same images."""
+    """Returns the operations of the measurement, in forward passes over the same images."""
     batch: Batch = next(inputs.batches(run, run.config.criticality.batch_size, examples=0))
     apply = models.evaluation_apply(subject.model)
     whole = flops.count(
@@ -157,7 +157,7 @@ def _pictures(
     found: criticality.Criticality,
     neurons: list[int],
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """What the report shows of the most critical neurons: records, and their arrays."""
+    """Returns records and arrays of the most critical neurons, for the report."""
     examples = found.example[:, neurons].T
     images = inputs.images(run, {int(place) for place in examples.ravel() if place >= 0})
     seen = {}
@@ -188,7 +188,7 @@ def _visualise(
     images: list[np.ndarray],
 ) -> visualization.Visualised:
     settings = run.config.criticality.visualization
-    # In the topmost block [CLS] alone is what the neurons reach [CLS] by.
+    # In the topmost block, neurons reach [CLS] only through [CLS] itself.
     top = layer + 1 >= subject.model.size.depth - subject.model.pruned_attention
     ascent = visualization.make_ascent(
         subject.model,

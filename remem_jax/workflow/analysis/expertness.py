@@ -1,4 +1,4 @@
-"""Expertness and sparsity of every block of some models, over the images of a data set."""
+"""Measures expertness and sparsity of the blocks of some models on a data set."""
 
 import time
 from typing import Any
@@ -15,10 +15,10 @@ from remem_jax.workflow.analysis import inputs
 
 
 def measure(run: context.Run, models: list[inputs.Subject]) -> dict[str, Any]:
-    """Expertness of each model's blocks with its null, and sparsity, as `config.expertness` has it.
+    """Measures expertness, its null distribution and sparsity, as `config.expertness` asks.
 
-    Activations of one batch live at a time: what grows with the images are the energies, a float32
-    for each image and neuron of the blocks.
+    Holds the activations of one batch at a time. Only the energies grow with the number of images:
+    one float32 per image and neuron.
 
     Returns:
         The "clusters", the "threshold", the number of "images", and for each of the "models" its
@@ -51,7 +51,7 @@ def _of_model(run: context.Run, subject: inputs.Subject, clusters: int) -> dict[
     folder = run.workdir / "expertness" / subject.name
     missing = [layer for layer in layers if not (folder / f"block_{layer}.json").exists()]
     if missing:
-        seen, seconds = _look(run, subject, missing)
+        seen, seconds = _activations(run, subject, missing)
         images = len(next(iter(seen["sparsity"].values())))
         logging.info("%s: %d images in %.1f s", subject.title, images, seconds)
         for layer in missing:
@@ -60,7 +60,7 @@ def _of_model(run: context.Run, subject: inputs.Subject, clusters: int) -> dict[
             found |= {"seconds_of_all_layers": seconds, "images": images}
             results.write(folder / f"block_{layer}.json", found)
             logging.info(
-                "%s, block %d: expertness %.3f, by chance %.3f; %.1f s of clustering",
+                "%s, block %d: expertness %.3f, null model %.3f; %.1f s of clustering",
                 subject.title,
                 layer + 1,
                 found["shares"][0],
@@ -75,8 +75,8 @@ def _of_model(run: context.Run, subject: inputs.Subject, clusters: int) -> dict[
     }
 
 
-def _look(run: context.Run, subject: inputs.Subject, layers: list[int]) -> tuple[Any, float]:
-    """Energies and sparsities of all images, and the seconds that it took."""
+def _activations(run: context.Run, subject: inputs.Subject, layers: list[int]) -> tuple[Any, float]:
+    """Returns the energies and sparsities of all images, and the seconds."""
     threshold = run.config.expertness.threshold
 
     def reduce(seen: activations.Seen) -> dict[str, Any]:
@@ -87,11 +87,11 @@ def _look(run: context.Run, subject: inputs.Subject, layers: list[int]) -> tuple
             },
         }
 
-    look = activations.make_look(subject.model, layers)
+    look = activations.make_activations(subject.model, layers)
     reduction = jax.jit(activations.make_reduction(look, run.loader.evaluation_transform, reduce))
-    own = run.config.images
+    images = run.config.images
     started = time.monotonic()
-    batches = inputs.batches(run, own.batch_size, examples=own.examples)
+    batches = inputs.batches(run, images.batch_size, examples=images.examples)
     found = activations.rows(reduction, subject.variables, batches)
     return found, time.monotonic() - started
 

@@ -1,4 +1,4 @@
-"""What an analysis looks at: checkpoints as they are, and images of a data set."""
+"""Loads the inputs of an analysis: checkpoints and images."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,19 +16,19 @@ from remem_jax.train import loop
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import finetune
 
-_AS_IT_IS = "remem"  # The method that changes nothing of `config.teacher`.
+_UNCHANGED = "remem"  # The method that leaves `config.teacher` unchanged.
 
 
 class Subject(NamedTuple):
-    """A checkpoint that is looked at.
+    """A checkpoint to analyse.
 
     Attributes:
-        name: In `config.models`.
-        title: In the report.
+        name: Name in `config.models`.
+        title: Title in the report.
         model: The ViT.
-        variables: Of it, on the devices.
-        init: Where it is from.
-        digest: Hash of that file.
+        variables: Its variables, on the devices.
+        init: Source of the checkpoint.
+        digest: Digest of the file.
     """
 
     name: str
@@ -39,33 +39,33 @@ class Subject(NamedTuple):
     digest: str
 
     def block(self, layer: int) -> int:
-        """A block from 0, where below 0 it is counted from the top.
+        """Returns the index of a block; a negative `layer` counts from the top.
 
         Raises:
-            SettingError: If there is no such block with an MLP.
+            SettingError: If there is no such block, or it has no MLP.
         """
         count = self.model.size.depth - self.model.pruned_mlp
         require(
             -count <= layer < count,
-            f"{self.title} has {count} blocks with an MLP, from 0, or from -1 down from the top; "
+            f"{self.title} has {count} blocks with an MLP, counted from 0, or from -1 at the top; "
             f"there is no block {layer}: change the layers of the analysis.",
         )
         return layer % count
 
 
 def load(run: context.Run) -> list[Subject]:
-    """The models of `config.models`, in their order.
+    """Loads the models of `config.models`, in order.
 
     Raises:
-        SettingError: If a checkpoint is not there, or does not fit.
+        SettingError: If a checkpoint is missing or does not match.
     """
-    return [_load(run, name, own) for name, own in analysis.of_models(run.config)]
+    return [_load(run, name, model) for name, model in analysis.of_models(run.config)]
 
 
 def _load(run: context.Run, name: str, config: ConfigDict) -> Subject:
-    own = run._replace(config=config)
-    pretrained = finetune.read_pretrained(own)
-    first = finetune.start(own, pretrained, _AS_IT_IS)
+    configured = run._replace(config=config)
+    pretrained = finetune.read_pretrained(configured)
+    first = finetune.start(configured, pretrained, _UNCHANGED)
     return Subject(
         name,
         config.models[name].title,
@@ -77,16 +77,16 @@ def _load(run: context.Run, name: str, config: ConfigDict) -> Subject:
 
 
 def batches(run: context.Run, batch_size: int, *, examples: int, skip: int = 0) -> Iterator[Batch]:
-    """The images of `config.images.splits`, split by split, for as long as the run goes on.
+    """Yields the images of `config.images.splits`, split by split.
 
     Args:
         run: The run.
-        batch_size: Of each batch.
-        examples: How many of them at most; 0 is all. Those past the last are masked.
-        skip: Batches that are left out at the beginning.
+        batch_size: Global batch size.
+        examples: Maximum number of examples, 0 for all; further ones are masked.
+        skip: Number of batches to skip at the beginning.
 
     Raises:
-        StoppedError: If the run is asked to stop.
+        StoppedError: If the user asks the run to stop.
     """
     left = min(examples or count(run), count(run))
     for split in run.config.images.splits:
@@ -104,17 +104,17 @@ def batches(run: context.Run, batch_size: int, *, examples: int, skip: int = 0) 
 
 
 def count(run: context.Run) -> int:
-    """How many images `config.images` is of."""
+    """Returns the number of images of `config.images`."""
     of_splits = sum(len(run.dataset.splits[split].rows) for split in run.config.images.splits)
     return min(of_splits, run.config.images.examples or of_splits)
 
 
 class Image(NamedTuple):
-    """An image as the models see it.
+    """A preprocessed image.
 
     Attributes:
-        pixels: In [0, 1].
-        title: Of its class.
+        pixels: Values in [0, 1].
+        title: Name of its class.
     """
 
     pixels: Float[np.ndarray, "side side 3"]
@@ -122,7 +122,7 @@ class Image(NamedTuple):
 
 
 def images(run: context.Run, places: set[int]) -> dict[int, Image]:
-    """Single images of `batches`, by their places among all."""
+    """Returns single images of `batches`, by their index."""
     transform = jax.jit(lambda stored: run.loader.evaluation_transform(jax.random.key(0), stored))
     found, first = {}, 0
     for batch in batches(run, run.config.images.batch_size, examples=0):
@@ -142,7 +142,7 @@ def _unit(images: Float[Array, "batch side side 3"]) -> Float[np.ndarray, "batch
 
 
 def require_one_process(name: str) -> None:
-    """Raises where several processes make one run, which the analysis does not know."""
+    """Raises if the run has several processes, which the analysis does not support."""
     require(
         jax.process_count() == 1,
         f"The analysis {name!r} runs in one process, with any number of devices; start it alone.",
@@ -150,7 +150,7 @@ def require_one_process(name: str) -> None:
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """What the results say of it."""
+    """Returns the record of a model for the results."""
     return {
         "name": subject.name,
         "title": subject.title,

@@ -1,4 +1,4 @@
-"""Decoders and critics that read the features of teachers, trained on one pass of the images."""
+"""Builds decoders and critics of teachers' features, trained side by side on the same batches."""
 
 import functools
 import itertools
@@ -21,12 +21,12 @@ from remem_jax.workflow import context, memory_plan, step_memory, training
 
 
 class Teacher(NamedTuple):
-    """A teacher whose features are read.
+    """A teacher whose features are measured.
 
     Attributes:
-        name: In errors.
-        apply: It in evaluation mode, with its patches, jitted.
-        variables: Of it.
+        name: Name in error messages.
+        apply: Jitted apply function in evaluation mode, with patch tokens.
+        variables: Its variables, or their shapes.
     """
 
     name: str
@@ -34,36 +34,36 @@ class Teacher(NamedTuple):
     variables: Variables
 
 
-class Readers(NamedTuple):
-    """What reads the features of some teachers: decoders and critics, one of each per seed.
+class Decoders(NamedTuple):
+    """Decoders and critics of some teachers' features, one of each per teacher and seed.
 
     Attributes:
-        reads: For each reader the number of its teacher; decoders come first.
-        decoders: How many of them are decoders.
-        steps: The compiled step of each reader.
-        shapes: Of the states of all, as they lie on the devices.
-        first: Makes these states at step 0.
-        teach: Features of images, by teacher.
+        teachers: Index of the teacher of each model; decoders come first.
+        decoders: Number of decoders.
+        steps: Compiled training step of each model.
+        shapes: Shapes and shardings of all states.
+        first: Creates these states at step 0.
+        features: For each teacher, a function from images to features.
     """
 
-    reads: list[int]
+    teachers: list[int]
     decoders: int
     steps: list[Any]
     shapes: tuple[state.State, ...]
     first: Callable[[], tuple[state.State, ...]]
-    teach: list[mutual_information.Teach]
+    features: list[mutual_information.Teach]
 
 
-def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "nothing") -> Readers:
-    """Makes the readers of `config.information`.
+def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "nothing") -> Decoders:
+    """Builds the decoders and critics of `config.information`.
 
     Args:
         run: The run.
-        teachers: Or shapes of their variables, to plan.
-        rematerialise: What decoders compute again; see `planned_step`.
+        teachers: Teachers; shapes of their variables suffice for planning.
+        rematerialise: What decoders recompute; see `planned_step`.
 
     Raises:
-        SettingError: If the teachers' features are of different sizes.
+        SettingError: If the teachers' features have different sizes.
     """
     settings, size = run.config.information, run.config.data.image_size
     side, width = _feature_size(run, teachers)
@@ -77,16 +77,16 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     trained = model.clone(rematerialise=rematerialise)
     init = decoder.make_init(model, side=side, width=width)
     step = mutual_information.make_decoder_step(models.train_apply(trained), tx)
-    own = reading(settings)
+    critic_inputs = reading(settings)
     require_grid(settings, side)
-    own_critic = functools.partial(
+    init_critic = functools.partial(
         info_nce.init,
-        reading=own,
+        reading=critic_inputs,
         width=width,
         hidden=settings.info_nce.hidden,
         embedding=settings.info_nce.embedding,
     )
-    make_critic_step = functools.partial(info_nce.make_critic_step, tx, own)
+    make_critic_step = functools.partial(info_nce.make_critic_step, tx, critic_inputs)
     critic_key = random_streams.key(run.config.seed, "critic")
     decoder_keys, critic_keys = (
         [random_streams.key(run.config.seed, kind, "parameters", seed) for seed in settings.seeds]
@@ -95,7 +95,7 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     critics = len(critic_keys) if settings.info_nce.measured else 0
 
     first_decoder = run.jit_create(lambda key: state.create(init(key), tx), decoder_keys[0])
-    first_critic = run.jit_create(lambda key: state.create(own_critic(key), tx), critic_keys[0])
+    first_critic = run.jit_create(lambda key: state.create(init_critic(key), tx), critic_keys[0])
 
     def first() -> tuple[state.State, ...]:
         decoders = [first_decoder(key) for _ in teachers for key in decoder_keys]
@@ -111,7 +111,7 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     numbers = range(len(teachers))
     of_decoders = [number for number in numbers for _ in decoder_keys]
     of_critics = [number for number in numbers for _ in range(critics)]
-    return Readers(
+    return Decoders(
         [*of_decoders, *of_critics],
         len(of_decoders),
         [jitted[0]] * len(of_decoders) + [jitted[1]] * len(of_critics),
@@ -122,14 +122,14 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
 
 
 def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> memory_plan.Step:
-    """The step of a decoder of some teachers, to be planned.
+    """Returns the training step of a decoder, to be planned.
 
-    It is stepped beside all others, after a pass of its teacher.
+    It runs after a forward pass of its teacher, with the states of all decoders in memory.
 
     Args:
         run: The run.
-        stage: Name of the part of the run.
-        teachers: With their variables, or shapes of these.
+        stage: Name of the stage.
+        teachers: Teachers with their variables, or with shapes of these.
     """
     settings, size = run.config.information, run.config.data.image_size
     states = make(run, teachers).shapes
@@ -148,7 +148,7 @@ def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> m
         step = make(run, teachers, plan.rematerialise).steps[0]
         _, of_teacher = step_memory.of_step(teachers[0].apply, variables[0], images)
         _, of_decoder = step_memory.of_step(step, states[0], features, images)
-        # Images, their targets, and the features of one teacher.
+        # Images, targets, and the features of one teacher.
         held = mesh.device_bytes((states, variables, images, images, features))
         return held, max(of_teacher, of_decoder)
 
@@ -175,19 +175,19 @@ def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> m
 
 
 def require_grid(settings: ConfigDict, side: int) -> None:
-    """Raises unless a grid of tokens of this side divides into what critics are given."""
-    own = settings.info_nce
+    """Raises unless the critics' grid divides a grid of tokens of this side."""
+    critics = settings.info_nce
     require(
-        not own.measured or side % own.grid == 0,
+        not critics.measured or side % critics.grid == 0,
         f"config.information.info_nce.grid must divide the {side} x {side} grid of tokens; got "
-        f"{own.grid}.",
+        f"{critics.grid}.",
     )
 
 
 def reading(settings: ConfigDict) -> info_nce.Reading:
-    """What the critics of `config.information` are given."""
-    own = settings.info_nce
-    return info_nce.Reading(own.grid, own.blocks, own.noise)
+    """Returns the inputs of the critics of `config.information`."""
+    critics = settings.info_nce
+    return info_nce.Reading(critics.grid, critics.blocks, critics.noise)
 
 
 def _teach(teacher: Teacher) -> mutual_information.Teach:
@@ -195,17 +195,17 @@ def _teach(teacher: Teacher) -> mutual_information.Teach:
 
 
 def _features(teacher: Teacher, variables: Variables, images: jax.Array) -> jax.Array:
-    """Its features on a grid, of its variables."""
+    """Returns the teacher's features on a grid."""
     patches = teacher.apply(variables, images).patches
     if patches is None:
-        raise ValueError(f"{teacher.name} does not give its patches.")
+        raise ValueError(f"{teacher.name} does not return its patches.")
     return decoder.grid(patches)
 
 
 def _feature_size(run: context.Run, teachers: Sequence[Teacher]) -> tuple[int, int]:
-    """Side and width of the teachers' features."""
+    """Returns the side and width of the teachers' features."""
     size = run.config.data.image_size
-    # One on each device: a batch is divided among them.
+    # One example per device, because a batch is sharded.
     images = jax.ShapeDtypeStruct((run.mesh.size, size, size, 3), "float32")
     found = [
         jax.eval_shape(functools.partial(_features, one), one.variables, images).shape[1:]
@@ -214,16 +214,17 @@ def _feature_size(run: context.Run, teachers: Sequence[Teacher]) -> tuple[int, i
     named = zip(teachers, found, strict=True)
     require(
         len(set(found)) == 1,
-        "Mutual information compares features of one size only, and the teachers have "
-        f"{', '.join(f'{one.name}: {shape}' for one, shape in named)}; leave out of "
-        "config.models, or of the rows of the study, what is of another size.",
+        "Mutual information is comparable only between features of the same size, and the "
+        "teachers have "
+        f"{', '.join(f'{one.name}: {shape}' for one, shape in named)}; remove "
+        "models of another size from config.models, or from the rows of the study.",
     )
     side, _, width = found[0]
     return side, width
 
 
 def make_train_transform(run: context.Run) -> Callable[[Any, Batch], jax.Array]:
-    """What all readers and teachers see of a batch, given the number of the step; compiled."""
+    """Returns the compiled augmentation of a batch, given the step, for teachers and decoders."""
 
     def make(*, key: Key) -> Callable[[Any, Batch], jax.Array]:
         return lambda number, batch: run.loader.train_transform(
@@ -234,10 +235,10 @@ def make_train_transform(run: context.Run) -> Callable[[Any, Batch], jax.Array]:
     return random_streams.JitWithKey(make, key, out_shardings=mesh.batch_sharding(run.mesh))
 
 
-def job(run: context.Run, readers: Readers) -> training.Job:
-    """The training of the readers, but for what is looked at on the way."""
+def job(run: context.Run, built: Decoders) -> training.Job:
+    """Returns the training of the decoders and critics, without its evaluation."""
     settings, transform = run.config.information, make_train_transform(run)
-    lockstep = mutual_information.make_lockstep(readers.steps, readers.teach, readers.reads)
+    lockstep = mutual_information.make_lockstep(built.steps, built.features, built.teachers)
 
     def make_step(first_step: int) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
         numbers = itertools.count(first_step)
@@ -245,19 +246,19 @@ def job(run: context.Run, readers: Readers) -> training.Job:
 
     def operations(states: tuple[state.State, ...], batch: Batch) -> float:
         images = jax.eval_shape(transform, jax.ShapeDtypeStruct((), "int32"), batch)
-        features = [jax.eval_shape(teach, images) for teach in readers.teach]
-        of_teachers = sum(flops.count(teach, images) for teach in readers.teach)
-        readings = zip(readers.steps, states, readers.reads, strict=True)
+        features = [jax.eval_shape(teach, images) for teach in built.features]
+        of_teachers = sum(flops.count(teach, images) for teach in built.features)
+        readings = zip(built.steps, states, built.teachers, strict=True)
         kinds = {step: (now, read) for step, now, read in readings}
         counts = {
             step: flops.count(step, now, features[read], images)
             for step, (now, read) in kinds.items()
         }
-        return of_teachers + sum(counts[step] for step in readers.steps)
+        return of_teachers + sum(counts[step] for step in built.steps)
 
     return training.Job(
-        readers.shapes,
-        readers.first,
+        built.shapes,
+        built.first,
         make_step,
         operations,
         settings.batch_size,
@@ -270,6 +271,6 @@ def job(run: context.Run, readers: Readers) -> training.Job:
 
 
 def milestones(settings: ConfigDict) -> tuple[int, ...]:
-    """After which steps the readers are evaluated."""
+    """Returns the steps after which the decoders are evaluated."""
     every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
     return tuple(round(float(at)) for at in every)

@@ -1,6 +1,6 @@
-"""What teachers' features still say of the image, by decoders that are trained side by side.
+"""Measures the information that teachers' features keep of the image, by training decoders.
 
-Critics beside them estimate the same by InfoNCE, independently, through noise.
+Critics give a second, independent estimate by InfoNCE, from noisy features.
 """
 
 import functools
@@ -30,8 +30,8 @@ Shown = Callable[[], Iterator[mutual_information.Shown]]
 
 
 def of_teachers(run: context.Run, teachers: finetune.Teachers) -> dict[str, Any]:
-    """`measure` of all teachers of a method, the checkpoints of one fine-tuning."""
-    jitted = seeing_patches(run, teachers.patches)
+    """Measures all teachers of a method; see `measure`."""
+    jitted = jit_with_patches(run, teachers.patches)
     steps = [record["step"] for record in teachers.records]
     return measure(
         run,
@@ -40,32 +40,32 @@ def of_teachers(run: context.Run, teachers: finetune.Teachers) -> dict[str, Any]
     )
 
 
-def seeing_patches(run: context.Run, patches: TeacherApply) -> TeacherApply:
-    """Teachers with their patches, jitted."""
+def jit_with_patches(run: context.Run, patches: TeacherApply) -> TeacherApply:
+    """Jits an apply function that returns patch tokens."""
     return jax.jit(run.gather_params(patches), out_shardings=mesh.batch_sharding(run.mesh))
 
 
 def measure(
     run: context.Run, stage: str, load: Callable[[], Sequence[decoders.Teacher]]
 ) -> dict[str, Any]:
-    """Trains readers of all teachers' features, for each of `config.information.seeds`.
+    """Trains decoders of all teachers' features, for each of `config.information.seeds`.
 
-    They learn from training images, cropped and mirrored as those of teachers and students, and
-    are measured on those of validation.
+    They are trained on training images, with the augmentation of teachers and students, and
+    evaluated on validation.
 
     Args:
         run: The run.
-        stage: Name of the part of the run; where it is done, what is there is read.
-        load: Loads the teachers, whose features are of one size.
+        stage: Name of the stage; if it is finished, its result is read.
+        load: Loads the teachers, whose features must have the same size.
 
     Returns:
-        The "part", the "seconds" of training, and a record for each of the "teachers": "loss",
-        "floor" and "excess" of `mutual_information`, the means over seeds; the sample "deviation"
-        of the excess over them; the "slope" of the last evaluations; "info_nce" in nats with its
-        deviation, or None; and "seeds".
+        The "part" (stage), the "seconds" of training, and a record for each of the "teachers":
+        "loss", "floor" and "excess" of `mutual_information`, averaged over seeds; the sample
+        "deviation" of the excess over seeds; the "slope" of the last evaluations; "info_nce" in
+        nats with its deviation, or None; and "seeds".
 
     Raises:
-        SettingError: If features of different sizes are compared, or validation has no batch.
+        SettingError: If features have different sizes, or validation has less than a batch.
     """
     folder = run.workdir / stage
     done = results.read_for_all(folder / "result.json")
@@ -75,25 +75,27 @@ def measure(
     _require_whole_batch(run)
     teachers, shown = load(), _make_shown(run)
     plan = memory_plan.planned(run, decoders.planned_step(run, stage, teachers))
-    own = decoders.make(run, teachers, plan.rematerialise)
+    built = decoders.make(run, teachers, plan.rematerialise)
 
     def milestone(at: int, now: tuple[state.State, ...]) -> None:
-        final = _Last(run, own, now) if at == settings.steps else None
-        found = _evaluate(run, own, now, shown(), final)
+        final = _Last(run, built, now) if at == settings.steps else None
+        found = _evaluate(run, built, now, shown(), final)
         losses = [one.loss for one in found]
         run.log.write(stage, at, {"validation_loss": losses})
         results.write_for_all(folder / f"step_{at}.json", losses)
         if final:
             _keep(run, folder, found, final.bounds(), final.pictures(found))
 
-    last, seconds = training.train(run, stage, decoders.job(run, own)._replace(milestone=milestone))
-    if results.read_for_all(folder / "last.json") is None:  # Killed before it was written.
+    last, seconds = training.train(
+        run, stage, decoders.job(run, built)._replace(milestone=milestone)
+    )
+    if results.read_for_all(folder / "last.json") is None:  # Interrupted before it was written.
         milestone(settings.steps, last)
     curves: list[Any] = [results.read_for_all(folder / f"step_{at}.json") for at in evaluations]
     kept: Any = results.read_for_all(folder / "last.json")
     found = [
         _record(settings, list(zip(evaluations, curves, strict=True)), kept, numbers)
-        for numbers in _by_teacher(own)
+        for numbers in _by_teacher(built)
     ]
     result = {"part": stage, "seconds": seconds, "teachers": found}
     results.write_for_all(folder / "result.json", result)
@@ -103,24 +105,24 @@ def measure(
 
 
 def require_measurable(run: context.Run, side: int) -> None:
-    """Raises unless `config.information` fits validation, and teachers of so many tokens a side."""
+    """Raises unless `config.information` suits validation and a teacher's grid of `side` tokens."""
     _require_whole_batch(run)
     decoders.require_grid(run.config.information, side)
 
 
 def _require_whole_batch(run: context.Run) -> None:
-    """Raises unless validation has a whole batch: InfoNCE of a smaller one is another number."""
+    """Raises unless validation has a whole batch, since InfoNCE depends on the batch size."""
     settings, images = run.config.information, len(run.dataset.splits["validation"].rows)
     require(
         not settings.info_nce.measured or images >= settings.batch_size,
-        f"config.information.batch_size must be at most the {images} images of validation, of "
-        f"which InfoNCE takes whole batches, got {settings.batch_size}; or set "
+        f"config.information.batch_size must be at most the {images} validation images, since "
+        f"InfoNCE needs whole batches; got {settings.batch_size}; or set "
         "config.information.info_nce.measured to False.",
     )
 
 
 def _make_shown(run: context.Run) -> Shown:
-    """Builds what gives the images of validation as teachers take them."""
+    """Returns a function that yields the preprocessed validation images."""
     transform = context.evaluation_transform(run.loader, run.mesh)
 
     def shown() -> Iterator[mutual_information.Shown]:
@@ -132,7 +134,7 @@ def _make_shown(run: context.Run) -> Shown:
 
 @functools.cache
 def _decoding(image_size: int, align_corners: bool) -> tuple[Any, Any]:
-    """The decoder in evaluation mode, and what measures it, compiled once."""
+    """Returns the decoder in evaluation mode and its measurement, compiled once."""
     model = decoder.make(image_size=image_size, align_corners=align_corners)
     apply = models.evaluation_apply(model)
     return jax.jit(apply), jax.jit(mutual_information.make_measure(apply))
@@ -144,18 +146,18 @@ def _of_config(run: context.Run) -> tuple[Any, Any]:
 
 def _evaluate(
     run: context.Run,
-    own: decoders.Readers,
+    built: decoders.Decoders,
     now: Sequence[state.State],
     batches: Iterator[mutual_information.Shown],
     last: "_Last | None",
 ) -> list[mutual_information.Reconstruction]:
-    """How well each of the decoders reconstructs validation; `last` sees the same features."""
+    """Evaluates each decoder on validation; `last` gets the same features."""
     _, measured = _of_config(run)
-    count = own.decoders
+    count = built.decoders
     return mutual_information.evaluate(
         measured,
-        own.teach,
-        own.reads[:count],
+        built.features,
+        built.teachers[:count],
         [one.variables for one in now[:count]],
         batches,
         fetch=run.fetch,
@@ -170,7 +172,7 @@ def _keep(
     bounds: Sequence[float],
     arrays: dict[str, np.ndarray],
 ) -> None:
-    """Writes what the last evaluation found: numbers, maps, and some images reconstructed."""
+    """Writes the last evaluation: numbers, maps and some reconstructions."""
     numbers = [
         {
             "loss": one.loss,
@@ -187,10 +189,12 @@ def _keep(
 
 
 class _Last:
-    """What only the last evaluation finds: the bounds of critics, and what a report shows."""
+    """Collects the critics' bounds and the report's pictures in the last evaluation."""
 
-    def __init__(self, run: context.Run, own: decoders.Readers, now: Sequence[state.State]) -> None:
-        self._run, self._own, self._now = run, own, now
+    def __init__(
+        self, run: context.Run, built: decoders.Decoders, now: Sequence[state.State]
+    ) -> None:
+        self._run, self._built, self._now = run, built, now
         self._estimate = jax.jit(
             info_nce.make_estimate(
                 decoders.reading(run.config.information),
@@ -198,16 +202,16 @@ class _Last:
             )
         )
         self._targets_of = jax.jit(mutual_information.to_unit_range)
-        self._bounds: dict[int, list[float]] = {i: [] for i in range(own.decoders, len(now))}
+        self._bounds: dict[int, list[float]] = {i: [] for i in range(built.decoders, len(now))}
         self._pictures: dict[str, np.ndarray] = {}
 
     def see(self, teacher: int, features: jax.Array, shown: mutual_information.Shown) -> None:
-        """Takes the features that a teacher has of a batch of validation."""
+        """Processes a teacher's features of a validation batch."""
         targets = self._targets_of(shown.images)
         if f"reconstructions_{teacher}" not in self._pictures:  # The first batch.
             self._show(teacher, features, targets)
-        critics = [i for i in self._bounds if self._own.reads[i] == teacher]
-        # A smaller batch has another bound.
+        critics = [i for i in self._bounds if self._built.teachers[i] == teacher]
+        # The bound depends on the batch size.
         if critics and np.asarray(self._run.fetch(shown.mask)).all():
             for i in critics:
                 bound = self._estimate(self._now[i].variables, features, targets)
@@ -215,37 +219,39 @@ class _Last:
 
     def _show(self, teacher: int, features: jax.Array, targets: jax.Array) -> None:
         apply, _ = _of_config(self._run)
-        i, count = self._own.reads.index(teacher), self._run.config.information.pictures
+        i, count = self._built.teachers.index(teacher), self._run.config.information.pictures
         seen = jax.nn.sigmoid(apply(self._now[i].variables, features))
         self._pictures["images"] = np.asarray(self._run.fetch(targets))[:count]
         self._pictures[f"reconstructions_{teacher}"] = np.asarray(self._run.fetch(seen))[:count]
 
     def bounds(self) -> list[float]:
-        """The mean bound of each critic over the whole batches of validation, in nats."""
+        """Returns the mean bound of each critic over whole validation batches, in nats."""
         return [statistics.fmean(values) for values in self._bounds.values()]
 
     def pictures(self, found: Sequence[mutual_information.Reconstruction]) -> dict[str, np.ndarray]:
-        """What a report shows: of each teacher the first seed's maps and some reconstructions."""
-        # Where validation is less than a batch, the others of the batch only fill it up.
-        arrays = {name: own[: len(found[0].image_losses)] for name, own in self._pictures.items()}
-        for number in range(len(self._own.teach)):
-            of_first = found[self._own.reads.index(number)]
+        """Returns each teacher's maps and reconstructions of the first seed, for the report."""
+        # If validation has less than a batch, the rest of the batch is padding.
+        arrays = {
+            name: values[: len(found[0].image_losses)] for name, values in self._pictures.items()
+        }
+        for number in range(len(self._built.features)):
+            of_first = found[self._built.teachers.index(number)]
             arrays[f"pixel_excess_{number}"] = of_first.pixel_excess
             arrays[f"image_losses_{number}"] = of_first.image_losses
             arrays[f"image_floors_{number}"] = of_first.image_floors
         return {name: values.astype(np.float32) for name, values in arrays.items()}
 
 
-def _by_teacher(own: decoders.Readers) -> list[tuple[list[int], list[int]]]:
-    """For each teacher its decoders and, counted from the first of them, its critics."""
-    numbered = list(enumerate(own.reads))
-    decoders, critics = numbered[: own.decoders], numbered[own.decoders :]
+def _by_teacher(built: decoders.Decoders) -> list[tuple[list[int], list[int]]]:
+    """Returns the indices of each teacher's decoders and critics."""
+    numbered = list(enumerate(built.teachers))
+    decoders, critics = numbered[: built.decoders], numbered[built.decoders :]
     return [
         (
-            [i for i, read in decoders if read == number],
-            [i - own.decoders for i, read in critics if read == number],
+            [i for i, teacher in decoders if teacher == number],
+            [i - built.decoders for i, teacher in critics if teacher == number],
         )
-        for number in range(len(own.teach))
+        for number in range(len(built.features))
     ]
 
 
@@ -253,9 +259,9 @@ def _record(
     settings: ConfigDict,
     curves: Sequence[tuple[int, Sequence[float]]],
     kept: dict[str, Any],
-    own: tuple[list[int], list[int]],
+    numbers: tuple[list[int], list[int]],
 ) -> dict[str, Any]:
-    decoders, critics = own
+    decoders, critics = numbers
     seeds = [
         {
             "seed": seed,
@@ -289,7 +295,7 @@ def _record(
 
 
 def _last(settings: ConfigDict) -> int:
-    """How many evaluations the slope is of: the last half, at least two."""
+    """Returns the number of evaluations for the slope: the last half, at least two."""
     return max(2, settings.evaluations // 2)
 
 

@@ -1,4 +1,4 @@
-"""What a run takes of a device's memory, before it runs."""
+"""Logs the memory that the stages of a run need, before it runs (config.plan_only)."""
 
 import jax
 from absl import logging
@@ -16,10 +16,10 @@ _GIB = 2**30
 def show(
     run: context.Run, pretrained: finetune.Pretrained | None, members: student_setup.StudentSetup
 ) -> list[step_memory.Need]:
-    """Says what every part of a run takes.
+    """Logs the memory that every stage of a run needs.
 
     Raises:
-        SettingError: If one of them takes more than the device has.
+        SettingError: If a stage needs more memory than the device has.
     """
     resident = run.dataset.resident_bytes
     needs = []
@@ -61,14 +61,14 @@ def _of_decoders(
 ) -> step_memory.Need:
     first = finetune.start(run, pretrained, method)
     variables = run.shapes(jax.eval_shape(first.teacher, first.trainable))
-    seen = measurement.seeing_patches(run, finetune.patches_apply(first))
+    seen = measurement.jit_with_patches(run, finetune.patches_apply(first))
     steps = finetune.settings_of(run.config, method).steps
     teachers = [decoders.Teacher(f"step {at}", seen, variables) for at in steps]
     return of_step(run, decoders.planned_step(run, f"information/{method}", teachers))
 
 
 def of_step(run: context.Run, step: memory_plan.Step) -> step_memory.Need:
-    """Says what each plan of a training step takes, and which is chosen; what that one takes."""
+    """Logs the memory of each plan of a training step; returns that of the chosen plan."""
     options, chosen = memory_plan.listed(run, step)
     for option in options:
         logging.info("%s %s%s.", step.stage, option, " (chosen)" if option == chosen else "")
