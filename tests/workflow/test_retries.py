@@ -113,7 +113,7 @@ def test_the_log_has_speed_and_memory(run: context.Run, tmp_path: pathlib.Path) 
         assert "utilisation" not in row  # What a CPU can do is not known.
 
 
-def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: context.Run) -> None:
+def test_the_report_names_a_reduced_learning_rate(run: context.Run) -> None:
     run.config.teacher.learning_rate = 0.02
     rates = {"finetune": 0.02, "remem": 0.005, "scratch": None}
     rows = [
