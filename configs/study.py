@@ -13,14 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import analysis, information, remem
+from remem_jax.methods import METHODS
 
-METHODS = {  # A row's name: its title and its method.
-    "scratch": ("From scratch", "scratch"),
-    "finetune": ("Fine-tuning", "finetune"),
-    "reweight": ("Re-weighting MLPs only", "reweight"),
-    "sam": ("SAM only", "sam"),
-    "remem": ("ReMem", "remem"),
-}
 TITLES = {  # The paper's names of its data sets, in the order of Table 1.
     "cifar100": "CIFAR-100",
     "flowers102": "Flowers",
@@ -52,9 +46,13 @@ NEAR = {"learning_rate": 0.05, "rho": 0.5, "mlp_weight": 0.8}
 
 def get_config(spec: str = "cifar100") -> ConfigDict:
     """Returns a study of fine-tuning and ReMem; `spec` is that of configs/remem.py."""
-    rows = {name: row(*METHODS[name]) for name in ("scratch", "finetune", "remem")}
     name = spec.partition(",")[0]
-    return make(f"ReMem on {name}", rows, {name: column(name)}, base=remem.get_config(spec))
+    return make(
+        f"ReMem on {name}",
+        rows("scratch", "finetune", "remem"),
+        {name: column(name)},
+        base=remem.get_config(spec),
+    )
 
 
 def row(title: str, method: str, **changes: Any) -> dict[str, Any]:
@@ -122,7 +120,7 @@ def make(
 
 def rows(*names: str, prefix: str = "", group: str = "", **changes: Any) -> dict[str, Any]:
     """Rows of these methods: a group of a table, with settings that are the group's own."""
-    found = {prefix + name: row(*METHODS[name], **changes) for name in names}
+    found = {prefix + name: row(METHODS[name].title, name, **changes) for name in names}
     return {name: {**own, "group": group} for name, own in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""Errors for users: each names the setting, what was expected, what came, and what to do."""
+"""Errors for users: each states the setting, what was expected, what was given, what to do."""
 
 import itertools
 import math
@@ -10,12 +10,12 @@ from typing import Any
 
 from remem_jax import redaction
 
-# Of a path that was made of a URL too, which has lost a slash. One letter is a drive or a folder.
+# The scheme of a URL, also with one slash, as `pathlib.Path` has it. A single letter is a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]+):/+")
 
 
 class SettingError(ValueError):
-    """Something the user gave cannot be used; the message is one line, without secrets."""
+    """The user gave something that cannot be used; the message is one line, without secrets."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redaction.without_secrets(message))
@@ -28,12 +28,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def at_least(name: str, value: float, low: float) -> None:
-    """Raises unless `value >= low`, and finite."""
+    """Raises unless the value is finite and at least `low`."""
     require(low <= value < math.inf, f"{name} must be at least {low:g}, got {value}.")
 
 
 def above(name: str, value: float, low: float) -> None:
-    """Raises unless `value > low`, and finite."""
+    """Raises unless the value is finite and above `low`."""
     require(low < value < math.inf, f"{name} must be above {low:g}, got {value}.")
 
 
@@ -48,16 +48,16 @@ def within(name: str, value: float, low: float, high: float) -> None:
 
 
 def one_of(name: str, value: Any, known: Collection[Any]) -> None:
-    """Raises unless the value is known; lists what is."""
+    """Raises unless the value is one of the known ones, which the message lists."""
     is_known = isinstance(value, Hashable) and value in known
     require(is_known, f"{name} must be one of {', '.join(map(str, known))}; got {value!r}.")
 
 
 def seed(name: str, value: Any, *, bits: int = 32) -> None:
-    """Raises unless a seed is a whole number of so many bits.
+    """Raises unless a seed is a non-negative integer of at most `bits` bits.
 
-    JAX takes the lower 32 bits alone: two seeds beyond them may be one. A compiled function that
-    is given a seed as a Python int takes 31.
+    JAX uses only the lower 32 bits, so larger seeds could give the same numbers. A seed that is
+    passed to a compiled function as a Python int may have at most 31 bits.
     """
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(
@@ -67,17 +67,17 @@ def seed(name: str, value: Any, *, bits: int = 32) -> None:
 
 
 def numbers(name: str, values: Sequence[Any], *, whole: bool = False) -> None:
-    """Raises unless all values are finite numbers; whole ones, where that is asked for."""
-    kinds = int if whole else (int, float)
-    fits = all(isinstance(one, kinds) and not isinstance(one, bool) for one in values)
+    """Raises unless all values are finite numbers, or integers if `whole`."""
+    types = int if whole else (int, float)
+    valid = all(isinstance(one, types) and not isinstance(one, bool) for one in values)
     require(
-        fits and all(math.isfinite(one) for one in values),
+        valid and all(math.isfinite(one) for one in values),
         f"{name} must be {'whole' if whole else 'finite'} numbers, got {tuple(values)}.",
     )
 
 
 def distinct(name: str, values: Sequence[Any]) -> None:
-    """Raises if there are two equal values."""
+    """Raises if two values are equal."""
     require(
         all(one not in values[:i] for i, one in enumerate(values)),
         f"{name} repeats a value: {tuple(values)}.",
@@ -85,32 +85,32 @@ def distinct(name: str, values: Sequence[Any]) -> None:
 
 
 def increasing(name: str, values: Sequence[float]) -> None:
-    """Raises unless there are values, each above the one before."""
+    """Raises unless there are values, and each is larger than the one before."""
     require(len(values) > 0, f"{name} must hold at least one value.")
     rising = all(a < b for a, b in itertools.pairwise(values))
     require(rising, f"{name} must increase, got {tuple(values)}.")
 
 
 def local_path(name: str, value: str | os.PathLike[str]) -> pathlib.Path:
-    """The path that a user gave, with `~` expanded.
+    """Expands `~` in a path that the user gave.
 
     Args:
-        name: What was set, for messages: `--workdir`, `config.data.path`, `REMEM_CACHE`.
-        value: The path; may be of a `pathlib.Path` that was made of a URL.
+        name: Name of the setting, for messages: `--workdir`, `config.data.path`, `REMEM_CACHE`.
+        value: The path. It may be a `pathlib.Path` that was made from a URL.
 
     Raises:
-        SettingError: If it is the URL of something remote, or of a home folder that is not known.
+        SettingError: If it is a remote URL, or in a home folder that is unknown.
     """
     text = os.fspath(value)
     remote = _SCHEME.match(text)
     if remote:
         raise SettingError(
-            f"{remote[1]}://{text[remote.end() :]} is no local folder or file: mount it, or copy "
-            f"it to a disk of this machine; set {name}."
+            f"{remote[1]}://{text[remote.end() :]} is not a local folder or file: mount it, or "
+            f"copy it to a disk of this machine, and set {name} to the local path."
         )
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         raise SettingError(
-            f"The home folder in {text} is not known here; set {name} to a whole path, or set HOME."
+            f"The home folder in {text} is unknown; set {name} to an absolute path, or set HOME."
         ) from None

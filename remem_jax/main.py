@@ -64,10 +64,10 @@ def main(argv: Sequence[str]) -> None:
     try:
         _run(directory)
     except (Exception, KeyboardInterrupt) as error:
-        from remem_jax import mesh
+        from remem_jax import distributed
 
         message = redaction.without_secrets(_message(error, directory))
-        mesh.abandon(message or redaction.without_secrets(traceback.format_exc()))
+        distributed.abandon(message or redaction.without_secrets(traceback.format_exc()))
         if message is None:
             raise
         if isinstance(error, KeyboardInterrupt):
@@ -97,7 +97,7 @@ def _check(config: ConfigDict, given: Sequence[str]) -> None:
 
 def _run(directory: pathlib.Path) -> None:
     """Joins the other processes, if there are any, and runs the checked config."""
-    from remem_jax import mesh
+    from remem_jax import distributed, mesh
 
     logging.get_absl_handler().addFilter(_is_ours)
     sys.unraisablehook = _without_failed_writes(sys.unraisablehook)
@@ -105,7 +105,7 @@ def _run(directory: pathlib.Path) -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     logging.info("remem_jax %s: %s, in %s.", remem_jax.__version__, name, directory)
-    mesh.init_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     mesh.require_devices()
     if not mesh.is_writer():
         logging.set_verbosity(logging.WARNING)  # Only the first process logs progress.
@@ -114,7 +114,7 @@ def _run(directory: pathlib.Path) -> None:
 
     signals.listen(f"remem_jax: stopped; {_resumes(directory)}.")
     try:
-        run(_CONFIG.value, directory, stopping=signals.asked)
+        run(_CONFIG.value, directory, stopping=signals.stop_requested)
     except StoppedError as error:  # All processes stop at the same step.
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
 

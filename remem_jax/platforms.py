@@ -1,8 +1,10 @@
-"""Platforms that programs are compiled for: their names, their branches, the type they compute in.
+"""What differs between platforms: CPUs, CUDA and ROCm GPUs, TPUs.
 
-Operations that need another implementation on another platform choose it by `dependent`, so that a
-program compiled or exported for a platform that is not here gets the one of that platform. Only the
-branch of the platform reaches the compiler.
+An operation whose implementation depends on the platform chooses it by `dependent`, so that a
+program that is compiled or exported for another machine gets the implementation of that machine's
+platform. Only this implementation reaches the compiler. `models.operations` has these operations.
+Whatever is decided per device before tracing is decided here: the compute type (`compute_dtype`),
+and whether SAM's two passes are a loop (`has_sam_loop`).
 """
 
 import contextlib
@@ -16,12 +18,12 @@ from jax.extend.core import (
     JaxprEqn,
 )
 
-AUTO = "auto"  # Of a setting of the computation type: the one of `compute_dtype`.
-_AMPERE = 8.0  # Compute capability; older GPUs of NVIDIA have no bfloat16.
+AUTO = "auto"  # The compute type of a setting that stands for `compute_dtype`.
+_AMPERE = 8.0  # Compute capability. Older NVIDIA GPUs have no bfloat16.
 
 
 def of(device: Any) -> str:
-    """Name of the platform of a device, as `jax.lax.platform_dependent` has it."""
+    """Returns the platform of a device, by the name of `jax.lax.platform_dependent`."""
     if device.platform != "gpu":
         return device.platform
     return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
@@ -32,10 +34,10 @@ _traced_for: contextvars.ContextVar[str] = contextvars.ContextVar("platform", de
 
 @contextlib.contextmanager
 def traced_for(platform: str) -> Iterator[None]:
-    """Traces what `dependent` chooses for one platform alone.
+    """Makes `dependent` trace the implementation of one platform only.
 
-    What is compiled needs it not. A gradient that is only traced, to see what it stores, holds
-    arrays of all branches.
+    Compilation does not need this. It is for gradients that are traced to find out what they store,
+    which would include the arrays of all platforms.
 
     Args:
         platform: See `of`.
@@ -48,11 +50,11 @@ def traced_for(platform: str) -> Iterator[None]:
 
 
 def dependent(*operands: Any, default: Callable[..., Any], **branches: Callable[..., Any]) -> Any:
-    """A function of the operands, in the implementation of the platform that is compiled for.
+    """Calls the implementation of the platform that the program is compiled for.
 
     Args:
         *operands: Arrays.
-        default: The implementation of all platforms that have none of their own.
+        default: The implementation for platforms without their own.
         **branches: Implementations by platform; see `of`.
     """
     only = _traced_for.get()
@@ -62,9 +64,9 @@ def dependent(*operands: Any, default: Callable[..., Any], **branches: Callable[
 
 
 def compute_dtype(devices: Sequence[Any]) -> str:
-    """The type that is fastest on these devices: "bfloat16" or "float32".
+    """Returns the fastest compute type of these devices.
 
-    bfloat16 on TPUs and on GPUs (of NVIDIA's, on those since Ampere), float32 on everything else.
+    It is "bfloat16" on TPUs and GPUs (NVIDIA's since Ampere), and "float32" on everything else.
 
     Args:
         devices: `jax.Device`s, all of one kind; not necessarily of this machine.
@@ -74,22 +76,31 @@ def compute_dtype(devices: Sequence[Any]) -> str:
     return "bfloat16" if has_bfloat16 else "float32"
 
 
+def has_sam_loop(device: Any) -> bool:
+    """Returns whether SAM's two passes are one loop on a device; see `train.division.Division`.
+
+    A loop compiles once and stores the activations of one pass. On CPUs, convolutions in a loop
+    are slow.
+    """
+    return device.platform != "cpu"
+
+
 def is_old(device: Any) -> bool:
-    """Whether a device is a GPU of NVIDIA's from before Ampere."""
+    """Returns whether a device is an NVIDIA GPU older than Ampere."""
     capability = str(getattr(device, "compute_capability", ""))
-    is_number = capability.replace(".", "", 1).isdigit()  # AMD's are such as "gfx942".
+    is_number = capability.replace(".", "", 1).isdigit()  # AMD's look like "gfx942".
     return is_number and float(capability) < _AMPERE
 
 
 def branch(equation: JaxprEqn, platform: str) -> ClosedJaxpr | None:
-    """The branch that a platform takes of a `platform_dependent`, which a jaxpr has as a `cond`.
+    """Returns the branch of a platform in a `platform_dependent`, which is a `cond` in a jaxpr.
 
     Args:
         equation: Any equation.
         platform: See `of`.
 
     Returns:
-        None unless the equation chooses by platform, and has a branch for this one.
+        None if the equation does not choose by platform, or has no branch for this one.
     """
     for names, inner in zip(
         equation.params.get("branches_platforms") or (),

@@ -101,7 +101,7 @@ class Hyperparameters(NamedTuple):
     Attributes:
         learning_rate: Peak of the schedule.
         temperature: T of the distillation loss.
-        weight: Of the distillation loss; see `objectives.STUDENT_LOSSES`.
+        weight: Of the distillation loss; see `train.student_losses`.
         seed: Of what a student draws for itself: its initial parameters and its dropout.
     """
 

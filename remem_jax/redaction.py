@@ -1,4 +1,4 @@
-"""Passwords and tokens, kept out of all that is written, logged or shown."""
+"""Removes passwords and tokens from everything that is written, logged or displayed."""
 
 import logging
 import re
@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-# A URL's user and password. A password that is not escaped may itself have an @, a / or a #, so
-# that it ends at the last @.
+# User and password of a URL. A password that is not escaped may contain @, / or #, so it ends at
+# the last @.
 _PASSWORD = re.compile(
     r"(?<![\w+.-])(?P<start>(?!https?:)[A-Za-z][\w+.-]*://[^\s:/?#@'\"]*):\S*@", re.IGNORECASE
 )
-# The same where a whole setting is a URL: with blanks in the password.
+# The same if the whole text is a URL: then a password may contain blanks.
 _WHOLE = re.compile(_PASSWORD.pattern.replace(r"\S*", r"(?!\s).*"), re.IGNORECASE | re.DOTALL)
-# Of the web, where a user's name alone may be a token, and what a port is followed by is a path.
+# User of a web address, who may be a token without a password; a path may follow a port.
 _WEB_USER = re.compile(
     r"(?P<start>https?://)(?:[^\s:/?#@]*:(?!\d{1,5}/)\S*@|[^\s/?#'\"]*@)", re.IGNORECASE
 )
-# What follows a web address: signatures and tokens go by many names.
+# Query and fragment of a web address, since signatures and tokens have many names.
 _WEB_QUERY = re.compile(
     r"(?P<start>https?://[^\s?#'\"<>]*)(?P<mark>[?#])[^\s'\"<>),;]+", re.IGNORECASE
 )
@@ -31,10 +31,10 @@ _NAMED = re.compile(
 
 
 def without_secrets(content: Any) -> Any:
-    """A text, or JSON values with all their texts, where `***` stands for each secret.
+    """Replaces each secret by `***` in a text, or in all texts of JSON values.
 
-    Secrets are the password of a URL, the user of a web address, what follows its `?` or `#`, and
-    what is assigned to a name such as `password` or `token`. What has none is given back as it is.
+    Secrets are the password of a URL, the user, query and fragment of a web address, and values
+    assigned to a name such as `password` or `token`. Other content is returned unchanged.
     """
     if isinstance(content, str):
         return _text(content)
@@ -55,13 +55,13 @@ def _text(text: str) -> str:
 
 
 def guard() -> None:
-    """Keeps secrets out of every log record, and of the traceback that a process ends with."""
+    """Removes secrets from all log records and from the traceback of an uncaught exception."""
     make = logging.getLogRecordFactory()
 
     def guarded(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
         record.msg, record.args = _text(record.getMessage()), ()
-        if record.exc_info and record.exc_info[0]:  # As text, which formatters then take.
+        if record.exc_info and record.exc_info[0]:  # Formatters use this text if it is set.
             record.exc_text = _text("".join(traceback.format_exception(*record.exc_info))).rstrip()
         return record
 

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: a run ends after the step that is in progress, or soon where none is.
+"""Handles Ctrl-C and SIGTERM: a run stops after its current step, or soon if it takes no steps.
 
-Python hears a signal when its main thread is between two calls. A thread sees to it that the
-process also ends in a long call, as of XLA.
+Python handles signals only between two instructions of the main thread. A second thread ensures
+that the process also ends during a long call, such as a compilation by XLA.
 """
 
 import contextlib
@@ -17,45 +17,45 @@ from typing import Literal, NoReturn
 from absl import logging
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PATIENCE_SECONDS = 15.0  # For the next step of a run that takes none; schedulers kill after 30.
-GRACE_SECONDS = 5.0  # To unwind, and to finish what is being written.
+PATIENCE_SECONDS = 15.0  # Time to finish a step; schedulers kill a process after 30 seconds.
+GRACE_SECONDS = 5.0  # Time to unwind the stack and to finish writing files.
 
 
 class _State:
-    """What a run is doing, and what has come of signals.
+    """The state of the command and the signals so far.
 
     Attributes:
-        doing: "other" where a signal is to end it at once; "run" where a step may be near, after
-            which it is to end; "steps" where it takes steps, which it is to save.
-        came: Signals that were heard.
-        last: Number of the last of them.
-        over: Whether the patience with a run that takes no step is at an end.
-        obeyed: Whether the run is on its way to end.
+        phase: "other": a signal ends the process at once. "run": a step may end soon, and the run
+            stops after it. "steps": the run takes steps, and saves the current one.
+        received: Number of signals received.
+        last: The last signal.
+        timed_out: Whether `PATIENCE_SECONDS` have passed without a step.
+        stopping: Whether the run is ending.
     """
 
     def __init__(self) -> None:
-        self.doing: Literal["other", "run", "steps"] = "other"
-        self.came, self.last, self.over, self.obeyed = 0, 0, False, False
+        self.phase: Literal["other", "run", "steps"] = "other"
+        self.received, self.last, self.timed_out, self.stopping = 0, 0, False, False
 
 
 _state = _State()
 
 
-def listen(last_words: str) -> None:
-    """Hears signals from now on; called once, by the main thread of a command.
+def listen(message: str) -> None:
+    """Installs the signal handlers; called once, by the main thread of a command.
 
-    The first signal raises `KeyboardInterrupt`, but not in a run (see `running` and `steps`), where
-    it is noted. The second one always does; and it ends the process, with 128 and the number of the
-    signal as exit code, where that takes longer than `GRACE_SECONDS`.
+    During a run (see `running` and `steps`), the first signal only requests a stop. Otherwise, the
+    first signal raises `KeyboardInterrupt`, as does every second one. If the process does not end
+    within `GRACE_SECONDS` after a second signal, it exits with code 128 + the signal's number.
 
     Args:
-        last_words: What to tell the user then.
+        message: Printed to stderr if the process exits in this way.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in SIGNALS:
-        signal.signal(number, _hear)
+        signal.signal(number, _handle)
 
     def wait(seconds: float | None) -> int | None:
         if not select.select([reader], [], [], seconds)[0]:
@@ -65,7 +65,7 @@ def listen(last_words: str) -> None:
 
     def end(number: int) -> None:
         with contextlib.suppress(OSError):
-            os.write(2, f"{last_words}\n".encode(errors="backslashreplace"))
+            os.write(2, f"{message}\n".encode(errors="backslashreplace"))
         os._exit(128 + number)
 
     main = threading.main_thread().ident or 0
@@ -73,66 +73,66 @@ def listen(last_words: str) -> None:
     threading.Thread(target=_watch, args=arguments, name="signals", daemon=True).start()
 
 
-def leave(told: str) -> NoReturn:
-    """Ends the command after a `KeyboardInterrupt`; after a second signal, at once.
+def leave(message: str) -> NoReturn:
+    """Exits with a message after a `KeyboardInterrupt`; after a second signal, immediately.
 
-    Python would wait for what devices still compute, when its threads have ended already.
+    A normal exit of Python would wait for computations on the devices.
     """
-    if _state.came > 1:
-        sys.stderr.write(f"{told}\n")
+    if _state.received > 1:
+        sys.stderr.write(f"{message}\n")
         sys.stderr.flush()
         os._exit(128 + _state.last)
     release()
-    sys.exit(told)
+    sys.exit(message)
 
 
 def release() -> None:
-    """From now on a signal ends the process as the system has it."""
+    """Restores the system's default handlers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
-def asked() -> bool:
-    """Whether a signal has come: the run is to end after this step."""
-    return _state.came > 0
+def stop_requested() -> bool:
+    """Returns whether a signal was received, so that the run should stop after this step."""
+    return _state.received > 0
 
 
 @contextlib.contextmanager
 def running() -> Iterator[None]:
-    """A run: a first signal waits for the end of a step, if one ends in `PATIENCE_SECONDS`."""
-    _state.doing = "run"
+    """Marks a run: the first signal takes effect after a step, or after `PATIENCE_SECONDS`."""
+    _state.phase = "run"
     try:
         yield
     finally:
-        _state.doing = "other"
+        _state.phase = "other"
 
 
 @contextlib.contextmanager
 def steps() -> Iterator[Callable[[], None]]:
-    """Training, within a run: a first signal waits for the end of a step.
+    """Marks training within a run: the first signal takes effect after the current step.
 
     Yields:
-        What to call after every step: that one has ended, so that there is something to lose. Until
-        then, as where the step is compiled for minutes, it is as in any run.
+        A function to call after every step. Before the first call, as during the compilation of the
+        step, there is no progress to save, and `PATIENCE_SECONDS` apply.
     """
 
-    def ended() -> None:
-        _state.doing = "steps"
+    def step_ended() -> None:
+        _state.phase = "steps"
 
-    before = _state.doing
+    before = _state.phase
     try:
-        yield ended
+        yield step_ended
     finally:
-        _state.doing, _state.obeyed = before, asked()
+        _state.phase, _state.stopping = before, stop_requested()
 
 
-def _hear(number: int, frame: object) -> None:
+def _handle(number: int, frame: object) -> None:
     del frame
-    _state.came, _state.last = _state.came + 1, number
-    if _state.came > 1 or _state.over or _state.doing == "other":
-        _state.obeyed = True
+    _state.received, _state.last = _state.received + 1, number
+    if _state.received > 1 or _state.timed_out or _state.phase == "other":
+        _state.stopping = True
         raise KeyboardInterrupt
-    logging.info("Stopping after this step is saved; once more to stop at once.")
+    logging.info("Stopping after this step is saved; a second signal stops at once.")
 
 
 def _watch(
@@ -140,26 +140,26 @@ def _watch(
     interrupt: Callable[[int], object],
     end: Callable[[int], object],
 ) -> None:
-    """Ends the process where a signal is not obeyed in time.
+    """Ends the process if a signal has no effect in time.
 
     Args:
-        wait: Gives the number of a signal that comes in so many seconds, or None.
-        interrupt: Has the main thread hear a signal again.
-        end: Ends the process for a signal.
+        wait: Returns a signal that arrives within a number of seconds, or None.
+        interrupt: Sends a signal to the main thread.
+        end: Exits the process because of a signal.
     """
     while (number := wait(None)) is None:
         pass
-    began, interrupted = time.monotonic(), _state.doing == "other"
-    while (again := wait(0.05)) is None:
+    since, interrupted = time.monotonic(), _state.phase == "other"
+    while (second := wait(0.05)) is None:
         now = time.monotonic()
-        if _state.doing == "steps" or _state.obeyed:
-            began = now
-        elif interrupted and now - began > GRACE_SECONDS:
+        if _state.phase == "steps" or _state.stopping:
+            since = now
+        elif interrupted and now - since > GRACE_SECONDS:
             end(number)
             return
-        elif not interrupted and now - began > PATIENCE_SECONDS:
-            _state.over, interrupted, began = True, True, now
+        elif not interrupted and now - since > PATIENCE_SECONDS:
+            _state.timed_out, interrupted, since = True, True, now
             interrupt(number)
-            wait(GRACE_SECONDS)  # That one.
+            wait(GRACE_SECONDS)  # Consumes the signal of `interrupt`.
     time.sleep(GRACE_SECONDS)
-    end(again)
+    end(second)

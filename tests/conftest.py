@@ -1,4 +1,4 @@
-"""Settings every test runs under, and fixtures they share."""
+"""Settings of JAX that all tests run under, and fixtures that several files use."""
 
 import atexit
 import collections
@@ -15,19 +15,22 @@ from typing import Any
 
 from packaging.version import Version
 
-# Python keeps what it compiles, for workers and child processes. Below the hook that has shapes
-# checked, that is also libraries (see remem_jax/main.py).
+# Workers and child processes share compiled Python files. The import hook that checks shapes needs
+# files of its own, also of libraries that are imported under it (see remem_jax/main.py).
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Read when JAX is imported; child processes inherit both.
+# JAX reads these when it is imported; child processes inherit them.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is most of the time. The older of XLA's two generators of CPU code takes half of it, and
-# is as fast when it runs; after 0.11.0 there is only the other, and a flag that XLA does not know
-# ends the process. A flag that is set outside wins.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # Compiles in two thirds of the time.
+# Compilation takes most of the time. The older of XLA's two CPU code generators halves it, and its
+# code is as fast. Releases after 0.11.0 have only the newer one, and XLA exits on an unknown flag.
+# A flag set by the user overrides these.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=1",
-        # Arrays are small: dividing their convolutions among threads costs more than it saves.
+        # Arrays are small: splitting a convolution among threads costs more than it saves.
         "--xla_cpu_multi_thread_eigen=false",
+        # Compiling a program as one LLVM module rather than many saves a third of the CPU time.
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_cpu_use_fusion_emitters=false"
         if Version(metadata.version("jaxlib")) <= Version("0.11.0")
         else "",
@@ -44,40 +47,48 @@ from jaxtyping import Array, Key
 sys.dont_write_bytecode = False
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_num_cpu_devices", 2)  # So that sharding bugs show.
-# A third of what is left, for slower loops; not in child processes, which take many steps.
-jax.config.update("jax_disable_most_optimizations", True)
-# What is compiled for one test is there for the next that asks for the same, which many do. With a
-# folder in REMEM_TEST_CACHE, also for the next run of the tests, which then compiles nothing.
+jax.config.update("jax_num_cpu_devices", 2)  # Two devices expose sharding bugs.
+# Tests that compile the same program share it. A folder in REMEM_TEST_CACHE keeps programs for the
+# next run of the tests.
 _COMPILED = tempfile.mkdtemp(prefix="remem_jax_compiled_")
 atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", os.environ.get("REMEM_TEST_CACHE", _COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-flags.FLAGS.mark_as_parsed()  # Grain reads flags when imported.
-# glibc returns freed memory to the system only when asked; other C libraries have no such function.
+flags.FLAGS.mark_as_parsed()  # Grain reads absl flags when it is imported.
+# glibc returns freed memory to the system only on request; other C libraries lack this function.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files first that take long, so that none of them is the last."""
+    """Runs the longest files first, so that no worker is left with one at the end."""
     long = {item.path for item in items if item.get_closest_marker("timeout")}
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (item.path not in long, -slow[item.path]))
 
 
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what all tests import."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def memory() -> Iterator[None]:
-    """Frees what a module has compiled: most of the memory that a worker would keep."""
+def memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Frees what a module has cached: mostly compiled programs, and networks."""
     yield
+    for value in vars(request.module).values():
+        if clear := getattr(value, "cache_clear", None):
+            clear()
     jax.clear_caches()
     gc.collect()
+    gc.freeze()  # What is left, such as imported packages, lasts to the end.
     if _TRIM:
         _TRIM(0)
 
 
 @pytest.fixture(autouse=True)
 def verbosity() -> Iterator[None]:
-    """What a command does to the log ends with its test."""
+    """Restores the verbosity of the log after each test."""
     before = logging.get_verbosity()
     yield
     logging.set_verbosity(before)
@@ -85,34 +96,26 @@ def verbosity() -> Iterator[None]:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """The only source of random numbers in tests that do not need a JAX key."""
+    """Returns the random generator of a test that needs no JAX key."""
     return np.random.default_rng(0)
 
 
 @pytest.fixture
 def key() -> Key[Array, ""]:
-    """The JAX key of a test."""
+    """Returns the JAX key of a test."""
     return jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def optimised() -> Iterator[None]:
-    """Compiles with LLVM's optimisations: for networks whose loops take longer than compiling."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
 def mixed_dtypes() -> Iterator[None]:
-    """Lets int32 and float32 mix, as Optax does in its schedules and in Adam."""
+    """Allows int32 and float32 to mix, which Optax's schedules and Adam need."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-    """Folder of data sets and published weights, beside the repository; not everyone has it."""
+    """Returns the folder of data sets and published weights beside the repository, or skips."""
     folder = pathlib.Path(__file__).parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip(f"Needs the folder {folder}.")
@@ -121,7 +124,7 @@ def shared() -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def resnet4() -> Iterator[str]:
-    """The name of a ResNet of one block, which is in the table of students."""
+    """Adds a small student to the table of students, and returns its name."""
     from remem_jax import models
     from tests import tiny_run
 
@@ -132,7 +135,7 @@ def resnet4() -> Iterator[str]:
 
 @pytest.fixture
 def small_run(tmp_path: pathlib.Path, mixed_dtypes: None, resnet4: str) -> Iterator[Any]:
-    """A `workflow.parts.Run` of digits with one method, whose models are small."""
+    """Opens a run of digits with one method and small models."""
     from configs import quickstart
     from remem_jax import mesh, workflow
     from remem_jax.workflow import precision

@@ -1,7 +1,6 @@
-"""The tool that measures speed, as a user runs it, at sizes that say nothing; and its verdicts."""
+"""Runs the benchmark tool as a user does, at tiny sizes, and checks its verdicts."""
 
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -18,14 +17,10 @@ GRID = rows.GPU_GRID._replace(students=2)
 
 
 def run(folder: pathlib.Path, *options: str) -> tuple[str, dict[str, Any]]:
-    """What the tool prints, and its file."""
+    """Runs the tool; returns what it prints and the content of its file."""
     path = folder / "figures.json"
     command = [sys.executable, "-m", "tools.benchmark", "--tiny", "--repeats=2", f"--json={path}"]
-    # Compiling is most of the time.
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    done = subprocess.run(
-        [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(path.read_text())
 
@@ -34,7 +29,7 @@ def run(folder: pathlib.Path, *options: str) -> tuple[str, dict[str, Any]]:
 def ran(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, dict[str, Any]]:
-    """A run of one row of both sides; on a CPU of students, too, once for all tests."""
+    """Measures one row of both sides once for all tests; on a CPU also a row of students."""
     peers.timm()
     device = request.param
     row = "--rows=forward,lockstep" if device == "cpu" else "--rows=forward"
@@ -42,19 +37,21 @@ def ran(
 
 
 @pytest.mark.slow
-def test_a_row_is_both_sides_with_their_ratio(ran: tuple[str, dict[str, Any]]) -> None:
+def test_a_row_has_both_sides_and_their_ratio(ran: tuple[str, dict[str, Any]]) -> None:
     printed, found = ran
     row = found["rows"][0]
     medians = {side: statistics.median(row[side]["seconds"]) for side in ("ours", "theirs")}
     assert all(len(row[side]["seconds"]) == 2 for side in medians)
     assert row["ratio"] == pytest.approx(medians["ours"] / medians["theirs"])
-    assert row["targets"] == {}  # They are for other sizes.
+    assert row["targets"] == {}  # Targets are for other sizes.
     assert ("images_per_second" in row["ours"]) == (found["device"] == "gpu")
     assert f"| {row['name']} |" in printed
 
 
 @pytest.mark.slow
-def test_what_figures_depend_on_is_printed_first_and_kept(ran: tuple[str, dict[str, Any]]) -> None:
+def test_facts_about_the_machine_are_printed_first_and_saved(
+    ran: tuple[str, dict[str, Any]],
+) -> None:
     printed, found = ran
     facts = found["facts"]
     assert all(facts[fact] for fact in ("cpu", "cores", "memory_gib", "load_before", "date"))
@@ -65,13 +62,15 @@ def test_what_figures_depend_on_is_printed_first_and_kept(ran: tuple[str, dict[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ran", ["cpu"], indirect=True)
-def test_students_end_the_same_however_they_are_taught(ran: tuple[str, dict[str, Any]]) -> None:
+def test_students_end_with_the_same_parameters_in_every_way_of_training(
+    ran: tuple[str, dict[str, Any]],
+) -> None:
     _, found = ran
     same = {way: one["same_parameters"] for way, one in found["rows"][1]["ways"].items()}
     assert same == {"together": True, "apart": True, "stored": True}
 
 
-def test_an_unknown_row_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_row_is_refused_with_a_list_of_the_known_ones() -> None:
     command = [sys.executable, "-m", "tools.benchmark", "--device=cpu", "--rows=forwards"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
@@ -89,7 +88,7 @@ def test_an_unknown_row_is_refused_with_those_that_there_are() -> None:
 def test_on_a_cpu_our_seconds_are_held_to_a_share_of_theirs(
     ours: float, met: dict[str, bool], last: str
 ) -> None:
-    # Medians count, so the outlier of theirs does not.
+    # The ratio is of medians, so the outlier does not matter.
     record = report.of_cpu("forward", rows.CPU["forward"], [[ours], [1.0, 1.0, 9.0]], [5.0, 1.0])
 
     assert record["ratio"] == pytest.approx(ours)

@@ -1,4 +1,4 @@
-"""Paths that users give: expanded, and on a disk of this machine."""
+"""Paths from users are expanded, and refused if they are remote."""
 
 import pathlib
 
@@ -9,8 +9,11 @@ from remem_jax.checks import SettingError
 
 
 @pytest.mark.parametrize("value", ["gs://bucket/run", pathlib.Path("gs://bucket/run")])
-def test_a_remote_path_is_refused_with_its_url_and_what_was_set(value: str | pathlib.Path) -> None:
-    with pytest.raises(SettingError, match=r"^gs://bucket/run is no local folder.*set --workdir\."):
+def test_a_remote_path_is_refused_with_its_url_and_the_setting(value: str | pathlib.Path) -> None:
+    with pytest.raises(
+        SettingError,
+        match=r"^gs://bucket/run is not a local folder.*set --workdir to the local path\.",
+    ):
         checks.local_path("--workdir", value)
 
 
@@ -20,11 +23,11 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks.local_path("--out", "~/run") == pathlib.Path("/of/me/run")
 
 
-def test_an_unknown_home_is_one_line() -> None:
+def test_an_unknown_home_is_refused() -> None:
     with pytest.raises(SettingError, match=r"~nobody_of_this_name.*set config\.data\.path to"):
         checks.local_path("config.data.path", "~nobody_of_this_name/images")
 
 
 @pytest.mark.parametrize("value", ["run", "a:b/c", "/x/y:/z", "c:/run", ""])
-def test_a_local_path_stays_as_it_is(value: str) -> None:
+def test_a_local_path_is_unchanged(value: str) -> None:
     assert checks.local_path("--workdir", value) == pathlib.Path(value)

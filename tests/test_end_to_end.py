@@ -24,7 +24,8 @@ from scipy import special
 from remem_jax import data, paired, predict
 from remem_jax.data.images import augment
 from remem_jax.export import __main__ as export_command
-from remem_jax.export import checking, predictors, runs
+from remem_jax.export import checking, predictors
+from remem_jax.export import images as image_files
 from tests import tiny_run
 from tests.oracles import peers
 
@@ -54,11 +55,7 @@ class Job:
         command = [sys.executable, "-m", "remem_jax.main", "--config=tests/tiny_run.py"]
         changes = [f"--config.{name}={value}" for name, value in settings.items()]
         self._command = [*command, f"--workdir={workdir}", *changes]
-        self._environment = {
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
-            **os.environ,
-            "REMEM_CACHE": str(scratch / "cache"),
-        }
+        self._environment = os.environ | {"REMEM_CACHE": str(scratch / "cache")}
 
     def start(
         self, *flags: str, within: tuple[str, ...] = (), **environment: Any
@@ -186,7 +183,7 @@ def test_what_is_exported_predicts_as_the_run_was_tested(
 ) -> None:
     monkeypatch.setattr(checking, "LATENCY_BATCHES", (4,))
     path, folder, out = (tmp_path / name for name in ("one.onnx", "images", "found.json"))
-    images = runs.open_images(undisturbed.workdir, "test", 0)
+    images = image_files.open_images(undisturbed.workdir, "test", 0)
     folder.mkdir()
     for i, pixels in enumerate(images.pixels):
         Image.fromarray(pixels).save(folder / f"{i:03}.png")

@@ -173,8 +173,8 @@ def test_memory_counts_projections_and_features(
 
     def need(*losses: str) -> Any:
         run.config.student.losses = losses
-        answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
-        grid = student_setup.make_grid(run, "students/finetune", answer, variables)
+        compute_targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
         setup = student_setup.make(run, pretrained)
         monkeypatch.setattr(resident, "memory", lambda: 1 << 40)
         assert student_groups.size(run, setup, grid) == len(grid.points)

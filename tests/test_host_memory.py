@@ -1,4 +1,4 @@
-"""Memory that a process keeps for its next step, as the kernel counts its page faults."""
+"""Freed memory is kept for the next step, according to the kernel's count of page faults."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# Large arrays, allocated and freed again and again, in a thread that starts later, as XLA's do.
+# Allocates and frees large arrays repeatedly, in a thread that starts later, like XLA's.
 _PROGRAM = """
 import ctypes, resource, threading
 from remem_jax import host_memory
@@ -35,7 +35,7 @@ _PAGES = 10 * 2**25 // 4096
 
 
 def faults(**environment: str) -> tuple[str, int]:
-    """What `keep_freed` says, and how many pages came from the kernel once memory was used."""
+    """Returns the output of `keep_freed`, and the page faults once memory was used."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM],
@@ -59,7 +59,7 @@ needs_glibc = pytest.mark.skipif(not is_glibc(), reason="Needs glibc.")
 
 
 @needs_glibc
-def test_on_a_cpu_what_is_freed_is_used_again() -> None:
+def test_on_a_cpu_freed_memory_is_reused() -> None:
     kept, count = faults(JAX_PLATFORMS="cpu")
 
     assert kept == "True"
@@ -70,12 +70,12 @@ def test_on_a_cpu_what_is_freed_is_used_again() -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        {"JAX_PLATFORMS": "cuda,cpu"},  # The device's memory is what counts.
+        {"JAX_PLATFORMS": "cuda,cpu"},  # Activations are in the device's memory.
         {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "4"},
         {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"},
     ],
 )
-def test_elsewhere_and_where_the_user_sets_it_nothing_is_changed(setting: dict[str, str]) -> None:
+def test_other_devices_and_user_settings_are_left_alone(setting: dict[str, str]) -> None:
     kept, count = faults(**setting)
 
     assert kept == "False"

@@ -1,4 +1,4 @@
-"""What a user is shown of the log; in a process of its own, since importing it defines flags."""
+"""The command: its log, messages and imports; in subprocesses, since importing it defines flags."""
 
 import os
 import pathlib
@@ -29,12 +29,12 @@ logging.warning("our own")
 """
 
 
-def test_writes_that_fail_unheard_are_not_shown_and_all_else_is() -> None:
+def test_pending_failed_writes_are_not_logged_but_everything_else_is() -> None:
     done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True)
 
-    shown = [line.partition("] ")[2] for line in done.stderr.splitlines() if "] " in line]
+    logged = [line.partition("] ")[2] for line in done.stderr.splitlines() if "] " in line]
     assert done.returncode == 0, done.stderr
-    assert shown == ["something else of asyncio", "our own"]
+    assert logged == ["something else of asyncio", "our own"]
 
 
 _ROOTS = """
@@ -52,7 +52,7 @@ print(main._CONFIG.value.shared)
 """
 
 
-def test_a_config_imports_another_of_its_folder_wherever_it_is_run_from(
+def test_a_config_imports_another_of_its_folder_from_any_working_directory(
     tmp_path: pathlib.Path,
 ) -> None:
     home = tmp_path / "home" / "configs" / "figures"
@@ -106,7 +106,7 @@ except SystemExit as error:
 """
 
 
-def test_what_is_wrong_on_the_command_line_is_said_without_its_secrets(
+def test_messages_about_the_command_line_contain_no_secrets(
     tmp_path: pathlib.Path,
 ) -> None:
     root = pathlib.Path(__file__).parents[1]
@@ -135,7 +135,7 @@ main.main(main.parse_flags(sys.argv)[:1])
 """
 
 
-def test_a_remote_folder_is_one_line_and_makes_none(tmp_path: pathlib.Path) -> None:
+def test_a_remote_folder_is_refused_in_one_line_and_not_created(tmp_path: pathlib.Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _CALLED],
         capture_output=True,
@@ -145,7 +145,9 @@ def test_a_remote_folder_is_one_line_and_makes_none(tmp_path: pathlib.Path) -> N
     )
 
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("remem_jax: gs://bucket/run is no local folder")
+    assert done.stderr.splitlines()[-1].startswith(
+        "remem_jax: gs://bucket/run is not a local folder"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The notebooks of tools/, as a user gets them, and run from top to bottom in small."""
+"""The notebooks of tools/ as they are stored, and run from top to bottom at small sizes."""
 
 import importlib.util
 import json
@@ -21,21 +21,22 @@ from remem_jax import models
 from remem_jax.models import vit
 from remem_jax.report import tables
 from remem_jax.weights import augreg
+from tests import tiny_run
 
 pytestmark = pytest.mark.timeout(900)  # Several whole runs; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "tools" / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-# Compiling is nearly all of the time; what is compiled for one run is there for the next.
+# Compiling takes nearly all of the time; the second run finds what the first one compiled.
 TRAINING = {
     "data.image_size": 16,
     "teacher.steps": (2, 4),
     "teacher.warmup_steps": 1,
-    "teacher.batch_size": 32,
+    "teacher.batch_size": 8,
     "student.steps": 2,
     "student.warmup_steps": 1,
-    "student.batch_size": 32,
+    "student.batch_size": 8,
     "student.learning_rates": (0.1,),
     "student.evaluations": 1,
 }
@@ -60,32 +61,32 @@ INSIDE = {
 
 
 class Executed(NamedTuple):
-    """A notebook that was run.
+    """A notebook that has been run.
 
     Attributes:
-        notebook: With its outputs.
-        folder: That it was told to write to.
+        notebook: The notebook with its outputs.
+        folder: Folder of its results.
     """
 
     notebook: Any
     folder: pathlib.Path
 
     def outputs(self, name: str) -> list[Any]:
-        """What a cell has left, by the name of the cell."""
+        """Returns the outputs of the cell with this name."""
         (cell,) = [cell for cell in self.notebook.cells if cell.id == name]
         return cell.outputs
 
     def printed(self, name: str) -> str:
-        """What a cell has printed."""
+        """Returns the text that a cell has printed."""
         return "".join(one.text for one in self.outputs(name) if one.output_type == "stream")
 
     def shown(self, name: str, kind: str) -> list[str]:
-        """What a cell has displayed of a MIME type."""
+        """Returns what a cell has displayed, of one MIME type."""
         data = [one.data for one in self.outputs(name) if "data" in one]
         return [one[kind] for one in data if kind in one]
 
     def results(self, part: str = "") -> dict[str, Any]:
-        """The results of a run."""
+        """Reads the results of a run."""
         return json.loads((self.folder / part / "results.json").read_text())
 
 
@@ -94,20 +95,20 @@ def read(name: str) -> Any:
 
 
 def settings_of(notebook: Any) -> Any:
-    """The cell that a user changes."""
+    """Returns the cell of settings, which users change."""
     (cell,) = [one for one in notebook.cells if "parameters" in one.metadata.get("tags", ())]
     return cell
 
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder for all notebooks, which share what is compiled."""
+    """Returns a folder for all notebooks, which share compiled programs."""
     return tmp_path_factory.mktemp("notebooks")
 
 
 @pytest.fixture(scope="module")
 def colours(scratch: pathlib.Path) -> pathlib.Path:
-    """A user's images: of each class in its own grey."""
+    """Writes a user's images: each class has its own grey."""
     for number in range(10):
         folder = scratch / "colours" / f"grey_{number}"
         folder.mkdir(parents=True)
@@ -118,7 +119,7 @@ def colours(scratch: pathlib.Path) -> pathlib.Path:
 
 
 def execute(name: str, scratch: pathlib.Path, **settings: Any) -> Executed:
-    """Runs a notebook in a kernel of its own, with settings in place of its own."""
+    """Runs a notebook in a new kernel, with some settings replaced."""
     notebook, folder = read(name), scratch / name
     own = settings_of(notebook)
     settings |= {"FOLDER": str(folder)}
@@ -136,41 +137,49 @@ def execute(name: str, scratch: pathlib.Path, **settings: Any) -> Executed:
     manager = client.create_kernel_manager()
     environment = os.environ | {
         "IPYTHONDIR": str(scratch / "ipython"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiles in two thirds of the time.
         "REMEM_CACHE": str(scratch / "cache"),
     }
-    with tempfile.TemporaryDirectory() as short:  # The paths of sockets must be.
+    with tempfile.TemporaryDirectory() as short:  # Socket paths have a length limit.
         manager.connection_file = str(pathlib.Path(short) / "kernel.json")
-        manager.transport = "ipc"  # No network, of this machine neither.
+        manager.transport = "ipc"  # Needs no network.
         client.execute(env=environment)
     return Executed(notebook, folder)
 
 
 @pytest.fixture(scope="module")
-def distilled(scratch: pathlib.Path, colours: pathlib.Path) -> Executed:
-    """The first notebook, with a user's images."""
-    changes = TRAINING | {"methods": ("scratch", "remem")}
+def training(scratch: pathlib.Path) -> dict[str, Any]:
+    """Settings of a run with a small teacher."""
+    teacher = tiny_run.save_teacher(scratch / "teacher.npz")
+    return TRAINING | {"teacher.variant": "", "teacher.init": str(teacher)}
+
+
+@pytest.fixture(scope="module")
+def distilled(scratch: pathlib.Path, colours: pathlib.Path, training: dict[str, Any]) -> Executed:
+    """Runs the first notebook on a user's images."""
+    changes = training | {"methods": ("scratch", "remem")}
     return execute("distil_your_own_images", scratch, IMAGES=str(colours), CHANGES=changes)
 
 
 @pytest.fixture(scope="module")
-def plane(distilled: Executed, scratch: pathlib.Path, colours: pathlib.Path) -> Executed:
-    """The second one, after the first, which compiles for both."""
+def plane(
+    distilled: Executed, scratch: pathlib.Path, colours: pathlib.Path, training: dict[str, Any]
+) -> Executed:
+    """Runs the second notebook after the first, which compiles for both."""
     del distilled
-    changes = TRAINING | INFORMATION
+    changes = training | INFORMATION
     return execute("information_plane", scratch, IMAGES=str(colours), CHANGES=changes)
 
 
 @pytest.fixture(scope="module")
 def inside(scratch: pathlib.Path) -> Executed:
-    """The third one, with the images that it writes itself, and a user's ViT of two blocks."""
+    """Runs the third notebook on its own images, with a user's ViT of two blocks."""
     model = models.make("vit", variant=vit.Size(8, 16, 2, 2), classes=3)
     augreg.save(scratch / "two_blocks.npz", models.init(model, jax.random.key(0), 16)["params"])
     checkpoint = str(scratch / "two_blocks.npz")
     return execute("inside_the_top_mlps", scratch, CHECKPOINT=checkpoint, CHANGES=INSIDE)
 
 
-# As they are stored.
+# The stored notebooks.
 
 
 def test_there_are_notebooks() -> None:
@@ -199,7 +208,7 @@ def test_the_first_code_has_the_settings_with_an_address_to_fill_in(name: str) -
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What would have been run; none of it is."""
+    """Records the commands that would have been run, and runs none."""
     told: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: told.append(list(command)))
     monkeypatch.setattr(sys, "path", list(sys.path))

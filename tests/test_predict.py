@@ -18,8 +18,9 @@ from scipy import special
 from remem_jax import data, predict
 from remem_jax.checks import SettingError
 from remem_jax.data.images.preprocessing import Preprocessing
-from remem_jax.export import command, description, predictions, predictors, runs
-from remem_jax.export.description import Form
+from remem_jax.export import command, description, inference, predictions, predictors
+from remem_jax.export import images as image_files
+from remem_jax.export.options import Form
 from remem_jax.export.predictors import Predictor
 from remem_jax.storage import results
 from remem_jax.weights import students
@@ -135,8 +136,8 @@ def test_images_are_seen_as_in_the_evaluation_of_a_run(
     expected = special.softmax(drawn.predictor(NAME).predict(seen), axis=-1)
 
     model = predictors.open_any(run)
-    paths = runs.image_paths(tmp_path / "test")
-    found = predict.predict(model, paths, top=len(drawn.CLASSES), batch_size=IMAGES)
+    paths = image_files.image_paths(tmp_path / "test")
+    found = inference.predict(model, paths, top=len(drawn.CLASSES), batch_size=IMAGES)
 
     for top, row in zip(found.top.values(), expected, strict=True):
         for classes, share in top:
@@ -149,7 +150,7 @@ def test_batches_of_any_size_say_the_same(folder: pathlib.Path, batch_size: int)
     sizes: list[int] = []
     paths = sorted(folder.iterdir())
 
-    found = predict.predict(means(sizes), paths, top=3, batch_size=batch_size)
+    found = inference.predict(means(sizes), paths, top=3, batch_size=batch_size)
 
     assert set(sizes) == {min(batch_size, IMAGES)}  # The last one too, or JAX compiles again.
     assert sum(sizes) - IMAGES < batch_size
@@ -193,8 +194,10 @@ def test_folders_patterns_and_files_give_each_image_once(
     pathlib.Path("empty").mkdir()
     pathlib.Path("b/a/up").symlink_to(tmp_path / "b")
 
-    found, empty = predict.find(["b/10.png", "b", "**/*.webp", "./b/2.JPG", "odd[1].x", "none.png"])
-    without, reasons = predict.find(["empty", "*.tif"])
+    found, empty = image_files.find(
+        ["b/10.png", "b", "**/*.webp", "./b/2.JPG", "odd[1].x", "none.png"]
+    )
+    without, reasons = image_files.find(["empty", "*.tif"])
 
     expected = ["b/10.png", "b/2.JPG", "b/a/1.webp", "odd[1].x", "none.png"]
     assert list(map(str, found)) == expected
@@ -208,7 +211,7 @@ def test_a_pattern_may_match_folders(tmp_path: pathlib.Path) -> None:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
 
-    found, _ = predict.find([str(tmp_path / "[ab]")])
+    found, _ = image_files.find([str(tmp_path / "[ab]")])
 
     assert [path.name for path in found] == ["1.png", "2.png"]
 
@@ -217,12 +220,12 @@ def test_what_is_passed_over_in_folders_is_counted(tmp_path: pathlib.Path) -> No
     for name in ("1.heic", "2.tif", "notes.txt", "3.psd", ".hidden.png"):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe.png")
-    skipped_files: Counter[str] = Counter()
+    passed_over: Counter[str] = Counter()
 
-    found, _ = predict.find([str(tmp_path)], skipped_files)
+    found, _ = image_files.find([str(tmp_path)], passed_over)
 
     assert [path.name for path in found] == ["1.heic", "2.tif"]
-    assert skipped_files == {".txt": 1, ".psd": 1, "hidden": 1, "not a regular file": 1}
+    assert passed_over == {".txt": 1, ".psd": 1, "hidden": 1, "not a regular file": 1}
 
 
 def test_what_is_passed_over_is_told(
@@ -233,14 +236,14 @@ def test_what_is_passed_over_is_told(
 
     told(run / "student.onnx", tmp_path)
 
-    assert "remem_jax: 1 file passed over (.txt: 1)\n" in capfd.readouterr().err
+    assert "remem_jax: 1 file skipped (.txt: 1)\n" in capfd.readouterr().err
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
 
     with pytest.raises(SettingError, match="cannot be read: not a regular file"):
-        runs.read_image(tmp_path / "pipe.png", Preprocessing(8))
+        image_files.read_image(tmp_path / "pipe.png", Preprocessing(8))
 
 
 # Bad ones.
@@ -326,9 +329,9 @@ def test_the_reason_of_a_folder_that_may_not_be_listed_is_told(
 
     monkeypatch.setattr(os, "scandir", refused)  # Root may list every folder.
 
-    assert runs.image_paths(tmp_path) == [tmp_path / "closed"]
+    assert image_files.image_paths(tmp_path) == [tmp_path / "closed"]
     with pytest.raises(SettingError, match="closed cannot be read"):
-        runs.read_image(tmp_path / "closed", Preprocessing(8))
+        image_files.read_image(tmp_path / "closed", Preprocessing(8))
 
 
 # Work that ends early.

@@ -283,7 +283,7 @@ def test_a_folder_that_is_none_of_this_machine_is_refused(
     monkeypatch.setattr(sys, "argv", ["prepare_data", "food101", "--dir", "gs://bucket/data"])
 
     assert prepare_data.main() == 1
-    assert "gs://bucket/data is no local folder" in capsys.readouterr().err
+    assert "gs://bucket/data is not a local folder" in capsys.readouterr().err
 
 
 def test_a_typing_error_shows_before_any_work(tmp_path: pathlib.Path, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Secrets: in no text that is written, logged or shown."""
+"""Secrets are in no text that is written, logged or displayed."""
 
 import logging
 import subprocess
@@ -37,7 +37,7 @@ SECRET = "s3cr3t"
         ),
     ],
 )
-def test_no_secret_is_in_a_text_and_the_rest_stays(text: str, expected: str) -> None:
+def test_secrets_are_replaced_and_the_rest_is_unchanged(text: str, expected: str) -> None:
     assert redaction.without_secrets(text) == expected
 
 
@@ -53,20 +53,20 @@ def test_no_secret_is_in_a_text_and_the_rest_stays(text: str, expected: str) -> 
         "file:///folder/of@weights",
     ],
 )
-def test_a_text_without_secrets_stays(text: str) -> None:
+def test_a_text_without_secrets_is_unchanged(text: str) -> None:
     assert redaction.without_secrets(text) == text
 
 
-def test_secrets_are_found_in_nested_settings() -> None:
+def test_secrets_in_nested_settings_are_replaced() -> None:
     config = {
         "base": {"teacher": {"mirror": "https://me:s3cr3t@host/"}},
         "differs": [SECRET],
         "n": 1,
     }
 
-    found = redaction.without_secrets(config)
+    redacted = redaction.without_secrets(config)
 
-    assert found == {
+    assert redacted == {
         "base": {"teacher": {"mirror": "https://***@host/"}},
         "differs": [SECRET],
         "n": 1,
@@ -74,9 +74,9 @@ def test_secrets_are_found_in_nested_settings() -> None:
 
 
 def test_an_error_for_the_user_has_no_secret() -> None:
-    error = checks.SettingError("https://me:s3cr3t@host/x is no local folder.")
+    error = checks.SettingError("https://me:s3cr3t@host/x is not a local folder.")
 
-    assert str(error) == "https://***@host/x is no local folder."
+    assert str(error) == "https://***@host/x is not a local folder."
 
 
 def test_a_log_record_has_no_secret(caplog: pytest.LogCaptureFixture) -> None:
@@ -97,7 +97,7 @@ def test_a_log_record_has_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     assert SECRET not in caplog.text
 
 
-def test_the_traceback_that_ends_a_process_has_no_secret() -> None:
+def test_the_traceback_of_an_uncaught_exception_has_no_secret() -> None:
     code = (
         "from remem_jax import redaction; redaction.guard()\n"
         "raise OSError('https://me:s3' + 'cr3t@host/x')"

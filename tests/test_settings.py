@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from configs import analysis, pretrain, quickstart, remem
 from remem_jax import data, settings
 from remem_jax.checks import SettingError
+from remem_jax.methods import METHODS, SCRATCH
 from remem_jax.models import vit
 from remem_jax.settings import memory as settings_memory
 from remem_jax.settings import values
 from remem_jax.settings.analysis import check as check_analysis
-from remem_jax.train import objectives
+from remem_jax.train import student_losses
 
 
 @pytest.fixture
@@ -314,23 +315,23 @@ def test_a_pretraining_may_have_no_probe() -> None:
     settings.check_pretrain(config)
 
 
-@pytest.mark.parametrize("method", settings.METHODS)
-def test_a_method_changes_settings_of_the_teacher_that_there_are(method: str) -> None:
-    changed = settings.METHODS[method] or {}
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_changes_settings_that_the_teacher_has(method: str) -> None:
+    assert METHODS[method].fixed.keys() <= set(remem.get_config().teacher)
 
-    assert changed.keys() <= set(remem.get_config().teacher)
+
+def test_scratch_is_the_only_method_without_a_teacher() -> None:
+    assert [name for name, method in METHODS.items() if not method.has_teacher] == [SCRATCH]
 
 
 @pytest.mark.parametrize(
     ("method", "rho", "mlp_weight"),
     [("finetune", 0.0, 1.0), ("sam", 0.05, 1.0), ("reweight", 0.0, 0.8), ("remem", 0.05, 0.8)],
 )
-def test_methods_are_the_four_ways_to_have_sam_and_re_weighting(
-    method: str, rho: float, mlp_weight: float
-) -> None:
+def test_methods_combine_sam_and_re_weighting(method: str, rho: float, mlp_weight: float) -> None:
     teacher = quickstart.get_config().teacher.to_dict()
 
-    teacher |= settings.METHODS[method] or {}
+    teacher |= METHODS[method].fixed
 
     assert (teacher["rho"], teacher["mlp_weight"]) == (rho, mlp_weight)
 
@@ -441,7 +442,7 @@ def test_a_weight_that_leaves_nothing_to_learn_is_refused(
 def test_every_loss_can_be_had_with_hard_labels_and_without(
     config: ConfigDict, hard_labels: bool
 ) -> None:
-    config.student.losses = tuple(objectives.STUDENT_LOSSES)
+    config.student.losses = tuple(student_losses.LOSSES)
     config.student.hard_labels = hard_labels
 
     settings.check_remem(config)

@@ -1,4 +1,4 @@
-"""When a signal ends a run: after its step, soon where none ends, always at the second one."""
+"""A signal stops a run after its step, or soon if no step ends; a second one always stops it."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ NUMBER = int(signal.SIGTERM)
 
 @pytest.fixture(autouse=True)
 def state(monkeypatch: pytest.MonkeyPatch) -> signals._State:
-    """Nothing has come, and no patience: what takes seconds takes a few hundredths of them."""
+    """A fresh state, with timeouts of a few hundredths of a second."""
     fresh = signals._State()
     monkeypatch.setattr(signals, "_state", fresh)
     monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0.05)
@@ -25,7 +25,7 @@ def state(monkeypatch: pytest.MonkeyPatch) -> signals._State:
 
 
 def _watch(*coming: float, interrupt: Any = lambda number: None) -> list[int]:
-    """Exit codes of a process that gets signals after so many seconds each, and then no more."""
+    """Runs `_watch` with signals after these seconds each; returns the process's exit codes."""
     ended: list[int] = []
     seconds: Iterator[float] = iter(coming)
     begin = time.monotonic()
@@ -43,23 +43,23 @@ def _watch(*coming: float, interrupt: Any = lambda number: None) -> list[int]:
     return ended
 
 
-def test_outside_of_a_run_a_signal_ends_it_at_once() -> None:
+def test_outside_of_a_run_a_signal_interrupts_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
-        signals._hear(NUMBER, None)
+        signals._handle(NUMBER, None)
 
 
 @pytest.mark.parametrize("doing", [signals.running, signals.steps])
-def test_in_a_run_the_first_signal_is_noted_and_the_second_ends_it(doing: Any) -> None:
+def test_in_a_run_the_first_signal_requests_a_stop_and_the_second_interrupts(doing: Any) -> None:
     with signals.running(), doing():
-        signals._hear(NUMBER, None)
-        noted = signals.asked()
+        signals._handle(NUMBER, None)
+        requested = signals.stop_requested()
         with pytest.raises(KeyboardInterrupt):
-            signals._hear(NUMBER, None)
+            signals._handle(NUMBER, None)
 
-    assert noted
+    assert requested
 
 
-def test_a_run_that_does_not_hear_is_ended_where_no_step_is_lost() -> None:
+def test_a_process_that_ignores_a_signal_is_ended_if_no_step_is_lost() -> None:
     assert _watch(0) == [NUMBER]
 
 
@@ -67,8 +67,8 @@ def test_a_run_that_takes_no_step_is_interrupted(state: signals._State) -> None:
     interrupted = []
 
     def interrupt(number: int) -> None:
-        interrupted.append(state.over)
-        state.obeyed = True
+        interrupted.append(state.timed_out)
+        state.stopping = True
         raise InterruptedError
 
     with signals.running(), pytest.raises(InterruptedError):
@@ -86,14 +86,14 @@ from remem_jax import signals
 
 signals.GRACE_SECONDS = 0.2
 signals.listen("last words")
-with signals.running(), signals.steps() as ended:
-    ended()
+with signals.running(), signals.steps() as step_ended:
+    step_ended()
     print("listening", flush=True)
-    np.broadcast_to(np.float32(0), 10**13).sum()  # Hears nothing for hours.
+    np.broadcast_to(np.float32(0), 10**13).sum()  # Handles no signal for hours.
 """
 
 
-def test_a_second_signal_ends_a_process_also_in_a_long_call() -> None:
+def test_a_second_signal_ends_a_process_during_a_long_call() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _CHILD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
@@ -103,7 +103,7 @@ def test_a_second_signal_ends_a_process_also_in_a_long_call() -> None:
         time.sleep(0.5)
         still = child.poll()
         child.send_signal(signal.SIGTERM)
-        told = child.communicate(timeout=20)[1]
+        stderr = child.communicate(timeout=20)[1]
 
     assert (still, child.returncode) == (None, 128 + NUMBER)
-    assert told.splitlines()[-1] == "last words"
+    assert stderr.splitlines()[-1] == "last words"

@@ -88,12 +88,12 @@ class Bench:
     def energies(self) -> Any:
         """Expertness's function of variables and batch."""
         layers = range(self.model.size.depth)
-        look = activations.make_look(self.model, layers)
+        capture = activations.make_capture(self.model, layers)
 
-        def reduce(seen: activations.Seen) -> dict[int, jax.Array]:
-            return {layer: expertness.energy(seen.activations[layer]) for layer in layers}
+        def reduce(captured: activations.Captured) -> dict[int, jax.Array]:
+            return {layer: expertness.energy(captured.hidden[layer]) for layer in layers}
 
-        return jax.jit(activations.make_reduction(look, self.transform, reduce))
+        return jax.jit(activations.make_reduction(capture, self.transform, reduce))
 
 
 def top(bench: Bench, arguments: argparse.Namespace) -> None:

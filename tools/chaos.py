@@ -36,7 +36,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
-from remem_jax import mesh
+from remem_jax import distributed
 from remem_jax.storage import checksums
 
 SETTINGS = """
@@ -53,7 +53,7 @@ LEFT = (".partial", ".saving", ".old", ".orbax-checkpoint-tmp")
 Process = subprocess.Popen[str]
 SAME = ("methods", "teachers", "students", "data", "models")  # Of results.json.
 # After a strike, for all processes: they may compile, or wait for one that never joined them.
-LEAVE_SECONDS = mesh.JOIN_SECONDS + 150.0
+LEAVE_SECONDS = distributed.JOIN_SECONDS + 150.0
 FINISH_SECONDS = 3600.0
 
 

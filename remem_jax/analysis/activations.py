@@ -1,7 +1,7 @@
-"""A ViT looked into: activations of its MLPs, its residual stream, and what its head sees.
+"""Captures a ViT's intermediate values: MLP activations, residual stream and the head's input.
 
-Calls of the model's own modules are intercepted, so any ViT can be looked into: neither its
-parameters nor its outputs change.
+Flax intercepts the calls of the model's modules, so this works for any ViT and changes neither its
+parameters nor its outputs.
 """
 
 import itertools
@@ -18,45 +18,47 @@ from remem_jax.checks import require
 from remem_jax.models import encoder, vit
 from remem_jax.records import Batch, Params, Transform, Variables
 
-_OUTPUT = ("MlpBlock_3", "Dense_1")  # Takes the activations of a block's MLP.
+_OUTPUT = ("MlpBlock_3", "Dense_1")  # Its input is the MLP's hidden layer.
 
 
-class Seen(NamedTuple):
-    """What was seen of a batch; blocks are counted from 0, the bottom.
+class Captured(NamedTuple):
+    """Intermediate values of a batch, by block. Block 0 is the first.
 
     Attributes:
-        activations: Of the MLP's hidden layer, after its non-linearity; by block.
-        streams: The tokens that leave a block; by block.
-        embedding: What the head sees: of a model with such a pool, [CLS] after the last norm.
+        hidden: The MLP's hidden layer, after the non-linearity.
+        tokens: The block's output.
+        embedding: The head's input; with pool "cls", this is [CLS] after the last norm.
     """
 
-    activations: Mapping[int, Float[Array, "batch token neuron"]]
-    streams: Mapping[int, Float[Array, "batch token feature"]]
+    hidden: Mapping[int, Float[Array, "batch token neuron"]]
+    tokens: Mapping[int, Float[Array, "batch token feature"]]
     embedding: Float[Array, "batch embedding"]
 
 
-Look = Callable[[Variables, Array], Seen]
-# (variables, batch) -> a tree of arrays whose first axis is that of the batch.
+Capture = Callable[[Variables, Array], Captured]
+# (variables, batch) -> a tree of arrays whose first axis is the batch axis.
 Reduction = Callable[[Variables, Batch], Any]
 
 
 def require_layers(model: vit.VisionTransformer, layers: Sequence[int]) -> None:
-    """Raises `ValueError` unless there are such blocks, and each has an MLP."""
+    """Raises `ValueError` unless all these blocks exist and have an MLP."""
     count = model.size.depth - model.pruned_mlp
     wrong = [layer for layer in layers if not 0 <= layer < count]
-    require(not wrong, f"layers must be among the {count} that have an MLP, from 0; got {wrong}.")
+    require(
+        not wrong, f"layers must be from 0 to {count - 1}, the blocks with an MLP; got {wrong}."
+    )
 
 
-def make_look(model: vit.VisionTransformer, layers: Sequence[int]) -> Look:
-    """Builds the function that sees what a model makes of images.
+def make_capture(model: vit.VisionTransformer, layers: Sequence[int]) -> Capture:
+    """Builds the function that captures a model's intermediate values.
 
     Args:
-        model: Any ViT, in evaluation mode. Its blocks are unrolled, to tell them apart.
-        layers: Blocks to look into, from 0.
+        model: Any ViT, in evaluation mode. Its blocks are unrolled to distinguish them.
+        layers: Indices of the blocks to capture, from 0.
 
     Returns:
-        A pure function from variables and float images to what is seen. The caller wraps it in
-        `jax.jit`, and before that in `tuning.Tuning.wrap` if the model is tuned.
+        A pure function from variables and float images to the captured values. The caller wraps it
+        in `jax.jit`, and before that in `tuning.Tuning.wrap` if the model has adapters or LoRA.
 
     Raises:
         ValueError: If there is no such block, or it has no MLP.
@@ -64,64 +66,64 @@ def make_look(model: vit.VisionTransformer, layers: Sequence[int]) -> Look:
     require_layers(model, layers)
     unrolled = model.clone(scan=False, rematerialise="nothing")
 
-    def look(variables: Variables, images: Array) -> Seen:
-        activations: dict[int, Array] = {}
-        streams: dict[int, Array] = {}
-        # What is pruned is pruned from the top, so that the calls count the blocks.
+    def capture(variables: Variables, images: Array) -> Captured:
+        hidden: dict[int, Array] = {}
+        tokens: dict[int, Array] = {}
+        # Pruning removes the last blocks, so the number of calls so far is the block's index.
         mlps, blocks = itertools.count(), itertools.count()
 
-        def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             out = call(*args, **kwargs)
             if context.method_name != "__call__":
                 return out
             if context.module.path[-2:] == _OUTPUT and (layer := next(mlps)) in layers:
-                activations[layer] = args[0]
+                hidden[layer] = args[0]
             elif isinstance(context.module, encoder.EncoderBlock):
                 layer = next(blocks)
                 if layer in layers:
-                    streams[layer] = out
+                    tokens[layer] = out
             return out
 
-        with nn.intercept_methods(note):
+        with nn.intercept_methods(intercept):
             embedding: Any = unrolled.apply(variables, images, method="pre_logits")
-        return Seen(activations, streams, embedding)
+        return Captured(hidden, tokens, embedding)
 
-    return look
+    return capture
 
 
 def make_rest(
     model: vit.VisionTransformer, variables: Variables, layer: int
 ) -> Callable[[Float[Array, "batch token feature"]], Float[Array, "batch embedding"]]:
-    """Builds the rest of a network: from the tokens that leave a block to what the head sees.
+    """Builds the function from a block's output to the head's input.
 
     Args:
         model: Any ViT, in evaluation mode, without adapters.
-        variables: Of the model.
-        layer: The block that the tokens leave.
+        variables: Variables of the model.
+        layer: Index of the block, from 0.
     """
     above = model.size.depth - layer - 1
     rest = model.clone(
         size=model.size._replace(depth=above),
-        positions="sincos2d",  # Has no parameters; the tokens have their positions already.
+        positions="sincos2d",  # Without parameters and unused: the tokens have their positions.
         pruned_mlp=min(model.pruned_mlp, above),
         pruned_attention=min(model.pruned_attention, above),
     )
-    own = {**variables, "params": _above(variables["params"], layer, model.size.depth)}
+    remaining = {**variables, "params": _above(variables["params"], layer, model.size.depth)}
 
     def embedding(tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch embedding"]:
         def enter(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             return tokens if context.method_name == "_tokens" else call(*args, **kwargs)
 
-        unseen = jnp.zeros((tokens.shape[0], model.size.pixels, model.size.pixels, 3))
+        unused = jnp.zeros((tokens.shape[0], model.size.pixels, model.size.pixels, 3))
         with nn.intercept_methods(enter):
-            found: Any = rest.apply(own, unseen, method="pre_logits")
-        return found
+            outputs: Any = rest.apply(remaining, unused, method="pre_logits")
+        return outputs
 
     return embedding
 
 
 def _above(params: Params, layer: int, depth: int) -> Params:
-    """Parameters of a ViT without its blocks up to `layer`; stacked, if they can be."""
+    """Returns the parameters without the blocks up to `layer`, stacked if possible."""
     transformer = encoder.unstack(params)["Transformer"]
     names = {f"{encoder.STACK}_{i}": f"{encoder.STACK}_{i - layer - 1}" for i in range(depth)}
     kept = {name: tree for name, tree in transformer.items() if name not in names}
@@ -130,50 +132,52 @@ def _above(params: Params, layer: int, depth: int) -> Params:
     return encoder.stack({**params, "Transformer": kept})
 
 
-def make_reduction(look: Look, transform: Transform, reduce: Callable[[Seen], Any]) -> Reduction:
-    """Builds the function from variables and a batch to what is kept of it.
+def make_reduction(
+    capture: Capture, transform: Transform, reduce: Callable[[Captured], Any]
+) -> Reduction:
+    """Builds the function that captures and reduces the intermediate values of a batch.
 
     Args:
-        look: From `make_look`.
-        transform: The transform of evaluation.
-        reduce: From what is seen to a tree of arrays with a row for each example.
+        capture: The result of `make_capture`.
+        transform: The evaluation transform.
+        reduce: Maps captured values to a tree of arrays with one row per example.
 
     Returns:
         A pure function. The caller wraps it in `jax.jit`.
     """
 
     def reduction(variables: Variables, batch: Batch) -> Any:
-        return reduce(look(variables, transform(jax.random.key(0), batch.image)))
+        return reduce(capture(variables, transform(jax.random.key(0), batch.image)))
 
     return reduction
 
 
 def rows(reduction: Reduction, variables: Variables, batches: Iterable[Batch]) -> Any:
-    """What is kept of every example, as NumPy arrays; activations of one batch live at a time.
+    """Applies a reduction to all examples, holding the activations of one batch at a time.
 
     Args:
-        reduction: From `make_reduction`, jitted.
-        variables: Of the model.
-        batches: All examples once, such as `DataLoader.evaluation` gives; masked ones are left out.
+        reduction: The jitted result of `make_reduction`.
+        variables: Variables of the model.
+        batches: Each example once, as from `DataLoader.evaluation`. Masked examples are dropped.
 
     Returns:
-        The tree of the reduction, with a row for each example, in their order.
+        The tree of the reduction as NumPy arrays, with one row per example, in their order.
 
     Raises:
         ValueError: If there are no batches.
     """
-    found: list[list[np.ndarray]] = []
+    columns: list[list[np.ndarray]] = []
     structure = None
     for batch in batches:
         kept, mask = jax.device_get((reduction(variables, batch), batch.mask))
         leaves, structure = jax.tree.flatten(kept)
-        found = found or [[] for _ in leaves]
-        for parts, values in zip(found, leaves, strict=True):
-            parts.append(values[mask])
+        columns = columns or [[] for _ in leaves]
+        for column, values in zip(columns, leaves, strict=True):
+            column.append(values[mask])
     if structure is None:
-        raise ValueError("There is nothing to look at: no batch came.")
+        raise ValueError("There are no batches.")
     whole = []
-    for parts in found:  # One after another, so that little is there twice.
-        whole.append(np.concatenate(parts))
-        parts.clear()
+    for column in columns:  # One at a time, so that only one is in memory twice.
+        whole.append(np.concatenate(column))
+        column.clear()
     return jax.tree.unflatten(structure, whole)

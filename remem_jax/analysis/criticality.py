@@ -1,4 +1,4 @@
-"""How much what the head sees depends on single neurons of an MLP (ReMem, Appendix C.2).
+"""Measures how much the head's input depends on single MLP neurons (ReMem, Appendix C.2).
 
 Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, Appendix C.2.
 """
@@ -21,13 +21,13 @@ Influence = Callable[[Variables, Batch], Float[Array, "batch neuron"]]
 
 
 class Criticality(NamedTuple):
-    """The examples whose embeddings each neuron changes most; the first of them is critical.
+    """The examples whose embeddings each neuron changes most.
 
     Attributes:
-        value: Relative changes of an embedding when the neuron is set to zero, largest first; the
-            first is the neuron's criticality. -1 where there were fewer examples.
-        example: Which example's that is, by its place among all; the first of equal ones.
-        examples: How many there were.
+        value: Relative changes of the embedding when the neuron is set to zero, in descending
+            order. The first is the neuron's criticality. -1 if there were fewer examples.
+        example: Index of the example of each value; among equal values, the first example.
+        examples: Number of examples so far.
     """
 
     value: Float[np.ndarray, "rank neuron"]
@@ -38,46 +38,46 @@ class Criticality(NamedTuple):
 def make_influence(
     model: vit.VisionTransformer, transform: Transform, *, layer: int, chunk: int
 ) -> Influence:
-    """Builds the function that gives ||c - c(-j)|| / ||c|| for each example and neuron j.
+    """Builds the function that returns ||c - c(-j)|| / ||c|| for each example and neuron j.
 
-    c is what the head sees: [CLS] after the last norm, or what stands in for it in a model of
-    another pool. c(-j) is the same with the neuron's activation set to zero at all tokens. This
-    takes mlp_weight * activation * output weights from the tokens that leave the block, rank one;
-    from there the rest of the network runs, for a chunk of neurons at a time. Where no block
-    above attends, the rest of [CLS] is a norm of one token. All is computed in float32, whatever
-    the model's type: the influence of one neuron is less than what bfloat16 rounds.
+    c is the head's input: [CLS] after the last norm, or the output of another pool. c(-j) is the
+    same with the neuron's activation set to zero at all tokens. This subtracts the rank-one product
+    mlp_weight * activation * output weights from the block's output. From there the rest of the
+    network runs, for a chunk of neurons at a time. If no later block has attention, only the [CLS]
+    token is needed. Everything is computed in float32, because rounding to bfloat16 is larger than
+    the influence of one neuron.
 
     Args:
         model: The ViT, in evaluation mode, without adapters.
-        transform: The transform of evaluation.
-        layer: Block whose MLP has the neurons, from 0.
-        chunk: Neurons at a time. Memory grows with the batch times this: the blocks above see as
-            many images at once.
+        transform: The evaluation transform.
+        layer: Index of the block with the neurons, from 0.
+        chunk: Number of neurons at a time. Memory grows with batch size times chunk, the number of
+            images that pass through the later blocks at once.
 
     Returns:
         A pure function. The caller wraps it in `jax.jit`, and before that in `tuning.Tuning.wrap`
         if the model is tuned by LoRA.
 
     Raises:
-        ValueError: If there is no such block, it has no MLP, or `chunk` is below 1; from the
-            function, if the parameters hold adapters.
+        ValueError: If there is no such block, it has no MLP, or `chunk` is below 1. The returned
+            function raises it if the parameters contain adapters.
     """
     at_least("chunk", chunk, 1)
     model = model.clone(dtype="float32")
-    look = activations.make_look(model, [layer])
+    capture = activations.make_capture(model, [layer])
     attending = model.size.depth - model.pruned_attention
     only_cls = model.pool == "cls" and layer + 1 >= attending
 
     def influence(variables: Variables, batch: Batch) -> Float[Array, "batch neuron"]:
-        # By default a GPU multiplies float32 with the digits of half of it.
+        # By default, GPUs multiply float32 matrices in lower precision.
         with jax.default_matmul_precision("float32"):
             kernel = _output_kernel(variables, layer)
-            seen = look(variables, transform(jax.random.key(0), batch.image))
-            stream, hidden = seen.streams[layer], seen.activations[layer]
+            captured = capture(variables, transform(jax.random.key(0), batch.image))
+            tokens, hidden = captured.tokens[layer], captured.hidden[layer]
             if only_cls:
-                stream, hidden = stream[:, :1], hidden[:, :1]
+                tokens, hidden = tokens[:, :1], hidden[:, :1]
             rest = activations.make_rest(model, variables, layer)
-            return _changes(rest, stream, hidden, model.mlp_weight * kernel, chunk)
+            return _changes(rest, tokens, hidden, model.mlp_weight * kernel, chunk)
 
     return influence
 
@@ -85,43 +85,43 @@ def make_influence(
 def _output_kernel(variables: Variables, layer: int) -> Float[Array, "neuron feature"]:
     blocks = encoder.unstack(variables["params"])["Transformer"]
     mlp = blocks[f"{encoder.STACK}_{layer}"]["MlpBlock_3"]
-    require(adapter.NAME not in mlp, "Criticality is not defined here for a ViT with adapters.")
+    require(adapter.NAME not in mlp, "Criticality is not implemented for a ViT with adapters.")
     return jnp.asarray(mlp["Dense_1"]["kernel"])
 
 
 def _changes(
     rest: Callable[[Array], Array],
-    stream: Float[Array, "batch token feature"],
+    tokens: Float[Array, "batch token feature"],
     hidden: Float[Array, "batch token neuron"],
     kernel: Float[Array, "neuron feature"],
     chunk: int,
 ) -> Float[Array, "batch neuron"]:
-    """Relative change of the rest's result when one neuron's part is taken from the stream."""
-    embedding = rest(stream)
+    """Returns the relative changes of the embedding when one neuron's output is subtracted."""
+    embedding = rest(tokens)
     neurons, fill = len(kernel), -len(kernel) % chunk
 
-    def chunked(values: Float[Array, "neuron ..."]) -> Float[Array, "part chunk ..."]:
+    def chunked(values: Float[Array, "neuron ..."]) -> Float[Array, "chunks chunk ..."]:
         filled = jnp.pad(values, [(0, fill)] + [(0, 0)] * (values.ndim - 1))
         return filled.reshape(-1, chunk, *values.shape[1:])
 
-    def change(part: tuple[Array, Array]) -> Float[Array, "chunk batch"]:
-        own_hidden, own_kernel = part
-        removed = own_hidden[..., None] * own_kernel[:, None, None]
-        changed = rest((stream[None] - removed).reshape(-1, *stream.shape[1:]))
+    def change(inputs: tuple[Array, Array]) -> Float[Array, "chunk batch"]:
+        hidden, kernel = inputs
+        removed = hidden[..., None] * kernel[:, None, None]
+        changed = rest((tokens[None] - removed).reshape(-1, *tokens.shape[1:]))
         difference = changed.reshape(chunk, *embedding.shape) - embedding[None]
         return jnp.linalg.norm(difference, axis=-1)
 
-    parts = (chunked(jnp.moveaxis(hidden, -1, 0)), chunked(kernel))
-    changes = jax.lax.map(change, parts).reshape(-1, len(stream))[:neurons]
+    chunks = (chunked(jnp.moveaxis(hidden, -1, 0)), chunked(kernel))
+    changes = jax.lax.map(change, chunks).reshape(-1, len(tokens))[:neurons]
     return changes.T / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
 
 
-def none_seen(neurons: int, *, ranks: int) -> Criticality:
-    """The criticality before any example was seen.
+def empty(neurons: int, *, ranks: int) -> Criticality:
+    """Returns the criticality of no examples.
 
     Args:
-        neurons: Of the block.
-        ranks: How many examples are kept of each neuron.
+        neurons: Number of neurons in the block.
+        ranks: Number of examples to keep per neuron.
     """
     at_least("ranks", ranks, 1)
     shape = ranks, neurons
@@ -133,21 +133,21 @@ def add(
     changes: Float[np.ndarray, "batch neuron"],
     mask: Bool[np.ndarray, " batch"],
 ) -> Criticality:
-    """The criticality with a further batch.
+    """Adds a batch to a criticality.
 
     Args:
-        before: Of the batches before.
-        changes: What an `Influence` found.
-        mask: False where an example only fills up the batch.
+        before: The criticality of the earlier batches.
+        changes: The output of an `Influence`.
+        mask: False for examples that only pad the batch.
 
     Raises:
         ValueError: If an influence is not finite.
     """
     changes = changes[mask]
-    require(bool(np.all(np.isfinite(changes))), "The model gives embeddings of NaN or zero.")
-    places = np.arange(len(changes))[:, None] + before.examples
+    require(bool(np.all(np.isfinite(changes))), "The model's embeddings are NaN or zero.")
+    indices = np.arange(len(changes))[:, None] + before.examples
     values = np.concatenate([before.value, changes])
-    examples = np.concatenate([before.example, np.broadcast_to(places, changes.shape)])
+    examples = np.concatenate([before.example, np.broadcast_to(indices, changes.shape)])
     order = np.argsort(-values, axis=0, kind="stable")[: len(before.value)]
     return Criticality(
         np.take_along_axis(values, order, axis=0),
@@ -163,18 +163,17 @@ def criticality(
     *,
     ranks: int,
     before: Criticality | None = None,
-    seen: Callable[[Criticality], None] = lambda now: None,
+    on_batch: Callable[[Criticality], None] = lambda current: None,
 ) -> Criticality:
-    """The influence of each neuron of a block on the examples that it changes most.
+    """Computes the criticality of all neurons of a block.
 
     Args:
-        influence: From `make_influence`, jitted.
-        variables: Of the model.
-        batches: All examples once, such as `DataLoader.evaluation` gives; masked ones do not count.
-        ranks: How many examples are kept of each neuron.
-        before: What was found of examples that are not among these; the first of `batches`
-            comes after them.
-        seen: Called after every batch with what was found so far.
+        influence: The jitted result of `make_influence`.
+        variables: Variables of the model.
+        batches: Each example once, as from `DataLoader.evaluation`. Masked examples are ignored.
+        ranks: Number of examples to keep per neuron.
+        before: The criticality of earlier examples, which are not in `batches`.
+        on_batch: Called after every batch with the criticality so far.
 
     Raises:
         ValueError: If there are no examples, or an influence is not finite.
@@ -182,8 +181,8 @@ def criticality(
     found = before
     for batch in batches:
         changes, mask = jax.device_get((influence(variables, batch), batch.mask))
-        found = add(found or none_seen(changes.shape[1], ranks=ranks), changes, mask)
-        seen(found)
+        found = add(found or empty(changes.shape[1], ranks=ranks), changes, mask)
+        on_batch(found)
     if found is None or found.examples == 0:
-        raise ValueError("There is nothing to look at: no batch holds an example.")
+        raise ValueError("The batches contain no examples.")
     return found

@@ -1,7 +1,7 @@
-"""How far an MLP is a mixture of experts (ReMem, Definition 5.3), and how sparse it is.
+"""Measures how much an MLP resembles a mixture of experts (ReMem, Definition 5.3); its sparsity.
 
-Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, Section 5.1; the clusters are those of
-Dhillon 2001, https://doi.org/10.1145/502512.502550.
+Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, Section 5.1. The co-clustering is that
+of Dhillon 2001, https://doi.org/10.1145/502512.502550.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from remem_jax import random_streams
 from remem_jax.checks import at_least, require
 
-UNUSED = -1  # The cluster of what has no energy, which can be put anywhere.
+UNUSED = -1  # Cluster of inputs and neurons without energy.
 
 Energies = Float[np.ndarray, "input neuron"]
 
@@ -23,9 +23,9 @@ class Partition(NamedTuple):
     """Inputs and neurons in paired clusters.
 
     Attributes:
-        share: Of the energy that lies inside the pairs, from 0 to 1.
-        inputs: Cluster of each input, from 0; `UNUSED` where it activates nothing.
-        neurons: The same of each neuron; `UNUSED` where nothing activates it.
+        share: Share of the energy inside the pairs, from 0 to 1.
+        inputs: Cluster of each input, from 0; `UNUSED` if it activates no neuron.
+        neurons: Cluster of each neuron, from 0; `UNUSED` if no input activates it.
     """
 
     share: float
@@ -34,11 +34,11 @@ class Partition(NamedTuple):
 
 
 class Null(NamedTuple):
-    """Expertness of neurons that know nothing of each other.
+    """Expertness of independent neurons, the null hypothesis.
 
     Attributes:
-        mean: Over the shuffles.
-        deviation: Standard deviation of one shuffle, not of the mean; 0 of a single one.
+        mean: Mean over the shuffles.
+        deviation: Standard deviation of one shuffle, not of the mean; 0 if there is only one.
     """
 
     mean: float
@@ -46,24 +46,24 @@ class Null(NamedTuple):
 
 
 def energy(activations: Float[Array, "batch token neuron"]) -> Float[Array, "batch neuron"]:
-    """Squared norm of each input's activation of each neuron, over its tokens."""
+    """Returns the squared norm of each neuron's activations over the tokens of an input."""
     return jnp.sum(jnp.square(activations.astype(jnp.float32)), axis=1)
 
 
 def sparsity(
     activations: Float[Array, "batch token neuron"], *, threshold: float
 ) -> Float[Array, " batch"]:
-    """Share of an input's activations that are small beside their mean, from 0 to 1.
+    """Returns the share of each input's activations that are small, from 0 to 1.
 
-    An activation is small if |a| <= threshold * mean |a|, the mean being that of all tokens and
-    neurons of the same input. A GELU that is off is seldom exactly zero (it comes back to zero
-    from -0.17 as its argument falls), so it needs a threshold: 0.1 calls those off that are below
-    a tenth of the mean. With 0, only exact zeros are small, as Li et al. count them behind a
-    ReLU. Neither depends on the scale of the activations.
+    An activation is small if |a| <= threshold * mean |a|, with the mean over all tokens and neurons
+    of the same input. The output of an inactive GELU is seldom exactly zero (its minimum is -0.17),
+    so it needs a threshold: with 0.1, activations below a tenth of the mean are small. With 0, only
+    exact zeros are, as Li et al. count them after a ReLU. Neither depends on the scale of the
+    activations.
 
     Args:
-        activations: After the non-linearity.
-        threshold: In units of the mean; at least 0.
+        activations: Activations after the non-linearity.
+        threshold: Threshold relative to the mean; at least 0.
 
     Raises:
         ValueError: If the threshold is negative.
@@ -79,50 +79,50 @@ def sparsity(
 def share(
     energies: Energies, inputs: Int[np.ndarray, " input"], neurons: Int[np.ndarray, " neuron"]
 ) -> float:
-    """Share of the energy inside pairs of clusters: sum_k cut(U_k, V_k) / cut(U, V).
+    """Returns the share of the energy inside pairs of clusters: sum_k cut(U_k, V_k) / cut(U, V).
 
-    Source: Definition 5.3, Eq. 5, for given clusters. Differs from the paper: it is divided by
-    the energy of all pairs, so that it lies between 0 and 1.
+    Source: Definition 5.3, Eq. 5, for given clusters. Differs from the paper: the sum is divided by
+    the total energy, so that the share lies between 0 and 1.
     """
     wide = energies.astype(np.float64)
     return float(np.sum(wide, where=inputs[:, None] == neurons[None]) / np.sum(wide))
 
 
 def expertness(energies: Energies, *, clusters: int, seed: int) -> Partition:
-    """The partition into paired clusters that keeps the most energy inside, as far as it is found.
+    """Partitions inputs and neurons into paired clusters with much of the energy inside the pairs.
 
-    The best partition is hard to find, and the trivial one, of all in one pair, is no expert's.
-    As in the paper the clusters are those of spectral co-clustering, which minimises a cut that
-    is normalised by the sizes of the clusters: the share is that of these clusters, and at most
-    the largest there is. It does not depend on the scale of the energies. Inputs and neurons
-    without energy are left out, for they would be divided by.
+    Finding the best partition is infeasible. As in the paper, the clusters come from spectral
+    co-clustering, which minimises a cut that is normalised by the sizes of the clusters (without
+    this, a single pair of everything would be optimal). The share is therefore a lower bound on the
+    largest one. It does not depend on the scale of the energies. Inputs and neurons without energy
+    are left out, because the normalisation would divide by zero.
 
-    The clusters are a function of the energies and the seed, which is that of the randomised
-    singular vectors and of the ten starts of k-means; with another version of scikit-learn, or
-    number of threads, an input between two clusters may change sides.
+    The clusters are a function of the energies and the seed, which is used for the randomised
+    singular vectors and the ten starts of k-means. With another version of scikit-learn or number
+    of threads, an input between two clusters may change to the other.
 
     Args:
-        energies: From `energy`, of all inputs.
-        clusters: Number of pairs; the paper takes that of the classes.
-        seed: See above.
+        energies: The output of `energy`, for all inputs.
+        clusters: Number of pairs. The paper uses the number of classes.
+        seed: Random seed; see above.
 
     Raises:
-        ValueError: If energies are negative or not finite, or there are fewer inputs or neurons
-            with an energy than clusters, or less than two clusters.
+        ValueError: If energies are negative or not finite, if there are fewer inputs or neurons
+            with energy than clusters, or if `clusters` is below 2.
 
     Source: Definition 5.3, Eq. 5; Dhillon 2001 by scikit-learn's `SpectralCoclustering`.
     """
-    from sklearn import cluster  # Takes a second to import.
+    from sklearn import cluster  # Imported here because it takes long.
 
     require(
         bool(np.all(np.isfinite(energies)) and np.all(energies >= 0)),
-        "energies must be finite and at least 0; does the model give NaN?",
+        "energies must be finite and at least 0; are the model's outputs NaN?",
     )
     used = [np.flatnonzero(np.sum(energies, axis=axis, dtype=np.float64) > 0) for axis in (1, 0)]
     for name, found in zip(("inputs", "neurons"), used, strict=True):
         require(
             2 <= clusters <= len(found),
-            f"clusters must be from 2 to the {len(found)} {name} with an energy, got {clusters}.",
+            f"clusters must be from 2 to {len(found)}, the {name} with energy; got {clusters}.",
         )
     kept = energies[np.ix_(*used)].astype(np.float64)
     model = cluster.SpectralCoclustering(n_clusters=clusters, random_state=seed)
@@ -133,18 +133,18 @@ def expertness(energies: Energies, *, clusters: int, seed: int) -> Partition:
 
 
 def null(energies: Energies, *, clusters: int, seeds: Sequence[int]) -> Null:
-    """Expertness where the inputs of each neuron are shuffled: what is found in pure chance.
+    """Computes the expertness that chance alone gives, by shuffling the inputs of each neuron.
 
-    Each neuron keeps its energies, and with them how sparse it is; which neurons are active
-    together is lost.
+    Each neuron keeps its energies, and so its sparsity; which neurons are active together becomes
+    random.
 
     Args:
-        energies: As for `expertness`.
-        clusters: The same.
-        seeds: One for each shuffle, which is also that of its clusters.
+        energies: As in `expertness`.
+        clusters: As in `expertness`.
+        seeds: One seed per shuffle, also used for its clusters.
 
     Raises:
-        ValueError: As `expertness`, or if there are no seeds.
+        ValueError: As in `expertness`, or if there are no seeds.
     """
     require(len(seeds) > 0, "seeds must hold at least one value.")
     shares = [

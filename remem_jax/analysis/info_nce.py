@@ -1,9 +1,9 @@
-"""InfoNCE: a lower bound of mutual information that needs no decoder, to hold the other against.
+"""InfoNCE: a lower bound on mutual information without a decoder, to compare with the decoder's.
 
-It cannot exceed log(batch), and an image of a batch is easily told by its features: without noise
-it measures little but the batch. So what is estimated here is I(X; F + N), with Gaussian noise N so
-large that few nats are left: what of the features survives the noise. That is another quantity
-than what a decoder bounds, and need not rank teachers as it does.
+It cannot exceed log(batch size), and features easily identify their image within a batch, so
+without noise it measures little but the batch size. Therefore I(X; F + N) is estimated here, with
+Gaussian noise N so large that only a few nats remain. This is another quantity than the one that a
+decoder bounds, and need not rank teachers alike.
 
 Source: van den Oord et al. 2018, https://arxiv.org/abs/1807.03748, equation 4 and appendix A.1;
 Poole et al. 2019, https://arxiv.org/abs/1905.06922, equation 10.
@@ -28,18 +28,18 @@ Summaries = Float[Array, "batch summary"]
 Grids = Float[Array, "batch side side feature"]
 Images = Float[Array, "batch height width channel"]
 
-_STATISTICS = "standardising"  # Collection of the means and variances of features.
-_MOMENTUM = 0.9  # Of these.
+_STATISTICS = "standardising"  # Collection with running means and variances of the inputs.
+_MOMENTUM = 0.9  # Decay of the running means and variances.
 
 
-class Reading(NamedTuple):
-    """What a critic is given of features and of images.
+class InputSpec(NamedTuple):
+    """How the inputs of a critic are computed from features and images.
 
     Attributes:
-        grid: Side of the grid to which the features' tokens are averaged.
-        blocks: Side of the grid of blocks whose means stand for an image.
-        noise: Standard deviation of the noise that is added to each averaged feature, in units of
-            that feature's own over the images. 0 measures little but the batch.
+        grid: Side of the grid to which the tokens are average-pooled.
+        blocks: Side of the grid to which the image is average-pooled.
+        noise: Standard deviation of the noise that is added to each pooled feature, relative to
+            the feature's standard deviation over images. 0 measures little but the batch size.
     """
 
     grid: int
@@ -48,33 +48,33 @@ class Reading(NamedTuple):
 
 
 def bound(scores: Scores) -> Float[Array, ""]:
-    """How well features find the image they are of among those of the batch, in nats.
+    """Computes the InfoNCE bound: how well features identify their image in a batch, in nats.
 
-    Its expectation is at most I(F; X), whatever the critic, and no batch gives more than
-    log(batch). A bound within a nat of that is a sign that the batch is too small. Its mean over
-    held-out batches is the estimate; on batches that the critic was trained on it is no bound.
+    Its expectation is at most I(F; X) for any critic, and its value at most log(batch size). A
+    value within a nat of that indicates that the batch is too small. The estimate is the mean over
+    held-out batches; on batches that the critic was trained on, it is not a bound.
 
     Args:
-        scores: A critic's, of the features of row i with the image of column j.
+        scores: Scores of a critic for the features of row i and the image of column j.
 
     Returns:
-        log(batch) less the cross-entropy of the diagonal; 0 if all scores are equal.
+        log(batch size) minus the cross-entropy of the diagonal; 0 if all scores are equal.
     """
-    own = jnp.diagonal(jax.nn.log_softmax(scores.astype(jnp.float32), axis=1))
-    return jnp.log(jnp.float32(len(scores))) + jnp.mean(own)
+    positive = jnp.diagonal(jax.nn.log_softmax(scores.astype(jnp.float32), axis=1))
+    return jnp.log(jnp.float32(len(scores))) + jnp.mean(positive)
 
 
 def init_critic(
     key: Key, *, features: int, summaries: int, hidden: int, embedding: int
 ) -> dict[str, Any]:
-    """First parameters of two networks of one hidden layer: LeCun's kernels, no biases yet.
+    """Initialises two networks with one hidden layer: LeCun normal kernels, zero biases.
 
     Args:
-        key: Source of the kernels.
-        features: Width of the features.
-        summaries: Width of the summaries.
+        key: Random key of the kernels.
+        features: Number of features.
+        summaries: Number of values of a summary, the pooled image.
         hidden: Width of the hidden layers.
-        embedding: Width of what both are embedded in.
+        embedding: Width of the embeddings.
     """
     normal = jax.nn.initializers.lecun_normal()
     widths = {"features": features, "summaries": summaries}
@@ -93,7 +93,7 @@ def init_critic(
 
 
 def critic(params: Params, features: Features, summaries: Summaries) -> Scores:
-    """Scores of all pairs: products of their embeddings, of about unit size at first."""
+    """Computes the scores of all pairs: scaled dot products, initially of about unit size."""
     first, second = (
         _embedded(params[name], values)
         for name, values in (("features", features), ("summaries", summaries))
@@ -109,47 +109,47 @@ def _embedded(
     return hidden @ last["kernel"] + last["bias"]
 
 
-def read(
-    reading: Reading, features: Grids, images: Images
+def pool(
+    spec: InputSpec, features: Grids, images: Images
 ) -> tuple[Float[Array, "batch value"], Summaries]:
-    """What a critic is given, but for noise and scale.
+    """Pools features and images to a critic's inputs, before standardisation and noise.
 
     Raises:
-        ValueError: If the grids do not divide that of the tokens, or the image.
+        ValueError: If the sides of the token grid or of the image are not multiples of the spec's.
     """
-    return _blocks(features, reading.grid, "Grids"), _blocks(images, reading.blocks, "Images")
+    return _blocks(features, spec.grid, "Grids"), _blocks(images, spec.blocks, "Images")
 
 
 def _blocks(
     maps: Float[Array, "batch height width channel"], side: int, name: str
 ) -> Float[Array, "batch value"]:
-    """Means of side x side blocks."""
+    """Computes the means of side x side blocks."""
     batch, height, width, channels = maps.shape
     if height % side or width % side:
-        raise ValueError(f"{name} of {height} x {width} have no {side} x {side} blocks.")
+        raise ValueError(f"{name} of {height} x {width} do not divide into {side} x {side} blocks.")
     blocks = maps.reshape(batch, side, height // side, side, width // side, channels)
     return jnp.mean(blocks.astype(jnp.float32), axis=(2, 4)).reshape(batch, -1)
 
 
-def init(key: Key, reading: Reading, *, width: int, hidden: int, embedding: int) -> Variables:
-    """First variables of a critic.
+def init(key: Key, spec: InputSpec, *, width: int, hidden: int, embedding: int) -> Variables:
+    """Initialises the variables of a critic.
 
     Args:
-        key: Source of the kernels.
-        reading: What it is given.
-        width: Of a token.
+        key: Random key of the kernels.
+        spec: Spec of the inputs.
+        width: Number of features of a token.
         hidden: See `init_critic`.
         embedding: See `init_critic`.
     """
-    features = reading.grid**2 * width
+    features = spec.grid**2 * width
     params = init_critic(
         key,
         features=features,
-        summaries=reading.blocks**2 * 3,
+        summaries=spec.blocks**2 * 3,
         hidden=hidden,
         embedding=embedding,
     )
-    widths = {"features": features, "summaries": reading.blocks**2 * 3}
+    widths = {"features": features, "summaries": spec.blocks**2 * 3}
     moments = {
         name: {"mean": jnp.zeros((1, size)), "variance": jnp.ones((1, size))}
         for name, size in widths.items()
@@ -158,36 +158,36 @@ def init(key: Key, reading: Reading, *, width: int, hidden: int, embedding: int)
 
 
 def make_critic_step(
-    tx: optax.GradientTransformation, reading: Reading, *, key: Key
+    tx: optax.GradientTransformation, spec: InputSpec, *, key: Key
 ) -> Callable[[State, Array, Array], tuple[State, Metrics]]:
-    """Builds the step that trains a critic, by raising its bound.
+    """Builds the step that trains a critic to maximise its bound.
 
     Args:
-        tx: Turns gradients into updates.
-        reading: What the critic is given.
-        key: Of the critics; see `random_streams`. Each step has noise of its own.
+        tx: The optimiser.
+        spec: Spec of the critic's inputs.
+        key: Random key of the critics (see `random_streams`); each step draws new noise.
 
     Returns:
-        A pure step `(state, features, targets) -> (state, metrics)`, as that of a decoder. The
-        metric "loss" is minus the bound, "fault" that of `finite.fault`. The caller jits it.
+        A pure step `(state, features, targets) -> (state, metrics)`, like a decoder's. The metrics
+        are "loss", the negative bound, and "fault", of `finite.fault`. The caller jits it.
     """
 
     def step(state: State, features: Grids, targets: Images) -> tuple[State, Metrics]:
-        values, summed = read(reading, features, targets)
-        own = {"features": _moments(values), "summaries": _moments(summed)}
+        values, summaries = pool(spec, features, targets)
+        current = {"features": _moments(values), "summaries": _moments(summaries)}
         noise_key = random_streams.within(key, state.step, "noise")
-        seen = _seen(values, summed, own, reading, noise_key)
+        inputs = _critic_inputs(values, summaries, current, spec, noise_key)
 
         def loss(params: Params) -> Float[Array, ""]:
-            return -bound(critic(params, *seen))
+            return -bound(critic(params, *inputs))
 
         value, grads = jax.value_and_grad(loss)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # The first batch's own, then a mean that forgets.
-        kept = jnp.where(state.step == 0, 0.0, _MOMENTUM)
+        # An exponential moving average that starts with the first batch.
+        decay = jnp.where(state.step == 0, 0.0, _MOMENTUM)
         moments = jax.tree.map(
-            lambda old, new: kept * old + (1 - kept) * new, state.statistics[_STATISTICS], own
+            lambda old, new: decay * old + (1 - decay) * new, state.statistics[_STATISTICS], current
         )
         fault = finite.fault(
             {
@@ -208,23 +208,23 @@ def make_critic_step(
 
 
 def make_estimate(
-    reading: Reading, *, key: Key
+    spec: InputSpec, *, key: Key
 ) -> Callable[[Variables, Array, Array], Float[Array, ""]]:
-    """Builds the function from a critic's variables, features and targets to the bound, in nats.
+    """Builds the function that computes a trained critic's bound for a batch, in nats.
 
     Args:
-        reading: What the critic is given.
-        key: Source of the noise.
+        spec: Spec of the critic's inputs.
+        key: Random key of the noise.
 
     Returns:
-        A pure function. The caller wraps it in `jax.jit`; its mean over held-out batches of one
-        size is the estimate.
+        A pure function of the critic's variables, features and targets. The caller wraps it in
+        `jax.jit`. The estimate is its mean over held-out batches of equal size.
     """
 
     def estimate(variables: Variables, features: Grids, targets: Images) -> Float[Array, ""]:
-        values, summed = read(reading, features, targets)
-        seen = _seen(values, summed, variables[_STATISTICS], reading, key)
-        return bound(critic(variables["params"], *seen))
+        values, summaries = pool(spec, features, targets)
+        inputs = _critic_inputs(values, summaries, variables[_STATISTICS], spec, key)
+        return bound(critic(variables["params"], *inputs))
 
     return estimate
 
@@ -236,14 +236,13 @@ def _moments(values: Float[Array, "batch value"]) -> dict[str, Float[Array, "1 v
     }
 
 
-def _seen(
-    values: Features, summed: Summaries, moments: Params, reading: Reading, key: Key
+def _critic_inputs(
+    values: Features, summaries: Summaries, moments: Params, spec: InputSpec, key: Key
 ) -> tuple[Features, Summaries]:
-    """Features with noise, and summaries; each value of both of about unit variance."""
-    features, summaries = moments["features"], moments["summaries"]
-    standard = _standardised(values, features)
-    noisy = standard + reading.noise * jax.random.normal(key, standard.shape)
-    return noisy / jnp.sqrt(1 + reading.noise**2), _standardised(summed, summaries)
+    """Standardises both inputs and adds noise to the features, rescaled to unit variance."""
+    standard = _standardised(values, moments["features"])
+    noisy = standard + spec.noise * jax.random.normal(key, standard.shape)
+    return noisy / jnp.sqrt(1 + spec.noise**2), _standardised(summaries, moments["summaries"])
 
 
 def _standardised(

@@ -1,17 +1,17 @@
-"""I(X; F), what features say of the image, by how well a decoder reconstructs it from them.
+"""Estimates I(X; F), the information of features about the image, by reconstructing the image.
 
-A decoder q gives every sub-pixel (one channel of one pixel) x in [0, 1] a probability. With R its
-mean binary cross-entropy in nats, and n sub-pixels of 0 or 1,
+A decoder q predicts a probability for every sub-pixel (one channel of one pixel) x in [0, 1]. With
+R its mean binary cross-entropy in nats, and n binary sub-pixels,
 
     I(X; F) = H(X) - H(X | F) >= H(X) - n R.
 
-H(X) is the same for all teachers of the same images: the lower R, the higher the bound. Values
-between 0 and 1 are taken as probabilities. R then has a floor above 0, E[H_b(x)], and what lies
-above it is a divergence, E[KL(x || q)].
+H(X) is the same for all teachers of the same images, so a lower R means a higher bound. Values
+between 0 and 1 are treated as probabilities. Then R is at least E[H_b(x)], which is above 0, and
+the excess is a divergence, E[KL(x || q)].
 
-R compares features of one size, read by decoders of one kind that were trained alike, on held-out
-images; it does not compare data sets, since H(X) differs. It ranks what a small decoder can read
-of the features, which is all that can be ranked: X determines F.
+R on held-out images compares features of one size whose decoders have the same architecture and
+training. It does not compare data sets, because H(X) differs. It ranks features by what a small
+decoder can reconstruct; I(X; F) itself cannot rank them, because X determines F.
 
 Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, appendix A.5; the bound is that of Wang
 et al. 2021, https://arxiv.org/abs/2101.10832.
@@ -33,32 +33,32 @@ from remem_jax.train.state import State
 Images = Float[Array, "batch height width channel"]
 Features = Float[Array, "batch side side feature"]
 
-# Images in [-1, 1] -> their features on a grid: a teacher with its variables, jitted.
-Teach = Callable[[Array], Array]
+# Images in [-1, 1] -> features on a grid, for example a jitted teacher with its variables.
+FeatureExtractor = Callable[[Array], Array]
 # (state, features, targets) -> (state, metrics)
 DecoderStep = Callable[[State, Array, Array], tuple[State, Metrics]]
 States = tuple[State, ...]
 
 
-class Shown(NamedTuple):
-    """Held-out images as the teachers take them.
+class HeldOutBatch(NamedTuple):
+    """A batch of held-out images.
 
     Attributes:
-        images: In [-1, 1].
-        mask: False where an example only fills up the last batch.
+        images: Images in [-1, 1].
+        mask: False for images that only pad the last batch.
     """
 
     images: Images
     mask: Bool[Array, " batch"]
 
 
-class Measured(NamedTuple):
-    """Losses of one batch, on the device.
+class BatchLosses(NamedTuple):
+    """Losses of a decoder on one batch, on the device.
 
     Attributes:
-        losses: Of each image, also where it is masked: the mean over its sub-pixels.
-        floors: The least that any decoder could reach.
-        pixels: Of each pixel the loss above the floor, summed over the images that count.
+        losses: Mean loss over the sub-pixels of each image, masked ones included.
+        floors: Lowest possible loss of each image.
+        pixels: Loss above the floor for each pixel, summed over the unmasked images.
     """
 
     losses: Float[Array, " batch"]
@@ -66,7 +66,8 @@ class Measured(NamedTuple):
     pixels: Float[Array, "height width"]
 
 
-Measure = Callable[[Variables, Array, Array, Array], Measured]
+# (variables, features, images, mask) -> losses
+Measure = Callable[[Variables, Array, Array, Array], BatchLosses]
 
 
 class Reconstruction(NamedTuple):
@@ -74,11 +75,11 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         loss: R, the mean over all images.
-        floor: E[H_b(x)].
-        excess: Loss minus floor: the mean divergence of the decoder's pixels from the image's.
-        image_losses: R of each image, in the order of the images.
-        image_floors: H_b of each image.
-        pixel_excess: The excess of each pixel, the mean over all images.
+        floor: E[H_b(x)], the lowest possible loss.
+        excess: Loss minus floor, the mean divergence between the image and the decoder's output.
+        image_losses: Loss of each image, in their order.
+        image_floors: Floor of each image.
+        pixel_excess: Excess of each pixel, averaged over all images.
     """
 
     loss: float
@@ -90,33 +91,33 @@ class Reconstruction(NamedTuple):
 
 
 def to_unit_range(images: Images) -> Images:
-    """Images in [-1, 1], as models take them, brought to [0, 1], as decoders give them."""
+    """Maps images from [-1, 1], the range of model inputs, to [0, 1], that of decoder outputs."""
     return jnp.clip((images.astype(jnp.float32) + 1) / 2, 0.0, 1.0)
 
 
 def cross_entropies(logits: Images, images: Images) -> Images:
-    """Binary cross-entropy of every sub-pixel in nats, in float32.
+    """Computes the binary cross-entropy of every sub-pixel in nats, in float32.
 
     Args:
-        logits: A decoder's, before the sigmoid.
-        images: In [0, 1].
+        logits: A decoder's outputs, before the sigmoid.
+        images: Images in [0, 1].
     """
     logits, images = logits.astype(jnp.float32), images.astype(jnp.float32)
-    # A sum without differences, so that small losses keep their digits.
+    # A sum of non-negative terms, without cancellation, so that small losses are accurate.
     return images * jax.nn.softplus(-logits) + (1 - images) * jax.nn.softplus(logits)
 
 
 def entropies(images: Images) -> Images:
-    """Binary entropy H_b of every sub-pixel of images in [0, 1], in nats; 0 for 0 and for 1.
+    """Computes the binary entropy H_b of every sub-pixel of images in [0, 1], in nats.
 
-    Their mean is the least `reconstruction_loss`, that of logits log(x / (1 - x)).
+    Their mean is the lowest possible `reconstruction_loss`, reached by logits log(x / (1 - x)).
     """
     images = images.astype(jnp.float32)
     return jax.scipy.special.entr(images) + jax.scipy.special.entr(1 - images)
 
 
 def reconstruction_loss(logits: Images, images: Images) -> Float[Array, ""]:
-    """What a decoder minimises: the mean cross-entropy in nats per sub-pixel."""
+    """Computes the loss of a decoder: the mean cross-entropy in nats per sub-pixel."""
     return jnp.mean(cross_entropies(logits, images))
 
 
@@ -127,9 +128,9 @@ def adamw(
     weight_decay: float,
     epsilon: float,
 ) -> optax.GradientTransformation:
-    """AdamW as torch's: everything decays, also biases and the scales of BatchNorm.
+    """Builds AdamW like torch's: weight decay applies also to biases and BatchNorm scales.
 
-    The paper has a weight decay of 1e-4 and an epsilon of 1e-8 (appendix A.5), and leaves open the
+    The paper specifies a weight decay of 1e-4 and an epsilon of 1e-8 (appendix A.5), but not the
     learning rate and the betas.
     """
     return optax.adamw(
@@ -138,16 +139,16 @@ def adamw(
 
 
 def make_decoder_step(apply: TrainApply, tx: optax.GradientTransformation) -> DecoderStep:
-    """Builds the step of one decoder.
+    """Builds the training step of a decoder.
 
     Args:
-        apply: The decoder in training mode; its key is constant, since decoders drop nothing.
-        tx: Turns gradients into updates.
+        apply: The decoder in training mode. Its key is constant, because decoders have no dropout.
+        tx: The optimiser.
 
     Returns:
-        A pure step `(state, features, targets) -> (state, metrics)`; targets are in [0, 1]. The
-        caller jits it, once for all decoders of one shape. Metrics are "loss" and "fault", of
-        `finite.fault`.
+        A pure step `(state, features, targets) -> (state, metrics)` with targets in [0, 1]. The
+        metrics are "loss" and "fault", of `finite.fault`. The caller jits it, once for all decoders
+        of one shape.
     """
 
     def step(state: State, features: Features, targets: Images) -> tuple[State, Metrics]:
@@ -174,62 +175,72 @@ def make_decoder_step(apply: TrainApply, tx: optax.GradientTransformation) -> De
 
 
 def make_lockstep(
-    steps: Sequence[DecoderStep], teachers: Sequence[Teach], reads: Sequence[int]
+    steps: Sequence[DecoderStep],
+    teachers: Sequence[FeatureExtractor],
+    teacher_indices: Sequence[int],
 ) -> Callable[[States, Array], tuple[States, Metrics]]:
-    """Builds the step of many decoders on one pass of the images; they are as if trained alone.
+    """Builds the step that trains several decoders on the same batch.
+
+    Each decoder gets the same parameters as if it were trained alone.
 
     Args:
-        steps: Of each decoder, from `make_decoder_step`, jitted, and one for all that train alike;
-            or of a critic, from `info_nce.make_critic_step`.
-        teachers: From images to features.
-        reads: For each decoder the number of the teacher whose features it reads.
+        steps: Jitted step of each decoder (from `make_decoder_step`) or critic (from
+            `info_nce.make_critic_step`). Those that are trained alike share one step.
+        teachers: Functions from images to features.
+        teacher_indices: Index of the teacher of each decoder.
 
     Returns:
-        A step over the tuple of the decoders' states and images in [-1, 1]; not to be jitted. Its
-        metrics are lists of one value per decoder.
+        A function of the tuple of the decoders' states and a batch of images in [-1, 1], not to be
+        jitted. Its metrics are lists with one value per decoder.
 
     Raises:
-        ValueError: If a decoder reads a teacher that there is not, or a teacher has no reader.
+        ValueError: If there is no teacher with an index, or a teacher has no decoder.
     """
-    readers = _readers(teachers, reads)
+    decoders_of = _decoders_by_teacher(teachers, teacher_indices)
     targets_of = jax.jit(to_unit_range)
 
     def lockstep(states: States, images: Images) -> tuple[States, Metrics]:
-        targets, found = targets_of(images), list(states)
+        targets, updated = targets_of(images), list(states)
         metrics: list[Any] = [None] * len(states)
-        for teach, own in zip(teachers, readers, strict=True):
-            features = teach(images)
-            for i in own:
-                found[i], metrics[i] = steps[i](found[i], features, targets)
-        return tuple(found), {name: [one[name] for one in metrics] for name in metrics[0]}
+        for teacher, decoders in zip(teachers, decoders_of, strict=True):
+            features = teacher(images)
+            for i in decoders:
+                updated[i], metrics[i] = steps[i](updated[i], features, targets)
+        return tuple(updated), {name: [one[name] for one in metrics] for name in metrics[0]}
 
     return lockstep
 
 
-def _readers(teachers: Sequence[Teach], reads: Sequence[int]) -> list[list[int]]:
-    """For each teacher the decoders that read it."""
-    if set(reads) != set(range(len(teachers))):
-        raise ValueError(f"Decoders read all of {len(teachers)} teachers, got {list(reads)}.")
-    return [[i for i, read in enumerate(reads) if read == n] for n in range(len(teachers))]
+def _decoders_by_teacher(
+    teachers: Sequence[FeatureExtractor], indices: Sequence[int]
+) -> list[list[int]]:
+    """Returns the indices of the decoders of each teacher."""
+    if set(indices) != set(range(len(teachers))):
+        raise ValueError(
+            f"Each of the {len(teachers)} teachers needs a decoder, got the teachers "
+            f"{list(indices)}."
+        )
+    return [[i for i, index in enumerate(indices) if index == n] for n in range(len(teachers))]
 
 
 def make_measure(apply: Apply) -> Measure:
-    """Builds the function from a decoder's variables, features, images and mask to its losses.
+    """Builds the function that computes a decoder's losses on a batch.
 
     Args:
         apply: The decoder in evaluation mode.
 
     Returns:
-        A pure function of images in [-1, 1]. The caller wraps it in `jax.jit`.
+        A pure function of variables, features, images in [-1, 1], and mask. The caller wraps it in
+        `jax.jit`.
     """
 
     def measure(
         variables: Variables, features: Features, images: Images, mask: Bool[Array, " batch"]
-    ) -> Measured:
+    ) -> BatchLosses:
         targets = to_unit_range(images)
         losses, floors = cross_entropies(apply(variables, features), targets), entropies(targets)
         excess = jnp.where(mask[:, None, None, None], losses - floors, 0.0)
-        return Measured(
+        return BatchLosses(
             jnp.mean(losses, axis=(1, 2, 3)),
             jnp.mean(floors, axis=(1, 2, 3)),
             jnp.sum(jnp.mean(excess, axis=3), axis=0),
@@ -240,70 +251,70 @@ def make_measure(apply: Apply) -> Measure:
 
 def evaluate(
     measure: Measure,
-    teachers: Sequence[Teach],
-    reads: Sequence[int],
+    teachers: Sequence[FeatureExtractor],
+    teacher_indices: Sequence[int],
     variables: Sequence[Variables],
-    batches: Iterable[Shown],
+    batches: Iterable[HeldOutBatch],
     *,
     fetch: Callable[[Any], Any] = jax.device_get,
-    seen: Callable[[int, Array, Shown], None] | None = None,
+    on_features: Callable[[int, Array, HeldOutBatch], None] | None = None,
 ) -> list[Reconstruction]:
-    """How well decoders reconstruct held-out images; exact means, however these are batched.
+    """Evaluates decoders on held-out images; the means do not depend on the batch size.
 
     Args:
-        measure: From `make_measure`, jitted.
-        teachers: From images to features.
-        reads: For each decoder the number of the teacher whose features it reads.
-        variables: Of each decoder.
+        measure: The jitted result of `make_measure`.
+        teachers: Functions from images to features.
+        teacher_indices: Index of the teacher of each decoder.
+        variables: Variables of each decoder.
         batches: All images once.
-        fetch: Brings arrays from the devices, of all processes, to the host.
-        seen: Called with the number of a teacher, its features of a batch, and the batch, so that
-            what else is measured of them needs no pass of its own.
+        fetch: Copies arrays from the devices of all processes to the host.
+        on_features: Called with the index of a teacher, its features of a batch, and the batch, to
+            compute other things from the same forward pass.
 
     Raises:
-        ValueError: As `make_lockstep`, or if there are no images.
+        ValueError: As in `make_lockstep`, or if there are no images.
     """
-    readers = _readers(teachers, reads)
+    decoders_of = _decoders_by_teacher(teachers, teacher_indices)
     masks: list[np.ndarray] = []
-    found: list[list[Any]] = [[] for _ in reads]
+    losses: list[list[Any]] = [[] for _ in teacher_indices]
     for batch in batches:
-        for number, (teach, own) in enumerate(zip(teachers, readers, strict=True)):
-            features = teach(batch.images)
-            if seen:
-                seen(number, features, batch)
-            for i in own:
-                found[i].append(measure(variables[i], features, *batch))
-        if masks:  # Those of the batch before: the host stays at most one ahead.
-            for measured in found:
-                measured[-2] = fetch(measured[-2])
+        for index, (teacher, decoders) in enumerate(zip(teachers, decoders_of, strict=True)):
+            features = teacher(batch.images)
+            if on_features:
+                on_features(index, features, batch)
+            for i in decoders:
+                losses[i].append(measure(variables[i], features, *batch))
+        if masks:  # Fetches the previous batch, so that the host is at most one batch ahead.
+            for of_decoder in losses:
+                of_decoder[-2] = fetch(of_decoder[-2])
         masks.append(np.asarray(fetch(batch.mask)))
     if not any(mask.any() for mask in masks):
-        raise ValueError("There is nothing to reconstruct: no batch holds an image.")
-    return [_reconstruction(fetch(measured), masks) for measured in found]
+        raise ValueError("The batches contain no images to reconstruct.")
+    return [_reconstruction(fetch(of_decoder), masks) for of_decoder in losses]
 
 
-def _reconstruction(found: Sequence[Measured], masks: Sequence[np.ndarray]) -> Reconstruction:
-    seen = np.concatenate(masks)
-    losses = np.concatenate([each.losses for each in found]).astype(np.float64)[seen]
-    floors = np.concatenate([each.floors for each in found]).astype(np.float64)[seen]
-    pixels = np.stack([each.pixels for each in found]).astype(np.float64).sum(0) / len(losses)
+def _reconstruction(batches: Sequence[BatchLosses], masks: Sequence[np.ndarray]) -> Reconstruction:
+    mask = np.concatenate(masks)
+    losses = np.concatenate([batch.losses for batch in batches]).astype(np.float64)[mask]
+    floors = np.concatenate([batch.floors for batch in batches]).astype(np.float64)[mask]
+    pixels = np.stack([batch.pixels for batch in batches]).astype(np.float64).sum(0) / len(losses)
     loss, floor = float(losses.mean()), float(floors.mean())
     return Reconstruction(loss, floor, loss - floor, losses, floors, pixels)
 
 
 def plateau_slope(losses: Sequence[float], last: int) -> float:
-    """Slope of the line through the last held-out losses, in nats per sub-pixel and evaluation.
+    """Fits a line to the last held-out losses; returns its slope per evaluation.
 
-    A decoder that still learns has a slope below 0, one that overfits above 0. A curve is flat
-    enough to rank teachers when as many evaluations again, at this slope, would change a loss by
-    much less than what lies between the teachers: abs(slope) * last well below their differences.
+    The slope is negative while a decoder improves, and positive if it overfits. The curve is flat
+    enough to rank teachers if abs(slope) * last, the change over as many further evaluations, is
+    small compared with the differences between teachers.
 
     Args:
-        losses: Of all evaluations at equal distances, oldest first.
-        last: How many of them count, at least 2.
+        losses: Losses of all evaluations at equal intervals, oldest first, in nats per sub-pixel.
+        last: Number of evaluations to fit, at least 2.
 
     Raises:
-        ValueError: If there are fewer.
+        ValueError: If there are fewer evaluations.
     """
     if not 2 <= last <= len(losses):
         raise ValueError(f"A slope needs 2 to {len(losses)} evaluations, got last={last}.")

@@ -1,4 +1,4 @@
-"""Data sets by name, every image looked at once, with a validation split held out of train."""
+"""Data sets by name, scanned once, with a validation split held out of train."""
 
 import contextlib
 import hashlib
@@ -16,6 +16,7 @@ from remem_jax.data import cache, registry, sources
 from remem_jax.data.custom import arrays, class_names, folders, lists, walk
 from remem_jax.data.images import decoding
 from remem_jax.data.loaders import resident
+from remem_jax.data.scan import ScanOptions, ScanResult, TooManyCorruptError
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source, Subset
 from remem_jax.data.tfds import prepared
 from remem_jax.records import DataLoader
@@ -28,27 +29,29 @@ CUSTOM: dict[str, Callable[[str], Source]] = {
 NAMES = ("digits", *CUSTOM, *registry.RECORDS)
 INPUTS = ("auto", "resident", "streamed")
 _GIB = 2**30
-_DEVICE_SHARE = 0.4  # Of a device's memory that a data set may take; models need the rest.
+_DEVICE_SHARE = 0.4  # Share of a device's memory for a data set; models need the rest.
 
 
 class Dataset(NamedTuple):
     """A data set that can be trained on.
 
     Attributes:
-        title: What to call it.
-        splits: "train", "validation", "test".
-        pixels: The same as uint8 images, where they are to live on the device; else None.
-        source_size: Height and width of resident images; None where images are streamed.
-        resident_bytes: What resident images take on the device.
-        resized: Whether resident images are not all of the size that they had.
+        title: Name for reports and messages.
+        splits: "train", "validation" and "test".
+        pixels: Resident images of each split; None if images are streamed.
+        source_size: Height and width of resident images; None if images are streamed.
+        resident_bytes: Size of resident images on the device.
+        resized: Whether resident images were resized to be stored.
         classes: Names of the classes, in the order of the labels.
-        metric: Name of the metric that decides.
-        flip: Whether mirrored images keep their class.
-        official: Whether the counts are the official ones; None where there are no such.
-        corrupt_images: Images that could not be decoded.
+        metric: Name of the metric that selects models.
+        flip: Whether a mirrored image keeps its class.
+        official: Whether the counts are the official ones; None if there are no official ones.
+        corrupt_images: Name of each image that cannot be decoded, and why.
         fingerprint: Hash of all images and labels, and of which are held out.
-        skipped_files: See `Source`, as for the rest.
-        shapes: Height and width of every image as it is in its file; None where that is not known.
+        skipped_files: See `Source`.
+        empty_classes: See `Source`.
+        warnings: See `Source`.
+        shapes: Height and width of every image in its file; None if they are unknown.
     """
 
     title: str
@@ -70,15 +73,15 @@ class Dataset(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """How a data set is kept while it is used; none of it changes which images there are.
+    """Where images are during a run; none of it changes which images there are.
 
     Attributes:
         input: "resident" on the device, "streamed" from the disk, or "auto": resident if the
             pixels fit.
         stored_size: Largest side of a resident image, in pixels.
         resident_gib: Largest size of all resident images.
-        cache: Folder of what was decoded before; empty is that of REMEM_CACHE.
-        threads: That decode; 0 is one for each core.
+        cache: Folder of the cache; "" is the folder of REMEM_CACHE.
+        threads: Number of threads that decode; 0 is one per core.
     """
 
     input: str
@@ -89,10 +92,11 @@ class Storage(NamedTuple):
 
 
 def open_source(name: str, *, path: str, data_dir: str) -> Source:
-    """Opens a data set by name, decoding nothing yet.
+    """Opens a data set by name, without decoding images.
 
     Raises:
-        SettingError: If it is unknown, cannot be opened, or has fewer than two classes.
+        SettingError: If the name is unknown, the data set cannot be opened, or it has fewer than
+            two classes.
     """
     if name == "digits":
         source = sources.digits()
@@ -113,51 +117,51 @@ def open_source(name: str, *, path: str, data_dir: str) -> Source:
 def load(
     source: Source, storage: Storage, *, validation: float, seed: int, corrupt_limit: int
 ) -> Dataset:
-    """Looks at every image of a source, and decodes those that are to be resident.
+    """Scans every image of a source, decodes resident images, and holds out a validation split.
 
-    Resident images keep their size where all have the same, of at most `stored_size` pixels a
-    side; else all are resized to squares of `stored_size`, the aspect ratio ignored, as the paper
-    does. What was found is kept in the cache, so that the next start reads it there.
+    Resident images keep their size if all have the same, of at most `stored_size` pixels a side.
+    Otherwise all are resized to squares of `stored_size`, ignoring the aspect ratio, as in the
+    paper. The result of the scan is cached, so that later starts are fast.
 
     Args:
-        source: From `open_source`.
-        storage: How it is kept.
-        validation: Share of each class of train that is held out for selection, where the
-            source has no validation split of its own.
-        seed: Decides which.
-        corrupt_limit: Images that may be unreadable; they are skipped and listed.
+        source: Return value of `open_source`.
+        storage: Where images are during the run.
+        validation: Share of each class of train that is held out, if the source has no validation
+            split.
+        seed: Seed of the choice of held-out images.
+        corrupt_limit: Largest number of images that cannot be decoded; they are skipped and listed.
 
     Raises:
-        SettingError: If too many images are corrupt, a split has none that is not, or resident
-            images take more memory than allowed.
+        SettingError: If too many images are corrupt, a split has no others, or resident images
+            take more memory than allowed.
     """
-    found = _look(source, storage, corrupt_limit)
-    skipped = tuple(walk.printable(line) for one in found.values() for line in one.skipped)
-    if skipped:
-        logging.warning("Skipped %d corrupt images: %s", len(skipped), "; ".join(skipped))
-    chosen = {name: np.arange(len(one.kept)) for name, one in found.items()}
-    if VALIDATION not in found:
-        if source.official is None:  # Published splits are taken as they are.
-            counts = Counter(source.classes[label] for label in found[TRAIN].labels)
+    scans = _scan(source, storage, corrupt_limit)
+    corrupt = tuple(walk.printable(line) for scan in scans.values() for line in scan.corrupt)
+    if corrupt:
+        logging.warning("Skipped %d corrupt images: %s", len(corrupt), "; ".join(corrupt))
+    rows_by_split = {name: np.arange(len(scan.kept)) for name, scan in scans.items()}
+    if VALIDATION not in scans:
+        if source.official is None:  # Published splits are used as they are.
+            counts = Counter(source.classes[label] for label in scans[TRAIN].labels)
             class_names.require_enough(counts, {TEST}, "readable training images")
-        held = sources.stratified(found[TRAIN].labels, validation, seed=seed)
-        chosen[VALIDATION] = held
-        chosen[TRAIN] = np.setdiff1d(chosen[TRAIN], held)
+        held_out = sources.stratified(scans[TRAIN].labels, validation, seed=seed)
+        rows_by_split[VALIDATION] = held_out
+        rows_by_split[TRAIN] = np.setdiff1d(rows_by_split[TRAIN], held_out)
     splits, pixels, digest = {}, {}, hashlib.sha256()
-    for name, rows in chosen.items():
-        of = name if name in found else TRAIN
-        one = found[of]
+    for name, rows in rows_by_split.items():
+        stored = name if name in scans else TRAIN
+        scan = scans[stored]
         if not len(rows):
             raise SettingError(
                 f"The {name} split of {source.title} holds no readable image; config.data needs "
                 "at least two images of a class to train on."
             )
-        splits[name] = Subset(source.splits[of], one.kept[rows], one.labels[rows])
-        if one.pixels is not None:
-            whole = len(rows) == len(one.kept)
-            image = one.pixels if whole else one.pixels[rows]
-            pixels[name] = resident.Split(image, one.labels[rows])
-        digest.update(f"{name} {one.digest}".encode() + rows.tobytes())
+        splits[name] = Subset(source.splits[stored], scan.kept[rows], scan.labels[rows])
+        if scan.pixels is not None:
+            whole = len(rows) == len(scan.kept)
+            image = scan.pixels if whole else scan.pixels[rows]
+            pixels[name] = resident.Split(image, scan.labels[rows])
+        digest.update(f"{name} {scan.digest}".encode() + rows.tobytes())
     on_device = len(pixels) == len(splits)
     return Dataset(
         source.title,
@@ -165,24 +169,24 @@ def load(
         pixels if on_device else None,
         pixels[TRAIN].image.shape[1:3] if on_device else None,
         sum(split.image.nbytes for split in pixels.values()) if on_device else 0,
-        on_device and any(one.resized for one in found.values()),
+        on_device and any(scan.resized for scan in scans.values()),
         source.classes,
         source.metric,
         source.flip,
         source.official,
-        skipped,
+        corrupt,
         digest.hexdigest()[:16],
         source.skipped_files,
         source.empty_classes,
         source.warnings,
-        _shapes(found.values()),
+        _shapes(scans.values()),
     )
 
 
-def _shapes(found: Collection[cache.Found]) -> np.ndarray | None:
-    """Height and width of the images of all splits; None where one of them does not say."""
-    known = [one.shapes for one in found if one.shapes is not None]
-    return np.concatenate(known) if len(known) == len(found) else None
+def _shapes(scans: Collection[ScanResult]) -> np.ndarray | None:
+    """Returns height and width of the images of all splits; None if those of one are unknown."""
+    known = [scan.shapes for scan in scans if scan.shapes is not None]
+    return np.concatenate(known) if len(known) == len(scans) else None
 
 
 def make_loader(
@@ -195,16 +199,16 @@ def make_loader(
     workers: int,
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> DataLoader:
-    """Batches of a data set, by the path that it was loaded for.
+    """Builds the data loader of a data set: resident or streamed, as it was loaded.
 
     Args:
-        dataset: From `load`.
-        image_size: Side of what the models see, in pixels.
+        dataset: Return value of `load`.
+        image_size: Side of the models' input, in pixels.
         crop_area: See `augment.make_train_transform`.
-        seed: Decides the order of training, and the crops and flips of a streamed data set.
-        threads: That decode what is streamed; 0 is one for each core.
-        workers: Processes among which the threads are divided; 0 is this one alone.
-        sharding: How a batch is divided among devices; None is the default device.
+        seed: Seed of the order of training, and of crops and flips of streamed images.
+        threads: Number of threads that decode streamed images; 0 is one per core.
+        workers: Number of processes that share the threads; 0 is this process alone.
+        sharding: Sharding of a batch; None is the default device.
     """
     if dataset.pixels is not None:
         return resident.make_loader(
@@ -215,53 +219,54 @@ def make_loader(
             seed=seed,
             sharding=sharding,
         )
-    from remem_jax.data.loaders import streamed
+    from remem_jax.data.loaders import streamed  # Imports Grain, which most runs do not need.
 
-    options = streamed.AugmentOptions(image_size, crop_area, dataset.flip, seed)
+    augmentation = streamed.AugmentOptions(image_size, crop_area, dataset.flip, seed)
     return streamed.make_loader(
-        dataset.splits, options, threads=_threads(threads), workers=workers, sharding=sharding
+        dataset.splits, augmentation, threads=_threads(threads), workers=workers, sharding=sharding
     )
 
 
-def _look(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, cache.Found]:
-    """Looks at every split; with pixels, where they are to be resident and all of them fit."""
+def _scan(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, ScanResult]:
+    """Scans every split; stores pixels if images are to be resident and all of them fit."""
     images = sum(split.examples for split in source.splits.values())
-    limit = _limit(storage)
+    limit = _max_bytes(storage)
     pixels = storage.input != "streamed" and _fits(
         source, storage, images, _first_shape(source, storage.stored_size), limit
     )
-    found: dict[str, cache.Found] = {}
+    scans: dict[str, ScanResult] = {}
     for name, split in source.splits.items():
-        skipped = sum(len(one.skipped) for one in found.values())
-        wanted = cache.Wanted(
+        corrupt = sum(len(scan.corrupt) for scan in scans.values())
+        options = ScanOptions(
             storage.stored_size,
             pixels,
             limit * split.examples // max(images, 1),
-            corrupt_limit - skipped,
+            corrupt_limit - corrupt,
         )
         try:
-            found[name] = cache.look(
+            scans[name] = cache.scan_split(
                 split,
-                wanted,
+                options,
                 title=f"{source.title}, {name}",
                 folder=cache.folder(storage.cache),
                 threads=_threads(storage.threads),
             )
-        except cache.TooManyCorruptError as error:
+        except TooManyCorruptError as error:
             raise SettingError(
                 f"More than {corrupt_limit} images cannot be read "
                 f"({walk.printable('; '.join(error.args[:10]))}); repair or remove them, or raise "
                 "config.data.corrupt_limit."
             ) from error
-    if pixels and any(one.pixels is None for one in found.values()):
-        _fits(source, storage, images, (storage.stored_size,) * 2, limit)  # Not as the first is.
-    return found
+    if pixels and any(scan.pixels is None for scan in scans.values()):
+        # The images are not all as small as the first one.
+        _fits(source, storage, images, (storage.stored_size,) * 2, limit)
+    return scans
 
 
 def _fits(
     source: Source, storage: Storage, images: int, shape: tuple[int, ...], limit: int
 ) -> bool:
-    """Whether all images fit where resident ones go; raises if they are to be there and do not."""
+    """Returns whether images fit on the device; raises if they do not and must be resident."""
     gib = images * shape[0] * shape[1] * 3 / _GIB
     size = f"{gib:.2f} GiB as {images:,} images of {shape[0]} x {shape[1]} pixels"
     if gib * _GIB <= limit:
@@ -278,7 +283,7 @@ def _fits(
 
 
 def _first_shape(source: Source, stored_size: int) -> tuple[int, int]:
-    """Height and width of resident images if all are like the first."""
+    """Returns height and width of resident images if all are like the first."""
     split = source.splits[TRAIN]
     with contextlib.suppress(decoding.CorruptImageError, IndexError):
         image = split.read(0).image
@@ -288,8 +293,8 @@ def _first_shape(source: Source, stored_size: int) -> tuple[int, int]:
     return stored_size, stored_size
 
 
-def _limit(storage: Storage) -> int:
-    """Bytes that resident images may take: what is allowed, and what the device has."""
+def _max_bytes(storage: Storage) -> int:
+    """Returns the largest size of resident images that the settings and the device allow."""
     allowed = int(storage.resident_gib * _GIB)
     if storage.input == "resident":
         return allowed

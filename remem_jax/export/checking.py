@@ -1,4 +1,4 @@
-"""Checks an export against the student itself, on real images, before it gets its name."""
+"""Compares an export with the student itself, on real images, before it gets its name."""
 
 import os
 import pathlib
@@ -11,27 +11,27 @@ from jaxtyping import Float
 
 from remem_jax.checks import SettingError
 from remem_jax.export import description, destinations, predictors
+from remem_jax.export.images import Images
 from remem_jax.export.predictors import Predictor
-from remem_jax.export.runs import Images
 
 LATENCY_BATCHES = (1, 32)
-# See `Limits`, by precision. Float32 rounds by more than 1e-4 in a network with logits of 10: torch
-# does, beside itself in float64. Int8 has no bound on logits: what they lose is up to the network.
+# `Limits` by precision. In float32, a network with logits of 10 has rounding errors above 1e-4, as
+# torch has compared with float64. Int8 has no limit on logits: their error depends on the network.
 LIMITS = {
     "float32": (1e-4, 0.005),
     "float16": (0.03, 0.02),
     "int8": (float("inf"), 0.05),
 }
-_SECONDS = 1.0  # Of measuring one latency.
-_REPEATS = (5, 50)  # At least, and at most.
+_SECONDS = 1.0  # Time to measure one latency.
+_REPEATS = (5, 50)  # Minimum and maximum.
 
 
 class Limits(NamedTuple):
-    """What an export may differ by.
+    """Largest allowed differences of an export.
 
     Attributes:
-        difference: Of a logit, at most; where the largest logit is above 1, as a share of it.
-        disagreement: Share of the images that are put into another class, at most.
+        difference: Difference of a logit, relative to the largest logit if that is above 1.
+        disagreement: Share of the images with another predicted class.
     """
 
     difference: float
@@ -39,15 +39,15 @@ class Limits(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """An export beside its student, on the same images.
+    """An export compared with its student on the same images.
 
     Attributes:
-        images: What they are, and how many.
-        difference: Largest of a logit.
-        largest: The student's largest logit, whatever its sign.
-        disagreement: Share of the images that are put into another class.
-        accuracy: Of the export, top-1; None where the images have no labels.
-        student_accuracy: The same of the student.
+        images: Title and number of the images.
+        difference: Largest absolute difference of a logit.
+        largest: Largest absolute logit of the student.
+        disagreement: Share of the images with another predicted class.
+        accuracy: Top-1 accuracy of the export; None if the images have no labels.
+        student_accuracy: Top-1 accuracy of the student; None if the images have no labels.
     """
 
     images: str
@@ -59,25 +59,25 @@ class Comparison(NamedTuple):
 
 
 def limits(precision: str, difference: float | None, disagreement: float | None) -> Limits:
-    """The limits of a precision, where the user has not set others."""
-    usual = LIMITS[precision]
+    """Returns the limits that the user has set, and those of the precision for the others."""
+    default = LIMITS[precision]
     return Limits(
-        usual[0] if difference is None else difference,
-        usual[1] if disagreement is None else disagreement,
+        default[0] if difference is None else difference,
+        default[1] if disagreement is None else disagreement,
     )
 
 
 def compare(export: Predictor, student: Predictor, images: Images) -> Comparison:
-    """Looks at the same images with both."""
-    return compared(export.predict(images.pixels), student.predict(images.pixels), images)
+    """Compares the logits of an export and its student."""
+    return compare_logits(export.predict(images.pixels), student.predict(images.pixels), images)
 
 
-def compared(
+def compare_logits(
     logits: Float[np.ndarray, "example classes"],
     student_logits: Float[np.ndarray, "example classes"],
     images: Images,
 ) -> Comparison:
-    """What an export says, beside what its student says of the same images."""
+    """Compares logits of the same images."""
     classes, student_classes = logits.argmax(-1), student_logits.argmax(-1)
     labels = images.labels
     return Comparison(
@@ -90,34 +90,35 @@ def compared(
     )
 
 
-def require_equal(found: Comparison, allowed: Limits, what: str) -> None:
-    """Raises `SettingError` unless the two differ by no more than is allowed."""
-    limit = allowed.difference * max(1.0, found.largest)
-    # What is no number is above no limit, and within none.
-    close = found.difference <= limit and np.isfinite(found.difference)
-    if close and found.disagreement <= allowed.disagreement:
+def require_close(comparison: Comparison, allowed: Limits, what: str) -> None:
+    """Raises `SettingError` if an export differs from its student by more than is allowed."""
+    limit = allowed.difference * max(1.0, comparison.largest)
+    # Comparisons with NaN are False; an infinite limit must not let infinity pass.
+    close = comparison.difference <= limit and np.isfinite(comparison.difference)
+    if close and comparison.disagreement <= allowed.disagreement:
         return
     raise SettingError(
-        f"{what} does not say what the student says, and is not kept: a logit differs by "
-        f"{found.difference:.3g} (allowed: {limit:.3g}; the largest is {found.largest:.3g}) and "
-        f"{100 * found.disagreement:.2f} % of {found.images} get another class (allowed: "
-        f"{100 * allowed.disagreement:g} %). Another --precision is closer; --allowed-difference "
-        "and --allowed-disagreement let it pass."
+        f"{what} differs from the model that it was made from, and is not kept: a logit differs by "
+        f"{comparison.difference:.3g} (allowed: {limit:.3g}; the largest is "
+        f"{comparison.largest:.3g}) and {100 * comparison.disagreement:.2f} % of "
+        f"{comparison.images} have another predicted class (allowed: "
+        f"{100 * allowed.disagreement:g} %). Choose another --precision, or raise "
+        "--allowed-difference and --allowed-disagreement."
     )
 
 
 def latencies(model: Predictor, pixels: np.ndarray) -> dict[str, float]:
-    """Median milliseconds of batches of images on this machine, by the size of the batch.
+    """Returns the median milliseconds of a batch on this machine, by batch size.
 
-    An export of a fixed batch has that size alone.
+    An export with a fixed batch size is measured only with that.
     """
-    fixed, found = model.described.form.batch, {}
+    fixed, by_batch = model.described.form.batch, {}
     for batch in (fixed,) if fixed else LATENCY_BATCHES:
         images = np.resize(pixels, (batch, *pixels.shape[1:]))
         if model.described.form.input == "float":
             images = predictors.to_model_range(images)
-        found[str(batch)] = _median_ms(model, images)
-    return found
+        by_batch[str(batch)] = _median_ms(model, images)
+    return by_batch
 
 
 def _median_ms(model: Predictor, images: np.ndarray) -> float:
@@ -131,32 +132,36 @@ def _median_ms(model: Predictor, images: np.ndarray) -> float:
     return round(1e3 * statistics.median(times), 3)
 
 
-def check_record(found: Comparison, allowed: Limits, images: Images) -> dict[str, Any]:
-    """A comparison that has passed, and what of the images was left out, as JSON values."""
+def check_record(comparison: Comparison, allowed: Limits, images: Images) -> dict[str, Any]:
+    """Returns a comparison within the limits, and the skipped images, as JSON values."""
     return {
-        "images": found.images,
+        "images": comparison.images,
         "skipped": list(images.skipped),
-        "largest_difference": found.difference,
-        "largest_logit": found.largest,
+        "largest_difference": comparison.difference,
+        "largest_logit": comparison.largest,
         "allowed_difference": allowed.difference,
-        "agreement": 1 - found.disagreement,
+        "agreement": 1 - comparison.disagreement,
         "allowed_disagreement": allowed.disagreement,
-        "accuracy": found.accuracy,
-        "student_accuracy": found.student_accuracy,
+        "accuracy": comparison.accuracy,
+        "student_accuracy": comparison.student_accuracy,
     }
 
 
 def record(
-    export: Predictor, student: Predictor, found: Comparison, allowed: Limits, images: Images
+    export: Predictor,
+    student: Predictor,
+    comparison: Comparison,
+    allowed: Limits,
+    images: Images,
 ) -> dict[str, Any]:
-    """What is written beside an export that has passed: JSON values."""
+    """Returns the record that is written beside an export, as JSON values."""
     path = pathlib.Path(export.source)
     return {
         "metadata": description.texts(export.described),
         "student": student.source,
         "bytes": destinations.size(path),
         "student_bytes": destinations.size(pathlib.Path(student.source)),
-        "check": check_record(found, allowed, images),
+        "check": check_record(comparison, allowed, images),
         "latency_ms": {
             "threads": len(os.sched_getaffinity(0)),
             "export": latencies(export, images.pixels),

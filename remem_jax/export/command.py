@@ -1,4 +1,4 @@
-"""What the commands `export` and `predict` share: paths, signals, and one line for each ending."""
+"""Shared by the commands `export` and `predict`: paths, signals, exit codes and error messages."""
 
 import os
 import pathlib
@@ -8,51 +8,61 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-import jax
-
-from remem_jax import mesh
-from remem_jax.checks import SettingError
+from remem_jax.checks import SettingError, require
+from remem_jax.export import options
 from remem_jax.storage import files, streams
 
-_working: list[bool] = []  # Holds something from when there is work to end in order.
+_working: list[bool] = []  # Not empty once there is work that must end in order.
 
 
 class StoppedError(Exception):
-    """The user, or a full disk, has ended the work; the message says what is kept.
+    """Work ended early by the user or a full disk; the message says what is kept.
 
     Attributes:
         code: Exit code.
     """
 
     def __init__(self, message: str, code: int) -> None:
-        """Takes what to tell the user."""
+        """Stores the message for the user and the exit code."""
         super().__init__(message)
         self.code = code
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends the work as Ctrl-C does."""
+    """SIGTERM, handled like Ctrl-C."""
 
 
 def path(text: str) -> pathlib.Path:
-    """A path as a user gives it, `~` for the home; where there is none it stays."""
-    return pathlib.Path(os.path.expanduser(text))  # noqa: PTH111  That raises.
+    """Returns a path given by a user; expands ~ if there is a home folder."""
+    return pathlib.Path(os.path.expanduser(text))  # noqa: PTH111  `Path.expanduser` raises.
+
+
+def require_run(run: pathlib.Path) -> None:
+    """Raises `SettingError` if there is no such folder; to be called before slow imports."""
+    require(run.is_dir(), f"There is no run {run}: give the --workdir of one.")
+
+
+def require_model(path: pathlib.Path) -> None:
+    """Raises `SettingError` if there is no such run or export; to be called before slow imports."""
+    if path.suffix in options.SUFFIXES.values():
+        require(path.exists(), f"There is no export {path}.")
+    else:
+        require_run(path)
 
 
 def begin() -> None:
-    """Prepares the process: standard streams, and signals.
+    """Prepares standard streams and signal handlers.
 
-    SIGTERM ends the work in order, as Ctrl-C does; before `run`, at once. A second signal ends the
-    process at once, also where the first one has to wait: Python hears none while it compiles or
-    runs a graph.
+    SIGTERM ends the work in order, as Ctrl-C does; before `run`, it ends the process at once. So
+    does a second signal, even while Python cannot run handlers because it compiles or runs a graph.
     """
     streams.prepare()
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_the_second, args=(heard,), daemon=True).start()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second_signal, args=(read,), daemon=True).start()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -63,27 +73,27 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
-def _end_at_the_second(heard: int) -> None:
-    """Reads a byte for each signal that comes."""
-    asked = 0
-    while number := os.read(heard, 1):
-        asked += number[0] in (signal.SIGINT, signal.SIGTERM)
-        if asked > 1:
+def _end_at_second_signal(file: int) -> None:
+    """Reads a byte for each signal that arrives."""
+    signals = 0
+    while number := os.read(file, 1):
+        signals += number[0] in (signal.SIGINT, signal.SIGTERM)
+        if signals > 1:
             os._exit(128 + number[0])
 
 
 def exit_code(error: BaseException) -> int:
-    """That of a shell for the signal."""
+    """Returns the exit code that shells use for the signal."""
     number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
     return 128 + number
 
 
 def run(work: Callable[[], None], *, stopped: str) -> int:
-    """Runs a command; returns its exit code. What the user can mend ends in one line on stderr.
+    """Runs a command; returns its exit code. Errors that a user can fix are one line on stderr.
 
     Args:
         work: The command.
-        stopped: What to say where a signal ends it.
+        stopped: Message if a signal ends it.
     """
     _working.append(True)
     try:
@@ -97,23 +107,27 @@ def run(work: Callable[[], None], *, stopped: str) -> int:
     except KeyboardInterrupt as error:
         streams.print_error(f"remem_jax: {stopped}.")
         return exit_code(error)
-    except BrokenPipeError:  # Who reads has seen enough, as `head` has.
+    except BrokenPipeError:  # The reader has closed the pipe, as `head` does.
         streams.abandon(sys.stdout)
         return 1
-    except (OSError, jax.errors.JaxRuntimeError) as error:
-        told = _message(error)
-        if told is None:
+    except (OSError, RuntimeError) as error:
+        message = _message(error)
+        if message is None:
             raise
         streams.abandon(sys.stdout)
-        streams.print_error(f"remem_jax: {told}")
+        streams.print_error(f"remem_jax: {message}")
         return 1
     return 0
 
 
 def _message(error: OSError | RuntimeError) -> str | None:
-    """What to say of what the system, or the device, cannot do; None of an error of our own."""
+    """Returns the message for an error of the system or the device; None for a bug."""
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}: {files.advice(error.errno)}."
+    if "jax" not in sys.modules:
+        return None
+    from remem_jax import mesh
+
     full = mesh.out_of_memory(error)
-    return full and f"{full} Give fewer images at once, or use another device."
+    return full and f"{full} Use a smaller batch size, or another device."

@@ -1,63 +1,35 @@
-"""What an export is, and what it says of itself: texts that travel with every file."""
+"""Describes an export in texts that are stored as metadata of every file."""
 
 import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import remem_jax
-from remem_jax.checks import SettingError, at_least, one_of, require
+from remem_jax.checks import SettingError, require
 from remem_jax.data.images import preprocessing
 from remem_jax.data.images.preprocessing import Preprocessing
+from remem_jax.export.options import Form
 
-FORMATS = ("onnx", "stablehlo", "safetensors", "saved-tree")
-GRAPHS = ("onnx", "stablehlo")  # They hold the computation; the others are parameters alone.
-FOLDERS = ("saved-tree",)  # The others are files.
-INPUTS = ("float", "uint8")
-PRECISIONS = ("float32", "float16", "int8")
-SUFFIXES = {
-    "onnx": ".onnx",
-    "stablehlo": ".stablehlo",
-    "safetensors": ".safetensors",
-    "saved-tree": ".tree",
-}
 _RANGES = {"float": preprocessing.RANGE, "uint8": "0 to 255"}
 _TYPES = {"float": "float32", "uint8": "uint8"}
 
 
-class Form(NamedTuple):
-    """How a student is exported.
-
-    Attributes:
-        format: One of `FORMATS`.
-        input: "float", images in [-1, 1]; or "uint8", 0 to 255, scaled inside of the graph.
-        batch: Images at once; 0 is any number.
-        fold: Whether norms are folded into convolutions.
-        precision: Of weights and computation, one of `PRECISIONS`.
-    """
-
-    format: str = "onnx"
-    input: str = "float"
-    batch: int = 0
-    fold: bool = False
-    precision: str = "float32"
-
-
 class Description(NamedTuple):
-    """What there is to know of a student beside its parameters.
+    """Everything about a student except its parameters.
 
     Attributes:
-        model: One of `models.STUDENTS`.
-        stem: See `models.layers.STEMS`.
-        classes: Names of the classes, in the order of the logits.
+        model: Name of the network, one of `models.STUDENTS`.
+        stem: Stem of the network; see `models.layers.STEMS`.
+        classes: Class names, in the order of the logits.
         image_size: Side of the square images, in pixels.
-        form: How it was exported.
-        method: Of the run; empty where that is not known.
-        seed: The same, of the student.
-        stored_size: Side of the squares that images are resized to before they are to
-            `image_size`, in pixels; 0 if they are resized once.
-        identity: Hash of the run's file that the student was read from, which its exports share;
-            empty where that is not known.
-        run: Key of the run's identity (`storage.identity`); empty of older runs.
+        form: Form of the export.
+        method: Method of the run; empty if unknown.
+        seed: Seed of the student; empty if unknown.
+        stored_size: Side of the squares that images are first resized to, in pixels, before
+            `image_size`; 0 if they are resized once.
+        identity: Hash of the run's file that the student was read from, shared by its exports;
+            empty if unknown.
+        run: Key of the run's identity (`storage.identity`); empty for older runs.
     """
 
     model: str
@@ -73,36 +45,12 @@ class Description(NamedTuple):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes what it sees."""
+        """Preprocessing from a decoded image to the pixels that the student takes."""
         return Preprocessing(self.image_size, self.stored_size)
 
 
-def check(form: Form) -> None:
-    """Raises `SettingError` for what no export can be."""
-    one_of("--format", form.format, FORMATS)
-    one_of("--input", form.input, INPUTS)
-    one_of("--precision", form.precision, PRECISIONS)
-    at_least("--batch", form.batch, 0)
-    is_graph = form.format in GRAPHS
-    require(
-        is_graph or (form.input == "float" and not form.batch),
-        f"--format={form.format} holds parameters and no computation: leave out --input and "
-        f"--batch, or take {' or '.join(GRAPHS)}.",
-    )
-    require(
-        form.format != "safetensors" or not form.fold,
-        "timm's networks have norms, which --format=safetensors keeps: leave out --fold, or take "
-        "another format.",
-    )
-    require(
-        form.precision != "int8" or form.format == "onnx",
-        f"ONNX Runtime quantises ONNX alone: --precision=int8 needs --format=onnx, not "
-        f"{form.format}.",
-    )
-
-
 def texts(described: Description) -> dict[str, str]:
-    """The description as metadata of a file."""
+    """Returns the description as metadata of a file."""
     form = described.form
     return {
         "model": described.model,
@@ -128,15 +76,15 @@ def texts(described: Description) -> dict[str, str]:
 
 
 def read(found: Mapping[str, str], source: str) -> Description:
-    """What `texts` wrote, or a run of its selected students; nothing of the form is needed.
+    """Parses the metadata of an export (`texts`) or of a run's student, which lacks the form.
 
     Raises:
-        SettingError: If something is missing, or is no such text.
+        SettingError: If metadata are missing or invalid.
     """
     missing = [name for name in ("model", "classes", "image_size") if not found.get(name)]
     require(
         not missing,
-        f"{source} does not say its {', '.join(missing)}: give a student that remem_jax wrote.",
+        f"{source} lacks the metadata {', '.join(missing)}: give a student that remem_jax wrote.",
     )
     batch = found.get("batch", "any")
     try:
@@ -149,7 +97,7 @@ def read(found: Mapping[str, str], source: str) -> Description:
         )
         size, stored = int(found["image_size"]), int(found.get("stored_size", 0))
     except ValueError as error:
-        raise SettingError(f"{source} has metadata that cannot be read: {error}.") from error
+        raise SettingError(f"{source} has invalid metadata: {error}.") from error
     return Description(
         found["model"],
         found.get("stem", "imagenet"),
@@ -165,7 +113,7 @@ def read(found: Mapping[str, str], source: str) -> Description:
 
 
 def class_names(text: str) -> tuple[str, ...]:
-    """The names of classes in metadata: a list in JSON; of old files, a name a line."""
+    """Parses class names in metadata: a JSON list; in old files, one name per line."""
     try:
         names = json.loads(text)
     except json.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Writes a student in each of the formats."""
+"""Writes a student in any of the formats."""
 
 import pathlib
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from jax import export as jax_export
 
 from remem_jax.data.images import augment
-from remem_jax.export import description, plain, predictors, runs
+from remem_jax.export import description, folding, options, predictors, runs
 from remem_jax.export.description import Description
 from remem_jax.records import Apply, Variables
 from remem_jax.storage import checkpoints, files
@@ -21,17 +21,16 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 def write(
     student: runs.Student, described: Description, path: pathlib.Path, calibration: np.ndarray
 ) -> None:
-    """Writes a student; whole or not at all.
+    """Writes a student atomically.
 
     Args:
         student: The student.
-        described: Of it, with the form that it is to get.
-        path: The file; a folder for "saved-tree".
-        calibration: uint8 images by which the ranges of int8 are set; none are looked at for
-            other precisions.
+        described: Its description, with the form to write.
+        path: Path of the file, or folder for "saved-tree".
+        calibration: uint8 images that set the ranges of int8; not used for other precisions.
 
     Raises:
-        SettingError: If the student has no such form, or the file cannot be written.
+        SettingError: If the student cannot have this form, or the file cannot be written.
     """
     form = described.form
     if form.format == "onnx":
@@ -48,7 +47,7 @@ def write(
 def _variables(student: runs.Student, described: Description) -> Variables:
     if not described.form.fold:
         return student.variables
-    return plain.folded(student.model, student.variables)
+    return folding.folded(student.model, student.variables)
 
 
 def _stored(variables: Variables, precision: str) -> Variables:
@@ -56,15 +55,15 @@ def _stored(variables: Variables, precision: str) -> Variables:
 
 
 def _computed(variables: Variables, precision: str) -> Variables:
-    """Variables as they are computed with: kernels of convolutions as the precision has them."""
+    """Casts convolution kernels, but nothing else, to the precision of the computation."""
     dtype = np.float16 if precision == "float16" else np.float32
     return jax.tree.map(lambda leaf: np.asarray(leaf, dtype if leaf.ndim == 4 else None), variables)
 
 
 def _apply(described: Description, *, whole_norms: bool = False) -> Apply:
-    """Variables and images, as the export takes them, to logits; see `plain.make_apply`."""
+    """Returns a function of variables and images (as the export takes them) to logits."""
     precision = "float16" if described.form.precision == "float16" else "float32"
-    apply = plain.make_apply(runs.make_model(described, dtype=precision), whole_norms=whole_norms)
+    apply = folding.make_apply(runs.make_model(described, dtype=precision), whole_norms=whole_norms)
     if described.form.input == "float":
         return apply
     return lambda variables, images: apply(variables, augment.to_model_range(images))
@@ -82,7 +81,7 @@ def _write_stablehlo(student: runs.Student, described: Description, path: pathli
     shape = (batch, described.image_size, described.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.dtype(_input_type(described)))
     variables = jax.tree.map(jnp.asarray, _computed(variables, form.precision))
-    apply = _apply(described)  # Each layer chooses its implementation by the platform.
+    apply = _apply(described)  # Each layer selects its implementation by platform.
     run = jax.jit(lambda images: apply(variables, images))
     exported = jax_export.export(run, platforms=_PLATFORMS)(images)
     with files.replacing(path) as file:
@@ -92,7 +91,7 @@ def _write_stablehlo(student: runs.Student, described: Description, path: pathli
 def _write_onnx(
     student: runs.Student, described: Description, path: pathlib.Path, calibration: np.ndarray
 ) -> None:
-    predictors.runtime()  # Says what to install.
+    predictors.runtime()  # Raises an error that names the packages to install.
     from remem_jax.export import graph, quantisation
 
     form = described.form
@@ -101,7 +100,7 @@ def _write_onnx(
     made = graph.of_apply(apply, _variables(student, described), images)
     if form.precision == "int8":
         given = predictors.to_model_range(calibration) if form.input == "float" else calibration
-        made = quantisation.quantised(made, given, batch=form.batch or predictors.AT_ONCE)
+        made = quantisation.quantised(made, given, batch=form.batch or options.BATCH_SIZE)
     for name, text in description.texts(described).items():
         made.metadata_props.add(key=name, value=text)
     with files.replacing(path) as file:

@@ -1,7 +1,7 @@
-"""A student's jaxpr as an ONNX graph.
+"""Translates the jaxpr of a student into an ONNX graph.
 
-Maps, (batch, height, width, channel) in JAX, are (batch, channel, height, width) in the graph: the
-images are transposed as they come in, kernels as they are stored, and nothing in between.
+Feature maps are (batch, height, width, channel) in JAX and (batch, channel, height, width) in the
+graph: only the images are transposed, once, and the kernels when they are stored.
 """
 
 import collections
@@ -22,26 +22,24 @@ from onnx import helper, numpy_helper
 
 from remem_jax import platforms
 from remem_jax.checks import SettingError
-from remem_jax.export import operations, plain
+from remem_jax.export import folding, operations
 from remem_jax.export.operations import Graph, Tensor
 from remem_jax.records import Apply, Variables
 
-_PLATFORM = "onnx"  # None of JAX's, so that each layer is one operation: its default.
+_PLATFORM = "onnx"  # Unknown to JAX, so that layers take their default: one operation each.
 OPSET = 18
-_IR = 9  # The first that knows the opset; a higher one would shut out older runtimes.
+_IR = 9  # The first with this opset; older runtimes refuse a higher one.
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
-# What a third input is for: an Add of one vector by channel becomes it.
-_BIASED = ("Conv", "Gemm")
 
 
 class Input(NamedTuple):
-    """The images that a graph takes.
+    """The input of a graph.
 
     Attributes:
         size: Side of the images, in pixels.
-        dtype: "uint8", or "float32".
-        batch: Images at once; 0 is any number.
+        dtype: "uint8" or "float32".
+        batch: Batch size; 0 is any.
     """
 
     size: int
@@ -50,15 +48,15 @@ class Input(NamedTuple):
 
 
 def of_apply(apply: Apply, variables: Variables, images: Input) -> onnx.ModelProto:
-    """The graph of a model in evaluation mode, checked.
+    """Returns the checked graph of a model in evaluation mode.
 
     Args:
-        apply: Maps variables and images, NHWC, to logits.
-        variables: Arrays, of the types that the graph computes in.
-        images: What the graph takes.
+        apply: Maps variables and images (NHWC) to logits.
+        variables: Arrays, in the types that the graph computes in.
+        images: Input of the graph.
 
     Raises:
-        SettingError: If the model does something for which there is no node in `operations`.
+        SettingError: If the model has an operation that `operations` does not translate.
     """
     leaves, tree = jax.tree.flatten(variables)
     shape = (images.batch or symbolic_batch(), images.size, images.size, 3)
@@ -77,29 +75,29 @@ def of_apply(apply: Apply, variables: Variables, images: Input) -> onnx.ModelPro
 
 
 def symbolic_batch() -> Any:
-    """A batch of any number of images, as JAX writes it."""
+    """Returns JAX's symbolic dimension for any batch size."""
     (batch,) = jax_export.symbolic_shape(BATCH)
     return batch
 
 
 def _outputs(graph: Graph, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-    """Adds the nodes of a jaxpr, calls inlined; what hangs on constants alone is computed now."""
+    """Adds the nodes of a jaxpr; inlines calls, and computes operations on constants at once."""
     jaxpr = closed.jaxpr
-    known: dict[Var, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    known |= dict(zip(jaxpr.invars, inputs, strict=True))
+    values: dict[Var, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values |= dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Any:
-        return np.asarray(atom.val) if isinstance(atom, Literal) else known[atom]
+        return np.asarray(atom.val) if isinstance(atom, Literal) else values[atom]
 
     for equation in jaxpr.eqns:
         given = [read(atom) for atom in equation.invars]
-        known |= dict(zip(equation.outvars, _applied(graph, equation, given), strict=True))
+        values |= dict(zip(equation.outvars, _translate(graph, equation, given), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _applied(graph: Graph, equation: Any, given: Sequence[Any]) -> list[Any]:
+def _translate(graph: Graph, equation: Any, given: Sequence[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
-    if params.get("name") == plain.BATCH_NORM:
+    if params.get("name") == folding.BATCH_NORM:
         return [operations.batch_norm(graph, given)]
     if taken := platforms.branch(equation, _PLATFORM):
         return _outputs(graph, taken, given[1:])
@@ -110,19 +108,22 @@ def _applied(graph: Graph, equation: Any, given: Sequence[Any]) -> list[Any]:
         if name in operations.CONSTANT:
             return [operations.CONSTANT[name](params, given[0])]
         computed = equation.primitive.bind(*map(jnp.asarray, given), **params)
-        several = computed if equation.primitive.multiple_results else [computed]
-        return [np.asarray(one) for one in several]
+        results = computed if equation.primitive.multiple_results else [computed]
+        return [np.asarray(result) for result in results]
     if name not in operations.TABLE:
         raise SettingError(
-            f"There is no ONNX node for the operation {name} of this model "
-            f"({', '.join(sorted(operations.TABLE))} have one): export it as stablehlo."
+            f"There is no ONNX node for the operation {name} of this model (supported: "
+            f"{', '.join(sorted(operations.TABLE))}): export it with --format=stablehlo."
         )
     return [operations.TABLE[name](graph, equation, given)]
 
 
 def _model(graph: Graph, images: Input, logits: Any) -> onnx.ModelProto:
-    nodes = _with_biases(graph)
-    used = {name for node in nodes for name in node.input}
+    used, nodes = {OUTPUT}, []
+    for node in reversed(graph.nodes):
+        if used & set(node.output):
+            nodes.insert(0, node)
+            used |= set(node.input)
     constants = [
         numpy_helper.from_array(np.ascontiguousarray(array), name)
         for name, array in graph.constants.items()
@@ -149,31 +150,3 @@ def _model(graph: Graph, images: Input, logits: Any) -> onnx.ModelProto:
     )
     onnx.checker.check_model(made, full_check=True)
     return made
-
-
-def _with_biases(graph: Graph) -> list[onnx.NodeProto]:
-    """The nodes, where a vector that is added to a product is an input of it."""
-    uses = collections.Counter(name for node in graph.nodes for name in node.input)
-    made = {node.output[0]: node for node in graph.nodes}
-    kept: list[onnx.NodeProto] = []
-    for node in graph.nodes:
-        product = made.get(node.input[0]) if node.op_type == "Add" else None
-        if product is not None and _takes(graph, product, node.input[1], uses):
-            bias = graph.constants[node.input[1]]
-            product.input.append(graph.constant(bias.reshape(-1)))
-            product.output[0] = node.output[0]
-            made[node.output[0]] = product
-        else:
-            kept.append(node)
-    return kept
-
-
-def _takes(
-    graph: Graph, product: onnx.NodeProto, added: str, uses: collections.Counter[str]
-) -> bool:
-    """Whether what is added can be the bias of a product, which nothing else looks at."""
-    if product.op_type not in _BIASED or len(product.input) != 2 or added not in graph.constants:
-        return False
-    shape, axis = graph.constants[added].shape, 1
-    alone = uses[product.output[0]] == 1
-    return alone and len(shape) > axis and int(np.prod(shape)) == shape[axis]

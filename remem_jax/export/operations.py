@@ -1,6 +1,6 @@
 """ONNX nodes for the operations of students, by the name of JAX's primitive.
 
-What is broadcast keeps its small shape in the graph, whose own nodes broadcast.
+A broadcast tensor keeps its small shape, because ONNX nodes broadcast by themselves.
 """
 
 import collections
@@ -14,17 +14,18 @@ from onnx import helper
 
 from remem_jax.checks import SettingError
 
-_MAPS = 4  # Axes of what is (batch, height, width, channel) in JAX.
+_MAPS = 4  # Number of axes of feature maps, (batch, height, width, channel) in JAX.
 _CHANNELS_FIRST = (0, 3, 1, 2)
+_BIASED = ("Conv", "Gemm")  # Nodes with an optional third input, a bias per channel.
 
 
 class Tensor(NamedTuple):
-    """A value that is known when the graph runs.
+    """A value that the graph computes.
 
     Attributes:
-        name: In the graph.
-        shape: As JAX has it, channels last; of 1 where it is still to be broadcast.
-        dtype: Its type.
+        name: Name in the graph.
+        shape: Shape in JAX, with channels last; 1 for axes that are still to be broadcast.
+        dtype: Data type.
     """
 
     name: str
@@ -33,12 +34,12 @@ class Tensor(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """An ONNX graph that grows.
+    """An ONNX graph under construction.
 
     Attributes:
-        nodes: In the order of their computation.
-        constants: By name.
-        numbers: How many nodes there are of each kind, for their names.
+        nodes: Nodes in the order of computation.
+        constants: Constants by name.
+        numbers: Number of nodes of each kind, for their names.
     """
 
     nodes: list[onnx.NodeProto]
@@ -46,19 +47,19 @@ class Graph(NamedTuple):
     numbers: collections.Counter[str]
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node of one output, and names it."""
+        """Adds a node with one output; returns its name."""
         name = self._name(kind)
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def constant(self, array: np.ndarray) -> str:
-        """Adds an array as it is, and names it."""
+        """Adds an array; returns its name."""
         name = self._name("constant")
         self.constants[name] = array
         return name
 
     def name_of(self, value: Any) -> str:
-        """A tensor's name; a constant is added, channels first."""
+        """Returns the name of a tensor; adds a constant, with channels first."""
         if isinstance(value, Tensor):
             return value.name
         array = np.asarray(value)
@@ -70,7 +71,7 @@ class Graph(NamedTuple):
 
 
 def batch_norm(graph: Graph, given: Sequence[Any]) -> Tensor:
-    """The node of `plain.batch_norm`."""
+    """Adds the node of `folding.batch_norm`."""
     maps, *vectors = given
     names = [graph.constant(np.asarray(vector)) for vector in vectors]
     name = graph.add("BatchNormalization", maps.name, *names, epsilon=0.0)
@@ -79,7 +80,7 @@ def batch_norm(graph: Graph, given: Sequence[Any]) -> Tensor:
 
 def _pointwise(kind: str) -> Callable[[Graph, Any, Sequence[Any]], Tensor]:
     def apply(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
-        # Constants last, as what looks for biases expects them.
+        # Constants last.
         if kind in ("Add", "Mul", "Max", "Min"):
             given = sorted(given, key=lambda one: not isinstance(one, Tensor))
         name = graph.add(kind, *map(graph.name_of, given))
@@ -100,8 +101,25 @@ def _larger(sizes: Sequence[Any]) -> Any:
     return next(size for size in sizes if size != 1)
 
 
+def _add(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
+    """Adds; a constant per channel becomes the bias of the convolution or product before it.
+
+    `graph` drops the node without a bias unless something else uses it.
+    """
+    product, bias = sorted(given, key=lambda one: not isinstance(one, Tensor))
+    last = graph.nodes[-1]
+    is_per_channel = np.ndim(bias) > 1 and np.size(bias) == np.shape(bias)[-1]
+    if isinstance(bias, Tensor) or not is_per_channel or last.output[0] != product.name:
+        return _pointwise("Add")(graph, equation, given)
+    if last.op_type not in _BIASED or len(last.input) > 2:
+        return _pointwise("Add")(graph, equation, given)
+    name = graph.add(last.op_type, *last.input, graph.constant(np.reshape(bias, -1)))
+    graph.nodes[-1].attribute.extend(last.attribute)
+    return product._replace(name=name)
+
+
 def _maximum(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
-    """ReLU, where the other is zero: runtimes fuse it."""
+    """Adds Relu if the other value is zero, because runtimes fuse it; else Max."""
     maps, other = sorted(given, key=lambda one: not isinstance(one, Tensor))
     if isinstance(other, Tensor) or np.ndim(other) or other != 0:
         return _pointwise("Max")(graph, equation, given)
@@ -109,7 +127,7 @@ def _maximum(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
 
 
 def _minimum(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
-    """A clip, where the other is a number."""
+    """Adds Clip if the other value is a number; else Min."""
     maps, other = sorted(given, key=lambda one: not isinstance(one, Tensor))
     if isinstance(other, Tensor) or np.ndim(other):
         return _pointwise("Min")(graph, equation, given)
@@ -119,10 +137,12 @@ def _minimum(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
 def _convolution(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
     params, aval = equation.params, equation.outvars[0].aval
     maps, kernel = given
-    wanted = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    usual = params["dimension_numbers"] == wanted and params["batch_group_count"] == 1
-    if not usual or set(params["lhs_dilation"]) != {1} or isinstance(kernel, Tensor):
-        raise SettingError("Only convolutions of NHWC by constant HWIO kernels can be ONNX.")
+    expected = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+    is_supported = params["dimension_numbers"] == expected and params["batch_group_count"] == 1
+    if not is_supported or set(params["lhs_dilation"]) != {1} or isinstance(kernel, Tensor):
+        raise SettingError(
+            "ONNX export supports only convolutions of NHWC inputs with constant HWIO kernels."
+        )
     weight = graph.constant(np.asarray(kernel).transpose(3, 2, 0, 1))
     name = graph.add(
         "Conv",
@@ -150,24 +170,28 @@ def _max_pool(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
 
 
 def _pads(margins: Sequence[tuple[int, int]]) -> list[int]:
-    """(before, after) of each axis, as ONNX has them: all of before, then all of after."""
+    """Converts (before, after) of each axis to ONNX: all before, then all after."""
     return [before for before, _ in margins] + [after for _, after in margins]
 
 
 def _whole(graph: Graph, value: Any, equation: Any) -> str:
-    """The name of a tensor that is not to be broadcast any more."""
+    """Returns the name of a tensor, which must not be still to be broadcast."""
     shape = equation.invars[0].aval.shape
     if not isinstance(value, Tensor) or len(value.shape) != len(shape):
-        raise SettingError(f"ONNX's {equation.primitive.name} takes what is computed, no constant.")
+        raise SettingError(f"ONNX export does not support {equation.primitive.name} of a constant.")
     if all(one == other for one, other in zip(value.shape, shape, strict=True)):
         return value.name
-    raise SettingError(f"{equation.primitive.name} of what is broadcast is not exported.")
+    raise SettingError(
+        f"ONNX export does not support {equation.primitive.name} of a broadcast value."
+    )
 
 
 def _product(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
     left, right = given
     if equation.params["dimension_numbers"] != (((1,), (0,)), ((), ())):
-        raise SettingError("Only products of a matrix (batch, feature) by a matrix can be ONNX.")
+        raise SettingError(
+            "ONNX export supports only products of a matrix (batch, feature) with a matrix."
+        )
     name = graph.add("Gemm", _whole(graph, left, equation), graph.name_of(right))
     aval = equation.outvars[0].aval
     return Tensor(name, aval.shape, np.dtype(aval.dtype))
@@ -179,14 +203,14 @@ def _sum(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
     whole, along = _whole(graph, given[0], equation), graph.constant(np.asarray(places, np.int64))
     aval = equation.outvars[0].aval
     if len(shape) == _MAPS and len(aval.shape) not in (2, 1):
-        raise SettingError("Only sums over two or three axes of maps can be ONNX.")
+        raise SettingError("ONNX export supports only sums over two or three axes of feature maps.")
     return Tensor(
         graph.add("ReduceSum", whole, along, keepdims=0), aval.shape, np.dtype(aval.dtype)
     )
 
 
 def _broadcast(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
-    """New axes of size 1; sizes are left to whoever uses the tensor."""
+    """Adds axes of size 1; the nodes that use the tensor broadcast it."""
     value, shape = given[0], equation.params["shape"]
     kept = equation.params["broadcast_dimensions"]
     small = tuple(value.shape[kept.index(i)] if i in kept else 1 for i in range(len(shape)))
@@ -207,7 +231,7 @@ def _cast(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
 
 
 TABLE: dict[str, Callable[[Graph, Any, Sequence[Any]], Tensor]] = {
-    "add": _pointwise("Add"),
+    "add": _add,
     "broadcast_in_dim": _broadcast,
     "conv_general_dilated": _convolution,
     "convert_element_type": _cast,
@@ -230,7 +254,7 @@ def _small(params: dict[str, Any], array: np.ndarray) -> np.ndarray:
     )
 
 
-# What is done to constants most often, by NumPy: JAX would compile it for every shape.
+# The most frequent operations on constants, in NumPy: JAX would compile them for every shape.
 CONSTANT: dict[str, Callable[[dict[str, Any], np.ndarray], np.ndarray]] = {
     "broadcast_in_dim": _small,
     "convert_element_type": lambda params, array: array.astype(params["new_dtype"]),

@@ -1,7 +1,7 @@
-"""What a model says of images, written as it comes.
+"""Writes predictions batch by batch.
 
-To standard output rows go as they are made. A file gets its name when it is whole; until then each
-image is a line of PATH.partial, from which the same command goes on.
+Rows go to standard output at once. A file gets its name when it is complete; until then, each image
+is a line of PATH.partial, from which the same command resumes.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remem_jax.checks import SettingError, require
-from remem_jax.export import command, destinations
+from remem_jax.export import command, destinations, options
 from remem_jax.export.predictors import Predictor
 from remem_jax.storage import files, results, spreadsheets, streams
 
-FORMATS = ("csv", "json")
+FORMATS = options.PREDICTION_FORMATS
 COLUMNS = ("file", "rank", "class", "probability")
 _KIND = "predictions"
-# How a file of ours begins, of either format.
+# The beginning of a file of predictions, in either format.
 _OURS = re.compile(rf'{",".join(COLUMNS)}\n|\{{\n  "model": ".*",\n  "method": ')
 
 Top = list[tuple[str, float]]  # Classes and their probabilities, likeliest first.
@@ -30,12 +30,12 @@ Top = list[tuple[str, float]]  # Classes and their probabilities, likeliest firs
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a student says of images.
+    """Predictions for images.
 
     Attributes:
-        top: By file, in the order in which the files were given: the likeliest classes.
-        failed: By file or folder, why there is nothing to say of it.
-        stamps: By file, its size and when it was changed, as they were when it was read.
+        top: Likeliest classes by file, in the given order of files.
+        failed: Reason by file or folder without a prediction.
+        stamps: Result of `stamp` by file, from before it was read.
     """
 
     top: dict[str, Top]
@@ -44,21 +44,21 @@ class Predictions:
 
 
 class Output:
-    """Standard output: rows of CSV as they come, JSON in the end."""
+    """Standard output: CSV batch by batch, JSON at the end."""
 
     def __init__(self, form: str, model: Predictor) -> None:
-        """Nothing is written yet."""
+        """Writes nothing yet."""
         self._form, self._model = form, model
         self._done = Predictions({}, {})
         self._begun = False
 
     def known(self, paths: Sequence[pathlib.Path]) -> dict[str, Top]:
-        """What an earlier start has left: nothing."""
+        """Returns no earlier predictions: standard output has none."""
         del paths
         return {}
 
     def add(self, new: Predictions) -> None:
-        """Takes a batch."""
+        """Adds the predictions of a batch."""
         if self._form == "csv" and new.top:
             self._write(_csv(new, head=not self._begun))
             self._begun = True
@@ -66,12 +66,12 @@ class Output:
         self._done.failed.update(new.failed)
 
     def finish(self, found: Predictions) -> None:
-        """Writes what is left to write."""
+        """Writes the rest."""
         if self._form == "json":
             self._write(_json(found, self._model))
 
     def stopped(self, error: BaseException, images: int) -> BaseException:
-        """What to raise where the work ends early; what was done is written, where it can be."""
+        """Writes the predictions so far, if possible; returns the error to raise."""
         if isinstance(error, BrokenPipeError):
             return error
         if isinstance(error, OSError):
@@ -84,8 +84,8 @@ class Output:
         if done and self._form == "json":
             self.finish(self._done)
         return command.StoppedError(
-            f"stopped; {done} of {images} images were written. With --out the same command would "
-            "go on.",
+            f"stopped; {done} of {images} images were written. With --out, the same command could "
+            "resume.",
             command.exit_code(error),
         )
 
@@ -95,44 +95,44 @@ class Output:
 
 
 class File:
-    """A file, and beside it PATH.partial."""
+    """A file, with PATH.partial until it is complete."""
 
     def __init__(self, path: pathlib.Path, form: str, model: Predictor, top: int) -> None:
-        """Reads what an earlier start of the same command has left.
+        """Reads the partial file of an earlier start of the same command.
 
         Args:
-            path: The file.
+            path: Path of the file.
             form: One of `FORMATS`.
-            model: Whose predictions they are.
-            top: Classes of each image that are kept.
+            model: Model that makes the predictions.
+            top: Number of classes for each image.
 
         Raises:
-            SettingError: If something is there that is not of the same command.
+            SettingError: If the partial file is of another command.
         """
         self._path, self._form, self._model = path, form, model
         self._partial = partial_path(path)
         model_key = destinations.digest(pathlib.Path(model.source))
         self._head = {"remem_jax": _KIND, "model": model_key, "top": top}
-        self._found = _read_partial(self._partial, self._head)
+        self._earlier = _read_partial(self._partial, self._head)
         self._done = 0
         self._file = -1
 
     def known(self, paths: Sequence[pathlib.Path]) -> dict[str, Top]:
-        """What an earlier start has said of files that are unchanged since."""
+        """Returns earlier predictions for files that have not changed since."""
         same = [
             str(path)
             for path in paths
-            if str(path) in self._found and self._found[str(path)]["stamp"] == stamp(path)
+            if str(path) in self._earlier and self._earlier[str(path)]["stamp"] == stamp(path)
         ]
         self._done = len(same)
         if same:
             streams.print_error(
-                f"remem_jax: {len(same)} of {len(paths)} images are taken from {self._partial}."
+                f"remem_jax: {len(same)} of {len(paths)} predictions are from {self._partial}."
             )
-        return {name: [(one, share) for one, share in self._found[name]["top"]] for name in same}
+        return {name: [(one, share) for one, share in self._earlier[name]["top"]] for name in same}
 
     def add(self, new: Predictions) -> None:
-        """Writes a batch down."""
+        """Appends the predictions of a batch to the partial file."""
         lines = [
             {"file": name, "stamp": new.stamps.get(name), "top": top}
             for name, top in new.top.items()
@@ -147,7 +147,7 @@ class File:
         self._done += len(new.top)
 
     def finish(self, found: Predictions) -> None:
-        """Gives the file its name, and removes the partial one."""
+        """Writes the complete file, and removes the partial one."""
         text = _csv(found, head=True) if self._form == "csv" else _json(found, self._model)
         with destinations.workspace(self._path) as folder:
             whole = folder / "predictions"
@@ -155,14 +155,14 @@ class File:
                 file.write(_encoded(text))
                 file.flush()
                 os.fsync(file.fileno())
-            require_writable(self._path)  # Nobody else's may have come there.
+            require_writable(self._path)  # Another file may have appeared meanwhile.
             whole.replace(self._path)
         if self._file >= 0:
             os.close(self._file)
         self._partial.unlink(missing_ok=True)
 
     def stopped(self, error: BaseException, images: int) -> BaseException:
-        """What to raise where the work ends early."""
+        """Returns the error to raise when the work ends early."""
         reason, code = "stopped", 1
         if isinstance(error, OSError):
             reason += f" ({error.strerror or error})"
@@ -172,23 +172,23 @@ class File:
             return command.StoppedError(f"{reason}; no image was finished.", code)
         return command.StoppedError(
             f"{reason}; {self._done} of {images} images are in {self._partial}; the same command "
-            "goes on.",
+            "resumes.",
             code,
         )
 
 
 def partial_path(path: pathlib.Path) -> pathlib.Path:
-    """Where predictions are until the file is whole."""
+    """Returns the path of the partial file."""
     return path.with_name(f"{path.name}.partial")
 
 
 def require_writable(path: pathlib.Path) -> None:
-    """Raises `SettingError` unless predictions may be written there; see `destinations`."""
+    """Raises `SettingError` unless predictions may be written to a path; see `destinations`."""
     destinations.require_writable_text(path, lambda head: bool(_OURS.match(head)))
 
 
 def stamp(path: pathlib.Path) -> list[int] | None:
-    """Size of a file and when it was changed, in nanoseconds; None if it cannot be told."""
+    """Returns the size of a file and its modification time in nanoseconds; None if unknown."""
     try:
         found = path.stat()
     except OSError:
@@ -197,20 +197,22 @@ def stamp(path: pathlib.Path) -> list[int] | None:
 
 
 def _read_partial(path: pathlib.Path, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Lines of a partial file by image, the last of each; none if there is no file."""
+    """Reads a partial file; returns the last line of each image, or nothing without a file."""
     if not os.path.lexists(path):
         return {}
     try:
-        plain = stat.S_ISREG(path.lstat().st_mode)
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if plain else []
+        is_file = stat.S_ISREG(path.lstat().st_mode)
+        text = path.read_text(encoding="utf-8", errors="replace") if is_file else "?"
+        lines = text.split("\n")
     except OSError as error:
         raise destinations.unwritable(path, error) from error
-    if plain and lines == [""]:
+    if lines == [""]:
         return {}
-    first, *rest = map(_parsed, lines or [""])
+    first, *rest = map(_parsed, lines)
     require(
         first.get("remem_jax") == _KIND,
-        f"{path} is there and is not of this command: it stays; set --out to another place.",
+        f"{path} exists and is not of this command, so it is not replaced; set --out to another "
+        "place.",
     )
     require(
         first == head,
@@ -221,7 +223,7 @@ def _read_partial(path: pathlib.Path, head: Mapping[str, Any]) -> dict[str, dict
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    """A line of JSON; nothing of one that a kill has cut."""
+    """Parses a line of JSON; returns an empty dict for a line that a kill has cut."""
     try:
         content = json.loads(line)
     except json.JSONDecodeError:
@@ -230,7 +232,7 @@ def _parsed(line: str) -> dict[str, Any]:
 
 
 def _open_to_append(path: pathlib.Path) -> int:
-    """Opens a file of lines at its end, and ends a line that was cut."""
+    """Opens a file to append lines, and ends a line that was cut."""
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     size = os.fstat(file).st_size
     if size and os.pread(file, 1, size - 1) != b"\n":
@@ -270,4 +272,4 @@ def _json(found: Predictions, model: Predictor) -> str:
 
 
 def _encoded(text: str) -> bytes:
-    return text.encode(errors="backslashreplace")  # Names on disk may be no UTF-8.
+    return text.encode(errors="backslashreplace")  # File names may not be UTF-8.

@@ -1,4 +1,4 @@
-"""Students and their exports, all of them opened as one thing: images in, logits out."""
+"""Opens students and their exports behind one interface: images in, logits out."""
 
 import os
 import pathlib
@@ -11,21 +11,19 @@ from jax import export as jax_export
 
 from remem_jax import mesh, models
 from remem_jax.checks import SettingError, require
-from remem_jax.export import description, destinations, plain, runs
+from remem_jax.export import description, destinations, folding, options, runs
 from remem_jax.export.description import Description
 from remem_jax.records import Apply, Variables
 from remem_jax.storage import checkpoints
 
-AT_ONCE = 32  # Images of a batch, where any number may be.
-
 
 class Predictor(NamedTuple):
-    """A student, ready to look at images.
+    """A student or an export, ready to classify images.
 
     Attributes:
-        logits: Of a batch of the size and the type that it takes.
-        described: Its classes, its image size, what it takes.
-        source: Where it came from.
+        logits: Maps a batch, of the size and type that the model takes, to logits.
+        described: Description of the model: classes, image size, input.
+        source: File that it was read from.
     """
 
     logits: Callable[[np.ndarray], np.ndarray]
@@ -34,7 +32,7 @@ class Predictor(NamedTuple):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names, in the order of the logits."""
+        """Class names, in the order of the logits."""
         return self.described.classes
 
     @property
@@ -42,34 +40,36 @@ class Predictor(NamedTuple):
         """Side of the square images, in pixels."""
         return self.described.image_size
 
-    def predict(self, images: np.ndarray, *, at_once: int = 0) -> np.ndarray:
-        """Logits, float32, of any number of images.
+    def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+        """Returns the float32 logits of any number of images.
 
         Args:
-            images: (batch, side, side, 3), uint8, or float in [-1, 1].
-            at_once: Images of a batch, to which the last one is filled up; 0 is `AT_ONCE`, or all
-                of fewer. An export of a fixed batch has that one.
+            images: Images of shape (batch, side, side, 3), uint8, or float in [-1, 1].
+            batch_size: Batch size, to which the last batch is padded; 0 is `options.BATCH_SIZE`,
+                or the number of images if that is smaller. An export with a fixed batch size uses
+                its own.
 
         Raises:
-            SettingError: If the images are of another size, or float where the export takes uint8.
+            SettingError: If the images have another size, or are float while the export takes
+                uint8.
         """
         side = self.image_size
         require(
             images.ndim == 4 and images.shape[1:] == (side, side, 3),
             f"{self.source} takes images of {side} x {side} pixels in RGB, got {images.shape}.",
         )
-        given = self._taken(images)
-        at_once = self.described.form.batch or at_once or min(AT_ONCE, len(given))
-        found = []
-        for start in range(0, len(given), at_once):
-            part = given[start : start + at_once]
-            padding = [(0, at_once - len(part)), (0, 0), (0, 0), (0, 0)]
-            found.append(np.asarray(self.logits(np.pad(part, padding)))[: len(part)])
+        given = self._converted(images)
+        batch_size = self.described.form.batch or batch_size or min(options.BATCH_SIZE, len(given))
+        logits = []
+        for start in range(0, len(given), batch_size):
+            batch = given[start : start + batch_size]
+            padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
+            logits.append(np.asarray(self.logits(np.pad(batch, padding)))[: len(batch)])
         shape = (0, len(self.classes))
-        return np.concatenate(found or [np.zeros(shape)]).astype(np.float32)
+        return np.concatenate(logits or [np.zeros(shape)]).astype(np.float32)
 
-    def _taken(self, images: np.ndarray) -> np.ndarray:
-        """Images as `logits` takes them."""
+    def _converted(self, images: np.ndarray) -> np.ndarray:
+        """Converts images to the type and range that `logits` takes."""
         if self.described.form.input == "uint8":
             require(
                 images.dtype == np.uint8,
@@ -80,12 +80,12 @@ class Predictor(NamedTuple):
 
 
 def to_model_range(images: np.ndarray) -> np.ndarray:
-    """`augment.to_model_range` on the host."""
+    """Scales uint8 images to [-1, 1] as `augment.to_model_range` does, but on the host."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def of_student(student: runs.Student) -> Predictor:
-    """The student itself, by JAX."""
+    """Returns a predictor that runs the student in JAX."""
     apply = models.evaluation_apply(student.model)
     return Predictor(_jitted(apply, student.variables), student.described, student.source)
 
@@ -96,33 +96,36 @@ def _jitted(apply: Apply, variables: Variables) -> Callable[[np.ndarray], np.nda
 
 
 def open_any(path: pathlib.Path, *, method: str = "", seed: int | None = None) -> Predictor:
-    """A run's student, or an export, whichever the path is of.
+    """Opens the student of a run, or an export.
 
     Args:
-        path: A run's folder, or a file or tree that `export` or a run wrote.
-        method: See `runs.open_student`; of a run alone.
-        seed: The same.
+        path: Folder of a run, or a file or tree that `export` or a run wrote.
+        method: See `runs.open_student`; only for a run.
+        seed: See `runs.open_student`; only for a run.
 
     Raises:
         SettingError: If it is neither, or is damaged.
     """
-    suffixes = {suffix: name for name, suffix in description.SUFFIXES.items()}
+    suffixes = {suffix: name for name, suffix in options.SUFFIXES.items()}
     if path.suffix in suffixes:
-        require(not method and seed is None, f"{path} is one student: leave out --method, --seed.")
+        require(
+            not method and seed is None,
+            f"{path} contains a single student: leave out --method and --seed.",
+        )
         return open_export(path, suffixes[path.suffix])
     return of_student(runs.open_student(path, method=method, seed=seed))
 
 
 def open_export(path: pathlib.Path, form: str, texts: Any = None) -> Predictor:
-    """What `export` wrote.
+    """Opens an export.
 
     Args:
         path: The file or the tree.
         form: Its format.
-        texts: Metadata of what has them beside it, a StableHLO or a tree; None reads them there.
+        texts: Metadata of a StableHLO file or a tree; None reads them from the record beside it.
 
     Raises:
-        SettingError: If it is not there, damaged, or ONNX Runtime is not installed.
+        SettingError: If it is missing or damaged, or ONNX Runtime is not installed.
     """
     require(path.exists(), f"There is no export {path}.")
     if form == "onnx":
@@ -135,7 +138,7 @@ def open_export(path: pathlib.Path, form: str, texts: Any = None) -> Predictor:
 
 
 def runtime() -> Any:
-    """ONNX Runtime.
+    """Imports ONNX Runtime.
 
     Raises:
         SettingError: If it is not installed.
@@ -151,11 +154,11 @@ def runtime() -> Any:
 
 def _open_onnx(path: pathlib.Path) -> Predictor:
     onnxruntime = runtime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # Errors alone.
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3  # Only errors.
     try:
         session = onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
+            os.fspath(path), quiet, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
@@ -174,7 +177,7 @@ def _open_stablehlo(path: pathlib.Path, described: Description) -> Predictor:
     try:
         exported = jax_export.deserialize(bytearray(path.read_bytes()))
     except Exception as error:
-        raise SettingError(f"{path} is no StableHLO of this JAX: {error}.") from error
+        raise SettingError(f"{path} is not StableHLO that this JAX reads: {error}.") from error
     call = jax.jit(exported.call)
     return Predictor(lambda batch: np.asarray(call(batch)), described, os.fspath(path))
 
@@ -183,14 +186,14 @@ def _open_tree(path: pathlib.Path, described: Description) -> Predictor:
     mesh.require_devices()
     model, form = runs.make_model(described), described.form
 
-    def first() -> Variables:
+    def init() -> Variables:
         return models.init(model, jax.random.key(0), described.image_size)
 
-    like = jax.eval_shape(first)
+    shapes = jax.eval_shape(init)
     if form.fold:
-        like = plain.folded_shapes(model, like)
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, form.precision), like)
-    loaded = checkpoints.load_tree(path, like)
+        shapes = folding.folded_shapes(model, shapes)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, form.precision), shapes)
+    loaded = checkpoints.load_tree(path, shapes)
     variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), loaded)
-    apply = plain.make_apply(model)
+    apply = folding.make_apply(model)
     return Predictor(_jitted(apply, variables), described, os.fspath(path))

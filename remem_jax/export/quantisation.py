@@ -1,4 +1,4 @@
-"""Int8 by ONNX Runtime's static quantisation."""
+"""Quantises a graph to int8 with ONNX Runtime's static quantisation."""
 
 import logging
 import pathlib
@@ -15,7 +15,7 @@ from remem_jax.export import graph
 
 
 class _Reader(quantization.CalibrationDataReader):
-    """Batches of images, once through, as ONNX Runtime asks for them."""
+    """Yields batches of images to ONNX Runtime."""
 
     def __init__(self, images: np.ndarray, batch: int) -> None:
         whole = len(images) // batch * batch or len(images)
@@ -29,23 +29,23 @@ class _Reader(quantization.CalibrationDataReader):
 
 
 def quantised(made: onnx.ModelProto, images: np.ndarray, *, batch: int) -> onnx.ModelProto:
-    """The same network in int8: weights by channel, maps by the range that they have on images.
+    """Quantises weights per channel and activations by their range on calibration images.
 
-    Nodes are in QDQ form: pairs of QuantizeLinear and DequantizeLinear around the operations, which
-    runtimes fuse. Weights have 7 bits, since 8 overflow the 16-bit sums of CPUs without VNNI.
+    The graph is in QDQ form: pairs of QuantizeLinear and DequantizeLinear around the operations,
+    which runtimes fuse. Weights have 7 bits, since 8 overflow the 16-bit sums of CPUs without VNNI.
 
     Args:
         made: A float32 graph.
-        images: For the ranges, as the graph takes them; of training.
-        batch: How many at once.
+        images: Training images for the ranges, in the type and range that the graph takes.
+        batch: Batch size for calibration.
 
     Raises:
-        SettingError: If there are not enough images for a batch.
+        SettingError: If there are fewer images than a batch of the graph.
     """
     fixed = made.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     require(
         len(images) >= max(fixed, 1),
-        f"There are {len(images)} images to calibrate with, and a batch has {max(fixed, 1)}: raise "
+        f"There are {len(images)} calibration images, fewer than a batch of {max(fixed, 1)}: raise "
         "--calibration-images, or lower --batch.",
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def quantised(made: onnx.ModelProto, images: np.ndarray, *, batch: int) -> onnx.
             str(before), str(prepared), skip_symbolic_shape=True, verbose=0
         )
         level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)  # It advises on the root logger.
+        logging.getLogger().setLevel(logging.ERROR)  # Its advice goes to the root logger.
         try:
             quantization.quantize_static(
                 str(prepared),
@@ -71,6 +71,6 @@ def quantised(made: onnx.ModelProto, images: np.ndarray, *, batch: int) -> onnx.
             )
         finally:
             logging.getLogger().setLevel(level)
-        found = onnx.load(after)
-    del found.metadata_props[:]
-    return found
+        quantised_graph = onnx.load(after)
+    del quantised_graph.metadata_props[:]
+    return quantised_graph

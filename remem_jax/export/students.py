@@ -1,66 +1,66 @@
-"""A student to a file that has been checked: written under another name, compared, renamed."""
+"""Exports a student: writes it under another name, compares it with the student, renames it."""
 
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from remem_jax.export import checking, description, destinations, formats, predictors, runs
+from remem_jax.export import checking, description, destinations, formats, options, predictors, runs
 from remem_jax.export.checking import Limits
-from remem_jax.export.description import Form
+from remem_jax.export.images import Images
+from remem_jax.export.options import Form
 
 
 def export(
     student: runs.Student,
     form: Form,
     path: pathlib.Path,
-    images: runs.Images,
+    images: Images,
     *,
     allowed: Limits,
     calibration: np.ndarray,
 ) -> dict[str, Any]:
-    """Writes a student in a form, and beside it, in PATH.json, how it was checked.
+    """Writes a student and, as PATH.json, the record of its check.
 
     Args:
         student: The student.
-        form: Format, input, batch, norms and precision.
-        path: The file; a folder for "saved-tree". An earlier export there is replaced, and nothing
-            else is.
-        images: What it is checked on.
-        allowed: How far it may differ from the student.
-        calibration: uint8 images that set the ranges of int8; not looked at otherwise.
+        form: Format, input, batch size, folding and precision.
+        path: Path of the file, or folder for "saved-tree". Replaces only an earlier export.
+        images: Images to compare the export and the student on.
+        allowed: Largest allowed differences.
+        calibration: uint8 images that set the ranges of int8; not used otherwise.
 
     Returns:
-        The record that is in PATH.json.
+        The record in PATH.json.
 
     Raises:
-        SettingError: If the form does not exist, something that is no export is there, the file
-            cannot be written, or it does not say what the student says; nothing is then left of
-            it, and what was there stays.
+        SettingError: If the form does not exist, the path holds something other than an export, the
+            file cannot be written, or its outputs differ too much; it is then removed, and what
+            was at the path stays.
     """
-    description.check(form)
-    destinations.require_replaceable(path, folder=form.format in description.FOLDERS)
+    options.check(form)
+    destinations.require_replaceable(path, folder=form.format in options.FOLDERS)
     described = student.described._replace(form=form)
     try:
         with destinations.workspace(path) as folder:
-            unchecked = folder / f"unchecked{description.SUFFIXES[form.format]}"
+            unchecked = folder / f"unchecked{options.SUFFIXES[form.format]}"
             formats.write(student, described, unchecked, calibration)
-            found = _checked(student, described, unchecked, images, allowed)
-            return destinations.put(unchecked, path, found)
+            record = _check(student, described, unchecked, images, allowed)
+            return destinations.put(unchecked, path, record)
     except OSError as error:
         raise destinations.unwritable(path, error) from error
 
 
-def _checked(
+def _check(
     student: runs.Student,
     described: description.Description,
     path: pathlib.Path,
-    images: runs.Images,
+    images: Images,
     allowed: Limits,
 ) -> dict[str, Any]:
     texts = description.texts(described)
     export = predictors.open_export(path, described.form.format, texts)
-    ours = predictors.of_student(student)
-    found = checking.compare(export, ours, images)
-    checking.require_equal(found, allowed, f"The {described.form.format} file")
-    return checking.record(export, ours, found, allowed, images)
+    in_jax = predictors.of_student(student)
+    comparison = checking.compare(export, in_jax, images)
+    checking.require_close(comparison, allowed, f"The {described.form.format} file")
+    return checking.record(export, in_jax, comparison, allowed, images)

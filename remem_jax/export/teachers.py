@@ -1,4 +1,4 @@
-"""A run's teacher, a plain ViT by then, under the names of other codes; read back and compared."""
+"""Exports a run's teacher as a plain ViT under the names of other codes, and checks the file."""
 
 import json
 import pathlib
@@ -12,27 +12,25 @@ from remem_jax import mesh, models
 from remem_jax.checks import one_of, require
 from remem_jax.data.images import preprocessing
 from remem_jax.data.images.preprocessing import Preprocessing
-from remem_jax.export import checking, destinations, predictors, runs
+from remem_jax.export import checking, destinations, options, predictors, runs
 from remem_jax.export.checking import Limits
+from remem_jax.export.images import Images
 from remem_jax.models import vit
 from remem_jax.storage import results
 from remem_jax.weights import augreg, timm
-
-FORMATS = {"augreg": ".npz", "big_vision": ".npz", "timm": ".safetensors"}
-_AT_ONCE = 32
 
 
 class Teacher(NamedTuple):
     """The selected teacher of a run.
 
     Attributes:
-        method: Of the run.
-        checkpoint: A plain ViT: re-weighting is folded in, LoRA merged.
-        classes: Names of the classes, in the order of the logits.
-        gelu: Which one it was trained with: "tanh", "erf", or empty for the checkpoint's.
-        preprocessing: How an image becomes what it sees.
+        method: Method of the run.
+        checkpoint: Plain ViT, with re-weighting folded in and LoRA merged.
+        classes: Class names, in the order of the logits.
+        gelu: GELU that it was trained with: "tanh", "erf", or empty for that of its checkpoint.
+        preprocessing: Preprocessing of images.
         identity: Hash of the run's file that it was read from.
-        run: Key of the run's identity (`storage.identity`); empty of older runs.
+        run: Key of the run's identity (`storage.identity`); empty for older runs.
     """
 
     method: str
@@ -45,27 +43,27 @@ class Teacher(NamedTuple):
 
 
 def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
-    """The selected teacher of a finished run.
+    """Opens the selected teacher of a finished run.
 
     Args:
-        run: The run's folder.
-        method: One that has a teacher; empty is the one whose student is best on validation.
+        run: Folder of the run.
+        method: Method with a teacher; empty selects the one whose student is best on validation.
 
     Raises:
         SettingError: If there is no such run or teacher, or the run is not finished.
     """
     mesh.require_devices()
     found = runs.read_results(run)
-    taught = [row for row in found["methods"] if row["teacher"]]
-    require(len(taught) > 0, f"No method of {run} has a teacher; set --method.")
-    rows = found | {"methods": found["methods"] if method else taught}
-    row = runs.chosen(rows, run, method)
+    with_teacher = [row for row in found["methods"] if row["teacher"]]
+    require(len(with_teacher) > 0, f"No method of {run} has a teacher; set --method.")
+    rows = found | {"methods": found["methods"] if method else with_teacher}
+    row = runs.method_row(rows, run, method)
     name = row["method"]
     require(row["teacher"] is not None, f"{name} of {run} has no teacher; set --method.")
     path = run / "selected" / f"{name}_teacher.npz"
     require(
         path.is_file(),
-        f"There is no {path}: a teacher with adapters is no plain ViT, and is not written.",
+        f"There is no {path}: a teacher with adapters is not a plain ViT, and is not written.",
     )
     checkpoint = augreg.read(path)
     return Teacher(
@@ -80,50 +78,50 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
 
 
 def export(
-    teacher: Teacher, form: str, path: pathlib.Path, images: runs.Images, *, allowed: Limits
+    teacher: Teacher, form: str, path: pathlib.Path, images: Images, *, allowed: Limits
 ) -> dict[str, Any]:
-    """Writes a teacher under the names of a code, and beside it, in PATH.json, how it was checked.
+    """Writes a teacher under the names of a code and, as PATH.json, the record of its check.
 
     Args:
         teacher: The teacher.
-        form: One of `FORMATS`: "augreg" (vit_jax), "big_vision", "timm".
-        path: The file. An earlier export there is replaced, and nothing else is.
-        images: What it is checked on.
-        allowed: How far it may differ.
+        form: Format: "augreg" (vit_jax), "big_vision" or "timm".
+        path: Path of the file. Replaces only an earlier export.
+        images: Images to compare the file and the teacher on.
+        allowed: Largest allowed differences.
 
     Returns:
-        The record that is in PATH.json.
+        The record in PATH.json.
 
     Raises:
-        SettingError: If that code has no such ViT, something that is no export is there, the file
-            cannot be written, or it does not say what the teacher says; nothing is then left of
-            it, and what was there stays.
+        SettingError: If that code has no such ViT, the path holds something other than an export,
+            the file cannot be written, or its outputs differ too much; it is then removed, and
+            what was at the path stays.
     """
-    one_of("--format", form, FORMATS)
+    one_of("--format", form, options.TEACHER_FORMATS)
     destinations.require_replaceable(path, folder=False)
     try:
         with destinations.workspace(path) as folder:
-            # The suffix tells the formats apart where a file is read.
-            unchecked = folder / f"unchecked{FORMATS[form]}"
-            record = _checked(teacher, form, unchecked, images, allowed)
+            # The file is read by its suffix.
+            unchecked = folder / f"unchecked{options.TEACHER_FORMATS[form]}"
+            record = _write_and_check(teacher, form, unchecked, images, allowed)
             return destinations.put(unchecked, path, record)
     except OSError as error:
         raise destinations.unwritable(path, error) from error
 
 
-def _checked(
-    teacher: Teacher, form: str, path: pathlib.Path, images: runs.Images, allowed: Limits
+def _write_and_check(
+    teacher: Teacher, form: str, path: pathlib.Path, images: Images, allowed: Limits
 ) -> dict[str, Any]:
-    """Writes a teacher and compares it; its record."""
+    """Writes a teacher and compares the file with it; returns the record."""
     checkpoint = teacher.checkpoint
     _write(checkpoint, form, path, _metadata(teacher))
     read = augreg.read(path, heads=checkpoint.size.heads)
-    found = checking.compared(_logits(read, images), _logits(checkpoint, images), images)
-    checking.require_equal(found, allowed, f"The {form} file")
+    comparison = checking.compare_logits(_logits(read, images), _logits(checkpoint, images), images)
+    checking.require_close(comparison, allowed, f"The {form} file")
     return {
         "metadata": _metadata(teacher),
         "bytes": destinations.size(path),
-        "check": checking.check_record(found, allowed, images),
+        "check": checking.check_record(comparison, allowed, images),
     }
 
 
@@ -132,7 +130,7 @@ def _metadata(teacher: Teacher) -> dict[str, str]:
     return {
         "model": f"ViT {dict(checkpoint.size._asdict())}",
         "pool": str(checkpoint.options["pool"]),
-        "gelu": teacher.gelu or "of the checkpoint that it began as; timm's own is erf",
+        "gelu": teacher.gelu or "of the checkpoint that it was initialised from; timm's own is erf",
         "image_size": str(checkpoint.image_size),
         "image_range": preprocessing.RANGE,
         "resize": teacher.preprocessing.text(),
@@ -156,12 +154,12 @@ def _write(
         augreg.save(path, checkpoint.arrays, form=names)
 
 
-def _logits(checkpoint: augreg.Checkpoint, images: runs.Images) -> np.ndarray:
-    """Of a ViT with the GELU by tanh, whatever its code has: it is the arrays that are compared."""
-    options = dict(checkpoint.options) | {"exact_gelu": False}
-    model = vit.make(variant=checkpoint.size, classes=checkpoint.classes, **options)
+def _logits(checkpoint: augreg.Checkpoint, images: Images) -> np.ndarray:
+    """Returns the logits of a ViT, always with the tanh GELU, because only arrays are compared."""
+    architecture = dict(checkpoint.options) | {"exact_gelu": False}
+    model = vit.make(variant=checkpoint.size, classes=checkpoint.classes, **architecture)
     variables = augreg.into(checkpoint, model, image_size=None, reset_head=False)
     apply = jax.jit(models.evaluation_apply(model))
     pixels = predictors.to_model_range(images.pixels)
-    starts = range(0, len(pixels), _AT_ONCE)
-    return np.concatenate([apply(variables, pixels[i : i + _AT_ONCE]) for i in starts])
+    starts = range(0, len(pixels), options.BATCH_SIZE)
+    return np.concatenate([apply(variables, pixels[i : i + options.BATCH_SIZE]) for i in starts])

@@ -1,7 +1,7 @@
 """Adapters: small residual MLPs after the sub-blocks of a frozen ViT.
 
-They are put around the calls of the model's own modules, so any ViT has them: `add` puts their
-parameters into the tree, inside those of the module they follow, and `wrap` has them used.
+They wrap the calls of the model's modules, so they suit any ViT: `add` adds their parameters to the
+tree, inside those of the module that they follow, and `wrap` makes the model use them.
 
 Source: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751 (after attention and MLP); Pfeiffer
 et al. 2021, https://arxiv.org/abs/2005.00247 (after the MLP alone).
@@ -34,11 +34,11 @@ T = TypeVar("T")
 
 
 class Adapter(nn.Module):
-    """Down-projection, GELU, up-projection, residual; a new one changes nothing.
+    """Down-projection, GELU, up-projection and residual; at first it is the identity.
 
-    The GELU is that of the code of Houlsby et al., by tanh, and the deviation of the
+    The GELU is by tanh, as in the code of Houlsby et al., and the standard deviation of the
     down-projection is that of their Section 3. Differs from the paper: the up-projection starts
-    at zero, not near it, so that the first network is exactly the pretrained one.
+    at zero, not near it, so that fine-tuning starts from exactly the pretrained network.
 
     Attributes:
         hidden: Width of the bottleneck.
@@ -60,19 +60,19 @@ class Adapter(nn.Module):
 
 
 def check(placement: str, reduction: int) -> None:
-    """Raises `ValueError` unless `add` knows the placement, and the reduction is one."""
+    """Raises `ValueError` if the placement is unknown or the reduction is below 1."""
     one_of("placement", placement, PLACEMENTS)
     at_least("reduction", reduction, 1)
 
 
 def add(params: Params, key: Key, *, placement: str, reduction: int = 16) -> Params:
-    """Puts an `Adapter_0` into the parameters of the sub-blocks of every encoder block.
+    """Adds an `Adapter_0` to the parameters of the sub-blocks of every encoder block.
 
     Args:
         params: Parameters of a ViT.
-        key: Source of the down-projections.
+        key: Random key of the down-projections.
         placement: One of `PLACEMENTS`.
-        reduction: Features over width of the bottleneck, which is rounded down.
+        reduction: Ratio of the features to the width of the bottleneck, which is rounded down.
 
     Raises:
         ValueError: If the placement is unknown, no block has such a sub-block, or the reduction
@@ -82,26 +82,28 @@ def add(params: Params, key: Key, *, placement: str, reduction: int = 16) -> Par
     flat: Any = traverse_util.flatten_dict(params)
     kernels = sorted(path for path in flat if _ends_sub_block(path, PLACEMENTS[placement]))
     require(len(kernels) > 0, f"placement {placement!r}: no encoder block has such a sub-block.")
-    for path, own_key in zip(kernels, jax.random.split(key, len(kernels)), strict=True):
+    for path, adapter_key in zip(kernels, jax.random.split(key, len(kernels)), strict=True):
         features = flat[path].shape[-1]
         require(
             reduction <= features,
             f"reduction must be at most the {features} features of the model, got {reduction}.",
         )
-        new = Adapter(features // reduction).init(own_key, jnp.zeros((1, 1, features)))["params"]
+        new = Adapter(features // reduction).init(adapter_key, jnp.zeros((1, 1, features)))[
+            "params"
+        ]
         for name, leaf in traverse_util.flatten_dict(new).items():
             flat[(*path[:-2], NAME, *name)] = leaf
     return traverse_util.unflatten_dict(flat)
 
 
 def wrap(apply: Callable[P, T]) -> Callable[P, T]:
-    """Has a model use the adapters among its parameters; where there are none, nothing changes.
+    """Wraps an apply function so that it uses the adapters among the parameters, if there are any.
 
     Args:
-        apply: Applies a model. It must not be jitted yet: adapters are seen while it is traced.
+        apply: Applies a model. It must not be jitted yet, because tracing inserts the adapters.
 
     Returns:
-        A function that takes and returns what `apply` does.
+        A function with the arguments and the result of `apply`.
     """
 
     @functools.wraps(apply)
@@ -113,7 +115,7 @@ def wrap(apply: Callable[P, T]) -> Callable[P, T]:
 
 
 def _adapt(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """Calls a method of any module; after a sub-block that has an adapter, the adapter too."""
+    """Calls a method of any module, and then the adapter of the module if it has one."""
     out, module = call(*args, **kwargs), context.module
     if context.method_name != "__call__" or module.name not in _LAST:
         return out
@@ -124,9 +126,9 @@ def _adapt(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> An
 
 
 def _ends_sub_block(path: tuple[str, ...], sub_blocks: tuple[str, ...]) -> bool:
-    """Whether a path is that of the last kernel of one of the sub-blocks."""
+    """Returns whether a path is that of the last kernel of one of the sub-blocks."""
     return any(
         path[-3:] == (sub_block, _LAST[sub_block], "kernel")
-        and any(part.startswith("encoderblock_") for part in path[:-3])
+        and any(name.startswith("encoderblock_") for name in path[:-3])
         for sub_block in sub_blocks
     )

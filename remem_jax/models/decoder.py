@@ -1,7 +1,7 @@
-"""Decoder from a teacher's patch tokens back to the image, as which I(X; F) is estimated.
+"""Decoder from a teacher's patch tokens to the image, for estimating I(X; F).
 
-Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, appendix A.5 and table 7; what the table
-leaves open is as in InfoPro's decoder for ImageNet, Wang et al. 2021,
+Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, appendix A.5 and table 7. What the table
+does not state is as in InfoPro's decoder for ImageNet, Wang et al. 2021,
 https://arxiv.org/abs/2101.10832, and its code, https://github.com/blackfeather-wang/InfoPro-Pytorch.
 """
 
@@ -19,36 +19,35 @@ from remem_jax.models import layers
 from remem_jax.models.rematerialisation import kept, policy
 from remem_jax.records import Key, Variables
 
-# Table 7: after each resizing, the share of the image's side, kernel's side, and channels.
+# Table 7: the image's side over the maps' side after each resizing, side of the kernel, channels.
 STAGES = ((8, 1, 128), (4, 3, 32), (2, 3, 12))
 COARSEST = STAGES[0][0]
 
 
 class Decoder(nn.Module):
-    """Table 7: the maps are resized and convolved four times, up to the size of the image.
+    """Resizes and convolves the maps four times, up to the size of the image (table 7).
 
         resize to 1/8 of the side    convolve 1x1, 128    BatchNorm, ReLU
         resize to 1/4                convolve 3x3, 32     BatchNorm, ReLU
         resize to 1/2                convolve 3x3, 12     BatchNorm, ReLU
         resize to the side           convolve 3x3, 3      (the sigmoid is in the loss)
 
-    The shares are those of 28, 56 and 112 to the paper's 224 pixels. Tokens of 768 features make
-    139,467 parameters. Resizing is bilinear and never averages, as torch's: a grid finer than 1/8
-    of the side, as of patches of 4 pixels, loses tokens in the first.
+    The paper resizes to 28, 56, 112 and 224 pixels. With tokens of 768 features, the decoder has
+    139,467 parameters. Resizing is bilinear and never averages, as in torch: of a grid finer than
+    1/8 of the side, such as that of patches of 4 pixels, the first resizing drops tokens.
 
-    Kernels start as Kaiming's of the fan out, and BatchNorm's scales at 1, as in InfoPro. Differs
-    from InfoPro: biases start at 0, not at random; BatchNorm takes those of three of the four out
-    again.
+    Kernels are initialised by Kaiming's method with the fan-out, and BatchNorm's scales with 1, as
+    in InfoPro. Differs from InfoPro: biases start at 0, not at random. BatchNorm removes three of
+    the four.
 
     Attributes:
         image_size: Side of the images, in pixels; a multiple of 8.
-        align_corners: Whether the outermost pixels of a resized map are those of the map, as in
-            InfoPro, whose decoder table 7 is; else the maps' outer edges meet (half-pixel
-            centres). The tokens see patches about half-pixel centres, so that aligned corners
-            show a token up to half a patch away from what it has seen.
-        channels: Of the images.
-        rematerialise: What the backward pass computes again; a block is a resizing with what
-            follows it. See `rematerialisation.RECOMPUTED`.
+        align_corners: Whether resizing maps the centres of the corner pixels to each other, as in
+            InfoPro, or the outer edges (half-pixel centres). The patches of tokens have half-pixel
+            centres, so with aligned corners a token is up to half a patch away from its patch.
+        channels: Number of channels of the images.
+        rematerialise: One of `rematerialisation.RECOMPUTED`, of which a block is a resizing with
+            its convolution.
     """
 
     image_size: int
@@ -60,7 +59,7 @@ class Decoder(nn.Module):
     def __call__(
         self, features: Float[Array, "batch side side feature"], *, train: bool = False
     ) -> Float[Array, "batch height width channel"]:
-        """Logits of the image's values in [0, 1]; see `grid` for the features of a ViT."""
+        """Returns logits of the image's values in [0, 1]; `grid` converts the tokens of a ViT."""
         maps = features.astype(jnp.float32)
         for number in range(1, len(STAGES) + 1):
             maps = self._checkpointed(functools.partial(_stage, number=number, train=train), maps)
@@ -73,12 +72,12 @@ class Decoder(nn.Module):
 
 
 def _stage(decoder: Decoder, maps: Array, *, number: int, train: bool) -> Array:
-    """One of `STAGES`, with parameters of the decoder."""
-    share, kernel, channels = STAGES[number - 1]
+    """Applies one of `STAGES`, with parameters of the decoder."""
+    ratio, kernel, channels = STAGES[number - 1]
     conv = layers.Conv(channels, kernel, has_bias=True, name=f"conv{number}")
-    side = decoder.image_size // share
+    side = decoder.image_size // ratio
     if kernel == 1 and side > maps.shape[1]:
-        # They commute, and the map is smaller before it is resized.
+        # The two commute, and the convolution is cheaper before resizing.
         maps = kept("convolution", conv(maps))
         maps = resized(maps, side, align_corners=decoder.align_corners)
     else:
@@ -88,14 +87,14 @@ def _stage(decoder: Decoder, maps: Array, *, number: int, train: bool) -> Array:
 
 
 def _last(decoder: Decoder, maps: Array) -> Array:
-    """The last convolution, at the side of the image."""
+    """Applies the last convolution, at the size of the image."""
     maps = resized(maps, decoder.image_size, align_corners=decoder.align_corners)
     name = f"conv{len(STAGES) + 1}"
     return layers.Conv(decoder.channels, 3, has_bias=True, name=name)(maps)
 
 
 def make(*, image_size: int, align_corners: bool = True) -> Decoder:
-    """A decoder for square images; raises ValueError where their size does not divide by 8."""
+    """Builds a decoder for square images; raises `ValueError` if 8 does not divide their side."""
     if image_size < COARSEST or image_size % COARSEST:
         raise ValueError(
             f"The decoder needs images of a multiple of {COARSEST} pixels, got {image_size}; "
@@ -105,12 +104,12 @@ def make(*, image_size: int, align_corners: bool = True) -> Decoder:
 
 
 def make_init(decoder: Decoder, *, side: int, width: int) -> Callable[[Key], Variables]:
-    """First variables by key, `(key) -> variables`, compiled once for all seeds.
+    """Returns a function that initialises the variables, compiled once for all keys.
 
     Args:
         decoder: The decoder.
-        side: Of the grid of tokens.
-        width: Of a token.
+        side: Side of the grid of tokens.
+        width: Number of features of a token.
     """
     features = jnp.zeros((1, side, side, width))
 
@@ -121,7 +120,7 @@ def make_init(decoder: Decoder, *, side: int, width: int) -> Callable[[Key], Var
 
 
 def grid(tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch side side feature"]:
-    """Patch tokens on their square grid, such as `Outputs.patches`; without [CLS].
+    """Arranges patch tokens, such as `Outputs.patches`, on their square grid; without [CLS].
 
     Raises:
         ValueError: If the tokens do not fill a square.
@@ -135,20 +134,20 @@ def grid(tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch sid
 def resized(
     maps: Float[Array, "batch height width channel"], side: int, *, align_corners: bool
 ) -> Float[Array, "batch side side channel"]:
-    """Square maps of another side, bilinear as torch's `interpolate`: never antialiased."""
+    """Resizes maps to a square, bilinearly as torch's `interpolate`, without antialiasing."""
     if maps.shape[1:3] == (side, side):
         return maps
     down, across = (
         jnp.asarray(_weights(old, side, align_corners=align_corners)) for old in maps.shape[1:3]
     )
-    # Two products, whose gradients are products; those of gathered pixels would be scattered.
+    # Two matrix products: their gradients are matrix products, those of a gather would be scatters.
     precision = jax.lax.Precision.HIGHEST
     tall = jnp.einsum("ri,bijc->brjc", down, maps, precision=precision)
     return jnp.einsum("sj,brjc->brsc", across, tall, precision=precision)
 
 
 def _weights(old: int, new: int, *, align_corners: bool) -> Float[np.ndarray, "new old"]:
-    """What each new pixel of a line takes of each old one."""
+    """Returns the weight of each old pixel in each new pixel, along one axis."""
     if align_corners:
         centres = np.arange(new) * ((old - 1) / max(new - 1, 1))
     else:

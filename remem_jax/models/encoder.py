@@ -17,19 +17,19 @@ from remem_jax.models.attention import Attention
 from remem_jax.models.rematerialisation import checkpointed, kept
 from remem_jax.records import Params
 
-STACK = "encoderblock"  # A block is called so with its number; without, all on a leading axis.
+STACK = "encoderblock"  # The stacked blocks; a single block has its number appended.
 
 
 class Block(NamedTuple):
-    """What the blocks of one encoder share.
+    """The options that the blocks of one encoder share.
 
     Attributes:
         heads: Number of attention heads; divides the features.
         hidden: Width of the MLP's hidden layer.
         mlp_weight: Weight of the MLP's output (alpha).
         attention_weight: Weight of the attention's output (beta).
-        residual: "two_minus" weighs the residual by 2 - alpha (or beta), "plain" by 1.
-        exact_gelu: True for the GELU by erf, as timm has it; AugReg was trained with tanh.
+        residual: "two_minus" weights the residual by 2 - alpha (or beta), "plain" by 1.
+        exact_gelu: True for the GELU by erf, as in timm. AugReg was trained with tanh.
         dropout: Share of the units dropped in training.
         dtype: Type of the computation; parameters are float32.
     """
@@ -70,18 +70,18 @@ class MlpBlock(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm attention and MLP, each weighed against its residual (ReMem, Eq. 2).
+    """Pre-norm attention and MLP, each weighted against its residual (ReMem, Eq. 2).
 
-    A pruned sub-block has no parameters and leaves its residual alone.
+    A pruned sub-block has no parameters, and its residual has the weight 1.
 
     Attributes:
-        shared: What all blocks have in common.
-        attends: False where the attention is pruned.
-        has_mlp: False where the MLP is pruned.
+        shared: The options that all blocks share.
+        has_attention: False if the attention is pruned.
+        has_mlp: False if the MLP is pruned.
     """
 
     shared: Block
-    attends: bool = True
+    has_attention: bool = True
     has_mlp: bool = True
 
     def add(
@@ -90,22 +90,22 @@ class EncoderBlock(nn.Module):
         update: Float[Array, "batch token feature"],
         tokens: Float[Array, "batch token feature"],
     ) -> Float[Array, "batch token feature"]:
-        """Weighted sum of a sub-block's output and its residual, rounded once; exact at weight 1.
+        """Returns the weighted sum of a sub-block's output and its residual, rounded once.
 
-        In bfloat16 the weights 0.8 and 1.2 would be 0.80078 and 1.20313, and the checkpoint with
-        folded weights another network. So weights and sum are float32.
+        Weights and sum are float32. In bfloat16 the weights 0.8 and 1.2 would be 0.80078 and
+        1.20313, and the checkpoint with folded weights would be a different network.
         """
-        kept = (2 - weight) if self.shared.residual == "two_minus" else 1.0
-        total = weight * update.astype(jnp.float32) + kept * tokens.astype(jnp.float32)
+        residual_weight = (2 - weight) if self.shared.residual == "two_minus" else 1.0
+        total = weight * update.astype(jnp.float32) + residual_weight * tokens.astype(jnp.float32)
         return total.astype(tokens.dtype)
 
     @nn.compact
     def __call__(
         self, tokens: Float[Array, "batch token feature"], *, train: bool
     ) -> Float[Array, "batch token feature"]:
-        # The numbers in the names count all submodules, as Flax did before Linen.
+        # The names count all submodules, as Flax did before Linen.
         shared = self.shared
-        if self.attends:
+        if self.has_attention:
             normed = nn.LayerNorm(dtype=shared.dtype, name="LayerNorm_0")(tokens)
             attention = Attention(shared.heads, shared.dtype, name="MultiHeadDotProductAttention_1")
             update = attention(normed, normed)
@@ -121,7 +121,7 @@ class EncoderBlock(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Adds one learned vector per token; with a [CLS] token, the first is its."""
+    """Adds one learned vector per token; the first is that of [CLS], if there is one."""
 
     @nn.compact
     def __call__(
@@ -135,18 +135,18 @@ class PositionEmbedding(nn.Module):
 class Encoder(nn.Module):
     """Position embedding, blocks, last norm.
 
-    The parameters are one tree per block, as the files have them. Scanned, blocks run by
-    `lax.scan` over their stacked parameters: it compiles several times faster than a Python loop
-    and, on a CPU, trains about twice as fast.
+    The parameters are one tree per block, as in the files. `scan` runs the blocks by `lax.scan`
+    over their stacked parameters: this compiles several times faster than a Python loop and trains
+    about twice as fast on a CPU.
 
     Attributes:
         depth: Number of blocks.
-        block: What the blocks share.
-        learned_positions: Whether position embeddings are parameters, added here.
-        pruned_mlp: Number of blocks, from the top, without their MLP.
-        pruned_attention: The same for the attention.
-        rematerialise: What the backward pass computes again; see `rematerialisation.RECOMPUTED`.
-        scan: Scan over the blocks, or unroll them.
+        block: The options that the blocks share.
+        learned_positions: Whether position embeddings are parameters, which are added here.
+        pruned_mlp: Number of blocks without their MLP, from the last block down.
+        pruned_attention: Number of blocks without their attention, from the last block down.
+        rematerialise: One of `rematerialisation.RECOMPUTED`.
+        scan: Whether the blocks run by `lax.scan` or unrolled.
     """
 
     depth: int
@@ -166,14 +166,14 @@ class Encoder(nn.Module):
         tokens = nn.Dropout(self.block.dropout, deterministic=not train)(tokens)
         if self.is_initializing():
             for i in range(self.depth):
-                block = EncoderBlock(self.block, *self._parts(i), name=f"{STACK}_{i}")
+                block = EncoderBlock(self.block, *self._sub_blocks(i), name=f"{STACK}_{i}")
                 tokens = block(tokens, train=train)
         else:
             tokens = self._apply(tokens, train=train)
         return nn.LayerNorm(dtype=self.block.dtype, name="encoder_norm")(tokens)
 
-    def _parts(self, i: int) -> tuple[bool, bool]:
-        """Whether block i attends, and has an MLP."""
+    def _sub_blocks(self, i: int) -> tuple[bool, bool]:
+        """Returns whether block i has its attention, and whether it has its MLP."""
         return i < self.depth - self.pruned_attention, i < self.depth - self.pruned_mlp
 
     def _apply(
@@ -182,12 +182,12 @@ class Encoder(nn.Module):
         params = self.variables["params"]
         drops = train and self.block.dropout > 0
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if drops else None
-        # Blocks that have the same parts are one scan; pruning makes at most three of them.
-        for parts, group in itertools.groupby(range(self.depth), self._parts):
+        # One scan for blocks with the same sub-blocks; pruning makes at most three of them.
+        for sub_blocks, group in itertools.groupby(range(self.depth), self._sub_blocks):
             indices = list(group)
-            if not any(parts):
-                continue  # Nothing is left of these blocks but their residuals.
-            block = EncoderBlock(self.block, *parts, parent=None)
+            if not any(sub_blocks):
+                continue  # Only the residuals of these blocks are left.
+            block = EncoderBlock(self.block, *sub_blocks, parent=None)
 
             def step(carry: Array, layer: Any, block: EncoderBlock = block) -> tuple[Any, None]:
                 layer_params, key = layer
@@ -195,12 +195,12 @@ class Encoder(nn.Module):
                 return block.apply({"params": layer_params}, carry, train=train, rngs=rngs), None
 
             layers = _layers(params, indices, stacked=self.scan)
-            own_keys = None if keys is None else keys[indices[0] : indices[-1] + 1]
-            tokens = self._run(step, tokens, layers, own_keys)
+            block_keys = None if keys is None else keys[indices[0] : indices[-1] + 1]
+            tokens = self._run(step, tokens, layers, block_keys)
         return tokens
 
     def _run(self, step: Any, tokens: Any, layers: Any, keys: Any) -> Any:
-        """Applies a step to one layer after another."""
+        """Applies a step to each layer in turn."""
         step = checkpointed(step, self.rematerialise, in_loop=self.scan)
         if self.scan:
             return jax.lax.scan(step, tokens, (layers, keys))[0]
@@ -210,11 +210,11 @@ class Encoder(nn.Module):
 
 
 def stack(params: Params) -> Params:
-    """Parameters of a ViT with those of its blocks on a leading axis, as it trains fastest.
+    """Stacks the parameters of a ViT's blocks on a leading axis, the form that trains fastest.
 
-    The model takes either form. Stacked, a training step compiles in half of the time, and need
-    not stack them itself. What can not be stacked, because blocks differ in their parts, is
-    returned as it is. Arrays of NumPy stay on the host.
+    The model takes either form. With stacked parameters, a training step compiles in half of the
+    time. If pruned blocks differ in their sub-blocks, the parameters are returned unchanged. NumPy
+    arrays stay on the host.
     """
     encoder = params["Transformer"]
     names = _block_names(encoder)
@@ -232,7 +232,7 @@ def _stacked(*leaves: Any) -> Any:
 
 
 def unstack(params: Params) -> Params:
-    """The inverse of `stack`; what is not stacked is returned as it is."""
+    """Undoes `stack`; returns parameters that are not stacked unchanged."""
     encoder = params["Transformer"]
     if STACK not in encoder:
         return params
@@ -243,15 +243,15 @@ def unstack(params: Params) -> Params:
 
 
 def _block_names(encoder: Params) -> list[str]:
-    found = [name for name in encoder if name.startswith(f"{STACK}_")]
-    return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
+    names = [name for name in encoder if name.startswith(f"{STACK}_")]
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def _layers(params: Params, indices: list[int], *, stacked: bool) -> Any:
-    """Parameters of some blocks, one after another or on a leading axis."""
+    """Returns the parameters of some blocks, as a list or on a leading axis."""
     if STACK in params:
-        found = jax.tree.map(lambda x: x[indices[0] : indices[-1] + 1], params[STACK])
-        return found if stacked else [jax.tree.map(lambda x, i=i: x[i], found) for i in indices]
+        chosen = jax.tree.map(lambda x: x[indices[0] : indices[-1] + 1], params[STACK])
+        return chosen if stacked else [jax.tree.map(lambda x, i=i: x[i], chosen) for i in indices]
     layers = [params[f"{STACK}_{i}"] for i in indices]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if stacked else layers
 
@@ -259,10 +259,10 @@ def _layers(params: Params, indices: list[int], *, stacked: bool) -> Any:
 class MapHead(nn.Module):
     """Multi-head attention pooling: one learned query attends to all tokens.
 
-    Source: Zhai et al. 2022, https://arxiv.org/abs/2106.04560; names are big_vision's.
+    Source: Zhai et al. 2022, https://arxiv.org/abs/2106.04560. Names are big_vision's.
 
     Attributes:
-        shared: Heads, hidden width, GELU and type; its weights are not used.
+        shared: Heads, hidden width, GELU and type. Its weights are not used.
     """
 
     shared: Block

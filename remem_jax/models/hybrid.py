@@ -1,6 +1,6 @@
 """The ResNet stem of a hybrid ViT: weight-standardised convolutions and group norms.
 
-Source: Kolesnikov et al. 2020, https://arxiv.org/abs/1912.11370; names are vit_jax's.
+Source: Kolesnikov et al. 2020, https://arxiv.org/abs/1912.11370. Names are vit_jax's.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ WIDTH = 64  # Channels of the root, and of the first stage's bottleneck.
 
 
 class StdConv(nn.Module):
-    """A convolution whose kernel is standardised over its inputs; TensorFlow's SAME padding.
+    """A convolution whose kernel is standardised over its inputs, with TensorFlow's SAME padding.
 
     Attributes:
         features: Channels of the output.
         kernel: Side of the kernel, in pixels.
-        stride: Step between outputs, in pixels.
+        stride: Stride, in pixels.
         dtype: Type of the computation; the kernel is standardised in float32.
     """
 
@@ -55,7 +55,7 @@ class Unit(nn.Module):
 
     Attributes:
         features: Channels of the bottleneck; the output has four times as many.
-        stride: Step between outputs, in pixels.
+        stride: Stride, in pixels.
         dtype: Type of the computation.
     """
 
@@ -83,14 +83,14 @@ class Unit(nn.Module):
 
 
 class Stage(nn.Module):
-    """Units of one width; the first may halve the maps.
+    """Units of one width, of which the first may halve the maps.
 
     Attributes:
         units: Number of units.
         features: Channels of their bottlenecks.
-        stride: Of the first unit, in pixels.
+        stride: Stride of the first unit, in pixels.
         dtype: Type of the computation.
-        rematerialise: What the backward pass computes again; a block is a unit.
+        rematerialise: One of `rematerialisation.RECOMPUTED`, of which a block is a unit.
     """
 
     units: int
@@ -118,13 +118,14 @@ def stem(
     dtype: Any,
     rematerialise: str = "nothing",
 ) -> Float[Array, "batch rows columns feature"]:
-    """The root and the stages; called inside a compact method, whose scope gets the parameters.
+    """Applies the root and the stages. The calling compact method gets the parameters.
 
     Args:
-        images: In [-1, 1].
-        units: Units of each stage; empty for the root alone, which reduces the image four times.
+        images: Images in [-1, 1].
+        units: Number of units of each stage; empty for the root only, which reduces the side to a
+            quarter.
         dtype: Type of the computation.
-        rematerialise: What the backward pass computes again of each unit.
+        rematerialise: See `Stage`.
     """
     maps = StdConv(WIDTH, 7, 2, dtype, name="conv_root")(images)
     maps = nn.relu(_norm(dtype, "gn_root")(maps))

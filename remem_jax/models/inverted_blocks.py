@@ -47,8 +47,8 @@ class Layers(NamedTuple):
 
     def activation(self, row: Row | None = None) -> Callable[[Array], Array]:
         """The activation function of a row, or of the network."""
-        own = row.activation if row else ""
-        return layers.ACTIVATIONS[own or self.architecture.activation]
+        name = (row.activation if row else "") or self.architecture.activation
+        return layers.ACTIVATIONS[name]
 
 
 class SqueezeExcite(nn.Module):

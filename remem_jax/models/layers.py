@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from remem_jax.models import convolutions
-from remem_jax.models.convolutions import Pads
+from remem_jax.models.operations import convolution, depthwise, max_pool
+from remem_jax.models.operations.shifts import Pads
 
 PADDINGS = ("torch", "same")
 STEMS = ("imagenet", "small")
@@ -46,7 +46,7 @@ def depthwise_kaiming(key: Array, shape: Sequence[int], dtype: Any = jnp.float32
 
 
 def uniform_of_fan(features: int) -> Init:
-    """Uniform in +- 1 / sqrt(features)."""
+    """Returns an initialiser, uniform in +- 1 / sqrt(features)."""
 
     def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         bound = features**-0.5
@@ -56,13 +56,13 @@ def uniform_of_fan(features: int) -> Init:
 
 
 def require_float(images: Shaped[Array, "batch height width channel"]) -> None:
-    """Refuses images as they are stored."""
+    """Raises `TypeError` for images of integers, as they are stored."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"The model takes float images in [-1, 1], got {images.dtype}.")
 
 
 def require_options(**options: Any) -> None:
-    """Refuses an unknown `stem`, `padding` or `dtype`, with ValueError."""
+    """Raises `ValueError` for an unknown `stem`, `padding` or `dtype`."""
     known = {"stem": STEMS, "padding": PADDINGS, "dtype": DTYPES}
     for name, value in options.items():
         given = value if isinstance(value, str) else jnp.dtype(value).name
@@ -71,12 +71,12 @@ def require_options(**options: Any) -> None:
 
 
 class Conv(nn.Module):
-    """A convolution as torch's.
+    """A convolution, equal to torch's.
 
     Attributes:
         features: Channels of the output.
         kernel: Side of the kernel, in pixels; odd.
-        stride: Step between outputs, in pixels.
+        stride: Stride, in pixels.
         padding: See `pads`.
         has_bias: Whether a bias is added.
         dtype: Type of the computation; parameters are float32.
@@ -97,7 +97,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", kaiming, shape).astype(self.dtype)
         maps = maps.astype(self.dtype)
         margins = pads(maps, self.kernel, self.stride, self.padding)
-        out = convolutions.convolution(maps, kernel, self.stride, margins)
+        out = convolution.convolution(maps, kernel, self.stride, margins)
         if self.has_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             out = out + _by_channel(bias.astype(self.dtype))
@@ -105,11 +105,11 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A convolution of every channel with a kernel of its own, without bias.
+    """A depthwise convolution: each channel has its own kernel. It has no bias.
 
     Attributes:
         kernel: Side of the kernel, in pixels; odd.
-        stride: Step between outputs, in pixels.
+        stride: Stride, in pixels.
         padding: See `pads`.
         dtype: Type of the computation; parameters are float32.
     """
@@ -128,21 +128,21 @@ class DepthwiseConv(nn.Module):
         kernel = self.param("kernel", depthwise_kaiming, shape).astype(self.dtype)
         maps = maps.astype(self.dtype)
         margins = pads(maps, self.kernel, self.stride, self.padding)
-        return convolutions.depthwise(maps, kernel, self.stride, margins)
+        return depthwise.depthwise(maps, kernel, self.stride, margins)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as torch's: in float32, and with an unbiased running variance.
+    """Batch normalisation, equal to torch's: in float32, with an unbiased running variance.
 
-    In training the maps are normalised by the mean and the biased variance of the batch, and
-    the running statistics move by 1 - momentum towards the batch's mean and unbiased variance
-    (Flax's own layer keeps the biased one). The batch is the whole array, also where it is
-    sharded over devices.
+    In training, the maps are normalised by the mean and the biased variance of the batch, and the
+    running statistics move by 1 - momentum towards the batch's mean and unbiased variance (Flax's
+    layer uses the biased one). The batch is the whole array, even if it is sharded over devices.
 
     Attributes:
-        momentum: What the running statistics keep in a step; torch's is 1 - momentum.
+        momentum: Share of the running statistics that is kept in a step; torch's momentum is 1
+            minus this.
         epsilon: Added to the variance.
-        scale_init: First scale.
+        scale_init: Initialiser of the scale.
     """
 
     momentum: float = 0.9
@@ -162,8 +162,8 @@ class BatchNorm(nn.Module):
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             out = maps.astype(jnp.float32) - _by_channel(running_mean.value)
             return (out * _by_channel(factor) + _by_channel(bias)).astype(maps.dtype)
-        found: Any = _standardised(maps, scale, bias, running_mean.value, self.epsilon)
-        out, mean, var = found
+        normalised: Any = _standardised(maps, scale, bias, running_mean.value, self.epsilon)
+        out, mean, var = normalised
         if not self.is_initializing():
             count = maps.size // maps.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
@@ -173,30 +173,30 @@ class BatchNorm(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Maximum over 3 x 3 pixels with stride 2, one pixel of padding: the stem's of a ResNet.
+    """The maximum over 3 x 3 pixels with stride 2 and one pixel of padding, of a ResNet's stem.
 
-    Where several pixels share the maximum the gradient is split between them; torch gives it to
-    the first. Behind a ReLU, where only zeros tie, that makes no difference.
+    If several pixels share the maximum, the gradient is divided between them; torch gives it to the
+    first. After a ReLU this makes no difference, because only zeros can tie.
     """
 
     @nn.compact
     def __call__(
         self, maps: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch rows columns channel"]:
-        return convolutions.max_pool(maps)
+        return max_pool.max_pool(maps)
 
 
 def pads(
     maps: Float[Array, "batch height width channel"], kernel: int, stride: int, padding: str
 ) -> Pads:
-    """Pixels added above and below, left and right of the maps.
+    """Returns the widths of the zeros above and below, left and right of the maps.
 
     Args:
-        maps: What is convolved.
+        maps: The maps to convolve.
         kernel: Side of the kernel, in pixels.
-        stride: Step between outputs, in pixels.
+        stride: Stride, in pixels.
         padding: "torch" for half the kernel on every side; "same" for TensorFlow's SAME, which
-            depends on the size and, where the sum is odd, adds one pixel more below and right.
+            depends on the size of the maps. If the sum is odd, the extra pixel is below and right.
     """
     if padding == "torch":
         return (kernel // 2, kernel // 2), (kernel // 2, kernel // 2)
@@ -219,11 +219,11 @@ def _standardised(
 ) -> tuple[
     Float[Array, "batch height width channel"], Float[Array, " channel"], Float[Array, " channel"]
 ]:
-    """Normalised maps, their mean and their biased variance; only the maps have a gradient.
+    """Returns normalised maps, their mean and biased variance; only the maps have a gradient.
 
-    Both sums are taken in one pass, about `shift`: any vector near the mean keeps the digits
-    that a difference of large numbers would lose. The backward pass keeps the maps as they came
-    and takes two sums, where that of the formula would keep them in float32 and take four.
+    Both sums are taken in one pass, relative to `shift`: any vector near the mean avoids the
+    cancellation of large numbers. The backward pass stores the maps in their own type and takes two
+    sums; automatic differentiation would store them in float32 and take four.
     """
     wide = maps.astype(jnp.float32)
     centred = wide - _by_channel(shift)
@@ -238,8 +238,8 @@ def _standardised(
 def _standardised_forward(
     maps: Array, scale: Array, bias: Array, shift: Array, epsilon: float
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array, Array]]:
-    found: Any = _standardised(maps, scale, bias, shift, epsilon)
-    return found, (maps, scale, *found[1:])
+    outputs: Any = _standardised(maps, scale, bias, shift, epsilon)
+    return outputs, (maps, scale, *outputs[1:])
 
 
 def _standardised_backward(

@@ -1,7 +1,7 @@
-"""LoRA: frozen kernels, each changed by the product of two thin matrices.
+"""LoRA: frozen kernels, each changed by the product of two low-rank matrices.
 
-It works on the parameters alone, so any ViT has it: `add` puts the matrices into the tree, `merge`
-makes the tree that the model knows.
+It works on the parameters, so it suits any ViT: `add` adds the matrices to the tree, and `merge`
+returns the tree that the model takes.
 
 Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, Eq. 3.
 """
@@ -22,7 +22,7 @@ LEAVES = ("lora_a", "lora_b")
 
 
 def check(targets: Sequence[str], rank: int) -> None:
-    """Raises `ValueError` unless `add` can use the targets and the rank."""
+    """Raises `ValueError` if a target is unknown, there is none, or the rank is below 1."""
     at_least("rank", rank, 1)
     require(len(targets) > 0, f"targets must name at least one of {', '.join(TARGETS)}.")
     for target in targets:
@@ -32,18 +32,18 @@ def check(targets: Sequence[str], rank: int) -> None:
 def add(
     params: Params, key: Key, *, targets: Sequence[str] = ("query", "value"), rank: int = 32
 ) -> Params:
-    """Puts `lora_a` and `lora_b` beside the kernels of the targets, in every encoder block.
+    """Adds `lora_a` and `lora_b` beside the kernels of the targets, in every encoder block.
 
-    Kernels of attention have an axis for the heads; the two matrices are those of the kernel as
-    one matrix, from all its inputs to all its outputs. The change is zero at first: A is Gaussian,
-    B is zero. The paper leaves the variance of A open; ours is 1 / (3 inputs), that of the uniform
-    A of the authors' code (loralib): a deviation of 0.021 at 768 features.
+    Attention kernels have an axis for the heads; the two matrices belong to the kernel as one
+    matrix, from all inputs to all outputs. At first the change is zero: A is Gaussian and B is
+    zero. The paper does not state the variance of A. Ours is 1 / (3 inputs), that of the uniform A
+    in the authors' code (loralib): a standard deviation of 0.021 at 768 features.
 
     Args:
         params: Parameters of a ViT.
-        key: Source of A.
-        targets: Names of the layers, of `TARGETS`.
-        rank: Columns of A and rows of B (r).
+        key: Random key of A.
+        targets: Names of layers in `TARGETS`.
+        rank: Number of columns of A and rows of B (r).
 
     Raises:
         ValueError: If a target is unknown or in no block, or the rank is below 1.
@@ -53,26 +53,26 @@ def add(
     kernels = sorted(path for path in flat if _is_target(path, targets))
     missing = set(targets) - {path[-2] for path in kernels}
     require(not missing, f"targets: no encoder block has {', '.join(sorted(missing))}.")
-    for path, own_key in zip(kernels, jax.random.split(key, len(kernels)), strict=True):
+    for path, target_key in zip(kernels, jax.random.split(key, len(kernels)), strict=True):
         kernel = flat[path]
         # Only the output projection of attention sums over more than its first axis.
         inner = 2 if path[-2] == "out" else 1
         inputs, outputs = math.prod(kernel.shape[:inner]), math.prod(kernel.shape[inner:])
         deviation = (3 * inputs) ** -0.5
-        gaussian = jax.random.normal(own_key, (inputs, rank), kernel.dtype)
+        gaussian = jax.random.normal(target_key, (inputs, rank), kernel.dtype)
         flat[(*path[:-1], "lora_a")] = deviation * gaussian
         flat[(*path[:-1], "lora_b")] = jnp.zeros((rank, outputs), kernel.dtype)
     return traverse_util.unflatten_dict(flat)
 
 
 def merge(params: Params, *, scale: float = 32) -> Params:
-    """The tree that the model knows: each kernel plus (scale / rank) A B, without A and B.
+    """Adds (scale / rank) A B to each kernel, and removes A and B.
 
-    Pure and differentiable: training applies the model to it, and it is what is exported.
+    Training applies the model to the result, and the result is exported.
 
     Args:
-        params: Parameters, or all variables of a model; without LoRA they come back as they are.
-        scale: alpha of the paper; the rank is read off A.
+        params: Parameters, or all variables of a model. Without LoRA they are returned unchanged.
+        scale: Scale of the change (alpha of the paper). The rank is that of A.
     """
     flat: Any = traverse_util.flatten_dict(params, keep_empty_nodes=True)
     if not any(path[-1] in LEAVES for path in flat):
@@ -81,12 +81,12 @@ def merge(params: Params, *, scale: float = 32) -> Params:
     for path in [path for path in flat if path[-1] == "lora_a"]:
         a, b = flat[path], flat[(*path[:-1], "lora_b")]
         kernel = (*path[:-1], "kernel")
-        # In full precision, so that what is exported is what was trained on any device.
+        # In full precision, so that the exported kernels are those of training on any device.
         change = jnp.matmul(a, b, precision="highest").reshape(merged[kernel].shape)
         merged[kernel] = merged[kernel] + (scale / a.shape[-1]) * change
     return traverse_util.unflatten_dict(merged)
 
 
 def _is_target(path: tuple[str, ...], targets: Sequence[str]) -> bool:
-    in_block = any(part.startswith("encoderblock_") for part in path)
+    in_block = any(name.startswith("encoderblock_") for name in path)
     return in_block and path[-1] == "kernel" and path[-2] in targets

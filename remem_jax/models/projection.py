@@ -1,7 +1,7 @@
-"""How a student predicts features of its teacher: one linear layer on its last maps.
+"""A linear layer on a student's last maps that predicts features of its teacher.
 
-Its parameters lie beside the student's own while it trains, under a name of their own, so that
-optimiser and checkpoints treat them alike. A student is measured, kept and exported without them.
+During training its parameters are beside the student's, under the name `projection`, so that the
+optimiser and the checkpoints treat them alike. Evaluation and export use the student without it.
 
 Source: Romero et al. 2015, https://arxiv.org/abs/1412.6550 (the regressor).
 """
@@ -18,12 +18,12 @@ NAME = "projection"
 
 
 class Target(NamedTuple):
-    """Which features of a teacher a student predicts.
+    """The features of the teacher that a student predicts.
 
     Attributes:
-        field: Of `records.Outputs`: "patches" or "cls".
-        side: Of the teacher's grid of patches, in tokens.
-        width: Of a token.
+        field: Field of `records.Outputs`: "patches" or "cls".
+        side: Side of the teacher's grid of patches, in tokens.
+        width: Number of features of a token.
     """
 
     field: str
@@ -32,13 +32,13 @@ class Target(NamedTuple):
 
 
 def add(variables: Variables, key: Key, *, channels: int, width: int) -> Variables:
-    """Variables of a student with a new projection: LeCun's normal kernel, no bias yet.
+    """Adds a projection to the variables of a student: a LeCun normal kernel and a zero bias.
 
     Args:
-        variables: Of the student.
-        key: Source of the kernel.
-        channels: Of the student's last maps.
-        width: Of the teacher's tokens.
+        variables: Variables of the student.
+        key: Random key of the kernel.
+        channels: Number of channels of the student's last maps.
+        width: Number of features of the teacher's tokens.
     """
     kernel = jax.nn.initializers.lecun_normal()(key, (channels, width), jnp.float32)
     new = {"kernel": kernel, "bias": jnp.zeros(width)}
@@ -46,23 +46,23 @@ def add(variables: Variables, key: Key, *, channels: int, width: int) -> Variabl
 
 
 def without(variables: Variables) -> Variables:
-    """Variables of a student as they are without a projection, if it has one."""
-    own = {name: tree for name, tree in variables["params"].items() if name != NAME}
-    return {**variables, "params": own}
+    """Removes the projection from the variables of a student, if it has one."""
+    params = {name: tree for name, tree in variables["params"].items() if name != NAME}
+    return {**variables, "params": params}
 
 
 def patches(
     params: Params, maps: Float[Array, "batch rows columns channel"], side: int
 ) -> Float[Array, "batch token feature"]:
-    """Tokens of a teacher's patches: the maps, projected and resized to its grid.
+    """Predicts the teacher's patch tokens: projects the maps and resizes them to its grid.
 
-    Resizing is bilinear, and averages where the grid is coarser. It commutes with the projection,
-    which is therefore done on the coarser of the two.
+    Resizing is bilinear, and averages if the grid is coarser. It commutes with the projection,
+    which is therefore applied to the coarser of the two.
 
     Args:
-        params: Of the projection.
-        maps: The student's last.
-        side: Of the grid, in tokens.
+        params: Parameters of the projection.
+        maps: Last maps of the student.
+        side: Side of the grid, in tokens.
     """
     if maps.shape[1] * maps.shape[2] > side**2:
         tokens = _linear(params, _resized(maps, side))
@@ -74,15 +74,15 @@ def patches(
 def cls(
     params: Params, maps: Float[Array, "batch rows columns channel"]
 ) -> Float[Array, "batch feature"]:
-    """A teacher's [CLS] token: the means of the maps over all positions, projected."""
+    """Predicts the teacher's [CLS] token: projects the means of the maps over all positions."""
     return _linear(params, jnp.mean(maps, axis=(1, 2), dtype=jnp.float32))
 
 
 def _linear(params: Params, values: Float[Array, "*some channel"]) -> Float[Array, "*some feature"]:
-    """In the type of the values, which is that of the computation."""
+    """Applies the layer, in the type of the values."""
     kernel, bias = (params[name].astype(values.dtype) for name in ("kernel", "bias"))
-    found = values @ kernel
-    return found + jnp.broadcast_to(bias, found.shape)
+    product = values @ kernel
+    return product + jnp.broadcast_to(bias, product.shape)
 
 
 def _resized(

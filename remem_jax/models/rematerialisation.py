@@ -1,4 +1,4 @@
-"""Which activations of a model a backward pass finds stored, and which it computes again."""
+"""Rematerialisation: which activations are stored for the backward pass, and which recomputed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,24 +7,24 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-# In the order of what they store: everything; what matrix products and convolutions need, so that
-# only elementwise operations, norms, the softmax and its scores are computed again; of each block
-# its input alone.
+# What the backward pass recomputes: nothing; elementwise operations, norms, the softmax and its
+# scores, so that the inputs of matrix products and convolutions are stored; or everything but the
+# inputs of blocks. Each stores less than the one before.
 RECOMPUTED = ("nothing", "elementwise", "blocks")
-# Outputs that a product or a norm behind them needs, of one block.
+# Stored with "elementwise": activations of a block that a later matrix product or norm needs.
 _KEPT = (
-    *("query", "key", "value", "attention"),  # Before the projection of the output.
+    *("query", "key", "value", "attention"),  # Before the output projection.
     "residual",  # After the attention.
-    "hidden",  # Of the MLP, before its GELU.
+    "hidden",  # The MLP's, before its GELU.
     *("adapter_input", "adapter_hidden"),
     "convolution",
 )
-# Attention that is one kernel: its output, and the statistics of its softmax.
+# Flash attention: its output, and the statistics of its softmax.
 _FUSED = ("dot_product_attention_fwd_wrapper",)
 
 
 def kept(name: str, array: Array) -> Array:
-    """The same array, stored where elementwise operations are computed again."""
+    """Names an array, so that it is stored if only elementwise operations are recomputed."""
     if name not in _KEPT:
         raise ValueError(f"{name!r} is none of {', '.join(_KEPT)}.")
     return checkpoint_name(array, name)
@@ -33,13 +33,14 @@ def kept(name: str, array: Array) -> Array:
 def checkpointed(
     function: Callable[..., Any], recompute: str, *, in_loop: bool = False
 ) -> Callable[..., Any]:
-    """A function whose backward pass computes again what `recompute` says.
+    """Wraps a function so that its backward pass recomputes activations.
 
     Args:
-        function: One block: from what it is given to what it gives.
-        recompute: Of `RECOMPUTED`.
-        in_loop: Whether it is the body of a scan, across whose iterations XLA merges nothing, so
-            that nothing has to keep it from merging both passes.
+        function: One block.
+        recompute: One of `RECOMPUTED`.
+        in_loop: Whether the function is the body of a scan. XLA merges nothing across its
+            iterations, so the recomputation needs no protection from common subexpression
+            elimination.
     """
     if recompute == "nothing":
         return function
@@ -47,7 +48,7 @@ def checkpointed(
 
 
 def policy(recompute: str) -> Callable[..., Any]:
-    """What `jax.checkpoint` stores, for "elementwise" or "blocks"."""
+    """Returns the policy of `jax.checkpoint` for "elementwise" or "blocks"."""
     if recompute == "blocks":
         return jax.checkpoint_policies.nothing_saveable
     return jax.checkpoint_policies.save_from_both_policies(

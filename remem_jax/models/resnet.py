@@ -1,4 +1,4 @@
-"""ResNets, as torchvision and timm have them.
+"""ResNets, equal to torchvision's and timm's.
 
 Source: He et al. 2016, https://arxiv.org/abs/1512.03385.
 """
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet, equal to torchvision's and timm's of the same depth.
+    """A ResNet, equal to torchvision's and timm's of the same depth.
 
     With 1,000 classes, at 224 pixels:
 
@@ -76,15 +76,15 @@ class ResNet(nn.Module):
         (3, 4, 6, 3)   basic       21,797,672    3.7    resnet34
         (3, 4, 6, 3)   bottleneck  25,557,032    4.1    resnet50
 
-    Padding, BatchNorm and initialisation are timm's; the bottleneck has its stride in the 3x3
-    convolution, as in torchvision and timm, not in the first 1x1 one, as in the paper.
+    Padding, BatchNorm and initialisation are timm's. Differs from the paper: the stride of the
+    bottleneck is in the 3x3 convolution, as in torchvision and timm, not in the first 1x1 one.
 
     Attributes:
-        depths: Blocks of each stage.
+        depths: Number of blocks of each stage.
         classes: Number of classes.
         bottleneck: Whether the blocks are `Bottleneck` rather than `BasicBlock`.
         stem: "imagenet" (7x7 of stride 2, then a max-pool of stride 2) or "small" (3x3 of stride
-            1, no pool), customary for images of 32 or 64 pixels.
+            1, no max-pool), usual for images of 32 or 64 pixels.
         dtype: Type of the computation; parameters, BatchNorm and logits are float32.
     """
 
@@ -98,18 +98,18 @@ class ResNet(nn.Module):
     def trunk(
         self, images: Shaped[Array, "batch height width channel"], *, train: bool = False
     ) -> Float[Array, "batch rows columns feature"]:
-        """The last maps, of float images in [-1, 1]."""
+        """Returns the last maps, of float images in [-1, 1]."""
         layers.require_float(images)
         kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
         maps = layers.Conv(64, kernel, stride, dtype=self.dtype, name="conv1")(images)
         maps = nn.relu(layers.BatchNorm(name="bn1")(maps, train=train))
         if self.stem != "small":
             maps = layers.MaxPool(name="maxpool")(maps)
-        kind = Bottleneck if self.bottleneck else BasicBlock
+        block_class = Bottleneck if self.bottleneck else BasicBlock
         for stage, depth in enumerate(self.depths):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                block = kind(64 * 2**stage, stride, self.dtype, name=f"layer{stage + 1}_{i}")
+                block = block_class(64 * 2**stage, stride, self.dtype, name=f"layer{stage + 1}_{i}")
                 maps = block(maps, train=train)
         return maps
 
@@ -117,7 +117,7 @@ class ResNet(nn.Module):
     def head(
         self, maps: Float[Array, "batch rows columns feature"], *, train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits of the last maps."""
+        """Returns the logits of the last maps."""
         del train
         features = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
         init = layers.uniform_of_fan(features.shape[-1])
@@ -126,7 +126,7 @@ class ResNet(nn.Module):
     def __call__(
         self, images: Shaped[Array, "batch height width channel"], *, train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits of float images in [-1, 1]."""
+        """Returns the logits of float images in [-1, 1]."""
         return self.head(self.trunk(images, train=train), train=train)
 
 
@@ -137,7 +137,7 @@ def _projected(
     *,
     train: bool,
 ) -> Float[Array, "batch rows columns feature"]:
-    """The residual in the shape of the output; called inside a block, which owns its layers."""
+    """Returns the residual, projected to the shape of the output by layers of the calling block."""
     features = out.shape[-1]
     if stride == 1 and maps.shape[-1] == features:
         return maps.astype(out.dtype)
@@ -153,6 +153,6 @@ def make(
     stem: str = "imagenet",
     dtype: Any = jnp.float32,
 ) -> ResNet:
-    """A ResNet; raises ValueError for an unknown stem or type."""
+    """Builds a ResNet; raises `ValueError` for an unknown stem or type."""
     layers.require_options(stem=stem, dtype=dtype)
     return ResNet(tuple(depths), classes, bottleneck, stem, dtype)

@@ -1,4 +1,4 @@
-"""How a network is tuned: what is added to it, which parameters train, and what is exported."""
+"""Fine-tuning methods: the parameters they add, which parameters train, and what is exported."""
 
 import functools
 import inspect
@@ -15,17 +15,17 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Tuning(NamedTuple):
-    """One way of tuning a network.
+    """A fine-tuning method.
 
     Attributes:
         method: Its name in `METHODS`.
-        add: `(params, key) -> params` with what the method adds, which at first changes no output.
-        trains: Whether the parameter of a slash-joined name trains; the head always does.
-        wrap: Has a function `(params or variables, ...)` that applies the model use what `add`
-            added. The function must not be jitted yet.
-        merge: Parameters (or variables) as they are exported: for LoRA a plain tree, for adapters
-            the same tree, which needs `wrap` still.
-        mergeable: Whether `merge` gives a plain tree, under the names of the model alone.
+        add: `(params, key) -> params` adds the method's parameters. At first they change no output.
+        trains: Returns whether the parameter of a slash-joined name trains; the head always does.
+        wrap: Wraps a function `(params or variables, ...)` that applies the model so that it uses
+            the added parameters. The function must not be jitted yet.
+        merge: Converts parameters (or variables) for the export: to a plain tree for LoRA; adapters
+            keep their tree, which still needs `wrap`.
+        mergeable: Whether `merge` returns a plain tree, with the names of the model only.
     """
 
     method: str
@@ -37,14 +37,14 @@ class Tuning(NamedTuple):
 
 
 def make(method: str, **options: Any) -> Tuning:
-    """A way of tuning by its name.
+    """Makes a fine-tuning method by name.
 
     Args:
         method: One of `METHODS`.
-        **options: For "lora": `targets`, `rank` and `scale`, of `remem_jax.models.lora`. For
-            "adapter_houlsby" and "adapter_pfeiffer": `reduction`, of `remem_jax.models.adapter`,
-            and `norms`, whether LayerNorms train too: by default with Houlsby's, as in their
-            paper (Section 2.1), not with Pfeiffer's.
+        **options: For "lora": `targets`, `rank` and `scale`; see `remem_jax.models.lora`. For
+            "adapter_houlsby" and "adapter_pfeiffer": `reduction`, see `remem_jax.models.adapter`,
+            and `norms`, whether LayerNorms train too. By default they do with Houlsby's, as in
+            their paper (Section 2.1), and do not with Pfeiffer's.
 
     Raises:
         ValueError: If the method, an option or its value is unknown.
@@ -60,7 +60,7 @@ def make(method: str, **options: Any) -> Tuning:
 
 
 def split(params: Params, trains: Callable[[str], bool]) -> tuple[Params, Params]:
-    """The parameters that train, and the others: two trees that `join` puts together again."""
+    """Splits parameters into those that train and the others; `join` undoes it."""
     flat = traverse_util.flatten_dict(params)
     trainable = {path: leaf for path, leaf in flat.items() if trains("/".join(path))}
     frozen = {path: leaf for path, leaf in flat.items() if path not in trainable}
@@ -68,7 +68,7 @@ def split(params: Params, trains: Callable[[str], bool]) -> tuple[Params, Params
 
 
 def join(trainable: Params, frozen: Params) -> Params:
-    """The one tree of two that share no parameter."""
+    """Joins two trees that share no parameter."""
     both = [traverse_util.flatten_dict(tree) for tree in (trainable, frozen)]
     shared = both[0].keys() & both[1].keys()
     require(not shared, f"Both trainable and frozen: {sorted('/'.join(p) for p in shared)[:10]}.")
@@ -118,8 +118,8 @@ def _adapter(method: str, *, reduction: int = 16, norms: bool) -> Tuning:
     adapter.check(placement, reduction)
 
     def trains(name: str) -> bool:
-        parts = name.split("/")
-        return _in_head(name) or adapter.NAME in parts or (norms and any(map(_is_norm, parts)))
+        modules = name.split("/")
+        return _in_head(name) or adapter.NAME in modules or (norms and any(map(_is_norm, modules)))
 
     add = functools.partial(adapter.add, placement=placement, reduction=reduction)
     return Tuning(method, add, trains, adapter.wrap, _same, mergeable=False)
@@ -138,8 +138,8 @@ def _in_head(name: str) -> bool:
     return name.startswith("head/")
 
 
-def _is_norm(part: str) -> bool:
-    return part.startswith("LayerNorm_") or part == "encoder_norm"
+def _is_norm(module: str) -> bool:
+    return module.startswith("LayerNorm_") or module == "encoder_norm"
 
 
 METHODS: dict[str, Callable[..., Tuning]] = {

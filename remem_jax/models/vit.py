@@ -21,16 +21,16 @@ DTYPES = ("float32", "bfloat16")
 
 
 class Size(NamedTuple):
-    """Sizes of a ViT; `patch` is in pixels of what the patches are cut from, the rest are counts.
+    """Sizes of a ViT.
 
     Attributes:
-        patch: Side of a patch: of the image, or of the stem's maps.
+        patch: Side of a patch, in pixels of the image or of the stem's maps.
         features: Width of a token.
         depth: Number of blocks.
-        heads: Attention heads.
+        heads: Number of attention heads.
         mlp: Width of the MLP's hidden layer; 0 for four times the features.
-        stem: Units of each stage of a hybrid's ResNet stem, () for its root alone; None for
-            patches of the image itself.
+        stem: Number of units of each stage of a hybrid's ResNet stem, () for its root only; None
+            if patches are cut from the image.
     """
 
     patch: int
@@ -47,13 +47,13 @@ class Size(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Side of what one token sees, in pixels of the image."""
+        """Side of a token's patch, in pixels of the image."""
         if self.stem is None:
             return self.patch
         return self.patch * 4 * 2 ** max(len(self.stem) - 1, 0)
 
 
-# Pico is ours: the bundled teacher of configs/quickstart.py. So400m, g and G are big_vision's.
+# Pico is ours, the bundled teacher of the quick start. So400m, g and G are big_vision's.
 VARIANTS = {
     "Pico/8": Size(patch=8, features=160, depth=6, heads=5),
     "Ti/16": Size(patch=16, features=192, depth=12, heads=3),
@@ -76,27 +76,27 @@ VARIANTS = {
 
 
 class VisionTransformer(nn.Module):
-    """ViT that classifies images; at weights of 1, the network of the file.
+    """A ViT classifier. With both weights 1 it is the plain ViT, as in the checkpoint.
 
     Attributes:
-        size: Patch, features, depth, heads, and the stem of a hybrid.
+        size: See `Size`.
         classes: Number of classes.
-        mlp_weight: alpha of ReMem's Eq. 2, inside (0, 2); 1 is the plain ViT.
-        attention_weight: beta of the same equation.
-        residual: Weight of the residual: "two_minus" (2 - alpha, the default reading of the
-            paper: the pull of block l falls off exponentially) or "plain" (1).
-        pool: What the head sees: the [CLS] token ("cls"), the mean of all tokens ("gap"), or
+        mlp_weight: Weight of the MLPs (alpha of ReMem's Eq. 2), in (0, 2).
+        attention_weight: Weight of the attentions (beta of the same equation), in (0, 2).
+        residual: Weight of the residual: "two_minus" (2 - alpha, our reading of the paper, in
+            which the influence of a block decays exponentially) or "plain" (1).
+        pool: Input of the head: the [CLS] token ("cls"), the mean of all tokens ("gap"), or
             tokens pooled by attention ("map").
-        positions: "learned", or "sincos2d": big_vision's, which are computed.
+        positions: "learned", or "sincos2d" for big_vision's computed ones.
         representation: Width of a dense layer with tanh before the head; 0 for none.
-        exact_gelu: True for the GELU by erf, as timm has it; AugReg was trained with tanh.
-        dropout: Share of the units dropped in training, at the places vit_jax drops them.
-        pruned_mlp: Number of MLPs left out, from the top (ReMem, Section 4).
-        pruned_attention: Number of attention sub-blocks left out, from the top.
+        exact_gelu: True for the GELU by erf, as in timm. AugReg was trained with tanh.
+        dropout: Share of the units dropped in training, at the same places as in vit_jax.
+        pruned_mlp: Number of MLPs removed, from the last block down (ReMem, Section 4).
+        pruned_attention: Number of attention sub-blocks removed, from the last block down.
         dtype: Type of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-        rematerialise: What the backward pass computes again, to store less: "nothing",
-            "elementwise" operations, norms and scores, or whole "blocks", faster on a CPU.
-        scan: Run the blocks by `lax.scan`, or unroll them: same parameters, same outputs.
+        rematerialise: Activations that the backward pass recomputes, to store less: "nothing",
+            "elementwise" operations, norms and scores, or whole "blocks".
+        scan: Whether the blocks run by `lax.scan` or unrolled; parameters and outputs are equal.
     """
 
     size: Size
@@ -122,7 +122,7 @@ class VisionTransformer(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "batch token feature"]:
-        """The tokens after the last norm, [CLS] first if there is one."""
+        """Returns the tokens after the last norm, [CLS] first if there is one."""
         _require_model_range(images, self.size.pixels)
         block = self._block()
         tokens = self._tokens(jnp.asarray(images, block.dtype))
@@ -141,7 +141,7 @@ class VisionTransformer(nn.Module):
     def head(
         self, tokens: Float[Array, "batch token feature"], *, train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits of the tokens after the last norm."""
+        """Returns the logits of the tokens after the last norm."""
         del train
         head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")
         return head(self._pooled(tokens))
@@ -152,7 +152,7 @@ class VisionTransformer(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "batch classes"]:
-        """Logits of float images in [-1, 1]."""
+        """Returns the logits of float images in [-1, 1]."""
         return self.head(self.trunk(images, train=train), train=train)
 
     @nn.compact
@@ -162,7 +162,7 @@ class VisionTransformer(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "batch feature"]:
-        """What the head sees, in float32: the pooled token after the last norm."""
+        """Returns the head's input in float32: the pooled tokens after the last norm."""
         return self._pooled(self.trunk(images, train=train))
 
     def _pooled(self, tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch feature"]:
@@ -176,7 +176,7 @@ class VisionTransformer(nn.Module):
         return pooled
 
     def _block(self) -> encoder.Block:
-        """What the blocks share."""
+        """Returns the options that the blocks share."""
         return encoder.Block(
             self.size.heads,
             self.size.hidden,
@@ -191,7 +191,7 @@ class VisionTransformer(nn.Module):
     def _tokens(
         self, images: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch token feature"]:
-        """Embedded patches, with [CLS] first if there is one."""
+        """Returns the embedded patches, with [CLS] first if there is one."""
         maps, patch, features = images, (self.size.patch,) * 2, self.size.features
         if self.size.stem is not None:
             maps = hybrid.stem(maps, self.size.stem, images.dtype, self.rematerialise)
@@ -210,12 +210,13 @@ class VisionTransformer(nn.Module):
 
 
 def sincos2d(side: int, features: int) -> np.ndarray:
-    """Position embeddings of a square grid as sines and cosines, for `features` divisible by 4.
+    """Returns position embeddings of a square grid: sines and cosines of both axes.
 
     Returns:
-        Shape (1, side * side, features): sin(x), cos(x), sin(y), cos(y), a quarter each.
+        An array (1, side * side, features): sin(x), cos(x), sin(y), cos(y), a
+        quarter of the features each.
 
-    Source: Chen et al. 2021, https://arxiv.org/abs/2104.02057, as big_vision has it.
+    Source: Chen et al. 2021, https://arxiv.org/abs/2104.02057, in big_vision's form.
     """
     rates = 10_000.0 ** -(np.arange(features // 4) / (features // 4 - 1))
     y, x = (axis.reshape(-1, 1) * rates for axis in np.mgrid[:side, :side])
@@ -240,15 +241,15 @@ def _require_model_range(images: Array | np.ndarray, pixels: int) -> None:
 
 
 def make(*, variant: str | Size, classes: int, **options: Any) -> VisionTransformer:
-    """A ViT by the name of its size, such as "Ti/16", or by the size itself.
+    """Builds a ViT.
 
     Args:
-        variant: One of `VARIANTS`, or a `Size`.
+        variant: One of `VARIANTS`, such as "Ti/16", or a `Size`.
         classes: Number of classes.
         **options: Fields of `VisionTransformer`.
 
     Raises:
-        ValueError: If the variant, or an option's value, is unknown or does not fit.
+        ValueError: If the variant or an option's value is unknown or out of range.
     """
     if isinstance(variant, str) and variant not in VARIANTS:
         raise ValueError(f"Unknown ViT variant {variant!r}; known: {', '.join(VARIANTS)}.")

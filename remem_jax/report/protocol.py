@@ -6,11 +6,13 @@ choice where the paper's text has lost its value, or among those that change no 
 Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041, section 6 and Table 6.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from remem_jax import models
 from remem_jax.data import registry
+from remem_jax.methods import METHODS
+from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
 
@@ -92,17 +94,16 @@ DIST: Mapping[str, Paper] = {
     "student.temperatures": _choice((1.0,)),
     "student.weights": Paper((1.0,), every=True),  # beta and gamma
 }
-LOSSES = ("kd", "dist")
+LOSSES = tuple(loss.name for loss in student_losses.LOSSES.values() if loss.in_paper)
 MIXED = 0.8  # In patient distillation, which is KD.
 _AUGREG = [f"augreg:{variant}" for variant in PAPER["teacher.variant"].values]
 WEIGHTS = tuple(dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values())))  # Teachers start from them.
 # Settings with sentences of their own, in `_named`.
-NAMED = ("data.name", "teacher.init", "student.model", "student.losses", "student.mixup")
+NAMED = ("methods", "data.name", "teacher.init", "student.model", "student.losses", "student.mixup")
 # Settings that change no result, or of which the report tells elsewhere; a group stands for all
 # that it holds.
 FREE: Mapping[str, str] = {
     "workflow": "Which job it is.",
-    "methods": "Each is a row of the results.",
     "seed": "The paper names none.",
     "log_every": "How often metrics are written.",
     "save_every": "How often checkpoints are.",
@@ -136,15 +137,14 @@ FREE: Mapping[str, str] = {
     "information.rematerialise": "Memory.",
     "information.info_nce": "A second estimate beside the paper's.",
 }
-# Methods in which these settings count; in the others of `_METHODS` they are fixed.
-_COUNTS_IN: Mapping[str, tuple[str, ...]] = {
-    "teacher.rho": ("sam", "remem"),
-    "teacher.ascent_examples": ("sam", "remem"),
-    "teacher.mlp_weight": ("reweight", "remem"),
-    "teacher.attention_weight": ("reweight", "remem"),
-    "teacher.residual": ("reweight", "remem"),
+# These settings count in a method that leaves one of the listed settings of config.teacher free.
+_FREE_BY: Mapping[str, tuple[str, ...]] = {
+    "teacher.rho": ("rho",),
+    "teacher.ascent_examples": ("rho",),
+    "teacher.mlp_weight": ("mlp_weight",),
+    "teacher.attention_weight": ("attention_weight",),
+    "teacher.residual": ("mlp_weight", "attention_weight"),
 }
-_METHODS = ("scratch", "finetune", "sam", "reweight", "remem")
 
 
 def deviations(config: Mapping[str, Any]) -> list[str]:
@@ -204,8 +204,18 @@ def _counts(name: str, config: Mapping[str, Any]) -> bool:
     tuning = settings.get("tuning", "full")
     if rest.partition(".")[0] in ("lora", "adapter") and "." in rest:
         return tuning.startswith(rest.partition(".")[0])
-    free = _COUNTS_IN.get(name, _METHODS[1:])  # From scratch there is no teacher.
-    return any(method in free or method not in _METHODS for method in methods)
+    return any(_counts_in(method, name) for method in methods)
+
+
+def _counts_in(method: str, name: str) -> bool:
+    """Whether a setting of `config.teacher` has an effect in a method."""
+    if method not in METHODS:
+        return True
+    found = METHODS[method]
+    settings = _FREE_BY.get(name)
+    return found.has_teacher and (
+        settings is None or any(setting not in found.fixed for setting in settings)
+    )
 
 
 def _sentence(name: str, given: Mapping[str, Any], rule: Paper, loss: str) -> list[str]:
@@ -229,6 +239,7 @@ def _plain(value: Any) -> Any:
 
 def _named(given: Mapping[str, Any]) -> Iterator[str]:
     """The sentences of the settings `NAMED`."""
+    yield from _methods(given.get("methods", ()))
     yield from _data(given.get("data.name"))
     yield from _weights(given.get("teacher.init"))
     yield from _student(given.get("student.model"))
@@ -257,6 +268,13 @@ def _student(model: str | None) -> Iterator[str]:
     elif not in_paper:
         known = ", ".join(name for name, one in models.STUDENTS.items() if one.paper == name)
         yield f"student.model is {model}; the paper has {known} and an EfficientNetV2."
+
+
+def _methods(names: Iterable[str]) -> Iterator[str]:
+    others = [name for name in names if name in METHODS and not METHODS[name].in_paper]
+    if others:
+        known = ", ".join(name for name, method in METHODS.items() if method.in_paper)
+        yield f"methods has {', '.join(others)}; the paper has {known}."
 
 
 def _data(name: str | None) -> Iterator[str]:

@@ -5,20 +5,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from remem_jax.methods import METHODS
+
 Results = Mapping[str, Any]
 
 NOTHING = "\N{EN DASH}"  # Printed in place of a missing value.
 CLASS_NAMES_SHOWN = 20
 
-METHOD_TITLES = {
-    "scratch": "From scratch",
-    "finetune": "Fine-tuning",
-    "sam": "SAM only",
-    "reweight": "Re-weighting only",
-    "remem": "ReMem",
-    "lora": "LoRA",
-    "lora_remem": "LoRA with ReMem",
-}
+_ROW_TITLES = {"lora": "LoRA", "lora_remem": "LoRA with ReMem"}  # Rows of Table 9, in figures.
 METRIC_TITLES = {"top1": "top-1 accuracy", "mean_per_class": "mean per-class accuracy"}
 
 
@@ -41,8 +35,10 @@ class Table(NamedTuple):
 
 
 def method_title(method: str) -> str:
-    """Returns the printed title of a method; an unknown method keeps its name."""
-    return METHOD_TITLES.get(method, method)
+    """Returns the title of a method; one that `METHODS` does not list keeps its name."""
+    if method in METHODS:
+        return METHODS[method].title
+    return _ROW_TITLES.get(method, method)
 
 
 def percent(share: float | None) -> str:

@@ -9,21 +9,14 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, data, mesh, models, platforms, redaction
 from remem_jax.data.custom import lists
+from remem_jax.methods import METHODS
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import information, memory, values
 from remem_jax.settings.memory import division
 from remem_jax.storage import identity
-from remem_jax.train import objectives
+from remem_jax.train import student_losses
 from remem_jax.weights import catalog, matching
 
-# What each method changes in config.teacher; None where there is no teacher.
-METHODS: dict[str, dict[str, float] | None] = {
-    "scratch": None,
-    "finetune": {"rho": 0.0, "mlp_weight": 1.0, "attention_weight": 1.0},
-    "sam": {"mlp_weight": 1.0, "attention_weight": 1.0},
-    "reweight": {"rho": 0.0},
-    "remem": {},
-}
 GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
 
 
@@ -54,7 +47,7 @@ def check_remem(config: ConfigDict) -> None:
         checks.one_of("config.methods", method, METHODS)
     checks.at_least("config.retries", config.retries, 0)
     check_teacher(config.teacher, config.data.image_size)
-    if any(METHODS[method] is not None for method in config.methods):
+    if any(METHODS[method].has_teacher for method in config.methods):
         check_init(config.teacher)
     _check_student(config.student)
     if config.information.seeds:
@@ -199,10 +192,10 @@ def _check_student(student: ConfigDict) -> None:
     checks.at_least("config.student.group", student.group, 0)
     checks.above("config.student.flatten", student.flatten, 0)
     for loss in student.losses:
-        checks.one_of("config.student.losses", loss, objectives.STUDENT_LOSSES)
+        checks.one_of("config.student.losses", loss, student_losses.LOSSES)
     checks.one_of("config.student.hard_labels", student.hard_labels, (True, False))
     _check_weights(student)
-    features = [loss for loss in student.losses if loss in objectives.FEATURES]
+    features = [loss for loss in student.losses if student_losses.LOSSES[loss].features]
     checks.require(
         not (features and student.store_outputs),
         "config.student.store_outputs keeps logits alone, the features of a batch are too large: "
@@ -230,17 +223,14 @@ def _check_student(student: ConfigDict) -> None:
 
 
 def _check_weights(student: ConfigDict) -> None:
-    """Raises where a loss of its weight would leave a student, or its head, nothing to learn."""
+    """Raises if, at one of the weights, a student or its head would learn nothing."""
     for loss in student.losses:
+        excluded = student_losses.LOSSES[loss].form(student.hard_labels).excluded_weight
         checks.require(
-            loss not in objectives.FEATURES or 1 not in student.weights,
-            f"config.student.weights must be below 1 for the loss {loss}, whose features teach "
-            f"the head nothing; got {tuple(student.weights)}.",
-        )
-        checks.require(
-            student.hard_labels or not loss.startswith("dist") or 0 not in student.weights,
-            f"config.student.weights must be above 0 for the loss {loss} where "
-            f"config.student.hard_labels is False; got {tuple(student.weights)}.",
+            excluded not in student.weights,
+            f"config.student.weights must not contain {excluded} for the loss {loss} with "
+            f"config.student.hard_labels={student.hard_labels}: at this weight the student's head "
+            f"would learn nothing; got {tuple(student.weights)}.",
         )
 
 

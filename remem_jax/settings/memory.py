@@ -61,7 +61,7 @@ def division(
     if group < 0:
         group = settings.batch_size // devices
     parts = settings.accumulate if accumulate is None else accumulate
-    looped = on is not None and platforms.of(on.devices.flat[0]) != "cpu"
+    looped = on is not None and platforms.has_sam_loop(on.devices.flat[0])
     found = Division(group, max(parts, 1), on if devices > 1 else None, looped)
     try:
         found.counts(settings.batch_size)

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks
 from remem_jax.data import registry
-from remem_jax.settings import METHODS
-from remem_jax.train import objectives
+from remem_jax.methods import METHODS
+from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
 _OF_TEACHERS = (  # Of `config.student`: what a student learns from a teacher by.
@@ -77,15 +77,14 @@ def _fits(name: str, pattern: str) -> bool:
 def _teachers(config: ConfigDict) -> Iterator[Mapping[str, Any]]:
     """The settings of `config.teacher`, as each method with a teacher changes them."""
     for method in config.methods:
-        changes = METHODS[method]
-        if changes is not None:
-            yield {**config.teacher, **changes}
+        if METHODS[method].has_teacher:
+            yield {**config.teacher, **METHODS[method].fixed}
 
 
 def _fixed(name: str) -> Reason:
     def why(config: ConfigDict) -> str:
-        taught = [method for method in config.methods if METHODS[method] is not None]
-        if any(name not in (METHODS[method] or {}) for method in taught):
+        taught = [method for method in config.methods if METHODS[method].has_teacher]
+        if any(name not in METHODS[method].fixed for method in taught):
             return ""
         return f"config.methods has {', '.join(taught)} alone, which sets it"
 
@@ -122,13 +121,12 @@ def _without_name(config: ConfigDict) -> str:
     return "" if published else f"{', '.join(inits)} is no published name, which is downloaded"
 
 
-def _not_counting(what: str) -> Reason:
+def _unused_by_losses(setting: str) -> Reason:
     def why(config: ConfigDict) -> str:
-        own = config.student
-        counts = [objectives.counting(one, hard_labels=own.hard_labels) for one in own.losses]
-        if any(what in one for one in counts):
+        names, hard_labels = config.student.losses, config.student.hard_labels
+        if any(setting in student_losses.used(name, hard_labels=hard_labels) for name in names):
             return ""
-        return f"config.student.losses is {', '.join(own.losses)}, which does not use it"
+        return f"config.student.losses is {', '.join(names)}, which does not use it"
 
     return why
 
@@ -201,9 +199,9 @@ _OF_RUN: Mapping[str, Reason] = {
     "teacher.ascent_examples": _without_ascent,
     "teacher.residual": _without_weights,
     "teacher.mirror": _without_name,
-    "student.temperatures": _not_counting("temperature"),
-    "student.flatten": _not_counting("temperature"),
-    "student.weights": _not_counting("weight"),
+    "student.temperatures": _unused_by_losses("temperature"),
+    "student.flatten": _unused_by_losses("flatten"),
+    "student.weights": _unused_by_losses("weight"),
 }
 _OF_ANALYSIS: Mapping[str, Reason] = {
     **{f"teacher.{name}": _not_trained for name in _OF_TRAINING},

@@ -1,4 +1,4 @@
-"""What a study costs, said before it begins and kept beside it."""
+"""Estimates what a study costs before it starts; measured speeds are kept in its folder."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import settings, workflow
 from remem_jax.checks import SettingError
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.storage import results
 from remem_jax.storage.identity import described
 from remem_jax.study.space import Trial
@@ -20,16 +20,16 @@ _SPEEDS = "speeds.json"
 
 
 class Total(NamedTuple):
-    """What trials cost together.
+    """The cost of all trials.
 
     Attributes:
-        trials: How many.
-        teacher_steps: Of all teachers.
-        student_steps: Of all students.
-        students: How many.
+        trials: Number of trials.
+        teacher_steps: Training steps of all teachers.
+        student_steps: Training steps of all students.
+        students: Number of students.
         operations: Floating-point operations of training.
-        hours: Of training, on this device alone; reading data, evaluation and compiling come on
-            top.
+        hours: Hours of training on this device alone, without reading data, evaluation and
+            compilation.
     """
 
     trials: int
@@ -41,10 +41,10 @@ class Total(NamedTuple):
 
 
 def of_trials(planned: Sequence[Trial], directory: pathlib.Path) -> Total:
-    """What trials cost, by the speed of this device, which is measured once for each kind of them.
+    """Estimates the cost of trials from the speed of a step, measured once for each kind of trial.
 
-    A kind is what steps of one cost have in common; of its data sets, the first is measured. What
-    was measured is kept in the folder.
+    Steps of one kind cost the same (`_kind`); the first data set of a kind is measured. The speeds
+    are kept in the folder of the study.
     """
     path = directory / _SPEEDS
     known = results.read_for_all(path) or {}
@@ -52,10 +52,10 @@ def of_trials(planned: Sequence[Trial], directory: pathlib.Path) -> Total:
     for trial in planned:
         kind = results.fingerprint({"run": _kind(trial.config), "device": _device()})
         if kind not in known:
-            logging.info("Measuring what a step takes: %s, %s.", trial.row, trial.column)
-            known[kind] = _plain(workflow.measure_speed(trial.config))
+            logging.info("Measuring the speed of a step: %s, %s.", trial.row, trial.column)
+            known[kind] = _to_json(workflow.measure_speed(trial.config))
             results.write_for_all(path, known)
-        costs.append(cost.of_run(trial.config, _speed(known[kind])))
+        costs.append(cost.of_run(trial.config, _from_json(known[kind])))
     return Total(
         len(planned),
         sum(one.teacher_steps for one in costs),
@@ -67,10 +67,10 @@ def of_trials(planned: Sequence[Trial], directory: pathlib.Path) -> Total:
 
 
 def show_plans(planned: Sequence[Trial]) -> None:
-    """Says how trials fit into this device's memory: of each kind and data set, the first.
+    """Logs the memory of this device that trials need: the first of each kind and data set.
 
     Raises:
-        SettingError: If one does not.
+        SettingError: If one does not fit.
     """
     shown = set()
     for trial in planned:
@@ -78,7 +78,7 @@ def show_plans(planned: Sequence[Trial]) -> None:
         if kind in shown:
             continue
         shown.add(kind)
-        logging.info("What %s, %s, takes of the device's memory:", trial.row, trial.column)
+        logging.info("Device memory of %s, %s:", trial.row, trial.column)
         try:
             workflow.show_plan(trial.config)
         except SettingError as error:
@@ -86,11 +86,11 @@ def show_plans(planned: Sequence[Trial]) -> None:
 
 
 def _kind(config: ConfigDict) -> dict[str, Any]:
-    """The settings that the cost of a step depends on."""
+    """Returns the settings that the cost of a step depends on."""
     plain = described(settings.plain(config))
     teacher, student = plain["teacher"], plain["student"]
     (method,) = plain["methods"]
-    if METHODS[method] is None:
+    if not METHODS[method].has_teacher:
         teacher = {}
     steps = ("steps", "learning_rate", "warmup_steps", "momentum", "weight_decay", "clip_norm")
     weights = ("mlp_weight", "attention_weight", "label_smoothing")
@@ -102,7 +102,7 @@ def _kind(config: ConfigDict) -> dict[str, Any]:
         "student": {name: student[name] for name in names},
         "image_size": plain["data"]["image_size"],
         "compute_dtype": plain["compute_dtype"],
-        # They change no result, and a step's seconds.
+        # `described` leaves them out, since they change no result; but they change the speed.
         "memory": [config.teacher[name] for name in ("rematerialise", "accumulate")],
     }
 
@@ -111,9 +111,9 @@ def _device() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
-def _plain(speed: cost.Speed) -> dict[str, Any]:
+def _to_json(speed: cost.Speed) -> dict[str, Any]:
     return {name: step and step._asdict() for name, step in speed._asdict().items()}
 
 
-def _speed(plain: dict[str, Any]) -> cost.Speed:
-    return cost.Speed(**{name: step and cost.Step(**step) for name, step in plain.items()})
+def _from_json(content: dict[str, Any]) -> cost.Speed:
+    return cost.Speed(**{name: step and cost.Step(**step) for name, step in content.items()})

@@ -1,4 +1,4 @@
-"""What the trials of a study read, known by digests before any of them is run."""
+"""Digests of the images and weights that the trials of a study read, taken before they run."""
 
 import json
 import pathlib
@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, workflow
 from remem_jax.checks import SettingError
-from remem_jax.settings import METHODS, deciding, plain
+from remem_jax.methods import METHODS
+from remem_jax.settings import deciding, plain
 from remem_jax.storage import identity, results, workdir
 from remem_jax.storage.identity import Identity
 from remem_jax.study import queue
@@ -21,58 +22,58 @@ class Inputs(NamedTuple):
     """Digests of images and weights.
 
     Attributes:
-        digests: By where they lie, as `_data_place` and `_weights_place` have it.
-        kept: Keys of trials that are known by where their images lie, as older studies have them.
+        digests: Digests by location; see `_data_place` and `_weights_place`.
+        kept: Keys of trials of older versions, which are based on paths (`space.key_by_place`).
     """
 
     digests: Mapping[str, Mapping[str, Any]]
     kept: Collection[str] = ()
 
     def of(self, config: ConfigDict) -> dict[str, Any]:
-        """Digests of what a run reads; see `identity.Identity.inputs`."""
+        """Returns the digests of the inputs of a run; see `identity.Identity.inputs`."""
         places = [_data_place(config), *([_weights_place(config)] if _has_teacher(config) else [])]
         return {name: digest for place in places for name, digest in self.digests[place].items()}
 
     def identity(self, config: ConfigDict) -> Identity:
-        """What decides the result of a run."""
+        """Returns the identity of a run: everything that its result depends on."""
         return Identity(deciding(config), self.of(config))
 
     def identify(self, config: ConfigDict) -> str:
-        """The key of a trial: that of its identity, or the one under which it was begun before."""
+        """Returns the key of a trial: that of its identity, or its older key if it was kept."""
         by_place = key_by_place(config)
         return by_place if by_place in self.kept else self.identity(config).key
 
 
 def read(trials: Iterable[Trial]) -> Inputs:
-    """Reads all images and weights of the trials, each of them once; all processes call it.
+    """Reads all images and weights of the trials, each once; all processes call it.
 
     Raises:
-        SettingError: If some of them are not there or cannot be read.
+        SettingError: If some are missing or cannot be read.
     """
-    found: dict[str, dict[str, Any]] = {}
+    digests: dict[str, dict[str, Any]] = {}
     for trial in trials:
         config = trial.config
         try:
-            if (place := _data_place(config)) not in found:
-                found[place] = workflow.read_data_inputs(config)
-            if _has_teacher(config) and (place := _weights_place(config)) not in found:
-                found[place] = workflow.read_weights_inputs(config)
+            if (place := _data_place(config)) not in digests:
+                digests[place] = workflow.read_data_inputs(config)
+            if _has_teacher(config) and (place := _weights_place(config)) not in digests:
+                digests[place] = workflow.read_weights_inputs(config)
         except SettingError as error:
             raise SettingError(
-                f"{trial.row}, {trial.column}: {error} Or leave it out by config.only."
+                f"{trial.row}, {trial.column}: {error} Or leave it out with config.only."
             ) from error
-    return Inputs(json.loads(mesh.broadcast_text(json.dumps(found))))
+    return Inputs(json.loads(mesh.broadcast_text(json.dumps(digests))))
 
 
 def of_study(config: ConfigDict, trials: Sequence[Trial], inputs: Inputs) -> Identity:
-    """What a study is of, by column and seed, or column and row."""
+    """Returns the identity of a study: images by column and seed, weights by column and row."""
     images: dict[str, Any] = {}
     weights: dict[str, Any] = {}
     for trial in trials:
-        own = inputs.of(trial.config)
-        if "teacher" in own:
-            weights.setdefault(trial.column, {})[trial.row] = own.pop("teacher")
-        images.setdefault(trial.column, {})[f"seed {trial.seed}"] = own
+        digests = inputs.of(trial.config)
+        if "teacher" in digests:
+            weights.setdefault(trial.column, {})[trial.row] = digests.pop("teacher")
+        images.setdefault(trial.column, {})[f"seed {trial.seed}"] = digests
     settings = identity.deciding_of_study(plain(config))
     return Identity(settings, {"images": images, "weights": weights})
 
@@ -80,16 +81,16 @@ def of_study(config: ConfigDict, trials: Sequence[Trial], inputs: Inputs) -> Ide
 def with_kept(
     inputs: Inputs, by_place: Mapping[str, Trial], shared: queue.Queue | None, folder: pathlib.Path
 ) -> Inputs:
-    """The same, where what a study of an older version has done is not done again.
+    """Keeps the trials of a study that an older version started, so that they are not repeated.
 
-    Its trials are known by where their images lie. A trial is kept under that key if what it read
-    is what lies there now; else it starts over, under a key of its own.
+    Their keys are based on paths. A trial keeps such a key if its inputs are unchanged; otherwise
+    it starts over, under the key of its identity.
 
     Args:
-        inputs: From `read`.
-        by_place: All trials that the study may want, by `space.key_by_place`.
-        shared: What workers have found; None where another process of this worker has it.
-        folder: Of the study.
+        inputs: Inputs from `read`.
+        by_place: All trials that may be scheduled, by `space.key_by_place`.
+        shared: Queue of the study; None in processes other than the writer.
+        folder: Folder of the study.
     """
     kept = []
     if shared:
@@ -105,21 +106,21 @@ def with_kept(
                 kept.append(key)
             elif key in records:
                 logging.warning(
-                    "Trial %s of an older version was of other images or weights; it starts over.",
+                    "Trial %s of an older version used other images or weights; it starts over.",
                     key,
                 )
     return inputs._replace(kept=frozenset(json.loads(mesh.broadcast_text(json.dumps(kept)))))
 
 
 def _of_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Digests of what a finished trial read."""
+    """Returns the digests of the inputs of a finished trial."""
     data, models = record.get("data", {}), record.get("models", {})
-    found = {"data": data.get("fingerprint"), "teacher": models.get("init_digest")}
-    return {name: digest for name, digest in found.items() if digest is not None}
+    digests = {"data": data.get("fingerprint"), "teacher": models.get("init_digest")}
+    return {name: digest for name, digest in digests.items() if digest is not None}
 
 
 def _has_teacher(config: ConfigDict) -> bool:
-    return any(METHODS[method] is not None for method in config.methods)
+    return any(METHODS[method].has_teacher for method in config.methods)
 
 
 def _data_place(config: ConfigDict) -> str:

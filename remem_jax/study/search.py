@@ -1,4 +1,4 @@
-"""Which trials a study wants, given the results that it has: all of a grid, or rung by rung."""
+"""The trials that a study schedules, given its results: a whole grid, or successive halving."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from remem_jax.study import space
 from remem_jax.study.space import Trial
 
 
-class Wanted(NamedTuple):
-    """What a study wants now.
+class Schedule(NamedTuple):
+    """The trials that a study has scheduled so far.
 
     Attributes:
-        trials: All that it has wanted so far.
-        more: Whether results that are still to come will make it want others.
+        trials: These trials.
+        more: Whether further results will add trials.
     """
 
     trials: list[Trial]
@@ -25,8 +25,8 @@ class Rung(NamedTuple):
     """A rung of successive halving.
 
     Attributes:
-        trials: All that may come to be tried on it, with its number of steps.
-        size: How many of them will be.
+        trials: All trials that may reach this rung, with its number of steps.
+        size: Number of trials that will reach it.
     """
 
     trials: list[Trial]
@@ -34,11 +34,11 @@ class Rung(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """The search of one cell.
+    """The search of one cell of the table.
 
     Attributes:
-        trials: Its whole grid, in full, in the order in which a search takes them up.
-        rungs: The rungs; all trials of a grid are on one.
+        trials: The whole grid, with all steps, in the order in which a search tries it.
+        rungs: The rungs; a grid search has one.
     """
 
     trials: list[Trial]
@@ -49,9 +49,10 @@ class Search:
     """The search of a study.
 
     Attributes:
-        cells: What is searched, by row, column and seed.
-        by_key: All trials that it may come to want.
-        planned: Of each rung as many as will be tried; which they are, is known for the first.
+        cells: The cells by row, column and seed.
+        by_key: All trials that may be scheduled, by key.
+        planned: As many trials of each rung as will be run; only on the first rung is it known
+            which trials these are.
     """
 
     def __init__(
@@ -64,40 +65,46 @@ class Search:
 
         Args:
             settings: `config.search`.
-            trials: All trials in full, from `space.trials`.
-            grids: How many settings each row of the table has, from `space.grid_sizes`: rows that
-                are compared, whether or not they are run now. None: those of the trials.
+            trials: All trials with all steps, from `space.trials`.
+            grids: Number of grid points of each row of the table, from `space.grid_sizes`, whether
+                or not the row is run now. None counts those of the trials.
 
         Raises:
-            SettingError: If the budget is too little.
+            SettingError: If the budget is too small.
         """
-        own: dict[tuple[str, str, int], list[Trial]] = {}
+        of_cell: dict[tuple[str, str, int], list[Trial]] = {}
         for trial in trials:
-            own.setdefault(trial.cell, []).append(trial)
+            of_cell.setdefault(trial.cell, []).append(trial)
         if grids is None:
-            grids = {row: max(len(own[c]) for c in own if c[0] == row) for row, _, _ in own}
+            grids = {
+                row: max(len(of_cell[cell]) for cell in of_cell if cell[0] == row)
+                for row, _, _ in of_cell
+            }
         if settings.kind == "grid":
             sizes = {row: {1.0: size} for row, size in grids.items()}
         else:
             sizes = space.halving_sizes(grids, settings)
-        self.cells = {cell: Cell(own[cell], _rungs(own[cell], sizes[cell[0]])) for cell in own}
+        self.cells = {
+            cell: Cell(grid, _rungs(grid, sizes[cell[0]])) for cell, grid in of_cell.items()
+        }
         rungs = [rung for cell in self.cells.values() for rung in cell.rungs]
         self.by_key = {trial.key: trial for rung in rungs for trial in rung.trials}
         self.planned = [trial for rung in rungs for trial in rung.trials[: rung.size]]
 
-    def wanted(self, values: Mapping[str, float]) -> Wanted:
-        """The trials to run, and whether others may follow.
+    def schedule(self, values: Mapping[str, float]) -> Schedule:
+        """Returns the trials to run, and whether others may follow.
 
-        They depend on the results alone, not on who found them or when: any number of workers,
-        however often they are killed, come to the same trials.
+        They depend only on the results, not on which worker found them or when: any number of
+        workers, however often they are killed, schedule the same trials.
 
         Args:
-            values: What counts, by key, of trials that are done; -inf of those that failed for
+            values: Objective of the trials that are done, by key; -inf for those that failed for
                 good.
         """
-        found = [_climb(cell.rungs, values) for cell in self.cells.values()]
-        return Wanted(
-            [trial for cell in found for trial in cell.trials], any(cell.more for cell in found)
+        schedules = [_halve(cell.rungs, values) for cell in self.cells.values()]
+        return Schedule(
+            [trial for one in schedules for trial in one.trials],
+            any(one.more for one in schedules),
         )
 
 
@@ -109,19 +116,19 @@ def _rungs(trials: Sequence[Trial], sizes: Mapping[float, int]) -> list[Rung]:
     ]
 
 
-def _climb(rungs: Sequence[Rung], values: Mapping[str, float]) -> Wanted:
-    """Successive halving of one cell.
+def _halve(rungs: Sequence[Rung], values: Mapping[str, float]) -> Schedule:
+    """Schedules successive halving in one cell.
 
-    Source: Jamieson & Talwalkar 2016, https://arxiv.org/abs/1502.07943, algorithm 1; each rung
+    Source: Jamieson & Talwalkar 2016, https://arxiv.org/abs/1502.07943, algorithm 1; but each rung
     trains from the start, since the schedules have other lengths.
     """
-    found: list[Trial] = []
+    scheduled: list[Trial] = []
     order = list(range(len(rungs[0].trials)))
     for number, rung in enumerate(rungs):
-        own = [rung.trials[i] for i in order[: rung.size]]
-        found.extend(own)
-        if any(trial.key not in values for trial in own):
-            return Wanted(found, more=number + 1 < len(rungs))
-        # Equals stay in their order, nearest to the paper's region first.
+        on_rung = [rung.trials[i] for i in order[: rung.size]]
+        scheduled.extend(on_rung)
+        if any(trial.key not in values for trial in on_rung):
+            return Schedule(scheduled, more=number + 1 < len(rungs))
+        # A stable sort: of equal trials, the one nearest to the paper's region comes first.
         order = sorted(order[: rung.size], key=lambda i: -values[rung.trials[i].key])
-    return Wanted(found, more=False)
+    return Schedule(scheduled, more=False)

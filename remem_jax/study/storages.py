@@ -1,4 +1,4 @@
-"""Where the trials of a study are kept: a file, or a database that many machines reach."""
+"""Opens the storage of a study: a file, or a database that many machines can reach."""
 
 import contextlib
 import json
@@ -18,21 +18,21 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from remem_jax import checks
 from remem_jax.checks import SettingError
 
-# Of a storage that is locked, or away for a moment.
+# Errors of a storage that is locked or cannot be reached for a moment.
 PASSING = (StorageInternalError, SQLAlchemyError, OSError, RuntimeError, json.JSONDecodeError)
 
-_JOURNAL = b'{"op_code":'  # How each line of a journal begins.
+_JOURNAL = b'{"op_code":'  # The start of each line of a journal.
 _FILES = {"sqlite": "study.db", "journal": "study.journal"}
 _POSTGRESQL = ("postgresql", "postgresql+psycopg")
-_LOCKED_SECONDS = 60.0  # How long a worker waits for the others' writes to an SQLite file.
+_LOCKED_SECONDS = 60.0  # Time that a worker waits for another's write to an SQLite file.
 
 
 class Opened(NamedTuple):
-    """A storage that can be used.
+    """An open storage.
 
     Attributes:
-        storage: Optuna's.
-        shown: What it is called in messages: nothing that may hold a password.
+        storage: Optuna's storage.
+        shown: Its name in messages, without a password.
     """
 
     storage: BaseStorage
@@ -40,7 +40,7 @@ class Opened(NamedTuple):
 
 
 def open_storage(storage: str, folder: pathlib.Path) -> Opened:
-    """Opens what `config.storage` names; see `queue.open_queue`."""
+    """Opens the storage that `config.storage` names; see `queue.open_queue`."""
     url = _url(storage, folder)
     shown = sqlalchemy.URL.create(
         url.drivername, host=url.host, port=url.port, database=url.database
@@ -61,16 +61,16 @@ def open_storage(storage: str, folder: pathlib.Path) -> Opened:
 
 
 def cause(error: BaseException) -> str:
-    """One line; Optuna hides the cause of what goes wrong in a database."""
+    """Returns the cause of a storage error in one line; Optuna hides that of database errors."""
     cause = error.__cause__ or error
     return f"{getattr(cause, 'orig', None) or cause}".strip().partition("\n")[0]
 
 
 def unusable(shown: str, error: BaseException) -> SettingError:
-    """What a user is told where a storage fails."""
+    """Returns the error for a storage that fails."""
     return SettingError(
-        f"The storage of the study, {shown}, cannot be used ({cause(error)}): see that it can be "
-        "reached and written, or set config.storage to another."
+        f"The storage of the study, {shown}, cannot be used ({cause(error)}): make sure that it "
+        "can be reached and written to, or set config.storage to another."
     )
 
 
@@ -82,24 +82,25 @@ def _url(storage: str, folder: pathlib.Path) -> sqlalchemy.URL:
     with contextlib.suppress(ArgumentError, ValueError):
         url = sqlalchemy.make_url(storage)
         if url.drivername == "journal" or url.get_backend_name() == "sqlite":
-            url = _of_file(url)
-        if "@" not in (url.host or ""):  # Else a part of the password is in it.
+            url = _with_absolute_path(url)
+        if "@" not in (url.host or ""):  # Else the host contains a piece of the password.
             return url
     raise SettingError(
         'config.storage must be "sqlite", "journal", one of them with a path ("sqlite:/path"), or '
         "a URL like postgresql://user@host/name, with the password in PGPASSWORD or ~/.pgpass; in "
-        f"a URL a password's @ is %40 and its / is %2F; got {kind!r} and what follows."
+        f"a URL a password's @ is %40 and its / is %2F; got {kind!r}, followed by text that is not "
+        "shown because it may contain a password."
     )
 
 
-def _of_file(url: sqlalchemy.URL) -> sqlalchemy.URL:
-    """The URL of a file, with its whole path.
+def _with_absolute_path(url: sqlalchemy.URL) -> sqlalchemy.URL:
+    """Returns the URL of a file with its absolute path.
 
-    That of a journal is whole in any case, "journal:///whole/path"; SQLAlchemy has
-    "sqlite:///relative" and "sqlite:////whole/path". What begins with ~ is of the home folder.
+    A journal's is always absolute, "journal:///path"; SQLAlchemy has "sqlite:///relative/path" and
+    "sqlite:////absolute/path". A leading ~ is the home folder.
 
     Raises:
-        ValueError: If it names a host, or no file that other workers find.
+        ValueError: If it has a host, or names no file that other workers can find.
     """
     path = url.database or ""
     if url.host or path in ("", ":memory:"):
@@ -112,16 +113,16 @@ def _of_file(url: sqlalchemy.URL) -> sqlalchemy.URL:
 def _journal(url: sqlalchemy.URL) -> BaseStorage:
     file = pathlib.Path(url.database or "")
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.is_file():  # Optuna would write at the end of whatever is there.
+    if file.is_file():  # Optuna would append to any file.
         with file.open("rb") as opened:
             head = opened.read(len(_JOURNAL))
         if not _JOURNAL.startswith(head):
-            raise ValueError("it is no journal of a study")
+            raise ValueError("it is not the journal of a study")
     return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
 
 
 def _database(url: sqlalchemy.URL) -> BaseStorage:
-    """Opens a database; those who make its tables at the same time are in each other's way."""
+    """Opens a database; retries, because workers that create its tables at once get errors."""
     connect: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         pathlib.Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def _database(url: sqlalchemy.URL) -> BaseStorage:
     elif url.drivername in _POSTGRESQL:
         url = url.set(drivername="postgresql+psycopg")
         connect = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # Seconds; milliseconds.
-    # Optuna fills in what is in braces.
+    # Escapes braces, which Optuna would format.
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     options = {"pool_pre_ping": True, "connect_args": connect}
     attempts = 5
@@ -143,17 +144,17 @@ def _database(url: sqlalchemy.URL) -> BaseStorage:
                 raise
             time.sleep(random.random() / 2)
     if url.get_backend_name() == "sqlite":
-        # Python begins a transaction at the first write, after Optuna has read what it decides
-        # by: two workers would take one trial. So it is begun before, and by one at a time.
-        event.listen(storage.engine, "connect", _begin_nothing)
-        event.listen(storage.engine, "begin", _begin_alone)
-        storage.engine.dispose()  # Of the connections that were made before.
+        # By default Python starts a transaction at the first write, after Optuna has read the
+        # state of a trial: two workers could claim it. BEGIN IMMEDIATE locks before the read.
+        event.listen(storage.engine, "connect", _disable_implicit_transactions)
+        event.listen(storage.engine, "begin", _begin_immediate)
+        storage.engine.dispose()  # Closes connections opened without these listeners.
     return storage
 
 
-def _begin_nothing(connection: Any, record: Any) -> None:
+def _disable_implicit_transactions(connection: Any, record: Any) -> None:
     connection.isolation_level = None
 
 
-def _begin_alone(connection: sqlalchemy.Connection) -> None:
+def _begin_immediate(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")

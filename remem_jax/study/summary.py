@@ -1,15 +1,15 @@
-"""What a study has found: the record that its report is drawn from, and its best so far."""
+"""Summarises the results of a study: the record that its report shows, and the best so far."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from remem_jax.methods import METHODS
 from remem_jax.report import information, protocol
 from remem_jax.report.study import page as study_page
-from remem_jax.settings import METHODS
 from remem_jax.storage import results
-from remem_jax.study import compared, cost, queue, searched
+from remem_jax.study import comparisons, cost, queue, search_summary
 from remem_jax.study.search import Search
 from remem_jax.study.space import Trial
 
@@ -19,26 +19,28 @@ CHOICES = ("validation", "test")
 def make(
     config: ConfigDict,
     search: Search,
-    wanted: Sequence[Trial],
+    scheduled: Sequence[Trial],
     shared: queue.Queue,
     total: cost.Total,
 ) -> dict[str, Any]:
-    """All that is known of a study, as JSON values.
+    """Returns the record of a study so far, as JSON values.
 
     Args:
-        config: Of the study.
-        search: Its search.
-        wanted: All trials that it has wanted so far.
-        shared: What workers have found.
-        total: What the study costs.
+        config: All settings of the study.
+        search: Search of the study.
+        scheduled: All trials scheduled so far.
+        shared: Queue with the results of all workers.
+        total: Estimated cost of the study.
     """
-    keys = [trial.key for trial in wanted]
+    keys = [trial.key for trial in scheduled]
     states, records, failures = shared.states(keys), shared.records(keys), shared.failures(keys)
-    tried = [_tried(trial, states, records, failures) for trial in wanted]
-    cells, missing = _cells(wanted, records, tried)
-    validation = {one["trial"]: one["validation"] for one in tried if one["trial"] in records}
-    full = [records[trial.key] for trial in wanted if trial.fraction == 1 and trial.key in records]
-    found = {
+    trials = [_trial(trial, states, records, failures) for trial in scheduled]
+    cells, missing = _cells(scheduled, records, trials)
+    validation = {one["trial"]: one["validation"] for one in trials if one["trial"] in records}
+    full = [
+        records[trial.key] for trial in scheduled if trial.fraction == 1 and trial.key in records
+    ]
+    study = {
         "format": study_page.FORMAT,
         "title": config.title,
         "table": config.table,
@@ -51,7 +53,7 @@ def make(
             {
                 "name": name,
                 "title": config.columns[name].title,
-                "data": _data(name, wanted, records),
+                "data": _data(name, scheduled, records),
             }
             for name in config.column_order
         ],
@@ -59,37 +61,43 @@ def make(
         "choose_on_test": bool(config.base.choose_on_test),
         "cells": cells,
         "missing": missing,
-        "trials": tried,
-        "search": searched.record(config, search, wanted, validation),
+        "trials": trials,
+        "search": search_summary.record(config, search, scheduled, validation),
         "cost": {
             **total._asdict(),
-            "spent_hours": sum(one["seconds"] or 0 for one in tried) / 3600,
+            "spent_hours": sum(one["seconds"] or 0 for one in trials) / 3600,
         },
         "differs": _differs(config, full),
         "versions": full[0]["versions"] if full else {},
     }
-    return {**found, "compared": results.finite(compared.record(found, records))}
+    return {**study, "compared": results.finite(comparisons.record(study, records))}
 
 
-def best(found: Mapping[str, Any]) -> list[str]:
-    """A sentence for each cell of `make`: its best so far, on validation."""
-    trials = {one["trial"]: one for one in found["trials"]}
+def best(study: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence on the best student of each cell so far, on validation.
+
+    Args:
+        study: Record from `make`.
+    """
+    trials = {one["trial"]: one for one in study["trials"]}
     lines = []
-    for cell in found["cells"]:
+    for cell in study["cells"]:
         if cell["choice"] != "validation":
             continue
         for one in cell["replicates"]:
-            where = trials[one["trial"]]
-            teacher = "" if one["teacher"] is None else f", its teacher {100 * one['teacher']:.2f}"
+            trial = trials[one["trial"]]
+            teacher = (
+                "" if one["teacher"] is None else f", its teacher {100 * one['teacher']:.2f} %"
+            )
             lines.append(
                 f"{cell['row']}, {cell['column']}, seed {one['seed']}: the best of "
                 f"{one['students']} students so far has {100 * one['student']:.2f} % on test"
-                f"{teacher} ({where['folder']}/selected, on {where['worker']})."
+                f"{teacher} ({trial['folder']}/selected, on {trial['worker']})."
             )
     return lines
 
 
-def _tried(
+def _trial(
     trial: Trial,
     states: Mapping[str, str],
     records: Mapping[str, Any],
@@ -121,69 +129,73 @@ def _tried(
 
 
 def _teachers(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Teachers of a trial whose information was measured, with what they were pruned of."""
-    own = record["config"]["teacher"]
+    """Returns the teachers of a trial whose information was measured, and how they were pruned."""
+    teacher = record["config"]["teacher"]
     return [
-        {**point, "pruned": {"MLP": own["pruned_mlp"], "attention": own["pruned_attention"]}}
+        {
+            **point,
+            "pruned": {"MLP": teacher["pruned_mlp"], "attention": teacher["pruned_attention"]},
+        }
         for point in information.points(record)
     ]
 
 
 def _cells(
-    wanted: Sequence[Trial],
+    scheduled: Sequence[Trial],
     records: Mapping[str, Any],
-    tried: Sequence[Mapping[str, Any]],
+    trials: Sequence[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the table shows, and what it lacks: cells by row, column and seed."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    """Returns the cells of the table by row, column and choice, and those without a result."""
+    cells: dict[tuple[str, str, str], dict[str, Any]] = {}
     missing = []
-    for cell in {trial.cell: None for trial in wanted}:
+    for cell in {trial.cell: None for trial in scheduled}:
         row, column, seed = cell
-        own = [one for one in tried if (one["row"], one["column"], one["seed"]) == cell]
-        done = [t for t in wanted if t.cell == cell and t.fraction == 1 and t.key in records]
+        of_cell = [one for one in trials if (one["row"], one["column"], one["seed"]) == cell]
+        done = [t for t in scheduled if t.cell == cell and t.fraction == 1 and t.key in records]
         if not done:
-            missing.append({"row": row, "column": column, "seed": seed, "why": _why(own)})
+            missing.append({"row": row, "column": column, "seed": seed, "why": _why(of_cell)})
         for choice in CHOICES if done else ():
-            replicate = _replicate(choice, done, records, own)
+            replicate = _replicate(choice, done, records, of_cell)
             if replicate:
                 entry = {"row": row, "column": column, "choice": choice, "replicates": []}
-                found.setdefault((row, column, choice), entry)["replicates"].append(replicate)
-    return list(found.values()), missing
+                cells.setdefault((row, column, choice), entry)["replicates"].append(replicate)
+    return list(cells.values()), missing
 
 
-def _why(tried: Sequence[Mapping[str, Any]]) -> str:
-    if any(one["state"] == "running" for one in tried):
-        return "being run"
-    reasons = [one["reason"] for one in tried if one["state"] == "failed"]
-    if reasons and len(reasons) == len(tried):
+def _why(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Returns why a cell has no result yet."""
+    if any(one["state"] == "running" for one in trials):
+        return "running"
+    reasons = [one["reason"] for one in trials if one["state"] == "failed"]
+    if reasons and len(reasons) == len(trials):
         return f"failed: {reasons[0]}"
-    return "begun" if any(one["state"] == "done" for one in tried) else "not run yet"
+    return "started" if any(one["state"] == "done" for one in trials) else "not run yet"
 
 
 def _replicate(
     choice: str,
     done: Sequence[Trial],
     records: Mapping[str, Any],
-    tried: Sequence[Mapping[str, Any]],
+    trials: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any] | None:
-    """The best trial of a cell; equals are told apart by the loss, as students of one trial are."""
+    """Returns the best trial of a cell; ties go to the lower loss, as among students of a trial."""
 
-    def of(trial: Trial) -> Any:
+    def selection(trial: Trial) -> Any:
         row = records[trial.key]["methods"][0]
         return row if choice == "validation" else row["on_test"]
 
-    able = [trial for trial in done if of(trial)]
-    if not able:
+    candidates = [trial for trial in done if selection(trial)]
+    if not candidates:
         return None
-    metric = records[able[0].key]["data"]["metric"]
+    metric = records[candidates[0].key]["data"]["metric"]
 
     def rank(trial: Trial) -> tuple[float, float]:
-        metrics = of(trial)["student"][choice]
+        metrics = selection(trial)["student"][choice]
         return metrics[metric], -metrics["loss"]
 
-    chosen = max(able, key=rank)
-    row, selected = of(chosen), of(chosen)["selected"]
-    own = ("loss", "learning_rate", "temperature", "weight")
+    chosen = max(candidates, key=rank)
+    row, selected = selection(chosen), selection(chosen)["selected"]
+    names = ("loss", "learning_rate", "temperature", "weight")
     return {
         "seed": chosen.seed,
         "student": row["student"]["test"][metric],
@@ -193,33 +205,34 @@ def _replicate(
         "settings": {
             **chosen.point,
             "teacher_step": selected["teacher_step"],
-            **{f"student.{name}": selected[name] for name in own},
+            **{f"student.{name}": selected[name] for name in names},
         },
         "trial": chosen.key,
-        "trials": sum(one["state"] == "done" for one in tried),
-        "students": sum(one["students"] for one in tried),
+        "trials": sum(one["state"] == "done" for one in trials),
+        "students": sum(one["students"] for one in trials),
     }
 
 
 def _data(
-    column: str, wanted: Sequence[Trial], records: Mapping[str, Any]
+    column: str, scheduled: Sequence[Trial], records: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    found = [t for t in wanted if t.column == column and t.key in records]
-    if not found:
+    done = [trial for trial in scheduled if trial.column == column and trial.key in records]
+    if not done:
         return None
-    data = records[found[0].key]["data"]
+    data = records[done[0].key]["data"]
     names = ("title", "metric", "official", "classes", "examples", "image_size")
     return {name: data[name] for name in names}
 
 
 def _differs(config: ConfigDict, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How runs of the study are not the paper's, each sentence once."""
+    """Returns the deviations of the runs from the paper, each once."""
     sentences = dict.fromkeys(config.differs)
     for record in records:
-        own = record["config"]
-        sentences |= dict.fromkeys(own["differs"])
-        # What a method fixes is the paper's too, and from scratch there is no teacher.
-        fixed = METHODS[own["methods"][0]]
-        teacher = {k: v for k, v in own["teacher"].items() if fixed is not None and k not in fixed}
-        sentences |= dict.fromkeys(protocol.deviations({**own, "teacher": teacher}))
+        run = record["config"]
+        sentences |= dict.fromkeys(run["differs"])
+        # Settings fixed by the method are the paper's; a run from scratch has no teacher.
+        method = METHODS[run["methods"][0]]
+        free = run["teacher"].items() if method.has_teacher else ()
+        teacher = {name: value for name, value in free if name not in method.fixed}
+        sentences |= dict.fromkeys(protocol.deviations({**run, "teacher": teacher}))
     return list(sentences)

@@ -1,13 +1,14 @@
-"""Settings of a study that were given and change none of its trials: refused, with the reason."""
+"""Refuses settings of a study that were given but change none of its trials."""
 
 from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
-from remem_jax.settings import METHODS, unused, values
+from remem_jax.methods import METHODS
+from remem_jax.settings import unused, values
 from remem_jax.study import space
 
-_OF_TRIALS = {  # Each trial has its own.
+_OF_TRIALS = {  # The study sets these for each trial.
     "seed": "config.seeds has those of a study",
     "methods": "each of config.rows has its own",
 }
@@ -15,10 +16,10 @@ _OF_HALVING = ("reduction", "rungs", "budget")
 
 
 def check(config: ConfigDict, given: Collection[str]) -> None:
-    """Raises `SettingError` for the first setting that was given and has no effect in any trial.
+    """Raises `SettingError` for the first given setting that has no effect in any trial.
 
     Args:
-        config: Of the study, checked.
+        config: All settings of the study, checked.
         given: Names of the settings that the user gave, such as "base.teacher.lora.rank".
     """
     trials = space.trials(config)
@@ -35,15 +36,15 @@ def check(config: ConfigDict, given: Collection[str]) -> None:
 
 
 def _reason(config: ConfigDict, trial: space.Trial, name: str) -> str:
-    """Why a setting of `config.base` has no effect in a trial; "" where it has one."""
+    """Returns why a setting of `config.base` has no effect in a trial; "" if it has one."""
     if name in _OF_TRIALS:
         return _OF_TRIALS[name]
-    for where, own in (("columns", trial.column), ("rows", trial.row)):
-        if name in dict(values.leaves(config[where][own].changes)):
+    for where, key in (("columns", trial.column), ("rows", trial.row)):
+        if name in dict(values.leaves(config[where][key].changes)):
             return f"each of config.{where} sets it"
     group, _, setting = name.partition(".")
     if group == "teacher" and (
-        setting in trial.point or setting in (METHODS[config.rows[trial.row].method] or {})
+        setting in trial.point or setting in METHODS[config.rows[trial.row].method].fixed
     ):
         return "config.grid, or the method of a row, sets it"
     return unused.reason(trial.config, name)

@@ -1,4 +1,4 @@
-"""A worker of a study: takes trials from the queue that all workers share, until none is left."""
+"""A worker of a study: runs trials from the queue that all workers share, until none is left."""
 
 import contextlib
 import json
@@ -18,11 +18,13 @@ from remem_jax.checks import SettingError
 from remem_jax.data.custom import folders
 from remem_jax.storage import checkpoints, results, workdir
 from remem_jax.study import cost, inputs, queue, search, space, summary, unused
+from remem_jax.study.claim import Claim
+from remem_jax.study.configurations import Configuration
 from remem_jax.study.space import Trial
 from remem_jax.train import loop
 
 _POLL_SECONDS = 2.0
-_WEIGHTS = ("teachers", "students")  # Folders of a trial.
+_WEIGHTS = ("teachers", "students")  # Folders of a trial that hold checkpoints.
 
 
 class Study(NamedTuple):
@@ -30,12 +32,12 @@ class Study(NamedTuple):
 
     Attributes:
         config: All settings, checked.
-        directory: Where this worker's trials lie, and the report.
-        search: Which trials are wanted.
-        inputs: What they read.
-        queue: What all workers share; None where another process of this worker has it.
-        cost: What the study costs in all.
-        stopping: Whether the user has asked the worker to stop.
+        directory: Folder of this worker's trials and of the report.
+        search: The search, which schedules trials.
+        inputs: Digests of the inputs of the trials.
+        queue: Queue that all workers share; None in processes other than the writer.
+        cost: Estimated cost of the whole study.
+        stopping: Returns whether the user has asked the worker to stop.
     """
 
     config: ConfigDict
@@ -56,19 +58,18 @@ def run(
 ) -> None:
     """Runs trials of a study until all are done, and writes its report after each.
 
-    Any number of workers may do so at once. Nothing is run twice: a worker that stops, or is
-    killed, leaves its trial to another, which goes on from its last checkpoint where it finds it
-    (in `directory`, if they share it), and else begins it again.
+    Any number of workers may run at once. No trial is run twice: if a worker stops or is killed,
+    another takes over its trial, and resumes from its last checkpoint if they share `directory`.
 
     Args:
         config: All settings.
-        directory: Of the study.
-        stopping: Asked after every step; once it says yes, the worker stops.
+        directory: Folder of the study.
+        stopping: Called after every step; the worker stops when it returns True.
         given: Names of the settings that the user gave; those without an effect are refused.
 
     Raises:
         SettingError: If a setting, the data, the weights, the storage or the folder cannot be used.
-        StoppedError: If it was asked to stop.
+        StoppedError: If `stopping` returned True.
     """
     space.check(config)
     unused.check(config, given)
@@ -81,7 +82,7 @@ def run(
     workdir.share(directory, settings.plain(config))
     total = cost.of_trials(by_place.planned, directory)
     logging.info(
-        "%s: %d trials, %s steps of teachers, %s of %s students, %.3g operations; about %s of "
+        "%s: %d trials, %s teacher steps, %s steps of %s students, %.3g operations; about %s of "
         "training on this device alone.",
         config.title,
         total.trials,
@@ -94,17 +95,17 @@ def run(
     if config.plan_only:
         cost.show_plans(by_place.planned)
         return
-    # The storage first: reading all images may take long.
-    with _open(config, directory) if mesh.is_writer() else contextlib.nullcontext() as shared:
-        read = inputs.read(space.trials(config))
-        read = inputs.with_kept(read, by_place.by_key, shared, directory)
-        trials = space.trials(config, read.identify)
-        workdir.begin(directory, settings.plain(config), inputs.of_study(config, trials, read))
-        found = search.Search(config.search, trials, grids)
-        _work(Study(config, directory, found, read, shared, total, stopping))
+    # Opens the storage first, so that an error comes before all images are read.
+    with _open_queue(config, directory) if mesh.is_writer() else contextlib.nullcontext() as shared:
+        digests = inputs.read(space.trials(config))
+        digests = inputs.with_kept(digests, by_place.by_key, shared, directory)
+        trials = space.trials(config, digests.identify)
+        workdir.begin(directory, settings.plain(config), inputs.of_study(config, trials, digests))
+        of_trials = search.Search(config.search, trials, grids)
+        _work(Study(config, directory, of_trials, digests, shared, total, stopping))
 
 
-def _open(config: ConfigDict, directory: pathlib.Path) -> queue.Queue:
+def _open_queue(config: ConfigDict, directory: pathlib.Path) -> queue.Queue:
     return queue.open_queue(
         config.storage,
         config.name,
@@ -116,7 +117,7 @@ def _open(config: ConfigDict, directory: pathlib.Path) -> queue.Queue:
 
 
 def _work(study: Study) -> None:
-    """Takes trials until none is left, or the worker is stopped; then reports."""
+    """Runs trials until none is left or the worker is stopped; then reports."""
     waiting = False
     try:
         _report(study)
@@ -131,22 +132,22 @@ def _work(study: Study) -> None:
                 _report(study)
             else:
                 if not waiting:
-                    logging.info("Waiting for what other workers do.")
+                    logging.info("Waiting for other workers.")
                 time.sleep(min(_POLL_SECONDS, study.config.heartbeat_seconds))
             waiting = step["do"] == "wait"
-    finally:  # Others may have done more.
+    finally:  # Other workers may have finished more trials.
         for line in _report(study):
             logging.info("%s", line)
     logging.info("Report: %s", study.directory / "study.html")
 
 
-def _next(study: Study) -> tuple[queue.Claim | None, dict[str, Any]]:
-    """What this worker does next, decided by the process that has the queue, for all of them."""
-    claim, found = None, {}
+def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
+    """Returns the next step of this worker, decided by the writer for all of its processes."""
+    claim, step = None, {}
     if study.queue:
-        wanted = _wanted(study)
-        by_key = {trial.key: trial for trial in wanted.trials}
-        study.queue.want([_point(trial) for trial in wanted.trials])
+        schedule = _schedule(study)
+        by_key = {trial.key: trial for trial in schedule.trials}
+        study.queue.add([_configuration(trial) for trial in schedule.trials])
         claim = study.queue.claim(by_key)
         states = study.queue.states(by_key)
         if claim:
@@ -159,82 +160,82 @@ def _next(study: Study) -> tuple[queue.Claim | None, dict[str, Any]]:
                 trial.row,
                 trial.column,
                 trial.seed,
-                _shown(trial),
+                _description(trial),
             )
-            found = {"do": "work", "key": claim.key}
-        elif wanted.more or any(state in ("waiting", "running") for state in states.values()):
-            found = {"do": "wait"}
+            step = {"do": "work", "key": claim.key}
+        elif schedule.more or any(state in ("waiting", "running") for state in states.values()):
+            step = {"do": "wait"}
         else:
-            found = {"do": "end"}
-    return claim, json.loads(mesh.broadcast_text(json.dumps(found)))
+            step = {"do": "end"}
+    return claim, json.loads(mesh.broadcast_text(json.dumps(step)))
 
 
-def _wanted(study: Study) -> search.Wanted:
-    """What the study wants, by what all workers have found."""
+def _schedule(study: Study) -> search.Schedule:
+    """Returns the trials scheduled so far, given the results of all workers."""
     if study.queue is None:
-        raise ValueError("Only the process with the queue knows what is wanted.")
+        raise ValueError("Only the process with the queue can schedule trials.")
     values: dict[str, float] = {}
-    while True:  # A rung that is complete makes the next one wanted.
-        wanted = study.search.wanted(values)
-        keys = [trial.key for trial in wanted.trials]
+    while True:  # A complete rung schedules the next one.
+        schedule = study.search.schedule(values)
+        keys = [trial.key for trial in schedule.trials]
         now = study.queue.values(keys) | dict.fromkeys(study.queue.failures(keys), -math.inf)
         if now.keys() <= values.keys():
-            return wanted
+            return schedule
         values |= now
 
 
-def _point(trial: Trial) -> queue.Point:
-    about = {
+def _configuration(trial: Trial) -> Configuration:
+    attributes = {
         "row": trial.row,
         "column": trial.column,
         "seed": trial.seed,
         "fraction": trial.fraction,
     }
-    return queue.Point(trial.key, trial.point, about)
+    return Configuration(trial.key, trial.point, attributes)
 
 
-def _run_trial(study: Study, claim: queue.Claim | None, step: Mapping[str, Any]) -> None:
-    """Runs a trial to its end, and says how it ended."""
+def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> None:
+    """Runs a trial to its end, and records how it ended."""
     trial = study.search.by_key[step["key"]]
     folder = study.directory / "trials" / trial.key
-    counts = False
-    with claim.working() if claim else contextlib.nullcontext(), _told(trial, claim):
-        # Images that have changed since they were read for the key are refused.
+    is_ours = False
+    with claim.working() if claim else contextlib.nullcontext(), _handled(trial, claim):
+        # Refuses images that have changed since they were read for the key.
         workdir.expect(folder, study.inputs.identity(trial.config))
         workflow.run(
             trial.config,
             folder,
-            # Once it is another's, the work is in vain.
+            # A lost claim means that the work is in vain.
             stopping=lambda: study.stopping() or (claim is not None and claim.lost),
         )
         if claim:
-            found = _record(folder)
-            (row,) = found["methods"]
-            value = row["student"]["validation"][found["data"]["metric"]]
-            counts = claim.done(value, found)
-    if counts and not study.config.keep_weights:  # Else another may need them.
+            record = _record(folder)
+            (row,) = record["methods"]
+            value = row["student"]["validation"][record["data"]["metric"]]
+            is_ours = claim.done(value, record)
+    if is_ours and not study.config.keep_weights:  # If lost, another worker may need them.
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
-    jax.clear_caches()  # The steps of this trial; the next one finds what it shares on disk.
+    jax.clear_caches()  # Steps that trials share stay in the persistent compilation cache.
 
 
 def _record(folder: pathlib.Path) -> dict[str, Any]:
-    """All that a trial came to, for a report that is written anywhere."""
+    """Returns the results of a trial, complete enough for any worker to write the report."""
     path = folder / "results.json"
-    found = results.read(path)
-    if found is None:
+    record = results.read(path)
+    if record is None:
         raise SettingError(f"{path} is gone: leave the folder to the study while it runs.")
-    return {**found, "worker": platform.node(), "folder": str(folder)}
+    return {**record, "worker": platform.node(), "folder": str(folder)}
 
 
 @contextlib.contextmanager
-def _told(trial: Trial, claim: queue.Claim | None) -> Iterator[None]:
-    """Tells the others of a trial that did not end well; raises again what ends this worker."""
-    name = f"{trial.row}, {trial.column}, seed {trial.seed}, {_shown(trial)}"
+def _handled(trial: Trial, claim: Claim | None) -> Iterator[None]:
+    """Records the failure of a trial in the queue; re-raises errors that end this worker."""
+    name = f"{trial.row}, {trial.column}, seed {trial.seed}, {_description(trial)}"
     try:
         yield
     except BaseException as error:
-        if _goes_on(error, claim):
+        if _continues_after(error, claim):
             logging.warning("%s: %s", name, error)
         elif isinstance(error, SettingError):
             raise SettingError(f"{name}: {error}") from error
@@ -242,23 +243,23 @@ def _told(trial: Trial, claim: queue.Claim | None) -> Iterator[None]:
             raise
 
 
-def _goes_on(error: BaseException, claim: queue.Claim | None) -> bool:
-    """Whether a worker goes on after an error of a trial, of which it tells the others.
+def _continues_after(error: BaseException, claim: Claim | None) -> bool:
+    """Records the failure of a trial in the queue; returns whether the worker continues.
 
-    It does after a loss that is no number; where the trial had become another's; and where
-    another, which was taken for dead, is still at it in the same folder, and is waited for.
+    It continues after a NaN loss, after a lost claim, and, after a pause, if another worker that
+    was taken for dead still runs the trial in the same folder.
     """
     if isinstance(error, loop.NonFiniteLossError):
         if claim:
             claim.failed(str(error))
         return True
-    # Of several processes that make one worker, only the first knows of the folder.
+    # If a worker has several processes, only the first knows that the folder is locked.
     held = isinstance(error, workdir.HeldError) and jax.process_count() == 1
     stopped = isinstance(error, loop.StoppedError)
     if claim:
-        passing = held or stopped or isinstance(error, KeyboardInterrupt)
+        temporary = held or stopped or isinstance(error, KeyboardInterrupt)
         reason = redaction.without_secrets(f"{type(error).__name__}: {error}")
-        claim.give_back(reason, strike=not passing)
+        claim.give_back(reason, failed_attempt=not temporary)
     if held:
         time.sleep(_POLL_SECONDS)
     if stopped:
@@ -267,17 +268,17 @@ def _goes_on(error: BaseException, claim: queue.Claim | None) -> bool:
 
 
 def _report(study: Study) -> list[str]:
-    """Writes what is known so far, as any worker may at any time; its best, in sentences."""
+    """Writes the report so far, as any worker may at any time; returns sentences on the best."""
     if study.queue is None:
         return []
-    wanted = _wanted(study).trials
-    found = summary.make(study.config, study.search, wanted, study.queue, study.cost)
-    results.write(study.directory / "study.json", found)
+    scheduled = _schedule(study).trials
+    record = summary.make(study.config, study.search, scheduled, study.queue, study.cost)
+    results.write(study.directory / "study.json", record)
     report.write_study(study.directory)
-    return summary.best(found)
+    return summary.best(record)
 
 
-def _shown(trial: Trial) -> str:
+def _description(trial: Trial) -> str:
     point = ", ".join(f"{name} {value:g}" for name, value in trial.point.items())
     short = "" if trial.fraction == 1 else f", {trial.fraction:.3g} of the steps"
     return f"{point or 'no settings'}{short}"

@@ -1,14 +1,14 @@
-"""Many students on one teacher pass.
+"""Many students on one pass of the teacher.
 
-The images are cropped and mixed once per batch, and the teacher answers once; then one compiled
-student step is called once per student, with images and answers already on the device and the
-student's settings as traced values. Students trained together equal students trained alone,
-whatever their losses and seeds. (vmap over the students would turn their convolutions into grouped
-ones, which are 2 to 25 times slower.)
+The images are cropped and mixed once per batch, and the teacher's outputs are computed once. Then
+one compiled student step is called once per student, with images and targets already on the device
+and the student's hyperparameters as traced values. Students trained together equal students
+trained alone, whatever their losses and seeds. (vmap over the students would turn their
+convolutions into grouped ones, which are 2 to 25 times slower.)
 
-Augmentation and the teacher's pass are two compiled functions: compiled together, XLA may round
-the images otherwise, and students that learn from stored outputs would not be the same to the last
-bit.
+Augmentation and the teacher's pass are two compiled functions: if they were compiled together, XLA
+might round the images differently, and students that learn from stored outputs would not be equal
+to the last bit.
 """
 
 import itertools
@@ -26,53 +26,54 @@ from remem_jax.train.steps import StudentStep, augment_and_mix
 
 States = tuple[State, ...]
 # Metrics of a student whose parameters are not finite.
-_LOST: Metrics = {
+_NOT_FINITE: Metrics = {
     "loss": np.float32("nan"),
     "fault": np.int32(1 + finite.PARTS.index("parameters")),
 }
 
 
-class Seen(NamedTuple):
-    """What teacher and students see of a batch.
+class AugmentedBatch(NamedTuple):
+    """A batch after augmentation, as teacher and students take it.
 
     Attributes:
-        images: As the models take them.
-        labels: Indices of the classes, or shares of them where images are mixed.
+        images: Model inputs.
+        labels: Class indices, or shares of all classes if images are mixed.
     """
 
     images: Float[Array, "batch height width channel"]
     labels: Labels
 
 
-Number = Int[Array, ""] | np.int32  # Of a step.
-Augment = Callable[[Number, Batch], Seen]
-# (number of the step, images) -> the teacher's outputs; None for students without a teacher.
-Teach = Callable[[int, Array], Outputs | None]
+StepNumber = Int[Array, ""] | np.int32
+Augment = Callable[[StepNumber, Batch], AugmentedBatch]
+# (step number, images) -> the teacher's outputs; None for students without a teacher.
+GetTargets = Callable[[int, Array], Outputs | None]
 
 
-def make_augment(transform: Transform, *, classes: int, key: Key, mixup: float = 0.0) -> Augment:
-    """Builds the pass that makes of a batch what all models see of it.
+def make_augment(transform: Transform, *, classes: int, key: Key, mixup: float) -> Augment:
+    """Builds the augmentation that teacher and students share.
 
     Args:
         transform: Makes model inputs of stored images.
         classes: Number of classes.
-        key: Of the stage; see `random_streams`.
-        mixup: See `steps.augment_and_mix`; teacher and students see the same mixtures.
+        key: Key of the stage; see `random_streams`.
+        mixup: See `steps.augment_and_mix`; teacher and students get the same mixtures.
 
     Returns:
-        A pure function `(step, batch) -> seen`.
+        A pure function `(step number, batch) -> augmented batch`.
     """
 
-    def augment(step: Number, batch: Batch) -> Seen:
-        images, labels = augment_and_mix(transform, random_streams.within(key, step), batch, mixup)
-        return Seen(images, labels(classes))
+    def augment(number: StepNumber, batch: Batch) -> AugmentedBatch:
+        step_key = random_streams.within(key, number)
+        images, labels = augment_and_mix(transform, step_key, batch, mixup)
+        return AugmentedBatch(images, labels(classes))
 
     return augment
 
 
 def make_step(
     augment: Augment,
-    teach: Teach,
+    get_targets: GetTargets,
     students: Sequence[tuple[StudentStep, Hyperparameters]],
     *,
     first_step: int,
@@ -82,32 +83,36 @@ def make_step(
 
     Args:
         augment: From `make_augment`, jitted.
-        teach: The teacher's answers to the images of a step: by its jitted evaluation, or as they
-            are known; None where the students have no teacher.
-        students: For each the step of its loss, from `steps.make_student_step`, jitted once for
-            all that have it, and its settings.
-        first_step: Steps that the students have done.
-        lost: Numbers of students whose states are not finite any more. They are stepped no more;
-            what is added later counts from the next step on.
+        get_targets: Returns the teacher's outputs for the images of a step, computed or stored;
+            None if the students have no teacher.
+        students: For each student the step of its loss (from `steps.make_student_step`, jitted
+            once for all students with this loss) and its hyperparameters.
+        first_step: Number of steps that the students have done.
+        lost: Indices of students whose states are no longer finite, which are not stepped.
+            Additions take effect at the next step.
 
     Returns:
-        A step over the tuple of the students' states, all at the same step; not to be jitted, and
-        to be called once for every step. Its metrics are lists of one value per student: of a
-        lost one, what a step from its state would give.
+        A step over the tuple of the students' states, which are all at the same step. Do not jit
+        it; call it once for every step. Its metrics are lists with one value per student; those of
+        a lost student are what a step from its state would return.
     """
     numbers = itertools.count(first_step)
 
     def step(states: States, batch: Batch) -> tuple[States, Metrics]:
         number = next(numbers)
-        seen = augment(np.int32(number), batch)
-        answer = teach(number, seen.images)
-        taught = [
-            (state, _LOST) if i in lost else student_step(state, *seen, answer, own)
-            for i, (state, (student_step, own)) in enumerate(zip(states, students, strict=True))
+        augmented = augment(np.int32(number), batch)
+        targets = get_targets(number, augmented.images)
+        stepped = [
+            (state, _NOT_FINITE)
+            if i in lost
+            else student_step(state, *augmented, targets, hyperparameters)
+            for i, (state, (student_step, hyperparameters)) in enumerate(
+                zip(states, students, strict=True)
+            )
         ]
-        _, first = taught[0]
-        return tuple(state for state, _ in taught), {
-            name: [metrics[name] for _, metrics in taught] for name in first
+        _, first = stepped[0]
+        return tuple(state for state, _ in stepped), {
+            name: [metrics[name] for _, metrics in stepped] for name in first
         }
 
     return step

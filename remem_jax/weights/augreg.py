@@ -1,6 +1,6 @@
-"""Checkpoints of ViTs, read and checked both ways: AugReg, vit_jax, big_vision, timm.
+"""Reads and writes checkpoints of ViTs: AugReg, vit_jax, big_vision, timm.
 
-Source: Steiner et al. 2021, https://arxiv.org/abs/2106.10270; the names are those of
+Source: Steiner et al. 2021, https://arxiv.org/abs/2106.10270. The names are those of
 github.com/google-research/vision_transformer.
 """
 
@@ -27,17 +27,17 @@ FORMATS = ("vit_jax", "big_vision")
 
 
 class Checkpoint(NamedTuple):
-    """A ViT as a file holds it, under our names.
+    """A ViT from a file, under our names.
 
     Attributes:
-        arrays: float32, by name.
-        size: Read off the shapes.
-        options: Further fields of `vit.VisionTransformer` that the file fixes: `pool`,
-            `positions`, `exact_gelu`, and `representation` where the file has such a layer.
-        classes: Of its head; 0 if it has none.
+        arrays: float32 arrays by name.
+        size: Size of the ViT, inferred from the shapes.
+        options: Further fields of `vit.VisionTransformer` that the file determines: `pool`,
+            `positions`, `exact_gelu`, and `representation` if the file has such a layer.
+        classes: Number of classes of its head; 0 if it has none.
         form: "vit_jax", "big_vision" or "timm".
-        ignored: Names of what else is in the file.
-        source: The file.
+        ignored: Names of the other arrays in the file.
+        source: Path of the file.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -50,39 +50,40 @@ class Checkpoint(NamedTuple):
 
     @property
     def image_size(self) -> int:
-        """Side, in pixels, of the images that the positions are for; 224 if they are computed."""
+        """Side, in pixels, of the images that the positions fit; 224 if positions are computed."""
         return _grid(self.arrays) * self.size.pixels if names.POSITION in self.arrays else 224
 
 
 def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
-    """Reads a file of any known format, recognised by the names in it.
+    """Reads a file of any supported format, which is recognised by the names in it.
 
     Args:
-        path: An .npz of vit_jax or big_vision, with ":sub/tree" after it where the ViT is a part
-            of a larger model; or a .safetensors of timm, whose names may begin with what
-            `timm.unwrapped` takes off.
-        heads: Attention heads, which timm's files do not tell; 0 for 64 features a head.
+        path: An .npz of vit_jax or big_vision, followed by ":sub/tree" if the ViT is a part of a
+            larger model; or a .safetensors of timm, whose names may have prefixes that
+            `timm.unwrapped` removes.
+        heads: Number of attention heads, which timm's files do not record; 0 for 64 features per
+            head.
 
     Raises:
-        SettingError: If the file is missing, broken, or holds no ViT, or numbers that are not
+        SettingError: If the file is missing or broken, holds no ViT, or has numbers that are not
             finite.
     """
     file, subtree = catalog.split_path(os.fspath(path))
     ignored: list[str] = []
-    if file.suffix in (".safetensors", *timm.PICKLES):  # Which are refused.
+    if file.suffix in (".safetensors", *timm.PICKLES):  # `timm.read` refuses pickles.
         stored, others = timm.unwrapped(timm.read(file), os.fspath(file))
         ignored.extend(others)
         matching.require_finite(stored, os.fspath(file))
         arrays, form = timm.from_timm(stored, heads=heads), "timm"
     else:
 
-        def wanted(found: list[str]) -> dict[str, str]:
-            start = names.prefix(found, subtree, os.fspath(file))
-            chosen = {name: name.removeprefix(start) for name in found if name.startswith(start)}
-            if not start:  # A training state may lie beside parameters at the root.
+        def wanted(stored_names: list[str]) -> dict[str, str]:
+            start = names.prefix(stored_names, subtree, os.fspath(file))
+            chosen = {n: n.removeprefix(start) for n in stored_names if n.startswith(start)}
+            if not start:  # A training state may be beside parameters at the root.
                 others = ("opt/", "chrono/", "state/")
                 chosen = {old: new for old, new in chosen.items() if not old.startswith(others)}
-            ignored.extend(name for name in found if name not in chosen)
+            ignored.extend(name for name in stored_names if name not in chosen)
             return chosen
 
         stored = npz.read(file, wanted)
@@ -94,10 +95,10 @@ def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
 def describe(
     arrays: Mapping[str, np.ndarray], *, form: str, source: str, ignored: tuple[str, ...] = ()
 ) -> Checkpoint:
-    """What arrays under our names say about their model.
+    """Infers the model of some arrays from their names and shapes.
 
     Raises:
-        SettingError: If what the sizes are read off is missing or has no plausible shape.
+        SettingError: If an array that determines the size is missing or has no plausible shape.
     """
     block = "Transformer/encoderblock_0/"
     query = _shape(arrays, f"{block}MultiHeadDotProductAttention_1/query/kernel", 3, source)
@@ -130,18 +131,18 @@ def make(
     resize: str = "vit_jax",
     **options: Any,
 ) -> tuple[vit.VisionTransformer, Variables]:
-    """The model of a file, and its variables: nothing has to be known of it.
+    """Makes the model of a file, and loads its variables.
 
     Args:
         path: See `read`.
-        classes: Number of classes of another task, whose head starts from zeros; 0 keeps the
-            file's head.
+        classes: Number of classes of another task, for which the head is reset to zeros; 0 keeps
+            the file's head.
         image_size: See `load`.
         resize: See `load`.
         **options: Fields of `vit.VisionTransformer`, such as `mlp_weight`.
 
     Raises:
-        SettingError: See `load`; also if the file has no head and no `classes` are given.
+        SettingError: See `load`; also if the file has no head and `classes` is 0.
     """
     checkpoint = read(path)
     if not classes and not checkpoint.classes:
@@ -164,25 +165,25 @@ def load(
     reset_head: bool = False,
     resize: str = "vit_jax",
 ) -> Variables:
-    """Variables of a ViT from a file, names and shapes checked both ways.
+    """Loads the variables of a ViT from a file, and checks that all names and shapes match.
 
-    A `pre_logits` layer (the ImageNet-21k originals have one) is dropped unless the model has
-    one, as vit_jax does when it fine-tunes. What was used, resized, reset and ignored is logged.
+    A `pre_logits` layer, which the ImageNet-21k originals have, is dropped unless the model has
+    one, as in vit_jax's fine-tuning. The used, resized, reset and ignored arrays are logged.
 
     Args:
         path: See `read`.
         model: A ViT from `models.make`.
-        image_size: Side of the images in pixels, to which the position embedding is resized;
-            None keeps the file's.
-        reset_head: Start from a head of zeros, for another task; else the file's head is used
-            and must fit.
-        resize: How positions are resized, "vit_jax" or "timm"; see `matching.resize_positions`.
+        image_size: Side of the images, in pixels, to which the position embedding is resized; None
+            keeps the file's.
+        reset_head: Whether to reset the head to zeros, for another task. Otherwise the file's head
+            is used and must fit.
+        resize: Method of resizing positions, "vit_jax" or "timm"; see `matching.resize_positions`.
 
     Returns:
         Variables for `model.apply`.
 
     Raises:
-        SettingError: If arrays are missing, unexpected or mis-shaped; each is named.
+        SettingError: If arrays are missing, unexpected or mis-shaped; the message lists them.
     """
     if not isinstance(model, vit.VisionTransformer):
         raise SettingError(f"AugReg files hold ViTs, not a {type(model).__name__}.")
@@ -198,7 +199,7 @@ def into(
     reset_head: bool = False,
     resize: str = "vit_jax",
 ) -> Variables:
-    """Variables of a model from a checkpoint; see `load`."""
+    """Returns the variables of a model from a checkpoint; see `load`."""
     params, report = _fitted(checkpoint, model, image_size, reset_head, resize)
     logging.info("Loaded %s (%s): %s.", checkpoint.source, checkpoint.form, report)
     if matching.HEAD[0] in report.used and not params[matching.HEAD[0]].any():
@@ -207,7 +208,7 @@ def into(
 
 
 def require_whole(checkpoint: Checkpoint, *, image_size: int, resize: str = "vit_jax") -> None:
-    """Raises `SettingError` unless a file holds all of its ViT, and nothing else of one."""
+    """Raises `SettingError` unless a checkpoint has exactly the arrays of its ViT."""
     fixed = {name: checkpoint.options[name] for name in ("pool", "positions")}
     model = vit.make(variant=checkpoint.size, classes=1, **fixed)
     _fitted(checkpoint, model, image_size, True, resize)
@@ -220,7 +221,7 @@ def _fitted(
     reset_head: bool,
     resize: str,
 ) -> tuple[dict[str, np.ndarray], matching.Report]:
-    """Parameters of a model, flat, and what became of the file's arrays."""
+    """Returns the flat parameters of a model, and a report on the file's arrays."""
     shapes = names_and_shapes(model, image_size or checkpoint.image_size)
     for name in ("pool", "positions"):
         theirs, ours = checkpoint.options[name], getattr(model, name)
@@ -245,7 +246,7 @@ def _fitted(
 
 
 def names_and_shapes(model: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
-    """What a file for a model must hold, by name."""
+    """Returns the shapes of a model's parameters by slash-joined name."""
     flat: dict[Any, Any] = traverse_util.flatten_dict(
         dict(models.shapes(model, image_size)), sep="/"
     )
@@ -259,19 +260,19 @@ def save(
     form: str = "vit_jax",
     dtype: str = "float32",
 ) -> None:
-    """Writes the parameters of a ViT; whole or not at all.
+    """Writes the parameters of a ViT to an .npz file, atomically.
 
-    A re-weighted ViT is folded first (`weights.folding`), a tuned one merged: the file says
-    nothing of weights.
+    The file has no record of re-weighting or LoRA: fold a re-weighted ViT first
+    (`weights.folding`), and merge a ViT tuned by LoRA.
 
     Args:
         path: An .npz file.
-        params: Of a ViT.
-        form: Whose names: "vit_jax" (AugReg's) or "big_vision".
+        params: Parameters of a ViT.
+        form: Whose names the arrays get: "vit_jax" (AugReg's) or "big_vision".
         dtype: Type of the arrays, "float32" or "float16".
 
     Raises:
-        SettingError: If that code has no such model.
+        SettingError: If the code of that form has no such model.
     """
     one_of("form", form, FORMATS)
     flat = flatten(params)
@@ -282,24 +283,24 @@ def save(
 
 
 def form_of(params: Params) -> str:
-    """Whose names a ViT is saved under: vit_jax's, or big_vision's for what vit_jax lacks."""
+    """Returns the form to save a ViT in: "vit_jax", or "big_vision" if vit_jax has no such ViT."""
     flat = flatten(params)
     return "vit_jax" if names.is_of_vit_jax(flat) else "big_vision"
 
 
 def flatten(params: Params) -> dict[str, np.ndarray]:
-    """Parameters on the host, by slash-joined name."""
+    """Returns parameters as NumPy arrays by slash-joined name."""
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     return {str(name): np.asarray(jax.device_get(leaf)) for name, leaf in flat.items()}
 
 
 def _grid(arrays: Mapping[str, np.ndarray]) -> int:
-    """Side of the file's token grid."""
+    """Returns the side of the file's token grid."""
     return math.isqrt(arrays[names.POSITION].shape[1] - int("cls" in arrays))
 
 
 def _stem(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...] | None:
-    """Units of each stage of a hybrid's stem."""
+    """Returns the number of units of each stage of a hybrid's stem."""
     if "conv_root/kernel" not in arrays:
         return None
     stages: dict[str, set[str]] = {}
@@ -313,7 +314,7 @@ def _stem(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...] | None:
 
 
 def _shape(arrays: Mapping[str, np.ndarray], name: str, axes: int, source: str) -> tuple[int, ...]:
-    """Shape of an array that the model's sizes are read off."""
+    """Returns the shape of an array that determines the size of the model."""
     if name not in arrays:
         raise SettingError(f"{source} is not a checkpoint of a ViT: missing: {name}.")
     shape = arrays[name].shape

@@ -1,4 +1,4 @@
-"""Which pretrained weights are published, under which names, and where they lie on this machine.
+"""The catalogue of published pretrained weights: names, and paths on this machine.
 
 Source: gs://vit_models, the bucket of github.com/google-research/vision_transformer.
 """
@@ -38,8 +38,8 @@ _MEBIBYTES = {
     "R26+S/32": (139.0, 169.6),
     "R50+L/32": (1255.0, 1336.5),
 }
-# The best by final_val, as the README of vision_transformer lists them, each with the learning
-# rate of its fine-tuning at 384 pixels; that of B/8 is not listed.
+# The best by final_val, as listed in the README of vision_transformer, each with the learning rate
+# of its fine-tuning at 384 pixels; that of B/8 is not listed.
 _AUGREG = {
     "Ti/16": ("aug_none-wd_0.03-do_0.0-sd_0.0", "0.03"),
     "S/32": ("aug_none-wd_0.1-do_0.0-sd_0.0", "0.01"),
@@ -58,7 +58,7 @@ _AUGREG_I1K = {
     "B/32": ("aug_medium2-wd_0.1-do_0.1-sd_0.1", "timm's choice"),
     "B/16": ("aug_strong2-wd_0.1-do_0.1-sd_0.1", "timm's choice"),
 }
-# Of the other collections: folder, end of the file's name, pretraining, note, and MiB by variant.
+# The other collections: folder, end of the file's name, pretraining, note, and MiB by variant.
 _VIT: dict[str, tuple[str, str, str, str, dict[str, float | None]]] = {
     "i21k": (
         "imagenet21k",
@@ -112,12 +112,12 @@ class Published(NamedTuple):
     """A checkpoint of the bucket.
 
     Attributes:
-        name: What a config calls it, such as "augreg:B/16".
+        name: Its name in a config, such as "augreg:B/16".
         variant: One of `vit.VARIANTS`.
-        path: Below the bucket.
-        mebibytes: Size; None if not known.
-        pretraining: Data sets.
-        note: What to know before it is used; may be "".
+        path: Path in the bucket.
+        mebibytes: Size in MiB; None if unknown.
+        pretraining: Data sets that it was trained on.
+        note: A remark for users; may be "".
     """
 
     name: str
@@ -129,48 +129,50 @@ class Published(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """The best checkpoint of AugReg's sweep, by name, and its accuracy on validation data."""
+    """The best checkpoint of AugReg's sweep: its name, and its accuracy on validation data."""
 
     name: str
     accuracy: float
 
 
 def _plain(name: str) -> str:
-    """A variant, or an original ViT, as files are called: "R50+L/32" is R50_L_32."""
+    """Returns the name of a variant in file names: R50_L_32 for "R50+L/32"."""
     return name.replace("+", "_").replace("/", "_")
 
 
 def _original(variant: str) -> str:
-    """The same in the collections before AugReg: "R50+L/32" is R50+ViT-L_32."""
+    """Returns its name in the collections before AugReg: R50+ViT-L_32 for "R50+L/32"."""
     stem, plus, size = variant.rpartition("+")
     return f"{stem}{plus}ViT-{size.replace('/', '_')}"
 
 
 def _listed() -> dict[str, Published]:
-    found = []
+    published = []
     for variant, (how, learning_rate) in _AUGREG.items():
         stem = f"{_plain(variant)}-i21k-300ep-lr_0.001-{how}"
         small, large = _MEBIBYTES[variant]
-        found.append(Published(f"augreg:{variant}", variant, f"augreg/{stem}.npz", large, _I21K))
+        published.append(
+            Published(f"augreg:{variant}", variant, f"augreg/{stem}.npz", large, _I21K)
+        )
         if learning_rate:
             path = f"augreg/{stem}--imagenet2012-steps_20k-lr_{learning_rate}-res_384.npz"
             name = f"augreg-i1k-384:{variant}"
-            found.append(Published(name, variant, path, small, _BOTH, "at 384 pixels"))
+            published.append(Published(name, variant, path, small, _BOTH, "at 384 pixels"))
     for variant, (how, note) in _AUGREG_I1K.items():
         path = f"augreg/{_plain(variant)}-i1k-300ep-lr_0.001-{how}.npz"
         small, _ = _MEBIBYTES[variant]
-        found.append(Published(f"augreg-i1k:{variant}", variant, path, small, _I1K, note))
+        published.append(Published(f"augreg-i1k:{variant}", variant, path, small, _I1K, note))
     for collection, (folder, end, pretraining, note, sizes) in _VIT.items():
         for variant, mebibytes in sizes.items():
             name, path = f"{collection}:{variant}", f"{folder}/{_original(variant)}{end}.npz"
-            found.append(Published(name, variant, path, mebibytes, pretraining, note))
-    return {one.name: one for one in sorted(found, key=lambda one: one.name.split(":")[0])}
+            published.append(Published(name, variant, path, mebibytes, pretraining, note))
+    return {one.name: one for one in sorted(published, key=lambda one: one.name.split(":")[0])}
 
 
 PUBLISHED: Mapping[str, Published] = types.MappingProxyType(_listed())
-# The paper gives the source of one of its three only: footnote 8, Chen et al. 2021, stands at
-# "ImageNet-21k with strong augmentations", but their only published ViTs are those trained on
-# ImageNet-1k with SAM. We read it as that of ImageNet-1k; augreg-i1k:B/16 is the other choice.
+# The paper gives the source of only one of the three: footnote 8, Chen et al. 2021, is at
+# "ImageNet-21k with strong augmentations", but the only ViTs that they published were trained on
+# ImageNet-1k with SAM. We take it as the source for ImageNet-1k; augreg-i1k:B/16 is an alternative.
 TABLE_4: Mapping[str, str] = types.MappingProxyType(
     {
         "ImageNet-1k": "sam:B/16",
@@ -181,27 +183,27 @@ TABLE_4: Mapping[str, str] = types.MappingProxyType(
 
 
 def is_name(init: str) -> bool:
-    """Whether `init` is meant as a name of the catalogue, known or not, rather than a path."""
+    """Returns whether `init` has the form of a name in the catalogue, known or not; else a path."""
     return re.match(r"[\w-]+:(?!//)", init) is not None
 
 
 def find(init: str) -> Published:
-    """The published checkpoint of a name.
+    """Returns the published checkpoint of a name.
 
     Args:
         init: One of `PUBLISHED`; or "augreg:" and the name of any file of AugReg's sweep, such
             as "augreg:B_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0".
 
     Raises:
-        SettingError: If there is no such name; those that are close are listed.
+        SettingError: If the name is unknown; the message lists similar names.
     """
     if init in PUBLISHED:
         return PUBLISHED[init]
     collection, _, stem = init.removesuffix(".npz").partition(":")
-    parts = _STEM.fullmatch(stem)
+    match = _STEM.fullmatch(stem)
     variants = {_plain(variant): variant for variant in _MEBIBYTES}
-    if collection == "augreg" and parts and parts[1] in variants:
-        return _of_sweep(stem, variants[parts[1]], parts[2])
+    if collection == "augreg" and match and match[1] in variants:
+        return _of_sweep(stem, variants[match[1]], match[2])
     known = [*BUNDLED, *PUBLISHED]
     close = [name for name in known if name.startswith(f"{collection}:")]
     close = close or difflib.get_close_matches(init, known) or known
@@ -212,22 +214,22 @@ def find(init: str) -> Published:
 
 
 def split_path(init: str) -> tuple[pathlib.Path, str]:
-    """Path of a file, and the part of it that is meant: "two_towers.npz:params/img"; "" for all."""
-    parts = _SUBTREE.fullmatch(init)
-    file, subtree = parts.groups() if parts else (init, "")
+    """Splits "two_towers.npz:params/img" into the file and the prefix in it; "" without one."""
+    match = _SUBTREE.fullmatch(init)
+    file, subtree = match.groups() if match else (init, "")
     return local_path("config.teacher.init", file), subtree.strip("/")
 
 
 def locate(init: str, *, mirror: str = "") -> pathlib.Path:
-    """Path of the weights that a config names, whether or not they are there yet.
+    """Returns the path of the weights that a config names, whether or not they exist yet.
 
     Args:
-        init: "bundled:..."; a name for `find`; or a file's path, which stays as it is, with the
-            ":sub/tree" that `split_path` takes off.
-        mirror: As in `in_mirror`.
+        init: "bundled:..."; a name for `find`; or the path of a file, which is returned unchanged,
+            including the ":sub/tree" that `split_path` removes.
+        mirror: See `in_mirror`.
 
     Raises:
-        SettingError: If it is a name, and unknown.
+        SettingError: If it is an unknown name.
     """
     if init in BUNDLED:
         return (
@@ -241,19 +243,19 @@ def locate(init: str, *, mirror: str = "") -> pathlib.Path:
 
 
 def in_mirror(path: str, mirror: str = "") -> pathlib.Path:
-    """Where a file of the bucket lies, or will, on this machine.
+    """Returns the path of a file of the bucket on this machine, whether or not it exists yet.
 
     Args:
-        path: Below the bucket.
-        mirror: What stands for `BUCKET`: a URL, or a folder, which is used in place. "" takes
-            that of the environment variable REMEM_MIRROR.
+        path: Path in the bucket.
+        mirror: Replacement of `BUCKET`: a URL, or a folder, from which files are not copied. ""
+            takes the environment variable REMEM_MIRROR.
     """
     folder = mirror_folder(mirror)
     return files.cache() / "weights" / path if folder is None else folder / path
 
 
 def mirror_folder(mirror: str = "") -> pathlib.Path | None:
-    """The mirror, if it is a folder."""
+    """Returns the mirror if it is a folder."""
     place = _mirror(mirror)
     if place.startswith("file://"):
         return pathlib.Path(urllib.parse.unquote(urllib.parse.urlsplit(place).path))
@@ -263,7 +265,7 @@ def mirror_folder(mirror: str = "") -> pathlib.Path | None:
 
 
 def url(path: str, mirror: str = "") -> str:
-    """Where a file of the bucket is fetched from, if the mirror is no folder."""
+    """Returns the URL of a file of the bucket, for a mirror that is no folder."""
     whole = urllib.parse.urlsplit(_mirror(mirror))  # A token may follow the folder.
     return whole._replace(path=f"{whole.path.rstrip('/')}/{urllib.parse.quote(path)}").geturl()
 
@@ -276,37 +278,38 @@ def pick(
     adapted: str = "",
     resolution: int = 224,
 ) -> Pick:
-    """The best checkpoint of a variant in AugReg's index, the last of equals.
+    """Returns the best checkpoint of a variant in AugReg's index; of equals, the last.
 
-    Pretrained ones are ranked by final_val, as the authors rank them; fine-tuned ones, over all
-    that were pretrained so, by adapt_final_val. Accuracies on test data are not looked at.
+    Pretrained checkpoints are ranked by final_val, as the authors do. Fine-tuned ones with this
+    pretraining are ranked by adapt_final_val. Accuracies on test data are not used.
 
     Args:
-        rows: Of index.csv, by column; read once.
-        variant: Such as "B/16".
-        pretraining: "i1k", "i21k" or "i21k_30", as in the column ds.
-        adapted: Data set of the fine-tuning, as in the column adapt_ds; "" for pretrained ones.
-        resolution: Side, in pixels, of the images of the fine-tuning.
+        rows: Rows of index.csv, by column; consumed once.
+        variant: A variant such as "B/16".
+        pretraining: Value of the column ds: "i1k", "i21k" or "i21k_30".
+        adapted: Data set of the fine-tuning, a value of the column adapt_ds; "" for pretrained
+            checkpoints.
+        resolution: Side of the fine-tuning images, in pixels.
 
     Raises:
-        SettingError: If AugReg has no such variant, or the index no such row.
+        SettingError: If AugReg has no such variant, or its index no such row.
     """
     one_of("The variant", variant, _MEBIBYTES)
     score, file = ("adapt_final_val", "adapt_filename") if adapted else ("final_val", "filename")
-    best, found = -math.inf, ""
+    best, name = -math.inf, ""
     for row in rows:
         if row["filename"].split("-")[0] != _plain(variant) or row["ds"] != pretraining:
             continue
-        of_another = row["adapt_ds"] != adapted or float(row["adapt_resolution"]) != resolution
-        if adapted and of_another:
+        differs = row["adapt_ds"] != adapted or float(row["adapt_resolution"]) != resolution
+        if adapted and differs:
             continue
         accuracy = float(row[score] or "nan")
-        if accuracy >= best:  # Never true of nan.
-            best, found = accuracy, row[file]
-    if not found:
+        if accuracy >= best:  # Never true for NaN.
+            best, name = accuracy, row[file]
+    if not name:
         tuned = f", fine-tuned on {adapted} at {resolution} pixels" if adapted else ""
         raise SettingError(f"AugReg's index has no {variant} pretrained on {pretraining}{tuned}.")
-    return Pick(f"augreg:{found.removesuffix('.npz')}", best)
+    return Pick(f"augreg:{name.removesuffix('.npz')}", best)
 
 
 def _mirror(mirror: str) -> str:
@@ -314,7 +317,7 @@ def _mirror(mirror: str) -> str:
 
 
 def _of_sweep(stem: str, variant: str, pretraining: str) -> Published:
-    """Any file of AugReg's sweep; the size of one fine-tuned on other than ImageNet is unknown."""
+    """Returns a file of AugReg's sweep; sizes after fine-tuning on other data are unknown."""
     small, large = _MEBIBYTES[variant]
     data = _I1K if pretraining == "i1k" else _I21K
     mebibytes: float | None = small if pretraining == "i1k" else large

@@ -1,4 +1,4 @@
-"""A re-weighted ViT (ReMem, Eq. 2) as a plain one that any ViT code serves."""
+"""Folds the re-weighting of a ViT (ReMem, Eq. 2) into its parameters, for any ViT code."""
 
 from collections.abc import Mapping
 
@@ -23,35 +23,34 @@ def fold(
     pruned_mlp: int = 0,
     pruned_attention: int = 0,
 ) -> Params:
-    """Parameters of the plain ViT that has the outputs of a re-weighted and pruned one.
+    """Returns the parameters of a plain ViT with the outputs of a re-weighted and pruned one.
 
-    A sub-block of weight w turns tokens z into `w * f(LN(z)) + r * z`, where r is 2 - w, or 1 for
-    the "plain" residual. With s the product of all r so far, this one included, the tokens z / s
-    obey `z / s = (w / s) * f(LN(z)) + (z before) / (s before)`, and LN ignores a scale: so they
-    are the tokens of a plain ViT whose output projections, kernel and bias, are multiplied by
-    w / s. Nothing else changes. The last norm takes the last s away, whatever pools after it.
+    A sub-block of weight w maps tokens z to `w * f(LN(z)) + r * z`, where r is 2 - w, or 1 for the
+    "plain" residual. Let s be the product of all r up to and including this one. Then the tokens
+    z / s satisfy `z / s = (w / s) * f(LN(z)) + (z before) / (s before)`, and LN ignores a scale.
+    So they are the tokens of a plain ViT whose output projections, kernel and bias, are multiplied
+    by w / s. Nothing else changes: the last norm removes the last s, whatever the pooling.
 
-    This is exact but for the epsilon of the norms, 1e-6, which is added to the variance of z / s
-    in place of z's: a relative difference of a norm's output of at most 1e-6 / 2 over the
-    smaller of the two variances. The products are taken in float64 and rounded to float32.
+    This is exact except for the norms' epsilon, 1e-6, which is added to the variance of z / s
+    instead of that of z: the outputs of a norm differ by at most 1e-6 / 2 divided by the smaller of
+    the two variances, relatively. Products are computed in float64 and rounded to float32.
 
-    A pruned sub-block leaves its residual alone (r = 1). It has no parameters; in the plain ViT
-    all of its arrays are zeros, so that it adds nothing.
+    The residual of a pruned sub-block has the weight 1. The sub-block has no parameters; in the
+    plain ViT all of its arrays are zeros, so that it adds nothing.
 
     Args:
-        params: Of the re-weighted ViT, nested or flat by slash-joined name.
-        mlp_weight: See `vit.VisionTransformer`, as the further settings.
-        attention_weight: See there.
-        residual: See there.
-        pruned_mlp: See there.
-        pruned_attention: See there.
+        params: Parameters of the re-weighted ViT, nested or flat by slash-joined name.
+        mlp_weight: See `vit.VisionTransformer`.
+        attention_weight: See `vit.VisionTransformer`.
+        residual: See `vit.VisionTransformer`.
+        pruned_mlp: See `vit.VisionTransformer`.
+        pruned_attention: See `vit.VisionTransformer`.
 
     Returns:
-        NumPy arrays, nested or flat as they came.
+        NumPy arrays, nested or flat like `params`.
 
     Raises:
-        SettingError: If a weight has no such network, or the parameters are those of another
-            pruning.
+        SettingError: If a weight is out of range, or the parameters do not fit the pruning.
     """
     weights = {"attention": attention_weight, "mlp": mlp_weight}
     pruned = {"attention": pruned_attention, "mlp": pruned_mlp}
@@ -77,7 +76,7 @@ def fold(
 
 
 def _depth(arrays: Mapping[str, np.ndarray], pruned: Mapping[str, int]) -> int:
-    """Number of blocks, those counted of which nothing is left."""
+    """Returns the number of blocks, including those without any sub-block left."""
     depths = {
         name: sum(array.endswith(f"{output}kernel") for array in arrays) + pruned[name]
         for name, output in _OUTPUTS.items()
@@ -94,21 +93,21 @@ def _depth(arrays: Mapping[str, np.ndarray], pruned: Mapping[str, int]) -> int:
 def _pruned_arrays(
     arrays: Mapping[str, np.ndarray], depth: int, pruned: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Zeros for the sub-blocks left out, of the others' sizes or, failing those, the usual."""
+    """Returns zeros for the pruned sub-blocks, of the others' sizes or the usual ones."""
     features = arrays["Transformer/encoder_norm/scale"].shape[0]
     block = "Transformer/encoderblock_0/"
     out = arrays.get(f"{block}{_OUTPUTS['attention']}kernel")
     heads = timm.usual_heads(features) or 1 if out is None else out.shape[0]
-    part = (heads, features // heads)
+    head = (heads, features // heads)
     dense = arrays.get(f"{block}{_OUTPUTS['mlp']}kernel")
     hidden = 4 * features if dense is None else dense.shape[0]
     attention: dict[str, tuple[int, ...]] = {
         f"LayerNorm_0/{leaf}": (features,) for leaf in ("scale", "bias")
     }
     for name in ("query", "key", "value"):
-        attention[f"MultiHeadDotProductAttention_1/{name}/kernel"] = (features, *part)
-        attention[f"MultiHeadDotProductAttention_1/{name}/bias"] = part
-    attention[f"{_OUTPUTS['attention']}kernel"] = (*part, features)
+        attention[f"MultiHeadDotProductAttention_1/{name}/kernel"] = (features, *head)
+        attention[f"MultiHeadDotProductAttention_1/{name}/bias"] = head
+    attention[f"{_OUTPUTS['attention']}kernel"] = (*head, features)
     attention[f"{_OUTPUTS['attention']}bias"] = (features,)
     mlp: dict[str, tuple[int, ...]] = {
         f"LayerNorm_2/{leaf}": (features,) for leaf in ("scale", "bias")

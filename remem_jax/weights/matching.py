@@ -1,4 +1,4 @@
-"""Arrays of a file made to fit a model: names and shapes both ways, heads, positions."""
+"""Fits the arrays of a file to a model: checks names and shapes, resizes positions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from remem_jax.weights.names import POSITION
 HEAD = ("head/kernel", "head/bias")
 PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
 RESIZES = ("vit_jax", "timm")
-_SHOWN = 10  # Names listed in an error.
+_LISTED = 10  # Number of names in an error.
 
 
 class Report(NamedTuple):
-    """What became of each array of a file, by name."""
+    """The names of a file's arrays, by what was done with them."""
 
     used: tuple[str, ...]
     resized: tuple[str, ...]
@@ -24,13 +24,13 @@ class Report(NamedTuple):
     ignored: tuple[str, ...]
 
     def __str__(self) -> str:
-        """One line for the log; lists all but the arrays used as they are."""
-        parts = [f"{len(self.used)} arrays used"]
+        """Returns one line for the log, which counts the unchanged arrays and lists the others."""
+        clauses = [f"{len(self.used)} arrays used"]
         for kind in ("resized", "reset", "ignored"):
-            found = getattr(self, kind)
-            if found:
-                parts.append(f"{kind}: {listed(found)}")
-        return "; ".join(parts)
+            names = getattr(self, kind)
+            if names:
+                clauses.append(f"{kind}: {listed(names)}")
+        return "; ".join(clauses)
 
 
 def fit(
@@ -41,44 +41,42 @@ def fit(
     source: str,
     resize: str = "vit_jax",
 ) -> tuple[dict[str, np.ndarray], Report]:
-    """Arrays of a file made to fit the shapes of a model, and what became of each.
+    """Fits the arrays of a file to the shapes of a model, and reports what was done.
 
     Raises:
-        SettingError: If arrays are missing, unexpected or mis-shaped; each is named.
+        SettingError: If arrays are missing, unexpected or mis-shaped; the message lists them.
     """
     reset = tuple(name for name in HEAD if name in shapes) if reset_head else ()
     ignored = tuple(name for name in PRE_LOGITS if name in arrays and name not in shapes)
-    found = {n: a for n, a in arrays.items() if n not in ignored and n not in reset}
+    params = {n: a for n, a in arrays.items() if n not in ignored and n not in reset}
     resized = ()
-    if POSITION in found and POSITION in shapes and found[POSITION].shape != shapes[POSITION]:
-        old, new = found[POSITION], shapes[POSITION]
+    if POSITION in params and POSITION in shapes and params[POSITION].shape != shapes[POSITION]:
+        old, new = params[POSITION], shapes[POSITION]
         if old.ndim == len(new) and old.shape[-1] == new[-1]:
-            found[POSITION] = resize_positions(old, new[1], has_cls="cls" in shapes, way=resize)
+            params[POSITION] = resize_positions(old, new[1], has_cls="cls" in shapes, way=resize)
             resized = (POSITION,)
     wanted = {name: shape for name, shape in shapes.items() if name not in reset}
-    require_match(found, wanted, source)
-    params = dict(found)
+    require_match(params, wanted, source)
+    used = tuple(name for name in params if name not in resized)
     params.update({name: np.zeros(shapes[name], np.float32) for name in reset})
-    used = tuple(name for name in found if name not in resized)
     return params, Report(used, resized, reset, ignored)
 
 
 def resize_positions(
     positions: np.ndarray, tokens: int, *, has_cls: bool = True, way: str = "vit_jax"
 ) -> np.ndarray:
-    """Position embedding of a square grid, resized to another one.
+    """Resizes the position embedding of a square grid.
 
     Args:
-        positions: Shape (1, old * old, features), with [CLS]'s before them if there is one,
-            which is kept as it is.
-        tokens: new * new, plus 1 with [CLS].
-        has_cls: Whether the first position is [CLS]'s.
-        way: "vit_jax" (and big_vision): linear interpolation with the corners aligned; "timm":
-            with the centres of the pixels aligned, as torch's `interpolate` without
-            `align_corners`.
+        positions: An array (1, old * old, features); with [CLS], one more position at the start,
+            which stays unchanged.
+        tokens: Number of positions of the result: new * new, plus 1 with [CLS].
+        has_cls: Whether the first position is that of [CLS].
+        way: "vit_jax" (and big_vision) for linear interpolation with aligned corners; "timm" for
+            aligned pixel centres, as in torch's `interpolate` without `align_corners`.
 
     Returns:
-        Shape (1, tokens, features).
+        An array (1, tokens, features).
     """
     one_of("resize", way, RESIZES)
     first = int(has_cls)
@@ -99,7 +97,7 @@ def resize_positions(
 
 
 def _linear_weights(old: int, new: int) -> np.ndarray:
-    """Matrix (new, old) of a linear interpolation with the centres of the pixels aligned."""
+    """Returns the matrix (new, old) of a linear interpolation with aligned pixel centres."""
     at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     low = np.minimum(at.astype(int), old - 1)
     high = np.minimum(low + 1, old - 1)
@@ -110,19 +108,19 @@ def _linear_weights(old: int, new: int) -> np.ndarray:
 
 
 def require_match(
-    found: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
     wanted: Mapping[str, tuple[int, ...]],
     source: str,
     advice: str = "set config.teacher.variant to the checkpoint's.",
 ) -> None:
-    """Raises `SettingError` unless names and shapes are the same; lists what differs."""
+    """Raises `SettingError`, which lists the differences, unless names and shapes are equal."""
     problems = {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
+        "missing": [name for name in wanted if name not in arrays],
+        "unexpected": [name for name in arrays if name not in wanted],
         "mis-shaped": [
-            f"{name} {found[name].shape} instead of {wanted[name]}"
+            f"{name} {arrays[name].shape} instead of {wanted[name]}"
             for name in wanted
-            if name in found and found[name].shape != wanted[name]
+            if name in arrays and arrays[name].shape != wanted[name]
         ],
     }
     if any(problems.values()):
@@ -131,7 +129,7 @@ def require_match(
 
 
 def require_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
-    """Raises `SettingError` if an array holds NaN or infinity; lists which do."""
+    """Raises `SettingError`, which lists the arrays, if any holds NaN or infinity."""
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
         raise SettingError(
@@ -140,7 +138,7 @@ def require_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
         )
 
 
-def listed(found: Sequence[str]) -> str:
-    """The first of some names, and how many more there are."""
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more
+def listed(names: Sequence[str]) -> str:
+    """Returns the first names, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,7 +1,7 @@
-"""The names under which vit_jax and big_vision store a ViT, to and from ours.
+"""Translates vit_jax's and big_vision's names of a ViT's parameters to ours and back.
 
-Ours are those of the AugReg files: positions with [CLS] first in
-`Transformer/posembed_input`, submodules of a block counted together.
+Ours are those of the AugReg files: positions, that of [CLS] first, are in
+`Transformer/posembed_input`, and the submodules of a block are numbered together.
 
 Source: github.com/google-research/vision_transformer and github.com/google-research/big_vision.
 """
@@ -16,7 +16,7 @@ from remem_jax.checks import SettingError
 
 POSITION = "Transformer/posembed_input/pos_embedding"
 EMBEDDING = "embedding/kernel"
-# Where a ViT may lie in a file: at its root, in a training state, in a two-tower model.
+# Where a file may have its ViT: at the root, in a training state, in a two-tower model.
 PREFIXES = ("", "params/", "opt/target/", "target/", "params/img/", "img/")
 _POSITIONS = (POSITION, "Transformer/pos_embedding", "pos_embedding")
 _BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/(\w+?)_(\d+)/(.+)")
@@ -26,22 +26,22 @@ _GROUP_NORM = re.compile(r"gn(\d+|_root|_proj)/(scale|bias)$")
 
 
 def prefix(names: Collection[str], subtree: str, source: str) -> str:
-    """Where the ViT lies in a file: what its names start with.
+    """Returns the prefix of the ViT's names in a file.
 
     Args:
-        names: All names of the file.
-        subtree: What the user named, such as "params/img"; "" to look for it.
+        names: All names in the file.
+        subtree: The prefix that the user gave, such as "params/img"; "" to search for it.
         source: The file, for the error.
 
     Raises:
-        SettingError: If no ViT is found.
+        SettingError: If there is no ViT.
     """
-    found = set(names)
+    stored = set(names)
     tried = (f"{subtree.strip('/')}/",) if subtree else PREFIXES
     for start in tried:
-        if start + EMBEDDING in found:
+        if start + EMBEDDING in stored:
             return start
-    some = ", ".join(sorted(found)[:5])
+    some = ", ".join(sorted(stored)[:5])
     raise SettingError(
         f"{source} holds no ViT: no array is called "
         f"{' or '.join(start + EMBEDDING for start in tried)}; it has {some or 'nothing'} ... "
@@ -50,51 +50,51 @@ def prefix(names: Collection[str], subtree: str, source: str) -> str:
 
 
 def to_ours(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    """Arrays of vit_jax or big_vision under our names, and which of the two they came from."""
+    """Renames the arrays of vit_jax or big_vision to ours; also returns which of the two it was."""
     form = "vit_jax" if POSITION in arrays else "big_vision"
-    found = _unstacked(arrays)
-    if "probe" in found:  # Of the time when big_vision's attention pooling had no module.
-        found = {
+    renamed = _unstacked(arrays)
+    if "probe" in renamed:  # Old files of big_vision, whose attention pooling had no module.
+        renamed = {
             f"MAPHead_0/{name}" if name.startswith(_INLINED) else name: array
-            for name, array in found.items()
+            for name, array in renamed.items()
         }
-    found = {
+    renamed = {
         name: array.reshape(-1) if _GROUP_NORM.search(name) else array
-        for name, array in found.items()
+        for name, array in renamed.items()
     }
-    return _with_our_positions(_renumbered(found)), form
+    return _with_our_positions(_renumbered(renamed)), form
 
 
 def to_big_vision(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays under our names as big_vision's `vit.py` has them.
+    """Renames our arrays to those of big_vision's `vit.py`.
 
-    The position of [CLS] goes into `cls`; the two forms are the same function.
+    The position of [CLS] is added to `cls`, which leaves the function unchanged.
 
     Raises:
-        SettingError: If the model is a hybrid, which big_vision's ViT is not.
+        SettingError: If the model is a hybrid, which big_vision does not have.
     """
     if "conv_root/kernel" in arrays:
         raise SettingError("big_vision has no hybrid ViTs; save it as vit_jax.")
-    found = {}
+    renamed = {}
     for name, array in arrays.items():
         match = _BLOCK.fullmatch(name)
         if match:
             block, kind, number, rest = match.groups()
             index = _OURS[kind].index(int(number))
-            found[f"Transformer/encoderblock_{block}/{kind}_{index}/{rest}"] = array
+            renamed[f"Transformer/encoderblock_{block}/{kind}_{index}/{rest}"] = array
         else:
-            found[name] = array
-    if POSITION in found:
-        positions = found.pop(POSITION)
-        if "cls" in found:
-            found["cls"] = found["cls"] + positions[:, :1]
+            renamed[name] = array
+    if POSITION in renamed:
+        positions = renamed.pop(POSITION)
+        if "cls" in renamed:
+            renamed["cls"] = renamed["cls"] + positions[:, :1]
             positions = positions[:, 1:]
-        found["pos_embedding"] = positions
-    return found
+        renamed["pos_embedding"] = positions
+    return renamed
 
 
 def to_vit_jax(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays under our names as vit_jax has them: the same, where vit_jax has such a model.
+    """Returns our arrays unchanged if vit_jax has such a model.
 
     Raises:
         SettingError: If the model pools by attention or computes its positions.
@@ -108,29 +108,29 @@ def to_vit_jax(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def is_of_vit_jax(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether vit_jax has such a model: learned positions, no attention pooling."""
+    """Returns whether vit_jax has such a model: learned positions and no attention pooling."""
     return POSITION in arrays and not any(name.startswith("MAPHead_0/") for name in arrays)
 
 
 def _unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One entry per block, where a scan stacked them on a leading axis."""
-    start, found = "Transformer/encoderblock/", {}
+    """Splits blocks that a scan stacked on a leading axis."""
+    start, renamed = "Transformer/encoderblock/", {}
     for name, array in arrays.items():
         if name.startswith(start):
             for i, layer in enumerate(array):
-                found[f"Transformer/encoderblock_{i}/{name.removeprefix(start)}"] = layer
+                renamed[f"Transformer/encoderblock_{i}/{name.removeprefix(start)}"] = layer
         else:
-            found[name] = array
-    return found
+            renamed[name] = array
+    return renamed
 
 
 def _renumbered(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Submodules of a block counted together, as the AugReg files do, or class by class."""
+    """Numbers the submodules of a block together, as in AugReg, not separately for each class."""
     matches = {name: _BLOCK.fullmatch(name) for name in arrays}
     numbers: dict[tuple[str, str], set[int]] = {}
     for match in filter(None, matches.values()):
         numbers.setdefault((match[1], match[2]), set()).add(int(match[3]))
-    found = {}
+    renamed = {}
     for name, array in arrays.items():
         match = matches[name]
         if match and match[2] in _OURS:
@@ -138,30 +138,30 @@ def _renumbered(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             place = sorted(numbers[block, kind]).index(int(number))
             if place < len(_OURS[kind]) and not _is_ours(kind, numbers[block, kind]):
                 number = str(_OURS[kind][place])
-            found[f"Transformer/encoderblock_{block}/{kind}_{number}/{rest}"] = array
+            renamed[f"Transformer/encoderblock_{block}/{kind}_{number}/{rest}"] = array
         else:
-            found[name] = array
-    return found
+            renamed[name] = array
+    return renamed
 
 
 def _is_ours(kind: str, numbers: Iterable[int]) -> bool:
-    """Whether submodules are counted as ours: a renamed one must not take another's place."""
+    """Returns whether submodules are numbered as ours, so that they must not be renumbered."""
     return set(numbers) <= set(_OURS[kind])
 
 
 def _with_our_positions(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Positions in their place, the first of them [CLS]'s where there is one."""
-    found = dict(arrays)
+    """Renames positions to ours, with that of [CLS] first if there is a [CLS]."""
+    renamed = dict(arrays)
     for place in _POSITIONS:
-        if place not in found:
+        if place not in renamed:
             continue
-        positions = found.pop(place)
+        positions = renamed.pop(place)
         if positions.ndim == 3:
             has_cls_position = math.isqrt(positions.shape[1] - 1) ** 2 + 1 == positions.shape[1]
-            if "cls" in found and not has_cls_position:
+            if "cls" in renamed and not has_cls_position:
                 positions = np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)
-            elif "cls" not in found and has_cls_position and positions.shape[1] > 2:
-                positions = positions[:, 1:]  # As big_vision reads such files.
-        found[POSITION] = positions
+            elif "cls" not in renamed and has_cls_position and positions.shape[1] > 2:
+                positions = positions[:, 1:]  # As in big_vision, for such files.
+        renamed[POSITION] = positions
         break
-    return found
+    return renamed

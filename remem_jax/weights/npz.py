@@ -1,4 +1,4 @@
-"""Reading .npz files that may be broken or hostile: no pickles, one pass over the bytes."""
+"""Reads .npz files that may be broken or malicious: no pickles, one pass over the bytes."""
 
 import math
 import os
@@ -12,24 +12,25 @@ import numpy as np
 
 from remem_jax.checks import SettingError
 
-_LARGEST = 64 * 2**30  # Bytes; the largest ViT there is has 16 GiB in float32.
+_LARGEST = 64 * 2**30  # Bytes; the largest ViT has 16 GiB in float32.
 
 
 def read(
     path: str | os.PathLike[str], wanted: Callable[[list[str]], dict[str, str]]
 ) -> dict[str, np.ndarray]:
-    """Arrays of a file, as float32, in one pass over their bytes.
+    """Reads arrays of a file as float32, in one pass over their bytes.
 
     Args:
         path: An .npz file.
-        wanted: Chooses, of all names in the file, the ones to read, and what to call them.
+        wanted: Takes all names in the file, and returns the new names of those to read.
 
     Returns:
-        Read-only arrays by their new names; what numpy stored as two void bytes is bfloat16.
+        Read-only arrays by their new names. Two void bytes, as which NumPy stores bfloat16, are
+        read as bfloat16.
 
     Raises:
-        SettingError: If the file is missing, cut short, or not an .npz of arrays of numbers; the
-            array at fault is named.
+        SettingError: If the file is missing, truncated, or not an .npz of numeric arrays; the
+            message names the array.
     """
     source = os.fspath(path)
     try:
@@ -48,7 +49,7 @@ def read(
 
 
 def _require_plausible(source: str, members: list[zipfile.ZipInfo]) -> None:
-    """Refuses sizes that no checkpoint has, before anything is allocated."""
+    """Raises `SettingError` for sizes that no checkpoint has, before allocating anything."""
     total = sum(info.file_size for info in members)
     if total > _LARGEST:
         largest = max(members, key=lambda info: info.file_size).filename.removesuffix(".npy")
@@ -59,7 +60,7 @@ def _require_plausible(source: str, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
-    """One array, its bytes read once; the zip's checksum is checked on the way."""
+    """Reads one array; zipfile verifies its checksum."""
     with archive.open(info) as member:
         shape, fortran, dtype, header = _header(member, name)
         expected = math.prod(shape) * dtype.itemsize
@@ -70,14 +71,14 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.nda
             )
         flat = np.frombuffer(member.read(), dtype, math.prod(shape))
     array = flat.reshape(shape, order="F" if fortran else "C")
-    if array.dtype.type is np.void:  # What numpy makes of bfloat16.
+    if array.dtype.type is np.void:  # How NumPy stores bfloat16.
         array = array.view(ml_dtypes.bfloat16)
-    with np.errstate(over="ignore"):  # A number that is too large becomes infinite.
+    with np.errstate(over="ignore"):  # Numbers that are too large become infinite.
         return np.asarray(array, np.float32)
 
 
 def _header(member: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order and type of an array, and the bytes of its header."""
+    """Returns the shape, order and type of an array, and the size of its header in bytes."""
     lib = np.lib.format
     try:
         version = lib.read_magic(member)

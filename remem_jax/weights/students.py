@@ -22,7 +22,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
     """Reads the variables of a student from a .safetensors file, checking all names and shapes.
 
     Args:
-        path: A file with timm's names or torchvision's, which are told apart.
+        path: A file with timm's names or torchvision's; which of them is detected.
         model: A student made by `models.make`, with as many classes as the file has.
 
     Raises:

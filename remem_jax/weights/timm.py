@@ -1,8 +1,8 @@
-"""ViTs as timm stores them: names, layouts, and .safetensors files.
+"""timm's form of ViTs: names, layouts, and .safetensors files.
 
-Neither timm nor torch is needed. timm's networks are ours but for the GELU, which is by erf
-(`exact_gelu`), and for epsilons in the stems of its hybrids: 1e-5 rather than 1e-6 in a group
-norm, 1e-8 added to a kernel's variance rather than 1e-5 to its deviation.
+Neither timm nor torch is needed. timm's networks differ from ours in the GELU, which is by erf
+(`exact_gelu`), and in epsilons in the stems of hybrids: 1e-5 rather than 1e-6 in group norms, and
+1e-8 added to a kernel's variance rather than 1e-5 to its standard deviation.
 
 Source: github.com/huggingface/pytorch-image-models, `vision_transformer.py` and
 `vision_transformer_hybrid.py`.
@@ -23,21 +23,20 @@ from safetensors import numpy as safetensors_numpy
 from remem_jax.checks import SettingError, require
 from remem_jax.models import vit
 from remem_jax.storage import files
-from remem_jax.weights import names
+from remem_jax.weights import matching, names
 
-HEAD_FEATURES = 64  # Of one attention head, in all but the largest ViTs.
+HEAD_FEATURES = 64  # Features per attention head, except in the largest ViTs.
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-_SHOWN = 10  # Names listed in an error.
-# What wrappers of torch put into names: at any place, and before all of a model's.
+# What torch's wrappers add to names: anywhere in a name, and as a prefix of all names.
 _INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BEFORE = re.compile(r"(?:(?:module|model|net|state_dict)\.)*")
-# The package asks NumPy for types by name, and ml_dtypes is what teaches it bfloat16.
+# safetensors asks NumPy for types by name; ml_dtypes registers bfloat16.
 _REALS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 _INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 _WHOLE = {"cls": "cls_token", names.POSITION: "pos_embed", "MAPHead_0/probe": "attn_pool.latent"}
 _NORMS = {"LayerNorm_0": "norm1", "LayerNorm_2": "norm2"}
 _MLP = {"Dense_0": "mlp.fc1", "Dense_1": "mlp.fc2"}
-# What some of timm's ViTs have and ours do not, and what to tell the user.
+# Modules that some of timm's ViTs have and ours do not, and the end of the message.
 _REFUSED = {
     "head_dist.": "is a distilled DeiT, with a second token and head: take a plain one",
     "dist_token": "is a distilled DeiT, with a second token and head: take a plain one",
@@ -46,7 +45,7 @@ _REFUSED = {
 
 
 def to_timm(params: Mapping[str, np.ndarray], *, grid: int = 0) -> dict[str, np.ndarray]:
-    """Arrays under our names as timm's state dict has them.
+    """Converts our arrays to timm's state dict.
 
     The model is timm's `VisionTransformer` with `global_pool="token"` for the pool "cls";
     `global_pool="avg", class_token=False, fc_norm=False` for "gap"; `global_pool="map",
@@ -54,13 +53,13 @@ def to_timm(params: Mapping[str, np.ndarray], *, grid: int = 0) -> dict[str, np.
     (`weights.folding`).
 
     Args:
-        params: Flat, by slash-joined name.
-        grid: Tokens on a side, at which positions that are computed ("sincos2d") are written out,
-            since timm has only learned ones; not needed for learned ones.
+        params: Flat parameters, by slash-joined name.
+        grid: Tokens per side, for writing computed positions ("sincos2d"), because timm has only
+            learned ones.
 
     Raises:
-        SettingError: If timm has no such model: it dropped the layer `pre_logits` (its loaders
-            skip the arrays without a word, and give other outputs).
+        SettingError: If timm has no such model. It dropped the layer `pre_logits`: its loaders
+            skip the arrays silently, and the outputs differ.
     """
     if "pre_logits/kernel" in params:
         raise SettingError(
@@ -73,31 +72,31 @@ def to_timm(params: Mapping[str, np.ndarray], *, grid: int = 0) -> dict[str, np.
         params[names.POSITION] = vit.sincos2d(grid, params[names.EMBEDDING].shape[-1])
     blocks = _numbers(params, r"Transformer/encoderblock_(\d+)/")
     units = [(b - 1, u - 1) for b, u in _numbers(params, r"block(\d+)/unit(\d+)/")]
-    found = {timm: params.pop(ours) for ours, timm in _WHOLE.items() if ours in params}
+    converted = {timm: params.pop(ours) for ours, timm in _WHOLE.items() if ours in params}
     for ours, timm in _attentions(blocks):
-        found |= _attention_to_timm(params, ours, timm)
+        converted |= _attention_to_timm(params, ours, timm)
     for ours, timm in _modules(blocks, units):
         for leaf, other in (("kernel", "weight"), ("scale", "weight"), ("bias", "bias")):
             if f"{ours}/{leaf}" in params:
                 array = params.pop(f"{ours}/{leaf}")
                 axes = (3, 2, 0, 1) if array.ndim == 4 else range(array.ndim)[::-1]
-                found[f"{timm}.{other}"] = array.transpose(axes)
-    require(not params, f"timm's ViT has no place for {_listed(params)}.")
-    return {name: np.asarray(array, order="C") for name, array in found.items()}
+                converted[f"{timm}.{other}"] = array.transpose(axes)
+    require(not params, f"timm's ViT has no parameter for {matching.listed(sorted(params))}.")
+    return {name: np.asarray(array, order="C") for name, array in converted.items()}
 
 
 def from_timm(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> dict[str, np.ndarray]:
-    """Arrays of timm's state dict under our names, flat.
+    """Converts timm's state dict to flat arrays under our names.
 
-    Positions without [CLS]'s (`no_embed_class`) get zeros for it. Arrays that are missing are
-    left to who checks them against a model.
+    If there is a [CLS] without a position (`no_embed_class`), its position is zeros. Missing arrays
+    are not reported here, but by the comparison with a model.
 
     Args:
-        arrays: By timm's name. `pre_logits.fc`, of releases up to 0.5, is `pre_logits`.
-        heads: Attention heads, which the arrays do not tell; 0 for `usual_heads`.
+        arrays: Arrays by timm's names. `pre_logits.fc`, of releases up to 0.5, is `pre_logits`.
+        heads: Number of attention heads, which the arrays do not determine; 0 for `usual_heads`.
 
     Raises:
-        SettingError: If the model is none of ours, or an array has no plausible shape.
+        SettingError: If the model is not supported, or an array has no plausible shape.
     """
     arrays = dict(arrays)
     for start, reason in _REFUSED.items():
@@ -105,37 +104,38 @@ def from_timm(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> dict[str, 
             raise SettingError(f"The timm checkpoint {reason} ({start.rstrip('.')}).")
     blocks = _numbers(arrays, r"blocks\.(\d+)\.")
     units = _numbers(arrays, r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.")
-    found = {ours: arrays.pop(timm) for ours, timm in _WHOLE.items() if timm in arrays}
+    converted = {ours: arrays.pop(timm) for ours, timm in _WHOLE.items() if timm in arrays}
     for ours, timm in _attentions(blocks):
-        found |= _attention_from_timm(arrays, ours, timm, heads)
+        converted |= _attention_from_timm(arrays, ours, timm, heads)
     for ours, timm in _modules(blocks, units):
         if f"{timm}.weight" in arrays:
             weight = arrays.pop(f"{timm}.weight")
             axes = (2, 3, 1, 0) if weight.ndim == 4 else range(weight.ndim)[::-1]
             leaf = "scale" if weight.ndim == 1 else "kernel"
-            found[f"{ours}/{leaf}"] = weight.transpose(axes)
+            converted[f"{ours}/{leaf}"] = weight.transpose(axes)
         if f"{timm}.bias" in arrays:
-            found[f"{ours}/bias"] = arrays.pop(f"{timm}.bias")
+            converted[f"{ours}/bias"] = arrays.pop(f"{timm}.bias")
     if arrays:
         raise SettingError(
-            f"The timm checkpoint is none of our ViTs; they have no place for {_listed(arrays)}."
+            "The timm checkpoint is not a supported ViT; there is no parameter for "
+            f"{matching.listed(sorted(arrays))}."
         )
-    found = _with_cls_position(found)
-    return {name: np.asarray(array, order="C") for name, array in found.items()}
+    converted = _with_cls_position(converted)
+    return {name: np.asarray(array, order="C") for name, array in converted.items()}
 
 
 def usual_heads(features: int) -> int:
-    """Attention heads of the named variant of as many features, else one for each 64."""
+    """Returns the number of heads of the variant with as many features, or one per 64 features."""
     known = {size.features: size.heads for size in vit.VARIANTS.values()}
     return known.get(features, features // HEAD_FEATURES)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Arrays of a .safetensors file; those of real numbers as float32.
+    """Reads the arrays of a .safetensors file; floating-point arrays are read as float32.
 
     Raises:
-        SettingError: If the file is missing, broken, of another format, or holds a type that
-            NumPy does not have.
+        SettingError: If the file is missing, broken, of another format, or has a type that NumPy
+            does not have.
     """
     source = os.fspath(path)
     if pathlib.Path(path).suffix in PICKLES:
@@ -160,14 +160,17 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def unwrapped(
     arrays: Mapping[str, np.ndarray], source: str
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Arrays under the names that a model has without what trained it, and the names of the others.
+    """Removes the prefixes that training code adds to names.
 
-    `torch.compile`, data-parallel training and training frameworks put `_orig_mod.`, `module.`,
-    `model.` or `state_dict.` before names. Where most names begin so, the others are no part of the
-    model: averages of weights, or the state of an optimiser.
+    `torch.compile`, data-parallel training and training frameworks prefix names with `_orig_mod.`,
+    `module.`, `model.` or `state_dict.`. If most names have such a prefix, the others are not part
+    of the model: averages of weights, or the state of an optimiser.
+
+    Returns:
+        The arrays of the model, and the names of the others.
 
     Raises:
-        SettingError: If there are several such models in the file.
+        SettingError: If the file has several such models.
     """
     plain = {_INSIDE.sub("", name): array for name, array in arrays.items()}
     groups: dict[str, list[str]] = {}
@@ -192,15 +195,15 @@ def save(
     arrays: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a .safetensors file; whole or not at all.
+    """Writes a .safetensors file, atomically.
 
     Args:
         path: The file.
-        arrays: By name.
-        metadata: Texts for the header; {"format": "pt"} is added, without which some readers
-            refuse a file.
+        arrays: Arrays by name.
+        metadata: Texts for the header. {"format": "pt"} is added, because some readers refuse a
+            file without it.
     """
-    # The package writes the memory of an array as it lies, whatever its strides.
+    # safetensors writes the memory of an array in its order, ignoring strides.
     stored = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     header = {"format": "pt", **(metadata or {})}
     with files.replacing(pathlib.Path(path)) as file:
@@ -208,18 +211,18 @@ def save(
 
 
 def _real(array: np.ndarray, dtype: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # A number that is too large becomes infinite.
+    with np.errstate(over="ignore"):  # Numbers that are too large become infinite.
         return np.asarray(array, np.float32) if dtype in _REALS else array
 
 
 def _modules(
     blocks: list[tuple[int, ...]], units: list[tuple[int, ...]]
 ) -> Iterator[tuple[str, str]]:
-    """Modules with a weight and perhaps a bias, by our name and timm's.
+    """Yields our name and timm's of each module with a weight, and perhaps a bias.
 
     Args:
-        blocks: The number of each block.
-        units: Stage and number of each unit of a hybrid's stem, both from 0.
+        blocks: Numbers of the blocks.
+        units: Stages and numbers of the units of a hybrid's stem, both from 0.
     """
     yield from (
         ("embedding", "patch_embed.proj"),
@@ -247,7 +250,7 @@ def _modules(
 
 
 def _attentions(blocks: list[tuple[int, ...]]) -> Iterator[tuple[str, str]]:
-    """Attention layers by our name and timm's."""
+    """Yields our prefix and timm's of each attention layer."""
     for (i,) in blocks:
         start = f"Transformer/encoderblock_{i}/"
         yield f"{start}MultiHeadDotProductAttention_1/", f"blocks.{i}.attn."
@@ -255,7 +258,7 @@ def _attentions(blocks: list[tuple[int, ...]]) -> Iterator[tuple[str, str]]:
 
 
 def _stacks(timm: str) -> dict[str, tuple[str, ...]]:
-    """Projections that timm stacks, in its order."""
+    """Returns the projections that timm stacks, in its order."""
     if timm == "attn_pool.":
         return {"q": ("query",), "kv": ("key", "value")}
     return {"qkv": ("query", "key", "value")}
@@ -264,26 +267,26 @@ def _stacks(timm: str) -> dict[str, tuple[str, ...]]:
 def _attention_to_timm(
     params: dict[str, np.ndarray], ours: str, timm: str
 ) -> dict[str, np.ndarray]:
-    """Takes an attention layer out of the parameters."""
+    """Removes an attention layer from our parameters, and returns it in timm's form."""
     if f"{ours}out/kernel" not in params:
         return {}
-    found = {}
-    for stack, parts in _stacks(timm).items():
-        kernels = [params.pop(f"{ours}{part}/kernel") for part in parts]
-        biases = [params.pop(f"{ours}{part}/bias") for part in parts]
+    layer_arrays = {}
+    for stack, layers in _stacks(timm).items():
+        kernels = [params.pop(f"{ours}{layer}/kernel") for layer in layers]
+        biases = [params.pop(f"{ours}{layer}/bias") for layer in layers]
         flat = [kernel.reshape(kernel.shape[0], -1).T for kernel in kernels]
-        found[f"{timm}{stack}.weight"] = np.concatenate(flat)
-        found[f"{timm}{stack}.bias"] = np.concatenate([bias.reshape(-1) for bias in biases])
+        layer_arrays[f"{timm}{stack}.weight"] = np.concatenate(flat)
+        layer_arrays[f"{timm}{stack}.bias"] = np.concatenate([bias.reshape(-1) for bias in biases])
     out = params.pop(f"{ours}out/kernel")
-    found[f"{timm}proj.weight"] = out.reshape(-1, out.shape[-1]).T
-    found[f"{timm}proj.bias"] = params.pop(f"{ours}out/bias")
-    return found
+    layer_arrays[f"{timm}proj.weight"] = out.reshape(-1, out.shape[-1]).T
+    layer_arrays[f"{timm}proj.bias"] = params.pop(f"{ours}out/bias")
+    return layer_arrays
 
 
 def _attention_from_timm(
     arrays: dict[str, np.ndarray], ours: str, timm: str, heads: int
 ) -> dict[str, np.ndarray]:
-    """Takes an attention layer out of timm's arrays."""
+    """Removes an attention layer from timm's arrays, and returns it in our form."""
     weight = arrays.get(f"{timm}proj.weight")
     if weight is None:
         return {}
@@ -292,22 +295,26 @@ def _attention_from_timm(
     if not heads or features % heads:
         raise SettingError(
             f"{timm}proj.weight has {features} features, which do not divide into {heads} heads; "
-            "give the number of heads, which timm's files do not tell."
+            "give the number of heads, which timm's files do not record."
         )
     shape = (heads, features // heads)
     _require_shape(f"{timm}proj.weight", weight, (features, features))
-    found = {f"{ours}out/kernel": arrays.pop(f"{timm}proj.weight").T.reshape(*shape, features)}
+    layer_arrays = {
+        f"{ours}out/kernel": arrays.pop(f"{timm}proj.weight").T.reshape(*shape, features)
+    }
     if f"{timm}proj.bias" in arrays:
-        found[f"{ours}out/bias"] = arrays.pop(f"{timm}proj.bias")
-    for stack, parts in _stacks(timm).items():
+        layer_arrays[f"{ours}out/bias"] = arrays.pop(f"{timm}proj.bias")
+    for stack, layers in _stacks(timm).items():
         for kind, leaf, rest in (("weight", "kernel", (features,)), ("bias", "bias", ())):
             name = f"{timm}{stack}.{kind}"
-            require(name in arrays, f"The timm checkpoint is none of our ViTs: no {name}.")
+            require(
+                name in arrays, f"The timm checkpoint is not a supported ViT: it has no {name}."
+            )
             array = arrays.pop(name)
-            _require_shape(name, array, (len(parts) * features, *rest))
-            for part, piece in zip(parts, np.split(array, len(parts)), strict=True):
-                found[f"{ours}{part}/{leaf}"] = piece.T.reshape(*rest, *shape)
-    return found
+            _require_shape(name, array, (len(layers) * features, *rest))
+            for layer, piece in zip(layers, np.split(array, len(layers)), strict=True):
+                layer_arrays[f"{ours}{layer}/{leaf}"] = piece.T.reshape(*rest, *shape)
+    return layer_arrays
 
 
 def _require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -316,7 +323,7 @@ def _require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None
 
 
 def _with_cls_position(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Positions with an entry for [CLS], where there is a [CLS]."""
+    """Adds the position of [CLS] if there is a [CLS] without one."""
     positions = params.get(names.POSITION)
     if positions is not None and positions.ndim == 3 and "cls" in params:
         tokens = positions.shape[1]
@@ -327,12 +334,6 @@ def _with_cls_position(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _numbers(arrays: Collection[str], pattern: str) -> list[tuple[int, ...]]:
-    """What numbers a pattern finds at the start of names, in order."""
+    """Returns the sorted numbers that a pattern matches at the start of names."""
     matches = filter(None, map(re.compile(pattern).match, arrays))
     return sorted({tuple(map(int, match.groups())) for match in matches})
-
-
-def _listed(found: Collection[str]) -> str:
-    some = sorted(found)[:_SHOWN]
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(some) + more

@@ -1,7 +1,7 @@
 """Converts the variables of students to and from the state dicts of timm and torchvision.
 
-Only NumPy is needed. Names that no student has are kept, so that a comparison with the model can
-report them.
+Neither timm nor torch is needed. Names that no student has are kept, so that a comparison with the
+model can report them.
 
 Source: github.com/huggingface/pytorch-image-models, `resnet.py` and `_efficientnet_blocks.py`.
 """

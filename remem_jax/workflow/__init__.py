@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, settings, signals
 from remem_jax.data.custom import folders
+from remem_jax.methods import METHODS
 from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
@@ -33,7 +34,7 @@ def _with_checkpoints(config: ConfigDict) -> Iterator[ConfigDict]:
     """Yields the settings of each checkpoint that a workflow starts from."""
     if "analyses" in config:
         yield from (model for _, model in of_models(config))
-    elif any(settings.METHODS[method] is not None for method in config.get("methods", ())):
+    elif any(METHODS[method].has_teacher for method in config.get("methods", ())):
         yield config
 
 

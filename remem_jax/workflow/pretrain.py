@@ -57,6 +57,7 @@ def run_pretrain(run: context.Run) -> None:
             division=memory_settings.division(
                 settings, run.mesh, plan.accumulate, name="config.train"
             ),
+            mixup=0.0,
         )
         return run.jit_step_with_key(make, random_streams.key(config.seed, "pretraining"), shapes)
 

@@ -73,7 +73,7 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
         trace = profiling.Trace(run.workdir / "profile" / stage, first_step=done)
 
         def after(at: int) -> None:
-            ended()
+            step_ended()
             progress(at)
             if config.profile and mesh.is_writer():
                 trace(at)
@@ -110,7 +110,7 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
             advice.on_divergence(stage),
             advice.on_out_of_memory(stage),
             _timed(started),
-            signals.steps() as ended,
+            signals.steps() as step_ended,
         ):
             last = loop.fit(
                 first,
@@ -124,7 +124,7 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
             )
         trace.close()
         progress.close()
-        if mesh.any_process(signals.asked()):
+        if mesh.any_process(signals.stop_requested()):
             raise loop.StoppedError(
                 f"stopped after step {job.steps} of {job.steps}, which is saved"
             )

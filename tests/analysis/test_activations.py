@@ -1,4 +1,4 @@
-"""What is seen of a ViT, against the ViT itself."""
+"""Captured values of a ViT, against the ViT itself."""
 
 import functools
 import pathlib
@@ -26,13 +26,13 @@ TI16 = (
 
 
 class Case(NamedTuple):
-    """A network, and what is seen of it."""
+    """A network, and values captured from it."""
 
     model: vit.VisionTransformer
     variables: dict[str, Any]
     images: jax.Array
-    look: activations.Look
-    seen: activations.Seen
+    capture: activations.Capture
+    captured: activations.Captured
 
 
 def tiny(**options: Any) -> vit.VisionTransformer:
@@ -40,7 +40,7 @@ def tiny(**options: Any) -> vit.VisionTransformer:
 
 
 def variables_of(model: vit.VisionTransformer, rng: np.random.Generator) -> dict[str, Any]:
-    """Parameters that are nowhere zero or one, so that nothing can hide."""
+    """Random parameters, none of which is zero or one, so that each has an effect."""
 
     def draw(leaf: Any) -> jax.Array:
         return jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32)
@@ -77,51 +77,52 @@ def case_of(model: vit.VisionTransformer, layers: list[int]) -> Case:
     rng = np.random.default_rng(1)
     variables = variables_of(model, rng)
     images = jnp.asarray(rng.uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
-    look = jax.jit(activations.make_look(model, layers))
-    return Case(model, variables, images, look, look(variables, images))
+    capture = jax.jit(activations.make_capture(model, layers))
+    return Case(model, variables, images, capture, capture(variables, images))
 
 
 def batches_of(images: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """All images in order; the first ones fill up the last batch, masked."""
+    """All images in order; the last batch is padded with the first images, masked."""
     for first in range(0, len(images), batch_size):
         indices = np.arange(first, first + batch_size)
-        own = indices % len(images)
-        yield Batch(jnp.asarray(images[own]), jnp.asarray(own), jnp.asarray(indices < len(images)))
+        wrapped = indices % len(images)
+        mask = jnp.asarray(indices < len(images))
+        yield Batch(jnp.asarray(images[wrapped]), jnp.asarray(wrapped), mask)
 
 
-def test_the_embedding_is_what_the_head_sees(case: Case) -> None:
+def test_the_embedding_is_the_input_of_the_head(case: Case) -> None:
     embed = jax.jit(functools.partial(case.model.apply, method="pre_logits"))
 
     expected = embed(case.variables, case.images)
 
-    np.testing.assert_allclose(case.seen.embedding, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(case.captured.embedding, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_activations_and_streams_are_those_of_their_block(case: Case, layer: int) -> None:
+def test_hidden_layers_and_tokens_are_those_of_their_block(case: Case, layer: int) -> None:
     silenced = jax.tree.map(lambda leaf: leaf, case.variables)  # A copy of the dicts.
     mlp = silenced["params"]["Transformer"][f"encoderblock_{layer}"]["MlpBlock_3"]
     second, mlp["Dense_1"] = mlp["Dense_1"], jax.tree.map(jnp.zeros_like, mlp["Dense_1"])
 
-    without = case.look(silenced, case.images).streams[layer]
+    without = case.capture(silenced, case.images).tokens[layer]
 
-    update = case.seen.activations[layer] @ second["kernel"] + second["bias"][None, None]
+    update = case.captured.hidden[layer] @ second["kernel"] + second["bias"][None, None]
     expected = without + case.model.mlp_weight * update
-    np.testing.assert_allclose(case.seen.streams[layer], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(case.captured.tokens[layer], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_rest_of_the_network_ends_in_the_same_embedding(case: Case) -> None:
     rest = activations.make_rest(case.model, case.variables, 0)
 
-    actual = jax.jit(rest)(case.seen.streams[0])
+    actual = jax.jit(rest)(case.captured.tokens[0])
 
-    np.testing.assert_allclose(actual, case.seen.embedding, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, case.captured.embedding, rtol=1e-4, atol=1e-5)
 
 
-def test_activations_are_those_after_the_gelu(plain: Case) -> None:
+def test_hidden_layers_are_captured_after_the_gelu(plain: Case) -> None:
     block = plain.variables["params"]["Transformer"]["encoderblock_1"]
 
-    seen = plain.seen
+    captured = plain.captured
 
     @jax.jit
     def hidden_of(tokens: jax.Array) -> Any:
@@ -132,87 +133,89 @@ def test_activations_are_those_after_the_gelu(plain: Case) -> None:
         normed = nn.LayerNorm().apply({"params": block["LayerNorm_2"]}, tokens + attention)
         return nn.Dense(10).apply({"params": block["MlpBlock_3"]["Dense_0"]}, normed)
 
-    expected = nn.gelu(hidden_of(seen.streams[0]))
-    np.testing.assert_allclose(seen.activations[1], expected, rtol=1e-4, atol=1e-4)
+    expected = nn.gelu(hidden_of(captured.tokens[0]))
+    np.testing.assert_allclose(captured.hidden[1], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_only_the_chosen_blocks_are_seen(rng: np.random.Generator, images: jax.Array) -> None:
+def test_only_the_chosen_blocks_are_captured(rng: np.random.Generator, images: jax.Array) -> None:
     variables = variables_of(tiny(), rng)
 
-    seen = jax.eval_shape(activations.make_look(tiny(), [1]), variables, images)
+    captured = jax.eval_shape(activations.make_capture(tiny(), [1]), variables, images)
 
-    assert list(seen.activations) == list(seen.streams) == [1]
-    assert seen.activations[1].shape == (2, 5, 10)
+    assert list(captured.hidden) == list(captured.tokens) == [1]
+    assert captured.hidden[1].shape == (2, 5, 10)
 
 
-def test_stacked_parameters_look_the_same(plain: Case) -> None:
+def test_stacked_parameters_give_the_same_values(plain: Case) -> None:
     stacked = {"params": encoder.stack(plain.variables["params"])}
 
-    seen = plain.look(stacked, plain.images)
+    captured = plain.capture(stacked, plain.images)
 
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), seen, plain.seen
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        captured,
+        plain.captured,
     )
 
 
-def test_adapters_are_seen_to_act(
+def test_adapters_have_their_effect(
     rng: np.random.Generator, images: jax.Array, key: jax.Array
 ) -> None:
     tuned = tuning.make("adapter_pfeiffer", reduction=4)
     params = tuned.add(variables_of(tiny(), rng)["params"], key)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    look = tuned.wrap(activations.make_look(tiny(), [0, 1, 2]))
+    capture = tuned.wrap(activations.make_capture(tiny(), [0, 1, 2]))
 
-    seen = jax.jit(look)({"params": params}, images)
+    captured = jax.jit(capture)({"params": params}, images)
 
     embed = tuned.wrap(functools.partial(tiny().apply, method="pre_logits"))
     expected = jax.jit(embed)({"params": params}, images)
-    np.testing.assert_allclose(seen.embedding, expected, rtol=1e-4, atol=1e-4)
-    assert {values.shape for values in seen.activations.values()} == {(2, 5, 10)}
+    np.testing.assert_allclose(captured.embedding, expected, rtol=1e-4, atol=1e-4)
+    assert {values.shape for values in captured.hidden.values()} == {(2, 5, 10)}
 
 
 @pytest.mark.parametrize("layers", [[3], [-1], [0, 2]])
 def test_blocks_without_an_mlp_are_refused(layers: list[int]) -> None:
-    with pytest.raises(ValueError, match="among the 2 that have an MLP"):
-        activations.make_look(tiny(pruned_mlp=1), layers)
+    with pytest.raises(ValueError, match="from 0 to 1, the blocks with an MLP"):
+        activations.make_capture(tiny(pruned_mlp=1), layers)
 
 
-def test_above_the_top_block_there_is_a_norm(plain: Case) -> None:
+def test_after_the_last_block_there_is_only_a_norm(plain: Case) -> None:
     stacked = {"params": encoder.stack(plain.variables["params"])}
-    stream = plain.seen.streams[2]
+    tokens = plain.captured.tokens[2]
 
-    actual = activations.make_rest(plain.model, stacked, 2)(stream[:, :1])
+    actual = activations.make_rest(plain.model, stacked, 2)(tokens[:, :1])
 
     norm = plain.variables["params"]["Transformer"]["encoder_norm"]
-    expected: Any = nn.LayerNorm().apply({"params": norm}, stream[:, 0])
+    expected: Any = nn.LayerNorm().apply({"params": norm}, tokens[:, 0])
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_are_those_of_all_examples_once(plain: Case, rng: np.random.Generator) -> None:
+def test_rows_are_those_of_each_example_once(plain: Case, rng: np.random.Generator) -> None:
     images = rng.uniform(-1, 1, (3, 8, 8, 3)).astype(np.float32)
     reduction = activations.make_reduction(
-        plain.look,
+        plain.capture,
         lambda key, image: image / 2,
-        lambda seen: (jax.tree.map(expertness.energy, seen.activations), seen.embedding),
+        lambda captured: (jax.tree.map(expertness.energy, captured.hidden), captured.embedding),
     )
 
     energies, embeddings = activations.rows(
         jax.jit(reduction), plain.variables, batches_of(images, 2)
     )
 
-    seen = plain.look(plain.variables, jnp.asarray(images / 2))
-    expected = jnp.sum(jnp.square(seen.activations[2]), axis=1)
+    captured = plain.capture(plain.variables, jnp.asarray(images / 2))
+    expected = jnp.sum(jnp.square(captured.hidden[2]), axis=1)
     assert list(energies) == [0, 1, 2]
     np.testing.assert_allclose(energies[2], expected, rtol=1e-4)
-    np.testing.assert_allclose(embeddings, seen.embedding, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embeddings, captured.embedding, rtol=1e-4, atol=1e-5)
 
 
 def test_no_batches_are_refused() -> None:
-    with pytest.raises(ValueError, match="no batch came"):
+    with pytest.raises(ValueError, match="no batches"):
         activations.rows(lambda variables, batch: batch.label, {}, [])
 
 
-def test_a_published_network_is_looked_into(shared: pathlib.Path) -> None:
+def test_a_published_network_has_the_reference_embedding(shared: pathlib.Path) -> None:
     if not (shared / TI16).is_file():
         pytest.skip(f"Needs {shared / TI16}.")
     model: Any = models.make("vit", variant="Ti/16", classes=1000)
@@ -220,11 +223,11 @@ def test_a_published_network_is_looked_into(shared: pathlib.Path) -> None:
     y, x, c = np.meshgrid(*(np.arange(k) for k in (224, 224, 3)), indexing="ij")
     waves = np.sin(2 * np.pi * (x / 224 + c / 3)) * np.cos(2 * np.pi * (c + 1) * y / 224)
 
-    seen = jax.jit(activations.make_look(model, [0, 11]))(
+    captured = jax.jit(activations.make_capture(model, [0, 11]))(
         variables, jnp.asarray(waves[None], jnp.float32)
     )
 
     expected = np.load(shared / "weights/reference_outputs.npz")
     pre_logits = expected["augreg_ti16_res224/tanh/pre_logits"][:1]
-    np.testing.assert_allclose(seen.embedding, pre_logits, atol=1e-4)
-    assert seen.activations[11].shape == (1, 197, 768)
+    np.testing.assert_allclose(captured.embedding, pre_logits, atol=1e-4)
+    assert captured.hidden[11].shape == (1, 197, 768)

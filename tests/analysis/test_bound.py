@@ -14,11 +14,11 @@ def test_the_example_is_right() -> None:
     assert (failed, attempted) == (0, 1)
 
 
-def test_one_expert_says_what_its_neurons_say() -> None:
+def test_the_bound_of_one_expert_is_the_bits_of_its_neurons() -> None:
     assert bound.information_bits(experts=1, active_neurons=3072, bits=32) == 3072 * 32
 
 
-def test_experts_without_neurons_say_which_of_them_it_is() -> None:
+def test_experts_without_neurons_carry_the_bits_of_their_index() -> None:
     assert bound.information_bits(experts=8, active_neurons=0, bits=32) == 3
 
 
@@ -31,7 +31,7 @@ def test_experts_without_neurons_say_which_of_them_it_is() -> None:
         ({"bits": math.nan}, "bits must be above 0"),
     ],
 )
-def test_what_is_no_mixture_is_refused(wrong: dict[str, float], message: str) -> None:
+def test_wrong_arguments_are_refused(wrong: dict[str, float], message: str) -> None:
     arguments = {"experts": 2, "active_neurons": 1.0, "bits": 32, **wrong}
 
     with pytest.raises(ValueError, match=message):

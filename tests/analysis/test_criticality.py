@@ -1,4 +1,4 @@
-"""Criticality, against a loop over neurons that runs the whole network without each."""
+"""Criticality, against a loop that runs the whole network without each of the neurons."""
 
 import functools
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def embedding_of(model: vit.VisionTransformer) -> Any:
 
 
 def loop(model: Any, variables: Any, images: jax.Array, layer: int) -> np.ndarray:
-    """Each neuron's output weights set to zero, one after another, and all images run again."""
+    """Runs the network with the output weights of one neuron after another set to zero."""
     embed = embedding_of(model)
     whole, found = np.asarray(embed(variables, images), np.float64), []
     for neuron in range(model.size.hidden):
@@ -71,7 +71,7 @@ def loop(model: Any, variables: Any, images: jax.Array, layer: int) -> np.ndarra
         {"mlp_weight": 0.8, "residual": "plain", "scan": False},
     ],
 )
-def test_influence_is_that_of_the_loop(
+def test_influence_equals_the_loop(
     rng: np.random.Generator, images: jax.Array, options: dict[str, Any], layer: int
 ) -> None:
     model = tiny(**options)
@@ -94,7 +94,7 @@ def test_influence_is_that_of_the_loop(
         ({"pruned_mlp": 1}, 1),
     ],
 )
-def test_influence_in_other_networks_is_that_of_the_loop(
+def test_influence_in_other_networks_equals_the_loop(
     rng: np.random.Generator, images: jax.Array, options: dict[str, Any], layer: int
 ) -> None:
     model = tiny(**options)
@@ -129,7 +129,9 @@ def test_stacked_parameters_have_the_same_influence(
     np.testing.assert_allclose(actual, loop(tiny(), variables, images, 1), rtol=1e-3, atol=1e-5)
 
 
-def test_half_precision_is_left_for_float32(rng: np.random.Generator, images: jax.Array) -> None:
+def test_bfloat16_models_are_computed_in_float32(
+    rng: np.random.Generator, images: jax.Array
+) -> None:
     variables = variables_of(tiny(), rng)
     influence = criticality.make_influence(tiny(dtype="bfloat16"), same, layer=2, chunk=7)
 
@@ -147,20 +149,22 @@ def test_the_largest_influences_are_found_over_all_batches(
     def batches() -> Iterator[Batch]:
         yield batch_of(images[:2])
         yield batch_of(images[2:4])
-        # Filled up by an example that would be the most critical of all.
+        # Padded with an example that would have the largest influence.
         yield batch_of(jnp.stack([images[4], images[0]]), [True, False])
 
     found = criticality.criticality(influence, variables, batches(), ranks=3)
 
     expected = loop(tiny(), variables, images, 2)
     largest_first = np.argsort(-expected, axis=0)[:3]
-    of = np.take_along_axis(expected, largest_first, axis=0)
-    np.testing.assert_allclose(found.value, of, rtol=1e-3, atol=1e-5)
+    largest = np.take_along_axis(expected, largest_first, axis=0)
+    np.testing.assert_allclose(found.value, largest, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(found.example, largest_first)
     assert found.examples == EXAMPLES
 
 
-def test_going_on_finds_what_was_found_at_once(images: jax.Array, rng: np.random.Generator) -> None:
+def test_a_resumed_computation_equals_an_uninterrupted_one(
+    images: jax.Array, rng: np.random.Generator
+) -> None:
     changes = [jnp.asarray(rng.uniform(size=(5, 4)), jnp.float32) for _ in range(3)]
     batches = [batch_of(images, [True, True, True, True, False])] * 3
 
@@ -171,16 +175,16 @@ def test_going_on_finds_what_was_found_at_once(images: jax.Array, rng: np.random
         )
 
     at_once = find(slice(None))
-    seen: list[criticality.Criticality] = []
-    find(slice(2), seen=seen.append)
-    later = find(slice(2, None), before=seen[-1])
+    saved: list[criticality.Criticality] = []
+    find(slice(2), on_batch=saved.append)
+    later = find(slice(2, None), before=saved[-1])
 
     np.testing.assert_array_equal(later.value, at_once.value)
     np.testing.assert_array_equal(later.example, at_once.example)
     assert later.examples == at_once.examples == 12
 
 
-def test_masked_examples_and_later_equals_do_not_count(images: jax.Array) -> None:
+def test_masked_examples_and_later_ties_are_ignored(images: jax.Array) -> None:
     batches = [
         batch_of(images, [True, False, True, False, False]),
         batch_of(images, [False] * 5),
@@ -194,7 +198,7 @@ def test_masked_examples_and_later_equals_do_not_count(images: jax.Array) -> Non
     np.testing.assert_array_equal(found.example[:, 0], [1, 2, 0, 3, -1])
 
 
-def test_lora_counts_by_its_merged_weights(
+def test_lora_has_the_influence_of_its_merged_weights(
     rng: np.random.Generator, images: jax.Array, key: jax.Array
 ) -> None:
     tuned = tuning.make("lora", targets=("Dense_0", "Dense_1"), rank=2, scale=2.0)
@@ -213,29 +217,29 @@ def test_adapters_are_refused(rng: np.random.Generator, images: jax.Array, key: 
     params = tuned.add(variables_of(tiny(), rng)["params"], key)
     influence = tuned.wrap(criticality.make_influence(tiny(), same, layer=2, chunk=7))
 
-    with pytest.raises(ValueError, match="not defined here for a ViT with adapters"):
+    with pytest.raises(ValueError, match="not implemented for a ViT with adapters"):
         influence({"params": params}, batch_of(images))
 
 
-def test_a_chunk_of_nothing_is_refused() -> None:
+def test_a_chunk_size_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         criticality.make_influence(tiny(), same, layer=2, chunk=0)
 
 
 def test_a_block_without_an_mlp_is_refused() -> None:
-    with pytest.raises(ValueError, match="among the 2 that have an MLP"):
+    with pytest.raises(ValueError, match="from 0 to 1, the blocks with an MLP"):
         criticality.make_influence(tiny(pruned_mlp=1), same, layer=2, chunk=7)
 
 
 def test_no_examples_are_refused(images: jax.Array) -> None:
     empty = batch_of(images, [False] * 5)
 
-    with pytest.raises(ValueError, match="no batch holds an example"):
+    with pytest.raises(ValueError, match="contain no examples"):
         criticality.criticality(lambda variables, batch: jnp.ones((5, 2)), {}, [empty], ranks=1)
 
 
-def test_what_is_not_finite_is_refused(images: jax.Array) -> None:
-    with pytest.raises(ValueError, match="embeddings of NaN or zero"):
+def test_embeddings_that_are_not_finite_are_refused(images: jax.Array) -> None:
+    with pytest.raises(ValueError, match="embeddings are NaN or zero"):
         criticality.criticality(
             lambda variables, batch: jnp.full((5, 2), jnp.nan), {}, [batch_of(images)], ranks=1
         )

@@ -1,4 +1,4 @@
-"""InfoNCE, on channels of known information and against a slow loop."""
+"""InfoNCE, for channels of known information and against a slow loop."""
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,13 @@ def test_the_bound_agrees_with_a_slow_loop(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(actual, channels.info_nce(scores), rtol=1e-5)
 
 
-def test_a_sure_critic_gives_the_logarithm_of_the_batch() -> None:
+def test_a_perfect_critic_gives_the_logarithm_of_the_batch_size() -> None:
     actual = info_nce.bound(1000 * jnp.eye(7))
 
     np.testing.assert_allclose(actual, np.log(7), rtol=1e-6)
 
 
-def test_a_critic_that_tells_nothing_gives_nothing() -> None:
+def test_a_constant_critic_gives_zero() -> None:
     np.testing.assert_allclose(info_nce.bound(jnp.ones((5, 5))), 0.0, atol=1e-6)
 
 
@@ -56,13 +56,13 @@ def test_a_trained_critic_comes_near_the_information_of_gaussians_from_below(
     rng: np.random.Generator,
 ) -> None:
     # The features are the image itself; with noise, each of its three values is a channel.
-    reading = info_nce.Reading(grid=1, blocks=1, noise=0.75)
+    spec = info_nce.InputSpec(grid=1, blocks=1, noise=0.75)
     tx = mutual_information.adamw(0.01, betas=(0.9, 0.999), weight_decay=0.0, epsilon=1e-8)
-    first = info_nce.init(jax.random.key(0), reading, width=3, hidden=32, embedding=8)
-    step = jax.jit(info_nce.make_critic_step(tx, reading, key=jax.random.key(1)))
-    now = state.create(first, tx)
+    variables = info_nce.init(jax.random.key(0), spec, width=3, hidden=32, embedding=8)
+    step = jax.jit(info_nce.make_critic_step(tx, spec, key=jax.random.key(1)))
+    now = state.create(variables, tx)
 
-    def images() -> Array:  # Of any mean and scale: features are standardised.
+    def images() -> Array:  # Mean and scale do not matter, because features are standardised.
         return jnp.asarray(5 + 0.1 * rng.normal(size=(BATCH, 1, 1, 3)), jnp.float32)
 
     for _ in range(300):
@@ -70,30 +70,32 @@ def test_a_trained_critic_comes_near_the_information_of_gaussians_from_below(
         now, _ = step(now, batch, 10 * (batch - 5))
 
     estimate = jax.jit(
-        lambda variables, key, batch: info_nce.make_estimate(reading, key=key)(
+        lambda variables, key, batch: info_nce.make_estimate(spec, key=key)(
             variables, batch, 10 * (batch - 5)
         )
     )
     keys = jax.random.split(jax.random.key(2), 50)
     found = np.mean([float(estimate(now.variables, key, images())) for key in keys])
 
-    information = channels.gaussian_information(1 / np.hypot(1, reading.noise), 3)  # 1.53 nats.
-    assert information - 0.15 < found < information + 0.03  # Of 6,400 pairs, 2 deviations.
+    information = channels.gaussian_information(1 / np.hypot(1, spec.noise), 3)  # 1.53 nats.
+    assert (
+        information - 0.15 < found < information + 0.03
+    )  # Two standard deviations for 6,400 pairs.
 
 
-def test_what_a_critic_reads_are_means_of_blocks(rng: np.random.Generator) -> None:
+def test_inputs_of_a_critic_are_means_of_blocks(rng: np.random.Generator) -> None:
     images = jnp.asarray(rng.uniform(size=(2, 4, 4, 3)), jnp.float32)
     tokens = jnp.asarray(rng.uniform(size=(2, 2, 2, 5)), jnp.float32)
-    reading = info_nce.Reading(grid=1, blocks=2, noise=1.0)
+    spec = info_nce.InputSpec(grid=1, blocks=2, noise=1.0)
 
-    features, summaries = info_nce.read(reading, tokens, images)
+    features, summaries = info_nce.pool(spec, tokens, images)
 
     np.testing.assert_allclose(features, np.asarray(tokens).mean((1, 2)), rtol=1e-6)
-    expected = images[1, :2, 2:].mean((0, 1))  # The block above on the right.
+    expected = images[1, :2, 2:].mean((0, 1))  # The upper right block.
     np.testing.assert_allclose(summaries[1].reshape(2, 2, 3)[0, 1], expected, rtol=1e-6)
 
 
 def test_blocks_that_do_not_divide_the_image_are_refused() -> None:
-    reading = info_nce.Reading(grid=1, blocks=3, noise=1.0)
-    with pytest.raises(ValueError, match="Images of 4 x 4 have no 3 x 3 blocks"):
-        info_nce.read(reading, jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 4, 4, 3)))
+    spec = info_nce.InputSpec(grid=1, blocks=3, noise=1.0)
+    with pytest.raises(ValueError, match="Images of 4 x 4 do not divide into 3 x 3 blocks"):
+        info_nce.pool(spec, jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 4, 4, 3)))

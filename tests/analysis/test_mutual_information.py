@@ -1,4 +1,4 @@
-"""Mutual information by reconstruction: closed forms, torch, channels of known information."""
+"""Mutual information by reconstruction, against closed forms, torch and known channels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,12 +17,12 @@ from remem_jax.train import state
 from tests.oracles import channels, peers
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
-SIZE, SIDE, BATCH = 16, 2, 32  # Of images of 3 channels, and of grids of tokens of 3 features.
+SIZE, SIDE, BATCH = 16, 2, 32  # Sides of images and token grids, both with 3 channels.
 
 
 @pytest.fixture
 def images(rng: np.random.Generator) -> Float[Array, "batch height width channel"]:
-    """Images in [0, 1], some of whose values are 0 or 1."""
+    """Images in [0, 1]; some values are exactly 0 or 1."""
     return jnp.asarray(np.clip(rng.uniform(-0.2, 1.2, (BATCH, SIZE, SIZE, 3)), 0, 1), jnp.float32)
 
 
@@ -38,7 +38,7 @@ def adamw(learning_rate: float) -> Any:
 
 
 def pixel_decoder(params: Any, features: Array) -> Array:
-    """Reads of every place one value of its own, by one slope and one offset."""
+    """Predicts each sub-pixel from the feature at the same place, by one slope and offset."""
     return params["slope"] * features + params["offset"]
 
 
@@ -54,13 +54,13 @@ pixel_measure = jax.jit(mutual_information.make_measure(evaluate_pixel_decoder))
 PIXEL_VARIABLES = {"params": {"slope": jnp.float32(0.7), "offset": jnp.float32(-0.1)}}
 
 
-def whole(images: Array) -> mutual_information.Shown:
+def whole(images: Array) -> mutual_information.HeldOutBatch:
     """All images in one batch."""
-    return mutual_information.Shown(images, jnp.ones(len(images), bool))
+    return mutual_information.HeldOutBatch(images, jnp.ones(len(images), bool))
 
 
 class Bench:
-    """Decoders of table 7 for tiny images, whose steps are compiled once."""
+    """Decoders of Table 7 for tiny images, which share one compiled step."""
 
     def __init__(self) -> None:
         self.traces = 0
@@ -81,13 +81,13 @@ class Bench:
         self,
         teachers: Sequence[Callable[[Array], Array]],
         seeds: Sequence[int],
-        reads: Sequence[int],
+        teacher_indices: Sequence[int],
         images: Array,
         steps: int = 3,
     ) -> tuple[Any, list[Any]]:
-        """States after the steps on the same images, and the losses of each step."""
-        own = [self.step] * len(reads)
-        lockstep = mutual_information.make_lockstep(own, teachers, reads)
+        """Trains on the same images; returns the states and the losses of each step."""
+        steps_of = [self.step] * len(teacher_indices)
+        lockstep = mutual_information.make_lockstep(steps_of, teachers, teacher_indices)
         states, losses = tuple(self.first(seed) for seed in seeds), []
         for _ in range(steps):
             states, metrics = lockstep(states, images)
@@ -101,7 +101,7 @@ def bench() -> Bench:
 
 
 def teachers() -> list[Any]:
-    """Two teachers whose tokens hold means of 8 x 8 pixels."""
+    """Two teachers with the means of 8 x 8 pixels as tokens."""
 
     def pooled(images: Array) -> Array:
         return images.reshape(BATCH, SIDE, SIZE // SIDE, SIDE, SIZE // SIDE, 3).mean((2, 4))
@@ -109,7 +109,7 @@ def teachers() -> list[Any]:
     return [jax.jit(pooled), jax.jit(lambda images: jnp.sin(3 * pooled(images)))]
 
 
-def test_the_cross_entropy_is_torchs(images: Array, logits: Array) -> None:
+def test_the_cross_entropy_equals_torchs(images: Array, logits: Array) -> None:
     torch = peers.torch()
     probabilities = torch.tensor(np.asarray(logits, np.float64)).sigmoid()
     expected = torch.nn.BCELoss()(probabilities, torch.tensor(np.asarray(images, np.float64)))
@@ -128,15 +128,15 @@ def test_logits_of_bfloat16_are_compared_in_float32(images: Array, logits: Array
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_a_small_loss_keeps_its_digits() -> None:
-    sure = jnp.full((1, 1, 1, 1), 30.0)
+def test_a_small_loss_is_accurate() -> None:
+    confident = jnp.full((1, 1, 1, 1), 30.0)
 
-    actual = mutual_information.reconstruction_loss(sure, jnp.ones((1, 1, 1, 1)))
+    actual = mutual_information.reconstruction_loss(confident, jnp.ones((1, 1, 1, 1)))
 
     np.testing.assert_allclose(actual, np.log1p(np.exp(-30.0)), rtol=1e-5)
 
 
-def test_the_floor_is_the_entropy_by_scipy(images: Array) -> None:
+def test_the_floor_equals_scipys_entropy(images: Array) -> None:
     values = np.asarray(images, np.float64)
     expected = stats.entropy(np.stack([values, 1 - values]), axis=0).mean()
 
@@ -166,7 +166,7 @@ def test_no_loss_is_below_the_floor(images: Array, logits: Array) -> None:
     assert np.all(np.asarray(loss - mutual_information.entropies(images)) >= -1e-6)
 
 
-def test_the_range_of_models_becomes_that_of_decoders() -> None:
+def test_images_are_mapped_to_the_range_of_decoders() -> None:
     images = jnp.asarray([-1.0, 0.0, 1.0, 1.0000001]).reshape(1, 2, 2, 1)
 
     actual = mutual_information.to_unit_range(images)
@@ -194,13 +194,13 @@ def test_steps_agree_with_torch(bench: Bench, images: Array, rng: np.random.Gene
         ours, metrics = bench.step(ours, features, images)
         actual.append(float(metrics["loss"]))
 
-    # Adam gives gradients that are 0 but for rounding, before a BatchNorm, a full step.
+    # Adam makes full steps also for gradients that are rounding errors, as before a BatchNorm.
     np.testing.assert_allclose(actual, expected, rtol=1e-3)
     assert actual[-1] < actual[0] - 0.05
 
 
 def peers_decoder(variables: Any) -> Any:
-    """Table 7 in torch, with these weights."""
+    """The decoder of Table 7 in torch, with these weights."""
     torch = peers.torch()
     modules = []
     for number, share in enumerate((8, 4, 2, 1), start=1):
@@ -232,20 +232,20 @@ def test_all_decoders_share_one_compiled_step(images: Array) -> None:
     assert bench.traces == 1
 
 
-def test_every_teacher_sees_a_batch_once(bench: Bench, images: Array) -> None:
-    teacher, seen = teachers()[0], []
+def test_every_teacher_is_applied_once_per_batch(bench: Bench, images: Array) -> None:
+    teacher, sizes = teachers()[0], []
 
     def counted(images: Array) -> Array:
-        seen.append(len(images))
+        sizes.append(len(images))
         return teacher(images)
 
     bench.train([counted], [0, 1], [0, 0], images, steps=2)
 
-    assert seen == [BATCH, BATCH]
+    assert sizes == [BATCH, BATCH]
 
 
 def test_a_teacher_without_a_decoder_is_refused(bench: Bench) -> None:
-    with pytest.raises(ValueError, match=r"all of 2 teachers, got \[0, 0\]"):
+    with pytest.raises(ValueError, match=r"Each of the 2 teachers .* got the teachers \[0, 0\]"):
         mutual_information.make_lockstep([bench.step] * 2, teachers(), [0, 0])
 
 
@@ -259,8 +259,8 @@ def test_statistics_are_kept_for_evaluation(bench: Bench, images: Array) -> None
 
 def test_means_do_not_depend_on_the_batches(images: Array) -> None:
     images = 2 * images - 1
-    filled = jnp.concatenate([images[17:], images[:2]])
-    batches = [whole(images[:17]), mutual_information.Shown(filled, jnp.arange(17) < 15)]
+    padded = jnp.concatenate([images[17:], images[:2]])
+    batches = [whole(images[:17]), mutual_information.HeldOutBatch(padded, jnp.arange(17) < 15)]
     identity = [lambda images: images]
     (expected,) = mutual_information.evaluate(
         pixel_measure, identity, [0], [PIXEL_VARIABLES], [whole(images)]
@@ -292,7 +292,7 @@ def test_the_loss_is_the_mean_over_images_and_pixels(images: Array) -> None:
     np.testing.assert_allclose(found.pixel_excess.mean(), found.excess, rtol=1e-5)
 
 
-def test_every_decoder_is_measured_on_its_own_teacher(images: Array) -> None:
+def test_every_decoder_is_evaluated_on_its_teacher(images: Array) -> None:
     images = 2 * images - 1
     double = [lambda images: images, lambda images: 2 * images]
     (expected,) = mutual_information.evaluate(
@@ -307,7 +307,7 @@ def test_every_decoder_is_measured_on_its_own_teacher(images: Array) -> None:
 
 
 def test_no_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="nothing to reconstruct"):
+    with pytest.raises(ValueError, match="no images to reconstruct"):
         mutual_information.evaluate(
             pixel_measure, [lambda images: images], [0], [PIXEL_VARIABLES], []
         )
@@ -338,11 +338,13 @@ def test_the_information_of_a_binary_channel_is_found(
     lower_bound = np.log(2) - found.loss
     information = channels.symmetric_information(flipped)
     assert lower_bound <= information + 1e-6  # Rounding in float32.
-    assert lower_bound == pytest.approx(information, abs=1e-4)  # What 150 steps leave.
+    assert lower_bound == pytest.approx(
+        information, abs=1e-4
+    )  # The remaining error after 150 steps.
 
 
 def blocks(rng: np.random.Generator, flipped: float) -> tuple[Array, Array]:
-    """Images whose patches are fair, and tokens that hold them, some flipped."""
+    """Images of random binary patches, and tokens with the same values, some flipped."""
     patches, tokens = channels.symmetric_channel(rng, (BATCH, SIDE, SIDE, 3), flipped)
     images = patches.repeat(SIZE // SIDE, axis=1).repeat(SIZE // SIDE, axis=2)
     return jnp.asarray(images, jnp.float32), jnp.asarray(tokens, jnp.float32)
@@ -372,7 +374,7 @@ def test_more_noise_gives_a_larger_loss(bench: Bench, rng: np.random.Generator, 
     assert all(np.greater(losses, entropies))
 
 
-def test_the_slope_is_that_of_the_last_evaluations() -> None:
+def test_the_slope_is_fitted_to_the_last_evaluations() -> None:
     losses = [9.0, 3.0, 0.5, 0.4, 0.3]
 
     assert mutual_information.plateau_slope(losses, last=3) == pytest.approx(-0.1)

@@ -1,4 +1,4 @@
-"""Feature visualisation: its parts against NumPy and SciPy, the whole where its end is known."""
+"""Feature visualisation: parts against NumPy and SciPy; the whole where the optimum is known."""
 
 import functools
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def top() -> visualization.Ascent:
 
 @functools.cache
 def bottom() -> visualization.Ascent:
-    """Of a model of another form and type; its variables are stacked as well."""
+    """An ascent for a model with other options; its variables are stacked."""
     return jax.jit(make(tiny(dtype="bfloat16", rematerialise="blocks"), **BOTTOM, jitter=1))
 
 
@@ -58,8 +58,8 @@ def stacked_variables() -> dict[str, Any]:
     return {"params": encoder.stack(variables_of()["params"])}
 
 
-class Noted:
-    """Keeps what the first dense layers of MLPs return, block by block."""
+class Recorder:
+    """Records the outputs of the first dense layers of MLPs, block by block."""
 
     def __init__(self) -> None:
         self.inputs: list[jax.Array] = []
@@ -76,11 +76,11 @@ def gelu(inputs: Any) -> Any:
 
 
 def response(images: Any, neuron: int, layer: int, tokens: str) -> np.ndarray:
-    noted = Noted()
-    with nn.intercept_methods(noted):
+    recorder = Recorder()
+    with nn.intercept_methods(recorder):
         tiny(scan=False).apply(variables_of(), jnp.asarray(images))
-    own = gelu(np.asarray(noted.inputs[layer])[..., neuron])
-    return own[:, 0] if tokens == "cls" else own.mean(axis=1)
+    values = gelu(np.asarray(recorder.inputs[layer])[..., neuron])
+    return values[:, 0] if tokens == "cls" else values.mean(axis=1)
 
 
 def random_images(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def random_images(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def skewed_images(rng: np.random.Generator) -> np.ndarray:
-    """Images whose channels have different means, and vary together."""
+    """Images whose channels have different means and are correlated."""
     values = rng.uniform(-1, 1, (20, 16, 16, 3)) @ rng.uniform(-0.3, 0.3, (3, 3))
     return np.asarray(values + np.array([0.1, -0.2, 0.05]), np.float32)
 
@@ -111,7 +111,7 @@ def test_pictures_are_the_inverse_transform_of_numpy(rng: np.random.Generator, s
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_no_spectrum_is_the_mean_colour(rng: np.random.Generator) -> None:
+def test_a_spectrum_of_zeros_is_the_mean_colour(rng: np.random.Generator) -> None:
     images = skewed_images(rng)
 
     actual = visualization.pictures_of(jnp.zeros((1, 8, 5, 3, 2)), visualization.colours(images))
@@ -131,7 +131,7 @@ def test_colours_are_the_square_root_of_the_covariance(rng: np.random.Generator)
     np.testing.assert_allclose(actual.matrix, expected, rtol=1e-3)
 
 
-def test_small_colours_vary_together_as_those_of_the_data(rng: np.random.Generator) -> None:
+def test_small_deviations_have_the_covariance_of_the_data(rng: np.random.Generator) -> None:
     images = skewed_images(rng)
     colours = visualization.colours(images)
     independent = 0.01 * rng.normal(size=(100_000, 3))
@@ -164,9 +164,9 @@ def test_shifts_are_all_within_the_jitter(key: jax.Array) -> None:
 
 
 def detector(pattern: np.ndarray, bias: float) -> dict[str, Any]:
-    """Variables of `DETECTOR`, whose neuron 1 grows with the product of pattern and patch.
+    """Variables of `DETECTOR` with which neuron 1 increases with the product of pattern and patch.
 
-    Two features are plus and minus that product; two constants keep the norm from hiding it.
+    Two features are plus and minus that product; two constants keep the norm from cancelling it.
     """
     params: Any = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), models.shapes(DETECTOR, 4))
     signs = np.array([1.0, -1.0, 0.0, 0.0])
@@ -186,24 +186,26 @@ def detecting() -> visualization.Ascent:
     return jax.jit(make(DETECTOR, layer=0, tokens="all", side=4, steps=100))
 
 
-# Below its minimum at -0.75, GELU itself would lead to the opposite of the pattern.
+# Below its minimum at -0.75, the gradient of GELU would lead to the opposite of the pattern.
 @pytest.mark.parametrize("bias", [0.0, -3.0], ids=["on", "off"])
-def test_a_linear_detector_gets_its_own_pattern(rng: np.random.Generator, bias: float) -> None:
+def test_a_linear_detector_is_maximised_by_its_pattern(
+    rng: np.random.Generator, bias: float
+) -> None:
     pattern = rng.choice([-1.0, 1.0], (4, 4, 3))
     variables = detector(pattern, bias)
 
     found = visualization.visualise(detecting(), variables, neurons=[1, 0], seeds=[0, 1], batch=4)
 
-    # The product is largest, 1, where each sub-pixel is at the end that the pattern's sign says.
+    # The product has its maximum, 1, if each sub-pixel is 0 or 1 by the sign of the pattern.
     for own, sign in zip(found.pictures, (1, -1), strict=True):
         for picture in own:
             assert np.corrcoef(picture.ravel(), sign * pattern.ravel())[0, 1] > 0.9
-    # The tokens are [CLS], which is zero, and one patch, whose product counts twice.
+    # The tokens are [CLS], which is zero, and one patch, whose product is doubled.
     expected = (gelu(bias) + gelu(bias + 2)) / 2
     np.testing.assert_allclose(found.activations, np.full((2, 2), expected), rtol=0.05)
 
 
-def test_pictures_of_the_top_beat_random_images(rng: np.random.Generator) -> None:
+def test_pictures_of_the_last_block_beat_random_images(rng: np.random.Generator) -> None:
     found = visualization.visualise(top(), variables_of(), neurons=[0, 3, 6], seeds=[1], batch=3)
 
     images = random_images(rng, 300)
@@ -214,16 +216,16 @@ def test_pictures_of_the_top_beat_random_images(rng: np.random.Generator) -> Non
 
 
 def shifted_response(images: np.ndarray, neuron: int) -> np.ndarray:
-    """Mean response of the bottom to images shifted by each of up to one pixel."""
+    """Mean response in the first block over all shifts by at most one pixel."""
     shifts = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     shifted = (np.roll(images, shift, (1, 2)) for shift in shifts)
     return np.mean([response(each, neuron, **BOTTOM) for each in shifted], axis=0)
 
 
-def test_pictures_of_the_bottom_beat_random_images_wherever_shifted(
+def test_pictures_of_the_first_block_beat_random_images_for_any_shift(
     rng: np.random.Generator,
 ) -> None:
-    found = found_by([0, 3, 6], [1], 3)
+    found = pictures_for([0, 3, 6], [1], 3)
 
     images = random_images(rng, 300)
     for i, neuron in enumerate([0, 3, 6]):
@@ -234,16 +236,18 @@ def test_pictures_of_the_bottom_beat_random_images_wherever_shifted(
         assert every.min() > random.max()
 
 
-def found_by(neurons: Sequence[int], seeds: Sequence[int], batch: int) -> visualization.Visualised:
+def pictures_for(
+    neurons: Sequence[int], seeds: Sequence[int], batch: int
+) -> visualization.Visualisation:
     return visualization.visualise(
         bottom(), stacked_variables(), neurons=neurons, seeds=seeds, batch=batch
     )
 
 
 def test_a_picture_depends_on_its_own_neuron_and_seed_alone() -> None:
-    several = found_by([0, 3, 6], [5, 1], 3)
+    several = pictures_for([0, 3, 6], [5, 1], 3)
 
-    again = found_by([3, 6, 2], [1], 3)
+    again = pictures_for([3, 6, 2], [1], 3)
 
     np.testing.assert_allclose(several.pictures[1:, 1], again.pictures[:2, 0], atol=1e-5)
     np.testing.assert_allclose(several.activations[1:, 1], again.activations[:2, 0], rtol=1e-5)
@@ -252,14 +256,14 @@ def test_a_picture_depends_on_its_own_neuron_and_seed_alone() -> None:
 
 
 def test_a_batch_that_is_not_full_makes_no_difference() -> None:
-    several, alone = found_by([0, 3], [5, 1], 3), found_by([3], [1], 3)
+    several, alone = pictures_for([0, 3], [5, 1], 3), pictures_for([3], [1], 3)
 
     assert several.pictures.shape == (2, 2, 8, 8, 3)
     np.testing.assert_allclose(several.pictures[1, 1], alone.pictures[0, 0], atol=1e-5)
     np.testing.assert_allclose(several.activations[1, 1], alone.activations[0, 0], rtol=1e-5)
 
 
-def test_blocks_above_cost_nothing() -> None:
+def test_later_blocks_are_not_computed() -> None:
     def flops(depth: int) -> float:
         arguments = (variables_of(depth), jnp.array([2]), jnp.array([0]))
         cost: Any = jax.jit(make(tiny(depth), **BOTTOM)).lower(*arguments).cost_analysis()
@@ -275,29 +279,29 @@ def test_blocks_above_cost_nothing() -> None:
         ({"jitter": -1}, "jitter must be at least 0"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"layer": 2}, "among the 2 that have an MLP"),
+        ({"layer": 2}, "from 0 to 1, the blocks with an MLP"),
     ],
 )
-def test_what_no_ascent_can_be_made_of_is_refused(options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(tiny(), **{**TOP, **options})
 
 
-def test_a_cls_token_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no \[CLS\]: set tokens"):
+def test_a_missing_cls_token_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no \[CLS\] token: set tokens"):
         make(tiny(pool="gap"), **TOP)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"neurons": [2, 7]}, r"not all of the neurons \(2, 7\)"),
+        ({"neurons": [2, 7]}, r"lacks some of the neurons \(2, 7\)"),
         ({"neurons": [-1]}, "neurons must be at least 0"),
         ({"seeds": []}, "at least one neuron and one seed"),
         ({"batch": 0}, "batch must be at least 1"),
     ],
 )
-def test_pictures_that_cannot_be_made_are_refused(options: dict[str, Any], message: str) -> None:
+def test_wrong_neurons_seeds_and_batches_are_refused(options: dict[str, Any], message: str) -> None:
     settings: Any = {"neurons": [0], "seeds": [0], "batch": 3, **options}
     with pytest.raises(ValueError, match=message):
         visualization.visualise(top(), variables_of(), **settings)

@@ -1,4 +1,4 @@
-"""What is decoded once: what is kept, and that no kill, damage or second writer spoils it."""
+"""The cache of scans: what it stores, and that no kill, damage or second writer corrupts it."""
 
 import errno
 import io
@@ -18,9 +18,10 @@ from PIL import Image
 from remem_jax.checks import SettingError
 from remem_jax.data import cache, sources
 from remem_jax.data.images import decoding
+from remem_jax.data.scan import ScanOptions, ScanResult, TooManyCorruptError
 from remem_jax.storage import locks
 
-WANTED = cache.Wanted(stored_size=16, pixels=True, limit=10**6, corrupt=0)
+OPTIONS = ScanOptions(stored_size=16, pixels=True, max_bytes=10**6, corrupt_limit=0)
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -45,16 +46,18 @@ def images(rng: np.random.Generator) -> list[np.ndarray]:
     return _noise(rng, *[(4, 6)] * 7)
 
 
-def _look(split: sources.Split, folder: pathlib.Path, **wanted: Any) -> cache.Found:
-    return cache.look(split, WANTED._replace(**wanted), title="Noise", folder=folder, threads=2)
+def _scan(split: sources.Split, folder: pathlib.Path, **options: Any) -> ScanResult:
+    return cache.scan_split(
+        split, OPTIONS._replace(**options), title="Noise", folder=folder, threads=2
+    )
 
 
-def _stored(found: cache.Found) -> np.ndarray:
-    assert found.pixels is not None
-    return np.asarray(found.pixels)
+def _stored(result: ScanResult) -> np.ndarray:
+    assert result.pixels is not None
+    return np.asarray(result.pixels)
 
 
-def _remember(split: sources.Split, folder: pathlib.Path, **wanted: Any) -> cache.Found:
+def _read_cached(split: sources.Split, folder: pathlib.Path, **options: Any) -> ScanResult:
     """The same, where no image may be decoded."""
 
     def decode(*args: object, **kwargs: object) -> np.ndarray:
@@ -62,7 +65,7 @@ def _remember(split: sources.Split, folder: pathlib.Path, **wanted: Any) -> cach
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "decode", decode)
-        return _look(split, folder, **wanted)
+        return _scan(split, folder, **options)
 
 
 # What is kept.
@@ -72,12 +75,12 @@ def _remember(split: sources.Split, folder: pathlib.Path, **wanted: Any) -> cach
 def test_images_of_one_size_are_kept_as_they_are(
     images: list[np.ndarray], tmp_path: pathlib.Path, key: str
 ) -> None:
-    found = _look(_split([_png(image) for image in images], key), tmp_path)
+    result = _scan(_split([_png(image) for image in images], key), tmp_path)
 
-    np.testing.assert_array_equal(_stored(found), images)
-    np.testing.assert_array_equal(found.labels, np.arange(7) % 3)
-    np.testing.assert_array_equal(found.kept, range(7))
-    assert not found.resized
+    np.testing.assert_array_equal(_stored(result), images)
+    np.testing.assert_array_equal(result.labels, np.arange(7) % 3)
+    np.testing.assert_array_equal(result.kept, range(7))
+    assert not result.resized
 
 
 @pytest.mark.parametrize("key", ["key", ""], ids=["on disk", "in memory"])
@@ -98,19 +101,19 @@ def test_other_images_become_squares_as_by_pillow(
 ) -> None:
     images = _noise(rng, *shapes)
 
-    found = _look(_split([_png(image) for image in images], key), tmp_path)
+    result = _scan(_split([_png(image) for image in images], key), tmp_path)
 
     squares = [
         np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR), np.int32)
         for image in images
     ]
-    assert np.abs(_stored(found) - squares).max() <= 1
-    assert found.resized
-    np.testing.assert_array_equal(found.shapes, shapes)  # As they are in the files.
+    assert np.abs(_stored(result) - squares).max() <= 1
+    assert result.resized
+    np.testing.assert_array_equal(result.shapes, shapes)  # As they are in the files.
 
 
 def test_arrays_are_kept_too(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
-    np.testing.assert_array_equal(_stored(_look(_split(images, ""), tmp_path)), images)
+    np.testing.assert_array_equal(_stored(_scan(_split(images, ""), tmp_path)), images)
 
 
 def test_without_pixels_the_rest_is_the_same(
@@ -118,12 +121,12 @@ def test_without_pixels_the_rest_is_the_same(
 ) -> None:
     split = _split([_png(image) for image in images])
 
-    found = _look(split, tmp_path / "one", pixels=False)
+    result = _scan(split, tmp_path / "one", pixels=False)
 
-    assert found.pixels is None
-    other = _look(split, tmp_path / "two")
-    assert found.digest == other.digest
-    np.testing.assert_array_equal(found.labels, other.labels)
+    assert result.pixels is None
+    other = _scan(split, tmp_path / "two")
+    assert result.digest == other.digest
+    np.testing.assert_array_equal(result.labels, other.labels)
 
 
 @pytest.mark.parametrize("shapes", [[(4, 6)] * 7, [(4, 6)] * 6 + [(5, 5)]])
@@ -133,8 +136,8 @@ def test_pixels_beyond_the_limit_are_left_out(
     size = 7 * (4 * 6 if shapes[-1] == (4, 6) else 16 * 16) * 3
     split = _split([_png(image) for image in _noise(rng, *shapes)])
 
-    assert _look(split, tmp_path / "one", limit=size - 1).pixels is None
-    assert _look(split, tmp_path / "two", limit=size).pixels is not None
+    assert _scan(split, tmp_path / "one", max_bytes=size - 1).pixels is None
+    assert _scan(split, tmp_path / "two", max_bytes=size).pixels is not None
 
 
 # Corrupt images.
@@ -146,12 +149,12 @@ def test_corrupt_images_are_listed_and_left_out(
     encoded = [_png(image) for image in images]
     encoded[2], encoded[5] = b"no image", encoded[5][:60]
 
-    found = _look(_split(encoded), tmp_path, corrupt=2)
+    result = _scan(_split(encoded), tmp_path, corrupt_limit=2)
 
-    np.testing.assert_array_equal(found.kept, [0, 1, 3, 4, 6])
-    np.testing.assert_array_equal(found.labels, [0, 1, 0, 1, 0])
-    np.testing.assert_array_equal(_stored(found), [images[i] for i in (0, 1, 3, 4, 6)])
-    assert [line.partition(":")[0] for line in found.skipped] == ["image 2", "image 5"]
+    np.testing.assert_array_equal(result.kept, [0, 1, 3, 4, 6])
+    np.testing.assert_array_equal(result.labels, [0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(_stored(result), [images[i] for i in (0, 1, 3, 4, 6)])
+    assert [line.partition(":")[0] for line in result.corrupt] == ["image 2", "image 5"]
 
 
 def test_more_corrupt_images_than_allowed_are_refused(
@@ -159,18 +162,18 @@ def test_more_corrupt_images_than_allowed_are_refused(
 ) -> None:
     split = _split([_png(images[0]), b"no image", b""])
 
-    with pytest.raises(cache.TooManyCorruptError, match=r"image 1: .*image 2: "):
-        _look(split, tmp_path, corrupt=1)
+    with pytest.raises(TooManyCorruptError, match=r"image 1: .*image 2: "):
+        _scan(split, tmp_path, corrupt_limit=1)
 
 
-def test_a_lower_limit_of_corrupt_images_holds_for_what_is_remembered(
+def test_a_lower_limit_of_corrupt_images_holds_for_what_is_read_cacheded(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(images[0]), b"no image"])
-    _look(split, tmp_path, corrupt=1)
+    _scan(split, tmp_path, corrupt_limit=1)
 
-    with pytest.raises(cache.TooManyCorruptError, match="image 1: "):
-        _remember(split, tmp_path, corrupt=0)
+    with pytest.raises(TooManyCorruptError, match="image 1: "):
+        _read_cached(split, tmp_path, corrupt_limit=0)
 
 
 @pytest.mark.parametrize("pixels", [True, False])
@@ -180,9 +183,9 @@ def test_a_cut_jpeg_is_found_out_whether_pixels_are_kept_or_not(
     buffer = io.BytesIO()
     Image.fromarray(_noise(rng, (200, 300))[0]).save(buffer, "JPEG")
 
-    found = _look(_split([buffer.getvalue()[:-200]]), tmp_path, corrupt=1, pixels=pixels)
+    result = _scan(_split([buffer.getvalue()[:-200]]), tmp_path, corrupt_limit=1, pixels=pixels)
 
-    assert len(found.skipped) == 1
+    assert len(result.corrupt) == 1
 
 
 # What is remembered.
@@ -190,9 +193,9 @@ def test_a_cut_jpeg_is_found_out_whether_pixels_are_kept_or_not(
 
 def test_nothing_is_decoded_twice(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
     split = _split([_png(image) for image in images])
-    first = _look(split, tmp_path)
+    first = _scan(split, tmp_path)
 
-    again = _remember(split, tmp_path)
+    again = _read_cached(split, tmp_path)
 
     np.testing.assert_array_equal(_stored(again), _stored(first))
     assert again.digest == first.digest
@@ -202,39 +205,39 @@ def test_pixels_tell_all_that_is_needed_without_them(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
-    _look(split, tmp_path)
+    _scan(split, tmp_path)
 
-    assert _remember(split, tmp_path, pixels=False).pixels is None
+    assert _read_cached(split, tmp_path, pixels=False).pixels is None
 
 
 def test_pixels_that_are_too_large_are_not_made_again(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
-    _look(split, tmp_path, limit=10)
+    _scan(split, tmp_path, max_bytes=10)
 
-    assert _remember(split, tmp_path, limit=10).pixels is None
+    assert _read_cached(split, tmp_path, max_bytes=10).pixels is None
 
 
 def test_pixels_are_made_where_they_were_not_wanted_before(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
-    _look(split, tmp_path, pixels=False)
+    _scan(split, tmp_path, pixels=False)
 
-    np.testing.assert_array_equal(_stored(_look(split, tmp_path)), images)
+    np.testing.assert_array_equal(_stored(_scan(split, tmp_path)), images)
 
 
 @pytest.mark.parametrize("change", [{"key": "other"}, {"stored_size": 5}])
-def test_other_data_and_other_sizes_are_looked_at_again(
+def test_other_data_and_other_sizes_are_scanned_again(
     images: list[np.ndarray], tmp_path: pathlib.Path, change: dict[str, Any]
 ) -> None:
     split = _split([_png(image) for image in images])
-    _look(split, tmp_path)
+    _scan(split, tmp_path)
     split = split._replace(key=change.pop("key", split.key))
 
     with pytest.raises(AssertionError, match="decoded again"):
-        _remember(split, tmp_path, **change)
+        _read_cached(split, tmp_path, **change)
 
 
 @pytest.mark.parametrize("changed", [0, 3, 6])
@@ -242,35 +245,35 @@ def test_other_images_of_the_same_key_are_noticed(
     images: list[np.ndarray], tmp_path: pathlib.Path, changed: int
 ) -> None:
     encoded = [_png(image) for image in images]
-    _look(_split(encoded), tmp_path)
+    _scan(_split(encoded), tmp_path)
     images[changed] = 255 - images[changed]
     encoded[changed] = _png(images[changed])
 
-    found = _look(_split(encoded), tmp_path)
+    result = _scan(_split(encoded), tmp_path)
 
-    np.testing.assert_array_equal(_stored(found), images)
-    assert found.digest == _look(_split(encoded, "afresh"), tmp_path).digest
+    np.testing.assert_array_equal(_stored(result), images)
+    assert result.digest == _scan(_split(encoded, "afresh"), tmp_path).digest
 
 
 def test_an_image_that_is_gone_is_noticed(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
     encoded = [_png(image) for image in images]
-    _look(_split(encoded), tmp_path)
+    _scan(_split(encoded), tmp_path)
 
-    found = _look(_split([*encoded[:6], b""]), tmp_path, corrupt=1)
+    result = _scan(_split([*encoded[:6], b""]), tmp_path, corrupt_limit=1)
 
-    assert len(found.skipped) == 1
+    assert len(result.corrupt) == 1
 
 
 def test_of_many_images_a_sample_is_read(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
     split = _split([_png(image) for image in images] * 50)
-    _look(split, tmp_path)
+    _scan(split, tmp_path)
     rows: list[int] = []
 
     def read(i: int) -> sources.Example:
         rows.append(i)
         return split.read(i)
 
-    _remember(split._replace(read=read), tmp_path)
+    _read_cached(split._replace(read=read), tmp_path)
 
     assert len(rows) == 64
     assert (rows[0], rows[-1]) == (0, 349)
@@ -280,10 +283,10 @@ def test_the_digest_is_that_of_the_content(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     encoded = [_png(image) for image in images]
-    digest = _look(_split(encoded), tmp_path).digest
+    digest = _scan(_split(encoded), tmp_path).digest
 
-    assert _look(_split(encoded, "moved"), tmp_path).digest == digest
-    assert _look(_split([*encoded[:6], encoded[0]], "changed"), tmp_path).digest != digest
+    assert _scan(_split(encoded, "moved"), tmp_path).digest == digest
+    assert _scan(_split([*encoded[:6], encoded[0]], "changed"), tmp_path).digest != digest
 
 
 # Damage.
@@ -293,16 +296,16 @@ def test_an_entry_of_before_sizes_were_kept_is_still_read(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
-    _look(split, tmp_path)
+    _scan(split, tmp_path)
     (index,) = tmp_path.rglob("index.npz")
     with np.load(index) as stored:
         arrays = {name: stored[name] for name in stored.files if name != "shapes"}
     np.savez(index, **arrays)
 
-    found = _look(split, tmp_path)
+    result = _scan(split, tmp_path)
 
-    assert found.shapes is None
-    np.testing.assert_array_equal(_stored(found), images)
+    assert result.shapes is None
+    np.testing.assert_array_equal(_stored(result), images)
 
 
 @pytest.mark.parametrize("name", ["about.json", "index.npz", "pixels.bin"])
@@ -311,17 +314,17 @@ def test_a_damaged_entry_is_made_again(
     images: list[np.ndarray], tmp_path: pathlib.Path, name: str, damage: str
 ) -> None:
     split = _split([_png(image) for image in images])
-    _look(split, tmp_path)
+    _scan(split, tmp_path)
     (path,) = tmp_path.glob(f"*/{name}")
     if damage == "lost":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: 9 if damage == "cut" else 0])
 
-    found = _look(split, tmp_path)
+    result = _scan(split, tmp_path)
 
-    np.testing.assert_array_equal(_stored(found), images)
-    np.testing.assert_array_equal(_stored(_remember(split, tmp_path)), images)
+    np.testing.assert_array_equal(_stored(result), images)
+    np.testing.assert_array_equal(_stored(_read_cached(split, tmp_path)), images)
 
 
 def test_a_folder_that_cannot_be_written_is_named(
@@ -330,7 +333,7 @@ def test_a_folder_that_cannot_be_written_is_named(
     (tmp_path / "file").touch()
 
     with pytest.raises(SettingError, match=r"file/cache.*config\.data\.cache"):
-        _look(_split(images), tmp_path / "file" / "cache")
+        _scan(_split(images), tmp_path / "file" / "cache")
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(
@@ -342,7 +345,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     monkeypatch.setattr(cache, "_flush", flush)
 
     with pytest.raises(SettingError, match=r"No space left.*config\.data\.cache"):
-        _look(_split([_png(image) for image in images]), tmp_path)
+        _scan(_split([_png(image) for image in images]), tmp_path)
 
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
@@ -358,21 +361,21 @@ def test_what_is_in_another_users_cache_is_read(
     images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = _split([_png(image) for image in images])
-    _look(split, tmp_path)
+    _scan(split, tmp_path)
     monkeypatch.setattr(locks, "held", _closed)
 
-    np.testing.assert_array_equal(_stored(_remember(split, tmp_path)), images)
+    np.testing.assert_array_equal(_stored(_read_cached(split, tmp_path)), images)
 
 
 def test_other_images_in_another_users_cache_are_not_used(
     images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _look(_split([_png(255 - image) for image in images]), tmp_path)
+    _scan(_split([_png(255 - image) for image in images]), tmp_path)
     monkeypatch.setattr(locks, "held", _closed)
 
-    found = _look(_split([_png(image) for image in images]), tmp_path)
+    result = _scan(_split([_png(image) for image in images]), tmp_path)
 
-    np.testing.assert_array_equal(_stored(found), images)
+    np.testing.assert_array_equal(_stored(result), images)
 
 
 @pytest.mark.parametrize("made", [True, False])
@@ -385,9 +388,9 @@ def test_what_cannot_be_kept_is_in_memory_and_a_warning_says_so(
 ) -> None:
     monkeypatch.setattr(*((locks, "held") if made else (pathlib.Path, "mkdir")), _closed)
 
-    found = _look(_split([_png(image) for image in images]), tmp_path / "cache")
+    result = _scan(_split([_png(image) for image in images]), tmp_path / "cache")
 
-    np.testing.assert_array_equal(_stored(found), images)
+    np.testing.assert_array_equal(_stored(result), images)
     assert "set config.data.cache to" in caplog.text
 
 
@@ -395,10 +398,10 @@ def test_images_of_other_sizes_are_squares_in_memory_too(
     rng: np.random.Generator, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = _split([_png(image) for image in _noise(rng, (4, 6), (4, 6), (30, 20))])
-    expected = _stored(_look(split, tmp_path))
+    expected = _stored(_scan(split, tmp_path))
     monkeypatch.setattr(locks, "held", _closed)
 
-    np.testing.assert_array_equal(_stored(_look(split, tmp_path / "other")), expected)
+    np.testing.assert_array_equal(_stored(_scan(split, tmp_path / "other")), expected)
 
 
 def test_the_default_cache_is_named_by_its_variable_and_may_be_in_no_home(
@@ -410,9 +413,9 @@ def test_the_default_cache_is_named_by_its_variable_and_may_be_in_no_home(
     (tmp_path / "null").touch()
     monkeypatch.setenv("REMEM_CACHE", str(tmp_path / "null" / "cache"))
 
-    found = _look(_split([_png(image) for image in images]), cache.folder(""))
+    result = _scan(_split([_png(image) for image in images]), cache.folder(""))
 
-    np.testing.assert_array_equal(_stored(found), images)
+    np.testing.assert_array_equal(_stored(result), images)
     assert "set REMEM_CACHE to" in caplog.text
 
 
@@ -430,7 +433,7 @@ def test_without_locks_the_first_whole_entry_stays(
     monkeypatch.setattr(locks, "_refused", lambda *_, **__: OSError(errno.ENOLCK, "No locks"))
     monkeypatch.setattr(pathlib.Path, "rename", rename_second)
 
-    np.testing.assert_array_equal(_stored(_look(split, tmp_path)), images)
+    np.testing.assert_array_equal(_stored(_scan(split, tmp_path)), images)
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 
 
@@ -443,6 +446,7 @@ import numpy as np
 from PIL import Image
 from remem_jax.data import cache, sources
 from remem_jax.data.images import decoding
+from remem_jax.data.scan import ScanOptions
 
 folder, decoded = map(pathlib.Path, sys.argv[1:])
 decode = decoding.decode
@@ -461,9 +465,9 @@ def read(i):
     return sources.Example(buffer.getvalue(), i)
 
 split = sources.Split(read, str, 40, None, "key")
-wanted = cache.Wanted(stored_size=16, pixels=True, limit=10**6, corrupt=0)
-found = cache.look(split, wanted, title="Noise", folder=folder, threads=1)
-print(found.pixels[:, 0, 0, 0].tolist() == list(range(40)), found.digest)
+options = ScanOptions(stored_size=16, pixels=True, max_bytes=10**6, corrupt_limit=0)
+result = cache.scan_split(split, options, title="Noise", folder=folder, threads=1)
+print(result.pixels[:, 0, 0, 0].tolist() == list(range(40)), result.digest)
 """
 
 
@@ -478,7 +482,7 @@ def _decoded(tmp_path: pathlib.Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_two_processes_share_one_look(tmp_path: pathlib.Path) -> None:
+def test_two_processes_share_one_scan(tmp_path: pathlib.Path) -> None:
     children = [_child(tmp_path) for _ in range(2)]
 
     printed = [child.communicate(timeout=200)[0] for child in children]
@@ -511,6 +515,6 @@ def test_an_image_that_is_decoded_is_decoded_as_alone(
     buffer = io.BytesIO()
     Image.fromarray(_noise(rng, (12, 9))[0]).save(buffer, "JPEG")
 
-    found = _look(_split([buffer.getvalue()]), tmp_path)
+    result = _scan(_split([buffer.getvalue()]), tmp_path)
 
-    np.testing.assert_array_equal(_stored(found)[0], decoding.decode(buffer.getvalue()))
+    np.testing.assert_array_equal(_stored(result)[0], decoding.decode(buffer.getvalue()))

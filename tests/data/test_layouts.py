@@ -92,7 +92,7 @@ def test_folders_beside_splits_are_passed_over_and_warned_of(tmp_path: pathlib.P
 
     assert source.classes == ("a", "b")
     assert source.skipped_files == {"folder beside the splits": 1}
-    assert "passed over: raw" in source.warnings[0]
+    assert "skipped: raw" in source.warnings[0]
 
 
 LEFTOVERS = [

@@ -78,7 +78,7 @@ def test_a_remote_folder_is_refused(
     monkeypatch.setattr(sys, "argv", ["data", "--dir", "s3://bucket/tfds"])
 
     assert table.main() == 1
-    assert capsys.readouterr().err.startswith("remem_jax: s3://bucket/tfds is no local folder")
+    assert capsys.readouterr().err.startswith("remem_jax: s3://bucket/tfds is not a local folder")
 
 
 def test_assumptions_and_licences_follow(

@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow, beside tensorboardX's writer and TFDS's array_record."""
+"""TFRecord files without TensorFlow, against tensorboardX's writer and TFDS's array_record."""
 
 import io
 import os
@@ -21,8 +21,8 @@ from tests.data import tiny_tfds
 RECORDS = [b"", b"a", b"some bytes", bytes(1000), b"the last"]
 
 
-class Part(NamedTuple):
-    """Part of a file, as TFDS tells it."""
+class Shard(NamedTuple):
+    """Some records of a file, with the fields of TFDS's `FileInstruction`."""
 
     filename: str
     skip: int
@@ -37,8 +37,8 @@ def file(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _whole(file: pathlib.Path) -> Part:
-    return Part(str(file), 0, len(RECORDS), len(RECORDS))
+def _whole(file: pathlib.Path) -> Shard:
+    return Shard(str(file), 0, len(RECORDS), len(RECORDS))
 
 
 def test_records_are_those_that_were_written(file: pathlib.Path) -> None:
@@ -47,19 +47,19 @@ def test_records_are_those_that_were_written(file: pathlib.Path) -> None:
     assert [records[i] for i in range(len(records))] == RECORDS
 
 
-def test_parts_of_files_follow_each_other(file: pathlib.Path) -> None:
-    parts = [Part(str(file), skip, take, 5) for skip, take in ((1, 2), (0, 0), (4, 1), (0, 3))]
+def test_shards_are_concatenated(file: pathlib.Path) -> None:
+    shards = [Shard(str(file), skip, take, 5) for skip, take in ((1, 2), (0, 0), (4, 1), (0, 3))]
 
-    records = tfrecord.Records(parts)
+    records = tfrecord.Records(shards)
 
     expected = [*RECORDS[1:3], *RECORDS[4:], *RECORDS[:3]]
     assert [records[i] for i in range(len(records))] == expected
 
 
-def test_a_file_without_records_is_one(tmp_path: pathlib.Path) -> None:
+def test_a_file_may_have_no_records(tmp_path: pathlib.Path) -> None:
     (tmp_path / "empty").touch()
 
-    assert len(tfrecord.Records([Part(str(tmp_path / "empty"), 0, 0, 0)])) == 0
+    assert len(tfrecord.Records([Shard(str(tmp_path / "empty"), 0, 0, 0)])) == 0
 
 
 @pytest.mark.parametrize("i", [-1, 5])
@@ -68,7 +68,7 @@ def test_an_index_outside_is_an_error(file: pathlib.Path, i: int) -> None:
         tfrecord.Records([_whole(file)])[i]
 
 
-def test_a_pickle_needs_no_second_index(file: pathlib.Path) -> None:
+def test_unpickling_does_not_index_again(file: pathlib.Path) -> None:
     records = tfrecord.Records([_whole(file)])
     stored = pickle.dumps(records)
     with file.open("r+b") as opened:  # The heads of all frames are lost, the data are there.
@@ -83,14 +83,14 @@ def test_a_pickle_needs_no_second_index(file: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 255, 110_000, 2**33 + 5])
 def test_checksums_are_those_of_tensorboardx(length: int) -> None:
-    expected = tensorboardX.record_writer.masked_crc32c(struct.pack("<Q", length))
+    head = struct.pack("<Q", length)
 
-    assert tfrecord.masked_crc32c(np.asarray([length], np.uint64)).tolist() == [expected]
+    assert tfrecord.masked_crc32c(head) == tensorboardX.record_writer.masked_crc32c(head)
 
 
 @pytest.mark.parametrize("lost", [1, 4, 5, 12, 24, 27, 100])
 def test_a_file_that_was_cut_off_is_refused(file: pathlib.Path, lost: int) -> None:
-    """At every place of a frame: its last one has 8 bytes of data and 16 around them."""
+    """At every place of a frame: the last one has 8 bytes of data and 16 around them."""
     os.truncate(file, file.stat().st_size - lost)
 
     with pytest.raises(SettingError, match=f"{file} cannot be read: .*prepare the data set again"):
@@ -115,11 +115,11 @@ def test_bytes_after_the_last_record_are_refused(file: pathlib.Path) -> None:
 
 
 def test_a_file_with_other_records_is_refused(file: pathlib.Path) -> None:
-    with pytest.raises(SettingError, match="it holds 5 records, expected 6"):
-        tfrecord.Records([Part(str(file), 0, 6, 6)])
+    with pytest.raises(SettingError, match="it has 5 records, expected 6"):
+        tfrecord.Records([Shard(str(file), 0, 6, 6)])
 
 
-def test_a_lost_file_is_refused(file: pathlib.Path) -> None:
+def test_a_missing_file_is_refused(file: pathlib.Path) -> None:
     file.unlink()
 
     with pytest.raises(SettingError, match="No such file"):
@@ -140,7 +140,7 @@ NAMES = ("eurosat", "flowers102", "sun397_tfds")
 
 
 class Folders(NamedTuple):
-    """Folders of TFDS that hold the same data sets."""
+    """Folders of TFDS with the same data sets in two formats."""
 
     array_record: pathlib.Path
     tfrecord: pathlib.Path
@@ -165,7 +165,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def test_images_and_their_order_are_those_of_array_record(
     folders: Folders, name: str, split: str
 ) -> None:
-    """TFDS reads its array_record here; that both formats have one order is TFDS's promise."""
+    """TFDS reads the array_record; it guarantees that both formats have the same order."""
     record = registry.RECORDS[name]
     builder: Any = tensorflow_datasets.builder(record.tfds, data_dir=str(folders.array_record))
     stored = builder.as_data_source(record.train if split == "train" else record.test)

@@ -72,13 +72,13 @@ def test_a_folder_of_several_links_is_seen_for_each_or_once(
     ("passed_over", "empty", "told"),
     [
         ({}, (), ""),
-        ({".tif": 10, ".jfif": 8}, (), "18 files passed over (.jfif: 8, .tif: 10)"),
-        ({".txt": 1}, (), "1 file passed over (.txt: 1)"),
+        ({".tif": 10, ".jfif": 8}, (), "18 files skipped (.jfif: 8, .tif: 10)"),
+        ({".txt": 1}, (), "1 file skipped (.txt: 1)"),
         ({}, ("owl",), "the class owl has no image"),
         (
             {".txt": 1234},
             ("owl", "e\n"),
-            "1,234 files passed over (.txt: 1,234); the classes owl, e\\n have no image",
+            "1,234 files skipped (.txt: 1,234); the classes owl, e\\n have no image",
         ),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_folder_says_what_it_left_out_in_the_log(
     assert source.empty_classes == ("owl",)
     assert source.skipped_files == {".psd": 1, ".txt": 1, "outside class folders": 1}
     assert caplog.messages == [
-        f"{tmp_path.name}: 3 files passed over (.psd: 1, .txt: 1, outside class folders: 1); "
+        f"{tmp_path.name}: 3 files skipped (.psd: 1, .txt: 1, outside class folders: 1); "
         "the class owl has no image"
     ]
 

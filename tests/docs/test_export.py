@@ -14,8 +14,15 @@ from scipy import special
 
 from remem_jax import predict
 from remem_jax.export import __main__ as export
-from remem_jax.export import checking, description, formats, predictors, teachers
-from remem_jax.export.description import Form
+from remem_jax.export import (
+    checking,
+    description,
+    formats,
+    inference,
+    options,
+    predictors,
+)
+from remem_jax.export.options import Form
 from tests.export import drawn, pictures
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "export.md").read_text()
@@ -33,7 +40,7 @@ def test_the_options_of_the_commands_are_there(module: str) -> None:
 
 
 def test_every_format_is_on_the_page() -> None:
-    for name in (*description.FORMATS, *teachers.FORMATS):
+    for name in (*options.FORMATS, *options.TEACHER_FORMATS):
         assert f"`{name}`" in PAGE
 
 
@@ -76,7 +83,7 @@ def test_the_program_of_the_page_says_the_students_class(
         exec(program(), {})
         said = capsys.readouterr().out.strip()
         paths = [pathlib.Path("photo.jpg")]
-        ((best, _),) = predict.predict(model, paths, top=1, batch_size=1).top["photo.jpg"]
+        ((best, _),) = inference.predict(model, paths, top=1, batch_size=1).top["photo.jpg"]
         assert said == best
         found.add(said)
 
@@ -122,7 +129,7 @@ def test_the_program_of_the_page_agrees_with_predict(
 
     exec(program(), namespace)
     model = predictors.open_any(pathlib.Path("runs/look/export/remem_student.onnx"))
-    found = predict.predict(model, [pathlib.Path("photo.jpg")], top=9, batch_size=1)
+    found = inference.predict(model, [pathlib.Path("photo.jpg")], top=9, batch_size=1)
 
     assert not found.failed
     shares = special.softmax(namespace["logits"][0].astype(np.float64))

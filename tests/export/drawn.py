@@ -9,20 +9,21 @@ import jax
 import numpy as np
 
 from remem_jax import models
-from remem_jax.export import description, formats, predictors, runs
-from remem_jax.export.description import Form
+from remem_jax.export import description, formats, options, predictors, runs
+from remem_jax.export import images as image_files
+from remem_jax.export.options import Form
 
 SIDE = 32
 CLASSES = ("cat", "dog", "fish", "café", "owl, barn")
 
 
 @functools.cache
-def images() -> runs.Images:
+def images() -> image_files.Images:
     """Images of coarse squares, and labels."""
     rng = np.random.default_rng(1)
     coarse = rng.integers(0, 256, (12, 4, 4, 3)).astype(np.uint8)
     pixels = coarse.repeat(SIDE // 4, axis=1).repeat(SIDE // 4, axis=2)
-    return runs.Images(pixels, rng.integers(0, len(CLASSES), 12), "squares")
+    return image_files.Images(pixels, rng.integers(0, len(CLASSES), 12), "squares")
 
 
 def floats() -> np.ndarray:
@@ -67,7 +68,7 @@ def logits(name: str) -> np.ndarray:
 def write(name: str, form: Form, folder: pathlib.Path) -> pathlib.Path:
     """The student in a form."""
     one = student(name)
-    path = folder / f"student{description.SUFFIXES[form.format]}"
+    path = folder / f"student{options.SUFFIXES[form.format]}"
     formats.write(one, one.described._replace(form=form), path, images().pixels)
     return path
 

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 
 from remem_jax.checks import SettingError
-from remem_jax.export import description, destinations, predictors
-from remem_jax.export.description import Form
+from remem_jax.export import description, destinations, options, predictors
+from remem_jax.export.options import Form
 from remem_jax.storage import results
 from tests.export import drawn
 
@@ -151,4 +151,4 @@ def test_what_a_file_says_of_itself_is_read_back(tmp_path: pathlib.Path) -> None
 )
 def test_what_no_export_can_be_is_refused(form: Form, message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        description.check(form)
+        options.check(form)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from remem_jax import data
 from remem_jax.data.images.preprocessing import Preprocessing
-from remem_jax.export import runs
+from remem_jax.export import images as image_files
 
 
 def test_images_are_resized_twice_as_a_run_that_keeps_squares_does(tmp_path: pathlib.Path) -> None:
@@ -28,12 +28,13 @@ def test_images_are_resized_twice_as_a_run_that_keeps_squares_does(tmp_path: pat
     seen = (np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image)) + 1) * 127.5
 
     found = [
-        runs.read_image(path, Preprocessing(32, 40)) for path in runs.image_paths(tmp_path / "test")
+        image_files.read_image(path, Preprocessing(32, 40))
+        for path in image_files.image_paths(tmp_path / "test")
     ]
 
     assert dataset.source_size == (40, 40)
     np.testing.assert_allclose(found, seen, rtol=0, atol=1)  # Of a grey level.
-    once = runs.read_image(tmp_path / "test" / "a" / "1.png", Preprocessing(32))
+    once = image_files.read_image(tmp_path / "test" / "a" / "1.png", Preprocessing(32))
     assert np.abs(once - seen[0]).max() > 5
 
 
@@ -43,7 +44,7 @@ def test_images_of_a_folder_are_seen_as_pillow_resizes_them(tmp_path: pathlib.Pa
     Image.fromarray(pixels).save(tmp_path / "below" / "one.png")
     (tmp_path / "notes.txt").write_text("no image")
 
-    found = runs.read_folder(tmp_path, Preprocessing(32), 0)
+    found = image_files.read_folder(tmp_path, Preprocessing(32), 0)
 
     expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)
     assert found.labels is None

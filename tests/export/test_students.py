@@ -22,12 +22,14 @@ from remem_jax.export import (
     description,
     destinations,
     formats,
+    options,
     predictors,
     runs,
     students,
 )
+from remem_jax.export import images as image_files
 from remem_jax.export.checking import Comparison, Limits
-from remem_jax.export.description import Form
+from remem_jax.export.options import Form
 from remem_jax.storage import results
 from remem_jax.weights import students as files
 from remem_jax.workflow import context
@@ -42,7 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies of one small batch, measured once; the student by JAX, compiled once."""
     monkeypatch.setattr(checking, "LATENCY_BATCHES", (12,))
     monkeypatch.setattr(checking, "_REPEATS", (1, 1))
-    monkeypatch.setattr(predictors, "AT_ONCE", 12)
+    monkeypatch.setattr(options, "BATCH_SIZE", 12)
     drawn_one = drawn.predictor(NAME)
     monkeypatch.setattr(
         predictors,
@@ -132,16 +134,16 @@ def test_only_what_is_within_both_limits_passes(
 ) -> None:
     found = Comparison("images", difference, largest, disagreement, None, None)
     if passes:
-        checking.require_equal(found, EXACT, "It")
+        checking.require_close(found, EXACT, "It")
     else:
         with pytest.raises(SettingError, match="It does not say what the student says"):
-            checking.require_equal(found, EXACT, "It")
+            checking.require_close(found, EXACT, "It")
 
 
 def test_no_number_passes_no_limit() -> None:
     found = Comparison("images", float("nan"), 1.0, 0.0, None, None)
     with pytest.raises(SettingError, match="differs by nan"):
-        checking.require_equal(found, checking.limits("int8", None, None), "It")
+        checking.require_close(found, checking.limits("int8", None, None), "It")
 
 
 # Runs.
@@ -232,7 +234,9 @@ def test_the_command_exports_checks_and_says_so(
     assert "validation: 12 images: logits differ by at most" in told.out
     record = json.loads(destinations.record_path(path).read_text())["check"]
     assert f"{record['largest_difference']:.2g} (the largest is" in told.out
-    largest = np.abs(drawn.predictor(NAME).predict(runs.open_images(run, "validation", 12).pixels))
+    largest = np.abs(
+        drawn.predictor(NAME).predict(image_files.open_images(run, "validation", 12).pixels)
+    )
     assert record["largest_logit"] == pytest.approx(largest.max())
     opened = predictors.open_any(path)
     assert opened.described.method == "remem"
@@ -327,7 +331,7 @@ def test_other_images_than_the_runs_are_refused(run: pathlib.Path, tmp_path: pat
     folder = copied(run, tmp_path, fingerprint="another")
 
     with pytest.raises(SettingError, match=r"are not those that the run .* give --images=FOLDER"):
-        runs.open_images(folder, "validation", 5)
+        image_files.open_images(folder, "validation", 5)
 
 
 def test_images_that_are_gone_are_not_needed(
@@ -381,7 +385,7 @@ def test_the_runs_cache_is_kept(
 
     monkeypatch.setattr(context, "load_data", load)
     with pytest.raises(SettingError, match="enough"):
-        runs.open_images(folder, "validation", 5)
+        image_files.open_images(folder, "validation", 5)
 
     assert asked == [cache or ""]
 
@@ -440,7 +444,7 @@ def test_a_full_disk_leaves_the_export_that_was_there(
 def test_images_of_a_run_are_what_its_students_see(run: pathlib.Path) -> None:
     from sklearn import datasets
 
-    found = runs.open_images(run, "test", 5)
+    found = image_files.open_images(run, "test", 5)
 
     # Bilinear means, here four times as large, stay within a grey level of the digit's own mean.
     means = np.round(datasets.load_digits().images * (255 / 16)).mean(axis=(1, 2))

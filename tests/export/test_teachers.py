@@ -9,7 +9,8 @@ from PIL import Image
 
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import __main__ as command
-from remem_jax.export import destinations, runs, teachers
+from remem_jax.export import destinations, teachers
+from remem_jax.export import images as image_files
 from remem_jax.models import vit
 from remem_jax.storage import results
 from remem_jax.weights import augreg
@@ -134,7 +135,7 @@ def test_a_teacher_says_how_images_become_what_it_sees(run: pathlib.Path) -> Non
     teacher = teachers.open_teacher(run)
 
     assert teacher.preprocessing == Preprocessing(drawn.SIDE, 48)
-    pixels = runs.read_folder(run / "images", teacher.preprocessing, 1).pixels
+    pixels = image_files.read_folder(run / "images", teacher.preprocessing, 1).pixels
     picture = Image.fromarray(wide)
     for side in (48, drawn.SIDE):
         picture = picture.resize((side, side), Image.Resampling.BILINEAR)

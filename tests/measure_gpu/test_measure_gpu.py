@@ -1,4 +1,4 @@
-"""The command, at tiny sizes on a CPU, where what a machine with a GPU may lack is missing."""
+"""Runs the command at tiny sizes on a CPU, without packages that a GPU machine may lack."""
 
 import json
 import os
@@ -40,7 +40,7 @@ importlib.metadata.Distribution.from_name = staticmethod(from_name)
 """
 
 
-# All but the students of one teacher, which tests/test_benchmark.py trains.
+# All items except the students of one teacher, which tests/test_benchmark.py trains.
 ITEMS = (
     items.DEVICE, "numerics_float32", "numerics_bfloat16", "attention",
     "forward", "plan_microbatches", "table10",
@@ -54,7 +54,7 @@ def test_at_full_size_every_row_of_the_benchmark_is_an_item() -> None:
 
 
 class Tool:
-    """Runs the command in a folder, for as many tests as like."""
+    """Runs the command in a folder that several tests share."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -62,7 +62,6 @@ class Tool:
         (folder / "hidden" / "sitecustomize.py").write_text(_HIDES.format(missing=MISSING))
         self.environment = os.environ | {
             "PYTHONPATH": str(folder / "hidden"),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         }
 
@@ -82,7 +81,7 @@ class Tool:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tool, pathlib.Path]:
-    """The folder that travels, made once."""
+    """Packs the folder for the GPU machine once for all tests."""
     tool = Tool(tmp_path_factory.mktemp("measure_gpu"))
     tool.run(f"--pack={tool.folder / 'packed'}")
     return tool, tool.folder / "packed"
@@ -90,7 +89,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tool, pathlib.Path
 
 @pytest.fixture(scope="module")
 def measured(packed: tuple[Tool, pathlib.Path]) -> dict[str, Any]:
-    """What a whole measurement leaves, made once."""
+    """Measures all items once for all tests; returns the record."""
     tool, folder = packed
     out = tool.folder / "out"
     tool.run(f"--packed={folder}", f"--out={out}", f"--items={','.join(ITEMS)}")
@@ -99,7 +98,7 @@ def measured(packed: tuple[Tool, pathlib.Path]) -> dict[str, Any]:
     return found
 
 
-def test_only_the_mini_table_needs_what_does_not_travel(tmp_path: pathlib.Path) -> None:
+def test_only_the_mini_table_needs_packages_that_are_not_packed(tmp_path: pathlib.Path) -> None:
     hidden = (*MISSING, "matplotlib", "sklearn", "timm", "torch")
     (tmp_path / "sitecustomize.py").write_text(_HIDES.format(missing=hidden))
     called = {item.call.partition(":")[0] for item in items.make(MANIFEST, tiny=False)}
@@ -133,7 +132,7 @@ def test_the_same_device_agrees_with_itself(measured: dict[str, Any]) -> None:
         for name in names:
             assert programs[name]["agrees"], (dtype, name)
             assert programs[name]["ours"]["parameters"] > 50
-    # bfloat16 is another computation than the reference, in float32.
+    # bfloat16 differs from the reference, which is in float32.
     programs = measured["items"]["numerics_bfloat16"]["result"]
     assert programs["gradient"]["ours"]["gradient"] > 1e-3
 
@@ -143,7 +142,7 @@ def test_attention_agrees_with_the_plain_form(measured: dict[str, Any]) -> None:
     assert list(found) == ["17", "18"]
     for forms in found.values():
         for name in ("output", "tokens", "parameters"):
-            # bfloat16 has 8 bits; some roundings add up.
+            # bfloat16 has 8 bits, and rounding errors add up.
             assert 0 < forms["ours"][name] < 0.03
             assert 0 < forms["plain"][name] < 0.03
 
@@ -174,7 +173,7 @@ def test_sigterm_ends_it_cleanly_with_what_there_is(packed: tuple[Tool, pathlib.
     assert f"{running.ASKED_TO_STOP}: " in out
 
 
-def test_an_unknown_item_is_refused_with_those_that_there_are(
+def test_an_unknown_item_is_refused_with_a_list_of_the_known_ones(
     packed: tuple[Tool, pathlib.Path],
 ) -> None:
     tool, folder = packed

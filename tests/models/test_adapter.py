@@ -31,7 +31,7 @@ def flatten(params: Any) -> Any:
 
 
 def with_adapters(shapes: Any, placement: str) -> Any:
-    """Shapes alone."""
+    """The shapes of parameters with adapters."""
     add = functools.partial(adapter.add, placement=placement, reduction=4)
     return jax.eval_shape(add, shapes, jax.random.key(2))
 
@@ -47,7 +47,7 @@ def images(rng: np.random.Generator) -> jax.Array:
 
 
 @pytest.mark.parametrize(("scan", "jit"), [(True, True), (True, False), (False, False)])
-def test_the_first_network_is_exactly_the_pretrained_one(
+def test_fine_tuning_starts_from_exactly_the_pretrained_network(
     params: Any, images: jax.Array, key: jax.Array, scan: bool, jit: bool
 ) -> None:
     added = adapter.add(params, key, placement="houlsby", reduction=4)
@@ -101,7 +101,7 @@ def test_rematerialised_gradients_are_differences_of_the_loop(
     np.testing.assert_allclose(slope, (along(1e-5) - along(-1e-5)) / 2e-5, rtol=1e-3)
 
 
-@pytest.mark.usefixtures("mixed_dtypes")  # Of Flax in its norms.
+@pytest.mark.usefixtures("mixed_dtypes")  # Flax's norms mix types.
 def test_the_adapter_computes_in_the_type_of_the_activations(
     params: Any, images: jax.Array
 ) -> None:
@@ -112,12 +112,12 @@ def test_the_adapter_computes_in_the_type_of_the_activations(
     adapted: Any = jax.eval_shape(adapter.Adapter(3).apply, {"params": new}, tokens)
 
     assert adapted.dtype == jnp.bfloat16
-    # The scan over blocks refuses tokens that come out in another type than they went in.
+    # The scan over blocks refuses blocks that change the type of the tokens.
     jax.eval_shape(adapter.wrap(tiny(dtype="bfloat16").apply), {"params": added}, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
 
 
-def test_attention_pooling_is_left_alone(key: jax.Array) -> None:
+def test_attention_pooling_is_not_changed(key: jax.Array) -> None:
     shapes = models.shapes(tiny(pool="map"), 8)
 
     added = jax.eval_shape(lambda p: adapter.add(p, key, placement="houlsby", reduction=4), shapes)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remem_jax.models import attention
+from remem_jax.models.attention import Attention
+from remem_jax.models.operations import attention
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -51,7 +52,7 @@ def test_attention_is_flaxs_own(rng: np.random.Generator, key: jax.Array) -> Non
     theirs = nn.MultiHeadDotProductAttention(3)
     params = theirs.init(key, queries, tokens)
 
-    ours: Any = attention.Attention(3, jnp.float32).apply(params, queries, tokens)
+    ours: Any = Attention(3, jnp.float32).apply(params, queries, tokens)
 
     expected: Any = theirs.apply(params, queries, tokens)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
@@ -66,10 +67,10 @@ def test_added_tokens_change_neither_attention_nor_its_gradients(
 ) -> None:
     arrays = drawn(rng, queries, tokens)
 
-    found = with_gradients(functools.partial(attention.padded, implementation="xla"))(*arrays)
+    actual = with_gradients(functools.partial(attention.padded, implementation="xla"))(*arrays)
 
     expected = with_gradients(attention.plain)(*arrays)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -91,7 +92,7 @@ def test_in_half_precision_gradients_are_those_of_float32(
         )  # A few roundings, to 2**-9, 2**-12.
 
 
-def test_backward_attention_keeps_scores_in_the_type_of_the_computation_alone(
+def test_the_backward_pass_stores_scores_in_the_compute_type_only(
     rng: np.random.Generator,
 ) -> None:
     arrays = drawn(rng, 6, 10, dtype="bfloat16")
@@ -104,7 +105,7 @@ def test_backward_attention_keeps_scores_in_the_type_of_the_computation_alone(
 
 @pytest.fixture
 def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets cuDNN's attention be traced where there is no cuDNN."""
+    """Makes cuDNN's attention traceable without cuDNN."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
@@ -114,7 +115,7 @@ def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def lowered(function: Any, platform: str, *arrays: Any) -> str:
-    """What the compiler of a platform is given."""
+    """The program that the compiler of a platform gets."""
     return jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -133,7 +134,7 @@ def lowered(function: Any, platform: str, *arrays: Any) -> str:
     ],
 )
 @pytest.mark.usefixtures("cudnn", "mixed_dtypes")
-def test_cuda_has_flash_attention_in_half_precision(
+def test_cuda_gets_flash_attention_in_half_precision(
     platform: str, dtype: str, features: int, tokens: int, flash: bool
 ) -> None:
     shape = jax.ShapeDtypeStruct((2, tokens, 1, features), dtype)
@@ -166,10 +167,10 @@ def test_without_cudnn_cuda_has_plain_attention() -> None:
     ("capability", "flash"), [("7.5", False), ("8.0", True), ("12.0", True), (None, True)]
 )
 @pytest.mark.usefixtures("cudnn", "mixed_dtypes")
-def test_gpus_from_before_ampere_have_no_flash_attention(
+def test_gpus_older_than_ampere_get_no_flash_attention(
     monkeypatch: pytest.MonkeyPatch, capability: str | None, flash: bool
 ) -> None:
-    assert attention.has_flash(jnp.bfloat16, 64)  # Asks what is here once.
+    assert attention.has_flash(jnp.bfloat16, 64)  # Caches the answer.
     device = types.SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [device])

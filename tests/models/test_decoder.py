@@ -17,7 +17,7 @@ SIZE, SIDE, WIDTH = 16, 1, 5
 
 
 def drawn(align_corners: bool, side: int = SIDE) -> tuple[decoder.Decoder, Any]:
-    """A decoder, and variables that are not those of the start."""
+    """A decoder with random variables."""
     model = decoder.make(image_size=SIZE, align_corners=align_corners)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, WIDTH)))
     rng = np.random.default_rng(3)
@@ -131,16 +131,18 @@ def test_training_agrees_with_torch(rng: np.random.Generator) -> None:
 
     np.testing.assert_allclose(actual, our_maps(expected), rtol=1e-4, atol=1e-4)  # 300 products.
     for ours, theirs in (("bn1", peer[2]), ("bn2", peer[6]), ("bn3", peer[10])):
-        found = updates["batch_stats"][ours]
-        np.testing.assert_allclose(found["mean"], theirs.running_mean.numpy(), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found["var"], theirs.running_var.numpy(), rtol=1e-4)
+        result = updates["batch_stats"][ours]
+        np.testing.assert_allclose(
+            result["mean"], theirs.running_mean.numpy(), rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(result["var"], theirs.running_var.numpy(), rtol=1e-4)
 
 
 def test_kernels_start_as_kaimings_of_the_fan_out() -> None:
     model = decoder.make(image_size=8)
     variables = decoder.make_init(model, side=1, width=4)(jax.random.key(0))
 
-    kernel = np.asarray(variables["params"]["conv2"]["kernel"])  # Of 36,864 weights.
+    kernel = np.asarray(variables["params"]["conv2"]["kernel"])  # 36,864 weights.
 
     assert kernel.std() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.02)
 
@@ -156,6 +158,6 @@ def test_tokens_with_cls_are_refused() -> None:
         decoder.grid(jnp.zeros((1, 5, 3)))
 
 
-def test_a_size_that_does_not_divide_names_the_setting() -> None:
+def test_a_size_that_8_does_not_divide_names_the_setting() -> None:
     with pytest.raises(ValueError, match=r"multiple of 8 pixels, got 12; set config\.data\.image"):
         decoder.make(image_size=12)

@@ -1,8 +1,10 @@
-"""What every student must satisfy, one record of `models.STUDENTS` at a time.
+"""What every student must satisfy; the tests take one record of `models.STUDENTS` at a time.
 
 tests/docs/test_extending.py runs these tests with the example of docs/extending/student.md, too.
 """
 
+import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -16,55 +18,68 @@ from remem_jax.weights import torch_names
 
 pytestmark = pytest.mark.parametrize("name", list(models.STUDENTS))
 SIDE = 64
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "students.md"
 
 
-def shapes_of(name: str, *, classes: int = 3, **options: Any) -> dict[str, Any]:
-    """Variables of a student as shapes, by slash-joined name."""
-    model = models.make(name, classes=classes, **options)
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
-    return traverse_util.flatten_dict(variables, sep="/")
+def traced(name: str, method: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Outputs and variables of a student as shapes, the variables by slash-joined name."""
+    model, images = models.make(name, **options), jnp.zeros((2, SIDE, SIDE, 3))
+    init = functools.partial(model.init_with_output, method=method)
+    outputs, variables = jax.eval_shape(init, jax.random.key(0), images)
+    return outputs, traverse_util.flatten_dict(variables, sep="/")
+
+
+def parameters(name: str, classes: int) -> int:
+    """Number of a student's parameters."""
+    head, (_, shapes) = models.STUDENTS[name].head, in_its_two_methods(name)
+    names = [path for path in shapes if path.startswith("params/")]
+    per_class = sum(shapes[f"params/{path}"].size for path in head) // 3
+    return sum(shapes[path].size for path in names) + (classes - 3) * per_class
+
+
+def trunk_and_head(model: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    maps = model.trunk(images)
+    return maps, model.head(maps)
+
+
+# Tracing is what these tests spend their time on, so each student is traced twice in all.
+@functools.cache
+def in_its_two_methods(name: str) -> tuple[Any, dict[str, Any]]:
+    return traced(name, trunk_and_head, classes=3)
+
+
+@functools.cache
+def small_in_bfloat16(name: str) -> tuple[Any, dict[str, Any]]:
+    return traced(name, classes=5, stem="small", dtype="bfloat16")
 
 
 def test_the_head_has_the_parameters_that_depend_on_the_classes(name: str) -> None:
-    few, many = (shapes_of(name, classes=classes) for classes in (3, 5))
+    (_, few), (_, many) = in_its_two_methods(name), small_in_bfloat16(name)
 
-    changed = {path for path, leaf in few.items() if leaf.shape != many[path].shape}
+    changed = {path for path in few if few[path].shape[-1] == 3 and many[path].shape[-1] == 5}
 
     assert changed == {f"params/{path}" for path in models.STUDENTS[name].head}
 
 
 def test_variables_are_float32_parameters_and_running_statistics(name: str) -> None:
-    found = shapes_of(name, dtype="bfloat16")
+    _, variables = small_in_bfloat16(name)
 
-    assert {path.split("/")[0] for path in found} <= {"params", "batch_stats"}
-    assert {leaf.dtype for leaf in found.values()} == {np.dtype(np.float32)}
+    assert {path.split("/")[0] for path in variables} <= {"params", "batch_stats"}
+    assert {leaf.dtype for leaf in variables.values()} == {np.dtype(np.float32)}
 
 
 def test_logits_are_float32_in_any_compute_type(name: str) -> None:
-    model = models.make(name, classes=3, dtype="bfloat16")
-    images = jnp.zeros((2, SIDE, SIDE, 3))
+    logits, _ = small_in_bfloat16(name)
 
-    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-
-    assert (logits.shape, logits.dtype) == ((2, 3), np.dtype(np.float32))
+    assert (logits.shape, logits.dtype) == ((2, 5), np.dtype(np.float32))
 
 
-def test_the_head_takes_the_maps_of_the_trunk(name: str) -> None:
-    model, images = models.make(name, classes=3), jnp.zeros((2, SIDE, SIDE, 3))
+def test_the_trunk_and_the_head_are_the_whole_model(name: str) -> None:
+    ((maps, logits), variables), (_, whole) = in_its_two_methods(name), small_in_bfloat16(name)
 
-    def both() -> Any:
-        variables = model.init(jax.random.key(0), images)
-        maps = model.apply(variables, images, train=False, method="trunk")
-        return maps, model.apply(variables, maps, train=False, method="head")
-
-    maps, logits = jax.eval_shape(both)
-
-    assert maps.shape[-1] == models.trunk_channels(model, SIDE)
+    assert maps.ndim == 4
     assert logits.shape == (2, 3)
-
-
-def test_both_stems_have_parameters_of_the_same_names(name: str) -> None:
-    assert set(shapes_of(name, stem="small")) == set(shapes_of(name, stem="imagenet"))
+    assert set(variables) == set(whole)  # Of the other stem, whose names are the same.
 
 
 def test_images_of_integers_are_refused(name: str) -> None:
@@ -80,10 +95,18 @@ def test_unknown_stems_and_types_are_refused(name: str) -> None:
 
 
 def test_the_names_of_files_are_translated_back(name: str) -> None:
-    rng = np.random.default_rng(0)
-    arrays = {path: rng.normal(size=leaf.shape) for path, leaf in shapes_of(name).items()}
-    variables = traverse_util.unflatten_dict(arrays, sep="/")
+    _, shapes = in_its_two_methods(name)
+    arrays = {path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items()}
 
-    back = torch_names.from_timm(torch_names.to_timm(variables))
+    files = torch_names.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
+    back: Any = traverse_util.flatten_dict(dict(torch_names.from_timm(files)), sep="/")
 
-    jax.tree.map(np.testing.assert_array_equal, back, variables)
+    assert {path: leaf.shape for path, leaf in back.items()} == {
+        path: leaf.shape for path, leaf in arrays.items()
+    }
+
+
+def test_the_docs_list_the_student(name: str) -> None:
+    student, millions = models.STUDENTS[name], parameters(name, 1000) / 1e6
+    row = f"| `{name}` | {student.timm} | {student.torchvision} | {millions:.1f} M |"
+    assert row in PAGE.read_text().splitlines(), f"Add to docs/students.md: {row}"

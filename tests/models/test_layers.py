@@ -1,4 +1,4 @@
-"""Layers in their fast forms, against XLA's own."""
+"""Layers in their fast implementations, against XLA's."""
 
 from typing import Any
 
@@ -181,14 +181,14 @@ def test_the_max_pool_and_its_gradient_are_flaxs(rng: np.random.Generator, side:
     ],
     ids=["pointwise", "small", "depthwise", "pool"],
 )
-def test_each_layer_is_one_operation_but_on_cpus(layer: nn.Module, operation: str) -> None:
+def test_each_layer_is_one_operation_except_on_cpus(layer: nn.Module, operation: str) -> None:
     maps = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
     variables = jax.eval_shape(layer.init, jax.random.key(0), maps)
     traced = jax.jit(layer.apply).trace(variables, maps)
 
-    found = {
+    actual = {
         platform: traced.lower(lowering_platforms=(platform,)).as_text().count(operation)
         for platform in ("cpu", "cuda", "tpu")
     }
 
-    assert found == {"cpu": 0, "cuda": 1, "tpu": 1}
+    assert actual == {"cpu": 0, "cuda": 1, "tpu": 1}

@@ -40,7 +40,7 @@ def images(rng: np.random.Generator) -> jax.Array:
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_the_first_network_is_exactly_the_pretrained_one(
+def test_fine_tuning_starts_from_exactly_the_pretrained_network(
     params: Any, images: jax.Array, key: jax.Array, scan: bool
 ) -> None:
     apply = jax.jit(tiny(scan=scan).apply)
@@ -146,7 +146,7 @@ def test_a_is_gaussian_of_loralibs_variance_and_b_is_zero(key: jax.Array) -> Non
     np.testing.assert_array_equal(query["lora_b"], 0.0)
 
 
-def test_each_kernel_has_an_a_of_its_own(params: Any, key: jax.Array) -> None:
+def test_each_kernel_has_its_own_a(params: Any, key: jax.Array) -> None:
     added = flatten(lora.add(params, key, rank=4))
     drawn = [np.asarray(leaf) for name, leaf in added.items() if name.endswith("lora_a")]
     assert len({a.tobytes() for a in drawn}) == 6
@@ -162,11 +162,11 @@ def test_merging_leaves_the_names_and_the_other_arrays_of_the_file(
     assert {n: a.shape for n, a in after.items()} == {n: a.shape for n, a in before.items()}
 
 
-def test_a_tree_without_lora_passes_through(params: Any) -> None:
+def test_a_tree_without_lora_is_returned_unchanged(params: Any) -> None:
     assert lora.merge(params) is params
 
 
-def test_attention_pooling_is_left_alone(key: jax.Array) -> None:
+def test_attention_pooling_is_not_changed(key: jax.Array) -> None:
     shapes = models.shapes(tiny(pool="map"), 8)
 
     added = jax.eval_shape(lambda p: lora.add(p, key, targets=lora.TARGETS), shapes)
@@ -176,7 +176,7 @@ def test_attention_pooling_is_left_alone(key: jax.Array) -> None:
     assert all(name.startswith("Transformer/encoderblock_") for name in new)
 
 
-def test_blocks_without_attention_are_left_alone(key: jax.Array) -> None:
+def test_blocks_without_attention_are_not_changed(key: jax.Array) -> None:
     shapes = models.shapes(tiny(pruned_attention=1), 8)
 
     added = jax.eval_shape(lambda p: lora.add(p, key), shapes)

@@ -1,4 +1,4 @@
-"""How students predict features of their teachers, against torch and by its properties."""
+"""Students' predictions of their teachers' features, against torch and by their properties."""
 
 from typing import Any
 
@@ -54,8 +54,8 @@ def test_predicted_patches_and_their_gradients_are_those_of_torch(
     (theirs * torch.tensor(np.asarray(weights, np.float64))).sum().backward()
 
     def loss(kernel: Array, bias: Array, maps: Array) -> tuple[Array, Array]:
-        found = projection.patches({"kernel": kernel, "bias": bias}, maps, side)
-        return jnp.sum(found * weights), found
+        actual = projection.patches({"kernel": kernel, "bias": bias}, maps, side)
+        return jnp.sum(actual * weights), actual
 
     grads, ours = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*layer.values(), maps)
 
@@ -78,7 +78,7 @@ def test_patches_are_computed_in_the_type_of_the_maps(layer: dict[str, Array]) -
     assert projection.patches(layer, maps, 4).dtype == jnp.bfloat16
 
 
-def test_a_new_projection_is_lecuns_and_comes_and_goes_without_a_trace(key: jax.Array) -> None:
+def test_a_new_projection_is_lecun_normal_and_can_be_removed(key: jax.Array) -> None:
     variables = {"params": {"fc": jnp.ones(3)}, "batch_stats": {"mean": jnp.zeros(3)}}
 
     added = projection.add(variables, key, channels=400, width=200)
@@ -105,7 +105,7 @@ def test_a_new_projection_is_lecuns_and_comes_and_goes_without_a_trace(key: jax.
     ],
     ids=["resnet", "mobilenet"],
 )
-def test_a_student_with_features_says_and_keeps_what_it_does_without(
+def test_predicting_features_changes_neither_logits_nor_statistics(
     model: Any, images: Array, key: jax.Array
 ) -> None:
     target = projection.Target("patches", side=4, width=WIDTH)
@@ -127,8 +127,8 @@ def test_a_student_with_features_says_and_keeps_what_it_does_without(
     )
 
 
-def answers(model: vit.VisionTransformer, params: Any, images: Array, method: str) -> Any:
-    """What a tuned teacher says, with all features; its logits alone; and its parameters."""
+def outputs_of(model: vit.VisionTransformer, params: Any, images: Array, method: str) -> Any:
+    """A tuned teacher's outputs with all features, its logits alone, and its parameters."""
     options: Any = {"rank": 2} if method == "lora" else {"reduction": 4}
     tuned = tuning.make(method, **({} if method in ("full", "linear_probe") else options))
     rng = np.random.default_rng(2)
@@ -137,20 +137,20 @@ def answers(model: vit.VisionTransformer, params: Any, images: Array, method: st
         tuned.add(params, jax.random.key(1)),
     )
     fields = ("patches", "cls") if model.pool == "cls" else ("patches",)
-    answer = jax.jit(tuned.wrap(models.teacher_apply(model, fields)))({"params": added}, images)
+    outputs = jax.jit(tuned.wrap(models.teacher_apply(model, fields)))({"params": added}, images)
     logits = jax.jit(tuned.wrap(models.evaluation_apply(model)))({"params": added}, images)
-    return answer, logits, added
+    return outputs, logits, added
 
 
 @pytest.mark.parametrize("method", tuning.METHODS)
 @pytest.mark.parametrize("size", [SIZE, HYBRID], ids=["plain", "hybrid"])
-def test_a_teacher_answers_with_what_its_head_sees_however_it_is_tuned(
+def test_a_teacher_returns_the_input_of_its_head_whatever_its_tuning(
     images: Array, method: str, size: vit.Size
 ) -> None:
     model = vit.VisionTransformer(size, classes=3)
     params = models.init(model, jax.random.key(0), 32)["params"]
 
-    answer, logits, added = answers(model, params, images, method)
+    answer, logits, added = outputs_of(model, params, images, method)
 
     assert answer.patches.shape == (2, 16, 12)
     np.testing.assert_allclose(answer.logits, logits, rtol=1e-4, atol=1e-5)
@@ -163,7 +163,7 @@ def test_all_tokens_of_a_teacher_without_cls_are_patches(images: Array) -> None:
     model = vit.VisionTransformer(SIZE, classes=3, pool="gap")
     params = models.init(model, jax.random.key(0), 32)["params"]
 
-    answer, logits, added = answers(model, params, images, "full")
+    answer, logits, added = outputs_of(model, params, images, "full")
 
     assert answer.cls is None
     of_mean = answer.patches.mean(1) @ added["head"]["kernel"] + added["head"]["bias"][None]
@@ -172,7 +172,7 @@ def test_all_tokens_of_a_teacher_without_cls_are_patches(images: Array) -> None:
         models.teacher_apply(model, ("cls",))
 
 
-def test_features_that_nothing_compares_are_not_answered(images: Array) -> None:
+def test_features_that_no_loss_compares_are_not_returned(images: Array) -> None:
     model = vit.VisionTransformer(SIZE, classes=3)
     variables = models.init(model, jax.random.key(0), 32)
 

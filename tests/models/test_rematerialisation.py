@@ -1,4 +1,4 @@
-"""What the backward pass computes again: the same gradients of fewer bytes, and no product more."""
+"""Rematerialisation: the same gradients from fewer bytes, without more matrix products."""
 
 import itertools
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def make(
     dtype: Any = jnp.float32,
     **options: Any,
 ) -> tuple[Callable[[Any], jax.Array], Any]:
-    """The loss of a ViT of the parameters that train, and these."""
+    """The loss of a ViT as a function of its trainable parameters, and these parameters."""
     rng = np.random.default_rng(0)
     model = vit.make(variant=size, classes=5, rematerialise=recompute, **options)
     tuned = _tuning(tuning)
@@ -70,7 +70,7 @@ def _join(trained: Any, frozen: Any) -> Any:
 
 
 def residual_bytes(loss: Callable[[Any], jax.Array], params: Any) -> int:
-    """What the backward pass finds stored."""
+    """The activations stored for the backward pass."""
     pulled = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pulled))
 
@@ -83,19 +83,21 @@ def test_loss_and_gradients_are_those_of_storing_everything(case: str, recompute
     stored = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
     loss, params = make(recompute, **CASES[case])
 
-    found = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+    actual = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, stored)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), actual, stored
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_stores_less_than_the_one_before(case: str) -> None:
-    found = [
+def test_each_choice_stores_less_than_the_one_before(case: str) -> None:
+    actual = [
         residual_bytes(*make(recompute, **CASES[case]))
         for recompute in rematerialisation.RECOMPUTED
     ]
 
-    assert all(more > less for more, less in itertools.pairwise(found))
+    assert all(more > less for more, less in itertools.pairwise(actual))
 
 
 def operations(recompute: str, **options: Any) -> float:
@@ -104,25 +106,27 @@ def operations(recompute: str, **options: Any) -> float:
 
 
 @pytest.mark.parametrize("options", [{}, {"scan": False}, {"dropout": 0.3}, {"tuning": "lora"}])
-def test_elementwise_computes_no_product_again_but_for_the_scores(options: dict[str, Any]) -> None:
+def test_elementwise_recomputes_no_matrix_product_except_the_scores(
+    options: dict[str, Any],
+) -> None:
     more = operations("elementwise", **options) - operations("nothing", **options)
 
     images, tokens = 2, 17  # With [CLS].
     assert more == SIZE.depth * 2 * images * tokens**2 * SIZE.features
 
 
-def test_adapters_are_not_computed_again() -> None:
+def test_adapters_are_not_recomputed() -> None:
     case = CASES["adapters"]
     more = operations("elementwise", **case) - operations("nothing", **case)
 
     assert more <= SIZE.depth * 2 * 2 * 17**2 * SIZE.features
 
 
-def test_blocks_are_computed_once_more() -> None:
+def test_blocks_are_recomputed_once() -> None:
     forward = flops.count(*make("nothing"))
     more = operations("blocks") - operations("nothing")
 
-    # All but the patches, the head, and the last product of each block, which no gradient needs.
+    # All except the patches, the head, and the last product of each block, which no gradient needs.
     assert 0.5 * forward < more < forward
 
 

@@ -1,4 +1,4 @@
-"""ResNets: their two stems, their first parameters; test_students.py compares them with timm."""
+"""ResNets: stems and initial parameters. test_students.py compares them with timm."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from remem_jax.models import resnet
 
 @pytest.fixture(scope="module")
 def small() -> tuple[Any, Any]:
-    """A ResNet-18 and its variables."""
-    model = models.make("resnet18", classes=3)
+    """A ResNet of one block and its variables."""
+    model = resnet.make(depths=(1,), classes=3)
     return model, models.init(model, jax.random.key(0), 32)
 
 

@@ -1,4 +1,4 @@
-"""Students, against the networks of the same name in timm and torchvision."""
+"""Students, against the same networks in timm and torchvision."""
 
 import functools
 from typing import Any, NamedTuple
@@ -14,16 +14,15 @@ from remem_jax.models.architectures import Architecture, Head, Row
 from remem_jax.weights import torch_names
 from tests.oracles import peers
 
-pytestmark = pytest.mark.usefixtures("optimised")
 TIMM = {name: student.timm for name, student in models.STUDENTS.items() if student.timm}
 TORCHVISION = {n: s.torchvision for n, s in models.STUDENTS.items() if s.torchvision}
 CLASSES = 7
 F32 = jnp.dtype(jnp.float32)
-RATE = 0.01  # Of the descent.
+RATE = 0.01  # Learning rate.
 
 
 class Pair(NamedTuple):
-    """A student and its peer, with the same weights, and a batch for both."""
+    """A student and its peer with the same weights, and a batch for both."""
 
     model: Any
     variables: Any
@@ -33,7 +32,7 @@ class Pair(NamedTuple):
 
 
 def randomised(peer: Any) -> tuple[Any, np.ndarray]:
-    """Fills a torch network so that nothing is zero or one and logits are O(1); and images."""
+    """Randomises a torch network so that logits are O(1); returns it and images."""
     torch, rng = peers.torch(), np.random.default_rng(1)
     peer = peer.double()
     for name, parameter in peer.named_parameters():
@@ -205,7 +204,7 @@ def test_a_student_that_torchvision_lacks_has_no_names_of_torchvision() -> None:
         torch_names.to_torchvision(empty("efficientnet_lite0", 3))
 
 
-def test_names_of_no_student_are_carried_over() -> None:
+def test_unknown_names_are_kept() -> None:
     arrays = {
         "cls_token": np.ones(2),
         "fc.weight": np.ones((3, 2)),
@@ -257,13 +256,6 @@ def test_the_small_stem_doubles_the_side_of_the_maps(name: str) -> None:
     assert (side("imagenet"), side("small")) == (2, 4)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_v2_b0"])
-def test_images_of_uint8_are_refused(name: str) -> None:
-    model, images = models.make(name, classes=2), jnp.zeros((1, 32, 32, 3), jnp.uint8)
-    with pytest.raises(TypeError, match="got uint8"):
-        jax.eval_shape(model.init, jax.random.key(0), images)
-
-
 @pytest.mark.parametrize("option", ["stem", "padding"])
 def test_an_unknown_option_lists_the_known_ones(option: str) -> None:
     with pytest.raises(ValueError, match=r"must be one of .*'tiny'"):
@@ -301,7 +293,7 @@ def test_the_logits_in_half_precision_are_near(rng: np.random.Generator) -> None
     np.testing.assert_allclose(half, full, atol=0.05 * float(np.abs(full).max()))  # 8 bits.
 
 
-def test_a_dropped_path_leaves_the_input(rng: np.random.Generator, key: jax.Array) -> None:
+def test_a_dropped_block_is_the_identity(rng: np.random.Generator, key: jax.Array) -> None:
     maps = jnp.asarray(rng.normal(size=(16, 3, 3, 8)), jnp.float32)
     row = Row("inverted", 8, expansion=2)
     make = inverted_blocks.Layers(Architecture(8, ((row,),), "relu6"), jnp.float32)

@@ -1,4 +1,4 @@
-"""Ways of tuning: what each adds, trains and exports."""
+"""Fine-tuning methods: what each adds, trains and exports."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from remem_jax import models, optim
+from remem_jax import models, sam
 from remem_jax.models import tuning, vit
 
 SIZE = vit.Size(patch=4, features=12, depth=3, heads=2)
@@ -35,7 +35,7 @@ def flatten(params: Any) -> Any:
 
 
 def adds(name: str) -> bool:
-    """Whether a parameter is one that LoRA or an adapter brought."""
+    """Whether LoRA or an adapter added a parameter."""
     return "lora_" in name or "Adapter_0" in name
 
 
@@ -44,7 +44,7 @@ def is_norm(name: str) -> bool:
 
 
 def loss_of(tuned: tuning.Tuning, frozen: Any, images: jax.Array) -> Any:
-    """A loss of the trainable parameters alone, in training mode."""
+    """A loss as a function of the trainable parameters, in training mode."""
     apply = tuned.wrap(models.train_apply(tiny()))
 
     def loss(trainable: Any) -> jax.Array:
@@ -61,7 +61,7 @@ def params() -> Any:
 
 @pytest.fixture(scope="module")
 def plain() -> Any:
-    """The network as it was pretrained."""
+    """The pretrained network."""
     return jax.jit(models.evaluation_apply(tiny()))
 
 
@@ -71,7 +71,7 @@ def images(rng: np.random.Generator) -> jax.Array:
 
 
 @pytest.mark.parametrize("method", tuning.METHODS)
-def test_the_first_network_is_exactly_the_pretrained_one(
+def test_fine_tuning_starts_from_exactly_the_pretrained_network(
     params: Any, images: jax.Array, key: jax.Array, plain: Any, method: str
 ) -> None:
     tuned = tuning.make(method, **SMALL[method])
@@ -83,7 +83,7 @@ def test_the_first_network_is_exactly_the_pretrained_one(
 
 
 @pytest.mark.parametrize("method", ["lora", "adapter_houlsby"])
-def test_training_evaluation_and_export_see_the_same_network(
+def test_training_evaluation_and_export_use_the_same_network(
     params: Any, images: jax.Array, key: jax.Array, plain: Any, method: str
 ) -> None:
     tuned = tuning.make(method, **SMALL[method])
@@ -96,12 +96,14 @@ def test_training_evaluation_and_export_see_the_same_network(
     exported = tuned.merge(added)
     of_export = (plain if tuned.mergeable else evaluate)({"params": exported}, images)
     for other in (train(added, {}, images, key)[0], of_export):
-        np.testing.assert_allclose(other, evaluated, rtol=1e-5, atol=1e-5)  # Fused in two ways.
+        np.testing.assert_allclose(
+            other, evaluated, rtol=1e-5, atol=1e-5
+        )  # XLA fuses the two differently.
     assert not np.allclose(evaluated, plain({"params": params}, images), atol=0.1)
 
 
 @pytest.mark.parametrize("method", tuning.METHODS)
-def test_what_is_mergeable_is_exported_under_the_names_of_the_model_alone(
+def test_mergeable_parameters_are_exported_with_the_names_of_the_model_only(
     params: Any, key: jax.Array, method: str
 ) -> None:
     tuned = tuning.make(method, **SMALL[method])
@@ -136,7 +138,7 @@ def test_each_method_trains_its_own_parameters_and_the_head(
 
 @pytest.mark.parametrize("method", ["adapter_houlsby", "adapter_pfeiffer"])
 @pytest.mark.parametrize("norms", [True, False])
-def test_norms_train_where_asked_for(method: str, norms: bool) -> None:
+def test_norms_train_if_asked_for(method: str, norms: bool) -> None:
     tuned = tuning.make(method, norms=norms)
     assert tuned.trains("Transformer/encoderblock_0/LayerNorm_2/scale") == norms
     assert tuned.trains("Transformer/encoder_norm/bias") == norms
@@ -165,7 +167,7 @@ def test_the_first_gradient_is_that_of_the_trainable_parameters(
 
     assert set(gradient) == set(flatten(trainable))
     for name, leaf in gradient.items():
-        # Behind a factor of zero, B or the up-projection, nothing moves in the first step.
+        # B and the up-projections are zero, so what they multiply has no gradient at first.
         starts_still = "lora_a" in name or "/down/" in name
         assert bool(jnp.any(leaf != 0)) != starts_still, name
 
@@ -177,9 +179,9 @@ def test_sam_climbs_by_rho_over_the_trainable_parameters(
     tuned = tuning.make(method, **SMALL[method])
     shapes, _ = tuning.split(jax.eval_shape(tuned.add, params, key), tuned.trains)
     trainable, gradient = random_like({"now": shapes, "gradient": shapes}).values()
-    tx = optim.sam(0.05)
+    tx = sam.sam(0.05)
 
-    # A grad_fn that returns where it is called shows the worst point.
+    # A grad_fn that returns its argument reveals the perturbed parameters.
     update = jax.jit(lambda g, p: tx.update(g, tx.init(p), p, grad_fn=lambda worst: worst))
     worst, state = update(gradient, trainable)
 

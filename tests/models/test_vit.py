@@ -1,4 +1,4 @@
-"""The ViT, against NumPy and against a loop over its own blocks."""
+"""The ViT, against NumPy and against a loop over its blocks."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def tiny(**options: Any) -> vit.VisionTransformer:
 
 @pytest.fixture(scope="module")
 def variables() -> dict[str, Any]:
-    """Parameters that are nowhere zero or one, so that nothing can hide."""
+    """Parameters that are nowhere zero or one, so that each affects the outputs."""
     shapes = models.shapes(tiny(), 8)
     rng = np.random.default_rng(1)
     return {
@@ -78,7 +78,7 @@ def test_weights_of_one_are_bit_for_bit_the_plain_network(
 
 
 def plain_loop(variables: Any, images: jax.Array) -> jax.Array:
-    """The ViT of vit_jax written out, without any weights."""
+    """The ViT of vit_jax written out, without re-weighting."""
     params = variables["params"]
     transformer = params["Transformer"]
 
@@ -159,7 +159,9 @@ def test_blocks_that_differ_are_not_stacked() -> None:
     assert encoder.unstack(params) is params
 
 
-def test_both_ways_drop_the_same_units(variables: Any, images: jax.Array, key: jax.Array) -> None:
+def test_scanned_and_unrolled_blocks_drop_the_same_units(
+    variables: Any, images: jax.Array, key: jax.Array
+) -> None:
     def dropped(scan: bool) -> Any:
         model = tiny(dropout=0.5, scan=scan)
         return model.apply(variables, images, train=True, rngs={"dropout": key})
@@ -169,31 +171,31 @@ def test_both_ways_drop_the_same_units(variables: Any, images: jax.Array, key: j
 
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize(("mlps", "attentions"), [(1, 0), (0, 2), (2, 1), (3, 3)])
-def test_a_pruned_block_leaves_its_residual_alone(
+def test_pruning_equals_a_sub_block_whose_output_is_zero(
     variables: Any, images: jax.Array, mlps: int, attentions: int, scan: bool
 ) -> None:
-    silent = jax.tree.map(lambda leaf: leaf, variables)  # A copy of the dicts.
+    zeroed = jax.tree.map(lambda leaf: leaf, variables)  # A copy of the dicts.
     outputs = [
         (mlps, "MlpBlock_3", "Dense_1"),
         (attentions, "MultiHeadDotProductAttention_1", "out"),
     ]
     for count, part, output in outputs:
         for i in range(3 - count, 3):
-            block = silent["params"]["Transformer"][f"encoderblock_{i}"]
+            block = zeroed["params"]["Transformer"][f"encoderblock_{i}"]
             block[part] = block[part] | {output: jax.tree.map(jnp.zeros_like, block[part][output])}
     pruned = tiny(pruned_mlp=mlps, pruned_attention=attentions, scan=scan)
 
     actual: Any = pruned.apply(variables, images)
 
-    expected: Any = tiny().apply(silent, images)
+    expected: Any = tiny().apply(zeroed, images)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     kept = traverse_util.flatten_dict(dict(models.shapes(pruned, 8)), sep="/")
     assert sum("Dense_1/bias" in str(name) for name in kept) == 3 - mlps
     assert sum("out/bias" in str(name) for name in kept) == 3 - attentions
 
 
-@pytest.mark.usefixtures("mixed_dtypes")  # Of Flax in its norms.
-def test_half_precision_is_of_the_computation_alone(variables: Any, images: jax.Array) -> None:
+@pytest.mark.usefixtures("mixed_dtypes")  # Flax's norms mix types.
+def test_only_the_computation_is_in_half_precision(variables: Any, images: jax.Array) -> None:
     model = tiny(dtype="bfloat16")
 
     logits: Any = model.apply(variables, images)
@@ -203,7 +205,7 @@ def test_half_precision_is_of_the_computation_alone(variables: Any, images: jax.
     assert {leaf.dtype for leaf in jax.tree.leaves(models.shapes(model, 8))} == {
         jnp.dtype("float32")
     }
-    # bfloat16 keeps 8 bits; six sub-blocks add up.
+    # bfloat16 has 8 bits; the errors of six sub-blocks add up.
     np.testing.assert_allclose(logits, exact, atol=0.06 * float(np.abs(exact).max()))
     assert not np.array_equal(logits, exact)
 
@@ -221,7 +223,7 @@ def test_images_that_are_not_square_are_refused(variables: Any) -> None:
         tiny().apply(variables, jnp.zeros((1, 4, 16, 3)))  # As many tokens as 8 x 8 pixels.
 
 
-def test_more_blocks_than_there_are_cannot_be_pruned() -> None:
+def test_pruning_more_blocks_than_the_depth_is_refused() -> None:
     with pytest.raises(ValueError, match="pruned_mlp must be from 0 to the depth 12, got 13"):
         models.make("vit", variant="Ti/16", classes=2, pruned_mlp=13)
 
@@ -247,7 +249,7 @@ def test_dropout_acts_in_training_only(variables: Any, images: jax.Array, key: j
 
 
 def test_dropout_differs_between_blocks(key: jax.Array) -> None:
-    # With kernels of zero and biases of one, what a block adds is its own dropout mask alone.
+    # With kernels of zero and biases of one, a block adds just its dropout mask.
     params: Any = jax.tree.map(lambda s: jnp.zeros(s.shape), models.shapes(tiny(), 8))
     for i in range(3):
         params["Transformer"][f"encoderblock_{i}"]["MlpBlock_3"]["Dense_1"]["bias"] += 1.0
@@ -266,7 +268,7 @@ def test_dropout_differs_between_blocks(key: jax.Array) -> None:
     assert len(np.unique(np.round(features[0], 4))) > 2
 
 
-def test_a_new_head_says_nothing() -> None:
+def test_the_logits_of_a_new_head_are_zero() -> None:
     variables = models.init(tiny(), jax.random.key(0), 8)
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], 0.0)
 

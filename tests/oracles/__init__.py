@@ -1,1 +1,1 @@
-"""Slow, obvious reference code."""
+"""Slow but simple reference implementations."""

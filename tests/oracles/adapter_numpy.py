@@ -6,7 +6,7 @@ from tests.oracles import vit_numpy
 
 
 def _adapted(update: np.ndarray, sub_block: vit_numpy.Arrays) -> np.ndarray:
-    """What the adapter of a sub-block makes of its output, where it has one."""
+    """Applies the adapter of a sub-block to its output, if it has one."""
     if "Adapter_0/down/kernel" not in sub_block:
         return update
     x = update @ sub_block["Adapter_0/down/kernel"] + sub_block["Adapter_0/down/bias"]
@@ -23,7 +23,7 @@ def logits(
     alpha: float,
     beta: float,
 ) -> np.ndarray:
-    """Logits of one image from its [CLS] token; residuals weigh 2 - alpha and 2 - beta."""
+    """Returns the logits of one image; residuals have weights 2 - alpha and 2 - beta."""
     arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
     z = vit_numpy._tokens(arrays, image, patch)
     depth = sum(name.endswith("MlpBlock_3/Dense_0/bias") for name in arrays)

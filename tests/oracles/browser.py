@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window: what it makes of a page, told through a pipe.
+"""Controls Debian's headless Chromium through a pipe, to test how it renders a page.
 
 Source: https://chromedevtools.github.io/devtools-protocol/; with --remote-debugging-pipe the
 messages are JSON, each ended by a zero byte, on the file descriptors 3 (to it) and 4 (from it).
@@ -41,7 +41,7 @@ class Browser:
     """
 
     def __init__(self, write: int, read: int) -> None:
-        """Takes the two ends of the pipes to the browser."""
+        """Stores both pipes to the browser."""
         self.events: list[tuple[str, dict[str, Any]]] = []
         self._write, self._read = write, read
         self._messages: collections.deque[bytes] = collections.deque()
@@ -57,7 +57,7 @@ class Browser:
     @classmethod
     @contextlib.contextmanager
     def started(cls, program: str, folder: pathlib.Path) -> Iterator[Self]:
-        """A browser that ends with the context.
+        """Starts a browser and ends it with the context.
 
         Args:
             program: Path of Chromium.
@@ -89,7 +89,7 @@ class Browser:
             os.close(read)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to a command; what happened meanwhile joins the events."""
+        """Sends a command and returns its reply; events that arrive first are recorded."""
         number = next(self._numbers)
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
         if self._session:
@@ -103,7 +103,7 @@ class Browser:
                 return found["result"]
 
     def value(self, expression: str) -> Any:
-        """What an expression, or the promise it gives, is worth in the page, as JSON holds it."""
+        """Evaluates an expression, or awaits its promise, in the page; returns its JSON value."""
         found = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -112,7 +112,7 @@ class Browser:
         return found["result"].get("value")
 
     def open(self, path: pathlib.Path, width: int, height: int = 900) -> None:
-        """Shows a file in a window so many pixels wide, and waits until it has come to its end."""
+        """Opens a file in a window of a given width and waits until it has loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -126,7 +126,7 @@ class Browser:
             self._next()
 
     def _next(self) -> dict[str, Any]:
-        """The next message; if it is an event, it joins the events."""
+        """Reads the next message, and records it if it is an event."""
         end = time.monotonic() + _SECONDS
         while not self._messages:
             ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
@@ -145,5 +145,5 @@ class Browser:
         return message
 
     def _dismiss(self) -> None:
-        """Closes a dialog, before which the page stands still."""
+        """Closes a dialog, which blocks the page."""
         self.call("Page.handleJavaScriptDialog", accept=False)

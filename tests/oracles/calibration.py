@@ -1,4 +1,4 @@
-"""Calibration error in NumPy, one bin and one example at a time."""
+"""The calibration error in NumPy, one bin and one example at a time."""
 
 import numpy as np
 

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def softened(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities of the classes, one image at a time."""
+    """Returns class probabilities, one image at a time."""
     rows = []
     for row in np.asarray(logits, np.float64) / temperature:
         shares = np.exp(row - row.max())
@@ -13,20 +13,20 @@ def softened(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def official(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation with DIST's epsilon."""
+    """Returns the correlation with DIST's epsilon."""
     a, b = a - a.mean(), b - b.mean()
     return float((a * b).sum() / (np.sqrt((a**2).sum()) * np.sqrt((b**2).sum()) + 1e-8))
 
 
 def exact(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Correlation as it is defined; None where `b` is constant."""
+    """Returns the exact correlation, or None if `b` is constant."""
     return None if np.ptp(b) <= 1e-9 * b.max() else float(np.corrcoef(a, b)[0, 1])
 
 
 def correlations(
     student_logits: np.ndarray, teacher_logits: np.ndarray, temperature: float, *, masked: bool
 ) -> tuple[list[float], list[float]]:
-    """Those of images, and those of classes."""
+    """Returns the correlations of images and those of classes."""
     student = softened(student_logits, temperature)
     teacher = softened(teacher_logits, temperature)
     correlation = exact if masked else official
@@ -38,7 +38,7 @@ def correlations(
 def terms(
     student_logits: np.ndarray, teacher_logits: np.ndarray, temperature: float, *, masked: bool
 ) -> tuple[float, float]:
-    """The loss over images, and the loss over classes."""
+    """Returns the loss over images and the loss over classes."""
     rows, columns = correlations(student_logits, teacher_logits, temperature, masked=masked)
     return (
         temperature**2 * (1 - float(np.mean(rows))),

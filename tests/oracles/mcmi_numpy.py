@@ -5,12 +5,12 @@ from scipy import special
 
 
 def weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """How much of each image belongs to each class."""
+    """Returns the share of each class in each image."""
     return np.eye(classes)[labels] if labels.ndim == 1 else np.asarray(labels, np.float64)
 
 
 def divergence(log_p: np.ndarray, log_q: np.ndarray) -> float:
-    """KL(p || q) in nats; a class that p rules out adds nothing."""
+    """Returns KL(p || q) in nats; classes with p = 0 add nothing."""
     total = 0.0
     for a, b in zip(log_p, log_q, strict=True):
         if np.exp(a) > 0:
@@ -19,7 +19,7 @@ def divergence(log_p: np.ndarray, log_q: np.ndarray) -> float:
 
 
 def conditional_mutual_information(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The weighted mean of the images' divergences from the centroids of their classes."""
+    """Returns the weighted mean divergence of images from the centroids of their classes."""
     log_probs = special.log_softmax(np.asarray(logits, np.float64), axis=-1)
     shares = weights(labels, log_probs.shape[1])
     total = 0.0

@@ -1,4 +1,4 @@
-"""torch, torchvision and timm, as tests import them; tests skip where they are not installed."""
+"""Imports torch, torchvision and timm; tests that need a missing package are skipped."""
 
 import importlib.util
 import pathlib
@@ -10,19 +10,19 @@ import pytest
 
 
 def torch() -> Any:
-    """The torch package."""
+    """Returns the torch package."""
     return _imported("torch")
 
 
 def timm() -> Any:
-    """The timm package."""
+    """Returns the timm package."""
     _imported("torch")
     _declare_operators()
     return _imported("timm")
 
 
 def torchvision() -> Any:
-    """The torchvision package; only its models are used."""
+    """Returns the torchvision package; tests use only its models."""
     _imported("torch")
     _declare_operators()
     return _imported("torchvision")
@@ -30,18 +30,18 @@ def torchvision() -> Any:
 
 def _imported(name: str) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # What a peer warns of is not ours to mend.
+        warnings.simplefilter("ignore")  # Warnings of these packages are not ours to fix.
         found = pytest.importorskip(name, reason=f"Needs {name}: pip install '.[peers]'.")
     if name == "torch":
-        found.set_num_threads(1)  # Threads of several test processes wait for each other's.
+        found.set_num_threads(1)  # Several test processes share the cores.
     return found
 
 
 def _declare_operators() -> None:
-    """Declares torchvision's own operators where its binary is for another build of torch.
+    """Declares torchvision's operators if its binary is for another build of torch.
 
-    Torchvision has no wheel for torch's CPU build; the usual one then cannot load its operators
-    (of detection, which no test uses) and its import fails for want of their names.
+    Torchvision has no wheel for torch's CPU build. The usual wheel then cannot load its detection
+    operators, which no test uses, and its import fails because their names are missing.
     """
     torch = _imported("torch")
     found = importlib.util.find_spec("torchvision")

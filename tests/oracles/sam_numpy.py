@@ -11,7 +11,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Found(NamedTuple):
-    """What a step needs.
+    """Inputs of a step.
 
     Attributes:
         loss: Mean over the batch, before any ascent.
@@ -25,12 +25,12 @@ class Found(NamedTuple):
 
 
 def norm(arrays: Arrays) -> float:
-    """L2 norm over all arrays together."""
+    """Returns the L2 norm over all arrays."""
     return float(np.sqrt(sum(np.sum(array**2) for array in arrays.values())))
 
 
 def gradient(params: Arrays, images: np.ndarray, targets: np.ndarray) -> tuple[float, Arrays]:
-    """Mean cross-entropy of shares of classes, and its gradient."""
+    """Returns the mean cross-entropy with soft labels, and its gradient."""
     examples, side, _, channels = images.shape
     patches = images.reshape(examples, side // 2, 2, side // 2, 2, channels)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(examples, -1, 4 * channels)
@@ -51,7 +51,7 @@ def gradient(params: Arrays, images: np.ndarray, targets: np.ndarray) -> tuple[f
 def sam(
     params: Arrays, images: np.ndarray, targets: np.ndarray, *, rho: float, group: int
 ) -> Found:
-    """Every group climbs along its own gradient and descends from where it then is."""
+    """Each group ascends along its gradient and takes the gradient at that point."""
     params = {name: np.asarray(array, np.float64) for name, array in params.items()}
     found = []
     for i in range(0, len(images), group):

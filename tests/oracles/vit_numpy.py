@@ -42,7 +42,7 @@ def _mlp(tokens: np.ndarray, layer: Arrays, exact_gelu: bool) -> np.ndarray:
 
 
 def _padded(maps: np.ndarray, size: int, stride: int, fill: float) -> np.ndarray:
-    """SAME padding as TensorFlow has it: where it is odd, the end gets more."""
+    """Pads as TensorFlow's SAME does: an odd row or column goes to the end."""
     widths = []
     for side in maps.shape[:2]:
         total = max((-(-side // stride) - 1) * stride + size - side, 0)
@@ -51,7 +51,7 @@ def _padded(maps: np.ndarray, size: int, stride: int, fill: float) -> np.ndarray
 
 
 def _windows(maps: np.ndarray, size: int, stride: int, fill: float) -> np.ndarray:
-    """Shape (rows, columns, size, size, channels)."""
+    """Cuts out windows of shape (rows, columns, size, size, channels)."""
     windows = np.lib.stride_tricks.sliding_window_view(
         _padded(maps, size, stride, fill), (size, size), axis=(0, 1)
     )
@@ -93,7 +93,7 @@ def _stem(arrays: Arrays, image: np.ndarray) -> np.ndarray:
 
 
 def _sines_and_cosines(row: int, column: int, features: int) -> np.ndarray:
-    """The computed position of one token."""
+    """Returns the sine-cosine position of one token."""
     quarter = features // 4
     rates = [10_000 ** (-i / (quarter - 1)) for i in range(quarter)]
     waves = (f(at * r) for at in (column, row) for f in (np.sin, np.cos) for r in rates)
@@ -132,7 +132,7 @@ def logits(
     plain: bool,
     exact_gelu: bool = False,
 ) -> np.ndarray:
-    """Logits of one image by ReMem's Eq. 2, from arrays under AugReg names.
+    """Returns the logits of one image by ReMem's Eq. 2, from arrays under AugReg names.
 
     What the arrays hold says the rest: the stem, the positions (computed where there are none),
     the pool, what is pruned, and a layer with tanh before the head.

@@ -19,7 +19,7 @@ from remem_jax import models, report
 from remem_jax.data import registry
 from remem_jax.data.images import decoding
 from remem_jax.data.images.preprocessing import Preprocessing
-from remem_jax.export import description, formats, runs
+from remem_jax.export import formats, options, runs
 from remem_jax.report.card import licences, model_card
 from remem_jax.report.card import tables as card_tables
 from remem_jax.weights import catalog, students
@@ -264,7 +264,7 @@ def _export(folder: pathlib.Path) -> None:
     pytest.importorskip("onnx", reason="Needs onnx: pip install '.[export]'.")
     pytest.importorskip("onnxruntime", reason="Needs onnxruntime: pip install '.[export]'.")
     student = runs.open_file(folder / "remem_student.safetensors")
-    described = student.described._replace(form=description.Form())
+    described = student.described._replace(form=options.Form())
     nothing = np.zeros((0, SIZE, SIZE, 3), np.uint8)
     formats.write(student, described, folder / "remem_student.onnx", nothing)
 

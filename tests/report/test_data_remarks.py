@@ -15,7 +15,7 @@ ODD = {
     "warnings": ["the classes Dog and dog differ only in case or spaces"],
 }
 SAID = (
-    "imgs: 18 files passed over (.jfif: 8, .tif: 10); the classes owl, empty have no image.",
+    "imgs: 18 files skipped (.jfif: 8, .tif: 10); the classes owl, empty have no image.",
     "imgs: the classes Dog and dog differ only in case or spaces.",
 )
 

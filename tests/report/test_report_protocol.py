@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from configs import quickstart, remem
 from remem_jax import data, models, settings
 from remem_jax.data import registry
+from remem_jax.methods import METHODS
 from remem_jax.report import protocol
 from remem_jax.storage.identity import described
-from remem_jax.train import objectives
+from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
 
@@ -53,12 +54,29 @@ def test_the_tables_have_no_setting_that_is_gone() -> None:
     assert set(protocol.FREE) <= groups
 
 
-def test_settings_that_a_method_fixes_are_those_of_the_methods() -> None:
-    for method, fixed in settings.METHODS.items():
-        for name, free in protocol._COUNTS_IN.items():
-            if name.removeprefix("teacher.") in (fixed or ()):
-                assert method not in free
-    assert set(protocol._METHODS) == set(settings.METHODS)
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("rho", {"sam", "remem"}),
+        ("ascent_examples", {"sam", "remem"}),
+        ("mlp_weight", {"reweight", "remem"}),
+        ("attention_weight", {"reweight", "remem"}),
+        ("residual", {"reweight", "remem"}),
+        ("learning_rate", {"finetune", "sam", "reweight", "remem"}),
+    ],
+)
+def test_a_setting_counts_in_the_methods_that_do_not_fix_it(name: str, methods: set[str]) -> None:
+    counts = {method for method in METHODS if protocol._counts_in(method, f"teacher.{name}")}
+
+    assert counts == methods
+
+
+def test_a_method_beyond_the_papers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "mine", METHODS["remem"]._replace(in_paper=False))
+
+    (sentence,) = protocol.deviations(_config({"methods": ("mine", "remem")}))
+
+    assert sentence.startswith("methods has mine; the paper has scratch, finetune")
 
 
 @pytest.mark.parametrize("loss", ["kd", "dist", "patient"])
@@ -148,7 +166,7 @@ def test_every_setting_of_the_table_is_named_where_it_counts(name: str) -> None:
     assert any(sentence.startswith(f"{name} is another") for sentence in found)
 
 
-@pytest.mark.parametrize("loss", sorted(set(objectives.STUDENT_LOSSES) - {"kd", "dist"}))
+@pytest.mark.parametrize("loss", sorted(set(student_losses.LOSSES) - {"kd", "dist"}))
 def test_losses_beyond_the_papers_are_named(loss: str) -> None:
     found = protocol.deviations(_config({"student.losses": (loss,)}))
 

@@ -1,4 +1,4 @@
-"""What a study costs, against a count of its steps one by one."""
+"""The cost of a study, compared with a count of its steps one by one."""
 
 import json
 import pathlib
@@ -15,8 +15,12 @@ from remem_jax.workflow import context
 from remem_jax.workflow.remem import cost
 
 # Powers of two, so that sums are exact.
-TEACHER, ANSWER, STUDENT = cost.Step(64.0, 0.5), cost.Step(8.0, 0.25), cost.Step(16.0, 0.125)
-SPEED = cost.Speed(TEACHER, ANSWER, STUDENT)
+TEACHER, TEACHER_FORWARD, STUDENT = (
+    cost.Step(64.0, 0.5),
+    cost.Step(8.0, 0.25),
+    cost.Step(16.0, 0.125),
+)
+SPEED = cost.Speed(TEACHER, TEACHER_FORWARD, STUDENT)
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def config() -> ConfigDict:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[ConfigDict]:
-    """The configs whose steps were measured, which takes no time."""
+    """Replaces measuring; lists the configs whose speed would be measured."""
     found: list[ConfigDict] = []
 
     def measure(config: ConfigDict) -> cost.Speed:
@@ -53,17 +57,17 @@ def _trials(config: ConfigDict, *rows: str) -> list[space.Trial]:
 
 
 def _counted(config: ConfigDict) -> list[cost.Step]:
-    """Every step of a run: of its teacher, what its students ask of it, and of each student."""
+    """Lists every step of a run: of the teacher, its forward passes, and of each student."""
     scratch = config.methods == ("scratch",)
     steps = [TEACHER for _ in range(0 if scratch else 128)]
     for _ in (None,) if scratch else (64, 128):
         for _ in range(64):
-            steps += [ANSWER, *(STUDENT for _ in _students(scratch=scratch))]
+            steps += [TEACHER_FORWARD, *(STUDENT for _ in _students(scratch=scratch))]
     return steps
 
 
 def _students(*, scratch: bool) -> list[Any]:
-    """Of one teacher; DIST has no temperature, and there is one temperature."""
+    """Lists the students of one teacher; there is one temperature, and DIST has none."""
     rates, weights, seeds = (0.05, 0.1), (0.5, 0.9), (0, 1)
     losses = (None,) if scratch else ("kd", "dist")
     return [
@@ -76,7 +80,7 @@ def _students(*, scratch: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize("row", ["scratch", "finetune", "remem"])
-def test_a_run_costs_what_all_its_steps_do(config: ConfigDict, row: str) -> None:
+def test_the_cost_of_a_run_is_the_sum_over_its_steps(config: ConfigDict, row: str) -> None:
     run = _trials(config, row)[0].config
     expected = _counted(run)
 
@@ -94,7 +98,7 @@ def test_a_run_costs_what_all_its_steps_do(config: ConfigDict, row: str) -> None
 def test_sam_takes_twice_the_operations_of_a_teacher(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cost, "_seconds", lambda step, state: 0.0)  # Else all is compiled.
+    monkeypatch.setattr(cost, "_seconds", lambda step, state: 0.0)  # Avoids compiling.
     monkeypatch.setattr(cost, "_of_students", lambda *others: SPEED._replace(teacher=others[-1]))
     teachers = []
 
@@ -103,11 +107,11 @@ def test_sam_takes_twice_the_operations_of_a_teacher(
         teachers.append(cost.measure(small_run).teacher)
 
     plain, sam = (teacher.operations for teacher in teachers if teacher)
-    # Two gradients rather than one; re-weighting counts for nothing.
+    # Two gradients instead of one; re-weighting costs almost nothing.
     assert sam == pytest.approx(2 * plain, rel=0.01)
 
 
-def test_a_study_costs_what_its_trials_do(
+def test_the_cost_of_a_study_is_the_sum_over_its_trials(
     config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
 ) -> None:
     trials = _trials(config, "finetune", "remem")
@@ -122,7 +126,7 @@ def test_a_study_costs_what_its_trials_do(
     assert total.student_steps == total.students * 64
 
 
-def test_what_was_measured_is_not_measured_again(
+def test_a_speed_is_measured_once(
     config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
 ) -> None:
     trials = space.trials(config)

@@ -1,4 +1,4 @@
-"""What the trials of a study are known by: their images and weights, wherever these lie."""
+"""Keys of trials: they depend on images and weights, not on their paths."""
 
 import logging
 import pathlib
@@ -14,6 +14,7 @@ from configs import quickstart, study
 from remem_jax.checks import SettingError
 from remem_jax.storage import results
 from remem_jax.study import inputs, queue, space
+from remem_jax.study.configurations import Configuration
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def _keys(config: ConfigDict, read: inputs.Inputs | None = None) -> list[str]:
     return [trial.key for trial in space.trials(config, (read or _read(config)).identify)]
 
 
-def test_trials_of_images_that_moved_are_the_same(images: pathlib.Path) -> None:
+def test_moved_images_keep_their_trials(images: pathlib.Path) -> None:
     before = _keys(_study(images))
     elsewhere = images.parent / "mount" / "elsewhere"
     shutil.copytree(images, elsewhere)
@@ -57,7 +58,7 @@ def test_trials_of_images_that_moved_are_the_same(images: pathlib.Path) -> None:
     assert _keys(_study(elsewhere)) == before
 
 
-def test_trials_of_weights_that_moved_are_the_same(images: pathlib.Path) -> None:
+def test_moved_weights_keep_their_trials(images: pathlib.Path) -> None:
     config = _study(images)
     before = _keys(config)
     bundled = pathlib.Path(inputs.__file__).parents[1] / "weights" / "bundled"
@@ -70,7 +71,7 @@ def test_trials_of_weights_that_moved_are_the_same(images: pathlib.Path) -> None
 
 
 @pytest.mark.parametrize("change", ["image", "class"])
-def test_trials_of_images_that_changed_are_others(images: pathlib.Path, change: str) -> None:
+def test_changed_images_give_new_trials(images: pathlib.Path, change: str) -> None:
     config = _study(images)
     before = _keys(config)
 
@@ -92,7 +93,7 @@ def test_trials_without_a_teacher_need_no_weights(images: pathlib.Path) -> None:
     assert "teacher" not in _read(config).of(trial.config)
 
 
-def test_images_that_are_not_there_are_refused_by_the_cell(images: pathlib.Path) -> None:
+def test_an_error_about_missing_images_names_the_cell(images: pathlib.Path) -> None:
     config = _study(images / "gone")
 
     with pytest.raises(SettingError, match=r"scratch, mine: .*gone.*config\.only"):
@@ -109,7 +110,7 @@ def _queue(folder: pathlib.Path) -> queue.Queue:
 
 
 def _done_before(config: ConfigDict, folder: pathlib.Path, **changes: str) -> str:
-    """Ends the trial of fine-tuning as an older version does; the key that it is known by."""
+    """Finishes the fine-tuning trial as an older version does; returns its key."""
     (trial,) = [one for one in space.trials(config) if one.row == "finetune"]
     own = _read(config).of(trial.config) | changes
     record: dict[str, Any] = {
@@ -117,7 +118,7 @@ def _done_before(config: ConfigDict, folder: pathlib.Path, **changes: str) -> st
         "models": {"init_digest": own["teacher"]},
     }
     with _queue(folder) as shared:
-        shared.want([queue.Point(trial.key, trial.point, {})])
+        shared.add([Configuration(trial.key, trial.point, {})])
         claim = shared.claim([trial.key])
         assert claim
         assert claim.done(0.5, record)
@@ -130,7 +131,7 @@ def _keys_after(config: ConfigDict, folder: pathlib.Path) -> list[str]:
         return _keys(config, inputs.with_kept(_read(config), by_place, shared, folder))
 
 
-def test_what_an_older_version_has_done_is_kept(
+def test_finished_trials_of_an_older_version_are_kept(
     images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     config = _study(images)
@@ -143,7 +144,7 @@ def test_what_an_older_version_has_done_is_kept(
 
 
 @pytest.mark.parametrize("change", [{"data": "facade"}, {"teacher": "facade"}])
-def test_what_an_older_version_has_done_with_other_inputs_starts_over(
+def test_trials_of_an_older_version_with_other_inputs_start_over(
     images: pathlib.Path,
     tmp_path: pathlib.Path,
     caplog: pytest.LogCaptureFixture,
@@ -155,16 +156,16 @@ def test_what_an_older_version_has_done_with_other_inputs_starts_over(
 
     caplog.set_level(logging.WARNING, "absl")
     assert key not in _keys_after(config, tmp_path)
-    assert f"Trial {key} of an older version was of other images" in caplog.text
+    assert f"Trial {key} of an older version used other images" in caplog.text
 
 
-def test_what_an_older_version_has_begun_goes_on(
+def test_a_started_trial_of_an_older_version_is_resumed(
     images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     config = _study(images)
     (trial,) = [one for one in space.trials(config) if one.row == "finetune"]
     with _queue(tmp_path) as shared:
-        shared.want([queue.Point(trial.key, trial.point, {})])
+        shared.add([Configuration(trial.key, trial.point, {})])
     begun = {**_read(config).of(trial.config), "input": "resident"}
     results.write(tmp_path / "trials" / trial.key / "inputs.json", begun)
 

@@ -1,4 +1,4 @@
-"""Trials of a study: any number of workers do each point once, whoever is killed meanwhile."""
+"""The queue of a study: workers run each configuration once, even if some are killed."""
 
 import contextlib
 import io
@@ -23,20 +23,23 @@ import pytest
 from remem_jax.checks import SettingError
 from remem_jax.storage import process
 from remem_jax.study import queue
+from remem_jax.study.claim import Claim
+from remem_jax.study.configurations import Configuration
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEARTBEAT, GRACE = 0.1, 0.6  # Seconds.
-# Tells of what it does by a line each.
+# Prints a line for each event.
 WORKER = """
 import json, pathlib, sys, time
 
 from remem_jax.study import queue
+from remem_jax.study.configurations import Configuration
 
 storage, keys, seconds, settings = json.loads(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 with queue.open_queue(storage, "study", folder=pathlib.Path.cwd(), **settings) as shared:
-    shared.want([queue.Point(key, {"x": 0.5}, {"row": "vit"}) for key in keys])
+    shared.add([Configuration(key, {"x": 0.5}, {"row": "vit"}) for key in keys])
     while "waiting" in (states := shared.states(keys).values()) or "running" in states:
         claim = shared.claim(keys)
         if claim is None:
@@ -45,14 +48,14 @@ with queue.open_queue(storage, "study", folder=pathlib.Path.cwd(), **settings) a
         with claim.working():
             print("begin", claim.key, flush=True)
             time.sleep(seconds)
-            counts = claim.done(1.0, "a worker's")
-        print("done" if counts else "vain", claim.key, flush=True)
+            is_ours = claim.done(1.0, "a worker's")
+        print("done" if is_ours else "lost", claim.key, flush=True)
 """
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL of the tests' own, on loopback; its {} is the name of a database."""
+    """The URL of a temporary PostgreSQL server on loopback; {} stands for the database."""
     pytest.importorskip("psycopg")
     folders = [str(path) for path in pathlib.Path("/usr/lib/postgresql").glob("*/bin")]
     path = os.pathsep.join([os.environ["PATH"], *folders])
@@ -89,7 +92,7 @@ def postgresql() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "journal", "postgresql"])
 def storage(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
-    """A storage of each kind, which is empty."""
+    """An empty storage of each kind."""
     if request.param != "postgresql":
         return f"{request.param}:{tmp_path / 'trials'}"
     import psycopg
@@ -102,14 +105,14 @@ def storage(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
 
 @pytest.fixture
 def opened(storage: str) -> Iterator[Callable[..., queue.Queue]]:
-    """Opens queues of one study, as workers do."""
+    """Opens queues of one study, as several workers do."""
     with contextlib.ExitStack() as stack:
         yield lambda **changes: stack.enter_context(_open(storage, **changes))
 
 
 @pytest.fixture
 def files(tmp_path: pathlib.Path) -> Iterator[Callable[..., queue.Queue]]:
-    """Opens queues of one study in a journal, for what is the same in all storages."""
+    """Opens queues of one study in a journal, for tests that do not depend on the storage."""
     with contextlib.ExitStack() as stack:
         name = f"journal:{tmp_path / 'trials'}"
         yield lambda **changes: stack.enter_context(_open(name, **changes))
@@ -117,7 +120,7 @@ def files(tmp_path: pathlib.Path) -> Iterator[Callable[..., queue.Queue]]:
 
 @pytest.fixture
 def started(storage: str, tmp_path: pathlib.Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a worker that is ready; it begins when it is sent a line."""
+    """Starts a worker, which waits for a line before it works."""
     with contextlib.ExitStack() as stack:
 
         def start(keys: list[str], *, seconds: float) -> subprocess.Popen[str]:
@@ -145,18 +148,18 @@ def _open(storage: str, **changes: Any) -> queue.Queue:
     return queue.open_queue(storage, "study", folder=folder, **_settings(**changes))
 
 
-def _points(*keys: str) -> list[queue.Point]:
-    return [queue.Point(key, {"x": 0.5}, {"row": "vit"}) for key in keys]
+def _configurations(*keys: str) -> list[Configuration]:
+    return [Configuration(key, {"x": 0.5}, {"row": "vit"}) for key in keys]
 
 
-def _claimed(shared: queue.Queue, *keys: str) -> queue.Claim:
+def _claimed(shared: queue.Queue, *keys: str) -> Claim:
     claim = shared.claim(keys)
     assert claim is not None
     return claim
 
 
-def _awaited(shared: queue.Queue, *keys: str) -> queue.Claim:
-    """Waits until there is something to claim."""
+def _awaited(shared: queue.Queue, *keys: str) -> Claim:
+    """Waits for a claim."""
     end = time.monotonic() + 20
     while (claim := shared.claim(keys)) is None:
         assert time.monotonic() < end
@@ -176,13 +179,13 @@ def _send(worker: subprocess.Popen[str]) -> None:
 
 
 def _trials(shared: queue.Queue) -> list[tuple[str, str]]:
-    """State and reason of each trial."""
+    """Returns the state and reason of each trial."""
     trials = shared._study.get_trials(deepcopy=False)
     return [(trial.state.name, trial.user_attrs.get("reason", "")) for trial in trials]
 
 
 def _failing(times: int, action: Callable[..., Any]) -> Callable[..., Any]:
-    """An action whose storage is away for the first few times."""
+    """Wraps an action so that the storage is unreachable for the first few calls."""
     left = [times]
 
     def attempt(*args: Any, **kwargs: Any) -> Any:
@@ -195,19 +198,19 @@ def _failing(times: int, action: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Has the queues' clock stand still; the result lets some seconds pass."""
+    """Stops the clock of the queues; the returned function advances it by some seconds."""
     now = [1000.0]
     monkeypatch.setattr(
         queue, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
     )
 
-    def passing(seconds: float) -> None:
+    def advance(seconds: float) -> None:
         now[0] += seconds
 
-    return passing
+    return advance
 
 
-def test_workers_that_race_do_each_point_once(
+def test_racing_workers_run_each_configuration_once(
     started: Callable[..., subprocess.Popen[str]], storage: str
 ) -> None:
     keys = [f"key{number}" for number in range(24)]
@@ -215,24 +218,26 @@ def test_workers_that_race_do_each_point_once(
 
     for worker in workers:
         assert _line(worker) == ["ready"]
-    for worker in workers:  # They make the tables, the study and the trials at the same time too.
+    for (
+        worker
+    ) in workers:  # They also create the tables, the study and the trials at the same time.
         _send(worker)
-    told = [
+    printed = [
         line.split()
         for worker in workers
         for line in worker.communicate(timeout=200)[0].splitlines()
     ]
 
-    assert sorted(key for what, key in told if what == "begin") == sorted(keys)
-    assert sorted(key for what, key in told if what == "done") == sorted(keys)
+    assert sorted(key for event, key in printed if event == "begin") == sorted(keys)
+    assert sorted(key for event, key in printed if event == "done") == sorted(keys)
     assert [worker.returncode for worker in workers] == [0] * 4
     with _open(storage) as shared:
         assert set(shared.states(keys).values()) == {"done"}
 
 
-# Not a journal: who is killed with its lock has the others wait for half a minute.
+# No journal: a worker killed while it holds the lock blocks the others for half a minute.
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"], indirect=True)
-def test_workers_that_are_killed_lose_nothing(
+def test_killed_workers_lose_no_trial(
     started: Callable[..., subprocess.Popen[str]], storage: str
 ) -> None:
     keys = [f"key{number}" for number in range(12)]
@@ -241,27 +246,27 @@ def test_workers_that_are_killed_lose_nothing(
     for worker in workers:
         _line(worker)
         _send(worker)
-    told = []
+    printed = []
     for worker in workers[:2]:
         line = _line(worker)
-        told += [line] if line else []  # None if the others were so quick that it got nothing.
+        printed += [line] if line else []  # Empty if the others were faster.
         worker.kill()
-    told += [
+    printed += [
         line.split()
         for worker in workers
         for line in worker.communicate(timeout=200)[0].splitlines()
     ]
 
-    done = [key for what, key in told if what == "done"]
+    done = [key for event, key in printed if event == "done"]
     with _open(storage) as shared:
         assert set(shared.states(keys).values()) == {"done"}
-        assert len(done) == len(set(done))  # A kill may come between the end and its line.
+        assert len(done) == len(set(done))  # A kill may come before the line is printed.
         lost = [reason for _, reason in _trials(shared) if reason.startswith("lost")]
         assert len(lost) <= 2
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_a_killed_workers_trial_is_taken_up(
+def test_the_trial_of_a_killed_worker_is_taken_over(
     here: bool,
     started: Callable[..., subprocess.Popen[str]],
     opened: Callable[..., queue.Queue],
@@ -276,7 +281,7 @@ def test_a_killed_workers_trial_is_taken_up(
         monkeypatch.setattr(process, "space", lambda: "another machine's")
     assert shared.claim(["a"]) is None
 
-    worker.kill()  # From here on it is a zombie: nobody has waited for it.
+    worker.kill()  # It stays a zombie, because nobody waits for it.
     claim = _awaited(shared, "a")
 
     assert claim.done(2.0, "another's")
@@ -284,7 +289,7 @@ def test_a_killed_workers_trial_is_taken_up(
     assert _trials(shared)[0][1].startswith(f"lost with process {worker.pid} on ")
 
 
-def test_a_worker_that_was_stopped_for_too_long_overwrites_nothing(
+def test_a_worker_suspended_for_too_long_overwrites_nothing(
     started: Callable[..., subprocess.Popen[str]], opened: Callable[..., queue.Queue]
 ) -> None:
     worker = started(["a"], seconds=0.2)
@@ -297,21 +302,23 @@ def test_a_worker_that_was_stopped_for_too_long_overwrites_nothing(
 
     worker.send_signal(signal.SIGCONT)
     line = _line(worker)
-    counts = claim.done(2.0, "another's")
+    is_ours = claim.done(2.0, "another's")
 
-    assert line == ["vain", "a"]
-    assert counts
+    assert line == ["lost", "a"]
+    assert is_ours
     assert (shared.values(["a"]), shared.records(["a"])) == ({"a": 2.0}, {"a": "another's"})
 
 
-def test_a_point_that_is_added_twice_is_done_once(
+def test_a_configuration_added_twice_is_run_once(
     opened: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = opened(), opened()
-    first.want(_points("a"))
+    first.add(_configurations("a"))
     with monkeypatch.context() as patch:
-        patch.setattr(second, "_groups", lambda keys: {})  # As if both had looked, then added.
-        second.want(_points("a"))
+        patch.setattr(
+            second, "_groups", lambda keys: {}
+        )  # As if both had read before either added.
+        second.add(_configurations("a"))
 
     claim = _claimed(second, "a")
     meanwhile = first.claim(["a"])
@@ -323,21 +330,21 @@ def test_a_point_that_is_added_twice_is_done_once(
     assert _trials(first) == [("COMPLETE", ""), ("PRUNED", "duplicate")]
 
 
-def test_a_point_that_is_wanted_again_gets_no_other_trial(
+def test_adding_a_configuration_again_adds_no_trial(
     opened: Callable[..., queue.Queue],
 ) -> None:
     shared = opened()
-    shared.want(_points("a", "b", "a"))
+    shared.add(_configurations("a", "b", "a"))
     _claimed(shared, "a").done(1.0, None)
 
-    shared.want(_points("b", "a"))
+    shared.add(_configurations("b", "a"))
 
     assert [state for state, _ in _trials(shared)] == ["COMPLETE", "WAITING"]
 
 
-def test_only_the_points_asked_for_are_claimed(files: Callable[..., queue.Queue]) -> None:
+def test_only_the_given_keys_are_claimed(files: Callable[..., queue.Queue]) -> None:
     shared = files()
-    shared.want(_points("a", "b"))
+    shared.add(_configurations("a", "b"))
 
     claim = _claimed(shared, "b", "unknown")
 
@@ -346,9 +353,11 @@ def test_only_the_points_asked_for_are_claimed(files: Callable[..., queue.Queue]
     assert shared.states(["a", "b", "unknown"]) == {"a": "waiting", "b": "running"}
 
 
-def test_a_point_given_back_is_taken_by_another_at_once(opened: Callable[..., queue.Queue]) -> None:
+def test_a_configuration_given_back_can_be_claimed_at_once(
+    opened: Callable[..., queue.Queue],
+) -> None:
     first, second = opened(), opened()
-    first.want(_points("a"))
+    first.add(_configurations("a"))
 
     given = [_claimed(first, "a").give_back("asked to stop") for _ in range(5)]
     claim = _claimed(second, "a")
@@ -358,12 +367,12 @@ def test_a_point_given_back_is_taken_by_another_at_once(opened: Callable[..., qu
     assert second.states(["a"]) == {"a": "running"}
 
 
-def test_a_point_that_failed_is_not_tried_again(opened: Callable[..., queue.Queue]) -> None:
+def test_a_failed_configuration_is_not_tried_again(opened: Callable[..., queue.Queue]) -> None:
     shared = opened()
-    shared.want(_points("a"))
+    shared.add(_configurations("a"))
 
     counts = _claimed(shared, "a").failed("the loss is nan")
-    shared.want(_points("a"))
+    shared.add(_configurations("a"))
 
     assert counts
     assert shared.claim(["a"]) is None
@@ -371,11 +380,11 @@ def test_a_point_that_failed_is_not_tried_again(opened: Callable[..., queue.Queu
     assert shared.failures(["a"]) == {"a": "the loss is nan"}
 
 
-def test_a_point_that_ends_its_workers_is_given_up(
+def test_a_configuration_that_kills_its_workers_is_given_up(
     opened: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = opened(attempts=2)
-    shared.want(_points("a"))
+    shared.add(_configurations("a"))
     monkeypatch.setattr(process, "has_died", lambda worker: True)
 
     attempts = [shared.claim(["a"]) is not None for _ in range(3)]
@@ -385,65 +394,65 @@ def test_a_point_that_ends_its_workers_is_given_up(
     assert shared.failures(["a"])["a"].startswith("given up after 2 attempts: lost with process ")
 
 
-def test_errors_that_count_are_attempts(files: Callable[..., queue.Queue]) -> None:
+def test_failed_attempts_are_limited(files: Callable[..., queue.Queue]) -> None:
     shared = files(attempts=2)
-    shared.want(_points("a"))
+    shared.add(_configurations("a"))
 
     for _ in range(2):
-        _claimed(shared, "a").give_back("the disk is full", strike=True)
+        _claimed(shared, "a").give_back("the disk is full", failed_attempt=True)
 
     reasons = "the disk is full; the disk is full"
     assert shared.failures(["a"]) == {"a": f"given up after 2 attempts: {reasons}"}
 
 
-def test_points_that_ended_badly_come_last(files: Callable[..., queue.Queue]) -> None:
+def test_configurations_with_failed_attempts_come_last(files: Callable[..., queue.Queue]) -> None:
     shared = files()
-    shared.want(_points("a", "b"))
-    _claimed(shared, "a", "b").give_back("the disk is full", strike=True)
+    shared.add(_configurations("a", "b"))
+    _claimed(shared, "a", "b").give_back("the disk is full", failed_attempt=True)
 
     keys = [_claimed(shared, "a", "b").key for _ in range(2)]
 
     assert keys == ["b", "a"]
 
 
-def test_a_heart_that_stops_is_missed_after_the_time_of_grace(
+def test_a_worker_without_heartbeats_is_dead_after_grace_seconds(
     files: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passing = _clock(monkeypatch)
+    advance = _clock(monkeypatch)
     worker, watcher = files(), files(grace_seconds=1.0)
-    worker.want(_points("a"))
+    worker.add(_configurations("a"))
     claim = _claimed(worker, "a")
 
     taken = []
-    for beats in [0, 1, 1, 1]:  # It looks four times; the last beat is between the first two.
+    for beats in [0, 1, 1, 1]:  # Four checks; the only new heartbeat is between the first two.
         worker._storage.set_trial_user_attr(claim._id, "beats", beats)
         taken.append(watcher.claim(["a"]) is not None)
-        passing(0.5)
+        advance(0.5)
 
     assert taken == [False, False, False, True]
 
 
-def test_what_a_watcher_has_not_watched_is_held_against_no_one(
+def test_time_between_two_checks_far_apart_does_not_count(
     files: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passing = _clock(monkeypatch)
+    advance = _clock(monkeypatch)
     worker, watcher = files(), files()
-    worker.want(_points("a"))
+    worker.add(_configurations("a"))
     _claimed(worker, "a")
     assert watcher.claim(["a"]) is None
 
-    passing(100 * GRACE)  # Its storage was away, and so it was for the worker.
+    advance(100 * GRACE)  # The storage was unreachable, for the worker too.
 
     assert watcher.claim(["a"]) is None
 
 
-def test_a_worker_learns_that_its_trial_was_lost(
+def test_a_worker_notices_a_lost_trial(
     files: Callable[..., queue.Queue],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     worker, other = files(heartbeat_seconds=0.02), files()
-    worker.want(_points("a"))
+    worker.add(_configurations("a"))
     claim = _claimed(worker, "a")
     monkeypatch.setattr(process, "has_died", lambda who: True)
 
@@ -459,16 +468,16 @@ def test_a_worker_learns_that_its_trial_was_lost(
     assert late == [False] * 3
     assert taken.done(2.0, "in time")
     assert other.records(["a"]) == {"a": "in time"}
-    assert caplog.text.count("its point is another worker's") == 1
+    assert caplog.text.count("another worker has taken it over") == 1
 
 
-def test_a_storage_that_is_away_stops_no_work(
+def test_work_continues_while_the_storage_is_unreachable(
     files: Callable[..., queue.Queue],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shared = files(heartbeat_seconds=0.02)
-    shared.want(_points("a"))
+    shared.add(_configurations("a"))
     claim = _claimed(shared, "a")
     beat = _failing(3, shared._storage.set_trial_user_attr)
     monkeypatch.setattr(shared._storage, "set_trial_user_attr", beat)
@@ -483,11 +492,11 @@ def test_a_storage_that_is_away_stops_no_work(
     assert caplog.text.count("Trial 0 has no heartbeat: database is locked.") == 1
 
 
-def test_a_result_waits_for_a_storage_that_is_away(
+def test_a_result_is_written_when_the_storage_is_back(
     files: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = files(heartbeat_seconds=0.02)
-    shared.want(_points("a"))
+    shared.add(_configurations("a"))
     claim = _claimed(shared, "a")
     end = _failing(3, shared._storage.set_trial_state_values)
     monkeypatch.setattr(shared._storage, "set_trial_state_values", end)
@@ -498,11 +507,11 @@ def test_a_result_waits_for_a_storage_that_is_away(
     assert shared.records(["a"]) == {"a": "found"}
 
 
-def test_a_result_counts_if_only_the_answer_of_the_storage_was_lost(
+def test_a_result_counts_if_only_the_reply_of_the_storage_was_lost(
     files: Callable[..., queue.Queue],
 ) -> None:
     shared = files()
-    shared.want(_points("a"))
+    shared.add(_configurations("a"))
     claim = _claimed(shared, "a")
 
     counts = [claim.done(1.0, "found") for _ in range(2)]
@@ -510,7 +519,7 @@ def test_a_result_counts_if_only_the_answer_of_the_storage_was_lost(
     assert counts == [True, True]
 
 
-def test_a_storage_that_stays_away_is_an_error_for_the_user(
+def test_a_storage_that_stays_unreachable_is_a_setting_error(
     files: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = files(heartbeat_seconds=0.01, grace_seconds=0.03)
@@ -523,10 +532,10 @@ def test_a_storage_that_stays_away_is_an_error_for_the_user(
         shared.claim(["a"])
 
 
-def test_a_record_of_many_bytes_is_kept(opened: Callable[..., queue.Queue]) -> None:
+def test_a_large_record_is_kept(opened: Callable[..., queue.Queue]) -> None:
     record = {"curve": [number / 7 for number in range(20_000)], "note": 'é"\x00', "none": None}
     shared = opened()
-    shared.want(_points("a"))
+    shared.add(_configurations("a"))
 
     _claimed(shared, "a").done(0.25, record)
 
@@ -534,46 +543,48 @@ def test_a_record_of_many_bytes_is_kept(opened: Callable[..., queue.Queue]) -> N
     assert opened().records(["a"]) == {"a": record}
 
 
-def test_params_take_any_finite_number_later(opened: Callable[..., queue.Queue]) -> None:
+def test_params_may_be_any_finite_number(opened: Callable[..., queue.Queue]) -> None:
     numbers = [0.5, -7e5, 3e9, 1e-12, 0]
     shared = opened()
 
     for number in numbers:
-        shared.want([queue.Point(f"key {number}", {"teacher.rho": number}, {})])
+        shared.add([Configuration(f"key {number}", {"teacher.rho": number}, {})])
 
     trials = shared._study.get_trials()
     assert [trial.params["teacher.rho"] for trial in trials] == numbers
 
 
 @pytest.mark.parametrize(
-    "point",
+    "configuration",
     [
-        queue.Point("a", {"rho": float("nan")}, {}),
-        queue.Point("a", {"rho": float("inf")}, {}),
-        queue.Point("a", {}, {"reason": "mine"}),
+        Configuration("a", {"rho": float("nan")}, {}),
+        Configuration("a", {"rho": float("inf")}, {}),
+        Configuration("a", {}, {"reason": "mine"}),
     ],
 )
-def test_points_that_a_trial_cannot_hold_are_refused(
-    point: queue.Point, files: Callable[..., queue.Queue]
+def test_invalid_configurations_are_refused(
+    configuration: Configuration, files: Callable[..., queue.Queue]
 ) -> None:
-    with pytest.raises(ValueError, match="finite params and other attributes"):
-        files().want([point])
+    with pytest.raises(ValueError, match="needs finite params"):
+        files().add([configuration])
 
 
-def test_a_value_that_is_no_number_is_refused(files: Callable[..., queue.Queue]) -> None:
+def test_a_nan_objective_is_refused(files: Callable[..., queue.Queue]) -> None:
     shared = files()
-    shared.want(_points("a"))
+    shared.add(_configurations("a"))
 
-    with pytest.raises(ValueError, match="must be finite, got nan"):
+    with pytest.raises(ValueError, match="must be finite; got nan"):
         _claimed(shared, "a").done(float("nan"), None)
 
 
 @pytest.mark.parametrize(("kind", "file"), [("sqlite", "study.db"), ("journal", "study.journal")])
-def test_a_kind_alone_is_a_file_in_the_folder(kind: str, file: str, tmp_path: pathlib.Path) -> None:
+def test_a_kind_without_a_path_is_a_file_in_the_folder(
+    kind: str, file: str, tmp_path: pathlib.Path
+) -> None:
     folder = tmp_path / "a % {folder} ?"
 
     with queue.open_queue(kind, "study", folder=folder, **_settings()) as shared:
-        shared.want(_points("a"))
+        shared.add(_configurations("a"))
 
     assert (folder / file).stat().st_size > 0
 
@@ -593,9 +604,7 @@ def test_a_kind_alone_is_a_file_in_the_folder(kind: str, file: str, tmp_path: pa
         ("journal:/dev/null/study.journal", "File exists: '/dev/null'"),
     ],
 )
-def test_a_storage_that_cannot_be_opened_is_an_error_that_tells_no_password(
-    storage: str, cause: str
-) -> None:
+def test_an_error_of_a_storage_shows_no_password(storage: str, cause: str) -> None:
     with pytest.raises(SettingError) as caught:
         _open(storage)
 
@@ -607,9 +616,7 @@ def test_a_storage_that_cannot_be_opened_is_an_error_that_tells_no_password(
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])
-def test_a_file_of_something_else_is_an_error_for_the_user(
-    kind: str, tmp_path: pathlib.Path
-) -> None:
+def test_a_file_of_another_kind_is_a_setting_error(kind: str, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("Remember the milk.\n" * 100)
 
@@ -626,7 +633,7 @@ def test_a_missing_driver_of_postgresql_names_the_extra(monkeypatch: pytest.Monk
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("place", ["PGPASSWORD", "PGPASSFILE", "PGSERVICE", "nowhere"])
-def test_a_password_of_postgresql_need_not_be_in_the_url(
+def test_the_password_of_postgresql_may_come_from_libpq(
     place: str, postgresql: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PGPASSWORD", "PGPASSFILE", "PGSERVICE", "PGSERVICEFILE"):
@@ -654,12 +661,12 @@ def test_a_password_of_postgresql_need_not_be_in_the_url(
         return
 
     with _open(storage) as shared:
-        shared.want(_points(place))
+        shared.add(_configurations(place))
 
         assert set(shared.states([place])) == {place}
 
 
-def test_only_a_worker_that_is_known_to_be_dead_is_dead() -> None:
+def test_has_died_is_true_only_for_processes_known_to_be_dead() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         alive = process.this() | {"pid": child.pid, "start": process.started(child.pid)}
         reused = alive | {"start": "1"}
@@ -678,12 +685,12 @@ def test_the_dashboard_shows_the_study(storage: str, opened: Callable[..., queue
     import optuna_dashboard
 
     shared = opened()
-    shared.want([queue.Point("a", {"teacher.rho": 0.5}, {"row": "vit", "seed": 3})])
+    shared.add([Configuration("a", {"teacher.rho": 0.5}, {"row": "vit", "seed": 3})])
     _claimed(shared, "a").done(0.75, {"accuracy": 0.75})
     app = optuna_dashboard.wsgi(shared._storage)
 
-    (study,) = _asked(app, "/api/studies")["study_summaries"]
-    (trial,) = _asked(app, f"/api/studies/{study['study_id']}")["trials"]
+    (study,) = _response(app, "/api/studies")["study_summaries"]
+    (trial,) = _response(app, f"/api/studies/{study['study_id']}")["trials"]
 
     assert (study["study_name"], study["directions"]) == ("study", ["maximize"])
     assert (trial["state"], trial["values"]) == ("Complete", [0.75])
@@ -694,8 +701,8 @@ def test_the_dashboard_shows_the_study(storage: str, opened: Callable[..., queue
     assert (shown["row"], shown["seed"], shown["key"]) == ("vit", "3", "a")
 
 
-def _asked(app: Callable[..., Any], path: str) -> Any:
-    """What a WSGI application answers, without a server."""
+def _response(app: Callable[..., Any], path: str) -> Any:
+    """Returns the response of a WSGI application, without a server."""
     statuses = []
     environ = {
         "REQUEST_METHOD": "GET",

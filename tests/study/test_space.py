@@ -1,4 +1,4 @@
-"""Which trials a study has, and which of them a search wants."""
+"""The trials of a study, and those that its search schedules."""
 
 import collections
 import itertools
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import quickstart, study
 from configs.tables import table8, table10
 from remem_jax.checks import SettingError
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.study import search, space
 
 
@@ -41,15 +41,15 @@ def test_the_paper_s_grid_has_54_teachers_of_remem_and_9_of_fine_tuning() -> Non
     assert _by_row(found) == {"finetune": 9, "reweight": 18, "sam": 27, "remem": 54}
 
 
-def test_a_method_varies_nothing_that_it_fixes(config: ConfigDict) -> None:
+def test_a_row_varies_no_setting_that_its_method_fixes(config: ConfigDict) -> None:
     found = space.trials(config)
 
     assert _by_row(found) == {"scratch": 1, "finetune": 3, "reweight": 6, "sam": 6, "remem": 12}
     for trial in found:
-        assert not set(METHODS[trial.row] or {}) & set(trial.point)
+        assert not set(METHODS[trial.row].fixed) & set(trial.point)
 
 
-def test_what_a_method_fixes_is_written_into_its_run(config: ConfigDict) -> None:
+def test_a_run_has_the_settings_that_its_method_fixes(config: ConfigDict) -> None:
     (trial, *_) = [trial for trial in space.trials(config) if trial.row == "finetune"]
 
     teacher = trial.config.teacher
@@ -57,14 +57,14 @@ def test_what_a_method_fixes_is_written_into_its_run(config: ConfigDict) -> None
     assert trial.config.methods == ("finetune",)
 
 
-def test_a_search_begins_in_the_paper_s_best_region(config: ConfigDict) -> None:
+def test_a_search_starts_in_the_paper_s_best_region(config: ConfigDict) -> None:
     found = [trial for trial in space.trials(config) if trial.row == "remem"]
 
     assert found[0].point == {"learning_rate": 0.03, "rho": 0.5, "mlp_weight": 0.9}
     assert found[-1].point["rho"] == 0.05
 
 
-def test_every_seed_has_all_trials_of_its_own(config: ConfigDict) -> None:
+def test_every_seed_has_all_trials(config: ConfigDict) -> None:
     alone = space.trials(config)
 
     config.seeds = (0, 5)
@@ -75,7 +75,7 @@ def test_every_seed_has_all_trials_of_its_own(config: ConfigDict) -> None:
     assert {trial.config.seed for trial in both} == {0, 5}
 
 
-def test_rows_and_columns_can_be_picked_by_name() -> None:
+def test_rows_and_columns_can_be_selected_by_name() -> None:
     config = table8.get_config()
 
     config.only = "dist_remem, pcam"
@@ -83,7 +83,7 @@ def test_rows_and_columns_can_be_picked_by_name() -> None:
     assert {trial.cell for trial in space.trials(config)} == {("dist_remem", "pcam", 0)}
 
 
-def test_a_study_that_is_extended_keeps_its_trials() -> None:
+def test_an_extended_study_keeps_its_trials() -> None:
     config = table8.get_config()
     config.only = "cifar100"
     before = {trial.key for trial in space.trials(config)}
@@ -93,7 +93,7 @@ def test_a_study_that_is_extended_keeps_its_trials() -> None:
     assert before < {trial.key for trial in space.trials(config)}
 
 
-def test_where_things_lie_makes_no_other_trial(config: ConfigDict) -> None:
+def test_settings_without_influence_on_results_do_not_change_keys(config: ConfigDict) -> None:
     before = [trial.key for trial in space.trials(config)]
 
     config.base.data.cache = "elsewhere"
@@ -103,7 +103,7 @@ def test_where_things_lie_makes_no_other_trial(config: ConfigDict) -> None:
 
 
 @pytest.mark.parametrize("setting", ["student.steps", "teacher.batch_size", "seed"])
-def test_what_decides_a_result_makes_another_trial(config: ConfigDict, setting: str) -> None:
+def test_settings_that_influence_results_change_keys(config: ConfigDict, setting: str) -> None:
     before = {trial.key for trial in space.trials(config)}
 
     if setting == "seed":
@@ -116,23 +116,23 @@ def test_what_decides_a_result_makes_another_trial(config: ConfigDict, setting: 
 
 
 @pytest.mark.parametrize(
-    ("group", "changes", "said"),
+    ("group", "changes", "message"),
     [
         ("rows", {"student": {"stepz": 3}}, r"config\.rows\.remem\.changes\.student.*stepz"),
         ("columns", {"datas": {}}, r"config\.columns\.digits\.changes.*datas"),
     ],
 )
-def test_a_change_of_a_setting_that_is_not_there_is_refused(
-    config: ConfigDict, group: str, changes: dict[str, Any], said: str
+def test_a_change_of_an_unknown_setting_is_refused(
+    config: ConfigDict, group: str, changes: dict[str, Any], message: str
 ) -> None:
     config[group][{"rows": "remem", "columns": "digits"}[group]].changes = ConfigDict(changes)
 
-    with pytest.raises(SettingError, match=said):
+    with pytest.raises(SettingError, match=message):
         space.check(config)
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "said"),
+    ("setting", "value", "message"),
     [
         ("only", "nothing", r"config\.only must be one of"),
         ("seeds", (), r"config\.seeds"),
@@ -141,7 +141,7 @@ def test_a_change_of_a_setting_that_is_not_there_is_refused(
         ("grid.rho", (0.5, 0.5), r"config\.grid\.rho repeats a value"),
         ("grid.rho", (float("nan"),), r"config\.grid\.rho must be finite"),
         ("name", "", r"config\.name"),
-        ("row_order", ("remem",), r"config\.row_order must name all of config\.rows"),
+        ("row_order", ("remem",), r"config\.row_order must list all names in config\.rows"),
         ("grace_seconds", 1.0, r"config\.grace_seconds must be at least"),
         ("attempts", 0, r"config\.attempts"),
         ("search.kind", "random", r"config\.search\.kind"),
@@ -153,8 +153,8 @@ def test_a_change_of_a_setting_that_is_not_there_is_refused(
         ("base.teacher.batch_size", 0, r"scratch, digits: config\.teacher\.batch_size"),
     ],
 )
-def test_settings_that_cannot_be_used_are_named(
-    config: ConfigDict, setting: str, value: Any, said: str
+def test_invalid_settings_are_named(
+    config: ConfigDict, setting: str, value: Any, message: str
 ) -> None:
     *groups, name = setting.split(".")
     where = config
@@ -162,11 +162,11 @@ def test_settings_that_cannot_be_used_are_named(
         where = where[group]
     where[name] = value
 
-    with pytest.raises(SettingError, match=said):
+    with pytest.raises(SettingError, match=message):
         space.check(config)
 
 
-def test_a_scaled_trial_has_its_share_of_all_steps() -> None:
+def test_a_scaled_trial_has_a_fraction_of_all_steps() -> None:
     (trial, *_) = [trial for trial in space.trials(table10.get_config()) if trial.row == "remem"]
 
     short = space.scaled(trial, 1 / 4).config
@@ -176,7 +176,7 @@ def test_a_scaled_trial_has_its_share_of_all_steps() -> None:
     assert (short.student.warmup_steps, short.teacher.batch_size) == (125, 512)
 
 
-def test_a_scaled_trial_can_always_be_run(config: ConfigDict) -> None:
+def test_a_scaled_trial_has_valid_settings(config: ConfigDict) -> None:
     trial = space.trials(config)[-1]
 
     for fraction in (1 / 4, 1 / 64, 1 / 1000):
@@ -200,7 +200,7 @@ OF_SEARCH = st.fixed_dictionaries(
 
 
 @given(grids=GRIDS, options=OF_SEARCH)
-def test_rows_have_as_many_full_trials_as_each_other_or_all_that_they_have(
+def test_rows_have_equally_many_full_trials_or_their_whole_grid(
     grids: list[int], options: dict[str, Any]
 ) -> None:
     sizes = _sizes(grids, options)
@@ -216,9 +216,7 @@ def test_rows_have_as_many_full_trials_as_each_other_or_all_that_they_have(
 
 
 @given(grids=GRIDS, options=OF_SEARCH)
-def test_rungs_cost_no_more_than_the_budget_and_begin_with_as_many_as_it_holds(
-    grids: list[int], options: dict[str, Any]
-) -> None:
+def test_rungs_use_the_budget_and_no_more(grids: list[int], options: dict[str, Any]) -> None:
     sizes = _sizes(grids, options)
     pairs = [(own, grid) for own, grid in zip(sizes, grids, strict=True) if grid > 1]
     held = options["budget"] * sum(grid for _, grid in pairs) + 1e-9
@@ -228,7 +226,7 @@ def test_rungs_cost_no_more_than_the_budget_and_begin_with_as_many_as_it_holds(
     left_out = [own for own, grid in pairs if max(own.values()) < grid]
 
     assert spent <= held
-    if left_out:  # One more of each of these would be too much.
+    if left_out:  # One more setting of each would exceed the budget.
         assert len({max(own.values()) for own in left_out}) == 1
         assert max(begun) == max(left_out[0].values())
         lowest = options["reduction"] ** (1.0 - options["rungs"])
@@ -240,7 +238,7 @@ def test_rungs_cost_no_more_than_the_budget_and_begin_with_as_many_as_it_holds(
 
 
 def _sizes(grids: list[int], options: dict[str, Any]) -> list[dict[float, int]]:
-    """The rungs of rows with such grids; what cannot be is no example."""
+    """Returns the rungs of rows with these grids; rejects examples that exceed the budget."""
     settings = _search(**options)
     rows = {str(number): grid for number, grid in enumerate(grids)}
     searched = [grid for grid in grids if grid > 1]
@@ -253,7 +251,7 @@ def test_a_budget_below_one_trial_of_each_row_is_refused() -> None:
         space.halving_sizes({"remem": 4, "scratch": 1}, _search())
 
 
-def test_rows_that_are_not_run_now_count_for_the_rungs_of_others(config: ConfigDict) -> None:
+def test_rows_left_out_by_only_count_for_the_rungs_of_others(config: ConfigDict) -> None:
     config.search = _search(budget=0.5)
     grids = space.grid_sizes(config)
     whole = search.Search(config.search, space.trials(config), grids)
@@ -266,7 +264,7 @@ def test_rows_that_are_not_run_now_count_for_the_rungs_of_others(config: ConfigD
     assert sizes[0] == sizes[1]
 
 
-def test_rows_of_a_study_come_to_as_many_full_trials(config: ConfigDict) -> None:
+def test_rows_of_a_study_run_equally_many_full_trials(config: ConfigDict) -> None:
     trials = space.trials(config)
 
     done = _run(_search(budget=0.6, rungs=2), trials, _hashed, random.Random(0))
@@ -278,11 +276,11 @@ def test_rows_of_a_study_come_to_as_many_full_trials(config: ConfigDict) -> None
 def _run(
     settings: ConfigDict, trials: list[space.Trial], value: Any, order: random.Random
 ) -> dict[str, float]:
-    """Runs what is wanted, one at a time in any order, until nothing more is."""
+    """Runs the scheduled trials one at a time, in random order, until all are done."""
     values: dict[str, float] = {}
     whole = search.Search(settings, trials)
     while True:
-        found = whole.wanted(values)
+        found = whole.schedule(values)
         left = [trial for trial in found.trials if trial.key not in values]
         if not left:
             assert not found.more
@@ -292,29 +290,29 @@ def _run(
 
 
 def _quality(trial: space.Trial) -> float:
-    """Best at the end of the grid that is farthest from where the search begins."""
+    """Returns a value that is best at the end of the grid farthest from the start of the search."""
     point = trial.point
     return 10 * point["learning_rate"] - point["rho"] - point["mlp_weight"] + trial.fraction
 
 
-def test_a_grid_wants_every_trial_at_once(config: ConfigDict) -> None:
+def test_a_grid_search_schedules_every_trial_at_once(config: ConfigDict) -> None:
     trials = space.trials(config)
 
-    found = search.Search(_search("grid"), trials).wanted({})
+    found = search.Search(_search("grid"), trials).schedule({})
 
     assert {trial.key for trial in found.trials} == {trial.key for trial in trials}
     assert not found.more
 
 
-def test_a_cell_of_one_trial_is_run_in_full_by_any_search(config: ConfigDict) -> None:
+def test_a_cell_of_one_trial_is_run_with_all_steps_by_any_search(config: ConfigDict) -> None:
     trials = [trial for trial in space.trials(config) if trial.row == "scratch"]
 
     found = search.Search(_search(), trials)
 
-    assert found.wanted({}) == search.Wanted(trials, more=False)
+    assert found.schedule({}) == search.Schedule(trials, more=False)
 
 
-def test_halving_finds_the_best_where_short_runs_order_trials_as_long_ones_do(
+def test_halving_finds_the_best_trial_if_short_runs_rank_like_long_ones(
     config: ConfigDict,
 ) -> None:
     trials = [trial for trial in space.trials(config) if trial.row == "remem"]
@@ -328,7 +326,9 @@ def test_halving_finds_the_best_where_short_runs_order_trials_as_long_ones_do(
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_halving_comes_to_the_same_trials_whoever_is_first(config: ConfigDict, seed: int) -> None:
+def test_halving_schedules_the_same_trials_in_any_order_of_results(
+    config: ConfigDict, seed: int
+) -> None:
     trials = [trial for trial in space.trials(config) if trial.row in ("remem", "sam")]
     settings = _search(rungs=2, budget=0.5)
 
@@ -337,7 +337,7 @@ def test_halving_comes_to_the_same_trials_whoever_is_first(config: ConfigDict, s
     assert found == _run(settings, trials, _hashed, random.Random(0))
 
 
-def test_as_much_is_run_as_was_planned(config: ConfigDict) -> None:
+def test_the_planned_number_of_trials_is_run(config: ConfigDict) -> None:
     trials = [trial for trial in space.trials(config) if trial.row in ("remem", "sam")]
     settings = _search(rungs=2, budget=0.5)
 
@@ -355,7 +355,7 @@ def _hashed(trial: space.Trial) -> float:
     return int(trial.key, 16) / 16**16
 
 
-def test_a_trial_that_failed_does_not_rise(config: ConfigDict) -> None:
+def test_a_failed_trial_does_not_go_on(config: ConfigDict) -> None:
     trials = [trial for trial in space.trials(config) if trial.row == "remem"]
     settings = _search(budget=1.0, rungs=2)
     failing = {space.scaled(trial, 1 / 4).key for trial in trials if _quality(trial) < 0.5}
@@ -367,12 +367,12 @@ def test_a_trial_that_failed_does_not_rise(config: ConfigDict) -> None:
         random.Random(0),
     )
 
-    risen = [trial for trial in trials if trial.key in done]
-    assert len(risen) == 3
-    assert all(_quality(trial) >= 0.5 for trial in risen)
+    promoted = [trial for trial in trials if trial.key in done]
+    assert len(promoted) == 3
+    assert all(_quality(trial) >= 0.5 for trial in promoted)
 
 
-def test_each_cell_has_a_search_of_its_own(config: ConfigDict) -> None:
+def test_each_cell_has_its_own_search(config: ConfigDict) -> None:
     config.seeds = (0, 1)
     trials = [trial for trial in space.trials(config) if trial.row in ("remem", "sam")]
 

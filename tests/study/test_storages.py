@@ -1,4 +1,4 @@
-"""Where `config.storage` says that a study's trials are."""
+"""The file that `config.storage` names."""
 
 import pathlib
 
@@ -29,7 +29,7 @@ from remem_jax.study import storages
         ("sqlite:///~/trials", "home/trials"),
     ],
 )
-def test_a_file_is_where_the_setting_says(
+def test_the_setting_gives_the_path(
     storage: str, file: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -45,19 +45,19 @@ def test_a_file_is_where_the_setting_says(
     "storage",
     ["sqlite://", "sqlite:///:memory:", "sqlite://host/x", "journal://", "journal://host/x"],
 )
-def test_what_names_no_file_that_others_find_is_refused(
+def test_a_storage_that_other_workers_cannot_open_is_refused(
     storage: str, tmp_path: pathlib.Path
 ) -> None:
     with pytest.raises(SettingError, match=r"config\.storage must be"):
         storages.open_storage(storage, tmp_path)
 
 
-def test_a_folder_of_another_machine_is_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(SettingError, match=r"gs://b/f is no local folder.* config\.storage"):
+def test_a_remote_folder_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(SettingError, match=r"gs://b/f is not a local folder.* config\.storage"):
         storages.open_storage("journal:gs://b/f", tmp_path)
 
 
-def test_a_journal_lies_where_it_was_asked_for(
+def test_a_journal_is_created_at_its_path(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -72,7 +72,7 @@ def test_a_journal_lies_where_it_was_asked_for(
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 @pytest.mark.parametrize("content", ["my thesis", '{"thesis": 1}\n', "42\n"])
-def test_a_file_of_somebody_else_is_refused_and_stays(
+def test_an_unrelated_file_is_refused_and_left_unchanged(
     kind: str, content: str, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "thesis").write_text(content)

@@ -1,4 +1,4 @@
-"""What a study has found, from records of its trials that are made by hand."""
+"""The summary of a study, from hand-made records of its trials."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ TOTAL = cost.Total(5, 500, 1000, 10, 1e9, 0.5)
 
 
 class Shared(queue.Queue):
-    """What workers are supposed to have found, without a storage."""
+    """A queue with given results, without a storage."""
 
     def __init__(self) -> None:
         self.given: dict[str, Any] = {}
@@ -40,7 +40,7 @@ class Shared(queue.Queue):
 
 @pytest.fixture
 def config() -> ConfigDict:
-    """A study of three radii and two seeds, with students from scratch for comparison."""
+    """A study of three values of rho and two seeds, with a from-scratch baseline."""
     rows = study.rows("scratch", "finetune", "remem")
     found = study.make(
         "Digits", rows, {"digits": study.column("Digits")}, base=quickstart.get_config()
@@ -69,7 +69,7 @@ def _record(
     loss: float = 1.0,
     on_test: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """What a run leaves in results.json, as far as a study reads it, and where it ran."""
+    """Returns the fields of results.json that a study reads, and where the trial ran."""
     taught = trial.row != "scratch"
     student = {"validation": _metrics(validation, loss), "test": _metrics(test)}
     selected = {
@@ -128,7 +128,7 @@ def _make(config: ConfigDict, shared: Shared) -> dict[str, Any]:
     values = {
         key: one["methods"][0]["student"]["validation"]["top1"] for key, one in shared.given.items()
     }
-    return summary.make(config, found, found.wanted(values).trials, shared, TOTAL)
+    return summary.make(config, found, found.schedule(values).trials, shared, TOTAL)
 
 
 def _replicates(found: dict[str, Any], row: str, choice: str = "validation") -> list[Any]:
@@ -172,9 +172,7 @@ def test_the_settings_of_a_cell_are_those_of_its_teacher_and_its_student(
     }
 
 
-def test_of_equals_the_one_with_the_lower_loss_is_the_best(
-    config: ConfigDict, shared: Shared
-) -> None:
+def test_ties_go_to_the_lower_loss(config: ConfigDict, shared: Shared) -> None:
     for trial, loss in zip(_of(config), (1.0, 0.5, 0.75), strict=True):
         shared.given[trial.key] = _record(trial, 0.5, 0.5, loss=loss)
 
@@ -183,7 +181,7 @@ def test_of_equals_the_one_with_the_lower_loss_is_the_best(
     assert found["trial"] == _of(config)[1].key
 
 
-def test_what_test_itself_chose_stands_beside(config: ConfigDict, shared: Shared) -> None:
+def test_the_choice_on_test_is_reported_too(config: ConfigDict, shared: Shared) -> None:
     shares = ((0.7, 0.4, (0.6, 0.5)), (0.6, 0.5, (0.3, 0.8)), (0.5, 0.3, (0.2, 0.6)))
     for trial, (validation, test, on_test) in zip(_of(config), shares, strict=True):
         shared.given[trial.key] = _record(trial, validation, test, on_test=on_test)
@@ -198,7 +196,7 @@ def test_what_test_itself_chose_stands_beside(config: ConfigDict, shared: Shared
     assert by_test["settings"]["teacher_step"] == 40
 
 
-def test_what_was_not_measured_on_test_is_not_chosen_by_it(
+def test_trials_without_a_choice_on_test_have_no_cell_of_it(
     config: ConfigDict, shared: Shared
 ) -> None:
     trial = _of(config)[0]
@@ -209,7 +207,7 @@ def test_what_was_not_measured_on_test_is_not_chosen_by_it(
     assert {cell["choice"] for cell in found["cells"]} == {"validation"}
 
 
-def test_each_seed_is_a_replicate_with_a_best_of_its_own(
+def test_each_seed_is_a_replicate_with_its_own_best_trial(
     config: ConfigDict, shared: Shared
 ) -> None:
     for seed, shares in ((0, (0.5, 0.6, 0.4)), (1, (0.9, 0.7, 0.8))):
@@ -223,7 +221,7 @@ def test_each_seed_is_a_replicate_with_a_best_of_its_own(
     assert [one["trials"] for one in found] == [3, 3]
 
 
-def test_from_scratch_there_is_no_teacher(config: ConfigDict, shared: Shared) -> None:
+def test_a_trial_from_scratch_has_no_teacher(config: ConfigDict, shared: Shared) -> None:
     (trial,) = _of(config, "scratch")
     shared.given[trial.key] = _record(trial, 0.5, 0.6)
 
@@ -232,16 +230,16 @@ def test_from_scratch_there_is_no_teacher(config: ConfigDict, shared: Shared) ->
     assert (found["teacher"], found["student"]) == (None, 0.6)
 
 
-def test_a_cell_without_a_result_says_why(config: ConfigDict, shared: Shared) -> None:
+def test_a_cell_without_a_result_has_a_reason(config: ConfigDict, shared: Shared) -> None:
     shared.running = {_of(config, "scratch", 0)[0].key}
     shared.failed = {trial.key: "the loss is nan" for trial in _of(config, "remem", 0)}
     some = _of(config, "remem", 1)[0]
-    shared.failed[some.key] = "no memory"  # Others of its cell are still to come.
+    shared.failed[some.key] = "no memory"  # Other trials of the cell are still waiting.
 
     found = _make(config, shared)["missing"]
 
     assert {(one["row"], one["seed"]): one["why"] for one in found} == {
-        ("scratch", 0): "being run",
+        ("scratch", 0): "running",
         ("scratch", 1): "not run yet",
         ("remem", 0): "failed: the loss is nan",
         ("remem", 1): "not run yet",
@@ -281,7 +279,7 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
     }
 
 
-def test_a_teacher_whose_information_was_measured_stands_with_its_trial(
+def test_measured_information_of_teachers_is_listed_with_their_trial(
     config: ConfigDict, shared: Shared
 ) -> None:
     config.base.teacher.pruned_attention = 3
@@ -311,7 +309,7 @@ def test_a_teacher_whose_information_was_measured_stands_with_its_trial(
     assert not any(found.values())
 
 
-def test_the_time_of_all_trials_is_spent(config: ConfigDict, shared: Shared) -> None:
+def test_the_time_of_all_trials_is_added_up(config: ConfigDict, shared: Shared) -> None:
     for trial in _of(config):
         shared.given[trial.key] = _record(trial, 0.7, 0.4)  # Of 4 seconds.
 
@@ -321,7 +319,7 @@ def test_the_time_of_all_trials_is_spent(config: ConfigDict, shared: Shared) -> 
     assert found["hours"] == 0.5
 
 
-def test_a_short_trial_does_not_stand_in_a_cell(config: ConfigDict, shared: Shared) -> None:
+def test_a_cell_shows_only_trials_with_all_steps(config: ConfigDict, shared: Shared) -> None:
     full, short = _of(config)[0], space.scaled(_of(config)[0], 0.25)
     shared.given = {full.key: _record(full, 0.5, 0.5), short.key: _record(short, 0.9, 0.9)}
 
@@ -332,17 +330,17 @@ def test_a_short_trial_does_not_stand_in_a_cell(config: ConfigDict, shared: Shar
     assert [one["fraction"] for one in found["trials"]] == [0.25, 1.0]
 
 
-def test_a_cell_with_short_trials_alone_is_begun(config: ConfigDict, shared: Shared) -> None:
+def test_a_cell_with_only_short_trials_is_started(config: ConfigDict, shared: Shared) -> None:
     full, short = _of(config)[0], space.scaled(_of(config)[0], 0.25)
     shared.given = {short.key: _record(short, 0.9, 0.9)}
 
     found = summary.make(config, search.Search(config.search, [full]), [short, full], shared, TOTAL)
 
     assert found["cells"] == []
-    assert [one["why"] for one in found["missing"]] == ["begun"]
+    assert [one["why"] for one in found["missing"]] == ["started"]
 
 
-def test_what_differs_is_said_once(config: ConfigDict, shared: Shared) -> None:
+def test_each_deviation_is_listed_once(config: ConfigDict, shared: Shared) -> None:
     for trial in _of(config):
         shared.given[trial.key] = _record(trial, 0.7, 0.4)
 
@@ -352,9 +350,7 @@ def test_what_differs_is_said_once(config: ConfigDict, shared: Shared) -> None:
     assert sum("student.steps is 80" in sentence for sentence in found) == 1
 
 
-def test_what_a_method_fixes_does_not_differ_from_the_paper(
-    config: ConfigDict, shared: Shared
-) -> None:
+def test_settings_fixed_by_a_method_are_no_deviation(config: ConfigDict, shared: Shared) -> None:
     config.only = "finetune"
     trial = _of(config, "finetune")[0]
     shared.given[trial.key] = _record(trial, 0.7, 0.4)
@@ -365,7 +361,7 @@ def test_what_a_method_fixes_does_not_differ_from_the_paper(
     assert not [sentence for sentence in found if "mlp_weight" in sentence]
 
 
-def test_the_best_of_each_cell_is_told_in_a_sentence(config: ConfigDict, shared: Shared) -> None:
+def test_the_best_of_each_cell_has_a_sentence(config: ConfigDict, shared: Shared) -> None:
     trial = _of(config)[0]
     shared.given[trial.key] = _record(trial, 0.7, 0.4, on_test=(0.6, 0.5))
 
@@ -376,7 +372,7 @@ def test_the_best_of_each_cell_is_told_in_a_sentence(config: ConfigDict, shared:
     assert f"trials/{trial.key}/selected" in line
 
 
-def test_a_report_can_be_drawn_of_what_is_known_at_any_time(
+def test_a_report_can_be_written_at_any_time(
     config: ConfigDict, shared: Shared, tmp_path: pathlib.Path
 ) -> None:
     shown = []
@@ -403,7 +399,7 @@ def _student_means(folder: pathlib.Path) -> dict[tuple[str, str], str]:
     return {(row["choice"], row["row"]): row["student_mean"] for row in rows if row["student_mean"]}
 
 
-def test_what_was_searched_is_what_the_trials_of_each_row_have(config: ConfigDict) -> None:
+def test_the_grid_of_each_row_is_read_from_its_trials(config: ConfigDict) -> None:
     config.rows.remem.changes = ConfigDict({"student": {"losses": ("dist",), "weights": (1.0,)}})
     config.only = ""
 
@@ -429,7 +425,7 @@ def test_what_was_searched_is_what_the_trials_of_each_row_have(config: ConfigDic
     assert scratch["learning_rate"] == rates
 
 
-def test_a_column_that_changes_students_has_a_grid_of_its_own(config: ConfigDict) -> None:
+def test_a_column_that_changes_students_has_its_own_grid(config: ConfigDict) -> None:
     config.columns.short = ConfigDict(study.column("Short", student={"temperatures": (9.0,)}))
     config.columns.twin = ConfigDict(study.column("Twin", student={"mixup": 0.1}))
     config.column_order = ("digits", "short", "twin")
@@ -443,7 +439,7 @@ def test_a_column_that_changes_students_has_a_grid_of_its_own(config: ConfigDict
 
 @pytest.fixture
 def halving(config: ConfigDict) -> ConfigDict:
-    """Of two rows of 9 and 3 settings, of which one each is tried in full."""
+    """Two rows with 9 and 3 settings, one of each tried with all steps."""
     config.grid = ConfigDict({"learning_rate": (0.01, 0.1, 0.2), "rho": (0.05, 0.5, 1.0)})
     config.only, config.seeds = "finetune,remem", (0,)
     config.search.kind, config.search.reduction, config.search.rungs = "halving", 3, 2
@@ -451,24 +447,24 @@ def halving(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def test_a_search_says_how_many_of_each_row_begin_and_end(
+def test_the_text_of_a_search_counts_the_settings_on_each_rung(
     halving: ConfigDict, shared: Shared
 ) -> None:
     text = _make(halving, shared)["search"]["text"]
 
     # 5 x 1/3 + 1 and 3 x 1/3 + 1 are 4.67; a sixth would be 5, which is still within 5.04.
-    assert "ReMem: of 9 settings 6 begin with 1/3 of the steps, 1 is tried in full." in text
-    assert "Fine-tuning: of 3 settings 3 begin with 1/3 of the steps, 1 is tried in full." in text
-    assert "From scratch: one setting, which is tried in full; its grid has no more." in text
+    assert "ReMem: of 9 settings, 6 start with 1/3 of the steps, 1 is tried in full." in text
+    assert "Fine-tuning: of 3 settings, 3 start with 1/3 of the steps, 1 is tried in full." in text
+    assert "From scratch: its one setting is tried in full." in text
     assert "as much as 5 full trials of 12 (41.7 %); config.search.budget allows 42 %" in text
-    assert "begins again from the start" in text
+    assert "trained anew with schedules of that length" in text
 
 
-def test_settings_that_never_end_are_listed_with_why(halving: ConfigDict, shared: Shared) -> None:
+def test_settings_never_tried_in_full_are_listed(halving: ConfigDict, shared: Shared) -> None:
     before = _make(halving, shared)["search"]
     trials = (
         search.Search(halving.search, space.trials(halving), space.grid_sizes(halving))
-        .wanted({})
+        .schedule({})
         .trials
     )
     for number, trial in enumerate(trials):
@@ -476,7 +472,7 @@ def test_settings_that_never_end_are_listed_with_why(halving: ConfigDict, shared
 
     after = _make(halving, shared)["search"]
 
-    # At first only what the budget leaves out is known: three settings of ReMem.
+    # Before any result: only three settings of ReMem, left out by the budget.
     assert [(one["row"], one["fraction"]) for one in before["dropped"]] == [("remem", None)] * 3
     counts = {(one["row"], one["fraction"] is None) for one in after["dropped"]}
     assert counts == {("finetune", False), ("remem", False), ("remem", True)}
@@ -500,8 +496,8 @@ def test_a_grid_drops_nothing(config: ConfigDict, shared: Shared) -> None:
     assert {rung["planned"] for one in found["rungs"] for rung in one["rungs"]} == {1, 3}
 
 
-def _answered(config: ConfigDict, shared: Shared, row: str, right: list[bool]) -> None:
-    """Gives a row a trial whose student is right about these images."""
+def _add_done(config: ConfigDict, shared: Shared, row: str, right: list[bool]) -> None:
+    """Adds a finished trial to a row; its student is right about the given test images."""
     (trial, *_) = _of(config, row)
     found = _record(trial, 0.5, sum(right) / len(right))
     found["data"] |= {"fingerprint": "one", "test_labels": paired.pack(np.arange(len(right)) % 2)}
@@ -511,9 +507,9 @@ def _answered(config: ConfigDict, shared: Shared, row: str, right: list[bool]) -
 
 def test_rows_are_compared_on_the_same_images(config: ConfigDict, shared: Shared) -> None:
     config.only, config.seeds = "finetune,remem", (0,)
-    # Of 40 images ReMem is right where the other is not about 9, the other way round about 1.
-    _answered(config, shared, "finetune", [True] * 21 + [False] * 19)
-    _answered(config, shared, "remem", [False] + [True] * 29 + [False] * 10)
+    # Of 40 images, only ReMem is right on 9, only the baseline on 1.
+    _add_done(config, shared, "finetune", [True] * 21 + [False] * 19)
+    _add_done(config, shared, "remem", [False] + [True] * 29 + [False] * 10)
 
     (one,) = _make(config, shared)["compared"]
 
@@ -528,7 +524,7 @@ def test_rows_are_compared_on_the_same_images(config: ConfigDict, shared: Shared
 def test_rows_on_other_images_are_not_compared(config: ConfigDict, shared: Shared) -> None:
     config.only, config.seeds = "finetune,remem", (0,)
     for row in ("finetune", "remem"):
-        _answered(config, shared, row, [True, False])
+        _add_done(config, shared, row, [True, False])
     shared.given[_of(config)[0].key]["data"]["fingerprint"] = "another"
 
     (one,) = _make(config, shared)["compared"]
@@ -536,7 +532,7 @@ def test_rows_on_other_images_are_not_compared(config: ConfigDict, shared: Share
     assert one["seeds"] == [{"seed": 0, "why": "other test images"}]
 
 
-def test_trials_of_an_older_version_have_no_error(config: ConfigDict, shared: Shared) -> None:
+def test_trials_of_an_older_version_have_no_difference(config: ConfigDict, shared: Shared) -> None:
     config.only, config.seeds = "finetune,remem", (0,)
     for row in ("finetune", "remem"):
         shared.given[_of(config, row)[0].key] = _record(_of(config, row)[0], 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""Workers of a study as a user starts them: alone, together, killed, stopped and started again."""
+"""Workers of a study as processes: alone, together, killed, stopped and started again."""
 
 import json
 import logging
@@ -14,34 +14,36 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import optuna
 import pytest
 from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
 from configs import study
-from remem_jax import settings, workflow
+from remem_jax import models, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity
 from remem_jax.study import queue, worker
 from remem_jax.train import loop
+from remem_jax.weights import augreg
 from remem_jax.workflow.remem import cost
-from tests import tiny_run
 
 pytestmark = pytest.mark.timeout(900)  # Several whole studies; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[2]
-# Small enough that compiling and starting is nearly all of the time.
+# So small that start-up and compilation take almost all of the time.
 CONFIG = """
 from ml_collections import ConfigDict
 
 from configs import study
-from tests import tiny_run
+from tests import quickstart_resnet6
 
 
 def get_config():
-    base = tiny_run.get_config()
+    base = quickstart_resnet6.get_config()
     base.log_every, base.save_every = 1, 4
+    base.data.image_size = 16
     base.teacher.init = {init!r}
     base.teacher.steps, base.teacher.warmup_steps = (8,), 2
     base.teacher.batch_size = base.student.batch_size = 8
@@ -54,13 +56,13 @@ def get_config():
     config.search.near = ConfigDict()
     return config
 """
-# A teacher of the first rate has a loss that is no number after a step or two.
+# A teacher with the first learning rate has a NaN loss after a step or two.
 FAILS_FIRST = ("--config.only=finetune", "--config.grid.learning_rate=(1e38, 0.05)")
 SPEED = cost.Speed(cost.Step(4e6, 1e-3), cost.Step(1e6, 1e-3), cost.Step(2e6, 1e-3))
 
 
 class Worker(NamedTuple):
-    """A process that works on a study, and what it has told so far."""
+    """A worker process and its log."""
 
     process: subprocess.Popen[bytes]
     path: pathlib.Path
@@ -74,12 +76,14 @@ class Worker(NamedTuple):
         assert self.process.returncode == status, self.log
 
 
-class Desk:
-    """Starts workers, which share what was compiled."""
+class Workers:
+    """Starts workers, which share a compilation cache."""
 
     def __init__(self, scratch: pathlib.Path) -> None:
         self.file, self._scratch, self._started = scratch / "tiny.py", scratch, 0
-        init = tiny_run.save_teacher(scratch / "teacher.npz")
+        model = models.make("vit", variant="Pico/8", classes=3)
+        init = scratch / "pico.npz"
+        augreg.save(init, models.init(model, jax.random.key(0), 16)["params"])
         self.file.write_text(CONFIG.format(init=str(init)))
 
     def folder(self, name: str) -> pathlib.Path:
@@ -93,25 +97,21 @@ class Desk:
             process = subprocess.Popen(
                 [*command, f"--workdir={self.folder(name)}", *flags],
                 cwd=ROOT,
-                env=os.environ
-                | {
-                    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
-                    "REMEM_CACHE": str(self._scratch / "cache"),
-                },
+                env=os.environ | {"REMEM_CACHE": str(self._scratch / "cache")},
                 stdout=subprocess.DEVNULL,
                 stderr=written,
             )
         return Worker(process, log)
 
-    def knows_speeds_of(self, name: str, other: str) -> None:
-        """Spares a study the measuring of what another one has measured."""
+    def copy_speeds(self, name: str, other: str) -> None:
+        """Gives a study the speeds measured in another, to save time."""
         self.folder(name).mkdir()
         for file in (".remem_jax", "speeds.json"):
             shutil.copy(self.folder(other) / file, self.folder(name))
 
 
 class Killed(NamedTuple):
-    """What became of a study of two workers, one of them killed in the middle of a trial."""
+    """A study finished by two workers, one of which was killed in the middle of a trial."""
 
     folder: pathlib.Path
     key: str
@@ -119,7 +119,7 @@ class Killed(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """A study that was stopped in the middle of a trial, as it was then; and that has gone on."""
+    """A study that was stopped in the middle of a trial, with its state then, and resumed."""
 
     folder: pathlib.Path
     first: Worker
@@ -129,31 +129,31 @@ class Stopped(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return Desk(tmp_path_factory.mktemp("study"))
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Workers:
+    return Workers(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
-def alone(desk: Desk) -> tuple[pathlib.Path, str]:
-    """A study that one worker did undisturbed, and what it told."""
-    started = desk.start("alone")
+def alone(workers: Workers) -> tuple[pathlib.Path, str]:
+    """A study run by one undisturbed worker, and its log."""
+    started = workers.start("alone")
     started.ends(0)
-    return desk.folder("alone"), started.log
+    return workers.folder("alone"), started.log
 
 
 @pytest.fixture(scope="module")
-def killed(desk: Desk, alone: tuple[pathlib.Path, str]) -> Killed:
-    desk.knows_speeds_of("pair", alone[0].name)
-    folder = desk.folder("pair")
-    workers = [desk.start("pair") for _ in range(2)]
-    saved = _saved(folder, workers)
+def killed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Killed:
+    workers.copy_speeds("pair", alone[0].name)
+    folder = workers.folder("pair")
+    both = [workers.start("pair") for _ in range(2)]
+    saved = _saved(folder, both)
     key = saved.relative_to(folder / "trials").parts[0]
     (owner,) = [
         trial.user_attrs["worker"]["pid"]
         for trial in _trials(folder)
         if (trial.state, trial.user_attrs["key"]) == (TrialState.RUNNING, key)
     ]
-    dies, lives = sorted(workers, key=lambda one: one.process.pid != owner)
+    dies, lives = sorted(both, key=lambda one: one.process.pid != owner)
     dies.process.send_signal(signal.SIGKILL)
     dies.ends(-signal.SIGKILL)
     lives.ends(0)
@@ -161,15 +161,15 @@ def killed(desk: Desk, alone: tuple[pathlib.Path, str]) -> Killed:
 
 
 @pytest.fixture(scope="module")
-def stopped(desk: Desk, alone: tuple[pathlib.Path, str]) -> Stopped:
-    desk.knows_speeds_of("stopped", alone[0].name)
-    folder = desk.folder("stopped")
-    first = desk.start("stopped", *FAILS_FIRST)
+def stopped(workers: Workers, alone: tuple[pathlib.Path, str]) -> Stopped:
+    workers.copy_speeds("stopped", alone[0].name)
+    folder = workers.folder("stopped")
+    first = workers.start("stopped", *FAILS_FIRST)
     _saved(folder, [first])
     first.process.send_signal(signal.SIGTERM)
     first.process.wait()
     then = _report(folder), _trials(folder)
-    second = desk.start("stopped", *FAILS_FIRST)
+    second = workers.start("stopped", *FAILS_FIRST)
     second.process.wait()
     return Stopped(folder, first, *then, second)
 
@@ -189,7 +189,7 @@ def _report(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _trials(folder: pathlib.Path) -> list[optuna.trial.FrozenTrial]:
-    """What the storage holds."""
+    """Returns the trials in the storage."""
     with queue.open_queue(
         "sqlite", "tiny", folder=folder, heartbeat_seconds=1, grace_seconds=3, attempts=1
     ) as shared:
@@ -201,8 +201,8 @@ def _done(folder: pathlib.Path) -> list[str]:
     return sorted(t.user_attrs["key"] for t in trials if t.state == TrialState.COMPLETE)
 
 
-def _lasting(folder: pathlib.Path) -> dict[str, Any]:
-    """A report without what depends on who did it where, and how fast."""
+def _reproducible(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the report without the fields that depend on the worker, place and speed."""
     found = _report(folder)
     found["cost"] = {k: v for k, v in found["cost"].items() if not k.endswith("hours")}
     for trial in found["trials"]:
@@ -211,7 +211,7 @@ def _lasting(folder: pathlib.Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_worker_alone_fills_every_cell(alone: tuple[pathlib.Path, str]) -> None:
+def test_one_worker_fills_every_cell(alone: tuple[pathlib.Path, str]) -> None:
     found = _report(alone[0])
 
     cells = {(cell["row"], cell["column"], cell["choice"]) for cell in found["cells"]}
@@ -221,7 +221,7 @@ def test_a_worker_alone_fills_every_cell(alone: tuple[pathlib.Path, str]) -> Non
 
 
 @pytest.mark.slow
-def test_a_study_leaves_a_report_in_each_form(alone: tuple[pathlib.Path, str]) -> None:
+def test_a_study_writes_a_report_in_each_format(alone: tuple[pathlib.Path, str]) -> None:
     shown = {name: (alone[0] / name).read_text() for name in ("study.md", "study.html")}
 
     assert all("ReMem" in text and "Fine-tuning" in text for text in shown.values())
@@ -237,36 +237,36 @@ def test_every_trial_is_done_once(alone: tuple[pathlib.Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_trial_only_the_selected_weights_are_kept(alone: tuple[pathlib.Path, str]) -> None:
+def test_only_the_selected_weights_of_a_trial_are_kept(alone: tuple[pathlib.Path, str]) -> None:
     for folder in (alone[0] / "trials").iterdir():
         assert {path.suffix for path in (folder / "selected").iterdir()} >= {".safetensors", ".npz"}
         assert not [name for name in ("teachers", "students") if (folder / name).exists()]
 
 
 @pytest.mark.slow
-def test_a_worker_says_beforehand_what_the_study_costs(alone: tuple[pathlib.Path, str]) -> None:
-    said = re.search(
-        r"Tiny: a study: 3 trials, 24 steps of teachers, 12 of 3 students, \S+ operations; "
+def test_a_worker_logs_the_cost_of_the_study_first(alone: tuple[pathlib.Path, str]) -> None:
+    logged = re.search(
+        r"Tiny: a study: 3 trials, 24 teacher steps, 12 steps of 3 students, \S+ operations; "
         r"about \S+ (minutes|hours) of training",
         alone[1],
     )
 
-    assert said
-    assert said.start() < alone[1].index("Trial 1 of 3: finetune, digits, seed 0")
+    assert logged
+    assert logged.start() < alone[1].index("Trial 1 of 3: finetune, digits, seed 0")
 
 
 @pytest.mark.slow
-def test_a_study_comes_to_the_same_table_if_a_worker_is_killed(
+def test_a_study_with_a_killed_worker_has_the_same_table(
     killed: Killed, alone: tuple[pathlib.Path, str]
 ) -> None:
     table = (killed.folder / "table.csv").read_text()
 
-    assert _lasting(killed.folder) == _lasting(alone[0])
+    assert _reproducible(killed.folder) == _reproducible(alone[0])
     assert table == (alone[0] / "table.csv").read_text()
 
 
 @pytest.mark.slow
-def test_a_killed_worker_s_trial_is_done_by_another_and_none_twice(killed: Killed) -> None:
+def test_another_worker_finishes_the_trial_of_a_killed_one(killed: Killed) -> None:
     own = [trial for trial in _trials(killed.folder) if trial.user_attrs["key"] == killed.key]
 
     assert len(_done(killed.folder)) == len(set(_done(killed.folder))) == 3
@@ -276,30 +276,30 @@ def test_a_killed_worker_s_trial_is_done_by_another_and_none_twice(killed: Kille
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_taken_up_goes_on_from_its_checkpoint(killed: Killed) -> None:
+def test_a_trial_taken_over_resumes_from_its_checkpoint(killed: Killed) -> None:
     lines = (killed.folder / "trials" / killed.key / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines if line.endswith("}")]
 
     steps = [row["step"] for row in rows if row["part"].startswith("teachers/") and "loss" in row]
     assert steps[:4] == [1, 2, 3, 4]
     assert set(steps) == set(range(1, 9))
-    assert min(steps[4:]) == 5  # None of the first four was taken again.
+    assert min(steps[4:]) == 5  # None of the first four steps was repeated.
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_asked_to_stop_says_how_to_go_on(stopped: Stopped) -> None:
-    told = stopped.first.log
+def test_a_stopped_worker_says_how_to_resume(stopped: Stopped) -> None:
+    log = stopped.first.log
 
-    assert stopped.first.process.returncode == 1, told
-    assert "Traceback" not in told
+    assert stopped.first.process.returncode == 1, log
+    assert "Traceback" not in log
     assert re.fullmatch(
         r"remem_jax: stopped after step \d+ of \d+, which is saved; the same command goes on .*",
-        told.splitlines()[-1],
+        log.splitlines()[-1],
     )
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_asked_to_stop_gives_its_trial_back_without_a_strike(
+def test_a_stopped_worker_gives_its_trial_back_without_a_failed_attempt(
     stopped: Stopped,
 ) -> None:
     by_rate = {trial.params["learning_rate"]: trial.user_attrs for trial in stopped.trials}
@@ -309,7 +309,7 @@ def test_a_worker_that_is_asked_to_stop_gives_its_trial_back_without_a_strike(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_asked_to_stop_reports_what_is_there(stopped: Stopped) -> None:
+def test_a_stopped_worker_writes_a_report(stopped: Stopped) -> None:
     states = {one["settings"]["learning_rate"]: one["state"] for one in stopped.report["trials"]}
 
     assert states == {1e38: "failed", 0.05: "waiting"}
@@ -317,7 +317,7 @@ def test_a_worker_that_is_asked_to_stop_reports_what_is_there(stopped: Stopped) 
 
 
 @pytest.mark.slow
-def test_the_same_command_finishes_a_study_that_was_stopped(
+def test_the_same_command_finishes_a_stopped_study(
     stopped: Stopped, alone: tuple[pathlib.Path, str]
 ) -> None:
     assert stopped.second.process.returncode == 0, stopped.second.log
@@ -328,7 +328,7 @@ def test_the_same_command_finishes_a_study_that_was_stopped(
 
 
 @pytest.mark.slow
-def test_a_trial_whose_loss_is_no_number_is_reported_and_others_go_on(stopped: Stopped) -> None:
+def test_a_trial_with_a_nan_loss_is_reported_and_the_others_run(stopped: Stopped) -> None:
     by_state = {one["state"]: one for one in _report(stopped.folder)["trials"]}
 
     assert by_state.keys() == {"failed", "done"}
@@ -337,15 +337,15 @@ def test_a_trial_whose_loss_is_no_number_is_reported_and_others_go_on(stopped: S
 
 
 @pytest.fixture
-def config(desk: Desk, resnet4: str, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
-    """The study, for a worker in this process; nothing is measured or compiled."""
-    del resnet4  # The file names it.
+def config(workers: Workers, resnet6: str, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
+    """The study, for a worker in this process, without measuring or compiling."""
+    del resnet6  # The config uses it.
     monkeypatch.setattr(workflow, "measure_speed", lambda config: SPEED)
-    return runpy.run_path(str(desk.file))["get_config"]()
+    return runpy.run_path(str(workers.file))["get_config"]()
 
 
 def _raising(error: Exception) -> Callable[..., None]:
-    """A run that goes wrong."""
+    """Returns a run that raises an error."""
 
     def run(*args: object, **kwargs: object) -> None:
         del args, kwargs
@@ -354,7 +354,7 @@ def _raising(error: Exception) -> Callable[..., None]:
     return run
 
 
-def test_a_plan_says_the_cost_and_begins_nothing(
+def test_a_plan_logs_the_cost_and_runs_no_trial(
     config: ConfigDict,
     tmp_path: pathlib.Path,
     caplog: pytest.LogCaptureFixture,
@@ -367,10 +367,10 @@ def test_a_plan_says_the_cost_and_begins_nothing(
 
     worker.run(config, tmp_path)
 
-    # 24 steps of 4e6 operations, 12 of 1e6 that teachers answer, and 12 of 2e6.
-    assert "24 steps of teachers, 12 of 3 students, 1.32e+08 operations" in caplog.text
+    # 24 steps of 4e6 operations, 12 teacher forward passes of 1e6, and 12 steps of 2e6.
+    assert "24 teacher steps, 12 steps of 3 students, 1.32e+08 operations" in caplog.text
     assert {path.name for path in tmp_path.iterdir()} == {".remem_jax", "speeds.json"}
-    # Trials of one kind take the same memory: of the four, the first of each is planned.
+    # Trials of one kind need the same memory, so only the first of each is planned.
     assert [(one.methods, one.data.name) for one in shown] == [
         (("finetune",), "digits"),
         (("remem",), "digits"),
@@ -378,7 +378,7 @@ def test_a_plan_says_the_cost_and_begins_nothing(
 
 
 @pytest.mark.slow
-def test_a_study_that_is_done_is_not_done_again(
+def test_a_finished_study_is_not_run_again(
     alone: tuple[pathlib.Path, str],
     config: ConfigDict,
     tmp_path: pathlib.Path,
@@ -386,7 +386,7 @@ def test_a_study_that_is_done_is_not_done_again(
 ) -> None:
     again = tmp_path / "again"
     shutil.copytree(alone[0], again, ignore=shutil.ignore_patterns("trials"))
-    monkeypatch.setattr(workflow, "run", _raising(AssertionError("done again")))
+    monkeypatch.setattr(workflow, "run", _raising(AssertionError("run again")))
 
     worker.run(config, again)
 
@@ -394,7 +394,7 @@ def test_a_study_that_is_done_is_not_done_again(
     assert _report(again)["cells"] == _report(alone[0])["cells"]
 
 
-def test_a_worker_stops_between_two_trials_with_a_report(
+def test_a_worker_stopped_between_two_trials_writes_a_report(
     config: ConfigDict, tmp_path: pathlib.Path
 ) -> None:
     with pytest.raises(loop.StoppedError, match="between two trials"):
@@ -403,7 +403,7 @@ def test_a_worker_stops_between_two_trials_with_a_report(
     assert [trial["state"] for trial in _report(tmp_path)["trials"]] == ["waiting"] * 3
 
 
-def test_an_error_of_a_trial_ends_its_worker_and_names_the_trial(
+def test_an_error_in_a_trial_ends_its_worker_and_names_the_trial(
     config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workflow, "run", _raising(SettingError("the data are gone")))
@@ -416,7 +416,7 @@ def test_an_error_of_a_trial_ends_its_worker_and_names_the_trial(
     assert [t.user_attrs["strike"] for t in _trials(tmp_path) if "strike" in t.user_attrs] == [True]
 
 
-def test_a_trial_that_ends_every_worker_is_given_up(
+def test_a_trial_that_crashes_every_worker_is_given_up(
     config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.only, config.attempts = "finetune", 2
@@ -431,7 +431,7 @@ def test_a_trial_that_ends_every_worker_is_given_up(
     assert missing["why"].startswith("failed: given up after 2 attempts: MemoryError: no memory")
 
 
-def test_a_study_whose_trials_all_fail_comes_to_an_end(
+def test_a_study_ends_if_all_its_trials_fail(
     config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workflow, "run", _raising(loop.NonFiniteLossError("the loss is nan")))
@@ -443,8 +443,8 @@ def test_a_study_whose_trials_all_fail_comes_to_an_end(
     assert [one["why"] for one in found["missing"]] == ["failed: the loss is nan"] * 2
 
 
-def _one_done(trial: ConfigDict, folder: pathlib.Path) -> None:
-    """What a run leaves, as far as a study reads it."""
+def _write_results(trial: ConfigDict, folder: pathlib.Path) -> None:
+    """Writes the results of a run that a study reads."""
     metrics = {"top1": 0.5, "loss": 1.0}
     student = {"validation": metrics, "test": metrics}
     selected = dict.fromkeys(("teacher_step", "loss", "learning_rate", "temperature", "weight"))
@@ -471,7 +471,7 @@ def _one_done(trial: ConfigDict, folder: pathlib.Path) -> None:
     results.write(folder / "results.json", found)
 
 
-def test_a_folder_where_another_still_works_is_waited_for(
+def test_a_worker_waits_for_a_folder_in_use(
     config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.only = "finetune"
@@ -480,7 +480,7 @@ def test_a_folder_where_another_still_works_is_waited_for(
     def run(trial: ConfigDict, folder: pathlib.Path, *, stopping: Callable[[], bool]) -> None:
         if errors:
             raise errors.pop()
-        _one_done(trial, folder)
+        _write_results(trial, folder)
 
     monkeypatch.setattr(workflow, "run", run)
     monkeypatch.setattr(worker, "_POLL_SECONDS", 0.01)
@@ -492,7 +492,7 @@ def test_a_folder_where_another_still_works_is_waited_for(
     assert states == [("FAIL", False), ("FAIL", False), ("COMPLETE", None)]
 
 
-def test_a_worker_stops_a_trial_that_has_become_another_s_and_goes_on(
+def test_a_worker_stops_a_lost_trial_and_continues(
     config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.only = "finetune"
@@ -508,12 +508,12 @@ def test_a_worker_stops_a_trial_that_has_become_another_s_and_goes_on(
                 grace_seconds=config.grace_seconds,
                 attempts=config.attempts,
             ) as other:
-                other._bury(other._study.trials[0])
+                other._fail_lost(other._study.trials[0])
             while not stopping():
                 time.sleep(0.01)
             asked.append(True)
             raise loop.StoppedError("stopped after step 3")
-        _one_done(trial, folder)
+        _write_results(trial, folder)
 
     config.heartbeat_seconds = 0.05
     monkeypatch.setattr(workflow, "run", run)
@@ -524,7 +524,7 @@ def test_a_worker_stops_a_trial_that_has_become_another_s_and_goes_on(
     assert [t.state.name for t in _trials(tmp_path)] == ["FAIL", "COMPLETE"]
 
 
-def test_no_file_of_a_study_has_the_password_of_its_storage(
+def test_no_file_of_a_study_contains_the_password_of_its_storage(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = study.get_config("digits")
@@ -536,8 +536,8 @@ def test_no_file_of_a_study_has_the_password_of_its_storage(
     with pytest.raises(SettingError, match=r"config\.storage") as caught:
         worker.run(config, tmp_path)
 
-    told = str(caught.value) + caplog.text
+    shown = str(caught.value) + caplog.text
     workdir.begin(tmp_path, settings.plain(config), Identity({}, {}))
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert "postgresql://me:***@127.0.0.1:1/name" in "".join(written)
-    assert "s3cr3t" not in told + "".join(written)
+    assert "s3cr3t" not in shown + "".join(written)

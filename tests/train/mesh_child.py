@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from remem_jax import mesh, models, optim
+from remem_jax import distributed, losses, mesh, models, optim, sam
 from remem_jax.data.images import augment
 from remem_jax.models import encoder, resnet, vit
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.storage import outputs, read_ahead
-from remem_jax.train import lockstep, objectives, state, steps
+from remem_jax.train import lockstep, state, steps, student_losses
 
 DEVICES = 8  # Of all processes together.
 BATCH, SIDE, CLASSES, STEPS = 16, 8, 3, 2
@@ -43,8 +43,7 @@ _COLLECTIVE = re.compile(
 def main(out: str, port: int, processes: int, process: int) -> None:
     """Joins the others, trains all cases, and writes OUT.json and OUT.npz."""
     jax.config.update("jax_num_cpu_devices", DEVICES // processes)
-    jax.config.update("jax_disable_most_optimizations", True)  # Half the time; same collectives.
-    mesh.init_distributed(f"localhost:{port}", processes, process)
+    distributed.initialize(f"localhost:{port}", processes, process)
     found: dict[str, Any] = {"writer": mesh.is_writer(), "devices": jax.device_count()}
     found["stored"] = _stored(pathlib.Path(f"{out}_outputs"))
     arrays: dict[str, np.ndarray] = {}
@@ -114,12 +113,20 @@ def _teacher(on: jax.sharding.Mesh, *, fsdp: bool, rho: float = 0.1) -> Any:
         State, metrics of the last step, and facts about the compiled step.
     """
     model, params = _vit()
-    tx = optim.sgd(lambda _: 0.1, momentum=0.9, clip_norm=0.5)
-    ascent = optim.sam(rho) if rho else None
+    tx = optim.sgd(lambda _: 0.1, momentum=0.9, clip_norm=0.5, nesterov=False, weight_decay=0.0)
+    ascent = sam.sam(rho) if rho else None
     apply = models.train_apply(model)
     apply = mesh.gathered(apply, on) if fsdp else apply
     key = jax.random.key(2)
-    step = steps.make_supervised_step(apply, tx, augment.streamed_transform, key=key, ascent=ascent)
+    step = steps.make_supervised_step(
+        apply,
+        tx,
+        augment.streamed_transform,
+        key=key,
+        ascent=ascent,
+        loss=losses.cross_entropy,
+        mixup=0.0,
+    )
     first = state.create({"params": params}, tx)
     return _run(on, step, first, (_batch(on), {}), fsdp=fsdp)
 
@@ -127,7 +134,7 @@ def _teacher(on: jax.sharding.Mesh, *, fsdp: bool, rho: float = 0.1) -> Any:
 def _student(on: jax.sharding.Mesh, *, fsdp: bool) -> Any:
     """Steps of a ResNet on a teacher's logits of mixed images; see `_teacher`."""
     model, variables = _resnet()
-    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-3, clip_norm=None)
     kernel = np.random.default_rng(3).normal(0, 5, (3, CLASSES)).astype(np.float32)
 
     def teach(variables: Any, images: jax.Array) -> Outputs:
@@ -141,7 +148,7 @@ def _student(on: jax.sharding.Mesh, *, fsdp: bool) -> Any:
     seen = views(number, _batch(on))
     apply = models.student_apply(model)
     apply = mesh.gathered(apply, on) if fsdp else apply
-    loss = functools.partial(objectives.STUDENT_LOSSES["dist"], hard_labels=True)
+    loss = functools.partial(student_losses.LOSSES["dist"], hard_labels=True)
     step = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(5))
     first = state.create(variables, tx)
     rest = (*seen, jax.jit(teach)(teacher, seen.images), Hyperparameters(0.05, 2.0, 0.5, 0))

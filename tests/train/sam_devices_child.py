@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from remem_jax import optim
+from remem_jax import losses, optim, sam
 from remem_jax.mesh import AXIS
 from remem_jax.records import Batch
 from remem_jax.train import state, steps
@@ -60,16 +60,18 @@ def oracle(params: Any, batch: Batch, *, group: int) -> sam_numpy.Found:
 
 def make_step(division: Division, *, rho: float = RHO, **options: Any) -> Any:
     """A jitted step of plain SGD, after SAM, and its optimiser."""
-    tx = optim.sgd(lambda _: RATE, momentum=0.0)
+    tx = optim.sgd(lambda _: RATE, momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=None)
     step = steps.make_supervised_step(
         options.pop("apply", apply),
         tx,
         lambda key, images: images,
         key=jax.random.key(0),
-        ascent=optim.sam(rho) if rho else None,
+        loss=losses.cross_entropy,
+        mixup=options.pop("mixup", 0.0),
+        ascent=sam.sam(rho) if rho else None,
         division=division,
-        **options,
     )
+    assert not options
     return jax.jit(step), tx
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from remem_jax import losses
 from remem_jax.records import Batch, Hyperparameters, Outputs
-from remem_jax.train import finite, objectives, state, steps
+from remem_jax.train import finite, state, steps, student_losses
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 NAN, INFINITY = jnp.nan, jnp.inf
@@ -32,7 +32,7 @@ def supervised(
     """The part at fault in the first step of a teacher."""
     tx = optax.with_extra_args_support(optax.sgd(rate))
     step = steps.make_supervised_step(
-        linear, tx, lambda key, images: images * pixel, key=jax.random.key(0), loss=loss
+        linear, tx, lambda key, images: images * pixel, key=jax.random.key(0), loss=loss, mixup=0.0
     )
     first = state.create({"params": {"kernel": jnp.full((3, 2), scale)}}, tx)
     batch = Batch(jnp.ones((4, 2, 2, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
@@ -49,7 +49,7 @@ def taught(*, logit: float = 1.0, weight: float = 0.5) -> str | None:
         return Outputs(logits), statistics
 
     def loss(*arguments: Any, **settings: Any) -> Any:
-        return objectives.STUDENT_LOSSES["kd"](*arguments, hard_labels=True, **settings)
+        return student_losses.LOSSES["kd"](*arguments, hard_labels=True, **settings)
 
     step = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(0))
     params = {"kernel": jnp.ones((3, 2)), "scale": jnp.ones(())}
@@ -120,7 +120,12 @@ def test_a_moment_of_adam_that_overflows_is_a_fault_of_the_update() -> None:
     # The square of the gradient is infinite. What Adam divides by it is 0: no parameter changes.
     tx = optax.with_extra_args_support(optax.adam(0.1))
     step = steps.make_supervised_step(
-        linear, tx, lambda key, images: images * 1e30, key=jax.random.key(0)
+        linear,
+        tx,
+        lambda key, images: images * 1e30,
+        key=jax.random.key(0),
+        loss=losses.cross_entropy,
+        mixup=0.0,
     )
     first = state.create({"params": {"kernel": jnp.zeros((3, 2))}}, tx)
     batch = Batch(jnp.ones((4, 2, 2, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from remem_jax import models, optim
+from remem_jax import losses, models, optim, sam
 from remem_jax.records import Batch
 from remem_jax.train import flops, state, steps
 from tests.oracles import peers
@@ -262,13 +262,17 @@ def test_a_step_with_sam_counts_twice_the_plain_one() -> None:
     batch = Batch(jnp.zeros((4, 1, 1, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
 
     def counted(rho: float) -> float:
-        tx = optim.sgd(lambda _: 0.1, momentum=0.9)
+        tx = optim.sgd(
+            lambda _: 0.1, momentum=0.9, nesterov=False, weight_decay=0.0, clip_norm=None
+        )
         step = steps.make_supervised_step(
             linear,
             tx,
             lambda key, stored: stored,
             key=jax.random.key(0),
-            ascent=optim.sam(rho) if rho else None,
+            ascent=sam.sam(rho) if rho else None,
+            loss=losses.cross_entropy,
+            mixup=0.0,
         )
         first = state.create({"params": {"kernel": jnp.zeros((3, 5))}}, tx)
         return flops.count(step, first, batch, {})

@@ -14,7 +14,8 @@ from remem_jax.data.images import augment
 from remem_jax.data.loaders import resident
 from remem_jax.models import projection
 from remem_jax.records import Batch, Hyperparameters, Outputs
-from remem_jax.train import lockstep, objectives, state, steps
+from remem_jax.train import lockstep, state, steps, student_losses
+from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 GRID = (
@@ -78,10 +79,14 @@ class StudentSetup(NamedTuple):
 
 @pytest.fixture(scope="module")
 def setup() -> StudentSetup:
-    model = models.make("resnet18", classes=3)
+    model = tiny_run.STUDENT.make(classes=3)
     variables = models.init(model, jax.random.key(0), 16)
     tx = optim.sgd(
-        optim.warmup_cosine(peak=1.0, steps=10, warmup_steps=1), momentum=0.9, nesterov=True
+        optim.warmup_cosine(peak=1.0, steps=10, warmup_steps=1),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=0.0,
+        clip_norm=None,
     )
     transform = augment.make_train_transform(size=16, crop_area=(0.5, 1.0), flip=True)
     rng = np.random.default_rng(0)
@@ -98,13 +103,13 @@ def setup() -> StudentSetup:
 
     def step(name: str) -> Any:
         apply = models.student_apply(model, TARGETS.get(name))
-        loss = functools.partial(objectives.STUDENT_LOSSES[name], hard_labels=True)
+        loss = functools.partial(student_losses.LOSSES[name], hard_labels=True)
         made = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(2))
         return jax.jit(made, donate_argnums=0)
 
-    with_features = projection.add(variables, jax.random.key(3), channels=512, width=3)
+    with_features = projection.add(variables, jax.random.key(3), channels=64, width=3)
     return StudentSetup(
-        jax.jit(lockstep.make_augment(transform, classes=3, key=jax.random.key(1))),
+        jax.jit(lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.0)),
         jax.jit(teach),
         {name: step(name) for name in LOSSES},
         {

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remem_jax import checks, mesh
+from remem_jax import checks, distributed, mesh
 from tests.train import mesh_child
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -208,7 +208,7 @@ def test_a_process_that_finds_no_coordinator_says_so() -> None:
     address = f"localhost:{free_port()}"
 
     with pytest.raises(checks.SettingError, match=rf"Nothing answers at {address} after 0\.5"):
-        mesh.init_distributed(address, 2, 1, join_seconds=0.5)
+        distributed.initialize(address, 2, 1, join_seconds=0.5)
 
 
 @several
@@ -230,7 +230,7 @@ def test_a_port_that_another_program_has_is_refused() -> None:
         port = other.getsockname()[1]
 
         with pytest.raises(checks.SettingError, match=rf"Port {port} .* already in use"):
-            mesh.init_distributed(f"localhost:{port}", 2, 0)
+            distributed.initialize(f"localhost:{port}", 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_port_that_another_program_has_is_refused() -> None:
 )
 def test_arguments_that_cannot_be_are_refused(arguments: Any, message: str) -> None:
     with pytest.raises(checks.SettingError, match=message):
-        mesh.init_distributed(*arguments)
+        distributed.initialize(*arguments)
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What JAX is asked for, in an environment without a launcher."""
     for name in ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "TPU_ML_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
-    for name in mesh._SLURM:
+    for name in distributed._SLURM:
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
@@ -262,7 +262,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def srun(tasks: int) -> dict[str, str]:
     values = ("12", "node[1-2]", str(tasks), "1", "0")
-    return {f"SLURM_{name}": one for name, one in zip(mesh._SLURM, values, strict=True)}
+    return {f"SLURM_{name}": one for name, one in zip(distributed._SLURM, values, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_processes_of_a_launcher_are_joined_without_arguments(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
-    mesh.init_distributed()
+    distributed.initialize()
 
     assert len(joined) == joins
     assert not any("num_processes" in options for options in joined)  # JAX finds them.
@@ -298,7 +298,7 @@ def test_a_launcher_that_does_not_tell_the_coordinator_is_no_single_process(
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # Of Open MPI 5.
 
     with pytest.raises(checks.SettingError, match="OMPI_COMM_WORLD_RANK"):
-        mesh.init_distributed()
+        distributed.initialize()
 
 
 def test_a_run_is_joined_once(
@@ -306,7 +306,7 @@ def test_a_run_is_joined_once(
 ) -> None:
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
 
-    mesh.init_distributed("localhost:1", 2, 0)
+    distributed.initialize("localhost:1", 2, 0)
 
     assert joined == []
 

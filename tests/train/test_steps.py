@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from remem_jax import optim
+from remem_jax import losses, optim, sam
 from remem_jax.data.images import augment
 from remem_jax.records import Batch
 from remem_jax.train import state, steps
@@ -40,6 +40,7 @@ def first(rng: np.random.Generator, tx: Any) -> state.State:
 
 def make(tx: Any, **options: Any) -> Any:
     transform = augment.make_train_transform(size=4, crop_area=(1.0, 1.0), flip=False)
+    options = {"loss": losses.cross_entropy, "mixup": 0.0} | options
     step = steps.make_supervised_step(linear, tx, transform, key=jax.random.key(0), **options)
     return functools.partial(jax.jit(step), frozen={})
 
@@ -72,7 +73,7 @@ def test_with_sam_loss_and_statistics_are_those_of_the_clean_pass(
     before = first(rng, tx)
     kernel = np.asarray(before.params["kernel"], np.float64)
 
-    after, metrics = make(tx, ascent=optim.sam(0.7))(before, batch)
+    after, metrics = make(tx, ascent=sam.sam(0.7))(before, batch)
 
     value, gradient = loss(kernel, batch)
     _, at_worst = loss(kernel + 0.7 * gradient / np.linalg.norm(gradient), batch)
@@ -97,12 +98,18 @@ def test_frozen_parameters_count_in_the_loss_alone(rng: np.random.Generator, bat
         logits, statistics = linear(params, statistics, images, key)
         return logits + params["bias"][None], statistics
 
-    tx = optim.sgd(lambda _: RATE, momentum=0.0)
+    tx = optim.sgd(lambda _: RATE, momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=None)
     frozen = {"bias": jnp.asarray([0.0, 3.0, 0.0])}
     before = first(rng, tx)
     transform = augment.make_train_transform(size=4, crop_area=(1.0, 1.0), flip=False)
     step = steps.make_supervised_step(
-        with_bias, tx, transform, key=jax.random.key(0), ascent=optim.sam(0.1)
+        with_bias,
+        tx,
+        transform,
+        key=jax.random.key(0),
+        ascent=sam.sam(0.1),
+        loss=losses.cross_entropy,
+        mixup=0.0,
     )
 
     after, metrics = jax.jit(step)(before, batch, frozen)

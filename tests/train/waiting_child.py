@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from remem_jax import checks, mesh
+from remem_jax import checks, distributed, mesh
 
 SECONDS = 3  # To join, and that a process may be silent.
 
@@ -19,7 +19,7 @@ def main(out: pathlib.Path, port: int, process: int) -> None:
     """Joins the other; touches OUT after every step."""
     jax.config.update("jax_num_cpu_devices", 1)
     try:
-        mesh.init_distributed(
+        distributed.initialize(
             f"localhost:{port}", 2, process, join_seconds=SECONDS, heartbeat_seconds=SECONDS
         )
     except checks.SettingError as error:

@@ -1,4 +1,4 @@
-"""AugReg files: the real one gives its reference outputs; broken ones are named."""
+"""AugReg files: a real one gives its reference outputs, and errors name what is broken."""
 
 import pathlib
 from typing import Any
@@ -23,7 +23,7 @@ DEIT = "weights/deit_tiny_patch16_224-ln8bit-pm1.npz"
 
 
 def reference_images() -> np.ndarray:
-    """The four images of the reference outputs, which are given by a formula."""
+    """The four images of the reference outputs, which a formula defines."""
     n, y, x, c = np.meshgrid(*(np.arange(k) for k in (4, 224, 224, 3)), indexing="ij")
     waves = np.sin(2 * np.pi * ((n + 1) * x / 224 + c / 3))
     return (waves * np.cos(2 * np.pi * ((c + 1) * y / 224 + n / 4))).astype(np.float32)
@@ -48,7 +48,7 @@ def test_real_checkpoints_give_their_reference_outputs(
     np.testing.assert_allclose(pre_logits, expected[f"{name}/{gelu}/pre_logits"], atol=1e-4)
 
 
-def test_another_value_range_would_be_noticed(shared: pathlib.Path) -> None:
+def test_another_value_range_would_be_detected(shared: pathlib.Path) -> None:
     # Pixels of the reference images, as 8 bits, through the pipeline's own transform.
     expected = np.load(shared / "weights/reference_outputs.npz")["augreg_ti16_res224/tanh/logits"]
     pixels = np.round((reference_images() + 1) * 127.5).astype(np.uint8)
@@ -85,7 +85,7 @@ def path(tmp_path: pathlib.Path, arrays: dict[str, Any]) -> pathlib.Path:
     return tmp_path / "vit.npz"
 
 
-def test_every_array_of_the_file_arrives_under_its_name(
+def test_every_array_of_the_file_is_loaded_under_its_name(
     model: vit.VisionTransformer, arrays: dict[str, Any], path: pathlib.Path
 ) -> None:
     loaded = traverse_util.flatten_dict(dict(augreg.load(path, model)["params"]), sep="/")
@@ -95,7 +95,7 @@ def test_every_array_of_the_file_arrives_under_its_name(
         np.testing.assert_array_equal(loaded[name], array)
 
 
-def test_what_is_saved_is_what_is_loaded(
+def test_loading_undoes_saving(
     model: vit.VisionTransformer, path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     params = augreg.load(path, model)["params"]
@@ -134,9 +134,7 @@ def test_pre_logits_are_dropped(
     assert "pre_logits" not in augreg.load(tmp_path / "i21k.npz", model)["params"]
 
 
-def test_the_report_says_what_became_of_each_array(
-    model: vit.VisionTransformer, arrays: dict[str, Any]
-) -> None:
+def test_the_report_lists_each_array(model: vit.VisionTransformer, arrays: dict[str, Any]) -> None:
     shapes = augreg.names_and_shapes(model, 24)
     arrays |= {"pre_logits/kernel": np.zeros((12, 12))}
 
@@ -188,7 +186,7 @@ def test_a_file_that_is_no_npz_is_refused(
         augreg.load(tmp_path / "vit.npz", model)
 
 
-def test_a_file_that_is_not_there_is_named(model: vit.VisionTransformer) -> None:
+def test_a_missing_file_is_named(model: vit.VisionTransformer) -> None:
     with pytest.raises(SettingError, match=r"no checkpoint missing\.npz"):
         augreg.load("missing.npz", model)
 

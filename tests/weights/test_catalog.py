@@ -1,4 +1,4 @@
-"""The names of published weights, where they lie, and the choice in AugReg's index."""
+"""Names and paths of published weights, and the choice from AugReg's index."""
 
 import pathlib
 import re
@@ -32,7 +32,7 @@ def row(name: str, val: str, adapted: str = "cifar100", res: int = 224, tuned: s
 
 
 @pytest.mark.parametrize("name", catalog.PUBLISHED)
-def test_published_weights_are_of_a_known_variant_that_their_name_tells(name: str) -> None:
+def test_published_weights_are_of_the_variant_in_their_name(name: str) -> None:
     one = catalog.PUBLISHED[name]
 
     assert one.variant in vit.VARIANTS
@@ -91,17 +91,17 @@ def test_known_sizes_are_those_of_the_parameters(one: catalog.Published) -> None
 
 
 def test_table_4_starts_from_three_published_weights_of_one_size() -> None:
-    found = [catalog.find(name) for name in catalog.TABLE_4.values()]
+    actual = [catalog.find(name) for name in catalog.TABLE_4.values()]
 
-    assert {one.variant for one in found} == {"B/16"}
-    assert len({one.path for one in found}) == 3
+    assert {one.variant for one in actual} == {"B/16"}
+    assert len({one.path for one in actual}) == 3
 
 
 @pytest.mark.parametrize("end", ["", ".npz"])
 def test_any_file_of_augreg_has_a_name(end: str) -> None:
-    found = catalog.find(f"augreg:{STEM}{end}")
+    actual = catalog.find(f"augreg:{STEM}{end}")
 
-    assert found == catalog.Published(
+    assert actual == catalog.Published(
         f"augreg:{STEM}", "B/16", f"augreg/{STEM}.npz", 391.4, "ImageNet-21k"
     )
 
@@ -118,9 +118,9 @@ def test_any_file_of_augreg_has_a_name(end: str) -> None:
 def test_the_size_of_a_file_of_augreg_is_that_of_its_head(
     stem: str, mebibytes: float | None, pretraining: str
 ) -> None:
-    found = catalog.find(f"augreg:{stem}")
+    actual = catalog.find(f"augreg:{stem}")
 
-    assert (found.mebibytes, found.pretraining) == (mebibytes, pretraining)
+    assert (actual.mebibytes, actual.pretraining) == (mebibytes, pretraining)
 
 
 @pytest.mark.parametrize(
@@ -133,21 +133,21 @@ def test_the_size_of_a_file_of_augreg_is_that_of_its_head(
         ("augreg:../B_16-i21k-x", "augreg:B/16"),
     ],
 )
-def test_an_unknown_name_is_refused_with_those_that_are_close(init: str, listed: str) -> None:
+def test_an_unknown_name_is_refused_with_similar_ones(init: str, listed: str) -> None:
     with pytest.raises(SettingError, match=f"{re.escape(init)}.*{listed}.*config.teacher.init"):
         catalog.locate(init)
 
 
-def test_bundled_weights_are_here() -> None:
+def test_bundled_weights_exist() -> None:
     assert catalog.locate("bundled:Pico/8").is_file()
 
 
 @pytest.mark.parametrize("init", ["a/B_16.npz", "/a:b/c.npz", "x.npz:params/img", "w.safetensors"])
-def test_a_path_stays_as_it_is(init: str) -> None:
+def test_a_path_is_returned_unchanged(init: str) -> None:
     assert catalog.locate(init) == pathlib.Path(init)
 
 
-def test_a_path_may_start_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_start_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
 
     assert catalog.locate("~/a.npz") == pathlib.Path("/somewhere/a.npz")
@@ -169,7 +169,7 @@ def test_a_part_of_a_file_is_named_after_a_colon(init: str, expected: tuple[str,
     assert (str(path), subtree) == expected
 
 
-def test_published_weights_lie_in_the_cache_as_in_the_bucket(cache: pathlib.Path) -> None:
+def test_the_cache_has_the_paths_of_the_bucket(cache: pathlib.Path) -> None:
     assert catalog.locate("sam:B/16") == cache / "weights/sam/ViT-B_16.npz"
 
 
@@ -229,7 +229,7 @@ def test_the_pick_of_fine_tuned_ones_is_the_best_after_fine_tuning() -> None:
     assert catalog.find(best.name).path == "augreg/B_16-i21k-b--imagenet2012-res_224.npz"
 
 
-def test_a_pick_from_nothing_says_what_is_not_there() -> None:
+def test_a_pick_without_candidates_names_what_is_missing() -> None:
     rows = [row("B_16-i21k-a", "0.9", "cifar100", 224, "0.83")]
 
     with pytest.raises(SettingError, match="no B/16 pretrained on i1k"):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from remem_jax.checks import SettingError
-from remem_jax.weights import catalog, download
+from remem_jax.weights import catalog, download, resumable
 from tests.weights import server
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -39,7 +39,7 @@ def site(npz: bytes) -> Iterator[server.Site]:
 
 @pytest.fixture(autouse=True)
 def _quick(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(resumable, "_WAIT_SECONDS", 0.0)
     monkeypatch.setenv("REMEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("REMEM_MIRROR", raising=False)

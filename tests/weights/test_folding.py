@@ -111,7 +111,7 @@ def test_nested_parameters_stay_nested(rng: np.random.Generator) -> None:
         ({"pruned_mlp": 1}, "would have depths 6 and 7"),
     ],
 )
-def test_settings_without_a_plain_network_are_named(
+def test_settings_without_an_equal_plain_network_are_named(
     rng: np.random.Generator, change: dict[str, Any], complaint: str
 ) -> None:
     settings = {"mlp_weight": 0.8, "attention_weight": 0.9, "residual": "plain", **change}
@@ -119,7 +119,7 @@ def test_settings_without_a_plain_network_are_named(
         folding.fold(random_arrays(rng), **settings)
 
 
-def test_timm_serves_a_folded_teacher_of_full_size(
+def test_timm_loads_a_folded_teacher_of_full_size(
     shared: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     torch, library = peers.torch(), peers.timm()
@@ -198,5 +198,5 @@ def test_bfloat16_does_not_round_the_weights(in_bfloat16: InBfloat16) -> None:
     exact, reweighted, _, with_rounded_weights = in_bfloat16
     shift, error = with_rounded_weights - exact, reweighted - exact
 
-    # How much of the shift that rounded weights make is in the error: all of it were 1.
+    # Share of the shift by rounded weights in the error; 1 would be all of it.
     assert abs(np.vdot(shift, error) / np.vdot(shift, shift)) < 0.3

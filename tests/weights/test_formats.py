@@ -1,4 +1,4 @@
-"""Every family of files is recognised and loads; every corruption is named."""
+"""Every family of files is recognised and loaded; errors name every corruption."""
 
 import logging
 import pathlib
@@ -39,17 +39,17 @@ def filled(model: vit.VisionTransformer, rng: np.random.Generator, image_size: i
 
 
 def renamed(arrays: Arrays, *pairs: tuple[str, str]) -> Arrays:
-    """Names with parts replaced, as the other codes have them."""
-    found = {}
+    """Renames arrays as other code bases do, by replacing parts of names."""
+    result = {}
     for name, array in arrays.items():
         for old, new in pairs:
             name = name.replace(old, new)
-        found[name] = array
-    return found
+        result[name] = array
+    return result
 
 
 def in_linen(arrays: Arrays) -> Arrays:
-    """Big_vision's numbers of submodules, and its place for positions."""
+    """Renames to big_vision's numbering of submodules and its name of positions."""
     return renamed(
         arrays,
         ("LayerNorm_2", "LayerNorm_1"),
@@ -60,13 +60,13 @@ def in_linen(arrays: Arrays) -> Arrays:
 
 
 def stacked(arrays: Arrays) -> Arrays:
-    """Blocks on a leading axis, as a scan over layers stores them."""
-    found = {n: a for n, a in arrays.items() if "encoderblock" not in n}
+    """Stacks blocks on a leading axis, as a scan over layers does."""
+    result = {n: a for n, a in arrays.items() if "encoderblock" not in n}
     for name in arrays:
         if "encoderblock_0/" in name:
             both = [arrays[name.replace("block_0/", f"block_{i}/")] for i in range(2)]
-            found[name.replace("encoderblock_0", "encoderblock")] = np.stack(both)
-    return found
+            result[name.replace("encoderblock_0", "encoderblock")] = np.stack(both)
+    return result
 
 
 def under(prefix: str, arrays: Arrays) -> Arrays:
@@ -123,16 +123,16 @@ FAMILIES: dict[str, tuple[vit.VisionTransformer, Callable[[Arrays], Mapping[str,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_recognised_and_arrives_whole(
+def test_every_family_is_recognised_and_read_completely(
     family: str, rng: np.random.Generator, tmp_path: pathlib.Path
 ) -> None:
     model, as_stored, form = FAMILIES[family]
     arrays = filled(model, rng)
     store(tmp_path / "vit.npz", as_stored(arrays))
 
-    found, variables = augreg.make(tmp_path / "vit.npz")
+    result, variables = augreg.make(tmp_path / "vit.npz")
 
-    assert found == model
+    assert result == model
     assert augreg.read(tmp_path / "vit.npz").form == form
     flat = augreg.flatten(variables["params"])
     assert set(flat) == set(arrays)
@@ -192,7 +192,7 @@ def test_what_is_saved_under_big_visions_names_is_the_same_function(
     ("options", "form"),
     [({"pool": "map"}, "vit_jax"), ({"pool": "gap", "positions": "sincos2d"}, "vit_jax")],
 )
-def test_what_vit_jax_does_not_have_is_not_saved_as_its(
+def test_what_vit_jax_lacks_is_not_saved_in_its_form(
     options: dict[str, Any], form: str, rng: np.random.Generator, tmp_path: pathlib.Path
 ) -> None:
     params = traverse(filled(model_of(**options), rng))
@@ -235,7 +235,7 @@ def test_a_tree_inside_the_file_can_be_named(
     np.testing.assert_array_equal(flat["cls"], second["cls"])
 
 
-def test_a_file_without_a_vit_says_what_it_holds(tmp_path: pathlib.Path) -> None:
+def test_the_error_for_a_file_without_a_vit_lists_its_arrays(tmp_path: pathlib.Path) -> None:
     store(tmp_path / "bert.npz", {"word/kernel": np.zeros(2)})
     with pytest.raises(SettingError, match=r"holds no ViT.*it has word/kernel.*sub/tree"):
         augreg.read(tmp_path / "bert.npz")
@@ -252,7 +252,7 @@ def test_pre_logits_are_kept_on_request(rng: np.random.Generator, tmp_path: path
     np.testing.assert_array_equal(kept["pre_logits"]["kernel"], arrays["pre_logits/kernel"])
 
 
-def test_a_head_of_zeros_is_said(
+def test_a_head_of_zeros_is_logged(
     rng: np.random.Generator, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     arrays = filled(model_of(), rng)
@@ -266,7 +266,7 @@ def test_a_head_of_zeros_is_said(
     assert "all zeros" in caplog.text
 
 
-def test_a_file_of_another_pool_says_which(
+def test_the_error_for_a_file_of_another_pool_names_it(
     rng: np.random.Generator, tmp_path: pathlib.Path
 ) -> None:
     store(tmp_path / "vit.npz", in_linen(filled(model_of(pool="map"), rng)))
@@ -274,7 +274,7 @@ def test_a_file_of_another_pool_says_which(
         augreg.load(tmp_path / "vit.npz", model_of())
 
 
-def test_pruned_blocks_are_left_in_the_file(
+def test_pruned_blocks_in_the_file_are_ignored(
     rng: np.random.Generator, tmp_path: pathlib.Path
 ) -> None:
     store(tmp_path / "vit.npz", filled(model_of(), rng))
@@ -309,14 +309,14 @@ def stored(rng: np.random.Generator, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
-def test_a_file_cut_short_is_refused(stored: pathlib.Path, share: float) -> None:
+def test_a_truncated_file_is_refused(stored: pathlib.Path, share: float) -> None:
     whole = stored.read_bytes()
     stored.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(SettingError, match=r"vit\.npz is not a whole \.npz"):
         augreg.read(stored)
 
 
-def test_a_flipped_bit_is_noticed(stored: pathlib.Path) -> None:
+def test_a_flipped_bit_is_detected(stored: pathlib.Path) -> None:
     with zipfile.ZipFile(stored) as archive:
         info = archive.getinfo("cls.npy")
     raw = bytearray(stored.read_bytes())
@@ -355,11 +355,11 @@ def test_a_file_that_claims_an_absurd_size_is_refused(
     infos = zipfile.ZipFile.infolist
 
     def inflated(self: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-        found = infos(self)
-        for info in found:
+        result = infos(self)
+        for info in result:
             if info.filename == "cls.npy":
                 info.file_size = 2**40
-        return found
+        return result
 
     monkeypatch.setattr(zipfile.ZipFile, "infolist", inflated)
     with pytest.raises(SettingError, match=r"1024 GiB \(most in cls\)"):
@@ -394,7 +394,7 @@ def test_a_swapped_shape_is_named(stored: pathlib.Path, tmp_path: pathlib.Path) 
         augreg.load(tmp_path / "x.npz", model_of())
 
 
-def test_every_option_of_a_file_is_the_models(stored: pathlib.Path) -> None:
+def test_the_model_has_every_option_of_the_file(stored: pathlib.Path) -> None:
     model, variables = augreg.make(stored, classes=3, image_size=8, mlp_weight=0.8)
 
     assert (model.classes, model.mlp_weight, model.pool) == (3, 0.8, "cls")

@@ -1,4 +1,4 @@
-"""Files of students: what is written is read, and what does not fit is named."""
+"""Files of students: loading undoes saving, and errors name what does not fit."""
 
 import pathlib
 from typing import Any
@@ -11,12 +11,14 @@ import pytest
 from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.weights import students, timm
+from tests.oracles import peers
+from tests.weights.test_augreg import reference_images
 
 
 def filled(model: Any, rng: np.random.Generator) -> Any:
     """Random variables, nowhere zero."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    return jax.tree.map(lambda s: 1 - rng.random(s.shape, np.float32), shapes)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def filled(model: Any, rng: np.random.Generator) -> Any:
         ("efficientnet_v2_s", "torchvision"),
     ],
 )
-def test_what_is_saved_is_what_is_loaded(
+def test_loading_undoes_saving(
     name: str, form: str, rng: np.random.Generator, tmp_path: pathlib.Path
 ) -> None:
     model = models.make(name, classes=3)
@@ -42,7 +44,7 @@ def test_what_is_saved_is_what_is_loaded(
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
-def test_what_does_not_fit_is_named(rng: np.random.Generator, tmp_path: pathlib.Path) -> None:
+def test_arrays_that_do_not_fit_are_named(rng: np.random.Generator, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.safetensors"
     students.save(path, filled(models.make("resnet18", classes=3), rng))
 
@@ -62,3 +64,16 @@ def test_an_array_of_another_network_is_named(
 
     with pytest.raises(SettingError, match="unexpected: params/fc/scale"):
         students.load(path, model)
+
+
+def test_efficientnet_lite0_has_the_logits_of_timm_with_real_weights(shared: pathlib.Path) -> None:
+    path = shared / "weights/tf_efficientnet_lite0.in1k.safetensors"
+    peer = peers.timm().create_model("tf_efficientnet_lite0", checkpoint_path=str(path)).eval()
+    model, images = models.make("efficientnet_lite0", classes=1000), reference_images()
+
+    logits = jax.jit(model.apply)(students.load(path, model), jnp.asarray(images))
+
+    with peers.torch().no_grad():
+        expected = peer(peers.torch().tensor(images.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))

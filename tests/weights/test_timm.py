@@ -1,4 +1,4 @@
-"""timm's names and files: timm itself takes them, and gives the same outputs."""
+"""timm's names and files: timm loads them, and gives the same outputs."""
 
 import pathlib
 from typing import Any
@@ -35,13 +35,13 @@ def random_arrays(family: str, rng: np.random.Generator) -> dict[str, np.ndarray
     pool, size, image_size = FAMILIES[family]
     model = vit.VisionTransformer(size, CLASSES, pool=pool)
     shapes = augreg.names_and_shapes(model, image_size)
-    # Scales of about 1 for all layers: each matters in the outputs.
+    # Scales of about 1 for all layers, so that each affects the outputs.
     arrays = {n: rng.normal(size=shape, scale=0.3) for n, shape in shapes.items()}
     return {n: (a + n.endswith("scale")).astype(np.float32) for n, a in arrays.items()}
 
 
 def peer(family: str) -> Any:
-    """The model of a family that timm has."""
+    """The model of a family in timm."""
     library = peers.timm()
     pool, size, image_size = FAMILIES[family]
     options: dict[str, Any] = {
@@ -116,7 +116,7 @@ def test_timm_takes_every_array_and_gives_our_outputs(
     fill(model, timm.to_timm(arrays))
     (actual,) = outputs(model, image[None])
 
-    # float32; timm's stems have other epsilons besides.
+    # float32, and other epsilons in timm's stems.
     np.testing.assert_allclose(actual, expected, atol=1e-5 if size.stem is None else 1e-4)
 
 
@@ -133,7 +133,7 @@ def test_timms_own_loader_of_our_names_agrees(
 
 
 @pytest.mark.parametrize("family", ["cls", "gap", "map", "stem"])
-def test_a_file_of_timm_is_one_of_ours(family: str, tmp_path: pathlib.Path) -> None:
+def test_a_file_of_timm_gives_our_parameters(family: str, tmp_path: pathlib.Path) -> None:
     state = state_of(peer(family))
     pool, size, _ = FAMILIES[family]
     timm.save(tmp_path / "vit.safetensors", state)
@@ -146,7 +146,7 @@ def test_a_file_of_timm_is_one_of_ours(family: str, tmp_path: pathlib.Path) -> N
     require_equal(timm.to_timm(checkpoint.arrays), state)
 
 
-def test_a_folded_teacher_is_served_by_timm(rng: np.random.Generator) -> None:
+def test_timm_loads_a_folded_teacher(rng: np.random.Generator) -> None:
     model, arrays = peer("cls"), random_arrays("cls", rng)
     image = rng.uniform(-1, 1, (16, 16, 3)).astype(np.float32)
     weights: dict[str, Any] = {"mlp_weight": 0.8, "attention_weight": 0.9}
@@ -206,14 +206,14 @@ def test_heads_are_those_of_the_published_sizes(features: int, heads: int) -> No
         ({"head_dist.weight": np.zeros((5, 16))}, "distilled DeiT.*head_dist"),
         ({"dist_token": np.zeros((1, 1, 16))}, "distilled DeiT.*dist_token"),
         ({"fc_norm.weight": np.zeros(16)}, "normalises after its pooling"),
-        ({"blocks.1.ls1.gamma": np.zeros(16)}, r"no place for blocks\.1\.ls1\.gamma"),
-        ({"reg_token": np.zeros((1, 4, 16))}, "no place for reg_token"),
+        ({"blocks.1.ls1.gamma": np.zeros(16)}, r"no parameter for blocks\.1\.ls1\.gamma"),
+        ({"reg_token": np.zeros((1, 4, 16))}, "no parameter for reg_token"),
         ({"blocks.0.attn.qkv.bias": None}, r"no blocks\.0\.attn\.qkv\.bias"),
         ({"blocks.0.attn.qkv.weight": np.zeros((16, 48))}, r"mis-shaped: \(16, 48\) .* \(48, 16\)"),
         ({"blocks.0.attn.proj.weight": np.zeros(16)}, r"proj\.weight is mis-shaped: \(16,\)"),
     ],
 )
-def test_what_is_none_of_our_vits_is_named(
+def test_an_unsupported_vit_is_named(
     rng: np.random.Generator, change: dict[str, Any], complaint: str
 ) -> None:
     state = {**timm.to_timm(random_arrays("cls", rng)), **change}
@@ -236,14 +236,14 @@ def test_reals_are_read_as_float32(tmp_path: pathlib.Path, rng: np.random.Genera
     arrays = {name: values.astype(dtype) for name, dtype in types.items()}
     timm.save(tmp_path / "a.safetensors", arrays | {"steps": np.array(3)})
 
-    found = timm.read(tmp_path / "a.safetensors")
+    result = timm.read(tmp_path / "a.safetensors")
 
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array.astype(np.float32), strict=True)
-    np.testing.assert_array_equal(found["steps"], np.array(3), strict=True)
+        np.testing.assert_array_equal(result[name], array.astype(np.float32), strict=True)
+    np.testing.assert_array_equal(result["steps"], np.array(3), strict=True)
 
 
-def test_a_transposed_array_is_stored_as_it_reads(
+def test_a_transposed_array_is_stored_in_its_logical_order(
     tmp_path: pathlib.Path, rng: np.random.Generator
 ) -> None:
     array = rng.normal(size=(2, 3)).astype(np.float32).T
@@ -281,7 +281,7 @@ def test_a_pickle_is_not_loaded(name: str, tmp_path: pathlib.Path) -> None:
         augreg.read(tmp_path / name)
 
 
-def test_a_file_that_is_not_there_is_named() -> None:
+def test_a_missing_file_is_named() -> None:
     with pytest.raises(SettingError, match=r"no checkpoint missing\.safetensors"):
         timm.read("missing.safetensors")
 
@@ -290,7 +290,7 @@ WRAPPERS = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_what_wrappers_put_before_names_is_taken_off(
+def test_prefixes_of_wrappers_are_removed(
     wrapper: str, tmp_path: pathlib.Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "absl")
@@ -299,30 +299,32 @@ def test_what_wrappers_put_before_names_is_taken_off(
     wrapped = {wrapper + name: array for name, array in arrays.items()}
     timm.save(tmp_path / "wrapped.safetensors", wrapped)
 
-    plain, found = (
+    plain, result = (
         augreg.read(tmp_path / f"{n}.safetensors", heads=2) for n in ("plain", "wrapped")
     )
 
-    assert found.arrays.keys() == plain.arrays.keys()
+    assert result.arrays.keys() == plain.arrays.keys()
     for name, array in plain.arrays.items():
-        np.testing.assert_array_equal(found.arrays[name], array)
+        np.testing.assert_array_equal(result.arrays[name], array)
     assert "names are read without" in caplog.text
 
 
-def test_what_lies_beside_a_wrapped_model_is_left_out(rng: np.random.Generator) -> None:
+def test_arrays_beside_a_wrapped_model_are_ignored(rng: np.random.Generator) -> None:
     arrays = timm.to_timm(random_arrays("cls", rng))
     beside = {"optimizer.step": np.zeros(1), "ema.cls_token": np.zeros(2)}
 
-    found, ignored = timm.unwrapped({f"model.{n}": a for n, a in arrays.items()} | beside, "a file")
+    result, ignored = timm.unwrapped(
+        {f"model.{n}": a for n, a in arrays.items()} | beside, "a file"
+    )
 
-    assert found.keys() == arrays.keys()
+    assert result.keys() == arrays.keys()
     assert sorted(ignored) == ["ema.cls_token", "optimizer.step"]
 
 
-def test_names_inside_of_which_a_compiled_part_stands_are_those_of_the_part() -> None:
-    found, _ = timm.unwrapped({"blocks.0._orig_mod.norm1.bias": np.zeros(1)}, "a file")
+def test_wrappers_of_compiled_submodules_are_removed_from_names() -> None:
+    result, _ = timm.unwrapped({"blocks.0._orig_mod.norm1.bias": np.zeros(1)}, "a file")
 
-    assert found.keys() == {"blocks.0.norm1.bias"}
+    assert result.keys() == {"blocks.0.norm1.bias"}
 
 
 def test_several_models_in_one_file_are_refused(rng: np.random.Generator) -> None:

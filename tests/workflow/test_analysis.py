@@ -211,15 +211,15 @@ def test_skipped_batches_count_too(run: context.Run) -> None:
 def test_expertness_is_that_of_the_energies_of_all_images(run: context.Run, at_once: Batch) -> None:
     run.config.images.examples = 90
     (subject,) = inputs.load(run)
-    look = jax.jit(activations.make_look(subject.model, [0, 2]))
-    seen = look(subject.variables, _views(run, at_once)[:90]).activations
+    capture = jax.jit(activations.make_capture(subject.model, [0, 2]))
+    hidden = capture(subject.variables, _views(run, at_once)[:90]).hidden
 
     found = of_blocks.measure(run, [subject])
 
     (model,) = found["models"]
     assert [one["layer"] for one in model["layers"]] == [0, 1, 2]
     for one in (model["layers"][0], model["layers"][2]):
-        values = np.asarray(seen[one["layer"]], np.float64)
+        values = np.asarray(hidden[one["layer"]], np.float64)
         energies = np.square(values).sum(axis=1).astype(np.float32)
         shares = [expertness.expertness(energies, clusters=3, seed=s).share for s in (0, 1)]
         # An image between two clusters may change sides by what float32 rounds.
@@ -248,7 +248,7 @@ def test_a_finished_block_is_not_measured_again(
         looked.append(arguments[2])
         return look(*arguments)
 
-    monkeypatch.setattr(of_blocks, "_look", noting)
+    monkeypatch.setattr(of_blocks, "_activations", noting)
     again = of_blocks.measure(run, chosen)
 
     assert looked == [[1]]

@@ -310,7 +310,7 @@ def test_no_more_pictures_are_kept_than_there_are_images(
     )
     own = decoders.make(run, teachers[:1])
     mask = jax.numpy.arange(len(images)) < EVALUATED
-    shown = mutual_information.Shown(jax.numpy.asarray(images), mask)
+    shown = mutual_information.HeldOutBatch(jax.numpy.asarray(images), mask)
     last = measurement._Last(run, own, own.first())
     last.see(0, own.features[0](shown.images), shown)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import remem
-from remem_jax import mesh, models, optim
+from remem_jax import losses, mesh, models, optim, sam
 from remem_jax.checks import SettingError
 from remem_jax.data.loaders import resident
 from remem_jax.models import decoder, vit
@@ -277,14 +277,16 @@ def take(plan: Plan, *, rho: float, scan: bool = True, looped: bool = False) -> 
         lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32),
         models.shapes(model, 8),
     )
-    tx = optim.sgd(lambda _: 0.5, momentum=0.0)
+    tx = optim.sgd(lambda _: 0.5, momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=None)
     step = steps.make_supervised_step(
         models.train_apply(model),
         tx,
         lambda key, images: images,
         key=jax.random.key(0),
-        ascent=optim.sam(rho) if rho else None,
+        ascent=sam.sam(rho) if rho else None,
         division=Division(0, plan.accumulate, looped=looped),
+        loss=losses.cross_entropy,
+        mixup=0.0,
     )
     images = jnp.asarray(rng.uniform(-1, 1, (4, 8, 8, 3)), jnp.float32)
     labels = jnp.asarray([0, 1, 2, 1], jnp.int32)

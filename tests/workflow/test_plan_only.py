@@ -17,7 +17,6 @@ def test_a_run_needs_the_memory_of_its_states_and_is_rejected_with_less(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small_run
-    run.config.student.model = "resnet18"  # What it computes takes less than its state.
     caplog.set_level(logging.INFO, "absl")
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
@@ -51,7 +50,8 @@ def test_a_run_needs_the_memory_of_its_states_and_is_rejected_with_less(
     # What is not chosen was listed above, and takes long to compile.
     monkeypatch.setattr(memory_plan, "RECOMPUTED", ("blocks",))
     # As many students at once as fit; no run where not one does, or fewer than are asked for.
-    monkeypatch.setattr(resident, "memory", lambda: students.at_rest)
+    both = students.at_rest + students.running
+    monkeypatch.setattr(resident, "memory", lambda: both)  # The data set takes some of it.
     assert [need.models for need in plan_only.show(run, pretrained, setup)] == [1, 1]
     run.config.student.group = 2
     with pytest.raises(SettingError, match=r"students/finetune and the data set take.*batch_size"):
@@ -73,8 +73,8 @@ def test_as_many_students_are_trained_at_once_as_fit_also_after_a_restart(
     assert student_groups.size(run, setup, grid) == 3
 
     need = student_groups.need(run, setup, grid)
-    resident = run.dataset.resident_bytes
-    there = resident + need.held + need.running + 2 * need.each
+    data_set = run.dataset.resident_bytes
+    there = data_set + need.held + need.running + 2 * need.each
     monkeypatch.setattr(resident, "memory", lambda: there)
     assert student_groups.size(run, setup, grid) == 2
 

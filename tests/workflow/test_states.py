@@ -64,7 +64,9 @@ def test_no_device_holds_the_whole_of_what_is_drawn(
     key = jax.random.key(3)
     model = models.make("vit", variant=tiny_run.TEACHER, classes=3)
     init = models.make_init(model, tiny_run.IMAGE_SIZE)
-    tx = optim.sgd(lambda count: 0.1, momentum=0.9)
+    tx = optim.sgd(
+        lambda count: 0.1, momentum=0.9, nesterov=False, weight_decay=0.0, clip_norm=None
+    )
 
     def create(key: jax.Array) -> state.State:
         return state.create(init(key), tx)

@@ -1,4 +1,4 @@
-"""What students learn from: a teacher's outputs, asked for once and stored."""
+"""The teacher's outputs that students learn from: computed once, and stored."""
 
 import pathlib
 from collections.abc import Callable
@@ -20,51 +20,57 @@ def _images(step: int) -> jax.Array:
     return jnp.full((BATCH, CLASSES), step / 7)
 
 
-class Taught(NamedTuple):
-    """The logits of all steps, and how often the teacher was asked."""
+class Targets(NamedTuple):
+    """The logits of all steps, and how many of them the teacher computed."""
 
     logits: list[jax.Array]
-    asked: int
+    computed: int
 
 
-def _teach(folder: pathlib.Path, answer: Callable[[jax.Array], jax.Array] = jnp.exp) -> Taught:
-    """Takes all steps, on two devices."""
+def _all_steps(
+    folder: pathlib.Path, teacher: Callable[[jax.Array], jax.Array] = jnp.exp
+) -> Targets:
+    """Gets the targets of all steps, on two devices."""
     sharding = mesh.batch_sharding(mesh.make_mesh(jax.devices()[:2]))
     with (
         outputs.StoredOutputs(
             folder=folder, facts={}, steps=STEPS, shape=(BATCH, CLASSES), dtype=np.float32
         ) as stored,
-        read_ahead.ReadAhead(stored) as ahead,
+        read_ahead.ReadAhead(stored) as rows,
     ):
-        teach = targets._Answers(ahead, jax.jit(answer, out_shardings=sharding), sharding)
-        logits = [teach(step, _images(step)).logits for step in range(STEPS)]
-        teach.flush()
-    assert teach.found + teach.asked == STEPS
-    return Taught(logits, teach.asked)
+        get_targets = targets.StoredTargets(
+            rows, jax.jit(teacher, out_shardings=sharding), sharding
+        )
+        logits = [get_targets(step, _images(step)).logits for step in range(STEPS)]
+        get_targets.flush()
+    assert get_targets.read + get_targets.computed == STEPS
+    return Targets(logits, get_targets.computed)
 
 
-def test_what_was_stored_is_what_the_teacher_said_to_the_last_bit(tmp_path: pathlib.Path) -> None:
-    said = _teach(tmp_path)
+def test_stored_outputs_are_those_of_the_teacher_to_the_last_bit(tmp_path: pathlib.Path) -> None:
+    live = _all_steps(tmp_path)
 
-    stored = _teach(tmp_path, jnp.log)  # Is not asked.
+    stored = _all_steps(tmp_path, jnp.log)  # This teacher is not called.
 
-    assert (said.asked, stored.asked) == (STEPS, 0)
-    for step, (one, other) in enumerate(zip(said.logits, stored.logits, strict=True)):
+    assert (live.computed, stored.computed) == (STEPS, 0)
+    for step, (one, other) in enumerate(zip(live.logits, stored.logits, strict=True)):
         np.testing.assert_array_equal(one, other)
         np.testing.assert_allclose(one, np.exp(np.full((BATCH, CLASSES), step / 7)), rtol=1e-6)
         assert one.sharding == other.sharding
 
 
-def test_a_teacher_is_asked_for_what_one_process_lacks(
+def test_the_teacher_computes_steps_that_one_process_lacks(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = _teach(tmp_path)
-    monkeypatch.setattr(mesh, "all_processes", lambda say: say & (np.arange(len(say)) != 2))
+    live = _all_steps(tmp_path)
+    monkeypatch.setattr(
+        mesh, "all_processes", lambda stored: stored & (np.arange(len(stored)) != 2)
+    )
 
-    found = _teach(tmp_path)
+    again = _all_steps(tmp_path)
 
-    np.testing.assert_array_equal(found.logits, said.logits)
-    assert found.asked == 1
+    np.testing.assert_array_equal(again.logits, live.logits)
+    assert again.computed == 1
 
 
 def test_the_host_waits_for_other_processes_once_in_many_steps(
@@ -72,13 +78,13 @@ def test_the_host_waits_for_other_processes_once_in_many_steps(
 ) -> None:
     waited = []
 
-    def gathered(own: np.ndarray) -> np.ndarray:
-        waited.append(len(own))
-        return np.stack([own, own])
+    def gathered(stored: np.ndarray) -> np.ndarray:
+        waited.append(len(stored))
+        return np.stack([stored, stored])
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(mesh.multihost_utils, "process_allgather", gathered)
 
-    _teach(tmp_path)
+    _all_steps(tmp_path)
 
     assert waited == [STEPS]

@@ -157,20 +157,20 @@ def distillation(run: context.Run) -> Step:
     own = student_setup.make(run, start)
     (point, *_) = student_setup.grid_points(run.config.student)
     variables, first = _teacher(run, start)
-    answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
+    compute_targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
 
     batch = step_memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), np.int32), mesh.batch_sharding(run.mesh)
-    seen = mesh.shapes(jax.eval_shape(own.augment, number, batch), by_batch)
-    said = mesh.shapes(jax.eval_shape(answer, variables, seen.images), by_batch)
+    augmented = mesh.shapes(jax.eval_shape(own.augment, number, batch), by_batch)
+    targets = mesh.shapes(jax.eval_shape(compute_targets, variables, augmented.images), by_batch)
     state = own.shapes[point.loss]
-    stepped = (state, *seen, said, point.hyperparameters)
+    stepped = (state, *augmented, targets, point.hyperparameters)
     functions = (
         Function("view", own.augment, (number, batch)),
-        Function("teacher", answer, (variables, seen.images), read=variables),
+        Function("teacher", compute_targets, (variables, augmented.images), read=variables),
         Function("student", own.steps[point.loss], stepped, state=state),
     )
-    return Step(functions, (variables, batch, seen, said, state))
+    return Step(functions, (variables, batch, augmented, targets, state))
 
 
 def information(run: context.Run) -> Step:

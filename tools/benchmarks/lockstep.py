@@ -1,4 +1,4 @@
-"""Students of one teacher: together on one pass, in runs apart, and on its stored answers."""
+"""Students of one teacher: together on one pass, in separate runs, and on its stored outputs."""
 
 import contextlib
 import functools
@@ -16,19 +16,19 @@ from remem_jax import models, optim
 from remem_jax.data.images import augment
 from remem_jax.records import Batch, Hyperparameters, Outputs, Variables
 from remem_jax.storage import outputs
-from remem_jax.train import lockstep, objectives, state, steps
+from remem_jax.train import lockstep, state, steps, student_losses
 from tools.benchmarks.rows import Grid
 
 WAYS = ("together", "apart", "stored")
-_BATCHES = 4  # That differ; they come again and again.
-_WARM_UP = 2  # Steps of each way before the first that counts.
+_BATCHES = 4  # Number of different batches, which are repeated.
+_WARM_UP = 2  # Untimed steps of each way.
 
 
-class _Class(NamedTuple):
-    """What is the same in all ways."""
+class _Setup(NamedTuple):
+    """What all ways share."""
 
-    teach: lockstep.Teach
-    views: lockstep.Augment
+    get_targets: lockstep.GetTargets
+    augment: lockstep.Augment
     students: list[tuple[steps.StudentStep, Hyperparameters]]
     first: Callable[[], state.State]
     batches: list[Batch]
@@ -36,21 +36,21 @@ class _Class(NamedTuple):
 
 
 def compare(grid: Grid, repeats: int) -> dict[str, Any]:
-    """Trains all students from their start in each way, in turn.
+    """Trains all students from step 0 in each way, in turn.
 
     Returns:
         "ways": by name, "wall" and "cpu", seconds of each repeat; "same_parameters": by name,
-        whether all students end with the parameters that they have `together`, bit for bit.
+        whether the final parameters of all students equal those of `together`, bit for bit.
     """
-    room = _make(grid)
+    setup = _make(grid)
     for way in WAYS:
-        _train(way, room, _WARM_UP)
+        _train(way, setup, _WARM_UP)
     seconds: dict[str, dict[str, list[float]]] = {way: {"wall": [], "cpu": []} for way in WAYS}
     same = dict.fromkeys(WAYS, True)
     for _ in range(repeats):
         expected: Any = None
         for way in WAYS:
-            ended, wall, cpu = _train(way, room, grid.steps)
+            ended, wall, cpu = _train(way, setup, grid.steps)
             seconds[way]["wall"].append(wall)
             seconds[way]["cpu"].append(cpu)
             found = jax.device_get([one.params for one in ended])
@@ -59,81 +59,86 @@ def compare(grid: Grid, repeats: int) -> dict[str, Any]:
     return {"ways": seconds, "same_parameters": same}
 
 
-def _train(way: str, room: _Class, count: int) -> tuple[list[state.State], float, float]:
-    """The students after so many steps, with seconds on the wall and of the CPU."""
-    firsts = jax.block_until_ready([room.first() for _ in room.students])
+def _train(way: str, setup: _Setup, count: int) -> tuple[list[state.State], float, float]:
+    """Returns the students after so many steps, wall seconds and CPU seconds."""
+    firsts = jax.block_until_ready([setup.first() for _ in setup.students])
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
-        ended = list(_runs(way, room, count, firsts, pathlib.Path(folder)))
+        ended = list(_runs(way, setup, count, firsts, pathlib.Path(folder)))
         jax.block_until_ready([one.params for one in ended])
         return ended, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _runs(
-    way: str, room: _Class, count: int, firsts: list[state.State], folder: pathlib.Path
+    way: str, setup: _Setup, count: int, firsts: list[state.State], folder: pathlib.Path
 ) -> Iterator[state.State]:
     if way == "together":
-        yield from _run(room.teach, room, room.students, firsts, count)
+        yield from _run(setup.get_targets, setup, setup.students, firsts, count)
         return
-    for student, first in zip(room.students, firsts, strict=True):
-        with _teacher(way, room, count, folder) as teach:
-            yield from _run(teach, room, [student], [first], count)
+    for student, first in zip(setup.students, firsts, strict=True):
+        with _teacher(way, setup, count, folder) as get_targets:
+            yield from _run(get_targets, setup, [student], [first], count)
 
 
 @contextlib.contextmanager
-def _teacher(way: str, room: _Class, count: int, folder: pathlib.Path) -> Iterator[lockstep.Teach]:
-    """As a run of its own has it: live, or by the answers that the first run has stored."""
+def _teacher(
+    way: str, setup: _Setup, count: int, folder: pathlib.Path
+) -> Iterator[lockstep.GetTargets]:
+    """The targets of a separate run: live, or the outputs that the first run has stored."""
     if way == "apart":
-        yield room.teach
+        yield setup.get_targets
         return
-    shape = (room.grid.batch, room.grid.classes)
+    shape = (setup.grid.batch, setup.grid.classes)
     with outputs.StoredOutputs(
         folder=folder, facts={}, steps=count, shape=shape, dtype=np.float32
     ) as kept:
 
-        def teach(step: int, images: Any) -> Any:
+        def get_targets(step: int, images: Any) -> Any:
             stored = kept.read(step)
             if stored is not None:
                 return Outputs(jnp.asarray(stored))
-            answer = room.teach(step, images)
-            if answer is not None:
-                kept.write(step, np.asarray(answer.logits))
-            return answer
+            computed = setup.get_targets(step, images)
+            if computed is not None:
+                kept.write(step, np.asarray(computed.logits))
+            return computed
 
-        yield teach
+        yield get_targets
 
 
 def _run(
-    teach: lockstep.Teach,
-    room: _Class,
+    get_targets: lockstep.GetTargets,
+    setup: _Setup,
     students: list[tuple[steps.StudentStep, Hyperparameters]],
     firsts: list[state.State],
     count: int,
 ) -> lockstep.States:
-    step, now = lockstep.make_step(room.views, teach, students, first_step=0), tuple(firsts)
+    step, now = (
+        lockstep.make_step(setup.augment, get_targets, students, first_step=0),
+        tuple(firsts),
+    )
     for number in range(count):
-        now, _ = step(now, room.batches[number % _BATCHES])
+        now, _ = step(now, setup.batches[number % _BATCHES])
     return now
 
 
-def _make(grid: Grid) -> _Class:
+def _make(grid: Grid) -> _Setup:
     key = jax.random.key(0)
     common: dict[str, Any] = {"classes": grid.classes, "dtype": grid.dtype}
     teacher: Any = models.make("vit", variant=grid.variant, **common)
-    variables = _answering(models.init(teacher, jax.random.key(1), grid.pixels))
+    variables = _with_random_head(models.init(teacher, jax.random.key(1), grid.pixels))
     transform = augment.make_train_transform(size=grid.pixels, crop_area=(0.3, 1.0), flip=True)
-    answer = jax.jit(models.teacher_apply(teacher))
+    compute_targets = jax.jit(models.teacher_apply(teacher))
     student: Any = models.make(grid.student, **common)
-    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    loss = functools.partial(objectives.STUDENT_LOSSES["kd"], hard_labels=True)
+    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4, clip_norm=None)
+    loss = functools.partial(student_losses.LOSSES["kd"], hard_labels=True)
     step = jax.jit(
         steps.make_student_step(models.student_apply(student), tx, loss=loss, key=key),
         donate_argnums=0,
     )
     start = models.init(student, key, grid.pixels)
-    return _Class(
-        lambda number, images: answer(variables, images),
-        jax.jit(lockstep.make_augment(transform, classes=grid.classes, key=key)),
+    return _Setup(
+        lambda number, images: compute_targets(variables, images),
+        jax.jit(lockstep.make_augment(transform, classes=grid.classes, key=key, mixup=0.0)),
         [(step, Hyperparameters(0.001 * (1 + i), 4.0, 0.5, i)) for i in range(grid.students)],
         lambda: state.create(start, tx),
         list(_batches(grid)),
@@ -141,8 +146,8 @@ def _make(grid: Grid) -> _Class:
     )
 
 
-def _answering(variables: Variables) -> Variables:
-    """The same teacher with a head that is not 0, so that its answers are not all alike."""
+def _with_random_head(variables: Variables) -> Variables:
+    """The teacher with a random head; that of new variables is 0, and all outputs equal."""
     head = dict(variables["params"]["head"])
     head["kernel"] = jax.random.normal(jax.random.key(2), head["kernel"].shape)
     return {"params": {**variables["params"], "head": head}}

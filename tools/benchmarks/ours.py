@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from remem_jax import mesh, models, optim
+from remem_jax import losses, mesh, models, optim, platforms, sam
 from remem_jax.models import encoder
 from remem_jax.records import Batch, Hyperparameters, Outputs
-from remem_jax.train import flops, objectives, state, steps
+from remem_jax.train import flops, state, steps, student_losses
 from remem_jax.train.division import Division
 from tools.benchmarks import turns
 from tools.benchmarks.rows import Work
@@ -83,15 +83,19 @@ def _step(work: Work) -> turns.Side:
 
 def _vit_step(work: Work) -> tuple[Any, tuple[state.State, Batch, Any]]:
     model = _vit(work)
-    tx = optim.sgd(lambda _: 0.01, momentum=0.9)
+    tx = optim.sgd(lambda _: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0, clip_norm=None)
     step = jax.jit(
         steps.make_supervised_step(
             models.train_apply(model),
             tx,
             lambda key, stored: stored,
             key=jax.random.key(0),
-            ascent=optim.sam(work.rho) if work.rho else None,
-            division=Division(accumulate=work.accumulate, looped=jax.default_backend() != "cpu"),
+            ascent=sam.sam(work.rho) if work.rho else None,
+            division=Division(
+                accumulate=work.accumulate, looped=platforms.has_sam_loop(jax.devices()[0])
+            ),
+            loss=losses.cross_entropy,
+            mixup=0.0,
         ),
         donate_argnums=0,
     )
@@ -114,12 +118,12 @@ def _kd(work: Work) -> turns.Side:
 
 def _taught(work: Work, teacher: turns.Side, *, weight: float) -> turns.Side:
     model: Any = models.make(work.student, classes=CLASSES, dtype=work.dtype)
-    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4, clip_norm=None)
     step = jax.jit(
         steps.make_student_step(
             models.student_apply(model),
             tx,
-            loss=functools.partial(objectives.STUDENT_LOSSES["kd"], hard_labels=True),
+            loss=functools.partial(student_losses.LOSSES["kd"], hard_labels=True),
             key=jax.random.key(0),
         ),
         donate_argnums=0,

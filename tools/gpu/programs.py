@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remem_jax import losses, models, optim
+from remem_jax import losses, models, optim, platforms, sam
 from remem_jax.models import encoder
 from remem_jax.records import Batch, Hyperparameters
-from remem_jax.train import objectives, state, steps
+from remem_jax.train import state, steps, student_losses
 from remem_jax.train.division import Division
 from remem_jax.weights import augreg
 from tools.gpu import sketch
@@ -95,14 +95,16 @@ def _gradient(inputs: Inputs, dtype: str) -> Values:
 def _sam_step(inputs: Inputs, dtype: str) -> Values:
     """The step of a ReMem teacher: what its momentum holds is the gradient that SAM goes down."""
     model, params = _vit(inputs, dtype, mlp_weight=MLP_WEIGHT)
-    tx = optim.sgd(lambda _: 0.01, momentum=0.9)
+    tx = optim.sgd(lambda _: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0, clip_norm=None)
     step = steps.make_supervised_step(
         models.train_apply(model),
         tx,
         lambda key, stored: stored,
         key=jax.random.key(0),
-        ascent=optim.sam(RHO),
-        division=Division(looped=jax.default_backend() != "cpu"),  # As a run has it.
+        loss=losses.cross_entropy,
+        mixup=0.0,
+        ascent=sam.sam(RHO),
+        division=Division(looped=platforms.has_sam_loop(jax.devices()[0])),  # As in a run.
     )
     arguments = state.create({"params": params}, tx), _batch(inputs), {}
     compiled = jax.jit(step).lower(*arguments).compile()
@@ -117,8 +119,8 @@ def _kd_step(inputs: Inputs, dtype: str) -> Values:
     model, params = _vit(inputs, dtype)
     batch, answer = _batch(inputs), models.teacher_apply(model)
     student: Any = models.make(STUDENT, classes=model.classes, dtype=dtype)
-    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True)
-    loss = functools.partial(objectives.STUDENT_LOSSES["kd"], hard_labels=True)
+    tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=0.0, clip_norm=None)
+    loss = functools.partial(student_losses.LOSSES["kd"], hard_labels=True)
     step = steps.make_student_step(
         models.student_apply(student), tx, loss=loss, key=jax.random.key(0)
     )

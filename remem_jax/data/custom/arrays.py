@@ -1,4 +1,4 @@
-"""A user's own images as arrays of an .npz."""
+"""Users' images as arrays of an .npz file."""
 
 import os
 import pathlib
@@ -15,20 +15,20 @@ from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source
 
 
 def open_arrays(path: str) -> Source:
-    """Arrays of an .npz: `train_image`, `train_label`, `test_image`, `test_label`, `classes`.
+    """Opens an .npz with `train_image`, `train_label`, `test_image`, `test_label` and `classes`.
 
-    Images are uint8 (example, height, width, 3), labels whole numbers from 0, classes their
-    names; `validation_image` and `validation_label` may be there too.
+    Images are uint8 (example, height, width, 3), labels whole numbers from 0, and `classes` has
+    their names; `validation_image` and `validation_label` are optional.
 
     Raises:
-        SettingError: If there is no such file, or it has another form.
+        SettingError: If there is no such file, or its arrays have another form.
     """
     data = _read_npz(path)
     names = [TRAIN, TEST]
     if f"{VALIDATION}_image" in data:
         names.append(VALIDATION)
-    wanted = ["classes", *(f"{name}_{part}" for name in names for part in ("image", "label"))]
-    missing = [name for name in wanted if name not in data]
+    required = ["classes", *(f"{name}_{kind}" for name in names for kind in ("image", "label"))]
+    missing = [name for name in required if name not in data]
     checks.require(
         not missing,
         f"{path} lacks the arrays {', '.join(missing)}; docs/own_data.md has its form; or set "
@@ -44,14 +44,14 @@ def open_arrays(path: str) -> Source:
         splits[name] = sources.in_memory(images, labels, f"{name} image")
         counts[name] = Counter(classes[label] for label in labels)
     class_names.require_enough(counts[TRAIN], names, "training images")
-    filled = {name for count in counts.values() for name in count}
+    nonempty = {name for count in counts.values() for name in count}
     source = Source(
         walk.printable(pathlib.Path(path).stem),
         splits,
         classes,
         registry.TOP1,
         flip=True,
-        empty_classes=tuple(name for name in classes if name not in filled),
+        empty_classes=tuple(name for name in classes if name not in nonempty),
     )
     return folders.with_warnings(source, counts)
 
@@ -70,7 +70,7 @@ def _class_names(path: str, names: np.ndarray) -> tuple[str, ...]:
 def _read_npz(path: str) -> dict[str, np.ndarray]:
     try:
         place = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111
-        if not place.is_file():  # A pipe would wait for its writer.
+        if not place.is_file():  # Reading a pipe would wait for its writer.
             raise FileNotFoundError
         with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}

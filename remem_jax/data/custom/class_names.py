@@ -1,4 +1,4 @@
-"""What is asked of classes when data are opened: names that can be kept, and enough images."""
+"""Checks of classes when data are opened: names that can be stored, and enough images."""
 
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
@@ -7,22 +7,23 @@ from remem_jax.checks import SettingError
 from remem_jax.data.custom.walk import printable
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION
 
-# Control characters, halves of characters and bytes that are not UTF-8, and ends of lines.
+# Unicode categories: control characters, surrogates (bytes that are not UTF-8), line separators.
 _REFUSED = {"Cc", "Cs", "Zl", "Zp"}
-_TURNING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}  # Text around.
-_LISTED = 5  # Classes in a message.
+# Characters that change the direction of the text around them.
+_BIDIRECTIONAL = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+_LISTED = 5  # Classes listed in a message.
 
 
 def require_storable(names: Iterable[str], where: str) -> None:
-    """Raises for names that cannot be stored or shown, or that are one name in Unicode.
+    """Checks that names can be stored and displayed, and that they differ in Unicode.
 
     Args:
-        names: Of all classes.
-        where: What holds them.
+        names: Names of all classes.
+        where: File or folder of the classes, for messages.
 
     Raises:
-        SettingError: If a name is blank, or holds a line break, another control character or
-            what is not UTF-8; or if two are equal once normalised (NFC).
+        SettingError: If a name is blank, or has a line break, another control character or bytes
+            that are not UTF-8; or if two are equal after normalisation (NFC).
     """
     first: dict[str, str] = {}
     for name in names:
@@ -30,7 +31,7 @@ def require_storable(names: Iterable[str], where: str) -> None:
             raise SettingError(
                 f"{where} has a class without a name, {name!r}: name it, or set config.data.path."
             )
-        if any(unicodedata.category(char) in _REFUSED or char in _TURNING for char in name):
+        if any(unicodedata.category(char) in _REFUSED or char in _BIDIRECTIONAL for char in name):
             raise SettingError(
                 f"{where} has the class {_escaped(name)}, with a line break, a control character "
                 "or bytes that are not UTF-8: rename it, or set config.data.path."
@@ -45,10 +46,10 @@ def require_storable(names: Iterable[str], where: str) -> None:
 
 
 def warnings(images: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
-    """What is odd about classes, though it can be used.
+    """Returns warnings about classes that are unusual, but usable.
 
     Args:
-        images: How many, by split and class.
+        images: Number of images by split and class.
     """
     names = sorted({name for of_split in images.values() for name in of_split})
     alike: dict[str, list[str]] = {}
@@ -72,15 +73,15 @@ def warnings(images: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
 
 
 def require_enough(images: Mapping[str, int], splits: Collection[str], what: str) -> None:
-    """Raises where a class has too few images to take from it the splits that are not there.
+    """Checks that each class has enough training images to draw the missing splits from.
 
     Args:
-        images: To train on, by class; before anything is taken.
-        splits: That are there.
-        what: What is counted, such as "images".
+        images: Number of training images by class, before any are drawn.
+        splits: Splits that the data set has.
+        what: Plural noun of what is counted, such as "images".
 
     Raises:
-        SettingError: If a class has an image, and not one for each split.
+        SettingError: If a class has images, but fewer than one for each split to draw.
     """
     uses = {TRAIN: "train", VALIDATION: "validate", TEST: "test"}
     drawn = [use for split, use in uses.items() if split == TRAIN or split not in splits]
@@ -96,12 +97,12 @@ def require_enough(images: Mapping[str, int], splits: Collection[str], what: str
 
 
 def _listed(names: list[str]) -> str:
-    told = [printable(name) for name in names[:_LISTED]]
+    listed = [printable(name) for name in names[:_LISTED]]
     more = [f"{len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
-    return " and ".join(filter(None, [", ".join([*told, *more][:-1]), [*told, *more][-1]]))
+    return " and ".join(filter(None, [", ".join([*listed, *more][:-1]), [*listed, *more][-1]]))
 
 
 def _escaped(name: str) -> str:
-    """A name in quotes, on one line, of a length that a message bears."""
+    """Returns a name in quotes, on one line, shortened for a message."""
     text = repr(name if len(name) <= 80 else f"{name[:60]}...")
-    return "".join(char if char not in _TURNING else ascii(char)[1:-1] for char in text)
+    return "".join(char if char not in _BIDIRECTIONAL else ascii(char)[1:-1] for char in text)

@@ -1,4 +1,4 @@
-"""A user's own images: class folders, and what they share with `lists` and `arrays`."""
+"""Users' images in class folders, and what this shares with `lists` and `arrays`."""
 
 import hashlib
 import os
@@ -25,13 +25,13 @@ class File(NamedTuple):
     """An image on disk.
 
     Attributes:
-        name: Path below the folder of all images, or absolute.
-        klass: Name of its class.
-        found: What the file system says of it; None if it is not there.
+        name: Path relative to the folder of all images, or absolute.
+        class_name: Name of its class.
+        found: Its `os.stat`; None if it cannot be read.
     """
 
     name: str
-    klass: str
+    class_name: str
     found: os.stat_result | None
 
 
@@ -61,18 +61,19 @@ class _Paths(NamedTuple):
 
 
 def folder(path: str) -> Source:
-    """A folder of class folders of images, which may lie in folders of their own.
+    """Opens a folder of class folders of images, which may have subfolders.
 
     Either PATH/class/**/image.jpg, of which a stratified fifth becomes the test split, or
     PATH/train/class/**/image.jpg with PATH/test, PATH/validation or both; without a test folder, a
-    fifth of train becomes it. `layouts` has the names of splits; what is hidden, no image, or left
-    behind by other programs is passed over and counted. One file counts once.
+    fifth of train becomes the test split. `split_names` has the names of splits. Hidden files,
+    files that are not images, and files left by other programs are skipped and counted. Each file
+    counts once.
 
     Raises:
-        SettingError: If there is no such folder, it holds no images, its layout is not clear, or
-            classes cannot be told apart, stored or divided.
+        SettingError: If there is no such folder, it has no images, its layout is ambiguous, or
+            classes are ambiguous, cannot be stored or have too few images.
     """
-    root = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111  Which raises of unknown users.
+    root = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111  expanduser() of pathlib raises for unknown users.
     if not path or not root.is_dir():
         raise SettingError(f"There is no folder {path!r}; set config.data.path to your images.")
     skipped_files: Counter[str] = Counter()
@@ -89,8 +90,8 @@ def folder(path: str) -> Source:
             "or PATH/train/class/... and PATH/test/class/...; set config.data.path.",
         )
     if not layout.of_splits:
-        layouts.require_flat(path, [(file.klass, file.name) for file in distinct[TRAIN]])
-    classes = sorted({file.klass for files in distinct.values() for file in files})
+        layouts.require_flat(path, [(file.class_name, file.name) for file in distinct[TRAIN]])
+    classes = sorted({file.class_name for files in distinct.values() for file in files})
     folders = {place.name for places in layout.splits.values() for place in places}
     return of_files(
         root.resolve().name,
@@ -105,15 +106,15 @@ def folder(path: str) -> Source:
 
 
 def require_outside(name: str, path: str, directory: pathlib.Path) -> None:
-    """Raises if a run's folder lies in the folder of its images, where it would become a class.
+    """Checks that a run's folder is not inside its folder of images, where it would be a class.
 
     Args:
-        name: Of the data set; lists and arrays may lie anywhere.
-        path: Of the data set.
-        directory: Of the run; it need not be there yet.
+        name: Name of the data set; lists and arrays may be anywhere.
+        path: Path of the data set.
+        directory: Folder of the run, which need not exist yet.
 
     Raises:
-        SettingError: If the images are class folders, and the run is to lie among them.
+        SettingError: If the images are class folders, and the run's folder is inside them.
     """
     root = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111
     if name != "folder" or not path or not root.is_dir():
@@ -126,7 +127,7 @@ def require_outside(name: str, path: str, directory: pathlib.Path) -> None:
         )
 
 
-# What folders and lists share.
+# Shared by folders and lists.
 
 
 def of_files(
@@ -140,30 +141,30 @@ def of_files(
     empty_classes: tuple[str, ...] = (),
     warnings: tuple[str, ...] = (),
 ) -> Source:
-    """A source of files; where there is no test split, a stratified share of train becomes it.
+    """Builds a source of files; without a test split, a stratified fifth of train becomes it.
 
     Args:
-        title: What to call it.
-        root: Folder that relative names are below.
+        title: Name for reports and messages.
+        root: Folder of the relative names.
         found: Images of each split.
-        classes: All that occur, in the order of the labels.
-        where: Setting of `config.data.path`, for messages.
-        skipped_files: See `Source`, as for the rest.
-        empty_classes: Folders of classes without an image.
-        warnings: What is odd, beside what is found here.
+        classes: All classes, in the order of the labels.
+        where: Value of `config.data.path`, for messages.
+        skipped_files: See `Source`.
+        empty_classes: See `Source`.
+        warnings: Warnings so far; those about classes are added.
 
     Raises:
         SettingError: If classes cannot be stored, or have too few images.
     """
     class_names.require_storable(classes, where)
-    counts = {split: Counter(file.klass for file in files) for split, files in found.items()}
+    counts = {split: Counter(file.class_name for file in files) for split, files in found.items()}
     class_names.require_enough(
         counts[TRAIN], found, "images" if len(found) == 1 else "training images"
     )
     index = {name: i for i, name in enumerate(classes)}
     splits = {}
     for split, files in _with_test(found).items():
-        labels = np.asarray([index[file.klass] for file in files], np.int32)
+        labels = np.asarray([index[file.class_name] for file in files], np.int32)
         names = [file.name for file in files]
         splits[split] = Split(
             _Files(str(root), names, labels),
@@ -186,11 +187,13 @@ def of_files(
 
 
 def with_warnings(source: Source, counts: Mapping[str, Mapping[str, int]]) -> Source:
-    """The same, with what is odd about its classes; logs that, and what was passed over."""
-    told = walk.describe_skipped(source.skipped_files, source.empty_classes)
-    if told:
+    """Adds warnings about classes to a source; logs them, and the skipped files."""
+    skipped = walk.describe_skipped(source.skipped_files, source.empty_classes)
+    if skipped:
         remarkable = bool(source.empty_classes) or walk.is_remarkable(source.skipped_files)
-        logging.log(logging.WARNING if remarkable else logging.INFO, "%s: %s", source.title, told)
+        logging.log(
+            logging.WARNING if remarkable else logging.INFO, "%s: %s", source.title, skipped
+        )
     warnings = source.warnings + class_names.warnings(counts)
     for warning in warnings:
         logging.warning("%s: %s.", source.title, warning)
@@ -198,10 +201,10 @@ def with_warnings(source: Source, counts: Mapping[str, Mapping[str, int]]) -> So
 
 
 def identity(found: os.stat_result | None, path: str) -> Hashable:
-    """The same for all names of one file: links of both kinds, and relative or absolute paths."""
+    """Returns a key that is equal for all names of one file: hard and symbolic links, any paths."""
     if found is None or not found.st_ino:
         return os.path.realpath(path)
-    # Some file systems give an inode to several files.
+    # On some file systems several files have the same inode.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
@@ -209,7 +212,7 @@ def _key(files: list[File], labels: np.ndarray) -> str:
     digest = hashlib.sha256(labels.tobytes())
     for file in files:
         found = file.found
-        # Tools that copy or edit may keep a file's size and mtime; none can set its ctime.
+        # Tools that copy or edit may preserve a file's size and mtime; none can set its ctime.
         stamp = found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         digest.update(os.fsencode(f"{file.name}\0{stamp}\0"))
     return digest.hexdigest()[:16]
@@ -219,7 +222,7 @@ def _with_test(found: dict[str, list[File]]) -> dict[str, list[File]]:
     if TEST in found:
         return found
     files = found[TRAIN]
-    labels = np.unique([file.klass for file in files], return_inverse=True)[1]
+    labels = np.unique([file.class_name for file in files], return_inverse=True)[1]
     held = sources.stratified(labels, _TEST_SHARE, seed=0)
     chosen = set(held.tolist())
     kept = [file for i, file in enumerate(files) if i not in chosen]
@@ -237,7 +240,7 @@ class _Place(NamedTuple):
 def _files(
     root: pathlib.Path, places: Iterable[walk.Entry], skipped_files: Counter[str]
 ) -> Iterable[_Place]:
-    """Images in class folders, in an order that no file system changes."""
+    """Yields the images in class folders, sorted by name."""
     above = os.path.join(root, "")  # noqa: PTH118
     for place in places:
         parents = (root, pathlib.Path(place.path).parent)
@@ -251,7 +254,7 @@ def _files(
 def _distinct(
     path: str, found: Mapping[str, list[_Place]], skipped_files: Counter[str]
 ) -> dict[str, list[File]]:
-    """Each file once; what one file is said to be must not differ."""
+    """Returns each file once; raises if one file is in two classes or splits."""
     first: dict[Hashable, tuple[str, File]] = {}
     kept: dict[str, list[File]] = {}
     for split, places in found.items():
@@ -263,7 +266,7 @@ def _distinct(
                 continue
             skipped_files[walk.REPEATED] += 1
             checks.require(
-                (before, other.klass) == (split, file.klass),
+                (before, other.class_name) == (split, file.class_name),
                 f"{path} has one file in two classes or splits, {other.name!r} and {file.name!r} "
                 "(a link): remove one of them, or set config.data.path.",
             )

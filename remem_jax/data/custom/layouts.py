@@ -1,4 +1,4 @@
-"""How a user's folder is laid out: class folders, or folders of splits with these in them."""
+"""The layout of a user's folder: class folders, or folders of splits with class folders."""
 
 import pathlib
 import unicodedata
@@ -11,17 +11,17 @@ from remem_jax.checks import SettingError
 from remem_jax.data.custom import split_names, walk
 from remem_jax.data.sources import TRAIN
 
-# Names of splits that are words for things too: classes, where they hold images as classes do.
+# Names of splits that are also words for things: classes if they have images, as classes do.
 _ALSO_CLASSES = ("train", "valid")
 
 
 class Layout(NamedTuple):
-    """Where the classes are.
+    """The class folders of a data set.
 
     Attributes:
-        splits: Class folders of each split; all are of train where there are no splits.
+        splits: Class folders of each split; all belong to train if there are no splits.
         of_splits: Whether there are folders of splits.
-        warnings: What was decided that may be wrong.
+        warnings: Decisions that may be wrong.
     """
 
     splits: dict[str, list[walk.Entry]]
@@ -33,25 +33,25 @@ def read(path: str, root: pathlib.Path, skipped_files: Counter[str]) -> Layout:
     """Decides whether folders are splits or classes; docs/own_data.md has the rule.
 
     Args:
-        path: Setting of `config.data.path`, for messages.
+        path: Value of `config.data.path`, for messages.
         root: The folder.
-        skipped_files: Counts what is not taken, by kind.
+        skipped_files: Counter of skipped files by kind; updated.
 
     Raises:
-        SettingError: If names may mean splits and may mean classes, or two mean one split.
+        SettingError: If names may mean splits or classes, or two mean one split.
     """
     checks.require(
         not walk.is_run(root),
         f"{path} is the folder of a run or study, no images; set config.data.path.",
     )
     inside = _folders(root, skipped_files)
-    parts = _parts(path, inside)
-    others = [place for place in inside if place not in parts.values()]
-    if not parts:
+    split_folders = _split_folders(path, inside)
+    others = [place for place in inside if place not in split_folders.values()]
+    if not split_folders:
         return Layout({TRAIN: inside}, of_splits=False)
     beside = ", ".join(walk.printable(place.name) for place in others[:5])
-    if not (TRAIN in parts and len(parts) > 1) and any(map(_holds_images, others)):
-        mistaken = [place for place in parts.values() if not _is_class(place)]
+    if not (TRAIN in split_folders and len(split_folders) > 1) and any(map(_has_images, others)):
+        mistaken = [place for place in split_folders.values() if not _is_class(place)]
         names = ", ".join(walk.printable(place.name) for place in mistaken)
         checks.require(
             not mistaken,
@@ -59,36 +59,37 @@ def read(path: str, root: pathlib.Path, skipped_files: Counter[str]) -> Layout:
             f"({beside}): move the others into PATH/train, or rename a class of that name; or set "
             "config.data.path.",
         )
-        names = ", ".join(walk.printable(place.name) for place in parts.values())
+        names = ", ".join(walk.printable(place.name) for place in split_folders.values())
         warning = f"{names} counts as a class, since it holds images itself, as the others do"
         return Layout({TRAIN: inside}, of_splits=False, warnings=(warning,))
     splits = {
-        split: _folders(pathlib.Path(part.path), skipped_files) for split, part in parts.items()
+        split: _folders(pathlib.Path(folder.path), skipped_files)
+        for split, folder in split_folders.items()
     }
-    splits = _in_one_form(splits)
+    splits = _normalised(splits)
     if not others:
         return Layout(splits, of_splits=True)
     skipped_files[walk.BESIDE] += len(others)
-    warning = f"folders beside those of the splits are passed over: {beside}"
+    warning = f"folders beside those of the splits are skipped: {beside}"
     return Layout(splits, of_splits=True, warnings=(warning,))
 
 
 def require_flat(path: str, files: Sequence[tuple[str, str]]) -> None:
-    """Raises where folders that were taken for classes hold splits.
+    """Checks that folders that were taken for classes do not contain splits.
 
     Args:
-        path: Setting of `config.data.path`, for messages.
-        files: Class, and path below the folder, of each image.
+        path: Value of `config.data.path`, for messages.
+        files: Class of each image, and its path relative to the folder.
 
     Raises:
-        SettingError: If one holds folders of train and of another split.
+        SettingError: If one contains a folder of train and one of another split.
     """
     splits: dict[str, dict[str, str]] = {}
-    for klass, name in files:
+    for class_name, name in files:
         _, *below = name.split("/")
         split = split_names.split_of(below[0]) if len(below) > 1 else None
         if split:
-            splits.setdefault(klass, {})[split] = below[0]
+            splits.setdefault(class_name, {})[split] = below[0]
     for name, found in splits.items():
         checks.require(
             TRAIN not in found or len(found) == 1,
@@ -106,9 +107,9 @@ def refuse_unlisted(error: OSError) -> None:
     ) from error
 
 
-def _parts(path: str, inside: Sequence[walk.Entry]) -> dict[str, walk.Entry]:
-    """Folders that mean splits, by split."""
-    parts: dict[str, walk.Entry] = {}
+def _split_folders(path: str, inside: Sequence[walk.Entry]) -> dict[str, walk.Entry]:
+    """Returns the folders whose names mean splits, by split."""
+    folders: dict[str, walk.Entry] = {}
     for place in inside:
         split = split_names.split_of(place.name)
         if split is None:
@@ -120,23 +121,23 @@ def _parts(path: str, inside: Sequence[walk.Entry]) -> dict[str, walk.Entry]:
             "config.data.path.",
         )
         checks.require(
-            split not in parts,
+            split not in folders,
             f"{path} has two folders of one split, "
-            f"{parts[split].name if split in parts else ''} and {place.name}; remove one, or set "
-            "config.data.path.",
+            f"{folders[split].name if split in folders else ''} and {place.name}; remove one, or "
+            "set config.data.path.",
         )
-        parts[split] = place
+        folders[split] = place
     pair = split_names.prefixed(place.name for place in inside)
-    if not parts and pair:
+    if not folders and pair:
         raise SettingError(
             f"{path} holds {pair[0]!r} and {pair[1]!r}, which seem to be splits: rename them to "
             "train and test; or set config.data.path."
         )
-    return parts
+    return folders
 
 
 def _folders(place: pathlib.Path, skipped_files: Counter[str]) -> list[walk.Entry]:
-    """Folders in a folder; images that lie beside them are of no class."""
+    """Lists the folders in a folder; counts images beside them, which have no class, as skipped."""
     try:
         found = walk.entries(place, skipped_files)
     except OSError as error:
@@ -150,8 +151,8 @@ def _folders(place: pathlib.Path, skipped_files: Counter[str]) -> list[walk.Entr
     return folders
 
 
-def _in_one_form(splits: dict[str, list[walk.Entry]]) -> dict[str, list[walk.Entry]]:
-    """The same, where splits that write a class in two forms of Unicode take that of train.
+def _normalised(splits: dict[str, list[walk.Entry]]) -> dict[str, list[walk.Entry]]:
+    """Writes a class that splits write in two forms of Unicode as train does.
 
     Two forms in one split are two folders, which `class_names` refuses.
     """
@@ -170,12 +171,12 @@ def _in_one_form(splits: dict[str, list[walk.Entry]]) -> dict[str, list[walk.Ent
     return {split: found[split] for split in splits}
 
 
-def _holds_images(place: walk.Entry) -> bool:
+def _has_images(place: walk.Entry) -> bool:
     return any(True for _ in walk.images(place, Counter(), unlisted=refuse_unlisted))
 
 
 def _is_class(place: walk.Entry) -> bool:
-    """Whether a folder that may be a split is laid out as a class, and has the name of one."""
+    """Returns whether a folder named like a split looks like a class, by its name and content."""
     return place.name.casefold() in _ALSO_CLASSES and any(
         not entry.is_folder for entry in walk.entries(place.path, Counter())
     )

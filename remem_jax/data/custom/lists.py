@@ -1,4 +1,4 @@
-"""A user's own images that a CSV or a file of JSON lines lists."""
+"""Users' images that a CSV file or a file of JSON lines lists."""
 
 import csv
 import decimal
@@ -21,20 +21,20 @@ _WHOLE = re.compile("-?[0-9]+")
 
 
 def listing(path: str) -> Source:
-    """Images that a CSV or a file of JSON lines lists, with their classes and, maybe, splits.
+    """Opens a list of images with their classes and, optionally, splits.
 
-    A CSV starts with the names of its columns, `path` and `label` and maybe `split`, in any order,
-    among others; JSON lines are objects with these keys. Paths are relative to the list, or begin
-    with ~. Labels are names of classes, as they are written: 1 and 01 are two. They are sorted as
-    text, or as numbers where all of them are whole numbers. Splits are train, validation and test,
-    by the names of `split_names`; where the list names no test images, a stratified fifth of train
-    becomes the test split. Lines that say the same of one file again count once.
+    The first line of a CSV names its columns: `path`, `label` and optionally `split`, in any order,
+    among others. JSON lines are objects with these keys. Paths are relative to the list, or begin
+    with ~. Labels are names of classes as they are written: 1 and 01 are two classes. They are
+    sorted as numbers if all are whole numbers, else as text. Splits are train, validation and test,
+    by the names of `split_names`; if the list has no test images, a stratified fifth of train
+    becomes the test split. Repeated lines count once.
 
     Raises:
-        SettingError: If there is no such list, a line cannot be understood or contradicts another,
-            a file is missing, or classes cannot be told apart, stored or divided.
+        SettingError: If there is no such list, a line is invalid or contradicts another, a file
+            is missing, or classes are ambiguous, cannot be stored or have too few images.
     """
-    place = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111  Which raises of unknown users.
+    place = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111  expanduser() of pathlib raises for unknown users.
     if not path or not place.is_file():
         raise SettingError(
             f"There is no file {path!r}; set config.data.path to a list ({', '.join(LISTS)})."
@@ -45,23 +45,24 @@ def listing(path: str) -> Source:
     )
     rows = [*_rows(path, place)]
     checks.require(len(rows) > 0, f"{path} lists no images; mend it, or set config.data.path.")
-    found: dict[str, list[folders.File]] = {}
+    by_split: dict[str, list[folders.File]] = {}
     first: dict[Hashable, _Listed] = {}
     for row in rows:
         listed, same = _listed(path, place.parent, row, rows[0])
         before = first.setdefault(same, listed)
         if before is listed:
-            found.setdefault(listed.split, []).append(listed.file)
+            by_split.setdefault(listed.split, []).append(listed.file)
         else:
             _require_the_same(path, before, listed)
     checks.require(
-        TRAIN in found, f"{path} lists no images of the train split; mend it, or config.data.path."
+        TRAIN in by_split,
+        f"{path} lists no images of the train split; mend it, or config.data.path.",
     )
     repeated = len(rows) - len(first)
     return folders.of_files(
         place.stem,
         place.parent,
-        found,
+        by_split,
         _sorted({row.label for row in rows}),
         where=path,
         skipped_files={walk.REPEATED: repeated} if repeated else {},
@@ -69,14 +70,14 @@ def listing(path: str) -> Source:
 
 
 def _sorted(names: set[str]) -> list[str]:
-    """As numbers, where all are whole numbers; a number of any length can be compared."""
+    """Sorts as numbers, of any length, if all are whole numbers; else as text."""
     if all(_WHOLE.fullmatch(name) for name in names):
         return sorted(names, key=lambda name: (decimal.Decimal(name), name))
     return sorted(names)
 
 
 class _Row(NamedTuple):
-    """A line of a list; `split` is empty where it has none."""
+    """A line of a list; `split` is "" if it has none."""
 
     line: int
     path: str
@@ -85,7 +86,7 @@ class _Row(NamedTuple):
 
 
 class _Listed(NamedTuple):
-    """A line of a list, and what it names."""
+    """A line of a list, with the split and file that it names."""
 
     row: _Row
     split: str
@@ -99,7 +100,7 @@ class _Number(str):
 
 
 def _rows(path: str, place: pathlib.Path) -> Iterator[_Row]:
-    """Rows of a list, not compared with each other yet."""
+    """Yields the rows of a list, before they are compared with each other."""
     try:
         text = place.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -121,9 +122,9 @@ def _field(path: str, line: int, record: dict[str, Any], name: str) -> str:
     value = record.get(name)
     number = name == "path" and isinstance(value, _Number)
     if number or not isinstance(value, str) or not value.strip():
-        wanted = "text" if name == "path" else "a class name or a whole number"
-        came = "none" if value is None else _short(value)
-        raise _wrong(path, line, f"{name} must be {wanted}, got {came}")
+        expected = "text" if name == "path" else "a class name or a whole number"
+        given = "none" if value is None else _short(value)
+        raise _wrong(path, line, f"{name} must be {expected}, got {given}")
     return str(value)
 
 
@@ -164,7 +165,7 @@ def _csv(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _json_lines(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines(): JSON may hold Unicode's other ends of lines as they are.
+    # Not splitlines(): JSON may contain Unicode's other line separators.
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
             continue
@@ -182,7 +183,7 @@ def _number(text: str) -> _Number:
 
 
 def _require_the_same(path: str, before: _Listed, listed: _Listed) -> None:
-    """Raises if two lines of one file contradict each other."""
+    """Checks that two lines of one file do not contradict each other."""
     by = "" if before.row.path == listed.row.path else f" as {before.row.path!r}"
     for name, one, other in (
         ("labels", before.row.label, listed.row.label),
@@ -198,7 +199,7 @@ def _require_the_same(path: str, before: _Listed, listed: _Listed) -> None:
 
 
 def _split_of(path: str, row: _Row, first: _Row) -> str:
-    """The split of a row; train where the list has no splits."""
+    """Returns the split of a row; train if the list has no splits."""
     if not row.split and not first.split:
         return TRAIN
     split = split_names.split_of(row.split)
@@ -214,9 +215,9 @@ def _split_of(path: str, row: _Row, first: _Row) -> str:
 
 
 def _listed(path: str, root: pathlib.Path, row: _Row, first: _Row) -> tuple[_Listed, Hashable]:
-    """What a row names, and what is the same for all rows of the same file."""
+    """Returns what a row names, and a key that is equal for all rows of the same file."""
     split = _split_of(path, row, first)
-    name = os.path.expanduser(row.path)  # noqa: PTH111  Which raises of unknown users.
+    name = os.path.expanduser(row.path)  # noqa: PTH111  expanduser() of pathlib raises for unknown users.
     place = os.path.join(root, name)  # noqa: PTH118
     try:
         found = os.stat(place)  # noqa: PTH116

@@ -1,4 +1,4 @@
-"""Names of folders, and words of lists, that mean splits."""
+"""Names of folders, and values in lists, that mean splits."""
 
 import re
 import unicodedata
@@ -11,10 +11,10 @@ _WORDS = {
     VALIDATION: ("validation", "val", "valid", "validate", "dev", "development"),
     TEST: ("test", "testing", "tests", "tst"),
 }
-# May be any of two: whoever made them knows which.
+# Ambiguous between two splits.
 _UNCLEAR = ("trainvaltest", "trainvalid", "trainval", "traintest", "evaluation", "eval")
 _UNCLEAR += ("holdout", "heldout", "unseen")
-# May be around them, as in test_set, train-images or ValData.
+# Words that may surround a split's name, as in test_set, train-images or ValData.
 _FILLERS = (
     "datasets?|data|images?|imgs?|pictures?|pics?|photos?|samples?|examples?|files?|folder|dir|"
     "subset|sets?|splits?|partition|part"
@@ -30,16 +30,16 @@ UNCLEAR = "unclear"
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name means, of any case; `UNCLEAR`, or None where it means none.
+    """Returns the split that a name means in any case; `UNCLEAR`, or None if it means no split.
 
-    Numbers, and words such as set, data and images, may stand around it.
+    Numbers, and words such as set, data and images, may surround it.
     """
     found = _SPLIT.fullmatch("".join(re.findall(r"[^\W\d_]+", _folded(name))))
     return found.lastgroup if found else None
 
 
 def prefixed(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that are a training split and another of one thing, as cars_train, cars_test."""
+    """Returns two names that look like the splits of one data set, as cars_train and cars_test."""
     found: dict[str, dict[str, str]] = {}
     for name in names:
         match = _AT_AN_END.fullmatch(_folded(name))
@@ -55,7 +55,7 @@ def prefixed(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def known_names() -> str:
-    """The names that are known, for messages."""
+    """Returns the known names of splits, for messages."""
     return ", ".join(f"{split} ({', '.join(words[1:3])}, ...)" for split, words in _WORDS.items())
 
 

@@ -1,4 +1,4 @@
-"""Finds the images below a folder, and counts by kind what it passes over."""
+"""Finds the images below a folder, and counts the files that it skips by kind."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from remem_jax.data.images import formats
 
-# Kinds of what is passed over, beside suffixes.
+# Kinds of skipped files, besides suffixes.
 HIDDEN = "hidden"
 LEFTOVER = "left by other programs"
 DANGLING = "link to nothing"
@@ -20,9 +20,9 @@ RUN = "folder of a run"
 REPEATED = "repeated"
 OUTSIDE = "outside class folders"
 BESIDE = "folder beside the splits"
-_UNREMARKABLE = {HIDDEN, LEFTOVER}  # Nobody misses them.
+_UNREMARKABLE = {HIDDEN, LEFTOVER}  # Never images that a user meant to use.
 
-# What file servers, archives and desktops leave in folders; of any case.
+# Names, in any case, that file servers, archives and desktops leave in folders.
 _LEFTOVERS = {
     "@eadir",
     "@recently-snapshot",
@@ -45,18 +45,18 @@ _LEFTOVERS = {
     "temporary items",
     "thumbs.db",
 }
-_RUN_FILES = {"inputs.json", "metrics.jsonl", "study.json"}  # Beside its config.json.
+_RUN_FILES = {"inputs.json", "metrics.jsonl", "study.json"}  # Besides config.json.
 _SUFFIX = re.compile(r"\.(?=\w*[a-z])[a-z0-9_]{1,8}")
-_SHOWN = 12  # Kinds in a line.
+_LISTED = 12  # Kinds, or classes, listed in a line.
 
 
 class Entry(NamedTuple):
     """A folder, or a regular file that may be an image.
 
     Attributes:
-        name: Of the entry alone.
-        path: With that of the folder that was listed.
-        found: What `os.stat` says of it, or of what it links to; None where nothing may be said.
+        name: File name.
+        path: Path, which starts with that of the listed folder.
+        found: Its `os.stat`, links followed; None if it cannot be read.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Entry(NamedTuple):
 
 
 def entries(place: str | os.PathLike[str], skipped_files: Counter[str]) -> list[Entry]:
-    """Folders and image files in a folder, in an order that no file system changes.
+    """Lists folders and image files in a folder, sorted by name.
 
     Raises:
         OSError: If the folder cannot be listed.
@@ -95,16 +95,16 @@ def images(
     seen: set[tuple[int, int]] | None = None,
     once: bool = False,
 ) -> Iterator[Entry]:
-    """Images in a folder and in those below it, folder by folder.
+    """Yields the images in a folder and its subfolders, folder by folder.
 
-    A folder that links to one that it lies in is passed over, as are folders of runs below.
+    Links to a parent folder, and folders of runs, are skipped.
 
     Args:
-        folder: Where to look.
-        skipped_files: Counts what is not taken, by kind.
+        folder: The folder.
+        skipped_files: Counter of skipped files by kind; updated.
         unlisted: Called with the error of a folder that cannot be listed.
-        seen: Folders that it lies in; see `identity_of`.
-        once: Whether a folder to which several links lead is looked at once, not for each.
+        seen: Its parent folders; see `identity_of`.
+        once: Whether a folder that several links point to is listed only once.
     """
     seen = set() if seen is None else seen
     identity = identity_of(folder)
@@ -129,56 +129,56 @@ def images(
 
 
 def entry_of(place: str | os.PathLike[str]) -> Entry:
-    """A folder that is there, to begin at."""
+    """Returns the entry of an existing folder."""
     path = os.fspath(place)
     return Entry(os.path.basename(path), path, os.stat(path))  # noqa: PTH116, PTH119
 
 
 def identity_of(folder: Entry) -> tuple[int, int]:
-    """Device and inode of a folder."""
+    """Returns device and inode of a folder."""
     if folder.found is None:
         raise ValueError(f"{folder.path} is no folder.")
     return folder.found.st_dev, folder.found.st_ino
 
 
 def is_run(place: str | os.PathLike[str]) -> bool:
-    """Whether a folder is that of a run or study of ours, whose figures are no data."""
+    """Returns whether a folder is that of a run or study, whose figures are not data."""
     names = {name for name in ("config.json", *_RUN_FILES) if _is_file(place, name)}
     return "config.json" in names and len(names) > 1
 
 
 def describe_skipped(skipped_files: Mapping[str, int], empty_classes: Sequence[str]) -> str:
-    """What was passed over, in words; "" where nothing was."""
-    said = []
+    """Describes skipped files and empty classes in words; "" if there are none."""
+    phrases = []
     if skipped_files:
         count = sum(skipped_files.values())
         kinds = [f"{kind}: {skipped_files[kind]:,}" for kind in sorted(skipped_files)]
-        if len(kinds) > _SHOWN:
-            kinds[_SHOWN:] = [f"{len(kinds) - _SHOWN} other kinds"]
+        if len(kinds) > _LISTED:
+            kinds[_LISTED:] = [f"{len(kinds) - _LISTED} other kinds"]
         files = "file" if count == 1 else "files"
-        said.append(f"{count:,} {files} passed over ({', '.join(kinds)})")
+        phrases.append(f"{count:,} {files} skipped ({', '.join(kinds)})")
     if empty_classes:
         several = len(empty_classes) > 1
-        names = ", ".join(map(printable, empty_classes[:_SHOWN]))
-        more = f" and {len(empty_classes) - _SHOWN} more" if len(empty_classes) > _SHOWN else ""
-        said.append(
+        names = ", ".join(map(printable, empty_classes[:_LISTED]))
+        more = f" and {len(empty_classes) - _LISTED} more" if len(empty_classes) > _LISTED else ""
+        phrases.append(
             f"the class{'es' * several} {names}{more} {'have' if several else 'has'} no image"
         )
-    return "; ".join(said)
+    return "; ".join(phrases)
 
 
 def is_remarkable(skipped_files: Mapping[str, int]) -> bool:
-    """Whether somebody may have meant to use what was passed over."""
+    """Returns whether a user may have meant to use some of the skipped files."""
     return not skipped_files.keys() <= _UNREMARKABLE
 
 
 def printable(name: str) -> str:
-    """A name as it is, but for characters that do not print."""
+    """Returns a name with unprintable characters escaped."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[str, os.stat_result | None]:
-    """Why an entry is passed over, or "" and what it is."""
+    """Returns why an entry is skipped, or "", and its `os.stat`."""
     if entry.name.casefold() in _LEFTOVERS or entry.name.startswith("._"):
         return LEFTOVER, None
     if entry.name.startswith("."):
@@ -189,7 +189,7 @@ def _kind(entry: os.DirEntry[str]) -> tuple[str, os.stat_result | None]:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP):
             return DANGLING, None
-        # Else it is taken, for who reads it to say what is wrong.
+        # Otherwise it is kept, and reading it reports the error.
     if found and stat.S_ISDIR(found.st_mode):
         return "", found
     regular = found is None or stat.S_ISREG(found.st_mode)
@@ -197,7 +197,7 @@ def _kind(entry: os.DirEntry[str]) -> tuple[str, os.stat_result | None]:
 
 
 def _suffix(name: str) -> str:
-    """The suffix of a file that is no image, or ""."""
+    """Returns the suffix of a file that is not an image, or "" for an image."""
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
     if suffix in formats.SUFFIXES:
         return ""

@@ -92,7 +92,7 @@ def _numbers(
     before, spent, skip = _restore(folder)
     started, saved, batch = time.monotonic() - spent, time.monotonic(), skip
 
-    def seen(now: criticality.Criticality) -> None:
+    def save(now: criticality.Criticality) -> None:
         nonlocal saved, batch
         batch += 1
         if run.stopping() or time.monotonic() - saved > _SAVE_SECONDS:
@@ -110,7 +110,7 @@ def _numbers(
         itertools.chain([first] if first is not None else [], left),
         ranks=settings.images,
         before=before,
-        seen=seen,
+        on_batch=save,
     )
     seconds = time.monotonic() - started
     _save(folder, found, seconds, batch)
@@ -186,7 +186,7 @@ def _visualise(
     layer: int,
     neurons: list[int],
     images: list[np.ndarray],
-) -> visualization.Visualised:
+) -> visualization.Visualisation:
     settings = run.config.criticality.visualization
     # In the topmost block, neurons reach [CLS] only through [CLS] itself.
     top = layer + 1 >= subject.model.size.depth - subject.model.pruned_attention

@@ -79,16 +79,17 @@ def _activations(run: context.Run, subject: inputs.Subject, layers: list[int]) -
     """Returns the energies and sparsities of all images, and the seconds."""
     threshold = run.config.expertness.threshold
 
-    def reduce(seen: activations.Seen) -> dict[str, Any]:
+    def reduce(captured: activations.Captured) -> dict[str, Any]:
+        hidden = captured.hidden
         return {
-            "energy": {at: expertness.energy(seen.activations[at]) for at in layers},
-            "sparsity": {
-                at: expertness.sparsity(seen.activations[at], threshold=threshold) for at in layers
-            },
+            "energy": {at: expertness.energy(hidden[at]) for at in layers},
+            "sparsity": {at: expertness.sparsity(hidden[at], threshold=threshold) for at in layers},
         }
 
-    look = activations.make_activations(subject.model, layers)
-    reduction = jax.jit(activations.make_reduction(look, run.loader.evaluation_transform, reduce))
+    capture = activations.make_capture(subject.model, layers)
+    reduction = jax.jit(
+        activations.make_reduction(capture, run.loader.evaluation_transform, reduce)
+    )
     images = run.config.images
     started = time.monotonic()
     batches = inputs.batches(run, images.batch_size, examples=images.examples)

@@ -51,7 +51,7 @@ class Decoders(NamedTuple):
     steps: list[Any]
     shapes: tuple[state.State, ...]
     first: Callable[[], tuple[state.State, ...]]
-    features: list[mutual_information.Teach]
+    features: list[mutual_information.FeatureExtractor]
 
 
 def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "nothing") -> Decoders:
@@ -77,16 +77,16 @@ def make(run: context.Run, teachers: Sequence[Teacher], rematerialise: str = "no
     trained = model.clone(rematerialise=rematerialise)
     init = decoder.make_init(model, side=side, width=width)
     step = mutual_information.make_decoder_step(models.train_apply(trained), tx)
-    critic_inputs = reading(settings)
+    spec = critic_inputs(settings)
     require_grid(settings, side)
     init_critic = functools.partial(
         info_nce.init,
-        reading=critic_inputs,
+        spec=spec,
         width=width,
         hidden=settings.info_nce.hidden,
         embedding=settings.info_nce.embedding,
     )
-    make_critic_step = functools.partial(info_nce.make_critic_step, tx, critic_inputs)
+    make_critic_step = functools.partial(info_nce.make_critic_step, tx, spec)
     critic_key = random_streams.key(run.config.seed, "critic")
     decoder_keys, critic_keys = (
         [random_streams.key(run.config.seed, kind, "parameters", seed) for seed in settings.seeds]
@@ -184,13 +184,13 @@ def require_grid(settings: ConfigDict, side: int) -> None:
     )
 
 
-def reading(settings: ConfigDict) -> info_nce.Reading:
+def critic_inputs(settings: ConfigDict) -> info_nce.InputSpec:
     """Returns the inputs of the critics of `config.information`."""
     critics = settings.info_nce
-    return info_nce.Reading(critics.grid, critics.blocks, critics.noise)
+    return info_nce.InputSpec(critics.grid, critics.blocks, critics.noise)
 
 
-def _teach(teacher: Teacher) -> mutual_information.Teach:
+def _teach(teacher: Teacher) -> mutual_information.FeatureExtractor:
     return lambda images: _features(teacher, teacher.variables, images)
 
 

@@ -26,7 +26,7 @@ from remem_jax.workflow.remem import finetune
 
 PICTURES = "pictures.npz"  # In the folder of a measurement.
 
-Shown = Callable[[], Iterator[mutual_information.Shown]]
+Shown = Callable[[], Iterator[mutual_information.HeldOutBatch]]
 
 
 def of_teachers(run: context.Run, teachers: finetune.Teachers) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def _make_shown(run: context.Run) -> Shown:
     """Returns a function that yields the preprocessed validation images."""
     transform = context.evaluation_transform(run.loader, run.mesh)
 
-    def shown() -> Iterator[mutual_information.Shown]:
+    def shown() -> Iterator[mutual_information.HeldOutBatch]:
         for batch in run.loader.evaluation("validation", run.config.information.batch_size):
-            yield mutual_information.Shown(transform(batch.image), batch.mask)
+            yield mutual_information.HeldOutBatch(transform(batch.image), batch.mask)
 
     return shown
 
@@ -148,7 +148,7 @@ def _evaluate(
     run: context.Run,
     built: decoders.Decoders,
     now: Sequence[state.State],
-    batches: Iterator[mutual_information.Shown],
+    batches: Iterator[mutual_information.HeldOutBatch],
     last: "_Last | None",
 ) -> list[mutual_information.Reconstruction]:
     """Evaluates each decoder on validation; `last` gets the same features."""
@@ -161,7 +161,7 @@ def _evaluate(
         [one.variables for one in now[:count]],
         batches,
         fetch=run.fetch,
-        seen=last and last.see,
+        on_features=last and last.see,
     )
 
 
@@ -197,7 +197,7 @@ class _Last:
         self._run, self._built, self._now = run, built, now
         self._estimate = jax.jit(
             info_nce.make_estimate(
-                decoders.reading(run.config.information),
+                decoders.critic_inputs(run.config.information),
                 key=random_streams.key(run.config.seed, "critic", "evaluation"),
             )
         )
@@ -205,7 +205,9 @@ class _Last:
         self._bounds: dict[int, list[float]] = {i: [] for i in range(built.decoders, len(now))}
         self._pictures: dict[str, np.ndarray] = {}
 
-    def see(self, teacher: int, features: jax.Array, shown: mutual_information.Shown) -> None:
+    def see(
+        self, teacher: int, features: jax.Array, shown: mutual_information.HeldOutBatch
+    ) -> None:
         """Processes a teacher's features of a validation batch."""
         targets = self._targets_of(shown.images)
         if f"reconstructions_{teacher}" not in self._pictures:  # The first batch.

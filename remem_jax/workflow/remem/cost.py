@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.train import flops
 from remem_jax.workflow import context, memory_plan
 from remem_jax.workflow.remem import finetune, student_setup
@@ -70,7 +70,7 @@ class Cost(NamedTuple):
 def of_run(config: ConfigDict, speed: Speed) -> Cost:
     """Returns the cost of a run with one method, given the cost of its steps."""
     (method,) = config.methods
-    scratch = METHODS[method] is None
+    scratch = not METHODS[method].has_teacher
     teachers = 1 if scratch else len(config.teacher.steps)
     alone = len(config.student.learning_rates) * len(config.student.seeds)
     students = teachers * (alone if scratch else len(student_setup.grid_points(config.student)))
@@ -93,7 +93,7 @@ def of_run(config: ConfigDict, speed: Speed) -> Cost:
 def measure(run: context.Run) -> Speed:
     """Measures some steps of a run with one method, without keeping them."""
     (method,) = run.config.methods
-    if METHODS[method] is None:
+    if not METHODS[method].has_teacher:
         scratch = student_setup.scratch_grid(run)
         return _of_students(run, student_setup.make(run, None), scratch, {}, None)
     pretrained = finetune.read_pretrained(run)
@@ -112,8 +112,8 @@ def measure(run: context.Run) -> Speed:
 
     teacher = Step(operations, _seconds(step, state))
     variables = run.place(first.teacher(first.trainable))
-    answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
-    grid = student_setup.make_grid(run, f"students/{method}", answer, variables)
+    targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+    grid = student_setup.make_grid(run, f"students/{method}", targets, variables)
     return _of_students(run, setup, grid, variables, teacher)
 
 
@@ -127,19 +127,19 @@ def _of_students(
     batch = _batch(run, run.config.student.batch_size)
     number = np.int32(0)
 
-    def outputs(_: Any) -> Any:
+    def teacher_pass(_: Any) -> Any:
         augmented = setup.augment(number, batch)
-        return augmented, grid.answer and grid.answer(variables, augmented.images)
+        return augmented, grid.compute_targets and grid.compute_targets(variables, augmented.images)
 
-    augmented, answer = outputs(None)
-    teacher_outputs = Step(flops.count(outputs, None), _seconds(outputs, None))
+    augmented, targets = teacher_pass(None)
+    teacher_outputs = Step(flops.count(teacher_pass, None), _seconds(teacher_pass, None))
     of_losses = {}
     for point in grid.one_per_loss:
         step, state = setup.steps[point.loss], setup.first_state(point)
-        operations = flops.count(step, state, *augmented, answer, point.hyperparameters)
+        operations = flops.count(step, state, *augmented, targets, point.hyperparameters)
 
         def once(state: Any, step: Any = step, point: student_setup.GridPoint = point) -> Any:
-            return step(state, *augmented, answer, point.hyperparameters)[0]
+            return step(state, *augmented, targets, point.hyperparameters)[0]
 
         of_losses[point.loss] = Step(operations, _seconds(once, state))
     points = [of_losses[point.loss] for point in grid.points]

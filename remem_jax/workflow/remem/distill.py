@@ -22,9 +22,9 @@ from remem_jax.workflow.remem.student_setup import (
     GridPoint,
     StudentGrid,
     StudentSetup,
-    counting,
-    make_answer,
+    hyperparameters,
     make_grid,
+    make_targets,
     scratch_grid,
 )
 
@@ -47,13 +47,13 @@ def from_teachers(
 ) -> list[dict[str, Any]]:
     """Trains the whole grid with each of the teachers; see `_train_groups`."""
     stage = f"students/{teachers.method}"
-    answer = make_answer(run, teachers.apply)
-    grid = make_grid(run, stage, answer, teachers.shapes)
+    compute_targets = make_targets(run, teachers.apply)
+    grid = make_grid(run, stage, compute_targets, teachers.shapes)
     found = []
     for record in teachers.records:
         step = record["step"]
-        teacher = targets.of_teacher(run, answer, teachers, step)
-        trained = _train_groups(run, setup, grid, f"{stage}/step_{step}", teacher)
+        open_targets = targets.of_teacher(run, compute_targets, teachers, step)
+        trained = _train_groups(run, setup, grid, f"{stage}/step_{step}", open_targets)
         found.extend({"teacher_step": step, **group} for group in trained)
     return found
 
@@ -73,7 +73,7 @@ def _train_groups(
     setup: StudentSetup,
     grid: StudentGrid,
     stage: str,
-    teacher: targets.Teacher,
+    open_targets: targets.OpenTargets,
 ) -> list[dict[str, Any]]:
     """Trains the students of one teacher in groups, or reads their results if they are finished.
 
@@ -88,7 +88,7 @@ def _train_groups(
         return [whole]
     size, students = student_groups.size(run, setup, grid), len(grid.points)
     if size == students:
-        return [_train_group(run, setup, grid, stage, dict(enumerate(grid.points)), teacher)]
+        return [_train_group(run, setup, grid, stage, dict(enumerate(grid.points)), open_targets)]
     ranges = [range(i, min(i + size, students)) for i in range(0, students, size)]
     return [
         _train_group(
@@ -97,7 +97,7 @@ def _train_groups(
             grid,
             f"{stage}/students_{numbers[0]}_to_{numbers[-1]}",
             {i: grid.points[i] for i in numbers},
-            teacher,
+            open_targets,
         )
         for numbers in ranges
     ]
@@ -109,7 +109,7 @@ def _train_group(
     grid: StudentGrid,
     stage: str,
     points: dict[int, GridPoint],
-    teacher: targets.Teacher,
+    open_targets: targets.OpenTargets,
 ) -> dict[str, Any]:
     folder = run.workdir / stage
     before = results.read_for_all(folder / "result.json")
@@ -124,8 +124,8 @@ def _train_group(
         validation[:] = [not_finite if i in job.lost else next(measured) for i in range(len(now))]
         training.log_validation(run, stage, at, [one[run.dataset.metric] for one in validation])
 
-    with teacher() as teach:
-        job = _job(run, setup, grid, points, teach)._replace(milestone=milestone)
+    with open_targets() as get_targets:
+        job = _job(run, setup, grid, points, get_targets)._replace(milestone=milestone)
         students, seconds, diverged = _train(run, stage, job)
     if diverged:
         validation[:] = [not_finite for _ in points]
@@ -178,7 +178,7 @@ def _records(
         {
             "student": i,
             "loss": point.loss,
-            **counting(point, hard_labels=bool(run.config.student.hard_labels)),
+            **hyperparameters(point, hard_labels=bool(run.config.student.hard_labels)),
             "validation": metrics,
             "diverged": not np.isfinite(metrics["loss"]),
         }
@@ -205,7 +205,7 @@ def _job(
     setup: StudentSetup,
     grid: StudentGrid,
     points: dict[int, GridPoint],
-    teach: lockstep.Teach,
+    get_targets: lockstep.GetTargets,
 ) -> training.Job:
     """Returns the training of a group of students, without its evaluation."""
     settings, group = run.config.student, list(points.values())
@@ -216,11 +216,12 @@ def _job(
     def operations(states: lockstep.States, batch: Batch) -> float:
         """Counts operations of finite students and the teacher, even if its outputs are stored."""
         number = jax.ShapeDtypeStruct((), "int32")
-        seen = jax.eval_shape(setup.augment, number, batch)
-        answer, of_teacher = None, 0.0
-        if grid.answer:
-            answer = jax.eval_shape(grid.answer, grid.shapes, seen.images)
-            of_teacher = flops.count(grid.answer, grid.shapes, seen.images)
+        augmented = jax.eval_shape(setup.augment, number, batch)
+        outputs, of_teacher = None, 0.0
+        if grid.compute_targets:
+            given = grid.shapes, augmented.images
+            outputs = jax.eval_shape(grid.compute_targets, *given)
+            of_teacher = flops.count(grid.compute_targets, *given)
         trained = [
             (point, state)
             for i, (point, state) in enumerate(zip(group, states, strict=True))
@@ -228,7 +229,7 @@ def _job(
         ]
         pairs = {point.loss: (point, state) for point, state in trained}
         of_losses = {
-            loss: flops.count(setup.steps[loss], state, *seen, answer, point.hyperparameters)
+            loss: flops.count(setup.steps[loss], state, *augmented, outputs, point.hyperparameters)
             for loss, (point, state) in pairs.items()
         }
         return of_teacher + sum(of_losses[point.loss] for point, _ in trained)
@@ -237,7 +238,7 @@ def _job(
         tuple(setup.shapes[point.loss] for point in group),
         lambda: tuple(map(setup.first_state, group)),
         lambda first_step: lockstep.make_step(
-            setup.augment, teach, students, first_step=first_step, lost=lost
+            setup.augment, get_targets, students, first_step=first_step, lost=lost
         ),
         operations,
         settings.batch_size,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from remem_jax import paired
+from remem_jax.methods import SCRATCH
 from remem_jax.records import Variables
 from remem_jax.storage import results
 from remem_jax.workflow import context
@@ -39,7 +40,7 @@ def test(
         have none.
     """
     folder = run.workdir / "selected"
-    name = teachers.method if teachers else "scratch"
+    name = teachers.method if teachers else SCRATCH
     found = results.read_for_all(folder / f"{name}.json")
     if found is None:
         teacher = teachers and teachers.measure.model(teachers.load(chosen[0]["teacher_step"]))

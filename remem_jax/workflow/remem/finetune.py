@@ -8,12 +8,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax import losses, mesh, models, optim, random_streams
+from remem_jax import losses, mesh, models, optim, random_streams, sam
+from remem_jax.methods import METHODS
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Apply, Batch, Params, TeacherApply, TrainApply, Variables
-from remem_jax.settings import METHODS, division, tuning_of
+from remem_jax.settings import division, tuning_of
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import flops, loop, objectives, state, steps
+from remem_jax.train import flops, loop, state, steps, student_losses
 from remem_jax.weights import augreg
 from remem_jax.workflow import context, memory_plan, step_memory, training
 from remem_jax.workflow.initial_checkpoints import Pretrained
@@ -218,6 +219,7 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
+        nesterov=False,
     )
     make = functools.partial(
         steps.make_supervised_step,
@@ -228,7 +230,7 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
             losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
         ),
         mixup=settings.mixup,
-        ascent=optim.sam(settings.rho) if settings.rho else None,
+        ascent=sam.sam(settings.rho) if settings.rho else None,
         division=division(settings, run.mesh, first.plan.accumulate),
     )
 
@@ -267,7 +269,7 @@ def patches_apply(first: Start) -> TeacherApply:
 
 def teacher_apply(run: context.Run, first: Start) -> TeacherApply:
     """Returns the apply function in evaluation mode, with the outputs that losses need."""
-    fields = objectives.fields(run.config.student.losses)
+    fields = student_losses.fields(run.config.student.losses)
     return first.tuned.wrap(models.teacher_apply(first.model, fields))
 
 
@@ -347,5 +349,5 @@ def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Ste
 def settings_of(config: ConfigDict, method: str) -> ConfigDict:
     """Returns `config.teacher`, as changed by a method."""
     settings = config.teacher.copy_and_resolve_references()
-    settings.update(METHODS[method] or {})
+    settings.update(METHODS[method].fixed)
     return settings

@@ -9,8 +9,9 @@ import numpy as np
 from absl import logging
 
 from remem_jax import mesh, paired, report
+from remem_jax.methods import METHODS
 from remem_jax.records import Hyperparameters, Params
-from remem_jax.settings import METHODS, located, plain
+from remem_jax.settings import located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
 from remem_jax.train import loop
@@ -48,7 +49,7 @@ class Outcome(NamedTuple):
 def run_remem(run: context.Run) -> None:
     """Trains, selects, tests and reports; resumes an interrupted run."""
     config = run.config
-    needs_teacher = any(METHODS[method] is not None for method in config.methods)
+    needs_teacher = any(METHODS[method].has_teacher for method in config.methods)
     pretrained = finetune.read_pretrained(run) if needs_teacher else None
     own = provenance.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     setup = student_setup.make(run, pretrained)
@@ -122,7 +123,7 @@ def _outcome(
     method: str,
 ) -> Outcome:
     """Trains a method's teachers and students, selects on validation, then tests."""
-    initial = pretrained if METHODS[method] is not None else None
+    initial = pretrained if METHODS[method].has_teacher else None
     with advice.on_out_of_memory(f"teachers/{method}"):
         teachers = initial and finetune.finetune(run, initial, method)
     with advice.on_out_of_memory(f"students/{method}"):

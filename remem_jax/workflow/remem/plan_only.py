@@ -5,7 +5,7 @@ from absl import logging
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.workflow import advice, context, memory_plan, step_memory
 from remem_jax.workflow.information import decoders, measurement
 from remem_jax.workflow.remem import finetune, student_groups, student_setup
@@ -24,7 +24,7 @@ def show(
     resident = run.dataset.resident_bytes
     needs = []
     for method in run.config.methods:
-        if pretrained and METHODS[method] is not None:
+        if pretrained and METHODS[method].has_teacher:
             needs.append(_of_teacher(run, pretrained, method))
             if run.config.information.seeds:
                 needs.append(_of_decoders(run, pretrained, method))
@@ -85,12 +85,12 @@ def _of_students(
     members: student_setup.StudentSetup,
     method: str,
 ) -> step_memory.Need:
-    if pretrained is None or METHODS[method] is None:
+    if pretrained is None or not METHODS[method].has_teacher:
         grid = student_setup.scratch_grid(run)
     else:
         first = finetune.start(run, pretrained, method)
         merged = jax.eval_shape(first.teacher, first.trainable)
-        answer = student_setup.make_answer(run, finetune.teacher_apply(run, first))
-        grid = student_setup.make_grid(run, f"students/{method}", answer, merged)
+        targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        grid = student_setup.make_grid(run, f"students/{method}", targets, merged)
     need = student_groups.need(run, members, grid)
     return need._replace(models=student_groups.fitting(run, need, len(grid.points)))

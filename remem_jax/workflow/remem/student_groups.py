@@ -1,4 +1,4 @@
-"""How many students are trained at once: all of a grid, or as many as fit on the device."""
+"""The number of students trained at once: a whole grid, or as many as fit on the device."""
 
 import jax
 from absl import logging
@@ -11,44 +11,49 @@ from remem_jax.workflow import context, step_memory
 from remem_jax.workflow.remem.student_setup import GridPoint, StudentGrid, StudentSetup
 
 _CHOSEN = "students/group.json"
-_PLENTY = 0.25  # Of a device's memory: what takes less needs no closer look.
+_PLENTY = 0.25  # Fraction of a device's memory below which nothing is compiled to measure more.
 
 
 def need(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> step_memory.Need:
-    """Memory that students take: each is stepped in turn, on one pass of the teacher."""
+    """Returns the memory that students need: each steps in turn, after the teacher's pass."""
     batch = step_memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), "int32"), mesh.batch_sharding(run.mesh)
-    of_batch, of_view = step_memory.of_step(setup.augment, number, batch)
-    seen = mesh.shapes(jax.eval_shape(setup.augment, number, batch), by_batch)
-    answer, taught, of_answer = None, mesh.device_bytes(seen.images), 0
-    if grid.answer:
-        taught, of_answer = step_memory.of_step(grid.answer, grid.shapes, seen.images)
-        answer = mesh.shapes(jax.eval_shape(grid.answer, grid.shapes, seen.images), by_batch)
+    batch_bytes, augment_bytes = step_memory.of_step(setup.augment, number, batch)
+    augmented = mesh.shapes(jax.eval_shape(setup.augment, number, batch), by_batch)
+    targets, teacher_held, teacher_bytes = None, mesh.device_bytes(augmented.images), 0
+    if grid.compute_targets:
+        given = grid.shapes, augmented.images
+        teacher_held, teacher_bytes = step_memory.of_step(grid.compute_targets, *given)
+        targets = mesh.shapes(jax.eval_shape(grid.compute_targets, *given), by_batch)
     states = [_state_shapes(run, setup, point) for point in grid.one_per_loss]
     of_steps = [
-        step_memory.of_step(setup.steps[point.loss], one, *seen, answer, point.hyperparameters)[1]
+        step_memory.of_step(
+            setup.steps[point.loss], one, *augmented, targets, point.hyperparameters
+        )[1]
         for point, one in zip(grid.one_per_loss, states, strict=True)
     ]
-    # Images and answers are held while the students are stepped, and are what the passes give.
-    held = of_batch + taught + mesh.device_bytes((seen.labels, answer))
-    passes = max(of_view - mesh.device_bytes(seen), of_answer - mesh.device_bytes(answer))
+    # Augmented images and targets, the results of the two passes, stay while students step.
+    held = batch_bytes + teacher_held + mesh.device_bytes((augmented.labels, targets))
+    passes = max(
+        augment_bytes - mesh.device_bytes(augmented), teacher_bytes - mesh.device_bytes(targets)
+    )
     each = max(map(mesh.device_bytes, states))
     return step_memory.Need(grid.stage, held, each, max(passes, *of_steps))
 
 
 def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
-    """How many students are trained at once: as `config.student.group` says, or as many as fit.
+    """Returns how many students are trained at once: `config.student.group`, or all that fit.
 
-    Those that differ in nothing but their seed are always trained together.
+    Students that differ only in their seed are always trained together.
 
     Raises:
-        SettingError: If not one fits.
+        SettingError: If not even one fits.
     """
     if run.config.student.group:
         return min(run.config.student.group, students)
-    there = run.memory() - run.dataset.resident_bytes - need.held - need.running
+    available = run.memory() - run.dataset.resident_bytes - need.held - need.running
     seeds = len(run.config.student.seeds)
-    settings, fit = students // seeds, int(there // need.each) // seeds
+    settings, fit = students // seeds, int(available // need.each) // seeds
     if fit < 1:
         one = "A student" if seeds == 1 else f"A student with each of {seeds} seeds"
         raise SettingError(
@@ -57,7 +62,7 @@ def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
             "config.compute_dtype to bfloat16 or config.data.input to streamed."
         )
     groups = -(-settings // fit)
-    return -(-settings // groups) * seeds  # Of one size, as far as that goes.
+    return -(-settings // groups) * seeds  # Groups of one size, as far as possible.
 
 
 def _state_shapes(run: context.Run, setup: StudentSetup, point: GridPoint) -> state.State:
@@ -65,19 +70,19 @@ def _state_shapes(run: context.Run, setup: StudentSetup, point: GridPoint) -> st
 
 
 def size(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> int:
-    """How many students are trained at once, the same in every start of a run."""
+    """Returns how many students are trained at once; the same in every start of a run."""
     students, chosen = len(grid.points), run.config.student.group
     if chosen:
         return min(chosen, students)
-    # Another device may fit others, and a checkpoint holds a whole group.
-    found = results.read_for_all(run.workdir / _CHOSEN) or {}
-    if grid.stage in found:
-        return found[grid.stage]
+    # Another device may hold more or fewer, and a checkpoint holds a whole group.
+    recorded = results.read_for_all(run.workdir / _CHOSEN) or {}
+    if grid.stage in recorded:
+        return recorded[grid.stage]
     each = max(mesh.device_bytes(_state_shapes(run, setup, point)) for point in grid.one_per_loss)
     held = run.dataset.resident_bytes + mesh.device_bytes(grid.shapes)
     if held + students * each < _PLENTY * run.memory():
         return students
     fit = mesh.broadcast(fitting(run, need(run, setup, grid), students))
-    results.write_for_all(run.workdir / _CHOSEN, found | {grid.stage: fit})
+    results.write_for_all(run.workdir / _CHOSEN, recorded | {grid.stage: fit})
     logging.info("%s: %d students at once.", grid.stage, fit)
     return fit

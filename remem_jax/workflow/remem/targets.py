@@ -1,4 +1,4 @@
-"""What students are taught by: a teacher that answers at every step, or its answers, stored."""
+"""The outputs that students learn from: computed at every step, or computed once and stored."""
 
 import contextlib
 import hashlib
@@ -16,52 +16,52 @@ from remem_jax.train import lockstep
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import finetune
 
-# Opens a teacher, for as many steps as are wanted.
-Teacher = Callable[[], contextlib.AbstractContextManager[lockstep.Teach]]
+# Opens the source of targets for some steps.
+OpenTargets = Callable[[], contextlib.AbstractContextManager[lockstep.GetTargets]]
 
 
 @contextlib.contextmanager
-def none() -> Iterator[lockstep.Teach]:
-    """No teacher: students learn from labels alone."""
+def none() -> Iterator[lockstep.GetTargets]:
+    """Opens no targets: students learn from labels alone."""
     yield lambda step, images: None
 
 
-def live(answer: TeacherApply, load: Callable[[], Variables]) -> Teacher:
-    """A teacher that answers at every step.
+def live(compute_targets: TeacherApply, load: Callable[[], Variables]) -> OpenTargets:
+    """Returns targets that the teacher computes at every step.
 
     Args:
-        answer: It in evaluation mode, jitted.
-        load: Loads its variables.
+        compute_targets: From `student_setup.make_targets`.
+        load: Loads the teacher's variables.
     """
 
     @contextlib.contextmanager
-    def opened() -> Iterator[lockstep.Teach]:
+    def opened() -> Iterator[lockstep.GetTargets]:
         variables = load()
-        yield lambda step, images: answer(variables, images)
+        yield lambda step, images: compute_targets(variables, images)
 
     return opened
 
 
 def of_teacher(
-    run: context.Run, answer: TeacherApply, teachers: finetune.Teachers, step: int
-) -> Teacher:
-    """The teacher after so many steps: live, or with its answers stored for later students.
+    run: context.Run, compute_targets: TeacherApply, teachers: finetune.Teachers, step: int
+) -> OpenTargets:
+    """Returns the targets of the teacher's checkpoint at a step: live, or stored for reuse.
 
-    What is stored is exact: a student that learns from it is the student that would have learned
-    from the teacher. Answers are found again by all that decides them (`_facts`), also by another
-    run, with another student or grid; what is not stored yet is answered live, and stored. Logits
-    alone are stored: the features of a batch are a hundred times as large.
+    Stored outputs are exact: students trained on them equal students trained on the live teacher.
+    They are identified by everything that determines them (`_facts`), so that other runs, with
+    other students or grids, reuse them. Steps that are not stored yet are computed, and stored.
+    Only logits are stored: the features of a batch are a hundred times as large.
     """
 
     def load() -> Variables:
         return teachers.load(step)
 
     if not run.config.student.store_outputs:
-        return live(answer, load)
+        return live(compute_targets, load)
     settings, classes = run.config.student, len(run.dataset.classes)
 
     @contextlib.contextmanager
-    def opened() -> Iterator[lockstep.Teach]:
+    def opened() -> Iterator[lockstep.GetTargets]:
         variables = load()
         with (
             outputs.StoredOutputs(
@@ -69,73 +69,75 @@ def of_teacher(
                 facts=_facts(run, teachers, variables),
                 steps=settings.steps,
                 shape=(settings.batch_size // jax.process_count(), classes),
-                dtype=np.float32,  # As all models have their logits.
+                dtype=np.float32,  # The logits of all models are float32.
                 process=(jax.process_index(), jax.process_count()),
             ) as stored,
-            read_ahead.ReadAhead(stored) as kept,
+            read_ahead.ReadAhead(stored) as rows,
         ):
-            answers = _Answers(
-                kept, lambda images: answer(variables, images).logits, mesh.batch_sharding(run.mesh)
+            targets = StoredTargets(
+                rows,
+                lambda images: compute_targets(variables, images).logits,
+                mesh.batch_sharding(run.mesh),
             )
-            yield answers
-            answers.flush()
+            yield targets
+            targets.flush()
         logging.info(
-            "%s, step %d: %d answers were stored before, %d were not.",
+            "%s, step %d: read the stored outputs of %d steps, computed those of %d.",
             teachers.stage,
             step,
-            answers.found,
-            answers.asked,
+            targets.read,
+            targets.computed,
         )
 
     return opened
 
 
-class _Answers:
-    """Answers a step from what is stored, or asks the teacher and stores what it says.
+class StoredTargets:
+    """Reads the targets of a step if they are stored; otherwise computes and stores them.
 
-    The host waits neither for the disk nor, where several processes make one run, for the others
-    at a step; see `read_ahead`.
+    The host waits neither for the disk nor, if a run has several processes, for the others at
+    each step; see `read_ahead`.
 
     Attributes:
-        found: Answers that were stored.
-        asked: Answers that the teacher gave.
+        read: Number of steps whose targets were stored.
+        computed: Number of steps whose targets the teacher computed.
     """
 
     def __init__(
         self,
-        kept: read_ahead.ReadAhead,
-        answer: Callable[[jax.Array], jax.Array],
+        rows: read_ahead.ReadAhead,
+        compute_logits: Callable[[jax.Array], jax.Array],
         sharding: jax.sharding.NamedSharding,
     ) -> None:
-        self.found, self.asked = 0, 0
-        self._kept, self._answer, self._sharding = kept, answer, sharding
-        self._said: tuple[int, jax.Array] | None = None
+        self.read, self.computed = 0, 0
+        self._rows, self._compute_logits, self._sharding = rows, compute_logits, sharding
+        self._unwritten: tuple[int, jax.Array] | None = None
 
     def __call__(self, step: int, images: jax.Array) -> Outputs:
-        stored = self._kept.read(step)
+        stored = self._rows.read(step)
         if stored is None:
-            return Outputs(self._ask(step, images))
-        self.found += 1
+            return Outputs(self._compute(step, images))
+        self.read += 1
         shape = (len(images), stored.shape[1])
         return Outputs(jax.make_array_from_process_local_data(self._sharding, stored, shape))
 
-    def _ask(self, step: int, images: jax.Array) -> jax.Array:
-        self.asked += 1
-        logits = self._answer(images)
-        self.flush()  # Of the step before: the device has it, and goes on with this one.
-        self._said = step, logits
+    def _compute(self, step: int, images: jax.Array) -> jax.Array:
+        self.computed += 1
+        logits = self._compute_logits(images)
+        self.flush()  # The step before, which is done by now, while the device computes this one.
+        self._unwritten = step, logits
         return logits
 
     def flush(self) -> None:
-        """Stores what the teacher said last."""
-        if self._said is not None:
-            step, logits = self._said
-            self._kept.write(step, mesh.local_rows(logits))
-            self._said = None
+        """Stores the targets that were computed last."""
+        if self._unwritten is not None:
+            step, logits = self._unwritten
+            self._rows.write(step, mesh.local_rows(logits))
+            self._unwritten = None
 
 
 def _facts(run: context.Run, teachers: finetune.Teachers, variables: Variables) -> dict[str, Any]:
-    """What decides a teacher's answers, as JSON has it."""
+    """Returns everything that determines a teacher's outputs, as JSON values."""
     data, config = run.config.data, run.config
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(run.fetch(variables)):
@@ -156,7 +158,7 @@ def _facts(run: context.Run, teachers: finetune.Teachers, variables: Variables) 
         "mixup": config.student.mixup,
         "flatten": config.student.flatten,
         "seed": config.seed,
-        # Others round otherwise.
+        # Devices and versions differ in rounding.
         "device": run.mesh.devices.flat[0].device_kind,
         "devices": run.mesh.size,
         "jax": jax.__version__,

@@ -1,4 +1,4 @@
-"""What a study has searched, row by row, and what its search left out, for the report."""
+"""What a study has searched, row by row, and what its search dropped, for the report."""
 
 import fractions
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from remem_jax.settings import METHODS
+from remem_jax.methods import METHODS
 from remem_jax.study import space
 from remem_jax.study.search import Cell, Search
 from remem_jax.study.space import Trial
@@ -16,23 +16,23 @@ from remem_jax.workflow.remem import student_setup
 def record(
     config: ConfigDict,
     search: Search,
-    wanted: Sequence[Trial],
+    scheduled: Sequence[Trial],
     validation: Mapping[str, float | None],
 ) -> dict[str, Any]:
-    """What was searched, and how far, as JSON values.
+    """Describes the search and its progress, as JSON values.
 
     Args:
-        config: Of the study.
-        search: Its search.
-        wanted: All trials that it has wanted so far.
-        validation: The best on validation of trials that are done, by key.
+        config: All settings of the study.
+        search: The search.
+        scheduled: All trials scheduled so far.
+        validation: Best validation metric of each trial that is done, by key.
 
     Returns:
-        "kind"; "text", how the search goes; "rows", the grid of each row, from the settings of its
-        trials; "rungs", of each cell how many settings its grid has and how many of them are tried
-        with which fraction of the steps; "dropped", settings that were never tried in full.
+        "kind"; "text", a description; "rows", the grid of each row, from the settings of its
+        trials; "rungs", for each cell the size of its grid and the number of trials with each
+        fraction of the steps; "dropped", grid points that were never tried with all steps.
     """
-    keys = {trial.key for trial in wanted}
+    keys = {trial.key for trial in scheduled}
     return {
         "kind": config.search.kind,
         "text": _text(config),
@@ -45,41 +45,41 @@ def record(
 
 
 def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
-    """The grid of each row, and for which columns; the seeds of a cell have one grid."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Returns the grids of each row, with their columns; the seeds of a cell share one grid."""
+    rows: dict[str, list[dict[str, Any]]] = {}
     for (row, column, _), cell in search.cells.items():
-        grid, own = _grid(config.rows[row].method, cell.trials), found.setdefault(row, [])
-        same = next((one for one in own if one["grid"] == grid), None)
+        grid, grids = _grid(config.rows[row].method, cell.trials), rows.setdefault(row, [])
+        same = next((one for one in grids if one["grid"] == grid), None)
         if same is None:
-            own.append({"row": row, "columns": [column], "grid": grid})
+            grids.append({"row": row, "columns": [column], "grid": grid})
         elif column not in same["columns"]:
             same["columns"].append(column)
-    return [one for own in found.values() for one in own]
+    return [one for grids in rows.values() for one in grids]
 
 
 def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
-    """What trials of one cell vary, and what their students do."""
-    student, fixed = trials[0].config.student, METHODS[method]
+    """Returns the grid of the teacher in one cell, and that of its students."""
+    student = trials[0].config.student
     points = (
-        student_setup.scratch_points(student)
-        if fixed is None
-        else student_setup.grid_points(student)
+        student_setup.grid_points(student)
+        if METHODS[method].has_teacher
+        else student_setup.scratch_points(student)
     )
     losses: dict[str, dict[str, Any]] = {}
     for point in points:
-        loss = None if fixed is None else point.loss
-        counting = student_setup.counting(point, hard_labels=bool(student.hard_labels))
-        own = losses.setdefault(point.loss, {"loss": loss})
+        loss = point.loss if METHODS[method].has_teacher else None
+        used = student_setup.hyperparameters(point, hard_labels=bool(student.hard_labels))
+        of_loss = losses.setdefault(point.loss, {"loss": loss})
         for name in ("learning_rate", "temperature", "weight", "seed"):
-            values = own.setdefault(name, [])
-            if counting[name] is not None and counting[name] not in values:
-                values.append(counting[name])
+            values = of_loss.setdefault(name, [])
+            if used[name] is not None and used[name] not in values:
+                values.append(used[name])
     names = list(trials[0].point)
     return {
         "settings": len(trials),
         "teacher": {name: sorted({trial.point[name] for trial in trials}) for name in names},
-        "fixed": dict(fixed or {}),
-        "checkpoints": [] if fixed is None else list(trials[0].config.teacher.steps),
+        "fixed": METHODS[method].fixed,
+        "checkpoints": list(trials[0].config.teacher.steps) if METHODS[method].has_teacher else [],
         "students": list(losses.values()),
     }
 
@@ -106,15 +106,15 @@ def _rungs(cell: Cell, keys: set[str], validation: Mapping[str, float | None]) -
 def _dropped(
     cell: Cell, keys: set[str], validation: Mapping[str, float | None]
 ) -> list[dict[str, Any]]:
-    """Settings that are never tried in full, as far as that is decided: never begun, or dropped."""
-    found = []
+    """Returns the grid points known to get no trial with all steps: never started, or dropped."""
+    dropped = []
     for number, full in enumerate(cell.trials):
-        own = [rung.trials[number] for rung in cell.rungs if number < len(rung.trials)]
-        reached = [place for place, trial in enumerate(own) if trial.key in keys]
-        if reached and not _decided(cell, reached[-1], keys):
+        on_rungs = [rung.trials[number] for rung in cell.rungs if number < len(rung.trials)]
+        reached = [place for place, trial in enumerate(on_rungs) if trial.key in keys]
+        if reached and not _is_decided(cell, reached[-1], keys):
             continue
-        last = own[reached[-1]] if reached else None
-        found.append(
+        last = on_rungs[reached[-1]] if reached else None
+        dropped.append(
             {
                 "row": full.row,
                 "column": full.column,
@@ -125,17 +125,17 @@ def _dropped(
                 "validation": last and validation.get(last.key),
             }
         )
-    return found
+    return dropped
 
 
-def _decided(cell: Cell, rung: int, keys: set[str]) -> bool:
-    """Whether it is known which settings have risen above a rung; from the last, none does."""
+def _is_decided(cell: Cell, rung: int, keys: set[str]) -> bool:
+    """Whether it is known which grid points go on from a rung; from the last rung, none does."""
     above = cell.rungs[rung + 1 :]
     return bool(above) and any(trial.key in keys for trial in above[0].trials)
 
 
 def _text(config: ConfigDict) -> str:
-    """How the search goes, as it does."""
+    """Describes the search in words."""
     if config.search.kind == "grid":
         return "The whole grid of each row, every setting with all steps."
     grids = space.grid_sizes(config)
@@ -143,35 +143,35 @@ def _text(config: ConfigDict) -> str:
     searched = [row for row, size in grids.items() if size > 1]
     spent = sum(space.full_trials(sizes[row]) for row in searched)
     whole = sum(grids[row] for row in searched)
-    own = [f"{config.rows[row].title}: {_climb(grids[row], sizes[row])}." for row in grids]
+    of_rows = [f"{config.rows[row].title}: {_rungs_text(grids[row], sizes[row])}." for row in grids]
     share = f" ({100 * spent / whole:.1f} %)" if whole else ""
     return " ".join(
         [
-            "Successive halving, of each column and seed. Settings begin with few of the steps; "
-            "those that are best on validation go on, and each trial begins again from the start, "
-            "with schedules of its own length. As many settings of each row are tried in full, as "
-            "far as its grid has them.",
-            *own,
+            "Successive halving, for each column and seed. Settings start with a fraction of the "
+            "steps; those that are best on validation go on to the next fraction, trained anew "
+            "with schedules of that length. Every row gets the same number of full trials, or as "
+            "many as its grid has.",
+            *of_rows,
             f"Together the rows with more than one setting cost as much as {spent:.4g} full trials "
             f"of {whole}{share}; config.search.budget allows {100 * config.search.budget:.4g} %. "
-            "What does not begin is farthest, in steps of the grid, from where the search begins "
-            "(config.search.near).",
+            "Settings that never start are those farthest, in steps of the grid, from "
+            "config.search.near.",
         ]
     )
 
 
-def _climb(grid: int, sizes: Mapping[float, int]) -> str:
-    """How many settings of a row reach each rung."""
+def _rungs_text(grid: int, sizes: Mapping[float, int]) -> str:
+    """Describes how many settings of a row reach each rung."""
     if grid == 1:
-        return "one setting, which is tried in full; its grid has no more"
+        return "its one setting is tried in full"
     *short, last = sizes.items()
-    parts = [
-        f"{size} {'begin' if place == 0 else 'go on'} with {_fraction(fraction)} of the steps"
+    rungs = [
+        f"{size} {'start' if place == 0 else 'go on'} with {_fraction(fraction)} of the steps"
         for place, (fraction, size) in enumerate(short)
     ]
-    ends = f"{last[1]} {'is' if last[1] == 1 else 'are'} tried in full"
-    more = "; its grid has no more" if last[1] == grid else ""
-    return f"of {grid} settings {', '.join([*parts, ends])}{more}"
+    full = f"{last[1]} {'is' if last[1] == 1 else 'are'} tried in full"
+    whole = " (its whole grid)" if last[1] == grid else ""
+    return f"of {grid} settings, {', '.join([*rungs, full])}{whole}"
 
 
 def _fraction(value: float) -> str:

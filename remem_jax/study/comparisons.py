@@ -1,4 +1,4 @@
-"""Rows of a study compared on the same test images, seed by seed, for its report."""
+"""Compares rows of a study on the same test images, seed by seed, for its report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,41 +8,41 @@ import numpy as np
 from remem_jax import paired
 from remem_jax.report.study import gains
 
-_ABSENT = "not on record"  # An older version ran it, or test itself chose it.
+_ABSENT = "not on record"  # Of trials that an older version ran, or that test selected.
 _OTHERS = "other test images"
 
 
 def record(study: Mapping[str, Any], records: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Differences of the students of each row and its baseline, with their paired errors.
+    """Returns the difference between each row and its baseline, with its paired error.
 
     Args:
-        study: The record of a study, with its "rows" and "cells".
-        records: What trials came to, by key.
+        study: Record of a study, with its "rows" and "cells".
+        records: Records of the trials that are done, by key.
 
     Returns:
-        For each pair of cells, "baseline", "row", "column", "choice" and "seeds": of each seed that
-        both have the "difference", its "standard_error" and "p_value" (see `paired.difference`)
-        and the number of "images"; or "why" there is none.
+        For each pair of cells, "baseline", "row", "column", "choice" and "seeds": for each seed
+        that both have, the "difference", its "standard_error" and "p_value" (see
+        `paired.difference`) and the number of "images"; or, as "why", the reason there is none.
     """
     cells = {(one["row"], one["column"], one["choice"]): one for one in study["cells"]}
-    found = []
+    pairs = []
     for below, above in gains.comparisons(study):
         for (row, column, choice), cell in cells.items():
             baseline = cells.get((below["name"], column, choice))
             if row == above["name"] and baseline:
-                found.append(
+                pairs.append(
                     {
                         "baseline": below["name"],
                         "row": row,
                         "column": column,
                         "choice": choice,
-                        "seeds": _of_seeds(choice, baseline, cell, records),
+                        "seeds": _by_seed(choice, baseline, cell, records),
                     }
                 )
-    return found
+    return pairs
 
 
-def _of_seeds(
+def _by_seed(
     choice: str,
     baseline: Mapping[str, Any],
     cell: Mapping[str, Any],
@@ -64,22 +64,25 @@ def _of_seeds(
 
 
 def _difference(above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
-    """How far the students of one trial are above those of another, on the same images."""
-    data, ours, theirs = above["data"], _correct(above), _correct(below)
-    if ours is None or theirs is None:
+    """Returns how much better the students of one trial are than another's, on the same images."""
+    data, correct, correct_below = above["data"], _correct(above), _correct(below)
+    if correct is None or correct_below is None:
         return {"why": _ABSENT}
     names = ("fingerprint", "test_labels", "metric")
     if any(data[name] != below["data"][name] for name in names):
         return {"why": _OTHERS}
     labels = paired.unpack(data["test_labels"])
-    found = paired.difference(ours, theirs, labels, data["metric"])
-    return {**found._asdict(), "images": len(labels)}
+    difference = paired.difference(correct, correct_below, labels, data["metric"])
+    return {**difference._asdict(), "images": len(labels)}
 
 
 def _correct(record: Mapping[str, Any]) -> np.ndarray | None:
-    """Which test images the selected students classify correctly: one student, or one a row."""
+    """Returns which test images the selected students classify correctly.
+
+    One axis, of images, for one student; two, of students and images, for several.
+    """
     (row,) = record["methods"]
     if "test_labels" not in record["data"] or not row.get("test_correct"):
         return None
-    found = [paired.unpack(text) for text in row["test_correct"]["students"]]
-    return found[0] if len(found) == 1 else np.stack(found)
+    correct = [paired.unpack(text) for text in row["test_correct"]["students"]]
+    return correct[0] if len(correct) == 1 else np.stack(correct)

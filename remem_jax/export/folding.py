@@ -1,4 +1,4 @@
-"""Students with their norms folded into convolutions, or as one operation each."""
+"""Folds BatchNorm layers of students into convolutions, or marks each as one operation."""
 
 import functools
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from remem_jax import models
 from remem_jax.models import layers
 from remem_jax.records import Apply, Variables
 
-BATCH_NORM = "batch_norm"  # What the norm is called in a jaxpr.
+BATCH_NORM = "batch_norm"  # Name of the operation in a jaxpr.
 
 
 class _Pair(NamedTuple):
-    """A norm, and the convolution that it follows; paths of both, as in the parameters."""
+    """A BatchNorm and the convolution before it, as paths in the parameters."""
 
     conv: tuple[str, ...]
     norm: tuple[str, ...]
@@ -27,32 +27,32 @@ class _Pair(NamedTuple):
 
 
 def make_apply(model: nn.Module, *, whole_norms: bool = False) -> Apply:
-    """A student in evaluation mode, whose variables may be folded (`folded`).
+    """Returns a student in evaluation mode, for variables that may be folded (`folded`).
 
     The logits are those of `models.evaluation_apply`, up to rounding.
 
     Args:
         model: The student.
-        whole_norms: Whether each norm is one operation, `batch_norm`, for a reader of the jaxpr.
+        whole_norms: Whether each BatchNorm is one operation of the jaxpr, `batch_norm`.
     """
-    plain = models.evaluation_apply(model)
+    unfolded = models.evaluation_apply(model)
     intercept = functools.partial(_intercept, whole_norms=whole_norms)
 
     def apply(variables: Variables, images: Array) -> Array:
         with nn.intercept_methods(intercept):
-            return plain(variables, images)
+            return unfolded(variables, images)
 
     return apply
 
 
 def folded(model: nn.Module, variables: Variables) -> Variables:
-    """Variables without norms: each is folded into the convolution before it, which gets a bias.
+    """Folds each BatchNorm into the convolution before it, which gets a bias.
 
-    The products are taken in float64 and rounded to float32. Only `make_apply` takes the result.
+    Computes in float64 and rounds to float32. Only `make_apply` accepts the result.
 
     Args:
-        model: A student, every norm of which follows a convolution.
-        variables: Of it.
+        model: Student in which every BatchNorm follows a convolution.
+        variables: Variables of the student.
     """
     flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(dict(variables)))
     for pair in _pairs(model, variables):
@@ -68,7 +68,7 @@ def folded(model: nn.Module, variables: Variables) -> Variables:
 
 
 def folded_shapes(model: nn.Module, shapes: Variables) -> Variables:
-    """Shapes of what `folded` makes of variables of these shapes."""
+    """Returns the shapes of the result of `folded`."""
     flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(dict(shapes)))
     for pair in _pairs(model, shapes):
         bias = flat.pop(("params", *pair.norm, "bias"))
@@ -84,29 +84,29 @@ def _double(array: Any) -> np.ndarray:
 
 
 def _pairs(model: nn.Module, variables: Variables) -> list[_Pair]:
-    """Which norm follows which convolution, as the model calls them."""
-    last: dict[int, tuple[Any, tuple[str, ...]]] = {}  # By the identity of what came out.
-    found: list[_Pair] = []
+    """Finds the convolution before each BatchNorm by tracing the model."""
+    convolutions: dict[int, tuple[Any, tuple[str, ...]]] = {}  # By the id of their output.
+    pairs: list[_Pair] = []
 
     def watch(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
         out = call(*args, **kwargs)
         if isinstance(layer, layers.Conv | layers.DepthwiseConv):
-            last[id(out)] = out, layer.path
+            convolutions[id(out)] = out, layer.path
         if isinstance(layer, layers.BatchNorm):
-            found.append(_Pair(last[id(args[0])][1], layer.path, layer.epsilon))
+            pairs.append(_Pair(convolutions[id(args[0])][1], layer.path, layer.epsilon))
         return out
 
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     with nn.intercept_methods(watch):
         jax.eval_shape(models.evaluation_apply(model), variables, images)
-    return found
+    return pairs
 
 
 def _intercept(
     call: Callable[..., Any], args: Any, kwargs: Any, context: Any, *, whole_norms: bool
 ) -> Any:
-    """A layer as it is, but for norms and for what `folded` has made of them."""
+    """Applies a layer, with a folded or whole BatchNorm, and with a folded bias."""
     layer = context.module
     if isinstance(layer, layers.BatchNorm):
         if not layer.has_variable("params", "scale"):
@@ -120,8 +120,8 @@ def _intercept(
 
 
 def _has_folded_bias(layer: layers.Conv | layers.DepthwiseConv) -> bool:
-    own = isinstance(layer, layers.Conv) and layer.has_bias
-    return not own and layer.has_variable("params", "bias")
+    has_bias = isinstance(layer, layers.Conv) and layer.has_bias
+    return not has_bias and layer.has_variable("params", "bias")
 
 
 def _normalised(layer: layers.BatchNorm, maps: Array) -> Array:
@@ -139,9 +139,10 @@ def batch_norm(
     mean: Float[Array, " channel"],
     var: Float[Array, " channel"],
 ) -> Float[Array, "batch height width channel"]:
-    """Maps normalised by running statistics; the epsilon is in the variance."""
-    factor, of = scale * jax.lax.rsqrt(var), maps.dtype
-    return (maps - _by_channel(mean, of)) * _by_channel(factor, of) + _by_channel(bias, of)
+    """Normalises feature maps by running statistics; the variance includes the epsilon."""
+    factor, dtype = scale * jax.lax.rsqrt(var), maps.dtype
+    centred = maps - _by_channel(mean, dtype)
+    return centred * _by_channel(factor, dtype) + _by_channel(bias, dtype)
 
 
 def _by_channel(vector: Any, dtype: Any) -> Array:

@@ -1,0 +1,330 @@
+"""Student losses: what holds for every record of `student_losses.LOSSES`, and each formula."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import test_util
+from jaxtyping import Array, Float, Int
+from scipy import special
+from sklearn import metrics
+
+from remem_jax import losses
+from remem_jax.records import Outputs
+from remem_jax.train import student_losses
+from remem_jax.train.student_losses import LOSSES, SCRATCH, StudentLoss
+
+EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+HARD = pytest.mark.parametrize("hard_labels", [True, False])
+SETTINGS = {"temperature": 2.0, "weight": 0.7}
+
+
+@pytest.fixture
+def outputs(rng: np.random.Generator) -> tuple[Outputs, Outputs]:
+    """Outputs of a student and of a teacher, with all features."""
+    shapes = (5, 3), (5, 4, 8), (5, 8)
+    student, teacher = (
+        Outputs(*(jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in shapes))
+        for _ in range(2)
+    )
+    return student, teacher
+
+
+@pytest.fixture
+def labels() -> Int[Array, " batch"]:
+    return jnp.asarray([0, 2, 1, 1, 0], jnp.int32)
+
+
+def value_and_grad(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, **settings: Any
+) -> Any:
+    """A loss, and its gradient with respect to the student's outputs."""
+    student, teacher = outputs
+    return jax.value_and_grad(lambda student: loss(student, teacher, labels, **settings))(student)
+
+
+@HARD
+@EACH
+def test_the_loss_is_one_finite_number_that_gradients_reduce(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    settings = {"hard_labels": hard_labels, **SETTINGS}
+
+    value, grads = value_and_grad(loss, outputs, labels, **settings)
+
+    assert value.shape == ()
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value)
+    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
+    lower = jax.tree.map(lambda x, grad: x - 1e-2 * grad, outputs[0], grads)
+    assert loss(lower, outputs[1], labels, **settings) < value
+
+
+@HARD
+@EACH
+def test_the_gradient_is_that_of_finite_differences(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    def value(student: Outputs) -> Array:
+        student = jax.tree.map(jnp.asarray, student)
+        return loss(student, outputs[1], labels, hard_labels=hard_labels, **SETTINGS)
+
+    test_util.check_grads(value, (outputs[0],), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if loss.zero_at_teacher])
+def test_a_student_that_equals_its_teacher_has_no_loss_where_the_record_claims_it(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array
+) -> None:
+    teacher = outputs[1]
+
+    value, grads = value_and_grad(loss, (teacher, teacher), labels, hard_labels=False, **SETTINGS)
+
+    np.testing.assert_allclose(value, 0.0, atol=1e-6)
+    np.testing.assert_allclose(grads.logits, 0.0, atol=1e-6)
+
+
+@EACH
+def test_without_hard_labels_labels_have_no_influence(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array
+) -> None:
+    settings = {"hard_labels": False, **SETTINGS}
+
+    actual = value_and_grad(loss, outputs, labels, **settings)
+
+    expected = value_and_grad(loss, outputs, (labels + 1) % 3, **settings)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@EACH
+def test_labels_may_be_shares_of_the_classes(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array
+) -> None:
+    settings = {"hard_labels": True, **SETTINGS}
+
+    actual = value_and_grad(loss, outputs, jax.nn.one_hot(labels, 3), **settings)
+
+    expected = value_and_grad(loss, outputs, labels, **settings)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), actual, expected)
+
+
+@pytest.mark.parametrize("finite", [True, False])
+@EACH
+def test_at_weight_0_the_loss_is_the_cross_entropy_even_if_the_teacher_is_nan(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, finite: bool
+) -> None:
+    student, teacher = outputs
+    if not finite:
+        teacher = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), teacher)
+    expected = jax.value_and_grad(losses.cross_entropy)(student.logits, labels)
+
+    actual, grads = value_and_grad(
+        loss, (student, teacher), labels, temperature=4.0, weight=0.0, hard_labels=True
+    )
+
+    for one, other in zip((actual, grads.logits), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@HARD
+@EACH
+def test_no_gradient_reaches_the_teacher(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    def of_teacher(teacher: Outputs) -> Array:
+        return loss(outputs[0], teacher, labels, hard_labels=hard_labels, **SETTINGS)
+
+    grads = jax.grad(of_teacher)(outputs[1])
+
+    jax.tree.map(lambda grad: np.testing.assert_array_equal(grad, 0.0), grads)
+
+
+@HARD
+@EACH
+def test_temperature_and_weight_may_be_traced(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    grid = jnp.asarray([1.0, 2.0, 4.0]), jnp.asarray([0.1, 0.5, 1.0])
+
+    def value(temperature: Float[Array, ""] | float, weight: Float[Array, ""] | float) -> Array:
+        return loss(
+            *outputs, labels, temperature=temperature, weight=weight, hard_labels=hard_labels
+        )
+
+    expected = [
+        value(float(temperature), float(weight)) for temperature, weight in zip(*grid, strict=True)
+    ]
+
+    actual = jax.jit(jax.vmap(value))(*grid)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@HARD
+@EACH
+def test_half_precision_outputs_are_compared_in_float32(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    settings = {"hard_labels": hard_labels, **SETTINGS}
+    student, teacher = jax.tree.map(lambda x: x.astype(jnp.bfloat16), outputs)
+
+    actual = loss(student, teacher, labels, **settings)
+
+    student, teacher = jax.tree.map(lambda x: x.astype(jnp.float32), (student, teacher))
+    assert actual.dtype == jnp.float32
+    assert actual == loss(student, teacher, labels, **settings)
+
+
+@HARD
+@EACH
+@pytest.mark.parametrize("setting", student_losses.SETTINGS)
+def test_a_setting_changes_the_loss_if_and_only_if_the_record_lists_it(
+    loss: StudentLoss,
+    outputs: tuple[Outputs, Outputs],
+    labels: Array,
+    hard_labels: bool,
+    setting: str,
+) -> None:
+    def value(**changes: float) -> Float[Array, ""]:
+        settings = SETTINGS | {"flatten": 1.0} | changes
+        student, teacher = outputs
+        teacher = teacher._replace(logits=teacher.logits / settings.pop("flatten"))
+        return loss(student, teacher, labels, hard_labels=hard_labels, **settings)
+
+    used = student_losses.used(loss.name, hard_labels=hard_labels)
+
+    changed = not np.isclose(value(), value(**{setting: 0.5}), rtol=1e-6)
+
+    assert used <= set(student_losses.SETTINGS)
+    assert changed == (setting in used)
+
+
+@HARD
+@EACH
+def test_an_excluded_weight_would_leave_the_head_without_gradient(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    for weight in (0.0, 1.0):
+        settings = {"temperature": 2.0, "weight": weight, "hard_labels": hard_labels}
+        _, grads = value_and_grad(loss, outputs, labels, **settings)
+        learns = bool(np.any(grads.logits))
+        assert learns == (loss.form(hard_labels).excluded_weight != weight)
+
+
+@HARD
+@EACH
+def test_a_loss_needs_exactly_the_features_of_its_record(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    kept = {"logits", loss.features}
+    student, teacher = (one._replace(**dict.fromkeys(set(one._fields) - kept)) for one in outputs)
+    settings = {"hard_labels": hard_labels, **SETTINGS}
+
+    assert loss(student, teacher, labels, **settings) == loss(*outputs, labels, **settings)
+
+    if loss.features:
+        plain = Outputs(student.logits)
+        for given in ((plain, teacher), (student, plain)):
+            with pytest.raises(ValueError, match=f"{loss.name} needs {loss.features}"):
+                loss(*given, labels, **settings)
+
+
+@EACH
+def test_a_record_is_listed_under_its_name(loss: StudentLoss) -> None:
+    assert LOSSES[loss.name] is loss
+    assert loss.features in (None, "patches", "cls")
+
+
+@pytest.mark.parametrize("name", ["kd", SCRATCH.name])
+def test_a_loss_cannot_replace_another_or_that_of_students_from_scratch(name: str) -> None:
+    record = StudentLoss(
+        name=name,
+        title="",
+        function=SCRATCH.function,
+        with_labels=SCRATCH.with_labels,
+        without_labels=SCRATCH.without_labels,
+        zero_at_teacher=False,
+    )
+
+    with pytest.raises(ValueError, match=f"There is a loss named '{name}'"):
+        student_losses.register(record)
+
+
+@HARD
+def test_from_scratch_a_student_minimises_what_scikit_learn_measures(
+    outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    student = outputs[0]
+    shares = special.softmax(np.asarray(student.logits, np.float64), axis=-1)
+
+    actual = SCRATCH(student, None, labels, temperature=1.0, weight=0.0, hard_labels=hard_labels)
+
+    assert actual == pytest.approx(metrics.log_loss(labels, shares), rel=1e-5)
+
+
+def test_the_features_of_losses_are_those_that_one_of_them_compares() -> None:
+    assert student_losses.fields(("kd", "dist")) == ()
+    assert student_losses.fields(("features", "kd")) == ("patches",)
+    assert student_losses.fields(("features", "features_cls")) == ("cls", "patches")
+
+
+@HARD
+def test_kd_is_the_papers(
+    outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    student, teacher = outputs
+    if hard_labels:
+        expected = losses.knowledge_distillation(student.logits, teacher.logits, labels, **SETTINGS)
+    else:
+        expected = losses.distillation(student.logits, teacher.logits, temperature=2.0)
+
+    actual = LOSSES["kd"](*outputs, labels, hard_labels=hard_labels, **SETTINGS)
+
+    assert actual == expected
+
+
+@HARD
+@pytest.mark.parametrize(("name", "masked"), [("dist", False), ("dist_masked", True)])
+def test_dist_is_the_papers(
+    name: str, masked: bool, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    student, teacher = outputs
+    logits = student.logits, teacher.logits
+    if hard_labels:
+        expected = losses.dist_distillation(*logits, labels, masked=masked, **SETTINGS)
+    else:
+        weights = {"inter_weight": 0.7, "intra_weight": 0.7}
+        expected = losses.dist(*logits, temperature=2.0, masked=masked, **weights)
+
+    actual = LOSSES[name](*outputs, labels, hard_labels=hard_labels, **SETTINGS)
+
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+@HARD
+@pytest.mark.parametrize(
+    ("name", "field", "other"), [("features", "patches", "cls"), ("features_cls", "cls", "patches")]
+)
+def test_features_are_weighed_against_what_the_head_learns(
+    name: str,
+    field: str,
+    other: str,
+    outputs: tuple[Outputs, Outputs],
+    labels: Array,
+    hard_labels: bool,
+) -> None:
+    student, teacher = outputs
+    if hard_labels:
+        of_head = losses.cross_entropy(student.logits, labels)
+    else:
+        of_head = losses.distillation(student.logits, teacher.logits, 2.0)
+    of_features = losses.features(getattr(student, field), getattr(teacher, field))
+
+    actual, grads = value_and_grad(
+        LOSSES[name], outputs, labels, hard_labels=hard_labels, **SETTINGS
+    )
+
+    np.testing.assert_allclose(actual, 0.3 * of_head + 0.7 * of_features, rtol=1e-6)
+    np.testing.assert_array_equal(getattr(grads, other), 0.0)
