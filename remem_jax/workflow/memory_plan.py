@@ -130,7 +130,7 @@ class Step(NamedTuple):
 
     @property
     def slack(self) -> float:
-        """Factor by which `stored` may exceed the memory of a plan worth compiling."""
+        """Factor by which `stored` may exceed the memory for a plan to be compiled."""
         # A scan stores all that it stacks; with unrolled blocks, fusions recompute some of it.
         return 1.0 if self.scanned else 3.0
 
@@ -259,7 +259,7 @@ class _Examine:
         return least
 
     def plenty(self) -> bool:
-        """Returns whether storing all activations takes only a fraction of the memory."""
+        """Returns whether all activations can be stored in a fraction of the memory."""
         first, at_rest = self._step.plans[0], self._step.at_rest
         all_stored = self.traced(first._replace(rematerialise="nothing")).stored
         # Gradients, their sum, and SAM's perturbed parameters.

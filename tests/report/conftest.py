@@ -1,4 +1,4 @@
-"""A small run's records, with numbers that are easy to reckon with."""
+"""Records of a small run, with numbers that are easy to compute with."""
 
 import json
 import pathlib

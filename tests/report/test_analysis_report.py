@@ -1,4 +1,4 @@
-"""What reports say of information: rankings, and teachers of a run and of a study."""
+"""Information in reports: rankings, and teachers of runs and studies."""
 
 import copy
 import csv
@@ -48,7 +48,7 @@ def _setting(*models: Any, rate: float = 1e-3, beta: float = 0.999, aligned: boo
 WEAK, STRONG = _model("weak", 0.05, 0.07), _model("strong", 0.02, 0.04)
 
 
-def test_a_ranking_begins_with_what_keeps_most() -> None:
+def test_a_ranking_starts_with_the_most_information() -> None:
     assert rankings.ranking(_setting(WEAK, STRONG)) == ("strong", "weak")
 
 
@@ -82,7 +82,7 @@ def test_a_ranking_that_settings_change_says_which() -> None:
     )
 
 
-def test_neighbours_are_compared_seed_by_seed() -> None:
+def test_neighbours_in_the_ranking_are_compared_for_each_seed() -> None:
     close = _model("close", 0.01, 0.045)  # Ahead of strong with the first seed alone.
 
     text = rankings.sentences([_setting(WEAK, STRONG, close)])[1]
@@ -104,7 +104,7 @@ def test_neighbours_are_compared_seed_by_seed() -> None:
         ((0.0016, -0.0016), False),
     ],
 )
-def test_decoders_are_at_their_end_where_what_is_to_come_is_below_half_a_gap(
+def test_decoders_have_converged_if_their_remaining_change_is_below_half_a_gap(
     slopes: tuple[float, float], *, finished: bool
 ) -> None:
     models = [{**one, "slope": slope} for one, slope in zip((WEAK, STRONG), slopes, strict=True)]
@@ -117,7 +117,7 @@ def test_decoders_are_at_their_end_where_what_is_to_come_is_below_half_a_gap(
 
 
 @pytest.mark.parametrize(("of_weak", "verdict"), [(1.5, "agrees"), (4.0, "does not agree")])
-def test_info_nce_agrees_where_it_ranks_alike(of_weak: float, verdict: str) -> None:
+def test_info_nce_agrees_if_its_ranking_is_the_same(of_weak: float, verdict: str) -> None:
     models = _model("weak", 0.05, bound=of_weak), _model("strong", 0.02, bound=3.0)
 
     text = rankings.sentences([_setting(*models)])[-1]
@@ -127,11 +127,11 @@ def test_info_nce_agrees_where_it_ranks_alike(of_weak: float, verdict: str) -> N
     assert (strong < weak) == (verdict == "agrees")
 
 
-def test_info_nce_that_was_not_measured_is_not_spoken_of() -> None:
+def test_info_nce_is_not_mentioned_if_not_measured() -> None:
     assert not [text for text in rankings.sentences([_setting(WEAK, STRONG)]) if "InfoNCE" in text]
 
 
-def test_of_one_model_there_is_no_ranking() -> None:
+def test_a_single_model_has_no_ranking() -> None:
     texts = rankings.sentences([_setting({**WEAK, "slope": -0.002})])
 
     assert texts == [
@@ -173,7 +173,7 @@ def test_a_teacher_of_a_run_is_a_point_with_its_best_student(results: dict[str, 
     }
 
 
-def test_a_student_that_diverged_is_not_the_best(results: dict[str, Any]) -> None:
+def test_a_diverged_student_is_never_the_best(results: dict[str, Any]) -> None:
     results["teachers"][1]["information"] = _information(0.125) | {"info_nce": None}
     results["students"][1]["diverged"] = True
     (with_one,) = information.points(results)
@@ -208,9 +208,7 @@ def test_the_report_of_a_run_shows_its_teachers_on_a_plane(
     ]
 
 
-def test_the_report_of_a_run_that_measured_nothing_has_no_plane(
-    run: pathlib.Path, results: dict[str, Any]
-) -> None:
+def test_a_run_without_information_has_no_plane(run: pathlib.Path, results: dict[str, Any]) -> None:
     page = _write(run, results)
 
     assert "nformation" not in page
@@ -288,7 +286,7 @@ def test_a_series_is_named_by_what_varies(
     assert _series(plane) == expected
 
 
-def test_short_trials_and_those_without_information_are_not_shown() -> None:
+def test_shortened_trials_and_trials_without_information_are_not_shown() -> None:
     study = _study(
         _trial("a", "0", _point(100)),
         _trial("a", "0", _point(50), fraction=0.25),
@@ -305,7 +303,7 @@ def test_short_trials_and_those_without_information_are_not_shown() -> None:
     assert study_information.table(_study(_trial("b", "0"))) is None
 
 
-def test_pruned_teachers_are_told_apart_by_kind_and_the_whole_one_is_of_each() -> None:
+def test_pruned_teachers_are_grouped_by_kind_and_unpruned_ones_are_in_each_group() -> None:
     study = _study(
         _trial("a", "0", _point(100, 0.9), _point(200, 0.1)),
         _trial("b", "0", _point(100, 0.9, MLP=2), _point(200, 0.2, MLP=2)),
@@ -324,7 +322,7 @@ def test_pruned_teachers_are_told_apart_by_kind_and_the_whole_one_is_of_each() -
     ]
 
 
-def test_where_nothing_is_pruned_pruning_is_not_drawn() -> None:
+def test_pruning_is_not_drawn_without_pruned_teachers() -> None:
     assert [one.name for one in study_information.figures(_study(_trial("a", "0", _point())))] == [
         "information_plane"
     ]
@@ -380,7 +378,7 @@ def study_json(tmp_path: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def test_hostile_names_show_as_text_beside_the_planes_of_a_study(
+def test_hostile_names_are_text_in_the_planes_of_a_study(
     study_json: dict[str, Any], tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "study.json").write_text(json.dumps(study_json), encoding="utf-8")

@@ -381,7 +381,7 @@ def _dialogs(events: list[tuple[str, dict[str, Any]]]) -> int:
     return sum(method == "Page.javascriptDialogOpening" for method, _ in events)
 
 
-def test_the_browser_tells_of_all_that_a_bad_page_does(
+def test_the_browser_reports_all_faults_of_a_bad_page(
     browser: Browser, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "bad.html"
@@ -416,20 +416,20 @@ def test_all_figures_are_there(seen: Seen) -> None:
     assert seen.kind != "analysis" or seen.facts["images"] >= 12
 
 
-def test_nothing_goes_wrong(seen: Seen) -> None:
+def test_a_page_has_no_errors(seen: Seen) -> None:
     assert not _told(seen.events)
 
 
-def test_nothing_is_asked_for_but_the_page(seen: Seen) -> None:
+def test_a_page_requests_no_other_resource(seen: Seen) -> None:
     assert _asked(seen.events) == {seen.path.as_uri()}
 
 
-def test_names_show_as_text(seen: Seen) -> None:
+def test_names_are_text(seen: Seen) -> None:
     assert [name for name in NAMES if name not in seen.facts["text"]] == []
     assert seen.facts["title"].removesuffix(" (mini version)") in NAMES
 
 
-def test_no_name_runs_a_script_even_where_the_page_may(
+def test_no_name_runs_a_script_even_if_scripts_are_allowed(
     page: tuple[str, pathlib.Path], browser: Browser
 ) -> None:
     kind, path = page
@@ -448,7 +448,7 @@ def test_no_name_runs_a_script_even_where_the_page_may(
     assert figures or kind == "run"
 
 
-def test_only_what_is_marked_as_wide_scrolls(seen: Seen) -> None:
+def test_only_wide_elements_scroll(seen: Seen) -> None:
     facts = seen.facts
 
     assert facts["width"] <= facts["window"]
@@ -465,7 +465,7 @@ def test_settings_are_read_without_scrolling(seen: Seen) -> None:
     assert min(one["values"] for one in lists) >= 80  # Words are whole.
 
 
-def test_names_beside_numbers_leave_room_for_them(seen: Seen) -> None:
+def test_names_of_rows_leave_space_for_numbers(seen: Seen) -> None:
     assert seen.facts["names"]
     assert max(seen.facts["names"]) <= seen.facts["window"] / 2
 

@@ -61,7 +61,7 @@ def cells(text: str, row: str) -> list[str]:
     return [cell.strip() for cell in found.split(" | ")]
 
 
-def test_the_head_survives_every_name(hostile: dict[str, Any]) -> None:
+def test_the_metadata_survive_every_name(hostile: dict[str, Any]) -> None:
     text = model_card.markdown(hostile, HOSTILE)
 
     found, body = parsed(text)
@@ -78,7 +78,7 @@ def test_the_head_survives_every_name(hostile: dict[str, Any]) -> None:
     text.encode()
 
 
-def test_the_hub_reads_the_head(results: dict[str, Any]) -> None:
+def test_the_hub_accepts_the_metadata(results: dict[str, Any]) -> None:
     hub = pytest.importorskip("huggingface_hub", reason="Needs timm: pip install '.[peers]'.")
 
     data = hub.ModelCard(model_card.markdown(results, "remem")).data
@@ -114,7 +114,7 @@ def test_every_metric_is_that_of_the_results(results: dict[str, Any], method: st
     assert cells(body, "Loss, nats") == [f"{column['loss']:.6g}" for column in columns]
 
 
-def test_a_metric_that_is_no_number_is_not_in_the_head(results: dict[str, Any]) -> None:
+def test_a_metric_that_is_not_finite_is_not_in_the_metadata(results: dict[str, Any]) -> None:
     results["methods"][2]["student"]["test"]["loss"] = None  # As JSON has nan.
 
     found, _ = parsed(model_card.markdown(results, "remem"))
@@ -124,7 +124,7 @@ def test_a_metric_that_is_no_number_is_not_in_the_head(results: dict[str, Any]) 
     assert "cross_entropy" not in kinds
 
 
-def test_of_several_seeds_the_card_is_of_the_one_that_is_written(results: dict[str, Any]) -> None:
+def test_the_card_describes_the_saved_student_of_several_seeds(results: dict[str, Any]) -> None:
     row = results["methods"][2]
     row["test_correct"] = None  # So that the error is that of the share.
     ones = [row["student"]["test"] | {"top1": share} for share in (0.91, 0.94)]
@@ -143,7 +143,7 @@ def test_of_several_seeds_the_card_is_of_the_one_that_is_written(results: dict[s
     assert "is 1.43 points" in body
 
 
-def test_what_was_tried_is_counted(results: dict[str, Any]) -> None:
+def test_a_card_counts_the_students_tried(results: dict[str, Any]) -> None:
     results["students"][1]["diverged"] = True
 
     text = model_card.markdown(results, "remem")
@@ -154,7 +154,7 @@ def test_what_was_tried_is_counted(results: dict[str, Any]) -> None:
     )
 
 
-def test_data_that_are_not_the_official_are_not_listed_as_such(results: dict[str, Any]) -> None:
+def test_unofficial_data_are_not_listed_as_official(results: dict[str, Any]) -> None:
     results["data"] |= {"name": "cifar100", "title": "CIFAR-100", "official": True}
     official, of_official = parsed(model_card.markdown(results, "remem"))
     results["data"] |= {"official": False}
@@ -169,7 +169,7 @@ def test_data_that_are_not_the_official_are_not_listed_as_such(results: dict[str
     assert "Do not compare" in of_other
 
 
-def test_no_licence_is_claimed_for_what_is_the_users_own(results: dict[str, Any]) -> None:
+def test_no_licence_is_claimed_for_user_data_and_weights(results: dict[str, Any]) -> None:
     results["data"] |= {"name": "folder", "title": "mine"}
     results["models"]["init"] = "weights/mine.npz"
 
@@ -215,7 +215,7 @@ def test_weights_on_the_hub_are_those_that_timm_made_of_the_same_files() -> None
         assert licences.of_weights(init).terms.startswith("Apache-2.0")
 
 
-def test_a_file_of_the_sweep_is_on_the_hub_by_whichever_name_it_is_called() -> None:
+def test_a_file_of_the_sweep_is_on_the_hub_under_each_of_its_names() -> None:
     same = "augreg:B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
     other = "augreg:B_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"
 
@@ -223,7 +223,7 @@ def test_a_file_of_the_sweep_is_on_the_hub_by_whichever_name_it_is_called() -> N
     assert not licences.of_weights(other).hub
 
 
-def test_a_student_of_the_users_own_is_not_sent_to_timm(results: dict[str, Any]) -> None:
+def test_a_custom_student_has_no_timm_code(results: dict[str, Any]) -> None:
     results["models"]["student"] = "mine"
 
     text = model_card.markdown(results, "remem")
@@ -328,7 +328,7 @@ def test_the_small_stem_is_timms_with_the_lines_of_the_card(
 
 @pytest.mark.parametrize("stored_size", [0, 48])
 @pytest.mark.parametrize("mode", pictures.MODES)
-def test_images_are_made_as_they_were_measured(
+def test_the_cards_preprocessing_is_that_of_the_evaluation(
     results: dict[str, Any],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""What a report says of differences between models, against SciPy and closed forms."""
+"""Differences between models in a report, against SciPy and closed forms."""
 
 import math
 from typing import Any
@@ -31,7 +31,7 @@ def _expected(high: str, low: str, role: str = "students") -> tuple[str, str, st
     return f"{100 * (better - worse) / IMAGES:+.2f}", f"{100 * error:.2f}", shown
 
 
-def test_each_two_students_and_each_two_teachers_are_compared(results: dict[str, Any]) -> None:
+def test_all_pairs_of_students_and_of_teachers_are_compared(results: dict[str, Any]) -> None:
     table = comparisons.table(results)
 
     assert table is not None
@@ -73,7 +73,7 @@ def test_a_difference_of_means_per_class_has_an_error_over_classes_too(
     assert float(p) == pytest.approx(over.pvalue, rel=0.05)
 
 
-def test_of_several_seeds_the_means_are_compared(results: dict[str, Any]) -> None:
+def test_means_over_seeds_are_compared(results: dict[str, Any]) -> None:
     row = results["methods"][2]
     row["test_correct"]["students"] *= 2
 
@@ -86,7 +86,7 @@ def test_of_several_seeds_the_means_are_compared(results: dict[str, Any]) -> Non
     assert _row(results, title)[3] == f"{p:.2g}"
 
 
-def test_nothing_is_compared_where_nothing_is_known_of_the_images(older: dict[str, Any]) -> None:
+def test_nothing_is_compared_without_recorded_predictions(older: dict[str, Any]) -> None:
     assert comparisons.table(older) is None
     assert comparisons.beside_teacher(older, "remem") is None
     assert "standard error of the difference" not in str(comparisons.gain(older))
@@ -119,9 +119,7 @@ def test_no_gain_without_remem(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("fixture", ["results", "older"])
-def test_standard_errors_of_top1_are_those_of_a_share(
-    request: pytest.FixtureRequest, fixture: str
-) -> None:
+def test_standard_errors_of_top1_are_binomial(request: pytest.FixtureRequest, fixture: str) -> None:
     text = comparisons.standard_errors(request.getfixturevalue(fixture))
 
     # sqrt(0.8 * 0.2 / 400) = 0.02 and sqrt(0.9 * 0.1 / 400) = 0.015.
@@ -152,7 +150,7 @@ def test_standard_errors_of_a_mean_over_classes_are_those_of_its_classes(
     assert "rough" not in text
 
 
-def test_standard_errors_of_a_mean_over_classes_are_called_rough_without_the_images(
+def test_standard_errors_of_a_mean_over_classes_are_approximate_without_predictions(
     older: dict[str, Any],
 ) -> None:
     older["data"]["metric"] = "mean_per_class"
@@ -160,7 +158,7 @@ def test_standard_errors_of_a_mean_over_classes_are_called_rough_without_the_ima
     assert "is approximate" in comparisons.standard_errors(older)
 
 
-def test_a_card_sets_the_student_beside_its_teacher(results: dict[str, Any]) -> None:
+def test_a_card_compares_the_student_with_its_teacher(results: dict[str, Any]) -> None:
     student, teacher = (set(WRONG["remem", role]) for role in ("students", "teacher"))
     p = stats.binomtest(len(teacher - student), len(teacher ^ student)).pvalue
 
@@ -171,7 +169,7 @@ def test_a_card_sets_the_student_beside_its_teacher(results: dict[str, Any]) -> 
     assert "its teacher" not in str(comparisons.beside_teacher(results, "scratch"))
 
 
-def test_seeds_that_answered_otherwise_have_another_mean(results: dict[str, Any]) -> None:
+def test_other_predictions_of_a_seed_change_the_mean(results: dict[str, Any]) -> None:
     row = results["methods"][2]
     row["test_correct"]["students"].append(results["methods"][0]["test_correct"]["students"][0])
     both = [paired.unpack(one) for one in row["test_correct"]["students"]]

@@ -1,4 +1,4 @@
-"""What a report says of files that were passed over, and of odd classes."""
+"""Remarks of a report on skipped files and unusual classes."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ def _pages(run: pathlib.Path, results: dict[str, Any]) -> list[str]:
     return [(run / name).read_text(encoding="utf-8") for name in ("report.html", "report.md")]
 
 
-def test_what_was_found_in_the_data_stands_in_both_reports(
+def test_remarks_on_the_data_are_in_both_reports(
     run: pathlib.Path, results: dict[str, Any]
 ) -> None:
     results["data"] |= ODD
@@ -36,7 +36,7 @@ def test_what_was_found_in_the_data_stands_in_both_reports(
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["nothing", "results of before"])
-def test_where_there_is_nothing_to_say_nothing_is_said(
+def test_there_is_no_section_without_remarks(
     run: pathlib.Path, results: dict[str, Any], there: bool
 ) -> None:
     nothing = {"passed_over": {}, "empty_classes": [], "warnings": []}

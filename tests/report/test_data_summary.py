@@ -1,4 +1,4 @@
-"""What a report says of images, splits, classes, and of what was searched."""
+"""Sentences of a report on images, splits and classes, and the table of hyperparameters."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_a_card_has_the_sizes_of_the_images(results: dict[str, Any]) -> None:
     assert "| Image sizes | 120 to 3,024 pixels in height" in model_card.markdown(results, "remem")
 
 
-def test_test_was_read_once_unless_all_students_were_measured_on_it(
+def test_reports_state_how_often_test_was_read(
     results: dict[str, Any],
 ) -> None:
     once = [page.summary(results), model_card.markdown(results, "remem")]
@@ -77,7 +77,7 @@ def test_test_was_read_once_unless_all_students_were_measured_on_it(
     assert all("evaluated on test" in text for text in often)
 
 
-def test_a_run_that_chose_on_test_is_known_by_its_rows_too(results: dict[str, Any]) -> None:
+def test_a_run_that_selected_on_test_is_recognised_by_its_rows(results: dict[str, Any]) -> None:
     row = results["methods"][2]
     row["on_test"] = {
         "selected": row["selected"],
@@ -89,7 +89,7 @@ def test_a_run_that_chose_on_test_is_known_by_its_rows_too(results: dict[str, An
     assert "read once" not in page.summary(results)
 
 
-def test_a_mean_per_class_says_which_classes_it_covers(results: dict[str, Any]) -> None:
+def test_a_mean_per_class_names_the_classes_it_covers(results: dict[str, Any]) -> None:
     results["data"]["metric"] = "mean_per_class"
     whole = page.summary(results)
     results["data"] |= {"classes": 15}
@@ -103,7 +103,7 @@ def test_a_mean_per_class_says_which_classes_it_covers(results: dict[str, Any]) 
     assert "mean per class on test is over" not in whole
 
 
-def test_the_table_of_more_metrics_says_so_too(results: dict[str, Any]) -> None:
+def test_the_table_of_further_metrics_names_the_classes_it_covers(results: dict[str, Any]) -> None:
     results["data"]["classes_without_images"]["test"] = ["zero"]
 
     content = page._content(results, [], [])
@@ -112,7 +112,7 @@ def test_the_table_of_more_metrics_says_so_too(results: dict[str, Any]) -> None:
     assert "1 of 2 classes: zero has" in note
 
 
-def test_what_was_searched_is_the_runs_own_grid(results: dict[str, Any]) -> None:
+def test_the_table_of_hyperparameters_has_the_grid_of_the_run(results: dict[str, Any]) -> None:
     results["students"][0] |= {"loss": "dist", "learning_rate": 0.7, "temperature": 1.0}
 
     table = search.grids(results)
@@ -125,7 +125,7 @@ def test_what_was_searched_is_the_runs_own_grid(results: dict[str, Any]) -> None
     )
 
 
-def test_one_value_per_run_is_said_to_be_one(results: dict[str, Any]) -> None:
+def test_a_single_seed_is_stated(results: dict[str, Any]) -> None:
     sentence = "One value of the teacher's rho, alpha and learning rate is tried per run; the paper"
 
     found = page._content(results, [], [])["differs"]
@@ -133,7 +133,7 @@ def test_one_value_per_run_is_said_to_be_one(results: dict[str, Any]) -> None:
     assert sum(one.startswith(sentence) for one in found) == 1
 
 
-def test_a_sentence_that_an_older_run_recorded_is_not_said_twice(older: dict[str, Any]) -> None:
+def test_a_sentence_recorded_by_an_older_run_is_not_repeated(older: dict[str, Any]) -> None:
     (sentence,) = [one for one in page._content(older, [], [])["differs"] if "One value" in one]
     older["config"]["differs"] = [sentence]
 

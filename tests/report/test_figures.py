@@ -1,4 +1,4 @@
-"""The paper's figures: what they show, and the files that they become."""
+"""The paper's figures: their contents and files."""
 
 import collections
 import csv
@@ -173,7 +173,7 @@ def test_each_drawing_becomes_three_files_and_nothing_else(saved: Saved) -> None
     assert {path.name for path in folder.iterdir()} == expected
 
 
-def test_every_svg_is_well_formed_and_has_nothing_that_runs(saved: Saved) -> None:
+def test_every_svg_is_well_formed_and_has_no_script(saved: Saved) -> None:
     folder, drawn, plots = saved
 
     for name in drawn:
@@ -182,7 +182,7 @@ def test_every_svg_is_well_formed_and_has_nothing_that_runs(saved: Saved) -> Non
             assert not {"script", "a", "foreignObject"} & tags
 
 
-def test_hostile_names_show_as_text(saved: Saved) -> None:
+def test_hostile_names_are_text(saved: Saved) -> None:
     shown = {
         name: " ".join(ElementTree.fromstring(plot.svg).itertext())
         for name, plot in saved[2].items()
@@ -195,7 +195,7 @@ def test_hostile_names_show_as_text(saved: Saved) -> None:
         assert "<script>alert(" in shown[name]
 
 
-def test_no_identifier_is_used_twice_and_every_reference_leads_somewhere(saved: Saved) -> None:
+def test_identifiers_are_unique_and_references_resolve(saved: Saved) -> None:
     page = "".join(plot.svg for plot in saved[2].values())
 
     found = re.findall(r' id="([^"]*)"', page)
@@ -227,9 +227,7 @@ def test_the_same_input_gives_the_same_bytes(saved: Saved, tmp_path: pathlib.Pat
             assert (tmp_path / path).read_bytes() == (folder / path).read_bytes()
 
 
-def test_a_drawing_that_fails_leaves_the_files_as_they_were(
-    saved: Saved, tmp_path: pathlib.Path
-) -> None:
+def test_a_failed_drawing_leaves_the_files_unchanged(saved: Saved, tmp_path: pathlib.Path) -> None:
     class Broken(Figure):
         def savefig(self, *args: Any, **options: Any) -> None:
             raise ZeroDivisionError
@@ -255,7 +253,7 @@ def test_a_page_takes_the_plots_and_escapes_their_titles(saved: Saved) -> None:
     assert "<script" not in page
 
 
-def test_pages_may_show_pictures_from_themselves_alone() -> None:
+def test_pages_allow_only_embedded_pictures() -> None:
     page = rendering.html("templates/frame.html.jinja", {"title": "Figures"})
 
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
@@ -268,7 +266,7 @@ def test_pages_may_show_pictures_from_themselves_alone() -> None:
     }
 
 
-def test_styles_differ_without_their_colours() -> None:
+def test_styles_differ_without_colours() -> None:
     looks = [(one.marker, str(one.dashes)) for one in (drawing.style("", i) for i in range(65))]
 
     assert len(set(looks)) == 65
@@ -282,7 +280,7 @@ def test_methods_keep_their_style_and_their_marker() -> None:
     assert len({one.marker for one in found.values()}) == 5
 
 
-def test_names_that_are_cut_to_the_same_are_told_apart() -> None:
+def test_names_shortened_to_the_same_text_are_numbered() -> None:
     names = ["a" * 60 + "b", "a" * 60 + "c", "a" * 60 + "c", "remem", "d"]
 
     found = drawing.labels(names, 12)
@@ -291,7 +289,7 @@ def test_names_that_are_cut_to_the_same_are_told_apart() -> None:
 
 
 @hypothesis.given(strategies.lists(strategies.tuples(NUMBERS, NUMBERS), max_size=12))
-def test_front_is_what_no_other_point_beats(pairs: list[tuple[float | None, float | None]]) -> None:
+def test_no_point_dominates_the_front(pairs: list[tuple[float | None, float | None]]) -> None:
     points = [{"error": error, "excess": excess} for error, excess in pairs]
     there = [
         (error, excess, place)
@@ -313,7 +311,7 @@ def test_front_is_what_no_other_point_beats(pairs: list[tuple[float | None, floa
     assert errors == sorted(errors)
 
 
-def test_plane_has_each_point_once_and_counts_what_it_leaves_out(saved: Saved) -> None:
+def test_plane_has_each_point_once_and_counts_omitted_ones(saved: Saved) -> None:
     plane = saved[1]["plane"]
 
     marks = [
@@ -327,7 +325,7 @@ def test_plane_has_each_point_once_and_counts_what_it_leaves_out(saved: Saved) -
     assert "Points left out because they are not finite: 2." in plane.caption
 
 
-def test_plane_joins_the_points_of_a_series_in_the_order_of_steps(saved: Saved) -> None:
+def test_plane_connects_the_points_of_a_series_in_the_order_of_steps(saved: Saved) -> None:
     lines = [line.get_xydata() for line in saved[1]["plane"].figure.axes[0].get_lines()]
 
     joined = [[-0.05, 90.0], [-0.1, 50.0]]
@@ -418,14 +416,14 @@ def test_grid_has_each_picture_once_in_order(saved: Saved) -> None:
         np.testing.assert_allclose(ours / 255, picture, atol=0.5 / 255 + 1e-6)
 
 
-def test_columns_of_a_grid_line_up_where_a_neuron_has_no_visualisation(saved: Saved) -> None:
+def test_columns_of_a_grid_align_if_a_neuron_has_no_visualisation(saved: Saved) -> None:
     lefts = [round(axes.get_position().x0, 6) for axes in saved[1]["neurons"].figure.axes]
 
     assert lefts[-2:] == lefts[2:4]
     assert len(set(lefts)) == 4
 
 
-def test_pictures_are_cut_off_outside_of_0_and_1(saved: Saved) -> None:
+def test_pictures_are_clipped_to_0_and_1(saved: Saved) -> None:
     shown = _images(saved[1]["pictures"])
 
     assert len(shown) == 5  # Two originals, three reconstructions.
@@ -443,7 +441,7 @@ def test_maps_are_on_one_scale(saved: Saved) -> None:
     assert written["weak", "0", "1"] == repr(1 / 3)
 
 
-def test_curves_are_one_for_each_seed_and_one_name_for_each_model(saved: Saved) -> None:
+def test_there_is_a_curve_for_each_seed_and_a_label_for_each_model(saved: Saved) -> None:
     figure = saved[1]["curves"].figure
 
     lines = figure.axes[0].get_lines()
@@ -483,5 +481,5 @@ def test_sensitivity_has_a_row_for_each_setting(saved: Saved) -> None:
         reconstructions.sensitivity([], name="x", title=""),
     ],
 )
-def test_nothing_is_drawn_of_nothing(drawn: Mapping[str, Any] | None) -> None:
+def test_there_is_no_figure_without_data(drawn: Mapping[str, Any] | None) -> None:
     assert drawn is None

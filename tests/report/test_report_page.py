@@ -1,4 +1,4 @@
-"""The two files of a report: whole, safe to open, the same each time."""
+"""The two files of a report: complete, safe to open, reproducible."""
 
 import html.parser
 import json
@@ -78,7 +78,7 @@ def _columns(line: str) -> int:
     return len(re.findall(r"(?<!\\)\|", line)) - 1
 
 
-def test_page_runs_no_script_and_asks_for_nothing(
+def test_page_runs_no_script_and_requests_nothing(
     write: Callable[[], tuple[str, str]], hostile: dict[str, Any]
 ) -> None:
     page = Page(write()[0])
@@ -90,7 +90,7 @@ def test_page_runs_no_script_and_asks_for_nothing(
     assert ("http-equiv", "Content-Security-Policy") in page.attributes
 
 
-def test_hostile_names_show_as_text_in_the_page(
+def test_hostile_names_are_text_in_the_page(
     write: Callable[[], tuple[str, str]], hostile: dict[str, Any]
 ) -> None:
     page = Page(write()[0])
@@ -155,7 +155,7 @@ def test_no_identifier_is_used_twice(write: Callable[[], tuple[str, str]]) -> No
     assert len(names) == len(set(names))
 
 
-def test_every_reference_inside_a_plot_leads_somewhere(
+def test_every_reference_inside_a_plot_resolves(
     write: Callable[[], tuple[str, str]],
 ) -> None:
     for svg in _svgs(write()[0]):
@@ -201,7 +201,7 @@ def test_page_holds_the_numbers_of_the_comparison(write: Callable[[], tuple[str,
     assert "| ReMem | 92.50 | 93.00 | 95.00 | 94.00 | 200 | 0.1 | 4 | 0.9 | 0.5 | 0.8 | 1 |" in text
 
 
-def test_page_holds_what_else_was_measured_and_how_to_read_it(
+def test_page_holds_further_metrics_and_their_explanation(
     write: Callable[[], tuple[str, str]],
 ) -> None:
     page, text = write()
@@ -212,7 +212,7 @@ def test_page_holds_what_else_was_measured_and_how_to_read_it(
         assert "a student and its teacher predict the same class" in content
 
 
-def test_results_of_before_there_was_more_to_measure_are_reported(
+def test_results_of_older_versions_are_reported(
     write: Callable[[], tuple[str, str]], older: dict[str, Any]
 ) -> None:
     for row in older["methods"]:
@@ -273,7 +273,7 @@ def test_missing_results_are_named(tmp_path: pathlib.Path) -> None:
         report.write(tmp_path)
 
 
-def test_another_format_is_refused(run: pathlib.Path, results: dict[str, Any]) -> None:
+def test_another_format_is_rejected(run: pathlib.Path, results: dict[str, Any]) -> None:
     (run / "results.json").write_text(json.dumps({**results, "format": 2}), encoding="utf-8")
 
     with pytest.raises(checks.SettingError, match=r"must be one of 1; got 2"):

@@ -103,7 +103,7 @@ def test_cell_is_that_of_the_paper(
 
 
 @pytest.mark.parametrize("method", ["scratch", "finetune", "remem"])
-def test_the_lost_table_is_not_made_up(method: str) -> None:
+def test_no_numbers_are_invented_for_the_lost_table(method: str) -> None:
     found = paper.lookup(student="resnet18", loss="kd", dataset="cifar100", method=method)
 
     assert found is None

@@ -1,4 +1,4 @@
-"""Tables of a report, against values worked out by hand."""
+"""Tables of a report, against values computed by hand."""
 
 import math
 from typing import Any
@@ -34,7 +34,9 @@ def test_every_row_has_a_cell_for_each_column(results: dict[str, Any]) -> None:
         assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
-def test_comparison_holds_what_each_method_reached_and_chose(results: dict[str, Any]) -> None:
+def test_comparison_has_accuracies_and_selected_settings_of_each_method(
+    results: dict[str, Any],
+) -> None:
     table = run_tables.comparison(results)
 
     assert _by_column(table, 2) == {
@@ -53,7 +55,7 @@ def test_comparison_holds_what_each_method_reached_and_chose(results: dict[str, 
     }
 
 
-def test_comparison_leaves_out_what_a_student_from_scratch_has_not(
+def test_comparison_omits_teacher_fields_of_students_from_scratch(
     results: dict[str, Any],
 ) -> None:
     row = _by_column(run_tables.comparison(results), 0)
@@ -62,7 +64,7 @@ def test_comparison_leaves_out_what_a_student_from_scratch_has_not(
     assert present == {"Method", "Student, test", "Student, validation", "Learning rate"}
 
 
-def test_comparison_is_in_the_metric_that_decides(results: dict[str, Any]) -> None:
+def test_comparison_uses_the_main_metric(results: dict[str, Any]) -> None:
     results["data"]["metric"] = "mean_per_class"
 
     row = _by_column(run_tables.comparison(results), 1)
@@ -70,7 +72,7 @@ def test_comparison_is_in_the_metric_that_decides(results: dict[str, Any]) -> No
     assert row["Student, test"] == "45.00"  # Half of top-1 in these records.
 
 
-def test_comparison_sets_the_paper_beside_official_data(results: dict[str, Any]) -> None:
+def test_comparison_has_the_papers_numbers_for_official_data(results: dict[str, Any]) -> None:
     results["models"]["student"] = "efficientnet_v2"
     results["data"] |= {"name": "pcam", "official": True}
 
@@ -171,7 +173,7 @@ def test_settings_are_listed_by_dotted_name(results: dict[str, Any]) -> None:
     assert table.rows == (("student.losses", "kd"), ("student.learning_rate", "0.1, 0.5"))
 
 
-def test_it_is_told_how_teachers_fitted_on_the_device(results: dict[str, Any]) -> None:
+def test_memory_plans_of_teachers_are_listed(results: dict[str, Any]) -> None:
     results["methods"][0]["plan"] = None
     results["methods"][2]["plan"] = {
         "rematerialise": "elementwise",
@@ -224,7 +226,7 @@ def test_warning_is_for_unofficial_data_only(
     assert (model_card.warning(results) is not None) == warned
 
 
-def test_whole_numbers_may_stand_for_shares(results: dict[str, Any]) -> None:
+def test_integers_are_accepted_as_fractions(results: dict[str, Any]) -> None:
     for row in results["students"]:
         row["validation"]["top1"] = 1  # As JSON may hold it.
 

@@ -1,4 +1,4 @@
-"""The report of a study, against values worked out by hand."""
+"""The report of a study, against values computed by hand."""
 
 import copy
 import csv
@@ -271,7 +271,7 @@ def test_a_cell_that_has_fewer_seeds_says_so(record: dict[str, Any]) -> None:
     assert _lines(record)["MobileNetV2: ReMem"]["Patch Camelyon, student"] == "90.00 (1 of 2)"
 
 
-def test_a_cell_that_is_not_there_is_called_missing(record: dict[str, Any]) -> None:
+def test_an_absent_cell_is_marked_missing(record: dict[str, Any]) -> None:
     row = _lines(record)["EfficientNetV2: ReMem"]
 
     assert set(row.values()) == {results_table.MISSING}
@@ -284,7 +284,7 @@ def test_a_student_without_a_teacher_has_a_dash(record: dict[str, Any]) -> None:
     assert _lines(record)["MobileNetV2: Fine-tuning"]["CIFAR-100, teacher"] == tables.NOTHING
 
 
-def test_a_student_that_diverged_is_not_averaged(record: dict[str, Any]) -> None:
+def test_a_diverged_student_is_excluded_from_the_mean(record: dict[str, Any]) -> None:
     record["cells"][0]["replicates"][0]["student"] = None  # As JSON holds what is not finite.
 
     row = _lines(record)["MobileNetV2: Fine-tuning"]
@@ -292,7 +292,7 @@ def test_a_student_that_diverged_is_not_averaged(record: dict[str, Any]) -> None
     assert row["CIFAR-100, student"] == "79.00 (1 of 2)"
 
 
-def test_the_papers_numbers_stand_beneath_ours_with_differences(record: dict[str, Any]) -> None:
+def test_the_papers_numbers_are_below_ours_with_differences(record: dict[str, Any]) -> None:
     rows = _lines(record)
 
     labels = list(rows)
@@ -337,7 +337,7 @@ def test_a_mini_version_has_no_differences(record: dict[str, Any]) -> None:
     assert "this is a mini version" in " ".join(study_page.notes(record))
 
 
-def test_a_mini_version_says_so_on_its_face(record: dict[str, Any], write: Write) -> None:
+def test_a_mini_version_is_labelled_at_the_top(record: dict[str, Any], write: Write) -> None:
     record["mini"] = "Small images. Not to be compared with the paper's."
 
     page, text = write()
@@ -417,7 +417,7 @@ def test_rows_without_groups_have_no_group_in_their_labels(record: dict[str, Any
     assert list(_lines(record))[:2] == ["Fine-tuning", "Fine-tuning (paper)"]
 
 
-def test_a_gain_compares_each_seed_with_its_own_kind(record: dict[str, Any]) -> None:
+def test_a_gain_compares_equal_seeds(record: dict[str, Any]) -> None:
     found = _gains(record)["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"]
 
     differences = [80.0 - 77.0, 83.0 - 79.0]
@@ -430,7 +430,7 @@ def test_a_gain_leaves_out_a_seed_that_the_baseline_lacks(record: dict[str, Any]
     assert _gains(record)["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"] == "+4.00 (1 of 2)"
 
 
-def test_the_papers_gains_stand_beneath_ours(record: dict[str, Any]) -> None:
+def test_the_papers_gains_are_below_ours(record: dict[str, Any]) -> None:
     record["columns"][1]["data"]["official"] = False
 
     found = _gains(record)
@@ -442,14 +442,14 @@ def test_the_papers_gains_stand_beneath_ours(record: dict[str, Any]) -> None:
     assert found["EfficientNetV2: ReMem over Fine-tuning (paper)"]["CIFAR-100"] == "+2.7"
 
 
-def test_no_gains_where_none_is_ours(record: dict[str, Any], write: Write) -> None:
+def test_there_are_no_gains_without_our_own(record: dict[str, Any], write: Write) -> None:
     del record["cells"][0]
 
     assert gains.over_baseline(record, "validation") == []
     assert "Gains over the baseline" not in write()[1]
 
 
-def test_beneath_a_gain_stands_its_paired_error_seed_by_seed(record: dict[str, Any]) -> None:
+def test_paired_errors_for_each_seed_are_below_a_gain(record: dict[str, Any]) -> None:
     found = {"difference": 0.03, "standard_error": 0.0125, "p_value": 0.0312, "images": 10_000}
     record["compared"] = [
         {
@@ -476,7 +476,7 @@ def test_beneath_a_gain_stands_its_paired_error_seed_by_seed(record: dict[str, A
         (True, "Every student was evaluated on test too"),
     ],
 )
-def test_how_often_test_was_read_is_said_as_it_was(
+def test_the_page_states_how_often_test_was_read(
     record: dict[str, Any], write: Write, on_test: bool, expected: str
 ) -> None:
     record["choose_on_test"] = on_test
@@ -525,7 +525,7 @@ def halved(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def test_what_was_searched_is_shown_row_by_row(halved: dict[str, Any]) -> None:
+def test_the_search_is_listed_by_row(halved: dict[str, Any]) -> None:
     table = search.grids(halved)
 
     assert table is not None
@@ -545,7 +545,7 @@ def test_what_was_searched_is_shown_row_by_row(halved: dict[str, Any]) -> None:
     )
 
 
-def test_a_search_by_halving_lists_its_rungs_and_what_it_left_out(
+def test_a_search_by_halving_lists_its_rungs_and_dropped_settings(
     halved: dict[str, Any], write: Write
 ) -> None:
     rungs, dropped = search.halving(halved)
@@ -580,7 +580,7 @@ def test_gains_are_over_the_first_row_without_fine_tuning(record: dict[str, Any]
     assert pairs == [("lora", "lora_remem")]
 
 
-def test_choices_on_test_stand_apart_and_are_called_optimistic(
+def test_selection_on_test_is_separate_and_called_optimistic(
     record: dict[str, Any], write: Write
 ) -> None:
     without = write()[1]
@@ -597,7 +597,7 @@ def test_choices_on_test_stand_apart_and_are_called_optimistic(
     assert "does not say on which split it selects" in after
 
 
-def test_the_table_of_choices_on_test_has_only_columns_that_have_some(
+def test_the_table_selected_on_test_has_only_nonempty_columns(
     record: dict[str, Any],
 ) -> None:
     record["cells"].append(_cell("mobilenet_v2_remem", "pcam", (0.95, 0.9), choice="test"))
@@ -607,7 +607,7 @@ def test_the_table_of_choices_on_test_has_only_columns_that_have_some(
     assert grid.columns == ("Patch Camelyon",)
 
 
-def test_what_is_missing_is_listed_with_its_reason(record: dict[str, Any]) -> None:
+def test_missing_results_are_listed_with_reasons(record: dict[str, Any]) -> None:
     record["columns"][1]["data"] = None
 
     table = trials.missing(record)
@@ -619,7 +619,7 @@ def test_what_is_missing_is_listed_with_its_reason(record: dict[str, Any]) -> No
     assert len(table.rows) == 24 - 2  # All but those with both seeds.
 
 
-def test_a_whole_table_misses_nothing(record: dict[str, Any], write: Write) -> None:
+def test_a_complete_table_has_no_missing_results(record: dict[str, Any], write: Write) -> None:
     record |= {"rows": record["rows"][:2], "columns": record["columns"][:1], "missing": []}
 
     assert "## Missing results\n\nNothing.\n" in write()[1]
@@ -679,7 +679,7 @@ def test_every_trial_is_listed_best_first_within_its_cell(record: dict[str, Any]
     assert "Fraction of the steps" not in table.columns
 
 
-def test_trials_with_a_share_of_the_steps_come_after_whole_ones(record: dict[str, Any]) -> None:
+def test_shortened_trials_come_after_full_ones(record: dict[str, Any]) -> None:
     record["trials"][1]["fraction"] = 0.25
 
     table = trials.tried(record)
@@ -729,7 +729,7 @@ def test_csv_holds_every_cell_in_percent(
     assert rows["efficientnet_v2_remem", "pcam"]["student_mean"] == ""
 
 
-def test_names_are_no_formulas_in_the_csv(
+def test_names_are_not_formulas_in_the_csv(
     record: dict[str, Any], write: Write, tmp_path: pathlib.Path
 ) -> None:
     record["rows"][0]["title"] = '=HYPERLINK("http://evil")\n\udcff'
@@ -738,7 +738,7 @@ def test_names_are_no_formulas_in_the_csv(
     assert _csv(tmp_path)[0]["row_title"] == '\'=HYPERLINK("http://evil") \N{REPLACEMENT CHARACTER}'
 
 
-def test_page_runs_no_script_and_asks_for_nothing(write: Write, hostile: dict[str, Any]) -> None:
+def test_page_runs_no_script_and_requests_nothing(write: Write, hostile: dict[str, Any]) -> None:
     page = Page(write()[0])
 
     assert not {"script", "link", "img", "iframe", "object", "a"} & set(page.tags)
@@ -748,9 +748,7 @@ def test_page_runs_no_script_and_asks_for_nothing(write: Write, hostile: dict[st
 
 
 @pytest.mark.parametrize("fixture", ["record", "hostile"])
-def test_page_closes_what_it_opens(
-    write: Write, request: pytest.FixtureRequest, fixture: str
-) -> None:
+def test_page_closes_all_tags(write: Write, request: pytest.FixtureRequest, fixture: str) -> None:
     request.getfixturevalue(fixture)
 
     page = Page(write()[0])
@@ -765,7 +763,7 @@ def test_rows_of_the_page_span_the_columns(record: dict[str, Any], write: Write)
     assert page.rows[:5] == [13, 12, 13, 13, 13]
 
 
-def test_hostile_names_show_as_text_in_the_page(write: Write, hostile: dict[str, Any]) -> None:
+def test_hostile_names_are_text_in_the_page(write: Write, hostile: dict[str, Any]) -> None:
     page = Page(write()[0])
 
     # Title twice, mini, metric, group, row, column, data, missing, search, settings, trials, ...
@@ -838,7 +836,7 @@ def test_unofficial_data_are_warned_of_in_both_files(record: dict[str, Any], wri
         assert "For Caltech-101 the numbers of images are not those of the official" in content
 
 
-def test_a_study_that_has_not_begun_is_reported(record: dict[str, Any], write: Write) -> None:
+def test_a_study_that_has_not_started_is_reported(record: dict[str, Any], write: Write) -> None:
     record |= {"cells": [], "trials": [], "missing": [], "versions": {}}
     for column in record["columns"]:
         column["data"] = None
@@ -854,7 +852,7 @@ def test_a_missing_record_is_named(tmp_path: pathlib.Path) -> None:
         report.write_study(tmp_path)
 
 
-def test_another_format_is_refused(
+def test_another_format_is_rejected(
     record: dict[str, Any], write: Write, tmp_path: pathlib.Path
 ) -> None:
     record["format"] = 2

@@ -1,4 +1,4 @@
-"""A tiny laboratory: two ViTs of random weights, and the digits at 16 pixels."""
+"""Fixtures: two ViTs with random weights, and the digits at 16 pixels."""
 
 import pathlib
 from collections.abc import Callable, Iterator

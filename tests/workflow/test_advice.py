@@ -1,4 +1,4 @@
-"""What is said where a loss is not finite: advice for the part that was not finite first."""
+"""Advice in errors of a non-finite loss, by what was not finite first."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from remem_jax.workflow import advice
         ("students/remem/step_5", "parameters", r"Checkpoints .*begin again in another"),
     ],
 )
-def test_advice_is_for_the_part_that_was_not_finite(part: str, fault: str, expected: str) -> None:
+def test_advice_depends_on_what_was_not_finite_first(part: str, fault: str, expected: str) -> None:
     match = f"^{part}: bad\\. {expected}"
 
     with pytest.raises(loop.NonFiniteLossError, match=match) as caught, advice.on_divergence(part):
@@ -42,7 +42,7 @@ def test_advice_is_for_the_part_that_was_not_finite(part: str, fault: str, expec
         ("pretrain", "config.train.accumulate", "config.train.batch_size"),
     ],
 )
-def test_a_full_device_is_one_line_that_says_what_to_set(
+def test_exhausted_memory_is_a_one_line_error_that_names_settings(
     part: str, goes_on: str, other: str
 ) -> None:
     with pytest.raises(advice.OutOfMemoryError) as caught, advice.on_out_of_memory(part):
@@ -55,7 +55,7 @@ def test_a_full_device_is_one_line_that_says_what_to_set(
     assert other in told.partition("in another --workdir")[2]
 
 
-def test_other_errors_of_a_device_are_not_taken_for_it() -> None:
+def test_other_device_errors_are_unchanged() -> None:
     with (
         pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
         advice.on_out_of_memory("pretrain"),

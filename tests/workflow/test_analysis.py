@@ -1,4 +1,4 @@
-"""Analyses of tiny checkpoints, against what is found of all images at once."""
+"""Analyses of tiny checkpoints, against results on all images at once."""
 
 import json
 import pathlib
@@ -68,7 +68,7 @@ def test_an_analysis_has_each_model_in_each_analysis(
     assert analyses["expertness"]["images"] == 100
 
 
-def test_an_analysis_draws_every_figure_as_picture_and_as_numbers(
+def test_an_analysis_writes_every_figure_as_picture_and_as_numbers(
     whole: tuple[context.Run, dict[str, Any]],
 ) -> None:
     run, _ = whole
@@ -78,7 +78,7 @@ def test_an_analysis_draws_every_figure_as_picture_and_as_numbers(
     assert (run.workdir / "report.html").read_text().count("<svg") == len(FIGURES)
 
 
-def test_the_report_of_an_analysis_says_what_its_numbers_say(
+def test_the_report_of_an_analysis_agrees_with_its_numbers(
     whole: tuple[context.Run, dict[str, Any]],
 ) -> None:
     run, found = whole
@@ -105,7 +105,7 @@ def test_the_report_of_an_analysis_is_the_same_bytes_again(
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_an_analysis_that_is_done_is_only_read(
+def test_a_finished_analysis_is_only_read(
     whole: tuple[context.Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, before = whole
@@ -232,7 +232,7 @@ def test_expertness_is_that_of_the_energies_of_all_images(run: context.Run, at_o
         assert (one["neurons"], one["images"]) == (SIZE.mlp, 90)
 
 
-def test_a_block_that_is_done_is_not_looked_at_again(
+def test_a_finished_block_is_not_measured_again(
     run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.config.images.examples = 64
@@ -242,13 +242,13 @@ def test_a_block_that_is_done_is_not_looked_at_again(
     (folder / "block_1.json").unlink()
     kept = (folder / "block_0.json").read_bytes()
     looked: list[list[int]] = []
-    look = of_blocks._look
+    look = of_blocks._energies
 
     def noting(*arguments: Any) -> Any:
         looked.append(arguments[2])
         return look(*arguments)
 
-    monkeypatch.setattr(of_blocks, "_look", noting)
+    monkeypatch.setattr(of_blocks, "_energies", noting)
     again = of_blocks.measure(run, chosen)
 
     assert looked == [[1]]
@@ -257,14 +257,14 @@ def test_a_block_that_is_done_is_not_looked_at_again(
     assert second["shares"] == pytest.approx(first["shares"])
 
 
-def test_there_are_not_more_clusters_than_images(run: context.Run) -> None:
+def test_more_clusters_than_images_are_rejected(run: context.Run) -> None:
     run.config.images.examples, run.config.expertness.clusters = 20, 21
 
     with pytest.raises(SettingError, match=r"expertness\.clusters must be at most 20, the images"):
         of_blocks.measure(run, inputs.load(run))
 
 
-def test_clusters_are_as_many_as_classes_if_none_are_named(run: context.Run) -> None:
+def test_the_default_number_of_clusters_is_that_of_classes(run: context.Run) -> None:
     run.config.images.examples, run.config.expertness.clusters = 9, 0
 
     with pytest.raises(SettingError, match=r"the 9 images of config\.images; got 10"):
@@ -291,7 +291,7 @@ def test_the_top_block_is_the_last_that_has_an_mlp(
 
 
 @pytest.mark.parametrize("layer", [3, -4])
-def test_a_block_that_there_is_not_is_refused(run: context.Run, layer: int) -> None:
+def test_a_nonexistent_block_is_rejected(run: context.Run, layer: int) -> None:
     run.config.expertness.layers = (layer,)
 
     with pytest.raises(SettingError, match=rf"a has 3 blocks .* no block {layer}:"):
@@ -343,7 +343,7 @@ def _stopping_after(calls: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_criticality_goes_on_where_it_was_stopped(
+def test_criticality_resumes_where_it_was_stopped(
     run: context.Run, changes: np.ndarray, monkeypatch: pytest.MonkeyPatch, *, stopped: bool
 ) -> None:
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""Information of teachers: what is measured side by side, and what a kill leaves."""
+"""Information of teachers: joint measurement, and resuming after a kill."""
 
 import json
 import pathlib
@@ -125,7 +125,9 @@ def test_a_record_is_the_statistics_of_its_seeds(whole: tuple[context.Run, dict[
         assert record["info_nce"]["deviation"] > 0
 
 
-def test_the_floor_is_the_entropy_of_the_images(whole: tuple[context.Run, dict[str, Any]]) -> None:
+def test_the_lower_bound_is_the_entropy_of_the_images(
+    whole: tuple[context.Run, dict[str, Any]],
+) -> None:
     run, found = whole
     (batch,) = run.loader.evaluation("validation", EVALUATED)
     transform = jax.jit(lambda image: run.loader.evaluation_transform(jax.random.key(0), image))
@@ -139,7 +141,7 @@ def test_the_floor_is_the_entropy_of_the_images(whole: tuple[context.Run, dict[s
         assert record["floor"] == pytest.approx(floor, rel=1e-4)
 
 
-def test_what_is_kept_beside_the_numbers_adds_up_to_them(
+def test_saved_arrays_are_consistent_with_the_numbers(
     whole: tuple[context.Run, dict[str, Any]],
 ) -> None:
     run, found = whole
@@ -171,7 +173,7 @@ def _killed(name: str) -> Callable[..., None]:
     return writing
 
 
-def test_a_measurement_that_is_killed_after_its_last_step_goes_on_to_the_same_numbers(
+def test_a_measurement_killed_after_its_last_step_resumes_to_the_same_numbers(
     lab: Lab,
     whole: tuple[context.Run, dict[str, Any]],
     teachers: list[decoders.Teacher],
@@ -191,7 +193,7 @@ def test_a_measurement_that_is_killed_after_its_last_step_goes_on_to_the_same_nu
     assert not (run.workdir / PART / training.CHECKPOINTS).exists()
 
 
-def test_a_stopped_measurement_goes_on_to_the_same_numbers(
+def test_a_stopped_measurement_resumes_to_the_same_numbers(
     lab: Lab,
     whole: tuple[context.Run, dict[str, Any]],
     teachers: list[decoders.Teacher],
@@ -207,7 +209,7 @@ def test_a_stopped_measurement_goes_on_to_the_same_numbers(
     _require_same(found["teachers"], whole[1]["teachers"])
 
 
-def test_a_measurement_that_is_done_is_only_read(whole: tuple[context.Run, dict[str, Any]]) -> None:
+def test_a_finished_measurement_is_only_read(whole: tuple[context.Run, dict[str, Any]]) -> None:
     run, found = whole
 
     def load() -> list[decoders.Teacher]:
@@ -228,7 +230,7 @@ def test_each_teacher_is_measured_as_if_it_were_alone(
     assert found["loss"] != whole[1]["teachers"][0]["loss"]
 
 
-def test_each_teacher_has_readers_of_its_own(
+def test_each_teacher_has_separate_decoders(
     lab: Lab,
     whole: tuple[context.Run, dict[str, Any]],
     teachers: list[decoders.Teacher],
@@ -243,7 +245,7 @@ def _never(*_: Any) -> list[decoders.Teacher]:
     raise AssertionError("No work should have begun.")
 
 
-def test_a_batch_above_validation_is_refused_before_any_work(
+def test_a_batch_larger_than_validation_is_rejected_before_any_work(
     lab: Lab, tmp_path: pathlib.Path
 ) -> None:
     run = lab.run(tmp_path)
@@ -255,7 +257,7 @@ def test_a_batch_above_validation_is_refused_before_any_work(
         measurement.measure(run, PART, _never)
 
 
-def test_a_run_refuses_what_it_cannot_measure_before_any_work(
+def test_a_run_rejects_what_it_cannot_measure_before_any_work(
     lab: Lab, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _remem_run(lab, tmp_path)
@@ -270,7 +272,7 @@ def test_a_run_refuses_what_it_cannot_measure_before_any_work(
 
 
 @pytest.mark.parametrize("title", ["b", "a"])
-def test_features_of_two_sizes_are_refused(
+def test_features_of_two_sizes_are_rejected(
     lab: Lab, teachers: list[decoders.Teacher], tmp_path: pathlib.Path, title: str
 ) -> None:
     """Also of two teachers of one name."""
@@ -319,7 +321,7 @@ def test_no_more_pictures_are_kept_than_there_are_images(
     assert len(kept["images"]) == len(kept["reconstructions_0"]) == EVALUATED
 
 
-def test_decoders_are_planned_by_what_they_take(
+def test_decoders_are_planned_by_their_memory(
     lab: Lab, teachers: list[decoders.Teacher], tmp_path: pathlib.Path
 ) -> None:
     run = lab.run(tmp_path)
@@ -400,7 +402,7 @@ def measured(watched: Watched) -> context.Run:
 
 
 @pytest.mark.slow
-def test_the_teachers_of_a_run_are_measured_where_it_is_asked_for(measured: context.Run) -> None:
+def test_the_teachers_of_a_run_are_measured_if_requested(measured: context.Run) -> None:
     found = json.loads((measured.workdir / "results.json").read_text())
 
     assert [one["step"] for one in found["teachers"]] == [1, 2]
@@ -422,7 +424,7 @@ def test_the_report_of_a_run_shows_the_information_plane(measured: context.Run) 
 
 
 @pytest.mark.slow
-def test_teachers_students_and_decoders_see_the_images_in_orders_of_their_own(
+def test_teachers_students_and_decoders_have_independent_orders_of_images(
     watched: Watched,
 ) -> None:
     orders: dict[str, set[tuple[int, ...]]] = {}
@@ -435,7 +437,7 @@ def test_teachers_students_and_decoders_see_the_images_in_orders_of_their_own(
 
 
 @pytest.mark.slow
-def test_views_are_of_the_stage_and_the_step_alone(watched: Watched) -> None:
+def test_augmentation_depends_only_on_the_stage_and_the_step(watched: Watched) -> None:
     stages: list[Stage] = ["teacher", "student", "student", "decoder"]  # Of two teachers.
 
     keys = [random_streams.key(0, stage, step) for stage in stages for step in (0, 1)]
@@ -443,7 +445,7 @@ def test_views_are_of_the_stage_and_the_step_alone(watched: Watched) -> None:
     assert sorted(watched.keys) == sorted(jax.random.key_data(key).tolist() for key in keys)
 
 
-def test_no_teacher_is_measured_where_it_is_not_asked_for(
+def test_no_teacher_is_measured_unless_requested(
     lab: Lab, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _remem_run(lab, tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints are checked whole before the data are looked at, and read once."""
+"""Checkpoints are checked before the data are read, and read once."""
 
 import pathlib
 from collections.abc import Callable
@@ -66,7 +66,7 @@ BROKEN: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_checkpoint_is_refused_before_the_data_are_looked_at(
+def test_a_damaged_checkpoint_is_rejected_before_the_data_are_read(
     kind: str, config: ConfigDict, arrays: Arrays, tmp_path: pathlib.Path, unseen: None
 ) -> None:
     damage, message = BROKEN[kind]
@@ -76,7 +76,7 @@ def test_a_broken_checkpoint_is_refused_before_the_data_are_looked_at(
         workflow.run(config, tmp_path / "run")
 
 
-def test_a_file_cut_short_is_refused_before_the_data_are_looked_at(
+def test_a_truncated_file_is_rejected_before_the_data_are_read(
     config: ConfigDict, tmp_path: pathlib.Path, unseen: None
 ) -> None:
     path = tmp_path / "vit.npz"
@@ -86,7 +86,7 @@ def test_a_file_cut_short_is_refused_before_the_data_are_looked_at(
         workflow.run(config, tmp_path / "run")
 
 
-def test_another_variant_is_refused_before_the_data_are_looked_at(
+def test_another_variant_is_rejected_before_the_data_are_read(
     config: ConfigDict, tmp_path: pathlib.Path, unseen: None
 ) -> None:
     config.teacher.variant, config.data.image_size = "Ti/16", 32
@@ -95,7 +95,7 @@ def test_another_variant_is_refused_before_the_data_are_looked_at(
         workflow.run(config, tmp_path / "run")
 
 
-def test_images_that_do_not_divide_into_its_patches_are_refused_before_they_are_looked_at(
+def test_images_that_do_not_divide_into_patches_are_rejected_before_they_are_read(
     config: ConfigDict, tmp_path: pathlib.Path, unseen: None
 ) -> None:
     config.teacher.variant, config.data.image_size = "", 20
@@ -104,7 +104,7 @@ def test_images_that_do_not_divide_into_its_patches_are_refused_before_they_are_
         workflow.run(config, tmp_path / "run")
 
 
-def test_the_last_checkpoint_of_an_analysis_is_refused_before_the_data_are_looked_at(
+def test_the_last_checkpoint_of_an_analysis_is_rejected_before_the_data_are_read(
     arrays: Arrays, config: ConfigDict, tmp_path: pathlib.Path, unseen: None
 ) -> None:
     _store(tmp_path / "nan.npz", **_with_nan(arrays))

@@ -46,7 +46,7 @@ def alone(
     return group["students"][0], distill.kept(run, setup, "students/scratch", 0)
 
 
-def test_a_student_that_diverges_costs_nothing_more_and_changes_no_other(
+def test_a_diverged_student_is_not_trained_further_and_affects_no_other(
     lab: Lab, setup: student_setup.StudentSetup, alone: Any, tmp_path: pathlib.Path
 ) -> None:
     stepped: list[float] = []
@@ -79,7 +79,7 @@ def test_a_student_that_diverges_costs_nothing_more_and_changes_no_other(
     assert all(of_lost is None and of_other for of_lost, of_other in shown)
 
 
-def test_a_group_whose_students_all_diverge_is_written_down(
+def test_a_group_whose_students_all_diverge_is_recorded(
     lab: Lab, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
     config = _config(TOO_HIGH, 2 * TOO_HIGH, 0.1)
@@ -96,7 +96,7 @@ def test_a_group_whose_students_all_diverge_is_written_down(
     assert chosen["learning_rate"] == 0.1
 
 
-def test_only_students_that_are_finite_are_counted(
+def test_operations_count_only_finite_students(
     lab: Lab, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
     run = lab.run(tmp_path, _config(0.1, 0.2))

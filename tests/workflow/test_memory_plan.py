@@ -1,4 +1,4 @@
-"""Which plan a training step gets, by the memory of a device that is only said to be there."""
+"""The plan of a training step, given the memory of a simulated device."""
 
 import functools
 import pathlib
@@ -123,7 +123,7 @@ def test_the_cheapest_plan_that_fits_is_chosen(
     )
 
 
-def test_where_all_takes_little_nothing_is_compiled(
+def test_nothing_is_compiled_if_activations_are_small(
     run: context.Run, memory: Callable[[float], None]
 ) -> None:
     memory(40)
@@ -134,7 +134,7 @@ def test_where_all_takes_little_nothing_is_compiled(
     assert seen == []
 
 
-def test_what_clearly_does_not_fit_is_not_compiled(
+def test_plans_that_clearly_do_not_fit_are_not_compiled(
     run: context.Run, memory: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory(30)
@@ -151,7 +151,7 @@ def test_what_clearly_does_not_fit_is_not_compiled(
     assert (found, seen) == (Plan("elementwise", 2), [Plan("elementwise", 2)])
 
 
-def test_a_later_start_keeps_the_plan_where_it_fits(
+def test_a_resumed_run_keeps_its_plan_if_it_fits(
     run: context.Run, memory: Callable[[float], None]
 ) -> None:
     step = make_step(list(NEEDS), at_rest=5)
@@ -167,7 +167,7 @@ def test_a_later_start_keeps_the_plan_where_it_fits(
     assert memory_plan.planned(run, make_step([Plan("elementwise", 2)])) == Plan("elementwise", 2)
 
 
-def test_where_none_fits_it_is_said_what_to_set(
+def test_the_error_names_settings_if_no_plan_fits(
     run: context.Run, memory: Callable[[float], None]
 ) -> None:
     memory(10)
@@ -181,7 +181,7 @@ def test_where_none_fits_it_is_said_what_to_set(
 
 
 @pytest.mark.parametrize("divisible", [True, False])
-def test_parts_of_a_batch_are_advised_only_where_there_can_be_some(
+def test_microbatches_are_advised_only_if_the_batch_is_divisible(
     run: context.Run, memory: Callable[[float], None], divisible: bool
 ) -> None:
     memory(10)
@@ -194,7 +194,7 @@ def test_parts_of_a_batch_are_advised_only_where_there_can_be_some(
     assert ("config.teacher.accumulate" in str(told.value)) == divisible
 
 
-def test_what_the_compiler_has_no_room_for_does_not_fit(
+def test_a_plan_that_the_compiler_rejects_does_not_fit(
     run: context.Run, memory: Callable[[float], None]
 ) -> None:
     def needs(plan: Plan) -> tuple[int, int]:
@@ -208,7 +208,7 @@ def test_what_the_compiler_has_no_room_for_does_not_fit(
     assert memory_plan.planned(run, step) == Plan("blocks")
 
 
-def test_what_the_user_has_set_is_taken(run: context.Run, memory: Callable[[float], None]) -> None:
+def test_settings_of_the_user_are_used(run: context.Run, memory: Callable[[float], None]) -> None:
     memory(1)
     seen: list[Plan] = []
 
@@ -217,7 +217,7 @@ def test_what_the_user_has_set_is_taken(run: context.Run, memory: Callable[[floa
     assert (found, seen) == (Plan("nothing", 4), [])
 
 
-def test_a_list_has_each_kind_and_what_is_chosen(
+def test_the_list_has_each_kind_of_plan_and_the_chosen_one(
     run: context.Run, memory: Callable[[float], None]
 ) -> None:
     memory(30)
@@ -241,7 +241,7 @@ def chosen(**settings: Any) -> list[Plan]:
     return memory_plan.candidates(teacher, on, tokens=197, whole=whole)
 
 
-def test_all_is_stored_first_and_small_parts_come_last() -> None:
+def test_storing_all_comes_first_and_small_microbatches_last() -> None:
     found = chosen()
 
     assert found[:3] == [Plan("nothing"), Plan("elementwise"), Plan("elementwise", 2)]
@@ -311,9 +311,7 @@ def of_stored(rho: float) -> Any:
         (Plan("blocks", 2), 0.0, True, False),
     ],
 )
-def test_each_plan_takes_the_step_of_storing_everything(
-    plan: Plan, rho: float, scan: bool, looped: bool
-) -> None:
+def test_all_plans_take_the_same_step(plan: Plan, rho: float, scan: bool, looped: bool) -> None:
     found = take(plan, rho=rho, scan=scan, looped=looped)
 
     jax.tree.map(
@@ -321,7 +319,7 @@ def test_each_plan_takes_the_step_of_storing_everything(
     )
 
 
-def test_a_decoder_that_computes_again_learns_the_same() -> None:
+def test_rematerialisation_does_not_change_a_decoders_training() -> None:
     rng = np.random.default_rng(0)
     features = jnp.asarray(rng.normal(size=(2, 2, 2, 4)), jnp.float32)
     variables = decoder.make_init(decoder.make(image_size=8), side=2, width=4)(jax.random.key(0))

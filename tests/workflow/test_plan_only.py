@@ -1,4 +1,4 @@
-"""What a run takes of memory, before it runs: against what its arrays are known to take."""
+"""Memory of a run, before it runs, against the known sizes of its arrays."""
 
 import logging
 
@@ -13,7 +13,7 @@ from remem_jax.workflow.remem import finetune, plan_only, student_groups, studen
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 
 
-def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
+def test_a_run_needs_the_memory_of_its_states_and_is_rejected_with_less(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small_run
@@ -62,7 +62,7 @@ def test_a_run_takes_what_its_states_do_and_is_refused_where_there_is_less(
         plan_only.show(run, pretrained, setup)
 
 
-def test_as_many_students_are_trained_at_once_as_fit_the_same_in_every_start(
+def test_as_many_students_are_trained_at_once_as_fit_also_after_a_restart(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run

@@ -1,4 +1,4 @@
-"""The type that a run computes in, where the devices decide it."""
+"""The dtype of a run whose devices decide it."""
 
 import json
 import pathlib
@@ -43,13 +43,13 @@ def test_on_cpus_a_run_computes_in_float32(config: ConfigDict, on: jax.sharding.
 
 
 @pytest.mark.usefixtures("accelerators")
-def test_a_type_that_is_named_is_used(config: ConfigDict, on: jax.sharding.Mesh) -> None:
+def test_a_named_dtype_is_used(config: ConfigDict, on: jax.sharding.Mesh) -> None:
     config.compute_dtype = "float32"
     assert precision.resolved(config, on).compute_dtype == "float32"
 
 
 @pytest.mark.usefixtures("accelerators")
-def test_settings_are_kept_as_they_were_given(config: ConfigDict, on: jax.sharding.Mesh) -> None:
+def test_settings_are_unchanged(config: ConfigDict, on: jax.sharding.Mesh) -> None:
     found = precision.resolved(config, on)
 
     assert (config.compute_dtype, found.compute_dtype) == ("auto", "bfloat16")
@@ -57,7 +57,7 @@ def test_settings_are_kept_as_they_were_given(config: ConfigDict, on: jax.shardi
 
 
 @pytest.mark.usefixtures("accelerators")
-def test_a_run_goes_on_in_the_type_that_it_began_with(
+def test_a_resumed_run_keeps_its_dtype(
     config: ConfigDict,
     on: jax.sharding.Mesh,
     tmp_path: pathlib.Path,
@@ -74,9 +74,7 @@ def test_a_run_goes_on_in_the_type_that_it_began_with(
 
 
 @pytest.mark.usefixtures("accelerators")
-def test_the_key_of_a_result_has_the_type_that_was_used(
-    config: ConfigDict, on: jax.sharding.Mesh
-) -> None:
+def test_the_key_of_a_result_includes_the_dtype(config: ConfigDict, on: jax.sharding.Mesh) -> None:
     def key(one: ConfigDict) -> str:
         return identity.Identity(settings.deciding(one), {}).key
 

@@ -1,4 +1,4 @@
-"""Teachers whose loss is no number any more: stopped, or tried again at half of the rate."""
+"""Teachers whose loss is not finite: stopped, or retried at half of the learning rate."""
 
 import pathlib
 from typing import Any
@@ -87,10 +87,13 @@ def test_what_did_not_diverge_has_results_and_the_report_says_what_did(
     assert [teacher["step"] for teacher in found["teachers"]] == [4]
     assert (row["method"], row["selected"]["teacher_step"]) == ("finetune", 4)
     assert (lost["steps"], lost["step"]) == ([8], 6)
-    assert any("no teachers of steps 8: training diverged" in s for s in found["config"]["differs"])
+    assert any(
+        "no teacher checkpoints at steps 8: training diverged" in s
+        for s in found["config"]["differs"]
+    )
     assert [one["method"] for one in found["failed"]] == ["scratch"]
     text = " ".join((run.workdir / "report.md").read_text().split())
-    assert f"Fine-tuning has no teachers of steps 8: {lost['reason'][:40]}" in text
+    assert f"Fine-tuning has no teacher checkpoints at steps 8: {lost['reason'][:40]}" in text
     assert "From scratch has no result. scratch: Every student diverged" in text
 
 
@@ -110,7 +113,7 @@ def test_the_log_has_speed_and_memory(run: context.Run, tmp_path: pathlib.Path) 
         assert "utilisation" not in row  # What a CPU can do is not known.
 
 
-def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: context.Run) -> None:
+def test_the_report_names_a_reduced_learning_rate(run: context.Run) -> None:
     run.config.teacher.learning_rate = 0.02
     rates = {"finetune": 0.02, "remem": 0.005, "scratch": None}
     rows = [
@@ -121,5 +124,5 @@ def test_the_report_names_a_rate_that_is_not_the_one_asked_for(run: context.Run)
     (sentence,) = deviations._retried(run, rows)
 
     assert sentence.startswith(
-        "The teacher of remem was tuned at a learning rate of 0.005: at 0.02"
+        "The teacher of remem was fine-tuned at a learning rate of 0.005: at 0.02"
     )

@@ -1,4 +1,4 @@
-"""Attempts to train a teacher: which of them counts, and what is left of the others."""
+"""Attempts to train a teacher: which one is used, and what the others leave."""
 
 import pathlib
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Which student is reported: chosen on validation by the mean over seeds, and what else is said."""
+"""Selection of the reported student on validation, by the mean over seeds."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""States of training: made where each piece belongs, and one of them after a kill."""
+"""Training states: created in shards, and only one of them after a restart."""
 
 import gc
 from collections.abc import Callable

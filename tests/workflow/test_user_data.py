@@ -1,4 +1,4 @@
-"""A user's own images, as whole commands take them."""
+"""Whole commands on a user's images."""
 
 import pathlib
 from collections.abc import Callable

@@ -89,7 +89,7 @@ def _numbers(
 ) -> tuple[criticality.Criticality, float]:
     """Computes the criticality of all neurons, or resumes it; returns it and the seconds."""
     settings = run.config.criticality
-    before, spent, skip = _kept(folder)
+    before, spent, skip = _restore(folder)
     started, saved, batch = time.monotonic() - spent, time.monotonic(), skip
 
     def save(current: criticality.Criticality) -> None:
@@ -118,7 +118,7 @@ def _numbers(
     return found, seconds
 
 
-def _kept(folder: pathlib.Path) -> tuple[criticality.Criticality | None, float, int]:
+def _restore(folder: pathlib.Path) -> tuple[criticality.Criticality | None, float, int]:
     """Returns the saved criticality, and the seconds and batches so far."""
     if not (folder / NUMBERS).exists():
         return None, 0.0, 0

@@ -42,7 +42,7 @@ class Checkpoint(NamedTuple):
         """Returns the index of a block, where negative numbers count from the last one.
 
         Raises:
-            SettingError: If there is no such block with an MLP.
+            SettingError: If there is no such block, or it has no MLP.
         """
         count = self.model.size.depth - self.model.pruned_mlp
         require(
@@ -142,7 +142,7 @@ def _unit(images: Float[Array, "batch side side 3"]) -> Float[np.ndarray, "batch
 
 
 def require_one_process(name: str) -> None:
-    """Raises where several processes make one run, which the analysis does not know."""
+    """Raises if the run has several processes, which the analysis does not support."""
     require(
         jax.process_count() == 1,
         f"The analysis {name!r} runs in one process, with any number of devices; start it alone.",

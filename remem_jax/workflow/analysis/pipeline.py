@@ -18,15 +18,15 @@ from remem_jax.workflow.information import decoders, measurement
 def run_analysis(run: context.Run) -> None:
     """Runs each of `config.analyses`, or resumes it."""
     config = run.config
-    chosen = inputs.load(run)
-    own = provenance.identity(run, {"models": {one.name: one.digest for one in chosen}})
-    workdir.begin(run.workdir, located(config), own)
+    subjects = inputs.load(run)
+    identity = provenance.identity(run, {"models": {one.name: one.digest for one in subjects}})
+    workdir.begin(run.workdir, located(config), identity)
     measures = {
         "information": _information,
         "expertness": expertness.measure,
         "criticality": criticality.measure,
     }
-    found = {name: measures[name](run, chosen) for name in config.analyses}
+    found = {name: measures[name](run, subjects) for name in config.analyses}
     if mesh.is_writer():
         results.write(
             run.workdir / "results.json",
@@ -34,7 +34,7 @@ def run_analysis(run: context.Run) -> None:
                 "format": report.ANALYSIS_FORMAT,
                 "title": config.title,
                 "config": described(plain(config)),
-                "identity": {"key": own.key, **own.inputs, "code": own.code},
+                "identity": {"key": identity.key, **identity.inputs, "code": identity.code},
                 "data": provenance.data(run) | {"splits": list(config.images.splits)},
                 "models": [inputs.describe(one) for one in chosen],
                 "analyses": found,
@@ -56,16 +56,16 @@ def _information(run: context.Run, chosen: list[inputs.Checkpoint]) -> dict[str,
 
     found = []
     for config in analysis.of_sensitivity(run.config):
-        own = config.information
-        corners = "aligned" if own.align_corners else "half_pixel"
-        stage = f"information/rate_{own.learning_rate:g}_beta2_{own.betas[1]:g}_{corners}"
+        settings = config.information
+        corners = "aligned" if settings.align_corners else "half_pixel"
+        stage = f"information/rate_{settings.learning_rate:g}_beta2_{settings.betas[1]:g}_{corners}"
         measured = measurement.measure(run._replace(config=config), stage, load)
         found.append(
             {
                 "folder": stage,
-                "learning_rate": own.learning_rate,
-                "second_beta": own.betas[1],
-                "align_corners": own.align_corners,
+                "learning_rate": settings.learning_rate,
+                "second_beta": settings.betas[1],
+                "align_corners": settings.align_corners,
                 "seconds": measured["seconds"],
                 "models": [
                     {"name": one.name, "title": one.title, **of}

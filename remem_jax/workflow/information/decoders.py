@@ -65,7 +65,7 @@ def make(
         rematerialise: What decoders recompute in the backward pass; see `planned_step`.
 
     Raises:
-        SettingError: If the teachers' features are of different sizes.
+        SettingError: If the teachers' features have different sizes.
     """
     settings, size = run.config.information, run.config.data.image_size
     side, width = _feature_size(run, teachers)
@@ -178,18 +178,18 @@ def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> m
 
 def require_grid(settings: ConfigDict, side: int) -> None:
     """Raises unless the token grid can be pooled to the grid of the critics' inputs."""
-    own = settings.info_nce
+    critics = settings.info_nce
     require(
-        not own.measured or side % own.grid == 0,
+        not critics.measured or side % critics.grid == 0,
         f"config.information.info_nce.grid must divide the {side} x {side} grid of tokens; got "
-        f"{own.grid}.",
+        f"{critics.grid}.",
     )
 
 
 def critic_inputs(settings: ConfigDict) -> info_nce.InputSpec:
-    """Returns the spec of the critics' inputs of `config.information`."""
-    own = settings.info_nce
-    return info_nce.InputSpec(own.grid, own.blocks, own.noise)
+    """Returns the inputs of the critics of `config.information`."""
+    critics = settings.info_nce
+    return info_nce.InputSpec(critics.grid, critics.blocks, critics.noise)
 
 
 def _feature_extractor(teacher: Teacher) -> mutual_information.FeatureExtractor:

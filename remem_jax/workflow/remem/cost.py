@@ -1,4 +1,4 @@
-"""What a ReMem run costs: operations and seconds of its steps, found by taking a few."""
+"""Estimates the cost of a ReMem run from a few steps: operations and seconds."""
 
 import math
 import statistics
@@ -15,49 +15,49 @@ from remem_jax.train import flops
 from remem_jax.workflow import context, memory_plan
 from remem_jax.workflow.remem import finetune, student_setup
 
-_TIMED = 2  # Steps, after one that compiles.
+_TIMED = 2  # Timed steps, after one that compiles.
 
 
 class Step(NamedTuple):
-    """What one step costs.
+    """Cost of one step.
 
     Attributes:
         operations: Floating-point operations; see `flops.count`.
-        seconds: On this device.
+        seconds: Seconds on this device.
     """
 
     operations: float
     seconds: float
 
     def times(self, steps: int) -> "Step":
-        """What so many steps cost."""
+        """Returns the cost of several steps."""
         return Step(steps * self.operations, steps * self.seconds)
 
 
 class Speed(NamedTuple):
-    """What the steps of a run cost.
+    """Cost of the steps of a run.
 
     Attributes:
-        teacher: Of its training; None from scratch.
-        answer: Of its outputs for a batch of students (none from scratch), and of augmenting
-            the images.
-        student: Of one student, the mean over the grid.
+        teacher: Cost of a teacher step; None from scratch.
+        teacher_outputs: Cost of augmenting a batch for the students, and of the teacher's outputs
+            for it if there is a teacher.
+        student: Cost of a step of one student, the mean over the grid.
     """
 
     teacher: Step | None
-    answer: Step
+    teacher_outputs: Step
     student: Step
 
 
 class Cost(NamedTuple):
-    """What a run costs.
+    """Cost of a run.
 
     Attributes:
-        teacher_steps: Of its teachers.
-        student_steps: Of all its students together.
-        students: How many.
-        operations: Floating-point operations of training; evaluation and data come on top.
-        seconds: The same.
+        teacher_steps: Steps of its teachers.
+        student_steps: Steps of all students together.
+        students: Number of students.
+        operations: Floating-point operations of training, without evaluation and data.
+        seconds: Seconds of training, without evaluation and data.
     """
 
     teacher_steps: int
@@ -68,7 +68,7 @@ class Cost(NamedTuple):
 
 
 def of_run(config: ConfigDict, speed: Speed) -> Cost:
-    """What a run with one method costs, at a speed."""
+    """Returns the cost of a run with one method, given the cost of its steps."""
     (method,) = config.methods
     scratch = not METHODS[method].has_teacher
     teachers = 1 if scratch else len(config.teacher.steps)
@@ -78,7 +78,7 @@ def of_run(config: ConfigDict, speed: Speed) -> Cost:
     student_steps = students * config.student.steps
     spent = [
         speed.teacher.times(teacher_steps) if speed.teacher else Step(0, 0),
-        speed.answer.times(teachers * config.student.steps),
+        speed.teacher_outputs.times(teachers * config.student.steps),
         speed.student.times(student_steps),
     ]
     return Cost(
@@ -91,7 +91,7 @@ def of_run(config: ConfigDict, speed: Speed) -> Cost:
 
 
 def measure(run: context.Run) -> Speed:
-    """Takes some steps of a run with one method, which are not kept."""
+    """Measures some steps of a run with one method, without keeping them."""
     (method,) = run.config.methods
     if not METHODS[method].has_teacher:
         scratch = student_setup.scratch_grid(run)
@@ -132,7 +132,7 @@ def _of_students(
         return augmented, grid.compute_targets and grid.compute_targets(variables, augmented.images)
 
     augmented, targets = teacher_pass(None)
-    passed = Step(flops.count(teacher_pass, None), _seconds(teacher_pass, None))
+    teacher_outputs = Step(flops.count(teacher_pass, None), _seconds(teacher_pass, None))
     of_losses = {}
     for point in grid.one_per_loss:
         step, state = setup.steps[point.loss], setup.first_state(point)
@@ -142,12 +142,12 @@ def _of_students(
             return step(state, *augmented, targets, point.hyperparameters)[0]
 
         of_losses[point.loss] = Step(operations, _seconds(once, state))
-    own = [of_losses[point.loss] for point in grid.points]
+    points = [of_losses[point.loss] for point in grid.points]
     student = Step(
-        statistics.fmean(one.operations for one in own),
-        statistics.fmean(one.seconds for one in own),
+        statistics.fmean(one.operations for one in points),
+        statistics.fmean(one.seconds for one in points),
     )
-    return Speed(teacher, passed, student)
+    return Speed(teacher, teacher_outputs, student)
 
 
 def _batch(run: context.Run, batch_size: int) -> Any:
@@ -159,7 +159,7 @@ def _batch(run: context.Run, batch_size: int) -> Any:
 
 
 def _seconds(step: Callable[[Any], Any], state: Any) -> float:
-    """Seconds of a step that is given what it gave before."""
+    """Measures the seconds of a step that is called with its own result."""
     state = jax.block_until_ready(step(state))  # Compiles.
     started = time.monotonic()
     for _ in range(_TIMED):

@@ -1,4 +1,4 @@
-"""Students: for every teacher, one per point of a small grid, trained in lockstep."""
+"""Trains the students of every teacher: one per grid point, in lockstep."""
 
 import math
 import pathlib
@@ -28,12 +28,12 @@ from remem_jax.workflow.remem.student_setup import (
     scratch_grid,
 )
 
-# What tells settings apart: all but the seed.
+# Fields that identify a configuration (the seed is not one).
 SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")
 
 
 def from_scratch(run: context.Run, setup: StudentSetup) -> list[dict[str, Any]]:
-    """Trains the grid's learning rates without a teacher; see `_train_groups`."""
+    """Trains students without a teacher at all learning rates; see `_train_groups`."""
     grid = scratch_grid(run)
     trained = _train_groups(run, setup, grid, grid.stage, targets.none)
     for group in trained:
@@ -45,7 +45,7 @@ def from_scratch(run: context.Run, setup: StudentSetup) -> list[dict[str, Any]]:
 def from_teachers(
     run: context.Run, setup: StudentSetup, teachers: Teachers
 ) -> list[dict[str, Any]]:
-    """Trains the whole grid on each of the teachers; see `_train_groups`."""
+    """Trains the whole grid with each of the teachers; see `_train_groups`."""
     stage = f"students/{teachers.method}"
     compute_targets = make_targets(run, teachers.apply)
     grid = make_grid(run, stage, compute_targets, teachers.shapes)
@@ -59,7 +59,7 @@ def from_teachers(
 
 
 def kept(run: context.Run, setup: StudentSetup, stage: str, student: int) -> Variables:
-    """Variables of one of the students of a group's best setting."""
+    """Loads the variables of a student of a group's best configuration."""
     shapes = run.shapes(jax.eval_shape(lambda: setup.first(0)))
     return checkpoints.load_tree(_kept(run, stage, student), shapes)
 
@@ -75,16 +75,16 @@ def _train_groups(
     stage: str,
     open_targets: targets.OpenTargets,
 ) -> list[dict[str, Any]]:
-    """Trains the students of one teacher, group by group; where that is done, reads what is there.
+    """Trains the students of one teacher in groups, or reads their results if they are finished.
 
     Returns:
-        For each group "part", "seconds", and "students": settings, metrics on validation (and on
-        test, with `config.choose_on_test`; None of one that diverged), and whether the student
-        diverged; and "diverged", None unless all of the group did, else after which "step" the
-        last of them, and the "reason". The variables of the best setting's students are kept.
+        For each group "part", "seconds", and "students": hyperparameters, validation metrics (and
+        test metrics with `config.choose_on_test`; None if diverged), and whether each diverged;
+        and "diverged": None, or if the whole group diverged, the "step" of the last one and the
+        "reason". The variables of the best configuration's students are saved.
     """
     whole = results.read_for_all(run.workdir / stage / "result.json")
-    if whole:  # Also where another device would not hold as many.
+    if whole:  # Even if this device would fit fewer at once.
         return [whole]
     size, students = student_groups.size(run, setup, grid), len(grid.points)
     if size == students:
@@ -95,11 +95,11 @@ def _train_groups(
             run,
             setup,
             grid,
-            f"{stage}/students_{own[0]}_to_{own[-1]}",
-            {i: grid.points[i] for i in own},
+            f"{stage}/students_{numbers[0]}_to_{numbers[-1]}",
+            {i: grid.points[i] for i in numbers},
             open_targets,
         )
-        for own in ranges
+        for numbers in ranges
     ]
 
 
@@ -116,25 +116,25 @@ def _train_group(
     if before:
         return before
     validation: list[dict[str, float]] = []
-    nothing = dict.fromkeys((run.dataset.metric, "loss"), math.nan)
+    not_finite = dict.fromkeys((run.dataset.metric, "loss"), math.nan)
 
     def milestone(at: int, now: lockstep.States) -> None:
-        live = [one.variables for i, one in enumerate(now) if i not in job.lost]
-        measured = iter(setup.measure.all(live, "validation").models)
-        validation[:] = [nothing if i in job.lost else next(measured) for i in range(len(now))]
+        active = [one.variables for i, one in enumerate(now) if i not in job.lost]
+        measured = iter(setup.measure.all(active, "validation").models)
+        validation[:] = [not_finite if i in job.lost else next(measured) for i in range(len(now))]
         training.log_validation(run, stage, at, [one[run.dataset.metric] for one in validation])
 
     with open_targets() as get_targets:
         job = _job(run, setup, grid, points, get_targets)._replace(milestone=milestone)
         students, seconds, diverged = _train(run, stage, job)
     if diverged:
-        validation[:] = [nothing for _ in points]
-    if not validation:  # Killed between the last checkpoint and the result.
+        validation[:] = [not_finite for _ in points]
+    if not validation:  # Interrupted between the last checkpoint and the result.
         milestone(job.steps, students)
     records = _records(run, points, validation)
     if run.config.choose_on_test:
         _test(setup, students, records)
-    if _sound(records):
+    if _finite(records):
         _keep_best(run, stage, dict(zip(points, students, strict=True)), records)
     result = {"part": stage, "seconds": seconds, "students": records, "diverged": diverged}
     result = results.finite(result)
@@ -147,9 +147,9 @@ def _train_group(
 def _train(
     run: context.Run, stage: str, job: training.Job
 ) -> tuple[lockstep.States, float, dict[str, Any] | None]:
-    """Trains a group: the students, the seconds, and no students but why where all diverged.
+    """Trains a group; returns the students, the seconds, and the divergence.
 
-    Other groups go on then, as other students of this one would.
+    If all students diverged, returns no students; other groups continue.
     """
     try:
         students, seconds = training.train(run, stage, job)
@@ -164,7 +164,7 @@ def _train(
 def _keep_best(
     run: context.Run, stage: str, students: dict[int, State], records: Sequence[dict[str, Any]]
 ) -> None:
-    """Writes the students of the best setting; others of the group are gone."""
+    """Saves the students of the best configuration; others are discarded."""
     for one in select(records, run.dataset.metric):
         number = one["student"]
         checkpoints.save_tree(_kept(run, stage, number), dict(students[number].variables))
@@ -173,7 +173,7 @@ def _keep_best(
 def _records(
     run: context.Run, points: dict[int, GridPoint], validation: Sequence[dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """What is known of each student."""
+    """Returns the record of each student."""
     return [
         {
             "student": i,
@@ -189,7 +189,7 @@ def _records(
 def _test(
     setup: StudentSetup, students: lockstep.States, records: Sequence[dict[str, Any]]
 ) -> None:
-    """Adds to records what students are on test; there are no students where all diverged."""
+    """Adds test metrics to the records; `students` is empty if all diverged."""
     live = [
         student.variables
         for record, student in zip(records, students, strict=False)
@@ -207,14 +207,14 @@ def _job(
     points: dict[int, GridPoint],
     get_targets: lockstep.GetTargets,
 ) -> training.Job:
-    """The training of a group of students, but for what is looked at on the way."""
-    settings, own = run.config.student, list(points.values())
+    """Returns the training of a group of students, without its evaluation."""
+    settings, group = run.config.student, list(points.values())
     lost: set[int] = set()
-    students = [(setup.steps[point.loss], point.hyperparameters) for point in own]
+    students = [(setup.steps[point.loss], point.hyperparameters) for point in group]
     every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
 
     def operations(states: lockstep.States, batch: Batch) -> float:
-        """Of students that are finite, with the teacher's pass, stored outputs or not."""
+        """Counts operations of finite students and the teacher, even if its outputs are stored."""
         number = jax.ShapeDtypeStruct((), "int32")
         augmented = jax.eval_shape(setup.augment, number, batch)
         outputs, of_teacher = None, 0.0
@@ -224,7 +224,7 @@ def _job(
             of_teacher = flops.count(grid.compute_targets, *given)
         trained = [
             (point, state)
-            for i, (point, state) in enumerate(zip(own, states, strict=True))
+            for i, (point, state) in enumerate(zip(group, states, strict=True))
             if i not in lost
         ]
         pairs = {point.loss: (point, state) for point, state in trained}
@@ -235,8 +235,8 @@ def _job(
         return of_teacher + sum(of_losses[point.loss] for point, _ in trained)
 
     return training.Job(
-        tuple(setup.shapes[point.loss] for point in own),
-        lambda: tuple(map(setup.first_state, own)),
+        tuple(setup.shapes[point.loss] for point in group),
+        lambda: tuple(map(setup.first_state, group)),
         lambda first_step: lockstep.make_step(
             setup.augment, get_targets, students, first_step=first_step, lost=lost
         ),
@@ -253,39 +253,39 @@ def _job(
 def select(
     records: Sequence[dict[str, Any]], metric: str, *, split: str = "validation"
 ) -> list[dict[str, Any]]:
-    """The records of the best setting, one for each seed: that with the highest mean of a metric.
+    """Returns the records of the configuration with the highest mean metric, one per seed.
 
-    Equals are told apart by the lower loss. A setting counts only if it diverged with no seed.
+    Ties are broken by the lower loss. Configurations that diverged with any seed are excluded.
 
     Args:
-        records: Of all students, with "teacher_step" where they are of several teachers.
-        metric: What counts.
-        split: On which split: "validation", or "test", where the choice is optimistic.
+        records: Records of all students, with "teacher_step" if there are several teachers.
+        metric: Name of the metric.
+        split: "validation", or "test", which makes the selection optimistic.
 
     Raises:
-        NonFiniteLossError: If every setting diverged.
+        NonFiniteLossError: If every configuration diverged.
     """
-    sound = _sound(records)
-    if not sound:
+    finite = _finite(records)
+    if not finite:
         raise loop.NonFiniteLossError(
             "Every student diverged on validation; lower config.student.learning_rates, in another "
             "--workdir."
         )
 
-    def rank(own: list[dict[str, Any]]) -> tuple[float, float]:
-        return mean(own, split, metric), -mean(own, split, "loss")
+    def rank(group: list[dict[str, Any]]) -> tuple[float, float]:
+        return mean(group, split, metric), -mean(group, split, "loss")
 
-    return max(sound, key=rank)
+    return max(finite, key=rank)
 
 
-def _sound(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The records of each setting that diverged with no seed."""
+def _finite(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Groups records by configuration, without those that diverged with any seed."""
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
         settings.setdefault(tuple(record.get(name) for name in SETTING), []).append(record)
-    return [own for own in settings.values() if not any(one["diverged"] for one in own)]
+    return [group for group in settings.values() if not any(one["diverged"] for one in group)]
 
 
 def mean(records: Sequence[dict[str, Any]], split: str, metric: str) -> float:
-    """The mean of a metric over the seeds of a setting."""
+    """Returns the mean of a metric over records."""
     return statistics.fmean(record[split][metric] for record in records)

@@ -1,4 +1,4 @@
-"""What a method came to: tested once, and written in the formats of the field."""
+"""Tests the selected models of a method, once, and saves them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,25 +20,24 @@ def test(
     teachers: finetune.Teachers | None,
     chosen: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Metrics of the selected students and of their teacher on test; all are saved.
+    """Evaluates the selected students and their teacher on test, and saves them.
 
-    The test split is read once, for all of them together: a later start takes what the first one
-    found.
+    The test split is read once, for all models together; a resumed run reads the saved metrics.
 
     Args:
         run: The run.
-        setup: Of its students.
-        teachers: Of the method; None where the students had none.
-        chosen: The students of the selected setting, one for each seed; see `distill.select`. That
-            which is best on validation comes first.
+        setup: Student setup of the run.
+        teachers: Teachers of the method; None for students from scratch.
+        chosen: Students of the selected configuration, one per seed, best on validation first; see
+            `distill.select`.
 
     Returns:
-        "students", one of `evaluate.metrics` for each, and, if there is one, "teacher". A student
-        has its "agreement" with its teacher and, in place of the confusion matrix, which is a
-        file of its own, "confused": see `most_confused`. "predictions" has the classes that the
-        "students" and the "teacher" put the test images into, and those of the images of
-        "validation" that the first student did, each by `paired.pack`; a run that an earlier
-        version tested has none.
+        "students", the `evaluate.metrics` of each, and "teacher", if there is one. A student has
+        its "agreement" with its teacher and "confused" (see `most_confused`) in place of the
+        confusion matrix, which is a separate file. "predictions" has the classes that the
+        "students" and the "teacher" predict for the test images, and those that the first student
+        predicts for "validation", each packed by `paired.pack`; runs tested by earlier versions
+        have none.
     """
     folder = run.workdir / "selected"
     name = teachers.method if teachers else SCRATCH
@@ -71,7 +70,7 @@ def test(
 
 
 def _suffix(number: int, student: dict[str, Any]) -> str:
-    """Of the names of a student's files; none for the one that is best on validation."""
+    """Returns the suffix of a student's file names; empty for the best on validation."""
     return f"_seed_{student['seed']}" if number else ""
 
 
@@ -80,15 +79,15 @@ def _kept(run: context.Run, setup: StudentSetup, student: dict[str, Any]) -> Var
 
 
 def correct(run: context.Run, tested: dict[str, Any]) -> dict[str, Any] | None:
-    """Which test images were classified correctly, by `paired.pack`.
+    """Returns which test images are classified correctly, packed by `paired.pack`.
 
     Args:
         run: The run.
-        tested: From `test`.
+        tested: Result of `test`.
 
     Returns:
-        "students", one text for each, and "teacher", or None there; None where an earlier version
-        has tested them.
+        "students", one text for each, and "teacher", or None without one; None for a run that an
+        earlier version tested.
     """
     predictions, labels = tested.get("predictions"), run.dataset.splits["test"].labels
     if predictions is None:
@@ -104,7 +103,7 @@ def correct(run: context.Run, tested: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What the first student of `test` said of the images, by split; nothing of an earlier run."""
+    """Returns the first student's predictions by split; empty for earlier versions."""
     found = tested.get("predictions")
     if found is None:
         return {}
@@ -115,7 +114,7 @@ def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def test_teacher(run: context.Run, teachers: finetune.Teachers, step: int) -> dict[str, Any]:
-    """Metrics on test of a teacher that was chosen on test itself; measured once."""
+    """Evaluates on test, once, a teacher that was selected on test."""
     path = run.workdir / teachers.stage / f"step_{step}" / "test.json"
     found = results.read_for_all(path)
     if found is None:

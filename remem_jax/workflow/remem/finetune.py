@@ -1,4 +1,4 @@
-"""Teachers: a pretrained ViT, fine-tuned by a method; each of its checkpoints is a teacher."""
+"""Fine-tunes a pretrained ViT with a method; each of its checkpoints is a teacher."""
 
 import functools
 from collections.abc import Callable
@@ -25,18 +25,18 @@ class Teachers(NamedTuple):
     """The teachers of one method: the checkpoints of one fine-tuning.
 
     Attributes:
-        method: Name in `METHODS`.
-        stage: Name of its part of the run; of an attempt after the first, of that.
-        settings: `config.teacher` as the method changes it.
-        apply: A teacher in evaluation mode, with what the run's students learn from it.
-        patches: The same with its patches, by which its information is measured.
-        shapes: Of its variables.
-        facts: What decides its answers beside its variables.
-        load: Variables of the teacher after so many steps.
-        measure: Metrics of a teacher on a split.
-        records: One per checkpoint: "step" and "validation".
-        lost: Which of `config.teacher.steps` have no checkpoint, and why; see `retries.train`.
-        seconds: What the training took.
+        method: Name of the method, in `METHODS`.
+        stage: Name of the stage; that of the retry if the first attempt failed.
+        settings: `config.teacher`, as changed by the method.
+        apply: A teacher in evaluation mode, with the outputs that the students' losses need.
+        patches: A teacher in evaluation mode, with its patch tokens, to measure information.
+        shapes: Shapes of its variables.
+        facts: What determines its outputs besides its variables.
+        load: Loads the variables of the checkpoint at a step.
+        measure: Evaluates a teacher on a split.
+        records: For each checkpoint, "step" and "validation".
+        lost: Steps of `config.teacher.steps` without a checkpoint, and why; see `retries.train`.
+        seconds: Seconds of training.
     """
 
     method: str
@@ -54,15 +54,14 @@ class Teachers(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a fine-tuning starts from.
+    """The initial state of a fine-tuning.
 
     Attributes:
-        model: The ViT, as the method changes it.
-        tuned: How it is tuned.
-        trainable: The parameters that train; the state, SAM's norm and the checkpoints hold them
-            alone.
-        frozen: The others.
-        plan: What its steps compute again, and in how many parts they take a batch.
+        model: The ViT, as changed by the method.
+        tuned: Method of fine-tuning: full, LoRA, adapters or others.
+        trainable: Trainable parameters; the state, SAM's norm and the checkpoints have no others.
+        frozen: Other parameters.
+        plan: Rematerialisation and gradient accumulation of its steps.
     """
 
     model: vit.VisionTransformer
@@ -72,26 +71,26 @@ class Start(NamedTuple):
     plan: memory_plan.Plan = memory_plan.Plan()
 
     def variables(self, trained: Params) -> Variables:
-        """What `Tuning.wrap` takes, of trained parameters."""
+        """Returns the variables for `Tuning.wrap`, given trained parameters."""
         return {"params": tuning.join(trained, self.frozen)}
 
     def teacher(self, trained: Params) -> Variables:
-        """What a teacher answers with, of trained parameters: LoRA is merged."""
+        """Returns a teacher's variables, given trained parameters; LoRA is merged."""
         return {"params": self.tuned.merge(self.variables(trained)["params"])}
 
     @property
     def stacks(self) -> bool:
-        """Whether it trains with its blocks stacked: where all of each block trains."""
+        """Whether blocks are stacked in training, which needs them fully trainable."""
         return self.model.scan and not self.frozen
 
 
 def read_pretrained(run: context.Run) -> Pretrained:
-    """The pretrained weights, as they were read and checked before the data were looked at."""
+    """Returns the pretrained weights, which were read and checked before the data."""
     return run.preloaded.take(run.config)
 
 
 def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
-    """The first step of a fine-tuning."""
+    """Builds the model and its initial parameters for a method."""
     settings = settings_of(run.config, method)
     checkpoint, image_size = pretrained.checkpoint, run.config.data.image_size
     fixed = {name: checkpoint.options[name] for name in ("pool", "positions")}
@@ -120,17 +119,17 @@ def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
     added_key = random_streams.key(run.config.seed, "teacher", "parameters")
     params = tuned.add(variables["params"], added_key)
     trainable, frozen = tuning.split(params, tuned.trains)
-    # On the devices once; from the host, every step would carry them over.
+    # On the devices; otherwise each step would transfer them.
     return Start(model, tuned, trainable, run.place(frozen))
 
 
 def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
-    """Trains the teachers of a method; where that is done, reads what is there.
+    """Trains the teachers of a method, or reads them if they are finished.
 
-    Where training diverges, the checkpoints before that are the teachers; see `attempts`.
+    If training diverges, the checkpoints before that are the teachers; see `retries`.
 
     Raises:
-        NonFiniteLossError: If there is no checkpoint before.
+        NonFiniteLossError: If there is no such checkpoint.
     """
     stage = f"teachers/{method}"
     folder = run.workdir / stage
@@ -140,12 +139,12 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     like = run.shapes(first.trainable)
     unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(first.trainable))
 
-    def milestone(own: str, at: int, now: state.State) -> None:
+    def milestone(stage: str, at: int, now: state.State) -> None:
         params = unstack(now.params) if first.stacks else now.params
         metrics = measure(first.variables(params), "validation")
-        _require_finite(own, at, metrics)
-        training.log_validation(run, own, at, metrics[run.dataset.metric])
-        folder = run.workdir / own / f"step_{at}"
+        _require_finite(at, metrics)
+        training.log_validation(run, stage, at, metrics[run.dataset.metric])
+        folder = run.workdir / stage / f"step_{at}"
         checkpoints.save_tree(folder / "params", params)
         results.write_for_all(folder / "record.json", {"step": at, "validation": metrics})
 
@@ -187,20 +186,20 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     )
 
 
-def _require_finite(stage: str, at: int, metrics: dict[str, Any]) -> None:
-    """Raises where parameters are finite, and outputs of the images of validation are not."""
+def _require_finite(at: int, metrics: dict[str, Any]) -> None:
+    """Raises if the validation loss is not finite, which finite parameters do not rule out."""
     if not np.isfinite(metrics["loss"]):
         text = f"the loss on validation is {metrics['loss']} at step {at}"
         raise loop.NonFiniteLossError(text, step=at)
 
 
 class Training(NamedTuple):
-    """How teachers are trained.
+    """The training of a method's teachers.
 
     Attributes:
         step: The compiled step: (state, batch, frozen parameters) -> (state, metrics).
-        shapes: Of the state, as it lies on the devices.
-        first_state: Makes the state at step 0.
+        shapes: Shapes and shardings of the state.
+        first_state: Creates the state at step 0.
     """
 
     step: Any
@@ -209,7 +208,7 @@ class Training(NamedTuple):
 
 
 def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Training:
-    """The step of a method's teachers, from the pretrained weights on."""
+    """Builds the training step and initial state of a method's teachers."""
     schedule = optim.warmup_cosine(
         peak=settings.learning_rate,
         steps=settings.steps[-1],
@@ -244,7 +243,7 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
     shapes = run.shapes(jax.eval_shape(lambda params: create(stacked(params)), first.trainable))
 
     def first_state() -> state.State:
-        # From the host straight to where each piece belongs; the optimiser's state is made there.
+        # Each device gets only its shards, and creates its optimiser state itself.
         params = run.place(stacked(first.trainable))
         others = run.jit_create(lambda params: create(params)._replace(params={}), params)
         return others(params)._replace(params=params)
@@ -254,22 +253,22 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
 
 
 def train_apply(first: Start, rematerialise: str) -> TrainApply:
-    """The teachers of a start in training mode, by what the backward pass computes again."""
+    """Returns the apply function in training mode, given what the backward pass recomputes."""
     return first.tuned.wrap(models.train_apply(first.model.clone(rematerialise=rematerialise)))
 
 
 def evaluation_apply(first: Start) -> Apply:
-    """The teachers of a start in evaluation mode."""
+    """Returns the apply function in evaluation mode."""
     return first.tuned.wrap(models.evaluation_apply(first.model))
 
 
 def patches_apply(first: Start) -> TeacherApply:
-    """The same, with their patches."""
+    """Returns the apply function in evaluation mode, with patch tokens."""
     return first.tuned.wrap(models.teacher_apply(first.model, ("patches",)))
 
 
 def teacher_apply(run: context.Run, first: Start) -> TeacherApply:
-    """The same, with what the run's students learn from them."""
+    """Returns the apply function in evaluation mode, with the outputs that losses need."""
     fields = student_losses.fields(run.config.student.losses)
     return first.tuned.wrap(models.teacher_apply(first.model, fields))
 
@@ -281,7 +280,7 @@ def _train(
     first: Start,
     milestone: Callable[[int, state.State], None],
 ) -> float:
-    """Fine-tunes from the pretrained weights to the last step; the seconds that it took."""
+    """Fine-tunes from the pretrained weights to the last step; returns the seconds."""
     setup = make_training(run, settings, first)
     _, seconds = training.train(
         run,
@@ -289,7 +288,7 @@ def _train(
         training.Job(
             setup.shapes,
             setup.first_state,
-            # The frozen parameters are an argument: constants would be compiled into the step.
+            # As an argument, frozen parameters are not compiled into the step as constants.
             lambda first_step: functools.partial(setup.step, frozen=first.frozen),
             batch_size=settings.batch_size,
             operations=operations(run, settings, first),
@@ -306,24 +305,24 @@ def _train(
 def operations(
     run: context.Run, settings: ConfigDict, first: Start
 ) -> Callable[[state.State, Batch], float]:
-    """Counts the floating-point operations of a step of `make_training`."""
-    # What is computed again to save memory is no work that the model asks for.
+    """Returns a function that counts the floating-point operations of a training step."""
+    # Recomputation to save memory does not count.
     once = first._replace(plan=first.plan._replace(rematerialise="nothing"))
     counted = make_training(run, settings, once).step
     return lambda state, batch: flops.count(counted, state, batch, first.frozen)
 
 
 def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Step:
-    """The step of a method's teachers, to be planned."""
+    """Returns the training step of a method's teachers, to be planned."""
     settings, image_size = settings_of(run.config, method), run.config.data.image_size
-    own = make_training(run, settings, first).shapes
+    shapes = make_training(run, settings, first).shapes
     size, has_cls = first.model.size, first.model.pool == "cls"
 
     @functools.cache
     def needs(plan: memory_plan.Plan) -> tuple[int, int]:
         training = make_training(run, settings, first._replace(plan=plan))
         batch = step_memory.batch(run, settings.batch_size)
-        return step_memory.of_step(training.step, own, batch, first.frozen)
+        return step_memory.of_step(training.step, shapes, batch, first.frozen)
 
     return memory_plan.Step(
         f"teachers/{method}",
@@ -335,9 +334,9 @@ def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Ste
             whole=settings.mcmi > 0,
         ),
         functools.partial(train_apply, first),
-        own.params,
+        shapes.params,
         first.frozen,
-        mesh.device_bytes((own, first.frozen)),
+        mesh.device_bytes((shapes, first.frozen)),
         needs,
         (image_size, image_size, 3),
         settings.batch_size // run.mesh.size,
@@ -348,7 +347,7 @@ def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Ste
 
 
 def settings_of(config: ConfigDict, method: str) -> ConfigDict:
-    """`config.teacher` as a method changes it."""
+    """Returns `config.teacher`, as changed by a method."""
     settings = config.teacher.copy_and_resolve_references()
     settings.update(METHODS[method].fixed)
     return settings

@@ -1,4 +1,4 @@
-"""The main job: teachers by every method, their students, selection, test, report."""
+"""The ReMem workflow: teachers of every method, their students, selection, test, report."""
 
 import statistics
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ from remem_jax.workflow.remem import (
 
 
 class Outcome(NamedTuple):
-    """What a method came to, as `results.json` has it.
+    """The result of a method, as in `results.json`.
 
     Attributes:
-        row: Its row of the main table: what was selected, and the metrics of that.
-        teachers: Every checkpoint of its teacher, on validation.
-        students: Every student, on validation.
-        seconds: What each part of its training took.
+        row: Row of the main table: the selected setting and its metrics.
+        teachers: All teacher checkpoints, with validation metrics.
+        students: All students, with validation metrics.
+        seconds: Seconds of each stage of training.
         predictions: Predictions of its selected student, by split.
     """
 
@@ -47,10 +47,10 @@ class Outcome(NamedTuple):
 
 
 def run_remem(run: context.Run) -> None:
-    """Trains, selects, tests and reports; goes on where an earlier start was stopped."""
+    """Trains, selects, tests and reports; resumes an interrupted run."""
     config = run.config
-    taught = any(METHODS[method].has_teacher for method in config.methods)
-    pretrained = finetune.read_pretrained(run) if taught else None
+    needs_teacher = any(METHODS[method].has_teacher for method in config.methods)
+    pretrained = finetune.read_pretrained(run) if needs_teacher else None
     own = provenance.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     setup = student_setup.make(run, pretrained)
     if config.plan_only:
@@ -64,26 +64,26 @@ def run_remem(run: context.Run) -> None:
     workdir.begin(run.workdir, located(config), own)
     outcomes, failed = _outcomes(run, pretrained, setup)
     if mesh.is_writer():
-        said = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
-        file_list.write(run.workdir / "selected" / "split.csv", run.dataset, said)
+        predictions = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
+        file_list.write(run.workdir / "selected" / "split.csv", run.dataset, predictions)
         found = _results(run, own, outcomes, used) | {"failed": failed}
         results.write(run.workdir / "results.json", found)
         report.write(run.workdir)
         logging.info("Report: %s", run.workdir / "report.html")
     if failed:
-        why = " ".join(one["reason"] for one in failed)
+        reasons = " ".join(one["reason"] for one in failed)
         raise loop.NonFiniteLossError(
-            f"{why} The report is of the other methods: {run.workdir / 'report.html'}"
+            f"{reasons} The report covers the other methods: {run.workdir / 'report.html'}"
         )
 
 
 def _outcomes(
     run: context.Run, pretrained: finetune.Pretrained | None, setup: student_setup.StudentSetup
 ) -> tuple[list[Outcome], list[dict[str, str]]]:
-    """What each method came to; and of those that came to nothing "method" and "reason".
+    """Returns the result of each method, and "method" and "reason" of each that failed.
 
     Raises:
-        NonFiniteLossError: If all diverged; or at once where no learning rate helps.
+        NonFiniteLossError: If all methods diverged, or if a lower learning rate cannot help.
     """
     outcomes, failed = [], []
     for method in run.config.methods:
@@ -98,10 +98,10 @@ def _outcomes(
 
 
 def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[str, Any]:
-    """The model that teachers start from; all None where no method has a teacher.
+    """Describes the initial model of the teachers; all None if no method has a teacher.
 
     Raises:
-        SettingError: If their information cannot be measured: not after hours of other work.
+        SettingError: If their information cannot be measured (checked before training).
     """
     names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
     if pretrained is None:
@@ -122,10 +122,10 @@ def _outcome(
     setup: student_setup.StudentSetup,
     method: str,
 ) -> Outcome:
-    """Trains the teachers of a method and their students; selects on validation, then tests."""
-    taught = pretrained if METHODS[method].has_teacher else None
+    """Trains a method's teachers and students, selects on validation, then tests."""
+    initial = pretrained if METHODS[method].has_teacher else None
     with advice.on_out_of_memory(f"teachers/{method}"):
-        teachers = taught and finetune.finetune(run, taught, method)
+        teachers = initial and finetune.finetune(run, initial, method)
     with advice.on_out_of_memory(f"students/{method}"):
         if teachers:
             groups = distill.from_teachers(run, setup, teachers)
@@ -178,7 +178,7 @@ def _outcome(
         row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
     return Outcome(
         row,
-        [{"method": method, **record, **own} for record, own in measured],
+        [{"method": method, **record, **information} for record, information in measured],
         [
             {"method": method, "teacher_step": group["teacher_step"], **student}
             for group in groups
@@ -192,7 +192,7 @@ def _outcome(
 def _information(
     run: context.Run, teachers: finetune.Teachers | None, seconds: dict[str, float]
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each teacher's record, with its information where that is measured."""
+    """Returns each teacher's record with its information, if that is measured."""
     if not teachers:
         return []
     if not run.config.information.seeds:
@@ -200,8 +200,8 @@ def _information(
     found = measurement.of_teachers(run, teachers)
     seconds[found["part"]] = found["seconds"]
     return [
-        (record, {"information": own})
-        for record, own in zip(teachers.records, found["teachers"], strict=True)
+        (record, {"information": information})
+        for record, information in zip(teachers.records, found["teachers"], strict=True)
     ]
 
 
@@ -213,7 +213,7 @@ def _setting(student: dict[str, Any]) -> dict[str, Any]:
 
 
 def _means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds; what is no number is the first one's."""
+    """Averages numbers over seeds; other values are those of the first seed."""
     numbers = {
         name: statistics.fmean(one[name] for one in metrics)
         for name, value in metrics[0].items()
@@ -228,9 +228,9 @@ def _chosen_on_test(
     tried: Sequence[dict[str, Any]],
     known: tuple[int | None, dict[str, Any] | None],
 ) -> dict[str, Any] | None:
-    """What is best on test, with `config.choose_on_test`: optimistic, and said to be so.
+    """Returns the setting that is best on test, if `config.choose_on_test` asks for it.
 
-    `known` is the step of the teacher that was tested before, and its metrics.
+    `known` is the step of the teacher that was tested already, and its metrics.
     """
     if not run.config.choose_on_test:
         return None
@@ -251,7 +251,7 @@ def _chosen_on_test(
 def _results(
     run: context.Run, own: Identity, outcomes: Sequence[Outcome], used: dict[str, Any]
 ) -> dict[str, Any]:
-    """The record of the whole run; docs/results.md describes its fields."""
+    """Returns the contents of results.json; docs/results.md describes the fields."""
     return {
         "format": report.FORMAT,
         "title": f"ReMem on {run.dataset.title}",

@@ -1,4 +1,4 @@
-"""What a run takes of a device's memory, before it runs."""
+"""Logs the memory that the stages of a run need, before it runs (config.plan_only)."""
 
 import jax
 from absl import logging
@@ -16,10 +16,10 @@ _GIB = 2**30
 def show(
     run: context.Run, pretrained: finetune.Pretrained | None, members: student_setup.StudentSetup
 ) -> list[step_memory.Need]:
-    """Says what every part of a run takes.
+    """Logs the memory that every stage of a run needs.
 
     Raises:
-        SettingError: If one of them takes more than the device has.
+        SettingError: If a stage needs more memory than the device has.
     """
     resident = run.dataset.resident_bytes
     needs = []
@@ -68,7 +68,7 @@ def _of_decoders(
 
 
 def of_step(run: context.Run, step: memory_plan.Step) -> step_memory.Need:
-    """Says what each plan of a training step takes, and which is chosen; what that one takes."""
+    """Logs the memory of each plan of a training step; returns that of the chosen plan."""
     options, chosen = memory_plan.listed(run, step)
     for option in options:
         logging.info("%s %s%s.", step.stage, option, " (chosen)" if option == chosen else "")

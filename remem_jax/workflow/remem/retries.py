@@ -1,7 +1,7 @@
-"""Attempts to fine-tune a teacher: each but the first at half of the learning rate before.
+"""Retries of a teacher's fine-tuning after divergence, each at half of the previous learning rate.
 
-An attempt that diverges keeps the checkpoints that it has made before. What becomes of it is
-written down in its folder, so that a later start of the run decides as this one.
+An attempt that diverges keeps its earlier checkpoints. Its outcome is written to its folder, so
+that a resumed run decides in the same way.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ _DIVERGED = "diverged.json"
 
 
 class Attempt(NamedTuple):
-    """One training of a teacher.
+    """One attempt to train a teacher.
 
     Attributes:
-        stage: Name of its part of the run: the method's, or `retry_N` below that.
-        learning_rate: Of its schedule, at the peak.
+        stage: Name of its stage: the method's, or `retry_N` in that.
+        learning_rate: Peak learning rate.
     """
 
     stage: str
@@ -34,14 +34,14 @@ class Attempt(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """An attempt that is over.
+    """A finished or failed attempt.
 
     Attributes:
-        attempt: Which one.
-        records: Of its checkpoints, in the order of their steps.
-        seconds: What it took.
-        diverged: None where it came to its end; else after which "step" it did not go on, the
-            "reason", and the "seconds" until then.
+        attempt: The attempt.
+        records: Records of its checkpoints, ordered by step.
+        seconds: Seconds of training.
+        diverged: None if it finished; else the last "step", the "reason" and the "seconds" until
+            then.
     """
 
     attempt: Attempt
@@ -58,45 +58,44 @@ def train(
     steps: Sequence[int],
     once: Callable[[Attempt], float],
 ) -> dict[str, Any]:
-    """Trains a teacher, and where it diverges again, `config.retries` times at most.
+    """Trains a teacher, with at most `config.retries` retries after divergence.
 
-    The first attempt that comes to its end counts. If none does, that with the most checkpoints
-    does; of equals, the one with the highest learning rate.
+    Uses the first attempt that finishes. If none does, uses the one with the most checkpoints, and
+    of these the one with the highest learning rate.
 
     Args:
         run: The run.
-        stage: Name of the teacher's part of the run.
-        learning_rate: Of the first attempt.
-        steps: After which steps there is a checkpoint.
-        once: Trains one attempt, from its newest checkpoint if there is one; returns the seconds.
+        stage: Name of the teacher's stage.
+        learning_rate: Learning rate of the first attempt.
+        steps: Steps of the checkpoints.
+        once: Trains one attempt, resuming from its newest checkpoint; returns the seconds.
 
     Returns:
         "teachers", the records of the checkpoints; "part", "learning_rate" and "seconds" of the
-        attempt that counts; "lost", None if it has all checkpoints, else the "steps" of the
-        others, after which "step" it diverged, and the "reason"; and "diverged", what is known of
-        each attempt that did.
+        attempt used; "lost", None if it has all checkpoints, else the missing "steps", the "step"
+        of divergence and the "reason"; and "diverged", the records of attempts that diverged.
 
     Raises:
-        NonFiniteLossError: If no attempt has a checkpoint; or at once where no learning rate helps.
+        NonFiniteLossError: If no attempt has a checkpoint, or if a lower learning rate cannot help.
     """
     every: list[Ended] = []
     for number in range(run.config.retries + 1):
-        own = f"{stage}/retry_{number}" if number else stage
-        every.append(_attempt(run, Attempt(own, learning_rate / 2**number), steps, once))
+        name = f"{stage}/retry_{number}" if number else stage
+        every.append(_attempt(run, Attempt(name, learning_rate / 2**number), steps, once))
         if every[-1].diverged is None:
             break
-    counts = last = every[-1]
+    used = last = every[-1]
     if last.diverged:
-        counts = max(every, key=lambda one: len(one.records))
-        if not counts.records:
+        used = max(every, key=lambda one: len(one.records))
+        if not used.records:
             raise loop.NonFiniteLossError(last.diverged["reason"], step=last.diverged["step"])
-    return _result(stage, counts, every, steps)
+    return _result(stage, used, every, steps)
 
 
 def _attempt(
     run: context.Run, attempt: Attempt, steps: Sequence[int], once: Callable[[Attempt], float]
 ) -> Ended:
-    """Trains one attempt to its end, or until it diverges; reads how it ended where it has."""
+    """Trains one attempt until it finishes or diverges, or reads its recorded outcome."""
     folder = run.workdir / attempt.stage
     diverged, seconds = results.read_for_all(folder / _DIVERGED), 0.0
     if diverged is None:
@@ -116,26 +115,26 @@ def _attempt(
 
 
 def _result(
-    stage: str, counts: Ended, every: Sequence[Ended], steps: Sequence[int]
+    stage: str, used: Ended, every: Sequence[Ended], steps: Sequence[int]
 ) -> dict[str, Any]:
     lost = None
-    if counts.diverged:
-        there = {record["step"] for record in counts.records}
+    if used.diverged:
+        there = {record["step"] for record in used.records}
         lost = {
             "steps": [at for at in steps if at not in there],
-            "step": counts.diverged["step"],
-            "reason": counts.diverged["reason"],
+            "step": used.diverged["step"],
+            "reason": used.diverged["reason"],
         }
         logging.warning(
-            "%s: the teachers of steps %s are lost; students learn from those of steps %s.",
+            "%s: no teacher checkpoints at steps %s; students use those at steps %s.",
             stage,
             ", ".join(map(str, lost["steps"])),
             ", ".join(map(str, sorted(there))),
         )
     return {
-        "teachers": counts.records,
-        **counts.attempt.record(),
-        "seconds": counts.seconds,
+        "teachers": used.records,
+        **used.attempt.record(),
+        "seconds": used.seconds,
         "lost": lost,
         "diverged": [
             {**one.attempt.record(), **one.diverged, "checkpoints": len(one.records)}
@@ -146,17 +145,17 @@ def _result(
 
 
 def clean(run: context.Run, found: dict[str, Any], stage: str) -> None:
-    """Removes what no part of the run needs once it is known which attempt counts.
+    """Removes files that the run no longer needs once the attempt to use is known.
 
     Args:
         run: The run.
-        found: From `train`, and written down.
-        stage: Name of the teacher's part of the run.
+        found: Result of `train`, already written.
+        stage: Name of the teacher's stage.
     """
     if not mesh.is_writer():
         return
-    for own in {found["part"], *(one["part"] for one in found["diverged"])}:
-        checkpoints.remove(run.workdir / own / training.CHECKPOINTS)
+    for name in {found["part"], *(one["part"] for one in found["diverged"])}:
+        checkpoints.remove(run.workdir / name / training.CHECKPOINTS)
     for one in found["diverged"]:
         if one["part"] == found["part"]:
             continue

@@ -16,13 +16,13 @@ from remem_jax.weights import augreg, folding, students
 from remem_jax.workflow import context, provenance
 from remem_jax.workflow.remem import finetune
 
-PAIRS = 5  # Of classes that are confused, in the results.
+PAIRS = 5  # Number of confused pairs of classes in the results.
 
 
 def save_student(
     run: context.Run, name: str, variables: Variables, measured: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes a student and its confusion matrix; its metrics, with "confused" in place of that."""
+    """Writes a student and its confusion matrix; returns its metrics, with "confused" instead."""
     folder, classes, confusion = (
         run.workdir / "selected",
         run.dataset.classes,
@@ -39,14 +39,15 @@ def save_student(
 def most_confused(
     confusion: Sequence[Sequence[int]], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The errors that are made most often, at most `PAIRS` kinds of them, most first.
+    """Returns the most frequent kinds of errors, at most `PAIRS`, in descending order.
 
     Args:
-        confusion: Numbers of examples by true and by predicted class.
-        classes: Their names.
+        confusion: Number of examples by true and predicted class.
+        classes: Names of the classes.
 
     Returns:
-        "class", what it is "taken_for", on how many "images", "of" how many of the class.
+        "class", the predicted class ("taken_for"), the number of "images", and "of" how many images
+        of the class.
     """
     return [
         {
@@ -62,10 +63,10 @@ def most_confused(
 def write_confusion(
     path: pathlib.Path, confusion: Sequence[Sequence[int]], classes: Sequence[str]
 ) -> None:
-    """Writes a confusion matrix as CSV: a row for each true class, a column for each predicted.
+    """Writes a confusion matrix as CSV: a row for each true class, a column for each predicted one.
 
-    What UTF-8 cannot encode in the name of a class is written as an escape, and no name is a
-    formula (`spreadsheets.cell`).
+    Characters that UTF-8 cannot encode are escaped, and no name is read as a formula
+    (`spreadsheets.cell`).
     """
     rows = [(name, *row) for name, row in zip(classes, confusion, strict=True)]
     text = spreadsheets.text([("true / predicted", *classes), *rows])
@@ -74,7 +75,7 @@ def write_confusion(
 
 
 def _write_student(run: context.Run, path: pathlib.Path, student: Variables) -> None:
-    """Writes a student under timm's names, with what they do not say as metadata."""
+    """Writes a student under timm's parameter names, with other properties as metadata."""
     settings, steps = run.config.student, provenance.preprocessing_of(run)
     students.save(
         path,
@@ -94,12 +95,14 @@ def _write_student(run: context.Run, path: pathlib.Path, student: Variables) -> 
 def save_teacher(
     run: context.Run, path: pathlib.Path, teachers: finetune.Teachers, teacher: Variables
 ) -> None:
-    """Writes a teacher as a plain ViT, under AugReg's names or, where there are none, others."""
+    """Writes a teacher as a plain ViT, under AugReg's parameter names if they exist for it."""
     settings, teacher = teachers.settings, run.fetch(teacher)
     if not mesh.is_writer():
         return
     if not tuning_of(settings).mergeable:
-        logging.info("%s: no plain ViT holds adapters; %s is not written.", teachers.stage, path)
+        logging.info(
+            "%s: a plain ViT cannot have adapters; %s is not written.", teachers.stage, path
+        )
         return
     plain = folding.fold(
         teacher["params"],
