@@ -162,10 +162,11 @@ def _teacher(config: ConfigDict) -> None:
 
 def _student(config: ConfigDict) -> None:
     config.student = ConfigDict()
-    config.student.model = "resnet18"  # Architecture: a name of remem_jax/models. [text]
+    # Architecture: a name of remem_jax/models/students.py. [text]
+    config.student.model = "resnet18"
     # First layers; one of "imagenet", "small". "small" keeps small images' resolution. [text]
     config.student.stem = "imagenet"
-    # Distillation losses: names of remem_jax/train/objectives.py; each adds a grid of students.
+    # Distillation losses: names of remem_jax/train/student_losses.py; each adds a grid of students.
     # [text]
     config.student.losses = ("kd",)
     # Whether students learn from labels besides the teacher's outputs. [text]
