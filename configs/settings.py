@@ -162,10 +162,11 @@ def _teacher(config: ConfigDict) -> None:
 
 def _student(config: ConfigDict) -> None:
     config.student = ConfigDict()
-    config.student.model = "resnet18"  # Architecture: a name of remem_jax/models. [text]
+    # Architecture: a name of remem_jax/models/students.py. [text]
+    config.student.model = "resnet18"
     # First layers; one of "imagenet", "small". "small" keeps small images' resolution. [text]
     config.student.stem = "imagenet"
-    # Distillation losses: names of remem_jax/train/objectives.py; each adds a grid of students.
+    # Distillation losses: names of remem_jax/train/student_losses.py; each adds a grid of students.
     # [text]
     config.student.losses = ("kd",)
     # Whether students learn from labels besides the teacher's outputs. [text]
@@ -174,11 +175,8 @@ def _student(config: ConfigDict) -> None:
     config.student.mixup = 0.0
     config.student.steps = 20_000  # Steps of training; at least 1. [text]
     config.student.batch_size = 512  # Images per step; at least 1. [choice]
-    config.student.learning_rates = (
-        0.05,
-        0.1,
-        0.5,
-    )  # Peaks of the cosine schedule; above 0. [text]
+    # Peaks of the cosine schedule; above 0. [text]
+    config.student.learning_rates = (0.05, 0.1, 0.5)
     config.student.temperatures = (1.0, 2.0, 4.0)  # Softmax temperatures of KD; above 0. [text]
     # Weights of the distillation loss, against that of the labels; from 0 to 1. [text]
     config.student.weights = (0.1, 0.5, 0.9)
@@ -294,9 +292,8 @@ def analysis() -> ConfigDict:
     # Largest random shift of the image at a step, in pixels; at least 0. The side of a patch.
     config.criticality.visualization.jitter = 16
     config.criticality.visualization.seeds = (0, 1)  # One optimised image for each; at least 0.
-    config.criticality.visualization.batch_size = (
-        16  # Images that are optimised at once; at least 1.
-    )
+    # Images that are optimised at once; at least 1.
+    config.criticality.visualization.batch_size = 16
     return config
 
 
@@ -344,9 +341,8 @@ def study(base: ConfigDict) -> ConfigDict:
     config.workflow = "study"  # The kind of work.
     config.title = ""  # Title of the report.
     config.table = 0  # Number of the paper's table that the study reproduces; 0 is none.
-    config.mini = (
-        ""  # Sentence for the report on how a mini version differs; empty is the full one.
-    )
+    # Sentence for the report on how a mini version differs; empty is the full one.
+    config.mini = ""
     config.name = ""  # Name of the study in its storage.
     # Where trials are kept: "sqlite" or "journal" (files of --workdir, for one machine or for
     # several that share it), "journal:/shared/file" or "postgresql://user@host/database".
@@ -369,9 +365,8 @@ def study(base: ConfigDict) -> ConfigDict:
     config.search.kind = "grid"
     # One of so many trials of a rung is trained on, for so many times the steps; at least 2.
     config.search.reduction = 4
-    config.search.rungs = (
-        3  # Rungs of successive halving, of which the last has all steps; at least 1.
-    )
+    # Rungs of successive halving, of which the last has all steps; at least 1.
+    config.search.rungs = 3
     # Cost of successive halving, as a fraction of the grid's; from 0 to 1. Fewer trials start if
     # they would exceed it.
     config.search.budget = 0.2

@@ -124,7 +124,7 @@ def test_a_block_is_not_named_twice(config: ConfigDict) -> None:
 def test_models_have_titles_that_tell_them_apart(config: ConfigDict) -> None:
     config.models.model_1.title = config.models.model_0.title
 
-    with pytest.raises(SettingError, match=r"config\.models: each needs a title .* one, one"):
+    with pytest.raises(SettingError, match=r"config\.models: titles must be distinct.* one, one"):
         analysis.check(config)
 
 

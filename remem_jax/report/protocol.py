@@ -16,12 +16,12 @@ from remem_jax.weights import catalog
 
 
 class Paper(NamedTuple):
-    """What the paper has for a setting.
+    """The paper's values of a setting.
 
     Attributes:
-        values: Its values; a setting may be any of them.
+        values: The paper's values, of which a setting may have any.
         every: Whether the paper searches over all of them, so that the setting lists them.
-        lost: Whether the paper's text does not say, and the value is our choice.
+        lost: Whether the value is our choice, because the paper's text does not state it.
     """
 
     values: tuple[Any, ...]
@@ -85,7 +85,7 @@ PAPER: Mapping[str, Paper] = {
     "information.epsilon": Paper((1e-8,)),
     "information.align_corners": _choice(True),
 }
-# In place of these, where images are mixed (patient distillation).
+# Replaces these if images are mixed (patient distillation).
 PATIENT: Mapping[str, Paper] = {"student.steps": Paper((200_000,))}
 # The grid of the other loss; that of KD is above.
 DIST: Mapping[str, Paper] = {
@@ -94,10 +94,12 @@ DIST: Mapping[str, Paper] = {
     "student.weights": Paper((1.0,), every=True),  # beta and gamma
 }
 LOSSES = tuple(loss.name for loss in student_losses.LOSSES.values() if loss.in_paper)
-MIXED = 0.8  # In patient distillation, which is KD.
+MIXED = 0.8  # Mixup of patient distillation, which uses KD.
 _AUGREG = [f"augreg:{variant}" for variant in PAPER["teacher.variant"].values]
-WEIGHTS = tuple(dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values())))  # Teachers start from them.
-# Settings with sentences of their own, in `_named`.
+WEIGHTS = tuple(
+    dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values()))
+)  # The paper's initial weights of teachers.
+# Settings for which `_named` writes the sentences.
 NAMED = ("methods", "data.name", "teacher.init", "student.model", "student.losses", "student.mixup")
 # These settings count in a method that leaves one of the listed settings of config.teacher free.
 _FREE_BY: Mapping[str, tuple[str, ...]] = {
@@ -110,11 +112,11 @@ _FREE_BY: Mapping[str, tuple[str, ...]] = {
 
 
 def deviations(config: Mapping[str, Any]) -> list[str]:
-    """A sentence for each setting of a run that is not the paper's.
+    """Returns a sentence for each setting of a run that differs from the paper.
 
     Args:
-        config: The settings of a ReMem run, nested; what is not there is not judged, nor what does
-            not count for the methods, the tuning and the losses of the run.
+        config: The settings of a ReMem run, nested. Missing settings are skipped, and so are those
+            without an effect for the methods, the tuning and the losses of the run.
     """
     given = {name: value for name, value in _leaves(config) if _counts(name, config)}
     losses = given.get("student.losses", ["kd"])
@@ -131,7 +133,7 @@ def deviations(config: Mapping[str, Any]) -> list[str]:
 
 
 def of_one_run(config: Mapping[str, Any]) -> list[str]:
-    """What the paper searches over and one run does not, as a sentence; none without a teacher.
+    """Returns a sentence on what the paper searches over and one run does not, if it has a teacher.
 
     Args:
         config: As for `deviations`.
@@ -155,7 +157,7 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _counts(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a setting counts in a run."""
+    """Whether a setting has an effect in a run."""
     group, _, rest = name.partition(".")
     methods = config.get("methods", ("remem",))
     settings = config.get(group, {})
@@ -195,12 +197,12 @@ def _sentence(name: str, given: Mapping[str, Any], rule: Paper, loss: str) -> li
 
 
 def _plain(value: Any) -> Any:
-    """The same of JSON, which has no tuples."""
+    """Returns a value as JSON has it, with lists in place of tuples."""
     return list(value) if isinstance(value, list | tuple) else value
 
 
 def _named(given: Mapping[str, Any]) -> Iterator[str]:
-    """The sentences of the settings `NAMED`."""
+    """Yields the sentences on the settings of `NAMED`."""
     yield from _methods(given.get("methods", ()))
     yield from _data(given.get("data.name"))
     yield from _weights(given.get("teacher.init"))
@@ -241,9 +243,9 @@ def _methods(names: Iterable[str]) -> Iterator[str]:
 
 def _data(name: str | None) -> Iterator[str]:
     if name == "digits":
-        yield "The images are scikit-learn's digits of 8 x 8 pixels, which the paper has not."
+        yield "The images are scikit-learn's digits of 8 x 8 pixels, which the paper does not use."
     elif name is not None and name not in registry.RECORDS:
-        yield "The images are the user's own, and none of the paper's data sets."
+        yield "The images are the user's own, not one of the paper's data sets."
 
 
 def _weights(init: str | None) -> Iterator[str]:
@@ -261,7 +263,7 @@ def _weights(init: str | None) -> Iterator[str]:
 
 
 def _is_papers(init: str) -> bool:
-    """Whether weights are the paper's, by whichever name of the same file."""
+    """Whether weights are the paper's, under any name of the same file."""
     if not (init in catalog.PUBLISHED or init.startswith("augreg:")):
         return False
     return catalog.find(init).path in {catalog.find(name).path for name in WEIGHTS}

@@ -17,16 +17,16 @@ from remem_jax.storage import identity
 from remem_jax.train import student_losses
 from remem_jax.weights import catalog, matching
 
-GELUS = ("", "tanh", "erf")  # "" is the one that the checkpoint was trained with.
+GELUS = ("", "tanh", "erf")  # "" is the GELU that the checkpoint was trained with.
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
-    """All settings as nested JSON values, without secrets."""
+    """Returns all settings as nested JSON values, without secrets."""
     return redaction.without_secrets(json.loads(config.to_json_best_effort()))
 
 
 def located(config: ConfigDict) -> dict[str, Any]:
-    """The same, with absolute paths of the images, which are found from any folder."""
+    """Returns all settings as `plain`, with the paths of the images made absolute."""
     found = plain(config)
     for name in ("path", "dir"):
         if found["data"][name]:
@@ -35,7 +35,7 @@ def located(config: ConfigDict) -> dict[str, Any]:
 
 
 def deciding(config: ConfigDict) -> dict[str, Any]:
-    """The settings that decide a run's result, as nested JSON values; see `identity.deciding`."""
+    """Returns the settings that decide a run's result; see `identity.deciding`."""
     return identity.deciding(plain(config))
 
 
@@ -72,7 +72,7 @@ def check_pretrain(config: ConfigDict) -> None:
 
 
 def check_mesh(config: ConfigDict, on: Mesh) -> None:
-    """Raises `SettingError` for the first batch that the devices cannot share."""
+    """Raises `SettingError` for the first batch that cannot be divided among the devices."""
     for name in _batches(config):
         mesh.check_batch_size(f"config.{name}.batch_size", config[name].batch_size, on)
     if "teacher" in config and "analyses" not in config:
@@ -82,7 +82,7 @@ def check_mesh(config: ConfigDict, on: Mesh) -> None:
 
 
 def _batches(config: ConfigDict) -> list[str]:
-    """The groups of settings whose batches a workflow takes."""
+    """Returns the groups of settings that have a batch size in a workflow."""
     if "analyses" in config:  # No teacher is trained.
         return [
             "images",
@@ -94,7 +94,7 @@ def _batches(config: ConfigDict) -> list[str]:
 
 
 def check_common(config: ConfigDict) -> None:
-    """Raises for the first setting that cannot be used of those that all workflows have."""
+    """Raises for the first setting shared by all workflows that cannot be used."""
     values.check(config)
     settings = config.data
     checks.at_least("config.log_every", config.log_every, 1)
@@ -120,19 +120,19 @@ def check_common(config: ConfigDict) -> None:
 
 
 def _check_place(settings: ConfigDict) -> None:
-    """Raises where a path is given, and the data set is one that has none."""
+    """Raises if a path is given for a data set that does not use one."""
     path = settings.path
     kinds = {".npz": "arrays", **dict.fromkeys(lists.LISTS, "list")}
     checks.require(
         settings.name in data.CUSTOM or not path,
-        f"config.data.path is {path!r}, and config.data.name is {settings.name}, which is read "
-        "from no path: set config.data.name="
-        f"{kinds.get(pathlib.Path(path).suffix, 'folder')} to use what is there.",
+        f"config.data.path is {path!r}, but config.data.name is {settings.name}, which does not "
+        "use a path: set config.data.name="
+        f"{kinds.get(pathlib.Path(path).suffix, 'folder')} to use this path.",
     )
 
 
 def check_teacher(teacher: ConfigDict, image_size: int) -> None:
-    """Raises for the first setting of `config.teacher` that cannot be used, but for `init`."""
+    """Raises for the first setting of `config.teacher`, except `init`, that cannot be used."""
     checks.one_of("config.teacher.model", teacher.model, models.TEACHERS)
     if teacher.variant:
         checks.one_of("config.teacher.variant", teacher.variant, vit.VARIANTS)
@@ -167,7 +167,7 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
 
 
 def check_init(teacher: ConfigDict) -> None:
-    """Raises unless the weights are there, or published; what is published is fetched later."""
+    """Raises unless the weights exist or are published; published ones are downloaded later."""
     if catalog.is_name(teacher.init) and teacher.init not in catalog.BUNDLED:
         published = catalog.find(teacher.init)
         fits = teacher.variant in ("", published.variant)
@@ -243,22 +243,22 @@ def _check_optimizer(prefix: str, settings: ConfigDict, steps: int) -> None:
 
 
 def check_patches(model: str, size: vit.Size, image_size: int) -> None:
-    """Raises unless images divide into the patches of a model."""
+    """Raises unless the image size is a multiple of a model's patch size."""
     checks.require(
         image_size % size.pixels == 0,
-        f"config.data.image_size must be a multiple of {size.pixels}, the patch of {model}; got "
-        f"{image_size}.",
+        f"config.data.image_size must be a multiple of {size.pixels}, the patch size of {model}; "
+        f"got {image_size}.",
     )
 
 
 def tuning_of(teacher: ConfigDict) -> tuning.Tuning:
-    """How `config.teacher` tunes a network.
+    """Returns how `config.teacher` trains a network: in full, or by LoRA, adapters or a probe.
 
     Raises:
         SettingError: If the method, or an option of it, is unknown or out of range.
     """
     checks.one_of("config.teacher.tuning", teacher.tuning, tuning.METHODS)
-    group = teacher.tuning.partition("_")[0]  # "adapter_houlsby" has its options in `adapter`.
+    group = teacher.tuning.partition("_")[0]  # "adapter_houlsby" has the group `adapter`.
     options: dict[str, Any] = dict(teacher[group]) if group in ("lora", "adapter") else {}
     if "targets" in options:
         options["targets"] = tuple(options["targets"])

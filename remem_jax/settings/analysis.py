@@ -1,4 +1,4 @@
-"""Checks of an analysis: of checkpoints as they are, over the images of a data set."""
+"""Checks the settings of an analysis of checkpoints on the images of a data set."""
 
 import itertools
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def check(config: ConfigDict) -> None:
     titles = [config.models[name].title for name in config.model_order]
     checks.require(
         len(set(titles)) == len(titles),
-        "config.models: each needs a title of its own, by which the report names it; got "
+        "config.models: titles must be distinct, since reports name models by them; got "
         f"{', '.join(titles)}.",
     )
     for name, own in of_models(config):
@@ -39,8 +39,8 @@ def check(config: ConfigDict) -> None:
             raise checks.SettingError(f"config.models.{name}: {error}") from error
         checks.require(
             own.teacher.tuning == "full",
-            f"config.models.{name}: an analysis looks at checkpoints as they are; leave "
-            f"config.teacher.tuning at full, got {own.teacher.tuning!r}.",
+            f"config.models.{name}: an analysis does not train checkpoints; set "
+            f"config.teacher.tuning to full, got {own.teacher.tuning!r}.",
         )
     _check_images(config.images)
     if "information" in config.analyses:
@@ -53,7 +53,7 @@ def check(config: ConfigDict) -> None:
 
 
 def of_models(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
-    """Each model's name, and the config with its settings in `config.teacher`."""
+    """Yields the name of each model, and the config with its settings in `config.teacher`."""
     for name in config.model_order:
         own = config.copy_and_resolve_references()
         with own.ignore_type():
@@ -64,7 +64,7 @@ def of_models(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
 
 
 def of_sensitivity(config: ConfigDict) -> Iterator[ConfigDict]:
-    """The config with each of the decoders' settings that are compared; its own come first."""
+    """Yields the config with each compared setting of decoders, first with its own."""
     axes, base = config.sensitivity, config.information
     own = (base.align_corners, base.learning_rate, base.betas[1])
     compared = itertools.product(

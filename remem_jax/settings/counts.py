@@ -1,4 +1,4 @@
-"""Checks of settings against the number of images that there are."""
+"""Checks batch sizes against the number of images in the training split."""
 
 from ml_collections import ConfigDict
 
@@ -6,13 +6,13 @@ from remem_jax import checks
 from remem_jax.data import sources
 from remem_jax.settings import unused
 
-_MOST = 2.0  # Times that an image stands in one batch on average; more is a mistake.
+_MOST = 2.0  # Average number of times that an image is in one batch; more is a mistake.
 
 
 def check(config: ConfigDict, source: sources.Source) -> None:
     """Raises `SettingError` for the first batch that is far larger than the training split.
 
-    Called before images are looked at: which of them cannot be read is not known yet.
+    It is called before images are scanned, so unreadable images are still counted.
     """
     images = training(source, config.data.validation, seed=config.seed)
     for group in ("teacher", "student", "train"):
@@ -30,12 +30,12 @@ def check(config: ConfigDict, source: sources.Source) -> None:
 
 
 def training(source: sources.Source, validation: float, *, seed: int) -> int:
-    """How many images of a source are trained on, if all can be read.
+    """Returns the number of training images of a source, if all can be read.
 
     Args:
-        source: Before its images are looked at.
-        validation: Share that is held out, where it has no validation split of its own.
-        seed: Decides which.
+        source: The data set, before its images are scanned.
+        validation: Fraction that is held out if the source has no validation split.
+        seed: Seed of the split.
     """
     train = source.splits[sources.TRAIN]
     if sources.VALIDATION in source.splits:

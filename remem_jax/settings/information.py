@@ -1,4 +1,4 @@
-"""Checks of how teachers' information is measured."""
+"""Checks the settings that measure the information of teachers, `config.information`."""
 
 from ml_collections import ConfigDict
 

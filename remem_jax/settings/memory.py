@@ -1,4 +1,4 @@
-"""How a batch is divided, and what is computed again, to take less of a device's memory."""
+"""Settings that save device memory: division of a batch, and rematerialisation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,20 +10,20 @@ from remem_jax import checks, platforms
 from remem_jax.models.rematerialisation import RECOMPUTED
 from remem_jax.train.division import Division
 
-AUTO = "auto"  # As little as the device's memory asks for.
-# What earlier configs have; on the command line their values come as texts.
+AUTO = "auto"  # As little as the device's memory requires.
+# Values in earlier configs; the command line gives them as strings.
 _EARLIER = {True: "blocks", "True": "blocks", False: AUTO, "False": AUTO}
 
 
 def recomputed(name: str, value: Any) -> str:
-    """What `rematerialise` says: `AUTO`, or one of `RECOMPUTED`.
+    """Returns the value of `rematerialise`: `AUTO`, or one of `RECOMPUTED`.
 
     Args:
-        name: Of the setting, for messages.
-        value: Its value; the True and False of earlier configs too.
+        name: Name of the setting, for messages.
+        value: Its value, which in earlier configs may be True or False.
 
     Raises:
-        SettingError: If it says nothing that is known.
+        SettingError: If the value is unknown.
     """
     if isinstance(value, str | bool):
         value = _EARLIER.get(value, value)
@@ -32,7 +32,7 @@ def recomputed(name: str, value: Any) -> str:
 
 
 def check(name: str, settings: ConfigDict) -> None:
-    """Raises `SettingError` for the first of a teacher's settings of memory that cannot be used."""
+    """Raises `SettingError` for the first setting of a teacher's memory that cannot be used."""
     recomputed(f"{name}.rematerialise", settings.rematerialise)
     checks.at_least(f"{name}.accumulate", settings.accumulate, 0)
     division(settings, name=name)
@@ -45,16 +45,16 @@ def division(
     *,
     name: str = "config.teacher",
 ) -> Division:
-    """How batches are divided on a mesh; None is one device.
+    """Returns how batches are divided on a mesh; None is one device.
 
     Args:
-        settings: Of a teacher, or of pretraining.
-        on: The devices.
-        accumulate: Instead of the setting, which may leave it open.
-        name: Of the settings, for messages.
+        settings: Settings of a teacher, or of a pretraining.
+        on: The mesh of devices.
+        accumulate: Number of microbatches; None takes that of the settings.
+        name: Name of the group of settings, for messages.
 
     Raises:
-        SettingError: If they cannot be divided so.
+        SettingError: If the batch cannot be divided in this way.
     """
     devices = 1 if on is None else on.size
     group = settings.get("ascent_examples", 0)
@@ -74,7 +74,7 @@ def division(
 
 
 def splits(settings: ConfigDict, on: Mesh) -> Iterator[int]:
-    """Values of `accumulate` that divide a batch: 1, then each in twice as many parts or more."""
+    """Yields values of `accumulate` that divide a batch; each at least doubles the one before."""
     before = 0
     for accumulate in range(1, settings.batch_size // on.size + 1):
         try:

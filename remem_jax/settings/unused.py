@@ -1,4 +1,4 @@
-"""Settings that were given and change nothing, as others are: refused, with the reason."""
+"""Refuses settings that the user gave and that have no effect, with the reason."""
 
 import fnmatch
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,10 +13,10 @@ from remem_jax.methods import METHODS
 from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
-_OF_TEACHERS = (  # Of `config.student`: what a student learns from a teacher by.
+_OF_TEACHERS = (  # Settings of `config.student` that need a teacher.
     *("losses", "temperatures", "weights", "flatten", "hard_labels", "store_outputs"),
 )
-_OF_TRAINING = (  # Of `config.teacher`.
+_OF_TRAINING = (  # Settings of `config.teacher` that only training uses.
     *("steps", "batch_size", "learning_rate", "warmup_steps", "momentum", "weight_decay"),
     *("clip_norm", "dropout", "mixup", "label_smoothing", "mcmi", "rho", "ascent_examples"),
     *("accumulate", "lora.*", "adapter.*"),
@@ -28,22 +28,24 @@ Reason = Callable[[ConfigDict], str]
 def check(config: ConfigDict, given: Collection[str]) -> None:
     """Raises `SettingError` for the first setting that was given and has no effect.
 
-    Settings of a teacher in a run without one only give a warning: who tries one method after
-    another keeps the rest of the command.
+    In a run without a teacher, settings of teachers only give a warning, so that the same command
+    can be used for one method after another.
 
     Args:
-        config: All settings, checked.
+        config: All settings, already checked.
         given: Names of the settings that the user gave, such as "teacher.lora.rank".
     """
     for name in given:
         refuse(name, reason(config, name))
     idle = [f"config.{name}" for name in given if is_idle(config, name)]
     if idle:
-        logging.warning("These have no effect, as no method has a teacher: %s.", ", ".join(idle))
+        logging.warning(
+            "These settings have no effect because no method has a teacher: %s.", ", ".join(idle)
+        )
 
 
 def is_idle(config: ConfigDict, name: str) -> bool:
-    """Whether it is a setting of a teacher in a run that has none."""
+    """Whether a setting belongs to teachers in a run that has none."""
     if "methods" not in config or any(_teachers(config)):
         return False
     group, _, rest = name.partition(".")
@@ -51,14 +53,14 @@ def is_idle(config: ConfigDict, name: str) -> bool:
 
 
 def refuse(name: str, reason: str) -> None:
-    """Raises `SettingError` if there is a reason why a setting that was given has no effect."""
+    """Raises `SettingError` if there is a reason why a given setting has no effect."""
     checks.require(
         not reason, f"config.{name} has no effect: {reason}. Leave it out, or change that."
     )
 
 
 def reason(config: ConfigDict, name: str) -> str:
-    """Why a setting of a run has no effect, as others are; "" where it has one."""
+    """Returns why a setting has no effect given the others; "" if it has one."""
     if is_idle(config, name):
         return ""
     reasons = _OF_ANALYSIS if "analyses" in config else _OF_RUN
@@ -69,13 +71,13 @@ def reason(config: ConfigDict, name: str) -> str:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Whether a name is of a pattern; after a blank, the pattern may say which are not."""
+    """Whether a name matches a pattern, which may exclude names after a blank."""
     wanted, _, but = pattern.partition(" ")
     return fnmatch.fnmatch(name, wanted) and not fnmatch.fnmatch(name, but)
 
 
 def _teachers(config: ConfigDict) -> Iterator[Mapping[str, Any]]:
-    """The settings of `config.teacher`, as each method with a teacher changes them."""
+    """Yields `config.teacher` as each method with a teacher changes it."""
     for method in config.methods:
         if METHODS[method].has_teacher:
             yield {**config.teacher, **METHODS[method].fixed}
@@ -83,10 +85,10 @@ def _teachers(config: ConfigDict) -> Iterator[Mapping[str, Any]]:
 
 def _fixed(name: str) -> Reason:
     def why(config: ConfigDict) -> str:
-        taught = [method for method in config.methods if METHODS[method].has_teacher]
-        if any(name not in METHODS[method].fixed for method in taught):
+        with_teacher = [method for method in config.methods if METHODS[method].has_teacher]
+        if any(name not in METHODS[method].fixed for method in with_teacher):
             return ""
-        return f"config.methods has {', '.join(taught)} alone, which sets it"
+        return f"config.methods has {', '.join(with_teacher)} alone, which sets it"
 
     return why
 
@@ -131,14 +133,14 @@ def _unused_by_losses(setting: str) -> Reason:
     return why
 
 
-def _unless(setting: str, values: Collection[Any], told: str) -> Reason:
-    """Why a setting has no effect unless another has one of these values."""
+def _unless(setting: str, values: Collection[Any], explanation: str) -> Reason:
+    """Builds the reason of a setting that needs another to have one of these values."""
 
     def why(config: ConfigDict) -> str:
         value: Any = config
         for part in setting.split("."):
             value = value[part]
-        return "" if value in values else f"config.{setting} is {value!r}, {told}"
+        return "" if value in values else f"config.{setting} is {value!r}, {explanation}"
 
     return why
 
@@ -173,11 +175,11 @@ def _not_trained(config: ConfigDict) -> str:
     return "an analysis trains no teacher"
 
 
-def _without_place(name: str, takes: Collection[str], told: str) -> Reason:
+def _without_place(name: str, takes: Collection[str], explanation: str) -> Reason:
     def why(config: ConfigDict) -> str:
         group = config[name]
         fits = not group.dir or group.name in takes
-        return "" if fits else f"config.{name}.name is {group.name}, {told}"
+        return "" if fits else f"config.{name}.name is {group.name}, {explanation}"
 
     return why
 

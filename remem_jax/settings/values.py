@@ -1,6 +1,6 @@
-"""Checks of what settings have in common: finite numbers, seeds, tuples without repeats.
+"""Checks that all settings share: finite numbers, seeds, tuples without repeated values.
 
-The command line gives a setting the type of its default, but for what a tuple holds.
+The command line converts a value to the type of its default, but not the elements of a tuple.
 """
 
 import math
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks
 
-# What tuples hold, by the last part of their names.
+# Types of the elements of tuples, by the last part of their names.
 _WHOLE = ("steps", "layers", "examples", "seeds", "null_seeds")
 _REALS = (
     *("crop_area", "betas", "learning_rates", "temperatures", "weights", "second_betas"),
@@ -28,7 +28,7 @@ _MAY_REPEAT = (*_PAIRS, "differs", "examples")
 
 
 def check(config: ConfigDict) -> None:
-    """Raises `SettingError` for the first setting whose value cannot be meant."""
+    """Raises `SettingError` for the first setting whose value cannot be intended."""
     for name, value in leaves(config):
         last = name.rpartition(".")[2]
         if isinstance(value, tuple | list):
@@ -39,13 +39,13 @@ def check(config: ConfigDict) -> None:
             )
         elif last == "seed":
             checks.seed(f"config.{name}", value)
-    if "student" in config:  # The compiled step of a student is given its seed.
+    if "student" in config:  # The compiled step of a student takes its seed.
         for seed in config.student.seeds:
             checks.seed("config.student.seeds", seed, bits=31)
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All settings by name, such as "teacher.lora.rank"."""
+    """Yields all settings with their names, such as "teacher.lora.rank"."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from leaves(value, f"{prefix}{name}.")

@@ -158,7 +158,7 @@ def test_patient_distillation_takes_ten_times_the_steps() -> None:
         (
             "data.name",
             "folder",
-            "The images are the user's own, and none of the paper's data sets.",
+            "The images are the user's own, not one of the paper's data sets.",
         ),
     ],
 )

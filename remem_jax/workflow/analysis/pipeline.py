@@ -18,15 +18,15 @@ from remem_jax.workflow.information import decoders, measurement
 def run_analysis(run: context.Run) -> None:
     """Runs each of `config.analyses`, or resumes it."""
     config = run.config
-    subjects = inputs.load(run)
-    identity = provenance.identity(run, {"models": {one.name: one.digest for one in subjects}})
+    chosen = inputs.load(run)
+    identity = provenance.identity(run, {"models": {one.name: one.digest for one in chosen}})
     workdir.begin(run.workdir, located(config), identity)
     measures = {
         "information": _information,
         "expertness": expertness.measure,
         "criticality": criticality.measure,
     }
-    found = {name: measures[name](run, subjects) for name in config.analyses}
+    found = {name: measures[name](run, chosen) for name in config.analyses}
     if mesh.is_writer():
         results.write(
             run.workdir / "results.json",
