@@ -86,10 +86,10 @@ def test_the_report_of_an_analysis_says_what_its_numbers_say(
     first = found["analyses"]["information"]["settings"][0]["models"]
 
     for title in ("a", "b"):
-        assert f"{title}: expertness is above that of shuffled activations" in text
+        assert f"{title}: blocks whose expertness exceeds that of shuffled activations" in text
     for one in first:
         assert f"{one['excess']:.5f}" in text
-    assert "Images are seen as 16 x 16 pixels; the paper has 224 x 224." in text
+    assert "Images are resized to 16 x 16 pixels; the paper uses 224 x 224." in text
 
 
 def test_the_report_of_an_analysis_is_the_same_bytes_again(
