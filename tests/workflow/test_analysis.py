@@ -86,10 +86,10 @@ def test_the_report_of_an_analysis_agrees_with_its_numbers(
     first = found["analyses"]["information"]["settings"][0]["models"]
 
     for title in ("a", "b"):
-        assert f"{title}: expertness is above that of shuffled activations" in text
+        assert f"{title}: blocks whose expertness exceeds that of shuffled activations" in text
     for one in first:
         assert f"{one['excess']:.5f}" in text
-    assert "Images are seen as 16 x 16 pixels; the paper has 224 x 224." in text
+    assert "Images are resized to 16 x 16 pixels; the paper uses 224 x 224." in text
 
 
 def test_the_report_of_an_analysis_is_the_same_bytes_again(
@@ -232,7 +232,7 @@ def test_expertness_is_that_of_the_energies_of_all_images(run: context.Run, at_o
         assert (one["neurons"], one["images"]) == (SIZE.mlp, 90)
 
 
-def test_a_finished_block_is_not_measured_again(
+def test_a_finished_block_is_not_computed_again(
     run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.config.images.examples = 64
@@ -241,17 +241,17 @@ def test_a_finished_block_is_not_measured_again(
     folder = run.workdir / "expertness" / "model_0"
     (folder / "block_1.json").unlink()
     kept = (folder / "block_0.json").read_bytes()
-    looked: list[list[int]] = []
-    look = of_blocks._energies
+    computed: list[list[int]] = []
+    energies = of_blocks._energies
 
-    def noting(*arguments: Any) -> Any:
-        looked.append(arguments[2])
-        return look(*arguments)
+    def record(*arguments: Any) -> Any:
+        computed.append(arguments[2])
+        return energies(*arguments)
 
-    monkeypatch.setattr(of_blocks, "_energies", noting)
+    monkeypatch.setattr(of_blocks, "_energies", record)
     again = of_blocks.measure(run, chosen)
 
-    assert looked == [[1]]
+    assert computed == [[1]]
     assert (folder / "block_0.json").read_bytes() == kept
     first, second = (found["models"][0]["layers"][1] for found in (before, again))
     assert second["shares"] == pytest.approx(first["shares"])
