@@ -1,7 +1,7 @@
-"""Evaluation in one pass: counted on the device, exact whatever the batches, devices or hosts.
+"""Evaluation in one pass, counted on the device; exact for any batch size, devices or hosts.
 
-Any number of models is evaluated in the same pass: each batch is read once, made into what models
-see once, and the teacher's logits are computed once for all models that are compared with it.
+Any number of models is evaluated in the same pass: each batch is read and transformed once, and the
+teacher's logits are computed once for all models that are compared with it.
 """
 
 import collections
@@ -17,9 +17,9 @@ from remem_jax import losses, mesh
 from remem_jax.data import registry
 from remem_jax.records import Apply, Batch, Variables
 
-BINS = 15  # Of the calibration error, as in the paper that names it: section 2.
+BINS = 15  # Bins of the calibration error, as in section 2 of its paper.
 TOP = 5
-_AHEAD = 2  # Batches that wait on the device while the host goes on.
+_AHEAD = 2  # Maximum number of batches in flight on the device.
 
 Logits = Float[Array, "batch classes"]
 # Stored images -> model inputs; jitted.
