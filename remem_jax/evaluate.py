@@ -1,7 +1,7 @@
-"""Evaluation in one pass: counted on the device, exact whatever the batches, devices or hosts.
+"""Evaluation in one pass, counted on the device; exact for any batch size, devices or hosts.
 
-Any number of models is evaluated in the same pass: each batch is read once, made into what models
-see once, and the teacher's logits are computed once for all models that are compared with it.
+Any number of models is evaluated in the same pass: each batch is read and transformed once, and the
+teacher's logits are computed once for all models that are compared with it.
 """
 
 import collections
@@ -17,21 +17,21 @@ from remem_jax import losses, mesh
 from remem_jax.data import registry
 from remem_jax.records import Apply, Batch, Variables
 
-BINS = 15  # Of the calibration error, as in the paper that names it: section 2.
+BINS = 15  # Bins of the calibration error, as in section 2 of its paper.
 TOP = 5
-_AHEAD = 2  # Batches that wait on the device while the host goes on.
+_AHEAD = 2  # Maximum number of batches in flight on the device.
 
 Logits = Float[Array, "batch classes"]
-# Stored images -> images as models take them; jitted.
+# Stored images -> model inputs; jitted.
 EvaluationTransform = Callable[[Array], Array]
 
 
 class Model(NamedTuple):
-    """A model as evaluation takes it.
+    """A model to evaluate.
 
     Attributes:
         apply: The model in evaluation mode, jitted.
-        variables: Of the model.
+        variables: Its variables.
     """
 
     apply: Apply
@@ -39,10 +39,10 @@ class Model(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What one pass over the batches found; see `metrics`.
+    """Results of one pass over the batches; see `metrics`.
 
     Attributes:
-        models: Metrics of each model, in their order.
+        models: Metrics of each model, in the given order.
         teacher: Metrics of the teacher; None without one.
     """
 
@@ -51,11 +51,11 @@ class Evaluated(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """Sums over any number of batches, as good as in float64, which JAX has switched off.
+    """Compensated sums over batches, as accurate as float64, which JAX disables by default.
 
     Attributes:
-        total: The sums, as float32 has them.
-        lost: What rounding took from them.
+        total: The sums in float32.
+        lost: Their accumulated rounding errors.
     """
 
     total: Float[Array, "*of"]
@@ -63,18 +63,18 @@ class Sum(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What was counted so far.
+    """Counts over the batches so far.
 
     Attributes:
-        seen: Examples of each class.
-        right: Those that are classified rightly.
-        top5: Examples whose class is among the five that the model finds likeliest.
-        gaps: For each bin of the model's confidence, the examples in it that are classified
-            rightly, less the sum of their confidences.
+        seen: Number of examples of each class.
+        right: Number of correctly classified examples of each class.
+        top5: Number of examples whose class is among the five most likely.
+        gaps: For each bin of confidence, the number of correctly classified examples minus the sum
+            of the confidences.
         loss: Cross-entropy, summed over the examples.
-        agreed: Examples that the teacher puts into the same class, rightly or not; None where
-            there is no teacher.
-        confusion: Examples by true and by predicted class; None where that is not asked for.
+        agreed: Number of examples for which the teacher predicts the same class; None without a
+            teacher.
+        confusion: Numbers of examples by true and predicted class; None if not requested.
     """
 
     seen: Int[Array, " classes"]
@@ -90,16 +90,16 @@ Count = Callable[[Tally, Array, Batch, Array | None], Tally]
 
 
 def init_tally(classes: int, *, agreement: bool, confusion: bool) -> Tally:
-    """The tally of no examples.
+    """Returns the tally of no examples.
 
     Args:
         classes: Number of classes.
-        agreement: Whether a teacher's logits will come with the student's.
+        agreement: Whether to count agreement with a teacher.
         confusion: Whether to count every pair of classes: 4 bytes for each, which is 100 MB for
             5,089 classes.
     """
 
-    # Every count needs a buffer of its own: they are given away when the next batch is added.
+    # Each count needs its own buffer, as they are donated when the next batch is added.
     def none(*shape: int) -> Int[Array, "*of"]:
         return jnp.zeros(shape, jnp.int32)
 
@@ -120,20 +120,20 @@ def init_tally(classes: int, *, agreement: bool, confusion: bool) -> Tally:
 def count(
     tally: Tally, logits: Logits, batch: Batch, teacher_logits: Logits | None = None
 ) -> Tally:
-    """Adds a batch to a tally; masked examples count for nothing.
+    """Adds a batch to a tally, without its masked examples.
 
-    A pure function. The caller wraps it in `jax.jit` and gives the tally away. A batch may be
-    spread over devices and hosts: the tally comes out the same on all of them. Of equal logits,
-    the class with the lower index is the likelier.
+    A pure function. The caller jits it and donates the tally. A batch may be sharded over devices
+    and hosts; the tally is the same on all of them. Of equal logits, the class with the lower
+    index is the prediction.
 
     Args:
-        tally: Of the batches before.
-        logits: Of the model.
-        batch: What they are the logits of.
-        teacher_logits: Of the teacher, if the tally counts agreement.
+        tally: Tally of the previous batches.
+        logits: Logits of the model.
+        batch: The batch.
+        teacher_logits: Logits of the teacher, if the tally counts agreement.
 
     Raises:
-        ValueError: If only one of the tally and the arguments knows of a teacher.
+        ValueError: If the tally counts agreement and there are no teacher logits, or vice versa.
     """
     if (tally.agreed is None) != (teacher_logits is None):
         raise ValueError("Agreement is counted with a teacher's logits, and only with them.")
@@ -166,9 +166,9 @@ def _number(which: Bool[Array, " batch"]) -> Int[Array, ""]:
 def _gaps(
     logits: Logits, right: Bool[Array, " batch"], mask: Bool[Array, " batch"]
 ) -> Float[Array, " bin"]:
-    """Examples that are right, less their confidences, by bin: ((i - 1) / BINS, i / BINS]."""
+    """Correct examples minus their confidences, by bin ((i - 1) / BINS, i / BINS]."""
     confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-    # By NumPy: XLA would multiply by 1 / BINS, and miss the nearest float to some edges.
+    # With NumPy: XLA would multiply by 1 / BINS, which is inexact for some edges.
     edges = jnp.asarray(np.arange(1, BINS) / BINS, jnp.float32)
     own_bin = jnp.sum((confidence[:, None] > edges[None]).astype(jnp.int32), axis=-1)
     in_bin = mask[:, None] & (own_bin[:, None] == jnp.arange(BINS)[None])
@@ -177,7 +177,7 @@ def _gaps(
 
 
 def _add(sums: Sum, values: Float[Array, "*of"]) -> Sum:
-    """Adds, and keeps what rounding takes exactly (Knuth's two-sum)."""
+    """Adds values, and the exact rounding error of the addition (Knuth's two-sum)."""
     total = sums.total + values
     added = total - sums.total
     lost = (sums.total - (total - added)) + (values - added)
@@ -185,16 +185,15 @@ def _add(sums: Sum, values: Float[Array, "*of"]) -> Sum:
 
 
 def metrics(tally: Tally) -> dict[str, Any]:
-    """Metrics of the examples in a tally, which is fetched from the device.
+    """Computes the metrics of a tally, which is fetched from the device.
 
     Returns:
-        Shares from 0 to 1: "top1"; "top5", of as many classes as there are if these are fewer;
+        Fractions from 0 to 1: "top1"; "top5" (of all classes if there are fewer than five);
         "mean_per_class", over classes that occur (scikit-learn's balanced accuracy);
         "calibration_error", the expected one over `BINS` bins of equal width. "loss" in nats.
-        If the tally has them: "agreement", the share of examples that the teacher puts into the
-        same class, and "confusion", numbers of examples, with a list for each true class that
-        has a number for each predicted one. Loss and calibration error of a model that gives
-        NaN are NaN.
+        If the tally has them: "agreement", the fraction of examples for which the teacher predicts
+        the same class, and "confusion", numbers of examples as a list over true classes of lists
+        over predicted classes. Loss and calibration error of a model with NaN logits are NaN.
 
     Raises:
         ValueError: If there were no examples.
@@ -205,7 +204,7 @@ def metrics(tally: Tally) -> dict[str, Any]:
     examples, occurs = int(found.seen.sum()), found.seen > 0
     if not examples:
         raise ValueError("There is nothing to evaluate: no batch holds an example.")
-    # A bin weighs as many examples as it has, so that its gap need not be divided by them.
+    # Bins are weighted by their numbers of examples, so gaps are not divided by them.
     gaps = np.sum(np.abs(_exact(found.gaps)))
     result: dict[str, Any] = {
         registry.TOP1: int(found.right.sum()) / examples,
@@ -236,26 +235,26 @@ def evaluate(
     confusion: bool = False,
     predictions: bool = False,
 ) -> Evaluated:
-    """Metrics of models in one pass over the batches, fetched from the device at the end.
+    """Evaluates models in one pass over the batches, and fetches the metrics at the end.
 
-    A model's metrics are, to the last bit, those that it has when it is evaluated alone. Beside
+    A model's metrics equal, to the last bit, those of an evaluation of this model alone. Besides
     the models, the device holds a tally for each and at most `_AHEAD + 1` batches.
 
     Args:
         count: The function of this module, jitted.
-        transform: What all models see of the images.
-        models: The models; where there are none, and no teacher, no batch is read.
-        batches: All examples once; what fills up the last batch is masked.
+        transform: Makes the inputs of all models.
+        models: The models; if there are none, and no teacher, no batch is read.
+        batches: All examples once; the padding of the last batch is masked.
         classes: Number of classes.
-        teacher: Whose agreement with each model is measured; it is evaluated itself, too.
+        teacher: Model whose agreement with each of the models is measured; also evaluated.
         confusion: Whether to count every pair of classes for each model, but not for the teacher;
             see `init_tally`.
-        predictions: Whether to keep which class each example is put into; all processes of a run
-            then get all of them.
+        predictions: Whether to return the predicted class of each example; all processes of a run
+            get all of them.
 
     Returns:
         See `metrics`, also for what it raises. With `predictions` also "predictions", int32: the
-        index of a class for each example, in their order.
+        predicted class index of each example, in order.
     """
 
     def init(model: Model, *, agreement: bool, confusion: bool) -> _Evaluation:
@@ -266,17 +265,19 @@ def evaluate(
         return Evaluated([], None)
     of_teacher = teacher and init(teacher, agreement=False, confusion=False)
     agreement = teacher is not None
-    own = [init(model, agreement=agreement, confusion=confusion) for model in models]
+    evaluations = [init(model, agreement=agreement, confusion=confusion) for model in models]
     pending: collections.deque[Array] = collections.deque()
     for batch in batches:
         images = transform(batch.image)
-        taught = of_teacher.add(batch, images) if of_teacher else None
-        last = [taught, *(one.add(batch, images, taught) for one in own)][-1]
+        teacher_logits = of_teacher.add(batch, images) if of_teacher else None
+        last = [teacher_logits, *(one.add(batch, images, teacher_logits) for one in evaluations)][
+            -1
+        ]
         # The device computes in order: when the last logits are there, so are the others.
         pending.append(last)
-        if len(pending) > _AHEAD:  # Else the host would heap up batches on the device.
+        if len(pending) > _AHEAD:  # Otherwise batches would accumulate on the device.
             pending.popleft().block_until_ready()
-    return Evaluated([one.found() for one in own], of_teacher and of_teacher.found())
+    return Evaluated([one.result() for one in evaluations], of_teacher and of_teacher.result())
 
 
 class _Evaluation:
@@ -287,15 +288,15 @@ class _Evaluation:
         self._predicted: list[Int[Array, " batch"]] | None = [] if predictions else None
 
     def add(self, batch: Batch, images: Array, teacher_logits: Logits | None = None) -> Logits:
-        """Counts a batch; its logits."""
+        """Counts a batch, and returns its logits."""
         logits = self._model.apply(self._model.variables, images)
         self._tally = self._count(self._tally, logits, batch, teacher_logits)
         if self._predicted is not None:
             self._predicted.append(_predicted(logits, batch.mask))
         return logits
 
-    def found(self) -> dict[str, Any]:
-        """What was found; see `evaluate`."""
+    def result(self) -> dict[str, Any]:
+        """Returns the metrics; see `evaluate`."""
         found = metrics(self._tally)
         if self._predicted is None:
             return found
@@ -304,27 +305,27 @@ class _Evaluation:
 
 @jax.jit
 def _predicted(logits: Logits, mask: Bool[Array, " batch"]) -> Int[Array, " batch"]:
-    """The class of each example, as `count` sees it; -1 where it is masked."""
+    """Returns the predicted class of each example, as in `count`; -1 if it is masked."""
     return jnp.where(mask, jnp.argmax(logits.astype(jnp.float32), axis=-1), -1)
 
 
 def _in_order(predicted: Sequence[Int[Array, " batch"]]) -> Int[np.ndarray, " example"]:
-    """Fetches the classes of all batches, and leaves out what is masked."""
+    """Fetches the predicted classes of all batches, without masked examples."""
     whole = jax.device_get([mesh.whole(batch) for batch in predicted])
     classes = np.concatenate(whole)
     return classes[classes >= 0]
 
 
 def most_confused(confusion: Sequence[Sequence[int]], pairs: int) -> list[tuple[int, int, int]]:
-    """The errors that are made most often, at most so many kinds of them.
+    """Returns the most frequent confusions of two classes.
 
     Args:
-        confusion: As `metrics` gives it.
-        pairs: How many at most.
+        confusion: From `metrics`.
+        pairs: Maximum number of confusions.
 
     Returns:
-        True class, predicted class, number of examples; most first, then in the order of the
-        classes. Of errors that are never made, none.
+        (true class, predicted class, number of examples), most frequent first, then in the order
+        of the classes; only confusions that occur.
     """
     errors = np.array(confusion)
     np.fill_diagonal(errors, 0)
@@ -337,14 +338,14 @@ def most_confused(confusion: Sequence[Sequence[int]], pairs: int) -> list[tuple[
 def linear_probe(
     train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
 ) -> float:
-    """Top-1 of a logistic regression on frozen features.
+    """Returns the top-1 accuracy of a logistic regression on frozen features.
 
     Args:
         train: Features (example, feature) and labels (example,).
-        test: The same, of other images.
+        test: The same for the test images.
 
     Returns:
-        Share of the test images classified rightly, from 0 to 1.
+        Fraction of correctly classified test images, from 0 to 1.
     """
     from sklearn import linear_model, pipeline, preprocessing  # Takes a second.
 

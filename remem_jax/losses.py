@@ -1,6 +1,7 @@
-"""Losses: logits or features in, one number for the batch out, no state. All in float32.
+"""Losses: functions of logits or features that return one float32 number for the batch.
 
-They are in nats, except `dist`, which is made of correlations, and `features`, a squared error.
+They are in nats, except `dist`, which is computed from correlations, and `features`, a squared
+error.
 """
 
 import functools
@@ -13,22 +14,22 @@ from remem_jax.records import Labels
 
 # Added to the product of two norms, as in DIST's code.
 _EPSILON = 1e-8
-# Norm of what varies in a row or column whose largest entry is 1. In float32, logits of 16 that
-# are rounded vary a column of 512 by 2e-5, which is no variation; 1e-3 is well above it.
+# Norm below which a centred row or column whose largest entry is 1 counts as constant. In float32,
+# rounding of logits of 16 gives a column of 512 a norm of 2e-5; 1e-3 is well above it.
 _CONSTANT = 1e-3
-# Added to the variance of a token; that of Flax's LayerNorm.
+# Added to the variance of tokens and logits; the epsilon of Flax's LayerNorm.
 _VARIANCE = 1e-6
 
 
 def cross_entropy(
     logits: Float[Array, "batch classes"], labels: Labels, *, smoothing: float = 0.0
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of the labels.
+    """Computes the mean cross-entropy of the labels.
 
     Args:
         logits: Unnormalised log-probabilities.
-        labels: Indices of the classes, or for each image the shares of all classes.
-        smoothing: Share of each target that is spread evenly over all classes.
+        labels: Class indices, or for each image the shares of all classes.
+        smoothing: Share of each target that is distributed evenly over all classes.
 
     Returns:
         The mean over the batch, in nats.
@@ -44,17 +45,17 @@ def cross_entropy(
 def conditional_mutual_information(
     logits: Float[Array, "batch classes"], labels: Labels
 ) -> Float[Array, ""]:
-    """How much a model's predictions tell of the images, beyond their labels: I(X; Y' | Y).
+    """Computes the information of predictions on the images, given their labels: I(X; Y' | Y).
 
-    The mean over the batch of KL(p || Q), where p is what is predicted of an image, and Q, the
+    It is the mean over the batch of KL(p || Q), where p is the prediction for an image, and Q, the
     centroid of the image's class, is the mean of p over the batch's images of that class. A
     teacher of MCMI minimises cross_entropy - weight * conditional_mutual_information.
 
     Where labels are shares w of all classes, an image belongs to each class y with weight w[y]:
     Q[y] is the weighted mean of p, and the result the weighted mean of KL(p || Q[y]).
 
-    - It is 0, but for rounding, where all images of a class are predicted alike; so a class with
-      one image adds 0, and a class without any does not count.
+    - It is 0, up to rounding, if predictions are equal within each class; so a class with one
+      image adds 0, and a class without images is ignored.
     - No gradient flows through the centroids, as in the authors' code, and none would: they
       minimise the mean of the divergences, whose derivative by them is therefore 0. The gradient
       is exact, derivatives of higher order are not.
@@ -71,7 +72,7 @@ def conditional_mutual_information(
         labels: As in `cross_entropy`; shares are at least 0, and not all of them 0.
 
     Returns:
-        The mean over the batch, in nats; from 0, but for rounding, to log(classes).
+        The mean over the batch, in nats; from 0 (up to rounding) to log(classes).
 
     Source: Ye et al. 2024, https://arxiv.org/abs/2401.08732, and its code,
     https://github.com/iclr2024mcmi/ICLRMCMI. Centroids of the batch and mixed labels are our own.
@@ -95,13 +96,13 @@ def conditional_mutual_information(
 def supervised(
     logits: Float[Array, "batch classes"], labels: Labels, *, smoothing: float, mcmi: float
 ) -> Float[Array, ""]:
-    """What a teacher minimises: cross-entropy, less a share of what it tells beyond the labels.
+    """Computes the loss of teachers: cross-entropy minus lambda times the conditional information.
 
     Args:
         logits: Unnormalised log-probabilities.
         labels: As in `cross_entropy`.
-        smoothing: The same.
-        mcmi: Weight of `conditional_mutual_information`, lambda in MCMI; 0 leaves it out.
+        smoothing: As in `cross_entropy`.
+        mcmi: Lambda of MCMI, the weight of `conditional_mutual_information`; 0 leaves it out.
 
     Returns:
         The mean over the batch, in nats.
@@ -115,7 +116,7 @@ def distillation(
     teacher_logits: Float[Array, "batch classes"],
     temperature: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
-    """Mean divergence of the student's softened classes from the teacher's.
+    """Computes the mean divergence of the student's softened predictions from the teacher's.
 
     Both sets of logits are divided by the temperature T. The result is multiplied by T**2, so
     that its gradient keeps its size when T changes.
@@ -123,7 +124,7 @@ def distillation(
     Args:
         student_logits: Unnormalised log-probabilities.
         teacher_logits: The same for the teacher; no gradient reaches them.
-        temperature: T, above 0; 1 leaves the classes as they are. May be traced.
+        temperature: T, above 0; 1 softens nothing. May be traced.
 
     Returns:
         T**2 * KL(teacher || student) in nats, averaged over the batch.
@@ -145,7 +146,7 @@ def knowledge_distillation(
     temperature: Float[Array, ""] | float,
     weight: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
-    """What a student minimises: labels and teacher, weighed against each other.
+    """Computes the weighted mean of the cross-entropy of the labels and `distillation`.
 
     Args:
         student_logits: Unnormalised log-probabilities.
@@ -173,26 +174,26 @@ def dist(
     intra_weight: Float[Array, ""] | float,
     masked: bool,
 ) -> Float[Array, ""]:
-    """How far the student's softened classes are from correlating with the teacher's.
+    """Computes how far the student's softened predictions are from correlating with the teacher's.
 
     Two terms, each T**2 * (1 - mean of Pearson's correlations of student and teacher): `inter`
-    over the rows (what an image says of the classes), `intra` over the columns (what a class says
-    of the images). A column is as long as the batch, so `intra` needs all of the global batch.
+    over the rows (the classes of an image), `intra` over the columns (the images of a class). A
+    column is as long as the batch, so `intra` needs all of the global batch.
 
     The official formula adds 1e-8 to the product of the two norms. If a class is absent from the
     batch and the teacher is sharp, that is more than the product: the class's correlation is near
     0 even for a student that is the teacher, and its gradient pulls that student away. With 128
-    images, 397 classes and a margin of 16 between logits it is so for most classes. And where a
+    images, 397 classes and a margin of 16 between logits, this holds for most classes. And if a
     student's column is constant, as with a head of zeros, its gradient is divided by 1e-8.
 
-    With `masked` there is no epsilon, and the teacher may be as sharp as it likes:
+    With `masked` there is no epsilon, and the teacher may be arbitrarily sharp:
 
     - Each row and column is first divided by its largest entry, in log space, so that it does not
-      underflow. A correlation does not depend on the scale, so a class that is absent counts as
-      it does in the official formula with a teacher that is less sharp. To leave it out instead
-      would lose most of the teacher in a small batch.
-    - What then varies by a norm below 1e-3 in the teacher has no correlation, and is left out of
-      the mean: one-hot columns without their class, the only image of a batch, equal logits.
+      underflow. A correlation does not depend on the scale, so an absent class counts as in
+      the official formula with a less sharp teacher. Leaving it out instead would lose most
+      of the teacher in a small batch.
+    - Rows and columns whose centred norm in the teacher is below 1e-3 are left out of the mean:
+      one-hot columns without their class, the only image of a batch, equal logits.
     - The student's norm counts as 1e-3 at least, which bounds the gradient. As this is the limit
       for the teacher too, a student that is the teacher has a correlation of 1 in all that count.
 
@@ -206,7 +207,7 @@ def dist(
 
     Returns:
         inter_weight * inter + intra_weight * intra; each term is from 0 to 2 * T**2. With
-        `masked` it is 0, but for rounding, if the student's logits are the teacher's.
+        `masked` it is 0, up to rounding, if the student's logits are the teacher's.
 
     Source: Huang et al. 2022, https://arxiv.org/abs/2205.10536, inter-class and intra-class
     relations; T**2 and the epsilon are in its code only.
@@ -232,10 +233,10 @@ def _official_distance(
 def _scaled_distance(
     student: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"], *, axis: int
 ) -> Float[Array, ""]:
-    """The same without epsilon, over those rows or columns where the teacher varies."""
+    """`_official_distance` without epsilon, over rows or columns where the teacher varies."""
 
     def scaled(log_probs: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
-        # A correlation does not depend on the scale: no gradient would come through it.
+        # A correlation does not depend on the scale, whose gradient would be 0.
         largest = jax.lax.stop_gradient(jnp.max(log_probs, axis, keepdims=True))
         return _centred(jnp.exp(log_probs - largest), axis)
 
@@ -253,7 +254,7 @@ def _centred(x: Float[Array, "batch classes"], axis: int) -> Float[Array, "batch
 
 
 def _norm(x: Float[Array, "batch classes"], axis: int) -> Float[Array, " other"]:
-    """L2 norm whose gradient at 0 is 0, where that of a square root is NaN."""
+    """L2 norm with a gradient of 0 at 0, where that of the square root is NaN."""
     square = jnp.sum(x**2, axis)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
@@ -268,15 +269,15 @@ def dist_distillation(
     weight: Float[Array, ""] | float,
     masked: bool,
 ) -> Float[Array, ""]:
-    """What a student minimises with DIST: labels, and correlation with the teacher.
+    """Computes the loss of DIST: cross-entropy of the labels, and correlation with the teacher.
 
     Args:
         student_logits: Unnormalised log-probabilities.
         teacher_logits: The same for the teacher; no gradient reaches them.
         labels: As in `cross_entropy`.
         temperature: T of `dist`, above 0.
-        weight: That of both terms of `dist` (beta = gamma; the paper's is 1), at least 0; 0
-            leaves the labels alone.
+        weight: Weight of both terms of `dist` (beta = gamma; 1 in the paper), at least 0; 0 is
+            the cross-entropy alone.
         masked: As in `dist`.
 
     Returns:
@@ -322,11 +323,11 @@ def standardise(
 def features(
     student: Float[Array, "batch *token feature"], teacher: Float[Array, "batch *token feature"]
 ) -> Float[Array, ""]:
-    """Mean squared error of what a student predicts of the teacher's tokens, each standardised.
+    """Computes the mean squared error of predictions of the teacher's standardised tokens.
 
     Every token of the teacher is first brought to a mean of 0 and a variance of 1 over its
-    features, without learned scales. So a student that predicts 0 has a loss of 1, whatever the
-    teacher (of a token that is constant, 0), and a weight means the same for all teachers.
+    features, without learned scales. So a student that predicts 0 has a loss of 1 with any
+    teacher (0 for a constant token), and a weight means the same for all teachers.
 
     Args:
         student: Predictions of the standardised tokens.

@@ -1,7 +1,7 @@
-"""Comparison of two models on the same test images, and the compact texts that hold their answers.
+"""Comparison of two models on the same test images, and a compact text form of predictions.
 
-Two models that are measured on the same images err on the same hard ones, so that the error of
-their difference is smaller than the errors of their accuracies suggest. It is reckoned from the
+Two models evaluated on the same images make mistakes on the same hard ones, so the standard error
+of their difference is smaller than the errors of their accuracies suggest. It is computed from the
 images on which they differ.
 
 Sources: McNemar 1947, https://doi.org/10.1007/BF02295996; Agresti, Categorical Data Analysis,
@@ -20,20 +20,20 @@ from scipy import special
 from remem_jax.data import registry
 
 _BIT = "bit"
-_TYPES = {_BIT: "u1", "uint8": "u1", "uint16": "<u2", "uint32": "<u4"}  # Of what is compressed.
+_TYPES = {_BIT: "u1", "uint8": "u1", "uint16": "<u2", "uint32": "<u4"}  # Types before compression.
 
 Correct = Bool[np.ndarray, "... _"]  # (image,) or (model, image)
 
 
 class Difference(NamedTuple):
-    """How far one model's metric is above another's, and what chance can do to that.
+    """Difference of two models' metrics, with its uncertainty.
 
     Attributes:
-        difference: The first one's metric less the second one's, as a share from -1 to 1.
-        standard_error: Of the difference, had other test images been drawn (and other classes,
-            where asked for). The training of the models is taken as it is.
-        p_value: Two-sided: how likely a difference of this size is between models that are
-            equally good. NaN, as the error, where there is one class to compare over.
+        difference: The first model's metric minus the second's, from -1 to 1.
+        standard_error: Standard error of the difference, over other samples of test images (and of
+            classes, if requested). The trained models are fixed.
+        p_value: Two-sided p-value of such a difference between equally good models. NaN, like the
+            error, if there is only one class to compare over.
     """
 
     difference: float
@@ -54,25 +54,25 @@ def difference(
     The error is that of a bootstrap over images, in closed form: for the mean per class, each
     class keeps its number of images. The p-value is McNemar's exact one for the top-1 accuracies
     of two single models. Otherwise it is the normal approximation of McNemar's statistic, in which
-    each image has the weight that it has in the metric. Over classes, whole classes are drawn:
+    each image is weighted as in the metric. Over classes, whole classes are sampled:
     error and p-value are those of a paired t-test of the accuracies per class.
 
     Args:
-        correct_a: Whether an image is classified correctly, by the first model; with a leading
-            axis, by each of several models, whose mean counts.
-        correct_b: The same by the second; it may be of another number of models.
-        labels: Index of each image's class.
+        correct_a: Whether the first model classifies each image correctly; with a leading axis,
+            whether each of several models does, of which the mean is taken.
+        correct_b: The same for the second; the number of models may differ.
+        labels: Class indices.
         metric: "top1" or "mean_per_class", over the classes that occur.
-        over_classes: Whether the error shall cover which classes there are as well.
+        over_classes: Whether the error includes the choice of classes.
 
     Raises:
-        ValueError: If the metric is another one, there are no images, or their numbers differ.
+        ValueError: If the metric is unknown, there are no images, or their numbers differ.
     """
     if metric not in (registry.TOP1, registry.MEAN_PER_CLASS):
         raise ValueError(f"There is no paired error of the metric {metric!r}.")
     if not labels.size or not correct_a.shape[-1] == correct_b.shape[-1] == labels.size:
         raise ValueError(
-            f"Answers to {correct_a.shape[-1]} and {correct_b.shape[-1]} images do not go with "
+            f"Predictions for {correct_a.shape[-1]} and {correct_b.shape[-1]} images do not match "
             f"{labels.size} labels."
         )
     gaps = _mean(correct_a) - _mean(correct_b)
@@ -115,10 +115,10 @@ def _mcnemar(gaps: Float[np.ndarray, " image"], weights: Float[np.ndarray, " ima
 
     If the models are equally good, each gap has either sign with the same probability.
     """
-    spread = math.sqrt(np.sum((weights * gaps) ** 2))
-    if not spread:
+    deviation = math.sqrt(np.sum((weights * gaps) ** 2))
+    if not deviation:
         return 1.0
-    return float(2 * special.ndtr(-abs(np.sum(weights * gaps)) / spread))
+    return float(2 * special.ndtr(-abs(np.sum(weights * gaps)) / deviation))
 
 
 def _within(
@@ -127,7 +127,7 @@ def _within(
     sizes: Int[np.ndarray, " classes"],
     means: Float[np.ndarray, " classes"],
 ) -> Float[np.ndarray, " classes"]:
-    """Variance of the gaps within each class; one image tells none, and has that of the others."""
+    """Variance of the gaps in each class; for classes of one image, the mean of the others."""
     squares = np.bincount(of_class, (gaps - means[of_class]) ** 2)
     several = sizes > 1
     if not several.any():
@@ -165,10 +165,10 @@ def pack(values: Bool[np.ndarray, " image"] | Int[np.ndarray, " image"]) -> str:
 
 
 def unpack(text: str) -> Bool[np.ndarray, " image"] | Int[np.ndarray, " image"]:
-    """Reads what `pack` wrote: bools, or classes as int64.
+    """Reads the text of `pack`: bools, or classes as int64.
 
     Raises:
-        ValueError: If the text is none of `pack`'s, or is damaged.
+        ValueError: If the text is not one of `pack`, or is damaged.
     """
     try:
         kind, number, encoded = text.split(":")

@@ -1,8 +1,8 @@
-"""Random numbers by name: every use of randomness has a stream of its own.
+"""Named random streams: every use of randomness has its own stream.
 
-A path names a stream, for example ("student", step, "crops"). What a stream gives is a function of
-the seed and its path alone, so a new stream changes none of the others, and a run that resumes at
-a step draws what it would have drawn. docs/reproducibility.md lists the streams.
+A path names a stream, for example ("student", step, "crops"). A stream depends only on the seed
+and its path, so a new stream does not change the others, and a resumed run draws the same numbers.
+docs/reproducibility.md lists the streams.
 
 On the device, a key is folded with the number of each part of the path in turn; on the host, these
 numbers are the spawn key of a NumPy `SeedSequence`. A whole number stands for itself, and a name
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Integer, PRNGKeyArray
 
-# What is trained on images. Each of them has its own order of examples and its own augmentation.
+# Stages that train on images. Each has its own order of examples and its own augmentation.
 Stage = Literal["pretraining", "teacher", "student", "decoder"]
 Use = Literal[
     "critic",
@@ -38,14 +38,14 @@ Use = Literal[
 ]
 Number = int | np.integer | Integer[Array, ""]
 
-_NAME = 1 << 31  # The bit that tells the number of a name from other numbers.
+_NAME = 1 << 31  # The bit that distinguishes the number of a name from other numbers.
 
 
 def key(seed: Number, *path: Stage | Use | Number) -> PRNGKeyArray:
     """Makes the JAX key of a stream.
 
     Args:
-        seed: Of the run, or of what is drawn; it may be traced.
+        seed: Seed of the run, or of one use of randomness; may be traced.
         path: Names and whole numbers from 0, such as a step; the numbers may be traced.
     """
     return within(jax.random.key(seed), *path)

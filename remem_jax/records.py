@@ -1,4 +1,4 @@
-"""Types that pass between the floors of the house."""
+"""Types that several packages share."""
 
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -12,28 +12,29 @@ Params = Mapping[str, Any]  # Nested dict of arrays, under the names of the chec
 Variables = Mapping[str, Any]  # {"params": Params} and, for some models, {"batch_stats": ...}.
 Metrics = Mapping[str, Any]  # Name -> scalar, or one value per student.
 Key = jax.Array
-# Indices of the classes, or shares of all classes.
+# Class indices, or shares of all classes.
 Labels = Int[Array, " batch"] | Float[Array, "batch classes"]
 
 # (params, statistics, images, dropout key) -> (logits, new statistics), in training mode.
 TrainApply = Callable[[Params, Params, Array, Key], tuple[Array, Params]]
 # (variables, images) -> logits, in evaluation mode.
 Apply = Callable[[Variables, Array], Array]
-# The same of what students learn from: of a student in training, and of a teacher.
+# The same with all outputs that losses compare: a student in training mode, a teacher in
+# evaluation mode.
 StudentApply = Callable[[Params, Params, Array, Key], tuple["Outputs", Params]]
 TeacherApply = Callable[[Variables, Array], "Outputs"]
-# (key, uint8 images) -> float images as the model takes them. The key is that of a stage and a step
-# of training, within which each random transform has a stream of its own; evaluation uses none.
+# (key, uint8 images) -> model inputs. The key is that of a stage and a training step; each random
+# transform has its own stream within it. Evaluation does not use the key.
 Transform = Callable[[Key, Array], Array]
 
 
 class Batch(NamedTuple):
-    """Images as they are stored, and their labels.
+    """Stored images and their labels.
 
     Attributes:
-        image: uint8 at source size; a `Transform` makes them what the model takes.
-        label: Index of the class.
-        mask: False where an example only fills up the last batch.
+        image: uint8 images at source size; a `Transform` makes model inputs of them.
+        label: Class indices.
+        mask: False for examples that only pad the last batch.
     """
 
     image: Shaped[Array, "batch height width channel"]
@@ -45,13 +46,13 @@ Batches = Generator[Batch, None, None]
 
 
 class Outputs(NamedTuple):
-    """What a teacher says of a batch, or a student; features only where a loss compares them.
+    """Outputs of a teacher or a student for a batch; features only if a loss compares them.
 
     Attributes:
         logits: Unnormalised log-probabilities.
-        patches: A teacher's tokens of the patches after its last norm, row by row; a student's
-            prediction of them. None where nothing compares them.
-        cls: The same of the [CLS] token.
+        patches: A teacher's patch tokens after its last norm, row by row, or a student's
+            prediction of them. None if no loss compares them.
+        cls: The same for the [CLS] token.
     """
 
     logits: Float[Array, "batch classes"]
@@ -60,32 +61,32 @@ class Outputs(NamedTuple):
 
 
 class TrainBatches(Protocol):
-    """Gives the batches of training."""
+    """Yields training batches."""
 
     def __call__(self, batch_size: int, first_step: int, *, stage: Stage) -> Batches:
-        """Batches without end, from a step on.
+        """Yields batches without end, starting at a step.
 
         Args:
-            batch_size: Examples in a (global) batch.
+            batch_size: Global batch size.
             first_step: The step whose batch is the first.
-            stage: What is trained. Each stage has its own order and its own augmentation.
+            stage: Name of the stage. Each stage has its own order and augmentation.
 
         Returns:
-            A function of the seed, the stage and the step.
+            Batches that depend only on the seed, the stage and the step.
         """
         ...
 
 
 class DataLoader(NamedTuple):
-    """How the batches of a data set come, and what the models see of them.
+    """Batches of a data set, and the transforms that make model inputs of them.
 
     Attributes:
         kind: "resident" or "streamed".
         train: See `TrainBatches`.
-        evaluation: (split, batch size) -> all examples once, in order; what fills up the last
+        evaluation: (split, batch size) -> all examples once, in order; the padding of the last
             batch is masked.
-        train_transform: Makes what models see of a batch of training.
-        evaluation_transform: The same of a batch of evaluation.
+        train_transform: Augments training images.
+        evaluation_transform: Makes model inputs of evaluation images.
     """
 
     kind: str
@@ -96,13 +97,13 @@ class DataLoader(NamedTuple):
 
 
 class Hyperparameters(NamedTuple):
-    """What tells the students of a grid apart, as traced values.
+    """Hyperparameters of one student of a grid, as traced values.
 
     Attributes:
-        learning_rate: Peak of the schedule.
+        learning_rate: Peak learning rate.
         temperature: T of the distillation loss.
-        weight: Of the distillation loss; see `train.student_losses`.
-        seed: Of what a student draws for itself: its initial parameters and its dropout.
+        weight: Weight of the distillation loss; see `train.student_losses`.
+        seed: Seed of the student's initial parameters and dropout.
     """
 
     learning_rate: Float[Array, ""] | float

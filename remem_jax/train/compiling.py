@@ -1,4 +1,4 @@
-"""Compiling: what is compiled is kept on disk for the next start, and counted for the log."""
+"""The cache of compiled functions on disk, and counts of compilations for the log."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ from jax import monitoring
 _HIT = "/jax/compilation_cache/cache_hits"
 _MISS = "/jax/compilation_cache/cache_misses"
 _SECONDS = "/jax/core/compile/backend_compile_duration"
-_ZLIB = b"\x78"  # How what it has compressed begins.
+_ZLIB = b"\x78"  # First byte of zlib's output.
 
 
 class Compiled(NamedTuple):
-    """What was compiled since the process began.
+    """Compilations since the process began.
 
     Attributes:
         made: Functions that were compiled.
@@ -32,16 +32,16 @@ class Compiled(NamedTuple):
 
 
 class Counter:
-    """Counts what JAX compiles, from when it is made; one for each process."""
+    """Counts JAX's compilations from its creation on; create one per process."""
 
     def __init__(self) -> None:
-        """Begins to listen."""
+        """Starts counting."""
         self._sum = Compiled()
         monitoring.register_event_listener(self._event)
         monitoring.register_event_duration_secs_listener(self._duration)
 
     def read(self) -> Compiled:
-        """What was compiled since the last reading."""
+        """Returns the compilations since the last call."""
         found, self._sum = self._sum, Compiled()
         return found
 
@@ -57,7 +57,7 @@ class Counter:
 
 
 def keep(folder: pathlib.Path) -> None:
-    """Keeps what is compiled in a folder, unless the user has named another (JAX's own setting).
+    """Caches compiled functions in a folder, unless the user has set another one in JAX.
 
     Where the folder cannot be written to, what it holds is used, and a warning says so.
     """
@@ -73,18 +73,18 @@ def keep(folder: pathlib.Path) -> None:
             folder,
             error.strerror,
         )
-        # JAX would say the same of each function.
+        # JAX would log the same for each function.
         message = "Error (reading|writing) persistent compilation cache entry"
         warnings.filterwarnings("ignore", message, UserWarning)
     if os.access(folder, os.R_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # A run has many small functions, and one start after another: all are worth it.
+        # A run has many small functions and may start many times, so all of them are cached.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def _remove_cut(folder: pathlib.Path) -> None:
-    """Removes what a kill or a full disk has cut short; JAX would warn of it at every start.
+    """Removes truncated entries, left by a kill or a full disk; JAX would warn at every start.
 
     JAX writes to the files themselves, and never over one that is there. Only what is new since
     the last start is looked at.

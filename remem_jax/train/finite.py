@@ -1,4 +1,4 @@
-"""Which part of a training step is not finite: found on the device, read where it is needed."""
+"""Detects, on the device, which part of a training step is not finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-# In the order in which a step takes them: what comes first is the reason for what follows.
+# In the order of a step: the first part that is not finite causes the later ones.
 _GIVEN = ("data", "parameters", "teacher")
 _FOUND = ("loss", "gradient", "update")
 PARTS = (*_GIVEN, *_FOUND)
@@ -15,9 +15,9 @@ _SCALE = 2.0**-40  # No sum of finite float32 numbers overflows, nor does a smal
 
 
 def fault(parts: Mapping[str, Any]) -> Int[Array, ""]:
-    """The first part of a step that is not finite, where what the step has found is not.
+    """Returns the first part of a step that is not finite, if the results of the step are not.
 
-    It costs one more pass over each part, and what is read of it is one number.
+    It costs one more pass over each part, and one number is fetched.
 
     Args:
         parts: Trees of arrays, by their names in `PARTS`: at least "loss", "gradient" and
@@ -25,8 +25,8 @@ def fault(parts: Mapping[str, Any]) -> Int[Array, ""]:
             overflow while the parameters stay as they are.
 
     Returns:
-        0 where these three are finite, whatever else is not (a teacher of weight 0); else the
-        number of the first part in `PARTS`, from 1.
+        0 if these three are finite, even if another part is not (a teacher of weight 0); otherwise
+        the number, from 1, of the first part in `PARTS` that is not finite.
     """
     whole = {name: is_finite(tree) for name, tree in parts.items()}
     found = jnp.zeros((), jnp.int32)
@@ -37,8 +37,8 @@ def fault(parts: Mapping[str, Any]) -> Int[Array, ""]:
 
 
 def is_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether all numbers of a tree are finite; whole numbers always are."""
-    # A sum takes a third of the time of looking at each number, on a CPU.
+    """Returns whether all numbers of a tree are finite; integers always are."""
+    # On a CPU, a sum takes a third of the time of testing each number.
     sums = [
         jnp.sum(leaf.astype(jnp.float32) * _SCALE)
         for leaf in jax.tree.leaves(tree)

@@ -1,4 +1,4 @@
-"""The only loop: step, log, evaluate, checkpoint. Its effects are injected."""
+"""The training loop: step, log, evaluate, checkpoint. Its effects are injected."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +14,17 @@ S = TypeVar("S")
 
 
 class Effects(NamedTuple):
-    """What the loop does besides stepping.
+    """Callbacks of the loop.
 
     Attributes:
         log: Writes the metrics of a step.
-        save: Makes the state after a step safe, so that the run can go on from there.
-        faulty: Called with the numbers of the models whose step was not finite, and the state,
-            whenever metrics are fetched; where that is all of them, training has ended.
-        milestone: Looks at the state after a milestone: evaluates it, keeps it.
-        progress: Called with the number of steps done, after every step.
-        stopping: Called with the number of steps done, after every step: whether the run is to
-            stop there, its state made safe.
+        save: Saves the state after a step, so that the run can resume there.
+        faulty: Called with the indices of the models whose step was not finite, and the state,
+            whenever metrics are fetched. If these are all models, training has ended.
+        milestone: Evaluates and keeps the state after a milestone.
+        progress: Called after every step, with the number of steps done.
+        stopping: Called after every step, with the number of steps done; returns whether to save
+            the state and stop.
     """
 
     log: Callable[[int, Metrics], None]
@@ -36,13 +36,13 @@ class Effects(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """When the loop does what, in steps done.
+    """When the loop logs, evaluates and saves, in steps done.
 
     Attributes:
-        steps: When it ends.
-        milestones: After which steps `Effects.milestone` is called.
-        log_every: Metrics are fetched and written every so many steps.
-        save_every: The state is made safe every so many steps, and at the end.
+        steps: Number of steps.
+        milestones: Steps after which `Effects.milestone` is called.
+        log_every: Interval at which metrics are fetched and written, in steps.
+        save_every: Interval at which the state is saved, in steps; also at the end.
     """
 
     steps: int
@@ -52,17 +52,17 @@ class Schedule(NamedTuple):
 
 
 class StoppedError(Exception):
-    """The run was asked to stop, and is safe; the message is for the user."""
+    """The run was asked to stop, and its state is saved; the message is for the user."""
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss is not finite any more, or what follows from it; the message is for the user.
+    """The loss, or something computed from it, is not finite; the message is for the user.
 
     Attributes:
         part: What was not finite first: "checkpoint" (the parameters that training starts from),
             or one of `finite.PARTS`.
-        step: After which step it was not.
-        seconds: What the training had taken.
+        step: Number of the step after which it was not finite.
+        seconds: Training time up to then.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class NonFiniteLossError(FloatingPointError):
 
     @property
     def of_rate(self) -> bool:
-        """Whether a lower learning rate can help: data, checkpoint and teacher were finite."""
+        """Whether a lower learning rate may help: data, checkpoint and teacher were finite."""
         return self.part in _OF_RATE
 
 
@@ -107,9 +107,9 @@ def fit(
         step: A jitted step. Its metrics hold "loss": a scalar, or one value per student; and may
             hold "fault", of `finite.fault`, for each.
         batches: Batches from `first_step` on.
-        first_step: Steps already done.
+        first_step: Number of steps already done.
         schedule: When to log, save and evaluate.
-        effects: How to.
+        effects: What they call.
 
     Returns:
         The last state.
@@ -138,7 +138,7 @@ def fit(
         stops = effects.stopping(done) and not last
         saves |= stops
         if logs or saves or looks:
-            # Fetching waits for the step; in between the host runs ahead of the device.
+            # Fetching metrics waits for the step; otherwise the host runs ahead of the device.
             fetched = jax.device_get(metrics)
             watch.ends()
             faults = _faults(fetched)
@@ -162,26 +162,26 @@ def fit(
 
 
 class _Watch:
-    """What steps take since it was last read."""
+    """Times of steps since the last reading."""
 
     def __init__(self) -> None:
         self._steps, self._seconds, self._waited, self._began = 0, 0.0, 0.0, 0.0
 
     def begins(self) -> None:
-        """A step begins, with waiting for its batch."""
+        """Marks the start of a step, which first waits for its batch."""
         self._began = time.monotonic()
 
     def has_batch(self) -> None:
-        """The batch of the step is there."""
+        """Marks the arrival of the step's batch."""
         self._waited += time.monotonic() - self._began
 
     def ends(self) -> None:
-        """The host is done with the step; the device too, if its metrics were fetched."""
+        """Marks the end of the step on the host; on the device too if its metrics were fetched."""
         self._steps += 1
         self._seconds += time.monotonic() - self._began
 
     def read(self) -> Metrics:
-        """Means over the steps since the last reading."""
+        """Returns means over the steps since the last call."""
         steps, seconds, waited = self._steps, self._seconds, self._waited
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
         return {"step_seconds": seconds / steps, "input_share": waited / max(seconds, 1e-9)}
@@ -192,13 +192,13 @@ def _logged(metrics: Metrics) -> Metrics:
 
 
 def _faults(metrics: Metrics) -> np.ndarray:
-    """For each model the number of the first of `finite.PARTS` that is not finite; 0 is none."""
+    """Returns, for each model, the number of the first `finite.PARTS` that is not finite, or 0."""
     fault, loss = np.atleast_1d(metrics.get("fault", 0)), np.atleast_1d(metrics["loss"])
     return np.where((fault > 0) | np.isfinite(loss), fault, 1 + finite.PARTS.index("loss"))
 
 
 def _error(unread: Sequence[tuple[int, Metrics]], safe: int, first_step: int) -> NonFiniteLossError:
-    """What is to be said where no model is sound any more.
+    """Returns the error to raise when no model is finite.
 
     What ended the last of them ended the training: others may have been lost long before.
 

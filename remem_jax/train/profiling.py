@@ -5,15 +5,15 @@ import resource
 
 import jax
 
-_SKIPPED = 3  # Steps at the start: they compile, and fill what runs ahead.
+_SKIPPED = 3  # First steps, which compile and fill the queue of the device.
 _TRACED = 5
 
 
 class Trace:
-    """Traces some steps of a training; call it after every step."""
+    """Traces a few training steps; call it after every step."""
 
     def __init__(self, folder: pathlib.Path, *, first_step: int) -> None:
-        """Waits for the first steps to pass, unless the folder holds a trace already.
+        """Prepares a trace after the first steps, unless the folder already has one.
 
         Args:
             folder: Where `plugins/profile` and in it `perfetto_trace.json.gz` are written.
@@ -23,7 +23,7 @@ class Trace:
         self._traces, self._done = False, folder.exists()
 
     def __call__(self, done: int) -> None:
-        """Begins or ends the trace, if it is time."""
+        """Starts or ends the trace when it is due."""
         if not self._done and not self._traces and done >= self._begin:
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._traces = True
@@ -31,14 +31,14 @@ class Trace:
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that has begun; a training may end before it."""
+        """Ends a trace that has started, if training ends before it."""
         if self._traces:
             jax.profiler.stop_trace()
             self._traces, self._done = False, True
 
 
 def memory_peaks() -> dict[str, float]:
-    """Peaks of memory since the process began, in GiB.
+    """Returns the peaks of memory since the process began, in GiB.
 
     Returns:
         "host_gib" of this process; "device_gib" of the fullest of its devices, where they say.

@@ -1,4 +1,4 @@
-"""How fast a part of a run is trained: operations per second, and the share of the peak."""
+"""Training speed of a stage: operations per second, and the fraction of the devices' peak."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,12 +12,12 @@ S = TypeVar("S")
 
 
 class Speed:
-    """What the devices do while a part of a run is trained."""
+    """Operations of the devices while a stage is trained."""
 
     def __init__(
         self, operations: Callable[[Any, Batch], float], on: jax.sharding.Mesh, dtype: str
     ) -> None:
-        """Counts nothing yet.
+        """Starts without a count.
 
         Args:
             operations: Counts the floating-point operations of a step, of its arguments.
@@ -29,7 +29,7 @@ class Speed:
         self._peak = peak and peak * on.size
 
     def counting(self, step: Callable[[S, Batch], Any]) -> Callable[[S, Batch], Any]:
-        """The same step, which is counted when it is first taken."""
+        """Wraps a step so that its operations are counted at its first call."""
 
         def counted(state: S, batch: Batch) -> Any:
             if not self._operations:
@@ -39,11 +39,11 @@ class Speed:
         return counted
 
     def count_again(self) -> None:
-        """Has the next step counted: another number of models is trained from then on."""
+        """Counts the next step anew, as the number of models has changed."""
         self._operations = 0.0
 
     def of(self, metrics: Metrics) -> Metrics:
-        """What to log with the metrics of a step.
+        """Returns what to log with the metrics of a step.
 
         "teraflops" of the model in a second, all devices together; "utilisation", the share of
         what the devices can do, where that is known; and memory at its peak.

@@ -1,4 +1,4 @@
-"""What a training step takes and returns."""
+"""The state that a training step takes and returns."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from remem_jax.records import Params, Variables
 
 
 class State(NamedTuple):
-    """All that a run needs to go on.
+    """Everything that training needs to resume.
 
     Attributes:
-        step: Steps done.
-        params: What the optimiser changes: the model's, and of some students a `projection`.
-        statistics: What else the model keeps, by collection: {"batch_stats": ...} or {}.
+        step: Number of steps done.
+        params: Trained parameters: of the model, and of some students' `projection`.
+        statistics: Other variables of the model, by collection: {"batch_stats": ...} or {}.
         opt_state: State of the optimiser.
     """
 
@@ -28,12 +28,12 @@ class State(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """What `model.apply` takes: all but a projection."""
+        """Variables for `model.apply`: all but a projection."""
         return projection.without({"params": self.params, **self.statistics})
 
 
 def create(variables: Variables, tx: optax.GradientTransformation) -> State:
-    """State at step 0; the variables are copied, so that a step may donate them."""
+    """Creates the state at step 0, with copies of the variables, so that a step may donate them."""
     copies = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), dict(variables))
     statistics = {name: tree for name, tree in copies.items() if name != "params"}
     return State(jnp.zeros((), jnp.int32), copies["params"], statistics, tx.init(copies["params"]))

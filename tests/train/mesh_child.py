@@ -137,23 +137,29 @@ def _student(on: jax.sharding.Mesh, *, fsdp: bool) -> Any:
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-3, clip_norm=None)
     kernel = np.random.default_rng(3).normal(0, 5, (3, CLASSES)).astype(np.float32)
 
-    def teach(variables: Any, images: jax.Array) -> Outputs:
+    def compute_targets(variables: Any, images: jax.Array) -> Outputs:
         return Outputs(images.mean((1, 2)) @ variables["kernel"])
 
     transform = augment.make_train_transform(size=SIDE, crop_area=(0.3, 1.0), flip=True)
-    views = lockstep.make_augment(transform, classes=CLASSES, key=jax.random.key(4), mixup=0.5)
+    augment_batch = lockstep.make_augment(
+        transform, classes=CLASSES, key=jax.random.key(4), mixup=0.5
+    )
     teacher = mesh.place({"kernel": kernel}, mesh.replicated(on))
     number = mesh.place(np.zeros((), np.int32), mesh.replicated(on))
-    views = jax.jit(views).lower(number, _batch(on)).compile()
-    seen = views(number, _batch(on))
+    augment_batch = jax.jit(augment_batch).lower(number, _batch(on)).compile()
+    augmented = augment_batch(number, _batch(on))
     apply = models.student_apply(model)
     apply = mesh.gathered(apply, on) if fsdp else apply
     loss = functools.partial(student_losses.LOSSES["dist"], hard_labels=True)
     step = steps.make_student_step(apply, tx, loss=loss, key=jax.random.key(5))
     first = state.create(variables, tx)
-    rest = (*seen, jax.jit(teach)(teacher, seen.images), Hyperparameters(0.05, 2.0, 0.5, 0))
+    rest = (
+        *augmented,
+        jax.jit(compute_targets)(teacher, augmented.images),
+        Hyperparameters(0.05, 2.0, 0.5, 0),
+    )
     trained, metrics, facts = _run(on, step, first, rest, fsdp=fsdp)
-    return trained, metrics, {**facts, "views": _collectives(views)}
+    return trained, metrics, {**facts, "views": _collectives(augment_batch)}
 
 
 def _run(on: jax.sharding.Mesh, step: Any, first: state.State, rest: Any, *, fsdp: bool) -> Any:

@@ -107,16 +107,16 @@ def _vit_step(work: Work) -> tuple[Any, tuple[state.State, Batch, Any]]:
 def _student(work: Work) -> turns.Side:
     """Without a teacher the weight of its loss is 0."""
     nothing = jnp.zeros((work.batch, CLASSES))
-    return _taught(
+    return _student_step(
         work, turns.Side(lambda: nothing, lambda: None, lambda: 0.0, _peak_memory), weight=0.0
     )
 
 
 def _kd(work: Work) -> turns.Side:
-    return _taught(work, _forward(work), weight=0.5)
+    return _student_step(work, _forward(work), weight=0.5)
 
 
-def _taught(work: Work, teacher: turns.Side, *, weight: float) -> turns.Side:
+def _student_step(work: Work, teacher: turns.Side, *, weight: float) -> turns.Side:
     model: Any = models.make(work.student, classes=CLASSES, dtype=work.dtype)
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4, clip_norm=None)
     step = jax.jit(
@@ -136,8 +136,8 @@ def _taught(work: Work, teacher: turns.Side, *, weight: float) -> turns.Side:
         now[0], _ = step(now[0], images, labels, Outputs(teacher.run()), settings)
 
     def count() -> float:
-        answer = Outputs(jnp.zeros((work.batch, CLASSES)))
-        return teacher.operations() + flops.count(step, now[0], images, labels, answer, settings)
+        targets = Outputs(jnp.zeros((work.batch, CLASSES)))
+        return teacher.operations() + flops.count(step, now[0], images, labels, targets, settings)
 
     return turns.Side(run, lambda: jax.block_until_ready(now[0]), count, _peak_memory)
 

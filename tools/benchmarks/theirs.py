@@ -150,9 +150,9 @@ def _kd(torch: Any, work: Work) -> Callable[[], Any]:
     softened = torch.nn.functional.log_softmax
     teach = _forward(torch, work)
 
-    def both(logits: Any, labels: Any, answers: Any) -> Any:
+    def both(logits: Any, labels: Any, targets: Any) -> Any:
         soft = torch.nn.functional.kl_div(
-            softened(logits / 4, -1), softened(answers / 4, -1), log_target=True,
+            softened(logits / 4, -1), softened(targets / 4, -1), log_target=True,
             reduction="batchmean",
         )  # fmt: skip
         return 0.5 * torch.nn.functional.cross_entropy(logits, labels) + 0.5 * 16 * soft
@@ -162,21 +162,21 @@ def _kd(torch: Any, work: Work) -> Callable[[], Any]:
 
 
 def _descent(
-    torch: Any, work: Work, loss_of: Callable[..., Any], answers: Callable[[], tuple[Any, ...]]
+    torch: Any, work: Work, loss_of: Callable[..., Any], targets: Callable[[], tuple[Any, ...]]
 ) -> Callable[[], Any]:
-    """Steps of a student down a loss of its logits, the labels and what a teacher answers."""
+    """Steps of a student down a loss of its logits, the labels and a teacher's outputs."""
     network = _network(torch, work, work.student)
     optimizer = _sgd(torch, work, network, nesterov=True, weight_decay=1e-4)
     images, labels = _examples(torch, work)
 
-    def plain_loss(images: Any, labels: Any, *answers: Any) -> Any:
-        return loss_of(network(images), labels, *answers)
+    def plain_loss(images: Any, labels: Any, *targets: Any) -> Any:
+        return loss_of(network(images), labels, *targets)
 
     loss = _quick(torch, work, plain_loss)
 
     def run() -> None:
         optimizer.zero_grad()
-        loss(images, labels, *answers()).backward()
+        loss(images, labels, *targets()).backward()
         optimizer.step()
 
     return run

@@ -117,7 +117,7 @@ def _sam_step(inputs: Inputs, dtype: str) -> Values:
 def _kd_step(inputs: Inputs, dtype: str) -> Values:
     """The step of a student after a pass of its teacher."""
     model, params = _vit(inputs, dtype)
-    batch, answer = _batch(inputs), models.teacher_apply(model)
+    batch, compute_targets = _batch(inputs), models.teacher_apply(model)
     student: Any = models.make(STUDENT, classes=model.classes, dtype=dtype)
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=0.0, clip_norm=None)
     loss = functools.partial(student_losses.LOSSES["kd"], hard_labels=True)
@@ -128,12 +128,12 @@ def _kd_step(inputs: Inputs, dtype: str) -> Values:
         first = jax.device_get(models.init(student, jax.random.key(0), inputs.images.shape[1]))
     first = jax.tree.map_with_path(_with_scales, first)
 
-    def taught(now: state.State, batch: Batch, params: Any) -> Any:
-        told = answer({"params": params}, batch.image)
-        return step(now, batch.image, batch.label, told, Hyperparameters(0.1, 4.0, 0.5, 0))
+    def teacher_and_student(now: state.State, batch: Batch, params: Any) -> Any:
+        targets = compute_targets({"params": params}, batch.image)
+        return step(now, batch.image, batch.label, targets, Hyperparameters(0.1, 4.0, 0.5, 0))
 
     arguments = state.create(first, tx), batch, params
-    compiled = jax.jit(taught).lower(*arguments).compile()
+    compiled = jax.jit(teacher_and_student).lower(*arguments).compile()
     ended, metrics = jax.device_get(compiled(*arguments))
     gradient = _momentum(ended.opt_state, first["params"])
     return Values({"loss": metrics["loss"]}, sketch.of(_flat(gradient)), _held(compiled))
