@@ -71,7 +71,7 @@ def test_two_processes_fetch_a_file_once(site: server.Site, tmp_path: pathlib.Pa
             process.communicate(timeout=60)
 
     assert [process.returncode for process in processes] == [0, 0]
-    assert len(site.asked) == 1
+    assert len(site.requests) == 1
 
 
 def test_the_best_of_the_index_is_picked(site: server.Site, tmp_path: pathlib.Path) -> None:

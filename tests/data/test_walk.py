@@ -1,4 +1,4 @@
-"""What is found below folders, and how what is passed over is counted and told."""
+"""Images found below folders, and the counts of skipped files."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""A web server on this machine that behaves as badly as it is told to."""
+"""A local web server with configurable failures."""
 
 import contextlib
 import hashlib
@@ -10,19 +10,19 @@ from typing import Any
 
 
 class Site:
-    """What the server has, how it answers, and what it was asked.
+    """The files, failures and requests of a server.
 
     Attributes:
-        files: Bytes by path, such as "/a.npz".
-        headers: Sent with each file, besides its length.
-        ranges: Whether it answers with parts of a file.
-        if_range: Whether it looks at If-Range.
-        cuts: For the next requests, after how many bytes the connection is cut.
-        statuses: For the next requests, the status that it answers; 0 for the file.
-        lengths: Whether it tells lengths.
-        endless: Whether a file is followed by zeros until the client has read enough.
-        seconds: Before each answer.
-        asked: Headers of the requests, and their path under "path".
+        files: Content by path, such as "/a.npz".
+        headers: Headers sent with each file, besides its length.
+        ranges: Whether Range is supported.
+        if_range: Whether If-Range is supported.
+        cuts: Bytes after which the connection of each of the next requests is cut.
+        statuses: Status of each of the next responses; 0 sends the file.
+        lengths: Whether Content-Length is sent.
+        endless: Whether a file is followed by zeros until the client disconnects.
+        seconds: Delay of each response.
+        requests: Headers of the requests, and their path as "path".
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -33,7 +33,7 @@ class Site:
         self.cuts: list[int] = []
         self.statuses: list[int] = []
         self.seconds = 0.0
-        self.asked: list[dict[str, str]] = []
+        self.requests: list[dict[str, str]] = []
         self.url = ""
 
 
@@ -41,11 +41,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     site: Site
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
     def do_GET(self) -> None:
         site = self.site
-        site.asked.append({"path": self.path, **dict(self.headers)})
+        site.requests.append({"path": self.path, **dict(self.headers)})
         time.sleep(site.seconds)
         status = site.statuses.pop(0) if site.statuses else 0
         if status or self.path not in site.files:
@@ -61,7 +61,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
         self._head(206 if start else 200, headers)
         cut = site.cuts.pop(0) if site.cuts else None
-        with contextlib.suppress(ConnectionError):  # A client may have read enough.
+        with contextlib.suppress(ConnectionError):  # The client may disconnect.
             self.wfile.write(whole[start:][:cut])
             while site.endless:
                 self.wfile.write(bytes(2**16))
@@ -73,19 +73,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _start(self) -> int:
-        asked = self.headers.get("Range", "")
+        requested = self.headers.get("Range", "")
         same = self.headers.get("If-Range") == self.site.headers.get("ETag")
-        if not asked or not self.site.ranges or (self.site.if_range and not same):
+        if not requested or not self.site.ranges or (self.site.if_range and not same):
             return 0
-        return int(asked.removeprefix("bytes=").removesuffix("-"))
+        return int(requested.removeprefix("bytes=").removesuffix("-"))
 
 
 @contextlib.contextmanager
 def serving(site: Site) -> Iterator[Site]:
-    """Serves a site, whose `url` is set, while the block runs."""
+    """Serves a site while the block runs, and sets its `url`."""
     handler = type("Handler", (_Handler,), {"site": site})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = False  # So that closing waits for them.
+        server.daemon_threads = False  # Closing waits for the threads.
         site.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -97,5 +97,5 @@ def serving(site: Site) -> Iterator[Site]:
 
 
 def md5(content: bytes) -> bytes:
-    """The MD5 of a file, as headers encode it."""
+    """Returns the MD5 of a file."""
     return hashlib.md5(content, usedforsecurity=False).digest()

@@ -1,4 +1,4 @@
-"""Downloads: whole, checked, gone on with after a cut, and clear about what failed."""
+"""Downloads: complete, verified, resumed after an interruption, with clear errors."""
 
 import base64
 import concurrent.futures
@@ -21,7 +21,7 @@ from remem_jax.weights import catalog, download, resumable
 from tests.weights import server
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
-CUT = 250_000  # Bytes; more than three chunks, and no multiple of one.
+CUT = 250_000  # Bytes; more than three chunks, and not a multiple of one.
 
 
 @pytest.fixture
@@ -80,11 +80,11 @@ def test_where_a_file_came_from_is_kept(
     assert kept["sha256"] == hashlib.sha256(npz).hexdigest()
 
 
-def test_a_file_that_is_here_is_not_asked_for(site: server.Site, tmp_path: pathlib.Path) -> None:
+def test_an_existing_file_is_not_requested(site: server.Site, tmp_path: pathlib.Path) -> None:
     fetched(site, tmp_path)
     fetched(site, tmp_path)
 
-    assert len(site.asked) == 1
+    assert len(site.requests) == 1
 
 
 def test_a_file_that_shrank_here_is_fetched_again(
@@ -97,7 +97,7 @@ def test_a_file_that_shrank_here_is_fetched_again(
 
 
 @pytest.mark.parametrize("validator", ["ETag", "Last-Modified"])
-def test_a_cut_download_goes_on_where_it_was_cut(
+def test_an_interrupted_download_resumes(
     validator: str, site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.headers = {validator: "Mon, 01 Feb 2021 00:00:00 GMT"}
@@ -106,13 +106,13 @@ def test_a_cut_download_goes_on_where_it_was_cut(
 
     assert fetched(site, tmp_path) == npz
 
-    first = int(site.asked[1]["Range"].removeprefix("bytes=").removesuffix("-"))
+    first = int(site.requests[1]["Range"].removeprefix("bytes=").removesuffix("-"))
     assert CUT - 2**16 < first <= CUT
-    assert site.asked[1]["If-Range"] == "Mon, 01 Feb 2021 00:00:00 GMT"
+    assert site.requests[1]["If-Range"] == "Mon, 01 Feb 2021 00:00:00 GMT"
     assert names(tmp_path) == {"a.npz", "a.npz.json"}
 
 
-def test_the_next_call_goes_on_where_a_failed_one_ended(
+def test_the_next_call_resumes_after_a_failed_one(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.cuts, site.statuses = [CUT], [0, 403]
@@ -120,10 +120,10 @@ def test_the_next_call_goes_on_where_a_failed_one_ended(
     assert names(tmp_path) == {"a.npz.part", "a.npz.part.json"}
 
     assert fetched(site, tmp_path) == npz
-    assert "Range" in site.asked[2]
+    assert "Range" in site.requests[2]
 
 
-def test_a_part_that_is_whole_is_not_asked_for(
+def test_a_complete_part_is_not_requested(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.cuts, site.statuses = [CUT], [0, 403]
@@ -131,10 +131,10 @@ def test_a_part_that_is_whole_is_not_asked_for(
     (tmp_path / "a.npz.part").write_bytes(npz)
 
     assert fetched(site, tmp_path) == npz
-    assert len(site.asked) == 2
+    assert len(site.requests) == 2
 
 
-def test_a_part_from_another_url_is_not_gone_on_with(
+def test_a_part_from_another_url_is_not_resumed(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.cuts, site.statuses = [CUT], [0, 403]
@@ -144,29 +144,29 @@ def test_a_part_from_another_url_is_not_gone_on_with(
     download.fetch(f"{site.url}/b.npz", tmp_path / "a.npz")
 
     assert (tmp_path / "a.npz").read_bytes() == npz
-    assert "Range" not in site.asked[2]
+    assert "Range" not in site.requests[2]
 
 
-def test_a_server_without_ranges_starts_anew(
+def test_without_ranges_the_download_restarts(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.ranges, site.cuts = False, [CUT]
 
     assert fetched(site, tmp_path) == npz
-    assert "Range" in site.asked[1]
+    assert "Range" in site.requests[1]
 
 
 @pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"weak"'}])
-def test_what_nothing_vouches_for_is_not_gone_on_with(
+def test_a_file_without_a_strong_validator_is_not_resumed(
     headers: dict[str, str], site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.headers, site.cuts = headers, [CUT]
 
     assert fetched(site, tmp_path) == npz
-    assert "Range" not in site.asked[1]
+    assert "Range" not in site.requests[1]
 
 
-def test_what_cannot_be_gone_on_with_does_not_stay(
+def test_a_part_that_cannot_be_resumed_is_removed(
     site: server.Site, tmp_path: pathlib.Path
 ) -> None:
     site.headers, site.cuts, site.statuses = {}, [CUT], [0, 403]
@@ -178,7 +178,7 @@ def test_what_cannot_be_gone_on_with_does_not_stay(
 
 @pytest.mark.parametrize("if_range", [True, False])
 @pytest.mark.parametrize("longer", [0, 1, 100])
-def test_a_file_that_changed_is_not_glued_to_the_old_one(
+def test_a_changed_file_is_not_appended_to_the_old_part(
     if_range: bool, longer: int, site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.cuts, site.statuses, site.if_range = [CUT], [0, 403], if_range
@@ -190,7 +190,7 @@ def test_a_file_that_changed_is_not_glued_to_the_old_one(
     assert fetched(site, tmp_path) == file.getvalue()
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(
+def test_a_part_longer_than_the_file_is_discarded(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.cuts, site.statuses = [CUT], [0, 403]
@@ -198,18 +198,21 @@ def test_a_part_longer_than_the_file_is_thrown_away(
     (tmp_path / "a.npz.part").write_bytes(npz + b"more")
 
     assert fetched(site, tmp_path) == npz
-    assert [("Range" in asked) for asked in site.asked[2:]] == [True, False]  # The first: 416.
+    assert [("Range" in request) for request in site.requests[2:]] == [
+        True,
+        False,
+    ]  # The first: 416.
 
 
 def test_a_body_that_is_always_short_is_given_up(site: server.Site, tmp_path: pathlib.Path) -> None:
     site.headers, site.cuts = {}, [CUT] * 9
 
     assert "5 times in a row" in refused(site, tmp_path)
-    assert len(site.asked) == 5
+    assert len(site.requests) == 5
     assert names(tmp_path) == set()
 
 
-def test_a_length_that_is_not_told_does_not_matter(
+def test_an_unknown_length_is_accepted(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.lengths = False
@@ -217,7 +220,7 @@ def test_a_length_that_is_not_told_does_not_matter(
     assert fetched(site, tmp_path) == npz
 
 
-def test_a_cut_that_no_length_shows_is_found_in_the_file(
+def test_truncation_without_a_length_is_detected_in_the_file(
     site: server.Site, tmp_path: pathlib.Path
 ) -> None:
     site.lengths, site.cuts = False, [CUT]
@@ -262,7 +265,7 @@ def test_another_md5_is_refused(
         {"x-goog-hash": "md5=AAAAAAAAAAAAAAAAAAAAAA==", "x-goog-stored-content-encoding": "gzip"},
     ],
 )
-def test_what_only_looks_like_an_md5_of_the_file_is_not_compared(
+def test_a_header_that_only_resembles_an_md5_is_ignored(
     headers: dict[str, str], site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.headers = headers
@@ -287,26 +290,22 @@ def test_a_page_instead_of_a_file_is_refused(site: server.Site, tmp_path: pathli
     assert "not an .npz file" in refused(site, tmp_path)
 
 
-def test_a_file_that_is_not_there_is_asked_for_once(
-    site: server.Site, tmp_path: pathlib.Path
-) -> None:
+def test_a_missing_file_is_requested_once(site: server.Site, tmp_path: pathlib.Path) -> None:
     del site.files["/a.npz"]
 
     assert "404 Not Found" in refused(site, tmp_path)
-    assert len(site.asked) == 1
+    assert len(site.requests) == 1
     assert names(tmp_path) == set()
 
 
-def test_a_server_that_is_busy_is_asked_again(
-    site: server.Site, npz: bytes, tmp_path: pathlib.Path
-) -> None:
+def test_a_busy_server_is_retried(site: server.Site, npz: bytes, tmp_path: pathlib.Path) -> None:
     site.statuses = [503, 429]
 
     assert fetched(site, tmp_path) == npz
-    assert len(site.asked) == 3
+    assert len(site.requests) == 3
 
 
-def test_cuts_do_not_add_up_while_there_is_progress(
+def test_progress_resets_the_count_of_failures(
     site: server.Site, tmp_path: pathlib.Path, rng: np.random.Generator
 ) -> None:
     site.files["/a.npz"] = content = rng.bytes(10 * 2**20)
@@ -315,7 +314,7 @@ def test_cuts_do_not_add_up_while_there_is_progress(
     download.fetch(f"{site.url}/a.npz", tmp_path / "a.bin")
 
     assert (tmp_path / "a.bin").read_bytes() == content
-    assert len(site.asked) == 9
+    assert len(site.requests) == 9
 
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path: pathlib.Path) -> None:
@@ -327,9 +326,9 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path: pathlib.Path) -> 
             download.obtain("augreg:Ti/16", mirror=mirror)
 
     path = catalog.PUBLISHED["augreg:Ti/16"].path
-    told = str(caught.value)
-    assert "\n" not in told
-    assert "Connection refused" in told
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "Connection refused" in message
     for way in (
         f"{mirror}/{path}",
         f"{tmp_path}/cache/weights/{path}",
@@ -337,11 +336,11 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path: pathlib.Path) -> 
         "REMEM_MIRROR",
         "config.teacher.init",
     ):
-        assert way in told
+        assert way in message
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[/a", "nothing://a/b"])
-def test_a_url_that_is_none_is_refused(url: str, tmp_path: pathlib.Path) -> None:
+def test_an_invalid_url_is_refused(url: str, tmp_path: pathlib.Path) -> None:
     with pytest.raises(SettingError, match="Cannot fetch"):
         download.fetch(url, tmp_path / "a.npz")
 
@@ -379,14 +378,16 @@ def test_a_folder_that_cannot_be_made_is_named(site: server.Site, tmp_path: path
         download.fetch(f"{site.url}/a.npz", tmp_path / "file/below/a.npz")
 
 
-def test_of_two_at_once_one_fetches(site: server.Site, npz: bytes, tmp_path: pathlib.Path) -> None:
+def test_of_several_processes_one_downloads(
+    site: server.Site, npz: bytes, tmp_path: pathlib.Path
+) -> None:
     site.seconds = 0.1
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda _: fetched(site, tmp_path), range(4)))
 
     assert results == [npz] * 4
-    assert len(site.asked) == 1
+    assert len(site.requests) == 1
     assert names(tmp_path) == {"a.npz", "a.npz.json"}
 
 
@@ -403,17 +404,17 @@ def test_if_the_first_of_two_fails_the_second_tries(
     assert (tmp_path / "a.npz").read_bytes() == npz
 
 
-def test_progress_is_told_in_bytes_up_to_the_end(
+def test_progress_is_reported_in_bytes(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
-    told = []
+    calls = []
 
     download.fetch(
-        f"{site.url}/a.npz", tmp_path / "a.npz", progress=lambda *both: told.append(both)
+        f"{site.url}/a.npz", tmp_path / "a.npz", progress=lambda *both: calls.append(both)
     )
 
-    assert told == sorted(told)
-    assert told[-1] == (len(npz), len(npz))
+    assert calls == sorted(calls)
+    assert calls[-1] == (len(npz), len(npz))
 
 
 @pytest.mark.parametrize("cuts", [[], [CUT]])
@@ -476,7 +477,7 @@ def test_a_mirror_that_is_a_folder_is_not_copied(npz: bytes, tmp_path: pathlib.P
 
 
 @pytest.mark.parametrize("init", ["gsam:S/16", "there_is_no.npz", "no.npz:img"])
-def test_weights_that_are_nowhere_are_named(init: str, tmp_path: pathlib.Path) -> None:
+def test_missing_weights_are_named(init: str, tmp_path: pathlib.Path) -> None:
     with pytest.raises(SettingError, match=r"(ViT-S_16|no)\.npz.*config\.teacher\.init"):
         download.obtain(init, mirror=str(tmp_path))
 
@@ -497,10 +498,10 @@ def test_the_index_is_fetched_once(site: server.Site) -> None:
     picks = [catalog.pick(download.index_rows(mirror=site.url), "B/16", "i1k") for _ in range(2)]
 
     assert picks == [("augreg:B_16-i1k-a", 0.8)] * 2
-    assert len(site.asked) == 1
+    assert len(site.requests) == 1
 
 
-def test_an_index_that_is_none_is_refused(site: server.Site) -> None:
+def test_an_invalid_index_is_refused(site: server.Site) -> None:
     site.files["/augreg/index.csv"] = b"<html>Please log in</html>\n"
 
     with pytest.raises(SettingError, match="no column adapt_ds, "):
@@ -508,7 +509,7 @@ def test_an_index_that_is_none_is_refused(site: server.Site) -> None:
 
 
 @pytest.mark.parametrize("lengths", [True, False])
-def test_a_file_of_no_known_size_has_its_limit_too(
+def test_a_file_of_unknown_size_has_a_limit(
     lengths: bool, site: server.Site, tmp_path: pathlib.Path
 ) -> None:
     site.lengths = lengths
@@ -519,9 +520,7 @@ def test_a_file_of_no_known_size_has_its_limit_too(
     assert names(tmp_path) == set()
 
 
-def test_a_body_without_an_end_is_left_when_it_is_too_long(
-    site: server.Site, tmp_path: pathlib.Path
-) -> None:
+def test_an_endless_response_is_aborted(site: server.Site, tmp_path: pathlib.Path) -> None:
     site.lengths, site.endless = False, True
 
     assert "or more, and should have 0.5: it is another file" in refused(site, tmp_path, 0.5)
@@ -556,7 +555,7 @@ def test_a_planted_link_is_not_written_through(
     assert (tmp_path / "folder" / "a.npz").read_bytes() == npz
 
 
-def test_a_mirror_is_asked_with_its_token_which_nobody_is_told(
+def test_a_mirror_token_is_sent_but_not_logged(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.files["/m/gsam/ViT-S_16.npz?token=s3cr3t"] = npz
@@ -565,12 +564,12 @@ def test_a_mirror_is_asked_with_its_token_which_nobody_is_told(
 
     path = download.obtain("gsam:S/16", mirror=mirror)
 
-    assert site.asked[-1]["Authorization"].startswith("Basic ")
+    assert site.requests[-1]["Authorization"].startswith("Basic ")
     assert path.read_bytes() == npz
     assert "s3cr3t" not in path.with_name(f"{path.name}.json").read_text()
 
 
-def test_a_download_from_a_mirror_with_a_token_goes_on(
+def test_a_download_with_a_token_resumes(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.files["/a.npz?token=s3cr3t"] = npz
@@ -578,7 +577,7 @@ def test_a_download_from_a_mirror_with_a_token_goes_on(
 
     download.fetch(f"{site.url}/a.npz?token=s3cr3t", tmp_path / "a.npz")
 
-    assert "Range" in site.asked[1]
+    assert "Range" in site.requests[1]
     assert (tmp_path / "a.npz").read_bytes() == npz
 
 
@@ -600,7 +599,7 @@ def test_no_cause_of_the_http_library_has_a_password(port: str, tmp_path: pathli
     assert "s3cr3t" not in str(caught.value)
 
 
-def test_a_cache_that_may_not_be_written_to_is_named(
+def test_a_read_only_cache_is_named(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "cache" / "a.npz"
