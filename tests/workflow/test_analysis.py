@@ -242,7 +242,7 @@ def test_a_finished_block_is_not_measured_again(
     (folder / "block_1.json").unlink()
     kept = (folder / "block_0.json").read_bytes()
     looked: list[list[int]] = []
-    look = of_blocks._look
+    look = of_blocks._activations
 
     def noting(*arguments: Any) -> Any:
         looked.append(arguments[2])
