@@ -174,7 +174,7 @@ def test_the_error_names_settings_if_no_plan_fits(
 
     with pytest.raises(
         SettingError,
-        match=r"teachers/remem does not fit.* in 2 parts, it takes 12\.00 GiB of the 10\.00.*"
+        match=r"teachers/remem does not fit.* in 2 microbatches, it takes 12\.00 GiB, and 10\.00.*"
         r"config\.teacher\.batch_size",
     ):
         memory_plan.planned(run, make_step(list(NEEDS), at_rest=5))
@@ -228,7 +228,7 @@ def test_the_list_has_each_kind_of_plan_and_the_chosen_one(
     assert [option.bytes // GIB for option in options] == [160, 40, 20, 24]
     assert chosen == options[-1]
     assert str(chosen).startswith(
-        "computes elementwise operations again, in 2 parts: 24.00 GiB, 1."
+        "recomputes elementwise operations, in 2 microbatches: 24.00 GiB, 1."
     )
 
 

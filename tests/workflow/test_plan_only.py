@@ -41,8 +41,8 @@ def test_a_run_needs_the_memory_of_its_states_and_is_rejected_with_less(
         f"teachers/finetune {told}"
         for told in (
             "stores all activations",
-            "computes elementwise operations again",
-            "computes blocks again",
+            "recomputes elementwise operations",
+            "recomputes blocks",
         )
     ]
     assert [one.endswith("(chosen).") for one in listed] == [True, False, False]

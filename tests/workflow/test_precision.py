@@ -70,7 +70,9 @@ def test_a_resumed_run_keeps_its_dtype(
         found = precision.resolved(config, on, folder)
 
     assert found.compute_dtype == "float32"
-    assert "begun in float32 and goes on in it; a new run would compute in bfloat16" in caplog.text
+    assert (
+        "started in float32 and continues in it; a new run would compute in bfloat16" in caplog.text
+    )
 
 
 @pytest.mark.usefixtures("accelerators")
