@@ -267,7 +267,7 @@ def test_there_are_not_more_clusters_than_images(run: context.Run) -> None:
 def test_clusters_are_as_many_as_classes_if_none_are_named(run: context.Run) -> None:
     run.config.images.examples, run.config.expertness.clusters = 9, 0
 
-    with pytest.raises(SettingError, match=r"the 9 images of config\.images; got 10"):
+    with pytest.raises(SettingError, match=r"at most 9, the images of config\.images; got 10"):
         of_blocks.measure(run, inputs.load(run))
 
 
@@ -294,7 +294,7 @@ def test_the_top_block_is_the_last_that_has_an_mlp(
 def test_a_block_that_there_is_not_is_refused(run: context.Run, layer: int) -> None:
     run.config.expertness.layers = (layer,)
 
-    with pytest.raises(SettingError, match=rf"a has 3 blocks .* no block {layer}:"):
+    with pytest.raises(SettingError, match=rf"a has 3 blocks .* got {layer}:"):
         of_blocks.measure(run, inputs.load(run))
 
 
