@@ -267,7 +267,7 @@ def test_more_clusters_than_images_are_rejected(run: context.Run) -> None:
 def test_the_default_number_of_clusters_is_that_of_classes(run: context.Run) -> None:
     run.config.images.examples, run.config.expertness.clusters = 9, 0
 
-    with pytest.raises(SettingError, match=r"the 9 images of config\.images; got 10"):
+    with pytest.raises(SettingError, match=r"at most 9, the images of config\.images; got 10"):
         of_blocks.measure(run, inputs.load(run))
 
 
@@ -294,7 +294,7 @@ def test_the_top_block_is_the_last_that_has_an_mlp(
 def test_a_nonexistent_block_is_rejected(run: context.Run, layer: int) -> None:
     run.config.expertness.layers = (layer,)
 
-    with pytest.raises(SettingError, match=rf"a has 3 blocks .* no block {layer}:"):
+    with pytest.raises(SettingError, match=rf"a has 3 blocks .* got {layer}:"):
         of_blocks.measure(run, inputs.load(run))
 
 
