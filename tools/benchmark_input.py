@@ -10,9 +10,9 @@ and returns antialiased uint8 batches of 224 pixels. The figure is images per CP
 threads and child processes. tf.data may be installed in another environment:
 --tensorflow=path/to/python.
 
-`streamed` and `resident` are our rows. `resident` is the host's work for a batch that is gathered on
-the device as stored: 256 pixels, decoded before, which is not counted. `resident, transform` adds
-the crop to 224 pixels, with the CPU as the device.
+`streamed` and `resident` are our rows. `resident` is the host's work for a batch that is gathered
+on the device as stored: 256 pixels, decoded before, which is not counted. `resident, transform`
+adds the crop to 224 pixels, with the CPU as the device.
 """
 
 import argparse
