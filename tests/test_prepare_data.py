@@ -171,7 +171,7 @@ def test_another_archive_is_refused_with_what_to_do(
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (KeyboardInterrupt(), 130, "prepare_data: stopped; no half of a data set was left"),
+        (KeyboardInterrupt(), 130, "prepare_data: stopped; no partial data set was left"),
         (OSError("No space left\non device"), 1, "OSError: No space left on device\n"),
     ],
 )

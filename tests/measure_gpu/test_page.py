@@ -92,7 +92,7 @@ def test_the_mini_table_has_means_and_deviations_over_seeds() -> None:
     percent = [100 * share for share in shares]
     expected = f"{statistics.fmean(percent):.2f} ± {np.std(percent, ddof=1):.2f}"
     gain = "+3.33 ± 2.08"  # Of 5, 4 and 1.
-    assert row_of(text, "Re-weighting and SAM")[1:] == [expected, gain, "50.00 ± 0.00", "3"]
+    assert row_of(text, "ReMem")[1:] == [expected, gain, "50.00 ± 0.00", "3"]
     assert row_of(text, "Fine-tuning")[2] == "-"
     assert "not the paper's table" in text
 
