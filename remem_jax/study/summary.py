@@ -5,9 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from remem_jax import report
 from remem_jax.methods import METHODS
 from remem_jax.report import information, protocol
-from remem_jax.report.study import page as study_page
 from remem_jax.storage import results
 from remem_jax.study import comparisons, cost, queue, search_summary
 from remem_jax.study.search import Search
@@ -41,7 +41,7 @@ def make(
         records[trial.key] for trial in scheduled if trial.fraction == 1 and trial.key in records
     ]
     study = {
-        "format": study_page.FORMAT,
+        "format": report.STUDY_FORMAT,
         "title": config.title,
         "table": config.table,
         "mini": config.mini,

@@ -5,12 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remem_jax import checks
-from remem_jax.report import paper, rendering, tables
+from remem_jax.report import STUDY_FORMAT, paper, rendering, tables
 from remem_jax.report.figures import drawing
 from remem_jax.report.study import gains, information, results_table, search, trials
 from remem_jax.storage import files, results
-
-FORMAT = 1  # Format of study.json.
 
 _GAINS = (
     "A gain is the mean difference between a student and the baseline with the same seed, over "
@@ -34,7 +32,7 @@ def write(directory: pathlib.Path) -> None:
     study = results.read(path)
     if study is None:
         raise checks.SettingError(f"{path} does not exist: the study has not started.")
-    checks.one_of(f"The format of {path}", study.get("format"), (FORMAT,))
+    checks.one_of(f"The format of {path}", study.get("format"), (STUDY_FORMAT,))
     figures = [drawing.save(directory / drawing.FIGURES, one) for one in information.figures(study)]
     content = {**_content(study), "plots": figures}
     files.write_text(directory / "study.html", rendering.html("study/page.html.jinja", content))
