@@ -41,6 +41,14 @@ def method_title(method: str) -> str:
     return _ROW_TITLES.get(method, method)
 
 
+def printable(text: str) -> str:
+    """Returns the text on one line, with a mark for each unprintable character."""
+    line = " ".join(text.split())
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
+    )
+
+
 def percent(share: float | None) -> str:
     """Formats a fraction as a percentage with two decimals."""
     if share is None:

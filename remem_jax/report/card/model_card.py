@@ -17,7 +17,6 @@ from remem_jax.data.images import preprocessing
 from remem_jax.report import rendering, tables
 from remem_jax.report.card import licences
 from remem_jax.report.card import tables as card_tables
-from remem_jax.report.run import plots
 from remem_jax.report.tables import Results
 from remem_jax.storage import files
 
@@ -126,7 +125,7 @@ def head(results: Results, method: str) -> dict[str, Any]:
 
 def _printable(content: Any) -> Any:
     if isinstance(content, str):
-        return plots.printable(content)
+        return tables.printable(content)
     if isinstance(content, dict):
         return {name: _printable(value) for name, value in content.items()}
     return [_printable(value) for value in content] if isinstance(content, list) else content

@@ -127,17 +127,9 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
     return {name: METHODS.get(name) or style(name, next(free)) for name in wanted}
 
 
-def printable(text: str) -> str:
-    """Returns the text on one line, with a mark for characters that cannot be encoded."""
-    line = " ".join(text.split())
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
-    )
-
-
 def label(name: str, letters: int = 40) -> str:
     """Returns a method's title, or another name, on one line, shortened to `letters` characters."""
-    text = printable(tables.method_title(name))
+    text = tables.printable(tables.method_title(name))
     return text if len(text) <= letters else f"{text[: letters - 1].rstrip()}…"
 
 
@@ -258,7 +250,7 @@ def comma_separated(drawing: Drawing) -> str:
 
 def _cell(value: str | int | float | None) -> str | int | float | None:
     if isinstance(value, str):
-        return printable(value)
+        return tables.printable(value)
     return float(value) if isinstance(value, float | np.floating) else value
 
 

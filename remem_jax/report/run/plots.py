@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from remem_jax.report import tables
 from remem_jax.report.figures import drawing
-from remem_jax.report.figures.drawing import Plot, Style, finite, printable
+from remem_jax.report.figures.drawing import Plot, Style, finite
 
 _RING = 13  # Diameter of the ring around a selected model, in points.
 
@@ -187,7 +187,7 @@ def _style(method: str) -> Style:
 
 
 def _label(method: str) -> str:
-    return printable(tables.method_title(method))
+    return tables.printable(tables.method_title(method))
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from remem_jax.report import paper, tables
-from remem_jax.report.run import plots
 from remem_jax.storage import spreadsheets
 
 Study = Mapping[str, Any]
@@ -240,7 +239,7 @@ def _fields(
             "" if one is None else f"{getattr(one, role):.1f}",
             _decimals(difference(study, row, column, cell, role)),
         ]
-    return [*map(plots.printable, texts), *measured, *published]
+    return [*map(tables.printable, texts), *measured, *published]
 
 
 _NAMES = ("name", "title")
