@@ -14,7 +14,7 @@ from remem_jax.records import Batch, Variables
 from remem_jax.settings import analysis
 from remem_jax.train import loop
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import finetune
+from remem_jax.workflow.remem import finetune, teacher_training
 
 _UNCHANGED = "remem"  # The method that changes no setting of `config.teacher`.
 
@@ -65,7 +65,7 @@ def load(run: context.Run) -> list[Checkpoint]:
 def _load(run: context.Run, name: str, config: ConfigDict) -> Checkpoint:
     run = run._replace(config=config)
     pretrained = finetune.read_pretrained(run)
-    first = finetune.start(run, pretrained, _UNCHANGED)
+    first = teacher_training.start(run, pretrained, _UNCHANGED)
     return Checkpoint(
         name,
         config.models[name].title,

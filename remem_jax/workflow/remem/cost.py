@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from remem_jax.methods import METHODS
 from remem_jax.train import flops
 from remem_jax.workflow import context, memory_plan
-from remem_jax.workflow.remem import finetune, student_setup
+from remem_jax.workflow.remem import finetune, student_setup, teacher_training
 
 _TIMED = 2  # Timed steps, after one that compiles.
 
@@ -98,21 +98,21 @@ def measure(run: context.Run) -> Speed:
         return _of_students(run, student_setup.make(run, None), scratch, {}, None)
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
-    settings = finetune.settings_of(run.config, method)
-    first = finetune.start(run, pretrained, method)
-    plan = memory_plan.planned(run, finetune.planned_step(run, method, first))
+    settings = teacher_training.settings_of(run.config, method)
+    first = teacher_training.start(run, pretrained, method)
+    plan = memory_plan.planned(run, teacher_training.planned_step(run, method, first))
     first = first._replace(plan=plan)
-    training = finetune.make_training(run, settings, first)
+    training = teacher_training.make_training(run, settings, first)
     state = training.first_state()
     batch = _batch(run, settings.batch_size)
-    operations = finetune.operations(run, settings, first)(state, batch)
+    operations = teacher_training.operations(run, settings, first)(state, batch)
 
     def step(state: Any) -> Any:
         return training.step(state, batch, first.frozen)[0]
 
     teacher = Step(operations, _seconds(step, state))
     variables = run.place(first.teacher(first.trainable))
-    targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+    targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, first))
     grid = student_setup.make_grid(run, f"students/{method}", targets, variables)
     return _of_students(run, setup, grid, variables, teacher)
 

@@ -25,6 +25,7 @@ from remem_jax.workflow.remem import (
     finetune,
     plan_only,
     student_setup,
+    teacher_training,
 )
 
 
@@ -106,7 +107,7 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
     names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
     if pretrained is None:
         return dict.fromkeys(names)
-    first = finetune.start(run, pretrained, "finetune")
+    first = teacher_training.start(run, pretrained, "finetune")
     if run.config.information.seeds:
         measurement.require_measurable(run, run.config.data.image_size // first.model.size.pixels)
     settings, trainable = run.config.teacher, _size(first.trainable)

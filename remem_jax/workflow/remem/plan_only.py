@@ -8,7 +8,7 @@ from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
 from remem_jax.workflow import advice, context, memory_plan, step_memory
 from remem_jax.workflow.information import decoders, measurement
-from remem_jax.workflow.remem import finetune, student_groups, student_setup
+from remem_jax.workflow.remem import finetune, student_groups, student_setup, teacher_training
 
 _GIB = 2**30
 
@@ -52,17 +52,17 @@ def show(
 
 
 def _of_teacher(run: context.Run, pretrained: finetune.Pretrained, method: str) -> step_memory.Need:
-    first = finetune.start(run, pretrained, method)
-    return of_step(run, finetune.planned_step(run, method, first))
+    first = teacher_training.start(run, pretrained, method)
+    return of_step(run, teacher_training.planned_step(run, method, first))
 
 
 def _of_decoders(
     run: context.Run, pretrained: finetune.Pretrained, method: str
 ) -> step_memory.Need:
-    first = finetune.start(run, pretrained, method)
+    first = teacher_training.start(run, pretrained, method)
     variables = run.shapes(jax.eval_shape(first.teacher, first.trainable))
-    seen = measurement.with_patches(run, finetune.patches_apply(first))
-    steps = finetune.settings_of(run.config, method).steps
+    seen = measurement.with_patches(run, teacher_training.patches_apply(first))
+    steps = teacher_training.settings_of(run.config, method).steps
     teachers = [decoders.Teacher(f"step {at}", seen, variables) for at in steps]
     return of_step(run, decoders.planned_step(run, f"information/{method}", teachers))
 
@@ -88,9 +88,9 @@ def _of_students(
     if pretrained is None or not METHODS[method].has_teacher:
         grid = student_setup.scratch_grid(run)
     else:
-        first = finetune.start(run, pretrained, method)
+        first = teacher_training.start(run, pretrained, method)
         merged = jax.eval_shape(first.teacher, first.trainable)
-        targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, first))
         grid = student_setup.make_grid(run, f"students/{method}", targets, merged)
     need = student_groups.need(run, members, grid)
     return need._replace(models=student_groups.fitting(run, need, len(grid.points)))
