@@ -65,57 +65,59 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     stage = f"teachers/{method}"
     folder = run.workdir / stage
     settings = teacher_training.settings_of(run.config, method)
-    first = teacher_training.start(run, pretrained, method)
+    start = teacher_training.start(run, pretrained, method)
     measure = context.make_measure(
-        run, teacher_training.evaluation_apply(first), settings.batch_size
+        run, teacher_training.evaluation_apply(start), settings.batch_size
     )
-    like = run.shapes(first.trainable)
-    unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(first.trainable))
+    shapes = run.shapes(start.trainable)
+    unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(start.trainable))
 
-    def milestone(stage: str, at: int, now: state.State) -> None:
-        params = unstack(now.params) if first.stacks else now.params
-        metrics = measure(first.variables(params), "validation")
-        _require_finite(at, metrics)
-        training.log_validation(run, stage, at, metrics[run.dataset.metric])
-        folder = run.workdir / stage / f"step_{at}"
+    def milestone(stage: str, step: int, trained: state.State) -> None:
+        params = unstack(trained.params) if start.stacks else trained.params
+        metrics = measure(start.variables(params), "validation")
+        _require_finite(step, metrics)
+        training.log_validation(run, stage, step, metrics[run.dataset.metric])
+        folder = run.workdir / stage / f"step_{step}"
         checkpoints.save_tree(folder / "params", params)
-        results.write_for_all(folder / "record.json", {"step": at, "validation": metrics})
+        results.write_for_all(folder / "record.json", {"step": step, "validation": metrics})
 
-    def once(attempt: retries.Attempt) -> float:
+    def train_attempt(attempt: retries.Attempt) -> float:
         settings.learning_rate = attempt.learning_rate
         return _train(
-            run, attempt.stage, settings, first, functools.partial(milestone, attempt.stage)
+            run, attempt.stage, settings, start, functools.partial(milestone, attempt.stage)
         )
 
-    done = results.read_for_all(folder / "result.json")
-    if done is None:
-        plan = memory_plan.planned(run, teacher_training.planned_step(run, method, first))
-        first = first._replace(plan=plan)
-        rate, every = settings.learning_rate, tuple(settings.steps)
-        done = retries.train(run, stage, learning_rate=rate, steps=every, once=once)
-        results.write_for_all(folder / "result.json", done)
-        retries.clean(run, done, stage)
-    settings.learning_rate = done["learning_rate"]
+    result = results.read_for_all(folder / "result.json")
+    if result is None:
+        plan = memory_plan.planned(run, teacher_training.planned_step(run, method, start))
+        start = start._replace(plan=plan)
+        learning_rate, milestones = settings.learning_rate, tuple(settings.steps)
+        result = retries.train(
+            run, stage, learning_rate=learning_rate, steps=milestones, once=train_attempt
+        )
+        results.write_for_all(folder / "result.json", result)
+        retries.clean(run, result, stage)
+    settings.learning_rate = result["learning_rate"]
 
-    def load(at: int) -> Variables:
-        folder = run.workdir / done["part"] / f"step_{at}" / "params"
-        return first.teacher(checkpoints.load_tree(folder, like))
+    def load(step: int) -> Variables:
+        folder = run.workdir / result["part"] / f"step_{step}" / "params"
+        return start.teacher(checkpoints.load_tree(folder, shapes))
 
-    merged = jax.eval_shape(first.teacher, first.trainable)
-    facts = {"model": " ".join(repr(first.model).split()), "tuning": settings.tuning}
+    merged = jax.eval_shape(start.teacher, start.trainable)
+    facts = {"model": " ".join(repr(start.model).split()), "tuning": settings.tuning}
     return Teachers(
         method,
-        done["part"],
+        result["part"],
         settings,
-        teacher_training.teacher_apply(run, first),
-        teacher_training.patches_apply(first),
+        teacher_training.teacher_apply(run, start),
+        teacher_training.patches_apply(start),
         merged,
         facts,
         load,
         measure,
-        done["teachers"],
-        done["lost"],
-        done["seconds"],
+        result["teachers"],
+        result["lost"],
+        result["seconds"],
     )
 
 
@@ -130,11 +132,11 @@ def _train(
     run: context.Run,
     stage: str,
     settings: ConfigDict,
-    first: teacher_training.Start,
+    start: teacher_training.Start,
     milestone: Callable[[int, state.State], None],
 ) -> float:
     """Fine-tunes from the pretrained weights to the last step; returns the seconds."""
-    setup = teacher_training.make_training(run, settings, first)
+    setup = teacher_training.make_training(run, settings, start)
     _, seconds = training.train(
         run,
         stage,
@@ -142,9 +144,9 @@ def _train(
             setup.shapes,
             setup.first_state,
             # As an argument, frozen parameters are not compiled into the step as constants.
-            lambda first_step: functools.partial(setup.step, frozen=first.frozen),
+            lambda first_step: functools.partial(setup.step, frozen=start.frozen),
             batch_size=settings.batch_size,
-            operations=teacher_training.operations(run, settings, first),
+            operations=teacher_training.operations(run, settings, start),
             steps=settings.steps[-1],
             milestones=tuple(settings.steps),
             milestone=milestone,

@@ -60,7 +60,7 @@ def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
     """Builds the model and its initial parameters for a method."""
     settings = settings_of(run.config, method)
     checkpoint, image_size = pretrained.checkpoint, run.config.data.image_size
-    fixed = {name: checkpoint.options[name] for name in ("pool", "positions")}
+    checkpoint_options = {name: checkpoint.options[name] for name in ("pool", "positions")}
     model = vit.make(
         variant=checkpoint.size,
         classes=len(run.dataset.classes),
@@ -73,7 +73,7 @@ def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
         pruned_attention=settings.pruned_attention,
         dtype=run.config.compute_dtype,
         scan=settings.scan,
-        **fixed,
+        **checkpoint_options,
     )
     variables = augreg.into(
         checkpoint,
@@ -104,7 +104,7 @@ class Training(NamedTuple):
     first_state: Callable[[], state.State]
 
 
-def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Training:
+def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Training:
     """Builds the training step and initial state of a method's teachers."""
     schedule = optim.warmup_cosine(
         peak=settings.learning_rate,
@@ -120,7 +120,7 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
     )
     make = functools.partial(
         steps.make_supervised_step,
-        run.gather_params(train_apply(first, first.plan.rematerialise)),
+        run.gather_params(train_apply(start, start.plan.rematerialise)),
         tx,
         run.loader.train_transform,
         loss=functools.partial(
@@ -128,20 +128,20 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
         ),
         mixup=settings.mixup,
         ascent=sam.sam(settings.rho) if settings.rho else None,
-        division=division(settings, run.mesh, first.plan.accumulate),
+        division=division(settings, run.mesh, start.plan.accumulate),
     )
 
     def stacked(trainable: Params) -> Params:
-        return encoder.stack(trainable) if first.stacks else trainable
+        return encoder.stack(trainable) if start.stacks else trainable
 
     def create(params: Params) -> state.State:
         return state.create({"params": params}, tx)
 
-    shapes = run.shapes(jax.eval_shape(lambda params: create(stacked(params)), first.trainable))
+    shapes = run.shapes(jax.eval_shape(lambda params: create(stacked(params)), start.trainable))
 
     def first_state() -> state.State:
         # Each device gets only its shards, and creates its optimiser state itself.
-        params = run.place(stacked(first.trainable))
+        params = run.place(stacked(start.trainable))
         others = run.jit_create(lambda params: create(params)._replace(params={}), params)
         return others(params)._replace(params=params)
 
@@ -149,48 +149,48 @@ def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Train
     return Training(step, shapes, first_state)
 
 
-def train_apply(first: Start, rematerialise: str) -> TrainApply:
+def train_apply(start: Start, rematerialise: str) -> TrainApply:
     """Returns the apply function in training mode, given what the backward pass recomputes."""
-    return first.tuned.wrap(models.train_apply(first.model.clone(rematerialise=rematerialise)))
+    return start.tuned.wrap(models.train_apply(start.model.clone(rematerialise=rematerialise)))
 
 
-def evaluation_apply(first: Start) -> Apply:
+def evaluation_apply(start: Start) -> Apply:
     """Returns the apply function in evaluation mode."""
-    return first.tuned.wrap(models.evaluation_apply(first.model))
+    return start.tuned.wrap(models.evaluation_apply(start.model))
 
 
-def patches_apply(first: Start) -> TeacherApply:
+def patches_apply(start: Start) -> TeacherApply:
     """Returns the apply function in evaluation mode, with patch tokens."""
-    return first.tuned.wrap(models.teacher_apply(first.model, ("patches",)))
+    return start.tuned.wrap(models.teacher_apply(start.model, ("patches",)))
 
 
-def teacher_apply(run: context.Run, first: Start) -> TeacherApply:
+def teacher_apply(run: context.Run, start: Start) -> TeacherApply:
     """Returns the apply function in evaluation mode, with the outputs that losses need."""
     fields = student_losses.fields(run.config.student.losses)
-    return first.tuned.wrap(models.teacher_apply(first.model, fields))
+    return start.tuned.wrap(models.teacher_apply(start.model, fields))
 
 
 def operations(
-    run: context.Run, settings: ConfigDict, first: Start
+    run: context.Run, settings: ConfigDict, start: Start
 ) -> Callable[[state.State, Batch], float]:
     """Returns a function that counts the floating-point operations of a training step."""
     # Recomputation to save memory does not count.
-    once = first._replace(plan=first.plan._replace(rematerialise="nothing"))
-    counted = make_training(run, settings, once).step
-    return lambda state, batch: flops.count(counted, state, batch, first.frozen)
+    unrematerialised = start._replace(plan=start.plan._replace(rematerialise="nothing"))
+    step = make_training(run, settings, unrematerialised).step
+    return lambda state, batch: flops.count(step, state, batch, start.frozen)
 
 
-def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Step:
+def planned_step(run: context.Run, method: str, start: Start) -> memory_plan.Step:
     """Returns the training step of a method's teachers, to be planned."""
     settings, image_size = settings_of(run.config, method), run.config.data.image_size
-    shapes = make_training(run, settings, first).shapes
-    size, has_cls = first.model.size, first.model.pool == "cls"
+    shapes = make_training(run, settings, start).shapes
+    size, has_cls = start.model.size, start.model.pool == "cls"
 
     @functools.cache
     def needs(plan: memory_plan.Plan) -> tuple[int, int]:
-        training = make_training(run, settings, first._replace(plan=plan))
+        training = make_training(run, settings, start._replace(plan=plan))
         batch = step_memory.batch(run, settings.batch_size)
-        return step_memory.of_step(training.step, shapes, batch, first.frozen)
+        return step_memory.of_step(training.step, shapes, batch, start.frozen)
 
     return memory_plan.Step(
         f"teachers/{method}",
@@ -201,14 +201,14 @@ def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Ste
             tokens=(image_size // size.pixels) ** 2 + has_cls,
             whole=settings.mcmi > 0,
         ),
-        functools.partial(train_apply, first),
+        functools.partial(train_apply, start),
         shapes.params,
-        first.frozen,
-        mesh.device_bytes((shapes, first.frozen)),
+        start.frozen,
+        mesh.device_bytes((shapes, start.frozen)),
         needs,
         (image_size, image_size, 3),
         settings.batch_size // run.mesh.size,
         run.platform,
-        first.model.scan,
+        start.model.scan,
         divisible=settings.mcmi == 0,
     )
