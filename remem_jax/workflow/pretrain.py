@@ -81,8 +81,8 @@ def run_pretrain(run: context.Run) -> None:
             operations=lambda state, batch: flops.count(counted, state, batch, {}),
             steps=settings.steps,
             milestones=tuple(settings.steps * i // _MILESTONES for i in range(1, _MILESTONES + 1)),
-            milestone=lambda at, now: training.log_validation(
-                run, "pretrain", at, measure(now.variables, "validation")["top1"]
+            milestone=lambda step, trained: training.log_validation(
+                run, "pretrain", step, measure(trained.variables, "validation")["top1"]
             ),
             stream="pretraining",
             lost=set(),

@@ -95,8 +95,8 @@ def _energies(
     settings = run.config.images
     started = time.monotonic()
     batches = inputs.batches(run, settings.batch_size, examples=settings.examples)
-    found = activations.rows(reduction, checkpoint.variables, batches)
-    return found, time.monotonic() - started
+    rows = activations.rows(reduction, checkpoint.variables, batches)
+    return rows, time.monotonic() - started
 
 
 def _of_layer(run: context.Run, energies: np.ndarray, clusters: int) -> dict[str, Any]:

@@ -270,7 +270,7 @@ def job(run: context.Run, estimators: Estimators) -> training.Job:
         settings.batch_size,
         settings.steps,
         milestones(settings),
-        lambda at, now: None,
+        lambda step, states: None,
         "decoder",
         set(),
     )

@@ -48,7 +48,7 @@ def _stored(run: context.Run) -> list[str]:
 
 
 def _mirrored(run: context.Run) -> list[str]:
-    """Says so if training images are not flipped at random."""
+    """Notes that training images are not flipped, if so."""
     if run.dataset.flip:
         return []
     return [
@@ -66,8 +66,8 @@ def _retried(run: context.Run, rows: Rows) -> list[str]:
         if row["teacher_settings"]
     }
     return [
-        f"The teacher of {method} was fine-tuned at a learning rate of {rate:g}: at {configured:g}, "
-        "its loss was not finite (config.retries)."
+        f"The teacher of {method} was fine-tuned at a learning rate of {rate:g}: at "
+        f"{configured:g}, its loss was not finite (config.retries)."
         for method, rate in rates.items()
         if rate != configured
     ]

@@ -250,7 +250,7 @@ def _job(
         settings.batch_size,
         settings.steps,
         tuple(round(float(step)) for step in milestones),
-        lambda step, now: None,
+        lambda step, states: None,
         "student",
         lost,
     )

@@ -58,8 +58,9 @@ def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
         subject = "A student" if seeds == 1 else f"A student with each of {seeds} seeds"
         raise SettingError(
             f"{subject} of {need.stage} does not fit on the device: lower "
-            f"config.student.batch_size, {'' if seeds == 1 else 'name fewer config.student.seeds, '}or "
-            "set config.compute_dtype to bfloat16 or config.data.input to streamed."
+            "config.student.batch_size, "
+            f"{'' if seeds == 1 else 'name fewer config.student.seeds, '}or set "
+            "config.compute_dtype to bfloat16 or config.data.input to streamed."
         )
     groups = -(-settings // fit)
     return -(-settings // groups) * seeds  # As far as possible, all groups have one size.
