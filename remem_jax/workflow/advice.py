@@ -56,10 +56,11 @@ def _memory_advice(stage: str) -> str:
     resumable, incompatible = _MEMORY.get(stage.partition("/")[0], ("", "lower the batch_size"))
     also = f"{resumable}, " if resumable else ""
     return (
-        f"Set {also}config.fsdp (of several devices), or XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in "
-        "the environment of a GPU, and the same command goes on; or, in another --workdir, "
+        f"Set {also}config.fsdp (with several devices), or XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 "
+        "in the environment (with a GPU): the same command then continues the run. Or, in another "
+        "--workdir, "
         f"{incompatible} or set config.compute_dtype to bfloat16 or config.data.input to streamed. "
-        "--config.plan_only says what each stage takes."
+        "--config.plan_only shows the memory of each stage."
     )
 
 
@@ -90,18 +91,18 @@ def _cause(kind: str, fault: str) -> str:
     """Describes a cause that no learning rate removes."""
     if fault == "data":
         mixed = f", and {_MIXUP[kind]}" if kind in _MIXUP else ""
-        return f"see what augmentation makes of the images (config.data.crop_area{mixed})"
+        return f"check the augmented images (config.data.crop_area{mixed})"
     if fault == "teacher" and kind == "students":
         return (
-            "the teacher is broken; tune it again in another --workdir, with a lower "
+            "the teacher is broken; fine-tune it again in another --workdir, with a lower "
             "config.teacher.learning_rate or config.teacher.rho, or leave this step out of "
             "config.teacher.steps"
         )
     if fault == "teacher":
-        return "a teacher whose features are read is broken; leave it out"
+        return "one of the teachers is broken; leave it out"
     if kind == "teachers":
         return (
-            "the weights of config.teacher.init hold NaN or infinity; fetch them again, or set "
+            "the weights of config.teacher.init contain NaN or infinity; fetch them again, or set "
             "config.teacher.init to others"
         )
-    return "the model begins with parameters that are not finite; mend its initialisers"
+    return "the model's initial parameters are not finite; fix its initialisers"
