@@ -85,7 +85,7 @@ def deviation(row: Mapping[str, Any], split: str, metric: str) -> str:
 
     Empty if there is only one seed, or if an older run did not record seeds.
     """
-    shares = [one[split][metric] for one in row.get("seeds", ())]
+    shares = [student[split][metric] for student in row.get("seeds", ())]
     return f" ± {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
 
 

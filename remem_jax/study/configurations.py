@@ -8,10 +8,10 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-# User attributes of an Optuna trial that describe one attempt; a configuration has others. Only
-# its own worker writes `record` and `failed`: a worker that fails a dead worker's trial does not
-# overwrite them. `strike` marks an attempt that failed.
-_OF_ATTEMPT = {"worker", "beats", "record", "failed", "reason", "strike"}
+# User attributes of an Optuna trial that describe one attempt; the others describe its
+# configuration. Only its own worker writes `record` and `failed`: a worker that fails a dead
+# worker's trial does not overwrite them. `strike` marks an attempt that failed.
+_ATTEMPT_ATTRIBUTES = {"worker", "beats", "record", "failed", "reason", "strike"}
 
 
 class Configuration(NamedTuple):
@@ -36,7 +36,7 @@ def first_trial(configuration: Configuration) -> FrozenTrial:
     """
     params = {name: float(number) for name, number in configuration.params.items()}
     not_finite = {name: number for name, number in params.items() if not math.isfinite(number)}
-    reserved = sorted(configuration.attributes.keys() & (_OF_ATTEMPT | {"key"}))
+    reserved = sorted(configuration.attributes.keys() & (_ATTEMPT_ATTRIBUTES | {"key"}))
     if not_finite or reserved:
         raise ValueError(
             f"A configuration needs finite params ({not_finite}) and no reserved attributes "
@@ -57,7 +57,7 @@ def next_trial(trial: FrozenTrial) -> FrozenTrial:
         state=TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
-        user_attrs={k: v for k, v in trial.user_attrs.items() if k not in _OF_ATTEMPT},
+        user_attrs={k: v for k, v in trial.user_attrs.items() if k not in _ATTEMPT_ATTRIBUTES},
     )
 
 

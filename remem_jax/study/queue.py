@@ -96,7 +96,9 @@ class Queue:
 
     def add(self, new: Sequence[Configuration]) -> None:
         """Adds a trial of each configuration that has none."""
-        self._add({one.key: configurations.first_trial(one) for one in new})
+        self._add(
+            {configuration.key: configurations.first_trial(configuration) for configuration in new}
+        )
 
     @_retried
     def claim(self, keys: Collection[str]) -> Claim | None:
@@ -195,7 +197,7 @@ class Queue:
     @_retried
     def _add(self, trials: Mapping[str, FrozenTrial]) -> None:
         known, expected = self._groups(trials), None
-        for left, (key, trial) in zip(range(len(trials), 0, -1), trials.items(), strict=True):
+        for remaining, (key, trial) in zip(range(len(trials), 0, -1), trials.items(), strict=True):
             if key in known:
                 continue
             start = time.monotonic()
@@ -204,7 +206,7 @@ class Queue:
             if expected in (None, number):
                 expected = number + 1
             else:  # Another worker adds the same trials. Without a pause, both would add each.
-                time.sleep(random.random() * left * (time.monotonic() - start))
+                time.sleep(random.random() * remaining * (time.monotonic() - start))
                 known, expected = self._groups(trials), None
 
     def _fail_dead_workers(self, keys: Collection[str]) -> None:
@@ -215,8 +217,8 @@ class Queue:
         self._last_check = now
         for trial in configurations.in_state(trials, TrialState.RUNNING):
             beats, worker = trial.user_attrs.get("beats"), trial.user_attrs.get("worker")
-            before, since = self._heartbeats.get(trial.number, (beats, now))
-            since = since if beats == before else now
+            last_beats, since = self._heartbeats.get(trial.number, (beats, now))
+            since = since if beats == last_beats else now
             self._heartbeats[trial.number] = beats, since
             if start - since >= self._grace_seconds or (worker and process.has_died(worker)):
                 self._fail_lost(trial)

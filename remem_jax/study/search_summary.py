@@ -1,4 +1,4 @@
-"""What a study has searched, row by row, and what its search dropped, for the report."""
+"""Describes the search of a study, row by row, and the grid points that it dropped."""
 
 import fractions
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def record(
         "rows": _rows(config, search),
         "rungs": [_rungs(cell, keys, validation) for cell in search.cells.values()],
         "dropped": [
-            one for cell in search.cells.values() for one in _dropped(cell, keys, validation)
+            point for cell in search.cells.values() for point in _dropped(cell, keys, validation)
         ],
     }
 
@@ -49,12 +49,12 @@ def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for (row, column, _), cell in search.cells.items():
         grid, grids = _grid(config.rows[row].method, cell.trials), rows.setdefault(row, [])
-        same = next((one for one in grids if one["grid"] == grid), None)
-        if same is None:
+        equal = next((entry for entry in grids if entry["grid"] == grid), None)
+        if equal is None:
             grids.append({"row": row, "columns": [column], "grid": grid})
-        elif column not in same["columns"]:
-            same["columns"].append(column)
-    return [one for grids in rows.values() for one in grids]
+        elif column not in equal["columns"]:
+            equal["columns"].append(column)
+    return [entry for grids in rows.values() for entry in grids]
 
 
 def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -108,18 +108,18 @@ def _dropped(
 ) -> list[dict[str, Any]]:
     """Returns the grid points known to get no trial with all steps: never started, or dropped."""
     dropped = []
-    for number, full in enumerate(cell.trials):
-        on_rungs = [rung.trials[number] for rung in cell.rungs if number < len(rung.trials)]
-        reached = [place for place, trial in enumerate(on_rungs) if trial.key in keys]
+    for index, full_trial in enumerate(cell.trials):
+        on_rungs = [rung.trials[index] for rung in cell.rungs if index < len(rung.trials)]
+        reached = [rung_index for rung_index, trial in enumerate(on_rungs) if trial.key in keys]
         if reached and not _is_decided(cell, reached[-1], keys):
             continue
         last = on_rungs[reached[-1]] if reached else None
         dropped.append(
             {
-                "row": full.row,
-                "column": full.column,
-                "seed": full.seed,
-                "settings": dict(full.point),
+                "row": full_trial.row,
+                "column": full_trial.column,
+                "seed": full_trial.seed,
+                "settings": dict(full_trial.point),
                 "fraction": last and last.fraction,
                 "trial": last and last.key,
                 "validation": last and validation.get(last.key),
@@ -129,7 +129,7 @@ def _dropped(
 
 
 def _is_decided(cell: Cell, rung: int, keys: set[str]) -> bool:
-    """Whether it is known which grid points go on from a rung; from the last rung, none does."""
+    """Returns whether it is known which grid points continue from a rung; False for the last."""
     above = cell.rungs[rung + 1 :]
     return bool(above) and any(trial.key in keys for trial in above[0].trials)
 

@@ -64,7 +64,7 @@ def metrics(results: Results, method: str) -> Table:
         ("Student", saved_student(row)),
         *([("Teacher", row["teacher"])] if row["teacher"] else []),
     ]
-    columns = [(f"{who}, {split}", one[split]) for split in SPLITS for who, one in models]
+    columns = [(f"{role}, {split}", model[split]) for split in SPLITS for role, model in models]
     rows = []
     for name, (_, title) in METRICS.items():
         form = tables.number if name == "loss" else tables.percent
@@ -104,7 +104,7 @@ def _standard_error(results: Results, row: Mapping[str, Any]) -> str:
 
 def _seeds(row: Mapping[str, Any], metric: str) -> list[str]:
     seeds = row.get("seeds", ())
-    shares = [one["test"][metric] for one in seeds]
+    shares = [student["test"][metric] for student in seeds]
     if len(shares) < 2 or None in shares:
         return [
             "The student was trained with one seed: the variation between seeds was not measured."
@@ -247,12 +247,15 @@ def _validation(data: Mapping[str, Any]) -> str:
 
 def terms(results: Results, method: str) -> Table:
     """Builds the table of the licences of the data and weights, as far as known."""
-    models, name = results["models"], results["data"]["name"]
-    known = [("Training images", name, licences.of_data(name))]
+    models, data_name = results["models"], results["data"]["name"]
+    entries = [("Training images", data_name, licences.of_data(data_name))]
     if row_of(results, method)["teacher"]:
         used = models["init"] or tables.NOTHING
-        known += [("Initial weights of the teacher", used, licences.of_weights(models["init"]))]
-    rows = [(what, which, one.terms, one.page or tables.NOTHING) for what, which, one in known]
+        entries += [("Initial weights of the teacher", used, licences.of_weights(models["init"]))]
+    rows = [
+        (item, source, licence.terms, licence.page or tables.NOTHING)
+        for item, source, licence in entries
+    ]
     rows += [("This student", method, "not stated", tables.NOTHING)]
     note = (
         "The student has no licence yet. To publish it, choose one that the licences above allow, "

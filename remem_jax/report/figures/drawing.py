@@ -185,21 +185,25 @@ def legend(figure: Figure, others: Sequence[Any] = ()) -> None:
         figure: The figure, with at least one panel.
         others: Further handles, with labels.
     """
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(text, handle)
-    found |= {handle.get_label(): handle for handle in others}
-    if not found:
+            handles.setdefault(text, handle)
+    handles |= {handle.get_label(): handle for handle in others}
+    if not handles:
         return
     # A character takes about 0.09 inches, and a handle 0.5.
-    widest = 0.5 + 0.09 * max(map(len, found))
-    columns = max(1, min(4, len(found), int(figure.get_figwidth() / widest)))
+    widest = 0.5 + 0.09 * max(map(len, handles))
+    columns = max(1, min(4, len(handles), int(figure.get_figwidth() / widest)))
     figure.set_figheight(
-        figure.get_figheight() + _LEGEND_ROW * (math.ceil(len(found) / columns) - 1)
+        figure.get_figheight() + _LEGEND_ROW * (math.ceil(len(handles) / columns) - 1)
     )
     figure.legend(
-        list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
     )
 
 

@@ -44,10 +44,10 @@ def pareto_front(points: Sequence[Point]) -> list[int]:
         if _is_complete(points[i])
     )
     front: list[tuple[float, float, int]] = []
-    for one in order:
-        if not front or one[1] < front[-1][1] or one[:2] == front[-1][:2]:
-            front.append(one)
-    return [place for _, _, place in front]
+    for point in order:
+        if not front or point[1] < front[-1][1] or point[:2] == front[-1][:2]:
+            front.append(point)
+    return [index for _, _, index in front]
 
 
 def _is_complete(point: Point) -> bool:
@@ -82,9 +82,9 @@ def information_plane(
     styles = drawing.styles(point["series"] for point in shown)
     handles = []
     for (series, style), label in zip(styles.items(), drawing.labels(styles), strict=True):
-        some = [point for point in shown if point["series"] == series]
-        is_joined = _join(axes, some, style)
-        _mark(axes, some, style, scale)
+        in_series = [point for point in shown if point["series"] == series]
+        is_joined = _join(axes, in_series, style)
+        _mark(axes, in_series, style, scale)
         appearance = style._replace(
             color=style.color if scale is None else drawing.GREY,
             dashes=style.dashes if is_joined else "none",
@@ -128,10 +128,10 @@ def _caption(has_students: bool) -> str:
 
 def _scale(points: Sequence[Point]) -> Normalize | None:
     """Returns the colour scale of the students' accuracies in percent; None without students."""
-    found = [100 * p["student"] for p in points if drawing.is_finite(p["student"])]
-    if not found:
+    accuracies = [100 * p["student"] for p in points if drawing.is_finite(p["student"])]
+    if not accuracies:
         return None
-    low, high = min(found), max(found)
+    low, high = min(accuracies), max(accuracies)
     return Normalize(low, high) if low < high else Normalize(low - 1, high + 1)
 
 

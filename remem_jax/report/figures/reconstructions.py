@@ -38,8 +38,11 @@ def pictures(rows: Sequence[Mapping[str, Any]], *, name: str, title: str) -> dra
     titles = list(dict.fromkeys(model["title"] for row in rows for model in row["models"]))
     tiles = []
     for row in rows:
-        found = {model["title"]: model for model in row["models"]}
-        models = [_tile(found[one]) if one in found else None for one in titles]
+        by_title = {model["title"]: model for model in row["models"]}
+        models = [
+            _tile(by_title[model_title]) if model_title in by_title else None
+            for model_title in titles
+        ]
         tiles.append(image_grid.Row("", [image_grid.Tile(row["image"], row["class"]), *models]))
     names = ("title", "loss", "excess")
     return drawing.Drawing(
@@ -187,9 +190,9 @@ def sensitivity(
     Returns:
         The figure; None if there is no finite excess.
     """
-    titles = list(dict.fromkeys(one["title"] for row in settings for one in row["models"]))
-    found = [(place, one) for place, row in enumerate(settings) for one in row["models"]]
-    shown = [(place, one) for place, one in found if drawing.is_finite(one["excess"])]
+    titles = list(dict.fromkeys(model["title"] for row in settings for model in row["models"]))
+    found = [(place, model) for place, row in enumerate(settings) for model in row["models"]]
+    shown = [(place, model) for place, model in found if drawing.is_finite(model["excess"])]
     if not shown:
         return None
     figure = drawing.new(size=(5.8, max(2.2, 1.2 + 0.45 * len(settings))))
@@ -199,8 +202,8 @@ def sensitivity(
     axes.set_ylim(len(settings) - 0.5, -0.5)  # The first setting is at the top.
     axes.xaxis.set_major_locator(MaxNLocator(5))
     appearances = zip(titles, drawing.styles(titles).values(), drawing.labels(titles), strict=True)
-    for place, (one, style, label) in enumerate(appearances):
-        some = [(row, model) for row, model in shown if model["title"] == one]
+    for place, (model_title, style, label) in enumerate(appearances):
+        some = [(row, model) for row, model in shown if model["title"] == model_title]
         shift = _SPREAD * ((place + 0.5) / len(titles) - 0.5)
         axes.errorbar(
             [model["excess"] for _, model in some],
@@ -223,7 +226,7 @@ def sensitivity(
         figure,
         ("setting", "model", "excess", "deviation"),
         [
-            [settings[place]["label"], one["title"], one["excess"], one["deviation"]]
-            for place, one in found
+            [settings[place]["label"], model["title"], model["excess"], model["deviation"]]
+            for place, model in found
         ],
     )

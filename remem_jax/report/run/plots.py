@@ -168,9 +168,9 @@ def _series(
     scale: float = 1.0,
 ) -> list[tuple[int, float]]:
     """Returns pairs of step and value of a metric; `member` picks one student of a group."""
-    found = [(row["step"], row[name]) for row in rows if row["part"] == stage and name in row]
+    values = [(row["step"], row[name]) for row in rows if row["part"] == stage and name in row]
     return [
-        (step, scale * finite(value if member is None else value[member])) for step, value in found
+        (step, scale * finite(value if member is None else value[member])) for step, value in values
     ]
 
 

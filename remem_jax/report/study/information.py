@@ -31,18 +31,20 @@ def figures(study: Mapping[str, Any]) -> Iterator[drawing.Drawing]:
 
 def table(study: Mapping[str, Any]) -> tables.Table | None:
     """Builds the table of the teachers' information; None if it was not measured."""
-    found = [point for some in _by_data(study).values() for point in some]
-    return information.table(found, lambda point: (point["series"], str(point["step"])))
+    points = [point for teachers in _by_data(study).values() for point in teachers]
+    return information.table(points, lambda point: (point["series"], str(point["step"])))
 
 
 def _by_data(study: Mapping[str, Any]) -> dict[str, list[Point]]:
     """Returns the teachers of fully trained trials, by data set."""
     rows = {row["name"]: row["title"] for row in study["rows"]}
     columns = {column["name"]: column for column in study["columns"]}
-    trials = [one for one in study["trials"] if one["fraction"] == 1 and one.get("teachers")]
+    trials = [
+        trial for trial in study["trials"] if trial["fraction"] == 1 and trial.get("teachers")
+    ]
     has_rows = len({trial["row"] for trial in trials}) > 1
     has_columns = len({trial["column"] for trial in trials}) > 1
-    found: dict[str, list[Point]] = {}
+    by_data: dict[str, list[Point]] = {}
     for trial in trials:
         column, row = columns[trial["column"]], rows[trial["row"]]
         names = [row] * (has_rows or not has_columns) + [column["title"]] * has_columns
@@ -51,10 +53,10 @@ def _by_data(study: Mapping[str, Any]) -> dict[str, list[Point]]:
             "trial": trial["trial"],
             "column": column["title"] if has_columns else "",
         }
-        found.setdefault(column["data"]["title"], []).extend(
+        by_data.setdefault(column["data"]["title"], []).extend(
             {**point, **described, "label": f"step {point['step']}"} for point in trial["teachers"]
         )
-    return {data: some for data, some in found.items() if some}
+    return {data: points for data, points in by_data.items() if points}
 
 
 def _pruned(points: Sequence[Point]) -> list[Point]:
@@ -65,12 +67,12 @@ def _pruned(points: Sequence[Point]) -> list[Point]:
         if before is None or before["step"] < point["step"]:
             last[point["trial"]] = point
     kinds = sorted(
-        {kind for one in last.values() for kind, count in one["pruned"].items() if count}
+        {kind for point in last.values() for kind, count in point["pruned"].items() if count}
     )
-    found = []
+    pruned_points = []
     for point in last.values():
         pruned = [kind for kind in kinds if point["pruned"][kind]]
         for kind in pruned or kinds:
             series = ", ".join(text for text in (kind, point["column"]) if text)
-            found.append({**point, "series": series, "pruned": point["pruned"][kind]})
-    return found
+            pruned_points.append({**point, "series": series, "pruned": point["pruned"][kind]})
+    return pruned_points

@@ -22,20 +22,20 @@ def data(study: results_table.Study) -> tables.Table:
     """Builds the table of the data of each column."""
     rows = []
     for column in study["columns"]:
-        found = column["data"]
-        if found is None:
+        record = column["data"]
+        if record is None:
             rows.append((column["title"], "not run", *[tables.NOTHING] * 5))
             continue
-        examples = (f"{found['examples'][split]:,}" for split in ("train", "validation", "test"))
+        examples = (f"{record['examples'][split]:,}" for split in ("train", "validation", "test"))
         rows.append(
             (
                 column["title"],
-                found["title"],
-                _OFFICIAL[found["official"]],
-                f"{found['classes']:,}",
+                record["title"],
+                _OFFICIAL[record["official"]],
+                f"{record['classes']:,}",
                 " / ".join(examples),
-                str(found["image_size"]),
-                tables.METRIC_TITLES.get(found["metric"], found["metric"]),
+                str(record["image_size"]),
+                tables.METRIC_TITLES.get(record["metric"], record["metric"]),
             )
         )
     images = "Training / validation / test images"
@@ -51,24 +51,28 @@ def missing(study: results_table.Study) -> tables.Table | None:
         seeds.setdefault((*titled(row, column), why), []).append(str(seed))
     if not seeds:
         return None
-    lines = tuple((row, column, ", ".join(some), why) for (row, column, why), some in seeds.items())
+    lines = tuple(
+        (row, column, ", ".join(numbers), why) for (row, column, why), numbers in seeds.items()
+    )
     return tables.Table(
         "Missing results", ("Row", "Column", "Seeds", "Reason"), lines, numeric=False
     )
 
 
 def _listed(study: results_table.Study) -> list[tuple[str, str, int, str]]:
-    return [(one["row"], one["column"], one["seed"], one["why"]) for one in study["missing"]]
+    return [
+        (place["row"], place["column"], place["seed"], place["why"]) for place in study["missing"]
+    ]
 
 
 def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]:
     """Yields seeds without a result that the record does not list as missing."""
     known = {place[:3] for place in _listed(study)}
-    found = results_table.cells(study, "validation")
+    cells = results_table.cells(study, "validation")
     for row in study["rows"]:
         for column in study["columns"]:
-            cell = found.get((row["name"], column["name"]))
-            finished = {one["seed"] for one in cell["replicates"]} if cell else set()
+            cell = cells.get((row["name"], column["name"]))
+            finished = {replicate["seed"] for replicate in cell["replicates"]} if cell else set()
             why = "not on record" if column["data"] else "not run"
             for seed in study["seeds"]:
                 if seed not in finished and (row["name"], column["name"], seed) not in known:
@@ -97,35 +101,35 @@ def selected(study: results_table.Study, choice: str) -> tables.Table | None:
     """Builds the table of settings selected for each cell and seed; None without any."""
     titled = titles(study)
     chosen = [
-        (cell, one)
+        (cell, replicate)
         for cell in ordered(study, results_table.cells(study, choice).values())
-        for one in cell["replicates"]
+        for replicate in cell["replicates"]
     ]
     if not chosen:
         return None
-    shown = names(one["settings"] for _, one in chosen)
+    shown = names(replicate["settings"] for _, replicate in chosen)
     lines = [
         (
             *titled(cell["row"], cell["column"]),
-            str(one["seed"]),
-            *_accuracies(one),
-            f"{one['trial']}, of {one['trials']:,}",
-            f"{one['students']:,}",
-            *(setting(one["settings"].get(name)) for name in shown),
+            str(replicate["seed"]),
+            *_accuracies(replicate),
+            f"{replicate['trial']}, of {replicate['trials']:,}",
+            f"{replicate['students']:,}",
+            *(setting(replicate["settings"].get(name)) for name in shown),
         )
-        for cell, one in chosen
+        for cell, replicate in chosen
     ]
     measured = ("Student, test", "By student seed", "Teacher, test", "Student, validation")
     heads = ("Row", "Column", "Seed", *measured, "Trial", "Students tried", *shown)
     return tables.Table(_SELECTED[choice], heads, tuple(lines), numeric=False)
 
 
-def _accuracies(one: Mapping[str, Any]) -> list[str]:
+def _accuracies(replicate: Mapping[str, Any]) -> list[str]:
     return [
-        tables.percent(one["student"]),
-        ", ".join(tables.percent(share) for share in one["students_of_seeds"]),
-        tables.percent(one["teacher"]),
-        tables.percent(one["validation"]),
+        tables.percent(replicate["student"]),
+        ", ".join(tables.percent(share) for share in replicate["students_of_seeds"]),
+        tables.percent(replicate["teacher"]),
+        tables.percent(replicate["validation"]),
     ]
 
 
@@ -190,7 +194,7 @@ def ordered(
 ) -> list[Mapping[str, Any]]:
     """Sorts records that have a row and a column in the order of the table; the sort is stable."""
     orders = [
-        {one["name"]: place for place, one in enumerate(study[kind])}
+        {entry["name"]: place for place, entry in enumerate(study[kind])}
         for kind in ("rows", "columns")
     ]
 
@@ -203,7 +207,7 @@ def ordered(
 
 def names(settings: Iterable[Mapping[str, Any]]) -> Sequence[str]:
     """Returns all names in the order of their first occurrence."""
-    return list(dict.fromkeys(name for some in settings for name in some))
+    return list(dict.fromkeys(name for point in settings for name in point))
 
 
 def setting(value: Any) -> str:
