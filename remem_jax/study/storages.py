@@ -41,7 +41,7 @@ class Opened(NamedTuple):
 
 def open_storage(storage: str, folder: pathlib.Path) -> Opened:
     """Opens the storage that `config.storage` names; see `queue.open_queue`."""
-    url = _parse_url(storage, folder)
+    url = _url(storage, folder)
     shown = sqlalchemy.URL.create(
         url.drivername, host=url.host, port=url.port, database=url.database
     ).render_as_string()
@@ -74,7 +74,7 @@ def unusable(shown: str, error: BaseException) -> SettingError:
     )
 
 
-def _parse_url(storage: str, folder: pathlib.Path) -> sqlalchemy.URL:
+def _url(storage: str, folder: pathlib.Path) -> sqlalchemy.URL:
     kind, _, path = storage.partition(":")
     if kind in _FILES and not path.startswith("//"):
         file = checks.local_path("config.storage", path) if path else folder / _FILES[kind]

@@ -96,7 +96,8 @@ def best(study: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{cell['row']}, {cell['column']}, seed {replicate['seed']}: the best of "
                 f"{replicate['students']} students so far has "
-                f"{100 * replicate['student']:.2f} % on test{teacher} ({trial['folder']}/selected, on {trial['worker']})."
+                f"{100 * replicate['student']:.2f} % on test{teacher} "
+                f"({trial['folder']}/selected, on {trial['worker']})."
             )
     return lines
 
