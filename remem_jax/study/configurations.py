@@ -75,27 +75,27 @@ def in_state(trials: Iterable[FrozenTrial], state: TrialState) -> list[FrozenTri
     return [trial for trial in trials if trial.state == state]
 
 
-def state(trials: Sequence[FrozenTrial], *, most: int) -> str:
+def state(trials: Sequence[FrozenTrial], *, attempts: int) -> str:
     """Returns the state of a configuration: "waiting", "running", "done" or "failed" for good.
 
     Args:
         trials: All trials of the configuration.
-        most: Number of failed attempts after which it has failed for good.
+        attempts: Number of failed attempts after which it has failed for good.
     """
     if in_state(trials, TrialState.COMPLETE):
         return "done"
     if in_state(trials, TrialState.RUNNING):
         return "running"
-    return "waiting" if failure(trials, most=most) is None else "failed"
+    return "waiting" if failure(trials, attempts=attempts) is None else "failed"
 
 
-def failure(trials: Sequence[FrozenTrial], *, most: int) -> str | None:
+def failure(trials: Sequence[FrozenTrial], *, attempts: int) -> str | None:
     """Returns why a configuration has failed for good; None if it may be tried again."""
     for trial in in_state(trials, TrialState.FAIL):
         if "failed" in trial.user_attrs:
             return trial.user_attrs["failed"]
     reasons = failed_attempts(trials)
-    if len(reasons) < most:
+    if len(reasons) < attempts:
         return None
     return f"given up after {len(reasons)} attempts: {'; '.join(reasons)}"
 

@@ -156,7 +156,7 @@ class Queue:
         groups = self._groups(keys).items()
         failed = {key: group for key, group in groups if self._state(group) == "failed"}
         return {
-            key: str(configurations.failure(group, most=self._attempts))
+            key: str(configurations.failure(group, attempts=self._attempts))
             for key, group in failed.items()
         }
 
@@ -192,13 +192,13 @@ class Queue:
         }
 
     def _state(self, group: Sequence[FrozenTrial]) -> str:
-        return configurations.state(group, most=self._attempts)
+        return configurations.state(group, attempts=self._attempts)
 
     @_retried
     def _add(self, trials: Mapping[str, FrozenTrial]) -> None:
-        known, expected = self._groups(trials), None
+        existing, expected = self._groups(trials), None
         for remaining, (key, trial) in zip(range(len(trials), 0, -1), trials.items(), strict=True):
-            if key in known:
+            if key in existing:
                 continue
             start = time.monotonic()
             trial_id = self._storage.create_new_trial(self._study_id, trial)
@@ -207,7 +207,7 @@ class Queue:
                 expected = number + 1
             else:  # Another worker adds the same trials. Without a pause, both would add each.
                 time.sleep(random.random() * remaining * (time.monotonic() - start))
-                known, expected = self._groups(trials), None
+                existing, expected = self._groups(trials), None
 
     def _fail_dead_workers(self, keys: Collection[str]) -> None:
         start = time.monotonic()

@@ -142,9 +142,9 @@ def _text(config: ConfigDict) -> str:
     sizes = space.halving_sizes(grids, config.search)
     searched = [row for row, size in grids.items() if size > 1]
     spent = sum(space.full_trials(sizes[row]) for row in searched)
-    whole = sum(grids[row] for row in searched)
+    total = sum(grids[row] for row in searched)
     of_rows = [f"{config.rows[row].title}: {_rungs_text(grids[row], sizes[row])}." for row in grids]
-    share = f" ({100 * spent / whole:.1f} %)" if whole else ""
+    share = f" ({100 * spent / total:.1f} %)" if total else ""
     return " ".join(
         [
             "Successive halving, for each column and seed. Settings start with a fraction of the "
@@ -153,7 +153,7 @@ def _text(config: ConfigDict) -> str:
             "many as its grid has.",
             *of_rows,
             f"Together the rows with more than one setting cost as much as {spent:.4g} full trials "
-            f"of {whole}{share}; config.search.budget allows {100 * config.search.budget:.4g} %. "
+            f"of {total}{share}; config.search.budget allows {100 * config.search.budget:.4g} %. "
             "Settings that never start are those farthest, in steps of the grid, from "
             "config.search.near.",
         ]
@@ -166,12 +166,12 @@ def _rungs_text(grid: int, sizes: Mapping[float, int]) -> str:
         return "its one setting is tried in full"
     *short, last = sizes.items()
     rungs = [
-        f"{size} {'start' if place == 0 else 'go on'} with {_fraction(fraction)} of the steps"
-        for place, (fraction, size) in enumerate(short)
+        f"{size} {'start' if index == 0 else 'go on'} with {_fraction(fraction)} of the steps"
+        for index, (fraction, size) in enumerate(short)
     ]
     full = f"{last[1]} {'is' if last[1] == 1 else 'are'} tried in full"
-    whole = " (its whole grid)" if last[1] == grid else ""
-    return f"of {grid} settings, {', '.join([*rungs, full])}{whole}"
+    note = " (its whole grid)" if last[1] == grid else ""
+    return f"of {grid} settings, {', '.join([*rungs, full])}{note}"
 
 
 def _fraction(value: float) -> str:

@@ -105,26 +105,28 @@ def _information(
             pixels, name="maps", title="Reconstruction loss by position in the image"
         )
         yield reconstructions.pictures(
-            [_row(arrays, place, first["models"]) for place in range(len(arrays["images"]))],
+            [_row(arrays, index, first["models"]) for index in range(len(arrays["images"]))],
             name="reconstructions",
             title="Images and their reconstructions",
         )
 
 
-def _row(arrays: Any, place: int, models: list[dict[str, Any]]) -> dict[str, Any]:
-    def of_model(number: int, title: str) -> dict[str, Any]:
-        loss = float(arrays[f"image_losses_{number}"][place])
+def _row(arrays: Any, index: int, models: list[dict[str, Any]]) -> dict[str, Any]:
+    def of_model(model_index: int, title: str) -> dict[str, Any]:
+        loss = float(arrays[f"image_losses_{model_index}"][index])
         return {
             "title": title,
-            "reconstruction": arrays[f"reconstructions_{number}"][place],
+            "reconstruction": arrays[f"reconstructions_{model_index}"][index],
             "loss": loss,
-            "excess": loss - float(arrays[f"image_floors_{number}"][place]),
+            "excess": loss - float(arrays[f"image_floors_{model_index}"][index]),
         }
 
     return {
-        "image": arrays["images"][place],
-        "class": f"image {place + 1}",
-        "models": [of_model(number, one["title"]) for number, one in enumerate(models)],
+        "image": arrays["images"][index],
+        "class": f"image {index + 1}",
+        "models": [
+            of_model(model_index, model["title"]) for model_index, model in enumerate(models)
+        ],
     }
 
 

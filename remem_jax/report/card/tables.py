@@ -68,7 +68,7 @@ def metrics(results: Results, method: str) -> Table:
     rows = []
     for name, (_, title) in METRICS.items():
         form = tables.number if name == "loss" else tables.percent
-        cells = tuple(form(found.get(name)) for _, found in columns)
+        cells = tuple(form(values.get(name)) for _, values in columns)
         if set(cells) != {tables.NOTHING}:
             rows.append((title, *cells))
     heads = ("Metric", *(title for title, _ in columns))
@@ -136,12 +136,12 @@ def _tried(results: Results, method: str) -> str:
 
 def confused(results: Results, method: str) -> Table | None:
     """Builds the table of this student's most frequent errors on test; None if not recorded."""
-    found = saved_student(row_of(results, method))["test"].get("confused")
-    if not found:
+    errors = saved_student(row_of(results, method))["test"].get("confused")
+    if not errors:
         return None
     rows = [
         (pair["class"], pair["taken_for"], f"{pair['images']:,}", f"{pair['of']:,}")
-        for pair in found
+        for pair in errors
     ]
     heads = ("Class", "Predicted as", "Images", "Images of the class")
     return Table("Most frequent errors on test", heads, tuple(rows), numeric=False)
@@ -237,12 +237,12 @@ def images(results: Results) -> Table:
 def _validation(data: Mapping[str, Any]) -> str:
     """Describes the size and origin of the validation split, as far as recorded."""
     examples = data["examples"]
-    found = f"{examples['validation']:,}"
+    images = f"{examples['validation']:,}"
     held = data.get("held_out")
     if held is None:
-        return found
-    every = examples["train"] + examples["validation"]
-    return f"{found}, {f'held out of {every:,} training images' if held else 'a separate split'}"
+        return images
+    total = examples["train"] + examples["validation"]
+    return f"{images}, {f'held out of {total:,} training images' if held else 'a separate split'}"
 
 
 def terms(results: Results, method: str) -> Table:

@@ -122,8 +122,8 @@ def style(name: str, index: int) -> Style:
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """Returns a style for each name, in order; markers of methods are not reused."""
     wanted = dict.fromkeys(names)
-    taken = {METHODS[name].marker for name in wanted if name in METHODS}
-    free = (index for index in itertools.count() if style("", index).marker not in taken)
+    used_markers = {METHODS[name].marker for name in wanted if name in METHODS}
+    free = (index for index in itertools.count() if style("", index).marker not in used_markers)
     return {name: METHODS.get(name) or style(name, next(free)) for name in wanted}
 
 

@@ -89,13 +89,13 @@ def _note(results: Results) -> str:
     data = results["data"]
     images = data["examples"]["test"]
     if data["metric"] == registry.TOP1:
-        how = (
+        p_values = (
             "p-values are two-sided: from McNemar's exact test, or from its normal approximation "
             "if means over seeds are compared."
         )
         classes = ""
     else:
-        how = (
+        p_values = (
             "p-values are two-sided, from McNemar's statistic with images weighted as in the mean."
         )
         classes = (
@@ -106,7 +106,7 @@ def _note(results: Results) -> str:
         f"Differences in {tables.METRIC_TITLES[data['metric']]}. Standard errors are paired: both "
         f"models are evaluated on the same {images:,} test images, and only images on which they "
         "differ contribute. They cover the choice of test images, not the variation between "
-        f"training seeds.{classes} {how}"
+        f"training seeds.{classes} {p_values}"
     )
 
 
@@ -175,9 +175,9 @@ def standard_errors(results: Results) -> str:
     listed = ", ".join(
         f"{points(error)} ({name})" for error, name in zip(errors, names, strict=True)
     )
-    known = any(model.role == "students" for model in models(results))
-    rough = "" if known or data["metric"] == registry.TOP1 else f" {_ROUGH}"
-    unknown = "" if known else f" {_UNPAIRED}"
+    is_paired = any(model.role == "students" for model in models(results))
+    rough = "" if is_paired or data["metric"] == registry.TOP1 else f" {_ROUGH}"
+    unknown = "" if is_paired else f" {_UNPAIRED}"
     return (
         f"Standard error of each student's test accuracy, with {data['examples']['test']:,} test "
         f"images, in points: {listed}.{rough} {_seeds(results)}{unknown}"

@@ -68,9 +68,11 @@ def _rows(
 def _errors(study: results_table.Study, choice: str) -> dict[tuple[str, str, str], str]:
     """Returns paired errors by baseline, row and column; empty for older studies."""
     return {
-        (one["baseline"], one["row"], one["column"]): "; ".join(map(_error, one["seeds"]))
-        for one in study.get("compared", ())
-        if one["choice"] == choice and one["seeds"]
+        (comparison["baseline"], comparison["row"], comparison["column"]): "; ".join(
+            map(_error, comparison["seeds"])
+        )
+        for comparison in study.get("compared", ())
+        if comparison["choice"] == choice and comparison["seeds"]
     }
 
 

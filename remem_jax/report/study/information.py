@@ -13,20 +13,20 @@ def figures(study: Mapping[str, Any]) -> Iterator[drawing.Drawing]:
 
     Information is comparable only between teachers on the same images.
     """
-    for number, (data, found) in enumerate(_by_data(study).items()):
+    for number, (data, points) in enumerate(_by_data(study).items()):
         suffix = f"_{number}" if number else ""
         plane = information_plane.information_plane(
-            found,
+            points,
             title=f"Information plane: {data}",
             name=f"information_plane{suffix}",
             caption=f"Teachers of all trials, on the validation images of {data}.",
         )
         pruned = information_plane.pruning(
-            _pruned(found),
+            _pruned(points),
             title=f"Blocks pruned from the top: {data}",
             name=f"pruning{suffix}",
         )
-        yield from (one for one in (plane, pruned) if one is not None)
+        yield from (figure for figure in (plane, pruned) if figure is not None)
 
 
 def table(study: Mapping[str, Any]) -> tables.Table | None:
@@ -63,8 +63,8 @@ def _pruned(points: Sequence[Point]) -> list[Point]:
     """Returns each trial's last teacher once per kind of pruning; unpruned ones have all kinds."""
     last: dict[str, Point] = {}
     for point in points:
-        before = last.get(point["trial"])
-        if before is None or before["step"] < point["step"]:
+        latest = last.get(point["trial"])
+        if latest is None or latest["step"] < point["step"]:
             last[point["trial"]] = point
     kinds = sorted(
         {kind for point in last.values() for kind, count in point["pruned"].items() if count}

@@ -147,8 +147,8 @@ def _measured(cell: Mapping[str, Any] | None, role: str, seeds: int) -> str:
     return "not finite" if role == "student" else tables.NOTHING
 
 
-def _published(one: paper.Record | None, role: str) -> str:
-    return tables.NOTHING if one is None else f"{getattr(one, role):.1f}"
+def _published(record: paper.Record | None, role: str) -> str:
+    return tables.NOTHING if record is None else f"{getattr(record, role):.1f}"
 
 
 def signed(points: float | None) -> str:

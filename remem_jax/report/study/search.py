@@ -103,7 +103,7 @@ def _dropped(study: results_table.Study) -> list[tables.Table]:
     dropped, titled = study["search"]["dropped"], trials.titles(study)
     if not dropped:
         return []
-    shown = trials.names(setting["settings"] for setting in dropped)
+    names = trials.names(setting["settings"] for setting in dropped)
     lines = tuple(
         (
             *titled(setting["row"], setting["column"]),
@@ -113,11 +113,11 @@ def _dropped(study: results_table.Study) -> list[tables.Table]:
             else f"after {_share(setting['fraction'])}",
             setting["trial"] or tables.NOTHING,
             tables.percent(setting["validation"]),
-            *(trials.setting(setting["settings"].get(name)) for name in shown),
+            *(trials.setting(setting["settings"].get(name)) for name in names),
         )
         for setting in trials.ordered(study, dropped)
     )
-    heads = ("Row", "Column", "Seed", "Left out", "Trial", "Best on validation", *shown)
+    heads = ("Row", "Column", "Seed", "Left out", "Trial", "Best on validation", *names)
     note = (
         "Settings that never started did not fit into the budget; the others were dropped on "
         "validation."

@@ -60,23 +60,21 @@ def missing(study: results_table.Study) -> tables.Table | None:
 
 
 def _listed(study: results_table.Study) -> list[tuple[str, str, int, str]]:
-    return [
-        (place["row"], place["column"], place["seed"], place["why"]) for place in study["missing"]
-    ]
+    return [(cell["row"], cell["column"], cell["seed"], cell["why"]) for cell in study["missing"]]
 
 
 def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]:
     """Yields seeds without a result that the record does not list as missing."""
-    known = {place[:3] for place in _listed(study)}
+    listed = {entry[:3] for entry in _listed(study)}
     cells = results_table.cells(study, "validation")
     for row in study["rows"]:
         for column in study["columns"]:
             cell = cells.get((row["name"], column["name"]))
             finished = {replicate["seed"] for replicate in cell["replicates"]} if cell else set()
-            why = "not on record" if column["data"] else "not run"
+            reason = "not on record" if column["data"] else "not run"
             for seed in study["seeds"]:
-                if seed not in finished and (row["name"], column["name"], seed) not in known:
-                    yield row["name"], column["name"], seed, why
+                if seed not in finished and (row["name"], column["name"], seed) not in listed:
+                    yield row["name"], column["name"], seed, reason
 
 
 def cost(study: results_table.Study) -> tables.Table:
@@ -107,7 +105,7 @@ def selected(study: results_table.Study, choice: str) -> tables.Table | None:
     ]
     if not chosen:
         return None
-    shown = names(replicate["settings"] for _, replicate in chosen)
+    setting_names = names(replicate["settings"] for _, replicate in chosen)
     lines = [
         (
             *titled(cell["row"], cell["column"]),
@@ -115,12 +113,12 @@ def selected(study: results_table.Study, choice: str) -> tables.Table | None:
             *_accuracies(replicate),
             f"{replicate['trial']}, of {replicate['trials']:,}",
             f"{replicate['students']:,}",
-            *(setting(replicate["settings"].get(name)) for name in shown),
+            *(setting(replicate["settings"].get(name)) for name in setting_names),
         )
         for cell, replicate in chosen
     ]
     measured = ("Student, test", "By student seed", "Teacher, test", "Student, validation")
-    heads = ("Row", "Column", "Seed", *measured, "Trial", "Students tried", *shown)
+    heads = ("Row", "Column", "Seed", *measured, "Trial", "Students tried", *setting_names)
     return tables.Table(_SELECTED[choice], heads, tuple(lines), numeric=False)
 
 
@@ -136,7 +134,7 @@ def _accuracies(replicate: Mapping[str, Any]) -> list[str]:
 def tried(study: results_table.Study) -> tables.Table:
     """Builds the table of all trials, sorted by row and column, steps, then accuracy."""
     titled = titles(study)
-    shown = names(trial["settings"] for trial in study["trials"])
+    setting_names = names(trial["settings"] for trial in study["trials"])
     shortened = any(trial["fraction"] != 1 for trial in study["trials"])
 
     def rank(trial: Mapping[str, Any]) -> tuple[int, float, float]:
@@ -156,13 +154,13 @@ def tried(study: results_table.Study) -> tables.Table:
             *(f"{trial[n]:,}" for n in ("students", "teacher_steps", "student_steps")),
             tables.NOTHING if trial["seconds"] is None else tables.duration(trial["seconds"]),
             trial["device"] or tables.NOTHING,
-            *(setting(trial["settings"].get(name)) for name in shown),
+            *(setting(trial["settings"].get(name)) for name in setting_names),
         )
         for trial in ordered(study, sorted(study["trials"], key=rank))
     ]
     where = ("Trial", "Row", "Column", "Seed", *(["Fraction of the steps"] if shortened else []))
     amount = ("State", "Best on validation", "Students", "Teacher's steps", "Student's steps")
-    heads = (*where, *amount, "Time", "Device", *shown)
+    heads = (*where, *amount, "Time", "Device", *setting_names)
     return tables.Table("All trials", heads, tuple(lines), numeric=False, note=_states(study))
 
 
@@ -190,19 +188,19 @@ def titles(study: results_table.Study) -> Callable[[str, str], tuple[str, str]]:
 
 
 def ordered(
-    study: results_table.Study, places: Iterable[Mapping[str, Any]]
+    study: results_table.Study, records: Iterable[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """Sorts records that have a row and a column in the order of the table; the sort is stable."""
     orders = [
-        {entry["name"]: place for place, entry in enumerate(study[kind])}
+        {entry["name"]: index for index, entry in enumerate(study[kind])}
         for kind in ("rows", "columns")
     ]
 
-    def rank(place: Mapping[str, Any]) -> list[int]:
-        names = (place["row"], place["column"])
+    def rank(record: Mapping[str, Any]) -> list[int]:
+        names = (record["row"], record["column"])
         return [order.get(name, len(order)) for order, name in zip(orders, names, strict=True)]
 
-    return sorted(places, key=rank)
+    return sorted(records, key=rank)
 
 
 def names(settings: Iterable[Mapping[str, Any]]) -> Sequence[str]:
