@@ -270,7 +270,7 @@ def _weights(init: str | None) -> Iterator[str]:
 
 
 def _is_papers(init: str) -> bool:
-    """Whether weights are the paper's, under any name of the same file."""
+    """Returns whether weights are the paper's, under any name of the same file."""
     if not (init in catalog.PUBLISHED or init.startswith("augreg:")):
         return False
     return catalog.find(init).path in {catalog.find(name).path for name in WEIGHTS}

@@ -1,7 +1,7 @@
-"""The trials of a study, kept in an Optuna storage and shared by workers on any machines.
+"""Keeps the trials of a study in an Optuna storage that workers on any machines share.
 
 Optuna's own queue does not fit: its heartbeat works only in databases, `Study.ask` takes any
-waiting trial, and `enqueue_trial` adds duplicates when workers race. An Optuna trial is here one
+waiting trial, and `enqueue_trial` adds duplicates when workers race. Here, an Optuna trial is one
 attempt at a configuration, by one worker. No work is repeated, and no result is lost:
 
 - A trial is claimed only if all earlier trials of its configuration have failed or were pruned,
@@ -59,7 +59,7 @@ def _retried(method: Callable[_Parameters, _Result]) -> Callable[_Parameters, _R
 
 
 class Queue:
-    """The trials of a study, from `open_queue`; used in a `with`, by one thread.
+    """The trials of a study; opened by `open_queue`, used in a `with` statement by one thread.
 
     While the storage cannot be used, each method retries for `grace_seconds`, then raises
     `SettingError`.
@@ -83,7 +83,7 @@ class Queue:
         )
         self._study_id = storage.get_study_id_from_name(name)
         self._last_check = -math.inf  # By this machine's clock.
-        # Count of heartbeats by trial, and since when it has not changed.
+        # By trial: its number of heartbeats, and the time since which that has not changed.
         self._heartbeats: dict[int, tuple[int | None, float]] = {}
 
     def __enter__(self) -> "Queue":
@@ -177,7 +177,7 @@ class Queue:
         except UpdateFinishedTrialError:
             if state != TrialState.COMPLETE:
                 return False
-            # Only its worker completes a trial: the storage may have done so without replying.
+            # Only this worker completes the trial: the storage may have done so without a reply.
             return self._storage.get_trial(trial_id).state == TrialState.COMPLETE
         return True
 

@@ -18,7 +18,7 @@ Identify = Callable[[ConfigDict], str]
 
 
 class Trial(NamedTuple):
-    """One teacher, with all its checkpoints, and all the students of each.
+    """A run of a study: a teacher with all its checkpoints, and all the students of each.
 
     Attributes:
         key: Key of its identity; trials with the same key are the same.

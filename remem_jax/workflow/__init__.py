@@ -121,7 +121,7 @@ def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
 
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
-    """Makes the mesh of all devices, checks the settings that depend on it, and sets the cache."""
+    """Enables the compilation cache, and makes the mesh of all devices for these settings."""
     compiling.keep(files.cache() / "compiled")
     device_mesh = mesh.make_mesh()
     settings.check_mesh(config, device_mesh)

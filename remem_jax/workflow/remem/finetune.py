@@ -27,7 +27,7 @@ class Teachers(NamedTuple):
         apply: A teacher in evaluation mode, with the outputs that the students' losses need.
         patches: A teacher in evaluation mode, with its patch tokens, to measure information.
         shapes: Shapes of its variables.
-        facts: What determines its outputs besides its variables.
+        facts: Everything but the variables that determines its outputs.
         load: Loads the variables of the checkpoint at a step.
         measure: Evaluates a teacher on a split.
         records: For each checkpoint, "step" and "validation".
