@@ -16,7 +16,14 @@ from remem_jax.settings import check_remem
 from remem_jax.storage import results
 from remem_jax.train import loop
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import distill, finetune, pipeline, student_groups, student_setup
+from remem_jax.workflow.remem import (
+    distill,
+    finetune,
+    pipeline,
+    student_groups,
+    student_setup,
+    teacher_training,
+)
 from tests import tiny_run
 from tests.oracles import peers
 
@@ -168,12 +175,14 @@ def test_memory_counts_projections_and_features(
     run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrained = finetune.read_pretrained(run)
-    first = finetune.start(run, pretrained, "finetune")
+    first = teacher_training.start(run, pretrained, "finetune")
     variables = {"params": first.variables(first.trainable)["params"]}
 
     def need(*losses: str) -> Any:
         run.config.student.losses = losses
-        compute_targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        compute_targets = student_setup.make_targets(
+            run, teacher_training.teacher_apply(run, first)
+        )
         grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
         setup = student_setup.make(run, pretrained)
         monkeypatch.setattr(resident, "memory", lambda: 1 << 40)

@@ -75,7 +75,7 @@ def test_a_teacher_is_read_back_from_the_names_of_each_code(
     assert (after.form, after.size, after.ignored) == (names, SIZE, ())
     # big_vision adds the position of [CLS] to it, so that arrays may differ.
     np.testing.assert_allclose(expected(after), expected(before), rtol=1e-6, atol=1e-6)
-    assert "100.00 % get the same class" in capsys.readouterr().out
+    assert "100.00 % have the same predicted class" in capsys.readouterr().out
     record = json.loads(destinations.record_path(path).read_text())
     assert record["check"]["images"] == f"{run / 'images'}: 4 images"
     assert json.loads(record["metadata"]["classes"]) == list(drawn.CLASSES)

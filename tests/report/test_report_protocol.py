@@ -76,7 +76,7 @@ def test_the_tables_have_no_setting_that_is_gone() -> None:
     ],
 )
 def test_a_setting_counts_in_the_methods_that_do_not_fix_it(name: str, methods: set[str]) -> None:
-    counts = {method for method in METHODS if protocol._counts_in(method, f"teacher.{name}")}
+    counts = {method for method in METHODS if protocol._has_effect_in(method, f"teacher.{name}")}
 
     assert counts == methods
 

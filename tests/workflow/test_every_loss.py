@@ -11,7 +11,13 @@ from remem_jax.settings import check_remem
 from remem_jax.storage import results
 from remem_jax.train.student_losses import LOSSES, SCRATCH
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import finetune, pipeline, student_groups, student_setup
+from remem_jax.workflow.remem import (
+    finetune,
+    pipeline,
+    student_groups,
+    student_setup,
+    teacher_training,
+)
 
 
 @pytest.fixture
@@ -60,9 +66,9 @@ def test_states_and_memory_include_the_projection_of_losses_that_compare_feature
     run.config.methods = ("scratch", "finetune")
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
-    first = finetune.start(run, pretrained, "finetune")
+    first = teacher_training.start(run, pretrained, "finetune")
     variables = {"params": first.variables(first.trainable)["params"]}
-    compute_targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+    compute_targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, first))
     grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
 
     assert list(setup.steps) == [*LOSSES, SCRATCH.name]

@@ -8,7 +8,13 @@ import pytest
 from remem_jax.checks import SettingError
 from remem_jax.data.loaders import resident
 from remem_jax.workflow import context, memory_plan
-from remem_jax.workflow.remem import finetune, plan_only, student_groups, student_setup
+from remem_jax.workflow.remem import (
+    finetune,
+    plan_only,
+    student_groups,
+    student_setup,
+    teacher_training,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 
@@ -26,7 +32,7 @@ def test_a_run_needs_the_memory_of_its_states_and_is_rejected_with_less(
     # SGD with momentum keeps two arrays for each parameter; an image of 8 x 8 pixels has 192 bytes.
     params = sum(
         leaf.nbytes
-        for leaf in jax.tree.leaves(finetune.start(run, pretrained, "finetune").trainable)
+        for leaf in jax.tree.leaves(teacher_training.start(run, pretrained, "finetune").trainable)
     )
     assert teacher.at_rest == pytest.approx(
         2 * params + run.config.teacher.batch_size * 192, rel=1e-3

@@ -14,7 +14,7 @@ from remem_jax.models import encoder
 from remem_jax.records import Outputs
 from remem_jax.train import loop, state
 from remem_jax.workflow import context, step_memory
-from remem_jax.workflow.remem import finetune, student_setup
+from remem_jax.workflow.remem import finetune, student_setup, teacher_training
 from tests import tiny_run
 
 pytestmark = pytest.mark.slow
@@ -39,9 +39,9 @@ def _placed(tree: Any) -> Any:
 
 
 def test_a_teacher_goes_from_the_host_to_where_its_pieces_belong(divided: context.Run) -> None:
-    first = finetune.start(divided, finetune.read_pretrained(divided), "finetune")
-    settings = finetune.settings_of(divided.config, "finetune")
-    training = finetune.make_training(divided, settings, first)
+    first = teacher_training.start(divided, finetune.read_pretrained(divided), "finetune")
+    settings = teacher_training.settings_of(divided.config, "finetune")
+    training = teacher_training.make_training(divided, settings, first)
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
 
@@ -101,10 +101,10 @@ def test_a_run_that_goes_on_holds_one_state(
 ) -> None:
     small_run.config.teacher.steps, small_run.config.teacher.warmup_steps = (4,), 0
     pretrained = finetune.read_pretrained(small_run)
-    make_training = finetune.make_training
+    make_training = teacher_training.make_training
     held, made = [], []
 
-    def watched(*arguments: Any) -> finetune.Training:
+    def watched(*arguments: Any) -> teacher_training.Training:
         training = make_training(*arguments)
 
         def step(now: state.State, *rest: Any, **named: Any) -> Any:
@@ -119,8 +119,8 @@ def test_a_run_that_goes_on_holds_one_state(
 
         return training._replace(step=step, first_state=first_state)
 
-    monkeypatch.setattr(finetune, "make_training", watched)
-    monkeypatch.setattr(finetune, "operations", lambda *_: lambda *_: 1.0)
+    monkeypatch.setattr(teacher_training, "make_training", watched)
+    monkeypatch.setattr(teacher_training, "operations", lambda *_: lambda *_: 1.0)
     stopped = small_run._replace(stopping=_after(2))
     with pytest.raises(loop.StoppedError):
         finetune.finetune(stopped, pretrained, "finetune")
@@ -148,8 +148,10 @@ def test_runs_of_other_seeds_compile_nothing_again(small_run: context.Run) -> No
         config = small_run.config.copy_and_resolve_references()
         config.seed = seed
         run = small_run._replace(config=config)
-        first = finetune.start(run, pretrained, "finetune")
-        training = finetune.make_training(run, finetune.settings_of(config, "finetune"), first)
+        first = teacher_training.start(run, pretrained, "finetune")
+        training = teacher_training.make_training(
+            run, teacher_training.settings_of(config, "finetune"), first
+        )
         room: Any = student_setup.make(run, pretrained)
         seen = jax.eval_shape(room.augment, number, batch)
         state = room.shapes[point.loss]
