@@ -53,9 +53,9 @@ def test_split_names_are_recognised(
         (("train/a", "eval/a"), "'eval', which may be one split or another"),
         (("train/a", "Hold-Out/a"), "'Hold-Out', which may be one split or another"),
         (("trainval/a", "test/a"), "'trainval', which may be one split or another"),
-        (("cat", "dog", "test"), r"mean splits \(test\) marker others with images \(cat, dog\)"),
-        (("cat", "dog", "Dev/cat"), r"mean splits \(Dev\) marker others with images"),
-        (("cat", "dog", "train/cat"), r"mean splits \(train\) marker others with images"),
+        (("cat", "dog", "test"), r"mean splits \(test\) beside others with images \(cat, dog\)"),
+        (("cat", "dog", "Dev/cat"), r"mean splits \(Dev\) beside others with images"),
+        (("cat", "dog", "train/cat"), r"mean splits \(train\) beside others with images"),
         (("cars_train/a", "cars_test/a"), "'cars_train' and 'cars_test', which seem to be splits"),
         (("Train/a", "train/a", "test/a"), "two folders of one split, Train and train"),
         (("cat/train", "cat/test", "dog/train"), r"a class folder \(\w+, \w+ in cat\)"),
@@ -91,7 +91,7 @@ def test_folders_beside_splits_are_skipped_with_a_warning(tmp_path: pathlib.Path
     source = folders.folder(_fill(tmp_path, "train/a", "train/b", "test/a", "raw"))
 
     assert source.classes == ("a", "b")
-    assert source.skipped_files == {"folder marker the splits": 1}
+    assert source.skipped_files == {"folder beside the splits": 1}
     assert "skipped: raw" in source.warnings[0]
 
 

@@ -27,7 +27,7 @@ from remem_jax.study.claim import Claim
 from remem_jax.study.configurations import Configuration
 
 ROOT = pathlib.Path(__file__).parents[2]
-HEARTBEAT, GRACE = 0.1, 0.6  # Seconds.
+HEARTBEAT, GRACE = 0.1, 0.6  # In seconds.
 # Prints a line for each event.
 WORKER = """
 import json, pathlib, sys, time
