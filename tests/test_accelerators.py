@@ -54,9 +54,9 @@ def test_a_step_of_two_devices_passes_its_gradients_and_nothing_else(fsdp: bool)
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (steps.distillation, ["view", "teacher", "student"]),
-        (steps.information, ["view", "teacher", "decoder", "critic"]),
-        (steps.evaluation, ["view", "model", "count"]),
+        (steps.distillation, ["augment", "teacher", "student"]),
+        (steps.information, ["augment", "teacher", "decoder", "critic"]),
+        (steps.evaluation, ["transform", "model", "count"]),
     ],
 )
 def test_each_function_of_a_step_is_that_of_a_run(make: Any, names: list[str]) -> None:
@@ -79,7 +79,7 @@ def test_memory_is_what_is_held_and_the_most_that_a_function_takes_beside() -> N
     whole = jax.ShapeDtypeStruct((100,), "float32", sharding=mesh.replicated(on))
     rows_of = jax.ShapeDtypeStruct((100,), "float32", sharding=mesh.batch_sharding(on))
     functions = (
-        steps.Function("view", None, (rows_of,)),
+        steps.Function("augment", None, (rows_of,)),
         steps.Function("student", None, (whole, 3)),
     )
     compiled = [case.Compiled(50, 200, [], 1.0), case.Compiled(70, 400 + 12, [], 1.0)]
