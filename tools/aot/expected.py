@@ -47,14 +47,16 @@ class Passing(NamedTuple):
     fsdp: bool
 
 
-def problems(found: Sequence[Collective], passing: Passing) -> list[str]:
+def problems(collectives: Sequence[Collective], passing: Passing) -> list[str]:
     """Returns the problems of the collectives of a function."""
     large = [
         collective
-        for collective in found
+        for collective in collectives
         if any(array.bytes > SMALL for array in collective.arrays)
     ]
-    problems = [problem for collective in found for problem in _check_group(collective, passing)]
+    problems = [
+        problem for collective in collectives for problem in _check_group(collective, passing)
+    ]
     allowed = {*(_REDUCING if passing.trained else ())}
     allowed |= {"all-gather"} if passing.fsdp else set()
     for collective in large:
@@ -62,7 +64,7 @@ def problems(found: Sequence[Collective], passing: Passing) -> list[str]:
             problems.append(f"{_described(collective)} is not expected")
         elif collective.kind == "all-gather":
             problems.extend(_check_gathered(collective, passing))
-    return problems + _check_sums(found, passing)
+    return problems + _check_sums(collectives, passing)
 
 
 def _check_group(collective: Collective, passing: Passing) -> list[str]:
@@ -90,17 +92,17 @@ def _check_gathered(collective: Collective, passing: Passing) -> list[str]:
     ]
 
 
-def _check_sums(found: Sequence[Collective], passing: Passing) -> list[str]:
+def _check_sums(collectives: Sequence[Collective], passing: Passing) -> list[str]:
     """Checks how many numbers are reduced (the gradients) and gathered (the parameters)."""
     trained, read = _elements(passing.trained), _elements(passing.read)
     problems, gradients = [], passing.passes * trained
-    reduced = sum(_numbers(collective) for collective in found if collective.kind in _REDUCING)
+    reduced = sum(_numbers(each) for each in collectives if each.kind in _REDUCING)
     most = gradients * (1 + _SLACK) + _SUMS * _elements(passing.statistics) + _FEW
     if trained and passing.devices > 1 and not gradients * (1 - _SLACK) <= reduced <= most:
         problems.append(
             f"{reduced:,} numbers are reduced; {passing.passes} x {trained:,} gradients should be"
         )
-    gathered = sum(_numbers(collective) for collective in found if collective.kind == "all-gather")
+    gathered = sum(_numbers(each) for each in collectives if each.kind == "all-gather")
     if gathered > _GATHERS * passing.passes * (trained + read) * (1 + _SLACK) + _FEW:
         problems.append(f"{gathered:,} numbers are gathered; the parameters are {trained + read:,}")
     return problems
