@@ -4,10 +4,10 @@ A config file (remem.py, quickstart.py, ...) starts from one of these functions,
 changes. docs/configuration.md is made from this file; a test checks the ranges written here.
 
 Marks after a default:
-    [text]     it stands in the paper.
-    [source]   it stands in a work that the paper cites.
+    [text]     it is in the paper.
+    [source]   it is in a work that the paper cites.
     [derived]  it follows from the paper's text.
-    [choice]   it is ours, because the paper's value is lost.
+    [choice]   it is our choice, because our copy of the paper's text does not have the value.
     [free]     it does not make a run differ from the paper's: speed, memory, files, or something
                that the report states anyway.
 """
@@ -38,8 +38,8 @@ def run() -> ConfigDict:
     config.profile = False  # Whether some steps of each stage are traced into profile/. [free]
     # Whether to print how much device memory the run needs, and end. [free]
     config.plan_only = False
-    # Whether all students are measured on test, and the best of them on test is reported, too. The
-    # report says which were. [free]
+    # Whether all students are evaluated on the test split, and the report also shows the student
+    # that is best there. The report states this. [free]
     config.choose_on_test = False
     # Type of activations; one of "auto", "float32", "bfloat16". "auto" is bfloat16 on GPUs and
     # TPUs, float32 on CPUs. [choice]
@@ -92,12 +92,12 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher.variant = "B/16"  # Size and patch of the ViT; empty is the checkpoint's. [text]
     # Pretrained weights: a published name, which is downloaded, or a file's path. [text]
     config.teacher.init = "augreg:B/16"
-    # Steps after which fine-tuning gives a teacher; increasing, at least 1. Early stopping is
-    # searched over these. [text]
+    # Steps of fine-tuning at which a teacher is saved; increasing, at least 1. They make up the
+    # search over early stopping. [text]
     config.teacher.steps = (500, 700, 1000, 3000, 5000, 7000, 10_000)
     config.teacher.batch_size = 512  # Images per step; at least 1. [choice]
-    # Peak of the cosine schedule; above 0. The paper searches 0.005 to 0.5 [text]; which of them a
-    # single run takes is ours. [choice]
+    # Peak of the cosine schedule; above 0. The paper searches 0.005 to 0.5 [text]; the value for a
+    # single run is our choice. [choice]
     config.teacher.learning_rate = 0.03
     # Steps of linear warm-up; at least 0, fewer than the steps of training. [choice]
     config.teacher.warmup_steps = 500
@@ -128,9 +128,9 @@ def _teacher(config: ConfigDict) -> None:
     # beta, the weight of every attention block; above 0, below 2. ReMem re-weights only the MLPs.
     # [text]
     config.teacher.attention_weight = 1.0
-    # MLP blocks that are left out, counted from the top (Section 4); at least 0. [text]
+    # Number of MLP blocks that are pruned from the top (Section 4); at least 0. [text]
     config.teacher.pruned_mlp = 0
-    # Attention blocks that are left out, counted from the top; at least 0. [text]
+    # Number of attention blocks that are pruned from the top; at least 0. [text]
     config.teacher.pruned_attention = 0
     # Weight of the residual of a re-weighted block; one of "two_minus" (2 - alpha), "plain" (1).
     # [derived]
@@ -199,7 +199,7 @@ def _student(config: ConfigDict) -> None:
 
 
 def _information(config: ConfigDict) -> None:
-    """How much information on the image teachers' features hold: decoders that reconstruct it."""
+    """Sets how decoders measure the information about images in teachers' features."""
     config.information = ConfigDict()
     # Seeds of the decoders, such as (0, 1, 2); at least 0. Each is one training per teacher; empty
     # measures nothing. [free]
@@ -221,7 +221,7 @@ def _information(config: ConfigDict) -> None:
     # Images of validation whose reconstructions are kept; at least 0. [free]
     config.information.pictures = 4
 
-    # A second estimate beside it, InfoNCE with a trained critic, which the paper does not have.
+    # InfoNCE with a trained critic: a second estimate, which the paper does not have.
     config.information.info_nce = ConfigDict()
     config.information.info_nce.measured = True  # Whether InfoNCE is estimated, too. [free]
     # Side of the grid to which tokens are averaged; at least 1, a divisor of the tokens' grid.
@@ -363,14 +363,15 @@ def study(base: ConfigDict) -> ConfigDict:
     config.search = ConfigDict()
     # How trials are searched; one of "grid" (all of them), "halving" (successive halving).
     config.search.kind = "grid"
-    # One of so many trials of a rung is trained on, for so many times the steps; at least 2.
+    # Reduction factor of successive halving: one in so many trials goes to the next rung, which has
+    # so many times the steps; at least 2.
     config.search.reduction = 4
     # Rungs of successive halving, of which the last has all steps; at least 1.
     config.search.rungs = 3
     # Cost of successive halving, as a fraction of the grid's; from 0 to 1. Fewer trials start if
     # they would exceed it.
     config.search.budget = 0.2
-    config.search.near = ConfigDict()  # The point of the grid where the search starts.
+    config.search.near = ConfigDict()  # The grid point where the search starts.
     # Learning rate; a value of the grid. The middle of the paper's range. [choice]
     config.search.near.learning_rate = 0.05
     # Radius of SAM; a value of the grid. The paper's best region has a large one. [text]

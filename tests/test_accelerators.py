@@ -54,9 +54,9 @@ def test_two_devices_exchange_only_their_gradients(fsdp: bool) -> None:
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (steps.distillation, ["view", "teacher", "student"]),
-        (steps.information, ["view", "teacher", "decoder", "critic"]),
-        (steps.evaluation, ["view", "model", "count"]),
+        (steps.distillation, ["augment", "teacher", "student"]),
+        (steps.information, ["augment", "teacher", "decoder", "critic"]),
+        (steps.evaluation, ["transform", "model", "count"]),
     ],
 )
 def test_a_step_compiles_the_functions_of_a_run(make: Any, names: list[str]) -> None:
@@ -79,7 +79,7 @@ def test_memory_is_held_arrays_plus_the_largest_function() -> None:
     replicated = jax.ShapeDtypeStruct((100,), "float32", sharding=mesh.replicated(devices))
     divided = jax.ShapeDtypeStruct((100,), "float32", sharding=mesh.batch_sharding(devices))
     functions = (
-        steps.Function("view", None, (divided,)),
+        steps.Function("augment", None, (divided,)),
         steps.Function("student", None, (replicated, 3)),
     )
     compiled = [case.Compiled(50, 200, [], 1.0), case.Compiled(70, 400 + 12, [], 1.0)]

@@ -3,7 +3,7 @@
     python -m tools.make_reference
 
 Settings and comments come from configs/settings.py, the changes of each preset from its file, and
-methods from remem_jax/methods.py. A comment stands beside a setting or on the lines above it. A
+methods from remem_jax/methods.py. The comment of a setting is on its line or on the lines above. A
 test checks that the page is up to date.
 """
 
@@ -38,8 +38,8 @@ but tuples do: `--config.teacher.steps="(100, 500)"`, and with one value `"(500,
 colon: `configs/remem.py:flowers102,variant=S/16`.
 
 `configs/settings.py` has all settings, with the defaults below. The other files of `configs/` are
-presets: they start from these defaults, and their [changes](#presets) stand at the end of this
-page. Values are checked before a run starts ([the messages](troubleshooting.md)).
+presets: they start from these defaults, and their [changes](#presets) are at the end of this page.
+Values are checked before a run starts ([the messages](troubleshooting.md)).
 
 The mark after a description shows where the default comes from: [text] is the paper, [source] a
 work that the paper cites, [derived] a consequence of the paper's text, and [choice] our choice,
@@ -65,10 +65,10 @@ def comments(path: pathlib.Path, function: str = "") -> dict[str, str]:
     for node in ast.walk(_body(ast.parse(source), function)):
         if not isinstance(node, ast.Assign):
             continue
-        beside = [by_line[at][0] for at in _lines(node) if at in by_line]
+        same_line = [by_line[at][0] for at in _lines(node) if at in by_line]
         for target in node.targets:
             for name in _names(target):
-                text = " ".join([*_above(by_line, node.lineno), *beside])
+                text = " ".join([*_above(by_line, node.lineno), *same_line])
                 texts[name] = texts.get(name) or text
     return texts
 

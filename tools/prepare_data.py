@@ -39,7 +39,7 @@ def main() -> int:
     if unknown:
         return _fail(f"Unknown {', '.join(unknown)}; known are {', '.join(registry.RECORDS)}.")
     try:
-        return max([_handled(name, arguments) for name in arguments.names])
+        return max([_prepare_or_explain(name, arguments) for name in arguments.names])
     except KeyboardInterrupt:
         _fail("stopped; no partial data set was left, and complete downloads are kept.")
         return 130
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _handled(name: str, arguments: argparse.Namespace) -> int:
+def _prepare_or_explain(name: str, arguments: argparse.Namespace) -> int:
     """Prepares one data set, or prints instructions; returns the exit code."""
     try:
         data_dir, lists = (
@@ -92,8 +92,8 @@ def prepare(name: str, data_dir: str, lists: str) -> None:
     """
     state = prepared.state(name, data_dir)
     if state is not None:
-        as_it_is = ", which is read as it is" if state.format == copies.TFRECORD else ""
-        print(f"{name} is prepared already, as {state.format}{as_it_is}.")
+        note = ", which is read as it is" if state.format == copies.TFRECORD else ""
+        print(f"{name} is prepared already, as {state.format}{note}.")
     elif not (name == imagenet_lt.NAME and _index_imagenet(data_dir, lists)):
         _build(name, data_dir)
     state = prepared.state(name, data_dir)
@@ -149,10 +149,10 @@ def _failures() -> tuple[type[Exception], ...]:
     """Returns the errors that TFDS raises if it cannot prepare a data set."""
     from tensorflow_datasets.core.download import download_manager, extractor, util
 
-    own = (download_manager.NonMatchingChecksumError, util.DownloadError, extractor.ExtractError)
+    tfds = (download_manager.NonMatchingChecksumError, util.DownloadError, extractor.ExtractError)
     python = (AssertionError, ImportError, OSError, RuntimeError, ValueError)
     tensorflow = sys.modules.get("tensorflow")
-    return (*own, *python, *((tensorflow.errors.OpError,) if tensorflow else ()))
+    return (*tfds, *python, *((tensorflow.errors.OpError,) if tensorflow else ()))
 
 
 def _index_imagenet(data_dir: str, lists: str) -> bool:
@@ -193,10 +193,10 @@ def _instructions(name: str, data_dir: str) -> str:
 
 def _counted(name: str, counts: tuple[int, int]) -> str:
     record = registry.RECORDS[name]
-    found = f"{name}: {counts[0]} images of {record.train}, {counts[1]} of {record.test}"
+    summary = f"{name}: {counts[0]} images of {record.train}, {counts[1]} of {record.test}"
     if record.is_official(counts):
-        return f"{found}, as the paper has them."
-    return f"{found}; the paper has {record.examples[0]} and {record.examples[1]}."
+        return f"{summary}, as in the paper."
+    return f"{summary}; the paper has {record.examples[0]} and {record.examples[1]}."
 
 
 if __name__ == "__main__":

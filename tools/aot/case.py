@@ -1,8 +1,8 @@
-"""One row compiled for one target, in a process of its own.
+"""Compiles one row for one target in this process, and writes a `Result` as JSON.
 
     python -m tools.aot.case ROW TARGET FILE
 
-writes a `Result` as JSON. `tools.accelerators` calls it, with the environment that it needs.
+`tools.accelerators` starts it with the environment that it needs.
 """
 
 import json
@@ -23,18 +23,18 @@ FITS, LARGE, WRONG, FAILED = "fits", "too large", "wrong", "failed"
 
 
 class Result(NamedTuple):
-    """What became of a row on a target.
+    """The result of compiling a row for a target.
 
     Attributes:
-        row: Its name in `rows.ROWS`.
-        target: Its name in `targets.TARGETS`.
-        status: `FITS`; `LARGE`, if it takes more memory than a device has; `WRONG`, if it
-            exchanges what it should not; `FAILED`, if it was not compiled.
-        said: What is wrong.
-        plan: What was chosen for it, of `steps.Step.plan`.
-        bytes: What it takes of each device; None where that is not known.
-        passed: For each kind of collective how many there are in a step, and their bytes.
-        seconds: Of compiling, all functions together.
+        row: Name of the row in `rows.ROWS`.
+        target: Name of the target in `targets.TARGETS`.
+        status: `FITS`; `LARGE` if it needs more memory than a device has; `WRONG` if it has
+            unexpected collectives; `FAILED` if it was not compiled.
+        said: Description of the problem.
+        plan: Chosen memory plan; see `steps.Step.plan`.
+        bytes: Memory on each device; None if it is unknown.
+        passed: Kind of collective -> number in a step, and their bytes.
+        seconds: Compilation time of all functions.
     """
 
     row: str
@@ -48,35 +48,35 @@ class Result(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A function, compiled.
+    """A compiled function.
 
     Attributes:
-        more: Bytes that it takes on each device while it runs, beyond its arguments.
-        arguments: Bytes of those.
-        found: What it passes between devices.
-        seconds: What compiling took.
+        more: Bytes on each device while it runs, beyond its arguments.
+        arguments: Bytes of its arguments on each device.
+        collectives: Its collective operations.
+        seconds: Compilation time.
     """
 
     more: int
     arguments: int
-    found: list[collectives.Collective]
+    collectives: list[collectives.Collective]
     seconds: float
 
 
 def main(row: str, target: str, file: str) -> None:
-    """Compiles a row for a target, and writes what became of it."""
+    """Compiles a row for a target, and writes the result."""
     pathlib.Path(file).write_text(json.dumps(compile_row(row, target)._asdict()))
 
 
-def compile_row(name: str, on: str) -> Result:
-    """Compiles a row for a target; what goes wrong is in the result."""
-    row, target = rows.ROWS[name], targets.TARGETS[on]
-    blank = Result(name, on, FAILED)
+def compile_row(name: str, target_name: str) -> Result:
+    """Compiles a row for a target; failures are part of the result."""
+    row, target = rows.ROWS[name], targets.TARGETS[target_name]
+    blank = Result(name, target_name, FAILED)
     try:
         config = row.config()
         devices = targets.make_mesh(target)
         step = row.make(steps.open_run(config, devices, target.memory))
-    except Exception as error:  # noqa: BLE001  Whatever a step is made of may fail.
+    except Exception as error:  # noqa: BLE001  Making a step calls much of the package.
         return blank._replace(said=brief(error))
     compiled: list[Compiled] = []
     for function in step.functions:
@@ -85,30 +85,32 @@ def compile_row(name: str, on: str) -> Result:
         except Exception as error:  # noqa: BLE001  The compilers' errors are of many types.
             return _failure(error, blank._replace(plan=step.plan), function.name)
     total = _total(step, compiled, steps.RESIDENT_BYTES)
-    wrong = [
-        f"{function.name}: {said}"
-        for function, one in zip(step.functions, compiled, strict=True)
-        for said in expected.problems(one.found, _passing(function, step, devices, config.fsdp))
+    problems = [
+        f"{function.name}: {problem}"
+        for function, program in zip(step.functions, compiled, strict=True)
+        for problem in expected.problems(
+            program.collectives, _passing(function, step, devices, config.fsdp)
+        )
     ]
     return Result(
         name,
-        on,
-        WRONG if wrong else FITS if total <= target.memory else LARGE,
-        "; ".join(wrong),
+        target_name,
+        WRONG if problems else FITS if total <= target.memory else LARGE,
+        "; ".join(problems),
         step.plan,
         total,
-        _passed([own for one in compiled for own in one.found]),
-        sum(one.seconds for one in compiled),
+        _totals([collective for program in compiled for collective in program.collectives]),
+        sum(program.seconds for program in compiled),
     )
 
 
 def _passing(
-    function: steps.Function, step: steps.Step, on: jax.sharding.Mesh, fsdp: bool
+    function: steps.Function, step: steps.Step, devices: jax.sharding.Mesh, fsdp: bool
 ) -> expected.Passing:
     trained, statistics = {}, {}
     if function.state is not None:
         trained, statistics = function.state.params, function.state.statistics
-    return expected.Passing(trained, statistics, function.read, step.passes, on.size, fsdp)
+    return expected.Passing(trained, statistics, function.read, step.passes, devices.size, fsdp)
 
 
 def _compile(function: steps.Function) -> Compiled:
@@ -116,47 +118,46 @@ def _compile(function: steps.Function) -> Compiled:
     lowered = function.jitted.lower(*function.arguments)
     compiled = lowered.compile()
     seconds = time.monotonic() - began
-    takes = compiled.memory_analysis()
-    more = takes.output_size_in_bytes - takes.alias_size_in_bytes + takes.temp_size_in_bytes
-    more += takes.generated_code_size_in_bytes
+    memory = compiled.memory_analysis()
+    more = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    more += memory.generated_code_size_in_bytes
     found = collectives.find(compiled.as_text())
-    return Compiled(more, takes.argument_size_in_bytes, found, seconds)
+    return Compiled(more, memory.argument_size_in_bytes, found, seconds)
 
 
 def _total(step: steps.Step, compiled: Sequence[Compiled], resident: int) -> int:
-    """Bytes on a device at the most: of all that is held, and of the function that takes most.
+    """Returns the peak bytes on a device: all arrays held, and the function that needs most.
 
-    A compiler may lay its arguments out with padding, which `held` does not know of.
+    A compiler may pad arguments, which the size of `held` does not include.
     """
     held = mesh.device_bytes(step.held)
     return resident + max(
-        held + one.more + max(one.arguments - mesh.device_bytes(function.arrays), 0)
-        for function, one in zip(step.functions, compiled, strict=True)
+        held + program.more + max(program.arguments - mesh.device_bytes(function.arrays), 0)
+        for function, program in zip(step.functions, compiled, strict=True)
     )
 
 
-def _passed(found: Sequence[collectives.Collective]) -> dict[str, list[int]]:
-    """Number and bytes of collectives, by kind, most first."""
-    passed: dict[str, list[int]] = {}
-    for one in found:
-        number, size = passed.get(one.kind, (0, 0))
-        times = one.times or 1
-        passed[one.kind] = [number + times, size + times * one.bytes]
-    return dict(sorted(passed.items(), key=lambda item: -item[1][1]))
+def _totals(found: Sequence[collectives.Collective]) -> dict[str, list[int]]:
+    """Returns number and bytes of collectives by kind, the largest first."""
+    totals: dict[str, list[int]] = {}
+    for collective in found:
+        number, size = totals.get(collective.kind, (0, 0))
+        times = collective.times or 1
+        totals[collective.kind] = [number + times, size + times * collective.bytes]
+    return dict(sorted(totals.items(), key=lambda item: -item[1][1]))
 
 
 def _failure(error: Exception, blank: Result, function: str) -> Result:
-    """What became of a row that a compiler refuses: a TPU's does where memory does not do."""
-    said = f"{function}: {brief(error)}"
+    """Returns the result of a compiler's error, which for a TPU may mean too little memory."""
     used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
     if not used:
-        return blank._replace(said=said)
+        return blank._replace(said=f"{function}: {brief(error)}")
     size = int(float(used[1]) * 2 ** (10 * (1 + "KMGT".index(used[2]))))
     return blank._replace(status=LARGE, bytes=size)
 
 
 def brief(error: Exception) -> str:
-    """An error in one line."""
+    """Returns an error as one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
 

@@ -1,7 +1,7 @@
-"""What devices exchange in a compiled program, read off the text of its HLO.
+"""Finds the collective operations of a compiled program in the text of its HLO.
 
-Every operation counts as often as it runs: those of a loop's body as often as the loop goes round,
-those of each branch of a conditional once. An asynchronous one counts where it starts.
+Every operation counts as often as it runs: in the body of a loop once for each iteration, and in
+each branch of a conditional once. An asynchronous operation counts where it starts.
 """
 
 import math
@@ -18,7 +18,7 @@ KINDS = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-# The result of these is (what goes in, what comes out, ...) where they start.
+# Where these start, their result is the tuple (operand, output, ...).
 _IN_AND_OUT = ("all-gather-start", "collective-permute-start")
 _CALLS = re.compile(
     r"\b(calls|to_apply|body|condition|branch_computations|true_computation|false_computation|"
@@ -35,8 +35,8 @@ class Array(NamedTuple):
     """An array of a program.
 
     Attributes:
-        dtype: As HLO has it.
-        shape: Of it.
+        dtype: HLO's name of its type.
+        shape: Its shape.
     """
 
     dtype: str
@@ -49,7 +49,7 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What it takes, without padding."""
+        """Size in bytes, without padding."""
         if self.dtype == "pred":
             return self.size
         bits = re.search(r"\d+", self.dtype)
@@ -57,14 +57,14 @@ class Array(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """One operation by which devices exchange arrays.
+    """An operation by which devices exchange arrays.
 
     Attributes:
         kind: One of `KINDS`.
-        arrays: What it is of, each whole: what is gathered, or before it is scattered.
-        times: How often it runs; None where it is in a loop of unknown length.
-        group: How many devices exchange with one another; None where all do.
-        source: What it comes from in the program that was compiled.
+        arrays: Its whole arrays, after gathering or before scattering.
+        times: How often it runs; None in a loop of unknown length.
+        group: Number of devices that exchange arrays with one another; None for all.
+        source: Name of the operation in the program that was compiled.
     """
 
     kind: str
@@ -75,7 +75,7 @@ class Collective(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of its arrays, each time that it runs."""
+        """Size of its arrays in bytes, for one time that it runs."""
         return sum(array.bytes for array in self.arrays)
 
 
@@ -90,16 +90,16 @@ _Program = Mapping[str, Sequence[_Instruction]]
 
 
 def find(text: str) -> list[Collective]:
-    """The collectives of a program, in the order in which they are called.
+    """Returns the collectives of a program, in the order in which they are called.
 
     Args:
-        text: Of a module of optimised HLO: `jax.stages.Compiled.as_text()`.
+        text: A module of optimised HLO: `jax.stages.Compiled.as_text()`.
 
     Raises:
-        ValueError: If it is no such text.
+        ValueError: If the text is not such a module.
     """
     entry, program = _parse(text)
-    found: dict[Any, Collective] = {}
+    by_name: dict[Any, Collective] = {}
     for name, times in _times(entry, program).items():
         for instruction in program.get(name, ()):
             kind = instruction.opcode.removesuffix("-start")
@@ -107,24 +107,24 @@ def find(text: str) -> list[Collective]:
                 continue
             rest = instruction.rest
             arrays = tuple(_arrays(instruction, program[name]))
-            one = Collective(kind, arrays, times, _group(rest), _source(rest))
-            which = _piece_of(rest) or (name, instruction.name)
-            before = found.get(which, one)
-            found[which] = min(one, before, key=lambda own: own.times or math.inf)
-    return list(found.values())
+            collective = Collective(kind, arrays, times, _group(rest), _source(rest))
+            key = _split_channel(rest) or (name, instruction.name)
+            before = by_name.get(key, collective)
+            by_name[key] = min(collective, before, key=lambda piece: piece.times or math.inf)
+    return list(by_name.values())
 
 
-def _piece_of(rest: str) -> str | None:
-    """The channel of a collective that a TPU takes in pieces, beside other work.
+def _split_channel(rest: str) -> str | None:
+    """Returns the channel of a collective that a TPU splits into pieces, to overlap other work.
 
-    Each piece stands in the text as if it were the whole, also in a loop that it goes on beside.
+    The text shows each piece like a whole collective, also inside a loop that it overlaps.
     """
     channel = re.search(r"channel_id=(\d+)", rest)
     return channel[1] if channel and "chain_id=" in rest else None
 
 
 def _parse(text: str) -> tuple[str, dict[str, list[_Instruction]]]:
-    """Name of the entry computation, and the instructions of each computation."""
+    """Returns the name of the entry computation, and the instructions of each computation."""
     entry, program = "", {}
     current: list[_Instruction] = []
     for line in text.splitlines():
@@ -142,12 +142,12 @@ def _parse(text: str) -> tuple[str, dict[str, list[_Instruction]]]:
             result, rest = line[named.end() : end], line[opcode.end() :]
             current.append(_Instruction(named[1], result, opcode[1], rest))
     if not entry:
-        raise ValueError("This is no text of a module of HLO: it has no ENTRY.")
+        raise ValueError("The text is not a module of HLO: it has no ENTRY.")
     return entry, program
 
 
 def _shape_end(line: str, start: int) -> int:
-    """Where a shape that starts there ends."""
+    """Returns the end of a shape that starts at this position of the line."""
     if line[start] != "(":
         return line.find(" ", start)
     depth = 0
@@ -159,20 +159,20 @@ def _shape_end(line: str, start: int) -> int:
 
 
 def _times(entry: str, program: _Program) -> dict[str, int | None]:
-    """How often each computation runs that the entry calls; None where that is not known."""
-    found: dict[str, int | None] = {}
+    """Returns how often each computation runs; None if it is unknown."""
+    total: dict[str, int | None] = {}
 
     def visit(name: str, times: int | None) -> None:
-        before = found.get(name, 0)
-        found[name] = None if times is None or before is None else before + times
+        before = total.get(name, 0)
+        total[name] = None if times is None or before is None else before + times
         for instruction in program.get(name, ()):
             loop = instruction.opcode == "while"
             for attribute, called in _called(instruction.rest):
-                rounds = _trips(instruction, program) if loop and attribute == "body" else 1
-                visit(called, None if times is None or rounds is None else times * rounds)
+                trips = _trips(instruction, program) if loop and attribute == "body" else 1
+                visit(called, None if times is None or trips is None else times * trips)
 
     visit(entry, 1)
-    return found
+    return total
 
 
 def _called(rest: str) -> Iterator[tuple[str, str]]:
@@ -182,9 +182,9 @@ def _called(rest: str) -> Iterator[tuple[str, str]]:
 
 
 def _trips(loop: _Instruction, program: _Program) -> int | None:
-    """How often a loop goes round: as XLA says, or up to the number that its condition has.
+    """Returns the number of iterations of a loop: XLA's trip count, or the bound in its condition.
 
-    A loop of `lax.scan` or of `lax.fori_loop` from 0 counts up from 0 by 1.
+    Loops of `lax.scan`, and of `lax.fori_loop` from 0, count from 0 in steps of 1.
     """
     known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest)
     if known:
@@ -192,11 +192,11 @@ def _trips(loop: _Instruction, program: _Program) -> int | None:
     condition = dict(_called(loop.rest)).get("condition", "")
     instructions = program.get(condition, ())
     constants = {
-        one.name: int(one.rest.split(")")[0])
-        for one in instructions
-        if one.opcode == "constant" and re.match(r"-?\d+\)", one.rest)
+        instruction.name: int(instruction.rest.split(")")[0])
+        for instruction in instructions
+        if instruction.opcode == "constant" and re.match(r"-?\d+\)", instruction.rest)
     }
-    compared = [one for one in instructions if one.opcode == "compare"]
+    compared = [instruction for instruction in instructions if instruction.opcode == "compare"]
     if len(compared) != 1 or "direction=LT" not in compared[0].rest:
         return None
     bounds = [constants[name] for name in _operands(compared[0].rest) if name in constants]
@@ -204,30 +204,30 @@ def _trips(loop: _Instruction, program: _Program) -> int | None:
 
 
 def _operands(rest: str) -> list[str]:
-    """Names of the operands, which are printed with or without their shapes."""
+    """Returns the names of the operands, which are printed with or without their shapes."""
     inside = re.sub(r"/\*.*?\*/", "", rest[: rest.find(")")] if "[" not in rest else rest)
-    found, depth, start = [], 0, 0
+    operands, depth, start = [], 0, 0
     for at, letter in enumerate(inside):
         closes = letter == ")" and not depth
         if closes or (letter == "," and not depth):
-            found.append(inside[start:at].strip())
+            operands.append(inside[start:at].strip())
             start = at + 1
         if closes:
             break
         depth += (letter in "([{") - (letter in ")]}")
     else:
-        found.append(inside[start:].strip())
-    names = [_NAME.search(one.split(" ")[-1]) for one in found]
+        operands.append(inside[start:].strip())
+    names = [_NAME.search(operand.split(" ")[-1]) for operand in operands]
     return [name[1] for name in names if name]
 
 
 def _arrays(instruction: _Instruction, among: Sequence[_Instruction]) -> Iterator[Array]:
-    """The whole arrays of a collective."""
+    """Yields the whole arrays of a collective."""
     result = instruction.result
     if instruction.opcode in _IN_AND_OUT:
         result = _elements(result)[1]
     if instruction.opcode.startswith("reduce-scatter"):
-        results = {one.name: one.result for one in among}
+        results = {other.name: other.result for other in among}
         result = " ".join(results.get(name, "") for name in _operands(instruction.rest))
     for dtype, shape in _ARRAY.findall(result):
         sizes = [int(size.strip(" <=")) for size in shape.split(",") if size.strip(" <=")]
@@ -235,18 +235,18 @@ def _arrays(instruction: _Instruction, among: Sequence[_Instruction]) -> Iterato
 
 
 def _elements(shape: str) -> list[str]:
-    """The shapes that a tuple is of."""
-    found, depth, start = [], 0, 1
+    """Returns the shapes of the elements of a tuple."""
+    elements, depth, start = [], 0, 1
     for at, letter in enumerate(shape):
         depth += (letter in "([{") - (letter in ")]}")
         if (letter == "," and depth == 1) or (letter == ")" and not depth):
-            found.append(shape[start:at])
+            elements.append(shape[start:at])
             start = at + 1
-    return found
+    return elements
 
 
 def _group(rest: str) -> int | None:
-    """How many devices are in a group."""
+    """Returns the number of devices in a group."""
     iota = re.search(r"replica_groups=\[\d+,(\d+)\]", rest)
     if iota:
         return int(iota[1])

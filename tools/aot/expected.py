@@ -1,14 +1,14 @@
-"""Which collectives a function of a step may have, and what is wrong with others.
+"""Checks the collectives of a function against those that it needs.
 
-The batch is divided among the devices, and with it all that is computed of it. What has to pass
-between them is then known:
+The batch, and all that is computed from it, is sharded among the devices. They then have to
+exchange only:
 
-- gradients, once for each that a step takes of its batch, as many numbers as there are parameters:
-  by all-reduce, or by reduce-scatter where parameters are divided (FSDP);
-- with FSDP, parameters that are read, by all-gather;
+- gradients, as many numbers as there are parameters for each gradient that a step computes: by
+  all-reduce, or by reduce-scatter if parameters are sharded (FSDP);
+- with FSDP, the parameters that are read, by all-gather;
 - small arrays: losses, norms, counts, statistics of a batch.
 
-Anything else is images or activations, which XLA moves where it finds no better way.
+Any other collective moves images or activations, because XLA found no better sharding.
 """
 
 from collections.abc import Sequence
@@ -19,25 +19,24 @@ import numpy as np
 
 from tools.aot.collectives import Collective
 
-SMALL = 2**16  # Bytes of an array.
+SMALL = 2**16  # Largest number of bytes of a small array.
 _REDUCING = ("all-reduce", "reduce-scatter")
-_SLACK = 0.01
-_FEW = 2**12  # Losses, norms and faults, which may be summed together with gradients.
-_SUMS = 8  # Of a channel, at the most, where a batch is normalised, on the way there and back.
-# Of a pass over parameters that are divided: they may be gathered again on the way back.
-_GATHERS = 2
+_SLACK = 0.01  # Relative tolerance of numbers of elements.
+_FEW = 2**12  # Losses, norms and error counts, which may be summed together with gradients.
+_SUMS = 8  # Maximum sums per channel in forward and backward pass of batch normalisation.
+_GATHERS = 2  # Sharded parameters may be gathered again in the backward pass.
 
 
 class Passing(NamedTuple):
-    """What a function may pass between devices.
+    """What the devices may exchange in a function.
 
     Attributes:
-        trained: Shapes of the parameters that it has gradients of.
-        statistics: Shapes of the statistics of a batch that it keeps.
-        read: Shapes of those that it reads only.
-        passes: How many gradients it takes of a batch.
-        devices: How many there are.
-        fsdp: Whether parameters are divided among them.
+        trained: Shapes of the parameters that get gradients.
+        statistics: Shapes of the batch statistics that are kept.
+        read: Shapes of the parameters that are only read.
+        passes: Number of gradients for each batch.
+        devices: Number of devices.
+        fsdp: Whether parameters are sharded among them.
     """
 
     trained: Any
@@ -48,67 +47,75 @@ class Passing(NamedTuple):
     fsdp: bool
 
 
-def problems(found: Sequence[Collective], passing: Passing) -> list[str]:
-    """What is wrong with the collectives of a function, as one sentence each."""
-    large = [one for one in found if any(array.bytes > SMALL for array in one.arrays)]
-    wrong = [said for one in found for said in _of_one(one, passing)]
+def problems(collectives: Sequence[Collective], passing: Passing) -> list[str]:
+    """Returns the problems of the collectives of a function."""
+    large = [
+        collective
+        for collective in collectives
+        if any(array.bytes > SMALL for array in collective.arrays)
+    ]
+    problems = [
+        problem for collective in collectives for problem in _check_group(collective, passing)
+    ]
     allowed = {*(_REDUCING if passing.trained else ())}
     allowed |= {"all-gather"} if passing.fsdp else set()
-    for one in large:
-        if one.kind not in allowed:
-            wrong.append(f"{_described(one)} is not expected")
-        elif one.kind == "all-gather":
-            wrong.extend(_of_gathered(one, passing))
-    return wrong + _of_sums(found, passing)
+    for collective in large:
+        if collective.kind not in allowed:
+            problems.append(f"{_described(collective)} is not expected")
+        elif collective.kind == "all-gather":
+            problems.extend(_check_gathered(collective, passing))
+    return problems + _check_sums(collectives, passing)
 
 
-def _of_one(one: Collective, passing: Passing) -> list[str]:
-    if one.times is None:
-        return [f"{_described(one)} is in a loop of unknown length"]
+def _check_group(collective: Collective, passing: Passing) -> list[str]:
+    """Checks the devices of a collective, and that the number of its runs is known."""
+    if collective.times is None:
+        return [f"{_described(collective)} is in a loop of unknown length"]
     if passing.devices == 1:
-        return [f"{_described(one)}, and there is one device"]
-    if one.group not in (None, passing.devices):
-        return [f"{_described(one)} is among {one.group} of {passing.devices} devices"]
+        return [f"{_described(collective)}, but there is one device"]
+    if collective.group not in (None, passing.devices):
+        return [
+            f"{_described(collective)} is among {collective.group} of {passing.devices} devices"
+        ]
     return []
 
 
-def _of_gathered(one: Collective, passing: Passing) -> list[str]:
-    """Only whole parameters are gathered, alone or those of one block of a stack."""
+def _check_gathered(collective: Collective, passing: Passing) -> list[str]:
+    """Checks that only whole parameters are gathered, or those of one block of a stack."""
     shapes = [leaf.shape for leaf in jax.tree.leaves((passing.trained, passing.read))]
     sizes = {int(np.prod(shape)) for shape in shapes}
     sizes |= {int(np.prod(shape[1:])) for shape in shapes if shape}
     return [
-        f"{_described(one)} gathers {array.dtype}{list(array.shape)}, which is no parameter"
-        for array in one.arrays
+        f"{_described(collective)} gathers {array.dtype}{list(array.shape)}, which is no parameter"
+        for array in collective.arrays
         if array.bytes > SMALL and array.size not in sizes
     ]
 
 
-def _of_sums(found: Sequence[Collective], passing: Passing) -> list[str]:
-    """As many numbers are reduced as there are gradients, and not more gathered than are read."""
+def _check_sums(collectives: Sequence[Collective], passing: Passing) -> list[str]:
+    """Checks how many numbers are reduced (the gradients) and gathered (the parameters)."""
     trained, read = _elements(passing.trained), _elements(passing.read)
-    wrong, gradients = [], passing.passes * trained
-    reduced = sum(_numbers(one) for one in found if one.kind in _REDUCING)
-    more = _SUMS * _elements(passing.statistics) + _FEW
-    most = gradients * (1 + _SLACK) + more
+    problems, gradients = [], passing.passes * trained
+    reduced = sum(_numbers(each) for each in collectives if each.kind in _REDUCING)
+    most = gradients * (1 + _SLACK) + _SUMS * _elements(passing.statistics) + _FEW
     if trained and passing.devices > 1 and not gradients * (1 - _SLACK) <= reduced <= most:
-        wrong.append(
+        problems.append(
             f"{reduced:,} numbers are reduced; {passing.passes} x {trained:,} gradients should be"
         )
-    gathered = sum(_numbers(one) for one in found if one.kind == "all-gather")
+    gathered = sum(_numbers(each) for each in collectives if each.kind == "all-gather")
     if gathered > _GATHERS * passing.passes * (trained + read) * (1 + _SLACK) + _FEW:
-        wrong.append(f"{gathered:,} numbers are gathered; the parameters are {trained + read:,}")
-    return wrong
+        problems.append(f"{gathered:,} numbers are gathered; the parameters are {trained + read:,}")
+    return problems
 
 
-def _numbers(one: Collective) -> int:
-    return (one.times or 0) * sum(array.size for array in one.arrays)
+def _numbers(collective: Collective) -> int:
+    return (collective.times or 0) * sum(array.size for array in collective.arrays)
 
 
 def _elements(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def _described(one: Collective) -> str:
-    source = f" of {one.source}" if one.source else ""
-    return f"{one.kind} of {one.bytes / 2**20:.2f} MiB{source}"
+def _described(collective: Collective) -> str:
+    source = f" of {collective.source}" if collective.source else ""
+    return f"{collective.kind} of {collective.bytes / 2**20:.2f} MiB{source}"

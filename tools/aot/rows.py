@@ -1,4 +1,4 @@
-"""The rows of the table: steps of `configs/remem.py`, on devices that it should fit."""
+"""The rows of the table: steps of `configs/remem.py`, with the devices that they should fit on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from configs import remem
 from remem_jax.workflow import context
 from tools.aot import steps, targets
 
-DATA = "flowers102"  # Its images are stored at 256 pixels, as those of most data sets are.
+DATA = "flowers102"  # Its images are stored at 256 pixels, like those of most data sets.
 SEVERAL = tuple(name for name, target in targets.TARGETS.items() if target.devices > 1)
 
 
@@ -17,12 +17,12 @@ class Row(NamedTuple):
     """One row of the table, for each of its targets.
 
     Attributes:
-        title: For the table.
-        options: Of `configs/remem.py`.
-        settings: What differs from it, by name, as on the command line.
+        title: Title in the table.
+        options: Options of `configs/remem.py`.
+        settings: Changed settings by name, as on the command line.
         make: Makes the step of a run.
-        targets: Names of `targets.TARGETS`.
-        too_large: Those of them that it is known not to fit.
+        targets: Names of targets in `targets.TARGETS`.
+        too_large: Targets that it is known not to fit on.
     """
 
     title: str
@@ -33,16 +33,16 @@ class Row(NamedTuple):
     too_large: Sequence[str] = ()
 
     def config(self) -> ConfigDict:
-        """All settings."""
+        """Returns all settings."""
         config = remem.get_config(f"{DATA},{self.options}")
         config.update_from_flattened_dict(dict(self.settings))
         return config
 
 
 def _teacher(variant: str, method: str, **settings: Any) -> Row:
-    """The fine-tuning of a ViT by a method, with parameters divided or not."""
-    named = {"finetune": "plain", "remem": "SAM"}[method]
-    title = f"ViT-{variant}, {named}" + (", FSDP" if settings.get("fsdp") else "")
+    """Returns the row of fine-tuning a ViT with a method, with or without FSDP."""
+    optimiser = {"finetune": "plain", "remem": "SAM"}[method]
+    title = f"ViT-{variant}, {optimiser}" + (", FSDP" if settings.get("fsdp") else "")
     return Row(
         title,
         f"variant={variant}",
@@ -66,7 +66,7 @@ ROWS: dict[str, Row] = {
     **{f"{size}-sam-fsdp": _teacher(f"{size}/16", "remem", fsdp=True) for size in ("B", "L")},
     "resnet18": _student("ResNet-18", "student=resnet18"),
     "mobilenet_v2": _student("MobileNetV2", "student=mobilenet_v2"),
-    # 26 GiB: what it stores is of the whole batch, over which its statistics are taken.
+    # 26 GiB: batch normalisation needs the activations of the whole batch.
     "efficientnet_v2_s": _student(
         "EfficientNetV2-S", "student=efficientnet_v2_s", too_large=("rtx3090",)
     ),

@@ -1,7 +1,7 @@
-"""A run on devices that are not there: its real steps, with a data set and weights described.
+"""The real steps of a run, on devices that this machine does not have.
 
-All that the tool takes from the project's workflows is here. The data set and the checkpoint have
-shapes and no content: a step is traced and compiled, never run.
+The data set and the checkpoint have shapes but no content, because steps are traced and compiled
+but never run. Only this module of the tool depends on the project's workflows.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ from remem_jax.workflow import context, initial_checkpoints, memory_plan, precis
 from remem_jax.workflow.information import decoders
 from remem_jax.workflow.remem import student_setup, teacher_training
 
-CLASSES, IMAGES, SIDE = 102, 8189, 256  # Of Flowers-102, at the stored_size of configs/remem.py.
+CLASSES, IMAGES, SIDE = 102, 8189, 256  # Flowers-102 at the stored_size of configs/remem.py.
 RESIDENT_BYTES = IMAGES * SIDE * SIDE * 3
 
 
@@ -29,10 +29,10 @@ class Function(NamedTuple):
     """A compiled function of a step.
 
     Attributes:
-        name: Of it, in the table.
-        jitted: The function as a run has it.
-        arguments: Shapes, and how they lie on the devices.
-        state: What it trains: a `State` of shapes; None where it trains nothing.
+        name: Its name in messages.
+        jitted: The jitted function of a run.
+        arguments: Shapes and shardings of its arguments.
+        state: The `State` that it trains, as shapes; None if it trains nothing.
         read: Shapes of other parameters that it reads.
     """
 
@@ -44,19 +44,19 @@ class Function(NamedTuple):
 
     @property
     def arrays(self) -> list[jax.ShapeDtypeStruct]:
-        """The arguments that are arrays on the devices."""
+        """Arguments that are arrays on the devices."""
         leaves = jax.tree.leaves(self.arguments)
         return [leaf for leaf in leaves if getattr(leaf, "sharding", None) is not None]
 
 
 class Step(NamedTuple):
-    """What a run does again and again, and what it takes.
+    """A step that a run repeats, with the arrays that it needs.
 
     Attributes:
-        functions: What it calls, one after another.
-        held: Shapes of all arrays that are there while it runs, each once.
-        passes: How many gradients it takes of a batch.
-        plan: What was chosen so that it fits, in words.
+        functions: The functions that it calls, in order.
+        held: Shapes of all arrays that exist while it runs, each once.
+        passes: Number of gradients for each batch.
+        plan: Description of the memory plan that was chosen.
     """
 
     functions: tuple[Function, ...]
@@ -66,12 +66,12 @@ class Step(NamedTuple):
 
 
 def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> context.Run:
-    """A run of a config whose images are resident on the devices, and described only.
+    """Returns a run whose images are resident on the devices, but have no content.
 
     Args:
         config: All settings.
         on: The devices.
-        device_bytes: Memory of each that programs may take.
+        device_bytes: Memory of each device that programs may use.
     """
     config = precision.resolved(config, on)
     settings = config.data
@@ -111,7 +111,7 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> co
         ),
         augment.make_evaluation_transform(size=settings.image_size),
     )
-    log: Any = None  # Nothing is logged, for nothing runs.
+    log: Any = None  # Nothing runs, so nothing is logged.
     return context.Run(
         config,
         pathlib.Path(),
@@ -126,23 +126,23 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> co
 
 
 def checkpoint(config: ConfigDict) -> initial_checkpoints.Pretrained:
-    """A checkpoint of `config.teacher.variant`, of zeros that take no memory."""
+    """Returns a checkpoint of `config.teacher.variant`, with zeros that take no memory."""
     model = models.make("vit", variant=config.teacher.variant, classes=CLASSES)
     shapes = augreg.names_and_shapes(model, config.data.image_size)
     zero = np.zeros((), np.float32)
     arrays = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
-    found = augreg.describe(arrays, form="vit_jax", source="described")
-    return initial_checkpoints.Pretrained(found, "")
+    described = augreg.describe(arrays, form="vit_jax", source="described")
+    return initial_checkpoints.Pretrained(described, "")
 
 
 def teacher(run: context.Run) -> Step:
-    """The step that fine-tunes the teachers of the method of a run."""
+    """Returns the step that fine-tunes the teacher of a run with one method."""
     (method,) = run.config.methods
     settings = teacher_training.settings_of(run.config, method)
     first = teacher_training.start(run, checkpoint(run.config), method)
     planned = teacher_training.planned_step(run, method, first)
     option = memory_plan.choose(run, planned)
-    # Where none fits, the table tells what the last one takes.
+    # If no plan fits, the table shows the memory of the last one.
     plan = option.plan if option else planned.plans[-1]
     training = teacher_training.make_training(run, settings, first._replace(plan=plan))
     batch = step_memory.batch(run, settings.batch_size)
@@ -152,29 +152,29 @@ def teacher(run: context.Run) -> Step:
 
 
 def distillation(run: context.Run) -> Step:
-    """A step of one student: the transform of a batch, the teacher's pass, the student's step."""
+    """Returns the step of one student: augmentation, the teacher's pass, the student's step."""
     start = checkpoint(run.config)
-    own = student_setup.make(run, start)
+    setup = student_setup.make(run, start)
     (point, *_) = student_setup.grid_points(run.config.student)
     variables, first = _teacher(run, start)
     compute_targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, first))
 
     batch = step_memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), np.int32), mesh.batch_sharding(run.mesh)
-    augmented = mesh.shapes(jax.eval_shape(own.augment, number, batch), by_batch)
+    augmented = mesh.shapes(jax.eval_shape(setup.augment, number, batch), by_batch)
     targets = mesh.shapes(jax.eval_shape(compute_targets, variables, augmented.images), by_batch)
-    state = own.shapes[point.loss]
-    stepped = (state, *augmented, targets, point.hyperparameters)
+    state = setup.shapes[point.loss]
+    arguments = (state, *augmented, targets, point.hyperparameters)
     functions = (
-        Function("view", own.augment, (number, batch)),
+        Function("augment", setup.augment, (number, batch)),
         Function("teacher", compute_targets, (variables, augmented.images), read=variables),
-        Function("student", own.steps[point.loss], stepped, state=state),
+        Function("student", setup.steps[point.loss], arguments, state=state),
     )
     return Step(functions, (variables, batch, augmented, targets, state))
 
 
 def information(run: context.Run) -> Step:
-    """A step of a decoder and of a critic, which read the features of a teacher."""
+    """Returns a step of a decoder and a critic, which read the features of a teacher."""
     start = checkpoint(run.config)
     variables, first = _teacher(run, start)
     patches = first.tuned.wrap(models.teacher_apply(first.model, ("patches",)))
@@ -187,29 +187,29 @@ def information(run: context.Run) -> Step:
     planned = decoders.planned_step(run, "information/remem", described)
     option = memory_plan.choose(run, planned)
     plan = option.plan if option else planned.plans[-1]
-    own = decoders.make(run, [decoders.Teacher("teacher", jitted, zeros)], plan.rematerialise)
-    states = own.shapes
+    setup = decoders.make(run, [decoders.Teacher("teacher", jitted, zeros)], plan.rematerialise)
+    states = setup.shapes
 
     batch = step_memory.batch(run, run.config.information.batch_size)
     number = jax.ShapeDtypeStruct((), np.int32)
     transform = decoders.make_train_transform(run)
     images = mesh.shapes(jax.eval_shape(transform, number, batch), by_batch)
-    features = mesh.shapes(jax.eval_shape(lambda x: own.features[0](x), images), by_batch)
-    said = mesh.shapes(jax.eval_shape(jitted, variables, images), by_batch)
-    names = ("decoder",) * own.decoders + ("critic",) * (len(states) - own.decoders)
+    features = mesh.shapes(jax.eval_shape(lambda x: setup.features[0](x), images), by_batch)
+    outputs = mesh.shapes(jax.eval_shape(jitted, variables, images), by_batch)
+    names = ("decoder",) * setup.decoders + ("critic",) * (len(states) - setup.decoders)
     functions = (
-        Function("view", transform, (number, batch)),
+        Function("augment", transform, (number, batch)),
         Function("teacher", jitted, (variables, images), read=variables),
         *(
             Function(name, step, (state, features, images), state=state)
-            for name, step, state in zip(names, own.steps, states, strict=True)
+            for name, step, state in zip(names, setup.steps, states, strict=True)
         ),
     )
-    return Step(functions, (variables, batch, images, said, features, states))
+    return Step(functions, (variables, batch, images, outputs, features, states))
 
 
 def evaluation(run: context.Run) -> Step:
-    """A batch of evaluation of a teacher: its logits, and the count of them."""
+    """Returns the evaluation of a teacher on a batch: its logits, and counting correct ones."""
     variables, first = _teacher(run, checkpoint(run.config))
     batch_size = run.config.teacher.batch_size
     measure = context.make_measure(run, teacher_training.evaluation_apply(first), batch_size)
@@ -222,7 +222,7 @@ def evaluation(run: context.Run) -> Step:
     )
     tally = mesh.shapes(empty, mesh.replicated(run.mesh))
     functions = (
-        Function("view", measure.transform, (batch.image,)),
+        Function("transform", measure.transform, (batch.image,)),
         Function("model", measure.apply, (variables, images), read=variables),
         Function("count", measure.add, (tally, logits, batch)),
     )
@@ -232,7 +232,7 @@ def evaluation(run: context.Run) -> Step:
 def _teacher(
     run: context.Run, start: initial_checkpoints.Pretrained
 ) -> tuple[Variables, teacher_training.Start]:
-    """Shapes of a teacher's variables, and what it was fine-tuned from."""
+    """Returns the shapes of a teacher's variables, and the start of its fine-tuning."""
     (method,) = run.config.methods
     first = teacher_training.start(run, start, method)
     return run.shapes(jax.eval_shape(first.teacher, first.trainable)), first

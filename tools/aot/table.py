@@ -1,4 +1,4 @@
-"""The table of the tool, and whether what it says is as it should be."""
+"""Formats results as a table, and lists the failures among them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,7 +10,7 @@ HEADING = ("step", "devices", "plan", "fits", "GiB", "of", "collectives: number,
 
 
 def line(result: Result) -> list[str]:
-    """The cells of a result, below `HEADING`."""
+    """Returns the cells of a result, below `HEADING`."""
     row, target = rows.ROWS[result.row], targets.TARGETS[result.target]
     fits = {FITS: "yes", LARGE: "no"}.get(result.status, result.status)
     return [
@@ -26,28 +26,28 @@ def line(result: Result) -> list[str]:
 
 
 def _passed(passed: Mapping[str, Sequence[int]]) -> str:
-    """How often devices exchange what in a step."""
+    """Returns number and MiB of each kind of collective."""
     return "; ".join(
         f"{kind} {number}, {size / 2**20:.1f}" for kind, (number, size) in passed.items()
     )
 
 
 def markdown(cells: Iterable[str]) -> str:
-    """A line of a table."""
+    """Returns a line of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def failures(results: Iterable[Result]) -> list[str]:
-    """What is not as it should be, as one line each."""
-    found = []
+    """Returns a line for each result that is not as expected."""
+    lines = []
     for result in results:
         row, target = rows.ROWS[result.row], targets.TARGETS[result.target]
         name, known = f"{result.row} on {result.target}", result.target in row.too_large
         if result.status == LARGE and not known:
             size = "" if result.bytes is None else f"{result.bytes / _GIB:.1f} GiB, "
-            found.append(f"{name} does not fit: {size}of {target.memory / _GIB:.1f} GiB.")
+            lines.append(f"{name} does not fit: {size}of {target.memory / _GIB:.1f} GiB.")
         elif result.status == FITS and known:
-            found.append(f"{name} fits: take it out of too_large in tools/aot/rows.py.")
+            lines.append(f"{name} fits: remove it from too_large in tools/aot/rows.py.")
         elif result.status not in (FITS, LARGE):
-            found.append(f"{name}: {result.status}: {result.said}.")
-    return found
+            lines.append(f"{name}: {result.status}: {result.said}.")
+    return lines

@@ -1,8 +1,8 @@
-"""Accelerators to compile for where there are none, as their compilers are told of them.
+"""Descriptions of accelerators, for compiling without having them.
 
-A GPU is described by XLA's `GpuTargetConfigProto`; the figures are those of NVIDIA's device query
-and data sheets. Without a device nothing can be tuned, so kernels that are only chosen by timing
-them are switched off (`_UNTUNED`). libtpu knows TPUs by the names of their slices.
+XLA's `GpuTargetConfigProto` describes a GPU; its values are from NVIDIA's device query and data
+sheets. Without a device, XLA cannot time kernels, so those that need autotuning are switched off
+(`_UNTUNED`). libtpu knows TPUs by the names of their slices.
 """
 
 import importlib.util
@@ -15,23 +15,24 @@ from remem_jax import mesh
 
 _GIB = 2**30
 _UNTUNED = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
-# What JAX takes of a GPU when it starts, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# Fraction of a GPU's memory that JAX allocates when it starts, unless
+# XLA_PYTHON_CLIENT_MEM_FRACTION sets another.
 _GPU_SHARE = 0.75
 
 
 class Gpu(NamedTuple):
-    """What XLA has to know of a GPU.
+    """The properties of a GPU that XLA needs.
 
     Attributes:
-        name: As the driver has it.
+        name: The driver's name of it.
         capability: CUDA compute capability.
-        memory: Bytes.
-        bandwidth: Bytes of memory in a second.
-        cores: Streaming multiprocessors.
-        clock: Of them, GHz.
-        threads: That a multiprocessor holds.
-        shared: Bytes of shared memory of a multiprocessor, and what a block may ask for.
-        cache: Bytes of the second-level cache.
+        memory: Memory in bytes.
+        bandwidth: Memory bandwidth in bytes per second.
+        cores: Number of streaming multiprocessors.
+        clock: Clock rate of the multiprocessors in GHz.
+        threads: Maximum threads of a multiprocessor.
+        shared: Shared memory of a multiprocessor in bytes, and the maximum of a block.
+        cache: L2 cache in bytes.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Gpu(NamedTuple):
     cache: int
 
     def config(self) -> str:
-        """The text of a `GpuTargetConfigProto`."""
+        """Returns the text of a `GpuTargetConfigProto`."""
         major, minor = self.capability
         in_core, in_block = self.shared
         return f"""
@@ -94,11 +95,11 @@ class Target(NamedTuple):
     """Devices that a step is compiled for.
 
     Attributes:
-        title: For the table.
-        device: A GPU, or the name of a slice of TPUs.
-        devices: How many, in all.
-        hosts: How many machines have them.
-        memory: Bytes of a device that programs may take.
+        title: Title in the table.
+        device: A GPU, or the name of a TPU slice.
+        devices: Number of devices on all hosts.
+        hosts: Number of hosts.
+        memory: Bytes of each device that programs may use.
     """
 
     title: str
@@ -109,12 +110,12 @@ class Target(NamedTuple):
 
     @property
     def package(self) -> str:
-        """The module that brings the compiler."""
+        """Module with the compiler."""
         return "libtpu" if isinstance(self.device, str) else "jax_plugins.xla_cuda13"
 
     @property
     def flags(self) -> str:
-        """What XLA_FLAGS must hold: plans compile steps too, which take no options."""
+        """Value of XLA_FLAGS: memory plans compile steps too, where options cannot be passed."""
         return "" if isinstance(self.device, str) else _UNTUNED
 
 
@@ -122,7 +123,7 @@ def _gpus(title: str, gpu: Gpu, devices: int) -> Target:
     return Target(title, gpu, devices, 1, int(_GPU_SHARE * gpu.memory))
 
 
-# Of the 16 GiB of a v5e libtpu keeps a quarter of one.
+# libtpu reserves a quarter of a GiB of the 16 GiB of a v5e.
 _V5E = int(15.75 * _GIB)
 TARGETS = {
     "h100": _gpus("1 H100 (80 GB)", H100, 1),
@@ -134,18 +135,18 @@ TARGETS = {
 
 
 def is_installed(target: Target) -> bool:
-    """Whether the target's compiler is here; setup.cfg's extra `aot` has both."""
+    """Returns whether the target's compiler is installed; the extra `aot` has both compilers."""
     try:
         return importlib.util.find_spec(target.package) is not None
-    except ModuleNotFoundError:  # The parent of a module.
+    except ModuleNotFoundError:  # The parent of a module is missing.
         return False
 
 
 def make_mesh(target: Target) -> jax.sharding.Mesh:
-    """The project's mesh, of the target's devices.
+    """Returns the project's mesh of the target's devices.
 
     Raises:
-        RuntimeError: If they are not those that the target describes.
+        RuntimeError: If the compiler has other numbers of devices or hosts.
     """
     if isinstance(target.device, str):
         options: dict[str, Any] = {"platform": "tpu", "topology_name": target.device}
@@ -159,5 +160,8 @@ def make_mesh(target: Target) -> jax.sharding.Mesh:
     devices = topologies.get_topology_desc(**options).devices
     hosts = len({device.process_index for device in devices})
     if (len(devices), hosts) != (target.devices, target.hosts):
-        raise RuntimeError(f"{target.title}: {len(devices)} devices of {hosts} hosts.")
+        raise RuntimeError(
+            f"{target.title}: expected {target.devices} devices of {target.hosts} hosts; got "
+            f"{len(devices)} of {hosts}."
+        )
     return mesh.make_mesh(list(devices))

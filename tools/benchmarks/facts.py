@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: machine, load, versions, date."""
+"""Facts that benchmark figures depend on besides the code: machine, load, versions, date."""
 
 import datetime
 import importlib.metadata
@@ -11,11 +11,11 @@ import subprocess
 from typing import Any
 
 _LIBRARIES = ("jax", "jaxlib", "torch", "timm")
-_SWITCHES = ("JAX_", "XLA_", "OMP_", "TORCH")  # Beginnings of the variables that change figures.
+_SWITCHES = ("JAX_", "XLA_", "OMP_", "TORCH")  # Prefixes of variables that change figures.
 
 
 def collect() -> dict[str, Any]:
-    """Facts of this machine as JSON has them; asks no library for anything."""
+    """Returns facts about this machine as JSON values, without importing other libraries."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
@@ -30,7 +30,7 @@ def collect() -> dict[str, Any]:
 
 
 def devices() -> dict[str, Any]:
-    """What JAX finds; it then holds these devices, so a process of its own should ask."""
+    """Returns the devices that JAX finds; call it in a child process, since JAX then holds them."""
     import jax
 
     return {
@@ -41,9 +41,9 @@ def devices() -> dict[str, Any]:
 
 
 def line(facts: dict[str, Any]) -> str:
-    """The facts in one line."""
-    versions = [f"{name} {found}" for name, found in facts["versions"].items() if found]
-    load = " ".join(f"{one:.2f}" for one in facts["load_before"])
+    """Returns the facts as one line."""
+    versions = [f"{name} {version}" for name, version in facts["versions"].items() if version]
+    load = " ".join(f"{average:.2f}" for average in facts["load_before"])
     parts = [
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB",
         *facts["gpus"],
@@ -58,8 +58,8 @@ def line(facts: dict[str, Any]) -> str:
 def _cpu() -> str:
     path = pathlib.Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1] if match else platform.machine()
 
 
 def _version(name: str) -> str | None:
@@ -70,10 +70,10 @@ def _version(name: str) -> str | None:
 
 
 def _gpus() -> list[str]:
-    """Name, memory and driver of each, as NVIDIA's tool says."""
+    """Returns name, memory and driver of each GPU, from nvidia-smi."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     command = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    said = subprocess.run(command, capture_output=True, text=True)
-    return said.stdout.splitlines() if said.returncode == 0 else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.splitlines() if done.returncode == 0 else []

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of reading a checkpoint, beside reading its bytes."""
+"""Measures seconds and peak memory of reading a checkpoint, compared with reading its bytes."""
 
 import pathlib
 import resource
@@ -14,7 +14,7 @@ VARIANTS, WAYS, REPEATS = ("B/16", "L/16"), ("bytes", "numpy", "ours"), 5
 
 
 def compare(variants: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """What each way takes for each ViT, one after another."""
+    """Yields a record for each ViT and each way of reading it."""
     with tempfile.TemporaryDirectory() as folder:
         for variant in variants:
             path = pathlib.Path(folder) / "vit.npz"
@@ -35,9 +35,9 @@ def compare(variants: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 
 def _in_child(way: str, variant: str, path: pathlib.Path) -> str:
-    """Runs `load_once` in a process of its own, so that peaks do not mix.
+    """Runs `load_once` in its own process, so that the peaks are separate.
 
-    A child's peak begins at its parent's size: the parent must not have imported JAX.
+    A child's peak starts at the memory of its parent, so the parent must not have imported JAX.
     """
     arguments = f"{way!r}, {variant!r}, {str(path)!r}"
     code = f"from tools.benchmarks import loading; loading.load_once({arguments})"
@@ -61,12 +61,12 @@ def load_once(way: str, variant: str, path: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     if way == "bytes":
-        kept: Any = pathlib.Path(path).read_bytes()
+        content: Any = pathlib.Path(path).read_bytes()
     elif way == "numpy":
         with np.load(path) as file:
-            kept = {name: file[name] for name in file.files}
+            content = {name: file[name] for name in file.files}
     else:
-        kept = augreg.load(path, model)
+        content = augreg.load(path, model)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(seconds, (peak - before) / 1024, len(kept) > 0)
+    print(seconds, (peak - before) / 1024, len(content) > 0)

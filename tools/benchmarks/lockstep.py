@@ -1,4 +1,4 @@
-"""Students of one teacher: together on one pass, in separate runs, and on its stored outputs."""
+"""Trains students of one teacher together, in separate runs, and on stored teacher outputs."""
 
 import contextlib
 import functools
@@ -39,8 +39,9 @@ def compare(grid: Grid, repeats: int) -> dict[str, Any]:
     """Trains all students from step 0 in each way, in turn.
 
     Returns:
-        "ways": by name, "wall" and "cpu", seconds of each repeat; "same_parameters": by name,
-        whether the final parameters of all students equal those of `together`, bit for bit.
+        "ways" has the seconds of each repeat, by way and clock ("wall" and "cpu").
+        "same_parameters" has, by way, whether the final parameters of all students equal those of
+        `together`, bit for bit.
     """
     setup = _make(grid)
     for way in WAYS:
@@ -53,19 +54,19 @@ def compare(grid: Grid, repeats: int) -> dict[str, Any]:
             ended, wall, cpu = _train(way, setup, grid.steps)
             seconds[way]["wall"].append(wall)
             seconds[way]["cpu"].append(cpu)
-            found = jax.device_get([one.params for one in ended])
-            expected = found if expected is None else expected
-            same[way] &= _equal(expected, found)
+            params = jax.device_get([student.params for student in ended])
+            expected = params if expected is None else expected
+            same[way] &= _equal(expected, params)
     return {"ways": seconds, "same_parameters": same}
 
 
 def _train(way: str, setup: _Setup, count: int) -> tuple[list[state.State], float, float]:
-    """Returns the students after so many steps, wall seconds and CPU seconds."""
+    """Returns the students after this many steps, wall-clock seconds and CPU-seconds."""
     firsts = jax.block_until_ready([setup.first() for _ in setup.students])
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
         ended = list(_runs(way, setup, count, firsts, pathlib.Path(folder)))
-        jax.block_until_ready([one.params for one in ended])
+        jax.block_until_ready([student.params for student in ended])
         return ended, time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -84,22 +85,22 @@ def _runs(
 def _teacher(
     way: str, setup: _Setup, count: int, folder: pathlib.Path
 ) -> Iterator[lockstep.GetTargets]:
-    """The targets of a separate run: live, or the outputs that the first run has stored."""
+    """Yields a separate run's source of targets: the teacher, or its outputs stored before."""
     if way == "apart":
         yield setup.get_targets
         return
     shape = (setup.grid.batch, setup.grid.classes)
     with outputs.StoredOutputs(
         folder=folder, facts={}, steps=count, shape=shape, dtype=np.float32
-    ) as kept:
+    ) as stored_outputs:
 
         def get_targets(step: int, images: Any) -> Any:
-            stored = kept.read(step)
+            stored = stored_outputs.read(step)
             if stored is not None:
                 return Outputs(jnp.asarray(stored))
             computed = setup.get_targets(step, images)
             if computed is not None:
-                kept.write(step, np.asarray(computed.logits))
+                stored_outputs.write(step, np.asarray(computed.logits))
             return computed
 
         yield get_targets
@@ -112,13 +113,11 @@ def _run(
     firsts: list[state.State],
     count: int,
 ) -> lockstep.States:
-    step, now = (
-        lockstep.make_step(setup.augment, get_targets, students, first_step=0),
-        tuple(firsts),
-    )
+    step = lockstep.make_step(setup.augment, get_targets, students, first_step=0)
+    states: lockstep.States = tuple(firsts)
     for number in range(count):
-        now, _ = step(now, setup.batches[number % _BATCHES])
-    return now
+        states, _ = step(states, setup.batches[number % _BATCHES])
+    return states
 
 
 def _make(grid: Grid) -> _Setup:
@@ -147,7 +146,7 @@ def _make(grid: Grid) -> _Setup:
 
 
 def _with_random_head(variables: Variables) -> Variables:
-    """The teacher with a random head; that of new variables is 0, and all outputs equal."""
+    """Replaces the teacher's new head, which is 0 and gives equal outputs, by a random one."""
     head = dict(variables["params"]["head"])
     head["kernel"] = jax.random.normal(jax.random.key(2), head["kernel"].shape)
     return {"params": {**variables["params"], "head": head}}

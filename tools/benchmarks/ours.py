@@ -19,13 +19,13 @@ CLASSES = 1000
 
 
 def make(work: Work) -> turns.Side:
-    """Our side of some work, ready to run; the first run compiles."""
-    mesh.require_devices()  # As our commands do, which has the host's memory kept.
+    """Returns our side of some work, ready to run; the first run compiles."""
+    mesh.require_devices()  # Our commands call it, too; it keeps freed host memory for reuse.
     return {"forward": _forward, "step": _step, "student": _student, "kd": _kd}[work.kind](work)
 
 
 def compile_step(work: Work) -> float:
-    """CPU-seconds of compiling a ViT's step, tracing included."""
+    """Returns the CPU-seconds of tracing and compiling a ViT's step."""
     jax.config.update("jax_enable_compilation_cache", False)
     step, arguments = _vit_step(work)
     started = time.process_time()
@@ -42,7 +42,7 @@ def _vit(work: Work) -> Any:
         "vit",
         variant=work.variant,
         classes=CLASSES,
-        exact_gelu=True,  # As timm has it.
+        exact_gelu=True,  # Same as timm's.
         dtype=work.dtype,
         rematerialise=work.rematerialise,
     )
@@ -105,10 +105,10 @@ def _vit_step(work: Work) -> tuple[Any, tuple[state.State, Batch, Any]]:
 
 
 def _student(work: Work) -> turns.Side:
-    """Without a teacher the weight of its loss is 0."""
-    nothing = jnp.zeros((work.batch, CLASSES))
+    """Returns a student's step without a teacher: the distillation loss has weight 0."""
+    zero_logits = jnp.zeros((work.batch, CLASSES))
     return _student_step(
-        work, turns.Side(lambda: nothing, lambda: None, lambda: 0.0, _peak_memory), weight=0.0
+        work, turns.Side(lambda: zero_logits, lambda: None, lambda: 0.0, _peak_memory), weight=0.0
     )
 
 
@@ -130,18 +130,20 @@ def _student_step(work: Work, teacher: turns.Side, *, weight: float) -> turns.Si
     )
     now = [state.create(models.init(model, jax.random.key(0), work.pixels), tx)]
     images, labels = _images(work), jnp.arange(work.batch)
-    settings = Hyperparameters(0.01, 4.0, weight, 0)
+    hyperparameters = Hyperparameters(0.01, 4.0, weight, 0)
 
     def run() -> None:
-        now[0], _ = step(now[0], images, labels, Outputs(teacher.run()), settings)
+        now[0], _ = step(now[0], images, labels, Outputs(teacher.run()), hyperparameters)
 
     def count() -> float:
         targets = Outputs(jnp.zeros((work.batch, CLASSES)))
-        return teacher.operations() + flops.count(step, now[0], images, labels, targets, settings)
+        return teacher.operations() + flops.count(
+            step, now[0], images, labels, targets, hyperparameters
+        )
 
     return turns.Side(run, lambda: jax.block_until_ready(now[0]), count, _peak_memory)
 
 
 def _peak_memory() -> int | None:
-    found = jax.devices()[0].memory_stats()  # None on a CPU.
-    return found and found["peak_bytes_in_use"]
+    stats = jax.devices()[0].memory_stats()  # None on a CPU.
+    return stats and stats["peak_bytes_in_use"]

@@ -1,4 +1,4 @@
-"""A row of a GPU: both sides take turns, in processes of their own or in this one."""
+"""Measures a row on a GPU: both sides take turns, in separate processes or in this one."""
 
 import contextlib
 import os
@@ -8,28 +8,28 @@ from typing import Any
 from tools.benchmarks import report, turns
 from tools.benchmarks.rows import Row
 
-STEPS, WARM_UP = 20, 5  # Of a turn, and before the first.
-# JAX takes part of a GPU's memory when it starts, and would leave too little to torch.
+STEPS, WARM_UP = 20, 5  # Steps of a turn, and untimed steps before the first turn.
+# Fraction of the GPU's memory that JAX allocates when it starts; torch needs the rest.
 _SHARE, _SHARE_ALONE = "0.45", "0.92"
 
 
 def measure(
     name: str, row: Row, sides: Sequence[str], times: turns.Turns, kind: str, *, apart: bool
 ) -> dict[str, Any]:
-    """Measures a row in seconds on the wall.
+    """Measures a row in wall-clock seconds.
 
     Args:
-        name: Of the row.
-        row: What is done; a row with a plan has our side alone.
+        name: Name of the row.
+        row: The row; a row with a plan has only our side.
         sides: "ours", or both.
         times: How the sides take turns.
         kind: JAX's name of the device.
-        apart: Whether each side is a process of its own.
+        apart: Whether each side has its own process.
 
     Returns:
-        `report.of_gpu`, with "theirs_failed" where torch raised an error.
+        The record of `report.of_gpu`, with "theirs_failed" if torch raised an error.
     """
-    from remem_jax.train import flops  # Imports JAX, which waits until the core is chosen.
+    from remem_jax.train import flops  # Imports JAX, which must happen after the core is chosen.
 
     sides = ["ours"] if row.plan else sides
     failure = {}
@@ -42,13 +42,13 @@ def measure(
                     if apart
                     else turns.here(side, row.work, "wall")
                 )
-            except Exception as error:  # Whatever torch raises, our side goes on.
+            except Exception as error:  # Any error of torch; our side is still measured.
                 if side == "ours":
                     raise
                 failure = {"theirs_failed": report.brief(error)}
         seconds = turns.alternate(players, times)
         memory = [player.memory() for player in players]
-    found = report.of_gpu(
+    record = report.of_gpu(
         name,
         row,
         seconds,
@@ -57,13 +57,13 @@ def measure(
         peak=flops.peak(kind, row.work.dtype),
     )
     for side, peak in zip(("ours", "theirs"), memory, strict=False):
-        found[side]["peak_bytes"] = peak
-    return found | failure
+        record[side]["peak_bytes"] = peak
+    return record | failure
 
 
 @contextlib.contextmanager
 def _memory_share(share: str) -> Any:
-    """What processes that begin meanwhile give JAX of a GPU, unless the user has said so."""
+    """Sets the share of a GPU's memory for new processes with JAX, unless the user has set it."""
     name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
     if name in os.environ:
         yield

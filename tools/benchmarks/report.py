@@ -1,4 +1,4 @@
-"""Figures as records for JSON and as lines of Markdown tables."""
+"""Turns figures into records for JSON and into lines of Markdown tables."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,14 @@ LOADING = ("loading", "MiB", "way", "seconds", "MiB above start at the peak")
 
 
 def reached(value: float, targets: Mapping[str, float], *, at_least: bool) -> dict[str, bool]:
-    """Which targets a value meets: those it is not below, or not above."""
-    return {name: value >= to if at_least else value <= to for name, to in targets.items()}
+    """Returns for each target whether a value is at least (or at most) the target."""
+    return {
+        name: value >= target if at_least else value <= target for name, target in targets.items()
+    }
 
 
 def last(met: Mapping[str, bool]) -> str:
-    """The last target that is met, "no" where none is, "-" where there are none."""
+    """Returns the last target that is met; "no" if none is met, "-" if there are none."""
     names = [name for name, is_met in met.items() if is_met]
     return names[-1] if names else "no" if met else "-"
 
@@ -23,9 +25,9 @@ def last(met: Mapping[str, bool]) -> str:
 def of_cpu(
     name: str, row: Row, seconds: Sequence[Sequence[float]], first: Sequence[float]
 ) -> dict[str, Any]:
-    """The record of a row in CPU-seconds: ours and, where there are peers, theirs."""
-    found = _sides(name, row, seconds, first)
-    return _judged(found, row.targets, found["ratio"], at_least=False)
+    """Returns the record of a row in CPU-seconds: our side, and theirs if there are peers."""
+    record = _sides(name, row, seconds, first)
+    return _with_targets(record, row.targets, record["ratio"], at_least=False)
 
 
 def of_gpu(
@@ -37,37 +39,37 @@ def of_gpu(
     operations: float,
     peak: float | None,
 ) -> dict[str, Any]:
-    """The record of a row in seconds on the wall, with images per second and MFU."""
-    found = _sides(name, row, seconds, first)
+    """Returns the record of a row in wall-clock seconds, with images per second and MFU."""
+    record = _sides(name, row, seconds, first)
     for side in ("ours", "theirs"):
-        if found[side]:
-            found[side]["images_per_second"] = row.work.batch / found[side]["median"]
-    found["operations"], found["peak"] = operations, peak
-    found["utilisation"] = operations / found["ours"]["median"] / peak if peak else None
-    return _judged(found, row.targets, found["ours"]["images_per_second"], at_least=True)
+        if record[side]:
+            record[side]["images_per_second"] = row.work.batch / record[side]["median"]
+    record["operations"], record["peak"] = operations, peak
+    record["utilisation"] = operations / record["ours"]["median"] / peak if peak else None
+    return _with_targets(record, row.targets, record["ours"]["images_per_second"], at_least=True)
 
 
 def of_compiling(
     row: Row, seconds: Sequence[float], targets: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The record of compiling our step of a row."""
-    found = _sides("compile", row, [seconds], [None])
-    found["name"] = f"compiling: {row.work.name}"
-    return _judged(found, targets, found["ours"]["median"], at_least=False)
+    """Returns the record of compiling our step of a row."""
+    record = _sides("compile", row, [seconds], [None])
+    record["name"] = f"compiling: {row.work.name}"
+    return _with_targets(record, targets, record["ours"]["median"], at_least=False)
 
 
-def of_students(grid: Grid, found: dict[str, Any]) -> dict[str, Any]:
-    """The record of many students, from `lockstep.compare`."""
+def of_students(grid: Grid, compared: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record of many students, from the result of `lockstep.compare`."""
     ways: dict[str, Any] = {}
-    for way, clocks in found["ways"].items():
+    for way, clocks in compared["ways"].items():
         ways[way] = {
             clock: {"seconds": seconds, "median": statistics.median(seconds)}
             for clock, seconds in clocks.items()
         }
     for way, clocks in ways.items():
-        for clock, one in clocks.items():
-            one["speed_up"] = ways["apart"][clock]["median"] / one["median"]
-        ways[way]["same_parameters"] = found["same_parameters"][way]
+        for clock, timing in clocks.items():
+            timing["speed_up"] = ways["apart"][clock]["median"] / timing["median"]
+        ways[way]["same_parameters"] = compared["same_parameters"][way]
         ways[way]["met"] = reached(clocks["wall"]["speed_up"], grid.targets, at_least=True)
     return {
         "row": "lockstep",
@@ -80,33 +82,33 @@ def of_students(grid: Grid, found: dict[str, Any]) -> dict[str, Any]:
 def _sides(
     name: str, row: Row, seconds: Sequence[Sequence[float]], first: Sequence[float | None]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"row": name, "name": row.name, "work": row.work._asdict()}
-    found |= {"ours": None, "theirs": None}
-    for side, turns, begun in zip(("ours", "theirs"), seconds, first, strict=False):
-        found[side] = {
+    record: dict[str, Any] = {"row": name, "name": row.name, "work": row.work._asdict()}
+    record |= {"ours": None, "theirs": None}
+    for side, turns, first_call in zip(("ours", "theirs"), seconds, first, strict=False):
+        record[side] = {
             "seconds": list(turns),
             "median": statistics.median(turns),
-            "first_call": begun,
+            "first_call": first_call,
         }
-    theirs = found["theirs"]
-    found["ratio"] = found["ours"]["median"] / theirs["median"] if theirs else None
-    return found
+    theirs = record["theirs"]
+    record["ratio"] = record["ours"]["median"] / theirs["median"] if theirs else None
+    return record
 
 
-def _judged(
-    found: dict[str, Any], targets: Mapping[str, float], value: float | None, *, at_least: bool
+def _with_targets(
+    record: dict[str, Any], targets: Mapping[str, float], value: float | None, *, at_least: bool
 ) -> dict[str, Any]:
     met = {} if value is None else reached(value, targets, at_least=at_least)
-    return found | {"targets": dict(targets), "met": met}
+    return record | {"targets": dict(targets), "met": met}
 
 
 def brief(error: Exception) -> str:
-    """An error in one line; those of compilers have many."""
+    """Returns an error as one line; compilers' errors have many."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
 
 
 def heading(device: str, kind: str) -> tuple[str, ...]:
-    """What the columns of the table of steps are called, on a device of such a kind."""
+    """Returns the column titles of the table of steps on a device of this kind."""
     ends = ("met", "first call, s")
     if device == "cpu":
         sides = ("ours ms", "torch + timm ms", "ratio")
@@ -116,7 +118,7 @@ def heading(device: str, kind: str) -> tuple[str, ...]:
 
 
 def steps_line(record: dict[str, Any]) -> tuple[str, ...]:
-    """A row in CPU-seconds."""
+    """Returns the cells of a row in CPU-seconds."""
     form = "{:.1f} s" if record["row"] == "compile" else "{:.2f}"
     targets = [_number(record["targets"].get(name), form) for name in CPU_TARGETS]
     sides = [record[side] and 1000 * record[side]["median"] for side in ("ours", "theirs")]
@@ -131,7 +133,7 @@ def steps_line(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def rates_line(record: dict[str, Any]) -> tuple[str, ...]:
-    """A row in images per second."""
+    """Returns the cells of a row in images per second."""
     targets = [record["targets"].get(name) for name in GPU_TARGETS]
     sides = [record[side] and record[side]["images_per_second"] for side in ("ours", "theirs")]
     return (
@@ -146,31 +148,31 @@ def rates_line(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def students_heading(record: dict[str, Any]) -> tuple[str, ...]:
-    """What the columns of the table of students are called."""
+    """Returns the column titles of the table of students."""
     columns = ("wall s", "speed-up", "CPU s", "speed-up", "same parameters")
     return (record["name"], *columns, *record["targets"], "met")
 
 
 def students_lines(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A line for each way."""
+    """Returns the cells of each way."""
     return [
         (
             way,
             *(
-                _number(found[clock][of], "{:.2f}")
+                _number(timings[clock][key], "{:.2f}")
                 for clock in ("wall", "cpu")
-                for of in ("median", "speed_up")
+                for key in ("median", "speed_up")
             ),
-            "yes" if found["same_parameters"] else "no",
+            "yes" if timings["same_parameters"] else "no",
             *(f"{target} x" for target in record["targets"].values()),
-            last(found["met"]),
+            last(timings["met"]),
         )
-        for way, found in record["ways"].items()
+        for way, timings in record["ways"].items()
     ]
 
 
 def loading_line(record: dict[str, Any]) -> tuple[str, ...]:
-    """One way of reading one checkpoint."""
+    """Returns the cells of one way of reading one checkpoint."""
     return (
         record["name"],
         f"{record['mib']:.0f}",
@@ -181,12 +183,12 @@ def loading_line(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def line(cells: Sequence[str]) -> str:
-    """A line of a table."""
+    """Returns a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def rule(cells: Sequence[str]) -> str:
-    """The line under a heading: the first column to the left, figures to the right."""
+    """Returns the line under a heading: the first column is left-aligned, figures are not."""
     return line(["---", *["---:"] * (len(cells) - 1)])
 
 

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-CPU_TARGETS, GPU_TARGETS = ("must", "aim"), ("pass", "good", "stretch")  # From the weakest on.
+CPU_TARGETS, GPU_TARGETS = ("must", "aim"), ("pass", "good", "stretch")  # The weakest first.
 
 
 class Work(NamedTuple):
     """Work that both sides repeat on images that are already on the device.
 
     Attributes:
-        kind: "forward" or "step" of a ViT (its fine-tuning), "student" (its step by the labels
-            alone), or "kd" (its step after a ViT's forward pass on the same images).
+        kind: "forward" (a ViT's forward pass), "step" (a ViT's fine-tuning step), "student" (a
+            student's step on labels only), or "kd" (a student's step after a ViT's forward pass on
+            the same images).
         batch: Number of images.
         pixels: Side of the images.
         dtype: Type of the computation; "bfloat16" is mixed precision, and then torch compiles.
@@ -51,8 +52,8 @@ class Row(NamedTuple):
         work: The work.
         targets: Name -> value. On a CPU: the highest ratio of our seconds to theirs. On a GPU: the
             lowest number of images per second. Empty at sizes that have no targets.
-        plan: What the step stores for its backward pass, in words; such a row has our side alone.
-        cores: CPU cores; one core is timed in CPU-seconds, more in seconds on the wall.
+        plan: Description of the step's memory plan; a row with a plan has only our side.
+        cores: CPU cores; one core is timed in CPU-seconds, several in wall-clock seconds.
     """
 
     work: Work
@@ -115,7 +116,7 @@ def _on_gpu(kind: str, targets: tuple[float, float, float], **more: object) -> R
 
 
 CPU = {
-    # Batches of a size that people use on a CPU.
+    # Typical batch sizes on a CPU.
     "forward": _on_cpu("forward", 64, 96, 1.2, variant="Ti/16"),
     "step": _on_cpu("step", 64, 96, 1.2, variant="Ti/16"),
     "sam": _on_cpu("step", 64, 96, 1.2, variant="Ti/16", rho=0.05),
@@ -124,7 +125,7 @@ CPU = {
     "kd": _on_cpu("kd", 64, 96, 1.2, variant="Ti/16", student="resnet18"),
     "step_2_cores": _on_cpu("step", 64, 96, 1.2, cores=2, variant="Ti/16"),
     "resnet18_2_cores": _on_cpu("student", 64, 96, 1.2, cores=2, student="resnet18"),
-    # Small ones, at full size.
+    # Small batches of larger images.
     "forward_small": _on_cpu("forward", 8, 224, 1.2, variant="Ti/16"),
     "step_small": _on_cpu("step", 4, 224, 1.2, variant="Ti/16"),
     "sam_small": _on_cpu("step", 4, 224, 1.2, variant="Ti/16", rho=0.05),
@@ -132,9 +133,9 @@ CPU = {
     "mobilenet_v2_small": _on_cpu("student", 4, 112, 1.2, student="mobilenet_v2"),
     "kd_small": _on_cpu("kd", 4, 224, 1.2, variant="Ti/16", student="resnet18"),
 }
-# CPU-seconds of compiling the step of the row `sam_small`, at most.
+# Maximum CPU-seconds of compiling the step of the row `sam_small`.
 COMPILING = {"must": 8.0, "aim": 5.0}
-# What a step may store for its backward pass, from what is fastest where it fits: in words, and as
+# Memory plans, the fastest first: what a step stores for its backward pass, as a description and as
 # fields of `Work`.
 PLANS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "stored": ("all activations stored", {"rematerialise": "nothing"}),

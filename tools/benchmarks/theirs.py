@@ -17,25 +17,26 @@ _NAMES = {
 
 
 def missing(device: str) -> str:
-    """Why the peers cannot run on "cpu" or "gpu"; "" where they can."""
-    names = ("torch", "timm", "pytest")  # The last imports the others, as the tests do.
+    """Returns why the peers cannot run on "cpu" or "gpu"; "" if they can."""
+    names = ("torch", "timm", "pytest")  # `tests.oracles.peers` needs pytest.
     absent = [name for name in names if importlib.util.find_spec(name) is None]
     if absent:
         return f"{' and '.join(absent)} not installed here: pip install '.[peers,test]'"
     if device == "gpu" and not _torch().cuda.is_available():
-        return f"torch {_torch().__version__} sees no GPU"
+        return f"torch {_torch().__version__} finds no GPU"
     return ""
 
 
 def make(work: Work) -> turns.Side:
-    """Their side of some work, ready to run."""
+    """Returns their side of some work, ready to run."""
     torch = _torch()
-    if work.dtype == "bfloat16":  # What is left in float32.
+    if work.dtype == "bfloat16":  # For products that stay in float32.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     make_run = {"forward": _forward, "step": _step, "student": _student, "kd": _kd}[work.kind]
     run = make_run(torch, work)
-    torch.set_num_threads(len(turns.cores()))  # Last: the tests, which import it, take one.
+    # Set last, because `tests.oracles.peers` sets one thread when it imports torch.
+    torch.set_num_threads(len(turns.cores()))
     if _place(torch, work) != "cuda":
         return turns.Side(run, lambda: None, lambda: 0.0, lambda: None)
     return turns.Side(run, torch.cuda.synchronize, lambda: 0.0, torch.cuda.max_memory_allocated)
@@ -60,7 +61,7 @@ def _network(torch: Any, work: Work, name: str) -> Any:
 
 
 def _order(torch: Any, work: Work) -> Any:
-    """On a CPU, in float32, channels come first: for torch that is the faster of the two."""
+    """Returns the faster memory format: on a CPU, in float32, torch is faster channels first."""
     return torch.channels_last if work.dtype == "bfloat16" else torch.contiguous_format
 
 
@@ -72,7 +73,7 @@ def _examples(torch: Any, work: Work) -> tuple[Any, Any]:
 
 
 def _quick(torch: Any, work: Work, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function as torch runs it best: on a CPU as it is, on a GPU compiled, in bfloat16."""
+    """Returns the fastest form of a function: unchanged in float32, compiled in bfloat16."""
     if work.dtype == "float32":
         return function
     place = _place(torch, work)
@@ -81,7 +82,7 @@ def _quick(torch: Any, work: Work, function: Callable[..., Any]) -> Callable[...
         with torch.autocast(place, dtype=torch.bfloat16):
             return function(*arguments)
 
-    # On a CPU no figure counts: there the graph is captured, and no code is made of it.
+    # On a CPU, bfloat16 only tries the tool, so the graph is captured but not compiled.
     return torch.compile(mixed, backend="inductor" if place == "cuda" else "eager")
 
 
@@ -127,7 +128,7 @@ def _step(torch: Any, work: Work) -> Callable[[], Any]:
 
 
 def _climb_and_return(torch: Any, model: Any, rho: float, backward: Callable[[], None]) -> None:
-    """SAM's second gradient, taken where the first one leads."""
+    """Computes SAM's second gradient, at the parameters after the ascent step."""
     with torch.no_grad():
         params = [p for p in model.parameters() if p.grad is not None]
         grads = [p.grad for p in params]
@@ -148,7 +149,7 @@ def _student(torch: Any, work: Work) -> Callable[[], Any]:
 
 def _kd(torch: Any, work: Work) -> Callable[[], Any]:
     softened = torch.nn.functional.log_softmax
-    teach = _forward(torch, work)
+    teacher = _forward(torch, work)
 
     def both(logits: Any, labels: Any, targets: Any) -> Any:
         soft = torch.nn.functional.kl_div(
@@ -157,14 +158,14 @@ def _kd(torch: Any, work: Work) -> Callable[[], Any]:
         )  # fmt: skip
         return 0.5 * torch.nn.functional.cross_entropy(logits, labels) + 0.5 * 16 * soft
 
-    # Cloned, because nothing of inference mode may be kept for the backward pass.
-    return _descent(torch, work, both, lambda: (teach().clone(),))
+    # Cloned, because autograd cannot save tensors of inference mode for the backward pass.
+    return _descent(torch, work, both, lambda: (teacher().clone(),))
 
 
 def _descent(
     torch: Any, work: Work, loss_of: Callable[..., Any], targets: Callable[[], tuple[Any, ...]]
 ) -> Callable[[], Any]:
-    """Steps of a student down a loss of its logits, the labels and a teacher's outputs."""
+    """Returns a student's step for a loss of its logits, the labels and a teacher's outputs."""
     network = _network(torch, work, work.student)
     optimizer = _sgd(torch, work, network, nesterov=True, weight_decay=1e-4)
     images, labels = _examples(torch, work)

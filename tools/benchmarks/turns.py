@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tools.benchmarks.rows import Work
 
-# CPU-seconds for one core; seconds on the wall for several cores and GPUs.
+# CPU-seconds for one core; wall-clock seconds for several cores and GPUs.
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
@@ -46,7 +46,7 @@ class Turns(NamedTuple):
 
 
 class Player(NamedTuple):
-    """A side as its caller sees it.
+    """The interface of a side, which may run in another process.
 
     Attributes:
         first: Seconds of the first run, which compiles.
@@ -123,7 +123,7 @@ def child(cores: Collection[int] = ()) -> Iterator[Callable[..., Any]]:
     """
     lacking = set(cores) - os.sched_getaffinity(0)
     if lacking:
-        raise RuntimeError(f"Core {min(lacking)} is not there, or not for this process.")
+        raise RuntimeError(f"This process cannot use core {min(lacking)}; set --core.")
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         if cores:  # Libraries choose their number of threads when imported.
@@ -149,7 +149,7 @@ def _peak_memory() -> int | None:
 
 
 def _make(who: str, work: Work) -> Side:
-    # By name: a process that has one of the sides need not have the libraries of the other.
+    # Imported by name, so that each process imports only the libraries of its side.
     return importlib.import_module(f"tools.benchmarks.{who}").make(work)
 
 

@@ -48,23 +48,24 @@ def _sums(name: str, values: np.ndarray) -> np.ndarray:
     return (signs * padded).reshape(rows, SIZE).sum(axis=0)
 
 
-def errors(found: Sketches, expected: Sketches) -> dict[str, float]:
+def errors(actual: Sketches, expected: Sketches) -> dict[str, float]:
     """Estimates the relative distance of each array from the expected one; see `FLOOR`.
 
     Raises:
         ValueError: If the two sides have different arrays.
     """
-    if found.norms.keys() != expected.norms.keys():
-        differing = sorted(found.norms.keys() ^ expected.norms.keys())
+    if actual.norms.keys() != expected.norms.keys():
+        differing = sorted(actual.norms.keys() ^ expected.norms.keys())
         raise ValueError(f"These arrays are on one side only: {', '.join(differing[:10])}.")
     floor = FLOOR * np.linalg.norm(list(expected.norms.values())) or 1.0
     return {
-        name: float(np.linalg.norm(found.sums[name] - sums) / max(expected.norms[name], floor))
+        name: float(np.linalg.norm(actual.sums[name] - sums) / max(expected.norms[name], floor))
         for name, sums in expected.sums.items()
     }
 
 
-def total_error(found: Sketches, expected: Sketches) -> float:
+def total_error(actual: Sketches, expected: Sketches) -> float:
     """Estimates the relative distance of all arrays together."""
-    distance = np.sqrt(sum(np.sum((found.sums[n] - s) ** 2) for n, s in expected.sums.items()))
+    squares = (np.sum((actual.sums[name] - sums) ** 2) for name, sums in expected.sums.items())
+    distance = np.sqrt(sum(squares))
     return float(distance / np.linalg.norm(list(expected.norms.values())))
