@@ -85,7 +85,7 @@ def test_without_locks_another_process_is_refused_while_it_lives(
 def test_without_locks_who_has_died_or_is_unknown_does_not_hold(
     holder: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "_refused", lambda *_, **__: OSError(errno.ENOLCK, "none"))
+    monkeypatch.setattr(locks, "_lock_error", lambda *_, **__: OSError(errno.ENOLCK, "none"))
     (tmp_path / "lock").write_text(holder)
 
     with locks.held(tmp_path / "lock") as locked:
