@@ -263,19 +263,20 @@ def evaluate(
 
     if not models and teacher is None:
         return Evaluated([], None)
-    of_teacher = teacher and init(teacher, agreement=False, confusion=False)
+    teacher_evaluation = teacher and init(teacher, agreement=False, confusion=False)
     agreement = teacher is not None
     evaluations = [init(model, agreement=agreement, confusion=confusion) for model in models]
     pending: collections.deque[Array] = collections.deque()
     for batch in batches:
         images = transform(batch.image)
-        teacher_logits = of_teacher.add(batch, images) if of_teacher else None
+        teacher_logits = teacher_evaluation.add(batch, images) if teacher_evaluation else None
         logits = [evaluation.add(batch, images, teacher_logits) for evaluation in evaluations]
         # The device computes in order: when the last logits are ready, so are the others.
         pending.append([teacher_logits, *logits][-1])
         if len(pending) > _AHEAD:  # Otherwise batches would accumulate on the device.
             pending.popleft().block_until_ready()
-    return Evaluated([each.result() for each in evaluations], of_teacher and of_teacher.result())
+    results = [evaluation.result() for evaluation in evaluations]
+    return Evaluated(results, teacher_evaluation and teacher_evaluation.result())
 
 
 class _Evaluation:

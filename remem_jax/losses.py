@@ -182,7 +182,7 @@ def dist(
 
     The official formula adds 1e-8 to the product of the two norms. If a class is absent from the
     batch and the teacher is sharp, that is more than the product: the class's correlation is near
-    0 even for a student that is the teacher, and its gradient pulls that student away. With 128
+    0 even for a student equal to the teacher, and its gradient pulls that student away. With 128
     images, 397 classes and a margin of 16 between logits, this holds for most classes. And if a
     student's column is constant, as with a head of zeros, its gradient is divided by 1e-8.
 
@@ -194,8 +194,8 @@ def dist(
       of the teacher in a small batch.
     - Rows and columns whose centred norm in the teacher is below 1e-3 are left out of the mean:
       one-hot columns without their class, the only image of a batch, equal logits.
-    - The student's norm counts as 1e-3 at least, which bounds the gradient. As this is the limit
-      for the teacher too, a student that is the teacher has a correlation of 1 in all that count.
+    - The student's norm counts as at least 1e-3, which bounds the gradient. As the limit for the
+      teacher is the same, a student equal to the teacher has a correlation of 1 in all that count.
 
     Args:
         student_logits: Unnormalised log-probabilities.

@@ -43,7 +43,7 @@ def _changed(**changes: Any) -> ConfigDict:
         ("student.temperatures", {"student__losses": ("features",)}, "losses is features"),
         ("student.weights", {"student__hard_labels": False}, "losses is kd"),
         ("data.workers", {"data__input": "resident"}, r"config\.data\.input is 'resident'"),
-        ("data.resident_gib", {"data__input": "streamed"}, "where none is resident"),
+        ("data.resident_gib", {"data__input": "streamed"}, "where no image is resident"),
         ("data.dir", {"data__dir": "~/tfds"}, "name is digits, no data set of TFDS"),
         (
             "information.info_nce.grid",

@@ -120,7 +120,8 @@ def _without_name(config: ConfigDict) -> str:
     else:
         inits = [config.teacher.init]
     published = any(catalog.is_name(init) and init not in catalog.BUNDLED for init in inits)
-    return "" if published else f"{', '.join(inits)} is no published name, which is downloaded"
+    reason = f"{', '.join(inits)} is no published name, and only those are downloaded"
+    return "" if published else reason
 
 
 def _unused_by_losses(setting: str) -> Reason:
@@ -190,8 +191,8 @@ def _without_dir(name: str, data_sets: Collection[str], explanation: str) -> Rea
 _OF_DATA: Mapping[str, Reason] = {
     "data.dir": _without_dir("data", registry.RECORDS, "no data set of TFDS"),
     "probe.dir": _without_dir("probe", registry.RECORDS, "no data set of TFDS"),
-    "data.workers": _unless("data.input", ("auto", "streamed"), "where no image streams"),
-    "data.resident_gib": _unless("data.input", ("auto", "resident"), "where none is resident"),
+    "data.workers": _unless("data.input", ("auto", "streamed"), "where no image is streamed"),
+    "data.resident_gib": _unless("data.input", ("auto", "resident"), "where no image is resident"),
     "information.info_nce.* *.measured": _unless(
         "information.info_nce.measured", (True,), "without InfoNCE"
     ),

@@ -432,7 +432,7 @@ def test_without_locks_the_first_complete_entry_wins(
             shutil.copytree(partial, place)  # By another machine.
         return rename(partial, place)
 
-    monkeypatch.setattr(locks, "_refused", lambda *_, **__: OSError(errno.ENOLCK, "No locks"))
+    monkeypatch.setattr(locks, "_lock_error", lambda *_, **__: OSError(errno.ENOLCK, "No locks"))
     monkeypatch.setattr(pathlib.Path, "rename", rename_second)
 
     np.testing.assert_array_equal(_stored(_scan(split, tmp_path)), images)

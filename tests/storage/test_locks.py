@@ -85,7 +85,7 @@ def test_without_locks_a_living_holder_is_respected(
 def test_without_locks_dead_or_unknown_holders_are_ignored(
     holder: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "_refused", lambda *_, **__: OSError(errno.ENOLCK, "none"))
+    monkeypatch.setattr(locks, "_lock_error", lambda *_, **__: OSError(errno.ENOLCK, "none"))
     (tmp_path / "lock").write_text(holder)
 
     with locks.held(tmp_path / "lock") as locked:

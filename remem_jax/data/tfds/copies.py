@@ -187,7 +187,7 @@ def records(copy: Copy, expression: str) -> Any:
         problem = f"lacks files, such as {absent[0]}" if absent else "is empty"
         raise SettingError(
             f"The split {expression!r} of {name} in {place} {problem}: copy it there again, or "
-            "remove the folder and run tools/prepare_data.py; config.data.dir says where it is."
+            "remove the folder and run tools/prepare_data.py; config.data.dir names its folder."
         )
     if copy.format == TFRECORD:
         return tfrecord.Records(shards)
