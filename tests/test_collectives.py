@@ -1,6 +1,6 @@
-"""Collectives read off compiled programs, and off lines of HLO as accelerators' compilers write it.
+"""Finding collectives in compiled programs and in HLO written by accelerators' compilers.
 
-The programs are compiled for the two CPU devices of the tests; what they exchange is known.
+The programs are compiled for the tests' two CPU devices, and their exchanges are known.
 """
 
 import functools
@@ -19,16 +19,16 @@ PARAMS = {"kernel": jax.ShapeDtypeStruct((256, 256), "float32")}
 STATISTICS = {"mean": jax.ShapeDtypeStruct((1000,), "float32")}
 
 
-def _found(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> list[Any]:
+def _collectives(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> list[Any]:
     text = jax.jit(function).lower(*shapes).compile().as_text()
     assert text
     return collectives.find(text)
 
 
-def _on_each(function: Callable[..., Any], out: PartitionSpec) -> Callable[..., Any]:
-    """A function of what each of two devices has of an array."""
-    on, rows = mesh.make_mesh(jax.devices()[:2]), PartitionSpec(mesh.AXIS)
-    return jax.shard_map(function, mesh=on, in_specs=rows, out_specs=out, check_vma=False)
+def _on_two_devices(function: Callable[..., Any], out: PartitionSpec) -> Callable[..., Any]:
+    """Applies a function to each of two devices' shards of an array."""
+    devices, rows = mesh.make_mesh(jax.devices()[:2]), PartitionSpec(mesh.AXIS)
+    return jax.shard_map(function, mesh=devices, in_specs=rows, out_specs=out, check_vma=False)
 
 
 def _sum(x: jax.Array) -> jax.Array:
@@ -38,50 +38,55 @@ def _sum(x: jax.Array) -> jax.Array:
 def test_a_sum_over_devices_is_one_all_reduce_of_its_bytes() -> None:
     shape = jax.ShapeDtypeStruct((2, 1000), "float32")
 
-    (found,) = _found(_on_each(_sum, PartitionSpec()), shape)
+    (found,) = _collectives(_on_two_devices(_sum, PartitionSpec()), shape)
 
     assert (found.kind, found.times, found.bytes, found.group) == ("all-reduce", 1, 4000, 2)
 
 
-def test_what_is_gathered_counts_whole() -> None:
-    on = mesh.make_mesh(jax.devices()[:2])
-    rows = jax.ShapeDtypeStruct((64, 16), "float32", sharding=mesh.batch_sharding(on))
+def test_an_all_gather_counts_the_full_array() -> None:
+    devices = mesh.make_mesh(jax.devices()[:2])
+    replicated = mesh.replicated(devices)
+    rows = jax.ShapeDtypeStruct((64, 16), "float32", sharding=mesh.batch_sharding(devices))
 
-    (found,) = _found(lambda x: jax.lax.with_sharding_constraint(x, mesh.replicated(on)), rows)
+    (found,) = _collectives(lambda x: jax.lax.with_sharding_constraint(x, replicated), rows)
 
     assert (found.kind, found.arrays) == ("all-gather", (collectives.Array("f32", (64, 16)),))
 
 
-def test_what_is_scattered_counts_whole() -> None:
+def test_a_reduce_scatter_counts_the_full_array() -> None:
     scatter = functools.partial(jax.lax.psum_scatter, axis_name=mesh.AXIS, tiled=True)
 
-    (found,) = _found(
-        _on_each(scatter, PartitionSpec(mesh.AXIS)), jax.ShapeDtypeStruct((80,), "float32")
+    (found,) = _collectives(
+        _on_two_devices(scatter, PartitionSpec(mesh.AXIS)), jax.ShapeDtypeStruct((80,), "float32")
     )
 
     assert (found.kind, found.bytes) == ("reduce-scatter", 4 * 40)
 
 
-def test_a_loop_counts_as_often_as_it_goes_round() -> None:
+def test_collectives_in_a_loop_count_once_per_iteration() -> None:
     def scanned(x: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda carry, _: (_sum(carry), None), x, length=5)[0]
 
-    (found,) = _found(_on_each(scanned, PartitionSpec()), jax.ShapeDtypeStruct((2, 8), "float32"))
+    (found,) = _collectives(
+        _on_two_devices(scanned, PartitionSpec()), jax.ShapeDtypeStruct((2, 8), "float32")
+    )
 
     assert found.times == 5
 
 
-def test_a_loop_of_unknown_length_is_told() -> None:
-    def until(x: jax.Array) -> jax.Array:
+def test_a_loop_of_unknown_length_is_reported() -> None:
+    def loop(x: jax.Array) -> jax.Array:
         return jax.lax.while_loop(lambda y: jnp.sum(y) < 100, _sum, x)
 
-    (found,) = _found(_on_each(until, PartitionSpec()), jax.ShapeDtypeStruct((2, 8), "float32"))
+    (found,) = _collectives(
+        _on_two_devices(loop, PartitionSpec()), jax.ShapeDtypeStruct((2, 8), "float32")
+    )
 
     assert found.times is None
     assert "unknown length" in expected.problems([found], _passing())[0]
 
 
-# As XLA writes it for GPUs.
+# HLO as XLA writes it for GPUs.
 ASYNCHRONOUS = """
 HloModule step
 
@@ -94,14 +99,14 @@ replica_groups=[1,8]<=[8], dimensions={0}, metadata={op_name="jit(step)/add"}
 """
 
 
-def test_what_is_asynchronous_counts_once_where_it_starts() -> None:
+def test_an_asynchronous_collective_counts_once_at_its_start() -> None:
     (found,) = collectives.find(ASYNCHRONOUS)
 
     array = collectives.Array("f32", (32, 8))
     assert found == collectives.Collective("all-gather", (array,), 1, 8, "jit(step)/add")
 
 
-# As libtpu writes it: layouts with tiles, groups by the axes of a mesh, and a collective in pieces.
+# HLO as libtpu writes it: tiled layouts, groups by mesh axes, and a collective in pieces.
 IN_PIECES = """
 HloModule step
 
@@ -134,17 +139,15 @@ condition=%condition, body=%body
 """
 
 
-def test_a_collective_in_pieces_counts_once_and_others_as_the_condition_of_their_loop_says() -> (
-    None
-):
+def test_a_collective_in_pieces_counts_once_and_others_once_per_iteration() -> None:
     gathered, reduced = sorted(collectives.find(IN_PIECES))
 
     assert (gathered.kind, gathered.group, gathered.bytes) == ("all-gather", 8, 2 * 192)
-    # The piece is called before the loop and in it, 13 times; all of them are one.
+    # The piece runs once before the loop and 12 times in it; together these are one collective.
     assert (reduced.kind, reduced.times, reduced.bytes) == ("all-reduce", 12, 2 * 24 + 4)
 
 
-def test_what_is_no_program_is_refused() -> None:
+def test_text_that_is_not_a_program_is_refused() -> None:
     with pytest.raises(ValueError, match="no ENTRY"):
         collectives.find("jit(step)")
 
@@ -182,7 +185,7 @@ def test_gradients_parameters_and_small_arrays_are_expected(
 
 
 @pytest.mark.parametrize(
-    ("found", "changes", "said"),
+    ("found", "changes", "message"),
     [
         ([GRADIENTS, PARAMETERS], {}, "all-gather of 0.25 MiB is not expected"),
         ([GRADIENTS, _collective("all-to-all", 512, 512)], {}, "all-to-all of 1.00 MiB is not"),
@@ -198,7 +201,7 @@ def test_gradients_parameters_and_small_arrays_are_expected(
         ([_collective("all-reduce", 256, 256, group=1)], {}, "is among 1 of 2 devices"),
     ],
 )
-def test_all_else_is_told(
-    found: list[collectives.Collective], changes: dict[str, Any], said: str
+def test_unexpected_collectives_are_reported(
+    found: list[collectives.Collective], changes: dict[str, Any], message: str
 ) -> None:
-    assert any(said in one for one in expected.problems(found, _passing(**changes)))
+    assert any(message in problem for problem in expected.problems(found, _passing(**changes)))

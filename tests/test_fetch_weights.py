@@ -1,4 +1,4 @@
-"""The tool that fetches weights, as a user runs it."""
+"""The tool that fetches weights, run as by a user."""
 
 import io
 import os
@@ -47,7 +47,7 @@ def run(cache: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def test_what_is_fetched_is_listed_as_here(site: server.Site, tmp_path: pathlib.Path) -> None:
+def test_fetched_weights_are_listed_as_present(site: server.Site, tmp_path: pathlib.Path) -> None:
     names = ("gsam:S/16", "gsam:B/16")
 
     code, output, errors = run(tmp_path, "fetch", *names, "--mirror", site.url)
@@ -57,13 +57,13 @@ def test_what_is_fetched_is_listed_as_here(site: server.Site, tmp_path: pathlib.
         f"{name} {tmp_path}/weights/gsam/ViT-{name[5]}_16.npz" for name in names
     ]
     _, listed, _ = run(tmp_path, "list")
-    here = {line.split()[0] for line in listed.splitlines() if " yes " in line}
-    assert here == set(names)
+    present = {line.split()[0] for line in listed.splitlines() if " yes " in line}
+    assert present == set(names)
     assert "Table 4 of the paper, ImageNet-21k (augreg): augreg:B/16" in listed
 
 
 def test_two_processes_fetch_a_file_once(site: server.Site, tmp_path: pathlib.Path) -> None:
-    site.seconds = 0.5  # Less than what one of them may start later.
+    site.seconds = 0.5  # May be shorter than the delay between their starts.
 
     processes = [started(tmp_path, "fetch", "gsam:S/16", "--mirror", site.url) for _ in range(2)]
     for process in processes:
@@ -74,19 +74,19 @@ def test_two_processes_fetch_a_file_once(site: server.Site, tmp_path: pathlib.Pa
     assert len(site.requests) == 1
 
 
-def test_the_best_of_the_index_is_picked(site: server.Site, tmp_path: pathlib.Path) -> None:
+def test_the_best_entry_of_the_index_is_picked(site: server.Site, tmp_path: pathlib.Path) -> None:
     arguments = ("pick", "B/16", "--pretraining", "i1k", "--cache", str(tmp_path / "other"))
 
     _, pretrained, _ = run(tmp_path, *arguments, "--mirror", site.url)
-    _, tuned, _ = run(tmp_path, *arguments, "--mirror", site.url, "--adapted", "imagenet2012")
+    _, fine_tuned, _ = run(tmp_path, *arguments, "--mirror", site.url, "--adapted", "imagenet2012")
 
     assert pretrained == "augreg:B_16-i1k-a final_val 0.8\n"
-    assert tuned == "augreg:B_16-i1k-b--imagenet2012-res_224 adapt_final_val 0.79\n"
+    assert fine_tuned == "augreg:B_16-i1k-b--imagenet2012-res_224 adapt_final_val 0.79\n"
     assert (tmp_path / "other/weights/augreg/index.csv").is_file()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("fetch", "sam:B/32"), "404 Not Found"),
         (("fetch", "--table4"), "sam/ViT-B_16.npz"),
@@ -95,13 +95,13 @@ def test_the_best_of_the_index_is_picked(site: server.Site, tmp_path: pathlib.Pa
         (("pick", "B/17"), "R50+L/32"),
     ],
 )
-def test_a_failure_is_one_line(
-    arguments: tuple[str, ...], told: str, site: server.Site, tmp_path: pathlib.Path
+def test_an_error_is_one_line(
+    arguments: tuple[str, ...], message: str, site: server.Site, tmp_path: pathlib.Path
 ) -> None:
     code, output, errors = run(tmp_path, *arguments, "--mirror", site.url)
 
     assert code == 1
     assert output == ""
-    assert told in errors
+    assert message in errors
     assert errors.startswith("fetch_weights: ")
     assert len(errors.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The command `predict`: its predictions, which files it takes, and unreadable files."""
+"""The command `predict`: its predictions, the choice of files, and unreadable files."""
 
 import csv
 import io
@@ -34,44 +34,44 @@ FORMS = {"onnx": Form(input="uint8", batch=5, fold=True), "safetensors": Form("s
 
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The student by JAX, whichever file it comes from."""
-    one = drawn.predictor(NAME)
+    """Uses one compiled JAX student, whichever file it is read from."""
+    predictor = drawn.predictor(NAME)
     monkeypatch.setattr(
         predictors,
         "of_student",
-        lambda student: one._replace(source=student.source, described=student.described),
+        lambda student: predictor._replace(source=student.source, described=student.described),
     )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The images of `drawn` as files, named in their order."""
-    place = tmp_path_factory.mktemp("images")
+    """The images of `drawn` as files, named by their index."""
+    directory = tmp_path_factory.mktemp("images")
     for i, pixels in enumerate(drawn.images().pixels):
-        Image.fromarray(pixels).save(place / f"{i:02}.png")
-    return place
+        Image.fromarray(pixels).save(directory / f"{i:02}.png")
+    return directory
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """What of a run is needed to predict by it, and two exports of its student."""
-    place = tmp_path_factory.mktemp("run")
+    """The files of a run that predictions need, and two exports of its student."""
+    directory = tmp_path_factory.mktemp("run")
     student = drawn.student(NAME)
     texts = description.texts(student.described)
     students.save(
-        place / "selected" / "scratch_student.safetensors", student.variables, metadata=texts
+        directory / "selected" / "scratch_student.safetensors", student.variables, metadata=texts
     )
     row = {"method": "scratch", "student": {"validation": {"top1": 0.5}}}
     facts = {"metric": "top1", "source_size": None}
     config = {"data": {"stored_size": 64}}
-    results.write(place / "results.json", {"methods": [row], "data": facts, "config": config})
+    results.write(directory / "results.json", {"methods": [row], "data": facts, "config": config})
     for form in FORMS.values():
-        drawn.write(NAME, form, place)
-    return place
+        drawn.write(NAME, form, directory)
+    return directory
 
 
 def means(sizes: list[int]) -> Predictor:
-    """A model that says how red, green and blue images are; notes the sizes of its batches."""
+    """Returns a model of the mean red, green and blue; it records its batch sizes in `sizes`."""
 
     def logits(batch: np.ndarray) -> np.ndarray:
         sizes.append(len(batch))
@@ -89,7 +89,7 @@ def run_command(model: pathlib.Path, *arguments: Any, code: int = 0) -> None:
     assert predict.main([str(model), *map(str, arguments)]) == code
 
 
-# What it says.
+# Predictions.
 
 
 @pytest.mark.parametrize("model", ["", *(f"student.{name}" for name in FORMS)])
@@ -100,15 +100,15 @@ def test_every_model_gives_the_probabilities_of_the_student(
 
     run_command(run / model, folder, "--format=json", "--batch_size=12")
 
-    found = json.loads(capsysbinary.readouterr().out)
-    assert [one["file"] for one in found["images"]] == [
+    content = json.loads(capsysbinary.readouterr().out)
+    assert [image["file"] for image in content["images"]] == [
         str(folder / f"{i:02}.png") for i in range(IMAGES)
     ]
-    for one, row in zip(found["images"], expected, strict=True):
+    for image, row in zip(content["images"], expected, strict=True):
         order = np.argsort(-row)
-        assert [top["class"] for top in one["top"]] == [drawn.CLASSES[i] for i in order]
-        shares = [top["probability"] for top in one["top"]]
-        np.testing.assert_allclose(shares, row[order], rtol=0, atol=1e-4)  # As logits do.
+        assert [top["class"] for top in image["top"]] == [drawn.CLASSES[i] for i in order]
+        probabilities = [top["probability"] for top in image["top"]]
+        np.testing.assert_allclose(probabilities, row[order], rtol=0, atol=1e-4)
 
 
 def test_images_are_preprocessed_as_in_evaluation(
@@ -132,17 +132,17 @@ def test_images_are_preprocessed_as_in_evaluation(
         dataset, image_size=drawn.SIDE, crop_area=(1.0, 1.0), seed=0, threads=1, workers=0
     )
     (batch,) = loader.evaluation("test", IMAGES)
-    seen = np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image))
-    expected = special.softmax(drawn.predictor(NAME).predict(seen), axis=-1)
+    inputs = np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image))
+    expected = special.softmax(drawn.predictor(NAME).predict(inputs), axis=-1)
 
     model = predictors.open_any(run)
     paths = image_files.image_paths(tmp_path / "test")
-    found = inference.predict(model, paths, top=len(drawn.CLASSES), batch_size=IMAGES)
+    result = inference.predict(model, paths, top=len(drawn.CLASSES), batch_size=IMAGES)
 
-    for top, row in zip(found.top.values(), expected, strict=True):
-        for classes, share in top:
-            # Grey levels are scaled by NumPy here and by XLA there, which round.
-            assert share == pytest.approx(row[drawn.CLASSES.index(classes)], abs=1e-4)
+    for top, row in zip(result.top.values(), expected, strict=True):
+        for classes, probability in top:
+            # NumPy scales grey levels here and XLA there; they round differently.
+            assert probability == pytest.approx(row[drawn.CLASSES.index(classes)], abs=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
@@ -150,16 +150,16 @@ def test_predictions_do_not_depend_on_the_batch_size(folder: pathlib.Path, batch
     sizes: list[int] = []
     paths = sorted(folder.iterdir())
 
-    found = inference.predict(means(sizes), paths, top=3, batch_size=batch_size)
+    result = inference.predict(means(sizes), paths, top=3, batch_size=batch_size)
 
-    assert set(sizes) == {min(batch_size, IMAGES)}  # The last one too, or JAX compiles again.
+    assert set(sizes) == {min(batch_size, IMAGES)}  # Else JAX compiles the last one again.
     assert sum(sizes) - IMAGES < batch_size
-    assert list(found.top) == list(map(str, paths))
-    for path, top in found.top.items():
+    assert list(result.top) == list(map(str, paths))
+    for path, top in result.top.items():
         expected = special.softmax(4 * grey_levels(pathlib.Path(path)))
-        for classes, share in top:
+        for classes, probability in top:
             i = ("red", "green", "blue").index(classes)
-            assert share == pytest.approx(expected[i], abs=0.02)  # Rounded to grey levels.
+            assert probability == pytest.approx(expected[i], abs=0.02)  # Rounded to grey levels.
 
 
 def test_csv_keeps_any_name(
@@ -183,10 +183,10 @@ def test_csv_keeps_any_name(
     assert [row[2] for row in rows] == [drawn.CLASSES[i] for i in best] * len(names)
 
 
-# Which files.
+# Choice of files.
 
 
-def test_folders_patterns_and_files_give_each_image_once(
+def test_folders_patterns_and_files_yield_each_image_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -196,13 +196,13 @@ def test_folders_patterns_and_files_give_each_image_once(
     pathlib.Path("empty").mkdir()
     pathlib.Path("b/a/up").symlink_to(tmp_path / "b")
 
-    found, empty = image_files.find(
+    images, empty = image_files.find(
         ["b/10.png", "b", "**/*.webp", "./b/2.JPG", "odd[1].x", "none.png"]
     )
     without, reasons = image_files.find(["empty", "*.tif"])
 
     expected = ["b/10.png", "b/2.JPG", "b/a/1.webp", "odd[1].x", "none.png"]
-    assert list(map(str, found)) == expected
+    assert list(map(str, images)) == expected
     assert not empty
     assert without == []
     assert list(reasons) == ["empty", "*.tif"]
@@ -213,21 +213,21 @@ def test_a_pattern_may_match_folders(tmp_path: pathlib.Path) -> None:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
 
-    found, _ = image_files.find([str(tmp_path / "[ab]")])
+    images, _ = image_files.find([str(tmp_path / "[ab]")])
 
-    assert [path.name for path in found] == ["1.png", "2.png"]
+    assert [path.name for path in images] == ["1.png", "2.png"]
 
 
 def test_skipped_files_in_folders_are_counted(tmp_path: pathlib.Path) -> None:
     for name in ("1.heic", "2.tif", "notes.txt", "3.psd", ".hidden.png"):
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe.png")
-    passed_over: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
 
-    found, _ = image_files.find([str(tmp_path)], passed_over)
+    images, _ = image_files.find([str(tmp_path)], skipped)
 
-    assert [path.name for path in found] == ["1.heic", "2.tif"]
-    assert passed_over == {".txt": 1, ".psd": 1, "hidden": 1, "not a regular file": 1}
+    assert [path.name for path in images] == ["1.heic", "2.tif"]
+    assert skipped == {".txt": 1, ".psd": 1, "hidden": 1, "not a regular file": 1}
 
 
 def test_skipped_files_are_reported(
@@ -241,14 +241,14 @@ def test_skipped_files_are_reported(
     assert "remem_jax: 1 file skipped (.txt: 1)\n" in capfd.readouterr().err
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+def test_a_pipe_does_not_block(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
 
     with pytest.raises(SettingError, match="cannot be read: not a regular file"):
         image_files.read_image(tmp_path / "pipe.png", Preprocessing(8))
 
 
-# Bad ones.
+# Unreadable files.
 
 
 def test_unreadable_files_are_listed_and_the_others_classified(
@@ -265,16 +265,16 @@ def test_unreadable_files_are_listed_and_the_others_classified(
 
     run_command(run / "student.onnx", *given, "--format=json", f"--out={out}")
 
-    found = json.loads(out.read_text())
-    assert [one["file"] for one in found["images"]] == [str(folder / "04.png")]
-    reasons = {pathlib.Path(one["file"]).name: one["reason"] for one in found["failed"]}
+    content = json.loads(out.read_text())
+    assert [image["file"] for image in content["images"]] == [str(folder / "04.png")]
+    reasons = {pathlib.Path(file["file"]).name: file["reason"] for file in content["failed"]}
     assert reasons["text.png"] == "cannot be decoded: not an image."
     assert reasons["gone.png"] == "cannot be read: No such file or directory."
     assert reasons["empty"].startswith("contains no images")
     assert reasons["\x1b[2Jbroken.png"].startswith("cannot be decoded")
     log = capfd.readouterr().err
     assert f"{tmp_path / 'text.png'} cannot be decoded: not an image.\n" in log
-    assert r"\x1b[2Jbroken.png cannot be decoded" in log  # And moves no cursor.
+    assert r"\x1b[2Jbroken.png cannot be decoded" in log  # Escaped, so that it moves no cursor.
 
 
 def test_nothing_is_written_if_no_image_can_be_read(
@@ -318,44 +318,44 @@ def test_errors_are_one_line(
     assert message in line
 
 
-def test_the_reason_of_a_folder_that_may_not_be_listed_is_told(
+def test_the_error_for_a_folder_without_permission_gives_the_reason(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "closed").mkdir()
     scandir = os.scandir
 
-    def refused(path: Any) -> Any:
+    def deny(path: Any) -> Any:
         if pathlib.Path(path).name == "closed":
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refused)  # Root may list every folder.
+    monkeypatch.setattr(os, "scandir", deny)  # Root may list any folder.
 
     assert image_files.image_paths(tmp_path) == [tmp_path / "closed"]
     with pytest.raises(SettingError, match="closed cannot be read"):
         image_files.read_image(tmp_path / "closed", Preprocessing(8))
 
 
-# Work that ends early.
+# Interrupted runs.
 
 
 class Stopping:
-    """A model that is stopped in its second batch, once; notes how many images it has seen."""
+    """A model that fails once, in its second batch, and counts the images it received."""
 
     def __init__(self, error: BaseException) -> None:
-        """Takes what it raises."""
+        """Sets the error that it raises."""
         self.error: BaseException | None = error
-        self.seen = 0
+        self.images = 0
 
-    def open(self, path: pathlib.Path, **which: Any) -> Predictor:
-        """In the place of `predictors.open_any`."""
-        del which
+    def open(self, path: pathlib.Path, **options: Any) -> Predictor:
+        """Replaces `predictors.open_any`."""
+        del options
 
         def logits(batch: np.ndarray) -> np.ndarray:
-            if self.seen and self.error:
+            if self.images and self.error:
                 error, self.error = self.error, None
                 raise error
-            self.seen += len(batch)
+            self.images += len(batch)
             return 4 * batch.mean(axis=(1, 2))
 
         described = description.Description("none", "none", ("red", "green", "=blue"), 8, Form())
@@ -364,7 +364,7 @@ class Stopping:
 
 @pytest.fixture
 def stopping(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Stopping:
-    """The model of the command, stopped by what a test asks for, else by Ctrl-C."""
+    """The command's model, stopped by the error that a test requests, by default Ctrl-C."""
     model = Stopping(getattr(request, "param", KeyboardInterrupt()))
     monkeypatch.setattr(predictors, "open_any", model.open)
     return model
@@ -372,7 +372,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
 @pytest.fixture
 def given(run: pathlib.Path, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """The folder of the exports, and that of the images."""
+    """The folders of the exports and of the images."""
     return run, folder
 
 
@@ -406,15 +406,15 @@ def test_finished_predictions_are_kept_and_the_same_command_resumes(
     assert not out.exists()
     stopped(run, folder, *flags, code=0)
     assert f"5 of 12 images are from {partial}." in capfd.readouterr().err
-    assert stopping.seen == IMAGES + (-7 % 5)  # The last batch is filled up.
+    assert stopping.images == IMAGES + (-7 % 5)  # The last batch is padded.
     assert list(tmp_path.iterdir()) == [out]
     continued = out.read_bytes()
-    stopped(run, folder, *flags, code=0)  # From the start, in place of the one before.
+    stopped(run, folder, *flags, code=0)  # Starts over and replaces the previous file.
     assert out.read_bytes() == continued
-    assert stopping.seen == 2 * IMAGES + (-7 % 5) + (-12 % 5)
+    assert stopping.images == 2 * IMAGES + (-7 % 5) + (-12 % 5)
 
 
-def test_images_that_have_changed_are_read_again(
+def test_changed_images_are_read_again(
     run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, stopping: Stopping
 ) -> None:
     copies = tmp_path / "copies"
@@ -425,13 +425,13 @@ def test_images_that_have_changed_are_read_again(
 
     stopped(run, copies, f"--out={out}", "--top=5", code=0)
 
-    assert stopping.seen == 5 + 2 * 5  # Eight of them.
+    assert stopping.images == 5 + 2 * 5  # Eight images in two batches of five.
     rows = list(csv.reader(out.read_text().splitlines()))
     assert next(row[2] for row in rows[1:] if row[0].endswith("00.png")) == "red"
     assert {row[2] for row in rows[1:]} == {"red", "green", "'=blue"}
 
 
-def test_a_line_that_was_cut_costs_one_image(
+def test_a_truncated_line_costs_one_image(
     run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, stopping: Stopping
 ) -> None:
     out, partial = tmp_path / "found.csv", tmp_path / "found.csv.partial"
@@ -441,12 +441,12 @@ def test_a_line_that_was_cut_costs_one_image(
     stopped(run, folder, f"--out={out}", code=0)
 
     assert len(out.read_text().splitlines()) == 1 + 3 * IMAGES
-    assert stopping.seen == 5 + 2 * 5
+    assert stopping.images == 5 + 2 * 5
 
 
 @pytest.mark.parametrize(("model", "flags"), [("onnx", ("--top=1",)), ("safetensors", ())])
 @pytest.mark.usefixtures("stopping")
-def test_a_partial_file_of_another_command_is_neither_used_nor_lost(
+def test_a_partial_file_of_another_command_is_neither_used_nor_deleted(
     given: tuple[pathlib.Path, pathlib.Path],
     tmp_path: pathlib.Path,
     model: str,
@@ -479,7 +479,7 @@ def test_an_unrelated_partial_file_stays(
 
 
 @pytest.mark.parametrize("form", predictions.FORMATS)
-def test_standard_output_has_the_finished_predictions(
+def test_standard_output_contains_the_finished_predictions(
     run: pathlib.Path,
     folder: pathlib.Path,
     stopping: Stopping,
@@ -488,16 +488,16 @@ def test_standard_output_has_the_finished_predictions(
 ) -> None:
     stopped(run, folder, f"--format={form}")
 
-    said, log = capfdbinary.readouterr()
+    output, log = capfdbinary.readouterr()
     if form == "csv":
-        assert len(said.splitlines()) == 1 + 3 * 5
+        assert len(output.splitlines()) == 1 + 3 * 5
     else:
-        assert len(json.loads(said)["images"]) == 5
+        assert len(json.loads(output)["images"]) == 5
     assert b"stopped; 5 of 12 images were written." in log
 
 
 @pytest.mark.parametrize("form", predictions.FORMATS)
-def test_a_full_disk_behind_standard_output_is_one_line(
+def test_standard_output_on_a_full_disk_is_one_line(
     run: pathlib.Path,
     folder: pathlib.Path,
     form: str,
@@ -512,7 +512,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(
     assert "Standard output cannot be written (No space left on device)" in line
 
 
-def test_a_home_is_found(
+def test_a_tilde_is_expanded(
     run: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The tool that prepares data sets, as a user runs it; without a network and without TensorFlow."""
+"""The tool that prepares data sets, run as by a user, without network and TensorFlow."""
 
 import hashlib
 import importlib.util
@@ -31,15 +31,15 @@ SPLITS = {
 }
 
 
-class Done(NamedTuple):
-    """What came of a run."""
+class Outcome(NamedTuple):
+    """Exit code and output of one run of the tool."""
 
     code: int
     output: str
     errors: str
 
 
-Run = Callable[..., Done]
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -48,13 +48,15 @@ def run(
 ) -> Run:
     """Runs the tool in this process, on the data folder `tmp_path`."""
 
-    def started(*arguments: str) -> Done:
+    def started(*arguments: str) -> Outcome:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["prepare_data", *arguments, "--dir", str(tmp_path)])
         code = prepare_data.main()
-        told = capsys.readouterr()
-        errors = [line for line in told.err.splitlines() if "prepare_data: " in line]
-        return Done(code, told.out, told.err[told.err.index(errors[0]) :] if errors else "")
+        captured = capsys.readouterr()
+        errors = [line for line in captured.err.splitlines() if "prepare_data: " in line]
+        return Outcome(
+            code, captured.out, captured.err[captured.err.index(errors[0]) :] if errors else ""
+        )
 
     return started
 
@@ -70,9 +72,9 @@ def manual(tmp_path: pathlib.Path) -> pathlib.Path:
 def archive(
     manual: pathlib.Path, all_modules: None, monkeypatch: pytest.MonkeyPatch
 ) -> pathlib.Path:
-    """Food-101's archive with three images, which TFDS takes for the real one.
+    """An archive with three images that TFDS accepts as the one of Food-101.
 
-    TFDS opens files by TensorFlow while it unpacks archives, and asks nothing else of it here.
+    TFDS needs TensorFlow here only to open files while unpacking, so a stand-in suffices.
     """
     gfile = types.SimpleNamespace(GFile=open)
     fake = types.SimpleNamespace(
@@ -86,9 +88,9 @@ def archive(
         for name, grey in IMAGES.items():
             pixels = np.full((4, 4, 3), grey, np.uint8)
             _add(tar, f"food-101/images/{name}.jpg", tiny_tfds.png(pixels))
-    whole = path.read_bytes()
+    content = path.read_bytes()
     info = checksums.UrlInfo(
-        utils.Size(len(whole)), hashlib.sha256(whole).hexdigest(), "food-101.tar.gz"
+        utils.Size(len(content)), hashlib.sha256(content).hexdigest(), "food-101.tar.gz"
     )
     monkeypatch.setitem(food101.Food101.url_infos, food101._BASE_URL, info)
     return path
@@ -102,18 +104,18 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 @pytest.fixture
 def all_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes as if TensorFlow were installed."""
+    """Pretends that TensorFlow is installed."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
 
 
 def test_a_data_set_is_prepared_from_the_manual_folder(
     archive: pathlib.Path, tmp_path: pathlib.Path, run: Run
 ) -> None:
-    done = run("food101")
+    outcome = run("food101")
 
-    assert done.code == 0, done.errors
+    assert outcome.code == 0, outcome.errors
     assert archive.is_file()
-    assert done.output.splitlines()[-1] == (
+    assert outcome.output.splitlines()[-1] == (
         "food101: 2 images of train, 1 of validation; the paper has 75750 and 25250."
     )
     splits = prepared.tfds("food101", str(tmp_path)).splits
@@ -126,41 +128,41 @@ def test_a_data_set_is_prepared_from_the_manual_folder(
 
 
 @pytest.mark.usefixtures("archive")
-def test_what_is_prepared_is_left_alone(tmp_path: pathlib.Path, run: Run) -> None:
+def test_a_prepared_data_set_is_left_unchanged(tmp_path: pathlib.Path, run: Run) -> None:
     run("food101")
     before = _files(tmp_path / "food101")
 
-    done = run("food101")
+    outcome = run("food101")
 
-    assert done.code == 0
-    assert "food101 is prepared already, as array_record.\n" in done.output
+    assert outcome.code == 0
+    assert "food101 is prepared already, as array_record.\n" in outcome.output
     assert _files(tmp_path / "food101") == before
 
 
 @pytest.mark.usefixtures("archive")
-def test_what_is_there_as_tfrecord_is_read_as_it_is(tmp_path: pathlib.Path, run: Run) -> None:
+def test_an_existing_tfrecord_copy_is_left_unchanged(tmp_path: pathlib.Path, run: Run) -> None:
     run("food101")
     folder = tmp_path / "food101/2.0.0"
-    aside = folder.rename(tmp_path / "aside")
-    tiny_tfds.as_tfrecord(aside, folder)
+    original = folder.rename(tmp_path / "original")
+    tiny_tfds.as_tfrecord(original, folder)
     before = _files(tmp_path / "food101")
 
-    done = run("food101")
+    outcome = run("food101")
 
-    assert done.code == 0
-    assert "food101 is prepared already, as tfrecord, which is read as it is.\n" in done.output
+    assert outcome.code == 0
+    assert "food101 is prepared already, as tfrecord, which is read as it is.\n" in outcome.output
     assert _files(tmp_path / "food101") == before
 
 
-def test_another_archive_is_refused_with_what_to_do(
+def test_a_different_archive_is_refused_with_instructions(
     archive: pathlib.Path, tmp_path: pathlib.Path, run: Run
 ) -> None:
     archive.write_bytes(archive.read_bytes() + b"more")
 
-    done = run("food101")
+    outcome = run("food101")
 
-    assert done.code == 1
-    first, *rest = done.errors.splitlines()
+    assert outcome.code == 1
+    first, *rest = outcome.errors.splitlines()
     assert first.startswith("prepare_data: food101 cannot be prepared: NonMatchingChecksumError")
     assert rest[0] == "food101 (food101:2.*.*): automatic"
     assert f"  TFDS downloads it. Where that fails, put into {archive.parent}:" in rest
@@ -169,68 +171,68 @@ def test_another_archive_is_refused_with_what_to_do(
 
 @pytest.mark.usefixtures("archive")
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "prepare_data: stopped; no half of a data set was left"),
+        (KeyboardInterrupt(), 130, "prepare_data: stopped; no partial data set was left"),
         (OSError("No space left\non device"), 1, "OSError: No space left on device\n"),
     ],
 )
-def test_what_is_cut_short_leaves_nothing(
+def test_an_interrupted_preparation_leaves_nothing(
     error: BaseException,
     code: int,
-    told: str,
+    message: str,
     tmp_path: pathlib.Path,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = food101.Food101._generate_examples
+    generate = food101.Food101._generate_examples
 
-    def cut(*arguments: Any, **more: Any) -> Iterator[Any]:
-        yield next(iter(whole(*arguments, **more)))
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield next(iter(generate(*arguments, **options)))
         raise error
 
-    monkeypatch.setattr(food101.Food101, "_generate_examples", cut)
+    monkeypatch.setattr(food101.Food101, "_generate_examples", interrupted)
 
-    done = run("food101")
+    outcome = run("food101")
 
-    assert done.code == code
-    assert told in done.errors
+    assert outcome.code == code
+    assert message in outcome.errors
     assert list((tmp_path / "food101").iterdir()) == []
     monkeypatch.undo()
     assert prepared.state("food101", str(tmp_path)) is None
 
 
 @pytest.mark.usefixtures("all_modules")
-def test_a_folder_that_is_not_whole_is_named(tmp_path: pathlib.Path, run: Run) -> None:
+def test_an_incomplete_folder_is_named(tmp_path: pathlib.Path, run: Run) -> None:
     (tmp_path / "food101/2.0.0").mkdir(parents=True)
 
-    done = run("food101")
+    outcome = run("food101")
 
-    assert done.code == 1
-    assert f"{tmp_path / 'food101/2.0.0'} is there, but not whole; remove it" in done.errors
+    assert outcome.code == 1
+    assert f"{tmp_path / 'food101/2.0.0'} is there, but not whole; remove it" in outcome.errors
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("dtd", "TFDS needs tensorflow: pip install 'remem-jax[prepare]'"),
         ("pcam", "TFDS needs tensorflow and h5py: pip install 'remem-jax[prepare]'"),
         ("retinopathy", "TFDS needs tensorflow and cv2: pip install 'remem-jax[prepare]'"),
     ],
 )
-def test_what_tfds_lacks_is_named_beforehand(
-    name: str, told: str, run: Run, monkeypatch: pytest.MonkeyPatch
+def test_missing_packages_are_named_before_any_work(
+    name: str, message: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
 
-    done = run(name)
+    outcome = run(name)
 
-    assert done.code == 1
-    assert told in done.errors
-    assert len(done.errors.splitlines()) == 1
+    assert outcome.code == 1
+    assert message in outcome.errors
+    assert len(outcome.errors.splitlines()) == 1
 
 
-def test_the_extra_has_all_that_tfds_needs() -> None:
+def test_the_extra_has_all_packages_that_tfds_needs() -> None:
     listed = (pathlib.Path(__file__).parents[1] / "setup.cfg").read_text()
     extra = listed.split("\nprepare =\n")[1].split("\ntest =\n")[0].split()
     package = {"tensorflow": "tensorflow-cpu", "cv2": "opencv-python-headless"}
@@ -240,44 +242,44 @@ def test_the_extra_has_all_that_tfds_needs() -> None:
 
 
 @pytest.mark.usefixtures("all_modules")
-def test_a_dead_address_is_not_tried(manual: pathlib.Path, run: Run) -> None:
+def test_a_dead_address_is_not_requested(manual: pathlib.Path, run: Run) -> None:
     (manual / "cars_test.tgz").touch()
 
-    done = run("cars196")
+    outcome = run("cars196")
 
-    assert done.code == 1
-    assert done.errors.splitlines()[0] == (
+    assert outcome.code == 1
+    assert outcome.errors.splitlines()[0] == (
         f"prepare_data: cars196 cannot be downloaded, and {manual} lacks cars_train.tgz, "
         "car_devkit.tgz, cars_test_annos_withlabels.mat."
     )
-    # As TFDS has it in its list of checksums.
-    assert "979,269,282 bytes, sha256 512b227b30e2f0a8aab9e0948578" in done.errors
+    # From TFDS's list of checksums.
+    assert "979,269,282 bytes, sha256 512b227b30e2f0a8aab9e0948578" in outcome.errors
 
 
 @pytest.mark.usefixtures("all_modules")
 @pytest.mark.parametrize("name", ["imagenet_lt", "retinopathy", "resisc45", "sun397"])
-def test_what_is_to_be_put_where_is_told(name: str, manual: pathlib.Path, run: Run) -> None:
-    done = run(name)
+def test_the_error_lists_the_manual_files(name: str, manual: pathlib.Path, run: Run) -> None:
+    outcome = run(name)
 
-    assert done.code == 1
+    assert outcome.code == 1
     for file in obtaining.WAYS[name].files:
-        assert f"\n    {file}\n" in f"{done.errors}\n"
-    assert f"  Put into {manual}:" in done.errors
+        assert f"\n    {file}\n" in f"{outcome.errors}\n"
+    assert f"  Put into {manual}:" in outcome.errors
 
 
 @pytest.mark.parametrize("name", registry.RECORDS)
-def test_instructions_can_be_asked_for(name: str, run: Run) -> None:
-    done = run("--instructions", name)
+def test_instructions_can_be_printed(name: str, run: Run) -> None:
+    outcome = run("--instructions", name)
 
-    assert done.code == 0
-    assert done.output.startswith(f"{name} ({registry.RECORDS[name].tfds}): ")
-    assert registry.RECORDS[name].licence in done.output
+    assert outcome.code == 0
+    assert outcome.output.startswith(f"{name} ({registry.RECORDS[name].tfds}): ")
+    assert registry.RECORDS[name].licence in outcome.output
     for file in obtaining.WAYS[name].files:
-        assert f"\n    {file}\n" in done.output
+        assert f"\n    {file}\n" in outcome.output
 
 
 @pytest.mark.usefixtures("archive")
-def test_a_folder_that_is_none_of_this_machine_is_refused(
+def test_a_remote_folder_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["prepare_data", "food101", "--dir", "gs://bucket/data"])
@@ -286,43 +288,43 @@ def test_a_folder_that_is_none_of_this_machine_is_refused(
     assert "gs://bucket/data is not a local folder" in capsys.readouterr().err
 
 
-def test_a_typing_error_shows_before_any_work(tmp_path: pathlib.Path, run: Run) -> None:
-    done = run("food101", "food102")
+def test_an_unknown_name_is_refused_before_any_work(tmp_path: pathlib.Path, run: Run) -> None:
+    outcome = run("food101", "food102")
 
-    assert done.code == 1
-    assert done.errors.startswith("prepare_data: Unknown food102; known are food101, ")
+    assert outcome.code == 1
+    assert outcome.errors.startswith("prepare_data: Unknown food102; known are food101, ")
     assert not (tmp_path / "food101").exists()
 
 
 @pytest.mark.usefixtures("archive")
-def test_one_that_fails_does_not_stop_the_next(tmp_path: pathlib.Path, run: Run) -> None:
-    done = run("resisc45", "food101")
+def test_a_failure_does_not_stop_the_next_data_set(tmp_path: pathlib.Path, run: Run) -> None:
+    outcome = run("resisc45", "food101")
 
-    assert done.code == 1
-    assert "resisc45 cannot be downloaded" in done.errors
+    assert outcome.code == 1
+    assert "resisc45 cannot be downloaded" in outcome.errors
     assert prepared.state("food101", str(tmp_path)) is not None
 
 
 class Downloads:
-    """Stands for TFDS's download manager, and keeps what it is asked for."""
+    """Replaces TFDS's download manager and records the requested URLs."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def download_and_extract(self, wanted: dict[str, Any]) -> dict[str, str]:
-        self.asked = [getattr(one, "url", one) for one in wanted.values()]
-        return dict.fromkeys(wanted, "")
+    def download_and_extract(self, resources: dict[str, Any]) -> dict[str, str]:
+        self.asked = [getattr(resource, "url", resource) for resource in resources.values()]
+        return dict.fromkeys(resources, "")
 
     def iter_archive(self, path: str) -> str:
         return path
 
 
-def test_inaturalist_is_taken_from_where_it_is(
+def test_inaturalist_is_downloaded_from_its_current_address(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builder: Any = tensorflow_datasets.builder("i_naturalist2017", data_dir=str(tmp_path))
-    monkeypatch.setattr(inaturalist, "_URL", inaturalist._URL)  # Put back afterwards.
-    known = dict(builder.url_infos)
+    monkeypatch.setattr(inaturalist, "_URL", inaturalist._URL)  # Restored after the test.
+    original = dict(builder.url_infos)
     manager = Downloads()
 
     prepare_data.redirect(builder)
@@ -335,21 +337,21 @@ def test_inaturalist_is_taken_from_where_it_is(
     }
     # The files, and thus their checksums, are the same.
     assert sorted(info.checksum for info in moved.values()) == sorted(
-        info.checksum for info in known.values()
+        info.checksum for info in original.values()
     )
     assert {info.filename for info in moved.values()} == set(obtaining.WAYS["inat2017"].files)
 
 
 @pytest.fixture
 def imagenet(tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
-    """A tiny ImageNet, whose images our writer calls 000000, 000001, ..."""
+    """Writes a tiny ImageNet, whose images `tiny_tfds` names 000000, 000001, ..."""
     images = rng.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     examples = images, np.arange(5) * 200
     tiny_tfds.write(registry.IMAGENET, tmp_path, {"train": examples, "validation": examples})
 
 
 @pytest.mark.usefixtures("imagenet")
-def test_imagenet_lt_is_an_index_where_imagenet_is_prepared(
+def test_imagenet_lt_is_an_index_of_the_prepared_imagenet(
     tmp_path: pathlib.Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lists = {"train": {"000003": 600, "000001": 200}, "test": {"000004": 800}}
@@ -361,10 +363,10 @@ def test_imagenet_lt_is_an_index_where_imagenet_is_prepared(
     for file in obtaining.LISTS:
         (tmp_path / file).touch()
 
-    done = run("imagenet_lt", "--lists", str(tmp_path))
+    outcome = run("imagenet_lt", "--lists", str(tmp_path))
 
-    assert done.code == 0, done.errors
-    assert done.output == (
+    assert outcome.code == 0, outcome.errors
+    assert outcome.output == (
         "imagenet_lt: 2 images of train, 1 of validation; the paper has 115846 and 20000.\n"
     )
     splits = prepared.tfds("imagenet_lt", str(tmp_path)).splits
@@ -373,15 +375,15 @@ def test_imagenet_lt_is_an_index_where_imagenet_is_prepared(
 
 
 @pytest.mark.usefixtures("imagenet")
-def test_lists_of_imagenet_lt_that_lack_are_named(
+def test_missing_lists_of_imagenet_lt_are_named(
     manual: pathlib.Path, tmp_path: pathlib.Path, run: Run
 ) -> None:
     (manual / "ImageNet_LT_train.txt").touch()
 
-    done = run("imagenet_lt")
+    outcome = run("imagenet_lt")
 
-    assert done.code == 1
-    assert f"is prepared, but {manual} lacks ImageNet_LT_val.txt, which say" in done.errors
+    assert outcome.code == 1
+    assert f"is prepared, but {manual} lacks ImageNet_LT_val.txt, which say" in outcome.errors
     assert prepared.state("imagenet_lt", str(tmp_path)) is None
 
 
@@ -393,7 +395,7 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, int]:
 def test_the_tool_runs_from_the_command_line(tmp_path: pathlib.Path) -> None:
     root = pathlib.Path(__file__).parents[1]
 
-    done = subprocess.run(
+    outcome = subprocess.run(
         [sys.executable, "tools/prepare_data.py", "--instructions", "cars196", "--dir", tmp_path],
         capture_output=True,
         text=True,
@@ -402,5 +404,5 @@ def test_the_tool_runs_from_the_command_line(tmp_path: pathlib.Path) -> None:
         cwd=root,
     )
 
-    assert done.stdout.startswith("cars196 (cars196:2.*.*): dead address\n")
-    assert done.stderr == ""
+    assert outcome.stdout.startswith("cars196 (cars196:2.*.*): dead address\n")
+    assert outcome.stderr == ""

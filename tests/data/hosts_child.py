@@ -1,4 +1,4 @@
-"""One of several hosts of a test: reads batches under jax.distributed, and prints what it saw.
+"""One of several hosts in a test: reads batches under jax.distributed and prints digests of them.
 
 python -m tests.data.hosts_child FOLDER CACHE PORT HOSTS HOST
 """
@@ -18,22 +18,22 @@ from jax.experimental import multihost_utils
 from remem_jax import data, evaluate
 from remem_jax.workflow import context
 
-DEVICES = 4  # Of all hosts together.
+DEVICES = 4  # In total, over all hosts.
 
 
 def main(folder: str, cache: str, port: int, hosts: int, host: int) -> None:
-    """Joins the others, and prints a line of JSON."""
+    """Joins the other hosts and prints one line of JSON."""
     flags.FLAGS.mark_as_parsed()
     jax.config.update("jax_num_cpu_devices", DEVICES // hosts)
     if hosts > 1:
         jax.distributed.initialize(f"localhost:{port}", hosts, host)
-    found: dict[str, Any] = {kind: _look(folder, cache, kind) for kind in data.INPUTS[1:]}
-    found["devices"] = [jax.device_count(), jax.local_device_count()]
-    sys.stdout.write(json.dumps(found) + "\n")
+    result: dict[str, Any] = {kind: _summarise(folder, cache, kind) for kind in data.INPUTS[1:]}
+    result["devices"] = [jax.device_count(), jax.local_device_count()]
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
-def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
-    """Hashes of some batches, and the metrics of a model, by one of the two inputs."""
+def _summarise(folder: str, cache: str, kind: str) -> dict[str, Any]:
+    """Returns digests of some batches and a model's metrics, for one of the two input pipelines."""
     dataset = data.load(
         data.open_source("folder", path=folder, data_dir=""),
         data.Storage(kind, stored_size=24, resident_gib=1.0, cache=cache, threads=1),
@@ -53,9 +53,9 @@ def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
         sharding=sharding,
     )
     batches = loader.train(8, 3, stage="student")
-    seen = [_digest(batch) for batch in itertools.islice(batches, 4)]
+    digests = [_digest(batch) for batch in itertools.islice(batches, 4)]
     batches.close()
-    seen += [_digest(batch) for batch in loader.evaluation("test", 8)]
+    digests += [_digest(batch) for batch in loader.evaluation("test", 8)]
 
     kernel = np.random.default_rng(0).normal(size=(3, len(dataset.classes))).astype(np.float32)
 
@@ -72,7 +72,7 @@ def _look(folder: str, cache: str, kind: str) -> dict[str, Any]:
         predictions=True,
     ).models
     measured["predictions"] = measured["predictions"].tolist()
-    return {"seen": seen, "measured": measured}
+    return {"seen": digests, "measured": measured}
 
 
 def _digest(batch: Any) -> str:

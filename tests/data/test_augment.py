@@ -1,4 +1,4 @@
-"""Views of training and evaluation, against Pillow and against closed forms."""
+"""Training and evaluation transforms, compared with Pillow and with closed forms."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from remem_jax.data.images.boxes import Boxes
 from remem_jax.records import Key
 
 HEIGHT, WIDTH = 11, 17
-# (top, left, height, width): all of the image, its corners, a strip, less than a pixel.
+# (top, left, height, width): the whole image, its corners, a strip, less than a pixel.
 BOXES = [
     (0.0, 0.0, 11.0, 17.0),
     (1.5, 2.25, 4.5, 3.75),
@@ -29,7 +29,7 @@ TOLERANCE = 1e-3
 
 @pytest.fixture
 def images(rng: np.random.Generator) -> np.ndarray:
-    """Noise, which has the steepest slopes."""
+    """Noise: images with the steepest possible gradients."""
     return rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
@@ -38,7 +38,7 @@ def _boxes(*box: float) -> Boxes:
 
 
 def _pillow(images: np.ndarray, size: int, box: tuple[float, ...] | None) -> np.ndarray:
-    """Pillow's resize in mode "F", a channel at a time."""
+    """Resizes with Pillow in mode "F", one channel at a time."""
     if box is not None:
         top, left, height, width = np.asarray(box, np.float32).tolist()
         box = (left, top, min(left + width, WIDTH), min(top + height, HEIGHT))
@@ -53,7 +53,7 @@ def _pillow(images: np.ndarray, size: int, box: tuple[float, ...] | None) -> np.
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("box", BOXES)
-def test_crop_and_resize_is_that_of_pillow(
+def test_crop_and_resize_matches_pillow(
     images: np.ndarray, box: tuple[float, ...], size: int
 ) -> None:
     actual = augment.crop_and_resize(jnp.asarray(images), _boxes(*box), size)
@@ -62,7 +62,7 @@ def test_crop_and_resize_is_that_of_pillow(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_resize_is_that_of_pillow(images: np.ndarray, size: int) -> None:
+def test_resize_matches_pillow(images: np.ndarray, size: int) -> None:
     actual = augment.resize(jnp.asarray(images), size)
 
     np.testing.assert_allclose(actual, _pillow(images, size, None), rtol=0, atol=TOLERANCE)
@@ -109,7 +109,7 @@ def test_black_is_minus_one_and_white_is_one_in_every_transform(
     np.testing.assert_allclose(actual, jnp.full((3, 5, 5, 3), value), atol=1e-5)
 
 
-def test_evaluation_view_does_not_depend_on_the_key(images: np.ndarray, key: Key) -> None:
+def test_evaluation_transform_does_not_depend_on_the_key(images: np.ndarray, key: Key) -> None:
     transform = augment.make_evaluation_transform(size=5)
 
     np.testing.assert_array_equal(
@@ -118,7 +118,7 @@ def test_evaluation_view_does_not_depend_on_the_key(images: np.ndarray, key: Key
     )
 
 
-def test_training_view_of_the_whole_image_is_that_of_evaluation(
+def test_training_crop_of_the_whole_image_equals_the_evaluation_transform(
     images: np.ndarray, key: Key
 ) -> None:
     train = augment.make_train_transform(size=5, crop_area=(1.0, 1.0), flip=False)
@@ -129,7 +129,7 @@ def test_training_view_of_the_whole_image_is_that_of_evaluation(
     )
 
 
-def test_views_of_one_key_are_equal(images: np.ndarray, key: Key) -> None:
+def test_equal_keys_give_equal_augmentations(images: np.ndarray, key: Key) -> None:
     transform = augment.make_train_transform(size=5, crop_area=(0.1, 1.0), flip=True)
 
     np.testing.assert_array_equal(
@@ -137,7 +137,7 @@ def test_views_of_one_key_are_equal(images: np.ndarray, key: Key) -> None:
     )
 
 
-def test_views_of_two_keys_differ(images: np.ndarray, key: Key) -> None:
+def test_different_keys_give_different_augmentations(images: np.ndarray, key: Key) -> None:
     transform = augment.make_train_transform(size=5, crop_area=(0.1, 1.0), flip=True)
 
     first, second = (transform(k, jnp.asarray(images)) for k in jax.random.split(key))
@@ -154,7 +154,7 @@ def test_images_of_a_batch_are_cropped_differently(images: np.ndarray, key: Key)
 
 
 def _mirrored(key: Key, flip: bool) -> np.ndarray:
-    """Which of 400 copies of an image of two pixels, dark and light, come out mirrored."""
+    """Returns which of 400 copies of a two-pixel image (dark, light) are mirrored."""
     images = jnp.broadcast_to(jnp.asarray([0, 255], jnp.uint8)[:, None], (400, 1, 2, 3))
     transform = augment.make_train_transform(size=2, crop_area=(1.0, 1.0), flip=flip)(key, images)
     return np.asarray(transform[:, 0, 0, 0] > transform[:, 0, 1, 0])
@@ -166,12 +166,12 @@ def test_half_of_the_images_are_mirrored(key: Key) -> None:
     assert stats.binomtest(int(count), 400, 0.5).pvalue > 1e-3
 
 
-def test_no_image_is_mirrored_where_it_would_change_its_class(key: Key) -> None:
+def test_no_image_is_mirrored_if_flipping_is_off(key: Key) -> None:
     assert not _mirrored(key, flip=False).any()
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_mirroring_swaps_left_and_right_alone(images: np.ndarray, key: Key, size: int) -> None:
+def test_mirroring_only_swaps_left_and_right(images: np.ndarray, key: Key, size: int) -> None:
     many = jnp.asarray(images[[0] * 16])
     plain = augment.make_train_transform(size=size, crop_area=(1.0, 1.0), flip=False)(key, many)
 
@@ -187,7 +187,7 @@ def test_mirroring_swaps_left_and_right_alone(images: np.ndarray, key: Key, size
 # Mixup.
 
 
-def test_an_image_is_mixed_with_the_one_before_it() -> None:
+def test_mixup_mixes_each_image_with_the_previous_one() -> None:
     values = jnp.asarray([[1.0, 0.0], [0.0, 1.0], [4.0, 8.0]])
 
     actual = augment.mix(values, jnp.asarray(0.75))
@@ -196,23 +196,21 @@ def test_an_image_is_mixed_with_the_one_before_it() -> None:
     np.testing.assert_allclose(actual, 0.75 * np.asarray(values) + 0.25 * before, rtol=1e-6)
 
 
-def test_images_and_their_classes_are_mixed_alike(images: np.ndarray, key: Key) -> None:
+def test_mixup_mixes_images_and_labels_with_the_same_weights(images: np.ndarray, key: Key) -> None:
     share = augment.mixup_share(key, 0.8)
     classes = jnp.eye(2)
 
-    shown = augment.mix(jnp.asarray(images, jnp.float32), share)
+    mixed = augment.mix(jnp.asarray(images, jnp.float32), share)
     targets = np.asarray(augment.mix(classes, share))
 
     expected = np.tensordot(targets, images.astype(np.float32), axes=1)
-    np.testing.assert_allclose(shown, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(targets.sum(-1), 1.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8])
-def test_shares_of_mixup_are_the_larger_of_two_that_are_beta_distributed(
-    key: Key, alpha: float
-) -> None:
-    draw = jax.jit(jax.vmap(lambda one: augment.mixup_share(one, alpha)))
+def test_mixup_weights_are_folded_beta_distributed(key: Key, alpha: float) -> None:
+    draw = jax.jit(jax.vmap(lambda key: augment.mixup_share(key, alpha)))
 
     shares = np.asarray(draw(jax.random.split(key, 1000)), np.float64)
 

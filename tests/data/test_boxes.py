@@ -1,4 +1,4 @@
-"""Random boxes: their distribution, and that NumPy and JAX draw the same."""
+"""Random crop boxes: their distribution, and the agreement of NumPy and JAX."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from scipy import stats
 from remem_jax.data.images import boxes
 
 
-def test_numpy_and_jax_make_the_same_boxes_of_the_same_draws(rng: np.random.Generator) -> None:
+def test_numpy_and_jax_make_the_same_boxes_from_the_same_draws(rng: np.random.Generator) -> None:
     draws = rng.random((4, 100))
     settings = {"height": 375, "width": 500, "area": (0.05, 1.0)}
 
@@ -21,13 +21,13 @@ def test_numpy_and_jax_make_the_same_boxes_of_the_same_draws(rng: np.random.Gene
     np.testing.assert_allclose(np.stack(device), np.stack(host), rtol=1e-5, atol=1e-3)
 
 
-def test_a_box_of_one_image_is_that_of_a_batch(rng: np.random.Generator) -> None:
+def test_a_box_is_the_same_alone_and_in_a_batch(rng: np.random.Generator) -> None:
     draws = rng.random((4, 3))
     settings = {"height": 30, "width": 40, "area": (0.05, 1.0)}
 
-    one = [boxes.random_boxes(draws[:, i], **settings) for i in range(3)]
+    rows = [boxes.random_boxes(draws[:, i], **settings) for i in range(3)]
 
-    np.testing.assert_allclose(np.transpose(one), np.stack(boxes.random_boxes(draws, **settings)))
+    np.testing.assert_allclose(np.transpose(rows), np.stack(boxes.random_boxes(draws, **settings)))
 
 
 class Drawn(NamedTuple):
@@ -45,13 +45,13 @@ def _drawn(rng: np.random.Generator, area: tuple[float, float]) -> Drawn:
 
 @pytest.fixture
 def wide_boxes(rng: np.random.Generator) -> Drawn:
-    """Boxes of 5 to 100 % of an image of 30 x 40 pixels: some are cut."""
+    """Boxes that cover 5 to 100 % of a 30 x 40 image; some are clipped to it."""
     return _drawn(rng, (0.05, 1.0))
 
 
 @pytest.fixture
 def small_boxes(rng: np.random.Generator) -> Drawn:
-    """Boxes of 10 to 30 % of an image of 30 x 40 pixels: none is cut."""
+    """Boxes that cover 10 to 30 % of a 30 x 40 image; none is clipped."""
     return _drawn(rng, (0.1, 0.3))
 
 
@@ -64,46 +64,46 @@ def test_random_boxes_lie_inside_the_image(wide_boxes: Drawn) -> None:
     assert (left + width <= 40 + 1e-9).all()
 
 
-def _is_cut(drawn: Drawn) -> np.ndarray:
+def _is_clipped(drawn: Drawn) -> np.ndarray:
     return (drawn.height == 30) | (drawn.width == 40)
 
 
-def test_random_boxes_have_areas_within_the_bounds_unless_cut(
+def test_areas_of_random_boxes_are_within_the_bounds_unless_clipped(
     wide_boxes: Drawn,
 ) -> None:
-    share = wide_boxes.height * wide_boxes.width / (30 * 40)
-    cut = _is_cut(wide_boxes)
+    coverage = wide_boxes.height * wide_boxes.width / (30 * 40)
+    clipped = _is_clipped(wide_boxes)
 
-    assert (share <= 1 + 1e-6).all()
-    assert (share[~cut] >= 0.05 - 1e-6).all()
-    assert 0 < cut.sum() < 500
+    assert (coverage <= 1 + 1e-6).all()
+    assert (coverage[~clipped] >= 0.05 - 1e-6).all()
+    assert 0 < clipped.sum() < 500
 
 
-def test_random_boxes_have_ratios_of_three_to_four_unless_cut(
+def test_aspect_ratios_of_random_boxes_are_within_3_4_and_4_3_unless_clipped(
     wide_boxes: Drawn,
 ) -> None:
-    ratio = (wide_boxes.width / wide_boxes.height)[~_is_cut(wide_boxes)]
+    ratio = (wide_boxes.width / wide_boxes.height)[~_is_clipped(wide_boxes)]
 
     assert (ratio >= 3 / 4 - 1e-9).all()
     assert (ratio <= 4 / 3 + 1e-9).all()
 
 
 def test_areas_of_random_boxes_are_uniform(small_boxes: Drawn) -> None:
-    share = small_boxes.height * small_boxes.width / (30 * 40)
+    coverage = small_boxes.height * small_boxes.width / (30 * 40)
 
-    assert stats.kstest(share, stats.uniform(0.1, 0.2).cdf).pvalue > 1e-3
+    assert stats.kstest(coverage, stats.uniform(0.1, 0.2).cdf).pvalue > 1e-3
 
 
-def test_ratios_of_random_boxes_are_log_uniform(small_boxes: Drawn) -> None:
+def test_aspect_ratios_of_random_boxes_are_log_uniform(small_boxes: Drawn) -> None:
     ratio = small_boxes.width / small_boxes.height
 
     assert stats.kstest(ratio, stats.loguniform(3 / 4, 4 / 3).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("edge", "side", "pixels"), [("top", "height", 30), ("left", "width", 40)])
-def test_places_of_random_boxes_are_uniform(
+def test_positions_of_random_boxes_are_uniform(
     small_boxes: Drawn, edge: str, side: str, pixels: int
 ) -> None:
-    place = getattr(small_boxes, edge) / (pixels - getattr(small_boxes, side))
+    position = getattr(small_boxes, edge) / (pixels - getattr(small_boxes, side))
 
-    assert stats.kstest(place, "uniform").pvalue > 1e-3
+    assert stats.kstest(position, "uniform").pvalue > 1e-3

@@ -1,4 +1,4 @@
-"""The cache of scans: what it stores, and that no kill, damage or second writer corrupts it."""
+"""The scan cache: its content, and that kills, damage and concurrent writers cannot corrupt it."""
 
 import errno
 import io
@@ -42,7 +42,7 @@ def _split(images: Sequence[bytes | np.ndarray], key: str = "key") -> sources.Sp
 
 @pytest.fixture
 def images(rng: np.random.Generator) -> list[np.ndarray]:
-    """Seven images of one size."""
+    """Seven images of the same size."""
     return _noise(rng, *[(4, 6)] * 7)
 
 
@@ -58,7 +58,7 @@ def _stored(result: ScanResult) -> np.ndarray:
 
 
 def _read_cached(split: sources.Split, folder: pathlib.Path, **options: Any) -> ScanResult:
-    """The same, where no image may be decoded."""
+    """Scans like `_scan`, but fails if an image is decoded."""
 
     def decode(*args: object, **kwargs: object) -> np.ndarray:
         raise AssertionError("decoded again")
@@ -68,11 +68,11 @@ def _read_cached(split: sources.Split, folder: pathlib.Path, **options: Any) -> 
         return _scan(split, folder, **options)
 
 
-# What is kept.
+# Cached images.
 
 
 @pytest.mark.parametrize("key", ["key", ""], ids=["on disk", "in memory"])
-def test_images_of_one_size_are_kept_as_they_are(
+def test_images_of_one_size_are_cached_unchanged(
     images: list[np.ndarray], tmp_path: pathlib.Path, key: str
 ) -> None:
     result = _scan(_split([_png(image) for image in images], key), tmp_path)
@@ -96,7 +96,7 @@ def test_images_of_one_size_are_kept_as_they_are(
     ],
     ids=["two sizes", "one too high", "the first too high", "all too wide", "as stored", "late"],
 )
-def test_other_images_become_squares_as_by_pillow(
+def test_images_of_several_sizes_are_resized_to_squares_like_pillow(
     rng: np.random.Generator, tmp_path: pathlib.Path, shapes: list[tuple[int, int]], key: str
 ) -> None:
     images = _noise(rng, *shapes)
@@ -109,14 +109,14 @@ def test_other_images_become_squares_as_by_pillow(
     ]
     assert np.abs(_stored(result) - squares).max() <= 1
     assert result.resized
-    np.testing.assert_array_equal(result.shapes, shapes)  # As they are in the files.
+    np.testing.assert_array_equal(result.shapes, shapes)  # The sizes in the files.
 
 
-def test_arrays_are_kept_too(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
+def test_arrays_are_cached_too(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(_stored(_scan(_split(images, ""), tmp_path)), images)
 
 
-def test_without_pixels_the_rest_is_the_same(
+def test_a_scan_without_pixels_differs_in_nothing_else(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
@@ -130,7 +130,7 @@ def test_without_pixels_the_rest_is_the_same(
 
 
 @pytest.mark.parametrize("shapes", [[(4, 6)] * 7, [(4, 6)] * 6 + [(5, 5)]])
-def test_pixels_beyond_the_limit_are_left_out(
+def test_pixels_beyond_the_limit_are_not_cached(
     rng: np.random.Generator, tmp_path: pathlib.Path, shapes: list[tuple[int, int]]
 ) -> None:
     size = 7 * (4 * 6 if shapes[-1] == (4, 6) else 16 * 16) * 3
@@ -143,7 +143,7 @@ def test_pixels_beyond_the_limit_are_left_out(
 # Corrupt images.
 
 
-def test_corrupt_images_are_listed_and_left_out(
+def test_corrupt_images_are_listed_and_skipped(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     encoded = [_png(image) for image in images]
@@ -166,7 +166,7 @@ def test_more_corrupt_images_than_allowed_are_refused(
         _scan(split, tmp_path, corrupt_limit=1)
 
 
-def test_a_lower_limit_of_corrupt_images_holds_for_what_is_read_cacheded(
+def test_a_lower_limit_of_corrupt_images_applies_to_a_cached_scan(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(images[0]), b"no image"])
@@ -177,7 +177,7 @@ def test_a_lower_limit_of_corrupt_images_holds_for_what_is_read_cacheded(
 
 
 @pytest.mark.parametrize("pixels", [True, False])
-def test_a_cut_jpeg_is_found_out_whether_pixels_are_kept_or_not(
+def test_a_truncated_jpeg_is_detected_with_and_without_cached_pixels(
     rng: np.random.Generator, tmp_path: pathlib.Path, pixels: bool
 ) -> None:
     buffer = io.BytesIO()
@@ -188,7 +188,7 @@ def test_a_cut_jpeg_is_found_out_whether_pixels_are_kept_or_not(
     assert len(result.corrupt) == 1
 
 
-# What is remembered.
+# Cache hits and misses.
 
 
 def test_nothing_is_decoded_twice(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
@@ -201,7 +201,7 @@ def test_nothing_is_decoded_twice(images: list[np.ndarray], tmp_path: pathlib.Pa
     assert again.digest == first.digest
 
 
-def test_pixels_tell_all_that_is_needed_without_them(
+def test_a_scan_with_pixels_serves_a_scan_without_them(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
@@ -210,7 +210,7 @@ def test_pixels_tell_all_that_is_needed_without_them(
     assert _read_cached(split, tmp_path, pixels=False).pixels is None
 
 
-def test_pixels_that_are_too_large_are_not_made_again(
+def test_pixels_over_the_limit_are_not_decoded_again(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
@@ -219,7 +219,7 @@ def test_pixels_that_are_too_large_are_not_made_again(
     assert _read_cached(split, tmp_path, max_bytes=10).pixels is None
 
 
-def test_pixels_are_made_where_they_were_not_wanted_before(
+def test_pixels_are_added_to_a_scan_that_lacks_them(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
@@ -241,7 +241,7 @@ def test_other_data_and_other_sizes_are_scanned_again(
 
 
 @pytest.mark.parametrize("changed", [0, 3, 6])
-def test_other_images_of_the_same_key_are_noticed(
+def test_different_images_under_the_same_key_are_noticed(
     images: list[np.ndarray], tmp_path: pathlib.Path, changed: int
 ) -> None:
     encoded = [_png(image) for image in images]
@@ -255,7 +255,7 @@ def test_other_images_of_the_same_key_are_noticed(
     assert result.digest == _scan(_split(encoded, "afresh"), tmp_path).digest
 
 
-def test_an_image_that_is_gone_is_noticed(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
+def test_a_missing_image_is_noticed(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
     encoded = [_png(image) for image in images]
     _scan(_split(encoded), tmp_path)
 
@@ -264,7 +264,9 @@ def test_an_image_that_is_gone_is_noticed(images: list[np.ndarray], tmp_path: pa
     assert len(result.corrupt) == 1
 
 
-def test_of_many_images_a_sample_is_read(images: list[np.ndarray], tmp_path: pathlib.Path) -> None:
+def test_many_images_are_verified_by_a_sample(
+    images: list[np.ndarray], tmp_path: pathlib.Path
+) -> None:
     split = _split([_png(image) for image in images] * 50)
     _scan(split, tmp_path)
     rows: list[int] = []
@@ -279,7 +281,7 @@ def test_of_many_images_a_sample_is_read(images: list[np.ndarray], tmp_path: pat
     assert (rows[0], rows[-1]) == (0, 349)
 
 
-def test_the_digest_is_that_of_the_content(
+def test_the_digest_depends_on_the_content_only(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     encoded = [_png(image) for image in images]
@@ -292,7 +294,7 @@ def test_the_digest_is_that_of_the_content(
 # Damage.
 
 
-def test_an_entry_of_before_sizes_were_kept_is_still_read(
+def test_an_older_entry_without_sizes_is_still_read(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
@@ -310,7 +312,7 @@ def test_an_entry_of_before_sizes_were_kept_is_still_read(
 
 @pytest.mark.parametrize("name", ["about.json", "index.npz", "pixels.bin"])
 @pytest.mark.parametrize("damage", ["cut", "emptied", "lost"])
-def test_a_damaged_entry_is_made_again(
+def test_a_damaged_entry_is_replaced(
     images: list[np.ndarray], tmp_path: pathlib.Path, name: str, damage: str
 ) -> None:
     split = _split([_png(image) for image in images])
@@ -327,7 +329,7 @@ def test_a_damaged_entry_is_made_again(
     np.testing.assert_array_equal(_stored(_read_cached(split, tmp_path)), images)
 
 
-def test_a_folder_that_cannot_be_written_is_named(
+def test_the_error_names_a_folder_that_is_not_writable(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -336,7 +338,7 @@ def test_a_folder_that_cannot_be_written_is_named(
         _scan(_split(images), tmp_path / "file" / "cache")
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_no_partial_entry(
     images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flush(file: Any) -> None:
@@ -350,19 +352,19 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-# A cache that may not be written to, and one without locks.
+# A read-only cache, and a cache without file locks.
 
 
-def _closed(path: pathlib.Path, *_: Any, **__: Any) -> Any:
+def _deny(path: pathlib.Path, *_: Any, **__: Any) -> Any:
     raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
 
-def test_what_is_in_another_users_cache_is_read(
+def test_an_entry_in_another_users_cache_is_read(
     images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = _split([_png(image) for image in images])
     _scan(split, tmp_path)
-    monkeypatch.setattr(locks, "held", _closed)
+    monkeypatch.setattr(locks, "held", _deny)
 
     np.testing.assert_array_equal(_stored(_read_cached(split, tmp_path)), images)
 
@@ -371,7 +373,7 @@ def test_other_images_in_another_users_cache_are_not_used(
     images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _scan(_split([_png(255 - image) for image in images]), tmp_path)
-    monkeypatch.setattr(locks, "held", _closed)
+    monkeypatch.setattr(locks, "held", _deny)
 
     result = _scan(_split([_png(image) for image in images]), tmp_path)
 
@@ -379,14 +381,14 @@ def test_other_images_in_another_users_cache_are_not_used(
 
 
 @pytest.mark.parametrize("made", [True, False])
-def test_what_cannot_be_kept_is_in_memory_and_a_warning_says_so(
+def test_a_scan_that_cannot_be_cached_stays_in_memory_with_a_warning(
     made: bool,
     images: list[np.ndarray],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(*((locks, "held") if made else (pathlib.Path, "mkdir")), _closed)
+    monkeypatch.setattr(*((locks, "held") if made else (pathlib.Path, "mkdir")), _deny)
 
     result = _scan(_split([_png(image) for image in images]), tmp_path / "cache")
 
@@ -394,17 +396,17 @@ def test_what_cannot_be_kept_is_in_memory_and_a_warning_says_so(
     assert "set config.data.cache to" in caplog.text
 
 
-def test_images_of_other_sizes_are_squares_in_memory_too(
+def test_images_of_several_sizes_are_resized_in_memory_too(
     rng: np.random.Generator, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = _split([_png(image) for image in _noise(rng, (4, 6), (4, 6), (30, 20))])
     expected = _stored(_scan(split, tmp_path))
-    monkeypatch.setattr(locks, "held", _closed)
+    monkeypatch.setattr(locks, "held", _deny)
 
     np.testing.assert_array_equal(_stored(_scan(split, tmp_path / "other")), expected)
 
 
-def test_the_default_cache_is_named_by_its_variable_and_may_be_in_no_home(
+def test_the_default_cache_follows_its_variable_and_needs_no_home(
     images: list[np.ndarray],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -420,7 +422,7 @@ def test_the_default_cache_is_named_by_its_variable_and_may_be_in_no_home(
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_without_locks_the_first_whole_entry_stays(
+def test_without_locks_the_first_complete_entry_wins(
     there: bool, images: list[np.ndarray], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split, rename = _split([_png(image) for image in images]), pathlib.Path.rename
@@ -439,7 +441,7 @@ def test_without_locks_the_first_whole_entry_stays(
 
 # Several processes.
 
-# Scans 40 images, each of which takes a hundredth of a second to decode, which is noted.
+# Scans 40 images; decoding takes 10 ms each and is logged.
 _CHILD = """
 import io, pathlib, sys, time
 import numpy as np
@@ -493,7 +495,7 @@ def test_two_processes_share_one_scan(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("after", [1, 35])
-def test_a_kill_leaves_nothing_that_counts(tmp_path: pathlib.Path, after: int) -> None:
+def test_a_kill_leaves_no_partial_entry(tmp_path: pathlib.Path, after: int) -> None:
     child = _child(tmp_path)
     while _decoded(tmp_path) < after:
         assert child.poll() is None
@@ -509,7 +511,7 @@ def test_a_kill_leaves_nothing_that_counts(tmp_path: pathlib.Path, after: int) -
     assert not list((tmp_path / "cache").glob("*.partial"))
 
 
-def test_an_image_that_is_decoded_is_decoded_as_alone(
+def test_the_cached_image_equals_the_image_decoded_alone(
     rng: np.random.Generator, tmp_path: pathlib.Path
 ) -> None:
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Class names that cannot be kept, and classes that are too small, in every kind of data."""
+"""Class names that cannot be stored and classes that are too small, for every kind of source."""
 
 import json
 import os
@@ -72,31 +72,33 @@ def test_a_blank_name_is_refused(tmp_path: pathlib.Path, opened: _Open) -> None:
 
 
 @pytest.mark.parametrize("opened", [_folder, _list, _arrays])
-def test_names_that_are_one_in_unicode_are_refused(tmp_path: pathlib.Path, opened: _Open) -> None:
+def test_names_equal_in_unicode_are_refused(tmp_path: pathlib.Path, opened: _Open) -> None:
     with pytest.raises(SettingError, match=r"'cafe\\u0301' and 'caf\\xe9', which are one name"):
         opened(tmp_path, ["caf\u00e9", "dog", "cafe\u0301"][::-1])
 
 
-def test_a_name_that_arrays_have_twice_is_refused(tmp_path: pathlib.Path) -> None:
+def test_a_duplicate_class_name_in_arrays_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(SettingError, match="'cat' and 'cat', which are one name"):
         _arrays(tmp_path, ["cat", "cat"])
 
 
 @pytest.mark.parametrize("opened", [_folder, _list, _arrays])
-def test_names_of_any_script_are_kept(tmp_path: pathlib.Path, opened: _Open) -> None:
+def test_names_in_any_script_are_kept(tmp_path: pathlib.Path, opened: _Open) -> None:
     names = ["=1+1", "a, \"b\" 'c'", "x|y", "ß ü", "猫", "👩\u200d🚀"]
 
     assert opened(tmp_path, names).classes == tuple(names)
 
 
 @pytest.mark.parametrize("opened", [_folder, _list, _arrays])
-def test_names_that_differ_in_case_are_warned_of(tmp_path: pathlib.Path, opened: _Open) -> None:
+def test_names_differing_only_in_case_cause_a_warning(
+    tmp_path: pathlib.Path, opened: _Open
+) -> None:
     source = opened(tmp_path, ["Dog", "cat", "dog"])
 
     assert source.warnings == ("the classes Dog and dog differ only in case or spaces",)
 
 
-def test_classes_without_a_training_image_are_warned_of() -> None:
+def test_classes_without_a_training_image_cause_a_warning() -> None:
     (warning,) = class_names.warnings({"train": {"a": 3}, "test": {"b": 1, "a": 1, "c": 2}})
 
     assert warning.startswith("the classes b and c have no training image")
@@ -110,7 +112,7 @@ def test_classes_without_a_training_image_are_warned_of() -> None:
         (_arrays, 1, "has 1 training image; 2 are needed, one each to train and validate"),
     ],
 )
-def test_a_class_of_too_few_images_is_named_with_the_number_that_is_needed(
+def test_the_error_for_a_small_class_gives_the_required_number_of_images(
     tmp_path: pathlib.Path, opened: _Open, images: int, message: str
 ) -> None:
     with pytest.raises(SettingError, match=rf"The class 'owl' {message}.*config\.data\.path"):
@@ -118,7 +120,7 @@ def test_a_class_of_too_few_images_is_named_with_the_number_that_is_needed(
 
 
 @pytest.mark.parametrize("images", [3, 4, 5, 9])
-def test_of_three_images_one_goes_to_each_split(tmp_path: pathlib.Path, images: int) -> None:
+def test_three_images_give_one_to_each_split(tmp_path: pathlib.Path, images: int) -> None:
     labels = _folder(tmp_path, ["a", "b"], images).splits["train"].labels
     assert labels is not None
 
@@ -128,7 +130,7 @@ def test_of_three_images_one_goes_to_each_split(tmp_path: pathlib.Path, images: 
     assert len(labels) - len(held) >= 2
 
 
-def test_a_class_of_arrays_without_an_image_is_named(tmp_path: pathlib.Path) -> None:
+def test_the_error_names_a_class_without_images_in_arrays(tmp_path: pathlib.Path) -> None:
     pixels, labels = np.zeros((4, 2, 2, 3), np.uint8), np.asarray([0, 0, 1, 1])
     images = {"train_image": pixels, "train_label": labels}
     images |= {"test_image": pixels, "test_label": labels}
@@ -137,7 +139,7 @@ def test_a_class_of_arrays_without_an_image_is_named(tmp_path: pathlib.Path) -> 
     assert open_arrays(str(tmp_path / "a.npz")).empty_classes == ("c",)
 
 
-def test_a_title_and_a_file_that_are_not_utf8_can_be_stored(tmp_path: pathlib.Path) -> None:
+def test_titles_and_file_names_that_are_not_utf8_can_be_stored(tmp_path: pathlib.Path) -> None:
     root = tmp_path / os.fsdecode(b"im\xff\ngs")
     root.mkdir()
     source = _folder(root, ["cat", "dog"])
@@ -147,12 +149,12 @@ def test_a_title_and_a_file_that_are_not_utf8_can_be_stored(tmp_path: pathlib.Pa
 
     dataset = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=2)
 
-    said = (source.title, *dataset.corrupt_images)
-    assert all(text.isprintable() and text.encode() for text in said)
+    texts = (source.title, *dataset.corrupt_images)
+    assert all(text.isprintable() and text.encode() for text in texts)
     assert source.title == r"im\udcff\ngs"
 
 
-def test_a_number_of_too_many_digits_for_python_is_a_name(tmp_path: pathlib.Path) -> None:
+def test_a_number_with_too_many_digits_for_python_is_a_name(tmp_path: pathlib.Path) -> None:
     name = "1" * (sys.get_int_max_str_digits() + 1)
 
     assert _list(tmp_path, ["7", name]).classes == ("7", name)

@@ -1,4 +1,4 @@
-"""Encoded images to pixels, and pixels to squares, against Pillow."""
+"""Decoding images and resizing them to squares, compared with Pillow."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from remem_jax.data.images import decoding, formats
 
-pillow_heif.register_heif_opener()  # Writes HEIC, and is what reading is compared with.
+pillow_heif.register_heif_opener()  # Lets Pillow write and read HEIC.
 
 
 def _encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -32,18 +32,18 @@ def _by_pillow(encoded: bytes) -> np.ndarray:
 
 @pytest.fixture
 def picture(rng: np.random.Generator) -> np.ndarray:
-    """Noise that is not square."""
+    """A non-square image of noise."""
     return rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
 
 @pytest.fixture
 def soft(rng: np.random.Generator) -> Image.Image:
-    """Clouds of color, of odd sides, as a JPEG's picture may be."""
+    """Smooth colors with odd side lengths, like a typical JPEG."""
     noise = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((83, 61), Image.Resampling.BICUBIC)
 
 
-# What is decoded to what.
+# Decoding.
 
 
 def test_png_is_decoded_to_its_pixels(picture: np.ndarray) -> None:
@@ -59,7 +59,7 @@ def test_decoded_images_are_uint8(picture: np.ndarray) -> None:
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("quality", [5, 50, 90, 100])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_jpeg_has_the_pixels_of_pillow(
+def test_jpeg_decodes_like_pillow(
     soft: Image.Image, subsampling: str, quality: int, progressive: bool
 ) -> None:
     encoded = _encoded(
@@ -71,7 +71,7 @@ def test_jpeg_has_the_pixels_of_pillow(
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (16, 16), (17, 31), (33, 8)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_of_any_size_has_the_pixels_of_pillow(
+def test_jpeg_of_any_size_decodes_like_pillow(
     soft: Image.Image, size: tuple[int, int], mode: str
 ) -> None:
     encoded = _encoded(soft.resize(size).convert(mode), "JPEG")
@@ -80,9 +80,7 @@ def test_jpeg_of_any_size_has_the_pixels_of_pillow(
 
 
 @pytest.mark.parametrize("options", [{"keep_rgb": True}, {"restart_marker_rows": 1}])
-def test_jpeg_of_a_rare_kind_has_the_pixels_of_pillow(
-    soft: Image.Image, options: dict[str, Any]
-) -> None:
+def test_rare_kinds_of_jpeg_decode_like_pillow(soft: Image.Image, options: dict[str, Any]) -> None:
     encoded = _encoded(soft, "JPEG", **options)
 
     np.testing.assert_array_equal(decoding.decode(encoded), _by_pillow(encoded))
@@ -110,7 +108,7 @@ def test_every_mode_is_decoded_to_rgb(mode: str, color: Any, kind: str, rgb: tup
     decoded = decoding.decode(encoded)
 
     expected = np.broadcast_to(np.asarray(rgb), (8, 16, 3))
-    np.testing.assert_allclose(decoded, expected, atol=2)  # JPEG rounds, in other axes.
+    np.testing.assert_allclose(decoded, expected, atol=2)  # JPEG rounds in another color space.
 
 
 @pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])])
@@ -126,7 +124,7 @@ def test_palettes_are_decoded_to_their_colors(transparency: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "MPO", "TIFF", "AVIF", "HEIF"])
-def test_of_several_frames_the_first_is_decoded(kind: str) -> None:
+def test_the_first_of_several_frames_is_decoded(kind: str) -> None:
     red, blue = (Image.new("RGB", (16, 16), color) for color in ((255, 0, 0), (0, 0, 255)))
     encoded = _encoded(red, kind, save_all=True, append_images=[blue])
 
@@ -136,14 +134,14 @@ def test_of_several_frames_the_first_is_decoded(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF", "TIFF", "GIF", "JPEG2000", "PPM", "BMP"])
-def test_other_formats_have_the_pixels_of_pillow(soft: Image.Image, kind: str) -> None:
+def test_other_formats_decode_like_pillow(soft: Image.Image, kind: str) -> None:
     encoded = _encoded(soft, kind)
 
     np.testing.assert_array_equal(decoding.decode(encoded), _by_pillow(encoded))
     assert decoding.size(encoded) == (61, 83)
 
 
-def test_a_gray_map_of_16_bits_is_scaled() -> None:
+def test_a_16_bit_grey_map_is_scaled() -> None:
     levels = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
     encoded = b"P5\n4 3\n65535\n" + levels.astype(">u2").tobytes()
 
@@ -156,7 +154,7 @@ def test_grey_levels_of_unknown_range_are_refused(mode: str) -> None:
         decoding.decode(_encoded(Image.new(mode, (4, 3)), "TIFF"))
 
 
-# Upright.
+# Orientation.
 
 _ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda image: image,
@@ -170,7 +168,7 @@ _ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _turned(image: Image.Image, orientation: int, kind: str) -> bytes:
+def _rotated(image: Image.Image, orientation: int, kind: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return _encoded(image, kind, exif=exif)
@@ -178,8 +176,8 @@ def _turned(image: Image.Image, orientation: int, kind: str) -> bytes:
 
 @pytest.mark.parametrize("orientation", _ORIENTATIONS)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_images_are_turned_upright(picture: np.ndarray, orientation: int, kind: str) -> None:
-    encoded = _turned(Image.fromarray(picture), orientation, kind)
+def test_images_are_rotated_upright(picture: np.ndarray, orientation: int, kind: str) -> None:
+    encoded = _rotated(Image.fromarray(picture), orientation, kind)
 
     decoded = decoding.decode(encoded)
 
@@ -188,9 +186,9 @@ def test_images_are_turned_upright(picture: np.ndarray, orientation: int, kind: 
 
 @pytest.mark.parametrize("orientation", _ORIENTATIONS)
 @pytest.mark.parametrize("kind", ["TIFF", "HEIF", "AVIF", "JPEG"])
-def test_images_are_turned_once(soft: Image.Image, orientation: int, kind: str) -> None:
-    # Pillow turns a TIFF, and libheif what HEIC says, when they are decoded.
-    encoded = _turned(soft, orientation, kind)
+def test_images_are_rotated_only_once(soft: Image.Image, orientation: int, kind: str) -> None:
+    # While decoding, Pillow already rotates TIFF files and libheif rotates HEIC files.
+    encoded = _rotated(soft, orientation, kind)
     with Image.open(io.BytesIO(encoded)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
@@ -202,16 +200,16 @@ def test_images_are_turned_once(soft: Image.Image, orientation: int, kind: str) 
 
 @pytest.mark.parametrize("orientation", _ORIENTATIONS)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_the_size_is_that_of_the_decoded_image(
+def test_the_size_equals_that_of_the_decoded_image(
     picture: np.ndarray, orientation: int, kind: str
 ) -> None:
-    encoded = _turned(Image.fromarray(picture), orientation, kind)
+    encoded = _rotated(Image.fromarray(picture), orientation, kind)
 
     assert decoding.size(encoded) == _ORIENTATIONS[orientation](picture).shape[:2]
 
 
-def test_the_size_of_a_png_whose_exif_stands_last_is_that_upright(picture: np.ndarray) -> None:
-    encoded = _turned(Image.fromarray(picture), 6, "PNG")
+def test_the_size_of_a_png_respects_exif_at_its_end(picture: np.ndarray) -> None:
+    encoded = _rotated(Image.fromarray(picture), 6, "PNG")
     start = encoded.index(b"eXIf") - 4
     stop = start + 12 + int.from_bytes(encoded[start : start + 4], "big")
     end = encoded.index(b"IEND") - 4
@@ -221,10 +219,13 @@ def test_the_size_of_a_png_whose_exif_stands_last_is_that_upright(picture: np.nd
     assert decoding.decode(moved).shape == (6, 4, 3)
 
 
-def test_the_size_is_read_from_the_header_alone(soft: Image.Image) -> None:
+def test_the_size_needs_only_the_header(soft: Image.Image) -> None:
     encoded = _encoded(soft, "JPEG")
 
-    assert decoding.size(encoded[:650]) == (61, 83)  # Tables and frame take 623 bytes.
+    assert decoding.size(encoded[:650]) == (
+        61,
+        83,
+    )  # Tables and frame header: 623 bytes.
 
 
 @pytest.mark.parametrize(
@@ -237,15 +238,15 @@ def test_the_size_is_read_from_the_header_alone(soft: Image.Image) -> None:
     ids=["no TIFF", "orientation of text", "orientation of 9"],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_broken_exif_leaves_the_picture(soft: Image.Image, exif: bytes, kind: str) -> None:
+def test_broken_exif_does_not_prevent_decoding(soft: Image.Image, exif: bytes, kind: str) -> None:
     encoded = _encoded(soft, kind, exif=b"Exif\0\0" + exif)
 
     np.testing.assert_array_equal(decoding.decode(encoded), _by_pillow(encoded))
 
 
-def test_a_tiff_with_a_broken_part_of_exif_is_read(soft: Image.Image) -> None:
+def test_a_tiff_with_a_broken_exif_tag_is_read(soft: Image.Image) -> None:
     exif = Image.Exif()
-    exif[0xFDE8] = 1234  # To be made a pointer to EXIF, out of the file.
+    exif[0xFDE8] = 1234  # Turned below into an EXIF pointer past the end of the file.
     encoded = bytearray(_encoded(soft, "TIFF", exif=exif))
     at = encoded.rindex((0xFDE8).to_bytes(2, "little"))
     encoded[at : at + 12] = struct.pack("<HHII", 0x8769, 4, 1, 2**32 - 16)
@@ -254,21 +255,21 @@ def test_a_tiff_with_a_broken_part_of_exif_is_read(soft: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "HEIF", "AVIF"])
-def test_what_is_cut_is_corrupt_though_it_has_exif(soft: Image.Image, kind: str) -> None:
-    encoded = _turned(soft, 6, kind)
+def test_a_truncated_image_with_exif_is_corrupt(soft: Image.Image, kind: str) -> None:
+    encoded = _rotated(soft, 6, kind)
 
     for share in (0.3, 0.6, 0.9):
         with pytest.raises(decoding.CorruptImageError, match=r"^\w.*$"):
             decoding.decode(encoded[: int(share * len(encoded))])
 
 
-# Reduced.
+# Reduced decoding.
 
 
 @pytest.mark.parametrize(
     ("at_least", "expected"),
     [
-        ((800, 100), (400, 500)),  # A small picture is not enlarged.
+        ((800, 100), (400, 500)),  # Small images are not enlarged.
         ((400, 500), (400, 500)),
         ((201, 10), (400, 500)),
         ((200, 250), (200, 250)),
@@ -279,7 +280,7 @@ def test_what_is_cut_is_corrupt_though_it_has_exif(soft: Image.Image, kind: str)
         ((1, 1), (50, 63)),
     ],
 )
-def test_a_jpeg_is_reduced_while_it_stays_large_enough(
+def test_a_jpeg_is_reduced_as_far_as_the_required_size_allows(
     soft: Image.Image, at_least: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     encoded = _encoded(soft.resize((500, 400)), "JPEG")
@@ -291,9 +292,7 @@ def test_a_jpeg_is_reduced_while_it_stays_large_enough(
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("reduction", [2, 4, 8])
-def test_a_reduced_jpeg_has_the_pixels_of_pillow(
-    soft: Image.Image, mode: str, reduction: int
-) -> None:
+def test_a_reduced_jpeg_decodes_like_pillow(soft: Image.Image, mode: str, reduction: int) -> None:
     width, height = 333, 250
     encoded = _encoded(soft.resize((width, height)).convert(mode), "JPEG")
     at_least = (-(-height // reduction), -(-width // reduction))
@@ -306,14 +305,14 @@ def test_a_reduced_jpeg_has_the_pixels_of_pillow(
         np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
 
 
-def test_what_is_enough_is_meant_upright(soft: Image.Image) -> None:
-    encoded = _turned(soft.resize((400, 100)), 6, "JPEG")
+def test_the_required_size_refers_to_the_upright_image(soft: Image.Image) -> None:
+    encoded = _rotated(soft.resize((400, 100)), 6, "JPEG")
 
     assert decoding.decode(encoded, at_least=(200, 50)).shape == (200, 50, 3)
     assert decoding.decode(encoded, at_least=(50, 60)).shape == (400, 100, 3)
 
 
-def test_what_is_reduced_to_twice_its_size_looks_the_same(soft: Image.Image) -> None:
+def test_reducing_to_twice_the_target_size_barely_changes_the_result(soft: Image.Image) -> None:
     encoded = _encoded(soft.resize((800, 800), Image.Resampling.BICUBIC), "JPEG")
 
     whole = decoding.resize(decoding.decode(encoded), 100)
@@ -326,7 +325,7 @@ def test_other_formats_are_not_reduced(soft: Image.Image) -> None:
     assert decoding.decode(_encoded(soft), at_least=(1, 1)).shape == (61, 83, 3)
 
 
-# What is corrupt.
+# Corrupt images.
 
 
 def _bmp_of_billions_of_pixels(image: Image.Image) -> bytes:
@@ -347,7 +346,7 @@ def _bmp_of_billions_of_pixels(image: Image.Image) -> bytes:
     ],
     ids=["empty", "text", "cut PNG", "cut JPEG", "wrong chunk", "wrong size"],
 )
-def test_what_cannot_be_decoded_is_said_to_be_corrupt(
+def test_undecodable_bytes_are_reported_as_corrupt(
     picture: np.ndarray, spoil: Callable[[Image.Image], bytes]
 ) -> None:
     with pytest.raises(decoding.CorruptImageError, match=r"^\w.*$"):
@@ -355,7 +354,7 @@ def test_what_cannot_be_decoded_is_said_to_be_corrupt(
 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX", "SGI", "PDF"])
-def test_other_formats_are_not_opened_whatever_they_are_called(
+def test_unsupported_formats_are_not_opened_whatever_their_suffix(
     soft: Image.Image, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = _encoded(soft, kind)
@@ -378,7 +377,7 @@ def test_too_many_pixels_are_corrupt_before_they_are_decoded(
 @pytest.mark.parametrize(
     "spoil", [lambda image: b"", lambda image: b"no image", _bmp_of_billions_of_pixels]
 )
-def test_what_has_no_header_has_no_size(
+def test_the_size_of_a_file_without_a_header_is_an_error(
     picture: np.ndarray, spoil: Callable[[Image.Image], bytes]
 ) -> None:
     with pytest.raises(decoding.CorruptImageError, match=r"^\w.*$"):
@@ -388,7 +387,7 @@ def test_what_has_no_header_has_no_size(
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}])
 @pytest.mark.parametrize("end", [b"", b"\xff\xd9"], ids=["cut", "cut, then ended"])
-def test_a_jpeg_that_lacks_a_part_is_corrupt_or_whole(
+def test_a_jpeg_with_missing_bytes_is_corrupt_or_fully_decoded(
     soft: Image.Image, mode: str, options: dict[str, Any], end: bytes
 ) -> None:
     encoded = _encoded(soft.convert(mode), "JPEG", **options)
@@ -406,13 +405,13 @@ def test_a_jpeg_that_lacks_a_part_is_corrupt_or_whole(
     assert all(reason and "\n" not in reason for reason in reasons)
 
 
-def test_bytes_after_a_jpeg_do_no_harm(soft: Image.Image) -> None:
+def test_trailing_bytes_after_a_jpeg_are_ignored(soft: Image.Image) -> None:
     encoded = _encoded(soft, "JPEG")
 
     np.testing.assert_array_equal(decoding.decode(encoded + bytes(99)), _by_pillow(encoded))
 
 
-def test_bytes_to_spare_in_a_jpeg_do_no_harm(soft: Image.Image) -> None:
+def test_padding_bytes_in_a_jpeg_are_ignored(soft: Image.Image) -> None:
     encoded = _encoded(soft, "JPEG")
 
     decoded = decoding.decode(encoded[:-2] + bytes(5) + encoded[-2:])
@@ -420,7 +419,7 @@ def test_bytes_to_spare_in_a_jpeg_do_no_harm(soft: Image.Image) -> None:
     np.testing.assert_array_equal(decoded, _by_pillow(encoded))
 
 
-# Squares.
+# Resizing to squares.
 
 
 def _resized_by_pillow(
@@ -431,13 +430,13 @@ def _resized_by_pillow(
 
 
 def _assert_within_a_grey_level(pixels: np.ndarray, expected: np.ndarray) -> None:
-    # Both round to whole levels twice, along rows and along columns.
+    # Both implementations round to integers twice: along rows and along columns.
     np.testing.assert_allclose(pixels.astype(np.int32), expected.astype(np.int32), atol=1)
 
 
 @pytest.mark.parametrize("size", [1, 3, 32, 224])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (8, 8), (60, 83), (64, 640)])
-def test_images_are_resized_as_by_pillow(
+def test_images_are_resized_like_pillow(
     rng: np.random.Generator, shape: tuple[int, int], size: int
 ) -> None:
     pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -456,7 +455,7 @@ def test_images_are_resized_as_by_pillow(
     corners=strategies.tuples(*[strategies.floats(0, 1, width=32)] * 4),
 )
 @hypothesis.settings(deadline=None)
-def test_a_part_is_resized_as_by_pillow_out_of_the_whole(
+def test_a_crop_is_resized_like_pillow_resizes_a_box(
     pixels: np.ndarray, size: int, corners: tuple[float, float, float, float]
 ) -> None:
     height, width = pixels.shape
@@ -473,7 +472,7 @@ def test_a_part_is_resized_as_by_pillow_out_of_the_whole(
 
 
 @pytest.mark.parametrize("factor", [0.05, 0.4, 1.0, 1.7, 5.0, 20.0])
-def test_parts_of_any_scale_are_resized_as_by_pillow(
+def test_crops_of_any_scale_are_resized_like_pillow(
     rng: np.random.Generator, factor: float
 ) -> None:
     pixels = rng.integers(0, 2, (400, 500, 3), dtype=np.uint8) * 255
@@ -484,7 +483,7 @@ def test_parts_of_any_scale_are_resized_as_by_pillow(
     _assert_within_a_grey_level(resized, _resized_by_pillow(pixels, 20, box))
 
 
-def test_views_are_resized_like_copies(rng: np.random.Generator) -> None:
+def test_array_views_are_resized_like_copies(rng: np.random.Generator) -> None:
     pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
     resized = decoding.resize(pixels[:, ::-1].swapaxes(0, 1), 16)
@@ -494,7 +493,7 @@ def test_views_are_resized_like_copies(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("box", [None, (0.0, 0.0, 8.0, 8.0)])
-def test_a_square_of_the_size_is_left_as_it_is(rng: np.random.Generator, box: Any) -> None:
+def test_a_square_of_the_target_size_is_unchanged(rng: np.random.Generator, box: Any) -> None:
     pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
     assert decoding.resize(pixels, 8, box) is pixels

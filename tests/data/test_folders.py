@@ -1,4 +1,4 @@
-"""Own images: what is found in folders, lists and arrays, and what is refused."""
+"""User images in folders, lists and arrays: what is read and what is refused."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ def _write(path: pathlib.Path, color: tuple[int, int, int] = (0, 0, 0)) -> None:
 
 
 def _counts(source: sources.Source) -> dict[str, list[int]]:
-    """Images of each class, by split."""
+    """Returns the number of images of each class, by split."""
     return {
         name: np.bincount(np.asarray(split.labels), minlength=len(source.classes)).tolist()
         for name, split in source.splits.items()
@@ -46,7 +46,7 @@ def _keys(source: sources.Source) -> dict[str, str]:
 
 @pytest.fixture
 def flat(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder of two classes, 10 dark images and 20 light ones."""
+    """A folder of two classes: 10 dark and 20 light images."""
     for i in range(10):
         _write(tmp_path / "night" / f"{i}.png", (0, 0, i))
     for i in range(20):
@@ -59,7 +59,7 @@ def test_class_folders_are_the_classes(flat: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_images_of_a_folder_have_its_label(flat: pathlib.Path, name: str) -> None:
+def test_images_have_the_label_of_their_folder(flat: pathlib.Path, name: str) -> None:
     split = folders.folder(str(flat)).splits[name]
 
     examples = [split.read(i) for i in range(split.examples)]
@@ -74,7 +74,7 @@ def test_a_fifth_of_each_class_of_a_flat_folder_is_its_test_split(flat: pathlib.
     assert _counts(folders.folder(str(flat))) == {"train": [16, 8], "test": [4, 2]}
 
 
-def test_train_and_test_of_a_flat_folder_are_all_of_it_and_share_nothing(
+def test_train_and_test_partition_a_flat_folder(
     flat: pathlib.Path,
 ) -> None:
     source = folders.folder(str(flat))
@@ -86,13 +86,13 @@ def test_train_and_test_of_a_flat_folder_are_all_of_it_and_share_nothing(
 
 
 def test_a_flat_folder_is_split_the_same_way_each_time(flat: pathlib.Path) -> None:
-    one, other = (folders.folder(str(flat)) for _ in range(2))
+    first, second = (folders.folder(str(flat)) for _ in range(2))
 
-    assert _names(one, "test") == _names(other, "test")
+    assert _names(first, "test") == _names(second, "test")
 
 
 @pytest.mark.parametrize("name", ["validation", "val", "valid"])
-def test_folders_of_splits_are_the_splits(tmp_path: pathlib.Path, name: str) -> None:
+def test_split_folders_are_the_splits(tmp_path: pathlib.Path, name: str) -> None:
     for split, count in (("train", 3), ("test", 2), (name, 1)):
         for i in range(count):
             _write(tmp_path / split / "a" / f"{i}.png")
@@ -103,7 +103,7 @@ def test_folders_of_splits_are_the_splits(tmp_path: pathlib.Path, name: str) -> 
     assert _counts(source) == {"train": [3, 3], "test": [2, 2], "validation": [1, 1]}
 
 
-def test_folders_of_splits_have_one_numbering_of_classes(tmp_path: pathlib.Path) -> None:
+def test_split_folders_share_one_numbering_of_classes(tmp_path: pathlib.Path) -> None:
     for path in (
         "train/b/0.png",
         "train/b/1.png",
@@ -118,19 +118,19 @@ def test_folders_of_splits_have_one_numbering_of_classes(tmp_path: pathlib.Path)
     assert [source.classes[i] for i in np.asarray(source.splits["test"].labels)] == ["c"]
 
 
-@pytest.mark.parametrize("beside", [(), ("val",), ("val", "papers")])
-def test_a_fifth_of_a_train_folder_is_test_where_there_is_no_test_folder(
-    tmp_path: pathlib.Path, beside: tuple[str, ...]
+@pytest.mark.parametrize("siblings", [(), ("val",), ("val", "papers")])
+def test_a_fifth_of_the_train_folder_is_the_test_split_without_a_test_folder(
+    tmp_path: pathlib.Path, siblings: tuple[str, ...]
 ) -> None:
     for i in range(10):
         _write(tmp_path / "train" / "a" / f"{i}.png")
         _write(tmp_path / "train" / "b" / f"{i}.png")
-    for name in beside:
+    for name in siblings:
         _write(tmp_path / name / "b" / "0.png")
 
     source = folders.folder(str(tmp_path))
 
-    expected = {"train": [8, 8], "test": [2, 2]} | ({"validation": [0, 1]} if beside else {})
+    expected = {"train": [8, 8], "test": [2, 2]} | ({"validation": [0, 1]} if siblings else {})
     assert _counts(source) == expected
 
 
@@ -146,22 +146,30 @@ def test_images_may_lie_deep_in_a_class_folder(tmp_path: pathlib.Path) -> None:
     assert np.sum(list(_counts(source).values()), axis=0).tolist() == [3, 3]
 
 
-def test_a_folder_is_searched_for_images_alone(tmp_path: pathlib.Path) -> None:
-    wanted = ["a/1.JPG", "a/2.jpeg", "a/3.png", "b/4.webp", "b/5.bmp", "b/6.png", "ß ü/ö 7.PNG"]
-    wanted += ["ß ü/8.png", "ß ü/9.png"]
+def test_only_images_are_read_from_a_folder(tmp_path: pathlib.Path) -> None:
+    expected = [
+        "a/1.JPG",
+        "a/2.jpeg",
+        "a/3.png",
+        "b/4.webp",
+        "b/5.bmp",
+        "b/6.png",
+        "ß ü/ö 7.PNG",
+    ]
+    expected += ["ß ü/8.png", "ß ü/9.png"]
     hidden = ["stray.png", "a/.hidden.png", "a/.thumbs/1.png", ".trash/1.png"]
-    for name in wanted + hidden:
+    for name in expected + hidden:
         _write(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("none")
 
     source = folders.folder(str(tmp_path))
 
     names = _names(source, "train") | _names(source, "test")
-    assert names == {str(tmp_path / name) for name in wanted}
+    assert names == {str(tmp_path / name) for name in expected}
     assert source.classes == ("a", "b", "ß ü")
 
 
-def test_links_are_followed_and_not_round_and_round(tmp_path: pathlib.Path) -> None:
+def test_links_are_followed_without_endless_loops(tmp_path: pathlib.Path) -> None:
     for name in ("store/x/1.png", "store/x/2.png", "store/x/3.png", "store/y.png"):
         _write(tmp_path / name)
     mine = tmp_path / "mine"
@@ -183,7 +191,7 @@ _LINKS = [os.symlink, os.link]
 
 
 @pytest.mark.parametrize("link", _LINKS)
-def test_a_file_that_is_linked_counts_once(flat: pathlib.Path, link: Callable[..., None]) -> None:
+def test_a_linked_file_counts_once(flat: pathlib.Path, link: Callable[..., None]) -> None:
     link(flat / "day" / "3.png", flat / "day" / "again.png")
 
     source = folders.folder(str(flat))
@@ -206,7 +214,7 @@ def test_a_file_in_two_classes_or_splits_is_refused(
         folders.folder(str(tmp_path))
 
 
-def test_the_tilde_in_a_folder_is_the_home(
+def test_a_tilde_in_a_folder_path_is_expanded(
     flat: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(flat.parent))
@@ -214,7 +222,7 @@ def test_the_tilde_in_a_folder_is_the_home(
     assert folders.folder(f"~/{flat.name}").classes == ("day", "night")
 
 
-def test_a_file_that_has_gone_is_corrupt(flat: pathlib.Path) -> None:
+def test_a_deleted_file_is_corrupt(flat: pathlib.Path) -> None:
     split = folders.folder(str(flat)).splits["train"]
     pathlib.Path(split.name(0)).unlink()
 
@@ -232,7 +240,7 @@ def test_a_split_of_files_survives_pickling(flat: pathlib.Path) -> None:
         assert name(i) == split.name(i)
 
 
-def test_the_key_of_a_folder_does_not_change_by_itself_or_by_moving(flat: pathlib.Path) -> None:
+def test_the_key_of_a_folder_is_stable_and_independent_of_its_location(flat: pathlib.Path) -> None:
     before = _keys(folders.folder(str(flat)))
 
     moved = flat.rename(flat.parent / "moved")
@@ -269,7 +277,7 @@ def test_the_key_changes_with_the_files(
 
 
 @pytest.mark.parametrize("path", ["", "nowhere"])
-def test_a_folder_that_is_missing_is_refused(path: str) -> None:
+def test_a_missing_folder_is_refused(path: str) -> None:
     with pytest.raises(SettingError, match=rf"'{path}'.*config\.data\.path"):
         folders.folder(path)
 
@@ -291,7 +299,7 @@ def test_a_split_without_images_is_refused(flat: pathlib.Path, names: tuple[str,
         folders.folder(str(root))
 
 
-def test_two_folders_of_one_split_are_refused(tmp_path: pathlib.Path) -> None:
+def test_two_folders_for_one_split_are_refused(tmp_path: pathlib.Path) -> None:
     for name in ("train", "val", "valid"):
         _write(tmp_path / name / "a" / "0.png")
 
@@ -330,13 +338,13 @@ _TWO = ["cat", "cat", "cat", "dog", "dog", "dog", "dog"]
 
 @pytest.fixture
 def images(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder of images, the red of each its place in `_FILES`."""
+    """A folder of images; the red value of each is its index in `_FILES`."""
     for i, name in enumerate(_FILES):
         _write(tmp_path / name, (i, i, i))
     return tmp_path
 
 
-def _of(labels: list[Any], splits: list[Any] | None = None) -> _Rows:
+def _rows(labels: list[Any], splits: list[Any] | None = None) -> _Rows:
     rows: _Rows = [
         {"path": file, "label": label} for file, label in zip(_FILES, labels, strict=True)
     ]
@@ -345,8 +353,8 @@ def _of(labels: list[Any], splits: list[Any] | None = None) -> _Rows:
     return rows
 
 
-def _found(source: sources.Source, root: pathlib.Path) -> list[tuple[str, str, str]]:
-    """Path, class and split of each image, by what is read."""
+def _read_images(source: sources.Source, root: pathlib.Path) -> list[tuple[str, str, str]]:
+    """Returns path, class and split of each image, from the pixels that are read."""
     return sorted(
         (
             str(pathlib.Path(split.name(i)).relative_to(root)),
@@ -359,17 +367,17 @@ def _found(source: sources.Source, root: pathlib.Path) -> list[tuple[str, str, s
 
 
 @pytest.mark.parametrize("write", _WRITERS)
-def test_a_list_is_what_was_written(images: pathlib.Path, write: _Writer) -> None:
-    source = lists.listing(write(images / "list", _of(_LABELS, _SPLITS)))
+def test_a_list_is_read_as_written(images: pathlib.Path, write: _Writer) -> None:
+    source = lists.listing(write(images / "list", _rows(_LABELS, _SPLITS)))
 
     full = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}
     expected = zip(_FILES, _LABELS, [full[split] for split in _SPLITS], strict=True)
-    assert _found(source, images) == sorted(expected)
+    assert _read_images(source, images) == sorted(expected)
 
 
 @pytest.mark.parametrize("write", _WRITERS)
-def test_images_of_a_list_are_the_files_it_names(images: pathlib.Path, write: _Writer) -> None:
-    split = lists.listing(write(images / "list", _of(_LABELS, _SPLITS))).splits["train"]
+def test_images_of_a_list_are_the_files_that_it_names(images: pathlib.Path, write: _Writer) -> None:
+    split = lists.listing(write(images / "list", _rows(_LABELS, _SPLITS))).splits["train"]
 
     for i in range(split.examples):
         assert split.read(i).image == pathlib.Path(split.name(i)).read_bytes()
@@ -388,35 +396,35 @@ def test_a_list_may_have_a_byte_order_mark_other_columns_and_empty_lines(
 
     source = lists.listing(path)
 
-    found = {(file, label) for file, label, _ in _found(source, images)}
-    assert found == set(zip(_FILES, _TWO, strict=True))
+    images_read = {(file, label) for file, label, _ in _read_images(source, images)}
+    assert images_read == set(zip(_FILES, _TWO, strict=True))
 
 
 @pytest.mark.parametrize("name", ["list.ndjson", "list.JSONL"])
-def test_json_lines_are_known_by_their_suffix(images: pathlib.Path, name: str) -> None:
+def test_json_lines_are_recognised_by_their_suffix(images: pathlib.Path, name: str) -> None:
     path = images / name
-    path.write_text("\n".join(json.dumps(row) for row in _of(_LABELS, _SPLITS)))
+    path.write_text("\n".join(json.dumps(row) for row in _rows(_LABELS, _SPLITS)))
 
     assert lists.listing(str(path)).splits["train"].examples == 3
 
 
-def test_paths_of_a_list_may_be_absolute(images: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    rows = [row | {"path": str(images / row["path"])} for row in _of(_LABELS, _SPLITS)]
+def test_paths_in_a_list_may_be_absolute(images: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    rows = [row | {"path": str(images / row["path"])} for row in _rows(_LABELS, _SPLITS)]
     (tmp_path / "elsewhere").mkdir()
 
     source = lists.listing(_write_csv(tmp_path / "elsewhere" / "list", rows))
 
-    assert [file for file, _, _ in _found(source, images)] == sorted(_FILES)
+    assert [file for file, _, _ in _read_images(source, images)] == sorted(_FILES)
 
 
 @pytest.mark.parametrize("write", _WRITERS)
 @pytest.mark.parametrize("splits", [None, ["train"] * 7, ["TRAIN"] * 5 + ["Val"] * 2])
-def test_a_fifth_is_the_test_split_where_a_list_has_none(
+def test_a_fifth_is_the_test_split_if_a_list_has_none(
     images: pathlib.Path, write: _Writer, splits: list[str] | None
 ) -> None:
     labels = ["cat", "cat", "cat", "dog", "dog", "cat", "dog"]
 
-    source = lists.listing(write(images / "list", _of(labels, splits)))
+    source = lists.listing(write(images / "list", _rows(labels, splits)))
 
     held = {"validation": [1, 1]} if splits and splits[-1] == "Val" else {}
     train = [2, 1] if held else [3, 2]
@@ -436,19 +444,19 @@ def test_a_fifth_is_the_test_split_where_a_list_has_none(
     ],
 )
 @pytest.mark.parametrize("write", _WRITERS)
-def test_classes_are_sorted_as_numbers_where_all_are_numbers(
+def test_classes_are_sorted_numerically_if_all_are_numbers(
     images: pathlib.Path, write: _Writer, labels: list[str], classes: tuple[str, ...]
 ) -> None:
-    assert lists.listing(write(images / "list", _of(labels, _SPLITS))).classes == classes
+    assert lists.listing(write(images / "list", _rows(labels, _SPLITS))).classes == classes
 
 
 def test_labels_of_json_lines_may_be_numbers(images: pathlib.Path) -> None:
-    rows = _of([10, 9, 2, 2, 9, 10, "2"], _SPLITS)
+    rows = _rows([10, 9, 2, 2, 9, 10, "2"], _SPLITS)
 
     assert lists.listing(_write_json_lines(images / "list", rows)).classes == ("2", "9", "10")
 
 
-def test_a_number_of_json_may_be_of_any_length(images: pathlib.Path) -> None:
+def test_a_number_in_json_may_have_any_length(images: pathlib.Path) -> None:
     path = images / "list.jsonl"
     names = ["9" * 5000, "-0", "7", "7", "7", "7", "7"]
     lines = zip(_FILES, names, _SPLITS, strict=True)
@@ -465,8 +473,8 @@ _PATHS = ["a.png", "./a.png", "deep/../a.png", "{}/a.png", "again.png", "twin.pn
 
 
 @pytest.mark.parametrize("path", _PATHS)
-def test_a_line_that_is_repeated_counts_once(images: pathlib.Path, path: str) -> None:
-    rows = _of(_LABELS, _SPLITS)
+def test_a_repeated_line_counts_once(images: pathlib.Path, path: str) -> None:
+    rows = _rows(_LABELS, _SPLITS)
     rows.append(rows[0] | {"path": path.format(images)})
     (images / "again.png").symlink_to(images / "a.png")
     (images / "twin.png").hardlink_to(images / "a.png")
@@ -481,10 +489,10 @@ def test_a_line_that_is_repeated_counts_once(images: pathlib.Path, path: str) ->
 @pytest.mark.parametrize(
     ("change", "what"), [({"label": "dog"}, "labels"), ({"split": "test"}, "splits")]
 )
-def test_a_file_that_lines_contradict_each_other_of_is_refused(
+def test_contradictory_lines_for_one_file_are_refused(
     images: pathlib.Path, path: str, change: dict[str, str], what: str
 ) -> None:
-    rows = _of(_LABELS, _SPLITS)
+    rows = _rows(_LABELS, _SPLITS)
     rows.append(rows[0] | {"path": path.format(images)} | change)
     (images / "again.png").symlink_to(images / "a.png")
     (images / "twin.png").hardlink_to(images / "a.png")
@@ -493,20 +501,20 @@ def test_a_file_that_lines_contradict_each_other_of_is_refused(
         lists.listing(_write_csv(images / "list", rows))
 
 
-def test_the_tilde_in_a_path_of_a_list_is_the_home(
+def test_a_tilde_in_a_path_of_a_list_is_expanded(
     images: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(images))
-    rows = [row | {"path": f"~/{row['path']}"} for row in _of(_LABELS, _SPLITS)]
+    rows = [row | {"path": f"~/{row['path']}"} for row in _rows(_LABELS, _SPLITS)]
     (images / "lists").mkdir()
 
     source = lists.listing(_write_csv(images / "lists" / "list", rows))
 
-    assert [file for file, _, _ in _found(source, images)] == sorted(_FILES)
+    assert [file for file, _, _ in _read_images(source, images)] == sorted(_FILES)
 
 
-def test_the_key_of_a_list_changes_with_files_and_labels_alone(images: pathlib.Path) -> None:
-    rows = _of(_LABELS, _SPLITS)
+def test_the_key_of_a_list_depends_only_on_files_and_labels(images: pathlib.Path) -> None:
+    rows = _rows(_LABELS, _SPLITS)
     before = _keys(lists.listing(_write_csv(images / "list", rows)))
 
     same = _keys(lists.listing(_write_json_lines(images / "other", rows)))
@@ -536,10 +544,10 @@ def test_the_key_of_a_list_changes_with_files_and_labels_alone(images: pathlib.P
         ({"path": "a.png", "label": "cat"}, r"'a\.png' has two splits, 'test' and, on .*'train'"),
     ],
 )
-def test_what_is_wrong_in_a_list_is_named_with_its_line(
+def test_errors_in_a_list_name_the_line(
     images: pathlib.Path, write: _Writer, change: dict[str, str], what: str
 ) -> None:
-    rows = _of(_LABELS, _SPLITS)
+    rows = _rows(_LABELS, _SPLITS)
     rows[5] |= change
     path = write(images / "list", rows)
 
@@ -548,8 +556,10 @@ def test_what_is_wrong_in_a_list_is_named_with_its_line(
         lists.listing(path)
 
 
-def test_a_first_line_without_a_split_is_named_where_others_have_one(images: pathlib.Path) -> None:
-    rows = _of(_LABELS, _SPLITS)
+def test_a_first_line_without_a_split_is_named_if_others_have_one(
+    images: pathlib.Path,
+) -> None:
+    rows = _rows(_LABELS, _SPLITS)
     del rows[0]["split"]
 
     with pytest.raises(SettingError, match=r"line 1: no split.*config\.data\.path"):
@@ -582,18 +592,18 @@ def test_a_first_line_without_a_split_is_named_where_others_have_one(images: pat
         ("l.xlsx", b"", r"\.csv, \.jsonl, \.ndjson"),
     ],
 )
-def test_a_list_that_cannot_be_understood_is_refused_in_one_line(
+def test_a_malformed_list_is_refused_in_one_line(
     images: pathlib.Path, name: str, content: bytes, what: str
 ) -> None:
     (images / name).write_bytes(content)
 
-    # Without re.DOTALL: all of the message is one line.
+    # Without re.DOTALL, the match requires a message of one line.
     with pytest.raises(SettingError, match=rf"^.*l\.\w+.*{what}.*config\.data\.path.*\Z"):
         lists.listing(str(images / name))
 
 
 @pytest.mark.parametrize("path", ["", "nowhere.csv"])
-def test_a_list_that_is_missing_is_refused(path: str) -> None:
+def test_a_missing_list_is_refused(path: str) -> None:
     with pytest.raises(SettingError, match=rf"'{path}'.*config\.data\.path"):
         lists.listing(path)
 
@@ -603,7 +613,7 @@ def test_a_list_that_is_missing_is_refused(path: str) -> None:
 
 @pytest.fixture
 def arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """What an .npz holds: four images to train on, two to test, of two classes."""
+    """The arrays of an .npz file: four training images, two test images, two classes."""
     return {
         "train_image": rng.integers(0, 256, (4, 4, 5, 3), dtype=np.uint8),
         "train_label": np.asarray([0, 1, 1, 0]),
@@ -619,7 +629,7 @@ def _stored(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> sources.Source
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_arrays_come_back_as_they_were_stored(
+def test_arrays_are_read_as_stored(
     tmp_path: pathlib.Path, arrays: dict[str, np.ndarray], name: str
 ) -> None:
     split = _stored(tmp_path, arrays).splits[name]
@@ -632,7 +642,7 @@ def test_arrays_come_back_as_they_were_stored(
     np.testing.assert_array_equal(np.asarray(split.labels), arrays[f"{name}_label"])
 
 
-def test_arrays_are_not_to_be_cached(tmp_path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+def test_arrays_need_no_cache(tmp_path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     assert _keys(_stored(tmp_path, arrays)) == {"train": "", "test": ""}
 
 
@@ -651,7 +661,7 @@ def test_arrays_may_have_a_validation_split(
 
 
 @pytest.mark.parametrize("name", ["train_image", "train_label", "test_label", "classes"])
-def test_an_array_that_is_missing_is_named(
+def test_the_error_names_a_missing_array(
     tmp_path: pathlib.Path, arrays: dict[str, np.ndarray], name: str
 ) -> None:
     del arrays[name]
@@ -663,7 +673,7 @@ def test_an_array_that_is_missing_is_named(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("train_image", np.zeros((4, 4, 5, 3))),  # Of 0 to 1, all would become black.
+        ("train_image", np.zeros((4, 4, 5, 3))),  # Values of 0 to 1 would all become black.
         ("train_image", np.zeros((4, 4, 5), np.uint8)),
         ("train_image", np.zeros((4, 4, 5, 1), np.uint8)),
         ("train_label", np.asarray([0, 1])),
@@ -675,7 +685,7 @@ def test_an_array_that_is_missing_is_named(
         ("classes", np.asarray([0.5, 1.5])),
     ],
 )
-def test_an_array_of_another_form_is_named(
+def test_the_error_names_an_array_of_another_shape_or_type(
     tmp_path: pathlib.Path, arrays: dict[str, np.ndarray], name: str, value: np.ndarray
 ) -> None:
     arrays[name] = value
@@ -685,7 +695,7 @@ def test_an_array_of_another_form_is_named(
 
 
 @pytest.mark.parametrize("content", [b"", b"no arrays", b"PK\x03\x04 cut"])
-def test_a_file_of_no_arrays_is_refused(tmp_path: pathlib.Path, content: bytes) -> None:
+def test_a_file_without_arrays_is_refused(tmp_path: pathlib.Path, content: bytes) -> None:
     path = tmp_path / "mine.npz"
     path.write_bytes(content)
 
@@ -701,6 +711,6 @@ def test_a_single_array_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "nowhere.npz"])
-def test_a_file_that_is_missing_is_refused(path: str) -> None:
+def test_a_missing_file_of_arrays_is_refused(path: str) -> None:
     with pytest.raises(SettingError, match=r"config\.data\.path"):
         open_arrays(path)

@@ -1,4 +1,4 @@
-"""One, two and four hosts, each a process of its own: the same batches and the same metrics."""
+"""One, two and four hosts, each in its own process, get the same batches and metrics."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ INPUTS = ("resident", "streamed")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Sixty-three images of three classes, of many sizes: no number of hosts divides a split."""
+    """A folder of 63 images of three classes; no split is divisible by the number of hosts."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(63):
@@ -32,13 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def _run(folder: pathlib.Path, hosts: int) -> list[dict[str, Any]]:
-    """What each of so many hosts saw."""
+    """Runs that many hosts and returns the result of each."""
     port = _free_port()
     command = [sys.executable, "-m", "tests.data.hosts_child", str(folder), str(folder / ".cache")]
     children = [
@@ -57,35 +57,35 @@ def _run(folder: pathlib.Path, hosts: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def seen(folder: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
-    """What each host of one, two and four saw."""
+def results(folder: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
+    """Results of each host, for result, two and four hosts."""
     return {hosts: _run(folder, hosts) for hosts in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-def test_any_number_of_hosts_sees_the_same_global_batches(
-    seen: dict[int, list[dict[str, Any]]], kind: str
+def test_global_batches_are_the_same_for_any_number_of_hosts(
+    results: dict[int, list[dict[str, Any]]], kind: str
 ) -> None:
-    alone = seen[1][0][kind]["seen"]
+    alone = results[1][0][kind]["seen"]
 
-    assert len(set(alone[:4])) == 4  # Of training; each batch is another.
-    for hosts, found in seen.items():
-        for one in found:
-            assert one["devices"] == [hosts_child.DEVICES, hosts_child.DEVICES // hosts]
-            assert one[kind]["seen"] == alone
+    assert len(set(alone[:4])) == 4  # The four training batches differ.
+    for hosts, by_host in results.items():
+        for result in by_host:
+            assert result["devices"] == [hosts_child.DEVICES, hosts_child.DEVICES // hosts]
+            assert result[kind]["seen"] == alone
 
 
 @pytest.mark.parametrize("kind", INPUTS)
 def test_metrics_of_any_number_of_hosts_are_the_same_on_each(
-    seen: dict[int, list[dict[str, Any]]], kind: str
+    results: dict[int, list[dict[str, Any]]], kind: str
 ) -> None:
-    alone = seen[1][0][kind]["measured"]
+    alone = results[1][0][kind]["measured"]
     counted = {name: alone.pop(name) for name in ("confusion", "predictions")}
 
     assert np.sum(counted["confusion"]) == 12  # A fifth of each class, rounded.
-    for found in seen.values():
-        for one in found:
-            measured = dict(one[kind]["measured"])
+    for by_host in results.values():
+        for result in by_host:
+            measured = dict(result[kind]["measured"])
             for name, value in counted.items():
                 assert measured.pop(name, value) == value
             assert measured == pytest.approx(alone, rel=1e-6)

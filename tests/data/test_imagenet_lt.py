@@ -1,4 +1,4 @@
-"""ImageNet-LT out of a prepared ImageNet, against lists that say which images are its."""
+"""ImageNet-LT read from a prepared ImageNet, checked against its lists of images."""
 
 import os
 import pathlib
@@ -16,13 +16,13 @@ from remem_jax.data.tfds import copies, imagenet_lt, prepared
 from tests.data import tiny_tfds
 
 COUNT = 12
-# Our writer names images 000000, 000001, ... in the order of the labels below.
+# `tiny_tfds` names the images 000000, 000001, ... in the order of the labels below.
 LABELS = np.arange(COUNT) * 90
 LISTS = {"train": [7, 2, 11, 5], "test": [0, 3]}
 
 
 class Place(NamedTuple):
-    """A folder of TFDS with a tiny ImageNet, and the lists of a tiny ImageNet-LT."""
+    """A TFDS folder with a tiny ImageNet, and the lists of a tiny ImageNet-LT."""
 
     data_dir: str
     lists: dict[str, dict[str, int]]
@@ -42,7 +42,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture
 def place(written: Place, tmp_path: pathlib.Path) -> Place:
-    """A copy of it, with the index."""
+    """A copy of `written`, with the index."""
     shutil.copytree(pathlib.Path(written.data_dir, "imagenet2012"), tmp_path / "imagenet2012")
     place = written._replace(data_dir=str(tmp_path))
     _write(place, place.lists)
@@ -60,46 +60,44 @@ def _write(place: Place, lists: dict[str, dict[str, int]]) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_images_and_labels_are_those_of_the_lists(place: Place, split: str) -> None:
-    found = prepared.tfds("imagenet_lt", place.data_dir).splits[split]
+def test_images_and_labels_match_the_lists(place: Place, split: str) -> None:
+    subset = prepared.tfds("imagenet_lt", place.data_dir).splits[split]
 
-    read = [found.read(i) for i in range(found.examples)]
+    read = [subset.read(i) for i in range(subset.examples)]
     assert [example.image for example in read] == [
         tiny_tfds.png(place.pixels[i]) for i in LISTS[split]
     ]
     assert [example.label for example in read] == [LABELS[i] for i in LISTS[split]]
-    assert found.labels is not None
-    assert found.labels.tolist() == [LABELS[i] for i in LISTS[split]]
+    assert subset.labels is not None
+    assert subset.labels.tolist() == [LABELS[i] for i in LISTS[split]]
 
 
-def test_classes_are_those_of_the_builder_of_imagenet_lt(
-    place: Place, tmp_path: pathlib.Path
-) -> None:
-    own: Any = tensorflow_datasets.builder("imagenet_lt", data_dir=str(tmp_path / "none"))
+def test_classes_match_the_imagenet_lt_builder(place: Place, tmp_path: pathlib.Path) -> None:
+    builder: Any = tensorflow_datasets.builder("imagenet_lt", data_dir=str(tmp_path / "none"))
 
     source = prepared.tfds("imagenet_lt", place.data_dir)
 
-    assert list(source.classes) == own.info.features["label"].names
+    assert list(source.classes) == builder.info.features["label"].names
 
 
-def test_tfrecord_serves_as_well(place: Place, tmp_path: pathlib.Path) -> None:
-    """Made for one format, read in the other: the order is the same."""
+def test_the_index_also_works_with_tfrecord(place: Place, tmp_path: pathlib.Path) -> None:
+    """An index written for one format serves the other, as the order is the same."""
     folder = pathlib.Path(_copy(place).builder.data_dir)
     aside = folder.rename(tmp_path / "aside")
     tiny_tfds.as_tfrecord(aside, folder, shards=2)
 
-    found = prepared.tfds("imagenet_lt", place.data_dir).splits["train"]
+    subset = prepared.tfds("imagenet_lt", place.data_dir).splits["train"]
 
-    assert [found.read(i).label for i in range(4)] == [LABELS[i] for i in LISTS["train"]]
+    assert [subset.read(i).label for i in range(4)] == [LABELS[i] for i in LISTS["train"]]
 
 
 def test_a_split_can_be_pickled(place: Place) -> None:
     split = prepared.tfds("imagenet_lt", place.data_dir).splits["test"]
 
-    again = pickle.loads(pickle.dumps(split))
+    restored = pickle.loads(pickle.dumps(split))
 
-    assert [again.read(i) for i in range(2)] == [split.read(i) for i in range(2)]
-    assert again.name(1) == "imagenet_lt test 1"
+    assert [restored.read(i) for i in range(2)] == [split.read(i) for i in range(2)]
+    assert restored.name(1) == "imagenet_lt test 1"
 
 
 def test_keys_change_with_the_lists(place: Place) -> None:
@@ -112,21 +110,21 @@ def test_keys_change_with_the_lists(place: Place) -> None:
     assert before["test"].key == after["test"].key
 
 
-def test_what_tfds_prepared_itself_goes_first(place: Place, rng: np.random.Generator) -> None:
+def test_a_copy_prepared_by_tfds_takes_precedence(place: Place, rng: np.random.Generator) -> None:
     images = rng.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
-    own = images, np.arange(5)
-    splits = {"train": own, "validation": own, "test": own}
+    examples = images, np.arange(5)
+    splits = {"train": examples, "validation": examples, "test": examples}
     tiny_tfds.write("imagenet_lt:1.*.*", pathlib.Path(place.data_dir), splits)
 
     assert prepared.tfds("imagenet_lt", place.data_dir).splits["train"].examples == 5
     assert prepared.state("imagenet_lt", place.data_dir) == ("array_record", (5, 5))
 
 
-def test_the_state_is_that_of_the_index(place: Place) -> None:
+def test_the_state_reports_the_index(place: Place) -> None:
     assert prepared.state("imagenet_lt", place.data_dir) == ("index", (4, 2))
 
 
-def test_a_label_that_is_not_that_of_the_list_is_refused(place: Place) -> None:
+def test_a_label_that_contradicts_the_list_is_refused(place: Place) -> None:
     with pytest.raises(SettingError, match=r"000002 has label 180 in .* and 181 in the lists"):
         _write(place, place.lists | {"test": {"000002": 181}})
 
@@ -139,7 +137,7 @@ def test_an_image_that_imagenet_lacks_is_refused(place: Place) -> None:
     assert prepared.state("imagenet_lt", place.data_dir) is None
 
 
-def test_an_index_of_another_imagenet_is_refused(place: Place, rng: np.random.Generator) -> None:
+def test_an_index_for_another_imagenet_is_refused(place: Place, rng: np.random.Generator) -> None:
     folder = pathlib.Path(place.data_dir, "imagenet2012")
     shutil.rmtree(folder)
     other = rng.integers(0, 256, (COUNT + 1, 4, 4, 3), dtype=np.uint8), np.arange(COUNT + 1)
@@ -177,19 +175,19 @@ def test_a_damaged_index_is_refused(place: Place) -> None:
         prepared.tfds("imagenet_lt", place.data_dir)
 
 
-def test_lists_are_read_as_they_are_published(tmp_path: pathlib.Path) -> None:
+def test_lists_are_read_in_their_published_form(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "ImageNet_LT_train.txt"
     file.write_text("train/n01440764/n01440764_190.JPEG 0\ntrain/n15075141/n15075141_54.JPEG 999\n")
 
-    found = imagenet_lt.read_list(file)
+    labels = imagenet_lt.read_list(file)
 
-    assert found == {"n01440764_190.JPEG": 0, "n15075141_54.JPEG": 999}
+    assert labels == {"n01440764_190.JPEG": 0, "n15075141_54.JPEG": 999}
 
 
 @pytest.mark.parametrize(
     "line", ["<!DOCTYPE html>", "train/n01440764/n01440764_190.JPEG", "a.JPEG x", "a.txt 1", ""]
 )
-def test_what_is_no_list_is_refused(tmp_path: pathlib.Path, line: str) -> None:
+def test_a_malformed_list_is_refused(tmp_path: pathlib.Path, line: str) -> None:
     file = tmp_path / "ImageNet_LT_train.txt"
     file.write_text(f"train/n01440764/n01440764_190.JPEG 0\n{line}\n")
 

@@ -1,4 +1,4 @@
-"""Folders of splits and of classes: which is which, and what is refused."""
+"""Telling folders of splits from folders of classes, and what is refused."""
 
 import pathlib
 import unicodedata
@@ -36,7 +36,7 @@ def _counts(source: sources.Source) -> dict[str, int]:
         ("val2017", "validation"),
     ],
 )
-def test_names_of_splits_are_splits(
+def test_split_names_are_recognised(
     tmp_path: pathlib.Path, train: str, other: str, split: str
 ) -> None:
     path = _fill(tmp_path, *(f"{part}/{name}" for part in (train, other) for name in ("a", "b")))
@@ -62,7 +62,7 @@ def test_names_of_splits_are_splits(
         (("inner/train/cat", "inner/test/cat"), r"a class folder \(\w+, \w+ in inner\)"),
     ],
 )
-def test_names_that_may_be_splits_are_refused(
+def test_ambiguous_split_names_are_refused(
     tmp_path: pathlib.Path, names: tuple[str, ...], message: str
 ) -> None:
     path = _fill(tmp_path, *names)
@@ -72,7 +72,7 @@ def test_names_that_may_be_splits_are_refused(
 
 
 @pytest.mark.parametrize("name", ["train", "valid"])
-def test_a_word_for_a_thing_is_a_class_among_classes_and_is_warned_of(
+def test_an_ambiguous_word_among_classes_is_a_class_with_a_warning(
     tmp_path: pathlib.Path, name: str
 ) -> None:
     source = folders.folder(_fill(tmp_path, "bus", "car", name))
@@ -81,13 +81,13 @@ def test_a_word_for_a_thing_is_a_class_among_classes_and_is_warned_of(
     assert f"{name} counts as a class" in source.warnings[0]
 
 
-def test_classes_of_a_split_may_have_names_of_splits(tmp_path: pathlib.Path) -> None:
+def test_classes_within_a_split_may_be_named_like_splits(tmp_path: pathlib.Path) -> None:
     names = [f"{split}/{classes}" for split in ("train", "test") for classes in ("test", "eval")]
 
     assert folders.folder(_fill(tmp_path, *names)).classes == ("eval", "test")
 
 
-def test_folders_beside_splits_are_passed_over_and_warned_of(tmp_path: pathlib.Path) -> None:
+def test_folders_beside_splits_are_skipped_with_a_warning(tmp_path: pathlib.Path) -> None:
     source = folders.folder(_fill(tmp_path, "train/a", "train/b", "test/a", "raw"))
 
     assert source.classes == ("a", "b")
@@ -109,7 +109,7 @@ LEFTOVERS = [
 
 
 @pytest.mark.parametrize("name", LEFTOVERS)
-def test_what_others_leave_behind_is_neither_class_nor_image(
+def test_leftovers_of_other_programs_are_neither_classes_nor_images(
     tmp_path: pathlib.Path, name: str
 ) -> None:
     path = _fill(tmp_path, "cat", "dog", name, f"cat/{name}")
@@ -123,11 +123,11 @@ def test_what_others_leave_behind_is_neither_class_nor_image(
     assert sum(source.skipped_files.values()) == 6
 
 
-def test_a_leftover_beside_train_is_no_class(tmp_path: pathlib.Path) -> None:
+def test_a_leftover_beside_train_is_not_a_class(tmp_path: pathlib.Path) -> None:
     assert folders.folder(_fill(tmp_path, "train/a", "train/b", "__MACOSX/a")).classes == ("a", "b")
 
 
-def test_two_forms_of_a_name_in_two_splits_are_one_class(tmp_path: pathlib.Path) -> None:
+def test_two_unicode_forms_of_a_name_in_two_splits_are_one_class(tmp_path: pathlib.Path) -> None:
     forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     path = _fill(tmp_path, f"train/{forms[1]}", "train/tea", f"test/{forms[0]}", "test/tea")
 
@@ -139,18 +139,18 @@ def test_two_forms_of_a_name_in_two_splits_are_one_class(tmp_path: pathlib.Path)
     assert not source.warnings
 
 
-def test_two_forms_of_a_name_in_one_split_are_refused(tmp_path: pathlib.Path) -> None:
+def test_two_unicode_forms_of_a_name_in_one_split_are_refused(tmp_path: pathlib.Path) -> None:
     forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
 
     with pytest.raises(SettingError, match=r"'caf\\xe9'.*one name in Unicode.*data\.path"):
         folders.folder(_fill(tmp_path, *forms, "tea"))
 
 
-@pytest.mark.parametrize("beside", ["inputs.json", "metrics.jsonl", "study.json"])
-def test_folders_of_runs_are_passed_over(tmp_path: pathlib.Path, beside: str) -> None:
+@pytest.mark.parametrize("marker", ["inputs.json", "metrics.jsonl", "study.json"])
+def test_run_folders_are_skipped(tmp_path: pathlib.Path, marker: str) -> None:
     path = _fill(tmp_path, "cat", "dog", "run/figures", "cat/run/figures")
     for place in ("run", "cat/run"):
-        for name in ("config.json", beside):
+        for name in ("config.json", marker):
             (tmp_path / place / name).touch()
 
     source = folders.folder(path)
@@ -162,7 +162,7 @@ def test_folders_of_runs_are_passed_over(tmp_path: pathlib.Path, beside: str) ->
 
 
 @pytest.mark.parametrize("place", ["", "run", "cat/run", "linked/run", "../mine/x"])
-def test_a_run_among_its_images_is_refused(tmp_path: pathlib.Path, place: str) -> None:
+def test_a_run_folder_among_the_images_is_refused(tmp_path: pathlib.Path, place: str) -> None:
     root = tmp_path / "mine"
     path = _fill(root, "cat", "dog")
     (tmp_path / "linked").symlink_to(root)
@@ -175,5 +175,5 @@ def test_a_run_among_its_images_is_refused(tmp_path: pathlib.Path, place: str) -
 @pytest.mark.parametrize(
     ("name", "place"), [("folder", "runs/a"), ("folder", "mine_too"), ("list", "mine/run")]
 )
-def test_a_run_elsewhere_is_not_refused(tmp_path: pathlib.Path, name: str, place: str) -> None:
+def test_a_run_folder_elsewhere_is_accepted(tmp_path: pathlib.Path, name: str, place: str) -> None:
     folders.require_outside(name, _fill(tmp_path / "mine", "cat"), tmp_path / place)

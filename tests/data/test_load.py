@@ -1,4 +1,4 @@
-"""Data sets: by which way they reach the device, what is held out, what is said about them."""
+"""Loading data sets: the choice of input pipeline, the held-out split and the metadata."""
 
 import logging as python_logging
 import pathlib
@@ -35,7 +35,7 @@ def _source(train: sources.Split, test: sources.Split, **options: Any) -> source
 
 @pytest.fixture
 def source(rng: np.random.Generator) -> sources.Source:
-    """Fifty images of 4 x 6 pixels to train on, of two classes; five to test."""
+    """Fifty training and five test images of 4 x 6 pixels, in two classes."""
     labels = np.repeat([0, 1], [20, 30])
     train = _split(_noise(rng, *[(4, 6)] * 50), rng.permutation(labels))
     return _source(train, _split(_noise(rng, *[(4, 6)] * 5), np.asarray([0, 1, 0, 1, 1])))
@@ -61,28 +61,28 @@ def _load(
 def _pairs(dataset: data.Dataset, name: str) -> list[tuple[bytes, int]]:
     assert dataset.pixels is not None
     image, label = dataset.pixels[name]
-    return [(np.asarray(one).tobytes(), int(of)) for one, of in zip(image, label, strict=True)]
+    return [(np.asarray(x).tobytes(), int(y)) for x, y in zip(image, label, strict=True)]
 
 
-def _of(split: sources.Split, rows: Any) -> list[tuple[bytes, int]]:
+def _pairs_in(split: sources.Split, rows: Any) -> list[tuple[bytes, int]]:
     examples = [split.read(i) for i in rows]
     return [(np.asarray(image).tobytes(), label) for image, label in examples]
 
 
-# By which way.
+# Input pipelines.
 
 
 def test_resident_images_are_kept_as_uint8(source: sources.Source) -> None:
     dataset = _load(source)
 
-    assert _pairs(dataset, "test") == _of(source.splits["test"], range(5))
+    assert _pairs(dataset, "test") == _pairs_in(source.splits["test"], range(5))
     assert dataset.pixels is not None
     assert {split.image.dtype for split in dataset.pixels.values()} == {np.dtype(np.uint8)}
     assert dataset.source_size == (4, 6)
 
 
 @pytest.mark.parametrize("share", [0.99, 1.01])
-def test_what_fits_is_resident_and_what_does_not_is_streamed(
+def test_a_data_set_is_resident_if_it_fits_and_streamed_otherwise(
     source: sources.Source, share: float
 ) -> None:
     dataset = _load(source, input="auto", resident_gib=share * 55 * 4 * 6 * 3 / GIB)
@@ -91,7 +91,7 @@ def test_what_fits_is_resident_and_what_does_not_is_streamed(
 
 
 def test_the_choice_is_logged(source: sources.Source, caplog: pytest.LogCaptureFixture) -> None:
-    # The logger by name: it has a level of its own as soon as anything sets the verbosity.
+    # Name the logger: once anything sets the verbosity, absl's logger has its own level.
     with caplog.at_level(python_logging.INFO, logger="absl"):
         _load(source, input="auto")
         _load(source, input="auto", resident_gib=1e-9)
@@ -100,7 +100,7 @@ def test_the_choice_is_logged(source: sources.Source, caplog: pytest.LogCaptureF
     assert "Noise is streamed" in caplog.text
 
 
-def test_what_is_streamed_keeps_no_pixels(source: sources.Source) -> None:
+def test_a_streamed_data_set_keeps_no_pixels(source: sources.Source) -> None:
     dataset = _load(source, input="streamed")
 
     assert dataset.pixels is None
@@ -108,7 +108,7 @@ def test_what_is_streamed_keeps_no_pixels(source: sources.Source) -> None:
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
-def test_images_and_labels_are_the_same_either_way(source: sources.Source, kind: str) -> None:
+def test_images_and_labels_are_the_same_for_both_inputs(source: sources.Source, kind: str) -> None:
     resident, other = _load(source), _load(source, input=kind)
 
     assert other.fingerprint == resident.fingerprint
@@ -127,7 +127,7 @@ def test_images_that_take_too_much_memory_are_refused(source: sources.Source) ->
 
 
 @pytest.mark.parametrize("kind", ["resident", "auto"])
-def test_the_size_of_the_first_image_does_not_hide_that_of_the_others(
+def test_memory_is_estimated_from_all_image_sizes_not_just_the_first(
     rng: np.random.Generator, kind: str
 ) -> None:
     train = _split(_noise(rng, (1, 1), (4, 6), (4, 6), (4, 6)), np.asarray([0, 0, 1, 1]))
@@ -141,7 +141,7 @@ def test_the_size_of_the_first_image_does_not_hide_that_of_the_others(
             _load(source, **settings)
 
 
-def test_images_that_are_too_many_are_refused_before_they_are_decoded(
+def test_too_many_images_are_refused_before_decoding(
     source: sources.Source,
 ) -> None:
     decoded = []
@@ -158,7 +158,7 @@ def test_images_that_are_too_many_are_refused_before_they_are_decoded(
 
 
 @pytest.mark.parametrize(("shape", "resized"), [((8, 8), False), ((9, 8), True)])
-def test_it_is_known_whether_images_were_resized(
+def test_the_data_set_records_whether_images_were_resized(
     rng: np.random.Generator, shape: tuple[int, int], resized: bool
 ) -> None:
     train = _split(_noise(rng, shape, shape, shape, shape), np.asarray([0, 0, 1, 1]))
@@ -192,8 +192,8 @@ def test_corrupt_images_are_skipped_with_their_labels(source: sources.Source) ->
 
     dataset = _load(_with_corrupt(source, 3, 7), corrupt_limit=2)
 
-    found = _pairs(dataset, "train") + _pairs(dataset, "validation")
-    assert sorted(found) == sorted(_of(source.splits["train"], kept))
+    pairs = _pairs(dataset, "train") + _pairs(dataset, "validation")
+    assert sorted(pairs) == sorted(_pairs_in(source.splits["train"], kept))
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
@@ -207,7 +207,7 @@ def test_more_corrupt_images_than_allowed_are_refused_by_name(
         _load(_with_corrupt(source, 3, 7), corrupt_limit=1, input=kind)
 
 
-def test_the_limit_of_corrupt_images_is_that_of_all_splits(source: sources.Source) -> None:
+def test_the_limit_of_corrupt_images_applies_to_all_splits_together(source: sources.Source) -> None:
     source = _with_corrupt(source, 3)
     splits = source.splits | {"test": _with_corrupt(source, 4).splits["train"]}
 
@@ -215,13 +215,13 @@ def test_the_limit_of_corrupt_images_is_that_of_all_splits(source: sources.Sourc
         _load(source._replace(splits=splits), corrupt_limit=1)
 
 
-def test_a_split_of_corrupt_images_alone_is_refused(source: sources.Source) -> None:
+def test_a_split_with_only_corrupt_images_is_refused(source: sources.Source) -> None:
     with pytest.raises(SettingError, match="train split of Noise holds no readable image"):
         _load(_with_corrupt(source, *range(50)), corrupt_limit=50)
 
 
 @pytest.mark.parametrize("corrupt", [(0,), (0, 1)])
-def test_a_class_of_which_too_few_images_can_be_read_is_refused(
+def test_a_class_with_too_few_readable_images_is_refused(
     source: sources.Source, rng: np.random.Generator, corrupt: tuple[int, ...]
 ) -> None:
     train = _split(_noise(rng, *[(4, 6)] * 5), np.asarray([0, 0, 0, 1, 1]))
@@ -236,7 +236,7 @@ def test_a_class_of_which_too_few_images_can_be_read_is_refused(
             _load(few, corrupt_limit=2)
 
 
-def test_what_was_passed_over_is_carried_along(source: sources.Source) -> None:
+def test_counts_of_skipped_files_are_kept(source: sources.Source) -> None:
     dataset = _load(
         source._replace(skipped_files={".txt": 3}, empty_classes=("c",), warnings=("odd",))
     )
@@ -255,27 +255,27 @@ def test_validation_is_a_share_of_each_class(source: sources.Source) -> None:
     np.testing.assert_array_equal(np.bincount(dataset.splits["validation"].labels), [4, 6])
 
 
-def test_validation_and_the_rest_are_all_of_train(source: sources.Source) -> None:
+def test_validation_and_train_partition_the_train_split(source: sources.Source) -> None:
     dataset = _load(source)
 
-    # No two images of noise are equal, so this also says that no image is in both.
-    found = _pairs(dataset, "train") + _pairs(dataset, "validation")
-    assert sorted(found) == sorted(_of(source.splits["train"], range(50)))
+    # All noise images differ, so this also checks that no image is in both.
+    pairs = _pairs(dataset, "train") + _pairs(dataset, "validation")
+    assert sorted(pairs) == sorted(_pairs_in(source.splits["train"], range(50)))
 
 
 def test_another_seed_holds_out_other_images(source: sources.Source) -> None:
-    one, two = (_load(source, seed=seed) for seed in (1, 2))
+    first, second = (_load(source, seed=seed) for seed in (1, 2))
 
-    assert set(_pairs(one, "validation")) != set(_pairs(two, "validation"))
+    assert set(_pairs(first, "validation")) != set(_pairs(second, "validation"))
 
 
 def test_the_test_split_does_not_depend_on_the_seed(source: sources.Source) -> None:
-    one, two = (_load(source, seed=seed) for seed in (1, 2))
+    first, second = (_load(source, seed=seed) for seed in (1, 2))
 
-    assert _pairs(one, "test") == _pairs(two, "test")
+    assert _pairs(first, "test") == _pairs(second, "test")
 
 
-def test_a_validation_split_of_the_source_is_taken_as_it_is(source: sources.Source) -> None:
+def test_a_validation_split_of_the_source_is_used_unchanged(source: sources.Source) -> None:
     source = source._replace(splits=source.splits | {"validation": source.splits["test"]})
 
     dataset = _load(source)
@@ -287,7 +287,7 @@ def test_a_validation_split_of_the_source_is_taken_as_it_is(source: sources.Sour
 # Fingerprint.
 
 
-def test_two_loads_have_one_fingerprint(source: sources.Source) -> None:
+def test_loading_twice_gives_the_same_fingerprint(source: sources.Source) -> None:
     assert _load(source).fingerprint == _load(source).fingerprint
 
 
@@ -314,7 +314,7 @@ def test_another_held_out_split_changes_the_fingerprint(source: sources.Source) 
     assert _load(source, seed=1).fingerprint != _load(source, seed=2).fingerprint
 
 
-# What is said about it.
+# Metadata.
 
 
 def test_digits_are_1797_images() -> None:
@@ -331,7 +331,7 @@ def test_there_are_no_official_digits() -> None:
     assert dataset.official is None
 
 
-# What cannot be opened.
+# Sources that cannot be opened.
 
 
 def test_a_single_class_is_refused(rng: np.random.Generator, tmp_path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""The table of data sets, as a user prints it."""
+"""The command that prints the table of data sets."""
 
 import pathlib
 import subprocess
@@ -23,7 +23,7 @@ def _printed(
 
 @pytest.fixture
 def data_dir(tmp_path: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:
-    """Caltech-101 as array_record, pets as TFRecord, flowers without a split."""
+    """A TFDS folder: Caltech-101 as array_record, Pets as TFRecord, Flowers without one split."""
     examples = rng.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8), np.arange(3)
     both = {"train": examples, "test": examples}
     tiny_tfds.write("caltech101:3.*.*", tmp_path, both)
@@ -46,7 +46,7 @@ def test_every_data_set_has_its_row(
     assert [name for name, row in rows.items() if row[-3] == "no" or row[-4] == "no"] == ["svhn"]
 
 
-def test_what_is_prepared_is_told_with_format_and_counts(
+def test_prepared_data_sets_are_shown_with_format_and_counts(
     data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = _printed(data_dir, monkeypatch, capsys)
@@ -58,7 +58,7 @@ def test_what_is_prepared_is_told_with_format_and_counts(
     assert here["food101"].endswith("  no")
 
 
-def test_what_is_damaged_is_told_by_its_file_after_the_table(
+def test_damaged_files_are_listed_after_the_table(
     data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (file,) = data_dir.glob("caltech101/*/dataset_info.json")
@@ -67,9 +67,9 @@ def test_what_is_damaged_is_told_by_its_file_after_the_table(
 
     table.main()
 
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith(f"remem_jax: {file} cannot be read: it is empty; copy it again")
-    assert len(told) == 2  # Flowers, which lack a split.
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith(f"remem_jax: {file} cannot be read: it is empty; copy it again")
+    assert len(errors) == 2  # The second is about Flowers, which lacks a split.
 
 
 def test_a_remote_folder_is_refused(
@@ -98,12 +98,12 @@ def test_the_table_fits_a_page(
     lines = _printed(data_dir, monkeypatch, capsys)
 
     assert max(len(line) for line in lines) <= 130
-    assert max(len(line) for line in lines[20:]) <= 100  # After the place.
+    assert max(len(line) for line in lines[20:]) <= 100  # Below the lines with the folder.
 
 
 @pytest.mark.slow
 def test_the_module_runs_from_the_command_line(tmp_path: pathlib.Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "remem_jax.data", "--dir", tmp_path],
         capture_output=True,
         text=True,
@@ -112,5 +112,5 @@ def test_the_module_runs_from_the_command_line(tmp_path: pathlib.Path) -> None:
         cwd=pathlib.Path(__file__).parents[2],
     )
 
-    assert done.stdout.startswith("name ")
-    assert done.stderr == ""
+    assert process.stdout.startswith("name ")
+    assert process.stderr == ""

@@ -1,4 +1,4 @@
-"""The order of examples: every one once an epoch, and the same from any step on."""
+"""The order of examples: each occurs once per epoch, and resuming does not change it."""
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ def test_every_epoch_holds_each_example_once() -> None:
 
 
 @pytest.mark.parametrize("start", [1, 7, 10, 33])
-def test_a_position_does_not_depend_on_where_a_run_began(start: int) -> None:
+def test_the_order_does_not_depend_on_the_first_step(start: int) -> None:
     np.testing.assert_array_equal(_rows(start, 50), _rows(0, 50)[start:])
 
 
-def test_positions_may_be_asked_for_in_any_order(rng: np.random.Generator) -> None:
+def test_positions_may_be_requested_in_any_order(rng: np.random.Generator) -> None:
     positions = rng.permutation(70)
 
     actual = order.train_rows(positions, examples=EXAMPLES, seed=0, stage="teacher")
@@ -32,19 +32,19 @@ def test_positions_may_be_asked_for_in_any_order(rng: np.random.Generator) -> No
     np.testing.assert_array_equal(actual, _rows(0, 70)[positions])
 
 
-def test_two_epochs_have_two_orders() -> None:
+def test_epochs_have_different_orders() -> None:
     assert not np.array_equal(_rows(0, 10), _rows(10, 20))
 
 
-def test_two_seeds_have_two_orders() -> None:
+def test_seeds_give_different_orders() -> None:
     assert not np.array_equal(_rows(0, 10, seed=1), _rows(0, 10, seed=2))
 
 
-def test_two_stages_have_two_orders() -> None:
+def test_stages_have_different_orders() -> None:
     assert not np.array_equal(_rows(0, 10, stage="teacher"), _rows(0, 10, stage="student"))
 
 
-def test_evaluation_takes_each_example_once_and_in_order() -> None:
+def test_evaluation_reads_each_example_once_and_in_order() -> None:
     rows, counted = order.evaluation_rows(np.arange(12), examples=EXAMPLES)
 
     np.testing.assert_array_equal(rows[counted], range(EXAMPLES))

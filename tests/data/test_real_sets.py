@@ -1,4 +1,4 @@
-"""Real images of four data sets, through TFDS, against the sheets that they come from."""
+"""Real images of four data sets, read through TFDS and compared with their source files."""
 
 import collections
 import hashlib
@@ -15,18 +15,18 @@ from remem_jax.data.images import decoding
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# Our name -> the sheets of train and of test.
+# Data set -> the files with its train and test images.
 SHEETS = {
     "caltech101": (["caltech101/train.zip"], ["caltech101/test.zip"]),
     "cifar100": (["cifar100/train.zip"], ["cifar100/test.zip"]),
     "flowers102": (["flowers102/train.zip", "flowers102/val.zip"], ["flowers102/test.zip"]),
-    # TFDS has one split, which is cut in its own order.
+    # TFDS has one split, which is divided in TFDS's order.
     "eurosat": (["eurosat/train.zip", "eurosat/test.zip"], []),
 }
 
 
 def _named(images: np.ndarray, names: list[str]) -> collections.Counter[tuple[str, str]]:
-    """How often each image occurs in each class."""
+    """Counts how often each image occurs in each class."""
     hashes = (hashlib.sha256(image.tobytes()).hexdigest() for image in images)
     return collections.Counter(zip(hashes, names, strict=True))
 
@@ -38,19 +38,19 @@ def _read(split: sources.Split, classes: tuple[str, ...]) -> collections.Counter
 
 
 def _sheets(load: Any, folder: pathlib.Path, files: list[str], classes: tuple[str, ...]) -> Any:
-    """The same of the sheets; classes whose names TFDS does not have are numbered in its order."""
-    found: collections.Counter[tuple[str, str]] = collections.Counter()
+    """Counts the same in the files; classes with unknown names are numbered in TFDS's order."""
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
     known = [name.lower() for name in classes]
     for file in files:
         images, labels, names = load(folder / file)
         named = {name.lower() for name in names} <= set(known)
         titles = [names[label].lower() if named else known[label] for label in labels]
-        found += _named(images, titles)
-    return found
+        counts += _named(images, titles)
+    return counts
 
 
 @pytest.mark.parametrize("name", SHEETS)
-def test_tfds_gives_the_images_and_labels_of_the_sheets(
+def test_tfds_gives_the_images_and_labels_of_the_source_files(
     name: str,
     shared: pathlib.Path,
     tmp_path: pathlib.Path,
@@ -65,12 +65,12 @@ def test_tfds_gives_the_images_and_labels_of_the_sheets(
     source = data.open_source(name, path="", data_dir=str(tmp_path))
 
     expected = _sheets(load, shared / "data", train, source.classes)
-    found = _read(source.splits["train"], source.classes)
+    counts = _read(source.splits["train"], source.classes)
     tested = _read(source.splits["test"], source.classes)
     if test:
-        assert found == expected
+        assert counts == expected
         assert tested == _sheets(load, shared / "data", test, source.classes)
     else:
-        assert found + tested == expected
-        assert sum(found.values()) == round(0.8 * sum(expected.values()))
+        assert counts + tested == expected
+        assert sum(counts.values()) == round(0.8 * sum(expected.values()))
     assert source.official is False

@@ -1,4 +1,4 @@
-"""The table of data sets, against TFDS's own."""
+"""The table of data sets, compared with TFDS."""
 
 import pathlib
 from typing import Any
@@ -20,7 +20,7 @@ def _info(name: str, data_dir: pathlib.Path) -> Any:
     return _builder(name, data_dir).info
 
 
-def test_there_are_the_sixteen_of_the_paper() -> None:
+def test_the_table_contains_the_paper_s_sixteen_data_sets() -> None:
     assert len(registry.RECORDS) == 16
 
 
@@ -44,7 +44,7 @@ def test_a_data_set_names_a_metric(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", registry.RECORDS)
-def test_the_official_counts_are_official(name: str) -> None:
+def test_is_official_accepts_only_the_official_counts(name: str) -> None:
     record = registry.RECORDS[name]
 
     assert record.is_official(record.examples)
@@ -63,19 +63,19 @@ def test_the_official_counts_are_official(name: str) -> None:
         ("pets", (3680, 3668), False),
     ],
 )
-def test_what_tfds_is_known_to_leave_out_is_official(
+def test_known_omissions_of_tfds_still_count_as_official(
     name: str, counts: tuple[int, int], official: bool
 ) -> None:
     assert registry.RECORDS[name].is_official(counts) is official
 
 
 @pytest.mark.parametrize("name", registry.RECORDS)
-def test_what_lies_in_the_manual_folder_is_named_as_tfds_names_it(
+def test_files_in_the_manual_folder_have_the_names_tfds_expects(
     name: str, tmp_path: pathlib.Path
 ) -> None:
     infos = _builder(name, tmp_path).url_infos or {}
     known = {info.filename or url.rpartition("/")[2] for url, info in infos.items()}
-    named_in_code = {  # What TFDS opens below its manual folder, without a checksum.
+    named_in_code = {  # Files that TFDS opens in its manual folder without a checksum.
         "imagenet_lt": {"ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"},
         "retinopathy": {"train", "test", "sample", "trainLabels.csv"},
         "resisc45": {"NWPU-RESISC45"},
@@ -92,16 +92,16 @@ def test_tfds_downloads_all_but_the_manual_ones(name: str, tmp_path: pathlib.Pat
 
 
 @pytest.mark.parametrize("name", registry.RECORDS)
-def test_the_page_of_a_data_set_is_one(name: str) -> None:
+def test_each_data_set_has_a_page_and_a_licence(name: str) -> None:
     record = registry.RECORDS[name]
 
     assert record.page.startswith("http")
     assert record.licence
 
 
-def test_digits_of_houses_alone_must_not_be_mirrored() -> None:
+def test_only_svhn_must_not_be_mirrored() -> None:
     assert [name for name, record in registry.RECORDS.items() if not record.flip] == ["svhn"]
 
 
-def test_no_two_data_sets_have_one_name() -> None:
+def test_names_of_data_sets_are_unique() -> None:
     assert len(set(data.NAMES)) == len(data.NAMES)

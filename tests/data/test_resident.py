@@ -1,4 +1,4 @@
-"""Batches: every example once per epoch, and a run that resumes sees what it would have seen."""
+"""Batches of resident images: each example once per epoch, and unchanged by resuming."""
 
 import itertools
 from typing import Any
@@ -16,7 +16,7 @@ EXAMPLES = 10
 
 @pytest.fixture
 def split(rng: np.random.Generator) -> resident.Split:
-    """Ten images; the label of each is its number."""
+    """Ten images; the label of each is its index."""
     images = rng.integers(0, 256, (EXAMPLES, 2, 3, 3), dtype=np.uint8)
     return resident.Split(images, np.arange(EXAMPLES, dtype=np.int32))
 
@@ -62,7 +62,7 @@ def test_every_epoch_holds_each_example_once(split: resident.Split, batch_size: 
 
 
 @pytest.mark.parametrize("first_step", [1, 2, 3, 7])
-def test_batches_from_a_step_on_are_those_of_a_run_from_the_start(
+def test_resuming_at_a_step_gives_the_batches_of_an_uninterrupted_run(
     split: resident.Split, first_step: int
 ) -> None:
     whole = _batches(_loader(split), count=first_step + 4, batch_size=4)
@@ -80,22 +80,22 @@ def test_images_keep_their_labels(split: resident.Split) -> None:
     np.testing.assert_array_equal(batch.image, split.image[np.asarray(batch.label)])
 
 
-def test_two_seeds_have_two_orders(split: resident.Split) -> None:
-    one, two = (_batches(_loader(split, seed), count=1, batch_size=EXAMPLES) for seed in (1, 2))
+def test_seeds_give_different_orders(split: resident.Split) -> None:
+    first, second = (_batches(_loader(split, i), count=1, batch_size=EXAMPLES) for i in (1, 2))
 
-    assert not np.array_equal(_labels(one), _labels(two))
+    assert not np.array_equal(_labels(first), _labels(second))
 
 
-def test_teachers_and_students_have_two_orders(split: resident.Split) -> None:
-    one, two = (
+def test_teachers_and_students_have_different_orders(split: resident.Split) -> None:
+    first, second = (
         _batches(_loader(split), count=1, batch_size=EXAMPLES, stage=stage)
         for stage in ("teacher", "student")
     )
 
-    assert not np.array_equal(_labels(one), _labels(two))
+    assert not np.array_equal(_labels(first), _labels(second))
 
 
-def test_no_example_of_train_is_masked(split: resident.Split) -> None:
+def test_training_masks_no_example(split: resident.Split) -> None:
     for batch in _batches(_loader(split), count=5, batch_size=4):
         assert batch.mask.all()
 
@@ -110,7 +110,7 @@ def test_evaluation_counts_each_example_once_and_in_order(
     np.testing.assert_array_equal(counted, range(EXAMPLES))
 
 
-def test_last_batch_of_evaluation_masks_what_fills_it_up(split: resident.Split) -> None:
+def test_padding_of_the_last_evaluation_batch_is_masked(split: resident.Split) -> None:
     *_, last = _loader(split).evaluation("test", 4)
 
     np.testing.assert_array_equal(last.mask, [True, True, False, False])
@@ -122,13 +122,13 @@ def test_all_batches_of_evaluation_have_one_shape(split: resident.Split) -> None
     assert {batch.image.shape for batch in batches} == {(4, 2, 3, 3)}
 
 
-def test_batches_may_be_divided_among_devices(split: resident.Split) -> None:
+def test_batches_may_be_sharded_over_devices(split: resident.Split) -> None:
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
-    divided = _batches(_loader(split, sharding=sharding), count=3, batch_size=4)
+    sharded = _batches(_loader(split, sharding=sharding), count=3, batch_size=4)
 
-    for one, two in zip(divided, _batches(_loader(split), count=3, batch_size=4), strict=True):
-        assert one.image.sharding.is_equivalent_to(sharding, 4)
-        np.testing.assert_array_equal(one.image, two.image)
-        np.testing.assert_array_equal(one.label, two.label)
+    for first, second in zip(sharded, _batches(_loader(split), count=3, batch_size=4), strict=True):
+        assert first.image.sharding.is_equivalent_to(sharding, 4)
+        np.testing.assert_array_equal(first.image, second.image)
+        np.testing.assert_array_equal(first.label, second.label)

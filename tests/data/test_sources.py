@@ -1,4 +1,4 @@
-"""Digits, and shares of classes, against scikit-learn and counts."""
+"""The digits of scikit-learn, and stratified subsets."""
 
 import pickle
 from typing import Any
@@ -25,33 +25,33 @@ def test_digits_must_not_be_mirrored(digits: sources.Source) -> None:
     assert not digits.flip
 
 
-def test_digits_are_not_to_be_cached(digits: sources.Source) -> None:
+def test_digits_need_no_cache(digits: sources.Source) -> None:
     assert {split.key for split in digits.splits.values()} == {""}
 
 
-@pytest.mark.parametrize(("part", "name"), [(0, "train"), (1, "test")])
-def test_digits_are_split_as_by_scikit_learn(digits: sources.Source, part: int, name: str) -> None:
+@pytest.mark.parametrize(("index", "name"), [(0, "train"), (1, "test")])
+def test_digits_are_split_like_scikit_learn(digits: sources.Source, index: int, name: str) -> None:
     bunch: Any = sklearn_datasets.load_digits()
     images = model_selection.train_test_split(
         bunch.images, test_size=0.2, stratify=bunch.target, random_state=0
-    )[part]
+    )[index]
     split = digits.splits[name]
 
-    found = np.stack([np.asarray(split.read(i).image) for i in range(split.examples)])
+    images = np.stack([np.asarray(split.read(i).image) for i in range(split.examples)])
 
-    # Sixteenths of black to white; half a grey level is lost.
+    # Values are sixteenths; rounding to 8 bits loses up to half a grey level.
     expected = np.repeat(images[..., None], 3, axis=-1) * 255 / 16
-    np.testing.assert_allclose(found.astype(np.float64), expected, atol=0.5)
+    np.testing.assert_allclose(images.astype(np.float64), expected, atol=0.5)
 
 
-@pytest.mark.parametrize(("part", "name"), [(2, "train"), (3, "test")])
+@pytest.mark.parametrize(("index", "name"), [(2, "train"), (3, "test")])
 def test_digits_have_the_labels_of_scikit_learn(
-    digits: sources.Source, part: int, name: str
+    digits: sources.Source, index: int, name: str
 ) -> None:
     bunch: Any = sklearn_datasets.load_digits()
     labels = model_selection.train_test_split(
         bunch.images, bunch.target, test_size=0.2, stratify=bunch.target, random_state=0
-    )[part]
+    )[index]
     split = digits.splits[name]
 
     np.testing.assert_array_equal([split.read(i).label for i in range(split.examples)], labels)
@@ -69,7 +69,7 @@ def test_a_split_in_memory_survives_pickling(rng: np.random.Generator) -> None:
     assert name(1) == "image 1"
 
 
-def test_a_share_is_taken_of_every_class() -> None:
+def test_a_stratified_subset_takes_a_share_of_every_class() -> None:
     labels = np.repeat([0, 1, 2], [10, 50, 100])
 
     chosen = sources.stratified(labels, 0.2, seed=0)
@@ -77,13 +77,13 @@ def test_a_share_is_taken_of_every_class() -> None:
     np.testing.assert_array_equal(np.bincount(labels[chosen]), [2, 10, 20])
 
 
-def test_a_share_holds_nothing_twice() -> None:
+def test_a_stratified_subset_has_no_duplicates() -> None:
     chosen = sources.stratified(np.repeat([0, 1, 2], [10, 50, 100]), 0.2, seed=0)
 
     assert len(set(chosen.tolist())) == len(chosen)
 
 
-def test_a_share_leaves_one_of_each_class_and_takes_one_where_there_are_two() -> None:
+def test_a_stratified_subset_takes_one_and_leaves_one_of_each_class_of_two() -> None:
     labels = np.repeat([0, 1, 2], [1, 2, 3])
 
     chosen = sources.stratified(labels, 0.01, seed=0)
@@ -91,9 +91,9 @@ def test_a_share_leaves_one_of_each_class_and_takes_one_where_there_are_two() ->
     np.testing.assert_array_equal(labels[chosen], [1, 2])
 
 
-def test_two_seeds_take_two_shares() -> None:
+def test_seeds_give_different_subsets() -> None:
     labels = np.zeros(1000, np.int32)
 
-    one, two = (sources.stratified(labels, 0.5, seed=seed) for seed in (1, 2))
+    first, second = (sources.stratified(labels, 0.5, seed=seed) for seed in (1, 2))
 
-    assert not np.array_equal(one, two)
+    assert not np.array_equal(first, second)

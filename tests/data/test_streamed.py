@@ -1,4 +1,4 @@
-"""Streaming: what is read, that it resumes, and that neither threads nor processes change it."""
+"""Streamed batches: their content, resuming, and independence of threads and processes."""
 
 import errno
 import io
@@ -31,7 +31,7 @@ SIZE, AREA, SEED = 8, (0.3, 1.0), 5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Twelve JPEGs of two classes, no two of one size; two of them are large."""
+    """Twelve JPEGs in two classes, all of different sizes; two are large."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(12):
@@ -44,8 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def part(folder: pathlib.Path) -> sources.Subset:
-    """All of its training images."""
+def subset(folder: pathlib.Path) -> sources.Subset:
+    """All training images of `folder`."""
     split = folders.folder(str(folder)).splits["train"]
     labels = split.labels
     assert labels is not None
@@ -53,7 +53,7 @@ def part(folder: pathlib.Path) -> sources.Subset:
 
 
 def _loader(
-    part: sources.Subset,
+    subset: sources.Subset,
     *,
     area: tuple[float, float] = AREA,
     flip: bool = True,
@@ -62,7 +62,7 @@ def _loader(
     sharding: Any = None,
 ) -> DataLoader:
     return streamed.make_loader(
-        {"train": part, "test": part},
+        {"train": subset, "test": subset},
         streamed.AugmentOptions(SIZE, area, flip, SEED),
         threads=threads,
         workers=workers,
@@ -74,9 +74,9 @@ def _batches(
     loader: DataLoader, *, count: int, first_step: int = 0, stage: Stage = "teacher"
 ) -> list[Batch]:
     batches = loader.train(4, first_step, stage=stage)
-    found = list(itertools.islice(batches, count))
+    result = list(itertools.islice(batches, count))
     batches.close()
-    return found
+    return result
 
 
 def _assert_equal(one: list[Batch], two: list[Batch]) -> None:
@@ -85,9 +85,9 @@ def _assert_equal(one: list[Batch], two: list[Batch]) -> None:
         jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def _pixels(part: sources.Subset, row: int) -> np.ndarray:
-    """An image as Pillow decodes it."""
-    encoded = part.split.read(int(part.rows[row])).image
+def _pixels(subset: sources.Subset, row: int) -> np.ndarray:
+    """Decodes an image with Pillow."""
+    encoded = subset.split.read(int(subset.rows[row])).image
     assert isinstance(encoded, bytes)
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
@@ -97,68 +97,68 @@ def _resized(image: np.ndarray) -> np.ndarray:
 
 
 def _assert_close(actual: np.ndarray, expected: np.ndarray, source: np.ndarray) -> None:
-    """A grey level; where less of a large JPEG may have been decoded, not much on average."""
-    off = np.abs(actual.astype(np.float64) - expected)
+    """Checks equality to one grey level, or on average if a large JPEG may be decoded reduced."""
+    errors = np.abs(actual.astype(np.float64) - expected)
     if max(source.shape) >= 4 * SIZE:
-        assert off.mean() < 4
+        assert errors.mean() < 4
     else:
-        assert off.max() <= 1.01
+        assert errors.max() <= 1.01
 
 
-def test_evaluation_shows_the_whole_images_in_order(part: sources.Subset) -> None:
-    batches = list(_loader(part).evaluation("test", 4))
+def test_evaluation_yields_whole_images_in_order(subset: sources.Subset) -> None:
+    batches = list(_loader(subset).evaluation("test", 4))
 
     images = np.concatenate([np.asarray(b.image)[b.mask] for b in batches]).astype(np.int32)
     labels = np.concatenate([np.asarray(b.label)[b.mask] for b in batches])
-    np.testing.assert_array_equal(labels, part.labels)
+    np.testing.assert_array_equal(labels, subset.labels)
     for row, actual in enumerate(images):
-        assert np.abs(actual - _resized(_pixels(part, row))).max() <= 1
+        assert np.abs(actual - _resized(_pixels(subset, row))).max() <= 1
 
 
-def test_the_last_batch_of_evaluation_is_filled_up_and_masked(part: sources.Subset) -> None:
-    part = part._replace(rows=part.rows[:6], labels=part.labels[:6])
+def test_the_last_evaluation_batch_is_padded_and_masked(subset: sources.Subset) -> None:
+    subset = subset._replace(rows=subset.rows[:6], labels=subset.labels[:6])
 
-    first, last = _loader(part).evaluation("test", 4)
+    first, last = _loader(subset).evaluation("test", 4)
 
     assert first.image.shape == last.image.shape
     np.testing.assert_array_equal(last.mask, [True, True, False, False])
 
 
-def test_training_goes_through_the_images_in_the_order_of_every_input(
-    part: sources.Subset,
+def test_training_follows_the_order_shared_by_all_inputs(
+    subset: sources.Subset,
 ) -> None:
-    batches = _batches(_loader(part, area=(1.0, 1.0), flip=False), count=5)
+    batches = _batches(_loader(subset, area=(1.0, 1.0), flip=False), count=5)
 
-    rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED, stage="teacher")
-    np.testing.assert_array_equal(np.concatenate([b.label for b in batches]), part.labels[rows])
-    shown = np.concatenate([b.image for b in batches]).astype(np.int32)
-    for row, actual in zip(rows, shown, strict=True):
-        _assert_close(actual, _resized(_pixels(part, row)), _pixels(part, row))
+    rows = order.train_rows(np.arange(20), examples=len(subset.rows), seed=SEED, stage="teacher")
+    np.testing.assert_array_equal(np.concatenate([b.label for b in batches]), subset.labels[rows])
+    images = np.concatenate([b.image for b in batches]).astype(np.int32)
+    for row, actual in zip(rows, images, strict=True):
+        _assert_close(actual, _resized(_pixels(subset, row)), _pixels(subset, row))
 
 
-def test_crops_are_those_of_the_view_on_the_device(part: sources.Subset) -> None:
-    shown = np.concatenate([b.image for b in _batches(_loader(part), count=5)])
+def test_crops_match_the_transform_on_the_device(subset: sources.Subset) -> None:
+    images = np.concatenate([b.image for b in _batches(_loader(subset), count=5)])
 
-    rows = order.train_rows(np.arange(20), examples=len(part.rows), seed=SEED, stage="teacher")
+    rows = order.train_rows(np.arange(20), examples=len(subset.rows), seed=SEED, stage="teacher")
     mirrored = 0
     for position, row in enumerate(rows):
-        pixels = _pixels(part, row)
+        pixels = _pixels(subset, row)
         drawn = random_streams.generator(SEED, "teacher", position // 4, "crops").random((4, 4))
         draws = drawn[position % 4]
         height, width = pixels.shape[:2]
         box = boxes.random_boxes(draws, height=height, width=width, area=AREA)
         batch = boxes.Boxes(*(jnp.full((1,), edge, jnp.float32) for edge in box))
         (expected,) = augment.crop_and_resize(jnp.asarray(pixels)[None], batch, SIZE)
-        ways = [np.asarray(expected), np.asarray(expected)[:, ::-1]]
-        off = [np.abs(shown[position] - way).max() for way in ways]
-        _assert_close(shown[position], ways[int(np.argmin(off))], pixels)
-        mirrored += off[1] < off[0]
+        candidates = [np.asarray(expected), np.asarray(expected)[:, ::-1]]
+        errors = [np.abs(images[position] - candidate).max() for candidate in candidates]
+        _assert_close(images[position], candidates[int(np.argmin(errors))], pixels)
+        mirrored += errors[1] < errors[0]
     assert 3 < mirrored < 17
 
 
-def test_whether_images_are_mirrored_changes_no_crop(part: sources.Subset) -> None:
+def test_mirroring_does_not_change_the_crops(subset: sources.Subset) -> None:
     plain, flipped = (
-        np.concatenate([b.image for b in _batches(_loader(part, flip=flip), count=5)])
+        np.concatenate([b.image for b in _batches(_loader(subset, flip=flip), count=5)])
         for flip in (False, True)
     )
 
@@ -169,14 +169,14 @@ def test_whether_images_are_mirrored_changes_no_crop(part: sources.Subset) -> No
 
 
 @pytest.mark.parametrize(("area", "flip"), [(AREA, False), ((1.0, 1.0), True)])
-def test_teachers_and_students_see_an_image_cropped_and_mirrored_otherwise(
-    part: sources.Subset, area: tuple[float, float], flip: bool
+def test_teachers_and_students_get_different_crops_and_flips(
+    subset: sources.Subset, area: tuple[float, float], flip: bool
 ) -> None:
-    part = part._replace(rows=part.rows[[3] * 4], labels=part.labels[[3] * 4])
+    subset = subset._replace(rows=subset.rows[[3] * 4], labels=subset.labels[[3] * 4])
 
     teacher, student, again = (
         np.concatenate([b.image for b in _batches(loader, count=5, stage=stage)])
-        for loader in [_loader(part, area=area, flip=flip)]
+        for loader in [_loader(subset, area=area, flip=flip)]
         for stage in ("teacher", "student", "student")
     )
 
@@ -185,31 +185,31 @@ def test_teachers_and_students_see_an_image_cropped_and_mirrored_otherwise(
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 7])
-def test_batches_from_a_step_on_are_those_of_a_run_from_the_start(
-    part: sources.Subset, first_step: int
+def test_resuming_at_a_step_gives_the_batches_of_an_uninterrupted_run(
+    subset: sources.Subset, first_step: int
 ) -> None:
-    whole = _batches(_loader(part), count=first_step + 3)
+    whole = _batches(_loader(subset), count=first_step + 3)
 
-    _assert_equal(_batches(_loader(part), count=3, first_step=first_step), whole[first_step:])
+    _assert_equal(_batches(_loader(subset), count=3, first_step=first_step), whole[first_step:])
 
 
-def test_the_number_of_threads_changes_nothing(part: sources.Subset) -> None:
+def test_the_number_of_threads_changes_nothing(subset: sources.Subset) -> None:
     _assert_equal(
-        _batches(_loader(part, threads=1), count=5), _batches(_loader(part, threads=7), count=5)
+        _batches(_loader(subset, threads=1), count=5), _batches(_loader(subset, threads=7), count=5)
     )
 
 
-def test_worker_processes_change_nothing(part: sources.Subset) -> None:
-    _assert_equal(_batches(_loader(part), count=6), _batches(_loader(part, workers=2), count=6))
+def test_worker_processes_change_nothing(subset: sources.Subset) -> None:
+    _assert_equal(_batches(_loader(subset), count=6), _batches(_loader(subset, workers=2), count=6))
 
 
-def test_workers_leave_signals_to_their_parent_and_one_that_is_killed_is_told(
-    part: sources.Subset,
+def test_workers_ignore_signals_and_a_killed_worker_is_reported(
+    subset: sources.Subset,
 ) -> None:
-    batches = _loader(part, workers=1).train(4, 0, stage="teacher")
+    batches = _loader(subset, workers=1).train(4, 0, stage="teacher")
     next(batches)
     (worker,) = multiprocessing.active_children()
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, a scheduler: to all processes.
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and schedulers signal all processes.
         os.kill(worker.pid or 0, number)
     time.sleep(0.2)
     alive = worker.is_alive()
@@ -218,7 +218,7 @@ def test_workers_leave_signals_to_their_parent_and_one_that_is_killed_is_told(
     worker.kill()
 
     with pytest.raises(SettingError, match=r"worker was ended by the system \(Killed\).*workers"):
-        _ = [next(batches) for _ in range(5)]  # What it had made comes first.
+        _ = [next(batches) for _ in range(5)]  # Batches that were ready come first.
     assert alive
 
 
@@ -226,10 +226,10 @@ def test_workers_leave_signals_to_their_parent_and_one_that_is_killed_is_told(
     "error",
     [
         RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search"),
-        OSError(errno.ENOSPC, "No space left on device"),  # Of a semaphore.
+        OSError(errno.ENOSPC, "No space left on device"),  # Raised when a semaphore is created.
     ],
 )
-def test_a_full_shared_memory_is_told_with_its_size(error: Exception) -> None:
+def test_full_shared_memory_is_reported_with_its_size(error: Exception) -> None:
     with (
         pytest.raises(
             SettingError, match=r"/dev/shm is full \(.* MiB\).*--shm-size=3g.*workers to"
@@ -240,7 +240,7 @@ def test_a_full_shared_memory_is_told_with_its_size(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_other_errors_of_reading_are_not_taken_for_those_of_workers(workers: int) -> None:
+def test_other_read_errors_are_not_reported_as_worker_errors(workers: int) -> None:
     with (
         pytest.raises(RuntimeError, match="another"),
         worker_processes.explaining_errors(workers, 1),
@@ -248,18 +248,18 @@ def test_other_errors_of_reading_are_not_taken_for_those_of_workers(workers: int
         raise RuntimeError("another")
 
 
-def test_batches_may_be_divided_among_devices(part: sources.Subset) -> None:
+def test_batches_may_be_sharded_over_devices(subset: sources.Subset) -> None:
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
-    divided = _batches(_loader(part, sharding=sharding), count=3)
+    sharded = _batches(_loader(subset, sharding=sharding), count=3)
 
-    assert divided[0].image.sharding.is_equivalent_to(sharding, 4)
-    _assert_equal(divided, _batches(_loader(part), count=3))
+    assert sharded[0].image.sharding.is_equivalent_to(sharding, 4)
+    _assert_equal(sharded, _batches(_loader(subset), count=3))
 
 
-def test_the_view_of_what_is_streamed_is_the_range_alone(part: sources.Subset) -> None:
-    loader = _loader(part)
+def test_the_device_transform_of_streamed_images_only_rescales(subset: sources.Subset) -> None:
+    loader = _loader(subset)
     (batch,) = _batches(loader, count=1)
 
     for transform in (loader.train_transform, loader.evaluation_transform):
@@ -281,23 +281,23 @@ def test_arrays_can_be_streamed(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(batch.image, images)
 
 
-def test_an_image_that_is_lost_on_the_way_is_named(
-    folder: pathlib.Path, part: sources.Subset
+def test_an_image_lost_during_training_is_named(
+    folder: pathlib.Path, subset: sources.Subset
 ) -> None:
     path = folder / "odd" / "11.jpg"
-    lost = [i for i in range(len(part.rows)) if str(path) in part.split.name(i)]
-    part = part._replace(rows=part.rows[lost], labels=part.labels[lost])
+    lost = [i for i in range(len(subset.rows)) if str(path) in subset.split.name(i)]
+    subset = subset._replace(rows=subset.rows[lost], labels=subset.labels[lost])
     path.rename(path.with_suffix(".away"))
     try:
         with pytest.raises(SettingError, match=r"11\.jpg could be read when the run began"):
-            list(_loader(part).evaluation("test", 1))
+            list(_loader(subset).evaluation("test", 1))
     finally:
         path.with_suffix(".away").rename(path)
 
 
 @pytest.fixture
 def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], DataLoader]:
-    """The folder as a data set, by the two inputs."""
+    """Makes a data loader of the folder, for either input."""
 
     def make(kind: str) -> DataLoader:
         dataset = data.load(
@@ -314,13 +314,13 @@ def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], Da
     return make
 
 
-def test_both_inputs_show_the_same_images_in_the_same_order(datasets: Any) -> None:
+def test_both_inputs_yield_the_same_images_in_the_same_order(datasets: Any) -> None:
     loaders = [datasets(kind) for kind in ("resident", "streamed")]
 
     assert [loader.kind for loader in loaders] == ["resident", "streamed"]
     for split in ("validation", "test"):
-        shown = [list(loader.evaluation(split, 4)) for loader in loaders]
-        for one, two in zip(*shown, strict=True):
+        images = [list(loader.evaluation(split, 4)) for loader in loaders]
+        for one, two in zip(*images, strict=True):
             np.testing.assert_array_equal(one.label, two.label)
             np.testing.assert_array_equal(one.mask, two.mask)
             views = [

@@ -1,4 +1,4 @@
-"""Data sets of TFDS, read from what TFDS's own builders have written."""
+"""TFDS data sets, read from files that TFDS's own builders wrote."""
 
 import concurrent.futures
 import io
@@ -24,7 +24,7 @@ from remem_jax.data.images import decoding
 from remem_jax.data.tfds import prepared
 from tests.data import tiny_tfds
 
-# Size of the images, and how many each split of TFDS's holds: no two splits of a set the same.
+# Image size and examples per TFDS split; the splits of a data set differ in size.
 WRITTEN = {
     "food101": ((6, 5), {"train": 3, "validation": 2}),
     "cifar100": ((32, 32), {"train": 3, "test": 2}),
@@ -43,7 +43,7 @@ WRITTEN = {
     "eurosat": ((64, 64), {"train": 10}),
     "resisc45": ((256, 256), {"train": 10}),
 }
-# What the paper trains and tests on, by its sizes.
+# Numbers of training and test images in the paper's splits.
 READ = {
     "food101": (3, 2),
     "cifar100": (3, 2),
@@ -67,7 +67,7 @@ READ = {
 def _examples(
     rng: np.random.Generator, name: str, size: tuple[int, int], count: int
 ) -> tiny_tfds.Examples:
-    """Noise; the first pixel holds the label, which takes the first and the last classes."""
+    """Returns noise whose first pixel holds the label; labels are the first and last classes."""
     classes = registry.RECORDS[name].classes
     labels = np.arange(count) % 4 * (classes - 1) // 3
     images = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
@@ -77,7 +77,7 @@ def _examples(
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder of TFDS with all data sets, tiny."""
+    """A TFDS folder with tiny versions of all data sets."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("tfds")
     for name, (size, counts) in WRITTEN.items():
@@ -88,7 +88,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture
 def caltech101(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of one set, to damage: its folder of files, in the data folder `tmp_path`."""
+    """The folder of a copy of one data set in the data folder `tmp_path`, to be damaged."""
     folder = tmp_path / "caltech101"
     shutil.copytree(data_dir / "caltech101", folder)
     return next(file.parent for file in folder.rglob("dataset_info.json"))
@@ -108,7 +108,7 @@ def _labels(split: sources.Split) -> list[int]:
 
 
 @pytest.mark.parametrize("name", registry.RECORDS)
-def test_splits_are_those_of_the_paper(data_dir: pathlib.Path, name: str) -> None:
+def test_splits_match_the_paper(data_dir: pathlib.Path, name: str) -> None:
     splits = _open(name, data_dir).splits
 
     assert (splits["train"].examples, splits["test"].examples) == READ[name]
@@ -118,16 +118,14 @@ def test_splits_are_those_of_the_paper(data_dir: pathlib.Path, name: str) -> Non
 @pytest.mark.parametrize("name", registry.RECORDS)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_images_keep_their_labels(data_dir: pathlib.Path, name: str, split: str) -> None:
-    found = _open(name, data_dir).splits[split]
+    subset = _open(name, data_dir).splits[split]
 
-    pixels = _images(found)[:, 0, 0].astype(int)
-    np.testing.assert_array_equal(pixels[:, 0] + 256 * pixels[:, 1], _labels(found))
+    pixels = _images(subset)[:, 0, 0].astype(int)
+    np.testing.assert_array_equal(pixels[:, 0] + 256 * pixels[:, 1], _labels(subset))
 
 
 @pytest.mark.parametrize("name", registry.RECORDS)
-def test_images_and_their_order_are_those_that_tfds_reads(
-    data_dir: pathlib.Path, name: str
-) -> None:
+def test_images_and_their_order_match_tfds(data_dir: pathlib.Path, name: str) -> None:
     record = registry.RECORDS[name]
     builder = tensorflow_datasets.builder(record.tfds, data_dir=str(data_dir), try_gcs=False)
     stored: Any = builder.as_data_source(record.train)
@@ -138,7 +136,7 @@ def test_images_and_their_order_are_those_that_tfds_reads(
 
 
 @pytest.mark.parametrize("name", ["eurosat", "resisc45"])
-def test_two_cuts_of_one_split_share_nothing(data_dir: pathlib.Path, name: str) -> None:
+def test_two_slices_of_one_split_are_disjoint(data_dir: pathlib.Path, name: str) -> None:
     train, test = (_open(name, data_dir).splits[split] for split in ("train", "test"))
 
     images = np.concatenate([_images(train), _images(test)])
@@ -147,7 +145,7 @@ def test_two_cuts_of_one_split_share_nothing(data_dir: pathlib.Path, name: str) 
 
 
 @pytest.mark.parametrize("name", registry.RECORDS)
-def test_classes_are_those_of_tfds(data_dir: pathlib.Path, name: str) -> None:
+def test_classes_match_tfds(data_dir: pathlib.Path, name: str) -> None:
     builder: Any = tensorflow_datasets.builder(
         registry.RECORDS[name].tfds, data_dir=str(data_dir), try_gcs=False
     )
@@ -159,17 +157,17 @@ def test_classes_are_those_of_tfds(data_dir: pathlib.Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", registry.RECORDS)
-def test_metric_is_the_one_of_the_paper(data_dir: pathlib.Path, name: str) -> None:
+def test_the_metric_matches_the_paper(data_dir: pathlib.Path, name: str) -> None:
     per_class = name in ("caltech101", "flowers102", "sun397_tfds", "inat2017")
 
     assert _open(name, data_dir).metric == ("mean_per_class" if per_class else "top1")
 
 
-def test_the_counts_decide_what_is_official(
+def test_a_data_set_is_official_if_its_counts_match(
     data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = _open("sun397_tfds", data_dir)
-    # As if the paper had these sizes: one image of train may lack.
+    # Pretend that the paper has these sizes; one training image may be missing.
     for train, test in ((3, 4), (4, 4), (5, 4), (3, 5)):
         record = registry.RECORDS["sun397_tfds"]._replace(examples=(train, test))
         monkeypatch.setitem(registry.RECORDS, "sun397_tfds", record)
@@ -188,16 +186,16 @@ def test_examples_can_be_read_by_another_process(data_dir: pathlib.Path) -> None
 
 
 def test_examples_can_be_read_by_many_threads(data_dir: pathlib.Path) -> None:
-    one, other = (_open("caltech101", data_dir).splits["train"] for _ in range(2))
-    order = [i % one.examples for i in range(200)]
+    first, second = (_open("caltech101", data_dir).splits["train"] for _ in range(2))
+    order = [i % first.examples for i in range(200)]
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        read = list(pool.map(one.read, order))
+        read = list(pool.map(first.read, order))
 
-    assert read == [other.read(i) for i in order]
+    assert read == [second.read(i) for i in order]
 
 
-def test_a_name_tells_data_set_split_and_number(data_dir: pathlib.Path) -> None:
+def test_a_name_contains_data_set_split_and_index(data_dir: pathlib.Path) -> None:
     split = pickle.loads(pickle.dumps(_open("eurosat", data_dir).splits["test"]))
 
     assert split.name(1) == "eurosat train[80%:] 1"
@@ -217,15 +215,15 @@ def test_a_key_is_the_same_until_a_file_changes(
     assert before["train"].key == after["train"].key
 
 
-def test_two_cuts_of_one_split_have_two_keys(data_dir: pathlib.Path) -> None:
+def test_two_slices_of_one_split_have_different_keys(data_dir: pathlib.Path) -> None:
     splits = _open("eurosat", data_dir).splits
 
     assert splits["train"].key != splits["test"].key
 
 
 def test_a_data_set_that_is_not_prepared_is_refused(tmp_path: pathlib.Path) -> None:
-    told = r"dtd.* is not prepared in .*tools/prepare_data\.py dtd.*config\.data\.dir"
-    with pytest.raises(SettingError, match=told):
+    message = r"dtd.* is not prepared in .*tools/prepare_data\.py dtd.*config\.data\.dir"
+    with pytest.raises(SettingError, match=message):
         _open("dtd", tmp_path)
 
 
@@ -234,12 +232,12 @@ def test_a_data_set_in_another_format_is_refused(
 ) -> None:
     _edit(caltech101, fileFormat="parquet")
 
-    told = r"is parquet, not prepared as array_record or tfrecord.*config\.data\.dir"
-    with pytest.raises(SettingError, match=told):
+    message = r"is parquet, not prepared as array_record or tfrecord.*config\.data\.dir"
+    with pytest.raises(SettingError, match=message):
         _open("caltech101", tmp_path)
 
 
-def test_array_record_is_read_where_other_formats_are_there_too(
+def test_array_record_is_preferred_to_other_formats(
     caltech101: pathlib.Path, tmp_path: pathlib.Path, data_dir: pathlib.Path
 ) -> None:
     _edit(caltech101, fileFormat="tfrecord", alternativeFileFormats=["array_record"])
@@ -249,7 +247,7 @@ def test_array_record_is_read_where_other_formats_are_there_too(
     np.testing.assert_array_equal(images, _images(_open("caltech101", data_dir).splits["test"]))
 
 
-def test_a_lost_file_is_named(caltech101: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_missing_file_is_named(caltech101: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (file,) = caltech101.glob("*-test.array_record*")
     file.unlink()
 
@@ -257,7 +255,7 @@ def test_a_lost_file_is_named(caltech101: pathlib.Path, tmp_path: pathlib.Path) 
         _open("caltech101", tmp_path)
 
 
-def test_a_lost_split_is_named(caltech101: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_missing_split_is_named(caltech101: pathlib.Path, tmp_path: pathlib.Path) -> None:
     splits = json.loads((caltech101 / "dataset_info.json").read_text())["splits"]
     _edit(caltech101, splits=[split for split in splits if split["name"] == "train"])
 
@@ -265,7 +263,7 @@ def test_a_lost_split_is_named(caltech101: pathlib.Path, tmp_path: pathlib.Path)
         _open("caltech101", tmp_path)
 
 
-def test_a_file_that_was_cut_off_is_named(caltech101: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_truncated_file_is_named(caltech101: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (file,) = caltech101.glob("*-test.array_record*")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
@@ -278,7 +276,7 @@ _DAMAGES = {"cut": -10, "empty": 0, "lost": None}
 
 @pytest.mark.parametrize("damage", _DAMAGES)
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "label.labels.txt"])
-def test_damaged_metadata_are_named(
+def test_damaged_metadata_files_are_named(
     name: str, damage: str, caltech101: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     whole = (caltech101 / name).read_bytes()
@@ -286,16 +284,16 @@ def test_damaged_metadata_are_named(
     if damage != "lost":
         (caltech101 / name).write_bytes(whole[: _DAMAGES[damage]])
 
-    if (name, damage) == ("features.json", "lost"):  # TFDS's code has them too.
+    if (name, damage) == ("features.json", "lost"):  # TFDS also has the features in its code.
         assert _labels(_open("caltech101", tmp_path).splits["test"])
         return
-    told = f"{caltech101 / name} cannot be read: .*; copy it again, or remove the folder"
-    with pytest.raises(SettingError, match=told):
+    message = f"{caltech101 / name} cannot be read: .*; copy it again, or remove the folder"
+    with pytest.raises(SettingError, match=message):
         _open("caltech101", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{}", b"\xff\x00", b'{"splits": 3}'])
-def test_metadata_that_are_something_else_are_named(
+def test_metadata_with_unexpected_content_are_named(
     content: bytes, caltech101: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     (caltech101 / "dataset_info.json").write_bytes(content)
@@ -313,9 +311,9 @@ def test_damaged_bytes_are_a_corrupt_image(
     file.write_bytes(whole[:place] + bytes(20) + whole[place + 20 :])
 
     split = _open("caltech101", tmp_path).splits["test"]
-    told = [_error(split, i) for i in range(4)]
+    messages = [_error(split, i) for i in range(4)]
 
-    assert sum("its record cannot be read" in text for text in told) == 1
+    assert sum("its record cannot be read" in text for text in messages) == 1
 
 
 def _error(split: sources.Split, i: int) -> str:
@@ -327,7 +325,7 @@ def _error(split: sources.Split, i: int) -> str:
 
 
 def test_an_interrupted_preparation_does_not_count(tmp_path: pathlib.Path) -> None:
-    """The process is killed, so that nothing is tidied up."""
+    """Kills the process, so that it cannot clean up."""
     code = f"""
 import os, pathlib
 import tensorflow_datasets
@@ -341,15 +339,15 @@ def examples():
 builder._split_generators = lambda *_, **__: {{"train": examples(), "test": examples()}}
 builder.download_and_prepare(file_format="array_record")
 """
-    done = _run(code, check=False)
-    assert done.returncode == -9, done.stderr
-    assert "incomplete" in done.stdout
+    process = _run(code, check=False)
+    assert process.returncode == -9, process.stderr
+    assert "incomplete" in process.stdout
 
     with pytest.raises(SettingError, match="is not prepared"):
         _open("caltech101", tmp_path)
 
 
-def test_the_tilde_in_the_folder_of_tfds_is_the_home(
+def test_a_tilde_in_the_tfds_folder_is_expanded(
     data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(data_dir.parent))
@@ -360,7 +358,7 @@ def test_the_tilde_in_the_folder_of_tfds_is_the_home(
 
 
 def _edit(folder: pathlib.Path, **changed: Any) -> None:
-    """Changes what TFDS has written down of a data set."""
+    """Changes fields of the metadata that TFDS wrote."""
     path = folder / "dataset_info.json"
     info = json.loads(path.read_text())
     assert info["fileFormat"] == "array_record"
@@ -379,7 +377,7 @@ def _run(code: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 
 def _loaded_after(code: str) -> set[str]:
-    """Which of the large libraries a fresh interpreter has loaded after `code`."""
+    """Returns the large libraries that a fresh interpreter has loaded after running `code`."""
     names = "tensorflow", "tensorflow_datasets", "grain"
     code += f"; import sys; print(*[name for name in {names} if name in sys.modules])"
     return set(_run(code).stdout.split())
@@ -406,7 +404,7 @@ def _load(name: str, data_dir: pathlib.Path) -> data.Dataset:
 
 
 @pytest.mark.parametrize("name", ["caltech101", "flowers102", "eurosat", "pets"])
-def test_a_tiny_data_set_is_not_the_official_one(data_dir: pathlib.Path, name: str) -> None:
+def test_a_tiny_data_set_is_not_official(data_dir: pathlib.Path, name: str) -> None:
     dataset = _load(name, data_dir)
 
     assert dataset.official is False
@@ -415,7 +413,7 @@ def test_a_tiny_data_set_is_not_the_official_one(data_dir: pathlib.Path, name: s
 def test_validation_is_held_out_of_the_train_split(data_dir: pathlib.Path) -> None:
     dataset = _load("flowers102", data_dir)
 
-    # Of classes of 3, 2, 2 and 1 images; the last keeps its only one.
+    # The classes have 3, 2, 2 and 1 images; the last keeps its only image.
     counts = {name: len(part.rows) for name, part in dataset.splits.items()}
     assert counts == {"train": 5, "validation": 3, "test": 4}
 

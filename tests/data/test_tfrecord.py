@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow, against tensorboardX's writer and TFDS's array_record."""
+"""TFRecord files read without TensorFlow, checked with tensorboardX and TFDS."""
 
 import io
 import os
@@ -22,7 +22,7 @@ RECORDS = [b"", b"a", b"some bytes", bytes(1000), b"the last"]
 
 
 class Shard(NamedTuple):
-    """Some records of a file, with the fields of TFDS's `FileInstruction`."""
+    """A range of records in a file, with the fields of TFDS's `FileInstruction`."""
 
     filename: str
     skip: int
@@ -41,7 +41,7 @@ def _whole(file: pathlib.Path) -> Shard:
     return Shard(str(file), 0, len(RECORDS), len(RECORDS))
 
 
-def test_records_are_those_that_were_written(file: pathlib.Path) -> None:
+def test_records_are_read_as_written(file: pathlib.Path) -> None:
     records = tfrecord.Records([_whole(file)])
 
     assert [records[i] for i in range(len(records))] == RECORDS
@@ -63,7 +63,7 @@ def test_a_file_may_have_no_records(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("i", [-1, 5])
-def test_an_index_outside_is_an_error(file: pathlib.Path, i: int) -> None:
+def test_an_index_out_of_range_is_an_error(file: pathlib.Path, i: int) -> None:
     with pytest.raises(IndexError):
         tfrecord.Records([_whole(file)])[i]
 
@@ -71,26 +71,26 @@ def test_an_index_outside_is_an_error(file: pathlib.Path, i: int) -> None:
 def test_unpickling_does_not_index_again(file: pathlib.Path) -> None:
     records = tfrecord.Records([_whole(file)])
     stored = pickle.dumps(records)
-    with file.open("r+b") as opened:  # The heads of all frames are lost, the data are there.
+    with file.open("r+b") as opened:  # Overwrites the headers of all frames, not the data.
         for start, _ in records.spans:
             opened.seek(start - 12)
             opened.write(bytes(12))
 
-    again = pickle.loads(stored)
+    restored = pickle.loads(stored)
 
-    assert [again[i] for i in range(5)] == RECORDS
+    assert [restored[i] for i in range(5)] == RECORDS
 
 
 @pytest.mark.parametrize("length", [0, 1, 255, 110_000, 2**33 + 5])
-def test_checksums_are_those_of_tensorboardx(length: int) -> None:
+def test_checksums_match_tensorboardx(length: int) -> None:
     head = struct.pack("<Q", length)
 
     assert tfrecord.masked_crc32c(head) == tensorboardX.record_writer.masked_crc32c(head)
 
 
 @pytest.mark.parametrize("lost", [1, 4, 5, 12, 24, 27, 100])
-def test_a_file_that_was_cut_off_is_refused(file: pathlib.Path, lost: int) -> None:
-    """At every place of a frame: the last one has 8 bytes of data and 16 around them."""
+def test_a_truncated_file_is_refused(file: pathlib.Path, lost: int) -> None:
+    """Cuts at every byte of the last frame: 8 bytes of data and 16 bytes around them."""
     os.truncate(file, file.stat().st_size - lost)
 
     with pytest.raises(SettingError, match=f"{file} cannot be read: .*prepare the data set again"):
@@ -98,9 +98,9 @@ def test_a_file_that_was_cut_off_is_refused(file: pathlib.Path, lost: int) -> No
 
 
 @pytest.mark.parametrize("place", range(12))
-def test_a_changed_head_is_refused(file: pathlib.Path, place: int) -> None:
+def test_a_changed_header_is_refused(file: pathlib.Path, place: int) -> None:
     whole = bytearray(file.read_bytes())
-    whole[16 + place] ^= 0x40  # The second frame's; the first has no data.
+    whole[16 + place] ^= 0x40  # In the second frame, as the first has no data.
     file.write_bytes(whole)
 
     with pytest.raises(SettingError, match="the head of record 1 does not fit its checksum"):
@@ -126,7 +126,7 @@ def test_a_missing_file_is_refused(file: pathlib.Path) -> None:
         tfrecord.Records([_whole(file)])
 
 
-def test_a_file_that_is_cut_off_later_is_an_error(file: pathlib.Path) -> None:
+def test_a_file_truncated_after_opening_is_an_error(file: pathlib.Path) -> None:
     records = tfrecord.Records([_whole(file)])
     os.truncate(file, file.stat().st_size - 8)
 
@@ -134,13 +134,13 @@ def test_a_file_that_is_cut_off_later_is_an_error(file: pathlib.Path) -> None:
         records[4]
 
 
-# Whole data sets of TFDS, in both formats.
+# Whole TFDS data sets in both formats.
 
 NAMES = ("eurosat", "flowers102", "sun397_tfds")
 
 
 class Folders(NamedTuple):
-    """Folders of TFDS with the same data sets in two formats."""
+    """TFDS folders with the same data sets in two formats."""
 
     array_record: pathlib.Path
     tfrecord: pathlib.Path
@@ -149,46 +149,46 @@ class Folders(NamedTuple):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     rng = np.random.default_rng(0)
-    one, other = (tmp_path_factory.mktemp(name) for name in ("array_record", "tfrecord"))
+    array_record, tf_record = (
+        tmp_path_factory.mktemp(name) for name in ("array_record", "tfrecord")
+    )
     for name in NAMES:
         splits = {
             split: (rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8), np.arange(count) % 3)
             for split, count in (("train", 11), ("validation", 5), ("test", 4))
         }
-        folder = tiny_tfds.write(registry.RECORDS[name].tfds, one, splits)
-        tiny_tfds.as_tfrecord(folder, other / folder.relative_to(one), shards=3)
-    return Folders(one, other)
+        folder = tiny_tfds.write(registry.RECORDS[name].tfds, array_record, splits)
+        tiny_tfds.as_tfrecord(folder, tf_record / folder.relative_to(array_record), shards=3)
+    return Folders(array_record, tf_record)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_images_and_their_order_are_those_of_array_record(
-    folders: Folders, name: str, split: str
-) -> None:
-    """TFDS reads the array_record; it guarantees that both formats have the same order."""
+def test_images_and_their_order_match_array_record(folders: Folders, name: str, split: str) -> None:
+    """TFDS reads the array_record files; it guarantees the same order for both formats."""
     record = registry.RECORDS[name]
     builder: Any = tensorflow_datasets.builder(record.tfds, data_dir=str(folders.array_record))
     stored = builder.as_data_source(record.train if split == "train" else record.test)
 
-    found = prepared.tfds(name, str(folders.tfrecord)).splits[split]
+    subset = prepared.tfds(name, str(folders.tfrecord)).splits[split]
 
-    read = [found.read(i) for i in range(found.examples)]
+    read = [subset.read(i) for i in range(subset.examples)]
     assert [example.label for example in read] == [example["label"] for example in stored]
     images = [np.asarray(Image.open(io.BytesIO(bytes(example.image)))) for example in read]
     np.testing.assert_array_equal(images, [example["image"] for example in stored])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_classes_are_those_of_array_record(folders: Folders, name: str) -> None:
-    one, other = (prepared.tfds(name, str(folder)) for folder in folders)
+def test_classes_match_array_record(folders: Folders, name: str) -> None:
+    first, second = (prepared.tfds(name, str(folder)) for folder in folders)
 
-    assert one.classes == other.classes
+    assert first.classes == second.classes
 
 
 def test_a_split_can_be_pickled(folders: Folders) -> None:
     split: sources.Split = prepared.tfds("eurosat", str(folders.tfrecord)).splits["test"]
 
-    again = pickle.loads(pickle.dumps(split))
+    restored = pickle.loads(pickle.dumps(split))
 
-    assert [again.read(i) for i in range(2)] == [split.read(i) for i in range(2)]
-    assert (again.key, again.name(1)) == (split.key, "eurosat train[80%:] 1")
+    assert [restored.read(i) for i in range(2)] == [split.read(i) for i in range(2)]
+    assert (restored.key, restored.name(1)) == (split.key, "eurosat train[80%:] 1")

@@ -1,4 +1,4 @@
-"""Images found below folders, and the counts of skipped files."""
+"""Finding images in folders, and counting skipped files."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from remem_jax.data.custom import folders, walk
 from remem_jax.data.images import formats
 
 
-def _found(root: pathlib.Path, *, once: bool = False) -> tuple[list[str], Counter[str]]:
+def _walk(root: pathlib.Path, *, once: bool = False) -> tuple[list[str], Counter[str]]:
     skipped_files: Counter[str] = Counter()
     errors: list[OSError] = []
     images = walk.images(walk.entry_of(root), skipped_files, unlisted=errors.append, once=once)
@@ -21,7 +21,7 @@ def _found(root: pathlib.Path, *, once: bool = False) -> tuple[list[str], Counte
     return names, skipped_files
 
 
-def test_what_is_passed_over_is_counted_by_kind(tmp_path: pathlib.Path) -> None:
+def test_skipped_files_are_counted_by_kind(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").mkdir()
     for name in ("1.PNG", "2.heic", "3.jfif", "a/4.gif", "5.tif", "6.avif", "7.pgm"):
         (tmp_path / name).touch()
@@ -30,7 +30,7 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path: pathlib.Path) -> None:
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "round.png").symlink_to("round.png")
 
-    names, skipped_files = _found(tmp_path)
+    names, skipped_files = _walk(tmp_path)
 
     assert names == ["1.PNG", "2.heic", "3.jfif", "5.tif", "6.avif", "7.pgm", "a/4.gif"]
     assert skipped_files == {
@@ -50,11 +50,11 @@ def test_pipes_sockets_and_devices_are_not_opened(tmp_path: pathlib.Path) -> Non
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket.png"))
 
-    assert _found(tmp_path) == ([], {"not a regular file": 3})
+    assert _walk(tmp_path) == ([], {"not a regular file": 3})
 
 
 @pytest.mark.parametrize("once", [False, True])
-def test_a_folder_of_several_links_is_seen_for_each_or_once(
+def test_a_folder_with_several_links_is_walked_for_each_or_once(
     tmp_path: pathlib.Path, once: bool
 ) -> None:
     (tmp_path / "a").mkdir()
@@ -62,14 +62,14 @@ def test_a_folder_of_several_links_is_seen_for_each_or_once(
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "b").symlink_to(tmp_path / "a")
 
-    names, skipped_files = _found(tmp_path, once=once)
+    names, skipped_files = _walk(tmp_path, once=once)
 
     assert names == (["a/1.png"] if once else ["a/1.png", "b/1.png"])
     assert skipped_files == {"link to a folder that was seen": 2}
 
 
 @pytest.mark.parametrize(
-    ("skipped_files", "empty", "told"),
+    ("skipped_files", "empty", "text"),
     [
         ({}, (), ""),
         ({".tif": 10, ".jfif": 8}, (), "18 files skipped (.jfif: 8, .tif: 10)"),
@@ -82,20 +82,20 @@ def test_a_folder_of_several_links_is_seen_for_each_or_once(
         ),
     ],
 )
-def test_what_is_passed_over_is_told_in_a_line(
-    skipped_files: dict[str, int], empty: tuple[str, ...], told: str
+def test_skipped_files_are_summarised_in_one_line(
+    skipped_files: dict[str, int], empty: tuple[str, ...], text: str
 ) -> None:
-    assert walk.describe_skipped(skipped_files, empty) == told
+    assert walk.describe_skipped(skipped_files, empty) == text
 
 
-def test_many_kinds_are_told_in_short() -> None:
-    told = walk.describe_skipped({f".{i}a": 1 for i in range(100)}, tuple(map(str, range(100))))
+def test_many_kinds_are_abbreviated() -> None:
+    text = walk.describe_skipped({f".{i}a": 1 for i in range(100)}, tuple(map(str, range(100))))
 
-    assert "88 other kinds" in told
-    assert "88 more have no image" in told
+    assert "88 other kinds" in text
+    assert "88 more have no image" in text
 
 
-def test_a_folder_says_what_it_left_out_in_the_log(
+def test_skipped_files_of_a_folder_are_logged(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("cat", "dog"):
@@ -134,9 +134,9 @@ def test_a_pipe_is_refused_without_waiting(tmp_path: pathlib.Path) -> None:
         formats.read(tmp_path / "pipe")
 
 
-def test_a_file_that_is_too_large_is_refused(tmp_path: pathlib.Path) -> None:
+def test_an_oversized_file_is_refused(tmp_path: pathlib.Path) -> None:
     with (tmp_path / "large").open("wb") as file:
-        file.truncate(formats.MAX_BYTES + 1)  # Takes no room.
+        file.truncate(formats.MAX_BYTES + 1)  # A sparse file takes no disk space.
 
     with pytest.raises(OSError, match=r"536,870,913 bytes, more than"):
         formats.read(tmp_path / "large")
@@ -144,7 +144,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: pathlib.Path) -> None:
 
 def test_the_largest_image_fits_the_largest_file() -> None:
     assert 0 <= formats.MAX_BYTES - 3 * formats.MAX_PIXELS < 3
-    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == formats.MAX_PIXELS  # Where Pillow raises.
+    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == formats.MAX_PIXELS  # Pillow raises above it.
 
 
 def test_every_format_has_a_decoder() -> None:

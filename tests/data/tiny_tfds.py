@@ -1,4 +1,4 @@
-"""Tiny data sets in TFDS's own formats, by TFDS's own builders, without TensorFlow."""
+"""Writes tiny data sets in TFDS's formats with TFDS's builders, without TensorFlow."""
 
 import io
 import json
@@ -17,9 +17,9 @@ Examples = tuple[np.ndarray, np.ndarray]  # Images and labels.
 
 
 def write(name: str, data_dir: pathlib.Path, splits: dict[str, Examples]) -> pathlib.Path:
-    """Prepares the data set that TFDS calls `name` from other images; returns its folder.
+    """Prepares the TFDS data set `name` from the given images and returns its folder.
 
-    Only where the examples come from is ours: features, class names and storage are those of
+    Only the source of the examples differs: features, class names and storage are those of
     the real builder.
     """
     builder: Any = tensorflow_datasets.builder(name, data_dir=str(data_dir), try_gcs=False)
@@ -32,10 +32,9 @@ def write(name: str, data_dir: pathlib.Path, splits: dict[str, Examples]) -> pat
 
 
 def as_tfrecord(folder: pathlib.Path, target: pathlib.Path, *, shards: int = 1) -> None:
-    """Copies what `write` wrote, as TFRecord: the same records, in so many files per split.
+    """Copies the output of `write` as TFRecord: the same records in `shards` files per split.
 
-    The frames are written by tensorboardX, the names of files and what is written down of them
-    are TFDS's.
+    tensorboardX writes the frames; TFDS defines the names of the files and the metadata.
     """
     target.mkdir(parents=True)
     for file in folder.glob("*.txt"):
@@ -88,7 +87,7 @@ def _neutral(feature: Any, i: int) -> Any:
 
 
 def png(image: np.ndarray) -> bytes:
-    """An encoded image."""
+    """Encodes an image as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Students with random parameters and statistics, and images, that tests of exports share."""
+"""Students with random parameters and statistics, and images, shared by the export tests."""
 
 import functools
 import pathlib
@@ -19,7 +19,7 @@ CLASSES = ("cat", "dog", "fish", "café", "owl, barn")
 
 @functools.cache
 def images() -> image_files.Images:
-    """Images of coarse squares, and labels."""
+    """Returns images of coarse squares, with labels."""
     rng = np.random.default_rng(1)
     coarse = rng.integers(0, 256, (12, 4, 4, 3)).astype(np.uint8)
     pixels = coarse.repeat(SIDE // 4, axis=1).repeat(SIDE // 4, axis=2)
@@ -27,13 +27,13 @@ def images() -> image_files.Images:
 
 
 def floats() -> np.ndarray:
-    """The same in [-1, 1]."""
+    """Returns the same images scaled to [-1, 1]."""
     return images().pixels.astype(np.float32) / 127.5 - 1
 
 
 @functools.cache
 def student(name: str) -> runs.Student:
-    """A student that keeps the size of its maps from layer to layer, so that all of them count."""
+    """Returns a student whose activations keep their scale, so that every layer matters."""
     rng = np.random.default_rng(0)
     model = models.make(name, classes=len(CLASSES))
 
@@ -55,26 +55,26 @@ def student(name: str) -> runs.Student:
 
 @functools.cache
 def predictor(name: str) -> predictors.Predictor:
-    """The same by JAX, compiled once."""
+    """Returns a JAX predictor of the student, compiled once."""
     return predictors.of_student(student(name))
 
 
 @functools.cache
 def logits(name: str) -> np.ndarray:
-    """What the student says of the images."""
+    """Returns the student's logits for the images."""
     return predictor(name).predict(images().pixels)
 
 
 def write(name: str, form: Form, folder: pathlib.Path) -> pathlib.Path:
-    """The student in a form."""
-    one = student(name)
+    """Writes the student in the given form."""
+    drawn_student = student(name)
     path = folder / f"student{options.SUFFIXES[form.format]}"
-    formats.write(one, one.described._replace(form=form), path, images().pixels)
+    formats.write(drawn_student, drawn_student.described._replace(form=form), path, images().pixels)
     return path
 
 
 @functools.cache
 def onnx_bytes(name: str, form: Form) -> bytes:
-    """The student's ONNX file."""
+    """Returns the bytes of the student's ONNX file."""
     with tempfile.TemporaryDirectory() as folder:
         return write(name, form, pathlib.Path(folder)).read_bytes()

@@ -1,4 +1,4 @@
-"""A small image in every mode and format that users have, as files."""
+"""Encoded small images in every mode and format that users may have."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ _HEIGHT, _WIDTH = 60, 90
 
 
 def _pixels() -> np.ndarray:
-    """A slope in each channel with some noise: nothing that mirrored or turned is the same."""
+    """Returns gradients with noise; no flip or rotation leaves them unchanged."""
     rng = np.random.default_rng(3)
     down, across = np.mgrid[:_HEIGHT, :_WIDTH]
     slopes = np.stack([2 * across, 3 * down, 255 - 2 * across - down], -1)
@@ -24,7 +24,7 @@ def _rgb() -> Image.Image:
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    """Transparent on the left."""
+    """Makes the left side transparent."""
     image.putalpha(Image.fromarray((np.mgrid[:_HEIGHT, :_WIDTH][1] * 2).astype(np.uint8)))
     return image
 
@@ -46,7 +46,7 @@ def _rotated() -> bytes:
 
 
 def _rgb_of_16_bits() -> bytes:
-    """A PNG, which Pillow reads and does not write."""
+    """Encodes a 16-bit RGB PNG, which Pillow can read but not write."""
     rows = (_pixels().astype(">u2") * 257).tobytes()
     stride = 6 * _WIDTH
     raw = b"".join(b"\0" + rows[i : i + stride] for i in range(0, len(rows), stride))
@@ -96,5 +96,5 @@ MODES: dict[str, Callable[[], bytes]] = {
 
 
 def encoded(mode: str) -> bytes:
-    """The file of a mode."""
+    """Returns an encoded image in the given mode."""
     return MODES[mode]()

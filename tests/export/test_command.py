@@ -1,4 +1,4 @@
-"""How the commands begin and end, as processes of their own; without what takes long to import."""
+"""Start and end of the commands, each in its own process, and their imports."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def started(work: str, *, before: Sequence[str] = (), **options: object) -> subprocess.Popen[str]:
-    """A process with a command that does `work`, as Python."""
+    """Starts a process with a command that runs the Python code `work`."""
     program = f"""
 import sys, time, os, pathlib
 from remem_jax.export import command
@@ -29,7 +29,7 @@ sys.exit(command.run(work, stopped="stopped, says the test"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_in_one_line_after_cleaning_up(number: int, code: int) -> None:
+def test_a_signal_ends_a_command_with_one_line_after_cleaning_up(number: int, code: int) -> None:
     process = started(
         """
         try:
@@ -52,7 +52,7 @@ def test_a_signal_ends_in_one_line_after_cleaning_up(number: int, code: int) -> 
     )
 
 
-def test_a_second_signal_ends_a_process_that_runs_no_handlers() -> None:
+def test_a_second_signal_ends_a_process_that_cannot_run_handlers() -> None:
     process = started(
         """
         try:
@@ -76,7 +76,7 @@ def test_a_second_signal_ends_a_process_that_runs_no_handlers() -> None:
     process.communicate()
 
 
-def test_closed_standard_streams_lead_nowhere(tmp_path: pathlib.Path) -> None:
+def test_closed_standard_streams_are_replaced(tmp_path: pathlib.Path) -> None:
     process = started(
         f"""
         with open({str(tmp_path / "file")!r}, "w") as file:
@@ -103,7 +103,7 @@ def test_names_outside_the_encoding_are_escaped() -> None:
     assert (process.returncode, out, error) == (0, "mod\\xe8le\n", "")
 
 
-def test_a_closed_pipe_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     process = started("time.sleep(0.2); print('line', flush=True)")
     assert process.stdout is not None
     process.stdout.close()
@@ -120,7 +120,7 @@ def test_help_and_wrong_arguments_import_nothing_heavy(command: str, arguments: 
     heavy = {"jax", "flax", "orbax", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "optuna"}
     heavy |= {"safetensors", "PIL", "tensorboardX", "matplotlib", "ml_collections", "jaxtyping"}
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", f"remem_jax.{command}", *arguments],
         cwd=ROOT,
         capture_output=True,
@@ -128,8 +128,8 @@ def test_help_and_wrong_arguments_import_nothing_heavy(command: str, arguments: 
         check=False,
     )
 
-    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    lines = [line for line in process.stderr.splitlines() if line.startswith("import time:")]
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
-    assert done.returncode == (0 if arguments == ["--help"] else done.returncode)
+    assert process.returncode == (0 if arguments == ["--help"] else process.returncode)
     assert "argparse" in imported
     assert not imported & heavy

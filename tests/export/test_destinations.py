@@ -1,4 +1,4 @@
-"""What is at the place of an export stays, unless remem_jax wrote it."""
+"""Exports replace existing files only if remem_jax wrote them."""
 
 import json
 import os
@@ -34,20 +34,20 @@ def put(path: pathlib.Path, kind: str, value: float) -> dict[str, Any]:
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes | None]:
-    """Everything in a folder, and the links as where they lead."""
+    """Returns the content of each file in a folder; for a link, its target."""
     return {
-        str(one.relative_to(folder)): os.readlink(one).encode()  # noqa: PTH115
-        if one.is_symlink()
-        else one.read_bytes()
-        if one.is_file()
+        str(path.relative_to(folder)): os.readlink(path).encode()  # noqa: PTH115
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
         else None
-        for one in folder.rglob("*")
+        for path in folder.rglob("*")
     }
 
 
 @pytest.fixture
 def place(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder with a run, and with what users have beside runs."""
+    """A folder with a run and typical user files beside it."""
     for name in ("config.json", "results.json", "inputs.json", "report.html", "metrics.jsonl"):
         results.write(tmp_path / "run" / name, {})
     for name in (
@@ -82,11 +82,11 @@ PLACES = (
 
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("name", PLACES)
-def test_existing_files_of_others_stay(
+def test_existing_foreign_files_are_kept(
     place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: bool
 ) -> None:
     monkeypatch.chdir(place)
-    (place / "ours.onnx.json").write_text("[]")  # No record.
+    (place / "ours.onnx.json").write_text("[]")  # Not a record.
     before = contents(place)
 
     with pytest.raises(SettingError, match="set --out") as raised:
@@ -118,7 +118,7 @@ def test_a_new_path_is_accepted(place: pathlib.Path, name: str) -> None:
         ),
     ],
 )
-def test_predictions_replace_nothing_but_predictions(
+def test_predictions_replace_only_predictions(
     place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(place)
@@ -131,7 +131,7 @@ def test_predictions_replace_nothing_but_predictions(
 
 
 @pytest.mark.parametrize("kind", MAKE)
-def test_an_export_replaces_the_one_before(tmp_path: pathlib.Path, kind: str) -> None:
+def test_an_export_replaces_the_previous_one(tmp_path: pathlib.Path, kind: str) -> None:
     path = tmp_path / "out" / "student"
     put(path, kind, 1)
 
@@ -140,24 +140,24 @@ def test_an_export_replaces_the_one_before(tmp_path: pathlib.Path, kind: str) ->
     assert destinations.read_record(path) == record
     assert json.loads(destinations.record_path(path).read_text()) == record
     assert record["value"] == 2
-    assert sorted(one.name for one in path.parent.iterdir()) == ["student", "student.json"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["student", "student.json"]
 
 
 class Killed(BaseException):
-    """The process is gone: nothing that comes after is done."""
+    """Simulates a killed process: nothing after it is executed."""
 
 
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Kills before the nth rename; from then on nothing is renamed or removed."""
+    """Returns a function that simulates a kill before the nth rename or removal."""
     real = {name: getattr(pathlib.Path, name) for name in ("replace", "rename", "unlink")}
 
-    def arm(wanted: int) -> None:
+    def arm(kill_index: int) -> None:
         count = iter(range(1, 100))
 
         def guarded(name: str) -> Callable[..., Any]:
             def call(self: pathlib.Path, *rest: Any, **named: Any) -> Any:
-                if next(count) >= wanted:
+                if next(count) >= kill_index:
                     raise Killed
                 return real[name](self, *rest, **named)
 
@@ -171,32 +171,32 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("wanted", range(1, 8))
+@pytest.mark.parametrize("kill_index", range(1, 8))
 def test_a_kill_leaves_an_export_with_its_record(
     tmp_path: pathlib.Path,
     kill_at: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
-    wanted: int,
+    kill_index: int,
 ) -> None:
     path = tmp_path / "student.onnx"
     put(path, "file", 1)
 
-    kill_at(wanted)
+    kill_at(kill_index)
     try:
         put(path, "file", 2)
     except Killed:
-        assert wanted < 7  # Two for each record, of which the first is in `results.write`.
+        assert kill_index < 7  # Two per record; the first of them is in `results.write`.
     monkeypatch.undo()
 
-    found = destinations.read_record(path)
-    assert path.read_text() == f"export {found['value']}"
-    put(path, "file", 3)  # And it is still ours.
+    record = destinations.read_record(path)
+    assert path.read_text() == f"export {record['value']}"
+    put(path, "file", 3)  # The export may still be replaced.
     assert destinations.read_record(path)["value"] == 3
 
 
-@pytest.mark.parametrize("wanted", [1, 2, 3])
+@pytest.mark.parametrize("kill_index", [1, 2, 3])
 def test_a_signal_between_two_renames_leaves_the_old_tree(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, wanted: int
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kill_index: int
 ) -> None:
     path = tmp_path / "student.tree"
     put(path, "tree", 1)
@@ -205,7 +205,7 @@ def test_a_signal_between_two_renames_leaves_the_old_tree(
         rename, count = pathlib.Path.rename, iter(range(1, 100))
 
         def interrupted(self: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-            if next(count) == wanted:
+            if next(count) == kill_index:
                 raise KeyboardInterrupt
             return rename(self, target)
 
@@ -213,10 +213,10 @@ def test_a_signal_between_two_renames_leaves_the_old_tree(
         try:
             destinations.put(folder / "new", path, {**RECORD, "value": 2})
         except KeyboardInterrupt:
-            assert wanted <= 2
+            assert kill_index <= 2
     monkeypatch.undo()
 
-    expected = 1 if wanted <= 2 else 2
+    expected = 1 if kill_index <= 2 else 2
     assert destinations.read_record(path)["value"] == expected
     like = {"a": np.zeros(3, np.float32)}
     np.testing.assert_array_equal(checkpoints.load_tree(path, like)["a"], np.full(3, expected))

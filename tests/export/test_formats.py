@@ -1,4 +1,4 @@
-"""Every format gives the logits of the student; ONNX Runtime alone runs ONNX."""
+"""Every format reproduces the student's logits; ONNX files run in plain ONNX Runtime."""
 
 import pathlib
 
@@ -19,7 +19,7 @@ SMALLEST = "mobilenet_v2_035"
 
 
 def run(form: Form, images: np.ndarray, name: str = SMALLEST) -> np.ndarray:
-    """Logits by ONNX Runtime, without any code of ours."""
+    """Computes logits with ONNX Runtime, without code of this project."""
     session = onnxruntime.InferenceSession(
         drawn.onnx_bytes(name, form), providers=["CPUExecutionProvider"]
     )
@@ -32,43 +32,43 @@ def test_onnx_runtime_gives_the_students_logits_for_any_batch(name: str, fold: b
     expected = drawn.logits(name)
 
     for batch in (1, 3):
-        found = run(Form(fold=fold), drawn.floats()[:batch], name)
-        np.testing.assert_allclose(found, expected[:batch], rtol=0, atol=1e-4)
-    assert np.std(expected, axis=0).max() > 0.05  # Or anything would pass.
+        logits = run(Form(fold=fold), drawn.floats()[:batch], name)
+        np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-4)
+    assert np.std(expected, axis=0).max() > 0.05  # Otherwise any output would pass.
 
 
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_layer_is_one_node_of_the_standard(name: str, fold: bool) -> None:
+def test_every_layer_is_one_standard_onnx_node(name: str, fold: bool) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(drawn.student(name).variables["params"])
     names = [path[-1].key for path, array in leaves if array.ndim in (1, 4)]
 
-    made = onnx.load_from_string(drawn.onnx_bytes(name, Form(fold=fold)))
+    model = onnx.load_from_string(drawn.onnx_bytes(name, Form(fold=fold)))
 
-    onnx.checker.check_model(made, full_check=True)
-    kinds = [node.op_type for node in made.graph.node]
-    assert {one.domain for one in made.opset_import} == {""}
+    onnx.checker.check_model(model, full_check=True)
+    kinds = [node.op_type for node in model.graph.node]
+    assert {item.domain for item in model.opset_import} == {""}
     assert kinds.count("Conv") == names.count("kernel")
     assert kinds.count("BatchNormalization") == (0 if fold else names.count("scale"))
-    assert kinds.count("Transpose") == 1  # Of the images.
-    # Folded, every convolution has its bias inside.
-    inputs = [len(node.input) for node in made.graph.node if node.op_type == "Conv"]
+    assert kinds.count("Transpose") == 1  # For the images.
+    # After folding, every convolution includes its bias.
+    inputs = [len(node.input) for node in model.graph.node if node.op_type == "Conv"]
     assert not fold or set(inputs) == {3}
 
 
-def test_a_graph_with_uint8_input_scales_images_itself() -> None:
-    found = run(Form(input="uint8"), drawn.images().pixels)
-    np.testing.assert_allclose(found, drawn.logits(SMALLEST), rtol=0, atol=1e-4)
+def test_a_graph_with_uint8_input_scales_the_images() -> None:
+    logits = run(Form(input="uint8"), drawn.images().pixels)
+    np.testing.assert_allclose(logits, drawn.logits(SMALLEST), rtol=0, atol=1e-4)
 
 
-def test_a_fixed_batch_is_that_of_the_graph() -> None:
+def test_a_fixed_batch_size_is_stored_in_the_graph() -> None:
     form = Form(batch=5, fold=True)
 
-    found = run(form, drawn.floats()[:5])
+    logits = run(form, drawn.floats()[:5])
 
-    np.testing.assert_allclose(found, drawn.logits(SMALLEST)[:5], rtol=0, atol=1e-4)
-    made = onnx.load_from_string(drawn.onnx_bytes(SMALLEST, form))
-    assert [one.dim_value for one in made.graph.input[0].type.tensor_type.shape.dim] == [
+    np.testing.assert_allclose(logits, drawn.logits(SMALLEST)[:5], rtol=0, atol=1e-4)
+    model = onnx.load_from_string(drawn.onnx_bytes(SMALLEST, form))
+    assert [item.dim_value for item in model.graph.input[0].type.tensor_type.shape.dim] == [
         5,
         32,
         32,
@@ -79,24 +79,24 @@ def test_a_fixed_batch_is_that_of_the_graph() -> None:
 def test_float16_halves_the_file_and_rounds_logits() -> None:
     form = Form(fold=True, precision="float16")
 
-    found = run(form, drawn.floats())
+    logits = run(form, drawn.floats())
 
-    # A product of sums of float16, whose rounding is 2**-11, in some 50 layers.
+    # float16 rounds with a relative error of 2**-11 in each of about 50 layers.
     scale = np.abs(drawn.logits(SMALLEST)).max()
-    np.testing.assert_allclose(found, drawn.logits(SMALLEST), rtol=0, atol=50 * 2**-11 * scale)
+    np.testing.assert_allclose(logits, drawn.logits(SMALLEST), rtol=0, atol=50 * 2**-11 * scale)
     assert len(drawn.onnx_bytes(SMALLEST, form)) < 0.55 * len(drawn.onnx_bytes(SMALLEST, Form()))
 
 
 def test_int8_stores_integers_and_stays_close() -> None:
     form = Form(fold=True, precision="int8")
 
-    found = run(form, drawn.floats())
+    logits = run(form, drawn.floats())
 
-    made = onnx.load_from_string(drawn.onnx_bytes(SMALLEST, form))
-    kernels = [one for one in made.graph.initializer if len(one.dims) == 4]
-    assert {one.data_type for one in kernels} == {onnx.TensorProto.INT8}
-    correlation = np.corrcoef(found.ravel(), drawn.logits(SMALLEST).ravel())[0, 1]
-    assert correlation > 0.9  # Of a trained network it is 0.99 and more.
+    model = onnx.load_from_string(drawn.onnx_bytes(SMALLEST, form))
+    kernels = [item for item in model.graph.initializer if len(item.dims) == 4]
+    assert {item.data_type for item in kernels} == {onnx.TensorProto.INT8}
+    correlation = np.corrcoef(logits.ravel(), drawn.logits(SMALLEST).ravel())[0, 1]
+    assert correlation > 0.9  # For a trained network it is at least 0.99.
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_int8_stores_integers_and_stays_close() -> None:
         Form("saved-tree", fold=True),
     ],
 )
-def test_every_other_format_is_read_back(form: Form, tmp_path: pathlib.Path) -> None:
+def test_every_other_format_can_be_read_again(form: Form, tmp_path: pathlib.Path) -> None:
     path = drawn.write(SMALLEST, form, tmp_path)
     described = drawn.student(SMALLEST).described._replace(form=form)
 
@@ -116,13 +116,13 @@ def test_every_other_format_is_read_back(form: Form, tmp_path: pathlib.Path) -> 
 
     read = predictors.open_any(path)
 
-    found, expected = read.predict(drawn.images().pixels), drawn.logits(SMALLEST)
+    logits, expected = read.predict(drawn.images().pixels), drawn.logits(SMALLEST)
     near = 1e-4 if form.precision == "float32" else 50 * 2**-11 * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=near)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=near)
     assert read.described == described
 
 
-def test_metadata_are_read_back(tmp_path: pathlib.Path) -> None:
+def test_metadata_can_be_read_again(tmp_path: pathlib.Path) -> None:
     form = Form(input="uint8", batch=5, fold=True)
     path = drawn.write(SMALLEST, form, tmp_path)
 
@@ -130,8 +130,8 @@ def test_metadata_are_read_back(tmp_path: pathlib.Path) -> None:
 
     assert read.described == drawn.student(SMALLEST).described._replace(form=form)
     assert read.classes == drawn.CLASSES
-    found = read.predict(drawn.images().pixels)  # 12 images in batches of 5.
-    np.testing.assert_allclose(found, drawn.logits(SMALLEST), rtol=0, atol=1e-4)
+    logits = read.predict(drawn.images().pixels)  # 12 images in batches of 5.
+    np.testing.assert_allclose(logits, drawn.logits(SMALLEST), rtol=0, atol=1e-4)
     with pytest.raises(SettingError, match="takes uint8 images"):
         read.predict(drawn.floats())
     with pytest.raises(SettingError, match="32 x 32 pixels"):

@@ -15,8 +15,8 @@ IMAGES = graph.Input(4, "float32", 0)
 
 
 def run(apply: Apply, variables: Variables, images: np.ndarray) -> np.ndarray:
-    made = graph.of_apply(apply, variables, IMAGES)
-    session = onnxruntime.InferenceSession(made.SerializeToString())
+    model = graph.of_apply(apply, variables, IMAGES)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
     return session.run(None, {"images": images})[0]
 
 
@@ -26,19 +26,19 @@ def images(rng: np.random.Generator) -> np.ndarray:
 
 
 def uses_twice(variables: Variables, images: Array) -> Array:
-    """A product that two nodes use, which must keep its value without the bias."""
+    """Two nodes use this product, so that the bias must not be fused into it."""
     product = jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
     return (product + variables["bias"][None]) * product
 
 
 def by_rows(variables: Variables, images: Array) -> Array:
-    """Constants that vary along rows, which are no biases of channels."""
+    """Adds constants that vary along rows and thus are not channel biases."""
     sums = images - variables["rows"]
     return jnp.sum(jnp.maximum(sums, 0.5), axis=(1, 2)) / 16
 
 
 @pytest.mark.parametrize("apply", [uses_twice, by_rows])
-def test_graphs_compute_what_jax_does(
+def test_graphs_compute_the_same_as_jax(
     apply: Apply, images: np.ndarray, rng: np.random.Generator
 ) -> None:
     variables = {
@@ -47,9 +47,9 @@ def test_graphs_compute_what_jax_does(
         "rows": rng.normal(size=(1, 4, 1, 1)).astype(np.float32),
     }
 
-    found = run(apply, variables, images)
+    result = run(apply, variables, images)
 
-    np.testing.assert_allclose(found, apply(variables, jnp.asarray(images)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result, apply(variables, jnp.asarray(images)), rtol=1e-5, atol=1e-6)
 
 
 def test_an_operation_without_a_node_is_named() -> None:
@@ -68,9 +68,9 @@ def test_operations_on_constants_are_computed_at_export(images: np.ndarray) -> N
 
     variables = {"shift": np.zeros(3, np.float32)}
 
-    made = graph.of_apply(shifts, variables, IMAGES)
+    model = graph.of_apply(shifts, variables, IMAGES)
 
-    assert "Exp" not in {node.op_type for node in made.graph.node}
+    assert "Exp" not in {node.op_type for node in model.graph.node}
     np.testing.assert_allclose(
         run(shifts, variables, images), images.mean(axis=(1, 2)) + 1, rtol=1e-5
     )

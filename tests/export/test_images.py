@@ -1,4 +1,4 @@
-"""Files of images, as students see them."""
+"""Image files are preprocessed as in a run."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import images as image_files
 
 
-def test_images_are_resized_twice_as_a_run_that_keeps_squares_does(tmp_path: pathlib.Path) -> None:
+def test_images_are_resized_twice_like_in_a_run_that_caches_squares(tmp_path: pathlib.Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3)).astype(np.uint8)
     for split in ("train", "test"):
         for name, side in (("a/1", 80), ("b/1", 70), ("a/2", 60), ("b/2", 50)):
@@ -25,27 +25,27 @@ def test_images_are_resized_twice_as_a_run_that_keeps_squares_does(tmp_path: pat
         dataset, image_size=32, crop_area=(1.0, 1.0), seed=0, threads=1, workers=0
     )
     (batch,) = loader.evaluation("test", 4)
-    seen = (np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image)) + 1) * 127.5
+    expected = (np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image)) + 1) * 127.5
 
-    found = [
+    actual = [
         image_files.read_image(path, Preprocessing(32, 40))
         for path in image_files.image_paths(tmp_path / "test")
     ]
 
     assert dataset.source_size == (40, 40)
-    np.testing.assert_allclose(found, seen, rtol=0, atol=1)  # Of a grey level.
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1)  # Within one grey level.
     once = image_files.read_image(tmp_path / "test" / "a" / "1.png", Preprocessing(32))
-    assert np.abs(once - seen[0]).max() > 5
+    assert np.abs(once - expected[0]).max() > 5
 
 
-def test_images_of_a_folder_are_seen_as_pillow_resizes_them(tmp_path: pathlib.Path) -> None:
+def test_images_of_a_folder_are_resized_like_pillow(tmp_path: pathlib.Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     (tmp_path / "below").mkdir()
     Image.fromarray(pixels).save(tmp_path / "below" / "one.png")
     (tmp_path / "notes.txt").write_text("no image")
 
-    found = image_files.read_folder(tmp_path, Preprocessing(32), 0)
+    actual = image_files.read_folder(tmp_path, Preprocessing(32), 0)
 
     expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)
-    assert found.labels is None
-    np.testing.assert_allclose(found.pixels[0], np.asarray(expected), atol=1)
+    assert actual.labels is None
+    np.testing.assert_allclose(actual.pixels[0], np.asarray(expected), atol=1)

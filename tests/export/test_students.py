@@ -1,4 +1,4 @@
-"""An export is checked before it gets its name, and which student of a run it is of."""
+"""Exports of students: the checks before a file gets its name, and the choice of the student."""
 
 import hashlib
 import json
@@ -41,15 +41,17 @@ EXACT = Limits(1e-4, 0.0)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies of one small batch, measured once; the student by JAX, compiled once."""
+    """Measures latency once on one small batch and compiles the JAX student once."""
     monkeypatch.setattr(checking, "LATENCY_BATCHES", (12,))
     monkeypatch.setattr(checking, "_REPEATS", (1, 1))
     monkeypatch.setattr(options, "BATCH_SIZE", 12)
-    drawn_one = drawn.predictor(NAME)
+    drawn_predictor = drawn.predictor(NAME)
     monkeypatch.setattr(
         predictors,
         "of_student",
-        lambda one: drawn_one._replace(source=one.source, described=one.described),
+        lambda student: drawn_predictor._replace(
+            source=student.source, described=student.described
+        ),
     )
 
 
@@ -67,31 +69,31 @@ def export(path: pathlib.Path, form: Form, allowed: Limits = EXACT) -> dict[str,
     )
 
 
-def corrupted(path: pathlib.Path) -> None:
-    """Changes one weight of one kernel in an ONNX file."""
-    made = onnx.load(path)
-    (first, *_) = [one for one in made.graph.initializer if len(one.dims) == 4]
+def corrupt(path: pathlib.Path) -> None:
+    """Changes one weight in one kernel of an ONNX file."""
+    model = onnx.load(path)
+    (first, *_) = [x for x in model.graph.initializer if len(x.dims) == 4]
     array = numpy_helper.to_array(first).copy()
     array.flat[0] += 1
     first.CopyFrom(numpy_helper.from_array(array, first.name))
-    onnx.save(made, path)
+    onnx.save(model, path)
 
 
-def test_what_was_checked_is_written_beside_the_export(tmp_path: pathlib.Path) -> None:
+def test_the_results_of_the_checks_are_written_beside_the_export(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "out" / "student.onnx"
 
-    found = export(path, Form(fold=True))
+    record = export(path, Form(fold=True))
 
-    assert json.loads(destinations.record_path(path).read_text()) == found
-    assert found["bytes"] == path.stat().st_size
-    assert found["check"]["largest_difference"] <= 1e-4
-    assert found["check"]["agreement"] == 1
+    assert json.loads(destinations.record_path(path).read_text()) == record
+    assert record["bytes"] == path.stat().st_size
+    assert record["check"]["largest_difference"] <= 1e-4
+    assert record["check"]["agreement"] == 1
     labels = drawn.images().labels
     right = float(np.mean(drawn.logits(NAME).argmax(-1) == labels))
-    assert found["check"]["accuracy"] == found["check"]["student_accuracy"] == right
-    assert found["latency_ms"]["export"]["12"] > 0
+    assert record["check"]["accuracy"] == record["check"]["student_accuracy"] == right
+    assert record["latency_ms"]["export"]["12"] > 0
     names = ["selected", path.name, f"{path.name}.json"]
-    assert sorted(one.name for one in path.parent.iterdir()) == names
+    assert sorted(file.name for file in path.parent.iterdir()) == names
 
 
 def test_a_wrong_file_is_refused_and_the_earlier_export_stays(
@@ -104,7 +106,7 @@ def test_a_wrong_file_is_refused_and_the_earlier_export_stays(
 
     def write_wrong(student: Any, described: Any, place: pathlib.Path, images: Any) -> None:
         write(student, described, place, images)
-        corrupted(place)
+        corrupt(place)
 
     monkeypatch.setattr(formats, "write", write_wrong)
 
@@ -113,7 +115,7 @@ def test_a_wrong_file_is_refused_and_the_earlier_export_stays(
 
     assert (path.read_bytes(), destinations.record_path(path).read_bytes()) == before
     names = ["selected", "student.onnx", "student.onnx.json"]
-    assert sorted(one.name for one in tmp_path.iterdir()) == names
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
     export(path, Form(), Limits(100.0, 1.0))
     assert path.read_bytes() != before[0]
 
@@ -132,18 +134,18 @@ def test_a_wrong_file_is_refused_and_the_earlier_export_stays(
 def test_an_export_must_be_within_both_limits(
     difference: float, largest: float, disagreement: float, passes: bool
 ) -> None:
-    found = Comparison("images", difference, largest, disagreement, None, None)
+    comparison = Comparison("images", difference, largest, disagreement, None, None)
     if passes:
-        checking.require_close(found, EXACT, "It")
+        checking.require_close(comparison, EXACT, "It")
     else:
         with pytest.raises(SettingError, match="It differs from the model that it was made from"):
-            checking.require_close(found, EXACT, "It")
+            checking.require_close(comparison, EXACT, "It")
 
 
-def test_nan_passes_no_limit() -> None:
-    found = Comparison("images", float("nan"), 1.0, 0.0, None, None)
+def test_nan_exceeds_every_limit() -> None:
+    comparison = Comparison("images", float("nan"), 1.0, 0.0, None, None)
     with pytest.raises(SettingError, match="differs by nan"):
-        checking.require_close(found, checking.limits("int8", None, None), "It")
+        checking.require_close(comparison, checking.limits("int8", None, None), "It")
 
 
 # Runs.
@@ -151,7 +153,7 @@ def test_nan_passes_no_limit() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """What a run of digits leaves, with two methods, one of them of two seeds."""
+    """The files of a run on digits with two methods, one of them with two seeds."""
     folder = tmp_path_factory.mktemp("run")
     config = quickstart.get_config()
     config.data.image_size = drawn.SIDE
@@ -192,11 +194,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_a_student_is_found_by_method_and_seed(
     run: pathlib.Path, method: str, seed: int | None, file: str
 ) -> None:
-    found = runs.open_student(run, method=method, seed=seed)
+    student = runs.open_student(run, method=method, seed=seed)
 
-    assert pathlib.Path(found.source).name == f"{file}_student.safetensors"
-    assert found.described.classes == drawn.CLASSES
-    assert found.described.method == file.partition("_")[0]
+    assert pathlib.Path(student.source).name == f"{file}_student.safetensors"
+    assert student.described.classes == drawn.CLASSES
+    assert student.described.method == file.partition("_")[0]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_the_command_exports_checks_and_prints_the_result(
     )
 
 
-def test_the_command_ends_in_one_line(
+def test_the_command_fails_with_one_line(
     run: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main([str(run), "--format=safetensors", "--fold"]) == 1
@@ -255,7 +257,7 @@ def test_the_command_ends_in_one_line(
 
 
 def copied(run: pathlib.Path, folder: pathlib.Path, **data: Any) -> pathlib.Path:
-    """The run, with other facts of its data."""
+    """Copies the run with changed facts about its data."""
     found = results.read(run / "results.json")
     assert found is not None
     for name in ("selected", "config.json"):
@@ -268,9 +270,9 @@ def copied(run: pathlib.Path, folder: pathlib.Path, **data: Any) -> pathlib.Path
     ("data", "expected"),
     [
         ({"preprocessing": {"image_size": 32, "stored_size": 64}, "source_size": [64, 64]}, 64),
-        # Of that size from the start.
+        # Images that had this size from the start.
         ({"preprocessing": {"image_size": 32, "stored_size": 0}, "source_size": [64, 64]}, 0),
-        # Before there was a record.
+        # A run from before preprocessing was recorded.
         ({"source_size": [64, 64]}, 64),
         ({"source_size": [64, 48]}, 0),
         ({"source_size": None}, 0),
@@ -281,7 +283,7 @@ def test_preprocessing_is_read_from_the_run_and_its_file(
 ) -> None:
     described = runs.open_student(copied(run, tmp_path, **data)).described
 
-    assert described.preprocessing == Preprocessing(32, expected)  # The config's is 64.
+    assert described.preprocessing == Preprocessing(32, expected)  # The config has 64.
     assert description.read(description.texts(described), "texts") == described
 
 
@@ -312,7 +314,7 @@ def test_all_exports_of_a_student_have_its_identity(
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("caf\xe9", "line\nbreak", "\udcff", '["a", "b"]')])
-def test_names_of_classes_are_read_back(names: tuple[str, ...]) -> None:
+def test_class_names_can_be_read_again(names: tuple[str, ...]) -> None:
     described = drawn.student(NAME).described._replace(classes=names)
     texts = description.texts(described)
 
@@ -320,7 +322,7 @@ def test_names_of_classes_are_read_back(names: tuple[str, ...]) -> None:
     assert description.read(texts, "texts").classes == names
 
 
-def test_names_of_classes_of_old_files_are_lines() -> None:
+def test_class_names_of_old_files_are_lines() -> None:
     texts = {"model": NAME, "image_size": "32", "classes": "cat\n[1]\n007"}
 
     assert description.read(texts, "texts").classes == ("cat", "[1]", "007")
@@ -329,7 +331,7 @@ def test_names_of_classes_of_old_files_are_lines() -> None:
 # Images.
 
 
-def test_other_images_than_the_runs_are_refused(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_images_other_than_the_runs_are_refused(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = copied(run, tmp_path, fingerprint="another")
 
     with pytest.raises(SettingError, match=r"are not those that the run .* give --images=FOLDER"):
@@ -376,7 +378,7 @@ def test_the_runs_cache_is_kept(
     folder = copied(run, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config["data"]["cache"] = cache
-    if cache is None:  # As older versions have it.
+    if cache is None:  # As in older versions.
         del config["data"]["cache"]
     results.write(folder / "config.json", config)
     asked = []
@@ -418,12 +420,12 @@ def test_an_option_without_effect_is_refused(
     assert message in line
 
 
-def test_a_full_disk_leaves_the_export_that_was_there(
+def test_a_full_disk_keeps_the_existing_export(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "student.safetensors"
     export(path, Form("safetensors"))
-    before = {one.name: one.read_bytes() for one in tmp_path.iterdir() if one.is_file()}
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
 
     def full() -> None:
         raise OSError(28, "No space left on device")
@@ -439,19 +441,19 @@ def test_a_full_disk_leaves_the_export_that_was_there(
             calibration=np.zeros(0),
         )
 
-    assert {one.name: one.read_bytes() for one in tmp_path.iterdir() if one.is_file()} == before
-    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*before, "selected"])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*before, "selected"])
 
 
-def test_images_of_a_run_are_preprocessed_as_for_its_students(run: pathlib.Path) -> None:
+def test_images_of_a_run_are_preprocessed_like_for_its_students(run: pathlib.Path) -> None:
     from sklearn import datasets
 
-    found = image_files.open_images(run, "test", 5)
+    images = image_files.open_images(run, "test", 5)
 
-    # Bilinear means, here four times as large, stay within a grey level of the digit's own mean.
+    # Bilinear resizing, here to four times the size, keeps the mean within one grey level.
     means = np.round(datasets.load_digits().images * (255 / 16)).mean(axis=(1, 2))
-    assert found.pixels.shape == (5, 32, 32, 3)
-    assert found.labels is not None
-    for image, label in zip(found.pixels, found.labels, strict=True):
+    assert images.pixels.shape == (5, 32, 32, 3)
+    assert images.labels is not None
+    for image, label in zip(images.pixels, images.labels, strict=True):
         candidates = means[datasets.load_digits().target == label]
         assert np.abs(candidates - image.mean()).min() < 3

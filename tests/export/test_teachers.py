@@ -1,4 +1,4 @@
-"""A run's teacher in the formats of other codes, which compute the same logits."""
+"""Exports of a run's teacher in the formats of other libraries give the same logits."""
 
 import json
 import pathlib
@@ -22,10 +22,10 @@ SIZE = vit.Size(patch=16, features=8, depth=2, heads=2)
 
 @pytest.fixture
 def run(tmp_path: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:
-    """What of a run is needed to export its teacher, and a folder of images beside it."""
+    """The files of a run that an export of its teacher needs, and a folder of images."""
     model = vit.VisionTransformer(SIZE, len(drawn.CLASSES))
     shapes = augreg.names_and_shapes(model, drawn.SIDE)
-    # Scales of about 1 for all layers: each matters in the outputs.
+    # Scales of about 1 in all layers, so that each affects the outputs.
     arrays = {
         name: rng.normal(name.endswith("scale"), 0.3, shape) for name, shape in shapes.items()
     }
@@ -43,17 +43,17 @@ def run(tmp_path: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:
 
 
 def exported(run: pathlib.Path, form: str, suffix: str) -> pathlib.Path:
-    """The teacher in a form, by the command."""
+    """Exports the teacher in a format with the command."""
     assert command.main([str(run), f"--format={form}", f"--images={run / 'images'}"]) == 0
     return run / "export" / f"remem_teacher_{form}{suffix}"
 
 
 def expected(teacher: augreg.Checkpoint) -> np.ndarray:
-    """Logits by NumPy alone."""
+    """Computes the logits with NumPy only."""
     sizes = {"patch": SIZE.patch, "heads": SIZE.heads}
     plain = {"alpha": 1.0, "beta": 1.0, "plain": False, "exact_gelu": True}
     images = drawn.floats()[:4]
-    return np.stack([vit_numpy.logits(teacher.arrays, one, **sizes, **plain) for one in images])
+    return np.stack([vit_numpy.logits(teacher.arrays, image, **sizes, **plain) for image in images])
 
 
 @pytest.mark.parametrize(
@@ -64,16 +64,16 @@ def expected(teacher: augreg.Checkpoint) -> np.ndarray:
         ("timm", "timm", ".safetensors"),
     ],
 )
-def test_a_teacher_is_read_back_from_the_names_of_each_code(
+def test_a_teacher_can_be_read_from_each_librarys_names(
     run: pathlib.Path, form: str, names: str, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = exported(run, form, suffix)
 
     before, after = (
-        augreg.read(one, heads=SIZE.heads) for one in (run / "selected/remem_teacher.npz", path)
+        augreg.read(file, heads=SIZE.heads) for file in (run / "selected/remem_teacher.npz", path)
     )
     assert (after.form, after.size, after.ignored) == (names, SIZE, ())
-    # big_vision adds the position of [CLS] to it, so that arrays may differ.
+    # big_vision adds the position embedding to [CLS], so that arrays may differ.
     np.testing.assert_allclose(expected(after), expected(before), rtol=1e-6, atol=1e-6)
     assert "100.00 % have the same predicted class" in capsys.readouterr().out
     record = json.loads(destinations.record_path(path).read_text())
@@ -97,9 +97,9 @@ def test_timm_loads_a_teacher_and_computes_its_logits(run: pathlib.Path) -> None
     ).eval()
     model.load_state_dict(safetensors_torch.load_file(path), strict=True)
     with torch.no_grad():
-        found = model(torch.from_numpy(drawn.floats()[:4].transpose(0, 3, 1, 2).copy())).numpy()
+        result = model(torch.from_numpy(drawn.floats()[:4].transpose(0, 3, 1, 2).copy())).numpy()
 
-    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)  # float32, two blocks.
+    np.testing.assert_allclose(result, logits, rtol=0, atol=1e-5)  # For two blocks in float32.
 
 
 @pytest.mark.parametrize(
@@ -111,24 +111,24 @@ def test_timm_loads_a_teacher_and_computes_its_logits(run: pathlib.Path) -> None
         ("images/0.png/new.npz", "cannot be written"),
     ],
 )
-def test_a_teacher_replaces_nothing_but_a_teacher(
+def test_a_teacher_replaces_only_a_teacher(
     run: pathlib.Path, out: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {one: one.read_bytes() for one in run.rglob("*") if one.is_file()}
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     flags = ["--format=augreg", f"--images={run / 'images'}", f"--out={run / out}"]
 
     assert command.main([str(run), *flags]) == 1
 
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
-    assert {one: one.read_bytes() for one in run.rglob("*") if one.is_file()} == before
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_a_teacher_records_its_preprocessing(run: pathlib.Path) -> None:
-    found = results.read(run / "results.json")
-    assert found is not None
-    found["data"]["preprocessing"] = Preprocessing(drawn.SIDE, 48).record()
-    results.write(run / "results.json", found)
+    content = results.read(run / "results.json")
+    assert content is not None
+    content["data"]["preprocessing"] = Preprocessing(drawn.SIDE, 48).record()
+    results.write(run / "results.json", content)
     wide = np.random.default_rng(0).integers(0, 256, (90, 70, 3)).astype(np.uint8)
     Image.fromarray(wide).save(run / "images" / "0.png")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is restored is what was saved, and only what is whole counts."""
+"""Checkpoints are restored exactly as saved, and incomplete ones are ignored."""
 
 import pathlib
 import shutil
@@ -20,7 +20,7 @@ from remem_jax.train import state
 
 
 def _state(key: Key, size: int = 3) -> state.State:
-    """A state as training has it: after a step, with momentum and statistics."""
+    """Returns a training state after one step, with momentum and statistics."""
     tx = optax.sgd(0.1, momentum=0.9)
     params_key, statistics_key = jax.random.split(key)
     variables = {
@@ -37,7 +37,7 @@ def _like(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
-def test_a_state_comes_back_as_it_was_saved(tmp_path: pathlib.Path, key: Key) -> None:
+def test_a_state_is_restored_exactly(tmp_path: pathlib.Path, key: Key) -> None:
     saved = _state(key)
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, saved, note={"seconds": 0.0})
@@ -48,7 +48,7 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: pathlib.Path, key: Key) ->
     chex.assert_trees_all_equal(restored, saved, strict=True)
 
 
-def test_two_states_come_back_as_two_states(tmp_path: pathlib.Path, key: Key) -> None:
+def test_two_states_are_restored_as_two_states(tmp_path: pathlib.Path, key: Key) -> None:
     saved = tuple(_state(k) for k in jax.random.split(key))
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, saved, note={"seconds": 0.0})
@@ -70,7 +70,7 @@ def test_a_restored_state_has_the_types_of_the_saved_one(tmp_path: pathlib.Path,
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
 
 
-def test_the_note_of_a_step_comes_back(tmp_path: pathlib.Path, key: Key) -> None:
+def test_the_note_of_a_step_is_restored(tmp_path: pathlib.Path, key: Key) -> None:
     saved = _state(key)
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, saved, note={"seconds": 12.5})
@@ -81,10 +81,8 @@ def test_the_note_of_a_step_comes_back(tmp_path: pathlib.Path, key: Key) -> None
     assert note == {"seconds": 12.5}
 
 
-def test_a_state_that_is_given_away_after_saving_is_restored_as_it_was(
-    tmp_path: pathlib.Path, key: Key
-) -> None:
-    # Large, so that it is still being written while its memory is used again.
+def test_a_state_donated_after_saving_is_restored_exactly(tmp_path: pathlib.Path, key: Key) -> None:
+    # Large, so that it is still being written when its donated memory is reused.
     first, expected = (_state(key, size=1_000_000) for _ in range(2))
     step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
 
@@ -93,27 +91,27 @@ def test_a_state_that_is_given_away_after_saving_is_restored_as_it_was(
         second = step(first)
         third = jax.block_until_ready(step(second))
 
-    assert second.params["dense"]["kernel"].is_deleted()  # Steps do use memory again.
+    assert second.params["dense"]["kernel"].is_deleted()  # The step did reuse the memory.
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         restored, _ = directory.restore(1, _like(third))
     chex.assert_trees_all_equal(restored, expected, strict=True)
 
 
-def test_there_is_no_newest_checkpoint_at_first(tmp_path: pathlib.Path) -> None:
+def test_an_empty_folder_has_no_newest_checkpoint(tmp_path: pathlib.Path) -> None:
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         assert directory.newest() is None
 
 
 @pytest.fixture
 def saved(tmp_path: pathlib.Path, key: Key) -> pathlib.Path:
-    """A folder where steps 2, 9 and 10 were saved."""
+    """A folder in which steps 2, 9 and 10 were saved."""
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         for step in (2, 9, 10):
             directory.save(step, {"step": jnp.int32(step)}, note={"seconds": 0.0})
     return tmp_path
 
 
-def test_the_newest_checkpoint_is_the_last_saved(saved: pathlib.Path) -> None:
+def test_the_newest_checkpoint_is_the_last_one_saved(saved: pathlib.Path) -> None:
     with checkpoints.Checkpoints(saved, keep=2) as directory:
         assert directory.newest() == 10
 
@@ -131,20 +129,20 @@ def test_each_step_has_its_own_values(saved: pathlib.Path) -> None:
 
 @pytest.fixture
 def partial(saved: pathlib.Path) -> pathlib.Path:
-    """Half of the checkpoint of step 11, beside those of steps 9 and 10."""
-    # Orbax gives a checkpoint its name when it is whole; this is its name before.
+    """An incomplete checkpoint of step 11 beside those of steps 9 and 10."""
+    # Orbax uses this name until a checkpoint is complete.
     partial = saved / "11.orbax-checkpoint-tmp"
     shutil.copytree(saved / "10", partial)
     shutil.rmtree(partial / "d")
     return partial
 
 
-def test_half_a_checkpoint_is_none(partial: pathlib.Path) -> None:
+def test_an_incomplete_checkpoint_is_ignored(partial: pathlib.Path) -> None:
     with checkpoints.Checkpoints(partial.parent, keep=2) as directory:
         assert directory.newest() == 10
 
 
-def test_half_a_checkpoint_is_gone_after_the_next_whole_one(partial: pathlib.Path) -> None:
+def test_an_incomplete_checkpoint_is_removed_after_the_next_save(partial: pathlib.Path) -> None:
     with checkpoints.Checkpoints(partial.parent, keep=2) as directory:
         directory.save(12, {"step": jnp.int32(12)}, note={"seconds": 0.0})
 
@@ -164,8 +162,8 @@ _SAVE_AND_DIE = """
 """
 
 
-def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: pathlib.Path) -> None:
-    done = subprocess.run(
+def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path: pathlib.Path) -> None:
+    process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_SAVE_AND_DIE), str(tmp_path)],
         capture_output=True,
         text=True,
@@ -173,9 +171,9 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: pathlib.Path
         cwd=pathlib.Path(__file__).parents[2],
         timeout=200,
     )
-    assert done.returncode == 9, done.stderr
-    assert "'1'" in done.stdout
-    assert "'2'" not in done.stdout  # It was still being written.
+    assert process.returncode == 9, process.stderr
+    assert "'1'" in process.stdout
+    assert "'2'" not in process.stdout  # It was still being written.
 
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         newest = directory.newest()
@@ -194,7 +192,7 @@ def test_a_step_can_be_saved_again_after_a_kill_while_saving_it(partial: pathlib
     assert int(restored["step"]) == 11
 
 
-def test_a_tree_comes_back_as_it_was_saved(tmp_path: pathlib.Path, key: Key) -> None:
+def test_a_tree_is_restored_exactly(tmp_path: pathlib.Path, key: Key) -> None:
     saved = {"a": {"b": jax.random.normal(key, (2, 3))}, "c": jnp.arange(3)}
 
     checkpoints.save_tree(tmp_path / "tree", saved)
@@ -203,7 +201,7 @@ def test_a_tree_comes_back_as_it_was_saved(tmp_path: pathlib.Path, key: Key) -> 
     chex.assert_trees_all_equal(restored, saved, strict=True)
 
 
-def test_a_tree_is_read_by_its_shapes_alone(tmp_path: pathlib.Path, key: Key) -> None:
+def test_a_tree_is_restored_from_shapes_only(tmp_path: pathlib.Path, key: Key) -> None:
     saved = {"a": jax.random.normal(key, (2, 3))}
     checkpoints.save_tree(tmp_path / "tree", saved)
 
@@ -223,14 +221,14 @@ def test_a_tree_replaces_the_old_one(tmp_path: pathlib.Path) -> None:
     assert int(restored["a"]) == 2
 
 
-def test_a_tree_is_written_when_saving_returns(tmp_path: pathlib.Path) -> None:
+def test_saving_a_tree_returns_after_it_is_written(tmp_path: pathlib.Path) -> None:
     checkpoints.save_tree(tmp_path / "tree", {"a": jnp.zeros((1_000_000,))})
 
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "nothing"])
-def test_checkpoints_are_removed_if_they_are_there(saved: pathlib.Path, name: str) -> None:
+def test_checkpoints_are_removed_if_they_exist(saved: pathlib.Path, name: str) -> None:
     shutil.copytree(saved, saved / "checkpoints")
 
     checkpoints.remove(saved / name)

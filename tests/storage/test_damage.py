@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, cut short or lost: never loaded, always told."""
+"""Damaged, truncated or missing checkpoints are never loaded and always reported."""
 
 import logging
 import pathlib
@@ -27,7 +27,7 @@ def _tree(value: float) -> dict[str, jax.Array]:
 
 
 def _flip(path: pathlib.Path) -> None:
-    """Flips one bit in the middle."""
+    """Flips one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -48,14 +48,14 @@ Damage = Callable[[pathlib.Path], None]
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert len(found) > 8  # Arrays, what describes them, and the checksums.
-    return found
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert len(paths) > 8  # Arrays, metadata and checksums.
+    return paths
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with the checkpoints of steps 1 and 2, and one saved tree; not to be changed."""
+    """A folder with checkpoints of steps 1 and 2 and one saved tree; tests must not change it."""
     folder = tmp_path_factory.mktemp("sound")
     with checkpoints.Checkpoints(folder / "steps", keep=2) as directory:
         for step in (1, 2):
@@ -65,7 +65,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @DAMAGES
-def test_damage_to_any_file_is_told_and_the_checkpoint_before_is_used(
+def test_damage_to_any_file_is_reported_and_the_previous_checkpoint_is_used(
     sound: pathlib.Path, tmp_path: pathlib.Path, damage: Damage, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, file in enumerate(_files(sound / "steps" / "2")):
@@ -85,7 +85,7 @@ def test_damage_to_any_file_is_told_and_the_checkpoint_before_is_used(
 
 
 @DAMAGES
-def test_damage_to_any_file_is_an_error_where_the_step_is_asked_for(
+def test_damage_to_any_file_of_a_requested_step_is_an_error(
     sound: pathlib.Path, tmp_path: pathlib.Path, damage: Damage
 ) -> None:
     for number, file in enumerate(_files(sound / "steps" / "2")):
@@ -111,22 +111,22 @@ def test_damage_to_any_file_of_a_tree_is_an_error(
             checkpoints.load_tree(copy, _tree(0))
 
 
-def test_the_error_says_which_part_to_remove(sound: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    part = tmp_path / "teachers" / "remem"
-    folder = shutil.copytree(sound / "part" / "tree", part / "step_10" / "params")
-    (part / "result.json").write_text("{}")
+def test_the_error_names_the_folder_to_remove(sound: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    stage = tmp_path / "teachers" / "remem"
+    folder = shutil.copytree(sound / "part" / "tree", stage / "step_10" / "params")
+    (stage / "result.json").write_text("{}")
     _empty(folder / "manifest.ocdbt")
 
-    with pytest.raises(SettingError, match=f"remove {part}; the same command makes it again"):
+    with pytest.raises(SettingError, match=f"remove {stage}; the same command makes it again"):
         checkpoints.load_tree(folder, _tree(0))
 
 
-def test_a_tree_that_is_not_there_is_an_error(tmp_path: pathlib.Path) -> None:
+def test_a_missing_tree_is_an_error(tmp_path: pathlib.Path) -> None:
     with pytest.raises(SettingError, match=f"remove {tmp_path}; the same command"):
         checkpoints.load_tree(tmp_path / "tree", _tree(0))
 
 
-def test_nothing_is_left_when_all_are_damaged(
+def test_there_is_no_newest_checkpoint_if_all_are_damaged(
     sound: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = shutil.copytree(sound / "steps", tmp_path / "steps")
@@ -139,7 +139,7 @@ def test_nothing_is_left_when_all_are_damaged(
     assert "starting from the beginning" in caplog.text
 
 
-def test_a_sound_checkpoint_is_not_reported(
+def test_an_undamaged_checkpoint_is_not_reported(
     sound: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = shutil.copytree(sound / "steps", tmp_path / "steps")
@@ -167,7 +167,7 @@ def test_a_step_can_be_saved_and_damaged_again(sound: pathlib.Path, tmp_path: pa
 @pytest.mark.parametrize(
     "name", ["3.saving", "3.old", "3.saving.orbax-checkpoint-tmp", "03", "3.partial", "damaged-3"]
 )
-def test_a_folder_of_another_name_is_no_checkpoint(
+def test_a_folder_with_another_name_is_not_a_checkpoint(
     sound: pathlib.Path, tmp_path: pathlib.Path, name: str
 ) -> None:
     copy = shutil.copytree(sound / "steps", tmp_path / "steps")
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_tree_is_an_error(sound: pathlib.Path) -> None:
                 directory.restore(2, other)
 
 
-def test_three_are_kept_where_three_are_asked_for(tmp_path: pathlib.Path) -> None:
+def test_three_checkpoints_are_kept_if_keep_is_three(tmp_path: pathlib.Path) -> None:
     with checkpoints.Checkpoints(tmp_path, keep=3) as directory:
         for step in range(5):
             directory.save(step, _tree(step), note={"seconds": 0.0})
@@ -193,12 +193,12 @@ def test_three_are_kept_where_three_are_asked_for(tmp_path: pathlib.Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
 
 
-def test_one_alone_is_never_kept(tmp_path: pathlib.Path) -> None:
+def test_keeping_a_single_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(SettingError, match="keep_checkpoints must be at least 2, got 1"):
         checkpoints.Checkpoints(tmp_path, keep=1)
 
 
-def test_what_is_written_over_after_saving_is_restored_as_it_was(tmp_path: pathlib.Path) -> None:
+def test_an_array_overwritten_after_saving_is_restored_exactly(tmp_path: pathlib.Path) -> None:
     weight = np.ones((2_000_000,), np.float32)
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
         directory.save(1, {"weight": weight}, note={"seconds": 0.0})
@@ -216,7 +216,7 @@ def _fail(number: int) -> Callable[..., None]:
     return write
 
 
-def test_an_error_while_writing_comes_at_the_next_save_and_names_what_is_safe(
+def test_a_write_error_is_raised_by_the_next_save_and_names_the_safe_step(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
@@ -234,7 +234,7 @@ def test_an_error_while_writing_comes_at_the_next_save_and_names_what_is_safe(
     assert newest == 1
 
 
-def test_an_error_while_writing_comes_when_the_block_ends(
+def test_a_write_error_is_raised_at_the_end_of_the_block(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checksums, "finish", _fail(28))
@@ -246,7 +246,7 @@ def test_an_error_while_writing_comes_when_the_block_ends(
         directory.save(1, _tree(1), note={"seconds": 0.0})
 
 
-def test_an_error_while_writing_hides_no_other(
+def test_a_write_error_does_not_hide_another_error(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(checksums, "finish", _fail(28))
@@ -263,7 +263,7 @@ def test_an_error_while_writing_hides_no_other(
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_lost_directory_stops_the_run(tmp_path: pathlib.Path, again: bool) -> None:
+def test_a_deleted_directory_stops_the_run(tmp_path: pathlib.Path, again: bool) -> None:
     folder = tmp_path / "steps"
     with checkpoints.Checkpoints(folder, keep=2) as directory:
         directory.save(1, _tree(1), note={"seconds": 0.0})
@@ -296,7 +296,7 @@ _WRITE_TOO_MUCH = """
     from remem_jax import checks
     from remem_jax.storage import checkpoints
 
-    # Real errors of the system, as on a full disk: files may have 100 kB, and no more.
+    # Limit files to 100 kB, to get real system errors as on a full disk.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     small, large = jnp.ones(10), jax.random.uniform(jax.random.key(0), (100_000,))
@@ -319,7 +319,7 @@ _WRITE_TOO_MUCH = """
 TOO_LARGE = "raise the limit of a file's size (ulimit -f)"
 
 
-def test_what_the_system_does_not_write_is_told(tmp_path: pathlib.Path) -> None:
+def test_write_errors_of_the_system_are_reported(tmp_path: pathlib.Path) -> None:
     process = _run(_WRITE_TOO_MUCH, tmp_path)
     out, log = process.communicate(timeout=200)
 
@@ -350,12 +350,12 @@ _SAVE_FOR_EVER = """
             tree = {"weight": jnp.full((1000,), float(step))}
             directory.save(step, tree, note={"seconds": float(step)})
             if step > newest + 2:
-                print(step - 1, flush=True)  # The save before has been waited for.
+                print(step - 1, flush=True)  # Saving waits for the previous save.
 """
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_what_was_saved(
+def test_a_kill_at_any_moment_keeps_saved_checkpoints(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     random_ = random.Random(0)
@@ -363,15 +363,15 @@ def test_a_kill_at_any_moment_leaves_what_was_saved(
     for _ in range(10):
         process = _run(_SAVE_FOR_EVER, tmp_path)
         assert process.stdout is not None
-        found = process.stdout.readline()
-        assert found, process.communicate()[1]
-        assert int(found) >= safe  # The program has checked what it restored.
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        assert int(line) >= safe  # The program has checked the values that it restored.
         process.stdout.readline()
         time.sleep(random_.uniform(0, 0.1))
         process.kill()
         out, _ = process.communicate()
-        lines = [line for line in out.splitlines() if line.isdecimal()]
-        safe = max(map(int, (found, *lines)))
+        lines = [text for text in out.splitlines() if text.isdecimal()]
+        safe = max(map(int, (line, *lines)))
 
         with checkpoints.Checkpoints(tmp_path, keep=2) as directory:
             newest = directory.newest()
@@ -381,13 +381,13 @@ def test_a_kill_at_any_moment_leaves_what_was_saved(
 
 
 def _sharded(count: int) -> NamedSharding:
-    """Rows divided over so many devices."""
+    """Returns a sharding of rows over `count` devices."""
     mesh = jax.make_mesh((count,), ("row",), devices=jax.devices()[:count])
     return NamedSharding(mesh, PartitionSpec("row"))
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1), (2, 2)])
-def test_a_checkpoint_is_restored_on_another_number_of_devices(
+def test_a_checkpoint_is_restored_on_a_different_number_of_devices(
     tmp_path: pathlib.Path, before: int, after: int
 ) -> None:
     rows = jnp.arange(12.0).reshape(4, 3)
@@ -425,7 +425,7 @@ def test_a_tree_is_restored_by_a_process_with_other_devices(
     tmp_path: pathlib.Path, devices: int
 ) -> None:
     rows = jax.device_put(jnp.arange(12.0).reshape(4, 3), _sharded(2))
-    last = jax.device_put(rows, jax.devices()[1])  # A device that one process does not have.
+    last = jax.device_put(rows, jax.devices()[1])  # Some processes lack this device.
     checkpoints.save_tree(tmp_path / "tree", {"rows": rows, "whole": last})
 
     process = _run(_RESTORE_ON_DEVICES, tmp_path / "tree", devices)

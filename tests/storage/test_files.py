@@ -1,4 +1,4 @@
-"""Files and small records: whole or not at all."""
+"""Files and small records are written completely or not at all."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def _write_and_fail(path: pathlib.Path) -> None:
         raise KeyboardInterrupt
 
 
-def test_a_file_holds_what_was_written(tmp_path: pathlib.Path) -> None:
+def test_a_file_contains_the_written_text(tmp_path: pathlib.Path) -> None:
     with files.replacing(tmp_path / "a" / "b.bin") as file:
         file.write(b"new")
 
@@ -38,19 +38,19 @@ def test_a_file_replaces_the_old_one(tmp_path: pathlib.Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: pathlib.Path) -> None:
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
 
     with files.replacing(path) as file:
         file.write(b"new")
         file.flush()
-        seen = path.read_bytes()
+        during = path.read_bytes()
 
-    assert seen == b"old"
+    assert during == b"old"
 
 
-def test_the_old_file_stays_where_writing_fails(tmp_path: pathlib.Path) -> None:
+def test_the_old_file_stays_if_writing_fails(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
 
@@ -60,14 +60,14 @@ def test_the_old_file_stays_where_writing_fails(tmp_path: pathlib.Path) -> None:
     assert path.read_bytes() == b"old"
 
 
-def test_no_file_appears_where_writing_fails(tmp_path: pathlib.Path) -> None:
+def test_no_file_appears_if_writing_fails(tmp_path: pathlib.Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _write_and_fail(tmp_path / "a")
 
     assert not (tmp_path / "a").exists()
 
 
-def test_only_the_file_is_left_when_it_is_written(tmp_path: pathlib.Path) -> None:
+def test_writing_leaves_no_other_files(tmp_path: pathlib.Path) -> None:
     files.write_text(tmp_path / "a", "text")
 
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -80,14 +80,14 @@ def test_text_is_written_in_utf8(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("content", [{"a": [1, 0.1, None], "b": {"c": "\u03b1"}}, [], {}])
-def test_records_come_back_as_they_were_written(tmp_path: pathlib.Path, content: Any) -> None:
+def test_records_are_read_as_written(tmp_path: pathlib.Path, content: Any) -> None:
     results.write(tmp_path / "folder" / "a.json", content)
 
     assert results.read(tmp_path / "folder" / "a.json") == content
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_record_is_json_also_where_a_number_is_not_finite(
+def test_a_record_with_non_finite_numbers_is_valid_json(
     tmp_path: pathlib.Path, value: float
 ) -> None:
     results.write(tmp_path / "a.json", {"a": [value, 1.0], "b": {"c": (value,)}})
@@ -95,17 +95,19 @@ def test_a_record_is_json_also_where_a_number_is_not_finite(
     assert results.read(tmp_path / "a.json") == {"a": [None, 1.0], "b": {"c": [None]}}
 
 
-def test_a_record_that_was_never_written_is_none(tmp_path: pathlib.Path) -> None:
+def test_a_missing_record_is_none(tmp_path: pathlib.Path) -> None:
     assert results.read(tmp_path / "a.json") is None
 
 
-def test_what_a_kill_left_of_a_record_is_not_read(tmp_path: pathlib.Path) -> None:
+def test_a_partial_record_left_by_a_kill_is_not_read(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.json.partial").write_text('{"a": 1, "b')
 
     assert results.read(tmp_path / "a.json") is None
 
 
-def test_what_a_kill_left_of_a_record_does_not_stop_the_next(tmp_path: pathlib.Path) -> None:
+def test_a_partial_record_left_by_a_kill_does_not_stop_the_next(
+    tmp_path: pathlib.Path,
+) -> None:
     (tmp_path / "a.json.partial").write_text('{"a": 1, "b": 2, "c": 3, "d')
 
     results.write(tmp_path / "a.json", {"a": 2})
@@ -113,7 +115,9 @@ def test_what_a_kill_left_of_a_record_does_not_stop_the_next(tmp_path: pathlib.P
     assert results.read(tmp_path / "a.json") == {"a": 2}
 
 
-def test_a_record_that_json_cannot_hold_leaves_the_old_one(tmp_path: pathlib.Path) -> None:
+def test_a_record_that_json_cannot_represent_keeps_the_old_one(
+    tmp_path: pathlib.Path,
+) -> None:
     results.write(tmp_path / "a.json", {"a": 1})
 
     with pytest.raises(TypeError):
@@ -122,19 +126,19 @@ def test_a_record_that_json_cannot_hold_leaves_the_old_one(tmp_path: pathlib.Pat
     assert results.read(tmp_path / "a.json") == {"a": 1}
 
 
-def test_digest_is_the_start_of_sha256(tmp_path: pathlib.Path) -> None:
+def test_the_digest_is_a_prefix_of_sha256(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").write_bytes(b"bytes")
 
     assert results.digest(tmp_path / "a") == hashlib.sha256(b"bytes").hexdigest()[:16]
 
 
-def test_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
-    one = results.fingerprint({"a": 1, "b": {"c": 2, "d": 3}})
+def test_the_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
+    first = results.fingerprint({"a": 1, "b": {"c": 2, "d": 3}})
 
-    assert results.fingerprint({"b": {"d": 3, "c": 2}, "a": 1}) == one
+    assert results.fingerprint({"b": {"d": 3, "c": 2}, "a": 1}) == first
 
 
-def test_fingerprint_depends_on_values() -> None:
+def test_the_fingerprint_depends_on_values() -> None:
     assert results.fingerprint({"a": 1}) != results.fingerprint({"a": 2})
 
 
@@ -146,7 +150,7 @@ def test_fingerprint_depends_on_values() -> None:
         ({"HOME": "/c"}, "/c/.cache/remem_jax"),
     ],
 )
-def test_the_cache_is_where_the_user_wants_it(
+def test_the_cache_follows_the_environment_variables(
     variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("REMEM_CACHE", "XDG_CACHE_HOME"):
@@ -157,7 +161,7 @@ def test_the_cache_is_where_the_user_wants_it(
     assert files.cache() == pathlib.Path(expected)
 
 
-def test_without_a_home_the_cache_is_temporary_and_a_warning_says_so(
+def test_without_a_home_the_cache_is_temporary_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unknown(path: pathlib.Path) -> pathlib.Path:
@@ -185,14 +189,14 @@ import json, pathlib, sys
 
 from remem_jax.storage import files
 
-path, own = pathlib.Path(sys.argv[1]), sys.argv[2] * 100_000
+path, text = pathlib.Path(sys.argv[1]), sys.argv[2] * 100_000
 for _ in range(40):
-    files.write_text(path, json.dumps(own))
+    files.write_text(path, json.dumps(text))
     json.loads(path.read_text())
 """
 
 
-def test_processes_may_write_a_file_at_once(tmp_path: pathlib.Path) -> None:
+def test_processes_may_write_a_file_concurrently(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a.json"
     command = [sys.executable, "-c", _WRITER, str(path)]
 
@@ -204,7 +208,7 @@ def test_processes_may_write_a_file_at_once(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])
-def test_a_link_is_not_opened_as_a_file_of_ours(make: str, tmp_path: pathlib.Path) -> None:
+def test_a_link_is_not_opened_for_writing(make: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "victim").write_text("mine")
     getattr(tmp_path / "ours", make)(tmp_path / "victim")
 
@@ -215,7 +219,7 @@ def test_a_link_is_not_opened_as_a_file_of_ours(make: str, tmp_path: pathlib.Pat
     assert not files.is_private(tmp_path / "ours")
 
 
-def test_a_pipe_is_not_opened_as_a_file_of_ours(tmp_path: pathlib.Path) -> None:
+def test_a_pipe_is_not_opened_for_writing(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "ours")
 
     with pytest.raises(OSError, match="no plain file"):
@@ -223,7 +227,7 @@ def test_a_pipe_is_not_opened_as_a_file_of_ours(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])
-def test_a_link_at_the_place_of_the_half_file_is_not_written_through(
+def test_a_link_in_place_of_the_partial_file_is_not_followed(
     make: str, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "victim").write_text("mine")

@@ -1,4 +1,4 @@
-"""What two results have in common if they are of the same thing."""
+"""Identities: the settings and inputs that determine a result."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ RUN: dict[str, Any] = {
 }
 
 
-def test_the_settings_that_describe_a_run_have_its_places() -> None:
+def test_the_settings_that_describe_a_run_include_paths() -> None:
     assert identity.described(RUN) == {
         "seed": 0,
         "data": {"name": "folder", "path": "here", "dir": ""},
@@ -23,7 +23,7 @@ def test_the_settings_that_describe_a_run_have_its_places() -> None:
     }
 
 
-def test_the_settings_that_decide_have_no_places() -> None:
+def test_the_settings_that_determine_results_exclude_paths() -> None:
     assert identity.deciding(RUN) == {
         "seed": 0,
         "data": {"name": "folder"},
@@ -31,7 +31,7 @@ def test_the_settings_that_decide_have_no_places() -> None:
     }
 
 
-def test_places_are_left_out_at_any_depth() -> None:
+def test_paths_are_removed_at_any_depth() -> None:
     model = {"models": {"mine": {"teacher": {"init": "a.npz", "gelu": "erf"}}}}
 
     assert identity.deciding(model) == {"models": {"mine": {"teacher": {"gelu": "erf"}}}}
@@ -46,17 +46,17 @@ def test_places_are_left_out_at_any_depth() -> None:
     ],
     ids=["settings", "inputs", "code"],
 )
-def test_each_part_of_an_identity_changes_its_key(other: Identity) -> None:
+def test_each_field_of_an_identity_changes_its_key(other: Identity) -> None:
     assert Identity({"seed": 0}, {"data": "a"}).key != other.key
 
 
 def test_a_key_does_not_depend_on_the_order_of_names() -> None:
-    one = Identity({"a": 1, "b": 2}, {"data": "a", "teacher": "b"})
+    first = Identity({"a": 1, "b": 2}, {"data": "a", "teacher": "b"})
 
-    assert Identity({"b": 2, "a": 1}, {"teacher": "b", "data": "a"}).key == one.key
+    assert Identity({"b": 2, "a": 1}, {"teacher": "b", "data": "a"}).key == first.key
 
 
-def test_what_only_one_has_counts_where_it_is_asked_for() -> None:
+def test_fields_present_on_one_side_are_compared_on_request() -> None:
     before, now = {"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3, "d": 4}}
 
     assert identity.differences(before, now) == ["b.c was 2, is 3", "b.d was None, is 4"]

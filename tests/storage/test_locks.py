@@ -1,4 +1,4 @@
-"""Locks between processes, also on file systems that have none."""
+"""Locks between processes, also on file systems without locking."""
 
 import errno
 import fcntl
@@ -15,13 +15,13 @@ import pytest
 from remem_jax.checks import SettingError
 from remem_jax.storage import files, locks, outputs, process, workdir
 
-# ENOLCK, ENOSYS and EOPNOTSUPP, the kernel's own ENOTSUPP, what FUSE or a sandbox may say.
+# ENOLCK, ENOSYS, EOPNOTSUPP, the kernel's ENOTSUPP, and errors of FUSE or a sandbox.
 ERRORS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524, errno.EINVAL, errno.EACCES]
 
 
 @pytest.fixture(params=ERRORS, ids=lambda number: errno.errorcode.get(number, str(number)))
 def without_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """A file system that does not lock."""
+    """Simulates a file system without locks."""
     number = request.param
 
     def refuse(*arguments: Any) -> None:
@@ -34,13 +34,13 @@ def without_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def other() -> Iterator[dict[str, Any]]:
-    """Another process of this machine that lives."""
+    """The lock record of another living process on this machine."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         yield process.this() | {"pid": child.pid, "start": process.started(child.pid)}
         child.kill()
 
 
-def test_a_lock_is_held_once(tmp_path: pathlib.Path) -> None:
+def test_a_lock_is_exclusive(tmp_path: pathlib.Path) -> None:
     with (
         locks.held(tmp_path / "lock"),
         pytest.raises(BlockingIOError),
@@ -59,7 +59,7 @@ def test_without_locks_a_folder_is_claimed_with_a_warning(
     assert f"{tmp_path} cannot be locked ({reason}): make sure" in caplog.text
 
 
-def test_without_locks_another_process_is_refused_while_it_lives(
+def test_without_locks_a_living_holder_is_respected(
     without_flock: int, tmp_path: pathlib.Path, other: dict[str, Any]
 ) -> None:
     (tmp_path / ".remem_jax").touch()
@@ -82,7 +82,7 @@ def test_without_locks_another_process_is_refused_while_it_lives(
         "[]",
     ],
 )
-def test_without_locks_who_has_died_or_is_unknown_does_not_hold(
+def test_without_locks_dead_or_unknown_holders_are_ignored(
     holder: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "_refused", lambda *_, **__: OSError(errno.ENOLCK, "none"))
@@ -101,8 +101,8 @@ def test_without_locks_files_and_outputs_are_written(
     with files.replacing(tmp_path / "a") as first, files.replacing(tmp_path / "a") as second:
         first.write(b"first")
         second.write(b"second")
-    made = {"folder": tmp_path / "outputs", "facts": {}, "steps": 1, "shape": (1,)}
-    with outputs.StoredOutputs(**made, dtype="float32"):
+    options = {"folder": tmp_path / "outputs", "facts": {}, "steps": 1, "shape": (1,)}
+    with outputs.StoredOutputs(**options, dtype="float32"):
         pass
 
     assert (tmp_path / "a").read_bytes() == b"first"
@@ -131,5 +131,5 @@ def test_a_file_is_not_written_through_a_link(tmp_path: pathlib.Path) -> None:
         (None, "mend it"),
     ],
 )
-def test_advice_is_for_what_is_wrong(number: int | None, expected: str) -> None:
+def test_the_advice_matches_the_error(number: int | None, expected: str) -> None:
     assert expected in files.advice(number)

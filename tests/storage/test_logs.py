@@ -1,4 +1,4 @@
-"""Metrics as lines and for TensorBoard, and progress where there is no terminal."""
+"""Metrics as JSON lines and for TensorBoard, and progress with and without a terminal."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def _plain(rows: list[dict]) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "time"} for row in rows]
 
 
-def test_metrics_come_back_by_part_and_step(tmp_path: pathlib.Path) -> None:
+def test_metrics_are_read_by_stage_and_step(tmp_path: pathlib.Path) -> None:
     with logs.RunLog(tmp_path) as log:
         log.write("student", 20, {"loss": [0.5, 0.25]})
         log.write("student", 3, {"loss": [1.0, 2.0]})
@@ -46,7 +46,7 @@ def test_arrays_are_written_as_numbers(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_loss_that_is_no_number_comes_back_as_none(tmp_path: pathlib.Path, value: float) -> None:
+def test_a_loss_that_is_not_finite_is_read_as_none(tmp_path: pathlib.Path, value: float) -> None:
     with logs.RunLog(tmp_path) as log:
         log.write("student", 1, {"loss": [value, 1.0]})
 
@@ -57,14 +57,14 @@ def test_a_run_without_metrics_has_no_rows(tmp_path: pathlib.Path) -> None:
     assert logs.read(tmp_path) == []
 
 
-def test_metrics_of_a_step_are_there_before_the_log_is_closed(tmp_path: pathlib.Path) -> None:
+def test_metrics_of_a_step_are_readable_before_the_log_is_closed(tmp_path: pathlib.Path) -> None:
     with logs.RunLog(tmp_path) as log:
         log.write("teacher", 1, {"loss": 0.5})
 
         assert logs.read(tmp_path)[0]["loss"] == 0.5
 
 
-def test_a_run_that_goes_on_adds_to_its_metrics(tmp_path: pathlib.Path) -> None:
+def test_a_resumed_run_appends_to_its_metrics(tmp_path: pathlib.Path) -> None:
     for step in (1, 2):
         with logs.RunLog(tmp_path) as log:
             log.write("teacher", step, {"loss": 0.5})
@@ -72,7 +72,7 @@ def test_a_run_that_goes_on_adds_to_its_metrics(tmp_path: pathlib.Path) -> None:
     assert [row["step"] for row in logs.read(tmp_path)] == [1, 2]
 
 
-def test_of_a_step_written_twice_the_last_is_taken(tmp_path: pathlib.Path) -> None:
+def test_the_last_row_of_a_step_written_twice_is_used(tmp_path: pathlib.Path) -> None:
     for loss in (1.0, 0.5):
         with logs.RunLog(tmp_path) as log:
             log.write("teacher", 1, {"loss": loss})
@@ -80,7 +80,7 @@ def test_of_a_step_written_twice_the_last_is_taken(tmp_path: pathlib.Path) -> No
     assert _plain(logs.read(tmp_path)) == [{"part": "teacher", "step": 1, "loss": 0.5}]
 
 
-def test_metrics_of_one_step_written_apart_come_back_together(tmp_path: pathlib.Path) -> None:
+def test_metrics_of_one_step_written_separately_are_merged(tmp_path: pathlib.Path) -> None:
     with logs.RunLog(tmp_path) as log:
         log.write("teacher", 1, {"loss": 0.5})
         log.write("teacher", 1, {"validation": 0.75})
@@ -91,8 +91,8 @@ def test_metrics_of_one_step_written_apart_come_back_together(tmp_path: pathlib.
 
 
 @pytest.fixture
-def cut(tmp_path: pathlib.Path) -> pathlib.Path:
-    """The folder of a run that was killed while it wrote its second line."""
+def truncated(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The folder of a run that was killed while writing its second line."""
     with logs.RunLog(tmp_path) as log:
         log.write("teacher", 1, {"loss": 1.0})
         log.write("teacher", 2, {"loss": 0.5})
@@ -101,18 +101,18 @@ def cut(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def test_a_cut_line_is_left_out(cut: pathlib.Path) -> None:
-    assert [row["step"] for row in logs.read(cut)] == [1]
+def test_a_truncated_line_is_ignored(truncated: pathlib.Path) -> None:
+    assert [row["step"] for row in logs.read(truncated)] == [1]
 
 
-def test_the_line_after_a_cut_one_is_whole(cut: pathlib.Path) -> None:
-    with logs.RunLog(cut) as log:
+def test_the_line_after_a_truncated_one_is_complete(truncated: pathlib.Path) -> None:
+    with logs.RunLog(truncated) as log:
         log.write("teacher", 2, {"loss": 0.25})
 
-    assert [row["loss"] for row in logs.read(cut)] == [1.0, 0.25]
+    assert [row["loss"] for row in logs.read(truncated)] == [1.0, 0.25]
 
 
-def test_no_line_is_empty_where_none_was_cut(tmp_path: pathlib.Path) -> None:
+def test_there_is_no_empty_line_if_none_was_truncated(tmp_path: pathlib.Path) -> None:
     for step in (1, 2):
         with logs.RunLog(tmp_path) as log:
             log.write("teacher", step, {"loss": 0.5})
@@ -122,7 +122,7 @@ def test_no_line_is_empty_where_none_was_cut(tmp_path: pathlib.Path) -> None:
 
 
 def _scalars(directory: pathlib.Path) -> Iterator[tuple[str, int, float]]:
-    """What TensorBoard finds: records of length, its checksum, an event, its checksum."""
+    """Parses TensorBoard's records: a length, its checksum, an event, its checksum."""
     for path in sorted(directory.glob("tensorboard/events.*")):
         content = path.read_bytes()
         start = 0
@@ -149,7 +149,7 @@ def test_tensorboard_shows_a_curve_per_student(tmp_path: pathlib.Path) -> None:
 
 
 class _Clock:
-    """A clock that tests turn."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -160,7 +160,7 @@ class _Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
-    """The time that progress sees."""
+    """Replaces the clock that progress reads."""
     clock = _Clock()
     monkeypatch.setattr(logs.time, "monotonic", clock)
     return clock
@@ -168,26 +168,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Lines that are logged while stderr is no terminal."""
-    found: list[str] = []
+    """Lines that are logged while stderr is not a terminal."""
+    messages: list[str] = []
     handler = python_logging.Handler()
-    handler.emit = lambda record: found.append(record.getMessage())
-    # Not sys.stderr itself, which pytest exchanges before the test.
+    handler.emit = lambda record: messages.append(record.getMessage())
+    # Not sys.stderr itself, which pytest replaces before the test.
     monkeypatch.setattr(logs, "sys", types.SimpleNamespace(stderr=io.StringIO()))
     before = logging.get_verbosity()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_logger().addHandler(handler)
-    yield found
+    yield messages
     logging.get_absl_logger().removeHandler(handler)
     logging.set_verbosity(before)
 
 
-def test_progress_is_a_line_now_and_then(clock: _Clock, lines: list[str]) -> None:
+def test_progress_is_logged_at_intervals(clock: _Clock, lines: list[str]) -> None:
     progress = logs.Progress("teacher", first_step=0, steps=100)
 
-    for done in range(1, 26):
+    for step in range(1, 26):
         clock.now += 1.0
-        progress(done)
+        progress(step)
 
     assert lines == [
         "teacher: step 10 of 100, 1.00 steps/s, 90 s left",
@@ -195,17 +195,17 @@ def test_progress_is_a_line_now_and_then(clock: _Clock, lines: list[str]) -> Non
     ]
 
 
-def test_progress_tells_the_end(clock: _Clock, lines: list[str]) -> None:
+def test_progress_logs_the_end(clock: _Clock, lines: list[str]) -> None:
     progress = logs.Progress("teacher", first_step=0, steps=2)
 
-    for done in (1, 2):
+    for step in (1, 2):
         clock.now += 1.0
-        progress(done)
+        progress(step)
 
     assert lines == ["teacher: step 2 of 2, 1.00 steps/s, 0 s left"]
 
 
-def test_the_rate_of_a_run_that_goes_on_is_that_of_its_own_steps(
+def test_the_rate_of_a_resumed_run_counts_only_its_own_steps(
     clock: _Clock, lines: list[str]
 ) -> None:
     progress = logs.Progress("teacher", first_step=80, steps=100)
@@ -216,7 +216,7 @@ def test_the_rate_of_a_run_that_goes_on_is_that_of_its_own_steps(
     assert lines == ["teacher: step 85 of 100, 0.50 steps/s, 30 s left"]
 
 
-def test_progress_writes_no_bar_where_there_is_no_terminal(
+def test_progress_writes_no_bar_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stream = io.StringIO()
@@ -230,7 +230,7 @@ def test_progress_writes_no_bar_where_there_is_no_terminal(
 
 
 class _Terminal(io.StringIO):
-    """What says that it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -260,8 +260,8 @@ with logs.RunLog(pathlib.Path(sys.argv[1])) as log:
 """
 
 
-def test_a_full_disk_is_an_error_and_no_hang(tmp_path: pathlib.Path) -> None:
-    done = subprocess.run(
+def test_a_full_disk_is_an_error_and_does_not_hang(tmp_path: pathlib.Path) -> None:
+    process = subprocess.run(
         [sys.executable, "-c", _WRITE_TOO_MUCH, str(tmp_path)],
         capture_output=True,
         text=True,
@@ -270,6 +270,6 @@ def test_a_full_disk_is_an_error_and_no_hang(tmp_path: pathlib.Path) -> None:
         cwd=pathlib.Path(__file__).parents[2],
     )
 
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
     assert len(logs.read(tmp_path)) > 10

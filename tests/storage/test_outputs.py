@@ -1,4 +1,4 @@
-"""Stored outputs of the teacher: bit for bit what was written, or nothing."""
+"""Stored teacher outputs are read bit for bit as written, or not at all."""
 
 import collections
 import errno
@@ -22,7 +22,7 @@ from remem_jax.storage import locks, outputs, results
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, SHAPE = 4, (3, 5)
-ROW = 16 + 3 * 5 * 4  # Bytes: the digest and the array.
+ROW = 16 + 3 * 5 * 4  # In bytes: a digest and the array.
 
 
 def _open(folder: pathlib.Path, **changes: Any) -> outputs.StoredOutputs:
@@ -41,7 +41,7 @@ def _array(step: int) -> np.ndarray:
 
 
 def _write_all(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
-    """Writes all steps; the file that they are in."""
+    """Writes all steps and returns the file that contains them."""
     before = {*folder.glob("*/outputs.bin")}
     with _open(folder, **changes) as stored:
         for step in range(STEPS):
@@ -53,7 +53,7 @@ def _write_all(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
 def _require_damaged(
     folder: pathlib.Path, steps: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """These steps are lost, which is told once; the others are not, and all can be written."""
+    """Checks that `steps` are lost with one warning, others are intact and all can be rewritten."""
     caplog.clear()
     with _open(folder) as stored:
         for step in range(STEPS):
@@ -77,7 +77,7 @@ def _require_sound(folder: pathlib.Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, "float32"])
-def test_what_is_read_is_bit_for_bit_what_was_written(
+def test_arrays_are_read_bit_for_bit_as_written(
     tmp_path: pathlib.Path, dtype: Any, rng: np.random.Generator
 ) -> None:
     array = rng.normal(size=SHAPE).astype(dtype)
@@ -85,52 +85,52 @@ def test_what_is_read_is_bit_for_bit_what_was_written(
     with _open(tmp_path, dtype=dtype) as stored:
         stored.write(1, array)
     with _open(tmp_path, dtype=dtype) as stored:
-        found = stored.read(1)
+        result = stored.read(1)
 
-    assert found is not None
-    assert found.dtype == np.dtype(dtype)
-    assert found.shape == SHAPE
-    assert found.tobytes() == array.tobytes()
+    assert result is not None
+    assert result.dtype == np.dtype(dtype)
+    assert result.shape == SHAPE
+    assert result.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0, 5), (2, 3, 4)])
-def test_arrays_have_any_shape(tmp_path: pathlib.Path, shape: tuple[int, ...]) -> None:
+def test_arrays_may_have_any_shape(tmp_path: pathlib.Path, shape: tuple[int, ...]) -> None:
     array = np.full(shape, 0.5, np.float32)
     with _open(tmp_path, shape=shape) as stored:
         stored.write(1, array)
-        before, found = stored.read(0), stored.read(1)
+        before, result = stored.read(0), stored.read(1)
 
     assert before is None
-    np.testing.assert_array_equal(found, array, strict=True)
+    np.testing.assert_array_equal(result, array, strict=True)
 
 
-def test_the_order_of_an_array_in_memory_does_not_matter(tmp_path: pathlib.Path) -> None:
+def test_the_memory_layout_of_an_array_does_not_matter(tmp_path: pathlib.Path) -> None:
     with _open(tmp_path) as stored:
         stored.write(0, np.asfortranarray(_array(0)))
-        found = stored.read(0)
+        result = stored.read(0)
 
-    np.testing.assert_array_equal(found, _array(0), strict=True)
+    np.testing.assert_array_equal(result, _array(0), strict=True)
 
 
-def test_what_was_not_written_is_none(
+def test_a_step_that_was_not_written_is_none(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
         with _open(tmp_path) as stored:
             stored.write(2, np.zeros(SHAPE, np.float32))
-            found = [stored.read(step) is not None for step in range(STEPS)]
+            result = [stored.read(step) is not None for step in range(STEPS)]
 
-        assert found == [False, False, True, False]
+        assert result == [False, False, True, False]
     assert not caplog.records
 
 
-def test_what_is_written_again_is_the_last(tmp_path: pathlib.Path) -> None:
+def test_the_last_write_of_a_step_wins(tmp_path: pathlib.Path) -> None:
     with _open(tmp_path) as stored:
         stored.write(0, _array(0))
         stored.write(0, _array(1))
-        found = stored.read(0)
+        result = stored.read(0)
 
-    np.testing.assert_array_equal(found, _array(1))
+    np.testing.assert_array_equal(result, _array(1))
 
 
 @pytest.mark.parametrize(
@@ -144,19 +144,19 @@ def test_what_is_written_again_is_the_last(tmp_path: pathlib.Path) -> None:
         {"process": (1, 2)},
     ],
 )
-def test_other_facts_have_other_outputs(
+def test_different_facts_have_separate_outputs(
     tmp_path: pathlib.Path, change: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     _write_all(tmp_path)
 
     with _open(tmp_path, **change) as stored:
-        found = [stored.read(step) for step in range(STEPS)]
+        result = [stored.read(step) for step in range(STEPS)]
 
-    assert found == [None] * STEPS
+    assert result == [None] * STEPS
     _require_sound(tmp_path, caplog)
 
 
-def test_another_format_has_other_outputs(
+def test_a_different_format_has_separate_outputs(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write_all(tmp_path)
@@ -174,21 +174,21 @@ def test_the_order_of_facts_does_not_matter(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 9])
-def test_a_run_of_another_length_has_the_same_outputs(
+def test_a_run_of_another_length_shares_the_outputs(
     tmp_path: pathlib.Path, steps: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     _write_all(tmp_path)
 
     with _open(tmp_path, steps=steps) as stored:
-        found = [stored.read(step) for step in range(steps)]
+        result = [stored.read(step) for step in range(steps)]
 
     for step in range(min(STEPS, steps)):
-        np.testing.assert_array_equal(found[step], _array(step))
-    assert found[STEPS:] == [None] * (steps - STEPS if steps > STEPS else 0)
+        np.testing.assert_array_equal(result[step], _array(step))
+    assert result[STEPS:] == [None] * (steps - STEPS if steps > STEPS else 0)
     _require_sound(tmp_path, caplog)
 
 
-def test_the_facts_are_written_beside_for_people(tmp_path: pathlib.Path) -> None:
+def test_the_facts_are_written_beside_the_outputs(tmp_path: pathlib.Path) -> None:
     path = _write_all(tmp_path)
 
     assert results.read(path.with_name("facts.json")) == {
@@ -216,7 +216,7 @@ def test_an_array_of_another_shape_or_type_is_an_error(
 
 
 @pytest.mark.parametrize("step", [-1, STEPS])
-def test_a_step_outside_of_the_run_is_an_error(tmp_path: pathlib.Path, step: int) -> None:
+def test_a_step_out_of_range_is_an_error(tmp_path: pathlib.Path, step: int) -> None:
     with _open(tmp_path) as stored:
         with pytest.raises(ValueError, match=f"from 0 to 3, got {step}"):
             stored.read(step)
@@ -224,7 +224,7 @@ def test_a_step_outside_of_the_run_is_an_error(tmp_path: pathlib.Path, step: int
             stored.write(step, _array(0))
 
 
-def test_the_file_takes_no_room_before_it_is_written(tmp_path: pathlib.Path) -> None:
+def test_the_file_takes_no_disk_space_before_it_is_written(tmp_path: pathlib.Path) -> None:
     with _open(tmp_path, steps=1_000_000):
         (path,) = tmp_path.glob("*/outputs.bin")
 
@@ -232,20 +232,20 @@ def test_the_file_takes_no_room_before_it_is_written(tmp_path: pathlib.Path) -> 
         assert path.stat().st_blocks * 512 < 1_000_000
 
 
-def test_a_flip_of_any_byte_is_told(
+def test_a_flipped_bit_in_any_byte_is_reported(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = _write_all(tmp_path)
-    for place in range(ROW, 2 * ROW):
+    for position in range(ROW, 2 * ROW):
         content = bytearray(path.read_bytes())
-        content[place] ^= 1 << place % 8
+        content[position] ^= 1 << position % 8
         path.write_bytes(content)
 
         _require_damaged(tmp_path, [1], caplog)
 
 
 @pytest.mark.parametrize("size", [1, ROW - 1, ROW + 1, 2 * ROW + 16, 4 * ROW - 1])
-def test_a_file_that_was_cut_is_told(
+def test_a_truncated_file_is_reported(
     tmp_path: pathlib.Path, size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     os.truncate(_write_all(tmp_path), size)
@@ -254,7 +254,7 @@ def test_a_file_that_was_cut_is_told(
 
 
 @pytest.mark.parametrize("size", [0, 1, ROW, ROW + 1, 2 * ROW - 1])
-def test_a_file_that_is_cut_while_it_is_used_is_told(
+def test_a_file_truncated_during_use_is_reported(
     tmp_path: pathlib.Path, size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = _write_all(tmp_path)
@@ -268,7 +268,7 @@ def test_a_file_that_is_cut_while_it_is_used_is_told(
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), pathlib.Path.unlink])
-def test_a_file_that_was_emptied_or_lost_is_told(
+def test_an_emptied_or_deleted_file_is_reported(
     tmp_path: pathlib.Path,
     damage: Callable[[pathlib.Path], None],
     caplog: pytest.LogCaptureFixture,
@@ -278,7 +278,7 @@ def test_a_file_that_was_emptied_or_lost_is_told(
     _require_damaged(tmp_path, [*range(STEPS)], caplog)
 
 
-def test_outputs_outlive_their_facts_and_write_them_again(
+def test_outputs_survive_a_deleted_facts_file_and_rewrite_it(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     facts = _write_all(tmp_path).with_name("facts.json")
@@ -290,7 +290,7 @@ def test_outputs_outlive_their_facts_and_write_them_again(
     assert facts.read_text() == content
 
 
-def test_what_a_start_that_was_killed_has_left_is_used(
+def test_files_left_by_a_killed_start_are_used(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = _write_all(tmp_path)
@@ -302,7 +302,7 @@ def test_what_a_start_that_was_killed_has_left_is_used(
     assert not caplog.records
 
 
-def test_outputs_of_another_step_or_of_other_facts_do_not_fit(
+def test_outputs_of_another_step_or_other_facts_are_rejected(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = _write_all(tmp_path)
@@ -315,7 +315,7 @@ def test_outputs_of_another_step_or_of_other_facts_do_not_fit(
     _require_damaged(tmp_path, [*range(STEPS)], caplog)
 
 
-def test_what_the_system_does_not_read_is_told(
+def test_read_errors_of_the_system_are_reported(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*args: object) -> int:
@@ -324,14 +324,14 @@ def test_what_the_system_does_not_read_is_told(
     _write_all(tmp_path)
     with _open(tmp_path) as stored, monkeypatch.context() as patch:
         patch.setattr(os, "preadv", fail)
-        found = [stored.read(step) for step in range(STEPS)]
+        result = [stored.read(step) for step in range(STEPS)]
 
-    assert found == [None] * STEPS
+    assert result == [None] * STEPS
     assert caplog.text.count("damaged (step 0: said by the system)") == 1
 
 
 def _run(program: str, *arguments: object) -> "subprocess.Popen[str]":
-    """Starts a program, which says that it is ready."""
+    """Starts a program and waits until it is ready."""
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
         cwd=ROOT,
@@ -359,14 +359,14 @@ _WRITE_AND_READ = """
         ) as stored:
             for step in range(8)[:: int(sys.argv[2])]:
                 for other in range(8):
-                    found = stored.read(other)
-                    assert found is None or (found == seed + other).all(), (seed, other)
+                    result = stored.read(other)
+                    assert result is None or (result == seed + other).all(), (seed, other)
                 stored.write(step, np.full((64, 1000), seed + step, np.float32))
                 assert (stored.read(step) == seed + step).all()
 """
 
 
-def test_two_processes_write_the_same_outputs_at_once(tmp_path: pathlib.Path) -> None:
+def test_two_processes_may_write_the_same_outputs_concurrently(tmp_path: pathlib.Path) -> None:
     processes = [_run(_WRITE_AND_READ, tmp_path, order) for order in (1, -1)]
     for process in processes:
         assert process.stdin is not None
@@ -389,15 +389,15 @@ _WRITE_FOR_EVER = """
     ) as stored:
         print("ready", flush=True)
         for number in itertools.count():
-            # Other numbers each time, so that half of one would show.
+            # Different values each time, so that a partial write would be detected.
             stored.write(number % 4, np.full((500, 1000), number, np.float32))
 """
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_no_half_of_an_output(tmp_path: pathlib.Path) -> None:
+def test_a_kill_at_any_moment_leaves_no_partial_output(tmp_path: pathlib.Path) -> None:
     random_ = random.Random(0)
-    whole = 0
+    complete = 0
     for _ in range(8):
         process = _run(_WRITE_FOR_EVER, tmp_path)
         time.sleep(random_.uniform(0, 0.1))
@@ -406,19 +406,19 @@ def test_a_kill_at_any_moment_leaves_no_half_of_an_output(tmp_path: pathlib.Path
 
         with outputs.StoredOutputs(folder=tmp_path, **_KILLED) as stored:
             for step in range(4):
-                found = stored.read(step)
-                if found is not None:
-                    assert found[0, 0] % 4 == step
-                    assert (found == found[0, 0]).all()
-                    whole += 1
+                result = stored.read(step)
+                if result is not None:
+                    assert result[0, 0] % 4 == step
+                    assert (result == result[0, 0]).all()
+                    complete += 1
                 stored.write(step, np.full((500, 1000), step, np.float32))
-    assert whole >= 24  # Of 32: a kill costs one of four at most.
+    assert complete >= 24  # Of 32, as each kill costs at most one of four.
 
 
 _Usage = collections.namedtuple("_Usage", ["total", "used", "free"])
 
 
-def test_a_disk_without_room_is_an_error_before_anything_is_written(
+def test_a_full_disk_is_an_error_before_anything_is_written(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(0, 0, 10 * 2**20))
@@ -434,7 +434,7 @@ def test_a_disk_without_room_is_an_error_before_anything_is_written(
     assert not [*(tmp_path / "cache").iterdir()]
 
 
-def test_what_is_stored_needs_no_more_room(
+def test_existing_outputs_need_no_more_disk_space(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _write_all(tmp_path)
@@ -443,36 +443,36 @@ def test_what_is_stored_needs_no_more_room(
     _require_sound(tmp_path, caplog)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: pathlib.Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(SettingError, match=r"stored in .*Not a directory.*: set config"):
         _open(tmp_path / "file" / "cache")
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_what_another_user_has_stored_is_read_and_nothing_else_is_stored(
-    there: bool,
+@pytest.mark.parametrize("exists", [True, False])
+def test_outputs_of_another_user_are_read_but_not_written(
+    exists: bool,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    if there:
+    if exists:
         _write_all(tmp_path)
 
-    def closed(file: Any) -> bool:
+    def deny(file: Any) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied", file.name)
 
-    monkeypatch.setattr(locks, "lock", closed)
+    monkeypatch.setattr(locks, "lock", deny)
     (*_, path) = [tmp_path, *tmp_path.glob("*/outputs.bin")]
-    before = path.read_bytes() if there else b""
+    before = path.read_bytes() if exists else b""
 
     with _open(tmp_path) as stored:
         stored.write(1, _array(2))
-        found = stored.read(1)
+        result = stored.read(1)
 
-    np.testing.assert_array_equal(found, _array(1) if there else None)
-    assert (path.read_bytes() if there else b"") == before
+    np.testing.assert_array_equal(result, _array(1) if exists else None)
+    assert (path.read_bytes() if exists else b"") == before
     assert "set REMEM_CACHE" in caplog.text
 
 
@@ -486,7 +486,7 @@ _WRITE_TOO_MUCH = """
     folder = pathlib.Path(sys.argv[1])
     settings = {"folder": folder, "facts": {}, "shape": (100, 100), "dtype": np.float32}
     with outputs.StoredOutputs(steps=4, **settings) as stored:
-        # Real errors of the system, as on a full disk: files may have 100 kB, and no more.
+        # Limit files to 100 kB, to get real system errors as on a full disk.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         for step in range(3):
@@ -495,8 +495,8 @@ _WRITE_TOO_MUCH = """
             except checks.SettingError as error:
                 print(error)
         for step in range(4):
-            found = stored.read(step)
-            print(found if found is None else (found == step).all())
+            result = stored.read(step)
+            print(result if result is None else (result == step).all())
     try:
         outputs.StoredOutputs(steps=5, **settings)
     except checks.SettingError as error:
@@ -504,7 +504,7 @@ _WRITE_TOO_MUCH = """
 """
 
 
-def test_what_the_system_does_not_write_is_told(tmp_path: pathlib.Path) -> None:
+def test_write_errors_of_the_system_are_reported(tmp_path: pathlib.Path) -> None:
     out, log = _run(_WRITE_TOO_MUCH, tmp_path).communicate(timeout=100)
 
     message = (
@@ -513,4 +513,4 @@ def test_what_the_system_does_not_write_is_told(tmp_path: pathlib.Path) -> None:
         "can be written."
     )
     assert out.splitlines() == [message, "True", "True", "None", "None", message], log
-    assert not log  # Nothing is damaged: the third has no digest.
+    assert not log  # Nothing counts as damaged, as the third has no digest.

@@ -1,4 +1,4 @@
-"""Stored outputs, read ahead of the steps: what was stored, if all processes have it."""
+"""Reading stored outputs ahead of the steps, if all processes have them."""
 
 import pathlib
 import threading
@@ -12,7 +12,7 @@ from remem_jax.checks import SettingError
 from remem_jax.storage import outputs, read_ahead
 
 STEPS, SHAPE = 10, (3, 5)
-BLOCK = 4  # Steps.
+BLOCK = 4  # In steps.
 STORED = (0, 1, 4, 5, 6, 9)
 
 
@@ -33,82 +33,82 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stored(tmp_path: pathlib.Path) -> Iterator[outputs.StoredOutputs]:
-    """Outputs of some of the steps."""
-    with _open(tmp_path) as found:
+    """Stored outputs of some of the steps."""
+    with _open(tmp_path) as opened:
         for step in STORED:
-            found.write(step, _array(step))
-        yield found
+            opened.write(step, _array(step))
+        yield opened
 
 
 def _read(stored: outputs.StoredOutputs, first: int = 0) -> list[int]:
-    """Which steps are read, from the first one on; they are what was written."""
-    found = []
+    """Returns the steps that can be read from `first` on, after checking their values."""
+    steps = []
     with read_ahead.ReadAhead(stored) as ahead:
         for step in range(first, STEPS):
             array = ahead.read(step)
             if array is not None:
                 np.testing.assert_array_equal(array, _array(step), strict=True)
-                found.append(step)
-    return found
+                steps.append(step)
+    return steps
 
 
 @pytest.mark.parametrize("first", [0, 3, 9])
-def test_what_is_stored_is_read_from_any_step_on(stored: outputs.StoredOutputs, first: int) -> None:
+def test_stored_steps_are_read_from_any_step_on(stored: outputs.StoredOutputs, first: int) -> None:
     assert _read(stored, first) == [step for step in STORED if step >= first]
 
 
-def test_only_what_all_processes_have_is_read(
+def test_only_steps_that_all_processes_have_are_read(
     stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The other process has steps 0, 4 and 8 alone of each block of four.
-    monkeypatch.setattr(mesh, "all_processes", lambda say: say & (np.arange(len(say)) % 4 == 0))
+    # The other process has only steps 0, 4 and 8: the first of each block of four.
+    monkeypatch.setattr(mesh, "all_processes", lambda mask: mask & (np.arange(len(mask)) % 4 == 0))
 
     assert _read(stored) == [0, 4]
 
 
-def test_processes_agree_once_in_a_block(
+def test_processes_synchronise_once_per_block(
     stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = []
-    monkeypatch.setattr(mesh, "all_processes", lambda say: said.append(say.tolist()) or say)
+    exchanged = []
+    monkeypatch.setattr(mesh, "all_processes", lambda mask: exchanged.append(mask.tolist()) or mask)
 
     _read(stored)
 
-    own = [step in STORED for step in range(STEPS)]
-    assert said == [own[:4], own[4:8], own[8:]]
+    available = [step in STORED for step in range(STEPS)]
+    assert exchanged == [available[:4], available[4:8], available[8:]]
 
 
-def test_a_block_is_read_while_the_one_before_is_used(
+def test_a_block_is_read_while_the_previous_one_is_used(
     stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, of_next = stored.read, threading.Event()
+    read, next_block_read = stored.read, threading.Event()
 
-    def note(step: int) -> np.ndarray | None:
+    def record(step: int) -> np.ndarray | None:
         if step == 2 * BLOCK - 1:
-            of_next.set()
+            next_block_read.set()
         assert threading.current_thread() is not threading.main_thread()
         return read(step)
 
-    monkeypatch.setattr(stored, "read", note)
+    monkeypatch.setattr(stored, "read", record)
     with read_ahead.ReadAhead(stored) as ahead:
         ahead.read(0)
 
-        assert of_next.wait(timeout=60)
+        assert next_block_read.wait(timeout=60)
 
 
-def test_a_block_takes_a_limited_memory(
+def test_the_memory_of_a_block_is_limited(
     stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = []
+    exchanged = []
     monkeypatch.setattr(read_ahead, "_BYTES", 2 * stored.row_bytes)
-    monkeypatch.setattr(mesh, "all_processes", lambda say: said.append(len(say)) or say)
+    monkeypatch.setattr(mesh, "all_processes", lambda mask: exchanged.append(len(mask)) or mask)
 
     assert _read(stored) == [*STORED]
 
-    assert said == [2] * 5
+    assert exchanged == [2] * 5
 
 
-def test_what_is_written_is_there_at_the_end(tmp_path: pathlib.Path) -> None:
+def test_all_writes_are_finished_at_the_end(tmp_path: pathlib.Path) -> None:
     with _open(tmp_path) as stored, read_ahead.ReadAhead(stored) as ahead:
         for step in range(STEPS):
             assert ahead.read(step) is None
@@ -128,7 +128,7 @@ def _write_two(ahead: read_ahead.ReadAhead) -> None:
 
 
 @pytest.mark.parametrize("write", [lambda ahead: ahead.write(1, _array(1)), _write_two])
-def test_what_cannot_be_stored_is_an_error_at_the_next_step_or_at_the_end(
+def test_a_write_error_is_raised_at_the_next_step_or_at_the_end(
     stored: outputs.StoredOutputs,
     monkeypatch: pytest.MonkeyPatch,
     write: Callable[[read_ahead.ReadAhead], None],
@@ -148,7 +148,7 @@ def _fail_after_writing(stored: outputs.StoredOutputs) -> None:
         raise KeyError("another")
 
 
-def test_an_error_of_a_step_is_not_hidden_by_one_of_storing(
+def test_a_write_error_does_not_hide_an_error_of_a_step(
     stored: outputs.StoredOutputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored, "write", _fail)

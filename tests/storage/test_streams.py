@@ -1,4 +1,4 @@
-"""Commands whose standard streams are closed, or hold ASCII alone."""
+"""Commands whose standard streams are closed or limited to ASCII."""
 
 import os
 import pathlib
@@ -27,9 +27,9 @@ def test_closed_streams_change_nothing(closed: str, tmp_path: pathlib.Path) -> N
     command = f'"$@" {closed}'
     arguments = [sys.executable, "-c", _SCRIPT, tmp_path / "found", "été"]
 
-    done = subprocess.run(["bash", "-c", command, "_", *arguments], stdin=subprocess.DEVNULL)
+    process = subprocess.run(["bash", "-c", command, "_", *arguments], stdin=subprocess.DEVNULL)
 
-    assert (done.returncode, (tmp_path / "found").read_text("utf-8")) == (0, "été")
+    assert (process.returncode, (tmp_path / "found").read_text("utf-8")) == (0, "été")
 
 
 @pytest.mark.parametrize(
@@ -39,17 +39,17 @@ def test_closed_streams_change_nothing(closed: str, tmp_path: pathlib.Path) -> N
         ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "été\n".encode()),
     ],
 )
-def test_ascii_streams_hold_any_text(
+def test_ascii_streams_accept_any_text(
     settings: dict[str, str], expected: bytes, tmp_path: pathlib.Path
 ) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _SCRIPT, tmp_path / "found", "été"],
         env=os.environ | settings,
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )
 
-    assert (done.stdout, done.stderr) == (expected, expected)
+    assert (process.stdout, process.stderr) == (expected, expected)
 
 
 _COMMAND = """
@@ -74,7 +74,7 @@ sys.exit(streams.run("name", work))
 
 
 @pytest.mark.parametrize(
-    ("when", "output", "code", "told"),
+    ("when", "output", "code", "expected"),
     [
         ("importing", "/dev/null", 130, "name: stopped.\n"),
         ("working", "/dev/null", 130, "name: stopped.\n"),
@@ -82,17 +82,17 @@ sys.exit(streams.run("name", work))
         ("never", "/dev/full", 1, "name: standard output cannot be written (No space left on d"),
     ],
 )
-def test_a_command_ends_in_one_line(when: str, output: str, code: int, told: str) -> None:
+def test_a_command_ends_with_one_line(when: str, output: str, code: int, expected: str) -> None:
     with pathlib.Path(output).open("w") as file:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", _COMMAND, when], stdout=file, stderr=subprocess.PIPE, text=True
         )
 
-    assert (done.returncode, done.stderr[: len(told)]) == (code, told)
-    assert len(done.stderr.splitlines()) <= 1
+    assert (process.returncode, process.stderr[: len(expected)]) == (code, expected)
+    assert len(process.stderr.splitlines()) <= 1
 
 
-def test_a_reader_may_leave() -> None:
+def test_a_reader_may_close_the_pipe() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _COMMAND, "never"],
         stdout=subprocess.PIPE,
@@ -101,6 +101,6 @@ def test_a_reader_may_leave() -> None:
     ) as command:
         assert command.stdout is not None
         command.stdout.close()
-        told = command.stderr.read() if command.stderr else ""
+        errors = command.stderr.read() if command.stderr else ""
 
-    assert told == ""
+    assert errors == ""

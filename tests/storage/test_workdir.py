@@ -1,4 +1,4 @@
-"""The folder of a run: who may use it, and with what."""
+"""Working directories of runs and studies: claims, configs and inputs."""
 
 import pathlib
 import re
@@ -24,7 +24,7 @@ def _begin(directory: pathlib.Path, **inputs: Any) -> None:
     workdir.begin(directory, CONFIG, Identity(CONFIG, inputs))
 
 
-def test_a_folder_is_made_with_those_above_it(tmp_path: pathlib.Path) -> None:
+def test_a_folder_is_created_with_its_parents(tmp_path: pathlib.Path) -> None:
     _claim(tmp_path / "a" / "b", CONFIG)
 
     assert (tmp_path / "a" / "b").is_dir()
@@ -36,14 +36,14 @@ def test_a_folder_records_its_config(tmp_path: pathlib.Path) -> None:
     assert results.read(tmp_path / "config.json") == {"seed": 0, "teacher": {"rho": 0.5}}
 
 
-def test_a_folder_is_taken_again_with_its_config(tmp_path: pathlib.Path) -> None:
+def test_a_folder_may_be_claimed_again_with_the_same_config(tmp_path: pathlib.Path) -> None:
     _claim(tmp_path, CONFIG)
 
-    _claim(tmp_path, CONFIG)  # Also where a tuple has become a list of JSON.
+    _claim(tmp_path, CONFIG)  # JSON has turned a tuple into a list, which is accepted.
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    ("changed", "message"),
     [
         ({"seed": 1}, "seed was 0, is 1"),
         ({"teacher": {"rho": 0.1, "steps": (1, 2)}}, "teacher.rho was 0.5, is 0.1"),
@@ -52,16 +52,16 @@ def test_a_folder_is_taken_again_with_its_config(tmp_path: pathlib.Path) -> None
         ({"teacher": {"steps": (1, 2)}}, "teacher.rho was 0.5, is None"),
     ],
 )
-def test_a_folder_of_another_config_is_refused_by_the_settings_that_changed(
-    tmp_path: pathlib.Path, changed: dict[str, Any], named: str
+def test_a_folder_with_another_config_is_refused_naming_the_changed_settings(
+    tmp_path: pathlib.Path, changed: dict[str, Any], message: str
 ) -> None:
     _claim(tmp_path, CONFIG)
 
-    with pytest.raises(SettingError, match=re.escape(f"another config: {named}. ")):
+    with pytest.raises(SettingError, match=re.escape(f"another config: {message}. ")):
         _claim(tmp_path, CONFIG | changed)
 
 
-def test_a_refused_config_leaves_the_record_of_the_first(tmp_path: pathlib.Path) -> None:
+def test_a_refused_config_does_not_replace_the_recorded_one(tmp_path: pathlib.Path) -> None:
     _claim(tmp_path, CONFIG)
     with pytest.raises(SettingError):
         _claim(tmp_path, CONFIG | {"seed": 1})
@@ -84,7 +84,7 @@ def test_a_folder_in_use_is_refused(tmp_path: pathlib.Path) -> None:
         _claim(tmp_path, CONFIG)
 
 
-def test_a_folder_is_free_when_its_process_was_killed(tmp_path: pathlib.Path) -> None:
+def test_a_folder_is_free_after_its_process_was_killed(tmp_path: pathlib.Path) -> None:
     code = (
         "import os, pathlib, sys; from remem_jax.storage import workdir\n"
         "with workdir.claimed(pathlib.Path(sys.argv[1]), {}):\n"
@@ -113,7 +113,7 @@ def test_a_folder_is_free_after_an_error(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "run"])
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: pathlib.Path, below: str) -> None:
+def test_a_folder_that_is_not_writable_is_refused(tmp_path: pathlib.Path, below: str) -> None:
     (tmp_path / "file").write_text("no folder")
 
     with pytest.raises(SettingError, match=r"Cannot write to .*file.*set --workdir"):
@@ -129,14 +129,14 @@ def test_the_same_inputs_are_accepted(tmp_path: pathlib.Path) -> None:
     _begin(tmp_path, **INPUTS)
 
 
-def test_other_inputs_are_refused_by_name(tmp_path: pathlib.Path) -> None:
+def test_the_error_names_inputs_that_changed(tmp_path: pathlib.Path) -> None:
     _begin(tmp_path, **INPUTS)
 
     with pytest.raises(SettingError, match="have changed: data was c0ffee, is facade"):
         _begin(tmp_path, **INPUTS | {"data": "facade"})
 
 
-def test_digests_that_an_older_version_did_not_write_are_added(tmp_path: pathlib.Path) -> None:
+def test_digests_missing_from_an_older_version_are_added(tmp_path: pathlib.Path) -> None:
     _begin(tmp_path, **INPUTS)
 
     _begin(tmp_path, **INPUTS, classes="beef")
@@ -146,7 +146,7 @@ def test_digests_that_an_older_version_did_not_write_are_added(tmp_path: pathlib
 
 
 @pytest.mark.parametrize("recorded", [{"code": 1}, {}], ids=["recorded", "not recorded"])
-def test_a_run_that_other_code_began_does_not_go_on(
+def test_a_run_of_another_code_version_is_not_resumed(
     tmp_path: pathlib.Path, recorded: dict[str, int]
 ) -> None:
     results.write(tmp_path / "inputs.json", INPUTS | recorded)
@@ -162,7 +162,7 @@ PLACED = {"workflow": "remem", "data": {"name": "folder", "path": "here", "dir":
 MOVED = {"workflow": "remem", "data": {"name": "folder", "path": "there", "dir": ""}, "seed": 0}
 
 
-def test_a_run_goes_on_where_its_images_have_moved(tmp_path: pathlib.Path) -> None:
+def test_a_run_resumes_after_its_images_were_moved(tmp_path: pathlib.Path) -> None:
     _claim(tmp_path, PLACED)
 
     _claim(tmp_path, MOVED)
@@ -208,7 +208,7 @@ def test_a_study_may_grow_and_move(tmp_path: pathlib.Path, change: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"name": "yours"}, "name was mine, is yours"),
         ({"base": PLACED | {"seed": 3}}, r"base\.seed was 0, is 3"),
@@ -219,11 +219,11 @@ def test_a_study_may_grow_and_move(tmp_path: pathlib.Path, change: dict[str, Any
     ],
 )
 def test_another_study_is_refused(
-    tmp_path: pathlib.Path, change: dict[str, Any], said: str
+    tmp_path: pathlib.Path, change: dict[str, Any], message: str
 ) -> None:
     _share(tmp_path, STUDY)
 
-    with pytest.raises(SettingError, match=said):
+    with pytest.raises(SettingError, match=message):
         _share(tmp_path, STUDY | change)
 
 
@@ -234,7 +234,7 @@ def test_a_study_whose_images_have_changed_is_refused(tmp_path: pathlib.Path) ->
         _share(tmp_path, STUDY, images={"a": {"seed 0": {"data": "facade"}}})
 
 
-def test_what_a_study_read_before_is_remembered_while_it_reads_less(
+def test_a_study_remembers_inputs_that_it_no_longer_reads(
     tmp_path: pathlib.Path,
 ) -> None:
     _share(tmp_path, STUDY, images={"a": {"seed 0": {"data": "c0ffee"}}})
@@ -244,7 +244,7 @@ def test_what_a_study_read_before_is_remembered_while_it_reads_less(
         _share(tmp_path, STUDY, images={"a": {"seed 0": {"data": "facade"}}})
 
 
-def test_the_folder_of_a_run_is_no_study_s(tmp_path: pathlib.Path) -> None:
+def test_the_folder_of_a_run_is_refused_for_a_study(tmp_path: pathlib.Path) -> None:
     _claim(tmp_path, PLACED)
 
     with pytest.raises(SettingError, match=r"is the folder of a run; set --workdir.*study"):
@@ -253,14 +253,14 @@ def test_the_folder_of_a_run_is_no_study_s(tmp_path: pathlib.Path) -> None:
     assert results.read(tmp_path / "config.json") == PLACED
 
 
-def test_the_folder_of_a_study_is_no_run_s(tmp_path: pathlib.Path) -> None:
+def test_the_folder_of_a_study_is_refused_for_a_run(tmp_path: pathlib.Path) -> None:
     _share(tmp_path, STUDY)
 
     with pytest.raises(SettingError, match=r"is the folder of a study; set --workdir.*run"):
         _claim(tmp_path, PLACED)
 
 
-def test_the_folder_of_a_study_of_an_older_version_is_known(tmp_path: pathlib.Path) -> None:
+def test_a_study_folder_of_an_older_version_is_recognised(tmp_path: pathlib.Path) -> None:
     results.write(tmp_path / "config.json", STUDY)
     (tmp_path / "trials").mkdir()
     (tmp_path / "study.db").touch()
@@ -272,21 +272,21 @@ FOREIGN = ("config.json", "lock", "report.html", "selected", "table.csv", "trial
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize("take", [_claim, _share])
-def test_a_folder_with_files_of_others_that_would_be_replaced_is_refused(
-    tmp_path: pathlib.Path, name: str, take: Any
+@pytest.mark.parametrize("claim", [_claim, _share])
+def test_a_folder_with_foreign_files_that_would_be_replaced_is_refused(
+    tmp_path: pathlib.Path, name: str, claim: Any
 ) -> None:
     (tmp_path / name).write_text('{"thesis": 1}')
 
     with pytest.raises(SettingError, match=rf"holds {name}, which no run .* set --workdir"):
-        take(tmp_path, STUDY if take is _share else PLACED)
+        claim(tmp_path, STUDY if claim is _share else PLACED)
 
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == '{"thesis": 1}'
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"workflow": "remem", "data": '])
-def test_a_config_that_cannot_be_read_is_refused(tmp_path: pathlib.Path, content: str) -> None:
+def test_an_unreadable_config_is_refused(tmp_path: pathlib.Path, content: str) -> None:
     _claim(tmp_path, PLACED)
     (tmp_path / "config.json").write_text(content)
 
@@ -294,7 +294,7 @@ def test_a_config_that_cannot_be_read_is_refused(tmp_path: pathlib.Path, content
         _claim(tmp_path, PLACED)
 
 
-def test_other_files_are_no_hindrance(tmp_path: pathlib.Path) -> None:
+def test_other_files_are_accepted(tmp_path: pathlib.Path) -> None:
     (tmp_path / "log.txt").write_text("of a scheduler")
 
     _claim(tmp_path, PLACED)
@@ -302,7 +302,7 @@ def test_other_files_are_no_hindrance(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "log.txt").read_text() == "of a scheduler"
 
 
-def test_a_start_that_was_refused_leaves_the_folder_free(tmp_path: pathlib.Path) -> None:
+def test_a_refused_start_releases_the_folder(tmp_path: pathlib.Path) -> None:
     with pytest.raises(SettingError), workdir.claimed(tmp_path, CONFIG):
         raise SettingError("The folder of images is empty.")
 

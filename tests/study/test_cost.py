@@ -31,25 +31,25 @@ def config() -> ConfigDict:
     base.student.losses, base.student.weights = ("kd", "dist"), (0.5, 0.9)
     base.student.seeds = (0, 1)
     rows = study.rows("scratch", "finetune", "remem")
-    found = study.make("Digits", rows, {"digits": study.column("Digits")}, base=base)
-    found.grid = ConfigDict(
+    config = study.make("Digits", rows, {"digits": study.column("Digits")}, base=base)
+    config.grid = ConfigDict(
         {"learning_rate": (0.01, 0.03, 0.1), "rho": (0.05, 0.5), "mlp_weight": (0.8, 0.9)}
     )
-    found.search.near = ConfigDict()
-    return found
+    config.search.near = ConfigDict()
+    return config
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[ConfigDict]:
     """Replaces measuring; lists the configs whose speed would be measured."""
-    found: list[ConfigDict] = []
+    configs: list[ConfigDict] = []
 
     def measure(config: ConfigDict) -> cost.Speed:
-        found.append(config)
+        configs.append(config)
         return SPEED
 
     monkeypatch.setattr(workflow, "measure_speed", measure)
-    return found
+    return configs
 
 
 def _trials(config: ConfigDict, *rows: str) -> list[space.Trial]:
@@ -84,13 +84,13 @@ def test_the_cost_of_a_run_is_the_sum_over_its_steps(config: ConfigDict, row: st
     run = _trials(config, row)[0].config
     expected = _counted(run)
 
-    found = cost.of_run(run, SPEED._replace(teacher=None) if row == "scratch" else SPEED)
+    run_cost = cost.of_run(run, SPEED._replace(teacher=None) if row == "scratch" else SPEED)
 
-    assert found.operations == sum(step.operations for step in expected)
-    assert found.seconds == sum(step.seconds for step in expected)
-    assert found.teacher_steps == expected.count(TEACHER)
-    assert found.student_steps == expected.count(STUDENT)
-    assert found.students == found.student_steps / 64
+    assert run_cost.operations == sum(step.operations for step in expected)
+    assert run_cost.seconds == sum(step.seconds for step in expected)
+    assert run_cost.teacher_steps == expected.count(TEACHER)
+    assert run_cost.student_steps == expected.count(STUDENT)
+    assert run_cost.students == run_cost.student_steps / 64
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_points_of_a_grid_share_a_measurement(
 ) -> None:
     study_cost.of_trials(space.trials(config), tmp_path)
 
-    assert [one.methods for one in measured] == [("scratch",), ("finetune",), ("remem",)]
+    assert [config.methods for config in measured] == [("scratch",), ("finetune",), ("remem",)]
 
 
 def test_columns_of_images_of_one_size_share_a_measurement(
@@ -158,7 +158,7 @@ def test_columns_of_images_of_one_size_share_a_measurement(
 
     study_cost.of_trials(_trials(config, "finetune"), tmp_path)
 
-    assert [one.data.name for one in measured] == ["digits", "dtd"]
+    assert [config.data.name for config in measured] == ["digits", "dtd"]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_halving_costs_no_more_than_its_share_of_the_grid(
     config.search.kind, config.search.budget = "halving", budget
     planned = search.Search(config.search, trials).planned
 
-    found = study_cost.of_trials(planned, tmp_path).operations
+    operations = study_cost.of_trials(planned, tmp_path).operations
 
-    whole = study_cost.of_trials(trials, tmp_path).operations
-    assert 0 < found <= budget * whole
+    full_grid = study_cost.of_trials(trials, tmp_path).operations
+    assert 0 < operations <= budget * full_grid

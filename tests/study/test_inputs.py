@@ -111,11 +111,11 @@ def _queue(folder: pathlib.Path) -> queue.Queue:
 
 def _done_before(config: ConfigDict, folder: pathlib.Path, **changes: str) -> str:
     """Finishes the fine-tuning trial as an older version does; returns its key."""
-    (trial,) = [one for one in space.trials(config) if one.row == "finetune"]
-    own = _read(config).of(trial.config) | changes
+    (trial,) = [trial for trial in space.trials(config) if trial.row == "finetune"]
+    digests = _read(config).of(trial.config) | changes
     record: dict[str, Any] = {
-        "data": {"fingerprint": own["data"]},
-        "models": {"init_digest": own["teacher"]},
+        "data": {"fingerprint": digests["data"]},
+        "models": {"init_digest": digests["teacher"]},
     }
     with _queue(folder) as shared:
         shared.add([Configuration(trial.key, trial.point, {})])
@@ -138,9 +138,9 @@ def test_finished_trials_of_an_older_version_are_kept(
 
     key = _done_before(config, tmp_path)
 
-    found = _keys_after(config, tmp_path)
-    assert key in found
-    assert len(found) == 2
+    keys = _keys_after(config, tmp_path)
+    assert key in keys
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("change", [{"data": "facade"}, {"teacher": "facade"}])
@@ -163,7 +163,7 @@ def test_a_started_trial_of_an_older_version_is_resumed(
     images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     config = _study(images)
-    (trial,) = [one for one in space.trials(config) if one.row == "finetune"]
+    (trial,) = [trial for trial in space.trials(config) if trial.row == "finetune"]
     with _queue(tmp_path) as shared:
         shared.add([Configuration(trial.key, trial.point, {})])
     begun = {**_read(config).of(trial.config), "input": "resident"}

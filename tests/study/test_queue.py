@@ -27,7 +27,7 @@ from remem_jax.study.claim import Claim
 from remem_jax.study.configurations import Configuration
 
 ROOT = pathlib.Path(__file__).parents[2]
-HEARTBEAT, GRACE = 0.1, 0.6  # Seconds.
+HEARTBEAT, GRACE = 0.1, 0.6  # In seconds.
 # Prints a line for each event.
 WORKER = """
 import json, pathlib, sys, time
@@ -68,8 +68,8 @@ def postgresql() -> Iterator[str]:
         shutil.chown(folder, owner, owner)
 
     def call(*command: str) -> None:
-        done = subprocess.run(command, user=owner, group=owner, cwd=folder, **quiet)
-        assert done.returncode == 0, (folder / "log").read_text()
+        outcome = subprocess.run(command, user=owner, group=owner, cwd=folder, **quiet)
+        assert outcome.returncode == 0, (folder / "log").read_text()
 
     data = str(folder / "data")
     (folder / "password").write_text("secret")
@@ -78,7 +78,7 @@ def postgresql() -> Iterator[str]:
         quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         call(initdb, "-D", data, "-U", "remem", *password, "-E", "UTF8", "--no-sync")
         port = 0
-        for port in random.sample(range(20_000, 60_000), 5):  # Until one is free.
+        for port in random.sample(range(20_000, 60_000), 5):  # Until a port is free.
             options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
             with contextlib.suppress(AssertionError):
                 call(pg_ctl, "-D", data, "-w", "-o", options, "start")
@@ -124,9 +124,9 @@ def started(storage: str, tmp_path: pathlib.Path) -> Iterator[Callable[..., subp
     with contextlib.ExitStack() as stack:
 
         def start(keys: list[str], *, seconds: float) -> subprocess.Popen[str]:
-            given = json.dumps([storage, keys, seconds, _settings(grace_seconds=60)])
+            arguments = json.dumps([storage, keys, seconds, _settings(grace_seconds=60)])
             worker = subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", WORKER, given],
+                [sys.executable, "-W", "error", "-c", WORKER, arguments],
                 cwd=ROOT,
                 text=True,
                 stdin=subprocess.PIPE,
@@ -359,10 +359,10 @@ def test_a_configuration_given_back_can_be_claimed_at_once(
     first, second = opened(), opened()
     first.add(_configurations("a"))
 
-    given = [_claimed(first, "a").give_back("asked to stop") for _ in range(5)]
+    accepted = [_claimed(first, "a").give_back("asked to stop") for _ in range(5)]
     claim = _claimed(second, "a")
 
-    assert given == [True] * 5
+    assert accepted == [True] * 5
     assert claim.number == 5
     assert second.states(["a"]) == {"a": "running"}
 
@@ -454,7 +454,7 @@ def test_a_worker_notices_a_lost_trial(
     worker, other = files(heartbeat_seconds=0.02), files()
     worker.add(_configurations("a"))
     claim = _claimed(worker, "a")
-    monkeypatch.setattr(process, "has_died", lambda who: True)
+    monkeypatch.setattr(process, "has_died", lambda worker: True)
 
     with claim.working():
         taken = _claimed(other, "a")
@@ -670,14 +670,14 @@ def test_has_died_is_true_only_for_processes_known_to_be_dead() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         alive = process.this() | {"pid": child.pid, "start": process.started(child.pid)}
         reused = alive | {"start": "1"}
-        found = [process.has_died(worker) for worker in (process.this(), alive, reused)]
+        dead = [process.has_died(worker) for worker in (process.this(), alive, reused)]
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # It stays a zombie.
-        found.append(process.has_died(alive))
-    found.append(process.has_died(alive))
+        dead.append(process.has_died(alive))
+    dead.append(process.has_died(alive))
     elsewhere = [alive | {"host": "another"}, alive | {"space": "another"}]
 
-    assert found == [False, False, True, True, True]
+    assert dead == [False, False, True, True, True]
     assert [process.has_died(worker) for worker in elsewhere] == [False, False]
 
 
@@ -697,8 +697,8 @@ def test_the_dashboard_shows_the_study(storage: str, opened: Callable[..., queue
     assert [(p["name"], p["param_internal_value"]) for p in trial["params"]] == [
         ("teacher.rho", 0.5)
     ]
-    shown = {attribute["key"]: attribute["value"] for attribute in trial["user_attrs"]}
-    assert (shown["row"], shown["seed"], shown["key"]) == ("vit", "3", "a")
+    attributes = {attribute["key"]: attribute["value"] for attribute in trial["user_attrs"]}
+    assert (attributes["row"], attributes["seed"], attributes["key"]) == ("vit", "3", "a")
 
 
 def _response(app: Callable[..., Any], path: str) -> Any:

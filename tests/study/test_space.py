@@ -21,14 +21,14 @@ from remem_jax.study import search, space
 def config() -> ConfigDict:
     """A study of the bundled teacher and the digits."""
     rows = study.rows("scratch", "finetune", "reweight", "sam", "remem")
-    found = study.make(
+    config = study.make(
         "Digits", rows, {"digits": study.column("Digits")}, base=quickstart.get_config()
     )
-    found.grid = ConfigDict(
+    config.grid = ConfigDict(
         {"learning_rate": (0.01, 0.03, 0.1), "rho": (0.05, 0.5), "mlp_weight": (0.8, 0.9)}
     )
-    found.search.near = ConfigDict({"learning_rate": 0.03, "rho": 0.5, "mlp_weight": 0.9})
-    return found
+    config.search.near = ConfigDict({"learning_rate": 0.03, "rho": 0.5, "mlp_weight": 0.9})
+    return config
 
 
 def _by_row(trials: list[space.Trial]) -> dict[str, int]:
@@ -36,16 +36,16 @@ def _by_row(trials: list[space.Trial]) -> dict[str, int]:
 
 
 def test_the_paper_s_grid_has_54_teachers_of_remem_and_9_of_fine_tuning() -> None:
-    found = space.trials(table10.get_config())
+    trials = space.trials(table10.get_config())
 
-    assert _by_row(found) == {"finetune": 9, "reweight": 18, "sam": 27, "remem": 54}
+    assert _by_row(trials) == {"finetune": 9, "reweight": 18, "sam": 27, "remem": 54}
 
 
 def test_a_row_varies_no_setting_that_its_method_fixes(config: ConfigDict) -> None:
-    found = space.trials(config)
+    trials = space.trials(config)
 
-    assert _by_row(found) == {"scratch": 1, "finetune": 3, "reweight": 6, "sam": 6, "remem": 12}
-    for trial in found:
+    assert _by_row(trials) == {"scratch": 1, "finetune": 3, "reweight": 6, "sam": 6, "remem": 12}
+    for trial in trials:
         assert not set(METHODS[trial.row].fixed) & set(trial.point)
 
 
@@ -58,10 +58,10 @@ def test_a_run_has_the_settings_that_its_method_fixes(config: ConfigDict) -> Non
 
 
 def test_a_search_starts_in_the_paper_s_best_region(config: ConfigDict) -> None:
-    found = [trial for trial in space.trials(config) if trial.row == "remem"]
+    remem = [trial for trial in space.trials(config) if trial.row == "remem"]
 
-    assert found[0].point == {"learning_rate": 0.03, "rho": 0.5, "mlp_weight": 0.9}
-    assert found[-1].point["rho"] == 0.05
+    assert remem[0].point == {"learning_rate": 0.03, "rho": 0.5, "mlp_weight": 0.9}
+    assert remem[-1].point["rho"] == 0.05
 
 
 def test_every_seed_has_all_trials(config: ConfigDict) -> None:
@@ -190,7 +190,7 @@ def _search(kind: str = "halving", **settings: Any) -> ConfigDict:
 
 
 GRIDS = st.lists(st.integers(1, 60), min_size=1, max_size=5)
-OF_SEARCH = st.fixed_dictionaries(
+SEARCH_OPTIONS = st.fixed_dictionaries(
     {
         "reduction": st.integers(2, 5),
         "rungs": st.integers(1, 4),
@@ -199,41 +199,41 @@ OF_SEARCH = st.fixed_dictionaries(
 )
 
 
-@given(grids=GRIDS, options=OF_SEARCH)
+@given(grids=GRIDS, options=SEARCH_OPTIONS)
 def test_rows_have_equally_many_full_trials_or_their_whole_grid(
     grids: list[int], options: dict[str, Any]
 ) -> None:
     sizes = _sizes(grids, options)
 
-    full = [own[1.0] for own in sizes]
+    full = [size[1.0] for size in sizes]
     most = max(full)
-    assert all(own in (most, grid) for own, grid in zip(full, grids, strict=True))
-    for own, grid in zip(sizes, grids, strict=True):
-        numbers = list(own.values())
-        assert list(own) == sorted(own)
+    assert all(size in (most, grid) for size, grid in zip(full, grids, strict=True))
+    for size, grid in zip(sizes, grids, strict=True):
+        numbers = list(size.values())
+        assert list(size) == sorted(size)
         assert grid >= numbers[0]
         assert all(above < below for below, above in itertools.pairwise(numbers))
 
 
-@given(grids=GRIDS, options=OF_SEARCH)
+@given(grids=GRIDS, options=SEARCH_OPTIONS)
 def test_rungs_use_the_budget_and_no_more(grids: list[int], options: dict[str, Any]) -> None:
     sizes = _sizes(grids, options)
-    pairs = [(own, grid) for own, grid in zip(sizes, grids, strict=True) if grid > 1]
+    pairs = [(size, grid) for size, grid in zip(sizes, grids, strict=True) if grid > 1]
     held = options["budget"] * sum(grid for _, grid in pairs) + 1e-9
 
-    begun = [max(own.values()) for own, _ in pairs]
-    spent = sum(fraction * number for own, _ in pairs for fraction, number in own.items())
-    left_out = [own for own, grid in pairs if max(own.values()) < grid]
+    begun = [max(size.values()) for size, _ in pairs]
+    spent = sum(fraction * number for size, _ in pairs for fraction, number in size.items())
+    left_out = [size for size, grid in pairs if max(size.values()) < grid]
 
     assert spent <= held
     if left_out:  # One more setting of each would exceed the budget.
-        assert len({max(own.values()) for own in left_out}) == 1
+        assert len({max(size.values()) for size in left_out}) == 1
         assert max(begun) == max(left_out[0].values())
         lowest = options["reduction"] ** (1.0 - options["rungs"])
         assert (
             spent + lowest * len(left_out) > held
             or options["rungs"] == 1
-            or (any(lowest not in own for own in left_out))
+            or (any(lowest not in size for size in left_out))
         )
 
 
@@ -254,13 +254,13 @@ def test_a_budget_below_one_trial_of_each_row_is_refused() -> None:
 def test_rows_left_out_by_only_count_for_the_rungs_of_others(config: ConfigDict) -> None:
     config.search = _search(budget=0.5)
     grids = space.grid_sizes(config)
-    whole = search.Search(config.search, space.trials(config), grids)
+    complete = search.Search(config.search, space.trials(config), grids)
     config.only = "remem"
 
     alone = search.Search(config.search, space.trials(config), space.grid_sizes(config))
 
     (cell,) = alone.cells
-    sizes = [[rung.size for rung in found.cells[cell].rungs] for found in (alone, whole)]
+    sizes = [[rung.size for rung in either.cells[cell].rungs] for either in (alone, complete)]
     assert sizes[0] == sizes[1]
 
 
@@ -278,12 +278,12 @@ def _run(
 ) -> dict[str, float]:
     """Runs the scheduled trials one at a time, in random order, until all are done."""
     values: dict[str, float] = {}
-    whole = search.Search(settings, trials)
+    complete = search.Search(settings, trials)
     while True:
-        found = whole.schedule(values)
-        left = [trial for trial in found.trials if trial.key not in values]
+        scheduled = complete.schedule(values)
+        left = [trial for trial in scheduled.trials if trial.key not in values]
         if not left:
-            assert not found.more
+            assert not scheduled.more
             return values
         trial = order.choice(left)
         values[trial.key] = value(trial)
@@ -298,18 +298,18 @@ def _quality(trial: space.Trial) -> float:
 def test_a_grid_search_schedules_every_trial_at_once(config: ConfigDict) -> None:
     trials = space.trials(config)
 
-    found = search.Search(_search("grid"), trials).schedule({})
+    scheduled = search.Search(_search("grid"), trials).schedule({})
 
-    assert {trial.key for trial in found.trials} == {trial.key for trial in trials}
-    assert not found.more
+    assert {trial.key for trial in scheduled.trials} == {trial.key for trial in trials}
+    assert not scheduled.more
 
 
 def test_a_cell_of_one_trial_is_run_with_all_steps_by_any_search(config: ConfigDict) -> None:
     trials = [trial for trial in space.trials(config) if trial.row == "scratch"]
 
-    found = search.Search(_search(), trials)
+    halving = search.Search(_search(), trials)
 
-    assert found.schedule({}) == search.Schedule(trials, more=False)
+    assert halving.schedule({}) == search.Schedule(trials, more=False)
 
 
 def test_halving_finds_the_best_trial_if_short_runs_rank_like_long_ones(
@@ -332,9 +332,9 @@ def test_halving_schedules_the_same_trials_in_any_order_of_results(
     trials = [trial for trial in space.trials(config) if trial.row in ("remem", "sam")]
     settings = _search(rungs=2, budget=0.5)
 
-    found = _run(settings, trials, _hashed, random.Random(seed))
+    values = _run(settings, trials, _hashed, random.Random(seed))
 
-    assert found == _run(settings, trials, _hashed, random.Random(0))
+    assert values == _run(settings, trials, _hashed, random.Random(0))
 
 
 def test_the_planned_number_of_trials_is_run(config: ConfigDict) -> None:

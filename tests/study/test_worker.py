@@ -14,21 +14,20 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import optuna
 import pytest
 from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
 from configs import study
-from remem_jax import models, settings, workflow
+from remem_jax import settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity
 from remem_jax.study import queue, worker
 from remem_jax.train import loop
-from remem_jax.weights import augreg
 from remem_jax.workflow.remem import cost
+from tests import tiny_run
 
 pytestmark = pytest.mark.timeout(900)  # Several whole studies; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,13 +36,12 @@ CONFIG = """
 from ml_collections import ConfigDict
 
 from configs import study
-from tests import quickstart_resnet6
+from tests import tiny_run
 
 
 def get_config():
-    base = quickstart_resnet6.get_config()
+    base = tiny_run.get_config()
     base.log_every, base.save_every = 1, 4
-    base.data.image_size = 16
     base.teacher.init = {init!r}
     base.teacher.steps, base.teacher.warmup_steps = (8,), 2
     base.teacher.batch_size = base.student.batch_size = 8
@@ -81,9 +79,7 @@ class Workers:
 
     def __init__(self, scratch: pathlib.Path) -> None:
         self.file, self._scratch, self._started = scratch / "tiny.py", scratch, 0
-        model = models.make("vit", variant="Pico/8", classes=3)
-        init = scratch / "pico.npz"
-        augreg.save(init, models.init(model, jax.random.key(0), 16)["params"])
+        init = tiny_run.save_teacher(scratch / "teacher.npz")
         self.file.write_text(CONFIG.format(init=str(init)))
 
     def folder(self, name: str) -> pathlib.Path:
@@ -153,7 +149,7 @@ def killed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Killed:
         for trial in _trials(folder)
         if (trial.state, trial.user_attrs["key"]) == (TrialState.RUNNING, key)
     ]
-    dies, lives = sorted(both, key=lambda one: one.process.pid != owner)
+    dies, lives = sorted(both, key=lambda worker: worker.process.pid != owner)
     dies.process.send_signal(signal.SIGKILL)
     dies.ends(-signal.SIGKILL)
     lives.ends(0)
@@ -177,10 +173,10 @@ def stopped(workers: Workers, alone: tuple[pathlib.Path, str]) -> Stopped:
 def _saved(folder: pathlib.Path, workers: list[Worker]) -> pathlib.Path:
     """Waits for the first checkpoint of any trial."""
     while True:
-        found = list(folder.glob("trials/*/teachers/*/checkpoints/4"))
-        if found:
-            return found[0]
-        assert all(one.process.poll() is None for one in workers), workers[0].log
+        saved = list(folder.glob("trials/*/teachers/*/checkpoints/4"))
+        if saved:
+            return saved[0]
+        assert all(worker.process.poll() is None for worker in workers), workers[0].log
         time.sleep(0.01)
 
 
@@ -203,28 +199,28 @@ def _done(folder: pathlib.Path) -> list[str]:
 
 def _reproducible(folder: pathlib.Path) -> dict[str, Any]:
     """Returns the report without the fields that depend on the worker, place and speed."""
-    found = _report(folder)
-    found["cost"] = {k: v for k, v in found["cost"].items() if not k.endswith("hours")}
-    for trial in found["trials"]:
+    report = _report(folder)
+    report["cost"] = {k: v for k, v in report["cost"].items() if not k.endswith("hours")}
+    for trial in report["trials"]:
         trial.update(seconds=None, folder=None)
-    return found
+    return report
 
 
 @pytest.mark.slow
 def test_one_worker_fills_every_cell(alone: tuple[pathlib.Path, str]) -> None:
-    found = _report(alone[0])
+    report = _report(alone[0])
 
-    cells = {(cell["row"], cell["column"], cell["choice"]) for cell in found["cells"]}
+    cells = {(cell["row"], cell["column"], cell["choice"]) for cell in report["cells"]}
     assert cells == {(row, "digits", "validation") for row in ("finetune", "remem")}
-    assert found["missing"] == []
-    assert [trial["state"] for trial in found["trials"]] == ["done"] * 3
+    assert report["missing"] == []
+    assert [trial["state"] for trial in report["trials"]] == ["done"] * 3
 
 
 @pytest.mark.slow
 def test_a_study_writes_a_report_in_each_format(alone: tuple[pathlib.Path, str]) -> None:
-    shown = {name: (alone[0] / name).read_text() for name in ("study.md", "study.html")}
+    reports = {name: (alone[0] / name).read_text() for name in ("study.md", "study.html")}
 
-    assert all("ReMem" in text and "Fine-tuning" in text for text in shown.values())
+    assert all("ReMem" in text and "Fine-tuning" in text for text in reports.values())
     assert len((alone[0] / "table.csv").read_text().splitlines()) == 3
 
 
@@ -267,12 +263,12 @@ def test_a_study_with_a_killed_worker_has_the_same_table(
 
 @pytest.mark.slow
 def test_another_worker_finishes_the_trial_of_a_killed_one(killed: Killed) -> None:
-    own = [trial for trial in _trials(killed.folder) if trial.user_attrs["key"] == killed.key]
+    trials = [trial for trial in _trials(killed.folder) if trial.user_attrs["key"] == killed.key]
 
     assert len(_done(killed.folder)) == len(set(_done(killed.folder))) == 3
-    assert [trial.state for trial in own] == [TrialState.FAIL, TrialState.COMPLETE]
-    assert own[0].user_attrs["reason"].startswith(f"lost with process {killed.pid} on ")
-    assert own[1].user_attrs["worker"]["pid"] != killed.pid
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert trials[0].user_attrs["reason"].startswith(f"lost with process {killed.pid} on ")
+    assert trials[1].user_attrs["worker"]["pid"] != killed.pid
 
 
 @pytest.mark.slow
@@ -310,10 +306,12 @@ def test_a_stopped_worker_gives_its_trial_back_without_a_failed_attempt(
 
 @pytest.mark.slow
 def test_a_stopped_worker_writes_a_report(stopped: Stopped) -> None:
-    states = {one["settings"]["learning_rate"]: one["state"] for one in stopped.report["trials"]}
+    states = {
+        entry["settings"]["learning_rate"]: entry["state"] for entry in stopped.report["trials"]
+    }
 
     assert states == {1e38: "failed", 0.05: "waiting"}
-    assert [one["why"] for one in stopped.report["missing"]] == ["not run yet"]
+    assert [entry["why"] for entry in stopped.report["missing"]] == ["not run yet"]
 
 
 @pytest.mark.slow
@@ -329,7 +327,7 @@ def test_the_same_command_finishes_a_stopped_study(
 
 @pytest.mark.slow
 def test_a_trial_with_a_nan_loss_is_reported_and_the_others_run(stopped: Stopped) -> None:
-    by_state = {one["state"]: one for one in _report(stopped.folder)["trials"]}
+    by_state = {entry["state"]: entry for entry in _report(stopped.folder)["trials"]}
 
     assert by_state.keys() == {"failed", "done"}
     assert re.search(r"teachers/finetune: the loss is nan at step \d", by_state["failed"]["reason"])
@@ -337,9 +335,9 @@ def test_a_trial_with_a_nan_loss_is_reported_and_the_others_run(stopped: Stopped
 
 
 @pytest.fixture
-def config(workers: Workers, resnet6: str, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
+def config(workers: Workers, resnet4: str, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
     """The study, for a worker in this process, without measuring or compiling."""
-    del resnet6  # The config uses it.
+    del resnet4  # The config uses it.
     monkeypatch.setattr(workflow, "measure_speed", lambda config: SPEED)
     return runpy.run_path(str(workers.file))["get_config"]()
 
@@ -362,8 +360,8 @@ def test_a_plan_logs_the_cost_and_runs_no_trial(
 ) -> None:
     config.plan_only = True
     caplog.set_level(logging.INFO, "absl")
-    shown: list[ConfigDict] = []
-    monkeypatch.setattr(workflow, "show_plan", shown.append)
+    planned: list[ConfigDict] = []
+    monkeypatch.setattr(workflow, "show_plan", planned.append)
 
     worker.run(config, tmp_path)
 
@@ -371,7 +369,7 @@ def test_a_plan_logs_the_cost_and_runs_no_trial(
     assert "24 teacher steps, 12 steps of 3 students, 1.32e+08 operations" in caplog.text
     assert {path.name for path in tmp_path.iterdir()} == {".remem_jax", "speeds.json"}
     # Trials of one kind need the same memory, so only the first of each is planned.
-    assert [(one.methods, one.data.name) for one in shown] == [
+    assert [(entry.methods, entry.data.name) for entry in planned] == [
         (("finetune",), "digits"),
         (("remem",), "digits"),
     ]
@@ -438,9 +436,9 @@ def test_a_study_ends_if_all_its_trials_fail(
 
     worker.run(config, tmp_path)
 
-    found = _report(tmp_path)
-    assert found["cells"] == []
-    assert [one["why"] for one in found["missing"]] == ["failed: the loss is nan"] * 2
+    report = _report(tmp_path)
+    assert report["cells"] == []
+    assert [entry["why"] for entry in report["missing"]] == ["failed: the loss is nan"] * 2
 
 
 def _write_results(trial: ConfigDict, folder: pathlib.Path) -> None:
@@ -455,7 +453,7 @@ def _write_results(trial: ConfigDict, folder: pathlib.Path) -> None:
         "seeds": [{"test": metrics}],
         "on_test": None,
     }
-    found = {
+    content = {
         "methods": [row],
         "students": [{}],
         "teachers": [],
@@ -468,7 +466,7 @@ def _write_results(trial: ConfigDict, folder: pathlib.Path) -> None:
             **dict.fromkeys(("title", "classes", "examples", "image_size", "official")),
         },
     }
-    results.write(folder / "results.json", found)
+    results.write(folder / "results.json", content)
 
 
 def test_a_worker_waits_for_a_folder_in_use(
@@ -536,8 +534,8 @@ def test_no_file_of_a_study_contains_the_password_of_its_storage(
     with pytest.raises(SettingError, match=r"config\.storage") as caught:
         worker.run(config, tmp_path)
 
-    shown = str(caught.value) + caplog.text
+    visible = str(caught.value) + caplog.text
     workdir.begin(tmp_path, settings.plain(config), Identity({}, {}))
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert "postgresql://me:***@127.0.0.1:1/name" in "".join(written)
-    assert "s3cr3t" not in shown + "".join(written)
+    assert "s3cr3t" not in visible + "".join(written)

@@ -21,7 +21,7 @@ from remem_jax.weights import catalog, download, resumable
 from tests.weights import server
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
-CUT = 250_000  # Bytes; more than three chunks, and not a multiple of one.
+CUT = 250_000  # In bytes: more than three chunks, and not a multiple of the chunk size.
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def refused(site: server.Site, tmp_path: pathlib.Path, mebibytes: float | None =
     return str(caught.value)
 
 
-def test_a_file_arrives_whole_and_alone(
+def test_a_download_leaves_only_the_complete_file(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     assert fetched(site, tmp_path) == npz
     assert names(tmp_path) == {"a.npz", "a.npz.json"}
 
 
-def test_where_a_file_came_from_is_kept(
+def test_the_source_of_a_file_is_recorded(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     fetched(site, tmp_path)
@@ -87,7 +87,7 @@ def test_an_existing_file_is_not_requested(site: server.Site, tmp_path: pathlib.
     assert len(site.requests) == 1
 
 
-def test_a_file_that_shrank_here_is_fetched_again(
+def test_a_locally_truncated_file_is_fetched_again(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     fetched(site, tmp_path)
@@ -201,7 +201,7 @@ def test_a_part_longer_than_the_file_is_discarded(
     assert [("Range" in request) for request in site.requests[2:]] == [
         True,
         False,
-    ]  # The first: 416.
+    ]  # The first is answered with 416.
 
 
 def test_a_body_that_is_always_short_is_given_up(site: server.Site, tmp_path: pathlib.Path) -> None:
@@ -320,7 +320,7 @@ def test_progress_resets_the_count_of_failures(
 def test_without_a_network_the_error_says_what_to_do(tmp_path: pathlib.Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        mirror = f"http://127.0.0.1:{unused.getsockname()[1]}"  # Nobody listens there.
+        mirror = f"http://127.0.0.1:{unused.getsockname()[1]}"  # No server listens there.
 
         with pytest.raises(SettingError) as caught:
             download.obtain("augreg:Ti/16", mirror=mirror)
@@ -361,7 +361,7 @@ def test_a_size_near_that_of_the_catalogue_is_accepted(
     assert fetched(site, tmp_path, mebibytes=1.02 * len(npz) / 2**20) == npz
 
 
-def test_a_full_disk_is_found_before_the_download(
+def test_a_full_disk_is_reported_before_the_download(
     site: server.Site, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -378,7 +378,7 @@ def test_a_folder_that_cannot_be_made_is_named(site: server.Site, tmp_path: path
         download.fetch(f"{site.url}/a.npz", tmp_path / "file/below/a.npz")
 
 
-def test_of_several_processes_one_downloads(
+def test_only_one_of_several_processes_downloads(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     site.seconds = 0.1
@@ -433,7 +433,7 @@ def test_a_terminal_shows_a_bar(
     assert "a.npz: 100%" in capsys.readouterr().err
 
 
-def test_elsewhere_progress_is_logged(
+def test_without_a_terminal_progress_is_logged(
     site: server.Site,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -461,7 +461,7 @@ def test_published_weights_are_fetched_from_a_mirror_into_the_cache(
 def test_weights_in_the_cache_need_no_network(npz: bytes) -> None:
     path = catalog.locate("gsam:S/16")
     path.parent.mkdir(parents=True)
-    path.write_bytes(npz)  # Copied there by hand.
+    path.write_bytes(npz)  # As if copied by hand.
 
     assert download.obtain("gsam:S/16", mirror="http://127.0.0.1:9") == path
 
@@ -482,7 +482,7 @@ def test_missing_weights_are_named(init: str, tmp_path: pathlib.Path) -> None:
         download.obtain(init, mirror=str(tmp_path))
 
 
-def test_a_local_file_is_taken_as_it_is(tmp_path: pathlib.Path) -> None:
+def test_a_local_file_is_used_unchanged(tmp_path: pathlib.Path) -> None:
     (tmp_path / "x.npz").touch()
 
     assert download.obtain(f"{tmp_path}/x.npz:img") == tmp_path / "x.npz:img"
@@ -527,7 +527,7 @@ def test_an_endless_response_is_aborted(site: server.Site, tmp_path: pathlib.Pat
     assert names(tmp_path) == set()
 
 
-def test_the_index_has_a_limit_of_its_own(
+def test_the_index_has_its_own_size_limit(
     site: server.Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.files["/augreg/index.csv"] = b"name" * 100
@@ -538,7 +538,7 @@ def test_the_index_has_a_limit_of_its_own(
 
 
 @pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])
-def test_a_planted_link_is_not_written_through(
+def test_a_planted_link_is_not_followed(
     make: str, site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "folder").mkdir()
