@@ -239,7 +239,7 @@ class Queue:
             logging.warning("Trial %d was %s.", trial.number, reason)
 
     def _prune(self, trial: FrozenTrial) -> None:
-        trial_id = self._start(trial)  # Else another worker could have claimed it, and be at work.
+        trial_id = self._start(trial)  # Without this, another worker could claim and run it.
         if trial_id is not None:
             self._end(trial_id, TrialState.PRUNED, {"reason": "duplicate"})
 

@@ -106,8 +106,8 @@ def test_timm_loads_a_teacher_and_computes_its_logits(run: pathlib.Path) -> None
     ("out", "message"),
     [
         ("images", "is a folder; set --out to a file"),
-        ("selected/remem_teacher.npz", "is a place of the run"),
-        ("images/0.png", "is there and is no export that remem_jax wrote"),
+        ("selected/remem_teacher.npz", "is reserved for the run"),
+        ("images/0.png", "exists and is not an export that remem_jax wrote"),
         ("images/0.png/new.npz", "cannot be written"),
     ],
 )
