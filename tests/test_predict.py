@@ -405,7 +405,7 @@ def test_finished_predictions_are_kept_and_the_same_command_resumes(
     assert line.endswith(f"; 5 of 12 images are in {partial}; the same command resumes.")
     assert not out.exists()
     stopped(run, folder, *flags, code=0)
-    assert f"5 of 12 images are from {partial}." in capfd.readouterr().err
+    assert f"5 of 12 predictions are from {partial}." in capfd.readouterr().err
     assert stopping.images == IMAGES + (-7 % 5)  # The last batch is padded.
     assert list(tmp_path.iterdir()) == [out]
     continued = out.read_bytes()
