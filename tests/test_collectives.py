@@ -38,9 +38,9 @@ def _sum(x: jax.Array) -> jax.Array:
 def test_a_sum_over_devices_is_one_all_reduce_of_its_bytes() -> None:
     shape = jax.ShapeDtypeStruct((2, 1000), "float32")
 
-    (found,) = _collectives(_on_two_devices(_sum, PartitionSpec()), shape)
+    (op,) = _collectives(_on_two_devices(_sum, PartitionSpec()), shape)
 
-    assert (found.kind, found.times, found.bytes, found.group) == ("all-reduce", 1, 4000, 2)
+    assert (op.kind, op.times, op.bytes, op.group) == ("all-reduce", 1, 4000, 2)
 
 
 def test_an_all_gather_counts_the_full_array() -> None:
@@ -48,42 +48,42 @@ def test_an_all_gather_counts_the_full_array() -> None:
     replicated = mesh.replicated(devices)
     rows = jax.ShapeDtypeStruct((64, 16), "float32", sharding=mesh.batch_sharding(devices))
 
-    (found,) = _collectives(lambda x: jax.lax.with_sharding_constraint(x, replicated), rows)
+    (op,) = _collectives(lambda x: jax.lax.with_sharding_constraint(x, replicated), rows)
 
-    assert (found.kind, found.arrays) == ("all-gather", (collectives.Array("f32", (64, 16)),))
+    assert (op.kind, op.arrays) == ("all-gather", (collectives.Array("f32", (64, 16)),))
 
 
 def test_a_reduce_scatter_counts_the_full_array() -> None:
     scatter = functools.partial(jax.lax.psum_scatter, axis_name=mesh.AXIS, tiled=True)
 
-    (found,) = _collectives(
+    (op,) = _collectives(
         _on_two_devices(scatter, PartitionSpec(mesh.AXIS)), jax.ShapeDtypeStruct((80,), "float32")
     )
 
-    assert (found.kind, found.bytes) == ("reduce-scatter", 4 * 40)
+    assert (op.kind, op.bytes) == ("reduce-scatter", 4 * 40)
 
 
 def test_collectives_in_a_loop_count_once_per_iteration() -> None:
     def scanned(x: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda carry, _: (_sum(carry), None), x, length=5)[0]
 
-    (found,) = _collectives(
+    (op,) = _collectives(
         _on_two_devices(scanned, PartitionSpec()), jax.ShapeDtypeStruct((2, 8), "float32")
     )
 
-    assert found.times == 5
+    assert op.times == 5
 
 
 def test_a_loop_of_unknown_length_is_reported() -> None:
     def loop(x: jax.Array) -> jax.Array:
         return jax.lax.while_loop(lambda y: jnp.sum(y) < 100, _sum, x)
 
-    (found,) = _collectives(
+    (op,) = _collectives(
         _on_two_devices(loop, PartitionSpec()), jax.ShapeDtypeStruct((2, 8), "float32")
     )
 
-    assert found.times is None
-    assert "unknown length" in expected.problems([found], _passing())[0]
+    assert op.times is None
+    assert "unknown length" in expected.problems([op], _passing())[0]
 
 
 # HLO as XLA writes it for GPUs.
@@ -100,10 +100,10 @@ replica_groups=[1,8]<=[8], dimensions={0}, metadata={op_name="jit(step)/add"}
 
 
 def test_an_asynchronous_collective_counts_once_at_its_start() -> None:
-    (found,) = collectives.find(ASYNCHRONOUS)
+    (op,) = collectives.find(ASYNCHRONOUS)
 
     array = collectives.Array("f32", (32, 8))
-    assert found == collectives.Collective("all-gather", (array,), 1, 8, "jit(step)/add")
+    assert op == collectives.Collective("all-gather", (array,), 1, 8, "jit(step)/add")
 
 
 # HLO as libtpu writes it: tiled layouts, groups by mesh axes, and a collective in pieces.
@@ -165,7 +165,7 @@ PARAMETERS = _collective("all-gather", 256, 256)
 
 
 @pytest.mark.parametrize(
-    ("found", "changes"),
+    ("program", "changes"),
     [
         ([GRADIENTS, _collective("all-gather", 100)], {}),
         ([_collective("all-reduce", 128, 256, times=2)], {}),
@@ -179,13 +179,13 @@ PARAMETERS = _collective("all-gather", 256, 256)
     ],
 )
 def test_gradients_parameters_and_small_arrays_are_expected(
-    found: list[collectives.Collective], changes: dict[str, Any]
+    program: list[collectives.Collective], changes: dict[str, Any]
 ) -> None:
-    assert not expected.problems(found, _passing(**changes))
+    assert not expected.problems(program, _passing(**changes))
 
 
 @pytest.mark.parametrize(
-    ("found", "changes", "message"),
+    ("program", "changes", "message"),
     [
         ([GRADIENTS, PARAMETERS], {}, "all-gather of 0.25 MiB is not expected"),
         ([GRADIENTS, _collective("all-to-all", 512, 512)], {}, "all-to-all of 1.00 MiB is not"),
@@ -202,6 +202,6 @@ def test_gradients_parameters_and_small_arrays_are_expected(
     ],
 )
 def test_unexpected_collectives_are_reported(
-    found: list[collectives.Collective], changes: dict[str, Any], message: str
+    program: list[collectives.Collective], changes: dict[str, Any], message: str
 ) -> None:
-    assert any(message in problem for problem in expected.problems(found, _passing(**changes)))
+    assert any(message in problem for problem in expected.problems(program, _passing(**changes)))

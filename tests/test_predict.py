@@ -176,8 +176,8 @@ def test_csv_keeps_any_name(
 
     head, *rows = csv.reader(io.StringIO(out.read_text(encoding="utf-8"), newline=""))
     assert head == ["file", "rank", "class", "probability"]
-    shown = [*names[:-1], r"\udcff"]
-    assert [row[0] for row in rows] == [str(tmp_path / name) for name in shown for _ in range(2)]
+    printed = [*names[:-1], r"\udcff"]
+    assert [row[0] for row in rows] == [str(tmp_path / name) for name in printed for _ in range(2)]
     assert [row[1] for row in rows] == ["1", "2"] * len(names)
     best = np.argsort(-drawn.logits(NAME)[3])[:2]
     assert [row[2] for row in rows] == [drawn.CLASSES[i] for i in best] * len(names)
@@ -266,7 +266,7 @@ def test_unreadable_files_are_listed_and_the_others_classified(
     run_command(run / "student.onnx", *given, "--format=json", f"--out={out}")
 
     content = json.loads(out.read_text())
-    assert [image["file"] for image in content["images"]] == [str(folder / "04.png")]
+    assert [file["file"] for file in content["images"]] == [str(folder / "04.png")]
     reasons = {pathlib.Path(file["file"]).name: file["reason"] for file in content["failed"]}
     assert reasons["text.png"] == "cannot be decoded: not an image."
     assert reasons["gone.png"] == "cannot be read: No such file or directory."

@@ -172,15 +172,15 @@ def test_only_images_are_read_from_a_folder(tmp_path: pathlib.Path) -> None:
 def test_links_are_followed_without_endless_loops(tmp_path: pathlib.Path) -> None:
     for name in ("store/x/1.png", "store/x/2.png", "store/x/3.png", "store/y.png"):
         _write(tmp_path / name)
-    mine = tmp_path / "mine"
-    _write(mine / "b" / "1.png")
-    _write(mine / "b" / "2.png")
-    (mine / "a").symlink_to(tmp_path / "store" / "x")
-    (mine / "b" / "3.png").symlink_to(tmp_path / "store" / "y.png")
-    (mine / "b" / "all").symlink_to(mine)
-    (mine / "b" / "self").symlink_to(mine / "b")
+    root = tmp_path / "mine"
+    _write(root / "b" / "1.png")
+    _write(root / "b" / "2.png")
+    (root / "a").symlink_to(tmp_path / "store" / "x")
+    (root / "b" / "3.png").symlink_to(tmp_path / "store" / "y.png")
+    (root / "b" / "all").symlink_to(root)
+    (root / "b" / "self").symlink_to(root / "b")
 
-    source = folders.folder(str(mine))
+    source = folders.folder(str(root))
 
     assert source.classes == ("a", "b")
     assert np.sum(list(_counts(source).values()), axis=0).tolist() == [3, 3]

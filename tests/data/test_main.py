@@ -25,9 +25,9 @@ def _printed(
 def data_dir(tmp_path: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:
     """A TFDS folder: Caltech-101 as array_record, Pets as TFRecord, Flowers without one split."""
     examples = rng.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8), np.arange(3)
-    both = {"train": examples, "test": examples}
-    tiny_tfds.write("caltech101:3.*.*", tmp_path, both)
-    pets = tiny_tfds.write("oxford_iiit_pet:4.*.*", tmp_path, both)
+    splits = {"train": examples, "test": examples}
+    tiny_tfds.write("caltech101:3.*.*", tmp_path, splits)
+    pets = tiny_tfds.write("oxford_iiit_pet:4.*.*", tmp_path, splits)
     aside = pets.rename(tmp_path / "aside")
     tiny_tfds.as_tfrecord(aside, pets)
     tiny_tfds.write("oxford_flowers102:2.*.*", tmp_path, {"train": examples})
@@ -51,11 +51,11 @@ def test_prepared_data_sets_are_shown_with_format_and_counts(
 ) -> None:
     lines = _printed(data_dir, monkeypatch, capsys)
 
-    here = {line.split()[0]: line for line in lines[1:17]}
-    assert here["caltech101"].endswith("  array_record 3+3, not official")
-    assert here["pets"].endswith("  tfrecord 3+3, not official")
-    assert here["flowers102"].endswith("  damaged")
-    assert here["food101"].endswith("  no")
+    rows = {line.split()[0]: line for line in lines[1:17]}
+    assert rows["caltech101"].endswith("  array_record 3+3, not official")
+    assert rows["pets"].endswith("  tfrecord 3+3, not official")
+    assert rows["flowers102"].endswith("  damaged")
+    assert rows["food101"].endswith("  no")
 
 
 def test_damaged_files_are_listed_after_the_table(

@@ -37,11 +37,11 @@ def test_digits_are_split_like_scikit_learn(digits: sources.Source, index: int, 
     )[index]
     split = digits.splits[name]
 
-    images = np.stack([np.asarray(split.read(i).image) for i in range(split.examples)])
+    actual = np.stack([np.asarray(split.read(i).image) for i in range(split.examples)])
 
     # Values are sixteenths; rounding to 8 bits loses up to half a grey level.
     expected = np.repeat(images[..., None], 3, axis=-1) * 255 / 16
-    np.testing.assert_allclose(images.astype(np.float64), expected, atol=0.5)
+    np.testing.assert_allclose(actual.astype(np.float64), expected, atol=0.5)
 
 
 @pytest.mark.parametrize(("index", "name"), [(2, "train"), (3, "test")])

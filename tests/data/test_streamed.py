@@ -79,9 +79,9 @@ def _batches(
     return result
 
 
-def _assert_equal(one: list[Batch], two: list[Batch]) -> None:
-    assert len(one) == len(two)
-    for left, right in zip(one, two, strict=True):
+def _assert_equal(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for left, right in zip(first, second, strict=True):
         jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
@@ -320,15 +320,15 @@ def test_both_inputs_yield_the_same_images_in_the_same_order(datasets: Any) -> N
     assert [loader.kind for loader in loaders] == ["resident", "streamed"]
     for split in ("validation", "test"):
         images = [list(loader.evaluation(split, 4)) for loader in loaders]
-        for one, two in zip(*images, strict=True):
-            np.testing.assert_array_equal(one.label, two.label)
-            np.testing.assert_array_equal(one.mask, two.mask)
+        for first, second in zip(*images, strict=True):
+            np.testing.assert_array_equal(first.label, second.label)
+            np.testing.assert_array_equal(first.mask, second.mask)
             views = [
                 np.asarray(loader.evaluation_transform(jax.random.key(0), b.image))
-                for loader, b in zip(loaders, (one, two), strict=True)
+                for loader, b in zip(loaders, (first, second), strict=True)
             ]
             # Resident images were resized twice.
             assert np.abs(views[0] - views[1]).mean() < 0.03
     trained = [_batches(loader, count=5) for loader in loaders]
-    for one, two in zip(*trained, strict=True):
-        np.testing.assert_array_equal(one.label, two.label)
+    for first, second in zip(*trained, strict=True):
+        np.testing.assert_array_equal(first.label, second.label)

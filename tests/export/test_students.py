@@ -177,8 +177,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
     rows = [row("scratch", 0.5, (0,)), row("remem", 0.8, (3, 7))]
     data = {"metric": "top1", "source_size": [8, 8]}
-    found = {"methods": rows, "data": data, "config": plain, "identity": {"key": "c0ffee"}}
-    results.write(folder / "results.json", found)
+    content = {"methods": rows, "data": data, "config": plain, "identity": {"key": "c0ffee"}}
+    results.write(folder / "results.json", content)
     return folder
 
 
@@ -258,11 +258,11 @@ def test_the_command_fails_with_one_line(
 
 def copied(run: pathlib.Path, folder: pathlib.Path, **data: Any) -> pathlib.Path:
     """Copies the run with changed facts about its data."""
-    found = results.read(run / "results.json")
-    assert found is not None
+    content = results.read(run / "results.json")
+    assert content is not None
     for name in ("selected", "config.json"):
         (folder / name).symlink_to(run / name)
-    results.write(folder / "results.json", found | {"data": {"metric": "top1", **data}})
+    results.write(folder / "results.json", content | {"data": {"metric": "top1", **data}})
     return folder
 
 

@@ -265,9 +265,9 @@ def test_killed_workers_lose_no_trial(
         assert len(lost) <= 2
 
 
-@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("same_host", [True, False])
 def test_the_trial_of_a_killed_worker_is_taken_over(
-    here: bool,
+    same_host: bool,
     started: Callable[..., subprocess.Popen[str]],
     opened: Callable[..., queue.Queue],
     monkeypatch: pytest.MonkeyPatch,
@@ -276,8 +276,8 @@ def test_the_trial_of_a_killed_worker_is_taken_over(
     _line(worker)
     _send(worker)
     assert _line(worker) == ["begin", "a"]
-    shared = opened(grace_seconds=60 if here else GRACE)
-    if not here:
+    shared = opened(grace_seconds=60 if same_host else GRACE)
+    if not same_host:
         monkeypatch.setattr(process, "space", lambda: "another machine's")
     assert shared.claim(["a"]) is None
 

@@ -69,10 +69,10 @@ def test_every_seed_has_all_trials(config: ConfigDict) -> None:
 
     config.seeds = (0, 5)
 
-    both = space.trials(config)
-    assert {trial.key for trial in alone} < {trial.key for trial in both}
-    assert len(both) == 2 * len(alone)
-    assert {trial.config.seed for trial in both} == {0, 5}
+    two_seeds = space.trials(config)
+    assert {trial.key for trial in alone} < {trial.key for trial in two_seeds}
+    assert len(two_seeds) == 2 * len(alone)
+    assert {trial.config.seed for trial in two_seeds} == {0, 5}
 
 
 def test_rows_and_columns_can_be_selected_by_name() -> None:

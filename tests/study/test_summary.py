@@ -517,11 +517,8 @@ def test_rows_are_compared_on_the_same_images(config: ConfigDict, shared: Shared
     (comparison,) = _make(config, shared)["compared"]
 
     (seed,) = comparison["seeds"]
-    assert (comparison["baseline"], comparison["row"], comparison["column"]) == (
-        "finetune",
-        "remem",
-        "digits",
-    )
+    names = comparison["baseline"], comparison["row"], comparison["column"]
+    assert names == ("finetune", "remem", "digits")
     assert seed["difference"] == pytest.approx(8 / 40)
     assert seed["standard_error"] == pytest.approx(np.sqrt(10 - 8**2 / 40) / 40)
     assert seed["p_value"] == pytest.approx(stats.binomtest(9, 10).pvalue)

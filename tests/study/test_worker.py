@@ -141,15 +141,15 @@ def alone(workers: Workers) -> tuple[pathlib.Path, str]:
 def killed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Killed:
     workers.copy_speeds("pair", alone[0].name)
     folder = workers.folder("pair")
-    both = [workers.start("pair") for _ in range(2)]
-    saved = _saved(folder, both)
+    pair = [workers.start("pair") for _ in range(2)]
+    saved = _saved(folder, pair)
     key = saved.relative_to(folder / "trials").parts[0]
     (owner,) = [
         trial.user_attrs["worker"]["pid"]
         for trial in _trials(folder)
         if (trial.state, trial.user_attrs["key"]) == (TrialState.RUNNING, key)
     ]
-    dies, lives = sorted(both, key=lambda worker: worker.process.pid != owner)
+    dies, lives = sorted(pair, key=lambda worker: worker.process.pid != owner)
     dies.process.send_signal(signal.SIGKILL)
     dies.ends(-signal.SIGKILL)
     lives.ends(0)

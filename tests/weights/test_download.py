@@ -233,8 +233,8 @@ def test_the_right_md5_is_accepted_over_two_connections(
     site: server.Site, npz: bytes, tmp_path: pathlib.Path
 ) -> None:
     digest = server.md5(npz)
-    both = f"crc32c=AAAAAA==, md5={base64.b64encode(digest).decode()}"
-    site.headers = {"ETag": f'"{digest.hex()}"', "x-goog-hash": both}
+    hashes = f"crc32c=AAAAAA==, md5={base64.b64encode(digest).decode()}"
+    site.headers = {"ETag": f'"{digest.hex()}"', "x-goog-hash": hashes}
     site.cuts = [CUT]
 
     assert fetched(site, tmp_path) == npz
@@ -329,14 +329,14 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path: pathlib.Path) -> 
     message = str(caught.value)
     assert "\n" not in message
     assert "Connection refused" in message
-    for way in (
+    for advice in (
         f"{mirror}/{path}",
         f"{tmp_path}/cache/weights/{path}",
         "tools/fetch_weights.py",
         "REMEM_MIRROR",
         "config.teacher.init",
     ):
-        assert way in message
+        assert advice in message
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[/a", "nothing://a/b"])
@@ -410,7 +410,7 @@ def test_progress_is_reported_in_bytes(
     calls = []
 
     download.fetch(
-        f"{site.url}/a.npz", tmp_path / "a.npz", progress=lambda *both: calls.append(both)
+        f"{site.url}/a.npz", tmp_path / "a.npz", progress=lambda *counts: calls.append(counts)
     )
 
     assert calls == sorted(calls)
