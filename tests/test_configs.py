@@ -61,8 +61,8 @@ def test_every_setting_can_be_given_on_the_command_line(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = _leaves(importlib.import_module(f"configs.{name}").get_config())
-    given = [f"--config.{setting}={value}" for setting, value in expected.items()]
-    arguments = ["main", f"--config={ROOT / 'configs' / name.replace('.', '/')}.py", *given]
+    overrides = [f"--config.{setting}={value}" for setting, value in expected.items()]
+    arguments = ["main", f"--config={ROOT / 'configs' / name.replace('.', '/')}.py", *overrides]
     monkeypatch.setattr(sys, "argv", arguments)  # ml_collections reads it too.
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
@@ -273,12 +273,12 @@ def test_an_unknown_option_of_a_figure_is_refused() -> None:
 def test_teachers_are_pruned_from_none_to_all_of_their_blocks() -> None:
     config = importlib.import_module("configs.figures.figure4").get_config()
 
-    found = {
+    pruned = {
         (trial.config.teacher.pruned_mlp, trial.config.teacher.pruned_attention)
         for trial in space.trials(config)
     }
 
-    assert found == {(count, 0) for count in range(13)} | {(0, count) for count in range(13)}
+    assert pruned == {(count, 0) for count in range(13)} | {(0, count) for count in range(13)}
 
 
 @pytest.mark.parametrize(
@@ -288,10 +288,10 @@ def test_teachers_are_pruned_from_none_to_all_of_their_blocks() -> None:
 def test_columns_of_strengths_start_with_the_weakest(
     names: tuple[str, ...], expected: list[str]
 ) -> None:
-    found = study.strengths("caltech101", *names, spec="")
+    columns = study.strengths("caltech101", *names, spec="")
 
-    assert list(found) == [f"caltech101_{name}" for name in expected]
-    for name, column in zip(expected, found.values(), strict=True):
+    assert list(columns) == [f"caltech101_{name}" for name in expected]
+    for name, column in zip(expected, columns.values(), strict=True):
         assert column["changes"]["data"] == {"name": "caltech101"}
         assert column["changes"]["teacher"]["init"] == analysis.STRENGTHS[name][1]
 
@@ -300,19 +300,19 @@ def test_an_analysis_may_have_several_checkpoints() -> None:
     config = analysis.get_config("flowers102,init=augreg:Ti/16|x/mine.npz,analyses=expertness")
 
     assert (config.data.name, config.analyses) == ("flowers102", ("expertness",))
-    found = [(one.title, own.teacher.init) for one, (_, own) in _models(config)]
-    assert found == [("augreg:Ti/16", "augreg:Ti/16"), ("mine", "x/mine.npz")]
+    models = [(entry.title, merged.teacher.init) for entry, merged in _models(config)]
+    assert models == [("augreg:Ti/16", "augreg:Ti/16"), ("mine", "x/mine.npz")]
 
 
 def test_checkpoints_with_the_same_file_name_are_distinguished_by_folder() -> None:
     config = analysis.get_config("digits,init=a/teacher.npz|b/teacher.npz")
 
-    assert [one.title for one, _ in _models(config)] == ["a/teacher.npz", "b/teacher.npz"]
+    assert [entry.title for entry, _ in _models(config)] == ["a/teacher.npz", "b/teacher.npz"]
 
 
-def _models(config: ConfigDict) -> list[tuple[ConfigDict, tuple[str, ConfigDict]]]:
-    of = checks_of_analysis.of_models(config)
-    return [(config.models[name], (name, own)) for name, own in of]
+def _models(config: ConfigDict) -> list[tuple[ConfigDict, ConfigDict]]:
+    """Returns the entry of each model in the config, and its merged settings."""
+    return [(config.models[name], merged) for name, merged in checks_of_analysis.of_models(config)]
 
 
 def test_an_analysis_with_an_unknown_option_lists_the_known_ones() -> None:

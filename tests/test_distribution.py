@@ -42,8 +42,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def _files(folder: pathlib.Path, *patterns: str) -> set[str]:
-    found = (path for pattern in patterns for path in folder.rglob(pattern))
-    return {str(path.relative_to(folder)) for path in found if path.is_file()}
+    paths = (path for pattern in patterns for path in folder.rglob(pattern))
+    return {str(path.relative_to(folder)) for path in paths if path.is_file()}
 
 
 def test_the_wheel_has_all_configs(installed: pathlib.Path) -> None:
@@ -53,10 +53,10 @@ def test_the_wheel_has_all_configs(installed: pathlib.Path) -> None:
 
 
 def test_the_wheel_has_all_modules_templates_and_bundled_weights(installed: pathlib.Path) -> None:
-    found = _files(installed / "remem_jax", "*.py", "*.jinja", "*.npz")
-    own = {name for name in found if not name.startswith("shipped/")}
+    files = _files(installed / "remem_jax", "*.py", "*.jinja", "*.npz")
+    package_files = {name for name in files if not name.startswith("shipped/")}
 
-    assert own == _files(ROOT / "remem_jax", "*.py", "*.jinja", "*.npz")
+    assert package_files == _files(ROOT / "remem_jax", "*.py", "*.jinja", "*.npz")
 
 
 def test_the_command_finds_the_configs_of_the_wheel(

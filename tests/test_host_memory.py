@@ -44,8 +44,8 @@ def faults(**environment: str) -> tuple[str, int]:
         text=True,
         check=True,
     )
-    kept, count = done.stdout.split()
-    return kept, int(count)
+    keeps_freed, count = done.stdout.split()
+    return keeps_freed, int(count)
 
 
 def is_glibc() -> bool:
@@ -60,9 +60,9 @@ needs_glibc = pytest.mark.skipif(not is_glibc(), reason="Needs glibc.")
 
 @needs_glibc
 def test_on_a_cpu_freed_memory_is_reused() -> None:
-    kept, count = faults(JAX_PLATFORMS="cpu")
+    keeps_freed, count = faults(JAX_PLATFORMS="cpu")
 
-    assert kept == "True"
+    assert keeps_freed == "True"
     assert count < _PAGES / 10
 
 
@@ -76,7 +76,7 @@ def test_on_a_cpu_freed_memory_is_reused() -> None:
     ],
 )
 def test_other_devices_and_user_settings_are_left_alone(setting: dict[str, str]) -> None:
-    kept, count = faults(**setting)
+    keeps_freed, count = faults(**setting)
 
-    assert kept == "False"
+    assert keeps_freed == "False"
     assert count > _PAGES / 2

@@ -220,7 +220,7 @@ def test_a_small_batch_underestimates_by_the_factor_in_the_docstring(
     labels = rng.integers(0, 20, (64, 60))
     logits = centres[labels] + rng.normal(0, 0.3, (64, 60, 20))
     present = np.mean([len(np.unique(row)) for row in labels])
-    whole = float(
+    of_all_images = float(
         cmi(jnp.asarray(logits.reshape(-1, 20), jnp.float32), jnp.asarray(labels.ravel()))
     )
 
@@ -228,7 +228,7 @@ def test_a_small_batch_underestimates_by_the_factor_in_the_docstring(
     mean = float(jnp.mean(batches(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))))
 
     # This is a mean of 3,840 squares of 20 numbers; 1 - present / batch is about 0.68.
-    assert mean / whole == pytest.approx(1 - present / 60, rel=0.03)
+    assert mean / of_all_images == pytest.approx(1 - present / 60, rel=0.03)
 
 
 @KINDS

@@ -1,4 +1,4 @@
-"""The notebooks of tools/ as they are stored, and run from top to bottom at small sizes."""
+"""The notebooks of tools/: their stored form, and their execution at small sizes."""
 
 import importlib.util
 import json
@@ -78,12 +78,12 @@ class Executed(NamedTuple):
 
     def printed(self, name: str) -> str:
         """Returns the text that a cell has printed."""
-        return "".join(one.text for one in self.outputs(name) if one.output_type == "stream")
+        return "".join(out.text for out in self.outputs(name) if out.output_type == "stream")
 
     def shown(self, name: str, kind: str) -> list[str]:
         """Returns what a cell has displayed, of one MIME type."""
-        data = [one.data for one in self.outputs(name) if "data" in one]
-        return [one[kind] for one in data if kind in one]
+        data = [output.data for output in self.outputs(name) if "data" in output]
+        return [bundle[kind] for bundle in data if kind in bundle]
 
     def results(self, part: str = "") -> dict[str, Any]:
         """Reads the results of a run."""
@@ -96,7 +96,7 @@ def read(name: str) -> Any:
 
 def settings_of(notebook: Any) -> Any:
     """Returns the cell of settings, which users change."""
-    (cell,) = [one for one in notebook.cells if "parameters" in one.metadata.get("tags", ())]
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     return cell
 
 
@@ -121,13 +121,13 @@ def colours(scratch: pathlib.Path) -> pathlib.Path:
 def execute(name: str, scratch: pathlib.Path, **settings: Any) -> Executed:
     """Runs a notebook in a new kernel, with some settings replaced."""
     notebook, folder = read(name), scratch / name
-    own = settings_of(notebook)
+    cell = settings_of(notebook)
     settings |= {"FOLDER": str(folder)}
     for setting, value in settings.items():
-        own.source, count = re.subn(
+        cell.source, count = re.subn(
             rf"^{setting} = .*$",
             lambda _, v=value, s=setting: f"{s} = {v!r}",
-            own.source,
+            cell.source,
             flags=re.M,
         )
         assert count == 1, setting
@@ -182,7 +182,7 @@ def inside(scratch: pathlib.Path) -> Executed:
 # The stored notebooks.
 
 
-def test_there_are_notebooks() -> None:
+def test_all_notebooks_are_found() -> None:
     assert NAMES == ["distil_your_own_images", "information_plane", "inside_the_top_mlps"]
 
 
@@ -196,7 +196,7 @@ def test_a_notebook_is_stored_without_outputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_first_code_has_the_settings_with_an_address_to_fill_in(name: str) -> None:
+def test_the_first_code_cell_has_the_settings_and_an_address_to_fill_in(name: str) -> None:
     notebook = read(name)
 
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
@@ -209,10 +209,10 @@ def test_the_first_code_has_the_settings_with_an_address_to_fill_in(name: str) -
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Records the commands that would have been run, and runs none."""
-    told: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: told.append(list(command)))
+    recorded: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: recorded.append(list(command)))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    return told
+    return recorded
 
 
 def install(name: str) -> None:
@@ -253,11 +253,11 @@ def test_in_a_clone_nothing_is_installed(
 # Distil your own images.
 
 
-def test_the_table_has_the_accuracies_of_the_results(distilled: Executed) -> None:
+def test_the_table_shows_the_accuracies_of_the_results(distilled: Executed) -> None:
     (table,) = distilled.shown("table", "text/markdown")
 
     rows = {row["method"]: row for row in distilled.results()["methods"]}
-    student, teacher = (rows["remem"][one]["test"]["top1"] for one in ("student", "teacher"))
+    student, teacher = (rows["remem"][model]["test"]["top1"] for model in ("student", "teacher"))
     assert f"| ReMem | {100 * student:.2f} | {100 * teacher:.2f} |" in table
     alone = rows["scratch"]["student"]["test"]["top1"]
     assert f"| From scratch | {100 * alone:.2f} | {tables.NOTHING} |" in table
@@ -270,11 +270,11 @@ def test_the_plots_of_the_report_are_shown(distilled: Executed) -> None:
     assert 0 < len(distilled.shown("plots", "image/svg+xml")) == page.count("<svg")
 
 
-def test_the_student_names_classes_and_the_image_is_shown(distilled: Executed) -> None:
-    told = re.findall(r"(\w+): ([\d.]+) %", distilled.printed("student"))
+def test_the_students_predictions_and_the_image_are_shown(distilled: Executed) -> None:
+    probabilities = re.findall(r"(\w+): ([\d.]+) %", distilled.printed("student"))
 
-    assert len(told) == 3
-    assert {name for name, _ in told} < {f"grey_{number}" for number in range(10)}
+    assert len(probabilities) == 3
+    assert {name for name, _ in probabilities} < {f"grey_{number}" for number in range(10)}
     assert len(distilled.shown("student", "image/png")) == 1
 
 
@@ -294,7 +294,7 @@ def test_the_plane_shows_every_teacher(plane: Executed) -> None:
     assert table.count("step") == len(TRAINING["teacher.steps"])
 
 
-def test_reconstructions_are_of_own_images_and_shown(plane: Executed) -> None:
+def test_reconstructions_of_the_users_images_are_shown(plane: Executed) -> None:
     with np.load(plane.folder / "run" / "information" / "remem" / "pictures.npz") as arrays:
         images = arrays["images"]
         drawn = [arrays[f"reconstructions_{number}"] for number in range(2)]
@@ -311,7 +311,7 @@ def test_reconstructions_are_of_own_images_and_shown(plane: Executed) -> None:
 def test_checkpoints_are_compared(plane: Executed) -> None:
     (setting,) = plane.results("comparison")["analyses"]["information"]["settings"]
 
-    ranked = [one["title"] for one in sorted(setting["models"], key=lambda one: one["excess"])]
+    ranked = [m["title"] for m in sorted(setting["models"], key=lambda m: m["excess"])]
     assert set(ranked) == {"pretrained", "ReMem, selected"}
     assert f"ranking by information is {' before '.join(ranked)};" in plane.printed("ranking")
     reconstructions, maps = plane.shown("ranking", "image/svg+xml")
@@ -322,11 +322,11 @@ def test_checkpoints_are_compared(plane: Executed) -> None:
 # Inside the top MLPs.
 
 
-def test_without_own_images_there_are_ten_digits(inside: Executed) -> None:
+def test_without_user_images_ten_digits_are_used(inside: Executed) -> None:
     written = inside.folder.parent / "digits"
 
     assert sorted(path.name for path in written.iterdir()) == sorted(DIGITS)
-    assert len(list(written.rglob("*.png"))) == 1797  # As scikit-learn has them.
+    assert len(list(written.rglob("*.png"))) == 1797  # The number in scikit-learn.
     assert "zero 178" in inside.printed("images")
 
 
@@ -340,17 +340,17 @@ def test_expertness_is_shown_by_block(inside: Executed) -> None:
     assert f"| 2 | {np.mean(layer['shares']):.3f} | {layer['null_mean']:.3f} |" in table
 
 
-def test_the_most_critical_neurons_are_shown_and_the_first_is_climbed(inside: Executed) -> None:
-    with np.load(inside.folder / "criticality" / "checkpoint_block_1" / "neurons.npz") as kept:
-        values = kept["value"][0]
+def test_the_most_critical_neurons_are_shown_and_the_first_is_visualised(inside: Executed) -> None:
+    with np.load(inside.folder / "criticality" / "checkpoint_block_1" / "neurons.npz") as arrays:
+        values = arrays["value"][0]
     (figure,) = inside.shown("neurons", "image/svg+xml")
 
-    most = np.argsort(-values)[:2]
-    assert all(str(neuron) in figure for neuron in most)
+    critical = np.argsort(-values)[:2]
+    assert all(str(neuron) in figure for neuron in critical)
     # Two seeds and two images for each of two neurons.
     assert figure.count("<image") == 8
     assert "Criticality" in inside.shown("criticality", "image/svg+xml")[0]
-    told = inside.printed("responses")
-    assert f"Neuron {most[0]} of block 2, token cls: [" in told
-    assert np.isfinite(json.loads(told.partition(": ")[2])).all()
+    text = inside.printed("responses")
+    assert f"Neuron {critical[0]} of block 2, token cls: [" in text
+    assert np.isfinite(json.loads(text.partition(": ")[2])).all()
     assert len(inside.shown("responses", "image/png")) == 1

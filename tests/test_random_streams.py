@@ -1,4 +1,4 @@
-"""Named random streams: as documented, and no two of them alike."""
+"""Named random streams: they match the documentation and are all different."""
 
 import itertools
 import pathlib
@@ -15,22 +15,22 @@ from remem_jax import random_streams
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "reproducibility.md"
 NAMES = {*typing.get_args(random_streams.Stage), *typing.get_args(random_streams.Use)}
-NUMBERS = (0, 1, 2**31 - 1)  # Of steps, epochs and seeds: the first ones and the last.
+NUMBERS = (0, 1, 2**31 - 1)  # The first and last steps, epochs and seeds.
 
 
 def _streams() -> list[str]:
-    """The streams that the page lists."""
+    """Returns the streams that the page lists."""
     rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), flags=re.MULTILINE)
     return re.findall(r"`(.+?)`", " ".join(rows))
 
 
 def _paths() -> list[tuple[Any, ...]]:
-    """The paths of all streams, each for a few steps, epochs and seeds."""
-    found: list[tuple[Any, ...]] = []
+    """Returns the paths of all streams for a few steps, epochs and seeds."""
+    paths: list[tuple[Any, ...]] = []
     for stream in _streams():
         parts = [NUMBERS if part.isupper() else (part,) for part in stream.split("/")]
-        found += itertools.product(*parts)
-    return found
+        paths += itertools.product(*parts)
+    return paths
 
 
 def _words(keys: list[jax.Array]) -> np.ndarray:
@@ -43,13 +43,13 @@ def test_the_page_lists_every_name_and_no_other() -> None:
     assert {part for part in parts if not part.isupper()} == NAMES
 
 
-def test_no_two_streams_have_one_key() -> None:
+def test_no_two_streams_share_a_key() -> None:
     keys = [random_streams.key(seed, *path) for seed in (0, 1) for path in _paths()]
 
     assert len(np.unique(_words(keys), axis=0)) == len(keys) == 2 * len(set(_paths()))
 
 
-def test_no_two_streams_have_one_generator() -> None:
+def test_no_two_streams_share_a_generator() -> None:
     draws = [
         random_streams.generator(seed, *path).integers(2**63)
         for seed in (0, 1)
@@ -82,14 +82,14 @@ def test_a_generator_is_spawned_with_the_number_of_each_part_of_the_name() -> No
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_the_number_of_a_name_is_that_of_no_step(name: str) -> None:
+def test_the_number_of_a_name_differs_from_all_steps(name: str) -> None:
     assert 2**31 <= random_streams._number(name) < 2**32
 
 
-def test_a_stream_of_no_number_is_not_that_of_number_0() -> None:
-    one, other = (random_streams.generator(0, "student", *rest) for rest in ((), (0,)))
+def test_a_stream_without_a_number_differs_from_number_0() -> None:
+    unnumbered, numbered = (random_streams.generator(0, "student", *rest) for rest in ((), (0,)))
 
-    assert one.integers(2**63) != other.integers(2**63)
+    assert unnumbered.integers(2**63) != numbered.integers(2**63)
 
 
 def _noisy(*, key: jax.Array) -> Any:
@@ -104,12 +104,12 @@ def test_a_jitted_function_draws_from_its_key() -> None:
     np.testing.assert_array_equal(drawn, jax.jit(_noisy(key=key))(image, 2.0))
 
 
-def test_all_keys_share_what_is_compiled() -> None:
+def test_all_keys_share_one_compiled_function() -> None:
     jitted = [random_streams.JitWithKey(_noisy, random_streams.key(seed)) for seed in (0, 1)]
-    one, other = (function.lower(np.zeros(4), 1.0).as_text() for function in jitted)
+    first, second = (function.lower(np.zeros(4), 1.0).as_text() for function in jitted)
 
-    assert one == other
-    assert jax.jit(_noisy(key=random_streams.key(0))).lower(np.zeros(4), 1.0).as_text() != one
+    assert first == second
+    assert jax.jit(_noisy(key=random_streams.key(0))).lower(np.zeros(4), 1.0).as_text() != first
 
 
 def test_a_jitted_function_donates_its_own_arguments() -> None:

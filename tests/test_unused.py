@@ -170,5 +170,5 @@ def test_the_training_count_excludes_held_out_images(rng: np.random.Generator) -
 
     held = sum(max(round(0.2 * count), 1) for count in np.bincount(labels))
     assert counts.training(source, 0.2, seed=0) == 50 - held
-    whole = source._replace(splits={**source.splits, "validation": split})
-    assert counts.training(whole, 0.2, seed=0) == 50
+    with_validation = source._replace(splits={**source.splits, "validation": split})
+    assert counts.training(with_validation, 0.2, seed=0) == 50

@@ -52,15 +52,17 @@ def embedding_of(model: vit.VisionTransformer) -> Any:
 def loop(model: Any, variables: Any, images: jax.Array, layer: int) -> np.ndarray:
     """Runs the network with the output weights of one neuron after another set to zero."""
     embed = embedding_of(model)
-    whole, found = np.asarray(embed(variables, images), np.float64), []
+    unchanged, influences = np.asarray(embed(variables, images), np.float64), []
     for neuron in range(model.size.hidden):
         without = jax.tree.map(lambda leaf: leaf, variables)  # A copy of the dicts.
         block = without["params"]["Transformer"][f"encoderblock_{layer}"]
         output = block["MlpBlock_3"]["Dense_1"]
         output["kernel"] = output["kernel"].at[neuron].set(0.0)
         changed = np.asarray(embed(without, images), np.float64)
-        found.append(np.linalg.norm(changed - whole, axis=-1) / np.linalg.norm(whole, axis=-1))
-    return np.stack(found, axis=1)
+        influences.append(
+            np.linalg.norm(changed - unchanged, axis=-1) / np.linalg.norm(unchanged, axis=-1)
+        )
+    return np.stack(influences, axis=1)
 
 
 @pytest.mark.parametrize("layer", [2, 1, 0])
@@ -152,14 +154,14 @@ def test_the_largest_influences_are_found_over_all_batches(
         # Padded with an example that would have the largest influence.
         yield batch_of(jnp.stack([images[4], images[0]]), [True, False])
 
-    found = criticality.criticality(influence, variables, batches(), ranks=3)
+    result = criticality.criticality(influence, variables, batches(), ranks=3)
 
     expected = loop(tiny(), variables, images, 2)
     largest_first = np.argsort(-expected, axis=0)[:3]
     largest = np.take_along_axis(expected, largest_first, axis=0)
-    np.testing.assert_allclose(found.value, largest, rtol=1e-3, atol=1e-5)
-    np.testing.assert_array_equal(found.example, largest_first)
-    assert found.examples == EXAMPLES
+    np.testing.assert_allclose(result.value, largest, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(result.example, largest_first)
+    assert result.examples == EXAMPLES
 
 
 def test_a_resumed_computation_equals_an_uninterrupted_one(
@@ -169,9 +171,9 @@ def test_a_resumed_computation_equals_an_uninterrupted_one(
     batches = [batch_of(images, [True, True, True, True, False])] * 3
 
     def find(which: slice, **before: Any) -> criticality.Criticality:
-        given = iter(changes[which])
+        influences = iter(changes[which])
         return criticality.criticality(
-            lambda variables, batch: next(given), {}, batches[which], ranks=2, **before
+            lambda variables, batch: next(influences), {}, batches[which], ranks=2, **before
         )
 
     at_once = find(slice(None))
@@ -192,10 +194,10 @@ def test_masked_examples_and_later_ties_are_ignored(images: jax.Array) -> None:
     ]
     changes = iter(jnp.array([[[1], [9], [2], [9], [9]], [[9]] * 5, [[2], [1], [9], [9], [9.0]]]))
 
-    found = criticality.criticality(lambda variables, batch: next(changes), {}, batches, ranks=5)
+    result = criticality.criticality(lambda variables, batch: next(changes), {}, batches, ranks=5)
 
-    np.testing.assert_array_equal(found.value[:, 0], [2, 2, 1, 1, -1])
-    np.testing.assert_array_equal(found.example[:, 0], [1, 2, 0, 3, -1])
+    np.testing.assert_array_equal(result.value[:, 0], [2, 2, 1, 1, -1])
+    np.testing.assert_array_equal(result.example[:, 0], [1, 2, 0, 3, -1])
 
 
 def test_lora_has_the_influence_of_its_merged_weights(

@@ -59,8 +59,8 @@ def test_the_share_equals_a_loop_over_all_pairs(
 
     actual = expertness.share(dense, inputs, neurons)
 
-    kept = sum(dense[i, j] for i in range(60) for j in range(40) if inputs[i] == neurons[j])
-    assert actual == pytest.approx(kept / sum(dense.ravel()), rel=1e-12)
+    energy = sum(dense[i, j] for i in range(60) for j in range(40) if inputs[i] == neurons[j])
+    assert actual == pytest.approx(energy / sum(dense.ravel()), rel=1e-12)
 
 
 def test_order_and_scale_make_no_difference(

@@ -46,10 +46,10 @@ def test_the_best_critic_gives_the_information_of_gaussians(
         for _ in range(20)
     ]
 
-    found = np.mean([float(info_nce.bound(jnp.asarray(each, jnp.float32))) for each in scores])
+    estimated = np.mean([float(info_nce.bound(jnp.asarray(each, jnp.float32))) for each in scores])
 
     # 1,280 pairs, whose log-ratios spread by about rho * sqrt(2); a batch of 64 costs some.
-    assert found == pytest.approx(channels.gaussian_information(rho, DIMENSIONS), abs=0.1)
+    assert estimated == pytest.approx(channels.gaussian_information(rho, DIMENSIONS), abs=0.1)
 
 
 def test_a_trained_critic_comes_near_the_information_of_gaussians_from_below(
@@ -60,14 +60,14 @@ def test_a_trained_critic_comes_near_the_information_of_gaussians_from_below(
     tx = mutual_information.adamw(0.01, betas=(0.9, 0.999), weight_decay=0.0, epsilon=1e-8)
     variables = info_nce.init(jax.random.key(0), spec, width=3, hidden=32, embedding=8)
     step = jax.jit(info_nce.make_critic_step(tx, spec, key=jax.random.key(1)))
-    now = state.create(variables, tx)
+    trained = state.create(variables, tx)
 
     def images() -> Array:  # Mean and scale do not matter, because features are standardised.
         return jnp.asarray(5 + 0.1 * rng.normal(size=(BATCH, 1, 1, 3)), jnp.float32)
 
     for _ in range(300):
         batch = images()
-        now, _ = step(now, batch, 10 * (batch - 5))
+        trained, _ = step(trained, batch, 10 * (batch - 5))
 
     estimate = jax.jit(
         lambda variables, key, batch: info_nce.make_estimate(spec, key=key)(
@@ -75,11 +75,11 @@ def test_a_trained_critic_comes_near_the_information_of_gaussians_from_below(
         )
     )
     keys = jax.random.split(jax.random.key(2), 50)
-    found = np.mean([float(estimate(now.variables, key, images())) for key in keys])
+    estimated = np.mean([float(estimate(trained.variables, key, images())) for key in keys])
 
     information = channels.gaussian_information(1 / np.hypot(1, spec.noise), 3)  # 1.53 nats.
     assert (
-        information - 0.15 < found < information + 0.03
+        information - 0.15 < estimated < information + 0.03
     )  # Two standard deviations for 6,400 pairs.
 
 

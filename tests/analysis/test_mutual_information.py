@@ -153,9 +153,9 @@ def test_black_and_white_have_no_entropy() -> None:
 
 def test_the_floor_is_the_loss_of_the_pixels_themselves(images: Array) -> None:
     inside = jnp.clip(images, 0.01, 0.99)
-    own = jnp.asarray(special.logit(np.asarray(inside, np.float64)), jnp.float32)
+    exact = jnp.asarray(special.logit(np.asarray(inside, np.float64)), jnp.float32)
 
-    loss = mutual_information.cross_entropies(own, inside)
+    loss = mutual_information.cross_entropies(exact, inside)
 
     np.testing.assert_allclose(loss, mutual_information.entropies(inside), rtol=1e-5)
 
@@ -181,10 +181,10 @@ def test_steps_agree_with_torch(bench: Bench, images: Array, rng: np.random.Gene
     peer = peers_decoder(ours.variables).train()
     optimiser = torch.optim.AdamW(peer.parameters(), lr=0.01, weight_decay=1e-4)
     targets = torch.tensor(np.asarray(images).transpose(0, 3, 1, 2).copy())
-    seen = torch.tensor(np.asarray(features).transpose(0, 3, 1, 2).copy())
+    torch_features = torch.tensor(np.asarray(features).transpose(0, 3, 1, 2).copy())
     expected, actual = [], []
     for _ in range(4):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(peer(seen), targets)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(peer(torch_features), targets)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -278,18 +278,18 @@ def test_the_loss_is_the_mean_over_images_and_pixels(images: Array) -> None:
     features = 2 * images - 1
     logits = pixel_decoder(PIXEL_VARIABLES["params"], features)
 
-    (found,) = mutual_information.evaluate(
+    (result,) = mutual_information.evaluate(
         pixel_measure, [lambda images: images], [0], [PIXEL_VARIABLES], [whole(features)]
     )
 
     loss = mutual_information.reconstruction_loss(logits, images)
-    np.testing.assert_allclose(found.loss, loss, rtol=1e-6)
-    np.testing.assert_allclose(found.image_losses.mean(), loss, rtol=1e-6)
+    np.testing.assert_allclose(result.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(result.image_losses.mean(), loss, rtol=1e-6)
     np.testing.assert_allclose(
-        found.floor, jnp.mean(mutual_information.entropies(images)), rtol=1e-6
+        result.floor, jnp.mean(mutual_information.entropies(images)), rtol=1e-6
     )
-    np.testing.assert_allclose(found.excess, found.loss - found.floor)
-    np.testing.assert_allclose(found.pixel_excess.mean(), found.excess, rtol=1e-5)
+    np.testing.assert_allclose(result.excess, result.loss - result.floor)
+    np.testing.assert_allclose(result.pixel_excess.mean(), result.excess, rtol=1e-5)
 
 
 def test_every_decoder_is_evaluated_on_its_teacher(images: Array) -> None:
@@ -299,11 +299,11 @@ def test_every_decoder_is_evaluated_on_its_teacher(images: Array) -> None:
         pixel_measure, double[1:], [0], [PIXEL_VARIABLES], [whole(images)]
     )
 
-    found = mutual_information.evaluate(
+    results = mutual_information.evaluate(
         pixel_measure, double, [1, 0], [PIXEL_VARIABLES] * 2, [whole(images)]
     )
 
-    assert found[0].loss == expected.loss != found[1].loss
+    assert results[0].loss == expected.loss != results[1].loss
 
 
 def test_no_images_are_refused() -> None:
@@ -327,7 +327,7 @@ def test_the_information_of_a_binary_channel_is_found(
     for _ in range(150):
         trained, _ = step(trained, train[1], train[0])
 
-    (found,) = mutual_information.evaluate(
+    (result,) = mutual_information.evaluate(
         pixel_measure,
         [lambda images: held_out[1]],
         [0],
@@ -335,7 +335,7 @@ def test_the_information_of_a_binary_channel_is_found(
         [whole(2 * held_out[0] - 1)],
     )
 
-    lower_bound = np.log(2) - found.loss
+    lower_bound = np.log(2) - result.loss
     information = channels.symmetric_information(flipped)
     assert lower_bound <= information + 1e-6  # Rounding in float32.
     assert lower_bound == pytest.approx(
@@ -352,22 +352,22 @@ def blocks(rng: np.random.Generator, flipped: float) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_more_noise_gives_a_larger_loss(bench: Bench, rng: np.random.Generator, seed: int) -> None:
-    own, losses, entropies = rng.spawn(3)[seed], [], []
+    generator, losses, entropies = rng.spawn(3)[seed], [], []
 
     for flipped in (0, 1 / 8, 5 / 16):
         trained = bench.first(seed)
         for _ in range(60):
-            images, tokens = blocks(own, flipped)
+            images, tokens = blocks(generator, flipped)
             trained, _ = bench.step(trained, tokens, images)
-        images, tokens = blocks(own, flipped)
-        (found,) = mutual_information.evaluate(
+        images, tokens = blocks(generator, flipped)
+        (result,) = mutual_information.evaluate(
             bench.measure,
             [lambda _, t=tokens: t],
             [0],
             [trained.variables],
             [whole(2 * images - 1)],
         )
-        losses.append(found.loss)
+        losses.append(result.loss)
         entropies.append(channels.binary_entropy(flipped))
 
     assert losses[0] < losses[1] < losses[2]

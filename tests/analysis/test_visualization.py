@@ -102,11 +102,13 @@ def test_pictures_are_the_inverse_transform_of_numpy(rng: np.random.Generator, s
 
     actual = visualization.pictures_of(jnp.asarray(spectra), colours)
 
-    whole = spectra[..., 0] + 1j * spectra[..., 1]
+    complex_spectra = spectra[..., 0] + 1j * spectra[..., 1]
     for y, x in np.ndindex(side, side // 2 + 1):
         radius = np.hypot(min(y, side - y) / side, x / side)
-        whole[:, y, x] /= max(radius, 1 / side)
-    values = np.fft.irfft2(whole, (side, side), axes=(1, 2)) * side  # Square root of the pixels.
+        complex_spectra[:, y, x] /= max(radius, 1 / side)
+    values = (
+        np.fft.irfft2(complex_spectra, (side, side), axes=(1, 2)) * side
+    )  # Square root of the pixels.
     expected = special.expit(values @ colours.matrix.T + colours.centre)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
@@ -156,7 +158,7 @@ def test_shifts_are_all_within_the_jitter(key: jax.Array) -> None:
     picture = jnp.zeros((8, 8, 3)).at[4, 4].set(1.0)
     keys = jax.random.split(key, 200)
 
-    moved = jax.vmap(lambda own: visualization.shifted(picture, 1, own))(keys)
+    moved = jax.vmap(lambda key: visualization.shifted(picture, 1, key))(keys)
 
     places = {tuple(place) for place in np.argwhere(moved[..., 0])[:, 1:].tolist()}
     assert places == {(y, x) for y in (3, 4, 5) for x in (3, 4, 5)}
@@ -194,25 +196,25 @@ def test_a_linear_detector_is_maximised_by_its_pattern(
     pattern = rng.choice([-1.0, 1.0], (4, 4, 3))
     variables = detector(pattern, bias)
 
-    found = visualization.visualise(detecting(), variables, neurons=[1, 0], seeds=[0, 1], batch=4)
+    result = visualization.visualise(detecting(), variables, neurons=[1, 0], seeds=[0, 1], batch=4)
 
     # The product has its maximum, 1, if each sub-pixel is 0 or 1 by the sign of the pattern.
-    for own, sign in zip(found.pictures, (1, -1), strict=True):
-        for picture in own:
+    for of_neuron, sign in zip(result.pictures, (1, -1), strict=True):
+        for picture in of_neuron:
             assert np.corrcoef(picture.ravel(), sign * pattern.ravel())[0, 1] > 0.9
     # The tokens are [CLS], which is zero, and one patch, whose product is doubled.
     expected = (gelu(bias) + gelu(bias + 2)) / 2
-    np.testing.assert_allclose(found.activations, np.full((2, 2), expected), rtol=0.05)
+    np.testing.assert_allclose(result.activations, np.full((2, 2), expected), rtol=0.05)
 
 
 def test_pictures_of_the_last_block_beat_random_images(rng: np.random.Generator) -> None:
-    found = visualization.visualise(top(), variables_of(), neurons=[0, 3, 6], seeds=[1], batch=3)
+    result = visualization.visualise(top(), variables_of(), neurons=[0, 3, 6], seeds=[1], batch=3)
 
     images = random_images(rng, 300)
     for i, neuron in enumerate([0, 3, 6]):
-        own = response(2 * found.pictures[i] - 1, neuron, **TOP)
-        np.testing.assert_allclose(found.activations[i], own, rtol=1e-3)
-        assert own.min() > response(images, neuron, **TOP).max()
+        responses = response(2 * result.pictures[i] - 1, neuron, **TOP)
+        np.testing.assert_allclose(result.activations[i], responses, rtol=1e-3)
+        assert responses.min() > response(images, neuron, **TOP).max()
 
 
 def shifted_response(images: np.ndarray, neuron: int) -> np.ndarray:
@@ -225,13 +227,13 @@ def shifted_response(images: np.ndarray, neuron: int) -> np.ndarray:
 def test_pictures_of_the_first_block_beat_random_images_for_any_shift(
     rng: np.random.Generator,
 ) -> None:
-    found = pictures_for([0, 3, 6], [1], 3)
+    result = pictures_for([0, 3, 6], [1], 3)
 
     images = random_images(rng, 300)
     for i, neuron in enumerate([0, 3, 6]):
-        picture = 2 * found.pictures[i] - 1
-        own = response(picture, neuron, **BOTTOM)
-        np.testing.assert_allclose(found.activations[i], own, rtol=1e-3)
+        picture = 2 * result.pictures[i] - 1
+        responses = response(picture, neuron, **BOTTOM)
+        np.testing.assert_allclose(result.activations[i], responses, rtol=1e-3)
         every, random = (shifted_response(each, neuron) for each in (picture, images))
         assert every.min() > random.max()
 
@@ -247,10 +249,10 @@ def pictures_for(
 def test_a_picture_depends_on_its_own_neuron_and_seed_alone() -> None:
     several = pictures_for([0, 3, 6], [5, 1], 3)
 
-    again = pictures_for([3, 6, 2], [1], 3)
+    others = pictures_for([3, 6, 2], [1], 3)
 
-    np.testing.assert_allclose(several.pictures[1:, 1], again.pictures[:2, 0], atol=1e-5)
-    np.testing.assert_allclose(several.activations[1:, 1], again.activations[:2, 0], rtol=1e-5)
+    np.testing.assert_allclose(several.pictures[1:, 1], others.pictures[:2, 0], atol=1e-5)
+    np.testing.assert_allclose(several.activations[1:, 1], others.activations[:2, 0], rtol=1e-5)
     for other in (several.pictures[1, 0], several.pictures[0, 1]):
         assert np.abs(several.pictures[1, 1] - other).max() > 0.1
 

@@ -75,11 +75,14 @@ def test_logits_are_float32_in_any_compute_dtype(name: str) -> None:
 
 
 def test_trunk_and_head_together_are_the_whole_model(name: str) -> None:
-    ((maps, logits), variables), (_, whole) = trunk_and_head_shapes(name), small_in_bfloat16(name)
+    ((maps, logits), variables), (_, whole_model) = (
+        trunk_and_head_shapes(name),
+        small_in_bfloat16(name),
+    )
 
     assert maps.ndim == 4
     assert logits.shape == (2, 3)
-    assert set(variables) == set(whole)  # The other stem has the same names.
+    assert set(variables) == set(whole_model)  # The other stem has the same names.
 
 
 def test_integer_images_are_refused(name: str) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 
 def error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Guo et al. 2017, Eq. 3: bin m of M holds the confidences in ((m - 1) / M, m / M]."""
-    found = 0.0
+    total = 0.0
     for m in range(1, bins + 1):
         right, confidences = [], []
         for row, label in zip(probabilities, labels, strict=True):
@@ -14,5 +14,5 @@ def error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> floa
                 confidences.append(row.max())
         if right:
             gap = abs(np.mean(right) - np.mean(confidences))
-            found += len(right) / len(labels) * float(gap)
-    return found
+            total += len(right) / len(labels) * float(gap)
+    return total

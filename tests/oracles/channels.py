@@ -25,9 +25,9 @@ def symmetric_channel(
     pixels = np.repeat([0.0, 1.0], size // 2)
     assert float(flipped * (size // 2)).is_integer()
     flips = np.arange(size // 2) < flipped * (size // 2)
-    seen = np.abs(pixels - np.tile(flips, 2))
+    received = np.abs(pixels - np.tile(flips, 2))
     order = rng.permutation(size)
-    return pixels[order].reshape(shape), seen[order].reshape(shape)
+    return pixels[order].reshape(shape), received[order].reshape(shape)
 
 
 def gaussian_information(rho: float, dimensions: int) -> float:

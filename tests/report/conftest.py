@@ -21,9 +21,14 @@ def _model(validation: float, test: dict[str, Any]) -> dict[str, dict[str, Any]]
 def _tested(
     share: float, *, agreement: float | None = None, confused: list[dict[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Metrics on test: what only students have is left out where it is None."""
-    found = {"top5": 0.99, "calibration_error": 0.03, "agreement": agreement, "confused": confused}
-    return _metrics(share) | {name: value for name, value in found.items() if value is not None}
+    """Returns metrics on test, without those that are None."""
+    metrics = {
+        "top5": 0.99,
+        "calibration_error": 0.03,
+        "agreement": agreement,
+        "confused": confused,
+    }
+    return _metrics(share) | {name: value for name, value in metrics.items() if value is not None}
 
 
 def _pair(true: str, predicted: str, images: int, of: int) -> dict[str, Any]:
@@ -31,14 +36,14 @@ def _pair(true: str, predicted: str, images: int, of: int) -> dict[str, Any]:
 
 
 def _selected(step: int | None, student: int) -> dict[str, Any]:
-    taught = step is not None
+    has_teacher = step is not None
     return {
         "teacher_step": step,
         "student": student,
-        "loss": "kd" if taught else None,
+        "loss": "kd" if has_teacher else None,
         "learning_rate": 0.1,
-        "temperature": 4.0 if taught else None,
-        "weight": 0.9 if taught else None,
+        "temperature": 4.0 if has_teacher else None,
+        "weight": 0.9 if has_teacher else None,
         "seed": 0,
     }
 
@@ -58,7 +63,7 @@ def _student(method: str, student: int, step: int | None, share: float) -> dict[
 
 
 LABELS = np.repeat([0, 1], [250, 150])
-# Test images that each model puts into a wrong class.
+# Test images that each model classifies wrongly.
 WRONG = {
     ("scratch", "students"): [*range(40), *range(250, 290)],
     ("finetune", "students"): [*range(20), *range(255, 275)],
@@ -84,7 +89,7 @@ def _correct(method: str) -> dict[str, Any]:
 
 @pytest.fixture
 def results() -> dict[str, Any]:
-    """The content of results.json: from scratch, fine-tuning and ReMem, two students each."""
+    """The content of results.json: from scratch, fine-tuning and ReMem, with two students each."""
     confused = [_pair("one", "zero", 20, 150), _pair("zero", "one", 10, 250)]
     return {
         "format": 1,
@@ -169,7 +174,7 @@ def results() -> dict[str, Any]:
 
 @pytest.fixture
 def older(results: dict[str, Any]) -> dict[str, Any]:
-    """The same as a run of an earlier version recorded it."""
+    """The same results as recorded by an earlier version."""
     for row in results["methods"]:
         del row["test_correct"]
     for name in ("classes_without_images", "held_out", "test_labels", "sizes"):
@@ -179,15 +184,15 @@ def older(results: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
-    """Metrics of that run, as the log writes them."""
+    """The metrics of that run as logged."""
     lines: list[dict[str, Any]] = []
     for step in (100, 200):
         for method, ascent in (("finetune", 0.0), ("remem", 2.0)):
             values = {"loss": 1 / step, "ascent_norm": ascent, "validation": step / 400}
             lines.append({"part": f"teachers/{method}", "step": step, "time": 0.0, **values})
-        for part in ("scratch", "finetune/step_100", "remem/step_200"):
+        for stage in ("scratch", "finetune/step_100", "remem/step_200"):
             values = {"loss": [2.0, 1.0], "validation": [step / 400, step / 250]}
-            lines.append({"part": f"students/{part}", "step": step, "time": 0.0, **values})
+            lines.append({"part": f"students/{stage}", "step": step, "time": 0.0, **values})
     return lines
 
 
@@ -195,7 +200,7 @@ def rows() -> list[dict[str, Any]]:
 def run(
     tmp_path: pathlib.Path, results: dict[str, Any], rows: list[dict[str, Any]]
 ) -> pathlib.Path:
-    """A folder with what the run left, but for what a test changes in `results` later."""
+    """The folder of the finished run; later changes to `results` are not in it."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")

@@ -19,7 +19,7 @@ HOSTILE = '<script>alert("1")</script> $\\frac{$ \u202e'
 
 
 def _model(title: str, *excess: float, slope: float = 0.0, bound: float | None = None) -> Any:
-    """A model whose excess is that of each seed."""
+    """Returns a model with the given excess for each seed."""
     mean = sum(excess) / len(excess)
     return {
         "title": title,
@@ -32,7 +32,7 @@ def _model(title: str, *excess: float, slope: float = 0.0, bound: float | None =
         "info_nce": None
         if bound is None
         else {"bound": bound, "deviation": 0.25, "batch": 64, "noise": 6.0},
-        "seeds": [{"seed": seed, "excess": one} for seed, one in enumerate(excess)],
+        "seeds": [{"seed": seed, "excess": value} for seed, value in enumerate(excess)],
     }
 
 
@@ -61,7 +61,7 @@ def test_a_ranking_of_one_setting_is_not_called_stable() -> None:
     )
 
 
-def test_a_ranking_that_all_settings_share_does_not_depend_on_them() -> None:
+def test_a_ranking_shared_by_all_settings_is_called_stable() -> None:
     other = _setting(STRONG, _model("weak", 0.9, 0.8), rate=3e-3)
 
     text = rankings.sentences([_setting(WEAK, STRONG), other])[0]
@@ -70,7 +70,7 @@ def test_a_ranking_that_all_settings_share_does_not_depend_on_them() -> None:
     assert text.endswith("does not depend on them.")
 
 
-def test_a_ranking_that_settings_change_says_which() -> None:
+def test_the_settings_that_change_a_ranking_are_named() -> None:
     turned = _setting(_model("weak", 0.01, 0.01), STRONG, beta=0.9, aligned=False)
     same = _setting(WEAK, STRONG, rate=3e-3)
 
@@ -83,7 +83,7 @@ def test_a_ranking_that_settings_change_says_which() -> None:
 
 
 def test_neighbours_in_the_ranking_are_compared_for_each_seed() -> None:
-    close = _model("close", 0.01, 0.045)  # Ahead of strong with the first seed alone.
+    close = _model("close", 0.01, 0.045)  # Ahead of strong only with the first seed.
 
     text = rankings.sentences([_setting(WEAK, STRONG, close)])[1]
 
@@ -98,7 +98,7 @@ def test_neighbours_in_the_ranking_are_compared_for_each_seed() -> None:
     ("slopes", "finished"),
     [
         ((0.0, 0.0), True),
-        ((-0.1, -0.1), True),  # What both gain alike changes no ranking.
+        ((-0.1, -0.1), True),  # A common gain does not change the ranking.
         ((-0.0029, 0.0), True),  # 5 of them are below half of 0.03.
         ((-0.0031, 0.0), False),
         ((0.0016, -0.0016), False),
@@ -107,7 +107,9 @@ def test_neighbours_in_the_ranking_are_compared_for_each_seed() -> None:
 def test_decoders_have_converged_if_their_remaining_change_is_below_half_a_gap(
     slopes: tuple[float, float], *, finished: bool
 ) -> None:
-    models = [{**one, "slope": slope} for one, slope in zip((WEAK, STRONG), slopes, strict=True)]
+    models = [
+        {**model, "slope": slope} for model, slope in zip((WEAK, STRONG), slopes, strict=True)
+    ]
 
     text = rankings.sentences([_setting(*models), _setting(WEAK, STRONG, rate=0.5)])[2]
 
@@ -140,10 +142,10 @@ def test_a_single_model_has_no_ranking() -> None:
 
 
 def test_the_table_of_rankings_has_a_row_for_each_measurement() -> None:
-    found = rankings.table([_setting(WEAK, STRONG), _setting(STRONG, WEAK, rate=3e-3)])
+    rankings_table = rankings.table([_setting(WEAK, STRONG), _setting(STRONG, WEAK, rate=3e-3)])
 
-    assert [row[1] for row in found.rows] == ["weak", "strong", "strong", "weak"]
-    assert found.rows[0][2:5] == ("0.56000", "0.06000", "0.00100")
+    assert [row[1] for row in rankings_table.rows] == ["weak", "strong", "strong", "weak"]
+    assert rankings_table.rows[0][2:5] == ("0.56000", "0.06000", "0.00100")
 
 
 def _information(excess: float) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def _information(excess: float) -> dict[str, Any]:
     }
 
 
-def test_a_teacher_of_a_run_is_a_point_with_its_best_student(results: dict[str, Any]) -> None:
+def test_each_teacher_of_a_run_is_a_point_with_its_best_student(results: dict[str, Any]) -> None:
     results["teachers"][1]["information"] = _information(0.125)
 
     (point,) = information.points(results)
@@ -242,7 +244,7 @@ def _trial(row: str, column: str, *points: Any, fraction: float = 1.0) -> dict[s
 
 
 def _study(*trials: Any, data: tuple[str, ...] = ("Digits", "Digits")) -> dict[str, Any]:
-    """Rows a and b, and as many columns as there are data sets named."""
+    """Returns a study with rows a and b and a column for each data set."""
     return {
         "rows": [{"name": name, "title": f"Row {name}"} for name in "ab"],
         "columns": [
@@ -281,7 +283,7 @@ def test_a_study_has_a_plane_for_each_data_set() -> None:
 def test_a_series_is_named_by_what_varies(
     trials: list[tuple[str, str]], expected: list[str]
 ) -> None:
-    (plane,) = study_information.figures(_study(*(_trial(*one, _point()) for one in trials)))
+    (plane,) = study_information.figures(_study(*(_trial(*trial, _point()) for trial in trials)))
 
     assert _series(plane) == expected
 
@@ -323,14 +325,14 @@ def test_pruned_teachers_are_grouped_by_kind_and_unpruned_ones_are_in_each_group
 
 
 def test_pruning_is_not_drawn_without_pruned_teachers() -> None:
-    assert [one.name for one in study_information.figures(_study(_trial("a", "0", _point())))] == [
-        "information_plane"
-    ]
+    assert [
+        figure.name for figure in study_information.figures(_study(_trial("a", "0", _point())))
+    ] == ["information_plane"]
 
 
 @pytest.fixture
 def study_json(tmp_path: pathlib.Path) -> dict[str, Any]:
-    """The content of study.json of a figure: one trial, whose teachers were measured."""
+    """The content of study.json of a figure: one trial with measured teachers."""
     data = {
         "title": HOSTILE,
         "metric": "top1",
@@ -393,12 +395,12 @@ def test_hostile_names_are_text_in_the_planes_of_a_study(
     assert "<script" not in (tmp_path / "figures" / "information_plane.svg").read_text()
 
 
-@pytest.mark.parametrize("found", [None, {"format": 0}])
+@pytest.mark.parametrize("content", [None, {"format": 0}])
 def test_an_analysis_without_results_of_this_format_has_no_report(
-    found: Any, tmp_path: pathlib.Path
+    content: Any, tmp_path: pathlib.Path
 ) -> None:
-    if found is not None:
-        (tmp_path / "results.json").write_text(json.dumps(found), encoding="utf-8")
+    if content is not None:
+        (tmp_path / "results.json").write_text(json.dumps(content), encoding="utf-8")
 
     with pytest.raises(SettingError, match=r"results\.json"):
         report.write_analysis(tmp_path)

@@ -1,4 +1,4 @@
-"""Reports opened in a real browser: Debian's Chromium, without a window."""
+"""Reports opened in a real browser: headless Chromium of Debian."""
 
 import copy
 import itertools
@@ -14,7 +14,7 @@ import pytest
 from remem_jax import report
 from tests.oracles.browser import Browser
 
-# As folders and files may be called. What runs leaves a mark: a title, or a variable.
+# Names that folders and files may have. A script that runs sets a title or a variable.
 NAMES = (
     "<img src=x onerror=\"hacked=1;document.title='hacked'\">",
     "\"><script>hacked=1;document.title='hacked'</script>",
@@ -63,8 +63,8 @@ _FACTS = """(async () => {
 })()"""
 
 
-class Seen(NamedTuple):
-    """A page as the browser shows it."""
+class Rendered(NamedTuple):
+    """A page as rendered by the browser."""
 
     kind: str
     path: pathlib.Path
@@ -74,7 +74,7 @@ class Seen(NamedTuple):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One browser for all tests: it takes a second or two to start."""
+    """One browser for all tests, as it takes seconds to start."""
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("Chromium is not installed (Debian's package chromium).")
@@ -83,47 +83,47 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def kept() -> dict[Any, Any]:
-    """Pages, and what was seen of them."""
+def cache() -> dict[Any, Any]:
+    """Pages and their rendered facts, written and measured once."""
     return {}
 
 
 @pytest.fixture(params=FIGURES)
 def page(
     request: pytest.FixtureRequest,
-    kept: dict[Any, Any],
+    cache: dict[Any, Any],
     tmp_path_factory: pytest.TempPathFactory,
     results: dict[str, Any],
     rows: list[dict[str, Any]],
 ) -> tuple[str, pathlib.Path]:
-    """A kind of report and its page, in which a stranger chose all names."""
+    """A kind of report and its page, with hostile names."""
     kind = request.param
-    if kind not in kept:
+    if kind not in cache:
         folder = tmp_path_factory.mktemp(kind)
         if kind == "run":
-            kept[kind] = _run(folder, results, rows)
+            cache[kind] = _run(folder, results, rows)
         else:
-            kept[kind] = {"study": _study, "analysis": _analysis}[kind](folder)
-    return kind, kept[kind]
+            cache[kind] = {"study": _study, "analysis": _analysis}[kind](folder)
+    return kind, cache[kind]
 
 
 @pytest.fixture(params=WIDTHS)
-def seen(
+def rendered(
     request: pytest.FixtureRequest,
     page: tuple[str, pathlib.Path],
-    kept: dict[Any, Any],
+    cache: dict[Any, Any],
     browser: Browser,
-) -> Seen:
-    """The page in a window so many pixels wide."""
-    if (*page, request.param) not in kept:
+) -> Rendered:
+    """The page in a window of this width in pixels."""
+    if (*page, request.param) not in cache:
         browser.open(page[1], request.param)
         facts = browser.value(_FACTS)
-        kept[*page, request.param] = Seen(*page, facts, list(browser.events))
-    return kept[*page, request.param]
+        cache[*page, request.param] = Rendered(*page, facts, list(browser.events))
+    return cache[*page, request.param]
 
 
 def _namer() -> Callable[[], str]:
-    """Gives each name in turn, over and over."""
+    """Returns a function that cycles through the names."""
     return itertools.cycle(NAMES).__next__
 
 
@@ -160,9 +160,9 @@ def _run(folder: pathlib.Path, results: dict[str, Any], rows: list[dict[str, Any
 
 
 def _study(folder: pathlib.Path) -> pathlib.Path:
-    """The report of a study of two rows and six columns, the first of which has trials."""
+    """Writes the report of a study of two rows and six columns; only the first has trials."""
     name = _namer()
-    lines = [{"name": one, "title": name(), "group": name()} for one in "ab"]
+    lines = [{"name": row, "title": name(), "group": name()} for row in "ab"]
     data = {
         "metric": "top1",
         "official": False,
@@ -171,7 +171,7 @@ def _study(folder: pathlib.Path) -> pathlib.Path:
         "image_size": 32,
     }
     columns = [
-        {"name": str(one), "title": name(), "data": {**data, "title": name()}} for one in range(6)
+        {"name": str(i), "title": name(), "data": {**data, "title": name()}} for i in range(6)
     ]
     teacher = {
         "method": "finetune",
@@ -189,7 +189,7 @@ def _study(folder: pathlib.Path) -> pathlib.Path:
     trials = [
         {
             "trial": name(),
-            "row": one,
+            "row": row,
             "column": "0",
             "seed": 0,
             "fraction": 1.0,
@@ -206,7 +206,7 @@ def _study(folder: pathlib.Path) -> pathlib.Path:
             "folder": name(),
             "teachers": copy.deepcopy(teachers),
         }
-        for one in "ab"
+        for row in "ab"
     ]
     replicate = {
         "seed": 0,
@@ -249,7 +249,7 @@ def _study(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _analysis(folder: pathlib.Path) -> pathlib.Path:
-    """The report of all analyses of two models, on two images."""
+    """Writes the report of all analyses of two models, on two images."""
     name = _namer()
     titles = [name(), name()]
     rng = np.random.default_rng(0)
@@ -294,7 +294,7 @@ def _analysis(folder: pathlib.Path) -> pathlib.Path:
                 "clusters": 10,
                 "threshold": 0.1,
                 "images": 2,
-                "models": [{"title": one, "layers": [_layer(0), _layer(1)]} for one in titles],
+                "models": [{"title": title, "layers": [_layer(0), _layer(1)]} for title in titles],
             },
             "criticality": {
                 "blocks": [
@@ -358,8 +358,8 @@ def _layer(layer: int) -> dict[str, Any]:
     }
 
 
-def _told(events: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """What a page wrote into the console, and what the browser did: errors, what it barred."""
+def _messages(events: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Returns console messages, errors and blocked actions of a page."""
     return [
         json.dumps(parameters)
         for method, parameters in events
@@ -367,8 +367,8 @@ def _told(events: list[tuple[str, dict[str, Any]]]) -> list[str]:
     ]
 
 
-def _asked(events: list[tuple[str, dict[str, Any]]]) -> set[str]:
-    """What a page asked for beyond what it holds itself."""
+def _requests(events: list[tuple[str, dict[str, Any]]]) -> set[str]:
+    """Returns the URLs that a page requested, without embedded ones."""
     urls = {
         parameters["request"]["url"]
         for method, parameters in events
@@ -381,7 +381,7 @@ def _dialogs(events: list[tuple[str, dict[str, Any]]]) -> int:
     return sum(method == "Page.javascriptDialogOpening" for method, _ in events)
 
 
-def test_the_browser_reports_all_faults_of_a_bad_page(
+def test_the_browser_detects_all_faults_of_a_bad_page(
     browser: Browser, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "bad.html"
@@ -398,35 +398,35 @@ def test_the_browser_reports_all_faults_of_a_bad_page(
 
     assert (facts["title"], facts["hacked"]) == ("hacked", "number")
     assert _dialogs(browser.events) == 1
-    assert _told(browser.events)
-    assert _asked(browser.events) > {path.as_uri(), "http://127.0.0.1:9/x.png"}
+    assert _messages(browser.events)
+    assert _requests(browser.events) > {path.as_uri(), "http://127.0.0.1:9/x.png"}
     assert facts["broken"]
     assert facts["width"] > facts["window"]
     assert facts["letters"] == [[5, "small"]]
 
 
-def test_all_figures_are_there(seen: Seen) -> None:
-    plots = seen.facts["plots"]
+def test_all_figures_are_rendered(rendered: Rendered) -> None:
+    plots = rendered.facts["plots"]
 
-    assert seen.facts["figures"] == len(plots) == FIGURES[seen.kind]
+    assert rendered.facts["figures"] == len(plots) == FIGURES[rendered.kind]
     assert min(plot["width"] for plot in plots) > 300
     assert min(plot["height"] for plot in plots) > 100
-    assert min(seen.facts["marks"]) > 4  # The grounds of figure and panels are two.
-    assert not seen.facts["broken"]
-    assert seen.kind != "analysis" or seen.facts["images"] >= 12
+    assert min(rendered.facts["marks"]) > 4  # The backgrounds of figure and panels are two.
+    assert not rendered.facts["broken"]
+    assert rendered.kind != "analysis" or rendered.facts["images"] >= 12
 
 
-def test_a_page_has_no_errors(seen: Seen) -> None:
-    assert not _told(seen.events)
+def test_a_page_has_no_errors(rendered: Rendered) -> None:
+    assert not _messages(rendered.events)
 
 
-def test_a_page_requests_no_other_resource(seen: Seen) -> None:
-    assert _asked(seen.events) == {seen.path.as_uri()}
+def test_a_page_requests_no_other_resource(rendered: Rendered) -> None:
+    assert _requests(rendered.events) == {rendered.path.as_uri()}
 
 
-def test_names_are_text(seen: Seen) -> None:
-    assert [name for name in NAMES if name not in seen.facts["text"]] == []
-    assert seen.facts["title"].removesuffix(" (mini version)") in NAMES
+def test_names_are_text(rendered: Rendered) -> None:
+    assert [name for name in NAMES if name not in rendered.facts["text"]] == []
+    assert rendered.facts["title"].removesuffix(" (mini version)") in NAMES
 
 
 def test_no_name_runs_a_script_even_if_scripts_are_allowed(
@@ -441,37 +441,37 @@ def test_no_name_runs_a_script_even_if_scripts_are_allowed(
             assert browser.value("typeof hacked") == "undefined"
             assert browser.value("document.title") != "hacked"
             assert not _dialogs(browser.events)
-            assert not _told(browser.events)
-            assert _asked(browser.events) == {opened.as_uri()}
+            assert not _messages(browser.events)
+            assert _requests(browser.events) == {opened.as_uri()}
     finally:
         browser.call("Page.setBypassCSP", enabled=False)
     assert figures or kind == "run"
 
 
-def test_only_wide_elements_scroll(seen: Seen) -> None:
-    facts = seen.facts
+def test_only_wide_elements_scroll(rendered: Rendered) -> None:
+    facts = rendered.facts
 
     assert facts["width"] <= facts["window"]
-    for box in facts["regions"] + [one for one in facts["plots"] if not one["scrolls"]]:
+    for box in facts["regions"] + [plot for plot in facts["plots"] if not plot["scrolls"]]:
         assert box["left"] >= 0
         assert box["right"] <= facts["window"]
 
 
-def test_settings_are_read_without_scrolling(seen: Seen) -> None:
-    lists = seen.facts["lists"]
+def test_settings_are_read_without_scrolling(rendered: Rendered) -> None:
+    lists = rendered.facts["lists"]
 
     assert lists
-    assert max(one["outside"] for one in lists) <= 0
-    assert min(one["values"] for one in lists) >= 80  # Words are whole.
+    assert max(item["outside"] for item in lists) <= 0
+    assert min(item["values"] for item in lists) >= 80  # Words are not broken.
 
 
-def test_names_of_rows_leave_space_for_numbers(seen: Seen) -> None:
-    assert seen.facts["names"]
-    assert max(seen.facts["names"]) <= seen.facts["window"] / 2
+def test_names_of_rows_leave_space_for_numbers(rendered: Rendered) -> None:
+    assert rendered.facts["names"]
+    assert max(rendered.facts["names"]) <= rendered.facts["window"] / 2
 
 
-def test_text_is_large_enough(seen: Seen) -> None:
-    # Points of a figure are pixels where it is as wide as it was drawn; few labels have 8.5.
-    assert min(seen.facts["letters"])[0] >= 7.5
-    assert np.median([size for size, _ in seen.facts["letters"]]) >= 9
-    assert min(seen.facts["words"])[0] >= 12
+def test_text_is_large_enough(rendered: Rendered) -> None:
+    # At full width, a point of a figure is a pixel; few labels have a size of 8.5.
+    assert min(rendered.facts["letters"])[0] >= 7.5
+    assert np.median([size for size, _ in rendered.facts["letters"]]) >= 9
+    assert min(rendered.facts["words"])[0] >= 12

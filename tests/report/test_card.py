@@ -1,6 +1,6 @@
-"""The model card: its head is YAML, its numbers are the run's, its code runs, its claims are known.
+"""The model card: its YAML metadata, its numbers, its code and its claims.
 
-The Hub's own reader of cards is huggingface_hub, which comes with timm.
+The reader of the Hub is huggingface_hub, a dependency of timm.
 """
 
 import json
@@ -43,35 +43,35 @@ def hostile(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def parsed(text: str) -> tuple[dict[str, Any], str]:
-    """The head of a card, and what comes after it; split where the first line is '---' again."""
+    """Splits a card into its metadata and its body at the second line of '---'."""
     before, head, body = re.split(r"^---$", text, maxsplit=2, flags=re.MULTILINE)
     assert before == ""
     return yaml.safe_load(head), body
 
 
 def code(text: str) -> dict[str, str]:
-    """The Python of a card, by the first package that it imports."""
+    """Returns the Python blocks of a card by the first package that each imports."""
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return {re.split(r"[\s.,]", block)[1]: block for block in blocks}
 
 
 def cells(text: str, row: str) -> list[str]:
-    """The cells of a row of a table after the first, which is `row`."""
-    (found,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", text, flags=re.MULTILINE)
-    return [cell.strip() for cell in found.split(" | ")]
+    """Returns the cells of a table row after the first, which is `row`."""
+    (line,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", text, flags=re.MULTILINE)
+    return [cell.strip() for cell in line.split(" | ")]
 
 
 def test_the_metadata_survive_every_name(hostile: dict[str, Any]) -> None:
     text = model_card.markdown(hostile, HOSTILE)
 
-    found, body = parsed(text)
+    metadata, body = parsed(text)
 
-    assert found["license"] == "other"
-    # On one line, with a mark for what has no place in a text.
-    shown = (
+    assert metadata["license"] == "other"
+    # It is on one line, with a replacement for characters that text cannot contain.
+    expected = (
         '--- - {a: "b", `c`: *d} license: mit # <b>|</b> \ufffd\ufffd\ufffd %YAML !!python/object:x'
     )
-    assert found["model-index"][0]["results"][0]["dataset"]["name"] == shown
+    assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == expected
     assert "<b>" not in body
     for block in code(text).values():
         compile(block, "card", "exec")  # Raises unless it is Python.
@@ -84,26 +84,29 @@ def test_the_hub_accepts_the_metadata(results: dict[str, Any]) -> None:
     data = hub.ModelCard(model_card.markdown(results, "remem")).data
 
     assert data.pipeline_tag == "image-classification"
-    found = {(one.dataset_split, one.metric_type): one.metric_value for one in data.eval_results}
+    values = {
+        (result.dataset_split, result.metric_type): result.metric_value
+        for result in data.eval_results
+    }
     row = results["methods"][2]["student"]
-    assert found["test", "accuracy"] == row["test"]["top1"]
-    assert found["validation", "accuracy"] == row["validation"]["top1"]
-    assert {one.task_type for one in data.eval_results} == {"image-classification"}
-    assert {one.dataset_name for one in data.eval_results} == {"scikit-learn's digits"}
+    assert values["test", "accuracy"] == row["test"]["top1"]
+    assert values["validation", "accuracy"] == row["validation"]["top1"]
+    assert {result.task_type for result in data.eval_results} == {"image-classification"}
+    assert {result.dataset_name for result in data.eval_results} == {"scikit-learn's digits"}
 
 
 @pytest.mark.parametrize("method", ["scratch", "finetune", "remem"])
-def test_every_metric_is_that_of_the_results(results: dict[str, Any], method: str) -> None:
+def test_every_metric_matches_the_results(results: dict[str, Any], method: str) -> None:
     (row,) = [row for row in results["methods"] if row["method"] == method]
 
     text = model_card.markdown(results, method)
 
-    found, body = parsed(text)
-    for one in found["model-index"][0]["results"]:
-        measured = row["student"][one["dataset"]["split"]]
+    metadata, body = parsed(text)
+    for entry in metadata["model-index"][0]["results"]:
+        measured = row["student"][entry["dataset"]["split"]]
         expected = {n: v for n, v in measured.items() if isinstance(v, float)}
         kinds = {kind: name for name, (kind, _) in card_tables.METRICS.items()}
-        assert {kinds[each["type"]]: each["value"] for each in one["metrics"]} == expected
+        assert {kinds[metric["type"]]: metric["value"] for metric in entry["metrics"]} == expected
     columns = [row["student"]["test"], row["student"]["validation"]]
     if row["teacher"]:
         columns = [
@@ -115,27 +118,27 @@ def test_every_metric_is_that_of_the_results(results: dict[str, Any], method: st
 
 
 def test_a_metric_that_is_not_finite_is_not_in_the_metadata(results: dict[str, Any]) -> None:
-    results["methods"][2]["student"]["test"]["loss"] = None  # As JSON has nan.
+    results["methods"][2]["student"]["test"]["loss"] = None  # JSON has no nan.
 
-    found, _ = parsed(model_card.markdown(results, "remem"))
+    metadata, _ = parsed(model_card.markdown(results, "remem"))
 
-    kinds = [one["type"] for one in found["model-index"][0]["results"][0]["metrics"]]
+    kinds = [metric["type"] for metric in metadata["model-index"][0]["results"][0]["metrics"]]
     assert "accuracy" in kinds
     assert "cross_entropy" not in kinds
 
 
 def test_the_card_describes_the_saved_student_of_several_seeds(results: dict[str, Any]) -> None:
     row = results["methods"][2]
-    row["test_correct"] = None  # So that the error is that of the share.
+    row["test_correct"] = None  # Makes the error binomial.
     ones = [row["student"]["test"] | {"top1": share} for share in (0.91, 0.94)]
     row["seeds"] = [
-        {"seed": seed, "student": 0, "validation": row["student"]["validation"], "test": one}
-        for seed, one in zip((5, 0), ones, strict=True)
+        {"seed": seed, "student": 0, "validation": row["student"]["validation"], "test": test}
+        for seed, test in zip((5, 0), ones, strict=True)
     ]
 
-    found, body = parsed(model_card.markdown(results, "remem"))
+    metadata, body = parsed(model_card.markdown(results, "remem"))
 
-    assert found["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.91
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.91
     assert cells(body, "Top-1 accuracy, %")[0] == "91.00"
     # 0.015 * sqrt(2), and sqrt(0.91 * 0.09 / 400).
     assert "the mean on test is 92.50 with a sample standard deviation of 2.12 points" in body
@@ -164,8 +167,8 @@ def test_unofficial_data_are_not_listed_as_official(results: dict[str, Any]) -> 
     assert official["datasets"] == ["uoft-cs/cifar100"]
     assert "Do not compare" not in of_official
     assert "datasets" not in other
-    for one in other["model-index"][0]["results"]:
-        assert one["dataset"]["type"] == "cifar100-not-official"
+    for result in other["model-index"][0]["results"]:
+        assert result["dataset"]["type"] == "cifar100-not-official"
     assert "Do not compare" in of_other
 
 
@@ -173,17 +176,17 @@ def test_no_licence_is_claimed_for_user_data_and_weights(results: dict[str, Any]
     results["data"] |= {"name": "folder", "title": "mine"}
     results["models"]["init"] = "weights/mine.npz"
 
-    found, body = parsed(model_card.markdown(results, "remem"))
+    metadata, body = parsed(model_card.markdown(results, "remem"))
 
-    assert found["license"] == "other"
-    assert "base_model" not in found
-    assert "datasets" not in found
+    assert metadata["license"] == "other"
+    assert "base_model" not in metadata
+    assert "datasets" not in metadata
     assert cells(body, "Training images | folder")[0] == licences.UNKNOWN
     assert cells(body, "Initial weights of the teacher | weights/mine.npz")[0].startswith("unknown")
     assert not re.search("apache|mit license|cc[- ]by", body, flags=re.IGNORECASE)
 
 
-def test_licences_of_data_are_those_of_the_registry(results: dict[str, Any]) -> None:
+def test_licences_of_data_match_the_registry(results: dict[str, Any]) -> None:
     for name, record in registry.RECORDS.items():
         results["data"]["name"] = name
 
@@ -196,14 +199,14 @@ def test_licences_of_data_are_those_of_the_registry(results: dict[str, Any]) -> 
 def test_a_student_from_scratch_names_no_teacher(results: dict[str, Any]) -> None:
     results["models"]["init"] = "augreg:B/16"
 
-    found, body = parsed(model_card.markdown(results, "scratch"))
+    metadata, body = parsed(model_card.markdown(results, "scratch"))
 
-    assert "base_model" not in found
+    assert "base_model" not in metadata
     assert "augreg" not in body
     assert "trained from scratch on labels only" in body
 
 
-def test_weights_on_the_hub_are_those_that_timm_made_of_the_same_files() -> None:
+def test_weights_on_the_hub_match_timms_conversions_of_the_same_files() -> None:
     timm = peers.timm()
 
     for init, name in licences.HUB_WEIGHTS.items():
@@ -232,7 +235,7 @@ def test_a_custom_student_has_no_timm_code(results: dict[str, Any]) -> None:
     assert "safetensors" not in code(text)
 
 
-def test_a_card_lies_beside_each_students_weights_and_nowhere_else(run: pathlib.Path) -> None:
+def test_a_card_is_written_only_beside_a_students_weights(run: pathlib.Path) -> None:
     for name in ("remem", "remem_seed_1", "other"):
         (run / "selected").mkdir(exist_ok=True)
         (run / "selected" / f"{name}_student.safetensors").touch()
@@ -240,13 +243,13 @@ def test_a_card_lies_beside_each_students_weights_and_nowhere_else(run: pathlib.
     report.write(run)
 
     results = json.loads((run / "results.json").read_text())
-    (found,) = run.rglob("*_student.md")
-    assert found == run / "selected" / "remem_student.md"
-    assert found.read_text() == model_card.markdown(results, "remem")
+    (path,) = run.rglob("*_student.md")
+    assert path == run / "selected" / "remem_student.md"
+    assert path.read_text() == model_card.markdown(results, "remem")
 
 
 def drawn(rng: np.random.Generator, name: str = NAME, stem: str = "imagenet") -> Any:
-    """A student's variables, whose logits are neither large nor alike."""
+    """Draws a student's variables that give moderate, distinct logits."""
     model = models.make(name, classes=CLASSES, stem=stem)
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32))
 
@@ -260,7 +263,7 @@ def drawn(rng: np.random.Generator, name: str = NAME, stem: str = "imagenet") ->
 
 
 def _export(folder: pathlib.Path) -> None:
-    """What `python -m remem_jax.export RUN --format=onnx` writes, unchecked."""
+    """Writes the files of `python -m remem_jax.export RUN --format=onnx`, unchecked."""
     pytest.importorskip("onnx", reason="Needs onnx: pip install '.[export]'.")
     pytest.importorskip("onnxruntime", reason="Needs onnxruntime: pip install '.[export]'.")
     student = runs.open_file(folder / "remem_student.safetensors")
@@ -287,9 +290,9 @@ def test_all_three_ways_to_load_it_give_the_same_logits(
 
     exec(blocks["numpy"], names)
     images = names["images"]
-    # Within a grey level, as `decoding.resize` says of Pillow.
-    seen = decoding.resize(pixels, SIZE).astype(np.float32) / 127.5 - 1
-    np.testing.assert_allclose(images[0], seen, atol=1.01 / 127.5)
+    # The tolerance is a grey level; `decoding.resize` differs from Pillow by that.
+    expected_input = decoding.resize(pixels, SIZE).astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(images[0], expected_input, atol=1.01 / 127.5)
     exec(blocks["jax"], names)
     ours = np.asarray(names["logits"])
     assert ours.shape == (1, CLASSES)
@@ -302,7 +305,7 @@ def test_all_three_ways_to_load_it_give_the_same_logits(
 
 
 @pytest.mark.parametrize("name", ["resnet18", NAME, "efficientnet_v2_b0"])
-def test_the_small_stem_is_timms_with_the_lines_of_the_card(
+def test_the_card_turns_timms_stem_into_the_small_one(
     name: str,
     results: dict[str, Any],
     tmp_path: pathlib.Path,
@@ -328,7 +331,7 @@ def test_the_small_stem_is_timms_with_the_lines_of_the_card(
 
 @pytest.mark.parametrize("stored_size", [0, 48])
 @pytest.mark.parametrize("mode", pictures.MODES)
-def test_the_cards_preprocessing_is_that_of_the_evaluation(
+def test_the_cards_preprocessing_matches_the_evaluation(
     results: dict[str, Any],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -344,5 +347,5 @@ def test_the_cards_preprocessing_is_that_of_the_evaluation(
     exec(code(model_card.markdown(results, "remem"))["numpy"], names)
 
     levels = (names["images"][0] + 1) * 127.5
-    # A grey level for each resize.
+    # The tolerance is a grey level for each resize.
     assert np.abs(levels - steps(pictures.encoded(mode))).max() <= len(steps.sizes) + 0.01

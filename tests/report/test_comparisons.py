@@ -1,4 +1,4 @@
-"""Differences between models in a report, against SciPy and closed forms."""
+"""Differences between models in a report agree with SciPy and closed forms."""
 
 import math
 from typing import Any
@@ -22,13 +22,13 @@ def _row(results: dict[str, Any], title: str) -> tuple[str, ...]:
 
 
 def _expected(high: str, low: str, role: str = "students") -> tuple[str, str, str]:
-    """Difference, error and p of two models, from the images on which they differ."""
+    """Computes difference, error and p of two models from the images on which they differ."""
     wrong_high, wrong_low = set(WRONG[high, role]), set(WRONG[low, role])
     better, worse = len(wrong_low - wrong_high), len(wrong_high - wrong_low)
     error = math.sqrt(better + worse - (better - worse) ** 2 / IMAGES) / IMAGES
     p = stats.binomtest(worse, better + worse).pvalue
-    shown = "< 0.0001" if p < 1e-4 else f"{p:.2g}"
-    return f"{100 * (better - worse) / IMAGES:+.2f}", f"{100 * error:.2f}", shown
+    p_text = "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+    return f"{100 * (better - worse) / IMAGES:+.2f}", f"{100 * error:.2f}", p_text
 
 
 def test_all_pairs_of_students_and_of_teachers_are_compared(results: dict[str, Any]) -> None:
@@ -58,17 +58,17 @@ def test_a_difference_has_its_paired_error_and_mcnemars_p(
     assert _row(results, title)[1:] == _expected(*pair)
 
 
-def test_a_difference_of_means_per_class_has_an_error_over_classes_too(
+def test_a_difference_of_means_per_class_also_has_an_error_over_classes(
     results: dict[str, Any],
 ) -> None:
     results["data"]["metric"] = "mean_per_class"
-    of_classes = [(40 - 10) / 250, (40 - 20) / 150]  # ReMem's less that from scratch.
-    over = stats.ttest_1samp(of_classes, 0)
+    per_class = [(40 - 10) / 250, (40 - 20) / 150]  # ReMem minus training from scratch.
+    over = stats.ttest_1samp(per_class, 0)
 
     _, difference, _, _, error, p = _row(results, "ReMem, student, minus From scratch")
 
-    assert difference == f"{100 * sum(of_classes) / 2:+.2f}"
-    expected = 100 * abs(of_classes[0] - of_classes[1]) / 2
+    assert difference == f"{100 * sum(per_class) / 2:+.2f}"
+    expected = 100 * abs(per_class[0] - per_class[1]) / 2
     assert float(error) == pytest.approx(expected, abs=0.005)
     assert float(p) == pytest.approx(over.pvalue, rel=0.05)
 
@@ -103,7 +103,7 @@ def test_gain_is_in_points_with_the_error_of_the_difference(results: dict[str, A
     )
 
 
-def test_gain_may_be_a_loss(older: dict[str, Any]) -> None:
+def test_a_gain_may_be_negative(older: dict[str, Any]) -> None:
     older["methods"][2]["student"]["test"]["top1"] = 0.8
 
     text = comparisons.gain(older)
@@ -172,8 +172,10 @@ def test_a_card_compares_the_student_with_its_teacher(results: dict[str, Any]) -
 def test_other_predictions_of_a_seed_change_the_mean(results: dict[str, Any]) -> None:
     row = results["methods"][2]
     row["test_correct"]["students"].append(results["methods"][0]["test_correct"]["students"][0])
-    both = [paired.unpack(one) for one in row["test_correct"]["students"]]
+    both = [paired.unpack(text) for text in row["test_correct"]["students"]]
 
     difference = _row(results, "ReMem, student, minus Fine-tuning")[1]
 
-    assert float(difference) == pytest.approx(100 * (sum(one.mean() for one in both) / 2 - 0.9))
+    assert float(difference) == pytest.approx(
+        100 * (sum(correct.mean() for correct in both) / 2 - 0.9)
+    )

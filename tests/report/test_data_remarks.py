@@ -14,7 +14,7 @@ ODD = {
     "empty_classes": ["owl", "empty"],
     "warnings": ["the classes Dog and dog differ only in case or spaces"],
 }
-SAID = (
+REMARKS = (
     "imgs: 18 files skipped (.jfif: 8, .tif: 10); the classes owl, empty have no image.",
     "imgs: the classes Dog and dog differ only in case or spaces.",
 )
@@ -32,15 +32,15 @@ def test_remarks_on_the_data_are_in_both_reports(
     results["data"] |= ODD
 
     for page in _pages(run, results):
-        assert all(said in page.replace("\\", "") for said in SAID)
+        assert all(remark in page.replace("\\", "") for remark in REMARKS)
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["nothing", "results of before"])
+@pytest.mark.parametrize("is_recorded", [True, False], ids=["nothing", "results of before"])
 def test_there_is_no_section_without_remarks(
-    run: pathlib.Path, results: dict[str, Any], there: bool
+    run: pathlib.Path, results: dict[str, Any], is_recorded: bool
 ) -> None:
     nothing = {"passed_over": {}, "empty_classes": [], "warnings": []}
-    results["data"] |= nothing if there else {}
+    results["data"] |= nothing if is_recorded else {}
 
     for page in _pages(run, results):
         assert "Remarks on the data" not in page

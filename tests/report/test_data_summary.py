@@ -28,7 +28,7 @@ def test_a_validation_split_of_the_data_was_not_held_out(results: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("found", "stored", "words"),
+    ("sizes", "stored", "words"),
     [
         (
             {"height": [120, 480, 3024], "width": [160, 640, 4032], "different": 97},
@@ -50,10 +50,10 @@ def test_a_validation_split_of_the_data_was_not_held_out(results: dict[str, Any]
         (None, [8, 9], "images of unrecorded sizes in 2 classes, stored as 8 x 9 and"),
     ],
 )
-def test_sizes_are_those_of_the_images_not_the_stored_ones(
-    results: dict[str, Any], found: Any, stored: Any, words: str
+def test_the_sizes_are_those_of_the_original_images(
+    results: dict[str, Any], sizes: Any, stored: Any, words: str
 ) -> None:
-    results["data"] |= {"sizes": found, "source_size": stored}
+    results["data"] |= {"sizes": sizes, "source_size": stored}
 
     assert words in page.summary(results)
 
@@ -91,7 +91,7 @@ def test_a_run_that_selected_on_test_is_recognised_by_its_rows(results: dict[str
 
 def test_a_mean_per_class_names_the_classes_it_covers(results: dict[str, Any]) -> None:
     results["data"]["metric"] = "mean_per_class"
-    whole = page.summary(results)
+    of_all_classes = page.summary(results)
     results["data"] |= {"classes": 15}
     results["data"]["classes_without_images"]["test"] = ["dog"]
 
@@ -100,7 +100,7 @@ def test_a_mean_per_class_names_the_classes_it_covers(results: dict[str, Any]) -
     words = "The mean per class on test is over 14 of 15 classes: dog has no image there."
     assert words in text
     assert words in model_card.markdown(results, "remem")
-    assert "mean per class on test is over" not in whole
+    assert "mean per class on test is over" not in of_all_classes
 
 
 def test_the_table_of_further_metrics_names_the_classes_it_covers(results: dict[str, Any]) -> None:
@@ -128,15 +128,15 @@ def test_the_table_of_hyperparameters_has_the_grid_of_the_run(results: dict[str,
 def test_a_single_seed_is_stated(results: dict[str, Any]) -> None:
     sentence = "One value of the teacher's rho, alpha and learning rate is tried per run; the paper"
 
-    found = page._content(results, [], [])["differs"]
+    remarks = page._content(results, [], [])["differs"]
 
-    assert sum(one.startswith(sentence) for one in found) == 1
+    assert sum(remark.startswith(sentence) for remark in remarks) == 1
 
 
 def test_a_sentence_recorded_by_an_older_run_is_not_repeated(older: dict[str, Any]) -> None:
-    (sentence,) = [one for one in page._content(older, [], [])["differs"] if "One value" in one]
+    (sentence,) = [s for s in page._content(older, [], [])["differs"] if "One value" in s]
     older["config"]["differs"] = [sentence]
 
-    found = page._content(older, [], [])["differs"]
+    remarks = page._content(older, [], [])["differs"]
 
-    assert found.count(sentence) == 1
+    assert remarks.count(sentence) == 1

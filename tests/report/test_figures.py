@@ -30,7 +30,7 @@ from remem_jax.report.figures import (
 )
 
 HOSTILE = "<script>alert(1)</script> $x$\n$\\frac{$ \U0001f600 \u202e\x01\udcff"
-SEEN = "<script>alert(1)</script> $x$"  # As much of it as each label has room for.
+VISIBLE = "<script>alert(1)</script> $x$"  # The part of it that fits into every label.
 
 NUMBERS = strategies.one_of(
     strategies.none(),
@@ -142,7 +142,7 @@ def _drawings() -> list[drawing.Drawing]:
         reconstructions.curves(CURVES, name="curves", title="Curves"),
         reconstructions.sensitivity(SETTINGS, name="sensitivity", title="Settings"),
     ]
-    return [one for one in drawn if one is not None]
+    return [figure for figure in drawn if figure is not None]
 
 
 Saved = tuple[pathlib.Path, dict[str, drawing.Drawing], dict[str, drawing.Plot]]
@@ -152,8 +152,8 @@ Saved = tuple[pathlib.Path, dict[str, drawing.Drawing], dict[str, drawing.Plot]]
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """Folder, drawings by name and plots by name."""
     folder = tmp_path_factory.mktemp("figures")
-    drawn = {one.name: one for one in _drawings()}
-    return folder, drawn, {name: drawing.save(folder, one) for name, one in drawn.items()}
+    drawn = {figure.name: figure for figure in _drawings()}
+    return folder, drawn, {name: drawing.save(folder, figure) for name, figure in drawn.items()}
 
 
 def _table(folder: pathlib.Path, name: str) -> list[dict[str, str]]:
@@ -183,25 +183,25 @@ def test_every_svg_is_well_formed_and_has_no_script(saved: Saved) -> None:
 
 
 def test_hostile_names_are_text(saved: Saved) -> None:
-    shown = {
+    texts = {
         name: " ".join(ElementTree.fromstring(plot.svg).itertext())
         for name, plot in saved[2].items()
     }
 
     for name in ("plane", "pruning", "expertness", "critical", "curves", "maps", "sensitivity"):
-        # The room for a name differs; beside a map it has the fewest letters.
-        assert SEEN[:19] in shown[name]
+        # The space for a name differs; it is smallest beside a map.
+        assert VISIBLE[:19] in texts[name]
     for name in ("neurons", "pictures"):
-        assert "<script>alert(" in shown[name]
+        assert "<script>alert(" in texts[name]
 
 
 def test_identifiers_are_unique_and_references_resolve(saved: Saved) -> None:
     page = "".join(plot.svg for plot in saved[2].values())
 
-    found = re.findall(r' id="([^"]*)"', page)
-    assert len(found) == len(set(found))
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
     assert set(re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', page)) <= {
-        pair for one in found for pair in ((one, ""), ("", one))
+        pair for name in ids for pair in ((name, ""), ("", name))
     }
 
 
@@ -216,7 +216,7 @@ def test_the_same_input_gives_the_same_bytes(saved: Saved, tmp_path: pathlib.Pat
     folder, drawn, plots = saved
     names = ("plane", "neurons")
 
-    again = {one.name: drawing.save(tmp_path, one) for one in _drawings() if one.name in names}
+    again = {d.name: drawing.save(tmp_path, d) for d in _drawings() if d.name in names}
     twice = drawing.save(tmp_path / "twice", drawn["plane"])
 
     assert twice == plots["plane"]
@@ -267,46 +267,48 @@ def test_pages_allow_only_embedded_pictures() -> None:
 
 
 def test_styles_differ_without_colours() -> None:
-    looks = [(one.marker, str(one.dashes)) for one in (drawing.style("", i) for i in range(65))]
+    looks = [
+        (style.marker, str(style.dashes)) for style in (drawing.style("", i) for i in range(65))
+    ]
 
     assert len(set(looks)) == 65
 
 
 def test_methods_keep_their_style_and_their_marker() -> None:
-    found = drawing.styles(["a", "remem", "b", "finetune", "c", "a"])
+    by_name = drawing.styles(["a", "remem", "b", "finetune", "c", "a"])
 
-    assert list(found) == ["a", "remem", "b", "finetune", "c"]
-    assert found["remem"] == drawing.METHODS["remem"] == drawing.style("remem", 5)
-    assert len({one.marker for one in found.values()}) == 5
+    assert list(by_name) == ["a", "remem", "b", "finetune", "c"]
+    assert by_name["remem"] == drawing.METHODS["remem"] == drawing.style("remem", 5)
+    assert len({style.marker for style in by_name.values()}) == 5
 
 
 def test_names_shortened_to_the_same_text_are_numbered() -> None:
     names = ["a" * 60 + "b", "a" * 60 + "c", "a" * 60 + "c", "remem", "d"]
 
-    found = drawing.labels(names, 12)
+    shortened = drawing.labels(names, 12)
 
-    assert found == ["a" * 11 + "…", "a" * 7 + "… (2)", "a" * 7 + "… (3)", "ReMem", "d"]
+    assert shortened == ["a" * 11 + "…", "a" * 7 + "… (2)", "a" * 7 + "… (3)", "ReMem", "d"]
 
 
 @hypothesis.given(strategies.lists(strategies.tuples(NUMBERS, NUMBERS), max_size=12))
 def test_no_point_dominates_the_front(pairs: list[tuple[float | None, float | None]]) -> None:
     points = [{"error": error, "excess": excess} for error, excess in pairs]
-    there = [
+    finite = [
         (error, excess, place)
         for place, (error, excess) in enumerate(pairs)
         if error is not None and excess is not None and math.isfinite(error + excess)
     ]
     beaten = {
         place
-        for error, excess, place in there
-        for other in there
+        for error, excess, place in finite
+        for other in finite
         if other[0] <= error and other[1] <= excess and other[:2] != (error, excess)
     }
 
     front = information_plane.pareto_front(points)
 
     assert len(set(front)) == len(front)
-    assert set(front) == {place for *_, place in there} - beaten
+    assert set(front) == {place for *_, place in finite} - beaten
     errors = [pairs[place][0] or 0.0 for place in front]
     assert errors == sorted(errors)
 
@@ -316,9 +318,9 @@ def test_plane_has_each_point_once_and_counts_omitted_ones(saved: Saved) -> None
 
     marks = [
         tuple(place)
-        for one in plane.figure.axes[0].collections
-        if isinstance(one, PathCollection)
-        for place in np.asarray(one.get_offsets()).tolist()
+        for points in plane.figure.axes[0].collections
+        if isinstance(points, PathCollection)
+        for place in np.asarray(points.get_offsets()).tolist()
     ]
     expected = [(-p["excess"], 100 * p["error"]) for p in POINTS[:4]]
     assert collections.Counter(marks) == collections.Counter(expected)
@@ -338,8 +340,8 @@ def test_plane_writes_its_numbers_in_full(saved: Saved) -> None:
     assert [row["on_front"] for row in table] == ["1", "1", "1", "0", "0", "0"]
     for field in ("step", "error", "excess", "deviation", "student"):
         written = [_number(row[field]) for row in table]
-        given = [None if point[field] is None else float(point[field]) for point in POINTS]
-        assert repr(written) == repr(given)  # NaN is equal to nothing, itself included.
+        expected = [None if point[field] is None else float(point[field]) for point in POINTS]
+        assert repr(written) == repr(expected)  # NaN does not equal itself.
 
 
 def test_plane_without_students_has_no_scale_of_colours() -> None:
@@ -358,7 +360,7 @@ def test_pruning_leaves_out_the_panel_that_has_no_data(saved: Saved) -> None:
     labels = [axes.get_ylabel() for axes in figure.axes]
     assert labels == ["Teacher's error, %", "Information, nats per sub-pixel"]
     for axes in figure.axes:
-        curves = [one.lines[0] for one in axes.containers]  # type: ignore[attr-defined]
+        curves = [bars.lines[0] for bars in axes.containers]  # type: ignore[attr-defined]
         assert [list(line.get_xdata()) for line in curves] == [[0, 1, 3]] * 2
 
 
@@ -373,9 +375,11 @@ def test_null_model_has_a_band_of_two_deviations(saved: Saved) -> None:
 def test_expertness_writes_each_seed_of_each_block(saved: Saved) -> None:
     table = _table(saved[0], "expertness")
 
-    found = [(row["block"], row["seed_place"], row["expertness"], row["sparsity"]) for row in table]
+    written = [
+        (row["block"], row["seed_place"], row["expertness"], row["sparsity"]) for row in table
+    ]
     once = [("2", "0", "0.5", "0.9"), ("2", "1", "0.7", "0.9"), ("1", "0", "0.3", "")]
-    assert found == 2 * once
+    assert written == 2 * once
 
 
 def test_criticality_writes_every_neuron_by_its_rank(saved: Saved) -> None:
@@ -404,15 +408,15 @@ def _images(drawn: drawing.Drawing) -> list[np.ndarray]:
 
 
 def test_grid_has_each_picture_once_in_order(saved: Saved) -> None:
-    shown = _images(saved[1]["neurons"])
+    pictures = _images(saved[1]["neurons"])
 
     expected = [
         picture
         for neuron in NEURONS
-        for picture in (*neuron["visualisations"], *(one["image"] for one in neuron["images"]))
+        for picture in (*neuron["visualisations"], *(entry["image"] for entry in neuron["images"]))
     ]
-    assert len(shown) == len(expected)
-    for ours, picture in zip(shown, expected, strict=True):
+    assert len(pictures) == len(expected)
+    for ours, picture in zip(pictures, expected, strict=True):
         np.testing.assert_allclose(ours / 255, picture, atol=0.5 / 255 + 1e-6)
 
 
@@ -424,11 +428,11 @@ def test_columns_of_a_grid_align_if_a_neuron_has_no_visualisation(saved: Saved) 
 
 
 def test_pictures_are_clipped_to_0_and_1(saved: Saved) -> None:
-    shown = _images(saved[1]["pictures"])
+    pictures = _images(saved[1]["pictures"])
 
-    assert len(shown) == 5  # Two originals, three reconstructions.
+    assert len(pictures) == 5  # Two originals, three reconstructions.
     np.testing.assert_allclose(
-        shown[1] / 255, np.minimum(2 * _picture(5), 1), atol=0.5 / 255 + 1e-6
+        pictures[1] / 255, np.minimum(2 * _picture(5), 1), atol=0.5 / 255 + 1e-6
     )
 
 
@@ -455,7 +459,7 @@ def test_there_is_a_curve_for_each_seed_and_a_label_for_each_model(saved: Saved)
 def test_sensitivity_has_a_row_for_each_setting(saved: Saved) -> None:
     drawn = saved[1]["sensitivity"]
 
-    ours, other = (one.lines[0] for one in drawn.figure.axes[0].containers)  # type: ignore[attr-defined]
+    ours, other = (bars.lines[0] for bars in drawn.figure.axes[0].containers)  # type: ignore[attr-defined]
     assert list(ours.get_xdata()) == [0.2, 0.2, 0.2]
     assert list(other.get_xdata()) == [0.1, 1 / 3]
     assert [round(place) for place in other.get_ydata()] == [0, 1]

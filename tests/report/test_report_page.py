@@ -1,4 +1,4 @@
-"""The two files of a report: complete, safe to open, reproducible."""
+"""The two files of a report are complete, safe to open and reproducible."""
 
 import html.parser
 import json
@@ -38,7 +38,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture
 def write(run: pathlib.Path, results: dict[str, Any]) -> Callable[[], tuple[str, str]]:
-    """Writes the report of `results` as they are by then; gives HTML and Markdown."""
+    """Returns a function that writes the report of `results` and returns HTML and Markdown."""
 
     def write_and_read() -> tuple[str, str]:
         (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
@@ -117,12 +117,12 @@ def test_markdown_tables_have_the_same_columns_in_each_line(
 ) -> None:
     request.getfixturevalue(fixture)
 
-    found = _markdown_tables(write()[1])
+    tables = _markdown_tables(write()[1])
 
     # Comparison, details, differences, confused, searched, teachers, students, settings, origins,
     # times.
-    assert len(found) == 10
-    for lines in found:
+    assert len(tables) == 10
+    for lines in tables:
         assert len({_columns(line) for line in lines}) == 1
 
 
@@ -132,10 +132,10 @@ def test_every_plot_is_well_formed(
 ) -> None:
     request.getfixturevalue(fixture)
 
-    found = _svgs(write()[0])
+    svgs = _svgs(write()[0])
 
-    assert len(found) == 6
-    for svg in found:
+    assert len(svgs) == 6
+    for svg in svgs:
         ElementTree.fromstring(svg)  # Raises unless it is XML.
 
 
@@ -251,13 +251,13 @@ def test_ascent_is_plotted_only_if_some_radius_is_above_zero(
 def test_diverged_students_are_counted_and_not_drawn(
     results: dict[str, Any], rows: list[dict[str, Any]]
 ) -> None:
-    whole = plots.draw(results, rows)[0]
+    complete = plots.draw(results, rows)[0]
     results["students"][0]["diverged"] = True
 
     cut = plots.draw(results, rows)[0]
 
     assert "diverged: 1" in cut.caption
-    assert whole.svg.count("<use") == cut.svg.count("<use") + 1
+    assert complete.svg.count("<use") == cut.svg.count("<use") + 1
 
 
 def test_a_run_without_metrics_is_reported_without_curves(

@@ -1,4 +1,4 @@
-"""The paper's numbers, against those that METHOD.md restores from its text."""
+"""The paper's numbers agree with those that METHOD.md restores from its text."""
 
 import pathlib
 import re
@@ -28,41 +28,41 @@ def _pairs(text: str) -> list[tuple[float, float]]:
     return [(float(student), float(teacher)) for student, teacher in re.findall(_PAIR, text)]
 
 
-def _found(table: int, row: str, columns: tuple[str, ...]) -> list[tuple[float, float]]:
+def _cells_of(table: int, row: str, columns: tuple[str, ...]) -> list[tuple[float, float]]:
     cells = [paper.cell(table, row, column) for column in columns]
     return [(cell.student, cell.teacher) for cell in cells if cell is not None]
 
 
-def test_cells_of_six_data_sets_are_those_of_the_paper(shared: pathlib.Path) -> None:
+def test_cells_of_six_data_sets_match_the_paper(shared: pathlib.Path) -> None:
     text = (shared / "paper/METHOD.md").read_text(encoding="utf-8")
     lines = re.findall(rf"^\| (\d+) \| ([^|]+) \|((?: {_PAIR} \|){{6}})$", text, re.MULTILINE)
 
-    found = [_found(int(table), _ROWS[row], _SIX) for table, row, *_ in lines]
+    actual = [_cells_of(int(table), _ROWS[row], _SIX) for table, row, *_ in lines]
 
-    assert len(found) == 10
-    assert found == [_pairs(cells) for _, _, cells, *_ in lines]
+    assert len(actual) == 10
+    assert actual == [_pairs(cells) for _, _, cells, *_ in lines]
 
 
-def test_cells_of_table_4_are_those_of_the_paper(shared: pathlib.Path) -> None:
+def test_cells_of_table_4_match_the_paper(shared: pathlib.Path) -> None:
     text = (shared / "paper/METHOD.md").read_text(encoding="utf-8")
     (part,) = re.findall(r"Table 4 \(dataset lost\).*?(?=Table 10)", text, re.DOTALL)
     expected = _pairs(part)
 
-    found = [_found(4, row, ("i1k", "i21k", "augreg")) for row in ("finetune", "remem")]
+    actual = [_cells_of(4, row, ("i1k", "i21k", "augreg")) for row in ("finetune", "remem")]
 
     assert len(expected) == 6
-    assert found == [expected[:3], expected[3:]]
+    assert actual == [expected[:3], expected[3:]]
 
 
-def test_cells_of_table_10_are_those_of_the_paper(shared: pathlib.Path) -> None:
+def test_cells_of_table_10_match_the_paper(shared: pathlib.Path) -> None:
     text = (shared / "paper/METHOD.md").read_text(encoding="utf-8")
     (part,) = re.findall(r"Table 10: baseline.*", text)
 
     rows = ("finetune", "reweight", "sam", "remem")
-    found = [pair for row in rows for pair in _found(10, row, ("sun397_tfds",))]
+    actual = [pair for row in rows for pair in _cells_of(10, row, ("sun397_tfds",))]
 
-    assert len(found) == 4
-    assert found == _pairs(part)
+    assert len(actual) == 4
+    assert actual == _pairs(part)
 
 
 @pytest.mark.parametrize("table", [1, 2])
@@ -71,7 +71,7 @@ def test_a_lost_table_has_a_remark_and_no_cells(table: int) -> None:
     assert f"Table {table} is lost" in paper.remark(table)
 
 
-def test_no_differences_where_the_data_set_is_not_known() -> None:
+def test_there_are_no_differences_for_an_unknown_data_set() -> None:
     comparable = [table for table in (3, 4, 8, 9, 10) if paper.is_comparable(table)]
 
     assert comparable == [3, 8, 9, 10]
@@ -94,19 +94,19 @@ def test_no_differences_where_the_data_set_is_not_known() -> None:
         ("resnet18", "kd", "inat2017", "lora_remem", (9, 43.0, 59.1)),
     ],
 )
-def test_cell_is_that_of_the_paper(
+def test_a_cell_matches_the_paper(
     student: str, loss: str, dataset: str, method: str, expected: tuple[int, float, float]
 ) -> None:
-    found = paper.lookup(student=student, loss=loss, dataset=dataset, method=method)
+    actual = paper.lookup(student=student, loss=loss, dataset=dataset, method=method)
 
-    assert found == paper.Record(*expected)
+    assert actual == paper.Record(*expected)
 
 
 @pytest.mark.parametrize("method", ["scratch", "finetune", "remem"])
 def test_no_numbers_are_invented_for_the_lost_table(method: str) -> None:
-    found = paper.lookup(student="resnet18", loss="kd", dataset="cifar100", method=method)
+    actual = paper.lookup(student="resnet18", loss="kd", dataset="cifar100", method=method)
 
-    assert found is None
+    assert actual is None
 
 
 def _set_case(results: dict[str, Any], student: str, loss: str, official: bool | None) -> None:
@@ -120,16 +120,16 @@ def _set_case(results: dict[str, Any], student: str, loss: str, official: bool |
 def test_records_are_found_for_the_methods_that_the_paper_has(results: dict[str, Any]) -> None:
     _set_case(results, "mobilenet_v2", "kd", official=True)
 
-    found = paper.records(results)
+    actual = paper.records(results)
 
-    assert found == {
+    assert actual == {
         "finetune": paper.Record(3, 77.8, 91.0),
         "remem": paper.Record(3, 80.2, 92.5),
     }
     assert "Table 3" in paper.note(results)
 
 
-def test_kd_of_mixed_images_is_the_papers_patient(results: dict[str, Any]) -> None:
+def test_kd_with_mixup_is_the_papers_patient_distillation(results: dict[str, Any]) -> None:
     _set_case(results, "resnet18", "kd", official=True)
     results["config"]["student"]["mixup"] = 0.8
 
@@ -137,7 +137,7 @@ def test_kd_of_mixed_images_is_the_papers_patient(results: dict[str, Any]) -> No
     assert "Table 8" in paper.note(results)
 
 
-def test_loss_is_kd_where_the_settings_name_none(results: dict[str, Any]) -> None:
+def test_the_default_loss_is_kd(results: dict[str, Any]) -> None:
     _set_case(results, "mobilenet_v2", "kd", official=True)
     results["config"] = {}
 
@@ -145,7 +145,7 @@ def test_loss_is_kd_where_the_settings_name_none(results: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("official", [None, False])
-def test_no_records_off_the_official_data(
+def test_unofficial_data_have_no_records(
     results: dict[str, Any],
     official: bool | None,
 ) -> None:
@@ -163,7 +163,7 @@ def test_no_records_off_the_official_data(
         ("mobilenet_v2", "dist", True, "none for mobilenet_v2 with the loss dist on cifar100"),
     ],
 )
-def test_note_says_why_there_are_no_numbers(
+def test_the_note_explains_why_there_are_no_numbers(
     results: dict[str, Any], student: str, loss: str, official: bool | None, reason: str
 ) -> None:
     _set_case(results, student, loss, official=official)

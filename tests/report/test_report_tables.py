@@ -1,4 +1,4 @@
-"""Tables of a report, against values computed by hand."""
+"""Tables of a report agree with values computed by hand."""
 
 import math
 from typing import Any
@@ -69,7 +69,7 @@ def test_comparison_uses_the_main_metric(results: dict[str, Any]) -> None:
 
     row = _by_column(run_tables.comparison(results), 1)
 
-    assert row["Student, test"] == "45.00"  # Half of top-1 in these records.
+    assert row["Student, test"] == "45.00"  # It is half of top-1 in these records.
 
 
 def test_comparison_has_the_papers_numbers_for_official_data(results: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ def _rows(table: tables.Table) -> list[dict[str, str]]:
     return [_by_column(table, i) for i in range(len(table.rows))]
 
 
-def test_details_are_of_every_student_and_teacher(results: dict[str, Any]) -> None:
+def test_details_list_every_student_and_teacher(results: dict[str, Any]) -> None:
     rows = {row["Model"]: row for row in _rows(run_tables.details(results))}
 
     assert list(rows) == [
@@ -107,16 +107,16 @@ def test_details_are_of_every_student_and_teacher(results: dict[str, Any]) -> No
     }
 
 
-def test_only_a_student_with_a_teacher_agrees_with_one(results: dict[str, Any]) -> None:
-    found = {row["Model"]: row["Agreement"] for row in _rows(run_tables.details(results))}
+def test_only_students_with_a_teacher_have_an_agreement(results: dict[str, Any]) -> None:
+    agreements = {row["Model"]: row["Agreement"] for row in _rows(run_tables.details(results))}
 
-    assert {name for name, cell in found.items() if cell != tables.NOTHING} == {
+    assert {name for name, cell in agreements.items() if cell != tables.NOTHING} == {
         "Fine-tuning, student",
         "ReMem, student",
     }
 
 
-def test_errors_are_those_of_remems_student(results: dict[str, Any]) -> None:
+def test_the_errors_of_remems_student_are_listed(results: dict[str, Any]) -> None:
     results["methods"].reverse()
 
     table = run_tables.confused(results)
@@ -126,7 +126,7 @@ def test_errors_are_those_of_remems_student(results: dict[str, Any]) -> None:
     assert table.rows == (("one", "zero", "20", "150"), ("zero", "one", "10", "250"))
 
 
-def test_errors_are_those_of_the_last_student_without_remem(results: dict[str, Any]) -> None:
+def test_without_remem_the_errors_of_the_last_student_are_listed(results: dict[str, Any]) -> None:
     pairs = results["methods"].pop()["student"]["test"]["confused"]
     results["methods"][-1]["student"]["test"]["confused"] = pairs[:1]
 
@@ -138,7 +138,7 @@ def test_errors_are_those_of_the_last_student_without_remem(results: dict[str, A
 
 
 @pytest.mark.parametrize("confused", [None, []])
-def test_no_table_of_errors_where_none_are_known(results: dict[str, Any], confused: Any) -> None:
+def test_there_is_no_table_of_unknown_errors(results: dict[str, Any], confused: Any) -> None:
     results["methods"][2]["student"]["test"]["confused"] = confused
 
     assert run_tables.confused(results) is None
@@ -183,10 +183,10 @@ def test_memory_plans_of_teachers_are_listed(results: dict[str, Any]) -> None:
         "operations": 1.015,
     }
 
-    found = [(what, value) for what, value in run_tables.origins(results).rows if "Memory" in what]
+    plans = [(what, value) for what, value in run_tables.origins(results).rows if "Memory" in what]
 
-    told = "3.00 GiB, elementwise operations recomputed, batches in 2 microbatches: 1.01 times"
-    assert found == [("Memory of remem's teacher", f"{told} the operations")]
+    text = "3.00 GiB, elementwise operations recomputed, batches in 2 microbatches: 1.01 times"
+    assert plans == [("Memory of remem's teacher", f"{text} the operations")]
 
 
 def test_many_class_names_are_cut(results: dict[str, Any]) -> None:
@@ -207,7 +207,7 @@ def test_many_class_names_are_cut(results: dict[str, Any]) -> None:
         (3712.34, "1 h 01 min"),
     ],
 )
-def test_duration_is_in_units_of_its_size(seconds: float, expected: str) -> None:
+def test_a_duration_is_shown_in_a_suitable_unit(seconds: float, expected: str) -> None:
     assert tables.duration(seconds) == expected
 
 
@@ -216,7 +216,7 @@ def test_times_end_with_their_sum(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("official", "warned"), [(None, False), (True, False), (False, True)])
-def test_warning_is_for_unofficial_data_only(
+def test_only_unofficial_data_have_a_warning(
     results: dict[str, Any],
     official: bool | None,
     warned: bool,
@@ -228,12 +228,12 @@ def test_warning_is_for_unofficial_data_only(
 
 def test_integers_are_accepted_as_fractions(results: dict[str, Any]) -> None:
     for row in results["students"]:
-        row["validation"]["top1"] = 1  # As JSON may hold it.
+        row["validation"]["top1"] = 1  # JSON may contain an integer.
 
     assert {row["Top-1 accuracy"] for row in _rows(run_tables.students(results))} == {"100.00"}
 
 
-def test_losses_and_seeds_are_shown_where_there_are_several(results: dict[str, Any]) -> None:
+def test_losses_and_seeds_are_shown_if_there_are_several(results: dict[str, Any]) -> None:
     assert "Distillation" not in run_tables.comparison(results).columns
     results["students"][0]["loss"] = "dist"
     results["methods"][2]["selected"]["loss"] = "dist"

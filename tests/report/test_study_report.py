@@ -1,4 +1,4 @@
-"""The report of a study, against values computed by hand."""
+"""The report of a study agrees with values computed by hand."""
 
 import copy
 import csv
@@ -33,7 +33,7 @@ Write = Callable[[], tuple[str, str]]
 
 
 class Page(html.parser.HTMLParser):
-    """Collects tags, attributes and text of a page, and sees that tags close in their order."""
+    """Collects tags, attributes and text of a page, and checks that tags close in order."""
 
     def __init__(self, text: str) -> None:
         """Reads the text."""
@@ -66,7 +66,7 @@ class Page(html.parser.HTMLParser):
 
 
 def _column(name: str, title: str, **data: Any) -> dict[str, Any]:
-    whole = {
+    column = {
         "title": title,
         "metric": "top1",
         "official": True,
@@ -74,7 +74,7 @@ def _column(name: str, title: str, **data: Any) -> dict[str, Any]:
         "examples": {"train": 45_000, "validation": 5_000, "test": 10_000},
         "image_size": 224,
     }
-    return {"name": name, "title": title, "data": whole | data}
+    return {"name": name, "title": title, "data": column | data}
 
 
 def _replicate(seed: int, student: float | None, teacher: float | None) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _cell(row: str, column: str, *shares: tuple[float, float], choice: str = "va
 
 
 def _trial(name: str, row: str, column: str, **changes: Any) -> dict[str, Any]:
-    whole = {
+    trial = {
         "trial": name,
         "row": row,
         "column": column,
@@ -114,12 +114,12 @@ def _trial(name: str, row: str, column: str, **changes: Any) -> dict[str, Any]:
         "device": "1 x H100",
         "folder": None,
     }
-    return whole | changes
+    return trial | changes
 
 
 @pytest.fixture
 def record() -> dict[str, Any]:
-    """The content of study.json: a part of Table 3, two seeds."""
+    """The content of study.json: a part of Table 3 with two seeds."""
     mobile, efficient = "mobilenet_v2", "efficientnet_v2"
     return {
         "format": 1,
@@ -172,7 +172,7 @@ def record() -> dict[str, Any]:
 
 @pytest.fixture
 def write(tmp_path: pathlib.Path, record: dict[str, Any]) -> Write:
-    """Writes the report of `record` as it is by then; gives HTML and Markdown."""
+    """Returns a function that writes the report of `record` and returns HTML and Markdown."""
 
     def write_and_read() -> tuple[str, str]:
         (tmp_path / "study.json").write_text(json.dumps(record), encoding="utf-8")
@@ -226,7 +226,7 @@ def hostile(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(record: dict[str, Any], block: int = 0, choice: str = "validation") -> dict[str, Any]:
-    """Cells of a block by label."""
+    """Returns the cells of a block by label."""
     table = results_table.flat("", results_table.grids(record, choice)[block])
     return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
 
@@ -253,10 +253,10 @@ def test_a_cell_has_mean_and_sample_deviation_over_seeds(record: dict[str, Any])
     record["seeds"] = [0, 1, 2]
     record["cells"] = [_cell("mobilenet_v2_remem", "cifar100", *((s, s / 2) for s in shares))]
 
-    found = _lines(record)["MobileNetV2: ReMem"]["CIFAR-100, student"]
+    cell = _lines(record)["MobileNetV2: ReMem"]["CIFAR-100, student"]
 
     percents = 100 * np.array(shares)
-    assert found == f"{percents.mean():.2f} ± {percents.std(ddof=1):.2f}"
+    assert cell == f"{percents.mean():.2f} ± {percents.std(ddof=1):.2f}"
 
 
 def test_a_cell_with_one_seed_has_no_deviation(record: dict[str, Any]) -> None:
@@ -267,7 +267,7 @@ def test_a_cell_with_one_seed_has_no_deviation(record: dict[str, Any]) -> None:
     assert "one seed (0)" in " ".join(study_page.notes(record))
 
 
-def test_a_cell_that_has_fewer_seeds_says_so(record: dict[str, Any]) -> None:
+def test_a_cell_with_fewer_seeds_is_marked(record: dict[str, Any]) -> None:
     assert _lines(record)["MobileNetV2: ReMem"]["Patch Camelyon, student"] == "90.00 (1 of 2)"
 
 
@@ -278,14 +278,14 @@ def test_an_absent_cell_is_marked_missing(record: dict[str, Any]) -> None:
 
 
 def test_a_student_without_a_teacher_has_a_dash(record: dict[str, Any]) -> None:
-    for one in record["cells"][0]["replicates"]:
-        one["teacher"] = None
+    for replicate in record["cells"][0]["replicates"]:
+        replicate["teacher"] = None
 
     assert _lines(record)["MobileNetV2: Fine-tuning"]["CIFAR-100, teacher"] == tables.NOTHING
 
 
 def test_a_diverged_student_is_excluded_from_the_mean(record: dict[str, Any]) -> None:
-    record["cells"][0]["replicates"][0]["student"] = None  # As JSON holds what is not finite.
+    record["cells"][0]["replicates"][0]["student"] = None  # JSON stores non-finite numbers as null.
 
     row = _lines(record)["MobileNetV2: Fine-tuning"]
 
@@ -301,11 +301,11 @@ def test_the_papers_numbers_are_below_ours_with_differences(record: dict[str, An
         "MobileNetV2: ReMem (paper)",
         "MobileNetV2: ReMem (difference)",
     ]
-    found = [rows[label]["CIFAR-100, student"] for label in labels[3:6]]
-    assert found == ["81.50 ± 2.12", "80.2", "+1.3"]
+    cells = [rows[label]["CIFAR-100, student"] for label in labels[3:6]]
+    assert cells == ["81.50 ± 2.12", "80.2", "+1.3"]
 
 
-def test_a_difference_that_rounds_to_nothing_has_no_sign(record: dict[str, Any]) -> None:
+def test_a_difference_that_rounds_to_zero_has_no_sign(record: dict[str, Any]) -> None:
     record["cells"] = [_cell("mobilenet_v2_remem", "cifar100", (0.8019, 0.9251))]
 
     row = _lines(record)["MobileNetV2: ReMem (difference)"]
@@ -314,7 +314,7 @@ def test_a_difference_that_rounds_to_nothing_has_no_sign(record: dict[str, Any])
 
 
 @pytest.mark.parametrize("official", [False, None])
-def test_no_difference_off_the_official_data(record: dict[str, Any], official: Any) -> None:
+def test_unofficial_data_have_no_differences(record: dict[str, Any], official: Any) -> None:
     record["columns"][0]["data"]["official"] = official
 
     rows = _lines(record)
@@ -348,7 +348,7 @@ def test_a_mini_version_is_labelled_at_the_top(record: dict[str, Any], write: Wr
     )
 
 
-def test_a_title_that_says_mini_stays(record: dict[str, Any]) -> None:
+def test_a_title_that_contains_mini_is_unchanged(record: dict[str, Any]) -> None:
     record |= {"mini": "Small images.", "title": "Table 3 (mini): efficient students"}
 
     assert study_page.title(record) == "Table 3 (mini): efficient students"
@@ -387,7 +387,9 @@ def test_the_data_set_of_table_10_is_called_an_assumption(record: dict[str, Any]
     assert "SUN397 with TFDS's split: an assumption" in " ".join(study_page.notes(record))
 
 
-def test_a_study_of_no_table_has_nothing_of_the_paper(record: dict[str, Any], write: Write) -> None:
+def test_a_study_that_is_no_table_does_not_mention_the_paper(
+    record: dict[str, Any], write: Write
+) -> None:
     record["table"] = 0
 
     text = write()[1]
@@ -418,10 +420,10 @@ def test_rows_without_groups_have_no_group_in_their_labels(record: dict[str, Any
 
 
 def test_a_gain_compares_equal_seeds(record: dict[str, Any]) -> None:
-    found = _gains(record)["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"]
+    gain = _gains(record)["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"]
 
     differences = [80.0 - 77.0, 83.0 - 79.0]
-    assert found == f"+{statistics.fmean(differences):.2f} ± {statistics.stdev(differences):.2f}"
+    assert gain == f"+{statistics.fmean(differences):.2f} ± {statistics.stdev(differences):.2f}"
 
 
 def test_a_gain_leaves_out_a_seed_that_the_baseline_lacks(record: dict[str, Any]) -> None:
@@ -433,16 +435,18 @@ def test_a_gain_leaves_out_a_seed_that_the_baseline_lacks(record: dict[str, Any]
 def test_the_papers_gains_are_below_ours(record: dict[str, Any]) -> None:
     record["columns"][1]["data"]["official"] = False
 
-    found = _gains(record)
+    all_gains = _gains(record)
 
-    published = found["MobileNetV2: ReMem over Fine-tuning (paper)"]
+    published = all_gains["MobileNetV2: ReMem over Fine-tuning (paper)"]
     assert (published["CIFAR-100"], published["Caltech-101"]) == ("+2.4", tables.NOTHING)
-    full_size = found["MobileNetV2: ReMem over Fine-tuning (paper, full size)"]
+    full_size = all_gains["MobileNetV2: ReMem over Fine-tuning (paper, full size)"]
     assert (full_size["CIFAR-100"], full_size["Caltech-101"]) == (tables.NOTHING, "+16.0")
-    assert found["EfficientNetV2: ReMem over Fine-tuning (paper)"]["CIFAR-100"] == "+2.7"
+    assert all_gains["EfficientNetV2: ReMem over Fine-tuning (paper)"]["CIFAR-100"] == "+2.7"
 
 
-def test_there_are_no_gains_without_our_own(record: dict[str, Any], write: Write) -> None:
+def test_without_gains_of_ours_those_of_the_paper_are_omitted(
+    record: dict[str, Any], write: Write
+) -> None:
     del record["cells"][0]
 
     assert gains.over_baseline(record, "validation") == []
@@ -450,14 +454,14 @@ def test_there_are_no_gains_without_our_own(record: dict[str, Any], write: Write
 
 
 def test_paired_errors_for_each_seed_are_below_a_gain(record: dict[str, Any]) -> None:
-    found = {"difference": 0.03, "standard_error": 0.0125, "p_value": 0.0312, "images": 10_000}
+    comparison = {"difference": 0.03, "standard_error": 0.0125, "p_value": 0.0312, "images": 10_000}
     record["compared"] = [
         {
             "baseline": "mobilenet_v2_finetune",
             "row": "mobilenet_v2_remem",
             "column": "cifar100",
             "choice": choice,
-            "seeds": [{"seed": 0, **found}, {"seed": 1, "why": "not on record"}],
+            "seeds": [{"seed": 0, **comparison}, {"seed": 1, "why": "not on record"}],
         }
         for choice in ("validation", "test")
     ]
@@ -564,10 +568,10 @@ def test_a_whole_grid_has_no_rungs(record: dict[str, Any]) -> None:
     assert search.halving(record) == []
 
 
-def test_gains_are_over_fine_tuning_where_it_is_not_first(record: dict[str, Any]) -> None:
+def test_gains_are_over_fine_tuning_even_if_it_is_not_first(record: dict[str, Any]) -> None:
     record["rows"] = [{"name": n, "title": n} for n in ("scratch", "finetune", "remem")]
 
-    pairs = [(one["name"], other["name"]) for one, other in gains.comparisons(record)]
+    pairs = [(row["name"], baseline["name"]) for row, baseline in gains.comparisons(record)]
 
     assert pairs == [("finetune", "remem")]
 
@@ -575,7 +579,7 @@ def test_gains_are_over_fine_tuning_where_it_is_not_first(record: dict[str, Any]
 def test_gains_are_over_the_first_row_without_fine_tuning(record: dict[str, Any]) -> None:
     record["rows"] = [{"name": n, "title": n} for n in ("lora", "lora_remem")]
 
-    pairs = [(one["name"], other["name"]) for one, other in gains.comparisons(record)]
+    pairs = [(row["name"], baseline["name"]) for row, baseline in gains.comparisons(record)]
 
     assert pairs == [("lora", "lora_remem")]
 
@@ -616,7 +620,7 @@ def test_missing_results_are_listed_with_reasons(record: dict[str, Any]) -> None
     assert table.rows[0] == ("MobileNetV2: ReMem", "Patch Camelyon", "1", "failed: no memory")
     assert ("EfficientNetV2: ReMem", "CIFAR-100", "0, 1", "not on record") in table.rows
     assert ("EfficientNetV2: ReMem", "Caltech-101", "0, 1", "not run") in table.rows
-    assert len(table.rows) == 24 - 2  # All but those with both seeds.
+    assert len(table.rows) == 24 - 2  # The two cells with both seeds are complete.
 
 
 def test_a_complete_table_has_no_missing_results(record: dict[str, Any], write: Write) -> None:
@@ -660,7 +664,7 @@ def test_selected_settings_are_in_the_order_of_the_table(record: dict[str, Any])
     assert any("mean over students" in note for note in study_page.notes(record))
 
 
-def test_settings_that_only_some_have_are_a_dash_for_others(record: dict[str, Any]) -> None:
+def test_settings_that_some_cells_lack_are_a_dash(record: dict[str, Any]) -> None:
     record["cells"][0]["replicates"][0]["settings"] = {"mlp_weight": 0.8}
 
     table = trials.selected(record, "validation")
@@ -692,7 +696,7 @@ def test_shortened_trials_come_after_full_ones(record: dict[str, Any]) -> None:
     ]
 
 
-def test_cost_is_what_was_planned_and_spent(record: dict[str, Any]) -> None:
+def test_planned_and_spent_costs_are_listed(record: dict[str, Any]) -> None:
     rows = dict((row[0], row[1:]) for row in trials.cost(record).rows)
 
     assert rows["Trials"] == ("36", "2")
@@ -718,11 +722,11 @@ def test_csv_holds_every_cell_in_percent(
     rows = {(row["row"], row["column"]): row for row in _csv(tmp_path)}
 
     assert len(rows) == 24
-    whole = rows["mobilenet_v2_remem", "cifar100"]
-    assert float(whole["student_mean"]) == pytest.approx(81.5)
-    assert float(whole["student_deviation"]) == pytest.approx(statistics.stdev([80, 83]), abs=1e-4)
-    assert (whole["student_seeds"], whole["student_paper"]) == ("2", "80.2")
-    assert float(whole["student_difference"]) == pytest.approx(1.3)
+    cell = rows["mobilenet_v2_remem", "cifar100"]
+    assert float(cell["student_mean"]) == pytest.approx(81.5)
+    assert float(cell["student_deviation"]) == pytest.approx(statistics.stdev([80, 83]), abs=1e-4)
+    assert (cell["student_seeds"], cell["student_paper"]) == ("2", "80.2")
+    assert float(cell["student_difference"]) == pytest.approx(1.3)
     unofficial = rows["mobilenet_v2_remem", "pcam"]
     assert (unofficial["student_paper"], unofficial["student_difference"]) == ("91.2", "")
     assert unofficial["student_deviation"] == ""
@@ -786,11 +790,11 @@ def test_markdown_tables_have_the_same_columns_in_each_line(
 ) -> None:
     request.getfixturevalue(fixture)
 
-    found = _markdown_tables(write()[1])
+    tables = _markdown_tables(write()[1])
 
     # Results, gains, missing, data, cost, selected, trials, versions; more where some are on test.
-    assert len(found) == (8 if fixture == "record" else 13)
-    for lines in found:
+    assert len(tables) == (8 if fixture == "record" else 13)
+    for lines in tables:
         assert len({_columns(line) for line in lines}) == 1
 
 

@@ -151,9 +151,9 @@ def test_a_platform_dependent_function_counts_the_platforms_branch() -> None:
             x, cpu=lambda x: x @ x @ x, cuda=lambda x: x, default=lambda x: x @ x
         )
 
-    found = {name: flops.count(chosen, spec(3, 3), platform=name) for name in ("", "cuda", "tpu")}
+    counts = {name: flops.count(chosen, spec(3, 3), platform=name) for name in ("", "cuda", "tpu")}
 
-    assert found == {"": 2 * 2 * 3**3, "cuda": 0, "tpu": 2 * 3**3}
+    assert counts == {"": 2 * 2 * 3**3, "cuda": 0, "tpu": 2 * 3**3}
 
 
 def test_shards_count_as_much_as_the_whole_array(mesh: Mesh) -> None:

@@ -51,18 +51,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if status or self.path not in site.files:
             self._head(status or 404, {"Content-Length": "0"})
             return
-        whole = site.files[self.path]
+        file = site.files[self.path]
         start = self._start()
-        if start >= len(whole):
-            self._head(416, {"Content-Range": f"bytes */{len(whole)}"})
+        if start >= len(file):
+            self._head(416, {"Content-Range": f"bytes */{len(file)}"})
             return
-        headers = {"Content-Length": str(len(whole) - start)} if site.lengths else {}
+        headers = {"Content-Length": str(len(file) - start)} if site.lengths else {}
         if start:
-            headers["Content-Range"] = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
+            headers["Content-Range"] = f"bytes {start}-{len(file) - 1}/{len(file)}"
         self._head(206 if start else 200, headers)
         cut = site.cuts.pop(0) if site.cuts else None
         with contextlib.suppress(ConnectionError):  # The client may disconnect.
-            self.wfile.write(whole[start:][:cut])
+            self.wfile.write(file[start:][:cut])
             while site.endless:
                 self.wfile.write(bytes(2**16))
 

@@ -33,14 +33,14 @@ def row(name: str, val: str, adapted: str = "cifar100", res: int = 224, tuned: s
 
 @pytest.mark.parametrize("name", catalog.PUBLISHED)
 def test_published_weights_are_of_the_variant_in_their_name(name: str) -> None:
-    one = catalog.PUBLISHED[name]
+    published = catalog.PUBLISHED[name]
 
-    assert one.variant in vit.VARIANTS
-    assert one.name == name == f"{name.split(':')[0]}:{one.variant}"
+    assert published.variant in vit.VARIANTS
+    assert published.name == name == f"{name.split(':')[0]}:{published.variant}"
 
 
 def test_no_two_names_mean_one_file() -> None:
-    paths = [one.path for one in catalog.PUBLISHED.values()]
+    paths = [published.path for published in catalog.PUBLISHED.values()]
 
     assert len(set(paths)) == len(paths) > 40
 
@@ -69,22 +69,22 @@ def test_a_name_means_the_published_file(name: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "one",
+    "published",
     [
-        one
-        for one in catalog.PUBLISHED.values()
-        if one.mebibytes and vit.VARIANTS[one.variant].stem is None
+        published
+        for published in catalog.PUBLISHED.values()
+        if published.mebibytes and vit.VARIANTS[published.variant].stem is None
     ],
-    ids=lambda one: one.name,
+    ids=lambda published: published.name,
 )
-def test_known_sizes_are_those_of_the_parameters(one: catalog.Published) -> None:
-    size = vit.VARIANTS[one.variant]
-    with_state = one.name == "sam:S/16"  # Holds the optimizer's two moments too.
+def test_known_sizes_are_those_of_the_parameters(published: catalog.Published) -> None:
+    size = vit.VARIANTS[published.variant]
+    with_state = published.name == "sam:S/16"  # Holds the optimizer's two moments too.
     blocks = size.depth * 12 * size.features**2
-    classes = 21_843 if one.pretraining == "ImageNet-21k" else 1000
+    classes = 21_843 if published.pretraining == "ImageNet-21k" else 1000
     ends = size.features * (classes + 3 * size.patch**2)
 
-    assert (one.mebibytes or 0) * 2**20 == pytest.approx(
+    assert (published.mebibytes or 0) * 2**20 == pytest.approx(
         4 * (blocks + ends) * (3 if with_state else 1),
         rel=0.04,  # Biases, positions and pre_logits.
     )
@@ -93,8 +93,8 @@ def test_known_sizes_are_those_of_the_parameters(one: catalog.Published) -> None
 def test_table_4_starts_from_three_published_weights_of_one_size() -> None:
     actual = [catalog.find(name) for name in catalog.TABLE_4.values()]
 
-    assert {one.variant for one in actual} == {"B/16"}
-    assert len({one.path for one in actual}) == 3
+    assert {published.variant for published in actual} == {"B/16"}
+    assert len({published.path for published in actual}) == 3
 
 
 @pytest.mark.parametrize("end", ["", ".npz"])

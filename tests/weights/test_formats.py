@@ -246,10 +246,10 @@ def test_pre_logits_are_kept_on_request(rng: np.random.Generator, tmp_path: path
     store(tmp_path / "vit.npz", arrays)
 
     dropped = augreg.load(tmp_path / "vit.npz", model_of())["params"]
-    kept = augreg.load(tmp_path / "vit.npz", model_of(representation=12))["params"]
+    params = augreg.load(tmp_path / "vit.npz", model_of(representation=12))["params"]
 
     assert "pre_logits" not in dropped
-    np.testing.assert_array_equal(kept["pre_logits"]["kernel"], arrays["pre_logits/kernel"])
+    np.testing.assert_array_equal(params["pre_logits"]["kernel"], arrays["pre_logits/kernel"])
 
 
 def test_a_head_of_zeros_is_logged(
@@ -310,8 +310,8 @@ def stored(rng: np.random.Generator, tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
 def test_a_truncated_file_is_refused(stored: pathlib.Path, share: float) -> None:
-    whole = stored.read_bytes()
-    stored.write_bytes(whole[: int(share * len(whole))])
+    content = stored.read_bytes()
+    stored.write_bytes(content[: int(share * len(content))])
     with pytest.raises(SettingError, match=r"vit\.npz is not a whole \.npz"):
         augreg.read(stored)
 

@@ -258,8 +258,8 @@ def test_a_transposed_array_is_stored_in_its_logical_order(
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", None])
 def test_a_broken_file_is_named(content: bytes | None, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "broken.safetensors"
-    whole = safetensors.numpy.save({"a": np.zeros(9, np.float32)})
-    path.write_bytes(whole[:-5] if content is None else content)
+    complete = safetensors.numpy.save({"a": np.zeros(9, np.float32)})
+    path.write_bytes(complete[:-5] if content is None else content)
 
     with pytest.raises(SettingError, match=r"broken\.safetensors is not a whole"):
         timm.read(path)

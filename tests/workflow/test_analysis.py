@@ -254,11 +254,11 @@ def test_a_finished_block_is_not_computed_again(
         return energies(*arguments)
 
     monkeypatch.setattr(block_expertness, "_energies", record)
-    again = block_expertness.measure(run, chosen)
+    after = block_expertness.measure(run, chosen)
 
     assert computed == [[1]]
     assert (folder / "block_0.json").read_bytes() == kept
-    first, second = (record["models"][0]["layers"][1] for record in (before, again))
+    first, second = (record["models"][0]["layers"][1] for record in (before, after))
     assert second["shares"] == pytest.approx(first["shares"])
 
 
@@ -343,8 +343,8 @@ def test_criticality_equals_that_of_all_images_at_once(
 
 
 def _stopping_after(calls: int) -> Callable[[], bool]:
-    left = iter(range(calls))
-    return lambda: next(left, None) is None
+    remaining = iter(range(calls))
+    return lambda: next(remaining, None) is None
 
 
 @pytest.mark.parametrize("stopped", [True, False])

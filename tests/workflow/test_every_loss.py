@@ -34,14 +34,14 @@ def run(small_run: context.Run) -> context.Run:
 
 def _from_scratch(run: context.Run, folder: str, *methods: str, **changes: Any) -> list[Any]:
     """Runs the methods and returns the records of the students from scratch."""
-    again = run._replace(workdir=run.workdir / folder)
-    again.config.methods = methods
-    again.config.student.update(changes)
-    check_remem(again.config)
-    pipeline.run_remem(again)
-    recorded: Any = results.read(again.workdir / "results.json")
+    copy = run._replace(workdir=run.workdir / folder)
+    copy.config.methods = methods
+    copy.config.student.update(changes)
+    check_remem(copy.config)
+    pipeline.run_remem(copy)
+    recorded: Any = results.read(copy.workdir / "results.json")
     distilled = {student["loss"] for student in recorded["students"]} - {None}
-    assert distilled == (set(again.config.student.losses) if "finetune" in methods else set())
+    assert distilled == (set(copy.config.student.losses) if "finetune" in methods else set())
     for student in recorded["students"]:
         assert np.isfinite(student["validation"]["loss"]), student["loss"]
     return [student for student in recorded["students"] if student["loss"] is None]

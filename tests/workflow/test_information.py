@@ -76,7 +76,7 @@ def recorded(
 
 
 @pytest.fixture(scope="module")
-def whole(
+def uninterrupted(
     recorded: tuple[context.Run, dict[str, Any], list[str]],
 ) -> tuple[context.Run, dict[str, Any]]:
     """A run and its uninterrupted measurement."""
@@ -103,9 +103,9 @@ def _require_same(actual: Any, expected: Any) -> None:
 
 
 def test_a_record_contains_statistics_over_its_seeds(
-    whole: tuple[context.Run, dict[str, Any]],
+    uninterrupted: tuple[context.Run, dict[str, Any]],
 ) -> None:
-    run, measured = whole
+    run, measured = uninterrupted
 
     for record in measured["teachers"]:
         seeds = record["seeds"]
@@ -128,9 +128,9 @@ def test_a_record_contains_statistics_over_its_seeds(
 
 
 def test_the_lower_bound_is_the_entropy_of_the_images(
-    whole: tuple[context.Run, dict[str, Any]],
+    uninterrupted: tuple[context.Run, dict[str, Any]],
 ) -> None:
-    run, measured = whole
+    run, measured = uninterrupted
     (batch,) = run.loader.evaluation("validation", EVALUATED)
     transform = jax.jit(lambda image: run.loader.evaluation_transform(jax.random.key(0), image))
     pixels = np.clip((np.asarray(transform(batch.image), np.float64) + 1) / 2, 0, 1)
@@ -144,9 +144,9 @@ def test_the_lower_bound_is_the_entropy_of_the_images(
 
 
 def test_saved_arrays_are_consistent_with_the_numbers(
-    whole: tuple[context.Run, dict[str, Any]],
+    uninterrupted: tuple[context.Run, dict[str, Any]],
 ) -> None:
-    run, measured = whole
+    run, measured = uninterrupted
 
     with np.load(run.workdir / STAGE / measurement.PICTURES) as arrays:
         assert arrays["images"].shape == (4, SIDE, SIDE, 3)
@@ -177,7 +177,7 @@ def _killed_at(name: str) -> Callable[..., None]:
 
 def test_a_measurement_killed_after_its_last_step_resumes_to_the_same_numbers(
     shared: Shared,
-    whole: tuple[context.Run, dict[str, Any]],
+    uninterrupted: tuple[context.Run, dict[str, Any]],
     teachers: list[decoders.Teacher],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -191,13 +191,13 @@ def test_a_measurement_killed_after_its_last_step_resumes_to_the_same_numbers(
 
     measured = _measure(run, teachers)
 
-    _require_same(measured["teachers"], whole[1]["teachers"])
+    _require_same(measured["teachers"], uninterrupted[1]["teachers"])
     assert not (run.workdir / STAGE / training.CHECKPOINTS).exists()
 
 
 def test_a_stopped_measurement_resumes_to_the_same_numbers(
     shared: Shared,
-    whole: tuple[context.Run, dict[str, Any]],
+    uninterrupted: tuple[context.Run, dict[str, Any]],
     teachers: list[decoders.Teacher],
     tmp_path: pathlib.Path,
 ) -> None:
@@ -208,11 +208,13 @@ def test_a_stopped_measurement_resumes_to_the_same_numbers(
 
     measured = _measure(run, teachers)
 
-    _require_same(measured["teachers"], whole[1]["teachers"])
+    _require_same(measured["teachers"], uninterrupted[1]["teachers"])
 
 
-def test_a_finished_measurement_is_not_repeated(whole: tuple[context.Run, dict[str, Any]]) -> None:
-    run, measured = whole
+def test_a_finished_measurement_is_not_repeated(
+    uninterrupted: tuple[context.Run, dict[str, Any]],
+) -> None:
+    run, measured = uninterrupted
 
     def load() -> list[decoders.Teacher]:
         raise AssertionError("It was finished before.")
@@ -222,25 +224,25 @@ def test_a_finished_measurement_is_not_repeated(whole: tuple[context.Run, dict[s
 
 def test_each_teacher_has_the_same_results_as_alone(
     shared: Shared,
-    whole: tuple[context.Run, dict[str, Any]],
+    uninterrupted: tuple[context.Run, dict[str, Any]],
     teachers: list[decoders.Teacher],
     tmp_path: pathlib.Path,
 ) -> None:
     (alone,) = _measure(shared.run(tmp_path), teachers[1:])["teachers"]
 
-    _require_same(alone, whole[1]["teachers"][1])
-    assert alone["loss"] != whole[1]["teachers"][0]["loss"]
+    _require_same(alone, uninterrupted[1]["teachers"][1])
+    assert alone["loss"] != uninterrupted[1]["teachers"][0]["loss"]
 
 
 def test_each_teacher_has_separate_decoders(
     shared: Shared,
-    whole: tuple[context.Run, dict[str, Any]],
+    uninterrupted: tuple[context.Run, dict[str, Any]],
     teachers: list[decoders.Teacher],
     tmp_path: pathlib.Path,
 ) -> None:
     measured = _measure(shared.run(tmp_path), teachers[::-1])["teachers"]
 
-    _require_same(measured[::-1], whole[1]["teachers"])
+    _require_same(measured[::-1], uninterrupted[1]["teachers"])
 
 
 def _never(*_: Any) -> list[decoders.Teacher]:
@@ -316,13 +318,13 @@ def test_only_real_images_are_saved(
     )
     measured = decoders.make(run, teachers[:1])
     mask = jax.numpy.arange(len(images)) < EVALUATED
-    shown = mutual_information.HeldOutBatch(jax.numpy.asarray(images), mask)
+    held_out = mutual_information.HeldOutBatch(jax.numpy.asarray(images), mask)
     last = measurement._Last(run, measured, measured.first())
-    last.add(0, measured.features[0](shown.images), shown)
+    last.add(0, measured.features[0](held_out.images), held_out)
 
-    kept = last.pictures([reconstruction])
+    saved = last.pictures([reconstruction])
 
-    assert len(kept["images"]) == len(kept["reconstructions_0"]) == EVALUATED
+    assert len(saved["images"]) == len(saved["reconstructions_0"]) == EVALUATED
 
 
 def test_the_plan_of_decoders_depends_on_their_memory(
@@ -334,12 +336,12 @@ def test_the_plan_of_decoders_depends_on_their_memory(
     held, running = step.needs(memory_plan.Plan())
 
     states = decoders.make(run, teachers).first()
-    kept = jax.tree.leaves((states, [teacher.variables for teacher in teachers]))
+    arrays = jax.tree.leaves((states, [teacher.variables for teacher in teachers]))
     # An image, its target, and 2 x 2 tokens of 16 features.
     numbers_per_image = 2 * SIDE * SIDE * 3 + 2 * 2 * 16
     assert (
         held
-        == sum(leaf.nbytes for leaf in kept)
+        == sum(leaf.nbytes for leaf in arrays)
         + run.config.information.batch_size * 4 * numbers_per_image
     )
     assert running > 0

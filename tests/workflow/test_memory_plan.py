@@ -236,11 +236,11 @@ def test_each_kind_of_plan_is_listed_with_the_chosen_one(
 
 def candidates(**settings: Any) -> list[Plan]:
     """Returns the candidate plans of the paper's teacher on one device."""
-    whole = settings.get("mcmi", 0) > 0
+    needs_whole_batch = settings.get("mcmi", 0) > 0
     teacher = remem.get_config().teacher
     teacher.update(settings)
     device = mesh.make_mesh(jax.devices()[:1])
-    return memory_plan.candidates(teacher, device, tokens=197, whole=whole)
+    return memory_plan.candidates(teacher, device, tokens=197, whole=needs_whole_batch)
 
 
 def test_storing_everything_comes_first_and_small_microbatches_last() -> None:

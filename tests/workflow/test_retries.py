@@ -64,8 +64,8 @@ def test_a_retry_trains_at_the_lower_rate(
     ).exists()  # It belonged to the first attempt.
     # A later start reads the saved attempt and its rate.
     monkeypatch.setattr(finetune, "_train", None)
-    again = finetune.finetune(run, pretrained, "finetune")
-    assert again.settings.learning_rate == 0.01
+    resumed = finetune.finetune(run, pretrained, "finetune")
+    assert resumed.settings.learning_rate == 0.01
 
 
 def test_other_methods_have_results_and_the_report_names_the_diverged_one(

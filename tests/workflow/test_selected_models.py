@@ -10,13 +10,13 @@ CONFUSION = [[40, 2, 0], [5, 30, 0], [0, 0, 9]]
 
 
 def test_a_confusion_matrix_is_read_back_as_csv_without_formulas(tmp_path: pathlib.Path) -> None:
-    shown = (*NAMES[:2], "'=1+1\n")  # The apostrophe marks text in a spreadsheet.
+    escaped = (*NAMES[:2], "'=1+1\n")  # The apostrophe marks text in a spreadsheet.
     selected_models.write_confusion(tmp_path / "confusion.csv", CONFUSION, NAMES)
 
     with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
         (_, *predicted), *rows = csv.reader(file)
-    assert tuple(predicted) == shown
-    assert tuple(name for name, *_ in rows) == shown
+    assert tuple(predicted) == escaped
+    assert tuple(name for name, *_ in rows) == escaped
     assert [[int(cell) for cell in row[1:]] for row in rows] == CONFUSION
 
 

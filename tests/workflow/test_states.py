@@ -49,8 +49,8 @@ def test_a_teacher_is_sharded_when_it_leaves_the_host(sharded: context.Run) -> N
     created = training.first_state()
 
     gc.collect()
-    left = [array for array in jax.live_arrays() if id(array) not in before]
-    assert len(left) == len(jax.tree.leaves(created))  # There is no copy.
+    new_arrays = [array for array in jax.live_arrays() if id(array) not in before]
+    assert len(new_arrays) == len(jax.tree.leaves(created))  # There is no copy.
     _require_sharded(created)
     assert _layout(created) == _layout(training.shapes)
     # The arrays of the file are on the host.

@@ -67,10 +67,10 @@ def test_the_teacher_computes_steps_that_one_process_lacks(
         mesh, "all_processes", lambda stored: stored & (np.arange(len(stored)) != 2)
     )
 
-    again = _all_steps(tmp_path)
+    repeated = _all_steps(tmp_path)
 
-    np.testing.assert_array_equal(again.logits, live.logits)
-    assert again.computed == 1
+    np.testing.assert_array_equal(repeated.logits, live.logits)
+    assert repeated.computed == 1
 
 
 def test_the_host_waits_for_other_processes_once_in_many_steps(
