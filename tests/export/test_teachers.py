@@ -75,7 +75,7 @@ def test_a_teacher_can_be_read_from_each_librarys_names(
     assert (after.form, after.size, after.ignored) == (names, SIZE, ())
     # big_vision adds the position embedding to [CLS], so that arrays may differ.
     np.testing.assert_allclose(expected(after), expected(before), rtol=1e-6, atol=1e-6)
-    assert "100.00 % get the same class" in capsys.readouterr().out
+    assert "100.00 % have the same predicted class" in capsys.readouterr().out
     record = json.loads(destinations.record_path(path).read_text())
     assert record["check"]["images"] == f"{run / 'images'}: 4 images"
     assert json.loads(record["metadata"]["classes"]) == list(drawn.CLASSES)
@@ -106,8 +106,8 @@ def test_timm_loads_a_teacher_and_computes_its_logits(run: pathlib.Path) -> None
     ("out", "message"),
     [
         ("images", "is a folder; set --out to a file"),
-        ("selected/remem_teacher.npz", "is a place of the run"),
-        ("images/0.png", "is there and is no export that remem_jax wrote"),
+        ("selected/remem_teacher.npz", "is reserved for the run in"),
+        ("images/0.png", "exists and is not an export that remem_jax wrote"),
         ("images/0.png/new.npz", "cannot be written"),
     ],
 )
