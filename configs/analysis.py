@@ -1,4 +1,4 @@
-"""Analyses of checkpoints as they are: information, expertness, criticality.
+"""Analyses of checkpoints without fine-tuning: information, expertness, criticality.
 
     python -m remem_jax.main --config=configs/analysis.py:caltech101,init=augreg:Ti/16 \
         --workdir=analyses/mine
@@ -6,8 +6,9 @@
         --config="configs/analysis.py:folder,init=Ti_16.npz|runs/mine/selected/remem_teacher.npz" \
         --config.data.path=my_images
 
-A checkpoint is whatever `config.teacher.init` takes, also a teacher that a run has written. The
-figures of the paper, configs/figures/, are made with what is below.
+A checkpoint is any value of `config.teacher.init`, including a teacher that a run has written.
+configs/settings.py has all settings; configs/figures/ uses the functions below for the paper's
+figures.
 """
 
 import pathlib
@@ -20,7 +21,8 @@ from configs import settings
 from remem_jax.weights import catalog
 
 ANALYSES = ("information", "expertness", "criticality")
-STRENGTHS = {  # Of pretraining, the weakest first: its title, and its checkpoint of a ViT-B/16.
+# Pretrainings, the weakest first, each with its title and its checkpoint of a ViT-B/16.
+STRENGTHS = {
     name: (title, catalog.TABLE_4[title])
     for name, title in (
         ("i1k", "ImageNet-1k"),
@@ -28,18 +30,19 @@ STRENGTHS = {  # Of pretraining, the weakest first: its title, and its checkpoin
         ("augreg", "ImageNet-21k (augreg)"),
     )
 }
-SMALL_STRENGTHS = {  # The same of a ViT-Ti/16, of which no other is published.
+# The same for a ViT-Ti/16; no checkpoint of the third pretraining is published.
+SMALL_STRENGTHS = {
     "i1k": ("ImageNet-1k", "augreg-i1k:Ti/16"),
     "augreg": ("ImageNet-21k (augreg)", "augreg:Ti/16"),
 }
 
 
 def get_config(spec: str = "caltech101") -> ConfigDict:
-    """Returns the analyses of some checkpoints.
+    """Returns the config of an analysis of one or several checkpoints.
 
     Args:
         spec: Name of the data set, then options: "flowers102,init=a.npz|b.npz,analyses=expertness".
-            Several checkpoints, or analyses, are joined by |.
+            A | separates several checkpoints or analyses.
     """
     dataset, *pairs = spec.split(",")
     options = {"init": "augreg:B/16", "analyses": "|".join(ANALYSES)}
@@ -50,29 +53,29 @@ def get_config(spec: str = "caltech101") -> ConfigDict:
             )
         options[name] = value
     inits = options["init"].split("|")
-    titles = [_name(one) for one in inits]
-    if len(set(titles)) < len(titles):  # Files of one name, in different folders.
+    titles = [_name(init) for init in inits]
+    if len(set(titles)) < len(titles):  # Files with the same name in different folders.
         titles = inits
     chosen = {
-        f"model_{i}": model(title, one)
-        for i, (title, one) in enumerate(zip(titles, inits, strict=True))
+        f"model_{i}": model(title, init)
+        for i, (title, init) in enumerate(zip(titles, inits, strict=True))
     }
     return make(f"Analysis on {dataset}", chosen, tuple(options["analyses"].split("|")), dataset)
 
 
 def _name(init: str) -> str:
-    """A published name as it is, or that of a file."""
+    """Returns the name of a checkpoint: its published name, or its file name without suffix."""
     return init if catalog.is_name(init) else pathlib.PurePath(init).stem
 
 
 def model(title: str, init: str, **changes: Any) -> dict[str, Any]:
-    """A checkpoint: what it is called, and its settings of `config.teacher`."""
+    """Returns an entry of `config.models`: a title, and the settings that `config.teacher` gets."""
     teacher = {"init": init, "variant": "", "gelu": "", "pruned_mlp": 0, "pruned_attention": 0}
     return {"title": title, "teacher": teacher | changes}
 
 
 def models(strengths: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """Checkpoints of different pretrainings."""
+    """Returns entries of `config.models` for checkpoints of different pretrainings."""
     return {name: model(title, init) for name, (title, init) in strengths.items()}
 
 
@@ -82,13 +85,13 @@ def make(
     analyses: tuple[str, ...],
     dataset: str,
 ) -> ConfigDict:
-    """Returns an analysis.
+    """Returns the config of an analysis.
 
     Args:
-        title: Of its report.
-        models: By name; see `model`.
-        analyses: Of `ANALYSES`.
-        dataset: Whose images are looked at.
+        title: Title of the report.
+        models: Checkpoints by name; see `model`.
+        analyses: Names from `ANALYSES`.
+        dataset: Data set whose images are analysed.
     """
     config = settings.analysis()
     config.title = title
@@ -106,17 +109,17 @@ def make(
 
 
 def make_neurons(figure: int, strength: str, layer: int, dataset: str, *, spec: str) -> ConfigDict:
-    """Returns one of the figures of critical neurons, or its mini version.
+    """Returns the config of a figure of critical neurons, or of its mini version.
 
     Args:
-        figure: Its number.
-        strength: Of the pretraining; see `STRENGTHS`.
-        layer: Block, from 0, or from -1 down from the top.
-        dataset: Whose images are looked at.
+        figure: Number of the figure in the paper.
+        strength: Name of the pretraining; see `STRENGTHS`.
+        layer: Index of the block, from 0; -1 is the top block.
+        dataset: Data set whose images are analysed.
         spec: "" for the paper's setting, or "mini".
     """
     chosen = strengths(spec)
-    if strength not in chosen:  # No ViT-Ti/16 of it is published.
+    if strength not in chosen:  # No ViT-Ti/16 with this pretraining is published.
         strength = "i1k"
     title, _ = chosen[strength]
     which = "the top" if layer == -1 else "a low"
@@ -133,12 +136,13 @@ def make_neurons(figure: int, strength: str, layer: int, dataset: str, *, spec: 
         config.criticality.visualization.steps = 64
         config.criticality.visualization.learning_rate = 0.0125
     elif layer != -1:
-        config.criticality.examples = (1000,)  # Blocks above run for every neuron [choice].
+        # Every neuron needs a forward pass of all blocks above its own. [choice]
+        config.criticality.examples = (1000,)
     return config
 
 
 def strengths(spec: str) -> Mapping[str, tuple[str, str]]:
-    """The checkpoints of the paper's setting, or of the mini version."""
+    """Returns the pretrainings of the paper's setting, or of the mini version."""
     if spec not in ("", "mini"):
-        raise ValueError(f"A figure is the paper's or, with :mini, a mini version; got {spec!r}.")
+        raise ValueError(f'The option of a figure must be "mini" or left out; got {spec!r}.')
     return SMALL_STRENGTHS if spec else STRENGTHS

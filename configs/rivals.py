@@ -1,9 +1,9 @@
-"""What a reviewer would ask for beside ReMem: other ways to tune the teacher, nearest rivals.
+"""A comparison of ReMem with other ways to fine-tune the teacher.
 
     python -m remem_jax.main --config=configs/rivals.py:caltech101 --workdir=studies/rivals
 
-Early stopping is no row: all teachers are stopped at several steps, and the best of them counts.
-configs/study.py has the settings of a study, and how to add workers.
+Early stopping is not a row: every teacher is saved at several steps, and the best one is selected.
+configs/settings.py has all settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from configs import remem, study
 ROWS = {
     **study.rows("scratch", "finetune"),
     "smoothing": study.row("Label smoothing 0.1", "finetune", teacher={"label_smoothing": 0.1}),
-    # Its authors take 0.1 to 0.35 [source].
+    # The authors of MCMI use 0.1 to 0.35. [source]
     "mcmi": study.row("MCMI, weight 0.25", "finetune", teacher={"mcmi": 0.25}),
     "flattened": study.row("Logits halved", "finetune", student={"flatten": 2.0}),
     **study.rows("reweight", "sam", "remem"),
@@ -32,7 +32,7 @@ ROWS = {
 
 
 def get_config(spec: str = "cifar100") -> ConfigDict:
-    """Returns the study for a data set; `spec` is that of configs/remem.py."""
+    """Returns the study for a data set; `spec` is as in configs/remem.py."""
     name = spec.partition(",")[0]
     columns = {name: study.column(study.TITLES.get(name, name))}
     return study.make(f"Rivals of ReMem: {name}", ROWS, columns, base=remem.get_config(spec))

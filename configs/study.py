@@ -1,10 +1,11 @@
-"""A study: the grid of the paper, or a budgeted search of it, for one data set.
+"""A study of one data set: a search over the paper's grid, full or with a budget.
 
     python -m remem_jax.main --config=configs/study.py:folder,variant=Ti/16 \
         --workdir=studies/mine --config.base.data.path=my_images --config.search.kind=halving
 
-The same command on another machine is one more worker, where --config.storage is one that both
-reach. The tables of the paper, configs/tables/, are made with what is below.
+The same command on another machine adds a worker, if both machines can reach --config.storage.
+configs/settings.py has all settings; configs/tables/ and some of configs/figures/ use the functions
+below for the paper's tables and figures.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,7 +38,7 @@ SIX = ("cifar100", "caltech101", "sun397_tfds", "inat2017", "pcam", "imagenet_lt
 
 
 def get_config(spec: str = "cifar100") -> ConfigDict:
-    """Returns a study of fine-tuning and ReMem; `spec` is that of configs/remem.py."""
+    """Returns a study of fine-tuning and ReMem; `spec` is as in configs/remem.py."""
     name = spec.partition(",")[0]
     return make(
         f"ReMem on {name}",
@@ -48,12 +49,12 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
 
 
 def row(title: str, method: str, **changes: Any) -> dict[str, Any]:
-    """A row of a table: a method of `config.methods`, and settings that are the row's own."""
+    """Returns a row of a table: a method of `config.methods`, and the settings that it changes."""
     return {"title": title, "group": "", "method": method, "changes": changes}
 
 
 def column(title: str, **changes: Any) -> dict[str, Any]:
-    """A column of a table: settings that are its own."""
+    """Returns a column of a table, with the settings that it changes."""
     return {"title": title, "changes": changes}
 
 
@@ -65,14 +66,14 @@ def make(
     base: ConfigDict,
     table: int = 0,
 ) -> ConfigDict:
-    """Returns a study.
+    """Returns the config of a study.
 
     Args:
-        title: Of its report; what stands before a colon is its name in the storage.
-        rows: By name; see `row`.
-        columns: By name; see `column`.
-        base: Settings of all its runs, but for what rows and columns change.
-        table: Number of the paper's table that it makes; 0 is none.
+        title: Title of the report; the text before the colon becomes the name in the storage.
+        rows: Rows by name; see `row`.
+        columns: Columns by name; see `column`.
+        base: Settings of all runs, except those that rows and columns change.
+        table: Number of the paper's table that the study reproduces; 0 is none.
     """
     config = settings.study(base)
     config.title = title
@@ -85,20 +86,32 @@ def make(
 
 
 def rows(*names: str, prefix: str = "", group: str = "", **changes: Any) -> dict[str, Any]:
-    """Rows of these methods: a group of a table, with settings that are the group's own."""
-    found = {prefix + name: row(METHODS[name].title, name, **changes) for name in names}
-    return {name: {**own, "group": group} for name, own in found.items()}
+    """Returns a group of rows, one for each of these methods.
+
+    Args:
+        *names: Names of methods.
+        prefix: Added before each method's name to form the row's name.
+        group: Title of the group in the table; empty is none.
+        **changes: Settings that all rows of the group change.
+    """
+    return {
+        prefix + name: row(METHODS[name].title, name, **changes) | {"group": group}
+        for name in names
+    }
 
 
 def datasets(names: tuple[str, ...]) -> dict[str, Any]:
-    """Columns of data sets."""
+    """Returns a column for each of these data sets."""
     return {name: column(TITLES[name], data={"name": name}) for name in names}
 
 
 def strengths(dataset: str, *names: str, spec: str) -> dict[str, Any]:
-    """Columns of a data set and teachers of these pretrainings, or of all; see `configs.analysis`.
+    """Returns columns of one data set, each with a teacher of another pretraining.
 
-    The mini version has those of which there is a ViT-Ti/16.
+    Args:
+        dataset: Name of the data set.
+        *names: Names of pretrainings in configs/analysis.py; none for all of them.
+        spec: "" for the paper's setting, or "mini", which has only pretrainings with a ViT-Ti/16.
     """
     chosen = analysis.strengths(spec)
     variant = "Ti/16" if spec else "B/16"
@@ -114,7 +127,12 @@ def strengths(dataset: str, *names: str, spec: str) -> dict[str, Any]:
 
 
 def pruned(blocks: str, counts: Iterable[int]) -> dict[str, Any]:
-    """Rows of teachers without these numbers of top blocks, MLPs ("mlp") or attention."""
+    """Returns a row for each count: teachers with this many top blocks pruned.
+
+    Args:
+        blocks: "mlp" or "attention".
+        counts: Numbers of pruned blocks.
+    """
     titles = {"mlp": "MLPs", "attention": "attentions"}
     return {
         f"{blocks}_{count}": row(
@@ -132,13 +150,13 @@ def make_figure(
     *,
     spec: str,
 ) -> ConfigDict:
-    """Returns a figure of the paper that shows teachers, their information, and their students.
+    """Returns the study of a figure that shows teachers, their information and their students.
 
     Args:
-        number: Of the figure.
-        title: What it shows.
-        rows: By name; see `row`.
-        columns: By name; see `strengths`.
+        number: Number of the figure in the paper.
+        title: Title of the figure.
+        rows: Rows by name; see `row`.
+        columns: Columns by name; see `strengths`.
         spec: "" for the paper's setting, or "mini".
     """
     base = remem.get_config("cifar100" if not spec else "cifar100,variant=Ti/16")
@@ -150,8 +168,8 @@ def make_figure(
     mini = " (mini)" if spec else ""
     config = make(f"Figure {number}{mini}: {title}", rows, columns, base=base)
     config.grid = ConfigDict({"learning_rate": (0.03,), "rho": (0.5,), "mlp_weight": (0.8,)})
-    # What a row sets itself is not searched.
-    if any("rho" in own["changes"].get("teacher", {}) for own in rows.values()):
+    # A setting that the rows set is not searched.
+    if any("rho" in value["changes"].get("teacher", {}) for value in rows.values()):
         del config.grid.rho
     config.search.near = ConfigDict({name: values[0] for name, values in config.grid.items()})
     config.mini = MINI if spec else ""
@@ -168,23 +186,24 @@ def make_table(
     spec: str,
     mini: tuple[str, ...],
 ) -> ConfigDict:
-    """Returns a table of the paper, or its mini version.
+    """Returns the study of a table of the paper, or its mini version.
 
     Args:
-        number: Of the table.
-        title: What it shows.
-        rows: By name; see `row`.
-        columns: By name; see `column`.
-        dataset: Of all cells, where columns are not data sets.
+        number: Number of the table in the paper.
+        title: Title of the table.
+        rows: Rows by name; see `row`.
+        columns: Columns by name; see `column`.
+        dataset: Data set of all columns, unless the columns are data sets.
         spec: "" for the paper's setting, or "mini".
-        mini: The columns that the mini version runs; data sets that are not among the columns are
-            put before them.
+        mini: Columns of the mini version; data sets that are not among the columns are added
+            before them.
     """
     if spec not in ("", "mini"):
-        raise ValueError(f"A table is the paper's or, with :mini, a mini version; got {spec!r}.")
+        raise ValueError(f'The option of a table must be "mini" or left out; got {spec!r}.')
     if not spec:
         base = remem.get_config(dataset)
-        base.choose_on_test = True  # The paper may have chosen so; the report says both.
+        # The paper may have selected on test; the report shows the selection on validation, too.
+        base.choose_on_test = True
         return make(f"Table {number}: {title}", rows, columns, base=base, table=number)
     base = remem.get_config(f"{dataset if dataset in SMALL else SMALL[0]},variant=Ti/16")
     base.choose_on_test = True
@@ -203,8 +222,7 @@ def make_table(
     return config
 
 
-# Data sets that are small enough for a mini version, or that a fifth of them does for.
-SMALL = ("caltech101", "cifar100", "flowers102", "eurosat")
+SMALL = ("caltech101", "cifar100", "flowers102", "eurosat")  # Data sets of mini versions.
 MINI = (
     "This is a mini version: a ViT-Ti/16 as the teacher, few steps, a small grid, and whatever "
     "images the data folder holds. Its numbers are not the paper's setting, and not to be compared "
@@ -213,7 +231,7 @@ MINI = (
 
 
 def _shrink(base: ConfigDict) -> None:
-    """Sizes at which one GPU does a table in less than an hour."""
+    """Sets sizes at which one GPU needs less than an hour for a table."""
     base.teacher.steps = (100, 300)
     base.teacher.warmup_steps = 30
     base.teacher.batch_size = base.student.batch_size = 128

@@ -10,7 +10,7 @@ from typing import Any
 
 from remem_jax import redaction
 
-# The scheme of a URL, also with one slash, as `pathlib.Path` has it. A single letter is a drive.
+# The scheme of a URL; `pathlib.Path` leaves one slash. A single letter is a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]+):/+")
 
 
@@ -69,9 +69,9 @@ def seed(name: str, value: Any, *, bits: int = 32) -> None:
 def numbers(name: str, values: Sequence[Any], *, whole: bool = False) -> None:
     """Raises unless all values are finite numbers, or integers if `whole`."""
     types = int if whole else (int, float)
-    valid = all(isinstance(one, types) and not isinstance(one, bool) for one in values)
+    valid = all(isinstance(value, types) and not isinstance(value, bool) for value in values)
     require(
-        valid and all(math.isfinite(one) for one in values),
+        valid and all(math.isfinite(value) for value in values),
         f"{name} must be {'whole' if whole else 'finite'} numbers, got {tuple(values)}.",
     )
 
@@ -79,7 +79,7 @@ def numbers(name: str, values: Sequence[Any], *, whole: bool = False) -> None:
 def distinct(name: str, values: Sequence[Any]) -> None:
     """Raises if two values are equal."""
     require(
-        all(one not in values[:i] for i, one in enumerate(values)),
+        all(value not in values[:i] for i, value in enumerate(values)),
         f"{name} repeats a value: {tuple(values)}.",
     )
 

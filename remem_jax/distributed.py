@@ -1,7 +1,8 @@
 """Joins several processes into one run.
 
-JAX finds Slurm, Open MPI and TPU pods by itself. What it leaves to its callers is here: it aborts
-the process if a coordinator cannot be reached in time, and shares a port that is taken.
+JAX finds Slurm, Open MPI and TPU pods by itself. This module checks in advance what JAX does not
+report: JAX aborts the process if the coordinator cannot be reached in time, and shares a port that
+is in use.
 """
 
 import contextlib
@@ -19,8 +20,8 @@ from absl import logging
 from remem_jax.checks import SettingError, require
 
 JOIN_SECONDS = 300  # JAX's default; the hosts of a queue do not all start at once.
-HEARTBEAT_SECONDS = 60  # JAX has 100; until then the other processes keep their devices.
-# How long a process that has ended waits for the others; one of them may be writing a report.
+HEARTBEAT_SECONDS = 60  # JAX's default is 100; the other processes keep their devices until then.
+# Time that a finished process waits for the others, one of which may be writing a report.
 _END_SECONDS = 1800
 _SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")  # The variables JAX reads.
 
@@ -47,8 +48,8 @@ def initialize(
         coordinator: host:port of the first process.
         processes: Number of processes.
         process: Index of this process, from 0.
-        join_seconds: How long to wait for the others.
-        heartbeat_seconds: How long one of them may send no heartbeat.
+        join_seconds: Maximum time to wait for the others.
+        heartbeat_seconds: Maximum time without a heartbeat of one of them.
 
     Raises:
         SettingError: If only some of the arguments are given, or they are invalid; if another
@@ -65,8 +66,8 @@ def initialize(
     else:
         if coordinator is None or processes is None or process is None:
             raise SettingError(
-                "coordinator, processes and process go together: set all, or none where srun, "
-                f"mpirun or a TPU pod tells; got {coordinator}, {processes} and {process}."
+                "coordinator, processes and process go together: set all, or none under srun, "
+                f"under mpirun or on a TPU pod; got {coordinator}, {processes} and {process}."
             )
         _check_address(coordinator, processes, process)
         _await_port(coordinator, process, join_seconds)
@@ -80,7 +81,8 @@ def initialize(
     logging.info("Joining %s, for at most %g seconds.", joining, join_seconds)
     late = (
         f"remem_jax: {joining} did not all come within {join_seconds} seconds: start each with "
-        "the same coordinator and processes, and another process from 0; see what the others say."
+        "the same coordinator and processes, and another process from 0; see the messages of the "
+        "others."
     )
     with _time_limit(join_seconds, late):
         try:
@@ -97,7 +99,7 @@ def initialize(
 def abandon(message: str) -> None:
     """Exits with a message on stderr, if this process is one of several.
 
-    Call it if this process cannot continue: JAX would first wait for the others, and they for it.
+    Call it if this process cannot continue: JAX would wait for the others, and they for this one.
     """
     if jax.distributed.is_initialized():
         sys.stderr.write(f"{message}\n")

@@ -58,15 +58,15 @@ class Sum(NamedTuple):
         lost: Their accumulated rounding errors.
     """
 
-    total: Float[Array, "*of"]
-    lost: Float[Array, "*of"]
+    total: Float[Array, "*shape"]
+    lost: Float[Array, "*shape"]
 
 
 class Tally(NamedTuple):
     """Counts over the batches so far.
 
     Attributes:
-        seen: Number of examples of each class.
+        examples: Number of examples of each class.
         right: Number of correctly classified examples of each class.
         top5: Number of examples whose class is among the five most likely.
         gaps: For each bin of confidence, the number of correctly classified examples minus the sum
@@ -77,7 +77,7 @@ class Tally(NamedTuple):
         confusion: Numbers of examples by true and predicted class; None if not requested.
     """
 
-    seen: Int[Array, " classes"]
+    examples: Int[Array, " classes"]
     right: Int[Array, " classes"]
     top5: Int[Array, ""]
     gaps: Sum
@@ -100,20 +100,20 @@ def init_tally(classes: int, *, agreement: bool, confusion: bool) -> Tally:
     """
 
     # Each count needs its own buffer, as they are donated when the next batch is added.
-    def none(*shape: int) -> Int[Array, "*of"]:
+    def no_counts(*shape: int) -> Int[Array, "*shape"]:
         return jnp.zeros(shape, jnp.int32)
 
-    def nothing(*shape: int) -> Sum:
+    def empty_sum(*shape: int) -> Sum:
         return Sum(jnp.zeros(shape), jnp.zeros(shape))
 
     return Tally(
-        seen=none(classes),
-        right=none(classes),
-        top5=none(),
-        gaps=nothing(BINS),
-        loss=nothing(),
-        agreed=none() if agreement else None,
-        confusion=none(classes, classes) if confusion else None,
+        examples=no_counts(classes),
+        right=no_counts(classes),
+        top5=no_counts(),
+        gaps=empty_sum(BINS),
+        loss=empty_sum(),
+        agreed=no_counts() if agreement else None,
+        confusion=no_counts(classes, classes) if confusion else None,
     )
 
 
@@ -123,7 +123,7 @@ def count(
     """Adds a batch to a tally, without its masked examples.
 
     A pure function. The caller jits it and donates the tally. A batch may be sharded over devices
-    and hosts; the tally is the same on all of them. Of equal logits, the class with the lower
+    and hosts; the tally is the same on all of them. If logits are equal, the class with the lowest
     index is the prediction.
 
     Args:
@@ -149,7 +149,7 @@ def count(
     if confusion is not None:
         confusion = confusion.at[batch.label, predicted].add(batch.mask.astype(jnp.int32))
     return Tally(
-        seen=tally.seen.at[batch.label].add(batch.mask.astype(jnp.int32)),
+        examples=tally.examples.at[batch.label].add(batch.mask.astype(jnp.int32)),
         right=tally.right.at[batch.label].add((batch.mask & right).astype(jnp.int32)),
         top5=tally.top5 + _number(batch.mask & in_top5),
         gaps=_add(tally.gaps, _gaps(logits, right, batch.mask)),
@@ -159,24 +159,24 @@ def count(
     )
 
 
-def _number(which: Bool[Array, " batch"]) -> Int[Array, ""]:
-    return jnp.sum(which.astype(jnp.int32))
+def _number(flags: Bool[Array, " batch"]) -> Int[Array, ""]:
+    return jnp.sum(flags.astype(jnp.int32))
 
 
 def _gaps(
     logits: Logits, right: Bool[Array, " batch"], mask: Bool[Array, " batch"]
 ) -> Float[Array, " bin"]:
-    """Correct examples minus their confidences, by bin ((i - 1) / BINS, i / BINS]."""
+    """Returns, for each bin ((i - 1) / BINS, i / BINS], correct examples minus confidences."""
     confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
     # With NumPy: XLA would multiply by 1 / BINS, which is inexact for some edges.
     edges = jnp.asarray(np.arange(1, BINS) / BINS, jnp.float32)
-    own_bin = jnp.sum((confidence[:, None] > edges[None]).astype(jnp.int32), axis=-1)
-    in_bin = mask[:, None] & (own_bin[:, None] == jnp.arange(BINS)[None])
+    bins = jnp.sum((confidence[:, None] > edges[None]).astype(jnp.int32), axis=-1)
+    in_bin = mask[:, None] & (bins[:, None] == jnp.arange(BINS)[None])
     gap = right.astype(jnp.float32) - confidence
     return jnp.sum(jnp.where(in_bin, gap[:, None], 0.0), axis=0)
 
 
-def _add(sums: Sum, values: Float[Array, "*of"]) -> Sum:
+def _add(sums: Sum, values: Float[Array, "*shape"]) -> Sum:
     """Adds values, and the exact rounding error of the addition (Knuth's two-sum)."""
     total = sums.total + values
     added = total - sums.total
@@ -198,29 +198,29 @@ def metrics(tally: Tally) -> dict[str, Any]:
     Raises:
         ValueError: If there were no examples.
 
-    Source: of the calibration error, Guo et al. 2017, https://arxiv.org/abs/1706.04599, Eq. 3.
+    Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, Eq. 3, for the calibration error.
     """
-    found: Tally = jax.device_get(tally)
-    examples, occurs = int(found.seen.sum()), found.seen > 0
+    host: Tally = jax.device_get(tally)
+    examples, occurs = int(host.examples.sum()), host.examples > 0
     if not examples:
         raise ValueError("There is nothing to evaluate: no batch holds an example.")
     # Bins are weighted by their numbers of examples, so gaps are not divided by them.
-    gaps = np.sum(np.abs(_exact(found.gaps)))
+    gaps = np.sum(np.abs(_exact(host.gaps)))
     result: dict[str, Any] = {
-        registry.TOP1: int(found.right.sum()) / examples,
-        "top5": int(found.top5) / examples,
-        registry.MEAN_PER_CLASS: float(np.mean(found.right[occurs] / found.seen[occurs])),
+        registry.TOP1: int(host.right.sum()) / examples,
+        "top5": int(host.top5) / examples,
+        registry.MEAN_PER_CLASS: float(np.mean(host.right[occurs] / host.examples[occurs])),
         "calibration_error": float(gaps) / examples,
-        "loss": float(_exact(found.loss)) / examples,
+        "loss": float(_exact(host.loss)) / examples,
     }
-    if found.agreed is not None:
-        result["agreement"] = int(found.agreed) / examples
-    if found.confusion is not None:
-        result["confusion"] = found.confusion.tolist()
+    if host.agreed is not None:
+        result["agreement"] = int(host.agreed) / examples
+    if host.confusion is not None:
+        result["confusion"] = host.confusion.tolist()
     return result
 
 
-def _exact(sums: Sum) -> Float[np.ndarray, "*of"] | np.float64:
+def _exact(sums: Sum) -> Float[np.ndarray, "*shape"] | np.float64:
     return np.asarray(sums.total, np.float64) + np.asarray(sums.lost, np.float64)
 
 
@@ -242,7 +242,7 @@ def evaluate(
 
     Args:
         count: The function of this module, jitted.
-        transform: Makes the inputs of all models.
+        transform: Computes the inputs of all models.
         models: The models; if there are none, and no teacher, no batch is read.
         batches: All examples once; the padding of the last batch is masked.
         classes: Number of classes.
@@ -270,14 +270,12 @@ def evaluate(
     for batch in batches:
         images = transform(batch.image)
         teacher_logits = of_teacher.add(batch, images) if of_teacher else None
-        last = [teacher_logits, *(one.add(batch, images, teacher_logits) for one in evaluations)][
-            -1
-        ]
-        # The device computes in order: when the last logits are there, so are the others.
-        pending.append(last)
+        logits = [evaluation.add(batch, images, teacher_logits) for evaluation in evaluations]
+        # The device computes in order: when the last logits are ready, so are the others.
+        pending.append([teacher_logits, *logits][-1])
         if len(pending) > _AHEAD:  # Otherwise batches would accumulate on the device.
             pending.popleft().block_until_ready()
-    return Evaluated([one.result() for one in evaluations], of_teacher and of_teacher.result())
+    return Evaluated([each.result() for each in evaluations], of_teacher and of_teacher.result())
 
 
 class _Evaluation:
@@ -297,10 +295,10 @@ class _Evaluation:
 
     def result(self) -> dict[str, Any]:
         """Returns the metrics; see `evaluate`."""
-        found = metrics(self._tally)
+        result = metrics(self._tally)
         if self._predicted is None:
-            return found
-        return found | {"predictions": _in_order(self._predicted)}
+            return result
+        return result | {"predictions": _in_order(self._predicted)}
 
 
 @jax.jit
@@ -311,8 +309,8 @@ def _predicted(logits: Logits, mask: Bool[Array, " batch"]) -> Int[Array, " batc
 
 def _in_order(predicted: Sequence[Int[Array, " batch"]]) -> Int[np.ndarray, " example"]:
     """Fetches the predicted classes of all batches, without masked examples."""
-    whole = jax.device_get([mesh.whole(batch) for batch in predicted])
-    classes = np.concatenate(whole)
+    batches = jax.device_get([mesh.whole(batch) for batch in predicted])
+    classes = np.concatenate(batches)
     return classes[classes >= 0]
 
 
@@ -330,9 +328,9 @@ def most_confused(confusion: Sequence[Sequence[int]], pairs: int) -> list[tuple[
     errors = np.array(confusion)
     np.fill_diagonal(errors, 0)
     true, predicted = np.nonzero(errors)
-    found = np.stack([true, predicted, errors[true, predicted]], axis=-1)
-    order = np.argsort(-found[:, 2], kind="stable")[:pairs]
-    return [(i, j, number) for i, j, number in found[order].tolist()]
+    confusions = np.stack([true, predicted, errors[true, predicted]], axis=-1)
+    order = np.argsort(-confusions[:, 2], kind="stable")[:pairs]
+    return [(i, j, number) for i, j, number in confusions[order].tolist()]
 
 
 def linear_probe(

@@ -36,10 +36,10 @@ def cross_entropy(
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     if labels.ndim == 1:
-        of_label = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+        label_log_probs = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
     else:
-        of_label = jnp.sum(labels * log_probs, axis=-1)
-    return -jnp.mean((1 - smoothing) * of_label + smoothing * jnp.mean(log_probs, axis=-1))
+        label_log_probs = jnp.sum(labels * log_probs, axis=-1)
+    return -jnp.mean((1 - smoothing) * label_log_probs + smoothing * jnp.mean(log_probs, axis=-1))
 
 
 def conditional_mutual_information(
@@ -57,12 +57,12 @@ def conditional_mutual_information(
     - It is 0, up to rounding, if predictions are equal within each class; so a class with one
       image adds 0, and a class without images is ignored.
     - No gradient flows through the centroids, as in the authors' code, and none would: they
-      minimise the mean of the divergences, whose derivative by them is therefore 0. The gradient
-      is exact, derivatives of higher order are not.
+      minimise the mean of the divergences, so its derivative with respect to them is 0. The
+      gradient is exact, derivatives of higher order are not.
     - Its expectation over batches is at most the value for all images. To second order, images
       that scatter about their centroid give 1 - present / batch of it, where `present` is the
       number of classes in the batch: a fifth is lost with 512 images of 100 classes, more than
-      half with 128. It needs all of the global batch.
+      half with 128. It needs the whole global batch.
 
     Differs from the authors' code: there, the centroids are means over all training images, taken
     once before the teacher is fine-tuned, and the divergence from them has no upper bound.
@@ -80,16 +80,16 @@ def conditional_mutual_information(
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     weights = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
     weights = weights.astype(jnp.float32)
-    of_class = jnp.sum(weights, axis=0, keepdims=True)
+    class_weights = jnp.sum(weights, axis=0, keepdims=True)
     matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-    in_class = weights / jnp.where(of_class > 0, of_class, 1.0)
+    in_class = weights / jnp.where(class_weights > 0, class_weights, 1.0)
     centroids = matmul(in_class.T, jnp.exp(jax.lax.stop_gradient(log_probs)))
     # A centroid underflows only where the probabilities do, which then multiply a finite number.
     log_centroids = jnp.log(jnp.maximum(centroids, jnp.finfo(jnp.float32).tiny))
 
-    of_image = jnp.sum(weights, axis=-1, keepdims=True)
-    log_ratios = of_image * log_probs - matmul(weights, log_centroids)
+    image_weights = jnp.sum(weights, axis=-1, keepdims=True)
+    log_ratios = image_weights * log_probs - matmul(weights, log_centroids)
     return jnp.sum(jnp.exp(log_probs) * log_ratios) / jnp.sum(weights)
 
 
@@ -178,7 +178,7 @@ def dist(
 
     Two terms, each T**2 * (1 - mean of Pearson's correlations of student and teacher): `inter`
     over the rows (the classes of an image), `intra` over the columns (the images of a class). A
-    column is as long as the batch, so `intra` needs all of the global batch.
+    column is as long as the batch, so `intra` needs the whole global batch.
 
     The official formula adds 1e-8 to the product of the two norms. If a class is absent from the
     batch and the teacher is sharp, that is more than the product: the class's correlation is near
@@ -224,7 +224,7 @@ def dist(
 def _official_distance(
     student: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"], *, axis: int
 ) -> Float[Array, ""]:
-    """1 - mean correlation of probabilities along an axis, given their logarithms."""
+    """Returns 1 - mean correlation of probabilities along an axis, given their logarithms."""
     student, teacher = _centred(jnp.exp(student), axis), _centred(jnp.exp(teacher), axis)
     norms = _norm(student, axis) * _norm(teacher, axis)
     return 1 - jnp.mean(jnp.sum(student * teacher, axis) / (norms + _EPSILON))
@@ -233,7 +233,7 @@ def _official_distance(
 def _scaled_distance(
     student: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"], *, axis: int
 ) -> Float[Array, ""]:
-    """`_official_distance` without epsilon, over rows or columns where the teacher varies."""
+    """Returns `_official_distance` without epsilon, over the rows or columns that vary."""
 
     def scaled(log_probs: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
         # A correlation does not depend on the scale, whose gradient would be 0.
@@ -254,7 +254,7 @@ def _centred(x: Float[Array, "batch classes"], axis: int) -> Float[Array, "batch
 
 
 def _norm(x: Float[Array, "batch classes"], axis: int) -> Float[Array, " other"]:
-    """L2 norm with a gradient of 0 at 0, where that of the square root is NaN."""
+    """Returns the L2 norm, with a gradient of 0 at 0, where that of the square root is NaN."""
     square = jnp.sum(x**2, axis)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)

@@ -103,7 +103,7 @@ def _run(directory: pathlib.Path) -> None:
 
     logging.get_absl_handler().addFilter(_is_ours)
     sys.unraisablehook = _without_failed_writes(sys.unraisablehook)
-    # The same writes, if they had not begun.
+    # Pending writes that had not begun.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     logging.info("remem_jax %s: %s, in %s.", remem_jax.__version__, name, directory)
@@ -176,8 +176,8 @@ def _resumes(directory: pathlib.Path) -> str:
 def _without_failed_writes(show: Callable[[Any], object]) -> Callable[[Any], None]:
     """Wraps `sys.unraisablehook` so that it ignores Orbax's pending writes after one has failed.
 
-    They end later, with nothing left to await them: without this, hundreds of tracebacks would
-    precede our one line about the failed write.
+    They end later, when nothing awaits them any more: without this, hundreds of tracebacks would
+    precede our line about the failed write.
     """
 
     def show_others(unraisable: Any) -> None:
@@ -225,12 +225,11 @@ def _with_shipped_configs(argv: Sequence[str]) -> list[str]:
 
 def _config_roots(argv: Sequence[str]) -> list[str]:
     """Returns the folders with the config's `configs/`, so that config files can import others."""
-    after = itertools.pairwise(argv)
-    named = [value for name, value in after if name in ("--config", "-config")]
-    pairs = [one.partition("=") for one in argv]
+    named = [value for name, value in itertools.pairwise(argv) if name in ("--config", "-config")]
+    pairs = [argument.partition("=") for argument in argv]
     named += [value for name, _, value in pairs if name in ("--config", "-config")]
     # A colon and the config's argument may follow the name of the file.
-    files = [pathlib.Path(one.partition(".py")[0]) for one in named]
+    files = [pathlib.Path(path.partition(".py")[0]) for path in named]
     return [
         str(folder.parent) for file in files for folder in file.parents if folder.name == "configs"
     ]
@@ -240,7 +239,7 @@ def _is_ours(record: python_logging.LogRecord) -> bool:
     """Returns whether a log record is for the user: from this package, or a library's warning.
 
     TFDS warns that a data set is not prepared, Orbax that it cannot write, and asyncio of Orbax's
-    pending writes after one has failed. Our own errors say the same, and what to do.
+    pending writes after one has failed. Our own errors report the same, with advice.
     """
     if record.name == "asyncio" and "never retrieved" in record.getMessage():
         return False

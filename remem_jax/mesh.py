@@ -1,8 +1,8 @@
-"""Devices as one mesh with one axis: how arrays are sharded, and what processes exchange.
+"""The mesh of all devices, with one axis: shardings of arrays, and exchange between processes.
 
-A jitted step computes on global arrays, wherever their shards are: statistics and losses are those
-of the global batch. The batch is divided along its first axis; parameters and the optimizer's state
-are replicated on all devices, or divided too (FSDP).
+A jitted step computes on global arrays, so statistics and losses are those of the global batch. The
+batch is divided along its first axis. Parameters and the optimizer's state are replicated on all
+devices, or divided too (FSDP).
 """
 
 import math

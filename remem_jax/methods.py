@@ -1,12 +1,12 @@
 """The methods that a run compares: one record each, which all other code reads.
 
-To add a method, add its record to `METHODS`: `config.methods`, studies, reports and the table of
-docs/configuration.md then know it.
+To add a method, add a record to `METHODS`: `config.methods`, studies, reports and the table of
+docs/configuration.md then include it.
 """
 
 from typing import NamedTuple
 
-AS_SET = None  # The method takes the value that config.teacher has.
+AS_SET = None  # The method uses the value in config.teacher.
 
 
 class Method(NamedTuple):
@@ -19,7 +19,7 @@ class Method(NamedTuple):
         alpha: Weight of every MLP block, `config.teacher.mlp_weight`, or `AS_SET`; 1 leaves the
             blocks as pretrained.
         beta: Weight of every attention block, `config.teacher.attention_weight`, or `AS_SET`.
-        in_paper: Whether the paper has it; reports name the methods that it does not have.
+        in_paper: Whether it is a method of the paper; reports list the others.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Method(NamedTuple):
 
     @property
     def fixed(self) -> dict[str, float]:
-        """Settings of `config.teacher` that the method sets itself, by name."""
+        """Values of `config.teacher` that the method fixes, by name."""
         values = {"rho": self.rho, "mlp_weight": self.alpha, "attention_weight": self.beta}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -44,4 +44,4 @@ METHODS: dict[str, Method] = {
     "reweight": Method("Re-weighting MLPs only", True, rho=0.0, alpha=AS_SET, beta=AS_SET),
     "remem": Method("ReMem", True, rho=AS_SET, alpha=AS_SET, beta=AS_SET),
 }
-SCRATCH = "scratch"  # The method without a teacher; its results lie under this name.
+SCRATCH = "scratch"  # The method without a teacher; its results are stored under this name.

@@ -90,7 +90,7 @@ def difference(
 
 
 def _mean(correct: Correct) -> Float[np.ndarray, " image"]:
-    """Share of the models that classify each image correctly."""
+    """Returns the share of the models that classify each image correctly."""
     return correct.reshape(-1, correct.shape[-1]).mean(axis=0, dtype=np.float64)
 
 
@@ -106,12 +106,12 @@ def _of_images(gaps: Float[np.ndarray, " image"], *, single: bool) -> Difference
 
 
 def _sign_test(better: int, worse: int) -> float:
-    """The exact p-value if each of the images that differ is as likely to be better as worse."""
+    """Returns the exact p-value, if each image that differs is as likely to be better as worse."""
     return min(1.0, 2 * float(special.bdtr(min(better, worse), better + worse, 0.5)))
 
 
 def _mcnemar(gaps: Float[np.ndarray, " image"], weights: Float[np.ndarray, " image"]) -> float:
-    """The p-value of McNemar's statistic, without a correction of continuity.
+    """Returns the p-value of McNemar's statistic, without a continuity correction.
 
     If the models are equally good, each gap has either sign with the same probability.
     """
@@ -127,30 +127,30 @@ def _within(
     sizes: Int[np.ndarray, " classes"],
     means: Float[np.ndarray, " classes"],
 ) -> Float[np.ndarray, " classes"]:
-    """Variance of the gaps in each class; for classes of one image, the mean of the others."""
+    """Returns the variance of the gaps in each class; for one-image classes, the mean variance."""
     squares = np.bincount(of_class, (gaps - means[of_class]) ** 2)
     several = sizes > 1
     if not several.any():
         return np.full(len(sizes), np.var(gaps))
-    own = squares / np.maximum(sizes - 1, 1)
-    return np.where(several, own, own[several].mean())
+    variances = squares / np.maximum(sizes - 1, 1)
+    return np.where(several, variances, variances[several].mean())
 
 
 def _over_classes(means: Float[np.ndarray, " classes"]) -> Difference:
-    found, classes = float(np.mean(means)), len(means)
+    mean, classes = float(np.mean(means)), len(means)
     if classes < 2:
-        return Difference(found, math.nan, math.nan)
+        return Difference(mean, math.nan, math.nan)
     error = float(np.std(means, ddof=1)) / math.sqrt(classes)
     if not error:
-        return Difference(found, 0.0, 0.0 if found else 1.0)
-    return Difference(found, error, float(2 * special.stdtr(classes - 1, -abs(found) / error)))
+        return Difference(mean, 0.0, 0.0 if mean else 1.0)
+    return Difference(mean, error, float(2 * special.stdtr(classes - 1, -abs(mean) / error)))
 
 
 def pack(values: Bool[np.ndarray, " image"] | Int[np.ndarray, " image"]) -> str:
     """Writes one value for each image as a short line of ASCII, the same on every machine.
 
     Args:
-        values: In the order of the images: whether each is classified correctly, or its class.
+        values: Whether each image is classified correctly, or its class, in order.
 
     Returns:
         "TYPE:NUMBER:BASE64" of the compressed values; `unpack` reads it.
@@ -173,11 +173,11 @@ def unpack(text: str) -> Bool[np.ndarray, " image"] | Int[np.ndarray, " image"]:
     try:
         kind, number, encoded = text.split(":")
         content = zlib.decompress(base64.b64decode(encoded, validate=True))
-        found = np.frombuffer(content, _TYPES[kind])
-        if kind == _BIT and 0 <= 8 * len(found) - int(number) < 8:
-            return np.unpackbits(found, count=int(number)).astype(bool)
-        if kind != _BIT and len(found) == int(number):
-            return found.astype(np.int64)
+        values = np.frombuffer(content, _TYPES[kind])
+        if kind == _BIT and 0 <= 8 * len(values) - int(number) < 8:
+            return np.unpackbits(values, count=int(number)).astype(bool)
+        if kind != _BIT and len(values) == int(number):
+            return values.astype(np.int64)
     except (KeyError, ValueError, zlib.error):
         pass
     raise ValueError(f"This is not a list of values of images: {text[:40]!r}.")

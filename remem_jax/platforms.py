@@ -1,10 +1,10 @@
-"""What differs between platforms: CPUs, CUDA and ROCm GPUs, TPUs.
+"""Differences between platforms: CPUs, CUDA and ROCm GPUs, TPUs.
 
 An operation whose implementation depends on the platform chooses it by `dependent`, so that a
 program that is compiled or exported for another machine gets the implementation of that machine's
 platform. Only this implementation reaches the compiler. `models.operations` has these operations.
-Whatever is decided per device before tracing is decided here: the compute type (`compute_dtype`),
-and whether SAM's two passes are a loop (`has_sam_loop`).
+This module also makes the choices that depend on the device and precede tracing: the compute type
+(`compute_dtype`), and whether SAM's two passes are a loop (`has_sam_loop`).
 """
 
 import contextlib

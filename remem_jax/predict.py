@@ -57,7 +57,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     at_least("--top", arguments.top, 1)
     at_least("--batch_size", arguments.batch_size, 1)
     command.require_model(arguments.model)
-    # After the checks: they take seconds.
+    # Imported after the checks, because they take seconds.
     from remem_jax.data.custom import walk
     from remem_jax.export import images, inference, predictions, predictors
 

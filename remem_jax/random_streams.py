@@ -5,8 +5,8 @@ and its path, so a new stream does not change the others, and a resumed run draw
 docs/reproducibility.md lists the streams.
 
 On the device, a key is folded with the number of each part of the path in turn; on the host, these
-numbers are the spawn key of a NumPy `SeedSequence`. A whole number stands for itself, and a name
-for its CRC-32 with the highest bit set, which no step, epoch or batch has.
+numbers are the spawn key of a NumPy `SeedSequence`. The number of an integer is itself; that of a
+name is its CRC-32 with the highest bit set, which no step, epoch or batch has.
 """
 
 import zlib
@@ -76,10 +76,10 @@ class JitWithKey:
         """Jits a function; nothing is traced yet.
 
         Args:
-            make: Gives the function, called with `key=`, which is traced.
-            key: What the function draws from.
-            donate_argnums: As those of `jax.jit`, of the function's arguments.
-            **options: Others of `jax.jit`.
+            make: Builds the function; called with `key=`, a traced key.
+            key: Random key of the function.
+            donate_argnums: As in `jax.jit`; indices of the function's arguments, without the key.
+            **options: Other options of `jax.jit`.
         """
 
         def step(key: PRNGKeyArray, *arguments: Any, **named: Any) -> Any:
@@ -93,7 +93,7 @@ class JitWithKey:
         return self._jitted(self._key, *arguments, **named)
 
     def lower(self, *arguments: Any, **named: Any) -> Any:
-        """As that of what `jax.jit` gives; the devices need not be here."""
+        """Lowers the function like `jax.jit(...).lower`, also for devices of another machine."""
         key = jax.ShapeDtypeStruct(self._key.shape, self._key.dtype)
         return self._jitted.lower(key, *arguments, **named)
 

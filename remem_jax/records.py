@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     """Stored images and their labels.
 
     Attributes:
-        image: uint8 images at source size; a `Transform` makes model inputs of them.
+        image: uint8 images at source size; a `Transform` converts them to model inputs.
         label: Class indices.
         mask: False for examples that only pad the last batch.
     """
@@ -68,7 +68,7 @@ class TrainBatches(Protocol):
 
         Args:
             batch_size: Global batch size.
-            first_step: The step whose batch is the first.
+            first_step: Step of the first batch.
             stage: Name of the stage. Each stage has its own order and augmentation.
 
         Returns:
@@ -78,7 +78,7 @@ class TrainBatches(Protocol):
 
 
 class DataLoader(NamedTuple):
-    """Batches of a data set, and the transforms that make model inputs of them.
+    """Batches of a data set, and the transforms that convert them to model inputs.
 
     Attributes:
         kind: "resident" or "streamed".
@@ -86,7 +86,7 @@ class DataLoader(NamedTuple):
         evaluation: (split, batch size) -> all examples once, in order; the padding of the last
             batch is masked.
         train_transform: Augments training images.
-        evaluation_transform: Makes model inputs of evaluation images.
+        evaluation_transform: Converts evaluation images to model inputs.
     """
 
     kind: str

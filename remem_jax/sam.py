@@ -1,7 +1,8 @@
 """Sharpness-aware minimisation (SAM): the ascent, and gradients at the point that it reaches.
 
 `sam` is an optax transformation. The supervised step (`train.steps`) applies it with
-`at_worst_point`, because what shares an ascent may be a part of the batch: the SAM paper's m.
+`at_worst_point`, because the examples that share an ascent may be only a part of the batch (m in
+the SAM paper).
 
 Source: Foret et al. 2021, https://arxiv.org/abs/2010.01412.
 """
@@ -24,7 +25,7 @@ class SamState(NamedTuple):
     """State of `sam`.
 
     Attributes:
-        ascent_norm: L2 norm of the last gradient that was climbed, for the log.
+        ascent_norm: L2 norm of the gradient of the last ascent, for the log.
     """
 
     ascent_norm: Float[Array, ""]
@@ -38,11 +39,11 @@ def sam(rho: float) -> optax.GradientTransformationExtraArgs:
 
         optax.chain(sam(0.5), optax.clip_by_global_norm(1.0), optax.sgd(0.03, momentum=0.9))
 
-    The ascent direction is that of the gradient that comes in. A zero gradient gives no ascent,
-    and no NaN. The norm that was climbed stays in the state, for the log.
+    The ascent follows the incoming gradient. A zero gradient gives no ascent, and no NaN. The norm
+    of the gradient is kept in the state, for the log.
 
     Args:
-        rho: Radius, at least 0; 0 leaves gradients as they are and costs nothing.
+        rho: Radius, at least 0; 0 leaves gradients unchanged and costs nothing.
 
     Returns:
         A transformation whose `update` needs `params` and `grad_fn`, a function from parameters
@@ -77,7 +78,7 @@ def sam(rho: float) -> optax.GradientTransformationExtraArgs:
                 "sam needs update(..., params, grad_fn=...). make_supervised_step takes it as "
                 "`ascent`, not in the chain of `tx`."
             )
-        scale = rho / (norm + 1e-12)  # As in big_vision; a zero gradient then climbs nowhere.
+        scale = rho / (norm + 1e-12)  # As in big_vision; avoids NaN if the gradient is zero.
         worst = jax.tree.map(lambda p, g: p + (scale * g).astype(p.dtype), params, updates)
         return grad_fn(worst), SamState(norm)
 
@@ -102,7 +103,7 @@ def at_worst_point(
         gradient: The plain gradient.
         ascent: `sam(rho)`; None returns the plain gradient.
         looped: Whether the two passes are iterations of one loop. It compiles one pass, and memory
-            holds the activations of one, where XLA would reserve room for those of both. This is
+            holds the activations of one, while XLA would otherwise reserve memory for both. This is
             the form for GPUs and TPUs; on CPUs, convolutions in a loop are slow.
     """
     if ascent is None:
@@ -126,11 +127,11 @@ def at_worst_point(
         def one_pass(carry: tuple[Params, Params], _: None) -> tuple[Any, Any]:
             clean = gradient(carry[0], examples)
             # `grad_fn` returns the worst point itself, at which the next pass takes the gradient.
-            worst, found = climb(params, clean, lambda worst: worst)
-            return (worst, clean[0]), found
+            worst, auxiliary = climb(params, clean, lambda worst: worst)
+            return (worst, clean[0]), auxiliary
 
         first = (params, jax.tree.map(jnp.zeros_like, params))
-        (_, grads), found = jax.lax.scan(one_pass, first, length=2)
-        return grads, jax.tree.map(lambda value: value[0], found)
+        (_, grads), auxiliary = jax.lax.scan(one_pass, first, length=2)
+        return grads, jax.tree.map(lambda value: value[0], auxiliary)
 
     return in_loop if looped else unrolled

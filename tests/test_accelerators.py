@@ -1,4 +1,4 @@
-"""The tool that compiles for accelerators that are not there, on CPUs, and what its table says."""
+"""The tool that compiles on CPUs for accelerators that are absent, and its table."""
 
 import pathlib
 import sys
@@ -29,25 +29,25 @@ def _row(make: Any, **changes: Any) -> rows.Row:
 
 
 def _step(row: rows.Row, devices: int = 2) -> steps.Step:
-    on = mesh.make_mesh(jax.devices()[:devices])
-    return row.make(steps.open_run(row.config(), on, 2**34))
+    subset = mesh.make_mesh(jax.devices()[:devices])
+    return row.make(steps.open_run(row.config(), subset, 2**34))
 
 
 @pytest.mark.usefixtures("mixed_dtypes")
 @pytest.mark.parametrize("fsdp", [False, True])
 @pytest.mark.slow
-def test_a_step_of_two_devices_passes_its_gradients_and_nothing_else(fsdp: bool) -> None:
-    """Compiled for CPUs, whose compiler divides the work as those of accelerators do."""
+def test_two_devices_exchange_only_their_gradients(fsdp: bool) -> None:
+    """Compiles for CPUs, whose compiler partitions the work as those of accelerators do."""
     step = _step(_row(steps.teacher, fsdp=fsdp))
     (function,) = step.functions
 
-    found = collectives.find(function.jitted.lower(*function.arguments).compile().as_text())
+    operations = collectives.find(function.jitted.lower(*function.arguments).compile().as_text())
 
     passing = expected.Passing(function.state.params, {}, {}, 2, 2, fsdp)
-    assert step.passes == 2  # SAM's.
-    assert expected.problems(found, passing) == []
-    assert expected.problems(found, passing._replace(passes=1))
-    assert ("all-gather" in {one.kind for one in found}) == fsdp
+    assert step.passes == 2  # SAM takes two.
+    assert expected.problems(operations, passing) == []
+    assert expected.problems(operations, passing._replace(passes=1))
+    assert ("all-gather" in {operation.kind for operation in operations}) == fsdp
 
 
 @pytest.mark.usefixtures("mixed_dtypes")
@@ -59,8 +59,8 @@ def test_a_step_of_two_devices_passes_its_gradients_and_nothing_else(fsdp: bool)
         (steps.evaluation, ["view", "model", "count"]),
     ],
 )
-def test_each_function_of_a_step_is_that_of_a_run(make: Any, names: list[str]) -> None:
-    """It is lowered for what the one before gives, on two devices."""
+def test_a_step_compiles_the_functions_of_a_run(make: Any, names: list[str]) -> None:
+    """Each function is lowered for the outputs of the previous one, on two devices."""
     step = _step(_row(make))
 
     lowered = [function.jitted.lower(*function.arguments) for function in step.functions]
@@ -69,24 +69,24 @@ def test_each_function_of_a_step_is_that_of_a_run(make: Any, names: list[str]) -
     trained = [function.name for function in step.functions if function.state is not None]
     assert trained == [name for name in names if name in ("student", "decoder", "critic")]
     held = jax.tree.leaves(step.held)
-    for function, one in zip(step.functions, lowered, strict=True):
+    for function, module in zip(step.functions, lowered, strict=True):
         assert all(any(array is other for other in held) for array in function.arrays)
-        assert "sharding" in one.as_text()
+        assert "sharding" in module.as_text()
 
 
-def test_memory_is_what_is_held_and_the_most_that_a_function_takes_beside() -> None:
-    on = mesh.make_mesh(jax.devices()[:2])
-    whole = jax.ShapeDtypeStruct((100,), "float32", sharding=mesh.replicated(on))
-    rows_of = jax.ShapeDtypeStruct((100,), "float32", sharding=mesh.batch_sharding(on))
+def test_memory_is_held_arrays_plus_the_largest_function() -> None:
+    devices = mesh.make_mesh(jax.devices()[:2])
+    replicated = jax.ShapeDtypeStruct((100,), "float32", sharding=mesh.replicated(devices))
+    divided = jax.ShapeDtypeStruct((100,), "float32", sharding=mesh.batch_sharding(devices))
     functions = (
-        steps.Function("view", None, (rows_of,)),
-        steps.Function("student", None, (whole, 3)),
+        steps.Function("view", None, (divided,)),
+        steps.Function("student", None, (replicated, 3)),
     )
     compiled = [case.Compiled(50, 200, [], 1.0), case.Compiled(70, 400 + 12, [], 1.0)]
 
-    total = case._total(steps.Step(functions, (whole, rows_of)), compiled, resident=1000)
+    total = case._total(steps.Step(functions, (replicated, divided)), compiled, resident=1000)
 
-    # Of the second, 12 bytes are padding.
+    # 12 bytes of the second function are padding.
     assert total == 1000 + 400 + 200 + 70 + 12
 
 
@@ -96,7 +96,7 @@ def _result(**changes: Any) -> case.Result:
     return blank._replace(**changes)
 
 
-def test_a_line_says_what_a_step_takes_and_what_it_passes() -> None:
+def test_a_row_shows_memory_and_collectives_of_a_step() -> None:
     assert table.line(_result()) == [
         "ViT-B/16, SAM",
         "8 TPU v5e (16 GB)",
@@ -109,25 +109,25 @@ def test_a_line_says_what_a_step_takes_and_what_it_passes() -> None:
     ]
 
 
-def test_what_fits_and_passes_what_it_should_is_no_failure() -> None:
+def test_a_step_that_fits_is_not_a_failure() -> None:
     assert table.failures([_result()]) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"status": case.LARGE, "bytes": 20 * GIB}, "B-sam on v5e-8 does not fit: 20.0 GiB, of"),
         ({"status": case.WRONG, "said": "step: all-to-all"}, "wrong: step: all-to-all"),
         ({"status": case.FAILED, "said": "NotImplementedError: 197"}, "failed: NotImplemented"),
     ],
 )
-def test_each_failure_is_told_with_its_step(changes: dict[str, Any], said: str) -> None:
+def test_each_failure_names_its_step(changes: dict[str, Any], message: str) -> None:
     (failure,) = table.failures([_result(**changes)])
 
-    assert said in failure
+    assert message in failure
 
 
-def test_what_is_known_not_to_fit_is_a_failure_where_it_does(
+def test_a_step_that_is_listed_as_too_large_but_fits_is_a_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known = rows.ROWS["B-sam"]._replace(too_large=("v5e-8",))
@@ -137,26 +137,26 @@ def test_what_is_known_not_to_fit_is_a_failure_where_it_does(
     assert "too_large" in table.failures([_result()])[0]
 
 
-def test_a_tpu_that_runs_out_of_memory_is_too_small_and_nothing_worse() -> None:
+def test_an_out_of_memory_error_of_a_tpu_means_too_large() -> None:
     error = RuntimeError("Ran out of memory in memory space hbm. Used 24.50G of 15.75G hbm.")
 
-    found = case._failure(error, _result(status=case.FAILED), "step")
+    result = case._failure(error, _result(status=case.FAILED), "step")
 
-    assert (found.status, found.bytes) == (case.LARGE, 24.5 * GIB)
-
-
-def test_a_process_that_dies_is_a_failure_of_its_row() -> None:
-    found = accelerators._compile("no such row", "h100", seconds=100)
-
-    assert found.status == case.FAILED
-    assert "status 1: " in found.said
-    assert "KeyError" in found.said  # Its last words.
+    assert (result.status, result.bytes) == (case.LARGE, 24.5 * GIB)
 
 
-def test_a_process_that_takes_too_long_is_ended() -> None:
-    found = accelerators._compile("B-sam", "h100", seconds=0.01)
+def test_a_crashed_process_is_a_failure_of_its_row() -> None:
+    result = accelerators._compile("no such row", "h100", seconds=100)
 
-    assert (found.status, found.said) == (case.FAILED, "not compiled in 0.01 seconds")
+    assert result.status == case.FAILED
+    assert "status 1: " in result.said
+    assert "KeyError" in result.said  # The end of its log.
+
+
+def test_a_process_that_takes_too_long_is_killed() -> None:
+    result = accelerators._compile("B-sam", "h100", seconds=0.01)
+
+    assert (result.status, result.said) == (case.FAILED, "not compiled in 0.01 seconds")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_name_that_matches_nothing_is_refused(
         accelerators.main()
 
 
-def test_the_command_tells_which_compiler_is_missing(
+def test_the_command_names_the_missing_compiler(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(accelerators, "is_installed", lambda target: False)
@@ -187,10 +187,10 @@ def test_the_command_tells_which_compiler_is_missing(
     assert "libtpu" in str(ended.value)
 
 
-def test_the_command_fails_with_what_is_not_as_it_should_be(
+def test_the_command_fails_and_lists_the_failures(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
 ) -> None:
-    """And keeps all results, of what is named alone."""
+    """It also writes all results of the selected rows."""
     monkeypatch.setattr(accelerators, "is_installed", lambda target: True)
     monkeypatch.setattr(
         accelerators,
@@ -214,7 +214,7 @@ def test_the_command_fails_with_what_is_not_as_it_should_be(
 
 
 @pytest.mark.parametrize("gpu", [targets.H100, targets.RTX_3090])
-def test_a_gpu_is_described_as_xla_takes_it(gpu: targets.Gpu) -> None:
+def test_a_gpu_is_described_in_xlas_format(gpu: targets.Gpu) -> None:
     major, minor = gpu.capability
 
     assert f"cuda_compute_capability {{ major: {major} minor: {minor} }}" in gpu.config()

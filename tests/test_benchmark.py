@@ -37,14 +37,14 @@ def ran(
 
 
 @pytest.mark.slow
-def test_a_row_has_both_sides_and_their_ratio(ran: tuple[str, dict[str, Any]]) -> None:
-    printed, found = ran
-    row = found["rows"][0]
+def test_a_row_contains_both_sides_and_their_ratio(ran: tuple[str, dict[str, Any]]) -> None:
+    printed, record = ran
+    row = record["rows"][0]
     medians = {side: statistics.median(row[side]["seconds"]) for side in ("ours", "theirs")}
     assert all(len(row[side]["seconds"]) == 2 for side in medians)
     assert row["ratio"] == pytest.approx(medians["ours"] / medians["theirs"])
     assert row["targets"] == {}  # Targets are for other sizes.
-    assert ("images_per_second" in row["ours"]) == (found["device"] == "gpu")
+    assert ("images_per_second" in row["ours"]) == (record["device"] == "gpu")
     assert f"| {row['name']} |" in printed
 
 
@@ -52,8 +52,8 @@ def test_a_row_has_both_sides_and_their_ratio(ran: tuple[str, dict[str, Any]]) -
 def test_facts_about_the_machine_are_printed_first_and_saved(
     ran: tuple[str, dict[str, Any]],
 ) -> None:
-    printed, found = ran
-    facts = found["facts"]
+    printed, record = ran
+    facts = record["facts"]
     assert all(facts[fact] for fact in ("cpu", "cores", "memory_gib", "load_before", "date"))
     assert set(facts["versions"]) == {"python", "jax", "jaxlib", "torch", "timm"}
     assert facts["devices"]["backend"] == "cpu"
@@ -62,11 +62,11 @@ def test_facts_about_the_machine_are_printed_first_and_saved(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ran", ["cpu"], indirect=True)
-def test_students_end_with_the_same_parameters_in_every_way_of_training(
+def test_all_ways_of_training_give_students_the_same_parameters(
     ran: tuple[str, dict[str, Any]],
 ) -> None:
-    _, found = ran
-    same = {way: one["same_parameters"] for way, one in found["rows"][1]["ways"].items()}
+    _, record = ran
+    same = {way: result["same_parameters"] for way, result in record["rows"][1]["ways"].items()}
     assert same == {"together": True, "apart": True, "stored": True}
 
 
@@ -85,7 +85,7 @@ def test_an_unknown_row_is_refused_with_a_list_of_the_known_ones() -> None:
         (0.9, {"must": True, "aim": True}, "aim"),
     ],
 )
-def test_on_a_cpu_our_seconds_are_held_to_a_share_of_theirs(
+def test_on_a_cpu_the_ratio_of_seconds_is_compared_with_targets(
     ours: float, met: dict[str, bool], last: str
 ) -> None:
     # The ratio is of medians, so the outlier does not matter.
@@ -103,7 +103,7 @@ def test_without_peers_there_is_no_ratio_and_no_verdict() -> None:
     assert report.steps_line(record)[1:] == ("1000", "-", "-", "1.20", "1.00", "-", "5.0")
 
 
-def test_on_a_gpu_images_per_second_are_held_to_targets_and_operations_to_the_peak() -> None:
+def test_on_a_gpu_speed_is_compared_with_targets_and_the_peak() -> None:
     record = report.of_gpu(
         "step", rows.GPU["step"], [[0.064], [0.128]], [60.0, 90.0], operations=25.6, peak=1000.0
     )
@@ -116,7 +116,7 @@ def test_on_a_gpu_images_per_second_are_held_to_targets_and_operations_to_the_pe
     )  # fmt: skip
 
 
-def test_students_are_held_to_how_much_longer_runs_apart_take() -> None:
+def test_students_are_compared_with_separate_runs() -> None:
     clocks = {"together": 1.0, "apart": 2.5, "stored": 3.0}
     seconds = {way: {"wall": [took], "cpu": [took]} for way, took in clocks.items()}
     same = dict.fromkeys(clocks, True)
@@ -124,14 +124,14 @@ def test_students_are_held_to_how_much_longer_runs_apart_take() -> None:
     record = report.of_students(GRID, {"ways": seconds, "same_parameters": same})
 
     assert record["ways"]["together"]["wall"]["speed_up"] == pytest.approx(2.5)
-    lasts = {way: report.last(found["met"]) for way, found in record["ways"].items()}
+    lasts = {way: report.last(result["met"]) for way, result in record["ways"].items()}
     assert lasts == {"together": "good", "apart": "no", "stored": "no"}
 
 
 def test_lines_have_as_many_cells_as_their_headings() -> None:
-    of_cpu = report.of_compiling(rows.CPU["sam"], [7.0, 9.0, 7.5], rows.COMPILING)
-    of_gpu = report.of_gpu("step", rows.GPU["step"], [[1.0]], [1.0], operations=1.0, peak=None)
+    cpu_record = report.of_compiling(rows.CPU["sam"], [7.0, 9.0, 7.5], rows.COMPILING)
+    gpu_record = report.of_gpu("step", rows.GPU["step"], [[1.0]], [1.0], operations=1.0, peak=None)
 
-    assert len(report.steps_line(of_cpu)) == len(report.heading("cpu", "cpu"))
-    assert len(report.rates_line(of_gpu)) == len(report.heading("gpu", "NVIDIA H200"))
-    assert of_cpu["met"] == {"must": True, "aim": False}
+    assert len(report.steps_line(cpu_record)) == len(report.heading("cpu", "cpu"))
+    assert len(report.rates_line(gpu_record)) == len(report.heading("gpu", "NVIDIA H200"))
+    assert cpu_record["met"] == {"must": True, "aim": False}

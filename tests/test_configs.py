@@ -1,4 +1,4 @@
-"""The files of configs/, and what the command line makes of them."""
+"""The files of configs/ and their use from the command line."""
 
 import importlib
 import pathlib
@@ -20,24 +20,24 @@ from remem_jax.study import space
 from remem_jax.weights import catalog
 
 ROOT = pathlib.Path(__file__).parents[1]
-# The user names a file of these, or it is in the package.
+# Variants without published weights: the user gives a file, or the package contains it.
 UNPUBLISHED = {"Pico/8", "So400m/14", "g/14", "G/14"}
 TABLES = sorted(path.stem for path in (ROOT / "configs" / "tables").glob("*.py"))
 FIGURES = sorted(path.stem for path in (ROOT / "configs" / "figures").glob("*.py"))
-PARTS = {"settings"}  # The defaults from which all configs start.
+DEFAULTS = {"settings"}  # The defaults from which all configs start.
 NAMES = [
-    *sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - PARTS),
+    *sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - DEFAULTS),
     *(f"tables.{name}" for name in TABLES),
     *(f"figures.{name}" for name in FIGURES),
 ]
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    found = {}
+    leaves = {}
     for name, value in config.items():
         nested = isinstance(value, ConfigDict)
-        found |= _leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
+        leaves |= _leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return leaves
 
 
 def test_there_are_configs() -> None:
@@ -53,7 +53,9 @@ def test_a_config_names_its_workflow(name: str) -> None:
     assert config.workflow in ("remem", "pretrain", "study", "analysis")
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # Of ml_collections.
+@pytest.mark.filterwarnings(
+    "ignore:the load_module:DeprecationWarning"
+)  # Raised by ml_collections.
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_can_be_given_on_the_command_line(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -61,7 +63,7 @@ def test_every_setting_can_be_given_on_the_command_line(
     expected = _leaves(importlib.import_module(f"configs.{name}").get_config())
     given = [f"--config.{setting}={value}" for setting, value in expected.items()]
     arguments = ["main", f"--config={ROOT / 'configs' / name.replace('.', '/')}.py", *given]
-    monkeypatch.setattr(sys, "argv", arguments)  # ml_collections looks there too.
+    monkeypatch.setattr(sys, "argv", arguments)  # ml_collections reads it too.
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
 
@@ -75,10 +77,10 @@ def test_quickstart_and_the_paper_have_the_same_settings() -> None:
 
 
 def test_quickstart_and_the_paper_have_settings_of_the_same_types() -> None:
-    one, two = (_leaves(config.get_config()) for config in (quickstart, remem))
+    first, second = (_leaves(config.get_config()) for config in (quickstart, remem))
 
-    assert {name: type(value) for name, value in one.items()} == {
-        name: type(value) for name, value in two.items()
+    assert {name: type(value) for name, value in first.items()} == {
+        name: type(value) for name, value in second.items()
     }
 
 
@@ -117,7 +119,7 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
         remem.get_config("folder,width=3")
 
 
-def test_the_settings_of_one_config_do_not_reach_the_next() -> None:
+def test_changes_to_a_config_do_not_affect_the_next_one() -> None:
     remem.get_config().teacher.rho = 7.0
 
     assert remem.get_config().teacher.rho == 0.5
@@ -152,7 +154,7 @@ def _require_one_line(done: subprocess.CompletedProcess[str], wanted: str) -> No
     ],
     ids=["bad value", "unknown data set"],
 )
-def test_what_cannot_be_used_ends_in_one_line(
+def test_an_invalid_setting_ends_in_one_line(
     tmp_path: pathlib.Path, arguments: list[str], wanted: str
 ) -> None:
     done = _run(*arguments, f"--workdir={tmp_path / 'run'}")
@@ -188,7 +190,7 @@ def test_what_cannot_be_used_ends_in_one_line(
         "no config",
     ],
 )
-def test_what_is_misspelt_ends_in_one_line(
+def test_a_misspelt_setting_ends_in_one_line(
     tmp_path: pathlib.Path, arguments: list[str], wanted: str
 ) -> None:
     done = _run(*arguments, f"--workdir={tmp_path / 'run'}")
@@ -202,7 +204,7 @@ def test_a_run_without_a_folder_ends_in_one_line() -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("spec", ["", "mini"])
-def test_a_table_is_a_study_that_can_be_run(name: str, spec: str) -> None:
+def test_a_table_is_a_valid_study(name: str, spec: str) -> None:
     config = importlib.import_module(f"configs.tables.{name}").get_config(spec)
 
     space.check(config)
@@ -212,14 +214,14 @@ def test_a_table_is_a_study_that_can_be_run(name: str, spec: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_has_a_place_for_each_of_the_paper_s_numbers(name: str) -> None:
+def test_a_table_has_a_cell_for_each_of_the_papers_numbers(name: str) -> None:
     config = importlib.import_module(f"configs.tables.{name}").get_config()
-    of_table = {key for key in paper._RECORDS if key[0] == config.table}
+    published = {key for key in paper._RECORDS if key[0] == config.table}
 
     cells = {(config.table, row, column) for row in config.rows for column in config.columns}
 
-    assert of_table <= cells
-    assert of_table in (cells, set())
+    assert published <= cells
+    assert published in (cells, set())
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -233,28 +235,28 @@ def test_a_mini_table_keeps_the_layout_of_the_table(name: str) -> None:
     assert "Ti/16" in {trial.config.teacher.variant for trial in space.trials(mini)}
 
 
-def test_the_columns_of_the_sixteen_data_sets_are_those_of_the_registry() -> None:
+def test_the_columns_of_table_1_are_the_data_sets_of_the_registry() -> None:
     assert set(table1.get_config().column_order) == set(registry.RECORDS)
 
 
-def test_a_table_refuses_what_it_is_not() -> None:
+def test_an_unknown_option_of_a_table_is_refused() -> None:
     with pytest.raises(ValueError, match="tiny"):
         table1.get_config("tiny")
 
 
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("spec", ["", "mini"])
-def test_a_figure_can_be_made(name: str, spec: str) -> None:
+def test_a_figure_has_a_valid_config(name: str, spec: str) -> None:
     config = importlib.import_module(f"configs.figures.{name}").get_config(spec)
 
     if config.workflow == "study":
         space.check(config)
         trials = [trial.config for trial in space.trials(config)]
-        assert all(one.information.seeds for one in trials)
+        assert all(trial.information.seeds for trial in trials)
         assert bool(config.mini) == bool(spec)
     else:
         checks_of_analysis.check(config)
-        trials = [own for _, own in checks_of_analysis.of_models(config)]
+        trials = [model for _, model in checks_of_analysis.of_models(config)]
 
     number = config.title.partition(":")[0].removesuffix(" (mini)")
     assert number == f"Figure {name.removeprefix('figure')}"
@@ -262,7 +264,7 @@ def test_a_figure_can_be_made(name: str, spec: str) -> None:
     assert {catalog.find(init).variant for init in inits} == {"Ti/16" if spec else "B/16"}
 
 
-def test_a_figure_refuses_what_it_is_not() -> None:
+def test_an_unknown_option_of_a_figure_is_refused() -> None:
     for name in ("figure1", "figure5", "figure7"):
         with pytest.raises(ValueError, match="tiny"):
             importlib.import_module(f"configs.figures.{name}").get_config("tiny")
@@ -283,7 +285,7 @@ def test_teachers_are_pruned_from_none_to_all_of_their_blocks() -> None:
     ("names", "expected"),
     [((), ["i1k", "i21k", "augreg"]), (("augreg", "i1k"), ["i1k", "augreg"])],
 )
-def test_columns_of_strengths_are_the_weakest_first(
+def test_columns_of_strengths_start_with_the_weakest(
     names: tuple[str, ...], expected: list[str]
 ) -> None:
     found = study.strengths("caltech101", *names, spec="")
@@ -294,7 +296,7 @@ def test_columns_of_strengths_are_the_weakest_first(
         assert column["changes"]["teacher"]["init"] == analysis.STRENGTHS[name][1]
 
 
-def test_an_analysis_may_be_of_several_checkpoints() -> None:
+def test_an_analysis_may_have_several_checkpoints() -> None:
     config = analysis.get_config("flowers102,init=augreg:Ti/16|x/mine.npz,analyses=expertness")
 
     assert (config.data.name, config.analyses) == ("flowers102", ("expertness",))
@@ -302,7 +304,7 @@ def test_an_analysis_may_be_of_several_checkpoints() -> None:
     assert found == [("augreg:Ti/16", "augreg:Ti/16"), ("mine", "x/mine.npz")]
 
 
-def test_checkpoints_of_one_file_name_are_told_apart_by_their_folders() -> None:
+def test_checkpoints_with_the_same_file_name_are_distinguished_by_folder() -> None:
     config = analysis.get_config("digits,init=a/teacher.npz|b/teacher.npz")
 
     assert [one.title for one, _ in _models(config)] == ["a/teacher.npz", "b/teacher.npz"]

@@ -1,4 +1,4 @@
-"""Students that learn features of teachers, and students without labels, as a run has them."""
+"""Runs of students that learn a teacher's features, and of students without labels."""
 
 from typing import Any
 
@@ -16,7 +16,14 @@ from remem_jax.settings import check_remem
 from remem_jax.storage import results
 from remem_jax.train import loop
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import distill, finetune, pipeline, student_groups, student_setup
+from remem_jax.workflow.remem import (
+    distill,
+    finetune,
+    pipeline,
+    student_groups,
+    student_setup,
+    teacher_training,
+)
 from tests import tiny_run
 from tests.oracles import peers
 
@@ -25,7 +32,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture
 def run(small_run: context.Run) -> context.Run:
-    """A run of the shortest kind."""
+    """A run that is as short as possible."""
     config = small_run.config
     config.teacher.steps = (2,)
     config.teacher.warmup_steps = config.student.warmup_steps = 0
@@ -34,8 +41,8 @@ def run(small_run: context.Run) -> context.Run:
     return small_run
 
 
-def points(**settings: Any) -> list[tuple[Any, ...]]:
-    """Loss, temperature and weight of each point of a grid of two by two."""
+def configurations(**settings: Any) -> list[tuple[Any, ...]]:
+    """Returns loss, temperature and weight of each configuration of a two-by-two grid."""
     config = quickstart.get_config().student
     config.update(
         {"learning_rates": (0.1,), "temperatures": (1.0, 4.0), "weights": (0.1, 0.5)} | settings
@@ -46,22 +53,22 @@ def points(**settings: Any) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_what_does_not_count_for_a_loss_makes_no_more_students() -> None:
+def test_hyperparameters_that_a_loss_ignores_add_no_students() -> None:
     four = [(1.0, 0.1), (1.0, 0.5), (4.0, 0.1), (4.0, 0.5)]
 
-    with_labels = points(losses=("kd", "features"))
-    without = points(losses=("features_cls", "kd", "dist"), hard_labels=False)
+    with_labels = configurations(losses=("kd", "features"))
+    without = configurations(losses=("features_cls", "kd", "dist"), hard_labels=False)
 
     assert with_labels == [
-        *(("kd", *own) for own in four),
+        *(("kd", *pair) for pair in four),
         ("features", 1.0, 0.1),
         ("features", 1.0, 0.5),
     ]
     assert without == [
-        *(("features_cls", *own) for own in four),
+        *(("features_cls", *pair) for pair in four),
         ("kd", 1.0, 0.1),
         ("kd", 4.0, 0.1),
-        *(("dist", *own) for own in four),
+        *(("dist", *pair) for pair in four),
     ]
 
 
@@ -72,7 +79,7 @@ def test_what_does_not_count_for_a_loss_makes_no_more_students() -> None:
         (("scratch", "finetune"), ["features", "kd", "scratch"]),
     ],
 )
-def test_students_from_scratch_have_a_step_of_their_own(
+def test_students_from_scratch_have_their_own_step(
     run: context.Run, methods: tuple[str, ...], expected: list[str]
 ) -> None:
     run.config.methods = methods
@@ -84,20 +91,20 @@ def test_students_from_scratch_have_a_step_of_their_own(
 
 
 @slow
-def test_a_run_from_scratch_alone_needs_no_teacher(run: context.Run) -> None:
+def test_a_run_with_only_scratch_needs_no_teacher(run: context.Run) -> None:
     run.config.methods = ("scratch",)
     run.config.teacher.init = "nowhere.npz"
     run.config.student.losses = ("features",)
-    run.config.student.hard_labels = False  # Labels are all that there is to learn from.
+    run.config.student.hard_labels = False  # Ignored, because there is no teacher.
     check_remem(run.config)
 
     pipeline.run_remem(run)
 
-    found: Any = results.read(run.workdir / "results.json")
-    ((row,), (student,)) = found["methods"], found["students"]
+    written: Any = results.read(run.workdir / "results.json")
+    ((row,), (student,)) = written["methods"], written["students"]
     assert np.isfinite(row["student"]["test"]["loss"])
     assert (student["loss"], student["weight"], row["teacher"]) == (None, None, None)
-    assert found["models"]["teacher"] is found["models"]["init_digest"] is None
+    assert written["models"]["teacher"] is written["models"]["init_digest"] is None
     assert "no method of the run has one" in (run.workdir / "report.md").read_text()
 
 
@@ -106,7 +113,7 @@ def test_a_run_from_scratch_alone_needs_no_teacher(run: context.Run) -> None:
     ("tuning", "hard_labels", "losses"),
     [("lora", False, ("features", "kd")), ("adapter_houlsby", True, ("features_cls",))],
 )
-def test_a_run_has_students_of_features_and_keeps_them_plain(
+def test_a_run_of_feature_losses_saves_students_without_projections(
     run: context.Run, tuning: str, hard_labels: bool, losses: tuple[str, ...]
 ) -> None:
     run.config.teacher.tuning = tuning
@@ -115,25 +122,25 @@ def test_a_run_has_students_of_features_and_keeps_them_plain(
 
     pipeline.run_remem(run)
 
-    found: Any = results.read(run.workdir / "results.json")
-    assert tuple(student["loss"] for student in found["students"]) == losses
-    assert all(np.isfinite(student["validation"]["loss"]) for student in found["students"])
+    written: Any = results.read(run.workdir / "results.json")
+    assert tuple(student["loss"] for student in written["students"]) == losses
+    assert all(np.isfinite(student["validation"]["loss"]) for student in written["students"])
     model = models.make(run.config.student.model, classes=10)
     size = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(model, 16)))
-    assert found["models"]["student_parameters"] == size
+    assert written["models"]["student_parameters"] == size
 
 
 @slow
-def test_the_best_student_of_features_is_kept_and_exported_as_timm_has_it(run: context.Run) -> None:
+def test_the_best_student_of_a_feature_loss_is_kept_and_exported_for_timm(run: context.Run) -> None:
     torch, timm = peers.torch(), peers.timm()
     run.config.student.model = "resnet18"
     run.config.student.losses = ("features",)
 
     pipeline.run_remem(run)
 
-    part = "students/finetune/step_2"
+    stage = "students/finetune/step_2"
     setup = student_setup.make(run, finetune.read_pretrained(run))
-    kept = distill.kept(run, setup, part, 0)  # Refuses other names and shapes.
+    kept = distill.kept(run, setup, stage, 0)  # Refuses arrays with other names or shapes.
     assert projection.NAME not in kept["params"]
     path = run.workdir / "selected" / "finetune_student.safetensors"
     arrays = safetensors.numpy.load_file(path)
@@ -142,38 +149,40 @@ def test_the_best_student_of_features_is_kept_and_exported_as_timm_has_it(run: c
 
 
 @slow
-def test_a_run_of_features_goes_on_where_it_was_stopped(run: context.Run) -> None:
+def test_a_stopped_run_of_feature_losses_resumes(run: context.Run) -> None:
     run.config.student.losses = ("features", "kd")
     run.config.student.steps, run.config.save_every = 4, 2
     setup = student_setup.make(run, finetune.read_pretrained(run))
     teachers = finetune.finetune(run, finetune.read_pretrained(run), "finetune")
-    asked: list[int] = []
+    calls: list[int] = []
 
     def stopping() -> bool:
-        asked.append(1)
-        return len(asked) == 2
+        calls.append(1)
+        return len(calls) == 2
 
     with pytest.raises(loop.StoppedError, match="stopped after step 2"):
         distill.from_teachers(run._replace(stopping=stopping), setup, teachers)
     resumed = distill.from_teachers(run, setup, teachers)
 
-    other = run._replace(workdir=run.workdir / "again")
-    expected = distill.from_teachers(other, setup, teachers)
-    for one, two in zip(resumed[0]["students"], expected[0]["students"], strict=True):
-        assert one == two
+    uninterrupted = run._replace(workdir=run.workdir / "again")
+    expected = distill.from_teachers(uninterrupted, setup, teachers)
+    for actual, wanted in zip(resumed[0]["students"], expected[0]["students"], strict=True):
+        assert actual == wanted
 
 
 @slow
-def test_memory_counts_projections_and_features(
+def test_the_memory_estimate_includes_projections_and_features(
     run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrained = finetune.read_pretrained(run)
-    first = finetune.start(run, pretrained, "finetune")
+    first = teacher_training.start(run, pretrained, "finetune")
     variables = {"params": first.variables(first.trainable)["params"]}
 
     def need(*losses: str) -> Any:
         run.config.student.losses = losses
-        compute_targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        compute_targets = student_setup.make_targets(
+            run, teacher_training.teacher_apply(run, first)
+        )
         grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
         setup = student_setup.make(run, pretrained)
         monkeypatch.setattr(resident, "memory", lambda: 1 << 40)
@@ -182,7 +191,7 @@ def test_memory_counts_projections_and_features(
 
     plain, with_features = need("kd"), need("kd", "features")
 
-    # The projection is from the student's 64 channels, and momentum doubles its arrays; each of 8
+    # The projection maps the student's 64 channels, and momentum doubles its arrays. Each of the 8
     # images has 2 x 2 patches.
     width = tiny_run.TEACHER.features
     assert with_features.each - plain.each == 2 * 4 * (64 * width + width)

@@ -1,4 +1,4 @@
-"""Losses, against SciPy, closed forms, and torch's automatic gradients."""
+"""Losses agree with SciPy, closed forms and torch's automatic gradients."""
 
 import functools
 from typing import Any
@@ -24,7 +24,7 @@ TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 4.0])
 def dist(
     student: Array, teacher: Array, temperature: Float[Array, ""] | float, *, masked: bool
 ) -> Float[Array, ""]:
-    """DIST with the paper's weights."""
+    """Computes DIST with the paper's weights."""
     return losses.dist(
         student, teacher, temperature, inter_weight=1.0, intra_weight=1.0, masked=masked
     )
@@ -34,21 +34,21 @@ def dist(
 def dist_and_grad(
     student: Array, teacher: Array, temperature: Float[Array, ""] | float, *, masked: bool
 ) -> tuple[Float[Array, ""], Float[Array, "batch classes"]]:
-    """DIST, and its gradient by the student's logits."""
+    """Computes DIST and its gradient with respect to the student's logits."""
     return jax.value_and_grad(dist)(student, teacher, temperature, masked=masked)
 
 
 def sharp_teacher(
     rng: np.random.Generator, *, batch: int, classes: int, margin: float, noise: float
 ) -> Float[Array, "batch classes"]:
-    """Logits of a teacher that is sure of one class of each image."""
+    """Draws logits of a teacher that is confident in one class per image."""
     logits = rng.normal(0, noise, (batch, classes))
     logits[np.arange(batch), rng.integers(0, classes, batch)] += margin
     return jnp.asarray(logits, jnp.float32)
 
 
 def torch_dist(student: Any, teacher: Any, temperature: float, *, epsilon: float) -> Any:
-    """The official formula in torch."""
+    """Computes the official formula in torch."""
 
     def distance(a: Any, b: Any) -> Any:
         a = a - a.mean(1, keepdim=True)
@@ -60,7 +60,7 @@ def torch_dist(student: Any, teacher: Any, temperature: float, *, epsilon: float
 
 
 def torch_value_and_grad(loss: Any, student: Array, teacher: Array) -> tuple[float, np.ndarray]:
-    """A loss in torch, and its gradient by the student's logits, in float64."""
+    """Computes a torch loss and its gradient with respect to the student's logits, in float64."""
     torch = peers.torch()
     leaf, fixed = (torch.tensor(np.asarray(x, np.float64)) for x in (student, teacher))
     value = loss(leaf.requires_grad_(), fixed)
@@ -70,7 +70,7 @@ def torch_value_and_grad(loss: Any, student: Array, teacher: Array) -> tuple[flo
 
 @pytest.fixture
 def logits(rng: np.random.Generator) -> Float[Array, "2 batch classes"]:
-    """Logits of a student and of a teacher."""
+    """The logits of a student and of a teacher."""
     return jnp.asarray(rng.normal(0, 3, size=(2, 5, 3)), jnp.float32)
 
 
@@ -116,7 +116,7 @@ def test_no_gradient_reaches_the_teacher(logits: Array) -> None:
     np.testing.assert_array_equal(grads, 0.0)
 
 
-def test_the_gradient_of_distillation_is_that_of_the_closed_form(logits: Array) -> None:
+def test_the_gradient_of_distillation_matches_the_closed_form(logits: Array) -> None:
     # d/ds T^2 KL(t || s) = T (softmax(s / T) - softmax(t / T)), over the batch.
     student, teacher = special.softmax(np.asarray(logits, np.float64) / 4.0, axis=-1)
     expected = 4.0 * (student - teacher) / 5
@@ -127,7 +127,7 @@ def test_the_gradient_of_distillation_is_that_of_the_closed_form(logits: Array) 
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_knowledge_distillation_weighs_labels_against_the_teacher(
+def test_knowledge_distillation_weights_labels_and_teacher(
     logits: Array, labels: Array, weight: float
 ) -> None:
     hard = losses.cross_entropy(logits[0], labels)
@@ -145,7 +145,7 @@ def test_sharp_logits_give_no_nan() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_labels_may_be_shares_of_all_classes(
+def test_labels_may_be_class_probabilities(
     logits: Array, rng: np.random.Generator, smoothing: float
 ) -> None:
     shares = rng.dirichlet(np.ones(3), 5)
@@ -158,9 +158,7 @@ def test_labels_may_be_shares_of_all_classes(
 
 
 @TEMPERATURES
-def test_distillation_and_its_gradient_are_those_of_torch(
-    logits: Array, temperature: float
-) -> None:
+def test_distillation_and_its_gradient_match_torch(logits: Array, temperature: float) -> None:
     functional = peers.torch().nn.functional
 
     def batchmean(student: Any, teacher: Any) -> Any:
@@ -177,7 +175,7 @@ def test_distillation_and_its_gradient_are_those_of_torch(
 
 @TEMPERATURES
 @MASKED
-def test_each_term_of_dist_agrees_with_a_slow_loop(
+def test_each_term_of_dist_matches_a_slow_loop(
     rng: np.random.Generator, temperature: float, masked: bool
 ) -> None:
     student, teacher = jnp.asarray(rng.normal(0, 2, (2, 12, 7)), jnp.float32)
@@ -195,7 +193,7 @@ def test_each_term_of_dist_agrees_with_a_slow_loop(
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_the_weights_of_dist_weigh_its_terms(logits: Array) -> None:
+def test_the_weights_of_dist_scale_its_terms(logits: Array) -> None:
     inter, intra, both = (
         losses.dist(*logits, temperature=2.0, inter_weight=inter, intra_weight=intra, masked=False)
         for inter, intra in [(1.0, 0.0), (0.0, 1.0), (0.5, 3.0)]
@@ -206,7 +204,7 @@ def test_the_weights_of_dist_weigh_its_terms(logits: Array) -> None:
 
 @TEMPERATURES
 @MASKED
-def test_dist_and_its_gradient_are_those_of_torch(
+def test_dist_and_its_gradient_match_torch(
     rng: np.random.Generator, temperature: float, masked: bool
 ) -> None:
     student, teacher = jnp.asarray(rng.normal(0, 2, (2, 12, 7)), jnp.float32)
@@ -223,10 +221,10 @@ def test_dist_and_its_gradient_are_those_of_torch(
 
 
 @MASKED
-def test_the_epsilon_of_dist_decides_just_where_it_does_officially(
+def test_the_epsilon_of_dist_has_the_official_effect(
     rng: np.random.Generator, masked: bool
 ) -> None:
-    # A teacher and a student so sharp that norms of columns lie on both sides of the epsilon.
+    # Teacher and student are so sharp that column norms lie on both sides of the epsilon.
     teacher = sharp_teacher(rng, batch=32, classes=97, margin=14.0, noise=1.0)
     student = sharp_teacher(rng, batch=32, classes=97, margin=14.0, noise=1.0)
     expected, expected_grads = torch_value_and_grad(
@@ -236,7 +234,7 @@ def test_the_epsilon_of_dist_decides_just_where_it_does_officially(
     actual, grads = dist_and_grad(student, teacher, 1.0, masked=masked)
 
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
-    # Rounding of logits of 16, in float32, over a norm of 1e-3 or more.
+    # The tolerance is float32 rounding of logits of 16, divided by a norm of at least 1e-3.
     np.testing.assert_allclose(grads, expected_grads, rtol=1e-3, atol=1e-5)
 
 
@@ -245,19 +243,19 @@ def test_dist_of_a_sharp_teacher_with_itself_is_zero_only_if_masked(
     rng: np.random.Generator, noise: float
 ) -> None:
     teacher = sharp_teacher(rng, batch=128, classes=397, margin=16.0, noise=noise)
-    _, of_classes = dist_numpy.correlations(
+    _, per_class = dist_numpy.correlations(
         *np.asarray([teacher, teacher]), temperature=1.0, masked=False
     )
 
     official, masked = (dist(teacher, teacher, 1.0, masked=masked) for masked in (False, True))
 
-    assert np.mean(of_classes) < 0.4
-    assert np.mean(np.asarray(of_classes) < 0.9) > 0.6
-    np.testing.assert_allclose(official, 1 - np.mean(of_classes), rtol=1e-4)
+    assert np.mean(per_class) < 0.4
+    assert np.mean(np.asarray(per_class) < 0.9) > 0.6
+    np.testing.assert_allclose(official, 1 - np.mean(per_class), rtol=1e-4)
     assert masked == pytest.approx(0.0, abs=1e-5)
 
 
-def test_only_masked_dist_leaves_a_student_that_is_its_sharp_teacher_alone(
+def test_only_masked_dist_has_no_gradient_if_the_student_equals_a_sharp_teacher(
     rng: np.random.Generator,
 ) -> None:
     teacher = sharp_teacher(rng, batch=128, classes=397, margin=16.0, noise=1.2)
@@ -271,19 +269,19 @@ def test_only_masked_dist_leaves_a_student_that_is_its_sharp_teacher_alone(
     assert masked < 1e-6
 
 
-def test_masked_dist_ignores_classes_of_which_the_teacher_says_the_same_for_all_images(
+def test_masked_dist_ignores_classes_whose_teacher_probability_is_constant(
     rng: np.random.Generator,
 ) -> None:
     teacher = jnp.asarray(16 * np.eye(7)[rng.integers(0, 3, 20)], jnp.float32)
     student = jnp.asarray(rng.normal(0, 2, (20, 7)), jnp.float32)
-    _, of_classes = dist_numpy.correlations(
+    _, per_class = dist_numpy.correlations(
         *np.asarray([student, teacher]), temperature=1.0, masked=True
     )
 
     actual = losses.dist(student, teacher, 1.0, inter_weight=0.0, intra_weight=1.0, masked=True)
 
-    assert len(of_classes) == 3
-    np.testing.assert_allclose(actual, 1 - np.mean(of_classes), rtol=1e-5)
+    assert len(per_class) == 3
+    np.testing.assert_allclose(actual, 1 - np.mean(per_class), rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
@@ -295,7 +293,7 @@ def test_masked_dist_of_a_student_with_itself_is_zero_at_any_scale(
 
 
 @pytest.mark.parametrize("case", ["one", "uniform"])
-def test_masked_dist_is_zero_where_no_correlation_is_defined(case: str, logits: Array) -> None:
+def test_masked_dist_is_zero_if_no_correlation_is_defined(case: str, logits: Array) -> None:
     student = logits[0, :1, :1] if case == "one" else logits[0]
     assert dist(student, jnp.zeros_like(student), 1.0, masked=True) == 0.0
 
@@ -316,7 +314,7 @@ def test_gradients_of_dist_are_finite(
     assert np.isfinite(grads).all()
 
 
-def test_a_student_of_no_opinion_gets_a_bounded_gradient_only_if_masked(
+def test_a_uniform_student_gets_a_bounded_gradient_only_if_masked(
     rng: np.random.Generator,
 ) -> None:
     teacher = sharp_teacher(rng, batch=128, classes=397, margin=16.0, noise=1.0)
@@ -332,7 +330,7 @@ def test_a_student_of_no_opinion_gets_a_bounded_gradient_only_if_masked(
 
 
 @MASKED
-def test_dist_takes_bfloat16_and_computes_in_float32(logits: Array, masked: bool) -> None:
+def test_dist_accepts_bfloat16_and_computes_in_float32(logits: Array, masked: bool) -> None:
     low = logits.astype(jnp.bfloat16)
 
     actual = dist(*low, temperature=4.0, masked=masked)
@@ -342,12 +340,12 @@ def test_dist_takes_bfloat16_and_computes_in_float32(logits: Array, masked: bool
 
 
 @MASKED
-def test_dist_of_a_batch_on_two_devices_is_that_of_the_whole(
+def test_dist_of_a_batch_on_two_devices_equals_that_on_one(
     rng: np.random.Generator, masked: bool
 ) -> None:
     student, teacher = jnp.asarray(rng.normal(0, 2, (2, 12, 7)), jnp.float32)
     expected, expected_grads = dist_and_grad(student, teacher, 4.0, masked=masked)
-    of_halves = [dist(student[i::2], teacher[i::2], 4.0, masked=masked) for i in range(2)]
+    of_each_half = [dist(student[i::2], teacher[i::2], 4.0, masked=masked) for i in range(2)]
 
     devices = mesh.make_mesh()
     split = jax.device_put((student, teacher), mesh.batch_sharding(devices))
@@ -357,7 +355,7 @@ def test_dist_of_a_batch_on_two_devices_is_that_of_the_whole(
     assert not split[0].is_fully_replicated
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
     np.testing.assert_allclose(grads, expected_grads, rtol=1e-4, atol=1e-6)
-    assert abs(np.mean(of_halves) - expected) > 1e-2 * expected
+    assert abs(np.mean(of_each_half) - expected) > 1e-2 * expected
 
 
 @MASKED
@@ -374,12 +372,12 @@ def test_no_gradient_of_dist_reaches_the_teacher(logits: Array, masked: bool) ->
     temperature=strategies.sampled_from([0.5, 1.0, 8.0]),
 )
 @hypothesis.settings(deadline=None)
-def test_dist_is_within_its_bounds(logits: np.ndarray, temperature: float, masked: bool) -> None:
+def test_dist_stays_within_its_bounds(logits: np.ndarray, temperature: float, masked: bool) -> None:
     student, teacher = jnp.asarray(logits)
 
     value = dist(student, teacher, temperature, masked=masked)
 
-    # Rounding of a mean of four correlations, twice.
+    # The slack covers rounding of two means of four correlations.
     assert -1e-6 * temperature**2 <= value <= (4 + 1e-5) * temperature**2
 
 
@@ -412,14 +410,14 @@ def test_dist_distillation_adds_dist_to_the_cross_entropy(
 
 @pytest.fixture
 def tokens(rng: np.random.Generator) -> Float[Array, "2 batch token feature"]:
-    """What a student predicts, and a teacher's tokens, of other scales and means."""
-    found = rng.normal(0, 1, (2, 3, 4, 8))
-    found[1] = 5 * found[1] * rng.uniform(0.1, 2, (3, 4, 1)) + rng.normal(0, 3, (3, 4, 1))
-    return jnp.asarray(found, jnp.float32)
+    """A student's predictions and a teacher's tokens, with different scales and means."""
+    drawn = rng.normal(0, 1, (2, 3, 4, 8))
+    drawn[1] = 5 * drawn[1] * rng.uniform(0.1, 2, (3, 4, 1)) + rng.normal(0, 3, (3, 4, 1))
+    return jnp.asarray(drawn, jnp.float32)
 
 
 @pytest.mark.parametrize("kind", ["patches", "cls"])
-def test_the_loss_of_features_and_its_gradient_are_those_of_torch(tokens: Array, kind: str) -> None:
+def test_the_feature_loss_and_its_gradient_match_torch(tokens: Array, kind: str) -> None:
     functional = peers.torch().nn.functional
     student, teacher = tokens if kind == "patches" else tokens[:, :, 0]
 
@@ -434,7 +432,7 @@ def test_the_loss_of_features_and_its_gradient_are_those_of_torch(tokens: Array,
     np.testing.assert_allclose(grads, expected_grads, rtol=1e-4, atol=1e-6)
 
 
-def test_a_student_that_predicts_nothing_has_a_loss_of_1_whatever_the_teacher(
+def test_a_student_that_predicts_zeros_has_a_loss_of_1_for_any_teacher(
     tokens: Array,
 ) -> None:
     for scale, mean in ((1.0, 0.0), (100.0, -40.0)):
@@ -442,7 +440,7 @@ def test_a_student_that_predicts_nothing_has_a_loss_of_1_whatever_the_teacher(
         assert value == pytest.approx(1.0, rel=1e-3)
 
 
-def test_a_token_that_is_constant_asks_for_zeros(tokens: Array) -> None:
+def test_a_constant_token_becomes_a_target_of_zeros(tokens: Array) -> None:
     teacher = jnp.full_like(tokens[1], 7.0)
 
     value, grads = jax.value_and_grad(losses.features)(jnp.zeros_like(teacher), teacher)
@@ -464,7 +462,7 @@ def test_features_in_bfloat16_are_compared_in_float32(tokens: Array) -> None:
     assert actual == losses.features(*low.astype(jnp.float32))
 
 
-def test_features_of_a_batch_on_two_devices_are_those_of_the_whole(
+def test_the_feature_loss_on_two_devices_equals_that_on_one(
     rng: np.random.Generator,
 ) -> None:
     student, teacher = jnp.asarray(rng.normal(0, 2, (2, 4, 3, 8)), jnp.float32)

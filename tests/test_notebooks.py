@@ -334,7 +334,7 @@ def test_expertness_is_shown_by_block(inside: Executed) -> None:
     (figure,) = inside.shown("expertness", "image/svg+xml")
     (table,) = inside.shown("expertness", "text/markdown")
 
-    assert "Expertness (share, K = 2)" in figure
+    assert "Expertness (fraction, K = 2)" in figure
     (layer,) = inside.results()["analyses"]["expertness"]["models"][0]["layers"]
     assert 0 < layer["null_mean"] < 1
     assert f"| 2 | {np.mean(layer['shares']):.3f} | {layer['null_mean']:.3f} |" in table

@@ -1,4 +1,4 @@
-"""What is known of platforms: the type that they compute in, and which branch they take."""
+"""Properties of platforms: their compute dtype and the branches that they select."""
 
 import types
 from typing import Any
@@ -12,12 +12,12 @@ from remem_jax import platforms
 
 def device(platform: str, capability: str | None = None, version: str = "") -> Any:
     client = types.SimpleNamespace(platform_version=version)
-    found = {"compute_capability": capability} if capability else {}
-    return types.SimpleNamespace(platform=platform, client=client, **found)
+    attributes = {"compute_capability": capability} if capability else {}
+    return types.SimpleNamespace(platform=platform, client=client, **attributes)
 
 
 @pytest.mark.parametrize(
-    ("one", "dtype"),
+    ("accelerator", "dtype"),
     [
         (device("cpu"), "float32"),
         (device("tpu"), "bfloat16"),
@@ -28,23 +28,23 @@ def device(platform: str, capability: str | None = None, version: str = "") -> A
         (device("METAL"), "float32"),
     ],
 )
-def test_bfloat16_is_for_tpus_and_recent_gpus(one: Any, dtype: str) -> None:
-    assert platforms.compute_dtype([one, one]) == dtype
+def test_tpus_and_recent_gpus_compute_in_bfloat16(accelerator: Any, dtype: str) -> None:
+    assert platforms.compute_dtype([accelerator, accelerator]) == dtype
 
 
 @pytest.mark.parametrize(
-    ("one", "name"),
+    ("accelerator", "name"),
     [
         (device("gpu", "9.0", "cuda 13000"), "cuda"),
         (device("gpu", "gfx942", "rocm 60300"), "rocm"),
         (device("tpu"), "tpu"),
     ],
 )
-def test_gpus_are_named_as_jax_compiles_for_them(one: Any, name: str) -> None:
-    assert platforms.of(one) == name
+def test_platforms_have_the_names_that_jax_compiles_for(accelerator: Any, name: str) -> None:
+    assert platforms.of(accelerator) == name
 
 
-def test_only_a_choice_by_platform_has_branches_of_platforms() -> None:
+def test_only_platform_dependent_equations_have_platform_branches() -> None:
     def either(x: jax.Array) -> jax.Array:
         x = jax.lax.platform_dependent(x, cpu=jnp.sin, default=jnp.cos)
         return jax.lax.cond(x > 0, jnp.exp, jnp.log, x)
@@ -52,9 +52,9 @@ def test_only_a_choice_by_platform_has_branches_of_platforms() -> None:
     equations = jax.make_jaxpr(either)(1.0).eqns
 
     taken = [
-        str(found.eqns[0].primitive)
+        str(branch.eqns[0].primitive)
         for equation in equations
         for platform in ("cpu", "tpu")
-        if (found := platforms.branch(equation, platform))
+        if (branch := platforms.branch(equation, platform))
     ]
     assert taken == ["sin", "cos"]

@@ -173,7 +173,7 @@ def test_a_different_archive_is_refused_with_instructions(
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "prepare_data: stopped; no half of a data set was left"),
+        (KeyboardInterrupt(), 130, "prepare_data: stopped; no partial data set was left"),
         (OSError("No space left\non device"), 1, "OSError: No space left on device\n"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Settings: what cannot be used is refused by name, before any work starts."""
+"""Settings that cannot be used are refused by name before any work starts."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ from remem_jax.train import student_losses
 
 @pytest.fixture
 def weights(tmp_path: pathlib.Path) -> str:
-    """A file that passes for a checkpoint until it is read."""
+    """A file that is accepted as a checkpoint until it is read."""
     (tmp_path / "weights.npz").touch()
     return str(tmp_path / "weights.npz")
 
@@ -41,7 +41,7 @@ def test_quickstart_passes(config: ConfigDict) -> None:
 
 
 @pytest.mark.parametrize("name", data.NAMES)
-def test_the_settings_of_the_paper_pass_for_every_data_set(name: str, weights: str) -> None:
+def test_the_papers_settings_pass_for_every_data_set(name: str, weights: str) -> None:
     config = remem.get_config(name)
     config.teacher.init = weights
 
@@ -49,7 +49,7 @@ def test_the_settings_of_the_paper_pass_for_every_data_set(name: str, weights: s
 
 
 @pytest.mark.parametrize("variant", vit.VARIANTS)
-def test_the_settings_of_the_paper_pass_for_every_teacher(variant: str, weights: str) -> None:
+def test_the_papers_settings_pass_for_every_teacher(variant: str, weights: str) -> None:
     config = remem.get_config(f"cifar100,variant={variant}")
     config.teacher.init = weights
 
@@ -65,7 +65,7 @@ BAD: list[tuple[str, Any]] = [
     ("methods", ("scratch", "distil")),
     ("methods", ("remem", "scratch", "remem")),
     ("seed", -1),
-    ("seed", 2**32),  # Would be the seed 0.
+    ("seed", 2**32),  # Would wrap around to seed 0.
     ("methods", (1,)),
     ("methods", (["remem"],)),
     ("log_every", float("nan")),
@@ -95,7 +95,7 @@ BAD: list[tuple[str, Any]] = [
     ("save_every", 0),
     ("data.name", "imagenet"),
     ("data.image_size", 0),
-    ("data.image_size", 30),  # No multiple of the patch.
+    ("data.image_size", 30),  # Not a multiple of the patch size.
     ("data.stored_size", 0),
     ("data.crop_area", (0.0, 1.0)),
     ("data.crop_area", (0.6, 0.5)),
@@ -111,7 +111,7 @@ BAD: list[tuple[str, Any]] = [
     ("teacher.variant", "B/17"),
     ("teacher.init", "nowhere.npz"),
     ("teacher.ascent_examples", -2),
-    ("teacher.ascent_examples", 7),  # Does not divide the batch.
+    ("teacher.ascent_examples", 7),  # Does not divide the batch size.
     ("teacher.accumulate", -1),
     ("teacher.accumulate", 7),
     ("teacher.rematerialise", "everything"),
@@ -181,7 +181,7 @@ def _set(config: ConfigDict, name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
-def test_a_setting_that_cannot_be_used_is_refused_by_its_name(
+def test_an_invalid_setting_is_refused_by_its_name(
     config: ConfigDict, name: str, value: Any
 ) -> None:
     _set(config, name, value)
@@ -191,13 +191,13 @@ def test_a_setting_that_cannot_be_used_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
-def test_a_refusal_is_one_line(config: ConfigDict, name: str, value: Any) -> None:
+def test_an_error_message_is_one_line(config: ConfigDict, name: str, value: Any) -> None:
     _set(config, name, value)
 
-    with pytest.raises(SettingError) as caught:
+    with pytest.raises(SettingError) as error:
         settings.check_remem(config)
 
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_missing_checkpoint_says_what_to_do(config: ConfigDict) -> None:
         settings.check_remem(config)
 
 
-def test_published_weights_need_not_be_there_yet(config: ConfigDict) -> None:
+def test_published_weights_need_not_be_downloaded_yet(config: ConfigDict) -> None:
     config.teacher.init, config.teacher.variant = "augreg:Ti/16", "Ti/16"
 
     settings.check_remem(config)
@@ -260,7 +260,7 @@ def test_published_weights_of_another_model_are_refused(
         ("adapter_pfeiffer", "adapter", "reduction", 0),
     ],
 )
-def test_an_option_of_a_tuning_is_refused_by_its_name(
+def test_an_invalid_option_of_a_tuning_method_is_refused_by_its_name(
     config: ConfigDict, tuning: str, group: str, name: str, value: Any
 ) -> None:
     config.teacher.tuning = tuning
@@ -270,7 +270,7 @@ def test_an_option_of_a_tuning_is_refused_by_its_name(
         settings.check_remem(config)
 
 
-def test_any_size_of_teacher_passes_unnamed(config: ConfigDict) -> None:
+def test_an_empty_variant_allows_any_teacher_size(config: ConfigDict) -> None:
     config.teacher.variant = ""
 
     settings.check_remem(config)
@@ -300,7 +300,7 @@ def test_an_unknown_data_set_lists_the_known_ones(config: ConfigDict) -> None:
         ("probe.name", "imagenet"),
     ],
 )
-def test_a_setting_of_a_pretraining_is_refused_by_its_name(name: str, value: Any) -> None:
+def test_an_invalid_setting_of_pretraining_is_refused_by_its_name(name: str, value: Any) -> None:
     config = pretrain.get_config()
     _set(config, name, value)
 
@@ -308,7 +308,7 @@ def test_a_setting_of_a_pretraining_is_refused_by_its_name(name: str, value: Any
         settings.check_pretrain(config)
 
 
-def test_a_pretraining_may_have_no_probe() -> None:
+def test_pretraining_needs_no_probe() -> None:
     config = pretrain.get_config()
     config.probe.name = ""
 
@@ -316,7 +316,7 @@ def test_a_pretraining_may_have_no_probe() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_changes_settings_that_the_teacher_has(method: str) -> None:
+def test_a_method_only_fixes_settings_of_the_teacher(method: str) -> None:
     assert METHODS[method].fixed.keys() <= set(remem.get_config().teacher)
 
 
@@ -364,13 +364,13 @@ FREE = (
 )
 
 
-PLACES = ("data.path", "data.dir", "teacher.init", "teacher.mirror")
+PATHS = ("data.path", "data.dir", "teacher.init", "teacher.mirror")
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in _leaves(quickstart.get_config()) if n not in (*FREE, *PLACES)]
+    "name", [n for n in _leaves(quickstart.get_config()) if n not in (*FREE, *PATHS)]
 )
-def test_a_setting_decides_the_result(config: ConfigDict, name: str) -> None:
+def test_a_setting_is_part_of_the_runs_identity(config: ConfigDict, name: str) -> None:
     before = settings.deciding(config)
 
     _set(config, name, "something else")
@@ -378,8 +378,8 @@ def test_a_setting_decides_the_result(config: ConfigDict, name: str) -> None:
     assert settings.deciding(config) != before
 
 
-@pytest.mark.parametrize("name", [*FREE, *PLACES])
-def test_a_setting_of_logs_of_speed_or_of_a_place_does_not_decide_the_result(
+@pytest.mark.parametrize("name", [*FREE, *PATHS])
+def test_settings_of_logging_speed_and_paths_are_not_part_of_the_identity(
     config: ConfigDict, name: str
 ) -> None:
     before = settings.deciding(config)
@@ -389,7 +389,7 @@ def test_a_setting_of_logs_of_speed_or_of_a_place_does_not_decide_the_result(
     assert settings.deciding(config) == before
 
 
-def test_the_settings_that_decide_are_values_of_json(config: ConfigDict) -> None:
+def test_the_identity_survives_json(config: ConfigDict) -> None:
     deciding = settings.deciding(config)
 
     assert json.loads(json.dumps(deciding)) == deciding
@@ -405,14 +405,17 @@ def test_mcmi_needs_whole_batches(config: ConfigDict, name: str, value: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("value", "meant"), [(True, "blocks"), ("True", "blocks"), (False, "auto"), ("False", "auto")]
+    ("value", "expected"),
+    [(True, "blocks"), ("True", "blocks"), (False, "auto"), ("False", "auto")],
 )
-def test_earlier_configs_say_whether_blocks_are_computed_again(value: Any, meant: str) -> None:
-    assert settings_memory.recomputed("config.teacher.rematerialise", value) == meant
+def test_boolean_values_of_rematerialise_from_earlier_configs_are_read(
+    value: Any, expected: str
+) -> None:
+    assert settings_memory.recomputed("config.teacher.rematerialise", value) == expected
 
 
 @pytest.mark.parametrize("loss", ["features", "features_cls"])
-def test_features_are_not_stored(config: ConfigDict, loss: str) -> None:
+def test_feature_losses_cannot_use_stored_outputs(config: ConfigDict, loss: str) -> None:
     config.student.losses = ("kd", loss)
     config.student.store_outputs = True
 
@@ -439,7 +442,7 @@ def test_a_weight_that_leaves_nothing_to_learn_is_refused(
 
 
 @pytest.mark.parametrize("hard_labels", [True, False])
-def test_every_loss_can_be_had_with_hard_labels_and_without(
+def test_every_loss_works_with_and_without_hard_labels(
     config: ConfigDict, hard_labels: bool
 ) -> None:
     config.student.losses = tuple(student_losses.LOSSES)
@@ -448,14 +451,14 @@ def test_every_loss_can_be_had_with_hard_labels_and_without(
     settings.check_remem(config)
 
 
-def test_a_password_decides_nothing_and_is_in_no_record(config: ConfigDict) -> None:
-    found = []
+def test_a_password_is_neither_recorded_nor_part_of_the_identity(config: ConfigDict) -> None:
+    recorded = []
     for password in ("one", "two"):
         config.teacher.mirror = f"https://me:{password}@host/weights?token={password}"
-        found.append(settings.plain(config))
+        recorded.append(settings.plain(config))
 
-    assert found[0] == found[1]
-    assert found[0]["teacher"]["mirror"] == "https://***@host/weights?***"
+    assert recorded[0] == recorded[1]
+    assert recorded[0]["teacher"]["mirror"] == "https://***@host/weights?***"
 
 
 def test_seeds_of_students_have_31_bits(config: ConfigDict) -> None:
@@ -467,7 +470,7 @@ def test_seeds_of_students_have_31_bits(config: ConfigDict) -> None:
         settings.check_remem(config)
 
 
-SOMETHING = strategies.one_of(
+ANYTHING = strategies.one_of(
     strategies.integers(-(2**70), 2**70),
     strategies.floats(),
     strategies.text(max_size=3),
@@ -480,7 +483,7 @@ OF_A_TYPE: dict[type, strategies.SearchStrategy[Any]] = {
     int: strategies.integers(-(2**70), 2**70),
     float: strategies.floats(),
     str: strategies.text(max_size=5),
-    tuple: strategies.lists(SOMETHING, max_size=3).map(tuple),
+    tuple: strategies.lists(ANYTHING, max_size=3).map(tuple),
 }
 
 
@@ -494,7 +497,7 @@ OF_A_TYPE: dict[type, strategies.SearchStrategy[Any]] = {
 )
 @hypothesis.settings(deadline=None, max_examples=150, derandomize=True)
 @hypothesis.given(drawn=strategies.data())
-def test_any_values_of_the_right_type_pass_or_are_refused_in_one_line(
+def test_values_of_the_right_type_pass_or_are_refused_in_one_line(
     preset: Any, check: Any, drawn: strategies.DataObject
 ) -> None:
     config = preset()
@@ -502,10 +505,10 @@ def test_any_values_of_the_right_type_pass_or_are_refused_in_one_line(
     for name, value in drawn.draw(strategies.lists(strategies.sampled_from(leaves), max_size=3)):
         _set(config, name, drawn.draw(OF_A_TYPE[type(value)], label=name))
 
-    refusal = ""
+    message = ""
     try:
         check(config)
     except SettingError as error:
-        refusal = str(error)
+        message = str(error)
 
-    assert len(refusal.splitlines()) <= 1
+    assert len(message.splitlines()) <= 1

@@ -1,4 +1,4 @@
-"""The ranges in the comments of configs/settings.py are those that the checks enforce."""
+"""The checks enforce the ranges that the comments of configs/settings.py state."""
 
 import pathlib
 import re
@@ -20,9 +20,9 @@ from tools import make_reference
 _FILE = pathlib.Path(str(defaults.__file__))
 _NUMBER = r"(-?\d+(?:\.\d+)?(?:\*\*\d+)?)"
 _CHOICES = re.compile(r"one of ((?:\"[^\"]*\"(?: \([^)]*\))?(?:, )?)+)")
-# Numbers without a range: any value makes sense, or the network decides which do.
+# Numbers without a range: any value is valid, or the network limits them.
 _ANY = {"table", "expertness.layers", "criticality.layers"}
-# Fewer than another setting, or a value of the grid.
+# Their limit is another setting or the grid.
 _RELATIVE = {"information.steps", "grace_seconds", "grid", "search.near"}
 
 
@@ -45,20 +45,20 @@ WORKFLOWS: dict[str, tuple[Callable[[], ConfigDict], Callable[[ConfigDict], None
 
 
 def _documented(workflow: str) -> Iterator[tuple[str, Any, str]]:
-    """Name, default and comment of the settings that a workflow has beyond those of a run."""
-    of_runs = dict(values.leaves(defaults.run())) if workflow != "run" else {}
+    """Yields name, default and comment of the settings that a workflow adds to those of a run."""
+    run_settings = dict(values.leaves(defaults.run())) if workflow != "run" else {}
     config = WORKFLOWS[workflow][0]()
     if workflow == "study":
         del config.base, config.rows, config.columns
     texts = make_reference.comments(_FILE, "study" if workflow == "study" else "")
     for name, value in values.leaves(config):
-        known = name in of_runs and workflow != "study"
+        known = name in run_settings and workflow != "study"
         if not known and not name.startswith("models."):
             yield name, value, texts[name]
 
 
 def _limits(text: str) -> Iterator[tuple[str, float]]:
-    """The limits that a comment names, as phrases and numbers."""
+    """Yields the limits in a comment as phrases and numbers."""
     for phrase, number in re.findall(rf"(?i)\b(at least|above|below|at most) {_NUMBER}", text):
         yield phrase.lower(), _number(number)
     for low, high in re.findall(rf"(?i)\bfrom {_NUMBER} to {_NUMBER}", text):
@@ -72,11 +72,11 @@ def _number(text: str) -> float:
 
 
 def _cases(workflow: str) -> Iterator[tuple[str, str, Any, bool]]:
-    """Workflow, setting, value, and whether the value is in the range that the comment names."""
+    """Yields workflow, setting, value, and whether the value is in the documented range."""
     for name, default, text in _documented(workflow):
-        one = default[0] if isinstance(default, tuple) and default else default
+        element = default[0] if isinstance(default, tuple) and default else default
         for phrase, limit in _limits(text):
-            step = 1.0 if isinstance(one, int) or name.endswith("seeds") else 1e-6
+            step = 1.0 if isinstance(element, int) or name.endswith("seeds") else 1e-6
             down = phrase in ("at least", "below")
             beyond = limit - step if down else limit + step
             excludes = phrase in ("above", "below")
@@ -86,11 +86,11 @@ def _cases(workflow: str) -> Iterator[tuple[str, str, Any, bool]]:
         for choices in _CHOICES.findall(text):
             known = re.findall(r"\"([^\"]*)\"", choices)
             yield workflow, name, _like(default, "something else"), False
-            yield from ((workflow, name, _like(default, one), True) for one in known)
+            yield from ((workflow, name, _like(default, choice), True) for choice in known)
 
 
 def _like(default: Any, value: Any) -> Any:
-    """A value, or a tuple of values if the default is a tuple."""
+    """Returns the value, as a tuple if the default is one."""
     if not isinstance(default, tuple):
         return value
     pair = default and isinstance(default[0], float) and len(default) == 2
@@ -101,7 +101,7 @@ CASES = [case for workflow in WORKFLOWS for case in _cases(workflow)]
 
 
 @pytest.mark.parametrize(("workflow", "name", "value", "allowed"), CASES)
-def test_the_range_of_a_setting_is_the_one_of_its_comment(
+def test_the_check_of_a_setting_matches_the_range_in_its_comment(
     workflow: str, name: str, value: Any, allowed: bool
 ) -> None:
     make, check = WORKFLOWS[workflow]
@@ -113,26 +113,26 @@ def test_the_range_of_a_setting_is_the_one_of_its_comment(
         place[last] = value
         if groups[-1:] in (["lora"], ["adapter"]):
             config.teacher.tuning = {"lora": "lora", "adapter": "adapter_pfeiffer"}[groups[-1]]
-    refusal = ""
+    message = ""
 
     try:
         check(config)
     except SettingError as error:
-        refusal = str(error)
+        message = str(error)
 
-    own = rf"config\.({re.escape(name)}\b|{re.escape('.'.join(groups))}: {last}\b)"
+    subject = rf"config\.({re.escape(name)}\b|{re.escape('.'.join(groups))}: {last}\b)"
     kind = r"must (be (at least|above|from|a whole|one of|0 <)|lie)"
     if allowed:
-        assert not re.search(rf"{own}.*{kind}", refusal), refusal
+        assert not re.search(rf"{subject}.*{kind}", message), message
     else:
-        assert re.search(own, refusal), refusal or "accepted"
+        assert re.search(subject, message), message or "accepted"
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
-def test_every_number_has_a_range(workflow: str) -> None:
+def test_every_numeric_setting_documents_a_range(workflow: str) -> None:
     def is_number(value: Any) -> bool:
-        one = value[0] if isinstance(value, tuple) and value else value
-        return isinstance(one, int | float) and not isinstance(one, bool)
+        element = value[0] if isinstance(value, tuple) and value else value
+        return isinstance(element, int | float) and not isinstance(element, bool)
 
     without = {
         name

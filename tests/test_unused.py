@@ -1,4 +1,4 @@
-"""Settings that were given and change nothing are refused, and so are batches beyond the images."""
+"""Settings without an effect and batches larger than the training split are refused."""
 
 import logging
 import pathlib
@@ -17,7 +17,7 @@ from remem_jax.study import unused as of_study
 
 
 def _changed(**changes: Any) -> ConfigDict:
-    """The quick start's config with some settings, whose names have __ for a dot."""
+    """Returns the quick start's config with changes; their names have __ instead of a dot."""
     config = quickstart.get_config()
     with config.ignore_type():
         for name, value in changes.items():
@@ -71,7 +71,7 @@ def test_a_setting_without_an_effect_is_refused_with_the_reason(
         ("teacher.mirror", {"teacher__init": "augreg:Ti/16"}),
         ("student.temperatures", {"student__losses": ("features", "dist")}),
         ("data.dir", {"data__name": "cifar100", "data__dir": "~/tfds"}),
-        ("data.dir", {}),  # Empty.
+        ("data.dir", {}),  # It is empty.
         ("seed", {}),
         ("student.seeds", {"methods": ("scratch",)}),
     ],
@@ -80,7 +80,7 @@ def test_a_setting_with_an_effect_passes(given: str, changes: dict[str, Any]) ->
     unused.check(_changed(**changes), [given])
 
 
-def test_settings_of_a_teacher_are_told_where_there_is_none(
+def test_teacher_settings_of_a_run_without_a_teacher_give_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "absl")
@@ -101,7 +101,7 @@ def test_settings_of_a_teacher_are_told_where_there_is_none(
         ("criticality.neurons", "config.analyses is information"),
     ],
 )
-def test_what_an_analysis_does_not_take_is_refused(given: str, why: str) -> None:
+def test_settings_that_an_analysis_ignores_are_refused(given: str, why: str) -> None:
     config = analysis.get_config("digits,analyses=information")
 
     with pytest.raises(SettingError, match=f"has no effect: {why}"):
@@ -120,26 +120,26 @@ def test_what_an_analysis_does_not_take_is_refused(given: str, why: str) -> None
         ("search.budget", "config.search.kind is grid"),
     ],
 )
-def test_what_changes_no_trial_of_a_study_is_refused(given: str, why: str) -> None:
+def test_settings_that_change_no_trial_of_a_study_are_refused(given: str, why: str) -> None:
     config = study.get_config("digits")
 
     with pytest.raises(SettingError, match=f"config.{given} has no effect: .*{why}"):
         of_study.check(config, [given])
 
 
-def test_what_changes_some_trials_of_a_study_passes() -> None:
+def test_settings_that_change_some_trials_of_a_study_pass() -> None:
     given = ["base.teacher.steps", "base.data.validation", "grid.rho", "seeds", "storage"]
 
     of_study.check(study.get_config("digits"), given)
 
 
-def test_the_quick_start_on_a_path_says_which_name_to_set() -> None:
+def test_a_path_without_a_matching_name_gets_advice() -> None:
     with pytest.raises(SettingError, match=r"set config\.data\.name=folder"):
         check_remem(_changed(data__path="my_images"))
 
 
 @pytest.mark.parametrize(("path", "name"), [("a.npz", "arrays"), ("a.csv", "list")])
-def test_a_file_says_what_it_looks_like(path: str, name: str) -> None:
+def test_the_advice_depends_on_the_type_of_the_file(path: str, name: str) -> None:
     config = remem.get_config("cifar100")
     config.data.path = path
 
@@ -157,13 +157,13 @@ def test_a_batch_far_larger_than_the_training_split_is_refused(
         workflow.run(config, tmp_path)
 
 
-def test_a_batch_of_a_teacher_that_is_not_trained_is_not_looked_at() -> None:
+def test_the_batch_size_of_an_untrained_teacher_is_not_checked() -> None:
     config = _changed(methods=("scratch",), teacher__batch_size=3000)
 
     counts.check(config, sources.digits())
 
 
-def test_the_images_of_train_are_those_that_are_not_held_out(rng: np.random.Generator) -> None:
+def test_the_training_count_excludes_held_out_images(rng: np.random.Generator) -> None:
     labels = rng.integers(0, 3, 50)
     split = sources.in_memory(np.zeros((50, 1, 1, 3), np.uint8), labels, "image")
     source = sources.digits()._replace(splits={"train": split, "test": split})

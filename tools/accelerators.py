@@ -1,17 +1,17 @@
-"""The steps of configs/remem.py, compiled for accelerators that are not there.
+"""Compiles the steps of configs/remem.py for accelerators that this machine does not have.
 
     make accelerators                                    # all rows, for all targets
     python -m tools.accelerators --rows=Ti-sam,resnet18 --targets=v5e-8
     python -m tools.accelerators --rows='*-sam' --json=table.json
     python -m tools.accelerators --list
 
-Needs the accelerators' compilers (the extra `aot`), and none of the accelerators. Prints for each
-step whether it fits, what it takes of each device's memory, what the devices exchange in a step,
-and how long it took to compile; then what is not as it should be, with exit status 1: a step that
-does not compile, does not fit, or exchanges more than gradients, parameters and a few numbers. See
-docs/accelerators.md.
+It needs the accelerators' compilers (the extra `aot`), but no accelerator. For each step it prints
+whether the step fits into memory, how much memory each device needs, what the devices exchange, and
+how long compiling took. At the end it lists the failures and exits with status 1 if there are any:
+steps that do not compile, do not fit, or exchange more than gradients, parameters and a few
+numbers. See docs/accelerators.md.
 
-Each row is compiled in a process of its own, whose end, whatever it is, the table tells.
+Each row is compiled in its own process, so a crash is only a failure of that row.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from tools.aot.case import FAILED, Result
 from tools.aot.rows import ROWS
 from tools.aot.targets import TARGETS, is_installed
 
-# JAX computes on the CPU, and libtpu does not ask the cloud which TPUs there are.
+# JAX computes on the CPU, and libtpu does not query the cloud for TPUs.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 
 
 def main() -> None:
-    """Compiles what the command line names, and prints the table."""
+    """Compiles the rows named on the command line, and prints the table."""
     options = _options()
     _require_known("--rows", options.rows, ROWS)
     _require_known("--targets", options.targets, TARGETS)
@@ -46,56 +46,56 @@ def main() -> None:
             print(f"{row:20} {target:10} {ROWS[row].title}, {TARGETS[target].title}")
         return
     if not cases:
-        sys.exit("No step has such a name and target; --list says which there are.")
+        sys.exit("No row has both a chosen name and a chosen target; --list shows all rows.")
     missing = {TARGETS[target].package for _, target in cases if not is_installed(TARGETS[target])}
     if missing:
         sys.exit(f"Install the extra aot, or name other targets: {', '.join(sorted(missing))}.")
     print(f"{table.markdown(table.HEADING)}\n{table.markdown(['---'] * len(table.HEADING))}")
     results = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        tried = [pool.submit(_compile, row, target, options.timeout) for row, target in cases]
-        for one in concurrent.futures.as_completed(tried):
-            results.append(one.result())
+        jobs = [pool.submit(_compile, row, target, options.timeout) for row, target in cases]
+        for job in concurrent.futures.as_completed(jobs):
+            results.append(job.result())
             print(table.markdown(table.line(results[-1])), flush=True)
             if options.json:
-                kept = [own._asdict() for own in results]
-                pathlib.Path(options.json).write_text(json.dumps(kept, indent=2) + "\n")
+                records = [result._asdict() for result in results]
+                pathlib.Path(options.json).write_text(json.dumps(records, indent=2) + "\n")
     failures = table.failures(results)
-    print("", *(failures or [f"All {len(results)} are as they should be."]), sep="\n")
+    print("", *(failures or [f"All {len(results)} rows passed."]), sep="\n")
     sys.exit(bool(failures))
 
 
 def _cases(rows: str, targets: str) -> Iterator[tuple[str, str]]:
-    """Every row that is named with each of its targets that is."""
+    """Yields the pairs of row and target that match the patterns."""
     for name, row in ROWS.items():
         for target in row.targets:
-            if _named(name, rows) and _named(target, targets):
+            if _matches(name, rows) and _matches(target, targets):
                 yield name, target
 
 
 def _require_known(option: str, patterns: str, known: Iterable[str]) -> None:
     """Exits with a message if one of the patterns matches nothing."""
-    unknown = [one for one in patterns.split(",") if not fnmatch.filter(known, one)]
+    unknown = [pattern for pattern in patterns.split(",") if not fnmatch.filter(known, pattern)]
     if unknown:
         sys.exit(f"{option}: nothing is named {', '.join(unknown)}; known: {', '.join(known)}.")
 
 
-def _named(name: str, patterns: str) -> bool:
+def _matches(name: str, patterns: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split(","))
 
 
 def _compile(row: str, target: str, seconds: float) -> Result:
-    """Compiles a row for a target, in another process."""
+    """Compiles a row for a target in another process."""
     with tempfile.TemporaryDirectory() as folder:
-        file, said = pathlib.Path(folder) / "result.json", pathlib.Path(folder) / "said"
+        file, log = pathlib.Path(folder) / "result.json", pathlib.Path(folder) / "log"
         command = [sys.executable, "-m", "tools.aot.case", row, target, str(file)]
-        with said.open("wb") as output:
+        with log.open("wb") as output:
             child = subprocess.Popen(
                 command,
                 env=_environment(target),
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # What it has started ends with it.
+                start_new_session=True,  # So that its own child processes can be killed with it.
             )
             try:
                 code = child.wait(seconds)
@@ -104,7 +104,7 @@ def _compile(row: str, target: str, seconds: float) -> Result:
                 child.wait()
                 return Result(row, target, FAILED, f"not compiled in {seconds:g} seconds")
         if not file.exists():
-            last = " ".join(said.read_text(errors="replace").split())[-300:]
+            last = " ".join(log.read_text(errors="replace").split())[-300:]
             return Result(row, target, FAILED, f"the process ended with status {code}: {last}")
         return Result(**json.loads(file.read_text()))
 
@@ -119,12 +119,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", default="*", help="names or patterns, with commas between")
-    parser.add_argument("--targets", default="*", help="the same")
-    parser.add_argument("--jobs", type=int, default=1, help="compiled at once")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds of a row")
-    parser.add_argument("--json", default="", help="a file for the results")
-    parser.add_argument("--list", action="store_true", help="say what there is, and end")
+    parser.add_argument("--rows", default="*", help="comma-separated names or patterns of rows")
+    parser.add_argument("--targets", default="*", help="comma-separated names or patterns")
+    parser.add_argument("--jobs", type=int, default=1, help="number of rows compiled at once")
+    parser.add_argument("--timeout", type=float, default=900, help="time limit per row, seconds")
+    parser.add_argument("--json", default="", help="file for the results")
+    parser.add_argument("--list", action="store_true", help="list the rows and exit")
     return parser.parse_args()
 
 

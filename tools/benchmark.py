@@ -1,26 +1,28 @@
-"""Speed of what users wait for, beside torch and timm, in one run, as ratios.
+"""Measures forward passes, training steps and loading, compared with torch and timm.
 
-    python -m tools.benchmark                       # all rows, some twenty minutes
+    python -m tools.benchmark                       # all rows, about twenty minutes
     python -m tools.benchmark --rows=forward,step --json=figures.json
     python -m tools.benchmark --rows=load           # checkpoints: seconds and peak memory
     python -m tools.benchmark --device=gpu --rows=step,sam
 
-Each side is a process of its own and has the same model and batch; they take turns. On a CPU both
-run in float32, on one pinned core, and a row is the median of the CPU-seconds of each side; rows
-`*_2_cores` run on two, in seconds on the wall. On a GPU, which is chosen where JAX finds one, a
-turn is many steps, and a row is the median of seconds on the wall. The computation is bfloat16,
-torch compiles, has channels last, and its optimiser is fused. MFU is our operations, counted,
-beside the device's peak. Each ratio is our seconds divided by theirs: below 1 we are faster.
+The two sides, ours and theirs, run the same model and batch in separate processes and take turns.
+On a CPU both run in float32 on one pinned core, and a row shows the median CPU-seconds of each
+side; rows `*_2_cores` run on two cores and show wall-clock seconds. A GPU is used if JAX finds one;
+a turn then is many steps, and a row shows the median wall-clock seconds. The computation is in
+bfloat16; torch uses torch.compile, channels last and a fused optimiser. MFU is our number of
+operations per second divided by the device's peak. Ratios are our seconds divided by theirs: below
+1 we are faster.
 
-`compile` is CPU-seconds of tracing and compiling the step of `sam_small`, each time in a new
-process.
-`lockstep` trains the students of one teacher together on one pass of it; apart, as many runs; and
-as runs of which the first stores the teacher's answers and the others read them. All must end
-with the same parameters; a GPU may need XLA_FLAGS=--xla_gpu_deterministic_ops=true for that.
+`compile` measures the CPU-seconds of tracing and compiling the step of `sam_small`, each time in a
+new process.
+`lockstep` trains the students of one teacher in three ways: together on one forward pass of the
+teacher, in separate runs, and in separate runs of which the first stores the teacher's outputs and
+the others read them. All must end with the same parameters; a GPU may need
+XLA_FLAGS=--xla_gpu_deterministic_ops=true for that.
 
-Without torch and timm (pip install '.[peers,test]') our side alone is measured. The targets for a
-GPU are predictions for an H200. Rows `plan_*` are the teacher's step of configs/remem.py by what it
-stores for its backward pass; they have our side alone.
+Without torch and timm (pip install '.[peers,test]'), only our side is measured. The targets for a
+GPU are predictions for an H200. Rows `plan_*` are the teacher's step of configs/remem.py with
+different memory plans, which decide what is stored for the backward pass; only our side has them.
 """
 
 import argparse
@@ -34,18 +36,18 @@ from typing import Any
 
 from tools.benchmarks import facts, loading, rates, report, rows, theirs, turns
 
-COMPILATIONS, TRAININGS = 3, 3  # Most repeats of slow rows.
+COMPILATIONS, TRAININGS = 3, 3  # Maximum repeats of slow rows.
 
 
 class Printer:
     """Prints rows as they are measured, and saves the records after each in case of a crash.
 
     Attributes:
-        found: Content of the file.
+        content: Content of the file.
     """
 
-    def __init__(self, found: dict[str, Any], path: str) -> None:
-        self.found, self._path = found, path
+    def __init__(self, content: dict[str, Any], path: str) -> None:
+        self.content, self._path = content, path
         self._heading: Sequence[str] = ()
 
     def add(self, record: dict[str, Any], heading: Sequence[str], *lines: Sequence[str]) -> None:
@@ -63,30 +65,30 @@ class Printer:
         self._keep({"row": name, "failed": report.brief(error)})
 
     def _keep(self, record: dict[str, Any]) -> None:
-        self.found["rows"].append(record)
+        self.content["rows"].append(record)
         if self._path:
-            text = json.dumps(self.found, indent=2, allow_nan=False)
+            text = json.dumps(self.content, indent=2, allow_nan=False)
             pathlib.Path(self._path).expanduser().write_text(text + "\n")
 
 
 def main() -> None:
     """Measures the rows named on the command line, and prints tables."""
     options, parser = _options()
-    begun = facts.collect()
+    machine = facts.collect()
     if options.device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
     with turns.child() as call:
-        begun |= {"devices": call(facts.devices)}
-    device = options.device or ("gpu" if begun["devices"]["backend"] == "gpu" else "cpu")
-    if device == "gpu" and begun["devices"]["backend"] != "gpu" and not options.tiny:
-        parser.error("JAX finds no GPU here: install '.[cuda]', or leave --device out")
+        machine |= {"devices": call(facts.devices)}
+    device = options.device or ("gpu" if machine["devices"]["backend"] == "gpu" else "cpu")
+    if device == "gpu" and machine["devices"]["backend"] != "gpu" and not options.tiny:
+        parser.error("JAX finds no GPU: install '.[cuda]', or leave out --device")
     names = options.rows.split(",") if options.rows else list(rows.NAMES[device])
     unknown = [name for name in names if name not in rows.NAMES[device]]
     if unknown:
         parser.error(f"unknown rows {', '.join(unknown)}; known: {', '.join(rows.NAMES[device])}")
-    print(facts.line(begun))
-    printer = Printer({"device": device, "facts": begun, "rows": []}, options.json)
-    if "load" in names:  # First: the memory of children is measured from their parent's.
+    print(facts.line(machine))
+    printer = Printer({"device": device, "facts": machine, "rows": []}, options.json)
+    if "load" in names:  # First, because the peak memory of children starts at their parent's.
         for record in loading.compare(("Ti/16",) if options.tiny else loading.VARIANTS):
             printer.add(record, report.LOADING, report.loading_line(record))
     steps = [name for name in names if name != "load"]
@@ -98,14 +100,14 @@ def _options() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     known = "; ".join(f"{device}: {','.join(names)}" for device, names in rows.NAMES.items())
-    parser.add_argument("--rows", default="", help=f"comma-separated, else all ({known})")
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="else a GPU where there is one")
-    parser.add_argument("--repeats", type=int, default=8, help="turns of each side")
-    parser.add_argument("--core", type=int, default=0, help="the first core to run on, of a CPU")
-    parser.add_argument("--batch", type=int, default=0, help="another batch size, on a GPU")
+    parser.add_argument("--rows", default="", help=f"comma-separated names; all if empty ({known})")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: a GPU if there is one")
+    parser.add_argument("--repeats", type=int, default=8, help="number of turns of each side")
+    parser.add_argument("--core", type=int, default=0, help="first CPU core to run on")
+    parser.add_argument("--batch", type=int, default=0, help="another batch size (GPU only)")
     parser.add_argument("--json", default="", help="file for facts, all timings and medians")
     parser.add_argument(
-        "--tiny", action="store_true", help="tiny sizes, anywhere: to try the tool, not to measure"
+        "--tiny", action="store_true", help="tiny sizes, to try the tool; timings mean nothing"
     )
     return parser.parse_args(), parser
 
@@ -118,16 +120,16 @@ def _compare(
         lacking = call(theirs.missing, "cpu" if options.tiny else device)
     sides = ["ours"] if lacking else ["ours", "theirs"]
     if lacking:
-        print(f"Our side alone: {lacking}.")
-    printer.found["peers_missing"] = lacking
-    well = True
+        print(f"Measuring only our side: {lacking}.")
+    printer.content["peers_missing"] = lacking
+    succeeded = True
     for name in names:
         try:
             _measure(device, name, sides, options, printer)
         except RuntimeError as error:  # JAX raises it when out of memory; other rows may fit.
             printer.failed(name, error)
-            well = False
-    return well
+            succeeded = False
+    return succeeded
 
 
 def _measure(
@@ -142,11 +144,11 @@ def _measure(
         grid = rows.CPU_GRID if device == "cpu" else rows.GPU_GRID
         grid = rows.tiny_grid(grid) if options.tiny else grid
         with turns.child({options.core} if device == "cpu" else ()) as call:
-            found = call(_train_students, grid, min(options.repeats, TRAININGS))
-        record = report.of_students(grid, found)
+            timings = call(_train_students, grid, min(options.repeats, TRAININGS))
+        record = report.of_students(grid, timings)
         printer.add(record, report.students_heading(record), *report.students_lines(record))
         return
-    kind = printer.found["facts"]["devices"]["kind"]
+    kind = printer.content["facts"]["devices"]["kind"]
     heading = report.heading(device, kind)
     if device == "cpu":
         record = _on_cpu(name, sides, options)
@@ -186,7 +188,7 @@ def _on_gpu(
     return rates.measure(name, row, sides, times, kind, apart=True)
 
 
-# Functions for children. They import JAX, which must happen after the core has been chosen.
+# Functions for child processes. They import JAX, which must happen after the core has been chosen.
 
 
 def _train_students(grid: rows.Grid, repeats: int) -> dict[str, Any]:

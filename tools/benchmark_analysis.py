@@ -1,15 +1,16 @@
-"""What the analyses cost, beside one forward pass over the same images, in one run.
+"""Measures the cost of the analyses, compared with one forward pass over the same images.
 
     python -m tools.benchmark_analysis --images=3060              # random weights, random images
     python -m tools.benchmark_analysis --init=Ti_16.npz --rows=top,expertness
 
-`top` is criticality of all neurons of the top block: the target is below 3 forward passes. `middle`
-is that of a block half way up, on few images, with its cost by counted operations beside it.
-`expertness` is the pass that sums all blocks' energies, and the clustering of one block apart from
-it. `memory` is the peak of a process that looks at half of the images, and at all of them, in
-batches of one size; what it is to grow by are the energies, a float32 for each image and neuron.
+`top` is the criticality of all neurons of the top block; the target is below 3 forward passes.
+`middle` is the criticality of a block in the middle, on a few images, with the number of counted
+operations for comparison. `expertness` is the pass that sums the energies of all blocks, and,
+separately, the clustering of one block. `memory` is the peak memory of a process that analyses half
+of the images, and of one that analyses all of them, with the same batch size; it should grow only
+by the energies, one float32 for each image and neuron.
 
-All is timed on the wall, on the device that JAX finds; compiling is not counted.
+Times are wall-clock seconds on the device that JAX finds, without compiling.
 """
 
 import argparse
@@ -37,11 +38,11 @@ MIDDLE_IMAGES = 8
 
 
 class Bench:
-    """A model, and images made of noise.
+    """A model, and images of random noise.
 
     Attributes:
         model: The ViT.
-        variables: Of it.
+        variables: Its variables.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -58,22 +59,22 @@ class Bench:
         )
 
     def batches(self, images: int) -> Iterator[Batch]:
-        """Batches of so many images; the last one is filled up."""
+        """Yields this many images in batches; the last batch is padded."""
         for first in range(0, images, self._batch):
             mask = jnp.arange(self._batch) < images - first
             yield Batch(jnp.asarray(self._pixels), jnp.zeros(self._batch, jnp.int32), mask)
 
     def transform(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Images as they are, in the range of the model."""
+        """Scales images to the range of the model, without augmentation."""
         del key
         return augment.to_model_range(image)
 
     def forward(self, variables: Variables, batch: Batch) -> Any:
-        """The model's answer."""
+        """Applies the model."""
         return self.model.apply(variables, self.transform(jax.random.key(0), batch.image))
 
     def seconds(self, function: Callable[..., Any], images: int) -> float:
-        """Of a jitted function of variables and batch over so many images, after one batch."""
+        """Times a jitted function of variables and batch over this many images, after a warm-up."""
         jax.block_until_ready(function(self.variables, next(self.batches(1))))
         started = time.monotonic()
         for batch in self.batches(images):
@@ -81,12 +82,13 @@ class Bench:
         return time.monotonic() - started
 
     def influence(self, layer: int, chunk: int) -> Any:
-        """Criticality's function of variables and batch."""
-        made = criticality.make_influence(self.model, self.transform, layer=layer, chunk=chunk)
-        return jax.jit(made)
+        """Returns the jitted criticality function of variables and batch."""
+        return jax.jit(
+            criticality.make_influence(self.model, self.transform, layer=layer, chunk=chunk)
+        )
 
     def energies(self) -> Any:
-        """Expertness's function of variables and batch."""
+        """Returns the jitted expertness function of variables and batch."""
         layers = range(self.model.size.depth)
         capture = activations.make_capture(self.model, layers)
 
@@ -97,19 +99,20 @@ class Bench:
 
 
 def top(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Criticality of the top block beside a forward pass."""
-    whole = bench.seconds(jax.jit(bench.forward), arguments.images)
-    found = bench.seconds(
+    """Compares the criticality of the top block with a forward pass."""
+    forward = bench.seconds(jax.jit(bench.forward), arguments.images)
+    seconds = bench.seconds(
         bench.influence(bench.model.size.depth - 1, arguments.chunk), arguments.images
     )
     print(
         f"top: {arguments.images} images, {bench.model.size.hidden} neurons: forward "
-        f"{whole:.1f} s, criticality {found:.1f} s, ratio {found / whole:.2f} (target: below 3)"
+        f"{forward:.1f} s, criticality {seconds:.1f} s, ratio {seconds / forward:.2f} "
+        "(target: below 3)"
     )
 
 
 def middle(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Criticality of a middle block beside forward passes, by time and by operations."""
+    """Compares the criticality of a middle block with forward passes, by time and by operations."""
     layer = bench.model.size.depth // 2 - 1
     batch = next(bench.batches(1))
     influence = bench.influence(layer, arguments.chunk)
@@ -118,36 +121,36 @@ def middle(bench: Bench, arguments: argparse.Namespace) -> None:
     )
     small = argparse.Namespace(**{**vars(arguments), "batch_size": MIDDLE_IMAGES})
     few = Bench(small)
-    whole = few.seconds(jax.jit(few.forward), 4 * MIDDLE_IMAGES) / 4
-    found = few.seconds(few.influence(layer, arguments.chunk), MIDDLE_IMAGES)
+    forward = few.seconds(jax.jit(few.forward), 4 * MIDDLE_IMAGES) / 4
+    seconds = few.seconds(few.influence(layer, arguments.chunk), MIDDLE_IMAGES)
     above = bench.model.size.depth - layer - 1
     bound = 1 + bench.model.size.hidden * above / bench.model.size.depth
     print(
         f"middle: block {layer + 1} of {bench.model.size.depth}, {MIDDLE_IMAGES} images: "
-        f"{counted:.1f} forward passes an image by operations ({bench.model.size.hidden} neurons x "
-        f"{above} blocks above / {bench.model.size.depth} + 1 = {bound:.1f}), {found / whole:.1f} "
-        "by time"
+        f"{counted:.1f} forward passes per image by operations ({bench.model.size.hidden} neurons "
+        f"x {above} blocks above / {bench.model.size.depth} + 1 = {bound:.1f}), "
+        f"{seconds / forward:.1f} by time"
     )
 
 
 def expert(bench: Bench, arguments: argparse.Namespace) -> None:
-    """The pass over the images, and the clustering of one block."""
-    whole = bench.seconds(jax.jit(bench.forward), arguments.images)
+    """Times the pass over the images, and the clustering of one block."""
+    forward = bench.seconds(jax.jit(bench.forward), arguments.images)
     reduction = bench.energies()
-    found = bench.seconds(reduction, arguments.images)
+    seconds = bench.seconds(reduction, arguments.images)
     rng = np.random.default_rng(0)
     energies = rng.gamma(0.5, size=(arguments.images, bench.model.size.hidden)).astype(np.float32)
     started = time.monotonic()
     expertness.expertness(energies, clusters=min(CLUSTERS, arguments.images), seed=0)
     print(
         f"expertness: {arguments.images} images, {bench.model.size.depth} blocks: forward "
-        f"{whole:.1f} s, with energies {found:.1f} s, ratio {found / whole:.2f}; clustering of one "
-        f"block, {CLUSTERS} clusters: {time.monotonic() - started:.1f} s"
+        f"{forward:.1f} s, with energies {seconds:.1f} s, ratio {seconds / forward:.2f}; "
+        f"clustering of one block, {CLUSTERS} clusters: {time.monotonic() - started:.1f} s"
     )
 
 
 def memory(bench: Bench, arguments: argparse.Namespace) -> None:
-    """Peak memory of the pass over half of the images, and over all."""
+    """Measures the peak memory of the pass over half of the images, and over all."""
     spawn = multiprocessing.get_context("spawn")
     peaks = []
     for images in (arguments.images // 2, arguments.images):
@@ -155,9 +158,9 @@ def memory(bench: Bench, arguments: argparse.Namespace) -> None:
             peaks.append(pool.apply(_peak, (arguments, images)))
     row = 4 * bench.model.size.depth * bench.model.size.hidden / 2**20
     print(
-        f"memory: {peaks[0]:.0f} MiB for {arguments.images // 2} images, {peaks[1]:.0f} for "
-        f"{arguments.images}: {peaks[1] - peaks[0]:.0f} more; energies of as many more take "
-        f"{(arguments.images - arguments.images // 2) * row:.0f}"
+        f"memory: {peaks[0]:.0f} MiB for {arguments.images // 2} images, {peaks[1]:.0f} MiB for "
+        f"{arguments.images}; the difference is {peaks[1] - peaks[0]:.0f} MiB, of which energies "
+        f"take {(arguments.images - arguments.images // 2) * row:.0f} MiB"
     )
 
 
@@ -168,7 +171,7 @@ def _peak(arguments: argparse.Namespace, images: int) -> float:
 
 
 def main() -> None:
-    """Prints the rows that are asked for."""
+    """Measures the rows named on the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -176,7 +179,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--variant", default="Ti/16", choices=vit.VARIANTS)
-    parser.add_argument("--init", default="", help="A checkpoint; without, weights are random.")
+    parser.add_argument("--init", default="", help="checkpoint; random weights if empty")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--chunk", type=int, default=16)
     arguments = parser.parse_args()

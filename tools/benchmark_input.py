@@ -1,18 +1,18 @@
-"""Speed of the input pipeline beside tf.data and torch's DataLoader, on the same JPEGs, in one run.
+"""Compares the input pipeline with tf.data and torch's DataLoader on the same JPEGs.
 
-    python -m tools.benchmark_input                    # all rows, some minutes
+    python -m tools.benchmark_input                    # all rows, a few minutes
     python -m tools.benchmark_input --rows streamed,tf.data --images 500
     python -m tools.benchmark_input --growth           # 1,000 to 100,000 images
 
-Every row is a process of its own on one pinned core, started in turn, several times; it decodes
-500 x 400 JPEGs of quality 90, takes a random-resized crop of 5 to 100 % of the area, mirrors
-half of them and hands over uint8 batches of 224 pixels, antialiased. What counts is CPU-seconds, of
-all threads and child processes. tf.data may live in an environment of its own:
+Every row runs several times, each time in its own process on one pinned core. It decodes 500 x 400
+JPEGs of quality 90, takes a random resized crop of 5 to 100 % of the area, flips half of the images
+and returns antialiased uint8 batches of 224 pixels. The figure is images per CPU-second, over all
+threads and child processes. tf.data may be installed in another environment:
 --tensorflow=path/to/python.
 
-Rows: `streamed` and `resident` are ours. `resident` is what the host does for a batch: it is
-gathered on the device, as stored (256 pixels, decoded before, which is not counted);
-`resident, transform` adds the crop to 224, on the CPU as the device.
+`streamed` and `resident` are our rows. `resident` is the host's work for a batch that is gathered
+on the device as stored: 256 pixels, decoded before, which is not counted. `resident, transform`
+adds the crop to 224 pixels, with the CPU as the device.
 """
 
 import argparse
@@ -30,21 +30,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 SIZE, BATCH, AREA = 224, 64, (0.05, 1.0)
-WARM_UP = 2  # Batches that are not counted: threads start, functions are traced.
+WARM_UP = 2  # Untimed batches, in which threads start and functions are traced.
 
 
 def streamed(folder: pathlib.Path) -> Iterator[Any]:
-    """Our path for data sets that do not fit on the device."""
+    """Yields our batches of a data set that does not fit on the device."""
     return _loader(folder, "streamed")[0]
 
 
 def resident(folder: pathlib.Path) -> Iterator[Any]:
-    """Our path for those that do; batches as they are stored."""
+    """Yields our batches of a data set that fits on the device, as stored."""
     return _loader(folder, "resident")[0]
 
 
-def resident_view(folder: pathlib.Path) -> Iterator[Any]:
-    """The same, with the transform that the jitted step takes of a batch."""
+def resident_transform(folder: pathlib.Path) -> Iterator[Any]:
+    """Yields the batches of `resident` after the transform, which a jitted step contains."""
     import jax
 
     batches, transform = _loader(folder, "resident")
@@ -54,7 +54,7 @@ def resident_view(folder: pathlib.Path) -> Iterator[Any]:
 
 
 def tf_data(folder: pathlib.Path) -> Iterator[Any]:
-    """tf.data with the fused decoding and cropping of its ImageNet examples."""
+    """Yields batches of tf.data, with the fused decoding and cropping of its ImageNet examples."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -79,7 +79,7 @@ def tf_data(folder: pathlib.Path) -> Iterator[Any]:
 
 
 def torch_loader(folder: pathlib.Path) -> Iterator[Any]:
-    """The DataLoader of torch with torchvision's transforms, which are Pillow's."""
+    """Yields batches of torch's DataLoader with torchvision's transforms, which use Pillow."""
     from tests.oracles import peers
 
     torch, torchvision = peers.torch(), peers.torchvision()
@@ -104,21 +104,23 @@ ROWS: dict[str, Callable[[pathlib.Path], Iterator[Any]]] = {
     "tf.data": tf_data,
     "torch": torch_loader,
     "resident": resident,
-    "resident, view": resident_view,
+    "resident, transform": resident_transform,
 }
 
 
 def main() -> None:
-    """Measures the rows that the command line names, and prints a table."""
+    """Measures the rows named on the command line, and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", default=";".join(ROWS), help="separated by ; or ,")
-    parser.add_argument("--images", type=int, default=1000, help="files, and images that count")
+    parser.add_argument("--rows", default=";".join(ROWS), help="names separated by ; or ,")
+    parser.add_argument("--images", type=int, default=1000, help="number of files and timed images")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--core", type=int, default=0, help="the core to run on")
-    parser.add_argument("--tensorflow", default=sys.executable, help="the Python that has it")
-    parser.add_argument("--growth", action="store_true", help="of time and memory with images")
+    parser.add_argument("--core", type=int, default=0, help="CPU core to run on")
+    parser.add_argument("--tensorflow", default=sys.executable, help="Python with TensorFlow")
+    parser.add_argument(
+        "--growth", action="store_true", help="measure how time and memory grow with the images"
+    )
     parser.add_argument("--json", default="", help="file for the figures")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -127,9 +129,9 @@ def main() -> None:
         print(json.dumps(_measure_here(options.child, options.folder, options.images)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        found = _grow(options, scratch) if options.growth else _compare(options, scratch)
+        figures = _grow(options, scratch) if options.growth else _compare(options, scratch)
     if options.json:
-        pathlib.Path(options.json).expanduser().write_text(json.dumps(found, indent=2) + "\n")
+        pathlib.Path(options.json).expanduser().write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _compare(options: argparse.Namespace, scratch: str) -> dict[str, Any]:
@@ -137,43 +139,43 @@ def _compare(options: argparse.Namespace, scratch: str) -> dict[str, Any]:
     rows = ROWS if options.rows == ";".join(ROWS) else options.rows.split(separator)
     folder = pathlib.Path(scratch) / "images"
     _write_images(folder, options.images)
-    found: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
+    measured: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
     for _ in range(options.repeats):
         for row in rows:
-            found[row].append(_measure(options, row, folder, options.images))
-    # The best of several: what else the machine does can only slow a run down.
-    rates = {row: max(one["rate"] for one in runs) for row, runs in found.items()}
-    print("| one core | images per CPU-second | beside tf.data | peak memory, MiB |")
+            measured[row].append(_measure(options, row, folder, options.images))
+    # The best of several runs, because other processes can only slow a run down.
+    rates = {row: max(run["rate"] for run in runs) for row, runs in measured.items()}
+    print("| one core | images per CPU-second | relative to tf.data | peak memory, MiB |")
     print("|---|---:|---:|---:|")
-    for row, runs in found.items():
+    for row, runs in measured.items():
         ratio = f"{rates[row] / rates['tf.data']:.2f}" if "tf.data" in rates else "-"
-        memory = statistics.median(one["mib"] for one in runs)
+        memory = statistics.median(run["mib"] for run in runs)
         print(f"| {row} | {rates[row]:,.0f} | {ratio} | {memory:,.0f} |")
-    return {"rates": rates, "runs": found}
+    return {"rates": rates, "runs": measured}
 
 
 def _grow(options: argparse.Namespace, scratch: str) -> dict[str, Any]:
-    """One epoch of streaming, and the look at all images before it, for more and more images."""
-    found = {}
-    print("| images | look, s | epoch, s | ms per image | peak memory, MiB |")
+    """Measures the initial scan of all images and one streamed epoch, for more and more images."""
+    measured = {}
+    print("| images | scan, s | epoch, s | ms per image | peak memory, MiB |")
     print("|---:|---:|---:|---:|---:|")
     for images in (1000, 10_000, 100_000):
         folder = pathlib.Path(scratch) / str(images)
         _write_images(folder, images)
-        one = found[images] = _measure(options, "streamed", folder, images)
-        per_image = 1000 * (one["seconds"] + one["first"]) / images
+        run = measured[images] = _measure(options, "streamed", folder, images)
+        per_image = 1000 * (run["seconds"] + run["first"]) / images
         print(
-            f"| {images:,} | {one['first']:.1f} | {one['seconds']:.1f} | {per_image:.2f} | "
-            f"{one['mib']:,.0f} |",
+            f"| {images:,} | {run['first']:.1f} | {run['seconds']:.1f} | {per_image:.2f} | "
+            f"{run['mib']:,.0f} |",
             flush=True,
         )
-    return found
+    return measured
 
 
 def _measure(
     options: argparse.Namespace, row: str, folder: pathlib.Path, images: int
 ) -> dict[str, float]:
-    """What one row takes, in a process of its own."""
+    """Measures one row in its own process."""
     python = options.tensorflow if row == "tf.data" else sys.executable
     command = [python, "-m", "tools.benchmark_input", f"--child={row}", f"--folder={folder}"]
     environment = os.environ | {
@@ -209,8 +211,8 @@ def _measure_here(row: str, folder: pathlib.Path, images: int) -> dict[str, floa
 
 
 def _cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _wait(batch: Any) -> None:
@@ -240,15 +242,15 @@ def _loader(folder: pathlib.Path, kind: str) -> tuple[Iterator[Any], Any]:
 
 
 def _write_images(folder: pathlib.Path, images: int) -> None:
-    """Smooth pictures with some noise, as photographs are; of many, most are links to others."""
+    """Writes smooth images with some noise, like photographs; beyond 200, files are hard links."""
     import numpy as np
     from PIL import Image
 
-    made: list[pathlib.Path] = []
+    written: list[pathlib.Path] = []
     for i in range(images):
         path = folder / f"class_{i % 10}" / f"{i:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if len(made) < 200:
+        if len(written) < 200:
             rng = np.random.default_rng(i)
             small = Image.fromarray(rng.integers(0, 256, (12, 15, 3), dtype=np.uint8))
             smooth = np.asarray(small.resize((500, 400), Image.Resampling.BICUBIC), np.float64)
@@ -256,9 +258,9 @@ def _write_images(folder: pathlib.Path, images: int) -> None:
             buffer = io.BytesIO()
             Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
             path.write_bytes(buffer.getvalue())
-            made.append(path)
+            written.append(path)
         else:
-            path.hardlink_to(made[i % len(made)])
+            path.hardlink_to(written[i % len(written)])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Lists, picks and fetches published weights, for machines that have no network in a run.
+"""Lists, selects and downloads published weights, for machines that have no network during a run.
 
     python tools/fetch_weights.py list
     python tools/fetch_weights.py fetch augreg:Ti/16 augreg:B/16
     python tools/fetch_weights.py fetch --table4
     python tools/fetch_weights.py pick B/16 --pretraining i1k
 
-What is fetched lies in the cache folder, below which a copy for another machine keeps its place.
+Downloads are stored in the cache folder. To use them on another machine, copy them to the same
+place in its cache folder.
 """
 
 from remem_jax.storage import streams
 
-if __name__ == "__main__":  # Before the imports that take long.
+if __name__ == "__main__":  # Before the slow imports.
     streams.begin("fetch_weights")
 
 import argparse
@@ -26,7 +27,7 @@ from remem_jax.weights import catalog, download
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
-    flags.FLAGS(sys.argv[:1])  # The log asks for its own.
+    flags.FLAGS(sys.argv[:1])  # absl's log reads its flags.
     logging.set_verbosity(logging.INFO)
     redaction.guard()
     arguments = _parser().parse_args()
@@ -38,7 +39,7 @@ def main() -> int:
         print(f"fetch_weights: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("fetch_weights: stopped; the next start goes on from here.", file=sys.stderr)
+        print("fetch_weights: stopped; the same command resumes the download.", file=sys.stderr)
         return 130
     return 0
 
@@ -47,26 +48,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    places = argparse.ArgumentParser(add_help=False)
-    places.add_argument("--mirror", default="", help="URL or folder instead of the public bucket")
-    places.add_argument("--cache", default="", help="folder instead of that of REMEM_CACHE")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--mirror", default="", help="URL or folder instead of the public bucket")
+    shared.add_argument("--cache", default="", help="cache folder instead of REMEM_CACHE")
     commands = parser.add_subparsers(required=True, metavar="list|fetch|pick")
 
-    lister = commands.add_parser("list", parents=[places], help="show what is published")
+    lister = commands.add_parser("list", parents=[shared], help="list published weights")
     lister.set_defaults(run=_list)
 
-    fetcher = commands.add_parser("fetch", parents=[places], help="fetch weights by name")
-    fetcher.add_argument("names", nargs="*", metavar="NAME", help="such as augreg:B/16")
+    fetcher = commands.add_parser("fetch", parents=[shared], help="download weights by name")
+    fetcher.add_argument("names", nargs="*", metavar="NAME", help="a name such as augreg:B/16")
     fetcher.add_argument(
-        "--table4", action="store_true", help="those of the paper's table 4 as well"
+        "--table4", action="store_true", help="also download the weights of the paper's Table 4"
     )
     fetcher.set_defaults(run=_fetch)
 
-    picker = commands.add_parser("pick", parents=[places], help="name AugReg's best by its index")
-    picker.add_argument("variant", help="such as B/16")
+    picker = commands.add_parser(
+        "pick", parents=[shared], help="show the best AugReg checkpoint according to its index"
+    )
+    picker.add_argument("variant", help="a variant such as B/16")
     picker.add_argument("--pretraining", choices=("i1k", "i21k", "i21k_30"), default="i21k")
-    picker.add_argument("--adapted", default="", help="data set of a fine-tuned one")
-    picker.add_argument("--resolution", type=int, default=224, help="of the fine-tuning, pixels")
+    picker.add_argument("--adapted", default="", help="data set that it was fine-tuned on")
+    picker.add_argument("--resolution", type=int, default=224, help="pixels of the fine-tuning")
     picker.set_defaults(run=_pick)
     return parser
 
@@ -74,12 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 def _list(arguments: argparse.Namespace) -> None:
     row = "{:22} {:9} {:>6}  {:5}  {:30} {}".format
     print(row("name", "variant", "MiB", "here", "pretraining", "note").rstrip())
-    for one in catalog.PUBLISHED.values():
-        path = catalog.in_mirror(one.path, arguments.mirror)
-        here = "yes" if download.is_here(path, one.mebibytes) else "no"
-        size = "?" if one.mebibytes is None else f"{one.mebibytes:.0f}"
-        print(row(one.name, one.variant, size, here, one.pretraining, one.note).rstrip())
-    print("\nAlso: augreg: and the name of any file of AugReg, without .npz; see pick.")
+    for entry in catalog.PUBLISHED.values():
+        path = catalog.in_mirror(entry.path, arguments.mirror)
+        here = "yes" if download.is_here(path, entry.mebibytes) else "no"
+        size = "?" if entry.mebibytes is None else f"{entry.mebibytes:.0f}"
+        print(row(entry.name, entry.variant, size, here, entry.pretraining, entry.note).rstrip())
+    print("\nAlso: augreg: followed by any AugReg file name without .npz; see the command pick.")
     for column, name in catalog.TABLE_4.items():
         print(f"Table 4 of the paper, {column}: {name}")
 
@@ -87,9 +90,9 @@ def _list(arguments: argparse.Namespace) -> None:
 def _fetch(arguments: argparse.Namespace) -> None:
     names = [*arguments.names, *(catalog.TABLE_4.values() if arguments.table4 else ())]
     if not names:
-        raise SettingError("Nothing to fetch: give names, as list shows them, or --table4.")
+        raise SettingError("Nothing to fetch: give names from the command list, or --table4.")
     for name in names:
-        catalog.find(name)  # So that a typing error in the last shows before the first arrives.
+        catalog.find(name)  # Reports a typing error in any name before the first download.
     for name in names:
         print(f"{name} {download.obtain(name, mirror=arguments.mirror)}")
 

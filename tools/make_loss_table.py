@@ -34,7 +34,7 @@ def table() -> str:
 
 
 def page() -> str:
-    """Returns docs/students.md with the table that it should have."""
+    """Returns docs/students.md with the current table."""
     return _MARKED.sub(lambda _: f"\n{table()}\n", PAGE.read_text(encoding="utf-8"))
 
 

@@ -22,7 +22,7 @@ from remem_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
-_LONG = 60  # Characters of a value that a table has room for.
+_LONG = 60  # Maximum characters of a value; longer ones are truncated.
 _ORDER = (  # Groups of settings in the order of the page; "" are settings of no group.
     *("", "data", "teacher", "student", "information"),
     *("images", "sensitivity", "expertness", "criticality"),
@@ -32,18 +32,19 @@ _HEAD = """# Configuration
 
 <!-- Made by tools/make_reference.py from configs/; change the configs, and run it again. -->
 
-Every setting can be given on the command line: `--config.teacher.rho=0.05`. Texts need no quotes;
-a tuple does: `--config.teacher.steps="(100, 500)"`, and with one value `"(500,)"`. True is
-`--config.fsdp` or `--config.fsdp=True`. A file's data set and options follow it after a colon:
-`configs/remem.py:flowers102,variant=S/16`.
+Every setting can be given on the command line: `--config.teacher.rho=0.05`. Strings need no quotes,
+but tuples do: `--config.teacher.steps="(100, 500)"`, and with one value `"(500,)"`. True is
+`--config.fsdp` or `--config.fsdp=True`. The data set and options of a config file follow after a
+colon: `configs/remem.py:flowers102,variant=S/16`.
 
 `configs/settings.py` has all settings, with the defaults below. The other files of `configs/` are
 presets: they start from these defaults, and their [changes](#presets) stand at the end of this
 page. Values are checked before a run starts ([the messages](troubleshooting.md)).
 
-The mark after a description says where the default comes from: [text] the paper, [source] a work
-that the paper cites, [derived] the paper's text, indirectly, [choice] ourselves, because the
-paper's value is lost. A setting with [free] does not make a run differ from the paper's.
+The mark after a description shows where the default comes from: [text] is the paper, [source] a
+work that the paper cites, [derived] a consequence of the paper's text, and [choice] our choice,
+because our copy of the paper's text does not have the value. A setting with [free] does not make a
+run differ from the paper's.
 """
 
 
@@ -60,7 +61,7 @@ def comments(path: pathlib.Path, function: str = "") -> dict[str, str]:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for node in ast.walk(_body(ast.parse(source), function)):
         if not isinstance(node, ast.Assign):
             continue
@@ -68,13 +69,13 @@ def comments(path: pathlib.Path, function: str = "") -> dict[str, str]:
         for target in node.targets:
             for name in _names(target):
                 text = " ".join([*_above(by_line, node.lineno), *beside])
-                found[name] = found.get(name) or text
-    return found
+                texts[name] = texts.get(name) or text
+    return texts
 
 
 def _body(module: ast.Module, function: str) -> ast.AST:
     """Returns a function of a module, or the whole module if none is named."""
-    functions = {one.name: one for one in module.body if isinstance(one, ast.FunctionDef)}
+    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
     return functions.get(function, module)
 
 
@@ -84,28 +85,28 @@ def _lines(node: ast.Assign) -> range:
 
 def _above(by_line: Mapping[int, tuple[str, bool]], line: int) -> list[str]:
     """Returns the comment lines that end just above a line."""
-    found: list[str] = []
+    above: list[str] = []
     while (before := by_line.get(line - 1)) and before[1]:
-        found.insert(0, before[0])
+        above.insert(0, before[0])
         line -= 1
-    return found
+    return above
 
 
 def _names(target: ast.expr) -> list[str]:
     """Returns the settings that an assignment sets."""
     if isinstance(target, ast.Tuple):
-        return [name for one in target.elts for name in _names(one)]
+        return [name for element in target.elts for name in _names(element)]
     whole = ast.unparse(target)
     return [whole.removeprefix("config.")] if whole.startswith("config.") else []
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Returns the values of all settings, by name without `config.`."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, ConfigDict)
-        found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
+        values |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return values
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -135,11 +136,11 @@ def _value(value: Any) -> str:
 
 
 def _groups(names: Iterable[str]) -> dict[str, list[str]]:
-    """Returns settings by their group; those of no group are under ""."""
-    found: dict[str, list[str]] = {}
+    """Returns settings by group; the group "" holds those without one."""
+    groups: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(name.partition(".")[0] if "." in name else "", []).append(name)
-    return dict(sorted(found.items(), key=lambda item: _ORDER.index(item[0])))
+        groups.setdefault(name.partition(".")[0] if "." in name else "", []).append(name)
+    return dict(sorted(groups.items(), key=lambda item: _ORDER.index(item[0])))
 
 
 def reference() -> str:
@@ -161,7 +162,7 @@ def _section(
 
 
 def _runs() -> str:
-    intro = "Settings of `config.data` and of the run are those of all other workflows, too.\n"
+    intro = 'All workflows share the settings of `config.data` and those under "The run".\n'
     return _section("Runs", intro, "The run", leaves(settings.run()))
 
 
@@ -170,11 +171,14 @@ def _methods() -> str:
         [
             f"`{name}`",
             method.title,
-            *(_effect(method.has_teacher, one) for one in (method.rho, method.alpha, method.beta)),
+            *(
+                _effect(method.has_teacher, value)
+                for value in (method.rho, method.alpha, method.beta)
+            ),
         ]
         for name, method in METHODS.items()
     )
-    page = "\n## Methods\n\n`config.methods` takes any of these, of `remem_jax/methods.py`.\n\n"
+    page = "\n## Methods\n\nThe values of `config.methods`, defined in `remem_jax/methods.py`.\n\n"
     return page + table(("method", "title", "rho", "alpha", "beta"), rows)
 
 
@@ -193,11 +197,11 @@ def _beyond_runs(config: ConfigDict) -> dict[str, Any]:
 def _analyses() -> str:
     intro = (
         "`configs/analysis.py` takes a data set and the options `init` and `analyses`, each with "
-        "one or several\nvalues, joined by `|`. `config.data`, `config.teacher` and "
-        "`config.information` are those of a run.\n"
+        "one or several\nvalues separated by `|`. `config.data`, `config.teacher` and "
+        "`config.information` are as in a run.\n"
     )
-    found = _beyond_runs(settings.analysis()) | {"models": ConfigDict()}
-    return _section("Analyses", intro, "The analysis", found)
+    values = _beyond_runs(settings.analysis()) | {"models": ConfigDict()}
+    return _section("Analyses", intro, "The analysis", values)
 
 
 def _studies() -> str:
@@ -207,12 +211,12 @@ def _studies() -> str:
         "`configs/remem.py`.\n"
     )
     config = settings.study(ConfigDict())
-    found = leaves(config) | {name: config[name] for name in ("rows", "columns", "base")}
-    return _section("Studies", intro, "The study", found, "study")
+    values = leaves(config) | {name: config[name] for name in ("rows", "columns", "base")}
+    return _section("Studies", intro, "The study", values, "study")
 
 
 def _pretraining() -> str:
-    intro = "`config.data` and the settings of the run are those of a run.\n"
+    intro = '`config.data` and the settings under "The run" are as in a run.\n'
     return _section("Pretraining", intro, "", _beyond_runs(settings.pretraining()))
 
 
@@ -246,7 +250,7 @@ def _preset(module: Any, base: ConfigDict) -> str:
     )
     page = f"\n### configs/{path.name}\n\n{(module.__doc__ or '').partition(chr(10))[0]}\n"
     if not values:
-        return f"{page}It changes no default; its options do.\n"
+        return f"{page}It changes no defaults; only its options do.\n"
     return f"{page}\n{table(('setting', 'default', 'here', 'reason'), rows)}"
 
 
@@ -254,7 +258,7 @@ def main() -> None:
     """Writes the page."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(reference(), encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)} is written.")
+    print(f"Wrote {PAGE.relative_to(ROOT)}.")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Prepares the paper's data sets with TFDS, as array_record; a run reads them without TensorFlow.
+"""Prepares the paper's data sets with TFDS as array_record, which runs read without TensorFlow.
 
     python tools/prepare_data.py food101 caltech101
     python tools/prepare_data.py imagenet_lt --lists ~/lists
     python tools/prepare_data.py --instructions cars196
 
-TFDS needs TensorFlow for it: `pip install 'remem-jax[prepare]'`, here or on another machine, since
-what is prepared can be copied. What is there is kept, as TFRecord too; `python -m remem_jax.data`
-lists it.
+TFDS needs TensorFlow for this: `pip install 'remem-jax[prepare]'`, here or on another machine, from
+which the prepared folders can be copied. Data sets that are already prepared are kept, also as
+TFRecord; `python -m remem_jax.data` lists them.
 """
 
 from remem_jax.storage import streams
 
-if __name__ == "__main__":  # Before the imports that take long.
+if __name__ == "__main__":  # Before the slow imports.
     streams.begin("prepare_data")
 
 import argparse
@@ -32,8 +32,8 @@ from remem_jax.data.tfds import copies, imagenet_lt, obtaining, prepared
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
-    flags.FLAGS(sys.argv[:1])  # The log asks for its own.
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of each that is not prepared.
+    flags.FLAGS(sys.argv[:1])  # absl's log reads its flags.
+    logging.set_verbosity(logging.ERROR)  # TFDS warns about each data set that is not prepared.
     arguments = _parser().parse_args()
     unknown = [name for name in arguments.names if name not in registry.RECORDS]
     if unknown:
@@ -41,7 +41,7 @@ def main() -> int:
     try:
         return max([_handled(name, arguments) for name in arguments.names])
     except KeyboardInterrupt:
-        _fail("stopped; no half of a data set was left, and downloads that were whole are kept.")
+        _fail("stopped; no partial data set was left, and complete downloads are kept.")
         return 130
 
 
@@ -49,17 +49,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="such as food101")
-    parser.add_argument("--dir", default="", help="folder of TFDS instead of its default")
-    parser.add_argument("--lists", default="", help="folder of the lists of ImageNet-LT")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a data set, such as food101")
+    parser.add_argument("--dir", default="", help="TFDS folder instead of the default one")
+    parser.add_argument("--lists", default="", help="folder with the lists of ImageNet-LT")
     parser.add_argument(
-        "--instructions", action="store_true", help="only say how to get the images"
+        "--instructions", action="store_true", help="only print how to get the images"
     )
     return parser
 
 
 def _handled(name: str, arguments: argparse.Namespace) -> int:
-    """Prepares one data set, or says how; returns the exit code."""
+    """Prepares one data set, or prints instructions; returns the exit code."""
     try:
         data_dir, lists = (
             given and str(checks.local_path(option, given))
@@ -80,15 +80,15 @@ def _fail(message: str) -> int:
 
 
 def prepare(name: str, data_dir: str, lists: str) -> None:
-    """Prepares one data set of the registry, unless it is here.
+    """Prepares one data set of the registry, unless it is prepared already.
 
     Args:
-        name: In the registry.
-        data_dir: Of TFDS; empty is its own default.
-        lists: Folder of the lists of ImageNet-LT; empty is that of manual downloads.
+        name: Name in the registry.
+        data_dir: Folder of TFDS; empty is the default of TFDS.
+        lists: Folder with the lists of ImageNet-LT; empty is the folder of manual downloads.
 
     Raises:
-        SettingError: If it cannot be; the message says why, and what to do.
+        SettingError: If it cannot be prepared; the message explains why and what to do.
     """
     state = prepared.state(name, data_dir)
     if state is not None:
@@ -104,7 +104,7 @@ def prepare(name: str, data_dir: str, lists: str) -> None:
 
 
 def _build(name: str, data_dir: str) -> None:
-    """Lets TFDS download and write the data set."""
+    """Downloads and writes the data set with TFDS."""
     record = registry.RECORDS[name]
     lacking = [module for module in record.modules if importlib.util.find_spec(module) is None]
     if lacking:
@@ -132,20 +132,21 @@ def _build(name: str, data_dir: str) -> None:
 
 
 def redirect(builder: Any) -> None:
-    """Has TFDS take iNaturalist 2017 from where it is now, and expect the same files there."""
+    """Makes TFDS download iNaturalist 2017 from its new address, with the same checksums."""
     from tensorflow_datasets.image_classification import inaturalist
 
     dead = inaturalist._URL
     for url, info in list(builder.url_infos.items()):
         if url.startswith(dead):
             file = url.removeprefix(dead)
-            moved = dataclasses.replace(info, filename=file)  # Found in the manual folder, too.
+            # With the file name, TFDS also finds the file in the folder of manual downloads.
+            moved = dataclasses.replace(info, filename=file)
             builder.url_infos[obtaining.INAT2017_URL + file] = moved
     inaturalist._URL = obtaining.INAT2017_URL
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What TFDS raises when it cannot go on."""
+    """Returns the errors that TFDS raises if it cannot prepare a data set."""
     from tensorflow_datasets.core.download import download_manager, extractor, util
 
     own = (download_manager.NonMatchingChecksumError, util.DownloadError, extractor.ExtractError)
@@ -155,7 +156,11 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _index_imagenet(data_dir: str, lists: str) -> bool:
-    """Writes the index of ImageNet-LT, if ImageNet is prepared and the lists are here."""
+    """Writes the index of ImageNet-LT if ImageNet is prepared; returns whether it did.
+
+    Raises:
+        SettingError: If the lists of ImageNet-LT are missing, and TFDS cannot download them.
+    """
     copy = copies.find(registry.IMAGENET, data_dir)
     if copy is None:
         return False
@@ -164,20 +169,20 @@ def _index_imagenet(data_dir: str, lists: str) -> bool:
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         if not obtaining.missing(imagenet_lt.NAME, _manual(data_dir)):
-            return False  # The archives are there: TFDS downloads the lists.
+            return False  # The archives are there, so TFDS prepares all and downloads the lists.
         raise SettingError(
             f"{registry.IMAGENET} is prepared, but {place} lacks {' and '.join(absent)}, which say "
-            f"what of it is ImageNet-LT; --lists names their folder.\n"
+            f"which of its images ImageNet-LT has; set --lists to their folder.\n"
             f"{_instructions(imagenet_lt.NAME, data_dir)}"
         )
-    found = [imagenet_lt.read_list(file) for file in files]
+    examples = [imagenet_lt.read_list(file) for file in files]
     rows = tqdm.trange(copies.count(copy, "train"), desc="ImageNet", unit=" images")
-    imagenet_lt.write(copy, data_dir, dict(zip(("train", "test"), found, strict=True)), rows)
+    imagenet_lt.write(copy, data_dir, dict(zip(("train", "test"), examples, strict=True)), rows)
     return True
 
 
 def _manual(data_dir: str) -> pathlib.Path:
-    """Where TFDS looks for what it cannot download."""
+    """Returns the folder in which TFDS looks for files that it cannot download."""
     return copies.folder(data_dir) / "downloads" / "manual"
 
 

@@ -3,9 +3,9 @@
     python -m remem_jax.main --config=configs/figures/figure1.py --workdir=figures/figure1
     python -m remem_jax.main --config=configs/figures/figure1.py:mini --workdir=figures/figure1_mini
 
-Each teacher is fine-tuned, and its checkpoints on the way are points of the plane too. The data set
-is lost from the paper's text that we have; CIFAR-100 is our choice. configs/study.py has the
-settings, and how to add workers.
+Each teacher is fine-tuned; its intermediate checkpoints are points of the plane, too. Our copy of
+the paper's text does not name the data set; CIFAR-100 is our choice. configs/settings.py has all
+settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict

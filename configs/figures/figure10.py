@@ -3,9 +3,9 @@
     python -m remem_jax.main --config=configs/figures/figure10.py --workdir=figures/figure10
     python -m remem_jax.main --config=configs/figures/figure10.py:mini --workdir=figures/mini10
 
-Which block, model and data set each of Figures 7 to 15 shows is lost from the paper's text that we
-have, but for this: 7 is the top block of a strong model, 8 to 13 are bottom blocks and weak models,
-14 and 15 other data sets. What is chosen here is our choice. configs/settings.py has the settings.
+Our copy of the paper's text says about Figures 7 to 15 only that 7 shows the top block of a strong
+model, 8 to 13 bottom blocks and weak models, and 14 and 15 other data sets. The block, model and
+data set here are our choice. configs/settings.py has all settings.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,11 @@
-"""Figure 2: what SAM does on the information plane, for three pretrainings.
+"""Figure 2: the effect of SAM on the information plane, for three pretrainings.
 
     python -m remem_jax.main --config=configs/figures/figure2.py --workdir=figures/figure2
     python -m remem_jax.main --config=configs/figures/figure2.py:mini --workdir=figures/figure2_mini
 
-The paper names Caltech-101 as a data set on which SAM does little; CIFAR-100 beside it is our
-choice. configs/study.py has the settings, and how to add workers.
+The paper names Caltech-101 as a data set on which SAM changes little; CIFAR-100, the other data
+set, is our choice. configs/settings.py has all settings; configs/study.py explains how to add
+workers.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,11 @@
-"""Figure 3: the information plane over the radius of SAM.
+"""Figure 3: the information plane for several radii of SAM.
 
     python -m remem_jax.main --config=configs/figures/figure3.py --workdir=figures/figure3
     python -m remem_jax.main --config=configs/figures/figure3.py:mini --workdir=figures/figure3_mini
 
-The radii are lost from the paper's text that we have: these are those of its Table 6, with 0 and
-with some between. configs/study.py has the settings, and how to add workers.
+Our copy of the paper's text does not list the radii. These are the radii of its Table 6, with 0 and
+some values in between. configs/settings.py has all settings; configs/study.py explains how to add
+workers.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,11 @@
-"""Figure 4: blocks pruned from the top: error and information of the teacher.
+"""Figure 4: error and information of teachers whose top blocks are pruned.
 
     python -m remem_jax.main --config=configs/figures/figure4.py --workdir=figures/figure4
     python -m remem_jax.main --config=configs/figures/figure4.py:mini --workdir=figures/figure4_mini
 
-A pruned block leaves its residual alone. The data set is lost from the paper's text that we have;
-CIFAR-100 is our choice. configs/study.py has the settings, and how to add workers.
+Of a pruned block only the residual connection remains. Our copy of the paper's text does not name
+the data set; CIFAR-100 is our choice. configs/settings.py has all settings; configs/study.py
+explains how to add workers.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,8 @@ def get_config(spec: str = "") -> ConfigDict:
     rows = study.pruned("mlp", counts) | study.pruned("attention", counts)
     columns = study.strengths("cifar100", "i1k", "augreg", spec=spec)
     config = study.make_figure(4, "Blocks pruned from the top", rows, columns, spec=spec)
-    config.base.student.learning_rates = (0.1,)  # The figure is of teachers.
+    # One student for each teacher, because the figure shows only teachers.
+    config.base.student.learning_rates = (0.1,)
     config.base.student.temperatures = (4.0,)
     config.base.student.weights = (0.5,)
     return config

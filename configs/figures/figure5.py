@@ -1,10 +1,10 @@
-"""Figure 5: expertness of every MLP, of models of three pretrainings.
+"""Figure 5: expertness of every MLP, for three pretrainings.
 
     python -m remem_jax.main --config=configs/figures/figure5.py --workdir=figures/figure5
     python -m remem_jax.main --config=configs/figures/figure5.py:mini --workdir=figures/figure5_mini
 
-The data set is lost from the paper's text that we have; Caltech-101 is our choice.
-configs/settings.py has the settings.
+Our copy of the paper's text does not name the data set; Caltech-101 is our choice.
+configs/settings.py has all settings.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     python -m remem_jax.main --config=configs/figures/figure6.py --workdir=figures/figure6
     python -m remem_jax.main --config=configs/figures/figure6.py:mini --workdir=figures/figure6_mini
 
-The data sets are lost from the paper's text that we have; these are our choice. configs/study.py
-has the settings, and how to add workers.
+Our copy of the paper's text does not name the data sets; these are our choice. configs/settings.py
+has all settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict

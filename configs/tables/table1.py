@@ -1,9 +1,9 @@
-"""Table 1: sixteen data sets, from scratch, with a fine-tuned teacher, with ReMem.
+"""Table 1: students from scratch, of a fine-tuned teacher and of ReMem, on sixteen data sets.
 
     python -m remem_jax.main --config=configs/tables/table1.py --workdir=studies/table1
     python -m remem_jax.main --config=configs/tables/table1.py:mini --workdir=studies/table1_mini
 
-configs/settings.py has the settings, configs/study.py says how to add workers.
+configs/settings.py has all settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Table 10: what re-weighting and SAM do alone.
+"""Table 10: re-weighting and SAM, each alone.
 
-The data set is lost from the paper's text that we have; the numbers fit SUN397 with TFDS's split.
+Our copy of the paper's text does not name the data set; its numbers fit SUN397 with TFDS's split.
 
     python -m remem_jax.main --config=configs/tables/table10.py --workdir=studies/table10
     python -m remem_jax.main --config=configs/tables/table10.py:mini --workdir=studies/table10_mini
 
-configs/settings.py has the settings, configs/study.py says how to add workers.
+configs/settings.py has all settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict

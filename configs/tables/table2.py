@@ -1,11 +1,11 @@
 """Table 2: teachers of four sizes.
 
-The data set is lost from the paper's text that we have; CIFAR-100 is our choice.
+Our copy of the paper's text does not name the data set; CIFAR-100 is our choice.
 
     python -m remem_jax.main --config=configs/tables/table2.py --workdir=studies/table2
     python -m remem_jax.main --config=configs/tables/table2.py:mini --workdir=studies/table2_mini
 
-configs/settings.py has the settings, configs/study.py says how to add workers.
+configs/settings.py has all settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
 """Table 3: students of other architectures.
 
-Which EfficientNetV2 it was the paper does not say; S is ours.
+The paper does not name the size of its EfficientNetV2; S is our choice.
 
     python -m remem_jax.main --config=configs/tables/table3.py --workdir=studies/table3
     python -m remem_jax.main --config=configs/tables/table3.py:mini --workdir=studies/table3_mini
 
-configs/settings.py has the settings, configs/study.py says how to add workers.
+configs/settings.py has all settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
 """Table 4: teachers of three pretrainings.
 
-The data set is lost from the paper's text that we have; Food-101 is our choice. So is the teacher
-of ImageNet-1k, for which remem_jax/weights/catalog.py has the reasons.
+Our copy of the paper's text does not name the data set; Food-101 is our choice. So is the teacher
+pretrained on ImageNet-1k; remem_jax/weights/catalog.py gives the reasons.
 
     python -m remem_jax.main --config=configs/tables/table4.py --workdir=studies/table4
     python -m remem_jax.main --config=configs/tables/table4.py:mini --workdir=studies/table4_mini
 
-configs/settings.py has the settings, configs/study.py says how to add workers.
+configs/settings.py has all settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def get_config(spec: str = "") -> ConfigDict:
         COLUMNS,
         dataset="food101",
         spec=spec,
-        mini=("i1k", "augreg"),  # Of a ViT-Ti/16, no other is published.
+        mini=("i1k", "augreg"),  # No other ViT-Ti/16 is published.
     )
     if spec == "mini":
         for name, init in (("i1k", "augreg-i1k:Ti/16"), ("augreg", "augreg:Ti/16")):

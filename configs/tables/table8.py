@@ -1,9 +1,9 @@
-"""Table 8: other ways to distil, patient distillation (function matching) and DIST.
+"""Table 8: patient distillation (function matching) and DIST.
 
     python -m remem_jax.main --config=configs/tables/table8.py --workdir=studies/table8
     python -m remem_jax.main --config=configs/tables/table8.py:mini --workdir=studies/table8_mini
 
-configs/settings.py has the settings, configs/study.py says how to add workers.
+configs/settings.py has all settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict
@@ -35,5 +35,5 @@ def get_config(spec: str = "") -> ConfigDict:
     )
     if spec == "mini":
         for name in ("patient_finetune", "patient_remem"):
-            config.rows[name].changes.student.steps = 3_000  # Three times the others'.
+            config.rows[name].changes.student.steps = 3_000  # Three times as many as DIST has.
     return config

@@ -1,9 +1,9 @@
-"""Table 9: teachers that are tuned by LoRA.
+"""Table 9: teachers fine-tuned with LoRA.
 
     python -m remem_jax.main --config=configs/tables/table9.py --workdir=studies/table9
     python -m remem_jax.main --config=configs/tables/table9.py:mini --workdir=studies/table9_mini
 
-configs/settings.py has the settings, configs/study.py says how to add workers.
+configs/settings.py has all settings; configs/study.py explains how to add workers.
 """
 
 from ml_collections import ConfigDict

@@ -1,1 +1,1 @@
-"""What the paper says of pretrained ViTs, measured: expertness, its bound, criticality."""
+"""Measures properties of ViTs: information, its bound, expertness, criticality."""

@@ -163,7 +163,7 @@ def criticality(
     *,
     ranks: int,
     before: Criticality | None = None,
-    on_batch: Callable[[Criticality], None] = lambda current: None,
+    on_batch: Callable[[Criticality], None] = lambda result: None,
 ) -> Criticality:
     """Computes the criticality of all neurons of a block.
 
@@ -178,11 +178,11 @@ def criticality(
     Raises:
         ValueError: If there are no examples, or an influence is not finite.
     """
-    found = before
+    current = before
     for batch in batches:
         changes, mask = jax.device_get((influence(variables, batch), batch.mask))
-        found = add(found or empty(changes.shape[1], ranks=ranks), changes, mask)
-        on_batch(found)
-    if found is None or found.examples == 0:
+        current = add(current or empty(changes.shape[1], ranks=ranks), changes, mask)
+        on_batch(current)
+    if current is None or current.examples == 0:
         raise ValueError("The batches contain no examples.")
-    return found
+    return current

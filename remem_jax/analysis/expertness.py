@@ -92,10 +92,10 @@ def expertness(energies: Energies, *, clusters: int, seed: int) -> Partition:
     """Partitions inputs and neurons into paired clusters with much of the energy inside the pairs.
 
     Finding the best partition is infeasible. As in the paper, the clusters come from spectral
-    co-clustering, which minimises a cut that is normalised by the sizes of the clusters (without
-    this, a single pair of everything would be optimal). The share is therefore a lower bound on the
-    largest one. It does not depend on the scale of the energies. Inputs and neurons without energy
-    are left out, because the normalisation would divide by zero.
+    co-clustering, which minimises a cut that is normalised by the sizes of the clusters (otherwise,
+    a single pair of clusters with everything in it would be optimal). The share is therefore a
+    lower bound on the largest one. It does not depend on the scale of the energies. Inputs and
+    neurons without energy are left out, because the normalisation would divide by zero.
 
     The clusters are a function of the energies and the seed, which is used for the randomised
     singular vectors and the ten starts of k-means. With another version of scikit-learn or number
@@ -119,10 +119,10 @@ def expertness(energies: Energies, *, clusters: int, seed: int) -> Partition:
         "energies must be finite and at least 0; are the model's outputs NaN?",
     )
     used = [np.flatnonzero(np.sum(energies, axis=axis, dtype=np.float64) > 0) for axis in (1, 0)]
-    for name, found in zip(("inputs", "neurons"), used, strict=True):
+    for name, indices in zip(("inputs", "neurons"), used, strict=True):
         require(
-            2 <= clusters <= len(found),
-            f"clusters must be from 2 to {len(found)}, the {name} with energy; got {clusters}.",
+            2 <= clusters <= len(indices),
+            f"clusters must be from 2 to {len(indices)}, the {name} with energy; got {clusters}.",
         )
     kept = energies[np.ix_(*used)].astype(np.float64)
     model = cluster.SpectralCoclustering(n_clusters=clusters, random_state=seed)
@@ -135,8 +135,8 @@ def expertness(energies: Energies, *, clusters: int, seed: int) -> Partition:
 def null(energies: Energies, *, clusters: int, seeds: Sequence[int]) -> Null:
     """Computes the expertness that chance alone gives, by shuffling the inputs of each neuron.
 
-    Each neuron keeps its energies, and so its sparsity; which neurons are active together becomes
-    random.
+    Each neuron keeps its energies, and so its sparsity, but it becomes random which neurons are
+    active together.
 
     Args:
         energies: As in `expertness`.

@@ -2,8 +2,8 @@
 
 It cannot exceed log(batch size), and features easily identify their image within a batch, so
 without noise it measures little but the batch size. Therefore I(X; F + N) is estimated here, with
-Gaussian noise N so large that only a few nats remain. This is another quantity than the one that a
-decoder bounds, and need not rank teachers alike.
+Gaussian noise N so large that only a few nats remain. This quantity differs from the one that a
+decoder bounds, and may rank teachers differently.
 
 Source: van den Oord et al. 2018, https://arxiv.org/abs/1807.03748, equation 4 and appendix A.1;
 Poole et al. 2019, https://arxiv.org/abs/1905.06922, equation 10.

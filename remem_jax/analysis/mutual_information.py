@@ -56,9 +56,9 @@ class BatchLosses(NamedTuple):
     """Losses of a decoder on one batch, on the device.
 
     Attributes:
-        losses: Mean loss over the sub-pixels of each image, masked ones included.
+        losses: Mean loss over the sub-pixels of each image, masked images included.
         floors: Lowest possible loss of each image.
-        pixels: Loss above the floor for each pixel, summed over the unmasked images.
+        pixels: Loss minus floor of each pixel, summed over the unmasked images.
     """
 
     losses: Float[Array, " batch"]
@@ -152,11 +152,11 @@ def make_decoder_step(apply: TrainApply, tx: optax.GradientTransformation) -> De
     """
 
     def step(state: State, features: Features, targets: Images) -> tuple[State, Metrics]:
-        def of_params(params: Params) -> tuple[Float[Array, ""], Params]:
+        def loss(params: Params) -> tuple[Float[Array, ""], Params]:
             logits, statistics = apply(params, state.statistics, features, jax.random.key(0))
             return reconstruction_loss(logits, targets), statistics
 
-        (value, statistics), grads = jax.value_and_grad(of_params, has_aux=True)(state.params)
+        (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         fault = finite.fault(
@@ -185,7 +185,7 @@ def make_lockstep(
 
     Args:
         steps: Jitted step of each decoder (from `make_decoder_step`) or critic (from
-            `info_nce.make_critic_step`). Those that are trained alike share one step.
+            `info_nce.make_critic_step`). Decoders with the same training share one step.
         teachers: Functions from images to features.
         teacher_indices: Index of the teacher of each decoder.
 
@@ -206,7 +206,7 @@ def make_lockstep(
             features = teacher(images)
             for i in decoders:
                 updated[i], metrics[i] = steps[i](updated[i], features, targets)
-        return tuple(updated), {name: [one[name] for one in metrics] for name in metrics[0]}
+        return tuple(updated), {name: [each[name] for each in metrics] for name in metrics[0]}
 
     return lockstep
 

@@ -1,6 +1,5 @@
 """Data sets by name, scanned once, with a validation split held out of train."""
 
-import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -12,10 +11,10 @@ import numpy as np
 from absl import logging
 
 from remem_jax.checks import SettingError
-from remem_jax.data import cache, registry, sources
+from remem_jax.data import cache, registry, residency, sources
 from remem_jax.data.custom import arrays, class_names, folders, lists, walk
-from remem_jax.data.images import decoding
 from remem_jax.data.loaders import resident
+from remem_jax.data.residency import Storage as Storage
 from remem_jax.data.scan import ScanOptions, ScanResult, TooManyCorruptError
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source, Subset
 from remem_jax.data.tfds import prepared
@@ -28,8 +27,6 @@ CUSTOM: dict[str, Callable[[str], Source]] = {
 }
 NAMES = ("digits", *CUSTOM, *registry.RECORDS)
 INPUTS = ("auto", "resident", "streamed")
-_GIB = 2**30
-_DEVICE_SHARE = 0.4  # Share of a device's memory for a data set; models need the rest.
 
 
 class Dataset(NamedTuple):
@@ -70,25 +67,6 @@ class Dataset(NamedTuple):
     empty_classes: tuple[str, ...]
     warnings: tuple[str, ...]
     shapes: np.ndarray | None
-
-
-class Storage(NamedTuple):
-    """Where images are during a run; none of it changes which images there are.
-
-    Attributes:
-        input: "resident" on the device, "streamed" from the disk, or "auto": resident if the
-            pixels fit.
-        stored_size: Largest side of a resident image, in pixels.
-        resident_gib: Largest size of all resident images.
-        cache: Folder of the cache; "" is the folder of REMEM_CACHE.
-        threads: Number of threads that decode; 0 is one per core.
-    """
-
-    input: str
-    stored_size: int
-    resident_gib: float
-    cache: str
-    threads: int
 
 
 def open_source(name: str, *, path: str, data_dir: str) -> Source:
@@ -149,17 +127,17 @@ def load(
         rows_by_split[TRAIN] = np.setdiff1d(rows_by_split[TRAIN], held_out)
     splits, pixels, digest = {}, {}, hashlib.sha256()
     for name, rows in rows_by_split.items():
-        stored = name if name in scans else TRAIN
-        scan = scans[stored]
+        stored_split = name if name in scans else TRAIN
+        scan = scans[stored_split]
         if not len(rows):
             raise SettingError(
                 f"The {name} split of {source.title} holds no readable image; config.data needs "
                 "at least two images of a class to train on."
             )
-        splits[name] = Subset(source.splits[stored], scan.kept[rows], scan.labels[rows])
+        splits[name] = Subset(source.splits[stored_split], scan.kept[rows], scan.labels[rows])
         if scan.pixels is not None:
-            whole = len(rows) == len(scan.kept)
-            image = scan.pixels if whole else scan.pixels[rows]
+            is_whole = len(rows) == len(scan.kept)
+            image = scan.pixels if is_whole else scan.pixels[rows]
             pixels[name] = resident.Split(image, scan.labels[rows])
         digest.update(f"{name} {scan.digest}".encode() + rows.tobytes())
     on_device = len(pixels) == len(splits)
@@ -184,7 +162,7 @@ def load(
 
 
 def _shapes(scans: Collection[ScanResult]) -> np.ndarray | None:
-    """Returns height and width of the images of all splits; None if those of one are unknown."""
+    """Returns height and width of the images of all splits; None if some are unknown."""
     known = [scan.shapes for scan in scans if scan.shapes is not None]
     return np.concatenate(known) if len(known) == len(scans) else None
 
@@ -230,9 +208,9 @@ def make_loader(
 def _scan(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, ScanResult]:
     """Scans every split; stores pixels if images are to be resident and all of them fit."""
     images = sum(split.examples for split in source.splits.values())
-    limit = _max_bytes(storage)
-    pixels = storage.input != "streamed" and _fits(
-        source, storage, images, _first_shape(source, storage.stored_size), limit
+    limit = residency.max_bytes(storage)
+    pixels = storage.input != "streamed" and residency.fits(
+        source, storage, images, residency.first_shape(source, storage.stored_size), limit
     )
     scans: dict[str, ScanResult] = {}
     for name, split in source.splits.items():
@@ -259,46 +237,8 @@ def _scan(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, Sca
             ) from error
     if pixels and any(scan.pixels is None for scan in scans.values()):
         # The images are not all as small as the first one.
-        _fits(source, storage, images, (storage.stored_size,) * 2, limit)
+        residency.fits(source, storage, images, (storage.stored_size,) * 2, limit)
     return scans
-
-
-def _fits(
-    source: Source, storage: Storage, images: int, shape: tuple[int, ...], limit: int
-) -> bool:
-    """Returns whether images fit on the device; raises if they do not and must be resident."""
-    gib = images * shape[0] * shape[1] * 3 / _GIB
-    size = f"{gib:.2f} GiB as {images:,} images of {shape[0]} x {shape[1]} pixels"
-    if gib * _GIB <= limit:
-        logging.info("%s is resident on the device: %s.", source.title, size)
-        return True
-    if storage.input == "resident":
-        raise SettingError(
-            f"{source.title} takes {size}; config.data.resident_gib allows "
-            f"{storage.resident_gib}: raise it, lower config.data.stored_size, or set "
-            "config.data.input to streamed."
-        )
-    logging.info("%s is streamed: resident it would take %s.", source.title, size)
-    return False
-
-
-def _first_shape(source: Source, stored_size: int) -> tuple[int, int]:
-    """Returns height and width of resident images if all are like the first."""
-    split = source.splits[TRAIN]
-    with contextlib.suppress(decoding.CorruptImageError, IndexError):
-        image = split.read(0).image
-        shape = decoding.size(image) if isinstance(image, bytes) else image.shape[:2]
-        if max(shape) <= stored_size:
-            return shape[0], shape[1]
-    return stored_size, stored_size
-
-
-def _max_bytes(storage: Storage) -> int:
-    """Returns the largest size of resident images that the settings and the device allow."""
-    allowed = int(storage.resident_gib * _GIB)
-    if storage.input == "resident":
-        return allowed
-    return min(allowed, int(_DEVICE_SHARE * resident.memory()))
 
 
 def _threads(threads: int) -> int:

@@ -5,7 +5,7 @@ python -m remem_jax.data [--dir DIR]
 
 from remem_jax.storage import streams
 
-if __name__ == "__main__":  # Before the imports that take long.
+if __name__ == "__main__":  # Before imports that take seconds.
     streams.begin("remem_jax")
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> int:
     )
     parser.add_argument("--dir", default="", help="folder of TFDS instead of its default")
     data_dir = parser.parse_args().dir
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of each that is not prepared.
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of each data set that is not prepared.
     damages: list[str] = []
     try:
         lines = _lines(data_dir, damages)
@@ -43,10 +43,10 @@ def main() -> int:
 
 
 def _lines(data_dir: str, damages: list[str]) -> list[str]:
-    """What to print; adds to `damages` what is wrong with data sets that are prepared."""
-    place = copies.folder(data_dir)
-    head = _ROW("name", "train", "test", "classes", "metric", "flip", "obtained", "prepared here")
-    lines = [head]
+    """Returns the lines to print; adds the errors of damaged data sets to `damages`."""
+    folder = copies.folder(data_dir)
+    columns = ("name", "train", "test", "classes", "metric", "flip", "obtained", "prepared here")
+    lines = [_ROW(*columns)]
     for name, record in registry.RECORDS.items():
         train, test = record.examples
         lines.append(
@@ -58,12 +58,12 @@ def _lines(data_dir: str, damages: list[str]) -> list[str]:
                 _METRICS[record.metric],
                 "yes" if record.flip else "no",
                 record.obtained,
-                _here(name, data_dir, damages),
+                _prepared(name, data_dir, damages),
             )
         )
     lines += [
         "",
-        f"Prepared here: in {place}. What is not: tools/prepare_data.py NAME.",
+        f"Prepared here: in {folder}. What is not: tools/prepare_data.py NAME.",
         "The validation split is held out of train. Per class: mean of the classes' accuracies.",
     ]
     for name, record in registry.RECORDS.items():
@@ -75,7 +75,8 @@ def _lines(data_dir: str, damages: list[str]) -> list[str]:
     return lines
 
 
-def _here(name: str, data_dir: str, damages: list[str]) -> str:
+def _prepared(name: str, data_dir: str, damages: list[str]) -> str:
+    """Returns the cell of the last column: the format and the numbers of examples."""
     try:
         state = prepared.state(name, data_dir)
     except SettingError as error:
@@ -84,8 +85,8 @@ def _here(name: str, data_dir: str, damages: list[str]) -> str:
     if state is None:
         return "no"
     train, test = state.counts
-    other = "" if registry.RECORDS[name].is_official(state.counts) else ", not official"
-    return f"{state.format} {train}+{test}{other}"
+    suffix = "" if registry.RECORDS[name].is_official(state.counts) else ", not official"
+    return f"{state.format} {train}+{test}{suffix}"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ FORMAT = 2  # Version of an entry; increased when its content changes.
 _ABOUT, _INDEX, _PIXELS = "about.json", "index.npz", "pixels.bin"
 # Exceptions raised by reading a damaged entry.
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
-_SAMPLES = 64  # Images that are compared with the source before an entry is used.
+_SAMPLES = 64  # Number of images that are compared with the source before an entry is used.
 
 
 def folder(setting: str) -> pathlib.Path:
@@ -47,7 +47,7 @@ def scan_split(
 
     Args:
         split: The split.
-        options: What is stored.
+        options: Options of the scan.
         title: Name of the split, for messages.
         folder: The cache; not used for a split that is in memory already.
         threads: Number of threads that decode.
@@ -59,22 +59,22 @@ def scan_split(
     if not split.key:
         return scan.in_memory(split, options, title, threads)
     content = json.dumps([FORMAT, identity.DECODING, split.key, options.stored_size])
-    place = folder / hashlib.sha256(content.encode()).hexdigest()[:24]
+    entry = folder / hashlib.sha256(content.encode()).hexdigest()[:24]
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        entry.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"Another process decodes {title}; waiting for it."
-        with locks.held(place.with_suffix(".lock"), waiting=waiting) as exclusive:
-            result = _read_current(place, split, options)
+        with locks.held(entry.with_suffix(".lock"), waiting=waiting) as exclusive:
+            result = _read_current(entry, split, options)
             if result is None:
-                _make(place, split, options, title, threads, exclusive=exclusive)
-                result = _read(place, options)
+                _make(entry, split, options, title, threads, exclusive=exclusive)
+                result = _read(entry, options)
     except OSError as error:
         if not _is_read_only(folder, error):
             raise SettingError(
                 f"{title} cannot be kept in {folder} ({error.strerror or error}): set "
                 f"{_setting(folder)} to a folder that can be written, on a disk with room."
             ) from error
-        result = _read_current(place, split, options)
+        result = _read_current(entry, split, options)
         if result is None:
             logging.warning(
                 "%s cannot be kept in %s (%s) and is decoded at every start; set %s to a folder "
@@ -86,7 +86,7 @@ def scan_split(
             )
             return scan.in_memory(split, options, title, threads)
     if result is None:
-        raise SettingError(f"{place} was removed while {title} was decoded; start again.")
+        raise SettingError(f"{entry} was removed while {title} was decoded; start again.")
     if len(result.corrupt) > options.corrupt_limit:
         raise scan.TooManyCorruptError(*result.corrupt)
     return result
@@ -117,7 +117,7 @@ def _opener(partial: pathlib.Path) -> Callable[[], BinaryIO]:
 
 
 def _make(
-    place: pathlib.Path,
+    entry: pathlib.Path,
     split: sources.Split,
     options: ScanOptions,
     title: str,
@@ -130,11 +130,11 @@ def _make(
     If another machine may have the lock too (not `exclusive`), each writes to a partial folder of
     its own, and the first complete entry stays.
     """
-    partial = place.with_suffix(".partial" if exclusive else f".{os.uname().nodename}.partial")
+    partial = entry.with_suffix(".partial" if exclusive else f".{os.uname().nodename}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # Left by a process that was killed.
     partial.mkdir(parents=True)
     examples = split.examples
-    logging.info("%s: scanning %d images, once; cached in %s.", title, examples, place.parent)
+    logging.info("%s: scanning %d images, once; cached in %s.", title, examples, entry.parent)
     scanner = scan.Scanner(split, options, title, _opener(partial))
     try:
         scanner.run(threads)
@@ -156,20 +156,20 @@ def _make(
             "resized": result.resized,
         }
         results.write(partial / _ABOUT, about)
-        _rename(partial, place, exclusive=exclusive)
+        _rename(partial, entry, exclusive=exclusive)
     finally:
         if scanner.file is not None:
             scanner.file.close()
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _rename(partial: pathlib.Path, place: pathlib.Path, *, exclusive: bool) -> None:
-    """Gives an entry its name, in place of one that had less than is needed now."""
-    shutil.rmtree(place, ignore_errors=True)
+def _rename(partial: pathlib.Path, entry: pathlib.Path, *, exclusive: bool) -> None:
+    """Renames a complete entry, in place of one that was stale, damaged or without pixels."""
+    shutil.rmtree(entry, ignore_errors=True)
     try:
-        partial.rename(place)
+        partial.rename(entry)
     except OSError:
-        if exclusive or not place.exists():  # Otherwise another machine was first.
+        if exclusive or not entry.exists():  # Otherwise another machine was first.
             raise
 
 
@@ -178,50 +178,50 @@ def _flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _read(place: pathlib.Path, options: ScanOptions) -> ScanResult | None:
+def _read(entry: pathlib.Path, options: ScanOptions) -> ScanResult | None:
     """Reads an entry; None if there is none, it is damaged, or it lacks pixels that are needed."""
     try:
-        about = results.read(place / _ABOUT)
+        about = results.read(entry / _ABOUT)
         if about is None:
             return None
-        with (place / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
+        with (entry / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
             kept, labels, shapes = index["kept"], index["labels"], index.get("shapes")
         pixels = None
         shape = (len(kept), *(about["shape"] or (0, 0)), 3)
         if options.pixels and math.prod(shape) <= options.max_bytes:
             if not about["pixels"]:
                 return None
-            pixels = _mapped(place / _PIXELS, shape)
+            pixels = _mapped(entry / _PIXELS, shape)
         corrupt, digest, resized = tuple(about["skipped"]), about["digest"], about["resized"]
         return ScanResult(kept, labels, corrupt, digest, resized, pixels, shapes)
     except PermissionError:
         return None
     except _DAMAGED as error:
-        logging.warning("%s is damaged (%s) and is made again.", place, error)
+        logging.warning("%s is damaged (%s) and is made again.", entry, error)
         return None
 
 
 def _read_current(
-    place: pathlib.Path, split: sources.Split, options: ScanOptions
+    entry: pathlib.Path, split: sources.Split, options: ScanOptions
 ) -> ScanResult | None:
-    """Reads an entry if it is of the images that are there now."""
-    return None if _is_stale(place, split) else _read(place, options)
+    """Reads an entry if it matches the current images."""
+    return None if _is_stale(entry, split) else _read(entry, options)
 
 
-def _is_stale(place: pathlib.Path, split: sources.Split) -> bool:
-    """Returns whether an entry is of other images, judged by a sample.
+def _is_stale(entry: pathlib.Path, split: sources.Split) -> bool:
+    """Returns whether an entry does not match the current images, judged by a sample.
 
     A changed file has another time of change, and so another entry. But some file systems do not
-    store this time, and images that are mounted in place of others may have the same.
+    store this time, and images mounted in place of others may have the same time.
     """
     try:
-        with (place / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
+        with (entry / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
             kept, labels, digests = (index[name] for name in ("kept", "labels", "digests"))
     except _DAMAGED:  # `_read` reports it.
         return False
     stale = not _agrees(split, kept, labels, digests)
     if stale:
-        logging.info("%s is of other images than are there now, and is made again.", place)
+        logging.info("%s does not match the images any more, and is made again.", entry)
     return stale
 
 

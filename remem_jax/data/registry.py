@@ -1,8 +1,8 @@
 """One record per data set of the paper's Table 5, with its name in TFDS.
 
 Sources: the paper's Table 5; tensorflow-datasets 4.9.10; the authors' pages. If the paper's sizes
-are ambiguous, the record's `note` says what is assumed. `tfds.obtaining` says how to obtain the
-images of a data set that TFDS cannot download.
+are ambiguous, the record's `note` states the assumption. `tfds.obtaining` describes how to obtain
+the images of a data set that TFDS cannot download.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ MEAN_PER_CLASS = "mean_per_class"
 # How a data set reaches this machine.
 AUTOMATIC = "automatic"  # TFDS downloads it.
 MANUAL = "manual"  # Its owner requires registration, or TFDS has no URL.
-DEAD = "dead address"  # TFDS's URL does not work any more.
+DEAD = "dead address"  # TFDS's URL no longer works.
 
 # `imagenet_lt` is read from a prepared copy of it, if there is one.
 IMAGENET = "imagenet2012:5.*.*"

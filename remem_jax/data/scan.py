@@ -1,4 +1,4 @@
-"""Scans every image of a split once: whether it can be decoded, its label and size, its pixels."""
+"""Scans every image of a split once: checks that it decodes; reads label, size and pixels."""
 
 import concurrent.futures
 import functools
@@ -68,7 +68,7 @@ class _Image(NamedTuple):
 
     Attributes:
         label: Index of its class.
-        digest: Hash of what is stored at the source.
+        digest: Hash of the image as it is stored at the source.
         shape: Height and width.
         pixels: Pixels, at most `stored_size` high and wide; None if they are not stored.
         error: Why it cannot be decoded; "" if it can.
@@ -103,7 +103,7 @@ def _scan_image(split: sources.Split, stored_size: int, pixels: bool, row: int) 
         image_digest = digest(image)
         if isinstance(image, bytes):
             shape = decoding.size(image)
-            # Even at an eighth of its size all of a JPEG is read, so truncated files are detected.
+            # Even at an eighth of its size, a whole JPEG is read, so truncated files are detected.
             image = decoding.decode(image, at_least=None if pixels else (1, 1))
         else:
             shape = image.shape[:2]
@@ -130,7 +130,7 @@ class Scanner:
 
         Args:
             split: The split.
-            options: What is stored.
+            options: Options of the scan.
             title: Name of the split, for progress.
             make_file: Returns an empty file that pixels are written to and read back from.
         """

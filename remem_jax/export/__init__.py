@@ -1,1 +1,1 @@
-"""Trained students, and teachers, as other runtimes take them; every file is checked when made."""
+"""Exports trained students and teachers to other runtimes, and checks every file that it writes."""

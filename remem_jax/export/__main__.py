@@ -8,7 +8,7 @@ python -m remem_jax.export RUN --format=timm                    # the teacher
 from remem_jax.export import command
 
 if __name__ == "__main__":
-    command.begin()  # Before imports that take seconds.
+    command.begin()  # Comes before imports that take seconds.
 
 import argparse
 import os
@@ -23,9 +23,9 @@ from remem_jax.export import options
 from remem_jax.export.options import Form
 
 _CHECK_IMAGES, _CALIBRATION_IMAGES, _SPLIT = 512, 256, "validation"
-# Options that only some formats have; None or False means not given.
-_OF_STUDENTS = ("seed", "input", "batch", "fold", "precision", "calibration_images")
-_OF_GRAPHS = ("input", "batch")
+# Options that only students, and only graphs, have; None or False means that one is not given.
+_STUDENT_OPTIONS = ("seed", "input", "batch", "fold", "precision", "calibration_images")
+_GRAPH_OPTIONS = ("input", "batch")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,10 +89,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    """Exports what the arguments ask for, and prints the result."""
+    """Exports the student or the teacher, and prints the result."""
     _check(arguments)
     command.require_run(arguments.run)
-    # After the checks: they take seconds.
+    # Imported after the checks, because it takes seconds.
     from remem_jax.export import destinations
 
     if arguments.out is not None:
@@ -111,9 +111,9 @@ def _check(arguments: argparse.Namespace) -> None:
         at_least("--calibration-images", arguments.calibration_images, 1)
     ignored: tuple[str, ...] = ()
     if arguments.format in options.TEACHER_FORMATS:
-        ignored = _OF_STUDENTS
+        ignored = _STUDENT_OPTIONS
     elif arguments.format not in options.GRAPHS:
-        ignored = _OF_GRAPHS
+        ignored = _GRAPH_OPTIONS
     given = [name for name in ignored if not _is_absent(getattr(arguments, name))]
     require(
         not given,
@@ -151,15 +151,15 @@ def _flag(name: str) -> str:
 
 
 def _require_outside_of_images(path: pathlib.Path, run: pathlib.Path) -> None:
-    """Raises for a path in the image folder of the run, of which an export would become a part."""
+    """Raises for a path in the image folder of the run: an export would become part of the data."""
     from remem_jax.storage import results
 
     config = results.read(run / "config.json") or {}
     settings = config.get("data", {})
     if settings.get("name") != "folder" or not settings.get("path"):
         return
-    images, place = os.path.realpath(settings["path"]), os.path.realpath(path)
-    inside = pathlib.Path(images) in pathlib.Path(place).parents
+    images, target = os.path.realpath(settings["path"]), os.path.realpath(path)
+    inside = pathlib.Path(images) in pathlib.Path(target).parents
     require(
         not inside,
         f"{path} is in the image folder of the run ({settings['path']}); set --out to another "
@@ -242,8 +242,8 @@ def _summary(path: pathlib.Path, check: dict[str, Any]) -> str:
             f"({'; '.join(check['skipped'][:3])})"
         )
     if check["accuracy"] is not None:
-        before = f"before export: {100 * check['student_accuracy']:.2f} %"
-        lines.append(f"top-1 {100 * check['accuracy']:.2f} % ({before})")
+        original = f"before export: {100 * check['student_accuracy']:.2f} %"
+        lines.append(f"top-1 {100 * check['accuracy']:.2f} % ({original})")
     return "\n".join(lines)
 
 

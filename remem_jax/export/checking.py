@@ -1,4 +1,4 @@
-"""Compares an export with the student itself, on real images, before it gets its name."""
+"""Compares an export with its student on real images, before it is moved to its path."""
 
 import os
 import pathlib
@@ -15,15 +15,16 @@ from remem_jax.export.images import Images
 from remem_jax.export.predictors import Predictor
 
 LATENCY_BATCHES = (1, 32)
-# `Limits` by precision. In float32, a network with logits of 10 has rounding errors above 1e-4, as
-# torch has compared with float64. Int8 has no limit on logits: their error depends on the network.
+# `Limits` by precision. In float32, a network with logits of 10 has rounding errors above 1e-4; so
+# has torch, compared with float64. Int8 has no limit on logits, because their error depends on the
+# network.
 LIMITS = {
     "float32": (1e-4, 0.005),
     "float16": (0.03, 0.02),
     "int8": (float("inf"), 0.05),
 }
 _SECONDS = 1.0  # Time to measure one latency.
-_REPEATS = (5, 50)  # Minimum and maximum.
+_REPEATS = (5, 50)  # Minimum and maximum number of measurements.
 
 
 class Limits(NamedTuple):
@@ -124,8 +125,8 @@ def latencies(model: Predictor, pixels: np.ndarray) -> dict[str, float]:
 def _median_ms(model: Predictor, images: np.ndarray) -> float:
     model.logits(images)  # Compiles.
     times: list[float] = []
-    least, most = _REPEATS
-    while len(times) < least or (len(times) < most and sum(times) < _SECONDS):
+    minimum, maximum = _REPEATS
+    while len(times) < minimum or (len(times) < maximum and sum(times) < _SECONDS):
         start = time.perf_counter()
         model.logits(images)
         times.append(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Shared by the commands `export` and `predict`: paths, signals, exit codes and error messages."""
+"""Handles paths, signals, exit codes and error messages for the commands `export` and `predict`."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from remem_jax.checks import SettingError, require
 from remem_jax.export import options
 from remem_jax.storage import files, streams
 
-_working: list[bool] = []  # Not empty once there is work that must end in order.
+_working: list[bool] = []  # Not empty once there is work that must be stopped in order.
 
 
 class StoppedError(Exception):
@@ -53,8 +53,8 @@ def require_model(path: pathlib.Path) -> None:
 def begin() -> None:
     """Prepares standard streams and signal handlers.
 
-    SIGTERM ends the work in order, as Ctrl-C does; before `run`, it ends the process at once. So
-    does a second signal, even while Python cannot run handlers because it compiles or runs a graph.
+    SIGTERM and Ctrl-C stop the work in order; before `run`, they end the process at once. A second
+    signal ends it at once too, even while Python compiles or runs a graph and cannot run handlers.
     """
     streams.prepare()
     signal.signal(signal.SIGINT, _stop)
@@ -123,11 +123,11 @@ def run(work: Callable[[], None], *, stopped: str) -> int:
 def _message(error: OSError | RuntimeError) -> str | None:
     """Returns the message for an error of the system or the device; None for a bug."""
     if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror or error}: {files.advice(error.errno)}."
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{error.strerror or error}: {files.advice(error.errno)}."
     if "jax" not in sys.modules:
         return None
     from remem_jax import mesh
 
-    full = mesh.out_of_memory(error)
-    return full and f"{full} Use a smaller batch size, or another device."
+    out_of_memory = mesh.out_of_memory(error)
+    return out_of_memory and f"{out_of_memory} Use a smaller batch size, or another device."

@@ -75,40 +75,40 @@ def texts(described: Description) -> dict[str, str]:
     }
 
 
-def read(found: Mapping[str, str], source: str) -> Description:
+def read(metadata: Mapping[str, str], source: str) -> Description:
     """Parses the metadata of an export (`texts`) or of a run's student, which lacks the form.
 
     Raises:
         SettingError: If metadata are missing or invalid.
     """
-    missing = [name for name in ("model", "classes", "image_size") if not found.get(name)]
+    missing = [name for name in ("model", "classes", "image_size") if not metadata.get(name)]
     require(
         not missing,
         f"{source} lacks the metadata {', '.join(missing)}: give a student that remem_jax wrote.",
     )
-    batch = found.get("batch", "any")
+    batch = metadata.get("batch", "any")
     try:
         form = Form(
-            found.get("export_format", "safetensors"),
-            "uint8" if found.get("image_type") == "uint8" else "float",
+            metadata.get("export_format", "safetensors"),
+            "uint8" if metadata.get("image_type") == "uint8" else "float",
             0 if batch == "any" else int(batch),
-            found.get("norms") == "folded",
-            found.get("precision", "float32"),
+            metadata.get("norms") == "folded",
+            metadata.get("precision", "float32"),
         )
-        size, stored = int(found["image_size"]), int(found.get("stored_size", 0))
+        size, stored = int(metadata["image_size"]), int(metadata.get("stored_size", 0))
     except ValueError as error:
         raise SettingError(f"{source} has invalid metadata: {error}.") from error
     return Description(
-        found["model"],
-        found.get("stem", "imagenet"),
-        class_names(found["classes"]),
+        metadata["model"],
+        metadata.get("stem", "imagenet"),
+        class_names(metadata["classes"]),
         size,
         form,
-        found.get("method", ""),
-        found.get("seed", ""),
+        metadata.get("method", ""),
+        metadata.get("seed", ""),
         stored,
-        found.get("identity", ""),
-        found.get("run", ""),
+        metadata.get("identity", ""),
+        metadata.get("run", ""),
     )
 
 

@@ -1,7 +1,7 @@
-"""Writes exports and predictions to their place, and replaces only earlier ones.
+"""Writes exports and predictions to their paths, and replaces only earlier ones.
 
 Beside an export is its record, PATH.json, with a hash of the export. A file without such a record
-was not written by remem_jax: it is refused before work starts, and never removed.
+was not written by remem_jax: it is rejected before work starts, and never removed.
 """
 
 import contextlib
@@ -32,15 +32,16 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         SettingError: If it is missing or describes something else.
     """
-    beside = record_path(path)
+    record_file = record_path(path)
     try:
-        found = _records(beside)
-        matching = [one for one in found if _describes(one, path)]
+        records = _records(record_file)
+        matching = [record for record in records if _describes(record, path)]
     except (OSError, ValueError) as error:
-        raise SettingError(f"{path} needs {beside}, which cannot be read: {error}.") from error
+        raise SettingError(f"{path} needs {record_file}, which cannot be read: {error}.") from error
     require(
         len(matching) > 0,
-        f"{beside} is not the record of the content of {path}: export it again, to another place.",
+        f"{record_file} is not the record of the content of {path}: export it again, to another "
+        "place.",
     )
     return matching[0]
 
@@ -59,8 +60,8 @@ def require_replaceable(path: pathlib.Path, *, folder: bool) -> None:
         record = record_path(path)
         _require_outside_of_runs(record)
         if os.path.lexists(record):
-            known = not record.is_symlink() and record.is_file() and _is_record(record)
-            require(known, _foreign(record, "not the record of an export"))
+            is_record = not record.is_symlink() and record.is_file() and _is_record(record)
+            require(is_record, _foreign(record, "not the record of an export"))
 
 
 def require_writable_text(path: pathlib.Path, is_ours: Callable[[str], bool]) -> None:
@@ -110,23 +111,23 @@ def put(made: pathlib.Path, path: pathlib.Path, record: dict[str, Any]) -> dict[
     """
     require_replaceable(path, folder=made.is_dir())
     record = {**record, "sha256": digest(made)}
-    beside, new = record_path(path), made.with_name("record.json")
+    record_file, new = record_path(path), made.with_name("record.json")
     is_replaced = path.exists()
     if is_replaced:
-        before = [one for one in _records(beside) if _describes(one, path)]
-        results.write(new, {"either": [record, *before]})
+        earlier = [old for old in _records(record_file) if _describes(old, path)]
+        results.write(new, {"either": [record, *earlier]})
     else:
         results.write(new, record)
-    new.replace(beside)
+    new.replace(record_file)
     try:
         _swap(made, path)
-    except BaseException:  # A signal too.
+    except BaseException:  # Also a signal.
         if not path.exists():
-            beside.unlink()
+            record_file.unlink()
         raise
     if is_replaced:
         results.write(new, record)
-        new.replace(beside)
+        new.replace(record_file)
     return record
 
 
@@ -145,50 +146,50 @@ def _swap(made: pathlib.Path, path: pathlib.Path) -> None:
         if path.exists():
             path.rename(aside)
         made.rename(path)
-    except BaseException:  # A signal too.
+    except BaseException:  # Also a signal.
         if aside.exists() and not path.exists():
             aside.rename(path)
         raise
 
 
-def _records(beside: pathlib.Path) -> list[dict[str, Any]]:
+def _records(record_file: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the records in a file, of which one is valid; none if it is not a file of records.
 
     Raises:
         OSError: If it cannot be read.
         ValueError: If it is not JSON.
     """
-    content = json.loads(beside.read_text(encoding="utf-8"))
-    several = content.get("either") if isinstance(content, dict) else None
-    found = several if isinstance(several, list) else [content]
+    content = json.loads(record_file.read_text(encoding="utf-8"))
+    alternatives = content.get("either") if isinstance(content, dict) else None
+    records = alternatives if isinstance(alternatives, list) else [content]
     return [
-        one
-        for one in found
-        if isinstance(one, dict) and isinstance(one.get("metadata"), dict) and "check" in one
+        item
+        for item in records
+        if isinstance(item, dict) and isinstance(item.get("metadata"), dict) and "check" in item
     ]
 
 
-def _is_record(beside: pathlib.Path) -> bool:
+def _is_record(record_file: pathlib.Path) -> bool:
     try:
-        return len(_records(beside)) > 0
+        return len(_records(record_file)) > 0
     except (OSError, ValueError):
         return False
 
 
 def _is_ours(path: pathlib.Path) -> bool:
-    """Whether a path is an export of ours; a folder must contain nothing else."""
+    """Returns whether a path is an export of ours; a folder must contain nothing else."""
     try:
         if path.is_dir():
             listed = checksums.listed(path)
-            if {one.relative_to(path).as_posix() for one in _inside(path)} != listed:
+            if {entry.relative_to(path).as_posix() for entry in _inside(path)} != listed:
                 return False
-        return any(_describes(one, path) for one in _records(record_path(path)))
+        return any(_describes(record, path) for record in _records(record_path(path)))
     except (OSError, ValueError, checksums.DamagedError):
         return False
 
 
 def _describes(record: dict[str, Any], path: pathlib.Path) -> bool:
-    """Whether a record describes the content of a path; old records have only its size.
+    """Returns whether a record describes the content of a path; old records have only its size.
 
     Raises:
         OSError: If it cannot be read.
@@ -200,22 +201,22 @@ def _describes(record: dict[str, Any], path: pathlib.Path) -> bool:
 
 def size(path: pathlib.Path) -> int:
     """Returns the bytes of a file, or of all files in a folder."""
-    return sum(one.stat().st_size for one in (_inside(path) if path.is_dir() else [path]))
+    return sum(file.stat().st_size for file in (_inside(path) if path.is_dir() else [path]))
 
 
 def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
     """Lists the files, links and empty folders in a folder."""
     return [
-        one
-        for one in folder.rglob("*")
-        if one.is_symlink() or not one.is_dir() or not any(one.iterdir())
+        entry
+        for entry in folder.rglob("*")
+        if entry.is_symlink() or not entry.is_dir() or not any(entry.iterdir())
     ]
 
 
 def _require_usable(path: pathlib.Path, *, folder: bool) -> None:
     """Raises unless a file, or a folder, can be written to a path.
 
-    Links and devices are refused too.
+    Links and devices are rejected too.
     """
     require(folder or not path.is_dir(), f"{path} is a folder; set --out to a file.")
     _require_outside_of_runs(path)

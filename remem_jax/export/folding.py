@@ -60,8 +60,8 @@ def folded(model: nn.Module, variables: Variables) -> Variables:
         mean, var = (flat.pop(("batch_stats", *pair.norm, name)) for name in ("mean", "var"))
         factor = _double(scale) / np.sqrt(_double(var) + pair.epsilon)
         kernel = ("params", *pair.conv, "kernel")
-        before = _double(flat.get(("params", *pair.conv, "bias"), 0.0))
-        shift = (before - _double(mean)) * factor + _double(bias)
+        conv_bias = _double(flat.get(("params", *pair.conv, "bias"), 0.0))
+        shift = (conv_bias - _double(mean)) * factor + _double(bias)
         flat[kernel] = np.asarray(_double(flat[kernel]) * factor, np.float32)
         flat["params", *pair.conv, "bias"] = np.asarray(shift, np.float32)
     return traverse_util.unflatten_dict(flat)
@@ -127,8 +127,10 @@ def _has_folded_bias(layer: layers.Conv | layers.DepthwiseConv) -> bool:
 def _normalised(layer: layers.BatchNorm, maps: Array) -> Array:
     scale, bias = (layer.get_variable("params", name) for name in ("scale", "bias"))
     mean, var = (layer.get_variable("batch_stats", name) for name in ("mean", "var"))
-    given = [jnp.asarray(array, maps.dtype) for array in (scale, bias, mean, var + layer.epsilon)]
-    return batch_norm(maps, *given)
+    statistics = [
+        jnp.asarray(array, maps.dtype) for array in (scale, bias, mean, var + layer.epsilon)
+    ]
+    return batch_norm(maps, *statistics)
 
 
 @jax.jit

@@ -97,11 +97,11 @@ def _write_onnx(
     form = described.form
     images = graph.Input(described.image_size, _input_type(described), form.batch)
     apply = _apply(described, whole_norms=True)
-    made = graph.of_apply(apply, _variables(student, described), images)
+    model = graph.of_apply(apply, _variables(student, described), images)
     if form.precision == "int8":
-        given = predictors.to_model_range(calibration) if form.input == "float" else calibration
-        made = quantisation.quantised(made, given, batch=form.batch or options.BATCH_SIZE)
+        ranges = predictors.to_model_range(calibration) if form.input == "float" else calibration
+        model = quantisation.quantised(model, ranges, batch=form.batch or options.BATCH_SIZE)
     for name, text in description.texts(described).items():
-        made.metadata_props.add(key=name, value=text)
+        model.metadata_props.add(key=name, value=text)
     with files.replacing(path) as file:
-        file.write(made.SerializeToString())
+        file.write(model.SerializeToString())

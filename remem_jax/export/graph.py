@@ -26,9 +26,9 @@ from remem_jax.export import folding, operations
 from remem_jax.export.operations import Graph, Tensor
 from remem_jax.records import Apply, Variables
 
-_PLATFORM = "onnx"  # Unknown to JAX, so that layers take their default: one operation each.
+_PLATFORM = "onnx"  # Unknown to JAX, so that each layer uses its default: one operation.
 OPSET = 18
-_IR = 9  # The first with this opset; older runtimes refuse a higher one.
+_IR = 9  # The first version with this opset; older runtimes reject a later one.
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
 
@@ -90,24 +90,24 @@ def _outputs(graph: Graph, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[A
         return np.asarray(atom.val) if isinstance(atom, Literal) else values[atom]
 
     for equation in jaxpr.eqns:
-        given = [read(atom) for atom in equation.invars]
-        values |= dict(zip(equation.outvars, _translate(graph, equation, given), strict=True))
+        operands = [read(atom) for atom in equation.invars]
+        values |= dict(zip(equation.outvars, _translate(graph, equation, operands), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _translate(graph: Graph, equation: Any, given: Sequence[Any]) -> list[Any]:
+def _translate(graph: Graph, equation: Any, inputs: Sequence[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if params.get("name") == folding.BATCH_NORM:
-        return [operations.batch_norm(graph, given)]
-    if taken := platforms.branch(equation, _PLATFORM):
-        return _outputs(graph, taken, given[1:])
+        return [operations.batch_norm(graph, inputs)]
+    if branch := platforms.branch(equation, _PLATFORM):
+        return _outputs(graph, branch, inputs[1:])
     if name in _CALLS:
         inner = params.get("jaxpr") or params.get("call_jaxpr")
-        return _outputs(graph, inner, given)
-    if not any(isinstance(one, Tensor) for one in given):
+        return _outputs(graph, inner, inputs)
+    if not any(isinstance(value, Tensor) for value in inputs):
         if name in operations.CONSTANT:
-            return [operations.CONSTANT[name](params, given[0])]
-        computed = equation.primitive.bind(*map(jnp.asarray, given), **params)
+            return [operations.CONSTANT[name](params, inputs[0])]
+        computed = equation.primitive.bind(*map(jnp.asarray, inputs), **params)
         results = computed if equation.primitive.multiple_results else [computed]
         return [np.asarray(result) for result in results]
     if name not in operations.TABLE:
@@ -115,7 +115,7 @@ def _translate(graph: Graph, equation: Any, given: Sequence[Any]) -> list[Any]:
             f"There is no ONNX node for the operation {name} of this model (supported: "
             f"{', '.join(sorted(operations.TABLE))}): export it with --format=stablehlo."
         )
-    return [operations.TABLE[name](graph, equation, given)]
+    return [operations.TABLE[name](graph, equation, inputs)]
 
 
 def _model(graph: Graph, images: Input, logits: Any) -> onnx.ModelProto:
@@ -132,7 +132,7 @@ def _model(graph: Graph, images: Input, logits: Any) -> onnx.ModelProto:
     batch = images.batch or BATCH
     dtype = helper.np_dtype_to_tensor_dtype(np.dtype(images.dtype))
     shape = (batch, images.size, images.size, 3)
-    made = helper.make_model(
+    model = helper.make_model(
         helper.make_graph(
             nodes,
             "student",
@@ -148,5 +148,5 @@ def _model(graph: Graph, images: Input, logits: Any) -> onnx.ModelProto:
         ir_version=_IR,
         producer_name="remem_jax",
     )
-    onnx.checker.check_model(made, full_check=True)
-    return made
+    onnx.checker.check_model(model, full_check=True)
+    return model

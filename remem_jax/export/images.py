@@ -1,4 +1,4 @@
-"""The images that exports are checked on, and those that a user wants to classify."""
+"""Reads the images that exports are checked on, and those that a user wants to classify."""
 
 import glob
 import os
@@ -71,7 +71,7 @@ def _load(run: pathlib.Path) -> tuple[Dataset, DataLoader]:
     """Loads the data set of a run, which must be unchanged."""
     from remem_jax.workflow import context
 
-    known = runs.read_results(run)["data"]
+    recorded = runs.read_results(run)["data"]
     settings = results.read(run / "config.json")
     require(settings is not None, f"{run} has no config.json: give the --workdir of a run.")
     config = ConfigDict(settings)
@@ -79,25 +79,25 @@ def _load(run: pathlib.Path) -> tuple[Dataset, DataLoader]:
         config.data.threads, config.data.workers = 0, 0
         config.data.cache = config.data.get("cache", "")  # Older runs have none.
     try:
-        found = context.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
+        loaded = context.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
     except SettingError as error:
         raise SettingError(
             f"The images of {run} are not where the run read them: {_reason(error)}. Put "
             "them back, or give --images=FOLDER."
         ) from error
-    place, now = config.data.get("path") or config.data.name, found[0]
-    names = known.get("class_names", list(now.classes))
-    before = known.get("fingerprint", now.fingerprint)
+    place, dataset = config.data.get("path") or config.data.name, loaded[0]
+    names = recorded.get("class_names", list(dataset.classes))
+    fingerprint = recorded.get("fingerprint", dataset.fingerprint)
     require(
-        (now.fingerprint, list(now.classes)) == (before, names),
+        (dataset.fingerprint, list(dataset.classes)) == (fingerprint, names),
         f"The images at {place} are not those that the run {run} read (their hash is "
-        f"{now.fingerprint}, but was {before}): put those back, or give --images=FOLDER.",
+        f"{dataset.fingerprint}, but was {fingerprint}): put those back, or give --images=FOLDER.",
     )
-    return found
+    return loaded
 
 
 def _reason(error: SettingError) -> str:
-    """Returns the error without the advice on settings of a run, which `export` does not have."""
+    """Returns an error's text without its advice on settings, which `export` does not have."""
     return str(error).partition(";")[0].rstrip(".")
 
 

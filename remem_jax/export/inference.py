@@ -39,7 +39,7 @@ def predict(
     known: Mapping[str, predictions.Top] | None = None,
     keep: Callable[[Predictions], None] | None = None,
 ) -> Predictions:
-    """Classifies images, preprocessed as for evaluation; reads the next batch meanwhile.
+    """Classifies images, preprocessed as for evaluation; meanwhile reads the next batch.
 
     Args:
         model: Predictor from `predictors.open_any`.
@@ -50,16 +50,16 @@ def predict(
         keep: Called with the new predictions of each batch.
     """
     new, known = Predictions({}, {}), known or {}
-    left = [path for path in paths if str(path) not in known]
-    batch_size = model.described.form.batch or min(batch_size, max(len(left), 1))
+    remaining = [path for path in paths if str(path) not in known]
+    batch_size = model.described.form.batch or min(batch_size, max(len(remaining), 1))
     progress = logs.Progress("predict", first_step=len(known), steps=len(paths), unit="image")
     with contextlib.closing(progress):
-        for batch in _batches(model, left, batch_size):
-            of_batch = _classify(model, batch, top=top, batch_size=batch_size)
+        for batch in _batches(model, remaining, batch_size):
+            predicted_batch = _classify(model, batch, top=top, batch_size=batch_size)
             if keep is not None:
-                keep(of_batch)
-            new.top.update(of_batch.top)
-            new.failed.update(of_batch.failed)
+                keep(predicted_batch)
+            new.top.update(predicted_batch.top)
+            new.failed.update(predicted_batch.failed)
             progress(len(known) + len(new.top) + len(new.failed))
     predicted = {**known, **new.top}
     in_order = {str(path): predicted[str(path)] for path in paths if str(path) in predicted}

@@ -24,7 +24,7 @@ class Tensor(NamedTuple):
 
     Attributes:
         name: Name in the graph.
-        shape: Shape in JAX, with channels last; 1 for axes that are still to be broadcast.
+        shape: Shape in JAX, with channels last; 1 for axes that will be broadcast.
         dtype: Data type.
     """
 
@@ -70,23 +70,23 @@ class Graph(NamedTuple):
         return f"{kind}_{self.numbers[kind]}"
 
 
-def batch_norm(graph: Graph, given: Sequence[Any]) -> Tensor:
+def batch_norm(graph: Graph, inputs: Sequence[Any]) -> Tensor:
     """Adds the node of `folding.batch_norm`."""
-    maps, *vectors = given
+    maps, *vectors = inputs
     names = [graph.constant(np.asarray(vector)) for vector in vectors]
     name = graph.add("BatchNormalization", maps.name, *names, epsilon=0.0)
     return maps._replace(name=name)
 
 
 def _pointwise(kind: str) -> Callable[[Graph, Any, Sequence[Any]], Tensor]:
-    def apply(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
-        # Constants last.
+    def apply(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
+        # Constants come last.
         if kind in ("Add", "Mul", "Max", "Min"):
-            given = sorted(given, key=lambda one: not isinstance(one, Tensor))
-        name = graph.add(kind, *map(graph.name_of, given))
+            inputs = sorted(inputs, key=lambda value: not isinstance(value, Tensor))
+        name = graph.add(kind, *map(graph.name_of, inputs))
         shape = tuple(
             sizes[0] if all(size == sizes[0] for size in sizes) else _larger(sizes)
-            for sizes in zip(*(_padded(one.shape, equation) for one in given), strict=True)
+            for sizes in zip(*(_padded(value.shape, equation) for value in inputs), strict=True)
         )
         return Tensor(name, shape, np.dtype(equation.outvars[0].aval.dtype))
 
@@ -101,42 +101,42 @@ def _larger(sizes: Sequence[Any]) -> Any:
     return next(size for size in sizes if size != 1)
 
 
-def _add(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
-    """Adds; a constant per channel becomes the bias of the convolution or product before it.
+def _add(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
+    """Adds Add, or makes a constant per channel the bias of the convolution or product before it.
 
     `graph` drops the node without a bias unless something else uses it.
     """
-    product, bias = sorted(given, key=lambda one: not isinstance(one, Tensor))
+    product, bias = sorted(inputs, key=lambda value: not isinstance(value, Tensor))
     last = graph.nodes[-1]
     takes_bias = last.op_type in _BIASED and len(last.input) == 2
     if isinstance(bias, Tensor) or not takes_bias or last.output[0] != product.name:
-        return _pointwise("Add")(graph, equation, given)
+        return _pointwise("Add")(graph, equation, inputs)
     if np.ndim(bias) < 2 or np.size(bias) != np.shape(bias)[-1]:  # Not one value per channel.
-        return _pointwise("Add")(graph, equation, given)
+        return _pointwise("Add")(graph, equation, inputs)
     name = graph.add(last.op_type, *last.input, graph.constant(np.reshape(bias, -1)))
     graph.nodes[-1].attribute.extend(last.attribute)
     return product._replace(name=name)
 
 
-def _maximum(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
+def _maximum(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     """Adds Relu if the other value is zero, because runtimes fuse it; else Max."""
-    maps, other = sorted(given, key=lambda one: not isinstance(one, Tensor))
+    maps, other = sorted(inputs, key=lambda value: not isinstance(value, Tensor))
     if isinstance(other, Tensor) or np.ndim(other) or other != 0:
-        return _pointwise("Max")(graph, equation, given)
+        return _pointwise("Max")(graph, equation, inputs)
     return maps._replace(name=graph.add("Relu", maps.name))
 
 
-def _minimum(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
+def _minimum(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     """Adds Clip if the other value is a number; else Min."""
-    maps, other = sorted(given, key=lambda one: not isinstance(one, Tensor))
+    maps, other = sorted(inputs, key=lambda value: not isinstance(value, Tensor))
     if isinstance(other, Tensor) or np.ndim(other):
-        return _pointwise("Min")(graph, equation, given)
+        return _pointwise("Min")(graph, equation, inputs)
     return maps._replace(name=graph.add("Clip", maps.name, "", graph.name_of(other)))
 
 
-def _convolution(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
+def _convolution(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     params, aval = equation.params, equation.outvars[0].aval
-    maps, kernel = given
+    maps, kernel = inputs
     expected = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
     is_supported = params["dimension_numbers"] == expected and params["batch_group_count"] == 1
     if not is_supported or set(params["lhs_dilation"]) != {1} or isinstance(kernel, Tensor):
@@ -157,11 +157,11 @@ def _convolution(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
     return Tensor(name, aval.shape, np.dtype(aval.dtype))
 
 
-def _max_pool(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
+def _max_pool(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     params, aval = equation.params, equation.outvars[0].aval
     name = graph.add(
         "MaxPool",
-        _whole(graph, given[0], equation),
+        _whole(graph, inputs[0], equation),
         kernel_shape=params["window_dimensions"][1:3],
         strides=params["window_strides"][1:3],
         pads=_pads(params["padding"][1:3]),
@@ -175,19 +175,19 @@ def _pads(margins: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _whole(graph: Graph, value: Any, equation: Any) -> str:
-    """Returns the name of a tensor, which must not be still to be broadcast."""
+    """Returns the name of a tensor that has its full shape; raises if it must be broadcast."""
     shape = equation.invars[0].aval.shape
     if not isinstance(value, Tensor) or len(value.shape) != len(shape):
         raise SettingError(f"ONNX export does not support {equation.primitive.name} of a constant.")
-    if all(one == other for one, other in zip(value.shape, shape, strict=True)):
+    if all(size == expected for size, expected in zip(value.shape, shape, strict=True)):
         return value.name
     raise SettingError(
         f"ONNX export does not support {equation.primitive.name} of a broadcast value."
     )
 
 
-def _product(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
-    left, right = given
+def _product(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
+    left, right = inputs
     if equation.params["dimension_numbers"] != (((1,), (0,)), ((), ())):
         raise SettingError(
             "ONNX export supports only products of a matrix (batch, feature) with a matrix."
@@ -197,10 +197,13 @@ def _product(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
     return Tensor(name, aval.shape, np.dtype(aval.dtype))
 
 
-def _sum(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
+def _sum(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     axes, shape = equation.params["axes"], equation.invars[0].aval.shape
-    places = axes if len(shape) != _MAPS else [_CHANNELS_FIRST.index(axis) for axis in axes]
-    whole, along = _whole(graph, given[0], equation), graph.constant(np.asarray(places, np.int64))
+    graph_axes = axes if len(shape) != _MAPS else [_CHANNELS_FIRST.index(axis) for axis in axes]
+    whole, along = (
+        _whole(graph, inputs[0], equation),
+        graph.constant(np.asarray(graph_axes, np.int64)),
+    )
     aval = equation.outvars[0].aval
     if len(shape) == _MAPS and len(aval.shape) not in (2, 1):
         raise SettingError("ONNX export supports only sums over two or three axes of feature maps.")
@@ -209,9 +212,9 @@ def _sum(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
     )
 
 
-def _broadcast(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
+def _broadcast(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     """Adds axes of size 1; the nodes that use the tensor broadcast it."""
-    value, shape = given[0], equation.params["shape"]
+    value, shape = inputs[0], equation.params["shape"]
     kept = equation.params["broadcast_dimensions"]
     small = tuple(value.shape[kept.index(i)] if i in kept else 1 for i in range(len(shape)))
     if len(kept) == len(shape):
@@ -222,12 +225,12 @@ def _broadcast(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
     return Tensor(name, small, value.dtype)
 
 
-def _cast(graph: Graph, equation: Any, given: Sequence[Any]) -> Tensor:
+def _cast(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     dtype = np.dtype(equation.params["new_dtype"])
-    if dtype == given[0].dtype:
-        return given[0]
-    name = graph.add("Cast", given[0].name, to=helper.np_dtype_to_tensor_dtype(dtype))
-    return given[0]._replace(name=name, dtype=dtype)
+    if dtype == inputs[0].dtype:
+        return inputs[0]
+    name = graph.add("Cast", inputs[0].name, to=helper.np_dtype_to_tensor_dtype(dtype))
+    return inputs[0]._replace(name=name, dtype=dtype)
 
 
 TABLE: dict[str, Callable[[Graph, Any, Sequence[Any]], Tensor]] = {

@@ -1,13 +1,13 @@
-"""What can be exported: formats, inputs and precisions; light to import, for command lines."""
+"""Lists the formats, inputs and precisions of exports; command lines can import it quickly."""
 
 from typing import NamedTuple
 
 from remem_jax.checks import at_least, one_of, require
 
-FORMATS = ("onnx", "stablehlo", "safetensors", "saved-tree")  # Of students.
+FORMATS = ("onnx", "stablehlo", "safetensors", "saved-tree")  # Formats of students.
 TEACHER_FORMATS = {"augreg": ".npz", "big_vision": ".npz", "timm": ".safetensors"}
-GRAPHS = ("onnx", "stablehlo")  # They contain the computation; the others, only parameters.
-FOLDERS = ("saved-tree",)  # The others are files.
+GRAPHS = ("onnx", "stablehlo")  # Contain the computation; the others contain only parameters.
+FOLDERS = ("saved-tree",)  # Formats that are folders; the others are files.
 INPUTS = ("float", "uint8")
 PRECISIONS = ("float32", "float16", "int8")
 SUFFIXES = {
@@ -18,7 +18,7 @@ SUFFIXES = {
 }
 SPLITS = ("validation", "test", "train")
 PREDICTION_FORMATS = ("csv", "json")
-BATCH_SIZE = 32  # For models that take any batch size.
+BATCH_SIZE = 32  # Batch size for models that accept any.
 
 
 class Form(NamedTuple):

@@ -23,7 +23,7 @@ FORMATS = options.PREDICTION_FORMATS
 COLUMNS = ("file", "rank", "class", "probability")
 _KIND = "predictions"
 # The beginning of a file of predictions, in either format.
-_OURS = re.compile(rf'{",".join(COLUMNS)}\n|\{{\n  "model": ".*",\n  "method": ')
+_BEGINNING = re.compile(rf'{",".join(COLUMNS)}\n|\{{\n  "model": ".*",\n  "method": ')
 
 Top = list[tuple[str, float]]  # Classes and their probabilities, likeliest first.
 
@@ -47,7 +47,7 @@ class Output:
     """Standard output: CSV batch by batch, JSON at the end."""
 
     def __init__(self, form: str, model: Predictor) -> None:
-        """Writes nothing yet."""
+        """Stores the format and the model; writes nothing yet."""
         self._form, self._model = form, model
         self._done = Predictions({}, {})
         self._begun = False
@@ -65,10 +65,10 @@ class Output:
         self._done.top.update(new.top)
         self._done.failed.update(new.failed)
 
-    def finish(self, found: Predictions) -> None:
-        """Writes the rest."""
+    def finish(self, predictions: Predictions) -> None:
+        """Writes what `add` has not written."""
         if self._form == "json":
-            self._write(_json(found, self._model))
+            self._write(_json(predictions, self._model))
 
     def stopped(self, error: BaseException, images: int) -> BaseException:
         """Writes the predictions so far, if possible; returns the error to raise."""
@@ -119,17 +119,20 @@ class File:
 
     def known(self, paths: Sequence[pathlib.Path]) -> dict[str, Top]:
         """Returns earlier predictions for files that have not changed since."""
-        same = [
+        unchanged = [
             str(path)
             for path in paths
             if str(path) in self._earlier and self._earlier[str(path)]["stamp"] == stamp(path)
         ]
-        self._done = len(same)
-        if same:
+        self._done = len(unchanged)
+        if unchanged:
             streams.print_error(
-                f"remem_jax: {len(same)} of {len(paths)} predictions are from {self._partial}."
+                f"remem_jax: {len(unchanged)} of {len(paths)} predictions are from {self._partial}."
             )
-        return {name: [(one, share) for one, share in self._earlier[name]["top"]] for name in same}
+        return {
+            name: [(class_name, share) for class_name, share in self._earlier[name]["top"]]
+            for name in unchanged
+        }
 
     def add(self, new: Predictions) -> None:
         """Appends the predictions of a batch to the partial file."""
@@ -146,9 +149,11 @@ class File:
         _write_all(self._file, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
         self._done += len(new.top)
 
-    def finish(self, found: Predictions) -> None:
+    def finish(self, predictions: Predictions) -> None:
         """Writes the complete file, and removes the partial one."""
-        text = _csv(found, head=True) if self._form == "csv" else _json(found, self._model)
+        text = (
+            _csv(predictions, head=True) if self._form == "csv" else _json(predictions, self._model)
+        )
         with destinations.workspace(self._path) as folder:
             whole = folder / "predictions"
             with whole.open("wb") as file:
@@ -184,16 +189,16 @@ def partial_path(path: pathlib.Path) -> pathlib.Path:
 
 def require_writable(path: pathlib.Path) -> None:
     """Raises `SettingError` unless predictions may be written to a path; see `destinations`."""
-    destinations.require_writable_text(path, lambda head: bool(_OURS.match(head)))
+    destinations.require_writable_text(path, lambda head: bool(_BEGINNING.match(head)))
 
 
 def stamp(path: pathlib.Path) -> list[int] | None:
     """Returns the size of a file and its modification time in nanoseconds; None if unknown."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _read_partial(path: pathlib.Path, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -245,16 +250,16 @@ def _write_all(file: int, content: bytes) -> None:
         content = content[os.write(file, content) :]
 
 
-def _csv(found: Predictions, *, head: bool) -> str:
+def _csv(predictions: Predictions, *, head: bool) -> str:
     rows = [
-        (path, rank, classes, f"{probability:.6g}")
-        for path, top in found.top.items()
-        for rank, (classes, probability) in enumerate(top, start=1)
+        (path, rank, class_name, f"{probability:.6g}")
+        for path, top in predictions.top.items()
+        for rank, (class_name, probability) in enumerate(top, start=1)
     ]
     return spreadsheets.text([COLUMNS, *rows] if head else rows)
 
 
-def _json(found: Predictions, model: Predictor) -> str:
+def _json(predictions: Predictions, model: Predictor) -> str:
     described = model.described
     content = {
         "model": model.source,
@@ -264,9 +269,9 @@ def _json(found: Predictions, model: Predictor) -> str:
         "run": described.run,
         "images": [
             {"file": path, "top": [{"class": name, "probability": share} for name, share in top]}
-            for path, top in found.top.items()
+            for path, top in predictions.top.items()
         ],
-        "failed": [{"file": path, "reason": why} for path, why in found.failed.items()],
+        "failed": [{"file": path, "reason": reason} for path, reason in predictions.failed.items()],
     }
     return json.dumps(results.finite(content), indent=2, allow_nan=False) + "\n"
 

@@ -58,11 +58,13 @@ class Predictor(NamedTuple):
             images.ndim == 4 and images.shape[1:] == (side, side, 3),
             f"{self.source} takes images of {side} x {side} pixels in RGB, got {images.shape}.",
         )
-        given = self._converted(images)
-        batch_size = self.described.form.batch or batch_size or min(options.BATCH_SIZE, len(given))
+        converted = self._converted(images)
+        batch_size = (
+            self.described.form.batch or batch_size or min(options.BATCH_SIZE, len(converted))
+        )
         logits = []
-        for start in range(0, len(given), batch_size):
-            batch = given[start : start + batch_size]
+        for start in range(0, len(converted), batch_size):
+            batch = converted[start : start + batch_size]
             padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
             logits.append(np.asarray(self.logits(np.pad(batch, padding)))[: len(batch)])
         shape = (0, len(self.classes))
@@ -154,11 +156,11 @@ def runtime() -> Any:
 
 def _open_onnx(path: pathlib.Path) -> Predictor:
     onnxruntime = runtime()
-    quiet = onnxruntime.SessionOptions()
-    quiet.log_severity_level = 3  # Only errors.
+    options_ = onnxruntime.SessionOptions()
+    options_.log_severity_level = 3  # Only errors.
     try:
         session = onnxruntime.InferenceSession(
-            os.fspath(path), quiet, providers=["CPUExecutionProvider"]
+            os.fspath(path), options_, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

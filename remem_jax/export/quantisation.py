@@ -28,40 +28,41 @@ class _Reader(quantization.CalibrationDataReader):
         return None if batch is None else {graph.INPUT: batch}
 
 
-def quantised(made: onnx.ModelProto, images: np.ndarray, *, batch: int) -> onnx.ModelProto:
+def quantised(model: onnx.ModelProto, images: np.ndarray, *, batch: int) -> onnx.ModelProto:
     """Quantises weights per channel and activations by their range on calibration images.
 
     The graph is in QDQ form: pairs of QuantizeLinear and DequantizeLinear around the operations,
-    which runtimes fuse. Weights have 7 bits, since 8 overflow the 16-bit sums of CPUs without VNNI.
+    which runtimes fuse. Weights have 7 bits, because 8 bits overflow the 16-bit sums of CPUs
+    without VNNI.
 
     Args:
-        made: A float32 graph.
+        model: A float32 graph.
         images: Training images for the ranges, in the type and range that the graph takes.
         batch: Batch size for calibration.
 
     Raises:
         SettingError: If there are fewer images than a batch of the graph.
     """
-    fixed = made.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    least = max(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value, 1)
     require(
-        len(images) >= max(fixed, 1),
-        f"There are {len(images)} calibration images, fewer than a batch of {max(fixed, 1)}: raise "
+        len(images) >= least,
+        f"There are {len(images)} calibration images, fewer than a batch of {least}: raise "
         "--calibration-images, or lower --batch.",
     )
     with tempfile.TemporaryDirectory() as folder:
-        before, prepared, after = (
+        original, prepared, quantised_path = (
             pathlib.Path(folder, name) for name in ("float.onnx", "prepared.onnx", "int8.onnx")
         )
-        onnx.save(made, before)
+        onnx.save(model, original)
         shape_inference.quant_pre_process(
-            str(before), str(prepared), skip_symbolic_shape=True, verbose=0
+            str(original), str(prepared), skip_symbolic_shape=True, verbose=0
         )
         level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)  # Its advice goes to the root logger.
+        logging.getLogger().setLevel(logging.ERROR)  # ONNX Runtime logs advice there.
         try:
             quantization.quantize_static(
                 str(prepared),
-                str(after),
+                str(quantised_path),
                 _Reader(images, batch),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
@@ -71,6 +72,6 @@ def quantised(made: onnx.ModelProto, images: np.ndarray, *, batch: int) -> onnx.
             )
         finally:
             logging.getLogger().setLevel(level)
-        quantised_graph = onnx.load(after)
+        quantised_graph = onnx.load(quantised_path)
     del quantised_graph.metadata_props[:]
     return quantised_graph

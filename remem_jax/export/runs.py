@@ -43,9 +43,9 @@ def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None
     Raises:
         SettingError: If there is no such run, method or seed, or the run is not finished.
     """
-    found = read_results(run)
-    row = method_row(found, run, method)
-    seeds = [one["seed"] for one in row.get("seeds", ())]  # Older runs have none.
+    record = read_results(run)
+    row = method_row(record, run, method)
+    seeds = [trained["seed"] for trained in row.get("seeds", ())]  # Older runs have none.
     if seed is not None:
         one_of(f"--seed of {row['method']}", seed, seeds)
     suffix = "" if seed in (None, *seeds[:1]) else f"_seed_{seed}"
@@ -55,11 +55,11 @@ def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None
     described = student.described._replace(
         method=row["method"],
         seed="".join(map(str, selected)),
-        run=key_of(found),
+        run=key_of(record),
     )
     # The metadata of the file are more reliable than results without this record (older runs).
-    if "preprocessing" in found["data"] or "stored_size" not in _metadata(path):
-        described = described._replace(stored_size=preprocessing.stored_size(found))
+    if "preprocessing" in record["data"] or "stored_size" not in _metadata(path):
+        described = described._replace(stored_size=preprocessing.stored_size(record))
     return student._replace(described=described)
 
 
@@ -70,25 +70,25 @@ def read_results(run: pathlib.Path) -> dict[str, Any]:
         SettingError: If there is no such run, or it is not finished.
     """
     require(run.is_dir(), f"There is no run {run}: give the --workdir of one.")
-    found = results.read(run / "results.json")
-    if found is None:
+    record = results.read(run / "results.json")
+    if record is None:
         is_run = (run / "config.json").exists()
         raise SettingError(
             f"The run {run} is not finished: resume it with the command that started it."
             if is_run
             else f"{run} is not the folder of a run: it has no results.json; give a --workdir."
         )
-    return found
+    return record
 
 
-def key_of(found: dict[str, Any]) -> str:
+def key_of(record: dict[str, Any]) -> str:
     """Returns the key of a run's identity from its results.json; empty for older runs."""
-    return found.get("identity", {}).get("key", "")
+    return record.get("identity", {}).get("key", "")
 
 
-def method_row(found: dict[str, Any], run: pathlib.Path, method: str) -> dict[str, Any]:
+def method_row(record: dict[str, Any], run: pathlib.Path, method: str) -> dict[str, Any]:
     """Returns a method's row in the results of a run; by default, the best on validation."""
-    rows, metric = {row["method"]: row for row in found["methods"]}, found["data"]["metric"]
+    rows, metric = {row["method"]: row for row in record["methods"]}, record["data"]["metric"]
     if not method:
         method = max(rows, key=lambda name: rows[name]["student"]["validation"][metric])
     one_of(f"--method of {run}", method, rows)

@@ -1,4 +1,4 @@
-"""Exports a student: writes it under another name, compares it with the student, renames it."""
+"""Exports a student: writes a temporary file, compares it with the student, and renames it."""
 
 import pathlib
 from typing import Any
@@ -34,9 +34,9 @@ def export(
         The record in PATH.json.
 
     Raises:
-        SettingError: If the form does not exist, the path holds something other than an export, the
-            file cannot be written, or its outputs differ too much; it is then removed, and what
-            was at the path stays.
+        SettingError: If the form does not exist, the path exists and is not an export, the file
+            cannot be written, or its outputs differ too much; the new file is then removed, and
+            the old one stays.
     """
     options.check(form)
     destinations.require_replaceable(path, folder=form.format in options.FOLDERS)

@@ -1,4 +1,4 @@
-"""Exports a run's teacher as a plain ViT under the names of other codes, and checks the file."""
+"""Exports a run's teacher as a plain ViT with the names of other projects; checks the file."""
 
 import json
 import pathlib
@@ -53,10 +53,10 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
         SettingError: If there is no such run or teacher, or the run is not finished.
     """
     mesh.require_devices()
-    found = runs.read_results(run)
-    with_teacher = [row for row in found["methods"] if row["teacher"]]
+    record = runs.read_results(run)
+    with_teacher = [row for row in record["methods"] if row["teacher"]]
     require(len(with_teacher) > 0, f"No method of {run} has a teacher; set --method.")
-    rows = found | {"methods": found["methods"] if method else with_teacher}
+    rows = record | {"methods": record["methods"] if method else with_teacher}
     row = runs.method_row(rows, run, method)
     name = row["method"]
     require(row["teacher"] is not None, f"{name} of {run} has no teacher; set --method.")
@@ -69,18 +69,18 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
     return Teacher(
         name,
         checkpoint,
-        tuple(found["data"]["class_names"]),
-        found["config"]["teacher"]["gelu"],
-        Preprocessing(checkpoint.image_size, preprocessing.stored_size(found)),
+        tuple(record["data"]["class_names"]),
+        record["config"]["teacher"]["gelu"],
+        Preprocessing(checkpoint.image_size, preprocessing.stored_size(record)),
         results.digest(path),
-        runs.key_of(found),
+        runs.key_of(record),
     )
 
 
 def export(
     teacher: Teacher, form: str, path: pathlib.Path, images: Images, *, allowed: Limits
 ) -> dict[str, Any]:
-    """Writes a teacher under the names of a code and, as PATH.json, the record of its check.
+    """Writes a teacher with another project's names and, as PATH.json, the record of its check.
 
     Args:
         teacher: The teacher.
@@ -93,9 +93,9 @@ def export(
         The record in PATH.json.
 
     Raises:
-        SettingError: If that code has no such ViT, the path holds something other than an export,
-            the file cannot be written, or its outputs differ too much; it is then removed, and
-            what was at the path stays.
+        SettingError: If that project has no such ViT, the path exists and is not an export, the
+            file cannot be written, or its outputs differ too much; the new file is then removed,
+            and the old one stays.
     """
     one_of("--format", form, options.TEACHER_FORMATS)
     destinations.require_replaceable(path, folder=False)

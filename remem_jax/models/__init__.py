@@ -33,7 +33,7 @@ def make(name: str, **options: Any) -> nn.Module:
 
     Args:
         name: One of `TEACHERS` or `STUDENTS`.
-        **options: Arguments of the constructor: always `classes`.
+        **options: Arguments of the constructor; `classes` is required.
 
     Returns:
         A module; `model.apply(variables, images)` takes float32 images in [-1, 1], channels last.
@@ -55,7 +55,7 @@ def init(model: nn.Module, key: Key, image_size: int) -> Variables:
 
 
 def make_init(model: nn.Module, image_size: int) -> Callable[[Key], Variables]:
-    """Returns a function that does the same for any key, compiled once."""
+    """Returns a function that initialises the variables with a key, compiled once for all keys."""
     images = jnp.zeros((1, image_size, image_size, 3))
     return jax.jit(lambda key: model.init(key, images))
 
@@ -119,8 +119,8 @@ def student_apply(model: nn.Module, target: projection.Target | None = None) -> 
         if target is None:
             logits, statistics = plain(params, statistics, images, dropout_key)
             return Outputs(logits), statistics
-        of_student = projection.without({"params": params})["params"]
-        (logits, maps), statistics = with_maps(of_student, statistics, images, dropout_key)
+        student_params = projection.without({"params": params})["params"]
+        (logits, maps), statistics = with_maps(student_params, statistics, images, dropout_key)
         layer = params[projection.NAME]
         if target.field == "cls":
             return Outputs(logits, cls=projection.cls(layer, maps)), statistics

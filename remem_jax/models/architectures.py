@@ -1,7 +1,7 @@
 """Inverted-residual networks as tables: MobileNetV2, EfficientNetV2, EfficientNet-Lite.
 
-`inverted_residual` builds a network from its `Architecture`. A new member of the family is a table
-here.
+`inverted_residual` builds a network from its `Architecture`. To add a member of the family, add a
+table here.
 """
 
 import math
@@ -70,7 +70,7 @@ class Head(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """An inverted-residual network, but for its number of classes.
+    """The table of an inverted-residual network, without its number of classes.
 
     Attributes:
         stem: Channels of the first convolution, a 3x3 one of stride 2.
@@ -117,9 +117,9 @@ def scaled(architecture: Architecture, *, width: float = 1.0, depth: float = 1.0
 
 
 def mobilenet_v2(width: float = 1.0) -> Architecture:
-    """MobileNetV2, with the channels of all layers multiplied by `width`.
+    """Returns MobileNetV2, with the channels of all layers multiplied by `width`.
 
-    The head has 1,280 channels at widths below 1, too.
+    At widths below 1, the head still has 1,280 channels.
 
     Source: Sandler et al. 2018, https://arxiv.org/abs/1801.04381, Table 2.
     """

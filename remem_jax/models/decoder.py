@@ -33,8 +33,8 @@ class Decoder(nn.Module):
         resize to the side           convolve 3x3, 3      (the sigmoid is in the loss)
 
     The paper resizes to 28, 56, 112 and 224 pixels. With tokens of 768 features, the decoder has
-    139,467 parameters. Resizing is bilinear and never averages, as in torch: of a grid finer than
-    1/8 of the side, such as that of patches of 4 pixels, the first resizing drops tokens.
+    139,467 parameters. Resizing is bilinear and never averages, as in torch: if the grid of tokens
+    is finer than 1/8 of the side, as with patches of 4 pixels, the first resizing drops tokens.
 
     Kernels are initialised by Kaiming's method with the fan-out, and BatchNorm's scales with 1, as
     in InfoPro. Differs from InfoPro: biases start at 0, not at random. BatchNorm removes three of
@@ -46,8 +46,8 @@ class Decoder(nn.Module):
             InfoPro, or the outer edges (half-pixel centres). The patches of tokens have half-pixel
             centres, so with aligned corners a token is up to half a patch away from its patch.
         channels: Number of channels of the images.
-        rematerialise: One of `rematerialisation.RECOMPUTED`, of which a block is a resizing with
-            its convolution.
+        rematerialise: One of `rematerialisation.RECOMPUTED`; a block is a resizing and its
+            convolution.
     """
 
     image_size: int

@@ -90,7 +90,7 @@ class Stage(nn.Module):
         features: Channels of their bottlenecks.
         stride: Stride of the first unit, in pixels.
         dtype: Type of the computation.
-        rematerialise: One of `rematerialisation.RECOMPUTED`, of which a block is a unit.
+        rematerialise: One of `rematerialisation.RECOMPUTED`; a block is a unit.
     """
 
     units: int

@@ -31,22 +31,22 @@ class Layers(NamedTuple):
     def conv(
         self, channels: int, kernel: int, stride: int, name: str, *, has_bias: bool = False
     ) -> layers.Conv:
-        """A convolution."""
+        """Returns a convolution."""
         padding = self.architecture.padding
         return layers.Conv(channels, kernel, stride, padding, has_bias, self.dtype, name=name)
 
     def depthwise(self, kernel: int, stride: int, name: str) -> layers.DepthwiseConv:
-        """A depthwise convolution."""
+        """Returns a depthwise convolution."""
         return layers.DepthwiseConv(
             kernel, stride, self.architecture.padding, self.dtype, name=name
         )
 
     def norm(self, name: str) -> layers.BatchNorm:
-        """A BatchNorm."""
+        """Returns a BatchNorm."""
         return layers.BatchNorm(self.architecture.momentum, self.architecture.epsilon, name=name)
 
     def activation(self, row: Row | None = None) -> Callable[[Array], Array]:
-        """The activation function of a row, or of the network."""
+        """Returns the activation function of a row, or of the network."""
         name = (row.activation if row else "") or self.architecture.activation
         return layers.ACTIVATIONS[name]
 
@@ -84,7 +84,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """One block of a row; the subclasses are the kinds.
+    """One block of a row; each kind of block is a subclass.
 
     Attributes:
         row: See `Row`.
@@ -208,7 +208,7 @@ class ConvNorm(nn.Module):
 class UniversalInverted(Block):
     """An inverted residual whose depthwise convolutions, before and after widening, are optional.
 
-    Without one after widening, the one before it has the stride.
+    If there is none after widening, the one before it has the stride.
     """
 
     @nn.compact

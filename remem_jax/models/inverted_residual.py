@@ -46,9 +46,9 @@ class InvertedResidualNetwork(nn.Module):
         done, total = 0, sum(row.repeats for rows in stages for row in rows)
         for number, rows in enumerate(stages):
             repeated = [(row, i) for row in rows for i in range(row.repeats)]
-            for place, (row, i) in enumerate(repeated):
+            for index, (row, i) in enumerate(repeated):
                 stride, rate = row.stride if i == 0 else 1, self.drop_path * done / total
-                name = f"blocks_{number}_{place}"
+                name = f"blocks_{number}_{index}"
                 block = BLOCKS[row.block](row, stride, rate, make, name=name)
                 maps, done = block(maps, train=train), done + 1
         if self.architecture.head.after_pooling:
@@ -69,7 +69,7 @@ class InvertedResidualNetwork(nn.Module):
         return nn.Dense(self.classes, kernel_init=init, name="classifier")(features)
 
     def _widened(self, maps: Array, norm: str, *, train: bool) -> Array:
-        """The last convolution; see `architectures.Head`."""
+        """Applies the last convolution; see `architectures.Head`."""
         head, make = self.architecture.head, Layers(self.architecture, self.dtype)
         conv = make.conv(head.channels, 1, 1, "conv_head", has_bias=not head.has_norm)
         out = conv(maps)

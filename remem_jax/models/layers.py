@@ -41,7 +41,7 @@ kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def depthwise_kaiming(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Normal of variance 2 / (side * side): Kaiming's for one output channel per input channel."""
+    """Initialises with variance 2 / (side * side): Kaiming's for one output channel per input."""
     return jax.random.normal(key, shape, dtype) * (2 / (shape[0] * shape[1])) ** 0.5
 
 
@@ -243,17 +243,17 @@ def _standardised_forward(
 
 
 def _standardised_backward(
-    epsilon: float, saved: tuple[Array, Array, Array, Array], slopes: tuple[Array, Array, Array]
+    epsilon: float, saved: tuple[Array, Array, Array, Array], cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array, Array]:
     maps, scale, mean, var = saved
-    slope, count = slopes[0].astype(jnp.float32), maps.size // maps.shape[-1]
+    cotangent, count = cotangents[0].astype(jnp.float32), maps.size // maps.shape[-1]
     inverse = jax.lax.rsqrt(var + epsilon)
     standard = (maps.astype(jnp.float32) - _by_channel(mean)) * _by_channel(inverse)
-    bias_slope = jnp.sum(slope, axis=(0, 1, 2))
-    scale_slope = jnp.sum(slope * standard, axis=(0, 1, 2))
-    projected = standard * _by_channel(scale_slope / count) + _by_channel(bias_slope / count)
-    out = _by_channel(scale * inverse) * (slope - projected)
-    return out.astype(maps.dtype), scale_slope, bias_slope, jnp.zeros_like(mean)
+    bias_gradient = jnp.sum(cotangent, axis=(0, 1, 2))
+    scale_gradient = jnp.sum(cotangent * standard, axis=(0, 1, 2))
+    projected = standard * _by_channel(scale_gradient / count) + _by_channel(bias_gradient / count)
+    out = _by_channel(scale * inverse) * (cotangent - projected)
+    return out.astype(maps.dtype), scale_gradient, bias_gradient, jnp.zeros_like(mean)
 
 
 _standardised.defvjp(_standardised_forward, _standardised_backward)

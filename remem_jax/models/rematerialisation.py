@@ -15,7 +15,7 @@ RECOMPUTED = ("nothing", "elementwise", "blocks")
 _KEPT = (
     *("query", "key", "value", "attention"),  # Before the output projection.
     "residual",  # After the attention.
-    "hidden",  # The MLP's, before its GELU.
+    "hidden",  # The MLP's hidden layer before its GELU.
     *("adapter_input", "adapter_hidden"),
     "convolution",
 )
@@ -26,7 +26,7 @@ _FUSED = ("dot_product_attention_fwd_wrapper",)
 def kept(name: str, array: Array) -> Array:
     """Names an array, so that it is stored if only elementwise operations are recomputed."""
     if name not in _KEPT:
-        raise ValueError(f"{name!r} is none of {', '.join(_KEPT)}.")
+        raise ValueError(f"The name must be one of {', '.join(_KEPT)}; got {name!r}.")
     return checkpoint_name(array, name)
 
 

@@ -1,6 +1,6 @@
-"""The students: one record for each, and everything that depends on which student it is.
+"""The student networks: one record each, with everything that depends on the network.
 
-Adding a student means adding a record to `STUDENTS`; docs/extending/student.md has an example. The
+To add a student, add a record to `STUDENTS`; docs/extending/student.md has an example. The
 settings, the files of weights, the exports, the reports, the model card and the tests read it.
 """
 
@@ -17,7 +17,7 @@ class Student(NamedTuple):
     """A student network.
 
     Attributes:
-        make: Makes the module; takes `classes`, `stem` and `dtype` by name.
+        make: Constructor of the module; takes `classes`, `stem` and `dtype` by name.
         head: Slash-joined names of the parameters whose shapes depend on the number of classes.
         timm: Name of the same network in timm; "" if timm has none.
         small_stem: Python statements that give timm's network, `model`, the stem "small".
@@ -37,7 +37,7 @@ class Student(NamedTuple):
 
 
 def _resnet(name: str, *depths: int, bottleneck: bool = False, paper: str = "") -> Student:
-    """A ResNet, which has the same name and the same names of modules in timm and torchvision."""
+    """Returns the record of a ResNet; timm and torchvision use the same names for its modules."""
     return Student(
         functools.partial(resnet.make, depths=depths, bottleneck=bottleneck),
         head=("fc/kernel", "fc/bias"),
@@ -52,7 +52,7 @@ def _resnet(name: str, *depths: int, bottleneck: bool = False, paper: str = "") 
 
 
 def _inverted(architecture: architectures.Architecture, **others: Any) -> Student:
-    """A network of inverted residuals, from its table."""
+    """Returns the record of an inverted-residual network."""
     return Student(
         functools.partial(inverted_residual.make, architecture),
         head=("classifier/kernel", "classifier/bias"),

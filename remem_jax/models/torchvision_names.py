@@ -52,7 +52,7 @@ def _blocks(architecture: Architecture) -> Iterator[tuple[str, int, int]]:
 
 
 def _ends(last: int) -> dict[str, str]:
-    """The stem, the last convolution, which is `features.{last}`, and the classifier."""
+    """Returns the names of the stem, the last convolution (number `last`) and the classifier."""
     return {
         "conv_stem": "features.0.0",
         "bn1": "features.0.1",

@@ -7,9 +7,12 @@ templates escape every value.
 
 import pathlib
 
-# The pages import matplotlib, which takes long; a run needs it only at its end.
 FORMAT = 1  # Format of a run's results.json.
+STUDY_FORMAT = 1  # Format of a study's study.json.
 ANALYSIS_FORMAT = 1  # Format of an analysis's results.json.
+
+# The functions below import the pages when they are called, because the pages import matplotlib,
+# which takes long and is needed only at the end of a run.
 
 
 def write(directory: pathlib.Path) -> None:

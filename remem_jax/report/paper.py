@@ -1,7 +1,10 @@
-"""The paper's numbers, as far as its text kept them, in the names of this package.
+"""The paper's results, by the names that this package uses.
 
-Tables 3, 8 and 9 survive. Table 1 (ResNet-18 with KD on sixteen data sets) and Table 2 are lost;
-Tables 4 and 10 have lost the data set that they are about.
+Our text of the paper has all numbers of Tables 3, 8 and 9, and those of Tables 4 and 10 without the
+name of the data set. It has no numbers of Table 1 (ResNet-18 with KD on sixteen data sets) and
+Table 2.
+
+Source: Dong et al. 2025, https://arxiv.org/abs/2506.23041.
 """
 
 from collections.abc import Mapping
@@ -9,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Record(NamedTuple):
-    """One cell of one of the paper's tables, in percent.
+    """A cell of one of the paper's tables, in percent.
 
     Attributes:
         table: Number of the table.
@@ -25,14 +28,15 @@ class Record(NamedTuple):
 _DATASETS = ("cifar100", "caltech101", "sun397_tfds", "inat2017", "pcam", "imagenet_lt")
 _COLUMNS = {
     3: _DATASETS,
-    4: ("i1k", "i21k", "augreg"),  # Pretrainings.
+    4: ("i1k", "i21k", "augreg"),  # Pretraining of the teacher.
     8: _DATASETS,
     9: _DATASETS,
-    # The text does not name the data set. The students' numbers fit SUN397 with TFDS's split.
+    # An assumption: the text does not name the data set, and the students' numbers fit SUN397 with
+    # TFDS's split.
     10: ("sun397_tfds",),
 }
 
-# Table, row; then student/teacher in each of the table's columns.
+# Table and row, then the accuracies student/teacher in each of the table's columns.
 _ROWS = """
 3  mobilenet_v2_finetune    77.8/91.0 60.7/90.8 59.5/76.2 34.8/64.9 91.0/91.3 36.1/75.7
 3  mobilenet_v2_remem       80.2/92.5 76.7/87.7 61.3/74.7 36.4/58.5 91.2/92.3 38.4/72.1
@@ -78,8 +82,8 @@ def _parse(rows: str) -> dict[tuple[int, str, str], Record]:
 
 _RECORDS = _parse(_ROWS)
 
-# Where single runs find their cells: student and loss; then table, and how its rows begin.
-_CASES = {
+# For the student and the loss of a run: the table, and the prefix of its rows' names.
+_TABLES = {
     ("mobilenet_v2", "kd"): (3, "mobilenet_v2_"),
     ("efficientnet_v2", "kd"): (3, "efficientnet_v2_"),
     ("resnet18", "patient"): (8, "patient_"),
@@ -89,47 +93,47 @@ _CASES = {
 
 
 def cell(table: int, row: str, column: str) -> Record | None:
-    """A cell of one of the paper's tables, or None where there is none or it is lost."""
+    """Returns a cell of one of the paper's tables; None if it does not exist or is lost."""
     return _RECORDS.get((table, row, column))
 
 
 def remark(table: int) -> str:
-    """What a reader must know of a table of which something is lost; empty for the others."""
+    """Describes what is lost of a table; empty if nothing is."""
     return _REMARKS.get(table, "")
 
 
 def is_comparable(table: int) -> bool:
-    """Whether the text says, or lets us assume, on which data the table's numbers are."""
+    """Returns whether the data set of the table is known or assumed."""
     return table != 4
 
 
 def lookup(*, student: str, loss: str, dataset: str, method: str) -> Record | None:
-    """The paper's cell for a student architecture, a distillation loss, a data set, a method."""
-    if (student, loss) not in _CASES:
+    """Returns the paper's cell for a student, a distillation loss, a data set and a method."""
+    if (student, loss) not in _TABLES:
         return None
-    table, beginning = _CASES[student, loss]
-    return cell(table, beginning + method, dataset)
+    table, prefix = _TABLES[student, loss]
+    return cell(table, prefix + method, dataset)
 
 
 def records(results: Mapping[str, Any]) -> dict[str, Record]:
-    """The paper's cells for the methods of a run, by method; none off the official data set."""
+    """Returns the paper's cells by method of a run; none if its data are not the official ones."""
     if results["data"]["official"] is not True:
         return {}
     student, _, dataset = _case(results)
-    found = {
+    by_method = {
         row["method"]: lookup(
             student=student,
-            loss=_named(results, row["selected"]["loss"] or ""),
+            loss=_paper_name(results, row["selected"]["loss"] or ""),
             dataset=dataset,
             method=row["method"],
         )
         for row in results["methods"]
     }
-    return {method: record for method, record in found.items() if record is not None}
+    return {method: record for method, record in by_method.items() if record is not None}
 
 
 def note(results: Mapping[str, Any]) -> str:
-    """Which of the paper's tables the numbers come from, or why there are none."""
+    """Names the tables that the paper's numbers come from, or describes why there are none."""
     student, loss, dataset = _case(results)
     case = f"{student} with the loss {loss} on {dataset}"
     lost = (
@@ -145,9 +149,9 @@ def note(results: Mapping[str, Any]) -> str:
             "No numbers of the paper are set beside these: it used the official data set, which "
             "this is not."
         )
-    found = records(results)
-    if found:
-        tables = " and ".join(str(table) for table in sorted({r.table for r in found.values()}))
+    used = records(results)
+    if used:
+        tables = " and ".join(str(table) for table in sorted({r.table for r in used.values()}))
         source = f"Columns headed “Paper”: Table {tables}, where the teacher is a ViT-B/16."
         return f"{source} {lost}" if is_lost else source
     if is_lost:
@@ -156,12 +160,13 @@ def note(results: Mapping[str, Any]) -> str:
 
 
 def _case(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Returns the student, the losses (by the paper's names) and the data set of a run."""
     losses = results["config"].get("student", {}).get("losses", ("kd",))
-    named = " and ".join(_named(results, loss) for loss in losses)
-    return results["models"]["student"], named, results["data"]["name"]
+    names = " and ".join(_paper_name(results, loss) for loss in losses)
+    return results["models"]["student"], names, results["data"]["name"]
 
 
-def _named(results: Mapping[str, Any], loss: str) -> str:
-    """A loss as the paper names it: KD of mixed images is "patient"."""
+def _paper_name(results: Mapping[str, Any], loss: str) -> str:
+    """Returns the paper's name of a loss: KD on images mixed by mixup is "patient"."""
     mixed = results["config"].get("student", {}).get("mixup", 0) > 0
     return "patient" if mixed and loss == "kd" else loss

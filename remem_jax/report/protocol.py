@@ -19,8 +19,8 @@ class Paper(NamedTuple):
     """The paper's values of a setting.
 
     Attributes:
-        values: The paper's values, of which a setting may have any.
-        every: Whether the paper searches over all of them, so that the setting lists them.
+        values: The paper's values; a setting that has any of them does not differ.
+        every: Whether the paper searches over all of them, so that the setting must list them all.
         lost: Whether the value is our choice, because the paper's text does not state it.
     """
 
@@ -34,7 +34,7 @@ def _choice(value: Any) -> Paper:
 
 
 PAPER: Mapping[str, Paper] = {
-    # "auto" is the one or the other in the results.
+    # The results have one of the dtypes in place of "auto".
     "compute_dtype": Paper(("auto", "float32", "bfloat16"), lost=True),
     "data.image_size": Paper((224,)),
     "data.crop_area": _choice((0.05, 1.0)),
@@ -85,23 +85,24 @@ PAPER: Mapping[str, Paper] = {
     "information.epsilon": Paper((1e-8,)),
     "information.align_corners": _choice(True),
 }
-# Replaces these if images are mixed (patient distillation).
+# Replace the values above if images are mixed by mixup (patient distillation).
 PATIENT: Mapping[str, Paper] = {"student.steps": Paper((200_000,))}
-# The grid of the other loss; that of KD is above.
+# The grid of DIST; that of KD is above.
 DIST: Mapping[str, Paper] = {
     "student.learning_rates": Paper((0.5, 0.7, 1.0), every=True),
     "student.temperatures": _choice((1.0,)),
     "student.weights": Paper((1.0,), every=True),  # beta and gamma
 }
 LOSSES = tuple(loss.name for loss in student_losses.LOSSES.values() if loss.in_paper)
-MIXED = 0.8  # Mixup of patient distillation, which uses KD.
+MIXED = 0.8  # Strength of mixup in patient distillation, which uses KD.
 _AUGREG = [f"augreg:{variant}" for variant in PAPER["teacher.variant"].values]
 WEIGHTS = tuple(
     dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values()))
 )  # The paper's initial weights of teachers.
 # Settings for which `_named` writes the sentences.
 NAMED = ("methods", "data.name", "teacher.init", "student.model", "student.losses", "student.mixup")
-# These settings count in a method that leaves one of the listed settings of config.teacher free.
+# A setting on the left has an effect only in methods that leave a setting of config.teacher on the
+# right free.
 _FREE_BY: Mapping[str, tuple[str, ...]] = {
     "teacher.rho": ("rho",),
     "teacher.ascent_examples": ("rho",),
@@ -118,30 +119,32 @@ def deviations(config: Mapping[str, Any]) -> list[str]:
         config: The settings of a ReMem run, nested. Missing settings are skipped, and so are those
             without an effect for the methods, the tuning and the losses of the run.
     """
-    given = {name: value for name, value in _leaves(config) if _counts(name, config)}
+    given = {name: value for name, value in _leaves(config) if _has_effect(name, config)}
     losses = given.get("student.losses", ["kd"])
     rules = {**PAPER, **(PATIENT if given.get("student.mixup", 0) > 0 else {})}
     if "kd" not in losses:
         rules = {name: rule for name, rule in rules.items() if name not in DIST}
-    found = list(_named(given))
+    sentences = list(_named(given))
     for name, rule in rules.items():
-        found += _sentence(name, given, rule, "kd" if name in DIST and len(losses) > 1 else "")
+        sentences += _sentence(name, given, rule, "kd" if name in DIST and len(losses) > 1 else "")
     if "dist" in losses:
         for name, rule in DIST.items():
-            found += _sentence(name, given, rule, "dist" if len(losses) > 1 else "")
-    return found
+            sentences += _sentence(name, given, rule, "dist" if len(losses) > 1 else "")
+    return sentences
 
 
 def of_one_run(config: Mapping[str, Any]) -> list[str]:
-    """Returns a sentence on what the paper searches over and one run does not, if it has a teacher.
+    """Returns a sentence on the teacher's settings that the paper searches and one run does not.
+
+    There is none for a run without a teacher.
 
     Args:
         config: As for `deviations`.
     """
     names = {"teacher.rho": "rho", "teacher.mlp_weight": "alpha"}
-    if not _counts("teacher.learning_rate", config):
+    if not _has_effect("teacher.learning_rate", config):
         return []
-    searched = [title for name, title in names.items() if _counts(name, config)]
+    searched = [title for name, title in names.items() if _has_effect(name, config)]
     listed = " and ".join([*([", ".join(searched)] if searched else []), "learning rate"])
     return [
         f"One value of the teacher's {listed} is tried per run; the paper searches over several."
@@ -156,8 +159,8 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def _counts(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a setting has an effect in a run."""
+def _has_effect(name: str, config: Mapping[str, Any]) -> bool:
+    """Returns whether a setting has an effect in a run."""
     group, _, rest = name.partition(".")
     methods = config.get("methods", ("remem",))
     settings = config.get(group, {})
@@ -168,36 +171,40 @@ def _counts(name: str, config: Mapping[str, Any]) -> bool:
     tuning = settings.get("tuning", "full")
     if rest.partition(".")[0] in ("lora", "adapter") and "." in rest:
         return tuning.startswith(rest.partition(".")[0])
-    return any(_counts_in(method, name) for method in methods)
+    return any(_has_effect_in(method, name) for method in methods)
 
 
-def _counts_in(method: str, name: str) -> bool:
-    """Whether a setting of `config.teacher` has an effect in a method."""
+def _has_effect_in(method: str, name: str) -> bool:
+    """Returns whether a setting of `config.teacher` has an effect in a method."""
     if method not in METHODS:
         return True
-    found = METHODS[method]
+    record = METHODS[method]
     settings = _FREE_BY.get(name)
-    return found.has_teacher and (
-        settings is None or any(setting not in found.fixed for setting in settings)
+    return record.has_teacher and (
+        settings is None or any(setting not in record.fixed for setting in settings)
     )
 
 
 def _sentence(name: str, given: Mapping[str, Any], rule: Paper, loss: str) -> list[str]:
     value = _plain(given.get(name))
-    values = [_plain(one) for one in rule.values]
-    same = sorted(value) == sorted(values) if rule.every and value is not None else value in values
-    if value is None or same:
+    values = [_plain(item) for item in rule.values]
+    is_same = (
+        sorted(value) == sorted(values) if rule.every and value is not None else value in values
+    )
+    if value is None or is_same:
         return []
     of_loss = f"with the loss {loss} " if loss else ""
     if rule.lost:
-        said = f"{of_loss}the paper's text does not say, and our choice is"
+        in_paper = f"{of_loss}the paper's text does not say, and our choice is"
     else:
-        said = f"{of_loss}the paper has{' one of' if len(values) > 1 and not rule.every else ''}"
-    return [f"{name} is {_listed(value)}; {said} {_listed(rule.values)}."]
+        in_paper = (
+            f"{of_loss}the paper has{' one of' if len(values) > 1 and not rule.every else ''}"
+        )
+    return [f"{name} is {_listed(value)}; {in_paper} {_listed(rule.values)}."]
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value as JSON has it, with lists in place of tuples."""
+    """Returns a value with lists in place of tuples, as in JSON."""
     return list(value) if isinstance(value, list | tuple) else value
 
 
@@ -230,7 +237,7 @@ def _student(model: str | None) -> Iterator[str]:
             "of which size."
         )
     elif not in_paper:
-        known = ", ".join(name for name, one in models.STUDENTS.items() if one.paper == name)
+        known = ", ".join(name for name, record in models.STUDENTS.items() if record.paper == name)
         yield f"student.model is {model}; the paper has {known} and an EfficientNetV2."
 
 
@@ -263,7 +270,7 @@ def _weights(init: str | None) -> Iterator[str]:
 
 
 def _is_papers(init: str) -> bool:
-    """Whether weights are the paper's, under any name of the same file."""
+    """Returns whether weights are the paper's, under any name of the same file."""
     if not (init in catalog.PUBLISHED or init.startswith("augreg:")):
         return False
     return catalog.find(init).path in {catalog.find(name).path for name in WEIGHTS}

@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from remem_jax.report.figures import drawing
+from remem_jax.report import tables
 
 # Markdown ignores an underscore inside a word.
 _MARKDOWN_MARKS = re.compile(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])")
@@ -42,12 +42,12 @@ def _clean(value: Any) -> Any:
     """Returns a value as one line of text, with a mark in place of unprintable characters."""
     if hasattr(value, "__html__"):  # Marked as safe by the template.
         return value
-    return drawing.printable(str(value))
+    return tables.printable(str(value))
 
 
 def _markdown(value: Any) -> Any:
     """Returns a value as one line of text with Markdown and HTML escaped."""
     if hasattr(value, "__html__"):
         return value
-    text = re.sub("[&<>]", lambda match: _ENTITIES[match.group()], drawing.printable(str(value)))
+    text = re.sub("[&<>]", lambda match: _ENTITIES[match.group()], tables.printable(str(value)))
     return _MARKDOWN_MARKS.sub(r"\\\g<0>", text)

@@ -41,6 +41,14 @@ def method_title(method: str) -> str:
     return _ROW_TITLES.get(method, method)
 
 
+def printable(text: str) -> str:
+    """Returns the text on one line, with a mark for each unprintable character."""
+    line = " ".join(text.split())
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
+    )
+
+
 def percent(share: float | None) -> str:
     """Formats a fraction as a percentage with two decimals."""
     if share is None:
@@ -64,12 +72,12 @@ def decimals(value: float | None, digits: int = 5) -> str:
 
 def duration(seconds: float) -> str:
     """Formats seconds as seconds, minutes or hours."""
-    whole = round(seconds)
+    rounded = round(seconds)
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def deviation(row: Mapping[str, Any], split: str, metric: str) -> str:
@@ -77,7 +85,7 @@ def deviation(row: Mapping[str, Any], split: str, metric: str) -> str:
 
     Empty if there is only one seed, or if an older run did not record seeds.
     """
-    shares = [one[split][metric] for one in row.get("seeds", ())]
+    shares = [student[split][metric] for student in row.get("seeds", ())]
     return f" ± {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
 
 
@@ -110,6 +118,6 @@ def _setting(value: Any) -> str:
 
 def names(classes: Sequence[str]) -> str:
     """Lists the first class names and the number of further ones."""
-    shown = ", ".join(classes[:CLASS_NAMES_SHOWN])
+    listed = ", ".join(classes[:CLASS_NAMES_SHOWN])
     hidden = len(classes) - CLASS_NAMES_SHOWN
-    return f"{shown} and {hidden:,} more" if hidden > 0 else shown
+    return f"{listed} and {hidden:,} more" if hidden > 0 else listed

@@ -26,12 +26,13 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def located(config: ConfigDict) -> dict[str, Any]:
-    """Returns all settings as `plain`, with the paths of the images made absolute."""
-    found = plain(config)
+    """Returns the result of `plain` with absolute paths of the images."""
+    settings = plain(config)
+    images = settings["data"]
     for name in ("path", "dir"):
-        if found["data"][name]:
-            found["data"][name] = str(pathlib.Path(found["data"][name]).expanduser().absolute())
-    return found
+        if images[name]:
+            images[name] = str(pathlib.Path(images[name]).expanduser().absolute())
+    return settings
 
 
 def deciding(config: ConfigDict) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def check_common(config: ConfigDict) -> None:
     dtypes = (platforms.AUTO, *vit.DTYPES)
     checks.one_of("config.compute_dtype", config.compute_dtype, dtypes)
     checks.one_of("config.data.name", settings.name, data.NAMES)
-    _check_place(settings)
+    _check_path(settings)
     checks.at_least("config.data.image_size", settings.image_size, 1)
     checks.at_least("config.data.stored_size", settings.stored_size, 1)
     checks.inside("config.data.validation", settings.validation, 0, 1)
@@ -119,7 +120,7 @@ def check_common(config: ConfigDict) -> None:
     )
 
 
-def _check_place(settings: ConfigDict) -> None:
+def _check_path(settings: ConfigDict) -> None:
     """Raises if a path is given for a data set that does not use one."""
     path = settings.path
     kinds = {".npz": "arrays", **dict.fromkeys(lists.LISTS, "list")}

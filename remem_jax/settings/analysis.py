@@ -31,21 +31,21 @@ def check(config: ConfigDict) -> None:
         "config.models: titles must be distinct, since reports name models by them; got "
         f"{', '.join(titles)}.",
     )
-    for name, own in of_models(config):
+    for name, model in of_models(config):
         try:
-            settings.check_teacher(own.teacher, own.data.image_size)
-            settings.check_init(own.teacher)
+            settings.check_teacher(model.teacher, model.data.image_size)
+            settings.check_init(model.teacher)
         except checks.SettingError as error:
             raise checks.SettingError(f"config.models.{name}: {error}") from error
         checks.require(
-            own.teacher.tuning == "full",
+            model.teacher.tuning == "full",
             f"config.models.{name}: an analysis does not train checkpoints; set "
-            f"config.teacher.tuning to full, got {own.teacher.tuning!r}.",
+            f"config.teacher.tuning to full, got {model.teacher.tuning!r}.",
         )
     _check_images(config.images)
     if "information" in config.analyses:
-        for own in of_sensitivity(config):
-            information.check(own.information, config.data.image_size)
+        for variant in of_sensitivity(config):
+            information.check(variant.information, config.data.image_size)
     if "expertness" in config.analyses:
         _check_expertness(config.expertness)
     if "criticality" in config.analyses:
@@ -53,29 +53,31 @@ def check(config: ConfigDict) -> None:
 
 
 def of_models(config: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
-    """Yields the name of each model, and the config with its settings in `config.teacher`."""
+    """Yields the name of each model, and the config with the model's settings in `teacher`."""
     for name in config.model_order:
-        own = config.copy_and_resolve_references()
-        with own.ignore_type():
+        changed = config.copy_and_resolve_references()
+        with changed.ignore_type():
             for setting, value in config.models[name].teacher.items():
-                checks.one_of(f"config.models.{name}.teacher", setting, own.teacher)
-                own.teacher[setting] = value
-        yield name, own
+                checks.one_of(f"config.models.{name}.teacher", setting, changed.teacher)
+                changed.teacher[setting] = value
+        yield name, changed
 
 
 def of_sensitivity(config: ConfigDict) -> Iterator[ConfigDict]:
-    """Yields the config with each compared setting of decoders, first with its own."""
+    """Yields the unchanged config, then one for each other combination in `config.sensitivity`."""
     axes, base = config.sensitivity, config.information
-    own = (base.align_corners, base.learning_rate, base.betas[1])
+    default = (base.align_corners, base.learning_rate, base.betas[1])
     compared = itertools.product(
-        axes.align_corners or own[:1], axes.learning_rates or own[1:2], axes.second_betas or own[2:]
+        axes.align_corners or default[:1],
+        axes.learning_rates or default[1:2],
+        axes.second_betas or default[2:],
     )
-    for corners, rate, beta in dict.fromkeys((own, *compared)):
-        found = config.copy_and_resolve_references()
-        found.information.align_corners = corners
-        found.information.learning_rate = rate
-        found.information.betas = (base.betas[0], beta)
-        yield found
+    for corners, rate, beta in dict.fromkeys((default, *compared)):
+        variant = config.copy_and_resolve_references()
+        variant.information.align_corners = corners
+        variant.information.learning_rate = rate
+        variant.information.betas = (base.betas[0], beta)
+        yield variant
 
 
 def _check_images(images: ConfigDict) -> None:
@@ -86,36 +88,36 @@ def _check_images(images: ConfigDict) -> None:
     checks.at_least("config.images.batch_size", images.batch_size, 1)
 
 
-def _check_expertness(own: ConfigDict) -> None:
-    where = "config.expertness"
+def _check_expertness(settings: ConfigDict) -> None:
+    prefix = "config.expertness"
     checks.require(
-        own.clusters == 0 or own.clusters >= 2,
-        f"{where}.clusters must be 0, for the number of classes, or at least 2; got "
-        f"{own.clusters}.",
+        settings.clusters == 0 or settings.clusters >= 2,
+        f"{prefix}.clusters must be 0, for the number of classes, or at least 2; got "
+        f"{settings.clusters}.",
     )
     for name in ("seeds", "null_seeds"):
-        checks.require(len(own[name]) > 0, f"{where}.{name} must hold at least one value.")
-    checks.at_least(f"{where}.threshold", own.threshold, 0)
+        checks.require(len(settings[name]) > 0, f"{prefix}.{name} must hold at least one value.")
+    checks.at_least(f"{prefix}.threshold", settings.threshold, 0)
 
 
-def _check_criticality(own: ConfigDict) -> None:
-    where = "config.criticality"
-    checks.require(len(own.layers) > 0, f"{where}.layers must hold at least one block.")
+def _check_criticality(settings: ConfigDict) -> None:
+    prefix = "config.criticality"
+    checks.require(len(settings.layers) > 0, f"{prefix}.layers must hold at least one block.")
     checks.require(
-        len(own.examples) == len(own.layers),
-        f"{where}.examples must have a number for each of the {len(own.layers)} of "
-        f"{where}.layers, 0 for all images; got {tuple(own.examples)}.",
+        len(settings.examples) == len(settings.layers),
+        f"{prefix}.examples must have a number for each of the {len(settings.layers)} of "
+        f"{prefix}.layers, 0 for all images; got {tuple(settings.examples)}.",
     )
-    for examples in own.examples:
-        checks.at_least(f"{where}.examples", examples, 0)
+    for examples in settings.examples:
+        checks.at_least(f"{prefix}.examples", examples, 0)
     for name in ("batch_size", "chunk", "neurons", "images"):
-        checks.at_least(f"{where}.{name}", own[name], 1)
-    shown = own.visualization
-    checks.at_least(f"{where}.visualization.steps", shown.steps, 0)
-    if shown.steps:
+        checks.at_least(f"{prefix}.{name}", settings[name], 1)
+    images = settings.visualization
+    checks.at_least(f"{prefix}.visualization.steps", images.steps, 0)
+    if images.steps:
         checks.require(
-            len(shown.seeds) > 0, f"{where}.visualization.seeds must hold at least one value."
+            len(images.seeds) > 0, f"{prefix}.visualization.seeds must hold at least one value."
         )
-        checks.above(f"{where}.visualization.learning_rate", shown.learning_rate, 0)
-        checks.at_least(f"{where}.visualization.jitter", shown.jitter, 0)
-        checks.at_least(f"{where}.visualization.batch_size", shown.batch_size, 1)
+        checks.above(f"{prefix}.visualization.learning_rate", images.learning_rate, 0)
+        checks.at_least(f"{prefix}.visualization.jitter", images.jitter, 0)
+        checks.at_least(f"{prefix}.visualization.batch_size", images.batch_size, 1)

@@ -6,7 +6,7 @@ from remem_jax import checks
 from remem_jax.data import sources
 from remem_jax.settings import unused
 
-_MOST = 2.0  # Average number of times that an image is in one batch; more is a mistake.
+_MAX_REPEATS = 2.0  # Mean occurrences of an image in a batch; more must be a mistake.
 
 
 def check(config: ConfigDict, source: sources.Source) -> None:
@@ -22,7 +22,7 @@ def check(config: ConfigDict, source: sources.Source) -> None:
             continue
         batch = config[group].batch_size
         checks.require(
-            batch <= _MOST * images,
+            batch <= _MAX_REPEATS * images,
             f"config.{name} is {batch}, and {source.title} has {images} images to "
             f"train on, each of which would be in a batch several times: set it to at most "
             f"{images}.",

@@ -10,7 +10,7 @@ from remem_jax import checks, platforms
 from remem_jax.models.rematerialisation import RECOMPUTED
 from remem_jax.train.division import Division
 
-AUTO = "auto"  # As little as the device's memory requires.
+AUTO = "auto"  # Recomputes as little as the device's memory allows.
 # Values in earlier configs; the command line gives them as strings.
 _EARLIER = {True: "blocks", "True": "blocks", False: AUTO, "False": AUTO}
 
@@ -50,7 +50,7 @@ def division(
     Args:
         settings: Settings of a teacher, or of a pretraining.
         on: The mesh of devices.
-        accumulate: Number of microbatches; None takes that of the settings.
+        accumulate: Number of microbatches; None is the setting `accumulate`.
         name: Name of the group of settings, for messages.
 
     Raises:
@@ -60,17 +60,17 @@ def division(
     group = settings.get("ascent_examples", 0)
     if group < 0:
         group = settings.batch_size // devices
-    parts = settings.accumulate if accumulate is None else accumulate
+    microbatches = settings.accumulate if accumulate is None else accumulate
     looped = on is not None and platforms.has_sam_loop(on.devices.flat[0])
-    found = Division(group, max(parts, 1), on if devices > 1 else None, looped)
+    result = Division(group, max(microbatches, 1), on if devices > 1 else None, looped)
     try:
-        found.counts(settings.batch_size)
+        result.counts(settings.batch_size)
     except ValueError as error:
         groups = f"{name}.ascent_examples, " if "ascent_examples" in settings else ""
         raise checks.SettingError(
             f"{error} Set {groups}{name}.accumulate or {name}.batch_size."
         ) from error
-    return found
+    return result
 
 
 def splits(settings: ConfigDict, on: Mesh) -> Iterator[int]:
@@ -78,9 +78,9 @@ def splits(settings: ConfigDict, on: Mesh) -> Iterator[int]:
     before = 0
     for accumulate in range(1, settings.batch_size // on.size + 1):
         try:
-            groups, parts = division(settings, on, accumulate).counts(settings.batch_size)
+            groups, microbatches = division(settings, on, accumulate).counts(settings.batch_size)
         except checks.SettingError:
             continue
-        if groups * parts >= 2 * before:
-            before = groups * parts
+        if groups * microbatches >= 2 * before:
+            before = groups * microbatches
             yield accumulate

@@ -45,7 +45,7 @@ def check(config: ConfigDict, given: Collection[str]) -> None:
 
 
 def is_idle(config: ConfigDict, name: str) -> bool:
-    """Whether a setting belongs to teachers in a run that has none."""
+    """Returns whether a setting belongs to teachers in a run that has none."""
     if "methods" not in config or any(_teachers(config)):
         return False
     group, _, rest = name.partition(".")
@@ -64,16 +64,16 @@ def reason(config: ConfigDict, name: str) -> str:
     if is_idle(config, name):
         return ""
     reasons = _OF_ANALYSIS if "analyses" in config else _OF_RUN
-    found = (
-        why(config) for pattern, why in {**_OF_DATA, **reasons}.items() if _fits(name, pattern)
+    matching = (
+        why(config) for pattern, why in {**_OF_DATA, **reasons}.items() if _matches(name, pattern)
     )
-    return next(filter(None, found), "")
+    return next(filter(None, matching), "")
 
 
-def _fits(name: str, pattern: str) -> bool:
-    """Whether a name matches a pattern, which may exclude names after a blank."""
-    wanted, _, but = pattern.partition(" ")
-    return fnmatch.fnmatch(name, wanted) and not fnmatch.fnmatch(name, but)
+def _matches(name: str, pattern: str) -> bool:
+    """Returns whether a name matches "PATTERN" or "PATTERN EXCEPTION", but not the exception."""
+    included, _, excluded = pattern.partition(" ")
+    return fnmatch.fnmatch(name, included) and not fnmatch.fnmatch(name, excluded)
 
 
 def _teachers(config: ConfigDict) -> Iterator[Mapping[str, Any]]:
@@ -94,16 +94,16 @@ def _fixed(name: str) -> Reason:
 
 
 def _without_ascent(config: ConfigDict) -> str:
-    found = [teacher["rho"] for teacher in _teachers(config)]
-    return "" if any(found) else "no method of config.methods has a rho above 0"
+    ascends = any(teacher["rho"] for teacher in _teachers(config))
+    return "" if ascends else "no method of config.methods has a rho above 0"
 
 
 def _without_weights(config: ConfigDict) -> str:
     teachers = [config.teacher] if "analyses" in config else _teachers(config)
-    weighed = any(
+    weighted = any(
         (teacher["mlp_weight"], teacher["attention_weight"]) != (1, 1) for teacher in teachers
     )
-    return "" if weighed else "mlp_weight and attention_weight are 1"
+    return "" if weighted else "mlp_weight and attention_weight are 1"
 
 
 def _tuned_by(group: str) -> Reason:
@@ -119,7 +119,7 @@ def _without_name(config: ConfigDict) -> str:
         inits = [config.models[name].teacher.init for name in config.model_order]
     else:
         inits = [config.teacher.init]
-    published = any(catalog.is_name(one) and one not in catalog.BUNDLED for one in inits)
+    published = any(catalog.is_name(init) and init not in catalog.BUNDLED for init in inits)
     return "" if published else f"{', '.join(inits)} is no published name, which is downloaded"
 
 
@@ -134,7 +134,7 @@ def _unused_by_losses(setting: str) -> Reason:
 
 
 def _unless(setting: str, values: Collection[Any], explanation: str) -> Reason:
-    """Builds the reason of a setting that needs another to have one of these values."""
+    """Builds the reason of a setting that has an effect only for some values of another."""
 
     def why(config: ConfigDict) -> str:
         value: Any = config
@@ -151,21 +151,22 @@ def _not_measured(config: ConfigDict) -> str:
 
 def _not_analysed(name: str) -> Reason:
     def why(config: ConfigDict) -> str:
-        made = name in config.analyses
-        return "" if made else f"config.analyses is {', '.join(config.analyses)}"
+        is_requested = name in config.analyses
+        return "" if is_requested else f"config.analyses is {', '.join(config.analyses)}"
 
     return why
 
 
 def _without_pictures(config: ConfigDict) -> str:
-    shown = config.criticality.visualization.steps
-    return "" if shown else "config.criticality.visualization.steps is 0"
+    steps = config.criticality.visualization.steps
+    return "" if steps else "config.criticality.visualization.steps is 0"
 
 
 def _of_models(name: str) -> Reason:
     def why(config: ConfigDict) -> str:
-        own = [config.models[model].teacher for model in config.model_order]
-        return f"each of config.models has its own {name}" if all(name in of for of in own) else ""
+        teachers = [config.models[model].teacher for model in config.model_order]
+        overridden = all(name in teacher for teacher in teachers)
+        return f"each of config.models has its own {name}" if overridden else ""
 
     return why
 
@@ -175,18 +176,20 @@ def _not_trained(config: ConfigDict) -> str:
     return "an analysis trains no teacher"
 
 
-def _without_place(name: str, takes: Collection[str], explanation: str) -> Reason:
+def _without_dir(name: str, data_sets: Collection[str], explanation: str) -> Reason:
+    """Builds the reason of a `dir` that only some data sets use."""
+
     def why(config: ConfigDict) -> str:
         group = config[name]
-        fits = not group.dir or group.name in takes
-        return "" if fits else f"config.{name}.name is {group.name}, {explanation}"
+        is_used = not group.dir or group.name in data_sets
+        return "" if is_used else f"config.{name}.name is {group.name}, {explanation}"
 
     return why
 
 
 _OF_DATA: Mapping[str, Reason] = {
-    "data.dir": _without_place("data", registry.RECORDS, "no data set of TFDS"),
-    "probe.dir": _without_place("probe", registry.RECORDS, "no data set of TFDS"),
+    "data.dir": _without_dir("data", registry.RECORDS, "no data set of TFDS"),
+    "probe.dir": _without_dir("probe", registry.RECORDS, "no data set of TFDS"),
     "data.workers": _unless("data.input", ("auto", "streamed"), "where no image streams"),
     "data.resident_gib": _unless("data.input", ("auto", "resident"), "where none is resident"),
     "information.info_nce.* *.measured": _unless(

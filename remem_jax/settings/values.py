@@ -15,7 +15,7 @@ from remem_jax import checks
 _WHOLE = ("steps", "layers", "examples", "seeds", "null_seeds")
 _REALS = (
     *("crop_area", "betas", "learning_rates", "temperatures", "weights", "second_betas"),
-    *("learning_rate", "rho", "mlp_weight", "attention_weight"),  # Of the grid of a study.
+    *("learning_rate", "rho", "mlp_weight", "attention_weight"),  # Axes of a study's grid.
 )
 _TEXTS = (
     *("methods", "losses", "targets", "analyses", "splits", "differs"),
@@ -28,7 +28,7 @@ _MAY_REPEAT = (*_PAIRS, "differs", "examples")
 
 
 def check(config: ConfigDict) -> None:
-    """Raises `SettingError` for the first setting whose value cannot be intended."""
+    """Raises `SettingError` for the first setting with an invalid value."""
     for name, value in leaves(config):
         last = name.rpartition(".")[2]
         if isinstance(value, tuple | list):
@@ -39,7 +39,7 @@ def check(config: ConfigDict) -> None:
             )
         elif last == "seed":
             checks.seed(f"config.{name}", value)
-    if "student" in config:  # The compiled step of a student takes its seed.
+    if "student" in config:  # The seed is an argument of the compiled step.
         for seed in config.student.seeds:
             checks.seed("config.student.seeds", seed, bits=31)
 

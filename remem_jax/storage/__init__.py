@@ -1,1 +1,1 @@
-"""What is written to disk: checkpoints, logs, records."""
+"""Writes and reads files: checkpoints, logs, results and caches."""

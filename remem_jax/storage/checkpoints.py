@@ -95,8 +95,8 @@ class Checkpoints:
         Raises:
             SettingError: If a damaged one cannot be renamed.
         """
-        found = self._find_newest() if mesh.is_writer() else None
-        step = mesh.broadcast(-1 if found is None else found)
+        newest = self._find_newest() if mesh.is_writer() else None
+        step = mesh.broadcast(-1 if newest is None else newest)
         self._checked = step if step >= 0 else None
         return self._checked
 
@@ -138,7 +138,7 @@ class Checkpoints:
                 device.
 
         Raises:
-            SettingError: If the checkpoint is damaged, or is of another tree.
+            SettingError: If the checkpoint is damaged, or contains another tree.
         """
         folder = self._folder(step)
         remedy = f"remove {folder}; the same command goes on from the one before, if there is one"
@@ -240,8 +240,8 @@ def load_tree(directory: pathlib.Path, like: T) -> T:
     """Reads a tree that `save_tree` wrote, with the structure and the shardings of `like`.
 
     Raises:
-        SettingError: If it is damaged, missing, or of another tree. The message names the folder
-            to remove: the nearest parent with a result.
+        SettingError: If it is damaged, missing, or contains another tree. The message names the
+            folder to remove: the nearest parent with a result.
     """
     directory = directory.absolute()
     above = (folder for folder in directory.parents if (folder / "result.json").exists())
@@ -291,17 +291,19 @@ def _errors_explained(
     except TimeoutError:
         raise  # Another process has died.
     except (OSError, ValueError) as error:
-        then = outcome() if outcome else "The same command goes on from what is safe."
+        result = outcome() if outcome else "The same command goes on from what is safe."
         reason, advice = _cause(error)
-        raise SettingError(f"{directory} cannot be written ({reason}): {advice}. {then}") from error
+        raise SettingError(
+            f"{directory} cannot be written ({reason}): {advice}. {result}"
+        ) from error
 
 
 def _cause(error: OSError | ValueError) -> tuple[str, str]:
     """Returns the system's message for an error, and advice."""
     number = error.errno if isinstance(error, OSError) else None
     # Orbax writes by tensorstore, which has errors of its own.
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    number = int(found.group(1)) if found else number
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(match.group(1)) if match else number
     reason = " ".join(str(error).split())[:300] if number is None else os.strerror(number)
     if isinstance(error, OSError):
         reason = error.strerror or reason

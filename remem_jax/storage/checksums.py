@@ -84,9 +84,9 @@ def check(folder: pathlib.Path) -> Any:
     for name, (size, digest) in manifest["files"].items():
         path = folder / name
         try:
-            found = path.stat().st_size
-            if found != size:
-                raise DamagedError(f"{path} has {found} bytes instead of {size}")
+            actual = path.stat().st_size
+            if actual != size:
+                raise DamagedError(f"{path} has {actual} bytes instead of {size}")
             if _digest(path) != digest:
                 raise DamagedError(f"{path} has other bytes than were written (SHA-256)")
         except OSError as error:

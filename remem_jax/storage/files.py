@@ -46,8 +46,8 @@ def is_closed(error: OSError) -> bool:
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """Opens a file to write, which replaces `path` when the block ends without an error.
 
-    A kill at any moment leaves either the old file or the new one. If several processes write a
-    file, they do so one after another, and the last one wins.
+    A kill at any moment leaves either the old file or the new one. Several processes write a file
+    one after another; the content of the last one remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -74,7 +74,7 @@ def _open_exclusively(path: pathlib.Path) -> BinaryIO | None:
             file = open_private(path)
         except OSError:
             return None  # A full disk fails for the other name too.
-        locked = locks.lock(file)  # Closed or killed, it is unlocked.
+        locked = locks.lock(file)  # Until the file is closed or the process ends.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 if locked:
@@ -111,9 +111,9 @@ def is_private(path: pathlib.Path) -> bool:
     return False
 
 
-def _is_plain(found: os.stat_result) -> bool:
+def _is_plain(status: os.stat_result) -> bool:
     """Returns whether it is a regular file without other hard links."""
-    return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
 
 
 def cache() -> pathlib.Path:

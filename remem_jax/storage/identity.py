@@ -34,7 +34,7 @@ _FREE_OF = {  # The same, by group: speed, memory and copies.
     "student": ("group", "store_outputs"),
 }
 # Paths of images and weights, which are identified by their digests.
-_PLACES = {"data": ("path", "dir"), "teacher": ("init", "mirror"), "probe": ("path", "dir")}
+_PATHS = {"data": ("path", "dir"), "teacher": ("init", "mirror"), "probe": ("path", "dir")}
 # Settings of a study that may change or grow between its commands.
 _GROWING = (
     "grid",
@@ -88,7 +88,7 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         plain: All settings of a run, nested; JSON values.
     """
-    return _without(described(plain), _PLACES)
+    return _without(described(plain), _PATHS)
 
 
 def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,13 +104,13 @@ def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without(tree: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dict[str, Any]:
     """Returns a tree without these names of these groups, at any depth."""
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             dropped = set(names.get(name, ()))
             value = _without({k: v for k, v in value.items() if k not in dropped}, names)
-        found[name] = value
-    return found
+        kept[name] = value
+    return kept
 
 
 def differences(

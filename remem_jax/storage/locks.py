@@ -31,7 +31,7 @@ def lock(file: IO[Any]) -> bool:
     Returns:
         Whether it is locked; False if the file system does not support locks.
     """
-    return _refused(file, wait=True) is None
+    return _lock_error(file, wait=True) is None
 
 
 @contextlib.contextmanager
@@ -71,15 +71,15 @@ def held(path: pathlib.Path, *, waiting: str = "", remove: bool = False) -> Iter
 def _take(file: IO[str], path: pathlib.Path, waiting: str) -> bool:
     """Locks a lock file; without support for locks, writes this process into it."""
     try:
-        refused = _refused(file, wait=False)
+        error = _lock_error(file, wait=False)
     except BlockingIOError:
         if not waiting:
             raise
         logging.info("%s", waiting)
-        refused = _refused(file, wait=True)
-    if refused is None:
+        error = _lock_error(file, wait=True)
+    if error is None:
         return True
-    _warn(path.parent, refused)
+    _warn(path.parent, error)
     _await_holder(file, waiting)
     _write(file, json.dumps(process.this()))
     return False
@@ -92,7 +92,7 @@ def _is_named(file: IO[Any], path: pathlib.Path) -> bool:
     return False
 
 
-def _refused(file: IO[Any], *, wait: bool) -> OSError | None:
+def _lock_error(file: IO[Any], *, wait: bool) -> OSError | None:
     """Locks a file; returns the error if the file system does not support locks, else None."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -35,8 +35,8 @@ class StoredOutputs:
 
     Several runs may read and write the same file at once, without a lock. The facts determine the
     outputs, so all runs write the same bytes to the same positions, in any order. If the bytes
-    differ in the last bits, as on another kind of device, a row is one writer's or the other's: a
-    mixture does not match its digest.
+    differ in the last bits, as on another kind of device, a row has those of one writer: a mixture
+    does not match its digest.
 
     If the folder is read-only, existing rows are read, and a warning says that nothing is stored.
 
@@ -160,9 +160,9 @@ class StoredOutputs:
 
     def _digest(self, step: int, content: memoryview) -> bytes:
         """Returns the digest of a row, which includes its position, to detect displaced rows."""
-        found = hashlib.sha256(f"{self._name} {step} ".encode())
-        found.update(content)
-        return found.digest()[:_DIGEST]
+        digest = hashlib.sha256(f"{self._name} {step} ".encode())
+        digest.update(content)
+        return digest.digest()[:_DIGEST]
 
     def _require_room(self) -> None:
         taken = self._path.stat().st_blocks * 512 if self._path.exists() else 0

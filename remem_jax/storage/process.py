@@ -50,6 +50,6 @@ def has_died(worker: Mapping[str, Any]) -> bool:
 
 
 def _is_local(worker: Mapping[str, Any]) -> bool:
-    """Returns whether its id belongs to this machine and container, since they started."""
-    here = {"host": os.uname().nodename, "space": space()}
-    return here["space"] is not None and all(worker[name] == here[name] for name in here)
+    """Returns whether a worker's id belongs to this boot and container of this machine."""
+    local = {"host": os.uname().nodename, "space": space()}
+    return local["space"] is not None and all(worker[name] == local[name] for name in local)

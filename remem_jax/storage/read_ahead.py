@@ -1,9 +1,9 @@
 """Reads stored outputs in a thread, before the step that needs them.
 
-Each process of a run has a file of its own, and a step counts as stored only if all of them have
-its rows: otherwise some would wait for others that run the teacher. Agreeing on that is a
-collective operation, for which the host waits for the devices. So the processes agree on a block of
-steps at a time, whose rows each process has read and verified before.
+Each process of a run has its own file, and a step counts as stored only if all of them have its
+rows: otherwise some would wait for others that run the teacher. To agree on this, processes need a
+collective operation, for which the host waits for the devices. So they agree on a block of steps at
+a time, whose rows each process has read and verified before.
 """
 
 from concurrent import futures

@@ -11,7 +11,7 @@ from remem_jax.storage import files
 
 
 def write(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON values without secrets, and makes the folders above.
+    """Writes JSON values without secrets, and creates the parent folders.
 
     Numbers that are not finite become null.
     """

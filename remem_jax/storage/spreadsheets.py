@@ -18,7 +18,7 @@ def text(rows: Iterable[Iterable[Any]]) -> str:
 def cell(value: Any) -> Any:
     """Escapes a cell: text that would be a formula gets an apostrophe before it.
 
-    Numbers, also as text ("-0.5"), stay as they are.
+    Numbers, also as text ("-0.5"), are not changed.
     """
     if not isinstance(value, str) or not value.startswith(_FORMULA) or _is_number(value):
         return value

@@ -51,7 +51,7 @@ def run(name: str, work: Callable[[], int]) -> int:
     """Runs a command after `begin`, and returns its exit code.
 
     Ctrl-C, and standard output on a full disk, are one line on standard error. The reader of
-    standard output may end at any time, as `head` does.
+    standard output may exit at any time, as `head` does.
 
     Args:
         name: Name of the command.

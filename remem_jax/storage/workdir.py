@@ -93,8 +93,8 @@ def begin(directory: pathlib.Path, config: Mapping[str, Any], current: Identity)
         current: Identity of the run or study.
 
     Raises:
-        SettingError: If the images, the weights or the version of the code that matters have
-            changed since the folder was begun.
+        SettingError: If the images, the weights or `identity.TRAINING` have changed since the
+            folder was begun.
     """
     expect(directory, current)
     results.write_for_all(directory / _CONFIG, config)
@@ -135,13 +135,13 @@ def read_inputs(directory: pathlib.Path) -> Mapping[str, Any] | None:
 
 def _merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Merges two trees; where both have a value, the later one is used."""
-    found = dict(before)
+    merged = dict(before)
     for name, value in now.items():
         old = before.get(name)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             value = _merged(old, value)
-        found[name] = value
-    return found
+        merged[name] = value
+    return merged
 
 
 def _require_ours(directory: pathlib.Path) -> None:
@@ -186,11 +186,11 @@ def _require_same_config(
     deciding: Callable[[Mapping[str, Any]], dict[str, Any]],
     counts: Callable[[str], bool],
 ) -> None:
-    """Raises if the folder was begun with settings that give another result."""
+    """Raises if the folder belongs to settings with another result."""
     before = read_config(directory)
     if before is None:
         return
-    kinds = ["study" if one.get("workflow") == STUDY else "run" for one in (before, config)]
+    kinds = ["study" if each.get("workflow") == STUDY else "run" for each in (before, config)]
     if kinds[0] != kinds[1]:
         raise SettingError(
             f"{directory} is the folder of a {kinds[0]}; set --workdir to another one for this "
@@ -207,15 +207,15 @@ def read_config(directory: pathlib.Path) -> Mapping[str, Any] | None:
         SettingError: If the file exists and cannot be read.
     """
     try:
-        found = results.read(directory / _CONFIG)
-        if found is not None and not isinstance(found, Mapping):
+        config = results.read(directory / _CONFIG)
+        if config is not None and not isinstance(config, Mapping):
             raise ValueError("it holds no settings")
     except ValueError as error:
         raise SettingError(
             f"{directory / _CONFIG} cannot be read ({error}): put it back, or set another "
             "--workdir."
         ) from None
-    return found
+    return config
 
 
 def _require_none(changed: list[str], complaint: str) -> None:

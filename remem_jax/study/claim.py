@@ -1,4 +1,4 @@
-"""A trial that a worker has claimed: its heartbeat, and how it ends."""
+"""A trial that a worker has claimed: sends its heartbeats and ends it."""
 
 import contextlib
 import math
@@ -24,7 +24,7 @@ class Claim:
     Attributes:
         key: Key of the configuration.
         number: Number of the trial, as the dashboard shows it.
-        lost: Whether another worker has taken over the configuration, so that the work is in vain.
+        lost: Whether another worker has taken over the configuration; the result is then dropped.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Claim:
         heartbeat_seconds: float,
         end: End,
     ) -> None:
-        """Stores what the claim needs of its queue.
+        """Stores the claim's trial and the connections to its queue.
 
         Args:
             trial: The trial.
@@ -52,7 +52,7 @@ class Claim:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Sends heartbeats until the block or the trial ends; to be called once for a claim."""
+        """Sends heartbeats until the block or the trial ends; call it once for each claim."""
         heart = threading.Thread(target=self._beat, name=f"heart {self.number}", daemon=True)
         heart.start()
         try:

@@ -1,4 +1,4 @@
-"""Compares rows of a study on the same test images, seed by seed, for its report."""
+"""Compares the rows of a study on the same test images, seed by seed, for its report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from remem_jax import paired
 from remem_jax.report.study import gains
 
-_ABSENT = "not on record"  # Of trials that an older version ran, or that test selected.
+_ABSENT = "not on record"  # For trials of an older version, and settings selected on test.
 _OTHERS = "other test images"
 
 
@@ -21,10 +21,10 @@ def record(study: Mapping[str, Any], records: Mapping[str, Any]) -> list[dict[st
 
     Returns:
         For each pair of cells, "baseline", "row", "column", "choice" and "seeds": for each seed
-        that both have, the "difference", its "standard_error" and "p_value" (see
+        that both rows have, the "difference", its "standard_error" and "p_value" (see
         `paired.difference`) and the number of "images"; or, as "why", the reason there is none.
     """
-    cells = {(one["row"], one["column"], one["choice"]): one for one in study["cells"]}
+    cells = {(cell["row"], cell["column"], cell["choice"]): cell for cell in study["cells"]}
     pairs = []
     for below, above in gains.comparisons(study):
         for (row, column, choice), cell in cells.items():
@@ -48,18 +48,18 @@ def _by_seed(
     cell: Mapping[str, Any],
     records: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    below = {one["seed"]: records[one["trial"]] for one in baseline["replicates"]}
+    below = {replicate["seed"]: records[replicate["trial"]] for replicate in baseline["replicates"]}
     return [
         {
-            "seed": one["seed"],
+            "seed": replicate["seed"],
             **(
                 {"why": _ABSENT}
                 if choice == "test"
-                else _difference(records[one["trial"]], below[one["seed"]])
+                else _difference(records[replicate["trial"]], below[replicate["seed"]])
             ),
         }
-        for one in cell["replicates"]
-        if one["seed"] in below
+        for replicate in cell["replicates"]
+        if replicate["seed"] in below
     ]
 
 
@@ -79,7 +79,7 @@ def _difference(above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str,
 def _correct(record: Mapping[str, Any]) -> np.ndarray | None:
     """Returns which test images the selected students classify correctly.
 
-    One axis, of images, for one student; two, of students and images, for several.
+    The shape is (image,) for one student, and (student, image) for several.
     """
     (row,) = record["methods"]
     if "test_labels" not in record["data"] or not row.get("test_correct"):

@@ -8,10 +8,10 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-# User attributes of an Optuna trial that describe one attempt; a configuration has others. Only
-# its own worker writes `record` and `failed`: a worker that fails a dead worker's trial does not
-# overwrite them. `strike` marks an attempt that failed.
-_OF_ATTEMPT = {"worker", "beats", "record", "failed", "reason", "strike"}
+# User attributes of an Optuna trial that describe one attempt; the others describe its
+# configuration. Only its own worker writes `record` and `failed`: a worker that fails a dead
+# worker's trial does not overwrite them. `strike` marks an attempt that failed.
+_ATTEMPT_ATTRIBUTES = {"worker", "beats", "record", "failed", "reason", "strike"}
 
 
 class Configuration(NamedTuple):
@@ -36,7 +36,7 @@ def first_trial(configuration: Configuration) -> FrozenTrial:
     """
     params = {name: float(number) for name, number in configuration.params.items()}
     not_finite = {name: number for name, number in params.items() if not math.isfinite(number)}
-    reserved = sorted(configuration.attributes.keys() & (_OF_ATTEMPT | {"key"}))
+    reserved = sorted(configuration.attributes.keys() & (_ATTEMPT_ATTRIBUTES | {"key"}))
     if not_finite or reserved:
         raise ValueError(
             f"A configuration needs finite params ({not_finite}) and no reserved attributes "
@@ -57,7 +57,7 @@ def next_trial(trial: FrozenTrial) -> FrozenTrial:
         state=TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
-        user_attrs={k: v for k, v in trial.user_attrs.items() if k not in _OF_ATTEMPT},
+        user_attrs={k: v for k, v in trial.user_attrs.items() if k not in _ATTEMPT_ATTRIBUTES},
     )
 
 
@@ -75,27 +75,27 @@ def in_state(trials: Iterable[FrozenTrial], state: TrialState) -> list[FrozenTri
     return [trial for trial in trials if trial.state == state]
 
 
-def state(trials: Sequence[FrozenTrial], *, most: int) -> str:
+def state(trials: Sequence[FrozenTrial], *, attempts: int) -> str:
     """Returns the state of a configuration: "waiting", "running", "done" or "failed" for good.
 
     Args:
         trials: All trials of the configuration.
-        most: Number of failed attempts after which it has failed for good.
+        attempts: Number of failed attempts after which it has failed for good.
     """
     if in_state(trials, TrialState.COMPLETE):
         return "done"
     if in_state(trials, TrialState.RUNNING):
         return "running"
-    return "waiting" if failure(trials, most=most) is None else "failed"
+    return "waiting" if failure(trials, attempts=attempts) is None else "failed"
 
 
-def failure(trials: Sequence[FrozenTrial], *, most: int) -> str | None:
+def failure(trials: Sequence[FrozenTrial], *, attempts: int) -> str | None:
     """Returns why a configuration has failed for good; None if it may be tried again."""
     for trial in in_state(trials, TrialState.FAIL):
         if "failed" in trial.user_attrs:
             return trial.user_attrs["failed"]
     reasons = failed_attempts(trials)
-    if len(reasons) < most:
+    if len(reasons) < attempts:
         return None
     return f"given up after {len(reasons)} attempts: {'; '.join(reasons)}"
 

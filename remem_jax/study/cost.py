@@ -1,4 +1,4 @@
-"""Estimates what a study costs before it starts; measured speeds are kept in its folder."""
+"""Estimates the cost of a study before it starts; the measured speeds are kept in its folder."""
 
 import pathlib
 from collections.abc import Sequence
@@ -47,22 +47,22 @@ def of_trials(planned: Sequence[Trial], directory: pathlib.Path) -> Total:
     are kept in the folder of the study.
     """
     path = directory / _SPEEDS
-    known = results.read_for_all(path) or {}
+    speeds = results.read_for_all(path) or {}
     costs = []
     for trial in planned:
         kind = results.fingerprint({"run": _kind(trial.config), "device": _device()})
-        if kind not in known:
+        if kind not in speeds:
             logging.info("Measuring the speed of a step: %s, %s.", trial.row, trial.column)
-            known[kind] = _to_json(workflow.measure_speed(trial.config))
-            results.write_for_all(path, known)
-        costs.append(cost.of_run(trial.config, _from_json(known[kind])))
+            speeds[kind] = _to_json(workflow.measure_speed(trial.config))
+            results.write_for_all(path, speeds)
+        costs.append(cost.of_run(trial.config, _from_json(speeds[kind])))
     return Total(
         len(planned),
-        sum(one.teacher_steps for one in costs),
-        sum(one.student_steps for one in costs),
-        sum(one.students for one in costs),
-        sum(one.operations for one in costs),
-        sum(one.seconds for one in costs) / 3600,
+        sum(each.teacher_steps for each in costs),
+        sum(each.student_steps for each in costs),
+        sum(each.students for each in costs),
+        sum(each.operations for each in costs),
+        sum(each.seconds for each in costs) / 3600,
     )
 
 
@@ -72,12 +72,12 @@ def show_plans(planned: Sequence[Trial]) -> None:
     Raises:
         SettingError: If one does not fit.
     """
-    shown = set()
+    logged = set()
     for trial in planned:
         kind = results.fingerprint({"run": _kind(trial.config), "data": trial.config.data.name})
-        if kind in shown:
+        if kind in logged:
             continue
-        shown.add(kind)
+        logged.add(kind)
         logging.info("Device memory of %s, %s:", trial.row, trial.column)
         try:
             workflow.show_plan(trial.config)
@@ -102,7 +102,7 @@ def _kind(config: ConfigDict) -> dict[str, Any]:
         "student": {name: student[name] for name in names},
         "image_size": plain["data"]["image_size"],
         "compute_dtype": plain["compute_dtype"],
-        # `described` leaves them out, since they change no result; but they change the speed.
+        # `described` omits them because they change no result, but they change the speed.
         "memory": [config.teacher[name] for name in ("rematerialise", "accumulate")],
     }
 

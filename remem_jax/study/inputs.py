@@ -1,4 +1,4 @@
-"""Digests of the images and weights that the trials of a study read, taken before they run."""
+"""Computes the digests of the images and weights that a study's trials read, before they run."""
 
 import json
 import pathlib
@@ -96,13 +96,13 @@ def with_kept(
     if shared:
         records, states = shared.records(by_place), shared.states(by_place)
         for key in states:
-            now = inputs.of(by_place[key].config)
+            digests = inputs.of(by_place[key].config)
             if key in records:
-                before = _of_record(records[key])
+                earlier = _of_record(records[key])
             else:
-                before = workdir.read_inputs(folder / "trials" / key) or {}
-            same = not identity.differences(before, now, counts=lambda name: False)
-            if same and "data" in before:
+                earlier = workdir.read_inputs(folder / "trials" / key) or {}
+            is_same = not identity.differences(earlier, digests, counts=lambda name: False)
+            if is_same and "data" in earlier:
                 kept.append(key)
             elif key in records:
                 logging.warning(

@@ -1,7 +1,7 @@
-"""The trials of a study, kept in an Optuna storage and shared by workers on any machines.
+"""Keeps the trials of a study in an Optuna storage that workers on any machines share.
 
 Optuna's own queue does not fit: its heartbeat works only in databases, `Study.ask` takes any
-waiting trial, and `enqueue_trial` adds duplicates when workers race. An Optuna trial is here one
+waiting trial, and `enqueue_trial` adds duplicates when workers race. Here, an Optuna trial is one
 attempt at a configuration, by one worker. No work is repeated, and no result is lost:
 
 - A trial is claimed only if all earlier trials of its configuration have failed or were pruned,
@@ -59,7 +59,7 @@ def _retried(method: Callable[_Parameters, _Result]) -> Callable[_Parameters, _R
 
 
 class Queue:
-    """The trials of a study, from `open_queue`; used in a `with`, by one thread.
+    """The trials of a study; opened by `open_queue`, used in a `with` statement by one thread.
 
     While the storage cannot be used, each method retries for `grace_seconds`, then raises
     `SettingError`.
@@ -83,7 +83,7 @@ class Queue:
         )
         self._study_id = storage.get_study_id_from_name(name)
         self._last_check = -math.inf  # By this machine's clock.
-        # Count of heartbeats by trial, and since when it has not changed.
+        # By trial: its number of heartbeats, and the time since which that has not changed.
         self._heartbeats: dict[int, tuple[int | None, float]] = {}
 
     def __enter__(self) -> "Queue":
@@ -96,7 +96,9 @@ class Queue:
 
     def add(self, new: Sequence[Configuration]) -> None:
         """Adds a trial of each configuration that has none."""
-        self._add({one.key: configurations.first_trial(one) for one in new})
+        self._add(
+            {configuration.key: configurations.first_trial(configuration) for configuration in new}
+        )
 
     @_retried
     def claim(self, keys: Collection[str]) -> Claim | None:
@@ -154,7 +156,7 @@ class Queue:
         groups = self._groups(keys).items()
         failed = {key: group for key, group in groups if self._state(group) == "failed"}
         return {
-            key: str(configurations.failure(group, most=self._attempts))
+            key: str(configurations.failure(group, attempts=self._attempts))
             for key, group in failed.items()
         }
 
@@ -175,7 +177,7 @@ class Queue:
         except UpdateFinishedTrialError:
             if state != TrialState.COMPLETE:
                 return False
-            # Only its worker completes a trial: the storage may have done so without replying.
+            # Only this worker completes the trial: the storage may have done so without a reply.
             return self._storage.get_trial(trial_id).state == TrialState.COMPLETE
         return True
 
@@ -190,13 +192,13 @@ class Queue:
         }
 
     def _state(self, group: Sequence[FrozenTrial]) -> str:
-        return configurations.state(group, most=self._attempts)
+        return configurations.state(group, attempts=self._attempts)
 
     @_retried
     def _add(self, trials: Mapping[str, FrozenTrial]) -> None:
-        known, expected = self._groups(trials), None
-        for left, (key, trial) in zip(range(len(trials), 0, -1), trials.items(), strict=True):
-            if key in known:
+        existing, expected = self._groups(trials), None
+        for remaining, (key, trial) in zip(range(len(trials), 0, -1), trials.items(), strict=True):
+            if key in existing:
                 continue
             start = time.monotonic()
             trial_id = self._storage.create_new_trial(self._study_id, trial)
@@ -204,8 +206,8 @@ class Queue:
             if expected in (None, number):
                 expected = number + 1
             else:  # Another worker adds the same trials. Without a pause, both would add each.
-                time.sleep(random.random() * left * (time.monotonic() - start))
-                known, expected = self._groups(trials), None
+                time.sleep(random.random() * remaining * (time.monotonic() - start))
+                existing, expected = self._groups(trials), None
 
     def _fail_dead_workers(self, keys: Collection[str]) -> None:
         start = time.monotonic()
@@ -215,8 +217,8 @@ class Queue:
         self._last_check = now
         for trial in configurations.in_state(trials, TrialState.RUNNING):
             beats, worker = trial.user_attrs.get("beats"), trial.user_attrs.get("worker")
-            before, since = self._heartbeats.get(trial.number, (beats, now))
-            since = since if beats == before else now
+            last_beats, since = self._heartbeats.get(trial.number, (beats, now))
+            since = since if beats == last_beats else now
             self._heartbeats[trial.number] = beats, since
             if start - since >= self._grace_seconds or (worker and process.has_died(worker)):
                 self._fail_lost(trial)

@@ -51,8 +51,8 @@ class Search:
     Attributes:
         cells: The cells by row, column and seed.
         by_key: All trials that may be scheduled, by key.
-        planned: As many trials of each rung as will be run; only on the first rung is it known
-            which trials these are.
+        planned: As many trials of each rung as will be run. On later rungs, other trials may take
+            their places.
     """
 
     def __init__(
@@ -66,26 +66,26 @@ class Search:
         Args:
             settings: `config.search`.
             trials: All trials with all steps, from `space.trials`.
-            grids: Number of grid points of each row of the table, from `space.grid_sizes`, whether
-                or not the row is run now. None counts those of the trials.
+            grids: Number of grid points of each row of the table, also of rows that are not run
+                now, from `space.grid_sizes`; None to count those of the trials.
 
         Raises:
             SettingError: If the budget is too small.
         """
-        of_cell: dict[tuple[str, str, int], list[Trial]] = {}
+        by_cell: dict[tuple[str, str, int], list[Trial]] = {}
         for trial in trials:
-            of_cell.setdefault(trial.cell, []).append(trial)
+            by_cell.setdefault(trial.cell, []).append(trial)
         if grids is None:
             grids = {
-                row: max(len(of_cell[cell]) for cell in of_cell if cell[0] == row)
-                for row, _, _ in of_cell
+                row: max(len(by_cell[cell]) for cell in by_cell if cell[0] == row)
+                for row, _, _ in by_cell
             }
         if settings.kind == "grid":
             sizes = {row: {1.0: size} for row, size in grids.items()}
         else:
             sizes = space.halving_sizes(grids, settings)
         self.cells = {
-            cell: Cell(grid, _rungs(grid, sizes[cell[0]])) for cell, grid in of_cell.items()
+            cell: Cell(grid, _rungs(grid, sizes[cell[0]])) for cell, grid in by_cell.items()
         }
         rungs = [rung for cell in self.cells.values() for rung in cell.rungs]
         self.by_key = {trial.key: trial for rung in rungs for trial in rung.trials}
@@ -103,15 +103,17 @@ class Search:
         """
         schedules = [_halve(cell.rungs, values) for cell in self.cells.values()]
         return Schedule(
-            [trial for one in schedules for trial in one.trials],
-            any(one.more for one in schedules),
+            [trial for schedule in schedules for trial in schedule.trials],
+            any(schedule.more for schedule in schedules),
         )
 
 
 def _rungs(trials: Sequence[Trial], sizes: Mapping[float, int]) -> list[Rung]:
     candidates = trials[: max(sizes.values())]
     return [
-        Rung([space.scaled(one, fraction) if fraction < 1 else one for one in candidates], size)
+        Rung(
+            [space.scaled(trial, fraction) if fraction < 1 else trial for trial in candidates], size
+        )
         for fraction, size in sizes.items()
     ]
 

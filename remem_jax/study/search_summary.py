@@ -1,4 +1,4 @@
-"""What a study has searched, row by row, and what its search dropped, for the report."""
+"""Describes the search of a study, row by row, and the grid points that it dropped."""
 
 import fractions
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def record(
         "rows": _rows(config, search),
         "rungs": [_rungs(cell, keys, validation) for cell in search.cells.values()],
         "dropped": [
-            one for cell in search.cells.values() for one in _dropped(cell, keys, validation)
+            point for cell in search.cells.values() for point in _dropped(cell, keys, validation)
         ],
     }
 
@@ -49,12 +49,12 @@ def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for (row, column, _), cell in search.cells.items():
         grid, grids = _grid(config.rows[row].method, cell.trials), rows.setdefault(row, [])
-        same = next((one for one in grids if one["grid"] == grid), None)
-        if same is None:
+        equal = next((entry for entry in grids if entry["grid"] == grid), None)
+        if equal is None:
             grids.append({"row": row, "columns": [column], "grid": grid})
-        elif column not in same["columns"]:
-            same["columns"].append(column)
-    return [one for grids in rows.values() for one in grids]
+        elif column not in equal["columns"]:
+            equal["columns"].append(column)
+    return [entry for grids in rows.values() for entry in grids]
 
 
 def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -108,18 +108,18 @@ def _dropped(
 ) -> list[dict[str, Any]]:
     """Returns the grid points known to get no trial with all steps: never started, or dropped."""
     dropped = []
-    for number, full in enumerate(cell.trials):
-        on_rungs = [rung.trials[number] for rung in cell.rungs if number < len(rung.trials)]
-        reached = [place for place, trial in enumerate(on_rungs) if trial.key in keys]
+    for index, full_trial in enumerate(cell.trials):
+        on_rungs = [rung.trials[index] for rung in cell.rungs if index < len(rung.trials)]
+        reached = [rung_index for rung_index, trial in enumerate(on_rungs) if trial.key in keys]
         if reached and not _is_decided(cell, reached[-1], keys):
             continue
         last = on_rungs[reached[-1]] if reached else None
         dropped.append(
             {
-                "row": full.row,
-                "column": full.column,
-                "seed": full.seed,
-                "settings": dict(full.point),
+                "row": full_trial.row,
+                "column": full_trial.column,
+                "seed": full_trial.seed,
+                "settings": dict(full_trial.point),
                 "fraction": last and last.fraction,
                 "trial": last and last.key,
                 "validation": last and validation.get(last.key),
@@ -129,7 +129,7 @@ def _dropped(
 
 
 def _is_decided(cell: Cell, rung: int, keys: set[str]) -> bool:
-    """Whether it is known which grid points go on from a rung; from the last rung, none does."""
+    """Returns whether it is known which grid points continue from a rung; False for the last."""
     above = cell.rungs[rung + 1 :]
     return bool(above) and any(trial.key in keys for trial in above[0].trials)
 
@@ -142,9 +142,9 @@ def _text(config: ConfigDict) -> str:
     sizes = space.halving_sizes(grids, config.search)
     searched = [row for row, size in grids.items() if size > 1]
     spent = sum(space.full_trials(sizes[row]) for row in searched)
-    whole = sum(grids[row] for row in searched)
+    total = sum(grids[row] for row in searched)
     of_rows = [f"{config.rows[row].title}: {_rungs_text(grids[row], sizes[row])}." for row in grids]
-    share = f" ({100 * spent / whole:.1f} %)" if whole else ""
+    share = f" ({100 * spent / total:.1f} %)" if total else ""
     return " ".join(
         [
             "Successive halving, for each column and seed. Settings start with a fraction of the "
@@ -153,7 +153,7 @@ def _text(config: ConfigDict) -> str:
             "many as its grid has.",
             *of_rows,
             f"Together the rows with more than one setting cost as much as {spent:.4g} full trials "
-            f"of {whole}{share}; config.search.budget allows {100 * config.search.budget:.4g} %. "
+            f"of {total}{share}; config.search.budget allows {100 * config.search.budget:.4g} %. "
             "Settings that never start are those farthest, in steps of the grid, from "
             "config.search.near.",
         ]
@@ -166,12 +166,12 @@ def _rungs_text(grid: int, sizes: Mapping[float, int]) -> str:
         return "its one setting is tried in full"
     *short, last = sizes.items()
     rungs = [
-        f"{size} {'start' if place == 0 else 'go on'} with {_fraction(fraction)} of the steps"
-        for place, (fraction, size) in enumerate(short)
+        f"{size} {'start' if index == 0 else 'go on'} with {_fraction(fraction)} of the steps"
+        for index, (fraction, size) in enumerate(short)
     ]
     full = f"{last[1]} {'is' if last[1] == 1 else 'are'} tried in full"
-    whole = " (its whole grid)" if last[1] == grid else ""
-    return f"of {grid} settings, {', '.join([*rungs, full])}{whole}"
+    note = " (its whole grid)" if last[1] == grid else ""
+    return f"of {grid} settings, {', '.join([*rungs, full])}{note}"
 
 
 def _fraction(value: float) -> str:

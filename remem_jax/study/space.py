@@ -1,4 +1,4 @@
-"""The trials of a study: the configurations of its table, each run with its own settings."""
+"""Makes the trials of a study: the configurations of its table, each with its own settings."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ Identify = Callable[[ConfigDict], str]
 
 
 class Trial(NamedTuple):
-    """One teacher, with all its checkpoints, and all the students of each.
+    """A run of a study: a teacher with all its checkpoints, and all the students of each.
 
     Attributes:
         key: Key of its identity; trials with the same key are the same.
@@ -128,7 +128,7 @@ def _scaled_warmup(warmup: int, full: int, steps: int) -> int:
 
 
 def _cells(config: ConfigDict) -> Iterator[tuple[str, str, int]]:
-    """Yields the cells to run, seed by seed, so that a first whole table is soon complete."""
+    """Yields the cells to run, seed by seed, so that a whole table is complete early."""
     only = _selected_names(config)
     rows, columns = (
         [name for name in order if name in only or not only & set(order)]
@@ -150,12 +150,12 @@ def _points(config: ConfigDict, method: str) -> list[dict[str, float]]:
         for name, values in config.grid.items()
         if METHODS[method].has_teacher and name not in METHODS[method].fixed
     }
-    near = {name: config.search.near.get(name, values[0]) for name, values in free.items()}
+    nearest = {name: config.search.near.get(name, values[0]) for name, values in free.items()}
     points = [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
 
     def distance(point: Mapping[str, float]) -> int:
         return sum(
-            abs(values.index(point[name]) - values.index(near[name]))
+            abs(values.index(point[name]) - values.index(nearest[name]))
             for name, values in free.items()
         )
 
@@ -175,7 +175,7 @@ def _trial(
         _apply(run, config.columns[column].changes, f"config.columns.{column}.changes")
         _apply(run, config.rows[row].changes, f"config.rows.{row}.changes")
         run.teacher.update(point)
-        # As the method fixes them; else they would be listed as deviations from the paper.
+        # Otherwise, settings that the method fixes would be listed as deviations from the paper.
         run.teacher.update(METHODS[method].fixed)
         run.methods = (method,)
         run.seed = seed
@@ -220,7 +220,7 @@ def halving_sizes(grids: Mapping[str, int], settings: ConfigDict) -> dict[str, d
     Raises:
         SettingError: If the budget does not suffice for one grid point of each row.
     """
-    fractions, most = rung_fractions(settings), max(grids.values())
+    fractions, largest = rung_fractions(settings), max(grids.values())
     budget = settings.budget * sum(size for size in grids.values() if size > 1) + 1e-9
 
     def fitting(ladder: Sequence[int]) -> dict[str, dict[float, int]] | None:
@@ -228,14 +228,14 @@ def halving_sizes(grids: Mapping[str, int], settings: ConfigDict) -> dict[str, d
         spent = math.fsum(full_trials(sizes[row]) for row, size in grids.items() if size > 1)
         return sizes if spent <= budget else None
 
-    for first in range(most, 0, -1):
+    for first in range(largest, 0, -1):
         ladder = [max(1, first // settings.reduction**r) for r in range(settings.rungs)]
         sizes = fitting(ladder)
         if sizes is None:
             continue
-        more = range(most, first, -1) if settings.rungs > 1 else ()
-        wider = (fitting([start, *ladder[1:]]) for start in more)
-        return next((wide for wide in wider if wide), sizes)
+        starts = range(largest, first, -1) if settings.rungs > 1 else ()
+        wider = (fitting([start, *ladder[1:]]) for start in starts)
+        return next((wider_sizes for wider_sizes in wider if wider_sizes), sizes)
     raise checks.SettingError(
         f"config.search.budget of {settings.budget:g} is too small for grids of "
         f"{', '.join(str(size) for size in grids.values())}: raise it, or set "
@@ -245,7 +245,7 @@ def halving_sizes(grids: Mapping[str, int], settings: ConfigDict) -> dict[str, d
 
 def _row_rungs(grid: int, ladder: Sequence[int], fractions: Sequence[float]) -> dict[float, int]:
     """Returns the rungs of a row: those that drop some of its grid points, and the last."""
-    sizes = [min(grid, most) for most in ladder]
+    sizes = [min(grid, limit) for limit in ladder]
     return {
         fraction: size
         for fraction, size, following in zip(fractions, sizes, [*sizes[1:], 0], strict=True)

@@ -83,7 +83,7 @@ def _url(storage: str, folder: pathlib.Path) -> sqlalchemy.URL:
         url = sqlalchemy.make_url(storage)
         if url.drivername == "journal" or url.get_backend_name() == "sqlite":
             url = _with_absolute_path(url)
-        if "@" not in (url.host or ""):  # Else the host contains a piece of the password.
+        if "@" not in (url.host or ""):  # Otherwise the host contains a part of the password.
             return url
     raise SettingError(
         'config.storage must be "sqlite", "journal", one of them with a path ("sqlite:/path"), or '

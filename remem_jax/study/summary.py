@@ -1,13 +1,13 @@
-"""Summarises the results of a study: the record that its report shows, and the best so far."""
+"""Summarises the results of a study: the record for its report, and the best students so far."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from remem_jax import report
 from remem_jax.methods import METHODS
 from remem_jax.report import information, protocol
-from remem_jax.report.study import page as study_page
 from remem_jax.storage import results
 from remem_jax.study import comparisons, cost, queue, search_summary
 from remem_jax.study.search import Search
@@ -36,12 +36,14 @@ def make(
     states, records, failures = shared.states(keys), shared.records(keys), shared.failures(keys)
     trials = [_trial(trial, states, records, failures) for trial in scheduled]
     cells, missing = _cells(scheduled, records, trials)
-    validation = {one["trial"]: one["validation"] for one in trials if one["trial"] in records}
+    validation = {
+        trial["trial"]: trial["validation"] for trial in trials if trial["trial"] in records
+    }
     full = [
         records[trial.key] for trial in scheduled if trial.fraction == 1 and trial.key in records
     ]
     study = {
-        "format": study_page.FORMAT,
+        "format": report.STUDY_FORMAT,
         "title": config.title,
         "table": config.table,
         "mini": config.mini,
@@ -65,7 +67,7 @@ def make(
         "search": search_summary.record(config, search, scheduled, validation),
         "cost": {
             **total._asdict(),
-            "spent_hours": sum(one["seconds"] or 0 for one in trials) / 3600,
+            "spent_hours": sum(trial["seconds"] or 0 for trial in trials) / 3600,
         },
         "differs": _differs(config, full),
         "versions": full[0]["versions"] if full else {},
@@ -79,20 +81,23 @@ def best(study: Mapping[str, Any]) -> list[str]:
     Args:
         study: Record from `make`.
     """
-    trials = {one["trial"]: one for one in study["trials"]}
+    trials = {trial["trial"]: trial for trial in study["trials"]}
     lines = []
     for cell in study["cells"]:
         if cell["choice"] != "validation":
             continue
-        for one in cell["replicates"]:
-            trial = trials[one["trial"]]
+        for replicate in cell["replicates"]:
+            trial = trials[replicate["trial"]]
             teacher = (
-                "" if one["teacher"] is None else f", its teacher {100 * one['teacher']:.2f} %"
+                ""
+                if replicate["teacher"] is None
+                else f", its teacher {100 * replicate['teacher']:.2f} %"
             )
             lines.append(
-                f"{cell['row']}, {cell['column']}, seed {one['seed']}: the best of "
-                f"{one['students']} students so far has {100 * one['student']:.2f} % on test"
-                f"{teacher} ({trial['folder']}/selected, on {trial['worker']})."
+                f"{cell['row']}, {cell['column']}, seed {replicate['seed']}: the best of "
+                f"{replicate['students']} students so far has "
+                f"{100 * replicate['student']:.2f} % on test{teacher} "
+                f"({trial['folder']}/selected, on {trial['worker']})."
             )
     return lines
 
@@ -150,12 +155,14 @@ def _cells(
     missing = []
     for cell in {trial.cell: None for trial in scheduled}:
         row, column, seed = cell
-        of_cell = [one for one in trials if (one["row"], one["column"], one["seed"]) == cell]
+        cell_trials = [
+            trial for trial in trials if (trial["row"], trial["column"], trial["seed"]) == cell
+        ]
         done = [t for t in scheduled if t.cell == cell and t.fraction == 1 and t.key in records]
         if not done:
-            missing.append({"row": row, "column": column, "seed": seed, "why": _why(of_cell)})
+            missing.append({"row": row, "column": column, "seed": seed, "why": _why(cell_trials)})
         for choice in CHOICES if done else ():
-            replicate = _replicate(choice, done, records, of_cell)
+            replicate = _replicate(choice, done, records, cell_trials)
             if replicate:
                 entry = {"row": row, "column": column, "choice": choice, "replicates": []}
                 cells.setdefault((row, column, choice), entry)["replicates"].append(replicate)
@@ -164,12 +171,12 @@ def _cells(
 
 def _why(trials: Sequence[Mapping[str, Any]]) -> str:
     """Returns why a cell has no result yet."""
-    if any(one["state"] == "running" for one in trials):
+    if any(trial["state"] == "running" for trial in trials):
         return "running"
-    reasons = [one["reason"] for one in trials if one["state"] == "failed"]
+    reasons = [trial["reason"] for trial in trials if trial["state"] == "failed"]
     if reasons and len(reasons) == len(trials):
         return f"failed: {reasons[0]}"
-    return "started" if any(one["state"] == "done" for one in trials) else "not run yet"
+    return "started" if any(trial["state"] == "done" for trial in trials) else "not run yet"
 
 
 def _replicate(
@@ -178,7 +185,7 @@ def _replicate(
     records: Mapping[str, Any],
     trials: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any] | None:
-    """Returns the best trial of a cell; ties go to the lower loss, as among students of a trial."""
+    """Returns the best trial of a cell; the lower loss breaks ties, as among a trial's students."""
 
     def selection(trial: Trial) -> Any:
         row = records[trial.key]["methods"][0]
@@ -201,15 +208,15 @@ def _replicate(
         "student": row["student"]["test"][metric],
         "teacher": row["teacher"] and row["teacher"]["test"][metric],
         "validation": row["student"]["validation"][metric],
-        "students_of_seeds": [one["test"][metric] for one in row["seeds"]],
+        "students_of_seeds": [student["test"][metric] for student in row["seeds"]],
         "settings": {
             **chosen.point,
             "teacher_step": selected["teacher_step"],
             **{f"student.{name}": selected[name] for name in names},
         },
         "trial": chosen.key,
-        "trials": sum(one["state"] == "done" for one in trials),
-        "students": sum(one["students"] for one in trials),
+        "trials": sum(trial["state"] == "done" for trial in trials),
+        "students": sum(trial["students"] for trial in trials),
     }
 
 
@@ -230,7 +237,7 @@ def _differs(config: ConfigDict, records: Sequence[Mapping[str, Any]]) -> list[s
     for record in records:
         run = record["config"]
         sentences |= dict.fromkeys(run["differs"])
-        # Settings fixed by the method are the paper's; a run from scratch has no teacher.
+        # The settings that a method fixes are the paper's; a run from scratch has no teacher.
         method = METHODS[run["methods"][0]]
         free = run["teacher"].items() if method.has_teacher else ()
         teacher = {name: value for name, value in free if name not in method.fixed}

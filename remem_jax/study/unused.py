@@ -1,4 +1,4 @@
-"""Refuses settings of a study that were given but change none of its trials."""
+"""Rejects settings of a study that the user gave but that change none of its trials."""
 
 from collections.abc import Collection
 
@@ -8,11 +8,11 @@ from remem_jax.methods import METHODS
 from remem_jax.settings import unused, values
 from remem_jax.study import space
 
-_OF_TRIALS = {  # The study sets these for each trial.
+_SET_BY_STUDY = {  # Settings that the study sets for each trial, and why.
     "seed": "config.seeds has those of a study",
     "methods": "each of config.rows has its own",
 }
-_OF_HALVING = ("reduction", "rungs", "budget")
+_HALVING_SETTINGS = ("reduction", "rungs", "budget")
 
 
 def check(config: ConfigDict, given: Collection[str]) -> None:
@@ -26,10 +26,10 @@ def check(config: ConfigDict, given: Collection[str]) -> None:
     for name in given:
         group, _, rest = name.partition(".")
         if group == "base":
-            used = [one for one in trials if not unused.is_idle(one.config, rest)]
-            reasons = [_reason(config, trial, rest) for trial in used]
+            affected = [trial for trial in trials if not unused.is_idle(trial.config, rest)]
+            reasons = [_reason(config, trial, rest) for trial in affected]
             unused.refuse(name, "; ".join(dict.fromkeys(reasons)) if all(reasons) else "")
-        elif group == "search" and rest in _OF_HALVING and config.search.kind == "grid":
+        elif group == "search" and rest in _HALVING_SETTINGS and config.search.kind == "grid":
             unused.refuse(name, "config.search.kind is grid")
         elif group == "grid" and not any(rest in trial.point for trial in trials):
             unused.refuse(name, "the method of no row leaves it free")
@@ -37,8 +37,8 @@ def check(config: ConfigDict, given: Collection[str]) -> None:
 
 def _reason(config: ConfigDict, trial: space.Trial, name: str) -> str:
     """Returns why a setting of `config.base` has no effect in a trial; "" if it has one."""
-    if name in _OF_TRIALS:
-        return _OF_TRIALS[name]
+    if name in _SET_BY_STUDY:
+        return _SET_BY_STUDY[name]
     for where, key in (("columns", trial.column), ("rows", trial.row)):
         if name in dict(values.leaves(config[where][key].changes)):
             return f"each of config.{where} sets it"

@@ -65,7 +65,7 @@ def run(
         config: All settings.
         directory: Folder of the study.
         stopping: Called after every step; the worker stops when it returns True.
-        given: Names of the settings that the user gave; those without an effect are refused.
+        given: Names of the settings that the user gave; those without an effect are rejected.
 
     Raises:
         SettingError: If a setting, the data, the weights, the storage or the folder cannot be used.
@@ -74,13 +74,13 @@ def run(
     space.check(config)
     unused.check(config, given)
     grids = space.grid_sizes(config)
-    by_place = search.Search(config.search, space.trials(config), grids)
-    on = mesh.make_mesh()
-    for trial in by_place.by_key.values():
-        settings.check_mesh(trial.config, on)
+    search_by_place = search.Search(config.search, space.trials(config), grids)
+    device_mesh = mesh.make_mesh()
+    for trial in search_by_place.by_key.values():
+        settings.check_mesh(trial.config, device_mesh)
         folders.require_outside(trial.config.data.name, trial.config.data.path, directory)
     workdir.share(directory, settings.plain(config))
-    total = cost.of_trials(by_place.planned, directory)
+    total = cost.of_trials(search_by_place.planned, directory)
     logging.info(
         "%s: %d trials, %s teacher steps, %s steps of %s students, %.3g operations; about %s of "
         "training on this device alone.",
@@ -93,16 +93,16 @@ def run(
         _duration(total.hours),
     )
     if config.plan_only:
-        cost.show_plans(by_place.planned)
+        cost.show_plans(search_by_place.planned)
         return
     # Opens the storage first, so that an error comes before all images are read.
     with _open_queue(config, directory) if mesh.is_writer() else contextlib.nullcontext() as shared:
         digests = inputs.read(space.trials(config))
-        digests = inputs.with_kept(digests, by_place.by_key, shared, directory)
+        digests = inputs.with_kept(digests, search_by_place.by_key, shared, directory)
         trials = space.trials(config, digests.identify)
         workdir.begin(directory, settings.plain(config), inputs.of_study(config, trials, digests))
-        of_trials = search.Search(config.search, trials, grids)
-        _work(Study(config, directory, of_trials, digests, shared, total, stopping))
+        trial_search = search.Search(config.search, trials, grids)
+        _work(Study(config, directory, trial_search, digests, shared, total, stopping))
 
 
 def _open_queue(config: ConfigDict, directory: pathlib.Path) -> queue.Queue:
@@ -178,10 +178,10 @@ def _schedule(study: Study) -> search.Schedule:
     while True:  # A complete rung schedules the next one.
         schedule = study.search.schedule(values)
         keys = [trial.key for trial in schedule.trials]
-        now = study.queue.values(keys) | dict.fromkeys(study.queue.failures(keys), -math.inf)
-        if now.keys() <= values.keys():
+        current = study.queue.values(keys) | dict.fromkeys(study.queue.failures(keys), -math.inf)
+        if current.keys() <= values.keys():
             return schedule
-        values |= now
+        values |= current
 
 
 def _configuration(trial: Trial) -> Configuration:
@@ -195,25 +195,26 @@ def _configuration(trial: Trial) -> Configuration:
 
 
 def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> None:
-    """Runs a trial to its end, and records how it ended."""
+    """Runs a trial, and records its result or its failure."""
     trial = study.search.by_key[step["key"]]
     folder = study.directory / "trials" / trial.key
-    is_ours = False
+    is_recorded = False
     with claim.working() if claim else contextlib.nullcontext(), _handled(trial, claim):
-        # Refuses images that have changed since they were read for the key.
+        # Rejects images that have changed since the key was computed from them.
         workdir.expect(folder, study.inputs.identity(trial.config))
         workflow.run(
             trial.config,
             folder,
-            # A lost claim means that the work is in vain.
+            # If the claim is lost, the result would be dropped.
             stopping=lambda: study.stopping() or (claim is not None and claim.lost),
         )
         if claim:
             record = _record(folder)
             (row,) = record["methods"]
             value = row["student"]["validation"][record["data"]["metric"]]
-            is_ours = claim.done(value, record)
-    if is_ours and not study.config.keep_weights:  # If lost, another worker may need them.
+            is_recorded = claim.done(value, record)
+    # If the claim was lost, another worker may need the weights.
+    if is_recorded and not study.config.keep_weights:
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
     jax.clear_caches()  # Steps that trials share stay in the persistent compilation cache.

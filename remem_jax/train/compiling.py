@@ -18,12 +18,12 @@ _ZLIB = b"\x78"  # First byte of zlib's output.
 
 
 class Compiled(NamedTuple):
-    """Compilations since the process began.
+    """Counts of compilations.
 
     Attributes:
         made: Functions that were compiled.
         found: Functions that were in the cache.
-        seconds: What both took.
+        seconds: Time spent on both.
     """
 
     made: int = 0
@@ -42,8 +42,8 @@ class Counter:
 
     def read(self) -> Compiled:
         """Returns the compilations since the last call."""
-        found, self._sum = self._sum, Compiled()
-        return found
+        compiled, self._sum = self._sum, Compiled()
+        return compiled
 
     def _event(self, event: str, **_: str | int) -> None:
         if event == _HIT:
@@ -59,16 +59,16 @@ class Counter:
 def keep(folder: pathlib.Path) -> None:
     """Caches compiled functions in a folder, unless the user has set another one in JAX.
 
-    Where the folder cannot be written to, what it holds is used, and a warning says so.
+    If the folder is not writable, a warning is logged, and existing entries are still used.
     """
-    named = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    if named is not None:
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is not None:
         return
     try:
-        _remove_cut(folder)
+        _remove_truncated(folder)
     except OSError as error:
         logging.warning(
-            "What is compiled cannot be kept in %s (%s) and is compiled at every start; set "
+            "Compiled functions cannot be kept in %s (%s) and are compiled at every start; set "
             "REMEM_CACHE to a folder that can be written.",
             folder,
             error.strerror,
@@ -83,29 +83,29 @@ def keep(folder: pathlib.Path) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def _remove_cut(folder: pathlib.Path) -> None:
+def _remove_truncated(folder: pathlib.Path) -> None:
     """Removes truncated entries, left by a kill or a full disk; JAX would warn at every start.
 
-    JAX writes to the files themselves, and never over one that is there. Only what is new since
-    the last start is looked at.
+    JAX neither writes to a temporary file first nor overwrites an entry. Only entries written since
+    the last start are checked.
 
     Raises:
         OSError: If the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    looked = folder / "looked"
-    since = looked.stat().st_mtime if looked.exists() else 0.0
+    last_start = folder / "looked"
+    since = last_start.stat().st_mtime if last_start.exists() else 0.0
     for path in folder.glob("*-cache"):
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime >= since and _is_cut(path):
+            if path.stat().st_mtime >= since and _is_truncated(path):
                 path.unlink()
-    looked.touch()
+    last_start.touch()
 
 
-def _is_cut(path: pathlib.Path) -> bool:
+def _is_truncated(path: pathlib.Path) -> bool:
     content = path.read_bytes()
     if content and not content.startswith(_ZLIB):
-        return False  # Compressed by a library that is not needed otherwise.
+        return False  # Compressed by zstandard, which only JAX uses, if it is installed.
     try:
         zlib.decompress(content)
     except zlib.error:

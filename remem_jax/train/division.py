@@ -21,9 +21,9 @@ class Division(NamedTuple):
     Attributes:
         group: SAM's m, the number of (neighbouring) examples that share one ascent. 0 is the whole
             batch; the batch size over the number of devices gives each device its own ascent.
-        accumulate: Number of microbatches of each device's share. They are taken one after
-            another, so that memory holds the activations of one. So are groups; groups smaller
-            than a microbatch become the microbatches.
+        accumulate: Number of microbatches of each device's share. They are computed one after
+            another, so that memory holds the activations of one. Groups are computed one after
+            another, too; groups smaller than a microbatch become the microbatches.
         mesh: Devices that share the batch, which is sharded by its first axis over the mesh axis
             `AXIS`; None for one device.
         looped: Whether SAM's two passes are one loop; see `sam.at_worst_point`.
@@ -72,7 +72,7 @@ WHOLE = Division()
 
 
 class Examples(NamedTuple):
-    """Examples that a gradient is taken of, with a dropout key for each of their microbatches."""
+    """Examples of a gradient, with a dropout key for each of their microbatches."""
 
     images: Float[Array, "batch height width channel"]
     labels: Labels
@@ -80,9 +80,9 @@ class Examples(NamedTuple):
 
 
 # (metrics, batch statistics) of the clean pass
-Found = tuple[Metrics, Params]
+Auxiliary = tuple[Metrics, Params]
 # (parameters, examples) -> (gradient of the mean loss, metrics and statistics); see `sam.Gradient`
-Gradient = Callable[[Params, Examples], tuple[Params, Found]]
+Gradient = Callable[[Params, Examples], tuple[Params, Auxiliary]]
 
 
 def divided(
@@ -100,7 +100,7 @@ def divided(
         examples: Global batch size.
 
     Returns:
-        The gradient of a whole batch, and the number of microbatches that it is taken in.
+        The gradient of a whole batch, and its number of microbatches.
     """
     if ascent is None:
         division = division._replace(group=0)
@@ -121,19 +121,19 @@ def divided(
 
 
 def _accumulated(gradient: Gradient, microbatches: int) -> Gradient:
-    """Returns the mean gradient of equal microbatches, taken one after another."""
+    """Returns the mean gradient of equal microbatches, computed one after another."""
     if microbatches == 1:
         return gradient
 
-    def accumulated(params: Params, examples: Examples) -> tuple[Params, Found]:
-        def add(total: Params, microbatch: Examples) -> tuple[Params, Found]:
-            grads, found = gradient(params, microbatch)
-            return jax.tree.map(jnp.add, total, grads), found
+    def accumulated(params: Params, examples: Examples) -> tuple[Params, Auxiliary]:
+        def add(total: Params, microbatch: Examples) -> tuple[Params, Auxiliary]:
+            grads, auxiliary = gradient(params, microbatch)
+            return jax.tree.map(jnp.add, total, grads), auxiliary
 
         divided = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), examples)
-        total, found = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), divided)
+        total, auxiliary = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), divided)
         mean = functools.partial(jnp.mean, axis=0)
-        return jax.tree.map(lambda g: g / microbatches, total), jax.tree.map(mean, found)
+        return jax.tree.map(lambda g: g / microbatches, total), jax.tree.map(mean, auxiliary)
 
     return accumulated
 
@@ -144,23 +144,23 @@ def _averaged(gradient: Gradient, mesh: jax.sharding.Mesh | None) -> Gradient:
         return gradient
     replicated, sharded = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS)
 
-    # With shard_map, because the perturbed parameters differ between devices: given them on an
-    # axis of their own, XLA makes convolutions grouped and gathers the images on each device.
+    # With shard_map, because the perturbed parameters differ between devices. If they had an axis
+    # for the device, XLA would use grouped convolutions and gather the images on each device.
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
         in_specs=(replicated, sharded),
         out_specs=replicated,
-        check_vma=False,  # Otherwise gradients by replicated parameters would be summed at once.
+        check_vma=False,  # Otherwise JAX would sum gradients of replicated parameters at once.
     )
-    def averaged(params: Params, examples: Examples) -> tuple[Params, Found]:
+    def averaged(params: Params, examples: Examples) -> tuple[Params, Auxiliary]:
         return jax.lax.pmean(gradient(params, examples), AXIS)
 
     return averaged
 
 
 def require_whole_statistics(state: State, microbatches: int) -> None:
-    """Raises ValueError if batch statistics would be taken of microbatches."""
+    """Raises ValueError if batch statistics would be those of microbatches."""
     if microbatches > 1 and jax.tree.leaves(state.statistics):
         raise ValueError(
             f"Batch statistics ({', '.join(state.statistics)}) need the whole batch, which is "

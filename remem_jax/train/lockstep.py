@@ -54,7 +54,7 @@ def make_augment(transform: Transform, *, classes: int, key: Key, mixup: float) 
     """Builds the augmentation that teacher and students share.
 
     Args:
-        transform: Makes model inputs of stored images.
+        transform: Converts stored images to model inputs.
         classes: Number of classes.
         key: Key of the stage; see `random_streams`.
         mixup: See `steps.augment_and_mix`; teacher and students get the same mixtures.

@@ -59,10 +59,10 @@ class NonFiniteLossError(FloatingPointError):
     """The loss, or something computed from it, is not finite; the message is for the user.
 
     Attributes:
-        part: What was not finite first: "checkpoint" (the parameters that training starts from),
-            or one of `finite.PARTS`.
-        step: Number of the step after which it was not finite.
-        seconds: Training time up to then.
+        part: The first part that was not finite: "checkpoint" (the parameters that training
+            starts from), or one of `finite.PARTS`.
+        step: Number of the first step with a part that was not finite.
+        seconds: Training time until then.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class NonFiniteLossError(FloatingPointError):
 
     @property
     def of_rate(self) -> bool:
-        """Whether a lower learning rate may help: data, checkpoint and teacher were finite."""
+        """Whether a lower learning rate may help, because the inputs of the step were finite."""
         return self.part in _OF_RATE
 
 
@@ -104,78 +104,78 @@ def fit(
 
     Args:
         state: State after `first_step` steps; donated to the step.
-        step: A jitted step. Its metrics hold "loss": a scalar, or one value per student; and may
-            hold "fault", of `finite.fault`, for each.
+        step: A jitted step. Its metrics contain "loss", a scalar or one value per student, and may
+            contain "fault", the result of `finite.fault` for each.
         batches: Batches from `first_step` on.
         first_step: Number of steps already done.
         schedule: When to log, save and evaluate.
-        effects: What they call.
+        effects: The callbacks.
 
     Returns:
         The last state.
 
-    What is logged has beside the step's own metrics "step_seconds", the mean over the steps since
-    the last log without what looking and saving took, and "input_share", the share of them that
-    was spent waiting for batches.
+    The log gets the step's metrics, "step_seconds" (the mean over the steps since the last log,
+    without evaluation and saving) and "input_share" (the share of this time that was spent waiting
+    for batches).
 
     Raises:
-        NonFiniteLossError: If no loss, or what follows from it, is finite any more: when it is
-            next logged, and before a state is looked at or saved.
-        StoppedError: If the effects say so; the state was saved.
+        NonFiniteLossError: If no model is finite, when metrics are next fetched: for the log, and
+            before a state is evaluated or saved.
+        StoppedError: If `effects.stopping` returned True; the state was saved.
     """
-    watch, safe = _Watch(), first_step
+    timer, saved = _Timer(), first_step
     unread: list[tuple[int, Metrics]] = []
     for done in range(first_step + 1, schedule.steps + 1):
-        watch.begins()
+        timer.start()
         batch = next(batches)
-        watch.has_batch()
+        timer.batch_arrived()
         state, metrics = step(state, batch)
         unread.append((done, metrics))
         last = done == schedule.steps
         logs = last or done % schedule.log_every == 0
         saves = last or done % schedule.save_every == 0
-        looks = done in schedule.milestones
+        evaluates = done in schedule.milestones
         stops = effects.stopping(done) and not last
         saves |= stops
-        if logs or saves or looks:
+        if logs or saves or evaluates:
             # Fetching metrics waits for the step; otherwise the host runs ahead of the device.
             fetched = jax.device_get(metrics)
-            watch.ends()
+            timer.stop()
             faults = _faults(fetched)
             if faults.all():
-                raise _error(unread, safe, first_step)
+                raise _error(unread, saved, first_step)
             unread.clear()
             if logs:
-                effects.log(done, {**_logged(fetched), **watch.read()})
+                effects.log(done, {**_logged(fetched), **timer.read()})
             effects.faulty(np.flatnonzero(faults).tolist(), state)
         else:
-            watch.ends()
-        if looks:
+            timer.stop()
+        if evaluates:
             effects.milestone(done, state)
         if saves:
             effects.save(done, state)
-            safe = done
+            saved = done
         effects.progress(done)
         if stops:
             raise StoppedError(f"stopped after step {done} of {schedule.steps}, which is saved")
     return state
 
 
-class _Watch:
-    """Times of steps since the last reading."""
+class _Timer:
+    """Measures the time of steps since the last reading."""
 
     def __init__(self) -> None:
         self._steps, self._seconds, self._waited, self._began = 0, 0.0, 0.0, 0.0
 
-    def begins(self) -> None:
+    def start(self) -> None:
         """Marks the start of a step, which first waits for its batch."""
         self._began = time.monotonic()
 
-    def has_batch(self) -> None:
+    def batch_arrived(self) -> None:
         """Marks the arrival of the step's batch."""
         self._waited += time.monotonic() - self._began
 
-    def ends(self) -> None:
+    def stop(self) -> None:
         """Marks the end of the step on the host; on the device too if its metrics were fetched."""
         self._steps += 1
         self._seconds += time.monotonic() - self._began
@@ -197,29 +197,32 @@ def _faults(metrics: Metrics) -> np.ndarray:
     return np.where((fault > 0) | np.isfinite(loss), fault, 1 + finite.PARTS.index("loss"))
 
 
-def _error(unread: Sequence[tuple[int, Metrics]], safe: int, first_step: int) -> NonFiniteLossError:
+def _error(
+    unread: Sequence[tuple[int, Metrics]], saved: int, first_step: int
+) -> NonFiniteLossError:
     """Returns the error to raise when no model is finite.
 
-    What ended the last of them ended the training: others may have been lost long before.
+    It describes the last model that failed, which ended the training; others may have failed long
+    before.
 
     Args:
-        unread: Steps, and their metrics, since models were last found to be sound.
-        safe: The last step that is safe.
-        first_step: Steps that were done before.
+        unread: Steps and their metrics since the last check that found a finite model.
+        saved: The last step that is saved, which is safe.
+        first_step: Number of steps done before.
     """
     fetched = jax.device_get([metrics for _, metrics in unread])
     faults = np.stack([_faults(metrics) for metrics in fetched])
-    begins = np.argmax(faults > 0, axis=0)  # For each model, in `unread`.
-    row = int(begins.max())
+    first_rows = np.argmax(faults > 0, axis=0)  # For each model, an index into `unread`.
+    row = int(first_rows.max())
     inherited = 1 + finite.PARTS.index("parameters")
-    fault = min(faults[row, begins == row], key=lambda own: (own == inherited, own))
-    at, part = unread[row][0], finite.PARTS[fault - 1]
+    fault = min(faults[row, first_rows == row], key=lambda fault: (fault == inherited, fault))
+    step, part = unread[row][0], finite.PARTS[fault - 1]
     if part == "parameters" and first_step == 0:
         part = "checkpoint"
     loss = np.asarray(fetched[-1]["loss"]).tolist()
     return NonFiniteLossError(
         f"the loss is {loss} at step {unread[-1][0]}; not finite first: {_NAMES[part]}, at step "
-        f"{at}; the last step that is safe is {safe}",
+        f"{step}; the last step that is safe is {saved}",
         part,
-        step=at,
+        step=step,
     )

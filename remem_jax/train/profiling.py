@@ -1,12 +1,12 @@
-"""Traces of a few steps, for TensorBoard (its profile plugin) and Perfetto; peaks of memory."""
+"""Traces a few steps for TensorBoard's profile plugin and Perfetto; reads the peaks of memory."""
 
 import pathlib
 import resource
 
 import jax
 
-_SKIPPED = 3  # First steps, which compile and fill the queue of the device.
-_TRACED = 5
+_SKIPPED = 3  # Number of first steps, which compile and fill the device's queue.
+_TRACED = 5  # Number of traced steps.
 
 
 class Trace:
@@ -16,8 +16,8 @@ class Trace:
         """Prepares a trace after the first steps, unless the folder already has one.
 
         Args:
-            folder: Where `plugins/profile` and in it `perfetto_trace.json.gz` are written.
-            first_step: Steps done before.
+            folder: Folder for `plugins/profile`, which contains `perfetto_trace.json.gz`.
+            first_step: Number of steps done before.
         """
         self._folder, self._begin = folder, first_step + _SKIPPED
         self._traces, self._done = False, folder.exists()
@@ -41,9 +41,9 @@ def memory_peaks() -> dict[str, float]:
     """Returns the peaks of memory since the process began, in GiB.
 
     Returns:
-        "host_gib" of this process; "device_gib" of the fullest of its devices, where they say.
+        "host_gib" of this process; "device_gib" of its fullest device, if devices report it.
     """
-    found = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    host = {"host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
-    return found | ({"device_gib": max(peaks) / 2**30} if peaks else {})
+    peaks = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
+    return host | ({"device_gib": max(peaks) / 2**30} if peaks else {})

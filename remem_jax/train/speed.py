@@ -12,7 +12,7 @@ S = TypeVar("S")
 
 
 class Speed:
-    """Operations of the devices while a stage is trained."""
+    """Measures the speed of the devices while a stage is trained."""
 
     def __init__(
         self, operations: Callable[[Any, Batch], float], on: jax.sharding.Mesh, dtype: str
@@ -20,9 +20,9 @@ class Speed:
         """Starts without a count.
 
         Args:
-            operations: Counts the floating-point operations of a step, of its arguments.
+            operations: Counts the floating-point operations of a step from its arguments.
             on: The devices.
-            dtype: In which models compute.
+            dtype: Compute type of the models.
         """
         self._count, self._operations = operations, 0.0
         peak = flops.peak(on.devices.flat[0].device_kind, dtype)
@@ -39,15 +39,15 @@ class Speed:
         return counted
 
     def count_again(self) -> None:
-        """Counts the next step anew, as the number of models has changed."""
+        """Counts the next step again, because the number of models has changed."""
         self._operations = 0.0
 
     def of(self, metrics: Metrics) -> Metrics:
-        """Returns what to log with the metrics of a step.
+        """Returns the metrics of the devices to log with those of a step.
 
-        "teraflops" of the model in a second, all devices together; "utilisation", the share of
-        what the devices can do, where that is known; and memory at its peak.
+        They are "teraflops", TFLOP/s of all devices together; "utilisation", the fraction of the
+        devices' peak, if it is known; and `profiling.memory_peaks`.
         """
         rate = self._operations / metrics["step_seconds"]
-        found = {"teraflops": rate / 1e12, **profiling.memory_peaks()}
-        return found | ({"utilisation": rate / self._peak} if self._peak else {})
+        values = {"teraflops": rate / 1e12, **profiling.memory_peaks()}
+        return values | ({"utilisation": rate / self._peak} if self._peak else {})

@@ -28,7 +28,7 @@ class State(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """Variables for `model.apply`: all but a projection."""
+        """Variables for `model.apply`, without a projection."""
         return projection.without({"params": self.params, **self.statistics})
 
 

@@ -28,9 +28,9 @@ from remem_jax.records import (
 from remem_jax.train import finite
 from remem_jax.train.division import (
     WHOLE,
+    Auxiliary,
     Division,
     Examples,
-    Found,
     divided,
     require_whole_statistics,
 )
@@ -56,9 +56,9 @@ def make_supervised_step(
     ascent: optax.GradientTransformationExtraArgs | None = None,
     division: Division = WHOLE,
 ) -> SupervisedStep:
-    """Builds the step that fine-tunes a teacher (and pretrains one).
+    """Builds the step that fine-tunes or pretrains a teacher.
 
-    With SAM, loss and metrics come from the clean pass; both passes see the same augmented images
+    With SAM, loss and metrics come from the clean pass; both passes use the same augmented images
     and drop the same units. Augmentation and mixup apply to the whole batch, however it is
     divided.
 
@@ -74,9 +74,9 @@ def make_supervised_step(
     Args:
         apply: The model in training mode. A model with batch statistics cannot be divided.
         tx: Turns gradients into updates.
-        transform: Makes model inputs of stored images.
+        transform: Converts stored images to model inputs.
         key: Key of the stage; see `random_streams`.
-        loss: The loss, a function of logits and labels; of each microbatch if there are several.
+        loss: The loss, a function of the logits and labels of a microbatch.
         mixup: See `augment_and_mix`.
         ascent: `sam.sam(rho)`, applied to the gradient of each group before their mean enters
             `tx`. None is training without SAM, where groups have no effect.
@@ -105,7 +105,7 @@ def make_supervised_step(
             logits, statistics = apply(whole, state.statistics, examples.images, examples.keys[0])
             return loss(logits, examples.labels), statistics
 
-        def clean(params: Params, examples: Examples) -> tuple[Params, Found]:
+        def clean(params: Params, examples: Examples) -> tuple[Params, Auxiliary]:
             (value, statistics), grads = jax.value_and_grad(loss_and_statistics, has_aux=True)(
                 params, examples
             )
@@ -144,7 +144,7 @@ def augment_and_mix(
     """Augments a batch and mixes its images.
 
     Args:
-        transform: Makes model inputs of stored images.
+        transform: Converts stored images to model inputs.
         key: Key of the stage and this step.
         batch: Stored images and their labels.
         mixup: `alpha` of `augment.mixup_share`; 0 mixes nothing.

@@ -1,6 +1,6 @@
-"""The losses that students minimise: one record each, with all that the package must know of it.
+"""The losses that students minimise: one record each, with everything about the loss.
 
-`LOSSES` has them by name. A new loss is one more record in this file: the checks of settings, the
+`LOSSES` has them by name. To add a loss, add a record to this file: the checks of settings, the
 grid of students, compiled steps, reports, the table in docs/students.md and the tests read the
 records. See docs/extending/loss.md.
 """
@@ -23,13 +23,13 @@ ALL = frozenset(SETTINGS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:
-    """A loss with hard labels, or without.
+    """A loss, either with or without hard labels.
 
     Attributes:
-        formula: For the docs. CE is the cross-entropy of the labels, w the weight, T the
+        formula: Formula for the docs. CE is the cross-entropy of the labels, w the weight, T the
             temperature.
-        settings: Those of `SETTINGS` that change its value. Students that differ only in others
-            are trained once.
+        settings: The `SETTINGS` that change its value. Students that differ only in others are
+            trained once.
         excluded_weight: A weight at which the student, or its head, would learn nothing; None if
             all from 0 to 1 are allowed.
     """
@@ -45,11 +45,11 @@ class StudentLoss:
 
     Attributes:
         name: Its name in `config.student.losses` and in results.
-        title: What it is called in the docs.
+        title: Its title in the docs.
         function: `(student, teacher, labels, *, temperature, weight, hard_labels) -> loss`. See
             `__call__`, which prepares its arguments.
-        with_labels: What it computes with `config.student.hard_labels`.
-        without_labels: What it computes without them, from the teacher alone.
+        with_labels: Its form with `config.student.hard_labels`.
+        without_labels: Its form without them, which depends on the teacher alone.
         features: The field of `Outputs` that it compares besides the logits: "patches" or "cls".
             None if it compares only logits.
         zero_at_teacher: Whether, without hard labels, it is 0 for a student whose logits are the
@@ -82,9 +82,9 @@ class StudentLoss:
     ) -> Float[Array, ""]:
         """Computes the loss, with the arguments prepared for `function`.
 
-        All outputs are cast to float32, and no gradient flows to the teacher. At weight 0 its
-        outputs are replaced by zeros, because 0 times NaN is NaN; its logits only with hard
-        labels, as without them the student learns from nothing else.
+        All outputs are cast to float32, and no gradient flows to the teacher. At weight 0, the
+        teacher's outputs are replaced by zeros, because 0 times NaN is NaN. Its logits are
+        replaced only with hard labels; without them, the student learns from nothing else.
 
         Args:
             student: Outputs of the student.
@@ -106,11 +106,11 @@ class StudentLoss:
         ):
             raise ValueError(f"The loss {self.name} needs {self.features} of student and teacher.")
         if teacher is not None:
-            silent = jax.tree.map(
+            weighted = jax.tree.map(
                 lambda x: jnp.where(weight > 0, x, jnp.zeros_like(x)),
                 jax.lax.stop_gradient(teacher),
             )
-            teacher = silent if hard_labels else silent._replace(logits=teacher.logits)
+            teacher = weighted if hard_labels else weighted._replace(logits=teacher.logits)
         return self.function(
             student,
             teacher,
@@ -149,7 +149,7 @@ def used(name: str, *, hard_labels: bool) -> frozenset[str]:
 def _cross_entropy(
     student: Outputs, teacher: None, labels: Labels, **settings: object
 ) -> Float[Array, ""]:
-    """Labels alone, whatever `hard_labels` is: there is no teacher."""
+    """Computes the cross-entropy of the labels; ignores `hard_labels`, as there is no teacher."""
     del teacher, settings
     return losses.cross_entropy(student.logits, labels)
 
@@ -176,7 +176,7 @@ def _kd(
     weight: Float[Array, ""] | float,
     hard_labels: bool,
 ) -> Float[Array, ""]:
-    """KD; without hard labels T**2 * KL, whatever the weight (pure function matching)."""
+    """Computes KD; without hard labels T**2 * KL, for any weight (pure function matching)."""
     if not hard_labels:
         return losses.distillation(student.logits, teacher.logits, temperature)
     return losses.knowledge_distillation(
@@ -207,7 +207,7 @@ def _dist(
     hard_labels: bool,
     masked: bool,
 ) -> Float[Array, ""]:
-    """DIST; without hard labels only weight * (inter + intra)."""
+    """Computes DIST; without hard labels only weight * (inter + intra)."""
     logits = student.logits, teacher.logits
     if hard_labels:
         return losses.dist_distillation(
@@ -250,13 +250,13 @@ def _features(
     hard_labels: bool,
     field: str,
 ) -> Float[Array, ""]:
-    """Features of the teacher, and labels for the head; without them, the teacher's logits."""
+    """Compares features; the head learns from labels or, without them, the teacher's logits."""
     if hard_labels:
-        of_head = losses.cross_entropy(student.logits, labels)
+        head_loss = losses.cross_entropy(student.logits, labels)
     else:
-        of_head = losses.distillation(student.logits, teacher.logits, temperature)
-    of_features = losses.features(getattr(student, field), getattr(teacher, field))
-    return (1 - weight) * of_head + weight * of_features
+        head_loss = losses.distillation(student.logits, teacher.logits, temperature)
+    feature_loss = losses.features(getattr(student, field), getattr(teacher, field))
+    return (1 - weight) * head_loss + weight * feature_loss
 
 
 _WITH_LABELS = Form(
@@ -296,7 +296,7 @@ def _kd_standardised(
     weight: Float[Array, ""] | float,
     hard_labels: bool,
 ) -> Float[Array, ""]:
-    """KD of logits that are standardised over the classes, student's and teacher's alike.
+    """Computes KD of student's and teacher's logits, both standardised over the classes.
 
     Source: Sun et al. 2024, https://arxiv.org/abs/2403.01732.
     """

@@ -1,1 +1,1 @@
-"""Pretrained weights: reading, checking and writing the field's files."""
+"""Pretrained weights: reads, checks and writes the file formats of vit_jax, big_vision and timm."""

@@ -36,7 +36,7 @@ class Checkpoint(NamedTuple):
             `positions`, `exact_gelu`, and `representation` if the file has such a layer.
         classes: Number of classes of its head; 0 if it has none.
         form: "vit_jax", "big_vision" or "timm".
-        ignored: Names of the other arrays in the file.
+        ignored: Names of the file's arrays that are not part of the ViT.
         source: Path of the file.
     """
 
@@ -77,7 +77,7 @@ def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
         arrays, form = timm.from_timm(stored, heads=heads), "timm"
     else:
 
-        def wanted(stored_names: list[str]) -> dict[str, str]:
+        def choose(stored_names: list[str]) -> dict[str, str]:
             start = names.prefix(stored_names, subtree, os.fspath(file))
             chosen = {n: n.removeprefix(start) for n in stored_names if n.startswith(start)}
             if not start:  # A training state may be beside parameters at the root.
@@ -86,7 +86,7 @@ def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
             ignored.extend(name for name in stored_names if name not in chosen)
             return chosen
 
-        stored = npz.read(file, wanted)
+        stored = npz.read(file, choose)
         matching.require_finite(stored, os.fspath(file))
         arrays, form = names.to_ours(stored)
     return describe(arrays, form=form, source=os.fspath(path), ignored=tuple(ignored))
@@ -95,7 +95,7 @@ def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
 def describe(
     arrays: Mapping[str, np.ndarray], *, form: str, source: str, ignored: tuple[str, ...] = ()
 ) -> Checkpoint:
-    """Infers the model of some arrays from their names and shapes.
+    """Infers the model from the names and shapes of its arrays.
 
     Raises:
         SettingError: If an array that determines the size is missing or has no plausible shape.
@@ -268,7 +268,7 @@ def save(
     Args:
         path: An .npz file.
         params: Parameters of a ViT.
-        form: Whose names the arrays get: "vit_jax" (AugReg's) or "big_vision".
+        form: Naming of the arrays: "vit_jax" (AugReg's) or "big_vision".
         dtype: Type of the arrays, "float32" or "float16".
 
     Raises:

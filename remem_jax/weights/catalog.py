@@ -141,15 +141,15 @@ def _plain(name: str) -> str:
 
 
 def _original(variant: str) -> str:
-    """Returns its name in the collections before AugReg: R50+ViT-L_32 for "R50+L/32"."""
+    """Returns a variant's name in the collections before AugReg: R50+ViT-L_32 for "R50+L/32"."""
     stem, plus, size = variant.rpartition("+")
     return f"{stem}{plus}ViT-{size.replace('/', '_')}"
 
 
 def _listed() -> dict[str, Published]:
     published = []
-    for variant, (how, learning_rate) in _AUGREG.items():
-        stem = f"{_plain(variant)}-i21k-300ep-lr_0.001-{how}"
+    for variant, (recipe, learning_rate) in _AUGREG.items():
+        stem = f"{_plain(variant)}-i21k-300ep-lr_0.001-{recipe}"
         small, large = _MEBIBYTES[variant]
         published.append(
             Published(f"augreg:{variant}", variant, f"augreg/{stem}.npz", large, _I21K)
@@ -158,15 +158,15 @@ def _listed() -> dict[str, Published]:
             path = f"augreg/{stem}--imagenet2012-steps_20k-lr_{learning_rate}-res_384.npz"
             name = f"augreg-i1k-384:{variant}"
             published.append(Published(name, variant, path, small, _BOTH, "at 384 pixels"))
-    for variant, (how, note) in _AUGREG_I1K.items():
-        path = f"augreg/{_plain(variant)}-i1k-300ep-lr_0.001-{how}.npz"
+    for variant, (recipe, note) in _AUGREG_I1K.items():
+        path = f"augreg/{_plain(variant)}-i1k-300ep-lr_0.001-{recipe}.npz"
         small, _ = _MEBIBYTES[variant]
         published.append(Published(f"augreg-i1k:{variant}", variant, path, small, _I1K, note))
     for collection, (folder, end, pretraining, note, sizes) in _VIT.items():
         for variant, mebibytes in sizes.items():
             name, path = f"{collection}:{variant}", f"{folder}/{_original(variant)}{end}.npz"
             published.append(Published(name, variant, path, mebibytes, pretraining, note))
-    return {one.name: one for one in sorted(published, key=lambda one: one.name.split(":")[0])}
+    return {each.name: each for each in sorted(published, key=lambda each: each.name.split(":")[0])}
 
 
 PUBLISHED: Mapping[str, Published] = types.MappingProxyType(_listed())
@@ -183,7 +183,7 @@ TABLE_4: Mapping[str, str] = types.MappingProxyType(
 
 
 def is_name(init: str) -> bool:
-    """Returns whether `init` has the form of a name in the catalogue, known or not; else a path."""
+    """Returns whether `init` has the form of a name in the catalogue, rather than of a path."""
     return re.match(r"[\w-]+:(?!//)", init) is not None
 
 
@@ -256,16 +256,16 @@ def in_mirror(path: str, mirror: str = "") -> pathlib.Path:
 
 def mirror_folder(mirror: str = "") -> pathlib.Path | None:
     """Returns the mirror if it is a folder."""
-    place = _mirror(mirror)
-    if place.startswith("file://"):
-        return pathlib.Path(urllib.parse.unquote(urllib.parse.urlsplit(place).path))
-    if place.startswith(("http://", "https://")):
+    location = _mirror(mirror)
+    if location.startswith("file://"):
+        return pathlib.Path(urllib.parse.unquote(urllib.parse.urlsplit(location).path))
+    if location.startswith(("http://", "https://")):
         return None
-    return local_path("config.teacher.mirror" if mirror else "REMEM_MIRROR", place)
+    return local_path("config.teacher.mirror" if mirror else "REMEM_MIRROR", location)
 
 
 def url(path: str, mirror: str = "") -> str:
-    """Returns the URL of a file of the bucket, for a mirror that is no folder."""
+    """Returns the URL of a file of the bucket, for a mirror that is not a folder."""
     whole = urllib.parse.urlsplit(_mirror(mirror))  # A token may follow the folder.
     return whole._replace(path=f"{whole.path.rstrip('/')}/{urllib.parse.quote(path)}").geturl()
 
@@ -278,7 +278,7 @@ def pick(
     adapted: str = "",
     resolution: int = 224,
 ) -> Pick:
-    """Returns the best checkpoint of a variant in AugReg's index; of equals, the last.
+    """Returns the best checkpoint of a variant in AugReg's index; the last of equally good ones.
 
     Pretrained checkpoints are ranked by final_val, as the authors do. Fine-tuned ones with this
     pretraining are ranked by adapt_final_val. Accuracies on test data are not used.

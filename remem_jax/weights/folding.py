@@ -69,14 +69,14 @@ def fold(
                 continue
             scale *= 2 - weights[name] if residual == "two_minus" else 1
             for leaf in ("kernel", "bias"):
-                place = f"Transformer/encoderblock_{i}/{output}{leaf}"
-                product = folded[place].astype(np.float64) * (weights[name] / scale)
-                folded[place] = product.astype(np.float32)
+                array_name = f"Transformer/encoderblock_{i}/{output}{leaf}"
+                product = folded[array_name].astype(np.float64) * (weights[name] / scale)
+                folded[array_name] = product.astype(np.float32)
     return traverse_util.unflatten_dict(folded, sep="/") if nested else folded
 
 
 def _depth(arrays: Mapping[str, np.ndarray], pruned: Mapping[str, int]) -> int:
-    """Returns the number of blocks, including those without any sub-block left."""
+    """Returns the number of blocks, including those whose sub-blocks are all pruned."""
     depths = {
         name: sum(array.endswith(f"{output}kernel") for array in arrays) + pruned[name]
         for name, output in _OUTPUTS.items()
@@ -93,7 +93,7 @@ def _depth(arrays: Mapping[str, np.ndarray], pruned: Mapping[str, int]) -> int:
 def _pruned_arrays(
     arrays: Mapping[str, np.ndarray], depth: int, pruned: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Returns zeros for the pruned sub-blocks, of the others' sizes or the usual ones."""
+    """Returns zeros for the pruned sub-blocks, with the sizes of the others or the usual sizes."""
     features = arrays["Transformer/encoder_norm/scale"].shape[0]
     block = "Transformer/encoderblock_0/"
     out = arrays.get(f"{block}{_OUTPUTS['attention']}kernel")

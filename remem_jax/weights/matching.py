@@ -55,8 +55,8 @@ def fit(
         if old.ndim == len(new) and old.shape[-1] == new[-1]:
             params[POSITION] = resize_positions(old, new[1], has_cls="cls" in shapes, way=resize)
             resized = (POSITION,)
-    wanted = {name: shape for name, shape in shapes.items() if name not in reset}
-    require_match(params, wanted, source)
+    expected = {name: shape for name, shape in shapes.items() if name not in reset}
+    require_match(params, expected, source)
     used = tuple(name for name in params if name not in resized)
     params.update({name: np.zeros(shapes[name], np.float32) for name in reset})
     return params, Report(used, resized, reset, ignored)
@@ -98,33 +98,33 @@ def resize_positions(
 
 def _linear_weights(old: int, new: int) -> np.ndarray:
     """Returns the matrix (new, old) of a linear interpolation with aligned pixel centres."""
-    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    low = np.minimum(at.astype(int), old - 1)
+    centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    low = np.minimum(centres.astype(int), old - 1)
     high = np.minimum(low + 1, old - 1)
     weights = np.zeros((new, old))
-    np.add.at(weights, (np.arange(new), low), 1 - (at - low))
-    np.add.at(weights, (np.arange(new), high), at - low)
+    np.add.at(weights, (np.arange(new), low), 1 - (centres - low))
+    np.add.at(weights, (np.arange(new), high), centres - low)
     return weights
 
 
 def require_match(
     arrays: Mapping[str, np.ndarray],
-    wanted: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
     source: str,
     advice: str = "set config.teacher.variant to the checkpoint's.",
 ) -> None:
     """Raises `SettingError`, which lists the differences, unless names and shapes are equal."""
     problems = {
-        "missing": [name for name in wanted if name not in arrays],
-        "unexpected": [name for name in arrays if name not in wanted],
+        "missing": [name for name in expected if name not in arrays],
+        "unexpected": [name for name in arrays if name not in expected],
         "mis-shaped": [
-            f"{name} {arrays[name].shape} instead of {wanted[name]}"
-            for name in wanted
-            if name in arrays and arrays[name].shape != wanted[name]
+            f"{name} {arrays[name].shape} instead of {expected[name]}"
+            for name in expected
+            if name in arrays and arrays[name].shape != expected[name]
         ],
     }
     if any(problems.values()):
-        lists = "; ".join(f"{kind}: {listed(some)}" for kind, some in problems.items() if some)
+        lists = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
         raise SettingError(f"{source} is not a checkpoint of this model ({lists}); {advice}")
 
 

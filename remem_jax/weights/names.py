@@ -41,16 +41,16 @@ def prefix(names: Collection[str], subtree: str, source: str) -> str:
     for start in tried:
         if start + EMBEDDING in stored:
             return start
-    some = ", ".join(sorted(stored)[:5])
+    first = ", ".join(sorted(stored)[:5])
     raise SettingError(
         f"{source} holds no ViT: no array is called "
-        f"{' or '.join(start + EMBEDDING for start in tried)}; it has {some or 'nothing'} ... "
+        f"{' or '.join(start + EMBEDDING for start in tried)}; it has {first or 'nothing'} ... "
         "Name the place of the ViT in the file as FILE.npz:sub/tree in config.teacher.init."
     )
 
 
 def to_ours(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    """Renames the arrays of vit_jax or big_vision to ours; also returns which of the two it was."""
+    """Renames the arrays of vit_jax or big_vision to ours; also returns which form they had."""
     form = "vit_jax" if POSITION in arrays else "big_vision"
     renamed = _unstacked(arrays)
     if "probe" in renamed:  # Old files of big_vision, whose attention pooling had no module.
@@ -135,9 +135,9 @@ def _renumbered(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         match = matches[name]
         if match and match[2] in _OURS:
             block, kind, number, rest = match.groups()
-            place = sorted(numbers[block, kind]).index(int(number))
-            if place < len(_OURS[kind]) and not _is_ours(kind, numbers[block, kind]):
-                number = str(_OURS[kind][place])
+            index = sorted(numbers[block, kind]).index(int(number))
+            if index < len(_OURS[kind]) and not _is_ours(kind, numbers[block, kind]):
+                number = str(_OURS[kind][index])
             renamed[f"Transformer/encoderblock_{block}/{kind}_{number}/{rest}"] = array
         else:
             renamed[name] = array
@@ -152,10 +152,10 @@ def _is_ours(kind: str, numbers: Iterable[int]) -> bool:
 def _with_our_positions(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Renames positions to ours, with that of [CLS] first if there is a [CLS]."""
     renamed = dict(arrays)
-    for place in _POSITIONS:
-        if place not in renamed:
+    for name in _POSITIONS:
+        if name not in renamed:
             continue
-        positions = renamed.pop(place)
+        positions = renamed.pop(name)
         if positions.ndim == 3:
             has_cls_position = math.isqrt(positions.shape[1] - 1) ** 2 + 1 == positions.shape[1]
             if "cls" in renamed and not has_cls_position:

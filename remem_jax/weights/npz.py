@@ -16,13 +16,13 @@ _LARGEST = 64 * 2**30  # Bytes; the largest ViT has 16 GiB in float32.
 
 
 def read(
-    path: str | os.PathLike[str], wanted: Callable[[list[str]], dict[str, str]]
+    path: str | os.PathLike[str], choose: Callable[[list[str]], dict[str, str]]
 ) -> dict[str, np.ndarray]:
     """Reads arrays of a file as float32, in one pass over their bytes.
 
     Args:
         path: An .npz file.
-        wanted: Takes all names in the file, and returns the new names of those to read.
+        choose: Function from all names in the file to those to read, with their new names.
 
     Returns:
         Read-only arrays by their new names. Two void bytes, as which NumPy stores bfloat16, are
@@ -36,7 +36,7 @@ def read(
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            chosen = wanted(list(members))
+            chosen = choose(list(members))
             _require_plausible(source, [members[name] for name in chosen])
             return {
                 new: _array(archive, members[old], f"{old} in {source}")

@@ -1,4 +1,4 @@
-"""Resumable HTTP downloads: a partial file, and a record of what the server said about it."""
+"""Resumable HTTP downloads: a partial file, and a record of the server's metadata."""
 
 import base64
 import contextlib
@@ -28,7 +28,7 @@ _TEMPORARY = (408, 429, 500, 502, 503, 504)
 
 
 class RemoteFile(NamedTuple):
-    """What a server says about a file.
+    """A server's metadata of a file.
 
     Attributes:
         url: Its URL, without secrets.
@@ -44,7 +44,7 @@ class RemoteFile(NamedTuple):
 
 
 class ExpectedSize(NamedTuple):
-    """What is known about a file's size before it is downloaded.
+    """Bounds of a file's size, before it is downloaded.
 
     Attributes:
         mebibytes: Size in the catalogue; None if the catalogue does not have the file.
@@ -59,7 +59,7 @@ class ExpectedSize(NamedTuple):
         return self.mebibytes is None or abs(size / 2**20 / self.mebibytes - 1) <= TOLERANCE
 
     def require(self, size: int, *, whole: bool) -> None:
-        """Raises `SettingError` if no file of this size, or with this many bytes, is expected."""
+        """Raises `SettingError` for an unexpected size of a whole file, or of the part so far."""
         if self.mebibytes is not None:
             too_large = size > self.mebibytes * 2**20 * (1 + TOLERANCE)
             if too_large or (whole and not self.is_plausible(size)):

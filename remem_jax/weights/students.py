@@ -22,7 +22,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
     """Reads the variables of a student from a .safetensors file, checking all names and shapes.
 
     Args:
-        path: A file with timm's names or torchvision's; which of them is detected.
+        path: A file with the names of timm or torchvision, which are detected.
         model: A student made by `models.make`, with as many classes as the file has.
 
     Raises:
@@ -56,8 +56,7 @@ def save(
     Args:
         path: The file.
         variables: Variables of a student.
-        form: Whose names the arrays get: "timm" or "torchvision". torchvision names ResNets as timm
-            does.
+        form: Naming of the arrays: "timm" or "torchvision", which names ResNets as timm does.
         metadata: Texts for the header of the file.
 
     Raises:

@@ -23,7 +23,7 @@ _LEAVES = {
     "params": {"kernel": "weight", "scale": "weight", "bias": "bias"},
     "batch_stats": {"mean": "running_mean", "var": "running_var"},
 }
-_STEPS = "num_batches_tracked"  # Of torch's BatchNorm, which uses it only without a momentum.
+_STEPS = "num_batches_tracked"  # In torch's BatchNorm, which uses it only without a momentum.
 
 
 def to_timm(variables: Variables) -> Arrays:
@@ -86,17 +86,17 @@ def to_torchvision(variables: Variables) -> Arrays:
 def from_torchvision(arrays: Mapping[str, np.ndarray]) -> Variables:
     """Converts torchvision's state dict to a student's variables; undoes `to_torchvision`."""
     names = _names(arrays, lambda names: names.values()) or {}
-    return from_timm(_renamed(arrays, {other: timm for timm, other in names.items()}))
+    return from_timm(_renamed(arrays, {torchvision: timm for timm, torchvision in names.items()}))
 
 
 def _names(
     arrays: Collection[str], side: Callable[[Mapping[str, str]], Collection[str]]
 ) -> Mapping[str, str] | None:
-    """Finds the student that some arrays are of, by their names.
+    """Finds the student that has some arrays, by their names.
 
     Args:
-        arrays: Names of arrays, by timm or by torchvision.
-        side: Takes the one or the other from a student's `torchvision_names`.
+        arrays: Names of arrays, in timm or in torchvision.
+        side: Returns timm's or torchvision's names from a student's `torchvision_names`.
 
     Returns:
         torchvision's names of its modules by timm's, {} for a network without inverted residuals;

@@ -1,4 +1,4 @@
-"""Runs the workflow that a config names. Packages below this one know no config."""
+"""Runs the workflow that a config names. Packages below this one do not read the config."""
 
 import contextlib
 import pathlib
@@ -31,7 +31,7 @@ WORKFLOWS: dict[str, Callable[[context.Run], None]] = {
 
 
 def _with_checkpoints(config: ConfigDict) -> Iterator[ConfigDict]:
-    """Yields the settings of each checkpoint that a workflow starts from."""
+    """Yields, for each checkpoint that a workflow starts from, the settings that name it."""
     if "analyses" in config:
         yield from (model for _, model in of_models(config))
     elif any(METHODS[method].has_teacher for method in config.get("methods", ())):
@@ -60,13 +60,13 @@ def run(
     """
     workflows.check(config, given)
     folders.require_outside(config.data.name, config.data.path, directory)
-    on = _mesh(config)
-    config = precision.resolved(config, on, directory)
+    device_mesh = _mesh(config)
+    config = precision.resolved(config, device_mesh, directory)
     with (
         workdir.claimed(directory, settings.plain(config)),
-        opened(config, directory, on, stopping) as begun,
+        opened(config, directory, device_mesh, stopping) as opened_run,
     ):
-        WORKFLOWS[config.workflow](begun)
+        WORKFLOWS[config.workflow](opened_run)
 
 
 def measure_speed(config: ConfigDict) -> cost.Speed:
@@ -78,13 +78,13 @@ def measure_speed(config: ConfigDict) -> cost.Speed:
     Raises:
         SettingError: If a setting, the data or the weights cannot be used.
     """
-    on = _mesh(config)
-    config = precision.resolved(config, on)
+    device_mesh = _mesh(config)
+    config = precision.resolved(config, device_mesh)
     with (
         tempfile.TemporaryDirectory() as directory,
-        opened(config, pathlib.Path(directory), on) as begun,
+        opened(config, pathlib.Path(directory), device_mesh) as opened_run,
     ):
-        return cost.measure(begun)
+        return cost.measure(opened_run)
 
 
 def show_plan(config: ConfigDict) -> None:
@@ -98,12 +98,12 @@ def show_plan(config: ConfigDict) -> None:
     """
     planned = config.copy_and_resolve_references()
     planned.plan_only = True
-    on = _mesh(planned)
+    device_mesh = _mesh(planned)
     with (
         tempfile.TemporaryDirectory() as directory,
-        opened(planned, pathlib.Path(directory), on) as begun,
+        opened(planned, pathlib.Path(directory), device_mesh) as opened_run,
     ):
-        run_remem(begun)
+        run_remem(opened_run)
 
 
 def read_data_inputs(config: ConfigDict) -> dict[str, Any]:
@@ -121,17 +121,18 @@ def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
 
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """Enables the compilation cache, and makes the mesh of all devices for these settings."""
     compiling.keep(files.cache() / "compiled")
-    on = mesh.make_mesh()
-    settings.check_mesh(config, on)
-    return on
+    device_mesh = mesh.make_mesh()
+    settings.check_mesh(config, device_mesh)
+    return device_mesh
 
 
 @contextlib.contextmanager
 def opened(
     config: ConfigDict,
     directory: pathlib.Path,
-    on: jax.sharding.Mesh,
+    device_mesh: jax.sharding.Mesh,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[context.Run]:
     """Opens a run with checked settings: reads its checkpoints and images, writes no results.
@@ -139,24 +140,32 @@ def opened(
     Args:
         config: All settings, with `compute_dtype` resolved if the run computes anything.
         directory: Folder of the run.
-        on: Mesh of devices.
+        device_mesh: Mesh of devices.
         stopping: See `run`.
 
     Raises:
         SettingError: If the data or the weights cannot be used.
     """
     preloaded = initial_checkpoints.Preloaded(_with_checkpoints(config))
-    dataset, loader = context.load_data(config, config.data, on)
+    dataset, loader = context.load_data(config, config.data, device_mesh)
     logging.info(
         "%s: %s images of %d classes, on %d x %s%s.",
         dataset.title,
         {name: len(split.rows) for name, split in dataset.splits.items()},
         len(dataset.classes),
-        on.size,
-        on.devices.flat[0].device_kind,
+        device_mesh.size,
+        device_mesh.devices.flat[0].device_kind,
         f" in {config.compute_dtype}" if "compute_dtype" in config else "",
     )
     with logs.RunLog(directory) as log, signals.running():
         yield context.Run(
-            config, directory, dataset, loader, log, stopping, compiling.Counter(), on, preloaded
+            config,
+            directory,
+            dataset,
+            loader,
+            log,
+            stopping,
+            compiling.Counter(),
+            device_mesh,
+            preloaded,
         )

@@ -16,7 +16,8 @@ _RATES = {
     "information": "config.information.learning_rate",
 }
 _MIXUP = {"teachers": "config.teacher.mixup", "students": "config.student.mixup"}
-# Settings that reduce memory: those with which the run can resume, and those that need a new run.
+# Settings that reduce memory: first those with which the run can resume, then those that need a
+# new run.
 _MEMORY = {
     "teachers": (
         'config.teacher.rematerialise to "blocks", config.teacher.accumulate to a larger number',
@@ -47,17 +48,19 @@ def on_out_of_memory(stage: str) -> Iterator[None]:
         reason = mesh.out_of_memory(error)
         if reason is None:
             raise
-        raise OutOfMemoryError(f"{stage}: {reason} {_less(stage)}") from error
+        raise OutOfMemoryError(f"{stage}: {reason} {_memory_advice(stage)}") from error
 
 
-def _less(stage: str) -> str:
-    goes_on, other = _MEMORY.get(stage.partition("/")[0], ("", "lower the batch_size"))
-    also = f"{goes_on}, " if goes_on else ""
+def _memory_advice(stage: str) -> str:
+    """Names the settings that reduce the memory of a stage."""
+    resumable, incompatible = _MEMORY.get(stage.partition("/")[0], ("", "lower the batch_size"))
+    also = f"{resumable}, " if resumable else ""
     return (
-        f"Set {also}config.fsdp (of several devices), or XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in "
-        "the environment of a GPU, and the same command goes on; or, in another --workdir, "
-        f"{other} or set config.compute_dtype to bfloat16 or config.data.input to streamed. "
-        "--config.plan_only says what each stage takes."
+        f"Set {also}config.fsdp (with several devices), or XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 "
+        "in the environment (with a GPU): the same command then continues the run. Or, in another "
+        "--workdir, "
+        f"{incompatible} or set config.compute_dtype to bfloat16 or config.data.input to streamed. "
+        "--config.plan_only shows the memory of each stage."
     )
 
 
@@ -74,6 +77,7 @@ def on_divergence(stage: str) -> Iterator[None]:
 
 
 def _advice(stage: str, error: loop.NonFiniteLossError) -> str:
+    """Returns what to do about a loss that is not finite."""
     kind = stage.partition("/")[0]
     if error.of_rate:
         retry = ", or set config.retries" if kind == "teachers" else ""
@@ -84,20 +88,21 @@ def _advice(stage: str, error: loop.NonFiniteLossError) -> str:
 
 
 def _cause(kind: str, fault: str) -> str:
+    """Describes a cause that no learning rate removes."""
     if fault == "data":
         mixed = f", and {_MIXUP[kind]}" if kind in _MIXUP else ""
-        return f"see what augmentation makes of the images (config.data.crop_area{mixed})"
+        return f"check the augmented images (config.data.crop_area{mixed})"
     if fault == "teacher" and kind == "students":
         return (
-            "the teacher is broken; tune it again in another --workdir, with a lower "
+            "the teacher is broken; fine-tune it again in another --workdir, with a lower "
             "config.teacher.learning_rate or config.teacher.rho, or leave this step out of "
             "config.teacher.steps"
         )
     if fault == "teacher":
-        return "a teacher whose features are read is broken; leave it out"
+        return "one of the teachers is broken; leave it out"
     if kind == "teachers":
         return (
-            "the weights of config.teacher.init hold NaN or infinity; fetch them again, or set "
+            "the weights of config.teacher.init contain NaN or infinity; fetch them again, or set "
             "config.teacher.init to others"
         )
-    return "the model begins with parameters that are not finite; mend its initialisers"
+    return "the model's initial parameters are not finite; fix its initialisers"

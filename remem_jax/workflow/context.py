@@ -32,7 +32,7 @@ class Run(NamedTuple):
         stopping: Returns whether the user has asked the run to stop.
         compiled: Counter of compilations.
         mesh: Mesh of devices, which share every batch.
-        preloaded: Checkpoints, read before the data.
+        preloaded: Pretrained checkpoints, which are read before the data.
         device_bytes: Memory of a device in bytes, if it cannot be queried because the devices are
             not attached; else 0.
     """
@@ -93,7 +93,7 @@ class Run(NamedTuple):
             step: Function of (state, ...) that returns the new state and metrics.
             shapes: Shapes of the state; see `shapes`.
         """
-        return jax.jit(step, donate_argnums=0, out_shardings=self._after(shapes))
+        return jax.jit(step, donate_argnums=0, out_shardings=self._step_shardings(shapes))
 
     def jit_step_with_key(self, make: Callable[..., Any], key: Key, shapes: Any) -> Any:
         """Jits a step that draws random numbers; see `jit_step` and `random_streams.JitWithKey`.
@@ -103,10 +103,12 @@ class Run(NamedTuple):
             key: Random key of the stage.
             shapes: Shapes of the state; see `shapes`.
         """
-        outs = self._after(shapes)
-        return random_streams.JitWithKey(make, key, donate_argnums=(0,), out_shardings=outs)
+        out_shardings = self._step_shardings(shapes)
+        return random_streams.JitWithKey(
+            make, key, donate_argnums=(0,), out_shardings=out_shardings
+        )
 
-    def _after(self, shapes: Any) -> tuple[Any, Any]:
+    def _step_shardings(self, shapes: Any) -> tuple[Any, Any]:
         """Returns the shardings of the state and metrics that a step returns."""
         return jax.tree.map(lambda leaf: leaf.sharding, shapes), mesh.replicated(self.mesh)
 
@@ -151,7 +153,7 @@ class Measure(NamedTuple):
         return evaluate.evaluate(
             self.add,
             self.transform,
-            [self.model(one) for one in variables],
+            [self.model(each) for each in variables],
             self.batches(split),
             classes=self.classes,
             teacher=teacher,
@@ -161,7 +163,7 @@ class Measure(NamedTuple):
 
 
 def load_data(
-    config: ConfigDict, settings: ConfigDict, on: jax.sharding.Mesh
+    config: ConfigDict, settings: ConfigDict, device_mesh: jax.sharding.Mesh
 ) -> tuple[data.Dataset, DataLoader]:
     """Loads the data set that `settings` (such as `config.data`) names, and makes its loader."""
     dataset = load_dataset(config, settings)
@@ -172,7 +174,7 @@ def load_data(
         seed=config.seed,
         threads=settings.threads,
         workers=settings.workers,
-        sharding=mesh.batch_sharding(on),
+        sharding=mesh.batch_sharding(device_mesh),
     )
     return dataset._replace(pixels=None), loader  # The loader holds the pixels.
 
@@ -203,9 +205,11 @@ def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:
     )
 
 
-def evaluation_transform(loader: DataLoader, on: jax.sharding.Mesh) -> evaluate.EvaluationTransform:
+def evaluation_transform(
+    loader: DataLoader, device_mesh: jax.sharding.Mesh
+) -> evaluate.EvaluationTransform:
     """Returns the preprocessing for evaluation; compiled once for all models of a loader."""
-    return _jitted_transform(loader.evaluation_transform, mesh.batch_sharding(on))
+    return _jitted_transform(loader.evaluation_transform, mesh.batch_sharding(device_mesh))
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""Pretrained checkpoints that a workflow starts from, read and checked before its data are read."""
+"""Reads and checks the pretrained checkpoints that a workflow starts from, before its data."""
 
 import pathlib
 from collections.abc import Iterable
@@ -55,11 +55,11 @@ def read(config: ConfigDict) -> Pretrained:
     heads = vit.VARIANTS[settings.variant].heads if settings.variant else 0
     checkpoint = augreg.read(path, heads=heads)
     if settings.variant:
-        named = vit.VARIANTS[settings.variant]
+        expected = vit.VARIANTS[settings.variant]
         require(
-            named == checkpoint.size,
+            expected == checkpoint.size,
             f"{settings.init} holds a ViT of {checkpoint.size}, not ViT-{settings.variant} "
-            f"({named}): set config.teacher.variant to the checkpoint's, or to '' for any.",
+            f"({expected}): set config.teacher.variant to the checkpoint's, or to '' for any.",
         )
     check_patches(f"the checkpoint {settings.init}", checkpoint.size, config.data.image_size)
     augreg.require_whole(
@@ -74,6 +74,7 @@ def read_digest(config: ConfigDict) -> str:
 
 
 def _obtain(settings: ConfigDict) -> tuple[pathlib.Path, str]:
+    """Returns the path of the checkpoint in a local file, and the digest of that file."""
     path = pathlib.Path(download.obtain(settings.init, mirror=settings.mirror))
     file, _ = catalog.split_path(str(path))
     digest = results.digest(file)

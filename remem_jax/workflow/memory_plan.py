@@ -20,7 +20,7 @@ from remem_jax.storage import results
 from remem_jax.train import flops
 from remem_jax.workflow import context
 
-KEPT = "plans.json"  # In the folder of a run.
+_FILE = "plans.json"  # In the folder of a run.
 _GIB = 2**30
 _PLENTY = 0.25  # Fraction of the memory below which a step needs no plan.
 _USABLE = 0.95  # Fraction of the memory: allocators leave gaps, and kernels need workspace.
@@ -105,7 +105,7 @@ class Step(NamedTuple):
         frozen: Other parameters.
         at_rest: Bytes between steps, per device, of the state and of `frozen`.
         needs: Returns the memory of the compiled step of a plan; see `step_memory.of_step`.
-        seen: Shape of the model's input for one example.
+        input_shape: Shape of the model's input for one example.
         examples: Batch size per device.
         platform: Platform of the devices; see `platforms.of`.
         scanned: Whether the model scans over its blocks.
@@ -121,7 +121,7 @@ class Step(NamedTuple):
     frozen: Params
     at_rest: int
     needs: Callable[[Plan], tuple[int, int]]
-    seen: tuple[int, ...]
+    input_shape: tuple[int, ...]
     examples: int
     platform: str
     scanned: bool = True
@@ -144,7 +144,9 @@ class Step(NamedTuple):
 
         def outputs(params: Params) -> jax.Array:
             whole, statistics = tuning.join(params, zeros(self.frozen)), zeros(self.statistics)
-            return apply(whole, statistics, jnp.zeros((count, *self.seen)), jax.random.key(0))[0]
+            return apply(
+                whole, statistics, jnp.zeros((count, *self.input_shape)), jax.random.key(0)
+            )[0]
 
         def gradient(params: Params) -> Any:
             logits, pull = jax.vjp(outputs, params)
@@ -168,7 +170,7 @@ def _bytes(tree: Any) -> int:
 
 
 def candidates(
-    settings: ConfigDict, on: jax.sharding.Mesh, *, tokens: int, whole: bool = False
+    settings: ConfigDict, device_mesh: jax.sharding.Mesh, *, tokens: int, whole: bool = False
 ) -> list[Plan]:
     """Returns the plans that the settings allow, cheapest first.
 
@@ -176,25 +178,25 @@ def candidates(
 
     Args:
         settings: Settings of a teacher, or of pretraining.
-        on: Mesh of devices.
+        device_mesh: Mesh of devices.
         tokens: Number of tokens of an image.
         whole: Whether the loss needs whole batches.
     """
-    wanted = recomputed("rematerialise", settings.rematerialise)
-    names: Sequence[str] = RECOMPUTED if wanted == AUTO else (wanted,)
+    setting = recomputed("rematerialise", settings.rematerialise)
+    names: Sequence[str] = RECOMPUTED if setting == AUTO else (setting,)
     if settings.accumulate or whole:
-        numbers = [max(settings.accumulate, 1)]
+        counts = [max(settings.accumulate, 1)]
     else:
-        numbers = list(splits(settings, on))
-    found = [
-        Plan(name, number)
+        counts = list(splits(settings, device_mesh))
+    plans = [
+        Plan(name, count)
         for name in names
-        for number in numbers
-        if wanted != AUTO or name != "nothing" or number == numbers[0]
+        for count in counts
+        if setting != AUTO or name != "nothing" or count == counts[0]
     ]
-    cost_of_microbatch = _TOKENS_PER_MICROBATCH / (settings.batch_size // on.size * tokens)
+    cost_of_microbatch = _TOKENS_PER_MICROBATCH / (settings.batch_size // device_mesh.size * tokens)
     return sorted(
-        found, key=lambda plan: _COSTS[plan.rematerialise] + cost_of_microbatch * plan.accumulate
+        plans, key=lambda plan: _COSTS[plan.rematerialise] + cost_of_microbatch * plan.accumulate
     )
 
 
@@ -223,21 +225,23 @@ def listed(run: context.Run, step: Step) -> tuple[list[Option], Option | None]:
     Plans that the platform or a setting rules out are listed too, unless they divide the batch.
     Nothing is compiled if the activations are small.
     """
-    examine, found, chosen = _Examine(run, step), dict[Plan, Option](), None
-    take, plenty = examine, examine.plenty()
+    examine, options, chosen = _Examine(run, step), dict[Plan, Option](), None
+    examined, plenty = examine, examine.plenty()
     if plenty:
-        take = examine.estimated
+        examined = examine.estimated
     for plan in step.plans:
-        found[plan] = take(plan)
-        if plenty or _fits(run, found[plan]):
-            chosen = found[plan]
+        options[plan] = examined(plan)
+        if plenty or _fits(run, options[plan]):
+            chosen = options[plan]
             break
     least = min(plan.accumulate for plan in step.plans)
     for name in RECOMPUTED:
         plan = Plan(name, least)
-        found[plan] = found.get(plan) or take(plan)
-    order = sorted(found, key=lambda plan: (plan.accumulate, RECOMPUTED.index(plan.rematerialise)))
-    return [found[plan] for plan in order], chosen
+        options[plan] = options.get(plan) or examined(plan)
+    order = sorted(
+        options, key=lambda plan: (plan.accumulate, RECOMPUTED.index(plan.rematerialise))
+    )
+    return [options[plan] for plan in order], chosen
 
 
 class _Examine:
@@ -248,28 +252,30 @@ class _Examine:
         self.traced = functools.cache(step.traced)
 
     def __call__(self, plan: Plan) -> Option:
-        least, step = self.estimated(plan), self._step
-        if _agreed(least.bytes <= step.slack * free(self._run)):
+        estimate, step = self.estimated(plan), self._step
+        if _agreed(estimate.bytes <= step.slack * free(self._run)):
             try:
-                return least._replace(bytes=sum(step.needs(plan)), compiled=True)
+                return estimate._replace(bytes=sum(step.needs(plan)), compiled=True)
             except jax.errors.JaxRuntimeError as error:
                 # The TPU compiler raises this for a step that does not fit.
                 if mesh.out_of_memory(error) is None:
                     raise
-        return least
+        return estimate
 
     def plenty(self) -> bool:
         """Returns whether all activations can be stored in a fraction of the memory."""
-        first, at_rest = self._step.plans[0], self._step.at_rest
-        all_stored = self.traced(first._replace(rematerialise="nothing")).stored
+        cheapest, at_rest = self._step.plans[0], self._step.at_rest
+        all_stored = self.traced(cheapest._replace(rematerialise="nothing")).stored
         # Gradients, their sum, and SAM's perturbed parameters.
         return _agreed(3 * at_rest + all_stored < _PLENTY * free(self._run))
 
     def estimated(self, plan: Plan) -> Option:
         """Returns an approximate lower bound of the memory of a plan."""
-        planned, whole = (self.traced(p) for p in (plan, plan._replace(rematerialise="nothing")))
-        ratio = planned.operations / whole.operations
-        return Option(plan, self._step.at_rest + planned.stored, False, ratio)
+        with_plan, without_plan = (
+            self.traced(p) for p in (plan, plan._replace(rematerialise="nothing"))
+        )
+        ratio = with_plan.operations / without_plan.operations
+        return Option(plan, self._step.at_rest + with_plan.stored, False, ratio)
 
 
 def _fits(run: context.Run, option: Option) -> bool:
@@ -289,30 +295,36 @@ def planned(run: context.Run, step: Step) -> Plan:
     Raises:
         SettingError: If no plan fits.
     """
-    kept = results.read_for_all(run.workdir / KEPT) or {}
-    before = kept.get(step.stage, {})
+    saved = results.read_for_all(run.workdir / _FILE) or {}
+    earlier = saved.get(step.stage, {})
     # The sort is stable: the others stay ordered by cost.
-    plans = sorted(step.plans, key=lambda plan: not plan._asdict().items() <= before.items())
+    plans = sorted(step.plans, key=lambda plan: not plan._asdict().items() <= earlier.items())
     option = choose(run, step._replace(plans=plans))
     if option is None:
         raise does_not_fit(step, _Examine(run, step)(step.plans[-1]), free(run))
-    results.write_for_all(run.workdir / KEPT, kept | {step.stage: option.record()})
+    results.write_for_all(run.workdir / _FILE, saved | {step.stage: option.record()})
     logging.info("%s %s.", step.stage, option)
     return option.plan
 
 
 def read(run: context.Run, stage: str) -> dict[str, Any] | None:
     """Reads the record that `planned` saved for a stage; None for runs of earlier versions."""
-    return (results.read_for_all(run.workdir / KEPT) or {}).get(stage)
+    return (results.read_for_all(run.workdir / _FILE) or {}).get(stage)
 
 
-def does_not_fit(step: Step, least: Option, there: int) -> SettingError:
-    """Returns the error for a step that no plan makes fit."""
-    undivided = step.divisible and least.plan.accumulate == 1
+def does_not_fit(step: Step, smallest: Option, available: int) -> SettingError:
+    """Returns the error for a step that does not fit with any plan.
+
+    Args:
+        step: The step.
+        smallest: The plan that needs the least memory.
+        available: Memory that the step may use, in bytes.
+    """
+    undivided = step.divisible and smallest.plan.accumulate == 1
     divided = f", set {step.group}.accumulate" if undivided else ""
     return SettingError(
-        f"{step.stage} does not fit on the device: if it {least.plan}, it takes "
-        f"{least.bytes / _GIB:.2f} GiB, and {there / _GIB:.2f} GiB are free. Lower "
+        f"{step.stage} does not fit on the device: if it {smallest.plan}, it takes "
+        f"{smallest.bytes / _GIB:.2f} GiB, and {available / _GIB:.2f} GiB are free. Lower "
         f"{step.group}.batch_size{divided}, or set config.fsdp, config.compute_dtype to bfloat16 "
         "or config.data.input to streamed."
     )

@@ -11,13 +11,13 @@ from remem_jax.storage import workdir
 
 
 def resolved(
-    config: ConfigDict, on: jax.sharding.Mesh, directory: pathlib.Path | None = None
+    config: ConfigDict, device_mesh: jax.sharding.Mesh, directory: pathlib.Path | None = None
 ) -> ConfigDict:
     """Returns the settings with "auto" in `compute_dtype` replaced by a dtype.
 
     Args:
         config: All settings.
-        on: The devices that the run is compiled for.
+        device_mesh: The devices that the run is compiled for.
         directory: Folder of the run, or None. A run that has started keeps its dtype, whatever
             the devices.
 
@@ -26,23 +26,23 @@ def resolved(
     """
     if config.get("compute_dtype") != platforms.AUTO:
         return config
-    dtype = platforms.compute_dtype(list(on.devices.flat))
-    before = directory and _begun_in(directory)
-    if before and before != dtype:
+    dtype = platforms.compute_dtype(list(device_mesh.devices.flat))
+    saved = directory and _saved_dtype(directory)
+    if saved and saved != dtype:
         logging.info(
             "%s was started in %s and continues in it; a new run would compute in %s on these "
             "devices (config.compute_dtype=auto).",
             directory,
-            before,
+            saved,
             dtype,
         )
-        dtype = before
-    found = config.copy_and_resolve_references()
-    found.compute_dtype = dtype
-    return found
+        dtype = saved
+    result = config.copy_and_resolve_references()
+    result.compute_dtype = dtype
+    return result
 
 
-def _begun_in(directory: pathlib.Path) -> str:
-    """Returns the dtype of a run that has started, as read by the first process; else ""."""
-    found = workdir.read_config(directory) if mesh.is_writer() else None
-    return mesh.broadcast_text(str((found or {}).get("compute_dtype", "")))
+def _saved_dtype(directory: pathlib.Path) -> str:
+    """Returns the dtype of the run in the folder, as the first process reads it; else ""."""
+    config = workdir.read_config(directory) if mesh.is_writer() else None
+    return mesh.broadcast_text(str((config or {}).get("compute_dtype", "")))

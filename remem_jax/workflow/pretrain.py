@@ -17,7 +17,7 @@ from remem_jax.train import flops, state, steps
 from remem_jax.weights import augreg
 from remem_jax.workflow import context, memory_plan, provenance, step_memory, training
 
-_MILESTONES = 10  # Evaluations during training.
+_MILESTONES = 10  # Number of evaluations during training.
 
 
 def run_pretrain(run: context.Run) -> None:
@@ -81,8 +81,8 @@ def run_pretrain(run: context.Run) -> None:
             operations=lambda state, batch: flops.count(counted, state, batch, {}),
             steps=settings.steps,
             milestones=tuple(settings.steps * i // _MILESTONES for i in range(1, _MILESTONES + 1)),
-            milestone=lambda at, now: training.log_validation(
-                run, "pretrain", at, measure(now.variables, "validation")["top1"]
+            milestone=lambda step, trained: training.log_validation(
+                run, "pretrain", step, measure(trained.variables, "validation")["top1"]
             ),
             stream="pretraining",
             lost=set(),
@@ -94,7 +94,7 @@ def run_pretrain(run: context.Run) -> None:
         augreg.save(path, trained, dtype="float16")
     mesh.broadcast(1)  # Wait until the file is written.
     stored = run.place(augreg.load(path, model))  # Evaluate the weights as saved.
-    found = {
+    record = {
         "test": measure(stored, "test"),
         "seconds": seconds,
         "plan": memory_plan.read(run, "pretrain"),
@@ -102,15 +102,15 @@ def run_pretrain(run: context.Run) -> None:
     }
     if config.probe.name:
         random = run.jit_create(init, init_key)(init_key)
-        found["probe"] = probes(run, features, {"pretrained": stored, "random": random})
-    results.write_for_all(run.workdir / "results.json", found)
-    logging.info("Pretrained: %s", found)
+        record["probe"] = probes(run, features, {"pretrained": stored, "random": random})
+    results.write_for_all(run.workdir / "results.json", record)
+    logging.info("Pretrained: %s", record)
 
 
 def _planned_step(
     run: context.Run,
     model: Any,
-    own: state.State,
+    shapes: state.State,
     train_apply: Callable[[str], TrainApply],
     jit_step: Callable[[memory_plan.Plan], Any],
 ) -> memory_plan.Step:
@@ -118,7 +118,7 @@ def _planned_step(
 
     def needs(plan: memory_plan.Plan) -> tuple[int, int]:
         batch = step_memory.batch(run, settings.batch_size)
-        return step_memory.of_step(jit_step(plan), own, batch, {})
+        return step_memory.of_step(jit_step(plan), shapes, batch, {})
 
     return memory_plan.Step(
         "pretrain",
@@ -127,9 +127,9 @@ def _planned_step(
             settings, run.mesh, tokens=(image_size // model.size.pixels) ** 2 + 1
         ),
         train_apply,
-        own.params,
+        shapes.params,
         {},
-        mesh.device_bytes(own),
+        mesh.device_bytes(shapes),
         needs,
         (image_size, image_size, 3),
         settings.batch_size // run.mesh.size,
@@ -137,13 +137,15 @@ def _planned_step(
     )
 
 
-def probes(run: context.Run, apply: Apply, compared: Mapping[str, Variables]) -> dict[str, float]:
+def probes(
+    run: context.Run, apply: Apply, named_variables: Mapping[str, Variables]
+) -> dict[str, float]:
     """Returns the top-1 accuracy of linear probes on the data set that `config.probe` names.
 
     Args:
         run: The run.
         apply: Function from variables and images to features.
-        compared: Variables by name; images are read once for all of them.
+        named_variables: Variables by name; images are read once for all of them.
     """
     config = run.config
     settings = config.data.copy_and_resolve_references()
@@ -155,19 +157,19 @@ def probes(run: context.Run, apply: Apply, compared: Mapping[str, Variables]) ->
     )
 
     def examples(split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        seen: dict[str, list[np.ndarray]] = {name: [] for name in compared}
+        collected: dict[str, list[np.ndarray]] = {name: [] for name in named_variables}
         labels: list[np.ndarray] = []
         for batch in loader.evaluation(split, config.train.batch_size):
             images = transform(batch.image)
             label, counts = run.fetch((batch.label, batch.mask))
             labels.append(label[counts])
-            for name, variables in compared.items():
-                seen[name].append(run.fetch(features(variables, images))[counts])
-        whole = {name: np.concatenate(batches) for name, batches in seen.items()}
-        return whole, np.concatenate(labels)
+            for name, variables in named_variables.items():
+                collected[name].append(run.fetch(features(variables, images))[counts])
+        concatenated = {name: np.concatenate(batches) for name, batches in collected.items()}
+        return concatenated, np.concatenate(labels)
 
     (train, train_labels), (test, test_labels) = examples("train"), examples("test")
     return {
         name: evaluate.linear_probe((train[name], train_labels), (test[name], test_labels))
-        for name in compared
+        for name in named_variables
     }

@@ -70,9 +70,9 @@ def data(run: context.Run) -> dict[str, Any]:
 
 def absent_classes(dataset: datasets.Dataset) -> dict[str, list[str]]:
     """Returns the names of classes without images, by split."""
-    every = np.arange(len(dataset.classes))
+    indices = np.arange(len(dataset.classes))
     return {
-        name: [dataset.classes[i] for i in np.setdiff1d(every, split.labels)]
+        name: [dataset.classes[i] for i in np.setdiff1d(indices, split.labels)]
         for name, split in dataset.splits.items()
     }
 
@@ -90,8 +90,8 @@ def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:
     """
     if shapes is None:
         return None
-    ends = (np.min, np.median, np.max)
-    height, width = ([int(end(side)) for end in ends] for side in shapes.T)
+    statistics = (np.min, np.median, np.max)
+    height, width = ([int(statistic(side)) for statistic in statistics] for side in shapes.T)
     return {"height": height, "width": width, "different": len(np.unique(shapes, axis=0))}
 
 

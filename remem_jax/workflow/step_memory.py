@@ -30,10 +30,12 @@ class Need(NamedTuple):
 
 
 def of_step(jitted: Any, *arguments: Any) -> tuple[int, int]:
-    """Returns bytes per device of a function's arguments, and of its other memory while it runs."""
-    found = jitted.lower(*arguments).compile().memory_analysis()
-    more = found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
-    return found.argument_size_in_bytes, more
+    """Returns the bytes per device of a function's arguments, and of other memory while it runs."""
+    analysis = jitted.lower(*arguments).compile().memory_analysis()
+    running = (
+        analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
+    )
+    return analysis.argument_size_in_bytes, running
 
 
 def batch(run: context.Run, batch_size: int) -> Any:

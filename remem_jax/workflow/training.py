@@ -32,7 +32,8 @@ class Job(NamedTuple):
         batch_size: Global batch size.
         steps: Total number of steps.
         milestones: Steps after which `milestone` is called.
-        milestone: Evaluates the state; may be called again for a step after a restart.
+        milestone: Evaluates the state at a step; after a restart, it may be called for that step
+            again.
         stream: Random stream of its batches.
         lost: Indices of the models, if several are trained at once, whose state is no longer
             finite. `train` adds them before it calls `milestone`.
@@ -72,14 +73,14 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
         progress = logs.Progress(stage, first_step=done, steps=job.steps)
         trace = profiling.Trace(run.workdir / "profile" / stage, first_step=done)
 
-        def after(at: int) -> None:
+        def on_step(at: int) -> None:
             step_ended()
             progress(at)
             if config.profile and mesh.is_writer():
                 trace(at)
 
         def stopping(at: int) -> bool:
-            # Several processes have to agree, which costs too much for every step.
+            # Several processes must agree, which costs too much to do at every step.
             if jax.process_count() > 1 and at % config.log_every:
                 return False
             return mesh.any_process(run.stopping())
@@ -102,7 +103,7 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
             ),
             faulty=faulty,
             milestone=job.milestone,
-            progress=after,
+            progress=on_step,
             stopping=stopping,
         )
         with (
@@ -141,7 +142,7 @@ def _restore(saved: checkpoints.Checkpoints, job: Job) -> tuple[Any, int, float]
     if not done:
         return job.first(), 0, 0.0
     state, note = saved.restore(done, job.shapes)
-    job.lost.update(note.get("lost", ()))  # Earlier versions went on training these.
+    job.lost.update(note.get("lost", ()))  # Earlier versions continued to train these.
     return state, done, note["seconds"]
 
 
@@ -164,15 +165,15 @@ def _is_finite(state: Any) -> bool:
     return bool(jax.device_get(_finite(state)))
 
 
-def _compiled(found: compiling.Compiled) -> str:
+def _compiled(counts: compiling.Compiled) -> str:
     return (
-        f"compiled {found.made} functions, loaded {found.found} in the cache, in "
-        f"{found.seconds:.1f} s"
+        f"compiled {counts.made} functions, loaded {counts.found} in the cache, in "
+        f"{counts.seconds:.1f} s"
     )
 
 
 def log_validation(run: Run, stage: str, at: int, value: float | list[float]) -> None:
-    """Logs the validation metric of a model, or of each student."""
+    """Logs the validation metric of a model, or one for each student."""
     run.log.write(stage, at, {"validation": value})
-    shown = ", ".join(f"{100 * one:.2f}" for one in np.atleast_1d(value))
-    logging.info("%s: step %d, %s %% on validation", stage, at, shown)
+    metrics = ", ".join(f"{100 * metric:.2f}" for metric in np.atleast_1d(value))
+    logging.info("%s: step %d, %s %% on validation", stage, at, metrics)

@@ -93,9 +93,9 @@ def measured(packed: tuple[Tool, pathlib.Path]) -> dict[str, Any]:
     tool, folder = packed
     out = tool.folder / "out"
     tool.run(f"--packed={folder}", f"--out={out}", f"--items={','.join(ITEMS)}")
-    found = json.loads((out / "measured.json").read_text())
-    assert (out / "measured.md").read_text() == page.render(found)
-    return found
+    content = json.loads((out / "measured.json").read_text())
+    assert (out / "measured.md").read_text() == page.render(content)
+    return content
 
 
 def test_only_the_mini_table_needs_packages_that_are_not_packed(tmp_path: pathlib.Path) -> None:
@@ -138,11 +138,11 @@ def test_the_same_device_agrees_with_itself(measured: dict[str, Any]) -> None:
 
 
 def test_attention_agrees_with_the_plain_form(measured: dict[str, Any]) -> None:
-    found = measured["items"]["attention"]["result"]
-    assert list(found) == ["17", "18"]
-    for forms in found.values():
+    lengths = measured["items"]["attention"]["result"]
+    assert list(lengths) == ["17", "18"]
+    for forms in lengths.values():
         for name in ("output", "tokens", "parameters"):
-            # bfloat16 has 8 bits, and rounding errors add up.
+            # bfloat16 has 8 bits, and rounding errors accumulate.
             assert 0 < forms["ours"][name] < 0.03
             assert 0 < forms["plain"][name] < 0.03
 
@@ -150,10 +150,10 @@ def test_attention_agrees_with_the_plain_form(measured: dict[str, Any]) -> None:
 def test_the_mini_table_has_teachers_and_students_of_each_method(measured: dict[str, Any]) -> None:
     runs = measured["items"]["table10"]["result"]["runs"]
     assert [(run["seed"], run["method"]) for run in runs] == [(0, "finetune"), (0, "remem")]
-    assert all(0 <= run[of] <= 1 for run in runs for of in ("student", "teacher"))
+    assert all(0 <= run[model] <= 1 for run in runs for model in ("student", "teacher"))
 
 
-def test_sigterm_ends_it_cleanly_with_what_there_is(packed: tuple[Tool, pathlib.Path]) -> None:
+def test_sigterm_ends_it_cleanly_and_keeps_results(packed: tuple[Tool, pathlib.Path]) -> None:
     tool, folder = packed
     path = tool.folder / "stopped" / "measured.json"
     process = tool.start(f"--packed={folder}", f"--out={path.parent}", "--items=table10")
@@ -167,9 +167,9 @@ def test_sigterm_ends_it_cleanly_with_what_there_is(packed: tuple[Tool, pathlib.
     out, err = process.communicate(timeout=60)
 
     assert process.returncode == 128 + signal.SIGTERM, err
-    found = record.read(path)
-    assert found["runs"][0]["ended"] == running.ASKED_TO_STOP
-    assert found["items"]["table10"]["status"] == record.STOPPED
+    content = record.read(path)
+    assert content["runs"][0]["ended"] == running.ASKED_TO_STOP
+    assert content["items"]["table10"]["status"] == record.STOPPED
     assert f"{running.ASKED_TO_STOP}: " in out
 
 

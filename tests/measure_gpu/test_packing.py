@@ -1,4 +1,4 @@
-"""What travels: small enough, whole when it arrives, and used only where it is missing."""
+"""The folder for the GPU machine: its size, its integrity, and the use of its wheels."""
 
 import json
 import pathlib
@@ -17,12 +17,12 @@ def packed(folder: pathlib.Path, content: bytes = b"weights") -> pathlib.Path:
     return folder
 
 
-def test_a_folder_that_arrived_whole_is_taken(tmp_path: pathlib.Path) -> None:
+def test_a_complete_folder_is_accepted(tmp_path: pathlib.Path) -> None:
     assert list(packing.read(packed(tmp_path))["files"]) == ["weights.npz"]
 
 
 @pytest.mark.parametrize("change", ["cut", "missing"])
-def test_a_folder_that_did_not_is_refused(tmp_path: pathlib.Path, change: str) -> None:
+def test_an_incomplete_folder_is_refused(tmp_path: pathlib.Path, change: str) -> None:
     path = packed(tmp_path) / "weights.npz"
     path.unlink() if change == "missing" else path.write_bytes(b"weigh")
     with pytest.raises(packing.PackingError, match=r"not as it was packed: weights\.npz; copy"):
@@ -34,7 +34,7 @@ def test_a_folder_without_its_manifest_is_refused(tmp_path: pathlib.Path) -> Non
         packing.read(tmp_path)
 
 
-def test_what_is_too_large_is_named_with_its_size(
+def test_a_folder_that_is_too_large_is_refused_with_its_largest_file(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "LIMIT_MIB", 1.0)
@@ -43,31 +43,33 @@ def test_what_is_too_large_is_named_with_its_size(
         packing._require_small(tmp_path)
 
 
-def test_a_folder_that_holds_something_is_not_written_to(tmp_path: pathlib.Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: pathlib.Path) -> None:
     contents = packing.Contents("bundled:Pico/8", ("digits", "", ""), 32, 0, ())
     with pytest.raises(packing.PackingError, match="is not empty"):
         packing.pack(packed(tmp_path), contents, {})
 
 
-def test_what_does_not_travel_is_named_with_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_with_their_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_is_found", lambda module: module not in ("matplotlib", "flax"))
     assert packing.lacking() == ["flax (for everything)", "matplotlib (for the mini Table 10)"]
 
 
-def test_wheels_are_used_where_nothing_is_installed(
+def test_wheels_are_used_only_for_packages_that_are_not_installed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / packing.WHEELS).mkdir()
-    for name in ("not_there_yet", "numpy"):
-        with zipfile.ZipFile(tmp_path / packing.WHEELS / f"{name}-1.0-py3-none-any.whl", "w") as it:
-            it.writestr(f"{name}/__init__.py", "carried = True")
+    for name in ("not_installed", "numpy"):
+        with zipfile.ZipFile(
+            tmp_path / packing.WHEELS / f"{name}-1.0-py3-none-any.whl", "w"
+        ) as wheel:
+            wheel.writestr(f"{name}/__init__.py", "from_wheel = True")
 
     added = packing.add_wheels(tmp_path, tmp_path / "site")
 
-    assert added == ["not_there_yet"]
-    import not_there_yet  # pyright: ignore[reportMissingImports]
+    assert added == ["not_installed"]
+    import not_installed  # pyright: ignore[reportMissingImports]
     import numpy
 
-    assert not_there_yet.carried
-    assert not hasattr(numpy, "carried")
+    assert not_installed.from_wheel
+    assert not hasattr(numpy, "from_wheel")

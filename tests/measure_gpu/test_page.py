@@ -1,4 +1,4 @@
-"""The page says what the record does, and nothing where there is nothing."""
+"""The page shows exactly what the record contains."""
 
 import pathlib
 import statistics
@@ -24,7 +24,7 @@ RUN = {
 
 
 def rendered(**items: Any) -> str:
-    """The page of a run with these items, whose status is "done" unless it is given."""
+    """Renders the page of a run with these items; their default status is "done"."""
     entries = {
         name: {"run": 0, "status": record.DONE, "seconds": 1.0, **entry}
         for name, entry in items.items()
@@ -37,14 +37,14 @@ def row_of(text: str, beginning: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_page_in_the_documentation_is_that_of_its_record() -> None:
+def test_the_page_in_the_documentation_matches_its_record() -> None:
     content = record.read(measure_gpu.DOCS / measure_gpu.RECORD)
     assert (measure_gpu.DOCS / measure_gpu.PAGE).read_text() == page.render(content), (
         "Run .venv/bin/python -m tools.measure_gpu --render=docs/measured.json."
     )
 
 
-def test_an_empty_record_says_that_nothing_was_measured() -> None:
+def test_the_page_of_an_empty_record_states_that_nothing_was_measured() -> None:
     assert "Nothing has been measured yet" in page.render(record.EMPTY)
 
 
@@ -79,9 +79,9 @@ def test_the_mini_table_has_means_and_deviations_over_seeds() -> None:
     runs, parts = (
         [
             {"seed": seed, "method": method, "metric": "top1", "student": share, "teacher": 0.5}
-            for seed, share in enumerate(of_seeds)
+            for seed, share in enumerate(values)
         ]
-        for method, of_seeds in (("finetune", plain), ("remem", shares))
+        for method, values in (("finetune", plain), ("remem", shares))
     )
     settings = {"student": "resnet18", "batch_size": 128, "rho": 0.05, "mlp_weight": 0.8,
                 "image_size": 224, "compute_dtype": "bfloat16"}  # fmt: skip
@@ -91,13 +91,13 @@ def test_the_mini_table_has_means_and_deviations_over_seeds() -> None:
 
     percent = [100 * share for share in shares]
     expected = f"{statistics.fmean(percent):.2f} ± {np.std(percent, ddof=1):.2f}"
-    gain = "+3.33 ± 2.08"  # Of 5, 4 and 1.
-    assert row_of(text, "Re-weighting and SAM")[1:] == [expected, gain, "50.00 ± 0.00", "3"]
+    gain = "+3.33 ± 2.08"  # The mean and deviation of 5, 4 and 1.
+    assert row_of(text, "ReMem")[1:] == [expected, gain, "50.00 ± 0.00", "3"]
     assert row_of(text, "Fine-tuning")[2] == "-"
     assert "not the paper's table" in text
 
 
-def test_what_was_cut_short_is_listed() -> None:
+def test_interrupted_items_are_listed() -> None:
     text = rendered(sam={"status": record.STOPPED, "error": "stopped after 90 seconds"})
     assert row_of(text, "sam")[1:] == ["stopped", "1", "stopped after 90 seconds"]
 
@@ -115,13 +115,13 @@ def test_a_record_is_rendered_into_the_documentation(
     assert record.read(tmp_path / "measured.json") == record.read(path)
 
 
-@pytest.mark.parametrize("of", [{"tiny": True}, {"device": "cpu"}])
-def test_the_documentation_takes_no_numbers_of_a_cpu(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, of: dict[str, Any]
+@pytest.mark.parametrize("change", [{"tiny": True}, {"device": "cpu"}])
+def test_the_documentation_refuses_numbers_of_a_cpu(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(measure_gpu, "DOCS", tmp_path / "docs")
     path = tmp_path / "tried.json"
-    record.write(path, {"format": 1, "runs": [RUN, {**RUN, **of}], "items": {}})
+    record.write(path, {"format": 1, "runs": [RUN, {**RUN, **change}], "items": {}})
 
     with pytest.raises(ValueError, match="name another page with --page"):
         measure_gpu._render(path)
@@ -131,12 +131,12 @@ def test_the_documentation_takes_no_numbers_of_a_cpu(
     assert "## Runs" in (tmp_path / "tried.md").read_text()
 
 
-def test_what_was_lacking_is_said() -> None:
+def test_missing_packages_are_listed() -> None:
     assert "Neither installed nor packed: matplotlib (for the mini Table 10)." in rendered()
 
 
 @pytest.mark.parametrize(
-    ("other", "named"),
+    ("change", "named"),
     [
         ({"tiny": True}, r"size \(--tiny\)"),
         ({"device": "cpu", "gpus": []}, "device"),
@@ -144,15 +144,15 @@ def test_what_was_lacking_is_said() -> None:
         ({"packed": {}}, r"folder \(--packed\)"),
     ],
 )
-def test_a_record_is_of_one_card_and_one_folder(
-    tmp_path: pathlib.Path, other: dict[str, Any], named: str
+def test_a_record_has_one_kind_of_gpu_and_one_folder(
+    tmp_path: pathlib.Path, change: dict[str, Any], named: str
 ) -> None:
-    kept = record.Record(tmp_path / "measured.json")
-    kept.begin(RUN)
-    kept.begin({**RUN, "date": "2030-01-02", "gpus": ["NVIDIA H200, 143771 MiB, 590"]})
+    saved = record.Record(tmp_path / "measured.json")
+    saved.begin(RUN)
+    saved.begin({**RUN, "date": "2030-01-02", "gpus": ["NVIDIA H200, 143771 MiB, 590"]})
 
     with pytest.raises(ValueError, match=f"is of another {named}; name another --out"):
-        kept.begin({**RUN, **other})
+        saved.begin({**RUN, **change})
 
 
 def values(loss: float, gradient: dict[str, np.ndarray]) -> Values:
@@ -164,14 +164,14 @@ def values(loss: float, gradient: dict[str, np.ndarray]) -> Values:
     [
         ("float32", 2.0, 1.0, True),
         ("float32", 2.1, 1.0, False),  # The loss is 5 % off.
-        ("float32", 2.0, 1.01, False),  # One parameter's gradient is.
-        ("bfloat16", 2.0, 1.015, True),  # The CPU's own is 1 % off.
+        ("float32", 2.0, 1.01, False),  # One parameter's gradient is 1 % off.
+        ("bfloat16", 2.0, 1.015, True),  # The CPU's gradient is 1 % off.
         ("bfloat16", 2.0, 1.05, False),
-        ("bfloat16", 2.006, 1.0, True),  # The CPU's own loss is exact by chance.
+        ("bfloat16", 2.006, 1.0, True),  # The CPU's loss is exact by chance.
         ("bfloat16", 2.02, 1.0, False),
     ],
 )
-def test_a_gradient_that_is_off_is_noticed_and_named(
+def test_a_wrong_gradient_is_detected_and_named(
     rng: np.random.Generator, dtype: str, loss: float, scale: float, agrees: bool
 ) -> None:
     exact = {"a": rng.normal(size=(8, 8)), "b": rng.normal(size=1000)}
@@ -180,11 +180,11 @@ def test_a_gradient_that_is_off_is_noticed_and_named(
         "bfloat16/gradient": values(2.0, {**exact, "b": exact["b"] * 1.01}),
     }
 
-    found = numerics._compared(
+    comparison = numerics._compared(
         "gradient", dtype, values(loss, {**exact, "b": exact["b"] * scale}), reference
     )
 
-    assert found["agrees"] == agrees
+    assert comparison["agrees"] == agrees
     if scale > 1:
-        assert found["ours"]["worst_parameter"] == "b"
-        assert found["ours"]["worst"] == pytest.approx(scale - 1, rel=0.4)
+        assert comparison["ours"]["worst_parameter"] == "b"
+        assert comparison["ours"]["worst"] == pytest.approx(scale - 1, rel=0.4)

@@ -1,4 +1,4 @@
-"""Items are measured in order and in time, and what was found is kept, whatever happens."""
+"""Items are measured in order and in time, and results are kept whatever happens."""
 
 import json
 import pathlib
@@ -10,13 +10,13 @@ import pytest
 from tools.gpu import record, running, worker
 from tools.gpu.budget import Budget, Item
 
-Said = tuple[float, tuple[str, Any]]  # Seconds until it is said, and what.
+Message = tuple[float, tuple[str, Any]]  # Seconds until it is sent, and its content.
 DONE = (worker.DONE, {"found": 1})
 PARTIAL = (worker.PARTIAL, {"found": 0})
 
 
-class Time:
-    """A clock that only waiting moves."""
+class Clock:
+    """A clock that only waiting advances."""
 
     now = 0.0
 
@@ -25,26 +25,26 @@ class Time:
 
 
 class Scripted:
-    """A worker that says what a script has for each item; what has none hangs."""
+    """A worker that sends the scripted messages of each item; without a script it hangs."""
 
-    def __init__(self, script: Mapping[str, Sequence[Said]], clock: Time) -> None:
+    def __init__(self, script: Mapping[str, Sequence[Message]], clock: Clock) -> None:
         self._script, self._clock = script, clock
-        self._left: list[Said] = []
+        self._pending: list[Message] = []
         self.killed = False
 
     def begin(self, item: Item, seconds: float) -> None:
         del seconds
         assert not self.killed
-        self._left = list(self._script.get(item.name, ()))
+        self._pending = list(self._script.get(item.name, ()))
 
     def hear(self, seconds: float) -> tuple[str, Any] | None:
-        if self._left and self._left[0][0] <= seconds:
-            after, said = self._left.pop(0)
+        if self._pending and self._pending[0][0] <= seconds:
+            after, message = self._pending.pop(0)
             self._clock.now += after
-            return said
-        if self._left:
-            after, said = self._left.pop(0)
-            self._left.insert(0, (after - seconds, said))
+            return message
+        if self._pending:
+            after, message = self._pending.pop(0)
+            self._pending.insert(0, (after - seconds, message))
         self._clock.now += seconds
         return None
 
@@ -53,14 +53,14 @@ class Scripted:
 
 
 class Bench:
-    """All that a test needs: items, a script of what they say, and what came of it."""
+    """Runs items with scripted workers and records the outcome."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.path = folder / "measured.json"
-        self.clock = Time()
+        self.clock = Clock()
         self.workers: list[tuple[str, Scripted]] = []
-        self.script: dict[str, Sequence[Said]] = {}
-        self.said: list[str] = []
+        self.script: dict[str, Sequence[Message]] = {}
+        self.lines: list[str] = []
 
     def run(
         self,
@@ -70,18 +70,18 @@ class Bench:
         stopping: Callable[[], bool] = lambda: False,
     ) -> str:
         def start(section: str) -> Scripted:
-            assert all(one.killed for _, one in self.workers)  # Never two at a time.
+            assert all(worker.killed for _, worker in self.workers)  # Only one runs at a time.
             self.workers.append((section, Scripted(self.script, self.clock)))
             return self.workers[-1][1]
 
-        kept = record.Record(self.path)
-        kept.begin({"date": "today"})
+        saved = record.Record(self.path)
+        saved.begin({"date": "today"})
         budget = Budget(seconds, {"a": 0.5, "b": 0.5}, self.clock)
-        how = running.run(
-            items, budget, kept, start, stopping, clock=self.clock, say=self.said.append
+        ending = running.run(
+            items, budget, saved, start, stopping, clock=self.clock, say=self.lines.append
         )
-        assert all(one.killed for _, one in self.workers)
-        return how
+        assert all(worker.killed for _, worker in self.workers)
+        return ending
 
     @property
     def items(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_all_items_are_measured_in_order(bench: Bench) -> None:
     assert bench.items["two"]["seconds"] == pytest.approx(4.0)
 
 
-def test_an_item_that_hangs_is_killed_at_its_limit_and_the_next_goes_on(bench: Bench) -> None:
+def test_a_hanging_item_is_killed_at_its_limit_and_the_next_one_runs(bench: Bench) -> None:
     bench.script = {"one": [(2.0, PARTIAL)], "two": [(4.0, DONE)]}
 
     assert bench.run([item("one"), item("two")]) == running.OUT_OF_TIME
@@ -121,32 +121,32 @@ def test_an_item_that_hangs_is_killed_at_its_limit_and_the_next_goes_on(bench: B
     assert len(bench.workers) == 2
 
 
-def test_what_was_found_so_far_is_in_the_file_at_once(bench: Bench) -> None:
+def test_partial_results_are_saved_at_once(bench: Bench) -> None:
     bench.script = {"one": [(1.0, PARTIAL), (5.0, DONE)]}
-    seen = []
+    entries = []
 
-    def look() -> bool:
-        if bench.path.exists() and bench.clock.now == 3.0:  # Between the two.
-            seen.append(bench.items["one"])
+    def read_record() -> bool:
+        if bench.path.exists() and bench.clock.now == 3.0:  # Between the two messages.
+            entries.append(bench.items["one"])
         return False
 
-    bench.run([item("one")], stopping=look)
+    bench.run([item("one")], stopping=read_record)
 
-    assert seen[0]["status"] == record.STOPPED
-    assert seen[0]["result"] == {"found": 0}
+    assert entries[0]["status"] == record.STOPPED
+    assert entries[0]["result"] == {"found": 0}
 
 
-def test_when_asked_to_stop_it_keeps_what_there_is_and_begins_nothing(bench: Bench) -> None:
+def test_a_requested_stop_keeps_results_and_starts_nothing(bench: Bench) -> None:
     bench.script = {"one": [(1.0, PARTIAL)], "two": [(1.0, DONE)]}
 
-    how = bench.run([item("one"), item("two")], stopping=lambda: bench.clock.now > 4.0)
+    ending = bench.run([item("one"), item("two")], stopping=lambda: bench.clock.now > 4.0)
 
-    assert how == running.ASKED_TO_STOP
+    assert ending == running.ASKED_TO_STOP
     assert bench.statuses() == {"one": record.STOPPED}
     assert bench.items["one"]["result"] == {"found": 0}
 
 
-def test_a_second_start_measures_what_is_not_done(bench: Bench) -> None:
+def test_a_second_start_measures_the_remaining_items(bench: Bench) -> None:
     bench.script = {"one": [(1.0, DONE)]}
     bench.run([item("one"), item("two")])
     bench.script = {"two": [(1.0, DONE)]}
@@ -157,7 +157,7 @@ def test_a_second_start_measures_what_is_not_done(bench: Bench) -> None:
     assert [entry["run"] for entry in bench.items.values()] == [0, 1]
 
 
-def test_an_item_that_fails_says_why_and_others_go_on(bench: Bench) -> None:
+def test_a_failed_item_has_an_error_and_others_run(bench: Bench) -> None:
     bench.script = {"one": [(1.0, (worker.FAILED, "no memory"))], "two": [(1.0, DONE)]}
 
     bench.run([item("one"), item("two")])
@@ -166,7 +166,7 @@ def test_an_item_that_fails_says_why_and_others_go_on(bench: Bench) -> None:
     assert bench.statuses()["two"] == record.DONE
 
 
-def test_nothing_is_measured_without_what_is_required(bench: Bench) -> None:
+def test_nothing_more_is_measured_if_a_required_item_fails(bench: Bench) -> None:
     bench.script = {"one": [(1.0, (worker.FAILED, "no GPU"))], "two": [(1.0, DONE)]}
 
     assert bench.run([item("one", required=True), item("two")]) == running.NOT_POSSIBLE
@@ -174,28 +174,30 @@ def test_nothing_is_measured_without_what_is_required(bench: Bench) -> None:
     assert list(bench.items) == ["one"]
 
 
-def test_items_without_time_in_their_section_get_what_is_left_in_the_end(bench: Bench) -> None:
+def test_items_without_time_in_their_section_get_the_remaining_time_at_the_end(
+    bench: Bench,
+) -> None:
     # Section a ends at 50, so its third item waits until b is done.
     names = ["one", "two", "three"]
-    scripts: dict[str, Sequence[Said]] = {name: [(23.0, DONE)] for name in names}
+    scripts: dict[str, Sequence[Message]] = {name: [(23.0, DONE)] for name in names}
     bench.script = {**scripts, "other": [(1.0, DONE)]}
 
-    how = bench.run([*(item(name, limit=30.0) for name in names), item("other", "b")])
+    ending = bench.run([*(item(name, limit=30.0) for name in names), item("other", "b")])
 
-    assert how == running.FINISHED
+    assert ending == running.FINISHED
     assert list(bench.items) == ["one", "two", "other", "three"]
     assert [section for section, _ in bench.workers] == ["a", "b", "a"]
 
 
-def test_it_ends_in_time_and_names_what_had_none(bench: Bench) -> None:
-    how = bench.run([item(str(i), limit=30.0) for i in range(9)], seconds=100.0)
+def test_it_ends_in_time_and_names_items_without_time(bench: Bench) -> None:
+    ending = bench.run([item(str(i), limit=30.0) for i in range(9)], seconds=100.0)
 
-    assert how == running.OUT_OF_TIME
+    assert ending == running.OUT_OF_TIME
     assert bench.clock.now <= 100.0
-    assert bench.said[-1] == "no time for 4, 5, 6, 7, 8"
+    assert bench.lines[-1] == "no time for 4, 5, 6, 7, 8"
 
 
-def test_numbers_that_json_does_not_have_become_null(bench: Bench) -> None:
+def test_nan_is_saved_as_null(bench: Bench) -> None:
     bench.script = {"one": [(1.0, (worker.DONE, {"error": float("nan")}))]}
 
     bench.run([item("one")])
@@ -203,7 +205,7 @@ def test_numbers_that_json_does_not_have_become_null(bench: Bench) -> None:
     assert bench.items["one"]["result"] == {"error": None}
 
 
-def test_another_file_is_not_taken_for_a_record(tmp_path: pathlib.Path) -> None:
+def test_a_file_that_is_not_a_record_is_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "measured.json"
     path.write_text('{"format": 0}')
     with pytest.raises(ValueError, match="is not a record"):

@@ -1,4 +1,4 @@
-"""Sketches tell how far arrays are apart."""
+"""Sketches estimate the distance between arrays."""
 
 import numpy as np
 import pytest
@@ -7,42 +7,42 @@ from tools.gpu import sketch
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 5000])
-def test_the_estimate_is_near_the_distance(rng: np.random.Generator, size: int) -> None:
+def test_the_estimate_is_close_to_the_distance(rng: np.random.Generator, size: int) -> None:
     expected = rng.normal(size=(200, size))
-    found = expected + 1e-3 * rng.normal(size=expected.shape)
-    named = [{f"{i}": row for i, row in enumerate(rows)} for rows in (found, expected)]
-    distances = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    actual = expected + 1e-3 * rng.normal(size=expected.shape)
+    named = [{f"{i}": row for i, row in enumerate(rows)} for rows in (actual, expected)]
+    distances = np.linalg.norm(actual - expected, axis=1) / np.linalg.norm(expected, axis=1)
 
     errors = sketch.errors(sketch.of(named[0]), sketch.of(named[1]))
 
     ratios = np.asarray([errors[f"{i}"] for i in range(200)]) / distances
-    # Unbiased in the square; the standard error of one is sqrt(2 / 64) / 2.
+    # The square is unbiased; the standard error of an estimate is sqrt(2 / 64) / 2.
     assert np.mean(ratios**2) == pytest.approx(1.0, abs=0.06)
     assert np.std(ratios) < 0.12
 
 
-def test_the_error_of_all_arrays_is_that_of_them_as_one(rng: np.random.Generator) -> None:
+def test_the_total_error_treats_all_arrays_as_one(rng: np.random.Generator) -> None:
     expected = {"a": rng.normal(size=4000), "b": 100 * rng.normal(size=4000)}
-    found = {"a": expected["a"] * 2, "b": expected["b"]}
+    actual = {"a": expected["a"] * 2, "b": expected["b"]}
     exact = np.linalg.norm(expected["a"]) / np.hypot(
         np.linalg.norm(expected["a"]), np.linalg.norm(expected["b"])
     )
 
-    error = sketch.total_error(sketch.of(found), sketch.of(expected))
+    error = sketch.total_error(sketch.of(actual), sketch.of(expected))
 
     assert error == pytest.approx(exact, rel=0.4)
 
 
-def test_an_array_that_is_zero_but_for_rounding_is_measured_against_all() -> None:
-    expected = {"a": np.full(100, 1.0), "b": np.full(100, 1e-9)}  # Norms of 10 and 1e-8.
-    found = {"a": expected["a"], "b": np.full(100, 2e-9)}
+def test_the_error_of_an_array_of_rounding_errors_is_relative_to_all_arrays() -> None:
+    expected = {"a": np.full(100, 1.0), "b": np.full(100, 1e-9)}  # The norms are 10 and 1e-8.
+    actual = {"a": expected["a"], "b": np.full(100, 2e-9)}
 
-    errors = sketch.errors(sketch.of(found), sketch.of(expected))
+    errors = sketch.errors(sketch.of(actual), sketch.of(expected))
 
     assert errors["b"] == pytest.approx(1e-8 / 1e-2, rel=0.4)
 
 
 def test_arrays_on_one_side_only_are_named() -> None:
-    one, other = sketch.of({"a": np.ones(3)}), sketch.of({"b": np.ones(3)})
+    first, second = sketch.of({"a": np.ones(3)}), sketch.of({"b": np.ones(3)})
     with pytest.raises(ValueError, match="on one side only: a, b"):
-        sketch.errors(one, other)
+        sketch.errors(first, second)

@@ -1,4 +1,4 @@
-"""What measures is a process that can be killed with all that it has started."""
+"""The measuring process can be killed together with its child processes."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ HERE = "tests.measure_gpu.test_worker"
 
 
 def hang(context: worker.Context, report: worker.Report, seconds: float) -> worker.Found:
-    """Reports the process that it has started, and never ends."""
+    """Starts a process, reports its id, and never ends."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     report({"pid": child.pid})
     time.sleep(600)
@@ -25,18 +25,18 @@ def hang(context: worker.Context, report: worker.Report, seconds: float) -> work
 
 
 def die(context: worker.Context, report: worker.Report, seconds: float) -> worker.Found:
-    """Ends as by the system's want of memory."""
+    """Is killed, as by an out-of-memory system."""
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
 
 
 def fail(context: worker.Context, report: worker.Report, seconds: float) -> worker.Found:
-    """Fails."""
+    """Raises an error with two lines."""
     raise RuntimeError("out of\nmemory")
 
 
 def lack(context: worker.Context, report: worker.Report, seconds: float) -> worker.Found:
-    """Imports what is not there."""
+    """Imports a package that is not installed."""
     import no_such_package  # noqa: F401  # pyright: ignore[reportMissingImports]
 
     return {}
@@ -44,9 +44,9 @@ def lack(context: worker.Context, report: worker.Report, seconds: float) -> work
 
 @pytest.fixture
 def at_work(tmp_path: pathlib.Path) -> Any:
-    one = worker.Worker(worker.Context(tmp_path, tmp_path, tiny=True))
-    yield one
-    one.kill()
+    started = worker.Worker(worker.Context(tmp_path, tmp_path, tiny=True))
+    yield started
+    started.kill()
 
 
 def ask(at_work: worker.Worker, function: str) -> Any:
@@ -55,7 +55,7 @@ def ask(at_work: worker.Worker, function: str) -> Any:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and is not waited for does not."""
+    """Returns whether a process runs; a zombie does not."""
     path = pathlib.Path(f"/proc/{pid}/stat")
     try:
         return path.read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -63,22 +63,22 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_killing_it_ends_what_it_has_started(at_work: worker.Worker) -> None:
-    _, found = ask(at_work, "hang")
-    assert is_alive(found["pid"])
+def test_killing_it_ends_its_child_processes(at_work: worker.Worker) -> None:
+    _, result = ask(at_work, "hang")
+    assert is_alive(result["pid"])
 
     at_work.kill()
 
     for _ in range(100):
-        if not is_alive(found["pid"]):
+        if not is_alive(result["pid"]):
             return
         time.sleep(0.05)
-    raise AssertionError("The child lives on.")
+    raise AssertionError("The child is still running.")
 
 
-def test_errors_are_told_in_one_line_and_the_next_item_goes_on(at_work: worker.Worker) -> None:
+def test_errors_are_one_line_and_the_next_item_runs(at_work: worker.Worker) -> None:
     assert ask(at_work, "fail") == (worker.FAILED, "RuntimeError: out of memory")
-    what, why = ask(at_work, "lack")
-    assert what == worker.FAILED
-    assert why == "not installed here: No module named 'no_such_package'"
+    status, reason = ask(at_work, "lack")
+    assert status == worker.FAILED
+    assert reason == "not installed here: No module named 'no_such_package'"
     assert ask(at_work, "die") == (worker.FAILED, "its process ended with code -9")

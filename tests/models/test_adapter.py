@@ -1,4 +1,4 @@
-"""Adapters, against a loop over blocks in NumPy."""
+"""Adapters agree with a loop over blocks in NumPy."""
 
 import functools
 from typing import Any
@@ -31,7 +31,7 @@ def flatten(params: Any) -> Any:
 
 
 def with_adapters(shapes: Any, placement: str) -> Any:
-    """The shapes of parameters with adapters."""
+    """Returns the shapes of parameters with adapters."""
     add = functools.partial(adapter.add, placement=placement, reduction=4)
     return jax.eval_shape(add, shapes, jax.random.key(2))
 
@@ -61,7 +61,7 @@ def test_fine_tuning_starts_from_exactly_the_pretrained_network(
 
 @pytest.mark.parametrize("placement", adapter.PLACEMENTS)
 @pytest.mark.parametrize("options", [{}, {"scan": False}], ids=str)
-def test_logits_are_those_of_a_loop_over_blocks(
+def test_logits_match_a_loop_over_blocks(
     params: Any, images: jax.Array, placement: str, options: dict[str, Any]
 ) -> None:
     added = random_like(with_adapters(params, placement))
@@ -75,10 +75,12 @@ def test_logits_are_those_of_a_loop_over_blocks(
     apply = jax.jit(adapter.wrap(tiny(mlp_weight=0.8, attention_weight=0.9, **options).apply))
     actual: Any = apply({"params": added}, images)
 
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # float32, 3 blocks.
+    np.testing.assert_allclose(
+        actual, expected, rtol=1e-4, atol=1e-4
+    )  # The float32 error of 3 blocks.
 
 
-def test_rematerialised_gradients_are_differences_of_the_loop(
+def test_rematerialised_gradients_match_differences_of_the_loop(
     params: Any, images: jax.Array, rng: np.random.Generator
 ) -> None:
     added = random_like(with_adapters(params, "houlsby"))
@@ -101,8 +103,8 @@ def test_rematerialised_gradients_are_differences_of_the_loop(
     np.testing.assert_allclose(slope, (along(1e-5) - along(-1e-5)) / 2e-5, rtol=1e-3)
 
 
-@pytest.mark.usefixtures("mixed_dtypes")  # Flax's norms mix types.
-def test_the_adapter_computes_in_the_type_of_the_activations(
+@pytest.mark.usefixtures("mixed_dtypes")  # Flax's norms mix dtypes.
+def test_the_adapter_computes_in_the_dtype_of_the_activations(
     params: Any, images: jax.Array
 ) -> None:
     added = with_adapters(params, "houlsby")
@@ -112,12 +114,12 @@ def test_the_adapter_computes_in_the_type_of_the_activations(
     adapted: Any = jax.eval_shape(adapter.Adapter(3).apply, {"params": new}, tokens)
 
     assert adapted.dtype == jnp.bfloat16
-    # The scan over blocks refuses blocks that change the type of the tokens.
+    # The scan over blocks refuses blocks that change the dtype of the tokens.
     jax.eval_shape(adapter.wrap(tiny(dtype="bfloat16").apply), {"params": added}, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
 
 
-def test_attention_pooling_is_not_changed(key: jax.Array) -> None:
+def test_attention_pooling_is_unchanged(key: jax.Array) -> None:
     shapes = models.shapes(tiny(pool="map"), 8)
 
     added = jax.eval_shape(lambda p: adapter.add(p, key, placement="houlsby", reduction=4), shapes)
@@ -127,7 +129,7 @@ def test_attention_pooling_is_not_changed(key: jax.Array) -> None:
     assert all(name.startswith("Transformer/encoderblock_") for name in new)
 
 
-def test_no_adapters_change_nothing(images: jax.Array) -> None:
+def test_without_adapters_the_outputs_are_unchanged(images: jax.Array) -> None:
     model = tiny(pool="map")
     variables = {"params": models.shapes(model, 8)}
 
@@ -136,7 +138,7 @@ def test_no_adapters_change_nothing(images: jax.Array) -> None:
     assert wrapped.as_text() == jax.jit(model.apply).lower(variables, images).as_text()
 
 
-def test_blocks_without_a_sub_block_have_no_adapter_there(images: jax.Array) -> None:
+def test_missing_sub_blocks_have_no_adapter(images: jax.Array) -> None:
     model = tiny(pruned_mlp=2, pruned_attention=1)
 
     added = with_adapters(models.shapes(model, 8), "houlsby")
@@ -164,7 +166,7 @@ def test_down_projections_differ_and_are_small(params: Any, key: jax.Array) -> N
 
     assert len({kernel.tobytes() for kernel in drawn}) == 6
     expected = 1e-2 * stats.truncnorm(-2, 2).std()
-    # 864 samples: the deviation of a sample deviation is below 2.5 %.
+    # For 864 samples, the standard error of the deviation is below 2.5 %.
     np.testing.assert_allclose(np.std(drawn), expected, rtol=0.1)
     assert np.max(np.abs(drawn)) <= 2e-2
 
@@ -177,7 +179,7 @@ def test_down_projections_differ_and_are_small(params: Any, key: jax.Array) -> N
         ({"placement": "houlsby", "reduction": 13}, "reduction must be at most the 12 features"),
     ],
 )
-def test_wrong_options_are_named(
+def test_wrong_options_are_named_in_the_error(
     params: Any, key: jax.Array, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Attention in each of its implementations, against Flax's and against float64."""
+"""Each implementation of attention agrees with Flax's and with float64."""
 
 import functools
 import types
@@ -20,7 +20,7 @@ Arrays = tuple[jax.Array, jax.Array, jax.Array]
 def drawn(
     rng: np.random.Generator, queries: int, tokens: int, *, features: int = 8, dtype: Any = None
 ) -> Arrays:
-    """Query, key and value of two heads."""
+    """Draws query, key and value of two heads."""
     query, key, value = (
         jnp.asarray(rng.normal(size=(2, length, 2, features)), dtype or jnp.float32)
         for length in (queries, tokens, tokens)
@@ -29,7 +29,7 @@ def drawn(
 
 
 def with_gradients(attend: Any) -> Any:
-    """The output of attention, and the gradients of a sum of its sines."""
+    """Wraps attention to return its output and the gradients of the sum of its sines."""
 
     def outcome(*arrays: jax.Array) -> Any:
         total = lambda *a: jnp.sum(jnp.sin(attend(*a).astype(jnp.float32)))  # noqa: E731
@@ -39,30 +39,30 @@ def with_gradients(attend: Any) -> Any:
 
 
 def in_float64(query: Any, key: Any, value: Any) -> np.ndarray:
-    """The formula."""
+    """Computes attention by its formula in float64."""
     query, key, value = (np.asarray(array, np.float64) for array in (query, key, value))
     scores = np.einsum("bqhf,bthf->bhqt", query, key) / np.sqrt(query.shape[-1])
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("bhqt,bthf->bqhf", shares / shares.sum(-1, keepdims=True), value)
 
 
-def test_attention_is_flaxs_own(rng: np.random.Generator, key: jax.Array) -> None:
+def test_attention_matches_flax(rng: np.random.Generator, key: jax.Array) -> None:
     tokens = jnp.asarray(rng.normal(size=(2, 5, 12)), jnp.float32)
     queries = jnp.asarray(rng.normal(size=(2, 3, 12)), jnp.float32)
     theirs = nn.MultiHeadDotProductAttention(3)
     params = theirs.init(key, queries, tokens)
 
-    ours: Any = Attention(3, jnp.float32).apply(params, queries, tokens)
+    actual: Any = Attention(3, jnp.float32).apply(params, queries, tokens)
 
     expected: Any = theirs.apply(params, queries, tokens)
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("queries", "tokens"), [(5, 5), (17, 17), (196, 196), (197, 197), (257, 257), (1, 17), (1, 16)]
 )
 @pytest.mark.usefixtures("mixed_dtypes")
-def test_added_tokens_change_neither_attention_nor_its_gradients(
+def test_padding_tokens_change_neither_attention_nor_its_gradients(
     rng: np.random.Generator, queries: int, tokens: int
 ) -> None:
     arrays = drawn(rng, queries, tokens)
@@ -74,7 +74,7 @@ def test_added_tokens_change_neither_attention_nor_its_gradients(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_in_half_precision_gradients_are_those_of_float32(
+def test_gradients_in_half_precision_are_close_to_float32(
     rng: np.random.Generator, dtype: str
 ) -> None:
     halves = drawn(rng, 7, 9, features=12, dtype=dtype)
@@ -84,28 +84,28 @@ def test_in_half_precision_gradients_are_those_of_float32(
 
     expected, exact = with_gradients(attention.plain)(*wide)
     np.testing.assert_allclose(expected, in_float64(*wide), atol=1e-6)
-    for ours, other in ((out, expected), *zip(gradients, exact, strict=True)):
-        assert ours.dtype == dtype
-        error = np.linalg.norm(ours.astype(np.float32) - other) / np.linalg.norm(other)
+    for actual, reference in ((out, expected), *zip(gradients, exact, strict=True)):
+        assert actual.dtype == dtype
+        error = np.linalg.norm(actual.astype(np.float32) - reference) / np.linalg.norm(reference)
         assert error < (
             0.02 if dtype == "bfloat16" else 0.003
-        )  # A few roundings, to 2**-9, 2**-12.
+        )  # The error of a few roundings to 2**-9 or 2**-12.
 
 
-def test_the_backward_pass_stores_scores_in_the_compute_type_only(
+def test_the_backward_pass_stores_scores_only_in_the_compute_dtype(
     rng: np.random.Generator,
 ) -> None:
     arrays = drawn(rng, 6, 10, dtype="bfloat16")
 
     _, backward = jax.vjp(attention.plain, *arrays)
 
-    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape[-2:] == (6, 10)]
-    assert [leaf.dtype for leaf in kept] == ["bfloat16"]
+    scores = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape[-2:] == (6, 10)]
+    assert [leaf.dtype for leaf in scores] == ["bfloat16"]
 
 
 @pytest.fixture
 def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Makes cuDNN's attention traceable without cuDNN."""
+    """Makes cuDNN's attention traceable on machines without cuDNN."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
@@ -115,7 +115,7 @@ def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def lowered(function: Any, platform: str, *arrays: Any) -> str:
-    """The program that the compiler of a platform gets."""
+    """Returns the program that is passed to the compiler of a platform."""
     return jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -134,7 +134,7 @@ def lowered(function: Any, platform: str, *arrays: Any) -> str:
     ],
 )
 @pytest.mark.usefixtures("cudnn", "mixed_dtypes")
-def test_cuda_gets_flash_attention_in_half_precision(
+def test_cuda_uses_flash_attention_in_half_precision(
     platform: str, dtype: str, features: int, tokens: int, flash: bool
 ) -> None:
     shape = jax.ShapeDtypeStruct((2, tokens, 1, features), dtype)
@@ -142,7 +142,7 @@ def test_cuda_gets_flash_attention_in_half_precision(
     text = lowered(attention.dot_product_attention, platform, shape, shape, shape)
 
     assert ("cudnn$fmha" in text) == flash
-    assert (f"{tokens}x{tokens}" in text) != flash  # The scores.
+    assert (f"{tokens}x{tokens}" in text) != flash  # The shape of the scores.
 
 
 @pytest.mark.parametrize(("queries", "tokens"), [(197, 197), (1, 197)])
@@ -155,7 +155,7 @@ def test_flash_attention_has_gradients_for_odd_numbers_of_tokens(queries: int, t
     assert "cudnn$fmhaSoftmaxBackward" in text
 
 
-def test_without_cudnn_cuda_has_plain_attention() -> None:
+def test_cuda_without_cudnn_uses_plain_attention() -> None:
     shape = jax.ShapeDtypeStruct((2, 17, 1, 64), jnp.bfloat16)
 
     text = lowered(attention.dot_product_attention, "cuda", shape, shape, shape)
@@ -167,10 +167,10 @@ def test_without_cudnn_cuda_has_plain_attention() -> None:
     ("capability", "flash"), [("7.5", False), ("8.0", True), ("12.0", True), (None, True)]
 )
 @pytest.mark.usefixtures("cudnn", "mixed_dtypes")
-def test_gpus_older_than_ampere_get_no_flash_attention(
+def test_gpus_older_than_ampere_do_not_use_flash_attention(
     monkeypatch: pytest.MonkeyPatch, capability: str | None, flash: bool
 ) -> None:
-    assert attention.has_flash(jnp.bfloat16, 64)  # Caches the answer.
+    assert attention.has_flash(jnp.bfloat16, 64)  # The result is cached.
     device = types.SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [device])

@@ -1,4 +1,4 @@
-"""The decoder of table 7, against torch's layers in the table's order."""
+"""The decoder of Table 7 agrees with torch's layers in the order of the table."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SIZE, SIDE, WIDTH = 16, 1, 5
 
 
 def drawn(align_corners: bool, side: int = SIDE) -> tuple[decoder.Decoder, Any]:
-    """A decoder with random variables."""
+    """Makes a decoder with random variables."""
     model = decoder.make(image_size=SIZE, align_corners=align_corners)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, WIDTH)))
     rng = np.random.default_rng(3)
@@ -31,23 +31,23 @@ def drawn(align_corners: bool, side: int = SIDE) -> tuple[decoder.Decoder, Any]:
 
 
 def torch_decoder(variables: Any, align_corners: bool) -> Any:
-    """Table 7 in torch's modules, with these weights."""
+    """Builds Table 7 from torch's modules, with these weights."""
     torch = peers.torch()
 
     def layer(name: str, kind: Any, **options: Any) -> Any:
         params = variables["params"][name]
         if kind is torch.nn.BatchNorm2d:
-            made = kind(len(params["scale"]))
+            module = kind(len(params["scale"]))
             running = variables["batch_stats"][name]
-            made.running_mean.copy_(torch.tensor(np.asarray(running["mean"])))
-            made.running_var.copy_(torch.tensor(np.asarray(running["var"])))
+            module.running_mean.copy_(torch.tensor(np.asarray(running["mean"])))
+            module.running_var.copy_(torch.tensor(np.asarray(running["var"])))
             weight = np.asarray(params["scale"])
         else:
             weight = np.asarray(params["kernel"]).transpose(3, 2, 0, 1)
-            made = kind(*weight.shape[1::-1], weight.shape[2], **options)
-        made.weight.data = torch.tensor(weight)
-        made.bias.data = torch.tensor(np.asarray(params["bias"]))
-        return made
+            module = kind(*weight.shape[1::-1], weight.shape[2], **options)
+        module.weight.data = torch.tensor(weight)
+        module.bias.data = torch.tensor(np.asarray(params["bias"]))
+        return module
 
     def resizing(side: int) -> Any:
         return torch.nn.Upsample((side, side), mode="bilinear", align_corners=align_corners)
@@ -72,7 +72,7 @@ def our_maps(maps: Any) -> np.ndarray:
     return maps.detach().numpy().transpose(0, 2, 3, 1)
 
 
-def test_tokens_of_768_features_make_the_parameters_of_the_table() -> None:
+def test_the_parameter_count_for_768_features_matches_the_table() -> None:
     model = decoder.make(image_size=224)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 14, 14, 768)))
@@ -90,7 +90,7 @@ def test_the_output_has_the_size_of_the_images() -> None:
 
 @ALIGNED
 @pytest.mark.parametrize(("old", "new"), [(1, 4), (2, 5), (4, 8), (5, 3), (3, 1)])
-def test_resizing_is_torchs(
+def test_resizing_matches_torch(
     rng: np.random.Generator, old: int, new: int, align_corners: bool
 ) -> None:
     maps = jnp.asarray(rng.normal(size=(2, old, old, 3)), jnp.float32)
@@ -101,7 +101,7 @@ def test_resizing_is_torchs(
 
     actual = decoder.resized(maps, new, align_corners=align_corners)
 
-    # float32: torch rounds the positions, up to 5.
+    # Torch rounds the positions, which are up to 5, to float32.
     np.testing.assert_allclose(actual, our_maps(expected), rtol=1e-5, atol=2e-6)
 
 
@@ -115,7 +115,9 @@ def test_evaluation_agrees_with_torch(
 
     actual = jax.jit(model.apply)(variables, features)
 
-    np.testing.assert_allclose(actual, our_maps(expected), rtol=1e-4, atol=1e-4)  # 300 products.
+    np.testing.assert_allclose(
+        actual, our_maps(expected), rtol=1e-4, atol=1e-4
+    )  # The float32 error of 300 products.
 
 
 def test_training_agrees_with_torch(rng: np.random.Generator) -> None:
@@ -129,7 +131,9 @@ def test_training_agrees_with_torch(rng: np.random.Generator) -> None:
         variables["params"], {"batch_stats": variables["batch_stats"]}, features, jax.random.key(0)
     )
 
-    np.testing.assert_allclose(actual, our_maps(expected), rtol=1e-4, atol=1e-4)  # 300 products.
+    np.testing.assert_allclose(
+        actual, our_maps(expected), rtol=1e-4, atol=1e-4
+    )  # The float32 error of 300 products.
     for ours, theirs in (("bn1", peer[2]), ("bn2", peer[6]), ("bn3", peer[10])):
         result = updates["batch_stats"][ours]
         np.testing.assert_allclose(
@@ -138,16 +142,16 @@ def test_training_agrees_with_torch(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(result["var"], theirs.running_var.numpy(), rtol=1e-4)
 
 
-def test_kernels_start_as_kaimings_of_the_fan_out() -> None:
+def test_kernels_are_initialised_by_kaiming_with_fan_out() -> None:
     model = decoder.make(image_size=8)
     variables = decoder.make_init(model, side=1, width=4)(jax.random.key(0))
 
-    kernel = np.asarray(variables["params"]["conv2"]["kernel"])  # 36,864 weights.
+    kernel = np.asarray(variables["params"]["conv2"]["kernel"])  # It has 36,864 weights.
 
     assert kernel.std() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.02)
 
 
-def test_tokens_lie_on_their_grid_row_by_row() -> None:
+def test_tokens_are_arranged_row_by_row() -> None:
     tokens = jnp.arange(12.0).reshape(1, 4, 3)
 
     np.testing.assert_array_equal(decoder.grid(tokens)[0, 1, 0], tokens[0, 2])
@@ -158,6 +162,6 @@ def test_tokens_with_cls_are_refused() -> None:
         decoder.grid(jnp.zeros((1, 5, 3)))
 
 
-def test_a_size_that_8_does_not_divide_names_the_setting() -> None:
+def test_the_error_on_a_size_that_is_not_a_multiple_of_8_names_the_setting() -> None:
     with pytest.raises(ValueError, match=r"multiple of 8 pixels, got 12; set config\.data\.image"):
         decoder.make(image_size=12)

@@ -1,6 +1,6 @@
-"""What every student must satisfy; the tests take one record of `models.STUDENTS` at a time.
+"""Requirements on every student; each test takes one record of `models.STUDENTS`.
 
-tests/docs/test_extending.py runs these tests with the example of docs/extending/student.md, too.
+tests/docs/test_extending.py runs these tests with the example of docs/extending/student.md as well.
 """
 
 import functools
@@ -22,7 +22,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "students.md"
 
 
 def traced(name: str, method: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Outputs and variables of a student as shapes, the variables by slash-joined name."""
+    """Returns the shapes of a student's outputs and, by slash-joined name, variables."""
     model, images = models.make(name, **options), jnp.zeros((2, SIDE, SIDE, 3))
     init = functools.partial(model.init_with_output, method=method)
     outputs, variables = jax.eval_shape(init, jax.random.key(0), images)
@@ -30,8 +30,8 @@ def traced(name: str, method: Any = None, **options: Any) -> tuple[Any, dict[str
 
 
 def parameters(name: str, classes: int) -> int:
-    """Number of a student's parameters."""
-    head, (_, shapes) = models.STUDENTS[name].head, in_its_two_methods(name)
+    """Returns the number of a student's parameters."""
+    head, (_, shapes) = models.STUDENTS[name].head, trunk_and_head_shapes(name)
     names = [path for path in shapes if path.startswith("params/")]
     per_class = sum(shapes[f"params/{path}"].size for path in head) // 3
     return sum(shapes[path].size for path in names) + (classes - 3) * per_class
@@ -42,9 +42,9 @@ def trunk_and_head(model: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]
     return maps, model.head(maps)
 
 
-# Tracing is what these tests spend their time on, so each student is traced twice in all.
+# Tracing dominates the time of these tests, so each student is traced only twice.
 @functools.cache
-def in_its_two_methods(name: str) -> tuple[Any, dict[str, Any]]:
+def trunk_and_head_shapes(name: str) -> tuple[Any, dict[str, Any]]:
     return traced(name, trunk_and_head, classes=3)
 
 
@@ -53,8 +53,8 @@ def small_in_bfloat16(name: str) -> tuple[Any, dict[str, Any]]:
     return traced(name, classes=5, stem="small", dtype="bfloat16")
 
 
-def test_the_head_has_the_parameters_that_depend_on_the_classes(name: str) -> None:
-    (_, few), (_, many) = in_its_two_methods(name), small_in_bfloat16(name)
+def test_only_the_head_depends_on_the_number_of_classes(name: str) -> None:
+    (_, few), (_, many) = trunk_and_head_shapes(name), small_in_bfloat16(name)
 
     changed = {path for path in few if few[path].shape[-1] == 3 and many[path].shape[-1] == 5}
 
@@ -68,34 +68,34 @@ def test_variables_are_float32_parameters_and_running_statistics(name: str) -> N
     assert {leaf.dtype for leaf in variables.values()} == {np.dtype(np.float32)}
 
 
-def test_logits_are_float32_in_any_compute_type(name: str) -> None:
+def test_logits_are_float32_in_any_compute_dtype(name: str) -> None:
     logits, _ = small_in_bfloat16(name)
 
     assert (logits.shape, logits.dtype) == ((2, 5), np.dtype(np.float32))
 
 
-def test_the_trunk_and_the_head_are_the_whole_model(name: str) -> None:
-    ((maps, logits), variables), (_, whole) = in_its_two_methods(name), small_in_bfloat16(name)
+def test_trunk_and_head_together_are_the_whole_model(name: str) -> None:
+    ((maps, logits), variables), (_, whole) = trunk_and_head_shapes(name), small_in_bfloat16(name)
 
     assert maps.ndim == 4
     assert logits.shape == (2, 3)
-    assert set(variables) == set(whole)  # Of the other stem, whose names are the same.
+    assert set(variables) == set(whole)  # The other stem has the same names.
 
 
-def test_images_of_integers_are_refused(name: str) -> None:
+def test_integer_images_are_refused(name: str) -> None:
     model, images = models.make(name, classes=3), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8)
     with pytest.raises(TypeError, match="got uint8"):
         jax.eval_shape(model.init, jax.random.key(0), images)
 
 
-def test_unknown_stems_and_types_are_refused(name: str) -> None:
+def test_unknown_stems_and_dtypes_are_refused(name: str) -> None:
     for option in ("stem", "dtype"):
         with pytest.raises(ValueError, match=rf"{option} must be one of"):
             models.make(name, classes=3, **{option: "int8"})
 
 
-def test_the_names_of_files_are_translated_back(name: str) -> None:
-    _, shapes = in_its_two_methods(name)
+def test_names_translated_to_files_and_back_are_unchanged(name: str) -> None:
+    _, shapes = trunk_and_head_shapes(name)
     arrays = {path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items()}
 
     files = torch_names.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))

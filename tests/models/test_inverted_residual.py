@@ -1,6 +1,6 @@
-"""Tables of inverted-residual networks that are no students yet, compared with timm.
+"""Tables of inverted-residual networks that are not students yet agree with timm.
 
-They are EfficientNet-Lite2 and Lite4, MobileNetV3 and MobileNetV4.
+The networks are EfficientNet-Lite2 and Lite4, MobileNetV3 and MobileNetV4.
 """
 
 from typing import Any
@@ -20,13 +20,13 @@ from tests.oracles import peers
 pytestmark = pytest.mark.usefixtures("optimised")
 
 
-def inverted(channels: int, expansion: float, kernel: int = 3, **others: Any) -> Row:
-    return Row("inverted", channels, kernel=kernel, expansion=expansion, **others)
+def inverted(channels: int, expansion: float, kernel: int = 3, **options: Any) -> Row:
+    return Row("inverted", channels, kernel=kernel, expansion=expansion, **options)
 
 
-def universal(channels: int, start: int, kernel: int, expansion: float, **others: Any) -> Row:
+def universal(channels: int, start: int, kernel: int, expansion: float, **options: Any) -> Row:
     return Row(
-        "universal", channels, kernel=kernel, expansion=expansion, start_kernel=start, **others
+        "universal", channels, kernel=kernel, expansion=expansion, start_kernel=start, **options
     )
 
 
@@ -139,7 +139,7 @@ TIMM = {
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_rows_have_the_names_and_shapes_of_timm(name: str) -> None:
+def test_names_and_shapes_match_timm(name: str) -> None:
     with peers.torch().device("meta"):
         peer = peers.timm().create_model(name, num_classes=CLASSES)
     model = inverted_residual.make(TIMM[name], classes=CLASSES)
@@ -153,7 +153,7 @@ def test_rows_have_the_names_and_shapes_of_timm(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "mobilenetv4_conv_small"])
-def test_rows_have_the_logits_of_timm(name: str) -> None:
+def test_logits_match_timm(name: str) -> None:
     peer, images = randomised(peers.timm().create_model(name, num_classes=CLASSES))
     variables = jax.tree.map(jnp.asarray, torch_names.from_timm(state(peer)))
     model = inverted_residual.make(TIMM[name], classes=CLASSES)

@@ -1,4 +1,4 @@
-"""Layers in their fast implementations, against XLA's."""
+"""Fast implementations of layers agree with XLA's."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.oracles import peers
 def convolved(
     maps: jax.Array, kernel: jax.Array, stride: int, *, padding: str = "torch", groups: int = 1
 ) -> jax.Array:
-    """XLA's convolution."""
+    """Convolves with XLA."""
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         maps,
@@ -28,13 +28,13 @@ def convolved(
 
 
 def assert_same_with_gradients(ours: Any, theirs: Any, *arguments: Any) -> None:
-    """Compares two functions of two arguments, and the gradients of their sines."""
+    """Compares two functions of two arguments and the gradients of the sum of their sines."""
 
     def outcome(function: Any) -> Any:
         gradients = jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), (0, 1))
         return jax.jit(lambda *a: (function(*a), gradients(*a)))(*arguments)
 
-    # float32: sums of up to 150 products, and gradients over up to 200 outputs.
+    # float32 error of sums of up to 150 products and of gradients over up to 200 outputs.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
         outcome(ours),
@@ -45,7 +45,7 @@ def assert_same_with_gradients(ours: Any, theirs: Any, *arguments: Any) -> None:
 @pytest.mark.parametrize("padding", layers.PADDINGS)
 @pytest.mark.parametrize("sides", [(1, 1), (2, 2), (4, 3), (6, 5)])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2), (7, 2)])
-def test_a_convolution_and_its_gradients_are_xlas(
+def test_a_convolution_and_its_gradients_match_xla(
     rng: np.random.Generator, sides: tuple[int, int], kernel: int, stride: int, padding: str
 ) -> None:
     maps = jnp.asarray(rng.normal(size=(2, *sides, 3)), jnp.float32)
@@ -64,7 +64,7 @@ def test_a_convolution_and_its_gradients_are_xlas(
 @pytest.mark.parametrize("sides", [(1, 1), (5, 4), (6, 7)])
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_depthwise_convolution_and_its_gradients_are_xlas(
+def test_a_depthwise_convolution_and_its_gradients_match_xla(
     rng: np.random.Generator, sides: tuple[int, int], kernel: int, stride: int, padding: str
 ) -> None:
     maps = jnp.asarray(rng.normal(size=(2, *sides, 3)), jnp.float32)
@@ -90,7 +90,7 @@ def test_a_convolution_adds_its_bias(rng: np.random.Generator) -> None:
 
 
 def normalised(train: bool) -> Any:
-    """A function of maps, scale and bias: the output of BatchNorm and its running statistics."""
+    """Returns a function of maps, scale and bias with BatchNorm's output and statistics."""
 
     def function(maps: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
         statistics = {"mean": jnp.full(3, 0.5), "var": jnp.full(3, 2.0)}
@@ -102,7 +102,7 @@ def normalised(train: bool) -> Any:
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_batch_norm_and_its_gradients_are_torchs(rng: np.random.Generator, train: bool) -> None:
+def test_batch_norm_and_its_gradients_match_torch(rng: np.random.Generator, train: bool) -> None:
     torch = peers.torch()
     maps = rng.normal(1, 2, (2, 3, 5, 3)).astype(np.float32)
     scale, bias = rng.normal(size=(2, 3)).astype(np.float32)
@@ -123,14 +123,16 @@ def test_batch_norm_and_its_gradients_are_torchs(rng: np.random.Generator, train
     )
 
     expected = (nchw.grad.permute(0, 2, 3, 1), theirs.weight.grad, theirs.bias.grad)
-    for ours, other in zip(grads, expected, strict=True):
-        np.testing.assert_allclose(ours, other, rtol=1e-4, atol=1e-5)  # float32, sums of 30.
+    for actual, reference in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(
+            actual, reference, rtol=1e-4, atol=1e-5
+        )  # float32 sums of 30 terms.
     statistics = updates["batch_stats"]
     np.testing.assert_allclose(statistics["mean"], theirs.running_mean, rtol=1e-5)
     np.testing.assert_allclose(statistics["var"], theirs.running_var, rtol=1e-5)
 
 
-def test_batch_norm_takes_its_statistics_in_float32(rng: np.random.Generator) -> None:
+def test_batch_norm_computes_its_statistics_in_float32(rng: np.random.Generator) -> None:
     maps = jnp.asarray(rng.normal(3, 1, (8, 16, 16, 3)), jnp.bfloat16)
 
     out, updates = normalised(True)(maps, jnp.ones(3), jnp.zeros(3))
@@ -140,7 +142,7 @@ def test_batch_norm_takes_its_statistics_in_float32(rng: np.random.Generator) ->
     np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.4 + 0.2 * mean, rtol=1e-5)
 
 
-def test_the_variance_of_a_large_mean_is_exact_once_the_mean_is_known() -> None:
+def test_the_variance_is_exact_for_a_large_known_mean() -> None:
     maps = jnp.asarray(1e4 + np.tile([-1.0, 1.0], 8).reshape(4, 2, 2, 1), jnp.float32)
     variables = {
         "params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)},
@@ -154,7 +156,7 @@ def test_the_variance_of_a_large_mean_is_exact_once_the_mean_is_known() -> None:
 
 
 @pytest.mark.parametrize("side", [1, 4, 7])
-def test_the_max_pool_and_its_gradient_are_flaxs(rng: np.random.Generator, side: int) -> None:
+def test_the_max_pool_and_its_gradient_match_flax(rng: np.random.Generator, side: int) -> None:
     maps = jnp.asarray(rng.normal(size=(2, side, side, 3)), jnp.float32)
 
     def theirs(maps: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""LoRA, against a network whose kernels were changed in NumPy, one head at a time."""
+"""LoRA agrees with a network whose kernels were changed in NumPy, one head at a time."""
 
 import functools
 from typing import Any
@@ -52,7 +52,7 @@ def test_fine_tuning_starts_from_exactly_the_pretrained_network(
 
 
 def changed(arrays: dict[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
-    """The kernels plus their changes in float64, in loops over heads and, for `out`, rows."""
+    """Adds the changes to the kernels in float64, in loops over heads and, for `out`, rows."""
     arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
     plain = {name: array.copy() for name, array in arrays.items() if "lora" not in name}
     for name in (name.removesuffix("/lora_a") for name in arrays if name.endswith("lora_a")):
@@ -73,7 +73,7 @@ def changed(arrays: dict[str, np.ndarray], scale: float) -> dict[str, np.ndarray
 
 
 @pytest.mark.parametrize("targets", [("query", "value"), lora.TARGETS])
-def test_merged_logits_are_those_of_changed_kernels(
+def test_merged_logits_match_changed_kernels(
     params: Any, images: jax.Array, key: jax.Array, targets: tuple[str, ...]
 ) -> None:
     add = functools.partial(lora.add, targets=targets, rank=4)
@@ -94,7 +94,9 @@ def test_merged_logits_are_those_of_changed_kernels(
     model = tiny(mlp_weight=0.8, attention_weight=0.9)
     actual: Any = model.apply({"params": lora.merge(added, scale=2.0)}, images)
 
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # float32, 3 blocks.
+    np.testing.assert_allclose(
+        actual, expected, rtol=1e-4, atol=1e-4
+    )  # The float32 error of 3 blocks.
 
 
 def test_a_target_computes_x_w_plus_scaled_x_a_b(
@@ -120,7 +122,9 @@ def test_the_gradient_is_the_chain_rule_on_the_merged_kernel(
     added = random_like(lora.add(params, key, rank=4))
     name = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/value"
     a, b = (np.asarray(flatten(added)[f"{name}/{leaf}"], np.float64) for leaf in lora.LEAVES)
-    change = jnp.asarray(rng.normal(size=(12, 2, 6)), jnp.float32)  # Gradient at the kernel.
+    change = jnp.asarray(
+        rng.normal(size=(12, 2, 6)), jnp.float32
+    )  # The gradient with respect to the kernel.
 
     def loss(params: Any) -> jax.Array:
         return jnp.sum(change * flatten(lora.merge(params, scale=8))[f"{name}/kernel"])
@@ -132,7 +136,7 @@ def test_the_gradient_is_the_chain_rule_on_the_merged_kernel(
     np.testing.assert_allclose(gradient[f"{name}/lora_b"], 8 / 4 * a.T @ matrix, atol=1e-5)
 
 
-def test_a_is_gaussian_of_loralibs_variance_and_b_is_zero(key: jax.Array) -> None:
+def test_a_is_gaussian_with_loralibs_variance_and_b_is_zero(key: jax.Array) -> None:
     params = {"encoderblock_0": {"Attention": {"query": {"kernel": jnp.zeros((300, 5, 20))}}}}
 
     added: Any = lora.add(params, key, targets=("query",), rank=100)
@@ -140,7 +144,7 @@ def test_a_is_gaussian_of_loralibs_variance_and_b_is_zero(key: jax.Array) -> Non
     query = added["encoderblock_0"]["Attention"]["query"]
     assert query["lora_a"].shape == (300, 100)
     assert query["lora_b"].shape == (100, 100)
-    # 30,000 samples: the deviation of a sample deviation is 0.4 %.
+    # For 30,000 samples, the standard error of the deviation is 0.4 %.
     np.testing.assert_allclose(np.std(query["lora_a"]), 1 / 30, rtol=0.02)
     np.testing.assert_allclose(np.mean(np.abs(query["lora_a"]) < 1 / 30), 0.6827, atol=0.01)
     np.testing.assert_array_equal(query["lora_b"], 0.0)
@@ -152,9 +156,7 @@ def test_each_kernel_has_its_own_a(params: Any, key: jax.Array) -> None:
     assert len({a.tobytes() for a in drawn}) == 6
 
 
-def test_merging_leaves_the_names_and_the_other_arrays_of_the_file(
-    params: Any, key: jax.Array
-) -> None:
+def test_merging_keeps_names_and_other_arrays(params: Any, key: jax.Array) -> None:
     before = flatten(params)
 
     after = flatten(lora.merge(random_like(lora.add(params, key, rank=4))))
@@ -166,7 +168,7 @@ def test_a_tree_without_lora_is_returned_unchanged(params: Any) -> None:
     assert lora.merge(params) is params
 
 
-def test_attention_pooling_is_not_changed(key: jax.Array) -> None:
+def test_attention_pooling_is_unchanged(key: jax.Array) -> None:
     shapes = models.shapes(tiny(pool="map"), 8)
 
     added = jax.eval_shape(lambda p: lora.add(p, key, targets=lora.TARGETS), shapes)
@@ -176,7 +178,7 @@ def test_attention_pooling_is_not_changed(key: jax.Array) -> None:
     assert all(name.startswith("Transformer/encoderblock_") for name in new)
 
 
-def test_blocks_without_attention_are_not_changed(key: jax.Array) -> None:
+def test_blocks_without_attention_are_unchanged(key: jax.Array) -> None:
     shapes = models.shapes(tiny(pruned_attention=1), 8)
 
     added = jax.eval_shape(lambda p: lora.add(p, key), shapes)
@@ -193,14 +195,14 @@ def test_blocks_without_attention_are_not_changed(key: jax.Array) -> None:
         ({"targets": ()}, "targets must name at least one of query"),
     ],
 )
-def test_wrong_options_are_named(
+def test_wrong_options_are_named_in_the_error(
     params: Any, key: jax.Array, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         lora.add(params, key, **options)
 
 
-def test_a_target_that_is_in_no_block_is_named(key: jax.Array) -> None:
+def test_a_target_that_no_block_has_is_named(key: jax.Array) -> None:
     params = {"conv1": {"kernel": jnp.zeros((3, 3, 3, 8))}}
     with pytest.raises(ValueError, match="no encoder block has query, value"):
         lora.add(params, key)

@@ -1,4 +1,4 @@
-"""Students' predictions of their teachers' features, against torch and by their properties."""
+"""Students' predictions of teacher features: agreement with torch, and properties."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ CHANNELS, WIDTH = 5, 12
 
 @pytest.fixture
 def layer(rng: np.random.Generator) -> dict[str, Array]:
-    """Parameters of a projection."""
+    """The parameters of a projection."""
     return {
         "kernel": jnp.asarray(rng.normal(size=(CHANNELS, WIDTH)), jnp.float32),
         "bias": jnp.asarray(rng.normal(size=WIDTH), jnp.float32),
@@ -32,16 +32,16 @@ def images(rng: np.random.Generator) -> Float[Array, "batch height width channel
     return jnp.asarray(rng.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
 
 
-def of(rng: np.random.Generator, *shape: int) -> Array:
+def normal(rng: np.random.Generator, *shape: int) -> Array:
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
 @pytest.mark.parametrize(("rows", "side"), [(2, 4), (1, 3), (4, 4), (3, 5), (7, 3), (4, 2)])
-def test_predicted_patches_and_their_gradients_are_those_of_torch(
+def test_predicted_patches_and_their_gradients_match_torch(
     rng: np.random.Generator, layer: dict[str, Array], rows: int, side: int
 ) -> None:
     torch = peers.torch()
-    maps, weights = of(rng, 2, rows, rows, CHANNELS), of(rng, 2, side**2, WIDTH)
+    maps, weights = normal(rng, 2, rows, rows, CHANNELS), normal(rng, 2, side**2, WIDTH)
     leaves = [
         torch.tensor(np.asarray(x, np.float64), requires_grad=True)
         for x in (layer["kernel"], layer["bias"], maps)
@@ -67,13 +67,13 @@ def test_predicted_patches_and_their_gradients_are_those_of_torch(
 def test_a_predicted_cls_token_is_the_projection_of_the_mean(
     rng: np.random.Generator, layer: dict[str, Array]
 ) -> None:
-    maps = of(rng, 2, 3, 3, CHANNELS)
+    maps = normal(rng, 2, 3, 3, CHANNELS)
     expected = np.asarray(maps).mean((1, 2)) @ np.asarray(layer["kernel"]) + layer["bias"][None]
 
     np.testing.assert_allclose(projection.cls(layer, maps), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_patches_are_computed_in_the_type_of_the_maps(layer: dict[str, Array]) -> None:
+def test_patches_are_computed_in_the_dtype_of_the_maps(layer: dict[str, Array]) -> None:
     maps = jnp.ones((1, 2, 2, CHANNELS), jnp.bfloat16)
     assert projection.patches(layer, maps, 4).dtype == jnp.bfloat16
 
@@ -114,7 +114,9 @@ def test_predicting_features_changes_neither_logits_nor_statistics(
     added = projection.add(variables, key, channels=channels, width=WIDTH)["params"]
     statistics = {"batch_stats": variables["batch_stats"]}
 
-    plain, kept = jax.jit(models.student_apply(model))(variables["params"], statistics, images, key)
+    plain, statistics_after = jax.jit(models.student_apply(model))(
+        variables["params"], statistics, images, key
+    )
     with_features, also_kept = jax.jit(models.student_apply(model, target))(
         added, statistics, images, key
     )
@@ -123,12 +125,14 @@ def test_predicting_features_changes_neither_logits_nor_statistics(
     assert with_features.patches.shape == (2, 16, WIDTH)
     np.testing.assert_allclose(with_features.logits, plain.logits, rtol=1e-5, atol=1e-6)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), kept, also_kept
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        statistics_after,
+        also_kept,
     )
 
 
 def outputs_of(model: vit.VisionTransformer, params: Any, images: Array, method: str) -> Any:
-    """A tuned teacher's outputs with all features, its logits alone, and its parameters."""
+    """Returns a tuned teacher's outputs with all features, its logits, and its parameters."""
     options: Any = {"rank": 2} if method == "lora" else {"reduction": 4}
     tuned = tuning.make(method, **({} if method in ("full", "linear_probe") else options))
     rng = np.random.default_rng(2)
@@ -144,38 +148,38 @@ def outputs_of(model: vit.VisionTransformer, params: Any, images: Array, method:
 
 @pytest.mark.parametrize("method", tuning.METHODS)
 @pytest.mark.parametrize("size", [SIZE, HYBRID], ids=["plain", "hybrid"])
-def test_a_teacher_returns_the_input_of_its_head_whatever_its_tuning(
+def test_a_teacher_returns_the_input_of_its_head_for_any_tuning_method(
     images: Array, method: str, size: vit.Size
 ) -> None:
     model = vit.VisionTransformer(size, classes=3)
     params = models.init(model, jax.random.key(0), 32)["params"]
 
-    answer, logits, added = outputs_of(model, params, images, method)
+    outputs, logits, added = outputs_of(model, params, images, method)
 
-    assert answer.patches.shape == (2, 16, 12)
-    np.testing.assert_allclose(answer.logits, logits, rtol=1e-4, atol=1e-5)
+    assert outputs.patches.shape == (2, 16, 12)
+    np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-5)
     head = added["head"]
-    of_cls = answer.cls @ head["kernel"] + head["bias"][None]
-    np.testing.assert_allclose(of_cls, logits, rtol=1e-4, atol=1e-5)
+    from_cls = outputs.cls @ head["kernel"] + head["bias"][None]
+    np.testing.assert_allclose(from_cls, logits, rtol=1e-4, atol=1e-5)
 
 
 def test_all_tokens_of_a_teacher_without_cls_are_patches(images: Array) -> None:
     model = vit.VisionTransformer(SIZE, classes=3, pool="gap")
     params = models.init(model, jax.random.key(0), 32)["params"]
 
-    answer, logits, added = outputs_of(model, params, images, "full")
+    outputs, logits, added = outputs_of(model, params, images, "full")
 
-    assert answer.cls is None
-    of_mean = answer.patches.mean(1) @ added["head"]["kernel"] + added["head"]["bias"][None]
-    np.testing.assert_allclose(of_mean, logits, rtol=1e-4, atol=1e-5)
+    assert outputs.cls is None
+    from_mean = outputs.patches.mean(1) @ added["head"]["kernel"] + added["head"]["bias"][None]
+    np.testing.assert_allclose(from_mean, logits, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"'gap' has no \[CLS\]"):
         models.teacher_apply(model, ("cls",))
 
 
-def test_features_that_no_loss_compares_are_not_returned(images: Array) -> None:
+def test_features_that_were_not_requested_are_not_returned(images: Array) -> None:
     model = vit.VisionTransformer(SIZE, classes=3)
     variables = models.init(model, jax.random.key(0), 32)
 
-    answer = models.teacher_apply(model)(variables, images)
+    outputs = models.teacher_apply(model)(variables, images)
 
-    assert (answer.patches, answer.cls) == (None, None)
+    assert (outputs.patches, outputs.cls) == (None, None)

@@ -1,4 +1,4 @@
-"""Rematerialisation: the same gradients from fewer bytes, without more matrix products."""
+"""Rematerialisation gives the same gradients with less memory and no more matrix products."""
 
 import itertools
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def make(
     dtype: Any = jnp.float32,
     **options: Any,
 ) -> tuple[Callable[[Any], jax.Array], Any]:
-    """The loss of a ViT as a function of its trainable parameters, and these parameters."""
+    """Returns the loss of a ViT as a function of its trainable parameters, and these."""
     rng = np.random.default_rng(0)
     model = vit.make(variant=size, classes=5, rematerialise=recompute, **options)
     tuned = _tuning(tuning)
@@ -70,7 +70,7 @@ def _join(trained: Any, frozen: Any) -> Any:
 
 
 def residual_bytes(loss: Callable[[Any], jax.Array], params: Any) -> int:
-    """The activations stored for the backward pass."""
+    """Returns the bytes of activations stored for the backward pass."""
     pulled = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pulled))
 
@@ -78,7 +78,9 @@ def residual_bytes(loss: Callable[[Any], jax.Array], params: Any) -> int:
 @pytest.mark.parametrize(
     ("case", "recompute"), [*((case, "elementwise") for case in CASES), ("hybrid", "blocks")]
 )
-def test_loss_and_gradients_are_those_of_storing_everything(case: str, recompute: str) -> None:
+def test_loss_and_gradients_equal_those_without_rematerialisation(
+    case: str, recompute: str
+) -> None:
     loss, params = make("nothing", **CASES[case])
     stored = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
     loss, params = make(recompute, **CASES[case])
@@ -91,7 +93,7 @@ def test_loss_and_gradients_are_those_of_storing_everything(case: str, recompute
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_choice_stores_less_than_the_one_before(case: str) -> None:
+def test_each_option_stores_less_than_the_previous_one(case: str) -> None:
     actual = [
         residual_bytes(*make(recompute, **CASES[case]))
         for recompute in rematerialisation.RECOMPUTED
@@ -111,7 +113,7 @@ def test_elementwise_recomputes_no_matrix_product_except_the_scores(
 ) -> None:
     more = operations("elementwise", **options) - operations("nothing", **options)
 
-    images, tokens = 2, 17  # With [CLS].
+    images, tokens = 2, 17  # The tokens include [CLS].
     assert more == SIZE.depth * 2 * images * tokens**2 * SIZE.features
 
 
@@ -126,7 +128,7 @@ def test_blocks_are_recomputed_once() -> None:
     forward = flops.count(*make("nothing"))
     more = operations("blocks") - operations("nothing")
 
-    # All except the patches, the head, and the last product of each block, which no gradient needs.
+    # Patches, head and the last product of each block are not recomputed: no gradient needs them.
     assert 0.5 * forward < more < forward
 
 

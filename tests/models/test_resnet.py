@@ -1,4 +1,4 @@
-"""ResNets: stems and initial parameters. test_students.py compares them with timm."""
+"""ResNets: stems and initial parameters; test_students.py compares outputs with timm."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from remem_jax.models import resnet
 
 @pytest.fixture(scope="module")
 def small() -> tuple[Any, Any]:
-    """A ResNet of one block and its variables."""
+    """A ResNet with one block, and its variables."""
     model = resnet.make(depths=(1,), classes=3)
     return model, models.init(model, jax.random.key(0), 32)
 
@@ -28,7 +28,7 @@ def test_every_block_starts_as_the_identity(small: tuple[Any, Any]) -> None:
     np.testing.assert_array_equal(variables["params"]["layer1_0"]["bn2"]["scale"], 0.0)
 
 
-def test_the_last_norm_of_a_bottleneck_starts_at_zero() -> None:
+def test_the_last_norm_of_a_bottleneck_is_initialised_to_zero() -> None:
     block = resnet.Bottleneck(features=2, stride=1)
     params = block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), train=False)["params"]
     np.testing.assert_array_equal(params["bn3"]["scale"], 0.0)
@@ -49,7 +49,7 @@ def test_training_moves_the_running_statistics_by_a_tenth(small: tuple[Any, Any]
     np.testing.assert_allclose(updates["batch_stats"]["bn1"]["mean"], expected, atol=1e-6)
 
 
-def test_images_of_uint8_are_refused(small: tuple[Any, Any]) -> None:
+def test_uint8_images_are_refused(small: tuple[Any, Any]) -> None:
     model, variables = small
     with pytest.raises(TypeError, match="got uint8"):
         model.apply(variables, jnp.zeros((1, 32, 32, 3), jnp.uint8))
@@ -60,6 +60,6 @@ def test_an_unknown_stem_lists_the_known_ones() -> None:
         models.make("resnet18", classes=2, stem="tiny")
 
 
-def test_an_unknown_type_lists_the_known_ones() -> None:
+def test_an_unknown_dtype_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"dtype must be one of.*'bfloat16'"):
         models.make("resnet18", classes=2, dtype="int8")

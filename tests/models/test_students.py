@@ -1,4 +1,4 @@
-"""Students, against the same networks in timm and torchvision."""
+"""Students agree with the same networks in timm and torchvision."""
 
 import functools
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ RATE = 0.01  # Learning rate.
 
 
 class Pair(NamedTuple):
-    """A student and its peer with the same weights, and a batch for both."""
+    """A student, its peer in timm with the same weights, and a batch for both."""
 
     model: Any
     variables: Any
@@ -37,14 +37,14 @@ def randomised(peer: Any) -> tuple[Any, np.ndarray]:
     peer = peer.double()
     for name, parameter in peer.named_parameters():
         noise = torch.tensor(rng.normal(size=parameter.shape))
-        if parameter.ndim == 4:  # Keeps the scale of the maps, up to the gain of the ReLU.
+        if parameter.ndim == 4:  # Keeps the scale of the maps, up to ReLU's gain.
             parameter.data = noise * (1.5 / parameter[0].numel()) ** 0.5
         elif parameter.ndim == 2:
             parameter.data = 0.1 * noise * parameter.shape[1] ** -0.5
-        else:  # A bias of 2 leaves few units near the kink of the ReLU, where float32 decides.
+        else:  # With a bias of 2, few units are so near ReLU's kink that rounding matters.
             parameter.data = 0.2 * noise + (1 if "weight" in name else 2)
         parameter.data = parameter.data.float().double()
-    # 48 x 40 gives maps of odd and of even sides at strides of 2.
+    # At 48 x 40, strides of 2 are applied to odd and to even sizes.
     images = rng.uniform(-1, 1, (4, 48, 40, 3)).astype(np.float32)
     norms = [m for m in peer.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
@@ -64,7 +64,7 @@ def nchw(images: np.ndarray) -> Any:
 
 
 def state(peer: Any) -> dict[str, np.ndarray]:
-    """State dict of a torch network, in float32."""
+    """Returns the state dict of a torch network, in float32."""
     arrays = {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
     return {n: a if a.dtype == np.int64 else a.astype(np.float32) for n, a in arrays.items()}
 
@@ -86,7 +86,7 @@ def assert_close(ours: Any, theirs: dict[str, np.ndarray], *, rtol: float) -> No
 
 
 def evaluated(model: Any, variables: Any, peer: Any, images: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Logits of a student and of its peer."""
+    """Returns the logits of a student and of its peer."""
     ours = jax.jit(models.evaluation_apply(model))(variables, jnp.asarray(images))
     with peers.torch().no_grad():
         theirs = peer.eval()(nchw(images)).numpy()
@@ -96,7 +96,7 @@ def evaluated(model: Any, variables: Any, peer: Any, images: np.ndarray) -> tupl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_v2_s"])
-def test_logits_and_last_maps_are_timms(name: str) -> None:
+def test_logits_and_last_maps_match_timm(name: str) -> None:
     model, variables, peer, images, _ = pair(name)
 
     ours, theirs = evaluated(model, variables, peer, images)
@@ -104,13 +104,13 @@ def test_logits_and_last_maps_are_timms(name: str) -> None:
     with peers.torch().no_grad():
         their_maps = peer.forward_features(nchw(images)).permute(0, 2, 3, 1).numpy()
 
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)  # float32; logits of O(1).
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)  # The float32 error of logits of O(1).
     assert_close({"maps": maps}, {"maps": their_maps}, rtol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_v2_b0"])
-def test_two_steps_of_training_are_timms(name: str) -> None:
+def test_two_training_steps_match_timm(name: str) -> None:
     model, variables, peer, images, labels = pair(name)
     torch = peers.torch()
     expected, start = [], {n: t.clone() for n, t in peer.state_dict().items()}
@@ -138,8 +138,8 @@ def test_two_steps_of_training_are_timms(name: str) -> None:
 
     for grads in expected:
         ours, statistics = gradient(variables)
-        # float32 through up to 60 normalisations, the last over 16 values: torch's own differ
-        # from those in float64 by up to 3e-4.
+        # float32 error of up to 60 normalisations, the last over 16 values: torch's float32
+        # differs from float64 by up to 3e-4.
         assert_close(torch_names.to_timm({"params": ours}), grads, rtol=1e-3)
         params = jax.tree.map(lambda p, g: p - RATE * g, variables["params"], ours)
         variables = {"params": params, **statistics}
@@ -149,7 +149,7 @@ def test_two_steps_of_training_are_timms(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_v2_s"])
-def test_logits_are_torchvisions(name: str) -> None:
+def test_logits_match_torchvision(name: str) -> None:
     peer, images = randomised(getattr(peers.torchvision().models, name)(num_classes=CLASSES))
     options = {"padding": "torch"} if name == "efficientnet_v2_s" else {}
     variables = torch_names.from_torchvision(state(peer))
@@ -161,7 +161,7 @@ def test_logits_are_torchvisions(name: str) -> None:
 
 
 def empty(name: str, classes: int, **options: Any) -> Any:
-    """Variables of a student, all zero."""
+    """Returns the variables of a student, all zero."""
     model = models.make(name, classes=classes, **options)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
@@ -173,14 +173,14 @@ def meta_shapes(create: Any) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_names_and_shapes_at_1000_classes_are_timms(name: str) -> None:
+def test_names_and_shapes_at_1000_classes_match_timm(name: str) -> None:
     expected = meta_shapes(lambda: peers.timm().create_model(TIMM[name]))
     arrays = torch_names.to_timm(empty(name, 1000))
     assert {n: a.shape for n, a in arrays.items()} == expected
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_names_and_shapes_at_1000_classes_are_torchvisions(name: str) -> None:
+def test_names_and_shapes_at_1000_classes_match_torchvision(name: str) -> None:
     expected = meta_shapes(getattr(peers.torchvision().models, TORCHVISION[name]))
     arrays = torch_names.to_torchvision(empty(name, 1000))
     assert {n: a.shape for n, a in arrays.items()} == expected
@@ -188,7 +188,7 @@ def test_names_and_shapes_at_1000_classes_are_torchvisions(name: str) -> None:
 
 @pytest.mark.parametrize("form", ["timm", "torchvision"])
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "efficientnet_v2_b0"])
-def test_renaming_is_undone_exactly(rng: np.random.Generator, name: str, form: str) -> None:
+def test_renaming_and_back_changes_nothing(rng: np.random.Generator, name: str, form: str) -> None:
     variables = jax.tree.map(lambda a: rng.normal(size=a.shape), empty(name, 3))
 
     arrays = getattr(torch_names, f"to_{form}")(variables)
@@ -198,7 +198,7 @@ def test_renaming_is_undone_exactly(rng: np.random.Generator, name: str, form: s
     assert all(a.dtype == np.int64 for n, a in arrays.items() if n.endswith("num_batches_tracked"))
 
 
-def test_a_student_that_torchvision_lacks_has_no_names_of_torchvision() -> None:
+def test_a_student_that_torchvision_lacks_has_no_torchvision_names() -> None:
     with pytest.raises(ValueError, match="form 'timm'"):
         torch_names.to_torchvision(empty("efficientnet_lite0", 3))
 
@@ -214,7 +214,7 @@ def test_unknown_names_are_kept() -> None:
 
 
 def tiny(classes: int, dtype: Any = jnp.float32) -> Any:
-    """A network with every kind of layer."""
+    """Makes a network with every kind of layer."""
     stages = (
         (Row("fused", 64, expansion=4),),
         (Row("inverted", 64, stride=2, expansion=16, squeeze=0.25),),
@@ -235,22 +235,29 @@ def first() -> Any:
         ("blocks_1_0/conv_pw", (2 / 1024) ** 0.5),
         ("blocks_1_0/conv_dw", (2 / 9) ** 0.5),
         ("blocks_1_0/se/conv_expand", (2 / 1024) ** 0.5),
-        ("classifier", (1 / 3 / 50) ** 0.5),  # Uniform in +- 1 / sqrt(classes).
+        (
+            "classifier",
+            (1 / 3 / 50) ** 0.5,
+        ),  # Uniform between -1 / sqrt(classes) and 1 / sqrt(classes).
     ],
 )
-def test_kernels_start_with_the_deviation_of_timm(first: Any, path: str, deviation: float) -> None:
+def test_kernels_are_initialised_with_timms_deviation(
+    first: Any, path: str, deviation: float
+) -> None:
     kernel = functools.reduce(lambda tree, name: tree[name], path.split("/"), first)["kernel"]
-    assert np.std(kernel) == pytest.approx(deviation, rel=0.05)  # At least 9,000 entries.
+    assert np.std(kernel) == pytest.approx(
+        deviation, rel=0.05
+    )  # The kernel has at least 9,000 entries.
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2_035", "efficientnet_v2_b0"])
 def test_the_small_stem_doubles_the_side_of_the_maps(name: str) -> None:
     def side(stem: str) -> int:
         model, images = models.make(name, classes=2, stem=stem), jnp.zeros((1, 64, 64, 3))
-        _, kept = jax.eval_shape(
+        _, mutated = jax.eval_shape(
             lambda: model.init_with_output(jax.random.key(0), images, capture_intermediates=True)
         )
-        return kept["intermediates"]["conv_head"]["__call__"][0].shape[1]
+        return mutated["intermediates"]["conv_head"]["__call__"][0].shape[1]
 
     assert (side("imagenet"), side("small")) == (2, 4)
 
@@ -272,15 +279,15 @@ def test_only_the_computation_is_in_half_precision(name: str) -> None:
             capture_intermediates=True,
         )  # fmt: skip
 
-    variables, (logits, kept) = jax.eval_shape(trained)
+    variables, (logits, mutated) = jax.eval_shape(trained)
 
-    intermediates = kept.pop("intermediates")
-    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, kept))} == {F32}
+    intermediates = mutated.pop("intermediates")
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, mutated))} == {F32}
     block = "layer4_1" if name == "resnet18" else "blocks_4_0"
     assert intermediates[block]["__call__"][0].dtype == jnp.bfloat16
 
 
-def test_the_logits_in_half_precision_are_near(rng: np.random.Generator) -> None:
+def test_logits_in_half_precision_are_close(rng: np.random.Generator) -> None:
     images = jnp.asarray(rng.uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
     variables = models.init(tiny(3), jax.random.key(0), 8)
 
@@ -289,7 +296,9 @@ def test_the_logits_in_half_precision_are_near(rng: np.random.Generator) -> None
         for dtype in (jnp.float32, jnp.bfloat16)
     )
 
-    np.testing.assert_allclose(half, full, atol=0.05 * float(np.abs(full).max()))  # 8 bits.
+    np.testing.assert_allclose(
+        half, full, atol=0.05 * float(np.abs(full).max())
+    )  # bfloat16 has 8 bits.
 
 
 def test_a_dropped_block_is_the_identity(rng: np.random.Generator, key: jax.Array) -> None:
@@ -305,15 +314,15 @@ def test_a_dropped_block_is_the_identity(rng: np.random.Generator, key: jax.Arra
         )
         return out[0] - maps
 
-    whole, halved = update(0.0), update(0.5)
+    full, halved = update(0.0), update(0.5)
 
     is_kept = np.abs(np.asarray(halved)).max((1, 2, 3)) > 1e-3
     assert 0 < is_kept.sum() < 16
-    np.testing.assert_allclose(halved[is_kept], 2 * whole[is_kept], atol=1e-5)
+    np.testing.assert_allclose(halved[is_kept], 2 * full[is_kept], atol=1e-5)
 
 
 @pytest.mark.parametrize(("stride", "has_residual"), [(2, True), (1, False)])
-def test_a_block_of_stride_2_or_without_a_residual_returns_its_output_alone(
+def test_a_block_with_stride_2_or_without_a_residual_returns_only_its_output(
     stride: int, has_residual: bool
 ) -> None:
     maps = jnp.ones((1, 1, 1, 8))
@@ -327,7 +336,7 @@ def test_a_block_of_stride_2_or_without_a_residual_returns_its_output_alone(
 
 
 @pytest.mark.parametrize(("value", "slope"), [(-1.0, 0), (0.0, 0), (3.0, 1), (7.0, 0)])
-def test_relu6_has_the_gradient_of_torchs(value: float, slope: float) -> None:
+def test_the_gradient_of_relu6_matches_torch(value: float, slope: float) -> None:
     assert jax.grad(layers.relu6)(jnp.asarray(value)) == slope
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning methods: what each adds, trains and exports."""
+"""Fine-tuning methods: the parameters that each adds, trains and exports."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def flatten(params: Any) -> Any:
 
 
 def adds(name: str) -> bool:
-    """Whether LoRA or an adapter added a parameter."""
+    """Returns whether LoRA or an adapter added a parameter."""
     return "lora_" in name or "Adapter_0" in name
 
 
@@ -44,7 +44,7 @@ def is_norm(name: str) -> bool:
 
 
 def loss_of(tuned: tuning.Tuning, frozen: Any, images: jax.Array) -> Any:
-    """A loss as a function of the trainable parameters, in training mode."""
+    """Returns a loss in training mode as a function of the trainable parameters."""
     apply = tuned.wrap(models.train_apply(tiny()))
 
     def loss(trainable: Any) -> jax.Array:
@@ -94,16 +94,16 @@ def test_training_evaluation_and_export_use_the_same_network(
     evaluated = evaluate({"params": added}, images)
 
     exported = tuned.merge(added)
-    of_export = (plain if tuned.mergeable else evaluate)({"params": exported}, images)
-    for other in (train(added, {}, images, key)[0], of_export):
+    from_export = (plain if tuned.mergeable else evaluate)({"params": exported}, images)
+    for actual in (train(added, {}, images, key)[0], from_export):
         np.testing.assert_allclose(
-            other, evaluated, rtol=1e-5, atol=1e-5
-        )  # XLA fuses the two differently.
+            actual, evaluated, rtol=1e-5, atol=1e-5
+        )  # XLA fuses the operations differently.
     assert not np.allclose(evaluated, plain({"params": params}, images), atol=0.1)
 
 
 @pytest.mark.parametrize("method", tuning.METHODS)
-def test_mergeable_parameters_are_exported_with_the_names_of_the_model_only(
+def test_mergeable_parameters_are_exported_under_the_models_names_only(
     params: Any, key: jax.Array, method: str
 ) -> None:
     tuned = tuning.make(method, **SMALL[method])
@@ -138,13 +138,13 @@ def test_each_method_trains_its_own_parameters_and_the_head(
 
 @pytest.mark.parametrize("method", ["adapter_houlsby", "adapter_pfeiffer"])
 @pytest.mark.parametrize("norms", [True, False])
-def test_norms_train_if_asked_for(method: str, norms: bool) -> None:
+def test_norms_train_on_request(method: str, norms: bool) -> None:
     tuned = tuning.make(method, norms=norms)
     assert tuned.trains("Transformer/encoderblock_0/LayerNorm_2/scale") == norms
     assert tuned.trains("Transformer/encoder_norm/bias") == norms
 
 
-def test_attention_pooling_trains_in_full_fine_tuning_only(key: jax.Array) -> None:
+def test_attention_pooling_trains_only_in_full_fine_tuning(key: jax.Array) -> None:
     shapes = models.shapes(tiny(pool="map"), 8)
     for method, options in SMALL.items():
         tuned = tuning.make(method, **options)
@@ -157,7 +157,7 @@ def test_attention_pooling_trains_in_full_fine_tuning_only(key: jax.Array) -> No
 
 
 @pytest.mark.parametrize("method", ["lora", "adapter_houlsby", "linear_probe"])
-def test_the_first_gradient_is_that_of_the_trainable_parameters(
+def test_the_first_gradient_reaches_only_trainable_parameters(
     params: Any, images: jax.Array, key: jax.Array, method: str
 ) -> None:
     tuned = tuning.make(method, **SMALL[method])
@@ -167,13 +167,13 @@ def test_the_first_gradient_is_that_of_the_trainable_parameters(
 
     assert set(gradient) == set(flatten(trainable))
     for name, leaf in gradient.items():
-        # B and the up-projections are zero, so what they multiply has no gradient at first.
+        # B and the up-projections start at zero, so their factors have no gradient at first.
         starts_still = "lora_a" in name or "/down/" in name
         assert bool(jnp.any(leaf != 0)) != starts_still, name
 
 
 @pytest.mark.parametrize("method", ["lora", "adapter_pfeiffer"])
-def test_sam_climbs_by_rho_over_the_trainable_parameters(
+def test_sam_ascends_by_rho_in_the_trainable_parameters(
     params: Any, key: jax.Array, method: str
 ) -> None:
     tuned = tuning.make(method, **SMALL[method])
@@ -187,15 +187,17 @@ def test_sam_climbs_by_rho_over_the_trainable_parameters(
 
     leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)]
     norm = np.linalg.norm(np.concatenate(leaves))
-    np.testing.assert_allclose(state.ascent_norm, norm, rtol=1e-5)  # float32.
+    np.testing.assert_allclose(state.ascent_norm, norm, rtol=1e-5)  # The float32 error.
     ascents = jax.tree.map(lambda w, p: np.asarray(w, np.float64) - p, worst, trainable)
     ascent = np.linalg.norm(np.concatenate([a.ravel() for a in jax.tree.leaves(ascents)]))
-    np.testing.assert_allclose(ascent, 0.05, rtol=1e-3)  # Differences of float32 of size 0.5.
+    np.testing.assert_allclose(
+        ascent, 0.05, rtol=1e-3
+    )  # Differences of float32 numbers of about 0.5.
     assert set(flatten(worst)) == {n for n in flatten(trainable) if adds(n) or "head" in n}
 
 
-# Per block: LoRA has A and B for q and v; an adapter has two kernels and two biases. A LayerNorm
-# has 2 x 768, 25 of them; the head for 10 classes has 7,690.
+# Per block, LoRA has A and B for q and v; an adapter has two kernels and two biases. Each of the
+# 25 LayerNorms has 2 x 768 parameters; the head for 10 classes has 7,690.
 HEAD = 768 * 10 + 10
 ADAPTER = 768 * 48 + 48 + 48 * 768 + 768
 NORMS = 25 * 2 * 768
@@ -211,7 +213,7 @@ NORMS = 25 * 2 * 768
         ("linear_probe", HEAD),
     ],
 )
-def test_as_many_parameters_of_b16_train_as_the_papers_count(
+def test_the_trainable_parameters_of_b16_match_the_papers(
     key: jax.Array, method: str, expected: int
 ) -> None:
     shapes = models.shapes(models.make("vit", variant="B/16", classes=10), 224)
@@ -235,8 +237,8 @@ def test_split_and_join_are_inverse(params: Any, key: jax.Array, method: str) ->
     joined = tuning.join(*tuning.split(added, tuned.trains))
 
     assert jax.tree.structure(joined) == jax.tree.structure(added)
-    for now, before in zip(jax.tree.leaves(joined), jax.tree.leaves(added), strict=True):
-        assert now is before
+    for actual, expected in zip(jax.tree.leaves(joined), jax.tree.leaves(added), strict=True):
+        assert actual is expected
 
 
 def test_a_parameter_in_both_trees_is_an_error() -> None:
@@ -258,7 +260,9 @@ def test_a_parameter_in_both_trees_is_an_error() -> None:
         ("adapter_pfeiffer", {"reduction": 0}, "reduction must be at least 1, got 0"),
     ],
 )
-def test_wrong_options_are_named(method: str, options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_named_in_the_error(
+    method: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         tuning.make(method, **options)
 

@@ -1,4 +1,4 @@
-"""The ViT, against NumPy and against a loop over its blocks."""
+"""The ViT agrees with NumPy and with a loop over its blocks."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def tiny(**options: Any) -> vit.VisionTransformer:
 
 @pytest.fixture(scope="module")
 def variables() -> dict[str, Any]:
-    """Parameters that are nowhere zero or one, so that each affects the outputs."""
+    """Parameters of which none is zero or one, so that each affects the outputs."""
     shapes = models.shapes(tiny(), 8)
     rng = np.random.default_rng(1)
     return {
@@ -42,7 +42,7 @@ def images(rng: np.random.Generator) -> jax.Array:
     ("alpha", "beta", "plain"),
     [(1.0, 1.0, False), (0.8, 1.0, False), (0.9, 0.7, False), (0.8, 0.6, True)],
 )
-def test_logits_are_those_of_equation_2(
+def test_logits_match_equation_2(
     variables: Any, images: jax.Array, alpha: float, beta: float, plain: bool
 ) -> None:
     arrays: Any = traverse_util.flatten_dict(variables["params"], sep="/")
@@ -63,11 +63,13 @@ def test_logits_are_those_of_equation_2(
     model = tiny(mlp_weight=alpha, attention_weight=beta, residual=residual)
     actual: Any = model.apply(variables, images)
 
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # float32, 3 blocks.
+    np.testing.assert_allclose(
+        actual, expected, rtol=1e-4, atol=1e-4
+    )  # The float32 error of 3 blocks.
 
 
 @pytest.mark.parametrize("residual", vit.RESIDUALS)
-def test_weights_of_one_are_bit_for_bit_the_plain_network(
+def test_weights_of_1_equal_the_plain_network_bit_by_bit(
     variables: Any, images: jax.Array, residual: str
 ) -> None:
     plain = plain_loop(variables, images)
@@ -78,7 +80,7 @@ def test_weights_of_one_are_bit_for_bit_the_plain_network(
 
 
 def plain_loop(variables: Any, images: jax.Array) -> jax.Array:
-    """The ViT of vit_jax written out, without re-weighting."""
+    """Applies the ViT of vit_jax, written out, without re-weighting."""
     params = variables["params"]
     transformer = params["Transformer"]
 
@@ -112,7 +114,7 @@ def plain_loop(variables: Any, images: jax.Array) -> jax.Array:
     return head
 
 
-def test_rematerialised_gradients_are_the_stored_ones(variables: Any, images: jax.Array) -> None:
+def test_rematerialised_gradients_equal_the_stored_ones(variables: Any, images: jax.Array) -> None:
     def gradient(model: vit.VisionTransformer) -> Any:
         return jax.grad(lambda v: jnp.sum(jnp.asarray(model.apply(v, images)) ** 2))(variables)
 
@@ -123,7 +125,7 @@ def test_rematerialised_gradients_are_the_stored_ones(variables: Any, images: ja
     )
 
 
-def test_unrolled_blocks_are_the_scanned_ones(variables: Any, images: jax.Array) -> None:
+def test_unrolled_blocks_equal_scanned_ones(variables: Any, images: jax.Array) -> None:
     def value_and_gradient(model: vit.VisionTransformer) -> Any:
         def loss(v: Any) -> jax.Array:
             return jnp.sum(jnp.asarray(model.apply(v, images)) ** 2)
@@ -148,8 +150,8 @@ def test_stacked_parameters_are_the_same_network(
 
     expected: Any = tiny(**options).apply(variables, images)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
-    again = encoder.unstack(stacked["params"])
-    jax.tree.map(np.testing.assert_array_equal, again, variables["params"])
+    unstacked = encoder.unstack(stacked["params"])
+    jax.tree.map(np.testing.assert_array_equal, unstacked, variables["params"])
 
 
 def test_blocks_that_differ_are_not_stacked() -> None:
@@ -159,7 +161,7 @@ def test_blocks_that_differ_are_not_stacked() -> None:
     assert encoder.unstack(params) is params
 
 
-def test_scanned_and_unrolled_blocks_drop_the_same_units(
+def test_scanned_and_unrolled_blocks_have_the_same_dropout(
     variables: Any, images: jax.Array, key: jax.Array
 ) -> None:
     def dropped(scan: bool) -> Any:
@@ -174,27 +176,29 @@ def test_scanned_and_unrolled_blocks_drop_the_same_units(
 def test_pruning_equals_a_sub_block_whose_output_is_zero(
     variables: Any, images: jax.Array, mlps: int, attentions: int, scan: bool
 ) -> None:
-    zeroed = jax.tree.map(lambda leaf: leaf, variables)  # A copy of the dicts.
+    zeroed = jax.tree.map(lambda leaf: leaf, variables)  # Copies the dicts.
     outputs = [
         (mlps, "MlpBlock_3", "Dense_1"),
         (attentions, "MultiHeadDotProductAttention_1", "out"),
     ]
-    for count, part, output in outputs:
+    for count, sub_block, output in outputs:
         for i in range(3 - count, 3):
             block = zeroed["params"]["Transformer"][f"encoderblock_{i}"]
-            block[part] = block[part] | {output: jax.tree.map(jnp.zeros_like, block[part][output])}
+            layers = block[sub_block]
+            zeros = jax.tree.map(jnp.zeros_like, layers[output])
+            block[sub_block] = layers | {output: zeros}
     pruned = tiny(pruned_mlp=mlps, pruned_attention=attentions, scan=scan)
 
     actual: Any = pruned.apply(variables, images)
 
     expected: Any = tiny().apply(zeroed, images)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
-    kept = traverse_util.flatten_dict(dict(models.shapes(pruned, 8)), sep="/")
-    assert sum("Dense_1/bias" in str(name) for name in kept) == 3 - mlps
-    assert sum("out/bias" in str(name) for name in kept) == 3 - attentions
+    names = traverse_util.flatten_dict(dict(models.shapes(pruned, 8)), sep="/")
+    assert sum("Dense_1/bias" in str(name) for name in names) == 3 - mlps
+    assert sum("out/bias" in str(name) for name in names) == 3 - attentions
 
 
-@pytest.mark.usefixtures("mixed_dtypes")  # Flax's norms mix types.
+@pytest.mark.usefixtures("mixed_dtypes")  # Flax's norms mix dtypes.
 def test_only_the_computation_is_in_half_precision(variables: Any, images: jax.Array) -> None:
     model = tiny(dtype="bfloat16")
 
@@ -205,12 +209,12 @@ def test_only_the_computation_is_in_half_precision(variables: Any, images: jax.A
     assert {leaf.dtype for leaf in jax.tree.leaves(models.shapes(model, 8))} == {
         jnp.dtype("float32")
     }
-    # bfloat16 has 8 bits; the errors of six sub-blocks add up.
+    # bfloat16 has 8 bits, and the errors of six sub-blocks accumulate.
     np.testing.assert_allclose(logits, exact, atol=0.06 * float(np.abs(exact).max()))
     assert not np.array_equal(logits, exact)
 
 
-def test_computed_positions_are_those_of_their_formula() -> None:
+def test_computed_positions_match_their_formula() -> None:
     positions = vit.sincos2d(3, 8)[0].reshape(3, 3, 8)
 
     expected = [np.sin(2), np.sin(2e-4), np.cos(2), np.cos(2e-4)]  # x = 2; y = 1.
@@ -218,9 +222,9 @@ def test_computed_positions_are_those_of_their_formula() -> None:
     np.testing.assert_allclose(positions[1, 2], expected, rtol=1e-6)
 
 
-def test_images_that_are_not_square_are_refused(variables: Any) -> None:
+def test_non_square_images_are_refused(variables: Any) -> None:
     with pytest.raises(ValueError, match=r"square images, got 4 x 16 pixels"):
-        tiny().apply(variables, jnp.zeros((1, 4, 16, 3)))  # As many tokens as 8 x 8 pixels.
+        tiny().apply(variables, jnp.zeros((1, 4, 16, 3)))  # It has as many tokens as 8 x 8 pixels.
 
 
 def test_pruning_more_blocks_than_the_depth_is_refused() -> None:
@@ -228,7 +232,7 @@ def test_pruning_more_blocks_than_the_depth_is_refused() -> None:
         models.make("vit", variant="Ti/16", classes=2, pruned_mlp=13)
 
 
-def test_images_of_uint8_are_refused(variables: Any) -> None:
+def test_uint8_images_are_refused(variables: Any) -> None:
     with pytest.raises(TypeError, match=r"float images in \[-1, 1\], got uint8"):
         tiny().apply(variables, jnp.zeros((1, 8, 8, 3), jnp.uint8))
 
@@ -238,18 +242,20 @@ def test_images_that_do_not_divide_into_patches_are_refused(variables: Any) -> N
         tiny().apply(variables, jnp.zeros((1, 10, 10, 3)))
 
 
-def test_dropout_acts_in_training_only(variables: Any, images: jax.Array, key: jax.Array) -> None:
+def test_dropout_is_active_only_in_training(
+    variables: Any, images: jax.Array, key: jax.Array
+) -> None:
     model = tiny(dropout=0.5)
-    kept: Any = model.apply(variables, images)
+    evaluated: Any = model.apply(variables, images)
 
     dropped: Any = model.apply(variables, images, train=True, rngs={"dropout": key})
 
-    np.testing.assert_array_equal(kept, tiny().apply(variables, images))
-    assert not np.allclose(kept, dropped)
+    np.testing.assert_array_equal(evaluated, tiny().apply(variables, images))
+    assert not np.allclose(evaluated, dropped)
 
 
 def test_dropout_differs_between_blocks(key: jax.Array) -> None:
-    # With kernels of zero and biases of one, a block adds just its dropout mask.
+    # With zero kernels and biases of one, a block only adds its dropout mask.
     params: Any = jax.tree.map(lambda s: jnp.zeros(s.shape), models.shapes(tiny(), 8))
     for i in range(3):
         params["Transformer"][f"encoderblock_{i}"]["MlpBlock_3"]["Dense_1"]["bias"] += 1.0
@@ -264,7 +270,7 @@ def test_dropout_differs_between_blocks(key: jax.Array) -> None:
         method="pre_logits",
     )
 
-    # Three independent masks sum to 0, 1, 2 or 3 times the scale; one mask used thrice, to 0 or 3.
+    # Three independent masks sum to 0, 1, 2 or 3 times the scale; a repeated mask to 0 or 3.
     assert len(np.unique(np.round(features[0], 4))) > 2
 
 
@@ -280,7 +286,7 @@ def test_the_logits_of_a_new_head_are_zero() -> None:
      ("H/14", 632_045_800), ("R+Ti/16", 6_337_704), ("R26+S/32", 36_431_912),
      ("R50+B/16", 98_659_112), ("R50+L/32", 328_994_856)],
 )  # fmt: skip
-def test_parameter_counts_are_those_of_vit_jax(variant: str, parameters: int) -> None:
+def test_parameter_counts_match_vit_jax(variant: str, parameters: int) -> None:
     shapes = models.shapes(models.make("vit", variant=variant, classes=1000), 224)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
 

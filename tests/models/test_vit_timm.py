@@ -1,4 +1,4 @@
-"""The ViT and its gradients, against timm's through torch's autograd."""
+"""The ViT and its gradients agree with timm's and torch's autograd."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ POOLS = {
         ("map", vit.Size(patch=8, features=48, depth=1, heads=3), 40),
     ],
 )
-def test_logits_features_and_gradients_are_timms(
+def test_logits_features_and_gradients_match_timm(
     pool: str, size: vit.Size, pixels: int, rng: np.random.Generator
 ) -> None:
     torch, library = peers.torch(), peers.timm()
@@ -67,22 +67,24 @@ def test_logits_features_and_gradients_are_timms(
     torch.nn.functional.cross_entropy(their_logits, torch.from_numpy(labels).long()).backward()
     prefix = int(pool == "cls")
     fields = ("patches", "cls")[: 1 + prefix]
-    answer = jax.jit(models.teacher_apply(ours, fields))({"params": params}, jnp.asarray(images))
-    np.testing.assert_allclose(answer.patches, their_tokens[:, prefix:].detach().numpy(), atol=1e-4)
+    outputs = jax.jit(models.teacher_apply(ours, fields))({"params": params}, jnp.asarray(images))
+    np.testing.assert_allclose(
+        outputs.patches, their_tokens[:, prefix:].detach().numpy(), atol=1e-4
+    )
     if prefix:
-        np.testing.assert_allclose(answer.cls, their_tokens[:, 0].detach().numpy(), atol=1e-4)
+        np.testing.assert_allclose(outputs.cls, their_tokens[:, 0].detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(features, their_features.detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(logits, their_logits.detach().numpy(), atol=1e-4)
-    converted = timm.to_timm(augreg.flatten(gradients))  # A renaming is its own gradient.
+    converted = timm.to_timm(augreg.flatten(gradients))  # Gradients are renamed like parameters.
     for name, parameter in theirs.named_parameters():
         expected = parameter.grad.numpy()
         scale = max(float(np.abs(expected).max()), 1e-3)
         np.testing.assert_allclose(
             converted[name], expected, atol=1e-4 * scale, err_msg=name
-        )  # float32, sums over up to 145 tokens.
+        )  # float32 sums over up to 145 tokens.
 
 
-def test_the_published_sizes_are_timms() -> None:
+def test_the_published_sizes_match_timm() -> None:
     torch, library = peers.torch(), peers.timm()
     for variant, name in {"Ti/16": "vit_tiny_patch16_224", "B/8": "vit_base_patch8_224"}.items():
         with torch.device("meta"):

@@ -11,11 +11,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class Found(NamedTuple):
-    """Inputs of a step.
+    """Results of a step.
 
     Attributes:
         loss: Mean over the batch, before any ascent.
-        gradient: Mean over the groups, each at its own worst point.
+        gradient: Mean over the groups, each at its own perturbed point.
         ascent_norm: Mean over the groups of the norms of their gradients before the ascent.
     """
 
@@ -51,17 +51,17 @@ def gradient(params: Arrays, images: np.ndarray, targets: np.ndarray) -> tuple[f
 def sam(
     params: Arrays, images: np.ndarray, targets: np.ndarray, *, rho: float, group: int
 ) -> Found:
-    """Each group ascends along its gradient and takes the gradient at that point."""
+    """Averages over groups, each of which ascends along its gradient before taking it."""
     params = {name: np.asarray(array, np.float64) for name, array in params.items()}
-    found = []
+    groups = []
     for i in range(0, len(images), group):
-        of_group = images[i : i + group], targets[i : i + group]
-        loss, climbed = gradient(params, *of_group)
-        length = norm(climbed)
-        worst = {name: params[name] + rho * climbed[name] / length for name in params}
-        found.append(Found(loss, gradient(worst, *of_group)[1], length))
+        examples = images[i : i + group], targets[i : i + group]
+        loss, ascent = gradient(params, *examples)
+        length = norm(ascent)
+        perturbed = {name: params[name] + rho * ascent[name] / length for name in params}
+        groups.append(Found(loss, gradient(perturbed, *examples)[1], length))
     return Found(
-        float(np.mean([one.loss for one in found])),
-        {name: np.mean([one.gradient[name] for one in found], axis=0) for name in params},
-        float(np.mean([one.ascent_norm for one in found])),
+        float(np.mean([result.loss for result in groups])),
+        {name: np.mean([result.gradient[name] for result in groups], axis=0) for name in params},
+        float(np.mean([result.ascent_norm for result in groups])),
     )

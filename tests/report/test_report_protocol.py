@@ -1,4 +1,4 @@
-"""What a report names as different from the paper."""
+"""The deviations from the paper that a report lists."""
 
 import pathlib
 from typing import Any
@@ -19,7 +19,7 @@ from tools import make_reference
 
 
 def _config(changes: dict[str, Any] | None = None, spec: str = "cifar100") -> dict[str, Any]:
-    """The paper's settings as results.json has them, but for changes by dotted name."""
+    """Returns the paper's settings as in results.json, with changes by dotted name."""
     return _changed(remem.get_config(spec), changes or {})
 
 
@@ -30,12 +30,12 @@ def _changed(config: ConfigDict, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
-    found = []
+    names = []
     for name, value in config.items():
-        found += (
+        names += (
             _leaves(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
         )
-    return found
+    return names
 
 
 _MARKS = ("[text]", "[source]", "[derived]", "[choice]", "[free]")
@@ -54,13 +54,13 @@ def test_a_setting_is_compared_with_the_paper_unless_it_is_free(name: str) -> No
 
 
 @pytest.mark.parametrize("name", protocol.PAPER)
-def test_a_mark_says_whether_the_papers_value_is_lost(name: str) -> None:
+def test_the_mark_shows_whether_the_papers_value_is_unknown(name: str) -> None:
     marks = {mark for mark in _MARKS if mark in _COMMENTS[name]}
 
     assert marks & ({"[choice]", "[source]"} if protocol.PAPER[name].lost else set(_MARKS[:3]))
 
 
-def test_the_tables_have_no_setting_that_is_gone() -> None:
+def test_the_tables_contain_only_existing_settings() -> None:
     assert {*protocol.PAPER, *protocol.NAMED} <= set(_leaves(remem.get_config()))
 
 
@@ -75,13 +75,15 @@ def test_the_tables_have_no_setting_that_is_gone() -> None:
         ("learning_rate", {"finetune", "sam", "reweight", "remem"}),
     ],
 )
-def test_a_setting_counts_in_the_methods_that_do_not_fix_it(name: str, methods: set[str]) -> None:
-    counts = {method for method in METHODS if protocol._counts_in(method, f"teacher.{name}")}
+def test_a_setting_applies_to_the_methods_that_do_not_fix_it(name: str, methods: set[str]) -> None:
+    applicable = {
+        method for method in METHODS if protocol._has_effect_in(method, f"teacher.{name}")
+    }
 
-    assert counts == methods
+    assert applicable == methods
 
 
-def test_a_method_beyond_the_papers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_is_not_the_papers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "mine", METHODS["remem"]._replace(in_paper=False))
 
     (sentence,) = protocol.deviations(_config({"methods": ("mine", "remem")}))
@@ -90,16 +92,16 @@ def test_a_method_beyond_the_papers_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("loss", ["kd", "dist", "patient"])
-def test_the_papers_own_settings_differ_in_nothing(loss: str) -> None:
+def test_the_papers_settings_have_no_deviations(loss: str) -> None:
     assert protocol.deviations(_config(spec=f"cifar100,loss={loss}")) == []
 
 
 @pytest.mark.parametrize("variant", ["Ti/16", "S/16", "L/16"])
 @pytest.mark.parametrize("student", ["resnet18", "mobilenet_v2"])
-def test_the_papers_other_models_differ_in_nothing(variant: str, student: str) -> None:
-    found = _config(spec=f"cifar100,variant={variant},student={student}")
+def test_the_papers_other_models_have_no_deviations(variant: str, student: str) -> None:
+    config = _config(spec=f"cifar100,variant={variant},student={student}")
 
-    assert protocol.deviations(found) == []
+    assert protocol.deviations(config) == []
 
 
 def test_patient_distillation_takes_ten_times_the_steps() -> None:
@@ -167,35 +169,35 @@ def test_a_setting_that_is_not_the_papers_is_named(name: str, value: Any, senten
 
 
 @pytest.mark.parametrize("name", protocol.PAPER)
-def test_every_setting_of_the_table_is_named_where_it_counts(name: str) -> None:
+def test_every_setting_of_the_table_is_named_if_it_applies(name: str) -> None:
     tuning = "lora" if ".lora." in name else "adapter_pfeiffer"
-    counting = {"teacher.tuning": tuning, "information.seeds": (0,)}
+    required = {"teacher.tuning": tuning, "information.seeds": (0,)}
 
-    found = protocol.deviations(_config({**counting, name: "another"}))
+    sentences = protocol.deviations(_config({**required, name: "another"}))
 
-    assert any(sentence.startswith(f"{name} is another") for sentence in found)
+    assert any(sentence.startswith(f"{name} is another") for sentence in sentences)
 
 
 @pytest.mark.parametrize("loss", sorted(set(student_losses.LOSSES) - {"kd", "dist"}))
-def test_losses_beyond_the_papers_are_named(loss: str) -> None:
-    found = protocol.deviations(_config({"student.losses": (loss,)}))
+def test_losses_that_are_not_the_papers_are_named(loss: str) -> None:
+    sentences = protocol.deviations(_config({"student.losses": (loss,)}))
 
-    assert found == [f"student.losses has {loss}; the paper has kd and dist."]
+    assert sentences == [f"student.losses has {loss}; the paper has kd and dist."]
 
 
 @pytest.mark.parametrize("model", [n for n, s in models.STUDENTS.items() if s.paper != n])
-def test_students_beyond_the_papers_are_named(model: str) -> None:
+def test_students_that_are_not_the_papers_are_named(model: str) -> None:
     (sentence,) = protocol.deviations(_config({"student.model": model}))
 
     assert sentence.startswith(f"student.model is {model}; the paper has")
 
 
 @pytest.mark.parametrize("name", sorted(set(data.NAMES) - set(registry.RECORDS)))
-def test_data_beyond_the_papers_are_named(name: str) -> None:
+def test_data_sets_that_are_not_the_papers_are_named(name: str) -> None:
     assert len(protocol.deviations(_config({"data.name": name}))) == 1
 
 
-def test_with_several_losses_each_has_its_grid() -> None:
+def test_each_of_several_losses_is_compared_with_its_own_grid() -> None:
     assert protocol.deviations(_config({"student.losses": ("kd", "dist")})) == [
         "student.learning_rates is 0.05, 0.1, 0.5; with the loss dist the paper has 0.5, 0.7, 1.0.",
         "student.temperatures is 1.0, 2.0, 4.0; with the loss dist the paper's text does not say, "
@@ -208,64 +210,64 @@ def test_with_several_losses_each_has_its_grid() -> None:
     ("mixup", "losses", "named"),
     [(0.8, ("kd",), False), (0.2, ("kd",), True), (0.8, ("dist",), True), (0.0, ("dist",), False)],
 )
-def test_images_are_mixed_as_in_patient_distillation_or_it_is_named(
+def test_mixup_is_named_unless_it_is_that_of_patient_distillation(
     mixup: float, losses: tuple[str, ...], named: bool
 ) -> None:
     config = _config({"student.mixup": mixup, "student.losses": losses})
 
-    found = [one for one in protocol.deviations(config) if one.startswith("student.mixup")]
+    sentences = [s for s in protocol.deviations(config) if s.startswith("student.mixup")]
 
-    assert len(found) == named
+    assert len(sentences) == named
 
 
 @pytest.mark.parametrize(
     ("methods", "named"),
     [(("scratch",), False), (("scratch", "finetune"), False), (("sam",), True)],
 )
-def test_what_the_methods_fix_is_not_named(methods: tuple[str, ...], named: bool) -> None:
+def test_settings_that_the_methods_fix_are_not_named(methods: tuple[str, ...], named: bool) -> None:
     config = _config({"methods": methods, "teacher.rho": 0.2})
 
     assert bool(protocol.deviations(config)) == named
 
 
-def test_from_scratch_nothing_of_a_teacher_is_named() -> None:
+def test_teacher_settings_of_a_run_from_scratch_are_not_named() -> None:
     changes = {"methods": ("scratch",), "teacher.init": "mine.npz", "teacher.steps": (3,)}
 
     assert protocol.deviations(_config(changes)) == []
 
 
-def test_options_of_a_tuning_that_is_not_used_are_not_named() -> None:
+def test_options_of_unused_tuning_methods_are_not_named() -> None:
     changes = {"teacher.lora.rank": 4, "teacher.adapter.reduction": 2}
 
     assert protocol.deviations(_config(changes)) == []
     assert len(protocol.deviations(_config({**changes, "teacher.tuning": "lora"}))) == 1
 
 
-def test_a_file_of_the_papers_weights_has_several_names() -> None:
+def test_any_name_of_the_papers_weights_is_accepted() -> None:
     same = "augreg:B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"
     assert catalog.find(same).path == catalog.find("augreg:B/16").path
 
     assert protocol.deviations(_config({"teacher.init": same})) == []
 
 
-def test_the_quick_start_differs_in_its_images_its_teacher_and_its_length() -> None:
-    found = " ".join(protocol.deviations(_changed(quickstart.get_config(), {})))
+def test_the_quick_start_deviates_in_images_teacher_and_length() -> None:
+    text = " ".join(protocol.deviations(_changed(quickstart.get_config(), {})))
 
     for words in ("8 x 8 pixels", "80,000 small images", "data.image_size", "student.steps"):
-        assert words in found
+        assert words in text
 
 
-def test_the_quick_start_on_other_images_says_nothing_of_digits(tmp_path: pathlib.Path) -> None:
+def test_the_quick_start_on_other_images_does_not_mention_digits(tmp_path: pathlib.Path) -> None:
     changes = {"data.name": "folder", "data.path": str(tmp_path), "teacher.init": "B_16.npz"}
     config = _changed(quickstart.get_config(), changes)
 
-    found = " ".join([*quickstart.get_config().differs, *protocol.deviations(config)])
+    text = " ".join([*quickstart.get_config().differs, *protocol.deviations(config)])
 
-    assert "8 x 8" not in found
-    assert "small images" not in found
-    assert "user's own" in found
+    assert "8 x 8" not in text
+    assert "small images" not in text
+    assert "user's own" in text
 
 
-def test_what_an_older_run_did_not_have_is_not_judged() -> None:
+def test_settings_that_an_older_run_lacks_are_ignored() -> None:
     assert protocol.deviations({}) == []
     assert protocol.deviations({"student": {"steps": 20_000}}) == []

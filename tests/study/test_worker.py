@@ -14,21 +14,20 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import optuna
 import pytest
 from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
 from configs import study
-from remem_jax import models, settings, workflow
+from remem_jax import settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity
 from remem_jax.study import queue, worker
 from remem_jax.train import loop
-from remem_jax.weights import augreg
 from remem_jax.workflow.remem import cost
+from tests import tiny_run
 
 pytestmark = pytest.mark.timeout(900)  # Several whole studies; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,13 +36,12 @@ CONFIG = """
 from ml_collections import ConfigDict
 
 from configs import study
-from tests import quickstart_resnet6
+from tests import tiny_run
 
 
 def get_config():
-    base = quickstart_resnet6.get_config()
+    base = tiny_run.get_config()
     base.log_every, base.save_every = 1, 4
-    base.data.image_size = 16
     base.teacher.init = {init!r}
     base.teacher.steps, base.teacher.warmup_steps = (8,), 2
     base.teacher.batch_size = base.student.batch_size = 8
@@ -81,9 +79,7 @@ class Workers:
 
     def __init__(self, scratch: pathlib.Path) -> None:
         self.file, self._scratch, self._started = scratch / "tiny.py", scratch, 0
-        model = models.make("vit", variant="Pico/8", classes=3)
-        init = scratch / "pico.npz"
-        augreg.save(init, models.init(model, jax.random.key(0), 16)["params"])
+        init = tiny_run.save_teacher(scratch / "teacher.npz")
         self.file.write_text(CONFIG.format(init=str(init)))
 
     def folder(self, name: str) -> pathlib.Path:
@@ -339,9 +335,9 @@ def test_a_trial_with_a_nan_loss_is_reported_and_the_others_run(stopped: Stopped
 
 
 @pytest.fixture
-def config(workers: Workers, resnet6: str, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
+def config(workers: Workers, resnet4: str, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
     """The study, for a worker in this process, without measuring or compiling."""
-    del resnet6  # The config uses it.
+    del resnet4  # The config uses it.
     monkeypatch.setattr(workflow, "measure_speed", lambda config: SPEED)
     return runpy.run_path(str(workers.file))["get_config"]()
 

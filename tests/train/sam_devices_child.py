@@ -1,4 +1,4 @@
-"""SAM on 1, 2, 4 and 8 devices, beside the slow loop; prints what it saw as a line of JSON.
+"""Runs SAM on 1, 2, 4 and 8 devices and prints the results as a line of JSON.
 
 python -m tests.train.sam_devices_child
 """
@@ -26,7 +26,7 @@ _OPERATION = re.compile(r" = (.*?) (all-[a-z-]+|collective-[a-z-]+|reduce-scatte
 
 
 def apply(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> tuple[Any, Any]:
-    """The network of the oracle; its embedding is a convolution, as a ViT's is."""
+    """Applies the network of the oracle; its embedding is a convolution, as in a ViT."""
     del key
     hidden = jnp.tanh(
         jax.lax.conv_general_dilated(
@@ -38,20 +38,20 @@ def apply(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> tu
 
 
 def variables(rng: np.random.Generator) -> Any:
-    """First parameters."""
+    """Draws initial parameters."""
     shapes = {"embedding": (2, 2, 3, 8), "head": (8, CLASSES), "bias": (CLASSES,)}
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def data(rng: np.random.Generator) -> Batch:
-    """A batch; its images are stored as the network takes them."""
+    """Draws a batch whose images are already normalised floats."""
     images = rng.normal(size=(EXAMPLES, 4, 4, 3)).astype(np.float32)
     labels = rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
     return Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(EXAMPLES, bool))
 
 
 def oracle(params: Any, batch: Batch, *, group: int) -> sam_numpy.Found:
-    """The slow loop on a batch."""
+    """Runs the slow loop on a batch."""
     targets = np.eye(CLASSES)[np.asarray(batch.label)]
     return sam_numpy.sam(
         params, np.asarray(batch.image, np.float64), targets, rho=RHO, group=group or EXAMPLES
@@ -59,7 +59,7 @@ def oracle(params: Any, batch: Batch, *, group: int) -> sam_numpy.Found:
 
 
 def make_step(division: Division, *, rho: float = RHO, **options: Any) -> Any:
-    """A jitted step of plain SGD, after SAM, and its optimiser."""
+    """Makes a jitted step of plain SGD with SAM, and its optimiser."""
     tx = optim.sgd(lambda _: RATE, momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=None)
     step = steps.make_supervised_step(
         options.pop("apply", apply),
@@ -76,12 +76,12 @@ def make_step(division: Division, *, rho: float = RHO, **options: Any) -> Any:
 
 
 def mesh(devices: int) -> jax.sharding.Mesh:
-    """The first so many devices."""
+    """Makes a mesh of the first devices."""
     return jax.sharding.Mesh(np.asarray(jax.devices()[:devices]), (AXIS,))
 
 
 def placed(first: Any, batch: Any, devices: jax.sharding.Mesh) -> tuple[Any, Any]:
-    """The state whole on every device, the batch divided over them."""
+    """Replicates the state on every device and divides the batch among them."""
     spec = jax.sharding.PartitionSpec
     return (
         jax.device_put(first, jax.sharding.NamedSharding(devices, spec())),
@@ -90,25 +90,25 @@ def placed(first: Any, batch: Any, devices: jax.sharding.Mesh) -> tuple[Any, Any
 
 
 def collectives(compiled: Any) -> dict[str, Any]:
-    """Numbers of a compiled step that pass between devices, by operation, and those in loops."""
+    """Counts numbers exchanged between devices, by operation, and collectives in loops."""
     numbers: dict[str, int] = {}
     in_loops = 0
     for line in compiled.as_text().splitlines():
-        if found := _OPERATION.search(line):
-            shapes = re.findall(r"\w+\[([\d,]*)\]", found[1])
+        if match := _OPERATION.search(line):
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
             size = sum(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
-            numbers[found[2]] = numbers.get(found[2], 0) + size
+            numbers[match[2]] = numbers.get(match[2], 0) + size
             in_loops += "/while/" in line
     return {"numbers": numbers, "in_loops": in_loops}
 
 
 def main() -> None:
-    """Takes a step for every number of devices, with one ascent and with one per device."""
+    """Takes a step on each number of devices, with one ascent and with one per device."""
     flags.FLAGS.mark_as_parsed()
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     rng = np.random.default_rng(0)
     params, batch = variables(rng), data(rng)
-    found = []
+    records = []
     for devices in DEVICES:
         for group in (0, EXAMPLES // devices):
             division = Division(group=group, mesh=mesh(devices))
@@ -116,7 +116,7 @@ def main() -> None:
             first, shares = placed(state.create({"params": params}, tx), batch, mesh(devices))
             compiled = step.lower(first, shares, {}).compile()
             after, metrics = compiled(first, shares, {})
-            found.append(
+            records.append(
                 {
                     "devices": devices,
                     "group": group,
@@ -125,7 +125,7 @@ def main() -> None:
                     **collectives(compiled),
                 }
             )
-    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.write(json.dumps(records) + "\n")
 
 
 if __name__ == "__main__":

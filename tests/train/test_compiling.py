@@ -1,4 +1,4 @@
-"""The cache of what is compiled: a second process finds all that a first one made."""
+"""The compilation cache: a second process reads all that a first one compiled."""
 
 import errno
 import json
@@ -44,7 +44,7 @@ def _run(folder: pathlib.Path, **environment: str) -> Any:
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What two processes, one after the other, have compiled."""
+    """The counts of two consecutive processes."""
     folder = tmp_path_factory.mktemp("compiled")
     return [_run(folder) for _ in range(2)]
 
@@ -62,39 +62,39 @@ def test_the_second_process_compiles_nothing(counted: list[Any]) -> None:
     assert counted[1][0]["found"] == counted[0][0]["made"]
 
 
-def test_what_was_cut_short_is_compiled_again_and_kept(tmp_path: pathlib.Path) -> None:
-    made = _run(tmp_path)[0]["made"]
+def test_truncated_cache_entries_are_compiled_and_saved_again(tmp_path: pathlib.Path) -> None:
+    compiled = _run(tmp_path)[0]["made"]
     entries = sorted(tmp_path.glob("*-cache"))
     entries[0].write_bytes(entries[0].read_bytes()[:100])
     entries[1].write_bytes(b"")
 
-    again, _, _ = _run(tmp_path)
+    second, _, _ = _run(tmp_path)
     third, _, _ = _run(tmp_path)
 
-    assert len(entries) == made
-    assert (again["made"], again["found"]) == (2, made - 2)
-    assert (third["made"], third["found"]) == (0, made)
+    assert len(entries) == compiled
+    assert (second["made"], second["found"]) == (2, compiled - 2)
+    assert (third["made"], third["found"]) == (0, compiled)
 
 
-def test_what_was_read_is_not_counted_again(counted: list[Any]) -> None:
+def test_reading_the_counter_resets_it(counted: list[Any]) -> None:
     assert counted[0][1] == {"made": 0, "found": 0, "seconds": 0.0}
 
 
-def test_the_folder_that_the_user_has_named_is_used(tmp_path: pathlib.Path) -> None:
-    own = str(tmp_path / "own")
+def test_the_users_cache_folder_is_used(tmp_path: pathlib.Path) -> None:
+    folder = str(tmp_path / "users")
 
-    assert _run(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=own)[2] == own
-    assert not (tmp_path / "ours").exists()
+    assert _run(tmp_path / "default", JAX_COMPILATION_CACHE_DIR=folder)[2] == folder
+    assert not (tmp_path / "default").exists()
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_the_cache_of_another_user_is_read_and_a_warning_says_so(
-    there: bool,
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_read_only_cache_is_used_with_a_warning(
+    exists: bool,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    folder = tmp_path if there else tmp_path / "compiled"
+    folder = tmp_path if exists else tmp_path / "compiled"
     used: dict[str, Any] = {}
 
     def closed(*_: Any, **__: Any) -> None:
@@ -106,12 +106,12 @@ def test_the_cache_of_another_user_is_read_and_a_warning_says_so(
         compiling.keep(folder)
         warnings.warn("Error writing persistent compilation cache entry for 'f'", stacklevel=1)
 
-    assert used.get("jax_compilation_cache_dir") == (str(folder) if there else None)
+    assert used.get("jax_compilation_cache_dir") == (str(folder) if exists else None)
     assert "cannot be kept in" in caplog.text
 
 
 class FakeConfig:
-    """JAX's settings, of which a test changes none."""
+    """Stands in for JAX's settings, which the test must not change."""
 
     jax_compilation_cache_dir = None
 

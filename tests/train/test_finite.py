@@ -1,4 +1,4 @@
-"""Which part of a step is said to be not finite, for steps of a linear model that is broken."""
+"""The part of a training step that is reported as not finite, for a linear model."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def supervised(
     rate: float = 0.1,
     loss: Any = losses.cross_entropy,
 ) -> str | None:
-    """The part at fault in the first step of a teacher."""
+    """Returns the faulty part of a teacher's first step."""
     tx = optax.with_extra_args_support(optax.sgd(rate))
     step = steps.make_supervised_step(
         linear, tx, lambda key, images: images * pixel, key=jax.random.key(0), loss=loss, mixup=0.0
@@ -37,11 +37,11 @@ def supervised(
     first = state.create({"params": {"kernel": jnp.full((3, 2), scale)}}, tx)
     batch = Batch(jnp.ones((4, 2, 2, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
     _, metrics = jax.jit(step)(first, batch, {"scale": jnp.asarray(frozen)})
-    return named(metrics)
+    return fault_name(metrics)
 
 
-def taught(*, logit: float = 1.0, weight: float = 0.5) -> str | None:
-    """The part at fault in the first step of a student by KD."""
+def distilled(*, logit: float = 1.0, weight: float = 0.5) -> str | None:
+    """Returns the faulty part of a KD student's first step."""
     tx = optax.sgd(1.0)
 
     def apply(*arguments: Any) -> Any:
@@ -59,21 +59,23 @@ def taught(*, logit: float = 1.0, weight: float = 0.5) -> str | None:
     _, metrics = jax.jit(step)(
         state.create({"params": params}, tx), images, labels, teacher, settings
     )
-    return named(metrics)
+    return fault_name(metrics)
 
 
-def named(metrics: Any) -> str | None:
+def fault_name(metrics: Any) -> str | None:
     fault = int(metrics["fault"])
     return finite.PARTS[fault - 1] if fault else None
 
 
 def infinite(logits: Any, labels: Any) -> Any:
-    return jnp.sum(logits) / jnp.sum(labels)  # Of labels that are all 0.
+    return jnp.sum(logits) / jnp.sum(labels)  # Infinite, because all labels are 0.
 
 
 def steep(logits: Any, labels: Any) -> Any:
     del labels
-    return jnp.sum(jnp.sqrt(logits - jax.lax.stop_gradient(logits)))  # 0, as steep as can be.
+    return jnp.sum(
+        jnp.sqrt(logits - jax.lax.stop_gradient(logits))
+    )  # 0, with an infinite gradient.
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def steep(logits: Any, labels: Any) -> Any:
         ({"pixel": NAN, "scale": NAN}, "data"),
     ],
 )
-def test_the_first_part_of_a_teachers_step_that_is_broken_is_named(
+def test_the_first_faulty_part_of_a_teachers_step_is_named(
     broken: dict[str, Any], expected: str | None
 ) -> None:
     assert supervised(**broken) == expected
@@ -99,25 +101,25 @@ def test_the_first_part_of_a_teachers_step_that_is_broken_is_named(
     ("broken", "expected"),
     [({}, None), ({"logit": NAN}, "teacher"), ({"logit": NAN, "weight": 0.0}, None)],
 )
-def test_a_teacher_that_is_broken_is_named_where_it_counts(
+def test_a_faulty_teacher_is_named_if_it_has_a_weight(
     broken: dict[str, Any], expected: str | None
 ) -> None:
-    assert taught(**broken) == expected
+    assert distilled(**broken) == expected
 
 
 @pytest.mark.parametrize("value", [3e38, -3e38, 1e-38, NAN, INFINITY, -INFINITY])
-def test_a_tree_is_finite_where_numpy_finds_all_of_it_to_be(value: float) -> None:
-    whole = np.full((300, 300), value, np.float32)
-    one = np.ones((300, 300), np.float32)
-    one[7, 9] = value
+def test_a_tree_is_finite_if_and_only_if_numpy_agrees(value: float) -> None:
+    filled = np.full((300, 300), value, np.float32)
+    single = np.ones((300, 300), np.float32)
+    single[7, 9] = value
 
-    for array in (whole, one):
-        found = finite.is_finite({"a": jnp.asarray(array), "b": jnp.zeros(3, jnp.int32)})
-        assert bool(found) == np.isfinite(array).all()
+    for array in (filled, single):
+        actual = finite.is_finite({"a": jnp.asarray(array), "b": jnp.zeros(3, jnp.int32)})
+        assert bool(actual) == np.isfinite(array).all()
 
 
-def test_a_moment_of_adam_that_overflows_is_a_fault_of_the_update() -> None:
-    # The square of the gradient is infinite. What Adam divides by it is 0: no parameter changes.
+def test_an_overflow_in_adams_moments_is_a_fault_of_the_update() -> None:
+    # The squared gradient is infinite, so Adam's update is 0 and no parameter changes.
     tx = optax.with_extra_args_support(optax.adam(0.1))
     step = steps.make_supervised_step(
         linear,
@@ -134,4 +136,4 @@ def test_a_moment_of_adam_that_overflows_is_a_fault_of_the_update() -> None:
 
     assert np.isfinite(metrics["loss"])
     assert np.isfinite(after.params["kernel"]).all()
-    assert named(metrics) == "update"
+    assert fault_name(metrics) == "update"

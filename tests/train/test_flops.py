@@ -1,4 +1,4 @@
-"""Operations counted, against torch's counter on timm's networks and against closed forms."""
+"""The operation counter agrees with torch's on timm's networks and with closed forms."""
 
 import functools
 import math
@@ -17,8 +17,8 @@ from remem_jax.train import flops, state, steps
 from tests.oracles import peers
 
 BATCH, CLASSES = 2, 10
-# Name and options of ours, then of timm's; pixels. At 32 pixels the maps shrink to one; at 50,
-# strides meet odd sides.
+# Name and options of our model, those of timm's, and the image size. At 32 pixels the last maps
+# have one pixel; at 50, strides are applied to odd sizes.
 RESNET = ("resnet18", {}, "resnet18", {}, 32)
 ODD_RESNET = ("resnet18", {}, "resnet18", {}, 50)
 VIT = ("vit", {"variant": "Ti/16"}, "vit_tiny_patch16_224", {"img_size": 64}, 64)
@@ -34,7 +34,7 @@ def spec(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def counted_by_torch(name: str, options: dict[str, Any], pixels: int, *, backward: bool) -> float:
-    """Of timm's network, on the device that has shapes and no data; its attention not fused."""
+    """Counts operations of timm's network on the meta device, without fused attention."""
     timm, torch = peers.timm(), peers.torch()
     from torch.utils import flop_counter  # pyright: ignore[reportMissingImports]
 
@@ -57,8 +57,8 @@ def counted_by_us(
     name: str, options: dict[str, Any], pixels: int, *, backward: bool, platform: str
 ) -> float:
     model = models.make(name, classes=CLASSES, **options)
-    one = spec(1, pixels, pixels, 3)
-    statistics = dict(jax.eval_shape(model.init, jax.random.key(0), one))
+    image = spec(1, pixels, pixels, 3)
+    statistics = dict(jax.eval_shape(model.init, jax.random.key(0), image))
     params = statistics.pop("params")
 
     def total(params: Any, statistics: Any, images: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def counted_by_us(
 @pytest.mark.parametrize("network", [RESNET, ODD_RESNET, VIT], ids=["resnet", "odd", "vit"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "gradient"])
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
-def test_networks_count_as_torch_counts_them(
+def test_counts_of_networks_match_torch(
     network: tuple[Any, ...], backward: bool, platform: str
 ) -> None:
     name, options, timm_name, timm_options, pixels = network
@@ -82,30 +82,32 @@ def test_networks_count_as_torch_counts_them(
     assert ours == counted_by_torch(timm_name, timm_options, pixels, backward=backward)
 
 
-def test_a_network_of_depthwise_convolutions_counts_as_torch_counts_it() -> None:
+def test_the_count_of_a_depthwise_network_matches_torch() -> None:
     theirs = counted_by_torch("mobilenetv2_100", {}, 64, backward=False)
 
     ours = counted_by_us("mobilenet_v2", {}, 64, backward=False, platform="cuda")
     gradient = counted_by_us("mobilenet_v2", {}, 64, backward=True, platform="cuda")
 
-    # Torch takes the gradient of a depthwise convolution for that of a full one, so it is no
-    # oracle of it. Each layer counts three times, the first two: images have no gradient.
+    # Torch counts the gradient of a depthwise convolution as that of a full one, so we compute it:
+    # three times the forward count, or twice for the first layer, as images have no gradient.
     first = 2 * BATCH * 32 * 32 * (3 * 3 * 3) * 32
     assert ours == theirs
     assert gradient == 3 * ours - first
 
 
-def test_a_product_counts_two_for_each_term() -> None:
-    found = flops.count(lambda x, w: jnp.einsum("bij,bjk->bik", x, w), spec(5, 2, 3), spec(5, 3, 4))
+def test_a_matrix_product_counts_two_operations_per_term() -> None:
+    actual = flops.count(
+        lambda x, w: jnp.einsum("bij,bjk->bik", x, w), spec(5, 2, 3), spec(5, 3, 4)
+    )
 
-    assert found == 2 * 5 * 2 * 3 * 4
+    assert actual == 2 * 5 * 2 * 3 * 4
 
 
-def test_a_jitted_function_counts_as_it_does_without() -> None:
+def test_jit_does_not_change_the_count() -> None:
     assert flops.count(jax.jit(jnp.matmul), spec(2, 3), spec(3, 4)) == 2 * 2 * 3 * 4
 
 
-def test_nothing_is_run() -> None:
+def test_counting_does_not_run_the_function() -> None:
     def product(x: jax.Array) -> jax.Array:
         jax.debug.callback(pytest.fail)
         return x @ x
@@ -114,36 +116,36 @@ def test_nothing_is_run() -> None:
 
 
 def test_arrays_and_shapes_may_be_sharded(mesh: Mesh) -> None:
-    divided = NamedSharding(mesh, PartitionSpec("data"))
-    shape = jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=divided)
-    array = jax.device_put(np.ones((4, 3), np.float32), divided)
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    shape = jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=sharding)
+    array = jax.device_put(np.ones((4, 3), np.float32), sharding)
 
     for images in (shape, array):
         assert flops.count(jax.jit(jnp.matmul), images, spec(3, 5)) == 2 * 4 * 3 * 5
 
 
-def test_a_scan_counts_each_turn() -> None:
+def test_a_scan_counts_each_iteration() -> None:
     def repeated(x: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda now, _: (now @ now, None), x, length=7)[0]
+        return jax.lax.scan(lambda carry, _: (carry @ carry, None), x, length=7)[0]
 
     assert flops.count(repeated, spec(3, 3)) == 7 * 2 * 3**3
 
 
-def test_a_while_loop_counts_one_turn() -> None:
+def test_a_while_loop_counts_one_iteration() -> None:
     def repeated(x: jax.Array) -> jax.Array:
-        return jax.lax.while_loop(lambda now: now[0, 0] < 9, lambda now: now @ now, x)
+        return jax.lax.while_loop(lambda carry: carry[0, 0] < 9, lambda carry: carry @ carry, x)
 
     assert flops.count(repeated, spec(3, 3)) == 2 * 3**3
 
 
-def test_of_a_cond_the_largest_branch_counts() -> None:
+def test_a_cond_counts_its_largest_branch() -> None:
     def either(x: jax.Array) -> jax.Array:
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
     assert flops.count(either, spec(3, 3)) == 2 * 2 * 3**3
 
 
-def test_of_a_choice_by_platform_its_own_branch_counts() -> None:
+def test_a_platform_dependent_function_counts_the_platforms_branch() -> None:
     def chosen(x: jax.Array) -> jax.Array:
         return jax.lax.platform_dependent(
             x, cpu=lambda x: x @ x @ x, cuda=lambda x: x, default=lambda x: x @ x
@@ -154,12 +156,12 @@ def test_of_a_choice_by_platform_its_own_branch_counts() -> None:
     assert found == {"": 2 * 2 * 3**3, "cuda": 0, "tpu": 2 * 3**3}
 
 
-def test_shares_of_devices_count_as_the_whole(mesh: Mesh) -> None:
-    def of_share(images: jax.Array, kernel: jax.Array) -> jax.Array:
+def test_shards_count_as_much_as_the_whole_array(mesh: Mesh) -> None:
+    def of_shard(images: jax.Array, kernel: jax.Array) -> jax.Array:
         return images @ kernel
 
     shared = jax.shard_map(
-        of_share,
+        of_shard,
         mesh=mesh,
         in_specs=(PartitionSpec("data"), PartitionSpec()),
         out_specs=PartitionSpec("data"),
@@ -168,7 +170,7 @@ def test_shares_of_devices_count_as_the_whole(mesh: Mesh) -> None:
     assert flops.count(shared, spec(6, 3), spec(3, 5)) == 2 * 6 * 3 * 5
 
 
-def test_what_is_recomputed_counts_again() -> None:
+def test_recomputation_is_counted() -> None:
     def layer(kernel: jax.Array, images: jax.Array) -> jax.Array:
         return jnp.sin(images @ kernel).sum()
 
@@ -192,7 +194,7 @@ def convolution(stride: int, side: int, *, groups: int) -> Callable[..., Any]:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [1, 3, 7])
 @pytest.mark.parametrize("pixels", [2, 9])
-def test_the_gradients_of_a_convolution_count_twice_what_it_counts(
+def test_the_gradients_of_a_convolution_count_twice_its_operations(
     pixels: int, side: int, stride: int, groups: int
 ) -> None:
     convolve = convolution(stride, side, groups=groups)
@@ -203,10 +205,10 @@ def test_the_gradients_of_a_convolution_count_twice_what_it_counts(
 
     outputs = math.ceil(pixels / stride)
     assert forward == 2 * 3 * outputs**2 * 16 * side**2 * (8 // groups)
-    assert both == (2 + 2) * forward  # As written, the function convolves twice.
+    assert both == (2 + 2) * forward  # The function convolves twice.
 
 
-def test_the_gradients_of_a_transposed_convolution_count_twice_what_it_counts() -> None:
+def test_the_gradients_of_a_transposed_convolution_count_twice_its_operations() -> None:
     def upsampled(x: jax.Array, w: jax.Array) -> jax.Array:
         return jax.lax.conv_transpose(x, w, (2, 2), "SAME")
 
@@ -220,17 +222,17 @@ def test_the_gradients_of_a_transposed_convolution_count_twice_what_it_counts() 
 
 
 def test_batched_kernels_count_for_each_batch() -> None:
-    """`jax.vmap` over both makes groups of the batch."""
+    """`jax.vmap` over images and kernels turns the batch into groups."""
     batched = jax.vmap(convolution(1, 3, groups=1))
 
-    found = flops.count(batched, spec(2, 3, 6, 6, 4), spec(2, 3, 3, 4, 5))
+    actual = flops.count(batched, spec(2, 3, 6, 6, 4), spec(2, 3, 3, 4, 5))
 
-    assert found == 2 * (2 * 3 * 6**2 * 5 * 3**2 * 4)
+    assert actual == 2 * (2 * 3 * 6**2 * 5 * 3**2 * 4)
 
 
 @pytest.fixture
 def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets fused attention be traced where there is no cuDNN."""
+    """Makes fused attention traceable without cuDNN."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
@@ -239,7 +241,7 @@ def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.usefixtures("cudnn", "mixed_dtypes")
-def test_fused_attention_counts_as_any_other(key_heads: int) -> None:
+def test_fused_attention_counts_like_plain_attention(key_heads: int) -> None:
     def total(query: jax.Array, key: jax.Array, value: jax.Array, *, kind: Any) -> jax.Array:
         mixed = jax.nn.dot_product_attention(query, key, value, implementation=kind)
         return mixed.astype(jnp.float32).sum()
@@ -254,7 +256,7 @@ def test_fused_attention_counts_as_any_other(key_heads: int) -> None:
         assert flops.count(jax.grad(forward, (0, 1, 2)), queries, keys, keys) == 6 * product
 
 
-def test_a_step_with_sam_counts_twice_the_plain_one() -> None:
+def test_a_step_with_sam_counts_twice_a_plain_one() -> None:
     def linear(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> tuple[Any, Any]:
         del key
         return images.reshape(4, 3) @ params["kernel"], statistics
@@ -277,7 +279,7 @@ def test_a_step_with_sam_counts_twice_the_plain_one() -> None:
         first = state.create({"params": {"kernel": jnp.zeros((3, 5))}}, tx)
         return flops.count(step, first, batch, {})
 
-    plain = 2 * 2 * 4 * 3 * 5  # The logits, and the gradient of the kernel.
+    plain = 2 * 2 * 4 * 3 * 5  # The logits and the gradient of the kernel.
     assert counted(0.0) == plain
     assert counted(0.05) == 2 * plain
 
@@ -298,11 +300,11 @@ def test_a_step_with_sam_counts_twice_the_plain_one() -> None:
         ("cpu", "float32", None),
     ],
 )
-def test_the_peak_is_that_of_the_data_sheet(
+def test_the_peak_matches_the_data_sheet(
     device_kind: str, dtype: str, expected: float | None
 ) -> None:
     assert flops.peak(device_kind, dtype) == expected
 
 
-def test_this_machine_has_no_known_peak() -> None:
+def test_the_peak_of_a_cpu_is_unknown() -> None:
     assert flops.peak(jax.devices("cpu")[0].device_kind, "float32") is None

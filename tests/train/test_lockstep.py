@@ -1,4 +1,4 @@
-"""Students on one teacher pass."""
+"""Students trained in lockstep share one teacher pass."""
 
 import functools
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ GRID = (
 
 
 class Setup(NamedTuple):
-    """A teacher, students of every loss and from scratch, and data: tiny, and compiled once.
+    """A tiny teacher, students of every loss and from scratch, and data, compiled once.
 
     Attributes:
         augment: The compiled augmentation.
@@ -56,7 +56,9 @@ class Setup(NamedTuple):
             The states, and the losses at each step.
         """
         losses = losses or ("kd",) * len(grid)
-        students = [(self.student_steps[loss], own) for loss, own in zip(losses, grid, strict=True)]
+        students = [
+            (self.student_steps[loss], point) for loss, point in zip(losses, grid, strict=True)
+        ]
         get_targets = get_targets or self.live(teacher)
         step = lockstep.make_step(self.augment, get_targets, students, first_step=0)
         states = tuple(self.first_states[loss]() for loss in losses)
@@ -67,7 +69,7 @@ class Setup(NamedTuple):
         return states, values
 
     def first(self) -> Any:
-        """The first state of a student that learns no features."""
+        """Returns the initial state of a student that learns no features."""
         return self.first_states["kd"]()
 
     def live(self, teacher: Any) -> Any:
@@ -75,7 +77,7 @@ class Setup(NamedTuple):
         return lambda step, images: self.compute_targets(teacher, images)
 
     def batches(self) -> Iterator[Any]:
-        """The first three batches."""
+        """Yields the first three batches."""
         split, rng = self.split, np.random.default_rng(4)
         for _ in range(3):
             rows = rng.integers(0, len(split.label), 4)
@@ -112,8 +114,8 @@ def setup(resnet4: str) -> Setup:
         target = loss.features and projection.Target(loss.features, side=2, width=3)
         apply = models.student_apply(model, target or None)
         bound = functools.partial(loss, hard_labels=True)
-        made = steps.make_student_step(apply, tx, loss=bound, key=jax.random.key(2))
-        return jax.jit(made, donate_argnums=0)
+        student_step = steps.make_student_step(apply, tx, loss=bound, key=jax.random.key(2))
+        return jax.jit(student_step, donate_argnums=0)
 
     channels = models.trunk_channels(model, 16)
     projected = projection.add(variables, jax.random.key(3), channels=channels, width=3)
@@ -134,9 +136,9 @@ TEACHER = {"kernel": jnp.asarray(np.random.default_rng(3).normal(0, 5, (3, 3)), 
 
 @pytest.fixture(scope="module")
 def together(setup: Setup) -> dict[str, Any]:
-    """States of students of all losses, trained together."""
+    """The states of students of all losses, trained together."""
     losses = tuple(student_losses.LOSSES)
-    with jax.numpy_dtype_promotion("standard"):  # The module's fixtures precede `mixed_dtypes`.
+    with jax.numpy_dtype_promotion("standard"):  # Module fixtures run before `mixed_dtypes`.
         states, _ = setup.train(TEACHER, GRID[:1] * len(losses), losses=losses)
     return dict(zip(losses, states, strict=True))
 
@@ -151,18 +153,16 @@ def test_students_trained_together_equal_students_trained_alone(
 
 
 @pytest.mark.parametrize("loss", student_losses.LOSSES)
-def test_every_loss_has_its_effect_on_the_student(
-    setup: Setup, together: dict[str, Any], loss: str
-) -> None:
+def test_every_loss_affects_its_student(setup: Setup, together: dict[str, Any], loss: str) -> None:
     (scratch,), _ = setup.train(None, GRID[:1], losses=(SCRATCH,), get_targets=no_targets)
 
-    of_loss, of_labels = (one.params["fc"]["kernel"] for one in (together[loss], scratch))
+    with_loss, from_labels = (s.params["fc"]["kernel"] for s in (together[loss], scratch))
 
-    assert np.isfinite(of_loss).all()
-    assert not np.allclose(of_loss, of_labels)
+    assert np.isfinite(with_loss).all()
+    assert not np.allclose(with_loss, from_labels)
 
 
-def test_students_from_scratch_need_no_targets_and_have_the_step_of_weight_0(setup: Setup) -> None:
+def test_students_from_scratch_need_no_targets_and_use_the_step_of_weight_0(setup: Setup) -> None:
     (scratch,), values = setup.train(None, GRID[2:], losses=(SCRATCH,), get_targets=no_targets)
     (weightless,), expected = setup.train(TEACHER, GRID[2:])
 
@@ -176,7 +176,7 @@ def no_targets(step: int, images: jax.Array) -> None:
     """Returns the targets of students without a teacher."""
 
 
-def test_students_learn_the_same_from_stored_targets(setup: Setup) -> None:
+def test_stored_targets_give_the_same_students(setup: Setup) -> None:
     live, stored = setup.live(TEACHER), {}
 
     def storing(step: int, images: jax.Array) -> Outputs:
@@ -193,7 +193,7 @@ def test_students_learn_the_same_from_stored_targets(setup: Setup) -> None:
     jax.tree.map(np.testing.assert_array_equal, first, later)
 
 
-def test_students_with_other_hyperparameters_learn_something_else(setup: Setup) -> None:
+def test_hyperparameters_change_the_student(setup: Setup) -> None:
     students, _ = setup.train(TEACHER, GRID)
 
     heads = [np.asarray(student.params["fc"]["kernel"]) for student in students]
@@ -205,37 +205,37 @@ def test_students_with_other_hyperparameters_learn_something_else(setup: Setup) 
 def test_at_weight_0_the_teacher_has_no_influence(setup: Setup) -> None:
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), TEACHER)
 
-    (one,), _ = setup.train(TEACHER, GRID[2:])
-    (other,), _ = setup.train(broken, GRID[2:])
+    (student,), _ = setup.train(TEACHER, GRID[2:])
+    (of_broken_teacher,), _ = setup.train(broken, GRID[2:])
 
-    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    jax.tree.map(np.testing.assert_array_equal, student.params, of_broken_teacher.params)
 
 
-def test_one_compiled_step_serves_a_whole_grid(setup: Setup) -> None:
+def test_a_grid_shares_one_compiled_step(setup: Setup) -> None:
     setup.train(TEACHER, GRID)
     assert setup.student_steps["kd"]._cache_size() == 1
 
 
-def test_a_lost_student_is_no_longer_stepped_and_the_others_are_the_same(
+def test_a_lost_student_is_not_trained_further_and_others_are_unchanged(
     setup: Setup,
 ) -> None:
     batches = list(setup.batches())
-    whole, losses = setup.train(TEACHER, GRID[:2])
+    expected_students, losses = setup.train(TEACHER, GRID[:2])
     lost: set[int] = set()
-    members = [(setup.student_steps["kd"], own) for own in GRID[:2]]
+    members = [(setup.student_steps["kd"], point) for point in GRID[:2]]
     step = lockstep.make_step(setup.augment, setup.live(TEACHER), members, first_step=0, lost=lost)
 
     students, _ = step((setup.first(), setup.first()), batches[0])
     lost.add(0)
-    given = students[0]
+    lost_state = students[0]
     for batch, (_, expected) in zip(batches[1:], losses[1:], strict=True):
         students, metrics = step(students, batch)
-        assert students[0] is given
+        assert students[0] is lost_state
         assert np.isnan(metrics["loss"][0])
         assert metrics["fault"][0] > 0
         assert float(metrics["loss"][1]) == expected
 
-    jax.tree.map(np.testing.assert_array_equal, students[1], whole[1])
+    jax.tree.map(np.testing.assert_array_equal, students[1], expected_students[1])
 
 
 def test_teacher_and_students_get_the_same_augmented_images(setup: Setup) -> None:
@@ -256,24 +256,24 @@ def test_teacher_and_students_get_the_same_augmented_images(setup: Setup) -> Non
         step((setup.first(),) * 2, batch)
 
     for number in range(3):
-        (at, images), *of_students = calls[3 * number : 3 * number + 3]
-        assert at == 7 + number
+        (step_number, images), *student_calls = calls[3 * number : 3 * number + 3]
+        assert step_number == 7 + number
         expected = np.asarray(images).mean((1, 2)) @ np.asarray(TEACHER["kernel"])
-        for given, logits in of_students:
-            np.testing.assert_array_equal(given, images)
+        for student_images, logits in student_calls:
+            np.testing.assert_array_equal(student_images, images)
             np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_each_step_augments_differently(setup: Setup) -> None:
     batch = next(setup.batches())
 
-    one, other = (setup.augment(np.int32(step), batch) for step in (5, 6))
+    first, second = (setup.augment(np.int32(step), batch) for step in (5, 6))
 
-    assert not np.allclose(one.images, other.images)
+    assert not np.allclose(first.images, second.images)
 
 
-def test_the_student_step_is_momentum_sgd_at_the_students_learning_rate(setup: Setup) -> None:
-    # From step 1 on the schedule is at its peak of 1 and falls; the first step has rate 0.
+def test_the_student_step_uses_the_students_learning_rate(setup: Setup) -> None:
+    # From step 1 on, the schedule falls from its peak of 1; the learning rate scales it by 0.
     students, _ = setup.train(TEACHER, (Hyperparameters(0.0, 1.0, 0.5, 0),))
 
     first = setup.first()
@@ -281,7 +281,7 @@ def test_the_student_step_is_momentum_sgd_at_the_students_learning_rate(setup: S
     jax.tree.map(np.testing.assert_array_equal, students[0].params, first.params)
 
 
-def test_the_projection_is_trained_and_not_evaluated(
+def test_the_projection_is_trained_but_not_evaluated(
     setup: Setup,
 ) -> None:
     (student,), _ = setup.train(TEACHER, GRID[:1], losses=("features",))
@@ -295,18 +295,18 @@ def test_the_projection_is_trained_and_not_evaluated(
 def test_crops_flips_and_mixup_have_separate_keys(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used = []
+    keys = []
 
     def spy(name: str, value: Any) -> None:
         def draw(key: jax.Array, *rest: Any, shape: tuple[int, ...] = ()) -> jax.Array:
-            used.append(np.asarray(jax.random.key_data(key)).tolist())
+            keys.append(np.asarray(jax.random.key_data(key)).tolist())
             return jnp.full(rest[0] if name == "uniform" else shape, value)
 
         monkeypatch.setattr(jax.random, name, draw)
 
     for name, value in (("uniform", 0.5), ("bernoulli", True), ("beta", 0.7)):
         spy(name, value)
-    # It takes seconds uncompiled, and draws nothing.
+    # Uncompiled resizing takes seconds, and draws no random numbers.
     monkeypatch.setattr(augment, "crop_and_resize", lambda images, *rest, **options: images)
     transform = augment.make_train_transform(size=4, crop_area=(0.5, 1.0), flip=True)
     make_batch = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
@@ -314,10 +314,10 @@ def test_crops_flips_and_mixup_have_separate_keys(
     for step in (0, 1):
         make_batch(np.int32(step), next(setup.batches()))
 
-    assert len(used) == len({tuple(key) for key in used}) == 6
+    assert len(keys) == len({tuple(key) for key in keys}) == 6
 
 
-def test_teacher_and_students_get_the_same_mixture_and_its_labels(
+def test_mixup_mixes_images_and_labels_with_the_same_share(
     setup: Setup,
 ) -> None:
     batch = next(setup.batches())
@@ -328,7 +328,7 @@ def test_teacher_and_students_get_the_same_mixture_and_its_labels(
     make_batch = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
     mixed = make_batch(jnp.asarray(5), batch)
 
-    # Images and labels have the same share; the rest is that of the previous image.
+    # Images and labels are mixed with the same share; the rest is the previous image.
     labels = np.asarray(jax.nn.one_hot(batch.label, 3))
     share = np.linalg.lstsq(
         np.stack([labels.ravel(), np.roll(labels, 1, axis=0).ravel()], axis=1),

@@ -1,4 +1,4 @@
-"""The loop, with effects that only remember."""
+"""The training loop, with effects that record their calls."""
 
 import itertools
 import time
@@ -10,8 +10,8 @@ import pytest
 from remem_jax.train import finite, loop
 
 
-class Memory:
-    """Effects that write down when they were called, and with what state."""
+class Recorder:
+    """Effects that record the steps and the states of their calls."""
 
     def __init__(self, stop_after: int = 100) -> None:
         self.stop_after = stop_after
@@ -23,9 +23,9 @@ class Memory:
 
     def effects(self) -> loop.Effects:
         return loop.Effects(
-            log=lambda at, metrics: self.logged.append((at, metrics)),
-            save=lambda at, state: self.saved.append((at, state)),
-            milestone=lambda at, state: self.milestones.append((at, state)),
+            log=lambda step, metrics: self.logged.append((step, metrics)),
+            save=lambda step, state: self.saved.append((step, state)),
+            milestone=lambda step, state: self.milestones.append((step, state)),
             progress=self.progress.append,
             faulty=lambda numbers, state: self.faulty.append((numbers, state)),
             stopping=lambda done: done >= self.stop_after,
@@ -37,14 +37,14 @@ def fit(
     first_step: int = 0,
     losses: dict[int, Any] | None = None,
     faults: dict[int, Any] | None = None,
-    memory: Memory | None = None,
+    recorder: Recorder | None = None,
     seconds: tuple[float, float] = (0.0, 0.0),
-) -> tuple[Any, Memory]:
-    """Ten steps whose state is the number of steps, logged every 3, saved every 4.
+) -> tuple[Any, Recorder]:
+    """Takes ten steps whose state is their number; logs every 3 steps and saves every 4.
 
-    Batches and steps take so many seconds.
+    A batch takes `seconds[0]` and a step takes `seconds[1]`.
     """
-    memory = memory or Memory()
+    recorder = recorder or Recorder()
 
     def batches() -> Iterator[int]:
         while True:
@@ -53,55 +53,55 @@ def fit(
 
     def step(state: int, batch: Any) -> tuple[int, Any]:
         time.sleep(seconds[1])
-        loss, fault = (known or {} for known in (losses, faults))
-        found = {"loss": loss.get(state + 1, 1.0)}
-        return state + batch, found | ({"fault": fault.get(state + 1, 0)} if fault else {})
+        loss, fault = (values or {} for values in (losses, faults))
+        metrics = {"loss": loss.get(state + 1, 1.0)}
+        return state + batch, metrics | ({"fault": fault.get(state + 1, 0)} if fault else {})
 
     last = loop.fit(
         first_step,
         step,
-        batches(),  # pyright: ignore[reportArgumentType] - a batch of our own making.
+        batches(),  # pyright: ignore[reportArgumentType] - batches of the test.
         first_step=first_step,
         schedule=loop.Schedule(steps=10, milestones=(2, 10), log_every=3, save_every=4),
-        effects=memory.effects(),
+        effects=recorder.effects(),
     )
-    return last, memory
+    return last, recorder
 
 
-def test_every_step_is_done_once() -> None:
-    last, memory = fit()
-    assert (last, memory.progress) == (10, list(range(1, 11)))
+def test_every_step_is_taken_once() -> None:
+    last, recorder = fit()
+    assert (last, recorder.progress) == (10, list(range(1, 11)))
 
 
 def test_metrics_are_logged_on_schedule_and_at_the_end() -> None:
-    assert [at for at, _ in fit()[1].logged] == [3, 6, 9, 10]
+    assert [step for step, _ in fit()[1].logged] == [3, 6, 9, 10]
 
 
 def test_states_are_saved_on_schedule_and_at_the_end() -> None:
     assert fit()[1].saved == [(4, 4), (8, 8), (10, 10)]
 
 
-def test_milestones_see_the_state_after_their_step() -> None:
+def test_milestones_get_the_state_after_their_step() -> None:
     assert fit()[1].milestones == [(2, 2), (10, 10)]
 
 
-def test_a_run_goes_on_where_it_was_stopped() -> None:
-    last, memory = fit(first_step=8)
-    assert (last, memory.progress, memory.milestones) == (10, [9, 10], [(10, 10)])
+def test_a_stopped_run_resumes_at_its_step() -> None:
+    last, recorder = fit(first_step=8)
+    assert (last, recorder.progress, recorder.milestones) == (10, [9, 10], [(10, 10)])
 
 
-def test_a_finished_run_does_nothing() -> None:
-    last, memory = fit(first_step=10)
-    assert (last, memory.progress) == (10, [])
+def test_a_finished_run_takes_no_steps() -> None:
+    last, recorder = fit(first_step=10)
+    assert (last, recorder.progress) == (10, [])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_its_step() -> None:
+def test_a_nan_loss_stops_the_run_and_names_its_step() -> None:
     with pytest.raises(loop.NonFiniteLossError, match=r"nan at step 6; .* safe is 4"):
         fit(losses={6: float("nan")})
 
 
-def test_nothing_is_saved_after_a_loss_that_is_no_number() -> None:
-    memory = Memory()
+def test_nothing_is_saved_after_an_infinite_loss() -> None:
+    recorder = Recorder()
     with pytest.raises(loop.NonFiniteLossError):
         loop.fit(
             0,
@@ -109,13 +109,13 @@ def test_nothing_is_saved_after_a_loss_that_is_no_number() -> None:
             itertools.repeat(1),  # pyright: ignore[reportArgumentType]
             first_step=0,
             schedule=loop.Schedule(steps=4, milestones=(4,), log_every=2, save_every=2),
-            effects=memory.effects(),
+            effects=recorder.effects(),
         )
-    assert memory.saved == []
+    assert recorder.saved == []
 
 
-@pytest.mark.parametrize("step", [2, 4])  # A milestone and a save; neither is logged.
-def test_a_loss_that_is_no_number_is_seen_before_its_state_is_kept(step: int) -> None:
+@pytest.mark.parametrize("step", [2, 4])  # A milestone and a save, which are not logged.
+def test_a_nan_loss_is_detected_before_its_state_is_saved(step: int) -> None:
     with pytest.raises(loop.NonFiniteLossError, match=f"at step {step};"):
         fit(losses={step: float("nan")})
 
@@ -125,14 +125,14 @@ def test_one_diverged_student_does_not_stop_the_others() -> None:
     assert last == 10
 
 
-def test_a_student_that_diverged_is_told_of_before_its_state_is_looked_at() -> None:
-    memory = Memory()
-    seen: list[Any] = []
-    memory.faulty = memory.milestones = seen  # In the order of the calls.
+def test_a_diverged_student_is_reported_before_its_state_is_used() -> None:
+    recorder = Recorder()
+    calls: list[Any] = []
+    recorder.faulty = recorder.milestones = calls  # Keeps the order of the calls.
 
-    fit(memory=memory, losses={2: [NAN, 1.0], 3: [1.0, 1.0]})
+    fit(recorder=recorder, losses={2: [NAN, 1.0], 3: [1.0, 1.0]})
 
-    assert seen[:3] == [([0], 2), (2, 2), ([], 3)]
+    assert calls[:3] == [([0], 2), (2, 2), ([], 3)]
 
 
 def _part(name: str) -> int:
@@ -143,44 +143,44 @@ NAN, LOST = float("nan"), _part("parameters")
 
 
 @pytest.mark.parametrize("part", ["data", "teacher", "loss", "gradient", "update"])
-def test_what_was_not_finite_first_is_named_with_its_step(part: str) -> None:
-    # Logged at step 6, when all that follows from it is lost too.
-    with pytest.raises(loop.NonFiniteLossError, match=r"nan at step 6; .*, at step 5;") as caught:
+def test_the_first_non_finite_part_is_named_with_its_step(part: str) -> None:
+    # It is logged at step 6, when later parts are not finite either.
+    with pytest.raises(loop.NonFiniteLossError, match=r"nan at step 6; .*, at step 5;") as error:
         fit(losses={6: NAN}, faults={5: _part(part), 6: LOST})
 
-    assert caught.value.part == part
-    assert caught.value.of_rate == (part in ("loss", "gradient", "update"))
+    assert error.value.part == part
+    assert error.value.of_rate == (part in ("loss", "gradient", "update"))
 
 
 @pytest.mark.parametrize(("first_step", "part"), [(0, "checkpoint"), (8, "parameters")])
-def test_parameters_that_training_starts_from_are_told_from_those_that_it_made(
+def test_non_finite_initial_and_trained_parameters_are_distinguished(
     first_step: int, part: str
 ) -> None:
     faults = dict.fromkeys(range(11), LOST)
 
-    with pytest.raises(loop.NonFiniteLossError) as caught:
+    with pytest.raises(loop.NonFiniteLossError) as error:
         fit(first_step=first_step, faults=faults)
 
-    assert (caught.value.part, caught.value.of_rate) == (part, False)
+    assert (error.value.part, error.value.of_rate) == (part, False)
 
 
-def test_of_students_the_one_that_was_lost_last_says_why() -> None:
-    # The first was lost before step 3, where the other was sound.
+def test_the_fault_of_the_last_lost_student_is_reported() -> None:
+    # The first student was lost before step 3, at which the other was finite.
     faults = {2: [_part("loss"), 0], 3: [LOST, 0], 4: [LOST, 0], 5: [LOST, _part("teacher")]}
 
-    with pytest.raises(loop.NonFiniteLossError, match="at step 5;") as caught:
+    with pytest.raises(loop.NonFiniteLossError, match="at step 5;") as error:
         fit(faults=faults | {6: [LOST, LOST]}, losses={step: [1.0, 1.0] for step in range(11)})
 
-    assert caught.value.part == "teacher"
+    assert error.value.part == "teacher"
 
 
-def test_a_state_is_not_saved_whose_update_was_not_finite() -> None:
-    memory = Memory()
+def test_a_state_with_a_non_finite_update_is_not_saved() -> None:
+    recorder = Recorder()
 
     with pytest.raises(loop.NonFiniteLossError, match="at step 4;"):
-        fit(memory=memory, faults={4: _part("update")})
+        fit(recorder=recorder, faults={4: _part("update")})
 
-    assert memory.saved == []
+    assert recorder.saved == []
 
 
 def test_faults_are_not_logged() -> None:
@@ -188,33 +188,33 @@ def test_faults_are_not_logged() -> None:
 
 
 @pytest.mark.parametrize("after", [1, 4, 9])
-def test_a_run_that_is_asked_to_stop_is_saved_first(after: int) -> None:
-    memory = Memory(stop_after=after)
+def test_a_run_is_saved_before_it_stops(after: int) -> None:
+    recorder = Recorder(stop_after=after)
 
     with pytest.raises(loop.StoppedError, match=f"after step {after} of 10, which is saved"):
-        fit(memory=memory)
+        fit(recorder=recorder)
 
-    assert memory.saved[-1] == (after, after)
-    assert memory.progress == list(range(1, after + 1))
+    assert recorder.saved[-1] == (after, after)
+    assert recorder.progress == list(range(1, after + 1))
 
 
-def test_a_run_that_is_asked_to_stop_at_its_end_ends() -> None:
-    last, _ = fit(memory=Memory(stop_after=10))
+def test_a_run_that_is_stopped_after_its_last_step_finishes() -> None:
+    last, _ = fit(recorder=Recorder(stop_after=10))
     assert last == 10
 
 
-def test_a_state_that_is_no_number_is_not_saved_to_stop() -> None:
-    memory = Memory(stop_after=5)
+def test_a_stopped_run_does_not_save_a_nan_state() -> None:
+    recorder = Recorder(stop_after=5)
 
     with pytest.raises(loop.NonFiniteLossError):
-        fit(memory=memory, losses={5: float("nan")})
+        fit(recorder=recorder, losses={5: float("nan")})
 
-    assert memory.saved == [(4, 4)]
+    assert recorder.saved == [(4, 4)]
 
 
-def test_the_time_of_steps_and_the_share_of_waiting_are_logged() -> None:
-    _, memory = fit(seconds=(0.03, 0.01))
+def test_step_time_and_the_share_of_input_waiting_are_logged() -> None:
+    _, recorder = fit(seconds=(0.03, 0.01))
 
-    for _, metrics in memory.logged:
-        assert 0.04 <= metrics["step_seconds"] < 0.4  # Sleeping may take longer, not less.
+    for _, metrics in recorder.logged:
+        assert 0.04 <= metrics["step_seconds"] < 0.4  # Sleeping may take longer, but not less.
         assert 0.3 < metrics["input_share"] < 0.99

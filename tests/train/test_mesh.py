@@ -1,4 +1,4 @@
-"""Training on meshes of 1, 2 and 8 devices, of one process and of two: the same run."""
+"""Training gives the same results on 1, 2 and 8 devices and in one process or two."""
 
 import json
 import math
@@ -23,17 +23,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = mesh_child.DEVICES
 
 
-class Found(NamedTuple):
-    """What a process has written: its arrays by case and name, and facts by case."""
+class Output(NamedTuple):
+    """The output of a process: its arrays by case and name, and facts by case."""
 
     arrays: dict[str, dict[str, np.ndarray]]
     facts: dict[str, Any]
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def start(script: str, *arguments: object) -> Any:
@@ -42,52 +42,52 @@ def start(script: str, *arguments: object) -> Any:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
 
-def read(out: pathlib.Path) -> Found:
+def read(out: pathlib.Path) -> Output:
     arrays: dict[str, dict[str, np.ndarray]] = {}
     with np.load(f"{out}.npz") as file:
         for key in file.files:
             case, name = key.split(": ")
             arrays.setdefault(case, {})[name] = file[key]
-    return Found(arrays, json.loads(pathlib.Path(f"{out}.json").read_text()))
+    return Output(arrays, json.loads(pathlib.Path(f"{out}.json").read_text()))
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
-    """What one process found ("alone"), and each of two ("first", "second"), all at once."""
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Output]:
+    """The outputs of one process ("alone") and of each of two ("first", "second")."""
     folder, port = tmp_path_factory.mktemp("mesh"), free_port()
     children = {
         "alone": start("mesh_child", folder / "alone", port, 1, 0),
         "first": start("mesh_child", folder / "first", port, 2, 0),
         "second": start("mesh_child", folder / "second", port, 2, 1),
     }
-    said = {name: child.communicate(timeout=250)[1] for name, child in children.items()}
+    logs = {name: child.communicate(timeout=250)[1] for name, child in children.items()}
     for name, child in children.items():
-        assert child.returncode == 0, said[name][-3000:]
+        assert child.returncode == 0, logs[name][-3000:]
     return {name: read(folder / name) for name in children}
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Equal up to float32's sums in another order, over two steps."""
-    assert found.keys() == expected.keys()
-    assert len(found) > 40
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Compares arrays after two steps, up to the order of float32 sums."""
+    assert actual.keys() == expected.keys()
+    assert len(actual) > 40
     for name, array in expected.items():
-        # Biases of keys change no softmax: their gradient is rounding, some 1e-9.
+        # Key biases do not change the softmax: their gradient is a rounding error of about 1e-9.
         np.testing.assert_allclose(
-            found[name], array, rtol=1e-4, atol=1e-5 * np.abs(array).max() + 1e-8, err_msg=name
+            actual[name], array, rtol=1e-4, atol=1e-5 * np.abs(array).max() + 1e-8, err_msg=name
         )
 
 
 slow = pytest.mark.slow
-several = pytest.mark.enable_socket  # Processes talk to each other.
+several = pytest.mark.enable_socket  # The processes communicate.
 
 
 @slow
 @several
 @pytest.mark.parametrize("case", ["teacher 2", "teacher 8", "student 2", "student 8"])
-def test_any_number_of_devices_trains_as_one_does(found: dict[str, Found], case: str) -> None:
-    alone = found["alone"].arrays
+def test_several_devices_train_like_one(outputs: dict[str, Output], case: str) -> None:
+    alone = outputs["alone"].arrays
 
-    # Parameters, momentum, statistics of BatchNorm, loss and norms; half of the cases by FSDP.
+    # These are parameters, momentum, BatchNorm statistics, loss and norms; half the cases use FSDP.
     assert_same(alone[case], alone[f"{case.split()[0]} 1"])
 
 
@@ -95,26 +95,26 @@ def test_any_number_of_devices_trains_as_one_does(found: dict[str, Found], case:
 @several
 @pytest.mark.parametrize("case", ["teacher 8", "student 8"])
 @pytest.mark.parametrize("process", ["first", "second"])
-def test_two_processes_train_as_one_with_all_devices_does(
-    found: dict[str, Found], case: str, process: str
+def test_two_processes_train_like_one_with_all_devices(
+    outputs: dict[str, Output], case: str, process: str
 ) -> None:
-    assert found[process].facts["devices"] == DEVICES
-    assert len(found[process].facts[case]["held"]) == DEVICES // 2
-    assert_same(found[process].arrays[case], found["alone"].arrays[case])
+    assert outputs[process].facts["devices"] == DEVICES
+    assert len(outputs[process].facts[case]["held"]) == DEVICES // 2
+    assert_same(outputs[process].arrays[case], outputs["alone"].arrays[case])
 
 
 @slow
 @several
-def test_one_process_writes(found: dict[str, Found]) -> None:
-    writers = {name: one.facts["writer"] for name, one in found.items()}
+def test_one_process_writes(outputs: dict[str, Output]) -> None:
+    writers = {name: output.facts["writer"] for name, output in outputs.items()}
 
     assert writers == {"alone": True, "first": True, "second": False}
 
 
 @slow
 @several
-def test_outputs_are_read_where_every_process_has_stored_its_own(found: dict[str, Found]) -> None:
-    read = {name: one.facts["stored"] for name, one in found.items()}
+def test_outputs_are_read_only_if_every_process_has_stored_them(outputs: dict[str, Output]) -> None:
+    read = {name: output.facts["stored"] for name, output in outputs.items()}
 
     assert read == {"alone": [0, 1, 2, 5, 7], "first": [1, 2, 7], "second": [1, 2, 7]}
 
@@ -123,13 +123,13 @@ def test_outputs_are_read_where_every_process_has_stored_its_own(found: dict[str
 @several
 @pytest.mark.parametrize("case", [(name, size, fsdp) for name, size, fsdp in mesh_child.CASES])
 def test_after_a_step_a_device_holds_its_share_of_the_state(
-    found: dict[str, Found], case: tuple[str, int, bool]
+    outputs: dict[str, Output], case: tuple[str, int, bool]
 ) -> None:
     name, devices, fsdp = case
 
-    facts = found["alone"].facts[f"{name} {devices}"]
+    facts = outputs["alone"].facts[f"{name} {devices}"]
 
-    # All is float32 or int32, and every array that is large has an axis that divides.
+    # All arrays are float32 or int32, and every large one has a divisible axis.
     divided = [size for size in facts["sizes"] if fsdp and size >= mesh.SMALLEST_DIVIDED]
     expected = 4 * (sum(facts["sizes"]) - sum(divided) * (devices - 1) / devices)
     assert facts["held"] == [expected] * devices
@@ -142,25 +142,23 @@ def kinds(collectives: list[Any]) -> set[str]:
 
 @slow
 @several
-def test_data_parallel_steps_sum_and_exchange_nothing_else(found: dict[str, Found]) -> None:
-    plain, sam = (found["alone"].facts[one]["collectives"] for one in ("plain", "teacher 8"))
-    student = found["alone"].facts["student 2"]["collectives"]
+def test_data_parallel_steps_only_all_reduce(outputs: dict[str, Output]) -> None:
+    plain, sam = (outputs["alone"].facts[case]["collectives"] for case in ("plain", "teacher 8"))
+    student = outputs["alone"].facts["student 2"]["collectives"]
 
     assert kinds(plain) == kinds(sam) == kinds(student) == {"all-reduce"}
-    assert len(sam) == 2 * len(plain)  # One for each of its two gradients.
-    # Of a BatchNorm two sums forward, together, and two backward, and so of DIST over each class
-    # (where XLA takes the means by themselves); and then the gradients. On a CPU those of large
-    # convolutions are in both branches of a conditional, of which one runs.
+    assert len(sam) == 2 * len(plain)  # SAM has two gradients.
+    # A BatchNorm reduces two sums together in the forward pass and two in the backward pass. DIST
+    # does the same for each class, but XLA reduces its means separately. The gradients follow. On a
+    # CPU, those of large convolutions occur in both branches of a conditional, of which one runs.
     assert len(student) <= 2 * mesh_child.NORMS + 1 + 4 + 2 * mesh_child.KERNELS
 
 
 @slow
 @several
 @pytest.mark.parametrize("case", ["teacher 2", "student 8"])
-def test_with_fsdp_parameters_come_together_and_images_stay(
-    found: dict[str, Found], case: str
-) -> None:
-    facts = found["alone"].facts[case]
+def test_fsdp_gathers_parameters_but_not_images(outputs: dict[str, Output], case: str) -> None:
+    facts = outputs["alone"].facts[case]
 
     divided = {size for size in facts["sizes"] if size >= mesh.SMALLEST_DIVIDED}
     gathered = [sizes for kind, sizes in facts["collectives"] if kind == "all-gather"]
@@ -170,19 +168,22 @@ def test_with_fsdp_parameters_come_together_and_images_stay(
 
 @slow
 @several
-def test_views_need_no_other_device_and_mixing_one_neighbour(found: dict[str, Found]) -> None:
-    views = found["alone"].facts["student 2"]["views"]
+def test_augmentation_is_local_and_mixup_needs_one_neighbour(outputs: dict[str, Output]) -> None:
+    collectives = outputs["alone"].facts["student 2"]["augmentation"]
 
-    # The last image of each device's share of the batch, and its label.
+    # Each device sends the last image of its part of the batch, and its label.
     pixels = 3 * mesh_child.SIDE**2
-    assert kinds(views) == {"collective-permute"}
-    assert sorted(size for _, sizes in views for size in sizes) == [mesh_child.CLASSES, pixels]
+    assert kinds(collectives) == {"collective-permute"}
+    assert sorted(size for _, sizes in collectives for size in sizes) == [
+        mesh_child.CLASSES,
+        pixels,
+    ]
 
 
 @slow
 @several
 @pytest.mark.parametrize("killed", [0, 1])
-def test_the_others_leave_when_a_process_is_killed(tmp_path: pathlib.Path, killed: int) -> None:
+def test_the_other_process_exits_when_one_is_killed(tmp_path: pathlib.Path, killed: int) -> None:
     port = free_port()
     outs = [tmp_path / "0", tmp_path / "1"]
     children = [start("waiting_child", out, port, i) for i, out in enumerate(outs)]
@@ -192,19 +193,19 @@ def test_the_others_leave_when_a_process_is_killed(tmp_path: pathlib.Path, kille
             time.sleep(0.1)
 
         children[killed].send_signal(signal.SIGKILL)
-        left = children[1 - killed]
-        said = left.communicate(timeout=60)[1]  # `waiting_child.SECONDS`, and some.
+        survivor = children[1 - killed]
+        log = survivor.communicate(timeout=60)[1]  # More than `waiting_child.SECONDS`.
     finally:
         for child in children:
             child.kill()
             child.communicate()
 
-    assert left.returncode not in (0, -signal.SIGKILL)
-    assert "another task died" in said
+    assert survivor.returncode not in (0, -signal.SIGKILL)
+    assert "another task died" in log
 
 
 @several
-def test_a_process_that_finds_no_coordinator_says_so() -> None:
+def test_a_missing_coordinator_is_reported() -> None:
     address = f"localhost:{free_port()}"
 
     with pytest.raises(checks.SettingError, match=rf"Nothing answers at {address} after 0\.5"):
@@ -212,18 +213,18 @@ def test_a_process_that_finds_no_coordinator_says_so() -> None:
 
 
 @several
-def test_a_coordinator_that_nobody_joins_says_so(tmp_path: pathlib.Path) -> None:
+def test_missing_processes_are_reported_by_the_coordinator(tmp_path: pathlib.Path) -> None:
     child = start("waiting_child", tmp_path / "0", free_port(), 0)
 
-    said = child.communicate(timeout=60)[1]
+    log = child.communicate(timeout=60)[1]
 
     assert child.returncode == 1
-    assert re.search(r"the 2 processes of localhost:\d+ did not all come within 3 sec", said)
-    assert len(said.splitlines()) == 1
+    assert re.search(r"the 2 processes of localhost:\d+ did not all come within 3 sec", log)
+    assert len(log.splitlines()) == 1
 
 
 @several
-def test_a_port_that_another_program_has_is_refused() -> None:
+def test_a_port_in_use_is_refused() -> None:
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -243,26 +244,26 @@ def test_a_port_that_another_program_has_is_refused() -> None:
         (("localhost:1", 2, 2), "process must be from 0 to 1"),
     ],
 )
-def test_arguments_that_cannot_be_are_refused(arguments: Any, message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: Any, message: str) -> None:
     with pytest.raises(checks.SettingError, match=message):
         distributed.initialize(*arguments)
 
 
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What JAX is asked for, in an environment without a launcher."""
+    """The calls to JAX's initialisation, in an environment without a launcher."""
     for name in ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "TPU_ML_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
     for name in distributed._SLURM:
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
-    return asked
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    return calls
 
 
 def srun(tasks: int) -> dict[str, str]:
     values = ("12", "node[1-2]", str(tasks), "1", "0")
-    return {f"SLURM_{name}": one for name, one in zip(distributed._SLURM, values, strict=True)}
+    return {f"SLURM_{name}": value for name, value in zip(distributed._SLURM, values, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def srun(tasks: int) -> dict[str, str]:
         ({}, False),
         (srun(2), True),
         (srun(1), False),
-        ({"SLURM_JOB_ID": "12", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, False),  # No srun.
+        ({"SLURM_JOB_ID": "12", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, False),  # Without srun.
         ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({"TPU_ML_PLATFORM": "JAX"}, True),
@@ -292,10 +293,10 @@ def test_processes_of_a_launcher_are_joined_without_arguments(
     assert not any("num_processes" in options for options in joined)  # JAX finds them.
 
 
-def test_a_launcher_that_does_not_tell_the_coordinator_is_no_single_process(
+def test_a_launcher_without_a_coordinator_address_is_an_error(
     joined: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # Of Open MPI 5.
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # Set by Open MPI 5.
 
     with pytest.raises(checks.SettingError, match="OMPI_COMM_WORLD_RANK"):
         distributed.initialize()
@@ -314,7 +315,7 @@ def test_a_run_is_joined_once(
 @pytest.mark.parametrize(
     ("size", "nearest"), [(7, "set it to 6 or 8"), (1, "set it to 2,"), (0, "set it to 2,")]
 )
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
+def test_an_indivisible_batch_size_is_refused_with_the_nearest_divisible_ones(
     size: int, nearest: str
 ) -> None:
     with pytest.raises(checks.SettingError) as error:
@@ -325,7 +326,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
     assert nearest in str(error.value)
 
 
-def test_a_batch_that_divides_is_accepted() -> None:
+def test_a_divisible_batch_size_is_accepted() -> None:
     mesh.check_batch_size("config.student.batch_size", 6, mesh.make_mesh())
 
 
@@ -334,13 +335,13 @@ def test_a_batch_that_divides_is_accepted() -> None:
     [
         ((256, 128), (128, 128)),
         ((3, 128, 256), (3, 128, 128)),
-        ((1025, 64), (1025, 32)),  # The longest does not divide.
-        ((257, 255), (257, 255)),  # None does.
-        ((127, 256), (127, 256)),  # Too small.
+        ((1025, 64), (1025, 32)),  # The longest axis is not divisible.
+        ((257, 255), (257, 255)),  # No axis is divisible.
+        ((127, 256), (127, 256)),  # The array is too small.
         ((), ()),
     ],
 )
-def test_fsdp_divides_the_longest_axis_that_divides(
+def test_fsdp_shards_the_longest_divisible_axis(
     shape: tuple[int, ...], piece: tuple[int, ...]
 ) -> None:
     array = np.zeros(shape, np.float32)
@@ -351,50 +352,54 @@ def test_fsdp_divides_the_longest_axis_that_divides(
     assert shardings["kernel"].shard_shape(shape) == piece
 
 
-def test_without_fsdp_every_device_holds_all() -> None:
+def test_without_fsdp_all_parameters_are_replicated() -> None:
     shapes = jax.eval_shape(lambda: {"kernel": jnp.zeros((256, 256)), "step": jnp.zeros(())})
 
     shardings = mesh.state_shardings(mesh.make_mesh(), shapes, fsdp=False)
 
-    assert all(one.is_fully_replicated for one in shardings.values())
+    assert all(sharding.is_fully_replicated for sharding in shardings.values())
 
 
-def test_a_step_may_donate_what_was_placed() -> None:
-    on = mesh.make_mesh()
-    mine = {"host": np.ones((256, 256), np.float32), "device": jnp.ones((256, 256))}
+def test_donating_placed_arrays_keeps_the_originals() -> None:
+    devices = mesh.make_mesh()
+    original = {"host": np.ones((256, 256), np.float32), "device": jnp.ones((256, 256))}
 
-    placed = mesh.place(mine, mesh.replicated(on))
+    placed = mesh.place(original, mesh.replicated(devices))
     jax.block_until_ready(
         jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(placed)
     )
 
-    for array in mine.values():
+    for array in original.values():
         np.testing.assert_array_equal(array, 1.0)
 
 
-def test_what_was_placed_is_a_copy() -> None:
+def test_placed_arrays_are_copies() -> None:
     numbers = np.ones(2**16 + 16, np.float32)
-    mine = numbers[-numbers.ctypes.data % 64 // 4 :][: 2**16]  # Aligned as JAX likes to share it.
+    original = numbers[-numbers.ctypes.data % 64 // 4 :][
+        : 2**16
+    ]  # Aligned so that JAX could share the memory.
 
-    placed = mesh.place(mine, mesh.batch_sharding(mesh.make_mesh()))
-    mine[:] = 2
+    placed = mesh.place(original, mesh.batch_sharding(mesh.make_mesh()))
+    original[:] = 2
 
     np.testing.assert_array_equal(placed, 1.0)
 
 
-def test_gathered_arrays_are_whole_on_every_device() -> None:
-    on = mesh.make_mesh()
+def test_gathered_arrays_are_replicated_on_every_device() -> None:
+    devices = mesh.make_mesh()
     array = np.arange(2**16, dtype=np.float32).reshape(2, -1)
-    placed = mesh.place({"kernel": array}, mesh.state_shardings(on, {"kernel": array}, fsdp=True))
+    placed = mesh.place(
+        {"kernel": array}, mesh.state_shardings(devices, {"kernel": array}, fsdp=True)
+    )
 
-    whole = mesh.gather(placed, on)["kernel"]
+    gathered = mesh.gather(placed, devices)["kernel"]
 
     assert placed["kernel"].addressable_shards[0].data.size == array.size // 2
-    assert whole.is_fully_replicated
-    np.testing.assert_array_equal(whole, array)
+    assert gathered.is_fully_replicated
+    np.testing.assert_array_equal(gathered, array)
 
 
-def test_the_rows_of_this_process_are_those_of_its_devices_in_order() -> None:
+def test_local_rows_are_in_the_order_of_the_devices() -> None:
     rows = np.arange(12, dtype=np.float32).reshape(4, 3)
 
     placed = mesh.place(rows, mesh.batch_sharding(mesh.make_mesh()))
@@ -402,30 +407,30 @@ def test_the_rows_of_this_process_are_those_of_its_devices_in_order() -> None:
     np.testing.assert_array_equal(mesh.local_rows(placed), rows)
 
 
-def test_a_device_takes_its_share_of_what_is_divided() -> None:
-    on = mesh.make_mesh()
+def test_device_bytes_count_only_a_devices_shard() -> None:
+    devices = mesh.make_mesh()
     tree = {"kernel": np.zeros((256, 256), np.float32), "bias": np.zeros(256, np.float32)}
 
-    shapes = mesh.shapes(tree, mesh.state_shardings(on, tree, fsdp=True))
+    shapes = mesh.shapes(tree, mesh.state_shardings(devices, tree, fsdp=True))
 
     assert mesh.device_bytes(shapes) == 4 * (256 * 256 // 2 + 256)
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "reason"),
     [
         (RuntimeError("Unable to initialize backend\n'tpu'"), "initialize backend 'tpu'"),
         (AssertionError(), "there is no plugin for it"),
     ],
 )
-def test_devices_that_are_not_there_are_one_line(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+def test_missing_devices_are_a_one_line_error(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
         raise error
 
     monkeypatch.setattr(mesh.jax, "devices", fail)
 
-    told = rf"JAX finds no cpu here \(JAX_PLATFORMS=cpu\): .*{said}\. Unset JAX_PLATFORMS"
-    with pytest.raises(checks.SettingError, match=told):
+    message = rf"JAX finds no cpu here \(JAX_PLATFORMS=cpu\): .*{reason}\. Unset JAX_PLATFORMS"
+    with pytest.raises(checks.SettingError, match=message):
         mesh.require_devices()

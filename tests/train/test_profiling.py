@@ -1,4 +1,4 @@
-"""Traces of steps: what is written, when, and how often."""
+"""Profiler traces of training steps."""
 
 import gzip
 import json
@@ -18,28 +18,28 @@ def _train(trace: profiling.Trace, *, first_step: int, steps: int) -> None:
     trace.close()
 
 
-def test_a_trace_is_what_perfetto_and_tensorboard_open(tmp_path: pathlib.Path) -> None:
+def test_a_trace_has_files_for_perfetto_and_tensorboard(tmp_path: pathlib.Path) -> None:
     _train(profiling.Trace(tmp_path / "trace", first_step=7), first_step=7, steps=20)
 
     (perfetto,) = tmp_path.glob("trace/plugins/profile/*/perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]
     assert any("jit" in str(event.get("name")).lower() for event in events)
-    assert list(perfetto.parent.glob("*.xplane.pb"))  # TensorBoard's.
+    assert list(perfetto.parent.glob("*.xplane.pb"))  # The file for TensorBoard.
 
 
-def test_a_training_that_is_too_short_leaves_no_trace(tmp_path: pathlib.Path) -> None:
+def test_a_training_that_is_too_short_writes_no_trace(tmp_path: pathlib.Path) -> None:
     _train(profiling.Trace(tmp_path / "trace", first_step=0), first_step=0, steps=2)
 
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_training_that_ends_early_leaves_a_whole_trace(tmp_path: pathlib.Path) -> None:
+def test_a_training_that_ends_early_writes_a_complete_trace(tmp_path: pathlib.Path) -> None:
     _train(profiling.Trace(tmp_path / "trace", first_step=0), first_step=0, steps=5)
 
     assert list(tmp_path.glob("trace/plugins/profile/*/perfetto_trace.json.gz"))
 
 
-def test_what_was_traced_is_not_traced_again(tmp_path: pathlib.Path) -> None:
+def test_a_resumed_training_is_not_traced_again(tmp_path: pathlib.Path) -> None:
     for first_step in (0, 20):
         trace = profiling.Trace(tmp_path / "trace", first_step=first_step)
         _train(trace, first_step=first_step, steps=10)

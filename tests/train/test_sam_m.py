@@ -1,4 +1,4 @@
-"""SAM's groups, accumulation and devices, against a slow loop in float64."""
+"""SAM's groups, accumulation and devices agree with a slow loop in float64."""
 
 import json
 import pathlib
@@ -34,7 +34,7 @@ def batch(rng: np.random.Generator) -> Batch:
 
 
 def take(params: Any, batch: Batch, division: Division, **options: Any) -> tuple[Any, Any]:
-    """Parameters after one step, and its metrics."""
+    """Takes one step; returns the parameters after it and its metrics."""
     step, tx = small.make_step(division, **options)
     first = state.create({"params": params}, tx)
     if division.mesh is not None:
@@ -43,43 +43,45 @@ def take(params: Any, batch: Batch, division: Division, **options: Any) -> tuple
     return jax.device_get(after.params), jax.device_get(metrics)
 
 
-def assert_descended(after: Any, params: Any, found: sam_numpy.Found) -> None:
-    for name, gradient in found.gradient.items():
+def assert_updated(after: Any, params: Any, reference: sam_numpy.Found) -> None:
+    for name, gradient in reference.gradient.items():
         expected = params[name] - small.RATE * gradient
-        np.testing.assert_allclose(after[name], expected, atol=2e-6)  # float32.
+        np.testing.assert_allclose(after[name], expected, atol=2e-6)  # float32 rounding.
 
 
 @pytest.mark.parametrize("group", [0, SIZE, 8, 2, 1])
-def test_each_group_climbs_its_own_gradient(params: Any, batch: Batch, group: int) -> None:
+def test_each_group_ascends_its_own_gradient(params: Any, batch: Batch, group: int) -> None:
     after, metrics = take(params, batch, Division(group))
 
-    found = small.oracle(params, batch, group=group)
-    assert_descended(after, params, found)
-    np.testing.assert_allclose(metrics["loss"], found.loss, rtol=1e-5)
-    np.testing.assert_allclose(metrics["ascent_norm"], found.ascent_norm, rtol=1e-5)
-    np.testing.assert_allclose(metrics["gradient_norm"], sam_numpy.norm(found.gradient), rtol=1e-5)
+    reference = small.oracle(params, batch, group=group)
+    assert_updated(after, params, reference)
+    np.testing.assert_allclose(metrics["loss"], reference.loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["ascent_norm"], reference.ascent_norm, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["gradient_norm"], sam_numpy.norm(reference.gradient), rtol=1e-5
+    )
 
 
-def test_groups_matter(params: Any, batch: Batch) -> None:
-    whole, halves = (small.oracle(params, batch, group=group) for group in (0, 8))
+def test_the_group_size_changes_the_gradient(params: Any, batch: Batch) -> None:
+    one_group, two_groups = (small.oracle(params, batch, group=group) for group in (0, 8))
 
-    assert np.abs(whole.gradient["head"] - halves.gradient["head"]).max() > 1e-3
+    assert np.abs(one_group.gradient["head"] - two_groups.gradient["head"]).max() > 1e-3
 
 
 @pytest.mark.parametrize(("group", "accumulate"), [(0, 4), (8, 4), (8, 3), (2, 4)])
-def test_accumulation_changes_nothing(
+def test_accumulation_does_not_change_the_step(
     params: Any, batch: Batch, group: int, accumulate: int
 ) -> None:
     after, metrics = take(params, batch, Division(group, accumulate))
 
-    found = small.oracle(params, batch, group=group)
-    assert_descended(after, params, found)
-    np.testing.assert_allclose(metrics["loss"], found.loss, rtol=1e-5)
-    np.testing.assert_allclose(metrics["ascent_norm"], found.ascent_norm, rtol=1e-5)
+    reference = small.oracle(params, batch, group=group)
+    assert_updated(after, params, reference)
+    np.testing.assert_allclose(metrics["loss"], reference.loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["ascent_norm"], reference.ascent_norm, rtol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [0, 2])
-def test_a_plain_gradient_is_accumulated(params: Any, batch: Batch, devices: int) -> None:
+def test_a_gradient_without_sam_is_accumulated(params: Any, batch: Batch, devices: int) -> None:
     division = Division(accumulate=4, mesh=small.mesh(devices) if devices else None)
 
     after, metrics = take(params, batch, division, rho=0.0)
@@ -87,12 +89,12 @@ def test_a_plain_gradient_is_accumulated(params: Any, batch: Batch, devices: int
     targets = np.eye(small.CLASSES)[np.asarray(batch.label)]
     exact = {name: np.asarray(value, np.float64) for name, value in params.items()}
     loss, gradient = sam_numpy.gradient(exact, np.asarray(batch.image, np.float64), targets)
-    assert_descended(after, params, sam_numpy.Found(loss, gradient, 0.0))
+    assert_updated(after, params, sam_numpy.Found(loss, gradient, 0.0))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     assert "ascent_norm" not in metrics
 
 
-def test_the_mean_over_the_groups_is_clipped(params: Any, batch: Batch) -> None:
+def test_the_mean_gradient_over_the_groups_is_clipped(params: Any, batch: Batch) -> None:
     tx = optim.sgd(
         lambda _: small.RATE, momentum=0.0, clip_norm=0.1, nesterov=False, weight_decay=0.0
     )
@@ -109,34 +111,34 @@ def test_the_mean_over_the_groups_is_clipped(params: Any, batch: Batch) -> None:
 
     after, _ = jax.jit(step)(state.create({"params": params}, tx), batch, {})
 
-    found = small.oracle(params, batch, group=4)
-    factor = 0.1 / sam_numpy.norm(found.gradient)
-    clipped = {name: factor * value for name, value in found.gradient.items()}
+    reference = small.oracle(params, batch, group=4)
+    factor = 0.1 / sam_numpy.norm(reference.gradient)
+    clipped = {name: factor * value for name, value in reference.gradient.items()}
     assert factor < 1
-    assert_descended(after.params, params, found._replace(gradient=clipped))
+    assert_updated(after.params, params, reference._replace(gradient=clipped))
 
 
 @pytest.mark.parametrize(
     ("rho", "group", "passes"), [(0.0, 0, 1), (0.7, 0, 2), (0.7, 8, 2), (0.7, 1, 2)]
 )
-def test_a_step_is_two_passes_for_every_group(
+def test_a_step_of_sam_takes_two_passes_for_any_group_size(
     params: Any, batch: Batch, rho: float, group: int, passes: int
 ) -> None:
-    seen: list[int] = []
+    sizes: list[int] = []
 
     def counting(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> Any:
-        jax.debug.callback(lambda images: seen.append(len(images)), images)
+        jax.debug.callback(lambda images: sizes.append(len(images)), images)
         return small.apply(params, statistics, images, key)
 
     take(params, batch, Division(group), rho=rho, apply=counting)
     jax.effects_barrier()
 
-    assert sum(seen) == passes * SIZE
+    assert sum(sizes) == passes * SIZE
 
 
 @pytest.fixture(scope="module")
 def on_devices() -> list[dict[str, Any]]:
-    """What a process with eight devices found."""
+    """The results of a process with eight devices."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.train.sam_devices_child"],
         cwd=pathlib.Path(__file__).parents[2],
@@ -149,36 +151,36 @@ def on_devices() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("devices", small.DEVICES)
-@pytest.mark.parametrize("ascent", ["of the batch", "of each device"])
-def test_any_number_of_devices_takes_the_step_of_the_loop(
+@pytest.mark.parametrize("ascent", ["whole batch", "per device"])
+def test_any_number_of_devices_takes_the_step_of_the_slow_loop(
     on_devices: list[dict[str, Any]], devices: int, ascent: str
 ) -> None:
     rng = np.random.default_rng(0)
     params, batch = small.variables(rng), small.data(rng)
-    group = 0 if ascent == "of the batch" else SIZE // devices
+    group = 0 if ascent == "whole batch" else SIZE // devices
 
-    (seen,) = (r for r in on_devices if (r["devices"], r["group"]) == (devices, group))
+    (actual,) = (r for r in on_devices if (r["devices"], r["group"]) == (devices, group))
 
-    found = small.oracle(params, batch, group=group)
-    assert_descended(seen["kernels"], params, found)
-    np.testing.assert_allclose(seen["metrics"]["loss"], found.loss, rtol=1e-5)
-    np.testing.assert_allclose(seen["metrics"]["ascent_norm"], found.ascent_norm, rtol=1e-5)
+    reference = small.oracle(params, batch, group=group)
+    assert_updated(actual["kernels"], params, reference)
+    np.testing.assert_allclose(actual["metrics"]["loss"], reference.loss, rtol=1e-5)
+    np.testing.assert_allclose(actual["metrics"]["ascent_norm"], reference.ascent_norm, rtol=1e-5)
 
 
 @pytest.mark.parametrize("devices", small.DEVICES[1:])
-def test_one_gradient_passes_between_devices_where_each_climbs_its_own(
+def test_devices_exchange_one_gradient_if_each_has_its_own_ascent(
     on_devices: list[dict[str, Any]], params: Any, devices: int
 ) -> None:
-    whole, own = (r["numbers"] for r in on_devices if r["devices"] == devices)
+    one_ascent, per_device = (r["numbers"] for r in on_devices if r["devices"] == devices)
 
     gradient = sum(value.size for value in params.values())
-    # And the loss, and whether the batch is finite.
-    assert whole == {"all-reduce": 2 * gradient + 2}
-    assert own == {"all-reduce": gradient + 3}  # And the norm.
+    # The loss and whether the batch is finite are exchanged too.
+    assert one_ascent == {"all-reduce": 2 * gradient + 2}
+    assert per_device == {"all-reduce": gradient + 3}  # With the norm.
 
 
 @pytest.mark.parametrize(("group", "gradients"), [(0, 2), (4, 1)])
-def test_gradients_pass_between_devices_once_for_all_parts(
+def test_devices_exchange_gradients_once_for_all_microbatches(
     params: Any, batch: Batch, group: int, gradients: int
 ) -> None:
     mesh = small.mesh(2)
@@ -188,57 +190,55 @@ def test_gradients_pass_between_devices_once_for_all_parts(
     compiled = step.lower(first, shares, {}).compile()
     after, _ = compiled(first, shares, {})
 
-    found = small.collectives(compiled)
-    assert set(found["numbers"]) == {"all-reduce"}
-    assert found["in_loops"] == 0
+    exchanged = small.collectives(compiled)
+    assert set(exchanged["numbers"]) == {"all-reduce"}
+    assert exchanged["in_loops"] == 0
     size = sum(value.size for value in params.values())
-    assert 0 <= found["numbers"]["all-reduce"] - gradients * size <= 3
-    assert_descended(jax.device_get(after.params), params, small.oracle(params, batch, group=group))
+    assert 0 <= exchanged["numbers"]["all-reduce"] - gradients * size <= 3
+    assert_updated(jax.device_get(after.params), params, small.oracle(params, batch, group=group))
 
 
 def noisy(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> tuple[Any, Any]:
-    """The network, with inputs that depend on the key as dropout does, and compile faster."""
+    """Applies the network to inputs that depend on the key; compiles faster than dropout."""
     scale = (jax.random.key_data(key)[-1] % 7).astype(jnp.float32)
     return small.apply(params, statistics, scale * images, key)
 
 
-def test_groups_drop_the_same_units_on_any_number_of_devices(params: Any, batch: Batch) -> None:
-    one, _ = take(params, batch, Division(4), apply=noisy)
-    two, _ = take(params, batch, Division(4, mesh=small.mesh(2)), apply=noisy)
+def test_dropout_of_a_group_is_the_same_on_any_number_of_devices(params: Any, batch: Batch) -> None:
+    on_one, _ = take(params, batch, Division(4), apply=noisy)
+    on_two, _ = take(params, batch, Division(4, mesh=small.mesh(2)), apply=noisy)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, two)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), on_one, on_two)
     without = params["head"] - small.RATE * small.oracle(params, batch, group=4).gradient["head"]
-    assert np.abs(one["head"] - without).max() > 1e-2
+    assert np.abs(on_one["head"] - without).max() > 1e-2
 
 
-def test_parts_drop_units_of_their_own_and_the_same_in_both_passes(
-    params: Any, batch: Batch
-) -> None:
-    seen: list[tuple[int, ...]] = []
+def test_each_microbatch_has_one_dropout_key_for_both_passes(params: Any, batch: Batch) -> None:
+    keys: list[tuple[int, ...]] = []
 
-    def telling(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> Any:
+    def recording(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> Any:
         data = jax.random.key_data(key)
-        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), data)
+        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), data)
         return small.apply(params, statistics, images, key)
 
-    take(params, batch, Division(4, 8), apply=telling)
+    take(params, batch, Division(4, 8), apply=recording)
     jax.effects_barrier()
 
-    assert len(set(seen)) == 8
-    assert all(seen.count(key) == 2 for key in seen)
+    assert len(set(keys)) == 8
+    assert all(keys.count(key) == 2 for key in keys)
 
 
 def test_images_are_mixed_across_the_whole_batch(params: Any, batch: Batch) -> None:
-    whole, of_whole = take(params, batch, Division(), mixup=8.0)
-    parts, of_parts = take(params, batch, Division(accumulate=4), mixup=8.0)
+    at_once, metrics = take(params, batch, Division(), mixup=8.0)
+    accumulated, accumulated_metrics = take(params, batch, Division(accumulate=4), mixup=8.0)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), whole, parts)
-    assert of_whole["loss"] == pytest.approx(of_parts["loss"], rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), at_once, accumulated)
+    assert metrics["loss"] == pytest.approx(accumulated_metrics["loss"], rel=1e-5)
     unmixed = small.oracle(params, batch, group=0).loss
-    assert abs(of_whole["loss"] - unmixed) > 1e-2
+    assert abs(metrics["loss"] - unmixed) > 1e-2
 
 
-def test_memory_holds_the_activations_of_one_part(params: Any) -> None:
+def test_memory_holds_the_activations_of_one_microbatch(params: Any) -> None:
     stored = jax.ShapeDtypeStruct((32, 64, 64, 3), jnp.float32)
     batch = Batch(stored, jax.ShapeDtypeStruct((32,), jnp.int32), None)  # pyright: ignore
 
@@ -250,7 +250,9 @@ def test_memory_holds_the_activations_of_one_part(params: Any) -> None:
     assert temporary(8) < temporary(1) / 4
 
 
-def test_a_vit_with_frozen_parameters_takes_the_step_of_the_loop(rng: np.random.Generator) -> None:
+def test_a_vit_with_frozen_parameters_takes_the_step_of_a_slow_loop(
+    rng: np.random.Generator,
+) -> None:
     model = vit.make(variant=vit.Size(patch=4, features=8, depth=1, heads=2), classes=3, scan=True)
     apply = models.train_apply(model)
     variables = jax.tree.map(
@@ -276,15 +278,15 @@ def test_a_vit_with_frozen_parameters_takes_the_step_of_the_loop(rng: np.random.
 
         return jax.grad(loss)(params)
 
-    found, norms = [], []
+    gradients, norms = [], []
     for group in np.split(np.arange(8), 4):
-        of_group = np.asarray(images)[group], np.asarray(labels)[group]
-        climbed = jax.device_get(gradient(trained, *of_group))
-        norms.append(np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(climbed))))
+        examples = np.asarray(images)[group], np.asarray(labels)[group]
+        ascent = jax.device_get(gradient(trained, *examples))
+        norms.append(np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(ascent))))
         scale = small.RHO / norms[-1]
-        worst = jax.tree.map(lambda p, g, scale=scale: p + scale * g, trained, climbed)
-        found.append(jax.device_get(gradient(worst, *of_group)))
-    expected = jax.tree.map(lambda p, *g: p - small.RATE * sum(g) / 4, trained, *found)
+        perturbed = jax.tree.map(lambda p, g, scale=scale: p + scale * g, trained, ascent)
+        gradients.append(jax.device_get(gradient(perturbed, *examples)))
+    expected = jax.tree.map(lambda p, *g: p - small.RATE * sum(g) / 4, trained, *gradients)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
         jax.device_get(after.params),
@@ -321,17 +323,17 @@ def test_a_device_holds_whole_groups() -> None:
         (Division(), 16, (1, 1)),
         (Division(accumulate=4), 16, (1, 4)),
         (Division(4, 1), 16, (4, 1)),
-        (Division(4, 2), 16, (4, 1)),  # A group is smaller than a part.
+        (Division(4, 2), 16, (4, 1)),  # A group is smaller than a microbatch.
         (Division(4, 8), 16, (4, 2)),
     ],
 )
-def test_groups_are_parts_or_divide_into_parts(
+def test_a_group_is_a_microbatch_or_is_divided_into_several(
     division: Division, examples: int, counts: tuple[int, int]
 ) -> None:
     assert division.counts(examples) == counts
 
 
-def test_sam_in_the_chain_of_the_optimiser_is_refused(params: Any, batch: Batch) -> None:
+def test_sam_in_the_optimiser_chain_is_refused(params: Any, batch: Batch) -> None:
     tx = optax.chain(sam.sam(0.1), optax.sgd(small.RATE))
     step = steps.make_supervised_step(
         small.apply,
@@ -346,7 +348,7 @@ def test_sam_in_the_chain_of_the_optimiser_is_refused(params: Any, batch: Batch)
         step(state.create({"params": params}, tx), batch, {})
 
 
-def test_batch_statistics_are_not_divided(params: Any, batch: Batch) -> None:
+def test_a_model_with_batch_statistics_cannot_use_microbatches(params: Any, batch: Batch) -> None:
     step, tx = small.make_step(Division(accumulate=2))
     first = state.create({"params": params, "batch_stats": {"mean": jnp.zeros(3)}}, tx)
 

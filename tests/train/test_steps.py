@@ -1,4 +1,4 @@
-"""The supervised step, against a gradient taken by hand."""
+"""The supervised step agrees with a gradient derived by hand."""
 
 import functools
 from typing import Any
@@ -27,7 +27,7 @@ def batch(rng: np.random.Generator) -> Batch:
 
 
 def linear(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> tuple[Any, Any]:
-    """A linear classifier that counts its calls in its statistics."""
+    """Applies a linear classifier and counts its calls in the statistics."""
     del key
     counted = {"calls": statistics["calls"] + 1}
     return images.reshape(images.shape[0], -1) @ params["kernel"], counted
@@ -46,7 +46,7 @@ def make(tx: Any, **options: Any) -> Any:
 
 
 def loss(kernel: np.ndarray, batch: Batch) -> tuple[float, np.ndarray]:
-    """Cross-entropy of a linear classifier and its gradient, in float64."""
+    """Computes the cross-entropy of a linear classifier and its gradient, in float64."""
     x = np.asarray(batch.image, np.float64).reshape(6, -1) / 127.5 - 1
     logits = x @ kernel
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -54,7 +54,7 @@ def loss(kernel: np.ndarray, batch: Batch) -> tuple[float, np.ndarray]:
     return -np.log((probs * target).sum(-1)).mean(), x.T @ (probs - target) / 6
 
 
-def test_the_step_descends_the_gradient(rng: np.random.Generator, batch: Batch) -> None:
+def test_the_step_follows_the_gradient(rng: np.random.Generator, batch: Batch) -> None:
     tx = optax.with_extra_args_support(optax.sgd(RATE))
     before = first(rng, tx)
     kernel = np.asarray(before.params["kernel"], np.float64)
@@ -66,7 +66,7 @@ def test_the_step_descends_the_gradient(rng: np.random.Generator, batch: Batch) 
     np.testing.assert_allclose(after.params["kernel"], kernel - RATE * gradient, atol=1e-5)
 
 
-def test_with_sam_loss_and_statistics_are_those_of_the_clean_pass(
+def test_with_sam_loss_and_statistics_come_from_the_unperturbed_pass(
     rng: np.random.Generator, batch: Batch
 ) -> None:
     tx = optax.with_extra_args_support(optax.sgd(RATE))
@@ -76,14 +76,14 @@ def test_with_sam_loss_and_statistics_are_those_of_the_clean_pass(
     after, metrics = make(tx, ascent=sam.sam(0.7))(before, batch)
 
     value, gradient = loss(kernel, batch)
-    _, at_worst = loss(kernel + 0.7 * gradient / np.linalg.norm(gradient), batch)
+    _, perturbed = loss(kernel + 0.7 * gradient / np.linalg.norm(gradient), batch)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     np.testing.assert_allclose(metrics["ascent_norm"], np.linalg.norm(gradient), rtol=1e-5)
-    np.testing.assert_allclose(after.params["kernel"], kernel - RATE * at_worst, atol=1e-5)
+    np.testing.assert_allclose(after.params["kernel"], kernel - RATE * perturbed, atol=1e-5)
     assert after.statistics["calls"] == 1
 
 
-def test_a_copy_is_trained_not_the_pretrained_weights(rng: np.random.Generator) -> None:
+def test_training_does_not_change_the_pretrained_weights(rng: np.random.Generator) -> None:
     tx = optax.sgd(RATE)
     variables = {"params": {"kernel": jnp.ones(3)}}
 
@@ -93,7 +93,7 @@ def test_a_copy_is_trained_not_the_pretrained_weights(rng: np.random.Generator) 
     np.testing.assert_array_equal(variables["params"]["kernel"], 1.0)
 
 
-def test_frozen_parameters_count_in_the_loss_alone(rng: np.random.Generator, batch: Batch) -> None:
+def test_frozen_parameters_only_affect_the_loss(rng: np.random.Generator, batch: Batch) -> None:
     def with_bias(params: Any, statistics: Any, images: jax.Array, key: jax.Array) -> Any:
         logits, statistics = linear(params, statistics, images, key)
         return logits + params["bias"][None], statistics
@@ -122,7 +122,7 @@ def test_frozen_parameters_count_in_the_loss_alone(rng: np.random.Generator, bat
         return x.T @ (probs - np.eye(3)[np.asarray(batch.label)]) / 6
 
     kernel = np.asarray(before.params["kernel"], np.float64)
-    norm = np.linalg.norm(gradient(kernel))  # Over what trains, and nothing else.
+    norm = np.linalg.norm(gradient(kernel))  # Over the trainable parameters only.
     expected = kernel - RATE * gradient(kernel + 0.1 * gradient(kernel) / norm)
     np.testing.assert_allclose(after.params["kernel"], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(metrics["ascent_norm"], norm, rtol=1e-4)
@@ -139,12 +139,12 @@ def test_mixed_images_have_mixed_labels(rng: np.random.Generator, batch: Batch) 
     x = np.asarray(batch.image, np.float64).reshape(6, -1) / 127.5 - 1
     target = np.eye(3)[np.asarray(batch.label)]
     losses, kernels = [], []
-    for share in np.linspace(0.5, 1, 5001):  # The share was drawn; one of these fits all.
-        mixed, of = (share * v + (1 - share) * np.roll(v, 1, axis=0) for v in (x, target))
+    for share in np.linspace(0.5, 1, 5001):  # The share was drawn at random; one of these matches.
+        mixed, labels = (share * v + (1 - share) * np.roll(v, 1, axis=0) for v in (x, target))
         logits = mixed @ kernel
         probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        losses.append(-(of * np.log(probs)).sum(-1).mean())
-        kernels.append(kernel - RATE * mixed.T @ (probs - of) / 6)
+        losses.append(-(labels * np.log(probs)).sum(-1).mean())
+        kernels.append(kernel - RATE * mixed.T @ (probs - labels) / 6)
     best = int(np.argmin(np.abs(np.asarray(losses) - float(metrics["loss"]))))
     np.testing.assert_allclose(after.params["kernel"], kernels[best], atol=1e-3)
     assert best < 4999

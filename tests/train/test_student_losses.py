@@ -1,4 +1,4 @@
-"""Student losses: what holds for every record of `student_losses.LOSSES`, and each formula."""
+"""Student losses: properties of every record in `student_losses.LOSSES`, and each formula."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ SETTINGS = {"temperature": 2.0, "weight": 0.7}
 
 @pytest.fixture
 def outputs(rng: np.random.Generator) -> tuple[Outputs, Outputs]:
-    """Outputs of a student and of a teacher, with all features."""
+    """The outputs of a student and of a teacher, with all features."""
     shapes = (5, 3), (5, 4, 8), (5, 8)
     student, teacher = (
         Outputs(*(jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in shapes))
@@ -40,14 +40,14 @@ def labels() -> Int[Array, " batch"]:
 def value_and_grad(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, **settings: Any
 ) -> Any:
-    """A loss, and its gradient with respect to the student's outputs."""
+    """Computes a loss and its gradient with respect to the student's outputs."""
     student, teacher = outputs
     return jax.value_and_grad(lambda student: loss(student, teacher, labels, **settings))(student)
 
 
 @HARD
 @EACH
-def test_the_loss_is_one_finite_number_that_gradients_reduce(
+def test_the_loss_is_a_finite_scalar_that_gradient_descent_reduces(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
     settings = {"hard_labels": hard_labels, **SETTINGS}
@@ -64,7 +64,7 @@ def test_the_loss_is_one_finite_number_that_gradients_reduce(
 
 @HARD
 @EACH
-def test_the_gradient_is_that_of_finite_differences(
+def test_the_gradient_matches_finite_differences(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
     def value(student: Outputs) -> Array:
@@ -75,7 +75,7 @@ def test_the_gradient_is_that_of_finite_differences(
 
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if loss.zero_at_teacher])
-def test_a_student_that_equals_its_teacher_has_no_loss_where_the_record_claims_it(
+def test_the_loss_is_zero_at_the_teacher_if_the_record_claims_it(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array
 ) -> None:
     teacher = outputs[1]
@@ -87,7 +87,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss_where_the_record_claims_i
 
 
 @EACH
-def test_without_hard_labels_labels_have_no_influence(
+def test_without_hard_labels_the_loss_ignores_labels(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array
 ) -> None:
     settings = {"hard_labels": False, **SETTINGS}
@@ -99,7 +99,7 @@ def test_without_hard_labels_labels_have_no_influence(
 
 
 @EACH
-def test_labels_may_be_shares_of_the_classes(
+def test_labels_may_be_class_probabilities(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array
 ) -> None:
     settings = {"hard_labels": True, **SETTINGS}
@@ -124,8 +124,8 @@ def test_at_weight_0_the_loss_is_the_cross_entropy_even_if_the_teacher_is_nan(
         loss, (student, teacher), labels, temperature=4.0, weight=0.0, hard_labels=True
     )
 
-    for one, other in zip((actual, grads.logits), expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+    for a, b in zip((actual, grads.logits), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 @HARD
@@ -133,10 +133,10 @@ def test_at_weight_0_the_loss_is_the_cross_entropy_even_if_the_teacher_is_nan(
 def test_no_gradient_reaches_the_teacher(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
-    def of_teacher(teacher: Outputs) -> Array:
+    def loss_of_teacher(teacher: Outputs) -> Array:
         return loss(outputs[0], teacher, labels, hard_labels=hard_labels, **SETTINGS)
 
-    grads = jax.grad(of_teacher)(outputs[1])
+    grads = jax.grad(loss_of_teacher)(outputs[1])
 
     jax.tree.map(lambda grad: np.testing.assert_array_equal(grad, 0.0), grads)
 
@@ -218,17 +218,18 @@ def test_an_excluded_weight_would_leave_the_head_without_gradient(
 def test_a_loss_needs_exactly_the_features_of_its_record(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
-    kept = {"logits", loss.features}
-    student, teacher = (one._replace(**dict.fromkeys(set(one._fields) - kept)) for one in outputs)
+    needed = {"logits", loss.features}
+    unused = dict.fromkeys(set(Outputs._fields) - needed)
+    student, teacher = (output._replace(**unused) for output in outputs)
     settings = {"hard_labels": hard_labels, **SETTINGS}
 
     assert loss(student, teacher, labels, **settings) == loss(*outputs, labels, **settings)
 
     if loss.features:
         plain = Outputs(student.logits)
-        for given in ((plain, teacher), (student, plain)):
+        for incomplete in ((plain, teacher), (student, plain)):
             with pytest.raises(ValueError, match=f"{loss.name} needs {loss.features}"):
-                loss(*given, labels, **settings)
+                loss(*incomplete, labels, **settings)
 
 
 @EACH
@@ -253,7 +254,7 @@ def test_a_loss_cannot_replace_another_or_that_of_students_from_scratch(name: st
 
 
 @HARD
-def test_from_scratch_a_student_minimises_what_scikit_learn_measures(
+def test_the_loss_of_students_from_scratch_matches_scikit_learn(
     outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
     student = outputs[0]
@@ -264,14 +265,14 @@ def test_from_scratch_a_student_minimises_what_scikit_learn_measures(
     assert actual == pytest.approx(metrics.log_loss(labels, shares), rel=1e-5)
 
 
-def test_the_features_of_losses_are_those_that_one_of_them_compares() -> None:
+def test_fields_lists_the_features_that_any_loss_compares() -> None:
     assert student_losses.fields(("kd", "dist")) == ()
     assert student_losses.fields(("features", "kd")) == ("patches",)
     assert student_losses.fields(("features", "features_cls")) == ("cls", "patches")
 
 
 @HARD
-def test_kd_is_the_papers(
+def test_kd_matches_the_paper(
     outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
     student, teacher = outputs
@@ -286,10 +287,10 @@ def test_kd_is_the_papers(
 
 
 @HARD
-def test_kd_of_standardised_logits_is_scipys(
+def test_standardised_kd_matches_scipy(
     outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
-    student, teacher = (np.asarray(one.logits, np.float64) for one in outputs)
+    student, teacher = (np.asarray(output.logits, np.float64) for output in outputs)
     log_shares = [
         special.log_softmax(stats.zscore(logits, axis=-1) / 2.0, axis=-1)
         for logits in (student, teacher)
@@ -305,23 +306,23 @@ def test_kd_of_standardised_logits_is_scipys(
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_a_scaled_teacher_teaches_standardised_kd_the_same(
+def test_standardised_kd_ignores_scale_and_shift_of_the_teacher(
     outputs: tuple[Outputs, Outputs], labels: Array
 ) -> None:
     student, teacher = outputs
     scaled = Outputs(100 * teacher.logits + 7)
     loss = LOSSES["kd_standardised"]
 
-    one, other = (
-        loss(student, given, labels, hard_labels=True, **SETTINGS) for given in (teacher, scaled)
+    expected, actual = (
+        loss(student, target, labels, hard_labels=True, **SETTINGS) for target in (teacher, scaled)
     )
 
-    np.testing.assert_allclose(one, other, rtol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 @HARD
 @pytest.mark.parametrize(("name", "masked"), [("dist", False), ("dist_masked", True)])
-def test_dist_is_the_papers(
+def test_dist_matches_the_paper(
     name: str, masked: bool, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
     student, teacher = outputs
@@ -341,7 +342,7 @@ def test_dist_is_the_papers(
 @pytest.mark.parametrize(
     ("name", "field", "other"), [("features", "patches", "cls"), ("features_cls", "cls", "patches")]
 )
-def test_features_are_weighed_against_what_the_head_learns(
+def test_the_feature_loss_is_weighted_against_the_loss_of_the_head(
     name: str,
     field: str,
     other: str,
@@ -351,14 +352,14 @@ def test_features_are_weighed_against_what_the_head_learns(
 ) -> None:
     student, teacher = outputs
     if hard_labels:
-        of_head = losses.cross_entropy(student.logits, labels)
+        head_loss = losses.cross_entropy(student.logits, labels)
     else:
-        of_head = losses.distillation(student.logits, teacher.logits, 2.0)
-    of_features = losses.features(getattr(student, field), getattr(teacher, field))
+        head_loss = losses.distillation(student.logits, teacher.logits, 2.0)
+    feature_loss = losses.features(getattr(student, field), getattr(teacher, field))
 
     actual, grads = value_and_grad(
         LOSSES[name], outputs, labels, hard_labels=hard_labels, **SETTINGS
     )
 
-    np.testing.assert_allclose(actual, 0.3 * of_head + 0.7 * of_features, rtol=1e-6)
+    np.testing.assert_allclose(actual, 0.3 * head_loss + 0.7 * feature_loss, rtol=1e-6)
     np.testing.assert_array_equal(getattr(grads, other), 0.0)

@@ -1,4 +1,4 @@
-"""One of two processes of a test: computes with the other until one of them is killed.
+"""One of two processes of test_mesh.py: computes with the other until one is killed.
 
 python -m tests.train.waiting_child OUT PORT PROCESS
 """
@@ -12,11 +12,11 @@ import numpy as np
 
 from remem_jax import checks, distributed, mesh
 
-SECONDS = 3  # To join, and that a process may be silent.
+SECONDS = 3  # The limit for joining, and for a missing heartbeat.
 
 
 def main(out: pathlib.Path, port: int, process: int) -> None:
-    """Joins the other; touches OUT after every step."""
+    """Joins the other process and touches OUT after every step."""
     jax.config.update("jax_num_cpu_devices", 1)
     try:
         distributed.initialize(
@@ -24,8 +24,8 @@ def main(out: pathlib.Path, port: int, process: int) -> None:
         )
     except checks.SettingError as error:
         sys.exit(str(error))
-    on = mesh.make_mesh()
-    numbers = mesh.place(np.ones(2, np.float32), mesh.batch_sharding(on))
+    devices = mesh.make_mesh()
+    numbers = mesh.place(np.ones(2, np.float32), mesh.batch_sharding(devices))
     step = jax.jit(lambda x: x * x.mean())
     while True:
         numbers = jax.block_until_ready(step(numbers))

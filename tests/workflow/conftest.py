@@ -17,15 +17,15 @@ from remem_jax.weights import augreg
 from remem_jax.workflow import context, precision
 
 SIZE = vit.Size(patch=8, features=16, depth=3, heads=2, mlp=24)
-SIDE = 16  # Of the images, in pixels.
+SIDE = 16  # Height and width of the images, in pixels.
 
 
-class Lab(NamedTuple):
-    """What runs of these tests share.
+class Shared(NamedTuple):
+    """Data and checkpoints shared by the runs of these tests.
 
     Attributes:
-        checkpoints: Two files, of other weights.
-        run: Makes a run in a folder, of a config or of a fresh one.
+        checkpoints: Two files with different weights.
+        run: Makes a run in a folder, with the given config or with `tiny_config`.
     """
 
     checkpoints: list[pathlib.Path]
@@ -33,14 +33,14 @@ class Lab(NamedTuple):
 
 
 def save_vit(path: pathlib.Path, size: vit.Size, seed: int) -> pathlib.Path:
-    """A file of a ViT of random weights."""
+    """Saves a ViT with random weights."""
     model = models.make("vit", variant=size, classes=3)
     augreg.save(path, models.init(model, jax.random.key(seed), SIDE)["params"])
     return path
 
 
 def tiny_config(checkpoints: list[pathlib.Path]) -> ConfigDict:
-    """An analysis of these checkpoints in seconds."""
+    """Returns the config of an analysis that takes seconds."""
     config = analysis.get_config(f"digits,init={'|'.join(map(str, checkpoints))}")
     config.data.image_size = SIDE
     config.data.validation = 0.2
@@ -58,21 +58,23 @@ def tiny_config(checkpoints: list[pathlib.Path]) -> ConfigDict:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Data and checkpoints, read once; dtypes may mix, as Optax mixes them."""
-    folder = tmp_path_factory.mktemp("lab")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """Data and checkpoints, read once; with JAX's standard dtype promotion, which Optax needs."""
+    folder = tmp_path_factory.mktemp("shared")
     checkpoints = [save_vit(folder / f"{name}.npz", SIZE, i) for i, name in enumerate("ab")]
     fresh = tiny_config(checkpoints)
-    on = mesh.make_mesh(jax.devices()[:1])
-    dataset, loader = context.load_data(fresh, fresh.data, on)
+    device = mesh.make_mesh(jax.devices()[:1])
+    dataset, loader = context.load_data(fresh, fresh.data, device)
 
     with logs.RunLog(folder) as log, jax.numpy_dtype_promotion("standard"):
 
         def run(workdir: pathlib.Path, config: Any = None, **changes: Any) -> context.Run:
-            own = precision.resolved(tiny_config(checkpoints) if config is None else config, on)
+            config = precision.resolved(
+                tiny_config(checkpoints) if config is None else config, device
+            )
             made = context.Run(
-                own, workdir, dataset, loader, log, lambda: False, compiling.Counter(), on
+                config, workdir, dataset, loader, log, lambda: False, compiling.Counter(), device
             )
             return made._replace(**changes)
 
-        yield Lab(checkpoints, run)
+        yield Shared(checkpoints, run)

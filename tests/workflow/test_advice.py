@@ -1,4 +1,4 @@
-"""Advice in errors of a non-finite loss, by what was not finite first."""
+"""The advice in errors about a non-finite loss or exhausted memory."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from remem_jax.workflow import advice
 
 
 @pytest.mark.parametrize(
-    ("part", "fault", "expected"),
+    ("stage", "fault", "expected"),
     [
         ("teachers/remem", "gradient", r"Lower config\.teacher\.learning_rate, .*config\.retries"),
         ("students/remem/step_5", "loss", r"Lower config\.student\.learning_rates"),
@@ -24,17 +24,17 @@ from remem_jax.workflow import advice
         ("students/remem/step_5", "parameters", r"Checkpoints .*begin again in another"),
     ],
 )
-def test_advice_depends_on_what_was_not_finite_first(part: str, fault: str, expected: str) -> None:
-    match = f"^{part}: bad\\. {expected}"
+def test_advice_depends_on_what_was_not_finite_first(stage: str, fault: str, expected: str) -> None:
+    match = f"^{stage}: bad\\. {expected}"
 
-    with pytest.raises(loop.NonFiniteLossError, match=match) as caught, advice.on_divergence(part):
+    with pytest.raises(loop.NonFiniteLossError, match=match) as error, advice.on_divergence(stage):
         raise loop.NonFiniteLossError("bad", fault)
 
-    assert caught.value.part == fault
+    assert error.value.part == fault
 
 
 @pytest.mark.parametrize(
-    ("part", "goes_on", "other"),
+    ("stage", "resumable", "new_run"),
     [
         ("teachers/remem", "config.teacher.rematerialise", "config.teacher.batch_size"),
         ("students/remem/step_5", "config.student.group", "config.student.batch_size"),
@@ -43,16 +43,16 @@ def test_advice_depends_on_what_was_not_finite_first(part: str, fault: str, expe
     ],
 )
 def test_exhausted_memory_is_a_one_line_error_that_names_settings(
-    part: str, goes_on: str, other: str
+    stage: str, resumable: str, new_run: str
 ) -> None:
-    with pytest.raises(advice.OutOfMemoryError) as caught, advice.on_out_of_memory(part):
-        jnp.zeros(2**50).block_until_ready()  # Petabytes.
+    with pytest.raises(advice.OutOfMemoryError) as error, advice.on_out_of_memory(stage):
+        jnp.zeros(2**50).block_until_ready()  # 4 PiB.
 
-    told = str(caught.value)
-    assert told.startswith(f"{part}: the memory of ")
-    assert "\n" not in told
-    assert goes_on in told.partition("in another --workdir")[0]
-    assert other in told.partition("in another --workdir")[2]
+    message = str(error.value)
+    assert message.startswith(f"{stage}: the memory of ")
+    assert "\n" not in message
+    assert resumable in message.partition("in another --workdir")[0]
+    assert new_run in message.partition("in another --workdir")[2]
 
 
 def test_other_device_errors_are_unchanged() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints are checked before the data are read, and read once."""
+"""Initial checkpoints are validated before the data are read, and are read once."""
 
 import pathlib
 from collections.abc import Callable
@@ -21,7 +21,7 @@ KERNEL = "Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"
 
 @pytest.fixture(scope="module")
 def arrays() -> Arrays:
-    """A ViT Pico/8 for images of 16 pixels."""
+    """The arrays of a ViT-Pico/8 for images of 16 pixels."""
     shapes = augreg.names_and_shapes(models.make("vit", variant="Pico/8", classes=3), 16)
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
@@ -32,7 +32,7 @@ def _store(path: pathlib.Path, **arrays: Any) -> None:
 
 @pytest.fixture
 def config(arrays: Arrays, tmp_path: pathlib.Path) -> ConfigDict:
-    """A run that starts from them."""
+    """The config of a run that starts from these arrays."""
     config = quickstart.get_config()
     config.methods = ("finetune",)
     config.data.image_size = 16
@@ -42,11 +42,11 @@ def config(arrays: Arrays, tmp_path: pathlib.Path) -> ConfigDict:
 
 
 @pytest.fixture
-def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails a test in which data are looked at."""
+def data_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that reads the data."""
 
-    def load_data(*given: object) -> None:
-        pytest.fail("The data were looked at.")
+    def load_data(*arguments: object) -> None:
+        pytest.fail("The data were read.")
 
     monkeypatch.setattr(context, "load_data", load_data)
 
@@ -67,7 +67,7 @@ BROKEN: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_damaged_checkpoint_is_rejected_before_the_data_are_read(
-    kind: str, config: ConfigDict, arrays: Arrays, tmp_path: pathlib.Path, unseen: None
+    kind: str, config: ConfigDict, arrays: Arrays, tmp_path: pathlib.Path, data_unread: None
 ) -> None:
     damage, message = BROKEN[kind]
     _store(tmp_path / "vit.npz", **damage(arrays))
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_rejected_before_the_data_are_read(
 
 
 def test_a_truncated_file_is_rejected_before_the_data_are_read(
-    config: ConfigDict, tmp_path: pathlib.Path, unseen: None
+    config: ConfigDict, tmp_path: pathlib.Path, data_unread: None
 ) -> None:
     path = tmp_path / "vit.npz"
     path.write_bytes(path.read_bytes()[:1000])
@@ -87,7 +87,7 @@ def test_a_truncated_file_is_rejected_before_the_data_are_read(
 
 
 def test_another_variant_is_rejected_before_the_data_are_read(
-    config: ConfigDict, tmp_path: pathlib.Path, unseen: None
+    config: ConfigDict, tmp_path: pathlib.Path, data_unread: None
 ) -> None:
     config.teacher.variant, config.data.image_size = "Ti/16", 32
 
@@ -96,7 +96,7 @@ def test_another_variant_is_rejected_before_the_data_are_read(
 
 
 def test_images_that_do_not_divide_into_patches_are_rejected_before_they_are_read(
-    config: ConfigDict, tmp_path: pathlib.Path, unseen: None
+    config: ConfigDict, tmp_path: pathlib.Path, data_unread: None
 ) -> None:
     config.teacher.variant, config.data.image_size = "", 20
 
@@ -105,14 +105,14 @@ def test_images_that_do_not_divide_into_patches_are_rejected_before_they_are_rea
 
 
 def test_the_last_checkpoint_of_an_analysis_is_rejected_before_the_data_are_read(
-    arrays: Arrays, config: ConfigDict, tmp_path: pathlib.Path, unseen: None
+    arrays: Arrays, config: ConfigDict, tmp_path: pathlib.Path, data_unread: None
 ) -> None:
     _store(tmp_path / "nan.npz", **_with_nan(arrays))
-    looked = analysis.get_config(f"digits,init={config.teacher.init}|{tmp_path}/nan.npz")
-    looked.analyses, looked.data.image_size = ("expertness",), 16
+    config_of_two = analysis.get_config(f"digits,init={config.teacher.init}|{tmp_path}/nan.npz")
+    config_of_two.analyses, config_of_two.data.image_size = ("expertness",), 16
 
     with pytest.raises(SettingError, match=r"nan\.npz holds NaN or infinity"):
-        workflow.run(looked, tmp_path / "run")
+        workflow.run(config_of_two, tmp_path / "run")
 
 
 def test_a_checkpoint_is_read_once(
@@ -125,11 +125,11 @@ def test_a_checkpoint_is_read_once(
         read.append(str(path))
         return original(path, heads=heads)
 
-    def work(run: context.Run) -> None:
+    def read_checkpoint(run: context.Run) -> None:
         assert finetune.read_pretrained(run).checkpoint.size.features > 0
 
     monkeypatch.setattr(augreg, "read", counted)
-    monkeypatch.setitem(workflow.WORKFLOWS, "remem", work)
+    monkeypatch.setitem(workflow.WORKFLOWS, "remem", read_checkpoint)
 
     workflow.run(config, tmp_path / "run")
 
@@ -141,9 +141,9 @@ def test_a_run_without_a_teacher_reads_no_checkpoint(
 ) -> None:
     config.methods = ("scratch",)
     (tmp_path / "vit.npz").write_bytes(b"")
-    done: list[context.Run] = []
-    monkeypatch.setitem(workflow.WORKFLOWS, "remem", done.append)
+    runs: list[context.Run] = []
+    monkeypatch.setitem(workflow.WORKFLOWS, "remem", runs.append)
 
     workflow.run(config, tmp_path / "run")
 
-    assert len(done) == 1
+    assert len(runs) == 1

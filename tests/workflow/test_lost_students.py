@@ -1,4 +1,4 @@
-"""Students that diverge beside others, or all of a group."""
+"""Runs in which some students of a group diverge, or all of them."""
 
 import pathlib
 from typing import Any
@@ -12,10 +12,10 @@ from remem_jax.storage import logs
 from remem_jax.train import loop
 from remem_jax.workflow.remem import distill, student_setup
 from tests import tiny_run
-from tests.workflow.conftest import SIDE, Lab
+from tests.workflow.conftest import SIDE, Shared
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("resnet4")]
-TOO_HIGH = 1e38  # A rate at which the logits overflow after a step.
+TOO_HIGH = 1e38  # A learning rate at which the logits overflow after a step.
 
 
 def _config(*rates: float) -> ConfigDict:
@@ -31,42 +31,42 @@ def _config(*rates: float) -> ConfigDict:
 
 
 @pytest.fixture(scope="module")
-def setup(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> student_setup.StudentSetup:
-    """Compiled once for all tests."""
-    return student_setup.make(lab.run(tmp_path_factory.mktemp("setup"), _config(0.1)), None)
+def setup(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> student_setup.StudentSetup:
+    """The student setup, compiled once for all tests."""
+    return student_setup.make(shared.run(tmp_path_factory.mktemp("setup"), _config(0.1)), None)
 
 
 @pytest.fixture(scope="module")
 def alone(
-    lab: Lab, setup: student_setup.StudentSetup, tmp_path_factory: pytest.TempPathFactory
+    shared: Shared, setup: student_setup.StudentSetup, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """A student that was trained alone: its record, and its variables."""
-    run = lab.run(tmp_path_factory.mktemp("alone"), _config(0.1))
+    """The record and the variables of a student that was trained alone."""
+    run = shared.run(tmp_path_factory.mktemp("alone"), _config(0.1))
     (group,) = distill.from_scratch(run, setup)
     return group["students"][0], distill.kept(run, setup, "students/scratch", 0)
 
 
 def test_a_diverged_student_is_not_trained_further_and_affects_no_other(
-    lab: Lab, setup: student_setup.StudentSetup, alone: Any, tmp_path: pathlib.Path
+    shared: Shared, setup: student_setup.StudentSetup, alone: Any, tmp_path: pathlib.Path
 ) -> None:
-    stepped: list[float] = []
+    rates: list[float] = []
 
-    def step(state: Any, images: Any, labels: Any, answer: Any, settings: Any) -> Any:
-        if isinstance(settings.learning_rate, float):  # Not where operations are counted.
-            stepped.append(settings.learning_rate)
-        return setup.steps[student_setup.SCRATCH](state, images, labels, answer, settings)
+    def step(state: Any, images: Any, labels: Any, targets: Any, settings: Any) -> Any:
+        if isinstance(settings.learning_rate, float):  # False while operations are counted.
+            rates.append(settings.learning_rate)
+        return setup.steps[student_setup.SCRATCH](state, images, labels, targets, settings)
 
     counted = setup._replace(steps={student_setup.SCRATCH: step})
     with logs.RunLog(tmp_path) as log:
-        run = lab.run(tmp_path, _config(TOO_HIGH, 0.1), log=log)
-        asked = iter([False, False, True])
-        with pytest.raises(loop.StoppedError):  # After the third step, and goes on.
-            distill.from_scratch(run._replace(stopping=lambda: next(asked)), counted)
-        before = stepped.count(TOO_HIGH)
+        run = shared.run(tmp_path, _config(TOO_HIGH, 0.1), log=log)
+        stops = iter([False, False, True])
+        with pytest.raises(loop.StoppedError):  # After the third step.
+            distill.from_scratch(run._replace(stopping=lambda: next(stops)), counted)
+        before = rates.count(TOO_HIGH)
         (group,) = distill.from_scratch(run, counted)
 
-    assert stepped.count(TOO_HIGH) == before <= 2
-    assert stepped.count(0.1) == 4
+    assert rates.count(TOO_HIGH) == before <= 2
+    assert rates.count(0.1) == 4
     lost, other = group["students"]
     assert (lost["diverged"], other["diverged"], group["diverged"]) == (True, False, None)
     assert lost["validation"]["loss"] is None
@@ -74,32 +74,32 @@ def test_a_diverged_student_is_not_trained_further_and_affects_no_other(
     assert other["validation"] == expected["validation"]
     kept = distill.kept(run, setup, "students/scratch", 1)
     jax.tree.map(np.testing.assert_array_equal, kept, variables)
-    shown = [row["validation"] for row in logs.read(tmp_path) if "validation" in row]
-    assert len(shown) == 2
-    assert all(of_lost is None and of_other for of_lost, of_other in shown)
+    logged = [row["validation"] for row in logs.read(tmp_path) if "validation" in row]
+    assert len(logged) == 2
+    assert all(first is None and second for first, second in logged)
 
 
 def test_a_group_whose_students_all_diverge_is_recorded(
-    lab: Lab, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
+    shared: Shared, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
     config = _config(TOO_HIGH, 2 * TOO_HIGH, 0.1)
     config.student.group = 2
     config.choose_on_test = True
 
-    lost, sound = distill.from_scratch(lab.run(tmp_path, config), setup)
+    lost, finite = distill.from_scratch(shared.run(tmp_path, config), setup)
 
     assert lost["diverged"]["step"] <= 2
     assert lost["seconds"] > 0
-    assert [one["test"] for one in lost["students"]] == [None, None]
-    assert sound["students"][0]["test"]["top1"] is not None
-    (chosen,) = distill.select([*lost["students"], *sound["students"]], "top1")
+    assert [student["test"] for student in lost["students"]] == [None, None]
+    assert finite["students"][0]["test"]["top1"] is not None
+    (chosen,) = distill.select([*lost["students"], *finite["students"]], "top1")
     assert chosen["learning_rate"] == 0.1
 
 
 def test_operations_count_only_finite_students(
-    lab: Lab, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
+    shared: Shared, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
-    run = lab.run(tmp_path, _config(0.1, 0.2))
+    run = shared.run(tmp_path, _config(0.1, 0.2))
     grid = student_setup.scratch_grid(run)
     job = distill._job(run, setup, grid, dict(enumerate(grid.points)), lambda *_: None)
     batch = next(run.loader.train(8, 0, stage="student"))
@@ -110,16 +110,16 @@ def test_operations_count_only_finite_students(
     assert job.operations(job.shapes, batch) == both / 2
 
 
-def test_a_step_whose_state_is_finite_loses_no_student(
-    lab: Lab, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
+def test_an_infinite_loss_with_a_finite_state_loses_no_student(
+    shared: Shared, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
-    # The loss of a batch can overflow where neither gradient nor state does.
-    run = lab.run(tmp_path, _config(0.1, 0.2))
-    own = setup.steps[student_setup.SCRATCH]
+    # The loss of a batch can overflow although gradient and state are finite.
+    run = shared.run(tmp_path, _config(0.1, 0.2))
+    original = setup.steps[student_setup.SCRATCH]
 
-    def step(state: Any, *seen: Any) -> Any:
-        after, metrics = own(state, *seen)
-        rate = seen[-1].learning_rate  # Traced where operations are counted.
+    def step(state: Any, *inputs: Any) -> Any:
+        after, metrics = original(state, *inputs)
+        rate = inputs[-1].learning_rate  # Traced while operations are counted.
         overflows = isinstance(rate, float) and rate == 0.1
         return after, {**metrics, **({"loss": np.inf, "fault": 3} if overflows else {})}
 
@@ -127,4 +127,4 @@ def test_a_step_whose_state_is_finite_loses_no_student(
 
     (group,) = distill.from_scratch(run, overflowing)
 
-    assert not any(one["diverged"] for one in group["students"])
+    assert not any(student["diverged"] for student in group["students"])

@@ -1,4 +1,4 @@
-"""The plan of a training step, given the memory of a simulated device."""
+"""The memory plan of a training step on a simulated device."""
 
 import functools
 import pathlib
@@ -26,7 +26,7 @@ from remem_jax.workflow.memory_plan import Plan
 SIZE = vit.Size(patch=4, features=16, depth=2, heads=2)
 GIB = 2**30
 TRACED = memory_plan.Step.traced
-# What compiled steps of the test are said to take.
+# The simulated memory of compiled steps, in GiB.
 NEEDS = {
     Plan("nothing"): 160,
     Plan("elementwise"): 40,
@@ -38,28 +38,28 @@ NEEDS = {
 
 @pytest.fixture
 def run(tmp_path: pathlib.Path) -> context.Run:
-    """A run of which only the folder and the devices are looked at."""
+    """A run of which only the folder and the devices are used."""
     resident: Any = types.SimpleNamespace(resident_bytes=GIB)
     nothing: Any = None
-    on = mesh.make_mesh(jax.devices()[:1])
+    device = mesh.make_mesh(jax.devices()[:1])
     return context.Run(
-        nothing, tmp_path, resident, nothing, nothing, lambda: False, compiling.Counter(), on
+        nothing, tmp_path, resident, nothing, nothing, lambda: False, compiling.Counter(), device
     )
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Has the machine so many GiB, of which 60 % are used, and the images take one."""
+    """Sets the GiB that are free; 60 % of the memory may be used, and the images take 1 GiB."""
 
-    def has(free: float) -> None:
+    def set_free(free: float) -> None:
         monkeypatch.setattr(resident, "memory", lambda: int((free + 1) * GIB / 0.6 + 1024))
 
-    return has
+    return set_free
 
 
 @pytest.fixture(autouse=True)
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All tests trace the same few models."""
+    """Traces each plan once for all tests."""
     monkeypatch.setattr(memory_plan.Step, "traced", lambda self, plan: _traced(plan))
 
 
@@ -107,19 +107,19 @@ def test_the_cheapest_plan_that_fits_is_chosen(
     compiled: int,
 ) -> None:
     memory(free)
-    seen: list[Plan] = []
+    compiled_plans: list[Plan] = []
 
-    found = memory_plan.planned(
-        run, make_step(list(NEEDS), at_rest=20 if free > 90 else 5, compiled=seen)
+    chosen = memory_plan.planned(
+        run, make_step(list(NEEDS), at_rest=20 if free > 90 else 5, compiled=compiled_plans)
     )
 
-    assert (found, len(seen)) == (expected, compiled)
-    kept = memory_plan.read(run, "teachers/remem")
-    assert kept
-    assert Plan(kept["rematerialise"], kept["accumulate"]) == expected
-    assert (kept["bytes"], kept["compiled"]) == (NEEDS[expected] * GIB, True)
+    assert (chosen, len(compiled_plans)) == (expected, compiled)
+    saved = memory_plan.read(run, "teachers/remem")
+    assert saved
+    assert Plan(saved["rematerialise"], saved["accumulate"]) == expected
+    assert (saved["bytes"], saved["compiled"]) == (NEEDS[expected] * GIB, True)
     assert (
-        kept["operations"] == 1 if expected.rematerialise == "nothing" else kept["operations"] > 1
+        saved["operations"] == 1 if expected.rematerialise == "nothing" else saved["operations"] > 1
     )
 
 
@@ -127,11 +127,13 @@ def test_nothing_is_compiled_if_activations_are_small(
     run: context.Run, memory: Callable[[float], None]
 ) -> None:
     memory(40)
-    seen: list[Plan] = []
+    compiled_plans: list[Plan] = []
 
-    assert memory_plan.planned(run, make_step(list(NEEDS), compiled=seen)) == Plan("nothing")
+    assert memory_plan.planned(run, make_step(list(NEEDS), compiled=compiled_plans)) == Plan(
+        "nothing"
+    )
 
-    assert seen == []
+    assert compiled_plans == []
 
 
 def test_plans_that_clearly_do_not_fit_are_not_compiled(
@@ -144,11 +146,11 @@ def test_plans_that_clearly_do_not_fit_are_not_compiled(
         "traced",
         lambda self, plan: memory_plan.Traced(stored[plan.rematerialise] // plan.accumulate, 1.0),
     )
-    seen: list[Plan] = []
+    compiled_plans: list[Plan] = []
 
-    found = memory_plan.planned(run, make_step(list(NEEDS), at_rest=5, compiled=seen))
+    chosen = memory_plan.planned(run, make_step(list(NEEDS), at_rest=5, compiled=compiled_plans))
 
-    assert (found, seen) == (Plan("elementwise", 2), [Plan("elementwise", 2)])
+    assert (chosen, compiled_plans) == (Plan("elementwise", 2), [Plan("elementwise", 2)])
 
 
 def test_a_resumed_run_keeps_its_plan_if_it_fits(
@@ -163,7 +165,7 @@ def test_a_resumed_run_keeps_its_plan_if_it_fits(
 
     assert (first, later) == (Plan("blocks"), Plan("blocks"))
     assert memory_plan.planned(run, step) == Plan("blocks", 2)
-    # Of another device, which chooses among others.
+    # Another device may have only other plans.
     assert memory_plan.planned(run, make_step([Plan("elementwise", 2)])) == Plan("elementwise", 2)
 
 
@@ -188,10 +190,10 @@ def test_microbatches_are_advised_only_if_the_batch_is_divisible(
     plans = [plan for plan in NEEDS if plan.accumulate == 1]
     step = make_step(plans, at_rest=5)._replace(divisible=divisible)
 
-    with pytest.raises(SettingError) as told:
+    with pytest.raises(SettingError) as error:
         memory_plan.planned(run, step)
 
-    assert ("config.teacher.accumulate" in str(told.value)) == divisible
+    assert ("config.teacher.accumulate" in str(error.value)) == divisible
 
 
 def test_a_plan_that_the_compiler_rejects_does_not_fit(
@@ -210,14 +212,14 @@ def test_a_plan_that_the_compiler_rejects_does_not_fit(
 
 def test_settings_of_the_user_are_used(run: context.Run, memory: Callable[[float], None]) -> None:
     memory(1)
-    seen: list[Plan] = []
+    compiled_plans: list[Plan] = []
 
-    found = memory_plan.planned(run, make_step([Plan("nothing", 4)], compiled=seen))
+    chosen = memory_plan.planned(run, make_step([Plan("nothing", 4)], compiled=compiled_plans))
 
-    assert (found, seen) == (Plan("nothing", 4), [])
+    assert (chosen, compiled_plans) == (Plan("nothing", 4), [])
 
 
-def test_the_list_has_each_kind_of_plan_and_the_chosen_one(
+def test_each_kind_of_plan_is_listed_with_the_chosen_one(
     run: context.Run, memory: Callable[[float], None]
 ) -> None:
     memory(30)
@@ -232,23 +234,23 @@ def test_the_list_has_each_kind_of_plan_and_the_chosen_one(
     )
 
 
-def chosen(**settings: Any) -> list[Plan]:
-    """The plans of the paper's teachers on one device."""
+def candidates(**settings: Any) -> list[Plan]:
+    """Returns the candidate plans of the paper's teacher on one device."""
     whole = settings.get("mcmi", 0) > 0
     teacher = remem.get_config().teacher
     teacher.update(settings)
-    on = mesh.make_mesh(jax.devices()[:1])
-    return memory_plan.candidates(teacher, on, tokens=197, whole=whole)
+    device = mesh.make_mesh(jax.devices()[:1])
+    return memory_plan.candidates(teacher, device, tokens=197, whole=whole)
 
 
-def test_storing_all_comes_first_and_small_microbatches_last() -> None:
-    found = chosen()
+def test_storing_everything_comes_first_and_small_microbatches_last() -> None:
+    plans = candidates()
 
-    assert found[:3] == [Plan("nothing"), Plan("elementwise"), Plan("elementwise", 2)]
-    assert found.index(Plan("elementwise", 8)) < found.index(Plan("blocks"))
-    assert found.index(Plan("blocks")) < found.index(Plan("elementwise", 64))
-    assert Plan("nothing", 2) not in found
-    assert found[-1] == Plan("blocks", 512)
+    assert plans[:3] == [Plan("nothing"), Plan("elementwise"), Plan("elementwise", 2)]
+    assert plans.index(Plan("elementwise", 8)) < plans.index(Plan("blocks"))
+    assert plans.index(Plan("blocks")) < plans.index(Plan("elementwise", 64))
+    assert Plan("nothing", 2) not in plans
+    assert plans[-1] == Plan("blocks", 512)
 
 
 @pytest.mark.parametrize(
@@ -258,19 +260,19 @@ def test_storing_all_comes_first_and_small_microbatches_last() -> None:
         ({"accumulate": 4}, [Plan("nothing", 4), Plan("elementwise", 4), Plan("blocks", 4)]),
         ({"rematerialise": "nothing", "batch_size": 6}, [Plan("nothing", n) for n in (1, 2, 6)]),
         ({"rematerialise": "True", "accumulate": 1}, [Plan("blocks")]),
-        # Groups of two are what a device takes at once, or half of one.
+        # A device processes a group of two at once, or half a group.
         (
             {"rematerialise": "blocks", "batch_size": 8, "ascent_examples": 2},
             [Plan("blocks", 1), Plan("blocks", 5)],
         ),
     ],
 )
-def test_settings_leave_some_of_the_plans(settings: dict[str, Any], expected: list[Plan]) -> None:
-    assert chosen(**settings) == expected
+def test_settings_restrict_the_plans(settings: dict[str, Any], expected: list[Plan]) -> None:
+    assert candidates(**settings) == expected
 
 
 def take(plan: Plan, *, rho: float, scan: bool = True, looped: bool = False) -> Any:
-    """Parameters and metrics after a step, in float32, and what the step was."""
+    """Takes a step in float32; returns its parameters and metrics."""
     rng = np.random.default_rng(0)
     model = vit.make(variant=SIZE, classes=3, scan=scan, rematerialise=plan.rematerialise)
     params = jax.tree.map(
@@ -296,7 +298,8 @@ def take(plan: Plan, *, rho: float, scan: bool = True, looped: bool = False) -> 
 
 
 @functools.cache
-def of_stored(rho: float) -> Any:
+def reference(rho: float) -> Any:
+    """Takes the step that stores all activations."""
     return take(Plan(), rho=rho)
 
 
@@ -312,10 +315,10 @@ def of_stored(rho: float) -> Any:
     ],
 )
 def test_all_plans_take_the_same_step(plan: Plan, rho: float, scan: bool, looped: bool) -> None:
-    found = take(plan, rho=rho, scan=scan, looped=looped)
+    actual = take(plan, rho=rho, scan=scan, looped=looped)
 
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), found, of_stored(rho)
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), actual, reference(rho)
     )
 
 
@@ -334,15 +337,15 @@ def test_rematerialisation_does_not_change_a_decoders_training() -> None:
             )
             return jnp.sum(jnp.sin(logits)), statistics
 
-        pulled = jax.eval_shape(lambda p: jax.vjp(loss, p, has_aux=True)[1], variables["params"])
-        stored = sum(leaf.size for leaf in jax.tree.leaves(pulled))
-        found = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
-        return jax.device_get(found), stored
+        residuals = jax.eval_shape(lambda p: jax.vjp(loss, p, has_aux=True)[1], variables["params"])
+        stored = sum(leaf.size for leaf in jax.tree.leaves(residuals))
+        result = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+        return jax.device_get(result), stored
 
-    (whole, most), *others = (take(rematerialise) for rematerialise in RECOMPUTED)
+    (expected, most), *others = (take(rematerialise) for rematerialise in RECOMPUTED)
 
-    for found, stored in others:
+    for actual, stored in others:
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, whole
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected
         )
         assert stored < most

@@ -1,4 +1,4 @@
-"""Memory of a run, before it runs, against the known sizes of its arrays."""
+"""The memory estimated before a run agrees with the sizes of its arrays."""
 
 import logging
 
@@ -8,12 +8,18 @@ import pytest
 from remem_jax.checks import SettingError
 from remem_jax.data.loaders import resident
 from remem_jax.workflow import context, memory_plan
-from remem_jax.workflow.remem import finetune, plan_only, student_groups, student_setup
+from remem_jax.workflow.remem import (
+    finetune,
+    plan_only,
+    student_groups,
+    student_setup,
+    teacher_training,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 
 
-def test_a_run_needs_the_memory_of_its_states_and_is_rejected_with_less(
+def test_a_run_needs_memory_for_its_states_and_is_rejected_with_less(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small_run
@@ -23,35 +29,35 @@ def test_a_run_needs_the_memory_of_its_states_and_is_rejected_with_less(
 
     teacher, students = plan_only.show(run, pretrained, setup)
 
-    # SGD with momentum keeps two arrays for each parameter; an image of 8 x 8 pixels has 192 bytes.
+    # SGD with momentum stores two arrays per parameter; an image of 8 x 8 pixels has 192 bytes.
     params = sum(
         leaf.nbytes
-        for leaf in jax.tree.leaves(finetune.start(run, pretrained, "finetune").trainable)
+        for leaf in jax.tree.leaves(teacher_training.start(run, pretrained, "finetune").trainable)
     )
     assert teacher.at_rest == pytest.approx(
         2 * params + run.config.teacher.batch_size * 192, rel=1e-3
     )
     student = sum(leaf.nbytes for leaf in jax.tree.leaves(setup.first(0)["params"]))
-    assert students.at_rest == pytest.approx(2 * 2 * student + params, rel=0.02)  # And statistics.
+    assert students.at_rest == pytest.approx(2 * 2 * student + params, rel=0.02)  # With statistics.
     assert min(teacher.running, students.running) > 0
     assert students.models == 2
     assert run.dataset.resident_bytes == 1797 * 192
-    listed = [one for one in caplog.messages if " x operations" in one]
-    assert [one.partition(": ")[0] for one in listed] == [
-        f"teachers/finetune {told}"
-        for told in (
+    listed = [line for line in caplog.messages if " x operations" in line]
+    assert [line.partition(": ")[0] for line in listed] == [
+        f"teachers/finetune {plan}"
+        for plan in (
             "stores all activations",
             "recomputes elementwise operations",
             "recomputes blocks",
         )
     ]
-    assert [one.endswith("(chosen).") for one in listed] == [True, False, False]
+    assert [line.endswith("(chosen).") for line in listed] == [True, False, False]
 
-    # What is not chosen was listed above, and takes long to compile.
+    # Other plans were listed above and take long to compile.
     monkeypatch.setattr(memory_plan, "RECOMPUTED", ("blocks",))
-    # As many students at once as fit; no run where not one does, or fewer than are asked for.
+    # As many students as fit are trained at once; if too few fit, the run is rejected.
     both = students.at_rest + students.running
-    monkeypatch.setattr(resident, "memory", lambda: both)  # The data set takes some of it.
+    monkeypatch.setattr(resident, "memory", lambda: both)  # The data set needs a part of it.
     assert [need.models for need in plan_only.show(run, pretrained, setup)] == [1, 1]
     run.config.student.group = 2
     with pytest.raises(SettingError, match=r"students/finetune and the data set take.*batch_size"):
@@ -62,7 +68,7 @@ def test_a_run_needs_the_memory_of_its_states_and_is_rejected_with_less(
         plan_only.show(run, pretrained, setup)
 
 
-def test_as_many_students_are_trained_at_once_as_fit_also_after_a_restart(
+def test_the_students_that_fit_are_trained_at_once_even_after_a_restart(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run
@@ -74,11 +80,11 @@ def test_as_many_students_are_trained_at_once_as_fit_also_after_a_restart(
 
     need = student_groups.need(run, setup, grid)
     data_set = run.dataset.resident_bytes
-    there = data_set + need.held + need.running + 2 * need.each
-    monkeypatch.setattr(resident, "memory", lambda: there)
+    available = data_set + need.held + need.running + 2 * need.each
+    monkeypatch.setattr(resident, "memory", lambda: available)
     assert student_groups.size(run, setup, grid) == 2
 
-    monkeypatch.setattr(resident, "memory", lambda: 10 * there)
+    monkeypatch.setattr(resident, "memory", lambda: 10 * available)
     assert student_groups.size(run, setup, grid) == 2
     run.config.student.group = 1
     assert student_groups.size(run, setup, grid) == 1

@@ -1,4 +1,4 @@
-"""What results say of the data, and the list of all files."""
+"""The description of the data in the results, and the list of all files."""
 
 import csv
 import pathlib
@@ -12,8 +12,8 @@ from remem_jax.data.images import decoding
 from remem_jax.workflow import provenance
 from remem_jax.workflow.remem import file_list
 
-CLASSES = ("=cmd()", "cat, \udcff", "dog")  # The last one has no image of test.
-SHOWN = ("'=cmd()", "cat, \\udcff", "dog")  # No formula, and what UTF-8 can encode.
+CLASSES = ("=cmd()", "cat, \udcff", "dog")  # The last class has no test image.
+SHOWN = ("'=cmd()", "cat, \\udcff", "dog")  # Without formulas, and encodable in UTF-8.
 LABELS = {"train": [0, 1, 2, 0, 1, 2, 0, 1, 2], "test": [0, 1, 1]}
 BROKEN = 4
 
@@ -31,7 +31,7 @@ def _split(name: str) -> sources.Split:
 
 @pytest.fixture
 def dataset() -> data.Dataset:
-    """Nine images to train on, one of which is broken, and three of test."""
+    """Nine training images, one of which is broken, and three test images."""
     splits = {name: _split(name) for name in LABELS}
     return data.load(
         sources.Source("Mine", splits, CLASSES, registry.TOP1, flip=True),
@@ -45,8 +45,8 @@ def dataset() -> data.Dataset:
 @pytest.fixture
 def listed(dataset: data.Dataset, tmp_path: pathlib.Path) -> list[dict[str, str]]:
     """The rows of the list, as the csv module reads them."""
-    said = {"test": np.array([2, 1, 0]), "validation": np.array([0, 1, 2])}
-    file_list.write(tmp_path / "split.csv", dataset, {"scratch": said, "remem": {}})
+    predictions = {"test": np.array([2, 1, 0]), "validation": np.array([0, 1, 2])}
+    file_list.write(tmp_path / "split.csv", dataset, {"scratch": predictions, "remem": {}})
     with (tmp_path / "split.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -59,19 +59,21 @@ def test_every_file_is_listed_once_with_its_split_and_label(
     assert sorted(row["file"] for row in listed) == sorted(names)
     held = {f"train: {i}" for i in dataset.splits["validation"].rows}
     for row in listed:
-        of, _, i = row["file"].partition(": ")
-        assert row["label"] == SHOWN[LABELS[of][int(i)]]
-        assert row["split"] == ("validation" if row["file"] in held else of)
+        split, _, i = row["file"].partition(": ")
+        assert row["label"] == SHOWN[LABELS[split][int(i)]]
+        assert row["split"] == ("validation" if row["file"] in held else split)
 
 
-def test_predictions_stand_beside_the_images_they_are_of(listed: list[dict[str, str]]) -> None:
-    said = {row["file"]: row["predicted by scratch"] for row in listed if row["split"] == "test"}
+def test_predictions_are_listed_with_their_images(listed: list[dict[str, str]]) -> None:
+    predictions = {
+        row["file"]: row["predicted by scratch"] for row in listed if row["split"] == "test"
+    }
 
-    assert list(said.values()) == ["dog", "cat, \\udcff", "'=cmd()"]
-    assert list(said) == ["test: 0", "test: 1", "test: 2"]
+    assert list(predictions.values()) == ["dog", "cat, \\udcff", "'=cmd()"]
+    assert list(predictions) == ["test: 0", "test: 1", "test: 2"]
 
 
-def test_what_was_not_predicted_is_empty(listed: list[dict[str, str]]) -> None:
+def test_images_without_a_prediction_have_an_empty_cell(listed: list[dict[str, str]]) -> None:
     assert {row["predicted by scratch"] for row in listed if row["split"] == "train"} == {""}
     assert {row["predicted by remem"] for row in listed} == {""}
 
@@ -86,18 +88,18 @@ def test_a_class_without_images_is_named_by_split(dataset: data.Dataset) -> None
     assert provenance.absent_classes(dataset) == {"train": [], "validation": [], "test": ["dog"]}
 
 
-def test_sizes_are_those_of_the_files(dataset: data.Dataset) -> None:
+def test_the_sizes_summarise_the_files(dataset: data.Dataset) -> None:
     heights = [4 + i for labels in LABELS.values() for i in range(len(labels))]
-    heights.remove(4 + BROKEN)  # Of train; it cannot be read.
+    heights.remove(4 + BROKEN)  # A training image that cannot be read.
 
-    found = provenance.sizes(dataset.shapes)
+    sizes = provenance.sizes(dataset.shapes)
 
-    assert found == {
+    assert sizes == {
         "height": [4, int(np.median(heights)), 12],
         "width": [8, 8, 8],
         "different": len(set(heights)),
     }
 
 
-def test_sizes_that_are_not_known_are_not_guessed() -> None:
+def test_unknown_sizes_are_not_guessed() -> None:
     assert provenance.sizes(None) is None

@@ -1,4 +1,4 @@
-"""Teachers whose loss is not finite: stopped, or retried at half of the learning rate."""
+"""Teachers whose loss is not finite are stopped or retried at half the learning rate."""
 
 import pathlib
 from typing import Any
@@ -16,7 +16,7 @@ from remem_jax.workflow import context
 from remem_jax.workflow.remem import deviations, distill, finetune, pipeline
 
 pytestmark = pytest.mark.slow
-RATE = 1e38  # Logits overflow after a step of this, and of half of it, and half of that.
+RATE = 1e38  # Logits overflow after a step at this rate, and at a half and a quarter of it.
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(small_run: context.Run) -> context.Run:
 
 
 def diverging(monkeypatch: pytest.MonkeyPatch, *, step: int, above: float) -> None:
-    """Has schedules of a higher peak diverge at a step, with logits that overflow."""
+    """Makes schedules with a higher peak diverge at a step, with overflowing logits."""
 
     def schedule(*, peak: float, **rest: Any) -> optax.Schedule:
         late = RATE if peak > above and peak != 1 else peak  # Students have a peak of 1.
@@ -38,14 +38,14 @@ def diverging(monkeypatch: pytest.MonkeyPatch, *, step: int, above: float) -> No
     monkeypatch.setattr(optim, "warmup_cosine", schedule)
 
 
-def test_without_retries_the_run_stops_and_says_what_to_lower(run: context.Run) -> None:
+def test_without_retries_the_run_stops_with_advice(run: context.Run) -> None:
     with pytest.raises(
         loop.NonFiniteLossError, match=r"teachers/finetune: .* at step \d.*teacher\.learning_rate"
     ):
         finetune.finetune(run, finetune.read_pretrained(run), "finetune")
 
 
-def test_what_follows_is_a_training_at_the_lower_rate(
+def test_a_retry_trains_at_the_lower_rate(
     run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.config.retries = 1
@@ -56,17 +56,19 @@ def test_what_follows_is_a_training_at_the_lower_rate(
     teachers = finetune.finetune(run, pretrained, "finetune")
 
     assert (teachers.stage, teachers.lost) == ("teachers/finetune/retry_1", None)
-    assert teachers.settings.learning_rate == 0.01  # What the report has.
+    assert teachers.settings.learning_rate == 0.01  # The report shows this rate.
     assert [record["step"] for record in teachers.records] == [4, 8]
     assert jax.tree.map(np.shape, teachers.load(8)) == jax.tree.map(np.shape, teachers.shapes)
-    assert not (run.workdir / "teachers/finetune/step_4").exists()  # Of the first attempt.
-    # A later start reads what is there, and its rate.
+    assert not (
+        run.workdir / "teachers/finetune/step_4"
+    ).exists()  # It belonged to the first attempt.
+    # A later start reads the saved attempt and its rate.
     monkeypatch.setattr(finetune, "_train", None)
     again = finetune.finetune(run, pretrained, "finetune")
     assert again.settings.learning_rate == 0.01
 
 
-def test_what_did_not_diverge_has_results_and_the_report_says_what_did(
+def test_other_methods_have_results_and_the_report_names_the_diverged_one(
     run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.config.methods = ("finetune", "scratch")
@@ -81,23 +83,23 @@ def test_what_did_not_diverge_has_results_and_the_report_says_what_did(
     with pytest.raises(loop.NonFiniteLossError, match=r"Every student .*other methods.*\.html"):
         pipeline.run_remem(run)
 
-    found: Any = results.read(run.workdir / "results.json")
-    (row,) = found["methods"]
+    written: Any = results.read(run.workdir / "results.json")
+    (row,) = written["methods"]
     lost = row["teacher_lost"]
-    assert [teacher["step"] for teacher in found["teachers"]] == [4]
+    assert [teacher["step"] for teacher in written["teachers"]] == [4]
     assert (row["method"], row["selected"]["teacher_step"]) == ("finetune", 4)
     assert (lost["steps"], lost["step"]) == ([8], 6)
     assert any(
         "no teacher checkpoints at steps 8: training diverged" in s
-        for s in found["config"]["differs"]
+        for s in written["config"]["differs"]
     )
-    assert [one["method"] for one in found["failed"]] == ["scratch"]
+    assert [failure["method"] for failure in written["failed"]] == ["scratch"]
     text = " ".join((run.workdir / "report.md").read_text().split())
     assert f"Fine-tuning has no teacher checkpoints at steps 8: {lost['reason'][:40]}" in text
     assert "From scratch has no result. scratch: Every student diverged" in text
 
 
-def test_the_log_has_speed_and_memory(run: context.Run, tmp_path: pathlib.Path) -> None:
+def test_the_log_contains_speed_and_memory(run: context.Run, tmp_path: pathlib.Path) -> None:
     run.config.teacher.learning_rate = 0.01
     finetune.finetune(run, finetune.read_pretrained(run), "finetune")
 
@@ -105,12 +107,12 @@ def test_the_log_has_speed_and_memory(run: context.Run, tmp_path: pathlib.Path) 
 
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     for row in rows:
-        # The products of 5 tokens with the ViT's 100,000 weights, forward and backward.
+        # Products of 5 tokens with the ViT's 100,000 weights, forward and backward.
         operations = row["teraflops"] * 1e12 * row["step_seconds"]
         assert operations == pytest.approx(3 * 2 * 5 * 8 * 1.0e5, rel=0.5)
         assert np.isfinite(row["gradient_norm"])
         assert row["host_gib"] > 0.1
-        assert "utilisation" not in row  # What a CPU can do is not known.
+        assert "utilisation" not in row  # The peak speed of a CPU is unknown.
 
 
 def test_the_report_names_a_reduced_learning_rate(run: context.Run) -> None:

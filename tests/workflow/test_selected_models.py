@@ -1,4 +1,4 @@
-"""What is written of the models that were selected."""
+"""The files written about the selected models."""
 
 import csv
 import pathlib
@@ -10,7 +10,7 @@ CONFUSION = [[40, 2, 0], [5, 30, 0], [0, 0, 9]]
 
 
 def test_a_confusion_matrix_is_read_back_as_csv_without_formulas(tmp_path: pathlib.Path) -> None:
-    shown = (*NAMES[:2], "'=1+1\n")  # The apostrophe has a spreadsheet take it for text.
+    shown = (*NAMES[:2], "'=1+1\n")  # The apostrophe marks text in a spreadsheet.
     selected_models.write_confusion(tmp_path / "confusion.csv", CONFUSION, NAMES)
 
     with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
@@ -26,7 +26,7 @@ def test_a_name_that_cannot_be_encoded_does_not_stop_a_run(tmp_path: pathlib.Pat
     assert "a\\udcff" in (tmp_path / "confusion.csv").read_text(encoding="utf-8")
 
 
-def test_errors_are_named_with_how_often_they_are_made() -> None:
+def test_errors_are_listed_with_their_frequency() -> None:
     assert selected_models.most_confused(CONFUSION, NAMES) == [
         {"class": 'the "dog"', "taken_for": "tabby, cat", "images": 5, "of": 35},
         {"class": "tabby, cat", "taken_for": 'the "dog"', "images": 2, "of": 42},

@@ -22,7 +22,7 @@ from remem_jax.workflow.remem import distill, finetune, pipeline, student_groups
 
 
 def record(rate: float, seed: int, top1: float, **changes: Any) -> dict[str, Any]:
-    """A student of this learning rate, as far as it is selected by."""
+    """Returns the fields of a student's record that selection uses."""
     metrics = {"top1": top1, "loss": 1.0}
     return {
         "loss": "kd",
@@ -36,24 +36,24 @@ def record(rate: float, seed: int, top1: float, **changes: Any) -> dict[str, Any
     } | changes
 
 
-def test_the_setting_with_the_best_mean_is_chosen_not_the_best_student() -> None:
+def test_the_configuration_with_the_best_mean_is_chosen_not_the_best_student() -> None:
     tried = [record(0.1, 0, 0.9), record(0.1, 1, 0.5), record(0.2, 0, 0.8), record(0.2, 1, 0.8)]
 
     assert distill.select(tried, "top1") == tried[2:]
 
 
 @pytest.mark.parametrize("setting", ["teacher_step", "loss", "temperature", "weight"])
-def test_students_of_other_settings_are_not_averaged(setting: str) -> None:
+def test_students_of_different_configurations_are_not_averaged(setting: str) -> None:
     tried = [record(0.1, 0, 0.9), record(0.1, 1, 0.7, **{setting: "another"})]
 
     assert distill.select(tried, "top1") == tried[:1]
 
 
-def test_a_setting_that_diverged_with_one_seed_is_not_chosen() -> None:
-    nothing = {"top1": math.nan, "loss": math.nan}
+def test_a_configuration_with_a_diverged_seed_is_not_chosen() -> None:
+    not_finite = {"top1": math.nan, "loss": math.nan}
     tried = [
         record(0.1, 0, 0.9),
-        record(0.1, 1, 0.0, validation=nothing, diverged=True),
+        record(0.1, 1, 0.0, validation=not_finite, diverged=True),
         record(0.2, 0, 0.3),
         record(0.2, 1, 0.3),
     ]
@@ -61,23 +61,23 @@ def test_a_setting_that_diverged_with_one_seed_is_not_chosen() -> None:
     assert distill.select(tried, "top1") == tried[2:]
 
 
-def test_if_all_settings_diverged_nothing_is_chosen() -> None:
+def test_an_error_is_raised_if_all_configurations_diverged() -> None:
     with pytest.raises(loop.NonFiniteLossError, match=r"config\.student\.learning_rates"):
         distill.select([record(0.1, 0, 0.9, diverged=True)], "top1")
 
 
-def test_equals_are_told_apart_by_the_loss() -> None:
+def test_ties_are_broken_by_the_loss() -> None:
     better = record(0.2, 0, 0.5, validation={"top1": 0.5, "loss": 0.9})
 
     assert distill.select([record(0.1, 0, 0.5), better], "top1") == [better]
 
 
-def test_the_test_split_chooses_only_where_it_is_asked_to() -> None:
-    one = record(0.1, 0, 0.9, test={"top1": 0.1, "loss": 1.0})
-    other = record(0.2, 0, 0.8, test={"top1": 0.2, "loss": 1.0})
+def test_selection_uses_the_test_split_only_on_request() -> None:
+    first = record(0.1, 0, 0.9, test={"top1": 0.1, "loss": 1.0})
+    second = record(0.2, 0, 0.8, test={"top1": 0.2, "loss": 1.0})
 
-    assert distill.select([one, other], "top1") == [one]
-    assert distill.select([one, other], "top1", split="test") == [other]
+    assert distill.select([first, second], "top1") == [first]
+    assert distill.select([first, second], "top1", split="test") == [second]
 
 
 @given(
@@ -85,19 +85,21 @@ def test_the_test_split_chooses_only_where_it_is_asked_to() -> None:
         st.lists(st.floats(0, 1), min_size=2, max_size=2), min_size=1, max_size=6, unique_by=sum
     )
 )
-def test_the_choice_is_that_of_numpy(shares: list[list[float]]) -> None:
+def test_the_choice_matches_numpy(shares: list[list[float]]) -> None:
     tried = [
-        record(rate, seed, top1) for rate, own in enumerate(shares) for seed, top1 in enumerate(own)
+        record(rate, seed, top1) for rate, row in enumerate(shares) for seed, top1 in enumerate(row)
     ]
 
     chosen = distill.select(tried, "top1")
 
     best = np.mean(shares, axis=1).max()
-    assert statistics.fmean(one["validation"]["top1"] for one in chosen) == pytest.approx(best)
+    assert statistics.fmean(student["validation"]["top1"] for student in chosen) == pytest.approx(
+        best
+    )
     assert len(chosen) == 2
 
 
-def test_students_at_once_are_whole_settings(small_run: context.Run) -> None:
+def test_groups_contain_all_seeds_of_a_configuration(small_run: context.Run) -> None:
     small_run.config.student.seeds = (0, 1, 2)
     small_run.config.student.group = 4
 
@@ -105,23 +107,23 @@ def test_students_at_once_are_whole_settings(small_run: context.Run) -> None:
         check_remem(small_run.config)
 
 
-def test_seeds_of_a_setting_stay_together_where_few_fit(
+def test_seeds_of_a_configuration_stay_together_if_few_fit(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_run.config.student.seeds = (0, 1, 2)
     need = step_memory.Need("students/finetune", held=0, each=10, running=0)
-    room = small_run.dataset.resident_bytes
-    monkeypatch.setattr(resident, "memory", lambda: room + 75)
+    data_bytes = small_run.dataset.resident_bytes
+    monkeypatch.setattr(resident, "memory", lambda: data_bytes + 75)
 
     assert student_groups.fitting(small_run, need, 12) == 6
-    monkeypatch.setattr(resident, "memory", lambda: room + 25)
+    monkeypatch.setattr(resident, "memory", lambda: data_bytes + 25)
     with pytest.raises(SettingError, match=r"3 seeds .* name fewer config\.student\.seeds"):
         student_groups.fitting(small_run, need, 12)
 
 
 @pytest.fixture
-def done(small_run: context.Run) -> tuple[context.Run, dict[str, Any], list[str]]:
-    """A run of two seeds and two settings, of which the test split chooses too; what it read."""
+def finished(small_run: context.Run) -> tuple[context.Run, dict[str, Any], list[str]]:
+    """A run of two seeds and two configurations, its results, and the splits that it read."""
     config, read = small_run.config, []
 
     def evaluation(split: str, batch_size: int) -> Batches:
@@ -134,51 +136,51 @@ def done(small_run: context.Run) -> tuple[context.Run, dict[str, Any], list[str]
     config.student.learning_rates, config.student.seeds = (0.02, 0.1), (0, 7)
     config.choose_on_test = True
     pipeline.run_remem(run)
-    found = json.loads((run.workdir / "results.json").read_text())
-    return run, found, read
+    results = json.loads((run.workdir / "results.json").read_text())
+    return run, results, read
 
 
 @pytest.mark.slow
-def test_a_run_of_seeds_reports_and_keeps_all_of_its_best_setting(
-    done: tuple[context.Run, dict[str, Any], list[str]],
+def test_a_run_of_several_seeds_reports_and_saves_its_best_configuration(
+    finished: tuple[context.Run, dict[str, Any], list[str]],
 ) -> None:
-    run, found, read = done
-    (row,) = found["methods"]
-    # Each split once for all students of a group, and once for those that are selected.
-    groups_of_students = len(run.config.teacher.steps)
-    of_teachers = len(run.config.teacher.steps)
+    run, results, read = finished
+    (row,) = results["methods"]
+    # Each split is read once per group of students, and once for the selected ones.
+    student_groups = len(run.config.teacher.steps)
+    teacher_evaluations = len(run.config.teacher.steps)
     another = row["on_test"]["selected"]["teacher_step"] != row["selected"]["teacher_step"]
-    assert read.count("validation") == of_teachers + groups_of_students + 1
-    assert read.count("test") == groups_of_students + 1 + another
-    tests = [one["test"]["top1"] for one in row["seeds"]]
+    assert read.count("validation") == teacher_evaluations + student_groups + 1
+    assert read.count("test") == student_groups + 1 + another
+    tests = [student["test"]["top1"] for student in row["seeds"]]
 
-    # The mean over seeds is reported, of the setting whose mean on validation is best.
+    # The reported mean is that of the configuration with the best validation mean.
     assert row["student"]["test"]["top1"] == pytest.approx(np.mean(tests))
     means: dict[tuple[int, float], list[float]] = {}
-    for one in found["students"]:
-        key = one["teacher_step"], one["learning_rate"]
-        means.setdefault(key, []).append(one["validation"]["top1"])
+    for student in results["students"]:
+        key = student["teacher_step"], student["learning_rate"]
+        means.setdefault(key, []).append(student["validation"]["top1"])
     assert row["student"]["validation"]["top1"] == pytest.approx(
-        max(statistics.fmean(own) for own in means.values())
+        max(statistics.fmean(values) for values in means.values())
     )
-    # Each student was measured on test, and the choice of test is the best of those.
+    # Each student was tested; selection on test takes the best configuration.
     on_test: dict[tuple[int, float], list[float]] = {}
-    for one in found["students"]:
-        key = one["teacher_step"], one["learning_rate"]
-        on_test.setdefault(key, []).append(one["test"]["top1"])
+    for student in results["students"]:
+        key = student["teacher_step"], student["learning_rate"]
+        on_test.setdefault(key, []).append(student["test"]["top1"])
     assert row["on_test"]["student"]["test"]["top1"] == pytest.approx(
-        max(statistics.fmean(own) for own in on_test.values())
+        max(statistics.fmean(values) for values in on_test.values())
     )
-    # Both students are written; measured again from the file, they are what was reported.
+    # Both students are saved, and their files give the reported accuracy.
     best, other = row["seeds"]
     assert best["validation"]["top1"] >= other["validation"]["top1"]
     setup = student_setup.make(run, finetune.read_pretrained(run))
     settings = run.config.student
     model = models.make(settings.model, classes=len(run.dataset.classes), stem=settings.stem)
-    for one, name in ((best, ""), (other, f"_seed_{other['seed']}")):
+    for student, name in ((best, ""), (other, f"_seed_{other['seed']}")):
         path = run.workdir / "selected" / f"finetune{name}_student.safetensors"
-        read = students.load(path, model)
-        assert setup.measure(read, "test")["top1"] == pytest.approx(one["test"]["top1"])
+        loaded = students.load(path, model)
+        assert setup.measure(loaded, "test")["top1"] == pytest.approx(student["test"]["top1"])
     text = (run.workdir / "report.md").read_text()
     assert f"± {100 * statistics.stdev(tests):.2f}" in text
     assert "Selected on test (optimistic)" in text

@@ -1,4 +1,4 @@
-"""Training states: created in shards, and only one of them after a restart."""
+"""Training states are created in shards, and only one exists after a restart."""
 
 import gc
 from collections.abc import Callable
@@ -14,52 +14,53 @@ from remem_jax.models import encoder
 from remem_jax.records import Outputs
 from remem_jax.train import loop, state
 from remem_jax.workflow import context, step_memory
-from remem_jax.workflow.remem import finetune, student_setup
+from remem_jax.workflow.remem import finetune, student_setup, teacher_training
 from tests import tiny_run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def divided(small_run: context.Run, monkeypatch: pytest.MonkeyPatch) -> context.Run:
-    """A run whose states, small arrays included, are divided among two devices."""
+def sharded(small_run: context.Run, monkeypatch: pytest.MonkeyPatch) -> context.Run:
+    """A run whose states, including small arrays, are sharded over two devices."""
     monkeypatch.setattr(mesh, "SMALLEST_DIVIDED", 2)
     small_run.config.fsdp = True
     return small_run._replace(mesh=mesh.make_mesh())
 
 
-def _require_divided(tree: Any) -> None:
-    """Raises unless each device has half, but for small arrays."""
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    assert mesh.device_bytes(tree) < 0.52 * whole
+def _require_sharded(tree: Any) -> None:
+    """Checks that each device holds about half of the bytes."""
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    assert mesh.device_bytes(tree) < 0.52 * total
 
 
-def _placed(tree: Any) -> Any:
+def _layout(tree: Any) -> Any:
+    """Returns shapes, dtypes and shardings."""
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)
 
 
-def test_a_teacher_goes_from_the_host_to_where_its_pieces_belong(divided: context.Run) -> None:
-    first = finetune.start(divided, finetune.read_pretrained(divided), "finetune")
-    settings = finetune.settings_of(divided.config, "finetune")
-    training = finetune.make_training(divided, settings, first)
+def test_a_teacher_is_sharded_when_it_leaves_the_host(sharded: context.Run) -> None:
+    first = teacher_training.start(sharded, finetune.read_pretrained(sharded), "finetune")
+    settings = teacher_training.settings_of(sharded.config, "finetune")
+    training = teacher_training.make_training(sharded, settings, first)
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
 
-    made = training.first_state()
+    created = training.first_state()
 
     gc.collect()
     left = [array for array in jax.live_arrays() if id(array) not in before]
-    assert len(left) == len(jax.tree.leaves(made))  # No copy beside it.
-    _require_divided(made)
-    assert _placed(made) == _placed(training.shapes)
+    assert len(left) == len(jax.tree.leaves(created))  # There is no copy.
+    _require_sharded(created)
+    assert _layout(created) == _layout(training.shapes)
     # The arrays of the file are on the host.
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(first.trainable))
-    jax.tree.map(np.testing.assert_array_equal, made.params, encoder.stack(first.trainable))
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(made.opt_state))
+    jax.tree.map(np.testing.assert_array_equal, created.params, encoder.stack(first.trainable))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(created.opt_state))
 
 
-def test_no_device_holds_the_whole_of_what_is_drawn(
-    divided: context.Run,
+def test_no_device_holds_all_initial_parameters(
+    sharded: context.Run,
 ) -> None:
     key = jax.random.key(3)
     model = models.make("vit", variant=tiny_run.TEACHER, classes=3)
@@ -71,55 +72,55 @@ def test_no_device_holds_the_whole_of_what_is_drawn(
     def create(key: jax.Array) -> state.State:
         return state.create(init(key), tx)
 
-    by_two = divided.jit_create(create, key).lower(key).compile()
+    on_two = sharded.jit_create(create, key).lower(key).compile()
 
-    by_one = jax.jit(create).lower(key).compile()
-    assert _held(by_two) < 0.55 * _held(by_one)
-    made = by_two(key)
-    _require_divided(made)
-    jax.tree.map(np.testing.assert_array_equal, made, by_one(key))
+    on_one = jax.jit(create).lower(key).compile()
+    assert _held(on_two) < 0.55 * _held(on_one)
+    created = on_two(key)
+    _require_sharded(created)
+    jax.tree.map(np.testing.assert_array_equal, created, on_one(key))
 
 
 def _held(compiled: Any) -> int:
-    """Bytes that a device holds while a function runs."""
-    found = compiled.memory_analysis()
-    return found.output_size_in_bytes + found.temp_size_in_bytes
+    """Returns the bytes that a device holds while a function runs."""
+    memory = compiled.memory_analysis()
+    return memory.output_size_in_bytes + memory.temp_size_in_bytes
 
 
-def test_students_begin_divided(divided: context.Run) -> None:
-    divided.config.methods = ("scratch",)
-    setup = student_setup.make(divided, None)
+def test_initial_states_of_students_are_sharded(sharded: context.Run) -> None:
+    sharded.config.methods = ("scratch",)
+    setup = student_setup.make(sharded, None)
 
-    made = setup.first_states[student_setup.SCRATCH](3)
+    created = setup.first_states[student_setup.SCRATCH](3)
 
-    _require_divided(made)
-    assert _placed(made) == _placed(setup.shapes[student_setup.SCRATCH])
+    _require_sharded(created)
+    assert _layout(created) == _layout(setup.shapes[student_setup.SCRATCH])
 
 
-def test_a_run_that_goes_on_holds_one_state(
+def test_a_resumed_run_holds_one_state(
     small_run: context.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_run.config.teacher.steps, small_run.config.teacher.warmup_steps = (4,), 0
     pretrained = finetune.read_pretrained(small_run)
-    make_training = finetune.make_training
-    held, made = [], []
+    make_training = teacher_training.make_training
+    held, created = [], []
 
-    def watched(*arguments: Any) -> finetune.Training:
+    def observed(*arguments: Any) -> teacher_training.Training:
         training = make_training(*arguments)
 
-        def step(now: state.State, *rest: Any, **named: Any) -> Any:
+        def step(current: state.State, *rest: Any, **options: Any) -> Any:
             gc.collect()
             alive = [array for array in jax.live_arrays() if array.ndim]
             held.append(sum(array.nbytes for array in alive))
-            return training.step(now, *rest, **named)
+            return training.step(current, *rest, **options)
 
         def first_state() -> state.State:
-            made.append(1)
+            created.append(1)
             return training.first_state()
 
         return training._replace(step=step, first_state=first_state)
 
-    monkeypatch.setattr(finetune, "make_training", watched)
+    monkeypatch.setattr(finetune, "make_training", observed)
     monkeypatch.setattr(finetune, "operations", lambda *_: lambda *_: 1.0)
     stopped = small_run._replace(stopping=_after(2))
     with pytest.raises(loop.StoppedError):
@@ -127,36 +128,38 @@ def test_a_run_that_goes_on_holds_one_state(
 
     finetune.finetune(small_run, pretrained, "finetune")
 
-    assert len(made) == 1
+    assert len(created) == 1
     assert len(held) == 4
-    assert held[2] <= held[0]  # The first steps of the two starts.
+    assert held[2] <= held[0]  # The first step of each of the two starts.
 
 
 def _after(steps: int) -> Callable[[], bool]:
-    """Stops a run after so many steps."""
-    asked = iter(range(1, steps + 1))
-    return lambda: next(asked, steps) == steps
+    """Returns a function that stops a run after this number of steps."""
+    calls = iter(range(1, steps + 1))
+    return lambda: next(calls, steps) == steps
 
 
-def test_runs_of_other_seeds_compile_nothing_again(small_run: context.Run) -> None:
+def test_runs_with_other_seeds_recompile_nothing(small_run: context.Run) -> None:
     pretrained = finetune.read_pretrained(small_run)
     batch, number = step_memory.batch(small_run, 8), np.int32(0)
     (point, *_) = student_setup.grid_points(small_run.config.student)
-    answer = jax.eval_shape(lambda: Outputs(jnp.zeros((8, 10))))
+    teacher_outputs = jax.eval_shape(lambda: Outputs(jnp.zeros((8, 10))))
 
     def lowered(seed: int) -> list[str]:
         config = small_run.config.copy_and_resolve_references()
         config.seed = seed
         run = small_run._replace(config=config)
-        first = finetune.start(run, pretrained, "finetune")
-        training = finetune.make_training(run, finetune.settings_of(config, "finetune"), first)
-        room: Any = student_setup.make(run, pretrained)
-        seen = jax.eval_shape(room.augment, number, batch)
-        state = room.shapes[point.loss]
+        first = teacher_training.start(run, pretrained, "finetune")
+        training = teacher_training.make_training(
+            run, teacher_training.settings_of(config, "finetune"), first
+        )
+        setup: Any = student_setup.make(run, pretrained)
+        inputs = jax.eval_shape(setup.augment, number, batch)
+        state = setup.shapes[point.loss]
         functions = [
             training.step.lower(training.shapes, batch, first.frozen),
-            room.augment.lower(number, batch),
-            room.steps[point.loss].lower(state, *seen, answer, point.hyperparameters),
+            setup.augment.lower(number, batch),
+            setup.steps[point.loss].lower(state, *inputs, teacher_outputs, point.hyperparameters),
         ]
         return [function.as_text() for function in functions]
 

@@ -1,4 +1,4 @@
-"""The teacher's outputs that students learn from: computed once, and stored."""
+"""The teacher outputs that students learn from are computed once and stored."""
 
 import pathlib
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Targets(NamedTuple):
 def _all_steps(
     folder: pathlib.Path, teacher: Callable[[jax.Array], jax.Array] = jnp.exp
 ) -> Targets:
-    """Gets the targets of all steps, on two devices."""
+    """Computes or reads the targets of all steps, on two devices."""
     sharding = mesh.batch_sharding(mesh.make_mesh(jax.devices()[:2]))
     with (
         outputs.StoredOutputs(
@@ -47,16 +47,16 @@ def _all_steps(
     return Targets(logits, get_targets.computed)
 
 
-def test_stored_outputs_are_those_of_the_teacher_to_the_last_bit(tmp_path: pathlib.Path) -> None:
+def test_stored_outputs_equal_those_of_the_teacher_bit_by_bit(tmp_path: pathlib.Path) -> None:
     live = _all_steps(tmp_path)
 
     stored = _all_steps(tmp_path, jnp.log)  # This teacher is not called.
 
     assert (live.computed, stored.computed) == (STEPS, 0)
-    for step, (one, other) in enumerate(zip(live.logits, stored.logits, strict=True)):
-        np.testing.assert_array_equal(one, other)
-        np.testing.assert_allclose(one, np.exp(np.full((BATCH, CLASSES), step / 7)), rtol=1e-6)
-        assert one.sharding == other.sharding
+    for step, (computed, read) in enumerate(zip(live.logits, stored.logits, strict=True)):
+        np.testing.assert_array_equal(read, computed)
+        np.testing.assert_allclose(computed, np.exp(np.full((BATCH, CLASSES), step / 7)), rtol=1e-6)
+        assert computed.sharding == read.sharding
 
 
 def test_the_teacher_computes_steps_that_one_process_lacks(
@@ -76,10 +76,10 @@ def test_the_teacher_computes_steps_that_one_process_lacks(
 def test_the_host_waits_for_other_processes_once_in_many_steps(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited = []
+    waits = []
 
     def gathered(stored: np.ndarray) -> np.ndarray:
-        waited.append(len(stored))
+        waits.append(len(stored))
         return np.stack([stored, stored])
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -87,4 +87,4 @@ def test_the_host_waits_for_other_processes_once_in_many_steps(
 
     _all_steps(tmp_path)
 
-    assert waited == [STEPS]
+    assert waits == [STEPS]

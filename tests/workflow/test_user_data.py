@@ -1,4 +1,4 @@
-"""Whole commands on a user's images."""
+"""Complete commands on a user's own images."""
 
 import pathlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from remem_jax.study import worker
 
 @pytest.fixture
 def images(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder of two classes."""
+    """A folder of images of two classes."""
     for name in ("cat", "dog"):
         (tmp_path / "mine" / name).mkdir(parents=True)
         for i in range(3):
@@ -40,13 +40,13 @@ def _study_of(images: pathlib.Path) -> ConfigDict:
 @pytest.mark.parametrize(
     ("run", "make"), [(workflow.run, _run_of), (worker.run, _study_of)], ids=["run", "study"]
 )
-@pytest.mark.parametrize("place", ["run", "cat/run"])
+@pytest.mark.parametrize("folder", ["run", "cat/run"])
 def test_a_folder_among_the_images_is_refused_before_anything_is_written(
-    images: pathlib.Path, run: Callable[..., None], make: Callable[..., ConfigDict], place: str
+    images: pathlib.Path, run: Callable[..., None], make: Callable[..., ConfigDict], folder: str
 ) -> None:
     before = sorted(images.rglob("*"))
 
     with pytest.raises(SettingError, match=r"--workdir .* lies in config\.data\.path"):
-        run(make(images), images / place)
+        run(make(images), images / folder)
 
     assert sorted(images.rglob("*")) == before

@@ -54,7 +54,7 @@ def _teacher(variant: str, method: str, **settings: Any) -> Row:
 
 def _student(title: str, options: str, **others: Any) -> Row:
     settings = {"methods": ("remem",), **others.pop("settings", {})}
-    return Row(f"{title}, taught by ViT-B/16", options, settings, steps.distillation, **others)
+    return Row(f"{title}, distilled from ViT-B/16", options, settings, steps.distillation, **others)
 
 
 ROWS: dict[str, Row] = {

@@ -19,7 +19,7 @@ from remem_jax.train import compiling
 from remem_jax.weights import augreg
 from remem_jax.workflow import context, initial_checkpoints, memory_plan, precision, step_memory
 from remem_jax.workflow.information import decoders
-from remem_jax.workflow.remem import finetune, student_setup
+from remem_jax.workflow.remem import student_setup, teacher_training
 
 CLASSES, IMAGES, SIDE = 102, 8189, 256  # Of Flowers-102, at the stored_size of configs/remem.py.
 RESIDENT_BYTES = IMAGES * SIDE * SIDE * 3
@@ -138,13 +138,13 @@ def checkpoint(config: ConfigDict) -> initial_checkpoints.Pretrained:
 def teacher(run: context.Run) -> Step:
     """The step that fine-tunes the teachers of the method of a run."""
     (method,) = run.config.methods
-    settings = finetune.settings_of(run.config, method)
-    first = finetune.start(run, checkpoint(run.config), method)
-    planned = finetune.planned_step(run, method, first)
+    settings = teacher_training.settings_of(run.config, method)
+    first = teacher_training.start(run, checkpoint(run.config), method)
+    planned = teacher_training.planned_step(run, method, first)
     option = memory_plan.choose(run, planned)
     # Where none fits, the table tells what the last one takes.
     plan = option.plan if option else planned.plans[-1]
-    training = finetune.make_training(run, settings, first._replace(plan=plan))
+    training = teacher_training.make_training(run, settings, first._replace(plan=plan))
     batch = step_memory.batch(run, settings.batch_size)
     arguments = (training.shapes, batch, first.frozen)
     step = Function("step", training.step, arguments, state=training.shapes, read=first.frozen)
@@ -157,7 +157,7 @@ def distillation(run: context.Run) -> Step:
     own = student_setup.make(run, start)
     (point, *_) = student_setup.grid_points(run.config.student)
     variables, first = _teacher(run, start)
-    compute_targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+    compute_targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, first))
 
     batch = step_memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), np.int32), mesh.batch_sharding(run.mesh)
@@ -212,7 +212,7 @@ def evaluation(run: context.Run) -> Step:
     """A batch of evaluation of a teacher: its logits, and the count of them."""
     variables, first = _teacher(run, checkpoint(run.config))
     batch_size = run.config.teacher.batch_size
-    measure = context.make_measure(run, finetune.evaluation_apply(first), batch_size)
+    measure = context.make_measure(run, teacher_training.evaluation_apply(first), batch_size)
     by_batch = mesh.batch_sharding(run.mesh)
     batch = mesh.shapes(next(measure.batches("validation")), by_batch)
     images = mesh.shapes(jax.eval_shape(measure.transform, batch.image), by_batch)
@@ -231,8 +231,8 @@ def evaluation(run: context.Run) -> Step:
 
 def _teacher(
     run: context.Run, start: initial_checkpoints.Pretrained
-) -> tuple[Variables, finetune.Start]:
+) -> tuple[Variables, teacher_training.Start]:
     """Shapes of a teacher's variables, and what it was fine-tuned from."""
     (method,) = run.config.methods
-    first = finetune.start(run, start, method)
+    first = teacher_training.start(run, start, method)
     return run.shapes(jax.eval_shape(first.teacher, first.trainable)), first

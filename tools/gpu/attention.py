@@ -1,4 +1,4 @@
-"""Our attention in half precision beside plain attention in float32, gradients included."""
+"""Compares our attention in bfloat16 with plain attention in float32, with gradients."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ REPEATS = 20
 
 
 class Shape(NamedTuple):
-    """Of what attends."""
+    """Size of the input of an attention layer."""
 
     batch: int
     tokens: int
@@ -25,7 +25,7 @@ class Shape(NamedTuple):
 
 
 def plain(params: Any, tokens: jax.Array) -> jax.Array:
-    """Attention in so many words, under the names of Flax's own."""
+    """Computes attention step by step, from parameters with the names of Flax."""
 
     def projected(name: str) -> jax.Array:
         layer = params[name]
@@ -40,17 +40,18 @@ def plain(params: Any, tokens: jax.Array) -> jax.Array:
 def compare(
     context: worker.Context, report: worker.Report, seconds: float, *, shape: list[int]
 ) -> worker.Found:
-    """Errors of our attention, with seconds and memory of its training pass, by number of tokens.
+    """Returns errors, time and memory of a training pass of attention, by number of tokens.
 
-    "plain" is the same of plain attention in bfloat16: what rounding alone does.
+    "ours" is our attention; "plain" is plain attention in bfloat16, whose only errors come from
+    rounding.
     """
     del seconds
     size = Shape(*shape)
-    works = {
+    tasks = {
         str(tokens): lambda tokens=tokens: _compared(size._replace(tokens=tokens), context.tiny)
         for tokens in (size.tokens, size.tokens + 1)
     }
-    return worker.each({}, works.items(), report)
+    return worker.run_each({}, tasks.items(), report)
 
 
 def _compared(size: Shape, tiny: bool) -> dict[str, Any]:
@@ -72,13 +73,13 @@ def _compared(size: Shape, tiny: bool) -> dict[str, Any]:
     expected = jax.device_get(_trained(plain, np.asarray(direction))(*on_cpu))
     repeats = 2 if tiny else REPEATS
     return {
-        name: _measured(_trained(form, direction), params, tokens, expected, repeats)
-        for name, form in (("ours", ours), ("plain", rounded))
+        name: _measured(_trained(attend, direction), params, tokens, expected, repeats)
+        for name, attend in (("ours", ours), ("plain", rounded))
     }
 
 
 def _measured(jitted: Any, params: Any, tokens: Any, expected: Any, repeats: int) -> dict[str, Any]:
-    """Errors, milliseconds and memory of a pass."""
+    """Returns errors, milliseconds and memory of a training pass."""
     compiled = jitted.lower(params, tokens).compile()
     return _errors(compiled(params, tokens), expected) | {
         "milliseconds": 1000 * _seconds(lambda: compiled(params, tokens), repeats),
@@ -86,19 +87,19 @@ def _measured(jitted: Any, params: Any, tokens: Any, expected: Any, repeats: int
     }
 
 
-def _trained(form: Callable[..., jax.Array], direction: jax.Array | np.ndarray) -> Any:
-    """The output, and the gradient of its product with a direction."""
+def _trained(attend: Callable[..., jax.Array], direction: jax.Array | np.ndarray) -> Any:
+    """Returns a jitted function: the output, and the gradient of its product with a direction."""
 
-    def of(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = form(params, tokens).astype(jnp.float32)
+    def product(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = attend(params, tokens).astype(jnp.float32)
         return jnp.sum(out * direction), out
 
-    return jax.jit(jax.value_and_grad(of, argnums=(0, 1), has_aux=True))
+    return jax.jit(jax.value_and_grad(product, argnums=(0, 1), has_aux=True))
 
 
-def _errors(found: Any, expected: Any) -> dict[str, float]:
-    """Relative errors of the output, and of the gradient by the tokens and by the parameters."""
-    ((_, out), (by_params, by_tokens)) = found
+def _errors(computed: Any, expected: Any) -> dict[str, float]:
+    """Returns relative errors of the output and of the gradients for tokens and parameters."""
+    ((_, out), (by_params, by_tokens)) = computed
     ((_, out_), (by_params_, by_tokens_)) = expected
     pairs = {
         "output": (out, out_),
@@ -108,17 +109,17 @@ def _errors(found: Any, expected: Any) -> dict[str, float]:
     return {name: _distance(*pair) for name, pair in pairs.items()}
 
 
-def _distance(found: Any, expected: Any) -> float:
-    """Of two trees, leaf by leaf in order, relative to what was expected."""
-    one, other = (
+def _distance(computed: Any, expected: Any) -> float:
+    """Returns the distance of two trees, relative to the norm of the expected one."""
+    actual, wanted = (
         np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
-        for tree in (found, expected)
+        for tree in (computed, expected)
     )
-    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+    return float(np.linalg.norm(actual - wanted) / np.linalg.norm(wanted))
 
 
 def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of a call."""
+    """Returns the median seconds of a call."""
     spent = []
     for _ in range(repeats):
         begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How long each item of a measurement may take, so that all of it ends in time."""
+"""Time limits of the items of a measurement, so that all of it ends in time."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ class Item(NamedTuple):
     """One thing to measure.
 
     Attributes:
-        name: In the record.
-        section: Of those that share the time; see `Budget`.
-        call: "module:function" of what measures it: called in a worker with a `worker.Context`,
-            a function that reports what was found so far, the seconds it has, and `arguments`.
-        arguments: JSON values, by name.
+        name: Name in the record.
+        section: Section whose share of the time it uses; see `Budget`.
+        call: "module:function" that measures it. A worker calls it with a `worker.Context`, a
+            function that reports partial results, the seconds it has, and `arguments`.
+        arguments: JSON values by name.
         limit: Seconds after which it is stopped.
-        least: Seconds without which it is not worth starting.
-        required: Whether nothing else is measured where it fails.
+        least: Seconds that must be left for it to start.
+        required: Whether its failure ends the measurement.
     """
 
     name: str
@@ -28,21 +28,20 @@ class Item(NamedTuple):
 
 
 class Budget:
-    """Seconds that are left.
+    """The time that is left, for each section and in all.
 
-    A section ends, at the latest, after its share of the time and those of the sections before
-    it: what they leave is its own as well.
+    A section has its own share of the time and what the sections before it have left.
 
     Args:
-        seconds: In all, from now on.
+        seconds: Time from now on, for all sections.
         shares: Section -> share of the seconds, in the order of the sections.
-        clock: Seconds, from anywhere on.
+        clock: Returns the time in seconds; only differences matter.
     """
 
     def __init__(
         self, seconds: float, shares: Mapping[str, float], clock: Callable[[], float]
     ) -> None:
-        """Begins to count."""
+        """Starts the clock."""
         self._clock, begun = clock, clock()
         self._end, so_far, self._ends = begun + seconds, 0.0, {}
         for section, share in shares.items():
@@ -50,15 +49,15 @@ class Budget:
             self._ends[section] = begun + so_far * seconds
 
     def left(self) -> float:
-        """Seconds until the end."""
+        """Returns the seconds until the end."""
         return self._end - self._clock()
 
     def allowed(self, item: Item, *, whole: bool) -> float:
-        """Seconds that an item may take; 0 where it is not worth starting.
+        """Returns the seconds that an item may take; 0 if they are fewer than it needs.
 
         Args:
-            item: To be started now.
-            whole: Whether it may take what other sections have left, to the end.
+            item: The item to start now.
+            whole: Whether it may use the time of other sections, too.
         """
         end = self._end if whole else min(self._ends[item.section], self._end)
         seconds = min(item.limit, end - self._clock())

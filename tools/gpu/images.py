@@ -1,4 +1,4 @@
-"""Images that travel: those of a data set, as JPEGs of one size in one file of arrays."""
+"""Packs the images of a data set as JPEGs of one size in one .npz file, and unpacks them."""
 
 import io
 import pathlib
@@ -14,13 +14,16 @@ from remem_jax.weights import augreg
 from tools.gpu import programs
 
 FILE = "images.npz"
-QUALITY = 87  # Of the JPEGs.
+QUALITY = 87  # Quality of the JPEGs.
 
 
 def pack(path: pathlib.Path, source: sources.Source, pixels: int, most: int) -> dict[str, Any]:
-    """Writes all splits of a data set, or the first images of each; what there is, for the record.
+    """Writes all splits of a data set, or the first images of each.
 
-    Images become squares of so many pixels, the aspect ratio ignored, as the paper does.
+    Images are resized to squares with this side, ignoring the aspect ratio, as in the paper.
+
+    Returns:
+        A description for the record.
     """
     arrays: dict[str, Any] = {"classes": np.asarray(source.classes)}
     counts = {
@@ -29,11 +32,11 @@ def pack(path: pathlib.Path, source: sources.Source, pixels: int, most: int) -> 
     for name, split in source.splits.items():
         examples = [split.read(i) for i in range(counts[name])]
         encoded = [_encoded(example.image, pixels) for example in examples]
-        arrays[f"{name}_label"] = np.asarray([one.label for one in examples], np.int32)
-        arrays[f"{name}_end"] = np.cumsum([len(one) for one in encoded])
+        arrays[f"{name}_label"] = np.asarray([example.label for example in examples], np.int32)
+        arrays[f"{name}_end"] = np.cumsum([len(jpeg) for jpeg in encoded])
         arrays[f"{name}_jpeg"] = np.frombuffer(b"".join(encoded), np.uint8)
     with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # JPEGs have much of their heads in common.
+        np.savez_compressed(file, **arrays)  # The headers of the JPEGs are similar.
     return {
         "title": source.title,
         "images": counts,
@@ -44,7 +47,7 @@ def pack(path: pathlib.Path, source: sources.Source, pixels: int, most: int) -> 
 
 
 def unpack(packed: pathlib.Path, path: pathlib.Path) -> None:
-    """Writes the same images as the arrays of docs/own_data.md."""
+    """Writes packed images as the arrays that docs/own_data.md describes."""
     with np.load(packed, allow_pickle=False) as stored:
         arrays: dict[str, Any] = {"classes": stored["classes"]}
         for name in (name.removesuffix("_jpeg") for name in stored.files if name.endswith("_jpeg")):
@@ -55,12 +58,12 @@ def unpack(packed: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def examples(packed: pathlib.Path, weights: pathlib.Path, count: int) -> programs.Inputs:
-    """Some images at the size that a ViT takes, with labels of its own classes."""
+    """Returns some images at the size of a ViT's input, with random labels of its classes."""
     checkpoint = augreg.read(weights)
     with np.load(packed, allow_pickle=False) as stored:
-        found = _decoded(stored, sources.TRAIN, count)
-    pixels = np.stack([decoding.resize(image, checkpoint.image_size) for image in found])
-    labels = np.random.default_rng(0).integers(0, checkpoint.classes, len(found))
+        images = _decoded(stored, sources.TRAIN, count)
+    pixels = np.stack([decoding.resize(image, checkpoint.image_size) for image in images])
+    labels = np.random.default_rng(0).integers(0, checkpoint.classes, len(images))
     return programs.Inputs(weights, pixels, labels)
 
 
@@ -71,7 +74,7 @@ def _decoded(stored: Any, split: str, count: int | None = None) -> list[np.ndarr
 
 
 def open_source(name: str, path: str, data_dir: str) -> sources.Source:
-    """A data set by the names of `config.data`."""
+    """Opens a data set by its values of `config.data`."""
     return data.open_source(name, path=path, data_dir=data_dir)
 
 

@@ -1,4 +1,4 @@
-"""One folder with all that travels to a machine with a GPU, and without a network."""
+"""Packs one folder with all that a machine with a GPU and without a network needs."""
 
 import datetime
 import hashlib
@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 MANIFEST, WHEELS = "manifest.json", "wheels"
 LIMIT_MIB = 60.0
-PYTHON = "3.12"  # Of the wheels, for Linux on x86-64.
-# What a machine with JAX, Flax, Optax and Orbax may lack; `USES` has what is too large. TFDS,
-# Grain, Optuna and scikit-learn are not needed; pytest is, by what torch is compared with.
+PYTHON = "3.12"  # Python version of the wheels, which are for Linux on x86-64.
+# Packages that a machine with JAX, Flax, Optax and Orbax may lack; `USES` lists those that are too
+# large. TFDS, Grain, Optuna and scikit-learn are not needed. The comparison with torch needs
+# pytest.
 DISTRIBUTIONS = (
     "beartype",
     "certifi",
@@ -43,29 +44,29 @@ DISTRIBUTIONS = (
     "urllib3",
     "wadler-lindig",
 )
-# Modules that do not travel -> what needs them.
+# Modules that are not packed -> what needs them.
 USES = {
     **dict.fromkeys(("jax", "flax", "optax", "orbax"), "everything"),
     "matplotlib": "the mini Table 10",
     "torch": "the comparison with torch",
 }
-_PLATFORMS = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")  # Of manylinux.
-_EXAMPLES = 8  # Images of the reference.
+_PLATFORMS = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")  # Versions of manylinux.
+_EXAMPLES = 8  # Number of images for the reference values.
 
 
 class PackingError(Exception):
-    """What the user can mend, in one line."""
+    """An error that the user can fix; its message is one line."""
 
 
 class Contents(NamedTuple):
-    """What is packed.
+    """The contents of a packed folder.
 
     Attributes:
         weights: A ViT with a head: a file, or a name such as "augreg:Ti/16".
         data: Name, path and folder of a data set, as in `config.data`.
         pixels: Side of the images.
-        most: Images of each split, at most; 0 for all.
-        distributions: Whose wheels travel.
+        most: Maximum number of images of each split; 0 for all.
+        distributions: Python packages whose wheels are packed.
     """
 
     weights: str
@@ -78,16 +79,19 @@ class Contents(NamedTuple):
 def pack(
     folder: pathlib.Path, contents: Contents, programs: Mapping[str, Collection[str]]
 ) -> dict[str, Any]:
-    """Makes the folder, on the CPU whose values the GPU's are compared with; the manifest.
+    """Makes the folder, with reference values of this machine's CPU.
 
     Args:
-        folder: Of what travels.
-        contents: What to put into it.
-        programs: Type -> what is computed in it, of `items.PROGRAMS`.
+        folder: The folder to make.
+        contents: Its contents.
+        programs: Type -> programs whose reference values are computed, as in `items.PROGRAMS`.
+
+    Returns:
+        The manifest.
 
     Raises:
-        PackingError: If the folder is there and not empty, what is wanted is not found, or all of
-            it together is too large.
+        PackingError: If the folder is not empty, something is not found, or the folder would be too
+            large.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -101,14 +105,14 @@ def pack(
     inputs = images.examples(folder / images.FILE, weights, _EXAMPLES)
     if contents.distributions:
         _download(folder / WHEELS, contents.distributions)
-    _require_small(folder)  # Before what takes longest.
+    _require_small(folder)  # Before the slowest part.
     numerics.write_reference(folder / numerics.REFERENCE, inputs, programs)
     _require_small(folder)
     manifest = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "weights": weights.name,
-        # Of a file, not where it lies: the record is published.
+        # Only the file name, without its folder, because the record is published.
         "weights_named": contents.weights
         if catalog.is_name(contents.weights)
         else pathlib.Path(contents.weights).name,
@@ -121,7 +125,7 @@ def pack(
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """The manifest, when all files are what it says.
+    """Returns the manifest after checking all files against it.
 
     Raises:
         PackingError: If it is missing, or a file differs from what was packed.
@@ -143,10 +147,10 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def add_wheels(folder: pathlib.Path, site: pathlib.Path) -> list[str]:
-    """Unpacks the wheels of what is not installed here, and has this process find it last.
+    """Unpacks the wheels of packages that are not installed, at the end of the import path.
 
     Returns:
-        The distributions that were added.
+        The names of these packages.
     """
     added = []
     for wheel in sorted((folder / WHEELS).glob("*.whl")):
@@ -161,24 +165,24 @@ def add_wheels(folder: pathlib.Path, site: pathlib.Path) -> list[str]:
 
 
 def lacking() -> list[str]:
-    """What is neither installed here nor travels, each with what needs it."""
+    """Returns the modules that are neither installed nor packed, with what needs them."""
     return [f"{name} (for {use})" for name, use in USES.items() if not _is_found(name)]
 
 
 def commit() -> str:
-    """The commit of the code, with "+" where files differ from it; "" outside of a repository."""
+    """Returns the commit of the code, with "+" if files are modified; "" without a repository."""
     here = pathlib.Path(__file__).parent
-    said = [
+    head, status = (
         subprocess.run(["git", *command], cwd=here, capture_output=True, text=True)
         for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-    ]
-    if any(one.returncode for one in said):
+    )
+    if head.returncode or status.returncode:
         return ""
-    return said[0].stdout.strip() + ("+" if said[1].stdout.strip() else "")
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
 def size_mib(folder: pathlib.Path) -> float:
-    """Of all files in a folder."""
+    """Returns the size of all files in a folder, in MiB."""
     return sum(path.stat().st_size for path in _files(folder)) / 2**20
 
 
@@ -190,19 +194,19 @@ def _copied_weights(folder: pathlib.Path, named: str) -> pathlib.Path:
 
 
 def _download(folder: pathlib.Path, distributions: Sequence[str]) -> None:
-    """Wheels of the versions that are installed here; the newest of what is not."""
-    wanted = [
+    """Downloads wheels: the installed versions, and the newest of packages not installed here."""
+    requirements = [
         f"{name}=={importlib.metadata.version(name)}" if _is_installed(name) else name
         for name in distributions
     ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp"]
     command += [f"--platform=manylinux_{version}_x86_64" for version in _PLATFORMS]
-    command += ["--platform=manylinux2014_x86_64", "--dest", str(folder), *wanted]
+    command += ["--platform=manylinux2014_x86_64", "--dest", str(folder), *requirements]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        raise PackingError(f"Wheels could not be downloaded ({reason}); set --wheels.")
+        raise PackingError(f"pip could not download wheels ({reason}); set --wheels.")
 
 
 def _require_small(folder: pathlib.Path) -> None:

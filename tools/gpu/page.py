@@ -1,9 +1,10 @@
-"""docs/measured.md: what a record says, as a page."""
+"""Renders docs/measured.md from a record."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from remem_jax.methods import METHODS
 from tools.benchmarks import report, rows
 from tools.gpu import items, record
 
@@ -12,34 +13,34 @@ _HEAD = """\
 <!-- Made by tools/measure_gpu.py --render; do not edit. -->
 # Measured on a GPU
 
-What one command measures in ten minutes on one GPU: whether it computes what a CPU does, how fast
-it is beside torch and timm, what memory plans take, and a mini version of the paper's Table 10. The
-machine with the GPU needs JAX, Flax, Optax and Orbax for it, Matplotlib for the mini Table 10, and
-torch for the comparison; no network.
+One command measures four things in ten minutes on one GPU: whether the GPU computes the same values
+as a CPU, the speed compared with torch and timm, the memory of memory plans, and a mini version of
+the paper's Table 10. The machine with the GPU needs JAX, Flax, Optax and Orbax, Matplotlib for the
+mini Table 10, and torch for the comparison. It needs no network.
 
-    # On any machine: a folder of at most 60 MiB, with images that TFDS has prepared (or your own,
-    # --data=folder --data-path=my_images); a CPU needs some minutes.
+    # On any machine: make a folder of at most 60 MiB, with images that TFDS has prepared or your
+    # own (--data=folder --data-path=my_images). This takes a few minutes on a CPU.
     .venv/bin/python -m tools.measure_gpu --pack=packed --data=caltech101 --weights=augreg:Ti/16
-    # This repository and the folder go to the machine with the GPU. There:
+    # Copy this repository and the folder to the machine with the GPU. Run there:
     python -m tools.measure_gpu --packed=packed --out=measured --minutes=10
-    # It ends in time; the same command goes on with what is not done. measured/measured.json comes
-    # back, and makes this page:
+    # It stops after this time; the same command resumes with the unfinished items. Copy
+    # measured/measured.json back, and write this page:
     .venv/bin/python -m tools.measure_gpu --render=measured/measured.json
 
-Small dependencies travel as wheels for Python 3.12 on Linux (`--wheels`), and are used where they
-are not installed; what is missing beside them is said. TFDS, Grain and Optuna are not needed. What
-is compiled is kept in the system's temporary folder, or that of `--compiled`, so that a second
-start compiles little, and what the mini table has trained beside the record. `--items` names what
-to measure. `--tiny` tries all of it on a CPU in a minute, `--device=cpu` at full size, as far as
-the time goes; this page refuses the numbers of both (`--page` names another).
+Small dependencies are packed as wheels for Python 3.12 on Linux (`--wheels`) and used if they are
+not installed; the tool prints what else is missing. TFDS, Grain and Optuna are not needed. Compiled
+code is kept in the system's temporary folder or in that of `--compiled`, so a second start compiles
+little. Trained models of the mini table are kept next to the record. `--items` chooses what to
+measure. `--tiny` tries everything on a CPU in a minute, and `--device=cpu` tries the full size
+until the time is over. This page accepts results of neither; `--page` writes them to another page.
 
-Ten minutes are too few for everything. In order of importance, and as one H100 is expected to do
-it (nothing of this is measured): numerics, three or four of the rows beside torch, whose compiling
-takes longest, and three seeds of fine-tuning and ReMem. A second start has the other rows, SAM
-alone and re-weighting alone; a third what may be left.
+Ten minutes are not enough for everything, so the most important items come first. An H100 should
+finish, by estimate and not by measurement, the numerics, three or four of the rows compared with
+torch, which takes longest to compile, and three seeds of fine-tuning and ReMem. A second start
+measures the other rows, SAM alone and re-weighting alone; a third start the rest, if any.
 """
 _NOTHING = """\
-**Nothing has been measured yet**: no GPU has been at hand. The targets for a GPU in
+**Nothing has been measured yet**, because no GPU has been available. The targets for a GPU in
 `tools/benchmarks/rows.py` are predictions.
 """
 _PROGRAMS = {
@@ -47,29 +48,23 @@ _PROGRAMS = {
     "sam_step": "SAM step, re-weighted MLPs",
     "kd_step": "KD step, ResNet-18 student",
 }
-_METHODS = {
-    "finetune": "Fine-tuning",
-    "reweight": "Re-weighting MLPs only",
-    "sam": "SAM only",
-    "remem": "Re-weighting and SAM (ReMem)",
-}
 _NUMERICS = ("numerics_float32", "numerics_bfloat16")
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """The page of a record, in Markdown; of an empty one, that nothing was measured."""
+    """Returns the page of a record, in Markdown; for an empty one it states that it is empty."""
     if not content["runs"]:
         return f"{_HEAD}\n{_NOTHING}"
-    found = content["items"]
+    entries = content["items"]
     parts = [
         _HEAD,
         _runs(content["runs"]),
-        _numerics(found),
-        _attention(found),
-        _speed(found),
-        _plans(found),
-        _table10(found, content["runs"]),
-        _unfinished(found),
+        _numerics(entries),
+        _attention(entries),
+        _speed(entries),
+        _plans(entries),
+        _table10(entries, content["runs"]),
+        _unfinished(entries),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -90,19 +85,17 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
     ]
     notes = ""
     if any(run["device"] != "gpu" for run in runs):
-        notes = (
-            "**Not measured on a GPU: these numbers say that the tool runs, and nothing else.**\n\n"
-        )
+        notes = "**Not measured on a GPU: these numbers only show that the tool runs.**\n\n"
     lacking = sorted({line for run in runs for line in run["lacking"]})
     after = f"\nNeither installed nor packed: {', '.join(lacking)}.\n" if lacking else ""
     return f"## Runs\n\n{notes}{_table(heading, lines)}{after}"
 
 
-def _numerics(found: Mapping[str, Any]) -> str:
-    """Errors of each program and type; those of the CPU's own bfloat16 beside the GPU's."""
+def _numerics(entries: Mapping[str, Any]) -> str:
+    """Returns a table of the errors of each program and type, with those of the CPU in bfloat16."""
     lines = []
     for item in _NUMERICS:
-        result = _result(found, item)
+        result = _result(entries, item)
         for name, title in _PROGRAMS.items():
             program = result.get(name)
             if program:
@@ -114,13 +107,14 @@ def _numerics(found: Mapping[str, Any]) -> str:
         "CPU: gradient", "agrees", "GiB held",
     )  # fmt: skip
     return (
-        "## Numerics\n\nRelative errors against the CPU in float32, the packed ViT on 8 images: of "
-        "logits and losses (the largest), of the whole gradient, and of the gradients of single "
-        "parameters (estimated from sketches, to about 10 %; those below a thousandth of the whole "
-        "gradient against that). A step's gradient is what its "
-        "momentum holds. float32 is computed in float32, not TF32, and agrees up to 0.001; "
-        "bfloat16 agrees where its errors are at most twice those of the CPU in bfloat16 (plus "
-        "1/256 for values).\n\n"
+        "## Numerics\n\nErrors relative to the CPU in float32, for the packed ViT and 8 images. "
+        "`values` is the largest error of logits and losses, `gradient` the error of the whole "
+        "gradient; `median` and `worst parameter` are errors of the gradients of single "
+        "parameters. Errors of gradients are estimated from sketches, to about 10 %. Gradients "
+        "below a thousandth of the whole gradient are compared with that thousandth. A step's "
+        "gradient is read from its momentum. float32 is computed in float32, not TF32, and agrees "
+        "if its errors are at most 0.001; bfloat16 agrees if its errors are at most twice those of "
+        "the CPU in bfloat16 (plus 1/256 for values).\n\n"
         f"{_table(heading, lines)}"
     )
 
@@ -142,50 +136,53 @@ def _errors(program: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _attention(found: Mapping[str, Any]) -> str:
+def _attention(entries: Mapping[str, Any]) -> str:
     lines = []
-    for tokens, forms in _result(found, "attention").items():
+    for tokens, forms in _result(entries, "attention").items():
         if "error" in forms:
             lines.append((tokens, f"failed: {forms['error']}", *["-"] * 5))
             continue
-        for form, one in forms.items():
-            errors = [_small(one[name]) for name in ("output", "tokens", "parameters")]
-            temporary = one["temporary_bytes"]
+        for form, result in forms.items():
+            errors = [_small(result[name]) for name in ("output", "tokens", "parameters")]
+            temporary = result["temporary_bytes"]
             mib = "-" if temporary is None else f"{temporary / 2**20:.1f}"
-            lines.append((tokens, form, *errors, f"{one['milliseconds']:.2f}", mib))
+            lines.append((tokens, form, *errors, f"{result['milliseconds']:.2f}", mib))
     if not lines:
         return ""
     heading = ("tokens", "attention", "output", "by tokens", "by parameters", "ms", "MiB")
     return (
-        "### Attention in bfloat16\n\nRelative errors of the output and of its gradients against "
-        "plain attention in float32 on the CPU; milliseconds and temporary memory of a forward and "
+        "### Attention in bfloat16\n\nErrors of the output and of its gradients, relative to plain "
+        "attention in float32 on the CPU, with milliseconds and temporary memory of a forward and "
         f"backward pass. `plain` stores all scores.\n\n{_table(heading, lines)}"
     )
 
 
-def _speed(found: Mapping[str, Any]) -> str:
+def _speed(entries: Mapping[str, Any]) -> str:
     records = [
-        _result(found, name)
+        _result(entries, name)
         for name, row in rows.GPU.items()
-        if not row.plan and "ours" in _result(found, name)
+        if not row.plan and "ours" in _result(entries, name)
     ]
     parts = []
     if records:
-        kind = _result(found, "device").get("kind", "device")
+        kind = _result(entries, "device").get("kind", "device")
         heading = (*report.heading("gpu", kind), "ours GiB", "torch GiB")
-        parts.append(_table(heading, [(*report.rates_line(one), *_peaks(one)) for one in records]))
-        said = {one["peers_missing"] for one in records if one.get("peers_missing")}
-        said |= {f"torch: {one['theirs_failed']}" for one in records if "theirs_failed" in one}
-        parts += [f"{line}.\n" for line in sorted(said)]
-    students = _result(found, "lockstep")
+        lines = [(*report.rates_line(record), *_peaks(record)) for record in records]
+        parts.append(_table(heading, lines))
+        notes = {record["peers_missing"] for record in records if record.get("peers_missing")}
+        notes |= {
+            f"torch: {record['theirs_failed']}" for record in records if "theirs_failed" in record
+        }
+        parts += [f"{note}.\n" for note in sorted(notes)]
+    students = _result(entries, "lockstep")
     if students:
         parts.append(_table(report.students_heading(students), report.students_lines(students)))
     if not parts:
         return ""
     return (
-        "## Speed\n\nThe rows of `tools/benchmark.py --device=gpu`; both sides on this card, turn "
-        "by turn; torch compiled, channels last, fused optimiser. GiB are the peak of each side. "
-        "Targets are for an H200.\n\n" + "\n".join(parts)
+        "## Speed\n\nThe rows of `tools/benchmark.py --device=gpu`. Both sides run on this GPU and "
+        "take turns; torch uses torch.compile, channels last and a fused optimiser. GiB is the "
+        "peak memory of each side. Targets are for an H200.\n\n" + "\n".join(parts)
     )
 
 
@@ -194,11 +191,11 @@ def _peaks(row: Mapping[str, Any]) -> tuple[str, str]:
     return _gib(ours), _gib(theirs)
 
 
-def _plans(found: Mapping[str, Any]) -> str:
-    """What a teacher's step takes, by what it stores; what did not fit says so."""
+def _plans(entries: Mapping[str, Any]) -> str:
+    """Returns a table of speed and memory of a teacher's step under each memory plan."""
     lines = []
     for name, row in rows.GPU.items():
-        entry = found.get(name)
+        entry = entries.get(name)
         if not row.plan or entry is None:
             continue
         result = entry["result"] or {}
@@ -215,60 +212,66 @@ def _plans(found: Mapping[str, Any]) -> str:
     return f"### Memory plans\n\n{_table(heading, lines)}"
 
 
-def _table10(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
-    results = [_result(found, name) for name in items.TABLE10]
+def _table10(entries: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+    results = [_result(entries, name) for name in items.TABLE10]
     trained = [run for result in results for run in result.get("runs", ())]
     if not trained:
         return ""
     lines = []
     plain = {run["seed"]: run["student"] for run in trained if run["method"] == "finetune"}
-    for method, title in _METHODS.items():
-        own = [run for run in trained if run["method"] == method]
-        if own:
-            shares = [[100 * run[of] for run in own] for of in ("student", "teacher")]
-            more = [
-                100 * (run["student"] - plain[run["seed"]]) for run in own if run["seed"] in plain
+    for name, method in METHODS.items():
+        seeds = [run for run in trained if run["method"] == name]
+        if seeds:
+            student, teacher = (
+                _mean_and_deviation([100 * run[model] for run in seeds])
+                for model in ("student", "teacher")
+            )
+            gains = [
+                100 * (run["student"] - plain[run["seed"]])
+                for run in seeds
+                if run["seed"] in plain and name != "finetune"
             ]
-            gain = _spread(more, "+") if more and method != "finetune" else "-"
-            lines.append((title, _spread(shares[0]), gain, _spread(shares[1]), str(len(own))))
+            gain = _mean_and_deviation(gains, "+") if gains else "-"
+            lines.append((method.title, student, gain, teacher, str(len(seeds))))
     result = next(result for result in results if result.get("runs"))
     packed, settings, metric = runs[0]["packed"], result["settings"], trained[0]["metric"]
     data = packed["data"]
-    heading = ("method", "student, test", "less fine-tuning's", "teacher, test", "seeds")
+    heading = ("method", "student, test", "gain over fine-tuning", "teacher, test", "seeds")
     return (
         "## A mini Table 10\n\n"
-        "What re-weighting and SAM do alone, through `configs/tables/table10.py:mini` and the "
-        "project's own workflow. **This is not the paper's table**: a small teacher "
-        f"({packed['weights_named']}), {result['teacher_steps']} steps of the teacher and "
-        f"{result['student_steps']} of one {settings['student']} student at batch "
-        f"{settings['batch_size']}, nothing searched (rho {settings['rho']}, alpha "
-        f"{settings['mlp_weight']}), and {data['images']['train']:,} training images of "
-        f"{data['title']}, packed as JPEGs of {data['pixels']} pixels and enlarged to "
-        f"{settings['image_size']}. Each seed draws the validation split, the crops, the order and "
-        "the student anew, the same for all methods, so that differences are taken seed by seed. "
-        f"Mean and standard deviation of {metric} over seeds, in %; "
+        "Re-weighting and SAM, each alone and together (ReMem), with the settings of "
+        "`configs/tables/table10.py:mini` and the project's own workflow. **This is not the "
+        f"paper's table**: the teacher is small ({packed['weights_named']}) and has "
+        f"{result['teacher_steps']} steps; there is one {settings['student']} student with "
+        f"{result['student_steps']} steps; the batch size is {settings['batch_size']}; no "
+        f"hyperparameter is searched (rho {settings['rho']}, alpha {settings['mlp_weight']}); and "
+        f"the {data['images']['train']:,} training images of {data['title']} are JPEGs of "
+        f"{data['pixels']} pixels, enlarged to {settings['image_size']}. Each seed changes the "
+        "validation split, the crops, the order of images and the student's initialisation. They "
+        "are the same for all methods, so gains are computed for each seed. The table shows the "
+        f"mean and standard deviation of {metric} over seeds, in %, computed in "
         f"{settings['compute_dtype']}.\n\n{_table(heading, lines)}"
     )
 
 
-def _spread(values: Sequence[float], sign: str = "") -> str:
+def _mean_and_deviation(values: Sequence[float], sign: str = "") -> str:
     mean = f"{statistics.fmean(values):{sign}.2f}"
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def _unfinished(found: Mapping[str, Any]) -> str:
+def _unfinished(entries: Mapping[str, Any]) -> str:
     lines = [
         (name, entry["status"], f"{entry['seconds']:.0f}", entry.get("error", ""))
-        for name, entry in found.items()
+        for name, entry in entries.items()
         if entry["status"] != record.DONE
     ]
     if not lines:
         return ""
-    return f"## Not finished\n\n{_table(('item', 'status', 'seconds', 'why'), lines)}"
+    return f"## Not finished\n\n{_table(('item', 'status', 'seconds', 'reason'), lines)}"
 
 
-def _result(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return found.get(name, {}).get("result") or {}
+def _result(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return entries.get(name, {}).get("result") or {}
 
 
 def _table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

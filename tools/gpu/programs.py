@@ -1,4 +1,4 @@
-"""What is computed on both sides, GPU and CPU: of a real ViT and one batch of images."""
+"""The programs that run on GPU and CPU, with a real ViT and one batch of images."""
 
 import contextlib
 import functools
@@ -22,13 +22,13 @@ RHO, MLP_WEIGHT, STUDENT = 0.05, 0.8, "resnet18"
 
 
 class Values(NamedTuple):
-    """What a program gives.
+    """The results of a program.
 
     Attributes:
-        exact: Name -> values that are kept as they are: logits, losses.
-        sketched: Sketches of gradients, by the parameters' names.
-        held_bytes: Of arguments, results and temporary arrays of the compiled program, as its
-            compiler has planned them.
+        exact: Name -> values that are stored exactly: logits, losses.
+        sketched: Sketches of gradients, by the names of parameters.
+        held_bytes: Memory of arguments, results and temporary arrays, as the compiler planned it.
+            None if the compiler does not report it.
     """
 
     exact: Mapping[str, np.ndarray]
@@ -41,8 +41,8 @@ class Inputs(NamedTuple):
 
     Attributes:
         weights: File of the ViT, with its head.
-        images: uint8, of the size that the ViT takes.
-        labels: One of its classes for each.
+        images: uint8 images at the size of the ViT's input.
+        labels: A class of the ViT for each image.
     """
 
     weights: pathlib.Path
@@ -54,7 +54,7 @@ Program = Callable[[], Values]
 
 
 def make(inputs: Inputs, dtype: str) -> dict[str, Program]:
-    """The programs by name; float32 is computed as exactly as the device can."""
+    """Returns the programs by name; in float32 they use the device's highest precision."""
     programs = {"gradient": _gradient, "sam_step": _sam_step, "kd_step": _kd_step}
     return {
         name: functools.partial(_run, program, inputs, dtype) for name, program in programs.items()
@@ -68,7 +68,7 @@ def _run(program: Callable[[Inputs, str], Values], inputs: Inputs, dtype: str) -
 
 @contextlib.contextmanager
 def precisely(dtype: str) -> Iterator[None]:
-    """Has products of float32 computed in float32, which GPUs and TPUs round without it."""
+    """Computes float32 matrix products in float32, which GPUs and TPUs round by default."""
     if dtype == "float32":
         with jax.default_matmul_precision("highest"):
             yield
@@ -77,23 +77,23 @@ def precisely(dtype: str) -> Iterator[None]:
 
 
 def _gradient(inputs: Inputs, dtype: str) -> Values:
-    """Logits, loss and gradient of the plain ViT."""
+    """Computes logits, loss and gradient of the ViT without re-weighting."""
     model, params = _vit(inputs, dtype)
     apply = models.train_apply(model)
     batch = _batch(inputs)
 
-    def of_params(params: Any, batch: Batch) -> tuple[Any, Any]:
+    def loss_of(params: Any, batch: Batch) -> tuple[Any, Any]:
         logits, _ = apply(params, {}, batch.image, jax.random.key(0))
         return losses.cross_entropy(logits, batch.label), logits
 
-    compiled = jax.jit(jax.value_and_grad(of_params, has_aux=True)).lower(params, batch).compile()
+    compiled = jax.jit(jax.value_and_grad(loss_of, has_aux=True)).lower(params, batch).compile()
     (loss, logits), grads = jax.device_get(compiled(params, batch))
     exact = {"logits": logits, "loss": loss}
     return Values(exact, sketch.of(_flat(encoder.unstack(grads))), _held(compiled))
 
 
 def _sam_step(inputs: Inputs, dtype: str) -> Values:
-    """The step of a ReMem teacher: what its momentum holds is the gradient that SAM goes down."""
+    """Runs a step of a ReMem teacher; SAM's gradient is read from the momentum."""
     model, params = _vit(inputs, dtype, mlp_weight=MLP_WEIGHT)
     tx = optim.sgd(lambda _: 0.01, momentum=0.9, nesterov=False, weight_decay=0.0, clip_norm=None)
     step = steps.make_supervised_step(
@@ -104,7 +104,7 @@ def _sam_step(inputs: Inputs, dtype: str) -> Values:
         loss=losses.cross_entropy,
         mixup=0.0,
         ascent=sam.sam(RHO),
-        division=Division(looped=platforms.has_sam_loop(jax.devices()[0])),  # As in a run.
+        division=Division(looped=platforms.has_sam_loop(jax.devices()[0])),  # Same as in a run.
     )
     arguments = state.create({"params": params}, tx), _batch(inputs), {}
     compiled = jax.jit(step).lower(*arguments).compile()
@@ -115,7 +115,7 @@ def _sam_step(inputs: Inputs, dtype: str) -> Values:
 
 
 def _kd_step(inputs: Inputs, dtype: str) -> Values:
-    """The step of a student after a pass of its teacher."""
+    """Runs a step of a student after a forward pass of its teacher."""
     model, params = _vit(inputs, dtype)
     batch, compute_targets = _batch(inputs), models.teacher_apply(model)
     student: Any = models.make(STUDENT, classes=model.classes, dtype=dtype)
@@ -124,7 +124,7 @@ def _kd_step(inputs: Inputs, dtype: str) -> Values:
     step = steps.make_student_step(
         models.student_apply(student), tx, loss=loss, key=jax.random.key(0)
     )
-    with jax.default_device(jax.devices("cpu")[0]):  # The same on both sides.
+    with jax.default_device(jax.devices("cpu")[0]):  # So that GPU and CPU start equally.
         first = jax.device_get(models.init(student, jax.random.key(0), inputs.images.shape[1]))
     first = jax.tree.map_with_path(_with_scales, first)
 
@@ -140,12 +140,12 @@ def _kd_step(inputs: Inputs, dtype: str) -> Values:
 
 
 def _with_scales(path: Any, leaf: Any) -> Any:
-    """Ones for the scales that start from zero, which would leave convolutions no gradient."""
+    """Sets scales to 1: where they start at 0, convolutions would have no gradient."""
     return np.ones_like(leaf) if path[-1].key == "scale" else leaf
 
 
 def _vit(inputs: Inputs, dtype: str, **options: Any) -> tuple[Any, Any]:
-    """The model, and its parameters stacked, as it trains."""
+    """Returns the model and its stacked parameters, as in training."""
     model, variables = augreg.make(
         inputs.weights, image_size=inputs.images.shape[1], dtype=dtype, **options
     )
@@ -159,11 +159,11 @@ def _batch(inputs: Inputs) -> Batch:
 
 
 def _momentum(opt_state: Any, params: Any) -> Any:
-    """The one tree in an optimiser's state that has the form of the parameters."""
-    form = jax.tree.structure(params)
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: jax.tree.structure(node) == form)
-    (found,) = [node for node in leaves if jax.tree.structure(node) == form]
-    return found
+    """Returns the only tree in an optimiser's state that has the structure of the parameters."""
+    structure = jax.tree.structure(params)
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: jax.tree.structure(node) == structure)
+    (momentum,) = [node for node in leaves if jax.tree.structure(node) == structure]
+    return momentum
 
 
 def _flat(tree: Any) -> dict[str, np.ndarray]:
@@ -171,8 +171,8 @@ def _flat(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _held(compiled: Any) -> int | None:
-    found = compiled.memory_analysis()
-    if found is None:
+    memory = compiled.memory_analysis()
+    if memory is None:
         return None
     sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
-    return sum(getattr(found, size) for size in sizes) - found.alias_size_in_bytes
+    return sum(getattr(memory, size) for size in sizes) - memory.alias_size_in_bytes

@@ -1,4 +1,4 @@
-"""The file of what was measured, written anew after each change, so that a cut loses nothing."""
+"""The file of results, rewritten after each change, so that an interruption loses nothing."""
 
 import json
 import pathlib
@@ -7,12 +7,12 @@ from typing import Any
 
 FORMAT = 1
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
-# What all runs of a record have in common.
+# Properties that all runs of a record must share.
 _SAME: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "size (--tiny)": lambda run: run.get("tiny"),
     "device": lambda run: (
         run.get("device"),
-        [one.partition(",")[0] for one in run.get("gpus", ())],
+        [gpu.partition(",")[0] for gpu in run.get("gpus", ())],
     ),
     "folder (--packed)": lambda run: run.get("packed"),
 }
@@ -20,10 +20,10 @@ EMPTY: dict[str, Any] = {"format": FORMAT, "runs": [], "items": {}}
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """What a file holds.
+    """Reads a record.
 
     Raises:
-        ValueError: If it is no record, or of another version of this tool.
+        ValueError: If the file is not a record, or has another version.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -35,43 +35,44 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a record, whole or not at all."""
+    """Writes a record atomically."""
     replace(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-    """Writes a text, whole or not at all."""
+    """Writes a text atomically."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
     new.replace(path)
 
 
 def plain(content: Any) -> Any:
-    """The same JSON values, with None for numbers that JSON does not have."""
+    """Returns a copy of JSON values, with None for NaN and infinite numbers."""
     return json.loads(json.dumps(content), parse_constant=lambda _: None)
 
 
 class Record:
-    """A record that grows; items of earlier runs that are done stay.
+    """A record to which runs add results; finished items of earlier runs are kept.
 
     Attributes:
-        content: "runs", what each start was; "items", by name: "status", "seconds", "limit",
-            "run" (its index), "result" and, unless it is done, "error".
+        content: "runs" has the facts of each run. "items" has, by name, "status", "seconds",
+            "limit", "run" (its index), "result" and, unless the item is done, "error".
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Reads what earlier runs have left in a file, if there is one."""
+        """Reads the results of earlier runs, if the file exists."""
         self._path = path
         self.content = read(path) if path.exists() else plain(EMPTY)
 
     def begin(self, facts: dict[str, Any], anew: Collection[str] = ()) -> None:
-        """Adds a run, which measures some items anew.
+        """Adds a run, and removes the results of items that it measures again.
 
         Raises:
-            ValueError: If the runs before are of another device or folder: one page is of one.
+            ValueError: If earlier runs have another size, device or folder, because one page shows
+                only one.
         """
         for before in self.content["runs"][-1:]:
-            differing = [of for of, what in _SAME.items() if what(before) != what(facts)]
+            differing = [name for name, read in _SAME.items() if read(before) != read(facts)]
             if differing:
                 raise ValueError(
                     f"{self._path} is of another {' and '.join(differing)}; name another --out."
@@ -82,16 +83,16 @@ class Record:
         self._write()
 
     def end(self, how: str) -> None:
-        """Says how the run has ended."""
+        """Records how the run ended."""
         self.content["runs"][-1]["ended"] = how
         self._write()
 
     def is_done(self, name: str) -> bool:
-        """Whether an item needs no other run."""
+        """Returns whether an item is finished."""
         return self.content["items"].get(name, {}).get("status") == DONE
 
     def keep(self, name: str, **entry: Any) -> None:
-        """Writes what is known of an item."""
+        """Writes the entry of an item."""
         self.content["items"][name] = {"run": len(self.content["runs"]) - 1, **entry}
         self._write()
 

@@ -1,4 +1,4 @@
-"""Measures items in order, each within its time, and keeps what was found when it is cut short."""
+"""Measures items in order, each within its time limit, and keeps partial results."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from tools.gpu.budget import Budget, Item
 
 FINISHED, OUT_OF_TIME, ASKED_TO_STOP = "finished", "out of time", "asked to stop"
 NOT_POSSIBLE = "not possible here"
-_LISTEN = 1.0  # Seconds between looks at the clock.
+_LISTEN = 1.0  # Maximum seconds between two checks of the clock.
 
 
 def run(
@@ -22,21 +22,22 @@ def run(
     clock: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = print,
 ) -> str:
-    """Measures what is not done yet.
+    """Measures all items that are not finished.
 
-    Items that find no time in their section are tried once more at the end, with all that is left.
+    Items that do not fit into the time of their section are tried again at the end, with all the
+    time that is left.
 
     Args:
-        items: In the order of their importance.
-        budget: Of all.
-        kept: Gets every result, partial ones too.
-        start: Section -> a `worker.Worker` for its items.
-        stopping: Whether to stop now.
-        clock: Of the budget.
+        items: Items in the order of importance.
+        budget: Time of all items.
+        kept: Record of all results, including partial ones.
+        start: Section -> a new `worker.Worker` for its items.
+        stopping: Returns whether to stop now.
+        clock: Clock of the budget.
         say: Prints a line.
 
     Returns:
-        `FINISHED`, `OUT_OF_TIME` if an item was not measured for want of it, `ASKED_TO_STOP`, or
+        `FINISHED`, `OUT_OF_TIME` if there was not enough time for an item, `ASKED_TO_STOP`, or
         `NOT_POSSIBLE` if a required item failed.
     """
     workers = _Workers(start)
@@ -44,9 +45,9 @@ def run(
     cut = False
     try:
         for item, seconds in _in_time(waiting, budget):
-            status = _measure(item, seconds, workers.of(item.section), kept, stopping, clock)
+            status = _measure(item, seconds, workers.get(item.section), kept, stopping, clock)
             say(_line(item, kept))
-            if status != record.DONE:  # It may hang, or have died.
+            if status != record.DONE:  # The worker may hang or be dead.
                 workers.end()
             if stopping():
                 return ASKED_TO_STOP
@@ -61,7 +62,7 @@ def run(
 
 
 def _in_time(waiting: list[Item], budget: Budget) -> Iterator[tuple[Item, float]]:
-    """Items that there is time for, which are waiting no more, and their seconds."""
+    """Removes the items for which there is time from the waiting ones; yields them and the time."""
     for whole in (False, True):
         for item in list(waiting):
             seconds = budget.allowed(item, whole=whole)
@@ -71,14 +72,14 @@ def _in_time(waiting: list[Item], budget: Budget) -> Iterator[tuple[Item, float]
 
 
 class _Workers:
-    """One worker at a time, for the items of one section."""
+    """Starts one worker at a time, for the items of one section."""
 
     def __init__(self, start: Callable[[str], Any]) -> None:
         self._start = start
         self._section, self._worker = "", None
 
-    def of(self, section: str) -> Any:
-        """The worker of a section; that of another is ended, since it holds of the device."""
+    def get(self, section: str) -> Any:
+        """Returns the worker of a section; ends that of another, which holds device memory."""
         if self._worker is None or self._section != section:
             self.end()
             self._section, self._worker = section, self._start(section)
@@ -98,7 +99,7 @@ def _measure(
     stopping: Callable[[], bool],
     clock: Callable[[], float],
 ) -> str:
-    """Measures one item; its status."""
+    """Measures one item; returns its status."""
     begun, result = clock(), None
 
     def keep(status: str, **more: Any) -> str:
@@ -114,16 +115,16 @@ def _measure(
             return keep(record.STOPPED, error=ASKED_TO_STOP)
         if left <= 0:
             return keep(record.STOPPED, error=f"stopped after {seconds:.0f} seconds")
-        said = process.hear(min(left, _LISTEN))
-        if said is None:
+        message = process.hear(min(left, _LISTEN))
+        if message is None:
             continue
-        what, content = said
-        if what == worker.FAILED:
+        kind, content = message
+        if kind == worker.FAILED:
             return keep(record.FAILED, error=content)
         result = content
-        if what == worker.DONE:
+        if kind == worker.DONE:
             return keep(record.DONE)
-        keep(record.STOPPED, error="cut short")  # Should this process be killed.
+        keep(record.STOPPED, error="cut short")  # Remains if this process is killed.
 
 
 def _line(item: Item, kept: record.Record) -> str:

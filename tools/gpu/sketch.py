@@ -1,4 +1,4 @@
-"""Sketches of arrays: few numbers, from which the distance of two arrays can be told.
+"""Sketches of arrays: a few numbers, from which the distance of two arrays can be estimated.
 
 Source: Charikar et al. 2002, Finding frequent items in data streams (the CountSketch); the squared
 distance of two sketches is an unbiased estimate of that of the arrays.
@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Share of the norm of all arrays together, against which those that are smaller are measured: a
-# gradient that is zero but for rounding, as that of the biases of keys, has no relative error.
+# Errors of arrays whose norm is below this fraction of the norm of all arrays are relative to this
+# fraction: a gradient that is zero except for rounding, such as that of the biases of keys, has no
+# meaningful relative error.
 FLOOR = 1e-3
-SIZE = 64  # Of a sketch; a distance is then estimated with a standard error of 9 % at most.
+SIZE = 64  # Numbers in a sketch; the standard error of an estimated distance is then at most 9 %.
 
 
 class Sketches(NamedTuple):
-    """What is kept of named arrays.
+    """Sketches of named arrays.
 
     Attributes:
         norms: Name -> Euclidean norm.
@@ -29,7 +30,7 @@ class Sketches(NamedTuple):
 
 
 def of(arrays: Mapping[str, np.ndarray]) -> Sketches:
-    """Sketches of arrays; the signs depend on the name and the number of elements alone."""
+    """Returns sketches of arrays; the signs depend only on the name and the number of elements."""
     flat = {name: np.asarray(array, np.float64).ravel() for name, array in arrays.items()}
     return Sketches(
         {name: float(np.linalg.norm(values)) for name, values in flat.items()},
@@ -39,9 +40,8 @@ def of(arrays: Mapping[str, np.ndarray]) -> Sketches:
 
 def _sums(name: str, values: np.ndarray) -> np.ndarray:
     rows = -(-values.size // SIZE)
-    # Of all that NumPy draws, the raw output of its bit generators alone is the same in every
-    # version.
-    bits = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(rows)  # 64 each.
+    # Only the raw output of NumPy's bit generators is the same in every version of NumPy.
+    bits = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(rows)  # 64 bits each.
     signs = np.unpackbits(bits.astype("<u8").view(np.uint8)).astype(np.float64) * 2 - 1
     padded = np.zeros(rows * SIZE)
     padded[: values.size] = values
@@ -49,10 +49,10 @@ def _sums(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def errors(found: Sketches, expected: Sketches) -> dict[str, float]:
-    """Name -> estimated distance from what was expected, relative to its norm or `FLOOR`.
+    """Estimates the relative distance of each array from the expected one; see `FLOOR`.
 
     Raises:
-        ValueError: If they are not of the same arrays.
+        ValueError: If the two sides have different arrays.
     """
     if found.norms.keys() != expected.norms.keys():
         differing = sorted(found.norms.keys() ^ expected.norms.keys())
@@ -65,6 +65,6 @@ def errors(found: Sketches, expected: Sketches) -> dict[str, float]:
 
 
 def total_error(found: Sketches, expected: Sketches) -> float:
-    """The same of all arrays as one."""
+    """Estimates the relative distance of all arrays together."""
     distance = np.sqrt(sum(np.sum((found.sums[n] - s) ** 2) for n, s in expected.sums.items()))
     return float(distance / np.linalg.norm(list(expected.norms.values())))

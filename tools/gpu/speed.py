@@ -1,4 +1,4 @@
-"""Rows of tools/benchmark.py, on this device."""
+"""Measures rows of tools/benchmark.py on this device."""
 
 import functools
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from tools.benchmarks import facts, rates, rows, theirs, turns
 from tools.benchmarks import report as records
 from tools.gpu import worker
 
-REPEATS = 4  # Turns of each side, of `rates.STEPS` steps.
+REPEATS = 4  # Turns of each side, each with `rates.STEPS` steps.
 
 
 def measure(
     context: worker.Context, report: worker.Report, seconds: float, *, row: str
 ) -> worker.Found:
-    """A row of `rows.GPU`, with torch and timm beside it where they are installed.
+    """Measures a row of `rows.GPU`, and the same in torch and timm if they are installed.
 
-    Tiny rows have our side alone, in this process: another would cost more than they do.
+    Tiny rows measure only our side, in this process, because starting another one takes longer.
     """
     del seconds
     if context.tiny:
@@ -26,12 +26,12 @@ def measure(
     report({"peers_missing": lacking})
     sides = ["ours"] if lacking else ["ours", "theirs"]
     times = turns.Turns(REPEATS, rates.STEPS, rates.WARM_UP)
-    found = rates.measure(row, rows.GPU[row], sides, times, _kind(), apart=True)
-    return found | {"peers_missing": lacking}
+    measured = rates.measure(row, rows.GPU[row], sides, times, _kind(), apart=True)
+    return measured | {"peers_missing": lacking}
 
 
 def students(context: worker.Context, report: worker.Report, seconds: float) -> worker.Found:
-    """Students on one pass of their teacher, in runs apart, and on stored outputs."""
+    """Measures students on one pass of their teacher, in separate runs, and on stored outputs."""
     del report, seconds
     if context.tiny:
         grid = rows.tiny_grid(rows.GPU_GRID)
@@ -56,6 +56,6 @@ def _train_students(grid: rows.Grid) -> dict[str, Any]:
 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a process of its own, which then leaves the device to others."""
+    """Calls a function in its own process, which then frees the device, and returns the result."""
     with turns.child() as call:
         return call(function, *arguments)

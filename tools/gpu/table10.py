@@ -1,4 +1,4 @@
-"""A mini version of the paper's Table 10: what re-weighting and SAM do alone, with three seeds."""
+"""A mini version of the paper's Table 10, re-weighting and SAM each alone, with three seeds."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from remem_jax import workflow
 from remem_jax.storage import results
 from tools.gpu import images, worker
 
-# The protocol is fixed, so that cards and dates compare: nothing depends on the speed of a device.
+# The protocol does not depend on the speed of the device, so results of different GPUs compare.
 TEACHER_STEPS, STUDENT_STEPS = 250, 750
 TINY_STEPS = (2, 6)
 
@@ -27,9 +27,9 @@ def measure(
     methods: Sequence[str],
     seeds: Sequence[int],
 ) -> worker.Found:
-    """Test accuracies of teachers and students, by seed and method; a run for each seed.
+    """Measures the test accuracy of teachers and students, by seed and method, in a run per seed.
 
-    Killed, it goes on at its next start, where `context.folder` is the same.
+    After an interruption, a later call with the same `context.folder` resumes.
     """
     del seconds
     os.environ["REMEM_CACHE"] = str(context.folder / "cache")
@@ -37,10 +37,10 @@ def measure(
     if not arrays.exists():
         context.folder.mkdir(exist_ok=True)
         images.unpack(context.packed / images.FILE, arrays.with_suffix(".new"))
-        arrays.with_suffix(".new").replace(arrays)  # Whole, or not at all.
+        arrays.with_suffix(".new").replace(arrays)  # Atomic.
     base = _config(arrays, context.packed / weights, image_size, tiny=context.tiny)
     steps = TINY_STEPS if context.tiny else (TEACHER_STEPS, STUDENT_STEPS)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "teacher_steps": steps[0],
         "student_steps": steps[1],
         "settings": _settings(base),
@@ -48,16 +48,16 @@ def measure(
     }
     for seed in seeds:
         folder = context.folder / f"{'_'.join(methods)}_{seed}"
-        workflow.run(_of_run(base, methods, seed, steps), folder)
-        found["runs"] += _rows(results.read(folder / "results.json"), seed)
-        report(found)
-    return found
+        workflow.run(_run_config(base, methods, seed, steps), folder)
+        result["runs"] += _rows(results.read(folder / "results.json"), seed)
+        report(result)
+    return result
 
 
 def _config(
     arrays: pathlib.Path, weights: pathlib.Path, image_size: int, *, tiny: bool
 ) -> ConfigDict:
-    """What all runs share: the mini version of configs/tables/table10.py, with one student."""
+    """Returns the settings of all runs: configs/tables/table10.py:mini with one student."""
     config = table10.get_config("mini").base
     config.data.name, config.data.path = "arrays", str(arrays)
     config.data.image_size = image_size
@@ -72,7 +72,7 @@ def _config(
     return config
 
 
-def _of_run(
+def _run_config(
     base: ConfigDict, methods: Sequence[str], seed: int, steps: tuple[int, int]
 ) -> ConfigDict:
     config = base.copy_and_resolve_references()
@@ -80,12 +80,12 @@ def _of_run(
     teacher, student = steps
     config.teacher.steps, config.teacher.warmup_steps = (teacher,), teacher // 10
     config.student.steps, config.student.warmup_steps = student, student // 10
-    config.save_every = student  # Nothing goes on from here.
+    config.save_every = student  # Training stages are too short to be resumed.
     return config
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
-    """What the page says of the runs."""
+    """Returns the settings that the page shows."""
     teacher, student = config.teacher, config.student
     return {
         "image_size": config.data.image_size,
@@ -101,10 +101,10 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _rows(found: dict[str, Any] | None, seed: int) -> list[dict[str, Any]]:
-    if found is None:
-        raise RuntimeError("A run has left no results.json.")
-    metric = found["data"]["metric"]
+def _rows(run_results: dict[str, Any] | None, seed: int) -> list[dict[str, Any]]:
+    if run_results is None:
+        raise RuntimeError("A run wrote no results.json.")
+    metric = run_results["data"]["metric"]
     return [
         {
             "seed": seed,
@@ -113,5 +113,5 @@ def _rows(found: dict[str, Any] | None, seed: int) -> list[dict[str, Any]]:
             "student": row["student"]["test"][metric],
             "teacher": row["teacher"]["test"][metric],
         }
-        for row in found["methods"]
+        for row in run_results["methods"]
     ]

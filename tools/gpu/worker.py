@@ -1,6 +1,7 @@
-"""Items are measured in a process of their own, which can be killed with all that it started."""
+"""Measures items in a separate process, which can be killed with all of its child processes."""
 
 import contextlib
+import functools
 import importlib
 import multiprocessing
 import os
@@ -20,13 +21,13 @@ PARTIAL, DONE, FAILED = "partial", "done", "failed"
 
 
 class Context(NamedTuple):
-    """What all items know.
+    """What all items share.
 
     Attributes:
         packed: Folder that `packing.pack` made.
-        folder: For what is written on the way, and found there by the next start.
-        tiny: Whether sizes are to be tiny.
-        device: "gpu"; or "cpu", where no number is of interest.
+        folder: Folder for intermediate files, from which a later start resumes.
+        tiny: Whether to use tiny sizes.
+        device: "gpu", or "cpu" to try the tool.
     """
 
     packed: pathlib.Path
@@ -39,7 +40,7 @@ class Worker:
     """A process that measures one item after another."""
 
     def __init__(self, context: Context) -> None:
-        """Starts it; it has imported nothing yet."""
+        """Starts the process, without importing anything there."""
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, context))
@@ -47,14 +48,15 @@ class Worker:
         theirs.close()
 
     def begin(self, item: Item, seconds: float) -> None:
-        """Gives it an item, and the seconds that it may take."""
-        with contextlib.suppress(BrokenPipeError):  # `hear` says so.
+        """Starts measuring an item, which may take this many seconds."""
+        with contextlib.suppress(BrokenPipeError):  # `hear` reports it.
             self._pipe.send((item, seconds))
 
     def hear(self, seconds: float) -> tuple[str, Any] | None:
-        """What it says within some seconds: `PARTIAL` or `DONE` and a result, `FAILED` and why.
+        """Waits for a message: `PARTIAL` or `DONE` with a result, or `FAILED` with a reason.
 
-        None if it says nothing. A process that has ended says that.
+        Returns None if there is no message within these seconds. The end of the process is a
+        failure, too.
         """
         try:
             return self._pipe.recv() if self._pipe.poll(seconds) else None
@@ -63,23 +65,28 @@ class Worker:
             return FAILED, f"its process ended with code {self._process.exitcode}"
 
     def kill(self) -> None:
-        """Ends it, and what it has started, at once."""
+        """Kills the process and its child processes."""
         pid = self._process.pid
         with contextlib.suppress(ProcessLookupError):
             if pid is not None:
                 os.killpg(pid, signal.SIGKILL)
-        self._process.kill()  # In case it has no group yet.
+        self._process.kill()  # It may not have a process group yet.
         self._process.join()
         self._pipe.close()
 
 
 def _serve(pipe: Any, context: Context) -> None:
-    os.setsid()  # A group, to be killed with all that is in it.
+    os.setsid()  # Makes a process group, so that child processes can be killed, too.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
         while True:
             item, seconds = pipe.recv()
-            pipe.send(_measured(item, context, seconds, lambda found: pipe.send((PARTIAL, found))))
+            report_to = functools.partial(_send_partial, pipe)
+            pipe.send(_measured(item, context, seconds, report_to))
+
+
+def _send_partial(pipe: Any, result: Found) -> None:
+    pipe.send((PARTIAL, result))
 
 
 def _measured(item: Item, context: Context, seconds: float, report_to: Report) -> tuple[str, Any]:
@@ -87,10 +94,10 @@ def _measured(item: Item, context: Context, seconds: float, report_to: Report) -
     try:
         measure = getattr(importlib.import_module(module), function)
         return DONE, measure(context, report_to, seconds, **item.arguments)
-    except ImportError as error:  # Of what this machine lacks.
+    except ImportError as error:  # A package that this machine lacks.
         return FAILED, f"not installed here: {error}"
     except Exception as error:  # noqa: BLE001
-        traceback.print_exc()  # An item that fails must not keep others from being measured.
+        traceback.print_exc()  # The next items are measured in any case.
         return FAILED, report.brief(error)
 
 
@@ -101,13 +108,15 @@ def _end_with_parent() -> None:
         os.killpg(os.getpid(), signal.SIGKILL)
 
 
-def each(found: Found, works: Iterable[tuple[str, Callable[[], Found]]], told: Report) -> Found:
-    """Adds the result of each work, or its error, by name, and reports what there is so far."""
-    for name, work in works:
+def run_each(
+    results: Found, tasks: Iterable[tuple[str, Callable[[], Found]]], report_to: Report
+) -> Found:
+    """Adds the result or error of each task by name, and reports the results after each task."""
+    for name, task in tasks:
         try:
-            found[name] = work()
+            results[name] = task()
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
-            found[name] = {"error": report.brief(error)}
-        told(found)
-    return found
+            results[name] = {"error": report.brief(error)}
+        report_to(results)
+    return results

@@ -1,4 +1,4 @@
-"""Users' images as arrays of an .npz file."""
+"""Opens users' images as arrays of an .npz file."""
 
 import os
 import pathlib

@@ -51,12 +51,12 @@ def warnings(images: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
     Args:
         images: Number of images by split and class.
     """
-    names = sorted({name for of_split in images.values() for name in of_split})
+    names = sorted({name for counts in images.values() for name in counts})
     alike: dict[str, list[str]] = {}
     for name in names:
         key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
         alike.setdefault(key, []).append(name)
-    found = [
+    messages = [
         f"the classes {_listed(group)} differ only in case or spaces"
         for group in alike.values()
         if len(group) > 1
@@ -64,12 +64,12 @@ def warnings(images: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
     untrained = [name for name in names if not images.get(TRAIN, {}).get(name)]
     if untrained:
         several = len(untrained) > 1
-        found.append(
+        messages.append(
             f"the class{'es' * several} {_listed(untrained)} {'have' if several else 'has'} no "
             "training image, so that no model can learn "
             f"{'them' if several else 'it'}"
         )
-    return tuple(found)
+    return tuple(messages)
 
 
 def require_enough(images: Mapping[str, int], splits: Collection[str], what: str) -> None:

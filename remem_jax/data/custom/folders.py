@@ -1,4 +1,4 @@
-"""Users' images in class folders, and what this shares with `lists` and `arrays`."""
+"""Opens users' images in class folders; has the functions shared with `lists` and `arrays`."""
 
 import hashlib
 import os
@@ -27,12 +27,12 @@ class File(NamedTuple):
     Attributes:
         name: Path relative to the folder of all images, or absolute.
         class_name: Name of its class.
-        found: Its `os.stat`; None if it cannot be read.
+        status: Its `os.stat`; None if it cannot be read.
     """
 
     name: str
     class_name: str
-    found: os.stat_result | None
+    status: os.stat_result | None
 
 
 class _Files(NamedTuple):
@@ -78,10 +78,10 @@ def folder(path: str) -> Source:
         raise SettingError(f"There is no folder {path!r}; set config.data.path to your images.")
     skipped_files: Counter[str] = Counter()
     layout = layouts.read(path, root, skipped_files)
-    found = {
+    candidates = {
         split: [*_files(root, places, skipped_files)] for split, places in layout.splits.items()
     }
-    distinct = _distinct(path, found, skipped_files)
+    distinct = _distinct(path, candidates, skipped_files)
     for split in (TRAIN, *distinct):
         checks.require(
             len(distinct.get(split, ())) > 0,
@@ -120,7 +120,7 @@ def require_outside(name: str, path: str, directory: pathlib.Path) -> None:
     if name != "folder" or not path or not root.is_dir():
         return
     place = pathlib.Path(os.path.realpath(os.path.expanduser(directory)))  # noqa: PTH111
-    if any(one.exists() and one.samefile(root) for one in (place, *place.parents)):
+    if any(each.exists() and each.samefile(root) for each in (place, *place.parents)):
         raise SettingError(
             f"--workdir {directory} lies in config.data.path ({path}), where its figures would "
             "become images: set --workdir to a folder outside of it."
@@ -133,7 +133,7 @@ def require_outside(name: str, path: str, directory: pathlib.Path) -> None:
 def of_files(
     title: str,
     root: pathlib.Path,
-    found: dict[str, list[File]],
+    files_by_split: dict[str, list[File]],
     classes: Sequence[str],
     *,
     where: str,
@@ -146,7 +146,7 @@ def of_files(
     Args:
         title: Name for reports and messages.
         root: Folder of the relative names.
-        found: Images of each split.
+        files_by_split: Images of each split.
         classes: All classes, in the order of the labels.
         where: Value of `config.data.path`, for messages.
         skipped_files: See `Source`.
@@ -157,13 +157,14 @@ def of_files(
         SettingError: If classes cannot be stored, or have too few images.
     """
     class_names.require_storable(classes, where)
-    counts = {split: Counter(file.class_name for file in files) for split, files in found.items()}
-    class_names.require_enough(
-        counts[TRAIN], found, "images" if len(found) == 1 else "training images"
-    )
+    counts = {
+        split: Counter(file.class_name for file in files) for split, files in files_by_split.items()
+    }
+    noun = "images" if len(files_by_split) == 1 else "training images"
+    class_names.require_enough(counts[TRAIN], files_by_split, noun)
     index = {name: i for i, name in enumerate(classes)}
     splits = {}
-    for split, files in _with_test(found).items():
+    for split, files in _with_test(files_by_split).items():
         labels = np.asarray([index[file.class_name] for file in files], np.int32)
         names = [file.name for file in files]
         splits[split] = Split(
@@ -200,73 +201,76 @@ def with_warnings(source: Source, counts: Mapping[str, Mapping[str, int]]) -> So
     return source._replace(warnings=warnings)
 
 
-def identity(found: os.stat_result | None, path: str) -> Hashable:
+def identity(status: os.stat_result | None, path: str) -> Hashable:
     """Returns a key that is equal for all names of one file: hard and symbolic links, any paths."""
-    if found is None or not found.st_ino:
+    if status is None or not status.st_ino:
         return os.path.realpath(path)
     # On some file systems several files have the same inode.
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _key(files: list[File], labels: np.ndarray) -> str:
     digest = hashlib.sha256(labels.tobytes())
     for file in files:
-        found = file.found
+        status = file.status
         # Tools that copy or edit may preserve a file's size and mtime; none can set its ctime.
-        stamp = found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        stamp = status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(os.fsencode(f"{file.name}\0{stamp}\0"))
     return digest.hexdigest()[:16]
 
 
-def _with_test(found: dict[str, list[File]]) -> dict[str, list[File]]:
-    if TEST in found:
-        return found
-    files = found[TRAIN]
+def _with_test(files_by_split: dict[str, list[File]]) -> dict[str, list[File]]:
+    if TEST in files_by_split:
+        return files_by_split
+    files = files_by_split[TRAIN]
     labels = np.unique([file.class_name for file in files], return_inverse=True)[1]
-    held = sources.stratified(labels, _TEST_SHARE, seed=0)
-    chosen = set(held.tolist())
+    test = sources.stratified(labels, _TEST_SHARE, seed=0)
+    chosen = set(test.tolist())
     kept = [file for i, file in enumerate(files) if i not in chosen]
-    return found | {TRAIN: kept, TEST: [files[i] for i in held]}
+    return files_by_split | {TRAIN: kept, TEST: [files[i] for i in test]}
 
 
 # Folders.
 
 
-class _Place(NamedTuple):
+class _Candidate(NamedTuple):
+    """A file of a class folder, with the result of `identity`."""
+
     file: File
     identity: Hashable
 
 
 def _files(
     root: pathlib.Path, places: Iterable[walk.Entry], skipped_files: Counter[str]
-) -> Iterable[_Place]:
+) -> Iterable[_Candidate]:
     """Yields the images in class folders, sorted by name."""
     above = os.path.join(root, "")  # noqa: PTH118
     for place in places:
         parents = (root, pathlib.Path(place.path).parent)
-        seen = {walk.identity_of(walk.entry_of(parent)) for parent in parents}
-        for image in walk.images(place, skipped_files, unlisted=layouts.refuse_unlisted, seen=seen):
-            found = image.found
-            file = File(image.path.removeprefix(above), place.name, found)
-            yield _Place(file, identity(found, image.path))
+        visited = {walk.identity_of(walk.entry_of(parent)) for parent in parents}
+        for image in walk.images(
+            place, skipped_files, unlisted=layouts.refuse_unlisted, visited=visited
+        ):
+            file = File(image.path.removeprefix(above), place.name, image.status)
+            yield _Candidate(file, identity(image.status, image.path))
 
 
 def _distinct(
-    path: str, found: Mapping[str, list[_Place]], skipped_files: Counter[str]
+    path: str, candidates: Mapping[str, list[_Candidate]], skipped_files: Counter[str]
 ) -> dict[str, list[File]]:
     """Returns each file once; raises if one file is in two classes or splits."""
     first: dict[Hashable, tuple[str, File]] = {}
     kept: dict[str, list[File]] = {}
-    for split, places in found.items():
+    for split, files in candidates.items():
         kept[split] = []
-        for file, same in places:
-            before, other = first.setdefault(same, (split, file))
+        for file, key in files:
+            first_split, other = first.setdefault(key, (split, file))
             if other is file:
                 kept[split].append(file)
                 continue
             skipped_files[walk.REPEATED] += 1
             checks.require(
-                (before, other.class_name) == (split, file.class_name),
+                (first_split, other.class_name) == (split, file.class_name),
                 f"{path} has one file in two classes or splits, {other.name!r} and {file.name!r} "
                 "(a link): remove one of them, or set config.data.path.",
             )

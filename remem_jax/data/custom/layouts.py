@@ -11,7 +11,7 @@ from remem_jax.checks import SettingError
 from remem_jax.data.custom import split_names, walk
 from remem_jax.data.sources import TRAIN
 
-# Names of splits that are also words for things: classes if they have images, as classes do.
+# Names of splits that may also name classes; they do if the folder itself contains images.
 _ALSO_CLASSES = ("train", "valid")
 
 
@@ -75,14 +75,14 @@ def read(path: str, root: pathlib.Path, skipped_files: Counter[str]) -> Layout:
 
 
 def require_flat(path: str, files: Sequence[tuple[str, str]]) -> None:
-    """Checks that folders that were taken for classes do not contain splits.
+    """Checks that class folders do not contain splits.
 
     Args:
         path: Value of `config.data.path`, for messages.
         files: Class of each image, and its path relative to the folder.
 
     Raises:
-        SettingError: If one contains a folder of train and one of another split.
+        SettingError: If a class folder contains a folder of train and one of another split.
     """
     splits: dict[str, dict[str, str]] = {}
     for class_name, name in files:
@@ -90,10 +90,10 @@ def require_flat(path: str, files: Sequence[tuple[str, str]]) -> None:
         split = split_names.split_of(below[0]) if len(below) > 1 else None
         if split:
             splits.setdefault(class_name, {})[split] = below[0]
-    for name, found in splits.items():
+    for name, folders in splits.items():
         checks.require(
-            TRAIN not in found or len(found) == 1,
-            f"{path} holds splits in a class folder ({', '.join(found.values())} in "
+            TRAIN not in folders or len(folders) == 1,
+            f"{path} holds splits in a class folder ({', '.join(folders.values())} in "
             f"{walk.printable(name)}): put classes into splits, as PATH/train/class; or set "
             "config.data.path to the folder that holds the splits.",
         )
@@ -139,25 +139,25 @@ def _split_folders(path: str, inside: Sequence[walk.Entry]) -> dict[str, walk.En
 def _folders(place: pathlib.Path, skipped_files: Counter[str]) -> list[walk.Entry]:
     """Lists the folders in a folder; counts images beside them, which have no class, as skipped."""
     try:
-        found = walk.entries(place, skipped_files)
+        entries = walk.entries(place, skipped_files)
     except OSError as error:
         refuse_unlisted(error)
         raise
-    folders = [entry for entry in found if entry.is_folder and not walk.is_run(entry.path)]
-    loose = sum(not entry.is_folder for entry in found)
+    folders = [entry for entry in entries if entry.is_folder and not walk.is_run(entry.path)]
+    loose = sum(not entry.is_folder for entry in entries)
     skipped_files.update({walk.OUTSIDE: loose} if loose else {})
-    runs = len(found) - loose - len(folders)
+    runs = len(entries) - loose - len(folders)
     skipped_files.update({walk.RUN: runs} if runs else {})
     return folders
 
 
 def _normalised(splits: dict[str, list[walk.Entry]]) -> dict[str, list[walk.Entry]]:
-    """Writes a class that splits write in two forms of Unicode as train does.
+    """Gives a class whose name differs in Unicode form between splits its name in train.
 
-    Two forms in one split are two folders, which `class_names` refuses.
+    Two forms in one split are two folders, which `class_names` rejects.
     """
     first: dict[str, str] = {}
-    found = {}
+    renamed = {}
     for split in sorted(splits, key=lambda name: name != TRAIN):
         forms = [unicodedata.normalize("NFC", place.name) for place in splits[split]]
         counts = Counter(forms)
@@ -165,10 +165,10 @@ def _normalised(splits: dict[str, list[walk.Entry]]) -> dict[str, list[walk.Entr
             first.setdefault(form, place.name) if counts[form] == 1 else place.name
             for form, place in zip(forms, splits[split], strict=True)
         ]
-        found[split] = [
+        renamed[split] = [
             place._replace(name=name) for name, place in zip(names, splits[split], strict=True)
         ]
-    return {split: found[split] for split in splits}
+    return {split: renamed[split] for split in splits}
 
 
 def _has_images(place: walk.Entry) -> bool:

@@ -1,4 +1,4 @@
-"""Users' images that a CSV file or a file of JSON lines lists."""
+"""Opens users' images listed in a CSV file or a file of JSON lines."""
 
 import csv
 import decimal
@@ -48,12 +48,12 @@ def listing(path: str) -> Source:
     by_split: dict[str, list[folders.File]] = {}
     first: dict[Hashable, _Listed] = {}
     for row in rows:
-        listed, same = _listed(path, place.parent, row, rows[0])
-        before = first.setdefault(same, listed)
+        listed, key = _listed(path, place.parent, row, rows[0])
+        before = first.setdefault(key, listed)
         if before is listed:
             by_split.setdefault(listed.split, []).append(listed.file)
         else:
-            _require_the_same(path, before, listed)
+            _require_consistent(path, before, listed)
     checks.require(
         TRAIN in by_split,
         f"{path} lists no images of the train split; mend it, or config.data.path.",
@@ -133,8 +133,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}..."
 
 
-def _wrong(path: str, line: int, what: str) -> SettingError:
-    return SettingError(f"{path}, line {line}: {what}; mend the list, or set config.data.path.")
+def _wrong(path: str, line: int, problem: str) -> SettingError:
+    return SettingError(f"{path}, line {line}: {problem}; mend the list, or set config.data.path.")
 
 
 def _csv(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -182,19 +182,19 @@ def _number(text: str) -> _Number:
     return _Number("0" if text == "-0" else text)
 
 
-def _require_the_same(path: str, before: _Listed, listed: _Listed) -> None:
+def _require_consistent(path: str, before: _Listed, listed: _Listed) -> None:
     """Checks that two lines of one file do not contradict each other."""
     by = "" if before.row.path == listed.row.path else f" as {before.row.path!r}"
-    for name, one, other in (
+    for name, earlier, later in (
         ("labels", before.row.label, listed.row.label),
         ("splits", before.split, listed.split),
     ):
-        if one != other:
+        if earlier != later:
             raise _wrong(
                 path,
                 listed.row.line,
-                f"{listed.row.path!r} has two {name}, {_short(other)} and, on line "
-                f"{before.row.line}{by}, {_short(one)}",
+                f"{listed.row.path!r} has two {name}, {_short(later)} and, on line "
+                f"{before.row.line}{by}, {_short(earlier)}",
             )
 
 
@@ -215,15 +215,15 @@ def _split_of(path: str, row: _Row, first: _Row) -> str:
 
 
 def _listed(path: str, root: pathlib.Path, row: _Row, first: _Row) -> tuple[_Listed, Hashable]:
-    """Returns what a row names, and a key that is equal for all rows of the same file."""
+    """Returns the split and file of a row, and a key that is equal for all rows of one file."""
     split = _split_of(path, row, first)
     name = os.path.expanduser(row.path)  # noqa: PTH111  expanduser() of pathlib raises for unknown users.
     place = os.path.join(root, name)  # noqa: PTH118
     try:
-        found = os.stat(place)  # noqa: PTH116
-    except (OSError, ValueError):  # The latter of a NUL.
+        status = os.stat(place)  # noqa: PTH116
+    except (OSError, ValueError):  # ValueError if the path contains a NUL.
         raise _wrong(path, row.line, f"there is no file {row.path!r}") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise _wrong(path, row.line, f"{row.path!r} is not a file")
-    file = folders.File(name, row.label, found)
-    return _Listed(row, split, file), folders.identity(found, place)
+    file = folders.File(name, row.label, status)
+    return _Listed(row, split, file), folders.identity(status, place)

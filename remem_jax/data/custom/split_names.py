@@ -30,24 +30,24 @@ UNCLEAR = "unclear"
 
 
 def split_of(name: str) -> str | None:
-    """Returns the split that a name means in any case; `UNCLEAR`, or None if it means no split.
+    """Returns the split that a name means, ignoring case; `UNCLEAR`, or None if it means no split.
 
     Numbers, and words such as set, data and images, may surround it.
     """
-    found = _SPLIT.fullmatch("".join(re.findall(r"[^\W\d_]+", _folded(name))))
-    return found.lastgroup if found else None
+    match = _SPLIT.fullmatch("".join(re.findall(r"[^\W\d_]+", _folded(name))))
+    return match.lastgroup if match else None
 
 
 def prefixed(names: Iterable[str]) -> tuple[str, str] | None:
     """Returns two names that look like the splits of one data set, as cars_train and cars_test."""
-    found: dict[str, dict[str, str]] = {}
+    names_by_stem: dict[str, dict[str, str]] = {}
     for name in names:
         match = _AT_AN_END.fullmatch(_folded(name))
         if match:
             word, rest = match["head"] or match["tail"], match["before"] or match["after"]
             split = split_of(word) or ""
-            found.setdefault(rest.strip("_- ."), {}).setdefault(split, name)
-    for splits in found.values():
+            names_by_stem.setdefault(rest.strip("_- ."), {}).setdefault(split, name)
+    for splits in names_by_stem.values():
         others = [name for split, name in splits.items() if split != TRAIN]
         if TRAIN in splits and others:
             return splits[TRAIN], others[0]

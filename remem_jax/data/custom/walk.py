@@ -45,7 +45,8 @@ _LEFTOVERS = {
     "temporary items",
     "thumbs.db",
 }
-_RUN_FILES = {"inputs.json", "metrics.jsonl", "study.json"}  # Besides config.json.
+# Files of which a run or study has at least one, besides config.json.
+_RUN_FILES = {"inputs.json", "metrics.jsonl", "study.json"}
 _SUFFIX = re.compile(r"\.(?=\w*[a-z])[a-z0-9_]{1,8}")
 _LISTED = 12  # Kinds, or classes, listed in a line.
 
@@ -56,17 +57,17 @@ class Entry(NamedTuple):
     Attributes:
         name: File name.
         path: Path, which starts with that of the listed folder.
-        found: Its `os.stat`, links followed; None if it cannot be read.
+        status: Its `os.stat`, links followed; None if it cannot be read.
     """
 
     name: str
     path: str
-    found: os.stat_result | None
+    status: os.stat_result | None
 
     @property
     def is_folder(self) -> bool:
         """Whether it is a folder, or a link to one."""
-        return self.found is not None and stat.S_ISDIR(self.found.st_mode)
+        return self.status is not None and stat.S_ISDIR(self.status.st_mode)
 
 
 def entries(place: str | os.PathLike[str], skipped_files: Counter[str]) -> list[Entry]:
@@ -75,16 +76,16 @@ def entries(place: str | os.PathLike[str], skipped_files: Counter[str]) -> list[
     Raises:
         OSError: If the folder cannot be listed.
     """
-    with os.scandir(place) as found:
-        listed = sorted(found, key=lambda entry: entry.name)
-    taken = []
+    with os.scandir(place) as scanned:
+        listed = sorted(scanned, key=lambda entry: entry.name)
+    kept = []
     for entry in listed:
-        kind, of = _kind(entry)
+        kind, status = _kind(entry)
         if kind:
             skipped_files[kind] += 1
         else:
-            taken.append(Entry(entry.name, entry.path, of))
-    return taken
+            kept.append(Entry(entry.name, entry.path, status))
+    return kept
 
 
 def images(
@@ -92,7 +93,7 @@ def images(
     skipped_files: Counter[str],
     *,
     unlisted: Callable[[OSError], object],
-    seen: set[tuple[int, int]] | None = None,
+    visited: set[tuple[int, int]] | None = None,
     once: bool = False,
 ) -> Iterator[Entry]:
     """Yields the images in a folder and its subfolders, folder by folder.
@@ -103,29 +104,29 @@ def images(
         folder: The folder.
         skipped_files: Counter of skipped files by kind; updated.
         unlisted: Called with the error of a folder that cannot be listed.
-        seen: Its parent folders; see `identity_of`.
+        visited: Identities of the parent folders, from `identity_of`; updated.
         once: Whether a folder that several links point to is listed only once.
     """
-    seen = set() if seen is None else seen
+    visited = set() if visited is None else visited
     identity = identity_of(folder)
-    if identity in seen:
+    if identity in visited:
         skipped_files[LOOP] += 1
         return
     try:
-        here = entries(folder.path, skipped_files)
+        children = entries(folder.path, skipped_files)
     except OSError as error:
         unlisted(error)
         return
-    seen.add(identity)
-    for entry in here:
+    visited.add(identity)
+    for entry in children:
         if not entry.is_folder:
             yield entry
         elif is_run(entry.path):
             skipped_files[RUN] += 1
         else:
-            yield from images(entry, skipped_files, unlisted=unlisted, seen=seen, once=once)
+            yield from images(entry, skipped_files, unlisted=unlisted, visited=visited, once=once)
     if not once:
-        seen.discard(identity)
+        visited.discard(identity)
 
 
 def entry_of(place: str | os.PathLike[str]) -> Entry:
@@ -136,9 +137,9 @@ def entry_of(place: str | os.PathLike[str]) -> Entry:
 
 def identity_of(folder: Entry) -> tuple[int, int]:
     """Returns device and inode of a folder."""
-    if folder.found is None:
+    if folder.status is None:
         raise ValueError(f"{folder.path} is no folder.")
-    return folder.found.st_dev, folder.found.st_ino
+    return folder.status.st_dev, folder.status.st_ino
 
 
 def is_run(place: str | os.PathLike[str]) -> bool:
@@ -183,17 +184,17 @@ def _kind(entry: os.DirEntry[str]) -> tuple[str, os.stat_result | None]:
         return LEFTOVER, None
     if entry.name.startswith("."):
         return HIDDEN, None
-    found = None
+    status = None
     try:
-        found = entry.stat()
+        status = entry.stat()
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP):
             return DANGLING, None
         # Otherwise it is kept, and reading it reports the error.
-    if found and stat.S_ISDIR(found.st_mode):
-        return "", found
-    regular = found is None or stat.S_ISREG(found.st_mode)
-    return _suffix(entry.name) if regular else IRREGULAR, found
+    if status and stat.S_ISDIR(status.st_mode):
+        return "", status
+    regular = status is None or stat.S_ISREG(status.st_mode)
+    return _suffix(entry.name) if regular else IRREGULAR, status
 
 
 def _suffix(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Images: what may be read, how it is decoded and resized, and how it is augmented."""
+"""Images: supported formats, decoding, resizing and augmentation."""

@@ -47,7 +47,7 @@ def crop_and_resize(
     if mirrored is None:
         mirrored = jnp.zeros(images.shape[:1], bool)
 
-    def one(image: Array, box: Any, mirror: Array) -> Array:
+    def crop(image: Array, box: Any, mirror: Array) -> Array:
         height, width, channels = image.shape
         if max(_taps(height, size), _taps(width, size)) > _MOST_TAPS:
             scale = jnp.stack([size / box.height, size / box.width])
@@ -55,13 +55,13 @@ def crop_and_resize(
             shape = (size, size, channels)
             image = jax.image.scale_and_translate(image, shape, (0, 1), scale, shift, "linear")
             return jnp.where(mirror, image[:, ::-1], image)
-        # Mirrored while it is resampled: afterwards, XLA would recompute this for every pixel.
+        # Mirrored by resampling: afterwards, XLA would recompute the image for every pixel.
         places = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
         across = jnp.where(mirror, places[::-1], places)
         image = _resample(image, 0, box.top, box.height, places)
         return _resample(image, 1, box.left, box.width, across)
 
-    return jax.vmap(one)(images.astype(jnp.float32), boxes, mirrored)
+    return jax.vmap(crop)(images.astype(jnp.float32), boxes, mirrored)
 
 
 def resize(

@@ -17,7 +17,7 @@ def random_boxes(draws: Any, *, height: int, width: int, area: tuple[float, floa
     """Returns boxes of random area, aspect ratio and position, as in Inception's crops.
 
     Args:
-        draws: Uniform in [0, 1), (4, ...): for area, ratio, top and left.
+        draws: Uniform draws in [0, 1), of shape (4, ...): for area, ratio, top and left.
         height: Height of the images, in pixels.
         width: Width of the images, in pixels.
         area: Smallest and largest share of the image's area.
@@ -29,10 +29,10 @@ def random_boxes(draws: Any, *, height: int, width: int, area: tuple[float, floa
 
     Source: Szegedy et al. 2014, https://arxiv.org/abs/1409.4842, section 6.
     """
-    of_area, of_ratio, of_top, of_left = draws
-    pixels = (area[0] + (area[1] - area[0]) * of_area) * (height * width)
-    root = math.sqrt(4 / 3) ** (2 * of_ratio - 1)  # The square root of the aspect ratio.
+    area_draw, ratio_draw, top_draw, left_draw = draws
+    pixels = (area[0] + (area[1] - area[0]) * area_draw) * (height * width)
+    root = math.sqrt(4 / 3) ** (2 * ratio_draw - 1)  # The square root of the aspect ratio.
     side = pixels**0.5
     tall = (side / root).clip(max=height)
     wide = (side * root).clip(max=width)
-    return Boxes(of_top * (height - tall), of_left * (width - wide), tall, wide)
+    return Boxes(top_draw * (height - tall), left_draw * (width - wide), tall, wide)

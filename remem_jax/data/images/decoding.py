@@ -173,14 +173,14 @@ def resize(
             left - columns.start, top - rows.start, right - left, bottom - top
         ),
     )
-    part = cykooz_resizer.ImageData(
+    region = cykooz_resizer.ImageData(
         columns.stop - columns.start,
         rows.stop - rows.start,
         _RGB,
         pixels[rows, columns].tobytes(),
     )
     square = cykooz_resizer.ImageData(size, size, _RGB)
-    _resizer().resize(part, square, options)
+    _resizer().resize(region, square, options)
     return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
@@ -194,8 +194,8 @@ def _orientation(image: Image.Image, encoded: bytes) -> int:
             return 1
         image.load()  # A truncated image is an error, unlike broken metadata.
     with contextlib.suppress(*_BROKEN):
-        found = image.getexif().get(Exif.Orientation)
-        return found if isinstance(found, int) else 1  # Broken metadata may have any value.
+        value = image.getexif().get(Exif.Orientation)
+        return value if isinstance(value, int) else 1  # Broken metadata may have any value.
     return 1
 
 

@@ -30,7 +30,7 @@ FORMATS = tuple(name for name in _SUFFIXES if name != "AVIF" or features.check("
 SUFFIXES = tuple(suffix for name in FORMATS for suffix in _SUFFIXES[name])
 # Pillow's default limit: an image of 512 MiB as 8-bit RGB.
 MAX_PIXELS = 2 * ((1 << 30) // 4 // 3)
-# No image with this many pixels needs a larger file, even uncompressed.
+# No image of at most MAX_PIXELS needs a larger file, even uncompressed.
 MAX_BYTES = 512 * 2**20
 
 
@@ -47,16 +47,16 @@ def read(path: str | os.PathLike[str]) -> bytes:
     Raises:
         OSError: If the file is missing, unreadable, not a regular file or above `MAX_BYTES`.
     """
-    _require_regular(os.stat(path))  # noqa: PTH116  Called for each image, as all of this.
-    # It may have been replaced meanwhile: opened without blocking, and checked again.
+    _require_regular(os.stat(path))  # noqa: PTH116  Called for each image.
+    # The file may be replaced meanwhile, so it is opened without blocking and checked again.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
-        found = os.fstat(file.fileno())
-        _require_regular(found)
-        return file.read(found.st_size)
+        status = os.fstat(file.fileno())
+        _require_regular(status)
+        return file.read(status.st_size)
 
 
-def _require_regular(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _require_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "not a regular file")
-    if found.st_size > MAX_BYTES:
-        raise OSError(0, f"{found.st_size:,} bytes, more than the {MAX_BYTES:,} of an image")
+    if status.st_size > MAX_BYTES:
+        raise OSError(0, f"{status.st_size:,} bytes, more than the {MAX_BYTES:,} of an image")

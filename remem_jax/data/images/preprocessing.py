@@ -90,19 +90,19 @@ def of_data(
     return Preprocessing(image_size, source_size[0] if resized and source_size else 0)
 
 
-def of_results(found: Mapping[str, Any]) -> Preprocessing:
+def of_results(results: Mapping[str, Any]) -> Preprocessing:
     """Returns the preprocessing of a run, from its results.json."""
-    return Preprocessing(found["data"]["image_size"], stored_size(found))
+    return Preprocessing(results["data"]["image_size"], stored_size(results))
 
 
-def stored_size(found: Mapping[str, Any]) -> int:
+def stored_size(results: Mapping[str, Any]) -> int:
     """Returns `Preprocessing.stored_size` of a run, from its results.json.
 
-    Results of early versions do not say whether squares of the stored size were resized; they count
-    as resized.
+    Results of early versions do not state whether squares of the stored size were resized; they are
+    treated as resized.
     """
-    data = found["data"]
+    data = results["data"]
     if "preprocessing" in data:
         return data["preprocessing"]["stored_size"]
-    side = found["config"].get("data", {}).get("stored_size", 0)
+    side = results["config"].get("data", {}).get("stored_size", 0)
     return side if data.get("source_size") == [side, side] else 0

@@ -1,6 +1,6 @@
 """The order of examples: a function of seed, stage and position alone.
 
-So a run resumes from its step number, and any number of hosts sees the same batches.
+So a run resumes from its step number, and the number of hosts does not change the batches.
 """
 
 import functools
@@ -26,11 +26,12 @@ def train_rows(positions: np.ndarray, *, examples: int, seed: int, stage: Stage)
     Returns:
         One row per position, int64, from 0 to `examples` - 1.
     """
-    epochs, places = np.divmod(positions, examples)
+    epochs, offsets = np.divmod(positions, examples)
     rows = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        rows[here] = _permutation(examples, seed, stage, int(epoch))[places[here]]
+        in_epoch = epochs == epoch
+        permutation = _permutation(examples, seed, stage, int(epoch))
+        rows[in_epoch] = permutation[offsets[in_epoch]]
     return rows
 
 

@@ -32,7 +32,7 @@ _LARGEST_CHUNK = 32  # Examples per element of Grain, whose overhead per element
 # still has this many pixels for each one of the result, which then hardly differs (Pillow's
 # `reducing_gap` recommends the same). For evaluation it is decoded at full size.
 _SPARE = 2
-_AT_ONCE = 4  # Batches of a worker in shared memory: being made, waiting or being read.
+_BATCHES_PER_WORKER = 4  # Batches in shared memory: being made, waiting or being read.
 
 
 class AugmentOptions(NamedTuple):
@@ -67,21 +67,21 @@ def make_loader(
     """
 
     def batches(examples: "_Examples", workers: int) -> Batches:
-        mine = _places_here(examples.batch_size, sharding)
-        examples = dataclasses.replace(examples, mine=mine, chunk=_chunk(len(mine)))
+        local = _local_positions(examples.batch_size, sharding)
+        examples = dataclasses.replace(examples, local=local, chunk=_chunk(len(local)))
         chunks = grain.MapDataset.source(examples)
-        whole = len(mine) // examples.chunk
+        pieces = len(local) // examples.chunk
         if workers:  # Each of n workers makes every n-th batch.
             options = grain.ReadOptions(max(threads // workers, 1), prefetch_buffer_size=1)
-            read = chunks.batch(whole, batch_fn=_joined).to_iter_dataset(options)
+            read = chunks.batch(pieces, batch_fn=_joined).to_iter_dataset(options)
             # Python's resource tracker warns when it removes shared memory of a dead worker.
             os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
             options = grain.MultiprocessingOptions(num_workers=workers)
             read = read.mp_prefetch(options, worker_init_fn=worker_processes.begin)
         else:
-            options = grain.ReadOptions(threads, prefetch_buffer_size=max(2 * whole, threads))
-            read = chunks.to_iter_dataset(options).batch(whole, batch_fn=_joined)
-        needed = workers * _AT_ONCE * len(mine) * augmentation.size**2 * 3
+            options = grain.ReadOptions(threads, prefetch_buffer_size=max(2 * pieces, threads))
+            read = chunks.to_iter_dataset(options).batch(pieces, batch_fn=_joined)
+        needed = workers * _BATCHES_PER_WORKER * len(local) * augmentation.size**2 * 3
         with contextlib.ExitStack() as stack:
             with worker_processes.explaining_errors(workers, needed):
                 batches = stack.enter_context(contextlib.closing(iter(read)))
@@ -123,8 +123,8 @@ class _Examples:
         batch_size: Global batch size.
         stage: Stage of training; None is an evaluation, which only resizes images.
         first_step: Step at which training starts or resumes.
-        mine: Positions in the global batch that this process reads.
-        chunk: Examples in a piece; divides the number of `mine`.
+        local: Positions in the global batch that this process reads.
+        chunk: Number of examples in a piece; divides the number of `local` positions.
     """
 
     subset: Subset
@@ -132,18 +132,18 @@ class _Examples:
     batch_size: int
     stage: Stage | None
     first_step: int = 0
-    mine: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    local: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     chunk: int = 1
 
     def __len__(self) -> int:
         if self.stage is None:
             batches = -(-len(self.subset.rows) // self.batch_size)
-            return batches * len(self.mine) // self.chunk
+            return batches * len(self.local) // self.chunk
         return sys.maxsize // 2  # Training has no end.
 
     def __getitem__(self, i: int) -> "_Piece":
-        batch, begin = divmod(i * self.chunk, len(self.mine))
-        places = self.mine[begin : begin + self.chunk]
+        batch, begin = divmod(i * self.chunk, len(self.local))
+        places = self.local[begin : begin + self.chunk]
         step = self.first_step + batch
         positions, examples = step * self.batch_size + places, len(self.subset.rows)
         if self.stage is None:
@@ -165,12 +165,12 @@ class _Examples:
         self, stage: Stage, step: int, places: np.ndarray
     ) -> tuple[np.ndarray | None, np.ndarray]:
         """Returns the draws of boxes at these positions, None for whole images; and the flips."""
-        of_batch = self.augmentation.seed, stage, step, self.batch_size
-        whole = self.augmentation.crop_area == (1.0, 1.0)
+        stream = self.augmentation.seed, stage, step, self.batch_size
+        is_whole = self.augmentation.crop_area == (1.0, 1.0)
         mirrored = np.zeros(len(places), bool)
         if self.augmentation.flip:
-            mirrored = _flips(*of_batch)[places]
-        return None if whole else _crops(*of_batch)[places], mirrored
+            mirrored = _flips(*stream)[places]
+        return None if is_whole else _crops(*stream)[places], mirrored
 
     def _write(self, out: np.ndarray, row: int, draws: np.ndarray | None, mirrored: bool) -> None:
         """Writes the models' input for a row."""
@@ -210,15 +210,15 @@ class _Examples:
         return decoding.resize(image, size, (left, top, right, bottom))
 
     def _read(self, row: int) -> bytes | np.ndarray:
-        split, at = self.subset.split, int(self.subset.rows[row])
+        split, index = self.subset.split, int(self.subset.rows[row])
         try:
-            return split.read(at).image
+            return split.read(index).image
         except decoding.CorruptImageError as error:
-            raise _lost(split.name(at), error) from error
+            raise _unreadable(split.name(index), error) from error
 
 
 def _chunk(examples: int) -> int:
-    """Returns the examples per piece: few enough for all threads, and a divisor of the batch."""
+    """Returns the number of examples per piece, a divisor of `examples`."""
     return max(size for size in range(1, min(examples, _LARGEST_CHUNK) + 1) if not examples % size)
 
 
@@ -238,25 +238,25 @@ def _flips(seed: int, stage: Stage, step: int, batch_size: int) -> np.ndarray:
     return random_streams.generator(seed, stage, step, "flips").random(batch_size) < 0.5
 
 
-def _lost(name: str, error: Exception) -> SettingError:
+def _unreadable(name: str, error: Exception) -> SettingError:
     return SettingError(
         f"{name} could be read when the run began and cannot be now ({error}): put it back; the "
         "same command goes on."
     )
 
 
-def _places_here(batch_size: int, sharding: jax.sharding.NamedSharding | None) -> np.ndarray:
+def _local_positions(batch_size: int, sharding: jax.sharding.NamedSharding | None) -> np.ndarray:
     """Returns the sorted positions in a global batch of the examples on this process's devices."""
-    every = np.arange(batch_size)
+    positions = np.arange(batch_size)
     if sharding is None:
-        return every
+        return positions
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([every[one] for one in slices]))
+    return np.unique(np.concatenate([positions[rows] for rows in slices]))
 
 
 def _place(piece: _Piece, batch_size: int, sharding: jax.sharding.NamedSharding | None) -> Batch:
-    """Assembles a global batch on the devices from what each process has read."""
+    """Assembles a global batch on the devices from the examples that each process has read."""
     if sharding is None:
         return Batch(*jax.device_put(tuple(piece)))
     place = jax.make_array_from_process_local_data
-    return Batch(*(place(sharding, one, (batch_size, *one.shape[1:])) for one in piece))
+    return Batch(*(place(sharding, leaf, (batch_size, *leaf.shape[1:])) for leaf in piece))

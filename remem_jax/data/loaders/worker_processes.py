@@ -1,4 +1,4 @@
-"""Worker processes that decode images: how they start and end, and errors that explain failures."""
+"""Starts and ends worker processes that decode images, and explains their failures."""
 
 import contextlib
 import errno
@@ -27,17 +27,17 @@ def begin(index: int, workers: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         if parent is not None:
             parent.join()
             os._exit(1)
 
-    threading.Thread(target=follow, name="parent", daemon=True).start()
+    threading.Thread(target=exit_with_parent, name="parent", daemon=True).start()
 
 
 @contextlib.contextmanager
 def explaining_errors(workers: int, needed: int) -> Iterator[None]:
-    """Replaces errors of workers that die, or cannot start, by errors that say what to do.
+    """Replaces errors of workers that die or cannot start by errors with advice.
 
     Args:
         workers: Number of workers.
@@ -49,17 +49,17 @@ def explaining_errors(workers: int, needed: int) -> Iterator[None]:
         code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
         if not workers or not (code or isinstance(error, OSError)):
             raise
-        ended = int(code.group(1)) if code else None
+        exit_code = int(code.group(1)) if code else None
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM)
-        if full or ended == -signal.SIGBUS:
+        if full or exit_code == -signal.SIGBUS:
             raise SettingError(
                 f"Decoding workers cannot go on: {_SHARED} is full ({_mebibytes(_SHARED)}): docker "
                 f"run --shm-size={max(math.ceil(needed / 2**30), 1)}g, or set config.data.workers "
                 "to 0; the same command goes on."
             ) from error
-        reason = f"exit code {ended}" if ended is not None else str(error)
-        if ended is not None and ended < 0:
-            reason = signal.strsignal(-ended) or reason
+        reason = f"exit code {exit_code}" if exit_code is not None else str(error)
+        if exit_code is not None and exit_code < 0:
+            reason = signal.strsignal(-exit_code) or reason
         raise SettingError(
             f"A decoding worker was ended by the system ({reason}), as it does where memory is "
             "full: give the job more memory, or set config.data.workers to fewer, or 0; the same "

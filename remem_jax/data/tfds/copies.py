@@ -70,11 +70,11 @@ def builder(name: str, data_dir: str) -> Any:
 
     place = folder(data_dir)
     with _readable(name, place):
-        found = tensorflow_datasets.builder(
+        result = tensorflow_datasets.builder(
             name, data_dir=os.fspath(place) if data_dir else None, try_gcs=False
         )
-        _ = found.info.features, found.info.splits  # Otherwise read later, outside this block.
-        return found
+        _ = result.info.features, result.info.splits  # Otherwise read later, outside this block.
+        return result
 
 
 def find(name: str, data_dir: str) -> Copy | None:
@@ -83,13 +83,13 @@ def find(name: str, data_dir: str) -> Copy | None:
     Raises:
         SettingError: If its metadata are damaged.
     """
-    found = builder(name, data_dir)
-    if not found.is_prepared():
+    current = builder(name, data_dir)
+    if not current.is_prepared():
         return None
-    formats = {one.value for one in found.info.available_file_formats()} or {TFRECORD}
-    chosen = next((one for one in (ARRAY_RECORD, TFRECORD) if one in formats), min(formats))
-    found.info.set_file_format(chosen, override=True, override_if_initialized=True)
-    return Copy(found, chosen)
+    formats = {each.value for each in current.info.available_file_formats()} or {TFRECORD}
+    chosen = next((each for each in (ARRAY_RECORD, TFRECORD) if each in formats), min(formats))
+    current.info.set_file_format(chosen, override=True, override_if_initialized=True)
+    return Copy(current, chosen)
 
 
 def class_names(copy: Copy, name: str, classes: int) -> tuple[str, ...]:
@@ -103,17 +103,17 @@ def class_names(copy: Copy, name: str, classes: int) -> tuple[str, ...]:
     Raises:
         SettingError: If there is another number of names, or they are missing.
     """
-    found = tuple(copy.builder.info.features["label"].names)
+    names = tuple(copy.builder.info.features["label"].names)
     path = os.path.join(copy.builder.data_dir, _LABELS)  # noqa: PTH118  TFDS's kind of path.
-    if len(found) != classes:
-        raise tfrecord.damaged(path, f"it names {len(found)} classes, expected {classes}")
-    if found == tuple(map(str, range(classes))):  # TFDS's names if the file is missing.
+    if len(names) != classes:
+        raise tfrecord.damaged(path, f"it names {len(names)} classes, expected {classes}")
+    if names == tuple(map(str, range(classes))):  # TFDS's names if the file is missing.
         import tensorflow_datasets
 
         ours = tensorflow_datasets.builder(name, data_dir=os.devnull, try_gcs=False)
-        if tuple(ours.info.features["label"].names) != found:
+        if tuple(ours.info.features["label"].names) != names:
             raise tfrecord.damaged(path, "it has no names")
-    return found
+    return names
 
 
 @contextlib.contextmanager
@@ -129,21 +129,21 @@ def _readable(name: str, place: pathlib.Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         for path in sorted(folder.rglob("[0-9]*.[0-9]*.[0-9]*")):  # One folder for each version.
             for file in (_INFO, _FEATURES):
-                wrong = _wrong(path / file)
-                if wrong:
-                    raise tfrecord.damaged(os.fspath(path / file), wrong) from error
+                damage = _damage(path / file)
+                if damage:
+                    raise tfrecord.damaged(os.fspath(path / file), damage) from error
         raise tfrecord.damaged(os.fspath(folder), reason) from error
 
 
-def _wrong(path: pathlib.Path) -> str:
-    """Returns what is wrong with a JSON file; "" if nothing is."""
+def _damage(path: pathlib.Path) -> str:
+    """Returns the damage of a JSON file; "" if there is none."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:
         return f"it is cut or damaged ({error})" if path.stat().st_size else "it is empty"
-    return "" if isinstance(content, dict) and content else "it says nothing of a data set"
+    return "" if isinstance(content, dict) and content else "it does not describe a data set"
 
 
 def count(copy: Copy, expression: str) -> int:
@@ -166,9 +166,9 @@ def split(copy: Copy, expression: str, noun: str) -> sources.Split:
     Raises:
         SettingError: If there is no such split, its format is another, or files are damaged.
     """
-    found = records(copy, expression)
+    serialized = records(copy, expression)
     key = _key(copy, expression)
-    return sources.Split(Reader(found), sources.Numbered(noun), len(found), None, key)
+    return sources.Split(Reader(serialized), sources.Numbered(noun), len(serialized), None, key)
 
 
 def records(copy: Copy, expression: str) -> Any:
@@ -184,10 +184,10 @@ def records(copy: Copy, expression: str) -> Any:
     shards = _info(copy, expression).file_instructions
     absent = [shard.filename for shard in shards if not pathlib.Path(shard.filename).is_file()]
     if absent or not shards:
-        what = f"lacks files, such as {absent[0]}" if absent else "is empty"
+        problem = f"lacks files, such as {absent[0]}" if absent else "is empty"
         raise SettingError(
-            f"The split {expression!r} of {name} in {place} {what}: copy it there again, or remove "
-            "the folder and run tools/prepare_data.py; config.data.dir says where it is."
+            f"The split {expression!r} of {name} in {place} {problem}: copy it there again, or "
+            "remove the folder and run tools/prepare_data.py; config.data.dir says where it is."
         )
     if copy.format == TFRECORD:
         return tfrecord.Records(shards)
@@ -219,10 +219,10 @@ def _array_records(shards: Sequence[Any]) -> Any:
         reader = array_record_module.ArrayRecordReader(
             shard.filename, options="readahead_buffer_size:0", file_reader_buffer_size=2**15
         )
-        found = reader.num_records()
-        if found != shard.examples_in_shard:
+        count = reader.num_records()
+        if count != shard.examples_in_shard:
             raise tfrecord.damaged(
-                shard.filename, f"{found} of its {shard.examples_in_shard} records are found"
+                shard.filename, f"{count} of its {shard.examples_in_shard} records are found"
             )
         reader.close()
     return array_record_data_source.ArrayRecordDataSource(shards)

@@ -62,22 +62,22 @@ def splits(copy: copies.Copy, data_dir: str) -> dict[str, sources.Split]:
     """
     whole = copies.split(copy, TRAIN, f"imagenet2012 {TRAIN}")
     stored = _read(path(data_dir))
-    here = str(copy.builder.version), whole.examples
+    current = str(copy.builder.version), whole.examples
     indexed = str(stored["version"]), int(stored["examples"])
-    if here != indexed:
+    if current != indexed:
         raise SettingError(
             f"{path(data_dir)} was made for ImageNet in version {indexed[0]} with {indexed[1]} "
-            f"images, here is version {here[0]} with {here[1]}; make it again: remove it and run "
-            f"{_PREPARE}."
+            f"images, here is version {current[0]} with {current[1]}; make it again: remove it and "
+            f"run {_PREPARE}."
         )
-    found = {}
+    opened = {}
     for split in (TRAIN, TEST):
         indices, labels = stored[f"{split}_index"], stored[f"{split}_label"]
         reader = Chosen(whole.read, indices, labels)
         digest = hashlib.sha256(indices.tobytes()).hexdigest()[:16]
         noun = sources.Numbered(f"{NAME} {split}")
-        found[split] = sources.Split(reader, noun, len(indices), labels, f"{whole.key} {digest}")
-    return found
+        opened[split] = sources.Split(reader, noun, len(indices), labels, f"{whole.key} {digest}")
+    return opened
 
 
 def read_list(file: pathlib.Path) -> dict[str, int]:
@@ -86,7 +86,7 @@ def read_list(file: pathlib.Path) -> dict[str, int]:
     Raises:
         SettingError: If a line has another form.
     """
-    found = {}
+    labels = {}
     for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
         name, _, label = line.rpartition(" ")
         if not (name.endswith(".JPEG") and label.isdecimal()):
@@ -94,8 +94,8 @@ def read_list(file: pathlib.Path) -> dict[str, int]:
                 f"{file}, line {number} is no line of a list of ImageNet-LT: {line[:80]!r}, "
                 "expected one like 'train/n01440764/n01440764_190.JPEG 0'; download it again."
             )
-        found[name.rpartition("/")[2]] = int(label)
-    return found
+        labels[name.rpartition("/")[2]] = int(label)
+    return labels
 
 
 def write(
@@ -112,25 +112,25 @@ def write(
     Raises:
         SettingError: If ImageNet lacks an image of the lists, or its label differs.
     """
-    wanted = {file: label for found in lists.values() for file, label in found.items()}
-    places: dict[str, int] = {}
+    wanted = {file: label for labels in lists.values() for file, label in labels.items()}
+    indices: dict[str, int] = {}
     records = copies.records(copy, TRAIN)
     for i in rows:
         features = copies.parsed(records, i)
         file = features["file_name"].bytes_list.value[0].decode()
         if file in wanted:
             _require_label(file, features["label"].int64_list.value[0], wanted[file])
-            places[file] = i
-    lacking = [file for file in wanted if file not in places]
+            indices[file] = i
+    lacking = [file for file in wanted if file not in indices]
     if lacking:
         raise SettingError(
             f"{registry.IMAGENET} lacks {len(lacking)} of the {len(wanted)} images of the lists, "
             f"such as {lacking[0]}: prepare it again from the whole ILSVRC2012_img_train.tar."
         )
     stored: dict[str, Any] = {"version": str(copy.builder.version), "examples": len(records)}
-    for split, found in lists.items():
-        stored[f"{split}_index"] = np.asarray([places[file] for file in found], np.int64)
-        stored[f"{split}_label"] = np.asarray(list(found.values()), np.int32)
+    for split, labels in lists.items():
+        stored[f"{split}_index"] = np.asarray([indices[file] for file in labels], np.int64)
+        stored[f"{split}_label"] = np.asarray(list(labels.values()), np.int32)
     target = path(data_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{os.getpid()}_{target.name}")

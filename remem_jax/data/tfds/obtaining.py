@@ -101,7 +101,7 @@ def instructions(name: str, manual: pathlib.Path, url_infos: dict[str, Any]) -> 
         url_infos: TFDS's `builder.url_infos`, for sizes and checksums.
     """
     record, way = registry.RECORDS[name], WAYS[name]
-    # For some data sets TFDS has no names of files.
+    # For some data sets, TFDS does not give the file names.
     known = {info.filename or url.rpartition("/")[2]: info for url, info in url_infos.items()}
     lines = [
         f"{name} ({record.tfds}): {record.obtained}",
@@ -125,7 +125,7 @@ def instructions(name: str, manual: pathlib.Path, url_infos: dict[str, Any]) -> 
 
 
 def missing(name: str, manual: pathlib.Path) -> tuple[str, ...]:
-    """Returns the files missing in `manual`, of a data set that TFDS cannot download."""
+    """Returns the files that are missing in `manual`; () if TFDS can download the data set."""
     if registry.RECORDS[name].obtained == registry.AUTOMATIC:
         return ()
     return tuple(file for file in WAYS[name].files if not (manual / file).exists())

@@ -50,7 +50,7 @@ def tfds(name: str, data_dir: str) -> sources.Source:
 
 
 def state(name: str, data_dir: str) -> State | None:
-    """Returns what is prepared of a data set of the registry, by TFDS's metadata; None if nothing.
+    """Returns the state of a data set of the registry, from TFDS's metadata; None if not prepared.
 
     Raises:
         SettingError: If it lacks a split.
@@ -60,10 +60,10 @@ def state(name: str, data_dir: str) -> State | None:
     if copy is not None:
         counts = copies.count(copy, record.train), copies.count(copy, record.test)
         return State(copy.format, counts)
-    found = imagenet_lt.counts(data_dir) if name == imagenet_lt.NAME else None
-    if found is None or copies.find(registry.IMAGENET, data_dir) is None:
+    counts = imagenet_lt.counts(data_dir) if name == imagenet_lt.NAME else None
+    if counts is None or copies.find(registry.IMAGENET, data_dir) is None:
         return None
-    return State("index", found)
+    return State("index", counts)
 
 
 def _not_prepared(tfds_name: str, name: str, data_dir: str) -> SettingError:

@@ -37,8 +37,8 @@ class Records:
         """Indexes the files.
 
         Args:
-            shards: Instances of TFDS's `FileInstruction`: of the `examples_in_shard` records of
-                `filename`, `take` are read after the first `skip`.
+            shards: Instances of TFDS's `FileInstruction`. `filename` has `examples_in_shard`
+                records; `take` of them are read, after the first `skip`.
 
         Raises:
             SettingError: If a file is missing, damaged or cut off.
@@ -93,23 +93,23 @@ def _spans(path: pathlib.Path, size: int) -> list[tuple[int, int]]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if hasattr(mmap, "MADV_RANDOM"):
             data.madvise(mmap.MADV_RANDOM)  # Otherwise the data between the heads is read too.
-        place = 0
-        while place + _HEAD <= size:
-            head = data[place : place + 8]
+        offset = 0
+        while offset + _HEAD <= size:
+            head = data[offset : offset + 8]
             length = int.from_bytes(head, "little")
-            if masked_crc32c(head) != int.from_bytes(data[place + 8 : place + _HEAD], "little"):
+            if masked_crc32c(head) != int.from_bytes(data[offset + 8 : offset + _HEAD], "little"):
                 raise damaged(
                     os.fspath(path), f"the head of record {len(spans)} does not fit its checksum"
                 )
-            spans.append((place + _HEAD, length))
-            place += _HEAD + length + _TAIL
-    if place != size:
+            spans.append((offset + _HEAD, length))
+            offset += _HEAD + length + _TAIL
+    if offset != size:
         raise damaged(os.fspath(path), f"it has {size:,} bytes and ends within a record")
     return spans
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Returns the checksum that TFRecord stores of some bytes."""
+    """Returns the checksum that TFRecord stores for some bytes."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
 

@@ -74,7 +74,7 @@ def plain(
 def _softmax(
     scores: Float[Array, "batch head query token"], scale: float
 ) -> Float[Array, "batch head query token"]:
-    """Softmax of scaled scores in float32; the backward pass needs only the rounded result."""
+    """Computes the softmax of scaled scores in float32; its backward pass needs only its result."""
     return jax.nn.softmax(scores.astype(jnp.float32) * scale, axis=-1).astype(scores.dtype)
 
 
@@ -83,9 +83,9 @@ def _softmax_forward(scores: Array, scale: float) -> tuple[Array, Array]:
     return shares, shares
 
 
-def _softmax_backward(scale: float, shares: Array, slope: Array) -> tuple[Array]:
-    wide, slope = shares.astype(jnp.float32), slope.astype(jnp.float32)
-    product = wide * slope
+def _softmax_backward(scale: float, shares: Array, cotangent: Array) -> tuple[Array]:
+    wide, cotangent = shares.astype(jnp.float32), cotangent.astype(jnp.float32)
+    product = wide * cotangent
     change = product - wide * jnp.sum(product, axis=-1, keepdims=True)
     return ((change * scale).astype(shares.dtype),)
 

@@ -101,34 +101,37 @@ def _unfused_convolution_forward(
 
 
 def _unfused_convolution_backward(
-    stride: int, margins: Pads, saved: tuple[Array, Array, tuple[()] | None], slope: Array
+    stride: int, margins: Pads, saved: tuple[Array, Array, tuple[()] | None], cotangent: Array
 ) -> tuple[Array | None, Array]:
     maps, kernel, wanted = saved
     gradient = functools.partial(
         jax.lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=_NUMBERS
     )
-    # Padding of the slope (for the gradient by maps) and of the maps (for that by the kernel).
+    # Padding of the cotangent (for the gradient by maps) and of the maps (for that by the kernel).
     around, inside = [], []
-    for (first, _), length, outputs in zip(margins, maps.shape[1:3], slope.shape[1:3], strict=True):
-        beyond = (outputs - 1) * stride + 1 - length  # Pixels of the dilated slope beyond the maps.
+    for (first, _), length, outputs in zip(
+        margins, maps.shape[1:3], cotangent.shape[1:3], strict=True
+    ):
+        # Pixels of the dilated cotangent beyond the maps.
+        beyond = (outputs - 1) * stride + 1 - length
         around.append((len(kernel) - 1 - first, first - beyond))
         inside.append((first, len(kernel) - 1 - first + beyond))
 
-    def by_maps(slope: Array, kernel: Array) -> Array:
+    def by_maps(cotangent: Array, kernel: Array) -> Array:
         turned = jnp.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
-        return gradient(slope, turned, padding=around, lhs_dilation=(stride, stride))
+        return gradient(cotangent, turned, padding=around, lhs_dilation=(stride, stride))
 
-    def by_kernel(maps: Array, slope: Array) -> Array:
+    def by_kernel(maps: Array, cotangent: Array) -> Array:
         # The sum is over the batch, which takes the place of the channels.
-        maps, slope = jnp.transpose(maps, (3, 1, 2, 0)), jnp.transpose(slope, (1, 2, 0, 3))
-        slopes = gradient(maps, slope, padding=inside, rhs_dilation=(stride, stride))
-        return jnp.transpose(slopes, (1, 2, 0, 3))
+        maps, cotangent = jnp.transpose(maps, (3, 1, 2, 0)), jnp.transpose(cotangent, (1, 2, 0, 3))
+        sums = gradient(maps, cotangent, padding=inside, rhs_dilation=(stride, stride))
+        return jnp.transpose(sums, (1, 2, 0, 3))
 
     scalar = kernel[0, 0, 0, 0]  # Replicated, so that no device waits for another.
-    kernel_slope = _unfused(by_kernel, maps, slope, scalar=scalar)
+    kernel_gradient = _unfused(by_kernel, maps, cotangent, scalar=scalar)
     if wanted is None:
-        return None, kernel_slope
-    return _unfused(by_maps, slope, kernel, scalar=scalar), kernel_slope
+        return None, kernel_gradient
+    return _unfused(by_maps, cotangent, kernel, scalar=scalar), kernel_gradient
 
 
 _unfused_convolution.defvjp(

@@ -52,25 +52,25 @@ def _sum_of_shifts_forward(
 
 
 def _sum_of_shifts_backward(
-    stride: int, margins: Pads, saved: tuple[Array, Array], slope: Array
+    stride: int, margins: Pads, saved: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
     maps, kernel = saved
     side = kernel.shape[0]
     # One reduction of many operands: for separate sums XLA would write every shifted map.
-    products = [(m * slope).astype(jnp.float32) for m in shifted(maps, side, stride, margins)]
+    products = [(m * cotangent).astype(jnp.float32) for m in shifted(maps, side, stride, margins)]
     zeros = [jnp.zeros((), jnp.float32)] * len(products)
     sums = jax.lax.reduce(products, zeros, _added, (0, 1, 2))
-    kernel_slope = jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
-    # The slope of the maps is the slope of the outputs, dilated by the stride and convolved with
-    # the kernel rotated by 180 degrees.
+    kernel_gradient = jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+    # The gradient of the maps is the cotangent of the outputs, dilated by the stride and convolved
+    # with the kernel rotated by 180 degrees.
     dilation: list[tuple[int, int, int]] = [(0, 0, 0)] * 4
     for axis, (before, _) in enumerate(margins, start=1):
-        length = (slope.shape[axis] - 1) * stride + 1
+        length = (cotangent.shape[axis] - 1) * stride + 1
         dilation[axis] = (side - 1 - before, maps.shape[axis] + before - length, stride - 1)
-    padded = jax.lax.pad(slope, jnp.zeros((), slope.dtype), dilation)
+    padded = jax.lax.pad(cotangent, jnp.zeros((), cotangent.dtype), dilation)
     taps = kernel.reshape(side * side, -1)[::-1]
-    maps_slope = _weighted_sum(shifted(padded, side, 1, ((0, 0), (0, 0))), taps)
-    return maps_slope, kernel_slope
+    maps_gradient = _weighted_sum(shifted(padded, side, 1, ((0, 0), (0, 0))), taps)
+    return maps_gradient, kernel_gradient
 
 
 _sum_of_shifts.defvjp(_sum_of_shifts_forward, _sum_of_shifts_backward)

@@ -1,4 +1,4 @@
-"""The report of an analysis: figures, the numbers behind them, and what was run."""
+"""Writes the report of an analysis: its figures, the numbers behind them, and its settings."""
 
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -18,32 +18,37 @@ Analysis = Mapping[str, Any]
 def write(directory: pathlib.Path) -> None:
     """Writes report.md, report.html and figures/; see `report.write_analysis`."""
     path = directory / "results.json"
-    found = results.read(path)
-    if found is None:
+    analysis = results.read(path)
+    if analysis is None:
         raise checks.SettingError(f"{path} does not exist: the analysis has not finished.")
-    checks.one_of(f"The format of {path}", found.get("format"), (ANALYSIS_FORMAT,))
+    checks.one_of(f"The format of {path}", analysis.get("format"), (ANALYSIS_FORMAT,))
     plots = [
         drawing.save(
             directory / drawing.FIGURES,
-            one._replace(caption=f"{one.caption} {data_caption(found)}"),
+            figure._replace(caption=f"{figure.caption} {data_caption(analysis)}"),
         )
-        for one in _drawings(directory, found)
+        for figure in _drawings(directory, analysis)
     ]
     content = {
-        "title": found["title"],
-        "summary": summary(found),
-        "notes": list(_notes(found)),
+        "title": analysis["title"],
+        "summary": summary(analysis),
+        "notes": list(_notes(analysis)),
         "plots": plots,
-        "tables": [*_tables(found), _models(found), tables.settings(found), _versions(found)],
-        "differs": _differs(found),
+        "tables": [
+            *_tables(analysis),
+            _models(analysis),
+            tables.settings(analysis),
+            _versions(analysis),
+        ],
+        "differs": _differs(analysis),
     }
     files.write_text(directory / "report.html", rendering.html("analysis/page.html.jinja", content))
     files.write_text(directory / "report.md", rendering.markdown("analysis/page.md.jinja", content))
 
 
-def summary(found: Analysis) -> str:
+def summary(analysis: Analysis) -> str:
     """Describes the models and the data in a sentence."""
-    data, names = found["data"], [one["title"] for one in found["models"]]
+    data, names = analysis["data"], [model["title"] for model in analysis["models"]]
     size = data["image_size"]
     return (
         f"Models: {', '.join(names)}, without further training. Data: {data['title']} "
@@ -51,27 +56,27 @@ def summary(found: Analysis) -> str:
     )
 
 
-def data_caption(found: Analysis) -> str:
+def data_caption(analysis: Analysis) -> str:
     """Describes the data, for the caption of a figure."""
-    data = found["data"]
+    data = analysis["data"]
     return f"Data: {data['title']}, resized to {data['image_size']} x {data['image_size']} pixels."
 
 
-def _drawings(directory: pathlib.Path, found: Analysis) -> Iterator[drawing.Drawing]:
-    analyses = found["analyses"]
-    drawn: list[drawing.Drawing | None] = []
+def _drawings(directory: pathlib.Path, analysis: Analysis) -> Iterator[drawing.Drawing]:
+    analyses = analysis["analyses"]
+    figures: list[drawing.Drawing | None] = []
     if "information" in analyses:
-        drawn += _information(directory, analyses["information"]["settings"])
+        figures += _information(directory, analyses["information"]["settings"])
     if "expertness" in analyses:
-        own = analyses["expertness"]
-        drawn.append(
+        measured = analyses["expertness"]
+        figures.append(
             expertness.expertness(
-                own["models"], clusters=own["clusters"], threshold=own["threshold"]
+                measured["models"], clusters=measured["clusters"], threshold=measured["threshold"]
             )
         )
     if "criticality" in analyses:
-        drawn += _criticality(directory, analyses["criticality"]["blocks"])
-    yield from (one for one in drawn if one is not None)
+        figures += _criticality(directory, analyses["criticality"]["blocks"])
+    yield from (figure for figure in figures if figure is not None)
 
 
 def _information(
@@ -79,7 +84,9 @@ def _information(
 ) -> Iterator[drawing.Drawing | None]:
     first = settings[0]
     if len(settings) > 1:
-        rows = [{"label": rankings.label(one), "models": one["models"]} for one in settings]
+        rows = [
+            {"label": rankings.label(setting), "models": setting["models"]} for setting in settings
+        ]
         yield reconstructions.sensitivity(
             rows, name="sensitivity", title="Information with other settings of the decoders"
         )
@@ -91,33 +98,35 @@ def _information(
         return
     with np.load(path, allow_pickle=False) as arrays:
         pixels = [
-            {"title": one["title"], "pixels": arrays[f"pixel_excess_{number}"]}
-            for number, one in enumerate(first["models"])
+            {"title": setting["title"], "pixels": arrays[f"pixel_excess_{index}"]}
+            for index, setting in enumerate(first["models"])
         ]
         yield reconstructions.maps(
             pixels, name="maps", title="Reconstruction loss by position in the image"
         )
         yield reconstructions.pictures(
-            [_row(arrays, place, first["models"]) for place in range(len(arrays["images"]))],
+            [_row(arrays, index, first["models"]) for index in range(len(arrays["images"]))],
             name="reconstructions",
             title="Images and their reconstructions",
         )
 
 
-def _row(arrays: Any, place: int, models: list[dict[str, Any]]) -> dict[str, Any]:
-    def of_model(number: int, title: str) -> dict[str, Any]:
-        loss = float(arrays[f"image_losses_{number}"][place])
+def _row(arrays: Any, index: int, models: list[dict[str, Any]]) -> dict[str, Any]:
+    def of_model(model_index: int, title: str) -> dict[str, Any]:
+        loss = float(arrays[f"image_losses_{model_index}"][index])
         return {
             "title": title,
-            "reconstruction": arrays[f"reconstructions_{number}"][place],
+            "reconstruction": arrays[f"reconstructions_{model_index}"][index],
             "loss": loss,
-            "excess": loss - float(arrays[f"image_floors_{number}"][place]),
+            "excess": loss - float(arrays[f"image_floors_{model_index}"][index]),
         }
 
     return {
-        "image": arrays["images"][place],
-        "class": f"image {place + 1}",
-        "models": [of_model(number, one["title"]) for number, one in enumerate(models)],
+        "image": arrays["images"][index],
+        "class": f"image {index + 1}",
+        "models": [
+            of_model(model_index, model["title"]) for model_index, model in enumerate(models)
+        ],
     }
 
 
@@ -126,9 +135,9 @@ def _criticality(
 ) -> Iterator[drawing.Drawing | None]:
     values = []
     for block in blocks:
-        with np.load(directory / block["folder"] / "neurons.npz", allow_pickle=False) as kept:
+        with np.load(directory / block["folder"] / "neurons.npz", allow_pickle=False) as arrays:
             values.append(
-                {"model": block["title"], "layer": block["layer"], "values": kept["value"][0]}
+                {"model": block["title"], "layer": block["layer"], "values": arrays["value"][0]}
             )
     yield neurons.criticality(values, name="criticality", title="Criticality of all neurons")
     for block in blocks:
@@ -137,42 +146,44 @@ def _criticality(
 
 
 def _grid(block: Mapping[str, Any], arrays: Any) -> drawing.Drawing | None:
-    seen = arrays.get("visualisations")
-    shown = [
+    pictures = arrays.get("visualisations")
+    rows = [
         {
-            **one,
-            "visualisations": [] if seen is None else list(seen[number]),
-            "images": [{**image, "image": arrays[str(image["place"])]} for image in one["images"]],
+            **neuron,
+            "visualisations": [] if pictures is None else list(pictures[number]),
+            "images": [
+                {**image, "image": arrays[str(image["place"])]} for image in neuron["images"]
+            ],
         }
-        for number, one in enumerate(block["neurons"])
+        for number, neuron in enumerate(block["neurons"])
     ]
     title = f"The most critical neurons of block {block['layer'] + 1}, {block['title']}"
     return neurons.grid(
-        shown,
+        rows,
         name=f"neurons_{block['name']}_block_{block['layer']}",
         title=title,
         caption=f"Measured on {block['images']:,} images.",
     )
 
 
-def _notes(found: Analysis) -> Iterator[str]:
-    analyses = found["analyses"]
+def _notes(analysis: Analysis) -> Iterator[str]:
+    analyses = analysis["analyses"]
     if "information" in analyses:
         yield from rankings.sentences(analyses["information"]["settings"])
-    for one in analyses.get("expertness", {}).get("models", ()):
+    for model in analyses.get("expertness", {}).get("models", ()):
         above = [
             str(layer["layer"] + 1)
-            for layer in one["layers"]
+            for layer in model["layers"]
             if min(layer["shares"]) > layer["null_mean"] + 2 * layer["null_deviation"]
         ]
         yield (
-            f"{one['title']}: blocks whose expertness exceeds that of shuffled activations by more "
-            f"than two standard deviations, with every seed: {', '.join(above) or 'none'}."
+            f"{model['title']}: blocks whose expertness exceeds that of shuffled activations by "
+            f"more than two standard deviations, with every seed: {', '.join(above) or 'none'}."
         )
 
 
-def _tables(found: Analysis) -> Iterator[tables.Table]:
-    analyses = found["analyses"]
+def _tables(analysis: Analysis) -> Iterator[tables.Table]:
+    analyses = analysis["analyses"]
     if "information" in analyses:
         yield rankings.table(analyses["information"]["settings"])
     if "expertness" in analyses:
@@ -251,46 +262,46 @@ def _criticality_table(blocks: list[dict[str, Any]]) -> tables.Table:
     )
 
 
-def _models(found: Analysis) -> tables.Table:
+def _models(analysis: Analysis) -> tables.Table:
     return tables.Table(
         "Models",
         ("Model", "Checkpoint", "Hash of the file", "Blocks", "Neurons per block", "Parameters"),
         tuple(
             (
-                one["title"],
-                str(one["init"]).rpartition("/")[2]
-                if one["init"].endswith(".npz")
-                else one["init"],
-                one["init_digest"],
-                tables.number(one["depth"]),
-                f"{one['neurons']:,}",
-                f"{one['parameters']:,}",
+                model["title"],
+                str(model["init"]).rpartition("/")[2]
+                if model["init"].endswith(".npz")
+                else model["init"],
+                model["init_digest"],
+                tables.number(model["depth"]),
+                f"{model['neurons']:,}",
+                f"{model['parameters']:,}",
             )
-            for one in found["models"]
+            for model in analysis["models"]
         ),
     )
 
 
-def _versions(found: Analysis) -> tables.Table:
-    device = found["device"]
-    rows = [("Device", f"{device['count']} x {device['kind']}"), ("Seed", str(found["seed"]))]
-    rows += [(f"Version of {name}", version) for name, version in found["versions"].items()]
+def _versions(analysis: Analysis) -> tables.Table:
+    device = analysis["device"]
+    rows = [("Device", f"{device['count']} x {device['kind']}"), ("Seed", str(analysis["seed"]))]
+    rows += [(f"Version of {name}", version) for name, version in analysis["versions"].items()]
     return tables.Table("Versions", ("Software", "Version"), tuple(rows), numeric=False)
 
 
-def _differs(found: Analysis) -> list[str]:
-    sentences = list(found["config"].get("differs", ()))
-    if found["data"]["official"] is False:
+def _differs(analysis: Analysis) -> list[str]:
+    sentences = list(analysis["config"].get("differs", ()))
+    if analysis["data"]["official"] is False:
         sentences.append("The number of images differs from that of the official data set.")
-    size = found["data"]["image_size"]
+    size = analysis["data"]["image_size"]
     if size != 224:
         sentences.append(f"Images are resized to {size} x {size} pixels; the paper uses 224 x 224.")
-    if "information" in found["analyses"]:
+    if "information" in analysis["analyses"]:
         sentences.append(
             "The decoders' learning rate, betas, number of updates and augmentation (crops and "
             "flips) are our choices: the paper's values are lost."
         )
-    if "expertness" in found["analyses"]:
+    if "expertness" in analysis["analyses"]:
         sentences.append(
             "Expertness is divided by the energy of all pairs, so that it lies between 0 and 1."
         )

@@ -17,7 +17,7 @@ def label(setting: Setting) -> str:
 
 def ranking(setting: Setting) -> tuple[str, ...]:
     """Returns the models' titles, ordered by information, most first."""
-    return tuple(one["title"] for one in sorted(setting["models"], key=lambda m: m["excess"]))
+    return tuple(model["title"] for model in sorted(setting["models"], key=lambda m: m["excess"]))
 
 
 def sentences(settings: Sequence[Setting]) -> list[str]:
@@ -32,31 +32,31 @@ def sentences(settings: Sequence[Setting]) -> list[str]:
         _stability(settings),
         _certainty(settings[0]),
         _plateau(settings),
-        *_second(settings[0]),
+        *_second_estimate(settings[0]),
     ]
 
 
 def _stability(settings: Sequence[Setting]) -> str:
-    found: dict[tuple[str, ...], list[str]] = {}
+    by_order: dict[tuple[str, ...], list[str]] = {}
     for setting in settings:
-        found.setdefault(ranking(setting), []).append(label(setting))
+        by_order.setdefault(ranking(setting), []).append(label(setting))
     first = ranking(settings[0])
     order = " before ".join(first)
     if len(settings) == 1:
         return f"The ranking by information is {order}, measured with one setting of the decoders."
-    if len(found) == 1:
+    if len(by_order) == 1:
         return (
             f"The ranking by information is {order} with all {len(settings)} settings of the "
             "decoders that were tried, so it does not depend on them."
         )
     others = "; ".join(
-        f"{' before '.join(other)} with {', '.join(some)}"
-        for other, some in found.items()
+        f"{' before '.join(other)} with {', '.join(labels)}"
+        for other, labels in by_order.items()
         if other != first
     )
     return (
         f"The ranking by information depends on the decoders: it is {order} with "
-        f"{len(found[first])} of {len(settings)} settings, but {others}."
+        f"{len(by_order[first])} of {len(settings)} settings, but {others}."
     )
 
 
@@ -66,7 +66,7 @@ def _certainty(setting: Setting) -> str:
     gaps_of_neighbours = []
     for first, second in itertools.pairwise(models):
         pairs = zip(first["seeds"], second["seeds"], strict=True)
-        gaps = [other["excess"] - one["excess"] for one, other in pairs]
+        gaps = [higher["excess"] - lower["excess"] for lower, higher in pairs]
         ahead = sum(gap > 0 for gap in gaps)
         gap = tables.decimals(second["excess"] - first["excess"])
         gaps_of_neighbours.append(
@@ -82,14 +82,14 @@ def _plateau(settings: Sequence[Setting]) -> str:
     for setting in settings:
         models = sorted(setting["models"], key=lambda m: m["excess"])
         gaps = [b["excess"] - a["excess"] for a, b in itertools.pairwise(models)]
-        changes = [one["slope"] * one["last"] for one in models]
+        changes = [model["slope"] * model["last"] for model in models]
         # A change that all decoders share does not affect the ranking.
         if not gaps or max(changes) - min(changes) > min(gaps) / 2:
             unfinished.append(label(setting))
     converged = f"{len(settings) - len(unfinished)} of {len(settings)}"
     if len(settings[0]["models"]) < 2:
-        one = settings[0]["models"][0]
-        change = tables.decimals(one["slope"] * one["last"])
+        model = settings[0]["models"][0]
+        change = tables.decimals(model["slope"] * model["last"])
         return f"Extrapolated over as many evaluations again, the excess would change by {change}."
     tail = f" Exceptions: {'; '.join(unfinished)}." if unfinished else ""
     return (
@@ -99,14 +99,14 @@ def _plateau(settings: Sequence[Setting]) -> str:
     )
 
 
-def _second(setting: Setting) -> list[str]:
+def _second_estimate(setting: Setting) -> list[str]:
     models = setting["models"]
-    if any(one["info_nce"] is None for one in models):
+    if any(model["info_nce"] is None for model in models):
         return []
     order = sorted(models, key=lambda m: -m["info_nce"]["bound"])
     bounds = ", ".join(
-        f"{one['title']} {one['info_nce']['bound']:.2f}{_deviation(one['info_nce'])}"
-        for one in order
+        f"{model['title']} {model['info_nce']['bound']:.2f}{_deviation(model['info_nce'])}"
+        for model in order
     )
     return [
         f"InfoNCE, with noise of {models[0]['info_nce']['noise']:g} standard deviations of each "
@@ -117,15 +117,15 @@ def _second(setting: Setting) -> list[str]:
 
 def _verdict(setting: Setting, order: Sequence[Mapping[str, Any]]) -> str:
     """Returns whether the second estimate agrees with the ranking, if seeds do not blur it."""
-    bounds = [one["info_nce"] for one in order]
+    bounds = [model["info_nce"] for model in order]
     close = [
         first["bound"] - second["bound"]
         <= (first["deviation"] or 0.0) + (second["deviation"] or 0.0)
         for first, second in itertools.pairwise(bounds)
     ]
-    if any(close) or min(one["bound"] for one in bounds) <= 0:
+    if any(close) or min(model["bound"] for model in bounds) <= 0:
         return "does not separate all models"
-    if tuple(one["title"] for one in order) == ranking(setting):
+    if tuple(model["title"] for model in order) == ranking(setting):
         return "agrees with this ranking"
     return "does not agree with this ranking"
 
@@ -150,15 +150,15 @@ def table(settings: Sequence[Setting]) -> tables.Table:
         tuple(
             (
                 label(setting),
-                one["title"],
-                tables.decimals(one["loss"]),
-                tables.decimals(one["excess"]),
-                tables.decimals(one["deviation"]),
-                tables.decimals(one["slope"] * one["last"]),
-                tables.decimals((one["info_nce"] or {}).get("bound"), 2),
+                model["title"],
+                tables.decimals(model["loss"]),
+                tables.decimals(model["excess"]),
+                tables.decimals(model["deviation"]),
+                tables.decimals(model["slope"] * model["last"]),
+                tables.decimals((model["info_nce"] or {}).get("bound"), 2),
             )
             for setting in settings
-            for one in setting["models"]
+            for model in setting["models"]
         ),
         note=information.NOTE,
     )

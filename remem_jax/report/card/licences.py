@@ -1,6 +1,6 @@
 """Licences of data and of pretrained weights, and their names on the Hub.
 
-Nothing is guessed: a licence that is not known for certain is called unknown.
+No licence is guessed: one that is not known for certain is given as unknown.
 """
 
 from typing import NamedTuple
@@ -65,9 +65,9 @@ def of_weights(init: str) -> Licence:
     published = init in catalog.PUBLISHED or init.startswith("augreg:")
     if not published:
         return Licence(UNKNOWN)
-    found = catalog.find(init)
-    hub = {catalog.PUBLISHED[name].path: there for name, there in HUB_WEIGHTS.items()}
-    return Licence(_apache(found.pretraining), _BUCKET, hub.get(found.path, ""))
+    weights = catalog.find(init)
+    hub = {catalog.PUBLISHED[name].path: repository for name, repository in HUB_WEIGHTS.items()}
+    return Licence(_apache(weights.pretraining), _BUCKET, hub.get(weights.path, ""))
 
 
 def _apache(pretraining: str) -> str:

@@ -17,7 +17,6 @@ from remem_jax.data.images import preprocessing
 from remem_jax.report import rendering, tables
 from remem_jax.report.card import licences
 from remem_jax.report.card import tables as card_tables
-from remem_jax.report.run import plots
 from remem_jax.report.tables import Results
 from remem_jax.storage import files
 
@@ -85,12 +84,16 @@ def head(results: Results, method: str) -> dict[str, Any]:
         method: Name of a method of the run.
     """
     row, data = card_tables.row_of(results, method), results["data"]
-    known = licences.of_data(data["name"])
-    teacher = licences.of_weights(results["models"]["init"] if row["teacher"] else "")
-    hub, kind, named = known.hub, known.hub or data["name"], data["title"]
+    data_licence = licences.of_data(data["name"])
+    teacher_licence = licences.of_weights(results["models"]["init"] if row["teacher"] else "")
+    hub, data_type, data_title = data_licence.hub, data_licence.hub or data["name"], data["title"]
     if data["official"] is False:  # Must not be listed with results on the official one.
-        hub, kind, named = "", f"{data['name']}-not-official", f"{named} (not the official images)"
-    found: dict[str, Any] = {
+        hub, data_type, data_title = (
+            "",
+            f"{data['name']}-not-official",
+            f"{data_title} (not the official images)",
+        )
+    metadata: dict[str, Any] = {
         "license": "other",
         "license_name": "not-stated",
         "license_link": "LICENSE",
@@ -99,15 +102,15 @@ def head(results: Results, method: str) -> dict[str, Any]:
         "tags": ["image-classification", "jax", "remem", _PAPER],
     }
     if row["teacher"]:
-        found["tags"] += ["knowledge-distillation"]
-    if teacher.hub:
-        found["base_model"] = teacher.hub
+        metadata["tags"] += ["knowledge-distillation"]
+    if teacher_licence.hub:
+        metadata["base_model"] = teacher_licence.hub
     if hub:
-        found["datasets"] = [hub]
+        metadata["datasets"] = [hub]
     measured = [_of_split(results, method, split) for split in card_tables.SPLITS]
-    dataset = {"name": named, "type": kind}
-    found["metrics"] = ["accuracy"]
-    found["model-index"] = [
+    dataset = {"name": data_title, "type": data_type}
+    metadata["metrics"] = ["accuracy"]
+    metadata["model-index"] = [
         {
             "name": f"{results['models']['student']}_{method}",
             "results": [
@@ -121,12 +124,12 @@ def head(results: Results, method: str) -> dict[str, Any]:
             ],
         }
     ]
-    return _printable(found)
+    return _printable(metadata)
 
 
 def _printable(content: Any) -> Any:
     if isinstance(content, str):
-        return plots.printable(content)
+        return tables.printable(content)
     if isinstance(content, dict):
         return {name: _printable(value) for name, value in content.items()}
     return [_printable(value) for value in content] if isinstance(content, list) else content
@@ -134,11 +137,11 @@ def _printable(content: Any) -> Any:
 
 def _of_split(results: Results, method: str, split: str) -> list[dict[str, Any]]:
     """Returns the metrics of a split for the metadata; fractions from 0 to 1."""
-    found = card_tables.saved_student(card_tables.row_of(results, method))[split]
+    metrics = card_tables.saved_student(card_tables.row_of(results, method))[split]
     return [
-        {"type": kind, "value": found[name], "name": f"{title.partition(',')[0]}, {split}"}
+        {"type": kind, "value": metrics[name], "name": f"{title.partition(',')[0]}, {split}"}
         for name, (kind, title) in card_tables.METRICS.items()
-        if found.get(name) is not None
+        if metrics.get(name) is not None
     ]
 
 
@@ -149,7 +152,7 @@ def _title(results: Results, method: str) -> str:
 
 def _summary(results: Results, method: str) -> str:
     models, data = results["models"], results["data"]
-    how = (
+    training = (
         f"distilled from a teacher, {models['teacher']} with {models['teacher_parameters']:,} "
         f"parameters, fine-tuned with the method {tables.method_title(method)}; it contains no "
         "weights of the teacher"
@@ -158,7 +161,7 @@ def _summary(results: Results, method: str) -> str:
     )
     return (
         f"An image classifier for {data['classes']:,} classes: {models['student']} with "
-        f"{models['student_parameters']:,} parameters, {how}."
+        f"{models['student_parameters']:,} parameters, {training}."
     )
 
 

@@ -64,11 +64,11 @@ def metrics(results: Results, method: str) -> Table:
         ("Student", saved_student(row)),
         *([("Teacher", row["teacher"])] if row["teacher"] else []),
     ]
-    columns = [(f"{who}, {split}", one[split]) for split in SPLITS for who, one in models]
+    columns = [(f"{role}, {split}", model[split]) for split in SPLITS for role, model in models]
     rows = []
     for name, (_, title) in METRICS.items():
         form = tables.number if name == "loss" else tables.percent
-        cells = tuple(form(found.get(name)) for _, found in columns)
+        cells = tuple(form(values.get(name)) for _, values in columns)
         if set(cells) != {tables.NOTHING}:
             rows.append((title, *cells))
     heads = ("Metric", *(title for title, _ in columns))
@@ -104,7 +104,7 @@ def _standard_error(results: Results, row: Mapping[str, Any]) -> str:
 
 def _seeds(row: Mapping[str, Any], metric: str) -> list[str]:
     seeds = row.get("seeds", ())
-    shares = [one["test"][metric] for one in seeds]
+    shares = [student["test"][metric] for student in seeds]
     if len(shares) < 2 or None in shares:
         return [
             "The student was trained with one seed: the variation between seeds was not measured."
@@ -136,12 +136,12 @@ def _tried(results: Results, method: str) -> str:
 
 def confused(results: Results, method: str) -> Table | None:
     """Builds the table of this student's most frequent errors on test; None if not recorded."""
-    found = saved_student(row_of(results, method))["test"].get("confused")
-    if not found:
+    errors = saved_student(row_of(results, method))["test"].get("confused")
+    if not errors:
         return None
     rows = [
         (pair["class"], pair["taken_for"], f"{pair['images']:,}", f"{pair['of']:,}")
-        for pair in found
+        for pair in errors
     ]
     heads = ("Class", "Predicted as", "Images", "Images of the class")
     return Table("Most frequent errors on test", heads, tuple(rows), numeric=False)
@@ -237,22 +237,25 @@ def images(results: Results) -> Table:
 def _validation(data: Mapping[str, Any]) -> str:
     """Describes the size and origin of the validation split, as far as recorded."""
     examples = data["examples"]
-    found = f"{examples['validation']:,}"
+    images = f"{examples['validation']:,}"
     held = data.get("held_out")
     if held is None:
-        return found
-    every = examples["train"] + examples["validation"]
-    return f"{found}, {f'held out of {every:,} training images' if held else 'a separate split'}"
+        return images
+    total = examples["train"] + examples["validation"]
+    return f"{images}, {f'held out of {total:,} training images' if held else 'a separate split'}"
 
 
 def terms(results: Results, method: str) -> Table:
     """Builds the table of the licences of the data and weights, as far as known."""
-    models, name = results["models"], results["data"]["name"]
-    known = [("Training images", name, licences.of_data(name))]
+    models, data_name = results["models"], results["data"]["name"]
+    entries = [("Training images", data_name, licences.of_data(data_name))]
     if row_of(results, method)["teacher"]:
         used = models["init"] or tables.NOTHING
-        known += [("Initial weights of the teacher", used, licences.of_weights(models["init"]))]
-    rows = [(what, which, one.terms, one.page or tables.NOTHING) for what, which, one in known]
+        entries += [("Initial weights of the teacher", used, licences.of_weights(models["init"]))]
+    rows = [
+        (item, source, licence.terms, licence.page or tables.NOTHING)
+        for item, source, licence in entries
+    ]
     rows += [("This student", method, "not stated", tables.NOTHING)]
     note = (
         "The student has no licence yet. To publish it, choose one that the licences above allow, "

@@ -122,22 +122,14 @@ def style(name: str, index: int) -> Style:
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """Returns a style for each name, in order; markers of methods are not reused."""
     wanted = dict.fromkeys(names)
-    taken = {METHODS[name].marker for name in wanted if name in METHODS}
-    free = (index for index in itertools.count() if style("", index).marker not in taken)
+    used_markers = {METHODS[name].marker for name in wanted if name in METHODS}
+    free = (index for index in itertools.count() if style("", index).marker not in used_markers)
     return {name: METHODS.get(name) or style(name, next(free)) for name in wanted}
-
-
-def printable(text: str) -> str:
-    """Returns the text on one line, with a mark for characters that cannot be encoded."""
-    line = " ".join(text.split())
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
-    )
 
 
 def label(name: str, letters: int = 40) -> str:
     """Returns a method's title, or another name, on one line, shortened to `letters` characters."""
-    text = printable(tables.method_title(name))
+    text = tables.printable(tables.method_title(name))
     return text if len(text) <= letters else f"{text[: letters - 1].rstrip()}…"
 
 
@@ -193,21 +185,25 @@ def legend(figure: Figure, others: Sequence[Any] = ()) -> None:
         figure: The figure, with at least one panel.
         others: Further handles, with labels.
     """
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(text, handle)
-    found |= {handle.get_label(): handle for handle in others}
-    if not found:
+            handles.setdefault(text, handle)
+    handles |= {handle.get_label(): handle for handle in others}
+    if not handles:
         return
     # A character takes about 0.09 inches, and a handle 0.5.
-    widest = 0.5 + 0.09 * max(map(len, found))
-    columns = max(1, min(4, len(found), int(figure.get_figwidth() / widest)))
+    widest = 0.5 + 0.09 * max(map(len, handles))
+    columns = max(1, min(4, len(handles), int(figure.get_figwidth() / widest)))
     figure.set_figheight(
-        figure.get_figheight() + _LEGEND_ROW * (math.ceil(len(found) / columns) - 1)
+        figure.get_figheight() + _LEGEND_ROW * (math.ceil(len(handles) / columns) - 1)
     )
     figure.legend(
-        list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
     )
 
 
@@ -258,7 +254,7 @@ def comma_separated(drawing: Drawing) -> str:
 
 def _cell(value: str | int | float | None) -> str | int | float | None:
     if isinstance(value, str):
-        return printable(value)
+        return tables.printable(value)
     return float(value) if isinstance(value, float | np.floating) else value
 
 

@@ -39,20 +39,20 @@ def expertness(
     Returns:
         The figure, without models that have no finite numbers; None if there are no others.
     """
-    shown = [model for model in models if any(map(_has_numbers, model["layers"]))]
-    if not shown:
+    drawn = [model for model in models if any(map(_has_numbers, model["layers"]))]
+    if not drawn:
         return None
     figure = drawing.new(rows=2, size=(5.4, 6.0))
     upper, lower = figure.axes
     upper.set_ylabel(f"Expertness (fraction, K = {clusters})")
     lower.set(xlabel="Block (1 = bottom)", ylabel="Inactive activations (fraction)")
     lower.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    marks = drawing.styles(str(place) for place in range(len(shown)))
-    labels = drawing.labels(model["title"] for model in shown)
-    for model, style, label in zip(shown, marks.values(), labels, strict=True):
+    marks = drawing.styles(str(index) for index in range(len(drawn)))
+    labels = drawing.labels(model["title"] for model in drawn)
+    for model, style, label in zip(drawn, marks.values(), labels, strict=True):
         layers = sorted(model["layers"], key=lambda layer: layer["layer"])
         _panels(upper, lower, layers, style, label)
-    depth = max(layer["layer"] for model in shown for layer in model["layers"]) + 1
+    depth = max(layer["layer"] for model in drawn for layer in model["layers"]) + 1
     upper.set_xlim(0.5, depth + 0.5)
     for axes in (upper, lower):
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
@@ -69,10 +69,10 @@ def expertness(
         figure,
         ("model", "block", "seed_place", "expertness", *_FIELDS),
         [
-            [model["title"], layer["layer"] + 1, place, share, *(layer[f] for f in _FIELDS)]
-            for model in shown
+            [model["title"], layer["layer"] + 1, index, share, *(layer[f] for f in _FIELDS)]
+            for model in drawn
             for layer in model["layers"]
-            for place, share in enumerate(layer["shares"] or [None])
+            for index, share in enumerate(layer["shares"] or [None])
         ],
     )
 

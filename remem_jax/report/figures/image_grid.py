@@ -69,8 +69,8 @@ def figure(rows: Sequence[Row], heads: Mapping[int, str], *, gap_before: int = 0
             va="center",
             fontsize=drawing.SMALL,
         )
-    for place, row in enumerate(rows):
-        top = height - _LINE - 0.05 - place * (_SIDE + line + _GAP)
+    for index, row in enumerate(rows):
+        top = height - _LINE - 0.05 - index * (_SIDE + line + _GAP)
         name = "\n".join(
             drawing.label(part, int(_NAMES / _LETTER)) for part in row.name.splitlines()
         )

@@ -44,10 +44,10 @@ def pareto_front(points: Sequence[Point]) -> list[int]:
         if _is_complete(points[i])
     )
     front: list[tuple[float, float, int]] = []
-    for one in order:
-        if not front or one[1] < front[-1][1] or one[:2] == front[-1][:2]:
-            front.append(one)
-    return [place for _, _, place in front]
+    for point in order:
+        if not front or point[1] < front[-1][1] or point[:2] == front[-1][:2]:
+            front.append(point)
+    return [index for _, _, index in front]
 
 
 def _is_complete(point: Point) -> bool:
@@ -71,42 +71,42 @@ def information_plane(
     Returns:
         The figure; None if no point has both an error and an excess.
     """
-    shown = [point for point in points if _is_complete(point)]
-    if not shown:
+    complete = [point for point in points if _is_complete(point)]
+    if not complete:
         return None
     figure = drawing.new(size=(5.8, 4.4))
     axes = figure.axes[0]
     axes.set(xlabel=f"{INFORMATION}\nright is better", ylabel=f"{_ERROR} (lower is better)")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    scale = _scale(shown)
-    styles = drawing.styles(point["series"] for point in shown)
+    scale = _scale(complete)
+    styles = drawing.styles(point["series"] for point in complete)
     handles = []
     for (series, style), label in zip(styles.items(), drawing.labels(styles), strict=True):
-        some = [point for point in shown if point["series"] == series]
-        is_joined = _join(axes, some, style)
-        _mark(axes, some, style, scale)
+        in_series = [point for point in complete if point["series"] == series]
+        is_joined = _join(axes, in_series, style)
+        _mark(axes, in_series, style, scale)
         appearance = style._replace(
             color=style.color if scale is None else drawing.GREY,
             dashes=style.dashes if is_joined else "none",
         )
         handles.append(_handle(label, appearance))
-    if scale is not None and any(not drawing.is_finite(point["student"]) for point in shown):
+    if scale is not None and any(not drawing.is_finite(point["student"]) for point in complete):
         hollow = _handle("no student", drawing.Style("#999999", "o", "none"))
         hollow.set_markerfacecolor("none")
         handles.append(hollow)
-    front = pareto_front(shown)
-    _front(axes, [shown[place] for place in front])
+    front = pareto_front(complete)
+    _front(axes, [complete[index] for index in front])
     if scale is not None:
         bar = figure.colorbar(ScalarMappable(scale, _MAP), ax=axes, pad=0.02, aspect=30)
         bar.set_label("Best student's accuracy, %")
     drawing.legend(figure, handles)
-    on_front = {id(shown[place]) for place in front}
+    on_front = {id(complete[index]) for index in front}
     names = ("series", "label", "step", "error", "excess", "deviation", "student")
     return drawing.Drawing(
         name,
         title,
         f"{caption} {_caption(scale is not None)}".strip()
-        + drawing.left_out(len(points) - len(shown), "Points"),
+        + drawing.left_out(len(points) - len(complete), "Points"),
         figure,
         (*names, "on_front"),
         [
@@ -128,10 +128,10 @@ def _caption(has_students: bool) -> str:
 
 def _scale(points: Sequence[Point]) -> Normalize | None:
     """Returns the colour scale of the students' accuracies in percent; None without students."""
-    found = [100 * p["student"] for p in points if drawing.is_finite(p["student"])]
-    if not found:
+    accuracies = [100 * p["student"] for p in points if drawing.is_finite(p["student"])]
+    if not accuracies:
         return None
-    low, high = min(found), max(found)
+    low, high = min(accuracies), max(accuracies)
     return Normalize(low, high) if low < high else Normalize(low - 1, high + 1)
 
 
@@ -161,20 +161,20 @@ def _mark(
     if scale is None:  # Without students, the series set the colours.
         draw(x, y, facecolor=style.color, edgecolor="black", linewidth=0.7)
         return
-    colored = [place for place, p in enumerate(points) if drawing.is_finite(p["student"])]
-    others = [place for place in range(len(points)) if place not in colored]
+    colored = [index for index, p in enumerate(points) if drawing.is_finite(p["student"])]
+    others = [index for index in range(len(points)) if index not in colored]
     draw(
-        [x[place] for place in colored],
-        [y[place] for place in colored],
-        c=[100 * points[place]["student"] for place in colored],
+        [x[index] for index in colored],
+        [y[index] for index in colored],
+        c=[100 * points[index]["student"] for index in colored],
         cmap=_MAP,
         norm=scale,
         edgecolor="black",
         linewidth=0.7,
     )
     draw(
-        [x[place] for place in others],
-        [y[place] for place in others],
+        [x[index] for index in others],
+        [y[index] for index in others],
         facecolor="none",
         edgecolor="#999999",
         linewidth=1.2,
@@ -203,18 +203,18 @@ def _front(axes: Axes, front: Sequence[Point]) -> None:
         zorder=1,
         label="Pareto front",
     )
-    named: list[tuple[float, float]] = []
-    for point, across, up in zip(front, x, y, strict=True):
-        place = ((across - left) / (right - left), (up - low) / (high - low))
+    labelled: list[tuple[float, float]] = []
+    for point, point_x, point_y in zip(front, x, y, strict=True):
+        position = ((point_x - left) / (right - left), (point_y - low) / (high - low))
         if point["label"] and all(
-            abs(place[0] - other[0]) > _APART[0] or abs(place[1] - other[1]) > _APART[1]
-            for other in named
+            abs(position[0] - other[0]) > _APART[0] or abs(position[1] - other[1]) > _APART[1]
+            for other in labelled
         ):
-            named.append(place)
-            is_right = place[0] > 0.7
+            labelled.append(position)
+            is_right = position[0] > 0.7
             axes.annotate(
                 drawing.label(point["label"], 18),
-                (across, up),
+                (point_x, point_y),
                 xytext=(-6 if is_right else 6, -6),
                 textcoords="offset points",
                 ha="right" if is_right else "left",
@@ -251,14 +251,14 @@ def pruning(points: Sequence[Point], *, title: str, name: str) -> drawing.Drawin
         axes.set_xlim(min(pruned) - 0.5, max(pruned) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         for (series, style), label in zip(styles.items(), labels, strict=True):
-            some = sorted(
+            in_series = sorted(
                 (p for p in points if p["series"] == series and drawing.is_finite(p[field])),
                 key=lambda p: p["pruned"],
             )
             axes.errorbar(
-                [point["pruned"] for point in some],
-                [factor * point[field] for point in some],
-                [drawing.finite(p["deviation"]) for p in some] if field == "excess" else None,
+                [point["pruned"] for point in in_series],
+                [factor * point[field] for point in in_series],
+                [drawing.finite(p["deviation"]) for p in in_series] if field == "excess" else None,
                 color=style.color,
                 marker=style.marker,
                 linestyle=style.dashes,

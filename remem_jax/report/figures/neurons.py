@@ -32,8 +32,8 @@ def criticality(
         The figure; None if there is no finite value.
     """
     ranked = [_ranked(np.asarray(block["values"], np.float64)) for block in blocks]
-    shown = [value for values in ranked for _, value in values if math.isfinite(value)]
-    if not shown:
+    finite_values = [value for values in ranked for _, value in values if math.isfinite(value)]
+    if not finite_values:
         return None
     figure = drawing.new()
     axes = figure.axes[0]
@@ -41,8 +41,8 @@ def criticality(
     if max(map(len, ranked)) > _DECADES:
         axes.set_xscale("log")
     axes.grid(visible=True, which="major")
-    positive = [value for value in shown if value > 0]
-    is_log = min(shown) >= 0 and bool(positive) and max(positive) > _DECADES * min(positive)
+    positive = [value for value in finite_values if value > 0]
+    is_log = min(finite_values) >= 0 and bool(positive) and max(positive) > _DECADES * min(positive)
     if is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -50,7 +50,7 @@ def criticality(
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
-    styles = drawing.styles(str(place) for place in range(len(blocks)))
+    styles = drawing.styles(str(index) for index in range(len(blocks)))
     labels = drawing.labels(
         f"{drawing.label(block['model'], 28)}, block {block['layer'] + 1}" for block in blocks
     )
@@ -71,13 +71,13 @@ def criticality(
         "The criticality of a neuron is the largest relative change of the head's input when the "
         "neuron is set to zero. Block 1 is the closest to the input."
     )
-    if is_log and len(positive) < len(shown):
-        caption += f" Zeros, which this scale cannot show: {len(shown) - len(positive)}."
-    every = sum(len(values) for values in ranked)
+    if is_log and len(positive) < len(finite_values):
+        caption += f" Zeros, which this scale cannot show: {len(finite_values) - len(positive)}."
+    total = sum(len(values) for values in ranked)
     return drawing.Drawing(
         name,
         title,
-        caption + drawing.left_out(every - len(shown), "Neurons"),
+        caption + drawing.left_out(total - len(finite_values), "Neurons"),
         figure,
         ("model", "block", "rank", "neuron", "criticality"),
         [
@@ -117,23 +117,23 @@ def grid(
     Returns:
         The figure; None if there is no neuron with a picture.
     """
-    shown = [n for n in neurons if len(n["visualisations"]) or n["images"]]
-    if not shown:
+    drawn = [n for n in neurons if len(n["visualisations"]) or n["images"]]
+    if not drawn:
         return None
-    seeds = max(len(neuron["visualisations"]) for neuron in shown)
+    seeds = max(len(neuron["visualisations"]) for neuron in drawn)
     rows = [
         image_grid.Row(
             f"neuron {neuron['neuron']}\n{neuron['criticality']:.3g}",
             [
                 *(image_grid.Tile(picture) for picture in neuron["visualisations"]),
                 *[None] * (seeds - len(neuron["visualisations"])),
-                *(image_grid.Tile(one["image"], one["class"]) for one in neuron["images"]),
+                *(image_grid.Tile(image["image"], image["class"]) for image in neuron["images"]),
             ],
         )
-        for neuron in shown
+        for neuron in drawn
     ]
     heads = {0: "maximising inputs"} if seeds else {}
-    if any(neuron["images"] for neuron in shown):
+    if any(neuron["images"] for neuron in drawn):
         heads[seeds] = "most influenced images"
     sentences = [
         caption,
@@ -149,8 +149,8 @@ def grid(
         image_grid.figure(rows, heads, gap_before=seeds),
         ("neuron", "criticality", "place", "class", "influence"),
         [
-            [neuron["neuron"], neuron["criticality"], place, one["class"], one["influence"]]
-            for neuron in shown
-            for place, one in enumerate(neuron["images"], start=1)
+            [neuron["neuron"], neuron["criticality"], rank, image["class"], image["influence"]]
+            for neuron in drawn
+            for rank, image in enumerate(neuron["images"], start=1)
         ],
     )

@@ -38,8 +38,11 @@ def pictures(rows: Sequence[Mapping[str, Any]], *, name: str, title: str) -> dra
     titles = list(dict.fromkeys(model["title"] for row in rows for model in row["models"]))
     tiles = []
     for row in rows:
-        found = {model["title"]: model for model in row["models"]}
-        models = [_tile(found[one]) if one in found else None for one in titles]
+        by_title = {model["title"]: model for model in row["models"]}
+        models = [
+            _tile(by_title[model_title]) if model_title in by_title else None
+            for model_title in titles
+        ]
         tiles.append(image_grid.Row("", [image_grid.Tile(row["image"], row["class"]), *models]))
     names = ("title", "loss", "excess")
     return drawing.Drawing(
@@ -52,8 +55,8 @@ def pictures(rows: Sequence[Mapping[str, Any]], *, name: str, title: str) -> dra
         image_grid.figure(tiles, {0: "image", **dict(enumerate(titles, start=1))}, gap_before=1),
         ("place", "class", "model", "loss", "excess"),
         [
-            [place, row["class"], *fields]
-            for place, row in enumerate(rows, start=1)
+            [number, row["class"], *fields]
+            for number, row in enumerate(rows, start=1)
             for fields in drawing.fields(row["models"], names)
         ],
     )
@@ -80,11 +83,11 @@ def maps(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawi
     pixels: list[Float[np.ndarray, "height width"]] = [
         np.asarray(model["pixels"], np.float64) for model in models
     ]
-    finite = [one[np.isfinite(one)] for one in pixels]
-    if not sum(len(one) for one in finite):
+    finite = [values[np.isfinite(values)] for values in pixels]
+    if not sum(len(values) for values in finite):
         return None
-    every = np.concatenate(finite)
-    low, high = float(every.min()), float(every.max())
+    all_values = np.concatenate(finite)
+    low, high = float(all_values.min()), float(all_values.max())
     columns = min(_COLUMNS, len(models))
     lines = -(-len(models) // columns)
     size = (max(columns * _SIDE + 1.2, 3.6), lines * (_SIDE + 0.35) + 0.3)
@@ -92,12 +95,12 @@ def maps(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> drawi
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    shown = None
+    mappable = None
     for axes, model, values in zip(panels, models, pixels, strict=False):
-        shown = axes.imshow(values, cmap=_MAP, vmin=low, vmax=high, interpolation="nearest")
+        mappable = axes.imshow(values, cmap=_MAP, vmin=low, vmax=high, interpolation="nearest")
         axes.set_title(drawing.label(model["title"], 22), fontsize=drawing.SMALL)
-    if shown is not None:
-        bar = figure.colorbar(shown, ax=list(panels), aspect=25)
+    if mappable is not None:
+        bar = figure.colorbar(mappable, ax=list(panels), aspect=25)
         bar.set_label(_EXCESS, fontsize=drawing.SMALL)
         bar.ax.tick_params(labelsize=drawing.SMALL)
         bar.locator = MaxNLocator(5)
@@ -138,7 +141,7 @@ def curves(models: Sequence[Mapping[str, Any]], *, name: str, title: str) -> dra
     axes = figure.axes[0]
     axes.set(xlabel="Update of the decoder", ylabel="Held-out loss, nats per sub-pixel")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10], integer=True))
-    styles = drawing.styles(str(place) for place in range(len(models)))
+    styles = drawing.styles(str(index) for index in range(len(models)))
     labels = drawing.labels(model["title"] for model in models)
     for model, style, label in zip(models, styles.values(), labels, strict=True):
         for seed in model["seeds"]:
@@ -187,10 +190,10 @@ def sensitivity(
     Returns:
         The figure; None if there is no finite excess.
     """
-    titles = list(dict.fromkeys(one["title"] for row in settings for one in row["models"]))
-    found = [(place, one) for place, row in enumerate(settings) for one in row["models"]]
-    shown = [(place, one) for place, one in found if drawing.is_finite(one["excess"])]
-    if not shown:
+    titles = list(dict.fromkeys(model["title"] for row in settings for model in row["models"]))
+    marks = [(index, model) for index, row in enumerate(settings) for model in row["models"]]
+    finite_marks = [(index, model) for index, model in marks if drawing.is_finite(model["excess"])]
+    if not finite_marks:
         return None
     figure = drawing.new(size=(5.8, max(2.2, 1.2 + 0.45 * len(settings))))
     axes = figure.axes[0]
@@ -198,14 +201,14 @@ def sensitivity(
     axes.set_yticks(range(len(settings)), [drawing.label(row["label"], 36) for row in settings])
     axes.set_ylim(len(settings) - 0.5, -0.5)  # The first setting is at the top.
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    appearances = zip(titles, drawing.styles(titles).values(), drawing.labels(titles), strict=True)
-    for place, (one, style, label) in enumerate(appearances):
-        some = [(row, model) for row, model in shown if model["title"] == one]
-        shift = _SPREAD * ((place + 0.5) / len(titles) - 0.5)
+    series = zip(titles, drawing.styles(titles).values(), drawing.labels(titles), strict=True)
+    for index, (model_title, style, label) in enumerate(series):
+        of_model = [(row, model) for row, model in finite_marks if model["title"] == model_title]
+        shift = _SPREAD * ((index + 0.5) / len(titles) - 0.5)
         axes.errorbar(
-            [model["excess"] for _, model in some],
-            [row + shift for row, _ in some],
-            xerr=[drawing.finite(model["deviation"]) for _, model in some],
+            [model["excess"] for _, model in of_model],
+            [row + shift for row, _ in of_model],
+            xerr=[drawing.finite(model["deviation"]) for _, model in of_model],
             color=style.color,
             marker=style.marker,
             linestyle="none",
@@ -219,11 +222,11 @@ def sensitivity(
         "The reconstruction loss above its lower bound: one row per setting of the decoder, one "
         "mark per model; bars: one sample standard deviation over seeds of the decoder. The "
         "ranking is reliable if the order of the models is the same in all rows."
-        + drawing.left_out(len(found) - len(shown), "Values"),
+        + drawing.left_out(len(marks) - len(finite_marks), "Values"),
         figure,
         ("setting", "model", "excess", "deviation"),
         [
-            [settings[place]["label"], one["title"], one["excess"], one["deviation"]]
-            for place, one in found
+            [settings[index]["label"], model["title"], model["excess"], model["deviation"]]
+            for index, model in marks
         ],
     )

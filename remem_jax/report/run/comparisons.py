@@ -39,15 +39,17 @@ class Model(NamedTuple):
 
 def models(results: Results) -> list[Model]:
     """Returns the selected models of a run; empty if their predictions were not recorded."""
-    found = []
+    selected = []
     rows: Sequence[Mapping[str, Any]] = results["methods"]
     for role, row in itertools.product(_ROLES, rows):
         packed = (row.get("test_correct") or {}).get(role)
         if packed and results["data"].get("test_labels"):
-            several = [paired.unpack(one) for one in ([packed] if role == "teacher" else packed)]
-            correct = np.stack(several) if len(several) > 1 else several[0]
-            found.append(Model(row["method"], role, correct))
-    return found
+            correctness = [
+                paired.unpack(text) for text in ([packed] if role == "teacher" else packed)
+            ]
+            correct = np.stack(correctness) if len(correctness) > 1 else correctness[0]
+            selected.append(Model(row["method"], role, correct))
+    return selected
 
 
 def _labels(results: Results) -> np.ndarray:
@@ -61,10 +63,14 @@ def table(results: Results) -> Table | None:
     lines = []
     for low, high in _pairs(models(results)):
         both = high.correct, low.correct, _labels(results), metric
-        found = [paired.difference(*both, over_classes=over) for over in covered]
-        of_each = [cell for one in found for cell in (points(one.standard_error), p_value(one))]
+        differences = [paired.difference(*both, over_classes=over) for over in covered]
+        cells = [
+            cell
+            for difference in differences
+            for cell in (points(difference.standard_error), p_value(difference))
+        ]
         title = f"{high.title}, minus {tables.method_title(low.method)}"
-        lines.append((title, points(found[0].difference, sign=True), *of_each))
+        lines.append((title, points(differences[0].difference, sign=True), *cells))
     if not lines:
         return None
     heads = ("Models", "Difference", "Standard error", "p")
@@ -73,8 +79,8 @@ def table(results: Results) -> Table | None:
     return Table("Differences on test, in points", heads, tuple(lines), note=_note(results))
 
 
-def _pairs(found: Sequence[Model]) -> Iterator[tuple[Model, Model]]:
-    for low, high in itertools.combinations(found, 2):
+def _pairs(selected: Sequence[Model]) -> Iterator[tuple[Model, Model]]:
+    for low, high in itertools.combinations(selected, 2):
         if low.role == high.role:
             yield low, high
 
@@ -83,13 +89,13 @@ def _note(results: Results) -> str:
     data = results["data"]
     images = data["examples"]["test"]
     if data["metric"] == registry.TOP1:
-        how = (
+        p_values = (
             "p-values are two-sided: from McNemar's exact test, or from its normal approximation "
             "if means over seeds are compared."
         )
         classes = ""
     else:
-        how = (
+        p_values = (
             "p-values are two-sided, from McNemar's statistic with images weighted as in the mean."
         )
         classes = (
@@ -100,19 +106,20 @@ def _note(results: Results) -> str:
         f"Differences in {tables.METRIC_TITLES[data['metric']]}. Standard errors are paired: both "
         f"models are evaluated on the same {images:,} test images, and only images on which they "
         "differ contribute. They cover the choice of test images, not the variation between "
-        f"training seeds.{classes} {how}"
+        f"training seeds.{classes} {p_values}"
     )
 
 
 def gain(results: Results) -> str | None:
     """Describes by how many points ReMem's student beats the others on test."""
     metric = results["data"]["metric"]
-    found = {row["method"]: row["student"]["test"][metric] for row in results["methods"]}
+    accuracies = {row["method"]: row["student"]["test"][metric] for row in results["methods"]}
     others = {"finetune": "fine-tuning's", "scratch": "the one trained from scratch"}
     gains = [
-        f"{_points(found['remem'] - found[method])} {name}{_chance(results, 'remem', method)}"
+        f"{_points(accuracies['remem'] - accuracies[method])} {name}"
+        f"{_chance(results, 'remem', method)}"
         for method, name in others.items()
-        if "remem" in found and method in found
+        if "remem" in accuracies and method in accuracies
     ]
     return f"On test, ReMem's student is {' and '.join(gains)}." if gains else None
 
@@ -130,14 +137,14 @@ def _chance(results: Results, high: str, low: str) -> str:
     if high not in correct or low not in correct:
         return ""
     metric = results["data"]["metric"]
-    found = paired.difference(correct[high], correct[low], _labels(results), metric)
-    return f" ({_in_brackets(found)})"
+    difference = paired.difference(correct[high], correct[low], _labels(results), metric)
+    return f" ({_in_brackets(difference)})"
 
 
-def _in_brackets(found: paired.Difference) -> str:
-    p = p_value(found)
+def _in_brackets(difference: paired.Difference) -> str:
+    p = p_value(difference)
     return (
-        f"standard error of the difference {points(found.standard_error)}, p "
+        f"standard error of the difference {points(difference.standard_error)}, p "
         f"{p if p.startswith('<') else f'= {p}'}"
     )
 
@@ -154,22 +161,26 @@ def beside_teacher(results: Results, method: str) -> str | None:
         return None
     metric = results["data"]["metric"]
     student = correct["students"] if correct["students"].ndim == 1 else correct["students"][0]
-    found = paired.difference(student, correct["teacher"], _labels(results), metric)
-    return f"On test, it is {_points(found.difference)} its teacher ({_in_brackets(found)})."
+    difference = paired.difference(student, correct["teacher"], _labels(results), metric)
+    return (
+        f"On test, it is {_points(difference.difference)} its teacher ({_in_brackets(difference)})."
+    )
 
 
 def standard_errors(results: Results) -> str:
     """Lists the standard errors of the test accuracies, by the choice of test images."""
     data = results["data"]
-    found = [standard_error(results, row) for row in results["methods"]]
+    errors = [standard_error(results, row) for row in results["methods"]]
     names = [tables.method_title(row["method"]) for row in results["methods"]]
-    errors = ", ".join(f"{points(one)} ({name})" for one, name in zip(found, names, strict=True))
-    known = any(model.role == "students" for model in models(results))
-    rough = "" if known or data["metric"] == registry.TOP1 else f" {_ROUGH}"
-    unknown = "" if known else f" {_UNPAIRED}"
+    listed = ", ".join(
+        f"{points(error)} ({name})" for error, name in zip(errors, names, strict=True)
+    )
+    is_paired = any(model.role == "students" for model in models(results))
+    rough = "" if is_paired or data["metric"] == registry.TOP1 else f" {_ROUGH}"
+    unknown = "" if is_paired else f" {_UNPAIRED}"
     return (
         f"Standard error of each student's test accuracy, with {data['examples']['test']:,} test "
-        f"images, in points: {errors}.{rough} {_seeds(results)}{unknown}"
+        f"images, in points: {listed}.{rough} {_seeds(results)}{unknown}"
     )
 
 
@@ -201,8 +212,8 @@ def standard_error(
                 model.correct if seed is None or model.correct.ndim == 1 else model.correct[seed]
             )
             nothing = np.zeros(correct.shape[-1], bool)
-            found = paired.difference(correct, nothing, _labels(results), data["metric"])
-            return found.standard_error
+            difference = paired.difference(correct, nothing, _labels(results), data["metric"])
+            return difference.standard_error
     share = (row["student"] if seed is None else row["seeds"][seed])["test"][data["metric"]]
     return None if share is None else math.sqrt(share * (1 - share) / data["examples"]["test"])
 
@@ -228,8 +239,8 @@ def points(share: float | None, *, sign: bool = False) -> str:
     return format(100 * share, "+.2f" if sign else ".2f")
 
 
-def p_value(found: paired.Difference) -> str:
+def p_value(difference: paired.Difference) -> str:
     """Formats a p-value with two digits, or as an upper bound if it is tiny."""
-    if not math.isfinite(found.p_value):
+    if not math.isfinite(difference.p_value):
         return tables.NOTHING
-    return "< 0.0001" if found.p_value < 1e-4 else f"{found.p_value:.2g}"
+    return "< 0.0001" if difference.p_value < 1e-4 else f"{difference.p_value:.2g}"

@@ -63,8 +63,8 @@ def _stored(data: Mapping[str, Any]) -> str:
     source, recorded = data["source_size"], data.get("sizes")
     if not source:  # Streamed from the files.
         return ""
-    same = [[side] * 3 for side in source]
-    if recorded and [recorded["height"], recorded["width"]] == same:
+    as_stored = [[side] * 3 for side in source]
+    if recorded and [recorded["height"], recorded["width"]] == as_stored:
         return ""
     return f"stored as {source[0]} x {source[1]} and "
 

@@ -1,4 +1,4 @@
-"""The report of a run: results, settings, and differences from the paper."""
+"""Writes the report of a run: its results, its settings, and the differences from the paper."""
 
 import pathlib
 from typing import Any
@@ -22,7 +22,7 @@ def write(directory: pathlib.Path) -> None:
         raise checks.SettingError(f"{path} does not exist: the run has not finished.")
     checks.one_of(f"The format of {path}", results.get("format"), (FORMAT,))
     figures = [
-        drawing.save(directory / drawing.FIGURES, one) for one in information.figures(results)
+        drawing.save(directory / drawing.FIGURES, figure) for figure in information.figures(results)
     ]
     content = _content(results, logs.read(directory), figures)
     files.write_text(directory / "report.html", rendering.html("run/page.html.jinja", content))
@@ -67,9 +67,13 @@ def _content(
 
 
 def remarks(data: dict[str, Any]) -> list[str]:
-    """Returns one sentence per oddity of the data; empty for results of older versions."""
+    """Returns a sentence on each peculiarity of the data; empty for results of older versions."""
     passed_over = walk.describe_skipped(data.get("passed_over", {}), data.get("empty_classes", ()))
-    return [f"{data['title']}: {one}." for one in (passed_over, *data.get("warnings", ())) if one]
+    return [
+        f"{data['title']}: {remark}."
+        for remark in (passed_over, *data.get("warnings", ()))
+        if remark
+    ]
 
 
 def _diverged(results: tables.Results) -> list[str]:
@@ -83,8 +87,8 @@ def _diverged(results: tables.Results) -> list[str]:
             if missing
         ),
         *(
-            f"{tables.method_title(one['method'])} has no result. {one['reason']}"
-            for one in results.get("failed", ())
+            f"{tables.method_title(failure['method'])} has no result. {failure['reason']}"
+            for failure in results.get("failed", ())
         ),
     ]
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from remem_jax.report import tables
 from remem_jax.report.figures import drawing
-from remem_jax.report.figures.drawing import Plot, Style, finite, printable
+from remem_jax.report.figures.drawing import Plot, Style, finite
 
 _RING = 13  # Diameter of the ring around a selected model, in points.
 
@@ -168,9 +168,9 @@ def _series(
     scale: float = 1.0,
 ) -> list[tuple[int, float]]:
     """Returns pairs of step and value of a metric; `member` picks one student of a group."""
-    found = [(row["step"], row[name]) for row in rows if row["part"] == stage and name in row]
+    values = [(row["step"], row[name]) for row in rows if row["part"] == stage and name in row]
     return [
-        (step, scale * finite(value if member is None else value[member])) for step, value in found
+        (step, scale * finite(value if member is None else value[member])) for step, value in values
     ]
 
 
@@ -187,7 +187,7 @@ def _style(method: str) -> Style:
 
 
 def _label(method: str) -> str:
-    return printable(tables.method_title(method))
+    return tables.printable(tables.method_title(method))
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:

@@ -41,14 +41,14 @@ def on_test(results: Results) -> Table | None:
     metric = results["data"]["metric"]
     cells = []
     for row in rows:
-        found = row["on_test"]
-        student = _measured(found["student"], "test", metric)
+        selection = row["on_test"]
+        student = _measured(selection["student"], "test", metric)
         cells.append(
             (
                 tables.method_title(row["method"]),
-                student + tables.deviation(found, "test", metric),
-                _measured(found["teacher"], "test", metric),
-                *_chosen({**row, **found}, _student_names(results)),
+                student + tables.deviation(selection, "test", metric),
+                _measured(selection["teacher"], "test", metric),
+                *_chosen({**row, **selection}, _student_names(results)),
             )
         )
     chosen = ("Teacher's step", *_student_heads(results), "rho", "alpha", "beta")
@@ -103,10 +103,10 @@ def details(results: Results) -> Table:
     for row in results["methods"]:
         for role in ("student", "teacher"):
             if row[role] is not None:
-                found = row[role]["test"]
-                cells = [tables.percent(found.get(name)) for name in shares]
+                metrics = row[role]["test"]
+                cells = [tables.percent(metrics.get(name)) for name in shares]
                 name = f"{tables.method_title(row['method'])}, {role}"
-                rows.append((name, *cells, tables.number(found.get("loss"))))
+                rows.append((name, *cells, tables.number(metrics.get("loss"))))
     heads = ("Model", "Top-1", "Top-5", "Mean per class", "Calibration error", "Agreement", "Loss")
     note = (
         "The calibration error is the expected calibration error (ECE) with 15 bins. Agreement is "
@@ -118,15 +118,15 @@ def details(results: Results) -> Table:
 
 def confused(results: Results) -> Table | None:
     """Builds the table of frequent errors of ReMem's student, or else of the last method's."""
-    ours = [row for row in results["methods"] if row["method"] == "remem"]
-    row = (ours or results["methods"])[-1]
-    found = row["student"]["test"].get("confused")
-    if not found:
+    of_remem = [row for row in results["methods"] if row["method"] == "remem"]
+    row = (of_remem or results["methods"])[-1]
+    pairs = row["student"]["test"].get("confused")
+    if not pairs:
         return None
     title = f"Most frequent errors on test: {tables.method_title(row['method'])}, student"
     rows = [
         (pair["class"], pair["taken_for"], f"{pair['images']:,}", f"{pair['of']:,}")
-        for pair in found
+        for pair in pairs
     ]
     heads = ("Class", "Predicted as", "Images", "Images of the class")
     return Table(title, heads, tuple(rows), numeric=False)
@@ -154,13 +154,13 @@ def students(results: Results) -> Table:
 
     def rank(row: Mapping[str, Any]) -> tuple[int, str, bool, float]:
         method, share = row["method"], row["validation"][metric]
-        place = order.index(method) if method in order else len(order)
+        position = order.index(method) if method in order else len(order)
         if share is None or not math.isfinite(share):
-            return place, method, True, 0.0
-        return place, method, False, -float(share)
+            return position, method, True, 0.0
+        return position, method, False, -float(share)
 
-    shown = _student_names(results)
-    rows = [_student(row, shown, names) for row in sorted(results["students"], key=rank)]
+    student_names = _student_names(results)
+    rows = [_student(row, student_names, names) for row in sorted(results["students"], key=rank)]
     heads = ("Method", "Teacher's step", "Student", *_student_heads(results))
     return Table("All students, on validation", (*heads, *columns, "Diverged"), tuple(rows))
 

@@ -19,7 +19,7 @@ def over_baseline(study: results_table.Study, choice: str) -> list[tables.Table]
     differences. The next line gives the paired standard error of the difference on test for each
     seed. A block of columns (six at a time) without any pair of rows has no table.
     """
-    found = results_table.cells(study, choice)
+    cells = results_table.cells(study, choice)
     return [
         tables.Table(
             f"Gain of the students over the baseline: {_range(columns)}",
@@ -27,7 +27,7 @@ def over_baseline(study: results_table.Study, choice: str) -> list[tables.Table]
             rows,
         )
         for columns in results_table.blocks(study, choice)
-        if (rows := _rows(study, columns, found, choice))
+        if (rows := _rows(study, columns, cells, choice))
     ]
 
 
@@ -39,18 +39,18 @@ def _range(columns: Sequence[Mapping[str, Any]]) -> str:
 def _rows(
     study: results_table.Study,
     columns: Sequence[Mapping[str, Any]],
-    found: results_table.Cells,
+    cells: results_table.Cells,
     choice: str,
 ) -> tuple[tuple[str, ...], ...]:
     """Returns the non-empty rows of our gains and the paper's; none if we have no gains."""
-    seeds, rows, any_ours = len(study["seeds"]), [], False
+    seeds, rows, has_ours = len(study["seeds"]), [], False
     errors = _errors(study, choice)
     for baseline, row in comparisons(study):
         pair = baseline["name"], row["name"]
         title = f"{results_table.row_title(row)} over {baseline['title']}"
         names = [[(name, column["name"]) for name in pair] for column in columns]
-        ours = [_gain(found.get(below), found.get(above), seeds) for below, above in names]
-        any_ours |= set(ours) != {tables.NOTHING}
+        ours = [_gain(cells.get(below), cells.get(above), seeds) for below, above in names]
+        has_ours |= set(ours) != {tables.NOTHING}
         published = [
             (label, [_published_gain(study, baseline, row, c, full_size=full) for c in columns])
             for full, label in ((False, "paper"), (True, "paper, full size"))
@@ -62,15 +62,17 @@ def _rows(
             *((f"{title} ({label})", them) for label, them in published),
         ]
         rows += [(label, *line) for label, line in lines if set(line) != {tables.NOTHING}]
-    return tuple(rows) if any_ours else ()
+    return tuple(rows) if has_ours else ()
 
 
 def _errors(study: results_table.Study, choice: str) -> dict[tuple[str, str, str], str]:
     """Returns paired errors by baseline, row and column; empty for older studies."""
     return {
-        (one["baseline"], one["row"], one["column"]): "; ".join(map(_error, one["seeds"]))
-        for one in study.get("compared", ())
-        if one["choice"] == choice and one["seeds"]
+        (comparison["baseline"], comparison["row"], comparison["column"]): "; ".join(
+            map(_error, comparison["seeds"])
+        )
+        for comparison in study.get("compared", ())
+        if comparison["choice"] == choice and comparison["seeds"]
     }
 
 

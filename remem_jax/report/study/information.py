@@ -13,36 +13,38 @@ def figures(study: Mapping[str, Any]) -> Iterator[drawing.Drawing]:
 
     Information is comparable only between teachers on the same images.
     """
-    for number, (data, found) in enumerate(_by_data(study).items()):
+    for number, (data, points) in enumerate(_by_data(study).items()):
         suffix = f"_{number}" if number else ""
         plane = information_plane.information_plane(
-            found,
+            points,
             title=f"Information plane: {data}",
             name=f"information_plane{suffix}",
             caption=f"Teachers of all trials, on the validation images of {data}.",
         )
         pruned = information_plane.pruning(
-            _pruned(found),
+            _pruned(points),
             title=f"Blocks pruned from the top: {data}",
             name=f"pruning{suffix}",
         )
-        yield from (one for one in (plane, pruned) if one is not None)
+        yield from (figure for figure in (plane, pruned) if figure is not None)
 
 
 def table(study: Mapping[str, Any]) -> tables.Table | None:
     """Builds the table of the teachers' information; None if it was not measured."""
-    found = [point for some in _by_data(study).values() for point in some]
-    return information.table(found, lambda point: (point["series"], str(point["step"])))
+    points = [point for teachers in _by_data(study).values() for point in teachers]
+    return information.table(points, lambda point: (point["series"], str(point["step"])))
 
 
 def _by_data(study: Mapping[str, Any]) -> dict[str, list[Point]]:
     """Returns the teachers of fully trained trials, by data set."""
     rows = {row["name"]: row["title"] for row in study["rows"]}
     columns = {column["name"]: column for column in study["columns"]}
-    trials = [one for one in study["trials"] if one["fraction"] == 1 and one.get("teachers")]
+    trials = [
+        trial for trial in study["trials"] if trial["fraction"] == 1 and trial.get("teachers")
+    ]
     has_rows = len({trial["row"] for trial in trials}) > 1
     has_columns = len({trial["column"] for trial in trials}) > 1
-    found: dict[str, list[Point]] = {}
+    by_data: dict[str, list[Point]] = {}
     for trial in trials:
         column, row = columns[trial["column"]], rows[trial["row"]]
         names = [row] * (has_rows or not has_columns) + [column["title"]] * has_columns
@@ -51,26 +53,26 @@ def _by_data(study: Mapping[str, Any]) -> dict[str, list[Point]]:
             "trial": trial["trial"],
             "column": column["title"] if has_columns else "",
         }
-        found.setdefault(column["data"]["title"], []).extend(
+        by_data.setdefault(column["data"]["title"], []).extend(
             {**point, **described, "label": f"step {point['step']}"} for point in trial["teachers"]
         )
-    return {data: some for data, some in found.items() if some}
+    return {data: points for data, points in by_data.items() if points}
 
 
 def _pruned(points: Sequence[Point]) -> list[Point]:
     """Returns each trial's last teacher once per kind of pruning; unpruned ones have all kinds."""
     last: dict[str, Point] = {}
     for point in points:
-        before = last.get(point["trial"])
-        if before is None or before["step"] < point["step"]:
+        latest = last.get(point["trial"])
+        if latest is None or latest["step"] < point["step"]:
             last[point["trial"]] = point
     kinds = sorted(
-        {kind for one in last.values() for kind, count in one["pruned"].items() if count}
+        {kind for point in last.values() for kind, count in point["pruned"].items() if count}
     )
-    found = []
+    pruned_points = []
     for point in last.values():
         pruned = [kind for kind in kinds if point["pruned"][kind]]
         for kind in pruned or kinds:
             series = ", ".join(text for text in (kind, point["column"]) if text)
-            found.append({**point, "series": series, "pruned": point["pruned"][kind]})
-    return found
+            pruned_points.append({**point, "series": series, "pruned": point["pruned"][kind]})
+    return pruned_points

@@ -1,16 +1,14 @@
-"""The report of a study: many runs that together reproduce a table or a figure of the paper."""
+"""Writes the report of a study: of many runs that reproduce a table or a figure of the paper."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remem_jax import checks
-from remem_jax.report import paper, rendering, tables
+from remem_jax.report import STUDY_FORMAT, paper, rendering, tables
 from remem_jax.report.figures import drawing
 from remem_jax.report.study import gains, information, results_table, search, trials
 from remem_jax.storage import files, results
-
-FORMAT = 1  # Format of study.json.
 
 _GAINS = (
     "A gain is the mean difference between a student and the baseline with the same seed, over "
@@ -34,8 +32,10 @@ def write(directory: pathlib.Path) -> None:
     study = results.read(path)
     if study is None:
         raise checks.SettingError(f"{path} does not exist: the study has not started.")
-    checks.one_of(f"The format of {path}", study.get("format"), (FORMAT,))
-    figures = [drawing.save(directory / drawing.FIGURES, one) for one in information.figures(study)]
+    checks.one_of(f"The format of {path}", study.get("format"), (STUDY_FORMAT,))
+    figures = [
+        drawing.save(directory / drawing.FIGURES, figure) for figure in information.figures(study)
+    ]
     content = {**_content(study), "plots": figures}
     files.write_text(directory / "study.html", rendering.html("study/page.html.jinja", content))
     files.write_text(directory / "study.md", rendering.markdown("study/page.md.jinja", content))
@@ -93,9 +93,9 @@ def title(study: results_table.Study) -> str:
 def summary(study: results_table.Study) -> str:
     """Describes how complete the table is, and what its numbers are."""
     seeds = len(study["seeds"])
-    found = results_table.cells(study, "validation")
+    cells = results_table.cells(study, "validation")
     places = [(row["name"], column["name"]) for row in study["rows"] for column in study["columns"]]
-    counts = [len(found[place]["replicates"]) if place in found else 0 for place in places]
+    counts = [len(cells[place]["replicates"]) if place in cells else 0 for place in places]
     total, complete = len(counts), sum(count >= seeds for count in counts)
     partial = f", {sum(0 < count < seeds for count in counts)} partial" if seeds > 1 else ""
     return (
@@ -127,7 +127,7 @@ def _metrics(study: results_table.Study) -> str:
     names = {metric: tables.METRIC_TITLES.get(metric, metric) for metric in metrics}
     if len(names) == 1:
         return next(iter(names.values()))
-    parts = [f"{names[metric]} for {', '.join(some)}" for metric, some in metrics.items()]
+    parts = [f"{names[metric]} for {', '.join(titles)}" for metric, titles in metrics.items()]
     return "; ".join(parts) or "none yet"
 
 
@@ -154,7 +154,7 @@ def notes(study: results_table.Study) -> Iterator[str]:
     """Yields the notes below the main table."""
     yield from _data(study)
     yield _seeds(study)
-    if any(len(one["students_of_seeds"]) > 1 for one in _replicates(study)):
+    if any(len(replicate["students_of_seeds"]) > 1 for replicate in _replicates(study)):
         yield (
             "A student's number is itself the mean over students that differ only by the student's "
             "seed; the table of selected settings lists each."
@@ -184,7 +184,7 @@ def _data(study: results_table.Study) -> Iterator[str]:
 
 
 def _replicates(study: results_table.Study) -> list[Any]:
-    return [one for cell in study["cells"] for one in cell["replicates"]]
+    return [replicate for cell in study["cells"] for replicate in cell["replicates"]]
 
 
 def _seeds(study: results_table.Study) -> str:

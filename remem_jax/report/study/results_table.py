@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from remem_jax.report import paper, tables
-from remem_jax.report.run import plots
 from remem_jax.storage import spreadsheets
 
 Study = Mapping[str, Any]
@@ -54,10 +53,10 @@ def cells(study: Study, choice: str) -> dict[tuple[str, str], Mapping[str, Any]]
 
 def percents(cell: Mapping[str, Any] | None, role: str) -> dict[int, float]:
     """Returns the finite accuracies of a cell by seed, in percent."""
-    found = {row["seed"]: row[role] for row in cell["replicates"]} if cell else {}
+    by_seed = {row["seed"]: row[role] for row in cell["replicates"]} if cell else {}
     return {
         seed: 100 * share
-        for seed, share in found.items()
+        for seed, share in by_seed.items()
         if share is not None and math.isfinite(share)
     }
 
@@ -97,12 +96,15 @@ def grids(study: Study, choice: str) -> list[Grid]:
         study: Contents of study.json.
         choice: Split on which settings were selected, "validation" or "test".
     """
-    found = cells(study, choice)
+    by_place = cells(study, choice)
     return [
         Grid(
             tuple(column["title"] for column in columns),
             tuple(
-                (title, tuple(line for row in rows for line in _lines(study, row, columns, found)))
+                (
+                    title,
+                    tuple(line for row in rows for line in _lines(study, row, columns, by_place)),
+                )
                 for title, rows in groups(study)
             ),
         )
@@ -117,15 +119,15 @@ def groups(study: Study) -> list[tuple[str, list[Mapping[str, Any]]]]:
 
 
 def _lines(
-    study: Study, row: Mapping[str, Any], columns: Sequence[Mapping[str, Any]], found: Cells
+    study: Study, row: Mapping[str, Any], columns: Sequence[Mapping[str, Any]], by_place: Cells
 ) -> Iterator[Line]:
     title, seeds = row["title"], len(study["seeds"])
-    pairs = [(column, found.get((row["name"], column["name"]))) for column in columns]
+    pairs = [(column, by_place.get((row["name"], column["name"]))) for column in columns]
     yield Line(title, tuple(_measured(cell, role, seeds) for _, cell in pairs for role in ROLES))
     for full_size, label in ((False, "paper"), (True, "paper, full size")):
         records = [record(study, row, column, full_size=full_size) for column in columns]
         if any(records):
-            numbers = tuple(_published(one, role) for one in records for role in ROLES)
+            numbers = tuple(_published(published, role) for published in records for role in ROLES)
             yield Line(f"{title} ({label})", numbers, "paper")
         differences = tuple(
             signed(None if full_size else difference(study, row, column, cell, role))
@@ -145,8 +147,8 @@ def _measured(cell: Mapping[str, Any] | None, role: str, seeds: int) -> str:
     return "not finite" if role == "student" else tables.NOTHING
 
 
-def _published(one: paper.Record | None, role: str) -> str:
-    return tables.NOTHING if one is None else f"{getattr(one, role):.1f}"
+def _published(record: paper.Record | None, role: str) -> str:
+    return tables.NOTHING if record is None else f"{getattr(record, role):.1f}"
 
 
 def signed(points: float | None) -> str:
@@ -183,10 +185,10 @@ def difference(
 ) -> float | None:
     """Returns our mean minus the paper's number, in points; None if not comparable."""
     values = percents(cell, role).values()
-    one = record(study, row, column, full_size=False)
-    if one is None or not values or not paper.is_comparable(study["table"]):
+    published = record(study, row, column, full_size=False)
+    if published is None or not values or not paper.is_comparable(study["table"]):
         return None
-    return statistics.fmean(values) - getattr(one, role)
+    return statistics.fmean(values) - getattr(published, role)
 
 
 def flat(title: str, grid: Grid) -> tables.Table:
@@ -204,9 +206,9 @@ def comma_separated(study: Study) -> str:
     """Formats the study's table as CSV: one line per cell, in percent and points."""
     lines: list[Sequence[str]] = [_FIELDS]
     for choice in ("validation", "test"):
-        found = cells(study, choice)
+        by_place = cells(study, choice)
         for row, column in itertools.product(study["rows"], study["columns"]):
-            cell = found.get((row["name"], column["name"]))
+            cell = by_place.get((row["name"], column["name"]))
             if cell is not None or choice == "validation":
                 lines.append(_fields(study, choice, row, column, cell))
     return spreadsheets.text(lines)
@@ -226,9 +228,13 @@ def _fields(
     column: Mapping[str, Any],
     cell: Mapping[str, Any] | None,
 ) -> list[str]:
-    texts = (choice, row.get("group") or "", *(one[n] for one in (row, column) for n in _NAMES))
-    measured, published = [], []
-    one = paper.cell(study["table"], row["name"], column["name"])
+    texts = (
+        choice,
+        row.get("group") or "",
+        *(place[name] for place in (row, column) for name in _NAMES),
+    )
+    measured, comparison = [], []
+    published = paper.cell(study["table"], row["name"], column["name"])
     for role in ROLES:
         values = percents(cell, role).values()
         measured += [
@@ -236,11 +242,11 @@ def _fields(
             _decimals(statistics.fmean(values) if values else None),
             _decimals(statistics.stdev(values) if len(values) > 1 else None),
         ]
-        published += [
-            "" if one is None else f"{getattr(one, role):.1f}",
+        comparison += [
+            "" if published is None else f"{getattr(published, role):.1f}",
             _decimals(difference(study, row, column, cell, role)),
         ]
-    return [*map(plots.printable, texts), *measured, *published]
+    return [*map(tables.printable, texts), *measured, *comparison]
 
 
 _NAMES = ("name", "title")

@@ -26,13 +26,13 @@ def grids(study: results_table.Study) -> tables.Table | None:
                 f"{grid['settings']:,}",
                 _teacher(grid),
                 _values(grid["checkpoints"]),
-                one["loss"] or "none, labels only",
+                students_grid["loss"] or "none, labels only",
                 *(
-                    _values(one[name])
+                    _values(students_grid[name])
                     for name in ("learning_rate", "temperature", "weight", "seed")
                 ),
             )
-            for one in grid["students"]
+            for students_grid in grid["students"]
         ]
     of_students = ("Distillation", "Learning rates", "Temperatures", "Weights", "Seeds")
     heads = ("Row", "Columns", "Settings", "Teacher", "Its checkpoints", *of_students)
@@ -71,14 +71,14 @@ def _rungs(study: results_table.Study) -> tables.Table:
     shares = sorted({rung["fraction"] for cell in cells for rung in cell["rungs"]})
     lines = []
     for cell in trials.ordered(study, cells):
-        found = {rung["fraction"]: rung for rung in cell["rungs"]}
+        by_share = {rung["fraction"]: rung for rung in cell["rungs"]}
         lines.append(
             (
                 *titled(cell["row"], cell["column"]),
                 str(cell["seed"]),
                 f"{cell['settings']:,}",
                 f"{cell['rungs'][0]['reached']:,}",
-                *(_reached(found.get(share)) for share in shares),
+                *(_reached(by_share.get(share)) for share in shares),
             )
         )
     heads = ("Row", "Column", "Seed", "Settings", "Started", *map(_share, shares))
@@ -103,19 +103,21 @@ def _dropped(study: results_table.Study) -> list[tables.Table]:
     dropped, titled = study["search"]["dropped"], trials.titles(study)
     if not dropped:
         return []
-    shown = trials.names(one["settings"] for one in dropped)
+    names = trials.names(setting["settings"] for setting in dropped)
     lines = tuple(
         (
-            *titled(one["row"], one["column"]),
-            str(one["seed"]),
-            "never started" if one["fraction"] is None else f"after {_share(one['fraction'])}",
-            one["trial"] or tables.NOTHING,
-            tables.percent(one["validation"]),
-            *(trials.setting(one["settings"].get(name)) for name in shown),
+            *titled(setting["row"], setting["column"]),
+            str(setting["seed"]),
+            "never started"
+            if setting["fraction"] is None
+            else f"after {_share(setting['fraction'])}",
+            setting["trial"] or tables.NOTHING,
+            tables.percent(setting["validation"]),
+            *(trials.setting(setting["settings"].get(name)) for name in names),
         )
-        for one in trials.ordered(study, dropped)
+        for setting in trials.ordered(study, dropped)
     )
-    heads = ("Row", "Column", "Seed", "Left out", "Trial", "Best on validation", *shown)
+    heads = ("Row", "Column", "Seed", "Left out", "Trial", "Best on validation", *names)
     note = (
         "Settings that never started did not fit into the budget; the others were dropped on "
         "validation."

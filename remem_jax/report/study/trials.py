@@ -22,20 +22,20 @@ def data(study: results_table.Study) -> tables.Table:
     """Builds the table of the data of each column."""
     rows = []
     for column in study["columns"]:
-        found = column["data"]
-        if found is None:
+        record = column["data"]
+        if record is None:
             rows.append((column["title"], "not run", *[tables.NOTHING] * 5))
             continue
-        examples = (f"{found['examples'][split]:,}" for split in ("train", "validation", "test"))
+        examples = (f"{record['examples'][split]:,}" for split in ("train", "validation", "test"))
         rows.append(
             (
                 column["title"],
-                found["title"],
-                _OFFICIAL[found["official"]],
-                f"{found['classes']:,}",
+                record["title"],
+                _OFFICIAL[record["official"]],
+                f"{record['classes']:,}",
                 " / ".join(examples),
-                str(found["image_size"]),
-                tables.METRIC_TITLES.get(found["metric"], found["metric"]),
+                str(record["image_size"]),
+                tables.METRIC_TITLES.get(record["metric"], record["metric"]),
             )
         )
     images = "Training / validation / test images"
@@ -51,28 +51,30 @@ def missing(study: results_table.Study) -> tables.Table | None:
         seeds.setdefault((*titled(row, column), why), []).append(str(seed))
     if not seeds:
         return None
-    lines = tuple((row, column, ", ".join(some), why) for (row, column, why), some in seeds.items())
+    lines = tuple(
+        (row, column, ", ".join(numbers), why) for (row, column, why), numbers in seeds.items()
+    )
     return tables.Table(
         "Missing results", ("Row", "Column", "Seeds", "Reason"), lines, numeric=False
     )
 
 
 def _listed(study: results_table.Study) -> list[tuple[str, str, int, str]]:
-    return [(one["row"], one["column"], one["seed"], one["why"]) for one in study["missing"]]
+    return [(cell["row"], cell["column"], cell["seed"], cell["why"]) for cell in study["missing"]]
 
 
 def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]:
     """Yields seeds without a result that the record does not list as missing."""
-    known = {place[:3] for place in _listed(study)}
-    found = results_table.cells(study, "validation")
+    listed = {entry[:3] for entry in _listed(study)}
+    cells = results_table.cells(study, "validation")
     for row in study["rows"]:
         for column in study["columns"]:
-            cell = found.get((row["name"], column["name"]))
-            finished = {one["seed"] for one in cell["replicates"]} if cell else set()
-            why = "not on record" if column["data"] else "not run"
+            cell = cells.get((row["name"], column["name"]))
+            finished = {replicate["seed"] for replicate in cell["replicates"]} if cell else set()
+            reason = "not on record" if column["data"] else "not run"
             for seed in study["seeds"]:
-                if seed not in finished and (row["name"], column["name"], seed) not in known:
-                    yield row["name"], column["name"], seed, why
+                if seed not in finished and (row["name"], column["name"], seed) not in listed:
+                    yield row["name"], column["name"], seed, reason
 
 
 def cost(study: results_table.Study) -> tables.Table:
@@ -97,42 +99,42 @@ def selected(study: results_table.Study, choice: str) -> tables.Table | None:
     """Builds the table of settings selected for each cell and seed; None without any."""
     titled = titles(study)
     chosen = [
-        (cell, one)
+        (cell, replicate)
         for cell in ordered(study, results_table.cells(study, choice).values())
-        for one in cell["replicates"]
+        for replicate in cell["replicates"]
     ]
     if not chosen:
         return None
-    shown = names(one["settings"] for _, one in chosen)
+    setting_names = names(replicate["settings"] for _, replicate in chosen)
     lines = [
         (
             *titled(cell["row"], cell["column"]),
-            str(one["seed"]),
-            *_accuracies(one),
-            f"{one['trial']}, of {one['trials']:,}",
-            f"{one['students']:,}",
-            *(setting(one["settings"].get(name)) for name in shown),
+            str(replicate["seed"]),
+            *_accuracies(replicate),
+            f"{replicate['trial']}, of {replicate['trials']:,}",
+            f"{replicate['students']:,}",
+            *(setting(replicate["settings"].get(name)) for name in setting_names),
         )
-        for cell, one in chosen
+        for cell, replicate in chosen
     ]
     measured = ("Student, test", "By student seed", "Teacher, test", "Student, validation")
-    heads = ("Row", "Column", "Seed", *measured, "Trial", "Students tried", *shown)
+    heads = ("Row", "Column", "Seed", *measured, "Trial", "Students tried", *setting_names)
     return tables.Table(_SELECTED[choice], heads, tuple(lines), numeric=False)
 
 
-def _accuracies(one: Mapping[str, Any]) -> list[str]:
+def _accuracies(replicate: Mapping[str, Any]) -> list[str]:
     return [
-        tables.percent(one["student"]),
-        ", ".join(tables.percent(share) for share in one["students_of_seeds"]),
-        tables.percent(one["teacher"]),
-        tables.percent(one["validation"]),
+        tables.percent(replicate["student"]),
+        ", ".join(tables.percent(share) for share in replicate["students_of_seeds"]),
+        tables.percent(replicate["teacher"]),
+        tables.percent(replicate["validation"]),
     ]
 
 
 def tried(study: results_table.Study) -> tables.Table:
     """Builds the table of all trials, sorted by row and column, steps, then accuracy."""
     titled = titles(study)
-    shown = names(trial["settings"] for trial in study["trials"])
+    setting_names = names(trial["settings"] for trial in study["trials"])
     shortened = any(trial["fraction"] != 1 for trial in study["trials"])
 
     def rank(trial: Mapping[str, Any]) -> tuple[int, float, float]:
@@ -152,13 +154,13 @@ def tried(study: results_table.Study) -> tables.Table:
             *(f"{trial[n]:,}" for n in ("students", "teacher_steps", "student_steps")),
             tables.NOTHING if trial["seconds"] is None else tables.duration(trial["seconds"]),
             trial["device"] or tables.NOTHING,
-            *(setting(trial["settings"].get(name)) for name in shown),
+            *(setting(trial["settings"].get(name)) for name in setting_names),
         )
         for trial in ordered(study, sorted(study["trials"], key=rank))
     ]
     where = ("Trial", "Row", "Column", "Seed", *(["Fraction of the steps"] if shortened else []))
     amount = ("State", "Best on validation", "Students", "Teacher's steps", "Student's steps")
-    heads = (*where, *amount, "Time", "Device", *shown)
+    heads = (*where, *amount, "Time", "Device", *setting_names)
     return tables.Table("All trials", heads, tuple(lines), numeric=False, note=_states(study))
 
 
@@ -186,24 +188,24 @@ def titles(study: results_table.Study) -> Callable[[str, str], tuple[str, str]]:
 
 
 def ordered(
-    study: results_table.Study, places: Iterable[Mapping[str, Any]]
+    study: results_table.Study, records: Iterable[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """Sorts records that have a row and a column in the order of the table; the sort is stable."""
     orders = [
-        {one["name"]: place for place, one in enumerate(study[kind])}
+        {entry["name"]: index for index, entry in enumerate(study[kind])}
         for kind in ("rows", "columns")
     ]
 
-    def rank(place: Mapping[str, Any]) -> list[int]:
-        names = (place["row"], place["column"])
+    def rank(record: Mapping[str, Any]) -> list[int]:
+        names = (record["row"], record["column"])
         return [order.get(name, len(order)) for order, name in zip(orders, names, strict=True)]
 
-    return sorted(places, key=rank)
+    return sorted(records, key=rank)
 
 
 def names(settings: Iterable[Mapping[str, Any]]) -> Sequence[str]:
     """Returns all names in the order of their first occurrence."""
-    return list(dict.fromkeys(name for some in settings for name in some))
+    return list(dict.fromkeys(name for point in settings for name in point))
 
 
 def setting(value: Any) -> str:

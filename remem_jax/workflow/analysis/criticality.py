@@ -22,7 +22,7 @@ PICTURES = "pictures.npz"
 _SAVE_SECONDS = 60.0
 
 
-def measure(run: context.Run, chosen: list[inputs.Checkpoint]) -> dict[str, Any]:
+def measure(run: context.Run, checkpoints: list[inputs.Checkpoint]) -> dict[str, Any]:
     """Measures all neurons of the blocks of `config.criticality`; visualises the most critical.
 
     Returns:
@@ -38,8 +38,8 @@ def measure(run: context.Run, chosen: list[inputs.Checkpoint]) -> dict[str, Any]
     blocks = list(zip(settings.layers, settings.examples, strict=True))
     return {
         "blocks": [
-            _of_block(run, one, one.block(layer), examples)
-            for one in chosen
+            _of_block(run, checkpoint, checkpoint.block(layer), examples)
+            for checkpoint in checkpoints
             for layer, examples in blocks
         ]
     }
@@ -61,16 +61,18 @@ def _of_block(
             chunk=run.config.criticality.chunk,
         )
     )
-    found, seconds = _numbers(run, checkpoint, influence, folder, examples)
-    most = np.argsort(-found.value[0], kind="stable")[: run.config.criticality.neurons]
-    neurons, arrays = _pictures(run, checkpoint, layer, found, [int(neuron) for neuron in most])
+    measured, seconds = _numbers(run, checkpoint, influence, folder, examples)
+    most_critical = np.argsort(-measured.value[0], kind="stable")[: run.config.criticality.neurons]
+    neurons, arrays = _pictures(
+        run, checkpoint, layer, measured, [int(neuron) for neuron in most_critical]
+    )
     with files.replacing(folder / PICTURES) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     result = {
         "name": checkpoint.name,
         "title": checkpoint.title,
         "layer": layer,
-        "images": found.examples,
+        "images": measured.examples,
         "neurons": neurons,
         "costs": _cost(run, checkpoint, influence),
         "seconds": seconds,
@@ -89,7 +91,7 @@ def _numbers(
 ) -> tuple[criticality.Criticality, float]:
     """Computes the criticality of all neurons, or resumes it; returns it and the seconds."""
     settings = run.config.criticality
-    before, spent, skip = _restore(folder)
+    saved_criticality, spent, skip = _restore(folder)
     started, saved, batch = time.monotonic() - spent, time.monotonic(), skip
 
     def save(current: criticality.Criticality) -> None:
@@ -100,38 +102,38 @@ def _numbers(
             _save(folder, current, saved - started, batch)
             logging.info("%s: %d images", folder.name, current.examples)
 
-    left = inputs.batches(run, settings.batch_size, examples=examples, skip=skip)
-    first = next(left, None)
-    if first is None and before is not None:
-        return before, spent
-    found = criticality.criticality(
+    remaining = inputs.batches(run, settings.batch_size, examples=examples, skip=skip)
+    first = next(remaining, None)
+    if first is None and saved_criticality is not None:
+        return saved_criticality, spent
+    measured = criticality.criticality(
         influence,
         checkpoint.variables,
-        itertools.chain([first] if first is not None else [], left),
+        itertools.chain([first] if first is not None else [], remaining),
         ranks=settings.images,
-        before=before,
+        before=saved_criticality,
         on_batch=save,
     )
     seconds = time.monotonic() - started
-    _save(folder, found, seconds, batch)
-    logging.info("%s: %d images in %.1f s", folder.name, found.examples, seconds)
-    return found, seconds
+    _save(folder, measured, seconds, batch)
+    logging.info("%s: %d images in %.1f s", folder.name, measured.examples, seconds)
+    return measured, seconds
 
 
 def _restore(folder: pathlib.Path) -> tuple[criticality.Criticality | None, float, int]:
     """Returns the saved criticality, and the seconds and batches so far."""
     if not (folder / NUMBERS).exists():
         return None, 0.0, 0
-    with np.load(folder / NUMBERS, allow_pickle=False) as kept:
-        found = criticality.Criticality(kept["value"], kept["example"], int(kept["examples"]))
-        return found, float(kept["seconds"]), int(kept["batches"])
+    with np.load(folder / NUMBERS, allow_pickle=False) as arrays:
+        saved = criticality.Criticality(arrays["value"], arrays["example"], int(arrays["examples"]))
+        return saved, float(arrays["seconds"]), int(arrays["batches"])
 
 
 def _save(
-    folder: pathlib.Path, found: criticality.Criticality, seconds: float, batches: int
+    folder: pathlib.Path, measured: criticality.Criticality, seconds: float, batches: int
 ) -> None:
     with files.replacing(folder / NUMBERS) as file:
-        np.savez(file, allow_pickle=False, seconds=seconds, batches=batches, **found._asdict())
+        np.savez(file, allow_pickle=False, seconds=seconds, batches=batches, **measured._asdict())
 
 
 def _cost(
@@ -154,24 +156,24 @@ def _pictures(
     run: context.Run,
     checkpoint: inputs.Checkpoint,
     layer: int,
-    found: criticality.Criticality,
+    measured: criticality.Criticality,
     neurons: list[int],
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Returns the records of the most critical neurons for the report, and their arrays."""
-    examples = found.example[:, neurons].T
+    examples = measured.example[:, neurons].T
     images = inputs.images(run, {int(place) for place in examples.ravel() if place >= 0})
     visualised = {}
     if run.config.criticality.visualization.steps:
-        pixels = [one.pixels for one in images.values()]
+        pixels = [image.pixels for image in images.values()]
         maxima = _visualise(run, checkpoint, layer, neurons, pixels)
         visualised = {"visualisations": maxima.pictures, "reached": maxima.activations}
     records = [
         {
             "neuron": neuron,
-            "criticality": float(found.value[0, neuron]),
+            "criticality": float(measured.value[0, neuron]),
             "images": [
                 {"place": place, "class": images[place].title, "influence": float(influence)}
-                for place, influence in zip(places.tolist(), found.value[:, neuron], strict=True)
+                for place, influence in zip(places.tolist(), measured.value[:, neuron], strict=True)
                 if place >= 0
             ],
         }
@@ -190,13 +192,13 @@ def _visualise(
 ) -> visualization.Visualisation:
     settings = run.config.criticality.visualization
     # In the last block, neurons reach the embedding only through the [CLS] token.
-    top = layer + 1 >= checkpoint.model.size.depth - checkpoint.model.pruned_attention
+    is_last = layer + 1 >= checkpoint.model.size.depth - checkpoint.model.pruned_attention
     ascent = visualization.make_ascent(
         checkpoint.model,
         visualization.colours(2 * np.stack(images) - 1),
         layer=layer,
         side=run.config.data.image_size,
-        tokens="cls" if top and checkpoint.model.pool == "cls" else "all",
+        tokens="cls" if is_last and checkpoint.model.pool == "cls" else "all",
         jitter=settings.jitter,
         steps=settings.steps,
         learning_rate=settings.learning_rate,

@@ -14,7 +14,7 @@ from remem_jax.workflow import context
 from remem_jax.workflow.analysis import inputs
 
 
-def measure(run: context.Run, models: list[inputs.Checkpoint]) -> dict[str, Any]:
+def measure(run: context.Run, checkpoints: list[inputs.Checkpoint]) -> dict[str, Any]:
     """Measures expertness, its null, and sparsity, by the settings of `config.expertness`.
 
     Only the activations of one batch are in memory at a time. The energies, one float32 per image
@@ -40,7 +40,7 @@ def measure(run: context.Run, models: list[inputs.Checkpoint]) -> dict[str, Any]
         "clusters": clusters,
         "threshold": settings.threshold,
         "images": images,
-        "models": [_of_model(run, one, clusters) for one in models],
+        "models": [_of_model(run, checkpoint, clusters) for checkpoint in checkpoints],
     }
 
 
@@ -55,23 +55,23 @@ def _of_model(run: context.Run, checkpoint: inputs.Checkpoint, clusters: int) ->
         images = len(next(iter(rows["sparsity"].values())))
         logging.info("%s: %d images in %.1f s", checkpoint.title, images, seconds)
         for layer in missing:
-            found = _of_layer(run, rows["energy"].pop(layer), clusters)
-            found |= {"layer": layer, "sparsity": float(np.mean(rows["sparsity"][layer]))}
-            found |= {"seconds_of_all_layers": seconds, "images": images}
-            results.write(folder / f"block_{layer}.json", found)
+            result = _of_layer(run, rows["energy"].pop(layer), clusters)
+            result |= {"layer": layer, "sparsity": float(np.mean(rows["sparsity"][layer]))}
+            result |= {"seconds_of_all_layers": seconds, "images": images}
+            results.write(folder / f"block_{layer}.json", result)
             logging.info(
                 "%s, block %d: expertness %.3f, by chance %.3f; %.1f s of clustering",
                 checkpoint.title,
                 layer + 1,
-                found["shares"][0],
-                found["null_mean"],
-                found["seconds"],
+                result["shares"][0],
+                result["null_mean"],
+                result["seconds"],
             )
-    found = [results.read(folder / f"block_{layer}.json") for layer in layers]
+    result = [results.read(folder / f"block_{layer}.json") for layer in layers]
     return {
         "name": checkpoint.name,
         "title": checkpoint.title,
-        "layers": found,
+        "layers": result,
     }
 
 
@@ -95,8 +95,8 @@ def _energies(
     settings = run.config.images
     started = time.monotonic()
     batches = inputs.batches(run, settings.batch_size, examples=settings.examples)
-    found = activations.rows(reduction, checkpoint.variables, batches)
-    return found, time.monotonic() - started
+    rows = activations.rows(reduction, checkpoint.variables, batches)
+    return rows, time.monotonic() - started
 
 
 def _of_layer(run: context.Run, energies: np.ndarray, clusters: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from remem_jax.records import Batch, Variables
 from remem_jax.settings import analysis
 from remem_jax.train import loop
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import finetune
+from remem_jax.workflow.remem import finetune, teacher_training
 
 _UNCHANGED = "remem"  # The method that changes no setting of `config.teacher`.
 
@@ -65,12 +65,12 @@ def load(run: context.Run) -> list[Checkpoint]:
 def _load(run: context.Run, name: str, config: ConfigDict) -> Checkpoint:
     run = run._replace(config=config)
     pretrained = finetune.read_pretrained(run)
-    first = finetune.start(run, pretrained, _UNCHANGED)
+    start = teacher_training.start(run, pretrained, _UNCHANGED)
     return Checkpoint(
         name,
         config.models[name].title,
-        first.model,
-        run.place(first.teacher(first.trainable)),
+        start.model,
+        run.place(start.teacher(start.trainable)),
         config.teacher.init,
         pretrained.digest,
     )
@@ -88,25 +88,25 @@ def batches(run: context.Run, batch_size: int, *, examples: int, skip: int = 0) 
     Raises:
         StoppedError: If a stop is requested.
     """
-    left = min(examples or count(run), count(run))
+    remaining = min(examples or count(run), count(run))
     for split in run.config.images.splits:
         for batch in run.loader.evaluation(split, batch_size):
-            if left <= 0:
+            if remaining <= 0:
                 return
-            counted = np.cumsum(np.asarray(batch.mask)) <= left
-            left -= int(np.sum(batch.mask))
+            within_limit = np.cumsum(np.asarray(batch.mask)) <= remaining
+            remaining -= int(np.sum(batch.mask))
             if skip > 0:
                 skip -= 1
                 continue
             if run.stopping():
                 raise loop.StoppedError("stopped between two batches")
-            yield batch._replace(mask=batch.mask & counted)
+            yield batch._replace(mask=batch.mask & within_limit)
 
 
 def count(run: context.Run) -> int:
     """Returns the number of images of `config.images`."""
-    of_splits = sum(len(run.dataset.splits[split].rows) for split in run.config.images.splits)
-    return min(of_splits, run.config.images.examples or of_splits)
+    total = sum(len(run.dataset.splits[split].rows) for split in run.config.images.splits)
+    return min(total, run.config.images.examples or total)
 
 
 class Image(NamedTuple):
@@ -124,17 +124,17 @@ class Image(NamedTuple):
 def images(run: context.Run, indices: set[int]) -> dict[int, Image]:
     """Returns single images of `batches` by their index."""
     transform = jax.jit(lambda stored: run.loader.evaluation_transform(jax.random.key(0), stored))
-    found, first = {}, 0
+    by_index, offset = {}, 0
     for batch in batches(run, run.config.images.batch_size, examples=0):
         rows = np.flatnonzero(batch.mask)
-        wanted = [number for number in range(len(rows)) if first + number in indices]
-        if wanted:
+        positions = [position for position in range(len(rows)) if offset + position in indices]
+        if positions:
             pixels = _unit(transform(batch.image))
-            for number in wanted:
-                title = run.dataset.classes[int(batch.label[rows[number]])]
-                found[first + number] = Image(pixels[rows[number]], title)
-        first += len(rows)
-    return found
+            for position in positions:
+                title = run.dataset.classes[int(batch.label[rows[position]])]
+                by_index[offset + position] = Image(pixels[rows[position]], title)
+        offset += len(rows)
+    return by_index
 
 
 def _unit(images: Float[Array, "batch side side 3"]) -> Float[np.ndarray, "batch side side 3"]:

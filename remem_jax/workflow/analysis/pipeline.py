@@ -18,15 +18,17 @@ from remem_jax.workflow.information import decoders, measurement
 def run_analysis(run: context.Run) -> None:
     """Runs each of `config.analyses`, or resumes it."""
     config = run.config
-    chosen = inputs.load(run)
-    identity = provenance.identity(run, {"models": {one.name: one.digest for one in chosen}})
+    checkpoints = inputs.load(run)
+    identity = provenance.identity(
+        run, {"models": {checkpoint.name: checkpoint.digest for checkpoint in checkpoints}}
+    )
     workdir.begin(run.workdir, located(config), identity)
     measures = {
         "information": _information,
         "expertness": expertness.measure,
         "criticality": criticality.measure,
     }
-    found = {name: measures[name](run, chosen) for name in config.analyses}
+    measured = {name: measures[name](run, checkpoints) for name in config.analyses}
     if mesh.is_writer():
         results.write(
             run.workdir / "results.json",
@@ -36,8 +38,8 @@ def run_analysis(run: context.Run) -> None:
                 "config": described(plain(config)),
                 "identity": {"key": identity.key, **identity.inputs, "code": identity.code},
                 "data": provenance.data(run) | {"splits": list(config.images.splits)},
-                "models": [inputs.describe(one) for one in chosen],
-                "analyses": found,
+                "models": [inputs.describe(checkpoint) for checkpoint in checkpoints],
+                "analyses": measured,
                 "seed": config.seed,
                 "versions": provenance.versions(),
                 "device": provenance.device(),
@@ -47,20 +49,20 @@ def run_analysis(run: context.Run) -> None:
         logging.info("Report: %s", run.workdir / "report.html")
 
 
-def _information(run: context.Run, chosen: list[inputs.Checkpoint]) -> dict[str, Any]:
+def _information(run: context.Run, checkpoints: list[inputs.Checkpoint]) -> dict[str, Any]:
     """Measures the information of the models for each of the decoder settings to compare."""
 
     @functools.cache  # Compiles them once.
     def load() -> list[decoders.Teacher]:
-        return [_teacher(run, one) for one in chosen]
+        return [_teacher(run, checkpoint) for checkpoint in checkpoints]
 
-    found = []
+    measurements = []
     for config in analysis.of_sensitivity(run.config):
         settings = config.information
         corners = "aligned" if settings.align_corners else "half_pixel"
         stage = f"information/rate_{settings.learning_rate:g}_beta2_{settings.betas[1]:g}_{corners}"
         measured = measurement.measure(run._replace(config=config), stage, load)
-        found.append(
+        measurements.append(
             {
                 "folder": stage,
                 "learning_rate": settings.learning_rate,
@@ -68,12 +70,12 @@ def _information(run: context.Run, chosen: list[inputs.Checkpoint]) -> dict[str,
                 "align_corners": settings.align_corners,
                 "seconds": measured["seconds"],
                 "models": [
-                    {"name": one.name, "title": one.title, **of}
-                    for one, of in zip(chosen, measured["teachers"], strict=True)
+                    {"name": checkpoint.name, "title": checkpoint.title, **record}
+                    for checkpoint, record in zip(checkpoints, measured["teachers"], strict=True)
                 ],
             }
         )
-    return {"settings": found}
+    return {"settings": measurements}
 
 
 def _teacher(run: context.Run, checkpoint: inputs.Checkpoint) -> decoders.Teacher:

@@ -103,23 +103,24 @@ def make(
         decoders = [first_decoder(key) for _ in teachers for key in decoder_keys]
         return (*decoders, *(first_critic(key) for _ in teachers for key in critic_keys[:critics]))
 
-    of_decoder, of_critic = (
-        run.shapes(jax.eval_shape(one, critic_keys[0])) for one in (first_decoder, first_critic)
+    decoder_shapes, critic_shapes = (
+        run.shapes(jax.eval_shape(create, critic_keys[0]))
+        for create in (first_decoder, first_critic)
     )
     jitted = (
-        run.jit_step(step, of_decoder),
-        run.jit_step_with_key(make_critic_step, critic_key, of_critic),
+        run.jit_step(step, decoder_shapes),
+        run.jit_step_with_key(make_critic_step, critic_key, critic_shapes),
     )
-    numbers = range(len(teachers))
-    of_decoders = [number for number in numbers for _ in decoder_keys]
-    of_critics = [number for number in numbers for _ in range(critics)]
+    indices = range(len(teachers))
+    decoder_teachers = [index for index in indices for _ in decoder_keys]
+    critic_teachers = [index for index in indices for _ in range(critics)]
     return Estimators(
-        [*of_decoders, *of_critics],
-        len(of_decoders),
-        [jitted[0]] * len(of_decoders) + [jitted[1]] * len(of_critics),
-        (*[of_decoder] * len(of_decoders), *[of_critic] * len(of_critics)),
+        [*decoder_teachers, *critic_teachers],
+        len(decoder_teachers),
+        [jitted[0]] * len(decoder_teachers) + [jitted[1]] * len(critic_teachers),
+        (*[decoder_shapes] * len(decoder_teachers), *[critic_shapes] * len(critic_teachers)),
         first,
-        [_feature_extractor(one) for one in teachers],
+        [_feature_extractor(teacher) for teacher in teachers],
     )
 
 
@@ -139,29 +140,31 @@ def planned_step(run: context.Run, stage: str, teachers: Sequence[Teacher]) -> m
     model = decoder.make(image_size=size, align_corners=settings.align_corners)
     by_batch = mesh.batch_sharding(run.mesh)
 
-    def shapes(*of_one: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((settings.batch_size, *of_one), "float32", sharding=by_batch)
+    def shapes(*dimensions: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(
+            (settings.batch_size, *dimensions), "float32", sharding=by_batch
+        )
 
     images, features = shapes(size, size, 3), shapes(side, side, width)
-    variables = [one.variables for one in teachers]
+    variables = [teacher.variables for teacher in teachers]
 
     @functools.cache
     def needs(plan: memory_plan.Plan) -> tuple[int, int]:
         step = make(run, teachers, plan.rematerialise).steps[0]
-        _, of_teacher = step_memory.of_step(teachers[0].apply, variables[0], images)
-        _, of_decoder = step_memory.of_step(step, states[0], features, images)
+        _, teacher_running = step_memory.of_step(teachers[0].apply, variables[0], images)
+        _, decoder_running = step_memory.of_step(step, states[0], features, images)
         # In memory: all states and variables, images, targets, and the features of one teacher.
         held = mesh.device_bytes((states, variables, images, images, features))
-        return held, max(of_teacher, of_decoder)
+        return held, max(teacher_running, decoder_running)
 
     def apply(rematerialise: str) -> TrainApply:
         return models.train_apply(model.clone(rematerialise=rematerialise))
 
-    wanted = recomputed("config.information.rematerialise", settings.rematerialise)
+    setting = recomputed("config.information.rematerialise", settings.rematerialise)
     return memory_plan.Step(
         stage,
         "config.information",
-        [memory_plan.Plan(name) for name in (RECOMPUTED if wanted == AUTO else (wanted,))],
+        [memory_plan.Plan(name) for name in (RECOMPUTED if setting == AUTO else (setting,))],
         apply,
         states[0].params,
         {},
@@ -209,18 +212,18 @@ def _feature_size(run: context.Run, teachers: Sequence[Teacher]) -> tuple[int, i
     size = run.config.data.image_size
     # One image per device, because batches are sharded.
     images = jax.ShapeDtypeStruct((run.mesh.size, size, size, 3), "float32")
-    found = [
-        jax.eval_shape(functools.partial(_features, one), one.variables, images).shape[1:]
-        for one in teachers
+    sizes = [
+        jax.eval_shape(functools.partial(_features, teacher), teacher.variables, images).shape[1:]
+        for teacher in teachers
     ]
-    named = zip(teachers, found, strict=True)
+    named = zip(teachers, sizes, strict=True)
     require(
-        len(set(found)) == 1,
+        len(set(sizes)) == 1,
         "Mutual information compares only features of one size, but the teachers have "
-        f"{', '.join(f'{one.name}: {shape}' for one, shape in named)}; leave models of another "
-        "size out of config.models, or out of the rows of the study.",
+        f"{', '.join(f'{teacher.name}: {size}' for teacher, size in named)}; leave models of "
+        "another size out of config.models, or out of the rows of the study.",
     )
-    side, _, width = found[0]
+    side, _, width = sizes[0]
     return side, width
 
 
@@ -249,15 +252,15 @@ def job(run: context.Run, estimators: Estimators) -> training.Job:
 
     def operations(states: tuple[state.State, ...], batch: Batch) -> float:
         images = jax.eval_shape(transform, jax.ShapeDtypeStruct((), "int32"), batch)
-        features = [jax.eval_shape(one, images) for one in estimators.features]
-        of_teachers = sum(flops.count(one, images) for one in estimators.features)
-        rows = zip(estimators.steps, states, estimators.teacher_indices, strict=True)
-        distinct = {step: (state, index) for step, state, index in rows}
+        features = [jax.eval_shape(extract, images) for extract in estimators.features]
+        teacher_operations = sum(flops.count(extract, images) for extract in estimators.features)
+        triples = zip(estimators.steps, states, estimators.teacher_indices, strict=True)
+        distinct = {step: (state, index) for step, state, index in triples}
         counts = {
             step: flops.count(step, state, features[index], images)
             for step, (state, index) in distinct.items()
         }
-        return of_teachers + sum(counts[step] for step in estimators.steps)
+        return teacher_operations + sum(counts[step] for step in estimators.steps)
 
     return training.Job(
         estimators.shapes,
@@ -267,7 +270,7 @@ def job(run: context.Run, estimators: Estimators) -> training.Job:
         settings.batch_size,
         settings.steps,
         milestones(settings),
-        lambda at, now: None,
+        lambda step, states: None,
         "decoder",
         set(),
     )

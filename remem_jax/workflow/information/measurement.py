@@ -78,20 +78,20 @@ def measure(
     estimators = decoders.make(run, teachers, plan.rematerialise)
 
     def milestone(step: int, states: tuple[state.State, ...]) -> None:
-        final = _Last(run, estimators, states) if step == settings.steps else None
-        found = _evaluate(run, estimators, states, held_out(), final)
-        losses = [one.loss for one in found]
+        last = _Last(run, estimators, states) if step == settings.steps else None
+        reconstructions = _evaluate(run, estimators, states, held_out(), last)
+        losses = [reconstruction.loss for reconstruction in reconstructions]
         run.log.write(stage, step, {"validation_loss": losses})
         results.write_for_all(folder / f"step_{step}.json", losses)
-        if final:
-            _save(run, folder, found, final.bounds(), final.pictures(found))
+        if last:
+            _save(run, folder, reconstructions, last.bounds(), last.pictures(reconstructions))
 
-    last, seconds = training.train(
+    final_states, seconds = training.train(
         run, stage, decoders.job(run, estimators)._replace(milestone=milestone)
     )
     # The file is missing if the run was killed before it was written.
     if results.read_for_all(folder / "last.json") is None:
-        milestone(settings.steps, last)
+        milestone(settings.steps, final_states)
     curves: list[Any] = [results.read_for_all(folder / f"step_{at}.json") for at in evaluations]
     saved: Any = results.read_for_all(folder / "last.json")
     records = [
@@ -159,7 +159,7 @@ def _evaluate(
         measure,
         estimators.features,
         estimators.teacher_indices[:count],
-        [one.variables for one in states[:count]],
+        [state.variables for state in states[:count]],
         batches,
         fetch=run.fetch,
         on_features=last and last.add,
@@ -169,19 +169,19 @@ def _evaluate(
 def _save(
     run: context.Run,
     folder: pathlib.Path,
-    found: Sequence[mutual_information.Reconstruction],
+    reconstructions: Sequence[mutual_information.Reconstruction],
     bounds: Sequence[float],
     arrays: dict[str, np.ndarray],
 ) -> None:
     """Writes the results of the last evaluation: numbers, maps, and some reconstructions."""
     numbers = [
         {
-            "loss": one.loss,
-            "floor": one.floor,
-            "excess": one.excess,
-            "images": len(one.image_losses),
+            "loss": reconstruction.loss,
+            "floor": reconstruction.floor,
+            "excess": reconstruction.excess,
+            "images": len(reconstruction.image_losses),
         }
-        for one in found
+        for reconstruction in reconstructions
     ]
     if mesh.is_writer():
         with files.replacing(folder / PICTURES) as file:
@@ -239,16 +239,18 @@ class _Last:
         """Returns the mean bound of each critic over the full batches of validation, in nats."""
         return [statistics.fmean(values) for values in self._bounds.values()]
 
-    def pictures(self, found: Sequence[mutual_information.Reconstruction]) -> dict[str, np.ndarray]:
+    def pictures(
+        self, reconstructions: Sequence[mutual_information.Reconstruction]
+    ) -> dict[str, np.ndarray]:
         """Returns maps and reconstructions of the first seed of each teacher, for the report."""
         # If validation is smaller than a batch, the rest of the batch is padding.
-        count = len(found[0].image_losses)
+        count = len(reconstructions[0].image_losses)
         arrays = {name: images[:count] for name, images in self._images.items()}
         for number in range(len(self._estimators.features)):
-            of_first = found[self._estimators.teacher_indices.index(number)]
-            arrays[f"pixel_excess_{number}"] = of_first.pixel_excess
-            arrays[f"image_losses_{number}"] = of_first.image_losses
-            arrays[f"image_floors_{number}"] = of_first.image_floors
+            first_seed = reconstructions[self._estimators.teacher_indices.index(number)]
+            arrays[f"pixel_excess_{number}"] = first_seed.pixel_excess
+            arrays[f"image_losses_{number}"] = first_seed.image_losses
+            arrays[f"image_floors_{number}"] = first_seed.image_floors
         return {name: values.astype(np.float32) for name, values in arrays.items()}
 
 
@@ -285,10 +287,10 @@ def _record(
     bounds = [saved["critics"][i] for i in critics]
     return {
         **{
-            name: statistics.fmean(one[name] for one in seeds)
+            name: statistics.fmean(seed[name] for seed in seeds)
             for name in ("loss", "floor", "excess", "slope")
         },
-        "deviation": _deviation([one["excess"] for one in seeds]),
+        "deviation": _deviation([seed["excess"] for seed in seeds]),
         "images": seeds[0]["images"],
         "last": _last(settings),
         "info_nce": {

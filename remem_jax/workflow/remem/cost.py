@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from remem_jax.methods import METHODS
 from remem_jax.train import flops
 from remem_jax.workflow import context, memory_plan
-from remem_jax.workflow.remem import finetune, student_setup
+from remem_jax.workflow.remem import finetune, student_setup, teacher_training
 
-_TIMED = 2  # Timed steps, after one that compiles.
+_TIMED_STEPS = 2  # Timed steps, after one that compiles.
 
 
 class Step(NamedTuple):
@@ -72,11 +72,13 @@ def of_run(config: ConfigDict, speed: Speed) -> Cost:
     (method,) = config.methods
     scratch = not METHODS[method].has_teacher
     teachers = 1 if scratch else len(config.teacher.steps)
-    alone = len(config.student.learning_rates) * len(config.student.seeds)
-    students = teachers * (alone if scratch else len(student_setup.grid_points(config.student)))
+    scratch_students = len(config.student.learning_rates) * len(config.student.seeds)
+    students = teachers * (
+        scratch_students if scratch else len(student_setup.grid_points(config.student))
+    )
     teacher_steps = 0 if scratch else config.teacher.steps[-1]
     student_steps = students * config.student.steps
-    spent = [
+    costs = [
         speed.teacher.times(teacher_steps) if speed.teacher else Step(0, 0),
         speed.teacher_outputs.times(teachers * config.student.steps),
         speed.student.times(student_steps),
@@ -85,8 +87,8 @@ def of_run(config: ConfigDict, speed: Speed) -> Cost:
         teacher_steps,
         student_steps,
         students,
-        math.fsum(one.operations for one in spent),
-        math.fsum(one.seconds for one in spent),
+        math.fsum(cost.operations for cost in costs),
+        math.fsum(cost.seconds for cost in costs),
     )
 
 
@@ -98,21 +100,21 @@ def measure(run: context.Run) -> Speed:
         return _of_students(run, student_setup.make(run, None), scratch, {}, None)
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
-    settings = finetune.settings_of(run.config, method)
-    first = finetune.start(run, pretrained, method)
-    plan = memory_plan.planned(run, finetune.planned_step(run, method, first))
-    first = first._replace(plan=plan)
-    training = finetune.make_training(run, settings, first)
+    settings = teacher_training.settings_of(run.config, method)
+    start = teacher_training.start(run, pretrained, method)
+    plan = memory_plan.planned(run, teacher_training.planned_step(run, method, start))
+    start = start._replace(plan=plan)
+    training = teacher_training.make_training(run, settings, start)
     state = training.first_state()
     batch = _batch(run, settings.batch_size)
-    operations = finetune.operations(run, settings, first)(state, batch)
+    operations = teacher_training.operations(run, settings, start)(state, batch)
 
     def step(state: Any) -> Any:
-        return training.step(state, batch, first.frozen)[0]
+        return training.step(state, batch, start.frozen)[0]
 
     teacher = Step(operations, _seconds(step, state))
-    variables = run.place(first.teacher(first.trainable))
-    targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+    variables = run.place(start.teacher(start.trainable))
+    targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, start))
     grid = student_setup.make_grid(run, f"students/{method}", targets, variables)
     return _of_students(run, setup, grid, variables, teacher)
 
@@ -133,19 +135,19 @@ def _of_students(
 
     augmented, targets = teacher_pass(None)
     teacher_outputs = Step(flops.count(teacher_pass, None), _seconds(teacher_pass, None))
-    of_losses = {}
+    costs = {}
     for point in grid.one_per_loss:
         step, state = setup.steps[point.loss], setup.first_state(point)
         operations = flops.count(step, state, *augmented, targets, point.hyperparameters)
 
-        def once(state: Any, step: Any = step, point: student_setup.GridPoint = point) -> Any:
+        def train_step(state: Any, step: Any = step, point: student_setup.GridPoint = point) -> Any:
             return step(state, *augmented, targets, point.hyperparameters)[0]
 
-        of_losses[point.loss] = Step(operations, _seconds(once, state))
-    points = [of_losses[point.loss] for point in grid.points]
+        costs[point.loss] = Step(operations, _seconds(train_step, state))
+    point_costs = [costs[point.loss] for point in grid.points]
     student = Step(
-        statistics.fmean(one.operations for one in points),
-        statistics.fmean(one.seconds for one in points),
+        statistics.fmean(cost.operations for cost in point_costs),
+        statistics.fmean(cost.seconds for cost in point_costs),
     )
     return Speed(teacher, teacher_outputs, student)
 
@@ -162,7 +164,7 @@ def _seconds(step: Callable[[Any], Any], state: Any) -> float:
     """Measures the seconds of a step that is called with its own result."""
     state = jax.block_until_ready(step(state))  # Compiles.
     started = time.monotonic()
-    for _ in range(_TIMED):
+    for _ in range(_TIMED_STEPS):
         state = step(state)
     jax.block_until_ready(state)
-    return (time.monotonic() - started) / _TIMED
+    return (time.monotonic() - started) / _TIMED_STEPS

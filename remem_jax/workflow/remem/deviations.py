@@ -48,7 +48,7 @@ def _stored(run: context.Run) -> list[str]:
 
 
 def _mirrored(run: context.Run) -> list[str]:
-    """Says so if training images are not flipped at random."""
+    """Notes that training images are not flipped, if so."""
     if run.dataset.flip:
         return []
     return [
@@ -59,27 +59,27 @@ def _mirrored(run: context.Run) -> list[str]:
 
 def _retried(run: context.Run, rows: Rows) -> list[str]:
     """Names the teachers that were retried at a lower learning rate."""
-    asked = run.config.teacher.learning_rate
+    configured = run.config.teacher.learning_rate
     rates = {
         row["method"]: row["teacher_settings"]["learning_rate"]
         for row in rows
         if row["teacher_settings"]
     }
     return [
-        f"The teacher of {method} was fine-tuned at a learning rate of {rate:g}: at {asked:g}, its "
-        "loss was not finite (config.retries)."
+        f"The teacher of {method} was fine-tuned at a learning rate of {rate:g}: at "
+        f"{configured:g}, its loss was not finite (config.retries)."
         for method, rate in rates.items()
-        if rate != asked
+        if rate != configured
     ]
 
 
 def _lost(rows: Rows) -> list[str]:
     """Names the teacher checkpoints that are missing because training diverged."""
-    found = [(row["method"], row["teacher_lost"]) for row in rows]
+    missing = [(row["method"], row["teacher_lost"]) for row in rows]
     return [
         f"{method} has no teacher checkpoints at steps {', '.join(map(str, lost['steps']))}: "
         "training "
         f"diverged at step {lost['step']}, and students were distilled from the checkpoints before."
-        for method, lost in found
+        for method, lost in missing
         if lost
     ]

@@ -28,7 +28,7 @@ from remem_jax.workflow.remem.student_setup import (
     scratch_grid,
 )
 
-# Fields that identify a configuration (the seed is not one).
+# Fields of a student that identify its configuration; the seed is not one of them.
 SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")
 
 
@@ -49,22 +49,23 @@ def from_teachers(
     stage = f"students/{teachers.method}"
     compute_targets = make_targets(run, teachers.apply)
     grid = make_grid(run, stage, compute_targets, teachers.shapes)
-    found = []
+    groups = []
     for record in teachers.records:
         step = record["step"]
         open_targets = targets.of_teacher(run, compute_targets, teachers, step)
         trained = _train_groups(run, setup, grid, f"{stage}/step_{step}", open_targets)
-        found.extend({"teacher_step": step, **group} for group in trained)
-    return found
+        groups.extend({"teacher_step": step, **group} for group in trained)
+    return groups
 
 
 def kept(run: context.Run, setup: StudentSetup, stage: str, student: int) -> Variables:
-    """Loads the variables of a student of a group's best configuration."""
+    """Loads the variables of a student that has the best configuration of its group."""
     shapes = run.shapes(jax.eval_shape(lambda: setup.first(0)))
-    return checkpoints.load_tree(_kept(run, stage, student), shapes)
+    return checkpoints.load_tree(_best_path(run, stage, student), shapes)
 
 
-def _kept(run: context.Run, stage: str, student: int) -> pathlib.Path:
+def _best_path(run: context.Run, stage: str, student: int) -> pathlib.Path:
+    """Returns the folder of a saved student."""
     return run.workdir / stage / "best" / f"student_{student}"
 
 
@@ -83,9 +84,9 @@ def _train_groups(
         and "diverged": None, or if the whole group diverged, the "step" of the last one and the
         "reason". The variables of the best configuration's students are saved.
     """
-    whole = results.read_for_all(run.workdir / stage / "result.json")
-    if whole:  # Even if this device would fit fewer at once.
-        return [whole]
+    result = results.read_for_all(run.workdir / stage / "result.json")
+    if result:  # Trained as one group, even if fewer students fit on this device.
+        return [result]
     size, students = student_groups.size(run, setup, grid), len(grid.points)
     if size == students:
         return [_train_group(run, setup, grid, stage, dict(enumerate(grid.points)), open_targets)]
@@ -111,18 +112,23 @@ def _train_group(
     points: dict[int, GridPoint],
     open_targets: targets.OpenTargets,
 ) -> dict[str, Any]:
+    """Trains a group of students, or reads its results if it is finished; see `_train_groups`."""
     folder = run.workdir / stage
-    before = results.read_for_all(folder / "result.json")
-    if before:
-        return before
+    finished = results.read_for_all(folder / "result.json")
+    if finished:
+        return finished
     validation: list[dict[str, float]] = []
     not_finite = dict.fromkeys((run.dataset.metric, "loss"), math.nan)
 
-    def milestone(at: int, now: lockstep.States) -> None:
-        active = [one.variables for i, one in enumerate(now) if i not in job.lost]
+    def milestone(at: int, states: lockstep.States) -> None:
+        active = [state.variables for i, state in enumerate(states) if i not in job.lost]
         measured = iter(setup.measure.all(active, "validation").models)
-        validation[:] = [not_finite if i in job.lost else next(measured) for i in range(len(now))]
-        training.log_validation(run, stage, at, [one[run.dataset.metric] for one in validation])
+        validation[:] = [
+            not_finite if i in job.lost else next(measured) for i in range(len(states))
+        ]
+        training.log_validation(
+            run, stage, at, [metrics[run.dataset.metric] for metrics in validation]
+        )
 
     with open_targets() as get_targets:
         job = _job(run, setup, grid, points, get_targets)._replace(milestone=milestone)
@@ -165,9 +171,9 @@ def _keep_best(
     run: context.Run, stage: str, students: dict[int, State], records: Sequence[dict[str, Any]]
 ) -> None:
     """Saves the students of the best configuration; others are discarded."""
-    for one in select(records, run.dataset.metric):
-        number = one["student"]
-        checkpoints.save_tree(_kept(run, stage, number), dict(students[number].variables))
+    for record in select(records, run.dataset.metric):
+        number = record["student"]
+        checkpoints.save_tree(_best_path(run, stage, number), dict(students[number].variables))
 
 
 def _records(
@@ -190,12 +196,12 @@ def _test(
     setup: StudentSetup, students: lockstep.States, records: Sequence[dict[str, Any]]
 ) -> None:
     """Adds test metrics to the records; `students` is empty if all diverged."""
-    live = [
+    variables = [
         student.variables
         for record, student in zip(records, students, strict=False)
         if not record["diverged"]
     ]
-    measured = iter(setup.measure.all(live, "test").models)
+    measured = iter(setup.measure.all(variables, "test").models)
     for record in records:
         record["test"] = None if record["diverged"] else next(measured)
 
@@ -211,28 +217,28 @@ def _job(
     settings, group = run.config.student, list(points.values())
     lost: set[int] = set()
     students = [(setup.steps[point.loss], point.hyperparameters) for point in group]
-    every = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
+    milestones = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
 
     def operations(states: lockstep.States, batch: Batch) -> float:
         """Counts operations of finite students and the teacher, even if its outputs are stored."""
         number = jax.ShapeDtypeStruct((), "int32")
         augmented = jax.eval_shape(setup.augment, number, batch)
-        outputs, of_teacher = None, 0.0
+        outputs, teacher_operations = None, 0.0
         if grid.compute_targets:
-            given = grid.shapes, augmented.images
-            outputs = jax.eval_shape(grid.compute_targets, *given)
-            of_teacher = flops.count(grid.compute_targets, *given)
+            inputs = grid.shapes, augmented.images
+            outputs = jax.eval_shape(grid.compute_targets, *inputs)
+            teacher_operations = flops.count(grid.compute_targets, *inputs)
         trained = [
             (point, state)
             for i, (point, state) in enumerate(zip(group, states, strict=True))
             if i not in lost
         ]
-        pairs = {point.loss: (point, state) for point, state in trained}
-        of_losses = {
+        one_per_loss = {point.loss: (point, state) for point, state in trained}
+        loss_operations = {
             loss: flops.count(setup.steps[loss], state, *augmented, outputs, point.hyperparameters)
-            for loss, (point, state) in pairs.items()
+            for loss, (point, state) in one_per_loss.items()
         }
-        return of_teacher + sum(of_losses[point.loss] for point, _ in trained)
+        return teacher_operations + sum(loss_operations[point.loss] for point, _ in trained)
 
     return training.Job(
         tuple(setup.shapes[point.loss] for point in group),
@@ -243,8 +249,8 @@ def _job(
         operations,
         settings.batch_size,
         settings.steps,
-        tuple(round(float(at)) for at in every),
-        lambda at, now: None,
+        tuple(round(float(step)) for step in milestones),
+        lambda step, states: None,
         "student",
         lost,
     )
@@ -280,10 +286,14 @@ def select(
 
 def _finite(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Groups records by configuration, without those that diverged with any seed."""
-    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    configurations: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
-        settings.setdefault(tuple(record.get(name) for name in SETTING), []).append(record)
-    return [group for group in settings.values() if not any(one["diverged"] for one in group)]
+        configurations.setdefault(tuple(record.get(name) for name in SETTING), []).append(record)
+    return [
+        group
+        for group in configurations.values()
+        if not any(record["diverged"] for record in group)
+    ]
 
 
 def mean(records: Sequence[dict[str, Any]], split: str, metric: str) -> float:

@@ -34,11 +34,13 @@ def rows(dataset: data.Dataset, predictions: Predictions) -> Iterator[tuple[str,
     """
     yield ("file", "split", "label", *(f"predicted by {name}" for name in predictions), "skipped")
     for name, subset in _subsets(dataset):
-        found = [one.get(name) for one in predictions.values()]
+        of_methods = [classes.get(name) for classes in predictions.values()]
         for i, (row, label) in enumerate(
             zip(subset.rows.tolist(), subset.labels.tolist(), strict=True)
         ):
-            predicted = ("" if one is None else dataset.classes[one[i]] for one in found)
+            predicted = (
+                "" if classes is None else dataset.classes[classes[i]] for classes in of_methods
+            )
             yield (subset.split.name(row), name, dataset.classes[label], *predicted, "")
     for name, split, row in _skipped(dataset):
         label = "" if split.labels is None else dataset.classes[split.labels[row]]
@@ -52,12 +54,12 @@ def _subsets(dataset: data.Dataset) -> list[tuple[str, sources.Subset]]:
 
 def _skipped(dataset: data.Dataset) -> Iterator[tuple[str, sources.Split, int]]:
     """Yields the split and index of each image that no subset contains."""
-    seen: list[sources.Split] = []
+    splits: list[sources.Split] = []
     for name, subset in _subsets(dataset):
-        if any(subset.split is split for split in seen):
+        if any(subset.split is split for split in splits):
             continue  # Validation was held out of train.
-        seen.append(subset.split)
-        used = [one.rows for one in dataset.splits.values() if one.split is subset.split]
+        splits.append(subset.split)
+        used = [other.rows for other in dataset.splits.values() if other.split is subset.split]
         for row in np.setdiff1d(np.arange(subset.split.examples), np.concatenate(used)):
             yield name, subset.split, int(row)
 

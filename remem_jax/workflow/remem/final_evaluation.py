@@ -41,22 +41,22 @@ def test(
     """
     folder = run.workdir / "selected"
     name = teachers.method if teachers else SCRATCH
-    found = results.read_for_all(folder / f"{name}.json")
-    if found is None:
+    result = results.read_for_all(folder / f"{name}.json")
+    if result is None:
         teacher = teachers and teachers.measure.model(teachers.load(chosen[0]["teacher_step"]))
-        members = [_kept(run, setup, one) for one in chosen]
+        members = [_load_student(run, setup, student) for student in chosen]
         measured = setup.measure.all(
             members, "test", teacher=teacher, confusion=True, predictions=True
         )
         validated = setup.measure(members[0], "validation", predictions=True)
         packed = {
-            "students": [paired.pack(one.pop("predictions")) for one in measured.models],
+            "students": [paired.pack(metrics.pop("predictions")) for metrics in measured.models],
             "validation": paired.pack(validated["predictions"]),
             "teacher": measured.teacher and paired.pack(measured.teacher.pop("predictions")),
         }
         students = [
-            selected_models.save_student(run, f"{name}{_suffix(i, one)}", variables, own)
-            for i, (one, variables, own) in enumerate(
+            selected_models.save_student(run, f"{name}{_suffix(i, student)}", variables, metrics)
+            for i, (student, variables, metrics) in enumerate(
                 zip(chosen, members, measured.models, strict=True)
             )
         ]
@@ -64,9 +64,9 @@ def test(
             selected_models.save_teacher(
                 run, folder / f"{name}_teacher.npz", teachers, teacher.variables
             )
-        found = {"students": students, "teacher": measured.teacher, "predictions": packed}
-        results.write_for_all(folder / f"{name}.json", found)
-    return found
+        result = {"students": students, "teacher": measured.teacher, "predictions": packed}
+        results.write_for_all(folder / f"{name}.json", result)
+    return result
 
 
 def _suffix(number: int, student: dict[str, Any]) -> str:
@@ -74,7 +74,7 @@ def _suffix(number: int, student: dict[str, Any]) -> str:
     return f"_seed_{student['seed']}" if number else ""
 
 
-def _kept(run: context.Run, setup: StudentSetup, student: dict[str, Any]) -> Variables:
+def _load_student(run: context.Run, setup: StudentSetup, student: dict[str, Any]) -> Variables:
     return distill.kept(run, setup, student["group"]["part"], student["student"])
 
 
@@ -93,31 +93,31 @@ def correct(run: context.Run, tested: dict[str, Any]) -> dict[str, Any] | None:
     if predictions is None:
         return None
 
-    def of_model(predicted: str) -> str:
+    def correctness(predicted: str) -> str:
         return paired.pack(paired.unpack(predicted) == labels)
 
     return {
-        "students": [of_model(one) for one in predictions["students"]],
-        "teacher": predictions["teacher"] and of_model(predictions["teacher"]),
+        "students": [correctness(predicted) for predicted in predictions["students"]],
+        "teacher": predictions["teacher"] and correctness(predictions["teacher"]),
     }
 
 
 def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
     """Returns the first student's predictions by split; empty for earlier versions."""
-    found = tested.get("predictions")
-    if found is None:
+    packed = tested.get("predictions")
+    if packed is None:
         return {}
-    packed = dict(
-        zip(file_list.PREDICTED, (found["validation"], found["students"][0]), strict=True)
+    by_split = dict(
+        zip(file_list.PREDICTED, (packed["validation"], packed["students"][0]), strict=True)
     )
-    return {split: paired.unpack(text) for split, text in packed.items()}
+    return {split: paired.unpack(text) for split, text in by_split.items()}
 
 
 def test_teacher(run: context.Run, teachers: finetune.Teachers, step: int) -> dict[str, Any]:
     """Evaluates on test, once, a teacher that was selected on test."""
     path = run.workdir / teachers.stage / f"step_{step}" / "test.json"
-    found = results.read_for_all(path)
-    if found is None:
-        found = teachers.measure(teachers.load(step), "test")
-        results.write_for_all(path, found)
-    return found
+    metrics = results.read_for_all(path)
+    if metrics is None:
+        metrics = teachers.measure(teachers.load(step), "test")
+        results.write_for_all(path, metrics)
+    return metrics

@@ -8,17 +8,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax import losses, mesh, models, optim, random_streams, sam
-from remem_jax.methods import METHODS
-from remem_jax.models import encoder, tuning, vit
-from remem_jax.records import Apply, Batch, Params, TeacherApply, TrainApply, Variables
-from remem_jax.settings import division, tuning_of
+from remem_jax.models import encoder
+from remem_jax.records import TeacherApply, Variables
 from remem_jax.storage import checkpoints, results
-from remem_jax.train import flops, loop, state, steps, student_losses
-from remem_jax.weights import augreg
-from remem_jax.workflow import context, memory_plan, step_memory, training
+from remem_jax.train import loop, state
+from remem_jax.workflow import context, memory_plan, training
 from remem_jax.workflow.initial_checkpoints import Pretrained
-from remem_jax.workflow.remem import retries
+from remem_jax.workflow.remem import retries, teacher_training
 
 
 class Teachers(NamedTuple):
@@ -31,7 +27,7 @@ class Teachers(NamedTuple):
         apply: A teacher in evaluation mode, with the outputs that the students' losses need.
         patches: A teacher in evaluation mode, with its patch tokens, to measure information.
         shapes: Shapes of its variables.
-        facts: What determines its outputs besides its variables.
+        facts: Everything but the variables that determines its outputs.
         load: Loads the variables of the checkpoint at a step.
         measure: Evaluates a teacher on a split.
         records: For each checkpoint, "step" and "validation".
@@ -53,74 +49,9 @@ class Teachers(NamedTuple):
     seconds: float
 
 
-class Start(NamedTuple):
-    """The initial state of a fine-tuning.
-
-    Attributes:
-        model: The ViT, as changed by the method.
-        tuned: Method of fine-tuning: full, LoRA, adapters or others.
-        trainable: Trainable parameters; the state, SAM's norm and the checkpoints have no others.
-        frozen: Other parameters.
-        plan: Rematerialisation and gradient accumulation of its steps.
-    """
-
-    model: vit.VisionTransformer
-    tuned: tuning.Tuning
-    trainable: Params
-    frozen: Params
-    plan: memory_plan.Plan = memory_plan.Plan()
-
-    def variables(self, trained: Params) -> Variables:
-        """Returns the variables for `Tuning.wrap`, given trained parameters."""
-        return {"params": tuning.join(trained, self.frozen)}
-
-    def teacher(self, trained: Params) -> Variables:
-        """Returns a teacher's variables, given trained parameters; LoRA is merged."""
-        return {"params": self.tuned.merge(self.variables(trained)["params"])}
-
-    @property
-    def stacks(self) -> bool:
-        """Whether blocks are stacked in training, which needs them fully trainable."""
-        return self.model.scan and not self.frozen
-
-
 def read_pretrained(run: context.Run) -> Pretrained:
     """Returns the pretrained weights, which were read and checked before the data."""
     return run.preloaded.take(run.config)
-
-
-def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
-    """Builds the model and its initial parameters for a method."""
-    settings = settings_of(run.config, method)
-    checkpoint, image_size = pretrained.checkpoint, run.config.data.image_size
-    fixed = {name: checkpoint.options[name] for name in ("pool", "positions")}
-    model = vit.make(
-        variant=checkpoint.size,
-        classes=len(run.dataset.classes),
-        mlp_weight=settings.mlp_weight,
-        attention_weight=settings.attention_weight,
-        residual=settings.residual,
-        exact_gelu=settings.gelu == "erf" if settings.gelu else checkpoint.options["exact_gelu"],
-        dropout=settings.dropout,
-        pruned_mlp=settings.pruned_mlp,
-        pruned_attention=settings.pruned_attention,
-        dtype=run.config.compute_dtype,
-        scan=settings.scan,
-        **fixed,
-    )
-    variables = augreg.into(
-        checkpoint,
-        model,
-        image_size=image_size,
-        reset_head=True,
-        resize=settings.position_resize,
-    )
-    tuned = tuning_of(settings)
-    added_key = random_streams.key(run.config.seed, "teacher", "parameters")
-    params = tuned.add(variables["params"], added_key)
-    trainable, frozen = tuning.split(params, tuned.trains)
-    # On the devices; otherwise each step would transfer them.
-    return Start(model, tuned, trainable, run.place(frozen))
 
 
 def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
@@ -133,56 +64,60 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     """
     stage = f"teachers/{method}"
     folder = run.workdir / stage
-    settings = settings_of(run.config, method)
-    first = start(run, pretrained, method)
-    measure = context.make_measure(run, evaluation_apply(first), settings.batch_size)
-    like = run.shapes(first.trainable)
-    unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(first.trainable))
+    settings = teacher_training.settings_of(run.config, method)
+    start = teacher_training.start(run, pretrained, method)
+    measure = context.make_measure(
+        run, teacher_training.evaluation_apply(start), settings.batch_size
+    )
+    shapes = run.shapes(start.trainable)
+    unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(start.trainable))
 
-    def milestone(stage: str, at: int, now: state.State) -> None:
-        params = unstack(now.params) if first.stacks else now.params
-        metrics = measure(first.variables(params), "validation")
-        _require_finite(at, metrics)
-        training.log_validation(run, stage, at, metrics[run.dataset.metric])
-        folder = run.workdir / stage / f"step_{at}"
+    def milestone(stage: str, step: int, trained: state.State) -> None:
+        params = unstack(trained.params) if start.stacks else trained.params
+        metrics = measure(start.variables(params), "validation")
+        _require_finite(step, metrics)
+        training.log_validation(run, stage, step, metrics[run.dataset.metric])
+        folder = run.workdir / stage / f"step_{step}"
         checkpoints.save_tree(folder / "params", params)
-        results.write_for_all(folder / "record.json", {"step": at, "validation": metrics})
+        results.write_for_all(folder / "record.json", {"step": step, "validation": metrics})
 
-    def once(attempt: retries.Attempt) -> float:
+    def train_attempt(attempt: retries.Attempt) -> float:
         settings.learning_rate = attempt.learning_rate
         return _train(
-            run, attempt.stage, settings, first, functools.partial(milestone, attempt.stage)
+            run, attempt.stage, settings, start, functools.partial(milestone, attempt.stage)
         )
 
-    done = results.read_for_all(folder / "result.json")
-    if done is None:
-        plan = memory_plan.planned(run, planned_step(run, method, first))
-        first = first._replace(plan=plan)
-        rate, every = settings.learning_rate, tuple(settings.steps)
-        done = retries.train(run, stage, learning_rate=rate, steps=every, once=once)
-        results.write_for_all(folder / "result.json", done)
-        retries.clean(run, done, stage)
-    settings.learning_rate = done["learning_rate"]
+    result = results.read_for_all(folder / "result.json")
+    if result is None:
+        plan = memory_plan.planned(run, teacher_training.planned_step(run, method, start))
+        start = start._replace(plan=plan)
+        learning_rate, milestones = settings.learning_rate, tuple(settings.steps)
+        result = retries.train(
+            run, stage, learning_rate=learning_rate, steps=milestones, once=train_attempt
+        )
+        results.write_for_all(folder / "result.json", result)
+        retries.clean(run, result, stage)
+    settings.learning_rate = result["learning_rate"]
 
-    def load(at: int) -> Variables:
-        folder = run.workdir / done["part"] / f"step_{at}" / "params"
-        return first.teacher(checkpoints.load_tree(folder, like))
+    def load(step: int) -> Variables:
+        folder = run.workdir / result["part"] / f"step_{step}" / "params"
+        return start.teacher(checkpoints.load_tree(folder, shapes))
 
-    merged = jax.eval_shape(first.teacher, first.trainable)
-    facts = {"model": " ".join(repr(first.model).split()), "tuning": settings.tuning}
+    merged = jax.eval_shape(start.teacher, start.trainable)
+    facts = {"model": " ".join(repr(start.model).split()), "tuning": settings.tuning}
     return Teachers(
         method,
-        done["part"],
+        result["part"],
         settings,
-        teacher_apply(run, first),
-        patches_apply(first),
+        teacher_training.teacher_apply(run, start),
+        teacher_training.patches_apply(start),
         merged,
         facts,
         load,
         measure,
-        done["teachers"],
-        done["lost"],
-        done["seconds"],
+        result["teachers"],
+        result["lost"],
+        result["seconds"],
     )
 
 
@@ -193,95 +128,15 @@ def _require_finite(at: int, metrics: dict[str, Any]) -> None:
         raise loop.NonFiniteLossError(text, step=at)
 
 
-class Training(NamedTuple):
-    """The training of a method's teachers.
-
-    Attributes:
-        step: The compiled step: (state, batch, frozen parameters) -> (state, metrics).
-        shapes: Shapes and shardings of the state.
-        first_state: Creates the state at step 0.
-    """
-
-    step: Any
-    shapes: state.State
-    first_state: Callable[[], state.State]
-
-
-def make_training(run: context.Run, settings: ConfigDict, first: Start) -> Training:
-    """Builds the training step and initial state of a method's teachers."""
-    schedule = optim.warmup_cosine(
-        peak=settings.learning_rate,
-        steps=settings.steps[-1],
-        warmup_steps=settings.warmup_steps,
-    )
-    tx = optim.sgd(
-        schedule,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-        nesterov=False,
-    )
-    make = functools.partial(
-        steps.make_supervised_step,
-        run.gather_params(train_apply(first, first.plan.rematerialise)),
-        tx,
-        run.loader.train_transform,
-        loss=functools.partial(
-            losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
-        ),
-        mixup=settings.mixup,
-        ascent=sam.sam(settings.rho) if settings.rho else None,
-        division=division(settings, run.mesh, first.plan.accumulate),
-    )
-
-    def stacked(trainable: Params) -> Params:
-        return encoder.stack(trainable) if first.stacks else trainable
-
-    def create(params: Params) -> state.State:
-        return state.create({"params": params}, tx)
-
-    shapes = run.shapes(jax.eval_shape(lambda params: create(stacked(params)), first.trainable))
-
-    def first_state() -> state.State:
-        # Each device gets only its shards, and creates its optimiser state itself.
-        params = run.place(stacked(first.trainable))
-        others = run.jit_create(lambda params: create(params)._replace(params={}), params)
-        return others(params)._replace(params=params)
-
-    step = run.jit_step_with_key(make, random_streams.key(run.config.seed, "teacher"), shapes)
-    return Training(step, shapes, first_state)
-
-
-def train_apply(first: Start, rematerialise: str) -> TrainApply:
-    """Returns the apply function in training mode, given what the backward pass recomputes."""
-    return first.tuned.wrap(models.train_apply(first.model.clone(rematerialise=rematerialise)))
-
-
-def evaluation_apply(first: Start) -> Apply:
-    """Returns the apply function in evaluation mode."""
-    return first.tuned.wrap(models.evaluation_apply(first.model))
-
-
-def patches_apply(first: Start) -> TeacherApply:
-    """Returns the apply function in evaluation mode, with patch tokens."""
-    return first.tuned.wrap(models.teacher_apply(first.model, ("patches",)))
-
-
-def teacher_apply(run: context.Run, first: Start) -> TeacherApply:
-    """Returns the apply function in evaluation mode, with the outputs that losses need."""
-    fields = student_losses.fields(run.config.student.losses)
-    return first.tuned.wrap(models.teacher_apply(first.model, fields))
-
-
 def _train(
     run: context.Run,
     stage: str,
     settings: ConfigDict,
-    first: Start,
+    start: teacher_training.Start,
     milestone: Callable[[int, state.State], None],
 ) -> float:
     """Fine-tunes from the pretrained weights to the last step; returns the seconds."""
-    setup = make_training(run, settings, first)
+    setup = teacher_training.make_training(run, settings, start)
     _, seconds = training.train(
         run,
         stage,
@@ -289,9 +144,9 @@ def _train(
             setup.shapes,
             setup.first_state,
             # As an argument, frozen parameters are not compiled into the step as constants.
-            lambda first_step: functools.partial(setup.step, frozen=first.frozen),
+            lambda first_step: functools.partial(setup.step, frozen=start.frozen),
             batch_size=settings.batch_size,
-            operations=operations(run, settings, first),
+            operations=teacher_training.operations(run, settings, start),
             steps=settings.steps[-1],
             milestones=tuple(settings.steps),
             milestone=milestone,
@@ -300,54 +155,3 @@ def _train(
         ),
     )
     return seconds
-
-
-def operations(
-    run: context.Run, settings: ConfigDict, first: Start
-) -> Callable[[state.State, Batch], float]:
-    """Returns a function that counts the floating-point operations of a training step."""
-    # Recomputation to save memory does not count.
-    once = first._replace(plan=first.plan._replace(rematerialise="nothing"))
-    counted = make_training(run, settings, once).step
-    return lambda state, batch: flops.count(counted, state, batch, first.frozen)
-
-
-def planned_step(run: context.Run, method: str, first: Start) -> memory_plan.Step:
-    """Returns the training step of a method's teachers, to be planned."""
-    settings, image_size = settings_of(run.config, method), run.config.data.image_size
-    shapes = make_training(run, settings, first).shapes
-    size, has_cls = first.model.size, first.model.pool == "cls"
-
-    @functools.cache
-    def needs(plan: memory_plan.Plan) -> tuple[int, int]:
-        training = make_training(run, settings, first._replace(plan=plan))
-        batch = step_memory.batch(run, settings.batch_size)
-        return step_memory.of_step(training.step, shapes, batch, first.frozen)
-
-    return memory_plan.Step(
-        f"teachers/{method}",
-        "config.teacher",
-        memory_plan.candidates(
-            settings,
-            run.mesh,
-            tokens=(image_size // size.pixels) ** 2 + has_cls,
-            whole=settings.mcmi > 0,
-        ),
-        functools.partial(train_apply, first),
-        shapes.params,
-        first.frozen,
-        mesh.device_bytes((shapes, first.frozen)),
-        needs,
-        (image_size, image_size, 3),
-        settings.batch_size // run.mesh.size,
-        run.platform,
-        first.model.scan,
-        divisible=settings.mcmi == 0,
-    )
-
-
-def settings_of(config: ConfigDict, method: str) -> ConfigDict:
-    """Returns `config.teacher`, as changed by a method."""
-    settings = config.teacher.copy_and_resolve_references()
-    settings.update(METHODS[method].fixed)
-    return settings

@@ -25,6 +25,7 @@ from remem_jax.workflow.remem import (
     finetune,
     plan_only,
     student_setup,
+    teacher_training,
 )
 
 
@@ -51,7 +52,7 @@ def run_remem(run: context.Run) -> None:
     config = run.config
     needs_teacher = any(METHODS[method].has_teacher for method in config.methods)
     pretrained = finetune.read_pretrained(run) if needs_teacher else None
-    own = provenance.identity(run, {"teacher": pretrained.digest} if pretrained else {})
+    identity = provenance.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     setup = student_setup.make(run, pretrained)
     if config.plan_only:
         plan_only.show(run, pretrained, setup)
@@ -61,17 +62,17 @@ def run_remem(run: context.Run) -> None:
         "student": config.student.model,
         "student_parameters": _size(jax.eval_shape(lambda: setup.first(0)["params"])),
     }
-    workdir.begin(run.workdir, located(config), own)
+    workdir.begin(run.workdir, located(config), identity)
     outcomes, failed = _outcomes(run, pretrained, setup)
     if mesh.is_writer():
         predictions = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
         file_list.write(run.workdir / "selected" / "split.csv", run.dataset, predictions)
-        found = _results(run, own, outcomes, used) | {"failed": failed}
-        results.write(run.workdir / "results.json", found)
+        record = _results(run, identity, outcomes, used) | {"failed": failed}
+        results.write(run.workdir / "results.json", record)
         report.write(run.workdir)
         logging.info("Report: %s", run.workdir / "report.html")
     if failed:
-        reasons = " ".join(one["reason"] for one in failed)
+        reasons = " ".join(failure["reason"] for failure in failed)
         raise loop.NonFiniteLossError(
             f"{reasons} The report covers the other methods: {run.workdir / 'report.html'}"
         )
@@ -106,12 +107,12 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
     names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
     if pretrained is None:
         return dict.fromkeys(names)
-    first = finetune.start(run, pretrained, "finetune")
+    start = teacher_training.start(run, pretrained, "finetune")
     if run.config.information.seeds:
-        measurement.require_measurable(run, run.config.data.image_size // first.model.size.pixels)
-    settings, trainable = run.config.teacher, _size(first.trainable)
+        measurement.require_measurable(run, run.config.data.image_size // start.model.size.pixels)
+    settings, trainable = run.config.teacher, _size(start.trainable)
     model = f"{settings.model} {settings.variant}".strip()
-    parameters = trainable + _size(first.frozen)
+    parameters = trainable + _size(start.frozen)
     values = (model, parameters, trainable, settings.tuning, settings.init, pretrained.digest)
     return dict(zip(names, values, strict=True))
 
@@ -135,12 +136,14 @@ def _outcome(
     with advice.on_out_of_memory(f"information/{method}"):
         measured = _information(run, teachers, seconds)
     metric = run.dataset.metric
-    tried = [
+    candidates = [
         {**student, "teacher_step": group["teacher_step"], "group": group, "member": member}
         for group in groups
         for member, student in enumerate(group["students"])
     ]
-    chosen = sorted(distill.select(tried, metric), key=lambda one: -one["validation"][metric])
+    chosen = sorted(
+        distill.select(candidates, metric), key=lambda student: -student["validation"][metric]
+    )
     best, tested = chosen[0], final_evaluation.test(run, setup, teachers, chosen)
     row: dict[str, Any] = {
         "method": method,
@@ -150,32 +153,34 @@ def _outcome(
         "selected": _setting(best),
         "group": {"part": best["group"]["part"], "member": best["member"]},
         "student": {
-            "validation": _means([one["validation"] for one in chosen]),
+            "validation": _means([student["validation"] for student in chosen]),
             "test": _means(tested["students"]),
         },
         "seeds": [
             {
-                "seed": one["seed"],
-                "student": one["student"],
-                "validation": one["validation"],
+                "seed": student["seed"],
+                "student": student["student"],
+                "validation": student["validation"],
                 "test": test,
             }
-            for one, test in zip(chosen, tested["students"], strict=True)
+            for student, test in zip(chosen, tested["students"], strict=True)
         ],
         "teacher": None,
         "plan": memory_plan.read(run, f"teachers/{method}"),
         "test_correct": final_evaluation.correct(run, tested),
-        "on_test": _chosen_on_test(run, teachers, tried, (best["teacher_step"], tested["teacher"])),
+        "on_test": _chosen_on_test(
+            run, teachers, candidates, (best["teacher_step"], tested["teacher"])
+        ),
     }
     share = row["student"]["test"][metric]
     logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
     if teachers:
         seconds[teachers.stage] = teachers.seconds
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
-        (of_step,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
+        (record,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
         row["teacher_part"], row["teacher_lost"] = teachers.stage, teachers.lost
-        row["teacher"] = {"validation": of_step["validation"], "test": tested["teacher"]}
+        row["teacher"] = {"validation": record["validation"], "test": tested["teacher"]}
     return Outcome(
         row,
         [{"method": method, **record, **information} for record, information in measured],
@@ -197,11 +202,11 @@ def _information(
         return []
     if not run.config.information.seeds:
         return [(record, {}) for record in teachers.records]
-    found = measurement.of_teachers(run, teachers)
-    seconds[found["part"]] = found["seconds"]
+    measured = measurement.of_teachers(run, teachers)
+    seconds[measured["part"]] = measured["seconds"]
     return [
         (record, {"information": information})
-        for record, information in zip(teachers.records, found["teachers"], strict=True)
+        for record, information in zip(teachers.records, measured["teachers"], strict=True)
     ]
 
 
@@ -215,7 +220,7 @@ def _setting(student: dict[str, Any]) -> dict[str, Any]:
 def _means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Averages numbers over seeds; other values are those of the first seed."""
     numbers = {
-        name: statistics.fmean(one[name] for one in metrics)
+        name: statistics.fmean(values[name] for values in metrics)
         for name, value in metrics[0].items()
         if isinstance(value, float | int)
     }
@@ -225,8 +230,8 @@ def _means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _chosen_on_test(
     run: context.Run,
     teachers: finetune.Teachers | None,
-    tried: Sequence[dict[str, Any]],
-    known: tuple[int | None, dict[str, Any] | None],
+    candidates: Sequence[dict[str, Any]],
+    tested_teacher: tuple[int | None, dict[str, Any] | None],
 ) -> dict[str, Any] | None:
     """Returns the setting that is best on test, if `config.choose_on_test` asks for it.
 
@@ -234,22 +239,23 @@ def _chosen_on_test(
     """
     if not run.config.choose_on_test:
         return None
-    chosen = distill.select(tried, run.dataset.metric, split="test")
-    step, teacher = chosen[0]["teacher_step"], known[1]
-    if teachers and step != known[0]:
+    chosen = distill.select(candidates, run.dataset.metric, split="test")
+    step, teacher = chosen[0]["teacher_step"], tested_teacher[1]
+    if teachers and step != tested_teacher[0]:
         teacher = final_evaluation.test_teacher(run, teachers, step)
     return {
         "selected": _setting(chosen[0]),
         "student": {
-            split: _means([one[split] for one in chosen]) for split in ("validation", "test")
+            split: _means([student[split] for student in chosen])
+            for split in ("validation", "test")
         },
-        "seeds": [{"seed": one["seed"], "test": one["test"]} for one in chosen],
+        "seeds": [{"seed": student["seed"], "test": student["test"]} for student in chosen],
         "teacher": teacher and {"test": teacher},
     }
 
 
 def _results(
-    run: context.Run, own: Identity, outcomes: Sequence[Outcome], used: dict[str, Any]
+    run: context.Run, identity: Identity, outcomes: Sequence[Outcome], models: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the contents of results.json; docs/results.md describes the fields."""
     return {
@@ -262,8 +268,8 @@ def _results(
                 *deviations.sentences(run, [outcome.row for outcome in outcomes]),
             ]
         },
-        "config_fingerprint": results.fingerprint(own.settings),
-        "identity": {"key": own.key, **own.inputs, "code": own.code},
+        "config_fingerprint": results.fingerprint(identity.settings),
+        "identity": {"key": identity.key, **identity.inputs, "code": identity.code},
         "data": {
             **provenance.data(run),
             "test_labels": paired.pack(run.dataset.splits["test"].labels),
@@ -271,7 +277,7 @@ def _results(
         "methods": [outcome.row for outcome in outcomes],
         "teachers": [record for outcome in outcomes for record in outcome.teachers],
         "students": [record for outcome in outcomes for record in outcome.students],
-        "models": used,
+        "models": models,
         "seed": run.config.seed,
         "seconds": {stage: time for outcome in outcomes for stage, time in outcome.seconds.items()},
         "versions": provenance.versions(),

@@ -8,7 +8,7 @@ from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
 from remem_jax.workflow import advice, context, memory_plan, step_memory
 from remem_jax.workflow.information import decoders, measurement
-from remem_jax.workflow.remem import finetune, student_groups, student_setup
+from remem_jax.workflow.remem import finetune, student_groups, student_setup, teacher_training
 
 _GIB = 2**30
 
@@ -39,12 +39,12 @@ def show(
             f" ({need.models} students at once)" if need.models > 1 else "",
         )
     largest = max(needs, key=lambda need: need.at_rest + need.running)
-    total, there = resident + largest.at_rest + largest.running, run.memory()
-    logging.info("At most %.2f GiB of %.2f on the device.", total / _GIB, there / _GIB)
-    if total > there:
+    total, available = resident + largest.at_rest + largest.running, run.memory()
+    logging.info("At most %.2f GiB of %.2f on the device.", total / _GIB, available / _GIB)
+    if total > available:
         raise SettingError(
             f"{largest.stage} and the data set take {total / _GIB:.2f} GiB, the device has "
-            f"{there / _GIB:.2f}: lower the batch_size of config.teacher or config.student or "
+            f"{available / _GIB:.2f}: lower the batch_size of config.teacher or config.student or "
             "config.student.group, or set config.teacher.rematerialise, config.teacher.accumulate, "
             "config.fsdp, config.compute_dtype to bfloat16, or config.data.input to streamed."
         )
@@ -52,18 +52,18 @@ def show(
 
 
 def _of_teacher(run: context.Run, pretrained: finetune.Pretrained, method: str) -> step_memory.Need:
-    first = finetune.start(run, pretrained, method)
-    return of_step(run, finetune.planned_step(run, method, first))
+    start = teacher_training.start(run, pretrained, method)
+    return of_step(run, teacher_training.planned_step(run, method, start))
 
 
 def _of_decoders(
     run: context.Run, pretrained: finetune.Pretrained, method: str
 ) -> step_memory.Need:
-    first = finetune.start(run, pretrained, method)
-    variables = run.shapes(jax.eval_shape(first.teacher, first.trainable))
-    seen = measurement.with_patches(run, finetune.patches_apply(first))
-    steps = finetune.settings_of(run.config, method).steps
-    teachers = [decoders.Teacher(f"step {at}", seen, variables) for at in steps]
+    start = teacher_training.start(run, pretrained, method)
+    variables = run.shapes(jax.eval_shape(start.teacher, start.trainable))
+    patches = measurement.with_patches(run, teacher_training.patches_apply(start))
+    steps = teacher_training.settings_of(run.config, method).steps
+    teachers = [decoders.Teacher(f"step {at}", patches, variables) for at in steps]
     return of_step(run, decoders.planned_step(run, f"information/{method}", teachers))
 
 
@@ -88,9 +88,9 @@ def _of_students(
     if pretrained is None or not METHODS[method].has_teacher:
         grid = student_setup.scratch_grid(run)
     else:
-        first = finetune.start(run, pretrained, method)
-        merged = jax.eval_shape(first.teacher, first.trainable)
-        targets = student_setup.make_targets(run, finetune.teacher_apply(run, first))
+        start = teacher_training.start(run, pretrained, method)
+        merged = jax.eval_shape(start.teacher, start.trainable)
+        targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, start))
         grid = student_setup.make_grid(run, f"students/{method}", targets, merged)
     need = student_groups.need(run, members, grid)
     return need._replace(models=student_groups.fitting(run, need, len(grid.points)))

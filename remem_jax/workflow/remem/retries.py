@@ -33,7 +33,7 @@ class Attempt(NamedTuple):
         return {"part": self.stage, "learning_rate": self.learning_rate}
 
 
-class Ended(NamedTuple):
+class Outcome(NamedTuple):
     """A finished or failed attempt.
 
     Attributes:
@@ -78,23 +78,23 @@ def train(
     Raises:
         NonFiniteLossError: If no attempt has a checkpoint, or if a lower learning rate cannot help.
     """
-    every: list[Ended] = []
+    attempts: list[Outcome] = []
     for number in range(run.config.retries + 1):
         name = f"{stage}/retry_{number}" if number else stage
-        every.append(_attempt(run, Attempt(name, learning_rate / 2**number), steps, once))
-        if every[-1].diverged is None:
+        attempts.append(_attempt(run, Attempt(name, learning_rate / 2**number), steps, once))
+        if attempts[-1].diverged is None:
             break
-    used = last = every[-1]
+    used = last = attempts[-1]
     if last.diverged:
-        used = max(every, key=lambda one: len(one.records))
+        used = max(attempts, key=lambda attempt: len(attempt.records))
         if not used.records:
             raise loop.NonFiniteLossError(last.diverged["reason"], step=last.diverged["step"])
-    return _result(stage, used, every, steps)
+    return _result(stage, used, attempts, steps)
 
 
 def _attempt(
     run: context.Run, attempt: Attempt, steps: Sequence[int], once: Callable[[Attempt], float]
-) -> Ended:
+) -> Outcome:
     """Trains one attempt until it finishes or diverges, or reads its recorded outcome."""
     folder = run.workdir / attempt.stage
     diverged, seconds = results.read_for_all(folder / _DIVERGED), 0.0
@@ -109,19 +109,19 @@ def _attempt(
             results.write_for_all(folder / _DIVERGED, diverged)
             if mesh.is_writer():
                 checkpoints.remove(folder / training.CHECKPOINTS)
-    found = [results.read_for_all(folder / f"step_{at}" / "record.json") for at in steps]
-    records = [record for record in found if record is not None]
-    return Ended(attempt, records, diverged["seconds"] if diverged else seconds, diverged)
+    saved = [results.read_for_all(folder / f"step_{at}" / "record.json") for at in steps]
+    records = [record for record in saved if record is not None]
+    return Outcome(attempt, records, diverged["seconds"] if diverged else seconds, diverged)
 
 
 def _result(
-    stage: str, used: Ended, every: Sequence[Ended], steps: Sequence[int]
+    stage: str, used: Outcome, attempts: Sequence[Outcome], steps: Sequence[int]
 ) -> dict[str, Any]:
     lost = None
     if used.diverged:
-        there = {record["step"] for record in used.records}
+        trained_steps = {record["step"] for record in used.records}
         lost = {
-            "steps": [at for at in steps if at not in there],
+            "steps": [at for at in steps if at not in trained_steps],
             "step": used.diverged["step"],
             "reason": used.diverged["reason"],
         }
@@ -129,7 +129,7 @@ def _result(
             "%s: no teacher checkpoints at steps %s; students use those at steps %s.",
             stage,
             ", ".join(map(str, lost["steps"])),
-            ", ".join(map(str, sorted(there))),
+            ", ".join(map(str, sorted(trained_steps))),
         )
     return {
         "teachers": used.records,
@@ -137,28 +137,28 @@ def _result(
         "seconds": used.seconds,
         "lost": lost,
         "diverged": [
-            {**one.attempt.record(), **one.diverged, "checkpoints": len(one.records)}
-            for one in every
-            if one.diverged
+            {**ended.attempt.record(), **ended.diverged, "checkpoints": len(ended.records)}
+            for ended in attempts
+            if ended.diverged
         ],
     }
 
 
-def clean(run: context.Run, found: dict[str, Any], stage: str) -> None:
+def clean(run: context.Run, result: dict[str, Any], stage: str) -> None:
     """Removes files that the run no longer needs once the attempt to use is known.
 
     Args:
         run: The run.
-        found: Result of `train`, already written.
+        result: Result of `train`, already written.
         stage: Name of the teacher's stage.
     """
     if not mesh.is_writer():
         return
-    for name in {found["part"], *(one["part"] for one in found["diverged"])}:
+    for name in {result["part"], *(failed["part"] for failed in result["diverged"])}:
         checkpoints.remove(run.workdir / name / training.CHECKPOINTS)
-    for one in found["diverged"]:
-        if one["part"] == found["part"]:
+    for failed in result["diverged"]:
+        if failed["part"] == result["part"]:
             continue
-        folder = run.workdir / one["part"]
-        for teacher in (*folder.glob("step_*"), *([] if one["part"] == stage else [folder])):
+        folder = run.workdir / failed["part"]
+        for teacher in (*folder.glob("step_*"), *([] if failed["part"] == stage else [folder])):
             checkpoints.remove(teacher)

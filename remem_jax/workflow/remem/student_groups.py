@@ -1,4 +1,4 @@
-"""The number of students trained at once: a whole grid, or as many as fit on the device."""
+"""Decides how many students are trained at once: a whole grid, or as many as fit on the device."""
 
 import jax
 from absl import logging
@@ -15,30 +15,30 @@ _PLENTY = 0.25  # Fraction of a device's memory below which nothing is compiled 
 
 
 def need(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> step_memory.Need:
-    """Returns the memory that students need: each steps in turn, after the teacher's pass."""
+    """Returns the memory that students need. After the teacher's pass, they step in turn."""
     batch = step_memory.batch(run, run.config.student.batch_size)
     number, by_batch = jax.ShapeDtypeStruct((), "int32"), mesh.batch_sharding(run.mesh)
     batch_bytes, augment_bytes = step_memory.of_step(setup.augment, number, batch)
     augmented = mesh.shapes(jax.eval_shape(setup.augment, number, batch), by_batch)
     targets, teacher_held, teacher_bytes = None, mesh.device_bytes(augmented.images), 0
     if grid.compute_targets:
-        given = grid.shapes, augmented.images
-        teacher_held, teacher_bytes = step_memory.of_step(grid.compute_targets, *given)
-        targets = mesh.shapes(jax.eval_shape(grid.compute_targets, *given), by_batch)
+        inputs = grid.shapes, augmented.images
+        teacher_held, teacher_bytes = step_memory.of_step(grid.compute_targets, *inputs)
+        targets = mesh.shapes(jax.eval_shape(grid.compute_targets, *inputs), by_batch)
     states = [_state_shapes(run, setup, point) for point in grid.one_per_loss]
-    of_steps = [
+    step_bytes = [
         step_memory.of_step(
-            setup.steps[point.loss], one, *augmented, targets, point.hyperparameters
+            setup.steps[point.loss], state, *augmented, targets, point.hyperparameters
         )[1]
-        for point, one in zip(grid.one_per_loss, states, strict=True)
+        for point, state in zip(grid.one_per_loss, states, strict=True)
     ]
-    # Augmented images and targets, the results of the two passes, stay while students step.
+    # The augmented images and the targets stay in memory during the students' steps.
     held = batch_bytes + teacher_held + mesh.device_bytes((augmented.labels, targets))
     passes = max(
         augment_bytes - mesh.device_bytes(augmented), teacher_bytes - mesh.device_bytes(targets)
     )
     each = max(map(mesh.device_bytes, states))
-    return step_memory.Need(grid.stage, held, each, max(passes, *of_steps))
+    return step_memory.Need(grid.stage, held, each, max(passes, *step_bytes))
 
 
 def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
@@ -55,14 +55,15 @@ def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
     seeds = len(run.config.student.seeds)
     settings, fit = students // seeds, int(available // need.each) // seeds
     if fit < 1:
-        one = "A student" if seeds == 1 else f"A student with each of {seeds} seeds"
+        subject = "A student" if seeds == 1 else f"A student with each of {seeds} seeds"
         raise SettingError(
-            f"{one} of {need.stage} does not fit on the device: lower config.student.batch_size, "
+            f"{subject} of {need.stage} does not fit on the device: lower "
+            "config.student.batch_size, "
             f"{'' if seeds == 1 else 'name fewer config.student.seeds, '}or set "
             "config.compute_dtype to bfloat16 or config.data.input to streamed."
         )
     groups = -(-settings // fit)
-    return -(-settings // groups) * seeds  # Groups of one size, as far as possible.
+    return -(-settings // groups) * seeds  # As far as possible, all groups have one size.
 
 
 def _state_shapes(run: context.Run, setup: StudentSetup, point: GridPoint) -> state.State:
@@ -74,7 +75,7 @@ def size(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> int:
     students, chosen = len(grid.points), run.config.student.group
     if chosen:
         return min(chosen, students)
-    # Another device may hold more or fewer, and a checkpoint holds a whole group.
+    # The recorded number is kept, because a checkpoint holds a whole group.
     recorded = results.read_for_all(run.workdir / _CHOSEN) or {}
     if grid.stage in recorded:
         return recorded[grid.stage]

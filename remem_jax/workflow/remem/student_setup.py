@@ -36,12 +36,12 @@ class StudentSetup(NamedTuple):
     """The architecture that all students of a run share, and a compiled step for each loss.
 
     Attributes:
-        first: Makes a student's initial variables, given its seed.
+        first: Creates a student's initial variables, given its seed.
         shapes: Shapes and shardings of a student's state, by loss. With a loss of features, the
             state has a projection, which the variables of `first` lack.
-        first_states: Makes a student's state at step 0, given its seed; by loss.
+        first_states: Creates a student's state at step 0, given its seed; by loss.
         steps: The compiled step of one student, by loss.
-        measure: Metrics of students (given variables like those of `first`) on a split.
+        measure: Evaluates students, given variables like those of `first`, on a split.
         augment: The compiled augmentation that teacher and students share.
     """
 
@@ -53,7 +53,7 @@ class StudentSetup(NamedTuple):
     augment: lockstep.Augment
 
     def first_state(self, point: GridPoint) -> state.State:
-        """Makes the state of a student at step 0."""
+        """Creates the state of a student at step 0."""
         return self.first_states[point.loss](int(point.hyperparameters.seed))
 
 
@@ -119,20 +119,20 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         return state.create(variables, tx)
 
     def keys(seed: int) -> tuple[Key, Key]:
-        """Keys of a student's initial parameters and of its projection."""
+        """Returns the keys of a student's initial parameters and of its projection."""
         init_key, projection_key = (
             random_streams.within(key, name, seed) for name in ("parameters", "projection")
         )
         return init_key, projection_key
 
-    shapes, first_states, compiled_steps = {}, {}, {}
+    shapes, first_states, jitted_steps = {}, {}, {}
     for name, (loss, target) in _losses(run, pretrained).items():
         apply = run.gather_params(models.student_apply(model, target))
         step = functools.partial(steps.make_student_step, apply, tx, loss=loss)
         create = run.jit_create(functools.partial(first_state, target), *keys(0))
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
         first_states[name] = lambda seed, create=create: create(*keys(seed))
-        compiled_steps[name] = run.jit_step_with_key(step, key, shapes[name])
+        jitted_steps[name] = run.jit_step_with_key(step, key, shapes[name])
     measure = context.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     augment = random_streams.JitWithKey(
         functools.partial(
@@ -141,7 +141,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         key,
         out_shardings=mesh.batch_sharding(run.mesh),
     )
-    return StudentSetup(first, shapes, first_states, compiled_steps, measure, augment)
+    return StudentSetup(first, shapes, first_states, jitted_steps, measure, augment)
 
 
 def _losses(
@@ -153,14 +153,14 @@ def _losses(
     def bind(loss: student_losses.StudentLoss) -> steps.Loss:
         return functools.partial(loss, hard_labels=hard_labels)
 
-    found: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
+    losses: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
     if pretrained:
         for name in run.config.student.losses:
             loss = student_losses.LOSSES[name]
-            found[name] = bind(loss), _target(run, pretrained.checkpoint, loss)
+            losses[name] = bind(loss), _target(run, pretrained.checkpoint, loss)
     if any(not METHODS[method].has_teacher for method in run.config.methods):
-        found[SCRATCH] = bind(student_losses.SCRATCH), None
-    return found
+        losses[SCRATCH] = bind(student_losses.SCRATCH), None
+    return losses
 
 
 def _target(
@@ -183,7 +183,7 @@ def _target(
 def grid_points(settings: ConfigDict) -> list[GridPoint]:
     """Returns the grid of `config.student`, without duplicates.
 
-    Of a hyperparameter that a loss does not use, the grid has only the first value.
+    If a loss does not use a hyperparameter, only its first value is in the grid.
     """
     points = []
     for loss in settings.losses:
@@ -219,7 +219,7 @@ def hyperparameters(point: GridPoint, *, hard_labels: bool) -> dict[str, Any]:
 
 
 def scratch_grid(run: context.Run) -> StudentGrid:
-    """Builds the grid from scratch: labels alone, whatever `config.student.hard_labels` is."""
+    """Builds the grid from scratch: from labels alone, whatever `config.student.hard_labels` is."""
     return StudentGrid(f"students/{SCRATCH}", scratch_points(run.config.student), None, {})
 
 

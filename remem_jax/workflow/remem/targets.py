@@ -124,7 +124,7 @@ class StoredTargets:
     def _compute(self, step: int, images: jax.Array) -> jax.Array:
         self.computed += 1
         logits = self._compute_logits(images)
-        self.flush()  # The step before, which is done by now, while the device computes this one.
+        self.flush()  # Stores the previous step while the device computes this one.
         self._unwritten = step, logits
         return logits
 

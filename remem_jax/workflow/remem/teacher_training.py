@@ -1,0 +1,214 @@
+"""Builds a teacher, its training step and its apply functions, for a method."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from remem_jax import losses, mesh, models, optim, random_streams, sam
+from remem_jax.methods import METHODS
+from remem_jax.models import encoder, tuning, vit
+from remem_jax.records import Apply, Batch, Params, TeacherApply, TrainApply, Variables
+from remem_jax.settings import division, tuning_of
+from remem_jax.train import flops, state, steps, student_losses
+from remem_jax.weights import augreg
+from remem_jax.workflow import context, memory_plan, step_memory
+from remem_jax.workflow.initial_checkpoints import Pretrained
+
+
+class Start(NamedTuple):
+    """The initial state of a fine-tuning.
+
+    Attributes:
+        model: The ViT, as changed by the method.
+        tuned: Method of fine-tuning: full, LoRA, adapters or others.
+        trainable: Trainable parameters; the state, SAM's norm and the checkpoints have no others.
+        frozen: Other parameters.
+        plan: Rematerialisation and gradient accumulation of its steps.
+    """
+
+    model: vit.VisionTransformer
+    tuned: tuning.Tuning
+    trainable: Params
+    frozen: Params
+    plan: memory_plan.Plan = memory_plan.Plan()
+
+    def variables(self, trained: Params) -> Variables:
+        """Returns the variables for `Tuning.wrap`, given trained parameters."""
+        return {"params": tuning.join(trained, self.frozen)}
+
+    def teacher(self, trained: Params) -> Variables:
+        """Returns a teacher's variables, given trained parameters; LoRA is merged."""
+        return {"params": self.tuned.merge(self.variables(trained)["params"])}
+
+    @property
+    def stacks(self) -> bool:
+        """Whether blocks are stacked in training, which needs them fully trainable."""
+        return self.model.scan and not self.frozen
+
+
+def settings_of(config: ConfigDict, method: str) -> ConfigDict:
+    """Returns `config.teacher`, as changed by a method."""
+    settings = config.teacher.copy_and_resolve_references()
+    settings.update(METHODS[method].fixed)
+    return settings
+
+
+def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
+    """Builds the model and its initial parameters for a method."""
+    settings = settings_of(run.config, method)
+    checkpoint, image_size = pretrained.checkpoint, run.config.data.image_size
+    checkpoint_options = {name: checkpoint.options[name] for name in ("pool", "positions")}
+    model = vit.make(
+        variant=checkpoint.size,
+        classes=len(run.dataset.classes),
+        mlp_weight=settings.mlp_weight,
+        attention_weight=settings.attention_weight,
+        residual=settings.residual,
+        exact_gelu=settings.gelu == "erf" if settings.gelu else checkpoint.options["exact_gelu"],
+        dropout=settings.dropout,
+        pruned_mlp=settings.pruned_mlp,
+        pruned_attention=settings.pruned_attention,
+        dtype=run.config.compute_dtype,
+        scan=settings.scan,
+        **checkpoint_options,
+    )
+    variables = augreg.into(
+        checkpoint,
+        model,
+        image_size=image_size,
+        reset_head=True,
+        resize=settings.position_resize,
+    )
+    tuned = tuning_of(settings)
+    added_key = random_streams.key(run.config.seed, "teacher", "parameters")
+    params = tuned.add(variables["params"], added_key)
+    trainable, frozen = tuning.split(params, tuned.trains)
+    # On the devices; otherwise each step would transfer them.
+    return Start(model, tuned, trainable, run.place(frozen))
+
+
+class Training(NamedTuple):
+    """The training of a method's teachers.
+
+    Attributes:
+        step: The compiled step: (state, batch, frozen parameters) -> (state, metrics).
+        shapes: Shapes and shardings of the state.
+        first_state: Creates the state at step 0.
+    """
+
+    step: Any
+    shapes: state.State
+    first_state: Callable[[], state.State]
+
+
+def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Training:
+    """Builds the training step and initial state of a method's teachers."""
+    schedule = optim.warmup_cosine(
+        peak=settings.learning_rate,
+        steps=settings.steps[-1],
+        warmup_steps=settings.warmup_steps,
+    )
+    tx = optim.sgd(
+        schedule,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        nesterov=False,
+    )
+    make = functools.partial(
+        steps.make_supervised_step,
+        run.gather_params(train_apply(start, start.plan.rematerialise)),
+        tx,
+        run.loader.train_transform,
+        loss=functools.partial(
+            losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
+        ),
+        mixup=settings.mixup,
+        ascent=sam.sam(settings.rho) if settings.rho else None,
+        division=division(settings, run.mesh, start.plan.accumulate),
+    )
+
+    def stacked(trainable: Params) -> Params:
+        return encoder.stack(trainable) if start.stacks else trainable
+
+    def create(params: Params) -> state.State:
+        return state.create({"params": params}, tx)
+
+    shapes = run.shapes(jax.eval_shape(lambda params: create(stacked(params)), start.trainable))
+
+    def first_state() -> state.State:
+        # Each device gets only its shards, and creates its optimiser state itself.
+        params = run.place(stacked(start.trainable))
+        others = run.jit_create(lambda params: create(params)._replace(params={}), params)
+        return others(params)._replace(params=params)
+
+    step = run.jit_step_with_key(make, random_streams.key(run.config.seed, "teacher"), shapes)
+    return Training(step, shapes, first_state)
+
+
+def train_apply(start: Start, rematerialise: str) -> TrainApply:
+    """Returns the apply function in training mode, given what the backward pass recomputes."""
+    return start.tuned.wrap(models.train_apply(start.model.clone(rematerialise=rematerialise)))
+
+
+def evaluation_apply(start: Start) -> Apply:
+    """Returns the apply function in evaluation mode."""
+    return start.tuned.wrap(models.evaluation_apply(start.model))
+
+
+def patches_apply(start: Start) -> TeacherApply:
+    """Returns the apply function in evaluation mode, with patch tokens."""
+    return start.tuned.wrap(models.teacher_apply(start.model, ("patches",)))
+
+
+def teacher_apply(run: context.Run, start: Start) -> TeacherApply:
+    """Returns the apply function in evaluation mode, with the outputs that losses need."""
+    fields = student_losses.fields(run.config.student.losses)
+    return start.tuned.wrap(models.teacher_apply(start.model, fields))
+
+
+def operations(
+    run: context.Run, settings: ConfigDict, start: Start
+) -> Callable[[state.State, Batch], float]:
+    """Returns a function that counts the floating-point operations of a training step."""
+    # Recomputation to save memory does not count.
+    unrematerialised = start._replace(plan=start.plan._replace(rematerialise="nothing"))
+    step = make_training(run, settings, unrematerialised).step
+    return lambda state, batch: flops.count(step, state, batch, start.frozen)
+
+
+def planned_step(run: context.Run, method: str, start: Start) -> memory_plan.Step:
+    """Returns the training step of a method's teachers, to be planned."""
+    settings, image_size = settings_of(run.config, method), run.config.data.image_size
+    shapes = make_training(run, settings, start).shapes
+    size, has_cls = start.model.size, start.model.pool == "cls"
+
+    @functools.cache
+    def needs(plan: memory_plan.Plan) -> tuple[int, int]:
+        training = make_training(run, settings, start._replace(plan=plan))
+        batch = step_memory.batch(run, settings.batch_size)
+        return step_memory.of_step(training.step, shapes, batch, start.frozen)
+
+    return memory_plan.Step(
+        f"teachers/{method}",
+        "config.teacher",
+        memory_plan.candidates(
+            settings,
+            run.mesh,
+            tokens=(image_size // size.pixels) ** 2 + has_cls,
+            whole=settings.mcmi > 0,
+        ),
+        functools.partial(train_apply, start),
+        shapes.params,
+        start.frozen,
+        mesh.device_bytes((shapes, start.frozen)),
+        needs,
+        (image_size, image_size, 3),
+        settings.batch_size // run.mesh.size,
+        run.platform,
+        start.model.scan,
+        divisible=settings.mcmi == 0,
+    )
