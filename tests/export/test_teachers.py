@@ -106,7 +106,7 @@ def test_timm_loads_a_teacher_and_computes_its_logits(run: pathlib.Path) -> None
     ("out", "message"),
     [
         ("images", "is a folder; set --out to a file"),
-        ("selected/remem_teacher.npz", "is reserved for the run"),
+        ("selected/remem_teacher.npz", "is reserved for the run in"),
         ("images/0.png", "exists and is not an export that remem_jax wrote"),
         ("images/0.png/new.npz", "cannot be written"),
     ],
