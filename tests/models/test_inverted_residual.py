@@ -17,8 +17,6 @@ from remem_jax.weights import torch_names
 from tests.models.test_students import CLASSES, assert_close, evaluated, randomised, state
 from tests.oracles import peers
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 def inverted(channels: int, expansion: float, kernel: int = 3, **options: Any) -> Row:
     return Row("inverted", channels, kernel=kernel, expansion=expansion, **options)

@@ -100,7 +100,9 @@ def test_images_that_do_not_divide_into_patches_are_rejected_before_they_are_rea
 ) -> None:
     config.teacher.variant, config.data.image_size = "", 20
 
-    with pytest.raises(SettingError, match=r"must be a multiple of 8, the patch of the checkpoint"):
+    with pytest.raises(
+        SettingError, match=r"must be a multiple of 8, the patch size of the checkpoint"
+    ):
         workflow.run(config, tmp_path / "run")
 
 
