@@ -313,7 +313,9 @@ def test_checkpoints_are_compared(plane: Executed) -> None:
 
     ranked = [m["title"] for m in sorted(setting["models"], key=lambda m: m["excess"])]
     assert set(ranked) == {"pretrained", "ReMem, selected"}
-    assert f"ranking by information is {' before '.join(ranked)};" in plane.printed("ranking")
+    assert f"ranking by information is {' before '.join(ranked)}, measured" in plane.printed(
+        "ranking"
+    )
     reconstructions, maps = plane.shown("ranking", "image/svg+xml")
     assert "pretrained" in reconstructions
     assert "<image" in maps
