@@ -105,7 +105,7 @@ def test_a_run_with_only_scratch_needs_no_teacher(run: context.Run) -> None:
     assert np.isfinite(row["student"]["test"]["loss"])
     assert (student["loss"], student["weight"], row["teacher"]) == (None, None, None)
     assert written["models"]["teacher"] is written["models"]["init_digest"] is None
-    assert "no method of the run has one" in (run.workdir / "report.md").read_text()
+    assert "no method of the run has a teacher" in (run.workdir / "report.md").read_text()
 
 
 @slow

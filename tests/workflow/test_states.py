@@ -120,8 +120,8 @@ def test_a_resumed_run_holds_one_state(
 
         return training._replace(step=step, first_state=first_state)
 
-    monkeypatch.setattr(finetune, "make_training", observed)
-    monkeypatch.setattr(finetune, "operations", lambda *_: lambda *_: 1.0)
+    monkeypatch.setattr(teacher_training, "make_training", observed)
+    monkeypatch.setattr(teacher_training, "operations", lambda *_: lambda *_: 1.0)
     stopped = small_run._replace(stopping=_after(2))
     with pytest.raises(loop.StoppedError):
         finetune.finetune(stopped, pretrained, "finetune")
