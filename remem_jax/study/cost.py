@@ -17,6 +17,7 @@ from remem_jax.study.space import Trial
 from remem_jax.workflow.remem import cost
 
 _SPEEDS = "speeds.json"
+_STORED_NAMES = {"teacher_outputs": "answer"}  # Fields that have another name in `_SPEEDS`.
 
 
 class Total(NamedTuple):
@@ -112,8 +113,13 @@ def _device() -> str:
 
 
 def _to_json(speed: cost.Speed) -> dict[str, Any]:
-    return {name: step and step._asdict() for name, step in speed._asdict().items()}
+    return {
+        _STORED_NAMES.get(name, name): step and step._asdict()
+        for name, step in speed._asdict().items()
+    }
 
 
 def _from_json(content: dict[str, Any]) -> cost.Speed:
-    return cost.Speed(**{name: step and cost.Step(**step) for name, step in content.items()})
+    names = {stored: name for name, stored in _STORED_NAMES.items()}
+    steps = {names.get(name, name): step for name, step in content.items()}
+    return cost.Speed(**{name: step and cost.Step(**step) for name, step in steps.items()})

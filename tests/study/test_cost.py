@@ -140,6 +140,23 @@ def test_a_speed_is_measured_once(
     assert len(json.loads((tmp_path / "speeds.json").read_text())) == before
 
 
+def test_stored_speeds_keep_the_names_of_earlier_versions(
+    config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
+) -> None:
+    """A study that an earlier version has begun is continued without measuring again."""
+    study_cost.of_trials(space.trials(config), tmp_path)
+
+    stored = json.loads((tmp_path / "speeds.json").read_text())
+
+    assert {name for speed in stored.values() for name in speed} == {"teacher", "answer", "student"}
+    step = {"operations": 6.0, "seconds": 0.5}
+    old = {kind: dict.fromkeys(("teacher", "answer", "student"), step) for kind in stored}
+    (tmp_path / "speeds.json").write_text(json.dumps(old))
+    before = len(measured)
+    assert study_cost.of_trials(space.trials(config), tmp_path).hours > 0
+    assert len(measured) == before
+
+
 def test_points_of_a_grid_share_a_measurement(
     config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
 ) -> None:
