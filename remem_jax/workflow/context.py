@@ -69,6 +69,15 @@ class Run(NamedTuple):
         """Returns the shapes of arrays, with the shardings of `shardings`."""
         return mesh.shapes(tree, self.shardings(tree))
 
+    def batch_shapes(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns the shapes of a function's outputs for a batch, with their shardings.
+
+        `jax.eval_shape` omits the shardings, and a jitted function is traced again if it is then
+        called with arrays that have one.
+        """
+        outputs = jax.eval_shape(function, *arguments)
+        return mesh.shapes(outputs, mesh.batch_sharding(self.mesh))
+
     def fetch(self, tree: Any) -> Any:
         """Fetches whole arrays from the devices to the host; all processes must call it."""
         return jax.device_get(mesh.gather(tree, self.mesh))

@@ -68,7 +68,9 @@ def run_pretrain(run: context.Run) -> None:
         return model.apply(variables, images, method="pre_logits")
 
     plan = memory_plan.planned(run, _planned_step(run, model, shapes, train_apply, jit_step))
-    jitted, counted = jit_step(plan), jit_step(plan._replace(rematerialise="nothing"))
+    jitted = counted = jit_step(plan)
+    if plan.rematerialise != "nothing":  # Recomputation does not count.
+        counted = jit_step(plan._replace(rematerialise="nothing"))
     measure = context.make_measure(run, apply, settings.batch_size)
     last, seconds = training.train(
         run,
@@ -76,7 +78,7 @@ def run_pretrain(run: context.Run) -> None:
         training.Job(
             shapes,
             lambda: first(init_key),
-            lambda first_step: functools.partial(jitted, frozen={}),
+            lambda first_step: lambda state, batch: jitted(state, batch, {}),
             batch_size=settings.batch_size,
             operations=lambda state, batch: flops.count(counted, state, batch, {}),
             steps=settings.steps,

@@ -251,8 +251,8 @@ def job(run: context.Run, estimators: Estimators) -> training.Job:
         return lambda states, batch: lockstep(states, transform(np.int32(next(numbers)), batch))
 
     def operations(states: tuple[state.State, ...], batch: Batch) -> float:
-        images = jax.eval_shape(transform, jax.ShapeDtypeStruct((), "int32"), batch)
-        features = [jax.eval_shape(extract, images) for extract in estimators.features]
+        images = run.batch_shapes(transform, jax.ShapeDtypeStruct((), "int32"), batch)
+        features = [run.batch_shapes(extract, images) for extract in estimators.features]
         teacher_operations = sum(flops.count(extract, images) for extract in estimators.features)
         triples = zip(estimators.steps, states, estimators.teacher_indices, strict=True)
         distinct = {step: (state, index) for step, state, index in triples}

@@ -107,7 +107,7 @@ def measure(run: context.Run) -> Speed:
     training = teacher_training.make_training(run, settings, start)
     state = training.first_state()
     batch = _batch(run, settings.batch_size)
-    operations = teacher_training.operations(run, settings, start)(state, batch)
+    operations = teacher_training.operations(run, settings, start, training)(state, batch)
 
     def step(state: Any) -> Any:
         return training.step(state, batch, start.frozen)[0]

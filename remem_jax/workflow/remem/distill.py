@@ -222,11 +222,11 @@ def _job(
     def operations(states: lockstep.States, batch: Batch) -> float:
         """Counts operations of finite students and the teacher, even if its outputs are stored."""
         number = jax.ShapeDtypeStruct((), "int32")
-        augmented = jax.eval_shape(setup.augment, number, batch)
+        augmented = run.batch_shapes(setup.augment, number, batch)
         outputs, teacher_operations = None, 0.0
         if grid.compute_targets:
             inputs = grid.shapes, augmented.images
-            outputs = jax.eval_shape(grid.compute_targets, *inputs)
+            outputs = run.batch_shapes(grid.compute_targets, *inputs)
             teacher_operations = flops.count(grid.compute_targets, *inputs)
         trained = [
             (point, state)

@@ -144,9 +144,9 @@ def _train(
             setup.shapes,
             setup.first_state,
             # As an argument, frozen parameters are not compiled into the step as constants.
-            lambda first_step: functools.partial(setup.step, frozen=start.frozen),
+            lambda first_step: lambda state, batch: setup.step(state, batch, start.frozen),
             batch_size=settings.batch_size,
-            operations=teacher_training.operations(run, settings, start),
+            operations=teacher_training.operations(run, settings, start, setup),
             steps=settings.steps[-1],
             milestones=tuple(settings.steps),
             milestone=milestone,

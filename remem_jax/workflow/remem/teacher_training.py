@@ -171,13 +171,16 @@ def teacher_apply(run: context.Run, start: Start) -> TeacherApply:
 
 
 def operations(
-    run: context.Run, settings: ConfigDict, start: Start
+    run: context.Run, settings: ConfigDict, start: Start, training: Training
 ) -> Callable[[state.State, Batch], float]:
-    """Returns a function that counts the floating-point operations of a training step."""
-    # Recomputation to save memory does not count.
-    unrematerialised = start._replace(plan=start.plan._replace(rematerialise="nothing"))
-    step = make_training(run, settings, unrematerialised).step
-    return lambda state, batch: flops.count(step, state, batch, start.frozen)
+    """Returns a function that counts the floating-point operations of a training step.
+
+    If nothing is recomputed, the step of `training` is counted, so that it is traced only once.
+    """
+    if start.plan.rematerialise != "nothing":  # Recomputation to save memory does not count.
+        start = start._replace(plan=start.plan._replace(rematerialise="nothing"))
+        training = make_training(run, settings, start)
+    return lambda state, batch: flops.count(training.step, state, batch, start.frozen)
 
 
 def planned_step(run: context.Run, method: str, start: Start) -> memory_plan.Step:
