@@ -60,6 +60,7 @@ def make_init(model: nn.Module, image_size: int) -> Callable[[Key], Variables]:
     return jax.jit(lambda key: model.init(key, images))
 
 
+@functools.cache
 def shapes(model: nn.Module, image_size: int) -> Params:
     """Returns the parameters of a model as shapes, without computing anything."""
     images = jnp.zeros((1, image_size, image_size, 3))
