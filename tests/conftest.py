@@ -21,6 +21,16 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # JAX reads these when it is imported; child processes inherit them.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # Compiles in two thirds of the time.
+# All workers and their child processes share compiled programs. A folder in REMEM_TEST_CACHE keeps
+# them for the next run of the tests.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = os.environ.get("REMEM_TEST_CACHE", "")
+    if not compiled:
+        compiled = tempfile.mkdtemp(prefix="remem_jax_compiled_")
+        atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 # Compilation takes most of the time. The older of XLA's two CPU code generators halves it, and its
 # code is as fast. Releases after 0.11.0 have only the newer one, and XLA exits on an unknown flag.
 # A flag set by the user overrides these.
@@ -48,12 +58,6 @@ sys.dont_write_bytecode = False
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 2)  # Two devices expose sharding bugs.
-# Tests that compile the same program share it. A folder in REMEM_TEST_CACHE keeps programs for the
-# next run of the tests.
-_COMPILED = tempfile.mkdtemp(prefix="remem_jax_compiled_")
-atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
-jax.config.update("jax_compilation_cache_dir", os.environ.get("REMEM_TEST_CACHE", _COMPILED))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags when it is imported.
 # glibc returns freed memory to the system only on request; other C libraries lack this function.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -312,7 +312,6 @@ def test_two_processes_match_one_with_two_devices_even_if_one_is_killed(
 
 
 LORA = {
-    "student.model": "resnet18",
     "student.steps": 20,
     "student.learning_rates": "(0.05,)",
     "student.evaluations": 1,
@@ -342,7 +341,7 @@ def test_timm_loads_models_trained_with_lora_and_distillation(
     # LoRA of rank 32 for queries and values, and the head.
     assert used["teacher_trainable"] == size.depth * 2 * 2 * width * 32 + width * 10 + 10
     folder = tuned.workdir / "selected"
-    student = timm.create_model("resnet18", num_classes=10)
+    student = peers.resnet4(classes=10)
     arrays = safetensors.numpy.load_file(folder / "remem_student.safetensors")
     student.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
     teacher = timm.models.vision_transformer.VisionTransformer(

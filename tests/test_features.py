@@ -1,5 +1,7 @@
 """Runs of students that learn a teacher's features, and of students without labels."""
 
+import collections
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from remem_jax.data.loaders import resident
 from remem_jax.models import projection
 from remem_jax.settings import check_remem
 from remem_jax.storage import results
-from remem_jax.train import loop
+from remem_jax.train import loop, steps
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import (
     distill,
@@ -108,13 +110,34 @@ def test_a_run_with_only_scratch_needs_no_teacher(run: context.Run) -> None:
     assert "no method of the run has a teacher" in (run.workdir / "report.md").read_text()
 
 
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
+    """Counts how often the steps of teachers and of students are traced."""
+    counter: collections.Counter[str] = collections.Counter()
+
+    def counted(make: Callable[..., Any]) -> Callable[..., Any]:
+        def observed(*arguments: Any, **options: Any) -> Any:
+            counter[make.__name__] += 1  # `JitWithKey` makes a step whenever it traces it.
+            return make(*arguments, **options)
+
+        return observed
+
+    for make in (steps.make_supervised_step, steps.make_student_step):
+        monkeypatch.setattr(steps, make.__name__, counted(make))
+    return counter
+
+
 @slow
 @pytest.mark.parametrize(
     ("tuning", "hard_labels", "losses"),
     [("lora", False, ("features", "kd")), ("adapter_houlsby", True, ("features_cls",))],
 )
 def test_a_run_of_feature_losses_saves_students_without_projections(
-    run: context.Run, tuning: str, hard_labels: bool, losses: tuple[str, ...]
+    run: context.Run,
+    traced: collections.Counter[str],
+    tuning: str,
+    hard_labels: bool,
+    losses: tuple[str, ...],
 ) -> None:
     run.config.teacher.tuning = tuning
     run.config.student.losses = losses
@@ -128,12 +151,13 @@ def test_a_run_of_feature_losses_saves_students_without_projections(
     model = models.make(run.config.student.model, classes=10)
     size = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(model, 16)))
     assert written["models"]["student_parameters"] == size
+    # Counting a step's operations does not trace it again.
+    assert traced == {"make_supervised_step": 1, "make_student_step": len(losses)}
 
 
 @slow
 def test_the_best_student_of_a_feature_loss_is_kept_and_exported_for_timm(run: context.Run) -> None:
-    torch, timm = peers.torch(), peers.timm()
-    run.config.student.model = "resnet18"
+    torch, peer = peers.torch(), peers.resnet4(classes=10)
     run.config.student.losses = ("features",)
 
     pipeline.run_remem(run)
@@ -144,7 +168,6 @@ def test_the_best_student_of_a_feature_loss_is_kept_and_exported_for_timm(run: c
     assert projection.NAME not in kept["params"]
     path = run.workdir / "selected" / "finetune_student.safetensors"
     arrays = safetensors.numpy.load_file(path)
-    peer = timm.create_model("resnet18", num_classes=10)
     peer.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
 
 

@@ -34,6 +34,7 @@ TRAINING = {
     "teacher.steps": (2, 4),
     "teacher.warmup_steps": 1,
     "teacher.batch_size": 8,
+    "student.model": tiny_run.NAME,
     "student.steps": 2,
     "student.warmup_steps": 1,
     "student.batch_size": 8,
@@ -119,9 +120,10 @@ def colours(scratch: pathlib.Path) -> pathlib.Path:
 
 
 def execute(name: str, scratch: pathlib.Path, **settings: Any) -> Executed:
-    """Runs a notebook in a new kernel, with some settings replaced."""
+    """Runs a notebook in a new kernel, with some settings replaced and with a small student."""
     notebook, folder = read(name), scratch / name
     cell = settings_of(notebook)
+    cell.source += "\n\nfrom tests import tiny_run\n\ntiny_run.add_student()\n"
     settings |= {"FOLDER": str(folder)}
     for setting, value in settings.items():
         cell.source, count = re.subn(

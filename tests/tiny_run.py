@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from remem_jax import models
 from remem_jax.models import resnet, vit
+from remem_jax.records import Params
 from remem_jax.weights import augreg
 
 NAME = "resnet4"
@@ -23,9 +24,14 @@ TEACHER = vit.Size(patch=8, features=64, depth=2, heads=2)
 IMAGE_SIZE = 16  # Pixels.
 
 
+def add_student() -> None:
+    """Adds the student to the table of students."""
+    models.STUDENTS[NAME] = STUDENT
+
+
 def get_config() -> ConfigDict:
     """Returns all settings, and adds the student to the table of students."""
-    models.STUDENTS[NAME] = STUDENT
+    add_student()
     config = quickstart.get_config()
     config.student.model = NAME
     config.teacher.variant = ""
@@ -35,6 +41,12 @@ def get_config() -> ConfigDict:
 
 def save_teacher(path: pathlib.Path, *, form: str = "vit_jax", **options: Any) -> pathlib.Path:
     """Writes a checkpoint of the teacher with random weights, and returns its path."""
-    model = models.make("vit", variant=TEACHER, classes=3, **options)
-    augreg.save(path, models.init(model, jax.random.key(0), IMAGE_SIZE)["params"], form=form)
+    augreg.save(path, _teacher(**options), form=form)
     return path
+
+
+@functools.cache
+def _teacher(**options: Any) -> Params:
+    """Initialises the parameters of a teacher, which takes half a second."""
+    model = models.make("vit", variant=TEACHER, classes=3, **options)
+    return jax.device_get(models.init(model, jax.random.key(0), IMAGE_SIZE)["params"])

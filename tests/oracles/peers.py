@@ -28,6 +28,14 @@ def torchvision() -> Any:
     return _imported("torchvision")
 
 
+def resnet4(classes: int) -> Any:
+    """Makes timm's ResNet with one block, which is the student of tests/tiny_run.py."""
+    resnet = timm().models.resnet
+    model = resnet.ResNet(resnet.BasicBlock, (1,) * 4, num_classes=classes, channels=(64,) * 4)
+    model.layer2 = model.layer3 = model.layer4 = torch().nn.Identity()  # It always has four stages.
+    return model
+
+
 def _imported(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Warnings of these packages are not ours to fix.
