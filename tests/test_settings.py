@@ -1,5 +1,6 @@
 """Settings that cannot be used are refused by name before any work starts."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -442,13 +443,28 @@ def test_a_weight_that_leaves_nothing_to_learn_is_refused(
 
 
 @pytest.mark.parametrize("hard_labels", [True, False])
-def test_every_loss_works_with_and_without_hard_labels(
+def test_every_loss_works_with_hard_labels_and_most_without(
     config: ConfigDict, hard_labels: bool
 ) -> None:
-    config.student.losses = tuple(student_losses.LOSSES)
+    config.student.losses = tuple(
+        name for name, loss in student_losses.LOSSES.items() if hard_labels or loss.without_labels
+    )
     config.student.hard_labels = hard_labels
 
     settings.check_remem(config)
+
+
+def test_a_loss_that_needs_labels_is_refused_without_them(
+    config: ConfigDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = dataclasses.replace(student_losses.LOSSES["kd"], without_labels=None)
+    monkeypatch.setitem(student_losses.LOSSES, "needy", record)
+    config.student.losses = ("kd", "needy")
+    settings.check_remem(config)
+
+    config.student.hard_labels = False
+    with pytest.raises(SettingError, match=r"config\.student\.hard_labels .* the loss needy needs"):
+        settings.check_remem(config)
 
 
 def test_a_password_is_neither_recorded_nor_part_of_the_identity(config: ConfigDict) -> None:

@@ -24,7 +24,7 @@ def table() -> str:
                 f"`{loss.name}`",
                 loss.title,
                 loss.with_labels.formula,
-                loss.without_labels.formula,
+                loss.without_labels.formula if loss.without_labels else "refused",
                 "yes" if loss.in_paper else "",
             )
             for loss in LOSSES.values()

@@ -212,6 +212,17 @@ def _sum(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     )
 
 
+def _squeeze(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
+    value, axes = inputs[0], equation.params["dimensions"]
+    is_maps = len(value.shape) == _MAPS
+    if is_maps and set(axes) != {1, 2}:
+        raise SettingError("ONNX export can remove only both axes of pixels from feature maps.")
+    graph_axes = [_CHANNELS_FIRST.index(axis) if is_maps else axis for axis in axes]
+    name = graph.add("Squeeze", value.name, graph.constant(np.asarray(graph_axes, np.int64)))
+    shape = tuple(size for axis, size in enumerate(value.shape) if axis not in axes)
+    return Tensor(name, shape, value.dtype)
+
+
 def _broadcast(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     """Adds axes of size 1; the nodes that use the tensor broadcast it."""
     value, shape = inputs[0], equation.params["shape"]
@@ -246,6 +257,7 @@ TABLE: dict[str, Callable[[Graph, Any, Sequence[Any]], Tensor]] = {
     "mul": _pointwise("Mul"),
     "reduce_sum": _sum,
     "reduce_window_max": _max_pool,
+    "squeeze": _squeeze,
     "sub": _pointwise("Sub"),
 }
 

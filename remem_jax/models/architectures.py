@@ -13,7 +13,7 @@ class Row(NamedTuple):
 
     Attributes:
         block: Name of the block: "conv", "separable", "inverted", "fused" or "universal"; see
-            `inverted_residual.BLOCKS`.
+            `inverted_blocks`.
         channels: Channels of the output.
         repeats: Number of blocks.
         stride: Stride of the first block, in pixels; that of the others is 1.

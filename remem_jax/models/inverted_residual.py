@@ -63,7 +63,8 @@ class InvertedResidualNetwork(nn.Module):
         after_pooling = self.architecture.head.after_pooling
         means = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32, keepdims=after_pooling)
         if after_pooling:
-            means = self._widened(means, "norm_head", train=train)[:, 0, 0].astype(jnp.float32)
+            means = jnp.squeeze(self._widened(means, "norm_head", train=train), axis=(1, 2))
+            means = means.astype(jnp.float32)
         features = nn.Dropout(self.dropout, deterministic=not train)(means)
         init = layers.uniform_of_fan(self.classes)
         return nn.Dense(self.classes, kernel_init=init, name="classifier")(features)

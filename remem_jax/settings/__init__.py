@@ -195,7 +195,7 @@ def _check_student(student: ConfigDict) -> None:
     for loss in student.losses:
         checks.one_of("config.student.losses", loss, student_losses.LOSSES)
     checks.one_of("config.student.hard_labels", student.hard_labels, (True, False))
-    _check_weights(student)
+    _check_losses(student)
     features = [loss for loss in student.losses if student_losses.LOSSES[loss].features]
     checks.require(
         not (features and student.store_outputs),
@@ -223,9 +223,14 @@ def _check_student(student: ConfigDict) -> None:
                 checks.above(f"config.student.{name}", value, 0)
 
 
-def _check_weights(student: ConfigDict) -> None:
-    """Raises if, at one of the weights, a student or its head would learn nothing."""
+def _check_losses(student: ConfigDict) -> None:
+    """Raises if a loss lacks labels, or if at one of the weights the head would learn nothing."""
     for loss in student.losses:
+        checks.require(
+            student.hard_labels or student_losses.LOSSES[loss].without_labels is not None,
+            f"config.student.hard_labels is False, but the loss {loss} needs labels: set it to "
+            "True, or remove the loss from config.student.losses.",
+        )
         excluded = student_losses.LOSSES[loss].form(student.hard_labels).excluded_weight
         checks.require(
             excluded not in student.weights,

@@ -49,7 +49,8 @@ class StudentLoss:
         function: `(student, teacher, labels, *, temperature, weight, hard_labels) -> loss`. See
             `__call__`, which prepares its arguments.
         with_labels: Its form with `config.student.hard_labels`.
-        without_labels: Its form without them, which depends on the teacher alone.
+        without_labels: Its form without them, which depends on the teacher alone. None if the loss
+            needs labels; settings then refuse `config.student.hard_labels=False`.
         features: The field of `Outputs` that it compares besides the logits: "patches" or "cls".
             None if it compares only logits.
         zero_at_teacher: Whether, without hard labels, it is 0 for a student whose logits are the
@@ -61,14 +62,21 @@ class StudentLoss:
     title: str
     function: Callable[..., Float[Array, ""]]
     with_labels: Form
-    without_labels: Form
+    without_labels: Form | None
     features: str | None = None
     zero_at_teacher: bool
     in_paper: bool = False
 
     def form(self, hard_labels: bool) -> Form:
-        """Returns the form of the loss with hard labels, or without."""
-        return self.with_labels if hard_labels else self.without_labels
+        """Returns the form of the loss with hard labels, or without.
+
+        Raises:
+            ValueError: If the loss needs labels and there are none.
+        """
+        form = self.with_labels if hard_labels else self.without_labels
+        if form is None:
+            raise ValueError(f"The loss {self.name} needs labels.")
+        return form
 
     def __call__(
         self,

@@ -16,6 +16,10 @@ from tests.export import drawn
 
 NAMES = ("resnet18", "mobilenet_v2_035", "efficientnet_v2_b0")
 SMALLEST = "mobilenet_v2_035"
+# tests/models/test_every_student.py exports every student without folding.
+FORMS = pytest.mark.parametrize(
+    ("name", "fold"), [*((name, True) for name in NAMES), (SMALLEST, False)]
+)
 
 
 def run(form: Form, images: np.ndarray, name: str = SMALLEST) -> np.ndarray:
@@ -26,8 +30,7 @@ def run(form: Form, images: np.ndarray, name: str = SMALLEST) -> np.ndarray:
     return session.run(["logits"], {"images": images})[0]
 
 
-@pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@FORMS
 def test_onnx_runtime_gives_the_students_logits_for_any_batch(name: str, fold: bool) -> None:
     expected = drawn.logits(name)
 
@@ -37,8 +40,7 @@ def test_onnx_runtime_gives_the_students_logits_for_any_batch(name: str, fold: b
     assert np.std(expected, axis=0).max() > 0.05  # Otherwise any output would pass.
 
 
-@pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@FORMS
 def test_every_layer_is_one_standard_onnx_node(name: str, fold: bool) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(drawn.student(name).variables["params"])
     names = [path[-1].key for path, array in leaves if array.ndim in (1, 4)]

@@ -15,15 +15,15 @@ from flax import traverse_util
 
 from remem_jax import models
 from remem_jax.weights import torch_names
+from tests.models.test_students import SIDE, assert_same_logits, exported, pair, run_onnx
 
 pytestmark = pytest.mark.parametrize("name", list(models.STUDENTS))
-SIDE = 64
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "students.md"
 
 
 def traced(name: str, method: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Returns the shapes of a student's outputs and, by slash-joined name, variables."""
-    model, images = models.make(name, **options), jnp.zeros((2, SIDE, SIDE, 3))
+    model, images = models.make(name, **options), jnp.zeros((2, 64, 64, 3))
     init = functools.partial(model.init_with_output, method=method)
     outputs, variables = jax.eval_shape(init, jax.random.key(0), images)
     return outputs, traverse_util.flatten_dict(variables, sep="/")
@@ -86,7 +86,7 @@ def test_trunk_and_head_together_are_the_whole_model(name: str) -> None:
 
 
 def test_integer_images_are_refused(name: str) -> None:
-    model, images = models.make(name, classes=3), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8)
+    model, images = models.make(name, classes=3), jnp.zeros((1, 64, 64, 3), jnp.uint8)
     with pytest.raises(TypeError, match="got uint8"):
         jax.eval_shape(model.init, jax.random.key(0), images)
 
@@ -107,6 +107,24 @@ def test_names_translated_to_files_and_back_are_unchanged(name: str) -> None:
     assert {path: leaf.shape for path, leaf in back.items()} == {
         path: leaf.shape for path, leaf in arrays.items()
     }
+
+
+@pytest.mark.slow
+def test_logits_of_the_onnx_file_match_timm_or_else_jax(name: str) -> None:
+    if models.STUDENTS[name].timm:
+        model, variables, peer, images, _ = pair(name)  # With random weights.
+        file = exported(model, variables)
+        assert_same_logits(file, peer, images)
+    else:
+        model, images = models.make(name, classes=3), np.linspace(-1, 1, 2 * SIDE**2 * 3)
+        images = images.reshape(2, SIDE, SIDE, 3).astype(np.float32)
+        variables = models.init(model, jax.random.key(0), SIDE)
+        file = exported(model, variables)
+        expected = jax.jit(models.evaluation_apply(model))(variables, images)
+        np.testing.assert_allclose(run_onnx(file, images), expected, rtol=1e-5, atol=1e-5)
+
+    kinds, leaves = [node.op_type for node in file.graph.node], jax.tree.leaves(variables)
+    assert kinds.count("Conv") == sum(leaf.ndim == 4 for leaf in leaves)
 
 
 def test_the_docs_list_the_student(name: str) -> None:

@@ -14,7 +14,14 @@ from remem_jax import models
 from remem_jax.models import architectures, inverted_residual
 from remem_jax.models.architectures import Architecture, Head, Row, Squeeze
 from remem_jax.weights import torch_names
-from tests.models.test_students import CLASSES, assert_close, evaluated, randomised, state
+from tests.models.test_students import (
+    CLASSES,
+    assert_same_logits,
+    exported,
+    randomised,
+    state,
+    timm_model,
+)
 from tests.oracles import peers
 
 
@@ -151,14 +158,12 @@ def test_names_and_shapes_match_timm(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "mobilenetv4_conv_small"])
-def test_logits_match_timm(name: str) -> None:
-    peer, images = randomised(peers.timm().create_model(name, num_classes=CLASSES))
-    variables = jax.tree.map(jnp.asarray, torch_names.from_timm(state(peer)))
+def test_logits_of_the_onnx_file_match_timm(name: str) -> None:
+    peer, images = randomised(timm_model(name))
+    variables = torch_names.from_timm(state(peer))
     model = inverted_residual.make(TIMM[name], classes=CLASSES)
 
-    ours, theirs = evaluated(model, variables, peer, images)
-
-    assert_close({"logits": ours}, {"logits": theirs}, rtol=1e-4)
+    assert_same_logits(exported(model, variables), peer, images)
 
 
 def test_the_stochastic_depth_rate_rises_linearly_from_zero() -> None:

@@ -1,5 +1,6 @@
 """Student losses: properties of every record in `student_losses.LOSSES`, and each formula."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -17,6 +18,17 @@ from remem_jax.train import student_losses
 from remem_jax.train.student_losses import LOSSES, SCRATCH, StudentLoss
 
 EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+WITHOUT_LABELS = {name: loss for name, loss in LOSSES.items() if loss.without_labels}
+EACH_WITHOUT_LABELS = pytest.mark.parametrize("loss", WITHOUT_LABELS.values(), ids=WITHOUT_LABELS)
+EACH_FORM = pytest.mark.parametrize(
+    ("loss", "hard_labels"),
+    [
+        pytest.param(loss, hard_labels, id=f"{loss.name}-{hard_labels}")
+        for loss in LOSSES.values()
+        for hard_labels in ((True, False) if loss.without_labels else (True,))
+    ],
+)
+AT_TEACHER = {name: loss for name, loss in LOSSES.items() if loss.zero_at_teacher}
 HARD = pytest.mark.parametrize("hard_labels", [True, False])
 SETTINGS = {"temperature": 2.0, "weight": 0.7}
 
@@ -45,8 +57,7 @@ def value_and_grad(
     return jax.value_and_grad(lambda student: loss(student, teacher, labels, **settings))(student)
 
 
-@HARD
-@EACH
+@EACH_FORM
 def test_the_loss_is_a_finite_scalar_that_gradient_descent_reduces(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
@@ -62,8 +73,7 @@ def test_the_loss_is_a_finite_scalar_that_gradient_descent_reduces(
     assert loss(lower, outputs[1], labels, **settings) < value
 
 
-@HARD
-@EACH
+@EACH_FORM
 def test_the_gradient_matches_finite_differences(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
@@ -74,7 +84,7 @@ def test_the_gradient_matches_finite_differences(
     test_util.check_grads(value, (outputs[0],), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if loss.zero_at_teacher])
+@pytest.mark.parametrize("loss", AT_TEACHER.values(), ids=AT_TEACHER)
 def test_the_loss_is_zero_at_the_teacher_if_the_record_claims_it(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array
 ) -> None:
@@ -86,7 +96,7 @@ def test_the_loss_is_zero_at_the_teacher_if_the_record_claims_it(
     np.testing.assert_allclose(grads.logits, 0.0, atol=1e-6)
 
 
-@EACH
+@EACH_WITHOUT_LABELS
 def test_without_hard_labels_the_loss_ignores_labels(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array
 ) -> None:
@@ -128,8 +138,7 @@ def test_at_weight_0_the_loss_is_the_cross_entropy_even_if_the_teacher_is_nan(
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@HARD
-@EACH
+@EACH_FORM
 def test_no_gradient_reaches_the_teacher(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
@@ -141,8 +150,7 @@ def test_no_gradient_reaches_the_teacher(
     jax.tree.map(lambda grad: np.testing.assert_array_equal(grad, 0.0), grads)
 
 
-@HARD
-@EACH
+@EACH_FORM
 def test_temperature_and_weight_may_be_traced(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
@@ -162,8 +170,7 @@ def test_temperature_and_weight_may_be_traced(
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-@HARD
-@EACH
+@EACH_FORM
 def test_half_precision_outputs_are_compared_in_float32(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
@@ -177,8 +184,7 @@ def test_half_precision_outputs_are_compared_in_float32(
     assert actual == loss(student, teacher, labels, **settings)
 
 
-@HARD
-@EACH
+@EACH_FORM
 @pytest.mark.parametrize("setting", student_losses.SETTINGS)
 def test_a_setting_changes_the_loss_if_and_only_if_the_record_lists_it(
     loss: StudentLoss,
@@ -201,8 +207,7 @@ def test_a_setting_changes_the_loss_if_and_only_if_the_record_lists_it(
     assert changed == (setting in used)
 
 
-@HARD
-@EACH
+@EACH_FORM
 def test_an_excluded_weight_would_leave_the_head_without_gradient(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
@@ -213,8 +218,7 @@ def test_an_excluded_weight_would_leave_the_head_without_gradient(
         assert learns == (loss.form(hard_labels).excluded_weight != weight)
 
 
-@HARD
-@EACH
+@EACH_FORM
 def test_a_loss_needs_exactly_the_features_of_its_record(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
@@ -236,6 +240,16 @@ def test_a_loss_needs_exactly_the_features_of_its_record(
 def test_a_record_is_listed_under_its_name(loss: StudentLoss) -> None:
     assert LOSSES[loss.name] is loss
     assert loss.features in (None, "patches", "cls")
+    # The claim is about the form without labels.
+    assert loss.without_labels or not loss.zero_at_teacher
+
+
+def test_a_loss_that_needs_labels_has_no_form_without_them() -> None:
+    loss = dataclasses.replace(LOSSES["kd"], without_labels=None)
+
+    assert loss.form(True) is loss.with_labels
+    with pytest.raises(ValueError, match="The loss kd needs labels"):
+        loss.form(False)
 
 
 @pytest.mark.parametrize("name", ["kd", SCRATCH.name])

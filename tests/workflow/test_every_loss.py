@@ -19,6 +19,9 @@ from remem_jax.workflow.remem import (
     teacher_training,
 )
 
+BOTH = ("scratch", "finetune")
+WITHOUT_LABELS = tuple(name for name, loss in LOSSES.items() if loss.without_labels)
+
 
 @pytest.fixture
 def run(small_run: context.Run) -> context.Run:
@@ -50,8 +53,8 @@ def _from_scratch(run: context.Run, folder: str, *methods: str, **changes: Any) 
 @pytest.mark.slow
 def test_students_from_scratch_do_not_depend_on_the_losses(run: context.Run) -> None:
     alone = _from_scratch(run, "alone", "scratch")
-    with_labels = _from_scratch(run, "with_labels", "scratch", "finetune", hard_labels=True)
-    without = _from_scratch(run, "without_labels", "scratch", "finetune", hard_labels=False)
+    with_labels = _from_scratch(run, "with_labels", *BOTH, hard_labels=True)
+    without = _from_scratch(run, "without_labels", *BOTH, hard_labels=False, losses=WITHOUT_LABELS)
 
     assert len(alone) == 1
     assert with_labels == without == alone
@@ -62,8 +65,9 @@ def test_students_from_scratch_do_not_depend_on_the_losses(run: context.Run) -> 
 def test_states_and_memory_include_the_projection_of_feature_losses(
     run: context.Run, hard_labels: bool
 ) -> None:
-    run.config.student.hard_labels = hard_labels
-    run.config.methods = ("scratch", "finetune")
+    names = tuple(LOSSES) if hard_labels else WITHOUT_LABELS
+    run.config.student.hard_labels, run.config.student.losses = hard_labels, names
+    run.config.methods = BOTH
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
     first = teacher_training.start(run, pretrained, "finetune")
@@ -71,9 +75,9 @@ def test_states_and_memory_include_the_projection_of_feature_losses(
     compute_targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, first))
     grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
 
-    assert list(setup.steps) == [*LOSSES, SCRATCH.name]
+    assert list(setup.steps) == [*names, SCRATCH.name]
     plain = _bytes(setup, SCRATCH.name)
-    for loss in LOSSES.values():
+    for loss in map(LOSSES.__getitem__, names):
         has_projection = projection.NAME in setup.shapes[loss.name].params
         assert has_projection == bool(loss.features)
         assert (_bytes(setup, loss.name) > plain) == bool(loss.features)
