@@ -45,6 +45,11 @@ def without_secrets(content: Any) -> Any:
     return content
 
 
+def may_have_secrets(text: str) -> bool:
+    """Returns False if a text, or any JSON values that were written to it, have no secrets."""
+    return "://" in text or "=" in text
+
+
 def _text(text: str) -> str:
     if "://" in text:
         text = _WHOLE.sub(rf"\g<start>:{HIDDEN}@", text, count=1) if _WHOLE.match(text) else text

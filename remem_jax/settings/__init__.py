@@ -22,7 +22,9 @@ GELUS = ("", "tanh", "erf")  # "" is the GELU that the checkpoint was trained wi
 
 def plain(config: ConfigDict) -> dict[str, Any]:
     """Returns all settings as nested JSON values, without secrets."""
-    return redaction.without_secrets(json.loads(config.to_json_best_effort()))
+    text = config.to_json_best_effort()
+    settings = json.loads(text)
+    return redaction.without_secrets(settings) if redaction.may_have_secrets(text) else settings
 
 
 def located(config: ConfigDict) -> dict[str, Any]:

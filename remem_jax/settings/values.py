@@ -34,9 +34,8 @@ def check(config: ConfigDict) -> None:
         if isinstance(value, tuple | list):
             _check_tuple(f"config.{name}", last, value)
         elif isinstance(value, float):
-            checks.require(
-                math.isfinite(value), f"config.{name} must be a finite number, got {value}."
-            )
+            if not math.isfinite(value):
+                raise checks.SettingError(f"config.{name} must be a finite number, got {value}.")
         elif last == "seed":
             checks.seed(f"config.{name}", value)
     if "student" in config:  # The seed is an argument of the compiled step.

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -101,9 +101,10 @@ def trials(config: ConfigDict, identify: Identify = key_by_place) -> list[Trial]
         identify: Returns the key of the settings of a run.
     """
     by_key: dict[str, Trial] = {}
-    for row, column, seed in _cells(config):
-        for point in _points(config, config.rows[row].method):
-            trial = _trial(config, (row, column, seed), point, identify)
+    for cell in _cells(config):
+        run = _cell_settings(config, cell)
+        for point in _points(config, config.rows[cell[0]].method):
+            trial = _trial(run, cell, point, identify)
             by_key.setdefault(trial.key, trial)
     return list(by_key.values())
 
@@ -162,25 +163,42 @@ def _points(config: ConfigDict, method: str) -> list[dict[str, float]]:
     return sorted(points, key=distance)
 
 
-def _trial(
-    config: ConfigDict,
-    cell: tuple[str, str, int],
-    point: Mapping[str, float],
-    identify: Identify,
-) -> Trial:
+def _cell_settings(config: ConfigDict, cell: tuple[str, str, int]) -> ConfigDict:
+    """Returns the settings that all trials of a cell share.
+
+    A copy of them is fast, but `ignore_type` visits every setting several times.
+    """
     row, column, seed = cell
-    method = config.rows[row].method
     run = config.base.copy_and_resolve_references()
     with run.ignore_type():
         _apply(run, config.columns[column].changes, f"config.columns.{column}.changes")
         _apply(run, config.rows[row].changes, f"config.rows.{row}.changes")
-        run.teacher.update(point)
-        # Otherwise, settings that the method fixes would be listed as deviations from the paper.
-        run.teacher.update(METHODS[method].fixed)
-        run.methods = (method,)
+        run.methods = (config.rows[row].method,)
         run.seed = seed
         run.differs = (*run.differs, *config.differs)
-    return Trial(identify(run), row, column, seed, point, 1.0, run, identify)
+    return run
+
+
+def _trial(
+    settings: ConfigDict,
+    cell: tuple[str, str, int],
+    point: Mapping[str, float],
+    identify: Identify,
+) -> Trial:
+    run = settings.copy_and_resolve_references()
+    (method,) = run.methods
+    # Otherwise, settings that the method fixes would be listed as deviations from the paper.
+    _update(run.teacher, {**point, **METHODS[method].fixed})
+    return Trial(identify(run), *cell, point, 1.0, run, identify)
+
+
+def _update(settings: ConfigDict, changes: Mapping[str, Any]) -> None:
+    """Updates settings without converting the new values to the types of the old ones."""
+    if all(type(settings.get(name)) is type(value) for name, value in changes.items()):
+        settings.update(changes)
+    else:
+        with settings.ignore_type():
+            settings.update(changes)
 
 
 def _apply(config: ConfigDict, changes: ConfigDict, where: str) -> None:

@@ -1,7 +1,4 @@
-"""One of several hosts in a test: reads batches under jax.distributed and prints digests of them.
-
-python -m tests.data.hosts_child FOLDER CACHE PORT HOSTS HOST
-"""
+"""One of several hosts in a test: reads batches under jax.distributed and prints digests."""
 
 import hashlib
 import itertools
@@ -78,7 +75,3 @@ def _summarise(folder: str, cache: str, kind: str) -> dict[str, Any]:
 def _digest(batch: Any) -> str:
     whole = multihost_utils.process_allgather(batch, tiled=True)
     return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in whole)).hexdigest()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

@@ -156,8 +156,9 @@ def test_images_of_a_batch_are_cropped_differently(images: np.ndarray, key: Key)
 def _mirrored(key: Key, flip: bool) -> np.ndarray:
     """Returns which of 400 copies of a two-pixel image (dark, light) are mirrored."""
     images = jnp.broadcast_to(jnp.asarray([0, 255], jnp.uint8)[:, None], (400, 1, 2, 3))
-    transform = augment.make_train_transform(size=2, crop_area=(1.0, 1.0), flip=flip)(key, images)
-    return np.asarray(transform[:, 0, 0, 0] > transform[:, 0, 1, 0])
+    transform = jax.jit(augment.make_train_transform(size=2, crop_area=(1.0, 1.0), flip=flip))
+    transformed = np.asarray(transform(key, images))
+    return transformed[:, 0, 0, 0] > transformed[:, 0, 1, 0]
 
 
 def test_half_of_the_images_are_mirrored(key: Key) -> None:
@@ -173,9 +174,10 @@ def test_no_image_is_mirrored_if_flipping_is_off(key: Key) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_mirroring_only_swaps_left_and_right(images: np.ndarray, key: Key, size: int) -> None:
     many = jnp.asarray(images[[0] * 16])
-    plain = augment.make_train_transform(size=size, crop_area=(1.0, 1.0), flip=False)(key, many)
-
-    flipped = augment.make_train_transform(size=size, crop_area=(1.0, 1.0), flip=True)(key, many)
+    plain, flipped = (
+        jax.jit(augment.make_train_transform(size=size, crop_area=(1.0, 1.0), flip=flip))(key, many)
+        for flip in (False, True)
+    )
 
     alike = np.all(np.abs(flipped - plain) < 1e-5, axis=(1, 2, 3))
     mirrored = np.all(np.abs(flipped - plain[:, :, ::-1]) < 1e-5, axis=(1, 2, 3))

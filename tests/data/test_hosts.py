@@ -3,17 +3,15 @@
 import json
 import pathlib
 import socket
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import forking
 from tests.data import hosts_child
 
-ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(600)]  # The hosts talk to each other.
 INPUTS = ("resident", "streamed")
 
@@ -37,18 +35,12 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _run(folder: pathlib.Path, hosts: int) -> list[dict[str, Any]]:
+def _run(server: forking.Server, folder: pathlib.Path, hosts: int) -> list[dict[str, Any]]:
     """Runs that many hosts and returns the result of each."""
     port = _free_port()
-    command = [sys.executable, "-m", "tests.data.hosts_child", str(folder), str(folder / ".cache")]
+    cache = str(folder / ".cache")
     children = [
-        subprocess.Popen(
-            [*command, str(port), str(hosts), str(host)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
+        server.start("tests.data.hosts_child:main", str(folder), cache, port, hosts, host)
         for host in range(hosts)
     ]
     finished = [child.communicate(timeout=250) for child in children]
@@ -58,8 +50,9 @@ def _run(folder: pathlib.Path, hosts: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def results(folder: pathlib.Path) -> dict[int, list[dict[str, Any]]]:
-    """Results of each host, for result, two and four hosts."""
-    return {hosts: _run(folder, hosts) for hosts in (1, 2, 4)}
+    """Results of each host, for one, two and four hosts."""
+    with forking.Server("tests.data.hosts_child") as server:
+        return {hosts: _run(server, folder, hosts) for hosts in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("kind", INPUTS)

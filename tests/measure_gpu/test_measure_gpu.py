@@ -131,7 +131,8 @@ def test_the_same_device_agrees_with_itself(measured: dict[str, Any]) -> None:
         programs = measured["items"][f"numerics_{dtype}"]["result"]
         for name in names:
             assert programs[name]["agrees"], (dtype, name)
-            assert programs[name]["ours"]["parameters"] > 50
+            # The tiny student has two blocks, the teacher six.
+            assert programs[name]["ours"]["parameters"] >= (20 if name == "kd_step" else 100)
     # bfloat16 differs from the reference, which is in float32.
     programs = measured["items"]["numerics_bfloat16"]["result"]
     assert programs["gradient"]["ours"]["gradient"] > 1e-3

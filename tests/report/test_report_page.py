@@ -49,6 +49,29 @@ def write(run: pathlib.Path, results: dict[str, Any]) -> Callable[[], tuple[str,
     return write_and_read
 
 
+@pytest.fixture(scope="module")
+def written() -> dict[str, tuple[str, str]]:
+    """The HTML and the Markdown of each report that was written, by its results."""
+    return {}
+
+
+@pytest.fixture
+def read(
+    write: Callable[[], tuple[str, str]],
+    written: dict[str, tuple[str, str]],
+    results: dict[str, Any],
+) -> Callable[[], tuple[str, str]]:
+    """Like `write`, but writes each report once, for tests that change nothing else."""
+
+    def write_once() -> tuple[str, str]:
+        key = json.dumps(results)
+        if key not in written:
+            written[key] = write()
+        return written[key]
+
+    return write_once
+
+
 @pytest.fixture
 def hostile(results: dict[str, Any]) -> dict[str, Any]:
     """The results, with a hostile name wherever a stranger could put one."""
@@ -79,9 +102,9 @@ def _columns(line: str) -> int:
 
 
 def test_page_runs_no_script_and_requests_nothing(
-    write: Callable[[], tuple[str, str]], hostile: dict[str, Any]
+    read: Callable[[], tuple[str, str]], hostile: dict[str, Any]
 ) -> None:
-    page = Page(write()[0])
+    page = Page(read()[0])
 
     assert not {"script", "link", "img", "iframe", "object", "a"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
@@ -91,9 +114,9 @@ def test_page_runs_no_script_and_requests_nothing(
 
 
 def test_hostile_names_are_text_in_the_page(
-    write: Callable[[], tuple[str, str]], hostile: dict[str, Any]
+    read: Callable[[], tuple[str, str]], hostile: dict[str, Any]
 ) -> None:
-    page = Page(write()[0])
+    page = Page(read()[0])
 
     shown = page.text.count('<script>alert("1")</script> $\\frac{$ | `x`')
     # Title twice, summary, class, both confused, setting, file, skipped, differs.
@@ -101,9 +124,9 @@ def test_hostile_names_are_text_in_the_page(
 
 
 def test_hostile_names_are_escaped_in_markdown(
-    write: Callable[[], tuple[str, str]], hostile: dict[str, Any]
+    read: Callable[[], tuple[str, str]], hostile: dict[str, Any]
 ) -> None:
-    text = write()[1]
+    text = read()[1]
 
     assert "<" not in text
     assert not re.search(r"(?<!\\)[`$]", text)
@@ -113,11 +136,11 @@ def test_hostile_names_are_escaped_in_markdown(
 
 @pytest.mark.parametrize("fixture", ["results", "hostile"])
 def test_markdown_tables_have_the_same_columns_in_each_line(
-    write: Callable[[], tuple[str, str]], request: pytest.FixtureRequest, fixture: str
+    read: Callable[[], tuple[str, str]], request: pytest.FixtureRequest, fixture: str
 ) -> None:
     request.getfixturevalue(fixture)
 
-    tables = _markdown_tables(write()[1])
+    tables = _markdown_tables(read()[1])
 
     # Comparison, details, differences, confused, searched, teachers, students, settings, origins,
     # times.
@@ -128,11 +151,11 @@ def test_markdown_tables_have_the_same_columns_in_each_line(
 
 @pytest.mark.parametrize("fixture", ["results", "hostile"])
 def test_every_plot_is_well_formed(
-    write: Callable[[], tuple[str, str]], request: pytest.FixtureRequest, fixture: str
+    read: Callable[[], tuple[str, str]], request: pytest.FixtureRequest, fixture: str
 ) -> None:
     request.getfixturevalue(fixture)
 
-    svgs = _svgs(write()[0])
+    svgs = _svgs(read()[0])
 
     assert len(svgs) == 6
     for svg in svgs:
@@ -140,25 +163,25 @@ def test_every_plot_is_well_formed(
 
 
 def test_a_method_with_a_hostile_name_is_in_the_legend(
-    write: Callable[[], tuple[str, str]], hostile: dict[str, Any]
+    read: Callable[[], tuple[str, str]], hostile: dict[str, Any]
 ) -> None:
-    svg = _svgs(write()[0])[0]
+    svg = _svgs(read()[0])[0]
 
     texts = [element.text or "" for element in ElementTree.fromstring(svg).iter()]
     assert any(text.startswith('<script>alert("1")</script> $\\frac{$') for text in texts)
 
 
-def test_no_identifier_is_used_twice(write: Callable[[], tuple[str, str]]) -> None:
-    page = Page(write()[0])
+def test_no_identifier_is_used_twice(read: Callable[[], tuple[str, str]]) -> None:
+    page = Page(read()[0])
 
     names = [value for name, value in page.attributes if name == "id"]
     assert len(names) == len(set(names))
 
 
 def test_every_reference_inside_a_plot_resolves(
-    write: Callable[[], tuple[str, str]],
+    read: Callable[[], tuple[str, str]],
 ) -> None:
-    for svg in _svgs(write()[0]):
+    for svg in _svgs(read()[0]):
         names = set(re.findall(r' id="([^"]+)"', svg))
         assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg)) <= names
 
@@ -173,8 +196,8 @@ def test_the_same_input_gives_the_same_bytes(
     assert [(run / name).read_bytes() for name in ("report.html", "report.md")] == first
 
 
-def test_sections_come_in_their_order(write: Callable[[], tuple[str, str]]) -> None:
-    text = write()[1]
+def test_sections_come_in_their_order(read: Callable[[], tuple[str, str]]) -> None:
+    text = read()[1]
 
     heads = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     assert heads == [
@@ -194,17 +217,17 @@ def test_sections_come_in_their_order(write: Callable[[], tuple[str, str]]) -> N
     assert "The plots are in report.html." in text
 
 
-def test_page_holds_the_numbers_of_the_comparison(write: Callable[[], tuple[str, str]]) -> None:
-    page, text = write()
+def test_page_holds_the_numbers_of_the_comparison(read: Callable[[], tuple[str, str]]) -> None:
+    page, text = read()
 
     assert "<td>92.50</td><td>93.00</td><td>95.00</td><td>94.00</td>" in page
     assert "| ReMem | 92.50 | 93.00 | 95.00 | 94.00 | 200 | 0.1 | 4 | 0.9 | 0.5 | 0.8 | 1 |" in text
 
 
 def test_page_holds_further_metrics_and_their_explanation(
-    write: Callable[[], tuple[str, str]],
+    read: Callable[[], tuple[str, str]],
 ) -> None:
-    page, text = write()
+    page, text = read()
 
     assert "<td>92.50</td><td>99.00</td><td>46.25</td><td>3.00</td><td>93.50</td>" in page
     assert "| one | zero | 20 | 150 |" in text
@@ -228,11 +251,11 @@ def test_results_of_older_versions_are_reported(
 
 
 def test_unofficial_data_are_warned_of_in_both_files(
-    write: Callable[[], tuple[str, str]], results: dict[str, Any]
+    read: Callable[[], tuple[str, str]], results: dict[str, Any]
 ) -> None:
     results["data"]["official"] = False
 
-    page, text = write()
+    page, text = read()
 
     assert "Do not compare these results" in page
     assert "Do not compare these results" in text

@@ -25,32 +25,9 @@ from remem_jax.storage import process
 from remem_jax.study import queue
 from remem_jax.study.claim import Claim
 from remem_jax.study.configurations import Configuration
+from tests import forking
 
-ROOT = pathlib.Path(__file__).parents[2]
 HEARTBEAT, GRACE = 0.1, 0.6  # In seconds.
-# Prints a line for each event.
-WORKER = """
-import json, pathlib, sys, time
-
-from remem_jax.study import queue
-from remem_jax.study.configurations import Configuration
-
-storage, keys, seconds, settings = json.loads(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-with queue.open_queue(storage, "study", folder=pathlib.Path.cwd(), **settings) as shared:
-    shared.add([Configuration(key, {"x": 0.5}, {"row": "vit"}) for key in keys])
-    while "waiting" in (states := shared.states(keys).values()) or "running" in states:
-        claim = shared.claim(keys)
-        if claim is None:
-            time.sleep(0.02)
-            continue
-        with claim.working():
-            print("begin", claim.key, flush=True)
-            time.sleep(seconds)
-            is_ours = claim.done(1.0, "a worker's")
-        print("done" if is_ours else "lost", claim.key, flush=True)
-"""
 
 
 @pytest.fixture(scope="session")
@@ -118,25 +95,23 @@ def files(tmp_path: pathlib.Path) -> Iterator[Callable[..., queue.Queue]]:
         yield lambda **changes: stack.enter_context(_open(name, **changes))
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[forking.Server]:
+    """A server that forks workers; their warnings are errors."""
+    with forking.Server("tests.study.queue_child", options=("-W", "error")) as server:
+        yield server
+
+
 @pytest.fixture
-def started(storage: str, tmp_path: pathlib.Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def started(server: forking.Server, storage: str) -> Iterator[Callable[..., forking.Child]]:
     """Starts a worker, which waits for a line before it works."""
-    with contextlib.ExitStack() as stack:
 
-        def start(keys: list[str], *, seconds: float) -> subprocess.Popen[str]:
-            arguments = json.dumps([storage, keys, seconds, _settings(grace_seconds=60)])
-            worker = subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", WORKER, arguments],
-                cwd=ROOT,
-                text=True,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            stack.enter_context(worker)
-            stack.callback(worker.kill)
-            return worker
+    def start(keys: list[str], *, seconds: float) -> forking.Child:
+        settings = _settings(grace_seconds=60)
+        return server.start("tests.study.queue_child:main", storage, keys, seconds, settings)
 
-        yield start
+    yield start
+    server.close_children()
 
 
 def _settings(**changes: Any) -> dict[str, Any]:
@@ -167,13 +142,11 @@ def _awaited(shared: queue.Queue, *keys: str) -> Claim:
     return claim
 
 
-def _line(worker: subprocess.Popen[str]) -> list[str]:
-    assert worker.stdout is not None
+def _line(worker: forking.Child) -> list[str]:
     return worker.stdout.readline().split()
 
 
-def _send(worker: subprocess.Popen[str]) -> None:
-    assert worker.stdin is not None
+def _send(worker: forking.Child) -> None:
     worker.stdin.write("\n")
     worker.stdin.flush()
 
@@ -211,7 +184,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_racing_workers_run_each_configuration_once(
-    started: Callable[..., subprocess.Popen[str]], storage: str
+    started: Callable[..., forking.Child], storage: str
 ) -> None:
     keys = [f"key{number}" for number in range(24)]
     workers = [started(keys, seconds=0) for _ in range(4)]
@@ -237,9 +210,7 @@ def test_racing_workers_run_each_configuration_once(
 
 # No journal: a worker killed while it holds the lock blocks the others for half a minute.
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"], indirect=True)
-def test_killed_workers_lose_no_trial(
-    started: Callable[..., subprocess.Popen[str]], storage: str
-) -> None:
+def test_killed_workers_lose_no_trial(started: Callable[..., forking.Child], storage: str) -> None:
     keys = [f"key{number}" for number in range(12)]
     workers = [started(keys, seconds=0.05) for _ in range(4)]
 
@@ -268,7 +239,7 @@ def test_killed_workers_lose_no_trial(
 @pytest.mark.parametrize("same_host", [True, False])
 def test_the_trial_of_a_killed_worker_is_taken_over(
     same_host: bool,
-    started: Callable[..., subprocess.Popen[str]],
+    started: Callable[..., forking.Child],
     opened: Callable[..., queue.Queue],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -290,7 +261,7 @@ def test_the_trial_of_a_killed_worker_is_taken_over(
 
 
 def test_a_worker_suspended_for_too_long_overwrites_nothing(
-    started: Callable[..., subprocess.Popen[str]], opened: Callable[..., queue.Queue]
+    started: Callable[..., forking.Child], opened: Callable[..., queue.Queue]
 ) -> None:
     worker = started(["a"], seconds=0.2)
     _line(worker)

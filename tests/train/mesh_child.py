@@ -1,13 +1,9 @@
-"""A process of test_mesh.py: trains on meshes of several devices and writes the results.
-
-python -m tests.train.mesh_child OUT PORT PROCESSES PROCESS
-"""
+"""A process of test_mesh.py: trains on meshes of several devices and writes the results."""
 
 import functools
 import json
 import pathlib
 import re
-import sys
 from typing import Any
 
 import jax
@@ -194,7 +190,3 @@ def _collectives(compiled: Any) -> list[tuple[str, list[int]]]:
         sizes = [int(np.prod([int(n) for n in shape if n])) for shape in axes]
         collectives.append((kind, sizes))
     return collectives
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

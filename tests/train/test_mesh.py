@@ -6,9 +6,8 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +16,9 @@ import numpy as np
 import pytest
 
 from remem_jax import checks, distributed, mesh
+from tests import forking
 from tests.train import mesh_child
 
-ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = mesh_child.DEVICES
 
 
@@ -36,12 +35,6 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(script: str, *arguments: object) -> Any:
-    command = [sys.executable, "-m", f"tests.train.{script}", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-
-
 def read(out: pathlib.Path) -> Output:
     arrays: dict[str, dict[str, np.ndarray]] = {}
     with np.load(f"{out}.npz") as file:
@@ -52,13 +45,20 @@ def read(out: pathlib.Path) -> Output:
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Output]:
+def server() -> Iterator[forking.Server]:
+    """A server that forks processes."""
+    with forking.Server("tests.train.mesh_child", "tests.train.waiting_child") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def outputs(server: forking.Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Output]:
     """The outputs of one process ("alone") and of each of two ("first", "second")."""
     folder, port = tmp_path_factory.mktemp("mesh"), free_port()
+    processes = {"alone": (1, 0), "first": (2, 0), "second": (2, 1)}
     children = {
-        "alone": start("mesh_child", folder / "alone", port, 1, 0),
-        "first": start("mesh_child", folder / "first", port, 2, 0),
-        "second": start("mesh_child", folder / "second", port, 2, 1),
+        name: server.start("tests.train.mesh_child:main", str(folder / name), port, *place)
+        for name, place in processes.items()
     }
     logs = {name: child.communicate(timeout=250)[1] for name, child in children.items()}
     for name, child in children.items():
@@ -183,10 +183,15 @@ def test_augmentation_is_local_and_mixup_needs_one_neighbour(outputs: dict[str, 
 @slow
 @several
 @pytest.mark.parametrize("killed", [0, 1])
-def test_the_other_process_exits_when_one_is_killed(tmp_path: pathlib.Path, killed: int) -> None:
+def test_the_other_process_exits_when_one_is_killed(
+    server: forking.Server, tmp_path: pathlib.Path, killed: int
+) -> None:
     port = free_port()
     outs = [tmp_path / "0", tmp_path / "1"]
-    children = [start("waiting_child", out, port, i) for i, out in enumerate(outs)]
+    children = [
+        server.start("tests.train.waiting_child:main", str(out), port, i)
+        for i, out in enumerate(outs)
+    ]
     try:
         until = time.monotonic() + 100
         while not all(out.exists() for out in outs) and time.monotonic() < until:
@@ -196,9 +201,7 @@ def test_the_other_process_exits_when_one_is_killed(tmp_path: pathlib.Path, kill
         survivor = children[1 - killed]
         log = survivor.communicate(timeout=60)[1]  # More than `waiting_child.SECONDS`.
     finally:
-        for child in children:
-            child.kill()
-            child.communicate()
+        server.close_children()
 
     assert survivor.returncode not in (0, -signal.SIGKILL)
     assert "another task died" in log
@@ -213,8 +216,10 @@ def test_a_missing_coordinator_is_reported() -> None:
 
 
 @several
-def test_missing_processes_are_reported_by_the_coordinator(tmp_path: pathlib.Path) -> None:
-    child = start("waiting_child", tmp_path / "0", free_port(), 0)
+def test_missing_processes_are_reported_by_the_coordinator(
+    server: forking.Server, tmp_path: pathlib.Path
+) -> None:
+    child = server.start("tests.train.waiting_child:main", str(tmp_path / "0"), free_port(), 0)
 
     log = child.communicate(timeout=60)[1]
 

@@ -1,7 +1,4 @@
-"""One of two processes of test_mesh.py: computes with the other until one is killed.
-
-python -m tests.train.waiting_child OUT PORT PROCESS
-"""
+"""One of two processes of test_mesh.py: computes with the other until one is killed."""
 
 import pathlib
 import sys
@@ -15,7 +12,7 @@ from remem_jax import checks, distributed, mesh
 SECONDS = 3  # The limit for joining, and for a missing heartbeat.
 
 
-def main(out: pathlib.Path, port: int, process: int) -> None:
+def main(out: str, port: int, process: int) -> None:
     """Joins the other process and touches OUT after every step."""
     jax.config.update("jax_num_cpu_devices", 1)
     try:
@@ -29,9 +26,5 @@ def main(out: pathlib.Path, port: int, process: int) -> None:
     step = jax.jit(lambda x: x * x.mean())
     while True:
         numbers = jax.block_until_ready(step(numbers))
-        out.touch()
+        pathlib.Path(out).touch()
         time.sleep(0.05)
-
-
-if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -67,6 +67,7 @@ class Contents(NamedTuple):
         pixels: Side of the images.
         most: Maximum number of images of each split; 0 for all.
         distributions: Python packages whose wheels are packed.
+        tiny: Whether the reference values are of a tiny student.
     """
 
     weights: str
@@ -74,6 +75,7 @@ class Contents(NamedTuple):
     pixels: int
     most: int
     distributions: Sequence[str]
+    tiny: bool = False
 
 
 def pack(
@@ -97,12 +99,14 @@ def pack(
     if any(folder.iterdir()):
         raise PackingError(f"{folder} is not empty; name another folder for --pack.")
     from remem_jax.weights import catalog  # All of these import JAX.
-    from tools.gpu import images, numerics
+    from tools.gpu import images, numerics, tiny
 
     weights = _copied_weights(folder, contents.weights)
     source = images.open_source(*contents.data)
     described = images.pack(folder / images.FILE, source, contents.pixels, contents.most)
     inputs = images.examples(folder / images.FILE, weights, _EXAMPLES)
+    if contents.tiny:
+        inputs = inputs._replace(student=tiny.add_student())
     if contents.distributions:
         _download(folder / WHEELS, contents.distributions)
     _require_small(folder)  # Before the slowest part.

@@ -43,11 +43,13 @@ class Inputs(NamedTuple):
         weights: File of the ViT, with its head.
         images: uint8 images at the size of the ViT's input.
         labels: A class of the ViT for each image.
+        student: Name of the student.
     """
 
     weights: pathlib.Path
     images: np.ndarray
     labels: np.ndarray
+    student: str = STUDENT
 
 
 Program = Callable[[], Values]
@@ -118,7 +120,7 @@ def _kd_step(inputs: Inputs, dtype: str) -> Values:
     """Runs a step of a student after a forward pass of its teacher."""
     model, params = _vit(inputs, dtype)
     batch, compute_targets = _batch(inputs), models.teacher_apply(model)
-    student: Any = models.make(STUDENT, classes=model.classes, dtype=dtype)
+    student: Any = models.make(inputs.student, classes=model.classes, dtype=dtype)
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=0.0, clip_norm=None)
     loss = functools.partial(student_losses.LOSSES["kd"], hard_labels=True)
     step = steps.make_student_step(

@@ -11,6 +11,7 @@ from configs.tables import table10
 from remem_jax import workflow
 from remem_jax.storage import results
 from tools.gpu import images, worker
+from tools.gpu import tiny as networks
 
 # The protocol does not depend on the speed of the device, so results of different GPUs compare.
 TEACHER_STEPS, STUDENT_STEPS = 250, 750
@@ -68,6 +69,7 @@ def _config(
     config.choose_on_test = False
     config.compute_dtype = "float32" if tiny else "bfloat16"
     if tiny:
+        config.student.model = networks.add_student()
         config.teacher.batch_size = config.student.batch_size = 8
     return config
 
