@@ -1,4 +1,7 @@
-"""Runs the main command as a user does: in a separate process, killed and restarted."""
+"""Runs the main command as a user does: in a separate process, killed and restarted.
+
+Runs that are killed, stopped or repeated are forked from a process that has imported JAX.
+"""
 
 import csv
 import json
@@ -10,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,7 +29,7 @@ from remem_jax.data.images import augment
 from remem_jax.export import __main__ as export_command
 from remem_jax.export import checking, predictors
 from remem_jax.export import images as image_files
-from tests import tiny_run
+from tests import forking, tiny_run
 from tests.oracles import peers
 
 pytestmark = pytest.mark.timeout(900)  # Several whole runs; a busy machine may take minutes.
@@ -49,34 +52,41 @@ SETTINGS = {
 class Job:
     """The command of a run in its own folder."""
 
-    def __init__(self, workdir: pathlib.Path, scratch: pathlib.Path, **changes: Any) -> None:
+    def __init__(
+        self, server: forking.Server, workdir: pathlib.Path, scratch: pathlib.Path, **changes: Any
+    ) -> None:
         self.workdir = workdir
         settings = {**SETTINGS, "teacher.init": scratch / "teacher.npz", **changes}
-        command = [sys.executable, "-m", "remem_jax.main", "--config=tests/tiny_run.py"]
         overrides = [f"--config.{name}={value}" for name, value in settings.items()]
-        self._command = [*command, f"--workdir={workdir}", *overrides]
-        self._environment = os.environ | {"REMEM_CACHE": str(scratch / "cache")}
+        self._arguments = ["--config=tests/tiny_run.py", f"--workdir={workdir}", *overrides]
+        self._environment = {"REMEM_CACHE": str(scratch / "cache")}
+        self._server = server
 
     def start(
-        self, *flags: str, within: tuple[str, ...] = (), **environment: Any
+        self, *flags: str, within: tuple[str, ...] = (), **environment: str
     ) -> subprocess.Popen[str]:
         """Starts the command, optionally as the argument of another one."""
+        command = [*within, sys.executable, "-m", "remem_jax.main"]
         return subprocess.Popen(
-            [*within, *self._command, *flags],
+            [*command, *self._arguments, *flags],
             cwd=ROOT,
-            env=self._environment | environment,
+            env=os.environ | self._environment | environment,
             text=True,
             stderr=subprocess.PIPE,
         )
 
-    def finish(self, *flags: str, **environment: Any) -> dict[str, Any]:
-        """Runs the command until it ends and returns the results."""
-        process = self.start(*flags, **environment)
+    def fork(self, *flags: str) -> forking.Child:
+        """Starts the command in a process that need not import JAX."""
+        arguments = [*self._arguments, *flags]
+        return self._server.start("tests.forking:run_command", arguments, self._environment)
+
+    def results_of(self, process: subprocess.Popen[str] | forking.Child) -> dict[str, Any]:
+        """Waits for the end of the command and returns its results."""
         _, log = process.communicate()
         assert process.returncode == 0, log
         return json.loads((self.workdir / "results.json").read_text())
 
-    def wait_for_checkpoint(self, stage: str, process: subprocess.Popen[str]) -> None:
+    def wait_for_checkpoint(self, stage: str, process: forking.Child) -> None:
         """Waits for the first checkpoint of a stage."""
         first = self.workdir / stage / "checkpoints" / "10"
         while process.poll() is None and not first.is_dir():
@@ -84,7 +94,7 @@ class Job:
 
     def kill_at(self, stage: str, *flags: str) -> None:
         """Starts the command and kills it at the first checkpoint of a stage."""
-        process = self.start(*flags)
+        process = self.fork(*flags)
         self.wait_for_checkpoint(stage, process)
         process.send_signal(signal.SIGKILL)
         _, log = process.communicate()
@@ -93,18 +103,20 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Job]]:
     """Makes jobs that differ in their folder and in some settings."""
     scratch = tmp_path_factory.mktemp("job")
     tiny_run.save_teacher(scratch / "teacher.npz")
-    return lambda name, **changes: Job(scratch / name, scratch, **changes)
+    with forking.Server(*forking.OF_COMMAND) as server:
+        yield lambda name, **changes: Job(server, scratch / name, scratch, **changes)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(job: Callable[..., Job]) -> Job:
     """A run without interruption."""
-    job("uninterrupted").finish()
-    return job("uninterrupted")
+    finished = job("uninterrupted")
+    finished.results_of(finished.start())
+    return finished
 
 
 def results(finished: Job) -> dict[str, Any]:
@@ -215,7 +227,7 @@ def test_a_killed_run_reaches_the_same_results(job: Callable[..., Job], uninterr
     apart = ("--config.student.group=1", "--config.student.store_outputs")
     killed.kill_at("students/remem/step_40/students_1_to_1", *apart)
 
-    actual = killed.finish(*apart)
+    actual = killed.results_of(killed.fork(*apart))
 
     expected = results(uninterrupted)
     for row in (*actual["methods"], *expected["methods"]):
@@ -228,7 +240,7 @@ def test_a_terminated_run_saves_and_explains_how_to_resume(
     uninterrupted: Job, job: Callable[..., Job]
 ) -> None:
     stopped = job("stopped", **{"student.steps": 2000})  # Enough to stop while they train.
-    process = stopped.start()
+    process = stopped.fork()
     stopped.wait_for_checkpoint("students/scratch", process)
 
     process.send_signal(signal.SIGTERM)
@@ -265,7 +277,7 @@ def test_a_full_disk_ends_the_run_in_one_line(job: Callable[..., Job], size: int
 
 def test_a_finished_run_is_not_repeated(job: Callable[..., Job], uninterrupted: Job) -> None:
     before = results(uninterrupted)
-    assert uninterrupted.finish() == before
+    assert uninterrupted.results_of(uninterrupted.fork()) == before
 
 
 TWO = {
@@ -290,7 +302,7 @@ def test_two_processes_match_one_with_two_devices_even_if_one_is_killed(
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = [(f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}") for i in (0, 1)]
-    first, second = (several.start(*arguments) for arguments in flags)
+    first, second = (several.fork(*arguments) for arguments in flags)
     several.wait_for_checkpoint("teachers/remem", first)
     second.kill()
 
@@ -300,11 +312,11 @@ def test_two_processes_match_one_with_two_devices_even_if_one_is_killed(
     # Our message if it was computing, JAX's if it was waiting for the other process.
     assert re.search("another process of this run has ended|another task died", log), log
 
-    second = several.start(*flags[1], "--config.fsdp")
-    results_of_two = several.finish(*flags[0], "--config.fsdp")
+    second = several.fork(*flags[1], "--config.fsdp")
+    results_of_two = several.results_of(several.fork(*flags[0], "--config.fsdp"))
     second.communicate(timeout=200)
     assert second.returncode == 0
-    results_of_one = alone.finish(JAX_NUM_CPU_DEVICES="2")
+    results_of_one = alone.results_of(alone.start(JAX_NUM_CPU_DEVICES="2"))
     assert results_of_two["device"]["count"] == results_of_one["device"]["count"] == 2
     for field in ("teachers", "students"):
         for expected, actual in zip(results_of_one[field], results_of_two[field], strict=True):
@@ -333,7 +345,7 @@ def test_timm_loads_models_trained_with_lora_and_distillation(
     tuned = job("lora", **LORA)
     tuned.kill_at("teachers/remem")
 
-    (row,) = tuned.finish()["methods"]
+    (row,) = tuned.results_of(tuned.start())["methods"]
 
     used = results(tuned)["models"]
     size = tiny_run.TEACHER

@@ -1,4 +1,7 @@
-"""Workers of a study as processes: alone, together, killed, stopped and started again."""
+"""Workers of a study as processes: alone, together, killed, stopped and started again.
+
+All but one are forked from a process that has imported JAX.
+"""
 
 import json
 import logging
@@ -11,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import optuna
@@ -27,7 +30,7 @@ from remem_jax.storage.identity import Identity
 from remem_jax.study import queue, worker
 from remem_jax.train import loop
 from remem_jax.workflow.remem import cost
-from tests import tiny_run
+from tests import forking, tiny_run
 
 pytestmark = pytest.mark.timeout(900)  # Several whole studies; a busy machine may take minutes.
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,7 +39,7 @@ CONFIG = """
 from ml_collections import ConfigDict
 
 from configs import study
-from tests import tiny_run
+from tests import forking, tiny_run
 
 
 def get_config():
@@ -62,7 +65,7 @@ SPEED = cost.Speed(cost.Step(4e6, 1e-3), cost.Step(1e6, 1e-3), cost.Step(2e6, 1e
 class Worker(NamedTuple):
     """A worker process and its log."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | forking.Child
     path: pathlib.Path
 
     @property
@@ -75,29 +78,43 @@ class Worker(NamedTuple):
 
 
 class Workers:
-    """Starts workers, which share a compilation cache."""
+    """Starts workers, which share a cache."""
 
-    def __init__(self, scratch: pathlib.Path) -> None:
+    def __init__(self, server: forking.Server, scratch: pathlib.Path) -> None:
         self.file, self._scratch, self._started = scratch / "tiny.py", scratch, 0
+        self._server, self._environment = server, {"REMEM_CACHE": str(scratch / "cache")}
         init = tiny_run.save_teacher(scratch / "teacher.npz")
         self.file.write_text(CONFIG.format(init=str(init)))
 
     def folder(self, name: str) -> pathlib.Path:
         return self._scratch / name
 
-    def start(self, name: str, *flags: str) -> Worker:
-        self._started += 1
-        log = self._scratch / f"{self._started}.log"
-        command = [sys.executable, "-m", "remem_jax.main", f"--config={self.file}"]
+    def start(self, name: str) -> Worker:
+        """Starts a worker by its command."""
+        log, arguments = self._next(name)
         with log.open("wb") as written:
             process = subprocess.Popen(
-                [*command, f"--workdir={self.folder(name)}", *flags],
+                [sys.executable, "-m", "remem_jax.main", *arguments],
                 cwd=ROOT,
-                env=os.environ | {"REMEM_CACHE": str(self._scratch / "cache")},
+                env=os.environ | self._environment,
                 stdout=subprocess.DEVNULL,
                 stderr=written,
             )
         return Worker(process, log)
+
+    def fork(self, name: str, *flags: str) -> Worker:
+        """Starts a worker in a process that need not import JAX."""
+        log, arguments = self._next(name)
+        process = self._server.start(
+            "tests.forking:run_command", [*arguments, *flags], self._environment, stderr=log
+        )
+        return Worker(process, log)
+
+    def _next(self, name: str) -> tuple[pathlib.Path, list[str]]:
+        """Returns the next log and the arguments of the command."""
+        self._started += 1
+        arguments = [f"--config={self.file}", f"--workdir={self.folder(name)}"]
+        return self._scratch / f"{self._started}.log", arguments
 
     def copy_speeds(self, name: str, other: str) -> None:
         """Gives a study the speeds measured in another, to save time."""
@@ -125,8 +142,9 @@ class Stopped(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> Workers:
-    return Workers(tmp_path_factory.mktemp("study"))
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    with forking.Server(*forking.OF_COMMAND) as server:
+        yield Workers(server, tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +159,7 @@ def alone(workers: Workers) -> tuple[pathlib.Path, str]:
 def killed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Killed:
     workers.copy_speeds("pair", alone[0].name)
     folder = workers.folder("pair")
-    pair = [workers.start("pair") for _ in range(2)]
+    pair = [workers.fork("pair") for _ in range(2)]
     saved = _saved(folder, pair)
     key = saved.relative_to(folder / "trials").parts[0]
     (owner,) = [
@@ -160,12 +178,12 @@ def killed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Killed:
 def stopped(workers: Workers, alone: tuple[pathlib.Path, str]) -> Stopped:
     workers.copy_speeds("stopped", alone[0].name)
     folder = workers.folder("stopped")
-    first = workers.start("stopped", *FAILS_FIRST)
+    first = workers.fork("stopped", *FAILS_FIRST)
     _saved(folder, [first])
     first.process.send_signal(signal.SIGTERM)
     first.process.wait()
     then = _report(folder), _trials(folder)
-    second = workers.start("stopped", *FAILS_FIRST)
+    second = workers.fork("stopped", *FAILS_FIRST)
     second.process.wait()
     return Stopped(folder, first, *then, second)
 
