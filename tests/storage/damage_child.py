@@ -4,6 +4,7 @@ import itertools
 import pathlib
 import resource
 import signal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def restore_on_devices(folder: str, devices: int) -> None:
         "rows": jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=rows),
         "whole": jax.ShapeDtypeStruct((4, 3), jnp.float32),
     }
-    tree = checkpoints.load_tree(pathlib.Path(folder), like)
+    tree: Any = checkpoints.load_tree(pathlib.Path(folder), like)
     for leaf in tree.values():
         np.testing.assert_array_equal(leaf, np.arange(12.0).reshape(4, 3))
     print([len(leaf.devices()) for leaf in tree.values()])  # noqa: T201
