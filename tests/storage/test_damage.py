@@ -4,11 +4,8 @@ import logging
 import pathlib
 import random
 import shutil
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from remem_jax.checks import SettingError
 from remem_jax.storage import checkpoints, checksums
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import forking
 
 
 def _tree(value: float) -> dict[str, jax.Array]:
@@ -283,44 +279,20 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: pathlib.Path) -> 
         checkpoints.Checkpoints(tmp_path / "file" / "steps", keep=2)
 
 
-def _run(program: str, *arguments: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-_WRITE_TOO_MUCH = """
-    import pathlib, resource, signal, sys
-    import jax, jax.numpy as jnp
-    from remem_jax import checks
-    from remem_jax.storage import checkpoints
-
-    # Limit files to 100 kB, to get real system errors as on a full disk.
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    small, large = jnp.ones(10), jax.random.uniform(jax.random.key(0), (100_000,))
-    folder = pathlib.Path(sys.argv[1])
-    with checkpoints.Checkpoints(folder / "steps", keep=2) as directory:
-        directory.save(1, {"weight": small}, note={"seconds": 0.0})
-        directory.save(2, {"weight": large}, note={"seconds": 0.0})
-        try:
-            directory.wait()
-        except checks.SettingError as error:
-            print(error)
-        directory.save(3, {"weight": small}, note={"seconds": 0.0})
-    try:
-        checkpoints.save_tree(folder / "tree", {"weight": large})
-    except checks.SettingError as error:
-        print(error)
-"""
+@pytest.fixture(scope="module")
+def server() -> Iterator[forking.Server]:
+    """A server that forks processes."""
+    with forking.Server("tests.storage.damage_child") as server:
+        yield server
 
 
 TOO_LARGE = "raise the limit of a file's size (ulimit -f)"
 
 
-def test_write_errors_of_the_system_are_reported(tmp_path: pathlib.Path) -> None:
-    process = _run(_WRITE_TOO_MUCH, tmp_path)
+def test_write_errors_of_the_system_are_reported(
+    server: forking.Server, tmp_path: pathlib.Path
+) -> None:
+    process = server.start("tests.storage.damage_child:write_too_much", str(tmp_path))
     out, log = process.communicate(timeout=200)
 
     assert process.returncode == 0, log
@@ -335,34 +307,14 @@ def test_write_errors_of_the_system_are_reported(tmp_path: pathlib.Path) -> None
         assert directory.newest() == 3
 
 
-_SAVE_FOR_EVER = """
-    import itertools, pathlib, sys
-    import jax.numpy as jnp
-    from remem_jax.storage import checkpoints
-
-    with checkpoints.Checkpoints(pathlib.Path(sys.argv[1]), keep=2) as directory:
-        newest = directory.newest() or 0
-        if newest:
-            tree, note = directory.restore(newest, {"weight": jnp.zeros(1000)})
-            assert (tree["weight"] == newest).all() and note["seconds"] == newest
-        print(newest, flush=True)
-        for step in itertools.count(newest + 1):
-            tree = {"weight": jnp.full((1000,), float(step))}
-            directory.save(step, tree, note={"seconds": float(step)})
-            if step > newest + 2:
-                print(step - 1, flush=True)  # Saving waits for the previous save.
-"""
-
-
 @pytest.mark.slow
 def test_a_kill_at_any_moment_keeps_saved_checkpoints(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    server: forking.Server, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     random_ = random.Random(0)
     safe = 0
     for _ in range(10):
-        process = _run(_SAVE_FOR_EVER, tmp_path)
-        assert process.stdout is not None
+        process = server.start("tests.storage.damage_child:save_for_ever", str(tmp_path))
         line = process.stdout.readline()
         assert line, process.communicate()[1]
         assert int(line) >= safe  # The program has checked the values that it restored.
@@ -401,34 +353,17 @@ def test_a_checkpoint_is_restored_on_a_different_number_of_devices(
     np.testing.assert_array_equal(restored["rows"], rows)
 
 
-_RESTORE_ON_DEVICES = """
-    import pathlib, sys
-    import jax, jax.numpy as jnp, numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
-    jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
-    from remem_jax.storage import checkpoints
-
-    rows = NamedSharding(jax.make_mesh((jax.device_count(),), ("row",)), PartitionSpec("row"))
-    like = {
-        "rows": jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=rows),
-        "whole": jax.ShapeDtypeStruct((4, 3), jnp.float32),
-    }
-    tree = checkpoints.load_tree(pathlib.Path(sys.argv[1]), like)
-    for leaf in tree.values():
-        np.testing.assert_array_equal(leaf, np.arange(12.0).reshape(4, 3))
-    print([len(leaf.devices()) for leaf in tree.values()])
-"""
-
-
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_tree_is_restored_by_a_process_with_other_devices(
-    tmp_path: pathlib.Path, devices: int
+    server: forking.Server, tmp_path: pathlib.Path, devices: int
 ) -> None:
     rows = jax.device_put(jnp.arange(12.0).reshape(4, 3), _sharded(2))
     last = jax.device_put(rows, jax.devices()[1])  # Some processes lack this device.
     checkpoints.save_tree(tmp_path / "tree", {"rows": rows, "whole": last})
 
-    process = _run(_RESTORE_ON_DEVICES, tmp_path / "tree", devices)
+    process = server.start(
+        "tests.storage.damage_child:restore_on_devices", str(tmp_path / "tree"), devices
+    )
     out, log = process.communicate(timeout=200)
 
     assert process.returncode == 0, log

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 import re
 from typing import Any
@@ -85,21 +86,31 @@ def _vit() -> Any:
     """Makes a ViT and its initial parameters."""
     size = vit.Size(patch=4, features=64, depth=2, heads=2)
     model = vit.make(variant=size, classes=CLASSES, dropout=0.1)
-    params = jax.device_get(encoder.stack(models.init(model, jax.random.key(0), SIDE)["params"]))
-    # The head is initialised to zeros, which would block all gradients.
-    rng = np.random.default_rng(1)
-    head = rng.normal(0, 0.5, (size.features, CLASSES)).astype(np.float32)
-    return model, {**params, "head": {**params["head"], "kernel": head}}
+    # Not `models.init`: its compilation takes long, and zeros would block all gradients.
+    return model, encoder.stack(_draw(model)["params"])
 
 
 @functools.cache
 def _resnet() -> Any:
     """Makes a short ResNet with BatchNorm and its initial variables."""
     model = resnet.make(depths=DEPTHS, classes=CLASSES, stem="small")
-    variables = jax.device_get(models.init(model, jax.random.key(6), SIDE))
-    # The last norm of a block is initialised to zero, which would make the block an identity.
-    params = jax.tree.map(lambda x: x + 0.5 if x.ndim == 1 else x, variables["params"])
-    return model, {**variables, "params": params}
+    return model, _draw(model)
+
+
+def _draw(model: Any) -> Any:
+    """Draws the variables of a model; scales and variances are positive."""
+    images = np.zeros((1, SIDE, SIDE, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    rng = np.random.default_rng(1)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        if path[-1].key in ("scale", "var"):
+            return np.full(leaf.shape, 0.5 if path[-1].key == "scale" else 1.0, np.float32)
+        fan_in = max(1, math.prod(leaf.shape[:-1]))
+        spread = 1 / math.sqrt(fan_in) if len(leaf.shape) > 1 else 0.1
+        return rng.normal(0, spread, leaf.shape).astype(np.float32)
+
+    return jax.tree.map_with_path(draw, shapes)
 
 
 def _teacher(devices: jax.sharding.Mesh, *, fsdp: bool, rho: float = 0.1) -> Any:
