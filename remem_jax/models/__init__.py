@@ -60,9 +60,13 @@ def make_init(model: nn.Module, image_size: int) -> Callable[[Key], Variables]:
     return jax.jit(lambda key: model.init(key, images))
 
 
-@functools.cache
 def shapes(model: nn.Module, image_size: int) -> Params:
     """Returns the parameters of a model as shapes, without computing anything."""
+    return _shapes(model, image_size)
+
+
+@functools.cache
+def _shapes(model: nn.Module, image_size: int) -> Params:
     images = jnp.zeros((1, image_size, image_size, 3))
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
