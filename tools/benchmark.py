@@ -79,7 +79,8 @@ def main() -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
     with turns.child() as call:
         machine |= {"devices": call(facts.devices)}
-    device = options.device or ("gpu" if machine["devices"]["backend"] == "gpu" else "cpu")
+        device = options.device or ("gpu" if machine["devices"]["backend"] == "gpu" else "cpu")
+        lacking = call(theirs.missing, "cpu" if options.tiny else device)
     if device == "gpu" and machine["devices"]["backend"] != "gpu" and not options.tiny:
         parser.error("JAX finds no GPU: install '.[cuda]', or leave out --device")
     names = options.rows.split(",") if options.rows else list(rows.NAMES[device])
@@ -87,7 +88,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown rows {', '.join(unknown)}; known: {', '.join(rows.NAMES[device])}")
     print(facts.line(machine))
-    printer = Printer({"device": device, "facts": machine, "rows": []}, options.json)
+    content = {"device": device, "facts": machine, "rows": [], "peers_missing": lacking}
+    printer = Printer(content, options.json)
     if "load" in names:  # First, because the peak memory of children starts at their parent's.
         for record in loading.compare(("Ti/16",) if options.tiny else loading.VARIANTS):
             printer.add(record, report.LOADING, report.loading_line(record))
@@ -116,12 +118,10 @@ def _compare(
     device: str, names: Sequence[str], options: argparse.Namespace, printer: Printer
 ) -> bool:
     """Measures rows one after another; returns whether all succeeded."""
-    with turns.child() as call:
-        lacking = call(theirs.missing, "cpu" if options.tiny else device)
+    lacking = printer.content["peers_missing"]
     sides = ["ours"] if lacking else ["ours", "theirs"]
     if lacking:
         print(f"Measuring only our side: {lacking}.")
-    printer.content["peers_missing"] = lacking
     succeeded = True
     for name in names:
         try:

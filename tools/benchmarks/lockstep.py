@@ -17,7 +17,8 @@ from remem_jax.data.images import augment
 from remem_jax.records import Batch, Hyperparameters, Outputs, Variables
 from remem_jax.storage import outputs
 from remem_jax.train import lockstep, state, steps, student_losses
-from tools.benchmarks.rows import Grid
+from tools.benchmarks import tiny
+from tools.benchmarks.rows import TINY_STUDENT, Grid
 
 WAYS = ("together", "apart", "stored")
 _BATCHES = 4  # Number of different batches, which are repeated.
@@ -127,6 +128,8 @@ def _make(grid: Grid) -> _Setup:
     variables = _with_random_head(models.init(teacher, jax.random.key(1), grid.pixels))
     transform = augment.make_train_transform(size=grid.pixels, crop_area=(0.3, 1.0), flip=True)
     compute_targets = jax.jit(models.teacher_apply(teacher))
+    if grid.student == TINY_STUDENT:
+        tiny.add_student()
     student: Any = models.make(grid.student, **common)
     tx = optim.sgd(lambda _: 1.0, momentum=0.9, nesterov=True, weight_decay=1e-4, clip_norm=None)
     loss = functools.partial(student_losses.LOSSES["kd"], hard_labels=True)

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from tools.gpu import programs, sketch, tiny, worker
+from tools.benchmarks import tiny
+from tools.gpu import programs, sketch, worker
 from tools.gpu.programs import Inputs, Values
 
 REFERENCE = "reference.npz"

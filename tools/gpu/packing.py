@@ -99,7 +99,8 @@ def pack(
     if any(folder.iterdir()):
         raise PackingError(f"{folder} is not empty; name another folder for --pack.")
     from remem_jax.weights import catalog  # All of these import JAX.
-    from tools.gpu import images, numerics, tiny
+    from tools.benchmarks import tiny
+    from tools.gpu import images, numerics
 
     weights = _copied_weights(folder, contents.weights)
     source = images.open_source(*contents.data)

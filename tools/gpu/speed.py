@@ -6,7 +6,7 @@ from typing import Any
 
 from tools.benchmarks import facts, rates, rows, theirs, turns
 from tools.benchmarks import report as records
-from tools.gpu import tiny, worker
+from tools.gpu import worker
 
 REPEATS = 4  # Turns of each side, each with `rates.STEPS` steps.
 
@@ -21,7 +21,7 @@ def measure(
     del seconds
     if context.tiny:
         chosen, times = rows.tiny(rows.GPU[row]), turns.Turns(1, steps=1, warm_up=0)
-        chosen = chosen._replace(work=chosen.work._replace(variant=tiny.TEACHER))
+        chosen = chosen._replace(work=chosen.work._replace(variant=rows.TINY_TEACHER))
         return rates.measure(row, chosen, ["ours"], times, "cpu", apart=False)
     lacking = _peers_missing()
     report({"peers_missing": lacking})

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from configs.tables import table10
 from remem_jax import workflow
 from remem_jax.storage import results
+from tools.benchmarks import tiny as networks
 from tools.gpu import images, worker
-from tools.gpu import tiny as networks
 
 # The protocol does not depend on the speed of the device, so results of different GPUs compare.
 TEACHER_STEPS, STUDENT_STEPS = 250, 750
