@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 
 from remem_jax import platforms
 from remem_jax.checks import SettingError
-from remem_jax.export import folding, operations
+from remem_jax.export import operations
 from remem_jax.export.operations import Graph, Tensor
 from remem_jax.records import Apply, Variables
 
@@ -97,8 +97,8 @@ def _outputs(graph: Graph, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[A
 
 def _translate(graph: Graph, equation: Any, inputs: Sequence[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
-    if params.get("name") == folding.BATCH_NORM:
-        return [operations.batch_norm(graph, inputs)]
+    if params.get("name") in operations.FUNCTIONS:
+        return [operations.FUNCTIONS[params["name"]](graph, equation, inputs)]
     if branch := platforms.branch(equation, _PLATFORM):
         return _outputs(graph, branch, inputs[1:])
     if name in _CALLS:

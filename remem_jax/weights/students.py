@@ -31,7 +31,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
     """
     arrays, _ = timm.unwrapped(timm.read(path), os.fspath(path))
     matching.require_finite(arrays, os.fspath(path))
-    is_torchvision = any(name.startswith("features.") for name in arrays)
+    is_torchvision = torch_names.is_torchvision(arrays)
     convert = torch_names.from_torchvision if is_torchvision else torch_names.from_timm
     variables = convert(arrays)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
