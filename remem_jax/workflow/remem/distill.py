@@ -14,7 +14,7 @@ from remem_jax import mesh
 from remem_jax.records import Batch, Variables
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import flops, lockstep, loop
-from remem_jax.train.state import State
+from remem_jax.train.state import TrainState
 from remem_jax.workflow import context, training
 from remem_jax.workflow.remem import student_groups, targets
 from remem_jax.workflow.remem.finetune import Teachers
@@ -168,7 +168,7 @@ def _train(
 
 
 def _keep_best(
-    run: context.Run, stage: str, students: dict[int, State], records: Sequence[dict[str, Any]]
+    run: context.Run, stage: str, students: dict[int, TrainState], records: Sequence[dict[str, Any]]
 ) -> None:
     """Saves the students of the best configuration; others are discarded."""
     for record in select(records, run.dataset.metric):

@@ -66,7 +66,7 @@ def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
     return -(-settings // groups) * seeds  # As far as possible, all groups have one size.
 
 
-def _state_shapes(run: context.Run, setup: StudentSetup, point: GridPoint) -> state.State:
+def _state_shapes(run: context.Run, setup: StudentSetup, point: GridPoint) -> state.TrainState:
     return run.shapes(jax.eval_shape(lambda: setup.first_state(point)))
 
 

@@ -6,17 +6,25 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from remem_jax import mesh, models, optim, random_streams
 from remem_jax.checks import require
 from remem_jax.methods import METHODS, SCRATCH
 from remem_jax.models import projection
-from remem_jax.records import Hyperparameters, Key, Outputs, TeacherApply, Variables
-from remem_jax.train import lockstep, state, steps, student_losses
+from remem_jax.records import (
+    Hyperparameters,
+    Key,
+    Outputs,
+    StudentApply,
+    TeacherApply,
+    Variables,
+)
+from remem_jax.train import averaging, lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg
-from remem_jax.workflow import context
+from remem_jax.workflow import context, optimiser
 from remem_jax.workflow.remem import finetune
 
 
@@ -46,13 +54,13 @@ class StudentSetup(NamedTuple):
     """
 
     first: Callable[[int], Variables]
-    shapes: dict[str, state.State]
-    first_states: dict[str, Callable[[int], state.State]]
+    shapes: dict[str, state.TrainState]
+    first_states: dict[str, Callable[[int], state.TrainState]]
     steps: dict[str, StudentStep]
     measure: context.Measure
     augment: lockstep.Augment
 
-    def first_state(self, point: GridPoint) -> state.State:
+    def first_state(self, point: GridPoint) -> state.TrainState:
         """Creates the state of a student at step 0."""
         return self.first_states[point.loss](int(point.hyperparameters.seed))
 
@@ -92,15 +100,13 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     settings = run.config.student
     classes = len(run.dataset.classes)
     model = models.make(
-        settings.model, classes=classes, stem=settings.stem, dtype=run.config.compute_dtype
+        settings.model,
+        classes=classes,
+        stem=settings.stem,
+        dtype=run.config.compute_dtype,
+        **_regularisation(settings),
     )
-    tx = optim.sgd(
-        optim.warmup_cosine(peak=1.0, steps=settings.steps, warmup_steps=settings.warmup_steps),
-        momentum=settings.momentum,
-        nesterov=True,
-        weight_decay=settings.weight_decay,
-        clip_norm=None,
-    )
+    tx = _optimiser(settings)
     key = random_streams.key(run.config.seed, "student")
     init = models.make_init(model, run.config.data.image_size)
 
@@ -109,14 +115,14 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
 
     def first_state(
         target: projection.Target | None, init_key: Key, projection_key: Key
-    ) -> state.State:
+    ) -> state.TrainState:
         variables = init(init_key)
         if target:
             channels = models.trunk_channels(model, run.config.data.image_size)
             variables = projection.add(
                 variables, projection_key, channels=channels, width=target.width
             )
-        return state.create(variables, tx)
+        return averaging.begin(state.create(variables, tx), decay=settings.ema)
 
     def keys(seed: int) -> tuple[Key, Key]:
         """Returns the keys of a student's initial parameters and of its projection."""
@@ -128,7 +134,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     shapes, first_states, jitted_steps = {}, {}, {}
     for name, (loss, target) in _losses(run, pretrained).items():
         apply = run.gather_params(models.student_apply(model, target))
-        step = functools.partial(steps.make_student_step, apply, tx, loss=loss)
+        step = functools.partial(_make_step, settings, apply, tx, loss=loss)
         create = run.jit_create(functools.partial(first_state, target), *keys(0))
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
         first_states[name] = lambda seed, create=create: create(*keys(seed))
@@ -144,14 +150,42 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     return StudentSetup(first, shapes, first_states, jitted_steps, measure, augment)
 
 
+def _regularisation(settings: ConfigDict) -> dict[str, float]:
+    """Returns the options of a student's constructor that are not 0; not every student has them."""
+    return {name: settings[name] for name in ("dropout", "drop_path") if settings[name]}
+
+
+def _optimiser(settings: ConfigDict) -> optax.GradientTransformation:
+    """Builds the optimiser of `config.student` for a peak learning rate of 1."""
+    schedule = optim.warmup_cosine(
+        peak=1.0, steps=settings.steps, warmup_steps=settings.warmup_steps
+    )
+    return optimiser.make(settings, schedule, nesterov=True, clip_norm=None, is_head=None)
+
+
+def _make_step(
+    settings: ConfigDict,
+    apply: StudentApply,
+    tx: optax.GradientTransformation,
+    *,
+    loss: steps.Loss,
+    key: Key,
+) -> averaging.Step:
+    """Builds the step of a student, which also updates its average (`config.student.ema`)."""
+    step = steps.make_student_step(apply, tx, loss=loss, key=key)
+    return averaging.averaged(step, decay=settings.ema, warmup=settings.ema_warmup)
+
+
 def _losses(
     run: context.Run, pretrained: finetune.Pretrained | None
 ) -> dict[str, tuple[steps.Loss, projection.Target | None]]:
     """Returns, for each `GridPoint.loss` of a run, the loss and the features it compares."""
     hard_labels = bool(run.config.student.hard_labels)
+    smoothing = run.config.student.label_smoothing
 
     def bind(loss: student_losses.StudentLoss) -> steps.Loss:
-        return functools.partial(loss, hard_labels=hard_labels)
+        bound = functools.partial(loss, hard_labels=hard_labels)
+        return student_losses.with_smoothing(bound, smoothing)
 
     losses: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
     if pretrained:
