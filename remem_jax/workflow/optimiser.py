@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 
 from remem_jax import optim
 from remem_jax.models import parameter_groups
+from remem_jax.records import Params
 
 
 def make(
     settings: ConfigDict,
     schedule: optax.Schedule,
+    params: Params,
     *,
     nesterov: bool,
     clip_norm: float | None,
@@ -23,10 +25,14 @@ def make(
     Args:
         settings: `config.teacher` or `config.student`.
         schedule: Learning rate of the head by step.
+        params: Shapes of the parameters.
         nesterov: Whether SGD has Nesterov momentum.
         clip_norm: Maximum global norm of the gradient; None for no clipping.
         is_head: Returns whether the parameter of a slash-joined name belongs to the head. None for
             the same learning rate for all parameters, whatever the settings.
+
+    Raises:
+        SettingError: If there is layer-wise decay, and the parameters have no layers.
     """
     if settings.optimizer == "adamw":
         first, second = settings.betas
@@ -53,4 +59,5 @@ def make(
         layer_decay=settings.layer_decay,
         body_rate=settings.body_rate,
     )
+    factors(params)  # Raises before anything is trained.
     return optim.scaled(tx, factors)

@@ -16,7 +16,7 @@ from sklearn import metrics
 from remem_jax import losses
 from remem_jax.records import Outputs
 from remem_jax.train import student_losses
-from remem_jax.train.student_losses import LOSSES, SCRATCH, StudentLoss
+from remem_jax.train.student_losses import LABELS, LOSSES, StudentLoss
 from tests.oracles import peers
 
 EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -101,9 +101,10 @@ def test_smoothed_labels_change_a_loss_by_the_smoothing_of_its_cross_entropy(
         return float(torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, targets))
 
     bound = functools.partial(loss, hard_labels=True)
-    smoothed = student_losses.with_smoothing(bound, 0.2)(*outputs, given, **SETTINGS)
+    settings: Any = SETTINGS
+    smoothed = student_losses.with_smoothing(bound, 0.2)(*outputs, given, **settings)
 
-    change = float(smoothed - bound(*outputs, given, **SETTINGS))
+    change = float(smoothed - bound(*outputs, given, **settings))
     of_labels = 0.3 if loss.with_labels.formula.startswith("(1 - w) CE") else 1.0
     assert change == pytest.approx(of_labels * (torchs(0.2) - torchs(0.0)), abs=1e-5)
     assert student_losses.with_smoothing(bound, 0.0) is bound
@@ -277,14 +278,14 @@ def test_a_loss_that_needs_labels_has_no_form_without_them() -> None:
         loss.form(False)
 
 
-@pytest.mark.parametrize("name", ["kd", SCRATCH.name])
+@pytest.mark.parametrize("name", ["kd", LABELS.name])
 def test_a_loss_cannot_replace_another_or_that_of_students_from_scratch(name: str) -> None:
     record = StudentLoss(
         name=name,
         title="",
-        function=SCRATCH.function,
-        with_labels=SCRATCH.with_labels,
-        without_labels=SCRATCH.without_labels,
+        function=LABELS.function,
+        with_labels=LABELS.with_labels,
+        without_labels=LABELS.without_labels,
         zero_at_teacher=False,
     )
 
@@ -299,7 +300,7 @@ def test_the_loss_of_students_from_scratch_matches_scikit_learn(
     student = outputs[0]
     shares = special.softmax(np.asarray(student.logits, np.float64), axis=-1)
 
-    actual = SCRATCH(student, None, labels, temperature=1.0, weight=0.0, hard_labels=hard_labels)
+    actual = LABELS(student, None, labels, temperature=1.0, weight=0.0, hard_labels=hard_labels)
 
     assert actual == pytest.approx(metrics.log_loss(labels, shares), rel=1e-5)
 

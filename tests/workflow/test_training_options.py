@@ -1,18 +1,23 @@
-"""Runs with averaging, AdamW, rates by layer, smoothing, dropout and stochastic depth together."""
+"""Runs with averaging, AdamW, rates by layer, smoothing, dropout and stochastic depth."""
 
+import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from remem_jax import models
+from remem_jax.records import Hyperparameters
 from remem_jax.settings import check_remem
 from remem_jax.storage import results
 from remem_jax.train import loop
+from remem_jax.weights import students
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import pipeline
+from remem_jax.workflow.remem import pipeline, student_setup
 
 pytestmark = pytest.mark.slow
 STEPS = 4
@@ -49,6 +54,7 @@ def _arrays(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def test_averages_are_evaluated_kept_and_taught_from(run: context.Run) -> None:
+    run.config.teacher.tuning = "lora"
     run.config.teacher.ema = run.config.student.ema = 1 - 1e-7
 
     averaged, recorded = _run(run, "averaged")
@@ -68,38 +74,64 @@ def test_averages_are_evaluated_kept_and_taught_from(run: context.Run) -> None:
         assert row[kind]["test"]["loss"] == pytest.approx(expected_row[kind]["test"]["loss"], 1e-4)
 
 
-def _stopping(steps: int) -> Any:
+def _stopping(steps: int) -> Callable[[], bool]:
     """Returns a function that stops a run after this number of steps."""
-    calls: Iterator[int] = iter(range(1, steps + 1))
+    calls = iter(range(1, steps + 1))
     return lambda: next(calls, steps) == steps
 
 
-def test_a_run_with_all_options_resumes_exactly(run: context.Run) -> None:
+@pytest.fixture
+def init(run: context.Run) -> pathlib.Path:
+    """A file of pretrained weights of the student."""
+    model = models.make(run.config.student.model, classes=5)
+    path = run.workdir / "init.safetensors"
+    students.save(path, models.init(model, jax.random.key(7), run.config.data.image_size))
+    return path
+
+
+def test_a_run_with_all_options_resumes_exactly(run: context.Run, init: pathlib.Path) -> None:
     config = run.config
-    config.methods = ("scratch", "remem")
+    config.methods = ("remem",)
     config.teacher.rho, config.teacher.ascent_examples = 0.05, 4
-    config.teacher.tuning = "lora"
+    config.student.init = str(init)
     config.student.losses = ("kd", "features")
-    config.student.learning_rates = (0.001,)
+    config.student.pretrained_learning_rates = (0.001,)
     config.student.label_smoothing = 0.1
     for settings in (config.teacher, config.student):
         settings.optimizer, settings.weight_decay = "adamw", 0.05
+        settings.layer_decay, settings.body_rate = 0.7, 0.5
         settings.ema, settings.ema_warmup = 0.9, True
-    config.teacher.layer_decay, config.teacher.body_rate = 0.7, 0.5
 
     uninterrupted, expected = _run(run, "uninterrupted")
 
-    for starts in range(1, 10):  # Each start stops after three steps, and is resumed.
-        try:
-            resumed, recorded = _run(run, "resumed", stopping=_stopping(3))
-        except loop.StoppedError:
-            continue
-        break
-    else:
-        pytest.fail("The run does not end.")
-    assert starts > 3
+    for steps in (2, 4):  # Stops the teacher, and then the students, after two of four steps.
+        with pytest.raises(loop.StoppedError):
+            _run(run, "resumed", stopping=_stopping(steps))
+    resumed, recorded = _run(run, "resumed")
     assert uninterrupted.keys() == resumed.keys()
     for name, array in uninterrupted.items():
         np.testing.assert_array_equal(resumed[name], array, err_msg=name)
     assert recorded["students"] == expected["students"]
     assert recorded["teachers"] == expected["teachers"]
+
+
+def test_only_pretrained_students_have_a_rate_of_the_body(
+    run: context.Run, init: pathlib.Path
+) -> None:
+    run.config.methods = ("scratch", "alone")
+    run.config.student.init = str(init)
+    run.config.student.body_rate = 0.0
+    setup = student_setup.make(run, None)
+    with contextlib.closing(run.loader.train(8, 0, stage="student")) as batches:
+        augmented = setup.augment(np.int32(0), next(batches))
+
+    for pretrained in (True, False):
+        point = student_setup.GridPoint(
+            student_setup.LABELS, Hyperparameters(0.1, 1.0, 0.0, 0), pretrained
+        )
+        state = setup.first_state(point)
+        before = jax.device_get(state.params)
+        after, _ = setup.step(point)(state, *augmented, None, point.hyperparameters)
+        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after.params)
+        assert moved["fc"]["kernel"]
+        assert moved["conv1"]["kernel"] is not pretrained

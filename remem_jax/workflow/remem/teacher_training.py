@@ -121,7 +121,12 @@ def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Train
         warmup_steps=settings.warmup_steps,
     )
     tx = optimiser.make(
-        settings, schedule, nesterov=False, clip_norm=settings.clip_norm, is_head=tuning.in_head
+        settings,
+        schedule,
+        start.trainable,
+        nesterov=False,
+        clip_norm=settings.clip_norm,
+        is_head=tuning.in_head,
     )
     make_step = functools.partial(
         steps.make_supervised_step,
