@@ -49,7 +49,7 @@ class Fetched(NamedTuple):
 
     Attributes:
         weights: Path of the weights.
-        config: Contents of config.json, which timm writes; {} if there is none.
+        config: Contents of config.json, which timm writes; {} if there is none, or it is damaged.
         commit: Hash of the repository's commit.
     """
 
@@ -83,7 +83,16 @@ def fetch(name: Name) -> Fetched:
     config = _download(Name(name.repository, commit), CONFIG)
     _require_intact(weights, name)
     logging.info("%s on the Hub: commit %s, %s", name, commit, weights)
-    return Fetched(weights, _parsed(config, name) if config else {}, commit)
+    return Fetched(weights, read_config(config) if config else {}, commit)
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a config.json of the Hub; {} if there is no such file, or it is no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _download(name: Name, file: str) -> pathlib.Path | None:
@@ -210,19 +219,6 @@ def _require_intact(weights: pathlib.Path, name: Name) -> None:
             f"{blob}, the weights of {name}, is damaged: its SHA-256 is {actual}. Remove it, and "
             "it is downloaded again."
         )
-
-
-def _parsed(config: pathlib.Path, name: Name) -> dict[str, Any]:
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise SettingError(
-            f"The {CONFIG} of {name} is not a JSON object: set config.student.init to another "
-            "repository, or to the path of a .safetensors file."
-        )
-    return content
 
 
 def _one_line(error: BaseException) -> str:

@@ -57,7 +57,7 @@ def test_recommended_weights_are_the_first_of_a_student() -> None:
 
 
 def test_weights_of_another_student_are_refused() -> None:
-    with pytest.raises(SettingError, match="weights of mobilenetv2_050.*to 'mobilenet_v2_050'"):
+    with pytest.raises(SettingError, match=r"weights of mobilenetv2_050.*to 'mobilenet_v2_050'"):
         student_catalog.find("mobilenetv2_050.lamb_in1k", "mobilenet_v2")
     with pytest.raises(SettingError, match=r"no pretrained weights for mobilenet_v2_035.*resnet18"):
         student_catalog.find("imagenet", "mobilenet_v2_035")
