@@ -120,6 +120,11 @@ def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
     return {"teacher": initial_checkpoints.read_digest(config)}
 
 
+def read_student_inputs(config: ConfigDict) -> dict[str, Any]:
+    """Returns the digest of the students' initial weights; downloads them if needed."""
+    return {"student": initial_checkpoints.read_student(config).digest}
+
+
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
     """Enables the compilation cache, and makes the mesh of all devices for these settings."""
     compiling.keep(files.cache() / "compiled")
@@ -146,7 +151,8 @@ def opened(
     Raises:
         SettingError: If the data or the weights cannot be used.
     """
-    preloaded = initial_checkpoints.Preloaded(_with_checkpoints(config))
+    students = [config] if initial_checkpoints.starts_pretrained(config) else []
+    preloaded = initial_checkpoints.Preloaded(_with_checkpoints(config), students)
     dataset, loader = context.load_data(config, config.data, device_mesh)
     logging.info(
         "%s: %s images of %d classes, on %d x %s%s.",

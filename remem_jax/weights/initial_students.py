@@ -1,0 +1,96 @@
+"""Reads the pretrained weights that a student starts from (`config.student.init`)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
+from flax import traverse_util
+
+from remem_jax.models.normalisation import Normalisation
+from remem_jax.records import Variables
+from remem_jax.storage import results
+from remem_jax.weights import (
+    student_matching,
+    student_normalisation,
+    student_sources,
+    students,
+)
+
+
+class InitialStudent(NamedTuple):
+    """The pretrained weights of a student.
+
+    Attributes:
+        variables: Its variables, float32, without the head.
+        normalisation: Normalisation of its images.
+        digest: Digest of the file and the normalisation.
+        record: Description for results and reports, as JSON values.
+    """
+
+    variables: Variables
+    normalisation: Normalisation
+    digest: str
+    record: Mapping[str, Any]
+
+
+def read(
+    init: str,
+    *,
+    student: str,
+    stem: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mirror: str = "",
+) -> InitialStudent:
+    """Reads the weights that `config.student.init` names, and checks that they are the student's.
+
+    Args:
+        init: The value of the setting; see `student_sources.check`.
+        student: Name of the student, one of `models.STUDENTS`.
+        stem: Its stem.
+        mean: Means that replace those of the weights; empty keeps them.
+        std: Standard deviations that replace those of the weights; empty keeps them.
+        mirror: See `student_sources.obtain`.
+
+    Raises:
+        SettingError: If the weights are missing or damaged, or are of another network, which is
+            named, or of another stem.
+    """
+    source = student_sources.obtain(init, student, mirror=mirror)
+    student_matching.require_described(source, init, student, stem)
+    with student_sources.for_students():
+        file = students.read(source.path)
+    arrays, report = student_matching.fit(file, init, student, stem)
+    logging.info("%s: %s.", init, report)
+    explicit = student_normalisation.given(mean, std)
+    used, origin = (
+        (explicit, "config.student.mean and std")
+        if explicit
+        else (
+            student_normalisation.of_source(
+                source, init, student, is_torchvision=file.is_torchvision
+            )
+        )
+    )
+    logging.info("%s: images with mean %s and deviation %s, from %s.", init, *used, origin)
+    digest = results.digest(source.path)
+    record = {
+        "init": init,
+        "repository": source.repository,
+        "commit": source.commit,
+        "architecture": source.architecture,
+        "licence": source.licence,
+        "pretraining": source.published.pretraining if source.published else "",
+        "digest": digest,
+        "mean": list(used.mean),
+        "std": list(used.std),
+        "normalisation_from": origin,
+    }
+    variables = traverse_util.unflatten_dict(arrays, sep="/")
+    return InitialStudent(variables, used, results.fingerprint([digest, used]), record)
+
+
+def join(variables: Variables, loaded: Variables) -> Variables:
+    """Returns a student's variables, with those that are loaded in place of its own."""
+    merged = {**students.named(variables), **students.named(loaded)}
+    return traverse_util.unflatten_dict(merged, sep="/")
