@@ -127,32 +127,6 @@ class Block(nn.Module):
         return nn.relu(layers.drop_path(self.drop_path, train=train)(out) + maps)
 
 
-class Stage(nn.Module):
-    """Blocks of one width, the first of stride 2.
-
-    Attributes:
-        channels: Channels of the blocks.
-        group: Channels of a group.
-        rates: Rate of stochastic depth of each block.
-        dtype: Type of the computation.
-    """
-
-    channels: int
-    group: int
-    rates: tuple[float, ...]
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, maps: Float[Array, "batch height width channel"], *, train: bool
-    ) -> Float[Array, "batch rows columns feature"]:
-        for i, rate in enumerate(self.rates):
-            stride, name = 2 if i == 0 else 1, f"b{i + 1}"
-            block = Block(self.channels, stride, self.group, rate, self.dtype, name=name)
-            maps = block(maps, train=train)
-        return maps
-
-
 class RegNetY(nn.Module):
     """A RegNetY, equal to timm's of the same table.
 
@@ -192,11 +166,16 @@ class RegNetY(nn.Module):
         stem = ConvNorm(_STEM, 3, stride, dtype=self.dtype, name="stem")
         maps = stem(self.normalisation(images), train=train)
         done, last = 0, sum(depths) - 1
-        for number, depth in enumerate(depths):
-            rates = tuple(self.drop_path * (done + i) / last for i in range(depth))
-            channels, group = self.architecture.widths[number], self.architecture.group
-            stage = Stage(channels, group, rates, self.dtype, name=f"s{number + 1}")
-            maps, done = stage(maps, train=train), done + depth
+        for stage, (channels, depth) in enumerate(
+            zip(self.architecture.widths, depths, strict=True)
+        ):
+            for i in range(depth):
+                stride, rate = 2 if i == 0 else 1, self.drop_path * done / last
+                name = f"s{stage + 1}_b{i + 1}"
+                block = Block(
+                    channels, stride, self.architecture.group, rate, self.dtype, name=name
+                )
+                maps, done = block(maps, train=train), done + 1
         return maps
 
     @nn.compact

@@ -17,7 +17,7 @@ from remem_jax import models
 from remem_jax.records import Variables
 
 Arrays = dict[str, np.ndarray]
-_BLOCK = re.compile(r"(blocks_|layer)(\d+)_(\d+)")
+_BLOCK = re.compile(r"(blocks_|layer|s)(\d+)_(b?\d+)")
 _TORCHVISION = re.compile(r"(blocks|features|s\d|trunk_output)\.")  # Names of blocks.
 _PLACES = {  # Our names of modules by timm's, where timm has a place in a sequence.
     "downsample_conv": "downsample.0",
@@ -163,7 +163,7 @@ def _undotted(module: str, *, pooled: bool) -> tuple[str, ...]:
         pooled: Whether the network has average pooling before its projections, as a ResNet-D.
     """
     module = re.sub(r"^blocks\.(\d+)\.(\d+)\b", r"blocks_\1_\2", module)
-    module = re.sub(r"^layer(\d+)\.(\d+)\b", r"layer\1_\2", module)
+    module = re.sub(r"^(layer|s)(\d+)\.(b?\d+)\b", r"\1\2_\3", module)
     for ours, theirs in _PLACES.items():
         if "downsample" not in theirs or pooled == (ours in _POOLED):
             module = re.sub(rf"(^|\.){re.escape(theirs)}$", rf"\1{ours}", module)
