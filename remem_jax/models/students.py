@@ -25,7 +25,8 @@ class Student(NamedTuple):
     """A student network.
 
     Attributes:
-        make: Constructor of the module; takes `classes`, `stem` and `dtype` by name.
+        make: Constructor of the module; takes `classes`, `stem`, `dtype`, `normalisation`,
+            `dropout` and `drop_path` by name.
         head: Slash-joined names of the parameters whose shapes depend on the number of classes.
         timm: Name of the same network in timm; "" if timm has none.
         small_stem: Python statements that give timm's network, `model`, the stem "small".

@@ -14,6 +14,7 @@ import pytest
 from flax import traverse_util
 
 from remem_jax import models, platforms
+from remem_jax.models.normalisation import IMAGENET
 from remem_jax.weights import torch_names
 from tests.models.test_students import (
     SIDE,
@@ -77,7 +78,8 @@ def trunk_and_head_shapes(name: str) -> tuple[Any, dict[str, Any]]:
 
 @functools.cache
 def small_in_bfloat16(name: str) -> tuple[Any, dict[str, Any]]:
-    return traced(name, classes=5, stem="small", dtype="bfloat16")
+    options = {"normalisation": IMAGENET, "dropout": 0.1, "drop_path": 0.1}
+    return traced(name, classes=5, stem="small", dtype="bfloat16", **options)
 
 
 def test_only_the_head_depends_on_the_number_of_classes(name: str) -> None:
