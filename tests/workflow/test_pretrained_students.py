@@ -19,7 +19,7 @@ from remem_jax.workflow.remem import student_setup
 from tests import tiny_run
 from tests.workflow.conftest import Shared
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("resnet4")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("resnet4", "mixed_dtypes")]
 CLASSES = 5  # Of the pretrained student.
 
 
