@@ -119,8 +119,8 @@ def _teacher(config: ConfigDict) -> None:
     # Maximum norm of the gradient; above 0. As in vit_jax's fine-tuning. [choice]
     config.teacher.clip_norm = 1.0
     config.teacher.dropout = 0.0  # Dropout rate; from 0 to 0.99. [choice]
-    # Stochastic depth: rate at which the last block is left out, rising linearly from 0 at the
-    # first; from 0 to 0.99. The paper's text mentions none. [derived]
+    # Stochastic depth: rate at which the last block is left out in training, rising linearly from 0
+    # at the first; from 0 to 0.99. The paper's text mentions none. [derived]
     config.teacher.drop_path = 0.0
     # Decay of an exponential moving average of the weights, which is then evaluated and kept; at
     # least 0, below 1, where 0 is off. The paper's text mentions none. [derived]

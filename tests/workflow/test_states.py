@@ -75,6 +75,17 @@ def test_the_average_of_a_teacher_is_sharded_beside_its_parameters(sharded: cont
     jax.tree.map(np.testing.assert_array_equal, donated.average["params"], donated.params)
 
 
+def test_the_memory_of_a_teacher_includes_its_average(small_run: context.Run) -> None:
+    pretrained = finetune.read_pretrained(small_run)
+    first = teacher_training.start(small_run, pretrained, "finetune")
+    plain = teacher_training.planned_step(small_run, "finetune", first).at_rest
+
+    small_run.config.teacher.ema = 0.9
+    averaged = teacher_training.planned_step(small_run, "finetune", first).at_rest
+
+    assert averaged - plain == sum(leaf.nbytes for leaf in jax.tree.leaves(first.trainable))
+
+
 def test_no_device_holds_all_initial_parameters(
     sharded: context.Run,
 ) -> None:
