@@ -220,8 +220,8 @@ def test_training_options_are_listed_if_they_have_an_effect(results: dict[str, A
 
     pretrained, scratch = (_training(results, method) for method in ("remem", "scratch"))
 
-    average = "Decay of the moving average, whose weights these are"
-    body = "Learning rate of the body, in those of the head"
+    average = "Decay of the moving average, which these weights are"
+    body = "Learning rate of the body, as a multiple of the head's"
     assert "Momentum" in plain
     assert plain.keys().isdisjoint({"Optimiser", average, body, "Dropout"})
     assert (pretrained["Optimiser"], pretrained["Betas"]) == ("adamw", "0.9, 0.99")
