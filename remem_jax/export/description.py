@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import remem_jax
@@ -30,6 +31,8 @@ class Description(NamedTuple):
         identity: Hash of the run's file that the student was read from, shared by its exports;
             empty if unknown.
         run: Key of the run's identity (`storage.identity`); empty for older runs.
+        architecture: The options of `models.make` that its initial weights determine: `pool` and
+            `gelu` of a ViT, none for other networks.
     """
 
     model: str
@@ -42,6 +45,7 @@ class Description(NamedTuple):
     stored_size: int = 0
     identity: str = ""
     run: str = ""
+    architecture: Mapping[str, str] = MappingProxyType({})
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -55,6 +59,7 @@ def texts(described: Description) -> dict[str, str]:
     return {
         "model": described.model,
         "stem": described.stem,
+        "architecture": json.dumps(dict(described.architecture), sort_keys=True),
         "classes": json.dumps(described.classes),
         "image_size": str(described.image_size),
         "image_range": _RANGES[form.input],
@@ -109,6 +114,7 @@ def read(metadata: Mapping[str, str], source: str) -> Description:
         stored,
         metadata.get("identity", ""),
         metadata.get("run", ""),
+        json.loads(metadata.get("architecture") or "{}"),
     )
 
 
