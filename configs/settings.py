@@ -19,8 +19,9 @@ def run() -> ConfigDict:
     """Returns the settings of a ReMem run; the defaults are the paper's, on CIFAR-100."""
     config = ConfigDict()
     config.workflow = "remem"  # The kind of work: "remem", "pretrain", "analysis", "study". [free]
-    # Methods to compare, each a row of the results; one of "scratch", "finetune", "sam",
-    # "reweight", "remem". The two baselines and ReMem. [text]
+    # Methods to compare, each a row of the results; one of "scratch", "alone", "finetune", "sam",
+    # "reweight", "remem". The two baselines and ReMem. "alone" is the student from
+    # config.student.init without a teacher. [text]
     config.methods = ("scratch", "finetune", "remem")
     # Seed of all random numbers of a run; at least 0, below 2**32. The paper names none. [free]
     config.seed = 0
@@ -164,6 +165,9 @@ def _student(config: ConfigDict) -> None:
     config.student = ConfigDict()
     # Architecture: a name of remem_jax/models/students.py. [text]
     config.student.model = "resnet18"
+    # Pretrained weights that the student starts from, except in the method "scratch": a file with
+    # the names of timm or torchvision; empty is random weights. [text]
+    config.student.init = ""
     # First layers; one of "imagenet", "small". "small" keeps small images' resolution. [text]
     config.student.stem = "imagenet"
     # Distillation losses: names of remem_jax/train/student_losses.py; each adds a grid of students.
@@ -175,8 +179,14 @@ def _student(config: ConfigDict) -> None:
     config.student.mixup = 0.0
     config.student.steps = 20_000  # Steps of training; at least 1. [text]
     config.student.batch_size = 512  # Images per step; at least 1. [choice]
-    # Peaks of the cosine schedule; above 0. [text]
+    # Peaks of the cosine schedule for students from random weights; above 0. [text]
     config.student.learning_rates = (0.05, 0.1, 0.5)
+    # The same for the method "scratch", whose loss is cross-entropy; above 0. Empty is
+    # learning_rates. [choice]
+    config.student.scratch_learning_rates = ()
+    # The same for students from config.student.init, with a teacher or alone; above 0. Lower than
+    # those from random weights, which would undo the pretraining. [choice]
+    config.student.pretrained_learning_rates = (0.01, 0.03, 0.1)
     config.student.temperatures = (1.0, 2.0, 4.0)  # Softmax temperatures of KD; above 0. [text]
     # Weights of the distillation loss, against that of the labels; from 0 to 1. [text]
     config.student.weights = (0.1, 0.5, 0.9)

@@ -9,13 +9,13 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, data, mesh, models, platforms, redaction
 from remem_jax.data.custom import lists
-from remem_jax.methods import METHODS
+from remem_jax.methods import ALONE, METHODS
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import information, memory, values
 from remem_jax.settings.memory import division
 from remem_jax.storage import identity
 from remem_jax.train import student_losses
-from remem_jax.weights import catalog, matching
+from remem_jax.weights import catalog, initial_students, matching
 
 GELUS = ("", "tanh", "erf")  # "" is the GELU that the checkpoint was trained with.
 
@@ -54,6 +54,7 @@ def check_remem(config: ConfigDict) -> None:
         check_init(config.teacher)
     _check_student(config.student)
     _check_network(config.student, config.data.image_size)
+    check_student_init(config)
     if config.information.seeds:
         information.check(config.information, config.data.image_size)
 
@@ -190,6 +191,18 @@ def check_init(teacher: ConfigDict) -> None:
     )
 
 
+def check_student_init(config: ConfigDict) -> None:
+    """Raises unless the students' initial weights exist, where a method needs them."""
+    needing = [name for name in config.methods if name == ALONE]
+    checks.require(
+        bool(config.student.init) or not needing,
+        "config.methods has alone, which trains the student from its pretrained weights, and "
+        "config.student.init is empty: set it, or replace alone by scratch.",
+    )
+    if config.student.init:
+        initial_students.locate(config.student.init)
+
+
 def _check_student(student: ConfigDict) -> None:
     checks.one_of("config.student.model", student.model, models.STUDENTS)
     checks.one_of("config.student.stem", student.stem, resnet.STEMS)
@@ -210,7 +223,8 @@ def _check_student(student: ConfigDict) -> None:
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)
     _check_optimizer("config.student", student, student.steps)
     checks.inside("config.student.momentum", student.momentum, -1e-9, 1)
-    for name in ("losses", "seeds", "learning_rates", "temperatures", "weights"):
+    rates = ("learning_rates", "pretrained_learning_rates")
+    for name in ("losses", "seeds", *rates, "temperatures", "weights"):
         values = student[name]
         checks.require(len(values) > 0, f"config.student.{name} must hold at least one value.")
     checks.require(
@@ -218,7 +232,7 @@ def _check_student(student: ConfigDict) -> None:
         f"config.student.group must be a multiple of the {len(student.seeds)} of "
         f"config.student.seeds, which are trained together; got {student.group}.",
     )
-    for name in ("learning_rates", "temperatures", "weights"):
+    for name in (*rates, "scratch_learning_rates", "temperatures", "weights"):
         for value in student[name]:
             if name == "weights":
                 checks.within(f"config.student.{name}", value, 0, 1)

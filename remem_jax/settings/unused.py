@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks
 from remem_jax.data import registry
-from remem_jax.methods import METHODS
+from remem_jax.methods import METHODS, SCRATCH
 from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
@@ -146,6 +146,23 @@ def _unless(setting: str, values: Collection[Any], explanation: str) -> Reason:
     return why
 
 
+def _not_random(config: ConfigDict) -> str:
+    scratch = SCRATCH in config.methods and not config.student.scratch_learning_rates
+    if scratch or not config.student.init:
+        return ""
+    return "students start from config.student.init, and use pretrained_learning_rates"
+
+
+def _without_scratch(config: ConfigDict) -> str:
+    return "" if SCRATCH in config.methods else f"config.methods has no {SCRATCH}"
+
+
+def _not_pretrained(config: ConfigDict) -> str:
+    if all(METHODS[method].starts_random for method in config.methods):
+        return f"config.methods has {SCRATCH} alone, which starts from random weights"
+    return "" if config.student.init else "config.student.init is empty"
+
+
 def _not_measured(config: ConfigDict) -> str:
     return "" if config.information.seeds else "config.information.seeds is empty"
 
@@ -205,6 +222,10 @@ _OF_RUN: Mapping[str, Reason] = {
     "teacher.ascent_examples": _without_ascent,
     "teacher.residual": _without_weights,
     "teacher.mirror": _without_name,
+    "student.init": _not_pretrained,
+    "student.learning_rates": _not_random,
+    "student.scratch_learning_rates": _without_scratch,
+    "student.pretrained_learning_rates": _not_pretrained,
     "student.temperatures": _unused_by_losses("temperature"),
     "student.flatten": _unused_by_losses("flatten"),
     "student.weights": _unused_by_losses("weight"),

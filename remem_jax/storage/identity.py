@@ -33,8 +33,21 @@ _FREE_OF = {  # The same, by group: speed, memory and copies.
     "information": ("rematerialise",),
     "student": ("group", "store_outputs"),
 }
+# Settings that later versions added, by group, with the value that leaves results unchanged. A
+# setting with this value is not part of an identity, so that runs and studies that an earlier
+# version began go on.
+ADDED: Mapping[str, Mapping[str, Any]] = {
+    "student": {"init": "", "scratch_learning_rates": []},
+}
+# Settings that have no effect if another one of the same group has its value of `ADDED`.
+_WITH: Mapping[str, Mapping[str, str]] = {"student": {"pretrained_learning_rates": "init"}}
 # Paths of images and weights, which are identified by their digests.
-_PATHS = {"data": ("path", "dir"), "teacher": ("init", "mirror"), "probe": ("path", "dir")}
+_PATHS = {
+    "data": ("path", "dir"),
+    "teacher": ("init", "mirror"),
+    "student": ("init",),
+    "probe": ("path", "dir"),
+}
 # Settings of a study that may change or grow between its commands.
 _GROWING = (
     "grid",
@@ -58,7 +71,8 @@ class Identity(NamedTuple):
     Attributes:
         settings: Settings that determine it, nested, without paths; JSON values.
         inputs: Digests of the inputs: "data" (images, labels and splits), "classes" (their names),
-            and the weights as "teacher", or "models" by name. "input" is resident or streamed.
+            and the weights as "teacher" and "student", or "models" by name. "input" is resident or
+            streamed.
         code: `TRAINING` of the code that made it.
     """
 
@@ -88,7 +102,7 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         plain: All settings of a run, nested; JSON values.
     """
-    return _without(described(plain), _PATHS)
+    return _without(without_additions(described(plain)), _PATHS)
 
 
 def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +114,25 @@ def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
     kept = deciding({name: value for name, value in plain.items() if name not in _GROWING})
     base = kept.get("base", {})
     return kept | {"base": {name: value for name, value in base.items() if name not in _FREE}}
+
+
+def without_additions(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes the settings of `ADDED` that leave results unchanged, and those that need them.
+
+    Initial weights of students are identified by their digest; "init" states only that there are
+    some.
+    """
+    kept = dict(plain)
+    for group, added in ADDED.items():
+        if not isinstance(plain.get(group), Mapping):
+            continue
+        settings = dict(plain[group])
+        off = {name for name, value in added.items() if settings.get(name, value) == value}
+        off |= {name for name, needed in _WITH.get(group, {}).items() if needed in off}
+        kept[group] = {name: value for name, value in settings.items() if name not in off}
+    if kept.get("student", {}).get("init"):
+        kept["student_init"] = True
+    return kept
 
 
 def _without(tree: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def make_student_step(
         apply: The student in training mode, with the outputs that the loss compares.
         tx: Turns gradients into updates for a peak learning rate of 1; the step scales them by
             the student's learning rate.
-        loss: One of `student_losses.LOSSES`, or `student_losses.SCRATCH` for students without a
+        loss: One of `student_losses.LOSSES`, or `student_losses.LABELS` for students without a
             teacher, with `hard_labels` bound.
         key: Key of the stage. Students with different seeds have different dropout.
 

@@ -96,7 +96,7 @@ class StudentLoss:
 
         Args:
             student: Outputs of the student.
-            teacher: Outputs of the teacher; None for students from scratch.
+            teacher: Outputs of the teacher; None for students without one.
             labels: As in `losses.cross_entropy`.
             temperature: Above 0. May be traced.
             weight: From 0 to 1. May be traced.
@@ -138,7 +138,7 @@ def register(loss: StudentLoss) -> None:
     Raises:
         ValueError: If its name is taken, which would replace the loss of other students.
     """
-    if loss.name in LOSSES or loss.name == SCRATCH.name:
+    if loss.name in LOSSES or loss.name == LABELS.name:
         raise ValueError(f"There is a loss named {loss.name!r} already; choose another name.")
     LOSSES[loss.name] = loss
 
@@ -149,8 +149,8 @@ def fields(names: Collection[str]) -> tuple[str, ...]:
 
 
 def used(name: str, *, hard_labels: bool) -> frozenset[str]:
-    """Returns the `SETTINGS` that change the value of a loss, or of `SCRATCH`."""
-    loss = SCRATCH if name == SCRATCH.name else LOSSES[name]
+    """Returns the `SETTINGS` that change the value of a loss, or of `LABELS`."""
+    loss = LABELS if name == LABELS.name else LOSSES[name]
     return loss.form(hard_labels).settings
 
 
@@ -163,9 +163,9 @@ def _cross_entropy(
 
 
 _LABELS_ALONE = Form(formula="CE", settings=frozenset())
-# Not in `LOSSES`: the loss of students without a teacher, for the method "scratch".
-SCRATCH = StudentLoss(
-    name="scratch",
+# Not in `LOSSES`: the loss of students without a teacher, for methods that have none.
+LABELS = StudentLoss(
+    name="labels",
     title="Labels alone",
     function=_cross_entropy,
     with_labels=_LABELS_ALONE,

@@ -14,7 +14,9 @@ LITE = Normalisation(*[(value / 255, value / 255, value / 255) for value in (127
 
 
 @pytest.mark.parametrize("normalisation", [IDENTITY, IMAGENET, LITE])
-def test_images_are_normalised_as_torchvision_normalises_pixels(rng, normalisation):
+def test_images_are_normalised_as_torchvision_normalises_pixels(
+    rng: np.random.Generator, normalisation: Normalisation
+) -> None:
     functional = peers.torchvision().transforms.functional
     pixels = rng.integers(0, 256, (2, 5, 5, 3), np.uint8)
     images = jnp.asarray(pixels, jnp.float32) / 127.5 - 1.0
@@ -26,13 +28,13 @@ def test_images_are_normalised_as_torchvision_normalises_pixels(rng, normalisati
     np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), theirs, atol=2e-6)  # float32
 
 
-def test_the_default_leaves_images_unchanged(rng):
+def test_the_default_leaves_images_unchanged(rng: np.random.Generator) -> None:
     images = jnp.asarray(rng.uniform(-1, 1, (2, 5, 5, 3)), jnp.float32)
 
     np.testing.assert_array_equal(IDENTITY(images), images)
 
 
-def test_a_student_takes_images_in_the_range_of_the_pipeline(rng):
+def test_a_student_takes_images_in_the_range_of_the_pipeline(rng: np.random.Generator) -> None:
     tiny_run.add_student()
     plain, normalising = (
         models.make(tiny_run.NAME, classes=3, normalisation=each) for each in (IDENTITY, IMAGENET)

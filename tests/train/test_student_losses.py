@@ -15,7 +15,7 @@ from sklearn import metrics
 from remem_jax import losses
 from remem_jax.records import Outputs
 from remem_jax.train import student_losses
-from remem_jax.train.student_losses import LOSSES, SCRATCH, StudentLoss
+from remem_jax.train.student_losses import LABELS, LOSSES, StudentLoss
 
 EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 WITHOUT_LABELS = {name: loss for name, loss in LOSSES.items() if loss.without_labels}
@@ -252,14 +252,14 @@ def test_a_loss_that_needs_labels_has_no_form_without_them() -> None:
         loss.form(False)
 
 
-@pytest.mark.parametrize("name", ["kd", SCRATCH.name])
+@pytest.mark.parametrize("name", ["kd", LABELS.name])
 def test_a_loss_cannot_replace_another_or_that_of_students_from_scratch(name: str) -> None:
     record = StudentLoss(
         name=name,
         title="",
-        function=SCRATCH.function,
-        with_labels=SCRATCH.with_labels,
-        without_labels=SCRATCH.without_labels,
+        function=LABELS.function,
+        with_labels=LABELS.with_labels,
+        without_labels=LABELS.without_labels,
         zero_at_teacher=False,
     )
 
@@ -274,7 +274,7 @@ def test_the_loss_of_students_from_scratch_matches_scikit_learn(
     student = outputs[0]
     shares = special.softmax(np.asarray(student.logits, np.float64), axis=-1)
 
-    actual = SCRATCH(student, None, labels, temperature=1.0, weight=0.0, hard_labels=hard_labels)
+    actual = LABELS(student, None, labels, temperature=1.0, weight=0.0, hard_labels=hard_labels)
 
     assert actual == pytest.approx(metrics.log_loss(labels, shares), rel=1e-5)
 

@@ -91,10 +91,10 @@ def test_initial_states_of_students_are_sharded(sharded: context.Run) -> None:
     sharded.config.methods = ("scratch",)
     setup = student_setup.make(sharded, None)
 
-    created = setup.first_states[student_setup.SCRATCH](3)
+    created = setup.first_states[student_setup.LABELS](3, False)
 
     _require_sharded(created)
-    assert _layout(created) == _layout(setup.shapes[student_setup.SCRATCH])
+    assert _layout(created) == _layout(setup.shapes[student_setup.LABELS])
 
 
 def test_a_resumed_run_holds_one_state(

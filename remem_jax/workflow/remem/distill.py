@@ -23,18 +23,18 @@ from remem_jax.workflow.remem.student_setup import (
     StudentGrid,
     StudentSetup,
     hyperparameters,
+    label_grid,
     make_grid,
     make_targets,
-    scratch_grid,
 )
 
 # Fields of a student that identify its configuration; the seed is not one of them.
 SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")
 
 
-def from_scratch(run: context.Run, setup: StudentSetup) -> list[dict[str, Any]]:
+def without_teacher(run: context.Run, setup: StudentSetup, method: str) -> list[dict[str, Any]]:
     """Trains students without a teacher at all learning rates; see `_train_groups`."""
-    grid = scratch_grid(run)
+    grid = label_grid(run, method)
     trained = _train_groups(run, setup, grid, grid.stage, targets.none)
     for group in trained:
         for student in group["students"]:
@@ -274,8 +274,8 @@ def select(
     finite = _finite(records)
     if not finite:
         raise loop.NonFiniteLossError(
-            "Every student diverged on validation; lower config.student.learning_rates, in another "
-            "--workdir."
+            "Every student diverged on validation; lower config.student.learning_rates (or "
+            "pretrained_learning_rates), in another --workdir."
         )
 
     def rank(group: list[dict[str, Any]]) -> tuple[float, float]:
