@@ -131,6 +131,7 @@ def make_model(described: Description, *, dtype: str = "float32") -> Any:
             classes=len(described.classes),
             stem=described.stem,
             dtype=dtype,
+            normalisation=described.normalisation,
             **described.architecture,
         )
     except (ValueError, TypeError) as error:

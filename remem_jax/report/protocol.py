@@ -67,6 +67,8 @@ PAPER: Mapping[str, Paper] = {
     "teacher.gelu": _choice(""),
     "teacher.position_resize": _choice("vit_jax"),
     "student.stem": Paper(("imagenet",)),
+    "student.mean": _choice(()),
+    "student.std": _choice(()),
     "student.hard_labels": Paper((True,)),
     "student.steps": Paper((20_000,)),
     "student.batch_size": _choice(512),

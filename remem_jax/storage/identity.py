@@ -37,7 +37,7 @@ _FREE_OF = {  # The same, by group: speed, memory and copies.
 # setting with this value is not part of an identity, so that runs and studies that an earlier
 # version began go on.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "student": {"init": "", "scratch_learning_rates": []},
+    "student": {"init": "", "mean": [], "std": [], "scratch_learning_rates": []},
 }
 # Settings that have no effect if another one of the same group has its value of `ADDED`.
 _WITH: Mapping[str, Mapping[str, str]] = {"student": {"pretrained_learning_rates": "init"}}

@@ -33,11 +33,6 @@ class Pretrained(NamedTuple):
     architecture: Mapping[str, str]
 
 
-def is_vit(student: str) -> bool:
-    """Returns whether a student of `models.STUDENTS` is a ViT."""
-    return _size(student) is not None
-
-
 def require_fitting(init: str, student: str) -> None:
     """Raises `SettingError` if published weights of a ViT, not read yet, are of another size."""
     published = catalog.find(init)

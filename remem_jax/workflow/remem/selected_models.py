@@ -12,15 +12,19 @@ from remem_jax.data.images import preprocessing
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import files, spreadsheets
-from remem_jax.weights import augreg, folding, students
+from remem_jax.weights import augreg, folding, student_normalisation, students
 from remem_jax.workflow import context, provenance
-from remem_jax.workflow.remem import finetune
+from remem_jax.workflow.remem import finetune, student_setup
 
 PAIRS = 5  # Number of confused pairs of classes in the results.
 
 
 def save_student(
-    run: context.Run, name: str, variables: Variables, measured: dict[str, Any]
+    run: context.Run,
+    setup: student_setup.StudentSetup,
+    name: str,
+    variables: Variables,
+    measured: dict[str, Any],
 ) -> dict[str, Any]:
     """Writes a student and its confusion matrix; returns its metrics, with "confused" instead."""
     folder, classes, confusion = (
@@ -31,7 +35,8 @@ def save_student(
     variables = run.fetch(variables)
     if mesh.is_writer():
         write_confusion(folder / f"{name}_confusion.csv", confusion, classes)
-        _write_student(run, folder / f"{name}_student.safetensors", variables)
+        path = folder / f"{name}_student.safetensors"
+        _write_student(run, setup, path, variables)
     others = {key: value for key, value in measured.items() if key != "confusion"}
     return others | {"confused": most_confused(confusion, classes)}
 
@@ -74,7 +79,9 @@ def write_confusion(
         file.write(text.encode(errors="backslashreplace"))
 
 
-def _write_student(run: context.Run, path: pathlib.Path, student: Variables) -> None:
+def _write_student(
+    run: context.Run, setup: student_setup.StudentSetup, path: pathlib.Path, student: Variables
+) -> None:
     """Writes a student under timm's parameter names, with other properties as metadata."""
     settings, steps = run.config.student, provenance.preprocessing_of(run)
     students.save(
@@ -85,6 +92,8 @@ def _write_student(run: context.Run, path: pathlib.Path, student: Variables) -> 
             "stem": settings.stem,
             "image_size": str(steps.image_size),
             "image_range": preprocessing.RANGE,
+            "architecture": json.dumps(dict(setup.architecture), sort_keys=True),
+            **student_normalisation.texts(setup.normalisation),
             "stored_size": str(steps.stored_size),
             "preprocessing": json.dumps(steps.record()),
             "classes": json.dumps(run.dataset.classes),

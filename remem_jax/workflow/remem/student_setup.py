@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,11 @@ from remem_jax import mesh, models, optim, random_streams
 from remem_jax.checks import require
 from remem_jax.methods import METHODS
 from remem_jax.models import projection
+from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.records import Hyperparameters, Key, Outputs, TeacherApply, Variables
 from remem_jax.train import lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
-from remem_jax.weights import augreg, initial_students
+from remem_jax.weights import augreg, initial_students, student_normalisation
 from remem_jax.weights.initial_students import InitialStudent
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import finetune
@@ -49,6 +51,8 @@ class StudentSetup(NamedTuple):
         steps: The compiled step of one student, by loss.
         measure: Evaluates students, given variables like those of `first`, on a split.
         augment: The compiled augmentation that teacher and students share.
+        normalisation: Normalisation of the images in the student.
+        architecture: See `InitialStudent`; students from scratch have it too.
         initial: The pretrained weights of the students; None if all start from random weights.
     """
 
@@ -58,6 +62,8 @@ class StudentSetup(NamedTuple):
     steps: dict[str, StudentStep]
     measure: context.Measure
     augment: lockstep.Augment
+    normalisation: Normalisation = IDENTITY
+    architecture: Mapping[str, str] = MappingProxyType({})
     initial: InitialStudent | None = None
 
     def first_state(self, point: GridPoint) -> state.State:
@@ -100,12 +106,15 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     settings = run.config.student
     classes = len(run.dataset.classes)
     initial = run.preloaded.take_student(run.config)
+    normalisation = _normalisation(settings, initial)
+    architecture = initial.architecture if initial else {}
     model = models.make(
         settings.model,
         classes=classes,
         stem=settings.stem,
         dtype=run.config.compute_dtype,
-        **({"normalisation": initial.normalisation} if initial else {}),
+        normalisation=normalisation,
+        **architecture,
     )
     tx = optim.sgd(
         optim.warmup_cosine(peak=1.0, steps=settings.steps, warmup_steps=settings.warmup_steps),
@@ -164,7 +173,24 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         key,
         out_shardings=mesh.batch_sharding(run.mesh),
     )
-    return StudentSetup(first, shapes, first_states, jitted_steps, measure, augment, initial)
+    return StudentSetup(
+        first,
+        shapes,
+        first_states,
+        jitted_steps,
+        measure,
+        augment,
+        normalisation,
+        architecture,
+        initial,
+    )
+
+
+def _normalisation(settings: ConfigDict, initial: InitialStudent | None) -> Normalisation:
+    """Returns the normalisation of the images of all students, also of those from scratch."""
+    if initial:
+        return initial.normalisation
+    return student_normalisation.given(settings.mean, settings.std) or IDENTITY
 
 
 def _losses(
