@@ -38,7 +38,7 @@ def require_fitting(init: str, student: str) -> None:
     published = catalog.find(init)
     size = vit.VARIANTS[published.variant]
     if size != _size(student):
-        raise _other_size(init, f"ViT-{published.variant}", size, student)
+        raise _other_size(init, size, student)
 
 
 def read(path: str | os.PathLike[str], student: str) -> Pretrained:
@@ -66,7 +66,9 @@ def read(path: str | os.PathLike[str], student: str) -> Pretrained:
     if checkpoint.form == "timm" and is_same_width:  # Its files do not record the heads.
         checkpoint = augreg.read(path, heads=size.heads)
     if checkpoint.size != size:
-        raise _other_size(os.fspath(path), _title(checkpoint.size), checkpoint.size, student)
+        raise _other_size(
+            os.fspath(path), checkpoint.size, student, any_heads=checkpoint.form == "timm"
+        )
     gelu = "erf" if checkpoint.options["exact_gelu"] else "tanh"
     architecture = {"pool": checkpoint.options["pool"], "gelu": gelu}
     if checkpoint.form == "timm":
@@ -141,16 +143,31 @@ def _size(student: str) -> vit.Size | None:
     return model.size if isinstance(model, vit.VisionTransformer) else None
 
 
-def _title(size: vit.Size) -> str:
-    """Returns the usual name of a size, or the size itself."""
-    names_ = [f"ViT-{name}" for name, known in vit.VARIANTS.items() if known == size]
-    return names_[0] if names_ else f"ViT of {size}"
+def _other_size(
+    init: str, size: vit.Size, student: str, *, any_heads: bool = False
+) -> SettingError:
+    """Returns an error that names a size, and the student that has it.
 
+    Args:
+        init: The weights.
+        size: Their size.
+        student: The student that is not of this size.
+        any_heads: Whether the number of heads is unknown.
+    """
 
-def _other_size(init: str, title: str, size: vit.Size, student: str) -> SettingError:
-    fitting = [name for name in models.STUDENTS if _size(name) == size]
+    def is_same(other: vit.Size | None) -> bool:
+        return other is not None and size == (
+            other._replace(heads=size.heads) if any_heads else other
+        )
+
+    titles = [f"ViT-{name}" for name, known in vit.VARIANTS.items() if is_same(known)]
+    title = (
+        f"ViT of {size.depth} blocks with {size.features} features and patches of {size.pixels} "
+        "pixels"
+    )
+    fitting = [name for name in models.STUDENTS if is_same(_size(name))]
     other = f"set config.student.model to {fitting[0]}, or " if fitting else "set "
     return SettingError(
-        f"{init} is a {title}, and config.student.model is {student}: {other}"
+        f"{init} is a {[*titles, title][0]}, and config.student.model is {student}: {other}"
         "config.student.init to weights of that network."
     )
