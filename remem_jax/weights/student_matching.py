@@ -63,11 +63,11 @@ def fit(
             are missing, unexpected or mis-shaped, or hold no real numbers.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in students.named(file.variables).items()}
-    head = [f"params/{name}" for name in models.STUDENTS[student].head]
+    shapes = {name: array.shape for name, array in arrays.items()}
+    head = _head(student)
     body = {name: array for name, array in arrays.items() if name not in head}
-    expected = _body_shapes(student, stem)
-    shapes = {name: array.shape for name, array in body.items()}
-    if shapes != expected:
+    expected = _shapes_of(student, stem)
+    if not _is(shapes, student, stem):
         _require_not_recognised(shapes, init, student, stem)
     matching.require_match(
         body, expected, init, f"set config.student.init to weights of {student}."
@@ -78,7 +78,7 @@ def fit(
         f"{init} holds integers, perhaps quantised weights, in {matching.listed(integers)}: set "
         "config.student.init to the weights before quantisation.",
     )
-    dropped = tuple(name for name in head if name in arrays)
+    dropped = tuple(sorted(head & arrays.keys()))
     return body, matching.Report(tuple(body), (), dropped, file.ignored)
 
 
@@ -88,32 +88,42 @@ def _require_not_recognised(shapes: _Shapes, init: str, student: str, stem: str)
         not {"params/pos_embed", "params/patch_embed/proj/kernel"} & set(shapes),
         f"{init} holds a ViT, and config.student.model is {student}: {_advice('', student)}.",
     )
-    other = next((kind for kind in layers.STEMS if kind != stem), stem)
-    require(
-        shapes != _body_shapes(student, other),
-        f"{init} holds a {student} with the stem {other!r}, and config.student.stem is {stem!r}: "
-        "set one of them to the other.",
-    )
-    for name in models.STUDENTS:
-        for kind in layers.STEMS:
-            expected = {} if name == student else _body_shapes(name, kind)
-            if expected == shapes:
-                raise SettingError(
-                    f"{init} holds a {name}, and config.student.model is {student}: "
-                    f"{_advice(name, student)}."
-                )
-            if expected.keys() != shapes.keys():
-                break  # Stems have the same names.
+    for other in layers.STEMS:
+        require(
+            other == stem or not _is(shapes, student, other),
+            f"{init} holds a {student} with the stem {other!r}, and config.student.stem is "
+            f"{stem!r}: set config.student.stem to {other!r}, or config.student.init to other "
+            "weights.",
+        )
+    heads = {name: not shapes.keys().isdisjoint(_head(name)) for name in models.STUDENTS}
+    # Tracing all students takes long, so that those with other heads are left out.
+    candidates = [name for name, has in heads.items() if has or not any(heads.values())]
+    for name in candidates:
+        if name != student and any(_is(shapes, name, kind) for kind in layers.STEMS):
+            raise SettingError(
+                f"{init} holds a {name}, and config.student.model is {student}: "
+                f"{_advice(name, student)}."
+            )
 
 
-def _body_shapes(student: str, stem: str) -> dict[str, tuple[int, ...]]:
+def _is(shapes: _Shapes, student: str, stem: str) -> bool:
+    """Returns whether all shapes but those of the head are those of a student."""
+    body = {name: shape for name, shape in shapes.items() if name not in _head(student)}
+    return body == _shapes_of(student, stem)
+
+
+def _head(student: str) -> set[str]:
+    return {f"params/{name}" for name in models.STUDENTS[student].head}
+
+
+def _shapes_of(student: str, stem: str) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a student's variables without its head; {} for an unknown stem."""
     try:
         model = models.make(student, classes=1, stem=stem)
     except ValueError:
         return {}
-    head = [f"params/{name}" for name in models.STUDENTS[student].head]
-    return {name: shape for name, shape in students.shapes(model).items() if name not in head}
+    shapes = students.shapes(model)
+    return {name: shape for name, shape in shapes.items() if name not in _head(student)}
 
 
 def _of_timm(architecture: str) -> str:

@@ -1,5 +1,6 @@
 """Reads and writes the weights of students as files of timm or torchvision."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -105,7 +106,8 @@ def named(variables: Variables) -> dict[str, Any]:
     return {str(name): leaf for name, leaf in flat.items()}
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """Returns the shapes of a student's variables by `named`."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     return {name: tuple(leaf.shape) for name, leaf in named(variables).items()}

@@ -1,5 +1,6 @@
 """Pretrained weights of students: what is accepted, what is refused, and their normalisation."""
 
+import functools
 import json
 import pathlib
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from remem_jax import models
 from remem_jax.checks import SettingError
-from remem_jax.models import normalisation
+from remem_jax.models import normalisation, resnet
 from remem_jax.models.normalisation import Normalisation
 from remem_jax.weights import (
     initial_students,
@@ -21,9 +22,37 @@ from remem_jax.weights import (
     students,
     timm,
 )
+from tests import tiny_run
 from tests.oracles import peers
 from tests.weights.test_augreg import reference_images
 from tests.weights.test_students import filled
+
+# Small networks with the published weights of others.
+TINY = {
+    "tiny": tiny_run.STUDENT._replace(timm="resnet18"),
+    "tiny34": tiny_run.STUDENT._replace(timm="resnet34"),
+    "tiny_lite": tiny_run.STUDENT._replace(timm="tf_efficientnet_lite0"),
+    "tiny_wide": models.Student(functools.partial(resnet.make, depths=(1, 1)), ("fc/kernel",)),
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adds the small networks to the table of students."""
+    for name, student in TINY.items():
+        monkeypatch.setitem(models.STUDENTS, name, student)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves four students in the table, because tracing all of them takes long."""
+    for name in models.STUDENTS.keys() - {
+        "resnet18",
+        "resnet34",
+        "mobilenet_v2",
+        "mobilenet_v2_050",
+    }:
+        monkeypatch.delitem(models.STUDENTS, name)
 
 
 def read(path: pathlib.Path, student: str, stem: str = "imagenet", **given: Any) -> Any:
@@ -33,7 +62,7 @@ def read(path: pathlib.Path, student: str, stem: str = "imagenet", **given: Any)
 
 def save(
     path: pathlib.Path,
-    student: str = "resnet18",
+    student: str = "tiny",
     stem: str = "imagenet",
     *,
     form: str = "timm",
@@ -48,7 +77,7 @@ def save(
 
 @pytest.mark.parametrize(
     ("student", "form"),
-    [("resnet18", "timm"), ("mobilenet_v2", "timm"), ("mobilenet_v2", "torchvision")],
+    [("tiny", "timm"), ("mobilenet_v2", "timm"), ("mobilenet_v2", "torchvision")],
 )
 def test_everything_but_the_head_is_loaded(student: str, form: str, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.safetensors"
@@ -72,7 +101,7 @@ def test_a_file_may_lack_the_head_and_the_counts_of_batches(tmp_path: pathlib.Pa
     assert len(kept) < len(arrays) - 2
     timm.save(path, {f"module.{name}": array for name, array in kept.items()})
 
-    loaded = students.named(read(path, "resnet18").variables)
+    loaded = students.named(read(path, "tiny").variables)
 
     for name, array in students.named(saved).items():
         if "/fc/" not in name:
@@ -85,7 +114,7 @@ def test_half_precision_becomes_float32(tmp_path: pathlib.Path) -> None:
     half = {n: a.astype(np.float16) for n, a in timm.read(path).items() if a.dtype == np.float32}
     timm.save(path, half)
 
-    loaded = read(path, "resnet18").variables
+    loaded = read(path, "tiny").variables
 
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(
@@ -101,6 +130,7 @@ def test_half_precision_becomes_float32(tmp_path: pathlib.Path) -> None:
         ("resnet18", "small", "holds a resnet18, and config.student.model is mobilenet_v2"),
     ],
 )
+@pytest.mark.usefixtures("few")
 def test_another_network_is_named(
     held: str, stem: str, message: str, tmp_path: pathlib.Path
 ) -> None:
@@ -114,12 +144,11 @@ def test_another_stem_is_named(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.safetensors"
     save(path)
     with pytest.raises(SettingError, match=r"the stem 'imagenet', and config\.student\.stem is"):
-        read(path, "resnet18", "small")
+        read(path, "tiny", "small")
 
-    metadata = {"model": "mobilenet_v2", "stem": "small"}  # Its stems have equal shapes.
-    save(path, "mobilenet_v2", "small", metadata=metadata)
+    save(path, metadata={"model": "tiny", "stem": "small"})  # MobileNets' have equal shapes.
     with pytest.raises(SettingError, match="was trained with the stem 'small'"):
-        read(path, "mobilenet_v2")
+        read(path, "tiny")
 
 
 def test_arrays_that_fit_no_network_are_listed(tmp_path: pathlib.Path) -> None:
@@ -130,7 +159,7 @@ def test_arrays_that_fit_no_network_are_listed(tmp_path: pathlib.Path) -> None:
     timm.save(path, arrays)
 
     with pytest.raises(SettingError, match=r"missing: params/bn1/bias; unexpected: params/bn1/ga"):
-        read(path, "resnet18")
+        read(path, "tiny")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -142,7 +171,7 @@ def test_numbers_that_are_not_finite_are_refused(bad: float, tmp_path: pathlib.P
     timm.save(path, arrays)
 
     with pytest.raises(SettingError, match=r"NaN or infinity.*set config\.student\.init"):
-        read(path, "resnet18")
+        read(path, "tiny")
 
 
 def test_quantised_weights_are_refused(tmp_path: pathlib.Path) -> None:
@@ -151,19 +180,19 @@ def test_quantised_weights_are_refused(tmp_path: pathlib.Path) -> None:
     timm.save(path, timm.read(path) | {"conv1.weight": np.ones((64, 3, 7, 7), np.int8)})
 
     with pytest.raises(SettingError, match=r"holds integers.*params/conv1/kernel"):
-        read(path, "resnet18")
+        read(path, "tiny")
 
 
 def test_a_network_of_equal_names_and_shapes_is_refused_by_its_name(
     tmp_path: pathlib.Path,
 ) -> None:
     path = tmp_path / "model.safetensors"
-    save(path, "efficientnet_lite0")
+    save(path, "tiny_lite")
     # timm's own Lite0 pads symmetrically, that of Google and ours as TensorFlow.
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "efficientnet_lite0"}))
 
     with pytest.raises(SettingError, match=r"timm's efficientnet_lite0.*tf_efficientnet_lite0 in"):
-        read(path, "efficientnet_lite0")
+        read(path, "tiny_lite")
 
 
 @pytest.mark.parametrize(
@@ -198,14 +227,14 @@ UNIT = {"mean": [0.0] * 3, "std": [1.0] * 3}
 @pytest.mark.parametrize(
     ("name", "student", "metadata", "config", "expected"),
     [
-        ("x", "resnet18", {}, {}, IMAGENET),  # As in all published weights of it.
-        ("x", "efficientnet_lite0", {}, {}, LITE),
-        ("resnet34.ra4_e3600_r224_in1k", "resnet34", {}, {}, normalisation.IDENTITY),
-        ("resnet34.a1_in1k", "resnet34", {}, {}, IMAGENET),
-        ("x", "resnet34", {}, {"architecture": "resnet34", "pretrained_cfg": UNIT}, "unit"),
-        ("x", "resnet34", {}, {"architecture": "resnet34", **UNIT}, "unit"),
-        ("x", "resnet34", {k: json.dumps(v) for k, v in UNIT.items()}, {}, "unit"),
-        ("x", "resnet34", {"image_range": "[-1, 1]"}, {}, normalisation.IDENTITY),
+        ("x", "tiny", {}, {}, IMAGENET),  # As in all published weights of it.
+        ("x", "tiny_lite", {}, {}, LITE),
+        ("resnet34.ra4_e3600_r224_in1k", "tiny34", {}, {}, normalisation.IDENTITY),
+        ("resnet34.a1_in1k", "tiny34", {}, {}, IMAGENET),
+        ("x", "tiny34", {}, {"architecture": "resnet34", "pretrained_cfg": UNIT}, "unit"),
+        ("x", "tiny34", {}, {"architecture": "resnet34", **UNIT}, "unit"),
+        ("x", "tiny34", {k: json.dumps(v) for k, v in UNIT.items()}, {}, "unit"),
+        ("x", "tiny34", {"image_range": "[-1, 1]"}, {}, normalisation.IDENTITY),
     ],
 )
 def test_the_normalisation_is_that_of_the_weights(
@@ -225,14 +254,14 @@ def test_the_normalisation_is_that_of_the_weights(
 
 def test_a_normalisation_that_is_unknown_must_be_given(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.safetensors"
-    save(path, "resnet34")
+    save(path, "tiny34")
 
     with pytest.raises(SettingError, match=r"set both, for example --config\.student\.mean="):
-        read(path, "resnet34")
-    given = read(path, "resnet34", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+        read(path, "tiny34")
+    given = read(path, "tiny34", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 
     assert given.normalisation == Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    other = read(path, "resnet34", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.7))
+    other = read(path, "tiny34", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.7))
     assert other.digest != given.digest
 
 
