@@ -11,7 +11,7 @@ from remem_jax import checks, data, mesh, models, platforms, redaction
 from remem_jax.data.custom import lists
 from remem_jax.methods import ALONE, METHODS
 from remem_jax.models import resnet, tuning, vit
-from remem_jax.settings import information, memory, values
+from remem_jax.settings import information, memory, optimisation, values
 from remem_jax.settings.memory import division
 from remem_jax.storage import identity
 from remem_jax.train import student_losses
@@ -67,7 +67,7 @@ def check_pretrain(config: ConfigDict) -> None:
     check_patches(f"ViT-{config.model.variant}", size, config.data.image_size)
     train = config.train
     checks.at_least("config.train.steps", train.steps, 1)
-    _check_optimizer("config.train", train, train.steps)
+    optimisation.check_schedule("config.train", train, train.steps)
     checks.above("config.train.learning_rate", train.learning_rate, 0)
     checks.within("config.train.label_smoothing", train.label_smoothing, 0, 1)
     memory.check("config.train", train)
@@ -164,8 +164,7 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.increasing("config.teacher.steps", teacher.steps)
     checks.at_least("config.teacher.steps", teacher.steps[0], 1)
     checks.above("config.teacher.learning_rate", teacher.learning_rate, 0)
-    checks.inside("config.teacher.momentum", teacher.momentum, -1e-9, 1)
-    _check_optimizer("config.teacher", teacher, teacher.steps[-1])
+    optimisation.check_teacher(teacher)
     checks.at_least("config.teacher.ascent_examples", teacher.ascent_examples, -1)
     memory.check("config.teacher", teacher)
 
@@ -221,8 +220,7 @@ def _check_student(student: ConfigDict) -> None:
     checks.at_least("config.student.mixup", student.mixup, 0)
     checks.at_least("config.student.steps", student.steps, 1)
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)
-    _check_optimizer("config.student", student, student.steps)
-    checks.inside("config.student.momentum", student.momentum, -1e-9, 1)
+    optimisation.check_student(student)
     rates = ("learning_rates", "pretrained_learning_rates")
     for name in ("losses", "seeds", *rates, "temperatures", "weights"):
         values = student[name]
@@ -255,14 +253,6 @@ def _check_losses(student: ConfigDict) -> None:
             f"config.student.hard_labels={student.hard_labels}: at this weight the student's head "
             f"would learn nothing; got {tuple(student.weights)}.",
         )
-
-
-def _check_optimizer(prefix: str, settings: ConfigDict, steps: int) -> None:
-    checks.at_least(f"{prefix}.batch_size", settings.batch_size, 1)
-    checks.within(f"{prefix}.warmup_steps", settings.warmup_steps, 0, steps - 1)
-    checks.at_least(f"{prefix}.weight_decay", settings.weight_decay, 0)
-    if "clip_norm" in settings:
-        checks.above(f"{prefix}.clip_norm", settings.clip_norm, 0)
 
 
 def check_patches(model: str, size: vit.Size, image_size: int) -> None:

@@ -19,6 +19,8 @@ _OF_TEACHERS = (  # Settings of `config.student` that need a teacher.
 _OF_TRAINING = (  # Settings of `config.teacher` that only training uses.
     *("steps", "batch_size", "learning_rate", "warmup_steps", "momentum", "weight_decay"),
     *("clip_norm", "dropout", "mixup", "label_smoothing", "mcmi", "rho", "ascent_examples"),
+    *("optimizer", "betas", "epsilon", "layer_decay", "body_rate", "drop_path"),
+    *("ema", "ema_warmup"),
     *("accumulate", "lora.*", "adapter.*"),
 )
 _OF_MODELS = ("init", "variant", "gelu", "pruned_mlp", "pruned_attention")
@@ -146,6 +148,32 @@ def _unless(setting: str, values: Collection[Any], explanation: str) -> Reason:
     return why
 
 
+def _only_head(config: ConfigDict) -> str:
+    tuning = config.teacher.tuning
+    return f"config.teacher.tuning is {tuning}" if tuning == "linear_probe" else ""
+
+
+def _without_cross_entropy(config: ConfigDict) -> str:
+    if config.student.hard_labels or any(not METHODS[name].has_teacher for name in config.methods):
+        return ""
+    return "config.student.hard_labels is False, and no method of config.methods lacks a teacher"
+
+
+def _optimised(group: str) -> dict[str, Reason]:
+    """Returns the reasons of the settings of a group that depend on its optimiser and average."""
+
+    def without_average(config: ConfigDict) -> str:
+        return "" if config[group].ema else f"config.{group}.ema is 0"
+
+    adamw = _unless(f"{group}.optimizer", ("adamw",), "which does not use it")
+    return {
+        f"{group}.momentum": _unless(f"{group}.optimizer", ("sgd",), "which does not use it"),
+        f"{group}.betas": adamw,
+        f"{group}.epsilon": adamw,
+        f"{group}.ema_warmup": without_average,
+    }
+
+
 def _not_random(config: ConfigDict) -> str:
     scratch = SCRATCH in config.methods and not config.student.scratch_learning_rates
     if scratch or not config.student.init:
@@ -222,10 +250,17 @@ _OF_RUN: Mapping[str, Reason] = {
     "teacher.ascent_examples": _without_ascent,
     "teacher.residual": _without_weights,
     "teacher.mirror": _without_name,
+    "teacher.layer_decay": _only_head,
+    "teacher.body_rate": _only_head,
+    **_optimised("teacher"),
+    **_optimised("student"),
+    "student.label_smoothing": _without_cross_entropy,
     "student.init": _not_pretrained,
     "student.learning_rates": _not_random,
     "student.scratch_learning_rates": _without_scratch,
     "student.pretrained_learning_rates": _not_pretrained,
+    "student.layer_decay": _not_pretrained,
+    "student.body_rate": _not_pretrained,
     "student.temperatures": _unused_by_losses("temperature"),
     "student.flatten": _unused_by_losses("flatten"),
     "student.weights": _unused_by_losses("weight"),

@@ -8,6 +8,7 @@ records. See docs/extending/loss.md.
 import dataclasses
 import functools
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,8 @@ class StudentLoss:
         )
 
 
+# (student, teacher, labels, *, temperature, weight) -> loss
+Loss = Callable[..., Float[Array, ""]]
 LOSSES: dict[str, StudentLoss] = {}
 
 
@@ -152,6 +155,27 @@ def used(name: str, *, hard_labels: bool) -> frozenset[str]:
     """Returns the `SETTINGS` that change the value of a loss, or of `LABELS`."""
     loss = LABELS if name == LABELS.name else LOSSES[name]
     return loss.form(hard_labels).settings
+
+
+def with_smoothing(loss: Loss, smoothing: float) -> Loss:
+    """Smooths the hard labels of a loss; its other arguments are unchanged.
+
+    Args:
+        loss: A loss with its `hard_labels` bound: (student, teacher, labels, ...) -> loss.
+        smoothing: Share of each label that is distributed evenly over all classes, as in
+            `losses.cross_entropy`; 0 returns the loss itself.
+    """
+    if not smoothing:
+        return loss
+
+    def smoothed(
+        student: Outputs, teacher: Outputs | None, labels: Labels, **settings: Any
+    ) -> Float[Array, ""]:
+        classes = student.logits.shape[-1]
+        shares = jax.nn.one_hot(labels, classes) if labels.ndim == 1 else labels
+        return loss(student, teacher, (1 - smoothing) * shares + smoothing / classes, **settings)
+
+    return smoothed
 
 
 def _cross_entropy(

@@ -159,7 +159,7 @@ def test_runs_with_other_seeds_recompile_nothing(small_run: context.Run) -> None
         functions = [
             training.step.lower(training.shapes, batch, first.frozen),
             setup.augment.lower(number, batch),
-            setup.steps[point.loss].lower(state, *inputs, teacher_outputs, point.hyperparameters),
+            setup.step(point).lower(state, *inputs, teacher_outputs, point.hyperparameters),
         ]
         return [function.as_text() for function in functions]
 

@@ -134,7 +134,7 @@ def _of_students(
     teacher_outputs = Step(flops.count(teacher_pass, None), _seconds(teacher_pass, None))
     costs = {}
     for point in grid.one_per_loss:
-        step, state = setup.steps[point.loss], setup.first_state(point)
+        step, state = setup.step(point), setup.first_state(point)
         operations = flops.count(step, state, *augmented, targets, point.hyperparameters)
 
         def train_step(state: Any, step: Any = step, point: student_setup.GridPoint = point) -> Any:

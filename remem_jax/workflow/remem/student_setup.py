@@ -2,24 +2,25 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
-from remem_jax import mesh, models, optim, random_streams
+from remem_jax import mesh, models, random_streams
 from remem_jax.checks import require
 from remem_jax.methods import METHODS
 from remem_jax.models import projection
 from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.records import Hyperparameters, Key, Outputs, TeacherApply, Variables
-from remem_jax.train import lockstep, state, steps, student_losses
+from remem_jax.train import averaging, lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg, initial_students, student_normalisation
 from remem_jax.weights.initial_students import InitialStudent
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import finetune
+from remem_jax.workflow.remem import finetune, student_steps
 
 LABELS = student_losses.LABELS.name  # The loss of students without a teacher.
 
@@ -52,18 +53,25 @@ class StudentSetup(NamedTuple):
         augment: The compiled augmentation that teacher and students share.
         normalisation: Normalisation of the images in the student.
         initial: The pretrained weights of the students; None if all start from random weights.
+        random_steps: Steps of students from random weights that differ from `steps`, by loss.
     """
 
     first: Callable[[int], Variables]
-    shapes: dict[str, state.State]
-    first_states: dict[str, Callable[[int, bool], state.State]]
+    shapes: dict[str, state.TrainState]
+    first_states: dict[str, Callable[[int, bool], state.TrainState]]
     steps: dict[str, StudentStep]
     measure: context.Measure
     augment: lockstep.Augment
     normalisation: Normalisation = IDENTITY
     initial: InitialStudent | None = None
+    random_steps: Mapping[str, StudentStep] = {}
 
-    def first_state(self, point: GridPoint) -> state.State:
+    def step(self, point: GridPoint) -> StudentStep:
+        """Returns the compiled step of a student."""
+        random = {} if point.pretrained else self.random_steps
+        return random.get(point.loss, self.steps[point.loss])
+
+    def first_state(self, point: GridPoint) -> state.TrainState:
         """Creates the state of a student at step 0."""
         return self.first_states[point.loss](int(point.hyperparameters.seed), point.pretrained)
 
@@ -110,14 +118,10 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         stem=settings.stem,
         dtype=run.config.compute_dtype,
         normalisation=normalisation,
+        **student_steps.regularisation(settings),
     )
-    tx = optim.sgd(
-        optim.warmup_cosine(peak=1.0, steps=settings.steps, warmup_steps=settings.warmup_steps),
-        momentum=settings.momentum,
-        nesterov=True,
-        weight_decay=settings.weight_decay,
-        clip_norm=None,
-    )
+    params = models.shapes(model, run.config.data.image_size)
+    tx = student_steps.make_optimiser(settings, params, pretrained=initial is not None)
     key = random_streams.key(run.config.seed, "student")
     init = models.make_init(model, run.config.data.image_size)
 
@@ -129,7 +133,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         init_key: Key,
         projection_key: Key,
         loaded: Variables | None = None,
-    ) -> state.State:
+    ) -> state.TrainState:
         variables = init(init_key)
         if loaded is not None:
             variables = initial_students.join(variables, loaded)
@@ -138,7 +142,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
             variables = projection.add(
                 variables, projection_key, channels=channels, width=target.width
             )
-        return state.create(variables, tx)
+        return averaging.begin(state.create(variables, tx), decay=settings.ema)
 
     def keys(seed: int) -> tuple[Key, Key]:
         """Returns the keys of a student's initial parameters and of its projection."""
@@ -147,19 +151,20 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         )
         return init_key, projection_key
 
-    def first_of_seed(create: Callable[..., state.State], seed: int, pretrained: bool) -> Any:
+    def first_of_seed(create: Callable[..., state.TrainState], seed: int, pretrained: bool) -> Any:
         # As an argument, the weights are not compiled into the function as constants.
         loaded = (initial.variables,) if initial and pretrained else ()
         return create(*keys(seed), *loaded)
 
-    shapes, first_states, jitted_steps = {}, {}, {}
+    shapes, first_states, makers = {}, {}, {}
     for name, (loss, target) in _losses(run, pretrained).items():
         apply = run.gather_params(models.student_apply(model, target))
-        step = functools.partial(steps.make_student_step, apply, tx, loss=loss)
+        makers[name] = functools.partial(student_steps.make_step, settings, apply, loss=loss)
         create = run.jit_create(functools.partial(first_state, target), *keys(0))
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
         first_states[name] = functools.partial(first_of_seed, create)
-        jitted_steps[name] = run.jit_step_with_key(step, key, shapes[name])
+    jit_steps = functools.partial(_jit_steps, run, makers, key, shapes)
+    plain_tx = student_steps.make_optimiser(settings, params, pretrained=False)
     measure = context.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     augment = random_streams.JitWithKey(
         functools.partial(
@@ -169,8 +174,30 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         out_shardings=mesh.batch_sharding(run.mesh),
     )
     return StudentSetup(
-        first, shapes, first_states, jitted_steps, measure, augment, normalisation, initial
+        first,
+        shapes,
+        first_states,
+        jit_steps(tx),
+        measure,
+        augment,
+        normalisation,
+        initial,
+        jit_steps(plain_tx) if student_steps.has_rates(settings) else {},
     )
+
+
+def _jit_steps(
+    run: context.Run,
+    makers: Mapping[str, Callable[..., StudentStep]],
+    key: Key,
+    shapes: Mapping[str, state.TrainState],
+    tx: optax.GradientTransformation,
+) -> dict[str, StudentStep]:
+    """Compiles, when they are first called, the steps of all losses with an optimiser."""
+    return {
+        name: run.jit_step_with_key(functools.partial(make, tx=tx), key, shapes[name])
+        for name, make in makers.items()
+    }
 
 
 def _normalisation(settings: ConfigDict, initial: InitialStudent | None) -> Normalisation:
@@ -184,11 +211,7 @@ def _losses(
     run: context.Run, pretrained: finetune.Pretrained | None
 ) -> dict[str, tuple[steps.Loss, projection.Target | None]]:
     """Returns, for each `GridPoint.loss` of a run, the loss and the features it compares."""
-    hard_labels = bool(run.config.student.hard_labels)
-
-    def bind(loss: student_losses.StudentLoss) -> steps.Loss:
-        return functools.partial(loss, hard_labels=hard_labels)
-
+    bind = student_steps.bind(run.config.student)
     losses: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
     if pretrained:
         for name in run.config.student.losses:
