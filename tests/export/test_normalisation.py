@@ -13,7 +13,7 @@ import safetensors.torch
 from remem_jax import models
 from remem_jax.export import description, destinations, formats, options, predictors, runs
 from remem_jax.export.options import Form
-from remem_jax.models.normalisation import IMAGENET
+from remem_jax.models.normalisation import IDENTITY, IMAGENET
 from remem_jax.storage import results
 from tests import tiny_run
 from tests.export import drawn
@@ -87,7 +87,7 @@ def test_exports_give_the_logits_of_timm(
     assert export.described.normalisation == IMAGENET
     without = student()._replace(
         model=models.make(tiny_run.NAME, classes=len(drawn.CLASSES)),
-        described=student().described._replace(normalisation=models.normalisation.IDENTITY),
+        described=student().described._replace(normalisation=IDENTITY),
     )
     others = predictors.of_student(without).predict(drawn.images().pixels)
     assert np.abs(others - expected).max() > 2 * near * np.abs(expected).max()
