@@ -33,24 +33,18 @@ _FREE_OF = {  # The same, by group: speed, memory and copies.
     "information": ("rematerialise",),
     "student": ("group", "store_outputs"),
 }
-# Settings that later versions added, by group, with the value that leaves results unchanged. A
-# setting with this value is not part of an identity, so that runs and studies that an earlier
-# version began go on.
 _OPTIMISATION: Mapping[str, Any] = {
     **{"optimizer": "sgd", "betas": [0.9, 0.999], "epsilon": 1e-8},
     **{"layer_decay": 1.0, "body_rate": 1.0, "drop_path": 0.0, "ema": 0.0, "ema_warmup": False},
 }
+# Settings that later versions added, by group, with the value that leaves results unchanged. A
+# setting with this value is not part of an identity, so that runs and studies that an earlier
+# version began go on.
 ADDED: Mapping[str, Mapping[str, Any]] = {
     "teacher": _OPTIMISATION,
     "student": {
-        **{
-            "init": "",
-            "mean": [],
-            "std": [],
-            "scratch_learning_rates": [],
-            "dropout": 0.0,
-            "label_smoothing": 0.0,
-        },
+        **{"init": "", "mean": [], "std": [], "scratch_learning_rates": []},
+        **{"dropout": 0.0, "label_smoothing": 0.0},
         **_OPTIMISATION,
     },
 }

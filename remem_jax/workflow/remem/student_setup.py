@@ -17,7 +17,7 @@ from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.records import Hyperparameters, Key, Outputs, TeacherApply, Variables
 from remem_jax.train import averaging, lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
-from remem_jax.weights import augreg, initial_students
+from remem_jax.weights import augreg, initial_students, student_normalisation
 from remem_jax.weights.initial_students import InitialStudent
 from remem_jax.workflow import context, initial_checkpoints
 from remem_jax.workflow.remem import finetune, student_steps
@@ -117,8 +117,8 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         classes=classes,
         stem=settings.stem,
         dtype=run.config.compute_dtype,
-        normalisation=normalisation,
         **student_steps.regularisation(settings),
+        **student_normalisation.options(normalisation),
     )
     params = models.shapes(model, run.config.data.image_size)
     tx = student_steps.make_optimiser(settings, params, pretrained=initial is not None)
