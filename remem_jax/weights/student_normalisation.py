@@ -86,6 +86,11 @@ def of_source(source: Source, init: str, student: str, *, is_torchvision: bool) 
     )
 
 
+def options(used: Normalisation) -> dict[str, Any]:
+    """Returns the argument of `models.make`; none for images in [-1, 1]."""
+    return {} if used == normalisation.IDENTITY else {"normalisation": used}
+
+
 def texts(used: Normalisation) -> dict[str, str]:
     """Returns a normalisation as metadata of a file."""
     return {"mean": json.dumps(used.mean), "std": json.dumps(used.std)}

@@ -20,7 +20,7 @@ from remem_jax.train import averaging, lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg, initial_students, student_normalisation
 from remem_jax.weights.initial_students import InitialStudent
-from remem_jax.workflow import context
+from remem_jax.workflow import context, initial_checkpoints
 from remem_jax.workflow.remem import finetune, student_steps
 
 LABELS = student_losses.LABELS.name  # The loss of students without a teacher.
@@ -114,7 +114,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     settings = run.config.student
     classes = len(run.dataset.classes)
     initial = run.preloaded.take_student(run.config)
-    normalisation = _normalisation(settings, initial)
+    normalisation = initial_checkpoints.normalisation_of(run.config, initial)
     architecture = initial.architecture if initial else {}
     model = models.make(
         settings.model,
@@ -122,7 +122,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         stem=settings.stem,
         dtype=run.config.compute_dtype,
         **student_steps.regularisation(settings),
-        **({} if normalisation == IDENTITY else {"normalisation": normalisation}),
+        **student_normalisation.options(normalisation),
         **architecture,
     )
     params = models.shapes(model, run.config.data.image_size)
@@ -204,13 +204,6 @@ def _jit_steps(
         name: run.jit_step_with_key(functools.partial(make, tx=tx), key, shapes[name])
         for name, make in makers.items()
     }
-
-
-def _normalisation(settings: ConfigDict, initial: InitialStudent | None) -> Normalisation:
-    """Returns the normalisation of the images of all students, also of those from scratch."""
-    if initial:
-        return initial.normalisation
-    return student_normalisation.given(settings.mean, settings.std) or IDENTITY
 
 
 def _losses(
