@@ -91,8 +91,9 @@ def test_a_student_computes_the_logits_of_its_checkpoint(
         models.init(model, jax.random.key(0), SIDE), initial.variables
     )
     variables = initial_students.join(variables, {"params": {"head": params["head"]}})
-    expected = original.apply({"params": params}, images)
-    np.testing.assert_allclose(model.apply(variables, images), expected, rtol=1e-5, atol=1e-5)
+    expected: Any = original.apply({"params": params}, images)
+    logits: Any = model.apply(variables, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_positions_are_resized_to_the_images_and_reported(

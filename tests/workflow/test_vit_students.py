@@ -138,9 +138,8 @@ def test_predictions_of_the_run_and_of_its_onnx_export_agree(
         assert predict.main([str(model), images, f"--out={out}", *method]) == 0
         rows.append(list(csv.DictReader(out.read_text().splitlines())))
     assert [row["class"] for row in rows[0]] == [row["class"] for row in rows[1]]
-    np.testing.assert_allclose(
-        *([float(row["probability"]) for row in each] for each in rows), atol=1e-5
-    )
+    ours, exported = ([float(row["probability"]) for row in each] for each in rows)
+    np.testing.assert_allclose(exported, ours, atol=1e-5)
 
 
 def test_folding_is_refused(run: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
