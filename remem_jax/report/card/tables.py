@@ -7,7 +7,7 @@ from typing import Any
 from remem_jax import evaluate
 from remem_jax.data import registry
 from remem_jax.methods import METHODS
-from remem_jax.report import tables
+from remem_jax.report import initial_students, tables
 from remem_jax.report.card import licences
 from remem_jax.report.run import comparisons, data_summary
 from remem_jax.report.tables import Results, Table
@@ -187,7 +187,11 @@ _TEACHER = {
 def training(results: Results, method: str) -> Table:
     """Builds the table of the method and settings of the student and its teacher."""
     row, models = row_of(results, method), results["models"]
-    rows = [("Method", tables.method_title(method))]
+    rows = [
+        ("Method", tables.method_title(method)),
+        *initial_students.rows(initial_students.of_method(results, method)),
+        *initial_students.normalisation_row(results),
+    ]
     if row["teacher"]:
         rows += [
             ("Teacher", f"{models['teacher']}, {models['teacher_parameters']:,} parameters"),
@@ -276,6 +280,10 @@ def terms(results: Results, method: str) -> Table:
     if row_of(results, method)["teacher"]:
         used = models["init"] or tables.NOTHING
         entries += [("Initial weights of the teacher", used, licences.of_weights(models["init"]))]
+    initial = initial_students.of_method(results, method)
+    if initial:
+        licence = licences.of_student_weights(initial)
+        entries += [("Initial weights of the student", initial_students.name(initial), licence)]
     rows = [
         (item, source, licence.terms, licence.page or tables.NOTHING)
         for item, source, licence in entries
