@@ -69,6 +69,16 @@ def _data(config: ConfigDict) -> None:
     # Smallest and largest area of a random crop, as fractions of the image; above 0, at most 1.
     # As in vit_jax's fine-tuning. [source]
     config.data.crop_area = (0.05, 1.0)
+    # Whether training images are flipped horizontally, each with probability 0.5; one of "auto",
+    # "True", "False". "auto" is the data set's own rule: not for digits and SVHN. [choice]
+    config.data.flip = "auto"
+    # Metric that selects models; one of "auto", "top1", "mean_per_class". "auto" is the data set's
+    # own: mean_per_class where the paper has it, top1 for your own images. [text]
+    config.data.metric = "auto"
+    # Class-balanced sampling: an image of a class with n training images is drawn with a
+    # probability proportional to n ** -balanced_sampling; from 0 to 1. 0 is every image once per
+    # epoch, 1 is all classes equally often. [text]
+    config.data.balanced_sampling = 0.0
     # Fraction of each class of the training split that is held out for validation, if the data set
     # has no validation split; above 0, below 1. [choice]
     config.data.validation = 0.1
@@ -111,6 +121,9 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher.mixup = 0.0
     # Probability that label smoothing spreads over all classes; from 0 to 1. [text]
     config.teacher.label_smoothing = 0.0
+    # Class-balanced loss: beta of the effective number of images, which weights the classes; at
+    # least 0, below 1, where 0 weights all alike. Cui et al. use 0.9 to 0.9999. [text]
+    config.teacher.class_balance = 0.0
     # Weight of MCMI, a rival of ReMem; at least 0. Its authors use 0.1 to 0.35, the paper none.
     # [text]
     config.teacher.mcmi = 0.0
@@ -173,6 +186,9 @@ def _student(config: ConfigDict) -> None:
     config.student.hard_labels = True
     # Mixup, as config.teacher.mixup; student and teacher get the same mixture. At least 0. [text]
     config.student.mixup = 0.0
+    # Class-balanced loss of the labels, as config.teacher.class_balance; at least 0, below 1.
+    # What it learns from the teacher is not weighted. [text]
+    config.student.class_balance = 0.0
     config.student.steps = 20_000  # Steps of training; at least 1. [text]
     config.student.batch_size = 512  # Images per step; at least 1. [choice]
     # Peaks of the cosine schedule; above 0. [text]

@@ -129,7 +129,13 @@ def test_images_are_preprocessed_as_in_evaluation(
     storage = data.Storage("streamed", 64, 1.0, str(tmp_path / ".cache"), 1)
     dataset = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0)
     loader = data.make_loader(
-        dataset, image_size=drawn.SIDE, crop_area=(1.0, 1.0), seed=0, threads=1, workers=0
+        dataset,
+        image_size=drawn.SIDE,
+        crop_area=(1.0, 1.0),
+        balance=0.0,
+        seed=0,
+        threads=1,
+        workers=0,
     )
     (batch,) = loader.evaluation("test", IMAGES)
     inputs = np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image))

@@ -42,6 +42,11 @@ def _changed(**changes: Any) -> ConfigDict:
         ("teacher.mirror", {}, "is no published name"),
         ("student.temperatures", {"student__losses": ("features",)}, "losses is features"),
         ("student.weights", {"student__hard_labels": False}, "losses is kd"),
+        (
+            "student.class_balance",
+            {"student__hard_labels": False, "methods": ("remem",)},
+            "no student learns from labels",
+        ),
         ("data.workers", {"data__input": "resident"}, r"config\.data\.input is 'resident'"),
         ("data.resident_gib", {"data__input": "streamed"}, "where no image is resident"),
         ("data.dir", {"data__dir": "~/tfds"}, "name is digits, no data set of TFDS"),

@@ -236,7 +236,7 @@ def _loader(folder: pathlib.Path, kind: str) -> tuple[Iterator[Any], Any]:
         corrupt_limit=0,
     )
     loader = data.make_loader(
-        dataset, image_size=SIZE, crop_area=AREA, seed=0, threads=1, workers=0
+        dataset, image_size=SIZE, crop_area=AREA, balance=0.0, seed=0, threads=1, workers=0
     )
     return loader.train(BATCH, 0, stage="teacher"), loader.train_transform
 

@@ -27,6 +27,8 @@ CUSTOM: dict[str, Callable[[str], Source]] = {
 }
 NAMES = ("digits", *CUSTOM, *registry.RECORDS)
 INPUTS = ("auto", "resident", "streamed")
+FLIPS = ("auto", "True", "False")
+METRICS = ("auto", registry.TOP1, registry.MEAN_PER_CLASS)
 
 
 class Dataset(NamedTuple):
@@ -90,6 +92,20 @@ def open_source(name: str, *, path: str, data_dir: str) -> Source:
             "tell apart; config.data.path needs a folder per class."
         )
     return source
+
+
+def with_rules(source: Source, *, flip: str, metric: str) -> Source:
+    """Replaces a data set's own rules by those of the settings.
+
+    Args:
+        source: Return value of `open_source`.
+        flip: One of `FLIPS`; whether a flipped image keeps its class.
+        metric: One of `METRICS`; the metric that selects models.
+    """
+    return source._replace(
+        flip=source.flip if flip == "auto" else flip == "True",
+        metric=source.metric if metric == "auto" else metric,
+    )
 
 
 def load(
@@ -172,6 +188,7 @@ def make_loader(
     *,
     image_size: int,
     crop_area: tuple[float, float],
+    balance: float,
     seed: int,
     threads: int,
     workers: int,
@@ -183,6 +200,7 @@ def make_loader(
         dataset: Return value of `load`.
         image_size: Side of the models' input, in pixels.
         crop_area: See `augment.make_train_transform`.
+        balance: See `order.TrainOrder`.
         seed: Seed of the order of training, and of crops and flips of streamed images.
         threads: Number of threads that decode streamed images; 0 is one per core.
         workers: Number of processes that share the threads; 0 is this process alone.
@@ -194,12 +212,13 @@ def make_loader(
             image_size=image_size,
             crop_area=crop_area,
             flip=dataset.flip,
+            balance=balance,
             seed=seed,
             sharding=sharding,
         )
     from remem_jax.data.loaders import streamed  # Imports Grain, which most runs do not need.
 
-    augmentation = streamed.AugmentOptions(image_size, crop_area, dataset.flip, seed)
+    augmentation = streamed.AugmentOptions(image_size, crop_area, dataset.flip, balance, seed)
     return streamed.make_loader(
         dataset.splits, augmentation, threads=_threads(threads), workers=workers, sharding=sharding
     )

@@ -109,6 +109,9 @@ def check_common(config: ConfigDict) -> None:
     _check_path(settings)
     checks.at_least("config.data.image_size", settings.image_size, 1)
     checks.at_least("config.data.stored_size", settings.stored_size, 1)
+    checks.one_of("config.data.flip", settings.flip, data.FLIPS)
+    checks.one_of("config.data.metric", settings.metric, data.METRICS)
+    checks.within("config.data.balanced_sampling", settings.balanced_sampling, 0, 1)
     checks.inside("config.data.validation", settings.validation, 0, 1)
     checks.at_least("config.data.corrupt_limit", settings.corrupt_limit, 0)
     checks.above("config.data.resident_gib", settings.resident_gib, 0)
@@ -153,6 +156,7 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.within("config.teacher.dropout", teacher.dropout, 0, 0.99)
     checks.at_least("config.teacher.mixup", teacher.mixup, 0)
     checks.within("config.teacher.label_smoothing", teacher.label_smoothing, 0, 1)
+    checks.inside("config.teacher.class_balance", teacher.class_balance, -1e-9, 1)
     checks.at_least("config.teacher.mcmi", teacher.mcmi, 0)
     whole = teacher.accumulate in (0, 1) and teacher.ascent_examples == 0
     checks.require(
@@ -205,6 +209,7 @@ def _check_student(student: ConfigDict) -> None:
         f"set it to False, or take {', '.join(features)} out of config.student.losses.",
     )
     checks.at_least("config.student.mixup", student.mixup, 0)
+    checks.inside("config.student.class_balance", student.class_balance, -1e-9, 1)
     checks.at_least("config.student.steps", student.steps, 1)
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)
     _check_optimizer("config.student", student, student.steps)

@@ -19,6 +19,7 @@ _OF_TEACHERS = (  # Settings of `config.student` that need a teacher.
 _OF_TRAINING = (  # Settings of `config.teacher` that only training uses.
     *("steps", "batch_size", "learning_rate", "warmup_steps", "momentum", "weight_decay"),
     *("clip_norm", "dropout", "mixup", "label_smoothing", "mcmi", "rho", "ascent_examples"),
+    "class_balance",
     *("accumulate", "lora.*", "adapter.*"),
 )
 _OF_MODELS = ("init", "variant", "gelu", "pruned_mlp", "pruned_attention")
@@ -146,6 +147,13 @@ def _unless(setting: str, values: Collection[Any], explanation: str) -> Reason:
     return why
 
 
+def _without_labels(config: ConfigDict) -> str:
+    learns = config.student.hard_labels or any(
+        not METHODS[method].has_teacher for method in config.methods
+    )
+    return "" if learns else "config.student.hard_labels is False, so no student learns from labels"
+
+
 def _not_measured(config: ConfigDict) -> str:
     return "" if config.information.seeds else "config.information.seeds is empty"
 
@@ -208,8 +216,11 @@ _OF_RUN: Mapping[str, Reason] = {
     "student.temperatures": _unused_by_losses("temperature"),
     "student.flatten": _unused_by_losses("flatten"),
     "student.weights": _unused_by_losses("weight"),
+    "student.class_balance": _without_labels,
 }
 _OF_ANALYSIS: Mapping[str, Reason] = {
+    "data.metric": _not_trained,
+    "data.balanced_sampling": _not_trained,
     **{f"teacher.{name}": _not_trained for name in _OF_TRAINING},
     **{f"teacher.{name}": _of_models(name) for name in _OF_MODELS},
     "teacher.residual": _without_weights,

@@ -35,6 +35,21 @@ _FREE_OF = {  # The same, by group: speed, memory and copies.
 }
 # Paths of images and weights, which are identified by their digests.
 _PATHS = {"data": ("path", "dir"), "teacher": ("init", "mirror"), "probe": ("path", "dir")}
+# Settings that earlier versions lack, by group, with the value at which a run is what it was
+# before. At this value they are not part of an identity, so that unfinished runs and studies go on.
+_NEUTRAL: Mapping[str, Mapping[str, Any]] = {
+    "data": {
+        "flip": "auto",
+        "metric": "auto",
+        "balanced_sampling": 0.0,
+    },
+    "teacher": {
+        "class_balance": 0.0,
+    },
+    "student": {
+        "class_balance": 0.0,
+    },
+}
 # Settings of a study that may change or grow between its commands.
 _GROWING = (
     "grid",
@@ -88,7 +103,7 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         plain: All settings of a run, nested; JSON values.
     """
-    return _without(described(plain), _PATHS)
+    return without_neutral(_without(described(plain), _PATHS))
 
 
 def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +126,33 @@ def _without(tree: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dic
             value = _without({k: v for k, v in value.items() if k not in dropped}, names)
         kept[name] = value
     return kept
+
+
+def without_neutral(tree: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Returns settings without those of `_NEUTRAL` that have their neutral value.
+
+    Args:
+        tree: Settings, nested; JSON values.
+        group: Name of the group that they are.
+    """
+    neutral = _NEUTRAL.get(group, {})
+    return {
+        name: without_neutral(value, name) if isinstance(value, Mapping) else value
+        for name, value in tree.items()
+        if name not in neutral or not _same(value, neutral[name])
+    }
+
+
+def neutral(group: str) -> dict[str, Any]:
+    """Returns the neutral values of the settings of a group that earlier versions lack."""
+    return dict(_NEUTRAL.get(group, {}))
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Returns whether two values are equal; JSON has lists in place of tuples."""
+    if isinstance(neutral, tuple):
+        return isinstance(value, list | tuple) and tuple(value) == neutral
+    return value == neutral
 
 
 def differences(

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from remem_jax import data, evaluate, mesh, platforms, random_streams
+from remem_jax import data, evaluate, losses, mesh, platforms, random_streams
 from remem_jax.data.loaders import resident
 from remem_jax.records import Apply, Batch, DataLoader, Key, Metrics, Transform, Variables
 from remem_jax.settings import counts
@@ -56,6 +57,17 @@ class Run(NamedTuple):
     def memory(self) -> int:
         """Returns the memory of a device, in bytes."""
         return self.device_bytes or resident.memory()
+
+    def class_weights(self, beta: float) -> jax.Array | None:
+        """Returns the weights of the class-balanced loss; None if `beta` is 0.
+
+        Args:
+            beta: See `losses.effective_number_weights`.
+        """
+        if not beta:
+            return None
+        labels, classes = self.dataset.splits["train"].labels, len(self.dataset.classes)
+        return jnp.asarray(losses.effective_number_weights(labels, classes, beta))
 
     def shardings(self, tree: Any) -> Any:
         """Returns the shardings of arrays: replicated, or sharded if `config.fsdp` is set."""
@@ -180,6 +192,7 @@ def load_data(
         dataset,
         image_size=settings.image_size,
         crop_area=tuple(settings.crop_area),
+        balance=settings.balanced_sampling,
         seed=config.seed,
         threads=settings.threads,
         workers=settings.workers,
@@ -190,7 +203,11 @@ def load_data(
 
 def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
     """Loads the data set that `settings` (such as `config.data`) names."""
-    source = data.open_source(settings.name, path=settings.path, data_dir=settings.dir)
+    source = data.with_rules(
+        data.open_source(settings.name, path=settings.path, data_dir=settings.dir),
+        flip=settings.flip,
+        metric=settings.metric,
+    )
     if settings is config.data:
         counts.check(config, source)
     names = ("input", "stored_size", "resident_gib", "cache", "threads")

@@ -27,6 +27,7 @@ def _loader(split: resident.Split, seed: int = 0, sharding: Any = None) -> DataL
         image_size=4,
         crop_area=(0.5, 1.0),
         flip=True,
+        balance=0.0,
         seed=seed,
         sharding=sharding,
     )

@@ -57,13 +57,14 @@ def _loader(
     *,
     area: tuple[float, float] = AREA,
     flip: bool = True,
+    balance: float = 0.0,
     threads: int = 2,
     workers: int = 0,
     sharding: Any = None,
 ) -> DataLoader:
     return streamed.make_loader(
         {"train": subset, "test": subset},
-        streamed.AugmentOptions(SIZE, area, flip, SEED),
+        streamed.AugmentOptions(SIZE, area, flip, balance, SEED),
         threads=threads,
         workers=workers,
         sharding=sharding,
@@ -124,12 +125,15 @@ def test_the_last_evaluation_batch_is_padded_and_masked(subset: sources.Subset) 
     np.testing.assert_array_equal(last.mask, [True, True, False, False])
 
 
+@pytest.mark.parametrize("balance", [0.0, 1.0])
 def test_training_follows_the_order_shared_by_all_inputs(
-    subset: sources.Subset,
+    subset: sources.Subset, balance: float
 ) -> None:
-    batches = _batches(_loader(subset, area=(1.0, 1.0), flip=False), count=5)
+    loader = _loader(subset, area=(1.0, 1.0), flip=False, balance=balance)
+    batches = _batches(loader, count=5)
 
-    rows = order.train_rows(np.arange(20), examples=len(subset.rows), seed=SEED, stage="teacher")
+    train_order = order.TrainOrder(subset.labels, balance, SEED)
+    rows = train_order.rows(np.arange(20), stage="teacher")
     np.testing.assert_array_equal(np.concatenate([b.label for b in batches]), subset.labels[rows])
     images = np.concatenate([b.image for b in batches]).astype(np.int32)
     for row, actual in zip(rows, images, strict=True):
@@ -139,7 +143,7 @@ def test_training_follows_the_order_shared_by_all_inputs(
 def test_crops_match_the_transform_on_the_device(subset: sources.Subset) -> None:
     images = np.concatenate([b.image for b in _batches(_loader(subset), count=5)])
 
-    rows = order.train_rows(np.arange(20), examples=len(subset.rows), seed=SEED, stage="teacher")
+    rows = order.TrainOrder(subset.labels, 0.0, SEED).rows(np.arange(20), stage="teacher")
     mirrored = 0
     for position, row in enumerate(rows):
         pixels = _pixels(subset, row)
@@ -308,7 +312,13 @@ def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], Da
             corrupt_limit=0,
         )
         return data.make_loader(
-            dataset, image_size=SIZE, crop_area=(1.0, 1.0), seed=SEED, threads=1, workers=0
+            dataset,
+            image_size=SIZE,
+            crop_area=(1.0, 1.0),
+            balance=0.0,
+            seed=SEED,
+            threads=1,
+            workers=0,
         )
 
     return make

@@ -35,6 +35,7 @@ def make_loader(
     image_size: int,
     crop_area: tuple[float, float],
     flip: bool,
+    balance: float,
     seed: int,
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> DataLoader:
@@ -45,6 +46,7 @@ def make_loader(
         image_size: Side of the models' input, in pixels.
         crop_area: See `augment.make_train_transform`.
         flip: See `augment.make_train_transform`.
+        balance: See `order.TrainOrder`.
         seed: Seed of the order of training.
         sharding: Sharding of a batch along its first axis; every device then has the whole data
             set. None is the default device.
@@ -54,14 +56,14 @@ def make_loader(
     """
     stored = {name: put(split, sharding) for name, split in splits.items()}
     take = _make_take(sharding)
+    train_order = order.TrainOrder(np.asarray(splits["train"].label), balance, seed)
 
     def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
         split, step = stored["train"], first_step
-        examples, counted = len(split.label), np.ones(batch_size, bool)
+        counted = np.ones(batch_size, bool)
         while True:
             positions = np.arange(step * batch_size, (step + 1) * batch_size)
-            rows = order.train_rows(positions, examples=examples, seed=seed, stage=stage)
-            yield take(split, rows, counted)
+            yield take(split, train_order.rows(positions, stage=stage), counted)
             step += 1
 
     def evaluation(name: str, batch_size: int) -> Batches:

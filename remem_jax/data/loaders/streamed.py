@@ -36,11 +36,20 @@ _BATCHES_PER_WORKER = 4  # Batches in shared memory: being made, waiting or bein
 
 
 class AugmentOptions(NamedTuple):
-    """Transforms of training images on the host; see `augment.make_train_transform`."""
+    """Order and transforms of training images on the host.
+
+    Attributes:
+        size: See `augment.make_train_transform`.
+        crop_area: See `augment.make_train_transform`.
+        flip: See `augment.make_train_transform`.
+        balance: See `order.TrainOrder`.
+        seed: Seed of the order, the crops and the flips.
+    """
 
     size: int
     crop_area: tuple[float, float]
     flip: bool
+    balance: float
     seed: int
 
 
@@ -94,7 +103,9 @@ def make_loader(
 
     def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
         subset = splits["train"]
-        return batches(_Examples(subset, augmentation, batch_size, stage, first_step), workers)
+        train_order = order.TrainOrder(subset.labels, augmentation.balance, augmentation.seed)
+        examples = _Examples(subset, augmentation, batch_size, stage, train_order, first_step)
+        return batches(examples, workers)
 
     def evaluation(name: str, batch_size: int) -> Batches:
         # Processes would take longer to start than most evaluations take.
@@ -122,6 +133,7 @@ class _Examples:
         augmentation: Transforms of training images.
         batch_size: Global batch size.
         stage: Stage of training; None is an evaluation, which only resizes images.
+        train_order: Order of training; None in an evaluation.
         first_step: Step at which training starts or resumes.
         local: Positions in the global batch that this process reads.
         chunk: Number of examples in a piece; divides the number of `local` positions.
@@ -131,6 +143,7 @@ class _Examples:
     augmentation: AugmentOptions
     batch_size: int
     stage: Stage | None
+    train_order: order.TrainOrder | None = None
     first_step: int = 0
     local: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     chunk: int = 1
@@ -145,14 +158,12 @@ class _Examples:
         batch, begin = divmod(i * self.chunk, len(self.local))
         places = self.local[begin : begin + self.chunk]
         step = self.first_step + batch
-        positions, examples = step * self.batch_size + places, len(self.subset.rows)
-        if self.stage is None:
-            rows, counted = order.evaluation_rows(positions, examples=examples)
+        positions = step * self.batch_size + places
+        if self.stage is None or self.train_order is None:
+            rows, counted = order.evaluation_rows(positions, examples=len(self.subset.rows))
             draws, mirrored = None, np.zeros(len(rows), bool)
         else:
-            rows = order.train_rows(
-                positions, examples=examples, seed=self.augmentation.seed, stage=self.stage
-            )
+            rows = self.train_order.rows(positions, stage=self.stage)
             counted = np.ones(len(rows), bool)
             draws, mirrored = self._draws(self.stage, step, places)
         size = self.augmentation.size

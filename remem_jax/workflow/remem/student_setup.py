@@ -149,9 +149,11 @@ def _losses(
 ) -> dict[str, tuple[steps.Loss, projection.Target | None]]:
     """Returns, for each `GridPoint.loss` of a run, the loss and the features it compares."""
     hard_labels = bool(run.config.student.hard_labels)
+    weights = run.class_weights(run.config.student.class_balance)
 
     def bind(loss: student_losses.StudentLoss) -> steps.Loss:
-        return functools.partial(loss, hard_labels=hard_labels)
+        bound = functools.partial(loss, hard_labels=hard_labels)
+        return student_losses.with_class_weights(bound, weights)
 
     losses: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
     if pretrained:

@@ -124,7 +124,10 @@ def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Train
         tx,
         run.loader.train_transform,
         loss=functools.partial(
-            losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
+            losses.supervised,
+            smoothing=settings.label_smoothing,
+            mcmi=settings.mcmi,
+            class_weights=run.class_weights(settings.class_balance),
         ),
         mixup=settings.mixup,
         ascent=sam.sam(settings.rho) if settings.rho else None,
