@@ -79,6 +79,16 @@ def _data(config: ConfigDict) -> None:
     # probability proportional to n ** -balanced_sampling; from 0 to 1. 0 is every image once per
     # epoch, 1 is all classes equally often. [text]
     config.data.balanced_sampling = 0.0
+    # Augmentation policy of training images, after crops and flips; one of "none",
+    # "trivial" (TrivialAugment), "rand" (RandAugment). Teacher and students get the same images.
+    # [text]
+    config.data.augment = "none"
+    config.data.augment_operations = 2  # Operations of RandAugment per image; at least 1. [source]
+    config.data.augment_magnitude = 9  # Magnitude of RandAugment; from 0 to 30. [source]
+    # Colour jitter: largest relative change of brightness, contrast and saturation; at least 0,
+    # where 0 is none. [text]
+    config.data.color_jitter = 0.0
+    config.data.random_erasing = 0.0  # Probability of random erasing; from 0 to 1. [text]
     # Fraction of each class of the training split that is held out for validation, if the data set
     # has no validation split; above 0, below 1. [choice]
     config.data.validation = 0.1
@@ -119,6 +129,9 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher.dropout = 0.0  # Dropout rate; from 0 to 0.99. [choice]
     # Mixup: both parameters of the Beta distribution; at least 0, where 0 is no Mixup. [text]
     config.teacher.mixup = 0.0
+    # CutMix: both parameters of the Beta distribution; at least 0, where 0 is no CutMix. With Mixup
+    # too, each batch gets one of them, with equal chances. [text]
+    config.teacher.cutmix = 0.0
     # Probability that label smoothing spreads over all classes; from 0 to 1. [text]
     config.teacher.label_smoothing = 0.0
     # Class-balanced loss: beta of the effective number of images, which weights the classes; at
@@ -186,6 +199,8 @@ def _student(config: ConfigDict) -> None:
     config.student.hard_labels = True
     # Mixup, as config.teacher.mixup; student and teacher get the same mixture. At least 0. [text]
     config.student.mixup = 0.0
+    # CutMix, as config.teacher.cutmix; student and teacher get the same images. At least 0. [text]
+    config.student.cutmix = 0.0
     # Class-balanced loss of the labels, as config.teacher.class_balance; at least 0, below 1.
     # What it learns from the teacher is not weighted. [text]
     config.student.class_balance = 0.0

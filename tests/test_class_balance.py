@@ -30,8 +30,8 @@ def _torch_cross_entropy(logits: jax.Array, labels: Labels, smoothing: float) ->
     loss = torch.nn.CrossEntropyLoss(
         weight=torch.tensor(np.asarray(WEIGHTS)), label_smoothing=smoothing, reduction="none"
     )
-    labels = np.asarray(labels)
-    targets = torch.tensor(labels.astype(np.int64) if labels.ndim == 1 else labels)
+    values = np.asarray(labels)
+    targets = torch.tensor(values.astype(np.int64) if values.ndim == 1 else values)
     return float(loss(torch.tensor(np.asarray(logits)), targets).mean())
 
 

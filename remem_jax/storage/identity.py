@@ -42,11 +42,18 @@ _NEUTRAL: Mapping[str, Mapping[str, Any]] = {
         "flip": "auto",
         "metric": "auto",
         "balanced_sampling": 0.0,
+        "augment": "none",
+        "augment_operations": 2,
+        "augment_magnitude": 9,
+        "color_jitter": 0.0,
+        "random_erasing": 0.0,
     },
     "teacher": {
+        "cutmix": 0.0,
         "class_balance": 0.0,
     },
     "student": {
+        "cutmix": 0.0,
         "class_balance": 0.0,
     },
 }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, losses, mesh, platforms, random_streams
+from remem_jax.data.images import policies
 from remem_jax.data.loaders import resident
 from remem_jax.records import Apply, Batch, DataLoader, Key, Metrics, Transform, Variables
 from remem_jax.settings import counts
@@ -53,6 +54,22 @@ class Run(NamedTuple):
     def platform(self) -> str:
         """Platform of the devices; see `platforms.of`."""
         return platforms.of(self.mesh.devices.flat[0])
+
+    @property
+    def train_transform(self) -> Transform:
+        """Transform of training images of teachers and students, with all augmentations.
+
+        Decoders of `config.information` use that of the loader: crops and flips alone.
+        """
+        settings = self.config.data
+        changes = policies.Changes(
+            settings.augment,
+            settings.augment_operations,
+            settings.augment_magnitude,
+            settings.color_jitter,
+            settings.random_erasing,
+        )
+        return policies.extended(self.loader.train_transform, changes)
 
     def memory(self) -> int:
         """Returns the memory of a device, in bytes."""

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, models, optim, random_streams
 from remem_jax.checks import require
+from remem_jax.data.images.augment import Mixing
 from remem_jax.methods import METHODS, SCRATCH
 from remem_jax.models import projection
 from remem_jax.records import Hyperparameters, Key, Outputs, TeacherApply, Variables
@@ -136,7 +137,10 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     measure = context.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     augment = random_streams.JitWithKey(
         functools.partial(
-            lockstep.make_augment, run.loader.train_transform, classes=classes, mixup=settings.mixup
+            lockstep.make_augment,
+            run.train_transform,
+            classes=classes,
+            mixing=Mixing(settings.mixup, settings.cutmix),
         ),
         key,
         out_shardings=mesh.batch_sharding(run.mesh),
