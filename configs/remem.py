@@ -20,6 +20,7 @@ LOSSES = {  # What each value of the option `loss` changes in config.student.
     "dist": {
         "losses": ("dist",),
         "learning_rates": (0.5, 0.7, 1.0),  # [text]
+        "scratch_learning_rates": (0.05, 0.1, 0.5),  # Of cross-entropy, as with KD. [choice]
         "weights": (1.0,),  # beta and gamma. [text]
         "temperatures": (1.0,),  # As DIST's authors. [source]
     },

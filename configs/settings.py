@@ -19,8 +19,9 @@ def run() -> ConfigDict:
     """Returns the settings of a ReMem run; the defaults are the paper's, on CIFAR-100."""
     config = ConfigDict()
     config.workflow = "remem"  # The kind of work: "remem", "pretrain", "analysis", "study". [free]
-    # Methods to compare, each a row of the results; one of "scratch", "finetune", "sam",
-    # "reweight", "remem". The two baselines and ReMem. [text]
+    # Methods to compare, each a row of the results; one of "scratch", "alone", "finetune", "sam",
+    # "reweight", "remem". The two baselines and ReMem. "alone" is the student from
+    # config.student.init without a teacher. [text]
     config.methods = ("scratch", "finetune", "remem")
     # Seed of all random numbers of a run; at least 0, below 2**32. The paper names none. [free]
     config.seed = 0
@@ -121,12 +122,30 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher.learning_rate = 0.03
     # Steps of linear warm-up; at least 0, fewer than the steps of training. [choice]
     config.teacher.warmup_steps = 500
+    config.teacher.optimizer = "sgd"  # Optimiser; one of "sgd", "adamw". [text]
     config.teacher.momentum = 0.9  # Momentum of SGD; at least 0, below 1. [choice]
-    # Weight decay of SGD; at least 0. None, as in ViT-22B's fine-tuning. [source]
+    config.teacher.betas = (0.9, 0.999)  # Betas of AdamW; from 0 to 0.99999. [choice]
+    config.teacher.epsilon = 1e-8  # Epsilon of AdamW; above 0. [choice]
+    # Weight decay; at least 0. AdamW's is decoupled, and applies to kernels only. None, as in
+    # ViT-22B's fine-tuning. [source]
     config.teacher.weight_decay = 0.0
+    # Layer-wise decay of the learning rate: its factor from each block to the one below; above 0,
+    # at most 1, where 1 is off. The paper's text mentions none. [derived]
+    config.teacher.layer_decay = 1.0
+    # Learning rate of all parameters but the head's, as a multiple of the head's; at least 0, where
+    # 1 is off. The paper's text mentions one rate. [derived]
+    config.teacher.body_rate = 1.0
     # Maximum norm of the gradient; above 0. As in vit_jax's fine-tuning. [choice]
     config.teacher.clip_norm = 1.0
     config.teacher.dropout = 0.0  # Dropout rate; from 0 to 0.99. [choice]
+    # Stochastic depth: rate at which the last block is left out, rising linearly from 0 at the
+    # first; from 0 to 0.99. The paper's text mentions none. [derived]
+    config.teacher.drop_path = 0.0
+    # Decay of an exponential moving average of the weights, which is then evaluated and kept; at
+    # least 0, below 1, where 0 is off. The paper's text mentions none. [derived]
+    config.teacher.ema = 0.0
+    # Whether this decay rises from 0 during training, as 1 - (1 + step)**(-2/3). [derived]
+    config.teacher.ema_warmup = False
     # Mixup: both parameters of the Beta distribution; at least 0, where 0 is no Mixup. [text]
     config.teacher.mixup = 0.0
     # CutMix: both parameters of the Beta distribution; at least 0, where 0 is no CutMix. With Mixup
@@ -190,6 +209,9 @@ def _student(config: ConfigDict) -> None:
     config.student = ConfigDict()
     # Architecture: a name of remem_jax/models/students.py. [text]
     config.student.model = "resnet18"
+    # Pretrained weights that the student starts from, except in the method "scratch": a file with
+    # the names of timm or torchvision; empty is random weights. [text]
+    config.student.init = ""
     # First layers; one of "imagenet", "small". "small" keeps small images' resolution. [text]
     config.student.stem = "imagenet"
     # Distillation losses: names of remem_jax/train/student_losses.py; each adds a grid of students.
@@ -206,8 +228,14 @@ def _student(config: ConfigDict) -> None:
     config.student.class_balance = 0.0
     config.student.steps = 20_000  # Steps of training; at least 1. [text]
     config.student.batch_size = 512  # Images per step; at least 1. [choice]
-    # Peaks of the cosine schedule; above 0. [text]
+    # Peaks of the cosine schedule for students from random weights; above 0. [text]
     config.student.learning_rates = (0.05, 0.1, 0.5)
+    # The same for the method "scratch", whose loss is cross-entropy; above 0. Empty is
+    # learning_rates. [choice]
+    config.student.scratch_learning_rates = ()
+    # The same for students from config.student.init, with a teacher or alone; above 0. Lower than
+    # those from random weights, which would undo the pretraining. [choice]
+    config.student.pretrained_learning_rates = (0.01, 0.03, 0.1)
     config.student.temperatures = (1.0, 2.0, 4.0)  # Softmax temperatures of KD; above 0. [text]
     # Weights of the distillation loss, against that of the labels; from 0 to 1. [text]
     config.student.weights = (0.1, 0.5, 0.9)
@@ -223,8 +251,25 @@ def _student(config: ConfigDict) -> None:
     config.student.store_outputs = False
     # Steps of linear warm-up; at least 0, fewer than the steps of training. [choice]
     config.student.warmup_steps = 500
+    config.student.optimizer = "sgd"  # Optimiser; one of "sgd", "adamw". [text]
     config.student.momentum = 0.9  # Nesterov momentum of SGD; at least 0, below 1. [choice]
-    config.student.weight_decay = 1e-4  # Weight decay of SGD; at least 0. [text]
+    config.student.betas = (0.9, 0.999)  # Betas of AdamW; from 0 to 0.99999. [choice]
+    config.student.epsilon = 1e-8  # Epsilon of AdamW; above 0. [choice]
+    # Weight decay; at least 0. AdamW's is decoupled, and applies to kernels only. [text]
+    config.student.weight_decay = 1e-4
+    # As config.teacher.layer_decay, for students with pretrained weights; above 0, at most 1.
+    # [derived]
+    config.student.layer_decay = 1.0
+    # As config.teacher.body_rate, for students with pretrained weights; at least 0. [derived]
+    config.student.body_rate = 1.0
+    # Dropout rate before the head, and of a ViT also in its blocks; from 0 to 0.99. The paper's
+    # text mentions none. [derived]
+    config.student.dropout = 0.0
+    config.student.drop_path = 0.0  # As config.teacher.drop_path; from 0 to 0.99. [derived]
+    # As config.teacher.label_smoothing, in the cross-entropy of every loss; from 0 to 1. [derived]
+    config.student.label_smoothing = 0.0
+    config.student.ema = 0.0  # As config.teacher.ema; at least 0, below 1. [derived]
+    config.student.ema_warmup = False  # As config.teacher.ema_warmup. [derived]
     # Evaluations on validation during training; at least 1, at most the steps. [free]
     config.student.evaluations = 10
 

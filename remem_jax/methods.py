@@ -15,6 +15,8 @@ class Method(NamedTuple):
     Attributes:
         title: Title in reports, as in the paper.
         has_teacher: Whether a teacher is fine-tuned; without one, a student learns from labels.
+        starts_random: Whether the student starts from random weights even if there is a
+            `config.student.init`.
         rho: Radius of SAM, or `AS_SET`; 0 is plain SGD.
         alpha: Weight of every MLP block, `config.teacher.mlp_weight`, or `AS_SET`; 1 leaves the
             blocks as pretrained.
@@ -28,6 +30,7 @@ class Method(NamedTuple):
     alpha: float | None
     beta: float | None
     in_paper: bool = True
+    starts_random: bool = False
 
     @property
     def fixed(self) -> dict[str, float]:
@@ -38,10 +41,16 @@ class Method(NamedTuple):
 
 # ReMem, its two baselines, and its two halves (Table 10).
 METHODS: dict[str, Method] = {
-    "scratch": Method("From scratch", False, rho=AS_SET, alpha=AS_SET, beta=AS_SET),
+    "scratch": Method(
+        "From scratch", False, rho=AS_SET, alpha=AS_SET, beta=AS_SET, starts_random=True
+    ),
+    "alone": Method(
+        "Pretrained, no teacher", False, rho=AS_SET, alpha=AS_SET, beta=AS_SET, in_paper=False
+    ),
     "finetune": Method("Fine-tuning", True, rho=0.0, alpha=1.0, beta=1.0),
     "sam": Method("SAM only", True, rho=AS_SET, alpha=1.0, beta=1.0),
     "reweight": Method("Re-weighting MLPs only", True, rho=0.0, alpha=AS_SET, beta=AS_SET),
     "remem": Method("ReMem", True, rho=AS_SET, alpha=AS_SET, beta=AS_SET),
 }
-SCRATCH = "scratch"  # The method without a teacher; its results are stored under this name.
+# The methods without a teacher: from random weights, and from `config.student.init`.
+SCRATCH, ALONE = "scratch", "alone"

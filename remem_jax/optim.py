@@ -1,9 +1,16 @@
 """Schedules and optimisers; SAM is in `sam`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import optax
 
 from remem_jax.records import Params
+
+OPTIMIZERS = ("sgd", "adamw")
+# Parameters without weight decay, by the last part of their names.
+_SPARED = ("bias", "scale", "cls", "pos_embedding", "probe")
 
 
 def warmup_cosine(*, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
@@ -40,14 +47,56 @@ def sgd(
 
 
 def adamw(
-    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
+    schedule: optax.Schedule,
+    *,
+    betas: tuple[float, float],
+    epsilon: float,
+    weight_decay: float,
+    clip_norm: float | None,
 ) -> optax.GradientTransformation:
-    """Builds AdamW with clipping, for pretraining; weight decay applies to kernels only."""
+    """Builds AdamW, equal to torch's, with clipping before it.
 
-    def kernels(params: Params) -> Params:
-        return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    Weight decay is decoupled: a step subtracts the learning rate times `weight_decay` of a
+    parameter. As in timm, it spares vectors (biases, norms) and embeddings of tokens.
 
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, b2=0.99, weight_decay=weight_decay, mask=kernels),
+    Args:
+        schedule: Learning rate by step.
+        betas: Decay of the means of the gradient and of its square, from 0 to below 1.
+        epsilon: Added to the root of the second mean, above 0.
+        weight_decay: Weight decay, at least 0.
+        clip_norm: Maximum global norm of the gradient; None for no clipping.
+
+    Source: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.
+    """
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    adam = optax.adamw(schedule, *betas, epsilon, weight_decay=weight_decay, mask=_decayed)
+    return optax.chain(*clip, adam)
+
+
+def _decayed(params: Params) -> Params:
+    """Returns which parameters decay; stacked vectors of a ViT's blocks have two axes."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and path[-1].key not in _SPARED, params
     )
+
+
+def scaled(
+    tx: optax.GradientTransformation, factors: Callable[[Params], Params]
+) -> optax.GradientTransformation:
+    """Multiplies each parameter's learning rate, and so its decoupled weight decay, by a factor.
+
+    Args:
+        tx: An optimiser whose updates are proportional to its learning rate.
+        factors: Returns, for parameters, a tree of numbers or of arrays that multiply them.
+
+    Returns:
+        The optimiser; its state is that of `tx`.
+    """
+
+    def update(
+        grads: Params, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, Any]:
+        updates, state = optax.with_extra_args_support(tx).update(grads, state, params, **extra)
+        return jax.tree.map(lambda x, factor: factor * x, updates, factors(updates)), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

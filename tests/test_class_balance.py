@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import settings as config_settings
 from remem_jax import losses
 from remem_jax.records import Labels, Outputs
 from remem_jax.train import student_losses
+from remem_jax.workflow.remem import student_steps
 from tests.oracles import peers
 
 LABELS = np.repeat(np.arange(4), (40, 8, 1, 3))  # Of all training images.
@@ -96,11 +98,15 @@ def test_a_students_loss_weights_the_labels_and_not_the_teacher(
     assert float(actual) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_student_from_scratch_is_weighted_too(logits: tuple[jax.Array, jax.Array]) -> None:
-    scratch = functools.partial(student_losses.SCRATCH, hard_labels=True)
-    loss = student_losses.with_class_weights(scratch, WEIGHTS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_student_without_a_teacher_is_weighted_too(
+    logits: tuple[jax.Array, jax.Array], smoothing: float
+) -> None:
+    settings = config_settings.run().student
+    settings.label_smoothing = smoothing
+    loss = student_steps.bind(settings, WEIGHTS)(student_losses.LABELS)
 
     actual = loss(Outputs(logits[0]), None, INDICES, temperature=1.0, weight=0.0)
 
-    expected = _torch_cross_entropy(logits[0], INDICES, 0.0)
+    expected = _torch_cross_entropy(logits[0], INDICES, smoothing)
     assert float(actual) == pytest.approx(expected, rel=1e-5)

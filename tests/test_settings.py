@@ -14,11 +14,13 @@ from ml_collections import ConfigDict
 from configs import analysis, pretrain, quickstart, remem
 from remem_jax import data, settings
 from remem_jax.checks import SettingError
-from remem_jax.methods import METHODS, SCRATCH
+from remem_jax.methods import ALONE, METHODS, SCRATCH
 from remem_jax.models import vit
 from remem_jax.settings import memory as settings_memory
 from remem_jax.settings import values
 from remem_jax.settings.analysis import check as check_analysis
+from remem_jax.storage import identity
+from remem_jax.storage.identity import ADDED
 from remem_jax.train import student_losses
 
 
@@ -321,8 +323,10 @@ def test_a_method_only_fixes_settings_of_the_teacher(method: str) -> None:
     assert METHODS[method].fixed.keys() <= set(remem.get_config().teacher)
 
 
-def test_scratch_is_the_only_method_without_a_teacher() -> None:
-    assert [name for name, method in METHODS.items() if not method.has_teacher] == [SCRATCH]
+def test_the_methods_without_a_teacher_are_known() -> None:
+    without = [name for name, method in METHODS.items() if not method.has_teacher]
+    assert without == [SCRATCH, ALONE]
+    assert [name for name, method in METHODS.items() if method.starts_random] == [SCRATCH]
 
 
 @pytest.mark.parametrize(
@@ -365,6 +369,8 @@ FREE = (
 )
 
 
+# Settings that others need to have an effect.
+NEEDS = {"student.pretrained_learning_rates": {"student.init": "weights.safetensors"}}
 PATHS = ("data.path", "data.dir", "teacher.init", "teacher.mirror")
 
 
@@ -372,11 +378,28 @@ PATHS = ("data.path", "data.dir", "teacher.init", "teacher.mirror")
     "name", [n for n in _leaves(quickstart.get_config()) if n not in (*FREE, *PATHS)]
 )
 def test_a_setting_is_part_of_the_runs_identity(config: ConfigDict, name: str) -> None:
+    for other, value in NEEDS.get(name, {}).items():
+        _set(config, other, value)
     before = settings.deciding(config)
 
     _set(config, name, "something else")
 
     assert settings.deciding(config) != before
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group, added in ADDED.items() for name in added]
+)
+def test_a_run_of_an_earlier_version_without_a_setting_goes_on(
+    config: ConfigDict, group: str, name: str
+) -> None:
+    with_setting = settings.plain(config)
+    without = {
+        name: dict(value) if group == name else value for name, value in with_setting.items()
+    }
+    del without[group][name]
+
+    assert identity.deciding(without) == identity.deciding(with_setting)
 
 
 @pytest.mark.parametrize("name", [*FREE, *PATHS])

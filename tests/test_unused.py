@@ -45,7 +45,7 @@ def _changed(**changes: Any) -> ConfigDict:
         (
             "student.class_balance",
             {"student__hard_labels": False, "methods": ("remem",)},
-            "no student learns from labels",
+            "hard_labels is False",
         ),
         ("data.augment_magnitude", {"data__augment": "trivial"}, "only RandAugment uses it"),
         ("data.workers", {"data__input": "resident"}, r"config\.data\.input is 'resident'"),

@@ -78,7 +78,7 @@ def _load(run: pathlib.Path) -> tuple[Dataset, DataLoader]:
     with config.unlocked():
         config.data.threads, config.data.workers = 0, 0
         config.data.cache = config.data.get("cache", "")  # Older runs have none.
-        config.data.update({**identity.neutral("data"), **config.data})
+        config.data.update({**identity.ADDED["data"], **config.data})
     try:
         loaded = context.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
     except SettingError as error:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Shaped
 from remem_jax.models import layers
 from remem_jax.models.architectures import Architecture
 from remem_jax.models.inverted_blocks import BLOCKS, Layers
+from remem_jax.models.normalisation import IDENTITY, Normalisation
 
 
 class InvertedResidualNetwork(nn.Module):
@@ -24,6 +25,7 @@ class InvertedResidualNetwork(nn.Module):
             The rate rises linearly from 0 at the first block, and would reach this value one block
             after the last. timm's `drop_path_rate`, torchvision's `stochastic_depth_prob`.
         dtype: Type of the computation; parameters, BatchNorm and logits are float32.
+        normalisation: Normalisation of the images.
     """
 
     architecture: Architecture
@@ -32,6 +34,7 @@ class InvertedResidualNetwork(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: Any = jnp.float32
+    normalisation: Normalisation = IDENTITY
 
     @nn.compact
     def trunk(
@@ -41,7 +44,8 @@ class InvertedResidualNetwork(nn.Module):
         layers.require_float(images)
         make, stages = Layers(self.architecture, self.dtype), self.architecture.stages
         stride = 1 if self.stem == "small" else 2
-        maps = make.conv(self.architecture.stem, 3, stride, "conv_stem")(images)
+        maps = self.normalisation(images)
+        maps = make.conv(self.architecture.stem, 3, stride, "conv_stem")(maps)
         maps = make.activation()(make.norm("bn1")(maps, train=train))
         done, total = 0, sum(row.repeats for rows in stages for row in rows)
         for number, rows in enumerate(stages):
@@ -94,6 +98,7 @@ def make(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     dtype: Any = jnp.float32,
+    normalisation: Normalisation = IDENTITY,
 ) -> InvertedResidualNetwork:
     """Builds a network.
 
@@ -108,10 +113,13 @@ def make(
         dropout: See `InvertedResidualNetwork`.
         drop_path: See `InvertedResidualNetwork`.
         dtype: See `InvertedResidualNetwork`.
+        normalisation: See `InvertedResidualNetwork`.
 
     Raises:
         ValueError: If an option's value is unknown.
     """
     architecture = architecture._replace(padding=padding or architecture.padding)
     layers.require_options(stem=stem, padding=architecture.padding, dtype=dtype)
-    return InvertedResidualNetwork(architecture, classes, stem, dropout, drop_path, dtype)
+    return InvertedResidualNetwork(
+        architecture, classes, stem, dropout, drop_path, dtype, normalisation
+    )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from remem_jax.models import layers
+from remem_jax.models.normalisation import IDENTITY, Normalisation
 
 STEMS = layers.STEMS
 
@@ -86,6 +87,7 @@ class ResNet(nn.Module):
         stem: "imagenet" (7x7 of stride 2, then a max-pool of stride 2) or "small" (3x3 of stride
             1, no max-pool), usual for images of 32 or 64 pixels.
         dtype: Type of the computation; parameters, BatchNorm and logits are float32.
+        normalisation: Normalisation of the images.
     """
 
     depths: Sequence[int]
@@ -93,6 +95,7 @@ class ResNet(nn.Module):
     bottleneck: bool = False
     stem: str = "imagenet"
     dtype: Any = jnp.float32
+    normalisation: Normalisation = IDENTITY
 
     @nn.compact
     def trunk(
@@ -100,6 +103,7 @@ class ResNet(nn.Module):
     ) -> Float[Array, "batch rows columns feature"]:
         """Returns the last maps, of float images in [-1, 1]."""
         layers.require_float(images)
+        images = self.normalisation(images)
         kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
         maps = layers.Conv(64, kernel, stride, dtype=self.dtype, name="conv1")(images)
         maps = nn.relu(layers.BatchNorm(name="bn1")(maps, train=train))
@@ -152,7 +156,8 @@ def make(
     bottleneck: bool = False,
     stem: str = "imagenet",
     dtype: Any = jnp.float32,
+    normalisation: Normalisation = IDENTITY,
 ) -> ResNet:
     """Builds a ResNet; raises `ValueError` for an unknown stem or type."""
     layers.require_options(stem=stem, dtype=dtype)
-    return ResNet(tuple(depths), classes, bottleneck, stem, dtype)
+    return ResNet(tuple(depths), classes, bottleneck, stem, dtype, normalisation)

@@ -5,6 +5,7 @@ settings, the files of weights, the exports, the reports, the model card and the
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -34,6 +35,13 @@ class Student(NamedTuple):
     torchvision: str = ""
     torchvision_names: Mapping[str, str] = {}
     paper: str = ""
+
+    def takes(self, option: str) -> bool:
+        """Returns whether the constructor takes an option, such as "drop_path"."""
+        parameters = inspect.signature(self.make).parameters
+        return option in parameters or any(
+            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+        )
 
 
 def _resnet(name: str, *depths: int, bottleneck: bool = False, paper: str = "") -> Student:

@@ -85,7 +85,7 @@ def _linear_probe(method: str) -> Tuning:
         require("head" in params, "method 'linear_probe' needs a model with a head.")
         return params
 
-    return Tuning(method, add, _in_head, _same, _same, mergeable=True)
+    return Tuning(method, add, in_head, _same, _same, mergeable=True)
 
 
 def _lora(
@@ -99,7 +99,7 @@ def _lora(
     above("scale", scale, 0)
 
     def trains(name: str) -> bool:
-        return _in_head(name) or name.split("/")[-1] in lora.LEAVES
+        return in_head(name) or name.split("/")[-1] in lora.LEAVES
 
     def wrap(apply: Callable[..., Any]) -> Callable[..., Any]:
         def merged(variables: Params, *args: Any, **kwargs: Any) -> Any:
@@ -119,7 +119,7 @@ def _adapter(method: str, *, reduction: int = 16, norms: bool) -> Tuning:
 
     def trains(name: str) -> bool:
         modules = name.split("/")
-        return _in_head(name) or adapter.NAME in modules or (norms and any(map(_is_norm, modules)))
+        return in_head(name) or adapter.NAME in modules or (norms and any(map(_is_norm, modules)))
 
     add = functools.partial(adapter.add, placement=placement, reduction=reduction)
     return Tuning(method, add, trains, adapter.wrap, _same, mergeable=False)
@@ -134,7 +134,8 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _in_head(name: str) -> bool:
+def in_head(name: str) -> bool:
+    """Returns whether the parameter of a slash-joined name belongs to a ViT's head."""
     return name.startswith("head/")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from remem_jax import models
 from remem_jax.data import registry
-from remem_jax.methods import METHODS
+from remem_jax.methods import METHODS, SCRATCH
 from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
@@ -53,10 +53,18 @@ PAPER: Mapping[str, Paper] = {
     "teacher.batch_size": _choice(512),
     "teacher.learning_rate": Paper((0.005, 0.007, 0.01, 0.03, 0.05, 0.07, 0.1, 0.3, 0.5)),
     "teacher.warmup_steps": _choice(500),
+    "teacher.optimizer": Paper(("sgd",)),
     "teacher.momentum": _choice(0.9),
+    "teacher.betas": _choice((0.9, 0.999)),
+    "teacher.epsilon": _choice(1e-8),
     "teacher.weight_decay": Paper((0.0,)),
+    "teacher.layer_decay": Paper((1.0,)),
+    "teacher.body_rate": Paper((1.0,)),
     "teacher.clip_norm": _choice(1.0),
     "teacher.dropout": _choice(0.0),
+    "teacher.drop_path": Paper((0.0,)),
+    "teacher.ema": Paper((0.0,)),
+    "teacher.ema_warmup": Paper((False,)),
     "teacher.mixup": Paper((0.0,)),
     "teacher.cutmix": Paper((0.0,)),
     "teacher.label_smoothing": Paper((0.0,)),
@@ -83,12 +91,24 @@ PAPER: Mapping[str, Paper] = {
     "student.steps": Paper((20_000,)),
     "student.batch_size": _choice(512),
     "student.learning_rates": Paper((0.05, 0.1, 0.5), every=True),
+    "student.scratch_learning_rates": Paper(((), (0.05, 0.1, 0.5)), lost=True),
+    "student.pretrained_learning_rates": _choice((0.01, 0.03, 0.1)),
     "student.temperatures": Paper((1.0, 2.0, 4.0), every=True),
     "student.weights": Paper((0.1, 0.5, 0.9), every=True),
     "student.flatten": Paper((1.0,)),
     "student.warmup_steps": _choice(500),
+    "student.optimizer": Paper(("sgd",)),
     "student.momentum": _choice(0.9),
+    "student.betas": _choice((0.9, 0.999)),
+    "student.epsilon": _choice(1e-8),
     "student.weight_decay": Paper((1e-4,)),
+    "student.layer_decay": Paper((1.0,)),
+    "student.body_rate": Paper((1.0,)),
+    "student.dropout": Paper((0.0,)),
+    "student.drop_path": Paper((0.0,)),
+    "student.label_smoothing": Paper((0.0,)),
+    "student.ema": Paper((0.0,)),
+    "student.ema_warmup": Paper((False,)),
     "information.steps": _choice(2000),
     "information.batch_size": _choice(64),
     "information.learning_rate": _choice(1e-3),
@@ -112,7 +132,10 @@ WEIGHTS = tuple(
     dict.fromkeys((*_AUGREG, *catalog.TABLE_4.values()))
 )  # The paper's initial weights of teachers.
 # Settings for which `_named` writes the sentences.
-NAMED = ("methods", "data.name", "teacher.init", "student.model", "student.losses", "student.mixup")
+NAMED = (
+    *("methods", "data.name", "teacher.init"),
+    *("student.model", "student.init", "student.losses", "student.mixup"),
+)
 # A setting on the left has an effect only in methods that leave a setting of config.teacher on the
 # right free.
 _FREE_BY: Mapping[str, tuple[str, ...]] = {
@@ -178,6 +201,10 @@ def _has_effect(name: str, config: Mapping[str, Any]) -> bool:
     settings = config.get(group, {})
     if group == "information":
         return bool(settings.get("seeds"))
+    if group == "student" and rest == "pretrained_learning_rates":
+        return bool(settings.get("init"))
+    if group == "student" and rest == "scratch_learning_rates":
+        return SCRATCH in methods
     if group != "teacher":
         return True
     tuning = settings.get("tuning", "full")
@@ -226,6 +253,11 @@ def _named(given: Mapping[str, Any]) -> Iterator[str]:
     yield from _data(given.get("data.name"))
     yield from _weights(given.get("teacher.init"))
     yield from _student(given.get("student.model"))
+    if given.get("student.init"):
+        yield (
+            f"Students start from the pretrained weights {given['student.init']}, except those "
+            "from scratch; the paper's start from random weights."
+        )
     losses = given.get("student.losses", LOSSES[:1])
     others = [loss for loss in losses if loss not in LOSSES]
     if others:
@@ -289,6 +321,8 @@ def _is_papers(init: str) -> bool:
 
 
 def _listed(value: Any) -> str:
+    if isinstance(value, list | tuple) and not value:
+        return "empty"
     if isinstance(value, list | tuple):
         return ", ".join(_listed(item) for item in value)
     if value == "":

@@ -9,13 +9,13 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, data, mesh, models, platforms, redaction
 from remem_jax.data.custom import lists
-from remem_jax.methods import METHODS
+from remem_jax.methods import ALONE, METHODS
 from remem_jax.models import resnet, tuning, vit
-from remem_jax.settings import images, information, memory, values
+from remem_jax.settings import images, information, memory, optimisation, values
 from remem_jax.settings.memory import division
 from remem_jax.storage import identity
 from remem_jax.train import student_losses
-from remem_jax.weights import catalog, matching
+from remem_jax.weights import catalog, initial_students, matching
 
 GELUS = ("", "tanh", "erf")  # "" is the GELU that the checkpoint was trained with.
 
@@ -53,6 +53,7 @@ def check_remem(config: ConfigDict) -> None:
     if any(METHODS[method].has_teacher for method in config.methods):
         check_init(config.teacher)
     _check_student(config.student)
+    check_student_init(config)
     if config.information.seeds:
         information.check(config.information, config.data.image_size)
 
@@ -66,7 +67,7 @@ def check_pretrain(config: ConfigDict) -> None:
     check_patches(f"ViT-{config.model.variant}", size, config.data.image_size)
     train = config.train
     checks.at_least("config.train.steps", train.steps, 1)
-    _check_optimizer("config.train", train, train.steps)
+    optimisation.check_schedule("config.train", train, train.steps)
     checks.above("config.train.learning_rate", train.learning_rate, 0)
     checks.within("config.train.label_smoothing", train.label_smoothing, 0, 1)
     memory.check("config.train", train)
@@ -161,8 +162,7 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.increasing("config.teacher.steps", teacher.steps)
     checks.at_least("config.teacher.steps", teacher.steps[0], 1)
     checks.above("config.teacher.learning_rate", teacher.learning_rate, 0)
-    checks.inside("config.teacher.momentum", teacher.momentum, -1e-9, 1)
-    _check_optimizer("config.teacher", teacher, teacher.steps[-1])
+    optimisation.check_teacher(teacher)
     checks.at_least("config.teacher.ascent_examples", teacher.ascent_examples, -1)
     memory.check("config.teacher", teacher)
 
@@ -187,6 +187,18 @@ def check_init(teacher: ConfigDict) -> None:
     )
 
 
+def check_student_init(config: ConfigDict) -> None:
+    """Raises unless the students' initial weights exist, where a method needs them."""
+    needing = [name for name in config.methods if name == ALONE]
+    checks.require(
+        bool(config.student.init) or not needing,
+        "config.methods has alone, which trains the student from its pretrained weights, and "
+        "config.student.init is empty: set it, or replace alone by scratch.",
+    )
+    if config.student.init:
+        initial_students.locate(config.student.init)
+
+
 def _check_student(student: ConfigDict) -> None:
     checks.one_of("config.student.model", student.model, models.STUDENTS)
     checks.one_of("config.student.stem", student.stem, resnet.STEMS)
@@ -207,9 +219,9 @@ def _check_student(student: ConfigDict) -> None:
     checks.inside("config.student.class_balance", student.class_balance, -1e-9, 1)
     checks.at_least("config.student.steps", student.steps, 1)
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)
-    _check_optimizer("config.student", student, student.steps)
-    checks.inside("config.student.momentum", student.momentum, -1e-9, 1)
-    for name in ("losses", "seeds", "learning_rates", "temperatures", "weights"):
+    optimisation.check_student(student)
+    rates = ("learning_rates", "pretrained_learning_rates")
+    for name in ("losses", "seeds", *rates, "temperatures", "weights"):
         values = student[name]
         checks.require(len(values) > 0, f"config.student.{name} must hold at least one value.")
     checks.require(
@@ -217,7 +229,7 @@ def _check_student(student: ConfigDict) -> None:
         f"config.student.group must be a multiple of the {len(student.seeds)} of "
         f"config.student.seeds, which are trained together; got {student.group}.",
     )
-    for name in ("learning_rates", "temperatures", "weights"):
+    for name in (*rates, "scratch_learning_rates", "temperatures", "weights"):
         for value in student[name]:
             if name == "weights":
                 checks.within(f"config.student.{name}", value, 0, 1)
@@ -240,14 +252,6 @@ def _check_losses(student: ConfigDict) -> None:
             f"config.student.hard_labels={student.hard_labels}: at this weight the student's head "
             f"would learn nothing; got {tuple(student.weights)}.",
         )
-
-
-def _check_optimizer(prefix: str, settings: ConfigDict, steps: int) -> None:
-    checks.at_least(f"{prefix}.batch_size", settings.batch_size, 1)
-    checks.within(f"{prefix}.warmup_steps", settings.warmup_steps, 0, steps - 1)
-    checks.at_least(f"{prefix}.weight_decay", settings.weight_decay, 0)
-    if "clip_norm" in settings:
-        checks.above(f"{prefix}.clip_norm", settings.clip_norm, 0)
 
 
 def check_patches(model: str, size: vit.Size, image_size: int) -> None:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks
 from remem_jax.data import registry
-from remem_jax.methods import METHODS
+from remem_jax.methods import METHODS, SCRATCH
 from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
@@ -20,6 +20,8 @@ _OF_TRAINING = (  # Settings of `config.teacher` that only training uses.
     *("steps", "batch_size", "learning_rate", "warmup_steps", "momentum", "weight_decay"),
     *("clip_norm", "dropout", "mixup", "label_smoothing", "mcmi", "rho", "ascent_examples"),
     *("class_balance", "cutmix"),
+    *("optimizer", "betas", "epsilon", "layer_decay", "body_rate", "drop_path"),
+    *("ema", "ema_warmup"),
     *("accumulate", "lora.*", "adapter.*"),
 )
 # Settings of `config.data` that only teachers and students use.
@@ -149,11 +151,47 @@ def _unless(setting: str, values: Collection[Any], explanation: str) -> Reason:
     return why
 
 
-def _without_labels(config: ConfigDict) -> str:
-    learns = config.student.hard_labels or any(
-        not METHODS[method].has_teacher for method in config.methods
-    )
-    return "" if learns else "config.student.hard_labels is False, so no student learns from labels"
+def _only_head(config: ConfigDict) -> str:
+    tuning = config.teacher.tuning
+    return f"config.teacher.tuning is {tuning}" if tuning == "linear_probe" else ""
+
+
+def _without_cross_entropy(config: ConfigDict) -> str:
+    if config.student.hard_labels or any(not METHODS[name].has_teacher for name in config.methods):
+        return ""
+    return "config.student.hard_labels is False, and no method of config.methods lacks a teacher"
+
+
+def _optimised(group: str) -> dict[str, Reason]:
+    """Returns the reasons of the settings of a group that depend on its optimiser and average."""
+
+    def without_average(config: ConfigDict) -> str:
+        return "" if config[group].ema else f"config.{group}.ema is 0"
+
+    adamw = _unless(f"{group}.optimizer", ("adamw",), "which does not use it")
+    return {
+        f"{group}.momentum": _unless(f"{group}.optimizer", ("sgd",), "which does not use it"),
+        f"{group}.betas": adamw,
+        f"{group}.epsilon": adamw,
+        f"{group}.ema_warmup": without_average,
+    }
+
+
+def _not_random(config: ConfigDict) -> str:
+    scratch = SCRATCH in config.methods and not config.student.scratch_learning_rates
+    if scratch or not config.student.init:
+        return ""
+    return "students start from config.student.init, and use pretrained_learning_rates"
+
+
+def _without_scratch(config: ConfigDict) -> str:
+    return "" if SCRATCH in config.methods else f"config.methods has no {SCRATCH}"
+
+
+def _not_pretrained(config: ConfigDict) -> str:
+    if all(METHODS[method].starts_random for method in config.methods):
+        return f"config.methods has {SCRATCH} alone, which starts from random weights"
+    return "" if config.student.init else "config.student.init is empty"
 
 
 def _not_measured(config: ConfigDict) -> str:
@@ -216,10 +254,21 @@ _OF_RUN: Mapping[str, Reason] = {
     "teacher.ascent_examples": _without_ascent,
     "teacher.residual": _without_weights,
     "teacher.mirror": _without_name,
+    "teacher.layer_decay": _only_head,
+    "teacher.body_rate": _only_head,
+    **_optimised("teacher"),
+    **_optimised("student"),
+    "student.label_smoothing": _without_cross_entropy,
+    "student.init": _not_pretrained,
+    "student.learning_rates": _not_random,
+    "student.scratch_learning_rates": _without_scratch,
+    "student.pretrained_learning_rates": _not_pretrained,
+    "student.layer_decay": _not_pretrained,
+    "student.body_rate": _not_pretrained,
     "student.temperatures": _unused_by_losses("temperature"),
     "student.flatten": _unused_by_losses("flatten"),
     "student.weights": _unused_by_losses("weight"),
-    "student.class_balance": _without_labels,
+    "student.class_balance": _without_cross_entropy,
 }
 _OF_ANALYSIS: Mapping[str, Reason] = {
     **{f"data.{name}": _not_trained for name in _OF_TRAINED_MODELS},

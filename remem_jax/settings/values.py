@@ -14,7 +14,8 @@ from remem_jax import checks
 # Types of the elements of tuples, by the last part of their names.
 _WHOLE = ("steps", "layers", "examples", "seeds", "null_seeds")
 _REALS = (
-    *("crop_area", "betas", "learning_rates", "temperatures", "weights", "second_betas"),
+    *("crop_area", "betas", "temperatures", "weights", "second_betas"),
+    *("learning_rates", "scratch_learning_rates", "pretrained_learning_rates"),
     *("learning_rate", "rho", "mlp_weight", "attention_weight"),  # Axes of a study's grid.
 )
 _TEXTS = (

@@ -33,29 +33,36 @@ _FREE_OF = {  # The same, by group: speed, memory and copies.
     "information": ("rematerialise",),
     "student": ("group", "store_outputs"),
 }
-# Paths of images and weights, which are identified by their digests.
-_PATHS = {"data": ("path", "dir"), "teacher": ("init", "mirror"), "probe": ("path", "dir")}
-# Settings that earlier versions lack, by group, with the value at which a run is what it was
-# before. At this value they are not part of an identity, so that unfinished runs and studies go on.
-_NEUTRAL: Mapping[str, Mapping[str, Any]] = {
-    "data": {
-        "flip": "auto",
-        "metric": "auto",
-        "balanced_sampling": 0.0,
-        "augment": "none",
-        "augment_operations": 2,
-        "augment_magnitude": 9,
-        "color_jitter": 0.0,
-        "random_erasing": 0.0,
-    },
-    "teacher": {
-        "cutmix": 0.0,
-        "class_balance": 0.0,
-    },
+# Settings that later versions added, by group, with the value that leaves results unchanged. A
+# setting with this value is not part of an identity, so that runs and studies that an earlier
+# version began go on.
+_OPTIMISATION: Mapping[str, Any] = {
+    **{"optimizer": "sgd", "betas": [0.9, 0.999], "epsilon": 1e-8},
+    **{"layer_decay": 1.0, "body_rate": 1.0, "drop_path": 0.0, "ema": 0.0, "ema_warmup": False},
+}
+_TRAINING_IMAGES: Mapping[str, Any] = {
+    **{"flip": "auto", "metric": "auto", "balanced_sampling": 0.0},
+    **{"augment": "none", "augment_operations": 2, "augment_magnitude": 9},
+    **{"color_jitter": 0.0, "random_erasing": 0.0},
+}
+_LABELS: Mapping[str, Any] = {"cutmix": 0.0, "class_balance": 0.0}
+ADDED: Mapping[str, Mapping[str, Any]] = {
+    "data": _TRAINING_IMAGES,
+    "teacher": {**_OPTIMISATION, **_LABELS},
     "student": {
-        "cutmix": 0.0,
-        "class_balance": 0.0,
+        **{"init": "", "scratch_learning_rates": [], "dropout": 0.0, "label_smoothing": 0.0},
+        **_OPTIMISATION,
+        **_LABELS,
     },
+}
+# Settings that have no effect if another one of the same group has its value of `ADDED`.
+_WITH: Mapping[str, Mapping[str, str]] = {"student": {"pretrained_learning_rates": "init"}}
+# Paths of images and weights, which are identified by their digests.
+_PATHS = {
+    "data": ("path", "dir"),
+    "teacher": ("init", "mirror"),
+    "student": ("init",),
+    "probe": ("path", "dir"),
 }
 # Settings of a study that may change or grow between its commands.
 _GROWING = (
@@ -80,7 +87,8 @@ class Identity(NamedTuple):
     Attributes:
         settings: Settings that determine it, nested, without paths; JSON values.
         inputs: Digests of the inputs: "data" (images, labels and splits), "classes" (their names),
-            and the weights as "teacher", or "models" by name. "input" is resident or streamed.
+            and the weights as "teacher" and "student", or "models" by name. "input" is resident or
+            streamed.
         code: `TRAINING` of the code that made it.
     """
 
@@ -110,7 +118,7 @@ def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         plain: All settings of a run, nested; JSON values.
     """
-    return without_neutral(_without(described(plain), _PATHS))
+    return _without(without_additions(described(plain)), _PATHS)
 
 
 def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +132,25 @@ def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"base": {name: value for name, value in base.items() if name not in _FREE}}
 
 
+def without_additions(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes the settings of `ADDED` that leave results unchanged, and those that need them.
+
+    Initial weights of students are identified by their digest; "init" states only that there are
+    some.
+    """
+    kept = dict(plain)
+    for group, added in ADDED.items():
+        if not isinstance(plain.get(group), Mapping):
+            continue
+        settings = dict(plain[group])
+        off = {name for name, value in added.items() if settings.get(name, value) == value}
+        off |= {name for name, needed in _WITH.get(group, {}).items() if needed in off}
+        kept[group] = {name: value for name, value in settings.items() if name not in off}
+    if kept.get("student", {}).get("init"):
+        kept["student_init"] = True
+    return kept
+
+
 def _without(tree: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dict[str, Any]:
     """Returns a tree without these names of these groups, at any depth."""
     kept: dict[str, Any] = {}
@@ -133,33 +160,6 @@ def _without(tree: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dic
             value = _without({k: v for k, v in value.items() if k not in dropped}, names)
         kept[name] = value
     return kept
-
-
-def without_neutral(tree: Mapping[str, Any], group: str = "") -> dict[str, Any]:
-    """Returns settings without those of `_NEUTRAL` that have their neutral value.
-
-    Args:
-        tree: Settings, nested; JSON values.
-        group: Name of the group that they are.
-    """
-    neutral = _NEUTRAL.get(group, {})
-    return {
-        name: without_neutral(value, name) if isinstance(value, Mapping) else value
-        for name, value in tree.items()
-        if name not in neutral or not _same(value, neutral[name])
-    }
-
-
-def neutral(group: str) -> dict[str, Any]:
-    """Returns the neutral values of the settings of a group that earlier versions lack."""
-    return dict(_NEUTRAL.get(group, {}))
-
-
-def _same(value: Any, neutral: Any) -> bool:
-    """Returns whether two values are equal; JSON has lists in place of tuples."""
-    if isinstance(neutral, tuple):
-        return isinstance(value, list | tuple) and tuple(value) == neutral
-    return value == neutral
 
 
 def differences(

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -16,13 +16,14 @@ from remem_jax.storage import identity, results, workdir
 from remem_jax.storage.identity import Identity
 from remem_jax.study import queue
 from remem_jax.study.space import Trial, key_by_place
+from remem_jax.workflow import initial_checkpoints
 
 
 class Inputs(NamedTuple):
     """Digests of images and weights.
 
     Attributes:
-        digests: Digests by location; see `_data_place` and `_weights_place`.
+        digests: Digests by location; see `_places`.
         kept: Keys of trials of older versions, which are based on paths (`space.key_by_place`).
     """
 
@@ -31,8 +32,11 @@ class Inputs(NamedTuple):
 
     def of(self, config: ConfigDict) -> dict[str, Any]:
         """Returns the digests of the inputs of a run; see `identity.Identity.inputs`."""
-        places = [_data_place(config), *([_weights_place(config)] if _has_teacher(config) else [])]
-        return {name: digest for place in places for name, digest in self.digests[place].items()}
+        return {
+            name: digest
+            for place, _ in _places(config)
+            for name, digest in self.digests[place].items()
+        }
 
     def identity(self, config: ConfigDict) -> Identity:
         """Returns the identity of a run: everything that its result depends on."""
@@ -54,10 +58,9 @@ def read(trials: Iterable[Trial]) -> Inputs:
     for trial in trials:
         config = trial.config
         try:
-            if (place := _data_place(config)) not in digests:
-                digests[place] = workflow.read_data_inputs(config)
-            if _has_teacher(config) and (place := _weights_place(config)) not in digests:
-                digests[place] = workflow.read_weights_inputs(config)
+            for place, read_inputs in _places(config):
+                if place not in digests:
+                    digests[place] = read_inputs(config)
         except SettingError as error:
             raise SettingError(
                 f"{trial.row}, {trial.column}: {error} Or leave it out with config.only."
@@ -69,13 +72,17 @@ def of_study(config: ConfigDict, trials: Sequence[Trial], inputs: Inputs) -> Ide
     """Returns the identity of a study: images by column and seed, weights by column and row."""
     images: dict[str, Any] = {}
     weights: dict[str, Any] = {}
+    students: dict[str, Any] = {}
     for trial in trials:
         digests = inputs.of(trial.config)
         if "teacher" in digests:
             weights.setdefault(trial.column, {})[trial.row] = digests.pop("teacher")
+        if "student" in digests:
+            students.setdefault(trial.column, {})[trial.row] = digests.pop("student")
         images.setdefault(trial.column, {})[f"seed {trial.seed}"] = digests
     settings = identity.deciding_of_study(plain(config))
-    return Identity(settings, {"images": images, "weights": weights})
+    inputs_of_study = {"images": images, "weights": weights}
+    return Identity(settings, inputs_of_study | ({"students": students} if students else {}))
 
 
 def with_kept(
@@ -123,9 +130,14 @@ def _has_teacher(config: ConfigDict) -> bool:
     return any(METHODS[method].has_teacher for method in config.methods)
 
 
-def _data_place(config: ConfigDict) -> str:
-    return results.fingerprint({"data": plain(config)["data"], "seed": config.seed})
-
-
-def _weights_place(config: ConfigDict) -> str:
-    return results.fingerprint({"init": config.teacher.init, "mirror": config.teacher.mirror})
+def _places(config: ConfigDict) -> list[tuple[str, Callable[[ConfigDict], dict[str, Any]]]]:
+    """Returns a key for each location that a run reads from, and the function for its digests."""
+    data = {"data": plain(config)["data"], "seed": config.seed}
+    places = [(results.fingerprint(data), workflow.read_data_inputs)]
+    if _has_teacher(config):
+        teacher = {"init": config.teacher.init, "mirror": config.teacher.mirror}
+        places.append((results.fingerprint(teacher), workflow.read_weights_inputs))
+    if initial_checkpoints.starts_pretrained(config):
+        student = {"student": config.student.init}
+        places.append((results.fingerprint(student), workflow.read_student_inputs))
+    return places

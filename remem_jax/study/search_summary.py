@@ -60,13 +60,8 @@ def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
 def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
     """Returns the grid of the teacher in one cell, and that of its students."""
     student = trials[0].config.student
-    points = (
-        student_setup.grid_points(student)
-        if METHODS[method].has_teacher
-        else student_setup.scratch_points(student)
-    )
     losses: dict[str, dict[str, Any]] = {}
-    for point in points:
+    for point in student_setup.points(student, method):
         loss = point.loss if METHODS[method].has_teacher else None
         used = student_setup.hyperparameters(point, hard_labels=bool(student.hard_labels))
         of_loss = losses.setdefault(point.loss, {"loss": loss})

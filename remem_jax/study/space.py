@@ -11,7 +11,7 @@ from remem_jax import checks
 from remem_jax.methods import METHODS
 from remem_jax.settings import check_remem, plain, values
 from remem_jax.storage import results
-from remem_jax.storage.identity import described
+from remem_jax.storage.identity import described, without_additions
 
 SEARCHES = ("grid", "halving")
 Identify = Callable[[ConfigDict], str]
@@ -87,7 +87,7 @@ def key_by_place(config: ConfigDict) -> str:
 
     It identifies trials before their images are read. Studies of older versions have only this key.
     """
-    return results.fingerprint(described(plain(config)))
+    return results.fingerprint(without_additions(described(plain(config))))
 
 
 def trials(config: ConfigDict, identify: Identify = key_by_place) -> list[Trial]:

@@ -22,10 +22,10 @@ from remem_jax import random_streams
 from remem_jax.data.images.augment import Mixing
 from remem_jax.records import Batch, Hyperparameters, Key, Labels, Metrics, Outputs, Transform
 from remem_jax.train import finite
-from remem_jax.train.state import State
+from remem_jax.train.state import TrainState
 from remem_jax.train.steps import StudentStep, augment_and_mix
 
-States = tuple[State, ...]
+States = tuple[TrainState, ...]
 # Metrics of a student whose parameters are not finite.
 _NOT_FINITE: Metrics = {
     "loss": np.float32("nan"),

@@ -1,4 +1,4 @@
-"""The state that a training step takes and returns."""
+"""The state that a training step takes and returns, with or without an average of the weights."""
 
 from typing import Any, NamedTuple
 
@@ -30,6 +30,44 @@ class State(NamedTuple):
     def variables(self) -> Variables:
         """Variables for `model.apply`, without a projection."""
         return projection.without({"params": self.params, **self.statistics})
+
+
+class Averaged(NamedTuple):
+    """A training state and the moving average of its variables; see `averaging`.
+
+    Attributes:
+        trained: The state that training changes.
+        average: Averages of the trained parameters and of the statistics, without a projection.
+    """
+
+    trained: State
+    average: Variables
+
+    @property
+    def step(self) -> Int[Array, ""]:
+        """Number of steps done."""
+        return self.trained.step
+
+    @property
+    def params(self) -> Params:
+        """Trained parameters, not averaged."""
+        return self.trained.params
+
+    @property
+    def variables(self) -> Variables:
+        """Variables for `model.apply`: the averages."""
+        return self.average
+
+
+# Checkpoints without an average have no field for it, as those of earlier versions.
+TrainState = State | Averaged
+
+
+def with_params(state: TrainState, params: Params) -> TrainState:
+    """Returns a state with other trained parameters; its average, if any, is unchanged."""
+    if isinstance(state, Averaged):
+        return state._replace(trained=state.trained._replace(params=params))
+    return state._replace(params=params)
 
 
 def create(variables: Variables, tx: optax.GradientTransformation) -> State:

@@ -5,6 +5,7 @@ The randomness of a step depends only on the key of its stage and on its number.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -40,9 +41,8 @@ from remem_jax.train.state import State
 Loss = Callable[..., Float[Array, ""]]
 # (state, batch, frozen parameters) -> (state, metrics)
 SupervisedStep = Callable[[State, Batch, Params], tuple[State, Metrics]]
-StudentStep = Callable[
-    [State, Array, Array, Outputs | None, Hyperparameters], tuple[State, Metrics]
-]
+# The state is a `State`, or an `Averaged` if the step is wrapped by `averaging.averaged`.
+StudentStep = Callable[[Any, Array, Array, Outputs | None, Hyperparameters], tuple[Any, Metrics]]
 
 
 def make_supervised_step(
@@ -177,7 +177,7 @@ def make_student_step(
         apply: The student in training mode, with the outputs that the loss compares.
         tx: Turns gradients into updates for a peak learning rate of 1; the step scales them by
             the student's learning rate.
-        loss: One of `student_losses.LOSSES`, or `student_losses.SCRATCH` for students without a
+        loss: One of `student_losses.LOSSES`, or `student_losses.LABELS` for students without a
             teacher, with `hard_labels` bound.
         key: Key of the stage. Students with different seeds have different dropout.
 

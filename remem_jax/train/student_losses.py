@@ -8,6 +8,7 @@ records. See docs/extending/loss.md.
 import dataclasses
 import functools
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ class StudentLoss:
 
         Args:
             student: Outputs of the student.
-            teacher: Outputs of the teacher; None for students from scratch.
+            teacher: Outputs of the teacher; None for students without one.
             labels: As in `losses.cross_entropy`.
             temperature: Above 0. May be traced.
             weight: From 0 to 1. May be traced.
@@ -129,6 +130,8 @@ class StudentLoss:
         )
 
 
+# (student, teacher, labels, *, temperature, weight) -> loss
+Loss = Callable[..., Float[Array, ""]]
 LOSSES: dict[str, StudentLoss] = {}
 
 
@@ -138,7 +141,7 @@ def register(loss: StudentLoss) -> None:
     Raises:
         ValueError: If its name is taken, which would replace the loss of other students.
     """
-    if loss.name in LOSSES or loss.name == SCRATCH.name:
+    if loss.name in LOSSES or loss.name == LABELS.name:
         raise ValueError(f"There is a loss named {loss.name!r} already; choose another name.")
     LOSSES[loss.name] = loss
 
@@ -149,14 +152,12 @@ def fields(names: Collection[str]) -> tuple[str, ...]:
 
 
 def used(name: str, *, hard_labels: bool) -> frozenset[str]:
-    """Returns the `SETTINGS` that change the value of a loss, or of `SCRATCH`."""
-    loss = SCRATCH if name == SCRATCH.name else LOSSES[name]
+    """Returns the `SETTINGS` that change the value of a loss, or of `LABELS`."""
+    loss = LABELS if name == LABELS.name else LOSSES[name]
     return loss.form(hard_labels).settings
 
 
-def with_class_weights(
-    loss: Callable[..., Float[Array, ""]], weights: Float[Array, " classes"] | None
-) -> Callable[..., Float[Array, ""]]:
+def with_class_weights(loss: Loss, weights: Float[Array, " classes"] | None) -> Loss:
     """Weights the hard labels of a loss by their classes; its other arguments are unchanged.
 
     The loss gets targets multiplied by the weights, whose cross-entropy is that of
@@ -178,6 +179,27 @@ def with_class_weights(
     return weighted
 
 
+def with_smoothing(loss: Loss, smoothing: float) -> Loss:
+    """Smooths the hard labels of a loss; its other arguments are unchanged.
+
+    Args:
+        loss: A loss with its `hard_labels` bound: (student, teacher, labels, ...) -> loss.
+        smoothing: Share of each label that is distributed evenly over all classes, as in
+            `losses.cross_entropy`; 0 returns the loss itself.
+    """
+    if not smoothing:
+        return loss
+
+    def smoothed(
+        student: Outputs, teacher: Outputs | None, labels: Labels, **settings: Any
+    ) -> Float[Array, ""]:
+        classes = student.logits.shape[-1]
+        shares = jax.nn.one_hot(labels, classes) if labels.ndim == 1 else labels
+        return loss(student, teacher, (1 - smoothing) * shares + smoothing / classes, **settings)
+
+    return smoothed
+
+
 def _cross_entropy(
     student: Outputs, teacher: None, labels: Labels, **settings: object
 ) -> Float[Array, ""]:
@@ -187,9 +209,9 @@ def _cross_entropy(
 
 
 _LABELS_ALONE = Form(formula="CE", settings=frozenset())
-# Not in `LOSSES`: the loss of students without a teacher, for the method "scratch".
-SCRATCH = StudentLoss(
-    name="scratch",
+# Not in `LOSSES`: the loss of students without a teacher, for methods that have none.
+LABELS = StudentLoss(
+    name="labels",
     title="Labels alone",
     function=_cross_entropy,
     with_labels=_LABELS_ALONE,

@@ -29,11 +29,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
         SettingError: If the file is missing or broken, or arrays are missing, unexpected or
             mis-shaped; each is named.
     """
-    arrays, _ = timm.unwrapped(timm.read(path), os.fspath(path))
-    matching.require_finite(arrays, os.fspath(path))
-    is_torchvision = any(name.startswith("features.") for name in arrays)
-    convert = torch_names.from_torchvision if is_torchvision else torch_names.from_timm
-    variables = convert(arrays)
+    variables = read(path)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     matching.require_match(
         {name: np.asarray(array) for name, array in _named(variables).items()},
@@ -42,6 +38,15 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
         "make the model that was saved, with its number of classes and its stem.",
     )
     return variables
+
+
+def read(path: str | os.PathLike[str]) -> Variables:
+    """Reads the variables of any student, without comparing them with a model; see `load`."""
+    arrays, _ = timm.unwrapped(timm.read(path), os.fspath(path))
+    matching.require_finite(arrays, os.fspath(path))
+    is_torchvision = any(name.startswith("features.") for name in arrays)
+    convert = torch_names.from_torchvision if is_torchvision else torch_names.from_timm
+    return convert(arrays)
 
 
 def save(

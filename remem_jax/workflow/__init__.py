@@ -17,6 +17,7 @@ from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
+from remem_jax.weights import initial_students
 from remem_jax.workflow import context, initial_checkpoints, precision, provenance
 from remem_jax.workflow.analysis.pipeline import run_analysis
 from remem_jax.workflow.pretrain import run_pretrain
@@ -120,6 +121,11 @@ def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
     return {"teacher": initial_checkpoints.read_digest(config)}
 
 
+def read_student_inputs(config: ConfigDict) -> dict[str, Any]:
+    """Returns the digest of the students' initial weights; downloads them if needed."""
+    return {"student": initial_students.read_digest(config.student.init)}
+
+
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
     """Enables the compilation cache, and makes the mesh of all devices for these settings."""
     compiling.keep(files.cache() / "compiled")
@@ -146,7 +152,8 @@ def opened(
     Raises:
         SettingError: If the data or the weights cannot be used.
     """
-    preloaded = initial_checkpoints.Preloaded(_with_checkpoints(config))
+    students = [config] if initial_checkpoints.starts_pretrained(config) else []
+    preloaded = initial_checkpoints.Preloaded(_with_checkpoints(config), students)
     dataset, loader = context.load_data(config, config.data, device_mesh)
     logging.info(
         "%s: %s images of %d classes, on %d x %s%s.",

@@ -7,10 +7,12 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from remem_jax.checks import require
+from remem_jax.methods import METHODS
 from remem_jax.models import vit
 from remem_jax.settings import check_patches
 from remem_jax.storage import results
-from remem_jax.weights import augreg, catalog, download
+from remem_jax.weights import augreg, catalog, download, initial_students
+from remem_jax.weights.initial_students import InitialStudent
 
 
 class Pretrained(NamedTuple):
@@ -28,8 +30,12 @@ class Pretrained(NamedTuple):
 class Preloaded:
     """Checkpoints that have been read, each kept until it is taken."""
 
-    def __init__(self, configs: Iterable[ConfigDict]) -> None:
-        """Reads the checkpoint of `config.teacher` for each of some configs.
+    def __init__(self, configs: Iterable[ConfigDict], students: Iterable[ConfigDict] = ()) -> None:
+        """Reads checkpoints.
+
+        Args:
+            configs: Configs whose `config.teacher` names a checkpoint.
+            students: Configs whose `config.student` names one.
 
         Raises:
             SettingError: If one is missing, damaged, or does not match the settings.
@@ -38,6 +44,13 @@ class Preloaded:
         for config in configs:
             if _key(config) not in self._read:
                 self._read[_key(config)] = read(config)
+        self._students = {config.student.init: read_student(config) for config in students}
+
+    def take_student(self, config: ConfigDict) -> InitialStudent | None:
+        """Returns the weights of `config.student.init`; None if no student starts from them."""
+        if not starts_pretrained(config):
+            return None
+        return self._students.pop(config.student.init, None) or read_student(config)
 
     def take(self, config: ConfigDict) -> Pretrained:
         """Returns the checkpoint of a config; it is read again if taken twice."""
@@ -71,6 +84,22 @@ def read(config: ConfigDict) -> Pretrained:
 def read_digest(config: ConfigDict) -> str:
     """Returns the digest of the checkpoint of `config.teacher`; downloads it if needed."""
     return _obtain(config.teacher)[1]
+
+
+def starts_pretrained(config: ConfigDict) -> bool:
+    """Returns whether any student of a run starts from `config.student.init`."""
+    has_init = "methods" in config and config.student.init
+    return bool(has_init) and any(not METHODS[name].starts_random for name in config.methods)
+
+
+def read_student(config: ConfigDict) -> InitialStudent:
+    """Reads and checks the weights of `config.student.init`.
+
+    Raises:
+        SettingError: If they are missing, damaged, or of another network.
+    """
+    settings = config.student
+    return initial_students.read(settings.init, student=settings.model, stem=settings.stem)
 
 
 def _obtain(settings: ConfigDict) -> tuple[pathlib.Path, str]:

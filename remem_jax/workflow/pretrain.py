@@ -19,6 +19,7 @@ from remem_jax.weights import augreg
 from remem_jax.workflow import context, memory_plan, provenance, step_memory, training
 
 _MILESTONES = 10  # Number of evaluations during training.
+_BETAS, _EPSILON = (0.9, 0.99), 1e-8  # Of AdamW.
 
 
 def run_pretrain(run: context.Run) -> None:
@@ -40,6 +41,8 @@ def run_pretrain(run: context.Run) -> None:
         optim.warmup_cosine(
             peak=settings.learning_rate, steps=settings.steps, warmup_steps=settings.warmup_steps
         ),
+        betas=_BETAS,
+        epsilon=_EPSILON,
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
     )

@@ -171,7 +171,7 @@ def test_a_setting_that_is_not_the_papers_is_named(name: str, value: Any, senten
 @pytest.mark.parametrize("name", protocol.PAPER)
 def test_every_setting_of_the_table_is_named_if_it_applies(name: str) -> None:
     tuning = "lora" if ".lora." in name else "adapter_pfeiffer"
-    required = {"teacher.tuning": tuning, "information.seeds": (0,)}
+    required = {"teacher.tuning": tuning, "information.seeds": (0,), "student.init": "a file"}
 
     sentences = protocol.deviations(_config({**required, name: "another"}))
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from configs import settings
 from remem_jax.storage import identity
 from remem_jax.storage.identity import Identity
 
@@ -65,18 +64,10 @@ def test_fields_present_on_one_side_are_compared_on_request() -> None:
 
 
 def test_a_setting_that_earlier_versions_lack_counts_only_if_it_is_not_neutral() -> None:
-    now = {**RUN, "data": {**RUN["data"], **identity.neutral("data")}}
+    now = {**RUN, "data": {**RUN["data"], **identity.ADDED["data"]}}
     changed = {**now, "data": {**now["data"], "flip": "False"}}
 
     assert identity.deciding(now) == identity.deciding(RUN)
     assert identity.differences(identity.deciding(RUN), identity.deciding(changed)) == [
         "data.flip was None, is False"
     ]
-
-
-def test_neutral_values_are_the_defaults() -> None:
-    config = settings.run()
-
-    for group in ("data", "teacher", "student"):
-        neutral = identity.neutral(group)
-        assert {name: config[group].get(name) for name in neutral} == neutral

@@ -17,7 +17,7 @@ from remem_jax.models import projection
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import lockstep, state, steps, student_losses
 
-SCRATCH = student_losses.SCRATCH.name
+LABELS = student_losses.LABELS.name
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 GRID = (
     Hyperparameters(0.1, 1.0, 0.5, 0),
@@ -109,7 +109,7 @@ def setup(resnet4: str) -> Setup:
         quarters = images.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)).reshape(-1, 4, 3)
         return Outputs(logits, patches=quarters @ variables["kernel"], cls=logits)
 
-    losses = {**student_losses.LOSSES, SCRATCH: student_losses.SCRATCH}
+    losses = {**student_losses.LOSSES, LABELS: student_losses.LABELS}
 
     def step(loss: student_losses.StudentLoss) -> Any:
         target = loss.features and projection.Target(loss.features, side=2, width=3)
@@ -157,7 +157,7 @@ def test_students_trained_together_equal_students_trained_alone(
 
 @pytest.mark.parametrize("loss", student_losses.LOSSES)
 def test_every_loss_affects_its_student(setup: Setup, together: dict[str, Any], loss: str) -> None:
-    (scratch,), _ = setup.train(None, GRID[:1], losses=(SCRATCH,), get_targets=no_targets)
+    (scratch,), _ = setup.train(None, GRID[:1], losses=(LABELS,), get_targets=no_targets)
 
     with_loss, from_labels = (s.params["fc"]["kernel"] for s in (together[loss], scratch))
 
@@ -166,7 +166,7 @@ def test_every_loss_affects_its_student(setup: Setup, together: dict[str, Any], 
 
 
 def test_students_from_scratch_need_no_targets_and_use_the_step_of_weight_0(setup: Setup) -> None:
-    (scratch,), values = setup.train(None, GRID[2:], losses=(SCRATCH,), get_targets=no_targets)
+    (scratch,), values = setup.train(None, GRID[2:], losses=(LABELS,), get_targets=no_targets)
     (weightless,), expected = setup.train(TEACHER, GRID[2:])
 
     np.testing.assert_allclose(values, expected, rtol=1e-5)

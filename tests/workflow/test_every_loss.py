@@ -9,7 +9,7 @@ import pytest
 from remem_jax.models import projection
 from remem_jax.settings import check_remem
 from remem_jax.storage import results
-from remem_jax.train.student_losses import LOSSES, SCRATCH
+from remem_jax.train.student_losses import LABELS, LOSSES
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import (
     finetune,
@@ -75,8 +75,8 @@ def test_states_and_memory_include_the_projection_of_feature_losses(
     compute_targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, first))
     grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
 
-    assert list(setup.steps) == [*names, SCRATCH.name]
-    plain = _bytes(setup, SCRATCH.name)
+    assert list(setup.steps) == [*names, LABELS.name]
+    plain = _bytes(setup, LABELS.name)
     for loss in map(LOSSES.__getitem__, names):
         has_projection = projection.NAME in setup.shapes[loss.name].params
         assert has_projection == bool(loss.features)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from remem_jax.methods import SCRATCH
 from remem_jax.storage import logs
 from remem_jax.train import loop
 from remem_jax.workflow.remem import distill, student_setup
@@ -42,7 +43,7 @@ def alone(
 ) -> Any:
     """The record and the variables of a student that was trained alone."""
     run = shared.run(tmp_path_factory.mktemp("alone"), _config(0.1))
-    (group,) = distill.from_scratch(run, setup)
+    (group,) = distill.without_teacher(run, setup, SCRATCH)
     return group["students"][0], distill.kept(run, setup, "students/scratch", 0)
 
 
@@ -54,16 +55,16 @@ def test_a_diverged_student_is_not_trained_further_and_affects_no_other(
     def step(state: Any, images: Any, labels: Any, targets: Any, settings: Any) -> Any:
         if isinstance(settings.learning_rate, float):  # False while operations are counted.
             rates.append(settings.learning_rate)
-        return setup.steps[student_setup.SCRATCH](state, images, labels, targets, settings)
+        return setup.steps[student_setup.LABELS](state, images, labels, targets, settings)
 
-    counted = setup._replace(steps={student_setup.SCRATCH: step})
+    counted = setup._replace(steps={student_setup.LABELS: step})
     with logs.RunLog(tmp_path) as log:
         run = shared.run(tmp_path, _config(TOO_HIGH, 0.1), log=log)
         stops = iter([False, False, True])
         with pytest.raises(loop.StoppedError):  # After the third step.
-            distill.from_scratch(run._replace(stopping=lambda: next(stops)), counted)
+            distill.without_teacher(run._replace(stopping=lambda: next(stops)), counted, SCRATCH)
         before = rates.count(TOO_HIGH)
-        (group,) = distill.from_scratch(run, counted)
+        (group,) = distill.without_teacher(run, counted, SCRATCH)
 
     assert rates.count(TOO_HIGH) == before <= 2
     assert rates.count(0.1) == 4
@@ -86,7 +87,7 @@ def test_a_group_whose_students_all_diverge_is_recorded(
     config.student.group = 2
     config.choose_on_test = True
 
-    lost, finite = distill.from_scratch(shared.run(tmp_path, config), setup)
+    lost, finite = distill.without_teacher(shared.run(tmp_path, config), setup, SCRATCH)
 
     assert lost["diverged"]["step"] <= 2
     assert lost["seconds"] > 0
@@ -100,7 +101,7 @@ def test_operations_count_only_finite_students(
     shared: Shared, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
     run = shared.run(tmp_path, _config(0.1, 0.2))
-    grid = student_setup.scratch_grid(run)
+    grid = student_setup.label_grid(run, SCRATCH)
     job = distill._job(run, setup, grid, dict(enumerate(grid.points)), lambda *_: None)
     batch = next(run.loader.train(8, 0, stage="student"))
     both = job.operations(job.shapes, batch)
@@ -115,7 +116,7 @@ def test_an_infinite_loss_with_a_finite_state_loses_no_student(
 ) -> None:
     # The loss of a batch can overflow although gradient and state are finite.
     run = shared.run(tmp_path, _config(0.1, 0.2))
-    original = setup.steps[student_setup.SCRATCH]
+    original = setup.steps[student_setup.LABELS]
 
     def step(state: Any, *inputs: Any) -> Any:
         after, metrics = original(state, *inputs)
@@ -123,8 +124,8 @@ def test_an_infinite_loss_with_a_finite_state_loses_no_student(
         overflows = isinstance(rate, float) and rate == 0.1
         return after, {**metrics, **({"loss": np.inf, "fault": 3} if overflows else {})}
 
-    overflowing = setup._replace(steps={student_setup.SCRATCH: step})
+    overflowing = setup._replace(steps={student_setup.LABELS: step})
 
-    (group,) = distill.from_scratch(run, overflowing)
+    (group,) = distill.without_teacher(run, overflowing, SCRATCH)
 
     assert not any(student["diverged"] for student in group["students"])

@@ -78,7 +78,7 @@ def test_other_methods_have_results_and_the_report_names_the_diverged_one(
     run.config.student.learning_rates = (0.1,)
     diverging(monkeypatch, step=6, above=0.015)
     group = {"part": "students/scratch", "seconds": 1.0, "students": [{"diverged": True}]}
-    monkeypatch.setattr(distill, "from_scratch", lambda *_: [{"teacher_step": None, **group}])
+    monkeypatch.setattr(distill, "without_teacher", lambda *_: [{"teacher_step": None, **group}])
 
     with pytest.raises(loop.NonFiniteLossError, match=r"Every student .*other methods.*\.html"):
         pipeline.run_remem(run)

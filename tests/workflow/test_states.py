@@ -91,10 +91,10 @@ def test_initial_states_of_students_are_sharded(sharded: context.Run) -> None:
     sharded.config.methods = ("scratch",)
     setup = student_setup.make(sharded, None)
 
-    created = setup.first_states[student_setup.SCRATCH](3)
+    created = setup.first_states[student_setup.LABELS](3, False)
 
     _require_sharded(created)
-    assert _layout(created) == _layout(setup.shapes[student_setup.SCRATCH])
+    assert _layout(created) == _layout(setup.shapes[student_setup.LABELS])
 
 
 def test_a_resumed_run_holds_one_state(
@@ -159,7 +159,7 @@ def test_runs_with_other_seeds_recompile_nothing(small_run: context.Run) -> None
         functions = [
             training.step.lower(training.shapes, batch, first.frozen),
             setup.augment.lower(number, batch),
-            setup.steps[point.loss].lower(state, *inputs, teacher_outputs, point.hyperparameters),
+            setup.step(point).lower(state, *inputs, teacher_outputs, point.hyperparameters),
         ]
         return [function.as_text() for function in functions]
 

@@ -168,7 +168,7 @@ def distillation(run: context.Run) -> Step:
     functions = (
         Function("augment", setup.augment, (number, batch)),
         Function("teacher", compute_targets, (variables, augmented.images), read=variables),
-        Function("student", setup.steps[point.loss], arguments, state=state),
+        Function("student", setup.step(point), arguments, state=state),
     )
     return Step(functions, (variables, batch, augmented, targets, state))
 

@@ -111,17 +111,15 @@ def _note(results: Results) -> str:
 
 
 def gain(results: Results) -> str | None:
-    """Describes by how many points ReMem's student beats the others on test."""
+    """Describes by how many points ReMem's student beats that of a fine-tuned teacher on test."""
     metric = results["data"]["metric"]
     accuracies = {row["method"]: row["student"]["test"][metric] for row in results["methods"]}
-    others = {"finetune": "fine-tuning's", "scratch": "the one trained from scratch"}
-    gains = [
-        f"{_points(accuracies['remem'] - accuracies[method])} {name}"
-        f"{_chance(results, 'remem', method)}"
-        for method, name in others.items()
-        if "remem" in accuracies and method in accuracies
-    ]
-    return f"On test, ReMem's student is {' and '.join(gains)}." if gains else None
+    if not {"remem", "finetune"} <= set(accuracies):
+        return None
+    difference = between(results, "remem", "finetune")
+    error = f" ({in_words(difference)})" if difference else ""
+    far = _points(accuracies["remem"] - accuracies["finetune"])
+    return f"On test, ReMem's student is {far} fine-tuning's{error}."
 
 
 def _points(difference: float) -> str:
@@ -131,17 +129,18 @@ def _points(difference: float) -> str:
     return f"{size} points {'above' if difference > 0 else 'below'}"
 
 
-def _chance(results: Results, high: str, low: str) -> str:
-    """Formats the standard error and p-value of the difference between two methods' students."""
+def between(results: Results, high: str, low: str) -> paired.Difference | None:
+    """Returns the difference between two methods' students; None if it was not recorded."""
     correct = {model.method: model.correct for model in models(results) if model.role == "students"}
     if high not in correct or low not in correct:
-        return ""
-    metric = results["data"]["metric"]
-    difference = paired.difference(correct[high], correct[low], _labels(results), metric)
-    return f" ({_in_brackets(difference)})"
+        return None
+    return paired.difference(
+        correct[high], correct[low], _labels(results), results["data"]["metric"]
+    )
 
 
-def _in_brackets(difference: paired.Difference) -> str:
+def in_words(difference: paired.Difference) -> str:
+    """Describes the standard error and the p-value of a difference."""
     p = p_value(difference)
     return (
         f"standard error of the difference {points(difference.standard_error)}, p "
@@ -162,9 +161,7 @@ def beside_teacher(results: Results, method: str) -> str | None:
     metric = results["data"]["metric"]
     student = correct["students"] if correct["students"].ndim == 1 else correct["students"][0]
     difference = paired.difference(student, correct["teacher"], _labels(results), metric)
-    return (
-        f"On test, it is {_points(difference.difference)} its teacher ({_in_brackets(difference)})."
-    )
+    return f"On test, it is {_points(difference.difference)} its teacher ({in_words(difference)})."
 
 
 def standard_errors(results: Results) -> str:

@@ -8,7 +8,14 @@ from remem_jax.data.custom import walk
 from remem_jax.report import FORMAT, paper, protocol, rendering, tables
 from remem_jax.report.card import model_card
 from remem_jax.report.figures import drawing
-from remem_jax.report.run import comparisons, data_summary, information, plots, search
+from remem_jax.report.run import (
+    comparisons,
+    data_summary,
+    distillation,
+    information,
+    plots,
+    search,
+)
 from remem_jax.report.run import tables as run_tables
 from remem_jax.storage import files, logs
 from remem_jax.storage import results as stored
@@ -46,6 +53,7 @@ def _content(
     ]
     return {
         "title": results["title"],
+        "gain": distillation.gain(results),
         "summary": summary(results),
         "warning": model_card.warning(results),
         "comparison": run_tables.comparison(results),

@@ -38,7 +38,7 @@ class Speed(NamedTuple):
     """Cost of the steps of a run.
 
     Attributes:
-        teacher: Cost of a teacher step; None from scratch.
+        teacher: Cost of a teacher step; None without a teacher.
         teacher_outputs: Cost of augmenting a batch for the students, and of the teacher's outputs
             for it if there is a teacher.
         student: Cost of a step of one student, the mean over the grid.
@@ -70,13 +70,10 @@ class Cost(NamedTuple):
 def of_run(config: ConfigDict, speed: Speed) -> Cost:
     """Returns the cost of a run with one method, given the cost of its steps."""
     (method,) = config.methods
-    scratch = not METHODS[method].has_teacher
-    teachers = 1 if scratch else len(config.teacher.steps)
-    scratch_students = len(config.student.learning_rates) * len(config.student.seeds)
-    students = teachers * (
-        scratch_students if scratch else len(student_setup.grid_points(config.student))
-    )
-    teacher_steps = 0 if scratch else config.teacher.steps[-1]
+    has_teacher = METHODS[method].has_teacher
+    teachers = len(config.teacher.steps) if has_teacher else 1
+    students = teachers * len(student_setup.points(config.student, method))
+    teacher_steps = config.teacher.steps[-1] if has_teacher else 0
     student_steps = students * config.student.steps
     costs = [
         speed.teacher.times(teacher_steps) if speed.teacher else Step(0, 0),
@@ -96,8 +93,8 @@ def measure(run: context.Run) -> Speed:
     """Measures some steps of a run with one method, without keeping them."""
     (method,) = run.config.methods
     if not METHODS[method].has_teacher:
-        scratch = student_setup.scratch_grid(run)
-        return _of_students(run, student_setup.make(run, None), scratch, {}, None)
+        grid = student_setup.label_grid(run, method)
+        return _of_students(run, student_setup.make(run, None), grid, {}, None)
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
     settings = teacher_training.settings_of(run.config, method)
@@ -137,7 +134,7 @@ def _of_students(
     teacher_outputs = Step(flops.count(teacher_pass, None), _seconds(teacher_pass, None))
     costs = {}
     for point in grid.one_per_loss:
-        step, state = setup.steps[point.loss], setup.first_state(point)
+        step, state = setup.step(point), setup.first_state(point)
         operations = flops.count(step, state, *augmented, targets, point.hyperparameters)
 
         def train_step(state: Any, step: Any = step, point: student_setup.GridPoint = point) -> Any:

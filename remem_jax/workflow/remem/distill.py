@@ -14,7 +14,7 @@ from remem_jax import mesh
 from remem_jax.records import Batch, Variables
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import flops, lockstep, loop
-from remem_jax.train.state import State
+from remem_jax.train.state import TrainState
 from remem_jax.workflow import context, training
 from remem_jax.workflow.remem import student_groups, targets
 from remem_jax.workflow.remem.finetune import Teachers
@@ -23,18 +23,18 @@ from remem_jax.workflow.remem.student_setup import (
     StudentGrid,
     StudentSetup,
     hyperparameters,
+    label_grid,
     make_grid,
     make_targets,
-    scratch_grid,
 )
 
 # Fields of a student that identify its configuration; the seed is not one of them.
 SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")
 
 
-def from_scratch(run: context.Run, setup: StudentSetup) -> list[dict[str, Any]]:
+def without_teacher(run: context.Run, setup: StudentSetup, method: str) -> list[dict[str, Any]]:
     """Trains students without a teacher at all learning rates; see `_train_groups`."""
-    grid = scratch_grid(run)
+    grid = label_grid(run, method)
     trained = _train_groups(run, setup, grid, grid.stage, targets.none)
     for group in trained:
         for student in group["students"]:
@@ -168,7 +168,7 @@ def _train(
 
 
 def _keep_best(
-    run: context.Run, stage: str, students: dict[int, State], records: Sequence[dict[str, Any]]
+    run: context.Run, stage: str, students: dict[int, TrainState], records: Sequence[dict[str, Any]]
 ) -> None:
     """Saves the students of the best configuration; others are discarded."""
     for record in select(records, run.dataset.metric):
@@ -216,7 +216,7 @@ def _job(
     """Returns the training of a group of students, without its evaluation."""
     settings, group = run.config.student, list(points.values())
     lost: set[int] = set()
-    students = [(setup.steps[point.loss], point.hyperparameters) for point in group]
+    students = [(setup.step(point), point.hyperparameters) for point in group]
     milestones = np.linspace(0, settings.steps, settings.evaluations + 1)[1:]
 
     def operations(states: lockstep.States, batch: Batch) -> float:
@@ -235,7 +235,7 @@ def _job(
         ]
         one_per_loss = {point.loss: (point, state) for point, state in trained}
         loss_operations = {
-            loss: flops.count(setup.steps[loss], state, *augmented, outputs, point.hyperparameters)
+            loss: flops.count(setup.step(point), state, *augmented, outputs, point.hyperparameters)
             for loss, (point, state) in one_per_loss.items()
         }
         return teacher_operations + sum(loss_operations[point.loss] for point, _ in trained)
@@ -274,8 +274,8 @@ def select(
     finite = _finite(records)
     if not finite:
         raise loop.NonFiniteLossError(
-            "Every student diverged on validation; lower config.student.learning_rates, in another "
-            "--workdir."
+            "Every student diverged on validation; lower config.student.learning_rates (or "
+            "pretrained_learning_rates), in another --workdir."
         )
 
     def rank(group: list[dict[str, Any]]) -> tuple[float, float]:

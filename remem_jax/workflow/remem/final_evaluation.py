@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from remem_jax import paired
-from remem_jax.methods import SCRATCH
 from remem_jax.records import Variables
 from remem_jax.storage import results
 from remem_jax.workflow import context
@@ -17,6 +16,7 @@ from remem_jax.workflow.remem.student_setup import StudentSetup
 def test(
     run: context.Run,
     setup: StudentSetup,
+    method: str,
     teachers: finetune.Teachers | None,
     chosen: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -27,7 +27,8 @@ def test(
     Args:
         run: The run.
         setup: Student setup of the run.
-        teachers: Teachers of the method; None for students from scratch.
+        method: The method.
+        teachers: Its teachers; None for a method without one.
         chosen: Students of the selected configuration, one per seed, best on validation first; see
             `distill.select`.
 
@@ -40,8 +41,7 @@ def test(
         have none.
     """
     folder = run.workdir / "selected"
-    name = teachers.method if teachers else SCRATCH
-    result = results.read_for_all(folder / f"{name}.json")
+    result = results.read_for_all(folder / f"{method}.json")
     if result is None:
         teacher = teachers and teachers.measure.model(teachers.load(chosen[0]["teacher_step"]))
         members = [_load_student(run, setup, student) for student in chosen]
@@ -55,17 +55,17 @@ def test(
             "teacher": measured.teacher and paired.pack(measured.teacher.pop("predictions")),
         }
         students = [
-            selected_models.save_student(run, f"{name}{_suffix(i, student)}", variables, metrics)
+            selected_models.save_student(run, f"{method}{_suffix(i, student)}", variables, metrics)
             for i, (student, variables, metrics) in enumerate(
                 zip(chosen, members, measured.models, strict=True)
             )
         ]
         if teachers and teacher:
             selected_models.save_teacher(
-                run, folder / f"{name}_teacher.npz", teachers, teacher.variables
+                run, folder / f"{method}_teacher.npz", teachers, teacher.variables
             )
         result = {"students": students, "teacher": measured.teacher, "predictions": packed}
-        results.write_for_all(folder / f"{name}.json", result)
+        results.write_for_all(folder / f"{method}.json", result)
     return result
 
 

@@ -72,8 +72,9 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     shapes = run.shapes(start.trainable)
     unstack = jax.jit(encoder.unstack, out_shardings=run.shardings(start.trainable))
 
-    def milestone(stage: str, step: int, trained: state.State) -> None:
-        params = unstack(trained.params) if start.stacks else trained.params
+    def milestone(stage: str, step: int, trained: state.TrainState) -> None:
+        params = trained.variables["params"]  # Averaged, with config.teacher.ema.
+        params = unstack(params) if start.stacks else params
         metrics = measure(start.variables(params), "validation")
         _require_finite(step, metrics)
         training.log_validation(run, stage, step, metrics[run.dataset.metric])
@@ -133,7 +134,7 @@ def _train(
     stage: str,
     settings: ConfigDict,
     start: teacher_training.Start,
-    milestone: Callable[[int, state.State], None],
+    milestone: Callable[[int, state.TrainState], None],
 ) -> float:
     """Fine-tunes from the pretrained weights to the last step; returns the seconds."""
     setup = teacher_training.make_training(run, settings, start)

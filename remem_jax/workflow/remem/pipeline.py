@@ -52,8 +52,11 @@ def run_remem(run: context.Run) -> None:
     config = run.config
     needs_teacher = any(METHODS[method].has_teacher for method in config.methods)
     pretrained = finetune.read_pretrained(run) if needs_teacher else None
-    identity = provenance.identity(run, {"teacher": pretrained.digest} if pretrained else {})
     setup = student_setup.make(run, pretrained)
+    initial = {"teacher": pretrained, "student": setup.initial}
+    identity = provenance.identity(
+        run, {name: each.digest for name, each in initial.items() if each}
+    )
     if config.plan_only:
         plan_only.show(run, pretrained, setup)
         return
@@ -61,6 +64,7 @@ def run_remem(run: context.Run) -> None:
         **_teacher(run, pretrained),
         "student": config.student.model,
         "student_parameters": _size(jax.eval_shape(lambda: setup.first(0)["params"])),
+        "student_init": setup.initial and dict(setup.initial.record),
     }
     workdir.begin(run.workdir, located(config), identity)
     outcomes, failed = _outcomes(run, pretrained, setup)
@@ -131,7 +135,7 @@ def _outcome(
         if teachers:
             groups = distill.from_teachers(run, setup, teachers)
         else:
-            groups = distill.from_scratch(run, setup)
+            groups = distill.without_teacher(run, setup, method)
     seconds = {group["part"]: group["seconds"] for group in groups}
     with advice.on_out_of_memory(f"information/{method}"):
         measured = _information(run, teachers, seconds)
@@ -144,7 +148,7 @@ def _outcome(
     chosen = sorted(
         distill.select(candidates, metric), key=lambda student: -student["validation"][metric]
     )
-    best, tested = chosen[0], final_evaluation.test(run, setup, teachers, chosen)
+    best, tested = chosen[0], final_evaluation.test(run, setup, method, teachers, chosen)
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,

@@ -86,7 +86,7 @@ def _of_students(
     method: str,
 ) -> step_memory.Need:
     if pretrained is None or not METHODS[method].has_teacher:
-        grid = student_setup.scratch_grid(run)
+        grid = student_setup.label_grid(run, method)
     else:
         start = teacher_training.start(run, pretrained, method)
         merged = jax.eval_shape(start.teacher, start.trainable)

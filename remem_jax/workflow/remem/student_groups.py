@@ -27,9 +27,7 @@ def need(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> step_memor
         targets = mesh.shapes(jax.eval_shape(grid.compute_targets, *inputs), by_batch)
     states = [_state_shapes(run, setup, point) for point in grid.one_per_loss]
     step_bytes = [
-        step_memory.of_step(
-            setup.steps[point.loss], state, *augmented, targets, point.hyperparameters
-        )[1]
+        step_memory.of_step(setup.step(point), state, *augmented, targets, point.hyperparameters)[1]
         for point, state in zip(grid.one_per_loss, states, strict=True)
     ]
     # The augmented images and the targets stay in memory during the students' steps.
@@ -66,7 +64,7 @@ def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
     return -(-settings // groups) * seeds  # As far as possible, all groups have one size.
 
 
-def _state_shapes(run: context.Run, setup: StudentSetup, point: GridPoint) -> state.State:
+def _state_shapes(run: context.Run, setup: StudentSetup, point: GridPoint) -> state.TrainState:
     return run.shapes(jax.eval_shape(lambda: setup.first_state(point)))
 
 

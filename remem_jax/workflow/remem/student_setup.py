@@ -2,60 +2,76 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
-from remem_jax import mesh, models, optim, random_streams
+from remem_jax import mesh, models, random_streams
 from remem_jax.checks import require
 from remem_jax.data.images.augment import Mixing
-from remem_jax.methods import METHODS, SCRATCH
+from remem_jax.methods import METHODS
 from remem_jax.models import projection
 from remem_jax.records import Hyperparameters, Key, Outputs, TeacherApply, Variables
-from remem_jax.train import lockstep, state, steps, student_losses
+from remem_jax.train import averaging, lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
-from remem_jax.weights import augreg
+from remem_jax.weights import augreg, initial_students
+from remem_jax.weights.initial_students import InitialStudent
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import finetune
+from remem_jax.workflow.remem import finetune, student_steps
+
+LABELS = student_losses.LABELS.name  # The loss of students without a teacher.
 
 
 class GridPoint(NamedTuple):
     """One student of a grid.
 
     Attributes:
-        loss: Name of its loss: one of `student_losses.LOSSES`, or `SCRATCH`.
+        loss: Name of its loss: one of `student_losses.LOSSES`, or `LABELS`.
         hyperparameters: Its other hyperparameters.
+        pretrained: Whether it starts from `config.student.init`.
     """
 
     loss: str
     hyperparameters: Hyperparameters
+    pretrained: bool = False
 
 
 class StudentSetup(NamedTuple):
     """The architecture that all students of a run share, and a compiled step for each loss.
 
     Attributes:
-        first: Creates a student's initial variables, given its seed.
+        first: Creates random variables of a student, given its seed.
         shapes: Shapes and shardings of a student's state, by loss. With a loss of features, the
             state has a projection, which the variables of `first` lack.
-        first_states: Creates a student's state at step 0, given its seed; by loss.
+        first_states: Creates a student's state at step 0, given its seed and whether it is
+            pretrained; by loss.
         steps: The compiled step of one student, by loss.
         measure: Evaluates students, given variables like those of `first`, on a split.
         augment: The compiled augmentation that teacher and students share.
+        initial: The pretrained weights of the students; None if all start from random weights.
+        random_steps: Steps of students from random weights that differ from `steps`, by loss.
     """
 
     first: Callable[[int], Variables]
-    shapes: dict[str, state.State]
-    first_states: dict[str, Callable[[int], state.State]]
+    shapes: dict[str, state.TrainState]
+    first_states: dict[str, Callable[[int, bool], state.TrainState]]
     steps: dict[str, StudentStep]
     measure: context.Measure
     augment: lockstep.Augment
+    initial: InitialStudent | None = None
+    random_steps: Mapping[str, StudentStep] = {}
 
-    def first_state(self, point: GridPoint) -> state.State:
+    def step(self, point: GridPoint) -> StudentStep:
+        """Returns the compiled step of a student."""
+        random = {} if point.pretrained else self.random_steps
+        return random.get(point.loss, self.steps[point.loss])
+
+    def first_state(self, point: GridPoint) -> state.TrainState:
         """Creates the state of a student at step 0."""
-        return self.first_states[point.loss](int(point.hyperparameters.seed))
+        return self.first_states[point.loss](int(point.hyperparameters.seed), point.pretrained)
 
 
 class StudentGrid(NamedTuple):
@@ -92,16 +108,17 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     """
     settings = run.config.student
     classes = len(run.dataset.classes)
+    initial = run.preloaded.take_student(run.config)
     model = models.make(
-        settings.model, classes=classes, stem=settings.stem, dtype=run.config.compute_dtype
+        settings.model,
+        classes=classes,
+        stem=settings.stem,
+        dtype=run.config.compute_dtype,
+        **student_steps.regularisation(settings),
+        **({"normalisation": initial.normalisation} if initial else {}),
     )
-    tx = optim.sgd(
-        optim.warmup_cosine(peak=1.0, steps=settings.steps, warmup_steps=settings.warmup_steps),
-        momentum=settings.momentum,
-        nesterov=True,
-        weight_decay=settings.weight_decay,
-        clip_norm=None,
-    )
+    params = models.shapes(model, run.config.data.image_size)
+    tx = student_steps.make_optimiser(settings, params, pretrained=initial is not None)
     key = random_streams.key(run.config.seed, "student")
     init = models.make_init(model, run.config.data.image_size)
 
@@ -109,15 +126,20 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         return init(random_streams.within(key, "parameters", seed))
 
     def first_state(
-        target: projection.Target | None, init_key: Key, projection_key: Key
-    ) -> state.State:
+        target: projection.Target | None,
+        init_key: Key,
+        projection_key: Key,
+        loaded: Variables | None = None,
+    ) -> state.TrainState:
         variables = init(init_key)
+        if loaded is not None:
+            variables = initial_students.join(variables, loaded)
         if target:
             channels = models.trunk_channels(model, run.config.data.image_size)
             variables = projection.add(
                 variables, projection_key, channels=channels, width=target.width
             )
-        return state.create(variables, tx)
+        return averaging.begin(state.create(variables, tx), decay=settings.ema)
 
     def keys(seed: int) -> tuple[Key, Key]:
         """Returns the keys of a student's initial parameters and of its projection."""
@@ -126,14 +148,20 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         )
         return init_key, projection_key
 
-    shapes, first_states, jitted_steps = {}, {}, {}
+    def first_of_seed(create: Callable[..., state.TrainState], seed: int, pretrained: bool) -> Any:
+        # As an argument, the weights are not compiled into the function as constants.
+        loaded = (initial.variables,) if initial and pretrained else ()
+        return create(*keys(seed), *loaded)
+
+    shapes, first_states, makers = {}, {}, {}
     for name, (loss, target) in _losses(run, pretrained).items():
         apply = run.gather_params(models.student_apply(model, target))
-        step = functools.partial(steps.make_student_step, apply, tx, loss=loss)
+        makers[name] = functools.partial(student_steps.make_step, settings, apply, loss=loss)
         create = run.jit_create(functools.partial(first_state, target), *keys(0))
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
-        first_states[name] = lambda seed, create=create: create(*keys(seed))
-        jitted_steps[name] = run.jit_step_with_key(step, key, shapes[name])
+        first_states[name] = functools.partial(first_of_seed, create)
+    jit_steps = functools.partial(_jit_steps, run, makers, key, shapes)
+    plain_tx = student_steps.make_optimiser(settings, params, pretrained=False)
     measure = context.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     augment = random_streams.JitWithKey(
         functools.partial(
@@ -145,27 +173,45 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         key,
         out_shardings=mesh.batch_sharding(run.mesh),
     )
-    return StudentSetup(first, shapes, first_states, jitted_steps, measure, augment)
+    return StudentSetup(
+        first,
+        shapes,
+        first_states,
+        jit_steps(tx),
+        measure,
+        augment,
+        initial,
+        jit_steps(plain_tx) if student_steps.has_rates(settings) else {},
+    )
+
+
+def _jit_steps(
+    run: context.Run,
+    makers: Mapping[str, Callable[..., StudentStep]],
+    key: Key,
+    shapes: Mapping[str, state.TrainState],
+    tx: optax.GradientTransformation,
+) -> dict[str, StudentStep]:
+    """Compiles, when they are first called, the steps of all losses with an optimiser."""
+    return {
+        name: run.jit_step_with_key(functools.partial(make, tx=tx), key, shapes[name])
+        for name, make in makers.items()
+    }
 
 
 def _losses(
     run: context.Run, pretrained: finetune.Pretrained | None
 ) -> dict[str, tuple[steps.Loss, projection.Target | None]]:
     """Returns, for each `GridPoint.loss` of a run, the loss and the features it compares."""
-    hard_labels = bool(run.config.student.hard_labels)
     weights = run.class_weights(run.config.student.class_balance)
-
-    def bind(loss: student_losses.StudentLoss) -> steps.Loss:
-        bound = functools.partial(loss, hard_labels=hard_labels)
-        return student_losses.with_class_weights(bound, weights)
-
+    bind = student_steps.bind(run.config.student, weights)
     losses: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
     if pretrained:
         for name in run.config.student.losses:
             loss = student_losses.LOSSES[name]
             losses[name] = bind(loss), _target(run, pretrained.checkpoint, loss)
     if any(not METHODS[method].has_teacher for method in run.config.methods):
-        losses[SCRATCH] = bind(student_losses.SCRATCH), None
+        losses[LABELS] = bind(student_losses.LABELS), None
     return losses
 
 
@@ -187,10 +233,12 @@ def _target(
 
 
 def grid_points(settings: ConfigDict) -> list[GridPoint]:
-    """Returns the grid of `config.student`, without duplicates.
+    """Returns the grid of `config.student` for students with a teacher, without duplicates.
 
     If a loss does not use a hyperparameter, only its first value is in the grid.
     """
+    pretrained = bool(settings.init)
+    rates = settings.pretrained_learning_rates if pretrained else settings.learning_rates
     points = []
     for loss in settings.losses:
         used = student_losses.used(loss, hard_labels=settings.hard_labels)
@@ -201,20 +249,36 @@ def grid_points(settings: ConfigDict) -> list[GridPoint]:
                 ("weight", settings.weights),
             )
         )
-        axes = settings.learning_rates, temperatures, weights, settings.seeds
+        axes = rates, temperatures, weights, settings.seeds
         points += [
-            GridPoint(loss, Hyperparameters(float(rate), float(temperature), float(weight), seed))
+            GridPoint(
+                loss,
+                Hyperparameters(float(rate), float(temperature), float(weight), seed),
+                pretrained,
+            )
             for rate, temperature, weight, seed in itertools.product(*axes)
         ]
     return points
 
 
-def scratch_points(settings: ConfigDict) -> list[GridPoint]:
-    """Returns the grid of `config.student` for students from scratch."""
+def label_points(settings: ConfigDict, method: str) -> list[GridPoint]:
+    """Returns the grid of `config.student` for a method without a teacher."""
+    if METHODS[method].starts_random:
+        rates = settings.scratch_learning_rates or settings.learning_rates
+    else:
+        rates = settings.pretrained_learning_rates
     return [
-        GridPoint(SCRATCH, Hyperparameters(float(rate), 1.0, 0.0, seed))
-        for rate, seed in itertools.product(settings.learning_rates, settings.seeds)
+        GridPoint(
+            LABELS, Hyperparameters(float(rate), 1.0, 0.0, seed), not METHODS[method].starts_random
+        )
+        for rate, seed in itertools.product(rates, settings.seeds)
     ]
+
+
+def points(settings: ConfigDict, method: str) -> list[GridPoint]:
+    """Returns the grid of `config.student` for a method."""
+    has_teacher = METHODS[method].has_teacher
+    return grid_points(settings) if has_teacher else label_points(settings, method)
 
 
 def hyperparameters(point: GridPoint, *, hard_labels: bool) -> dict[str, Any]:
@@ -224,9 +288,9 @@ def hyperparameters(point: GridPoint, *, hard_labels: bool) -> dict[str, Any]:
     return point.hyperparameters._asdict() | dict.fromkeys(unused)
 
 
-def scratch_grid(run: context.Run) -> StudentGrid:
-    """Builds the grid from scratch: from labels alone, whatever `config.student.hard_labels` is."""
-    return StudentGrid(f"students/{SCRATCH}", scratch_points(run.config.student), None, {})
+def label_grid(run: context.Run, method: str) -> StudentGrid:
+    """Builds the grid of a method without a teacher, whatever `config.student.hard_labels` is."""
+    return StudentGrid(f"students/{method}", label_points(run.config.student, method), None, {})
 
 
 def make_grid(

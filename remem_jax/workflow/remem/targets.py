@@ -172,7 +172,7 @@ def _added(config: ConfigDict) -> dict[str, Any]:
 
     At their neutral values they are left out, so that outputs stored by earlier versions are read.
     """
-    data, neutral = config.data, identity.neutral("data")
+    data, neutral = config.data, identity.ADDED["data"]
     names = ["balanced_sampling", "augment", "color_jitter", "random_erasing"]
     added = {name: data[name] for name in names if data[name] != neutral[name]}
     if data.augment == "rand":

@@ -11,11 +11,19 @@ from remem_jax import losses, mesh, models, optim, random_streams, sam
 from remem_jax.data.images.augment import Mixing
 from remem_jax.methods import METHODS
 from remem_jax.models import encoder, tuning, vit
-from remem_jax.records import Apply, Batch, Params, TeacherApply, TrainApply, Variables
+from remem_jax.records import (
+    Apply,
+    Batch,
+    Key,
+    Params,
+    TeacherApply,
+    TrainApply,
+    Variables,
+)
 from remem_jax.settings import division, tuning_of
-from remem_jax.train import flops, state, steps, student_losses
+from remem_jax.train import averaging, flops, state, steps, student_losses
 from remem_jax.weights import augreg
-from remem_jax.workflow import context, memory_plan, step_memory
+from remem_jax.workflow import context, memory_plan, optimiser, step_memory
 from remem_jax.workflow.initial_checkpoints import Pretrained
 
 
@@ -74,6 +82,7 @@ def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
         pruned_attention=settings.pruned_attention,
         dtype=run.config.compute_dtype,
         scan=settings.scan,
+        **({"drop_path": settings.drop_path} if settings.drop_path else {}),
         **checkpoint_options,
     )
     variables = augreg.into(
@@ -101,8 +110,8 @@ class Training(NamedTuple):
     """
 
     step: Any
-    shapes: state.State
-    first_state: Callable[[], state.State]
+    shapes: state.TrainState
+    first_state: Callable[[], state.TrainState]
 
 
 def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Training:
@@ -112,14 +121,15 @@ def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Train
         steps=settings.steps[-1],
         warmup_steps=settings.warmup_steps,
     )
-    tx = optim.sgd(
+    tx = optimiser.make(
+        settings,
         schedule,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
+        start.trainable,
         nesterov=False,
+        clip_norm=settings.clip_norm,
+        is_head=tuning.in_head,
     )
-    make = functools.partial(
+    make_step = functools.partial(
         steps.make_supervised_step,
         run.gather_params(train_apply(start, start.plan.rematerialise)),
         tx,
@@ -135,19 +145,23 @@ def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Train
         division=division(settings, run.mesh, start.plan.accumulate),
     )
 
+    def make(*, key: Key) -> averaging.Step:
+        step = make_step(key=key)
+        return averaging.averaged(step, decay=settings.ema, warmup=settings.ema_warmup)
+
     def stacked(trainable: Params) -> Params:
         return encoder.stack(trainable) if start.stacks else trainable
 
-    def create(params: Params) -> state.State:
-        return state.create({"params": params}, tx)
+    def create(params: Params) -> state.TrainState:
+        return averaging.begin(state.create({"params": params}, tx), decay=settings.ema)
 
     shapes = run.shapes(jax.eval_shape(lambda params: create(stacked(params)), start.trainable))
 
-    def first_state() -> state.State:
+    def first_state() -> state.TrainState:
         # Each device gets only its shards, and creates its optimiser state itself.
         params = run.place(stacked(start.trainable))
-        others = run.jit_create(lambda params: create(params)._replace(params={}), params)
-        return others(params)._replace(params=params)
+        others = run.jit_create(lambda params: state.with_params(create(params), {}), params)
+        return state.with_params(others(params), params)
 
     step = run.jit_step_with_key(make, random_streams.key(run.config.seed, "teacher"), shapes)
     return Training(step, shapes, first_state)
@@ -176,7 +190,7 @@ def teacher_apply(run: context.Run, start: Start) -> TeacherApply:
 
 def operations(
     run: context.Run, settings: ConfigDict, start: Start, training: Training
-) -> Callable[[state.State, Batch], float]:
+) -> Callable[[state.TrainState, Batch], float]:
     """Returns a function that counts the floating-point operations of a training step.
 
     If nothing is recomputed, the step of `training` is counted, so that it is traced only once.

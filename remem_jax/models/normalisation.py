@@ -1,0 +1,39 @@
+"""Normalises images as a pretrained network expects them."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Channels = tuple[float, float, float]
+
+
+class Normalisation(NamedTuple):
+    """The mean and the standard deviation that a network's images are normalised with.
+
+    The pipeline gives every network images in [-1, 1], which is mean 0.5 and deviation 0.5; a
+    network with others converts them first. So teacher and student take the same images.
+
+    Attributes:
+        mean: Means of red, green and blue, as fractions of the pixel range, as in timm.
+        std: Standard deviations, as fractions of the pixel range; above 0.
+    """
+
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
+
+    def __call__(
+        self, images: Float[Array, "batch height width 3"]
+    ) -> Float[Array, "batch height width 3"]:
+        """Converts images in [-1, 1] to (pixels - mean) / std, with pixels in [0, 1]."""
+        if self == IDENTITY:
+            return images
+        mean, std = (jnp.asarray(values, images.dtype)[None, None, None] for values in self)
+        shape = images.shape
+        return images * jnp.broadcast_to(0.5 / std, shape) + jnp.broadcast_to(
+            (0.5 - mean) / std, shape
+        )
+
+
+IDENTITY = Normalisation()  # Leaves images in [-1, 1] unchanged.
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

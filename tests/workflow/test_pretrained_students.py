@@ -1,0 +1,156 @@
+"""Students that start from pretrained weights (`config.student.init`)."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from remem_jax import models, settings, workflow
+from remem_jax.checks import SettingError
+from remem_jax.models.normalisation import IMAGENET
+from remem_jax.storage import results
+from remem_jax.weights import students
+from remem_jax.workflow import context
+from remem_jax.workflow.remem import student_setup
+from tests import tiny_run
+from tests.workflow.conftest import Shared
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("resnet4")]
+CLASSES = 5  # Of the pretrained student.
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A file of the student of `tiny_run`, with random parameters and statistics."""
+    tiny_run.add_student()
+    model = models.make(tiny_run.NAME, classes=CLASSES)
+    variables = models.init(model, jax.random.key(7), tiny_run.IMAGE_SIZE)
+    moved = jax.tree.map(lambda leaf: leaf + 0.125, variables)
+    path = tmp_path_factory.mktemp("weights") / "resnet4.safetensors"
+    students.save(path, moved)
+    return path
+
+
+@pytest.fixture
+def run(shared: Shared, weights: pathlib.Path, tmp_path: pathlib.Path) -> context.Run:
+    return shared.run(tmp_path, _config(weights))
+
+
+def _config(weights: pathlib.Path) -> ConfigDict:
+    config = tiny_run.get_config()
+    config.methods = ("scratch", "alone", "finetune")
+    config.student.init = str(weights)
+    config.student.batch_size = 8
+    config.student.steps, config.student.evaluations = 2, 1
+    config.student.warmup_steps = 0
+    config.student.learning_rates = (0.1,)
+    config.student.scratch_learning_rates = (0.2, 0.3)
+    config.student.pretrained_learning_rates = (0.01,)
+    config.teacher.steps, config.teacher.warmup_steps = (2,), 0
+    config.teacher.batch_size = 8
+    return config
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return traverse_util.flatten_dict(dict(tree), sep="/")
+
+
+def test_all_but_the_head_is_that_of_the_file(run: context.Run, weights: pathlib.Path) -> None:
+    saved, head = _flat(students.read(weights)), {"params/fc/kernel", "params/fc/bias"}
+    run.config.methods = ("alone",)
+    setup = student_setup.make(run, None)
+    (point,) = student_setup.label_points(run.config.student, "alone")
+
+    first = _flat(setup.first_state(point).variables)
+
+    assert first.keys() == saved.keys()
+    for name in first.keys() - head:
+        np.testing.assert_array_equal(first[name], saved[name], err_msg=name)
+    random = _flat(setup.first(0))
+    for name in head:
+        np.testing.assert_array_equal(first[name], random[name], err_msg=name)
+
+
+def test_students_from_scratch_start_from_random_weights(run: context.Run) -> None:
+    run.config.methods = ("scratch", "alone")
+    setup = student_setup.make(run, None)
+    point, *_ = student_setup.label_points(run.config.student, "scratch")
+
+    first = _flat(setup.first_state(point).variables)
+
+    for name, expected in _flat(setup.first(0)).items():
+        np.testing.assert_array_equal(first[name], expected, err_msg=name)
+
+
+def test_students_of_other_seeds_differ_in_the_head_alone(run: context.Run) -> None:
+    run.config.methods = ("alone",)
+    setup = student_setup.make(run, None)
+
+    one, other = (
+        _flat(setup.first_states[student_setup.LABELS](seed, True).params) for seed in (0, 1)
+    )
+
+    different = {name for name in one if not np.array_equal(one[name], other[name])}
+    assert different == {"fc/kernel", "fc/bias"}
+
+
+def test_the_learning_rates_follow_from_the_initial_weights(weights: pathlib.Path) -> None:
+    student = _config(weights).student
+
+    def rates(method: str) -> list[float]:
+        points = student_setup.points(student, method)
+        return [float(point.hyperparameters.learning_rate) for point in points]
+
+    assert (rates("scratch"), rates("alone"), rates("finetune")) == ([0.2, 0.3], [0.01], [0.01])
+    student.init, student.scratch_learning_rates = "", ()
+    assert (rates("scratch"), rates("finetune")) == ([0.1], [0.1])
+
+
+def test_a_whole_run_compares_distillation_with_both_baselines(
+    weights: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workflow.run(_config(weights), tmp_path)
+
+    record = results.read(tmp_path / "results.json")
+    assert record is not None
+    assert [row["method"] for row in record["methods"]] == ["scratch", "alone", "finetune"]
+    assert record["models"]["student_init"]["digest"] == results.digest(weights)
+    assert record["identity"]["student"] == results.digest(weights)
+    assert (tmp_path / "selected" / "alone_student.safetensors").is_file()
+
+
+def test_a_folder_belongs_to_its_initial_weights(
+    weights: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    config = _config(weights)
+    config.methods = ("alone",)
+    workflow.run(config, tmp_path / "run")
+    other = students.read(weights)
+    students.save(tmp_path / "other.safetensors", jax.tree.map(lambda leaf: 2 * leaf, other))
+
+    config.student.init = str(tmp_path / "other.safetensors")
+    with pytest.raises(SettingError, match="student was"):
+        workflow.run(config, tmp_path / "run")
+    config.methods, config.student.init = ("scratch",), ""
+    with pytest.raises(SettingError, match="another config"):
+        workflow.run(config, tmp_path / "run")
+
+
+def test_alone_needs_initial_weights(weights: pathlib.Path) -> None:
+    config = _config(weights)
+    config.student.init = ""
+
+    with pytest.raises(SettingError, match="replace alone by scratch"):
+        settings.check_remem(config)
+
+
+def test_networks_have_the_normalisation_of_the_weights(run: context.Run) -> None:
+    run.config.methods = ("alone",)
+    setup = student_setup.make(run, None)
+
+    assert setup.initial is not None
+    assert setup.initial.normalisation == IMAGENET
