@@ -209,9 +209,16 @@ def _student(config: ConfigDict) -> None:
     config.student = ConfigDict()
     # Architecture: a name of remem_jax/models/students.py. [text]
     config.student.model = "resnet18"
-    # Pretrained weights that the student starts from, except in the method "scratch": a file with
-    # the names of timm or torchvision; empty is random weights. [text]
+    # Pretrained weights that the student starts from, except in the method "scratch": "imagenet" or
+    # a name of the catalogue (docs/students.md), a repository on the Hugging Face Hub such as
+    # "timm/resnet18.a1_in1k", or a .safetensors file with the names of timm or torchvision; empty
+    # is random weights. [text]
     config.student.init = ""
+    # Means of red, green and blue, as fractions of the pixel range, that the student subtracts from
+    # its images; empty is those of its pretrained weights, or 0.5 without any. [choice]
+    config.student.mean = ()
+    # Standard deviations that it then divides by, positive; empty as for the mean. [choice]
+    config.student.std = ()
     # First layers; one of "imagenet", "small". "small" keeps small images' resolution. [text]
     config.student.stem = "imagenet"
     # Distillation losses: names of remem_jax/train/student_losses.py; each adds a grid of students.

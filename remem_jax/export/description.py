@@ -9,6 +9,8 @@ from remem_jax.checks import SettingError, require
 from remem_jax.data.images import preprocessing
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export.options import Form
+from remem_jax.models.normalisation import IDENTITY, Normalisation
+from remem_jax.weights import student_normalisation
 
 _RANGES = {"float": preprocessing.RANGE, "uint8": "0 to 255"}
 _TYPES = {"float": "float32", "uint8": "uint8"}
@@ -30,6 +32,7 @@ class Description(NamedTuple):
         identity: Hash of the run's file that the student was read from, shared by its exports;
             empty if unknown.
         run: Key of the run's identity (`storage.identity`); empty for older runs.
+        normalisation: Normalisation of the images in the student, after `preprocessing`.
     """
 
     model: str
@@ -42,6 +45,7 @@ class Description(NamedTuple):
     stored_size: int = 0
     identity: str = ""
     run: str = ""
+    normalisation: Normalisation = IDENTITY
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -59,6 +63,7 @@ def texts(described: Description) -> dict[str, str]:
         "image_size": str(described.image_size),
         "image_range": _RANGES[form.input],
         "image_type": _TYPES[form.input],
+        **student_normalisation.texts(described.normalisation),
         "image_layout": "batch, height, width, channel (RGB)",
         "resize": described.preprocessing.text(),
         "stored_size": str(described.stored_size),
@@ -109,6 +114,7 @@ def read(metadata: Mapping[str, str], source: str) -> Description:
         stored,
         metadata.get("identity", ""),
         metadata.get("run", ""),
+        student_normalisation.read(metadata, source) or IDENTITY,
     )
 
 

@@ -127,7 +127,11 @@ def make_model(described: Description, *, dtype: str = "float32") -> Any:
     one_of("The model of the student", described.model, models.STUDENTS)
     try:
         return models.make(
-            described.model, classes=len(described.classes), stem=described.stem, dtype=dtype
+            described.model,
+            classes=len(described.classes),
+            stem=described.stem,
+            dtype=dtype,
+            normalisation=described.normalisation,
         )
     except ValueError as error:
         raise SettingError(f"The student cannot be built: {error}") from error

@@ -85,6 +85,8 @@ PAPER: Mapping[str, Paper] = {
     "teacher.gelu": _choice(""),
     "teacher.position_resize": _choice("vit_jax"),
     "student.stem": Paper(("imagenet",)),
+    "student.mean": _choice(()),
+    "student.std": _choice(()),
     "student.hard_labels": Paper((True,)),
     "student.cutmix": Paper((0.0,)),
     "student.class_balance": Paper((0.0,)),

@@ -15,7 +15,7 @@ from remem_jax.settings import images, information, memory, optimisation, values
 from remem_jax.settings.memory import division
 from remem_jax.storage import identity
 from remem_jax.train import student_losses
-from remem_jax.weights import catalog, initial_students, matching
+from remem_jax.weights import catalog, matching, student_normalisation, student_sources
 
 GELUS = ("", "tanh", "erf")  # "" is the GELU that the checkpoint was trained with.
 
@@ -196,7 +196,8 @@ def check_student_init(config: ConfigDict) -> None:
         "config.student.init is empty: set it, or replace alone by scratch.",
     )
     if config.student.init:
-        initial_students.locate(config.student.init)
+        student_sources.check(config.student.init, config.student.model)
+    student_normalisation.given(config.student.mean, config.student.std)
 
 
 def _check_student(student: ConfigDict) -> None:

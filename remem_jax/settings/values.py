@@ -16,6 +16,7 @@ _WHOLE = ("steps", "layers", "examples", "seeds", "null_seeds")
 _REALS = (
     *("crop_area", "betas", "temperatures", "weights", "second_betas"),
     *("learning_rates", "scratch_learning_rates", "pretrained_learning_rates"),
+    *("mean", "std"),
     *("learning_rate", "rho", "mlp_weight", "attention_weight"),  # Axes of a study's grid.
 )
 _TEXTS = (
@@ -25,7 +26,7 @@ _TEXTS = (
 _FLAGS = ("align_corners",)
 _SEEDS = ("seeds", "null_seeds")
 _PAIRS = ("crop_area", "betas")
-_MAY_REPEAT = (*_PAIRS, "differs", "examples")
+_MAY_REPEAT = (*_PAIRS, "mean", "std", "differs", "examples")
 
 
 def check(config: ConfigDict) -> None:

@@ -33,9 +33,6 @@ _FREE_OF = {  # The same, by group: speed, memory and copies.
     "information": ("rematerialise",),
     "student": ("group", "store_outputs"),
 }
-# Settings that later versions added, by group, with the value that leaves results unchanged. A
-# setting with this value is not part of an identity, so that runs and studies that an earlier
-# version began go on.
 _OPTIMISATION: Mapping[str, Any] = {
     **{"optimizer": "sgd", "betas": [0.9, 0.999], "epsilon": 1e-8},
     **{"layer_decay": 1.0, "body_rate": 1.0, "drop_path": 0.0, "ema": 0.0, "ema_warmup": False},
@@ -46,11 +43,15 @@ _TRAINING_IMAGES: Mapping[str, Any] = {
     **{"color_jitter": 0.0, "random_erasing": 0.0},
 }
 _LABELS: Mapping[str, Any] = {"cutmix": 0.0, "class_balance": 0.0}
+# Settings that later versions added, by group, with the value that leaves results unchanged. A
+# setting with this value is not part of an identity, so that runs and studies that an earlier
+# version began go on.
 ADDED: Mapping[str, Mapping[str, Any]] = {
     "data": _TRAINING_IMAGES,
     "teacher": {**_OPTIMISATION, **_LABELS},
     "student": {
-        **{"init": "", "scratch_learning_rates": [], "dropout": 0.0, "label_smoothing": 0.0},
+        **{"init": "", "mean": [], "std": [], "scratch_learning_rates": []},
+        **{"dropout": 0.0, "label_smoothing": 0.0},
         **_OPTIMISATION,
         **_LABELS,
     },

@@ -138,6 +138,7 @@ def _places(config: ConfigDict) -> list[tuple[str, Callable[[ConfigDict], dict[s
         teacher = {"init": config.teacher.init, "mirror": config.teacher.mirror}
         places.append((results.fingerprint(teacher), workflow.read_weights_inputs))
     if initial_checkpoints.starts_pretrained(config):
-        student = {"student": config.student.init}
+        names = ("init", "model", "stem", "mean", "std")
+        student = {name: config.student[name] for name in names}
         places.append((results.fingerprint(student), workflow.read_student_inputs))
     return places

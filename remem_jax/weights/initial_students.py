@@ -1,27 +1,29 @@
 """Reads the pretrained weights that a student starts from (`config.student.init`)."""
 
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 from flax import traverse_util
 
-from remem_jax import models
-from remem_jax.checks import local_path, require
-from remem_jax.models.normalisation import IMAGENET, Normalisation
+from remem_jax.models.normalisation import Normalisation
 from remem_jax.records import Variables
 from remem_jax.storage import results
-from remem_jax.weights import students
+from remem_jax.weights import (
+    student_matching,
+    student_normalisation,
+    student_sources,
+    students,
+)
 
 
 class InitialStudent(NamedTuple):
     """The pretrained weights of a student.
 
     Attributes:
-        variables: Its variables, without the head.
+        variables: Its variables, float32, without the head.
         normalisation: Normalisation of its images.
-        digest: Digest of the file.
+        digest: Digest of the file and the normalisation.
         record: Description for results and reports, as JSON values.
     """
 
@@ -31,69 +33,64 @@ class InitialStudent(NamedTuple):
     record: Mapping[str, Any]
 
 
-def locate(init: str) -> pathlib.Path:
-    """Returns the path of the file that `config.student.init` names.
-
-    Raises:
-        SettingError: If there is no such file.
-    """
-    path = local_path("config.student.init", init)
-    require(
-        path.is_file(),
-        f"There are no weights {init}: set config.student.init to a .safetensors file.",
-    )
-    return path
-
-
-def read_digest(init: str) -> str:
-    """Returns the digest of the file that `config.student.init` names."""
-    return results.digest(locate(init))
-
-
-def read(init: str, *, student: str, stem: str) -> InitialStudent:
-    """Reads the weights that `config.student.init` names.
+def read(
+    init: str,
+    *,
+    student: str,
+    stem: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mirror: str = "",
+) -> InitialStudent:
+    """Reads the weights that `config.student.init` names, and checks that they are the student's.
 
     Args:
-        init: The value of the setting.
+        init: The value of the setting; see `student_sources.check`.
         student: Name of the student, one of `models.STUDENTS`.
         stem: Its stem.
+        mean: Means that replace those of the weights; empty keeps them.
+        std: Standard deviations that replace those of the weights; empty keeps them.
+        mirror: See `student_sources.obtain`.
 
     Raises:
-        SettingError: If the file is missing or damaged, or is of another network.
+        SettingError: If the weights are missing or damaged, or are of another network, which is
+            named, or of another stem.
     """
-    path = locate(init)
-    head = models.STUDENTS[student].head
-    classes = _classes(students.read(path), head)
-    variables = students.load(path, models.make(student, classes=classes, stem=stem))
-    body, dropped = _without(variables, head)
-    logging.info("%s: the head is replaced (%s).", init, ", ".join(dropped))
-    record = {"init": init, "digest": results.digest(path), "classes": classes}
-    return InitialStudent(body, IMAGENET, record["digest"], record)
+    source = student_sources.obtain(init, student, mirror=mirror)
+    student_matching.require_described(source, init, student, stem)
+    with student_sources.for_students():
+        file = students.read(source.path)
+    arrays, report = student_matching.fit(file, init, student, stem)
+    logging.info("%s: %s.", init, report)
+    explicit = student_normalisation.given(mean, std)
+    used, origin = (
+        (explicit, "config.student.mean and std")
+        if explicit
+        else (
+            student_normalisation.of_source(
+                source, init, student, is_torchvision=file.is_torchvision
+            )
+        )
+    )
+    logging.info("%s: images with mean %s and deviation %s, from %s.", init, *used, origin)
+    digest = results.digest(source.path)
+    record = {
+        "init": init,
+        "repository": source.repository,
+        "commit": source.commit,
+        "architecture": source.architecture,
+        "licence": source.licence,
+        "pretraining": source.published.pretraining if source.published else "",
+        "digest": digest,
+        "mean": list(used.mean),
+        "std": list(used.std),
+        "normalisation_from": origin,
+    }
+    variables = traverse_util.unflatten_dict(arrays, sep="/")
+    return InitialStudent(variables, used, results.fingerprint([digest, used]), record)
 
 
 def join(variables: Variables, loaded: Variables) -> Variables:
     """Returns a student's variables, with those that are loaded in place of its own."""
-    merged = {**_flat(variables), **_flat(loaded)}
-    return traverse_util.unflatten_dict(merged)
-
-
-def _classes(variables: Variables, head: tuple[str, ...]) -> int:
-    """Returns the number of classes of a head; 1 if there is none, which `load` then reports."""
-    flat = _flat(variables)
-    sizes = [
-        flat[path].shape[-1] for name in head if (path := ("params", *name.split("/"))) in flat
-    ]
-    return sizes[-1] if sizes else 1
-
-
-def _without(variables: Variables, head: tuple[str, ...]) -> tuple[Variables, list[str]]:
-    flat = _flat(variables)
-    dropped = [name for name in head if ("params", *name.split("/")) in flat]
-    for name in dropped:
-        del flat["params", *name.split("/")]
-    return traverse_util.unflatten_dict(flat), dropped
-
-
-def _flat(tree: Variables) -> dict[tuple[str, ...], Any]:
-    flat: Any = traverse_util.flatten_dict(dict(tree))
-    return flat
+    merged = {**students.named(variables), **students.named(loaded)}
+    return traverse_util.unflatten_dict(merged, sep="/")

@@ -1,9 +1,10 @@
 """Reads and writes the weights of students as files of timm or torchvision."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,20 @@ from remem_jax.weights import matching, timm, torch_names
 FORMS = ("timm", "torchvision")
 
 
+class File(NamedTuple):
+    """The contents of a student's file.
+
+    Attributes:
+        variables: Nested variables under our names.
+        is_torchvision: Whether the file has names that only torchvision uses.
+        ignored: Names of arrays that are not part of the network.
+    """
+
+    variables: Variables
+    is_torchvision: bool
+    ignored: tuple[str, ...]
+
+
 def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
     """Reads the variables of a student from a .safetensors file, checking all names and shapes.
 
@@ -29,24 +44,27 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
         SettingError: If the file is missing or broken, or arrays are missing, unexpected or
             mis-shaped; each is named.
     """
-    variables = read(path)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    variables = read(path).variables
     matching.require_match(
-        {name: np.asarray(array) for name, array in _named(variables).items()},
-        {name: tuple(leaf.shape) for name, leaf in _named(shapes).items()},
+        {name: np.asarray(array) for name, array in named(variables).items()},
+        shapes(model),
         os.fspath(path),
         "make the model that was saved, with its number of classes and its stem.",
     )
     return variables
 
 
-def read(path: str | os.PathLike[str]) -> Variables:
-    """Reads the variables of any student, without comparing them with a model; see `load`."""
-    arrays, _ = timm.unwrapped(timm.read(path), os.fspath(path))
+def read(path: str | os.PathLike[str]) -> File:
+    """Reads the variables of any student, without comparing them with a model.
+
+    Raises:
+        SettingError: If the file is missing or broken, or has numbers that are not finite.
+    """
+    arrays, ignored = timm.unwrapped(timm.read(path), os.fspath(path))
     matching.require_finite(arrays, os.fspath(path))
     is_torchvision = any(name.startswith("features.") for name in arrays)
     convert = torch_names.from_torchvision if is_torchvision else torch_names.from_timm
-    return convert(arrays)
+    return File(convert(arrays), is_torchvision, ignored)
 
 
 def save(
@@ -72,6 +90,14 @@ def save(
     timm.save(pathlib.Path(path), convert(jax.device_get(variables)), metadata)
 
 
-def _named(variables: Variables) -> dict[str, Any]:
+def named(variables: Variables) -> dict[str, Any]:
+    """Returns variables by their slash-joined names, such as "params/fc/kernel"."""
     flat: dict[Any, Any] = traverse_util.flatten_dict(dict(variables), sep="/")
     return {str(name): leaf for name, leaf in flat.items()}
+
+
+@functools.cache
+def shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """Returns the shapes of a student's variables by `named`."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return {name: tuple(leaf.shape) for name, leaf in named(variables).items()}

@@ -138,12 +138,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             does not have.
     """
     source = os.fspath(path)
-    if pathlib.Path(path).suffix in PICKLES:
-        raise SettingError(
-            f"{source} is a pickle, which may run code, and is not loaded: convert it where you "
-            "trust it, by safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
-            "'FILE.safetensors')."
-        )
+    refuse_pickle(path)
     if not pathlib.Path(path).is_file():
         raise SettingError(f"There is no checkpoint {source}; set config.teacher.init.")
     try:
@@ -155,6 +150,16 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             return {name: _real(file.get_tensor(name), types[name]) for name in types}
     except (safetensors.SafetensorError, OSError) as error:
         raise SettingError(f"{source} is not a whole .safetensors file: {error}.") from error
+
+
+def refuse_pickle(path: str | os.PathLike[str]) -> None:
+    """Raises `SettingError` if a file has the suffix of a pickle."""
+    if pathlib.Path(path).suffix in PICKLES:
+        raise SettingError(
+            f"{os.fspath(path)} is a pickle, which may run code, and is not loaded: convert it "
+            "where you trust it, by safetensors.torch.save_file(torch.load(FILE, "
+            "weights_only=True), 'FILE.safetensors')."
+        )
 
 
 def unwrapped(

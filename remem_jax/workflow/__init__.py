@@ -17,7 +17,6 @@ from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
-from remem_jax.weights import initial_students
 from remem_jax.workflow import context, initial_checkpoints, precision, provenance
 from remem_jax.workflow.analysis.pipeline import run_analysis
 from remem_jax.workflow.pretrain import run_pretrain
@@ -123,7 +122,7 @@ def read_weights_inputs(config: ConfigDict) -> dict[str, Any]:
 
 def read_student_inputs(config: ConfigDict) -> dict[str, Any]:
     """Returns the digest of the students' initial weights; downloads them if needed."""
-    return {"student": initial_students.read_digest(config.student.init)}
+    return {"student": initial_checkpoints.read_student(config).digest}
 
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:

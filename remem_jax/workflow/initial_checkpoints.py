@@ -99,7 +99,14 @@ def read_student(config: ConfigDict) -> InitialStudent:
         SettingError: If they are missing, damaged, or of another network.
     """
     settings = config.student
-    return initial_students.read(settings.init, student=settings.model, stem=settings.stem)
+    return initial_students.read(
+        settings.init,
+        student=settings.model,
+        stem=settings.stem,
+        mean=settings.mean,
+        std=settings.std,
+        mirror=config.teacher.mirror,
+    )
 
 
 def _obtain(settings: ConfigDict) -> tuple[pathlib.Path, str]:

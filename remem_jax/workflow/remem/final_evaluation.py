@@ -55,7 +55,9 @@ def test(
             "teacher": measured.teacher and paired.pack(measured.teacher.pop("predictions")),
         }
         students = [
-            selected_models.save_student(run, f"{method}{_suffix(i, student)}", variables, metrics)
+            selected_models.save_student(
+                run, f"{method}{_suffix(i, student)}", variables, setup.normalisation, metrics
+            )
             for i, (student, variables, metrics) in enumerate(
                 zip(chosen, members, measured.models, strict=True)
             )

@@ -9,10 +9,11 @@ from absl import logging
 
 from remem_jax import evaluate, mesh
 from remem_jax.data.images import preprocessing
+from remem_jax.models.normalisation import Normalisation
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import files, spreadsheets
-from remem_jax.weights import augreg, folding, students
+from remem_jax.weights import augreg, folding, student_normalisation, students
 from remem_jax.workflow import context, provenance
 from remem_jax.workflow.remem import finetune
 
@@ -20,7 +21,11 @@ PAIRS = 5  # Number of confused pairs of classes in the results.
 
 
 def save_student(
-    run: context.Run, name: str, variables: Variables, measured: dict[str, Any]
+    run: context.Run,
+    name: str,
+    variables: Variables,
+    normalisation: Normalisation,
+    measured: dict[str, Any],
 ) -> dict[str, Any]:
     """Writes a student and its confusion matrix; returns its metrics, with "confused" instead."""
     folder, classes, confusion = (
@@ -31,7 +36,8 @@ def save_student(
     variables = run.fetch(variables)
     if mesh.is_writer():
         write_confusion(folder / f"{name}_confusion.csv", confusion, classes)
-        _write_student(run, folder / f"{name}_student.safetensors", variables)
+        path = folder / f"{name}_student.safetensors"
+        _write_student(run, path, variables, normalisation)
     others = {key: value for key, value in measured.items() if key != "confusion"}
     return others | {"confused": most_confused(confusion, classes)}
 
@@ -74,7 +80,9 @@ def write_confusion(
         file.write(text.encode(errors="backslashreplace"))
 
 
-def _write_student(run: context.Run, path: pathlib.Path, student: Variables) -> None:
+def _write_student(
+    run: context.Run, path: pathlib.Path, student: Variables, normalisation: Normalisation
+) -> None:
     """Writes a student under timm's parameter names, with other properties as metadata."""
     settings, steps = run.config.student, provenance.preprocessing_of(run)
     students.save(
@@ -85,6 +93,7 @@ def _write_student(run: context.Run, path: pathlib.Path, student: Variables) -> 
             "stem": settings.stem,
             "image_size": str(steps.image_size),
             "image_range": preprocessing.RANGE,
+            **student_normalisation.texts(normalisation),
             "stored_size": str(steps.stored_size),
             "preprocessing": json.dumps(steps.record()),
             "classes": json.dumps(run.dataset.classes),

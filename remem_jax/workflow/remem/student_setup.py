@@ -14,10 +14,11 @@ from remem_jax.checks import require
 from remem_jax.data.images.augment import Mixing
 from remem_jax.methods import METHODS
 from remem_jax.models import projection
+from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.records import Hyperparameters, Key, Outputs, TeacherApply, Variables
 from remem_jax.train import averaging, lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
-from remem_jax.weights import augreg, initial_students
+from remem_jax.weights import augreg, initial_students, student_normalisation
 from remem_jax.weights.initial_students import InitialStudent
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import finetune, student_steps
@@ -51,6 +52,7 @@ class StudentSetup(NamedTuple):
         steps: The compiled step of one student, by loss.
         measure: Evaluates students, given variables like those of `first`, on a split.
         augment: The compiled augmentation that teacher and students share.
+        normalisation: Normalisation of the images in the student.
         initial: The pretrained weights of the students; None if all start from random weights.
         random_steps: Steps of students from random weights that differ from `steps`, by loss.
     """
@@ -61,6 +63,7 @@ class StudentSetup(NamedTuple):
     steps: dict[str, StudentStep]
     measure: context.Measure
     augment: lockstep.Augment
+    normalisation: Normalisation = IDENTITY
     initial: InitialStudent | None = None
     random_steps: Mapping[str, StudentStep] = {}
 
@@ -109,13 +112,14 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     settings = run.config.student
     classes = len(run.dataset.classes)
     initial = run.preloaded.take_student(run.config)
+    normalisation = _normalisation(settings, initial)
     model = models.make(
         settings.model,
         classes=classes,
         stem=settings.stem,
         dtype=run.config.compute_dtype,
         **student_steps.regularisation(settings),
-        **({"normalisation": initial.normalisation} if initial else {}),
+        **({} if normalisation == IDENTITY else {"normalisation": normalisation}),
     )
     params = models.shapes(model, run.config.data.image_size)
     tx = student_steps.make_optimiser(settings, params, pretrained=initial is not None)
@@ -180,6 +184,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         jit_steps(tx),
         measure,
         augment,
+        normalisation,
         initial,
         jit_steps(plain_tx) if student_steps.has_rates(settings) else {},
     )
@@ -197,6 +202,13 @@ def _jit_steps(
         name: run.jit_step_with_key(functools.partial(make, tx=tx), key, shapes[name])
         for name, make in makers.items()
     }
+
+
+def _normalisation(settings: ConfigDict, initial: InitialStudent | None) -> Normalisation:
+    """Returns the normalisation of the images of all students, also of those from scratch."""
+    if initial:
+        return initial.normalisation
+    return student_normalisation.given(settings.mean, settings.std) or IDENTITY
 
 
 def _losses(
