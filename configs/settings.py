@@ -70,6 +70,9 @@ def _data(config: ConfigDict) -> None:
     # Smallest and largest area of a random crop, as fractions of the image; above 0, at most 1.
     # As in vit_jax's fine-tuning. [source]
     config.data.crop_area = (0.05, 1.0)
+    # Part of the shorter side that evaluation crops from the centre, as timm's crop_pct; from 0 to
+    # 1. 0 resizes the whole image to a square, as in VTAB and vit_jax. [source]
+    config.data.evaluation_crop = 0.0
     # Whether training images are flipped horizontally, each with probability 0.5; one of "auto",
     # "True", "False". "auto" is the data set's own rule: not for digits and SVHN. [choice]
     config.data.flip = "auto"

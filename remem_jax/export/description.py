@@ -33,6 +33,7 @@ class Description(NamedTuple):
             empty if unknown.
         run: Key of the run's identity (`storage.identity`); empty for older runs.
         normalisation: Normalisation of the images in the student, after `preprocessing`.
+        crop: See `Preprocessing`.
     """
 
     model: str
@@ -46,11 +47,12 @@ class Description(NamedTuple):
     identity: str = ""
     run: str = ""
     normalisation: Normalisation = IDENTITY
+    crop: float = 0.0
 
     @property
     def preprocessing(self) -> Preprocessing:
         """Preprocessing from a decoded image to the pixels that the student takes."""
-        return Preprocessing(self.image_size, self.stored_size)
+        return Preprocessing(self.image_size, self.stored_size, self.crop)
 
 
 def texts(described: Description) -> dict[str, str]:
@@ -67,6 +69,7 @@ def texts(described: Description) -> dict[str, str]:
         "image_layout": "batch, height, width, channel (RGB)",
         "resize": described.preprocessing.text(),
         "stored_size": str(described.stored_size),
+        "crop": str(described.crop),
         "preprocessing": json.dumps(described.preprocessing.record()),
         "export_format": form.format,
         "batch": str(form.batch) if form.batch else "any",
@@ -101,6 +104,7 @@ def read(metadata: Mapping[str, str], source: str) -> Description:
             metadata.get("precision", "float32"),
         )
         size, stored = int(metadata["image_size"]), int(metadata.get("stored_size", 0))
+        crop = float(metadata.get("crop", 0))
     except ValueError as error:
         raise SettingError(f"{source} has invalid metadata: {error}.") from error
     return Description(
@@ -115,6 +119,7 @@ def read(metadata: Mapping[str, str], source: str) -> Description:
         metadata.get("identity", ""),
         metadata.get("run", ""),
         student_normalisation.read(metadata, source) or IDENTITY,
+        crop,
     )
 
 

@@ -38,6 +38,7 @@ PAPER: Mapping[str, Paper] = {
     "compute_dtype": Paper(("auto", "float32", "bfloat16"), lost=True),
     "data.image_size": Paper((224,)),
     "data.crop_area": _choice((0.05, 1.0)),
+    "data.evaluation_crop": Paper((0.0,)),
     "data.flip": _choice("auto"),
     "data.metric": Paper(("auto",)),
     "data.balanced_sampling": Paper((0.0,)),

@@ -12,6 +12,7 @@ def check(settings: ConfigDict) -> None:
     Args:
         settings: `config.data`.
     """
+    checks.within("config.data.evaluation_crop", settings.evaluation_crop, 0, 1)
     checks.one_of("config.data.flip", settings.flip, data.FLIPS)
     checks.one_of("config.data.metric", settings.metric, data.METRICS)
     checks.within("config.data.balanced_sampling", settings.balanced_sampling, 0, 1)

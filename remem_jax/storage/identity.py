@@ -38,7 +38,7 @@ _OPTIMISATION: Mapping[str, Any] = {
     **{"layer_decay": 1.0, "body_rate": 1.0, "drop_path": 0.0, "ema": 0.0, "ema_warmup": False},
 }
 _TRAINING_IMAGES: Mapping[str, Any] = {
-    **{"flip": "auto", "metric": "auto", "balanced_sampling": 0.0},
+    **{"flip": "auto", "metric": "auto", "balanced_sampling": 0.0, "evaluation_crop": 0.0},
     **{"augment": "none", "augment_operations": 2, "augment_magnitude": 9},
     **{"color_jitter": 0.0, "random_erasing": 0.0},
 }

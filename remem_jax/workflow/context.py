@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, losses, mesh, platforms, random_streams
-from remem_jax.data.images import policies
+from remem_jax.data.images import policies, preprocessing
 from remem_jax.data.loaders import resident
 from remem_jax.records import Apply, Batch, DataLoader, Key, Metrics, Transform, Variables
 from remem_jax.settings import counts
@@ -207,7 +207,7 @@ def load_data(
     dataset = load_dataset(config, settings)
     loader = data.make_loader(
         dataset,
-        image_size=settings.image_size,
+        preprocessing_of(dataset, settings),
         crop_area=tuple(settings.crop_area),
         balance=settings.balanced_sampling,
         seed=config.seed,
@@ -216,6 +216,21 @@ def load_data(
         sharding=mesh.batch_sharding(device_mesh),
     )
     return dataset._replace(pixels=None), loader  # The loader holds the pixels.
+
+
+def preprocessing_of(dataset: data.Dataset, settings: ConfigDict) -> preprocessing.Preprocessing:
+    """Returns the preprocessing of a data set's images for evaluation.
+
+    Args:
+        dataset: The data set.
+        settings: The settings that name it, such as `config.data`.
+    """
+    return preprocessing.of_data(
+        settings.image_size,
+        resized=dataset.resized,
+        source_size=dataset.source_size,
+        crop=settings.evaluation_crop,
+    )
 
 
 def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:

@@ -13,6 +13,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from remem_jax import data, evaluate
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import DataLoader
 from remem_jax.workflow import context
 
@@ -45,7 +46,7 @@ def _summarise(folder: str, cache: str, kind: str) -> dict[str, Any]:
     def make_loader(balance: float) -> DataLoader:
         return data.make_loader(
             dataset,
-            image_size=8,
+            Preprocessing(8),
             crop_area=(0.3, 1.0),
             balance=balance,
             seed=0,

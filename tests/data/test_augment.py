@@ -13,6 +13,7 @@ from remem_jax import random_streams
 from remem_jax.data.images import augment
 from remem_jax.data.images.augment import Mixing
 from remem_jax.data.images.boxes import Boxes
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import Key
 from tests.oracles import peers
 
@@ -65,8 +66,10 @@ def test_crop_and_resize_matches_pillow(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_resize_matches_pillow(images: np.ndarray, size: int) -> None:
-    actual = augment.resize(jnp.asarray(images), size)
+def test_the_evaluation_transform_matches_pillow(images: np.ndarray, size: int) -> None:
+    transform = augment.make_evaluation_transform(Preprocessing(size))
+
+    actual = (transform(jax.random.key(0), jnp.asarray(images)) + 1) * 127.5
 
     np.testing.assert_allclose(actual, _pillow(images, size, None), rtol=0, atol=TOLERANCE)
 
@@ -97,7 +100,7 @@ def test_model_range_is_float32() -> None:
     [
         augment.make_train_transform(size=5, crop_area=(0.2, 0.9), flip=True),
         augment.make_train_transform(size=5, crop_area=(1.0, 1.0), flip=False),
-        augment.make_evaluation_transform(size=5),
+        augment.make_evaluation_transform(Preprocessing(5)),
     ],
     ids=["train", "train without crops", "evaluation"],
 )
@@ -113,7 +116,7 @@ def test_black_is_minus_one_and_white_is_one_in_every_transform(
 
 
 def test_evaluation_transform_does_not_depend_on_the_key(images: np.ndarray, key: Key) -> None:
-    transform = augment.make_evaluation_transform(size=5)
+    transform = augment.make_evaluation_transform(Preprocessing(5))
 
     np.testing.assert_array_equal(
         transform(key, jnp.asarray(images)),
@@ -125,7 +128,7 @@ def test_training_crop_of_the_whole_image_equals_the_evaluation_transform(
     images: np.ndarray, key: Key
 ) -> None:
     train = augment.make_train_transform(size=5, crop_area=(1.0, 1.0), flip=False)
-    evaluation = augment.make_evaluation_transform(size=5)
+    evaluation = augment.make_evaluation_transform(Preprocessing(5))
 
     np.testing.assert_array_equal(
         train(key, jnp.asarray(images)), evaluation(key, jnp.asarray(images))

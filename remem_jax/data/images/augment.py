@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from remem_jax import random_streams
 from remem_jax.data.images.boxes import Boxes, random_boxes
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import Key, Transform
 
 # Up to this number of taps, summing pixels is three times as fast on a CPU as multiplying by a
@@ -62,13 +63,6 @@ def crop_and_resize(
         return _resample(image, 1, box.left, box.width, across)
 
     return jax.vmap(crop)(images.astype(jnp.float32), boxes, mirrored)
-
-
-def resize(
-    images: Shaped[Array, "batch height width channel"], size: int
-) -> Float[Array, "batch size size channel"]:
-    """Resizes whole images to squares, ignoring the aspect ratio, as in VTAB and vit_jax."""
-    return crop_and_resize(images, _whole(*images.shape[:3]), size)
 
 
 def _whole(batch: int, height: int, width: int) -> Boxes:
@@ -231,9 +225,22 @@ def make_train_transform(*, size: int, crop_area: tuple[float, float], flip: boo
     return transform
 
 
-def make_evaluation_transform(*, size: int) -> Transform:
-    """Builds the evaluation transform: the whole image, resized; the key is not used."""
-    return lambda key, images: to_model_range(resize(images, size))
+def make_evaluation_transform(preprocessing: Preprocessing) -> Transform:
+    """Builds the evaluation transform of stored images; the key is not used.
+
+    Args:
+        preprocessing: Whether the whole image is resized, or its centre; `stored_size` is ignored.
+    """
+
+    def transform(key: Key, images: Array) -> Array:
+        del key
+        batch, height, width, _ = images.shape
+        left, top, right, bottom = preprocessing.box(height, width)
+        edges = top, left, bottom - top, right - left
+        boxes = Boxes(*(jnp.full((batch,), edge) for edge in edges))
+        return to_model_range(crop_and_resize(images, boxes, preprocessing.image_size))
+
+    return transform
 
 
 def streamed_transform(key: Key, images: Array) -> Array:

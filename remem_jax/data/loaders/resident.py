@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from remem_jax.data.images import augment
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.loaders import order
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches, DataLoader
@@ -31,8 +32,8 @@ class Split(NamedTuple):
 
 def make_loader(
     splits: Mapping[str, Split],
+    evaluated: Preprocessing,
     *,
-    image_size: int,
     crop_area: tuple[float, float],
     flip: bool,
     balance: float,
@@ -43,7 +44,7 @@ def make_loader(
 
     Args:
         splits: The data set, in memory.
-        image_size: Side of the models' input, in pixels.
+        evaluated: Preprocessing of evaluation images after they are stored.
         crop_area: See `augment.make_train_transform`.
         flip: See `augment.make_train_transform`.
         balance: See `order.TrainOrder`.
@@ -77,8 +78,8 @@ def make_loader(
         "resident",
         train,
         evaluation,
-        augment.make_train_transform(size=image_size, crop_area=crop_area, flip=flip),
-        augment.make_evaluation_transform(size=image_size),
+        augment.make_train_transform(size=evaluated.image_size, crop_area=crop_area, flip=flip),
+        augment.make_evaluation_transform(evaluated),
     )
 
 

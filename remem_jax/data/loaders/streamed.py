@@ -44,6 +44,7 @@ class AugmentOptions(NamedTuple):
         flip: See `augment.make_train_transform`.
         balance: See `order.TrainOrder`.
         seed: Seed of the order, the crops and the flips.
+        evaluation_crop: `Preprocessing.crop` of evaluation images.
     """
 
     size: int
@@ -51,6 +52,7 @@ class AugmentOptions(NamedTuple):
     flip: bool
     balance: float
     seed: int
+    evaluation_crop: float
 
 
 def make_loader(
@@ -65,7 +67,7 @@ def make_loader(
 
     Args:
         splits: The data set.
-        augmentation: Transforms of training images; evaluation images are only resized.
+        augmentation: Order of training images, and transforms.
         threads: Number of threads that read and decode.
         workers: Number of processes that share the threads for training; 0 is this process alone.
         sharding: Sharding of a batch along its first axis; this process reads the examples of its
@@ -132,7 +134,7 @@ class _Examples:
         subset: The split.
         augmentation: Transforms of training images.
         batch_size: Global batch size.
-        stage: Stage of training; None is an evaluation, which only resizes images.
+        stage: Stage of training; None is an evaluation.
         train_order: Order of training; None in an evaluation.
         first_step: Step at which training starts or resumes.
         local: Positions in the global batch that this process reads.
@@ -193,8 +195,9 @@ class _Examples:
             out[...] = image
 
     def _whole(self, row: int) -> np.ndarray:
-        """Returns the image of a row, resized."""
-        return Preprocessing(self.augmentation.size)(self._read(row))
+        """Returns the image of a row, resized; in an evaluation, as its preprocessing says."""
+        crop = self.augmentation.evaluation_crop if self.stage is None else 0.0
+        return Preprocessing(self.augmentation.size, crop=crop)(self._read(row))
 
     def _crop(self, row: int, draws: np.ndarray) -> np.ndarray:
         """Returns a random crop, resized; a large JPEG is decoded only at the resolution needed."""

@@ -66,6 +66,8 @@ def markdown(results: Results, method: str) -> str:
         "classes": data["classes"],
         "resize": steps.text(),
         "sizes": steps.sizes,
+        "image_size": steps.image_size,
+        "shorter_side": steps.shorter_side,
         "timm": student.timm if student else "",
         "timm_stem": student.small_stem if student and stem == "small" else (),
         "tables": card_tables.of_card(results, method),

@@ -95,6 +95,7 @@ def _write_student(
             "image_range": preprocessing.RANGE,
             **student_normalisation.texts(normalisation),
             "stored_size": str(steps.stored_size),
+            "crop": str(steps.crop),
             "preprocessing": json.dumps(steps.record()),
             "classes": json.dumps(run.dataset.classes),
         },
