@@ -13,7 +13,7 @@ from remem_jax.export import description
 from remem_jax.export.description import Description
 from remem_jax.records import Variables
 from remem_jax.storage import results
-from remem_jax.weights import students
+from remem_jax.weights import student_normalisation, students
 
 
 class Student(NamedTuple):
@@ -59,7 +59,9 @@ def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None
     )
     # The metadata of the file are more reliable than results without this record (older runs).
     if "preprocessing" in record["data"] or "stored_size" not in _metadata(path):
-        described = described._replace(stored_size=preprocessing.stored_size(record))
+        described = described._replace(
+            stored_size=preprocessing.stored_size(record), crop=preprocessing.crop(record)
+        )
     return student._replace(described=described)
 
 
@@ -131,7 +133,8 @@ def make_model(described: Description, *, dtype: str = "float32") -> Any:
             classes=len(described.classes),
             stem=described.stem,
             dtype=dtype,
-            normalisation=described.normalisation,
+            **student_normalisation.options(described.normalisation),
+            **described.architecture,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise SettingError(f"The student cannot be built: {error}") from error

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from remem_jax import models
 from remem_jax.data import registry
-from remem_jax.methods import METHODS, SCRATCH
+from remem_jax.methods import METHODS
+from remem_jax.report import effects
 from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
@@ -38,6 +39,15 @@ PAPER: Mapping[str, Paper] = {
     "compute_dtype": Paper(("auto", "float32", "bfloat16"), lost=True),
     "data.image_size": Paper((224,)),
     "data.crop_area": _choice((0.05, 1.0)),
+    "data.evaluation_crop": Paper((0.0,)),
+    "data.flip": _choice("auto"),
+    "data.metric": Paper(("auto",)),
+    "data.balanced_sampling": Paper((0.0,)),
+    "data.augment": Paper(("none",)),
+    "data.augment_operations": Paper((2,)),
+    "data.augment_magnitude": Paper((9,)),
+    "data.color_jitter": Paper((0.0,)),
+    "data.random_erasing": Paper((0.0,)),
     "data.validation": _choice(0.1),
     "teacher.model": Paper(("vit",)),
     "teacher.variant": Paper(("Ti/16", "S/16", "B/16", "L/16")),
@@ -58,7 +68,9 @@ PAPER: Mapping[str, Paper] = {
     "teacher.ema": Paper((0.0,)),
     "teacher.ema_warmup": Paper((False,)),
     "teacher.mixup": Paper((0.0,)),
+    "teacher.cutmix": Paper((0.0,)),
     "teacher.label_smoothing": Paper((0.0,)),
+    "teacher.class_balance": Paper((0.0,)),
     "teacher.mcmi": Paper((0.0,)),
     "teacher.rho": Paper((0.5, 0.05, 0.005)),
     "teacher.ascent_examples": _choice(0),
@@ -78,6 +90,8 @@ PAPER: Mapping[str, Paper] = {
     "student.mean": _choice(()),
     "student.std": _choice(()),
     "student.hard_labels": Paper((True,)),
+    "student.cutmix": Paper((0.0,)),
+    "student.class_balance": Paper((0.0,)),
     "student.steps": Paper((20_000,)),
     "student.batch_size": _choice(512),
     "student.learning_rates": Paper((0.05, 0.1, 0.5), every=True),
@@ -126,15 +140,6 @@ NAMED = (
     *("methods", "data.name", "teacher.init"),
     *("student.model", "student.init", "student.losses", "student.mixup"),
 )
-# A setting on the left has an effect only in methods that leave a setting of config.teacher on the
-# right free.
-_FREE_BY: Mapping[str, tuple[str, ...]] = {
-    "teacher.rho": ("rho",),
-    "teacher.ascent_examples": ("rho",),
-    "teacher.mlp_weight": ("mlp_weight",),
-    "teacher.attention_weight": ("attention_weight",),
-    "teacher.residual": ("mlp_weight", "attention_weight"),
-}
 
 
 def deviations(config: Mapping[str, Any]) -> list[str]:
@@ -144,7 +149,7 @@ def deviations(config: Mapping[str, Any]) -> list[str]:
         config: The settings of a ReMem run, nested. Missing settings are skipped, and so are those
             without an effect for the methods, the tuning and the losses of the run.
     """
-    given = {name: value for name, value in _leaves(config) if _has_effect(name, config)}
+    given = {name: value for name, value in _leaves(config) if effects.has_effect(name, config)}
     losses = given.get("student.losses", ["kd"])
     rules = {**PAPER, **(PATIENT if given.get("student.mixup", 0) > 0 else {})}
     if "kd" not in losses:
@@ -167,9 +172,9 @@ def of_one_run(config: Mapping[str, Any]) -> list[str]:
         config: As for `deviations`.
     """
     names = {"teacher.rho": "rho", "teacher.mlp_weight": "alpha"}
-    if not _has_effect("teacher.learning_rate", config):
+    if not effects.has_effect("teacher.learning_rate", config):
         return []
-    searched = [title for name, title in names.items() if _has_effect(name, config)]
+    searched = [title for name, title in names.items() if effects.has_effect(name, config)]
     listed = " and ".join([*([", ".join(searched)] if searched else []), "learning rate"])
     return [
         f"One value of the teacher's {listed} is tried per run; the paper searches over several."
@@ -182,36 +187,6 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{name}.")
         elif value is not None:
             yield f"{prefix}{name}", value
-
-
-def _has_effect(name: str, config: Mapping[str, Any]) -> bool:
-    """Returns whether a setting has an effect in a run."""
-    group, _, rest = name.partition(".")
-    methods = config.get("methods", ("remem",))
-    settings = config.get(group, {})
-    if group == "information":
-        return bool(settings.get("seeds"))
-    if group == "student" and rest == "pretrained_learning_rates":
-        return bool(settings.get("init"))
-    if group == "student" and rest == "scratch_learning_rates":
-        return SCRATCH in methods
-    if group != "teacher":
-        return True
-    tuning = settings.get("tuning", "full")
-    if rest.partition(".")[0] in ("lora", "adapter") and "." in rest:
-        return tuning.startswith(rest.partition(".")[0])
-    return any(_has_effect_in(method, name) for method in methods)
-
-
-def _has_effect_in(method: str, name: str) -> bool:
-    """Returns whether a setting of `config.teacher` has an effect in a method."""
-    if method not in METHODS:
-        return True
-    record = METHODS[method]
-    settings = _FREE_BY.get(name)
-    return record.has_teacher and (
-        settings is None or any(setting not in record.fixed for setting in settings)
-    )
 
 
 def _sentence(name: str, given: Mapping[str, Any], rule: Paper, loss: str) -> list[str]:
