@@ -132,6 +132,7 @@ def make_model(described: Description, *, dtype: str = "float32") -> Any:
             stem=described.stem,
             dtype=dtype,
             **student_normalisation.options(described.normalisation),
+            **described.architecture,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise SettingError(f"The student cannot be built: {error}") from error

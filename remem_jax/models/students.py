@@ -11,16 +11,36 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from remem_jax.models import architectures, inverted_residual, resnet, torchvision_names
+from remem_jax.models import (
+    architectures,
+    inverted_residual,
+    layers,
+    resnet,
+    torchvision_names,
+    vit,
+    vit_student,
+)
+
+
+def _no_options(architecture: Mapping[str, str], image_size: int) -> dict[str, Any]:
+    """Returns no arguments: timm's name determines a convolutional network."""
+    del architecture, image_size
+    return {}
 
 
 class Student(NamedTuple):
     """A student network.
 
     Attributes:
-        make: Constructor of the module; takes `classes`, `stem` and `dtype` by name.
+        make: Constructor of the module; takes `classes`, `stem` and `dtype` by name. That of a ViT
+            also takes `pool` and `gelu`, which pretrained weights determine.
         head: Slash-joined names of the parameters whose shapes depend on the number of classes.
         timm: Name of the same network in timm; "" if timm has none.
+        stems: Stems of the network; see `layers.STEMS`.
+        patch: Side of the patches of a ViT, in pixels, of which the image size is a multiple; 1 for
+            networks that take any size.
+        timm_options: Returns the arguments of `timm.create_model` that give the same network, given
+            the `architecture` of its initial weights and the image size.
         small_stem: Python statements that give timm's network, `model`, the stem "small".
         torchvision: Name of the same network in `torchvision.models`; "" if it has none.
         torchvision_names: torchvision's names of modules by timm's, as far as they differ; a width
@@ -31,6 +51,9 @@ class Student(NamedTuple):
     make: Callable[..., nn.Module]
     head: tuple[str, ...]
     timm: str = ""
+    stems: tuple[str, ...] = layers.STEMS
+    patch: int = 1
+    timm_options: Callable[[Mapping[str, str], int], dict[str, Any]] = _no_options
     small_stem: tuple[str, ...] = ()
     torchvision: str = ""
     torchvision_names: Mapping[str, str] = {}
@@ -80,6 +103,19 @@ def _efficientnet_v2(architecture: architectures.Architecture, **others: Any) ->
     return _inverted(architecture, torchvision_names=names, paper="efficientnet_v2", **others)
 
 
+def _vit(variant: str, **others: Any) -> Student:
+    """Returns the record of a ViT, whose positions fix the size of its images."""
+    size = vit.VARIANTS[variant]
+    return Student(
+        functools.partial(vit_student.make, size),
+        head=("head/kernel", "head/bias"),
+        stems=vit_student.STEMS,
+        patch=size.patch,
+        timm_options=vit_student.timm_options,
+        **others,
+    )
+
+
 STUDENTS: dict[str, Student] = {
     "resnet18": _resnet("resnet18", 2, 2, 2, 2, paper="resnet18"),
     "resnet34": _resnet("resnet34", 3, 4, 6, 3),
@@ -101,4 +137,6 @@ STUDENTS: dict[str, Student] = {
     "efficientnet_v2_m": _efficientnet_v2(
         architectures.EFFICIENTNET_V2_M, timm="tf_efficientnetv2_m", torchvision="efficientnet_v2_m"
     ),
+    "vit_tiny_patch16": _vit("Ti/16", timm="vit_tiny_patch16_224"),
+    "vit_small_patch16": _vit("S/16", timm="vit_small_patch16_224"),
 }

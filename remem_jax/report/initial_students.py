@@ -8,6 +8,7 @@ from remem_jax.methods import METHODS
 from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.report import tables
 from remem_jax.report.tables import Results
+from remem_jax.weights import catalog
 
 
 def of_method(results: Results, method: str) -> Mapping[str, Any] | None:
@@ -26,7 +27,8 @@ def normalisation(results: Results) -> Normalisation:
 def name(record: Mapping[str, Any]) -> str:
     """Returns the name of initial weights: of a local file, without its folders."""
     init = record["init"]
-    return init if record["repository"] else pathlib.PurePath(init).name
+    is_name = record["repository"] or catalog.has(init)
+    return init if is_name else pathlib.PurePath(init).name
 
 
 def rows(record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -40,6 +42,8 @@ def rows(record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     commit, pretraining = record["commit"], record["pretraining"]
     repository = record["repository"]
     source = f"{repository} at {commit[:12]}" if repository else "a local file"
+    if catalog.has(record["init"]):
+        source = "of the catalogue"
     return [
         ("Initial weights of the student", f"{name(record)} ({source})"),
         ("Hash of the student's initial weights", record["digest"]),

@@ -61,6 +61,8 @@ def of_source(source: Source, init: str, student: str, *, is_torchvision: bool) 
     stored = read(source.metadata, init)
     if stored:
         return Choice(stored, "the file's metadata")
+    if source.is_npz:
+        return Choice(normalisation.IDENTITY, "vit_jax and big_vision, for all of their weights")
     if source.published:
         return Choice(source.published.normalisation, f"the catalogue ({source.published.name})")
     config = source.pretrained_config

@@ -110,6 +110,7 @@ def read_student(config: ConfigDict) -> InitialStudent:
         settings.init,
         student=settings.model,
         stem=settings.stem,
+        image_size=config.data.image_size,
         mean=settings.mean,
         std=settings.std,
         mirror=config.teacher.mirror,

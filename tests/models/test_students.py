@@ -20,7 +20,7 @@ from remem_jax.models.architectures import Architecture, Head, Row
 from remem_jax.weights import torch_names
 from tests.oracles import peers
 
-TIMM = {name: student.timm for name, student in models.STUDENTS.items() if student.timm}
+TIMM = {n: s.timm for n, s in models.STUDENTS.items() if s.timm and s.patch == 1}  # Without ViTs.
 TORCHVISION = {n: s.torchvision for n, s in models.STUDENTS.items() if s.torchvision}
 CLASSES = 7
 SIDE = 40  # Of exported images: strides of 2 are applied to odd and to even sizes.

@@ -63,8 +63,7 @@ def of_weights(init: str) -> Licence:
         return Licence("none needed: the teacher was initialised at random")
     if init in catalog.BUNDLED:
         return Licence(_apache("Tiny ImageNet"))
-    published = init in catalog.PUBLISHED or init.startswith("augreg:")
-    if not published:
+    if not catalog.has(init):
         return Licence(UNKNOWN)
     weights = catalog.find(init)
     hub = {catalog.PUBLISHED[name].path: repository for name, repository in HUB_WEIGHTS.items()}
@@ -77,6 +76,8 @@ def of_student_weights(record: Mapping[str, Any]) -> Licence:
     Args:
         record: Record of the weights, `models.student_init` of the results.
     """
+    if catalog.has(record["init"]):
+        return of_weights(record["init"])
     repository, licence = record["repository"], record["licence"]
     page = f"https://huggingface.co/{repository}" if repository else ""
     if not repository or not licence:

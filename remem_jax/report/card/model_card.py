@@ -8,6 +8,7 @@ Source: Mitchell et al. 2019, https://arxiv.org/abs/1810.03993; huggingface.co/d
 
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -52,6 +53,7 @@ def markdown(results: Results, method: str) -> str:
     student = models.STUDENTS.get(model)  # None if this version has lost the student of a run.
     steps, used = preprocessing.of_results(results), initial_students.normalisation(results)
     stem = card_tables.student_settings(results).get("stem", "imagenet")
+    architecture = results["models"].get("student_architecture", {})
     content = {
         "head": yaml.safe_dump(
             head(results, method), sort_keys=False, allow_unicode=True, width=math.inf
@@ -72,11 +74,20 @@ def markdown(results: Results, method: str) -> str:
         "normalises": used != IDENTITY,
         "normalisation": initial_students.text(used),
         "timm": student.timm if student else "",
+        "architecture": _arguments(architecture),
+        "timm_options": _arguments(student.timm_options(architecture, steps.image_size))
+        if student
+        else "",
         "timm_stem": student.small_stem if student and stem == "small" else (),
         "tables": card_tables.of_card(results, method),
         "limits": _limits(results),
     }
     return rendering.markdown("card/model_card.md.jinja", content)
+
+
+def _arguments(options: Mapping[str, Any]) -> str:
+    """Returns keyword arguments of a call in Python, after others."""
+    return "".join(f", {name}={value!r}" for name, value in options.items()).replace("'", '"')
 
 
 def head(results: Results, method: str) -> dict[str, Any]:

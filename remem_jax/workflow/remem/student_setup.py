@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,7 @@ class StudentSetup(NamedTuple):
         measure: Evaluates students, given variables like those of `first`, on a split.
         augment: The compiled augmentation that teacher and students share.
         normalisation: Normalisation of the images in the student.
+        architecture: See `InitialStudent`; students from scratch have it too.
         initial: The pretrained weights of the students; None if all start from random weights.
         random_steps: Steps of students from random weights that differ from `steps`, by loss.
     """
@@ -63,6 +65,7 @@ class StudentSetup(NamedTuple):
     measure: context.Measure
     augment: lockstep.Augment
     normalisation: Normalisation = IDENTITY
+    architecture: Mapping[str, str] = MappingProxyType({})
     initial: InitialStudent | None = None
     random_steps: Mapping[str, StudentStep] = {}
 
@@ -112,6 +115,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     classes = len(run.dataset.classes)
     initial = run.preloaded.take_student(run.config)
     normalisation = initial_checkpoints.normalisation_of(run.config, initial)
+    architecture = initial.architecture if initial else {}
     model = models.make(
         settings.model,
         classes=classes,
@@ -119,6 +123,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         dtype=run.config.compute_dtype,
         **student_steps.regularisation(settings),
         **student_normalisation.options(normalisation),
+        **architecture,
     )
     params = models.shapes(model, run.config.data.image_size)
     tx = student_steps.make_optimiser(settings, params, pretrained=initial is not None)
@@ -181,6 +186,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         measure,
         augment,
         normalisation,
+        architecture,
         initial,
         jit_steps(plain_tx) if student_steps.has_rates(settings) else {},
     )
