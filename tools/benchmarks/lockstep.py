@@ -14,6 +14,7 @@ import numpy as np
 
 from remem_jax import models, optim
 from remem_jax.data.images import augment
+from remem_jax.data.images.augment import Mixing
 from remem_jax.records import Batch, Hyperparameters, Outputs, Variables
 from remem_jax.storage import outputs
 from remem_jax.train import lockstep, state, steps, student_losses
@@ -31,7 +32,7 @@ class _Setup(NamedTuple):
     get_targets: lockstep.GetTargets
     augment: lockstep.Augment
     students: list[tuple[steps.StudentStep, Hyperparameters]]
-    first: Callable[[], state.State]
+    first: Callable[[], state.TrainState]
     batches: list[Batch]
     grid: Grid
 
@@ -61,7 +62,7 @@ def compare(grid: Grid, repeats: int) -> dict[str, Any]:
     return {"ways": seconds, "same_parameters": same}
 
 
-def _train(way: str, setup: _Setup, count: int) -> tuple[list[state.State], float, float]:
+def _train(way: str, setup: _Setup, count: int) -> tuple[list[state.TrainState], float, float]:
     """Returns the students after this many steps, wall-clock seconds and CPU-seconds."""
     firsts = jax.block_until_ready([setup.first() for _ in setup.students])
     with tempfile.TemporaryDirectory() as folder:
@@ -72,8 +73,8 @@ def _train(way: str, setup: _Setup, count: int) -> tuple[list[state.State], floa
 
 
 def _runs(
-    way: str, setup: _Setup, count: int, firsts: list[state.State], folder: pathlib.Path
-) -> Iterator[state.State]:
+    way: str, setup: _Setup, count: int, firsts: list[state.TrainState], folder: pathlib.Path
+) -> Iterator[state.TrainState]:
     if way == "together":
         yield from _run(setup.get_targets, setup, setup.students, firsts, count)
         return
@@ -111,7 +112,7 @@ def _run(
     get_targets: lockstep.GetTargets,
     setup: _Setup,
     students: list[tuple[steps.StudentStep, Hyperparameters]],
-    firsts: list[state.State],
+    firsts: list[state.TrainState],
     count: int,
 ) -> lockstep.States:
     step = lockstep.make_step(setup.augment, get_targets, students, first_step=0)
@@ -140,7 +141,7 @@ def _make(grid: Grid) -> _Setup:
     start = models.init(student, key, grid.pixels)
     return _Setup(
         lambda number, images: compute_targets(variables, images),
-        jax.jit(lockstep.make_augment(transform, classes=grid.classes, key=key, mixup=0.0)),
+        jax.jit(lockstep.make_augment(transform, classes=grid.classes, key=key, mixing=Mixing())),
         [(step, Hyperparameters(0.001 * (1 + i), 4.0, 0.5, i)) for i in range(grid.students)],
         lambda: state.create(start, tx),
         list(_batches(grid)),
