@@ -70,7 +70,9 @@ def sample(shared: pathlib.Path, images: int) -> Sample:
 def ours(shared: pathlib.Path, pixels: np.ndarray) -> np.ndarray:
     """Returns our logits, of images in [-1, 1]."""
     path = str(shared / WEIGHTS)
-    initial = initial_students.read(path, student=STUDENT, stem="imagenet", mean=(), std=())
+    initial = initial_students.read(
+        path, student=STUDENT, stem="imagenet", image_size=_SIDE, mean=(), std=()
+    )
     model: Any = models.make(STUDENT, classes=1000, normalisation=initial.normalisation)
     apply, variables = jax.jit(model.apply), students.load(path, model)
     images = pixels.astype(np.float32) / np.float32(127.5) - 1
