@@ -11,11 +11,12 @@ import pytest
 import safetensors.numpy
 
 from remem_jax import models
+from remem_jax.models.normalisation import IMAGENET
 from remem_jax.records import Hyperparameters
 from remem_jax.settings import check_remem
 from remem_jax.storage import results
 from remem_jax.train import loop
-from remem_jax.weights import students
+from remem_jax.weights import student_normalisation, students
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import pipeline, student_setup
 
@@ -85,7 +86,8 @@ def init(run: context.Run) -> pathlib.Path:
     """A file of pretrained weights of the student."""
     model = models.make(run.config.student.model, classes=5)
     path = run.workdir / "init.safetensors"
-    students.save(path, models.init(model, jax.random.key(7), run.config.data.image_size))
+    variables = models.init(model, jax.random.key(7), run.config.data.image_size)
+    students.save(path, variables, metadata=student_normalisation.texts(IMAGENET))
     return path
 
 
@@ -93,6 +95,7 @@ def test_a_run_with_all_options_resumes_exactly(run: context.Run, init: pathlib.
     config = run.config
     config.methods = ("remem",)
     config.teacher.rho, config.teacher.ascent_examples = 0.05, 4
+    config.teacher.drop_path, config.teacher.dropout = 0.2, 0.1
     config.student.init = str(init)
     config.student.losses = ("kd", "features")
     config.student.pretrained_learning_rates = (0.001,)
