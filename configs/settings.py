@@ -70,6 +70,29 @@ def _data(config: ConfigDict) -> None:
     # Smallest and largest area of a random crop, as fractions of the image; above 0, at most 1.
     # As in vit_jax's fine-tuning. [source]
     config.data.crop_area = (0.05, 1.0)
+    # Part of the shorter side that evaluation crops from the centre, as timm's crop_pct; from 0 to
+    # 1. 0 resizes the whole image to a square, as in VTAB and vit_jax. [source]
+    config.data.evaluation_crop = 0.0
+    # Whether training images are flipped horizontally, each with probability 0.5; one of "auto",
+    # "True", "False". "auto" is the data set's own rule: not for digits and SVHN. [choice]
+    config.data.flip = "auto"
+    # Metric that selects models; one of "auto", "top1", "mean_per_class". "auto" is the data set's
+    # own: mean_per_class where the paper has it, top1 for your own images. [text]
+    config.data.metric = "auto"
+    # Class-balanced sampling: an image of a class with n training images is drawn with a
+    # probability proportional to n ** -balanced_sampling; from 0 to 1. 0 is every image once per
+    # epoch, 1 is all classes equally often. [text]
+    config.data.balanced_sampling = 0.0
+    # Augmentation policy of training images, after crops and flips; one of "none",
+    # "trivial" (TrivialAugment), "rand" (RandAugment). Teacher and students get the same images.
+    # [text]
+    config.data.augment = "none"
+    config.data.augment_operations = 2  # Operations of RandAugment per image; at least 1. [source]
+    config.data.augment_magnitude = 9  # Magnitude of RandAugment; from 0 to 30. [source]
+    # Colour jitter: largest relative change of brightness, contrast and saturation; at least 0,
+    # where 0 is none. [text]
+    config.data.color_jitter = 0.0
+    config.data.random_erasing = 0.0  # Probability of random erasing; from 0 to 1. [text]
     # Fraction of each class of the training split that is held out for validation, if the data set
     # has no validation split; above 0, below 1. [choice]
     config.data.validation = 0.1
@@ -129,8 +152,14 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher.ema_warmup = False
     # Mixup: both parameters of the Beta distribution; at least 0, where 0 is no Mixup. [text]
     config.teacher.mixup = 0.0
+    # CutMix: both parameters of the Beta distribution; at least 0, where 0 is no CutMix. With Mixup
+    # too, each batch gets one of them, with equal chances. [text]
+    config.teacher.cutmix = 0.0
     # Probability that label smoothing spreads over all classes; from 0 to 1. [text]
     config.teacher.label_smoothing = 0.0
+    # Class-balanced loss: beta of the effective number of images, which weights the classes; at
+    # least 0, below 1, where 0 weights all alike. Cui et al. use 0.9 to 0.9999. [text]
+    config.teacher.class_balance = 0.0
     # Weight of MCMI, a rival of ReMem; at least 0. Its authors use 0.1 to 0.35, the paper none.
     # [text]
     config.teacher.mcmi = 0.0
@@ -203,6 +232,11 @@ def _student(config: ConfigDict) -> None:
     config.student.hard_labels = True
     # Mixup, as config.teacher.mixup; student and teacher get the same mixture. At least 0. [text]
     config.student.mixup = 0.0
+    # CutMix, as config.teacher.cutmix; student and teacher get the same images. At least 0. [text]
+    config.student.cutmix = 0.0
+    # Class-balanced loss of the labels, as config.teacher.class_balance; at least 0, below 1.
+    # What it learns from the teacher is not weighted. [text]
+    config.student.class_balance = 0.0
     config.student.steps = 20_000  # Steps of training; at least 1. [text]
     config.student.batch_size = 512  # Images per step; at least 1. [choice]
     # Peaks of the cosine schedule for students from random weights; above 0. [text]

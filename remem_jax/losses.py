@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from remem_jax.records import Labels
@@ -22,24 +23,60 @@ _VARIANCE = 1e-6
 
 
 def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Labels, *, smoothing: float = 0.0
+    logits: Float[Array, "batch classes"],
+    labels: Labels,
+    *,
+    smoothing: float = 0.0,
+    class_weights: Float[Array, " classes"] | None = None,
 ) -> Float[Array, ""]:
     """Computes the mean cross-entropy of the labels.
+
+    With class weights, it is that of targets multiplied by the weights of their classes. The mean
+    is over the images, as in the class-balanced loss and as in torch's CrossEntropyLoss with
+    targets that are probabilities; torch divides by the sum of the weights if they are indices.
 
     Args:
         logits: Unnormalised log-probabilities.
         labels: Class indices, or for each image the shares of all classes.
         smoothing: Share of each target that is distributed evenly over all classes.
+        class_weights: Weight of each class, such as `effective_number_weights`; None is 1.
 
     Returns:
         The mean over the batch, in nats.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    if class_weights is not None:
+        log_probs = log_probs * class_weights[None]
     if labels.ndim == 1:
         label_log_probs = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
     else:
         label_log_probs = jnp.sum(labels * log_probs, axis=-1)
     return -jnp.mean((1 - smoothing) * label_log_probs + smoothing * jnp.mean(log_probs, axis=-1))
+
+
+def effective_number_weights(labels: np.ndarray, classes: int, beta: float) -> np.ndarray:
+    """Computes the weights of the class-balanced loss.
+
+    A class of n images has the weight (1 - beta) / (1 - beta**n), the inverse of its effective
+    number of images, normalised to a mean of 1 over the classes. It is the same for all classes at
+    beta = 0, and approaches the inverse of n for beta near 1. A class without images has weight 1.
+
+    Args:
+        labels: Class of each training image.
+        classes: Number of classes.
+        beta: At least 0, below 1.
+
+    Returns:
+        The weights, float32, (classes,).
+
+    Source: Cui et al. 2019, https://arxiv.org/abs/1901.05555, equation 4.
+    """
+    counts = np.bincount(labels, minlength=classes).astype(np.float64)
+    present = counts > 0
+    weights = np.ones(classes)
+    weights[present] = (1 - beta) / (1 - beta ** counts[present])
+    weights[present] /= weights[present].mean()
+    return weights.astype(np.float32)
 
 
 def conditional_mutual_information(
@@ -94,7 +131,12 @@ def conditional_mutual_information(
 
 
 def supervised(
-    logits: Float[Array, "batch classes"], labels: Labels, *, smoothing: float, mcmi: float
+    logits: Float[Array, "batch classes"],
+    labels: Labels,
+    *,
+    smoothing: float,
+    mcmi: float,
+    class_weights: Float[Array, " classes"] | None = None,
 ) -> Float[Array, ""]:
     """Computes the loss of teachers: cross-entropy minus lambda times the conditional information.
 
@@ -103,11 +145,12 @@ def supervised(
         labels: As in `cross_entropy`.
         smoothing: As in `cross_entropy`.
         mcmi: Lambda of MCMI, the weight of `conditional_mutual_information`; 0 leaves it out.
+        class_weights: As in `cross_entropy`; the information is not weighted.
 
     Returns:
         The mean over the batch, in nats.
     """
-    value = cross_entropy(logits, labels, smoothing=smoothing)
+    value = cross_entropy(logits, labels, smoothing=smoothing, class_weights=class_weights)
     return value - mcmi * conditional_mutual_information(logits, labels) if mcmi else value
 
 

@@ -20,9 +20,12 @@ from jaxtyping import Array, Integer, PRNGKeyArray
 # Stages that train on images. Each has its own order of examples and its own augmentation.
 Stage = Literal["pretraining", "teacher", "student", "decoder"]
 Use = Literal[
+    "colors",
     "critic",
     "crops",
+    "cutmix",
     "dropout",
+    "erasing",
     "evaluation",
     "expertness",
     "flips",
@@ -31,6 +34,7 @@ Use = Literal[
     "noise",
     "order",
     "parameters",
+    "policy",
     "projection",
     "shuffle",
     "start",

@@ -26,6 +26,7 @@ from scipy import special
 
 from remem_jax import data, paired, predict
 from remem_jax.data.images import augment
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import __main__ as export_command
 from remem_jax.export import checking, predictors
 from remem_jax.export import images as image_files
@@ -370,7 +371,7 @@ def test_timm_loads_models_trained_with_lora_and_distillation(
     pixels = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0).pixels
     assert pixels is not None
     test = pixels["test"]
-    transform = augment.make_evaluation_transform(size=tiny_run.IMAGE_SIZE)
+    transform = augment.make_evaluation_transform(Preprocessing(tiny_run.IMAGE_SIZE))
     images = np.asarray(transform(jax.random.key(0), jnp.asarray(test.image)))
     for name, model in (("student", student), ("teacher", teacher)):
         with torch.no_grad():

@@ -111,8 +111,9 @@ def test_every_model_gives_the_probabilities_of_the_student(
         np.testing.assert_allclose(probabilities, row[order], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("crop", [0.0, 0.875])
 def test_images_are_preprocessed_as_in_evaluation(
-    tmp_path: pathlib.Path, run: pathlib.Path, rng: np.random.Generator
+    tmp_path: pathlib.Path, run: pathlib.Path, rng: np.random.Generator, crop: float
 ) -> None:
     for i in range(2 * IMAGES):
         height, width = rng.integers(20, 90, 2)
@@ -129,13 +130,20 @@ def test_images_are_preprocessed_as_in_evaluation(
     storage = data.Storage("streamed", 64, 1.0, str(tmp_path / ".cache"), 1)
     dataset = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0)
     loader = data.make_loader(
-        dataset, image_size=drawn.SIDE, crop_area=(1.0, 1.0), seed=0, threads=1, workers=0
+        dataset,
+        Preprocessing(drawn.SIDE, crop=crop),
+        crop_area=(1.0, 1.0),
+        balance=0.0,
+        seed=0,
+        threads=1,
+        workers=0,
     )
     (batch,) = loader.evaluation("test", IMAGES)
     inputs = np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image))
     expected = special.softmax(drawn.predictor(NAME).predict(inputs), axis=-1)
 
     model = predictors.open_any(run)
+    model = model._replace(described=model.described._replace(crop=crop))
     paths = image_files.image_paths(tmp_path / "test")
     result = inference.predict(model, paths, top=len(drawn.CLASSES), batch_size=IMAGES)
 

@@ -52,6 +52,12 @@ def _changed(**changes: Any) -> ConfigDict:
             {"student__hard_labels": False, "methods": ("finetune",)},
             "hard_labels is False",
         ),
+        (
+            "student.class_balance",
+            {"student__hard_labels": False, "methods": ("remem",)},
+            "hard_labels is False",
+        ),
+        ("data.augment_magnitude", {"data__augment": "trivial"}, "only RandAugment uses it"),
         ("data.workers", {"data__input": "resident"}, r"config\.data\.input is 'resident'"),
         ("data.resident_gib", {"data__input": "streamed"}, "where no image is resident"),
         ("data.dir", {"data__dir": "~/tfds"}, "name is digits, no data set of TFDS"),

@@ -226,6 +226,7 @@ def _loader(folder: pathlib.Path, kind: str) -> tuple[Iterator[Any], Any]:
     from absl import flags
 
     from remem_jax import data
+    from remem_jax.data.images.preprocessing import Preprocessing
 
     flags.FLAGS.mark_as_parsed()
     dataset = data.load(
@@ -236,7 +237,7 @@ def _loader(folder: pathlib.Path, kind: str) -> tuple[Iterator[Any], Any]:
         corrupt_limit=0,
     )
     loader = data.make_loader(
-        dataset, image_size=SIZE, crop_area=AREA, seed=0, threads=1, workers=0
+        dataset, Preprocessing(SIZE), crop_area=AREA, balance=0.0, seed=0, threads=1, workers=0
     )
     return loader.train(BATCH, 0, stage="teacher"), loader.train_transform
 

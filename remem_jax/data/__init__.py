@@ -13,6 +13,7 @@ from absl import logging
 from remem_jax.checks import SettingError
 from remem_jax.data import cache, registry, residency, sources
 from remem_jax.data.custom import arrays, class_names, folders, lists, walk
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.loaders import resident
 from remem_jax.data.residency import Storage as Storage
 from remem_jax.data.scan import ScanOptions, ScanResult, TooManyCorruptError
@@ -27,6 +28,8 @@ CUSTOM: dict[str, Callable[[str], Source]] = {
 }
 NAMES = ("digits", *CUSTOM, *registry.RECORDS)
 INPUTS = ("auto", "resident", "streamed")
+FLIPS = ("auto", "True", "False")
+METRICS = ("auto", registry.TOP1, registry.MEAN_PER_CLASS)
 
 
 class Dataset(NamedTuple):
@@ -90,6 +93,20 @@ def open_source(name: str, *, path: str, data_dir: str) -> Source:
             "tell apart; config.data.path needs a folder per class."
         )
     return source
+
+
+def with_rules(source: Source, *, flip: str, metric: str) -> Source:
+    """Replaces a data set's own rules by those of the settings.
+
+    Args:
+        source: Return value of `open_source`.
+        flip: One of `FLIPS`; whether a flipped image keeps its class.
+        metric: One of `METRICS`; the metric that selects models.
+    """
+    return source._replace(
+        flip=source.flip if flip == "auto" else flip == "True",
+        metric=source.metric if metric == "auto" else metric,
+    )
 
 
 def load(
@@ -169,9 +186,10 @@ def _shapes(scans: Collection[ScanResult]) -> np.ndarray | None:
 
 def make_loader(
     dataset: Dataset,
+    evaluated: Preprocessing,
     *,
-    image_size: int,
     crop_area: tuple[float, float],
+    balance: float,
     seed: int,
     threads: int,
     workers: int,
@@ -179,29 +197,45 @@ def make_loader(
 ) -> DataLoader:
     """Builds the data loader of a data set: resident or streamed, as it was loaded.
 
+    If resident images were resized to squares, and evaluation crops their centre, evaluation reads
+    them from their source: a square has lost the aspect ratio.
+
     Args:
         dataset: Return value of `load`.
-        image_size: Side of the models' input, in pixels.
+        evaluated: Preprocessing of evaluation images.
         crop_area: See `augment.make_train_transform`.
+        balance: See `order.TrainOrder`.
         seed: Seed of the order of training, and of crops and flips of streamed images.
         threads: Number of threads that decode streamed images; 0 is one per core.
         workers: Number of processes that share the threads; 0 is this process alone.
         sharding: Sharding of a batch; None is the default device.
     """
+    loader, from_files = None, bool(evaluated.crop) and dataset.resized
     if dataset.pixels is not None:
-        return resident.make_loader(
-            dataset.pixels,
-            image_size=image_size,
+        pixels = {TRAIN: dataset.pixels[TRAIN]} if from_files else dataset.pixels
+        loader = resident.make_loader(
+            pixels,
+            evaluated,
             crop_area=crop_area,
             flip=dataset.flip,
+            balance=balance,
             seed=seed,
             sharding=sharding,
         )
+    if loader and not from_files:
+        return loader
     from remem_jax.data.loaders import streamed  # Imports Grain, which most runs do not need.
 
-    augmentation = streamed.AugmentOptions(image_size, crop_area, dataset.flip, seed)
-    return streamed.make_loader(
+    augmentation = streamed.AugmentOptions(
+        evaluated.image_size, crop_area, dataset.flip, balance, seed, evaluated.crop
+    )
+    read = streamed.make_loader(
         dataset.splits, augmentation, threads=_threads(threads), workers=workers, sharding=sharding
+    )
+    if loader is None:
+        return read
+    return loader._replace(
+        evaluation=read.evaluation, evaluation_transform=read.evaluation_transform
     )
 
 

@@ -36,6 +36,7 @@ class Description(NamedTuple):
         normalisation: Normalisation of the images in the student, after `preprocessing`.
         architecture: The options of `models.make` that its initial weights determine: `pool` and
             `gelu` of a ViT, none for other networks.
+        crop: See `Preprocessing`.
     """
 
     model: str
@@ -50,11 +51,12 @@ class Description(NamedTuple):
     run: str = ""
     normalisation: Normalisation = IDENTITY
     architecture: Mapping[str, str] = MappingProxyType({})
+    crop: float = 0.0
 
     @property
     def preprocessing(self) -> Preprocessing:
         """Preprocessing from a decoded image to the pixels that the student takes."""
-        return Preprocessing(self.image_size, self.stored_size)
+        return Preprocessing(self.image_size, self.stored_size, self.crop)
 
 
 def texts(described: Description) -> dict[str, str]:
@@ -72,6 +74,7 @@ def texts(described: Description) -> dict[str, str]:
         "image_layout": "batch, height, width, channel (RGB)",
         "resize": described.preprocessing.text(),
         "stored_size": str(described.stored_size),
+        "crop": str(described.crop),
         "preprocessing": json.dumps(described.preprocessing.record()),
         "export_format": form.format,
         "batch": str(form.batch) if form.batch else "any",
@@ -106,6 +109,7 @@ def read(metadata: Mapping[str, str], source: str) -> Description:
             metadata.get("precision", "float32"),
         )
         size, stored = int(metadata["image_size"]), int(metadata.get("stored_size", 0))
+        crop = float(metadata.get("crop", 0))
     except ValueError as error:
         raise SettingError(f"{source} has invalid metadata: {error}.") from error
     return Description(
@@ -121,6 +125,7 @@ def read(metadata: Mapping[str, str], source: str) -> Description:
         metadata.get("run", ""),
         student_normalisation.read(metadata, source) or IDENTITY,
         json.loads(metadata.get("architecture") or "{}"),
+        crop,
     )
 
 

@@ -19,7 +19,7 @@ from remem_jax.data.images import decoding, formats
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import options, runs
 from remem_jax.records import DataLoader
-from remem_jax.storage import results
+from remem_jax.storage import identity, results
 
 _READ = 64  # Batch size for reading a split.
 
@@ -78,6 +78,7 @@ def _load(run: pathlib.Path) -> tuple[Dataset, DataLoader]:
     with config.unlocked():
         config.data.threads, config.data.workers = 0, 0
         config.data.cache = config.data.get("cache", "")  # Older runs have none.
+        config.data.update({**identity.ADDED["data"], **config.data})
     try:
         loaded = context.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
     except SettingError as error:

@@ -187,8 +187,8 @@ def _max_pool(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
 def _average_pool(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     """Adds the node of `average_pool.average_pool`."""
     aval = equation.outvars[0].aval
-    whole, two = whole(graph, inputs[0], equation), [2, 2]
-    name = graph.add("AveragePool", whole, kernel_shape=two, strides=two, ceil_mode=1)
+    maps, two = whole(graph, inputs[0], equation), [2, 2]
+    name = graph.add("AveragePool", maps, kernel_shape=two, strides=two, ceil_mode=1)
     return Tensor(name, aval.shape, np.dtype(aval.dtype))
 
 

@@ -59,7 +59,9 @@ def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None
     )
     # The metadata of the file are more reliable than results without this record (older runs).
     if "preprocessing" in record["data"] or "stored_size" not in _metadata(path):
-        described = described._replace(stored_size=preprocessing.stored_size(record))
+        described = described._replace(
+            stored_size=preprocessing.stored_size(record), crop=preprocessing.crop(record)
+        )
     return student._replace(described=described)
 
 

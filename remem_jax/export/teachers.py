@@ -71,7 +71,9 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
         checkpoint,
         tuple(record["data"]["class_names"]),
         record["config"]["teacher"]["gelu"],
-        Preprocessing(checkpoint.image_size, preprocessing.stored_size(record)),
+        Preprocessing(
+            checkpoint.image_size, preprocessing.stored_size(record), preprocessing.crop(record)
+        ),
         results.digest(path),
         runs.key_of(record),
     )

@@ -11,7 +11,7 @@ from remem_jax import checks, data, mesh, models, platforms, redaction
 from remem_jax.data.custom import lists
 from remem_jax.methods import ALONE, METHODS
 from remem_jax.models import resnet, tuning, vit
-from remem_jax.settings import information, memory, optimisation, values
+from remem_jax.settings import images, information, memory, optimisation, values
 from remem_jax.settings.memory import division
 from remem_jax.storage import identity
 from remem_jax.train import student_losses
@@ -111,17 +111,13 @@ def check_common(config: ConfigDict) -> None:
     _check_path(settings)
     checks.at_least("config.data.image_size", settings.image_size, 1)
     checks.at_least("config.data.stored_size", settings.stored_size, 1)
+    images.check(settings)
     checks.inside("config.data.validation", settings.validation, 0, 1)
     checks.at_least("config.data.corrupt_limit", settings.corrupt_limit, 0)
     checks.above("config.data.resident_gib", settings.resident_gib, 0)
     checks.one_of("config.data.input", settings.input, data.INPUTS)
     checks.at_least("config.data.threads", settings.threads, 0)
     checks.at_least("config.data.workers", settings.workers, 0)
-    low, high = settings.crop_area
-    checks.require(
-        0 < low <= high <= 1,
-        f"config.data.crop_area must be 0 < smallest <= largest <= 1, got {(low, high)}.",
-    )
 
 
 def _check_path(settings: ConfigDict) -> None:
@@ -154,7 +150,9 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.at_least("config.teacher.rho", teacher.rho, 0)
     checks.within("config.teacher.dropout", teacher.dropout, 0, 0.99)
     checks.at_least("config.teacher.mixup", teacher.mixup, 0)
+    checks.at_least("config.teacher.cutmix", teacher.cutmix, 0)
     checks.within("config.teacher.label_smoothing", teacher.label_smoothing, 0, 1)
+    checks.inside("config.teacher.class_balance", teacher.class_balance, -1e-9, 1)
     checks.at_least("config.teacher.mcmi", teacher.mcmi, 0)
     whole = teacher.accumulate in (0, 1) and teacher.ascent_examples == 0
     checks.require(
@@ -219,6 +217,8 @@ def _check_student(student: ConfigDict) -> None:
         f"set it to False, or take {', '.join(features)} out of config.student.losses.",
     )
     checks.at_least("config.student.mixup", student.mixup, 0)
+    checks.at_least("config.student.cutmix", student.cutmix, 0)
+    checks.inside("config.student.class_balance", student.class_balance, -1e-9, 1)
     checks.at_least("config.student.steps", student.steps, 1)
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)
     optimisation.check_student(student)

@@ -19,10 +19,13 @@ _OF_TEACHERS = (  # Settings of `config.student` that need a teacher.
 _OF_TRAINING = (  # Settings of `config.teacher` that only training uses.
     *("steps", "batch_size", "learning_rate", "warmup_steps", "momentum", "weight_decay"),
     *("clip_norm", "dropout", "mixup", "label_smoothing", "mcmi", "rho", "ascent_examples"),
+    *("class_balance", "cutmix"),
     *("optimizer", "betas", "epsilon", "layer_decay", "body_rate", "drop_path"),
     *("ema", "ema_warmup"),
     *("accumulate", "lora.*", "adapter.*"),
 )
+# Settings of `config.data` that only teachers and students use.
+_OF_TRAINED_MODELS = ("metric", "balanced_sampling", "augment", "color_jitter", "random_erasing")
 _OF_MODELS = ("init", "variant", "gelu", "pruned_mlp", "pruned_attention")
 Reason = Callable[[ConfigDict], str]
 
@@ -238,6 +241,7 @@ _OF_DATA: Mapping[str, Reason] = {
     "probe.dir": _without_dir("probe", registry.RECORDS, "no data set of TFDS"),
     "data.workers": _unless("data.input", ("auto", "streamed"), "where no image is streamed"),
     "data.resident_gib": _unless("data.input", ("auto", "resident"), "where no image is resident"),
+    "data.augment_*": _unless("data.augment", ("rand",), "and only RandAugment uses it"),
     "information.info_nce.* *.measured": _unless(
         "information.info_nce.measured", (True,), "without InfoNCE"
     ),
@@ -264,8 +268,10 @@ _OF_RUN: Mapping[str, Reason] = {
     "student.temperatures": _unused_by_losses("temperature"),
     "student.flatten": _unused_by_losses("flatten"),
     "student.weights": _unused_by_losses("weight"),
+    "student.class_balance": _without_cross_entropy,
 }
 _OF_ANALYSIS: Mapping[str, Reason] = {
+    **{f"data.{name}": _not_trained for name in _OF_TRAINED_MODELS},
     **{f"teacher.{name}": _not_trained for name in _OF_TRAINING},
     **{f"teacher.{name}": _of_models(name) for name in _OF_MODELS},
     "teacher.residual": _without_weights,

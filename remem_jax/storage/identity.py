@@ -37,15 +37,23 @@ _OPTIMISATION: Mapping[str, Any] = {
     **{"optimizer": "sgd", "betas": [0.9, 0.999], "epsilon": 1e-8},
     **{"layer_decay": 1.0, "body_rate": 1.0, "drop_path": 0.0, "ema": 0.0, "ema_warmup": False},
 }
+_TRAINING_IMAGES: Mapping[str, Any] = {
+    **{"flip": "auto", "metric": "auto", "balanced_sampling": 0.0, "evaluation_crop": 0.0},
+    **{"augment": "none", "augment_operations": 2, "augment_magnitude": 9},
+    **{"color_jitter": 0.0, "random_erasing": 0.0},
+}
+_LABELS: Mapping[str, Any] = {"cutmix": 0.0, "class_balance": 0.0}
 # Settings that later versions added, by group, with the value that leaves results unchanged. A
 # setting with this value is not part of an identity, so that runs and studies that an earlier
 # version began go on.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "teacher": _OPTIMISATION,
+    "data": _TRAINING_IMAGES,
+    "teacher": {**_OPTIMISATION, **_LABELS},
     "student": {
         **{"init": "", "mean": [], "std": [], "scratch_learning_rates": []},
         **{"dropout": 0.0, "label_smoothing": 0.0},
         **_OPTIMISATION,
+        **_LABELS,
     },
 }
 # Settings that have no effect if another one of the same group has its value of `ADDED`.

@@ -97,11 +97,12 @@ def _kind(config: ConfigDict) -> dict[str, Any]:
     weights = ("mlp_weight", "attention_weight", "label_smoothing")
     teacher = {name: value for name, value in teacher.items() if name not in steps + weights}
     teacher["rho"] = teacher.get("rho", 0) > 0
-    names = ("model", "stem", "losses", "batch_size", "mixup", "hard_labels")
+    names = ("model", "stem", "losses", "batch_size", "mixup", "cutmix", "hard_labels")
     return {
         "teacher": teacher,
         "student": {name: student[name] for name in names},
         "image_size": plain["data"]["image_size"],
+        "augment": [plain["data"][name] for name in ("augment", "augment_operations")],
         "compute_dtype": plain["compute_dtype"],
         # `described` omits them because they change no result, but they change the speed.
         "memory": [config.teacher[name] for name in ("rematerialise", "accumulate")],

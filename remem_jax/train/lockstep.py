@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from remem_jax import random_streams
+from remem_jax.data.images.augment import Mixing
 from remem_jax.records import Batch, Hyperparameters, Key, Labels, Metrics, Outputs, Transform
 from remem_jax.train import finite
 from remem_jax.train.state import TrainState
@@ -50,14 +51,14 @@ Augment = Callable[[StepNumber, Batch], AugmentedBatch]
 GetTargets = Callable[[int, Array], Outputs | None]
 
 
-def make_augment(transform: Transform, *, classes: int, key: Key, mixup: float) -> Augment:
+def make_augment(transform: Transform, *, classes: int, key: Key, mixing: Mixing) -> Augment:
     """Builds the augmentation that teacher and students share.
 
     Args:
         transform: Converts stored images to model inputs.
         classes: Number of classes.
         key: Key of the stage; see `random_streams`.
-        mixup: See `steps.augment_and_mix`; teacher and students get the same mixtures.
+        mixing: See `steps.augment_and_mix`; teacher and students get the same mixtures.
 
     Returns:
         A pure function `(step number, batch) -> augmented batch`.
@@ -65,7 +66,7 @@ def make_augment(transform: Transform, *, classes: int, key: Key, mixup: float) 
 
     def augment(number: StepNumber, batch: Batch) -> AugmentedBatch:
         step_key = random_streams.within(key, number)
-        images, labels = augment_and_mix(transform, step_key, batch, mixup)
+        images, labels = augment_and_mix(transform, step_key, batch, mixing)
         return AugmentedBatch(images, labels(classes))
 
     return augment

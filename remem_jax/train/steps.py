@@ -1,7 +1,7 @@
 """Pure training steps; the caller jits them.
 
 The randomness of a step depends only on the key of its stage and on its number. Its streams are
-"crops", "flips", "mixup" and "dropout".
+"crops", "flips", those of `policies`, "mixup", "cutmix" and "dropout".
 """
 
 from collections.abc import Callable
@@ -52,14 +52,14 @@ def make_supervised_step(
     *,
     key: Key,
     loss: Callable[[Array, Labels], Array],
-    mixup: float,
+    mixing: augment.Mixing,
     ascent: optax.GradientTransformationExtraArgs | None = None,
     division: Division = WHOLE,
 ) -> SupervisedStep:
     """Builds the step that fine-tunes or pretrains a teacher.
 
     With SAM, loss and metrics come from the clean pass; both passes use the same augmented images
-    and drop the same units. Augmentation and mixup apply to the whole batch, however it is
+    and drop the same units. Augmentation and mixing apply to the whole batch, however it is
     divided.
 
     With groups of m examples S_1, ..., S_n and `ascent=sam.sam(rho)` the step descends
@@ -77,7 +77,7 @@ def make_supervised_step(
         transform: Converts stored images to model inputs.
         key: Key of the stage; see `random_streams`.
         loss: The loss, a function of the logits and labels of a microbatch.
-        mixup: See `augment_and_mix`.
+        mixing: See `augment_and_mix`.
         ascent: `sam.sam(rho)`, applied to the gradient of each group before their mean enters
             `tx`. None is training without SAM, where groups have no effect.
         division: How the batch is divided.
@@ -96,7 +96,7 @@ def make_supervised_step(
     def step(state: State, batch: Batch, frozen: Params) -> tuple[State, Metrics]:
         step_key = random_streams.within(key, state.step)
         dropout_key = random_streams.within(step_key, "dropout")
-        images, mixed = augment_and_mix(transform, step_key, batch, mixup)
+        images, mixed = augment_and_mix(transform, step_key, batch, mixing)
 
         def loss_and_statistics(
             params: Params, examples: Examples
@@ -114,7 +114,7 @@ def make_supervised_step(
         gradient, microbatches = divided(clean, ascent, division, images.shape[0])
         require_whole_statistics(state, microbatches)
         labels = batch.label
-        if mixup:  # Shares of the classes, whose number the model determines.
+        if any(mixing):  # Shares of the classes, whose number the model determines.
             whole = tuning.join(state.params, frozen)
             logits, _ = jax.eval_shape(apply, whole, state.statistics, images, dropout_key)
             labels = mixed(logits.shape[-1])
@@ -139,7 +139,7 @@ def make_supervised_step(
 
 
 def augment_and_mix(
-    transform: Transform, key: Key, batch: Batch, mixup: float
+    transform: Transform, key: Key, batch: Batch, mixing: augment.Mixing
 ) -> tuple[Float[Array, "batch height width channel"], Callable[[int], Labels]]:
     """Augments a batch and mixes its images.
 
@@ -147,21 +147,21 @@ def augment_and_mix(
         transform: Converts stored images to model inputs.
         key: Key of the stage and this step.
         batch: Stored images and their labels.
-        mixup: `alpha` of `augment.mixup_share`; 0 mixes nothing.
+        mixing: How images are mixed; zeros mix nothing.
 
     Returns:
         The model inputs, and a function from the number of classes to the labels: class indices,
         or shares of all classes if images are mixed.
     """
     images = transform(key, batch.image)
-    if not mixup:
+    if not any(mixing):
         return images, lambda classes: batch.label
-    share = augment.mixup_share(random_streams.within(key, "mixup"), mixup)
+    mixtures, share = augment.mix_images(images, key, mixing)
 
     def labels(classes: int) -> Labels:
         return augment.mix(jax.nn.one_hot(batch.label, classes), share)
 
-    return augment.mix(images, share), labels
+    return mixtures, labels
 
 
 def make_student_step(

@@ -157,6 +157,28 @@ def used(name: str, *, hard_labels: bool) -> frozenset[str]:
     return loss.form(hard_labels).settings
 
 
+def with_class_weights(loss: Loss, weights: Float[Array, " classes"] | None) -> Loss:
+    """Weights the hard labels of a loss by their classes; its other arguments are unchanged.
+
+    The loss gets targets multiplied by the weights, whose cross-entropy is that of
+    `losses.cross_entropy` with `class_weights`.
+
+    Args:
+        loss: A loss with its `hard_labels` bound: (student, teacher, labels, ...) -> loss.
+        weights: Weight of each class; None returns the loss itself.
+    """
+    if weights is None:
+        return loss
+
+    def weighted(
+        student: Outputs, teacher: Outputs | None, labels: Labels, **settings: object
+    ) -> Float[Array, ""]:
+        shares = jax.nn.one_hot(labels, len(weights)) if labels.ndim == 1 else labels
+        return loss(student, teacher, shares * weights[None], **settings)
+
+    return weighted
+
+
 def with_smoothing(loss: Loss, smoothing: float) -> Loss:
     """Smooths the hard labels of a loss; its other arguments are unchanged.
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from remem_jax import data, evaluate, mesh, platforms, random_streams
+from remem_jax import data, evaluate, losses, mesh, platforms, random_streams
+from remem_jax.data.images import policies, preprocessing
 from remem_jax.data.loaders import resident
 from remem_jax.records import Apply, Batch, DataLoader, Key, Metrics, Transform, Variables
 from remem_jax.settings import counts
@@ -53,9 +55,36 @@ class Run(NamedTuple):
         """Platform of the devices; see `platforms.of`."""
         return platforms.of(self.mesh.devices.flat[0])
 
+    @property
+    def train_transform(self) -> Transform:
+        """Transform of training images of teachers and students, with all augmentations.
+
+        Decoders of `config.information` use that of the loader: crops and flips alone.
+        """
+        settings = self.config.data
+        changes = policies.Changes(
+            settings.augment,
+            settings.augment_operations,
+            settings.augment_magnitude,
+            settings.color_jitter,
+            settings.random_erasing,
+        )
+        return policies.extended(self.loader.train_transform, changes)
+
     def memory(self) -> int:
         """Returns the memory of a device, in bytes."""
         return self.device_bytes or resident.memory()
+
+    def class_weights(self, beta: float) -> jax.Array | None:
+        """Returns the weights of the class-balanced loss; None if `beta` is 0.
+
+        Args:
+            beta: See `losses.effective_number_weights`.
+        """
+        if not beta:
+            return None
+        labels, classes = self.dataset.splits["train"].labels, len(self.dataset.classes)
+        return jnp.asarray(losses.effective_number_weights(labels, classes, beta))
 
     def shardings(self, tree: Any) -> Any:
         """Returns the shardings of arrays: replicated, or sharded if `config.fsdp` is set."""
@@ -178,8 +207,9 @@ def load_data(
     dataset = load_dataset(config, settings)
     loader = data.make_loader(
         dataset,
-        image_size=settings.image_size,
+        preprocessing_of(dataset, settings),
         crop_area=tuple(settings.crop_area),
+        balance=settings.balanced_sampling,
         seed=config.seed,
         threads=settings.threads,
         workers=settings.workers,
@@ -188,9 +218,28 @@ def load_data(
     return dataset._replace(pixels=None), loader  # The loader holds the pixels.
 
 
+def preprocessing_of(dataset: data.Dataset, settings: ConfigDict) -> preprocessing.Preprocessing:
+    """Returns the preprocessing of a data set's images for evaluation.
+
+    Args:
+        dataset: The data set.
+        settings: The settings that name it, such as `config.data`.
+    """
+    return preprocessing.of_data(
+        settings.image_size,
+        resized=dataset.resized,
+        source_size=dataset.source_size,
+        crop=settings.evaluation_crop,
+    )
+
+
 def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
     """Loads the data set that `settings` (such as `config.data`) names."""
-    source = data.open_source(settings.name, path=settings.path, data_dir=settings.dir)
+    source = data.with_rules(
+        data.open_source(settings.name, path=settings.path, data_dir=settings.dir),
+        flip=settings.flip,
+        metric=settings.metric,
+    )
     if settings is config.data:
         counts.check(config, source)
     names = ("input", "stored_size", "resident_gib", "cache", "threads")

@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from remem_jax import evaluate, losses, mesh, models, optim, random_streams
+from remem_jax.data.images.augment import Mixing
 from remem_jax.records import Apply, TrainApply, Variables
 from remem_jax.settings import located
 from remem_jax.settings import memory as memory_settings
@@ -55,12 +56,12 @@ def run_pretrain(run: context.Run) -> None:
             steps.make_supervised_step,
             run.gather_params(train_apply(plan.rematerialise)),
             tx,
-            run.loader.train_transform,
+            run.train_transform,
             loss=functools.partial(losses.cross_entropy, smoothing=settings.label_smoothing),
             division=memory_settings.division(
                 settings, run.mesh, plan.accumulate, name="config.train"
             ),
-            mixup=0.0,
+            mixing=Mixing(),
         )
         return run.jit_step_with_key(make, random_streams.key(config.seed, "pretraining"), shapes)
 

@@ -12,7 +12,6 @@ import numpy as np
 import remem_jax
 from remem_jax import data as datasets
 from remem_jax import settings
-from remem_jax.data.images import preprocessing
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.storage import results
 from remem_jax.storage.identity import Identity
@@ -97,10 +96,7 @@ def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:
 
 def preprocessing_of(run: context.Run) -> Preprocessing:
     """Returns the preprocessing of images for evaluation."""
-    dataset = run.dataset
-    return preprocessing.of_data(
-        run.config.data.image_size, resized=dataset.resized, source_size=dataset.source_size
-    )
+    return context.preprocessing_of(run.dataset, run.config.data)
 
 
 def versions() -> dict[str, str]:

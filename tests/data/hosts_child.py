@@ -13,6 +13,8 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from remem_jax import data, evaluate
+from remem_jax.data.images.preprocessing import Preprocessing
+from remem_jax.records import DataLoader
 from remem_jax.workflow import context
 
 DEVICES = 4  # In total, over all hosts.
@@ -40,18 +42,25 @@ def _summarise(folder: str, cache: str, kind: str) -> dict[str, Any]:
     )
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    loader = data.make_loader(
-        dataset,
-        image_size=8,
-        crop_area=(0.3, 1.0),
-        seed=0,
-        threads=2,
-        workers=0,
-        sharding=sharding,
-    )
-    batches = loader.train(8, 3, stage="student")
-    digests = [_digest(batch) for batch in itertools.islice(batches, 4)]
-    batches.close()
+
+    def make_loader(balance: float) -> DataLoader:
+        return data.make_loader(
+            dataset,
+            Preprocessing(8),
+            crop_area=(0.3, 1.0),
+            balance=balance,
+            seed=0,
+            threads=2,
+            workers=0,
+            sharding=sharding,
+        )
+
+    digests = []
+    for balance, count in ((0.0, 4), (1.0, 2)):
+        batches = make_loader(balance).train(8, 3, stage="student")
+        digests += [_digest(batch) for batch in itertools.islice(batches, count)]
+        batches.close()
+    loader = make_loader(0.0)
     digests += [_digest(batch) for batch in loader.evaluation("test", 8)]
 
     kernel = np.random.default_rng(0).normal(size=(3, len(dataset.classes))).astype(np.float32)

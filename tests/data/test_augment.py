@@ -9,9 +9,13 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from remem_jax import random_streams
 from remem_jax.data.images import augment
+from remem_jax.data.images.augment import Mixing
 from remem_jax.data.images.boxes import Boxes
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import Key
+from tests.oracles import peers
 
 HEIGHT, WIDTH = 11, 17
 # (top, left, height, width): the whole image, its corners, a strip, less than a pixel.
@@ -62,8 +66,10 @@ def test_crop_and_resize_matches_pillow(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_resize_matches_pillow(images: np.ndarray, size: int) -> None:
-    actual = augment.resize(jnp.asarray(images), size)
+def test_the_evaluation_transform_matches_pillow(images: np.ndarray, size: int) -> None:
+    transform = augment.make_evaluation_transform(Preprocessing(size))
+
+    actual = (transform(jax.random.key(0), jnp.asarray(images)) + 1) * 127.5
 
     np.testing.assert_allclose(actual, _pillow(images, size, None), rtol=0, atol=TOLERANCE)
 
@@ -94,7 +100,7 @@ def test_model_range_is_float32() -> None:
     [
         augment.make_train_transform(size=5, crop_area=(0.2, 0.9), flip=True),
         augment.make_train_transform(size=5, crop_area=(1.0, 1.0), flip=False),
-        augment.make_evaluation_transform(size=5),
+        augment.make_evaluation_transform(Preprocessing(5)),
     ],
     ids=["train", "train without crops", "evaluation"],
 )
@@ -110,7 +116,7 @@ def test_black_is_minus_one_and_white_is_one_in_every_transform(
 
 
 def test_evaluation_transform_does_not_depend_on_the_key(images: np.ndarray, key: Key) -> None:
-    transform = augment.make_evaluation_transform(size=5)
+    transform = augment.make_evaluation_transform(Preprocessing(5))
 
     np.testing.assert_array_equal(
         transform(key, jnp.asarray(images)),
@@ -122,7 +128,7 @@ def test_training_crop_of_the_whole_image_equals_the_evaluation_transform(
     images: np.ndarray, key: Key
 ) -> None:
     train = augment.make_train_transform(size=5, crop_area=(1.0, 1.0), flip=False)
-    evaluation = augment.make_evaluation_transform(size=5)
+    evaluation = augment.make_evaluation_transform(Preprocessing(5))
 
     np.testing.assert_array_equal(
         train(key, jnp.asarray(images)), evaluation(key, jnp.asarray(images))
@@ -219,3 +225,86 @@ def test_mixup_weights_are_folded_beta_distributed(key: Key, alpha: float) -> No
     beta = stats.beta(alpha, alpha)
     folded = lambda x: beta.cdf(x) - beta.cdf(1 - x)  # noqa: E731
     assert stats.kstest(shares, folded).pvalue > 1e-3
+
+
+# CutMix.
+
+
+@pytest.mark.parametrize("share", [0.01, 0.35, 0.8, 0.99])
+def test_the_box_and_share_of_cutmix_are_timms(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers.timm()
+    from timm.data import mixup
+
+    for row, column in ((0, 0), (5, 9), (10, 16)):
+        centers = iter((row, column))
+        monkeypatch.setattr(np.random, "randint", lambda *_, size, centers=centers: next(centers))
+        box, expected = mixup.cutmix_bbox_and_lam((2, 3, HEIGHT, WIDTH), share)
+
+        inside, actual = augment.cutmix_box(
+            HEIGHT, WIDTH, jnp.asarray(share), jnp.asarray(row), jnp.asarray(column)
+        )
+
+        top, bottom, left, right = box
+        pixels = np.zeros((HEIGHT, WIDTH), bool)
+        pixels[top:bottom, left:right] = True
+        np.testing.assert_array_equal(inside, pixels)
+        assert float(actual) == pytest.approx(expected, abs=1e-6)
+
+
+def test_cutmix_pastes_the_previous_image_and_mixes_labels_by_area(
+    images: np.ndarray, key: Key
+) -> None:
+    pixels = jnp.asarray(images, jnp.float32)
+
+    mixed, share = augment.mix_images(pixels, key, Mixing(cutmix=1.0))
+
+    before = np.asarray(jnp.roll(pixels, 1, axis=0))
+    pasted = (np.asarray(mixed) == before).all(-1)
+    assert (pasted | (np.asarray(mixed) == images).all(-1)).all()
+    # Noise is never equal by chance.
+    np.testing.assert_allclose(1 - pasted.mean(axis=(1, 2)), share, rtol=1e-6)
+    labels = np.asarray(augment.mix(jnp.eye(2), share))
+    np.testing.assert_allclose(labels[0], [share, 1 - share], rtol=1e-6)
+
+
+def test_shares_of_cutmix_are_distributed_as_timms(key: Key) -> None:
+    timm_mixup = peers.timm().data.mixup.Mixup
+    theirs = timm_mixup(mixup_alpha=0.0, cutmix_alpha=1.0, num_classes=2)
+    torch = peers.torch()
+    np.random.seed(0)  # noqa: NPY002 - timm draws from it.
+    expected = [theirs._mix_batch(torch.zeros(2, 1, HEIGHT, WIDTH)) for _ in range(1000)]
+
+    draw = jax.jit(
+        jax.vmap(lambda k: augment.mix_images(jnp.zeros((2, HEIGHT, WIDTH, 1)), k, Mixing(0, 1))[1])
+    )
+    actual = np.asarray(draw(jax.random.split(key, 1000)))
+
+    assert stats.ks_2samp(actual, expected).pvalue > 1e-3
+
+
+def test_with_both_half_of_the_batches_get_cutmix(images: np.ndarray, key: Key) -> None:
+    pixels = jnp.asarray(images, jnp.float32)
+    mix = jax.jit(jax.vmap(lambda k: augment.mix_images(pixels, k, Mixing(0.8, 1.0))))
+
+    mixed, shares = (np.asarray(each) for each in mix(jax.random.split(key, 400)))
+
+    before = np.roll(images, 1, axis=0)
+    pasted = ((mixed == images) | (mixed == before)).all(axis=(1, 2, 3, 4))
+    assert stats.binomtest(int(pasted.sum()), 400, 0.5).pvalue > 1e-3
+    blended = shares[~pasted][:, None, None, None, None]
+    expected = blended * images + (1 - blended) * before
+    np.testing.assert_allclose(mixed[~pasted], expected, atol=1e-3)
+
+
+def test_mixup_alone_draws_the_same_with_or_without_the_setting_of_cutmix(
+    images: np.ndarray, key: Key
+) -> None:
+    pixels = jnp.asarray(images, jnp.float32)
+    share = augment.mixup_share(random_streams.within(key, "mixup"), 0.8)
+
+    mixed, actual = augment.mix_images(pixels, key, Mixing(mixup=0.8))
+
+    np.testing.assert_array_equal(actual, share)
+    np.testing.assert_array_equal(mixed, augment.mix(pixels, share))

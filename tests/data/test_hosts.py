@@ -61,7 +61,7 @@ def test_global_batches_are_the_same_for_any_number_of_hosts(
 ) -> None:
     alone = results[1][0][kind]["seen"]
 
-    assert len(set(alone[:4])) == 4  # The four training batches differ.
+    assert len(set(alone[:6])) == 6  # The training batches differ: four plain, two balanced.
     for hosts, by_host in results.items():
         for result in by_host:
             assert result["devices"] == [hosts_child.DEVICES, hosts_child.DEVICES // hosts]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.loaders import resident
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, DataLoader
@@ -24,9 +25,10 @@ def split(rng: np.random.Generator) -> resident.Split:
 def _loader(split: resident.Split, seed: int = 0, sharding: Any = None) -> DataLoader:
     return resident.make_loader(
         {"train": split, "test": split},
-        image_size=4,
+        Preprocessing(4),
         crop_area=(0.5, 1.0),
         flip=True,
+        balance=0.0,
         seed=seed,
         sharding=sharding,
     )

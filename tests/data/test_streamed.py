@@ -22,6 +22,7 @@ from remem_jax.checks import SettingError
 from remem_jax.data import sources
 from remem_jax.data.custom import folders
 from remem_jax.data.images import augment, boxes
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.loaders import order, streamed, worker_processes
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, DataLoader
@@ -57,13 +58,15 @@ def _loader(
     *,
     area: tuple[float, float] = AREA,
     flip: bool = True,
+    balance: float = 0.0,
+    crop: float = 0.0,
     threads: int = 2,
     workers: int = 0,
     sharding: Any = None,
 ) -> DataLoader:
     return streamed.make_loader(
         {"train": subset, "test": subset},
-        streamed.AugmentOptions(SIZE, area, flip, SEED),
+        streamed.AugmentOptions(SIZE, area, flip, balance, SEED, crop),
         threads=threads,
         workers=workers,
         sharding=sharding,
@@ -124,12 +127,15 @@ def test_the_last_evaluation_batch_is_padded_and_masked(subset: sources.Subset) 
     np.testing.assert_array_equal(last.mask, [True, True, False, False])
 
 
+@pytest.mark.parametrize("balance", [0.0, 1.0])
 def test_training_follows_the_order_shared_by_all_inputs(
-    subset: sources.Subset,
+    subset: sources.Subset, balance: float
 ) -> None:
-    batches = _batches(_loader(subset, area=(1.0, 1.0), flip=False), count=5)
+    loader = _loader(subset, area=(1.0, 1.0), flip=False, balance=balance)
+    batches = _batches(loader, count=5)
 
-    rows = order.train_rows(np.arange(20), examples=len(subset.rows), seed=SEED, stage="teacher")
+    train_order = order.TrainOrder(subset.labels, balance, SEED)
+    rows = train_order.rows(np.arange(20), stage="teacher")
     np.testing.assert_array_equal(np.concatenate([b.label for b in batches]), subset.labels[rows])
     images = np.concatenate([b.image for b in batches]).astype(np.int32)
     for row, actual in zip(rows, images, strict=True):
@@ -139,7 +145,7 @@ def test_training_follows_the_order_shared_by_all_inputs(
 def test_crops_match_the_transform_on_the_device(subset: sources.Subset) -> None:
     images = np.concatenate([b.image for b in _batches(_loader(subset), count=5)])
 
-    rows = order.train_rows(np.arange(20), examples=len(subset.rows), seed=SEED, stage="teacher")
+    rows = order.TrainOrder(subset.labels, 0.0, SEED).rows(np.arange(20), stage="teacher")
     mirrored = 0
     for position, row in enumerate(rows):
         pixels = _pixels(subset, row)
@@ -296,10 +302,10 @@ def test_an_image_lost_during_training_is_named(
 
 
 @pytest.fixture
-def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], DataLoader]:
+def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., DataLoader]:
     """Makes a data loader of the folder, for either input."""
 
-    def make(kind: str) -> DataLoader:
+    def make(kind: str, crop: float = 0.0) -> DataLoader:
         dataset = data.load(
             data.open_source("folder", path=str(folder), data_dir=""),
             data.Storage(kind, stored_size=400, resident_gib=1.0, cache=str(tmp_path), threads=1),
@@ -308,7 +314,13 @@ def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[[str], Da
             corrupt_limit=0,
         )
         return data.make_loader(
-            dataset, image_size=SIZE, crop_area=(1.0, 1.0), seed=SEED, threads=1, workers=0
+            dataset,
+            Preprocessing(SIZE, crop=crop),
+            crop_area=(1.0, 1.0),
+            balance=0.0,
+            seed=SEED,
+            threads=1,
+            workers=0,
         )
 
     return make
@@ -332,3 +344,27 @@ def test_both_inputs_yield_the_same_images_in_the_same_order(datasets: Any) -> N
     trained = [_batches(loader, count=5) for loader in loaders]
     for first, second in zip(*trained, strict=True):
         np.testing.assert_array_equal(first.label, second.label)
+
+
+def test_both_inputs_crop_the_centres_of_the_files(datasets: Any, subset: sources.Subset) -> None:
+    loaders = [datasets(kind, 0.875) for kind in ("resident", "streamed")]
+
+    assert [loader.kind for loader in loaders] == ["resident", "streamed"]
+    for split in ("train", "validation", "test"):
+        first, second = (list(loader.evaluation(split, 4)) for loader in loaders)
+        _assert_equal(first, second)
+    (batch, *_) = first
+    inputs = loaders[0].evaluation_transform(jax.random.key(0), batch.image)
+    np.testing.assert_array_equal(inputs, augment.to_model_range(jnp.asarray(batch.image)))
+
+
+def test_a_centre_crop_changes_evaluation_and_no_training_image(subset: sources.Subset) -> None:
+    plain, cropped = (_loader(subset, area=(1.0, 1.0), crop=crop) for crop in (0.0, 0.875))
+
+    _assert_equal(_batches(plain, count=3), _batches(cropped, count=3))
+    images = np.concatenate(
+        [np.asarray(b.image)[b.mask] for b in cropped.evaluation("test", 4)]
+    ).astype(np.int32)
+    for row, actual in enumerate(images):
+        expected = Preprocessing(SIZE, crop=0.875)(_pixels(subset, row)).astype(np.int32)
+        assert np.abs(actual - expected).max() <= 1

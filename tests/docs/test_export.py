@@ -90,13 +90,17 @@ def test_the_program_of_the_page_says_the_students_class(
     assert len(found) > 1
 
 
-@pytest.fixture(scope="module")
-def linear(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+@pytest.fixture(
+    scope="module", params=[{"stored_size": 48}, {"crop": 0.875}], ids=["stored", "crop"]
+)
+def linear(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
     """The same of a model whose logits are sums of pixels: as smooth as a trained one, or more."""
     place = tmp_path_factory.mktemp("linear")
     path = place / "runs" / "look" / "export" / "remem_student.onnx"
     weights = np.random.default_rng(0).normal(0, 0.1, (3 * drawn.SIDE**2, len(drawn.CLASSES)))
-    described = drawn.student(SMALLEST).described._replace(form=Form(), stored_size=48)
+    described = drawn.student(SMALLEST).described._replace(form=Form(), **request.param)
     nodes = [
         helper.make_node("Flatten", ["images"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),

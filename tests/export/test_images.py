@@ -22,7 +22,7 @@ def test_images_are_resized_twice_like_in_a_run_that_caches_squares(tmp_path: pa
     storage = data.Storage("resident", 40, 1.0, str(tmp_path / ".cache"), 1)
     dataset = data.load(source, storage, validation=0.5, seed=0, corrupt_limit=0)
     loader = data.make_loader(
-        dataset, image_size=32, crop_area=(1.0, 1.0), seed=0, threads=1, workers=0
+        dataset, Preprocessing(32), crop_area=(1.0, 1.0), balance=0.0, seed=0, threads=1, workers=0
     )
     (batch,) = loader.evaluation("test", 4)
     expected = (np.asarray(loader.evaluation_transform(jax.random.key(0), batch.image)) + 1) * 127.5

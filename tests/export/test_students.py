@@ -272,6 +272,7 @@ def copied(run: pathlib.Path, folder: pathlib.Path, **data: Any) -> pathlib.Path
         ({"preprocessing": {"image_size": 32, "stored_size": 64}, "source_size": [64, 64]}, 64),
         # Images that had this size from the start.
         ({"preprocessing": {"image_size": 32, "stored_size": 0}, "source_size": [64, 64]}, 0),
+        ({"preprocessing": {"image_size": 32, "stored_size": 0, "crop": 0.875}}, (0, 0.875)),
         # A run from before preprocessing was recorded.
         ({"source_size": [64, 64]}, 64),
         ({"source_size": [64, 48]}, 0),
@@ -279,11 +280,15 @@ def copied(run: pathlib.Path, folder: pathlib.Path, **data: Any) -> pathlib.Path
     ],
 )
 def test_preprocessing_is_read_from_the_run_and_its_file(
-    run: pathlib.Path, tmp_path: pathlib.Path, data: dict[str, Any], expected: int
+    run: pathlib.Path,
+    tmp_path: pathlib.Path,
+    data: dict[str, Any],
+    expected: int | tuple[int, float],
 ) -> None:
     described = runs.open_student(copied(run, tmp_path, **data)).described
 
-    assert described.preprocessing == Preprocessing(32, expected)  # The config has 64.
+    stored_size, crop = expected if isinstance(expected, tuple) else (expected, 0.0)
+    assert described.preprocessing == Preprocessing(32, stored_size, crop)  # The config has 64.
     assert description.read(description.texts(described), "texts") == described
 
 

@@ -61,3 +61,13 @@ def test_fields_present_on_one_side_are_compared_on_request() -> None:
 
     assert identity.differences(before, now) == ["b.c was 2, is 3", "b.d was None, is 4"]
     assert identity.differences(before, now, counts=lambda name: False) == ["b.c was 2, is 3"]
+
+
+def test_a_setting_that_earlier_versions_lack_counts_only_if_it_is_not_neutral() -> None:
+    now = {**RUN, "data": {**RUN["data"], **identity.ADDED["data"]}}
+    changed = {**now, "data": {**now["data"], "flip": "False"}}
+
+    assert identity.deciding(now) == identity.deciding(RUN)
+    assert identity.differences(identity.deciding(RUN), identity.deciding(changed)) == [
+        "data.flip was None, is False"
+    ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from remem_jax import distributed, losses, mesh, models, optim, sam
 from remem_jax.data.images import augment
+from remem_jax.data.images.augment import Mixing
 from remem_jax.models import encoder, resnet, vit
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.storage import outputs, read_ahead
@@ -132,7 +133,7 @@ def _teacher(devices: jax.sharding.Mesh, *, fsdp: bool, rho: float = 0.1) -> Any
         key=key,
         ascent=ascent,
         loss=losses.cross_entropy,
-        mixup=0.0,
+        mixing=Mixing(),
     )
     first = state.create({"params": params}, tx)
     return _run(devices, step, first, (_batch(devices), {}), fsdp=fsdp)
@@ -149,7 +150,7 @@ def _student(devices: jax.sharding.Mesh, *, fsdp: bool) -> Any:
 
     transform = augment.make_train_transform(size=SIDE, crop_area=(0.3, 1.0), flip=True)
     augment_batch = lockstep.make_augment(
-        transform, classes=CLASSES, key=jax.random.key(4), mixup=0.5
+        transform, classes=CLASSES, key=jax.random.key(4), mixing=Mixing(mixup=0.5)
     )
     teacher = mesh.place({"kernel": kernel}, mesh.replicated(devices))
     number = mesh.place(np.zeros((), np.int32), mesh.replicated(devices))

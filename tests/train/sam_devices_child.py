@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from remem_jax import losses, optim, sam
+from remem_jax.data.images.augment import Mixing
 from remem_jax.mesh import AXIS
 from remem_jax.records import Batch
 from remem_jax.train import state, steps
@@ -67,7 +68,7 @@ def make_step(division: Division, *, rho: float = RHO, **options: Any) -> Any:
         lambda key, images: images,
         key=jax.random.key(0),
         loss=losses.cross_entropy,
-        mixup=options.pop("mixup", 0.0),
+        mixing=options.pop("mixing", Mixing()),
         ascent=sam.sam(rho) if rho else None,
         division=division,
     )

@@ -11,6 +11,7 @@ import pytest
 
 from remem_jax import losses, sam
 from remem_jax.data.images import augment
+from remem_jax.data.images.augment import Mixing
 from remem_jax.records import Batch
 from remem_jax.train import averaging, state, steps
 from remem_jax.train.division import Division
@@ -125,7 +126,7 @@ def test_the_average_of_a_teachers_step_is_that_of_its_parameters(
         augment.make_train_transform(size=4, crop_area=(1.0, 1.0), flip=False),
         key=jax.random.key(0),
         loss=losses.cross_entropy,
-        mixup=0.0,
+        mixing=Mixing(),
         ascent=sam.sam(0.1),
         division=division,
     )

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from remem_jax import losses
+from remem_jax.data.images.augment import Mixing
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import finite, state, steps, student_losses
 
@@ -32,7 +33,12 @@ def supervised(
     """Returns the faulty part of a teacher's first step."""
     tx = optax.with_extra_args_support(optax.sgd(rate))
     step = steps.make_supervised_step(
-        linear, tx, lambda key, images: images * pixel, key=jax.random.key(0), loss=loss, mixup=0.0
+        linear,
+        tx,
+        lambda key, images: images * pixel,
+        key=jax.random.key(0),
+        loss=loss,
+        mixing=Mixing(),
     )
     first = state.create({"params": {"kernel": jnp.full((3, 2), scale)}}, tx)
     batch = Batch(jnp.ones((4, 2, 2, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))
@@ -127,7 +133,7 @@ def test_an_overflow_in_adams_moments_is_a_fault_of_the_update() -> None:
         lambda key, images: images * 1e30,
         key=jax.random.key(0),
         loss=losses.cross_entropy,
-        mixup=0.0,
+        mixing=Mixing(),
     )
     first = state.create({"params": {"kernel": jnp.zeros((3, 2))}}, tx)
     batch = Batch(jnp.ones((4, 2, 2, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool))

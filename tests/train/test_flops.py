@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from remem_jax import losses, models, optim, sam
+from remem_jax.data.images.augment import Mixing
 from remem_jax.records import Batch
 from remem_jax.train import flops, state, steps
 from tests.oracles import peers
@@ -274,7 +275,7 @@ def test_a_step_with_sam_counts_twice_a_plain_one() -> None:
             key=jax.random.key(0),
             ascent=sam.sam(rho) if rho else None,
             loss=losses.cross_entropy,
-            mixup=0.0,
+            mixing=Mixing(),
         )
         first = state.create({"params": {"kernel": jnp.zeros((3, 5))}}, tx)
         return flops.count(step, first, batch, {})

@@ -11,6 +11,7 @@ import pytest
 
 from remem_jax import models, optim
 from remem_jax.data.images import augment
+from remem_jax.data.images.augment import Mixing
 from remem_jax.data.loaders import resident
 from remem_jax.models import projection
 from remem_jax.records import Batch, Hyperparameters, Outputs
@@ -120,7 +121,9 @@ def setup(resnet4: str) -> Setup:
     channels = models.trunk_channels(model, 16)
     projected = projection.add(variables, jax.random.key(3), channels=channels, width=3)
     return Setup(
-        jax.jit(lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.0)),
+        jax.jit(
+            lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixing=Mixing())
+        ),
         jax.jit(compute_targets),
         {name: step(loss) for name, loss in losses.items()},
         {
@@ -309,7 +312,9 @@ def test_crops_flips_and_mixup_have_separate_keys(
     # Uncompiled resizing takes seconds, and draws no random numbers.
     monkeypatch.setattr(augment, "crop_and_resize", lambda images, *rest, **options: images)
     transform = augment.make_train_transform(size=4, crop_area=(0.5, 1.0), flip=True)
-    make_batch = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
+    make_batch = lockstep.make_augment(
+        transform, classes=3, key=jax.random.key(1), mixing=Mixing(mixup=0.8)
+    )
 
     for step in (0, 1):
         make_batch(np.int32(step), next(setup.batches()))
@@ -325,7 +330,9 @@ def test_mixup_mixes_images_and_labels_with_the_same_share(
     def transform(key: jax.Array, images: jax.Array) -> jax.Array:
         return augment.to_model_range(images)
 
-    make_batch = lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixup=0.8)
+    make_batch = lockstep.make_augment(
+        transform, classes=3, key=jax.random.key(1), mixing=Mixing(mixup=0.8)
+    )
     mixed = make_batch(jnp.asarray(5), batch)
 
     # Images and labels are mixed with the same share; the rest is the previous image.

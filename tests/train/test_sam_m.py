@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from remem_jax import losses, models, optim, sam
+from remem_jax.data.images.augment import Mixing
 from remem_jax.models import vit
 from remem_jax.records import Batch
 from remem_jax.train import state, steps
@@ -106,7 +107,7 @@ def test_the_mean_gradient_over_the_groups_is_clipped(params: Any, batch: Batch)
         ascent=sam.sam(small.RHO),
         division=Division(4),
         loss=losses.cross_entropy,
-        mixup=0.0,
+        mixing=Mixing(),
     )
 
     after, _ = jax.jit(step)(state.create({"params": params}, tx), batch, {})
@@ -229,8 +230,10 @@ def test_each_microbatch_has_one_dropout_key_for_both_passes(params: Any, batch:
 
 
 def test_images_are_mixed_across_the_whole_batch(params: Any, batch: Batch) -> None:
-    at_once, metrics = take(params, batch, Division(), mixup=8.0)
-    accumulated, accumulated_metrics = take(params, batch, Division(accumulate=4), mixup=8.0)
+    at_once, metrics = take(params, batch, Division(), mixing=Mixing(mixup=8.0))
+    accumulated, accumulated_metrics = take(
+        params, batch, Division(accumulate=4), mixing=Mixing(mixup=8.0)
+    )
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), at_once, accumulated)
     assert metrics["loss"] == pytest.approx(accumulated_metrics["loss"], rel=1e-5)
@@ -341,7 +344,7 @@ def test_sam_in_the_optimiser_chain_is_refused(params: Any, batch: Batch) -> Non
         lambda key, images: images,
         key=jax.random.key(0),
         loss=losses.cross_entropy,
-        mixup=0.0,
+        mixing=Mixing(),
     )
 
     with pytest.raises(ValueError, match="make_supervised_step takes it as `ascent`"):

@@ -11,6 +11,7 @@ import pytest
 
 from remem_jax import losses, optim, sam
 from remem_jax.data.images import augment
+from remem_jax.data.images.augment import Mixing
 from remem_jax.records import Batch
 from remem_jax.train import state, steps
 
@@ -40,7 +41,7 @@ def first(rng: np.random.Generator, tx: Any) -> state.State:
 
 def make(tx: Any, **options: Any) -> Any:
     transform = augment.make_train_transform(size=4, crop_area=(1.0, 1.0), flip=False)
-    options = {"loss": losses.cross_entropy, "mixup": 0.0} | options
+    options = {"loss": losses.cross_entropy, "mixing": Mixing()} | options
     step = steps.make_supervised_step(linear, tx, transform, key=jax.random.key(0), **options)
     return functools.partial(jax.jit(step), frozen={})
 
@@ -109,7 +110,7 @@ def test_frozen_parameters_only_affect_the_loss(rng: np.random.Generator, batch:
         key=jax.random.key(0),
         ascent=sam.sam(0.1),
         loss=losses.cross_entropy,
-        mixup=0.0,
+        mixing=Mixing(),
     )
 
     after, metrics = jax.jit(step)(before, batch, frozen)
@@ -134,7 +135,7 @@ def test_mixed_images_have_mixed_labels(rng: np.random.Generator, batch: Batch) 
     before = first(rng, tx)
     kernel = np.asarray(before.params["kernel"], np.float64)
 
-    after, metrics = make(tx, mixup=0.5)(before, batch)
+    after, metrics = make(tx, mixing=Mixing(mixup=0.5))(before, batch)
 
     x = np.asarray(batch.image, np.float64).reshape(6, -1) / 127.5 - 1
     target = np.eye(3)[np.asarray(batch.label)]

@@ -12,6 +12,7 @@ from scipy import ndimage
 from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.data.images import augment
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.models import vit
 from remem_jax.weights import augreg, matching, names
 
@@ -54,7 +55,7 @@ def test_another_value_range_would_be_detected(shared: pathlib.Path) -> None:
     pixels = np.round((reference_images() + 1) * 127.5).astype(np.uint8)
     model: Any = models.make("vit", variant="Ti/16", classes=1000)
     variables = augreg.load(shared / TI16, model)
-    transform = augment.make_evaluation_transform(size=224)
+    transform = augment.make_evaluation_transform(Preprocessing(224))
 
     images = transform(jax.random.key(0), jax.numpy.asarray(pixels))
     error = np.abs(model.apply(variables, images) - expected).max()

@@ -14,6 +14,7 @@ import pytest
 from configs import remem
 from remem_jax import losses, mesh, models, optim, sam
 from remem_jax.checks import SettingError
+from remem_jax.data.images.augment import Mixing
 from remem_jax.data.loaders import resident
 from remem_jax.models import decoder, vit
 from remem_jax.models.rematerialisation import RECOMPUTED
@@ -288,7 +289,7 @@ def take(plan: Plan, *, rho: float, scan: bool = True, looped: bool = False) -> 
         ascent=sam.sam(rho) if rho else None,
         division=Division(0, plan.accumulate, looped=looped),
         loss=losses.cross_entropy,
-        mixup=0.0,
+        mixing=Mixing(),
     )
     images = jnp.asarray(rng.uniform(-1, 1, (4, 8, 8, 3)), jnp.float32)
     labels = jnp.asarray([0, 1, 2, 1], jnp.int32)

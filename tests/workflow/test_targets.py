@@ -2,13 +2,14 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import settings
 from remem_jax import mesh
 from remem_jax.storage import outputs, read_ahead
 from remem_jax.workflow.remem import targets
@@ -88,3 +89,35 @@ def test_the_host_waits_for_other_processes_once_in_many_steps(
     _all_steps(tmp_path)
 
     assert waits == [STEPS]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data.augment", "trivial"),
+        ("data.color_jitter", 0.4),
+        ("data.random_erasing", 0.25),
+        ("data.balanced_sampling", 1.0),
+        ("student.cutmix", 1.0),
+    ],
+)
+def test_settings_that_change_the_images_identify_stored_outputs(name: str, value: Any) -> None:
+    config = settings.run()
+    before = targets._added(config)
+
+    group, _, last = name.partition(".")
+    config[group][last] = value
+
+    assert before == {}  # Outputs that earlier versions stored are still read.
+    assert targets._added(config) == {last: value}
+
+
+def test_the_magnitude_of_rand_augment_identifies_stored_outputs() -> None:
+    config = settings.run()
+    config.data.augment = "rand"
+
+    assert targets._added(config) == {
+        "augment": "rand",
+        "augment_operations": 2,
+        "augment_magnitude": 9,
+    }

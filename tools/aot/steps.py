@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import data, evaluate, mesh, models
 from remem_jax.data.images import augment
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import Batch, DataLoader, Variables
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
@@ -109,7 +110,7 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> co
         augment.make_train_transform(
             size=settings.image_size, crop_area=tuple(settings.crop_area), flip=dataset.flip
         ),
-        augment.make_evaluation_transform(size=settings.image_size),
+        augment.make_evaluation_transform(Preprocessing(settings.image_size)),
     )
     log: Any = None  # Nothing runs, so nothing is logged.
     return context.Run(

@@ -14,6 +14,7 @@ import numpy as np
 
 from remem_jax import models, optim
 from remem_jax.data.images import augment
+from remem_jax.data.images.augment import Mixing
 from remem_jax.records import Batch, Hyperparameters, Outputs, Variables
 from remem_jax.storage import outputs
 from remem_jax.train import lockstep, state, steps, student_losses
@@ -140,7 +141,7 @@ def _make(grid: Grid) -> _Setup:
     start = models.init(student, key, grid.pixels)
     return _Setup(
         lambda number, images: compute_targets(variables, images),
-        jax.jit(lockstep.make_augment(transform, classes=grid.classes, key=key, mixup=0.0)),
+        jax.jit(lockstep.make_augment(transform, classes=grid.classes, key=key, mixing=Mixing())),
         [(step, Hyperparameters(0.001 * (1 + i), 4.0, 0.5, i)) for i in range(grid.students)],
         lambda: state.create(start, tx),
         list(_batches(grid)),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from remem_jax import losses, mesh, models, optim, platforms, sam
+from remem_jax.data.images.augment import Mixing
 from remem_jax.models import encoder
 from remem_jax.records import Batch, Hyperparameters, Outputs
 from remem_jax.train import flops, state, steps, student_losses
@@ -95,7 +96,7 @@ def _vit_step(work: Work) -> tuple[Any, tuple[state.State, Batch, Any]]:
                 accumulate=work.accumulate, looped=platforms.has_sam_loop(jax.devices()[0])
             ),
             loss=losses.cross_entropy,
-            mixup=0.0,
+            mixing=Mixing(),
         ),
         donate_argnums=0,
     )

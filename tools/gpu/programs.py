@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from remem_jax import losses, models, optim, platforms, sam
+from remem_jax.data.images.augment import Mixing
 from remem_jax.models import encoder
 from remem_jax.records import Batch, Hyperparameters
 from remem_jax.train import state, steps, student_losses
@@ -104,7 +105,7 @@ def _sam_step(inputs: Inputs, dtype: str) -> Values:
         lambda key, stored: stored,
         key=jax.random.key(0),
         loss=losses.cross_entropy,
-        mixup=0.0,
+        mixing=Mixing(),
         ascent=sam.sam(RHO),
         division=Division(looped=platforms.has_sam_loop(jax.devices()[0])),  # Same as in a run.
     )

@@ -6,14 +6,15 @@ Teacher and student always get the same augmented images.
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from remem_jax import random_streams
 from remem_jax.data.images.boxes import Boxes, random_boxes
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import Key, Transform
 
 # Up to this number of taps, summing pixels is three times as fast on a CPU as multiplying by a
@@ -62,13 +63,6 @@ def crop_and_resize(
         return _resample(image, 1, box.left, box.width, across)
 
     return jax.vmap(crop)(images.astype(jnp.float32), boxes, mirrored)
-
-
-def resize(
-    images: Shaped[Array, "batch height width channel"], size: int
-) -> Float[Array, "batch size size channel"]:
-    """Resizes whole images to squares, ignoring the aspect ratio, as in VTAB and vit_jax."""
-    return crop_and_resize(images, _whole(*images.shape[:3]), size)
 
 
 def _whole(batch: int, height: int, width: int) -> Boxes:
@@ -132,6 +126,78 @@ def mix(values: Float[Array, "*dims"], share: Float[Array, ""]) -> Float[Array, 
     return share * values + (1 - share) * jnp.roll(values, 1, axis=0)
 
 
+class Mixing(NamedTuple):
+    """How the images of a batch are mixed; each value is both parameters of a Beta distribution.
+
+    Attributes:
+        mixup: Mixup; 0 is none.
+        cutmix: CutMix; 0 is none. With both, each batch gets one of them, with equal chances.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+
+def mix_images(
+    images: Float[Array, "batch height width channel"], key: Key, mixing: Mixing
+) -> tuple[Float[Array, "batch height width channel"], Float[Array, ""]]:
+    """Mixes each image with the previous one, by Mixup or CutMix.
+
+    Args:
+        images: Model inputs.
+        key: Key of the stage and this step. The streams are "mixup" and "cutmix".
+        mixing: At least one of its values is above 0.
+
+    Returns:
+        The mixtures, and the share of each image in its mixture, for `mix` of the labels.
+    """
+    if not mixing.cutmix:
+        share = mixup_share(random_streams.within(key, "mixup"), mixing.mixup)
+        return mix(images, share), share
+    keys = jax.random.split(random_streams.within(key, "cutmix"), 4)
+    height, width = images.shape[1:3]
+    share = jax.random.beta(keys[0], mixing.cutmix, mixing.cutmix)
+    row, column = (jax.random.randint(keys[1 + i], (), 0, images.shape[1 + i]) for i in (0, 1))
+    inside, share = cutmix_box(height, width, share, row, column)
+    cut = jnp.where(inside[None, :, :, None], jnp.roll(images, 1, axis=0), images)
+    if not mixing.mixup:
+        return cut, share
+    other = mixup_share(random_streams.within(key, "mixup"), mixing.mixup)
+    cuts = jax.random.bernoulli(keys[3])
+    return jnp.where(cuts, cut, mix(images, other)), jnp.where(cuts, share, other)
+
+
+def cutmix_box(
+    height: int, width: int, share: Float[Array, ""], row: Int[Array, ""], column: Int[Array, ""]
+) -> tuple[Bool[Array, "height width"], Float[Array, ""]]:
+    """Determines which pixels of an image CutMix replaces by those of another image.
+
+    Args:
+        height: Height of the images, in pixels.
+        width: Width of the images, in pixels.
+        share: Share of the image's area that stays; the box is cut off at the borders.
+        row: Row of the centre of the box, in pixels.
+        column: Column of the centre of the box, in pixels.
+
+    Returns:
+        Whether each pixel is replaced, and the share that stays.
+
+    Source: Yun et al. 2019, https://arxiv.org/abs/1905.04899, section 3.1.
+    """
+
+    def bounds(extent: int, center: Int[Array, ""]) -> tuple[Array, Array]:
+        side = jnp.floor(extent * jnp.sqrt(1 - share)).astype(jnp.int32)
+        start, end = center - side // 2, center + (side + 1) // 2
+        return start.clip(0, extent), end.clip(0, extent)
+
+    top, bottom = bounds(height, row)
+    left, right = bounds(width, column)
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    area = ((bottom - top) * (right - left)).astype(jnp.float32)
+    return in_rows & in_columns, 1 - area / (height * width)
+
+
 def make_train_transform(*, size: int, crop_area: tuple[float, float], flip: bool) -> Transform:
     """Builds the training transform: random crop, flip, resize and scaling to [-1, 1].
 
@@ -159,9 +225,22 @@ def make_train_transform(*, size: int, crop_area: tuple[float, float], flip: boo
     return transform
 
 
-def make_evaluation_transform(*, size: int) -> Transform:
-    """Builds the evaluation transform: the whole image, resized; the key is not used."""
-    return lambda key, images: to_model_range(resize(images, size))
+def make_evaluation_transform(preprocessing: Preprocessing) -> Transform:
+    """Builds the evaluation transform of stored images; the key is not used.
+
+    Args:
+        preprocessing: Whether the whole image is resized, or its centre; `stored_size` is ignored.
+    """
+
+    def transform(key: Key, images: Array) -> Array:
+        del key
+        batch, height, width, _ = images.shape
+        left, top, right, bottom = preprocessing.box(height, width)
+        edges = top, left, bottom - top, right - left
+        boxes = Boxes(*(jnp.full((batch,), edge) for edge in edges))
+        return to_model_range(crop_and_resize(images, boxes, preprocessing.image_size))
+
+    return transform
 
 
 def streamed_transform(key: Key, images: Array) -> Array:

@@ -3,6 +3,7 @@
 So a run resumes from its step number, and the number of hosts does not change the batches.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -11,28 +12,48 @@ from remem_jax import random_streams
 from remem_jax.random_streams import Stage
 
 
-def train_rows(positions: np.ndarray, *, examples: int, seed: int, stage: Stage) -> np.ndarray:
-    """Returns the rows at these positions of the infinite sequence of training examples.
+@dataclasses.dataclass(frozen=True, eq=False)  # Equal only if identical, so it can be hashed.
+class TrainOrder:
+    """The infinite sequence of training examples.
 
-    Every epoch is a new permutation; batches cross the boundaries of epochs, so that all are full
-    and no example is dropped.
+    An epoch has as many positions as there are examples. Batches cross the boundaries of epochs,
+    so that all are full.
 
-    Args:
-        positions: Positions from 0; example i of the batch of step s has `s * batch_size + i`.
-        examples: Number of examples.
+    Without balance, every epoch is a new permutation of the examples. With balance, an example of
+    a class of n examples is drawn with a probability proportional to n ** -balance. An epoch is a
+    systematic sample: each class, and each example, occurs as often as expected, rounded up or
+    down. Which examples are rounded up is random, and differs between epochs.
+
+    Decoders of `config.information` measure what features tell about the images as they are, so
+    their order is never balanced.
+
+    Attributes:
+        labels: Class of each example.
+        balance: From 0, each example once per epoch, to 1, all classes equally often.
         seed: Seed of the run.
-        stage: Stage of the run; each has permutations of its own.
-
-    Returns:
-        One row per position, int64, from 0 to `examples` - 1.
     """
-    epochs, offsets = np.divmod(positions, examples)
-    rows = np.empty(len(positions), np.int64)
-    for epoch in np.unique(epochs):
-        in_epoch = epochs == epoch
-        permutation = _permutation(examples, seed, stage, int(epoch))
-        rows[in_epoch] = permutation[offsets[in_epoch]]
-    return rows
+
+    labels: np.ndarray
+    balance: float
+    seed: int
+
+    def rows(self, positions: np.ndarray, *, stage: Stage) -> np.ndarray:
+        """Returns the rows at these positions of the sequence.
+
+        Args:
+            positions: Positions from 0; example i of the batch of step s has
+                `s * batch_size + i`.
+            stage: Stage of the run; each has an order of its own.
+
+        Returns:
+            One row per position, int64, from 0 to the number of examples - 1.
+        """
+        epochs, offsets = np.divmod(positions, len(self.labels))
+        rows = np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs):
+            in_epoch = epochs == epoch
+            rows[in_epoch] = _epoch(self, stage, int(epoch))[offsets[in_epoch]]
+        return rows
 
 
 def evaluation_rows(positions: np.ndarray, *, examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,5 +65,29 @@ def evaluation_rows(positions: np.ndarray, *, examples: int) -> tuple[np.ndarray
 
 
 @functools.lru_cache(maxsize=4)  # Threads request single examples.
-def _permutation(examples: int, seed: int, stage: Stage, epoch: int) -> np.ndarray:
-    return random_streams.generator(seed, stage, "order", epoch).permutation(examples)
+def _epoch(order: TrainOrder, stage: Stage, epoch: int) -> np.ndarray:
+    """Returns the rows of an epoch."""
+    rng = random_streams.generator(order.seed, stage, "order", epoch)
+    permutation = rng.permutation(len(order.labels))
+    if not order.balance or stage == "decoder":
+        return permutation
+    return rng.permutation(_balanced(permutation, order.labels, order.balance, rng.random()))
+
+
+def _balanced(
+    permutation: np.ndarray, labels: np.ndarray, balance: float, start: float
+) -> np.ndarray:
+    """Draws a systematic sample of examples, as many as there are.
+
+    Args:
+        permutation: The examples in random order, which decides which of a class are drawn.
+        labels: Class of each example.
+        balance: See `TrainOrder`.
+        start: Uniform draw in [0, 1): the offset of the sample.
+    """
+    rows = permutation[np.argsort(labels[permutation], kind="stable")]
+    counts = np.bincount(labels)
+    weights = counts[labels[rows]].astype(np.float64) ** -balance
+    ends = np.cumsum(weights)
+    points = (np.arange(len(rows)) + start) * (ends[-1] / len(rows))
+    return rows[np.searchsorted(ends[:-1], points, side="right")]

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from remem_jax.data.images import augment
+from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.loaders import order
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches, DataLoader
@@ -31,10 +32,11 @@ class Split(NamedTuple):
 
 def make_loader(
     splits: Mapping[str, Split],
+    evaluated: Preprocessing,
     *,
-    image_size: int,
     crop_area: tuple[float, float],
     flip: bool,
+    balance: float,
     seed: int,
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> DataLoader:
@@ -42,9 +44,10 @@ def make_loader(
 
     Args:
         splits: The data set, in memory.
-        image_size: Side of the models' input, in pixels.
+        evaluated: Preprocessing of evaluation images after they are stored.
         crop_area: See `augment.make_train_transform`.
         flip: See `augment.make_train_transform`.
+        balance: See `order.TrainOrder`.
         seed: Seed of the order of training.
         sharding: Sharding of a batch along its first axis; every device then has the whole data
             set. None is the default device.
@@ -54,14 +57,14 @@ def make_loader(
     """
     stored = {name: put(split, sharding) for name, split in splits.items()}
     take = _make_take(sharding)
+    train_order = order.TrainOrder(np.asarray(splits["train"].label), balance, seed)
 
     def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
         split, step = stored["train"], first_step
-        examples, counted = len(split.label), np.ones(batch_size, bool)
+        counted = np.ones(batch_size, bool)
         while True:
             positions = np.arange(step * batch_size, (step + 1) * batch_size)
-            rows = order.train_rows(positions, examples=examples, seed=seed, stage=stage)
-            yield take(split, rows, counted)
+            yield take(split, train_order.rows(positions, stage=stage), counted)
             step += 1
 
     def evaluation(name: str, batch_size: int) -> Batches:
@@ -75,8 +78,8 @@ def make_loader(
         "resident",
         train,
         evaluation,
-        augment.make_train_transform(size=image_size, crop_area=crop_area, flip=flip),
-        augment.make_evaluation_transform(size=image_size),
+        augment.make_train_transform(size=evaluated.image_size, crop_area=crop_area, flip=flip),
+        augment.make_evaluation_transform(evaluated),
     )
 
 

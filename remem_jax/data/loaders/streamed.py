@@ -36,12 +36,23 @@ _BATCHES_PER_WORKER = 4  # Batches in shared memory: being made, waiting or bein
 
 
 class AugmentOptions(NamedTuple):
-    """Transforms of training images on the host; see `augment.make_train_transform`."""
+    """Order and transforms of training images on the host.
+
+    Attributes:
+        size: See `augment.make_train_transform`.
+        crop_area: See `augment.make_train_transform`.
+        flip: See `augment.make_train_transform`.
+        balance: See `order.TrainOrder`.
+        seed: Seed of the order, the crops and the flips.
+        evaluation_crop: `Preprocessing.crop` of evaluation images.
+    """
 
     size: int
     crop_area: tuple[float, float]
     flip: bool
+    balance: float
     seed: int
+    evaluation_crop: float
 
 
 def make_loader(
@@ -56,7 +67,7 @@ def make_loader(
 
     Args:
         splits: The data set.
-        augmentation: Transforms of training images; evaluation images are only resized.
+        augmentation: Order of training images, and transforms.
         threads: Number of threads that read and decode.
         workers: Number of processes that share the threads for training; 0 is this process alone.
         sharding: Sharding of a batch along its first axis; this process reads the examples of its
@@ -94,7 +105,9 @@ def make_loader(
 
     def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
         subset = splits["train"]
-        return batches(_Examples(subset, augmentation, batch_size, stage, first_step), workers)
+        train_order = order.TrainOrder(subset.labels, augmentation.balance, augmentation.seed)
+        examples = _Examples(subset, augmentation, batch_size, stage, train_order, first_step)
+        return batches(examples, workers)
 
     def evaluation(name: str, batch_size: int) -> Batches:
         # Processes would take longer to start than most evaluations take.
@@ -121,7 +134,8 @@ class _Examples:
         subset: The split.
         augmentation: Transforms of training images.
         batch_size: Global batch size.
-        stage: Stage of training; None is an evaluation, which only resizes images.
+        stage: Stage of training; None is an evaluation.
+        train_order: Order of training; None in an evaluation.
         first_step: Step at which training starts or resumes.
         local: Positions in the global batch that this process reads.
         chunk: Number of examples in a piece; divides the number of `local` positions.
@@ -131,6 +145,7 @@ class _Examples:
     augmentation: AugmentOptions
     batch_size: int
     stage: Stage | None
+    train_order: order.TrainOrder | None = None
     first_step: int = 0
     local: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     chunk: int = 1
@@ -145,14 +160,12 @@ class _Examples:
         batch, begin = divmod(i * self.chunk, len(self.local))
         places = self.local[begin : begin + self.chunk]
         step = self.first_step + batch
-        positions, examples = step * self.batch_size + places, len(self.subset.rows)
-        if self.stage is None:
-            rows, counted = order.evaluation_rows(positions, examples=examples)
+        positions = step * self.batch_size + places
+        if self.stage is None or self.train_order is None:
+            rows, counted = order.evaluation_rows(positions, examples=len(self.subset.rows))
             draws, mirrored = None, np.zeros(len(rows), bool)
         else:
-            rows = order.train_rows(
-                positions, examples=examples, seed=self.augmentation.seed, stage=self.stage
-            )
+            rows = self.train_order.rows(positions, stage=self.stage)
             counted = np.ones(len(rows), bool)
             draws, mirrored = self._draws(self.stage, step, places)
         size = self.augmentation.size
@@ -182,8 +195,9 @@ class _Examples:
             out[...] = image
 
     def _whole(self, row: int) -> np.ndarray:
-        """Returns the image of a row, resized."""
-        return Preprocessing(self.augmentation.size)(self._read(row))
+        """Returns the image of a row, resized; in an evaluation, as its preprocessing says."""
+        crop = self.augmentation.evaluation_crop if self.stage is None else 0.0
+        return Preprocessing(self.augmentation.size, crop=crop)(self._read(row))
 
     def _crop(self, row: int, draws: np.ndarray) -> np.ndarray:
         """Returns a random crop, resized; a large JPEG is decoded only at the resolution needed."""

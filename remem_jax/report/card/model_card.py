@@ -73,6 +73,8 @@ def markdown(results: Results, method: str) -> str:
         "std": list(used.std),
         "normalises": used != IDENTITY,
         "normalisation": initial_students.text(used),
+        "image_size": steps.image_size,
+        "shorter_side": steps.shorter_side,
         "timm": student.timm if student else "",
         "architecture": _arguments(architecture),
         "timm_options": _arguments(student.timm_options(architecture, steps.image_size))

@@ -167,8 +167,17 @@ _TRAINING = {
     "ema": "Decay of the moving average, which these weights are",
     "ema_warmup": "Warm-up of this decay",
     "mixup": "Mixup",
+    "cutmix": "CutMix",
+    "class_balance": "Beta of the class-balanced loss",
     "hard_labels": "Labels in addition to the teacher",
     "flatten": "Divisor of the teacher's logits",
+}
+# Settings of the training images that the card lists.
+_IMAGES = {
+    "balanced_sampling": "Class-balanced sampling",
+    "augment": "Augmentation policy",
+    "color_jitter": "Colour jitter",
+    "random_erasing": "Random erasing",
 }
 _SELECTED = {
     "loss": "Distillation",
@@ -207,6 +216,7 @@ def training(results: Results, method: str) -> Table:
     given = identity.without_additions({"student": student_settings(results)})["student"]
     student = {name: value for name, value in given.items() if name not in idle}
     rows += _named(student, _TRAINING)
+    rows += _named(results["config"].get("data", {}), _IMAGES)
     versions = results["versions"]
     rows += [("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     rows += [("Hash of all settings", results["config_fingerprint"])]

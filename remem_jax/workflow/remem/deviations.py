@@ -48,8 +48,8 @@ def _stored(run: context.Run) -> list[str]:
 
 
 def _mirrored(run: context.Run) -> list[str]:
-    """Notes that training images are not flipped, if so."""
-    if run.dataset.flip:
+    """Notes that training images are not flipped by the data set's own rule, if so."""
+    if run.dataset.flip or run.config.data.flip != "auto":  # The report lists settings.
         return []
     return [
         "Training images are not flipped, since a flipped image may belong to another class; the "

@@ -95,6 +95,7 @@ def _write_student(
             "architecture": json.dumps(dict(setup.architecture), sort_keys=True),
             **student_normalisation.texts(setup.normalisation),
             "stored_size": str(steps.stored_size),
+            "crop": str(steps.crop),
             "preprocessing": json.dumps(steps.record()),
             "classes": json.dumps(run.dataset.classes),
         },

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh, models, random_streams
 from remem_jax.checks import require
+from remem_jax.data.images.augment import Mixing
 from remem_jax.methods import METHODS
 from remem_jax.models import projection
 from remem_jax.models.normalisation import IDENTITY, Normalisation
@@ -173,7 +174,10 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     measure = context.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     augment = random_streams.JitWithKey(
         functools.partial(
-            lockstep.make_augment, run.loader.train_transform, classes=classes, mixup=settings.mixup
+            lockstep.make_augment,
+            run.train_transform,
+            classes=classes,
+            mixing=Mixing(settings.mixup, settings.cutmix),
         ),
         key,
         out_shardings=mesh.batch_sharding(run.mesh),
@@ -210,7 +214,8 @@ def _losses(
     run: context.Run, pretrained: finetune.Pretrained | None
 ) -> dict[str, tuple[steps.Loss, projection.Target | None]]:
     """Returns, for each `GridPoint.loss` of a run, the loss and the features it compares."""
-    bind = student_steps.bind(run.config.student)
+    weights = run.class_weights(run.config.student.class_balance)
+    bind = student_steps.bind(run.config.student, weights)
     losses: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
     if pretrained:
         for name in run.config.student.losses:

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -68,12 +69,20 @@ def make_step(
     return averaging.averaged(step, decay=settings.ema, warmup=settings.ema_warmup)
 
 
-def bind(settings: ConfigDict) -> Callable[[student_losses.StudentLoss], steps.Loss]:
-    """Returns a function that binds the settings of `config.student` to a loss."""
+def bind(
+    settings: ConfigDict, class_weights: jax.Array | None
+) -> Callable[[student_losses.StudentLoss], steps.Loss]:
+    """Returns a function that binds the settings of `config.student` to a loss.
+
+    Args:
+        settings: `config.student`.
+        class_weights: Weight of each class in the loss of the labels; None is 1.
+    """
     hard_labels, smoothing = bool(settings.hard_labels), settings.label_smoothing
 
     def bound(loss: student_losses.StudentLoss) -> steps.Loss:
         plain = functools.partial(loss, hard_labels=hard_labels)
-        return student_losses.with_smoothing(plain, smoothing)
+        weighted = student_losses.with_class_weights(plain, class_weights)
+        return student_losses.with_smoothing(weighted, smoothing)
 
     return bound

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from remem_jax import mesh
 from remem_jax.records import Outputs, TeacherApply, Variables
@@ -157,9 +158,23 @@ def _facts(run: context.Run, teachers: finetune.Teachers, variables: Variables) 
         "batch_size": config.student.batch_size,
         "mixup": config.student.mixup,
         "flatten": config.student.flatten,
+        **_added(config),
         "seed": config.seed,
         # Devices and versions differ in rounding.
         "device": run.mesh.devices.flat[0].device_kind,
         "devices": run.mesh.size,
         "jax": jax.__version__,
     }
+
+
+def _added(config: ConfigDict) -> dict[str, Any]:
+    """Returns settings that earlier versions lack and that change the augmented images.
+
+    At their neutral values they are left out, so that outputs stored by earlier versions are read.
+    """
+    data, neutral = config.data, identity.ADDED["data"]
+    names = ["balanced_sampling", "augment", "color_jitter", "random_erasing"]
+    added = {name: data[name] for name in names if data[name] != neutral[name]}
+    if data.augment == "rand":
+        added |= {name: data[name] for name in ("augment_operations", "augment_magnitude")}
+    return added | ({"cutmix": config.student.cutmix} if config.student.cutmix else {})

@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from remem_jax import losses, mesh, models, optim, random_streams, sam
+from remem_jax.data.images.augment import Mixing
 from remem_jax.methods import METHODS
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import (
@@ -132,11 +133,14 @@ def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Train
         steps.make_supervised_step,
         run.gather_params(train_apply(start, start.plan.rematerialise)),
         tx,
-        run.loader.train_transform,
+        run.train_transform,
         loss=functools.partial(
-            losses.supervised, smoothing=settings.label_smoothing, mcmi=settings.mcmi
+            losses.supervised,
+            smoothing=settings.label_smoothing,
+            mcmi=settings.mcmi,
+            class_weights=run.class_weights(settings.class_balance),
         ),
-        mixup=settings.mixup,
+        mixing=Mixing(settings.mixup, settings.cutmix),
         ascent=sam.sam(settings.rho) if settings.rho else None,
         division=division(settings, run.mesh, start.plan.accumulate),
     )
