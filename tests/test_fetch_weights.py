@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tests.weights import server
+from tests.weights import hub_server, server
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 TOOL = pathlib.Path(__file__).parents[1] / "tools/fetch_weights.py"
@@ -37,7 +37,12 @@ def started(cache: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "REMEM_CACHE": str(cache), "REMEM_MIRROR": "", "NO_PROXY": "127.0.0.1"},
+        env={
+            **os.environ,
+            "REMEM_CACHE": str(cache),
+            "REMEM_MIRROR": "",
+            "NO_PROXY": "127.0.0.1,localhost",
+        },
     )
 
 
@@ -60,6 +65,26 @@ def test_fetched_weights_are_listed_as_present(site: server.Site, tmp_path: path
     present = {line.split()[0] for line in listed.splitlines() if " yes " in line}
     assert present == set(names)
     assert "Table 4 of the paper, ImageNet-21k (augreg): augreg:B/16" in listed
+
+
+def test_students_are_fetched_from_the_hub_and_listed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = {"model.safetensors": b"weights", "config.json": b"{}"}
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with hub_server.serving(hub_server.Hub({"timm/resnet18.a1_in1k": repository})) as site:
+        monkeypatch.setenv("HF_ENDPOINT", site.url)
+
+        code, output, errors = run(tmp_path, "fetch", "resnet18.a1_in1k")
+
+    assert code == 0, errors
+    name, path = output.split()
+    assert (name, pathlib.Path(path).read_bytes()) == ("resnet18.a1_in1k", b"weights")
+    _, listed, _ = run(tmp_path, "students")
+    rows = {line.split()[0]: line for line in listed.splitlines() if "." in line.split(" ")[0]}
+    assert {name for name, line in rows.items() if " yes " in line} == {"resnet18.a1_in1k"}
+    assert "resnet18" in rows["resnet18.a1_in1k"]
+    assert "73.2" in rows["resnet18.a1_in1k"]
 
 
 def test_two_processes_fetch_a_file_once(site: server.Site, tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from remem_jax import models
-from remem_jax.models import resnet, vit
+from remem_jax.models import resnet, vit, vit_student
 from remem_jax.records import Params
 from remem_jax.weights import augreg
 
@@ -22,6 +22,21 @@ STUDENT = models.Student(functools.partial(resnet.make, depths=(1,)), head=("fc/
 # Kernels of its MLPs, stacked, are just large enough to be divided by FSDP.
 TEACHER = vit.Size(patch=8, features=64, depth=2, heads=2)
 IMAGE_SIZE = 16  # Pixels.
+VIT_NAME = "vit_pair"
+VIT_STUDENT = models.Student(
+    functools.partial(vit_student.make, TEACHER),
+    head=("head/kernel", "head/bias"),
+    timm="vit_tiny_patch16_224",
+    stems=vit_student.STEMS,
+    patch=TEACHER.patch,
+    timm_options=lambda architecture, image_size: {
+        "embed_dim": TEACHER.features,
+        "depth": TEACHER.depth,
+        "num_heads": TEACHER.heads,
+        "patch_size": TEACHER.patch,
+        **vit_student.timm_options(architecture, image_size),
+    },
+)
 
 
 def add_student() -> None:

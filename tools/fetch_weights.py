@@ -1,12 +1,13 @@
 """Lists, selects and downloads published weights, for machines that have no network during a run.
 
     python tools/fetch_weights.py list
-    python tools/fetch_weights.py fetch augreg:Ti/16 augreg:B/16
+    python tools/fetch_weights.py students
+    python tools/fetch_weights.py fetch augreg:Ti/16 augreg:B/16 resnet18.a1_in1k
     python tools/fetch_weights.py fetch --table4
     python tools/fetch_weights.py pick B/16 --pretraining i1k
 
-Downloads are stored in the cache folder. To use them on another machine, copy them to the same
-place in its cache folder.
+Downloads are stored in the cache folder; those of students, in the cache of huggingface_hub. To use
+them on another machine, copy them to the same place in its cache folder.
 """
 
 from remem_jax.storage import streams
@@ -22,7 +23,7 @@ from absl import flags, logging
 
 from remem_jax import redaction
 from remem_jax.checks import SettingError
-from remem_jax.weights import catalog, download
+from remem_jax.weights import catalog, download, hub, student_catalog
 
 
 def main() -> int:
@@ -51,13 +52,23 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--mirror", default="", help="URL or folder instead of the public bucket")
     shared.add_argument("--cache", default="", help="cache folder instead of REMEM_CACHE")
-    commands = parser.add_subparsers(required=True, metavar="list|fetch|pick")
+    commands = parser.add_subparsers(required=True, metavar="list|students|fetch|pick")
 
     lister = commands.add_parser("list", parents=[shared], help="list published weights")
     lister.set_defaults(run=_list)
 
+    students = commands.add_parser(
+        "students", parents=[shared], help="list pretrained students, for config.student.init"
+    )
+    students.set_defaults(run=_list_students)
+
     fetcher = commands.add_parser("fetch", parents=[shared], help="download weights by name")
-    fetcher.add_argument("names", nargs="*", metavar="NAME", help="a name such as augreg:B/16")
+    fetcher.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="a name such as augreg:B/16 or timm/resnet18.a1_in1k",
+    )
     fetcher.add_argument(
         "--table4", action="store_true", help="also download the weights of the paper's Table 4"
     )
@@ -87,14 +98,42 @@ def _list(arguments: argparse.Namespace) -> None:
         print(f"Table 4 of the paper, {column}: {name}")
 
 
+def _list_students(arguments: argparse.Namespace) -> None:
+    del arguments
+    row = "{:49} {:20} {:>6} {:>5}  {:5}  {:13} {}".format
+    print(row("name", "student", "pixels", "top-1", "here", "licence", "pretraining"))
+    for entry in student_catalog.PUBLISHED.values():
+        student = student_catalog.student_of(entry) or "none"
+        here = "yes" if hub.is_cached(hub.Name(entry.repository)) else "no"
+        top1 = f"{entry.top1:.1f}"
+        cells = (entry.test_pixels, top1, here, entry.licence, entry.pretraining)
+        print(row(entry.name, student, *cells))
+    print(
+        "\nTop-1: on ImageNet's validation images, in percent, at these pixels. The first weights"
+    )
+    print(f"of a student are also named {student_catalog.RECOMMENDED!r}.")
+
+
+def _on_hub(name: str) -> hub.Name | None:
+    """Returns the repository of a student's weights; None for a teacher's name."""
+    published = student_catalog.PUBLISHED.get(name)
+    return hub.Name(published.repository) if published else hub.parse(name)
+
+
 def _fetch(arguments: argparse.Namespace) -> None:
     names = [*arguments.names, *(catalog.TABLE_4.values() if arguments.table4 else ())]
     if not names:
         raise SettingError("Nothing to fetch: give names from the command list, or --table4.")
+    for name in names:  # Reports a typing error in any name before the first download.
+        if _on_hub(name) is None:
+            catalog.find(name)
     for name in names:
-        catalog.find(name)  # Reports a typing error in any name before the first download.
-    for name in names:
-        print(f"{name} {download.obtain(name, mirror=arguments.mirror)}")
+        repository = _on_hub(name)
+        if repository:
+            path = hub.fetch(repository).weights
+        else:
+            path = download.obtain(name, mirror=arguments.mirror)
+        print(f"{name} {path}")
 
 
 def _pick(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import remem_jax
@@ -33,6 +34,8 @@ class Description(NamedTuple):
             empty if unknown.
         run: Key of the run's identity (`storage.identity`); empty for older runs.
         normalisation: Normalisation of the images in the student, after `preprocessing`.
+        architecture: The options of `models.make` that its initial weights determine: `pool` and
+            `gelu` of a ViT, none for other networks.
         crop: See `Preprocessing`.
     """
 
@@ -47,6 +50,7 @@ class Description(NamedTuple):
     identity: str = ""
     run: str = ""
     normalisation: Normalisation = IDENTITY
+    architecture: Mapping[str, str] = MappingProxyType({})
     crop: float = 0.0
 
     @property
@@ -61,6 +65,7 @@ def texts(described: Description) -> dict[str, str]:
     return {
         "model": described.model,
         "stem": described.stem,
+        "architecture": json.dumps(dict(described.architecture), sort_keys=True),
         "classes": json.dumps(described.classes),
         "image_size": str(described.image_size),
         "image_range": _RANGES[form.input],
@@ -119,6 +124,7 @@ def read(metadata: Mapping[str, str], source: str) -> Description:
         metadata.get("identity", ""),
         metadata.get("run", ""),
         student_normalisation.read(metadata, source) or IDENTITY,
+        json.loads(metadata.get("architecture") or "{}"),
         crop,
     )
 

@@ -1,4 +1,4 @@
-"""Folds BatchNorm layers of students into convolutions, or marks each as one operation."""
+"""Folds BatchNorm layers of students into convolutions, or marks each norm as one operation."""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from remem_jax import models
-from remem_jax.models import layers
+from remem_jax.models import layers, vit
 from remem_jax.records import Apply, Variables
 
-BATCH_NORM = "batch_norm"  # Name of the operation in a jaxpr.
+BATCH_NORM, LAYER_NORM = "batch_norm", "layer_norm"  # Names of the operations in a jaxpr.
 
 
 class _Pair(NamedTuple):
@@ -33,8 +33,11 @@ def make_apply(model: nn.Module, *, whole_norms: bool = False) -> Apply:
 
     Args:
         model: The student.
-        whole_norms: Whether each BatchNorm is one operation of the jaxpr, `batch_norm`.
+        whole_norms: Whether each norm is one operation of the jaxpr, `batch_norm` or `layer_norm`.
+            The blocks of a ViT are then unrolled, because an ONNX graph has no loop.
     """
+    if whole_norms and isinstance(model, vit.VisionTransformer):
+        model = model.clone(scan=False)
     unfolded = models.evaluation_apply(model)
     intercept = functools.partial(_intercept, whole_norms=whole_norms)
 
@@ -113,6 +116,11 @@ def _intercept(
             return args[0]  # Folded.
         if whole_norms:
             return _normalised(layer, args[0])
+    if isinstance(layer, nn.LayerNorm) and whole_norms:
+        scale, bias = (layer.get_variable("params", name) for name in ("scale", "bias"))
+        dtype = jnp.dtype(layer.dtype or jnp.float32)
+        epsilon = jnp.asarray(layer.epsilon, jnp.float32)
+        return layer_norm(args[0].astype(dtype), scale, bias, epsilon)
     out = call(*args, **kwargs)
     if isinstance(layer, layers.DepthwiseConv | layers.Conv) and _has_folded_bias(layer):
         out = out + _by_channel(layer.get_variable("params", "bias"), layer.dtype)
@@ -145,6 +153,21 @@ def batch_norm(
     factor, dtype = scale * jax.lax.rsqrt(var), maps.dtype
     centred = maps - _by_channel(mean, dtype)
     return centred * _by_channel(factor, dtype) + _by_channel(bias, dtype)
+
+
+@jax.jit
+def layer_norm(
+    tokens: Float[Array, "batch token feature"],
+    scale: Float[Array, " feature"],
+    bias: Float[Array, " feature"],
+    epsilon: Float[Array, ""],
+) -> Float[Array, "batch token feature"]:
+    """Normalises tokens over their features, in float32."""
+    wide = tokens.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    var = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    out = centred * jax.lax.rsqrt(var + epsilon) * scale[None, None] + bias[None, None]
+    return out.astype(tokens.dtype)
 
 
 def _by_channel(vector: Any, dtype: Any) -> Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from remem_jax import models
 from remem_jax.data.images import augment
 from remem_jax.export import description, folding, options, predictors, runs
 from remem_jax.export.description import Description
@@ -54,10 +55,17 @@ def _stored(variables: Variables, precision: str) -> Variables:
     return jax.tree.map(lambda leaf: np.asarray(leaf, precision), variables)
 
 
-def _computed(variables: Variables, precision: str) -> Variables:
-    """Casts convolution kernels, but nothing else, to the precision of the computation."""
-    dtype = np.float16 if precision == "float16" else np.float32
-    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype if leaf.ndim == 4 else None), variables)
+def _computed(variables: Variables, described: Description) -> Variables:
+    """Casts all kernels but the head's, and nothing else, to the precision of the computation."""
+    dtype = np.float16 if described.form.precision == "float16" else np.float32
+    head = models.STUDENTS[described.model].head
+
+    def cast(path: Any, leaf: Any) -> np.ndarray:
+        name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        is_kernel = name.endswith("/kernel") and leaf.ndim > 1 and name not in head
+        return np.asarray(leaf, dtype if is_kernel else None)
+
+    return jax.tree.map_with_path(cast, variables)
 
 
 def _apply(described: Description, *, whole_norms: bool = False) -> Apply:
@@ -80,7 +88,7 @@ def _write_stablehlo(student: runs.Student, described: Description, path: pathli
         (batch,) = jax_export.symbolic_shape("batch")
     shape = (batch, described.image_size, described.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.dtype(_input_type(described)))
-    variables = jax.tree.map(jnp.asarray, _computed(variables, form.precision))
+    variables = jax.tree.map(jnp.asarray, _computed(variables, described))
     apply = _apply(described)  # Each layer selects its implementation by platform.
     run = jax.jit(lambda images: apply(variables, images))
     exported = jax_export.export(run, platforms=_PLATFORMS)(images)

@@ -1,7 +1,8 @@
 """Translates the jaxpr of a student into an ONNX graph.
 
 Feature maps are (batch, height, width, channel) in JAX and (batch, channel, height, width) in the
-graph: only the images are transposed, once, and the kernels when they are stored.
+graph: only the images are transposed, once, and the kernels when they are stored. Tokens keep
+JAX's order of axes.
 """
 
 import collections
@@ -22,7 +23,7 @@ from onnx import helper, numpy_helper
 
 from remem_jax import platforms
 from remem_jax.checks import SettingError
-from remem_jax.export import folding, operations
+from remem_jax.export import folding, operations, token_operations
 from remem_jax.export.operations import Graph, Tensor
 from remem_jax.records import Apply, Variables
 
@@ -30,7 +31,10 @@ _PLATFORM = "onnx"  # Unknown to JAX, so that each layer uses its default: one o
 OPSET = 18
 _IR = 9  # The first version with this opset; older runtimes reject a later one.
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
-_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
+_FUNCTIONS = {**operations.FUNCTIONS, folding.LAYER_NORM: token_operations.layer_norm}
+_TABLE = operations.TABLE | token_operations.TABLE
+_CUSTOM_VJP = "custom_vjp_call"
+_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", _CUSTOM_VJP)
 
 
 class Input(NamedTuple):
@@ -97,25 +101,37 @@ def _outputs(graph: Graph, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[A
 
 def _translate(graph: Graph, equation: Any, inputs: Sequence[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
-    if params.get("name") == folding.BATCH_NORM:
-        return [operations.batch_norm(graph, inputs)]
+    if function := _FUNCTIONS.get(params.get("name")):
+        return [function(graph, equation, inputs)]
     if branch := platforms.branch(equation, _PLATFORM):
         return _outputs(graph, branch, inputs[1:])
     if name in _CALLS:
-        inner = params.get("jaxpr") or params.get("call_jaxpr")
-        return _outputs(graph, inner, inputs)
-    if not any(isinstance(value, Tensor) for value in inputs):
-        if name in operations.CONSTANT:
-            return [operations.CONSTANT[name](params, inputs[0])]
-        computed = equation.primitive.bind(*map(jnp.asarray, inputs), **params)
-        results = computed if equation.primitive.multiple_results else [computed]
-        return [np.asarray(result) for result in results]
-    if name not in operations.TABLE:
+        return _call(graph, equation, inputs)
+    if any(isinstance(value, Tensor) for value in inputs):
+        return [_node(graph, equation, inputs)]
+    if name in operations.CONSTANT:
+        return [operations.CONSTANT[name](params, inputs[0])]
+    computed = equation.primitive.bind(*map(jnp.asarray, inputs), **params)
+    results = computed if equation.primitive.multiple_results else [computed]
+    return [np.asarray(result) for result in results]
+
+
+def _call(graph: Graph, equation: Any, inputs: Sequence[Any]) -> list[Any]:
+    inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+    if equation.primitive.name == _CUSTOM_VJP and token_operations.is_softmax(inner):
+        return [token_operations.softmax(graph, inner, *inputs)]
+    return _outputs(graph, inner, inputs)
+
+
+def _node(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
+    """Adds the node of an operation on tensors."""
+    name = equation.primitive.name
+    if name not in _TABLE:
         raise SettingError(
             f"There is no ONNX node for the operation {name} of this model (supported: "
-            f"{', '.join(sorted(operations.TABLE))}): export it with --format=stablehlo."
+            f"{', '.join(sorted(_TABLE))}): export it with --format=stablehlo."
         )
-    return [operations.TABLE[name](graph, equation, inputs)]
+    return _TABLE[name](graph, equation, inputs)
 
 
 def _model(graph: Graph, images: Input, logits: Any) -> onnx.ModelProto:
@@ -125,7 +141,7 @@ def _model(graph: Graph, images: Input, logits: Any) -> onnx.ModelProto:
             nodes.insert(0, node)
             used |= set(node.input)
     constants = [
-        numpy_helper.from_array(np.ascontiguousarray(array), name)
+        numpy_helper.from_array(np.asarray(array, order="C"), name)
         for name, array in graph.constants.items()
         if name in used
     ]

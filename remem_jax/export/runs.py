@@ -13,7 +13,7 @@ from remem_jax.export import description
 from remem_jax.export.description import Description
 from remem_jax.records import Variables
 from remem_jax.storage import results
-from remem_jax.weights import students
+from remem_jax.weights import student_normalisation, students
 
 
 class Student(NamedTuple):
@@ -133,7 +133,8 @@ def make_model(described: Description, *, dtype: str = "float32") -> Any:
             classes=len(described.classes),
             stem=described.stem,
             dtype=dtype,
-            normalisation=described.normalisation,
+            **student_normalisation.options(described.normalisation),
+            **described.architecture,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise SettingError(f"The student cannot be built: {error}") from error

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from remem_jax.checks import require
 from remem_jax.export import checking, description, destinations, formats, options, predictors, runs
 from remem_jax.export.checking import Limits
 from remem_jax.export.images import Images
@@ -34,11 +35,15 @@ def export(
         The record in PATH.json.
 
     Raises:
-        SettingError: If the form does not exist, the path exists and is not an export, the file
-            cannot be written, or its outputs differ too much; the new file is then removed, and
-            the old one stays.
+        SettingError: If the student cannot have the form, the path exists and is not an export,
+            the file cannot be written, or its outputs differ too much; the new file is then
+            removed, and the old one stays.
     """
     options.check(form)
+    require(
+        not form.fold or "batch_stats" in student.variables,
+        f"--fold folds BatchNorm layers, and {student.described.model} has none: leave out --fold.",
+    )
     destinations.require_replaceable(path, folder=form.format in options.FOLDERS)
     described = student.described._replace(form=form)
     try:

@@ -116,7 +116,8 @@ def student_apply(model: nn.Module, target: projection.Target | None = None) -> 
         target: The features to predict. The parameters then have a `projection`. None if the loss
             compares no features.
     """
-    plain, with_maps = train_apply(model), _train_apply(model, _logits_and_head_input)
+    plain, with_last = train_apply(model), _train_apply(model, _logits_and_head_input)
+    has_cls = isinstance(model, vit.VisionTransformer) and model.pool == "cls"
 
     def apply(
         params: Params, statistics: Params, images: jax.Array, dropout_key: Key
@@ -125,8 +126,11 @@ def student_apply(model: nn.Module, target: projection.Target | None = None) -> 
             logits, statistics = plain(params, statistics, images, dropout_key)
             return Outputs(logits), statistics
         student_params = projection.without({"params": params})["params"]
-        (logits, maps), statistics = with_maps(student_params, statistics, images, dropout_key)
+        (logits, last), statistics = with_last(student_params, statistics, images, dropout_key)
         layer = params[projection.NAME]
+        if target.field == "cls" and has_cls:
+            return Outputs(logits, cls=projection.of_cls(layer, last[:, 0])), statistics
+        maps = projection.grid(last, has_cls=has_cls) if last.ndim == 3 else last
         if target.field == "cls":
             return Outputs(logits, cls=projection.cls(layer, maps)), statistics
         return Outputs(logits, projection.patches(layer, maps, target.side)), statistics

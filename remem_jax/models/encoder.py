@@ -4,6 +4,7 @@ Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929; the re-weight
 ReMem, Dong et al. 2025, https://arxiv.org/abs/2506.23041.
 """
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from remem_jax.models.attention import Attention
 from remem_jax.models.rematerialisation import checkpointed, kept
 from remem_jax.records import Params
 
+LECUN = nn.initializers.lecun_normal()  # Flax's default.
 STACK = "encoderblock"  # The stacked blocks; a single block has its number appended.
 
 
@@ -32,6 +34,9 @@ class Block(NamedTuple):
         exact_gelu: True for the GELU by erf, as in timm. AugReg was trained with tanh.
         dropout: Share of the units dropped in training.
         dtype: Type of the computation; parameters are float32.
+        drop_path: Share of the images for which a sub-block of the last block is left out in
+            training.
+        kernel_init: Initialiser of all kernels.
     """
 
     heads: int
@@ -42,6 +47,8 @@ class Block(NamedTuple):
     exact_gelu: bool = False
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    drop_path: float = 0.0
+    kernel_init: nn.initializers.Initializer = LECUN
 
 
 class MlpBlock(nn.Module):
@@ -52,21 +59,24 @@ class MlpBlock(nn.Module):
         exact_gelu: See `Block`.
         dropout: Share of the units dropped after each layer in training.
         dtype: Type of the computation.
+        kernel_init: Initialiser of the kernels.
     """
 
     hidden: int
     exact_gelu: bool
     dropout: float
     dtype: Any
+    kernel_init: nn.initializers.Initializer = LECUN
 
     @nn.compact
     def __call__(
         self, tokens: Float[Array, "batch token feature"], *, train: bool
     ) -> Float[Array, "batch token feature"]:
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        hidden = kept("hidden", nn.Dense(self.hidden, dtype=self.dtype, name="Dense_0")(tokens))
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        hidden = kept("hidden", dense(self.hidden, name="Dense_0")(tokens))
         hidden = drop(nn.gelu(hidden, approximate=not self.exact_gelu))
-        return drop(nn.Dense(tokens.shape[-1], dtype=self.dtype, name="Dense_1")(hidden))
+        return drop(dense(tokens.shape[-1], name="Dense_1")(hidden))
 
 
 class EncoderBlock(nn.Module):
@@ -99,24 +109,48 @@ class EncoderBlock(nn.Module):
         total = weight * update.astype(jnp.float32) + residual_weight * tokens.astype(jnp.float32)
         return total.astype(tokens.dtype)
 
+    def drop_path(
+        self, update: Float[Array, "batch token feature"], rate: Float[Array, ""]
+    ) -> Float[Array, "batch token feature"]:
+        """Replaces the update by zeros for a share of the images, and scales up the others."""
+        shape = (update.shape[0], 1, 1)
+        is_kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+        factor = (is_kept.astype(jnp.float32) / (1 - rate)).astype(update.dtype)
+        return update * jnp.broadcast_to(factor, update.shape)
+
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "batch token feature"], *, train: bool
+        self,
+        tokens: Float[Array, "batch token feature"],
+        *,
+        train: bool,
+        drop_path: Float[Array, ""] | None = None,
     ) -> Float[Array, "batch token feature"]:
+        """Applies the block.
+
+        Args:
+            tokens: The tokens.
+            train: Whether units are dropped.
+            drop_path: Share of the images for which each sub-block is left out; None for no image.
+        """
         # The names count all submodules, as Flax did before Linen.
         shared = self.shared
+        dtype, init = shared.dtype, shared.kernel_init
         if self.has_attention:
-            normed = nn.LayerNorm(dtype=shared.dtype, name="LayerNorm_0")(tokens)
-            attention = Attention(shared.heads, shared.dtype, name="MultiHeadDotProductAttention_1")
+            normed = nn.LayerNorm(dtype=dtype, name="LayerNorm_0")(tokens)
+            attention = Attention(shared.heads, dtype, init, name="MultiHeadDotProductAttention_1")
             update = attention(normed, normed)
             update = nn.Dropout(shared.dropout, deterministic=not train)(update)
+            update = update if drop_path is None else self.drop_path(update, drop_path)
             tokens = kept("residual", self.add(shared.attention_weight, update, tokens))
         if self.has_mlp:
-            normed = nn.LayerNorm(dtype=shared.dtype, name="LayerNorm_2")(tokens)
+            normed = nn.LayerNorm(dtype=dtype, name="LayerNorm_2")(tokens)
             mlp = MlpBlock(
-                shared.hidden, shared.exact_gelu, shared.dropout, shared.dtype, name="MlpBlock_3"
+                shared.hidden, shared.exact_gelu, shared.dropout, dtype, init, name="MlpBlock_3"
             )
-            tokens = self.add(shared.mlp_weight, mlp(normed, train=train), tokens)
+            update = mlp(normed, train=train)
+            update = update if drop_path is None else self.drop_path(update, drop_path)
+            tokens = self.add(shared.mlp_weight, update, tokens)
         return tokens
 
 
@@ -180,7 +214,8 @@ class Encoder(nn.Module):
         self, tokens: Float[Array, "batch token feature"], *, train: bool
     ) -> Float[Array, "batch token feature"]:
         params = self.variables["params"]
-        drops = train and self.block.dropout > 0
+        drops = train and (self.block.dropout > 0 or self.block.drop_path > 0)
+        rates = self.drop_path_rates() if train and self.block.drop_path > 0 else None
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if drops else None
         # One scan for blocks with the same sub-blocks; pruning makes at most three of them.
         for sub_blocks, group in itertools.groupby(range(self.depth), self._sub_blocks):
@@ -190,22 +225,28 @@ class Encoder(nn.Module):
             block = EncoderBlock(self.block, *sub_blocks, parent=None)
 
             def step(carry: Array, layer: Any, block: EncoderBlock = block) -> tuple[Any, None]:
-                layer_params, key = layer
-                rngs = {} if key is None else {"dropout": key}
-                return block.apply({"params": layer_params}, carry, train=train, rngs=rngs), None
+                layer_params, key, rate = layer
+                rngs, variables = {} if key is None else {"dropout": key}, {"params": layer_params}
+                return block.apply(variables, carry, train=train, drop_path=rate, rngs=rngs), None
 
             layers = _layers(params, indices, stacked=self.scan)
-            block_keys = None if keys is None else keys[indices[0] : indices[-1] + 1]
-            tokens = self._run(step, tokens, layers, block_keys)
+            of_blocks = slice(indices[0], indices[-1] + 1)
+            others = [None if values is None else values[of_blocks] for values in (keys, rates)]
+            tokens = self._run(step, tokens, layers, *others)
         return tokens
 
-    def _run(self, step: Any, tokens: Any, layers: Any, keys: Any) -> Any:
+    def drop_path_rates(self) -> Float[Array, " block"]:
+        """Returns the rates of the blocks, which rise linearly from 0, as in timm."""
+        return jnp.linspace(0, self.block.drop_path, self.depth, dtype=jnp.float32)
+
+    def _run(self, step: Any, tokens: Any, layers: Any, keys: Any, rates: Any) -> Any:
         """Applies a step to each layer in turn."""
         step = checkpointed(step, self.rematerialise, in_loop=self.scan)
         if self.scan:
-            return jax.lax.scan(step, tokens, (layers, keys))[0]
+            return jax.lax.scan(step, tokens, (layers, keys, rates))[0]
         for i, layer in enumerate(layers):
-            tokens, _ = step(tokens, (layer, None if keys is None else keys[i]))
+            others = [None if values is None else values[i] for values in (keys, rates)]
+            tokens, _ = step(tokens, (layer, *others))
         return tokens
 
 
@@ -254,32 +295,3 @@ def _layers(params: Params, indices: list[int], *, stacked: bool) -> Any:
         return chosen if stacked else [jax.tree.map(lambda x, i=i: x[i], chosen) for i in indices]
     layers = [params[f"{STACK}_{i}"] for i in indices]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if stacked else layers
-
-
-class MapHead(nn.Module):
-    """Multi-head attention pooling: one learned query attends to all tokens.
-
-    Source: Zhai et al. 2022, https://arxiv.org/abs/2106.04560. Names are big_vision's.
-
-    Attributes:
-        shared: Heads, hidden width, GELU and type. Its weights are not used.
-    """
-
-    shared: Block
-
-    @nn.compact
-    def __call__(
-        self, tokens: Float[Array, "batch token feature"]
-    ) -> Float[Array, "batch feature"]:
-        shared, init = self.shared, nn.initializers.xavier_uniform()
-        probe = self.param("probe", init, (1, 1, tokens.shape[-1]))
-        queries = jnp.broadcast_to(
-            probe.astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1])
-        )
-        attention = Attention(
-            shared.heads, shared.dtype, init, name="MultiHeadDotProductAttention_0"
-        )
-        pooled = attention(queries, tokens)
-        normed = nn.LayerNorm(dtype=shared.dtype, name="LayerNorm_0")(pooled)
-        mlp = MlpBlock(shared.hidden, shared.exact_gelu, 0.0, shared.dtype, name="MlpBlock_0")
-        return (pooled + mlp(normed, train=False))[:, 0]

@@ -1,4 +1,4 @@
-"""A linear layer on a student's last maps that predicts features of its teacher.
+"""A linear layer on a student's last maps or tokens that predicts features of its teacher.
 
 During training its parameters are beside the student's, under the name `projection`, so that the
 optimiser and the checkpoints treat them alike. Evaluation and export use the student without it.
@@ -6,6 +6,7 @@ optimiser and the checkpoints treat them alike. Evaluation and export use the st
 Source: Romero et al. 2015, https://arxiv.org/abs/1412.6550 (the regressor).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -76,6 +77,20 @@ def cls(
 ) -> Float[Array, "batch feature"]:
     """Predicts the teacher's [CLS] token: projects the means of the maps over all positions."""
     return _linear(params, jnp.mean(maps, axis=(1, 2), dtype=jnp.float32))
+
+
+def grid(
+    tokens: Float[Array, "batch token channel"], *, has_cls: bool
+) -> Float[Array, "batch rows columns channel"]:
+    """Arranges the patch tokens of a ViT as maps."""
+    each = tokens[:, 1:] if has_cls else tokens
+    side = math.isqrt(each.shape[1])
+    return each.reshape(each.shape[0], side, side, each.shape[2])
+
+
+def of_cls(params: Params, token: Float[Array, "batch channel"]) -> Float[Array, "batch feature"]:
+    """Predicts the teacher's [CLS] token: projects the [CLS] token of the student."""
+    return _linear(params, token.astype(jnp.float32))
 
 
 def _linear(params: Params, values: Float[Array, "*some channel"]) -> Float[Array, "*some feature"]:

@@ -11,13 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from remem_jax.models import encoder, hybrid
+from remem_jax.models import encoder, hybrid, layers, map_head
+from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.models.rematerialisation import RECOMPUTED
 
 RESIDUALS = ("two_minus", "plain")
 POOLS = ("cls", "gap", "map")
 POSITIONS = ("learned", "sincos2d")
 DTYPES = ("float32", "bfloat16")
+INITIALISATIONS = ("flax", "timm")
+
+
+# timm's initialisers: of dense layers, and torch's default of convolutions.
+_NORMAL = nn.initializers.normal(0.02)
+_CONVOLUTION = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Size(NamedTuple):
@@ -97,6 +104,12 @@ class VisionTransformer(nn.Module):
         rematerialise: Activations that the backward pass recomputes, to store less: "nothing",
             "elementwise" operations, norms and scores, or whole "blocks".
         scan: Whether the blocks run by `lax.scan` or unrolled; parameters and outputs are equal.
+        drop_path: Stochastic depth: share of the images for which a sub-block is left out in
+            training. The rate rises linearly from 0 in the first block to this value in the last,
+            as timm's `drop_path_rate`.
+        normalisation: Normalisation of the images.
+        initialisation: Distributions of the initial parameters: "flax" for LeCun's, with a head of
+            zeros, or "timm".
     """
 
     size: Size
@@ -114,6 +127,9 @@ class VisionTransformer(nn.Module):
     dtype: str = "float32"
     rematerialise: str = "nothing"
     scan: bool = True
+    drop_path: float = 0.0
+    normalisation: Normalisation = IDENTITY
+    initialisation: str = "flax"
 
     @nn.compact
     def trunk(
@@ -123,9 +139,9 @@ class VisionTransformer(nn.Module):
         train: bool = False,
     ) -> Float[Array, "batch token feature"]:
         """Returns the tokens after the last norm, [CLS] first if there is one."""
+        images, block = jnp.asarray(images), self._block()
         _require_model_range(images, self.size.pixels)
-        block = self._block()
-        tokens = self._tokens(jnp.asarray(images, block.dtype))
+        tokens = self._tokens(self.normalisation(images).astype(block.dtype))
         return encoder.Encoder(
             self.size.depth,
             block,
@@ -143,8 +159,8 @@ class VisionTransformer(nn.Module):
     ) -> Float[Array, "batch classes"]:
         """Returns the logits of the tokens after the last norm."""
         del train
-        head = nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")
-        return head(self._pooled(tokens))
+        init = _NORMAL if self.initialisation == "timm" else nn.initializers.zeros
+        return nn.Dense(self.classes, kernel_init=init, name="head")(self._pooled(tokens))
 
     def __call__(
         self,
@@ -167,7 +183,7 @@ class VisionTransformer(nn.Module):
 
     def _pooled(self, tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch feature"]:
         if self.pool == "map":
-            pooled = encoder.MapHead(self._block(), name="MAPHead_0")(tokens)
+            pooled = map_head.MapHead(self._block(), name="MAPHead_0")(tokens)
         else:
             pooled = tokens[:, 0] if self.pool == "cls" else jnp.mean(tokens, axis=1)
         pooled = pooled.astype(jnp.float32)
@@ -186,6 +202,8 @@ class VisionTransformer(nn.Module):
             self.exact_gelu,
             self.dropout,
             jnp.dtype(self.dtype),
+            self.drop_path,
+            _NORMAL if self.initialisation == "timm" else encoder.LECUN,
         )
 
     def _tokens(
@@ -195,15 +213,24 @@ class VisionTransformer(nn.Module):
         maps, patch, features = images, (self.size.patch,) * 2, self.size.features
         if self.size.stem is not None:
             maps = hybrid.stem(maps, self.size.stem, images.dtype, self.rematerialise)
+        is_timms, fan = self.initialisation == "timm", self.size.patch**2 * maps.shape[-1]
         embedding = nn.Conv(
-            features, patch, strides=patch, padding="VALID", dtype=images.dtype, name="embedding"
+            features,
+            patch,
+            strides=patch,
+            padding="VALID",
+            dtype=images.dtype,
+            kernel_init=_CONVOLUTION if is_timms else encoder.LECUN,
+            bias_init=layers.uniform_of_fan(fan) if is_timms else nn.initializers.zeros,
+            name="embedding",
         )
         grid = embedding(maps)
         tokens = grid.reshape(grid.shape[0], -1, features)
         if self.positions == "sincos2d":
             tokens = tokens + jnp.asarray(sincos2d(grid.shape[1], features), tokens.dtype)
         if self.pool == "cls":
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, features))
+            init = nn.initializers.normal(1e-6) if is_timms else nn.initializers.zeros
+            cls = self.param("cls", init, (1, 1, features))
             cls = jnp.broadcast_to(cls.astype(tokens.dtype), (tokens.shape[0], 1, features))
             tokens = jnp.concatenate([cls, tokens], axis=1)
         return tokens
@@ -224,12 +251,8 @@ def sincos2d(side: int, features: int) -> np.ndarray:
     return waves.astype(np.float32)[None]
 
 
-def _require_model_range(images: Array | np.ndarray, pixels: int) -> None:
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            f"The model takes float images in [-1, 1], got {images.dtype}; "
-            "make them with augment.to_model_range."
-        )
+def _require_model_range(images: Array, pixels: int) -> None:
+    layers.require_float(images)
     height, width = images.shape[1:3]
     if height != width:
         raise ValueError(f"The model takes square images, got {height} x {width} pixels.")
@@ -261,6 +284,7 @@ def make(*, variant: str | Size, classes: int, **options: Any) -> VisionTransfor
         "positions": POSITIONS,
         "dtype": DTYPES,
         "rematerialise": RECOMPUTED,
+        "initialisation": INITIALISATIONS,
     }
     for name, values in known.items():
         if getattr(model, name) not in values:

@@ -53,6 +53,7 @@ def check_remem(config: ConfigDict) -> None:
     if any(METHODS[method].has_teacher for method in config.methods):
         check_init(config.teacher)
     _check_student(config.student)
+    _check_network(config.student, config.data.image_size)
     check_student_init(config)
     if config.information.seeds:
         information.check(config.information, config.data.image_size)
@@ -236,6 +237,21 @@ def _check_student(student: ConfigDict) -> None:
                 checks.within(f"config.student.{name}", value, 0, 1)
             else:
                 checks.above(f"config.student.{name}", value, 0)
+
+
+def _check_network(student: ConfigDict, image_size: int) -> None:
+    """Raises if the student's network lacks the stem, or does not take the image size."""
+    network = models.STUDENTS[student.model]
+    checks.require(
+        student.stem in network.stems,
+        f"config.student.stem is {student.stem}, which {student.model} does not have: set it to "
+        f"{' or '.join(network.stems)}.",
+    )
+    checks.require(
+        image_size % network.patch == 0,
+        f"config.data.image_size must be a multiple of {network.patch}, the patch size of the "
+        f"student {student.model}; got {image_size}.",
+    )
 
 
 def _check_losses(student: ConfigDict) -> None:

@@ -187,6 +187,11 @@ def is_name(init: str) -> bool:
     return re.match(r"[\w-]+:(?!//)", init) is not None
 
 
+def has(init: str) -> bool:
+    """Returns whether `init` is one of `BUNDLED` or a name for `find`."""
+    return init in BUNDLED or init in PUBLISHED or init.startswith("augreg:")
+
+
 def find(init: str) -> Published:
     """Returns the published checkpoint of a name.
 

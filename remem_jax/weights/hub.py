@@ -86,6 +86,15 @@ def fetch(name: Name) -> Fetched:
     return Fetched(weights, read_config(config) if config else {}, commit)
 
 
+def is_cached(name: Name) -> bool:
+    """Returns whether the cache has the weights of a repository."""
+    import huggingface_hub
+
+    revision = name.revision or None
+    path = huggingface_hub.try_to_load_from_cache(name.repository, WEIGHTS, revision=revision)
+    return isinstance(path, str)
+
+
 def read_config(path: pathlib.Path) -> dict[str, Any]:
     """Reads a config.json of the Hub; {} if there is no such file, or it is no JSON object."""
     try:

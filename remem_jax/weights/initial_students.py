@@ -6,15 +6,20 @@ from typing import Any, NamedTuple
 from absl import logging
 from flax import traverse_util
 
+from remem_jax import models
 from remem_jax.models.normalisation import Normalisation
 from remem_jax.records import Variables
 from remem_jax.storage import results
 from remem_jax.weights import (
+    catalog,
+    matching,
     student_matching,
     student_normalisation,
     student_sources,
     students,
+    vit_students,
 )
+from remem_jax.weights.student_sources import Source
 
 
 class InitialStudent(NamedTuple):
@@ -22,15 +27,27 @@ class InitialStudent(NamedTuple):
 
     Attributes:
         variables: Its variables, float32, without the head.
+        architecture: The options of `models.make` that the weights determine: `pool` and `gelu` of
+            a ViT, none for other networks.
         normalisation: Normalisation of its images.
         digest: Digest of the file and the normalisation.
         record: Description for results and reports, as JSON values.
     """
 
     variables: Variables
+    architecture: Mapping[str, str]
     normalisation: Normalisation
     digest: str
     record: Mapping[str, Any]
+
+
+class _Body(NamedTuple):
+    """The weights of a student without its head, and what the file determines."""
+
+    variables: Variables
+    report: matching.Report
+    architecture: Mapping[str, str]
+    is_torchvision: bool = False
 
 
 def read(
@@ -38,6 +55,7 @@ def read(
     *,
     student: str,
     stem: str,
+    image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
     mirror: str = "",
@@ -48,6 +66,7 @@ def read(
         init: The value of the setting; see `student_sources.check`.
         student: Name of the student, one of `models.STUDENTS`.
         stem: Its stem.
+        image_size: Side of its images, in pixels, to which the positions of a ViT are resized.
         mean: Means that replace those of the weights; empty keeps them.
         std: Standard deviations that replace those of the weights; empty keeps them.
         mirror: See `student_sources.obtain`.
@@ -58,22 +77,21 @@ def read(
     """
     source = student_sources.obtain(init, student, mirror=mirror)
     student_matching.require_described(source, init, student, stem)
-    with student_sources.for_students():
-        file = students.read(source.path)
-    arrays, report = student_matching.fit(file, init, student, stem)
-    logging.info("%s: %s.", init, report)
+    body = _body(source, init, student, stem, image_size)
+    logging.info("%s: %s.", init, body.report)
     explicit = student_normalisation.given(mean, std)
     used, origin = (
         (explicit, "config.student.mean and std")
         if explicit
         else (
             student_normalisation.of_source(
-                source, init, student, is_torchvision=file.is_torchvision
+                source, init, student, is_torchvision=body.is_torchvision
             )
         )
     )
     logging.info("%s: images with mean %s and deviation %s, from %s.", init, *used, origin)
-    digest = results.digest(source.path)
+    file, _ = catalog.split_path(str(source.path))
+    digest = results.digest(file)
     record = {
         "init": init,
         "repository": source.repository,
@@ -86,8 +104,23 @@ def read(
         "std": list(used.std),
         "normalisation_from": origin,
     }
+    fingerprint = results.fingerprint([digest, used])
+    return InitialStudent(body.variables, body.architecture, used, fingerprint, record)
+
+
+def _body(source: Source, init: str, student: str, stem: str, image_size: int) -> _Body:
+    """Reads the weights of a student without its head, and checks them."""
+    if student_sources.is_vit(student):
+        with student_sources.for_students():
+            pretrained = vit_students.read(source.path, student)
+            model: Any = models.make(student, classes=1, **pretrained.architecture)
+            variables, report = vit_students.variables(pretrained, model, image_size=image_size)
+        return _Body(variables, report, pretrained.architecture)
+    with student_sources.for_students():
+        file = students.read(source.path)
+    arrays, report = student_matching.fit(file, init, student, stem)
     variables = traverse_util.unflatten_dict(arrays, sep="/")
-    return InitialStudent(variables, used, results.fingerprint([digest, used]), record)
+    return _Body(variables, report, {}, file.is_torchvision)
 
 
 def join(variables: Variables, loaded: Variables) -> Variables:

@@ -11,6 +11,7 @@ from remem_jax.weights.names import POSITION
 
 HEAD = ("head/kernel", "head/bias")
 PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
+TEACHER_ADVICE = "set config.teacher.variant to the checkpoint's."
 RESIZES = ("vit_jax", "timm")
 _LISTED = 10  # Number of names in an error.
 
@@ -40,6 +41,7 @@ def fit(
     reset_head: bool,
     source: str,
     resize: str = "vit_jax",
+    advice: str = TEACHER_ADVICE,
 ) -> tuple[dict[str, np.ndarray], Report]:
     """Fits the arrays of a file to the shapes of a model, and reports what was done.
 
@@ -56,7 +58,7 @@ def fit(
             params[POSITION] = resize_positions(old, new[1], has_cls="cls" in shapes, way=resize)
             resized = (POSITION,)
     expected = {name: shape for name, shape in shapes.items() if name not in reset}
-    require_match(params, expected, source)
+    require_match(params, expected, source, advice)
     used = tuple(name for name in params if name not in resized)
     params.update({name: np.zeros(shapes[name], np.float32) for name in reset})
     return params, Report(used, resized, reset, ignored)
@@ -111,7 +113,7 @@ def require_match(
     arrays: Mapping[str, np.ndarray],
     expected: Mapping[str, tuple[int, ...]],
     source: str,
-    advice: str = "set config.teacher.variant to the checkpoint's.",
+    advice: str = TEACHER_ADVICE,
 ) -> None:
     """Raises `SettingError`, which lists the differences, unless names and shapes are equal."""
     problems = {

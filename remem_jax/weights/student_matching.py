@@ -84,6 +84,10 @@ def fit(
 
 def _require_not_recognised(shapes: _Shapes, init: str, student: str, stem: str) -> None:
     """Raises an error that names the student of a file, if its shapes are those of one."""
+    require(
+        not {"params/pos_embed", "params/patch_embed/proj/kernel"} & set(shapes),
+        f"{init} holds a ViT, and config.student.model is {student}: {_advice('', student)}.",
+    )
     for other in layers.STEMS:
         require(
             other == stem or not _is(shapes, student, other),

@@ -61,6 +61,8 @@ def of_source(source: Source, init: str, student: str, *, is_torchvision: bool) 
     stored = read(source.metadata, init)
     if stored:
         return Choice(stored, "the file's metadata")
+    if source.is_npz:
+        return Choice(normalisation.IDENTITY, "vit_jax and big_vision, for all of their weights")
     if source.published:
         return Choice(source.published.normalisation, f"the catalogue ({source.published.name})")
     config = source.pretrained_config
@@ -82,6 +84,11 @@ def of_source(source: Source, init: str, student: str, *, is_torchvision: bool) 
         f"{init} does not record the mean and the deviation that its images were normalised with, "
         f"and weights of {student} differ in them: set both, for example --{_EXAMPLE}."
     )
+
+
+def options(used: Normalisation) -> dict[str, Any]:
+    """Returns the argument of `models.make`; none for images in [-1, 1]."""
+    return {} if used == normalisation.IDENTITY else {"normalisation": used}
 
 
 def texts(used: Normalisation) -> dict[str, str]:

@@ -11,7 +11,7 @@ import safetensors
 from remem_jax import models
 from remem_jax.checks import SettingError, local_path, require
 from remem_jax.models import vit
-from remem_jax.weights import catalog, download, hub, student_catalog, timm
+from remem_jax.weights import catalog, download, hub, student_catalog, timm, vit_students
 from remem_jax.weights.student_catalog import RECOMMENDED, Published
 
 SUFFIX = ".safetensors"
@@ -43,6 +43,11 @@ class Source(NamedTuple):
         """Description of the pretraining by timm: `mean`, `std`, `license` and others."""
         nested = self.config.get("pretrained_cfg")
         return nested if isinstance(nested, Mapping) else self.config
+
+    @property
+    def is_npz(self) -> bool:
+        """Whether the file is vit_jax's or big_vision's."""
+        return _VIT_FILE in self.path.name
 
     @property
     def architecture(self) -> str:
@@ -181,6 +186,8 @@ def _teacher(init: str, student: str) -> _Teacher:
         f"config.student.init to {accepted(student)}.",
     )
     with for_students():
+        if catalog.is_name(init) and init not in catalog.BUNDLED:
+            vit_students.require_fitting(init, student)
         path, _ = catalog.split_path(os.fspath(catalog.locate(init)))
         is_here = catalog.is_name(init) or path.is_file()
     require(

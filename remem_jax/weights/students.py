@@ -13,8 +13,9 @@ import numpy as np
 from flax import traverse_util
 
 from remem_jax.checks import one_of
+from remem_jax.models import vit
 from remem_jax.records import Variables
-from remem_jax.weights import matching, timm, torch_names
+from remem_jax.weights import matching, timm, torch_names, vit_students
 
 FORMS = ("timm", "torchvision")
 
@@ -44,6 +45,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Variables:
         SettingError: If the file is missing or broken, or arrays are missing, unexpected or
             mis-shaped; each is named.
     """
+    if isinstance(model, vit.VisionTransformer):
+        return vit_students.load(path, model)
     variables = read(path).variables
     matching.require_match(
         {name: np.asarray(array) for name, array in named(variables).items()},
@@ -62,7 +65,7 @@ def read(path: str | os.PathLike[str]) -> File:
     """
     arrays, ignored = timm.unwrapped(timm.read(path), os.fspath(path))
     matching.require_finite(arrays, os.fspath(path))
-    is_torchvision = any(name.startswith("features.") for name in arrays)
+    is_torchvision = torch_names.is_torchvision(arrays)
     convert = torch_names.from_torchvision if is_torchvision else torch_names.from_timm
     return File(convert(arrays), is_torchvision, ignored)
 
@@ -86,8 +89,15 @@ def save(
         ValueError: If torchvision has no such family of networks.
     """
     one_of("form", form, FORMS)
-    convert = torch_names.to_timm if form == "timm" else torch_names.to_torchvision
-    timm.save(pathlib.Path(path), convert(jax.device_get(variables)), metadata)
+    timm.save(pathlib.Path(path), _state_dict(jax.device_get(variables), form), metadata)
+
+
+def _state_dict(variables: Variables, form: str) -> dict[str, np.ndarray]:
+    if "Transformer" in variables["params"]:
+        if form != "timm":
+            raise ValueError("torchvision has other ViTs; save it in the form 'timm'.")
+        return vit_students.to_timm(variables)
+    return (torch_names.to_timm if form == "timm" else torch_names.to_torchvision)(variables)
 
 
 def named(variables: Variables) -> dict[str, Any]:

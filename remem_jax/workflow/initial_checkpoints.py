@@ -9,9 +9,16 @@ from ml_collections import ConfigDict
 from remem_jax.checks import require
 from remem_jax.methods import METHODS
 from remem_jax.models import vit
+from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.settings import check_patches
 from remem_jax.storage import results
-from remem_jax.weights import augreg, catalog, download, initial_students
+from remem_jax.weights import (
+    augreg,
+    catalog,
+    download,
+    initial_students,
+    student_normalisation,
+)
 from remem_jax.weights.initial_students import InitialStudent
 
 
@@ -103,10 +110,18 @@ def read_student(config: ConfigDict) -> InitialStudent:
         settings.init,
         student=settings.model,
         stem=settings.stem,
+        image_size=config.data.image_size,
         mean=settings.mean,
         std=settings.std,
         mirror=config.teacher.mirror,
     )
+
+
+def normalisation_of(config: ConfigDict, initial: InitialStudent | None) -> Normalisation:
+    """Returns the normalisation of the images of all students, including those from scratch."""
+    if initial:
+        return initial.normalisation
+    return student_normalisation.given(config.student.mean, config.student.std) or IDENTITY
 
 
 def _obtain(settings: ConfigDict) -> tuple[pathlib.Path, str]:

@@ -20,9 +20,11 @@ from remem_jax.data import registry
 from remem_jax.data.images import decoding
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import formats, options, runs
+from remem_jax.models.normalisation import IDENTITY, IMAGENET, Normalisation
 from remem_jax.report.card import licences, model_card
 from remem_jax.report.card import tables as card_tables
-from remem_jax.weights import catalog, students
+from remem_jax.weights import catalog, student_normalisation, students
+from tests import tiny_run
 from tests.export import pictures
 from tests.oracles import peers
 
@@ -206,6 +208,31 @@ def test_a_student_from_scratch_names_no_teacher(results: dict[str, Any]) -> Non
     assert "trained from scratch on labels only" in body
 
 
+def _training(results: dict[str, Any], method: str) -> dict[str, str]:
+    """Returns the values of the card's table of settings by title."""
+    return {row[0]: row[1] for row in card_tables.training(results, method).rows}
+
+
+def test_training_options_are_listed_if_they_have_an_effect(results: dict[str, Any]) -> None:
+    off = {"optimizer": "sgd", "momentum": 0.9, "ema": 0.0, "body_rate": 1.0, "dropout": 0.0}
+    results["config"]["student"] |= off
+    plain = _training(results, "remem")
+    on = {"optimizer": "adamw", "betas": [0.9, 0.99], "ema": 0.999, "body_rate": 0.1}
+    results["config"]["student"] |= on
+
+    pretrained, scratch = (_training(results, method) for method in ("remem", "scratch"))
+
+    average = "Decay of the moving average, which these weights are"
+    body = "Learning rate of the body, as a multiple of the head's"
+    assert "Momentum" in plain
+    assert plain.keys().isdisjoint({"Optimiser", average, body, "Dropout"})
+    assert (pretrained["Optimiser"], pretrained["Betas"]) == ("adamw", "0.9, 0.99")
+    assert (pretrained[average], pretrained[body]) == ("0.999", "0.1")
+    assert "Momentum" not in pretrained
+    assert average in scratch
+    assert body not in scratch
+
+
 def test_weights_on_the_hub_match_timms_conversions_of_the_same_files() -> None:
     timm = peers.timm()
 
@@ -248,9 +275,47 @@ def test_a_card_is_written_only_beside_a_students_weights(run: pathlib.Path) -> 
     assert path.read_text() == model_card.markdown(results, "remem")
 
 
-def drawn(rng: np.random.Generator, name: str = NAME, stem: str = "imagenet") -> Any:
+INITIAL = {
+    **{"init": "imagenet", "repository": "timm/mobilenetv2_100.ra_in1k", "commit": "0" * 40},
+    **{"architecture": "mobilenetv2_100", "licence": "apache-2.0", "digest": "abc"},
+    **{"pretraining": "ImageNet-1k", "mean": [0.5] * 3, "std": [0.5] * 3},
+}
+
+
+def test_the_card_names_the_weights_that_the_student_started_from(
+    results: dict[str, Any],
+) -> None:
+    results["models"] |= {"student_init": INITIAL, "init": "augreg:B/16"}
+
+    metadata, body = parsed(model_card.markdown(results, "remem"))
+
+    assert metadata["base_model"] == [
+        "timm/mobilenetv2_100.ra_in1k",
+        "timm/vit_base_patch16_224.augreg_in21k",
+    ]
+    assert "from the pretrained weights imagenet, distilled from a teacher" in body
+    (licence,) = re.findall(r"^\| Initial weights of the student \| imagenet \|(.*)", body, re.M)
+    assert "apache-2.0; trained on images of ImageNet-1k" in licence
+    _, scratch = parsed(model_card.markdown(results, "scratch"))
+    assert "trained from scratch on labels only" in scratch
+    assert "pretrained weights" not in scratch
+
+
+def test_no_licence_is_claimed_for_a_local_file(results: dict[str, Any]) -> None:
+    results["models"]["student_init"] = {**INITIAL, "repository": "", "commit": ""}
+
+    metadata, body = parsed(model_card.markdown(results, "remem"))
+
+    assert metadata.get("base_model") != INITIAL["repository"]
+    (licence,) = re.findall(r"^\| Initial weights of the student \| imagenet \|(.*)", body, re.M)
+    assert "unknown: state it before you publish" in licence
+
+
+def drawn(
+    rng: np.random.Generator, name: str = NAME, stem: str = "imagenet", **options: str
+) -> Any:
     """Draws a student's variables that give moderate, distinct logits."""
-    model = models.make(name, classes=CLASSES, stem=stem)
+    model = models.make(name, classes=CLASSES, stem=stem, **options)
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32))
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -272,15 +337,20 @@ def _export(folder: pathlib.Path) -> None:
     formats.write(student, described, folder / "remem_student.onnx", nothing)
 
 
+@pytest.mark.parametrize("normalisation", [IDENTITY, IMAGENET], ids=["plain", "imagenet"])
 def test_all_three_ways_to_load_it_give_the_same_logits(
+    normalisation: Normalisation,
     results: dict[str, Any],
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     rng: np.random.Generator,
 ) -> None:
     results["data"] |= {"classes": CLASSES, "image_size": SIZE}
-    results["models"]["student"] = NAME
-    metadata = {"model": NAME, "classes": "a\nb\nc", "image_size": str(SIZE)}
+    results["models"] |= {"student": NAME, "student_normalisation": normalisation._asdict()}
+    metadata = {
+        **{"model": NAME, "classes": "a\nb\nc", "image_size": str(SIZE)},
+        **student_normalisation.texts(normalisation),
+    }
     students.save(tmp_path / "remem_student.safetensors", drawn(rng), metadata=metadata)
     pixels = rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.jpg", format="PNG")
@@ -350,3 +420,41 @@ def test_the_cards_preprocessing_matches_the_evaluation(
     levels = (names["images"][0] + 1) * 127.5
     # The tolerance is a grey level for each resize.
     assert np.abs(levels - steps(pictures.encoded(mode))).max() <= max(len(steps.sizes), 1) + 0.01
+
+
+@pytest.mark.parametrize("architecture", [{}, {"pool": "gap", "gelu": "tanh"}])
+def test_the_card_makes_a_vit_with_its_pooling_gelu_and_image_size(
+    architecture: dict[str, str],
+    results: dict[str, Any],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rng: np.random.Generator,
+) -> None:
+    peers.timm()
+    monkeypatch.setitem(models.STUDENTS, tiny_run.VIT_NAME, tiny_run.VIT_STUDENT)
+    results["data"] |= {"classes": CLASSES, "image_size": SIZE}
+    results["models"] |= {"student": tiny_run.VIT_NAME, "student_architecture": architecture}
+    variables = drawn(rng, tiny_run.VIT_NAME, **architecture)
+    students.save(tmp_path / "remem_student.safetensors", variables)
+    monkeypatch.chdir(tmp_path)
+    blocks = code(model_card.markdown(results, "remem"))
+    names: dict[str, Any] = {"images": rng.uniform(-1, 1, (2, SIZE, SIZE, 3)).astype(np.float32)}
+
+    exec(blocks["jax"], names)
+    ours = np.asarray(names["logits"])
+    exec(blocks["safetensors"], names)
+
+    np.testing.assert_allclose(names["logits"].detach().numpy(), ours, rtol=1e-3, atol=1e-4)
+
+
+def test_published_weights_of_a_vit_are_named_with_their_licence(results: dict[str, Any]) -> None:
+    changes = {"init": "augreg:Ti/16", "repository": "", "commit": "", "licence": ""}
+    results["models"]["student_init"] = INITIAL | changes
+
+    metadata, body = parsed(model_card.markdown(results, "remem"))
+
+    assert "timm/vit_tiny_patch16_224.augreg_in21k" in metadata["base_model"]
+    (licence,) = re.findall(
+        r"^\| Initial weights of the student \| augreg:Ti/16 \|(.*)", body, re.M
+    )
+    assert "Apache-2.0; trained on images of ImageNet-21k" in licence

@@ -57,7 +57,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(path: pathlib.Path, student: str, stem: str = "imagenet", **given: Any) -> Any:
     options = {"mean": (), "std": (), **given}
-    return initial_students.read(str(path), student=student, stem=stem, **options)
+    return initial_students.read(str(path), student=student, stem=stem, image_size=64, **options)
 
 
 def save(

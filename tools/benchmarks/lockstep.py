@@ -32,7 +32,7 @@ class _Setup(NamedTuple):
     get_targets: lockstep.GetTargets
     augment: lockstep.Augment
     students: list[tuple[steps.StudentStep, Hyperparameters]]
-    first: Callable[[], state.State]
+    first: Callable[[], state.TrainState]
     batches: list[Batch]
     grid: Grid
 
@@ -62,7 +62,7 @@ def compare(grid: Grid, repeats: int) -> dict[str, Any]:
     return {"ways": seconds, "same_parameters": same}
 
 
-def _train(way: str, setup: _Setup, count: int) -> tuple[list[state.State], float, float]:
+def _train(way: str, setup: _Setup, count: int) -> tuple[list[state.TrainState], float, float]:
     """Returns the students after this many steps, wall-clock seconds and CPU-seconds."""
     firsts = jax.block_until_ready([setup.first() for _ in setup.students])
     with tempfile.TemporaryDirectory() as folder:
@@ -73,8 +73,8 @@ def _train(way: str, setup: _Setup, count: int) -> tuple[list[state.State], floa
 
 
 def _runs(
-    way: str, setup: _Setup, count: int, firsts: list[state.State], folder: pathlib.Path
-) -> Iterator[state.State]:
+    way: str, setup: _Setup, count: int, firsts: list[state.TrainState], folder: pathlib.Path
+) -> Iterator[state.TrainState]:
     if way == "together":
         yield from _run(setup.get_targets, setup, setup.students, firsts, count)
         return
@@ -112,7 +112,7 @@ def _run(
     get_targets: lockstep.GetTargets,
     setup: _Setup,
     students: list[tuple[steps.StudentStep, Hyperparameters]],
-    firsts: list[state.State],
+    firsts: list[state.TrainState],
     count: int,
 ) -> lockstep.States:
     step = lockstep.make_step(setup.augment, get_targets, students, first_step=0)

@@ -3,7 +3,8 @@
 No licence is guessed: one that is not known for certain is given as unknown.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from remem_jax.data import registry
 from remem_jax.weights import catalog
@@ -62,17 +63,37 @@ def of_weights(init: str) -> Licence:
         return Licence("none needed: the teacher was initialised at random")
     if init in catalog.BUNDLED:
         return Licence(_apache("Tiny ImageNet"))
-    published = init in catalog.PUBLISHED or init.startswith("augreg:")
-    if not published:
+    if not catalog.has(init):
         return Licence(UNKNOWN)
     weights = catalog.find(init)
     hub = {catalog.PUBLISHED[name].path: repository for name, repository in HUB_WEIGHTS.items()}
     return Licence(_apache(weights.pretraining), _BUCKET, hub.get(weights.path, ""))
 
 
+def of_student_weights(record: Mapping[str, Any]) -> Licence:
+    """Returns the licence of a student's initial weights; unknown for a user's file.
+
+    Args:
+        record: Record of the weights, `models.student_init` of the results.
+    """
+    if catalog.has(record["init"]):
+        return of_weights(record["init"])
+    repository, licence = record["repository"], record["licence"]
+    page = f"https://huggingface.co/{repository}" if repository else ""
+    if not repository or not licence:
+        return Licence(UNKNOWN, page, repository)
+    return Licence(_trained(licence, record["pretraining"] or "other data"), page, repository)
+
+
 def _apache(pretraining: str) -> str:
+    return _trained("Apache-2.0", pretraining)
+
+
+def _trained(licence: str, pretraining: str) -> str:
+    if "ImageNet" not in pretraining:
+        return f"{licence}; trained on images of {pretraining}"
     return (
-        f"Apache-2.0; trained on images of {pretraining}, and ImageNet's terms of access are "
+        f"{licence}; trained on images of {pretraining}, and ImageNet's terms of access are "
         "limited to non-commercial research and education: whether they apply to trained weights "
         "is for you to judge"
     )

@@ -8,13 +8,15 @@ Source: Mitchell et al. 2019, https://arxiv.org/abs/1810.03993; huggingface.co/d
 
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from remem_jax import models
 from remem_jax.data.images import preprocessing
-from remem_jax.report import rendering, tables
+from remem_jax.models.normalisation import IDENTITY
+from remem_jax.report import initial_students, rendering, tables
 from remem_jax.report.card import licences
 from remem_jax.report.card import tables as card_tables
 from remem_jax.report.tables import Results
@@ -49,8 +51,9 @@ def markdown(results: Results, method: str) -> str:
     """
     data, model = results["data"], results["models"]["student"]
     student = models.STUDENTS.get(model)  # None if this version has lost the student of a run.
-    steps = preprocessing.of_results(results)
+    steps, used = preprocessing.of_results(results), initial_students.normalisation(results)
     stem = card_tables.student_settings(results).get("stem", "imagenet")
+    architecture = results["models"].get("student_architecture", {})
     content = {
         "head": yaml.safe_dump(
             head(results, method), sort_keys=False, allow_unicode=True, width=math.inf
@@ -66,14 +69,27 @@ def markdown(results: Results, method: str) -> str:
         "classes": data["classes"],
         "resize": steps.text(),
         "sizes": steps.sizes,
+        "mean": list(used.mean),
+        "std": list(used.std),
+        "normalises": used != IDENTITY,
+        "normalisation": initial_students.text(used),
         "image_size": steps.image_size,
         "shorter_side": steps.shorter_side,
         "timm": student.timm if student else "",
+        "architecture": _arguments(architecture),
+        "timm_options": _arguments(student.timm_options(architecture, steps.image_size))
+        if student
+        else "",
         "timm_stem": student.small_stem if student and stem == "small" else (),
         "tables": card_tables.of_card(results, method),
         "limits": _limits(results),
     }
     return rendering.markdown("card/model_card.md.jinja", content)
+
+
+def _arguments(options: Mapping[str, Any]) -> str:
+    """Returns keyword arguments of a call in Python, after others."""
+    return "".join(f", {name}={value!r}" for name, value in options.items()).replace("'", '"')
 
 
 def head(results: Results, method: str) -> dict[str, Any]:
@@ -86,6 +102,7 @@ def head(results: Results, method: str) -> dict[str, Any]:
         method: Name of a method of the run.
     """
     row, data = card_tables.row_of(results, method), results["data"]
+    initial = initial_students.of_method(results, method)
     data_licence = licences.of_data(data["name"])
     teacher_licence = licences.of_weights(results["models"]["init"] if row["teacher"] else "")
     hub, data_type, data_title = data_licence.hub, data_licence.hub or data["name"], data["title"]
@@ -105,8 +122,13 @@ def head(results: Results, method: str) -> dict[str, Any]:
     }
     if row["teacher"]:
         metadata["tags"] += ["knowledge-distillation"]
-    if teacher_licence.hub:
-        metadata["base_model"] = teacher_licence.hub
+    bases = [
+        *([licences.of_student_weights(initial).hub] if initial else []),
+        teacher_licence.hub,
+    ]
+    bases = [name for name in bases if name]
+    if bases:
+        metadata["base_model"] = bases if len(bases) > 1 else bases[0]
     if hub:
         metadata["datasets"] = [hub]
     measured = [_of_split(results, method, split) for split in card_tables.SPLITS]
@@ -154,16 +176,19 @@ def _title(results: Results, method: str) -> str:
 
 def _summary(results: Results, method: str) -> str:
     models, data = results["models"], results["data"]
+    initial = initial_students.of_method(results, method)
+    alone = "trained on labels only" if initial else "trained from scratch on labels only"
     training = (
         f"distilled from a teacher, {models['teacher']} with {models['teacher_parameters']:,} "
         f"parameters, fine-tuned with the method {tables.method_title(method)}; it contains no "
         "weights of the teacher"
         if card_tables.row_of(results, method)["teacher"]
-        else "trained from scratch on labels only"
+        else alone
     )
     return (
         f"An image classifier for {data['classes']:,} classes: {models['student']} with "
-        f"{models['student_parameters']:,} parameters, {training}."
+        f"{models['student_parameters']:,} parameters"
+        f"{initial_students.phrase(initial)}, {training}."
     )
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from remem_jax.report import paper, tables
+from remem_jax.report import initial_students, paper, tables
 from remem_jax.report.tables import Results, Table
 
 
@@ -202,6 +202,8 @@ def origins(results: Results) -> Table:
         ("Hash of the settings", results["config_fingerprint"]),
         *_teacher_origins(models),
         ("Student", f"{models['student']}, {models['student_parameters']:,} parameters"),
+        *initial_students.rows(models.get("student_init")),
+        *initial_students.normalisation_row(results),
         ("Seed", str(results["seed"])),
         ("Device", f"{device['count']} x {device['kind']} ({device['platform']})"),
         *_plans(results["methods"]),

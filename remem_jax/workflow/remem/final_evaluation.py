@@ -56,7 +56,7 @@ def test(
         }
         students = [
             selected_models.save_student(
-                run, f"{method}{_suffix(i, student)}", variables, setup.normalisation, metrics
+                run, setup, f"{method}{_suffix(i, student)}", variables, metrics
             )
             for i, (student, variables, metrics) in enumerate(
                 zip(chosen, members, measured.models, strict=True)

@@ -65,6 +65,7 @@ def run_remem(run: context.Run) -> None:
         "student": config.student.model,
         "student_parameters": _size(jax.eval_shape(lambda: setup.first(0)["params"])),
         "student_init": setup.initial and dict(setup.initial.record),
+        "student_architecture": dict(setup.architecture),
         "student_normalisation": setup.normalisation._asdict(),
     }
     workdir.begin(run.workdir, located(config), identity)

@@ -9,22 +9,21 @@ from absl import logging
 
 from remem_jax import evaluate, mesh
 from remem_jax.data.images import preprocessing
-from remem_jax.models.normalisation import Normalisation
 from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import files, spreadsheets
 from remem_jax.weights import augreg, folding, student_normalisation, students
 from remem_jax.workflow import context, provenance
-from remem_jax.workflow.remem import finetune
+from remem_jax.workflow.remem import finetune, student_setup
 
 PAIRS = 5  # Number of confused pairs of classes in the results.
 
 
 def save_student(
     run: context.Run,
+    setup: student_setup.StudentSetup,
     name: str,
     variables: Variables,
-    normalisation: Normalisation,
     measured: dict[str, Any],
 ) -> dict[str, Any]:
     """Writes a student and its confusion matrix; returns its metrics, with "confused" instead."""
@@ -37,7 +36,7 @@ def save_student(
     if mesh.is_writer():
         write_confusion(folder / f"{name}_confusion.csv", confusion, classes)
         path = folder / f"{name}_student.safetensors"
-        _write_student(run, path, variables, normalisation)
+        _write_student(run, setup, path, variables)
     others = {key: value for key, value in measured.items() if key != "confusion"}
     return others | {"confused": most_confused(confusion, classes)}
 
@@ -81,7 +80,7 @@ def write_confusion(
 
 
 def _write_student(
-    run: context.Run, path: pathlib.Path, student: Variables, normalisation: Normalisation
+    run: context.Run, setup: student_setup.StudentSetup, path: pathlib.Path, student: Variables
 ) -> None:
     """Writes a student under timm's parameter names, with other properties as metadata."""
     settings, steps = run.config.student, provenance.preprocessing_of(run)
@@ -93,7 +92,8 @@ def _write_student(
             "stem": settings.stem,
             "image_size": str(steps.image_size),
             "image_range": preprocessing.RANGE,
-            **student_normalisation.texts(normalisation),
+            "architecture": json.dumps(dict(setup.architecture), sort_keys=True),
+            **student_normalisation.texts(setup.normalisation),
             "stored_size": str(steps.stored_size),
             "crop": str(steps.crop),
             "preprocessing": json.dumps(steps.record()),

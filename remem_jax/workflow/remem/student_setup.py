@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from remem_jax.train import averaging, lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg, initial_students, student_normalisation
 from remem_jax.weights.initial_students import InitialStudent
-from remem_jax.workflow import context
+from remem_jax.workflow import context, initial_checkpoints
 from remem_jax.workflow.remem import finetune, student_steps
 
 LABELS = student_losses.LABELS.name  # The loss of students without a teacher.
@@ -53,6 +54,7 @@ class StudentSetup(NamedTuple):
         measure: Evaluates students, given variables like those of `first`, on a split.
         augment: The compiled augmentation that teacher and students share.
         normalisation: Normalisation of the images in the student.
+        architecture: See `InitialStudent`; students from scratch have it too.
         initial: The pretrained weights of the students; None if all start from random weights.
         random_steps: Steps of students from random weights that differ from `steps`, by loss.
     """
@@ -64,6 +66,7 @@ class StudentSetup(NamedTuple):
     measure: context.Measure
     augment: lockstep.Augment
     normalisation: Normalisation = IDENTITY
+    architecture: Mapping[str, str] = MappingProxyType({})
     initial: InitialStudent | None = None
     random_steps: Mapping[str, StudentStep] = {}
 
@@ -112,14 +115,16 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     settings = run.config.student
     classes = len(run.dataset.classes)
     initial = run.preloaded.take_student(run.config)
-    normalisation = _normalisation(settings, initial)
+    normalisation = initial_checkpoints.normalisation_of(run.config, initial)
+    architecture = initial.architecture if initial else {}
     model = models.make(
         settings.model,
         classes=classes,
         stem=settings.stem,
         dtype=run.config.compute_dtype,
         **student_steps.regularisation(settings),
-        **({} if normalisation == IDENTITY else {"normalisation": normalisation}),
+        **student_normalisation.options(normalisation),
+        **architecture,
     )
     params = models.shapes(model, run.config.data.image_size)
     tx = student_steps.make_optimiser(settings, params, pretrained=initial is not None)
@@ -185,6 +190,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         measure,
         augment,
         normalisation,
+        architecture,
         initial,
         jit_steps(plain_tx) if student_steps.has_rates(settings) else {},
     )
@@ -202,13 +208,6 @@ def _jit_steps(
         name: run.jit_step_with_key(functools.partial(make, tx=tx), key, shapes[name])
         for name, make in makers.items()
     }
-
-
-def _normalisation(settings: ConfigDict, initial: InitialStudent | None) -> Normalisation:
-    """Returns the normalisation of the images of all students, also of those from scratch."""
-    if initial:
-        return initial.normalisation
-    return student_normalisation.given(settings.mean, settings.std) or IDENTITY
 
 
 def _losses(

@@ -1,0 +1,68 @@
+"""Describes the pretrained weights that students start from, and how they normalise images."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from remem_jax.methods import METHODS
+from remem_jax.models.normalisation import IDENTITY, Normalisation
+from remem_jax.report import tables
+from remem_jax.report.tables import Results
+from remem_jax.weights import catalog
+
+
+def of_method(results: Results, method: str) -> Mapping[str, Any] | None:
+    """Returns the record of a method's initial weights; None if its student starts at random."""
+    known = METHODS.get(method)  # None for a method of another version.
+    is_random = known is not None and known.starts_random
+    return None if is_random else results["models"].get("student_init")
+
+
+def normalisation(results: Results) -> Normalisation:
+    """Returns the normalisation of the students' images; older runs had none."""
+    recorded = results["models"].get("student_normalisation")
+    return Normalisation(*map(tuple, recorded.values())) if recorded else IDENTITY
+
+
+def name(record: Mapping[str, Any]) -> str:
+    """Returns the name of initial weights: of a local file, without its folders."""
+    init = record["init"]
+    is_name = record["repository"] or catalog.has(init)
+    return init if is_name else pathlib.PurePath(init).name
+
+
+def rows(record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Returns the rows of a table of properties.
+
+    Args:
+        record: Record of the initial weights; None for students that all start at random.
+    """
+    if record is None:
+        return []
+    commit, pretraining = record["commit"], record["pretraining"]
+    repository = record["repository"]
+    source = f"{repository} at {commit[:12]}" if repository else "a local file"
+    if catalog.has(record["init"]):
+        source = "of the catalogue"
+    return [
+        ("Initial weights of the student", f"{name(record)} ({source})"),
+        ("Hash of the student's initial weights", record["digest"]),
+        *([("Pretraining of the student", pretraining)] if pretraining else []),
+    ]
+
+
+def normalisation_row(results: Results) -> list[tuple[str, str]]:
+    """Returns the row on the student's own normalisation; none for the pipeline's, [-1, 1]."""
+    used = normalisation(results)
+    return [] if used == IDENTITY else [("Normalisation in the student", text(used))]
+
+
+def text(used: Normalisation) -> str:
+    """Returns a normalisation for readers, rounded."""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in used)
+    return f"mean {mean} and deviation {std}, of pixels from 0 to 1"
+
+
+def phrase(record: Mapping[str, Any] | None) -> str:
+    """Returns how a student starts, such as ", from the pretrained weights NAME"; "" at random."""
+    return f", from the pretrained weights {tables.printable(name(record))}" if record else ""
