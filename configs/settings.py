@@ -102,7 +102,8 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher.learning_rate = 0.03
     # Steps of linear warm-up; at least 0, fewer than the steps of training. [choice]
     config.teacher.warmup_steps = 500
-    config.teacher.optimizer = "sgd"  # Optimiser; one of "sgd", "adamw". [text]
+    # Optimiser; one of "sgd", "adamw". AdamW needs lower learning rates: docs/teachers.md. [text]
+    config.teacher.optimizer = "sgd"
     config.teacher.momentum = 0.9  # Momentum of SGD; at least 0, below 1. [choice]
     config.teacher.betas = (0.9, 0.999)  # Betas of AdamW; from 0 to 0.99999. [choice]
     config.teacher.epsilon = 1e-8  # Epsilon of AdamW; above 0. [choice]
@@ -118,8 +119,8 @@ def _teacher(config: ConfigDict) -> None:
     # Maximum norm of the gradient; above 0. As in vit_jax's fine-tuning. [choice]
     config.teacher.clip_norm = 1.0
     config.teacher.dropout = 0.0  # Dropout rate; from 0 to 0.99. [choice]
-    # Stochastic depth: rate at which the last block is left out, rising linearly from 0 at the
-    # first; from 0 to 0.99. The paper's text mentions none. [derived]
+    # Stochastic depth: rate at which the last block is left out in training, rising linearly from 0
+    # at the first; from 0 to 0.99. The paper's text mentions none. [derived]
     config.teacher.drop_path = 0.0
     # Decay of an exponential moving average of the weights, which is then evaluated and kept; at
     # least 0, below 1, where 0 is off. The paper's text mentions none. [derived]
@@ -227,7 +228,8 @@ def _student(config: ConfigDict) -> None:
     config.student.store_outputs = False
     # Steps of linear warm-up; at least 0, fewer than the steps of training. [choice]
     config.student.warmup_steps = 500
-    config.student.optimizer = "sgd"  # Optimiser; one of "sgd", "adamw". [text]
+    # Optimiser; one of "sgd", "adamw". AdamW needs lower learning rates: docs/students.md. [text]
+    config.student.optimizer = "sgd"
     config.student.momentum = 0.9  # Nesterov momentum of SGD; at least 0, below 1. [choice]
     config.student.betas = (0.9, 0.999)  # Betas of AdamW; from 0 to 0.99999. [choice]
     config.student.epsilon = 1e-8  # Epsilon of AdamW; above 0. [choice]

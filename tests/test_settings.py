@@ -12,7 +12,7 @@ from hypothesis import strategies
 from ml_collections import ConfigDict
 
 from configs import analysis, pretrain, quickstart, remem
-from remem_jax import data, settings
+from remem_jax import data, models, settings
 from remem_jax.checks import SettingError
 from remem_jax.methods import ALONE, METHODS, SCRATCH
 from remem_jax.models import vit
@@ -131,6 +131,19 @@ BAD: list[tuple[str, Any]] = [
     ("teacher.weight_decay", -1e-4),
     ("teacher.clip_norm", 0.0),
     ("teacher.dropout", 1.0),
+    ("teacher.optimizer", "lion"),
+    ("teacher.betas", (0.9, 1.0)),
+    ("teacher.epsilon", 0.0),
+    ("teacher.layer_decay", 0.0),
+    ("teacher.layer_decay", 1.1),
+    ("teacher.body_rate", -0.1),
+    ("teacher.drop_path", 1.0),
+    ("teacher.ema", 1.0),
+    ("teacher.ema", -0.1),
+    ("teacher.ema_warmup", "no"),
+    ("student.ema", 1.0),
+    ("student.dropout", 1.0),
+    ("student.label_smoothing", 1.5),
     ("teacher.rho", -0.1),
     ("teacher.rho", float("nan")),
     ("teacher.mlp_weight", 0.0),
@@ -417,6 +430,22 @@ def test_the_identity_survives_json(config: ConfigDict) -> None:
     deciding = settings.deciding(config)
 
     assert json.loads(json.dumps(deciding)) == deciding
+
+
+@pytest.mark.parametrize("name", ["dropout", "drop_path"])
+def test_an_option_that_a_student_lacks_is_refused(
+    config: ConfigDict, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*, classes: int, stem: str, dtype: str) -> Any:
+        """Makes a network without such options."""
+
+    monkeypatch.setitem(models.STUDENTS, "mine", models.Student(make, ("fc/kernel",)))
+    config.student.model = "mine"
+    settings.check_remem(config)
+    config.student[name] = 0.1
+
+    with pytest.raises(SettingError, match=rf"config\.student\.{name} is 0\.1.* mine has no such"):
+        settings.check_remem(config)
 
 
 @pytest.mark.parametrize(("name", "value"), [("accumulate", 2), ("ascent_examples", 4)])

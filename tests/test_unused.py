@@ -42,6 +42,16 @@ def _changed(**changes: Any) -> ConfigDict:
         ("teacher.mirror", {}, "is no published name"),
         ("student.temperatures", {"student__losses": ("features",)}, "losses is features"),
         ("student.weights", {"student__hard_labels": False}, "losses is kd"),
+        ("teacher.momentum", {"teacher__optimizer": "adamw"}, "which does not use it"),
+        ("student.betas", {}, "optimizer is 'sgd'"),
+        ("student.ema_warmup", {}, r"config\.student\.ema is 0"),
+        ("teacher.layer_decay", {"teacher__tuning": "linear_probe"}, "tuning is linear_probe"),
+        ("student.body_rate", {}, r"config\.student\.init is empty"),
+        (
+            "student.label_smoothing",
+            {"student__hard_labels": False, "methods": ("finetune",)},
+            "hard_labels is False",
+        ),
         ("data.workers", {"data__input": "resident"}, r"config\.data\.input is 'resident'"),
         ("data.resident_gib", {"data__input": "streamed"}, "where no image is resident"),
         ("data.dir", {"data__dir": "~/tfds"}, "name is digits, no data set of TFDS"),
@@ -74,6 +84,9 @@ def test_a_setting_without_an_effect_is_refused_with_the_reason(
         ("data.dir", {}),  # It is empty.
         ("seed", {}),
         ("student.seeds", {"methods": ("scratch",)}),
+        ("student.epsilon", {"student__optimizer": "adamw"}),
+        ("teacher.ema_warmup", {"teacher__ema": 0.9}),
+        ("student.label_smoothing", {"student__hard_labels": False}),
     ],
 )
 def test_a_setting_with_an_effect_passes(given: str, changes: dict[str, Any]) -> None:

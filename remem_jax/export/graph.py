@@ -31,10 +31,7 @@ _PLATFORM = "onnx"  # Unknown to JAX, so that each layer uses its default: one o
 OPSET = 18
 _IR = 9  # The first version with this opset; older runtimes reject a later one.
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
-_NORMS = {
-    folding.BATCH_NORM: operations.batch_norm,
-    folding.LAYER_NORM: token_operations.layer_norm,
-}
+_FUNCTIONS = {**operations.FUNCTIONS, folding.LAYER_NORM: token_operations.layer_norm}
 _TABLE = operations.TABLE | token_operations.TABLE
 _CUSTOM_VJP = "custom_vjp_call"
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", _CUSTOM_VJP)
@@ -104,8 +101,8 @@ def _outputs(graph: Graph, closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[A
 
 def _translate(graph: Graph, equation: Any, inputs: Sequence[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
-    if norm := _NORMS.get(params.get("name")):
-        return [norm(graph, inputs)]
+    if function := _FUNCTIONS.get(params.get("name")):
+        return [function(graph, equation, inputs)]
     if branch := platforms.branch(equation, _PLATFORM):
         return _outputs(graph, branch, inputs[1:])
     if name in _CALLS:

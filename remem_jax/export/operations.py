@@ -13,6 +13,8 @@ from jax import lax
 from onnx import helper
 
 from remem_jax.checks import SettingError
+from remem_jax.export import folding
+from remem_jax.models.operations import average_pool
 
 _MAPS = 4  # Number of axes of feature maps, (batch, height, width, channel) in JAX.
 _CHANNELS_FIRST = (0, 3, 1, 2)
@@ -79,8 +81,9 @@ class Graph(NamedTuple):
         return f"{kind}_{self.numbers[kind]}"
 
 
-def batch_norm(graph: Graph, inputs: Sequence[Any]) -> Tensor:
+def _batch_norm(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     """Adds the node of `folding.batch_norm`."""
+    del equation
     maps, *vectors = inputs
     names = [graph.constant(np.asarray(vector)) for vector in vectors]
     name = graph.add("BatchNormalization", maps.name, *names, epsilon=0.0)
@@ -181,6 +184,14 @@ def _max_pool(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     return Tensor(name, aval.shape, np.dtype(aval.dtype))
 
 
+def _average_pool(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
+    """Adds the node of `average_pool.average_pool`."""
+    aval = equation.outvars[0].aval
+    whole, two = whole(graph, inputs[0], equation), [2, 2]
+    name = graph.add("AveragePool", whole, kernel_shape=two, strides=two, ceil_mode=1)
+    return Tensor(name, aval.shape, np.dtype(aval.dtype))
+
+
 def _pads(margins: Sequence[tuple[int, int]]) -> list[int]:
     """Converts (before, after) of each axis to ONNX: all before, then all after."""
     return [before for before, _ in margins] + [after for _, after in margins]
@@ -273,6 +284,11 @@ TABLE: dict[str, Callable[[Graph, Any, Sequence[Any]], Tensor]] = {
     "reduce_window_max": _max_pool,
     "squeeze": _squeeze,
     "sub": pointwise("Sub"),
+}
+# Nodes for whole functions of the model, by their name in the jaxpr.
+FUNCTIONS: dict[str, Callable[[Graph, Any, Sequence[Any]], Tensor]] = {
+    folding.BATCH_NORM: _batch_norm,
+    average_pool.NAME: _average_pool,
 }
 
 

@@ -14,8 +14,9 @@ from remem_jax.export.operations import Graph, Tensor
 _CHANNELS_LAST = (0, 2, 3, 1)
 
 
-def layer_norm(graph: Graph, inputs: Sequence[Any]) -> Tensor:
+def layer_norm(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     """Adds the node of `folding.layer_norm`."""
+    del equation
     tokens, scale, bias, epsilon = inputs
     vectors = [graph.constant(np.asarray(vector, tokens.dtype)) for vector in (scale, bias)]
     name = graph.add("LayerNormalization", tokens.name, *vectors, epsilon=float(epsilon))

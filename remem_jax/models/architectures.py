@@ -1,7 +1,7 @@
-"""Inverted-residual networks as tables: MobileNetV2, EfficientNetV2, EfficientNet-Lite.
+"""Inverted-residual networks as tables: the types, and the EfficientNets.
 
-`inverted_residual` builds a network from its `Architecture`. To add a member of the family, add a
-table here.
+`inverted_residual` builds a network from its `Architecture`. `mobilenets` has the MobileNets. To
+add a member of the family, add a table to one of the two files.
 """
 
 import math
@@ -116,34 +116,7 @@ def scaled(architecture: Architecture, *, width: float = 1.0, depth: float = 1.0
     return architecture._replace(stages=tuple(stages))
 
 
-def mobilenet_v2(width: float = 1.0) -> Architecture:
-    """Returns MobileNetV2, with the channels of all layers multiplied by `width`.
-
-    At widths below 1, the head still has 1,280 channels.
-
-    Source: Sandler et al. 2018, https://arxiv.org/abs/1801.04381, Table 2.
-    """
-    return scaled(_MOBILENET_V2, width=width)._replace(
-        stem=rounded(32 * width), head=Head(max(1280, rounded(1280 * width)))
-    )
-
-
-_MOBILENET_V2 = Architecture(
-    stem=32,
-    stages=(
-        (Row("separable", 16),),
-        (Row("inverted", 24, 2, stride=2, expansion=6),),
-        (Row("inverted", 32, 3, stride=2, expansion=6),),
-        (Row("inverted", 64, 4, stride=2, expansion=6),),
-        (Row("inverted", 96, 3, expansion=6),),
-        (Row("inverted", 160, 3, stride=2, expansion=6),),
-        (Row("inverted", 320, 1, expansion=6),),
-    ),
-    activation="relu6",
-)
-
-# MobileNetV2 with other kernels and repeats: EfficientNet-B0 without squeeze-and-excitation, and
-# with ReLU6. Lite1 to Lite4 are `scaled`, by the widths and depths of the source.
+# EfficientNet-B0 without squeeze-and-excitation, and with ReLU6.
 # Source: github.com/tensorflow/tpu, models/official/efficientnet/lite.
 EFFICIENTNET_LITE0 = Architecture(
     stem=32,
@@ -159,6 +132,27 @@ EFFICIENTNET_LITE0 = Architecture(
     activation="relu6",
     padding="same",
     epsilon=1e-3,
+)
+EFFICIENTNET_LITE1 = scaled(EFFICIENTNET_LITE0, depth=1.1)
+EFFICIENTNET_LITE2 = scaled(EFFICIENTNET_LITE0, width=1.1, depth=1.2)
+EFFICIENTNET_LITE3 = scaled(EFFICIENTNET_LITE0, width=1.2, depth=1.4)
+EFFICIENTNET_LITE4 = scaled(EFFICIENTNET_LITE0, width=1.4, depth=1.8)
+
+# Padding and epsilon are torch's, as in timm's `efficientnet_b0`, whose weights most users of timm
+# take. `tf_efficientnet_b0` has those of TensorFlow.
+# Source: Tan and Le 2019, https://arxiv.org/abs/1905.11946, Table 1.
+EFFICIENTNET_B0 = Architecture(
+    stem=32,
+    stages=(
+        (Row("separable", 16, squeeze=0.25),),
+        (Row("inverted", 24, 2, stride=2, expansion=6, squeeze=0.25),),
+        (Row("inverted", 40, 2, stride=2, kernel=5, expansion=6, squeeze=0.25),),
+        (Row("inverted", 80, 3, stride=2, expansion=6, squeeze=0.25),),
+        (Row("inverted", 112, 3, kernel=5, expansion=6, squeeze=0.25),),
+        (Row("inverted", 192, 4, stride=2, kernel=5, expansion=6, squeeze=0.25),),
+        (Row("inverted", 320, 1, expansion=6, squeeze=0.25),),
+    ),
+    activation="silu",
 )
 
 

@@ -114,8 +114,7 @@ class Block(nn.Module):
         """Adds the block's input to its output if both have the same shape."""
         if not self.row.has_residual or self.stride > 1 or out.shape[-1] != maps.shape[-1]:
             return out
-        drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)
-        return drop(out) + maps
+        return layers.drop_path(self.drop_path, train=train)(out) + maps
 
 
 class ConvBlock(Block):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from remem_jax.models.operations import convolution, depthwise, max_pool
+from remem_jax.models.operations import average_pool, convolution, depthwise, grouped, max_pool
 from remem_jax.models.operations.shifts import Pads
 
 PADDINGS = ("torch", "same")
@@ -43,6 +43,11 @@ kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 def depthwise_kaiming(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
     """Initialises with variance 2 / (side * side): Kaiming's for one output channel per input."""
     return jax.random.normal(key, shape, dtype) * (2 / (shape[0] * shape[1])) ** 0.5
+
+
+def _grouped_kaiming(groups: int) -> Init:
+    """Returns Kaiming's initialiser for a convolution whose inputs reach `1 / groups` outputs."""
+    return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
 
 
 def uniform_of_fan(features: int) -> Init:
@@ -80,6 +85,8 @@ class Conv(nn.Module):
         padding: See `pads`.
         has_bias: Whether a bias is added.
         dtype: Type of the computation; parameters are float32.
+        groups: Number of groups that the channels of maps and output are divided into; each output
+            depends on the maps of its group.
     """
 
     features: int
@@ -88,16 +95,21 @@ class Conv(nn.Module):
     padding: str = "torch"
     has_bias: bool = False
     dtype: Any = jnp.float32
+    groups: int = 1
 
     @nn.compact
     def __call__(
         self, maps: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch rows columns feature"]:
-        shape = (self.kernel, self.kernel, maps.shape[-1], self.features)
-        kernel = self.param("kernel", kaiming, shape).astype(self.dtype)
+        shape = (self.kernel, self.kernel, maps.shape[-1] // self.groups, self.features)
+        init = kaiming if self.groups == 1 else _grouped_kaiming(self.groups)
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
         maps = maps.astype(self.dtype)
         margins = pads(maps, self.kernel, self.stride, self.padding)
-        out = convolution.convolution(maps, kernel, self.stride, margins)
+        if self.groups == 1:
+            out = convolution.convolution(maps, kernel, self.stride, margins)
+        else:
+            out = grouped.convolution(maps, kernel, self.stride, margins)
         if self.has_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             out = out + _by_channel(bias.astype(self.dtype))
@@ -184,6 +196,21 @@ class MaxPool(nn.Module):
         self, maps: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch rows columns channel"]:
         return max_pool.max_pool(maps)
+
+
+class AveragePool(nn.Module):
+    """The mean over 2 x 2 pixels with stride 2, before the projections of a ResNet-D."""
+
+    @nn.compact
+    def __call__(
+        self, maps: Float[Array, "batch height width channel"]
+    ) -> Float[Array, "batch rows columns channel"]:
+        return average_pool.average_pool(maps)
+
+
+def drop_path(rate: float, *, train: bool) -> nn.Dropout:
+    """Returns stochastic depth: in training, the maps of a share `rate` of the images are zero."""
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)
 
 
 def pads(

@@ -15,6 +15,8 @@ from remem_jax.models import (
     architectures,
     inverted_residual,
     layers,
+    mobilenets,
+    regnet,
     resnet,
     torchvision_names,
     vit,
@@ -32,8 +34,9 @@ class Student(NamedTuple):
     """A student network.
 
     Attributes:
-        make: Constructor of the module; takes `classes`, `stem` and `dtype` by name. That of a ViT
-            also takes `pool` and `gelu`, which pretrained weights determine.
+        make: Constructor of the module; takes `classes`, `stem`, `dtype`, `normalisation`,
+            `dropout` and `drop_path` by name. That of a ViT also takes `pool` and `gelu`, which
+            pretrained weights determine.
         head: Slash-joined names of the parameters whose shapes depend on the number of classes.
         timm: Name of the same network in timm; "" if timm has none.
         stems: Stems of the network; see `layers.STEMS`.
@@ -82,6 +85,26 @@ def _resnet(name: str, *depths: int, bottleneck: bool = False, paper: str = "") 
     )
 
 
+def _resnet_d(name: str, *depths: int) -> Student:
+    """Returns the record of a ResNet-D with bottlenecks."""
+    return Student(
+        functools.partial(resnet.make, depths=depths, bottleneck=True, variant="d"),
+        head=("fc/kernel", "fc/bias"),
+        timm=name,
+        small_stem=("model.conv1[0].stride = (1, 1)", "model.maxpool = torch.nn.Identity()"),
+    )
+
+
+def _regnet(architecture: regnet.Architecture, **others: Any) -> Student:
+    return Student(
+        functools.partial(regnet.make, architecture),
+        head=("head_fc/kernel", "head_fc/bias"),
+        small_stem=("model.stem.conv.stride = (1, 1)",),
+        torchvision_names=torchvision_names.regnet(architecture.depths),
+        **others,
+    )
+
+
 def _inverted(architecture: architectures.Architecture, **others: Any) -> Student:
     """Returns the record of an inverted-residual network."""
     return Student(
@@ -93,14 +116,17 @@ def _inverted(architecture: architectures.Architecture, **others: Any) -> Studen
 
 
 def _mobilenet_v2(width: float, **others: Any) -> Student:
-    architecture = architectures.mobilenet_v2(width)
+    architecture = mobilenets.mobilenet_v2(width)
     names = torchvision_names.mobilenet_v2(architecture)
     return _inverted(architecture, torchvision_names=names, **others)
 
 
-def _efficientnet_v2(architecture: architectures.Architecture, **others: Any) -> Student:
-    names = torchvision_names.efficientnet_v2(architecture)
-    return _inverted(architecture, torchvision_names=names, paper="efficientnet_v2", **others)
+def _efficientnet(architecture: architectures.Architecture, **others: Any) -> Student:
+    names = torchvision_names.efficientnet(architecture)
+    return _inverted(architecture, torchvision_names=names, **others)
+
+
+_efficientnet_v2 = functools.partial(_efficientnet, paper="efficientnet_v2")
 
 
 def _vit(variant: str, **others: Any) -> Student:
@@ -120,6 +146,10 @@ STUDENTS: dict[str, Student] = {
     "resnet18": _resnet("resnet18", 2, 2, 2, 2, paper="resnet18"),
     "resnet34": _resnet("resnet34", 3, 4, 6, 3),
     "resnet50": _resnet("resnet50", 3, 4, 6, 3, bottleneck=True),
+    "resnet26d": _resnet_d("resnet26d", 2, 2, 2, 2),
+    "resnet50d": _resnet_d("resnet50d", 3, 4, 6, 3),
+    "regnety_004": _regnet(regnet.REGNETY_400MF, timm="regnety_004", torchvision="regnet_y_400mf"),
+    "regnety_008": _regnet(regnet.REGNETY_800MF, timm="regnety_008"),
     "mobilenet_v2": _mobilenet_v2(
         1.0, timm="mobilenetv2_100", torchvision="mobilenet_v2", paper="mobilenet_v2"
     ),
@@ -127,7 +157,23 @@ STUDENTS: dict[str, Student] = {
     "mobilenet_v2_050": _mobilenet_v2(0.5, timm="mobilenetv2_050"),
     "mobilenet_v2_075": _mobilenet_v2(0.75, timm="mobilenetv2_075"),
     "mobilenet_v2_140": _mobilenet_v2(1.4, timm="mobilenetv2_140"),
+    **{
+        name: _inverted(architecture, timm=name)
+        for name, architecture in {
+            "mobilenetv3_small_100": mobilenets.MOBILENET_V3_SMALL,
+            "mobilenetv3_large_100": mobilenets.MOBILENET_V3_LARGE,
+            "mobilenetv4_conv_small": mobilenets.MOBILENET_V4_SMALL,
+            "mobilenetv4_conv_medium": mobilenets.MOBILENET_V4_MEDIUM,
+        }.items()
+    },
     "efficientnet_lite0": _inverted(architectures.EFFICIENTNET_LITE0, timm="tf_efficientnet_lite0"),
+    "efficientnet_lite1": _inverted(architectures.EFFICIENTNET_LITE1, timm="tf_efficientnet_lite1"),
+    "efficientnet_lite2": _inverted(architectures.EFFICIENTNET_LITE2, timm="tf_efficientnet_lite2"),
+    "efficientnet_lite3": _inverted(architectures.EFFICIENTNET_LITE3, timm="tf_efficientnet_lite3"),
+    "efficientnet_lite4": _inverted(architectures.EFFICIENTNET_LITE4, timm="tf_efficientnet_lite4"),
+    "efficientnet_b0": _efficientnet(
+        architectures.EFFICIENTNET_B0, timm="efficientnet_b0", torchvision="efficientnet_b0"
+    ),
     "efficientnet_v2_b0": _efficientnet_v2(
         architectures.EFFICIENTNET_V2_B0, timm="tf_efficientnetv2_b0"
     ),

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from remem_jax import models
 from remem_jax.data import registry
-from remem_jax.methods import METHODS, SCRATCH
+from remem_jax.methods import METHODS
+from remem_jax.report import effects
 from remem_jax.train import student_losses
 from remem_jax.weights import catalog
 
@@ -126,15 +127,6 @@ NAMED = (
     *("methods", "data.name", "teacher.init"),
     *("student.model", "student.init", "student.losses", "student.mixup"),
 )
-# A setting on the left has an effect only in methods that leave a setting of config.teacher on the
-# right free.
-_FREE_BY: Mapping[str, tuple[str, ...]] = {
-    "teacher.rho": ("rho",),
-    "teacher.ascent_examples": ("rho",),
-    "teacher.mlp_weight": ("mlp_weight",),
-    "teacher.attention_weight": ("attention_weight",),
-    "teacher.residual": ("mlp_weight", "attention_weight"),
-}
 
 
 def deviations(config: Mapping[str, Any]) -> list[str]:
@@ -144,7 +136,7 @@ def deviations(config: Mapping[str, Any]) -> list[str]:
         config: The settings of a ReMem run, nested. Missing settings are skipped, and so are those
             without an effect for the methods, the tuning and the losses of the run.
     """
-    given = {name: value for name, value in _leaves(config) if _has_effect(name, config)}
+    given = {name: value for name, value in _leaves(config) if effects.has_effect(name, config)}
     losses = given.get("student.losses", ["kd"])
     rules = {**PAPER, **(PATIENT if given.get("student.mixup", 0) > 0 else {})}
     if "kd" not in losses:
@@ -167,9 +159,9 @@ def of_one_run(config: Mapping[str, Any]) -> list[str]:
         config: As for `deviations`.
     """
     names = {"teacher.rho": "rho", "teacher.mlp_weight": "alpha"}
-    if not _has_effect("teacher.learning_rate", config):
+    if not effects.has_effect("teacher.learning_rate", config):
         return []
-    searched = [title for name, title in names.items() if _has_effect(name, config)]
+    searched = [title for name, title in names.items() if effects.has_effect(name, config)]
     listed = " and ".join([*([", ".join(searched)] if searched else []), "learning rate"])
     return [
         f"One value of the teacher's {listed} is tried per run; the paper searches over several."
@@ -182,36 +174,6 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{name}.")
         elif value is not None:
             yield f"{prefix}{name}", value
-
-
-def _has_effect(name: str, config: Mapping[str, Any]) -> bool:
-    """Returns whether a setting has an effect in a run."""
-    group, _, rest = name.partition(".")
-    methods = config.get("methods", ("remem",))
-    settings = config.get(group, {})
-    if group == "information":
-        return bool(settings.get("seeds"))
-    if group == "student" and rest == "pretrained_learning_rates":
-        return bool(settings.get("init"))
-    if group == "student" and rest == "scratch_learning_rates":
-        return SCRATCH in methods
-    if group != "teacher":
-        return True
-    tuning = settings.get("tuning", "full")
-    if rest.partition(".")[0] in ("lora", "adapter") and "." in rest:
-        return tuning.startswith(rest.partition(".")[0])
-    return any(_has_effect_in(method, name) for method in methods)
-
-
-def _has_effect_in(method: str, name: str) -> bool:
-    """Returns whether a setting of `config.teacher` has an effect in a method."""
-    if method not in METHODS:
-        return True
-    record = METHODS[method]
-    settings = _FREE_BY.get(name)
-    return record.has_teacher and (
-        settings is None or any(setting not in record.fixed for setting in settings)
-    )
 
 
 def _sentence(name: str, given: Mapping[str, Any], rule: Paper, loss: str) -> list[str]:

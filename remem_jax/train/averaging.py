@@ -35,7 +35,7 @@ def averaged(step: Step, *, decay: float, warmup: bool) -> Step:
     Args:
         step: A pure step (state, ...) -> (state, metrics).
         decay: Weight of the previous average, from 0 to below 1; 0 returns the step unchanged.
-        warmup: See `decay_at`.
+        warmup: See `weight_at`.
 
     Returns:
         A pure step over `Averaged`. Integers, such as counters, are copied.
@@ -45,12 +45,12 @@ def averaged(step: Step, *, decay: float, warmup: bool) -> Step:
 
     def averaged_step(state: Averaged, *inputs: Any) -> tuple[Averaged, Metrics]:
         trained, metrics = step(state.trained, *inputs)
-        kept = decay_at(trained.step, decay=decay, warmup=warmup)
+        weight = weight_at(trained.step, decay=decay, warmup=warmup)
 
         def mean(average: Array, value: Array) -> Array:
             if not jnp.issubdtype(value.dtype, jnp.floating):
                 return value
-            return jnp.where(kept > 0, average + (1 - kept) * (value - average), value)
+            return jnp.where(weight < 1, average + weight * (value - average), value)
 
         average = jax.tree.map(mean, dict(state.average), dict(trained.variables))
         return Averaged(trained, average), metrics
@@ -58,8 +58,8 @@ def averaged(step: Step, *, decay: float, warmup: bool) -> Step:
     return averaged_step
 
 
-def decay_at(step: Int[Array, ""], *, decay: float, warmup: bool) -> Float[Array, ""]:
-    """Returns the decay after a number of steps.
+def weight_at(step: Int[Array, ""], *, decay: float, warmup: bool) -> Float[Array, ""]:
+    """Returns the weight of the model in its average after a step: 1 minus the decay.
 
     Args:
         step: Number of steps done, at least 1. After the first, the average is the model itself.
@@ -68,7 +68,7 @@ def decay_at(step: Int[Array, ""], *, decay: float, warmup: bool) -> Float[Array
             before this one: 0.37 at the second step, 0.95 at the 90th, 0.99 at the 1,000th.
     """
     before = (step - 1).astype(jnp.float32)
-    kept = jnp.full((), decay, jnp.float32)
+    weight = jnp.full((), 1 - decay, jnp.float32)
     if warmup:
-        kept = jnp.minimum(kept, 1 - (1 + before) ** (-2 / 3))
-    return jnp.where(before > 0, kept, 0.0)
+        weight = jnp.maximum(weight, (1 + before) ** (-2 / 3))
+    return jnp.where(before > 0, weight, 1.0)

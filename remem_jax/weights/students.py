@@ -65,7 +65,7 @@ def read(path: str | os.PathLike[str]) -> File:
     """
     arrays, ignored = timm.unwrapped(timm.read(path), os.fspath(path))
     matching.require_finite(arrays, os.fspath(path))
-    is_torchvision = any(name.startswith("features.") for name in arrays)
+    is_torchvision = torch_names.is_torchvision(arrays)
     convert = torch_names.from_torchvision if is_torchvision else torch_names.from_timm
     return File(convert(arrays), is_torchvision, ignored)
 

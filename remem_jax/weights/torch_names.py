@@ -17,8 +17,17 @@ from remem_jax import models
 from remem_jax.records import Variables
 
 Arrays = dict[str, np.ndarray]
-_BLOCK = re.compile(r"(blocks_|layer)(\d+)_(\d+)")
-_DOWNSAMPLE = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+_BLOCK = re.compile(r"(blocks_|layer|s)(\d+)_(b?\d+)")
+_TORCHVISION = re.compile(r"(blocks|features|s\d|trunk_output)\.")  # Names of blocks.
+_PLACES = {  # Our names of modules by timm's, where timm has a place in a sequence.
+    "downsample_conv": "downsample.0",
+    "downsample_bn": "downsample.1",
+    "pooled_conv": "downsample.1",  # After the average pooling of a ResNet-D.
+    "pooled_bn": "downsample.2",
+    "head_fc": "head.fc",
+    **{f"conv1_{place}": f"conv1.{place}" for place in (0, 1, 3, 4, 6)},  # The deep stem.
+}
+_POOLED = ("pooled_conv", "pooled_bn")
 _LEAVES = {
     "params": {"kernel": "weight", "scale": "weight", "bias": "bias"},
     "batch_stats": {"mean": "running_mean", "var": "running_var"},
@@ -52,9 +61,10 @@ def to_timm(variables: Variables) -> Arrays:
 def from_timm(arrays: Mapping[str, np.ndarray]) -> Variables:
     """Converts timm's state dict to a student's nested variables; undoes `to_timm`."""
     collections: dict[str, dict[tuple[str, ...], np.ndarray]] = {"params": {}, "batch_stats": {}}
+    pooled = any(".downsample.2." in name for name in arrays)
     for name, array in arrays.items():
         *modules, leaf = name.split(".")
-        path = _undotted(".".join(modules))
+        path = _undotted(".".join(modules), pooled=pooled)
         if leaf == _STEPS:
             continue
         if leaf in ("running_mean", "running_var"):
@@ -78,9 +88,14 @@ def to_torchvision(variables: Variables) -> Arrays:
     """
     arrays = to_timm(variables)
     names = _names(arrays, lambda names: names.keys())
-    if names is None:
+    if names is None or (names and _modules(arrays) != set(names)):
         raise ValueError("torchvision has no names for this student; save it in the form 'timm'.")
     return _renamed(arrays, names)
+
+
+def is_torchvision(arrays: Collection[str]) -> bool:
+    """Returns whether names of arrays are torchvision's; those of ResNets are timm's too."""
+    return any(name.startswith(("features.", "trunk_output.")) for name in arrays)
 
 
 def from_torchvision(arrays: Mapping[str, np.ndarray]) -> Variables:
@@ -99,16 +114,20 @@ def _names(
         side: Returns timm's or torchvision's names from a student's `torchvision_names`.
 
     Returns:
-        torchvision's names of its modules by timm's, {} for a network without inverted residuals;
-        None if no student has all of the blocks.
+        torchvision's names of its modules by timm's, {} for a ResNet; None if no student has all of
+        the blocks.
     """
-    modules = {name.rpartition(".")[0] for name in arrays}
-    blocks = {name for name in modules if name.startswith(("blocks.", "features."))}
-    if modules.isdisjoint({"conv_stem", "features.0.0"}):
+    modules = _modules(arrays)
+    if "conv1" in modules:
         return {}
+    blocks = {name for name in modules if _TORCHVISION.match(name)}
     students = (student.torchvision_names for student in models.STUDENTS.values())
     fitting = [names for names in students if names and blocks <= set(side(names))]
     return min(fitting, key=len, default=None)  # Small networks are parts of larger ones.
+
+
+def _modules(arrays: Collection[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in arrays}
 
 
 def _renamed(arrays: Mapping[str, np.ndarray], modules: Mapping[str, str]) -> Arrays:
@@ -132,16 +151,22 @@ def _dotted(path: Collection[str]) -> str:
         if match:
             names.append(f"{match[1].replace('_', '.')}{match[2]}.{match[3]}")
         else:
-            names.append(_DOWNSAMPLE.get(name, name))
+            names.append(_PLACES.get(name, name))
     return ".".join(names)
 
 
-def _undotted(module: str) -> tuple[str, ...]:
-    """Returns our path of a module from timm's name; undoes `_dotted`."""
+def _undotted(module: str, *, pooled: bool) -> tuple[str, ...]:
+    """Returns our path of a module from timm's name; undoes `_dotted`.
+
+    Args:
+        module: timm's name.
+        pooled: Whether the network has average pooling before its projections, as a ResNet-D.
+    """
     module = re.sub(r"^blocks\.(\d+)\.(\d+)\b", r"blocks_\1_\2", module)
-    module = re.sub(r"^layer(\d+)\.(\d+)\b", r"layer\1_\2", module)
-    for ours, theirs in _DOWNSAMPLE.items():
-        module = re.sub(rf"\b{re.escape(theirs)}$", ours, module)
+    module = re.sub(r"^(layer|s)(\d+)\.(b?\d+)\b", r"\1\2_\3", module)
+    for ours, theirs in _PLACES.items():
+        if "downsample" not in theirs or pooled == (ours in _POOLED):
+            module = re.sub(rf"(^|\.){re.escape(theirs)}$", rf"\1{ours}", module)
     return tuple(module.split(".")) if module else ()
 
 

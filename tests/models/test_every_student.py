@@ -15,9 +15,21 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from remem_jax import models
+from remem_jax import models, platforms
+from remem_jax.models.normalisation import IMAGENET
 from remem_jax.weights import torch_names
-from tests.models.test_students import SIDE, assert_same_logits, exported, pair, run_onnx
+from tests.models.test_students import (
+    SIDE,
+    Pair,
+    assert_close,
+    assert_same_logits,
+    exported,
+    nchw,
+    pair,
+    run_onnx,
+    state,
+)
+from tests.oracles import peers
 
 NAMES = [name for name, student in models.STUDENTS.items() if student.patch == 1]
 pytestmark = pytest.mark.parametrize("name", NAMES)
@@ -40,6 +52,22 @@ def parameters(name: str, classes: int) -> int:
     return sum(shapes[path].size for path in names) + (classes - 3) * per_class
 
 
+def gigamacs(name: str) -> float:
+    """Counts the multiplications of timm's convolutions and linear layers, for 224 pixels."""
+    torch, counts = peers.torch(), []
+
+    def count(layer: Any, _: Any, out: Any) -> None:
+        counts.append(layer.weight[0].numel() * out.numel())
+
+    with torch.device("meta"), torch.no_grad():
+        network = peers.timm().create_model(models.STUDENTS[name].timm).eval()
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                layer.register_forward_hook(count)
+        network(torch.zeros(1, 3, 224, 224))
+    return sum(counts) / 1e9
+
+
 def trunk_and_head(model: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     maps = model.trunk(images)
     return maps, model.head(maps)
@@ -53,7 +81,8 @@ def trunk_and_head_shapes(name: str) -> tuple[Any, dict[str, Any]]:
 
 @functools.cache
 def small_in_bfloat16(name: str) -> tuple[Any, dict[str, Any]]:
-    return traced(name, classes=5, stem="small", dtype="bfloat16")
+    options = {"normalisation": IMAGENET, "dropout": 0.1, "drop_path": 0.1}
+    return traced(name, classes=5, stem="small", dtype="bfloat16", **options)
 
 
 def test_only_the_head_depends_on_the_number_of_classes(name: str) -> None:
@@ -113,11 +142,13 @@ def test_names_translated_to_files_and_back_are_unchanged(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_logits_of_the_onnx_file_match_timm_or_else_jax(name: str) -> None:
+def test_evaluation_and_training_match_timm_or_else_jax(name: str) -> None:
     if models.STUDENTS[name].timm:
-        model, variables, peer, images, _ = pair(name)  # With random weights.
-        file = exported(model, variables)
-        assert_same_logits(file, peer, images)
+        both = pair(name)  # With random weights.
+        file = exported(both.model, both.variables)
+        assert_same_logits(file, both.peer, both.images)
+        assert_same_training(both)
+        variables = both.variables
     else:
         model, images = models.make(name, classes=3), np.linspace(-1, 1, 2 * SIDE**2 * 3)
         images = images.reshape(2, SIDE, SIDE, 3).astype(np.float32)
@@ -130,7 +161,30 @@ def test_logits_of_the_onnx_file_match_timm_or_else_jax(name: str) -> None:
     assert kinds.count("Conv") == sum(leaf.ndim == 4 for leaf in leaves)
 
 
+def assert_same_training(both: Pair) -> None:
+    """Compares the logits and running statistics of two passes in training mode."""
+    peer, apply = both.peer.train(), models.train_apply(both.model)
+    params = both.variables["params"]
+    statistics = {"batch_stats": both.variables["batch_stats"]}
+    key, batches = jax.random.key(0), (both.images, both.images[:, ::-1].copy())
+    with platforms.traced_for("any"):  # XLA's operations compile sooner than those for CPUs.
+        run = jax.jit(apply).trace(params, statistics, batches[0], key).lower().compile()
+
+    for images in batches:
+        logits, statistics = run(params, statistics, images, key)
+        with peers.torch().no_grad():
+            expected = peer(nchw(images)).numpy()
+        # float32 error of up to 150 normalisations, the last over as few as 4 values.
+        assert_close({"logits": np.asarray(logits)}, {"logits": expected}, rtol=1e-3)
+
+    reached = torch_names.to_timm(statistics)
+    assert_close({n: a for n, a in reached.items() if "num_" not in n}, state(peer), rtol=1e-3)
+
+
 def test_the_docs_list_the_student(name: str) -> None:
     student, millions = models.STUDENTS[name], parameters(name, 1000) / 1e6
     row = f"| `{name}` | {student.timm} | {student.torchvision} | {millions:.1f} M |"
-    assert row in PAGE.read_text().splitlines(), f"Add to docs/students.md: {row}"
+    if student.timm:
+        row += f" {gigamacs(name):.2f} |"
+    lines = PAGE.read_text().splitlines()
+    assert any(line.startswith(row) for line in lines), f"Add to docs/students.md: {row}"

@@ -79,6 +79,24 @@ def test_a_depthwise_convolution_and_its_gradients_match_xla(
     )
 
 
+@pytest.mark.parametrize("sides", [(1, 1), (5, 4), (12, 9)])
+@pytest.mark.parametrize("member", [1, 8, 24])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_grouped_convolution_and_its_gradients_match_xla(
+    rng: np.random.Generator, sides: tuple[int, int], member: int, stride: int
+) -> None:
+    maps = jnp.asarray(rng.normal(size=(2, *sides, 72)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(3, 3, member, 72)), jnp.float32)
+    layer = layers.Conv(72, 3, stride, groups=72 // member)
+
+    assert_same_with_gradients(
+        lambda maps, kernel: layer.apply({"params": {"kernel": kernel}}, maps),
+        lambda maps, kernel: convolved(maps, kernel, stride, groups=72 // member),
+        maps,
+        weights,
+    )
+
+
 def test_a_convolution_adds_its_bias(rng: np.random.Generator) -> None:
     maps = jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32)
     params = {"kernel": jnp.ones((1, 1, 3, 2)), "bias": jnp.asarray([1.0, -2.0])}
@@ -173,6 +191,29 @@ def test_the_max_pool_and_its_gradient_match_flax(rng: np.random.Generator, side
     np.testing.assert_allclose(gradient(ours), gradient(theirs), rtol=1e-6)
 
 
+@pytest.mark.parametrize("sides", [(1, 1), (4, 6), (5, 4)])
+def test_the_average_pool_and_its_gradient_match_torch(
+    rng: np.random.Generator, sides: tuple[int, int]
+) -> None:
+    torch = peers.torch()
+    maps = rng.normal(size=(2, *sides, 3)).astype(np.float32)
+    nchw = torch.tensor(maps.transpose(0, 3, 1, 2), requires_grad=True)
+    pool = torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+    out = pool(nchw)
+    torch.sin(out).sum().backward()
+
+    def ours(maps: jax.Array) -> Any:
+        return layers.AveragePool().apply({}, maps)
+
+    gradient = jax.grad(lambda maps: jnp.sum(jnp.sin(ours(maps))))(jnp.asarray(maps))
+
+    expected = out.detach().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(ours(jnp.asarray(maps)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient, nchw.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("layer", "operation"),
     [
@@ -180,8 +221,9 @@ def test_the_max_pool_and_its_gradient_match_flax(rng: np.random.Generator, side
         (layers.Conv(4, 3), "stablehlo.convolution"),
         (layers.DepthwiseConv(3), "stablehlo.convolution"),
         (layers.MaxPool(), "stablehlo.reduce_window"),
+        (layers.AveragePool(), "stablehlo.reduce_window"),
     ],
-    ids=["pointwise", "small", "depthwise", "pool"],
+    ids=["pointwise", "small", "depthwise", "max_pool", "average_pool"],
 )
 def test_each_layer_is_one_operation_except_on_cpus(layer: nn.Module, operation: str) -> None:
     maps = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
@@ -194,3 +236,12 @@ def test_each_layer_is_one_operation_except_on_cpus(layer: nn.Module, operation:
     }
 
     assert actual == {"cpu": 0, "cuda": 1, "tpu": 1}
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_grouped_convolution_is_one_operation_except_on_cpus(platform: str) -> None:
+    maps, layer = jax.ShapeDtypeStruct((2, 4, 4, 64), jnp.float32), layers.Conv(64, 3, groups=64)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), maps)
+    lowered = jax.jit(layer.apply).trace(variables, maps).lower(lowering_platforms=(platform,))
+
+    assert lowered.as_text().count("stablehlo.convolution") == 1

@@ -39,7 +39,17 @@ def _timms(model: Any) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    "student", ["resnet18", "mobilenet_v2", "efficientnet_lite0", "efficientnet_v2_b0"]
+    "student",
+    [
+        "resnet18",
+        "resnet26d",
+        "regnety_004",
+        "mobilenet_v2",
+        "mobilenetv3_small_100",
+        "mobilenetv4_conv_small",
+        "efficientnet_lite0",
+        "efficientnet_v2_b0",
+    ],
 )
 def test_layers_of_a_student_are_timms(student: str) -> None:
     record = models.STUDENTS[student]

@@ -208,6 +208,31 @@ def test_a_student_from_scratch_names_no_teacher(results: dict[str, Any]) -> Non
     assert "trained from scratch on labels only" in body
 
 
+def _training(results: dict[str, Any], method: str) -> dict[str, str]:
+    """Returns the values of the card's table of settings by title."""
+    return {row[0]: row[1] for row in card_tables.training(results, method).rows}
+
+
+def test_training_options_are_listed_if_they_have_an_effect(results: dict[str, Any]) -> None:
+    off = {"optimizer": "sgd", "momentum": 0.9, "ema": 0.0, "body_rate": 1.0, "dropout": 0.0}
+    results["config"]["student"] |= off
+    plain = _training(results, "remem")
+    on = {"optimizer": "adamw", "betas": [0.9, 0.99], "ema": 0.999, "body_rate": 0.1}
+    results["config"]["student"] |= on
+
+    pretrained, scratch = (_training(results, method) for method in ("remem", "scratch"))
+
+    average = "Decay of the moving average, which these weights are"
+    body = "Learning rate of the body, as a multiple of the head's"
+    assert "Momentum" in plain
+    assert plain.keys().isdisjoint({"Optimiser", average, body, "Dropout"})
+    assert (pretrained["Optimiser"], pretrained["Betas"]) == ("adamw", "0.9, 0.99")
+    assert (pretrained[average], pretrained[body]) == ("0.999", "0.1")
+    assert "Momentum" not in pretrained
+    assert average in scratch
+    assert body not in scratch
+
+
 def test_weights_on_the_hub_match_timms_conversions_of_the_same_files() -> None:
     timm = peers.timm()
 

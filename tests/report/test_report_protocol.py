@@ -11,7 +11,7 @@ from configs import quickstart, remem
 from remem_jax import data, models, settings
 from remem_jax.data import registry
 from remem_jax.methods import METHODS
-from remem_jax.report import protocol
+from remem_jax.report import effects, protocol
 from remem_jax.storage.identity import described
 from remem_jax.train import student_losses
 from remem_jax.weights import catalog
@@ -76,9 +76,7 @@ def test_the_tables_contain_only_existing_settings() -> None:
     ],
 )
 def test_a_setting_applies_to_the_methods_that_do_not_fix_it(name: str, methods: set[str]) -> None:
-    applicable = {
-        method for method in METHODS if protocol._has_effect_in(method, f"teacher.{name}")
-    }
+    applicable = {method for method in METHODS if effects.has_effect_in(method, f"teacher.{name}")}
 
     assert applicable == methods
 
@@ -172,10 +170,32 @@ def test_a_setting_that_is_not_the_papers_is_named(name: str, value: Any, senten
 def test_every_setting_of_the_table_is_named_if_it_applies(name: str) -> None:
     tuning = "lora" if ".lora." in name else "adapter_pfeiffer"
     required = {"teacher.tuning": tuning, "information.seeds": (0,), "student.init": "a file"}
+    group = name.partition(".")[0]
+    if name.endswith((".betas", ".epsilon")) and group != "information":
+        required[f"{group}.optimizer"] = "adamw"
+    if name.endswith(".ema_warmup"):
+        required[f"{group}.ema"] = 0.9
 
     sentences = protocol.deviations(_config({**required, name: "another"}))
 
     assert any(sentence.startswith(f"{name} is another") for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"student.body_rate": 0.1},
+        {"student.layer_decay": 0.9},
+        {"student.betas": (0.8, 0.9)},
+        {"teacher.ema_warmup": True},
+        {"teacher.optimizer": "adamw", "teacher.momentum": 0.5},
+    ],
+)
+def test_settings_without_an_effect_are_not_named(changes: dict[str, Any]) -> None:
+    sentences = protocol.deviations(_config(changes))
+
+    without = {name: value for name, value in changes.items() if name.endswith("optimizer")}
+    assert len(sentences) == len(without)
 
 
 @pytest.mark.parametrize("loss", sorted(set(student_losses.LOSSES) - {"kd", "dist"}))

@@ -46,7 +46,7 @@ def test_a_teacher_is_sharded_when_it_leaves_the_host(sharded: context.Run) -> N
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
 
-    created = training.first_state()
+    created: Any = training.first_state()
 
     gc.collect()
     new_arrays = [array for array in jax.live_arrays() if id(array) not in before]
@@ -57,6 +57,33 @@ def test_a_teacher_is_sharded_when_it_leaves_the_host(sharded: context.Run) -> N
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(first.trainable))
     jax.tree.map(np.testing.assert_array_equal, created.params, encoder.stack(first.trainable))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(created.opt_state))
+
+
+def test_the_average_of_a_teacher_is_sharded_beside_its_parameters(sharded: context.Run) -> None:
+    first = teacher_training.start(sharded, finetune.read_pretrained(sharded), "finetune")
+    settings = teacher_training.settings_of(sharded.config, "finetune")
+    settings.ema, settings.optimizer = 0.9, "adamw"
+    training = teacher_training.make_training(sharded, settings, first)
+
+    created: Any = training.first_state()
+
+    _require_sharded(created)
+    assert _layout(created) == _layout(training.shapes)
+    assert _layout(created.average["params"]) == _layout(created.params)
+    # Donation would fail if both were the same buffers.
+    donated = jax.jit(lambda trained: trained, donate_argnums=0)(created)
+    jax.tree.map(np.testing.assert_array_equal, donated.average["params"], donated.params)
+
+
+def test_the_memory_of_a_teacher_includes_its_average(small_run: context.Run) -> None:
+    pretrained = finetune.read_pretrained(small_run)
+    first = teacher_training.start(small_run, pretrained, "finetune")
+    plain = teacher_training.planned_step(small_run, "finetune", first).at_rest
+
+    small_run.config.teacher.ema = 0.9
+    averaged = teacher_training.planned_step(small_run, "finetune", first).at_rest
+
+    assert averaged - plain == sum(leaf.nbytes for leaf in jax.tree.leaves(first.trainable))
 
 
 def test_no_device_holds_all_initial_parameters(
@@ -89,6 +116,7 @@ def _held(compiled: Any) -> int:
 
 def test_initial_states_of_students_are_sharded(sharded: context.Run) -> None:
     sharded.config.methods = ("scratch",)
+    sharded.config.student.ema = 0.9
     setup = student_setup.make(sharded, None)
 
     created = setup.first_states[student_setup.LABELS](3, False)
@@ -114,7 +142,7 @@ def test_a_resumed_run_holds_one_state(
             held.append(sum(array.nbytes for array in alive))
             return training.step(current, *rest, **options)
 
-        def first_state() -> state.State:
+        def first_state() -> state.TrainState:
             created.append(1)
             return training.first_state()
 

@@ -4,7 +4,10 @@
     convolution          matrix product, or XLA's with  XLA's                   XLA's
                          gradients that are not fused
     depthwise            sum of shifted maps            XLA's                   XLA's
+    grouped              dense convolutions of a few     XLA's                   XLA's
+                         groups each
     max_pool             chain of maxima                XLA's                   XLA's
+    average_pool         sums over axes                 XLA's                   XLA's
     attention            two matrix products            cuDNN's flash           two matrix products
                                                         attention, in half
                                                         precision

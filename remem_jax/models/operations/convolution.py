@@ -34,7 +34,7 @@ def convolution(
         margins: Width of the zeros around the maps.
     """
     is_small = kernel.shape[0] == 1 or max(maps.shape[1:3]) <= _SMALL
-    on_cpu = _matrix_product if is_small else _unfused_convolution
+    on_cpu = _matrix_product if is_small else unfused_convolution
     return platforms.dependent(
         maps,
         kernel,
@@ -75,7 +75,7 @@ def _matrix_product(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _unfused_convolution(
+def unfused_convolution(
     maps: Float[Array, "batch height width channel"],
     kernel: Float[Array, "side side channel feature"],
     stride: int,
@@ -97,7 +97,7 @@ def _unfused_convolution_forward(
     # arrays: their tree structure encodes whether the gradient is wanted.
     wanted = () if maps.perturbed else None
     saved = maps.value, kernel.value, wanted
-    return _unfused_convolution(*saved[:2], stride, margins), saved
+    return unfused_convolution(*saved[:2], stride, margins), saved
 
 
 def _unfused_convolution_backward(
@@ -134,7 +134,7 @@ def _unfused_convolution_backward(
     return _unfused(by_maps, cotangent, kernel, scalar=scalar), kernel_gradient
 
 
-_unfused_convolution.defvjp(
+unfused_convolution.defvjp(
     _unfused_convolution_forward, _unfused_convolution_backward, symbolic_zeros=True
 )
 

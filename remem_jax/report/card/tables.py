@@ -6,10 +6,12 @@ from typing import Any
 
 from remem_jax import evaluate
 from remem_jax.data import registry
+from remem_jax.methods import METHODS
 from remem_jax.report import initial_students, tables
 from remem_jax.report.card import licences
 from remem_jax.report.run import comparisons, data_summary
 from remem_jax.report.tables import Results, Table
+from remem_jax.storage import identity
 
 # Our metrics: their names on the Hub, and their titles.
 METRICS = {
@@ -147,13 +149,23 @@ def confused(results: Results, method: str) -> Table | None:
     return Table("Most frequent errors on test", heads, tuple(rows), numeric=False)
 
 
-# Student settings that the card lists.
+# Student settings that the card lists, except those of `identity.ADDED` that are off.
 _TRAINING = {
     "steps": "Steps",
     "batch_size": "Batch size",
     "warmup_steps": "Warm-up steps",
+    "optimizer": "Optimiser",
     "momentum": "Momentum",
+    "betas": "Betas",
+    "epsilon": "Epsilon",
     "weight_decay": "Weight decay",
+    "layer_decay": "Decay of the learning rate by layer",
+    "body_rate": "Learning rate of the body, as a multiple of the head's",
+    "dropout": "Dropout",
+    "drop_path": "Stochastic depth",
+    "label_smoothing": "Label smoothing",
+    "ema": "Decay of the moving average, which these weights are",
+    "ema_warmup": "Warm-up of this decay",
     "mixup": "Mixup",
     "hard_labels": "Labels in addition to the teacher",
     "flatten": "Divisor of the teacher's logits",
@@ -191,16 +203,26 @@ def training(results: Results, method: str) -> Table:
         ]
     rows += _named(row["selected"], _SELECTED)
     rows += [("Seed of the student", f"{saved_student(row).get('seed', row['selected']['seed'])}")]
-    student = dict(student_settings(results))
-    if not row["teacher"]:
-        student = {
-            name: value for name, value in student.items() if name not in ("hard_labels", "flatten")
-        }
+    idle = _idle(results, method)
+    given = identity.without_additions({"student": student_settings(results)})["student"]
+    student = {name: value for name, value in given.items() if name not in idle}
     rows += _named(student, _TRAINING)
     versions = results["versions"]
     rows += [("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     rows += [("Hash of all settings", results["config_fingerprint"])]
     return Table("Training", ("Setting", "Value"), tuple(rows), numeric=False)
+
+
+def _idle(results: Results, method: str) -> set[str]:
+    """Returns the student settings that have no effect in a method."""
+    idle, record = set(), METHODS.get(method)
+    if student_settings(results).get("optimizer") == "adamw":
+        idle |= {"momentum"}
+    if record and not record.has_teacher:
+        idle |= {"hard_labels", "flatten"}
+    if record and record.starts_random:
+        idle |= {"layer_decay", "body_rate"}
+    return idle
 
 
 def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -215,6 +237,8 @@ def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[st
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
     return tables.cell(value)
 
 

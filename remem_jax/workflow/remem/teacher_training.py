@@ -77,11 +77,11 @@ def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
         residual=settings.residual,
         exact_gelu=settings.gelu == "erf" if settings.gelu else checkpoint.options["exact_gelu"],
         dropout=settings.dropout,
+        drop_path=settings.drop_path,
         pruned_mlp=settings.pruned_mlp,
         pruned_attention=settings.pruned_attention,
         dtype=run.config.compute_dtype,
         scan=settings.scan,
-        **({"drop_path": settings.drop_path} if settings.drop_path else {}),
         **checkpoint_options,
     )
     variables = augreg.into(
