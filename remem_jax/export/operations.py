@@ -187,8 +187,8 @@ def _max_pool(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
 def _average_pool(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     """Adds the node of `average_pool.average_pool`."""
     aval = equation.outvars[0].aval
-    whole, two = whole(graph, inputs[0], equation), [2, 2]
-    name = graph.add("AveragePool", whole, kernel_shape=two, strides=two, ceil_mode=1)
+    maps, two = whole(graph, inputs[0], equation), [2, 2]
+    name = graph.add("AveragePool", maps, kernel_shape=two, strides=two, ceil_mode=1)
     return Tensor(name, aval.shape, np.dtype(aval.dtype))
 
 
@@ -225,14 +225,14 @@ def _sum(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     axes, shape = equation.params["axes"], equation.invars[0].aval.shape
     is_maps = len(shape) == _MAPS and not inputs[0].is_tokens
     graph_axes = [_CHANNELS_FIRST.index(axis) for axis in axes] if is_maps else axes
-    whole_, along = (
+    maps, along = (
         whole(graph, inputs[0], equation),
         graph.constant(np.asarray(graph_axes, np.int64)),
     )
     aval = equation.outvars[0].aval
     if is_maps and len(aval.shape) not in (2, 1):
         raise SettingError("ONNX export supports only sums over two or three axes of feature maps.")
-    name = graph.add("ReduceSum", whole_, along, keepdims=0)
+    name = graph.add("ReduceSum", maps, along, keepdims=0)
     return Tensor(name, aval.shape, np.dtype(aval.dtype), inputs[0].is_tokens)
 
 
