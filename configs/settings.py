@@ -274,8 +274,8 @@ def _student(config: ConfigDict) -> None:
     config.student.layer_decay = 1.0
     # As config.teacher.body_rate, for students with pretrained weights; at least 0. [derived]
     config.student.body_rate = 1.0
-    # Dropout rate before the head, and of a ViT also in its blocks; from 0 to 0.99. The paper's
-    # text mentions none. [derived]
+    # Dropout rate: before the head, or in a ViT after its embedding and within its blocks; from 0
+    # to 0.99. The paper's text mentions none. [derived]
     config.student.dropout = 0.0
     config.student.drop_path = 0.0  # As config.teacher.drop_path; from 0 to 0.99. [derived]
     # As config.teacher.label_smoothing, in the cross-entropy of every loss; from 0 to 1. [derived]

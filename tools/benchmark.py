@@ -1,6 +1,6 @@
 """Measures forward passes, training steps and loading, compared with torch and timm.
 
-    python -m tools.benchmark                       # all rows, about twenty minutes
+    python -m tools.benchmark                       # all rows, about an hour
     python -m tools.benchmark --rows=forward,step --json=figures.json
     python -m tools.benchmark --rows=load           # checkpoints: seconds and peak memory
     python -m tools.benchmark --device=gpu --rows=step,sam

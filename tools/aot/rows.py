@@ -57,6 +57,20 @@ def _student(title: str, options: str, **others: Any) -> Row:
     return Row(f"{title}, distilled from ViT-B/16", options, settings, steps.distillation, **others)
 
 
+# Students of other families, for one kind of GPU and one of TPU.
+STUDENTS = (
+    "resnet26d",
+    "resnet50d",
+    "regnety_004",
+    "regnety_008",
+    "mobilenetv3_small_100",
+    "mobilenetv3_large_100",
+    "mobilenetv4_conv_small",
+    "mobilenetv4_conv_medium",
+    *(f"efficientnet_lite{i}" for i in range(5)),
+    "efficientnet_b0",
+)
+
 ROWS: dict[str, Row] = {
     **{
         f"{size}-{name}": _teacher(f"{size}/16", method)
@@ -70,6 +84,7 @@ ROWS: dict[str, Row] = {
     "efficientnet_v2_s": _student(
         "EfficientNetV2-S", "student=efficientnet_v2_s", too_large=("rtx3090",)
     ),
+    **{name: _student(name, f"student={name}", targets=("h100", "v5e-8")) for name in STUDENTS},
     "features": _student("ResNet-18, features", "student=resnet18,loss=features"),
     "resnet18-fsdp": _student(
         "ResNet-18, FSDP", "student=resnet18", settings={"fsdp": True}, targets=SEVERAL

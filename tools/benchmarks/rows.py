@@ -115,6 +115,21 @@ def _on_gpu(kind: str, targets: tuple[float, float, float], **more: object) -> R
     return Row(work._replace(**more), named)
 
 
+# Students of the rows with one network each, in the order of their GMAC.
+STUDENTS = (
+    "mobilenetv3_small_100",
+    "mobilenetv4_conv_small",
+    "mobilenetv3_large_100",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "regnety_004",
+    "efficientnet_lite2",
+    "regnety_008",
+    "mobilenetv4_conv_medium",
+    "efficientnet_lite4",
+    "resnet26d",
+    "resnet50d",
+)
 CPU = {
     # Typical batch sizes on a CPU.
     "forward": _on_cpu("forward", 64, 96, 1.2, variant="Ti/16"),
@@ -125,6 +140,7 @@ CPU = {
     "kd": _on_cpu("kd", 64, 96, 1.2, variant="Ti/16", student="resnet18"),
     "step_2_cores": _on_cpu("step", 64, 96, 1.2, cores=2, variant="Ti/16"),
     "resnet18_2_cores": _on_cpu("student", 64, 96, 1.2, cores=2, student="resnet18"),
+    **{name: _on_cpu("student", 64, 96, 1.2, student=name) for name in STUDENTS},
     # Small batches of larger images.
     "forward_small": _on_cpu("forward", 8, 224, 1.2, variant="Ti/16"),
     "step_small": _on_cpu("step", 4, 224, 1.2, variant="Ti/16"),
