@@ -51,6 +51,16 @@ def rows(record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
+def architecture_row(results: Results) -> list[tuple[str, str]]:
+    """Returns the row on the pooling and the GELU of a ViT; none for other students."""
+    used = results["models"].get("student_architecture")
+    if not used:
+        return []
+    pools = {"cls": "[CLS]", "gap": "the mean of its tokens", "map": "attention"}
+    sentence = f"pooled by {pools.get(used['pool'], used['pool'])}, GELU by {used['gelu']}"
+    return [("Architecture of the student", sentence)]
+
+
 def normalisation_row(results: Results) -> list[tuple[str, str]]:
     """Returns the row on the student's own normalisation; none for the pipeline's, [-1, 1]."""
     used = normalisation(results)

@@ -17,7 +17,8 @@ def require_described(source: Source, init: str, student: str, stem: str) -> Non
     """Raises `SettingError` if what is known about a file says that it is of another network.
 
     Some networks have equal names and shapes and compute other functions: those with another
-    padding, or another stride in the stem.
+    padding, or another stride in the stem. This does not hold for ViTs: timm has many names for one
+    network, such as vit_tiny_patch16_384 and deit_tiny_patch16_224.
 
     Args:
         source: The file.
@@ -31,8 +32,9 @@ def require_described(source: Source, init: str, student: str, stem: str) -> Non
         f"{init} holds a {stored}, and config.student.model is {student}: "
         f"{_advice(stored, student)}.",
     )
+    is_known = bool(source.architecture) and "model" not in source.metadata
     require(
-        not source.architecture or source.architecture == timm or "model" in source.metadata,
+        not is_known or source.architecture == timm or models.STUDENTS[student].patch > 1,
         f"{init} holds timm's {source.architecture}, and config.student.model is {student}"
         f"{f' ({timm} in timm)' if timm else ''}: "
         f"{_advice(_of_timm(source.architecture), student)}.",
