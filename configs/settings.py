@@ -215,8 +215,8 @@ def _student(config: ConfigDict) -> None:
     config.student.model = "resnet18"
     # Pretrained weights that the student starts from, except in the method "scratch": "imagenet" or
     # a name of the catalogue (docs/students.md), a repository on the Hugging Face Hub such as
-    # "timm/resnet18.a1_in1k", or a .safetensors file with the names of timm or torchvision; empty
-    # is random weights. [text]
+    # "timm/resnet18.a1_in1k", or a .safetensors file with the names of timm or torchvision; for
+    # a ViT also what config.teacher.init may be; empty is random weights. [text]
     config.student.init = ""
     # Means of red, green and blue, as fractions of the pixel range, that the student subtracts from
     # its images; empty is those of its pretrained weights, or 0.5 without any. [choice]
@@ -274,8 +274,8 @@ def _student(config: ConfigDict) -> None:
     config.student.layer_decay = 1.0
     # As config.teacher.body_rate, for students with pretrained weights; at least 0. [derived]
     config.student.body_rate = 1.0
-    # Dropout rate before the head, and of a ViT also in its blocks; from 0 to 0.99. The paper's
-    # text mentions none. [derived]
+    # Dropout rate: before the head, or in a ViT after its embedding and within its blocks; from 0
+    # to 0.99. The paper's text mentions none. [derived]
     config.student.dropout = 0.0
     config.student.drop_path = 0.0  # As config.teacher.drop_path; from 0 to 0.99. [derived]
     # As config.teacher.label_smoothing, in the cross-entropy of every loss; from 0 to 1. [derived]

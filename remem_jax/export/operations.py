@@ -225,14 +225,14 @@ def _sum(graph: Graph, equation: Any, inputs: Sequence[Any]) -> Tensor:
     axes, shape = equation.params["axes"], equation.invars[0].aval.shape
     is_maps = len(shape) == _MAPS and not inputs[0].is_tokens
     graph_axes = [_CHANNELS_FIRST.index(axis) for axis in axes] if is_maps else axes
-    whole_, along = (
+    maps, along = (
         whole(graph, inputs[0], equation),
         graph.constant(np.asarray(graph_axes, np.int64)),
     )
     aval = equation.outvars[0].aval
     if is_maps and len(aval.shape) not in (2, 1):
         raise SettingError("ONNX export supports only sums over two or three axes of feature maps.")
-    name = graph.add("ReduceSum", whole_, along, keepdims=0)
+    name = graph.add("ReduceSum", maps, along, keepdims=0)
     return Tensor(name, aval.shape, np.dtype(aval.dtype), inputs[0].is_tokens)
 
 

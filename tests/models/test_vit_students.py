@@ -13,6 +13,7 @@ from remem_jax import models
 from remem_jax.models import encoder, projection, vit_student
 from remem_jax.weights import augreg, vit_students
 from tests import tiny_run
+from tests.models import test_every_student
 from tests.models.test_students import exported, run_onnx
 from tests.oracles import peers
 
@@ -222,3 +223,14 @@ def test_only_the_head_depends_on_the_number_of_classes(name: str) -> None:
 def test_unknown_options_are_refused(option: str, value: str) -> None:
     with pytest.raises(ValueError, match=rf"{option} must be one of .*{value}"):
         tiny(**{option: value})
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_the_docs_list_the_student(name: str) -> None:
+    millions, macs = (
+        test_every_student.parameters(name, 1000) / 1e6,
+        test_every_student.gigamacs(name),
+    )
+    row = f"| `{name}` | {models.STUDENTS[name].timm} |  | {millions:.1f} M | {macs:.2f} |"
+    lines = test_every_student.PAGE.read_text().splitlines()
+    assert row in lines, f"Add to docs/students.md: {row}"

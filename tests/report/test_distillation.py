@@ -14,12 +14,16 @@ from remem_jax.report.run import distillation, page
 from tests.report.conftest import LABELS, WRONG
 
 IMAGES = len(LABELS)
+INITIAL = {
+    "init": "resnet18.safetensors",
+    **dict.fromkeys(("repository", "commit", "pretraining", "licence", "digest"), ""),
+}
 
 
 @pytest.fixture
 def pretrained(results: dict[str, Any]) -> dict[str, Any]:
     """Results of a run whose student is pretrained, with the method `alone` of 89 %."""
-    results["models"]["student_init"] = {"init": "resnet18.safetensors"}
+    results["models"]["student_init"] = INITIAL
     row = copy.deepcopy(results["methods"][0])
     row["method"] = "alone"
     _set_wrong(row, [*range(24), *range(250, 270)])
@@ -107,7 +111,7 @@ def test_the_error_over_seeds_is_that_of_the_paired_differences(pretrained: dict
 def test_an_unmeasured_baseline_of_a_pretrained_student_is_named(
     results: dict[str, Any],
 ) -> None:
-    results["models"]["student_init"] = {"init": "resnet18.safetensors"}
+    results["models"]["student_init"] = INITIAL
 
     text = distillation.gain(results)
 

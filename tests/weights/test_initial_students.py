@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from remem_jax.checks import SettingError
 from remem_jax.models import normalisation, resnet
 from remem_jax.models.normalisation import Normalisation
 from remem_jax.weights import (
+    hub,
     initial_students,
     student_catalog,
     student_normalisation,
@@ -24,7 +24,7 @@ from remem_jax.weights import (
 )
 from tests import tiny_run
 from tests.oracles import peers
-from tests.weights.test_augreg import reference_images
+from tests.weights import tiny_imagenet
 from tests.weights.test_students import filled
 
 # Small networks with the published weights of others.
@@ -151,6 +151,7 @@ def test_another_stem_is_named(tmp_path: pathlib.Path) -> None:
         read(path, "tiny")
 
 
+@pytest.mark.usefixtures("few")
 def test_arrays_that_fit_no_network_are_listed(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.safetensors"
     save(path)
@@ -278,23 +279,56 @@ def test_a_normalisation_has_three_channels(mean: Any, std: Any, message: str) -
         student_normalisation.given(mean, std)
 
 
-def test_real_weights_of_efficientnet_lite0_have_the_logits_of_timm(shared: pathlib.Path) -> None:
-    path = shared / "weights/tf_efficientnet_lite0.in1k.safetensors"
-    if not path.is_file():
-        pytest.skip(f"Needs {path}.")
-    peer = peers.timm().create_model("tf_efficientnet_lite0", checkpoint_path=str(path)).eval()
-    initial = read(path, "efficientnet_lite0")
-    model = models.make("efficientnet_lite0", classes=1000, normalisation=initial.normalisation)
-    images, (mean, std) = reference_images(), initial.normalisation
-    head = students.load(path, model)
+def test_real_weights_classify_real_images_as_in_timm(shared: pathlib.Path) -> None:
+    for file in (tiny_imagenet.WEIGHTS, tiny_imagenet.IMAGES):
+        if not (shared / file).is_file():
+            pytest.skip(f"Needs {shared / file}.")
+    peers.timm()
+    drawn = tiny_imagenet.sample(shared, 20)
 
-    logits = jax.jit(model.apply)(
-        initial_students.join(head, initial.variables), jnp.asarray(images)
-    )
+    logits = tiny_imagenet.ours(shared, drawn.pixels)
 
-    pixels = (images + 1) * 127.5
-    theirs = (pixels - 127) / 128
-    np.testing.assert_allclose((pixels / 255 - mean[0]) / std[0], theirs, atol=1e-6)
-    with peers.torch().no_grad():
-        expected = peer(peers.torch().tensor(theirs.transpose(0, 3, 1, 2))).numpy()
+    expected = tiny_imagenet.of_timm(shared, drawn.pixels)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    assert drawn.top1(logits) == drawn.top1(expected)
+    # Of 300 images, timm has 56.0 % among the 200 classes; tests/weights/tiny_imagenet.py shows it.
+    assert drawn.top1(logits)[1] > 0.3
+
+
+def fetched(tmp_path: pathlib.Path, config: Any) -> Any:
+    """Replaces `hub.fetch`: every repository has these weights."""
+    path = tmp_path / "model.safetensors"
+    save(path)
+    return lambda name: hub.Fetched(path, config, f"commit of {name}")
+
+
+def test_recommended_weights_come_from_the_hub(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"architecture": "resnet18", "pretrained_cfg": {**UNIT, "license": "other"}}
+    monkeypatch.setattr(hub, "fetch", fetched(tmp_path, config))
+
+    record = read(pathlib.Path("imagenet"), "tiny").record
+
+    assert record["repository"] == "timm/resnet18.a1_in1k"
+    assert record["commit"] == "commit of timm/resnet18.a1_in1k"
+    assert (record["licence"], record["pretraining"]) == ("apache-2.0", "ImageNet-1k")
+    assert record["mean"] == list(IMAGENET.mean)  # The catalogue's.
+
+
+def test_any_repository_may_be_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"architecture": "resnet18", "pretrained_cfg": {**UNIT, "license": "mit"}}
+    monkeypatch.setattr(hub, "fetch", fetched(tmp_path, config))
+
+    record = read(pathlib.Path("me/mine"), "tiny").record
+
+    assert (record["repository"], record["licence"]) == ("me/mine", "mit")
+    assert (record["mean"], record["std"]) == (UNIT["mean"], UNIT["std"])
+    with pytest.raises(
+        SettingError, match=r"timm's resnet18, and config\.student\.model is tiny34"
+    ):
+        read(pathlib.Path("me/mine"), "tiny34")
+    with pytest.raises(SettingError, match="was trained with the stem 'imagenet'"):
+        read(pathlib.Path("me/mine"), "tiny", "small")

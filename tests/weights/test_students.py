@@ -11,8 +11,6 @@ import pytest
 from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.weights import students, timm
-from tests.oracles import peers
-from tests.weights.test_augreg import reference_images
 
 
 def filled(model: Any, rng: np.random.Generator) -> Any:
@@ -66,16 +64,3 @@ def test_an_array_of_another_network_is_named(
 
     with pytest.raises(SettingError, match="unexpected: params/fc/scale"):
         students.load(path, model)
-
-
-def test_efficientnet_lite0_has_the_logits_of_timm_with_real_weights(shared: pathlib.Path) -> None:
-    path = shared / "weights/tf_efficientnet_lite0.in1k.safetensors"
-    peer = peers.timm().create_model("tf_efficientnet_lite0", checkpoint_path=str(path)).eval()
-    model, images = models.make("efficientnet_lite0", classes=1000), reference_images()
-
-    logits = jax.jit(model.apply)(students.load(path, model), jnp.asarray(images))
-
-    with peers.torch().no_grad():
-        expected = peer(peers.torch().tensor(images.transpose(0, 3, 1, 2))).numpy()
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))

@@ -1,22 +1,26 @@
 """Students that start from pretrained weights (`config.student.init`)."""
 
+import json
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import safetensors.torch
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from remem_jax import models, settings, workflow
 from remem_jax.checks import SettingError
+from remem_jax.export import predictors, runs
 from remem_jax.models.normalisation import IMAGENET
 from remem_jax.storage import results
 from remem_jax.weights import student_normalisation, students
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import student_setup
 from tests import tiny_run
+from tests.oracles import peers
 from tests.workflow.conftest import Shared
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("resnet4", "mixed_dtypes")]
@@ -119,7 +123,26 @@ def test_a_whole_run_compares_distillation_with_both_baselines(
     assert record is not None
     assert [row["method"] for row in record["methods"]] == ["scratch", "alone", "finetune"]
     assert record["models"]["student_init"]["digest"] == results.digest(weights)
-    assert (tmp_path / "selected" / "alone_student.safetensors").is_file()
+    assert record["models"]["student_normalisation"]["mean"] == list(IMAGENET.mean)
+    report = (tmp_path / "report.md").read_text()
+    assert "| Initial weights of the student | resnet4.safetensors (a local file) |" in report
+    assert "mean 0.485, 0.456, 0.406 and deviation 0.229, 0.224, 0.225, of pixels" in report
+    _require_timms_logits(runs.open_student(tmp_path, method="alone"))
+
+
+def _require_timms_logits(student: runs.Student) -> None:
+    """Compares a run's student with timm's network, whose images are normalised outside of it."""
+    side, torch = tiny_run.IMAGE_SIZE, peers.torch()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, side, side, 3)).astype(np.uint8)
+    logits = predictors.of_student(student).predict(pixels)
+    with safetensors.safe_open(student.source, framework="np") as file:
+        mean, std = (json.loads(file.metadata()[name]) for name in ("mean", "std"))
+    theirs = peers.resnet4(len(student.described.classes)).eval()
+    theirs.load_state_dict(safetensors.torch.load_file(student.source), strict=True)
+    images = ((pixels / 255 - mean) / std).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(images, dtype=torch.float32)).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_a_folder_belongs_to_its_initial_weights(

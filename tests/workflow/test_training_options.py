@@ -3,21 +3,20 @@
 import contextlib
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from remem_jax import models
+from remem_jax.models.normalisation import IMAGENET
 from remem_jax.records import Hyperparameters
 from remem_jax.settings import check_remem
-from remem_jax.storage import results
 from remem_jax.train import loop
-from remem_jax.weights import students
+from remem_jax.weights import student_normalisation, students
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import pipeline, student_setup
+from remem_jax.workflow.remem import distill, finetune, student_setup
 
 pytestmark = pytest.mark.slow
 STEPS = 4
@@ -35,43 +34,57 @@ def run(small_run: context.Run) -> context.Run:
     return small_run
 
 
-def _run(run: context.Run, folder: str, **changes: Any) -> tuple[dict[str, Any], Any]:
-    """Runs to the end in a folder; returns the selected models' arrays and the results."""
+class Trained(NamedTuple):
+    """The models of one method.
+
+    Attributes:
+        teacher: Variables of the last teacher, as saved.
+        students: Variables of the best students, as saved.
+        records: Records of teachers and students, with validation metrics.
+    """
+
+    teacher: Any
+    students: list[Any]
+    records: list[dict[str, Any]]
+
+
+def _train(
+    run: context.Run, folder: str, setup: student_setup.StudentSetup, **changes: Any
+) -> Trained:
+    """Trains the teachers and students of the run's method in a folder."""
     copy = run._replace(workdir=run.workdir / folder, **changes)
-    check_remem(copy.config)
-    pipeline.run_remem(copy)
-    return _arrays(copy.workdir / "selected"), results.read(copy.workdir / "results.json")
+    (method,) = copy.config.methods
+    teachers = finetune.finetune(copy, finetune.read_pretrained(copy), method)
+    (group,) = distill.from_teachers(copy, setup, teachers)
+    best = distill.select(group["students"], copy.dataset.metric)
+    students = [distill.kept(copy, setup, group["part"], each["student"]) for each in best]
+    teacher = teachers.load(teachers.records[-1]["step"])
+    return Trained(teacher, students, [*teachers.records, *group["students"]])
 
 
-def _arrays(folder: pathlib.Path) -> dict[str, Any]:
-    arrays = {}
-    for path in sorted(folder.glob("*_student.safetensors")):
-        loaded = safetensors.numpy.load_file(path)
-        arrays |= {f"{path.name}:{name}": array for name, array in loaded.items()}
-    for path in sorted(folder.glob("*_teacher.npz")):
-        arrays |= {f"{path.name}:{name}": array for name, array in np.load(path).items()}
-    return arrays
+def _setup(run: context.Run) -> student_setup.StudentSetup:
+    """Checks the settings, and builds the students, which several runs can share."""
+    check_remem(run.config)
+    return student_setup.make(run, finetune.read_pretrained(run))
 
 
 def test_averages_are_evaluated_kept_and_taught_from(run: context.Run) -> None:
     run.config.teacher.tuning = "lora"
     run.config.teacher.ema = run.config.student.ema = 1 - 1e-7
-
-    averaged, recorded = _run(run, "averaged")
+    averaged = _train(run, "averaged", _setup(run))
 
     # The average begins with the model after the first step, and here stays there.
     run.config.teacher.ema = run.config.student.ema = 0.0
     run.config.teacher.steps, run.config.student.steps = (1,), 1
-    after_one, expected = _run(run, "after_one")
-    assert averaged.keys() == after_one.keys()
-    for name, array in after_one.items():
-        np.testing.assert_allclose(averaged[name], array, atol=1e-5, err_msg=name)
-    for kind in ("teachers", "students"):
-        loss, expected_loss = (r[kind][0]["validation"]["loss"] for r in (recorded, expected))
-        assert loss == pytest.approx(expected_loss, rel=1e-4)
-    (row,), (expected_row,) = recorded["methods"], expected["methods"]
-    for kind in ("teacher", "student"):
-        assert row[kind]["test"]["loss"] == pytest.approx(expected_row[kind]["test"]["loss"], 1e-4)
+    after_one = _train(run, "after_one", _setup(run))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        (averaged.teacher, averaged.students),
+        (after_one.teacher, after_one.students),
+    )
+    for record, expected in zip(averaged.records, after_one.records, strict=True):
+        assert record["validation"]["loss"] == pytest.approx(expected["validation"]["loss"], 1e-4)
 
 
 def _stopping(steps: int) -> Callable[[], bool]:
@@ -85,7 +98,8 @@ def init(run: context.Run) -> pathlib.Path:
     """A file of pretrained weights of the student."""
     model = models.make(run.config.student.model, classes=5)
     path = run.workdir / "init.safetensors"
-    students.save(path, models.init(model, jax.random.key(7), run.config.data.image_size))
+    variables = models.init(model, jax.random.key(7), run.config.data.image_size)
+    students.save(path, variables, metadata=student_normalisation.texts(IMAGENET))
     return path
 
 
@@ -93,26 +107,30 @@ def test_a_run_with_all_options_resumes_exactly(run: context.Run, init: pathlib.
     config = run.config
     config.methods = ("remem",)
     config.teacher.rho, config.teacher.ascent_examples = 0.05, 4
+    config.teacher.drop_path, config.teacher.dropout = 0.2, 0.1
     config.student.init = str(init)
     config.student.losses = ("kd", "features")
     config.student.pretrained_learning_rates = (0.001,)
     config.student.label_smoothing = 0.1
+    config.student.drop_path, config.student.dropout = 0.2, 0.1
     for settings in (config.teacher, config.student):
         settings.optimizer, settings.weight_decay = "adamw", 0.05
         settings.layer_decay, settings.body_rate = 0.7, 0.5
         settings.ema, settings.ema_warmup = 0.9, True
 
-    uninterrupted, expected = _run(run, "uninterrupted")
-
+    setup = _setup(run)
+    uninterrupted = _train(run, "uninterrupted", setup)
     for steps in (2, 4):  # Stops the teacher, and then the students, after two of four steps.
         with pytest.raises(loop.StoppedError):
-            _run(run, "resumed", stopping=_stopping(steps))
-    resumed, recorded = _run(run, "resumed")
-    assert uninterrupted.keys() == resumed.keys()
-    for name, array in uninterrupted.items():
-        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
-    assert recorded["students"] == expected["students"]
-    assert recorded["teachers"] == expected["teachers"]
+            _train(run, "resumed", setup, stopping=_stopping(steps))
+    resumed = _train(run, "resumed", setup)
+
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (resumed.teacher, resumed.students),
+        (uninterrupted.teacher, uninterrupted.students),
+    )
+    assert resumed.records == uninterrupted.records
 
 
 def test_only_pretrained_students_have_a_rate_of_the_body(

@@ -96,9 +96,12 @@ def apply_policy(
         bins = jnp.full_like(bins, changes.magnitude)
     negative = jax.random.bernoulli(sign_key, shape=(count, batch)) & jnp.asarray(signed)[which]
     magnitude = jnp.asarray(magnitudes)[which, bins] * jnp.where(negative, -1.0, 1.0)
-    for index in range(count):
-        images = jax.vmap(operations.apply)(images, which[index], magnitude[index])
-    return images
+
+    def step(pixels: Array, drawn: tuple[Array, Array]) -> tuple[Array, None]:
+        return jax.vmap(operations.apply)(pixels, *drawn), None
+
+    changed, _ = jax.lax.scan(step, images, (which, magnitude))  # Compiles one operation.
+    return changed
 
 
 def magnitude_table(policy: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

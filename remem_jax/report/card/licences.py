@@ -82,7 +82,9 @@ def of_student_weights(record: Mapping[str, Any]) -> Licence:
     page = f"https://huggingface.co/{repository}" if repository else ""
     if not repository or not licence:
         return Licence(UNKNOWN, page, repository)
-    return Licence(_trained(licence, record["pretraining"] or "other data"), page, repository)
+    pretraining = record["pretraining"]
+    terms = _trained(licence, pretraining) if pretraining else f"{licence}, as its page states"
+    return Licence(terms, page, repository)
 
 
 def _apache(pretraining: str) -> str:
