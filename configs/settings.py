@@ -215,8 +215,8 @@ def _student(config: ConfigDict) -> None:
     config.student.model = "resnet18"
     # Pretrained weights that the student starts from, except in the method "scratch": "imagenet" or
     # a name of the catalogue (docs/students.md), a repository on the Hugging Face Hub such as
-    # "timm/resnet18.a1_in1k", or a .safetensors file with the names of timm or torchvision; empty
-    # is random weights. [text]
+    # "timm/resnet18.a1_in1k", or a .safetensors file with the names of timm or torchvision; for
+    # a ViT also what config.teacher.init may be; empty is random weights. [text]
     config.student.init = ""
     # Means of red, green and blue, as fractions of the pixel range, that the student subtracts from
     # its images; empty is those of its pretrained weights, or 0.5 without any. [choice]

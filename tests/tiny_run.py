@@ -29,6 +29,7 @@ VIT_STUDENT = models.Student(
     timm="vit_tiny_patch16_224",
     stems=vit_student.STEMS,
     patch=TEACHER.patch,
+    architecture=vit_student.ARCHITECTURE,
     timm_options=lambda architecture, image_size: {
         "embed_dim": TEACHER.features,
         "depth": TEACHER.depth,

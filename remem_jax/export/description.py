@@ -108,6 +108,7 @@ def read(metadata: Mapping[str, str], source: str) -> Description:
             metadata.get("norms") == "folded",
             metadata.get("precision", "float32"),
         )
+        architecture = dict(json.loads(metadata.get("architecture") or "{}"))
         size, stored = int(metadata["image_size"]), int(metadata.get("stored_size", 0))
         crop = float(metadata.get("crop", 0))
     except ValueError as error:
@@ -124,7 +125,7 @@ def read(metadata: Mapping[str, str], source: str) -> Description:
         metadata.get("identity", ""),
         metadata.get("run", ""),
         student_normalisation.read(metadata, source) or IDENTITY,
-        json.loads(metadata.get("architecture") or "{}"),
+        architecture,
         crop,
     )
 

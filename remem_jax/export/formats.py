@@ -12,6 +12,7 @@ from remem_jax import models
 from remem_jax.data.images import augment
 from remem_jax.export import description, folding, options, predictors, runs
 from remem_jax.export.description import Description
+from remem_jax.models.operations import attention
 from remem_jax.records import Apply, Variables
 from remem_jax.storage import checkpoints, files
 from remem_jax.weights import students
@@ -91,7 +92,8 @@ def _write_stablehlo(student: runs.Student, described: Description, path: pathli
     variables = jax.tree.map(jnp.asarray, _computed(variables, described))
     apply = _apply(described)  # Each layer selects its implementation by platform.
     run = jax.jit(lambda images: apply(variables, images))
-    exported = jax_export.export(run, platforms=_PLATFORMS)(images)
+    with attention.unfused():
+        exported = jax_export.export(run, platforms=_PLATFORMS)(images)
     with files.replacing(path) as file:
         file.write(exported.serialize())
 

@@ -42,6 +42,7 @@ class Student(NamedTuple):
         stems: Stems of the network; see `layers.STEMS`.
         patch: Side of the patches of a ViT, in pixels, of which the image size is a multiple; 1 for
             networks that take any size.
+        architecture: The default of the options of `make` that pretrained weights determine.
         timm_options: Returns the arguments of `timm.create_model` that give the same network, given
             the `architecture` of its initial weights and the image size.
         small_stem: Python statements that give timm's network, `model`, the stem "small".
@@ -56,6 +57,7 @@ class Student(NamedTuple):
     timm: str = ""
     stems: tuple[str, ...] = layers.STEMS
     patch: int = 1
+    architecture: Mapping[str, str] = {}
     timm_options: Callable[[Mapping[str, str], int], dict[str, Any]] = _no_options
     small_stem: tuple[str, ...] = ()
     torchvision: str = ""
@@ -137,6 +139,7 @@ def _vit(variant: str, **others: Any) -> Student:
         head=("head/kernel", "head/bias"),
         stems=vit_student.STEMS,
         patch=size.patch,
+        architecture=vit_student.ARCHITECTURE,
         timm_options=vit_student.timm_options,
         **others,
     )

@@ -9,6 +9,7 @@ from remem_jax.models import layers, vit
 
 STEMS = ("imagenet",)
 GELUS = ("erf", "tanh")
+ARCHITECTURE = {"pool": "cls", "gelu": "erf"}  # timm's defaults.
 # timm's options by pool, as far as they differ from its defaults.
 _POOLS = {
     "cls": {},
@@ -22,8 +23,8 @@ def make(
     *,
     stem: str = "imagenet",
     dtype: Any = jnp.float32,
-    pool: str = "cls",
-    gelu: str = "erf",
+    pool: str = ARCHITECTURE["pool"],
+    gelu: str = ARCHITECTURE["gelu"],
     **options: Any,
 ) -> vit.VisionTransformer:
     """Builds a ViT as a student, with timm's defaults and timm's initial parameters.
@@ -58,7 +59,8 @@ def timm_options(architecture: Mapping[str, str], image_size: int) -> dict[str, 
         architecture: The options `pool` and `gelu` of `make`, as far as they are not the default.
         image_size: Side of the images, in pixels.
     """
-    options: dict[str, Any] = {"img_size": image_size, **_POOLS[architecture.get("pool", "cls")]}
-    if architecture.get("gelu", "erf") == "tanh":
+    used = {**ARCHITECTURE, **architecture}
+    options: dict[str, Any] = {"img_size": image_size, **_POOLS[used["pool"]]}
+    if used["gelu"] == "tanh":
         options["act_layer"] = "gelu_tanh"
     return options

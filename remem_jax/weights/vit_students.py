@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from remem_jax import models
 from remem_jax.checks import SettingError
-from remem_jax.models import vit
+from remem_jax.models import vit, vit_student
 from remem_jax.records import Variables
 from remem_jax.weights import augreg, catalog, matching, names, timm
 
@@ -45,7 +45,7 @@ def read(path: str | os.PathLike[str], student: str) -> Pretrained:
     """Reads a checkpoint of vit_jax, big_vision or timm for a student.
 
     timm's files are read as timm computes them, with the GELU by erf, unless they are of a student
-    of ours, whose metadata have its GELU.
+    or a teacher of ours, whose metadata have its GELU.
 
     Args:
         path: See `augreg.read`.
@@ -72,7 +72,7 @@ def read(path: str | os.PathLike[str], student: str) -> Pretrained:
     gelu = "erf" if checkpoint.options["exact_gelu"] else "tanh"
     architecture = {"pool": checkpoint.options["pool"], "gelu": gelu}
     if checkpoint.form == "timm":
-        architecture["gelu"] = _metadata(path).get("gelu", gelu)
+        architecture["gelu"] = _stored_gelu(path) or gelu
     return Pretrained(checkpoint, architecture)
 
 
@@ -132,10 +132,12 @@ def to_timm(student: Variables) -> dict[str, np.ndarray]:
     return timm.to_timm(augreg.flatten(student["params"]))
 
 
-def _metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Returns the architecture in the metadata of a student's file; {} for other files."""
+def _stored_gelu(path: str | os.PathLike[str]) -> str:
+    """Returns the GELU in the metadata of a student's or a teacher's file; "" if it has none."""
     with safetensors.safe_open(os.fspath(path), framework="np") as file:
-        return json.loads((file.metadata() or {}).get("architecture") or "{}")
+        metadata = file.metadata() or {}
+    stored = json.loads(metadata.get("architecture") or "{}").get("gelu", metadata.get("gelu"))
+    return stored if stored in vit_student.GELUS else ""
 
 
 def _size(student: str) -> vit.Size | None:

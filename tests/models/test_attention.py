@@ -176,3 +176,20 @@ def test_gpus_older_than_ampere_do_not_use_flash_attention(
     monkeypatch.setattr(jax, "devices", lambda: [device])
 
     assert attention.has_flash(jnp.bfloat16, 64) == flash
+
+
+def test_exports_for_several_platforms_have_no_attention_of_one_platform(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "has_flash", lambda *_: True)
+    sample = jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.float16)
+
+    def traced() -> Any:
+        jax.clear_caches()
+        return jax.make_jaxpr(attention.dot_product_attention)(sample, sample, sample)
+
+    with attention.unfused():
+        alone = traced()
+
+    assert "cudnn" not in str(alone)
+    assert not any(equation.primitive.name == "cond" for equation in alone.eqns)

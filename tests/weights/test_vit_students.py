@@ -1,5 +1,6 @@
 """Checkpoints of ViTs as the initial weights of students, and students' files."""
 
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
-from remem_jax.models.normalisation import IDENTITY
+from remem_jax.models.normalisation import IDENTITY, IMAGENET
 from remem_jax.weights import (
     augreg,
     initial_students,
@@ -162,6 +163,29 @@ def test_missing_arrays_are_named(rng: np.random.Generator, tmp_path: pathlib.Pa
 
     with pytest.raises(SettingError, match=r"missing: Transformer/encoder_norm/bias"):
         read(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+def test_a_teacher_exported_for_timm_keeps_its_gelu(
+    gelu: str, rng: np.random.Generator, tmp_path: pathlib.Path
+) -> None:
+    _, params = teacher(rng)
+    path = tmp_path / "x.safetensors"
+    timm.save(path, timm.to_timm(augreg.flatten(params)), {"gelu": gelu})
+
+    assert read(path).architecture["gelu"] == gelu
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_384", "deit_tiny_patch16_224"])
+def test_timms_other_names_of_the_network_are_accepted(
+    name: str, rng: np.random.Generator, tmp_path: pathlib.Path
+) -> None:
+    _, params = teacher(rng)
+    path = saved(tmp_path / "x", params, "timm")
+    config = {"architecture": name, "pretrained_cfg": {"mean": IMAGENET.mean, "std": IMAGENET.std}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    assert read(path).normalisation == IMAGENET
 
 
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])

@@ -76,7 +76,9 @@ def test_every_loss_trains_a_student_and_the_report_is_written(run: pathlib.Path
     assert {student["loss"] for student in record["students"]} == {None, *COMPARED}
     assert all(np.isfinite(student["validation"]["loss"]) for student in record["students"])
     assert record["models"]["student_architecture"] == {"gelu": "tanh", "pool": "cls"}
-    assert (run / "report.html").is_file()
+    row = "Architecture of the student | pooled by \\[CLS\\], GELU by tanh"
+    assert row in (run / "report.md").read_text()
+    assert row in (run / "selected" / "finetune_student.md").read_text()
 
 
 def test_a_resumed_run_has_the_student_of_an_uninterrupted_one(

@@ -69,6 +69,8 @@ STUDENTS = (
     "mobilenetv4_conv_medium",
     *(f"efficientnet_lite{i}" for i in range(5)),
     "efficientnet_b0",
+    "vit_tiny_patch16",
+    "vit_small_patch16",
 )
 
 ROWS: dict[str, Row] = {

@@ -1,6 +1,9 @@
 """Attention, by cuDNN's flash attention where a GPU computes it in half precision."""
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,6 +13,7 @@ from jaxtyping import Array, Float
 from remem_jax import platforms
 from remem_jax.models.rematerialisation import kept
 
+_is_unfused: contextvars.ContextVar[bool] = contextvars.ContextVar("unfused", default=False)
 _HALF = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 
 
@@ -25,10 +29,23 @@ def dot_product_attention(
     a machine without a GPU, install JAX's CUDA plugin, which tracing asks for the version of cuDNN.
     Without the plugin, CUDA gets `plain` too.
     """
-    if not has_flash(query.dtype, query.shape[-1]):
+    if _is_unfused.get() or not has_flash(query.dtype, query.shape[-1]):
         return plain(query, key, value)
     flash = functools.partial(padded, implementation="cudnn")
     return platforms.dependent(query, key, value, cuda=flash, default=plain)
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Makes `dot_product_attention` trace `plain` alone.
+
+    A program for several platforms cannot contain cuDNN's attention, which the others lack.
+    """
+    token = _is_unfused.set(True)
+    try:
+        yield
+    finally:
+        _is_unfused.reset(token)
 
 
 def has_flash(dtype: Any, head_features: int) -> bool:

@@ -199,6 +199,7 @@ def training(results: Results, method: str) -> Table:
     rows = [
         ("Method", tables.method_title(method)),
         *initial_students.rows(initial_students.of_method(results, method)),
+        *initial_students.architecture_row(results),
         *initial_students.normalisation_row(results),
     ]
     if row["teacher"]:

@@ -203,6 +203,7 @@ def origins(results: Results) -> Table:
         *_teacher_origins(models),
         ("Student", f"{models['student']}, {models['student_parameters']:,} parameters"),
         *initial_students.rows(models.get("student_init")),
+        *initial_students.architecture_row(results),
         *initial_students.normalisation_row(results),
         ("Seed", str(results["seed"])),
         ("Device", f"{device['count']} x {device['kind']} ({device['platform']})"),

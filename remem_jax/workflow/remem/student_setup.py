@@ -116,7 +116,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
     classes = len(run.dataset.classes)
     initial = run.preloaded.take_student(run.config)
     normalisation = initial_checkpoints.normalisation_of(run.config, initial)
-    architecture = initial.architecture if initial else {}
+    architecture = initial.architecture if initial else models.STUDENTS[settings.model].architecture
     model = models.make(
         settings.model,
         classes=classes,
