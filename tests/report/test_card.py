@@ -79,7 +79,7 @@ def test_the_metadata_survive_every_name(hostile: dict[str, Any]) -> None:
 
 
 def test_the_hub_accepts_the_metadata(results: dict[str, Any]) -> None:
-    data = huggingface_hub.ModelCard(model_card.markdown(results, "remem")).data
+    data: Any = huggingface_hub.ModelCard(model_card.markdown(results, "remem")).data
 
     assert data.pipeline_tag == "image-classification"
     values = {
