@@ -25,10 +25,11 @@ def normalisation(results: Results) -> Normalisation:
 
 
 def name(record: Mapping[str, Any]) -> str:
-    """Returns the name of initial weights: of a local file, without its folders."""
+    """Returns the name of initial weights: the repository, or the file without its folders."""
     init = record["init"]
-    is_name = record["repository"] or catalog.has(init)
-    return init if is_name else pathlib.PurePath(init).name
+    if record["repository"] or catalog.has(init):
+        return record["repository"] or init
+    return pathlib.PurePath(init).name
 
 
 def rows(record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -40,8 +41,7 @@ def rows(record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if record is None:
         return []
     commit, pretraining = record["commit"], record["pretraining"]
-    repository = record["repository"]
-    source = f"{repository} at {commit[:12]}" if repository else "a local file"
+    source = f"commit {commit[:12]}" if commit else "a local file"
     if catalog.has(record["init"]):
         source = "of the catalogue"
     return [

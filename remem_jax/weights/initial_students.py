@@ -89,7 +89,10 @@ def read(
             )
         )
     )
-    logging.info("%s: images with mean %s and deviation %s, from %s.", init, *used, origin)
+    mean_text, std_text = (", ".join(f"{value:.4g}" for value in values) for values in used)
+    logging.info(
+        "%s: images with mean %s and deviation %s, from %s.", init, mean_text, std_text, origin
+    )
     file, _ = catalog.split_path(str(source.path))
     digest = results.digest(file)
     record = {

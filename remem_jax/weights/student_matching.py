@@ -101,7 +101,7 @@ def _require_not_recognised(shapes: _Shapes, init: str, student: str, stem: str)
     # Tracing all students takes long, so that those with other heads are left out.
     candidates = [name for name, has in heads.items() if has or not any(heads.values())]
     for name in candidates:
-        if name != student and any(_is(shapes, name, kind) for kind in layers.STEMS):
+        if name != student and _is_any(shapes, name):
             raise SettingError(
                 f"{init} holds a {name}, and config.student.model is {student}: "
                 f"{_advice(name, student)}."
@@ -112,6 +112,17 @@ def _is(shapes: _Shapes, student: str, stem: str) -> bool:
     """Returns whether all shapes but those of the head are those of a student."""
     body = {name: shape for name, shape in shapes.items() if name not in _head(student)}
     return body == _shapes_of(student, stem)
+
+
+def _is_any(shapes: _Shapes, student: str) -> bool:
+    """Returns whether `_is` holds for any stem; the second is traced only if the names fit."""
+    body = shapes.keys() - _head(student)
+    first, *others = layers.STEMS
+    if _is(shapes, student, first):
+        return True
+    return body == _shapes_of(student, first).keys() and any(
+        _is(shapes, student, stem) for stem in others
+    )
 
 
 def _head(student: str) -> set[str]:

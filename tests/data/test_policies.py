@@ -1,5 +1,6 @@
 """Policies, colour jitter and erasing, compared with torchvision and timm."""
 
+import re
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from remem_jax import random_streams
+from remem_jax import mesh, random_streams
 from remem_jax.data.images import augment, operations, policies
 from remem_jax.data.images.policies import Changes
 from remem_jax.records import Key, Transform
@@ -177,3 +178,15 @@ def test_erased_pixels_are_grey(images: jax.Array, key: Key) -> None:
     changed = np.abs(erased - plain) > 1e-6
     assert changed.any(axis=(1, 2, 3)).all()
     np.testing.assert_array_equal(erased[changed], 0)
+
+
+def test_changes_need_no_communication_between_devices(images: jax.Array, key: Key) -> None:
+    sharding = mesh.batch_sharding(mesh.make_mesh(jax.devices()[:2]))
+    transform = policies.extended(augment.streamed_transform, EVERY[-1])
+    shards = jax.device_put(images, sharding)
+
+    compiled = jax.jit(transform, out_shardings=sharding).lower(key, shards).compile()
+
+    assert not re.search(r"all-gather|all-to-all|all-reduce|collective", compiled.as_text())
+    expected = _extended(EVERY[-1])(key, images)
+    np.testing.assert_allclose(compiled(key, shards), expected, atol=1e-6)

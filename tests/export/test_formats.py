@@ -14,7 +14,7 @@ from remem_jax.export.options import Form
 from remem_jax.storage import results
 from tests.export import drawn
 
-NAMES = ("resnet18", "mobilenet_v2_035", "efficientnet_v2_b0")
+NAMES = ("resnet18", "regnety_004", "mobilenet_v2_035", "efficientnet_v2_b0")
 SMALLEST = "mobilenet_v2_035"
 # tests/models/test_every_student.py exports every student without folding.
 FORMS = pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_another_stem_is_named(tmp_path: pathlib.Path) -> None:
         read(path, "tiny")
 
 
+@pytest.mark.usefixtures("few")
 def test_arrays_that_fit_no_network_are_listed(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.safetensors"
     save(path)

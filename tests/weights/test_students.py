@@ -28,6 +28,8 @@ def filled(model: Any, rng: np.random.Generator) -> Any:
         ("mobilenet_v2", "torchvision"),
         ("efficientnet_v2_b0", "timm"),
         ("efficientnet_v2_s", "torchvision"),
+        ("regnety_004", "torchvision"),
+        ("resnet26d", "timm"),
     ],
 )
 def test_loading_undoes_saving(
