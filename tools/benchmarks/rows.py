@@ -126,6 +126,7 @@ STUDENTS = (
     "efficientnet_lite2",
     "regnety_008",
     "mobilenetv4_conv_medium",
+    "vit_tiny_patch16",
     "efficientnet_lite4",
     "resnet26d",
     "resnet50d",

@@ -55,7 +55,7 @@ def _place(torch: Any, work: Work) -> str:
 def _network(torch: Any, work: Work, name: str) -> Any:
     from tests.oracles import peers
 
-    options = {"img_size": work.pixels} if name.startswith(("Ti/", "B/")) else {}
+    options = {"img_size": work.pixels} if _NAMES[name].startswith("vit_") else {}
     network = peers.timm().create_model(_NAMES[name], num_classes=CLASSES, **options)
     return network.to(device=_place(torch, work), memory_format=_order(torch, work))
 
