@@ -22,6 +22,7 @@ from remem_jax.workflow.remem import (
     distill,
     finetune,
     pipeline,
+    student_grid,
     student_groups,
     student_setup,
     teacher_training,
@@ -51,7 +52,7 @@ def configurations(**settings: Any) -> list[tuple[Any, ...]]:
     )
     return [
         (point.loss, point.hyperparameters.temperature, point.hyperparameters.weight)
-        for point in student_setup.grid_points(config)
+        for point in student_grid.grid_points(config)
     ]
 
 
@@ -206,7 +207,7 @@ def test_the_memory_estimate_includes_projections_and_features(
         compute_targets = student_setup.make_targets(
             run, teacher_training.teacher_apply(run, first)
         )
-        grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
+        grid = student_grid.make_grid(run, "students/finetune", compute_targets, variables)
         setup = student_setup.make(run, pretrained)
         monkeypatch.setattr(resident, "memory", lambda: 1 << 40)
         assert student_groups.size(run, setup, grid) == len(grid.points)

@@ -10,7 +10,7 @@ from remem_jax.methods import METHODS
 from remem_jax.study import space
 from remem_jax.study.search import Cell, Search
 from remem_jax.study.space import Trial
-from remem_jax.workflow.remem import student_setup
+from remem_jax.workflow.remem import student_grid
 
 
 def record(
@@ -61,9 +61,9 @@ def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
     """Returns the grid of the teacher in one cell, and that of its students."""
     student = trials[0].config.student
     losses: dict[str, dict[str, Any]] = {}
-    for point in student_setup.points(student, method):
+    for point in student_grid.points(student, method):
         loss = point.loss if METHODS[method].has_teacher else None
-        used = student_setup.hyperparameters(point, hard_labels=bool(student.hard_labels))
+        used = student_grid.hyperparameters(point, hard_labels=bool(student.hard_labels))
         of_loss = losses.setdefault(point.loss, {"loss": loss})
         for name in ("learning_rate", "temperature", "weight", "seed"):
             values = of_loss.setdefault(name, [])

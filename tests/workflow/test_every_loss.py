@@ -14,6 +14,7 @@ from remem_jax.workflow import context
 from remem_jax.workflow.remem import (
     finetune,
     pipeline,
+    student_grid,
     student_groups,
     student_setup,
     teacher_training,
@@ -73,7 +74,7 @@ def test_states_and_memory_include_the_projection_of_feature_losses(
     first = teacher_training.start(run, pretrained, "finetune")
     variables = {"params": first.variables(first.trainable)["params"]}
     compute_targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, first))
-    grid = student_setup.make_grid(run, "students/finetune", compute_targets, variables)
+    grid = student_grid.make_grid(run, "students/finetune", compute_targets, variables)
 
     assert list(setup.steps) == [*names, LABELS.name]
     plain = _bytes(setup, LABELS.name)

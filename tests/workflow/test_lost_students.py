@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from remem_jax.methods import SCRATCH
 from remem_jax.storage import logs
 from remem_jax.train import loop
-from remem_jax.workflow.remem import distill, student_setup
+from remem_jax.workflow.remem import distill, student_grid, student_setup
 from tests import tiny_run
 from tests.workflow.conftest import SIDE, Shared
 
@@ -55,9 +55,9 @@ def test_a_diverged_student_is_not_trained_further_and_affects_no_other(
     def step(state: Any, images: Any, labels: Any, targets: Any, settings: Any) -> Any:
         if isinstance(settings.learning_rate, float):  # False while operations are counted.
             rates.append(settings.learning_rate)
-        return setup.steps[student_setup.LABELS](state, images, labels, targets, settings)
+        return setup.steps[student_grid.LABELS](state, images, labels, targets, settings)
 
-    counted = setup._replace(steps={student_setup.LABELS: step})
+    counted = setup._replace(steps={student_grid.LABELS: step})
     with logs.RunLog(tmp_path) as log:
         run = shared.run(tmp_path, _config(TOO_HIGH, 0.1), log=log)
         stops = iter([False, False, True])
@@ -101,7 +101,7 @@ def test_operations_count_only_finite_students(
     shared: Shared, setup: student_setup.StudentSetup, tmp_path: pathlib.Path
 ) -> None:
     run = shared.run(tmp_path, _config(0.1, 0.2))
-    grid = student_setup.label_grid(run, SCRATCH)
+    grid = student_grid.label_grid(run, SCRATCH)
     job = distill._job(run, setup, grid, dict(enumerate(grid.points)), lambda *_: None)
     batch = next(run.loader.train(8, 0, stage="student"))
     both = job.operations(job.shapes, batch)
@@ -116,7 +116,7 @@ def test_an_infinite_loss_with_a_finite_state_loses_no_student(
 ) -> None:
     # The loss of a batch can overflow although gradient and state are finite.
     run = shared.run(tmp_path, _config(0.1, 0.2))
-    original = setup.steps[student_setup.LABELS]
+    original = setup.steps[student_grid.LABELS]
 
     def step(state: Any, *inputs: Any) -> Any:
         after, metrics = original(state, *inputs)
@@ -124,7 +124,7 @@ def test_an_infinite_loss_with_a_finite_state_loses_no_student(
         overflows = isinstance(rate, float) and rate == 0.1
         return after, {**metrics, **({"loss": np.inf, "fault": 3} if overflows else {})}
 
-    overflowing = setup._replace(steps={student_setup.LABELS: step})
+    overflowing = setup._replace(steps={student_grid.LABELS: step})
 
     (group,) = distill.without_teacher(run, overflowing, SCRATCH)
 

@@ -12,6 +12,7 @@ from remem_jax.workflow import context, memory_plan
 from remem_jax.workflow.remem import (
     finetune,
     plan_only,
+    student_grid,
     student_groups,
     student_setup,
     teacher_training,
@@ -76,7 +77,7 @@ def test_the_students_that_fit_are_trained_at_once_even_after_a_restart(
     run.config.methods = ("scratch",)
     run.config.student.learning_rates = (0.1, 0.2, 0.3)
     setup = student_setup.make(run, None)
-    grid = student_setup.label_grid(run, SCRATCH)
+    grid = student_grid.label_grid(run, SCRATCH)
     assert student_groups.size(run, setup, grid) == 3
 
     need = student_groups.need(run, setup, grid)

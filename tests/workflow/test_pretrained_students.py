@@ -18,7 +18,7 @@ from remem_jax.models.normalisation import IMAGENET
 from remem_jax.storage import results
 from remem_jax.weights import student_normalisation, students
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import student_setup
+from remem_jax.workflow.remem import student_grid, student_setup
 from tests import tiny_run
 from tests.oracles import peers
 from tests.workflow.conftest import Shared
@@ -67,7 +67,7 @@ def test_all_but_the_head_is_that_of_the_file(run: context.Run, weights: pathlib
     saved, head = _flat(students.read(weights).variables), {"params/fc/kernel", "params/fc/bias"}
     run.config.methods = ("alone",)
     setup = student_setup.make(run, None)
-    (point,) = student_setup.label_points(run.config.student, "alone")
+    (point,) = student_grid.label_points(run.config.student, "alone")
 
     first = _flat(setup.first_state(point).variables)
 
@@ -82,7 +82,7 @@ def test_all_but_the_head_is_that_of_the_file(run: context.Run, weights: pathlib
 def test_students_from_scratch_start_from_random_weights(run: context.Run) -> None:
     run.config.methods = ("scratch", "alone")
     setup = student_setup.make(run, None)
-    point, *_ = student_setup.label_points(run.config.student, "scratch")
+    point, *_ = student_grid.label_points(run.config.student, "scratch")
 
     first = _flat(setup.first_state(point).variables)
 
@@ -95,7 +95,7 @@ def test_students_of_other_seeds_differ_in_the_head_alone(run: context.Run) -> N
     setup = student_setup.make(run, None)
 
     one, other = (
-        _flat(setup.first_states[student_setup.LABELS](seed, True).params) for seed in (0, 1)
+        _flat(setup.first_states[student_grid.LABELS](seed, True).params) for seed in (0, 1)
     )
 
     different = {name for name in one if not np.array_equal(one[name], other[name])}
@@ -106,7 +106,7 @@ def test_the_learning_rates_follow_from_the_initial_weights(weights: pathlib.Pat
     student = _config(weights).student
 
     def rates(method: str) -> list[float]:
-        points = student_setup.points(student, method)
+        points = student_grid.points(student, method)
         return [float(point.hyperparameters.learning_rate) for point in points]
 
     assert (rates("scratch"), rates("alone"), rates("finetune")) == ([0.2, 0.3], [0.01], [0.01])

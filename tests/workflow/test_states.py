@@ -14,7 +14,7 @@ from remem_jax.models import encoder
 from remem_jax.records import Outputs
 from remem_jax.train import loop, state
 from remem_jax.workflow import context, step_memory
-from remem_jax.workflow.remem import finetune, student_setup, teacher_training
+from remem_jax.workflow.remem import finetune, student_grid, student_setup, teacher_training
 from tests import tiny_run
 
 pytestmark = pytest.mark.slow
@@ -119,10 +119,10 @@ def test_initial_states_of_students_are_sharded(sharded: context.Run) -> None:
     sharded.config.student.ema = 0.9
     setup = student_setup.make(sharded, None)
 
-    created = setup.first_states[student_setup.LABELS](3, False)
+    created = setup.first_states[student_grid.LABELS](3, False)
 
     _require_sharded(created)
-    assert _layout(created) == _layout(setup.shapes[student_setup.LABELS])
+    assert _layout(created) == _layout(setup.shapes[student_grid.LABELS])
 
 
 def test_a_resumed_run_holds_one_state(
@@ -170,7 +170,7 @@ def _after(steps: int) -> Callable[[], bool]:
 def test_runs_with_other_seeds_recompile_nothing(small_run: context.Run) -> None:
     pretrained = finetune.read_pretrained(small_run)
     batch, number = step_memory.batch(small_run, 8), np.int32(0)
-    (point, *_) = student_setup.grid_points(small_run.config.student)
+    (point, *_) = student_grid.grid_points(small_run.config.student)
     teacher_outputs = jax.eval_shape(lambda: Outputs(jnp.zeros((8, 10))))
 
     def lowered(seed: int) -> list[str]:

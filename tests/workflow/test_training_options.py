@@ -16,7 +16,7 @@ from remem_jax.settings import check_remem
 from remem_jax.train import loop
 from remem_jax.weights import student_normalisation, students
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import distill, finetune, student_setup
+from remem_jax.workflow.remem import distill, finetune, student_grid, student_setup
 
 pytestmark = pytest.mark.slow
 STEPS = 4
@@ -144,8 +144,8 @@ def test_only_pretrained_students_have_a_rate_of_the_body(
         augmented = setup.augment(np.int32(0), next(batches))
 
     for pretrained in (True, False):
-        point = student_setup.GridPoint(
-            student_setup.LABELS, Hyperparameters(0.1, 1.0, 0.0, 0), pretrained
+        point = student_grid.GridPoint(
+            student_grid.LABELS, Hyperparameters(0.1, 1.0, 0.0, 0), pretrained
         )
         state = setup.first_state(point)
         before = jax.device_get(state.params)

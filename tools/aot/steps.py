@@ -20,7 +20,7 @@ from remem_jax.train import compiling
 from remem_jax.weights import augreg
 from remem_jax.workflow import context, initial_checkpoints, memory_plan, precision, step_memory
 from remem_jax.workflow.information import decoders
-from remem_jax.workflow.remem import student_setup, teacher_training
+from remem_jax.workflow.remem import student_grid, student_setup, teacher_training
 
 CLASSES, IMAGES, SIDE = 102, 8189, 256  # Flowers-102 at the stored_size of configs/remem.py.
 RESIDENT_BYTES = IMAGES * SIDE * SIDE * 3
@@ -156,7 +156,7 @@ def distillation(run: context.Run) -> Step:
     """Returns the step of one student: augmentation, the teacher's pass, the student's step."""
     start = checkpoint(run.config)
     setup = student_setup.make(run, start)
-    (point, *_) = student_setup.grid_points(run.config.student)
+    (point, *_) = student_grid.grid_points(run.config.student)
     variables, first = _teacher(run, start)
     compute_targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, first))
 

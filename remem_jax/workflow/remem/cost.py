@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from remem_jax.methods import METHODS
 from remem_jax.train import flops
 from remem_jax.workflow import context, memory_plan
-from remem_jax.workflow.remem import finetune, student_setup, teacher_training
+from remem_jax.workflow.remem import finetune, student_grid, student_setup, teacher_training
 
 _TIMED_STEPS = 2  # Timed steps, after one that compiles.
 
@@ -72,7 +72,7 @@ def of_run(config: ConfigDict, speed: Speed) -> Cost:
     (method,) = config.methods
     has_teacher = METHODS[method].has_teacher
     teachers = len(config.teacher.steps) if has_teacher else 1
-    students = teachers * len(student_setup.points(config.student, method))
+    students = teachers * len(student_grid.points(config.student, method))
     teacher_steps = config.teacher.steps[-1] if has_teacher else 0
     student_steps = students * config.student.steps
     costs = [
@@ -93,7 +93,7 @@ def measure(run: context.Run) -> Speed:
     """Measures some steps of a run with one method, without keeping them."""
     (method,) = run.config.methods
     if not METHODS[method].has_teacher:
-        grid = student_setup.label_grid(run, method)
+        grid = student_grid.label_grid(run, method)
         return _of_students(run, student_setup.make(run, None), grid, {}, None)
     pretrained = finetune.read_pretrained(run)
     setup = student_setup.make(run, pretrained)
@@ -112,14 +112,14 @@ def measure(run: context.Run) -> Speed:
     teacher = Step(operations, _seconds(step, state))
     variables = run.place(start.teacher(start.trainable))
     targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, start))
-    grid = student_setup.make_grid(run, f"students/{method}", targets, variables)
+    grid = student_grid.make_grid(run, f"students/{method}", targets, variables)
     return _of_students(run, setup, grid, variables, teacher)
 
 
 def _of_students(
     run: context.Run,
     setup: student_setup.StudentSetup,
-    grid: student_setup.StudentGrid,
+    grid: student_grid.StudentGrid,
     variables: Any,
     teacher: Step | None,
 ) -> Speed:
@@ -137,7 +137,7 @@ def _of_students(
         step, state = setup.step(point), setup.first_state(point)
         operations = flops.count(step, state, *augmented, targets, point.hyperparameters)
 
-        def train_step(state: Any, step: Any = step, point: student_setup.GridPoint = point) -> Any:
+        def train_step(state: Any, step: Any = step, point: student_grid.GridPoint = point) -> Any:
             return step(state, *augmented, targets, point.hyperparameters)[0]
 
         costs[point.loss] = Step(operations, _seconds(train_step, state))

@@ -18,15 +18,14 @@ from remem_jax.train.state import TrainState
 from remem_jax.workflow import context, training
 from remem_jax.workflow.remem import student_groups, targets
 from remem_jax.workflow.remem.finetune import Teachers
-from remem_jax.workflow.remem.student_setup import (
+from remem_jax.workflow.remem.student_grid import (
     GridPoint,
     StudentGrid,
-    StudentSetup,
     hyperparameters,
     label_grid,
     make_grid,
-    make_targets,
 )
+from remem_jax.workflow.remem.student_setup import StudentSetup, make_targets
 
 # Fields of a student that identify its configuration; the seed is not one of them.
 SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")

@@ -8,7 +8,13 @@ from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
 from remem_jax.workflow import advice, context, memory_plan, step_memory
 from remem_jax.workflow.information import decoders, measurement
-from remem_jax.workflow.remem import finetune, student_groups, student_setup, teacher_training
+from remem_jax.workflow.remem import (
+    finetune,
+    student_grid,
+    student_groups,
+    student_setup,
+    teacher_training,
+)
 
 _GIB = 2**30
 
@@ -86,11 +92,11 @@ def _of_students(
     method: str,
 ) -> step_memory.Need:
     if pretrained is None or not METHODS[method].has_teacher:
-        grid = student_setup.label_grid(run, method)
+        grid = student_grid.label_grid(run, method)
     else:
         start = teacher_training.start(run, pretrained, method)
         merged = jax.eval_shape(start.teacher, start.trainable)
         targets = student_setup.make_targets(run, teacher_training.teacher_apply(run, start))
-        grid = student_setup.make_grid(run, f"students/{method}", targets, merged)
+        grid = student_grid.make_grid(run, f"students/{method}", targets, merged)
     need = student_groups.need(run, members, grid)
     return need._replace(models=student_groups.fitting(run, need, len(grid.points)))

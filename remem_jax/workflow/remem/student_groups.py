@@ -8,7 +8,8 @@ from remem_jax.checks import SettingError
 from remem_jax.storage import results
 from remem_jax.train import state
 from remem_jax.workflow import context, step_memory
-from remem_jax.workflow.remem.student_setup import GridPoint, StudentGrid, StudentSetup
+from remem_jax.workflow.remem.student_grid import GridPoint, StudentGrid
+from remem_jax.workflow.remem.student_setup import StudentSetup
 
 _CHOSEN = "students/group.json"
 _PLENTY = 0.25  # Fraction of a device's memory below which nothing is compiled to measure more.

@@ -1,14 +1,12 @@
-"""The students of a run: their architecture, their grid, and the compiled functions they share."""
+"""The students of a run: their architecture, and the compiled functions they share."""
 
 import functools
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
 from remem_jax import mesh, models, random_streams
 from remem_jax.checks import require
@@ -16,29 +14,14 @@ from remem_jax.data.images.augment import Mixing
 from remem_jax.methods import METHODS
 from remem_jax.models import projection
 from remem_jax.models.normalisation import IDENTITY, Normalisation
-from remem_jax.records import Hyperparameters, Key, Outputs, TeacherApply, Variables
+from remem_jax.records import Key, Outputs, TeacherApply, Variables
 from remem_jax.train import averaging, lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg, initial_students, student_normalisation
 from remem_jax.weights.initial_students import InitialStudent
 from remem_jax.workflow import context, initial_checkpoints
 from remem_jax.workflow.remem import finetune, student_steps
-
-LABELS = student_losses.LABELS.name  # The loss of students without a teacher.
-
-
-class GridPoint(NamedTuple):
-    """One student of a grid.
-
-    Attributes:
-        loss: Name of its loss: one of `student_losses.LOSSES`, or `LABELS`.
-        hyperparameters: Its other hyperparameters.
-        pretrained: Whether it starts from `config.student.init`.
-    """
-
-    loss: str
-    hyperparameters: Hyperparameters
-    pretrained: bool = False
+from remem_jax.workflow.remem.student_grid import LABELS, GridPoint
 
 
 class StudentSetup(NamedTuple):
@@ -78,28 +61,6 @@ class StudentSetup(NamedTuple):
     def first_state(self, point: GridPoint) -> state.TrainState:
         """Creates the state of a student at step 0."""
         return self.first_states[point.loss](int(point.hyperparameters.seed), point.pretrained)
-
-
-class StudentGrid(NamedTuple):
-    """The students of one method, for any of its teacher's checkpoints.
-
-    Attributes:
-        stage: Name of the method's stage of the run.
-        points: The students.
-        compute_targets: The teacher's outputs in evaluation mode, compiled once for all its
-            checkpoints; None without a teacher.
-        shapes: Shapes and shardings of the teacher's variables.
-    """
-
-    stage: str
-    points: Sequence[GridPoint]
-    compute_targets: TeacherApply | None
-    shapes: Variables
-
-    @property
-    def one_per_loss(self) -> list[GridPoint]:
-        """One student of each loss; students with the same loss share a compiled step."""
-        return list({point.loss: point for point in self.points}.values())
 
 
 def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSetup:
@@ -241,74 +202,6 @@ def _target(
     return projection.Target(
         loss.features, run.config.data.image_size // size.pixels, size.features
     )
-
-
-def grid_points(settings: ConfigDict) -> list[GridPoint]:
-    """Returns the grid of `config.student` for students with a teacher, without duplicates.
-
-    If a loss does not use a hyperparameter, only its first value is in the grid.
-    """
-    pretrained = bool(settings.init)
-    rates = settings.pretrained_learning_rates if pretrained else settings.learning_rates
-    points = []
-    for loss in settings.losses:
-        used = student_losses.used(loss, hard_labels=settings.hard_labels)
-        temperatures, weights = (
-            values if name in used else values[:1]
-            for name, values in (
-                ("temperature", settings.temperatures),
-                ("weight", settings.weights),
-            )
-        )
-        axes = rates, temperatures, weights, settings.seeds
-        points += [
-            GridPoint(
-                loss,
-                Hyperparameters(float(rate), float(temperature), float(weight), seed),
-                pretrained,
-            )
-            for rate, temperature, weight, seed in itertools.product(*axes)
-        ]
-    return points
-
-
-def label_points(settings: ConfigDict, method: str) -> list[GridPoint]:
-    """Returns the grid of `config.student` for a method without a teacher."""
-    if METHODS[method].starts_random:
-        rates = settings.scratch_learning_rates or settings.learning_rates
-    else:
-        rates = settings.pretrained_learning_rates
-    return [
-        GridPoint(
-            LABELS, Hyperparameters(float(rate), 1.0, 0.0, seed), not METHODS[method].starts_random
-        )
-        for rate, seed in itertools.product(rates, settings.seeds)
-    ]
-
-
-def points(settings: ConfigDict, method: str) -> list[GridPoint]:
-    """Returns the grid of `config.student` for a method."""
-    has_teacher = METHODS[method].has_teacher
-    return grid_points(settings) if has_teacher else label_points(settings, method)
-
-
-def hyperparameters(point: GridPoint, *, hard_labels: bool) -> dict[str, Any]:
-    """Returns a student's hyperparameters for the results; None for those its loss does not use."""
-    used = student_losses.used(point.loss, hard_labels=hard_labels)
-    unused = {"temperature", "weight"} - used
-    return point.hyperparameters._asdict() | dict.fromkeys(unused)
-
-
-def label_grid(run: context.Run, method: str) -> StudentGrid:
-    """Builds the grid of a method without a teacher, whatever `config.student.hard_labels` is."""
-    return StudentGrid(f"students/{method}", label_points(run.config.student, method), None, {})
-
-
-def make_grid(
-    run: context.Run, stage: str, compute_targets: TeacherApply, shapes: Variables
-) -> StudentGrid:
-    """Builds the grid that learns from the teachers of one method; see `StudentGrid`."""
-    return StudentGrid(stage, grid_points(run.config.student), compute_targets, run.shapes(shapes))
 
 
 def make_targets(run: context.Run, teacher_apply: TeacherApply) -> TeacherApply:
