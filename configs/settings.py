@@ -269,6 +269,9 @@ def _student(config: ConfigDict) -> None:
     config.student.epsilon = 1e-8  # Epsilon of AdamW; above 0. [choice]
     # Weight decay; at least 0. AdamW's is decoupled, and applies to kernels only. [text]
     config.student.weight_decay = 1e-4
+    # Maximum norm of a student's gradient; at least 0, where 0 is no clipping. ViTs need it with
+    # SGD. The paper's text mentions none. [derived]
+    config.student.clip_norm = 0.0
     # As config.teacher.layer_decay, for students with pretrained weights; above 0, at most 1.
     # [derived]
     config.student.layer_decay = 1.0

@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from configs import remem
 from remem_jax import optim
 from remem_jax.records import Params
+from remem_jax.workflow.remem import student_steps
 from tests.oracles import peers
 
 STEPS = 4
@@ -60,7 +62,9 @@ def _ours(tx: optax.GradientTransformation, rate: float = 1.0) -> dict[str, np.n
     return jax.device_get(params)
 
 
-def _torchs(make: Any, groups: dict[str, dict[str, Any]], schedule: Any) -> dict[str, np.ndarray]:
+def _torchs(
+    make: Any, groups: dict[str, dict[str, Any]], schedule: Any, *, clip_norm: float = 0.0
+) -> dict[str, np.ndarray]:
     """Takes the same steps with an optimiser of torch, whose groups have one parameter each."""
     torch = peers.torch()
     params = {name: torch.nn.Parameter(torch.tensor(x)) for name, x in _start().items()}
@@ -71,6 +75,8 @@ def _torchs(make: Any, groups: dict[str, dict[str, Any]], schedule: Any) -> dict
             group["lr"] = rate * schedule(step)
         for name, param in params.items():
             param.grad = torch.tensor(gradient[name])
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(params.values(), clip_norm)
         optimizer.step()
     return {name: param.detach().numpy() for name, param in params.items()}
 
@@ -90,6 +96,26 @@ def test_adamw_is_torchs_at_any_peak_of_its_schedule() -> None:
         lambda params: torch.optim.AdamW(params, lr=0.02, betas=(0.8, 0.95), eps=1e-3),
         groups,
         _halved,
+    )
+    for name, value in expected.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("mixed_dtypes")
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_gradients_of_students_are_clipped_as_in_torch(clip_norm: float) -> None:
+    torch, settings = peers.torch(), remem.get_config().student
+    settings.clip_norm, settings.warmup_steps, settings.steps = clip_norm, 0, 8
+    schedule = optim.warmup_cosine(peak=1.0, steps=8, warmup_steps=0)
+
+    ours = _ours(student_steps.make_optimiser(settings, _start(), pretrained=False), rate=0.1)
+
+    options = {"momentum": settings.momentum, "nesterov": True}
+    expected = _torchs(
+        lambda params: torch.optim.SGD(params, lr=0.1, weight_decay=1e-4, **options),
+        {"kernel": {}, "bias": {}},
+        lambda step: float(schedule(step)),
+        clip_norm=clip_norm,
     )
     for name, value in expected.items():
         np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)

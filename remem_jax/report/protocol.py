@@ -100,6 +100,7 @@ PAPER: Mapping[str, Paper] = {
     "student.temperatures": Paper((1.0, 2.0, 4.0), every=True),
     "student.weights": Paper((0.1, 0.5, 0.9), every=True),
     "student.flatten": Paper((1.0,)),
+    "student.clip_norm": Paper((0.0,)),
     "student.warmup_steps": _choice(500),
     "student.optimizer": Paper(("sgd",)),
     "student.momentum": _choice(0.9),

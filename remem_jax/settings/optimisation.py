@@ -10,7 +10,9 @@ def check_schedule(prefix: str, settings: ConfigDict, steps: int) -> None:
     checks.at_least(f"{prefix}.batch_size", settings.batch_size, 1)
     checks.within(f"{prefix}.warmup_steps", settings.warmup_steps, 0, steps - 1)
     checks.at_least(f"{prefix}.weight_decay", settings.weight_decay, 0)
-    if "clip_norm" in settings:
+    if prefix == "config.student":
+        checks.at_least("config.student.clip_norm", settings.clip_norm, 0)
+    else:
         checks.above(f"{prefix}.clip_norm", settings.clip_norm, 0)
 
 

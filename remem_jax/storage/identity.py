@@ -51,7 +51,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     "teacher": {**_OPTIMISATION, **_LABELS},
     "student": {
         **{"init": "", "mean": [], "std": [], "scratch_learning_rates": []},
-        **{"dropout": 0.0, "label_smoothing": 0.0},
+        **{"clip_norm": 0.0, "dropout": 0.0, "label_smoothing": 0.0},
         **_OPTIMISATION,
         **_LABELS,
     },

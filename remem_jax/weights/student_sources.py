@@ -11,7 +11,7 @@ import safetensors
 from remem_jax import models
 from remem_jax.checks import SettingError, local_path, require
 from remem_jax.models import vit
-from remem_jax.weights import catalog, download, hub, student_catalog, timm, vit_students
+from remem_jax.weights import catalog, hub, student_catalog, timm, vit_students
 from remem_jax.weights.student_catalog import RECOMMENDED, Published
 
 SUFFIX = ".safetensors"
@@ -93,6 +93,8 @@ def obtain(init: str, student: str, *, mirror: str = "") -> Source:
     """
     named = _parse(init, student)
     if isinstance(named, _Teacher):
+        from remem_jax.weights import download  # Imports requests, which checks do not need.
+
         with for_students():
             return Source(pathlib.Path(download.obtain(named.init, mirror=mirror)))
     if isinstance(named, pathlib.Path):

@@ -51,7 +51,7 @@ def make_optimiser(
         schedule,
         params,
         nesterov=True,
-        clip_norm=None,
+        clip_norm=settings.clip_norm or None,
         is_head=is_head if pretrained else None,
     )
 
