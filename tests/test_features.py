@@ -79,10 +79,10 @@ def test_hyperparameters_that_a_loss_ignores_add_no_students() -> None:
     ("methods", "expected"),
     [
         (("finetune",), ["features", "kd"]),
-        (("scratch", "finetune"), ["features", "kd", "scratch"]),
+        (("scratch", "finetune"), ["features", "kd", "labels"]),
     ],
 )
-def test_students_from_scratch_have_their_own_step(
+def test_students_without_a_teacher_have_their_own_step(
     run: context.Run, methods: tuple[str, ...], expected: list[str]
 ) -> None:
     run.config.methods = methods
