@@ -153,11 +153,6 @@ def find(init: str, student: str) -> Published:
     return weights
 
 
-def of_file(stem: str) -> Published | None:
-    """Returns the weights whose name a file has, such as "resnet18.a1_in1k"; None if none have."""
-    return PUBLISHED.get(stem)
-
-
 def similar(init: str) -> list[str]:
     """Returns the names that resemble a misspelt one."""
     return difflib.get_close_matches(init, PUBLISHED)
