@@ -8,10 +8,11 @@ import contextlib
 import hashlib
 import http.server
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
+
+from tests.weights import server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -142,14 +143,5 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """Serves a hub while the block runs, and sets its `url`."""
-    handler = type("Handler", (_Handler,), {"hub": hub})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = False  # Closing waits for the threads.
-        hub.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    with server.running(type("Handler", (_Handler,), {"hub": hub})) as hub.url:
+        yield hub

@@ -83,14 +83,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(site: Site) -> Iterator[Site]:
     """Serves a site while the block runs, and sets its `url`."""
-    handler = type("Handler", (_Handler,), {"site": site})
+    with running(type("Handler", (_Handler,), {"site": site})) as site.url:
+        yield site
+
+
+@contextlib.contextmanager
+def running(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Runs a server with a handler of requests while the block runs, and yields its address."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = False  # Closing waits for the threads.
-        site.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield site
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
