@@ -1,7 +1,6 @@
 """Blocks of inverted-residual networks, equal to timm's and under timm's names.
 
-Sources: Sandler et al. 2018, https://arxiv.org/abs/1801.04381 (MobileNetV2); Hu et al. 2018,
-https://arxiv.org/abs/1709.01507 (squeeze-and-excitation); Tan and Le 2021,
+Sources: Sandler et al. 2018, https://arxiv.org/abs/1801.04381 (MobileNetV2); Tan and Le 2021,
 https://arxiv.org/abs/2104.00298 (the "fused" block); Qin et al. 2024,
 https://arxiv.org/abs/2404.10518 (the "universal" block).
 """
@@ -10,11 +9,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from remem_jax.models import layers
 from remem_jax.models.architectures import Architecture, Row, rounded
+from remem_jax.models.squeeze_excite import SqueezeExcite
 
 
 class Layers(NamedTuple):
@@ -51,38 +50,6 @@ class Layers(NamedTuple):
         return layers.ACTIVATIONS[name]
 
 
-class SqueezeExcite(nn.Module):
-    """Scales every channel by a gate that two dense layers compute from the means of all channels.
-
-    Attributes:
-        row: Row of the block.
-        inputs: Channels of the block's input.
-        make: Makes the layers.
-    """
-
-    row: Row
-    inputs: int
-    make: Layers
-
-    @nn.compact
-    def __call__(
-        self, maps: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch height width channel"]:
-        style, channels = self.make.architecture.squeeze, maps.shape[-1]
-        if style.of_expanded:
-            reduced = rounded(channels * self.row.squeeze)
-        else:
-            reduced = round(self.inputs * self.row.squeeze)
-        activation = self.make.activation(self.row)
-        if style.activation:
-            activation = layers.ACTIVATIONS[style.activation]
-        means = jnp.mean(maps, axis=(1, 2), keepdims=True)
-        hidden = self.make.conv(reduced, 1, 1, "conv_reduce", has_bias=True)(means)
-        gates = self.make.conv(channels, 1, 1, "conv_expand", has_bias=True)(activation(hidden))
-        gates = layers.GATES[style.gate](gates)
-        return maps * jnp.broadcast_to(gates, maps.shape)
-
-
 class Block(nn.Module):
     """One block of a row; each kind of block is a subclass.
 
@@ -102,7 +69,17 @@ class Block(nn.Module):
         """Applies squeeze-and-excitation if the row has one."""
         if not self.row.squeeze:
             return maps
-        return SqueezeExcite(self.row, inputs, self.make, name="se")(maps)
+        style, squeeze = self.make.architecture.squeeze, self.row.squeeze
+        channels = maps.shape[-1]
+        reduced = rounded(channels * squeeze) if style.of_expanded else round(inputs * squeeze)
+        activation = self.make.activation(self.row)
+        if style.activation:
+            activation = layers.ACTIVATIONS[style.activation]
+        gate, dtype = layers.GATES[style.gate], self.make.dtype
+        squeeze_excite = SqueezeExcite(
+            reduced, activation=activation, gate=gate, dtype=dtype, name="se"
+        )
+        return squeeze_excite(maps)
 
     def residual(
         self,

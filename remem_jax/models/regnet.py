@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from remem_jax.models import layers
 from remem_jax.models.normalisation import IDENTITY, Normalisation
+from remem_jax.models.squeeze_excite import SqueezeExcite
 
 _STEM = 32  # Channels of the first convolution.
 
@@ -68,28 +69,6 @@ class ConvNorm(nn.Module):
         return nn.relu(out) if self.has_relu else out
 
 
-class SqueezeExcite(nn.Module):
-    """Scales every channel by a gate that two dense layers compute from the means of all channels.
-
-    Attributes:
-        reduced: Channels between the two layers.
-        dtype: Type of the computation.
-    """
-
-    reduced: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, maps: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch height width channel"]:
-        means = jnp.mean(maps, axis=(1, 2), keepdims=True)
-        hidden = layers.Conv(self.reduced, 1, has_bias=True, dtype=self.dtype, name="fc1")(means)
-        conv = layers.Conv(maps.shape[-1], 1, has_bias=True, dtype=self.dtype, name="fc2")
-        gates = nn.sigmoid(conv(nn.relu(hidden)))
-        return maps * jnp.broadcast_to(gates, maps.shape)
-
-
 class Block(nn.Module):
     """A 1x1, a grouped 3x3 and a 1x1 convolution, with squeeze-and-excitation, and a residual.
 
@@ -114,7 +93,7 @@ class Block(nn.Module):
         channels, stride, dtype, inputs = self.channels, self.stride, self.dtype, maps.shape[-1]
         out = ConvNorm(channels, dtype=dtype, name="conv1")(maps, train=train)
         out = ConvNorm(channels, 3, stride, self.group, dtype=dtype, name="conv2")(out, train=train)
-        out = SqueezeExcite(round(inputs / 4), dtype, name="se")(out)
+        out = SqueezeExcite(round(inputs / 4), ("fc1", "fc2"), dtype=dtype, name="se")(out)
         # Zero scale: every block starts without its convolutions, as in timm.
         zeros = nn.initializers.zeros
         last = ConvNorm(channels, has_relu=False, scale_init=zeros, dtype=dtype, name="conv3")
