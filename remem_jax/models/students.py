@@ -23,6 +23,8 @@ from remem_jax.models import (
     vit_student,
 )
 
+_CONVOLUTIONAL_RATES = {"sgd": (0.01, 0.03, 0.1), "adamw": (3e-4, 1e-3, 3e-3)}
+
 
 def _no_options(architecture: Mapping[str, str], image_size: int) -> dict[str, Any]:
     """Returns no arguments: timm's name determines a convolutional network."""
@@ -49,6 +51,7 @@ class Student(NamedTuple):
         torchvision: Name of the same network in `torchvision.models`; "" if it has none.
         torchvision_names: torchvision's names of modules by timm's, as far as they differ; a width
             or a size that torchvision does not publish has them too.
+        pretrained_rates: Usual learning rates for fine-tuning the network, by optimiser.
         paper: What the paper calls this student, as in `report.paper`; "" if the paper has none.
     """
 
@@ -62,6 +65,7 @@ class Student(NamedTuple):
     small_stem: tuple[str, ...] = ()
     torchvision: str = ""
     torchvision_names: Mapping[str, str] = {}
+    pretrained_rates: Mapping[str, tuple[float, ...]] = _CONVOLUTIONAL_RATES
     paper: str = ""
 
     def takes(self, option: str) -> bool:
@@ -141,6 +145,7 @@ def _vit(variant: str, **others: Any) -> Student:
         patch=size.patch,
         architecture=vit_student.ARCHITECTURE,
         timm_options=vit_student.timm_options,
+        pretrained_rates={"sgd": (0.001, 0.003, 0.01), "adamw": (5e-5, 1e-4, 3e-4)},
         **others,
     )
 

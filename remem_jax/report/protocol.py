@@ -96,7 +96,7 @@ PAPER: Mapping[str, Paper] = {
     "student.batch_size": _choice(512),
     "student.learning_rates": Paper((0.05, 0.1, 0.5), every=True),
     "student.scratch_learning_rates": Paper(((), (0.05, 0.1, 0.5)), lost=True),
-    "student.pretrained_learning_rates": _choice((0.01, 0.03, 0.1)),
+    "student.pretrained_learning_rates": _choice(()),
     "student.temperatures": Paper((1.0, 2.0, 4.0), every=True),
     "student.weights": Paper((0.1, 0.5, 0.9), every=True),
     "student.flatten": Paper((1.0,)),

@@ -222,8 +222,7 @@ def _check_student(student: ConfigDict) -> None:
     checks.at_least("config.student.steps", student.steps, 1)
     checks.within("config.student.evaluations", student.evaluations, 1, student.steps)
     optimisation.check_student(student)
-    rates = ("learning_rates", "pretrained_learning_rates")
-    for name in ("losses", "seeds", *rates, "temperatures", "weights"):
+    for name in ("losses", "seeds", "learning_rates", "temperatures", "weights"):
         values = student[name]
         checks.require(len(values) > 0, f"config.student.{name} must hold at least one value.")
     checks.require(
@@ -231,7 +230,8 @@ def _check_student(student: ConfigDict) -> None:
         f"config.student.group must be a multiple of the {len(student.seeds)} of "
         f"config.student.seeds, which are trained together; got {student.group}.",
     )
-    for name in (*rates, "scratch_learning_rates", "temperatures", "weights"):
+    rates = ("learning_rates", "scratch_learning_rates", "pretrained_learning_rates")
+    for name in (*rates, "temperatures", "weights"):
         for value in student[name]:
             if name == "weights":
                 checks.within(f"config.student.{name}", value, 0, 1)

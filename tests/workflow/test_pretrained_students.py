@@ -114,6 +114,27 @@ def test_the_learning_rates_follow_from_the_initial_weights(weights: pathlib.Pat
     assert (rates("scratch"), rates("finetune")) == ([0.1], [0.1])
 
 
+@pytest.mark.parametrize(
+    ("model", "optimizer", "expected"),
+    [
+        ("efficientnet_lite0", "sgd", [0.01, 0.03, 0.1]),
+        ("vit_tiny_patch16", "sgd", [0.001, 0.003, 0.01]),
+        ("efficientnet_lite0", "adamw", [3e-4, 1e-3, 3e-3]),
+        ("vit_tiny_patch16", "adamw", [5e-5, 1e-4, 3e-4]),
+    ],
+)
+def test_default_learning_rates_of_pretrained_students_follow_from_network_and_optimiser(
+    weights: pathlib.Path, model: str, optimizer: str, expected: list[float]
+) -> None:
+    student = _config(weights).student
+    student.model, student.optimizer = model, optimizer
+    student.pretrained_learning_rates = ()
+
+    for method in ("alone", "finetune"):
+        points = student_grid.points(student, method)
+        assert [point.hyperparameters.learning_rate for point in points] == expected
+
+
 def test_a_whole_run_compares_distillation_with_both_baselines(
     weights: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -274,7 +274,7 @@ def select(
     if not finite:
         raise loop.NonFiniteLossError(
             "Every student diverged on validation; lower config.student.learning_rates (or "
-            "pretrained_learning_rates), in another --workdir."
+            "pretrained_learning_rates), or set clip_norm, in another --workdir."
         )
 
     def rank(group: list[dict[str, Any]]) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from remem_jax import models
 from remem_jax.methods import METHODS
 from remem_jax.records import Hyperparameters, TeacherApply, Variables
 from remem_jax.train import student_losses
@@ -50,13 +51,20 @@ class StudentGrid(NamedTuple):
         return list({point.loss: point for point in self.points}.values())
 
 
+def pretrained_rates(settings: ConfigDict) -> Sequence[float]:
+    """Returns the learning rates of students from pretrained weights: those set, or the usual ones."""
+    if settings.pretrained_learning_rates:
+        return settings.pretrained_learning_rates
+    return models.STUDENTS[settings.model].pretrained_rates[settings.optimizer]
+
+
 def grid_points(settings: ConfigDict) -> list[GridPoint]:
     """Returns the grid of `config.student` for students with a teacher, without duplicates.
 
     If a loss does not use a hyperparameter, only its first value is in the grid.
     """
     pretrained = bool(settings.init)
-    rates = settings.pretrained_learning_rates if pretrained else settings.learning_rates
+    rates = pretrained_rates(settings) if pretrained else settings.learning_rates
     points = []
     for loss in settings.losses:
         used = student_losses.used(loss, hard_labels=settings.hard_labels)
@@ -84,7 +92,7 @@ def label_points(settings: ConfigDict, method: str) -> list[GridPoint]:
     if METHODS[method].starts_random:
         rates = settings.scratch_learning_rates or settings.learning_rates
     else:
-        rates = settings.pretrained_learning_rates
+        rates = pretrained_rates(settings)
     return [
         GridPoint(
             LABELS, Hyperparameters(float(rate), 1.0, 0.0, seed), not METHODS[method].starts_random
