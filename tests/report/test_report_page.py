@@ -217,6 +217,16 @@ def test_sections_come_in_their_order(read: Callable[[], tuple[str, str]]) -> No
     assert "The plots are in report.html." in text
 
 
+def test_a_run_without_teachers_has_no_table_of_them(
+    write: Callable[[], tuple[str, str]], results: dict[str, Any]
+) -> None:
+    assert all("All teachers, on validation" in content for content in write())
+
+    results["teachers"] = []
+
+    assert not any("All teachers" in content for content in write())
+
+
 def test_page_holds_the_numbers_of_the_comparison(read: Callable[[], tuple[str, str]]) -> None:
     page, text = read()
 

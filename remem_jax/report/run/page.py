@@ -50,6 +50,9 @@ def _content(
         run_tables.confused(results),
         run_tables.on_test(results),
         information.table(results),
+        search.grids(results),
+        run_tables.teachers(results),
+        run_tables.students(results),
     ]
     return {
         "title": results["title"],
@@ -59,13 +62,7 @@ def _content(
         "comparison": run_tables.comparison(results),
         "notes": [note for note in notes if note],
         "plots": [*figures, *plots.draw(results, rows)],
-        "models": [
-            _details(results),
-            *(table for table in optional if table),
-            search.grids(results),
-            run_tables.teachers(results),
-            run_tables.students(results),
-        ],
+        "models": [_details(results), *(table for table in optional if table)],
         "facts": [tables.settings(results), run_tables.origins(results), run_tables.times(results)],
         "skipped": results["data"]["skipped"],
         "diverged": _diverged(results),

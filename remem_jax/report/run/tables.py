@@ -132,8 +132,10 @@ def confused(results: Results) -> Table | None:
     return Table(title, heads, tuple(rows), numeric=False)
 
 
-def teachers(results: Results) -> Table:
-    """Builds the table of all teacher checkpoints, on validation."""
+def teachers(results: Results) -> Table | None:
+    """Builds the table of all teacher checkpoints, on validation; None without any."""
+    if not results["teachers"]:
+        return None
     columns, names = _metric_columns(results)
     rows = [
         (
