@@ -52,7 +52,7 @@ class StudentGrid(NamedTuple):
 
 
 def pretrained_rates(settings: ConfigDict) -> Sequence[float]:
-    """Returns the learning rates of students from pretrained weights: those set, or the usual ones."""
+    """Returns the learning rates of students from pretrained weights: those set, or the defaults."""
     if settings.pretrained_learning_rates:
         return settings.pretrained_learning_rates
     return models.STUDENTS[settings.model].pretrained_rates[settings.optimizer]
