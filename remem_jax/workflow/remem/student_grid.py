@@ -52,7 +52,7 @@ class StudentGrid(NamedTuple):
 
 
 def pretrained_rates(settings: ConfigDict) -> Sequence[float]:
-    """Returns the learning rates of students from pretrained weights: those set, or the defaults."""
+    """Returns the learning rates of students from pretrained weights: those set, or defaults."""
     if settings.pretrained_learning_rates:
         return settings.pretrained_learning_rates
     return models.STUDENTS[settings.model].pretrained_rates[settings.optimizer]
@@ -75,14 +75,15 @@ def grid_points(settings: ConfigDict) -> list[GridPoint]:
                 ("weight", settings.weights),
             )
         )
-        axes = rates, temperatures, weights, settings.seeds
         points += [
             GridPoint(
                 loss,
                 Hyperparameters(float(rate), float(temperature), float(weight), seed),
                 pretrained,
             )
-            for rate, temperature, weight, seed in itertools.product(*axes)
+            for rate in rates
+            for temperature, weight in itertools.product(temperatures, weights)
+            for seed in settings.seeds
         ]
     return points
 
