@@ -98,7 +98,8 @@ def label_points(settings: ConfigDict, method: str) -> list[GridPoint]:
         GridPoint(
             LABELS, Hyperparameters(float(rate), 1.0, 0.0, seed), not METHODS[method].starts_random
         )
-        for rate, seed in itertools.product(rates, settings.seeds)
+        for rate in rates
+        for seed in settings.seeds
     ]
 
 
