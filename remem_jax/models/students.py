@@ -23,6 +23,7 @@ from remem_jax.models import (
     vit_student,
 )
 
+# Other values give other results: `storage.identity.TRAINING` then increases.
 _CONVOLUTIONAL_RATES = {"sgd": (0.01, 0.03, 0.1), "adamw": (3e-4, 1e-3, 3e-3)}
 
 
