@@ -146,7 +146,7 @@ def _vit(variant: str, **others: Any) -> Student:
         patch=size.patch,
         architecture=vit_student.ARCHITECTURE,
         timm_options=vit_student.timm_options,
-        pretrained_rates={"sgd": (0.001, 0.003, 0.01), "adamw": (5e-5, 1e-4, 3e-4)},
+        pretrained_rates={"sgd": (0.001, 0.003, 0.01), "adamw": (1e-4, 3e-4, 1e-3)},
         **others,
     )
 
