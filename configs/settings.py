@@ -244,9 +244,9 @@ def _student(config: ConfigDict) -> None:
     # The same for the method "scratch", whose loss is cross-entropy; above 0. Empty is
     # learning_rates. [choice]
     config.student.scratch_learning_rates = ()
-    # The same for students from config.student.init, with a teacher or alone; above 0. Empty is the
-    # usual ones of the network and the optimiser, which docs/students.md lists: those of students
-    # from random weights would undo the pretraining. [choice]
+    # The same for students from config.student.init, with a teacher or alone; above 0. Empty takes
+    # the usual rates for fine-tuning the network with the optimiser, which docs/students.md lists;
+    # those for random weights are so high that they would undo the pretraining. [choice]
     config.student.pretrained_learning_rates = ()
     config.student.temperatures = (1.0, 2.0, 4.0)  # Softmax temperatures of KD; above 0. [text]
     # Weights of the distillation loss, against that of the labels; from 0 to 1. [text]
