@@ -98,13 +98,19 @@ def require_close(comparison: Comparison, allowed: Limits, what: str) -> None:
     close = comparison.difference <= limit and np.isfinite(comparison.difference)
     if close and comparison.disagreement <= allowed.disagreement:
         return
+    at_most = f"allowed: {limit:.3g}; " if np.isfinite(limit) else ""
+    accuracies = ""
+    if comparison.accuracy is not None and comparison.student_accuracy is not None:
+        accuracies = (
+            f" Its top-1 accuracy on them is {100 * comparison.accuracy:.2f} %, the model's "
+            f"{100 * comparison.student_accuracy:.2f} %."
+        )
     raise SettingError(
         f"{what} differs from the model that it was made from, and is not kept: a logit differs by "
-        f"{comparison.difference:.3g} (allowed: {limit:.3g}; the largest is "
-        f"{comparison.largest:.3g}) and {100 * comparison.disagreement:.2f} % of "
-        f"{comparison.images} have another predicted class (allowed: "
-        f"{100 * allowed.disagreement:g} %). Choose another --precision, or raise "
-        "--allowed-difference and --allowed-disagreement."
+        f"{comparison.difference:.3g} ({at_most}the largest is {comparison.largest:.3g}) and "
+        f"{100 * comparison.disagreement:.2f} % of {comparison.images} have another predicted "
+        f"class (allowed: {100 * allowed.disagreement:g} %).{accuracies} Choose another "
+        "--precision, or raise --allowed-difference and --allowed-disagreement."
     )
 
 

@@ -148,6 +148,16 @@ def test_nan_exceeds_every_limit() -> None:
         checking.require_close(comparison, checking.limits("int8", None, None), "It")
 
 
+def test_a_rejected_export_states_both_accuracies_and_only_the_limits_that_exist() -> None:
+    comparison = Comparison("9 images", 2.0, 20.0, 0.06, 0.925, 0.915)
+    with pytest.raises(SettingError) as caught:
+        checking.require_close(comparison, checking.limits("int8", None, None), "It")
+    text = str(caught.value)
+    assert "top-1 accuracy on them is 92.50 %, the model's 91.50 %" in text
+    assert "6.00 % of 9 images have another predicted class (allowed: 5 %)" in text
+    assert "a logit differs by 2 (the largest is 20)" in text
+
+
 # Runs.
 
 
