@@ -108,7 +108,9 @@ def test_gradients_of_students_are_clipped_as_in_torch(clip_norm: float) -> None
     settings.clip_norm, settings.warmup_steps, settings.steps = clip_norm, 0, 8
     schedule = optim.warmup_cosine(peak=1.0, steps=8, warmup_steps=0)
 
-    ours = _ours(student_steps.make_optimiser(settings, _start(), pretrained=False), rate=0.1)
+    ours = _ours(
+        student_steps.make_optimiser(settings, _start(), pretrained=False, paced=False), rate=0.1
+    )
 
     options = {"momentum": settings.momentum, "nesterov": True}
     expected = _torchs(

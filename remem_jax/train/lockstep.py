@@ -79,6 +79,7 @@ def make_step(
     *,
     first_step: int,
     lost: Collection[int] = (),
+    rate: Callable[[int], float] | None = None,
 ) -> Callable[[States, Batch], tuple[States, Metrics]]:
     """Builds the step of all students of a grid.
 
@@ -91,6 +92,7 @@ def make_step(
         first_step: Number of steps that the students have done.
         lost: Indices of students whose states are no longer finite, which are not stepped.
             Additions take effect at the next step.
+        rate: Returns a factor of all learning rates, given the number of steps done; None is 1.
 
     Returns:
         A step over the tuple of the students' states, which are all at the same step. Do not jit
@@ -103,10 +105,11 @@ def make_step(
         number = next(numbers)
         augmented = augment(np.int32(number), batch)
         targets = get_targets(number, augmented.images)
+        factor = None if rate is None else rate(number)
         stepped = [
             (state, _NOT_FINITE)
             if i in lost
-            else student_step(state, *augmented, targets, hyperparameters)
+            else student_step(state, *augmented, targets, _scaled(hyperparameters, factor))
             for i, (state, (student_step, hyperparameters)) in enumerate(
                 zip(states, students, strict=True)
             )
@@ -117,3 +120,9 @@ def make_step(
         }
 
     return step
+
+
+def _scaled(hyperparameters: Hyperparameters, factor: float | None) -> Hyperparameters:
+    if factor is None:
+        return hyperparameters
+    return hyperparameters._replace(learning_rate=hyperparameters.learning_rate * factor)

@@ -25,6 +25,9 @@ class Effects(NamedTuple):
         progress: Called after every step, with the number of steps done.
         stopping: Called after every step, with the number of steps done; returns whether to save
             the state and stop.
+        shortened: Called after metrics were logged, with the number of steps done, their number in
+            all, and the seconds of a step; returns the new number in all, which is more than those
+            done unless these were all.
     """
 
     log: Callable[[int, Metrics], None]
@@ -33,6 +36,7 @@ class Effects(NamedTuple):
     milestone: Callable[[int, Any], None]
     progress: Callable[[int], None]
     stopping: Callable[[int], bool]
+    shortened: Callable[[int, int, float], int] = lambda done, steps, step_seconds: steps
 
 
 class Schedule(NamedTuple):
@@ -123,18 +127,20 @@ def fit(
             before a state is evaluated or saved.
         StoppedError: If `effects.stopping` returned True; the state was saved.
     """
-    timer, saved = _Timer(), first_step
+    timer, saved, steps = _Timer(), first_step, schedule.steps
     unread: list[tuple[int, Metrics]] = []
-    for done in range(first_step + 1, schedule.steps + 1):
+    done = first_step
+    while done < steps:
+        done += 1
         timer.start()
         batch = next(batches)
         timer.batch_arrived()
         state, metrics = step(state, batch)
         unread.append((done, metrics))
-        last = done == schedule.steps
+        last = done == steps
         logs = last or done % schedule.log_every == 0
         saves = last or done % schedule.save_every == 0
-        evaluates = done in schedule.milestones
+        evaluates = done in schedule.milestones or (last and steps != schedule.steps)
         stops = effects.stopping(done) and not last
         saves |= stops
         if logs or saves or evaluates:
@@ -146,7 +152,9 @@ def fit(
                 raise _error(unread, saved, first_step)
             unread.clear()
             if logs:
-                effects.log(done, {**_logged(fetched), **timer.read()})
+                times = timer.read()
+                effects.log(done, {**_logged(fetched), **times})
+                steps = effects.shortened(done, steps, times["step_seconds"])
             effects.faulty(np.flatnonzero(faults).tolist(), state)
         else:
             timer.stop()
@@ -157,7 +165,7 @@ def fit(
             saved = done
         effects.progress(done)
         if stops:
-            raise StoppedError(f"stopped after step {done} of {schedule.steps}, which is saved")
+            raise StoppedError(f"stopped after step {done} of {steps}, which is saved")
     return state
 
 

@@ -39,8 +39,8 @@ from remem_jax.train.state import State
 
 # (student, teacher, labels, *, temperature, weight) -> loss; see `student_losses`.
 Loss = Callable[..., Float[Array, ""]]
-# (state, batch, frozen parameters) -> (state, metrics)
-SupervisedStep = Callable[[State, Batch, Params], tuple[State, Metrics]]
+# (state, batch, frozen parameters, optionally a factor of the update) -> (state, metrics)
+SupervisedStep = Callable[..., tuple[State, Metrics]]
 # The state is a `State`, or an `Averaged` if the step is wrapped by `averaging.averaged`.
 StudentStep = Callable[[Any, Array, Array, Outputs | None, Hyperparameters], tuple[Any, Metrics]]
 
@@ -83,17 +83,20 @@ def make_supervised_step(
         division: How the batch is divided.
 
     Returns:
-        A pure step `(state, batch, frozen) -> (state, metrics)`. The state holds the trainable
-        parameters, `frozen` the others ({} if all are trained). Gradients, SAM's norm and the
-        optimiser see only the trainable ones. Metrics are "loss"; "fault", of `finite.fault`;
-        "gradient_norm", of the gradient that enters `tx`; and with SAM "ascent_norm", the mean
-        over the groups. Tracing the step raises ValueError if the batch cannot be divided.
+        A pure step `(state, batch, frozen, factor) -> (state, metrics)`. The state holds the
+        trainable parameters, `frozen` the others ({} if all are trained). Gradients, SAM's norm and
+        the optimiser see only the trainable ones. `factor` multiplies the update; it may be
+        omitted, which is 1. Metrics are "loss"; "fault", of `finite.fault`; "gradient_norm", of the
+        gradient that enters `tx`; and with SAM "ascent_norm", the mean over the groups. Tracing the
+        step raises ValueError if the batch cannot be divided.
 
     Source: Foret et al. 2021, https://arxiv.org/abs/2010.01412, section 4.1 (m-sharpness);
     Andriushchenko & Flammarion 2022, https://arxiv.org/abs/2206.06232, equation 3.
     """
 
-    def step(state: State, batch: Batch, frozen: Params) -> tuple[State, Metrics]:
+    def step(
+        state: State, batch: Batch, frozen: Params, factor: Float[Array, ""] | None = None
+    ) -> tuple[State, Metrics]:
         step_key = random_streams.within(key, state.step)
         dropout_key = random_streams.within(step_key, "dropout")
         images, mixed = augment_and_mix(transform, step_key, batch, mixing)
@@ -122,6 +125,8 @@ def make_supervised_step(
 
         grads, (metrics, statistics) = gradient(state.params, examples)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        if factor is not None:
+            updates = jax.tree.map(lambda update: factor * update, updates)
         params = optax.apply_updates(state.params, updates)
         fault = finite.fault(
             {

@@ -37,6 +37,9 @@ class Run(NamedTuple):
         preloaded: Pretrained checkpoints, which are read before the data.
         device_bytes: Memory of a device in bytes, if it cannot be queried because the devices are
             not attached; else 0.
+        deadline: Value of `time.monotonic` by which the training of a stage should end: its steps
+            then take their learning rates from a `pace.Pace`. None: they have a schedule over a
+            fixed number of steps.
     """
 
     config: ConfigDict
@@ -49,6 +52,7 @@ class Run(NamedTuple):
     mesh: jax.sharding.Mesh
     preloaded: initial_checkpoints.Preloaded = initial_checkpoints.Preloaded(())
     device_bytes: int = 0
+    deadline: float | None = None
 
     @property
     def platform(self) -> str:

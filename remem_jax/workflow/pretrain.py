@@ -82,7 +82,7 @@ def run_pretrain(run: context.Run) -> None:
         training.Job(
             shapes,
             lambda: first(init_key),
-            lambda first_step: lambda state, batch: jitted(state, batch, {}),
+            lambda first_step, rate: lambda state, batch: jitted(state, batch, {}),
             batch_size=settings.batch_size,
             operations=lambda state, batch: flops.count(counted, state, batch, {}),
             steps=settings.steps,

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +13,13 @@ from remem_jax import mesh, signals
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Metrics
 from remem_jax.storage import checkpoints, logs
-from remem_jax.train import compiling, finite, loop, profiling
+from remem_jax.train import compiling, finite, loop, pace, profiling
 from remem_jax.train.speed import Speed
 from remem_jax.workflow import advice
 from remem_jax.workflow.context import Run
 
 CHECKPOINTS = "checkpoints"
+Rate = Callable[[int], float]
 
 
 class Job(NamedTuple):
@@ -27,7 +28,8 @@ class Job(NamedTuple):
     Attributes:
         shapes: Shapes and shardings of the state; checkpoints have the same structure.
         first: Creates the state at step 0; not called if there is a checkpoint.
-        make_step: Builds the (jitted) step, given the number of steps done before.
+        make_step: Builds the (jitted) step, given the number of steps done before, and the fraction
+            of the peak learning rate by step; None if the step has its own schedule.
         operations: Counts the floating-point operations of a step.
         batch_size: Global batch size.
         steps: Total number of steps.
@@ -37,11 +39,12 @@ class Job(NamedTuple):
         stream: Random stream of its batches.
         lost: Indices of the models, if several are trained at once, whose state is no longer
             finite. `train` adds them before it calls `milestone`.
+        warmup_steps: Steps of warm-up, if the run has a deadline.
     """
 
     shapes: Any
     first: Callable[[], Any]
-    make_step: Callable[[int], Callable[[Any, Batch], tuple[Any, Metrics]]]
+    make_step: Callable[[int, Rate | None], Callable[[Any, Batch], tuple[Any, Metrics]]]
     operations: Callable[[Any, Batch], float]
     batch_size: int
     steps: int
@@ -49,6 +52,44 @@ class Job(NamedTuple):
     milestone: Callable[[int, Any], None]
     stream: Stage
     lost: set[int]
+    warmup_steps: int = 0
+
+
+class _Pacing:
+    """Shortens a stage to meet a deadline, by the time of its steps and evaluations.
+
+    Attributes:
+        steps: Number of steps when training begins.
+        rate: Fraction of the peak learning rate by step; None without a deadline.
+    """
+
+    def __init__(self, job: Job, deadline: float | None, saved: Mapping[str, Any] | None) -> None:
+        self._job, self._evaluation_seconds, self._logs, self._pace = job, 0.0, 0, None
+        self.steps, self.rate = job.steps, None
+        if deadline is not None:
+            self._pace = pace.Pace(
+                job.steps, job.warmup_steps, lambda: deadline - time.monotonic(), saved
+            )
+            self.steps, self.rate = self._pace.steps, self._pace.rate
+
+    def note(self) -> dict[str, Any]:
+        """Returns what a checkpoint notes of it."""
+        return {"pace": self._pace.record()} if self._pace else {}
+
+    def milestone(self, at: int, state: Any) -> None:
+        """Calls the job's `milestone`."""
+        began = time.monotonic()
+        self._job.milestone(at, state)
+        self._evaluation_seconds = time.monotonic() - began
+
+    def shortened(self, at: int, steps: int, step_seconds: float) -> int:
+        """Returns the number of steps; see `loop.Effects`."""
+        self._logs += 1
+        if self._pace is None or self._logs == 1:  # The first steps include the compilation.
+            return steps
+        evaluations = 1 + sum(at < step < steps for step in self._job.milestones)
+        seconds = evaluations * self._evaluation_seconds
+        return self._pace.measured(at, step_seconds, other_seconds=seconds)
 
 
 def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
@@ -68,9 +109,11 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
     config = run.config
     folder = run.workdir / stage / CHECKPOINTS
     with checkpoints.Checkpoints(folder, keep=config.keep_checkpoints) as saved:
-        first, done, seconds = _restore(saved, job)
+        first, done, seconds, note = _restore(saved, job)
+        pacing = _Pacing(job, run.deadline, note.get("pace"))
+        steps = pacing.steps
         started = time.monotonic() - seconds
-        progress = logs.Progress(stage, first_step=done, steps=job.steps)
+        progress = logs.Progress(stage, first_step=done, steps=steps)
         trace = profiling.Trace(run.workdir / "profile" / stage, first_step=done)
 
         def on_step(at: int) -> None:
@@ -99,12 +142,19 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
         effects = loop.Effects(
             log=lambda at, metrics: run.log.write(stage, at, {**metrics, **speed.of(metrics)}),
             save=lambda at, state: saved.save(
-                at, state, note={"seconds": time.monotonic() - started, "lost": sorted(job.lost)}
+                at,
+                state,
+                note={
+                    "seconds": time.monotonic() - started,
+                    "lost": sorted(job.lost),
+                    **pacing.note(),
+                },
             ),
             faulty=faulty,
-            milestone=job.milestone,
+            milestone=pacing.milestone,
             progress=on_step,
             stopping=stopping,
+            shortened=pacing.shortened,
         )
         with (
             contextlib.closing(run.loader.train(job.batch_size, done, stage=job.stream)) as batches,
@@ -115,35 +165,33 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
         ):
             last = loop.fit(
                 first,
-                speed.counting(job.make_step(done)),
+                speed.counting(job.make_step(done, pacing.rate)),
                 batches,
                 first_step=done,
                 schedule=loop.Schedule(
-                    job.steps, job.milestones, config.log_every, config.save_every
+                    steps, (*job.milestones, steps), config.log_every, config.save_every
                 ),
                 effects=effects,
             )
         trace.close()
         progress.close()
         if mesh.any_process(signals.stop_requested()):
-            raise loop.StoppedError(
-                f"stopped after step {job.steps} of {job.steps}, which is saved"
-            )
+            raise loop.StoppedError(f"stopped after step {steps} of {steps}, which is saved")
         logging.info("%s: %s", stage, _compiled(run.compiled.read()))
         return last, time.monotonic() - started
 
 
-def _restore(saved: checkpoints.Checkpoints, job: Job) -> tuple[Any, int, float]:
-    """Returns the first state, its step, and the seconds of training before.
+def _restore(saved: checkpoints.Checkpoints, job: Job) -> tuple[Any, int, float, dict[str, Any]]:
+    """Returns the first state, its step, the seconds of training before, and its whole note.
 
     If there is a checkpoint, the state at step 0 is not created: the devices hold only one state.
     """
     done = saved.newest() or 0
     if not done:
-        return job.first(), 0, 0.0
+        return job.first(), 0, 0.0, {}
     state, note = saved.restore(done, job.shapes)
     job.lost.update(note.get("lost", ()))  # Earlier versions continued to train these.
-    return state, done, note["seconds"]
+    return state, done, note["seconds"], note
 
 
 @contextlib.contextmanager

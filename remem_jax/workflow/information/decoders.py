@@ -246,7 +246,10 @@ def job(run: context.Run, estimators: Estimators) -> training.Job:
         estimators.steps, estimators.features, estimators.teacher_indices
     )
 
-    def make_step(first_step: int) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
+    def make_step(
+        first_step: int, rate: training.Rate | None
+    ) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
+        del rate  # Decoders have a constant learning rate.
         numbers = itertools.count(first_step)
         return lambda states, batch: lockstep(states, transform(np.int32(next(numbers)), batch))
 

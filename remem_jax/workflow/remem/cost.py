@@ -107,7 +107,7 @@ def measure(run: context.Run) -> Speed:
     operations = teacher_training.operations(run, settings, start, training)(state, batch)
 
     def step(state: Any) -> Any:
-        return training.step(state, batch, start.frozen)[0]
+        return training.step(state, batch, *teacher_training.inputs(run, start))[0]
 
     teacher = Step(operations, _seconds(step, state))
     variables = run.place(start.teacher(start.trainable))

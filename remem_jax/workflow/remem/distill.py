@@ -242,8 +242,8 @@ def _job(
     return training.Job(
         tuple(setup.shapes[point.loss] for point in group),
         lambda: tuple(map(setup.first_state, group)),
-        lambda first_step: lockstep.make_step(
-            setup.augment, get_targets, students, first_step=first_step, lost=lost
+        lambda first_step, rate: lockstep.make_step(
+            setup.augment, get_targets, students, first_step=first_step, lost=lost, rate=rate
         ),
         operations,
         settings.batch_size,
@@ -252,6 +252,7 @@ def _job(
         lambda step, states: None,
         "student",
         lost,
+        settings.warmup_steps,
     )
 
 

@@ -1,6 +1,7 @@
 """Fine-tunes a pretrained ViT with a method; each of its checkpoints is a teacher."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from remem_jax.models import encoder
-from remem_jax.records import TeacherApply, Variables
+from remem_jax.records import Batch, Metrics, TeacherApply, Variables
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import loop, state
 from remem_jax.workflow import context, memory_plan, training
@@ -138,14 +139,23 @@ def _train(
 ) -> float:
     """Fine-tunes from the pretrained weights to the last step; returns the seconds."""
     setup = teacher_training.make_training(run, settings, start)
+
+    def make_step(first_step: int, rate: training.Rate | None) -> Callable[..., Any]:
+        numbers = itertools.count(first_step)
+
+        def step(trained: state.TrainState, batch: Batch) -> tuple[state.TrainState, Metrics]:
+            factor = rate(next(numbers)) if rate else 1.0
+            return setup.step(trained, batch, *teacher_training.inputs(run, start, factor))
+
+        return step
+
     _, seconds = training.train(
         run,
         stage,
         training.Job(
             setup.shapes,
             setup.first_state,
-            # As an argument, frozen parameters are not compiled into the step as constants.
-            lambda first_step: lambda state, batch: setup.step(state, batch, start.frozen),
+            make_step,
             batch_size=settings.batch_size,
             operations=teacher_training.operations(run, settings, start, setup),
             steps=settings.steps[-1],
@@ -153,6 +163,7 @@ def _train(
             milestone=milestone,
             stream="teacher",
             lost=set(),
+            warmup_steps=settings.warmup_steps,
         ),
     )
     return seconds

@@ -4,6 +4,8 @@ An attempt that diverges keeps its earlier checkpoints. Its outcome is written t
 that a resumed run decides in the same way.
 """
 
+import json
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -81,7 +83,7 @@ def train(
     attempts: list[Outcome] = []
     for number in range(run.config.retries + 1):
         name = f"{stage}/retry_{number}" if number else stage
-        attempts.append(_attempt(run, Attempt(name, learning_rate / 2**number), steps, once))
+        attempts.append(_attempt(run, Attempt(name, learning_rate / 2**number), once))
         if attempts[-1].diverged is None:
             break
     used = last = attempts[-1]
@@ -92,9 +94,7 @@ def train(
     return _result(stage, used, attempts, steps)
 
 
-def _attempt(
-    run: context.Run, attempt: Attempt, steps: Sequence[int], once: Callable[[Attempt], float]
-) -> Outcome:
+def _attempt(run: context.Run, attempt: Attempt, once: Callable[[Attempt], float]) -> Outcome:
     """Trains one attempt until it finishes or diverges, or reads its recorded outcome."""
     folder = run.workdir / attempt.stage
     diverged, seconds = results.read_for_all(folder / _DIVERGED), 0.0
@@ -109,9 +109,18 @@ def _attempt(
             results.write_for_all(folder / _DIVERGED, diverged)
             if mesh.is_writer():
                 checkpoints.remove(folder / training.CHECKPOINTS)
-    saved = [results.read_for_all(folder / f"step_{at}" / "record.json") for at in steps]
+    saved = [
+        results.read_for_all(folder / f"step_{at}" / "record.json") for at in _saved_steps(folder)
+    ]
     records = [record for record in saved if record is not None]
     return Outcome(attempt, records, diverged["seconds"] if diverged else seconds, diverged)
+
+
+def _saved_steps(folder: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints of an attempt; fewer or others if it was shortened."""
+    paths = folder.glob("step_*/record.json") if mesh.is_writer() else ()
+    listed = sorted(int(path.parent.name.removeprefix("step_")) for path in paths)
+    return json.loads(mesh.broadcast_text(json.dumps(listed)))
 
 
 def _result(

@@ -88,7 +88,10 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         **architecture,
     )
     params = models.shapes(model, run.config.data.image_size)
-    tx = student_steps.make_optimiser(settings, params, pretrained=initial is not None)
+    make_optimiser = functools.partial(
+        student_steps.make_optimiser, settings, params, paced=run.deadline is not None
+    )
+    tx = make_optimiser(pretrained=initial is not None)
     key = random_streams.key(run.config.seed, "student")
     init = models.make_init(model, run.config.data.image_size)
 
@@ -131,7 +134,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
         first_states[name] = functools.partial(first_of_seed, create)
     jit_steps = functools.partial(_jit_steps, run, makers, key, shapes)
-    plain_tx = student_steps.make_optimiser(settings, params, pretrained=False)
+    plain_tx = make_optimiser(pretrained=False)
     measure = context.make_measure(run, models.evaluation_apply(model), settings.batch_size)
     augment = random_streams.JitWithKey(
         functools.partial(

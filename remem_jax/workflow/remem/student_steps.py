@@ -25,7 +25,7 @@ def has_rates(settings: ConfigDict) -> bool:
 
 
 def make_optimiser(
-    settings: ConfigDict, params: Params, *, pretrained: bool
+    settings: ConfigDict, params: Params, *, pretrained: bool, paced: bool
 ) -> optax.GradientTransformation:
     """Builds the optimiser of students for a peak learning rate of 1.
 
@@ -34,13 +34,16 @@ def make_optimiser(
         params: Shapes of a student's parameters.
         pretrained: Whether the students start from `config.student.init`. Only those have other
             learning rates in the body than in the head.
+        paced: Whether the learning rate of each step comes from a `pace.Pace`.
 
     Raises:
         SettingError: If `config.student.layer_decay` does not fit the student.
     """
-    schedule = optim.warmup_cosine(
-        peak=1.0, steps=settings.steps, warmup_steps=settings.warmup_steps
-    )
+    schedule = optax.constant_schedule(1.0)
+    if not paced:
+        schedule = optim.warmup_cosine(
+            peak=1.0, steps=settings.steps, warmup_steps=settings.warmup_steps
+        )
     head = models.STUDENTS[settings.model].head
 
     def is_head(name: str) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from remem_jax import losses, mesh, models, optim, random_streams, sam
@@ -116,11 +118,13 @@ class Training(NamedTuple):
 
 def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Training:
     """Builds the training step and initial state of a method's teachers."""
-    schedule = optim.warmup_cosine(
-        peak=settings.learning_rate,
-        steps=settings.steps[-1],
-        warmup_steps=settings.warmup_steps,
-    )
+    schedule = optax.constant_schedule(settings.learning_rate)
+    if run.deadline is None:
+        schedule = optim.warmup_cosine(
+            peak=settings.learning_rate,
+            steps=settings.steps[-1],
+            warmup_steps=settings.warmup_steps,
+        )
     tx = optimiser.make(
         settings,
         schedule,
@@ -167,6 +171,18 @@ def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Train
     return Training(step, shapes, first_state)
 
 
+def inputs(run: context.Run, start: Start, rate: float = 1.0) -> tuple[Any, ...]:
+    """Returns the arguments of a training step after the batch.
+
+    Args:
+        run: The run.
+        start: The initial state, whose frozen parameters are an argument of the step, so that they
+            are not compiled into it as constants.
+        rate: Fraction of the peak learning rate, if the run has a deadline.
+    """
+    return (start.frozen,) if run.deadline is None else (start.frozen, np.float32(rate))
+
+
 def train_apply(start: Start, rematerialise: str) -> TrainApply:
     """Returns the apply function in training mode, given what the backward pass recomputes."""
     return start.tuned.wrap(models.train_apply(start.model.clone(rematerialise=rematerialise)))
@@ -198,7 +214,7 @@ def operations(
     if start.plan.rematerialise != "nothing":  # Recomputation to save memory does not count.
         start = start._replace(plan=start.plan._replace(rematerialise="nothing"))
         training = make_training(run, settings, start)
-    return lambda state, batch: flops.count(training.step, state, batch, start.frozen)
+    return lambda state, batch: flops.count(training.step, state, batch, *inputs(run, start))
 
 
 def planned_step(run: context.Run, method: str, start: Start) -> memory_plan.Step:
@@ -211,7 +227,7 @@ def planned_step(run: context.Run, method: str, start: Start) -> memory_plan.Ste
     def needs(plan: memory_plan.Plan) -> tuple[int, int]:
         training = make_training(run, settings, start._replace(plan=plan))
         batch = step_memory.batch(run, settings.batch_size)
-        return step_memory.of_step(training.step, shapes, batch, start.frozen)
+        return step_memory.of_step(training.step, shapes, batch, *inputs(run, start))
 
     return memory_plan.Step(
         f"teachers/{method}",
