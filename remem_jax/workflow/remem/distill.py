@@ -28,12 +28,15 @@ from remem_jax.workflow.remem.student_grid import (
 from remem_jax.workflow.remem.student_setup import StudentSetup, make_targets
 
 # Fields of a student that identify its configuration; the seed is not one of them.
-SETTING = ("teacher_step", "loss", "learning_rate", "temperature", "weight")
+SETTING = ("teacher_step", "steps", "loss", "learning_rate", "temperature", "weight")
 
 
-def without_teacher(run: context.Run, setup: StudentSetup, method: str) -> list[dict[str, Any]]:
+def without_teacher(
+    run: context.Run, setup: StudentSetup, method: str, stage: str = ""
+) -> list[dict[str, Any]]:
     """Trains students without a teacher at all learning rates; see `_train_groups`."""
     grid = label_grid(run, method)
+    grid = grid._replace(stage=stage or grid.stage)
     trained = _train_groups(run, setup, grid, grid.stage, targets.none)
     for group in trained:
         for student in group["students"]:
@@ -42,10 +45,10 @@ def without_teacher(run: context.Run, setup: StudentSetup, method: str) -> list[
 
 
 def from_teachers(
-    run: context.Run, setup: StudentSetup, teachers: Teachers
+    run: context.Run, setup: StudentSetup, teachers: Teachers, stage: str = ""
 ) -> list[dict[str, Any]]:
     """Trains the whole grid with each of the teachers; see `_train_groups`."""
-    stage = f"students/{teachers.method}"
+    stage = stage or f"students/{teachers.method}"
     compute_targets = make_targets(run, teachers.apply)
     grid = make_grid(run, stage, compute_targets, teachers.shapes)
     groups = []
@@ -78,8 +81,8 @@ def _train_groups(
     """Trains the students of one teacher in groups, or reads their results if they are finished.
 
     Returns:
-        For each group "part", "seconds", and "students": hyperparameters, validation metrics (and
-        test metrics with `config.choose_on_test`; None if diverged), and whether each diverged;
+        For each group "part", "seconds", and "students": steps, hyperparameters, validation metrics
+        (and test metrics with `config.choose_on_test`; None if diverged), whether each diverged;
         and "diverged": None, or if the whole group diverged, the "step" of the last one and the
         "reason". The variables of the best configuration's students are saved.
     """
@@ -136,7 +139,8 @@ def _train_group(
         validation[:] = [not_finite for _ in points]
     if not validation:  # Interrupted between the last checkpoint and the result.
         milestone(job.steps, students)
-    records = _records(run, points, validation)
+    done = diverged["step"] if diverged else _steps_of(students)
+    records = _records(run, points, validation, done)
     if run.config.choose_on_test:
         _test(setup, students, records)
     if _finite(records):
@@ -166,6 +170,11 @@ def _train(
     return students, seconds, None
 
 
+def _steps_of(students: lockstep.States) -> int:
+    """Returns the number of steps of a group; a student that was lost has done fewer."""
+    return max(int(step) for step in jax.device_get([student.step for student in students]))
+
+
 def _keep_best(
     run: context.Run, stage: str, students: dict[int, TrainState], records: Sequence[dict[str, Any]]
 ) -> None:
@@ -176,13 +185,17 @@ def _keep_best(
 
 
 def _records(
-    run: context.Run, points: dict[int, GridPoint], validation: Sequence[dict[str, float]]
+    run: context.Run,
+    points: dict[int, GridPoint],
+    validation: Sequence[dict[str, float]],
+    steps: int,
 ) -> list[dict[str, Any]]:
     """Returns the record of each student."""
     return [
         {
             "student": i,
             "loss": point.loss,
+            "steps": steps,
             **hyperparameters(point, hard_labels=bool(run.config.student.hard_labels)),
             "validation": metrics,
             "diverged": not np.isfinite(metrics["loss"]),

@@ -60,28 +60,44 @@ def run_remem(run: context.Run) -> None:
     if config.plan_only:
         plan_only.show(run, pretrained, setup)
         return
-    used = {
-        **_teacher(run, pretrained),
-        "student": config.student.model,
-        "student_parameters": _size(jax.eval_shape(lambda: setup.first(0)["params"])),
-        "student_init": setup.initial and dict(setup.initial.record),
-        "student_architecture": dict(setup.architecture),
-        "student_normalisation": setup.normalisation._asdict(),
-    }
+    used = models_record(run, pretrained, setup)
     workdir.begin(run.workdir, located(config), identity)
     outcomes, failed = _outcomes(run, pretrained, setup)
-    if mesh.is_writer():
-        predictions = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
-        file_list.write(run.workdir / "selected" / "split.csv", run.dataset, predictions)
-        record = _results(run, identity, outcomes, used) | {"failed": failed}
-        results.write(run.workdir / "results.json", record)
-        report.write(run.workdir)
-        logging.info("Report: %s", run.workdir / "report.html")
+    write_results(run, results_record(run, identity, outcomes, used) | {"failed": failed}, outcomes)
     if failed:
         reasons = " ".join(failure["reason"] for failure in failed)
         raise loop.NonFiniteLossError(
             f"{reasons} The report covers the other methods: {run.workdir / 'report.html'}"
         )
+
+
+def models_record(
+    run: context.Run, pretrained: finetune.Pretrained | None, setup: student_setup.StudentSetup
+) -> dict[str, Any]:
+    """Describes the teachers and students of a run.
+
+    Raises:
+        SettingError: If the information of the teachers cannot be measured.
+    """
+    return {
+        **_teacher(run, pretrained),
+        "student": run.config.student.model,
+        "student_parameters": _size(jax.eval_shape(lambda: setup.first(0)["params"])),
+        "student_init": setup.initial and dict(setup.initial.record),
+        "student_architecture": dict(setup.architecture),
+        "student_normalisation": setup.normalisation._asdict(),
+    }
+
+
+def write_results(run: context.Run, record: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """Writes results.json, the list of files with the predictions, and the report."""
+    if not mesh.is_writer():
+        return
+    predictions = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
+    file_list.write(run.workdir / "selected" / "split.csv", run.dataset, predictions)
+    results.write(run.workdir / "results.json", record)
+    report.write(run.workdir)
+    logging.info("Report: %s", run.workdir / "report.html")
 
 
 def _outcomes(
@@ -130,14 +146,59 @@ def _outcome(
     method: str,
 ) -> Outcome:
     """Trains a method's teachers and students, selects on validation, then tests."""
-    initial = pretrained if METHODS[method].has_teacher else None
+    teachers = train_teachers(run, pretrained, method)
+    groups = train_students(run, setup, method, teachers)
+    return conclude(run, setup, method, teachers, groups)
+
+
+def train_teachers(
+    run: context.Run, pretrained: finetune.Pretrained | None, method: str
+) -> finetune.Teachers | None:
+    """Trains the teachers of a method, or reads them; None for a method without a teacher."""
+    if pretrained is None or not METHODS[method].has_teacher:
+        return None
     with advice.on_out_of_memory(f"teachers/{method}"):
-        teachers = initial and finetune.finetune(run, initial, method)
-    with advice.on_out_of_memory(f"students/{method}"):
+        return finetune.finetune(run, pretrained, method)
+
+
+def train_students(
+    run: context.Run,
+    setup: student_setup.StudentSetup,
+    method: str,
+    teachers: finetune.Teachers | None,
+    stage: str = "",
+) -> list[dict[str, Any]]:
+    """Trains the students of a method, or reads their results; see `distill`.
+
+    Args:
+        run: The run.
+        setup: Its students.
+        method: The method.
+        teachers: Its teachers; None for a method without a teacher.
+        stage: Name of the stage; empty is `students/METHOD`.
+    """
+    with advice.on_out_of_memory(stage or f"students/{method}"):
         if teachers:
-            groups = distill.from_teachers(run, setup, teachers)
-        else:
-            groups = distill.without_teacher(run, setup, method)
+            return distill.from_teachers(run, setup, teachers, stage)
+        return distill.without_teacher(run, setup, method, stage)
+
+
+def conclude(
+    run: context.Run,
+    setup: student_setup.StudentSetup,
+    method: str,
+    teachers: finetune.Teachers | None,
+    groups: Sequence[dict[str, Any]],
+) -> Outcome:
+    """Selects a method's student on validation, and tests it and its teacher, once.
+
+    Args:
+        run: The run.
+        setup: Its students.
+        method: The method.
+        teachers: Its teachers; None for a method without a teacher.
+        groups: Return values of `train_students`.
+    """
     seconds = {group["part"]: group["seconds"] for group in groups}
     with advice.on_out_of_memory(f"information/{method}"):
         measured = _information(run, teachers, seconds)
@@ -219,7 +280,7 @@ def _information(
 def _setting(student: dict[str, Any]) -> dict[str, Any]:
     return {
         name: student[name]
-        for name in ("teacher_step", "student", "loss", *Hyperparameters._fields)
+        for name in ("teacher_step", "student", "loss", "steps", *Hyperparameters._fields)
     }
 
 
@@ -260,7 +321,7 @@ def _chosen_on_test(
     }
 
 
-def _results(
+def results_record(
     run: context.Run, identity: Identity, outcomes: Sequence[Outcome], models: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the contents of results.json; docs/results.md describes the fields."""
