@@ -91,6 +91,10 @@ def _check(config: ConfigDict, given: Sequence[str]) -> None:
 
         space.check(config)
         unused.check(config, given)
+    elif config.workflow == "distil":  # Its other settings are checked once they are planned.
+        from remem_jax.checks import above
+
+        above("config.budget.hours", config.budget.hours, 0)
     else:
         from remem_jax.settings import workflows
 
@@ -116,7 +120,8 @@ def _run(directory: pathlib.Path) -> None:
 
     signals.listen(f"remem_jax: stopped; {_resumes(directory)}.")
     try:
-        run(_CONFIG.value, directory, stopping=signals.stop_requested)
+        given = config_flags.get_override_values(flags.FLAGS["config"])
+        run(_CONFIG.value, directory, stopping=signals.stop_requested, given=given)
     except StoppedError as error:  # All processes stop at the same step.
         sys.exit(f"remem_jax: {error}; the same command goes on from there.")
 
@@ -127,6 +132,10 @@ def _workflow() -> Callable[..., None]:
         from remem_jax.study import worker
 
         return worker.run
+    if _CONFIG.value.workflow == "distil":
+        from remem_jax.budget import pipeline
+
+        return pipeline.run
     from remem_jax import workflow
 
     return workflow.run

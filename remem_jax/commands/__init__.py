@@ -21,6 +21,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "distil": Command(
+        "remem_jax.commands.distil", "make a small model from images in a given time"
+    ),
     "export": Command("remem_jax.export.__main__", "write a student as ONNX or another format"),
     "predict": Command("remem_jax.predict", "classify images with a student or an export"),
 }

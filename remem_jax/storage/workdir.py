@@ -17,7 +17,7 @@ MARK = ".remem_jax"  # The file that marks a folder as ours.
 OURS = (
     *(_LOCK, _CONFIG, _INPUTS, "results.json", "report.html", "report.md", "pretrained.npz"),
     *("metrics.jsonl", "tensorboard", "profile", "figures", "selected", "teachers", "students"),
-    *("pretrain", "information", "expertness", "criticality", "plans.json"),
+    *("budget.json", "pretrain", "information", "expertness", "criticality", "plans.json"),
     *("study.json", "study.html", "study.md", "table.csv", "trials", "speeds.json"),
     *("study.db", "study.journal"),
 )

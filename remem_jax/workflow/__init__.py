@@ -127,10 +127,15 @@ def read_student_inputs(config: ConfigDict) -> dict[str, Any]:
 
 def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
     """Enables the compilation cache, and makes the mesh of all devices for these settings."""
-    compiling.keep(files.cache() / "compiled")
-    device_mesh = mesh.make_mesh()
+    device_mesh = make_mesh()
     settings.check_mesh(config, device_mesh)
     return device_mesh
+
+
+def make_mesh() -> jax.sharding.Mesh:
+    """Enables the compilation cache, and makes the mesh of all devices."""
+    compiling.keep(files.cache() / "compiled")
+    return mesh.make_mesh()
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def measure(run: context.Run) -> Speed:
     start = start._replace(plan=plan)
     training = teacher_training.make_training(run, settings, start)
     state = training.first_state()
-    batch = _batch(run, settings.batch_size)
+    batch = training_batch(run, settings.batch_size)
     operations = teacher_training.operations(run, settings, start, training)(state, batch)
 
     def step(state: Any) -> Any:
@@ -123,7 +123,7 @@ def _of_students(
     variables: Any,
     teacher: Step | None,
 ) -> Speed:
-    batch = _batch(run, run.config.student.batch_size)
+    batch = training_batch(run, run.config.student.batch_size)
     number = np.int32(0)
 
     def teacher_pass(_: Any) -> Any:
@@ -149,7 +149,8 @@ def _of_students(
     return Speed(teacher, teacher_outputs, student)
 
 
-def _batch(run: context.Run, batch_size: int) -> Any:
+def training_batch(run: context.Run, batch_size: int) -> Any:
+    """Returns a training batch."""
     batches = run.loader.train(batch_size, 0, stage="teacher")
     try:
         return next(batches)

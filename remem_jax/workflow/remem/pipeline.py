@@ -203,13 +203,9 @@ def conclude(
     with advice.on_out_of_memory(f"information/{method}"):
         measured = _information(run, teachers, seconds)
     metric = run.dataset.metric
-    candidates = [
-        {**student, "teacher_step": group["teacher_step"], "group": group, "member": member}
-        for group in groups
-        for member, student in enumerate(group["students"])
-    ]
+    students = candidates(groups)
     chosen = sorted(
-        distill.select(candidates, metric), key=lambda student: -student["validation"][metric]
+        distill.select(students, metric), key=lambda student: -student["validation"][metric]
     )
     best, tested = chosen[0], final_evaluation.test(run, setup, method, teachers, chosen)
     row: dict[str, Any] = {
@@ -236,7 +232,7 @@ def conclude(
         "plan": memory_plan.read(run, f"teachers/{method}"),
         "test_correct": final_evaluation.correct(run, tested),
         "on_test": _chosen_on_test(
-            run, teachers, candidates, (best["teacher_step"], tested["teacher"])
+            run, teachers, students, (best["teacher_step"], tested["teacher"])
         ),
     }
     share = row["student"]["test"][metric]
@@ -259,6 +255,15 @@ def conclude(
         seconds,
         final_evaluation.predictions(tested),
     )
+
+
+def candidates(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the students of several groups, each with its place in them, for `distill.select`."""
+    return [
+        {**student, "teacher_step": group["teacher_step"], "group": group, "member": member}
+        for group in groups
+        for member, student in enumerate(group["students"])
+    ]
 
 
 def _information(

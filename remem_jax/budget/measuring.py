@@ -1,0 +1,131 @@
+"""Times a few steps of a run, to plan it."""
+
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from remem_jax.budget import plan
+from remem_jax.budget.plan import TEACHER, Speeds, Stage
+from remem_jax.methods import METHODS
+from remem_jax.records import Outputs
+from remem_jax.storage import logs
+from remem_jax.workflow import context, memory_plan
+from remem_jax.workflow.remem import cost, finetune, student_grid, student_setup, teacher_training
+
+_TIMED_STEPS = 3
+_SAM = 2.0  # Passes of a step with SAM, in those of one without.
+_FORWARD = 1 / 3  # Of a training step: the backward pass takes twice as long as the forward pass.
+_REPORT_SECONDS = 15.0  # Latencies, plots and files, on two CPU cores.
+
+
+def measure(
+    run: context.Run, pretrained: finetune.Pretrained | None, setup: student_setup.StudentSetup
+) -> Speeds:
+    """Times a step of a student without a teacher, one of a teacher, and the teacher's outputs.
+
+    Compiled programs are those of the run, which then takes them from memory or from the cache. A
+    step with SAM, and one of a student with a teacher, are estimated from these, so that no program
+    is compiled before it is known that it will be needed.
+    """
+    config = run.config
+    batch = cost.training_batch(run, config.student.batch_size)
+    augmented = setup.augment(np.int32(0), batch)
+    _, augment = _timed(lambda _: setup.augment(np.int32(0), batch).images, None)
+    teacher = _teacher(run, pretrained, augmented.images) if pretrained else _NO_TEACHER
+    alone = [name for name in config.methods if not METHODS[name].has_teacher]
+    point = student_grid.points(config.student, (alone or config.methods)[0])[0]
+    targets = None if alone else teacher.targets
+
+    def student_step(state: Any) -> Any:
+        return setup.step(point)(state, *augmented, targets, point.hyperparameters)[0]
+
+    begin, student = _timed(student_step, setup.first_state(point))
+    examples = {name: len(split.rows) for name, split in run.dataset.splits.items()}
+    evaluation, test = (
+        examples[split] / config.student.batch_size * (_FORWARD * student + extra)
+        for split, extra in (("validation", 0.0), ("test", teacher.outputs))
+    )
+    return Speeds(
+        augment=augment,
+        outputs=teacher.outputs,
+        student=student,
+        teacher=teacher.step,
+        remem=_SAM * teacher.step,
+        begin_teacher=_SAM * teacher.begin,
+        begin_students=begin / 2,
+        begin_distilling=begin + teacher.begin / 2,
+        evaluation=evaluation,
+        test=test + begin / 2,
+        report=_REPORT_SECONDS,
+    )
+
+
+class _Teacher(NamedTuple):
+    """Seconds of a teacher's first step, of another one, and of its outputs; and these outputs."""
+
+    begin: float
+    step: float
+    outputs: float
+    targets: Outputs | None
+
+
+_NO_TEACHER = _Teacher(0.0, 0.0, 0.0, None)
+
+
+def _teacher(run: context.Run, pretrained: finetune.Pretrained, images: jax.Array) -> _Teacher:
+    settings: ConfigDict = teacher_training.settings_of(run.config, "finetune")
+    start = teacher_training.start(run, pretrained, "finetune")
+    plan = memory_plan.planned(run, teacher_training.planned_step(run, "finetune", start))
+    start = start._replace(plan=plan)
+    training = teacher_training.make_training(run, settings, start)
+    batch = cost.training_batch(run, settings.batch_size)
+
+    def step(state: Any) -> Any:
+        return training.step(state, batch, *teacher_training.inputs(run, start))[0]
+
+    begin, seconds = _timed(step, training.first_state())
+    variables = run.place(start.teacher(start.trainable))
+    compute = student_setup.make_targets(run, teacher_training.teacher_apply(run, start))
+    _, outputs = _timed(lambda _: compute(variables, images), None)
+    return _Teacher(begin, seconds, outputs, compute(variables, images))
+
+
+def _timed(step: Callable[[Any], Any], state: Any) -> tuple[float, float]:
+    """Returns the seconds of a first call, and those of a call after it."""
+    began = time.monotonic()
+    state = jax.block_until_ready(step(state))
+    first, began = time.monotonic() - began, time.monotonic()
+    for _ in range(_TIMED_STEPS):
+        state = jax.block_until_ready(step(state))
+    return first, (time.monotonic() - began) / _TIMED_STEPS
+
+
+def remeasured(stage: Stage, speeds: Speeds, directory: pathlib.Path) -> Speeds:
+    """Returns the speeds after a stage, from the times of its steps in the log.
+
+    If the machine has become slower or faster, everything takes as much longer or shorter. The time
+    of a step with SAM was only estimated before.
+
+    Args:
+        stage: The stage.
+        speeds: The speeds that it was planned with.
+        directory: Folder of the run.
+    """
+    times = [
+        row["step_seconds"]
+        for row in logs.read(directory)
+        if (row["part"] == stage.name or row["part"].startswith(f"{stage.name}/step_"))
+        and "step_seconds" in row
+    ][1:]  # The first includes the compilation.
+    if not times:
+        return speeds
+    seconds = statistics.median(times)
+    if stage.kind == TEACHER and METHODS[stage.method].rho != 0:
+        return speeds._replace(remem=seconds)
+    return speeds.scaled(seconds / max(plan.step(stage, speeds), 1e-9))

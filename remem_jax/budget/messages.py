@@ -1,0 +1,117 @@
+"""What a run with a time budget says: its plan, each result, and how to go on."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from remem_jax.budget.plan import TEACHER, Speeds, Stage
+from remem_jax.budget.progress import Clock
+from remem_jax.methods import METHODS
+from remem_jax.report import tables
+from remem_jax.workflow import context, provenance
+
+
+def announce(
+    run: context.Run,
+    models: Mapping[str, Any],
+    stages: Sequence[Stage],
+    speeds: Speeds,
+    clock: Clock,
+) -> None:
+    """Logs in about five lines what the run will do, and until when."""
+    for line in (_data(run), _models(run, models), *_stages(stages, clock), _speeds(speeds)):
+        logging.info("%s", line)
+
+
+def _data(run: context.Run) -> str:
+    dataset, names = run.dataset, ("train", "validation", "test")
+    counts = [f"{len(dataset.splits[name].rows):,} {name}" for name in names]
+    held_out = "held out of train" if provenance.held_out(dataset) else "of the data set"
+    odd = len(dataset.corrupt_images) + sum(dataset.skipped_files.values())
+    remarks = f" {odd:,} files are skipped (see the report)." if odd else ""
+    return (
+        f"{dataset.title}: {', '.join(counts)} images of {len(dataset.classes):,} classes "
+        f"(validation {held_out}).{remarks}"
+    )
+
+
+def _models(run: context.Run, models: Mapping[str, Any]) -> str:
+    config = run.config
+    student = (
+        f"Student: {models['student']}, {_millions(models['student_parameters'])} parameters, from "
+        f"{config.student.init or 'random weights'}; at {config.data.image_size} pixels"
+    )
+    if models["teacher"] is None:
+        return f"{student}; no teacher."
+    return (
+        f"{student}. Teacher: {config.teacher.init}, {_millions(models['teacher_parameters'])} "
+        f"parameters{'' if models['tuning'] == 'full' else ', ' + models['tuning']}."
+    )
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M"
+
+
+def _stages(stages: Sequence[Stage], clock: Clock) -> list[str]:
+    if not stages:
+        return [
+            "Nothing is left to train in this time; more --hours would train the best student "
+            "again, for longer."
+        ]
+    end = datetime.datetime.now() + datetime.timedelta(seconds=clock.left())
+    listed = "; ".join(map(title, stages))
+    return [
+        f"Until about {end:%H:%M} ({tables.duration(clock.left())} from now): {listed}; then the "
+        "tests and the report."
+    ]
+
+
+def title(stage: Stage) -> str:
+    """Returns a phrase for a stage, such as "the student alone, 400 steps"."""
+    method = METHODS[stage.method]
+    steps = f"{stage.steps:,} steps"
+    if stage.kind == TEACHER:
+        return f"{method.title}: the teacher, {steps}"
+    rates = len(stage.learning_rates)
+    several = f", {rates} learning rates" if rates > 1 else ""
+    longer = ", for longer" if stage.variant.startswith("longer") else ""
+    return f"{method.title}: the student{several}{longer}, {steps}"
+
+
+def _speeds(speeds: Speeds) -> str:
+    teacher = f", of a teacher {speeds.teacher:.2g} s" if speeds.teacher else ""
+    return f"Measured on this device: a step of a student takes {speeds.student:.2g} s{teacher}."
+
+
+def finished(stage: Stage, metric: str, clock: Clock) -> None:
+    """Logs the result of a stage."""
+    value = "diverged" if stage.value is None else f"{tables.percent(stage.value)} % on validation"
+    logging.info(
+        "%s: %s (%s), in %s; %s left for the run.",
+        title(stage),
+        value,
+        tables.METRIC_TITLES[metric],
+        tables.duration(stage.seconds),
+        tables.duration(max(clock.left(), 0.0)),
+    )
+
+
+def conclude(run: context.Run, results: Mapping[str, Any], clock: Clock) -> None:
+    """Logs the test accuracies, and the next commands."""
+    metric, folder = run.dataset.metric, run.workdir
+    for row in results["methods"]:
+        teacher = row["teacher"]
+        beside = f", its teacher {tables.percent(teacher['test'][metric])} %" if teacher else ""
+        logging.info(
+            "%s: student %s %% on test (%s)%s.",
+            METHODS[row["method"]].title,
+            tables.percent(row["student"]["test"][metric]),
+            tables.METRIC_TITLES[metric],
+            beside,
+        )
+    logging.info("Done in %s. Next:", tables.duration(clock.spent()))
+    logging.info("  remem export %s --format=onnx", folder)
+    logging.info("  remem predict %s IMAGES", folder)
