@@ -26,7 +26,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import remem_jax
-from remem_jax import checks, redaction, signals
+from remem_jax import checks, redaction, shipped_configs, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, such as configs/quickstart.py.", lock_config=True
@@ -42,9 +42,6 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0.", lower_bound=0)
-_SHIPPED = pathlib.Path(__file__).parent / "shipped"  # Has configs/ in a wheel; see setup.py.
-if not _SHIPPED.is_dir():
-    _SHIPPED = pathlib.Path(__file__).parents[1]  # A source tree has configs/ beside the package.
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -222,9 +219,13 @@ def _with_shipped_configs(argv: Sequence[str]) -> list[str]:
     def replaced(argument: str) -> str:
         flag, name, rest = argument.partition("configs/")
         file = f"{name}{rest.partition('.py')[0]}.py"
-        ours = bool(name) and flag in ("", "--config=", "-config=") and (_SHIPPED / file).is_file()
+        ours = (
+            bool(name)
+            and flag in ("", "--config=", "-config=")
+            and (shipped_configs.ROOT / file).is_file()
+        )
         return (
-            f"{flag}{_SHIPPED}/{name}{rest}"
+            f"{flag}{shipped_configs.ROOT}/{name}{rest}"
             if ours and not pathlib.Path(file).exists()
             else argument
         )

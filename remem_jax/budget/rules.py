@@ -4,6 +4,7 @@ Each function fills in settings that the user left open, that is, at the empty v
 `configs/own.py`. docs/distil.md has the rules in words.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -256,12 +257,17 @@ def _steps(config: ConfigDict, teacher: str, side: int, device: Device, seconds:
 
 
 def student_operations(name: str, side: int) -> float:
-    """Returns the floating-point operations of a student's forward pass for one image."""
+    """Returns about the floating-point operations of a student's forward pass for one image."""
+    return _operations(name) * (side / SIDES[0]) ** 2
+
+
+@functools.cache
+def _operations(name: str) -> float:
+    """Counts the operations of a student at the first of `SIDES`."""
     model = models.make(name, classes=100)
     image = jax.ShapeDtypeStruct((1, SIDES[0], SIDES[0], 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    forward = flops.count(models.evaluation_apply(model), variables, image)
-    return forward * (side / SIDES[0]) ** 2
+    return flops.count(models.evaluation_apply(model), variables, image)
 
 
 def vit_operations(size: vit.Size, side: int) -> float:
@@ -272,6 +278,7 @@ def vit_operations(size: vit.Size, side: int) -> float:
     return 2 * tokens * (weights + attention)
 
 
+@functools.cache
 def variant_of(init: str) -> vit.Size:
     """Returns the size of a teacher, from its name or its file."""
     if catalog.is_name(init) and init not in catalog.BUNDLED:

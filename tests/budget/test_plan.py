@@ -86,9 +86,7 @@ def test_steps_that_the_user_set_are_kept() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(seconds=st.floats(150, 30_000), slower=st.floats(0.3, 4))
-def test_a_plan_fits_and_so_does_its_rest_on_another_machine(
-    seconds: float, slower: float
-) -> None:
+def test_a_plan_fits_and_so_does_its_rest_on_another_machine(seconds: float, slower: float) -> None:
     stages = plan.remaining(LIMITS, SPEEDS, seconds)
     assert total(stages) <= seconds
     first, *_ = trained(stages[:1])

@@ -1,0 +1,154 @@
+"""Whole runs with a time budget, of tiny models on images that are easily told apart."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import own
+from remem_jax.budget import pipeline, plan
+from remem_jax.checks import SettingError
+from remem_jax.storage import logs
+from remem_jax.train import loop
+from tests import tiny_run
+
+pytestmark = [pytest.mark.usefixtures("mixed_dtypes", "resnet4"), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of noisy images of three colours, a class each."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir()
+        for i in range(30):
+            pixels = rng.integers(0, 120, (16, 16, 3), np.uint8)
+            pixels[..., channel] += 100
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tiny_run.save_teacher(tmp_path_factory.mktemp("weights") / "vit.npz")
+
+
+@pytest.fixture
+def config(images: pathlib.Path, teacher: pathlib.Path) -> ConfigDict:
+    """Settings with few steps, which leave the rest to be planned."""
+    config = own.get_config(str(images))
+    config.data.image_size = tiny_run.IMAGE_SIZE
+    config.teacher.init, config.teacher.steps = str(teacher), (4,)
+    config.student.model, config.student.init = tiny_run.NAME, ""
+    config.student.steps = 4
+    return config
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def stages(folder: pathlib.Path) -> list[plan.Stage]:
+    return [plan.read(stage) for stage in read(folder)["budget"]["stages"]]
+
+
+def test_a_run_trains_tests_and_reports_all_methods_and_a_second_start_changes_nothing(
+    config: ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    pipeline.run(config, tmp_path)
+
+    results = read(tmp_path)
+    assert [row["method"] for row in results["methods"]] == ["scratch", "finetune", "remem"]
+    assert [stage.name for stage in stages(tmp_path)] == [
+        "students/scratch",
+        "teachers/finetune",
+        "students/finetune",
+        "teachers/remem",
+        "students/remem",
+    ]
+    assert {stage.steps for stage in stages(tmp_path)} == {4}
+    assert results["config"]["student"]["batch_size"] == 8  # Chosen for 65 images.
+    assert (tmp_path / "report.html").is_file()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "students").rglob("*")}
+
+    pipeline.run(config, tmp_path)
+
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "students").rglob("*")} == written
+    assert read(tmp_path)["methods"] == results["methods"]
+
+
+def test_a_stopped_run_goes_on_with_its_plan(config: ConfigDict, tmp_path: pathlib.Path) -> None:
+    def stopping() -> Callable[[], bool]:
+        calls = iter(range(100))
+        return lambda: next(calls) >= 6  # In the second stage.
+
+    with pytest.raises(loop.StoppedError):
+        pipeline.run(config, tmp_path, stopping=stopping())
+    record = json.loads((tmp_path / "budget.json").read_text())
+    assert [stage["method"] for stage in record["stages"]] == ["scratch"]
+    assert 0 < record["seconds"] < 300
+
+    pipeline.run(config, tmp_path)
+
+    assert len(stages(tmp_path)) == 5
+    assert read(tmp_path)["budget"]["seconds"] > record["seconds"]
+
+
+def test_training_ends_in_time_with_a_learning_rate_of_zero(
+    config: ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    # A hundred thousand steps would take minutes; what is left of a minute is for them.
+    config.methods = ("scratch",)
+    config.student.steps, config.log_every = 100_000, 10
+    config.budget.hours = 45 / 3600
+    began = time.monotonic()
+
+    pipeline.run(config, tmp_path)
+
+    assert time.monotonic() - began < 1.25 * 45
+    (stage,) = stages(tmp_path)
+    assert 20 < stage.steps < 50_000
+    (row,) = read(tmp_path)["methods"]
+    assert row["selected"]["steps"] == stage.steps
+    assert max(each["step"] for each in logs.read(tmp_path)) == stage.steps
+
+
+def test_a_method_that_diverges_is_left_out_and_named(
+    config: ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    config.methods, config.retries = ("scratch", "finetune"), 0
+    config.teacher.learning_rate = 1e38  # Logits overflow after a step.
+
+    pipeline.run(config, tmp_path)
+
+    results = read(tmp_path)
+    assert [row["method"] for row in results["methods"]] == ["scratch"]
+    (failure,) = results["failed"]
+    assert failure["method"] == "finetune"
+    assert "Fine-tuning has no result" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("hours", [0.0, -1.0])
+def test_hours_must_be_positive(config: ConfigDict, tmp_path: pathlib.Path, hours: float) -> None:
+    config.budget.hours = hours
+    with pytest.raises(SettingError, match=r"config\.budget\.hours must be above 0"):
+        pipeline.run(config, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_setting_that_changes_the_result_cannot_change_when_a_run_resumes(
+    config: ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    config.methods = ("scratch",)
+    pipeline.run(config, tmp_path)
+    config.budget.hours = 2.0  # May change.
+    pipeline.run(config, tmp_path)
+    config.student.temperatures = (3.0,)
+    with pytest.raises(SettingError, match=r"belongs to another config.*temperatures"):
+        pipeline.run(config, tmp_path)

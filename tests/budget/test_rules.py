@@ -1,0 +1,106 @@
+"""The settings that are planned: what is left open is chosen, what is set is kept."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import own
+from remem_jax.budget import rules
+from remem_jax.budget.facts import Facts
+from remem_jax.budget.plan import STUDENTS, TEACHER, Stage
+from remem_jax.budget.rules import Device
+from remem_jax.settings import workflows
+
+CPU = Device("cpu", 2e11)  # Two cores.
+GPU = Device("cuda", 6e14)  # An H100.
+CALTECH = Facts({"train": 3060, "test": 2995}, 102, side=96)
+PHOTOGRAPHS = Facts({"train": 8000, "test": 2000}, 20, side=480)
+
+
+def config(hours: float = 1.0, **changes: object) -> ConfigDict:
+    config = own.get_config("images")
+    config.budget.hours = hours
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def chosen(facts: Facts, device: Device, hours: float = 1.0, **changes: object) -> ConfigDict:
+    asked = config(hours, **changes)
+    return rules.filled(asked, rules.choose(asked, facts, device))
+
+
+def test_all_settings_that_are_left_open_are_filled_and_can_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("remem_jax.settings.check_init", lambda teacher: None)
+    filled = chosen(CALTECH, CPU)
+    filled.data.path = ""
+    workflows.check(filled)
+    assert filled.methods == ("alone", "finetune", "remem")
+
+
+def test_images_are_not_enlarged_and_large_ones_are_as_large_as_the_time_allows() -> None:
+    assert chosen(CALTECH, GPU, 10.0).data.image_size == 96
+    sides = [chosen(PHOTOGRAPHS, CPU, hours).data.image_size for hours in (0.2, 1, 5, 50)]
+    assert sides == sorted(sides)
+    assert sides[0] == 64
+    assert sides[-1] == 224
+    assert chosen(PHOTOGRAPHS, CPU, 50).data.stored_size == 256
+
+
+def test_a_fast_device_gets_a_larger_teacher() -> None:
+    slow, fast = (chosen(PHOTOGRAPHS, device, 1.0) for device in (CPU, GPU))
+    assert rules.variant_of(slow.teacher.init).features == 192
+    assert fast.teacher.init == "augreg:B/16"
+
+
+@pytest.mark.parametrize(("images", "batch"), [(60, 8), (1000, 32), (3060, 64), (1_000_000, 64)])
+def test_batches_leave_enough_steps_per_epoch(images: int, batch: int) -> None:
+    filled = chosen(Facts({"train": images, "test": 10}, 3, 96), CPU)
+    assert filled.student.batch_size == filled.teacher.batch_size == batch
+
+
+@pytest.mark.parametrize(("images", "share"), [(300, 0.2), (1500, 0.133), (3060, 0.1)])
+def test_enough_images_select(images: int, share: float) -> None:
+    assert chosen(Facts({"train": images, "test": 10}, 3, 96), CPU).data.validation == share
+
+
+def test_what_the_user_sets_is_kept() -> None:
+    changes = {
+        "data.image_size": 128,
+        "data.validation": 0.3,
+        "methods": ("finetune",),
+        "student.model": "resnet18",
+        "student.optimizer": "sgd",
+        "student.batch_size": 16,
+        "student.steps": 77,
+        "teacher.init": "augreg:S/16",
+        "teacher.steps": (5, 9),
+    }
+    filled = chosen(CALTECH, CPU, **changes)
+    for name, value in changes.items():
+        group, _, last = name.rpartition(".")
+        assert (filled[group] if group else filled)[last] == value
+    limits = rules.limits(filled, config(**changes), 2000)
+    assert (limits.student_steps, limits.teacher_steps, limits.fixed) == (77, (5, 9), True)
+
+
+def test_a_student_from_random_weights_is_compared_with_one_from_scratch() -> None:
+    filled = chosen(CALTECH, CPU, **{"student.init": ""})
+    assert filled.methods == ("scratch", "finetune", "remem")
+    assert filled.student.optimizer == "sgd"
+
+
+def test_the_middle_learning_rate_is_the_first_choice() -> None:
+    filled = chosen(CALTECH, CPU)
+    assert rules.limits(filled, config(), 2754).learning_rates[0] == 1e-3
+
+
+def test_a_stage_sets_only_its_own_steps() -> None:
+    asked, filled = config(), chosen(CALTECH, CPU)
+    rules.set_stage(filled, Stage(TEACHER, "finetune", 300), 1.0, asked)
+    assert (filled.teacher.steps, filled.teacher.warmup_steps) == ((300,), 30)
+    rules.set_stage(filled, Stage(STUDENTS, "finetune", 700, (1e-3,)), 0.5, asked)
+    assert (filled.student.steps, filled.student.warmup_steps) == (700, 70)
+    assert filled.teacher.steps == (300,)
+    assert filled.student.pretrained_learning_rates == (1e-3,)
+    assert (filled.log_every, filled.save_every) == (10, 120)
