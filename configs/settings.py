@@ -331,43 +331,13 @@ def _information(config: ConfigDict) -> None:
 
 
 def distil() -> ConfigDict:
-    """Returns the settings of `remem distil`, which plans what is empty, 0 or -1 here."""
+    """Returns the settings of a run with a time budget; configs/own.py leaves most of them open."""
     config = run()
     config.workflow = "distil"
     config.budget = ConfigDict()
     # Hours that the whole run may take, from its start to the report; above 0. A finished run goes
     # on with more hours. [free]
     config.budget.hours = 1.0
-    config.methods = ()
-    config.log_every = 0
-    config.save_every = 0
-    config.retries = 2  # Nobody is there at night to lower a learning rate.
-
-    config.data.name = "folder"
-    config.data.image_size = 0
-    config.data.stored_size = 0
-    config.data.crop_area = (0.5, 1.0)  # Few steps do not need strong crops.
-    config.data.validation = 0.0
-
-    config.teacher.variant = ""
-    config.teacher.init = ""
-    config.teacher.steps = ()
-    config.teacher.batch_size = 0
-    config.teacher.warmup_steps = -1
-    config.teacher.rho = 0.05  # The paper's 0.5 is for a thousand steps and more.
-
-    config.student.model = ""
-    config.student.init = "imagenet"
-    config.student.steps = 0
-    config.student.batch_size = 0
-    config.student.warmup_steps = -1
-    config.student.evaluations = 1
-    config.student.optimizer = ""
-    config.student.weight_decay = -1.0
-    config.student.learning_rates = ()
-    config.student.temperatures = ()
-    config.student.weights = ()
-    config.information.seeds = ()  # Measuring the mutual information takes longer than a student.
     return config
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import analysis, pretrain, quickstart, remem, settings, study
+from configs import analysis, own, pretrain, quickstart, remem, settings, study
 from remem_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 _LONG = 60  # Maximum characters of a value; longer ones are truncated.
 _ORDER = (  # Groups of settings in the order of the page; "" are settings of no group.
-    *("", "data", "teacher", "student", "information"),
+    *("", "budget", "data", "teacher", "student", "information"),
     *("images", "sensitivity", "expertness", "criticality"),
     *("grid", "search", "model", "train", "probe"),
 )
@@ -145,9 +145,8 @@ def _groups(names: Iterable[str]) -> dict[str, list[str]]:
 
 def reference() -> str:
     """Returns the whole page."""
-    return "".join(
-        (_HEAD, _runs(), _methods(), _analyses(), _studies(), _pretraining(), _presets())
-    )
+    sections = (_runs, _budgets, _methods, _analyses, _studies, _pretraining, _presets)
+    return _HEAD + "".join(section() for section in sections)
 
 
 def _section(
@@ -164,6 +163,14 @@ def _section(
 def _runs() -> str:
     intro = 'All workflows share the settings of `config.data` and those under "The run".\n'
     return _section("Runs", intro, "The run", leaves(settings.run()))
+
+
+def _budgets() -> str:
+    intro = (
+        "`configs/own.py`, the config of `remem distil`, has the settings of a run and this one. "
+        "[What is\nplanned](distil.md#what-is-planned).\n"
+    )
+    return _section("Runs with a time budget", intro, "", _beyond_runs(settings.distil()), "distil")
 
 
 def _methods() -> str:
@@ -223,6 +230,7 @@ def _pretraining() -> str:
 def _presets() -> str:
     presets = (
         (remem, settings.run()),
+        (own, settings.distil()),
         (quickstart, settings.run()),
         (analysis, settings.analysis()),
         (pretrain, settings.pretraining()),

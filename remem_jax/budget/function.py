@@ -58,7 +58,7 @@ def distil(
     known = dict(values.leaves(config))
     for name, value in {"budget.hours": float(hours), **settings}.items():
         if name not in known:
-            raise SettingError(f"There is no setting {name}: docs/configuration.md has them all.")
+            raise SettingError(f"There is no setting {name}; docs/configuration.md lists all.")
         try:
             config.update_from_flattened_dict({name: value})
         except TypeError as error:

@@ -9,6 +9,7 @@ from remem_jax.report import FORMAT, paper, protocol, rendering, tables
 from remem_jax.report.card import model_card
 from remem_jax.report.figures import drawing
 from remem_jax.report.run import (
+    budget,
     comparisons,
     data_summary,
     distillation,
@@ -46,6 +47,7 @@ def _content(
         paper.note(results),
     ]
     optional = [
+        budget.stages(results),
         comparisons.table(results),
         run_tables.confused(results),
         run_tables.on_test(results),

@@ -73,9 +73,10 @@ def _chosen(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [tables.cell(value) for value in values]
 
 
-# Hyperparameters that identify a student; loss and seed are shown only if there are several.
+# Hyperparameters that identify a student; some are shown only if there are several values.
 _STUDENTS = {
     "loss": "Distillation",
+    "steps": "Steps",
     "learning_rate": "Learning rate",
     "temperature": "Temperature",
     "weight": "Weight",
@@ -84,10 +85,11 @@ _STUDENTS = {
 
 
 def _student_names(results: Results) -> list[str]:
-    tried = {"loss": set(), "seed": set()}
+    tried = {"loss": set(), "steps": set(), "seed": set()}
     for row in results["students"]:
         for name, values in tried.items():
-            if row[name] is not None:  # Students trained from scratch have no distillation loss.
+            # Students without a teacher have no distillation loss, those of older runs no steps.
+            if row.get(name) is not None:
                 values.add(row[name])
     return [name for name in _STUDENTS if name not in tried or len(tried[name]) > 1]
 
