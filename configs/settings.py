@@ -56,11 +56,22 @@ def run() -> ConfigDict:
 
 def _data(config: ConfigDict) -> None:
     config.data = ConfigDict()
-    # Data set: a name of remem_jax/data/registry.py, "digits", or "folder", "list", "arrays" for
-    # your own images. [text]
+    # Data set: a name of remem_jax/data/registry.py, "digits", "folder", "list" or "arrays" for
+    # your own images, or any data set of TFDS as "tfds:NAME[/CONFIG][:VERSION]". [text]
     config.data.name = "cifar100"
     config.data.path = ""  # Images of "folder", "list" or "arrays": a folder or a file. [free]
     config.data.dir = ""  # Folder of TFDS's data sets; empty is TFDS's default. [free]
+    # Training split of a "tfds:" data set, such as "train[:80%]"; empty finds it by name. [free]
+    config.data.train_split = ""
+    # The same for validation; without one, it is held out of train. [free]
+    config.data.validation_split = ""
+    # The same for the test; without one, it is the validation split that was found, or a fifth of
+    # train. [free]
+    config.data.test_split = ""
+    # Feature of a "tfds:" data set that has the image; empty finds it. [free]
+    config.data.image_feature = ""
+    # Feature of a "tfds:" data set that has the label; empty finds it. [free]
+    config.data.label_feature = ""
     # Side of the square images that networks get, in pixels; at least 1, and a multiple of the
     # teacher's patch. [text]
     config.data.image_size = 224

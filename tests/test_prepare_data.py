@@ -19,6 +19,7 @@ from tensorflow_datasets.core import utils
 from tensorflow_datasets.core.download import checksums, extractor
 from tensorflow_datasets.image_classification import food101, inaturalist
 
+from remem_jax import data
 from remem_jax.data import registry
 from remem_jax.data.tfds import obtaining, prepared
 from tests.data import tiny_tfds
@@ -303,6 +304,41 @@ def test_a_failure_does_not_stop_the_next_data_set(tmp_path: pathlib.Path, run: 
     assert outcome.code == 1
     assert "resisc45 cannot be downloaded" in outcome.errors
     assert prepared.state("food101", str(tmp_path)) is not None
+
+
+@pytest.mark.usefixtures("archive")
+def test_any_data_set_of_tfds_is_prepared_by_its_name(tmp_path: pathlib.Path, run: Run) -> None:
+    first, second = run("tfds:food101"), run("tfds:food101")
+
+    assert first.output.splitlines()[-1] == (
+        "tfds:food101 is prepared as array_record: 2 of train, 1 of validation."
+    )
+    assert second.output.splitlines() == first.output.splitlines()[-1:]
+    source = data.open_source("tfds:food101", path="", data_dir=str(tmp_path))
+    assert source.splits["train"].examples == 2
+
+
+def test_any_data_set_of_tfds_needs_tensorflow(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+
+    assert "To prepare tfds:beans, TFDS needs tensorflow: pip" in run("tfds:beans").errors
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tfds:imagenet2012", "ILSVRC2012_img_train.tar"),
+        ("tfds:beans", "TFDS downloads it."),
+        ("tfds:food101", "https://data.vision.ee.ethz.ch/"),
+    ],
+)
+def test_instructions_of_any_data_set_are_those_of_tfds(name: str, text: str, run: Run) -> None:
+    assert text in run("--instructions", name).output
+
+
+def test_a_name_that_tfds_does_not_have_is_refused(run: Run) -> None:
+    assert "no such data set; it has beans" in run("tfds:bean").errors
+    assert "must have the form tfds:NAME" in run("tfds:beans:new").errors
 
 
 class Downloads:

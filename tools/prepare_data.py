@@ -1,9 +1,11 @@
-"""Prepares the paper's data sets with TFDS as array_record, which runs read without TensorFlow.
+"""Prepares data sets with TFDS as array_record, which runs read without TensorFlow.
 
     python tools/prepare_data.py food101 caltech101
+    python tools/prepare_data.py tfds:beans
     python tools/prepare_data.py imagenet_lt --lists ~/lists
     python tools/prepare_data.py --instructions cars196
 
+Names are the paper's data sets, or any of TFDS as tfds:NAME[/CONFIG][:VERSION].
 TFDS needs TensorFlow for this: `pip install 'remem-jax[prepare]'`, here or on another machine, from
 which the prepared folders can be copied. Data sets that are already prepared are kept, also as
 TFRecord; `python -m remem_jax.data` lists them.
@@ -17,8 +19,10 @@ if __name__ == "__main__":  # Before the slow imports.
 import argparse
 import dataclasses
 import importlib.util
+import inspect
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import tqdm
@@ -27,7 +31,7 @@ from absl import flags, logging
 from remem_jax import checks
 from remem_jax.checks import SettingError
 from remem_jax.data import registry
-from remem_jax.data.tfds import copies, imagenet_lt, obtaining, prepared
+from remem_jax.data.tfds import copies, imagenet_lt, named, obtaining, prepared
 
 
 def main() -> int:
@@ -35,9 +39,12 @@ def main() -> int:
     flags.FLAGS(sys.argv[:1])  # absl's log reads its flags.
     logging.set_verbosity(logging.ERROR)  # TFDS warns about each data set that is not prepared.
     arguments = _parser().parse_args()
-    unknown = [name for name in arguments.names if name not in registry.RECORDS]
+    unknown = [
+        name for name in arguments.names if name not in registry.RECORDS and not named.is_name(name)
+    ]
     if unknown:
-        return _fail(f"Unknown {', '.join(unknown)}; known are {', '.join(registry.RECORDS)}.")
+        known = ", ".join([*registry.RECORDS, named.FORM])
+        return _fail(f"Unknown {', '.join(unknown)}; known are {known}.")
     try:
         return max([_prepare_or_explain(name, arguments) for name in arguments.names])
     except KeyboardInterrupt:
@@ -65,7 +72,11 @@ def _prepare_or_explain(name: str, arguments: argparse.Namespace) -> int:
             given and str(checks.local_path(option, given))
             for option, given in (("--dir", arguments.dir), ("--lists", arguments.lists))
         )
-        if arguments.instructions:
+        if named.is_name(name):
+            named.check("NAME", name)
+            action = _instructions_of_named if arguments.instructions else _prepare_named
+            print(action(name, data_dir))
+        elif arguments.instructions:
             print(_instructions(name, data_dir))
         else:
             prepare(name, data_dir, lists)
@@ -106,12 +117,7 @@ def prepare(name: str, data_dir: str, lists: str) -> None:
 def _build(name: str, data_dir: str) -> None:
     """Downloads and writes the data set with TFDS."""
     record = registry.RECORDS[name]
-    lacking = [module for module in record.modules if importlib.util.find_spec(module) is None]
-    if lacking:
-        raise SettingError(
-            f"To prepare {name}, TFDS needs {' and '.join(lacking)}: pip install "
-            "'remem-jax[prepare]', here or on a machine to copy the prepared folder from."
-        )
+    _require_modules(name, record.modules)
     manual = _manual(data_dir)
     missing = obtaining.missing(name, manual)
     if missing:
@@ -122,13 +128,54 @@ def _build(name: str, data_dir: str) -> None:
     builder = copies.builder(record.tfds, data_dir)
     if name == "inat2017":
         redirect(builder)
+    _download(name, builder, _instructions(name, data_dir))
+
+
+def _require_modules(name: str, modules: Iterable[str]) -> None:
+    lacking = [module for module in modules if importlib.util.find_spec(module) is None]
+    if lacking:
+        raise SettingError(
+            f"To prepare {name}, TFDS needs {' and '.join(lacking)}: pip install "
+            "'remem-jax[prepare]', here or on a machine to copy the prepared folder from."
+        )
+
+
+def _download(name: str, builder: Any, instructions: str) -> None:
     try:
         builder.download_and_prepare(file_format=copies.ARRAY_RECORD)
     except _failures() as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SettingError(
-            f"{name} cannot be prepared: {what[:400]}\n{_instructions(name, data_dir)}"
-        ) from error
+        raise SettingError(f"{name} cannot be prepared: {what[:400]}\n{instructions}") from error
+
+
+def _prepare_named(name: str, data_dir: str) -> str:
+    """Prepares any data set of TFDS, unless it is prepared already; returns what there is.
+
+    Args:
+        name: A name of the form `named.FORM`.
+        data_dir: Folder of TFDS; empty is the default of TFDS.
+
+    Raises:
+        SettingError: If it cannot be prepared; the message explains why and what to do.
+    """
+    copy = named.find(name, data_dir)
+    if copy is None:
+        _require_modules(name, ["tensorflow"])
+        builder = named.builder(name, data_dir)
+        _download(name, builder, _instructions_of_named(name, data_dir))
+        copy = named.find(name, data_dir)
+    if copy is None:
+        raise SettingError(f"{name} is there, but not whole; remove it and start again.")
+    splits = copy.builder.info.splits
+    counts = ", ".join(f"{splits[split].num_examples} of {split}" for split in splits)
+    return f"{name} is prepared as {copy.format}: {counts}."
+
+
+def _instructions_of_named(name: str, data_dir: str) -> str:
+    builder = named.builder(name, data_dir)
+    text = inspect.cleandoc(builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "TFDS downloads it.")
+    lines = [name, builder.info.homepage, *text.splitlines(), f"Its folder: {_manual(data_dir)}"]
+    return "\n  ".join(lines)
 
 
 def redirect(builder: Any) -> None:

@@ -18,7 +18,7 @@ from remem_jax.data.loaders import resident
 from remem_jax.data.residency import Storage as Storage
 from remem_jax.data.scan import ScanOptions, ScanResult, TooManyCorruptError
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source, Subset
-from remem_jax.data.tfds import prepared
+from remem_jax.data.tfds import named, prepared
 from remem_jax.records import DataLoader
 
 CUSTOM: dict[str, Callable[[str], Source]] = {
@@ -72,8 +72,16 @@ class Dataset(NamedTuple):
     shapes: np.ndarray | None
 
 
-def open_source(name: str, *, path: str, data_dir: str) -> Source:
+def open_source(
+    name: str, *, path: str, data_dir: str, choices: named.Choices = named.FIND
+) -> Source:
     """Opens a data set by name, without decoding images.
+
+    Args:
+        name: One of `NAMES`, or "tfds:" and the name of a data set in TFDS.
+        path: Images of the user.
+        data_dir: TFDS's folder; "" is its default.
+        choices: Splits and features of a "tfds:" data set.
 
     Raises:
         SettingError: If the name is unknown, the data set cannot be opened, or it has fewer than
@@ -85,8 +93,11 @@ def open_source(name: str, *, path: str, data_dir: str) -> Source:
         source = CUSTOM[name](path)
     elif name in registry.RECORDS:
         source = prepared.tfds(name, data_dir)
+    elif named.is_name(name):
+        source = named.tfds(name, data_dir, choices)
     else:
-        raise SettingError(f"Unknown data set {name!r}; config.data.name: {', '.join(NAMES)}.")
+        known = ", ".join([*NAMES, named.FORM])
+        raise SettingError(f"Unknown data set {name!r}; config.data.name: {known}.")
     if len(source.classes) <= 1:
         raise SettingError(
             f"{source.title} has one class only ({', '.join(source.classes)}): nothing to "
@@ -136,7 +147,7 @@ def load(
         logging.warning("Skipped %d corrupt images: %s", len(corrupt), "; ".join(corrupt))
     rows_by_split = {name: np.arange(len(scan.kept)) for name, scan in scans.items()}
     if VALIDATION not in scans:
-        if source.official is None:  # Published splits are used as they are.
+        if not source.published:
             counts = Counter(source.classes[label] for label in scans[TRAIN].labels)
             class_names.require_enough(counts, {TEST}, "readable training images")
         held_out = sources.stratified(scans[TRAIN].labels, validation, seed=seed)

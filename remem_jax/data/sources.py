@@ -1,14 +1,16 @@
 """Sources of images: random access to examples that are not decoded yet."""
 
+import hashlib
 import types
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from remem_jax.data import registry
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+TEST_SHARE = 0.2  # Of each class of train, where a data set has nothing else to test on.
 
 
 class Example(NamedTuple):
@@ -69,6 +71,7 @@ class Source(NamedTuple):
         skipped_files: Number of skipped files and folders by kind: a suffix, or a phrase.
         empty_classes: Class folders without an image.
         warnings: Warnings, a sentence each.
+        published: Whether its splits are used as they are, however few images a class has.
     """
 
     title: str
@@ -80,6 +83,7 @@ class Source(NamedTuple):
     skipped_files: Mapping[str, int] = types.MappingProxyType({})
     empty_classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    published: bool = False
 
 
 class Pixels(NamedTuple):
@@ -101,6 +105,28 @@ class Numbered(NamedTuple):
         return f"{self.noun} {i}"
 
 
+class Selected(NamedTuple):
+    """Reads or names selected examples of a split; see `Split.read` and `Split.name`."""
+
+    of: Callable[[int], Any]
+    rows: np.ndarray
+
+    def __call__(self, i: int) -> Any:
+        return self.of(int(self.rows[i]))
+
+
+def select(split: Split, rows: np.ndarray) -> Split:
+    """Returns the split of these examples, in their order."""
+    digest = hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()[:16]
+    return Split(
+        Selected(split.read, rows),
+        Selected(split.name, rows),
+        len(rows),
+        None if split.labels is None else split.labels[rows],
+        f"{split.key} {digest}" if split.key else "",
+    )
+
+
 def in_memory(images: np.ndarray, labels: np.ndarray, noun: str) -> Split:
     """Builds a split of uint8 images (example, height, width, 3)."""
     labels = labels.astype(np.int32)
@@ -115,7 +141,7 @@ def digits() -> Source:
     bunch = sklearn_datasets.load_digits()
     images = np.repeat(np.round(bunch.images * (255 / 16))[..., None], 3, axis=-1)
     train, test = model_selection.train_test_split(
-        np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0
+        np.arange(len(images)), test_size=TEST_SHARE, stratify=bunch.target, random_state=0
     )
     splits = {
         name: in_memory(images[chosen].astype(np.uint8), bunch.target[chosen], "digit")

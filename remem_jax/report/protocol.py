@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from remem_jax import models
 from remem_jax.data import registry
+from remem_jax.data.tfds import named
 from remem_jax.methods import METHODS
 from remem_jax.report import effects
 from remem_jax.train import student_losses
@@ -261,6 +262,8 @@ def _methods(names: Iterable[str]) -> Iterator[str]:
 def _data(name: str | None) -> Iterator[str]:
     if name == "digits":
         yield "The images are scikit-learn's digits of 8 x 8 pixels, which the paper does not use."
+    elif name is not None and named.is_name(name):
+        yield f"The data set is {name}, not one of the paper's with the paper's splits."
     elif name is not None and name not in registry.RECORDS:
         yield "The images are the user's own, not one of the paper's data sets."
 

@@ -73,7 +73,7 @@ def check_pretrain(config: ConfigDict) -> None:
     checks.within("config.train.label_smoothing", train.label_smoothing, 0, 1)
     memory.check("config.train", train)
     if config.probe.name:
-        checks.one_of("config.probe.name", config.probe.name, data.NAMES)
+        images.check_name("config.probe.name", config.probe.name)
 
 
 def check_mesh(config: ConfigDict, on: Mesh) -> None:
@@ -107,7 +107,7 @@ def check_common(config: ConfigDict) -> None:
     checks.at_least("config.keep_checkpoints", config.keep_checkpoints, 2)
     dtypes = (platforms.AUTO, *vit.DTYPES)
     checks.one_of("config.compute_dtype", config.compute_dtype, dtypes)
-    checks.one_of("config.data.name", settings.name, data.NAMES)
+    images.check_name("config.data.name", settings.name)
     _check_path(settings)
     checks.at_least("config.data.image_size", settings.image_size, 1)
     checks.at_least("config.data.stored_size", settings.stored_size, 1)

@@ -1,9 +1,23 @@
-"""Checks settings of `config.data` on how training images are drawn and changed."""
+"""Checks settings of `config.data`: its name, and how images are drawn and changed."""
 
 from ml_collections import ConfigDict
 
 from remem_jax import checks, data
 from remem_jax.data.images import policies
+from remem_jax.data.tfds import named
+
+
+def check_name(setting: str, name: str) -> None:
+    """Raises `SettingError` unless the value of a setting names a data set.
+
+    Args:
+        setting: Name of the setting, such as "config.data.name".
+        name: Its value.
+    """
+    if named.is_name(name):
+        named.check(setting, name)
+    else:
+        checks.one_of(setting, name, (*data.NAMES, named.FORM))
 
 
 def check(settings: ConfigDict) -> None:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks
 from remem_jax.data import registry
+from remem_jax.data.tfds import named
 from remem_jax.methods import METHODS, SCRATCH
 from remem_jax.train import student_losses
 from remem_jax.weights import catalog
@@ -225,20 +226,29 @@ def _not_trained(config: ConfigDict) -> str:
     return "an analysis trains no teacher"
 
 
-def _without_dir(name: str, data_sets: Collection[str], explanation: str) -> Reason:
-    """Builds the reason of a `dir` that only some data sets use."""
+def _without_tfds(group: str) -> Reason:
+    """Builds the reason of a folder of TFDS without a data set of TFDS."""
 
     def why(config: ConfigDict) -> str:
-        group = config[name]
-        is_used = not group.dir or group.name in data_sets
-        return "" if is_used else f"config.{name}.name is {group.name}, {explanation}"
+        settings = config[group]
+        is_tfds = settings.name in registry.RECORDS or named.is_name(settings.name)
+        is_used = is_tfds or not settings.dir
+        return "" if is_used else f"config.{group}.name is {settings.name}, no data set of TFDS"
 
     return why
 
 
+def _without_tfds_name(config: ConfigDict) -> str:
+    name = config.data.name
+    if named.is_name(name):
+        return ""
+    return f"config.data.name is {name}, which does not have the form {named.FORM}"
+
+
 _OF_DATA: Mapping[str, Reason] = {
-    "data.dir": _without_dir("data", registry.RECORDS, "no data set of TFDS"),
-    "probe.dir": _without_dir("probe", registry.RECORDS, "no data set of TFDS"),
+    "data.dir": _without_tfds("data"),
+    "probe.dir": _without_tfds("probe"),
+    **{f"data.{name}": _without_tfds_name for name in named.Choices._fields},
     "data.workers": _unless("data.input", ("auto", "streamed"), "where no image is streamed"),
     "data.resident_gib": _unless("data.input", ("auto", "resident"), "where no image is resident"),
     "data.augment_*": _unless("data.augment", ("rand",), "and only RandAugment uses it"),

@@ -42,12 +42,16 @@ _TRAINING_IMAGES: Mapping[str, Any] = {
     **{"augment": "none", "augment_operations": 2, "augment_magnitude": 9},
     **{"color_jitter": 0.0, "random_erasing": 0.0},
 }
+_TFDS: Mapping[str, Any] = {
+    **{"train_split": "", "validation_split": "", "test_split": ""},
+    **{"image_feature": "", "label_feature": ""},
+}
 _LABELS: Mapping[str, Any] = {"cutmix": 0.0, "class_balance": 0.0}
 # Settings that later versions added, by group, with the value that leaves results unchanged. A
 # setting with this value is not part of an identity, so that runs and studies that an earlier
 # version began go on.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "data": _TRAINING_IMAGES,
+    "data": {**_TRAINING_IMAGES, **_TFDS},
     "teacher": {**_OPTIMISATION, **_LABELS},
     "student": {
         **{"init": "", "mean": [], "std": [], "scratch_learning_rates": []},

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from remem_jax import data, evaluate, losses, mesh, platforms, random_streams
 from remem_jax.data.images import policies, preprocessing
 from remem_jax.data.loaders import resident
+from remem_jax.data.tfds import named
 from remem_jax.records import Apply, Batch, DataLoader, Key, Metrics, Transform, Variables
 from remem_jax.settings import counts
 from remem_jax.storage import logs
@@ -240,7 +241,12 @@ def preprocessing_of(dataset: data.Dataset, settings: ConfigDict) -> preprocessi
 def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
     """Loads the data set that `settings` (such as `config.data`) names."""
     source = data.with_rules(
-        data.open_source(settings.name, path=settings.path, data_dir=settings.dir),
+        data.open_source(
+            settings.name,
+            path=settings.path,
+            data_dir=settings.dir,
+            choices=named.Choices(*(settings[name] for name in named.Choices._fields)),
+        ),
         flip=settings.flip,
         metric=settings.metric,
     )

@@ -18,8 +18,6 @@ from remem_jax.data.images import formats
 from remem_jax.data.images.decoding import CorruptImageError
 from remem_jax.data.sources import TEST, TRAIN, Example, Source, Split
 
-_TEST_SHARE = 0.2
-
 
 class File(NamedTuple):
     """An image on disk.
@@ -224,7 +222,7 @@ def _with_test(files_by_split: dict[str, list[File]]) -> dict[str, list[File]]:
         return files_by_split
     files = files_by_split[TRAIN]
     labels = np.unique([file.class_name for file in files], return_inverse=True)[1]
-    test = sources.stratified(labels, _TEST_SHARE, seed=0)
+    test = sources.stratified(labels, sources.TEST_SHARE, seed=0)
     chosen = set(test.tolist())
     kept = [file for i, file in enumerate(files) if i not in chosen]
     return files_by_split | {TRAIN: kept, TEST: [files[i] for i in test]}

@@ -8,18 +8,15 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from remem_jax import checks
 from remem_jax.checks import SettingError
 from remem_jax.data import sources
-from remem_jax.data.images import decoding
-from remem_jax.data.tfds import tfrecord
+from remem_jax.data.tfds import examples, tfrecord
 
 ARRAY_RECORD, TFRECORD = "array_record", "tfrecord"
-_INFO, _FEATURES, _LABELS = (
-    "dataset_info.json",
-    "features.json",
-    "label.labels.txt",
-)  # TFDS's names.
+_INFO, _FEATURES = "dataset_info.json", "features.json"  # TFDS's names.
 
 
 class Copy(NamedTuple):
@@ -34,21 +31,16 @@ class Copy(NamedTuple):
     format: str
 
 
-class Reader(NamedTuple):
-    """Reads examples from TFDS's records; see `sources.Split.read`.
+class UnopenedError(SettingError):
+    """TFDS cannot open a data set, and no file of it is seen to be damaged.
 
     Attributes:
-        records: Maps an index to a serialized `tf.train.Example`; picklable and thread-safe.
+        reason: TFDS's reason.
     """
 
-    records: Any
-
-    def __call__(self, i: int) -> sources.Example:
-        features = parsed(self.records, i)
-        image, label = features["image"].bytes_list.value, features["label"].int64_list.value
-        if len(image) != 1 or len(label) != 1:
-            raise decoding.CorruptImageError("its record has not one image and one label")
-        return sources.Example(image[0], label[0])
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(str(tfrecord.damaged(path, reason)))
+        self.reason = reason
 
 
 def folder(data_dir: str) -> pathlib.Path:
@@ -84,7 +76,9 @@ def find(name: str, data_dir: str) -> Copy | None:
         SettingError: If its metadata are damaged.
     """
     current = builder(name, data_dir)
-    if not current.is_prepared():
+    with _quiet():
+        is_prepared = current.is_prepared()
+    if not is_prepared:
         return None
     formats = {each.value for each in current.info.available_file_formats()} or {TFRECORD}
     chosen = next((each for each in (ARRAY_RECORD, TFRECORD) if each in formats), min(formats))
@@ -92,26 +86,31 @@ def find(name: str, data_dir: str) -> Copy | None:
     return Copy(current, chosen)
 
 
-def class_names(copy: Copy, name: str, classes: int) -> tuple[str, ...]:
+def class_names(copy: Copy, name: str, classes: int, label: str = "label") -> tuple[str, ...]:
     """Returns the names of a copy's classes, in the order of the labels.
 
     Args:
         copy: The copy.
         name: TFDS's name of the data set.
         classes: Expected number of classes.
+        label: Name of the feature, a `ClassLabel`.
 
     Raises:
         SettingError: If there is another number of names, or they are missing.
     """
-    names = tuple(copy.builder.info.features["label"].names)
-    path = os.path.join(copy.builder.data_dir, _LABELS)  # noqa: PTH118  TFDS's kind of path.
+    names = tuple(copy.builder.info.features[label].names)
+    file = f"{label.replace('/', '-')}.labels.txt"
+    path = os.path.join(copy.builder.data_dir, file)  # noqa: PTH118  TFDS's kind of path.
     if len(names) != classes:
         raise tfrecord.damaged(path, f"it names {len(names)} classes, expected {classes}")
     if names == tuple(map(str, range(classes))):  # TFDS's names if the file is missing.
         import tensorflow_datasets
 
-        ours = tensorflow_datasets.builder(name, data_dir=os.devnull, try_gcs=False)
-        if tuple(ours.info.features["label"].names) != names:
+        try:
+            ours = tensorflow_datasets.builder(name, data_dir=os.devnull, try_gcs=False)
+        except (AssertionError, ValueError):  # Its code is not, or no longer, in TFDS.
+            return names
+        if tuple(ours.info.features[label].names) != names:
             raise tfrecord.damaged(path, "it has no names")
     return names
 
@@ -123,7 +122,8 @@ def _readable(name: str, place: pathlib.Path) -> Iterator[None]:
 
     errors = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError)
     try:
-        yield
+        with _quiet():
+            yield
     except (*errors, json_format.Error) as error:
         folder = place / name.partition(":")[0]
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -132,7 +132,18 @@ def _readable(name: str, place: pathlib.Path) -> Iterator[None]:
                 damage = _damage(path / file)
                 if damage:
                     raise tfrecord.damaged(os.fspath(path / file), damage) from error
-        raise tfrecord.damaged(os.fspath(folder), reason) from error
+        raise UnopenedError(os.fspath(folder), reason) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppresses TFDS's warnings of data sets that are not prepared."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _damage(path: pathlib.Path) -> str:
@@ -155,20 +166,39 @@ def count(copy: Copy, expression: str) -> int:
     return _info(copy, expression).num_examples
 
 
-def split(copy: Copy, expression: str, noun: str) -> sources.Split:
+def overlap(copy: Copy, first: str, second: str) -> bool:
+    """Returns whether two splits, such as `train` and `train[80%:]`, have images in common.
+
+    Raises:
+        SettingError: If there is no such split.
+    """
+    spans = [
+        (each.filename, each.skip, each.skip + each.take)
+        for each in _info(copy, first).file_instructions
+    ]
+    return any(
+        each.filename == file and each.skip < end and start < each.skip + each.take
+        for each in _info(copy, second).file_instructions
+        for file, start, end in spans
+    )
+
+
+def split(copy: Copy, expression: str, noun: str, columns: examples.Columns) -> sources.Split:
     """Opens a split, such as `train[:80%]`.
 
     Args:
         copy: The copy.
         expression: TFDS's expression for the split.
         noun: Name of the split in messages.
+        columns: The features to read.
 
     Raises:
         SettingError: If there is no such split, its format is another, or files are damaged.
     """
     serialized = records(copy, expression)
     key = _key(copy, expression)
-    return sources.Split(Reader(serialized), sources.Numbered(noun), len(serialized), None, key)
+    reader = examples.Reader(serialized, columns)
+    return sources.Split(reader, sources.Numbered(noun), len(serialized), None, key)
 
 
 def records(copy: Copy, expression: str) -> Any:
@@ -192,22 +222,6 @@ def records(copy: Copy, expression: str) -> Any:
     if copy.format == TFRECORD:
         return tfrecord.Records(shards)
     return _array_records(shards)
-
-
-def parsed(records: Any, i: int) -> Any:
-    """Parses the features of a record, by name.
-
-    Raises:
-        decoding.CorruptImageError: If it cannot be read.
-    """
-    from google.protobuf import message
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    try:
-        return tf_example_pb2.Example.FromString(records[i]).features.feature
-    # array_record raises RuntimeError for damaged bytes.
-    except (OSError, RuntimeError, ValueError, message.DecodeError) as error:
-        raise decoding.CorruptImageError(f"its record cannot be read ({error})") from error
 
 
 def _array_records(shards: Sequence[Any]) -> Any:

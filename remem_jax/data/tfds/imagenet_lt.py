@@ -18,7 +18,7 @@ import numpy as np
 from remem_jax.checks import SettingError
 from remem_jax.data import registry, sources
 from remem_jax.data.sources import TEST, TRAIN
-from remem_jax.data.tfds import copies
+from remem_jax.data.tfds import copies, examples
 
 NAME = "imagenet_lt"
 _PREPARE = f"tools/prepare_data.py {NAME}"
@@ -60,7 +60,8 @@ def splits(copy: copies.Copy, data_dir: str) -> dict[str, sources.Split]:
     Raises:
         SettingError: If the index was made for another copy.
     """
-    whole = copies.split(copy, TRAIN, f"imagenet2012 {TRAIN}")
+    columns = examples.numbered(registry.RECORDS[NAME].classes)
+    whole = copies.split(copy, TRAIN, f"imagenet2012 {TRAIN}", columns)
     stored = _read(path(data_dir))
     current = str(copy.builder.version), whole.examples
     indexed = str(stored["version"]), int(stored["examples"])
@@ -116,7 +117,7 @@ def write(
     indices: dict[str, int] = {}
     records = copies.records(copy, TRAIN)
     for i in rows:
-        features = copies.parsed(records, i)
+        features = examples.parsed(records, i)
         file = features["file_name"].bytes_list.value[0].decode()
         if file in wanted:
             _require_label(file, features["label"].int64_list.value[0], wanted[file])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from remem_jax.checks import SettingError
 from remem_jax.data import registry, sources
 from remem_jax.data.sources import TEST, TRAIN
-from remem_jax.data.tfds import copies, imagenet_lt
+from remem_jax.data.tfds import copies, examples, imagenet_lt
 
 
 class State(NamedTuple):
@@ -33,8 +33,9 @@ def tfds(name: str, data_dir: str) -> sources.Source:
     record = registry.RECORDS[name]
     copy = copies.find(record.tfds, data_dir)
     if copy is not None:
+        columns = examples.numbered(record.classes)
         splits = {
-            split: copies.split(copy, expression, f"{name} {expression}")
+            split: copies.split(copy, expression, f"{name} {expression}", columns)
             for split, expression in ((TRAIN, record.train), (TEST, record.test))
         }
     elif name == imagenet_lt.NAME and imagenet_lt.path(data_dir).is_file():
@@ -46,7 +47,9 @@ def tfds(name: str, data_dir: str) -> sources.Source:
         raise _not_prepared(record.tfds, name, data_dir)
     classes = copies.class_names(copy, record.tfds, record.classes)
     official = record.is_official((splits[TRAIN].examples, splits[TEST].examples))
-    return sources.Source(name, splits, classes, record.metric, record.flip, official)
+    return sources.Source(
+        name, splits, classes, record.metric, record.flip, official, published=True
+    )
 
 
 def state(name: str, data_dir: str) -> State | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from remem_jax import evaluate
 from remem_jax.data import registry
+from remem_jax.data.tfds import named
 from remem_jax.methods import METHODS
 from remem_jax.report import initial_students, tables
 from remem_jax.report.card import licences
@@ -258,6 +259,7 @@ def images(results: Results) -> Table:
     data = results["data"]
     examples = data["examples"]
     names = data["class_names"]
+    none = "as prepared" if named.is_name(data["name"]) else "there is no official data set"
     standing = {True: "as in the official data set", False: "not as in the official data set"}
     rows = [
         ("Data set", f"{data['name']} ({data['title']})"),
@@ -265,7 +267,7 @@ def images(results: Results) -> Table:
         ("Validation images", _validation(data)),
         ("Test images", f"{examples['test']:,}"),
         ("Image sizes", data_summary.sizes(data).removeprefix("of ")),
-        ("Number of images", standing.get(data["official"], "there is no official data set")),
+        ("Number of images", standing.get(data["official"], none)),
         ("Classes", f"{data['classes']:,}"),
         ("Class names", tables.names(names)),
         ("Hash of the data", data["fingerprint"]),
