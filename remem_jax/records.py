@@ -12,7 +12,7 @@ Params = Mapping[str, Any]  # Nested dict of arrays, under the names of the chec
 Variables = Mapping[str, Any]  # {"params": Params} and, for some models, {"batch_stats": ...}.
 Metrics = Mapping[str, Any]  # Name -> scalar, or one value per student.
 Key = jax.Array
-# Class indices, or shares of all classes.
+# Class indices, -1 without a label; or shares of all classes, all 0 without a label.
 Labels = Int[Array, " batch"] | Float[Array, "batch classes"]
 
 # (params, statistics, images, dropout key) -> (logits, new statistics), in training mode.
@@ -33,7 +33,8 @@ class Batch(NamedTuple):
 
     Attributes:
         image: uint8 images at source size; a `Transform` converts them to model inputs.
-        label: Class indices.
+        label: Class indices; -1 for an image without a label, which only students with a teacher
+            get.
         mask: False for examples that only pad the last batch.
     """
 

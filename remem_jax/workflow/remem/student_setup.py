@@ -176,7 +176,7 @@ def _losses(
 ) -> dict[str, tuple[steps.Loss, projection.Target | None]]:
     """Returns, for each `GridPoint.loss` of a run, the loss and the features it compares."""
     weights = run.class_weights(run.config.student.class_balance)
-    bind = student_steps.bind(run.config.student, weights)
+    bind = student_steps.bind(run.config.student, weights, unlabelled=False)
     losses: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
     if pretrained:
         for name in run.config.student.losses:
