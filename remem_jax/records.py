@@ -83,7 +83,9 @@ class DataLoader(NamedTuple):
 
     Attributes:
         kind: "resident" or "streamed".
-        train: See `TrainBatches`.
+        train: See `TrainBatches`; images with labels.
+        distillation: The same with unlabelled images, for students with a teacher. Without any, it
+            is `train`.
         evaluation: (split, batch size) -> all examples once, in order; the padding of the last
             batch is masked.
         train_transform: Augments training images.
@@ -92,6 +94,7 @@ class DataLoader(NamedTuple):
 
     kind: str
     train: TrainBatches
+    distillation: TrainBatches
     evaluation: Callable[[str, int], Batches]
     train_transform: Transform
     evaluation_transform: Transform

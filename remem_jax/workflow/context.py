@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from remem_jax import data, evaluate, losses, mesh, platforms, random_streams
 from remem_jax.data.images import policies, preprocessing
 from remem_jax.data.loaders import resident
+from remem_jax.methods import METHODS
 from remem_jax.records import Apply, Batch, DataLoader, Key, Metrics, Transform, Variables
 from remem_jax.settings import counts
 from remem_jax.storage import logs
@@ -70,6 +71,13 @@ class Run(NamedTuple):
             settings.random_erasing,
         )
         return policies.extended(self.loader.train_transform, changes)
+
+    def for_distillation(self) -> "Run":
+        """Returns the run with the batches of students that have a teacher.
+
+        They have unlabelled images, if there are any; see `DataLoader.distillation`.
+        """
+        return self._replace(loader=self.loader._replace(train=self.loader.distillation))
 
     def memory(self) -> int:
         """Returns the memory of a device, in bytes."""
@@ -215,7 +223,9 @@ def load_data(
         workers=settings.workers,
         sharding=mesh.batch_sharding(device_mesh),
     )
-    return dataset._replace(pixels=None), loader  # The loader holds the pixels.
+    unlabelled = dataset.unlabelled and dataset.unlabelled._replace(pixels=None)
+    # The loader holds the pixels.
+    return dataset._replace(pixels=None, unlabelled=unlabelled), loader
 
 
 def preprocessing_of(dataset: data.Dataset, settings: ConfigDict) -> preprocessing.Preprocessing:
@@ -241,6 +251,10 @@ def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
         metric=settings.metric,
     )
     if settings is config.data:
+        if settings.unlabelled and _distils(config):
+            source = data.with_unlabelled(
+                source, settings.unlabelled, largest_share=settings.unlabelled_share
+            )
         counts.check(config, source)
     names = ("input", "stored_size", "resident_gib", "cache", "threads")
     return data.load(
@@ -250,6 +264,11 @@ def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
         seed=config.seed,
         corrupt_limit=settings.corrupt_limit,
     )
+
+
+def _distils(config: ConfigDict) -> bool:
+    """Returns whether a workflow has students with a teacher."""
+    return any(METHODS[method].has_teacher for method in config.get("methods", ()))
 
 
 def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:

@@ -44,7 +44,11 @@ def without_teacher(run: context.Run, setup: StudentSetup, method: str) -> list[
 def from_teachers(
     run: context.Run, setup: StudentSetup, teachers: Teachers
 ) -> list[dict[str, Any]]:
-    """Trains the whole grid with each of the teachers; see `_train_groups`."""
+    """Trains the whole grid with each of the teachers; see `_train_groups`.
+
+    Students learn from unlabelled images too, if there are any.
+    """
+    run = run.for_distillation()
     stage = f"students/{teachers.method}"
     compute_targets = make_targets(run, teachers.apply)
     grid = make_grid(run, stage, compute_targets, teachers.shapes)
