@@ -18,7 +18,7 @@ LISTS = (".csv", ".jsonl", ".ndjson")  # Suffixes of lists.
 
 
 def get_config(images: str = "") -> ConfigDict:
-    """Returns the settings of a run on a folder of images, a list (.csv, .jsonl) or an .npz."""
+    """Returns the settings of a run on a folder of images, a list, an .npz or "tfds:NAME"."""
     config = settings.distil()
     config.methods = ()  # Planned: as many of "alone", "finetune" and "remem" as the time allows.
     config.log_every = 0  # Planned: some seconds.
@@ -26,8 +26,11 @@ def get_config(images: str = "") -> ConfigDict:
     config.retries = 2  # Nobody watches it to lower a learning rate.
 
     kinds = {".npz": "arrays", **dict.fromkeys(LISTS, "list")}
-    config.data.name = kinds.get(pathlib.Path(images).suffix.lower(), "folder")
-    config.data.path = images
+    if images.startswith("tfds:"):
+        config.data.name = images
+    else:
+        config.data.name = kinds.get(pathlib.Path(images).suffix.lower(), "folder")
+        config.data.path = images
     config.data.image_size = 0  # Planned.
     config.data.stored_size = 0  # Planned.
     config.data.crop_area = (0.5, 1.0)  # Few steps do not need strong crops.

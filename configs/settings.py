@@ -104,6 +104,12 @@ def _data(config: ConfigDict) -> None:
     # where 0 is none. [text]
     config.data.color_jitter = 0.0
     config.data.random_erasing = 0.0  # Probability of random erasing; from 0 to 1. [text]
+    # Folder of images without labels, which students learn from too, through their teacher alone;
+    # empty is none. The paper's text mentions none. [derived]
+    config.data.unlabelled = ""
+    # Largest share of unlabelled images in the batches of these students; above 0, below 1. Up to
+    # it, every image, labelled or not, occurs equally often. The report states the share. [free]
+    config.data.unlabelled_share = 0.75
     # Fraction of each class of the training split that is held out for validation, if the data set
     # has no validation split; above 0, below 1. [choice]
     config.data.validation = 0.1

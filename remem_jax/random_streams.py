@@ -38,6 +38,7 @@ Use = Literal[
     "projection",
     "shuffle",
     "start",
+    "unlabelled",
     "visualization",
 ]
 Number = int | np.integer | Integer[Array, ""]

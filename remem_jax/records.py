@@ -12,7 +12,7 @@ Params = Mapping[str, Any]  # Nested dict of arrays, under the names of the chec
 Variables = Mapping[str, Any]  # {"params": Params} and, for some models, {"batch_stats": ...}.
 Metrics = Mapping[str, Any]  # Name -> scalar, or one value per student.
 Key = jax.Array
-# Class indices, or shares of all classes.
+# Class indices, -1 without a label; or shares of all classes, all 0 without a label.
 Labels = Int[Array, " batch"] | Float[Array, "batch classes"]
 
 # (params, statistics, images, dropout key) -> (logits, new statistics), in training mode.
@@ -33,7 +33,8 @@ class Batch(NamedTuple):
 
     Attributes:
         image: uint8 images at source size; a `Transform` converts them to model inputs.
-        label: Class indices.
+        label: Class indices; -1 for an image without a label, which only students with a teacher
+            get.
         mask: False for examples that only pad the last batch.
     """
 
@@ -82,7 +83,9 @@ class DataLoader(NamedTuple):
 
     Attributes:
         kind: "resident" or "streamed".
-        train: See `TrainBatches`.
+        train: See `TrainBatches`; images with labels.
+        distillation: The same with unlabelled images, for students with a teacher. Without any, it
+            is `train`.
         evaluation: (split, batch size) -> all examples once, in order; the padding of the last
             batch is masked.
         train_transform: Augments training images.
@@ -91,6 +94,7 @@ class DataLoader(NamedTuple):
 
     kind: str
     train: TrainBatches
+    distillation: TrainBatches
     evaluation: Callable[[str, int], Batches]
     train_transform: Transform
     evaluation_transform: Transform

@@ -10,7 +10,7 @@ import pytest
 from configs import settings as config_settings
 from remem_jax import losses
 from remem_jax.records import Labels, Outputs
-from remem_jax.train import student_losses
+from remem_jax.train import hard_labels, student_losses
 from remem_jax.workflow.remem import student_steps
 from tests.oracles import peers
 
@@ -89,7 +89,7 @@ def test_a_students_loss_weights_the_labels_and_not_the_teacher(
 ) -> None:
     student, teacher = (Outputs(each) for each in logits)
     kd = functools.partial(student_losses.LOSSES["kd"], hard_labels=True)
-    loss = student_losses.with_class_weights(kd, WEIGHTS)
+    loss = hard_labels.with_class_weights(kd, WEIGHTS)
 
     actual = loss(student, teacher, labels, temperature=2.0, weight=0.3)
 
@@ -104,7 +104,7 @@ def test_a_student_without_a_teacher_is_weighted_too(
 ) -> None:
     settings = config_settings.run().student
     settings.label_smoothing = smoothing
-    loss = student_steps.bind(settings, WEIGHTS)(student_losses.LABELS)
+    loss = student_steps.bind(settings, WEIGHTS, unlabelled=False)(student_losses.LABELS)
 
     actual = loss(Outputs(logits[0]), None, INDICES, temperature=1.0, weight=0.0)
 

@@ -383,7 +383,10 @@ FREE = (
 
 
 # Settings that others need to have an effect.
-NEEDS = {"student.pretrained_learning_rates": {"student.init": "weights.safetensors"}}
+NEEDS = {
+    "student.pretrained_learning_rates": {"student.init": "weights.safetensors"},
+    "data.unlabelled_share": {"data.unlabelled": "images"},
+}
 PATHS = ("data.path", "data.dir", "teacher.init", "teacher.mirror")
 
 

@@ -58,6 +58,8 @@ def _changed(**changes: Any) -> ConfigDict:
             "hard_labels is False",
         ),
         ("data.augment_magnitude", {"data__augment": "trivial"}, "only RandAugment uses it"),
+        ("data.unlabelled", {"methods": ("scratch",)}, "through a teacher, and no method has one"),
+        ("data.unlabelled_share", {}, r"config\.data\.unlabelled is empty"),
         ("data.workers", {"data__input": "resident"}, r"config\.data\.input is 'resident'"),
         ("data.resident_gib", {"data__input": "streamed"}, "where no image is resident"),
         ("data.dir", {"data__dir": "~/tfds"}, "name is digits, no data set of TFDS"),
@@ -180,6 +182,25 @@ def test_the_batch_size_of_an_untrained_teacher_is_not_checked() -> None:
     config = _changed(methods=("scratch",), teacher__batch_size=3000)
 
     counts.check(config, sources.digits())
+
+
+@pytest.mark.parametrize(
+    ("methods", "batch", "most"),
+    [(("finetune",), 4602, 2300), (("scratch", "finetune"), 2302, 1150)],
+)
+def test_a_batch_of_students_with_teachers_may_have_unlabelled_images_too(
+    methods: tuple[str, ...], batch: int, most: int
+) -> None:
+    labels = np.full(5000, sources.NO_LABEL)
+    split = sources.in_memory(np.zeros((5000, 1, 1, 3), np.uint8), labels, "image")
+    unlabelled = sources.Unlabelled(split, largest_share=0.5, skipped_files={})
+    source = sources.digits()._replace(unlabelled=unlabelled)
+    config = _changed(methods=methods, student__batch_size=2 * most)
+    counts.check(config, source)
+    config.student.batch_size = batch
+
+    with pytest.raises(SettingError, match=f"student.batch_size is {batch}.* at most {most}"):
+        counts.check(config, source)
 
 
 def test_the_training_count_excludes_held_out_images(rng: np.random.Generator) -> None:

@@ -9,7 +9,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import data, platforms, settings, workflow
+from remem_jax import platforms, settings, workflow
 from remem_jax.budget import facts, measuring, messages, plan, progress, rules
 from remem_jax.budget.plan import STUDENTS, TEACHER, Speeds, Stage
 from remem_jax.budget.progress import Clock, Record
@@ -48,8 +48,7 @@ def run(
     began = time.monotonic()
     check(config)
     folders.require_outside(config.data.name, config.data.path, directory)
-    source = data.open_source(config.data.name, path=config.data.path, data_dir=config.data.dir)
-    found = facts.of_source(source)
+    found = facts.of_source(context.open_source(config.data))
     device_mesh = workflow.make_mesh()
     record = progress.read(directory) or Record(_planned(config, found, device_mesh))
     filled = rules.filled(config, record.settings)

@@ -5,6 +5,7 @@ remem distil my_images --hours=1 --out=runs/mine
 
 import argparse
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from remem_jax.checks import SettingError
 from remem_jax.storage import streams
 
 _PROG = "remem distil"
+_TFDS = "tfds:"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Any setting of docs/configuration.md: --config.student.steps=500",
     )
     add = parser.add_argument
-    add("images", help="a folder with one folder per class, a list (.csv, .jsonl) or an .npz")
+    add("images", help="a folder with a folder per class, a list, an .npz, or tfds:NAME")
     add("--hours", type=float, default=1.0, help="time for everything (default: 1)")
     add("--out", help="folder of the run, which it resumes from (default: runs/IMAGES)")
     add("--student", default="", help="network to train: see remem models (default: planned)")
@@ -55,20 +57,25 @@ def _parser() -> argparse.ArgumentParser:
         help="its pretrained weights, a file or a name; '' for none (default: imagenet)",
     )
     add("--teacher", default="", help="pretrained ViT, a name or a file (default: planned)")
+    add("--unlabelled", default="", metavar="FOLDER", help="more images, without labels")
     add("--size", type=int, default=0, help="side of the images in pixels (default: planned)")
     return parser
 
 
 def _settings(arguments: argparse.Namespace) -> list[str]:
     """Returns the arguments of `remem_jax.main`."""
-    images = pathlib.Path(arguments.images).expanduser()
-    out = arguments.out or str(pathlib.Path("runs") / images.resolve().stem)
+    images, name = arguments.images, arguments.images.removeprefix(_TFDS)
+    if name == images:
+        images = str(pathlib.Path(images).expanduser())
+        name = pathlib.Path(images).resolve().stem
+    out = arguments.out or str(pathlib.Path("runs") / re.sub(r"[/:]", "_", name))
     values = {
         "budget.hours": arguments.hours,
         "student.model": arguments.student,
         "student.init": arguments.student_weights,
         "teacher.init": arguments.teacher,
         "data.image_size": arguments.size or "",
+        "data.unlabelled": arguments.unlabelled,
     }
     return [
         f"--config=configs/own.py:{images}",

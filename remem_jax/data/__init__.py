@@ -1,7 +1,6 @@
 """Data sets by name, scanned once, with a validation split held out of train."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
@@ -11,14 +10,17 @@ import numpy as np
 from absl import logging
 
 from remem_jax.checks import SettingError
-from remem_jax.data import cache, registry, residency, sources
+from remem_jax.data import registry, scanning, sources
+from remem_jax.data import unlabelled as unlabelled_images
 from remem_jax.data.custom import arrays, class_names, folders, lists, walk
+from remem_jax.data.custom import unlabelled as unlabelled_folder
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.loaders import resident
 from remem_jax.data.residency import Storage as Storage
-from remem_jax.data.scan import ScanOptions, ScanResult, TooManyCorruptError
-from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source, Subset
+from remem_jax.data.scan import ScanResult
+from remem_jax.data.sources import TEST, TRAIN, UNLABELLED, VALIDATION, Source, Subset
 from remem_jax.data.tfds import named, prepared
+from remem_jax.data.unlabelled import Unlabelled as Unlabelled
 from remem_jax.records import DataLoader
 
 CUSTOM: dict[str, Callable[[str], Source]] = {
@@ -51,7 +53,8 @@ class Dataset(NamedTuple):
         skipped_files: See `Source`.
         empty_classes: See `Source`.
         warnings: See `Source`.
-        shapes: Height and width of every image in its file; None if they are unknown.
+        shapes: Height and width of every labelled image in its file; None if they are unknown.
+        unlabelled: Images without labels, for students with a teacher; None if there are none.
     """
 
     title: str
@@ -70,6 +73,7 @@ class Dataset(NamedTuple):
     empty_classes: tuple[str, ...]
     warnings: tuple[str, ...]
     shapes: np.ndarray | None
+    unlabelled: Unlabelled | None = None
 
 
 def open_source(
@@ -120,6 +124,21 @@ def with_rules(source: Source, *, flip: str, metric: str) -> Source:
     )
 
 
+def with_unlabelled(source: Source, path: str, *, largest_share: float) -> Source:
+    """Adds the unlabelled images of a folder to a data set, for students with a teacher.
+
+    Args:
+        source: Return value of `open_source`.
+        path: The folder.
+        largest_share: Largest share of unlabelled images in a batch; above 0, below 1.
+
+    Raises:
+        SettingError: If the folder has no images.
+    """
+    opened = unlabelled_folder.folder(path, largest_share=largest_share)
+    return source._replace(unlabelled=opened)
+
+
 def load(
     source: Source, storage: Storage, *, validation: float, seed: int, corrupt_limit: int
 ) -> Dataset:
@@ -141,10 +160,12 @@ def load(
         SettingError: If too many images are corrupt, a split has no others, or resident images
             take more memory than allowed.
     """
-    scans = _scan(source, storage, corrupt_limit)
+    scans = scanning.scan_all(source, storage, corrupt_limit)
     corrupt = tuple(walk.printable(line) for scan in scans.values() for line in scan.corrupt)
     if corrupt:
         logging.warning("Skipped %d corrupt images: %s", len(corrupt), "; ".join(corrupt))
+    on_device = all(scan.pixels is not None for scan in scans.values())
+    without_labels = scans.pop(UNLABELLED, None)
     rows_by_split = {name: np.arange(len(scan.kept)) for name, scan in scans.items()}
     if VALIDATION not in scans:
         if not source.published:
@@ -168,8 +189,7 @@ def load(
             image = scan.pixels if is_whole else scan.pixels[rows]
             pixels[name] = resident.Split(image, scan.labels[rows])
         digest.update(f"{name} {scan.digest}".encode() + rows.tobytes())
-    on_device = len(pixels) == len(splits)
-    return Dataset(
+    dataset = Dataset(
         source.title,
         splits,
         pixels if on_device else None,
@@ -187,6 +207,16 @@ def load(
         source.warnings,
         _shapes(scans.values()),
     )
+    if source.unlabelled is None or without_labels is None:
+        return dataset
+    chosen = unlabelled_images.choose(
+        source.unlabelled, without_labels, scans.values(), train=len(splits[TRAIN].rows)
+    )
+    chosen = unlabelled_images.stored_as(
+        chosen, dataset.source_size, threads=scanning.available(storage.threads)
+    )
+    more = 0 if chosen.pixels is None else chosen.pixels.nbytes
+    return dataset._replace(unlabelled=chosen, resident_bytes=dataset.resident_bytes + more)
 
 
 def _shapes(scans: Collection[ScanResult]) -> np.ndarray | None:
@@ -222,8 +252,14 @@ def make_loader(
         sharding: Sharding of a batch; None is the default device.
     """
     loader, from_files = None, bool(evaluated.crop) and dataset.resized
+    others, splits = dataset.unlabelled, {**dataset.splits}
+    share = others.share if others else 0.0
+    if others:
+        splits[UNLABELLED] = others.subset
     if dataset.pixels is not None:
-        pixels = {TRAIN: dataset.pixels[TRAIN]} if from_files else dataset.pixels
+        pixels = {TRAIN: dataset.pixels[TRAIN]} if from_files else {**dataset.pixels}
+        if others and others.pixels is not None:
+            pixels[UNLABELLED] = resident.Split(others.pixels, others.subset.labels)
         loader = resident.make_loader(
             pixels,
             evaluated,
@@ -232,6 +268,7 @@ def make_loader(
             balance=balance,
             seed=seed,
             sharding=sharding,
+            unlabelled_share=share,
         )
     if loader and not from_files:
         return loader
@@ -241,50 +278,15 @@ def make_loader(
         evaluated.image_size, crop_area, dataset.flip, balance, seed, evaluated.crop
     )
     read = streamed.make_loader(
-        dataset.splits, augmentation, threads=_threads(threads), workers=workers, sharding=sharding
+        splits,
+        augmentation,
+        threads=scanning.available(threads),
+        workers=workers,
+        sharding=sharding,
+        unlabelled_share=share,
     )
     if loader is None:
         return read
     return loader._replace(
         evaluation=read.evaluation, evaluation_transform=read.evaluation_transform
     )
-
-
-def _scan(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, ScanResult]:
-    """Scans every split; stores pixels if images are to be resident and all of them fit."""
-    images = sum(split.examples for split in source.splits.values())
-    limit = residency.max_bytes(storage)
-    pixels = storage.input != "streamed" and residency.fits(
-        source, storage, images, residency.first_shape(source, storage.stored_size), limit
-    )
-    scans: dict[str, ScanResult] = {}
-    for name, split in source.splits.items():
-        corrupt = sum(len(scan.corrupt) for scan in scans.values())
-        options = ScanOptions(
-            storage.stored_size,
-            pixels,
-            limit * split.examples // max(images, 1),
-            corrupt_limit - corrupt,
-        )
-        try:
-            scans[name] = cache.scan_split(
-                split,
-                options,
-                title=f"{source.title}, {name}",
-                folder=cache.folder(storage.cache),
-                threads=_threads(storage.threads),
-            )
-        except TooManyCorruptError as error:
-            raise SettingError(
-                f"More than {corrupt_limit} images cannot be read "
-                f"({walk.printable('; '.join(error.args[:10]))}); repair or remove them, or raise "
-                "config.data.corrupt_limit."
-            ) from error
-    if pixels and any(scan.pixels is None for scan in scans.values()):
-        # The images are not all as small as the first one.
-        residency.fits(source, storage, images, (storage.stored_size,) * 2, limit)
-    return scans
-
-
-def _threads(threads: int) -> int:
-    return threads or len(os.sched_getaffinity(0))

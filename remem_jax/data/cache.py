@@ -140,10 +140,13 @@ def _make(
         scanner.run(threads)
         result = scanner.result(pixels=None)
         with (partial / _INDEX).open("wb") as file:
-            digests = np.frombuffer(b"".join(scanner.digests), np.uint8)
-            digests = digests.reshape(-1, scan.DIGEST_BYTES)
-            arrays = {"kept": result.kept, "labels": result.labels, "digests": digests}
-            np.savez(file, **arrays, shapes=np.asarray(result.shapes))
+            np.savez(
+                file,
+                kept=result.kept,
+                labels=result.labels,
+                digests=result.digests,
+                shapes=np.asarray(result.shapes),
+            )
             _flush(file)
         if scanner.file is not None:
             _flush(scanner.file)
@@ -186,6 +189,7 @@ def _read(entry: pathlib.Path, options: ScanOptions) -> ScanResult | None:
             return None
         with (entry / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
             kept, labels, shapes = index["kept"], index["labels"], index.get("shapes")
+            digests = index["digests"]
         pixels = None
         shape = (len(kept), *(about["shape"] or (0, 0)), 3)
         if options.pixels and math.prod(shape) <= options.max_bytes:
@@ -193,7 +197,7 @@ def _read(entry: pathlib.Path, options: ScanOptions) -> ScanResult | None:
                 return None
             pixels = _mapped(entry / _PIXELS, shape)
         corrupt, digest, resized = tuple(about["skipped"]), about["digest"], about["resized"]
-        return ScanResult(kept, labels, corrupt, digest, resized, pixels, shapes)
+        return ScanResult(kept, labels, corrupt, digest, resized, pixels, shapes, digests)
     except PermissionError:
         return None
     except _DAMAGED as error:

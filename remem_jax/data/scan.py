@@ -48,6 +48,7 @@ class ScanResult(NamedTuple):
             else squares of the stored size.
         shapes: Height and width of each kept image in its file, int32; None in cache entries of
             an earlier version.
+        digests: First `DIGEST_BYTES` bytes of the `digest` of each kept image, uint8.
     """
 
     kept: np.ndarray
@@ -56,7 +57,8 @@ class ScanResult(NamedTuple):
     digest: str
     resized: bool
     pixels: np.ndarray | None
-    shapes: np.ndarray | None = None
+    shapes: np.ndarray | None
+    digests: np.ndarray
 
 
 class TooManyCorruptError(Exception):
@@ -67,7 +69,7 @@ class _Image(NamedTuple):
     """One scanned image.
 
     Attributes:
-        label: Index of its class.
+        label: Index of its class, or `sources.NO_LABEL`.
         digest: Hash of the image as it is stored at the source.
         shape: Height and width.
         pixels: Pixels, at most `stored_size` high and wide; None if they are not stored.
@@ -138,7 +140,7 @@ class Scanner:
         self._make_file = make_file
         self.file = make_file() if options.pixels else None
         self.shape: tuple[int, int] | None = None  # Shape in which all images are stored.
-        self.digests: list[bytes] = []
+        self._digests: list[bytes] = []
         self._kept: list[int] = []
         self._labels: list[int] = []
         self._shapes: list[tuple[int, int]] = []
@@ -173,6 +175,7 @@ class Scanner:
             self._resized,
             pixels,
             np.asarray(self._shapes, np.int32).reshape(-1, 2),
+            np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, DIGEST_BYTES),
         )
 
     def pixels_in_memory(self) -> np.ndarray | None:
@@ -201,8 +204,8 @@ class Scanner:
         self._kept.append(row)
         self._labels.append(image.label)
         self._shapes.append(image.shape)
-        self.digests.append(image.digest[:DIGEST_BYTES])
-        self._digest.update(image.digest + image.label.to_bytes(4, "little"))
+        self._digests.append(image.digest[:DIGEST_BYTES])
+        self._digest.update(image.digest + image.label.to_bytes(4, "little", signed=True))
         if self.file is None or image.pixels is None:
             return
         if math.prod(self.shape) * 3 * self.split.examples > self.options.max_bytes:

@@ -11,6 +11,8 @@ from remem_jax.data import registry
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 TEST_SHARE = 0.2  # Of each class of train, where a data set has nothing else to test on.
+UNLABELLED = "unlabelled"
+NO_LABEL = -1  # Class index of an image without a label.
 
 
 class Example(NamedTuple):
@@ -18,7 +20,7 @@ class Example(NamedTuple):
 
     Attributes:
         image: An encoded file, or uint8 pixels (height, width, 3).
-        label: Index of the class.
+        label: Index of the class, or `NO_LABEL`.
     """
 
     image: bytes | np.ndarray
@@ -58,6 +60,29 @@ class Subset(NamedTuple):
     labels: np.ndarray
 
 
+class Unlabelled(NamedTuple):
+    """Images without labels, before they are decoded.
+
+    Attributes:
+        split: The images; their labels are `NO_LABEL`.
+        largest_share: Largest share of them in a batch; above 0, below 1.
+        skipped_files: See `Source`.
+    """
+
+    split: Split
+    largest_share: float
+    skipped_files: Mapping[str, int]
+
+    def share(self, images: int, labelled: int) -> float:
+        """Returns the share of unlabelled images in a batch: that in all images, within limits.
+
+        Args:
+            images: Number of unlabelled images.
+            labelled: Number of training images with labels.
+        """
+        return min(images / (images + labelled), self.largest_share)
+
+
 class Source(NamedTuple):
     """A data set before it is decoded.
 
@@ -72,6 +97,7 @@ class Source(NamedTuple):
         empty_classes: Class folders without an image.
         warnings: Warnings, a sentence each.
         published: Whether its splits are used as they are, however few images a class has.
+        unlabelled: Images without labels, for students with a teacher; None if there are none.
     """
 
     title: str
@@ -84,6 +110,7 @@ class Source(NamedTuple):
     empty_classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     published: bool = False
+    unlabelled: Unlabelled | None = None
 
 
 class Pixels(NamedTuple):
@@ -131,6 +158,35 @@ def in_memory(images: np.ndarray, labels: np.ndarray, noun: str) -> Split:
     """Builds a split of uint8 images (example, height, width, 3)."""
     labels = labels.astype(np.int32)
     return Split(Pixels(images, labels), Numbered(noun), len(images), labels, key="")
+
+
+class _Either(NamedTuple):
+    """Calls one of two functions of an index, the second for indices from `first_examples`."""
+
+    first: Callable[[int], Any]
+    second: Callable[[int], Any]
+    first_examples: int
+
+    def __call__(self, i: int) -> Any:
+        later = i - self.first_examples
+        return self.first(i) if later < 0 else self.second(later)
+
+
+def joined(first: Subset, second: Subset) -> Subset:
+    """Returns the examples of two subsets, one after the other; it is not cached."""
+    examples = first.split.examples
+    split = Split(
+        _Either(first.split.read, second.split.read, examples),
+        _Either(first.split.name, second.split.name, examples),
+        examples + second.split.examples,
+        labels=None,
+        key="",
+    )
+    return Subset(
+        split,
+        np.concatenate([first.rows, examples + second.rows]),
+        np.concatenate([first.labels, second.labels]),
+    )
 
 
 def digits() -> Source:

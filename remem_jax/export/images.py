@@ -79,6 +79,8 @@ def _load(run: pathlib.Path) -> tuple[Dataset, DataLoader]:
         config.data.threads, config.data.workers = 0, 0
         config.data.cache = config.data.get("cache", "")  # Older runs have none.
         config.data.update({**identity.ADDED["data"], **config.data})
+        if config.data.unlabelled:  # Not needed, but it may have decided where images are kept.
+            config.data.unlabelled, config.data.input = "", recorded["input"]
     try:
         loaded = context.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
     except SettingError as error:

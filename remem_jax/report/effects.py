@@ -21,6 +21,8 @@ _UNUSED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "epsilon": lambda settings: settings.get("optimizer") == "sgd",
     "ema_warmup": lambda settings: not settings.get("ema"),
 }
+# Settings of other groups that have an effect only in methods with a teacher.
+_THROUGH_TEACHERS = ("data.unlabelled", "data.unlabelled_share")
 _OF_PRETRAINED = ("pretrained_learning_rates", "layer_decay", "body_rate")
 
 
@@ -35,7 +37,7 @@ def has_effect(name: str, config: Mapping[str, Any]) -> bool:
         return False
     if group == "student":
         return _has_effect_on_students(rest, methods, settings)
-    if group != "teacher":
+    if group != "teacher" and name not in _THROUGH_TEACHERS:
         return True
     tuning = settings.get("tuning", "full")
     if rest.partition(".")[0] in ("lora", "adapter") and "." in rest:
@@ -53,7 +55,7 @@ def _has_effect_on_students(
 
 
 def has_effect_in(method: str, name: str) -> bool:
-    """Returns whether a setting of `config.teacher` has an effect in a method."""
+    """Returns whether a setting that needs a teacher has an effect in a method."""
     if method not in METHODS:
         return True
     record = METHODS[method]

@@ -139,7 +139,7 @@ WEIGHTS = tuple(
 )  # The paper's initial weights of teachers.
 # Settings for which `_named` writes the sentences.
 NAMED = (
-    *("methods", "data.name", "teacher.init"),
+    *("methods", "data.name", "data.unlabelled", "teacher.init"),
     *("student.model", "student.init", "student.losses", "student.mixup"),
 )
 
@@ -218,6 +218,8 @@ def _named(given: Mapping[str, Any]) -> Iterator[str]:
     """Yields the sentences on the settings of `NAMED`."""
     yield from _methods(given.get("methods", ()))
     yield from _data(given.get("data.name"))
+    if given.get("data.unlabelled"):
+        yield "Students also learn from unlabelled images; the paper's do not."
     yield from _weights(given.get("teacher.init"))
     yield from _student(given.get("student.model"))
     if given.get("student.init"):

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks
 from remem_jax.data import sources
+from remem_jax.methods import METHODS
 from remem_jax.settings import unused
 
 _MAX_REPEATS = 2.0  # Mean occurrences of an image in a batch; more must be a mistake.
@@ -20,13 +21,27 @@ def check(config: ConfigDict, source: sources.Source) -> None:
         trains = group in config and not unused.is_idle(config, name)
         if not trains or (group == "teacher" and "analyses" in config):
             continue
-        batch = config[group].batch_size
+        batch, most = config[group].batch_size, images
+        if group == "student" and all(METHODS[method].has_teacher for method in config.methods):
+            most = _with_unlabelled(source, images)
         checks.require(
-            batch <= _MAX_REPEATS * images,
+            batch <= _MAX_REPEATS * most,
             f"config.{name} is {batch}, and {source.title} has {images} images to "
             f"train on, each of which would be in a batch several times: set it to at most "
-            f"{images}.",
+            f"{most}.",
         )
+
+
+def _with_unlabelled(source: sources.Source, images: int) -> int:
+    """Returns the size of a batch that has all labelled images, and its share of unlabelled ones.
+
+    Args:
+        source: The data set.
+        images: Number of labelled training images.
+    """
+    if source.unlabelled is None:
+        return images
+    return int(images / (1 - source.unlabelled.share(source.unlabelled.split.examples, images)))
 
 
 def training(source: sources.Source, validation: float, *, seed: int) -> int:

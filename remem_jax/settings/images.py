@@ -36,6 +36,7 @@ def check(settings: ConfigDict) -> None:
     checks.within("config.data.augment_magnitude", settings.augment_magnitude, 0, largest)
     checks.at_least("config.data.color_jitter", settings.color_jitter, 0)
     checks.within("config.data.random_erasing", settings.random_erasing, 0, 1)
+    checks.inside("config.data.unlabelled_share", settings.unlabelled_share, 0, 1)
     low, high = settings.crop_area
     checks.require(
         0 < low <= high <= 1,

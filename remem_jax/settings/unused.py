@@ -26,7 +26,10 @@ _OF_TRAINING = (  # Settings of `config.teacher` that only training uses.
     *("accumulate", "lora.*", "adapter.*"),
 )
 # Settings of `config.data` that only teachers and students use.
-_OF_TRAINED_MODELS = ("metric", "balanced_sampling", "augment", "color_jitter", "random_erasing")
+_OF_TRAINED_MODELS = (
+    *("metric", "balanced_sampling", "augment", "color_jitter", "random_erasing"),
+    *("unlabelled", "unlabelled_share"),
+)
 _OF_MODELS = ("init", "variant", "gelu", "pruned_mlp", "pruned_attention")
 Reason = Callable[[ConfigDict], str]
 
@@ -195,6 +198,16 @@ def _not_pretrained(config: ConfigDict) -> str:
     return "" if config.student.init else "config.student.init is empty"
 
 
+def _without_distillation(config: ConfigDict) -> str:
+    if any(METHODS[name].has_teacher for name in config.get("methods", ())):
+        return ""
+    return "students learn from unlabelled images through a teacher, and no method has one"
+
+
+def _without_unlabelled(config: ConfigDict) -> str:
+    return "" if config.data.unlabelled else "config.data.unlabelled is empty"
+
+
 def _not_measured(config: ConfigDict) -> str:
     return "" if config.information.seeds else "config.information.seeds is empty"
 
@@ -258,6 +271,8 @@ _OF_DATA: Mapping[str, Reason] = {
 }
 _OF_RUN: Mapping[str, Reason] = {
     "information.* *.seeds": _not_measured,
+    "data.unlabelled": _without_distillation,
+    "data.unlabelled_share": _without_unlabelled,
     "teacher.lora.*": _tuned_by("lora"),
     "teacher.adapter.*": _tuned_by("adapter"),
     **{f"teacher.{name}": _fixed(name) for name in ("rho", "mlp_weight", "attention_weight")},

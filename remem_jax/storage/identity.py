@@ -40,7 +40,7 @@ _OPTIMISATION: Mapping[str, Any] = {
 _TRAINING_IMAGES: Mapping[str, Any] = {
     **{"flip": "auto", "metric": "auto", "balanced_sampling": 0.0, "evaluation_crop": 0.0},
     **{"augment": "none", "augment_operations": 2, "augment_magnitude": 9},
-    **{"color_jitter": 0.0, "random_erasing": 0.0},
+    **{"color_jitter": 0.0, "random_erasing": 0.0, "unlabelled": ""},
 }
 _TFDS: Mapping[str, Any] = {
     **{"train_split": "", "validation_split": "", "test_split": ""},
@@ -61,10 +61,13 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     },
 }
 # Settings that have no effect if another one of the same group has its value of `ADDED`.
-_WITH: Mapping[str, Mapping[str, str]] = {"student": {"pretrained_learning_rates": "init"}}
+_WITH: Mapping[str, Mapping[str, str]] = {
+    "data": {"unlabelled_share": "unlabelled"},
+    "student": {"pretrained_learning_rates": "init"},
+}
 # Paths of images and weights, which are identified by their digests.
 _PATHS = {
-    "data": ("path", "dir"),
+    "data": ("path", "dir", "unlabelled"),
     "teacher": ("init", "mirror"),
     "student": ("init",),
     "probe": ("path", "dir"),
@@ -92,7 +95,8 @@ class Identity(NamedTuple):
     Attributes:
         settings: Settings that determine it, nested, without paths; JSON values.
         inputs: Digests of the inputs: "data" (images, labels and splits), "classes" (their names),
-            and the weights as "teacher" and "student", or "models" by name. "input" is resident or
+            "unlabelled" (images that students learn from through a teacher, if there are any), and
+            the weights as "teacher" and "student", or "models" by name. "input" is resident or
             streamed.
         code: `TRAINING` of the code that made it.
     """

@@ -79,7 +79,8 @@ def of_study(config: ConfigDict, trials: Sequence[Trial], inputs: Inputs) -> Ide
             weights.setdefault(trial.column, {})[trial.row] = digests.pop("teacher")
         if "student" in digests:
             students.setdefault(trial.column, {})[trial.row] = digests.pop("student")
-        images.setdefault(trial.column, {})[f"seed {trial.seed}"] = digests
+        of_seed = images.setdefault(trial.column, {}).setdefault(f"seed {trial.seed}", {})
+        of_seed.update(digests)  # Only trials with a teacher read unlabelled images.
     settings = identity.deciding_of_study(plain(config))
     inputs_of_study = {"images": images, "weights": weights}
     return Identity(settings, inputs_of_study | ({"students": students} if students else {}))
@@ -133,6 +134,8 @@ def _has_teacher(config: ConfigDict) -> bool:
 def _places(config: ConfigDict) -> list[tuple[str, Callable[[ConfigDict], dict[str, Any]]]]:
     """Returns a key for each location that a run reads from, and the function for its digests."""
     data = {"data": plain(config)["data"], "seed": config.seed}
+    if config.data.unlabelled:
+        data["distils"] = _has_teacher(config)
     places = [(results.fingerprint(data), workflow.read_data_inputs)]
     if _has_teacher(config):
         teacher = {"init": config.teacher.init, "mirror": config.teacher.mirror}

@@ -78,7 +78,8 @@ def run(
     device_mesh = mesh.make_mesh()
     for trial in search_by_place.by_key.values():
         settings.check_mesh(trial.config, device_mesh)
-        folders.require_outside(trial.config.data.name, trial.config.data.path, directory)
+        images = trial.config.data
+        folders.require_outside(images.name, images.path, directory, unlabelled=images.unlabelled)
     workdir.share(directory, settings.plain(config))
     total = cost.of_trials(search_by_place.planned, directory)
     logging.info(

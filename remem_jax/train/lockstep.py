@@ -38,7 +38,7 @@ class AugmentedBatch(NamedTuple):
 
     Attributes:
         images: Model inputs.
-        labels: Class indices, or shares of all classes if images are mixed.
+        labels: Class indices, or shares of all classes if images are mixed; see `records.Labels`.
     """
 
     images: Float[Array, "batch height width channel"]

@@ -8,7 +8,6 @@ records. See docs/extending/loss.md.
 import dataclasses
 import functools
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,8 +129,6 @@ class StudentLoss:
         )
 
 
-# (student, teacher, labels, *, temperature, weight) -> loss
-Loss = Callable[..., Float[Array, ""]]
 LOSSES: dict[str, StudentLoss] = {}
 
 
@@ -155,49 +152,6 @@ def used(name: str, *, hard_labels: bool) -> frozenset[str]:
     """Returns the `SETTINGS` that change the value of a loss, or of `LABELS`."""
     loss = LABELS if name == LABELS.name else LOSSES[name]
     return loss.form(hard_labels).settings
-
-
-def with_class_weights(loss: Loss, weights: Float[Array, " classes"] | None) -> Loss:
-    """Weights the hard labels of a loss by their classes; its other arguments are unchanged.
-
-    The loss gets targets multiplied by the weights, whose cross-entropy is that of
-    `losses.cross_entropy` with `class_weights`.
-
-    Args:
-        loss: A loss with its `hard_labels` bound: (student, teacher, labels, ...) -> loss.
-        weights: Weight of each class; None returns the loss itself.
-    """
-    if weights is None:
-        return loss
-
-    def weighted(
-        student: Outputs, teacher: Outputs | None, labels: Labels, **settings: object
-    ) -> Float[Array, ""]:
-        shares = jax.nn.one_hot(labels, len(weights)) if labels.ndim == 1 else labels
-        return loss(student, teacher, shares * weights[None], **settings)
-
-    return weighted
-
-
-def with_smoothing(loss: Loss, smoothing: float) -> Loss:
-    """Smooths the hard labels of a loss; its other arguments are unchanged.
-
-    Args:
-        loss: A loss with its `hard_labels` bound: (student, teacher, labels, ...) -> loss.
-        smoothing: Share of each label that is distributed evenly over all classes, as in
-            `losses.cross_entropy`; 0 returns the loss itself.
-    """
-    if not smoothing:
-        return loss
-
-    def smoothed(
-        student: Outputs, teacher: Outputs | None, labels: Labels, **settings: Any
-    ) -> Float[Array, ""]:
-        classes = student.logits.shape[-1]
-        shares = jax.nn.one_hot(labels, classes) if labels.ndim == 1 else labels
-        return loss(student, teacher, (1 - smoothing) * shares + smoothing / classes, **settings)
-
-    return smoothed
 
 
 def _cross_entropy(

@@ -59,7 +59,8 @@ def run(
         StoppedError: If `stopping` returned True.
     """
     workflows.check(config, given)
-    folders.require_outside(config.data.name, config.data.path, directory)
+    images = config.data
+    folders.require_outside(images.name, images.path, directory, unlabelled=images.unlabelled)
     device_mesh = _mesh(config)
     config = precision.resolved(config, device_mesh, directory)
     with (
@@ -160,10 +161,11 @@ def opened(
     preloaded = initial_checkpoints.Preloaded(_with_checkpoints(config), students)
     dataset, loader = context.load_data(config, config.data, device_mesh)
     logging.info(
-        "%s: %s images of %d classes, on %d x %s%s.",
+        "%s: %s images of %d classes%s, on %d x %s%s.",
         dataset.title,
         {name: len(split.rows) for name, split in dataset.splits.items()},
         len(dataset.classes),
+        f", and {dataset.unlabelled.images} without labels" if dataset.unlabelled else "",
         device_mesh.size,
         device_mesh.devices.flat[0].device_kind,
         f" in {config.compute_dtype}" if "compute_dtype" in config else "",

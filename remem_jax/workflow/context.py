@@ -13,6 +13,7 @@ from remem_jax import data, evaluate, losses, mesh, platforms, random_streams
 from remem_jax.data.images import policies, preprocessing
 from remem_jax.data.loaders import resident
 from remem_jax.data.tfds import named
+from remem_jax.methods import METHODS
 from remem_jax.records import Apply, Batch, DataLoader, Key, Metrics, Transform, Variables
 from remem_jax.settings import counts
 from remem_jax.storage import logs
@@ -75,6 +76,13 @@ class Run(NamedTuple):
             settings.random_erasing,
         )
         return policies.extended(self.loader.train_transform, changes)
+
+    def for_distillation(self) -> "Run":
+        """Returns the run with the batches of students that have a teacher.
+
+        They have unlabelled images, if there are any; see `DataLoader.distillation`.
+        """
+        return self._replace(loader=self.loader._replace(train=self.loader.distillation))
 
     def memory(self) -> int:
         """Returns the memory of a device, in bytes."""
@@ -220,7 +228,9 @@ def load_data(
         workers=settings.workers,
         sharding=mesh.batch_sharding(device_mesh),
     )
-    return dataset._replace(pixels=None), loader  # The loader holds the pixels.
+    unlabelled = dataset.unlabelled and dataset.unlabelled._replace(pixels=None)
+    # The loader holds the pixels.
+    return dataset._replace(pixels=None, unlabelled=unlabelled), loader
 
 
 def preprocessing_of(dataset: data.Dataset, settings: ConfigDict) -> preprocessing.Preprocessing:
@@ -240,17 +250,12 @@ def preprocessing_of(dataset: data.Dataset, settings: ConfigDict) -> preprocessi
 
 def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
     """Loads the data set that `settings` (such as `config.data`) names."""
-    source = data.with_rules(
-        data.open_source(
-            settings.name,
-            path=settings.path,
-            data_dir=settings.dir,
-            choices=named.Choices(*(settings[name] for name in named.Choices._fields)),
-        ),
-        flip=settings.flip,
-        metric=settings.metric,
-    )
+    source = open_source(settings)
     if settings is config.data:
+        if settings.unlabelled and _distils(config):
+            source = data.with_unlabelled(
+                source, settings.unlabelled, largest_share=settings.unlabelled_share
+            )
         counts.check(config, source)
     names = ("input", "stored_size", "resident_gib", "cache", "threads")
     return data.load(
@@ -260,6 +265,22 @@ def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
         seed=config.seed,
         corrupt_limit=settings.corrupt_limit,
     )
+
+
+def open_source(settings: ConfigDict) -> data.Source:
+    """Opens the data set that `settings` names, without decoding images."""
+    source = data.open_source(
+        settings.name,
+        path=settings.path,
+        data_dir=settings.dir,
+        choices=named.Choices(*(settings[name] for name in named.Choices._fields)),
+    )
+    return data.with_rules(source, flip=settings.flip, metric=settings.metric)
+
+
+def _distils(config: ConfigDict) -> bool:
+    """Returns whether a workflow has students with a teacher."""
+    return any(METHODS[method].has_teacher for method in config.get("methods", ()))
 
 
 def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:

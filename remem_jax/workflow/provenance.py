@@ -37,6 +37,7 @@ def data_inputs(dataset: datasets.Dataset) -> dict[str, Any]:
     """Returns the digests of a data set; see `Identity.inputs`."""
     return {
         "data": dataset.fingerprint,
+        **({"unlabelled": dataset.unlabelled.fingerprint} if dataset.unlabelled else {}),
         "classes": results.fingerprint(list(dataset.classes)),
     }
 
@@ -64,6 +65,19 @@ def data(run: context.Run) -> dict[str, Any]:
         "empty_classes": list(dataset.empty_classes),
         "warnings": list(dataset.warnings),
         "fingerprint": dataset.fingerprint,
+        **({"unlabelled": _unlabelled(dataset.unlabelled)} if dataset.unlabelled else {}),
+    }
+
+
+def _unlabelled(images: datasets.Unlabelled) -> dict[str, Any]:
+    """Returns the record of unlabelled images."""
+    return {
+        "examples": images.images,
+        "share": images.share,
+        "known": images.known,
+        "repeated": images.repeated,
+        "passed_over": dict(images.skipped_files),
+        "fingerprint": images.fingerprint,
     }
 
 

@@ -1,5 +1,7 @@
 """The settings that are planned: what is left open is chosen, what is set is kept."""
 
+from typing import Any
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -16,14 +18,14 @@ CALTECH = Facts({"train": 3060, "test": 2995}, 102, side=96)
 PHOTOGRAPHS = Facts({"train": 8000, "test": 2000}, 20, side=480)
 
 
-def config(hours: float = 1.0, **changes: object) -> ConfigDict:
+def config(hours: float = 1.0, **changes: Any) -> ConfigDict:
     config = own.get_config("images")
     config.budget.hours = hours
     config.update_from_flattened_dict(changes)
     return config
 
 
-def chosen(facts: Facts, device: Device, hours: float = 1.0, **changes: object) -> ConfigDict:
+def chosen(facts: Facts, device: Device, hours: float = 1.0, **changes: Any) -> ConfigDict:
     asked = config(hours, **changes)
     return rules.filled(asked, rules.choose(asked, facts, device))
 
@@ -65,7 +67,7 @@ def test_enough_images_select(images: int, share: float) -> None:
 
 
 def test_what_the_user_sets_is_kept() -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "data.image_size": 128,
         "data.validation": 0.3,
         "methods": ("finetune",),

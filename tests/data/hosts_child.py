@@ -20,21 +20,24 @@ from remem_jax.workflow import context
 DEVICES = 4  # In total, over all hosts.
 
 
-def main(folder: str, cache: str, port: int, hosts: int, host: int) -> None:
+def main(folder: str, unlabelled: str, cache: str, port: int, hosts: int, host: int) -> None:
     """Joins the other hosts and prints one line of JSON."""
     flags.FLAGS.mark_as_parsed()
     jax.config.update("jax_num_cpu_devices", DEVICES // hosts)
     if hosts > 1:
         jax.distributed.initialize(f"localhost:{port}", hosts, host)
-    result: dict[str, Any] = {kind: _summarise(folder, cache, kind) for kind in data.INPUTS[1:]}
+    result: dict[str, Any] = {
+        kind: _summarise(folder, unlabelled, cache, kind) for kind in data.INPUTS[1:]
+    }
     result["devices"] = [jax.device_count(), jax.local_device_count()]
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def _summarise(folder: str, cache: str, kind: str) -> dict[str, Any]:
+def _summarise(folder: str, unlabelled: str, cache: str, kind: str) -> dict[str, Any]:
     """Returns digests of some batches and a model's metrics, for one of the two input pipelines."""
+    source = data.open_source("folder", path=folder, data_dir="")
     dataset = data.load(
-        data.open_source("folder", path=folder, data_dir=""),
+        data.with_unlabelled(source, unlabelled, largest_share=0.4),
         data.Storage(kind, stored_size=24, resident_gib=1.0, cache=cache, threads=1),
         validation=0.3,
         seed=0,
@@ -61,6 +64,9 @@ def _summarise(folder: str, cache: str, kind: str) -> dict[str, Any]:
         digests += [_digest(batch) for batch in itertools.islice(batches, count)]
         batches.close()
     loader = make_loader(0.0)
+    batches = loader.distillation(8, 3, stage="student")
+    digests += [_digest(batch) for batch in itertools.islice(batches, 2)]
+    batches.close()
     digests += [_digest(batch) for batch in loader.evaluation("test", 8)]
 
     kernel = np.random.default_rng(0).normal(size=(3, len(dataset.classes))).astype(np.float32)

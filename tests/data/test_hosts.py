@@ -18,12 +18,17 @@ INPUTS = ("resident", "streamed")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder of 63 images of three classes; no split is divisible by the number of hosts."""
+    """63 images of three classes, and 31 without labels.
+
+    No split is divisible by the number of hosts.
+    """
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    for i in range(63):
-        path = root / f"class {i % 3}" / f"{i}.jpg"
-        path.parent.mkdir(exist_ok=True)
+    for i in range(94):
+        path = root / "mine" / f"class {i % 3}" / f"{i}.jpg"
+        if i >= 63:
+            path = root / "more" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (12 + i % 5, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
     return root
@@ -38,9 +43,9 @@ def _free_port() -> int:
 def _run(server: forking.Server, folder: pathlib.Path, hosts: int) -> list[dict[str, Any]]:
     """Runs that many hosts and returns the result of each."""
     port = _free_port()
-    cache = str(folder / ".cache")
+    places = [str(folder / name) for name in ("mine", "more", ".cache")]
     children = [
-        server.start("tests.data.hosts_child:main", str(folder), cache, port, hosts, host)
+        server.start("tests.data.hosts_child:main", *places, port, hosts, host)
         for host in range(hosts)
     ]
     finished = [child.communicate(timeout=250) for child in children]
@@ -61,7 +66,8 @@ def test_global_batches_are_the_same_for_any_number_of_hosts(
 ) -> None:
     alone = results[1][0][kind]["seen"]
 
-    assert len(set(alone[:6])) == 6  # The training batches differ: four plain, two balanced.
+    # The training batches differ: four plain, two balanced, two with unlabelled images.
+    assert len(set(alone[:8])) == 8
     for hosts, by_host in results.items():
         for result in by_host:
             assert result["devices"] == [hosts_child.DEVICES, hosts_child.DEVICES // hosts]

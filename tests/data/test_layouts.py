@@ -169,11 +169,12 @@ def test_a_run_folder_among_the_images_is_refused(tmp_path: pathlib.Path, place:
     directory = tmp_path / place if place.startswith("linked") else root / place
 
     with pytest.raises(SettingError, match=r"--workdir .* lies in config\.data\.path"):
-        folders.require_outside("folder", path, directory)
+        folders.require_outside("folder", path, directory, unlabelled="")
 
 
 @pytest.mark.parametrize(
     ("name", "place"), [("folder", "runs/a"), ("folder", "mine_too"), ("list", "mine/run")]
 )
 def test_a_run_folder_elsewhere_is_accepted(tmp_path: pathlib.Path, name: str, place: str) -> None:
-    folders.require_outside(name, _fill(tmp_path / "mine", "cat"), tmp_path / place)
+    path = _fill(tmp_path / "mine", "cat")
+    folders.require_outside(name, path, tmp_path / place, unlabelled="")

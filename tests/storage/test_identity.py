@@ -67,7 +67,19 @@ def test_a_setting_that_earlier_versions_lack_counts_only_if_it_is_not_neutral()
     now = {**RUN, "data": {**RUN["data"], **identity.ADDED["data"]}}
     changed = {**now, "data": {**now["data"], "flip": "False"}}
 
-    assert identity.deciding(now) == identity.deciding(RUN)
+    unlabelled = {**now, "data": {**now["data"], "unlabelled_share": 0.5}}
+
+    assert identity.deciding(now) == identity.deciding(RUN) == identity.deciding(unlabelled)
     assert identity.differences(identity.deciding(RUN), identity.deciding(changed)) == [
         "data.flip was None, is False"
+    ]
+
+
+def test_unlabelled_images_are_identified_by_their_share_and_not_by_their_path() -> None:
+    images = {**RUN["data"], "unlabelled_share": 0.5}
+    here, there = ({**RUN, "data": {**images, "unlabelled": path}} for path in ("a", "b"))
+
+    assert identity.deciding(here) == identity.deciding(there)
+    assert identity.differences(identity.deciding(RUN), identity.deciding(here)) == [
+        "data.unlabelled_share was None, is 0.5"
     ]

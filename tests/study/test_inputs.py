@@ -49,6 +49,11 @@ def _keys(config: ConfigDict, read: inputs.Inputs | None = None) -> list[str]:
     return [trial.key for trial in space.trials(config, (read or _read(config)).identify)]
 
 
+def _by_row(config: ConfigDict) -> list[tuple[str, str]]:
+    identify = _read(config).identify
+    return [(trial.row, trial.key) for trial in space.trials(config, identify)]
+
+
 def test_moved_images_keep_their_trials(images: pathlib.Path) -> None:
     before = _keys(_study(images))
     elsewhere = images.parent / "mount" / "elsewhere"
@@ -98,6 +103,25 @@ def test_an_error_about_missing_images_names_the_cell(images: pathlib.Path) -> N
 
     with pytest.raises(SettingError, match=r"scratch, mine: .*gone.*config\.only"):
         _read(config)
+
+
+def test_unlabelled_images_identify_only_trials_with_a_teacher(images: pathlib.Path) -> None:
+    config, more = _study(images), images.parent / "more"
+    shutil.copytree(images, more)
+    config.base.data.unlabelled = str(more)
+    for i in range(2):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(more / f"{i}.png")
+    before, read = dict(_by_row(config)), _read(config)
+    identity = inputs.of_study(config, space.trials(config), read)
+
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(more / "9.png")
+
+    after = dict(_by_row(config))
+    assert before["scratch"] == after["scratch"]
+    assert before["finetune"] != after["finetune"]
+    changed = inputs.of_study(config, space.trials(config), _read(config))
+    assert identity.settings == changed.settings
+    assert identity.inputs != changed.inputs
 
 
 # A study of an older version.

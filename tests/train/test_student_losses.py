@@ -1,7 +1,6 @@
 """Student losses: properties of every record in `student_losses.LOSSES`, and each formula."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ from remem_jax import losses
 from remem_jax.records import Outputs
 from remem_jax.train import student_losses
 from remem_jax.train.student_losses import LABELS, LOSSES, StudentLoss
-from tests.oracles import peers
 
 EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 WITHOUT_LABELS = {name: loss for name, loss in LOSSES.items() if loss.without_labels}
@@ -84,30 +82,6 @@ def test_the_gradient_matches_finite_differences(
         return loss(student, outputs[1], labels, hard_labels=hard_labels, **SETTINGS)
 
     test_util.check_grads(value, (outputs[0],), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
-
-
-@EACH
-@pytest.mark.parametrize("mixed", [False, True])
-def test_smoothed_labels_change_a_loss_by_the_smoothing_of_its_cross_entropy(
-    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, mixed: bool
-) -> None:
-    torch = peers.torch()
-    given = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(3), 5), jnp.float32)
-    given = given if mixed else labels
-
-    def torchs(smoothing: float) -> float:
-        logits = torch.tensor(np.asarray(outputs[0].logits))
-        targets = torch.tensor(np.asarray(given)).to(torch.float32 if mixed else torch.int64)
-        return float(torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, targets))
-
-    bound = functools.partial(loss, hard_labels=True)
-    settings: Any = SETTINGS
-    smoothed = student_losses.with_smoothing(bound, 0.2)(*outputs, given, **settings)
-
-    change = float(smoothed - bound(*outputs, given, **settings))
-    of_labels = 0.3 if loss.with_labels.formula.startswith("(1 - w) CE") else 1.0
-    assert change == pytest.approx(of_labels * (torchs(0.2) - torchs(0.0)), abs=1e-5)
-    assert student_losses.with_smoothing(bound, 0.0) is bound
 
 
 @pytest.mark.parametrize("loss", AT_TEACHER.values(), ids=AT_TEACHER)

@@ -106,6 +106,7 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> co
     loader = DataLoader(
         "resident",
         lambda batch_size, first_step, *, stage: batches(batch_size),  # pyright: ignore
+        lambda batch_size, first_step, *, stage: batches(batch_size),  # pyright: ignore
         lambda split, batch_size: batches(batch_size),  # pyright: ignore
         augment.make_train_transform(
             size=settings.image_size, crop_area=tuple(settings.crop_area), flip=dataset.flip

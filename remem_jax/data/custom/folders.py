@@ -103,26 +103,29 @@ def folder(path: str) -> Source:
     )
 
 
-def require_outside(name: str, path: str, directory: pathlib.Path) -> None:
-    """Checks that a run's folder is not inside its folder of images, where it would be a class.
+def require_outside(name: str, path: str, directory: pathlib.Path, *, unlabelled: str) -> None:
+    """Checks that a run's folder is not inside a folder of images, to which it would add some.
 
     Args:
         name: Name of the data set; lists and arrays may be anywhere.
         path: Path of the data set.
         directory: Folder of the run, which need not exist yet.
+        unlabelled: Folder of the unlabelled images; "" is none.
 
     Raises:
-        SettingError: If the images are class folders, and the run's folder is inside them.
+        SettingError: If the run's folder is inside the class folders or the unlabelled images.
     """
-    root = pathlib.Path(os.path.expanduser(path))  # noqa: PTH111
-    if name != "folder" or not path or not root.is_dir():
-        return
+    folders = {"path": path if name == "folder" else "", "unlabelled": unlabelled}
     place = pathlib.Path(os.path.realpath(os.path.expanduser(directory)))  # noqa: PTH111
-    if any(each.exists() and each.samefile(root) for each in (place, *place.parents)):
-        raise SettingError(
-            f"--workdir {directory} lies in config.data.path ({path}), where its figures would "
-            "become images: set --workdir to a folder outside of it."
-        )
+    for setting, images in folders.items():
+        root = pathlib.Path(os.path.expanduser(images))  # noqa: PTH111
+        if not images or not root.is_dir():
+            continue
+        if any(each.exists() and each.samefile(root) for each in (place, *place.parents)):
+            raise SettingError(
+                f"--workdir {directory} lies in config.data.{setting} ({images}), where its "
+                "figures would become images: set --workdir to a folder outside of it."
+            )
 
 
 # Shared by folders and lists.
@@ -163,15 +166,7 @@ def of_files(
     index = {name: i for i, name in enumerate(classes)}
     splits = {}
     for split, files in _with_test(files_by_split).items():
-        labels = np.asarray([index[file.class_name] for file in files], np.int32)
-        names = [file.name for file in files]
-        splits[split] = Split(
-            _Files(str(root), names, labels),
-            _Paths(str(root), names),
-            len(files),
-            labels,
-            _key(files, labels),
-        )
+        splits[split] = split_of(root, files, [index[file.class_name] for file in files])
     source = Source(
         walk.printable(title),
         splits,
@@ -183,6 +178,25 @@ def of_files(
         warnings=warnings,
     )
     return with_warnings(source, counts)
+
+
+def split_of(root: pathlib.Path, files: list[File], labels: Sequence[int]) -> Split:
+    """Builds a split of files.
+
+    Args:
+        root: Folder of the relative names.
+        files: The images.
+        labels: Class index of each image, or `sources.NO_LABEL`.
+    """
+    classes = np.asarray(labels, np.int32)
+    names = [file.name for file in files]
+    return Split(
+        _Files(str(root), names, classes),
+        _Paths(str(root), names),
+        len(files),
+        classes,
+        _key(files, classes),
+    )
 
 
 def with_warnings(source: Source, counts: Mapping[str, Mapping[str, int]]) -> Source:

@@ -146,27 +146,30 @@ def size(encoded: bytes) -> tuple[int, int]:
 
 
 def resize(
-    pixels: np.ndarray, size: int, box: tuple[float, float, float, float] | None = None
+    pixels: np.ndarray,
+    size: int | tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-    """Resizes an image, or a box of it, to a square: bilinear and antialiased.
+    """Resizes an image, or a box of it: bilinear and antialiased.
 
     Args:
         pixels: uint8 (height, width, 3).
-        size: Side of the square.
+        size: Height and width of the result, or the side of a square.
         box: Left, top, right and bottom in pixels, which may be fractions; None is the whole
             image. As in Pillow, pixels around the box contribute to its borders.
 
     Returns:
-        uint8 (size, size, 3), within a grey level of Pillow's BILINEAR; read-only. The same array
-        if there is nothing to do.
+        uint8 (height, width, 3), within a grey level of Pillow's BILINEAR; read-only. The same
+        array if there is nothing to do.
     """
     height, width, _ = pixels.shape
     left, top, right, bottom = box or (0, 0, width, height)
-    if (left, top, right, bottom) == (0, 0, size, size) == (0, 0, width, height):
+    down, across = (size, size) if isinstance(size, int) else size
+    if (left, top, right, bottom) == (0, 0, across, down) == (0, 0, width, height):
         return pixels
     # The resizer copies its input, so it only gets the pixels that its kernel reaches.
-    columns = _reach(left, right, size, width)
-    rows = _reach(top, bottom, size, height)
+    columns = _reach(left, right, across, width)
+    rows = _reach(top, bottom, down, height)
     options = cykooz_resizer.ResizeOptions(
         resize_alg=_BILINEAR,
         crop_box=cykooz_resizer.CropBox(
@@ -179,9 +182,9 @@ def resize(
         _RGB,
         pixels[rows, columns].tobytes(),
     )
-    square = cykooz_resizer.ImageData(size, size, _RGB)
-    _resizer().resize(region, square, options)
-    return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
+    resized = cykooz_resizer.ImageData(across, down, _RGB)
+    _resizer().resize(region, resized, options)
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(down, across, 3)
 
 
 def _orientation(image: Image.Image, encoded: bytes) -> int:

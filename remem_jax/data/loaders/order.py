@@ -1,6 +1,7 @@
 """The order of examples: a function of seed, stage and position alone.
 
-So a run resumes from its step number, and the number of hosts does not change the batches.
+So a run resumes from its step number, and the number of hosts does not change the batches. With
+unlabelled images, it depends on the size of the batches too.
 """
 
 import dataclasses
@@ -9,7 +10,8 @@ import functools
 import numpy as np
 
 from remem_jax import random_streams
-from remem_jax.random_streams import Stage
+from remem_jax.data.sources import NO_LABEL
+from remem_jax.random_streams import Stage, Use
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Equal only if identical, so it can be hashed.
@@ -31,11 +33,13 @@ class TrainOrder:
         labels: Class of each example.
         balance: From 0, each example once per epoch, to 1, all classes equally often.
         seed: Seed of the run.
+        use: Name of the random stream.
     """
 
     labels: np.ndarray
     balance: float
     seed: int
+    use: Use = "order"
 
     def rows(self, positions: np.ndarray, *, stage: Stage) -> np.ndarray:
         """Returns the rows at these positions of the sequence.
@@ -56,6 +60,71 @@ class TrainOrder:
         return rows
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PartlyLabelledOrder:
+    """The sequence of labelled and unlabelled training images, batch by batch.
+
+    Each batch has the labelled images first, so that Mixup and CutMix, which mix neighbours, mix
+    few of them with images without a label. The number of unlabelled images in the first n batches
+    is the share of all their images, rounded down. Labelled images have the sequence that they
+    have without the others; the unlabelled ones have one of their own, each once per epoch.
+
+    Attributes:
+        labelled: Order of the labelled images.
+        unlabelled: Order of the unlabelled images.
+        share: Share of unlabelled images in a batch; from 0 to 1.
+        batch_size: Number of images in a batch.
+    """
+
+    labelled: TrainOrder
+    unlabelled: TrainOrder
+    share: float
+    batch_size: int
+
+    def rows(self, positions: np.ndarray, *, stage: Stage) -> np.ndarray:
+        """Returns the rows at these positions of the sequence.
+
+        Args:
+            positions: As in `TrainOrder.rows`.
+            stage: As in `TrainOrder.rows`.
+
+        Returns:
+            One row per position, int64: those of the labelled images, or their number plus those
+            of the unlabelled images.
+        """
+        steps, places = np.divmod(positions, self.batch_size)
+        before, after = (self._unlabelled_before(step) for step in (steps, steps + 1))
+        first = self.batch_size - (after - before)  # Place of the first unlabelled image.
+        has_label = places < first
+        rows = np.empty(len(positions), np.int64)
+        in_labelled = (positions - before)[has_label]
+        rows[has_label] = self.labelled.rows(in_labelled, stage=stage)
+        in_unlabelled = (before + places - first)[~has_label]
+        rows[~has_label] = self.unlabelled.rows(in_unlabelled, stage=stage)
+        rows[~has_label] += len(self.labelled.labels)
+        return rows
+
+    def _unlabelled_before(self, steps: np.ndarray) -> np.ndarray:
+        """Returns the number of unlabelled images in the batches before these steps."""
+        return np.floor(steps * self.batch_size * self.share).astype(np.int64)
+
+
+def partly_labelled(
+    labelled: TrainOrder, unlabelled: int, share: float, batch_size: int
+) -> PartlyLabelledOrder:
+    """Adds unlabelled images to the order of labelled ones; see `PartlyLabelledOrder`.
+
+    Args:
+        labelled: Order of the labelled images.
+        unlabelled: Number of unlabelled images.
+        share: Share of them in a batch.
+        batch_size: Number of images in a batch.
+    """
+    labels = np.full(unlabelled, NO_LABEL, np.int32)
+    others = TrainOrder(labels, balance=0.0, seed=labelled.seed, use="unlabelled")
+    return PartlyLabelledOrder(labelled, others, share, batch_size)
+
+
 def evaluation_rows(positions: np.ndarray, *, examples: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows at these positions of an evaluation, and whether they count.
 
@@ -64,10 +133,10 @@ def evaluation_rows(positions: np.ndarray, *, examples: int) -> tuple[np.ndarray
     return np.minimum(positions, examples - 1), positions < examples
 
 
-@functools.lru_cache(maxsize=4)  # Threads request single examples.
+@functools.lru_cache(maxsize=8)  # Threads request single examples.
 def _epoch(order: TrainOrder, stage: Stage, epoch: int) -> np.ndarray:
     """Returns the rows of an epoch."""
-    rng = random_streams.generator(order.seed, stage, "order", epoch)
+    rng = random_streams.generator(order.seed, stage, order.use, epoch)
     permutation = rng.permutation(len(order.labels))
     if not order.balance or stage == "decoder":
         return permutation

@@ -23,7 +23,7 @@ from remem_jax.checks import SettingError
 from remem_jax.data.images import augment, boxes, decoding
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.loaders import order, worker_processes
-from remem_jax.data.sources import Subset
+from remem_jax.data.sources import TRAIN, UNLABELLED, Subset, joined
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Batches, DataLoader
 
@@ -62,16 +62,18 @@ def make_loader(
     threads: int,
     workers: int,
     sharding: jax.sharding.NamedSharding | None = None,
+    unlabelled_share: float = 0.0,
 ) -> DataLoader:
     """Builds the loader of a data set that is read during training.
 
     Args:
-        splits: The data set.
+        splits: The data set; "unlabelled" are images without labels.
         augmentation: Order of training images, and transforms.
         threads: Number of threads that read and decode.
         workers: Number of processes that share the threads for training; 0 is this process alone.
         sharding: Sharding of a batch along its first axis; this process reads the examples of its
             own devices. None is the default device.
+        unlabelled_share: Share of unlabelled images in the batches of `distillation`.
 
     Returns:
         The loader; its images are uint8 of `augmentation.size`.
@@ -103,18 +105,32 @@ def make_loader(
                     return
                 yield _place(batch, examples.batch_size, sharding)
 
+    subset = splits[TRAIN]
+    train_order = order.TrainOrder(subset.labels, augmentation.balance, augmentation.seed)
+
     def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
-        subset = splits["train"]
-        train_order = order.TrainOrder(subset.labels, augmentation.balance, augmentation.seed)
         examples = _Examples(subset, augmentation, batch_size, stage, train_order, first_step)
         return batches(examples, workers)
+
+    def distillation(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
+        unlabelled = splits[UNLABELLED]
+        mixed = order.partly_labelled(
+            train_order, len(unlabelled.rows), unlabelled_share, batch_size
+        )
+        both = joined(subset, unlabelled)
+        return batches(_Examples(both, augmentation, batch_size, stage, mixed, first_step), workers)
 
     def evaluation(name: str, batch_size: int) -> Batches:
         # Processes would take longer to start than most evaluations take.
         return batches(_Examples(splits[name], augmentation, batch_size, stage=None), workers=0)
 
     return DataLoader(
-        "streamed", train, evaluation, augment.streamed_transform, augment.streamed_transform
+        "streamed",
+        train,
+        distillation if UNLABELLED in splits else train,
+        evaluation,
+        augment.streamed_transform,
+        augment.streamed_transform,
     )
 
 
@@ -145,7 +161,7 @@ class _Examples:
     augmentation: AugmentOptions
     batch_size: int
     stage: Stage | None
-    train_order: order.TrainOrder | None = None
+    train_order: order.TrainOrder | order.PartlyLabelledOrder | None = None
     first_step: int = 0
     local: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     chunk: int = 1

@@ -38,7 +38,7 @@ def of_card(results: Results, method: str) -> list[Table]:
         metrics(results, method),
         *([mistaken] if mistaken else []),
         training(results, method),
-        images(results),
+        images(results, method),
         terms(results, method),
     ]
 
@@ -254,9 +254,10 @@ def _cell(value: Any) -> str:
     return tables.cell(value)
 
 
-def images(results: Results) -> Table:
+def images(results: Results, method: str) -> Table:
     """Builds the table of the data and the classes."""
     data = results["data"]
+    unlabelled = data.get("unlabelled") if row_of(results, method)["teacher"] else None
     examples = data["examples"]
     names = data["class_names"]
     none = "as prepared" if named.is_name(data["name"]) else "there is no official data set"
@@ -264,6 +265,7 @@ def images(results: Results) -> Table:
     rows = [
         ("Data set", f"{data['name']} ({data['title']})"),
         ("Training images", f"{examples['train']:,}"),
+        *([("Unlabelled images", _unlabelled(unlabelled))] if unlabelled else []),
         ("Validation images", _validation(data)),
         ("Test images", f"{examples['test']:,}"),
         ("Image sizes", data_summary.sizes(data).removeprefix("of ")),
@@ -273,6 +275,14 @@ def images(results: Results) -> Table:
         ("Hash of the data", data["fingerprint"]),
     ]
     return Table("Data and classes", ("Property", "Value"), tuple(rows), numeric=False)
+
+
+def _unlabelled(recorded: Mapping[str, Any]) -> str:
+    """Describes the images without labels that the student learned from."""
+    return (
+        f"{recorded['examples']:,} unlabelled images, {100 * recorded['share']:.0f} % of each "
+        "batch, learned through the teacher alone"
+    )
 
 
 def _validation(data: Mapping[str, Any]) -> str:
@@ -291,6 +301,8 @@ def terms(results: Results, method: str) -> Table:
     models, data_name = results["models"], results["data"]["name"]
     entries = [("Training images", data_name, licences.of_data(data_name))]
     if row_of(results, method)["teacher"]:
+        if results["data"].get("unlabelled"):
+            entries += [("Unlabelled images", "the user's own", licences.of_data("folder"))]
         used = models["init"] or tables.NOTHING
         entries += [("Initial weights of the teacher", used, licences.of_weights(models["init"]))]
     initial = initial_students.of_method(results, method)

@@ -40,6 +40,24 @@ def images(results: Results) -> str:
     )
 
 
+def unlabelled(results: Results) -> str:
+    """Describes the images without labels that students learned from; "" if there are none."""
+    recorded = results["data"].get("unlabelled")
+    if not recorded:
+        return ""
+    known, repeated = recorded["known"], recorded["repeated"]
+    left_out = [
+        f"{count:,} {'is' if count == 1 else 'are'} {why}"
+        for count, why in ((known, "in the data set too"), (repeated, "repeated"))
+        if count
+    ]
+    return (
+        f"Students with a teacher also learned from {recorded['examples']:,} unlabelled images, "
+        f"through the teacher alone: {100 * recorded['share']:.0f} % of each batch."
+        + (f" Of the folder's images, {' and '.join(left_out)}: left out." if left_out else "")
+    )
+
+
 def sizes(data: Mapping[str, Any]) -> str:
     """Describes the original sizes of the images, to follow "images"."""
     recorded = data.get("sizes")

@@ -76,9 +76,14 @@ def _content(
 def remarks(data: dict[str, Any]) -> list[str]:
     """Returns a sentence on each peculiarity of the data; empty for results of older versions."""
     passed_over = walk.describe_skipped(data.get("passed_over", {}), data.get("empty_classes", ()))
+    skipped = walk.describe_skipped(data.get("unlabelled", {}).get("passed_over", {}), ())
     return [
         f"{data['title']}: {remark}."
-        for remark in (passed_over, *data.get("warnings", ()))
+        for remark in (
+            passed_over,
+            skipped and f"of the unlabelled images, {skipped}",
+            *data.get("warnings", ()),
+        )
         if remark
     ]
 
@@ -109,9 +114,11 @@ def _details(results: tables.Results) -> tables.Table:
 def summary(results: tables.Results) -> str:
     """Summarises the student, the data and the evaluation in sentences."""
     data, models = results["data"], results["models"]
+    unlabelled = data_summary.unlabelled(results)
     return (
         f"The student, {models['student']} with {models['student_parameters']:,} parameters, "
         f"was trained on {data['title']}: {data_summary.images(results)}. "
+        f"{unlabelled}{unlabelled and ' '}"
         f"{data_summary.counts(results)} {data_summary.reading(results)}"
     )
 

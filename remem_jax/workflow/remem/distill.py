@@ -47,7 +47,11 @@ def without_teacher(
 def from_teachers(
     run: context.Run, setup: StudentSetup, teachers: Teachers, stage: str = ""
 ) -> list[dict[str, Any]]:
-    """Trains the whole grid with each of the teachers; see `_train_groups`."""
+    """Trains the whole grid with each of the teachers; see `_train_groups`.
+
+    Students learn from unlabelled images too, if there are any.
+    """
+    run = run.for_distillation()
     stage = stage or f"students/{teachers.method}"
     compute_targets = make_targets(run, teachers.apply)
     grid = make_grid(run, stage, compute_targets, teachers.shapes)

@@ -179,14 +179,15 @@ def _losses(
 ) -> dict[str, tuple[steps.Loss, projection.Target | None]]:
     """Returns, for each `GridPoint.loss` of a run, the loss and the features it compares."""
     weights = run.class_weights(run.config.student.class_balance)
-    bind = student_steps.bind(run.config.student, weights)
+    bind = functools.partial(student_steps.bind, run.config.student, weights)
     losses: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
     if pretrained:
+        distilled = bind(unlabelled=run.dataset.unlabelled is not None)
         for name in run.config.student.losses:
             loss = student_losses.LOSSES[name]
-            losses[name] = bind(loss), _target(run, pretrained.checkpoint, loss)
+            losses[name] = distilled(loss), _target(run, pretrained.checkpoint, loss)
     if any(not METHODS[method].has_teacher for method in run.config.methods):
-        losses[LABELS] = bind(student_losses.LABELS), None
+        losses[LABELS] = bind(unlabelled=False)(student_losses.LABELS), None
     return losses
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from remem_jax import models, optim
 from remem_jax.models import projection
 from remem_jax.records import Key, Params, StudentApply
-from remem_jax.train import averaging, steps, student_losses
+from remem_jax.train import averaging, hard_labels, steps, student_losses
 from remem_jax.workflow import optimiser
 
 
@@ -73,19 +73,22 @@ def make_step(
 
 
 def bind(
-    settings: ConfigDict, class_weights: jax.Array | None
+    settings: ConfigDict, class_weights: jax.Array | None, *, unlabelled: bool
 ) -> Callable[[student_losses.StudentLoss], steps.Loss]:
     """Returns a function that binds the settings of `config.student` to a loss.
 
     Args:
         settings: `config.student`.
         class_weights: Weight of each class in the loss of the labels; None is 1.
+        unlabelled: Whether batches have images without a label.
     """
-    hard_labels, smoothing = bool(settings.hard_labels), settings.label_smoothing
 
     def bound(loss: student_losses.StudentLoss) -> steps.Loss:
-        plain = functools.partial(loss, hard_labels=hard_labels)
-        weighted = student_losses.with_class_weights(plain, class_weights)
-        return student_losses.with_smoothing(weighted, smoothing)
+        plain = functools.partial(loss, hard_labels=bool(settings.hard_labels))
+        weighted = hard_labels.with_class_weights(plain, class_weights)
+        smoothed = hard_labels.with_smoothing(
+            weighted, settings.label_smoothing, unlabelled=unlabelled
+        )
+        return hard_labels.with_unlabelled(smoothed) if unlabelled else smoothed
 
     return bound

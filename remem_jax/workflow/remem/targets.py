@@ -159,6 +159,7 @@ def _facts(run: context.Run, teachers: finetune.Teachers, variables: Variables) 
         "mixup": config.student.mixup,
         "flatten": config.student.flatten,
         **_added(config),
+        **_unlabelled(run),
         "seed": config.seed,
         # Devices and versions differ in rounding.
         "device": run.mesh.devices.flat[0].device_kind,
@@ -178,3 +179,9 @@ def _added(config: ConfigDict) -> dict[str, Any]:
     if data.augment == "rand":
         added |= {name: data[name] for name in ("augment_operations", "augment_magnitude")}
     return added | ({"cutmix": config.student.cutmix} if config.student.cutmix else {})
+
+
+def _unlabelled(run: context.Run) -> dict[str, Any]:
+    """Returns the unlabelled images of a run and their share; empty if there are none."""
+    images = run.dataset.unlabelled
+    return {"unlabelled": images.fingerprint, "unlabelled_share": images.share} if images else {}
