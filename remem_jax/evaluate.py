@@ -249,12 +249,13 @@ def evaluate(
         teacher: Model whose agreement with each of the models is measured; also evaluated.
         confusion: Whether to count every pair of classes for each model, but not for the teacher;
             see `init_tally`.
-        predictions: Whether to return the predicted class of each example; all processes of a run
-            get all of them.
+        predictions: Whether to return the predicted class of each example and its probability; all
+            processes of a run get all of them.
 
     Returns:
         See `metrics`, also for what it raises. With `predictions` also "predictions", int32: the
-        predicted class index of each example, in order.
+        predicted class index of each example, in order; and "confidences", float32: its softmax
+        probability.
     """
 
     def init(model: Model, *, agreement: bool, confusion: bool) -> _Evaluation:
@@ -284,7 +285,7 @@ class _Evaluation:
 
     def __init__(self, count: Count, model: Model, tally: Tally, *, predictions: bool) -> None:
         self._count, self._model, self._tally = count, model, tally
-        self._predicted: list[Int[Array, " batch"]] | None = [] if predictions else None
+        self._predicted: list[_Predictions] | None = [] if predictions else None
 
     def add(self, batch: Batch, images: Array, teacher_logits: Logits | None = None) -> Logits:
         """Counts a batch, and returns its logits."""
@@ -299,20 +300,35 @@ class _Evaluation:
         result = metrics(self._tally)
         if self._predicted is None:
             return result
-        return result | {"predictions": _in_order(self._predicted)}
+        classes, confidences = _in_order(self._predicted)
+        return result | {"predictions": classes, "confidences": confidences}
+
+
+class _Predictions(NamedTuple):
+    """Predictions for a batch.
+
+    Attributes:
+        classes: Predicted classes, as in `count`; -1 if an example is masked.
+        confidences: Their softmax probabilities.
+    """
+
+    classes: Int[Array, " batch"]
+    confidences: Float[Array, " batch"]
 
 
 @jax.jit
-def _predicted(logits: Logits, mask: Bool[Array, " batch"]) -> Int[Array, " batch"]:
-    """Returns the predicted class of each example, as in `count`; -1 if it is masked."""
-    return jnp.where(mask, jnp.argmax(logits.astype(jnp.float32), axis=-1), -1)
+def _predicted(logits: Logits, mask: Bool[Array, " batch"]) -> _Predictions:
+    logits = logits.astype(jnp.float32)
+    classes = jnp.where(mask, jnp.argmax(logits, axis=-1), -1)
+    return _Predictions(classes, jnp.max(jax.nn.softmax(logits), axis=-1))
 
 
-def _in_order(predicted: Sequence[Int[Array, " batch"]]) -> Int[np.ndarray, " example"]:
-    """Fetches the predicted classes of all batches, without masked examples."""
-    batches = jax.device_get([mesh.whole(batch) for batch in predicted])
-    classes = np.concatenate(batches)
-    return classes[classes >= 0]
+def _in_order(predicted: Sequence[_Predictions]) -> tuple[np.ndarray, np.ndarray]:
+    """Fetches classes and confidences of all batches, without masked examples."""
+    batches = jax.device_get(jax.tree.map(mesh.whole, list(predicted)))
+    classes, confidences = map(np.concatenate, zip(*batches, strict=True))
+    counted = classes >= 0
+    return classes[counted], confidences[counted]
 
 
 def most_confused(confusion: Sequence[Sequence[int]], pairs: int) -> list[tuple[int, int, int]]:

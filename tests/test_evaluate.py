@@ -144,9 +144,11 @@ def test_the_confusion_matrix_matches_scikit_learn(
 def test_predictions_are_the_most_likely_classes_in_order(
     images: np.ndarray, labels: np.ndarray, batch_size: int
 ) -> None:
-    actual = measure(images, labels, batch_size, predictions=True)["predictions"]
+    measured = measure(images, labels, batch_size, predictions=True)
 
-    np.testing.assert_array_equal(actual, logits_of(images).argmax(-1))
+    np.testing.assert_array_equal(measured["predictions"], logits_of(images).argmax(-1))
+    expected = special.softmax(logits_of(images), axis=-1).max(-1)
+    np.testing.assert_allclose(measured["confidences"], expected, rtol=1e-5)
 
 
 def test_agreement_compares_predictions_without_labels(

@@ -47,7 +47,8 @@ def run(
     """
     began = time.monotonic()
     check(config)
-    folders.require_outside(config.data.name, config.data.path, directory)
+    images = config.data
+    folders.require_outside(images.name, images.path, directory, unlabelled=images.unlabelled)
     found = facts.of_source(context.open_source(config.data))
     device_mesh = workflow.make_mesh()
     record = progress.read(directory) or Record(_planned(config, found, device_mesh))

@@ -12,6 +12,7 @@ from remem_jax.data.images import preprocessing
 from remem_jax.export import description
 from remem_jax.export.description import Description
 from remem_jax.records import Variables
+from remem_jax.report import tables
 from remem_jax.storage import results
 from remem_jax.weights import student_normalisation, students
 
@@ -90,9 +91,10 @@ def key_of(record: dict[str, Any]) -> str:
 
 def method_row(record: dict[str, Any], run: pathlib.Path, method: str) -> dict[str, Any]:
     """Returns a method's row in the results of a run; by default, the best on validation."""
-    rows, metric = {row["method"]: row for row in record["methods"]}, record["data"]["metric"]
+    rows = {row["method"]: row for row in record["methods"]}
     if not method:
-        method = max(rows, key=lambda name: rows[name]["student"]["validation"][metric])
+        metric = record["data"]["metric"]
+        method = tables.best_on_validation(record["methods"], metric)["method"]
     one_of(f"--method of {run}", method, rows)
     return rows[method]
 

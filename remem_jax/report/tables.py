@@ -25,6 +25,7 @@ class Table(NamedTuple):
         rows: Cells of each row, one per column.
         numeric: Whether all columns but the first hold numbers.
         note: Explanation printed below the table.
+        texts: Indices of columns of text in a numeric table, besides the first.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     numeric: bool = True
     note: str = ""
+    texts: tuple[int, ...] = ()
 
 
 def method_title(method: str) -> str:
@@ -39,6 +41,26 @@ def method_title(method: str) -> str:
     if method in METHODS:
         return METHODS[method].title
     return _ROW_TITLES.get(method, method)
+
+
+def best_on_validation(
+    rows: Sequence[Mapping[str, Any]], metric: str, role: str = "student"
+) -> Mapping[str, Any]:
+    """Returns the row of the method whose student, or teacher, is best on validation.
+
+    The first of several that are equal, so that reports, exports and predictions choose the same.
+
+    Args:
+        rows: Rows of a run's `methods`, at least one, each with a model of this role.
+        metric: Name of the metric.
+        role: "student" or "teacher".
+    """
+
+    def share(row: Mapping[str, Any]) -> float:
+        value = row[role]["validation"][metric]
+        return -math.inf if value is None else value
+
+    return max(rows, key=share)
 
 
 def printable(text: str) -> str:

@@ -87,7 +87,8 @@ def test_what_the_user_sets_is_kept() -> None:
 
 
 def test_a_student_from_random_weights_is_compared_with_one_from_scratch() -> None:
-    filled = chosen(CALTECH, CPU, **{"student.init": ""})
+    changes: dict[str, Any] = {"student.init": ""}
+    filled = chosen(CALTECH, CPU, **changes)
     assert filled.methods == ("scratch", "finetune", "remem")
     assert filled.student.optimizer == "sgd"
 

@@ -83,7 +83,8 @@ def _summarise(folder: str, unlabelled: str, cache: str, kind: str) -> dict[str,
         confusion=True,
         predictions=True,
     ).models
-    measured["predictions"] = measured["predictions"].tolist()
+    for name in ("predictions", "confidences"):
+        measured[name] = measured[name].tolist()
     return {"seen": digests, "measured": measured}
 
 

@@ -63,8 +63,7 @@ def program() -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Where the page's export lies, of a run that kept its images as squares of 48 pixels."""
     place = tmp_path_factory.mktemp("page")
-    path = place / "runs" / "look" / "export" / "remem_student.onnx"
-    path.parent.mkdir(parents=True)
+    path = place / "student.onnx"
     student = drawn.student(SMALLEST)
     described = student.described._replace(form=Form(), stored_size=48)
     formats.write(student, described, path, drawn.images().pixels)
@@ -75,7 +74,7 @@ def test_the_program_of_the_page_says_the_students_class(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    model = predictors.open_any(pathlib.Path("runs/look/export/remem_student.onnx"))
+    model = predictors.open_any(pathlib.Path("student.onnx"))
     found = set()
 
     for pixels in drawn.images().pixels:
@@ -98,7 +97,7 @@ def linear(
 ) -> pathlib.Path:
     """The same of a model whose logits are sums of pixels: as smooth as a trained one, or more."""
     place = tmp_path_factory.mktemp("linear")
-    path = place / "runs" / "look" / "export" / "remem_student.onnx"
+    path = place / "student.onnx"
     weights = np.random.default_rng(0).normal(0, 0.1, (3 * drawn.SIDE**2, len(drawn.CLASSES)))
     described = drawn.student(SMALLEST).described._replace(form=Form(), **request.param)
     nodes = [
@@ -118,7 +117,6 @@ def linear(
     )
     for name, text in description.texts(described).items():
         made.metadata_props.add(key=name, value=text)
-    path.parent.mkdir(parents=True)
     path.write_bytes(made.SerializeToString())
     return place
 
@@ -132,7 +130,7 @@ def test_the_program_of_the_page_agrees_with_predict(
     namespace: dict[str, Any] = {}
 
     exec(program(), namespace)
-    model = predictors.open_any(pathlib.Path("runs/look/export/remem_student.onnx"))
+    model = predictors.open_any(pathlib.Path("student.onnx"))
     found = inference.predict(model, [pathlib.Path("photo.jpg")], top=9, batch_size=1)
 
     assert not found.failed

@@ -57,6 +57,20 @@ def _teacher_settings(rho: float, mlp_weight: float) -> dict[str, Any]:
     }
 
 
+def _files(method: str, *, teacher: bool = True) -> dict[str, Any]:
+    student = {"path": f"selected/{method}_student.safetensors", "bytes": 45_000_000}
+    npz = {"path": f"selected/{method}_teacher.npz", "bytes": 7_600_000}
+    return {"student": student, "teacher": npz if teacher else None}
+
+
+def _inference(parameters: int, one_image: float, batch: float) -> dict[str, Any]:
+    return {
+        "parameters": parameters,
+        "operations": 20.0 * parameters,
+        "milliseconds": {"1": one_image, "32": batch},
+    }
+
+
 def _student(method: str, student: int, step: int | None, share: float) -> dict[str, Any]:
     settings = _selected(step, student)
     return {"method": method, **settings, "validation": _metrics(share), "diverged": False}
@@ -120,6 +134,7 @@ def results() -> dict[str, Any]:
             {
                 "method": "scratch",
                 "test_correct": _correct("scratch"),
+                "files": _files("scratch", teacher=False),
                 "teacher_settings": None,
                 "selected": _selected(None, 1),
                 "group": {"part": "students/scratch", "member": 1},
@@ -129,6 +144,7 @@ def results() -> dict[str, Any]:
             {
                 "method": "finetune",
                 "test_correct": _correct("finetune"),
+                "files": _files("finetune"),
                 "teacher_settings": _teacher_settings(0.0, 1.0),
                 "selected": _selected(100, 0),
                 "group": {"part": "students/finetune/step_100", "member": 0},
@@ -138,6 +154,7 @@ def results() -> dict[str, Any]:
             {
                 "method": "remem",
                 "test_correct": _correct("remem"),
+                "files": _files("remem"),
                 "teacher_settings": _teacher_settings(0.5, 0.8),
                 "selected": _selected(200, 1),
                 "group": {"part": "students/remem/step_200", "member": 1},
@@ -165,6 +182,14 @@ def results() -> dict[str, Any]:
             "init": "pico_8.npz",
             "init_digest": "1417",
         },
+        "inference": {
+            "image_size": 32,
+            "compute_dtype": "float32",
+            "device": {"platform": "cpu", "kind": "cpu", "count": 1},
+            "threads": 2,
+            "student": _inference(11227812, 4.0, 80.0),
+            "teacher": _inference(1900000, 5.0, 40.0),
+        },
         "seed": 7,
         "seconds": {"teachers/remem": 12.34, "students/remem/step_200": 3700.0},
         "versions": {"remem_jax": "0.1.0", "python": "3.11.7"},
@@ -175,8 +200,9 @@ def results() -> dict[str, Any]:
 @pytest.fixture
 def older(results: dict[str, Any]) -> dict[str, Any]:
     """The same results as recorded by an earlier version."""
+    del results["inference"]
     for row in results["methods"]:
-        del row["test_correct"]
+        del row["test_correct"], row["files"]
     for name in ("classes_without_images", "held_out", "test_labels", "sizes"):
         del results["data"][name]
     return results

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from remem_jax import paired
-from remem_jax.report.run import distillation, page
+from remem_jax.report.run import distillation
 from tests.report.conftest import LABELS, WRONG
 
 IMAGES = len(LABELS)
@@ -131,10 +131,3 @@ def test_older_results_have_no_error(older: dict[str, Any]) -> None:
     assert text is not None
     assert "gained 12.50 points over the student trained from scratch" in text
     assert "standard error" not in text
-
-
-def test_it_is_the_first_sentence_of_the_report(pretrained: dict[str, Any]) -> None:
-    content = page._content(pretrained, [], [])
-
-    assert list(content)[:3] == ["title", "gain", "summary"]
-    assert content["gain"] == distillation.gain(pretrained)

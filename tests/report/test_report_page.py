@@ -142,9 +142,9 @@ def test_markdown_tables_have_the_same_columns_in_each_line(
 
     tables = _markdown_tables(read()[1])
 
-    # Comparison, details, differences, confused, searched, teachers, students, settings, origins,
-    # times.
-    assert len(tables) == 10
+    # Recommendation, comparison, details, differences, confused, searched, teachers, students,
+    # settings, origins, times.
+    assert len(tables) == 11
     for lines in tables:
         assert len({_columns(line) for line in lines}) == 1
 

@@ -52,7 +52,8 @@ def models(results: Results) -> list[Model]:
     return selected
 
 
-def _labels(results: Results) -> np.ndarray:
+def labels(results: Results) -> np.ndarray:
+    """Returns the class index of each test image."""
     return paired.unpack(results["data"]["test_labels"])
 
 
@@ -62,7 +63,7 @@ def table(results: Results) -> Table | None:
     covered = [False, True] if metric == registry.MEAN_PER_CLASS else [False]
     lines = []
     for low, high in _pairs(models(results)):
-        both = high.correct, low.correct, _labels(results), metric
+        both = high.correct, low.correct, labels(results), metric
         differences = [paired.difference(*both, over_classes=over) for over in covered]
         cells = [
             cell
@@ -135,7 +136,7 @@ def between(results: Results, high: str, low: str) -> paired.Difference | None:
     if high not in correct or low not in correct:
         return None
     return paired.difference(
-        correct[high], correct[low], _labels(results), results["data"]["metric"]
+        correct[high], correct[low], labels(results), results["data"]["metric"]
     )
 
 
@@ -160,7 +161,7 @@ def beside_teacher(results: Results, method: str) -> str | None:
         return None
     metric = results["data"]["metric"]
     student = correct["students"] if correct["students"].ndim == 1 else correct["students"][0]
-    difference = paired.difference(student, correct["teacher"], _labels(results), metric)
+    difference = paired.difference(student, correct["teacher"], labels(results), metric)
     return f"On test, it is {_points(difference.difference)} its teacher ({in_words(difference)})."
 
 
@@ -209,7 +210,7 @@ def standard_error(
                 model.correct if seed is None or model.correct.ndim == 1 else model.correct[seed]
             )
             nothing = np.zeros(correct.shape[-1], bool)
-            difference = paired.difference(correct, nothing, _labels(results), data["metric"])
+            difference = paired.difference(correct, nothing, labels(results), data["metric"])
             return difference.standard_error
     share = (row["student"] if seed is None else row["seeds"][seed])["test"][data["metric"]]
     return None if share is None else math.sqrt(share * (1 - share) / data["examples"]["test"])

@@ -13,8 +13,10 @@ from remem_jax.report.run import (
     comparisons,
     data_summary,
     distillation,
+    errors,
     information,
     plots,
+    recommendation,
     search,
 )
 from remem_jax.report.run import tables as run_tables
@@ -32,10 +34,24 @@ def write(directory: pathlib.Path) -> None:
     figures = [
         drawing.save(directory / drawing.FIGURES, figure) for figure in information.figures(results)
     ]
-    content = _content(results, logs.read(directory), figures)
+    found = errors.read(directory, results)
+    content = {
+        **_content(results, logs.read(directory), figures),
+        "advice": recommendation.recommend(results, directory),
+        "errors": errors.of_run(directory, results, found),
+        "confusion": _confusion(directory, results, found),
+    }
     files.write_text(directory / "report.html", rendering.html("run/page.html.jinja", content))
     files.write_text(directory / "report.md", rendering.markdown("run/page.md.jinja", content))
     model_card.write(directory, results)
+
+
+def _confusion(
+    directory: pathlib.Path, results: tables.Results, found: errors.Predictions | None
+) -> drawing.Plot | None:
+    """Writes the figure of the confusion matrix; None if the predictions were not recorded."""
+    figure = found and errors.figure(found, results["data"]["class_names"])
+    return drawing.save(directory / drawing.FIGURES, figure) if figure else None
 
 
 def _content(

@@ -9,7 +9,7 @@ from remem_jax import paired
 from remem_jax.records import Variables
 from remem_jax.storage import results
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import distill, file_list, finetune, selected_models
+from remem_jax.workflow.remem import distill, file_list, finetune, mistakes, selected_models
 from remem_jax.workflow.remem.student_setup import StudentSetup
 
 
@@ -37,8 +37,8 @@ def test(
         its "agreement" with its teacher and "confused" (see `most_confused`) in place of the
         confusion matrix, which is a separate file. "predictions" has the classes that the
         "students" and the "teacher" predict for the test images, and those that the first student
-        predicts for "validation", each packed by `paired.pack`; runs tested by earlier versions
-        have none.
+        predicts for "validation", each packed by `paired.pack`; "mistakes" are the `mistakes.worst`
+        of the first student. Runs tested by earlier versions have neither.
     """
     folder = run.workdir / "selected"
     result = results.read_for_all(folder / f"{method}.json")
@@ -49,6 +49,12 @@ def test(
             members, "test", teacher=teacher, confusion=True, predictions=True
         )
         validated = setup.measure(members[0], "validation", predictions=True)
+        confidences = [metrics.pop("confidences") for metrics in measured.models]
+        if measured.teacher:
+            measured.teacher.pop("confidences")
+        worst = mistakes.worst(
+            measured.models[0]["predictions"], confidences[0], run.dataset.splits["test"].labels
+        )
         packed = {
             "students": [paired.pack(metrics.pop("predictions")) for metrics in measured.models],
             "validation": paired.pack(validated["predictions"]),
@@ -66,7 +72,12 @@ def test(
             selected_models.save_teacher(
                 run, folder / f"{method}_teacher.npz", teachers, teacher.variables
             )
-        result = {"students": students, "teacher": measured.teacher, "predictions": packed}
+        result = {
+            "students": students,
+            "teacher": measured.teacher,
+            "predictions": packed,
+            "mistakes": worst,
+        }
         results.write_for_all(folder / f"{method}.json", result)
     return result
 

@@ -11,6 +11,7 @@ from absl import logging
 from remem_jax import mesh, paired, report
 from remem_jax.methods import METHODS
 from remem_jax.records import Hyperparameters, Params
+from remem_jax.report import tables
 from remem_jax.settings import located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
@@ -23,6 +24,8 @@ from remem_jax.workflow.remem import (
     file_list,
     final_evaluation,
     finetune,
+    latency,
+    mistakes,
     plan_only,
     student_setup,
     teacher_training,
@@ -90,12 +93,14 @@ def models_record(
 
 
 def write_results(run: context.Run, record: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
-    """Writes results.json, the list of files with the predictions, and the report."""
+    """Writes results.json, the list of files with the predictions, mistakes, and the report."""
     if not mesh.is_writer():
         return
     predictions = {outcome.row["method"]: outcome.predictions for outcome in outcomes}
     file_list.write(run.workdir / "selected" / "split.csv", run.dataset, predictions)
-    results.write(run.workdir / "results.json", record)
+    best = tables.best_on_validation(record["methods"], run.dataset.metric)["method"]
+    mistakes.write(run.workdir, best, run.dataset.splits["test"])
+    results.write(run.workdir / "results.json", latency.with_inference(run.workdir, record))
     report.write(run.workdir)
     logging.info("Report: %s", run.workdir / "report.html")
 
