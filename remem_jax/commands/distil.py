@@ -11,27 +11,16 @@ from collections.abc import Sequence
 
 from absl import app, logging
 
-from remem_jax.checks import SettingError
-from remem_jax.storage import streams
-
 _PROG = "remem distil"
 _TFDS = "tfds:"
+_FILES = (".csv", ".jsonl", ".ndjson", ".npz")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     from remem_jax import main as command
 
-    parser = _parser()
-    arguments, settings = parser.parse_known_args(argv)
-    unknown = [each for each in settings if not each.startswith(("--config.", "-config."))]
-    if unknown:
-        parser.error(f"unknown arguments {' '.join(unknown)}; settings begin with --config.")
-    try:
-        given = _settings(arguments)
-    except SettingError as error:
-        streams.print_error(f"remem_jax: {error}")
-        return 1
+    given, settings = parse(argv)
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     sys.argv[:] = [_PROG, *given, *settings]  # ml_collections reads it, too.
@@ -39,26 +28,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parse(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Returns the arguments of `remem_jax.main`: those for the options, and the settings."""
+    parser = _parser()
+    arguments, settings = parser.parse_known_args(argv)
+    unknown = [each for each in settings if not each.startswith(("--config.", "-config."))]
+    if unknown:
+        parser.error(f"unknown arguments {' '.join(unknown)}; settings begin with --config.")
+    return _settings(arguments), settings
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_PROG,
-        description="Makes a small model from images in a given time.",
-        epilog="Any setting of docs/configuration.md: --config.student.steps=500",
+        description="Makes a small model from images in a given time. It plans what is not set.",
+        epilog="Any other setting (docs/configuration.md): --config.student.steps=500",
+        usage=f"{_PROG} IMAGES [--hours HOURS] [options] [--config.x.y=value ...]",
     )
     add = parser.add_argument
     add("images", help="a folder with a folder per class, a list, an .npz, or tfds:NAME")
     add("--hours", type=float, default=1.0, help="time for everything (default: 1)")
-    add("--out", help="folder of the run, which it resumes from (default: runs/IMAGES)")
-    add("--student", default="", help="network to train: see remem models (default: planned)")
-    add(
-        "--student-weights",
-        default="imagenet",
-        metavar="WEIGHTS",
-        help="its pretrained weights, a file or a name; '' for none (default: imagenet)",
-    )
-    add("--teacher", default="", help="pretrained ViT, a name or a file (default: planned)")
+    add("--out", help="folder of the run, which it resumes from (default: in runs)")
+    add("--student", default="", metavar="NAME", help="network to train: see remem models")
+    add("--student-weights", default="imagenet", metavar="INIT", help="a name or file; '': none")
+    add("--teacher", default="", metavar="INIT", help="pretrained ViT, a name or a file")
+    add("--size", type=int, default=0, metavar="PIXELS", help="side of the images")
     add("--unlabelled", default="", metavar="FOLDER", help="more images, without labels")
-    add("--size", type=int, default=0, help="side of the images in pixels (default: planned)")
     return parser
 
 
@@ -67,7 +62,8 @@ def _settings(arguments: argparse.Namespace) -> list[str]:
     images, name = arguments.images, arguments.images.removeprefix(_TFDS)
     if name == images:
         images = str(pathlib.Path(images).expanduser())
-        name = pathlib.Path(images).resolve().stem
+        place = pathlib.Path(images).resolve()
+        name = place.stem if place.suffix.lower() in _FILES else place.name
     out = arguments.out or str(pathlib.Path("runs") / re.sub(r"[/:]", "_", name))
     values = {
         "budget.hours": arguments.hours,
