@@ -60,6 +60,8 @@ def _data(config: ConfigDict) -> None:
     # your own images, or any data set of TFDS as "tfds:NAME[/CONFIG][:VERSION]". [text]
     config.data.name = "cifar100"
     config.data.path = ""  # Images of "folder", "list" or "arrays": a folder or a file. [free]
+    # Folder that relative paths in a list begin at; empty is the folder of the list. [free]
+    config.data.root = ""
     config.data.dir = ""  # Folder of TFDS's data sets; empty is TFDS's default. [free]
     # Training split of a "tfds:" data set, such as "train[:80%]"; empty finds it by name. [free]
     config.data.train_split = ""

@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add("images", help="a folder with a folder per class, a list, an .npz, or tfds:NAME")
     add("--hours", type=float, default=1.0, help="time for everything (default: 1)")
     add("--out", help="folder of the run, which it resumes from (default: in runs)")
+    add("--classes-from", default="", metavar="LIST", help="list of the images and their classes")
     add("--student", default="", metavar="NAME", help="network to train: see remem models")
     add("--student-weights", default="imagenet", metavar="INIT", help="a name or file; '': none")
     add("--teacher", default="", metavar="INIT", help="pretrained ViT, a name or a file")
@@ -73,6 +74,8 @@ def _settings(arguments: argparse.Namespace) -> list[str]:
         "data.image_size": arguments.size or "",
         "data.unlabelled": arguments.unlabelled,
     }
+    if arguments.classes_from:  # The images are in a folder, in any layout.
+        values["data.root"], images = images, arguments.classes_from
     return [
         f"--config=configs/own.py:{images}",
         f"--workdir={out}",

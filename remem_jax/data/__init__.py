@@ -77,7 +77,12 @@ class Dataset(NamedTuple):
 
 
 def open_source(
-    name: str, *, path: str, data_dir: str, choices: named.Choices = named.FIND
+    name: str,
+    *,
+    path: str,
+    data_dir: str,
+    choices: named.Choices = named.FIND,
+    root: str = "",
 ) -> Source:
     """Opens a data set by name, without decoding images.
 
@@ -86,6 +91,7 @@ def open_source(
         path: Images of the user.
         data_dir: TFDS's folder; "" is its default.
         choices: Splits and features of a "tfds:" data set.
+        root: Folder of the relative paths in a list; "" is that of the list.
 
     Raises:
         SettingError: If the name is unknown, the data set cannot be opened, or it has fewer than
@@ -93,6 +99,8 @@ def open_source(
     """
     if name == "digits":
         source = sources.digits()
+    elif name == "list":
+        source = lists.listing(path, root)
     elif name in CUSTOM:
         source = CUSTOM[name](path)
     elif name in registry.RECORDS:

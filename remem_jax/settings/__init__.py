@@ -31,7 +31,7 @@ def located(config: ConfigDict) -> dict[str, Any]:
     """Returns the result of `plain` with absolute paths of the images."""
     settings = plain(config)
     images = settings["data"]
-    for name in ("path", "dir", "unlabelled"):
+    for name in ("path", "dir", "root", "unlabelled"):
         if images[name]:
             images[name] = str(pathlib.Path(images[name]).expanduser().absolute())
     return settings

@@ -271,6 +271,7 @@ _OF_DATA: Mapping[str, Reason] = {
 }
 _OF_RUN: Mapping[str, Reason] = {
     "information.* *.seeds": _not_measured,
+    "data.root": _unless("data.name", ("list",), "and only a list has relative paths"),
     "data.unlabelled": _without_distillation,
     "data.unlabelled_share": _without_unlabelled,
     "teacher.lora.*": _tuned_by("lora"),

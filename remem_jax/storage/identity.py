@@ -51,7 +51,7 @@ _LABELS: Mapping[str, Any] = {"cutmix": 0.0, "class_balance": 0.0}
 # setting with this value is not part of an identity, so that runs and studies that an earlier
 # version began go on.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "data": {**_TRAINING_IMAGES, **_TFDS},
+    "data": {**_TRAINING_IMAGES, **_TFDS, "root": ""},
     "teacher": {**_OPTIMISATION, **_LABELS},
     "student": {
         **{"init": "", "mean": [], "std": [], "scratch_learning_rates": []},
@@ -67,7 +67,7 @@ _WITH: Mapping[str, Mapping[str, str]] = {
 }
 # Paths of images and weights, which are identified by their digests.
 _PATHS = {
-    "data": ("path", "dir", "unlabelled"),
+    "data": ("path", "dir", "root", "unlabelled"),
     "teacher": ("init", "mirror"),
     "student": ("init",),
     "probe": ("path", "dir"),

@@ -274,6 +274,7 @@ def open_source(settings: ConfigDict) -> data.Source:
         path=settings.path,
         data_dir=settings.dir,
         choices=named.Choices(*(settings[name] for name in named.Choices._fields)),
+        root=settings.root,
     )
     return data.with_rules(source, flip=settings.flip, metric=settings.metric)
 

@@ -53,6 +53,10 @@ def test_each_option_sets_one_setting(settings_of: Any, tmp_path: pathlib.Path) 
     for option, (name, value) in options.items():
         settings, _ = settings_of("images", option)
         assert settings == {**default, name: value}
+    settings, folder = settings_of("images", "--classes-from=labels.csv")
+    listed, _ = settings_of("labels.csv")
+    assert settings == {**listed, "data.root": "images"}
+    assert folder == "runs/images"
     assert settings_of("images", "--out=elsewhere")[1] == "elsewhere"
 
 

@@ -20,14 +20,15 @@ LISTS = (".csv", ".jsonl", ".ndjson")
 _WHOLE = re.compile("-?[0-9]+")
 
 
-def listing(path: str) -> Source:
+def listing(path: str, root: str = "") -> Source:
     """Opens a list of images with their classes and, optionally, splits.
 
     The first line of a CSV names its columns: `path`, `label` and optionally `split`, in any order,
-    among others. JSON lines are objects with these keys. Paths are relative to the list, or begin
-    with ~. Labels are names of classes as they are written: 1 and 01 are two classes. They are
-    sorted as numbers if all are whole numbers, else as text. Splits are train, validation and test,
-    by the names of `split_names`; if the list has no test images, a stratified fifth of train
+    among others. JSON lines are objects with these keys. Paths are relative to the list, or to
+    `root` if that is given, or begin with ~. Labels are names of classes as they are written: 1 and
+    01 are two classes. They are sorted as numbers if all are whole numbers, else as text. Splits
+    are train, validation and test, by the names of `split_names`; if the list has no test images, a
+    stratified fifth of train
     becomes the test split. Repeated lines count once.
 
     Raises:
@@ -43,12 +44,17 @@ def listing(path: str) -> Source:
         place.suffix.lower() in LISTS,
         f"{path} must be a list that ends in {', '.join(LISTS)}; set config.data.path.",
     )
+    base = pathlib.Path(os.path.expanduser(root)) if root else place.parent  # noqa: PTH111
+    checks.require(
+        base.is_dir(),
+        f"There is no folder {root!r} of the images in {path}; set config.data.root.",
+    )
     rows = [*_rows(path, place)]
     checks.require(len(rows) > 0, f"{path} lists no images; mend it, or set config.data.path.")
     by_split: dict[str, list[folders.File]] = {}
     first: dict[Hashable, _Listed] = {}
     for row in rows:
-        listed, key = _listed(path, place.parent, row, rows[0])
+        listed, key = _listed(path, base, row, rows[0])
         before = first.setdefault(key, listed)
         if before is listed:
             by_split.setdefault(listed.split, []).append(listed.file)
@@ -61,7 +67,7 @@ def listing(path: str) -> Source:
     repeated = len(rows) - len(first)
     return folders.of_files(
         place.stem,
-        place.parent,
+        base,
         by_split,
         _sorted({row.label for row in rows}),
         where=path,
