@@ -411,17 +411,14 @@ def test_json_lines_are_recognised_by_their_suffix(images: pathlib.Path, name: s
 def test_paths_of_a_list_may_begin_at_another_folder(
     images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    names = [path.relative_to(images) for path in sorted(images.rglob("*.png"))]
-    rows = [json.dumps({"path": str(name), "label": name.parts[0]}) for name in names]
-    path = tmp_path / "lists" / "mine.jsonl"
-    path.parent.mkdir()
-    path.write_text("\n".join(rows))
+    (tmp_path / "lists").mkdir()
+    path = _write_csv(tmp_path / "lists" / "mine", _rows(_LABELS, _SPLITS))
 
-    source = lists.listing(str(path), str(images))
+    source = lists.listing(path, str(images))
 
-    assert sum(split.examples for split in source.splits.values()) == len(names)
+    assert [file for file, _, _ in _read_images(source, images)] == sorted(_FILES)
     with pytest.raises(SettingError, match=r"no folder 'nowhere' .*config\.data\.root"):
-        lists.listing(str(path), "nowhere")
+        lists.listing(path, "nowhere")
 
 
 def test_paths_in_a_list_may_be_absolute(images: pathlib.Path, tmp_path: pathlib.Path) -> None:

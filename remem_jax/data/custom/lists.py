@@ -28,8 +28,7 @@ def listing(path: str, root: str = "") -> Source:
     `root` if that is given, or begin with ~. Labels are names of classes as they are written: 1 and
     01 are two classes. They are sorted as numbers if all are whole numbers, else as text. Splits
     are train, validation and test, by the names of `split_names`; if the list has no test images, a
-    stratified fifth of train
-    becomes the test split. Repeated lines count once.
+    stratified fifth of train becomes the test split. Repeated lines count once.
 
     Raises:
         SettingError: If there is no such list, a line is invalid or contradicts another, a file
