@@ -14,7 +14,6 @@ if __name__ == "__main__":  # Until `signals.listen`, a signal ends the process 
 
 import inspect
 import itertools
-import logging as python_logging
 import pathlib
 import sys
 import traceback
@@ -26,7 +25,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import remem_jax
-from remem_jax import checks, redaction, shipped_configs, signals
+from remem_jax import checks, display, redaction, shipped_configs, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, such as configs/quickstart.py.", lock_config=True
@@ -61,7 +60,8 @@ def main(argv: Sequence[str]) -> None:
     except (checks.SettingError, OSError) as error:
         sys.exit(redaction.without_secrets(_message(error, directory)))
     try:
-        _run(directory)
+        with display.opened():
+            _run(directory)
     except (Exception, KeyboardInterrupt) as error:
         from remem_jax import distributed
 
@@ -102,7 +102,6 @@ def _run(directory: pathlib.Path) -> None:
     """Joins the other processes, if there are any, and runs the checked config."""
     from remem_jax import distributed, mesh
 
-    logging.get_absl_handler().addFilter(_is_ours)
     sys.unraisablehook = _without_failed_writes(sys.unraisablehook)
     # Pending writes that had not begun.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -110,7 +109,9 @@ def _run(directory: pathlib.Path) -> None:
     logging.info("remem_jax %s: %s, in %s.", remem_jax.__version__, name, directory)
     distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     mesh.require_devices()
-    if not mesh.is_writer():
+    if mesh.is_writer():
+        display.use_terminal()
+    else:
         logging.set_verbosity(logging.WARNING)  # Only the first process logs progress.
     run = _workflow()
     from remem_jax.train.loop import StoppedError
@@ -243,21 +244,6 @@ def _config_roots(argv: Sequence[str]) -> list[str]:
     return [
         str(folder.parent) for file in files for folder in file.parents if folder.name == "configs"
     ]
-
-
-def _is_ours(record: python_logging.LogRecord) -> bool:
-    """Returns whether a log record is for the user: from this package, or a library's warning.
-
-    TFDS warns that a data set is not prepared, Orbax that it cannot write, and asyncio of Orbax's
-    pending writes after one has failed. Our own errors report the same, with advice.
-    """
-    if record.name == "asyncio" and "never retrieved" in record.getMessage():
-        return False
-    if "tensorflow_datasets" in record.pathname:
-        return record.levelno >= python_logging.ERROR
-    if "orbax" in record.pathname:
-        return record.levelno >= python_logging.CRITICAL
-    return record.levelno > python_logging.INFO or "remem_jax" in record.pathname
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ if __name__ == "__main__":
     command.begin()  # Before imports that take seconds.
 
 import argparse
-import logging as python_logging
 import sys
 from collections import Counter
 
 from absl import logging
 
+from remem_jax import display
 from remem_jax.checks import at_least, require
 from remem_jax.export import options
 from remem_jax.storage import streams
@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    with display.opened():
+        _classify(arguments)
+
+
+def _classify(arguments: argparse.Namespace) -> None:
     at_least("--top", arguments.top, 1)
     at_least("--batch_size", arguments.batch_size, 1)
     command.require_model(arguments.model)
@@ -69,7 +74,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         streams.print_error(f"remem_jax: {walk.describe_skipped(skipped, ())}")
     model = predictors.open_any(arguments.model, method=arguments.method, seed=arguments.seed)
     logging.set_verbosity(logging.INFO)  # For the progress; opening a model would log more.
-    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # Hides missing devices.
+    if arguments.out is not None or not sys.stdout.isatty():  # Else, predictions are shown there.
+        display.use_terminal()
     output = (
         predictions.Output(arguments.format, model)
         if arguments.out is None

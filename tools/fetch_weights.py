@@ -21,7 +21,7 @@ import sys
 
 from absl import flags, logging
 
-from remem_jax import redaction
+from remem_jax import display, redaction
 from remem_jax.checks import SettingError
 from remem_jax.weights import catalog, download, hub, student_catalog
 
@@ -35,7 +35,9 @@ def main() -> int:
     if arguments.cache:
         os.environ["REMEM_CACHE"] = arguments.cache
     try:
-        arguments.run(arguments)
+        with display.opened():
+            display.use_terminal()
+            arguments.run(arguments)
     except SettingError as error:
         print(f"fetch_weights: {error}", file=sys.stderr)
         return 1

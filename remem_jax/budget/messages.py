@@ -6,11 +6,13 @@ from typing import Any
 
 from absl import logging
 
+from remem_jax import display
 from remem_jax.budget.plan import TEACHER, Speeds, Stage
 from remem_jax.budget.progress import Clock
 from remem_jax.methods import METHODS
 from remem_jax.report import tables
 from remem_jax.workflow import context, provenance
+from remem_jax.workflow import stages as workflow_stages
 
 
 def announce(
@@ -67,6 +69,12 @@ def _stages(stages: Sequence[Stage], clock: Clock) -> list[str]:
         f"Until about {end:%H:%M} ({tables.duration(clock.left())} from now): {listed}; then the "
         "tests and the report."
     ]
+
+
+def show(stages: Sequence[Stage], clock: Clock) -> None:
+    """Makes these the stages of the display, with the time left."""
+    display.plan([workflow_stages.title(stage.name) for stage in stages])
+    display.until(clock.left())
 
 
 def title(stage: Stage) -> str:

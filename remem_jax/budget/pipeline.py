@@ -9,7 +9,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import platforms, settings, workflow
+from remem_jax import display, platforms, settings, workflow
 from remem_jax.budget import facts, measuring, messages, plan, progress, rules
 from remem_jax.budget.plan import STUDENTS, TEACHER, Speeds, Stage
 from remem_jax.budget.progress import Clock, Record
@@ -106,7 +106,8 @@ class _Budgeted:
         run, clock = self._run, self._clock
         speeds = clock.record.speeds
         if speeds is None:
-            speeds = measuring.measure(run, self._pretrained, self._setup)
+            with display.stage("Measurement of the speed", None):
+                speeds = measuring.measure(run, self._pretrained, self._setup)
             self._set_steps(self._plan(speeds))
             clock.update(speeds=speeds)
         models = pipeline.models_record(run, self._pretrained, self._setup)
@@ -119,10 +120,12 @@ class _Budgeted:
             self._train(stage, 0.0, speeds)  # Reads what was trained before.
         stages = self._plan(speeds)
         messages.announce(self._run, models, stages, speeds, clock)
+        messages.show((*clock.record.stages, *stages), clock)
         try:
             while stages:
                 speeds = self._advance(stages, speeds)
                 stages = self._plan(speeds)
+                messages.show(stages, clock)
         finally:
             clock.save()
         self._finish(identity, models)

@@ -10,9 +10,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from remem_jax import display
 from remem_jax.data import sources
 from remem_jax.data.images import decoding
-from remem_jax.storage import logs
 
 DIGEST_BYTES = 8  # Bytes of each image's digest that are stored.
 _CHUNK = 32  # Images per thread between two checks of the results.
@@ -155,15 +155,16 @@ class Scanner:
             TooManyCorruptError: As soon as more images are corrupt than are accepted.
         """
         options, examples = self.options, self.split.examples
-        progress = logs.Progress(self.title, first_step=0, steps=examples, unit="image")
         scan = functools.partial(_scan_image, self.split, options.stored_size, options.pixels)
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        with (
+            display.stage(f"Scan of {self.title}", examples, unit="image") as stage,
+            concurrent.futures.ThreadPoolExecutor(threads) as pool,
+        ):
             for start in range(0, examples, _CHUNK * threads):
                 rows = range(start, min(start + _CHUNK * threads, examples))
                 for row, image in zip(rows, pool.map(scan, rows), strict=True):
                     self._add(row, image)
-                progress(rows.stop)
-        progress.close()
+                stage.advance(rows.stop)
 
     def result(self, pixels: np.ndarray | None) -> ScanResult:
         """Returns the result, with these pixels."""

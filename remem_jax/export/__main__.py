@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import logging
 
+from remem_jax import display
 from remem_jax.checks import at_least, require
 from remem_jax.export import options
 from remem_jax.export.options import Form
@@ -100,7 +101,10 @@ def _export(arguments: argparse.Namespace) -> None:
         destinations.require_replaceable(arguments.out, folder=folder)
         _require_outside_of_images(arguments.out, arguments.run)
     export = _export_teacher if arguments.format in options.TEACHER_FORMATS else _export_student
-    sys.stdout.write(export(arguments) + "\n")
+    with display.opened():
+        display.use_terminal()
+        summary = export(arguments)
+    sys.stdout.write(f"{summary}\n")
     sys.stdout.flush()
 
 

@@ -1,6 +1,5 @@
 """Classifies image files with any predictor, batch by batch."""
 
-import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from remem_jax import display
 from remem_jax.checks import SettingError
 from remem_jax.export import images, predictions
 from remem_jax.export.predictions import Predictions
 from remem_jax.export.predictors import Predictor
-from remem_jax.storage import logs
 
 
 class _Image(NamedTuple):
@@ -52,15 +51,14 @@ def predict(
     new, known = Predictions({}, {}), known or {}
     remaining = [path for path in paths if str(path) not in known]
     batch_size = model.described.form.batch or min(batch_size, max(len(remaining), 1))
-    progress = logs.Progress("predict", first_step=len(known), steps=len(paths), unit="image")
-    with contextlib.closing(progress):
+    with display.stage("Classification", len(paths), len(known), "image") as stage:
         for batch in _batches(model, remaining, batch_size):
             predicted_batch = _classify(model, batch, top=top, batch_size=batch_size)
             if keep is not None:
                 keep(predicted_batch)
             new.top.update(predicted_batch.top)
             new.failed.update(predicted_batch.failed)
-            progress(len(known) + len(new.top) + len(new.failed))
+            stage.advance(len(known) + len(new.top) + len(new.failed))
     predicted = {**known, **new.top}
     in_order = {str(path): predicted[str(path)] for path in paths if str(path) in predicted}
     return Predictions(in_order, new.failed)

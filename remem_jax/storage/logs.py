@@ -1,8 +1,7 @@
-"""Logs of metrics, and progress bars."""
+"""Logs of metrics."""
 
 import contextlib
 import json
-import math
 import os
 import pathlib
 import sys
@@ -11,14 +10,10 @@ import types
 from typing import Any, TextIO
 
 import numpy as np
-import tqdm
-from absl import logging
 
 from remem_jax import mesh
 from remem_jax.records import Metrics
 from remem_jax.storage import results
-
-_PLAIN_SECONDS = 10.0  # Between two lines of progress where there is no terminal.
 
 
 class RunLog:
@@ -108,45 +103,3 @@ def read(directory: pathlib.Path) -> list[dict[str, Any]]:
         key = (row.pop("part"), row.pop("step"))
         rows[key] = {**rows.get(key, {}), **row}
     return [{"part": part, "step": step, **row} for (part, step), row in sorted(rows.items())]
-
-
-class Progress:
-    """Shows a progress bar on a terminal, and otherwise logs a line now and then."""
-
-    def __init__(self, name: str, *, first_step: int, steps: int, unit: str = "step") -> None:
-        """Starts at `first_step` of `steps`; `unit` names what is counted."""
-        self._name, self._first, self._steps, self._unit = name, first_step, steps, unit
-        self._started = self._printed = time.monotonic()
-        self._bar = None
-        self._shows = mesh.is_writer()
-        if self._shows and sys.stderr.isatty():
-            self._bar = tqdm.tqdm(
-                desc=name, initial=first_step, total=steps, unit=unit, dynamic_ncols=True
-            )
-
-    def __call__(self, done: int) -> None:
-        """Shows the number of finished steps."""
-        if self._bar is not None:
-            self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        if not self._shows or (now - self._printed < _PLAIN_SECONDS and done != self._steps):
-            return
-        self._printed = now
-        rate = (done - self._first) / max(now - self._started, 1e-9)
-        left = (self._steps - done) / rate if rate else math.inf
-        logging.info(
-            "%s: %s %d of %d, %.2f %ss/s, %.0f s left",
-            self._name,
-            self._unit,
-            done,
-            self._steps,
-            rate,
-            self._unit,
-            left,
-        )
-
-    def close(self) -> None:
-        """Leaves the finished bar on the terminal."""
-        if self._bar is not None:
-            self._bar.close()

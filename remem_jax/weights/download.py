@@ -4,25 +4,24 @@ import contextlib
 import csv
 import datetime
 import hashlib
+import math
 import os
 import pathlib
-import sys
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 
-import tqdm
 from absl import logging
 
+from remem_jax import display
 from remem_jax.checks import SettingError
 from remem_jax.storage import files, locks, results
 from remem_jax.weights import catalog, resumable
 from remem_jax.weights.resumable import ExpectedSize, Progress
 
+_MIB = 2**20
 _LARGEST = 2**32  # Bytes of a file whose size is unknown; the largest published one has 2.5 GiB.
 _LARGEST_INDEX = 2**28  # Bytes; each of its 51,509 rows has a few hundred.
-_PLAIN_SECONDS = 10.0  # Between two lines of progress where there is no terminal.
 _COLUMNS = {"filename", "ds", "final_val"} | {
     f"adapt_{column}" for column in ("filename", "ds", "resolution", "final_val")
 }
@@ -123,8 +122,8 @@ def fetch(
         mebibytes: Size in the catalogue; a file that differs by more than 3 % is refused.
         most: Largest size in bytes of a file that is in no catalogue. A larger one is refused as
             soon as its size is known, even if the server sends none.
-        progress: Called with the bytes downloaded so far and in total, 0 if unknown; None shows a
-            bar on a terminal, and otherwise logs a line now and then.
+        progress: Called with the bytes downloaded so far and in total, 0 if unknown; None shows
+            them in the display.
 
     Raises:
         SettingError: If the file cannot be downloaded: what happened, and what to do.
@@ -170,7 +169,8 @@ def _fetch(
     if destination.exists():
         logging.warning("%s has the wrong size and is fetched again.", destination)
     part = _beside(destination, ".part")
-    with _bar(destination.name) if progress is None else contextlib.nullcontext(progress) as show:
+    shown = _shown(destination.name) if progress is None else contextlib.nullcontext(progress)
+    with shown as show:
         try:
             remote = resumable.download(url, part, expected, show)
         except (SettingError, OSError):
@@ -223,26 +223,18 @@ def _beside(path: pathlib.Path, end: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _bar(name: str) -> Iterator[Progress]:
-    """Shows progress as a bar on a terminal, and otherwise logs a line now and then."""
-    if sys.stderr.isatty():
-        with tqdm.tqdm(
-            desc=name, unit="B", unit_scale=True, unit_divisor=1024, dynamic_ncols=True
-        ) as bar:
+def _shown(name: str) -> Iterator[Progress]:
+    """Shows progress as a stage, from the first bytes on, when the size is known."""
+    with contextlib.ExitStack() as stack:
+        stage: display.Stage | None = None
 
-            def update(done: int, size: int) -> None:
-                bar.total = size or None
-                bar.update(done - bar.n)
+        def show(done: int, size: int) -> None:
+            nonlocal stage
+            mebibytes = done // _MIB
+            if stage is None:
+                steps = math.ceil(size / _MIB) or None
+                stage = display.stage(f"Download of {name}", steps, mebibytes, "MiB")
+                stack.enter_context(stage)
+            stage.advance(math.ceil(size / _MIB) if done == size else mebibytes)
 
-            yield update
-        return
-    printed = time.monotonic()
-
-    def log(done: int, size: int) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= _PLAIN_SECONDS:
-            printed = time.monotonic()
-            total = f" of {size / 2**20:.0f}" if size else ""
-            logging.info("%s: %.0f%s MiB", name, done / 2**20, total)
-
-    yield log
+        yield show

@@ -10,6 +10,7 @@ HF_HUB_OFFLINE (only the cache is used).
 import contextlib
 import hashlib
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from remem_jax import display
 from remem_jax.checks import SettingError
 
 WEIGHTS = "model.safetensors"
@@ -25,6 +27,7 @@ PREFIXES = ("hf-hub:", "hf_hub:")  # timm's; either may precede a name.
 _NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 OTHERS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx")
+_MIB = 2**20
 _TOKEN = "give a token that may read it, in HF_TOKEN or by `hf auth login`"
 
 
@@ -112,7 +115,7 @@ def _download(name: Name, file: str) -> pathlib.Path | None:
     with _explained(name):
         try:
             path = huggingface_hub.hf_hub_download(
-                name.repository, file, revision=name.revision or None
+                name.repository, file, revision=name.revision or None, tqdm_class=_make_bar(name)
             )
         except errors.RemoteEntryNotFoundError:
             return None
@@ -125,6 +128,28 @@ def _download(name: Name, file: str) -> pathlib.Path | None:
                 return None
             raise
     return pathlib.Path(path)
+
+
+def _make_bar(name: Name) -> type:
+    """Makes the class of huggingface_hub's progress bars, which then report to the display."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"disable": False, "gui": True})
+            size = math.ceil((self.total or 0) / _MIB) or None
+            self._stage = display.stage(f"Download of {name}", size, int(self.n / _MIB), "MiB")
+
+        def display(self, *arguments: Any, **options: Any) -> None:
+            """Reports the bytes so far, where tqdm would write a bar."""
+            self._stage.advance(math.ceil(self.n / _MIB))
+
+        def close(self) -> None:
+            self._stage.advance(math.ceil(self.n / _MIB))
+            self._stage.close()
+            super().close()
+
+    return Bar
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from remem_jax import mesh, signals
+from remem_jax import display, mesh, signals
 from remem_jax.random_streams import Stage
 from remem_jax.records import Batch, Metrics
-from remem_jax.storage import checkpoints, logs
+from remem_jax.storage import checkpoints
 from remem_jax.train import compiling, finite, loop, pace, profiling
 from remem_jax.train.speed import Speed
-from remem_jax.workflow import advice
+from remem_jax.workflow import advice, stages
 from remem_jax.workflow.context import Run
 
 CHECKPOINTS = "checkpoints"
@@ -40,6 +40,7 @@ class Job(NamedTuple):
         lost: Indices of the models, if several are trained at once, whose state is no longer
             finite. `train` adds them before it calls `milestone`.
         warmup_steps: Steps of warm-up, if the run has a deadline.
+        share: Share of the stage of a plan (`stages.planned`), if that is trained in several parts.
     """
 
     shapes: Any
@@ -53,13 +54,14 @@ class Job(NamedTuple):
     stream: Stage
     lost: set[int]
     warmup_steps: int = 0
+    share: float = 1.0
 
 
 class _Pacing:
     """Shortens a stage to meet a deadline, by the time of its steps and evaluations.
 
     Attributes:
-        steps: Number of steps when training begins.
+        steps: Number of steps, which may become smaller during training.
         rate: Fraction of the peak learning rate by step; None without a deadline.
     """
 
@@ -89,7 +91,8 @@ class _Pacing:
             return steps
         evaluations = 1 + sum(at < step < steps for step in self._job.milestones)
         seconds = evaluations * self._evaluation_seconds
-        return self._pace.measured(at, step_seconds, other_seconds=seconds)
+        self.steps = self._pace.measured(at, step_seconds, other_seconds=seconds)
+        return self.steps
 
 
 def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
@@ -113,12 +116,12 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
         pacing = _Pacing(job, run.deadline, note.get("pace"))
         steps = pacing.steps
         started = time.monotonic() - seconds
-        progress = logs.Progress(stage, first_step=done, steps=steps)
         trace = profiling.Trace(run.workdir / "profile" / stage, first_step=done)
 
         def on_step(at: int) -> None:
             step_ended()
-            progress(at)
+            shown.steps = pacing.steps
+            shown.advance(at)
             if config.profile and mesh.is_writer():
                 trace(at)
 
@@ -161,6 +164,7 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
             advice.on_divergence(stage),
             advice.on_out_of_memory(stage),
             _timed(started),
+            display.stage(stages.title(stage), steps, done, share=job.share) as shown,
             signals.steps() as step_ended,
         ):
             last = loop.fit(
@@ -174,9 +178,10 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
                 effects=effects,
             )
         trace.close()
-        progress.close()
         if mesh.any_process(signals.stop_requested()):
-            raise loop.StoppedError(f"stopped after step {steps} of {steps}, which is saved")
+            raise loop.StoppedError(
+                f"stopped after step {pacing.steps} of {pacing.steps}, which is saved"
+            )
         logging.info("%s: %s", stage, _compiled(run.compiled.read()))
         return last, time.monotonic() - started
 
@@ -223,5 +228,7 @@ def _compiled(counts: compiling.Compiled) -> str:
 def log_validation(run: Run, stage: str, at: int, value: float | list[float]) -> None:
     """Logs the validation metric of a model, or one for each student."""
     run.log.write(stage, at, {"validation": value})
+    if not np.isnan(value).all():
+        display.result(stages.model(stage), float(np.nanmax(value)), "validation")
     metrics = ", ".join(f"{100 * metric:.2f}" for metric in np.atleast_1d(value))
     logging.info("%s: step %d, %s %% on validation", stage, at, metrics)

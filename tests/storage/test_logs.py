@@ -1,19 +1,15 @@
-"""Metrics as JSON lines and for TensorBoard, and progress with and without a terminal."""
+"""Metrics as JSON lines and for TensorBoard."""
 
-import io
 import json
-import logging as python_logging
 import pathlib
 import struct
 import subprocess
 import sys
-import types
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 from tensorboardX.proto import event_pb2
 
 from remem_jax.storage import logs
@@ -146,106 +142,6 @@ def test_tensorboard_shows_a_curve_per_student(tmp_path: pathlib.Path) -> None:
         log.write("students", 7, {"loss": [0.5, 0.25]})
 
     assert list(_scalars(tmp_path)) == [("students/loss/0", 7, 0.5), ("students/loss/1", 7, 0.25)]
-
-
-class _Clock:
-    """A clock that tests advance."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
-    """Replaces the clock that progress reads."""
-    clock = _Clock()
-    monkeypatch.setattr(logs.time, "monotonic", clock)
-    return clock
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Lines that are logged while stderr is not a terminal."""
-    messages: list[str] = []
-    handler = python_logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    # Not sys.stderr itself, which pytest replaces before the test.
-    monkeypatch.setattr(logs, "sys", types.SimpleNamespace(stderr=io.StringIO()))
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_logger().addHandler(handler)
-    yield messages
-    logging.get_absl_logger().removeHandler(handler)
-    logging.set_verbosity(before)
-
-
-def test_progress_is_logged_at_intervals(clock: _Clock, lines: list[str]) -> None:
-    progress = logs.Progress("teacher", first_step=0, steps=100)
-
-    for step in range(1, 26):
-        clock.now += 1.0
-        progress(step)
-
-    assert lines == [
-        "teacher: step 10 of 100, 1.00 steps/s, 90 s left",
-        "teacher: step 20 of 100, 1.00 steps/s, 80 s left",
-    ]
-
-
-def test_progress_logs_the_end(clock: _Clock, lines: list[str]) -> None:
-    progress = logs.Progress("teacher", first_step=0, steps=2)
-
-    for step in (1, 2):
-        clock.now += 1.0
-        progress(step)
-
-    assert lines == ["teacher: step 2 of 2, 1.00 steps/s, 0 s left"]
-
-
-def test_the_rate_of_a_resumed_run_counts_only_its_own_steps(
-    clock: _Clock, lines: list[str]
-) -> None:
-    progress = logs.Progress("teacher", first_step=80, steps=100)
-
-    clock.now += 10.0
-    progress(85)
-
-    assert lines == ["teacher: step 85 of 100, 0.50 steps/s, 30 s left"]
-
-
-def test_progress_writes_no_bar_without_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    progress = logs.Progress("teacher", first_step=0, steps=2)
-
-    progress(1)
-    progress.close()
-
-    assert stream.getvalue() == ""
-
-
-class _Terminal(io.StringIO):
-    """A stream that claims to be a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = _Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    progress = logs.Progress("teacher", first_step=1, steps=4)
-
-    progress(4)
-    progress.close()
-
-    assert "100%" in terminal.getvalue()
-    assert "4/4" in terminal.getvalue()
 
 
 _WRITE_TOO_MUCH = """

@@ -10,13 +10,13 @@ import logging
 import pathlib
 import shutil
 import socket
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from remem_jax.checks import SettingError
+from remem_jax.display import lines
 from remem_jax.weights import catalog, download, resumable
 from tests.weights import server
 
@@ -418,33 +418,22 @@ def test_progress_is_reported_in_bytes(
 
 
 @pytest.mark.parametrize("cuts", [[], [CUT]])
-def test_a_terminal_shows_a_bar(
+def test_a_download_is_a_stage_of_the_display(
     cuts: list[int],
-    site: server.Site,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    site.cuts = cuts
-
-    fetched(site, tmp_path)
-
-    assert "a.npz: 100%" in capsys.readouterr().err
-
-
-def test_without_a_terminal_progress_is_logged(
     site: server.Site,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(download, "_PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(lines, "_SECONDS", (0.0, 0.0))
     caplog.set_level(logging.INFO, "absl")
+    site.cuts = cuts
 
     fetched(site, tmp_path)
 
-    assert "a.npz: 0 of 0 MiB" in caplog.text
+    shown = [message for message in caplog.messages if "MiB" in message]
+    assert shown[0] == "Download of a.npz, 0 of 1 MiB"
+    assert shown[-1].startswith("Download of a.npz, 1 of 1 MiB")
 
 
 def test_published_weights_are_fetched_from_a_mirror_into_the_cache(

@@ -40,7 +40,6 @@ DISTRIBUTIONS = (
     "simplejpeg",
     "tensorboardX",
     "timm",
-    "tqdm",
     "urllib3",
     "wadler-lindig",
 )

@@ -137,7 +137,9 @@ def _train_group(
         )
 
     with open_targets() as get_targets:
-        job = _job(run, setup, grid, points, get_targets)._replace(milestone=milestone)
+        job = _job(run, setup, grid, points, get_targets)._replace(
+            milestone=milestone, share=len(points) / len(grid.points)
+        )
         students, seconds, diverged = _train(run, stage, job)
     if diverged:
         validation[:] = [not_finite for _ in points]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from remem_jax import mesh, paired, report
+from remem_jax import display, mesh, paired, report
 from remem_jax.methods import METHODS
 from remem_jax.records import Hyperparameters, Params
 from remem_jax.report import tables
@@ -16,7 +16,7 @@ from remem_jax.settings import located, plain
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity, described
 from remem_jax.train import loop
-from remem_jax.workflow import advice, context, memory_plan, provenance
+from remem_jax.workflow import advice, context, memory_plan, provenance, stages
 from remem_jax.workflow.information import measurement
 from remem_jax.workflow.remem import (
     deviations,
@@ -114,7 +114,8 @@ def _outcomes(
         NonFiniteLossError: If all methods diverged, or if a lower learning rate cannot help.
     """
     outcomes, failed = [], []
-    for method in run.config.methods:
+    display.plan(stages.planned(run.config, run.config.methods))
+    for i, method in enumerate(run.config.methods):
         try:
             outcomes.append(_outcome(run, pretrained, setup, method))
         except loop.NonFiniteLossError as error:
@@ -122,6 +123,7 @@ def _outcomes(
                 raise
             failed.append({"method": method, "reason": f"{method}: {error}"})
             logging.error("%s", failed[-1]["reason"])
+            display.plan(stages.planned(run.config, run.config.methods[i + 1 :]))
     return outcomes, failed
 
 
@@ -241,8 +243,10 @@ def conclude(
         ),
     }
     share = row["student"]["test"][metric]
+    display.result(stages.model(f"students/{method}"), share, "test")
     logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
     if teachers:
+        display.result(stages.model(f"teachers/{method}"), tested["teacher"][metric], "test")
         seconds[teachers.stage] = teachers.seconds
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
         (record,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
