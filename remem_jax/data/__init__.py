@@ -23,7 +23,7 @@ from remem_jax.data.tfds import named, prepared
 from remem_jax.data.unlabelled import Unlabelled as Unlabelled
 from remem_jax.records import DataLoader
 
-CUSTOM: dict[str, Callable[[str], Source]] = {
+CUSTOM: dict[str, Callable[..., Source]] = {
     "folder": folders.folder,
     "list": lists.listing,
     "arrays": arrays.open_arrays,
@@ -83,6 +83,7 @@ def open_source(
     data_dir: str,
     choices: named.Choices = named.FIND,
     root: str = "",
+    enough: bool = True,
 ) -> Source:
     """Opens a data set by name, without decoding images.
 
@@ -92,17 +93,19 @@ def open_source(
         data_dir: TFDS's folder; "" is its default.
         choices: Splits and features of a "tfds:" data set.
         root: Folder of the relative paths in a list; "" is that of the list.
+        enough: Whether each class of a user's own images must have enough to train on.
 
     Raises:
+        class_names.TooFewImagesError: If a class has fewer images than a run needs.
         SettingError: If the name is unknown, the data set cannot be opened, or it has fewer than
             two classes.
     """
     if name == "digits":
         source = sources.digits()
     elif name == "list":
-        source = lists.listing(path, root)
+        source = lists.listing(path, root, enough=enough)
     elif name in CUSTOM:
-        source = CUSTOM[name](path)
+        source = CUSTOM[name](path) if enough else CUSTOM[name](path, enough=False)
     elif name in registry.RECORDS:
         source = prepared.tfds(name, data_dir)
     elif named.is_name(name):
