@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,8 @@ from remem_jax.data import unlabelled as unlabelled_images
 from remem_jax.data.custom import arrays, class_names, folders, lists, walk
 from remem_jax.data.custom import unlabelled as unlabelled_folder
 from remem_jax.data.images.preprocessing import Preprocessing
+from remem_jax.data.inspection import repeated
+from remem_jax.data.inspection.repeated import Repeated
 from remem_jax.data.loaders import resident
 from remem_jax.data.residency import Storage as Storage
 from remem_jax.data.scan import ScanResult
@@ -55,6 +57,8 @@ class Dataset(NamedTuple):
         warnings: See `Source`.
         shapes: Height and width of every labelled image in its file; None if they are unknown.
         unlabelled: Images without labels, for students with a teacher; None if there are none.
+        repeated: Test images that are also in train or validation; None if they are unknown, as for
+            published data sets.
     """
 
     title: str
@@ -74,6 +78,7 @@ class Dataset(NamedTuple):
     warnings: tuple[str, ...]
     shapes: np.ndarray | None
     unlabelled: Unlabelled | None = None
+    repeated: Repeated | None = None
 
 
 def open_source(
@@ -216,7 +221,8 @@ def load(
         source.skipped_files,
         source.empty_classes,
         source.warnings,
-        _shapes(scans.values()),
+        np.concatenate([scan.shapes for scan in scans.values()]),
+        repeated=repeated.of_scans(source, scans, splits, scanning.available(storage.threads)),
     )
     if source.unlabelled is None or without_labels is None:
         return dataset
@@ -228,12 +234,6 @@ def load(
     )
     more = 0 if chosen.pixels is None else chosen.pixels.nbytes
     return dataset._replace(unlabelled=chosen, resident_bytes=dataset.resident_bytes + more)
-
-
-def _shapes(scans: Collection[ScanResult]) -> np.ndarray | None:
-    """Returns height and width of the images of all splits; None if some are unknown."""
-    known = [scan.shapes for scan in scans if scan.shapes is not None]
-    return np.concatenate(known) if len(known) == len(scans) else None
 
 
 def make_loader(
