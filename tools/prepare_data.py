@@ -8,7 +8,7 @@
 Names are the paper's data sets, or any of TFDS as tfds:NAME[/CONFIG][:VERSION].
 TFDS needs TensorFlow for this: `pip install 'remem-jax[prepare]'`, here or on another machine, from
 which the prepared folders can be copied. Data sets that are already prepared are kept, also as
-TFRecord; `python -m remem_jax.data` lists them.
+TFRecord; `remem data` lists them.
 """
 
 from remem_jax.storage import streams

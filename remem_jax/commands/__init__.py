@@ -21,6 +21,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "data": Command("remem_jax.commands.data", "look at images before a run"),
     "distil": Command(
         "remem_jax.commands.distil", "make a small model from images in a given time"
     ),

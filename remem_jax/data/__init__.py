@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -15,15 +15,16 @@ from remem_jax.data import unlabelled as unlabelled_images
 from remem_jax.data.custom import arrays, class_names, folders, lists, walk
 from remem_jax.data.custom import unlabelled as unlabelled_folder
 from remem_jax.data.images.preprocessing import Preprocessing
+from remem_jax.data.inspection import repeated
+from remem_jax.data.inspection.repeated import Repeated
 from remem_jax.data.loaders import resident
 from remem_jax.data.residency import Storage as Storage
-from remem_jax.data.scan import ScanResult
 from remem_jax.data.sources import TEST, TRAIN, UNLABELLED, VALIDATION, Source, Subset
 from remem_jax.data.tfds import named, prepared
 from remem_jax.data.unlabelled import Unlabelled as Unlabelled
 from remem_jax.records import DataLoader
 
-CUSTOM: dict[str, Callable[[str], Source]] = {
+CUSTOM: dict[str, Callable[..., Source]] = {
     "folder": folders.folder,
     "list": lists.listing,
     "arrays": arrays.open_arrays,
@@ -55,6 +56,8 @@ class Dataset(NamedTuple):
         warnings: See `Source`.
         shapes: Height and width of every labelled image in its file; None if they are unknown.
         unlabelled: Images without labels, for students with a teacher; None if there are none.
+        repeated: Test images that are also in train or validation; None if they are unknown, as for
+            published data sets.
     """
 
     title: str
@@ -74,6 +77,7 @@ class Dataset(NamedTuple):
     warnings: tuple[str, ...]
     shapes: np.ndarray | None
     unlabelled: Unlabelled | None = None
+    repeated: Repeated | None = None
 
 
 def open_source(
@@ -83,6 +87,7 @@ def open_source(
     data_dir: str,
     choices: named.Choices = named.FIND,
     root: str = "",
+    enough: bool = True,
 ) -> Source:
     """Opens a data set by name, without decoding images.
 
@@ -92,17 +97,19 @@ def open_source(
         data_dir: TFDS's folder; "" is its default.
         choices: Splits and features of a "tfds:" data set.
         root: Folder of the relative paths in a list; "" is that of the list.
+        enough: Whether each class of a user's own images must have enough to train on.
 
     Raises:
+        class_names.TooFewImagesError: If a class has fewer images than a run needs.
         SettingError: If the name is unknown, the data set cannot be opened, or it has fewer than
             two classes.
     """
     if name == "digits":
         source = sources.digits()
     elif name == "list":
-        source = lists.listing(path, root)
+        source = lists.listing(path, root, enough=enough)
     elif name in CUSTOM:
-        source = CUSTOM[name](path)
+        source = CUSTOM[name](path) if enough else CUSTOM[name](path, enough=False)
     elif name in registry.RECORDS:
         source = prepared.tfds(name, data_dir)
     elif named.is_name(name):
@@ -213,7 +220,8 @@ def load(
         source.skipped_files,
         source.empty_classes,
         source.warnings,
-        _shapes(scans.values()),
+        np.concatenate([scan.shapes for scan in scans.values()]),
+        repeated=repeated.of_scans(source, scans, splits, scanning.available(storage.threads)),
     )
     if source.unlabelled is None or without_labels is None:
         return dataset
@@ -225,12 +233,6 @@ def load(
     )
     more = 0 if chosen.pixels is None else chosen.pixels.nbytes
     return dataset._replace(unlabelled=chosen, resident_bytes=dataset.resident_bytes + more)
-
-
-def _shapes(scans: Collection[ScanResult]) -> np.ndarray | None:
-    """Returns height and width of the images of all splits; None if some are unknown."""
-    known = [scan.shapes for scan in scans if scan.shapes is not None]
-    return np.concatenate(known) if len(known) == len(scans) else None
 
 
 def make_loader(

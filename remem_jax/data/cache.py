@@ -25,8 +25,9 @@ from remem_jax.data.images import decoding
 from remem_jax.data.scan import ScanOptions, ScanResult
 from remem_jax.storage import files, identity, locks, results
 
-FORMAT = 2  # Version of an entry; increased when its content changes.
+FORMAT = 3  # Version of an entry; increased when its content changes.
 _ABOUT, _INDEX, _PIXELS = "about.json", "index.npz", "pixels.bin"
+_ARRAYS = ("kept", "labels", "shapes", "digests", "thumbnails")  # Of `ScanResult`, in the index.
 # Exceptions raised by reading a damaged entry.
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 _SAMPLES = 64  # Number of images that are compared with the source before an entry is used.
@@ -140,13 +141,7 @@ def _make(
         scanner.run(threads)
         result = scanner.result(pixels=None)
         with (partial / _INDEX).open("wb") as file:
-            np.savez(
-                file,
-                kept=result.kept,
-                labels=result.labels,
-                digests=result.digests,
-                shapes=np.asarray(result.shapes),
-            )
+            np.savez(file, **{name: getattr(result, name) for name in _ARRAYS})
             _flush(file)
         if scanner.file is not None:
             _flush(scanner.file)
@@ -188,16 +183,15 @@ def _read(entry: pathlib.Path, options: ScanOptions) -> ScanResult | None:
         if about is None:
             return None
         with (entry / _INDEX).open("rb") as file, np.load(file, allow_pickle=False) as index:
-            kept, labels, shapes = index["kept"], index["labels"], index.get("shapes")
-            digests = index["digests"]
+            arrays = {name: index[name] for name in _ARRAYS}
         pixels = None
-        shape = (len(kept), *(about["shape"] or (0, 0)), 3)
+        shape = (len(arrays["kept"]), *(about["shape"] or (0, 0)), 3)
         if options.pixels and math.prod(shape) <= options.max_bytes:
             if not about["pixels"]:
                 return None
             pixels = _mapped(entry / _PIXELS, shape)
         corrupt, digest, resized = tuple(about["skipped"]), about["digest"], about["resized"]
-        return ScanResult(kept, labels, corrupt, digest, resized, pixels, shapes, digests)
+        return ScanResult(corrupt=corrupt, digest=digest, resized=resized, pixels=pixels, **arrays)
     except PermissionError:
         return None
     except _DAMAGED as error:

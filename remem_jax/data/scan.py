@@ -13,6 +13,7 @@ import numpy as np
 from remem_jax import display
 from remem_jax.data import sources
 from remem_jax.data.images import decoding
+from remem_jax.data.inspection import thumbnails
 
 DIGEST_BYTES = 8  # Bytes of each image's digest that are stored.
 _CHUNK = 32  # Images per thread between two checks of the results.
@@ -46,9 +47,9 @@ class ScanResult(NamedTuple):
         pixels: uint8 (kept, height, width, 3), memory-mapped if it is cached; None if no pixels
             are stored. The images' own size if all have the same, of at most the stored size;
             else squares of the stored size.
-        shapes: Height and width of each kept image in its file, int32; None in cache entries of
-            an earlier version.
+        shapes: Height and width of each kept image in its file, int32.
         digests: First `DIGEST_BYTES` bytes of the `digest` of each kept image, uint8.
+        thumbnails: Thumbnail of each kept image; see `inspection.thumbnails`.
     """
 
     kept: np.ndarray
@@ -57,8 +58,9 @@ class ScanResult(NamedTuple):
     digest: str
     resized: bool
     pixels: np.ndarray | None
-    shapes: np.ndarray | None
+    shapes: np.ndarray
     digests: np.ndarray
+    thumbnails: np.ndarray
 
 
 class TooManyCorruptError(Exception):
@@ -73,6 +75,7 @@ class _Image(NamedTuple):
         digest: Hash of the image as it is stored at the source.
         shape: Height and width.
         pixels: Pixels, at most `stored_size` high and wide; None if they are not stored.
+        thumbnail: See `inspection.thumbnails`; None if the image cannot be decoded.
         error: Why it cannot be decoded; "" if it can.
     """
 
@@ -80,6 +83,7 @@ class _Image(NamedTuple):
     digest: bytes
     shape: tuple[int, int]
     pixels: np.ndarray | None
+    thumbnail: np.ndarray | None
     error: str
 
 
@@ -106,16 +110,16 @@ def _scan_image(split: sources.Split, stored_size: int, pixels: bool, row: int) 
         if isinstance(image, bytes):
             shape = decoding.size(image)
             # Even at an eighth of its size, a whole JPEG is read, so truncated files are detected.
-            image = decoding.decode(image, at_least=None if pixels else (1, 1))
+            at_least = None if pixels else (thumbnails.DECODED, thumbnails.DECODED)
+            image = decoding.decode(image, at_least=at_least)
         else:
             shape = image.shape[:2]
     except decoding.CorruptImageError as error:
-        return _Image(0, b"", (0, 0), None, str(error))
-    if not pixels:
-        return _Image(label, image_digest, shape, None, "")
-    if max(shape) > stored_size:
+        return _Image(0, b"", (0, 0), None, None, str(error))
+    if pixels and max(shape) > stored_size:
         image = decoding.resize(image, stored_size)
-    return _Image(label, image_digest, shape, image, "")
+    thumbnail = thumbnails.of_pixels(image)
+    return _Image(label, image_digest, shape, image if pixels else None, thumbnail, "")
 
 
 class Scanner:
@@ -141,6 +145,7 @@ class Scanner:
         self.file = make_file() if options.pixels else None
         self.shape: tuple[int, int] | None = None  # Shape in which all images are stored.
         self._digests: list[bytes] = []
+        self._thumbnails: list[np.ndarray] = []
         self._kept: list[int] = []
         self._labels: list[int] = []
         self._shapes: list[tuple[int, int]] = []
@@ -177,6 +182,7 @@ class Scanner:
             pixels,
             np.asarray(self._shapes, np.int32).reshape(-1, 2),
             np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, DIGEST_BYTES),
+            np.asarray(self._thumbnails, np.uint8).reshape(-1, thumbnails.BYTES),
         )
 
     def pixels_in_memory(self) -> np.ndarray | None:
@@ -190,7 +196,7 @@ class Scanner:
         return stored.reshape(len(self._kept), *self.shape, 3)
 
     def _add(self, row: int, image: _Image) -> None:
-        if image.error:
+        if image.thumbnail is None:
             self._corrupt.append(f"{self.split.name(row)}: {image.error}")
             if len(self._corrupt) > self.options.corrupt_limit:
                 raise TooManyCorruptError(*self._corrupt)
@@ -206,6 +212,7 @@ class Scanner:
         self._labels.append(image.label)
         self._shapes.append(image.shape)
         self._digests.append(image.digest[:DIGEST_BYTES])
+        self._thumbnails.append(image.thumbnail)
         self._digest.update(image.digest + image.label.to_bytes(4, "little", signed=True))
         if self.file is None or image.pixels is None:
             return

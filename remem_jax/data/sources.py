@@ -59,6 +59,14 @@ class Subset(NamedTuple):
     rows: np.ndarray
     labels: np.ndarray
 
+    def image(self, i: int) -> bytes | np.ndarray:
+        """Reads the image at an index of the subset; see `Example.image` and `Split.read`."""
+        return self.split.read(int(self.rows[i])).image
+
+    def name(self, i: int) -> str:
+        """Returns the name of the image at an index of the subset; see `Split.name`."""
+        return self.split.name(int(self.rows[i]))
+
 
 class Unlabelled(NamedTuple):
     """Images without labels, before they are decoded.

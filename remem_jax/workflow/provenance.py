@@ -11,12 +11,14 @@ import numpy as np
 
 import remem_jax
 from remem_jax import data as datasets
-from remem_jax import settings
+from remem_jax import paired, settings
+from remem_jax.data.custom import walk
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.storage import results
 from remem_jax.storage.identity import Identity
 from remem_jax.workflow import context
 
+_EXAMPLES = 20  # Repeated test images that results name.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
 
@@ -65,6 +67,7 @@ def data(run: context.Run) -> dict[str, Any]:
         "empty_classes": list(dataset.empty_classes),
         "warnings": list(dataset.warnings),
         "fingerprint": dataset.fingerprint,
+        "repeated": repeated(dataset),
         **({"unlabelled": _unlabelled(dataset.unlabelled)} if dataset.unlabelled else {}),
     }
 
@@ -78,6 +81,30 @@ def _unlabelled(images: datasets.Unlabelled) -> dict[str, Any]:
         "repeated": images.repeated,
         "passed_over": dict(images.skipped_files),
         "fingerprint": images.fingerprint,
+    }
+
+
+def repeated(dataset: datasets.Dataset) -> dict[str, Any] | None:
+    """Returns the record of the test images that are also in train or validation; None if unknown.
+
+    "test" is packed by `paired.pack`: whether each test image is one of them. "examples" has the
+    name of a test image, and split and name of its duplicate, of the first ones.
+    """
+    found = dataset.repeated
+    if found is None:
+        return None
+    splits, test = dataset.splits, dataset.splits["test"]
+    pairs = list(zip(found.tests.tolist(), found.splits, found.others.tolist(), strict=True))
+    different = [test.labels[i] != splits[name].labels[j] for i, name, j in pairs]
+    return {
+        "images": len(pairs),
+        "same_file": int(found.same_file.sum()),
+        "different_labels": int(np.sum(different)),
+        "test": paired.pack(np.isin(np.arange(len(test.rows)), found.tests)),
+        "examples": [
+            [walk.printable(test.name(i)), name, walk.printable(splits[name].name(j))]
+            for i, name, j in pairs[:_EXAMPLES]
+        ],
     }
 
 

@@ -294,20 +294,17 @@ def test_the_digest_depends_on_the_content_only(
 # Damage.
 
 
-def test_an_older_entry_without_sizes_is_still_read(
+def test_sizes_digests_and_thumbnails_are_cached(
     images: list[np.ndarray], tmp_path: pathlib.Path
 ) -> None:
     split = _split([_png(image) for image in images])
-    _scan(split, tmp_path)
-    (index,) = tmp_path.rglob("index.npz")
-    with np.load(index) as stored:
-        arrays = {name: stored[name] for name in stored.files if name != "shapes"}
-    np.savez(index, **arrays)
 
-    result = _scan(split, tmp_path)
+    first, second = (_scan(split, tmp_path) for _ in range(2))
 
-    assert result.shapes is None
-    np.testing.assert_array_equal(_stored(result), images)
+    for name in ("shapes", "digests", "thumbnails"):
+        np.testing.assert_array_equal(getattr(second, name), getattr(first, name))
+    resized = [np.asarray(decoding.resize(image, 8)).ravel() for image in images]
+    np.testing.assert_array_equal(second.thumbnails, resized)
 
 
 @pytest.mark.parametrize("name", ["about.json", "index.npz", "pixels.bin"])

@@ -9,7 +9,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 WORDS = 7  # Of the longest run of words that a message always has: enough to find it by.
-MADE = ("SettingError", "HeldError", "_wrong")  # Calls whose last argument of text is a message.
+MADE = (
+    "SettingError",
+    "TooFewImagesError",
+    "HeldError",
+    "_wrong",
+)  # Calls whose last argument of text is a message.
 
 
 def messages(source: str) -> Iterator[str]:

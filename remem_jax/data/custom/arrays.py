@@ -14,11 +14,15 @@ from remem_jax.data.custom import class_names, folders, walk
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source
 
 
-def open_arrays(path: str) -> Source:
+def open_arrays(path: str, *, enough: bool = True) -> Source:
     """Opens an .npz with `train_image`, `train_label`, `test_image`, `test_label` and `classes`.
 
     Images are uint8 (example, height, width, 3), labels whole numbers from 0, and `classes` has
     their names; `validation_image` and `validation_label` are optional.
+
+    Args:
+        path: The file.
+        enough: Whether each class must have enough images to train on.
 
     Raises:
         SettingError: If there is no such file, or its arrays have another form.
@@ -43,7 +47,8 @@ def open_arrays(path: str) -> Source:
         _require_form(f"{path}: {name}", images, labels, len(classes))
         splits[name] = sources.in_memory(images, labels, f"{name} image")
         counts[name] = Counter(classes[label] for label in labels)
-    class_names.require_enough(counts[TRAIN], names, "training images")
+    if enough:
+        class_names.require_enough(counts[TRAIN], names, "training images")
     nonempty = {name for count in counts.values() for name in count}
     source = Source(
         walk.printable(pathlib.Path(path).stem),

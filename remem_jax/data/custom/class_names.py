@@ -14,6 +14,10 @@ _BIDIRECTIONAL = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x20
 _LISTED = 5  # Classes listed in a message.
 
 
+class TooFewImagesError(SettingError):
+    """A class has fewer images than a run needs of each class."""
+
+
 def require_storable(names: Iterable[str], where: str) -> None:
     """Checks that names can be stored and displayed, and that they differ in Unicode.
 
@@ -81,7 +85,7 @@ def require_enough(images: Mapping[str, int], splits: Collection[str], what: str
         what: Plural noun of what is counted, such as "images".
 
     Raises:
-        SettingError: If a class has images, but fewer than one for each split to draw.
+        TooFewImagesError: If a class has images, but fewer than one for each split to draw.
     """
     uses = {TRAIN: "train", VALIDATION: "validate", TEST: "test"}
     drawn = [use for split, use in uses.items() if split == TRAIN or split not in splits]
@@ -89,7 +93,7 @@ def require_enough(images: Mapping[str, int], splits: Collection[str], what: str
     if few:
         noun = what.removesuffix("s") if images[few[0]] == 1 else what
         more = f" (and {len(few) - 1:,} other classes have too few)" if len(few) > 1 else ""
-        raise SettingError(
+        raise TooFewImagesError(
             f"The class {_escaped(few[0])} has {images[few[0]]} {noun}{more}; {len(drawn)} are "
             f"needed, one each to {', '.join(drawn[:-1])} and {drawn[-1]}: add images, leave the "
             "class out, or give splits of your own in config.data.path."

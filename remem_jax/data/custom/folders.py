@@ -58,7 +58,7 @@ class _Paths(NamedTuple):
         return str(pathlib.Path(self.root, self.names[i]))
 
 
-def folder(path: str) -> Source:
+def folder(path: str, *, enough: bool = True) -> Source:
     """Opens a folder of class folders of images, which may have subfolders.
 
     Either PATH/class/**/image.jpg, of which a stratified fifth becomes the test split, or
@@ -66,6 +66,10 @@ def folder(path: str) -> Source:
     fifth of train becomes the test split. `split_names` has the names of splits. Hidden files,
     files that are not images, and files left by other programs are skipped and counted. Each file
     counts once.
+
+    Args:
+        path: The folder.
+        enough: Whether each class must have enough images to train on.
 
     Raises:
         SettingError: If there is no such folder, it has no images, its layout is ambiguous, or
@@ -89,6 +93,8 @@ def folder(path: str) -> Source:
         )
     if not layout.of_splits:
         layouts.require_flat(path, [(file.class_name, file.name) for file in distinct[TRAIN]])
+    if enough:
+        require_enough(distinct)
     classes = sorted({file.class_name for files in distinct.values() for file in files})
     folders = {place.name for places in layout.splits.values() for place in places}
     return of_files(
@@ -131,6 +137,17 @@ def require_outside(name: str, path: str, directory: pathlib.Path, *, unlabelled
 # Shared by folders and lists.
 
 
+def require_enough(files_by_split: Mapping[str, Sequence[File]]) -> None:
+    """Checks that each class has enough images to train on.
+
+    Raises:
+        class_names.TooFewImagesError: If a class has too few.
+    """
+    counts = Counter(file.class_name for file in files_by_split[TRAIN])
+    noun = "images" if len(files_by_split) == 1 else "training images"
+    class_names.require_enough(counts, files_by_split, noun)
+
+
 def of_files(
     title: str,
     root: pathlib.Path,
@@ -155,14 +172,12 @@ def of_files(
         warnings: Warnings so far; those about classes are added.
 
     Raises:
-        SettingError: If classes cannot be stored, or have too few images.
+        SettingError: If classes cannot be stored.
     """
     class_names.require_storable(classes, where)
     counts = {
         split: Counter(file.class_name for file in files) for split, files in files_by_split.items()
     }
-    noun = "images" if len(files_by_split) == 1 else "training images"
-    class_names.require_enough(counts[TRAIN], files_by_split, noun)
     index = {name: i for i, name in enumerate(classes)}
     splits = {}
     for split, files in _with_test(files_by_split).items():

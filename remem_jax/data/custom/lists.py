@@ -20,7 +20,7 @@ LISTS = (".csv", ".jsonl", ".ndjson")
 _WHOLE = re.compile("-?[0-9]+")
 
 
-def listing(path: str, root: str = "") -> Source:
+def listing(path: str, root: str = "", *, enough: bool = True) -> Source:
     """Opens a list of images with their classes and, optionally, splits.
 
     The first line of a CSV names its columns: `path`, `label` and optionally `split`, in any order,
@@ -29,6 +29,11 @@ def listing(path: str, root: str = "") -> Source:
     01 are two classes. They are sorted as numbers if all are whole numbers, else as text. Splits
     are train, validation and test, by the names of `split_names`; if the list has no test images, a
     stratified fifth of train becomes the test split. Repeated lines count once.
+
+    Args:
+        path: The list.
+        root: Folder of the relative paths; empty for that of the list.
+        enough: Whether each class must have enough images to train on.
 
     Raises:
         SettingError: If there is no such list, a line is invalid or contradicts another, a file
@@ -63,6 +68,8 @@ def listing(path: str, root: str = "") -> Source:
         TRAIN in by_split,
         f"{path} lists no images of the train split; mend it, or config.data.path.",
     )
+    if enough:
+        folders.require_enough(by_split)
     repeated = len(rows) - len(first)
     return folders.of_files(
         place.stem,

@@ -17,6 +17,7 @@ from remem_jax.report.run import (
     information,
     plots,
     recommendation,
+    repeated,
     search,
 )
 from remem_jax.report.run import tables as run_tables
@@ -84,7 +85,7 @@ def _content(
         "facts": [tables.settings(results), run_tables.origins(results), run_tables.times(results)],
         "skipped": results["data"]["skipped"],
         "diverged": _diverged(results),
-        "remarks": remarks(results["data"]),
+        "remarks": [*repeated.remarks(results), *remarks(results["data"])],
         "differs": _differs(results),
     }
 

@@ -1,18 +1,6 @@
-"""Prints the data sets of the paper, and which of them are prepared on this machine.
+"""The table of the paper's data sets, and which of them are prepared on this machine."""
 
-python -m remem_jax.data [--dir DIR]
-"""
-
-from remem_jax.storage import streams
-
-if __name__ == "__main__":  # Before imports that take seconds.
-    streams.begin("remem_jax")
-
-import argparse
-import sys
 import textwrap
-
-from absl import logging
 
 from remem_jax.checks import SettingError
 from remem_jax.data import registry
@@ -22,34 +10,21 @@ _ROW = "{:11}  {:21}  {:16}  {:>7}  {:9}  {:4}  {:12}  {}".format
 _METRICS = {registry.TOP1: "top-1", registry.MEAN_PER_CLASS: "per class"}
 
 
-def main() -> int:
-    """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m remem_jax.data", description="Lists the data sets of the paper."
-    )
-    parser.add_argument("--dir", default="", help="folder of TFDS instead of its default")
-    data_dir = parser.parse_args().dir
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of each data set that is not prepared.
-    damages: list[str] = []
-    try:
-        lines = _lines(data_dir, damages)
-    except SettingError as error:
-        sys.stderr.write(f"remem_jax: {error}\n")
-        return 1
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
-    sys.stderr.writelines(f"remem_jax: {damage}\n" for damage in damages)
-    return 0
+def lines(data_dir: str) -> tuple[list[str], list[str]]:
+    """Returns the lines of the table, and the errors of data sets that are damaged.
 
+    Args:
+        data_dir: Folder of TFDS; empty for its default.
 
-def _lines(data_dir: str, damages: list[str]) -> list[str]:
-    """Returns the lines to print; adds the errors of damaged data sets to `damages`."""
+    Raises:
+        SettingError: If the folder is not on this machine.
+    """
     folder = copies.folder(data_dir)
     columns = ("name", "train", "test", "classes", "metric", "flip", "obtained", "prepared here")
-    lines = [_ROW(*columns)]
+    table, damages = [_ROW(*columns)], []
     for name, record in registry.RECORDS.items():
         train, test = record.examples
-        lines.append(
+        table.append(
             _ROW(
                 name,
                 f"{record.train} {train}",
@@ -61,22 +36,25 @@ def _lines(data_dir: str, damages: list[str]) -> list[str]:
                 _prepared(name, data_dir, damages),
             )
         )
-    lines += [
+    table += [
         "",
         f"Prepared here: in {folder}. What is not: tools/prepare_data.py NAME.",
         "The validation split is held out of train. Per class: mean of the classes' accuracies.",
     ]
     for name, record in registry.RECORDS.items():
-        lines += ["", f"{name}: {record.tfds}", f"  licence: {record.licence}", f"  {record.page}"]
+        table += ["", f"{name}: {record.tfds}", f"  licence: {record.licence}", f"  {record.page}"]
         if record.note:
-            lines += textwrap.wrap(
+            table += textwrap.wrap(
                 f"assumed: {record.note}", 98, initial_indent="  ", subsequent_indent="    "
             )
-    return lines
+    return table, damages
 
 
 def _prepared(name: str, data_dir: str, damages: list[str]) -> str:
-    """Returns the cell of the last column: the format and the numbers of examples."""
+    """Returns the cell of the last column: the format and the numbers of examples.
+
+    The error of a damaged data set is added to `damages`.
+    """
     try:
         state = prepared.state(name, data_dir)
     except SettingError as error:
@@ -87,7 +65,3 @@ def _prepared(name: str, data_dir: str, damages: list[str]) -> str:
     train, test = state.counts
     suffix = "" if registry.RECORDS[name].is_official(state.counts) else ", not official"
     return f"{state.format} {train}+{test}{suffix}"
-
-
-if __name__ == "__main__":
-    sys.exit(streams.run("remem_jax", main))

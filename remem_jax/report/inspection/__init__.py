@@ -1,0 +1,1 @@
+"""The page and the text about images before a run; see `remem data`."""
