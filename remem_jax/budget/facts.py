@@ -25,11 +25,13 @@ class Facts(NamedTuple):
         examples: Number of images by split, before validation is held out.
         classes: Number of classes.
         side: Median of the images' shorter sides, in pixels, of a sample.
+        unlabelled: Number of images without labels.
     """
 
     examples: dict[str, int]
     classes: int
     side: int
+    unlabelled: int = 0
 
 
 def of_source(source: Source) -> Facts:
@@ -41,6 +43,7 @@ def of_source(source: Source) -> Facts:
         {name: each.examples for name, each in source.splits.items()},
         len(source.classes),
         round(statistics.median(sides)) if sides else 0,
+        source.unlabelled.split.examples if source.unlabelled else 0,
     )
 
 

@@ -30,12 +30,13 @@ def announce(
 def _data(run: context.Run) -> str:
     dataset, names = run.dataset, ("train", "validation", "test")
     counts = [f"{len(dataset.splits[name].rows):,} {name}" for name in names]
+    more = f", and {dataset.unlabelled.images:,} unlabelled" if dataset.unlabelled else ""
     held_out = "held out of train" if provenance.held_out(dataset) else "of the data set"
     odd = len(dataset.corrupt_images) + sum(dataset.skipped_files.values())
     remarks = f" {odd:,} files are skipped (see the report)." if odd else ""
     return (
         f"{dataset.title}: {', '.join(counts)} images of {len(dataset.classes):,} classes "
-        f"(validation {held_out}).{remarks}"
+        f"(validation {held_out}){more}.{remarks}"
     )
 
 

@@ -49,7 +49,7 @@ def run(
     check(config)
     images = config.data
     folders.require_outside(images.name, images.path, directory, unlabelled=images.unlabelled)
-    found = facts.of_source(context.open_source(config.data))
+    found = facts.of_source(context.with_unlabelled(context.open_source(images), images))
     device_mesh = workflow.make_mesh()
     record = progress.read(directory) or Record(_planned(config, found, device_mesh))
     filled = rules.filled(config, record.settings)
@@ -97,7 +97,12 @@ class _Budgeted:
         has_teacher = any(METHODS[method].has_teacher for method in run.config.methods)
         self._pretrained = finetune.read_pretrained(run) if has_teacher else None
         self._setup = student_setup.make(run, self._pretrained)
-        self._limits = rules.limits(run.config, asked, len(run.dataset.splits["train"].rows))
+        self._limits = rules.limits(
+            run.config,
+            asked,
+            images=len(run.dataset.splits["train"].rows),
+            unlabelled=run.dataset.unlabelled.images if run.dataset.unlabelled else 0,
+        )
         self._teachers: dict[str, finetune.Teachers] = {}
         self._groups: dict[str, list[dict[str, Any]]] = {}
 

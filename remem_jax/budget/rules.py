@@ -149,15 +149,16 @@ def set_stage(config: ConfigDict, stage: Stage, step_seconds: float, asked: Conf
         config.save_every = max(round(_SAVE_SECONDS / step_seconds), 1)
 
 
-def limits(config: ConfigDict, asked: ConfigDict, images: int) -> Limits:
+def limits(config: ConfigDict, asked: ConfigDict, *, images: int, unlabelled: int) -> Limits:
     """Returns the limits of the plan.
 
     Args:
         config: Return value of `choose`.
         asked: The settings of the user.
-        images: Number of training images, without those held out.
+        images: Number of labelled training images, without those held out.
+        unlabelled: Number of images without labels.
     """
-    epoch = images / config.student.batch_size
+    epoch = (images + unlabelled) / config.student.batch_size
     rates = (
         student_grid.pretrained_rates(config.student)
         if config.student.init
@@ -210,8 +211,13 @@ def _choose_student(config: ConfigDict) -> None:
 def _choose_batches(config: ConfigDict, facts: Facts, device: Device) -> None:
     images = facts.examples[sources.TRAIN] * (1 - config.data.validation)
     most = _LARGEST_BATCH.get(device.platform, _LARGEST_BATCH_OF_ACCELERATORS)
-    fitting = 2 ** math.floor(math.log2(max(images / _STEPS_PER_EPOCH, 1)))
-    for group in (config.teacher, config.student):
+    # Students without a teacher have labelled images alone, which must fill a batch.
+    with_unlabelled = min((images + facts.unlabelled) / _STEPS_PER_EPOCH, images)
+    for group, wanted in (
+        (config.teacher, images / _STEPS_PER_EPOCH),
+        (config.student, with_unlabelled),
+    ):
+        fitting = 2 ** math.floor(math.log2(max(wanted, 1)))
         group.batch_size = group.batch_size or min(max(fitting, 8), most)
 
 
@@ -222,7 +228,7 @@ def _choose_size_and_teacher(
     named = config.teacher.init
     teachers = [named] if named else [TEACHERS[0]] if device.platform == "cpu" else TEACHERS
     sides = [config.data.image_size] if config.data.image_size else _sides(config, facts)
-    epoch = facts.examples[sources.TRAIN] / config.student.batch_size
+    epoch = (facts.examples[sources.TRAIN] + facts.unlabelled) / config.student.batch_size
     wanted = min(max(EPOCHS * epoch, _FEWEST_STEPS), _MOST_STEPS)
     chosen = (teachers[0], sides[0])
     for teacher in teachers:

@@ -252,10 +252,8 @@ def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
     """Loads the data set that `settings` (such as `config.data`) names."""
     source = open_source(settings)
     if settings is config.data:
-        if settings.unlabelled and _distils(config):
-            source = data.with_unlabelled(
-                source, settings.unlabelled, largest_share=settings.unlabelled_share
-            )
+        if _distils(config):
+            source = with_unlabelled(source, settings)
         counts.check(config, source)
     names = ("input", "stored_size", "resident_gib", "cache", "threads")
     return data.load(
@@ -277,6 +275,14 @@ def open_source(settings: ConfigDict) -> data.Source:
         root=settings.root,
     )
     return data.with_rules(source, flip=settings.flip, metric=settings.metric)
+
+
+def with_unlabelled(source: data.Source, settings: ConfigDict) -> data.Source:
+    """Adds the unlabelled images that `settings` (`config.data`) names, if any."""
+    if not settings.unlabelled:
+        return source
+    share = settings.unlabelled_share
+    return data.with_unlabelled(source, settings.unlabelled, largest_share=share)
 
 
 def _distils(config: ConfigDict) -> bool:

@@ -82,7 +82,7 @@ def test_what_the_user_sets_is_kept() -> None:
     for name, value in changes.items():
         group, _, last = name.rpartition(".")
         assert (filled[group] if group else filled)[last] == value
-    limits = rules.limits(filled, config(**changes), 2000)
+    limits = rules.limits(filled, config(**changes), images=2000, unlabelled=0)
     assert (limits.student_steps, limits.teacher_steps, limits.fixed) == (77, (5, 9), True)
 
 
@@ -95,7 +95,8 @@ def test_a_student_from_random_weights_is_compared_with_one_from_scratch() -> No
 
 def test_the_middle_learning_rate_is_the_first_choice() -> None:
     filled = chosen(CALTECH, CPU)
-    assert rules.limits(filled, config(), 2754).learning_rates[0] == 1e-3
+    limits = rules.limits(filled, config(), images=2754, unlabelled=0)
+    assert limits.learning_rates[0] == 1e-3
 
 
 def test_a_stage_sets_only_its_own_steps() -> None:
@@ -107,3 +108,21 @@ def test_a_stage_sets_only_its_own_steps() -> None:
     assert filled.teacher.steps == (300,)
     assert filled.student.pretrained_learning_rates == (1e-3,)
     assert (filled.log_every, filled.save_every) == (10, 120)
+
+
+def test_unlabelled_images_enlarge_the_batches_and_the_passes_of_students_alone() -> None:
+    few = Facts({"train": 306, "test": 100}, 102, side=96)
+    with_more = few._replace(unlabelled=2754)
+    plain, more = (chosen(facts, CPU) for facts in (few, with_more))
+
+    assert plain.teacher.batch_size == more.teacher.batch_size == plain.student.batch_size == 8
+    assert more.student.batch_size == 64
+    limits = rules.limits(more, config(), images=204, unlabelled=2754)
+    assert limits.most_steps == round(60 * 2958 / 64)
+    assert limits.most_teacher_steps == round(20 * 204 / 8)
+
+
+def test_a_batch_is_no_larger_than_the_labelled_images() -> None:
+    facts = Facts({"train": 60, "test": 10}, 3, side=96, unlabelled=100_000)
+
+    assert chosen(facts, GPU).student.batch_size == 32
