@@ -21,10 +21,10 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "data": Command("remem_jax.commands.data", "look at images before a run"),
     "distil": Command(
         "remem_jax.commands.distil", "make a small model from images in a given time"
     ),
+    "data": Command("remem_jax.commands.data", "look at images before a run"),
     "export": Command("remem_jax.export.__main__", "write a student as ONNX or another format"),
     "predict": Command("remem_jax.predict", "classify images with a student or an export"),
 }

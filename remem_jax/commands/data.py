@@ -12,6 +12,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING
 
+from remem_jax import display
 from remem_jax.checks import SettingError, require
 from remem_jax.export import command
 from remem_jax.storage import streams
@@ -49,11 +50,10 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> None:
     from absl import logging
 
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of each data set that is not prepared.
     if not arguments.source:
-        logging.set_verbosity(logging.ERROR)  # TFDS warns of each data set that is not prepared.
         _list_sets(arguments.dir)
         return
-    logging.set_verbosity(logging.ERROR)  # The summary has the warnings.
     source, refused = _open(arguments.source, arguments.dir)
     # Imported after the checks, because they take seconds.
     from remem_jax.data.inspection import summary
@@ -63,7 +63,9 @@ def _run(arguments: argparse.Namespace) -> None:
         _require_outside(arguments.source, arguments.out)
         arguments.out.mkdir(parents=True, exist_ok=True)
     logging.set_verbosity(logging.INFO)  # For the progress.
-    inspection = summary.inspect(source, threads=len(os.sched_getaffinity(0)))
+    with display.opened():
+        display.use_terminal()
+        inspection = summary.inspect(source, threads=len(os.sched_getaffinity(0)))
     sys.stdout.write("\n".join(text.lines(inspection, refused)) + "\n")
     if arguments.out is not None:
         page.write(arguments.out, inspection, refused)

@@ -56,8 +56,7 @@ class Dataset(NamedTuple):
         warnings: See `Source`.
         shapes: Height and width of every labelled image in its file; None if they are unknown.
         unlabelled: Images without labels, for students with a teacher; None if there are none.
-        repeated: Test images that are also in train or validation; None if they are unknown, as for
-            published data sets.
+        repeated: Test images that are also in train or validation; None if published.
     """
 
     title: str

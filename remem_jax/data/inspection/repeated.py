@@ -59,7 +59,7 @@ def of_scans(
     Returns:
         The images; None for published data sets, whose splits are used as they are.
     """
-    if source.official is not None:
+    if source.published:
         return None
     contents = {}
     for name, subset in splits.items():

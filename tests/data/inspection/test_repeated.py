@@ -125,7 +125,7 @@ def test_the_most_alike_is_named(rng: np.random.Generator) -> None:
 
 
 def test_published_splits_are_not_searched(tmp_path: pathlib.Path) -> None:
-    source = data.open_source("digits", path="", data_dir="")._replace(official=True)
+    source = data.open_source("digits", path="", data_dir="")._replace(published=True)
     storage = STORAGES["resident"]._replace(cache=str(tmp_path))
 
     loaded = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0)
