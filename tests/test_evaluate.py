@@ -241,6 +241,7 @@ def test_two_devices_give_the_same_metrics(images: np.ndarray, labels: np.ndarra
     on_two = measure(images, labels, 4, sharding=both, **options)
 
     np.testing.assert_array_equal(on_two.pop("predictions"), on_one.pop("predictions"))
+    np.testing.assert_allclose(on_two.pop("confidences"), on_one.pop("confidences"), rtol=1e-6)
     for name in ("loss", "calibration_error"):  # The order of summation differs.
         assert on_two.pop(name) == pytest.approx(on_one.pop(name), rel=1e-6)
     assert on_two == on_one

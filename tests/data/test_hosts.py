@@ -80,6 +80,7 @@ def test_metrics_of_any_number_of_hosts_are_the_same_on_each(
 ) -> None:
     alone = results[1][0][kind]["measured"]
     counted = {name: alone.pop(name) for name in ("confusion", "predictions")}
+    confidences = alone.pop("confidences")
 
     assert np.sum(counted["confusion"]) == 12  # A fifth of each class, rounded.
     for by_host in results.values():
@@ -87,4 +88,6 @@ def test_metrics_of_any_number_of_hosts_are_the_same_on_each(
             measured = dict(result[kind]["measured"])
             for name, value in counted.items():
                 assert measured.pop(name, value) == value
+            measured_confidences = measured.pop("confidences", confidences)
+            assert measured_confidences == pytest.approx(confidences, rel=1e-6)
             assert measured == pytest.approx(alone, rel=1e-6)

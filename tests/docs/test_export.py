@@ -32,7 +32,7 @@ SMALLEST = "mobilenet_v2_035"
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_the_options_of_the_commands_are_there(module: str) -> None:
-    found = re.findall(rf"^    .*-m remem_jax\.{module} (.*?)(?: >.*)?$", PAGE, re.MULTILINE)
+    found = re.findall(rf"^    .*bin/remem {module} (.*?)(?: >.*)?$", PAGE, re.MULTILINE)
 
     assert len(found) >= 3
     for line in found:

@@ -126,7 +126,8 @@ def test_hostile_names_are_text_in_the_page(
 def test_hostile_names_are_escaped_in_markdown(
     read: Callable[[], tuple[str, str]], hostile: dict[str, Any]
 ) -> None:
-    text = read()[1]
+    # Indented lines are literal.
+    text = re.sub("^    .*$", "", read()[1], flags=re.MULTILINE)
 
     assert "<" not in text
     assert not re.search(r"(?<!\\)[`$]", text)

@@ -6,7 +6,9 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib import colormaps, colors
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from scipy.cluster import hierarchy
 from scipy.spatial import distance
 
@@ -55,7 +57,7 @@ def draw(confusion: Confusion, classes: Sequence[str], title: str) -> Drawing:
         _count(axes, confusion, shares)
     rows = [
         (classes[true], classes[predicted], int(confusion[true, predicted]))
-        for true, predicted in np.argwhere(confusion)
+        for true, predicted in np.argwhere(confusion).tolist()
     ]
     return Drawing(
         "confusion", title, _caption(number), figure, ("true", "predicted", "images"), rows
@@ -75,11 +77,11 @@ def similar_first(confusion: Confusion) -> Int[np.ndarray, " classes"]:
     return hierarchy.leaves_list(tree)
 
 
-def _cells(axes: Axes, shares: np.ndarray) -> object:
+def _cells(axes: Axes, shares: np.ndarray) -> AxesImage:
     return axes.imshow(shares, cmap=_CELL_COLORS, norm=_SCALE, interpolation="nearest")
 
 
-def _dots(axes: Axes, shares: np.ndarray) -> object:
+def _dots(axes: Axes, shares: np.ndarray) -> PathCollection:
     """Draws a dot for each kind of error, the most frequent on top, and a line for the diagonal."""
     errors = shares.copy()
     np.fill_diagonal(errors, 0)

@@ -131,7 +131,7 @@ def of_run(directory: pathlib.Path, results: Results, found: Predictions | None)
         per_class = per_class._replace(rows=per_class.rows[:WORST_CLASSES])
     worst = mistakes(directory, results)
     heads = ("Image", "Class", "Predicted as", "Confidence, %")
-    rows = tuple((*mistake[:4],) for mistake in worst)
+    rows = tuple((each.file, each.label, each.predicted, each.confidence) for each in worst)
     listed = Table("Worst mistakes on test", heads, rows, numeric=False, note=_WORST)
     return Errors(per_class, others, worst, listed if rows else None)
 
@@ -155,7 +155,9 @@ def table(found: Predictions, classes: Sequence[str]) -> Table:
     mistaken = _mistaken(found, classes)
     columns.append([mistaken.get(i, tables.NOTHING) for i in range(len(classes))])
     order = np.argsort(shares, kind="stable").tolist()
-    rows = [(classes[i], *(column[i] for column in columns)) for i in order if images[i]]
+    rows: list[tuple[str, ...]] = [
+        (str(classes[i]), *(column[i] for column in columns)) for i in order if images[i]
+    ]
     title = f"Accuracy per class on test: {tables.method_title(found.method)}, student"
     all_heads = (*heads, "Most often taken for")
     return Table(title, all_heads, tuple(rows), texts=(len(heads),))

@@ -75,7 +75,7 @@ def files_of(directory: pathlib.Path, row: Mapping[str, Any]) -> dict[str, dict[
     }
     return {
         role: {"path": name, "bytes": (directory / name).stat().st_size}
-        if row[role] and (directory / name).is_file()
+        if row[role] is not None and (directory / name).is_file()
         else None
         for role, name in names.items()
     }
