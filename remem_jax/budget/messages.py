@@ -1,6 +1,7 @@
 """What a run with a time budget says: its plan, each result, and how to go on."""
 
 import datetime
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from remem_jax.budget.plan import TEACHER, Speeds, Stage
 from remem_jax.budget.progress import Clock
 from remem_jax.methods import METHODS
 from remem_jax.report import tables
+from remem_jax.report.run import recommendation
+from remem_jax.storage import results as stored
+from remem_jax.weights import catalog
 from remem_jax.workflow import context, provenance
 from remem_jax.workflow import stages as workflow_stages
 
@@ -44,14 +48,18 @@ def _models(run: context.Run, models: Mapping[str, Any]) -> str:
     config = run.config
     student = (
         f"Student: {models['student']}, {_millions(models['student_parameters'])} parameters, from "
-        f"{config.student.init or 'random weights'}; at {config.data.image_size} pixels"
+        f"{_weights(config.student.init) or 'random weights'}; at {config.data.image_size} pixels"
     )
     if models["teacher"] is None:
         return f"{student}; no teacher."
-    return (
-        f"{student}. Teacher: {config.teacher.init}, {_millions(models['teacher_parameters'])} "
-        f"parameters{'' if models['tuning'] == 'full' else ', ' + models['tuning']}."
-    )
+    tuning = "" if models["tuning"] == "full" else f", {models['tuning']}"
+    size = f"{_millions(models['teacher_parameters'])} parameters{tuning}"
+    return f"{student}. Teacher: {_weights(config.teacher.init)}, {size}."
+
+
+def _weights(init: str) -> str:
+    """Returns the name of weights; of a path, the last part."""
+    return init if catalog.is_name(init) else pathlib.PurePath(init).name
 
 
 def _millions(parameters: int) -> str:
@@ -108,19 +116,25 @@ def finished(stage: Stage, metric: str, clock: Clock) -> None:
     )
 
 
-def conclude(run: context.Run, results: Mapping[str, Any], clock: Clock) -> None:
-    """Logs the test accuracies, and the next commands."""
-    metric, folder = run.dataset.metric, run.workdir
+def conclude(folder: pathlib.Path, clock: Clock) -> None:
+    """Logs the results of a finished run, the model to use, and the commands that come next."""
+    results = stored.read(folder / "results.json") or {}
+    metric = results["data"]["metric"]
     for row in results["methods"]:
         teacher = row["teacher"]
         beside = f", its teacher {tables.percent(teacher['test'][metric])} %" if teacher else ""
         logging.info(
-            "%s: student %s %% on test (%s)%s.",
+            "%s: the student has %s %% on test (%s)%s.",
             METHODS[row["method"]].title,
             tables.percent(row["student"]["test"][metric]),
             tables.METRIC_TITLES[metric],
             beside,
         )
-    logging.info("Done in %s. Next:", tables.duration(clock.spent()))
-    logging.info("  remem export %s --format=onnx", folder)
-    logging.info("  remem predict %s IMAGES", folder)
+    advice = recommendation.recommend(results, folder)
+    for line in (
+        f"{advice.sentence} {advice.reasons}",
+        *([f"Its file is {advice.file}."] if advice.file else []),
+        f"Done in {tables.duration(clock.spent())}. The report is {folder / 'report.html'}. Next:",
+        *(f"  {command}" for command in advice.commands),
+    ):
+        logging.info("%s", line)

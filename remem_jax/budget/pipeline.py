@@ -226,7 +226,7 @@ class _Budgeted:
             "seconds": self._clock.spent(),
         }
         pipeline.write_results(run, {**results, "failed": failed, "budget": budget}, outcomes)
-        messages.conclude(run, results, self._clock)
+        messages.conclude(run.workdir, self._clock)
         self._clock.save()
 
 
