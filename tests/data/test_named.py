@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets
+from absl import app
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from configs import own, quickstart
 from remem_jax import data, settings
 from remem_jax.checks import SettingError
+from remem_jax.commands import distil
 from remem_jax.data import scan, sources
 from remem_jax.data.tfds import named
 from remem_jax.settings import unused
@@ -392,3 +394,18 @@ def test_the_settings_are_refused_for_other_data_sets(config: ConfigDict, name: 
 
     with pytest.raises(SettingError, match=rf"config\.data\.{name} has no effect: config\.data\."):
         unused.check(config, [f"data.{name}"])
+
+
+def test_remem_distil_takes_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = own.get_config("tfds:eurosat/rgb:2.0.0")
+    given: list[str] = []
+    monkeypatch.setattr(app, "run", lambda *_, argv, **__: given.extend(argv))
+    monkeypatch.setattr(sys, "argv", [])
+
+    distil.main(["tfds:eurosat/rgb:2.0.0", "--hours=2"])
+
+    assert (config.data.name, config.data.path) == ("tfds:eurosat/rgb:2.0.0", "")
+    assert given[1:3] == [
+        "--config=configs/own.py:tfds:eurosat/rgb:2.0.0",
+        "--workdir=runs/eurosat_rgb_2.0.0",
+    ]

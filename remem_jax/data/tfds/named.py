@@ -121,6 +121,7 @@ def tfds(name: str, data_dir: str, choices: Choices) -> Source:
         SettingError: If it is not prepared, has another format or is damaged; or if its splits,
             image or labels cannot be found.
     """
+    check("config.data.name", name)  # TFDS would look for some other forms in the internet.
     copy = find(name, data_dir)
     if copy is None:
         raise SettingError(
