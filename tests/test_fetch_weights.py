@@ -52,7 +52,7 @@ def run(cache: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def test_fetched_weights_are_listed_as_present(site: server.Site, tmp_path: pathlib.Path) -> None:
+def test_weights_are_fetched_into_the_cache(site: server.Site, tmp_path: pathlib.Path) -> None:
     names = ("gsam:S/16", "gsam:B/16")
 
     code, output, errors = run(tmp_path, "fetch", *names, "--mirror", site.url)
@@ -61,13 +61,9 @@ def test_fetched_weights_are_listed_as_present(site: server.Site, tmp_path: path
     assert output.splitlines() == [
         f"{name} {tmp_path}/weights/gsam/ViT-{name[5]}_16.npz" for name in names
     ]
-    _, listed, _ = run(tmp_path, "list")
-    present = {line.split()[0] for line in listed.splitlines() if " yes " in line}
-    assert present == set(names)
-    assert "Table 4 of the paper, ImageNet-21k (augreg): augreg:B/16" in listed
 
 
-def test_students_are_fetched_from_the_hub_and_listed(
+def test_students_are_fetched_from_the_hub(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = {"model.safetensors": b"weights", "config.json": b"{}"}
@@ -80,11 +76,6 @@ def test_students_are_fetched_from_the_hub_and_listed(
     assert code == 0, errors
     name, path = output.split()
     assert (name, pathlib.Path(path).read_bytes()) == ("resnet18.a1_in1k", b"weights")
-    _, listed, _ = run(tmp_path, "students")
-    rows = {line.split()[0]: line for line in listed.splitlines() if "." in line.split(" ")[0]}
-    assert {name for name, line in rows.items() if " yes " in line} == {"resnet18.a1_in1k"}
-    assert "resnet18" in rows["resnet18.a1_in1k"]
-    assert "73.2" in rows["resnet18.a1_in1k"]
 
 
 def test_two_processes_fetch_a_file_once(site: server.Site, tmp_path: pathlib.Path) -> None:

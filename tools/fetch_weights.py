@@ -1,13 +1,11 @@
-"""Lists, selects and downloads published weights, for machines that have no network during a run.
+"""Selects and downloads published weights, for machines that have no network during a run.
 
-    python tools/fetch_weights.py list
-    python tools/fetch_weights.py students
     python tools/fetch_weights.py fetch augreg:Ti/16 augreg:B/16 resnet18.a1_in1k
     python tools/fetch_weights.py fetch --table4
     python tools/fetch_weights.py pick B/16 --pretraining i1k
 
-Downloads are stored in the cache folder; those of students, in the cache of huggingface_hub. To use
-them on another machine, copy them to the same place in its cache folder.
+`remem models` lists them. Downloads are stored in the cache folder; those of students, in the cache
+of huggingface_hub. To use them on another machine, copy them to the same place there.
 """
 
 from remem_jax.storage import streams
@@ -54,15 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--mirror", default="", help="URL or folder instead of the public bucket")
     shared.add_argument("--cache", default="", help="cache folder instead of REMEM_CACHE")
-    commands = parser.add_subparsers(required=True, metavar="list|students|fetch|pick")
-
-    lister = commands.add_parser("list", parents=[shared], help="list published weights")
-    lister.set_defaults(run=_list)
-
-    students = commands.add_parser(
-        "students", parents=[shared], help="list pretrained students, for config.student.init"
-    )
-    students.set_defaults(run=_list_students)
+    commands = parser.add_subparsers(required=True, metavar="fetch|pick")
 
     fetcher = commands.add_parser("fetch", parents=[shared], help="download weights by name")
     fetcher.add_argument(
@@ -87,35 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(arguments: argparse.Namespace) -> None:
-    row = "{:22} {:9} {:>6}  {:5}  {:30} {}".format
-    print(row("name", "variant", "MiB", "here", "pretraining", "note").rstrip())
-    for entry in catalog.PUBLISHED.values():
-        path = catalog.in_mirror(entry.path, arguments.mirror)
-        here = "yes" if download.is_here(path, entry.mebibytes) else "no"
-        size = "?" if entry.mebibytes is None else f"{entry.mebibytes:.0f}"
-        print(row(entry.name, entry.variant, size, here, entry.pretraining, entry.note).rstrip())
-    print("\nAlso: augreg: followed by any AugReg file name without .npz; see the command pick.")
-    for column, name in catalog.TABLE_4.items():
-        print(f"Table 4 of the paper, {column}: {name}")
-
-
-def _list_students(arguments: argparse.Namespace) -> None:
-    del arguments
-    row = "{:49} {:20} {:>6} {:>5}  {:5}  {:13} {}".format
-    print(row("name", "student", "pixels", "top-1", "here", "licence", "pretraining"))
-    for entry in student_catalog.PUBLISHED.values():
-        student = student_catalog.student_of(entry) or "none"
-        here = "yes" if hub.is_cached(hub.Name(entry.repository)) else "no"
-        top1 = f"{entry.top1:.1f}"
-        cells = (entry.test_pixels, top1, here, entry.licence, entry.pretraining)
-        print(row(entry.name, student, *cells))
-    print(
-        "\nTop-1: on ImageNet's validation images, in percent, at these pixels. The first weights"
-    )
-    print(f"of a student are also named {student_catalog.RECOMMENDED!r}.")
-
-
 def _on_hub(name: str) -> hub.Name | None:
     """Returns the repository of a student's weights; None for a teacher's name."""
     published = student_catalog.PUBLISHED.get(name)
@@ -125,7 +86,7 @@ def _on_hub(name: str) -> hub.Name | None:
 def _fetch(arguments: argparse.Namespace) -> None:
     names = [*arguments.names, *(catalog.TABLE_4.values() if arguments.table4 else ())]
     if not names:
-        raise SettingError("Nothing to fetch: give names from the command list, or --table4.")
+        raise SettingError("Nothing to fetch: give names from `remem models`, or --table4.")
     for name in names:  # Reports a typing error in any name before the first download.
         if _on_hub(name) is None:
             catalog.find(name)

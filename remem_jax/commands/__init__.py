@@ -26,6 +26,7 @@ COMMANDS = {
     ),
     "data": Command("remem_jax.commands.data", "look at images before a run"),
     "export": Command("remem_jax.export.__main__", "write a student as ONNX or another format"),
+    "models": Command("remem_jax.commands.models", "list teachers and students"),
     "predict": Command("remem_jax.predict", "classify images with a student or an export"),
 }
 
