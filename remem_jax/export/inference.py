@@ -1,10 +1,11 @@
 """Classifies image files with any predictor, batch by batch."""
 
+import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from remem_jax.checks import SettingError
 from remem_jax.export import images, predictions
 from remem_jax.export.predictions import Predictions
 from remem_jax.export.predictors import Predictor
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class _Image(NamedTuple):
@@ -75,14 +79,14 @@ def _classify(
     pixels = {image.path: image.pixels for image in batch if not isinstance(image.pixels, str)}
     if pixels:
         logits = model.predict(np.stack(list(pixels.values())), batch_size=batch_size)
-        new.top.update(zip(pixels, _likeliest(logits, model.classes, top), strict=True))
+        new.top.update(zip(pixels, likeliest(logits, model.classes, top), strict=True))
     return new
 
 
 def _batches(
     model: Predictor, paths: Sequence[pathlib.Path], batch_size: int
 ) -> Iterator[list[_Image]]:
-    """Yields batches of image files; threads read one batch ahead."""
+    """Returns batches of image files; threads read one batch ahead."""
     preprocessing = model.described.preprocessing
 
     def read(path: pathlib.Path) -> _Image:
@@ -92,16 +96,20 @@ def _batches(
         except SettingError as error:
             return _Image(str(path), str(error).removeprefix(f"{path} "), stamp)
 
-    starts = range(0, len(paths), batch_size)
+    return read_ahead(read, paths, batch_size)
+
+
+def read_ahead(read: Callable[[T], R], items: Iterable[T], batch_size: int) -> Iterator[list[R]]:
+    """Yields what a function returns for each item, in batches; threads work one batch ahead."""
+    remaining = iter(items)
     with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        ahead = pool.map(read, paths[:batch_size])
-        for start in starts:
-            batch = list(ahead)
-            ahead = pool.map(read, paths[start + batch_size : start + 2 * batch_size])
+        ahead = pool.map(read, itertools.islice(remaining, batch_size))
+        while batch := list(ahead):
+            ahead = pool.map(read, itertools.islice(remaining, batch_size))
             yield batch
 
 
-def _likeliest(
+def likeliest(
     logits: np.ndarray, classes: tuple[str, ...], top: int
 ) -> Iterator[list[tuple[str, float]]]:
     """Yields the likeliest classes of each image; ties go to the lower index."""

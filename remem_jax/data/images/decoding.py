@@ -89,9 +89,7 @@ class Opened(NamedTuple):
             pixels = np.asarray(_rgb(self.image, reduction))
             if reduction == 1 and pixels.shape[1::-1] != size:
                 raise CorruptImageError("the header gives another size than the pixels have")
-        if self.orientation in _UPRIGHT:
-            pixels = np.ascontiguousarray(_UPRIGHT[self.orientation](pixels))
-        return pixels
+        return _upright(pixels, self.orientation)
 
 
 @contextlib.contextmanager
@@ -133,6 +131,26 @@ def decode(encoded: bytes, *, at_least: tuple[int, int] | None = None) -> np.nda
     """
     with opened(encoded) as image:
         return image.decode(at_least)
+
+
+def of_pillow(image: Image.Image) -> np.ndarray:
+    """Returns the pixels of an image that Pillow has opened or made, as `decode` does.
+
+    Raises:
+        CorruptImageError: If it cannot be decoded.
+    """
+    try:
+        orientation = 1 if image.format in _UPRIGHT_ALREADY else _in_exif(image)
+        return _upright(np.asarray(_rgb(image, reduction=1)), orientation)
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())
+        raise CorruptImageError(reason or type(error).__name__) from error
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return (
+        np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
+    )
 
 
 def size(encoded: bytes) -> tuple[int, int]:
@@ -196,6 +214,10 @@ def _orientation(image: Image.Image, encoded: bytes) -> int:
         if not _PNG_METADATA.search(encoded):
             return 1
         image.load()  # A truncated image is an error, unlike broken metadata.
+    return _in_exif(image)
+
+
+def _in_exif(image: Image.Image) -> int:
     with contextlib.suppress(*_BROKEN):
         value = image.getexif().get(Exif.Orientation)
         return value if isinstance(value, int) else 1  # Broken metadata may have any value.
