@@ -2,6 +2,7 @@
 
 remem data my_images
 remem data my_images --out=look    # a page with thumbnails, too
+remem data --run=runs/mine         # the images of a run, and labels that its teacher contradicts
 remem data                         # the data sets of the paper
 """
 
@@ -18,6 +19,7 @@ from remem_jax.export import command
 from remem_jax.storage import streams
 
 if TYPE_CHECKING:
+    from remem_jax.data.inspection.labels import Check
     from remem_jax.data.sources import Source
 
 
@@ -42,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of class folders or of splits, list (.csv, .jsonl), arrays (.npz), or a name "
         "of a data set (of the paper's, or tfds:NAME)",
     )
-    add("--out", type=command.path, help="folder for a page with thumbnails and a list (CSV)")
+    add("--out", type=command.path, help="folder for a page with thumbnails and lists (CSV)")
+    add("--run", type=command.path, help="finished run, whose teacher checks the labels")
     add("--dir", default="", help="folder of TFDS instead of its default")
     return parser
 
@@ -51,24 +54,26 @@ def _run(arguments: argparse.Namespace) -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # TFDS warns of each data set that is not prepared.
-    if not arguments.source:
+    if not arguments.source and arguments.run is None:
         _list_sets(arguments.dir)
         return
-    source, refused = _open(arguments.source, arguments.dir)
+    source, refused = _open(arguments)
     # Imported after the checks, because they take seconds.
     from remem_jax.data.inspection import summary
     from remem_jax.report.inspection import page, text
 
     if arguments.out is not None:
-        _require_outside(arguments.source, arguments.out)
         arguments.out.mkdir(parents=True, exist_ok=True)
-    logging.set_verbosity(logging.INFO)  # For the progress.
     with display.opened():
+        check = _check(arguments)
+        logging.set_verbosity(logging.INFO)  # For the progress.
         display.use_terminal()
         inspection = summary.inspect(source, threads=len(os.sched_getaffinity(0)))
-    sys.stdout.write("\n".join(text.lines(inspection, refused)) + "\n")
+    lines = [*text.lines(inspection, refused)]
+    lines += text.suspicious(check, source.classes) if check else ()
+    sys.stdout.write("\n".join(lines) + "\n")
     if arguments.out is not None:
-        page.write(arguments.out, inspection, refused)
+        page.write(arguments.out, inspection, refused, check)
         sys.stdout.write(f"\nThe page: {arguments.out / page.PAGE}\n")
     sys.stdout.flush()
 
@@ -84,16 +89,33 @@ def _list_sets(folder: str) -> None:
         streams.print_error(f"remem_jax: {damage}")
 
 
-def _open(source: str, folder: str) -> tuple["Source", str]:
+def _open(arguments: argparse.Namespace) -> tuple["Source", str]:
     """Opens a source as a run does; returns it, and why a run refuses it, or ""."""
+    if arguments.source and arguments.out is not None:
+        _require_outside(arguments.source, arguments.out)
+    if arguments.run is not None:
+        command.require_run(arguments.run)
+        from remem_jax.export import images
+
+        return images.open_source(arguments.run, path=arguments.source), ""
     from remem_jax import data
     from remem_jax.data.custom import class_names
 
-    opened = functools.partial(data.open_source, _kind(source), path=source, data_dir=folder)
+    source = arguments.source
+    opened = functools.partial(data.open_source, _kind(source), path=source, data_dir=arguments.dir)
     try:
         return opened(), ""
     except class_names.TooFewImagesError as error:
         return opened(enough=False), str(error)
+
+
+def _check(arguments: argparse.Namespace) -> "Check | None":
+    """Compares the labels with the predictions of a run's teacher, if a run is given."""
+    if arguments.run is None:
+        return None
+    from remem_jax.export import labels
+
+    return labels.check(arguments.run, path=arguments.source)
 
 
 def _kind(source: str) -> str:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh
 from remem_jax.checks import SettingError, at_least, one_of, require
-from remem_jax.data import Dataset
+from remem_jax.data import Dataset, Source
 from remem_jax.data.custom import walk
 from remem_jax.data.images import decoding, formats
 from remem_jax.data.images.preprocessing import Preprocessing
@@ -53,7 +53,7 @@ def open_images(run: pathlib.Path, split: str, most: int) -> Images:
     """
     one_of("--split", split, options.SPLITS)
     at_least("--check-images", most, 0)
-    dataset, loader = _load(run)
+    dataset, loader = load(run)
     transform = jax.jit(loader.evaluation_transform)
     pixels, labels = [], []
     selected = _evenly_spaced(len(dataset.splits[split].rows), most)
@@ -67,10 +67,54 @@ def open_images(run: pathlib.Path, split: str, most: int) -> Images:
     return Images(np.concatenate(pixels), np.concatenate(labels), title)
 
 
-def _load(run: pathlib.Path) -> tuple[Dataset, DataLoader]:
-    """Loads the data set of a run, which must be unchanged."""
+def load(
+    run: pathlib.Path, *, path: str = "", otherwise: str = "give --images=FOLDER"
+) -> tuple[Dataset, DataLoader]:
+    """Loads the data set of a run.
+
+    Args:
+        run: Folder of the run.
+        path: Where its images are now; empty if they are where the run read them.
+        otherwise: What else the user can do if they are not there, for messages.
+
+    Raises:
+        SettingError: If the images are missing or have changed.
+    """
     from remem_jax.workflow import context
 
+    recorded = runs.read_results(run)["data"]
+    config = _settings(run, path)
+    try:
+        loaded = context.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
+    except SettingError as error:
+        raise SettingError(
+            f"The images of {run} are not where the run read them: {_reason(error)}. Put "
+            f"them back, or {otherwise}."
+        ) from error
+    place, dataset = config.data.get("path") or config.data.name, loaded[0]
+    names = recorded.get("class_names", list(dataset.classes))
+    fingerprint = recorded.get("fingerprint", dataset.fingerprint)
+    require(
+        (dataset.fingerprint, list(dataset.classes)) == (fingerprint, names),
+        f"The images at {place} are not those that the run {run} read (their hash is "
+        f"{dataset.fingerprint}, but was {fingerprint}): put those back, or {otherwise}.",
+    )
+    return loaded
+
+
+def open_source(run: pathlib.Path, *, path: str = "") -> Source:
+    """Opens the data set of a run, without decoding images; for the arguments see `load`.
+
+    Raises:
+        SettingError: If there is no such run, it is not finished, or its images are missing.
+    """
+    from remem_jax.workflow import context
+
+    return context.open_source(_settings(run, path).data)
+
+
+def _settings(run: pathlib.Path, path: str) -> ConfigDict:
+    """Returns the settings of a run, to read its images on this machine."""
     recorded = runs.read_results(run)["data"]
     settings = results.read(run / "config.json")
     require(settings is not None, f"{run} has no config.json: give the --workdir of a run.")
@@ -81,22 +125,8 @@ def _load(run: pathlib.Path) -> tuple[Dataset, DataLoader]:
         config.data.update({**identity.ADDED["data"], **config.data})
         if config.data.unlabelled:  # Not needed, but it may have decided where images are kept.
             config.data.unlabelled, config.data.input = "", recorded["input"]
-    try:
-        loaded = context.load_data(config, config.data, mesh.make_mesh(jax.local_devices()[:1]))
-    except SettingError as error:
-        raise SettingError(
-            f"The images of {run} are not where the run read them: {_reason(error)}. Put "
-            "them back, or give --images=FOLDER."
-        ) from error
-    place, dataset = config.data.get("path") or config.data.name, loaded[0]
-    names = recorded.get("class_names", list(dataset.classes))
-    fingerprint = recorded.get("fingerprint", dataset.fingerprint)
-    require(
-        (dataset.fingerprint, list(dataset.classes)) == (fingerprint, names),
-        f"The images at {place} are not those that the run {run} read (their hash is "
-        f"{dataset.fingerprint}, but was {fingerprint}): put those back, or give --images=FOLDER.",
-    )
-    return loaded
+        config.data.path = path or config.data.path
+    return config
 
 
 def _reason(error: SettingError) -> str:

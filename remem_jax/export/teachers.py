@@ -60,7 +60,7 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
     row = runs.method_row(rows, run, method)
     name = row["method"]
     require(row["teacher"] is not None, f"{name} of {run} has no teacher; set --method.")
-    path = run / "selected" / f"{name}_teacher.npz"
+    path = path_of(run, name)
     require(
         path.is_file(),
         f"There is no {path}: a teacher with adapters is not a plain ViT, and is not written.",
@@ -77,6 +77,11 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
         results.digest(path),
         runs.key_of(record),
     )
+
+
+def path_of(run: pathlib.Path, method: str) -> pathlib.Path:
+    """Returns the path of a method's teacher, which is not there if it has adapters."""
+    return run / "selected" / f"{method}_teacher.npz"
 
 
 def export(

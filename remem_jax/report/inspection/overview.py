@@ -108,19 +108,19 @@ def duplicated(inspection: Inspection) -> str:
         return "No duplicates."
     images = sum(len(group.members) for group in groups)
     kinds = Counter(group.kind for group in groups)
-    by_kind = ", ".join(f"{kinds[kind]:,} of {kind}" for kind in duplicates.KINDS if kinds[kind])
-    sentences = [
-        f"{_number(len(groups), 'group')} of duplicates with {images:,} images: {by_kind}."
-    ]
+    by_kind = ", ".join(f"{kind}: {kinds[kind]:,}" for kind in duplicates.KINDS if kinds[kind])
+    number = _number(len(groups), "group")
+    sentences = [f"{number} of duplicates with {images:,} images ({by_kind})."]
     different = sum(summary.have_different_labels(inspection.members(group)) for group in groups)
     if different:
         sentences.append(f"{_number(different, 'group')} with different labels.")
     repeated = repeated_tests(inspection)
     if repeated:
         tests = sum(image.split == TEST and not image.error for image in inspection.images)
+        verb = "has" if repeated == 1 else "have"
         sentences.append(
-            f"{repeated:,} of {tests:,} test images have a duplicate in another split: the "
-            "test accuracy will include pictures that were trained or selected on."
+            f"{repeated:,} of {tests:,} test images {verb} a duplicate in another split: the test "
+            "accuracy will include pictures that were trained or selected on."
         )
     return " ".join(sentences)
 

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 from remem_jax.data.inspection import summary
 from remem_jax.data.inspection.images import Image
+from remem_jax.data.inspection.labels import Check
 from remem_jax.data.inspection.summary import Inspection
 from remem_jax.report import rendering
-from remem_jax.report.inspection import overview, pictures
+from remem_jax.report.inspection import overview, pictures, suspects
 from remem_jax.storage import files, spreadsheets
 
-PAGE, DUPLICATES = "index.html", "duplicates.csv"
-_GROUPS, _MEMBERS = 200, 12  # Largest numbers that are shown on the page; the list has all.
+PAGE, DUPLICATES, SUSPECTS = "index.html", "duplicates.csv", "suspicious_labels.csv"
+# Largest numbers that are shown on the page; the lists have all.
+_GROUPS, _MEMBERS, _SUSPECTS = 200, 12, 60
 
 
 class Picture(NamedTuple):
@@ -29,14 +31,16 @@ class Picture(NamedTuple):
     name: str
 
 
-def write(folder: pathlib.Path, inspection: Inspection, refused: str) -> None:
-    """Writes index.html and duplicates.csv.
+def write(folder: pathlib.Path, inspection: Inspection, refused: str, check: Check | None) -> None:
+    """Writes index.html, duplicates.csv and, if labels were checked, suspicious_labels.csv.
 
     Args:
         folder: The folder to write to; created if it is missing.
         inspection: What was found out about the images.
         refused: Why a run refuses the images; empty if it does not.
+        check: The labels, as the model of a run sees them; None if they were not checked.
     """
+    classes = inspection.source.classes
     shown = inspection.groups[:_GROUPS]
     more = len(inspection.groups) - len(shown)
     content = {
@@ -47,11 +51,14 @@ def write(folder: pathlib.Path, inspection: Inspection, refused: str) -> None:
         "duplicated": overview.duplicated(inspection),
         "groups": [_group(inspection, inspection.members(group), group) for group in shown],
         "more_groups": f"{more:,} more groups are in {DUPLICATES}." if more else "",
+        "suspects": [_part(part, classes) for part in suspects.parts(check)] if check else [],
         "unreadable": summary.unreadable(inspection),
         "classes": overview.classes(inspection),
     }
     files.write_text(folder / PAGE, rendering.html("inspection/page.html.jinja", content))
     files.write_text(folder / DUPLICATES, spreadsheets.text(_rows(inspection)))
+    if check:
+        files.write_text(folder / SUSPECTS, spreadsheets.text(suspects.rows(check, classes)))
 
 
 def _group(
@@ -60,17 +67,33 @@ def _group(
     heading = overview.heading(group, members)
     if len(members) > _MEMBERS:
         heading += f", the first {_MEMBERS} of {len(members):,}"
+    splits = inspection.source.splits
     shown = [
-        picture(inspection, image, (f"{image.split}: {overview.label(inspection, image)}",))
+        Picture(
+            pictures.address(splits[image.split], image.row),
+            (f"{image.split}: {overview.label(inspection, image)}",),
+            image.name,
+        )
         for image in members[:_MEMBERS]
     ]
     return {"heading": heading, "pictures": shown}
 
 
-def picture(inspection: Inspection, image: Image, lines: tuple[str, ...]) -> Picture:
-    """Returns an image with its thumbnail and what to say about it."""
-    split = inspection.source.splits[image.split]
-    return Picture(pictures.address(split, image.row), lines, image.name)
+def _part(part: suspects.Part, classes: Sequence[str]) -> dict[str, object]:
+    shown = [
+        Picture(
+            pictures.address(suspect.subset.split, int(suspect.subset.rows[suspect.image])),
+            (suspect.split, suspects.line(suspect, classes)),
+            suspect.name,
+        )
+        for suspect in part.suspects[:_SUSPECTS]
+    ]
+    more = len(part.suspects) - len(shown)
+    return {
+        "text": part.text,
+        "pictures": shown,
+        "more": f"{more:,} more are in {SUSPECTS}." if more else "",
+    }
 
 
 def _rows(inspection: Inspection) -> Iterator[tuple[object, ...]]:

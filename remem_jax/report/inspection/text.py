@@ -4,13 +4,14 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from remem_jax.data.inspection import summary
+from remem_jax.data.inspection.labels import Check
 from remem_jax.data.inspection.summary import Inspection
 from remem_jax.report import tables
-from remem_jax.report.inspection import overview
+from remem_jax.report.inspection import overview, suspects
 from remem_jax.report.tables import Table
 
 _WIDTH = 100
-_GROUPS, _MEMBERS, _UNREADABLE = 10, 6, 10  # Largest numbers that are printed.
+_GROUPS, _MEMBERS, _UNREADABLE, _SUSPECTS = 10, 6, 10, 10  # Largest numbers that are printed.
 
 
 def lines(inspection: Inspection, refused: str) -> Iterator[str]:
@@ -46,6 +47,18 @@ def lines(inspection: Inspection, refused: str) -> Iterator[str]:
         yield from (f"    {line}" for line in _aligned(cells))
         yield from _more(len(members) - _MEMBERS, indent="    ")
     yield from _more(len(inspection.groups) - _GROUPS)
+
+
+def suspicious(check: Check, classes: Sequence[str]) -> Iterator[str]:
+    """Yields the lines about labels that a model contradicts."""
+    for part in suspects.parts(check):
+        yield from ("", *textwrap.wrap(tables.printable(part.text), _WIDTH))
+        cells = [
+            (suspect.split, suspects.line(suspect, classes), suspect.name)
+            for suspect in part.suspects[:_SUSPECTS]
+        ]
+        yield from (f"  {line}" for line in _aligned(cells))
+        yield from _more(len(part.suspects) - _SUSPECTS)
 
 
 def plain(table: Table) -> Iterator[str]:
