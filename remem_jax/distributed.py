@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from remem_jax import display
 from remem_jax.checks import SettingError, require
 
 JOIN_SECONDS = 300  # JAX's default; the hosts of a queue do not all start at once.
@@ -78,7 +79,7 @@ def initialize(
             "process_id": process,
             "cluster_detection_method": "deactivate",
         }
-    logging.info("Joining %s, for at most %g seconds.", joining, join_seconds)
+    logging.info("Joining %s, for at most %s.", joining, display.duration(join_seconds))
     late = (
         f"remem_jax: {joining} did not all come within {join_seconds} seconds: start each with "
         "the same coordinator and processes, and another process from 0; see the messages of the "

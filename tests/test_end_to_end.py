@@ -59,6 +59,7 @@ class Job:
         self.workdir = workdir
         settings = {**SETTINGS, "teacher.init": scratch / "teacher.npz", **changes}
         overrides = [f"--config.{name}={value}" for name, value in settings.items()]
+        self.log = ""
         self._arguments = ["--config=tests/tiny_run.py", f"--workdir={workdir}", *overrides]
         self._environment = {"REMEM_CACHE": str(scratch / "cache")}
         self._server = server
@@ -83,8 +84,8 @@ class Job:
 
     def results_of(self, process: subprocess.Popen[str] | forking.Child) -> dict[str, Any]:
         """Waits for the end of the command and returns its results."""
-        _, log = process.communicate()
-        assert process.returncode == 0, log
+        _, self.log = process.communicate()
+        assert process.returncode == 0, self.log
         return json.loads((self.workdir / "results.json").read_text())
 
     def wait_for_checkpoint(self, stage: str, process: forking.Child) -> None:
@@ -137,6 +138,21 @@ def test_every_method_is_selected_and_tested(uninterrupted: Job) -> None:
     assert plan["bytes"] > 0
     assert plan["operations"] == 1
     assert rows["remem"]["teacher_settings"]["mlp_weight"] == 0.8
+
+
+def test_what_a_run_says_is_sentences_with_a_time(uninterrupted: Job) -> None:
+    lines = uninterrupted.log.splitlines()
+
+    assert all(re.match(r"\d\d:\d\d:\d\d [A-Z/]?", line) for line in lines)
+    texts = [line.partition(" ")[2] for line in lines]
+    number = r"\d+\.\d\d %"
+    for expected in (
+        rf"From scratch: students, step 20: {number} on validation, the best of 2 students\.",
+        rf"ReMem: teacher, step 40: {number} on validation\.",
+        rf"ReMem: the student has {number} on test \(teacher of step \d+, loss kd, .*\)\.",
+    ):
+        assert sum(bool(re.fullmatch(expected, text)) for text in texts) == 1, texts
+    assert not [text for text in texts if re.search(r"[{}]|\.py:|(teachers|students)/", text)]
 
 
 def test_the_best_student_on_validation_is_reported(uninterrupted: Job) -> None:

@@ -163,7 +163,7 @@ class _Budgeted:
         except loop.NonFiniteLossError as error:
             if not error.of_rate:
                 raise
-            logging.error("%s: %s", stage.method, error)
+            logging.error("%s has no result. %s", METHODS[stage.method].title, error)
             self._clock.update(failed={**record.failed, stage.method: str(error)})
             return speeds
         speeds = measuring.remeasured(stage, speeds, self._run.workdir)
@@ -215,10 +215,7 @@ class _Budgeted:
             for method in methods
             if method not in record.failed
         ]
-        failed = [
-            {"method": method, "reason": f"{method}: {reason}"}
-            for method, reason in record.failed.items()
-        ]
+        failed = [{"method": method, "reason": reason} for method, reason in record.failed.items()]
         results = pipeline.results_record(run, identity, outcomes, models)
         budget = {
             "hours": self._asked.budget.hours,

@@ -135,7 +135,9 @@ def _make(
     shutil.rmtree(partial, ignore_errors=True)  # Left by a process that was killed.
     partial.mkdir(parents=True)
     examples = split.examples
-    logging.info("%s: scanning %d images, once; cached in %s.", title, examples, entry.parent)
+    logging.info(
+        "Scanning %s, once: %d images. They are kept in %s.", title, examples, entry.parent
+    )
     scanner = scan.Scanner(split, options, title, _opener(partial))
     try:
         scanner.run(threads)

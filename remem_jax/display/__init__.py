@@ -27,6 +27,7 @@ __all__ = [
     "opened",
     "plan",
     "result",
+    "run",
     "stage",
     "until",
     "use_terminal",
@@ -106,6 +107,16 @@ def use_terminal() -> None:
 def is_terminal(environment: Mapping[str, str]) -> bool:
     """Returns whether standard error is a terminal that can move its cursor."""
     return sys.stderr.isatty() and environment.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+@contextlib.contextmanager
+def run() -> Iterator[None]:
+    """Marks a run, which is forgotten at its end unless it is that of a command."""
+    try:
+        yield
+    finally:
+        if _display.messages is None:
+            _display.board.begin_run("")
 
 
 def begin_run(title: str) -> None:

@@ -52,6 +52,8 @@ class Stage:
         steps: Number of steps; None if unknown.
         unit: What is counted: "step", "image", or "MiB".
         done: Steps done, including those of earlier starts.
+        planned: Its plan.
+        share: Share of the planned stage that it is.
         started: When it began, on the board's clock.
     """
 
@@ -131,16 +133,16 @@ class Board:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock, self.on_advance = clock, on_advance
-        self._speeds: dict[str, float] = {}  # Seconds per unit of work, by kind.
         self.begin_run("")
 
     def begin_run(self, title: str) -> None:
-        """Begins a run; forgets all of the one before but the speed of its stages."""
+        """Begins a run; forgets the one before, whose models and images may be others."""
         self.title, self.started = title, self.clock()
         self.finished: tuple[Finished, ...] = ()
         self.running: tuple[Stage, ...] = ()
         self.to_come: tuple[Planned, ...] = ()
         self.results: tuple[Result, ...] = ()
+        self._speeds: dict[str, float] = {}  # Seconds per unit of work, by kind.
         self._deadline: float | None = None
         self._current: Planned | None = None
         self._current_share = 0.0  # Of the current planned stage, which part has ended.

@@ -23,7 +23,7 @@ class Messages(logging.Handler):
         record.kind = f"{kind}: " if kind else ""
         try:
             self.write(self.format(record), record.levelno)
-        except (OSError, ValueError, TypeError, KeyError):  # As all handlers of `logging` do.
+        except Exception:  # noqa: BLE001  As in all handlers: a message must not end a run.
             self.handleError(record)
 
 

@@ -5,7 +5,7 @@ import io
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich import live
 from rich.console import Console, Group, RenderableType
@@ -42,7 +42,7 @@ class Terminal:
         """
         self._board = shown
         self.console = _Console(
-            file=_Stream(stream),
+            file=cast("TextIO", _Stream(stream)),
             force_terminal=True,
             force_jupyter=False,
             highlight=False,
@@ -188,7 +188,10 @@ class _Console(Console):
 
 
 class _Stream(io.TextIOBase):
-    """A terminal that may be closed during a run, which then goes on."""
+    """A terminal that may be closed during a run, which then goes on.
+
+    A signal handler that writes while the stream is written to raises RuntimeError.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -204,10 +207,10 @@ class _Stream(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             self._stream.flush()

@@ -145,7 +145,7 @@ class Checkpoints:
         note = _verified(folder, remedy, again=step != self._checked)
         self._checked = None
         restored = _read(self._writer, folder, like, remedy)
-        logging.info("Restored step %d of %s.", step, self._directory)
+        logging.info("Resuming after step %d, from %s.", step, self._directory)
         return restored, note
 
     def _folder(self, step: int) -> pathlib.Path:

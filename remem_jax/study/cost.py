@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import settings, workflow
+from remem_jax import display, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
 from remem_jax.storage import results
@@ -54,7 +54,8 @@ def of_trials(planned: Sequence[Trial], directory: pathlib.Path) -> Total:
         kind = results.fingerprint({"run": _kind(trial.config), "device": _device()})
         if kind not in speeds:
             logging.info("Measuring the speed of a step: %s, %s.", trial.row, trial.column)
-            speeds[kind] = _to_json(workflow.measure_speed(trial.config))
+            with display.stage(f"Speed of {trial.row}, {trial.column}", None):
+                speeds[kind] = _to_json(workflow.measure_speed(trial.config))
             results.write_for_all(path, speeds)
         costs.append(cost.of_run(trial.config, _from_json(speeds[kind])))
     return Total(

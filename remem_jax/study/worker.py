@@ -13,7 +13,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import mesh, redaction, report, settings, workflow
+from remem_jax import display, mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.data.custom import folders
 from remem_jax.storage import checkpoints, results, workdir
@@ -91,7 +91,7 @@ def run(
         f"{total.student_steps:,}",
         f"{total.students:,}",
         total.operations,
-        _duration(total.hours),
+        display.duration(3600 * total.hours),
     )
     if config.plan_only:
         cost.show_plans(search_by_place.planned)
@@ -154,15 +154,9 @@ def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
         if claim:
             trial = by_key[claim.key]
             done = sum(state in ("done", "failed") for state in states.values())
-            logging.info(
-                "Trial %d of %d: %s, %s, seed %d, %s.",
-                done + 1,
-                study.cost.trials,
-                trial.row,
-                trial.column,
-                trial.seed,
-                _description(trial),
-            )
+            title = f"Trial {done + 1} of {study.cost.trials}: {_name(trial)}"
+            display.begin_run(title)
+            logging.info("%s.", title)
             step = {"do": "work", "key": claim.key}
         elif schedule.more or any(state in ("waiting", "running") for state in states.values()):
             step = {"do": "wait"}
@@ -233,7 +227,7 @@ def _record(folder: pathlib.Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _handled(trial: Trial, claim: Claim | None) -> Iterator[None]:
     """Records the failure of a trial in the queue; re-raises errors that end this worker."""
-    name = f"{trial.row}, {trial.column}, seed {trial.seed}, {_description(trial)}"
+    name = _name(trial)
     try:
         yield
     except BaseException as error:
@@ -280,13 +274,7 @@ def _report(study: Study) -> list[str]:
     return summary.best(record)
 
 
-def _description(trial: Trial) -> str:
-    point = ", ".join(f"{name} {value:g}" for name, value in trial.point.items())
-    short = "" if trial.fraction == 1 else f", {trial.fraction:.3g} of the steps"
-    return f"{point or 'no settings'}{short}"
-
-
-def _duration(hours: float) -> str:
-    if hours < 0.1:
-        return f"{60 * hours:.1f} minutes"
-    return f"{hours:.1f} hours"
+def _name(trial: Trial) -> str:
+    point = [f"{name.replace('_', ' ')} {value:g}" for name, value in trial.point.items()]
+    short = [] if trial.fraction == 1 else [f"{trial.fraction:.3g} of the steps"]
+    return ", ".join([trial.row, trial.column, f"seed {trial.seed}", *point, *short])

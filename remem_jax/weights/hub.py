@@ -85,7 +85,7 @@ def fetch(name: Name) -> Fetched:
     # Both files are of one commit, even if the branch moves in between.
     config = _download(Name(name.repository, commit), CONFIG)
     _require_intact(weights, name)
-    logging.info("%s on the Hub: commit %s, %s", name, commit, weights)
+    logging.info("The weights of %s are those of commit %s on the Hub: %s.", name, commit, weights)
     return Fetched(weights, read_config(config) if config else {}, commit)
 
 

@@ -78,7 +78,7 @@ def read(
     source = student_sources.obtain(init, student, mirror=mirror)
     student_matching.require_described(source, init, student, stem)
     body = _body(source, init, student, stem, image_size)
-    logging.info("%s: %s.", init, body.report)
+    logging.info("Loaded %s: %s.", init, body.report)
     explicit = student_normalisation.given(mean, std)
     used, origin = (
         (explicit, "config.student.mean and std")
@@ -91,7 +91,10 @@ def read(
     )
     mean_text, std_text = (", ".join(f"{value:.4g}" for value in values) for values in used)
     logging.info(
-        "%s: images with mean %s and deviation %s, from %s.", init, mean_text, std_text, origin
+        "The student takes images with mean %s and deviation %s, as %s says.",
+        mean_text,
+        std_text,
+        origin,
     )
     file, _ = catalog.split_path(str(source.path))
     digest = results.digest(file)

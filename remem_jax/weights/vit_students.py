@@ -109,7 +109,7 @@ def variables(
     for name in matching.HEAD:
         del params[name]
     report = report._replace(ignored=(*report.ignored, *checkpoint.ignored))
-    logging.info("%s (%s): %s.", checkpoint.source, checkpoint.form, report)
+    logging.info("Loaded %s (%s): %s.", checkpoint.source, checkpoint.form, report)
     return {"params": traverse_util.unflatten_dict(params, sep="/")}, report
 
 

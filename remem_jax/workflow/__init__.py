@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import mesh, settings, signals
+from remem_jax import display, mesh, settings, signals
 from remem_jax.data.custom import folders
 from remem_jax.methods import METHODS
 from remem_jax.settings import workflows
@@ -160,17 +160,18 @@ def opened(
     students = [config] if initial_checkpoints.starts_pretrained(config) else []
     preloaded = initial_checkpoints.Preloaded(_with_checkpoints(config), students)
     dataset, loader = context.load_data(config, config.data, device_mesh)
+    counts = [f"{len(split.rows):,} {name}" for name, split in dataset.splits.items()]
     logging.info(
         "%s: %s images of %d classes%s, on %d x %s%s.",
         dataset.title,
-        {name: len(split.rows) for name, split in dataset.splits.items()},
+        ", ".join(counts),
         len(dataset.classes),
-        f", and {dataset.unlabelled.images} without labels" if dataset.unlabelled else "",
+        f", and {dataset.unlabelled.images:,} without labels" if dataset.unlabelled else "",
         device_mesh.size,
         device_mesh.devices.flat[0].device_kind,
         f" in {config.compute_dtype}" if "compute_dtype" in config else "",
     )
-    with logs.RunLog(directory) as log, signals.running():
+    with logs.RunLog(directory) as log, signals.running(), display.run():
         yield context.Run(
             config,
             directory,

@@ -8,6 +8,7 @@ import jax
 from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.train import loop
+from remem_jax.workflow import stages
 
 _RATES = {
     "teachers": "config.teacher.learning_rate, or config.teacher.rho",
@@ -48,7 +49,8 @@ def on_out_of_memory(stage: str) -> Iterator[None]:
         reason = mesh.out_of_memory(error)
         if reason is None:
             raise
-        raise OutOfMemoryError(f"{stage}: {reason} {_memory_advice(stage)}") from error
+        text = f"{stages.title(stage)}: {reason} {_memory_advice(stage)}"
+        raise OutOfMemoryError(text) from error
 
 
 def _memory_advice(stage: str) -> str:
@@ -70,7 +72,7 @@ def on_divergence(stage: str) -> Iterator[None]:
     try:
         yield
     except loop.NonFiniteLossError as error:
-        text = f"{stage}: {error}. {_advice(stage, error)}"
+        text = f"{stages.title(stage)}, {error}. {_advice(stage, error)}"
         raise loop.NonFiniteLossError(
             text, error.part, step=error.step, seconds=error.seconds
         ) from error

@@ -18,7 +18,7 @@ from remem_jax.records import Params, TrainApply
 from remem_jax.settings.memory import AUTO, recomputed, splits
 from remem_jax.storage import results
 from remem_jax.train import flops
-from remem_jax.workflow import context
+from remem_jax.workflow import context, stages
 
 _FILE = "plans.json"  # In the folder of a run.
 _GIB = 2**30
@@ -303,7 +303,9 @@ def planned(run: context.Run, step: Step) -> Plan:
     if option is None:
         raise does_not_fit(step, _Examine(run, step)(step.plans[-1]), free(run))
     results.write_for_all(run.workdir / _FILE, saved | {step.stage: option.record()})
-    logging.info("%s %s.", step.stage, option)
+    # That nothing is saved needs no mention: it is the case wherever memory suffices.
+    level = logging.DEBUG if option.plan == Plan("nothing") else logging.INFO
+    logging.log(level, "%s, a step %s.", stages.title(step.stage), option)
     return option.plan
 
 
@@ -323,7 +325,7 @@ def does_not_fit(step: Step, smallest: Option, available: int) -> SettingError:
     undivided = step.divisible and smallest.plan.accumulate == 1
     divided = f", set {step.group}.accumulate" if undivided else ""
     return SettingError(
-        f"{step.stage} does not fit on the device: if it {smallest.plan}, it takes "
+        f"{stages.title(step.stage)} does not fit on the device: if it {smallest.plan}, it takes "
         f"{smallest.bytes / _GIB:.2f} GiB, and {available / _GIB:.2f} GiB are free. Lower "
         f"{step.group}.batch_size{divided}, or set config.fsdp, config.compute_dtype to bfloat16 "
         "or config.data.input to streamed."

@@ -110,7 +110,9 @@ def run_pretrain(run: context.Run) -> None:
         random = run.jit_create(init, init_key)(init_key)
         record["probe"] = probes(run, features, {"pretrained": stored, "random": random})
     results.write_for_all(run.workdir / "results.json", record)
-    logging.info("Pretrained: %s", record)
+    logging.info("%s: %.2f %% on test.", path, 100 * record["test"]["top1"])
+    for name, accuracy in record.get("probe", {}).items():
+        logging.info("A linear probe of %s features: %.2f %%.", name, 100 * accuracy)
 
 
 def _planned_step(

@@ -15,9 +15,11 @@ _KINDS = {"teachers": "teacher", "students": "students", "information": "informa
 _MODELS = {"teachers": "teacher", "students": "student"}
 # Parts of a name after the method, and what they are in a title.
 _PARTS = {
-    r"step_(\d+)": " of step {0}",
+    r"step_(\d+)": ", step {0}",
     r"students_(\d+)_to_(\d+)": ", {0} to {1}",
     r"retry_(\d+)": ", retry {0}",
+    r"rung": ", learning rates",
+    r"longer_\d+": ", for longer",
 }
 
 
@@ -29,6 +31,8 @@ def title(stage: str) -> str:
     if kind not in _KINDS or not names or names[0] not in METHODS:
         return ": ".join(name.replace("_", " ") for name in (kind.capitalize(), *names))
     parts = "".join(map(_part, names[1:]))
+    if parts.startswith(", step "):
+        parts = f" of{parts[1:]}"
     return f"{METHODS[names[0]].title}: {_KINDS[kind]}{parts}"
 
 

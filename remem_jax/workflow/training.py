@@ -137,8 +137,9 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
             known = len(job.lost)
             job.lost.update(i for i in numbers if i not in job.lost and not _is_finite(states[i]))
             if len(job.lost) > known:
+                listed = ", ".join(map(str, sorted(job.lost)))
                 logging.warning(
-                    "%s: the losses of models %s are not finite.", stage, sorted(job.lost)
+                    "%s: the losses of models %s are not finite.", stages.title(stage), listed
                 )
                 speed.count_again()
 
@@ -182,7 +183,7 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
             raise loop.StoppedError(
                 f"stopped after step {pacing.steps} of {pacing.steps}, which is saved"
             )
-        logging.info("%s: %s", stage, _compiled(run.compiled.read()))
+        logging.debug("%s: %s", stage, _compiled(run.compiled.read()))
         return last, time.monotonic() - started
 
 
@@ -228,7 +229,17 @@ def _compiled(counts: compiling.Compiled) -> str:
 def log_validation(run: Run, stage: str, at: int, value: float | list[float]) -> None:
     """Logs the validation metric of a model, or one for each student."""
     run.log.write(stage, at, {"validation": value})
-    if not np.isnan(value).all():
-        display.result(stages.model(stage), float(np.nanmax(value)), "validation")
-    metrics = ", ".join(f"{100 * metric:.2f}" for metric in np.atleast_1d(value))
-    logging.info("%s: step %d, %s %% on validation", stage, at, metrics)
+    values = np.atleast_1d(value)
+    finite_values = values[np.isfinite(values)]
+    if not finite_values.size:
+        logging.info("%s, step %d: not finite on validation.", stages.title(stage), at)
+        return
+    best = float(finite_values.max())
+    display.result(stages.model(stage), best, "validation")
+    logging.info(
+        "%s, step %d: %.2f %% on validation%s.",
+        stages.title(stage),
+        at,
+        100 * best,
+        f", the best of {values.size} students" if values.size > 1 else "",
+    )

@@ -1,5 +1,6 @@
 """Progress and messages where there is no terminal."""
 
+import contextlib
 import io
 import logging as python_logging
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from absl import logging
+from absl.logging import converter
 
 from remem_jax import display
 from remem_jax.display import lines
@@ -145,7 +147,7 @@ def test_messages_of_a_command_have_a_time_and_no_prefix(
 def _log(level: int, message: str, pathname: str = "site-packages/remem_jax/x.py") -> None:
     """Logs as a module at some path does."""
     record = python_logging.LogRecord(
-        "absl", logging.converter.absl_to_standard(level), pathname, 1, message, (), None
+        "absl", converter.absl_to_standard(level), pathname, 1, message, (), None
     )
     python_logging.getLogger("absl").handle(record)
 
@@ -167,6 +169,19 @@ def test_libraries_are_heard_only_if_it_matters(
         _log(level, "said", path)
 
     assert ("said" in capsys.readouterr().err) == is_shown
+
+
+def test_a_run_of_a_library_leaves_nothing_to_come_behind(logged: list[str]) -> None:
+    with contextlib.suppress(ZeroDivisionError), display.run():
+        display.plan(["students"])
+        display.until(60.0)
+        _ = 1 / 0
+
+    with display.stage("Download", 1) as stage:
+        stage.started -= 10.0
+        stage.advance(1)
+
+    assert logged == ["Download, step 1 of 1, took 10 s"]
 
 
 def test_debugging_keeps_the_prefix_of_absl(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,4 +115,5 @@ def test_a_run_is_stopped_and_resumed_on_a_terminal(tmp_path: pathlib.Path) -> N
     assert shares == sorted(shares, reverse=True)
     for run in (first, second):
         assert b"\x1b[?25l" not in run.output  # The cursor was never hidden.
-        assert b"logs.py" not in run.output
+        assert b".py:" not in run.output  # As in absl's prefix.
+        assert b"{'" not in run.output

@@ -59,8 +59,8 @@ def show() -> Iterator["Show"]:
     """Makes displays, and stops them at the end."""
     made: list[Shown] = []
 
-    def make(*size: int, **options: str) -> Shown:
-        made.append(Shown(*size, **options))
+    def make(width: int, height: int, **options: str) -> Shown:
+        made.append(Shown(width, height, **options))
         return made[-1]
 
     yield make

@@ -425,7 +425,7 @@ def test_an_error_in_a_trial_ends_its_worker_and_names_the_trial(
     monkeypatch.setattr(workflow, "run", _raising(SettingError("the data are gone")))
 
     with pytest.raises(
-        SettingError, match=r"finetune, digits, seed 0, learning_rate 0.05: the data are gone"
+        SettingError, match=r"finetune, digits, seed 0, learning rate 0.05: the data are gone"
     ):
         worker.run(config, tmp_path)
 

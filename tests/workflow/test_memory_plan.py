@@ -177,7 +177,7 @@ def test_the_error_names_settings_if_no_plan_fits(
 
     with pytest.raises(
         SettingError,
-        match=r"teachers/remem does not fit.* in 2 microbatches, it takes 12\.00 GiB, and 10\.00.*"
+        match=r"ReMem: teacher does not fit.* in 2 microbatches, it takes 12\.00 GiB, and 10\.00.*"
         r"config\.teacher\.batch_size",
     ):
         memory_plan.planned(run, make_step(list(NEEDS), at_rest=5))

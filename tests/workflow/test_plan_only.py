@@ -45,8 +45,8 @@ def test_a_run_needs_memory_for_its_states_and_is_rejected_with_less(
     assert students.models == 2
     assert run.dataset.resident_bytes == 1797 * 192
     listed = [line for line in caplog.messages if " x operations" in line]
-    assert [line.partition(": ")[0] for line in listed] == [
-        f"teachers/finetune {plan}"
+    assert [line.rpartition(": ")[0] for line in listed] == [
+        f"Fine-tuning: teacher, a step that {plan}"
         for plan in (
             "stores all activations",
             "recomputes elementwise operations",
@@ -62,11 +62,13 @@ def test_a_run_needs_memory_for_its_states_and_is_rejected_with_less(
     monkeypatch.setattr(resident, "memory", lambda: both)  # The data set needs a part of it.
     assert [need.models for need in plan_only.show(run, pretrained, setup)] == [1, 1]
     run.config.student.group = 2
-    with pytest.raises(SettingError, match=r"students/finetune and the data set take.*batch_size"):
+    with pytest.raises(
+        SettingError, match=r"Fine-tuning: students and the data set take.*batch_size"
+    ):
         plan_only.show(run, pretrained, setup)
     run.config.student.group = 0
     monkeypatch.setattr(resident, "memory", lambda: students.held)
-    with pytest.raises(SettingError, match=r"A student of students/finetune does not fit"):
+    with pytest.raises(SettingError, match=r"A student of Fine-tuning: students does not fit"):
         plan_only.show(run, pretrained, setup)
 
 

@@ -40,7 +40,8 @@ def diverging(monkeypatch: pytest.MonkeyPatch, *, step: int, above: float) -> No
 
 def test_without_retries_the_run_stops_with_advice(run: context.Run) -> None:
     with pytest.raises(
-        loop.NonFiniteLossError, match=r"teachers/finetune: .* at step \d.*teacher\.learning_rate"
+        loop.NonFiniteLossError,
+        match=r"Fine-tuning: teacher, .* at step \d.*teacher\.learning_rate",
     ):
         finetune.finetune(run, finetune.read_pretrained(run), "finetune")
 

@@ -17,6 +17,8 @@ from remem_jax.workflow import stages
             "students/remem/step_300/students_0_to_3",
             "ReMem: students of step 300, 0 to 3",
         ),
+        ("students/remem/rung/step_300", "ReMem: students, learning rates, step 300"),
+        ("students/alone/longer_2", "Pretrained, no teacher: students, for longer"),
         ("information/sam", "SAM only: information"),
         ("information/rate_0.001_aligned", "Information: rate 0.001 aligned"),
         ("pretrain", "Pretraining"),

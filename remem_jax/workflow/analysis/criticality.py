@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
-from remem_jax import models
+from remem_jax import display, models
 from remem_jax.analysis import criticality, visualization
 from remem_jax.records import Batch
 from remem_jax.storage import files, results
@@ -61,7 +60,10 @@ def _of_block(
             chunk=run.config.criticality.chunk,
         )
     )
-    measured, seconds = _numbers(run, checkpoint, influence, folder, examples)
+    images = min(examples or inputs.count(run), inputs.count(run))
+    title = f"Criticality of {checkpoint.title}, block {layer + 1}"
+    with display.stage(title, images, unit="image") as stage:
+        measured, seconds = _numbers(run, checkpoint, influence, folder, examples, stage)
     most_critical = np.argsort(-measured.value[0], kind="stable")[: run.config.criticality.neurons]
     neurons, arrays = _pictures(
         run, checkpoint, layer, measured, [int(neuron) for neuron in most_critical]
@@ -88,6 +90,7 @@ def _numbers(
     influence: criticality.Influence,
     folder: pathlib.Path,
     examples: int,
+    stage: display.Stage,
 ) -> tuple[criticality.Criticality, float]:
     """Computes the criticality of all neurons, or resumes it; returns it and the seconds."""
     settings = run.config.criticality
@@ -97,10 +100,10 @@ def _numbers(
     def save(current: criticality.Criticality) -> None:
         nonlocal saved, batch
         batch += 1
+        stage.advance(current.examples)
         if run.stopping() or time.monotonic() - saved > _SAVE_SECONDS:
             saved = time.monotonic()
             _save(folder, current, saved - started, batch)
-            logging.info("%s: %d images", folder.name, current.examples)
 
     remaining = inputs.batches(run, settings.batch_size, examples=examples, skip=skip)
     first = next(remaining, None)
@@ -116,7 +119,6 @@ def _numbers(
     )
     seconds = time.monotonic() - started
     _save(folder, measured, seconds, batch)
-    logging.info("%s: %d images in %.1f s", folder.name, measured.examples, seconds)
     return measured, seconds
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from remem_jax import display
 from remem_jax.analysis import activations, expertness
 from remem_jax.checks import require
 from remem_jax.storage import results
@@ -51,28 +52,41 @@ def _of_model(run: context.Run, checkpoint: inputs.Checkpoint, clusters: int) ->
     folder = run.workdir / "expertness" / checkpoint.name
     missing = [layer for layer in layers if not (folder / f"block_{layer}.json").exists()]
     if missing:
-        rows, seconds = _energies(run, checkpoint, missing)
-        images = len(next(iter(rows["sparsity"].values())))
-        logging.info("%s: %d images in %.1f s", checkpoint.title, images, seconds)
-        for layer in missing:
-            result = _of_layer(run, rows["energy"].pop(layer), clusters)
-            result |= {"layer": layer, "sparsity": float(np.mean(rows["sparsity"][layer]))}
-            result |= {"seconds_of_all_layers": seconds, "images": images}
-            results.write(folder / f"block_{layer}.json", result)
-            logging.info(
-                "%s, block %d: expertness %.3f, by chance %.3f; %.1f s of clustering",
-                checkpoint.title,
-                layer + 1,
-                result["shares"][0],
-                result["null_mean"],
-                result["seconds"],
-            )
+        with display.stage(
+            f"Expertness of {checkpoint.title}", len(missing), unit="block"
+        ) as stage:
+            _measure(run, checkpoint, missing, clusters, stage)
     result = [results.read(folder / f"block_{layer}.json") for layer in layers]
     return {
         "name": checkpoint.name,
         "title": checkpoint.title,
         "layers": result,
     }
+
+
+def _measure(
+    run: context.Run,
+    checkpoint: inputs.Checkpoint,
+    layers: list[int],
+    clusters: int,
+    stage: display.Stage,
+) -> None:
+    """Measures some blocks, and writes a file for each."""
+    rows, seconds = _energies(run, checkpoint, layers)
+    images = len(next(iter(rows["sparsity"].values())))
+    for done, layer in enumerate(layers, start=1):
+        result = _of_layer(run, rows["energy"].pop(layer), clusters)
+        result |= {"layer": layer, "sparsity": float(np.mean(rows["sparsity"][layer]))}
+        result |= {"seconds_of_all_layers": seconds, "images": images}
+        results.write(run.workdir / "expertness" / checkpoint.name / f"block_{layer}.json", result)
+        stage.advance(done)
+        logging.info(
+            "%s, block %d: expertness %.3f, by chance %.3f.",
+            checkpoint.title,
+            layer + 1,
+            result["shares"][0],
+            result["null_mean"],
+        )
 
 
 def _energies(

@@ -68,7 +68,10 @@ def run_remem(run: context.Run) -> None:
     outcomes, failed = _outcomes(run, pretrained, setup)
     write_results(run, results_record(run, identity, outcomes, used) | {"failed": failed}, outcomes)
     if failed:
-        reasons = " ".join(failure["reason"] for failure in failed)
+        reasons = " ".join(
+            f"{METHODS[failure['method']].title} has no result. {failure['reason']}"
+            for failure in failed
+        )
         raise loop.NonFiniteLossError(
             f"{reasons} The report covers the other methods: {run.workdir / 'report.html'}"
         )
@@ -121,8 +124,8 @@ def _outcomes(
         except loop.NonFiniteLossError as error:
             if not error.of_rate or len(failed) + 1 == len(run.config.methods):
                 raise
-            failed.append({"method": method, "reason": f"{method}: {error}"})
-            logging.error("%s", failed[-1]["reason"])
+            failed.append({"method": method, "reason": str(error)})
+            logging.error("%s has no result. %s", METHODS[method].title, error)
             display.plan(stages.planned(run.config, run.config.methods[i + 1 :]))
     return outcomes, failed
 
@@ -244,7 +247,12 @@ def conclude(
     }
     share = row["student"]["test"][metric]
     display.result(stages.model(f"students/{method}"), share, "test")
-    logging.info("%s: student %.2f %% on test, settings %s", method, 100 * share, row["selected"])
+    logging.info(
+        "%s: the student has %.2f %% on test (%s).",
+        METHODS[method].title,
+        100 * share,
+        _described(row["selected"]),
+    )
     if teachers:
         display.result(stages.model(f"teachers/{method}"), tested["teacher"][metric], "test")
         seconds[teachers.stage] = teachers.seconds
@@ -296,6 +304,20 @@ def _setting(student: dict[str, Any]) -> dict[str, Any]:
         name: student[name]
         for name in ("teacher_step", "student", "loss", "steps", *Hyperparameters._fields)
     }
+
+
+def _described(setting: dict[str, Any]) -> str:
+    """Describes a setting, without what its loss does not use."""
+    texts = {
+        "teacher_step": "teacher of step {}",
+        "loss": "loss {}",
+        "learning_rate": "learning rate {:g}",
+        "temperature": "temperature {:g}",
+        "weight": "weight {:g}",
+    }
+    return ", ".join(
+        text.format(setting[name]) for name, text in texts.items() if setting[name] is not None
+    )
 
 
 def _means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from absl import logging
 from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
-from remem_jax.workflow import advice, context, memory_plan, step_memory
+from remem_jax.workflow import advice, context, memory_plan, stages, step_memory
 from remem_jax.workflow.information import decoders, measurement
 from remem_jax.workflow.remem import (
     finetune,
@@ -39,7 +39,7 @@ def show(
     for need in needs:
         logging.info(
             "%s: %.2f GiB held, %.2f more while a step runs%s.",
-            need.stage,
+            stages.title(need.stage),
             need.at_rest / _GIB,
             need.running / _GIB,
             f" ({need.models} students at once)" if need.models > 1 else "",
@@ -49,9 +49,10 @@ def show(
     logging.info("At most %.2f GiB of %.2f on the device.", total / _GIB, available / _GIB)
     if total > available:
         raise SettingError(
-            f"{largest.stage} and the data set take {total / _GIB:.2f} GiB, the device has "
-            f"{available / _GIB:.2f}: lower the batch_size of config.teacher or config.student or "
-            "config.student.group, or set config.teacher.rematerialise, config.teacher.accumulate, "
+            f"{stages.title(largest.stage)} and the data set take {total / _GIB:.2f} GiB, the "
+            f"device has {available / _GIB:.2f}: lower the batch_size of config.teacher or "
+            "config.student or config.student.group, or set config.teacher.rematerialise, "
+            "config.teacher.accumulate, "
             "config.fsdp, config.compute_dtype to bfloat16, or config.data.input to streamed."
         )
     return needs
@@ -77,7 +78,8 @@ def of_step(run: context.Run, step: memory_plan.Step) -> step_memory.Need:
     """Logs the memory of each plan of a training step; returns that of the chosen plan."""
     options, chosen = memory_plan.listed(run, step)
     for option in options:
-        logging.info("%s %s%s.", step.stage, option, " (chosen)" if option == chosen else "")
+        mark = " (chosen)" if option == chosen else ""
+        logging.info("%s, a step that %s%s.", stages.title(step.stage), option, mark)
     plan = chosen.plan if chosen else step.plans[-1]
     with advice.on_out_of_memory(step.stage):
         held, running = step.needs(plan)

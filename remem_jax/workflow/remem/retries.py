@@ -14,7 +14,7 @@ from absl import logging
 from remem_jax import mesh
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import loop
-from remem_jax.workflow import context, training
+from remem_jax.workflow import context, stages, training
 
 _DIVERGED = "diverged.json"
 
@@ -135,8 +135,8 @@ def _result(
             "reason": used.diverged["reason"],
         }
         logging.warning(
-            "%s: no teacher checkpoints at steps %s; students use those at steps %s.",
-            stage,
+            "%s, no checkpoints at steps %s; students use those at steps %s.",
+            stages.title(stage),
             ", ".join(map(str, lost["steps"])),
             ", ".join(map(str, sorted(trained_steps))),
         )

@@ -13,7 +13,7 @@ from remem_jax.records import Variables
 from remem_jax.settings import tuning_of
 from remem_jax.storage import files, spreadsheets
 from remem_jax.weights import augreg, folding, student_normalisation, students
-from remem_jax.workflow import context, provenance
+from remem_jax.workflow import context, provenance, stages
 from remem_jax.workflow.remem import finetune, student_setup
 
 PAIRS = 5  # Number of confused pairs of classes in the results.
@@ -111,7 +111,9 @@ def save_teacher(
         return
     if not tuning_of(settings).mergeable:
         logging.info(
-            "%s: a plain ViT cannot have adapters; %s is not written.", teachers.stage, path
+            "%s is not written, because a plain ViT cannot have the adapters of %s.",
+            path,
+            stages.title(teachers.stage),
         )
         return
     plain = folding.fold(

@@ -7,7 +7,7 @@ from remem_jax import mesh
 from remem_jax.checks import SettingError
 from remem_jax.storage import results
 from remem_jax.train import state
-from remem_jax.workflow import context, step_memory
+from remem_jax.workflow import context, stages, step_memory
 from remem_jax.workflow.remem.student_grid import GridPoint, StudentGrid
 from remem_jax.workflow.remem.student_setup import StudentSetup
 
@@ -56,7 +56,7 @@ def fitting(run: context.Run, need: step_memory.Need, students: int) -> int:
     if fit < 1:
         subject = "A student" if seeds == 1 else f"A student with each of {seeds} seeds"
         raise SettingError(
-            f"{subject} of {need.stage} does not fit on the device: lower "
+            f"{subject} of {stages.title(need.stage)} does not fit on the device: lower "
             "config.student.batch_size, "
             f"{'' if seeds == 1 else 'name fewer config.student.seeds, '}or set "
             "config.compute_dtype to bfloat16 or config.data.input to streamed."
@@ -84,5 +84,5 @@ def size(run: context.Run, setup: StudentSetup, grid: StudentGrid) -> int:
         return students
     fit = mesh.broadcast(fitting(run, need(run, setup, grid), students))
     results.write_for_all(run.workdir / _CHOSEN, recorded | {grid.stage: fit})
-    logging.info("%s: %d students at once.", grid.stage, fit)
+    logging.info("%s, at once: %d of %d.", stages.title(grid.stage), fit, students)
     return fit

@@ -14,7 +14,7 @@ from remem_jax import mesh
 from remem_jax.records import Outputs, TeacherApply, Variables
 from remem_jax.storage import files, identity, outputs, read_ahead
 from remem_jax.train import lockstep
-from remem_jax.workflow import context
+from remem_jax.workflow import context, stages
 from remem_jax.workflow.remem import finetune
 
 # Opens the source of targets for some steps.
@@ -83,8 +83,8 @@ def of_teacher(
             yield targets
             targets.flush()
         logging.info(
-            "%s, step %d: read the stored outputs of %d steps, computed those of %d.",
-            teachers.stage,
+            "%s, step %d: its outputs were stored for %d steps, and computed for %d.",
+            stages.title(teachers.stage),
             step,
             targets.read,
             targets.computed,
