@@ -387,7 +387,7 @@ NEEDS = {
     "student.pretrained_learning_rates": {"student.init": "weights.safetensors"},
     "data.unlabelled_share": {"data.unlabelled": "images"},
 }
-PATHS = ("data.path", "data.dir", "teacher.init", "teacher.mirror")
+PATHS = ("data.path", "data.dir", "data.root", "teacher.init", "teacher.mirror")
 
 
 @pytest.mark.parametrize(
