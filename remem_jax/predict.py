@@ -1,8 +1,8 @@
 """Classifies images with a run's student or an export of it.
 
-python -m remem_jax.predict RUN photographs/ > classes.csv
-python -m remem_jax.predict RUN photographs/ --out=classes.csv    # resumes if stopped
-python -m remem_jax.predict RUN/export/remem_student.onnx 'photographs/**/*.jpg' --format=json
+remem predict RUN photographs/ > classes.csv
+remem predict RUN photographs/ --out=classes.csv    # resumes if stopped
+remem predict RUN/export/remem_student.onnx 'photographs/**/*.jpg' --format=json
 """
 
 from remem_jax.export import command
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m remem_jax.predict",
+        prog="remem predict",
         description="Classifies images with the student of a run, or with an export of it.",
     )
     add = parser.add_argument

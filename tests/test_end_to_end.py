@@ -24,7 +24,9 @@ import safetensors.numpy
 from PIL import Image
 from scipy import special
 
+import remem_jax
 from remem_jax import data, paired, predict
+from remem_jax.commands import clean
 from remem_jax.data.images import augment
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import __main__ as export_command
@@ -123,6 +125,27 @@ def uninterrupted(job: Callable[..., Job]) -> Job:
 
 def results(finished: Job) -> dict[str, Any]:
     return json.loads((finished.workdir / "results.json").read_text())
+
+
+def test_a_cleaned_run_predicts_as_before_and_trains_nothing_again(
+    job: Callable[..., Job], tmp_path: pathlib.Path
+) -> None:
+    run = job("cleaned")
+    before = run.results_of(run.fork())
+    curves = (run.workdir / "metrics.jsonl").read_bytes()
+    image = np.zeros((20, 20, 3), np.uint8)
+    predicted = remem_jax.load(run.workdir).predict(image)
+    assert [*run.workdir.rglob("best")] == []  # Students are discarded without being asked.
+    assert len([*run.workdir.rglob("params")]) == 2
+
+    assert clean.main([str(run.workdir), "--all"]) == 0
+
+    assert [*run.workdir.rglob("params")] == []
+    after = run.results_of(run.fork())
+    assert after["methods"] == before["methods"]
+    assert (run.workdir / "metrics.jsonl").read_bytes() == curves
+    assert remem_jax.load(run.workdir).predict(image) == predicted
+    assert after["disk"]["bytes"] < before["disk"]["bytes"] - before["disk"]["removable"] + 10**5
 
 
 def test_every_method_is_selected_and_tested(uninterrupted: Job) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
         "remem_jax.commands.distil", "make a small model from images in a given time"
     ),
     "data": Command("remem_jax.commands.data", "look at images before a run"),
+    "clean": Command("remem_jax.commands.clean", "remove what a finished run does not need"),
     "export": Command("remem_jax.export.__main__", "write a student as ONNX or another format"),
     "models": Command("remem_jax.commands.models", "list teachers and students"),
     "predict": Command("remem_jax.predict", "classify images with a student or an export"),

@@ -1,8 +1,8 @@
 """Exports a run's student, or its teacher, and compares the file with the model on real images.
 
-python -m remem_jax.export RUN --format=onnx                    # RUN/export/METHOD_student.onnx
-python -m remem_jax.export RUN --format=onnx --fold --precision=int8 --input=uint8
-python -m remem_jax.export RUN --format=timm                    # the teacher
+remem export RUN --format=onnx                    # RUN/export/METHOD_student.onnx
+remem export RUN --format=onnx --fold --precision=int8 --input=uint8
+remem export RUN --format=timm                    # the teacher
 """
 
 from remem_jax.export import command
@@ -11,6 +11,7 @@ if __name__ == "__main__":
     command.begin()  # Comes before imports that take seconds.
 
 import argparse
+import functools
 import os
 import pathlib
 import sys
@@ -40,51 +41,70 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m remem_jax.export",
+        prog="remem export",
+        usage="remem export RUN [--format FORMAT] [options]",
         description="Exports the student of a run, or its teacher, and checks it on real images.",
+        # Each option fits on one line, and all of them on a screen.
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=30),
     )
     add, formats = parser.add_argument, (*options.FORMATS, *options.TEACHER_FORMATS)
+    best = "(default: the best on validation)"
     add("run", type=command.path, help="folder of a finished run (its --workdir)")
     add(
         "--format",
         choices=formats,
         default="onnx",
-        help=f"default: onnx; {', '.join(options.TEACHER_FORMATS)} export the teacher",
+        metavar="FORMAT",
+        help=f"{', '.join(options.FORMATS)}; teacher: {', '.join(options.TEACHER_FORMATS)}",
     )
     add("--out", type=command.path, help="output file (default: in RUN/export)")
-    add("--method", default="", help="method of the run (default: the best on validation)")
-    add("--seed", type=int, help="student seed of the run (default: the best on validation)")
+    add("--method", default="", help=f"of the run {best}")
+    add("--seed", type=int, help=f"of the student {best}")
     add(
         "--input",
         choices=options.INPUTS,
-        help="float: images in [-1, 1] (default); uint8: 0 to 255, scaled inside the graph",
+        metavar="TYPE",
+        help="float: -1 to 1 (default); uint8: 0 to 255",
     )
-    add("--batch", type=int, help="fixed batch size (default: any)")
+    add("--batch", type=int, metavar="SIZE", help="fixed batch size (default: any)")
     add("--fold", action="store_true", help="fold BatchNorm layers into convolutions")
-    add("--precision", choices=options.PRECISIONS, help="default: float32")
-    add("--images", type=command.path, help="folder of images to check on, not the run's data")
-    add("--split", choices=options.SPLITS, help=f"split of the run's data (default: {_SPLIT})")
+    add(
+        "--precision",
+        choices=options.PRECISIONS,
+        metavar="TYPE",
+        help="float32 (default), float16 or int8",
+    )
+    add("--images", type=command.path, metavar="DIR", help="check on these, not the run's data")
+    add(
+        "--split",
+        choices=options.SPLITS,
+        metavar="SPLIT",
+        help=f"to check on: {', '.join(options.SPLITS)}",
+    )
     add(
         "--check-images",
         type=int,
         default=_CHECK_IMAGES,
-        help=f"number of images to check on (default: {_CHECK_IMAGES}; 0: all)",
+        metavar="N",
+        help=f"images to check on (default: {_CHECK_IMAGES}; 0: all)",
     )
     add(
         "--calibration-images",
         type=int,
-        help=f"number of training images for int8 (default: {_CALIBRATION_IMAGES})",
+        metavar="N",
+        help=f"training images for int8 (default: {_CALIBRATION_IMAGES})",
     )
     add(
         "--allowed-difference",
         type=float,
-        help="largest difference of a logit, relative to the largest logit if that is above 1 "
-        "(default: by precision)",
+        metavar="X",
+        help="of a logit, relative to the largest if above 1",
     )
     add(
         "--allowed-disagreement",
         type=float,
-        help="largest share of images with another predicted class (default: by precision)",
+        metavar="X",
+        help="share of images with another class",
     )
     return parser
 

@@ -11,6 +11,7 @@ from typing import Any
 from remem_jax.storage import files
 
 MANIFEST = "manifest.json"
+_DAMAGED = "damaged-"
 _SAVING, _OLD = ".saving", ".old"
 _UNNAMED = (_SAVING, _OLD, ".orbax-checkpoint-tmp")  # The last is orbax's suffix while it writes.
 
@@ -50,9 +51,14 @@ def discard(folder: pathlib.Path) -> None:
 
 def set_aside(folder: pathlib.Path) -> pathlib.Path:
     """Renames a damaged folder, so that it is kept but ignored; returns its new path."""
-    names = (f"damaged-{folder.name}{f'-{i}' if i else ''}" for i in itertools.count())
+    names = (f"{_DAMAGED}{folder.name}{f'-{i}' if i else ''}" for i in itertools.count())
     paths = (folder.with_name(name) for name in names)
     return folder.rename(next(path for path in paths if not path.exists()))
+
+
+def is_unusable(path: pathlib.Path) -> bool:
+    """Returns whether a path is that of a folder that is incomplete, discarded or set aside."""
+    return path.suffix in _UNNAMED or path.name.startswith(_DAMAGED)
 
 
 def clear(directory: pathlib.Path, name: str = "") -> None:

@@ -146,7 +146,7 @@ def _merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
 
 def _require_ours(directory: pathlib.Path) -> None:
     """Raises if files that are not ours have names that we write."""
-    if _is_ours(directory):
+    if is_ours(directory):
         return
     foreign = [name for name in OURS if (directory / name).exists()]
     if foreign:
@@ -156,7 +156,8 @@ def _require_ours(directory: pathlib.Path) -> None:
         )
 
 
-def _is_ours(directory: pathlib.Path) -> bool:
+def is_ours(directory: pathlib.Path) -> bool:
+    """Returns whether a folder is that of a run or a study."""
     if (directory / MARK).is_file():
         return True
     with contextlib.suppress(OSError, SettingError):  # Earlier versions left no mark.

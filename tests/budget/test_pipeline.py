@@ -11,9 +11,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+import remem_jax
 from configs import own
 from remem_jax.budget import pipeline, plan
 from remem_jax.checks import SettingError
+from remem_jax.commands import clean
 from remem_jax.storage import logs
 from remem_jax.train import loop
 from tests import tiny_run
@@ -152,3 +154,35 @@ def test_a_setting_that_changes_the_result_cannot_change_when_a_run_resumes(
     config.student.temperatures = (3.0,)
     with pytest.raises(SettingError, match=r"belongs to another config.*temperatures"):
         pipeline.run(config, tmp_path)
+
+
+def test_more_hours_test_the_better_student_even_after_cleaning(
+    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.methods, config.student.steps = ("scratch",), 0
+
+    def remaining(*arguments: Any) -> tuple[plan.Stage, ...]:
+        done = arguments[3] if len(arguments) > 3 else ()
+        variants = [("", 2)] if not longer else [("", 2), ("longer_2", 40)]
+        planned = [
+            plan.Stage("students", "scratch", steps, (0.1,), variant, 60.0)
+            for variant, steps in variants
+        ]
+        return tuple(stage for stage in planned if stage.key not in {each.key for each in done})
+
+    monkeypatch.setattr(plan, "remaining", remaining)
+    longer: list[bool] = []
+    pipeline.run(config, tmp_path)
+    (first,) = read(tmp_path)["methods"]
+    weak = remem_jax.load(tmp_path)
+    assert clean.main([str(tmp_path)]) == 0
+    longer.append(True)
+
+    pipeline.run(config, tmp_path)
+
+    (second,) = read(tmp_path)["methods"]
+    assert second["selected"]["steps"] > first["selected"]["steps"]
+    assert second["student"]["test"]["loss"] < first["student"]["test"]["loss"]
+    image = np.full((16, 16, 3), (250, 60, 60), np.uint8)
+    strong = remem_jax.load(tmp_path)
+    assert strong.predict(image)[0].probability != weak.predict(image)[0].probability

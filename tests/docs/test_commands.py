@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from remem_jax import commands
 from remem_jax.settings import unused
 from remem_jax.study import unused as of_study
 from tools import make_reference
@@ -20,10 +21,11 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 # Whose settings a text names alone.
 SPECS = ("configs/remem.py", "configs/study.py", "configs/analysis.py:digits", "configs/own.py")
 RUN = "remem_jax.main"
+REMEM = re.compile(r"^(?:\.venv/bin/)?remem (\w+)(.*?)(?: >.*)?$")  # Without a redirection.
 
 
-def _commands(page: pathlib.Path) -> list[list[str]]:
-    """Commands in indented or fenced blocks; those that go on over a line are put together."""
+def _lines(page: pathlib.Path) -> list[str]:
+    """Lines of indented or fenced blocks; those that go on over a line are put together."""
     text = page.read_text().replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     lines += [
@@ -31,7 +33,12 @@ def _commands(page: pathlib.Path) -> list[list[str]]:
         for block in re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         for line in block.splitlines()
     ]
-    return [shlex.split(line, comments=True) for line in lines if RUN in line]
+    return lines
+
+
+def _commands(page: pathlib.Path) -> list[list[str]]:
+    """Commands that start a run."""
+    return [shlex.split(line, comments=True) for line in _lines(page) if RUN in line]
 
 
 def _settings(spec: str) -> dict[str, Any]:
@@ -74,6 +81,40 @@ def test_a_command_can_be_parsed(command: list[str], monkeypatch: pytest.MonkeyP
     given = [_name(one) for one in arguments if one.startswith("--config.")]
     if config.workflow != "distil":  # What is not planned has an effect or not.
         (of_study if config.workflow == "study" else unused).check(config, given)
+
+
+OF_REMEM = [
+    pytest.param(match[1], match[2], id=f"{page.name}-{match[1]}-{i}")
+    for page in PAGES
+    for i, line in enumerate(_lines(page))
+    if (match := REMEM.match(line))
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), OF_REMEM)
+def test_a_command_of_remem_can_be_parsed(name: str, arguments: str) -> None:
+    module = importlib.import_module(commands.COMMANDS[name].module)
+
+    _, rest = module._parser().parse_known_args(shlex.split(arguments, comments=True))
+
+    assert all(name == "distil" and one.startswith("--config.") for one in rest)
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_fits_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    module = importlib.import_module(commands.COMMANDS[name].module)
+
+    lines = module._parser().format_help().splitlines()
+
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith(f"usage: remem {name} ")
+
+
+def test_commands_of_remem_are_found() -> None:
+    assert {case.values[0] for case in OF_REMEM} == {*commands.COMMANDS}
+    assert len(commands._help().splitlines()) <= 24
 
 
 def test_commands_are_found() -> None:

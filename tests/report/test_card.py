@@ -325,7 +325,7 @@ def drawn(
 
 
 def _export(folder: pathlib.Path) -> None:
-    """Writes the files of `python -m remem_jax.export RUN --format=onnx`, unchecked."""
+    """Writes the files of `remem export RUN --format=onnx`, unchecked."""
     pytest.importorskip("onnx", reason="Needs onnx: pip install '.[export]'.")
     pytest.importorskip("onnxruntime", reason="Needs onnxruntime: pip install '.[export]'.")
     student = runs.open_file(folder / "remem_student.safetensors")

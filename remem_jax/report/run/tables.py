@@ -212,6 +212,7 @@ def origins(results: Results) -> Table:
         ("Seed", str(results["seed"])),
         ("Device", f"{device['count']} x {device['kind']} ({device['platform']})"),
         *_plans(results["methods"]),
+        *_disk(results.get("disk")),
     ]
     rows += [(f"Version of {name}", version) for name, version in results["versions"].items()]
     return Table("Data, models, versions", ("What", "Value"), tuple(rows), numeric=False)
@@ -224,6 +225,14 @@ def _plans(methods: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         for method in methods
         if (plan := method.get("plan"))  # Older runs had no plans.
     ]
+
+
+def _disk(disk: Mapping[str, int] | None) -> list[tuple[str, str]]:
+    """Returns the row on the size of the run's folder; none for older runs."""
+    if disk is None:
+        return []
+    kept, removable = (f"{disk[name] / 1e6:,.1f} MB" for name in ("bytes", "removable"))
+    return [("Size of the run's folder", f"{kept}; remem clean would free {removable}")]
 
 
 def _plan(plan: Mapping[str, Any]) -> str:

@@ -30,6 +30,8 @@ from remem_jax.workflow.remem.student_setup import StudentSetup, make_targets
 # Fields of a student that identify its configuration; the seed is not one of them.
 SETTING = ("teacher_step", "steps", "loss", "learning_rate", "temperature", "weight")
 
+_BEST = "best"  # Folder of the students that a group keeps until one is selected.
+
 
 def without_teacher(
     run: context.Run, setup: StudentSetup, method: str, stage: str = ""
@@ -65,14 +67,29 @@ def from_teachers(
 
 
 def kept(run: context.Run, setup: StudentSetup, stage: str, student: int) -> Variables:
-    """Loads the variables of a student that has the best configuration of its group."""
+    """Loads the variables of a student that has the best configuration of its group.
+
+    They are there until `discard` is called.
+    """
     shapes = run.shapes(jax.eval_shape(lambda: setup.first(0)))
     return checkpoints.load_tree(_best_path(run, stage, student), shapes)
 
 
+def discard(run: context.Run, groups: Sequence[dict[str, Any]]) -> None:
+    """Deletes the variables that `kept` loads, once the selected ones are saved and tested.
+
+    Args:
+        run: The run.
+        groups: Return value of `from_teachers` or `without_teacher`.
+    """
+    if mesh.is_writer():
+        for group in groups:
+            checkpoints.remove(run.workdir / group["part"] / _BEST)
+
+
 def _best_path(run: context.Run, stage: str, student: int) -> pathlib.Path:
     """Returns the folder of a saved student."""
-    return run.workdir / stage / "best" / f"student_{student}"
+    return run.workdir / stage / _BEST / f"student_{student}"
 
 
 def _train_groups(
@@ -88,7 +105,7 @@ def _train_groups(
         For each group "part", "seconds", and "students": steps, hyperparameters, validation metrics
         (and test metrics with `config.choose_on_test`; None if diverged), whether each diverged;
         and "diverged": None, or if the whole group diverged, the "step" of the last one and the
-        "reason". The variables of the best configuration's students are saved.
+        "reason". The variables of the best configuration's students are saved for `kept`.
     """
     result = results.read_for_all(run.workdir / stage / "result.json")
     if result:  # Trained as one group, even if fewer students fit on this device.

@@ -22,7 +22,8 @@ def test(
 ) -> dict[str, Any]:
     """Evaluates the selected students and their teacher on test, and saves them.
 
-    The test split is read once, for all models together; a resumed run reads the saved metrics.
+    The test split is read once, for all models together; a resumed run reads the saved metrics. If
+    more training has changed the selection since, the new models are tested.
 
     Args:
         run: The run.
@@ -38,11 +39,15 @@ def test(
         confusion matrix, which is a separate file. "predictions" has the classes that the
         "students" and the "teacher" predict for the test images, and those that the first student
         predicts for "validation", each packed by `paired.pack`; "mistakes" are the `mistakes.worst`
-        of the first student. Runs tested by earlier versions have neither.
+        of the first student, and "chosen" identifies the students. Runs tested by earlier versions
+        lack these three.
     """
     folder = run.workdir / "selected"
     result = results.read_for_all(folder / f"{method}.json")
-    if result is None:
+    identities = [
+        {"part": student["group"]["part"], "student": student["student"]} for student in chosen
+    ]
+    if result is None or result.get("chosen", identities) != identities:
         teacher = teachers and teachers.measure.model(teachers.load(chosen[0]["teacher_step"]))
         members = [_load_student(run, setup, student) for student in chosen]
         measured = setup.measure.all(
@@ -73,6 +78,7 @@ def test(
                 run, folder / f"{method}_teacher.npz", teachers, teacher.variables
             )
         result = {
+            "chosen": identities,
             "students": students,
             "teacher": measured.teacher,
             "predictions": packed,

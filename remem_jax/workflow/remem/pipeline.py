@@ -13,7 +13,7 @@ from remem_jax.methods import METHODS
 from remem_jax.records import Hyperparameters, Params
 from remem_jax.report import tables
 from remem_jax.settings import located, plain
-from remem_jax.storage import results, workdir
+from remem_jax.storage import cleaning, results, workdir
 from remem_jax.storage.identity import Identity, described
 from remem_jax.train import loop
 from remem_jax.workflow import advice, context, memory_plan, provenance, stages
@@ -103,7 +103,9 @@ def write_results(run: context.Run, record: dict[str, Any], outcomes: Sequence[O
     file_list.write(run.workdir / "selected" / "split.csv", run.dataset, predictions)
     best = tables.best_on_validation(record["methods"], run.dataset.metric)["method"]
     mistakes.write(run.workdir, best, run.dataset.splits["test"])
-    results.write(run.workdir / "results.json", latency.with_inference(run.workdir, record))
+    record, path = latency.with_inference(run.workdir, record), run.workdir / "results.json"
+    results.write(path, record)
+    results.write(path, record | {"disk": cleaning.usage(run.workdir)})
     report.write(run.workdir)
     logging.info("Report: %s", run.workdir / "report.html")
 
@@ -218,6 +220,7 @@ def conclude(
         distill.select(students, metric), key=lambda student: -student["validation"][metric]
     )
     best, tested = chosen[0], final_evaluation.test(run, setup, method, teachers, chosen)
+    distill.discard(run, groups)
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,
