@@ -56,6 +56,9 @@ def digits() -> ConfigDict:
     config.teacher.learning_rate = 0.05
     config.teacher.warmup_steps = 20
     config.teacher.batch_size = 64
+    config.teacher.weight_decay = 0.0
+    config.teacher.layer_decay = 1.0
+    config.teacher.mlp_weight = 0.8
     config.student.model = "resnet18"
     config.student.stem = "imagenet"
     config.student.steps = 80
@@ -65,6 +68,7 @@ def digits() -> ConfigDict:
     config.student.temperatures = (4.0,)
     config.student.weights = (0.5,)
     config.student.warmup_steps = 10
+    config.student.weight_decay = 1e-4
     return config
 
 
