@@ -56,8 +56,9 @@ def run() -> ConfigDict:
 
 def _data(config: ConfigDict) -> None:
     config.data = ConfigDict()
-    # Data set: a name of remem_jax/data/registry.py, "digits", "folder", "list" or "arrays" for
-    # your own images, or any data set of TFDS as "tfds:NAME[/CONFIG][:VERSION]". [text]
+    # Data set: a name of remem_jax/data/registry.py; "eurosat_part" or "digits", which are part of
+    # the package; "folder", "list" or "arrays" for your own images; or any data set of TFDS, as
+    # "tfds:NAME[/CONFIG][:VERSION]". [text]
     config.data.name = "cifar100"
     config.data.path = ""  # Images of "folder", "list" or "arrays": a folder or a file. [free]
     # Folder that relative paths in a list begin at; empty is the folder of the list. [free]

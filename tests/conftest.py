@@ -140,12 +140,11 @@ def resnet4() -> Iterator[str]:
 @pytest.fixture
 def small_run(tmp_path: pathlib.Path, mixed_dtypes: None, resnet4: str) -> Iterator[Any]:
     """Opens a run of digits with one method and small models."""
-    from configs import quickstart
     from remem_jax import mesh, workflow
     from remem_jax.workflow import precision
     from tests import tiny_run
 
-    config = quickstart.get_config()
+    config = tiny_run.digits()
     config.methods = ("finetune",)
     config.student.model = resnet4
     config.data.image_size = 16

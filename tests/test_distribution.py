@@ -52,11 +52,22 @@ def test_the_wheel_has_all_configs(installed: pathlib.Path) -> None:
     )
 
 
-def test_the_wheel_has_all_modules_templates_and_bundled_weights(installed: pathlib.Path) -> None:
-    files = _files(installed / "remem_jax", "*.py", "*.jinja", "*.npz")
-    package_files = {name for name in files if not name.startswith("shipped/")}
+def test_the_wheel_has_all_modules_templates_and_bundled_files(installed: pathlib.Path) -> None:
+    patterns = ("*.py", "*.jinja", "*/bundled/*")
+    package_files = _files(installed / "remem_jax", *patterns)
+    package_files = {name for name in package_files if not name.startswith("shipped/")}
 
-    assert package_files == _files(ROOT / "remem_jax", "*.py", "*.jinja", "*.npz")
+    expected = _files(ROOT / "remem_jax", *patterns)
+    assert package_files == {name for name in expected if "__pycache__" not in name}
+
+
+def test_the_wheel_has_the_licences_of_what_is_bundled(installed: pathlib.Path) -> None:
+    (metadata,) = installed.glob("*.dist-info")
+
+    licences = _files(metadata / "licenses", "LICENSE")
+
+    assert licences == {"LICENSE", *_files(ROOT, "remem_jax/*/bundled/LICENSE")}
+    assert "License: Apache-2.0 AND MIT" in (metadata / "METADATA").read_text()
 
 
 def test_the_command_finds_the_configs_of_the_wheel(

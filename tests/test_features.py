@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from configs import quickstart
 from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.data.loaders import resident
@@ -46,7 +45,7 @@ def run(small_run: context.Run) -> context.Run:
 
 def configurations(**settings: Any) -> list[tuple[Any, ...]]:
     """Returns loss, temperature and weight of each configuration of a two-by-two grid."""
-    config = quickstart.get_config().student
+    config = tiny_run.digits().student
     config.update(
         {"learning_rates": (0.1,), "temperatures": (1.0, 4.0), "weights": (0.1, 0.5)} | settings
     )

@@ -22,6 +22,7 @@ from remem_jax.settings.analysis import check as check_analysis
 from remem_jax.storage import identity
 from remem_jax.storage.identity import ADDED
 from remem_jax.train import student_losses
+from tests import tiny_run
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def weights(tmp_path: pathlib.Path) -> str:
 
 @pytest.fixture
 def config(weights: str) -> ConfigDict:
-    """The quickstart's settings."""
-    config = quickstart.get_config()
+    """The settings of a run on digits."""
+    config = tiny_run.digits()
     config.teacher.init = weights
     return config
 
 
-def test_quickstart_passes(config: ConfigDict) -> None:
-    settings.check_remem(config)
+def test_quickstart_passes() -> None:
+    settings.check_remem(quickstart.get_config())
 
 
 @pytest.mark.parametrize("name", data.NAMES)
@@ -154,7 +155,7 @@ BAD: list[tuple[str, Any]] = [
     ("teacher.tuning", "prompt"),
     ("teacher.gelu", "relu"),
     ("teacher.position_resize", "cubic"),
-    ("teacher.pruned_mlp", 7),
+    ("teacher.pruned_mlp", 13),
     ("teacher.pruned_attention", -1),
     ("compute_dtype", "float16"),
     ("student.model", "vit"),
@@ -241,7 +242,7 @@ def test_a_setting_at_its_limit_passes(config: ConfigDict, name: str, value: Any
 def test_a_missing_checkpoint_says_what_to_do(config: ConfigDict) -> None:
     config.teacher.init = "nowhere/B_16.npz"
 
-    advice = r"nowhere/B_16\.npz.*ViT-Pico/8.*published name.*augreg:Ti/16.*bundled:Pico/8"
+    advice = r"nowhere/B_16\.npz.*ViT-Ti/16.*published name.*augreg:Ti/16.*bundled:Ti/16"
     with pytest.raises(SettingError, match=advice):
         settings.check_remem(config)
 
@@ -256,7 +257,7 @@ def test_published_weights_need_not_be_downloaded_yet(config: ConfigDict) -> Non
     ("init", "complaint"),
     [
         ("augreg:Ti/17", "known: augreg:Ti/16"),
-        ("augreg:B/16", "a ViT-B/16; set config.teacher.variant to it, not to 'Pico/8'"),
+        ("augreg:B/16", "a ViT-B/16; set config.teacher.variant to it, not to 'Ti/16'"),
     ],
 )
 def test_published_weights_of_another_model_are_refused(
@@ -347,7 +348,7 @@ def test_the_methods_without_a_teacher_are_known() -> None:
     [("finetune", 0.0, 1.0), ("sam", 0.05, 1.0), ("reweight", 0.0, 0.8), ("remem", 0.05, 0.8)],
 )
 def test_methods_combine_sam_and_re_weighting(method: str, rho: float, mlp_weight: float) -> None:
-    teacher = quickstart.get_config().teacher.to_dict()
+    teacher = tiny_run.digits().teacher.to_dict()
 
     teacher |= METHODS[method].fixed
 

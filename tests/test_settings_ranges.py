@@ -33,7 +33,7 @@ def _run() -> ConfigDict:
 
 
 def _analysis() -> ConfigDict:
-    return analysis.get_config("digits,init=bundled:Pico/8")
+    return analysis.get_config("digits,init=bundled:Ti/16")
 
 
 WORKFLOWS: dict[str, tuple[Callable[[], ConfigDict], Callable[[ConfigDict], None]]] = {

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import analysis, quickstart, remem, study
+from configs import analysis, remem, study
 from remem_jax import workflow
 from remem_jax.checks import SettingError
 from remem_jax.data import sources
 from remem_jax.settings import check_remem, counts, unused
 from remem_jax.study import unused as of_study
+from tests import tiny_run
 
 
 def _changed(**changes: Any) -> ConfigDict:
-    """Returns the quick start's config with changes; their names have __ instead of a dot."""
-    config = quickstart.get_config()
+    """Returns the config of a run on digits with changes; their names have __ instead of a dot."""
+    config = tiny_run.digits()
     with config.ignore_type():
         for name, value in changes.items():
             *groups, last = name.split("__")

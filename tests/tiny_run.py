@@ -1,4 +1,4 @@
-"""configs/quickstart.py with models that compile and train in a fraction of the time.
+"""Runs on scikit-learn's digits, with models that compile and train in a moment.
 
 The teacher is a ViT of two blocks, the student a ResNet of one block. For tests of whole runs;
 tests that compare the student with timm's use ResNet-18.
@@ -45,10 +45,37 @@ def add_student() -> None:
     models.STUDENTS[NAME] = STUDENT
 
 
+def digits() -> ConfigDict:
+    """Returns the settings of a short run on the digits, with the bundled teacher and ResNet-18."""
+    config = quickstart.get_config()
+    config.data.name = "digits"
+    config.data.image_size = 32
+    config.data.stored_size = 64
+    config.teacher.steps = (40, 120)
+    config.teacher.optimizer = "sgd"
+    config.teacher.learning_rate = 0.05
+    config.teacher.warmup_steps = 20
+    config.teacher.batch_size = 64
+    config.teacher.weight_decay = 0.0
+    config.teacher.layer_decay = 1.0
+    config.teacher.mlp_weight = 0.8
+    config.student.model = "resnet18"
+    config.student.stem = "imagenet"
+    config.student.steps = 80
+    config.student.batch_size = 64
+    config.student.optimizer = "sgd"
+    config.student.learning_rates = (0.05, 0.1)
+    config.student.temperatures = (4.0,)
+    config.student.weights = (0.5,)
+    config.student.warmup_steps = 10
+    config.student.weight_decay = 1e-4
+    return config
+
+
 def get_config() -> ConfigDict:
     """Returns all settings, and adds the student to the table of students."""
     add_student()
-    config = quickstart.get_config()
+    config = digits()
     config.student.model = NAME
     config.teacher.variant = ""
     config.data.image_size = IMAGE_SIZE

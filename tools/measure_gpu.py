@@ -36,7 +36,7 @@ RECORD, PAGE = "measured.json", "measured.md"
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _RESERVE = 5.0  # Seconds at the end for writing the results.
-_TINY = packing.Contents("bundled:Pico/8", ("digits", "", ""), 32, 128, (), tiny=True)
+_TINY = packing.Contents("bundled:Ti/16", ("digits", "", ""), 32, 128, (), tiny=True)
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ from remem_jax.workflow.remem import student_grid
 # any of the teachers, and has no operation that phones lack.
 STUDENT = "efficientnet_lite0"
 # By size; the largest that the device trains in time. The first one needs no download.
-TEACHERS = ("augreg:Ti/16", "augreg:S/16", "augreg:B/16")
+TEACHERS = ("bundled:Ti/16", "augreg:S/16", "augreg:B/16")
 # Sides of the images, in pixels: multiples of the strides of all students and of 16. Pretrained
 # networks have seen 224; below 64 little is left of what they know.
 SIDES = (64, 96, 128, 160, 192, 224)

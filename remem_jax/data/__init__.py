@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from remem_jax.checks import SettingError
-from remem_jax.data import registry, scanning, sources
+from remem_jax.data import bundled, registry, scanning, sources
 from remem_jax.data import unlabelled as unlabelled_images
 from remem_jax.data.custom import arrays, class_names, folders, lists, walk
 from remem_jax.data.custom import unlabelled as unlabelled_folder
@@ -24,12 +24,17 @@ from remem_jax.data.tfds import named, prepared
 from remem_jax.data.unlabelled import Unlabelled as Unlabelled
 from remem_jax.records import DataLoader
 
+# Data sets that need neither a download nor files of the user.
+INCLUDED: dict[str, Callable[[], Source]] = {
+    bundled.EUROSAT_PART: bundled.eurosat_part,
+    "digits": sources.digits,
+}
 CUSTOM: dict[str, Callable[..., Source]] = {
     "folder": folders.folder,
     "list": lists.listing,
     "arrays": arrays.open_arrays,
 }
-NAMES = ("digits", *CUSTOM, *registry.RECORDS)
+NAMES = (*INCLUDED, *CUSTOM, *registry.RECORDS)
 INPUTS = ("auto", "resident", "streamed")
 FLIPS = ("auto", "True", "False")
 METRICS = ("auto", registry.TOP1, registry.MEAN_PER_CLASS)
@@ -103,8 +108,8 @@ def open_source(
         SettingError: If the name is unknown, the data set cannot be opened, or it has fewer than
             two classes.
     """
-    if name == "digits":
-        source = sources.digits()
+    if name in INCLUDED:
+        source = INCLUDED[name]()
     elif name == "list":
         source = lists.listing(path, root, enough=enough)
     elif name in CUSTOM:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from remem_jax import models
-from remem_jax.data import registry
+from remem_jax.data import bundled, registry
 from remem_jax.data.tfds import named
 from remem_jax.methods import METHODS
 from remem_jax.report import effects
@@ -264,6 +264,8 @@ def _methods(names: Iterable[str]) -> Iterator[str]:
 def _data(name: str | None) -> Iterator[str]:
     if name == "digits":
         yield "The images are scikit-learn's digits of 8 x 8 pixels, which the paper does not use."
+    elif name == bundled.EUROSAT_PART:
+        yield "The images are the bundled part of EuroSAT; the paper has all of it."
     elif name is not None and named.is_name(name):
         yield f"The data set is {name}, not one of the paper's with the paper's splits."
     elif name is not None and name not in registry.RECORDS:
@@ -275,11 +277,6 @@ def _weights(init: str | None) -> Iterator[str]:
         return
     if not init:
         yield "The teacher starts from random weights; the paper's are pretrained."
-    elif init in catalog.BUNDLED:
-        yield (
-            "The teacher is the bundled one, pretrained on 80,000 small images; the paper's are "
-            "pretrained on ImageNet-1k or ImageNet-21k."
-        )
     else:
         yield f"teacher.init is {init}; the paper has one of {_listed(WEIGHTS)}."
 

@@ -170,7 +170,7 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
 
 def check_init(teacher: ConfigDict) -> None:
     """Raises unless the weights exist or are published; published ones are downloaded later."""
-    if catalog.is_name(teacher.init) and teacher.init not in catalog.BUNDLED:
+    if catalog.is_name(teacher.init):
         published = catalog.find(teacher.init)
         fits = teacher.variant in ("", published.variant)
         checks.require(
@@ -178,7 +178,7 @@ def check_init(teacher: ConfigDict) -> None:
             f"config.teacher.init is {teacher.init}, a ViT-{published.variant}; set "
             f"config.teacher.variant to it, not to {teacher.variant!r}.",
         )
-        if catalog.mirror_folder(teacher.mirror) is None:
+        if teacher.init in catalog.BUNDLED or catalog.mirror_folder(teacher.mirror) is None:
             return
     path, _ = catalog.split_path(str(catalog.locate(teacher.init, mirror=teacher.mirror)))
     checks.require(

@@ -18,10 +18,10 @@ from remem_jax.checks import SettingError, local_path, one_of
 from remem_jax.storage import files
 
 BUCKET = "https://storage.googleapis.com/vit_models/"
-BUNDLED = {"bundled:Pico/8": "pico_8.npz"}
-ADVICE = f"such as augreg:Ti/16, the path of a file, or {', '.join(BUNDLED)}"
 INDEX = "augreg/index.csv"  # One row for each fine-tuned checkpoint of AugReg: 51,509.
 
+# Names that are no longer bundled, with their replacements.
+_RETIRED = {"bundled:Pico/8": "bundled:Ti/16"}
 _I21K, _I1K, _BOTH = "ImageNet-21k", "ImageNet-1k", "ImageNet-21k, then ImageNet-1k"
 _SUBTREE = re.compile(r"(.+?\.npz):(.+)", re.DOTALL)
 _STEM = re.compile(r"(\w+?_\d+)-(i1k|i21k\w*)-[\w.-]+")
@@ -128,6 +128,18 @@ class Published(NamedTuple):
     note: str = ""
 
 
+class Bundled(NamedTuple):
+    """A checkpoint that is part of this package.
+
+    Attributes:
+        file: Name of its file in `weights/bundled`, where README.md has its licence.
+        source: Name of the published checkpoint that it was made from.
+    """
+
+    file: str
+    source: str
+
+
 class Pick(NamedTuple):
     """The best checkpoint of AugReg's sweep: its name, and its accuracy on validation data."""
 
@@ -169,6 +181,16 @@ def _listed() -> dict[str, Published]:
     return {each.name: each for each in sorted(published, key=lambda each: each.name.split(":")[0])}
 
 
+BUNDLED: Mapping[str, Bundled] = types.MappingProxyType(
+    {
+        "bundled:Ti/16": Bundled(
+            "ti_16.npz",
+            "augreg:Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-"
+            "steps_20k-lr_0.03-res_224",
+        )
+    }
+)
+ADVICE = f"such as augreg:Ti/16, the path of a file, or {', '.join(BUNDLED)}"
 PUBLISHED: Mapping[str, Published] = types.MappingProxyType(_listed())
 # The paper gives the source of only one of the three: footnote 8, Chen et al. 2021, is at
 # "ImageNet-21k with strong augmentations", but the only ViTs that they published were trained on
@@ -196,12 +218,19 @@ def find(init: str) -> Published:
     """Returns the published checkpoint of a name.
 
     Args:
-        init: One of `PUBLISHED`; or "augreg:" and the name of any file of AugReg's sweep, such
-            as "augreg:B_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0".
+        init: One of `PUBLISHED`; "augreg:" and the name of any file of AugReg's sweep, such as
+            "augreg:B_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"; or one of `BUNDLED`,
+            for the checkpoint that it was made from.
 
     Raises:
         SettingError: If the name is unknown; the message lists similar names.
     """
+    if init in BUNDLED:
+        return find(BUNDLED[init].source)
+    if init in _RETIRED:
+        raise SettingError(
+            f"{init} is no longer bundled: set config.teacher.init to {_RETIRED[init]}."
+        )
     if init in PUBLISHED:
         return PUBLISHED[init]
     collection, _, stem = init.removesuffix(".npz").partition(":")
@@ -240,7 +269,7 @@ def locate(init: str, *, mirror: str = "") -> pathlib.Path:
         return (
             pathlib.Path(str(importlib.resources.files("remem_jax")))
             / "weights/bundled"
-            / BUNDLED[init]
+            / BUNDLED[init].file
         )
     if not is_name(init):
         return local_path("config.teacher.init", init)

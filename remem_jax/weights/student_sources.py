@@ -188,7 +188,7 @@ def _teacher(init: str, student: str) -> _Teacher:
         f"config.student.init to {accepted(student)}.",
     )
     with for_students():
-        if catalog.is_name(init) and init not in catalog.BUNDLED:
+        if catalog.is_name(init):
             vit_students.require_fitting(init, student)
         path, _ = catalog.split_path(os.fspath(catalog.locate(init)))
         is_here = catalog.is_name(init) or path.is_file()

@@ -344,7 +344,7 @@ def test_a_single_class_is_refused(rng: np.random.Generator, tmp_path: pathlib.P
 
 
 def test_an_unknown_data_set_lists_the_known_ones() -> None:
-    known = ", ".join(("digits", "folder", "list", "arrays", *registry.RECORDS))
+    known = ", ".join(("eurosat_part", "digits", "folder", "list", "arrays", *registry.RECORDS))
 
     with pytest.raises(SettingError, match=rf"'imagenet'; config\.data\.name: {known}"):
         data.open_source("imagenet", path="", data_dir="")

@@ -12,7 +12,6 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from configs import quickstart
 from remem_jax import settings
 from remem_jax.checks import SettingError
 from remem_jax.data.images.preprocessing import Preprocessing
@@ -33,6 +32,7 @@ from remem_jax.export.options import Form
 from remem_jax.storage import results
 from remem_jax.weights import students as files
 from remem_jax.workflow import context
+from tests import tiny_run
 from tests.export import drawn
 
 NAME = "mobilenet_v2_035"
@@ -165,7 +165,7 @@ def test_a_rejected_export_states_both_accuracies_and_only_the_limits_that_exist
 def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The files of a run on digits with two methods, one of them with two seeds."""
     folder = tmp_path_factory.mktemp("run")
-    config = quickstart.get_config()
+    config = tiny_run.digits()
     config.data.image_size = drawn.SIDE
     student = drawn.student(NAME)
     names = ("model", "stem", "image_size", "classes")

@@ -44,7 +44,7 @@ def test_a_folder_that_is_too_large_is_refused_with_its_largest_file(
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: pathlib.Path) -> None:
-    contents = packing.Contents("bundled:Pico/8", ("digits", "", ""), 32, 0, ())
+    contents = packing.Contents("bundled:Ti/16", ("digits", "", ""), 32, 0, ())
     with pytest.raises(packing.PackingError, match="is not empty"):
         packing.pack(packed(tmp_path), contents, {})
 

@@ -175,11 +175,11 @@ def results() -> dict[str, Any]:
             _student("scratch", 1, None, 0.85),
         ],
         "models": {
-            "teacher": "vit Pico/8",
+            "teacher": "vit Ti/16",
             "teacher_parameters": 1900000,
             "student": "resnet18",
             "student_parameters": 11227812,
-            "init": "pico_8.npz",
+            "init": "ti_16.npz",
             "init_digest": "1417",
         },
         "inference": {

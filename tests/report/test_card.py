@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from remem_jax import models, report
-from remem_jax.data import registry
+from remem_jax.data import bundled, registry
 from remem_jax.data.images import decoding
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import formats, options, runs
@@ -192,6 +192,15 @@ def test_licences_of_data_match_the_registry(results: dict[str, Any]) -> None:
 
         page = record.page.replace("~", "%7E")
         assert cells(body, f"Training images | {name}") == [record.licence, page]
+
+
+def test_the_bundled_images_have_the_licence_of_their_source(results: dict[str, Any]) -> None:
+    results["data"]["name"] = bundled.EUROSAT_PART
+
+    _, body = parsed(model_card.markdown(results, "scratch"))
+
+    source = registry.RECORDS["eurosat"]
+    assert cells(body, f"Training images | {bundled.EUROSAT_PART}") == [source.licence, source.page]
 
 
 def test_a_student_from_scratch_names_no_teacher(results: dict[str, Any]) -> None:

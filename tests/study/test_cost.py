@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs import quickstart, study
+from configs import study
 from remem_jax import workflow
 from remem_jax.study import cost as study_cost
 from remem_jax.study import search, space
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import cost
+from tests import tiny_run
 
 # Powers of two, so that sums are exact.
 TEACHER, TEACHER_FORWARD, STUDENT = (
@@ -26,7 +27,7 @@ SPEED = cost.Speed(TEACHER, TEACHER_FORWARD, STUDENT)
 @pytest.fixture
 def config() -> ConfigDict:
     """A study of the bundled teacher and the digits."""
-    base = quickstart.get_config()
+    base = tiny_run.digits()
     base.teacher.steps, base.student.steps = (64, 128), 64
     base.student.losses, base.student.weights = ("kd", "dist"), (0.5, 0.9)
     base.student.seeds = (0, 1)

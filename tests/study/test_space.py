@@ -10,20 +10,19 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from configs import quickstart, study
+from configs import study
 from configs.tables import table8, table10
 from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
 from remem_jax.study import search, space
+from tests import tiny_run
 
 
 @pytest.fixture
 def config() -> ConfigDict:
     """A study of the bundled teacher and the digits."""
     rows = study.rows("scratch", "finetune", "reweight", "sam", "remem")
-    config = study.make(
-        "Digits", rows, {"digits": study.column("Digits")}, base=quickstart.get_config()
-    )
+    config = study.make("Digits", rows, {"digits": study.column("Digits")}, base=tiny_run.digits())
     config.grid = ConfigDict(
         {"learning_rate": (0.01, 0.03, 0.1), "rho": (0.05, 0.5), "mlp_weight": (0.8, 0.9)}
     )

@@ -10,11 +10,12 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
-from configs import quickstart, study
+from configs import study
 from remem_jax import paired, report
 from remem_jax.settings import deciding
 from remem_jax.study import cost, queue, search, space, summary
 from remem_jax.study.space import Trial
+from tests import tiny_run
 
 TOTAL = cost.Total(5, 500, 1000, 10, 1e9, 0.5)
 
@@ -42,9 +43,7 @@ class Shared(queue.Queue):
 def config() -> ConfigDict:
     """A study of three values of rho and two seeds, with a from-scratch baseline."""
     rows = study.rows("scratch", "finetune", "remem")
-    config = study.make(
-        "Digits", rows, {"digits": study.column("Digits")}, base=quickstart.get_config()
-    )
+    config = study.make("Digits", rows, {"digits": study.column("Digits")}, base=tiny_run.digits())
     config.only = "scratch,remem"
     config.grid = ConfigDict({"rho": (0.05, 0.5, 1.0)})
     config.search.near = ConfigDict()

@@ -14,7 +14,7 @@ from remem_jax.checks import SettingError
 from remem_jax.data.images import augment
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.models import vit
-from remem_jax.weights import augreg, matching, names
+from remem_jax.weights import augreg, catalog, matching, names
 
 TI16 = (
     "weights/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"
@@ -47,6 +47,37 @@ def test_real_checkpoints_give_their_reference_outputs(
 
     np.testing.assert_allclose(logits, expected[f"{name}/{gelu}/logits"], atol=1e-4)
     np.testing.assert_allclose(pre_logits, expected[f"{name}/{gelu}/pre_logits"], atol=1e-4)
+
+
+def test_the_bundled_teacher_is_the_original_without_its_head_rounded_to_float16(
+    shared: pathlib.Path,
+) -> None:
+    with np.load(shared / TI16) as file:
+        original = {name: file[name] for name in file.files if not name.startswith("head/")}
+
+    with np.load(catalog.locate("bundled:Ti/16")) as file:
+        stored = {name: file[name] for name in file.files}
+    read = augreg.read(catalog.locate("bundled:Ti/16"))
+
+    assert stored.keys() == read.arrays.keys() == original.keys()
+    for name, array in original.items():
+        assert stored[name].dtype == np.float16
+        assert read.arrays[name].dtype == np.float32
+        # Half of the last of 11 bits, or half of the smallest positive number of float16.
+        np.testing.assert_allclose(read.arrays[name], array, rtol=2**-11, atol=2**-25)
+
+
+def test_the_bundled_teacher_gives_the_reference_outputs_but_for_its_rounding(
+    shared: pathlib.Path,
+) -> None:
+    name = "augreg_ti16_res224/tanh/pre_logits"
+    expected = np.load(shared / "weights/reference_outputs.npz")[name]
+    model, variables = augreg.make(catalog.locate("bundled:Ti/16"), classes=10)
+
+    pre_logits = model.apply(variables, reference_images(), method="pre_logits")
+
+    assert model.size == vit.VARIANTS["Ti/16"]
+    np.testing.assert_allclose(np.asarray(pre_logits), expected, atol=0.05)  # They reach 17.
 
 
 def test_another_value_range_would_be_detected(shared: pathlib.Path) -> None:

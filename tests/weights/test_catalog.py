@@ -128,7 +128,7 @@ def test_the_size_of_a_file_of_augreg_is_that_of_its_head(
     [
         ("augreg:B/17", "augreg:B/16"),
         ("agreg:B/16", "augreg:B/16"),
-        ("bundled:Nano/8", "bundled:Pico/8"),
+        ("bundled:Nano/8", "bundled:Ti/16"),
         (f"sam:{STEM}", "sam:B/16"),
         ("augreg:../B_16-i21k-x", "augreg:B/16"),
     ],
@@ -139,7 +139,20 @@ def test_an_unknown_name_is_refused_with_similar_ones(init: str, listed: str) ->
 
 
 def test_bundled_weights_exist() -> None:
-    assert catalog.locate("bundled:Pico/8").is_file()
+    assert catalog.locate("bundled:Ti/16").is_file()
+
+
+def test_bundled_weights_are_of_the_variant_and_data_of_their_source() -> None:
+    source = catalog.find("bundled:Ti/16")
+
+    assert source.variant == "Ti/16"
+    assert source.path.startswith("augreg/Ti_16-i21k-300ep")
+    assert source.pretraining == "ImageNet-21k, then imagenet2012"
+
+
+def test_a_name_that_is_no_longer_bundled_names_its_replacement() -> None:
+    with pytest.raises(SettingError, match=r"Pico/8 is no longer bundled.* to bundled:Ti/16"):
+        catalog.locate("bundled:Pico/8")
 
 
 @pytest.mark.parametrize("init", ["a/B_16.npz", "/a:b/c.npz", "x.npz:params/img", "w.safetensors"])

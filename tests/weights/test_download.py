@@ -475,7 +475,7 @@ def test_a_local_file_is_used_unchanged(tmp_path: pathlib.Path) -> None:
     (tmp_path / "x.npz").touch()
 
     assert download.obtain(f"{tmp_path}/x.npz:img") == tmp_path / "x.npz:img"
-    assert download.obtain("bundled:Pico/8").is_file()
+    assert download.obtain("bundled:Ti/16").is_file()
 
 
 def test_the_index_is_fetched_once(site: server.Site) -> None:

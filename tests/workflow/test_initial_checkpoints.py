@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import analysis, quickstart
+from configs import analysis
 from remem_jax import models, workflow
 from remem_jax.checks import SettingError
 from remem_jax.weights import augreg
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import finetune
+from tests import tiny_run
 
 Arrays = dict[str, np.ndarray]
 KERNEL = "Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"
@@ -21,8 +22,8 @@ KERNEL = "Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"
 
 @pytest.fixture(scope="module")
 def arrays() -> Arrays:
-    """The arrays of a ViT-Pico/8 for images of 16 pixels."""
-    shapes = augreg.names_and_shapes(models.make("vit", variant="Pico/8", classes=3), 16)
+    """The arrays of a small ViT for images of 16 pixels."""
+    shapes = augreg.names_and_shapes(models.make("vit", variant=tiny_run.TEACHER, classes=3), 16)
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
@@ -33,9 +34,10 @@ def _store(path: pathlib.Path, **arrays: Any) -> None:
 @pytest.fixture
 def config(arrays: Arrays, tmp_path: pathlib.Path) -> ConfigDict:
     """The config of a run that starts from these arrays."""
-    config = quickstart.get_config()
+    config = tiny_run.digits()
     config.methods = ("finetune",)
     config.data.image_size = 16
+    config.teacher.variant = ""
     config.teacher.init = str(tmp_path / "vit.npz")
     _store(tmp_path / "vit.npz", **arrays)
     return config

@@ -6,7 +6,7 @@ No licence is guessed: one that is not known for certain is given as unknown.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from remem_jax.data import registry
+from remem_jax.data import bundled, registry
 from remem_jax.weights import catalog
 
 UNKNOWN = "unknown: state it before you publish"
@@ -20,6 +20,7 @@ _HUB_DATA = {
 }
 # Files of the bucket that timm 1.0 converted, by our names; the Hub has no others.
 HUB_WEIGHTS = {
+    "bundled:Ti/16": "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
     "augreg:Ti/16": "timm/vit_tiny_patch16_224.augreg_in21k",
     "augreg:S/16": "timm/vit_small_patch16_224.augreg_in21k",
     "augreg:B/16": "timm/vit_base_patch16_224.augreg_in21k",
@@ -50,7 +51,7 @@ def of_data(name: str) -> Licence:
     """Returns the licence of the data set `config.data.name`; unknown for a user's data."""
     if name == "digits":
         return Licence("see its page", _DIGITS)
-    record = registry.RECORDS.get(name)
+    record = registry.RECORDS.get("eurosat" if name == bundled.EUROSAT_PART else name)
     if record is None:
         return Licence(UNKNOWN)
     page = record.page.replace("~", "%7E")  # Markdown would interpret it.
@@ -61,12 +62,10 @@ def of_weights(init: str) -> Licence:
     """Returns the licence of the weights `config.teacher.init`; unknown for a user's file."""
     if not init:
         return Licence("none needed: the teacher was initialised at random")
-    if init in catalog.BUNDLED:
-        return Licence(_apache("Tiny ImageNet"))
     if not catalog.has(init):
         return Licence(UNKNOWN)
     weights = catalog.find(init)
-    hub = {catalog.PUBLISHED[name].path: repository for name, repository in HUB_WEIGHTS.items()}
+    hub = {catalog.find(name).path: repository for name, repository in HUB_WEIGHTS.items()}
     return Licence(_apache(weights.pretraining), _BUCKET, hub.get(weights.path, ""))
 
 
