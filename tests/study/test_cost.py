@@ -185,7 +185,7 @@ def test_columns_of_images_of_one_size_share_a_measurement(
         {"student": {"model": "mobilenet_v2"}},
         {"student": {"batch_size": 32}},
         {"student": {"losses": ("kd",)}},
-        {"teacher": {"variant": "Ti/16"}},
+        {"teacher": {"variant": "S/16", "init": "augreg:S/16"}},
         {"teacher": {"tuning": "lora"}},
         {"compute_dtype": "bfloat16"},
     ],
