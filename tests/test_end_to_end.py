@@ -231,6 +231,42 @@ def test_the_report_is_written(uninterrupted: Job) -> None:
     assert "<svg" in (uninterrupted.workdir / "report.html").read_text()
 
 
+def test_the_report_begins_with_a_model_whose_file_and_commands_are_there(
+    uninterrupted: Job,
+) -> None:
+    recorded = results(uninterrupted)
+    text = (uninterrupted.workdir / "report.md").read_text()
+
+    literal = re.findall(r"^    (.+)$", text, flags=re.MULTILINE)
+    sentence = re.search(r"^\*\*(.*)\*\*", text, flags=re.MULTILINE)
+    assert sentence
+    assert re.search("[uU]se the (student|teacher)", sentence[1])
+    assert pathlib.Path(literal[0]).is_file()
+    assert literal[1].startswith(f"remem export {uninterrupted.workdir} --method=")
+    for role in ("student", "teacher"):
+        assert min(recorded["inference"][role]["milliseconds"].values()) > 0
+
+
+def test_the_worst_mistakes_are_wrong_in_the_list_of_files(uninterrupted: Job) -> None:
+    rows = results(uninterrupted)["methods"]
+    best = max(rows, key=lambda row: row["student"]["validation"]["top1"])["method"]
+    selected = uninterrupted.workdir / "selected"
+    with (selected / "split.csv").open(newline="") as file:
+        listed = {row["file"]: row for row in csv.DictReader(file) if row["split"] == "test"}
+    mistakes = json.loads((selected / f"{best}_mistakes.json").read_text())
+
+    assert 0 < len(mistakes) <= 24
+    for mistake in mistakes:
+        row = listed[mistake["file"]]
+        label, predicted = row["label"], row[f"predicted by {best}"]
+        assert (str(mistake["label"]), str(mistake["predicted"])) == (label, predicted)
+        assert label != predicted
+    confidences = [mistake["confidence"] for mistake in mistakes]
+    assert confidences == sorted(confidences, reverse=True)
+    page = (uninterrupted.workdir / "report.html").read_text()
+    assert page.count("<img src=") == len(mistakes)
+
+
 @pytest.mark.usefixtures("resnet4")
 def test_an_exported_student_reaches_the_reported_accuracy(
     uninterrupted: Job, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch

@@ -26,7 +26,7 @@ from remem_jax.workflow import provenance
 
 BATCHES = (1, 32)  # A single image, and enough of them to keep a device busy.
 _SECONDS = 2.0  # Time to measure a batch size, in which there are at least `_ROUNDS[0]` rounds.
-_ROUNDS = (3, 30)  # Minimum and maximum; each model is called once in a round.
+_ROUNDS = (3, 15)  # Minimum and maximum; each model is called once in a round.
 _SELECTED = "selected"  # Folder of the selected models in that of a run.
 
 
