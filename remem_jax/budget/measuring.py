@@ -21,7 +21,7 @@ from remem_jax.workflow.remem import cost, finetune, student_grid, student_setup
 _TIMED_STEPS = 3
 _SAM = 2.0  # Passes of a step with SAM, in those of one without.
 _FORWARD = 1 / 3  # Of a training step: the backward pass takes twice as long as the forward pass.
-_REPORT_SECONDS = 15.0  # Latencies, plots and files, on two CPU cores.
+_REPORT_SECONDS = 25.0  # Latencies, plots and files, on two CPU cores.
 
 
 def measure(
