@@ -261,7 +261,7 @@ def test_only_the_selected_weights_of_a_trial_are_kept(alone: tuple[pathlib.Path
 def test_a_worker_logs_the_cost_of_the_study_first(alone: tuple[pathlib.Path, str]) -> None:
     logged = re.search(
         r"Tiny: a study: 3 trials, 24 teacher steps, 12 steps of 3 students, \S+ operations; "
-        r"about \S+ (minutes|hours) of training",
+        r"about \d+ (s|min|h)( \d+ min)? of training",
         alone[1],
     )
 
@@ -348,7 +348,9 @@ def test_a_trial_with_a_nan_loss_is_reported_and_the_others_run(stopped: Stopped
     by_state = {entry["state"]: entry for entry in _report(stopped.folder)["trials"]}
 
     assert by_state.keys() == {"failed", "done"}
-    assert re.search(r"teachers/finetune: the loss is nan at step \d", by_state["failed"]["reason"])
+    assert re.search(
+        r"Fine-tuning: teacher, the loss is nan at step \d", by_state["failed"]["reason"]
+    )
     assert "the loss is nan" in (stopped.folder / "study.md").read_text()
 
 
