@@ -13,6 +13,7 @@ from remem_jax import models
 from remem_jax.commands import models as command
 from remem_jax.models import vit
 from remem_jax.weights import available, catalog, costs, student_catalog
+from tests import tiny_run
 from tests.weights import hub_server
 from tools import make_costs
 
@@ -22,7 +23,9 @@ PAGE = ROOT / "docs" / "students.md"
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty caches of both kinds of weights."""
+    """Empty caches of both kinds of weights, and no networks of other tests."""
+    for name in (tiny_run.NAME, tiny_run.VIT_NAME):
+        monkeypatch.delitem(models.STUDENTS, name, raising=False)
     monkeypatch.setenv("REMEM_CACHE", str(tmp_path / "remem"))
     monkeypatch.delenv("REMEM_MIRROR", raising=False)
     # huggingface_hub reads its variables when it is imported.

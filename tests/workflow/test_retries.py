@@ -97,7 +97,7 @@ def test_other_methods_have_results_and_the_report_names_the_diverged_one(
     assert [failure["method"] for failure in written["failed"]] == ["scratch"]
     text = " ".join((run.workdir / "report.md").read_text().split())
     assert f"Fine-tuning has no teacher checkpoints at steps 8: {lost['reason'][:40]}" in text
-    assert "From scratch has no result. scratch: Every student diverged" in text
+    assert "From scratch has no result. Every student diverged" in text
 
 
 def test_the_log_contains_speed_and_memory(run: context.Run, tmp_path: pathlib.Path) -> None:

@@ -7,17 +7,18 @@ colours, are different pictures.
 
 import concurrent.futures
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import imagehash
 import numpy as np
 from jaxtyping import Bool, Int
 from PIL import Image
-from scipy import sparse
 
 from remem_jax.data.images import decoding
 from remem_jax.data.inspection import thumbnails
 from remem_jax.data.inspection.thumbnails import Pairs, Thumbnails
+
+if TYPE_CHECKING:
+    import imagehash
 
 FILES, PIXELS, NEAR = "the same file", "the same pixels", "nearly the same picture"
 KINDS = (FILES, PIXELS, NEAR)
@@ -74,6 +75,8 @@ def groups(
     rows = np.unique(np.concatenate(pairs))
     hashed = hashes(rows, lambda i: read(int(of_distinct[i])), threads=threads)
     near = are_close(pairs, hashed, hashed)
+    from scipy import sparse  # Takes long to import, and a run may never need it.
+
     linked = sparse.coo_array(
         (np.ones(near.sum(), bool), (pairs.first[near], pairs.second[near])),
         (len(distinct), len(distinct)),
@@ -92,7 +95,7 @@ def groups(
 
 def hashes(
     rows: Int[np.ndarray, " row"], read: Read, *, threads: int
-) -> dict[int, imagehash.ImageHash]:
+) -> dict[int, "imagehash.ImageHash"]:
     """Returns the perceptual hashes of some images; without those that cannot be read.
 
     Args:
@@ -100,6 +103,7 @@ def hashes(
         read: Reads an image.
         threads: Number of threads that read.
     """
+    import imagehash  # Imports SciPy.
 
     def of_row(row: int) -> imagehash.ImageHash | None:
         try:
@@ -117,8 +121,8 @@ def hashes(
 
 def are_close(
     pairs: Pairs,
-    first: Mapping[int, imagehash.ImageHash],
-    second: Mapping[int, imagehash.ImageHash],
+    first: Mapping[int, "imagehash.ImageHash"],
+    second: Mapping[int, "imagehash.ImageHash"],
 ) -> Bool[np.ndarray, " pair"]:
     """Returns whether the hashes of each pair differ in at most `MOST_BITS`.
 
