@@ -164,7 +164,6 @@ def test_every_method_is_selected_and_tested(uninterrupted: Job) -> None:
     assert rows["remem"]["teacher_settings"]["mlp_weight"] == 0.8
 
 
-@pytest.mark.xfail(reason="was written for an earlier form of the run; issue 19 goes on")
 def test_what_a_run_says_is_sentences_with_a_time(uninterrupted: Job) -> None:
     lines = uninterrupted.log.splitlines()
 
