@@ -420,40 +420,6 @@ def analysis() -> ConfigDict:
     return config
 
 
-def pretraining() -> ConfigDict:
-    """Returns the settings of a pretraining on labels; the defaults made the bundled teacher."""
-    config = run()
-    del config.methods, config.retries, config.plan_only, config.choose_on_test, config.differs
-    del config.teacher, config.student, config.information
-    config.workflow = "pretrain"
-
-    config.model = ConfigDict()
-    config.model.variant = "Pico/8"  # Size and patch of the ViT.
-    # Dropout rate; from 0 to 0.99. Twenty epochs do not overfit 1.9 million parameters.
-    config.model.dropout = 0.0
-
-    config.train = ConfigDict()
-    # Steps of training; at least 1. 21 epochs, which two cores do in about an hour.
-    config.train.steps = 13_000
-    config.train.batch_size = 128  # Images per step; at least 1.
-    config.train.learning_rate = 1.5e-3  # Peak of the cosine schedule of AdamW; above 0.
-    # Steps of linear warm-up; at least 0, fewer than the steps of training.
-    config.train.warmup_steps = 500
-    config.train.weight_decay = 0.05  # Weight decay of AdamW; at least 0.
-    config.train.label_smoothing = 0.1  # As config.teacher.label_smoothing; from 0 to 1.
-    config.train.clip_norm = 1.0  # Maximum norm of the gradient; above 0.
-    # Microbatches of a batch; at least 0, where 0 is as few as fit into memory.
-    config.train.accumulate = 0
-    # As config.teacher.rematerialise; one of "auto", "nothing", "elementwise", "blocks".
-    config.train.rematerialise = "auto"
-
-    # A linear probe of the features, of the pretrained and of a random network.
-    config.probe = ConfigDict()
-    config.probe.name = "cifar100"  # Data set of the probe; empty makes none.
-    config.probe.dir = ""  # Folder of TFDS's data sets, as config.data.dir.
-    return config
-
-
 def study(base: ConfigDict) -> ConfigDict:
     """Returns the settings of a study.
 

@@ -348,24 +348,3 @@ def most_confused(confusion: Sequence[Sequence[int]], pairs: int) -> list[tuple[
     confusions = np.stack([true, predicted, errors[true, predicted]], axis=-1)
     order = np.argsort(-confusions[:, 2], kind="stable")[:pairs]
     return [(i, j, number) for i, j, number in confusions[order].tolist()]
-
-
-def linear_probe(
-    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """Returns the top-1 accuracy of a logistic regression on frozen features.
-
-    Args:
-        train: Features (example, feature) and labels (example,).
-        test: The same for the test images.
-
-    Returns:
-        Fraction of correctly classified test images, from 0 to 1.
-    """
-    from sklearn import linear_model, pipeline, preprocessing  # Takes a second.
-
-    model = pipeline.make_pipeline(
-        preprocessing.StandardScaler(), linear_model.LogisticRegression(C=0.01, max_iter=300)
-    )
-    model.fit(*train)
-    return float(model.score(*test))

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Integer, PRNGKeyArray
 
 # Stages that train on images. Each has its own order of examples and its own augmentation.
-Stage = Literal["pretraining", "teacher", "student", "decoder"]
+Stage = Literal["teacher", "student", "decoder"]
 Use = Literal[
     "colors",
     "critic",

@@ -15,13 +15,13 @@ GIB = 2**30
 TINY = {
     "compute_dtype": "float32",
     "methods": ("remem",),
-    "data.image_size": 16,
+    "data.image_size": 32,
     "teacher.batch_size": 8,
     "student.batch_size": 8,
     "information.batch_size": 8,
     "information.seeds": (0,),
 }
-OPTIONS = "variant=Pico/8,student=mobilenet_v2_035"
+OPTIONS = "variant=Ti/16,student=mobilenet_v2_035"
 
 
 def _row(make: Any, **changes: Any) -> rows.Row:

@@ -21,7 +21,7 @@ from remem_jax.weights import catalog
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Variants without published weights: the user gives a file, or the package contains it.
-UNPUBLISHED = {"Pico/8", "So400m/14", "g/14", "G/14"}
+UNPUBLISHED = {"So400m/14", "g/14", "G/14"}
 TABLES = sorted(path.stem for path in (ROOT / "configs" / "tables").glob("*.py"))
 FIGURES = sorted(path.stem for path in (ROOT / "configs" / "figures").glob("*.py"))
 DEFAULTS = {"settings"}  # The defaults from which all configs start.
@@ -41,7 +41,7 @@ def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def test_there_are_configs() -> None:
-    assert {"own", "quickstart", "remem", "pretrain", "study", "analysis"} <= set(NAMES)
+    assert {"own", "quickstart", "remem", "study", "analysis"} <= set(NAMES)
     assert set(FIGURES) == {f"figure{number}" for number in range(1, 16)}
     assert {f"table{number}" for number in (1, 2, 3, 4, 8, 9, 10)} <= set(TABLES)
 
@@ -50,7 +50,7 @@ def test_there_are_configs() -> None:
 def test_a_config_names_its_workflow(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
 
-    assert config.workflow in ("distil", "remem", "pretrain", "study", "analysis")
+    assert config.workflow in ("distil", "remem", "study", "analysis")
 
 
 @pytest.mark.filterwarnings(

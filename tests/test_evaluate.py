@@ -375,22 +375,3 @@ def test_errors_are_sorted_by_frequency_and_then_by_class() -> None:
 
 def test_errors_that_never_occur_are_not_listed() -> None:
     assert evaluate.most_confused([[3, 1], [0, 4]], 5) == [(0, 1, 1)]
-
-
-def test_a_probe_of_separable_features_is_perfect(rng: np.random.Generator) -> None:
-    labels = rng.integers(0, 3, 200)
-    features = np.eye(3)[labels] + rng.normal(0, 0.05, (200, 3))
-
-    assert (
-        evaluate.linear_probe((features[:150], labels[:150]), (features[150:], labels[150:])) == 1.0
-    )
-
-
-def test_a_probe_of_noise_performs_at_chance(rng: np.random.Generator) -> None:
-    labels, features = rng.integers(0, 4, 2000), rng.normal(size=(2000, 3))
-
-    actual = evaluate.linear_probe(
-        (features[:1000], labels[:1000]), (features[1000:], labels[1000:])
-    )
-
-    assert actual == pytest.approx(0.25, abs=0.06)  # Four standard errors.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies
 from ml_collections import ConfigDict
 
-from configs import analysis, pretrain, quickstart, remem
+from configs import analysis, quickstart, remem
 from remem_jax import data, models, settings
 from remem_jax.checks import SettingError
 from remem_jax.methods import ALONE, METHODS, SCRATCH
@@ -58,10 +58,6 @@ def test_the_papers_settings_pass_for_every_teacher(variant: str, weights: str) 
     config.teacher.init = weights
 
     settings.check_remem(config)
-
-
-def test_the_settings_of_the_bundled_teacher_pass() -> None:
-    settings.check_pretrain(pretrain.get_config())
 
 
 BAD: list[tuple[str, Any]] = [
@@ -300,38 +296,6 @@ def test_an_unknown_data_set_lists_the_known_ones(config: ConfigDict) -> None:
         settings.check_remem(config)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("data.name", "imagenet"),
-        ("data.image_size", 33),
-        ("model.variant", "B/17"),
-        ("model.dropout", 1.0),
-        ("train.steps", 0),
-        ("train.batch_size", 0),
-        ("train.learning_rate", 0.0),
-        ("train.warmup_steps", 13_000),
-        ("train.weight_decay", -0.1),
-        ("train.label_smoothing", 1.1),
-        ("train.clip_norm", 0.0),
-        ("probe.name", "imagenet"),
-    ],
-)
-def test_an_invalid_setting_of_pretraining_is_refused_by_its_name(name: str, value: Any) -> None:
-    config = pretrain.get_config()
-    _set(config, name, value)
-
-    with pytest.raises(SettingError, match=rf"config\.{name}\b"):
-        settings.check_pretrain(config)
-
-
-def test_pretraining_needs_no_probe() -> None:
-    config = pretrain.get_config()
-    config.probe.name = ""
-
-    settings.check_pretrain(config)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_only_fixes_settings_of_the_teacher(method: str) -> None:
     assert METHODS[method].fixed.keys() <= set(remem.get_config().teacher)
@@ -563,7 +527,6 @@ OF_A_TYPE: dict[type, strategies.SearchStrategy[Any]] = {
     ("preset", "check"),
     [
         (quickstart.get_config, settings.check_remem),
-        (pretrain.get_config, settings.check_pretrain),
         (analysis.get_config, check_analysis),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs import analysis, pretrain, quickstart, study
+from configs import analysis, quickstart, study
 from configs import settings as defaults
 from remem_jax import settings
 from remem_jax.checks import SettingError
@@ -39,7 +39,6 @@ def _analysis() -> ConfigDict:
 WORKFLOWS: dict[str, tuple[Callable[[], ConfigDict], Callable[[ConfigDict], None]]] = {
     "run": (_run, settings.check_remem),
     "analysis": (_analysis, analysis_checks.check),
-    "pretraining": (pretrain.get_config, settings.check_pretrain),
     "study": (lambda: study.get_config("digits"), space.check),
 }
 

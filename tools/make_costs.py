@@ -20,7 +20,6 @@ from remem_jax.weights.costs import Cost
 
 FILE = pathlib.Path(costs.__file__)
 _PIXELS = 224
-_SMALL = {"Pico/8": 32}  # Pixels of networks that were made for small images.
 _CLASSES = 1000
 _MARK = "# Written by tools/make_costs.py.\n"
 
@@ -34,7 +33,7 @@ def pixels() -> dict[str, tuple[int, ...]]:
         name: {_PIXELS, *(weights.train_pixels for weights in student_catalog.of_student(name))}
         for name in models.STUDENTS
     }
-    of_teachers = {variant: {_SMALL.get(variant, _PIXELS)} for variant in vit.VARIANTS}
+    of_teachers = {variant: {_PIXELS} for variant in vit.VARIANTS}
     for published in catalog.PUBLISHED.values():
         of_teachers[published.variant].add(costs.pixels_of(published))
     return {name: tuple(sorted(sizes)) for name, sizes in (of_students | of_teachers).items()}

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import analysis, own, pretrain, quickstart, remem, settings, study
+from configs import analysis, own, quickstart, remem, settings, study
 from remem_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -145,7 +145,7 @@ def _groups(names: Iterable[str]) -> dict[str, list[str]]:
 
 def reference() -> str:
     """Returns the whole page."""
-    sections = (_runs, _budgets, _methods, _analyses, _studies, _pretraining, _presets)
+    sections = (_runs, _budgets, _methods, _analyses, _studies, _presets)
     return _HEAD + "".join(section() for section in sections)
 
 
@@ -222,18 +222,12 @@ def _studies() -> str:
     return _section("Studies", intro, "The study", values, "study")
 
 
-def _pretraining() -> str:
-    intro = '`config.data` and the settings under "The run" are as in a run.\n'
-    return _section("Pretraining", intro, "", _beyond_runs(settings.pretraining()))
-
-
 def _presets() -> str:
     presets = (
         (remem, settings.run()),
         (own, settings.distil()),
         (quickstart, settings.run()),
         (analysis, settings.analysis()),
-        (pretrain, settings.pretraining()),
         (study, settings.study(ConfigDict())),
     )
     return "\n## Presets\n" + "".join(_preset(module, base) for module, base in presets)

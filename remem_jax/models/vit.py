@@ -60,9 +60,8 @@ class Size(NamedTuple):
         return self.patch * 4 * 2 ** max(len(self.stem) - 1, 0)
 
 
-# Pico is ours, the bundled teacher of the quick start. So400m, g and G are big_vision's.
+# So400m, g and G are big_vision's.
 VARIANTS = {
-    "Pico/8": Size(patch=8, features=160, depth=6, heads=5),
     "Ti/16": Size(patch=16, features=192, depth=12, heads=3),
     "S/32": Size(patch=32, features=384, depth=12, heads=6),
     "S/16": Size(patch=16, features=384, depth=12, heads=6),

@@ -59,31 +59,12 @@ def check_remem(config: ConfigDict) -> None:
         information.check(config.information, config.data.image_size)
 
 
-def check_pretrain(config: ConfigDict) -> None:
-    """Raises `SettingError` for the first setting of a pretraining that cannot be used."""
-    check_common(config)
-    checks.one_of("config.model.variant", config.model.variant, vit.VARIANTS)
-    checks.within("config.model.dropout", config.model.dropout, 0, 0.99)
-    size = vit.VARIANTS[config.model.variant]
-    check_patches(f"ViT-{config.model.variant}", size, config.data.image_size)
-    train = config.train
-    checks.at_least("config.train.steps", train.steps, 1)
-    optimisation.check_schedule("config.train", train, train.steps)
-    checks.above("config.train.learning_rate", train.learning_rate, 0)
-    checks.within("config.train.label_smoothing", train.label_smoothing, 0, 1)
-    memory.check("config.train", train)
-    if config.probe.name:
-        images.check_name("config.probe.name", config.probe.name)
-
-
 def check_mesh(config: ConfigDict, on: Mesh) -> None:
     """Raises `SettingError` for the first batch that cannot be divided among the devices."""
     for name in _batches(config):
         mesh.check_batch_size(f"config.{name}.batch_size", config[name].batch_size, on)
     if "teacher" in config and "analyses" not in config:
         division(config.teacher, on)
-    if "train" in config:
-        division(config.train, on, name="config.train")
 
 
 def _batches(config: ConfigDict) -> list[str]:
@@ -165,7 +146,7 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
     checks.above("config.teacher.learning_rate", teacher.learning_rate, 0)
     optimisation.check_teacher(teacher)
     checks.at_least("config.teacher.ascent_examples", teacher.ascent_examples, -1)
-    memory.check("config.teacher", teacher)
+    memory.check(teacher)
 
 
 def check_init(teacher: ConfigDict) -> None:

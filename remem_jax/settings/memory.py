@@ -31,33 +31,28 @@ def recomputed(name: str, value: Any) -> str:
     return value
 
 
-def check(name: str, settings: ConfigDict) -> None:
+def check(settings: ConfigDict) -> None:
     """Raises `SettingError` for the first setting of a teacher's memory that cannot be used."""
-    recomputed(f"{name}.rematerialise", settings.rematerialise)
-    checks.at_least(f"{name}.accumulate", settings.accumulate, 0)
-    division(settings, name=name)
+    recomputed("config.teacher.rematerialise", settings.rematerialise)
+    checks.at_least("config.teacher.accumulate", settings.accumulate, 0)
+    division(settings)
 
 
 def division(
-    settings: ConfigDict,
-    on: Mesh | None = None,
-    accumulate: int | None = None,
-    *,
-    name: str = "config.teacher",
+    settings: ConfigDict, on: Mesh | None = None, accumulate: int | None = None
 ) -> Division:
     """Returns how batches are divided on a mesh; None is one device.
 
     Args:
-        settings: Settings of a teacher, or of a pretraining.
+        settings: Settings of a teacher.
         on: The mesh of devices.
         accumulate: Number of microbatches; None is the setting `accumulate`.
-        name: Name of the group of settings, for messages.
 
     Raises:
         SettingError: If the batch cannot be divided in this way.
     """
     devices = 1 if on is None else on.size
-    group = settings.get("ascent_examples", 0)
+    group = settings.ascent_examples
     if group < 0:
         group = settings.batch_size // devices
     microbatches = settings.accumulate if accumulate is None else accumulate
@@ -66,9 +61,9 @@ def division(
     try:
         result.counts(settings.batch_size)
     except ValueError as error:
-        groups = f"{name}.ascent_examples, " if "ascent_examples" in settings else ""
         raise checks.SettingError(
-            f"{error} Set {groups}{name}.accumulate or {name}.batch_size."
+            f"{error} Set config.teacher.ascent_examples, config.teacher.accumulate or "
+            "config.teacher.batch_size."
         ) from error
     return result
 

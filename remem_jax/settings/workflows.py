@@ -5,11 +5,10 @@ from collections.abc import Callable, Collection, Mapping
 from ml_collections import ConfigDict
 
 from remem_jax import checks
-from remem_jax.settings import analysis, check_pretrain, check_remem, unused
+from remem_jax.settings import analysis, check_remem, unused
 
 _CHECKS: Mapping[str, Callable[[ConfigDict], None]] = {
     "remem": check_remem,
-    "pretrain": check_pretrain,
     "analysis": analysis.check,
 }
 

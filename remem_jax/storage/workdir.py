@@ -15,9 +15,9 @@ _CONFIG, _INPUTS, _LOCK = "config.json", "inputs.json", "lock"
 MARK = ".remem_jax"  # The file that marks a folder as ours.
 # Names that runs and studies write.
 OURS = (
-    *(_LOCK, _CONFIG, _INPUTS, "results.json", "report.html", "report.md", "pretrained.npz"),
+    *(_LOCK, _CONFIG, _INPUTS, "results.json", "report.html", "report.md"),
     *("metrics.jsonl", "tensorboard", "profile", "figures", "selected", "teachers", "students"),
-    *("budget.json", "pretrain", "information", "expertness", "criticality", "plans.json"),
+    *("budget.json", "information", "expertness", "criticality", "plans.json"),
     *("study.json", "study.html", "study.md", "table.csv", "trials", "speeds.json"),
     *("study.db", "study.journal"),
 )

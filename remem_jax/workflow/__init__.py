@@ -19,13 +19,11 @@ from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
 from remem_jax.workflow import context, initial_checkpoints, precision, provenance
 from remem_jax.workflow.analysis.pipeline import run_analysis
-from remem_jax.workflow.pretrain import run_pretrain
 from remem_jax.workflow.remem import cost
 from remem_jax.workflow.remem.pipeline import run_remem
 
 WORKFLOWS: dict[str, Callable[[context.Run], None]] = {
     "remem": run_remem,
-    "pretrain": run_pretrain,
     "analysis": run_analysis,
 }
 

@@ -13,7 +13,6 @@ from remem_jax.workflow import stages
 _RATES = {
     "teachers": "config.teacher.learning_rate, or config.teacher.rho",
     "students": "config.student.learning_rates",
-    "pretrain": "config.train.learning_rate",
     "information": "config.information.learning_rate",
 }
 _MIXUP = {"teachers": "config.teacher.mixup", "students": "config.student.mixup"}
@@ -27,10 +26,6 @@ _MEMORY = {
     "students": (
         "config.student.group to fewer students at once",
         "lower config.student.batch_size",
-    ),
-    "pretrain": (
-        'config.train.rematerialise to "blocks", config.train.accumulate to a larger number',
-        "lower config.train.batch_size",
     ),
     "information": ("", "lower config.information.batch_size"),
 }

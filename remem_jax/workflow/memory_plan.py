@@ -177,7 +177,7 @@ def candidates(
     A batch is divided only if elementwise operations are recomputed, which costs less.
 
     Args:
-        settings: Settings of a teacher, or of pretraining.
+        settings: Settings of a teacher.
         device_mesh: Mesh of devices.
         tokens: Number of tokens of an image.
         whole: Whether the loss needs whole batches.

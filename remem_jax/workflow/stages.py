@@ -26,8 +26,6 @@ _PARTS = {
 def title(stage: str) -> str:
     """Returns the title of a stage, such as "ReMem: students of step 300"."""
     kind, *names = stage.split("/")
-    if stage == "pretrain":
-        return "Pretraining"
     if kind not in _KINDS or not names or names[0] not in METHODS:
         return ": ".join(name.replace("_", " ") for name in (kind.capitalize(), *names))
     parts = "".join(map(_part, names[1:]))

@@ -76,7 +76,7 @@ def test_a_command_can_be_parsed(command: list[str], monkeypatch: pytest.MonkeyP
 
     config = _apply(arguments, monkeypatch)
 
-    assert config.workflow in ("distil", "remem", "pretrain", "study", "analysis")
+    assert config.workflow in ("distil", "remem", "study", "analysis")
     assert any(one.startswith("--workdir=") for one in arguments)
     given = [_name(one) for one in arguments if one.startswith("--config.")]
     if config.workflow != "distil":  # What is not planned has an effect or not.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from ml_collections import ConfigDict
 
-from configs import analysis, pretrain, quickstart, remem, settings, study
+from configs import analysis, quickstart, remem, settings, study
 from remem_jax.methods import METHODS
 from tools import make_reference
 
@@ -17,10 +17,10 @@ def test_the_page_is_up_to_date() -> None:
     )
 
 
-@pytest.mark.parametrize("module", [remem, quickstart, study, analysis, pretrain])
+@pytest.mark.parametrize("module", [remem, quickstart, study, analysis])
 def test_every_setting_has_one_row(module: object) -> None:
     page = make_reference.PAGE.read_text().partition("## Presets")[0]
-    studies = page.partition("## Studies")[2].partition("## Pretraining")[0]
+    studies = page.partition("## Studies")[2]
     page = studies if module is study else page.replace(studies, "")
     config = module.get_config()  # type: ignore[attr-defined]
     if "base" in config:
@@ -32,7 +32,7 @@ def test_every_setting_has_one_row(module: object) -> None:
     assert [name for name in names if page.count(f"| `config.{name}` |") != 1] == []
 
 
-@pytest.mark.parametrize("make", [settings.run, settings.analysis, settings.pretraining])
+@pytest.mark.parametrize("make", [settings.run, settings.analysis])
 def test_every_setting_has_a_comment(make: Callable[[], ConfigDict]) -> None:
     found = make_reference.comments(pathlib.Path(str(settings.__file__)))
 

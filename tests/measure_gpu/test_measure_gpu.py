@@ -116,10 +116,7 @@ def test_only_the_mini_table_needs_packages_that_are_not_packed(tmp_path: pathli
     assert done.returncode == 0, done.stderr
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xfail(reason="its images are those of an earlier quick start; issue 19 goes on"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.timeout(600)

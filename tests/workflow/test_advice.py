@@ -13,14 +13,13 @@ from remem_jax.workflow import advice, stages
     [
         ("teachers/remem", "gradient", r"Lower config\.teacher\.learning_rate, .*config\.retries"),
         ("students/remem/step_5", "loss", r"Lower config\.student\.learning_rates"),
-        ("pretrain", "update", r"Lower config\.train\.learning_rate"),
-        ("information/remem", "loss", r"Lower config\.information\.learning_rate"),
+        ("information/remem", "update", r"Lower config\.information\.learning_rate"),
         ("teachers/remem", "checkpoint", r"No learning rate helps: .*config\.teacher\.init"),
         ("students/remem/step_5", "checkpoint", r"No learning rate helps: .*initialisers"),
         ("students/remem/step_5", "teacher", r"No learning rate .*tune it again.*teacher\.steps"),
         ("information/remem", "teacher", r"No learning rate helps: .*leave it out"),
         ("teachers/remem", "data", r"No learning rate .*crop_area, and config\.teacher\.mixup"),
-        ("pretrain", "data", r"No learning rate helps: .*crop_area\)\.$"),
+        ("information/remem", "data", r"No learning rate helps: .*crop_area\)\.$"),
         ("students/remem/step_5", "parameters", r"Checkpoints .*begin again in another"),
     ],
 )
@@ -39,7 +38,6 @@ def test_advice_depends_on_what_was_not_finite_first(stage: str, fault: str, exp
         ("teachers/remem", "config.teacher.rematerialise", "config.teacher.batch_size"),
         ("students/remem/step_5", "config.student.group", "config.student.batch_size"),
         ("information/remem", "XLA_PYTHON_CLIENT_MEM_FRACTION", "config.information.batch_size"),
-        ("pretrain", "config.train.accumulate", "config.train.batch_size"),
     ],
 )
 def test_exhausted_memory_is_a_one_line_error_that_names_settings(
@@ -58,6 +56,6 @@ def test_exhausted_memory_is_a_one_line_error_that_names_settings(
 def test_other_device_errors_are_unchanged() -> None:
     with (
         pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
-        advice.on_out_of_memory("pretrain"),
+        advice.on_out_of_memory("teachers/remem"),
     ):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

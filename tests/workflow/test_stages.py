@@ -21,7 +21,6 @@ from remem_jax.workflow import stages
         ("students/alone/longer_2", "Pretrained, no teacher: students, for longer"),
         ("information/sam", "SAM only: information"),
         ("information/rate_0.001_aligned", "Information: rate 0.001 aligned"),
-        ("pretrain", "Pretraining"),
     ],
 )
 def test_a_stage_has_a_title(stage: str, title: str) -> None:
@@ -33,7 +32,6 @@ def test_a_stage_has_a_title(stage: str, title: str) -> None:
     [
         ("teachers/remem/retry_1", "ReMem: teacher"),
         ("students/remem/step_300", "ReMem: student"),
-        ("pretrain", "Pretraining"),
     ],
 )
 def test_the_results_of_a_method_are_those_of_its_models(stage: str, model: str) -> None:
