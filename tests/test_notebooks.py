@@ -266,7 +266,6 @@ def test_the_table_shows_the_accuracies_of_the_results(distilled: Executed) -> N
     assert "Standard error" in distilled.printed("table")
 
 
-@pytest.mark.xfail(reason="was written for an earlier form of the run; issue 19 goes on")
 def test_the_plots_of_the_report_are_shown(distilled: Executed) -> None:
     page = (distilled.folder / "report.html").read_text()
 

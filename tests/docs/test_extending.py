@@ -75,12 +75,13 @@ def run(
     """A function that runs the program of a page in an empty folder, and returns its results.
 
     Afterwards the tables that it added to are restored. The pages train on one device, with a small
-    teacher, and with the student of the first page in place of ResNet-18, which is slow to compile.
+    teacher, and with the student of the first page in place of the quick start's, which is slow to
+    compile.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMEM_CACHE", str(cache))
     small = runpy.run_path(str(_program("student.md", tmp_path / "small.py")))["STUDENT"]
-    students = mock.patch.dict(models.STUDENTS, {"resnet18": small})
+    students = mock.patch.dict(models.STUDENTS, {"mobilenetv3_small_100": small})
     students.start()
     teacher = tiny_run.save_teacher(tmp_path / "teacher.npz")
     monkeypatch.setattr(quickstart, "get_config", functools.partial(_config, teacher))
@@ -103,7 +104,6 @@ def run(
     compilation_cache.reset_cache()
 
 
-@pytest.mark.xfail(reason="was written for an earlier form of the run; issue 19 goes on")
 def test_the_new_student_learns(run: Any) -> None:
     results = run("student.md", "three_layers")
 
@@ -131,7 +131,6 @@ def test_the_new_data_set_trains(run: Any) -> None:
     assert results["data"]["classes"] == 10
 
 
-@pytest.mark.xfail(reason="was written for an earlier form of the run; issue 19 goes on")
 def test_the_new_loss_trains_beside_kd(run: Any) -> None:
     results = run("loss.md", "logit_error")
 

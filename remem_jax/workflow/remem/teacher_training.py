@@ -131,7 +131,8 @@ def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Train
         start.trainable,
         nesterov=False,
         clip_norm=settings.clip_norm,
-        is_head=tuning.in_head,
+        # A linear probe trains nothing but the head, whatever the rates of the layers below.
+        is_head=None if start.tuned.method == "linear_probe" else tuning.in_head,
     )
     make_step = functools.partial(
         steps.make_supervised_step,
