@@ -3,7 +3,7 @@
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from remem_jax.budget import plan
-from remem_jax.budget.plan import TEACHER, Speeds, Stage
+from remem_jax.budget.plan import STUDENTS, TEACHER, Speeds, Stage
 from remem_jax.methods import METHODS
 from remem_jax.records import Outputs
 from remem_jax.storage import logs
 from remem_jax.workflow import context, memory_plan
 from remem_jax.workflow.remem import cost, finetune, student_grid, student_setup, teacher_training
 
-_TIMED_STEPS = 3
+# Steps that are timed, and seconds: the first steps after a compilation vary.
+_TIMED_STEPS, _TIMED_SECONDS = 3, 2.0
 _SAM = 2.0  # Passes of a step with SAM, in those of one without.
 _FORWARD = 1 / 3  # Of a training step: the backward pass takes twice as long as the forward pass.
 _REPORT_SECONDS = 25.0  # Latencies, plots and files, on two CPU cores.
@@ -101,21 +102,26 @@ def _timed(step: Callable[[Any], Any], state: Any) -> tuple[float, float]:
     began = time.monotonic()
     state = jax.block_until_ready(step(state))
     first, began = time.monotonic() - began, time.monotonic()
-    for _ in range(_TIMED_STEPS):
+    steps = 0
+    while steps < _TIMED_STEPS or time.monotonic() - began < _TIMED_SECONDS:
         state = jax.block_until_ready(step(state))
-    return first, (time.monotonic() - began) / _TIMED_STEPS
+        steps += 1
+    return first, (time.monotonic() - began) / steps
 
 
-def remeasured(stage: Stage, speeds: Speeds, directory: pathlib.Path) -> Speeds:
+def remeasured(
+    stage: Stage, speeds: Speeds, directory: pathlib.Path, done: Sequence[Stage]
+) -> Speeds:
     """Returns the speeds after a stage, from the times of its steps in the log.
 
-    If the machine has become slower or faster, everything takes as much longer or shorter. The time
-    of a step with SAM was only estimated before.
+    The first measurement of a kind of step replaces its estimate. A later one shows whether the
+    machine has become slower or faster: everything then takes as much longer or shorter.
 
     Args:
         stage: The stage.
         speeds: The speeds that it was planned with.
         directory: Folder of the run.
+        done: The stages before it.
     """
     times = [
         row["step_seconds"]
@@ -126,6 +132,29 @@ def remeasured(stage: Stage, speeds: Speeds, directory: pathlib.Path) -> Speeds:
     if not times:
         return speeds
     seconds = statistics.median(times)
-    if stage.kind == TEACHER and METHODS[stage.method].rho != 0:
-        return speeds._replace(remem=seconds)
-    return speeds.scaled(seconds / max(plan.step(stage, speeds), 1e-9))
+    factor = seconds / max(plan.step(stage, speeds), 1e-9)
+    measured = set(map(_kind, done))
+    if _kind(stage) in measured:
+        return speeds.scaled(factor)
+    if stage.kind == TEACHER:
+        if METHODS[stage.method].rho != 0:
+            return speeds._replace(remem=seconds)
+        # Its outputs are a part of its step.
+        return speeds._replace(
+            teacher=seconds, remem=_SAM * seconds, outputs=factor * speeds.outputs
+        )
+    if METHODS[stage.method].has_teacher and (STUDENTS, False) in measured:
+        without = plan.step(stage, speeds) - speeds.outputs
+        return speeds._replace(outputs=max(seconds - without, 0.0))
+    return speeds._replace(
+        augment=factor * speeds.augment,
+        student=factor * speeds.student,
+        evaluation=factor * speeds.evaluation,
+        test=factor * speeds.test,
+    )
+
+
+def _kind(stage: Stage) -> tuple[str, bool]:
+    """Returns what the steps of a stage have in common with those of others."""
+    method = METHODS[stage.method]
+    return stage.kind, method.rho != 0 if stage.kind == TEACHER else method.has_teacher

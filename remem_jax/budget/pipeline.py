@@ -156,7 +156,7 @@ class _Budgeted:
         """Trains the first stage and records it; returns the speeds that were measured in it."""
         stage, began, record = stages[0], time.monotonic(), self._clock.record
         last = plan.closing(speeds, plan.methods_of(*record.stages, *stages))
-        seconds = min(stage.seconds, self._clock.left() - last)
+        seconds = min(plan.OVERRUN[stage.kind] * stage.seconds, self._clock.left() - last)
         try:
             done = self._train(stage, seconds, speeds)
             done = done._replace(seconds=time.monotonic() - began)
@@ -166,7 +166,7 @@ class _Budgeted:
             logging.error("%s has no result. %s", METHODS[stage.method].title, error)
             self._clock.update(failed={**record.failed, stage.method: str(error)})
             return speeds
-        speeds = measuring.remeasured(stage, speeds, self._run.workdir)
+        speeds = measuring.remeasured(stage, speeds, self._run.workdir, record.stages)
         self._clock.update(stages=(*record.stages, done), speeds=speeds)
         messages.finished(done, self._run.dataset.metric, self._clock)
         return speeds

@@ -14,12 +14,15 @@ from remem_jax.methods import ALONE, METHODS
 TEACHER, STUDENTS = "teacher", "students"
 # A rung tries all learning rates for this fraction of the steps; the best goes on to all of them.
 RUNG = 1 / 4
-# A teacher gets this fraction of its student's steps: it is larger and overfits sooner, and the
-# student is what counts.
+# A teacher gets this fraction of its student's steps, if that trains it enough: it is larger and
+# overfits sooner, and the student is what counts.
 TEACHER_SHARE = 1 / 2
 # A method is left out rather than trained for less than this fraction of the steps of the methods
 # before, with which it is compared.
 COMPARABLE = 1 / 2
+# A stage whose steps are slower than planned may take so many times its seconds before its schedule
+# is shortened. The time of a teacher's steps is known least, and it takes little of the run.
+OVERRUN = {TEACHER: 2.0, STUDENTS: 1.0}
 # Training again for longer must have at least this many times the steps; and at most so many times
 # the steps beyond which little is gained.
 LONGER, MOST = 1.5, 4
@@ -35,6 +38,7 @@ class Limits(NamedTuple):
         learning_rates: Learning rates of students, the first choice first.
         least_steps: Steps of a student below which a method is left out.
         most_steps: Steps of a student beyond which other learning rates are tried instead.
+        least_teacher_steps: Steps of a teacher below which it gets as many as its student.
         most_teacher_steps: Steps of a teacher beyond which it would overfit.
         student_steps: Steps of students that the user set; 0 if they are planned.
         teacher_steps: Steps of teachers that the user set; empty if they are planned.
@@ -45,6 +49,7 @@ class Limits(NamedTuple):
     learning_rates: tuple[float, ...]
     least_steps: int
     most_steps: int
+    least_teacher_steps: int
     most_teacher_steps: int
     student_steps: int = 0
     teacher_steps: tuple[int, ...] = ()
@@ -193,7 +198,8 @@ def methods_of(*stages: Stage) -> set[str]:
 def _of_method(limits: Limits, method: str, steps: int, rates: int) -> list[Stage]:
     stages = []
     if METHODS[method].has_teacher:
-        planned = min(max(round(TEACHER_SHARE * steps), 1), limits.most_teacher_steps)
+        planned = max(round(TEACHER_SHARE * steps), min(steps, limits.least_teacher_steps), 1)
+        planned = min(planned, limits.most_teacher_steps)
         stages.append(Stage(TEACHER, method, max(limits.teacher_steps, default=planned)))
     chosen = limits.learning_rates[:1]
     if rates > 1:

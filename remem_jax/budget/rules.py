@@ -32,18 +32,18 @@ TEACHERS = ("bundled:Ti/16", "augreg:S/16", "augreg:B/16")
 # Sides of the images, in pixels: multiples of the strides of all students and of 16. Pretrained
 # networks have seen 224; below 64 little is left of what they know.
 SIDES = (64, 96, 128, 160, 192, 224)
-# Passes over the training images that a student needs at least for its images to be enlarged: more
-# steps help more than more pixels before, and less after.
-EPOCHS = 15
-_FEWEST_STEPS, _MOST_STEPS = 300, 5000  # The same in steps, for small and for large data sets.
+# Passes over the training images that must be left for images to be enlarged. Pretrained networks
+# lose more with small images than with few steps: docs/distil.md has what was measured.
+EPOCHS = 3
+_FEWEST_STEPS, _MOST_STEPS = 100, 2000  # The same in steps, for small and for large data sets.
 # Passes beyond which a student, or a teacher, that starts pretrained gains little.
 _LONGEST, _LONGEST_TEACHER = 60, 20
-# Steps, or passes, below which training a student is not worth its compilation.
-_LEAST_STEPS, _LEAST_EPOCHS = 60, 3
+# Steps, and passes, below which a student or a teacher is too weak to show what a method gains.
+_LEAST_STEPS, _LEAST_EPOCHS, _LEAST_OF_TEACHER = 60, 4, 5
 # Fraction of the rate of a large matrix product that a training step reaches: with convolutions,
 # and with the products of a ViT. Measured on two CPU cores (96 pixels, batches of 64); those of
 # accelerators are from docs/measured.md.
-_EFFICIENCY = {"cpu": (0.25, 0.8)}
+_EFFICIENCY = {"cpu": (0.18, 0.55)}
 _EFFICIENCY_OF_ACCELERATORS = (0.12, 0.4)
 _STEPS_PER_EPOCH = 20  # Batches are larger only if an epoch still has as many steps.
 _LARGEST_BATCH = {"cpu": 64}
@@ -165,13 +165,15 @@ def limits(config: ConfigDict, asked: ConfigDict, *, images: int, unlabelled: in
         else config.student.learning_rates
     )
     most = max(round(_LONGEST * epoch), 1000)
+    teacher_epoch = images / config.teacher.batch_size
     return Limits(
         methods=tuple(config.methods),
         fixed=bool(asked.methods),
         learning_rates=_from_middle(tuple(rates)),
         least_steps=min(max(_LEAST_STEPS, round(_LEAST_EPOCHS * epoch)), most),
         most_steps=most,
-        most_teacher_steps=max(round(_LONGEST_TEACHER * images / config.teacher.batch_size), 300),
+        least_teacher_steps=round(_LEAST_OF_TEACHER * teacher_epoch),
+        most_teacher_steps=max(round(_LONGEST_TEACHER * teacher_epoch), 300),
         student_steps=asked.student.steps,
         teacher_steps=tuple(asked.teacher.steps),
     )
@@ -249,7 +251,7 @@ def _sides(config: ConfigDict, facts: Facts) -> list[int]:
 
 
 def _steps(config: ConfigDict, teacher: str, side: int, device: Device, seconds: float) -> float:
-    """Estimates the steps of each student if three methods share the time, before any is timed."""
+    """Estimates the steps of each student, before any is timed, if there is one teacher."""
     convolutions, products = _EFFICIENCY.get(device.platform, _EFFICIENCY_OF_ACCELERATORS)
     student = (3 * student_operations(config.student.model, side) * config.student.batch_size) / (
         convolutions * device.rate
@@ -257,9 +259,9 @@ def _steps(config: ConfigDict, teacher: str, side: int, device: Device, seconds:
     forward = vit_operations(variant_of(teacher), side) / (products * device.rate)
     outputs = forward * config.student.batch_size
     step = 3 * forward * config.teacher.batch_size
-    # Three students, two with a teacher's outputs; half as many steps of each teacher, of which
-    # SAM's are twice as long. A tenth of the time is for all else.
-    return 0.9 * seconds / (3 * student + 2 * outputs + (step + 2 * step) / 2)
+    # Two students, one with the teacher's outputs, and as many steps of the teacher. A tenth of the
+    # time is for all else.
+    return 0.9 * seconds / (2 * student + outputs + step)
 
 
 def student_operations(name: str, side: int) -> float:

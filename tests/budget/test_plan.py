@@ -16,6 +16,7 @@ LIMITS = Limits(
     learning_rates=(1e-3, 3e-4, 3e-3),
     least_steps=100,
     most_steps=2000,
+    least_teacher_steps=200,
     most_teacher_steps=600,
 )
 # An hour has 3,600 s: three methods of about a thousand steps.
@@ -70,6 +71,15 @@ def test_little_time_has_no_remem_and_very_little_no_teacher() -> None:
     assert found[-1] == set(METHODS)
     assert all(before <= after for before, after in itertools.pairwise(found))
     assert {"alone", "finetune"} in found
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(380, 1.0), (2700, 0.5)])
+def test_a_teacher_has_half_of_its_students_steps_unless_they_are_few(
+    seconds: float, share: float
+) -> None:
+    _, teacher, student, *_ = plan.remaining(LIMITS, SPEEDS, seconds)
+    assert teacher.kind == TEACHER
+    assert teacher.steps == round(share * student.steps)
 
 
 def test_methods_that_the_user_named_are_all_trained() -> None:
