@@ -36,7 +36,8 @@ class Limits(NamedTuple):
         methods: Methods in the order of their training.
         fixed: Whether the user named the methods, so that none is left out.
         learning_rates: Learning rates of students, the first choice first.
-        least_steps: Steps of a student below which a method is left out.
+        least_steps: Steps of a student below which a method is left out; a second teacher, whose
+            time the other students could use, needs twice as many.
         most_steps: Steps of a student beyond which other learning rates are tried instead.
         least_teacher_steps: Steps of a teacher below which it gets as many as its student.
         most_teacher_steps: Steps of a teacher beyond which it would overfit.
@@ -151,7 +152,12 @@ def remaining(
     before = {stage.key for stage in done}
     most = min([limits.student_steps or limits.most_steps, *compared.values()])
     comparable = [round(COMPARABLE * steps) for steps in compared.values()]
-    least = limits.student_steps or min(most, max([limits.least_steps, *comparable]))
+
+    def least(methods: Sequence[str]) -> int:
+        """Returns the steps below which the last method is left out: a second teacher needs more."""
+        teachers = sum(METHODS[method].has_teacher for method in methods)
+        wanted = max([max(teachers, 1) * limits.least_steps, *comparable])
+        return limits.student_steps or min(most, wanted)
 
     def stages(methods: Sequence[str], steps: int, rates: int = 1) -> tuple[Stage, ...]:
         planned = [
@@ -168,7 +174,7 @@ def remaining(
         return needed + closing(speeds, methods) <= seconds
 
     methods = list(limits.methods)
-    while not limits.fixed and len(methods) > 1 and not fits(methods, least):
+    while not limits.fixed and len(methods) > 1 and not fits(methods, least(methods)):
         if methods[-1] in compared:
             break
         methods.pop()
