@@ -42,6 +42,7 @@ def get_config(images: str = "") -> ConfigDict:
     config.teacher.batch_size = 0  # Planned.
     config.teacher.warmup_steps = -1  # Planned.
     config.teacher.rho = 0.05  # With so few steps, the paper's 0.5 leaves a teacher untrained.
+    config.teacher.mlp_weight = 0.9  # The milder of the paper's two, for the same reason.
 
     config.student.model = ""  # Planned.
     config.student.init = "imagenet"  # From random weights, students need ten times the steps.
