@@ -158,7 +158,6 @@ def training(scratch: pathlib.Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def distilled(scratch: pathlib.Path, colours: pathlib.Path, training: dict[str, Any]) -> Executed:
     """Runs the first notebook on a user's images."""
-
     changes = training | {"methods": ("scratch", "remem"), "student.init": ""}
     return execute("distil_your_own_images", scratch, IMAGES=str(colours), CHANGES=changes)
 

@@ -154,7 +154,7 @@ def remaining(
     comparable = [round(COMPARABLE * steps) for steps in compared.values()]
 
     def least(methods: Sequence[str]) -> int:
-        """Returns the steps below which the last method is left out: a second teacher needs more."""
+        """Returns the steps below which the last method is left out; see `Limits`."""
         teachers = sum(METHODS[method].has_teacher for method in methods)
         wanted = max([max(teachers, 1) * limits.least_steps, *comparable])
         return limits.student_steps or min(most, wanted)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Fraction of the remaining steps by which a stage may be late before its schedule is shortened:
+# Fraction of the remaining steps by which a stage may be late, or early, before its schedule changes:
 # measurements of a few steps vary by about as much.
 _TOLERANCE = 0.02
 
@@ -62,7 +62,10 @@ class Pace:
         return (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
     def measured(self, done: int, step_seconds: float, *, other_seconds: float = 0.0) -> int:
-        """Shortens the schedule if the remaining steps do not fit; returns the number of steps.
+        """Adapts the schedule to the speed; returns the number of steps.
+
+        It is shortened if the remaining steps do not fit, and lengthened, up to the planned number
+        of steps, if more do again: another program may slow a machine down for seconds.
 
         Args:
             done: Number of steps done.
@@ -71,8 +74,8 @@ class Pace:
         """
         left = self._left() - other_seconds
         fitting = done + max(math.floor(left / max(step_seconds, 1e-9)), 1)
-        remaining = self.steps - done
-        if remaining > 1 and fitting < self.steps - _TOLERANCE * remaining:
+        fitting, remaining = min(fitting, self._planned), self.steps - done
+        if remaining > 1 and abs(fitting - self.steps) > _TOLERANCE * remaining:
             self._position, self._at, self.steps = self._position_of(done), done, fitting
         return self.steps
 

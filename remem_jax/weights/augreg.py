@@ -201,7 +201,7 @@ def into(
 ) -> Variables:
     """Returns the variables of a model from a checkpoint; see `load`."""
     params, report = _fitted(checkpoint, model, image_size, reset_head, resize)
-    logging.info("Loaded %s (%s): %s.", checkpoint.source, checkpoint.form, report)
+    matching.log_loaded(checkpoint.source, checkpoint.form, report)
     if matching.HEAD[0] in report.used and not params[matching.HEAD[0]].any():
         logging.warning("The head of %s is all zeros, as published.", checkpoint.source)
     return {"params": traverse_util.unflatten_dict(params, sep="/")}

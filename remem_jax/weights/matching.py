@@ -1,10 +1,12 @@
 """Fits the arrays of a file to a model: checks names and shapes, resizes positions."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from remem_jax.checks import SettingError, one_of
 from remem_jax.weights.names import POSITION
@@ -32,6 +34,12 @@ class Report(NamedTuple):
             if names:
                 clauses.append(f"{kind}: {listed(names)}")
         return "; ".join(clauses)
+
+
+@functools.cache
+def log_loaded(source: str, form: str, report: Report) -> None:
+    """Logs what was read from a file; once, since every stage of a run reads it again."""
+    logging.info("Loaded %s (%s): %s.", source, form, report)
 
 
 def fit(

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import safetensors
-from absl import logging
 from flax import traverse_util
 
 from remem_jax import models
@@ -109,7 +108,7 @@ def variables(
     for name in matching.HEAD:
         del params[name]
     report = report._replace(ignored=(*report.ignored, *checkpoint.ignored))
-    logging.info("Loaded %s (%s): %s.", checkpoint.source, checkpoint.form, report)
+    matching.log_loaded(checkpoint.source, checkpoint.form, report)
     return {"params": traverse_util.unflatten_dict(params, sep="/")}, report
 
 

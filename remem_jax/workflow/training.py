@@ -61,7 +61,7 @@ class _Pacing:
     """Shortens a stage to meet a deadline, by the time of its steps and evaluations.
 
     Attributes:
-        steps: Number of steps, which may become smaller during training.
+        steps: Number of steps, at most the job's, which may change during training.
         rate: Fraction of the peak learning rate by step; None without a deadline.
     """
 

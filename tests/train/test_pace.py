@@ -58,6 +58,17 @@ def test_a_schedule_is_shortened_again_if_steps_get_slower() -> None:
     assert ours.rate(70) == pytest.approx(0, abs=1e-9)
 
 
+def test_a_schedule_is_lengthened_again_after_some_slow_steps_but_not_beyond_the_plan() -> None:
+    left = iter([60.0, 50.0, 45.0])
+    ours = pace.Pace(100, 0, lambda: next(left))
+    assert ours.measured(40, 2.0) == 70
+    before = ours.rate(44)
+    assert ours.measured(44, 1.0) == 94
+    assert ours.rate(44) == pytest.approx(before)
+    assert ours.measured(50, 0.5) == 100
+    assert ours.rate(100) == pytest.approx(0, abs=1e-9)
+
+
 def test_a_resumed_schedule_goes_on_where_it_was() -> None:
     first = paced(left=20.0)
     first.measured(50, 1.0)
