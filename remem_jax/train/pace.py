@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Fraction of the remaining steps by which a stage may be late, or early, before its schedule changes:
+# Fraction of the remaining steps by which a stage may be late or early before its schedule changes:
 # measurements of a few steps vary by about as much.
 _TOLERANCE = 0.02
 
