@@ -20,7 +20,7 @@ from remem_jax.settings import located, workflows
 from remem_jax.storage import workdir
 from remem_jax.train import loop
 from remem_jax.workflow import context, precision, provenance
-from remem_jax.workflow.remem import distill, finetune, pipeline, student_setup
+from remem_jax.workflow.remem import distill, finetune, outcome, pipeline, student_setup
 
 _OURS = ("budget.hours",)  # Settings that only the budget has.
 
@@ -198,7 +198,7 @@ class _Budgeted:
         """Fills in the learning rate and the teacher of a stage that goes on from another one."""
         if stage.kind == TEACHER or stage.learning_rates:
             return stage
-        students = pipeline.candidates(self._groups[stage.method])
+        students = outcome.candidates(self._groups[stage.method])
         best = distill.select(students, self._run.dataset.metric)[0]
         return stage._replace(
             learning_rates=(best["learning_rate"],), teacher_step=best["teacher_step"] or 0
@@ -209,7 +209,7 @@ class _Budgeted:
         run, record = self._run, self._clock.record
         methods = [name for name in self._limits.methods if name in self._groups]
         outcomes = [
-            pipeline.conclude(
+            outcome.conclude(
                 run, self._setup, method, self._teachers.get(method), self._groups[method]
             )
             for method in methods

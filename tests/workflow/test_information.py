@@ -23,6 +23,7 @@ from remem_jax.workflow.analysis import inputs
 from remem_jax.workflow.analysis import pipeline as analysis_pipeline
 from remem_jax.workflow.information import decoders, measurement
 from remem_jax.workflow.remem import finetune
+from remem_jax.workflow.remem import outcome as remem_outcome
 from remem_jax.workflow.remem import pipeline as remem_pipeline
 from tests import tiny_run
 from tests.workflow.conftest import SIDE, SIZE, Shared, save_vit
@@ -464,7 +465,7 @@ def test_no_teacher_is_measured_unless_requested(
     unused: list[Any] = [None] * len(finetune.Teachers._fields)
     teachers = finetune.Teachers._make(unused)._replace(records=records)
 
-    assert remem_pipeline._information(run, teachers, seconds) == [
+    assert remem_outcome._information(run, teachers, seconds) == [
         (record, {}) for record in records
     ]
     assert seconds == {}
