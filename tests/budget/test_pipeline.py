@@ -13,7 +13,7 @@ from PIL import Image
 
 import remem_jax
 from configs import own
-from remem_jax.budget import pipeline, plan
+from remem_jax.budget import measuring, pipeline, plan
 from remem_jax.checks import SettingError
 from remem_jax.commands import clean
 from remem_jax.storage import logs
@@ -103,17 +103,18 @@ def test_a_stopped_run_goes_on_with_its_plan(config: ConfigDict, tmp_path: pathl
 
 
 def test_training_ends_in_time_with_a_learning_rate_of_zero(
-    config: ConfigDict, tmp_path: pathlib.Path
+    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A hundred thousand steps would take minutes; what is left of a minute is for them.
+    monkeypatch.setattr(measuring, "_REPORT_SECONDS", 8.0)  # Of tiny models.
+    # A hundred thousand steps would take minutes; what is left of the seconds is for them.
     config.methods = ("scratch",)
     config.student.steps, config.log_every = 100_000, 10
-    config.budget.hours = 45 / 3600
+    config.budget.hours = 25 / 3600
     began = time.monotonic()
 
     pipeline.run(config, tmp_path)
 
-    assert time.monotonic() - began < 1.25 * 45
+    assert time.monotonic() - began < 1.3 * 25
     (stage,) = stages(tmp_path)
     assert 20 < stage.steps < 50_000
     (row,) = read(tmp_path)["methods"]
