@@ -155,8 +155,7 @@ class _Budgeted:
     def _advance(self, stages: Sequence[Stage], speeds: Speeds) -> Speeds:
         """Trains the first stage and records it; returns the speeds that were measured in it."""
         stage, began, record = stages[0], time.monotonic(), self._clock.record
-        last = plan.closing(speeds, plan.methods_of(*record.stages, *stages))
-        seconds = min(plan.OVERRUN[stage.kind] * stage.seconds, self._clock.left() - last)
+        seconds = plan.seconds_of_first(stages, speeds, self._clock.left(), record.stages)
         try:
             done = self._train(stage, seconds, speeds)
             done = done._replace(seconds=time.monotonic() - began)
@@ -176,7 +175,11 @@ class _Budgeted:
         stage = self._with_choice(stage)
         config = self._run.config.copy_and_resolve_references()
         rules.set_stage(config, stage, plan.step(stage, speeds), self._asked)
-        run = self._run._replace(config=config, deadline=time.monotonic() + seconds)
+        run = self._run._replace(
+            config=config,
+            deadline=time.monotonic() + seconds,
+            most_steps=self._most_steps(stage),
+        )
         metric, method = run.dataset.metric, stage.method
         teachers = pipeline.train_teachers(run, self._pretrained, method)
         if teachers:
@@ -193,6 +196,16 @@ class _Budgeted:
         values = [record["validation"][metric] for record in records if not _diverged(record)]
         steps = max(int(record.get("steps") or record["step"]) for record in records)
         return stage._replace(steps=steps, value=max(values, default=None))
+
+    def _most_steps(self, stage: Stage) -> int:
+        """Returns the steps that a stage may have if they are faster than planned; 0: no more."""
+        limits = self._limits
+        fixed = limits.student_steps or self._run.config.student.store_outputs
+        if stage.kind == TEACHER or stage.variant == plan.TRIAL or fixed:
+            return 0
+        if stage.variant:
+            return plan.MOST * limits.most_steps
+        return plan.most_steps(limits, self._clock.record.stages)
 
     def _with_choice(self, stage: Stage) -> Stage:
         """Fills in the learning rate and the teacher of a stage that goes on from another one."""

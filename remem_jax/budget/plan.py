@@ -26,7 +26,7 @@ OVERRUN = {TEACHER: 2.0, STUDENTS: 1.0}
 # Training again for longer must have at least this many times the steps; and at most so many times
 # the steps beyond which little is gained.
 LONGER, MOST = 1.5, 4
-AGAIN = "longer"
+TRIAL, AGAIN = "rung", "longer"  # Variants of stages.
 
 
 class Limits(NamedTuple):
@@ -150,21 +150,23 @@ def remaining(
         each.method: each.steps for each in done if each.kind == STUDENTS and not each.variant
     }
     before = {stage.key for stage in done}
-    most = min([limits.student_steps or limits.most_steps, *compared.values()])
+    most = most_steps(limits, done)
     comparable = [round(COMPARABLE * steps) for steps in compared.values()]
 
     def least(methods: Sequence[str]) -> int:
         """Returns the steps below which the last method is left out; see `Limits`."""
         teachers = sum(METHODS[method].has_teacher for method in methods)
-        wanted = max([max(teachers, 1) * limits.least_steps, *comparable])
-        return limits.student_steps or min(most, wanted)
+        begun = (TEACHER, methods[-1], "") in before
+        wanted = (1 if begun else max(teachers, 1)) * limits.least_steps
+        return limits.student_steps or min(most, max([wanted, *comparable]))
 
     def stages(methods: Sequence[str], steps: int, rates: int = 1) -> tuple[Stage, ...]:
         planned = [
             stage
             for method in methods
+            if method not in compared
             for stage in _of_method(
-                limits, method, steps, 2 if (STUDENTS, method, "rung") in before else rates
+                limits, method, steps, 2 if (STUDENTS, method, TRIAL) in before else rates
             )
         ]
         return tuple(_timed(stage, speeds) for stage in planned if stage.key not in before)
@@ -185,10 +187,36 @@ def remaining(
         bisect.bisect_left(range(2, most + 1), True, key=lambda at: not fits(methods, at)) + 2
     )
     steps = limits.student_steps or too_many - 1
-    rates = len(limits.learning_rates) if steps == limits.most_steps else 1
+    # All methods that are compared try learning rates, or none does.
+    search = all((STUDENTS, method, TRIAL) in before for method in compared)
+    rates = len(limits.learning_rates) if search and steps == limits.most_steps else 1
     while rates > 1 and not fits(methods, steps, rates):
         rates -= 1
     return stages(methods, steps, rates)
+
+
+def most_steps(limits: Limits, done: Sequence[Stage]) -> int:
+    """Returns the most steps of students that are compared with those of some stages."""
+    compared = [each.steps for each in done if each.kind == STUDENTS and not each.variant]
+    return min([limits.student_steps or limits.most_steps, *compared])
+
+
+def seconds_of_first(
+    stages: Sequence[Stage], speeds: Speeds, seconds: float, done: Sequence[Stage]
+) -> float:
+    """Returns the seconds after which the first of the stages that are left should have ended.
+
+    Args:
+        stages: Return value of `remaining`.
+        speeds: Current speeds.
+        seconds: Seconds left for the stages, the tests and the report.
+        done: Stages that were trained.
+    """
+    first, *later = stages
+    # A teacher must leave its students their time.
+    of_method = sum(stage.seconds for stage in later if stage.method == first.method)
+    last = closing(speeds, methods_of(*done, *stages))
+    return min(OVERRUN[first.kind] * first.seconds, seconds - last - of_method)
 
 
 def closing(speeds: Speeds, methods: Collection[str]) -> float:
@@ -210,7 +238,7 @@ def _of_method(limits: Limits, method: str, steps: int, rates: int) -> list[Stag
     chosen = limits.learning_rates[:1]
     if rates > 1:
         rung = max(round(RUNG * steps), 1)
-        stages.append(Stage(STUDENTS, method, rung, limits.learning_rates[:rates], "rung"))
+        stages.append(Stage(STUDENTS, method, rung, limits.learning_rates[:rates], TRIAL))
         chosen = ()
     return [*stages, Stage(STUDENTS, method, steps, chosen)]
 

@@ -17,7 +17,7 @@ _TOLERANCE = 0.02
 
 
 class Pace:
-    """A linear warm-up and a cosine to 0, shortened if its steps are too slow for a deadline.
+    """A linear warm-up and a cosine to 0, with as many steps as fit before a deadline.
 
     Attributes:
         steps: Number of steps, as far as is known now.
@@ -29,6 +29,8 @@ class Pace:
         warmup_steps: int,
         seconds_left: Callable[[], float],
         saved: Mapping[str, Any] | None = None,
+        *,
+        most_steps: int = 0,
     ) -> None:
         """Starts at step 0, or goes on from a checkpoint.
 
@@ -37,8 +39,10 @@ class Pace:
             warmup_steps: Steps of the warm-up, if none are left out.
             seconds_left: Returns the seconds until the deadline.
             saved: Return value of `record`.
+            most_steps: Steps that are never exceeded; 0 for the planned number.
         """
         self._planned, self._warmup, self._left = steps, warmup_steps, seconds_left
+        self._most = max(most_steps, steps)
         self.steps, self._at, self._position = steps, 0, 0.0
         if saved:
             self.steps, self._at, self._position = (
@@ -64,8 +68,8 @@ class Pace:
     def measured(self, done: int, step_seconds: float, *, other_seconds: float = 0.0) -> int:
         """Adapts the schedule to the speed; returns the number of steps.
 
-        It is shortened if the remaining steps do not fit, and lengthened, up to the planned number
-        of steps, if more do again: another program may slow a machine down for seconds.
+        It is shortened if the remaining steps do not fit, and lengthened if more steps do: another
+        program may slow a machine down for seconds.
 
         Args:
             done: Number of steps done.
@@ -74,7 +78,7 @@ class Pace:
         """
         left = self._left() - other_seconds
         fitting = done + max(math.floor(left / max(step_seconds, 1e-9)), 1)
-        fitting, remaining = min(fitting, self._planned), self.steps - done
+        fitting, remaining = min(fitting, self._most), self.steps - done
         if remaining > 1 and abs(fitting - self.steps) > _TOLERANCE * remaining:
             self._position, self._at, self.steps = self._position_of(done), done, fitting
         return self.steps

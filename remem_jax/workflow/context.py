@@ -42,6 +42,8 @@ class Run(NamedTuple):
         deadline: Value of `time.monotonic` by which the training of a stage should end: its steps
             then take their learning rates from a `pace.Pace`. None: they have a schedule over a
             fixed number of steps.
+        most_steps: Number of steps that a stage with a deadline may have if they are faster than
+            planned; 0 for the planned number.
     """
 
     config: ConfigDict
@@ -55,6 +57,7 @@ class Run(NamedTuple):
     preloaded: initial_checkpoints.Preloaded = initial_checkpoints.Preloaded(())
     device_bytes: int = 0
     deadline: float | None = None
+    most_steps: int = 0
 
     @property
     def platform(self) -> str:

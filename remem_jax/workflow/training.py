@@ -58,19 +58,24 @@ class Job(NamedTuple):
 
 
 class _Pacing:
-    """Shortens a stage to meet a deadline, by the time of its steps and evaluations.
+    """Adapts a stage to its deadline, by the time of its steps and evaluations.
 
     Attributes:
-        steps: Number of steps, at most the job's, which may change during training.
+        steps: Number of steps, which may change during training.
         rate: Fraction of the peak learning rate by step; None without a deadline.
     """
 
-    def __init__(self, job: Job, deadline: float | None, saved: Mapping[str, Any] | None) -> None:
+    def __init__(self, job: Job, run: Run, saved: Mapping[str, Any] | None) -> None:
         self._job, self._evaluation_seconds, self._logs, self._pace = job, 0.0, 0, None
         self.steps, self.rate = job.steps, None
-        if deadline is not None:
+        if run.deadline is not None:
+            deadline = run.deadline
             self._pace = pace.Pace(
-                job.steps, job.warmup_steps, lambda: deadline - time.monotonic(), saved
+                job.steps,
+                job.warmup_steps,
+                lambda: deadline - time.monotonic(),
+                saved,
+                most_steps=run.most_steps,
             )
             self.steps, self.rate = self._pace.steps, self._pace.rate
 
@@ -113,7 +118,7 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
     folder = run.workdir / stage / CHECKPOINTS
     with checkpoints.Checkpoints(folder, keep=config.keep_checkpoints) as saved:
         first, done, seconds, note = _restore(saved, job)
-        pacing = _Pacing(job, run.deadline, note.get("pace"))
+        pacing = _Pacing(job, run, note.get("pace"))
         steps = pacing.steps
         started = time.monotonic() - seconds
         trace = profiling.Trace(run.workdir / "profile" / stage, first_step=done)

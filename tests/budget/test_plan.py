@@ -119,6 +119,44 @@ def test_with_time_to_spare_learning_rates_are_searched_by_halving() -> None:
     assert total(stages) <= 4 * HOUR
 
 
+def test_methods_after_one_with_a_single_learning_rate_have_a_single_one_too() -> None:
+    alone = Stage(STUDENTS, "alone", LIMITS.most_steps, LIMITS.learning_rates[:1], value=0.5)
+    rest = plan.remaining(LIMITS, SPEEDS, 6 * HOUR, [alone])
+    assert kinds(rest) == [
+        (TEACHER, "finetune"),
+        (STUDENTS, "finetune"),
+        (TEACHER, "remem"),
+        (STUDENTS, "remem"),
+    ]
+    assert {stage.variant for stage in rest} == {""}
+
+
+def test_a_teacher_leaves_its_student_its_time_and_may_take_that_of_later_methods() -> None:
+    stages = plan.remaining(LIMITS, SPEEDS, HOUR)
+    alone, teacher, student, *others = stages
+    before = trained((alone,))
+    left = HOUR - alone.seconds
+    assert plan.seconds_of_first(stages, SPEEDS, HOUR, []) == alone.seconds
+    assert plan.seconds_of_first(stages[1:], SPEEDS, left, before) == 2 * teacher.seconds
+    # Of the last method, nothing but the time that was not planned is left.
+    last = stages[3:]
+    done = [*before, *trained((teacher, student))]
+    left -= teacher.seconds + student.seconds
+    assert others == list(last)
+    found = plan.seconds_of_first(last, SPEEDS, left, done)
+    assert last[0].seconds <= found <= 1.02 * last[0].seconds
+
+
+def test_a_teacher_that_was_trained_has_a_student_though_the_machine_became_slow() -> None:
+    stages = plan.remaining(LIMITS, SPEEDS, HOUR)
+    done = trained(stages[:-1])
+    slow = SPEEDS.scaled(1.8)
+    left = stages[-1].seconds + plan.closing(slow, METHODS)
+    rest = plan.remaining(LIMITS, slow, left, done)
+    assert kinds(rest) == [(STUDENTS, "remem")]
+    assert plan.COMPARABLE * done[0].steps <= rest[0].steps < done[0].steps
+
+
 def test_a_rung_that_was_trained_decides_even_if_the_others_no_longer_fit() -> None:
     rung = trained(plan.remaining(LIMITS, SPEEDS, 4 * HOUR)[:1])
     stages = plan.remaining(LIMITS, SPEEDS, HOUR, rung)
