@@ -25,7 +25,7 @@ class Effects(NamedTuple):
         progress: Called after every step, with the number of steps done.
         stopping: Called after every step, with the number of steps done; returns whether to save
             the state and stop.
-        shortened: Called after metrics were logged, with the number of steps done, their number in
+        replanned: Called after metrics were logged, with the number of steps done, their number in
             all, and the seconds of a step; returns the new number in all, which is more than those
             done unless these were all.
     """
@@ -36,7 +36,7 @@ class Effects(NamedTuple):
     milestone: Callable[[int, Any], None]
     progress: Callable[[int], None]
     stopping: Callable[[int], bool]
-    shortened: Callable[[int, int, float], int] = lambda done, steps, step_seconds: steps
+    replanned: Callable[[int, int, float], int] = lambda done, steps, step_seconds: steps
 
 
 class Schedule(NamedTuple):
@@ -154,7 +154,7 @@ def fit(
             if logs:
                 times = timer.read()
                 effects.log(done, {**_logged(fetched), **times})
-                steps = effects.shortened(done, steps, times["step_seconds"])
+                steps = effects.replanned(done, steps, times["step_seconds"])
             effects.faulty(np.flatnonzero(faults).tolist(), state)
         else:
             timer.stop()

@@ -89,7 +89,7 @@ class _Pacing:
         self._job.milestone(at, state)
         self._evaluation_seconds = time.monotonic() - began
 
-    def shortened(self, at: int, steps: int, step_seconds: float) -> int:
+    def replanned(self, at: int, steps: int, step_seconds: float) -> int:
         """Returns the number of steps; see `loop.Effects`."""
         self._logs += 1
         if self._pace is None or self._logs == 1:  # The first steps include the compilation.
@@ -163,7 +163,7 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
             milestone=pacing.milestone,
             progress=on_step,
             stopping=stopping,
-            shortened=pacing.shortened,
+            replanned=pacing.replanned,
         )
         with (
             contextlib.closing(run.loader.train(job.batch_size, done, stage=job.stream)) as batches,

@@ -81,7 +81,7 @@ def test_a_resumed_schedule_goes_on_where_it_was() -> None:
 
 def test_the_loop_ends_at_the_shortened_step_which_is_evaluated_and_saved() -> None:
     recorder = Recorder()
-    effects = recorder.effects()._replace(shortened=lambda done, steps, seconds: min(steps, 7))
+    effects = recorder.effects()._replace(replanned=lambda done, steps, seconds: min(steps, 7))
     last = loop.fit(
         0,
         lambda state, batch: (state + 1, {"loss": 1.0}),

@@ -161,7 +161,7 @@ def _train_group(
     if diverged:
         validation[:] = [not_finite for _ in points]
     if not validation:  # Interrupted between the last checkpoint and the result.
-        milestone(job.steps, students)
+        milestone(_steps_of(students), students)
     done = diverged["step"] if diverged else _steps_of(students)
     records = _records(run, points, validation, done)
     if run.config.choose_on_test:
