@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,10 +130,10 @@ def results(finished: Job) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("resnet4")
 def test_a_cleaned_run_predicts_as_before_and_trains_nothing_again(
-    job: Callable[..., Job], tmp_path: pathlib.Path
+    job: Callable[..., Job], uninterrupted: Job
 ) -> None:
-    run = job("cleaned")
-    before = run.results_of(run.fork())
+    run, before = job("cleaned"), results(uninterrupted)
+    shutil.copytree(uninterrupted.workdir, run.workdir)
     curves = (run.workdir / "metrics.jsonl").read_bytes()
     image = np.zeros((20, 20, 3), np.uint8)
     predicted = remem_jax.load(run.workdir).predict(image)
