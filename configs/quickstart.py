@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     # steps than the paper's SGD.
     config.teacher.variant = "Ti/16"
     config.teacher.init = "bundled:Ti/16"
-    config.teacher.steps = (80,)
+    config.teacher.steps = (60,)
     config.teacher.batch_size = 64
     config.teacher.learning_rate = 0.0005
     config.teacher.warmup_steps = 20
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
 
     # A student with a quarter of the teacher's parameters, for two cores: few steps, no grid.
     config.student.model = "mobilenetv3_small_100"
-    config.student.steps = 240
+    config.student.steps = 160
     config.student.batch_size = 64
     config.student.learning_rates = (0.01,)
     config.student.temperatures = (4.0,)
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     config.student.weight_decay = 0.05
 
     # Measured and saved as often as in a long run, for its length.
-    config.student.evaluations = 4
+    config.student.evaluations = 2
     config.information.steps = 200
     config.information.evaluations = 5
     config.log_every = 10

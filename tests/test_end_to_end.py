@@ -175,7 +175,8 @@ def test_what_a_run_says_is_sentences_with_a_time(uninterrupted: Job) -> None:
     for expected in (
         rf"From scratch: students, step 20: {number} on validation, the best of 2 students\.",
         rf"ReMem: teacher, step 40: {number} on validation\.",
-        rf"ReMem: the student has {number} on test \(teacher of step \d+, loss kd, .*\)\.",
+        rf"ReMem: the student has {number} on test, its teacher {number} "
+        r"\(teacher of step \d+, loss kd, .*\)\.",
     ):
         assert sum(bool(re.fullmatch(expected, text)) for text in texts) == 1, texts
     assert not [text for text in texts if re.search(r"[{}]|\.py:|(teachers|students)/", text)]

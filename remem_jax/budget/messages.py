@@ -117,19 +117,8 @@ def finished(stage: Stage, metric: str, clock: Clock) -> None:
 
 
 def conclude(folder: pathlib.Path, clock: Clock) -> None:
-    """Logs the results of a finished run, the model to use, and the commands that come next."""
+    """Logs the model of a finished run to use, and the commands that come next."""
     results = stored.read(folder / "results.json") or {}
-    metric = results["data"]["metric"]
-    for row in results["methods"]:
-        teacher = row["teacher"]
-        beside = f", its teacher {tables.percent(teacher['test'][metric])} %" if teacher else ""
-        logging.info(
-            "%s: the student has %s %% on test (%s)%s.",
-            METHODS[row["method"]].title,
-            tables.percent(row["student"]["test"][metric]),
-            tables.METRIC_TITLES[metric],
-            beside,
-        )
     advice = recommendation.recommend(results, folder)
     for line in (
         f"{advice.sentence} {advice.reasons}",

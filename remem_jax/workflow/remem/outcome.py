@@ -88,10 +88,12 @@ def conclude(
     }
     share = row["student"]["test"][metric]
     display.result(stages.model(f"students/{method}"), share, "test")
+    beside = f", its teacher {100 * tested['teacher'][metric]:.2f} %" if teachers else ""
     logging.info(
-        "%s: the student has %.2f %% on test (%s).",
+        "%s: the student has %.2f %% on test%s (%s).",
         METHODS[method].title,
         100 * share,
+        beside,
         _described(row["selected"]),
     )
     if teachers:
