@@ -15,7 +15,7 @@ from configs import settings
 
 
 def get_config() -> ConfigDict:
-    """Returns a ReMem run that takes two cores less than five minutes."""
+    """Returns a ReMem run that takes two cores five minutes."""
     config = settings.run()
 
     # Images that are part of this package, in their own size.
