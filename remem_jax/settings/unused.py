@@ -192,10 +192,17 @@ def _without_scratch(config: ConfigDict) -> str:
     return "" if SCRATCH in config.methods else f"config.methods has no {SCRATCH}"
 
 
-def _not_pretrained(config: ConfigDict) -> str:
-    if all(METHODS[method].starts_random for method in config.methods):
+def _unused_weights(config: ConfigDict) -> str:
+    starts_random = all(METHODS[method].starts_random for method in config.methods)
+    if config.student.init and starts_random:
         return f"config.methods has {SCRATCH} alone, which starts from random weights"
-    return "" if config.student.init else "config.student.init is empty"
+    return ""  # Empty, it may replace a preset's weights.
+
+
+def _not_pretrained(config: ConfigDict) -> str:
+    return _unused_weights(config) or (
+        "" if config.student.init else "config.student.init is empty"
+    )
 
 
 def _without_distillation(config: ConfigDict) -> str:
@@ -285,7 +292,7 @@ _OF_RUN: Mapping[str, Reason] = {
     **_optimised("teacher"),
     **_optimised("student"),
     "student.label_smoothing": _without_cross_entropy,
-    "student.init": _not_pretrained,
+    "student.init": _unused_weights,
     "student.learning_rates": _not_random,
     "student.scratch_learning_rates": _without_scratch,
     "student.pretrained_learning_rates": _not_pretrained,

@@ -63,7 +63,8 @@ def stages(folder: pathlib.Path) -> list[plan.Stage]:
 def test_a_run_trains_tests_and_reports_all_methods_and_a_second_start_changes_nothing(
     config: ConfigDict, tmp_path: pathlib.Path
 ) -> None:
-    pipeline.run(config, tmp_path)
+    names = ("data.image_size", "teacher.init", "teacher.steps", "student.model", "student.steps")
+    pipeline.run(config, tmp_path, given=(*names, "student.init", "budget.hours"))
 
     results = read(tmp_path)
     assert [row["method"] for row in results["methods"]] == ["scratch", "finetune", "remem"]
