@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from remem_jax import shipped_configs
 from remem_jax.budget import pipeline
 from remem_jax.checks import SettingError, local_path
+from remem_jax.report import tables
 from remem_jax.settings import values
 
 
@@ -31,8 +32,7 @@ class Result(NamedTuple):
     @property
     def best(self) -> Mapping[str, Any]:
         """Row of the method whose student is best on validation."""
-        metric = self.results["data"]["metric"]
-        return max(self.results["methods"], key=lambda row: row["student"]["validation"][metric])
+        return tables.best_on_validation(self.results["methods"], self.results["data"]["metric"])
 
     @property
     def student(self) -> pathlib.Path:

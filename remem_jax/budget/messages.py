@@ -25,9 +25,25 @@ def announce(
     stages: Sequence[Stage],
     speeds: Speeds,
     clock: Clock,
+    left_out: Mapping[str, float],
 ) -> None:
-    """Logs in about five lines what the run will do, and until when."""
-    for line in (_data(run), _models(run, models), *_stages(stages, clock), _speeds(speeds)):
+    """Logs in about five lines what the run will do, and until when.
+
+    Args:
+        run: The run.
+        models: Teacher and student: see `pipeline.models_record`.
+        stages: Stages that are left.
+        speeds: Measured speeds.
+        clock: The run's clock.
+        left_out: Methods without time for a student, with the hours that would suffice.
+    """
+    for line in (
+        _data(run),
+        _models(run, models),
+        *_stages(stages, clock),
+        *_left_out(left_out),
+        _speeds(speeds),
+    ):
         logging.info("%s", line)
 
 
@@ -78,6 +94,15 @@ def _stages(stages: Sequence[Stage], clock: Clock) -> list[str]:
         f"Until about {end:%H:%M} ({tables.duration(clock.left())} from now): {listed}; then the "
         "tests and the report."
     ]
+
+
+def _left_out(hours: Mapping[str, float]) -> list[str]:
+    if not hours:
+        return []
+    listed = "; ".join(
+        f"{METHODS[method].title}, from --hours={needed:g} on" for method, needed in hours.items()
+    )
+    return [f"Left out, because teacher and student would have too few steps: {listed}."]
 
 
 def show(stages: Sequence[Stage], clock: Clock) -> None:

@@ -1,5 +1,6 @@
 """The workflow of `remem distil`: plans, trains, plans again after every stage, tests, reports."""
 
+import math
 import pathlib
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -124,7 +125,8 @@ class _Budgeted:
         for stage in clock.record.stages:
             self._train(stage, 0.0, speeds)  # Reads what was trained before.
         stages = self._plan(speeds)
-        messages.announce(self._run, models, stages, speeds, clock)
+        left_out = self._left_out(stages, speeds)
+        messages.announce(self._run, models, stages, speeds, clock, left_out)
         messages.show((*clock.record.stages, *stages), clock)
         try:
             while stages:
@@ -133,13 +135,30 @@ class _Budgeted:
                 messages.show(stages, clock)
         finally:
             clock.save()
-        self._finish(identity, models)
+        self._finish(identity, models, speeds)
 
     def _plan(self, speeds: Speeds) -> tuple[Stage, ...]:
         record = self._clock.record
         methods = tuple(name for name in self._limits.methods if name not in record.failed)
         limits = self._limits._replace(methods=methods)
         return plan.remaining(limits, speeds, self._clock.left(), record.stages)
+
+    def _left_out(self, stages: Sequence[Stage], speeds: Speeds) -> dict[str, float]:
+        """Returns the methods without time for a student, with hours of the run that suffice."""
+        record = self._clock.record
+        planned = plan.methods_of(*record.stages, *stages)
+        needed = {
+            method: plan.seconds_for(method, self._limits, speeds, record.stages)
+            for method in self._limits.methods
+            if method not in planned and method not in record.failed
+        }
+        spent = self._clock.spent()
+        # Rounded up to three minutes, since speeds change.
+        return {
+            method: math.ceil((spent + seconds) / 180) / 20
+            for method, seconds in needed.items()
+            if seconds is not None
+        }
 
     def _set_steps(self, stages: tuple[Stage, ...]) -> None:
         """Makes the numbers of steps of the first plan those of the config."""
@@ -217,7 +236,7 @@ class _Budgeted:
             learning_rates=(best["learning_rate"],), teacher_step=best["teacher_step"] or 0
         )
 
-    def _finish(self, identity: Any, models: dict[str, Any]) -> None:
+    def _finish(self, identity: Any, models: dict[str, Any], speeds: Speeds) -> None:
         """Tests the selected models, once, and writes the results and the report."""
         run, record = self._run, self._clock.record
         methods = [name for name in self._limits.methods if name in self._groups]
@@ -234,6 +253,7 @@ class _Budgeted:
             "hours": self._asked.budget.hours,
             "stages": [stage._asdict() for stage in record.stages],
             "seconds": self._clock.spent(),
+            "left_out": self._left_out((), speeds),
         }
         pipeline.write_results(run, {**results, "failed": failed, "budget": budget}, outcomes)
         messages.conclude(run.workdir, self._clock)

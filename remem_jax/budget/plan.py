@@ -201,6 +201,29 @@ def most_steps(limits: Limits, done: Sequence[Stage]) -> int:
     return min([limits.student_steps or limits.most_steps, *compared])
 
 
+def seconds_for(
+    method: str, limits: Limits, speeds: Speeds, done: Sequence[Stage] = ()
+) -> float | None:
+    """Returns the least seconds, in whole minutes, whose plan trains a method's student.
+
+    Args:
+        method: Name of the method.
+        limits: See `Limits`.
+        speeds: Current speeds.
+        done: Stages that were trained.
+
+    Returns:
+        Seconds left for everything that is not done; None if even a week has no such plan.
+    """
+    minutes = range(1, 7 * 24 * 60)
+    least = bisect.bisect_left(
+        minutes,
+        True,
+        key=lambda at: method in methods_of(*remaining(limits, speeds, 60 * at, done)),
+    )
+    return 60.0 * minutes[least] if least < len(minutes) else None
+
+
 def seconds_of_first(
     stages: Sequence[Stage], speeds: Speeds, seconds: float, done: Sequence[Stage]
 ) -> float:

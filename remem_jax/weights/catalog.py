@@ -358,6 +358,6 @@ def _of_sweep(stem: str, variant: str, pretraining: str) -> Published:
     _, fine_tuned, adapted = stem.partition("--")
     if fine_tuned:
         dataset = adapted.split("-")[0]
-        data = f"{data}, then {dataset}"
+        data = f"{data}, then {_I1K if dataset == 'imagenet2012' else dataset}"
         mebibytes = small if dataset == "imagenet2012" else None
     return Published(f"augreg:{stem}", variant, f"augreg/{stem}.npz", mebibytes, data)

@@ -1,11 +1,12 @@
 """Whole runs with a time budget, of tiny models on images that are easily told apart."""
 
 import json
+import logging
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -21,6 +22,13 @@ from remem_jax.train import loop
 from tests import tiny_run
 
 pytestmark = [pytest.mark.usefixtures("mixed_dtypes", "resnet4"), pytest.mark.slow]
+
+
+class Stopped(NamedTuple):
+    """A run that was stopped and finished, and its record when it was stopped."""
+
+    folder: pathlib.Path
+    record: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +49,39 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return tiny_run.save_teacher(tmp_path_factory.mktemp("weights") / "vit.npz")
 
 
-@pytest.fixture
-def config(images: pathlib.Path, teacher: pathlib.Path) -> ConfigDict:
-    """Settings with few steps, which leave the rest to be planned."""
+def make_config(images: pathlib.Path, teacher: pathlib.Path) -> ConfigDict:
+    """Returns settings with few steps, which leave the rest to be planned."""
     config = own.get_config(str(images))
     config.data.image_size = tiny_run.IMAGE_SIZE
     config.teacher.init, config.teacher.steps = str(teacher), (4,)
     config.student.model, config.student.init = tiny_run.NAME, ""
     config.student.steps = 4
     return config
+
+
+@pytest.fixture
+def config(images: pathlib.Path, teacher: pathlib.Path) -> ConfigDict:
+    return make_config(images, teacher)
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    images: pathlib.Path,
+    teacher: pathlib.Path,
+    resnet4: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Stopped:
+    """A run of all methods that was stopped in its second stage, and finished."""
+    folder, calls = tmp_path_factory.mktemp("run"), iter(range(100))
+    names = ("data.image_size", "teacher.init", "teacher.steps", "student.model", "student.steps")
+    given = (*names, "student.init", "budget.hours")
+    with jax.numpy_dtype_promotion("standard"):
+        config = make_config(images, teacher)
+        with pytest.raises(loop.StoppedError):
+            pipeline.run(config, folder, stopping=lambda: next(calls) >= 6, given=given)
+        record = json.loads((folder / "budget.json").read_text())
+        pipeline.run(config, folder, given=given)
+    return Stopped(folder, record)
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
@@ -60,47 +92,48 @@ def stages(folder: pathlib.Path) -> list[plan.Stage]:
     return [plan.read(stage) for stage in read(folder)["budget"]["stages"]]
 
 
-def test_a_run_trains_tests_and_reports_all_methods_and_a_second_start_changes_nothing(
-    config: ConfigDict, tmp_path: pathlib.Path
-) -> None:
-    names = ("data.image_size", "teacher.init", "teacher.steps", "student.model", "student.steps")
-    pipeline.run(config, tmp_path, given=(*names, "student.init", "budget.hours"))
+def written(folder: pathlib.Path) -> dict[pathlib.Path, int]:
+    """Returns when the students of a run were written."""
+    return {path: path.stat().st_mtime_ns for path in (folder / "students").rglob("*")}
 
-    results = read(tmp_path)
+
+def test_a_run_trains_tests_and_reports_all_methods(stopped: Stopped) -> None:
+    results = read(stopped.folder)
     assert [row["method"] for row in results["methods"]] == ["scratch", "finetune", "remem"]
-    assert [stage.name for stage in stages(tmp_path)] == [
+    assert [stage.name for stage in stages(stopped.folder)] == [
         "students/scratch",
         "teachers/finetune",
         "students/finetune",
         "teachers/remem",
         "students/remem",
     ]
-    assert {stage.steps for stage in stages(tmp_path)} == {4}
+    assert {stage.steps for stage in stages(stopped.folder)} == {4}
     assert results["config"]["student"]["batch_size"] == 8  # Chosen for 65 images.
-    assert (tmp_path / "report.html").is_file()
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "students").rglob("*")}
-
-    pipeline.run(config, tmp_path)
-
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "students").rglob("*")} == written
-    assert read(tmp_path)["methods"] == results["methods"]
+    assert (stopped.folder / "report.html").is_file()
 
 
-def test_a_stopped_run_goes_on_with_its_plan(config: ConfigDict, tmp_path: pathlib.Path) -> None:
-    def stopping() -> Callable[[], bool]:
-        calls = iter(range(100))
-        return lambda: next(calls) >= 6  # In the second stage.
+def test_a_stopped_run_goes_on_with_its_plan(stopped: Stopped) -> None:
+    assert [stage["method"] for stage in stopped.record["stages"]] == ["scratch"]
+    assert 0 < stopped.record["seconds"] < 300
+    first, *_ = stages(stopped.folder)
+    assert first._asdict() == plan.read(stopped.record["stages"][0])._asdict()
+    assert read(stopped.folder)["budget"]["seconds"] > stopped.record["seconds"]
 
-    with pytest.raises(loop.StoppedError):
-        pipeline.run(config, tmp_path, stopping=stopping())
-    record = json.loads((tmp_path / "budget.json").read_text())
-    assert [stage["method"] for stage in record["stages"]] == ["scratch"]
-    assert 0 < record["seconds"] < 300
 
-    pipeline.run(config, tmp_path)
+def test_a_start_after_the_end_trains_nothing_and_only_the_hours_may_change(
+    stopped: Stopped, config: ConfigDict
+) -> None:
+    before, results = written(stopped.folder), read(stopped.folder)
+    config.budget.hours = 2.0
 
-    assert len(stages(tmp_path)) == 5
-    assert read(tmp_path)["budget"]["seconds"] > record["seconds"]
+    pipeline.run(config, stopped.folder)
+
+    assert written(stopped.folder) == before
+    assert read(stopped.folder)["methods"] == results["methods"]
+
+    config.student.temperatures = (3.0,)
+    with pytest.raises(SettingError, match=r"belongs to another config.*temperatures"):
+        pipeline.run(config, stopped.folder)
 
 
 def test_training_ends_in_time_with_a_learning_rate_of_zero(
@@ -121,6 +154,25 @@ def test_training_ends_in_time_with_a_learning_rate_of_zero(
     (row,) = read(tmp_path)["methods"]
     assert row["selected"]["steps"] == stage.steps
     assert max(each["step"] for each in logs.read(tmp_path)) == stage.steps
+
+
+def test_a_method_without_time_is_left_out_with_the_hours_that_suffice(
+    config: ConfigDict,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "absl")
+    monkeypatch.setattr(measuring, "_REPORT_SECONDS", 1e3)
+    config.methods, config.student.steps, config.budget.hours = (), 0, 60 / 3600
+
+    pipeline.run(config, tmp_path)
+
+    results = read(tmp_path)
+    assert [row["method"] for row in results["methods"]] == ["scratch"]
+    assert 1e3 / 3600 < results["budget"]["left_out"]["finetune"] < 0.5
+    assert "Fine-tuning, from --hours=" in caplog.text
+    assert "Fine-tuning (from --hours=" in (tmp_path / "report.md").read_text()
 
 
 def test_a_method_that_diverges_is_left_out_and_named(
@@ -144,18 +196,6 @@ def test_hours_must_be_positive(config: ConfigDict, tmp_path: pathlib.Path, hour
     with pytest.raises(SettingError, match=r"config\.budget\.hours must be above 0"):
         pipeline.run(config, tmp_path)
     assert not any(tmp_path.iterdir())
-
-
-def test_a_setting_that_changes_the_result_cannot_change_when_a_run_resumes(
-    config: ConfigDict, tmp_path: pathlib.Path
-) -> None:
-    config.methods = ("scratch",)
-    pipeline.run(config, tmp_path)
-    config.budget.hours = 2.0  # May change.
-    pipeline.run(config, tmp_path)
-    config.student.temperatures = (3.0,)
-    with pytest.raises(SettingError, match=r"belongs to another config.*temperatures"):
-        pipeline.run(config, tmp_path)
 
 
 def test_more_hours_test_the_better_student_even_after_cleaning(

@@ -73,6 +73,22 @@ def test_little_time_has_no_remem_and_very_little_no_teacher() -> None:
     assert {"alone", "finetune"} in found
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_seconds_that_suffice_for_a_method_are_the_first_minute_that_has_it(
+    method: str,
+) -> None:
+    seconds = plan.seconds_for(method, LIMITS, SPEEDS)
+    assert seconds is not None
+    assert method in plan.methods_of(*plan.remaining(LIMITS, SPEEDS, seconds))
+    before = plan.methods_of(*plan.remaining(LIMITS, SPEEDS, seconds - 60))
+    assert method not in before or seconds == 60
+
+
+def test_a_method_that_cannot_get_enough_steps_has_no_sufficient_seconds() -> None:
+    endless = SPEEDS._replace(begin_teacher=1e9)
+    assert plan.seconds_for("finetune", LIMITS, endless) is None
+
+
 @pytest.mark.parametrize(("seconds", "share"), [(380, 1.0), (2700, 0.5)])
 def test_a_teacher_has_half_of_its_students_steps_unless_they_are_few(
     seconds: float, share: float

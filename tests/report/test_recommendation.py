@@ -220,8 +220,27 @@ def test_a_run_without_teachers_recommends_its_student(results: dict[str, Any]) 
     advice = recommendation.recommend(results, RUN)
 
     assert advice.sentence == "Use the student (From scratch)."
-    assert advice.reasons == ""
+    share = 100 * results["methods"][0]["student"]["test"]["top1"]
+    assert advice.reasons == f"It is the only one that was trained; {share:.2f} % on test."
     assert len(advice.table.rows) == 1
+
+
+def test_a_run_without_time_for_a_teacher_says_so_with_the_hours_that_suffice(
+    results: dict[str, Any],
+) -> None:
+    results["methods"] = [row for row in results["methods"] if row["teacher"] is None]
+    (row,) = results["methods"]
+    results["config"]["methods"] = [row["method"], "finetune", "remem"]
+    results["budget"] = {"hours": 0.1, "left_out": {"finetune": 0.2, "remem": 0.45}}
+
+    reasons = recommendation.recommend(results, RUN).reasons
+
+    share = 100 * row["student"]["test"]["top1"]
+    assert reasons == (
+        f"It is the only one that was trained; {share:.2f} % on test. Left out, because teacher "
+        "and student would have had too few steps: Fine-tuning (from --hours=0.2 on), ReMem (from "
+        "--hours=0.45 on)."
+    )
 
 
 def test_older_results_are_compared_in_what_they_have(older: dict[str, Any]) -> None:

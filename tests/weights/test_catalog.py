@@ -111,7 +111,7 @@ def test_any_file_of_augreg_has_a_name(end: str) -> None:
     [
         (STEM.replace("i21k", "i1k"), 330.2, "ImageNet-1k"),
         (STEM.replace("i21k", "i21k_30"), 391.4, "ImageNet-21k"),
-        (f"{STEM}--imagenet2012-steps_20k-res_224", 330.2, "ImageNet-21k, then imagenet2012"),
+        (f"{STEM}--imagenet2012-steps_20k-res_224", 330.2, "ImageNet-21k, then ImageNet-1k"),
         (f"{STEM}--cifar100-steps_1k-lr_0.03-res_384", None, "ImageNet-21k, then cifar100"),
     ],
 )
@@ -147,7 +147,7 @@ def test_bundled_weights_are_of_the_variant_and_data_of_their_source() -> None:
 
     assert source.variant == "Ti/16"
     assert source.path.startswith("augreg/Ti_16-i21k-300ep")
-    assert source.pretraining == "ImageNet-21k, then imagenet2012"
+    assert source.pretraining == "ImageNet-21k, then ImageNet-1k"
 
 
 def test_a_name_that_is_no_longer_bundled_names_its_replacement() -> None:

@@ -30,25 +30,36 @@ def _row(stage: Mapping[str, Any]) -> tuple[str, ...]:
     return title, f"{stage['steps']:,}", rates, value, seconds
 
 
+def left_out(results: Results) -> str:
+    """Returns a sentence on the methods that had no time, with hours that suffice; or nothing."""
+    budget = results.get("budget")
+    if not budget:
+        return ""
+    trained = {row["method"] for row in results["methods"]}
+    failed = {failure["method"] for failure in results.get("failed", [])}
+    hours = budget.get("left_out", {})
+    names = [name for name in results["config"]["methods"] if name not in trained | failed]
+    if not names:
+        return ""
+    listed = ", ".join(
+        tables.method_title(name) + (f" (from --hours={hours[name]:g} on)" if name in hours else "")
+        for name in names
+    )
+    return f"Left out, because teacher and student would have had too few steps: {listed}."
+
+
 def _note(results: Results) -> str:
     budget = results["budget"]
-    trained = {row["method"] for row in results["methods"]}
-    left_out = [
-        tables.method_title(name)
-        for name in results["config"]["methods"]
-        if name not in trained | {failure["method"] for failure in results["failed"]}
-    ]
     sentences = [
         f"The run had {budget['hours']:g} h and took {tables.duration(budget['seconds'])} until "
         "this report. Its steps were planned from the time of a step on this device, again after "
-        "every stage, so they differ on another machine."
+        "every stage, so they differ on another machine.",
+        left_out(results),
     ]
-    if left_out:
-        sentences.append(f"Left out, because the time did not suffice: {', '.join(left_out)}.")
     steps = {stage["steps"] for stage in budget["stages"] if stage["kind"] == "students"}
     if len(steps) > 1:
         sentences.append(
             "Students with different numbers of steps are not compared on equal terms: a part of a "
             "difference may be that of the longer training."
         )
-    return " ".join(sentences)
+    return " ".join(filter(None, sentences))

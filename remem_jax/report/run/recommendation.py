@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from remem_jax import paired
 from remem_jax.methods import ALONE, SCRATCH
 from remem_jax.report import tables
-from remem_jax.report.run import choice, comparisons
+from remem_jax.report.run import budget, choice, comparisons
 from remem_jax.report.run.choice import BATCH, ONE_IMAGE, SIZE, STUDENT, TEACHER, Choice, Model
 from remem_jax.report.tables import Results, Table
 
@@ -76,7 +76,9 @@ def _sentence(chosen: Choice) -> str:
 
 def _reasons(results: Results, chosen: Choice) -> list[str]:
     sentences = []
-    if chosen.other and chosen.accuracy:
+    if not chosen.other:
+        sentences += [_alone(results, chosen.model), budget.left_out(results)]
+    elif chosen.accuracy:
         sentences.append(_comparison(results, chosen, chosen.other, chosen.accuracy))
         loss = choice.verdict(chosen.accuracy) < 0
         if chosen.is_forced:
@@ -86,7 +88,15 @@ def _reasons(results: Results, chosen: Choice) -> list[str]:
             sentences.append(f"Use {name(chosen.other)} where {matters} matters more.")
         if chosen.model.role == TEACHER:
             sentences.append(_SMALLER)
-    return [*sentences, *_without_teacher(results, chosen)]
+    return [*filter(None, sentences), *_without_teacher(results, chosen)]
+
+
+def _alone(results: Results, model: Model) -> str:
+    """Returns a sentence on a model that no other one is compared with."""
+    share = tables.percent(model.saved["test"][results["data"]["metric"]])
+    several = len(results["methods"]) > 1
+    which = "is the best on validation" if several else "is the only one that was trained"
+    return f"It {which}; {share} % on test."
 
 
 _NOUNS = {SIZE: "size", ONE_IMAGE: "the latency of single images", BATCH: "throughput"}
