@@ -34,6 +34,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line of `remem`; returns the exit code."""
+    from absl import logging
+
     from remem_jax.export import command
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.print_error(f"remem: there is no command {name!r}: {', '.join(COMMANDS)}.")
         return 2
     command.begin()
+    logging.use_absl_handler()  # Or absl's first message adds a handler to that of the display.
     return importlib.import_module(COMMANDS[name].module).main(rest)
 
 

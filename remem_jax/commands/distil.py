@@ -21,7 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from remem_jax import main as command
 
     given, settings = parse(argv)
-    logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     sys.argv[:] = [_PROG, *given, *settings]  # ml_collections reads it, too.
     app.run(command.main, argv=sys.argv, flags_parser=command.parse_flags)

@@ -1,10 +1,13 @@
 """The command `remem`: its table, its help and its exit codes."""
 
 import importlib
+import logging as python_logging
 
 import pytest
+from absl import logging
 
-from remem_jax import commands
+from remem_jax import commands, display
+from remem_jax.export import command
 
 LINES, COLUMNS = 24, 80  # A terminal's usual size.
 
@@ -36,3 +39,17 @@ def test_the_help_of_each_command_fits_a_screen(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"usage: remem {name} ")
     assert len(lines) <= LINES, f"{len(lines)} lines"
+
+
+def test_a_message_is_shown_once_even_after_one_before_the_display(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(python_logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(command, "begin", lambda: None)
+    assert commands.main(["clean"]) == 1
+
+    logging.info("Of a library.")
+    with display.opened():
+        logging.warning("Of ours.")
+
+    assert capsys.readouterr().err.count("Of ours.") == 1
