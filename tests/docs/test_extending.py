@@ -53,9 +53,11 @@ def _program(page: str, path: pathlib.Path) -> pathlib.Path:
 
 
 def _config(teacher: pathlib.Path) -> ConfigDict:
-    """Returns the quick start's settings with a small teacher."""
+    """Returns the quick start's settings with a small teacher and few steps."""
     config = GET_CONFIG()
     config.teacher.variant, config.teacher.init = "", str(teacher)
+    config.teacher.steps, config.student.steps = (4,), 4
+    config.teacher.warmup_steps = config.student.warmup_steps = 2
     return config
 
 

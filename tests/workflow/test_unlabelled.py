@@ -130,12 +130,11 @@ def test_students_without_a_teacher_are_those_of_a_run_without_them(run: context
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["resident", "streamed"])
 def test_a_run_resumes_exactly_and_with_stored_outputs(
-    run: context.Run, kind: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    run: context.Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REMEM_CACHE", str(tmp_path / "outputs"))
-    run = _reloaded(run, input=kind)
+    run = _reloaded(run, input="streamed")
     _finished(run, "live")
     run.config.student.store_outputs = True
     for steps in (2, 4):  # Stops the teacher, and then the student, after two of four steps.

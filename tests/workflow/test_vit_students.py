@@ -23,7 +23,7 @@ from tests import tiny_run
 from tests.oracles import peers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("student", "mixed_dtypes")]
-COMPARED = ("kd", "dist", "features", "features_cls")
+COMPARED = ("kd", "features", "features_cls")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def student() -> Iterator[None]:
 
 
 def config_of(folder: pathlib.Path) -> ConfigDict:
-    """Returns the config of students with all losses, with and without a teacher."""
+    """Returns the config of students without a teacher, and with losses of logits and features."""
     config = tiny_run.get_config()
     config.methods = ("alone", "finetune")
     config.save_every = 2
