@@ -12,7 +12,7 @@ from remem_jax.budget.plan import TEACHER, Speeds, Stage
 from remem_jax.budget.progress import Clock
 from remem_jax.methods import METHODS
 from remem_jax.report import tables
-from remem_jax.report.run import recommendation
+from remem_jax.report.run import budget, recommendation
 from remem_jax.storage import results as stored
 from remem_jax.weights import catalog
 from remem_jax.workflow import context, provenance
@@ -41,7 +41,7 @@ def announce(
         _data(run),
         _models(run, models),
         *_stages(stages, clock),
-        *_left_out(left_out),
+        *filter(None, [budget.without_time(left_out)]),
         _speeds(speeds),
     ):
         logging.info("%s", line)
@@ -94,15 +94,6 @@ def _stages(stages: Sequence[Stage], clock: Clock) -> list[str]:
         f"Until about {end:%H:%M} ({tables.duration(clock.left())} from now): {listed}; then the "
         "tests and the report."
     ]
-
-
-def _left_out(hours: Mapping[str, float]) -> list[str]:
-    if not hours:
-        return []
-    listed = "; ".join(
-        f"{METHODS[method].title}, from --hours={needed:g} on" for method, needed in hours.items()
-    )
-    return [f"Left out, because teacher and student would have too few steps: {listed}."]
 
 
 def show(stages: Sequence[Stage], clock: Clock) -> None:

@@ -238,8 +238,8 @@ def test_a_run_without_time_for_a_teacher_says_so_with_the_hours_that_suffice(
     share = 100 * row["student"]["test"]["top1"]
     assert reasons == (
         f"It is the only one that was trained; {share:.2f} % on test. Left out, because teacher "
-        "and student would have had too few steps: Fine-tuning (from --hours=0.2 on), ReMem (from "
-        "--hours=0.45 on)."
+        "and student would have too few steps: Fine-tuning (needs --hours=0.2), ReMem (needs "
+        "--hours=0.45)."
     )
 
 

@@ -31,7 +31,7 @@ def _row(stage: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def left_out(results: Results) -> str:
-    """Returns a sentence on the methods that had no time, with hours that suffice; or nothing."""
+    """Returns a sentence on the methods of a run that had no time; "" if there are none."""
     budget = results.get("budget")
     if not budget:
         return ""
@@ -39,13 +39,24 @@ def left_out(results: Results) -> str:
     failed = {failure["method"] for failure in results.get("failed", [])}
     hours = budget.get("left_out", {})
     names = [name for name in results["config"]["methods"] if name not in trained | failed]
-    if not names:
-        return ""
+    return without_time({name: hours.get(name) for name in names})
+
+
+def without_time(hours: Mapping[str, float | None]) -> str:
+    """Returns a sentence on methods that have no time.
+
+    Args:
+        hours: For each of them the hours of a run that would have time for it; None if unknown.
+
+    Returns:
+        "" without methods.
+    """
     listed = ", ".join(
-        tables.method_title(name) + (f" (from --hours={hours[name]:g} on)" if name in hours else "")
-        for name in names
+        tables.method_title(name) + (f" (needs --hours={needed:g})" if needed else "")
+        for name, needed in hours.items()
     )
-    return f"Left out, because teacher and student would have had too few steps: {listed}."
+    reason = "Left out, because teacher and student would have too few steps"
+    return f"{reason}: {listed}." if listed else ""
 
 
 def _note(results: Results) -> str:
