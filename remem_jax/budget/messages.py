@@ -41,10 +41,11 @@ def announce(
         _data(run),
         _models(run, models),
         *_stages(stages, clock),
-        *filter(None, [budget.without_time(left_out)]),
+        budget.without_time(left_out),
         _speeds(speeds),
     ):
-        logging.info("%s", line)
+        if line:
+            logging.info("%s", line)
 
 
 def _data(run: context.Run) -> str:

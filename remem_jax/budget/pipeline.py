@@ -138,19 +138,23 @@ class _Budgeted:
         self._finish(identity, models, speeds)
 
     def _plan(self, speeds: Speeds) -> tuple[Stage, ...]:
-        record = self._clock.record
-        methods = tuple(name for name in self._limits.methods if name not in record.failed)
-        limits = self._limits._replace(methods=methods)
-        return plan.remaining(limits, speeds, self._clock.left(), record.stages)
+        stages = self._clock.record.stages
+        return plan.remaining(self._current_limits(), speeds, self._clock.left(), stages)
+
+    def _current_limits(self) -> plan.Limits:
+        """Returns the limits without the methods that failed."""
+        failed = self._clock.record.failed
+        methods = tuple(name for name in self._limits.methods if name not in failed)
+        return self._limits._replace(methods=methods)
 
     def _left_out(self, stages: Sequence[Stage], speeds: Speeds) -> dict[str, float]:
         """Returns the methods without time for a student, with hours of the run that suffice."""
-        record = self._clock.record
-        planned = plan.methods_of(*record.stages, *stages)
+        limits, done = self._current_limits(), self._clock.record.stages
+        planned = plan.methods_of(*done, *stages)
         needed = {
-            method: plan.seconds_for(method, self._limits, speeds, record.stages)
-            for method in self._limits.methods
-            if method not in planned and method not in record.failed
+            method: plan.seconds_for(method, limits, speeds, done)
+            for method in limits.methods
+            if method not in planned
         }
         spent = self._clock.spent()
         # Rounded up to three minutes, since speeds change.

@@ -221,7 +221,7 @@ def test_a_run_without_teachers_recommends_its_student(results: dict[str, Any]) 
 
     assert advice.sentence == "Use the student (From scratch)."
     share = 100 * results["methods"][0]["student"]["test"]["top1"]
-    assert advice.reasons == f"It is the only one that was trained; {share:.2f} % on test."
+    assert advice.reasons == f"It is the only model that was trained, with {share:.2f} % on test."
     assert len(advice.table.rows) == 1
 
 
@@ -237,9 +237,9 @@ def test_a_run_without_time_for_a_teacher_says_so_with_the_hours_that_suffice(
 
     share = 100 * row["student"]["test"]["top1"]
     assert reasons == (
-        f"It is the only one that was trained; {share:.2f} % on test. Left out, because teacher "
-        "and student would have too few steps: Fine-tuning (needs --hours=0.2), ReMem (needs "
-        "--hours=0.45)."
+        f"It is the only model that was trained, with {share:.2f} % on test. Left out, because "
+        "teacher and student would have too few steps: Fine-tuning (needs --hours=0.2), ReMem "
+        "(needs --hours=0.45)."
     )
 
 

@@ -95,8 +95,8 @@ def _alone(results: Results, model: Model) -> str:
     """Returns a sentence on a model that no other one is compared with."""
     share = tables.percent(model.saved["test"][results["data"]["metric"]])
     several = len(results["methods"]) > 1
-    which = "is the best on validation" if several else "is the only one that was trained"
-    return f"It {which}; {share} % on test."
+    which = "is the best on validation" if several else "is the only model that was trained"
+    return f"It {which}, with {share} % on test."
 
 
 _NOUNS = {SIZE: "size", ONE_IMAGE: "the latency of single images", BATCH: "throughput"}
