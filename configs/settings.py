@@ -71,10 +71,21 @@ def _data(config: ConfigDict) -> None:
     # The same for the test; without one, it is the validation split that was found, or a fifth of
     # train. [free]
     config.data.test_split = ""
+    # Whether a validation split of the data set itself selects models, where it has one; False
+    # leaves it out, and holds images out of train, as for other data sets. [choice]
+    config.data.official_validation = True
     # Feature of a "tfds:" data set that has the image; empty finds it. [free]
     config.data.image_feature = ""
     # Feature of a "tfds:" data set that has the label; empty finds it. [free]
     config.data.label_feature = ""
+    # Feature of a "tfds:" data set whose value images of one group share; empty is none. No group
+    # is divided when images are held out of train. [free]
+    config.data.group_feature = ""
+    # Regular expression that finds the group of an image in its path, relative to config.data.path,
+    # or in the value of group_feature; empty is none. A group is what its parentheses match. [free]
+    config.data.group_pattern = ""
+    # Whether near duplicates among your own training images are held out together. [free]
+    config.data.group_duplicates = True
     # Side of the square images that networks get, in pixels; at least 1, and a multiple of the
     # teacher's patch. [text]
     config.data.image_size = 224
@@ -114,8 +125,12 @@ def _data(config: ConfigDict) -> None:
     # it, every image, labelled or not, occurs equally often. The report states the share. [free]
     config.data.unlabelled_share = 0.75
     # Fraction of each class of the training split that is held out for validation, if the data set
-    # has no validation split; above 0, below 1. [choice]
+    # has no validation split; at least 0, below 1. 0 is no validation at all: the test split
+    # selects, which needs choose_on_test. [choice]
     config.data.validation = 0.1
+    # Whether the selected teacher and student are also trained anew on train and validation
+    # together, with the same settings, and tested. [choice]
+    config.data.refit = False
     # Unreadable images that are skipped before a run ends with an error; at least 0. The report
     # names what was skipped. [free]
     config.data.corrupt_limit = 10

@@ -451,7 +451,9 @@ def test_timm_loads_models_trained_with_lora_and_distillation(
     teacher.load_pretrained(str(folder / "remem_teacher.npz"))
     source = data.open_source("digits", path="", data_dir="")
     storage = data.Storage("resident", stored_size=64, resident_gib=1.0, cache="", threads=1)
-    pixels = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0).pixels
+    pixels = data.load(
+        source, storage, data.Rules(validation=0.2, seed=0, near_duplicates=False), corrupt_limit=0
+    ).pixels
     assert pixels is not None
     test = pixels["test"]
     transform = augment.make_evaluation_transform(Preprocessing(tiny_run.IMAGE_SIZE))

@@ -128,7 +128,9 @@ def test_images_are_preprocessed_as_in_evaluation(
         Image.fromarray(pixels[:height, :width]).save(path)
     source = data.open_source("folder", path=str(tmp_path), data_dir="")
     storage = data.Storage("streamed", 64, 1.0, str(tmp_path / ".cache"), 1)
-    dataset = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0)
+    dataset = data.load(
+        source, storage, data.Rules(validation=0.2, seed=0, near_duplicates=False), corrupt_limit=0
+    )
     loader = data.make_loader(
         dataset,
         Preprocessing(drawn.SIDE, crop=crop),

@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 from configs import analysis, remem, study
 from remem_jax import workflow
 from remem_jax.checks import SettingError
-from remem_jax.data import sources
+from remem_jax.data import sources, splitting
 from remem_jax.settings import check_remem, counts, unused
 from remem_jax.study import unused as of_study
 from tests import tiny_run
+
+RULES = splitting.Rules(validation=0.2, seed=0, near_duplicates=False)
 
 
 def _changed(**changes: Any) -> ConfigDict:
@@ -182,7 +184,7 @@ def test_a_batch_far_larger_than_the_training_split_is_refused(
 def test_the_batch_size_of_an_untrained_teacher_is_not_checked() -> None:
     config = _changed(methods=("scratch",), teacher__batch_size=3000)
 
-    counts.check(config, sources.digits())
+    counts.check(config, sources.digits(), RULES)
 
 
 @pytest.mark.parametrize(
@@ -197,11 +199,11 @@ def test_a_batch_of_students_with_teachers_may_have_unlabelled_images_too(
     unlabelled = sources.Unlabelled(split, largest_share=0.5, skipped_files={})
     source = sources.digits()._replace(unlabelled=unlabelled)
     config = _changed(methods=methods, student__batch_size=2 * most)
-    counts.check(config, source)
+    counts.check(config, source, RULES)
     config.student.batch_size = batch
 
     with pytest.raises(SettingError, match=f"student.batch_size is {batch}.* at most {most}"):
-        counts.check(config, source)
+        counts.check(config, source, RULES)
 
 
 def test_the_training_count_excludes_held_out_images(rng: np.random.Generator) -> None:
@@ -210,6 +212,11 @@ def test_the_training_count_excludes_held_out_images(rng: np.random.Generator) -
     source = sources.digits()._replace(splits={"train": split, "test": split})
 
     held = sum(max(round(0.2 * count), 1) for count in np.bincount(labels))
-    assert counts.training(source, 0.2, seed=0) == 50 - held
+    assert splitting.train_images(source, RULES) == 50 - held
     with_validation = source._replace(splits={**source.splits, "validation": split})
-    assert counts.training(with_validation, 0.2, seed=0) == 50
+    assert splitting.train_images(with_validation, RULES) == 50
+    # A fifth is test, then a fifth of the rest is validation.
+    test = np.round(0.2 * np.bincount(labels)).astype(int)
+    rest = np.bincount(labels) - test
+    alone = source._replace(splits={"train": split})
+    assert splitting.train_images(alone, RULES) == np.sum(rest - np.round(0.2 * rest).astype(int))

@@ -232,8 +232,7 @@ def _loader(folder: pathlib.Path, kind: str) -> tuple[Iterator[Any], Any]:
     dataset = data.load(
         data.open_source("folder", path=str(folder), data_dir=""),
         data.Storage(kind, stored_size=256, resident_gib=16.0, cache="", threads=1),
-        validation=0.01,
-        seed=0,
+        data.Rules(validation=0.01, seed=0, near_duplicates=False),
         corrupt_limit=0,
     )
     loader = data.make_loader(

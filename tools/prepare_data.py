@@ -111,7 +111,7 @@ def prepare(name: str, data_dir: str, lists: str) -> None:
     if state is None:
         place = copies.builder(registry.RECORDS[name].tfds, data_dir).data_dir
         raise SettingError(f"{place} is there, but not whole; remove it and start again.")
-    print(_counted(name, state.counts))
+    print(_counted(name, state))
 
 
 def _build(name: str, data_dir: str) -> None:
@@ -238,10 +238,11 @@ def _instructions(name: str, data_dir: str) -> str:
     return obtaining.instructions(name, _manual(data_dir), url_infos)
 
 
-def _counted(name: str, counts: tuple[int, int]) -> str:
-    record = registry.RECORDS[name]
-    summary = f"{name}: {counts[0]} images of {record.train}, {counts[1]} of {record.test}"
-    if record.is_official(counts):
+def _counted(name: str, state: prepared.State) -> str:
+    record, (train, test) = registry.RECORDS[name], state.counts
+    validation = f", {state.validation} of {record.validation}" if record.validation else ""
+    summary = f"{name}: {train} images of {record.train}{validation}, {test} of {record.test}"
+    if record.is_official(state.counts, state.validation):
         return f"{summary}, as in the paper."
     return f"{summary}; the paper has {record.examples[0]} and {record.examples[1]}."
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from remem_jax import platforms
-from remem_jax.data import sources
+from remem_jax.data import sources, splitting
 from remem_jax.data.images import decoding
 from remem_jax.data.sources import Source, Split
 
 _SAMPLED = 200  # Images whose size is read; enough for a median.
 _SIDES = {"cpu": 1024}  # Sides of the matrices whose product is timed.
 _LARGE = 8192
+_ALL = splitting.Rules(validation=0.0, seed=0, near_duplicates=False)  # Holds out test alone.
 
 
 class Facts(NamedTuple):
@@ -38,9 +39,10 @@ def of_source(source: Source) -> Facts:
     """Returns the facts about a data set; reads the headers of some images."""
     split = source.splits[sources.TRAIN]
     chosen = np.linspace(0, split.examples - 1, min(_SAMPLED, split.examples)).astype(int)
+    examples = {name: each.examples for name, each in source.splits.items()}
     sides = [side for i in chosen.tolist() if (side := _side(split, i))]
     return Facts(
-        {name: each.examples for name, each in source.splits.items()},
+        {**examples, sources.TRAIN: splitting.train_images(source, _ALL)},
         len(source.classes),
         round(statistics.median(sides)) if sides else 0,
         source.unlabelled.split.examples if source.unlabelled else 0,

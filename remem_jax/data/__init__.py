@@ -1,4 +1,4 @@
-"""Data sets by name, scanned once, with a validation split held out of train."""
+"""Data sets by name, scanned once, with the splits that they lack held out of train."""
 
 import hashlib
 from collections import Counter
@@ -10,16 +10,18 @@ import numpy as np
 from absl import logging
 
 from remem_jax.checks import SettingError
-from remem_jax.data import bundled, registry, scanning, sources
+from remem_jax.data import bundled, registry, scanning, sources, splitting
 from remem_jax.data import unlabelled as unlabelled_images
-from remem_jax.data.custom import arrays, class_names, folders, lists, walk
+from remem_jax.data.custom import arrays, class_names, folders, group_names, lists, walk
 from remem_jax.data.custom import unlabelled as unlabelled_folder
+from remem_jax.data.groups import Groups
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.inspection import repeated
 from remem_jax.data.inspection.repeated import Repeated
 from remem_jax.data.loaders import resident
 from remem_jax.data.residency import Storage as Storage
-from remem_jax.data.sources import TEST, TRAIN, UNLABELLED, VALIDATION, Source, Subset
+from remem_jax.data.sources import TRAIN, UNLABELLED, VALIDATION, Source, Subset
+from remem_jax.data.splitting import Rules as Rules
 from remem_jax.data.tfds import named, prepared
 from remem_jax.data.unlabelled import Unlabelled as Unlabelled
 from remem_jax.records import DataLoader
@@ -62,6 +64,8 @@ class Dataset(NamedTuple):
         shapes: Height and width of every labelled image in its file; None if they are unknown.
         unlabelled: Images without labels, for students with a teacher; None if there are none.
         repeated: Test images that are also in train or validation; None if published.
+        held_out: Splits that were held out of train.
+        groups: Groups of training images that were held out together; None if there are none.
     """
 
     title: str
@@ -82,6 +86,8 @@ class Dataset(NamedTuple):
     shapes: np.ndarray | None
     unlabelled: Unlabelled | None = None
     repeated: Repeated | None = None
+    held_out: tuple[str, ...] = ()
+    groups: Groups | None = None
 
 
 def open_source(
@@ -91,6 +97,7 @@ def open_source(
     data_dir: str,
     choices: named.Choices = named.FIND,
     root: str = "",
+    group_pattern: str = "",
     enough: bool = True,
 ) -> Source:
     """Opens a data set by name, without decoding images.
@@ -101,6 +108,7 @@ def open_source(
         data_dir: TFDS's folder; "" is its default.
         choices: Splits and features of a "tfds:" data set.
         root: Folder of the relative paths in a list; "" is that of the list.
+        group_pattern: See `group_names.by_pattern`; "" is none.
         enough: Whether each class of a user's own images must have enough to train on.
 
     Raises:
@@ -108,16 +116,19 @@ def open_source(
         SettingError: If the name is unknown, the data set cannot be opened, or it has fewer than
             two classes.
     """
+    find_groups = group_names.by_pattern(group_pattern) if group_pattern else None
     if name in INCLUDED:
         source = INCLUDED[name]()
+    elif name == "folder":
+        source = folders.folder(path, enough=enough, find_groups=find_groups)
     elif name == "list":
-        source = lists.listing(path, root, enough=enough)
+        source = lists.listing(path, root, enough=enough, find_groups=find_groups)
     elif name in CUSTOM:
         source = CUSTOM[name](path) if enough else CUSTOM[name](path, enough=False)
     elif name in registry.RECORDS:
         source = prepared.tfds(name, data_dir)
     elif named.is_name(name):
-        source = named.tfds(name, data_dir, choices)
+        source = named.tfds(name, data_dir, choices, find_groups=find_groups)
     else:
         known = ", ".join([*NAMES, named.FORM])
         raise SettingError(f"Unknown data set {name!r}; config.data.name: {known}.")
@@ -129,15 +140,18 @@ def open_source(
     return source
 
 
-def with_rules(source: Source, *, flip: str, metric: str) -> Source:
+def with_rules(source: Source, *, flip: str, metric: str, validation: bool) -> Source:
     """Replaces a data set's own rules by those of the settings.
 
     Args:
         source: Return value of `open_source`.
         flip: One of `FLIPS`; whether a flipped image keeps its class.
         metric: One of `METRICS`; the metric that selects models.
+        validation: Whether a validation split of the data set is used.
     """
+    splits = {name: split for name, split in source.splits.items() if name != VALIDATION}
     return source._replace(
+        splits=source.splits if validation else splits,
         flip=source.flip if flip == "auto" else flip == "True",
         metric=source.metric if metric == "auto" else metric,
     )
@@ -158,10 +172,8 @@ def with_unlabelled(source: Source, path: str, *, largest_share: float) -> Sourc
     return source._replace(unlabelled=opened)
 
 
-def load(
-    source: Source, storage: Storage, *, validation: float, seed: int, corrupt_limit: int
-) -> Dataset:
-    """Scans every image of a source, decodes resident images, and holds out a validation split.
+def load(source: Source, storage: Storage, rules: Rules, *, corrupt_limit: int) -> Dataset:
+    """Scans every image of a source, decodes resident images, and holds out missing splits.
 
     Resident images keep their size if all have the same, of at most `stored_size` pixels a side.
     Otherwise all are resized to squares of `stored_size`, ignoring the aspect ratio, as in the
@@ -170,9 +182,7 @@ def load(
     Args:
         source: Return value of `open_source`.
         storage: Where images are during the run.
-        validation: Share of each class of train that is held out, if the source has no validation
-            split.
-        seed: Seed of the choice of held-out images.
+        rules: How images are held out of train.
         corrupt_limit: Largest number of images that cannot be decoded; they are skipped and listed.
 
     Raises:
@@ -185,29 +195,24 @@ def load(
         logging.warning("Skipped %d corrupt images: %s", len(corrupt), "; ".join(corrupt))
     on_device = all(scan.pixels is not None for scan in scans.values())
     without_labels = scans.pop(UNLABELLED, None)
-    rows_by_split = {name: np.arange(len(scan.kept)) for name, scan in scans.items()}
-    if VALIDATION not in scans:
-        if not source.published:
-            counts = Counter(source.classes[label] for label in scans[TRAIN].labels)
-            class_names.require_enough(counts, {TEST}, "readable training images")
-        held_out = sources.stratified(scans[TRAIN].labels, validation, seed=seed)
-        rows_by_split[VALIDATION] = held_out
-        rows_by_split[TRAIN] = np.setdiff1d(rows_by_split[TRAIN], held_out)
+    missing = splitting.missing_splits(source, rules.validation)
+    if missing and not source.published:
+        counts = Counter(source.classes[label] for label in scans[TRAIN].labels)
+        drawn = {name for name in sources.SPLITS if name not in missing}
+        class_names.require_enough(counts, drawn, "readable training images")
+    threads = scanning.available(storage.threads)
+    division = splitting.divide(source, scans, rules, folder=storage.cache, threads=threads)
     splits, pixels, digest = {}, {}, hashlib.sha256()
-    for name, rows in rows_by_split.items():
-        stored_split = name if name in scans else TRAIN
-        scan = scans[stored_split]
-        if not len(rows):
-            raise SettingError(
-                f"The {name} split of {source.title} holds no readable image; config.data needs "
-                "at least two images of a class to train on."
-            )
-        splits[name] = Subset(source.splits[stored_split], scan.kept[rows], scan.labels[rows])
+    for name, (split, scan, rows) in division.parts.items():
+        _require_images(source, name, len(rows), division)
+        splits[name] = Subset(split, scan.kept[rows], scan.labels[rows])
         if scan.pixels is not None:
             is_whole = len(rows) == len(scan.kept)
             image = scan.pixels if is_whole else scan.pixels[rows]
             pixels[name] = resident.Split(image, scan.labels[rows])
         digest.update(f"{name} {scan.digest}".encode() + rows.tobytes())
+    for warning in division.warnings:
+        logging.warning("%s: %s.", source.title, warning)
     dataset = Dataset(
         source.title,
         splits,
@@ -223,20 +228,36 @@ def load(
         digest.hexdigest()[:16],
         source.skipped_files,
         source.empty_classes,
-        source.warnings,
+        source.warnings + division.warnings,
         np.concatenate([scan.shapes for scan in scans.values()]),
-        repeated=repeated.of_scans(source, scans, splits, scanning.available(storage.threads)),
+        repeated=repeated.of_parts(source, division.parts, splits, threads),
+        held_out=division.held_out,
+        groups=division.groups,
     )
     if source.unlabelled is None or without_labels is None:
         return dataset
     chosen = unlabelled_images.choose(
         source.unlabelled, without_labels, scans.values(), train=len(splits[TRAIN].rows)
     )
-    chosen = unlabelled_images.stored_as(
-        chosen, dataset.source_size, threads=scanning.available(storage.threads)
-    )
+    chosen = unlabelled_images.stored_as(chosen, dataset.source_size, threads=threads)
     more = 0 if chosen.pixels is None else chosen.pixels.nbytes
     return dataset._replace(unlabelled=chosen, resident_bytes=dataset.resident_bytes + more)
+
+
+def _require_images(source: Source, name: str, images: int, division: splitting.Division) -> None:
+    """Checks that a split has an image."""
+    if images:
+        return
+    if name in division.held_out and division.groups and division.groups.named:
+        raise SettingError(
+            f"No {name} image of {source.title} can be held out without dividing a group of "
+            "images: every class is in one group only. Correct the groups (a list's column, or "
+            "config.data.group_pattern or group_feature), or add images."
+        )
+    raise SettingError(
+        f"The {name} split of {source.title} holds no readable image; config.data needs "
+        "at least two images of a class to train on."
+    )
 
 
 def make_loader(

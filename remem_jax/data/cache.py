@@ -4,6 +4,7 @@ An entry is written under another name and renamed when it is complete, so a kil
 entry; of two writers, the second waits for the first.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -91,6 +92,32 @@ def scan_split(
     if len(result.corrupt) > options.corrupt_limit:
         raise scan.TooManyCorruptError(*result.corrupt)
     return result
+
+
+def remembered(
+    kind: str, key: str, make: Callable[[], np.ndarray], *, folder: pathlib.Path
+) -> np.ndarray:
+    """Returns what `make` returns, or reads it from the cache if it was made before.
+
+    Args:
+        kind: What it is; part of the file's name.
+        key: What it is made from; "" if it must not be kept.
+        make: Makes it.
+        folder: The cache.
+    """
+    content = json.dumps([FORMAT, identity.DECODING, key])
+    path = folder / f"{kind}_{hashlib.sha256(content.encode()).hexdigest()[:24]}.npy"
+    if key:
+        try:
+            with path.open("rb") as file:
+                return np.load(file, allow_pickle=False)
+        except _DAMAGED:  # It is not there, as a rule.
+            pass
+    made = make()
+    if key:
+        with contextlib.suppress(OSError), files.replacing(path) as file:
+            np.save(file, made, allow_pickle=False)
+    return made
 
 
 def _setting(folder: pathlib.Path) -> str:
@@ -233,7 +260,8 @@ def _agrees(
             image, label = split.read(int(kept[i]))
         except decoding.CorruptImageError:
             return False
-        if label != labels[i] or scan.digest(image)[: scan.DIGEST_BYTES] != digests[i].tobytes():
+        stored = digests[i].tobytes()  # Earlier versions stored the first 8 bytes.
+        if label != labels[i] or scan.digest(image)[: len(stored)] != stored:
             return False
     return True
 

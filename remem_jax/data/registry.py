@@ -19,6 +19,22 @@ DEAD = "dead address"  # TFDS's URL no longer works.
 IMAGENET = "imagenet2012:5.*.*"
 
 _SEE_PAGE = "see the authors' page"
+_NO_OTHER_SPLIT = "the authors have no validation split"
+_VALIDATION_IS_TEST = "the paper tests on the authors' validation split"
+
+
+class Group(NamedTuple):
+    """What images that must be held out together have in common.
+
+    Attributes:
+        feature: Name of a feature in TFDS.
+        pattern: Pattern of the group in its value; see `group_names.by_pattern`.
+        noun: What a group is, for readers.
+    """
+
+    feature: str
+    pattern: str
+    noun: str
 
 
 class Record(NamedTuple):
@@ -26,19 +42,25 @@ class Record(NamedTuple):
 
     Attributes:
         tfds: Name in TFDS, major version pinned.
-        train: TFDS split to train on; the validation split is held out of it.
+        train: TFDS split to train on; without `validation`, images are held out of it.
         test: TFDS split that the paper evaluates on.
         classes: Number of classes.
         examples: Images of the official `train` and `test`.
         licence: The authors' terms, as far as they are certain.
         page: The authors' page.
-        metric: TOP1 or MEAN_PER_CLASS.
+        metric: TOP1 or MEAN_PER_CLASS; it selects models, and judges them on test.
         flip: Whether mirrored images keep their class.
         obtained: AUTOMATIC, MANUAL or DEAD.
         modules: Modules that TFDS needs to prepare it, besides those that a run needs; TensorFlow
             opens all archives.
         tolerance: Largest difference of correct `train` and `test` from `examples`, in images.
         note: Assumptions, for the reader.
+        validation: TFDS split that selects models, if the authors have one that the paper neither
+            trains nor tests on.
+        validation_examples: Images of the official `validation`.
+        selection: Why this split selects, or why it is held out of train, for the reader.
+        group: What must be held out together; None if each image is independent, or nothing is
+            known.
     """
 
     tfds: str
@@ -54,11 +76,22 @@ class Record(NamedTuple):
     modules: tuple[str, ...] = ("tensorflow",)
     tolerance: tuple[int, int] = (0, 0)
     note: str = ""
+    validation: str = ""
+    validation_examples: int = 0
+    selection: str = _NO_OTHER_SPLIT
+    group: Group | None = None
 
-    def is_official(self, counts: tuple[int, int]) -> bool:
-        """Returns whether these numbers of images are those of the official data set."""
+    def is_official(self, counts: tuple[int, int], validation: int = 0) -> bool:
+        """Returns whether these numbers of images are those of the official data set.
+
+        Args:
+            counts: Images of `train` and `test`.
+            validation: Images of `validation`.
+        """
         pairs = zip(counts, self.examples, self.tolerance, strict=True)
-        return all(abs(count - wanted) <= tolerance for count, wanted, tolerance in pairs)
+        return validation == self.validation_examples and all(
+            abs(count - wanted) <= tolerance for count, wanted, tolerance in pairs
+        )
 
 
 RECORDS = {
@@ -70,6 +103,7 @@ RECORDS = {
         (75750, 25250),
         "scientific fair use; the photographs belong to users of Foodspotting",
         "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
+        selection=_VALIDATION_IS_TEST,
     ),
     "cifar100": Record(
         "cifar100:3.*.*",
@@ -129,6 +163,7 @@ RECORDS = {
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         MEAN_PER_CLASS,
         note="2,040 are the official train and validation splits together",
+        selection="the paper trains on the authors' validation split, too",
     ),
     "pets": Record(
         "oxford_iiit_pet:4.*.*",
@@ -149,6 +184,9 @@ RECORDS = {
         "for research purposes",
         "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
         note="first fold; evaluation on test, since validation is of the same size",
+        validation="validation",
+        validation_examples=1880,
+        selection="the paper neither trains nor tests on it",
     ),
     "svhn": Record(
         "svhn_cropped:3.*.*",
@@ -160,6 +198,7 @@ RECORDS = {
         "http://ufldl.stanford.edu/housenumbers/",
         flip=False,
         note="without the 531,131 extra images, which TFDS downloads all the same",
+        selection="the extra images are no validation split",
     ),
     "sun397_tfds": Record(
         "sun397/tfds:4.*.*",
@@ -174,6 +213,7 @@ RECORDS = {
         modules=("tensorflow", "cv2"),
         tolerance=(1, 0),  # TFDS leaves out an image of train that does not decode: 76127.
         note="10,875 are TFDS's validation split; its test split has 21,750",
+        selection="the paper tests on TFDS's validation split; TFDS's test split is not used",
     ),
     "imagenet_lt": Record(
         "imagenet_lt:1.*.*",
@@ -184,8 +224,12 @@ RECORDS = {
         "ImageNet's terms: non-commercial research and education",
         "https://image-net.org/download",
         obtained=MANUAL,
+        metric=MEAN_PER_CLASS,
         note="20,000 are the validation split, drawn from ImageNet's train; ImageNet's 50,000 "
-        "validation images are the test split of ImageNet-LT",
+        "validation images are the test split of ImageNet-LT; the mean per class selects, since "
+        "the images held out of train have its long tail, and equals the paper's top-1 on test, "
+        "which has 20 images of each class",
+        selection=_VALIDATION_IS_TEST,
     ),
     "inat2017": Record(
         "i_naturalist2017:0.1.0",
@@ -197,6 +241,7 @@ RECORDS = {
         "https://github.com/visipedia/inat_comp/tree/master/2017",
         MEAN_PER_CLASS,
         modules=("tensorflow", "six"),
+        selection=f"{_VALIDATION_IS_TEST}; TFDS's test split is unlabelled",
     ),
     "pcam": Record(
         "patch_camelyon:2.*.*",
@@ -207,6 +252,9 @@ RECORDS = {
         "CC0",
         "https://patchcamelyon.grand-challenge.org/",
         modules=("tensorflow", "h5py"),
+        validation="validation",
+        validation_examples=32768,
+        selection="its images are from other slides than those of train and test",
     ),
     "retinopathy": Record(
         "diabetic_retinopathy_detection/btgraham-300:3.*.*",
@@ -220,6 +268,8 @@ RECORDS = {
         modules=("tensorflow", "cv2"),
         note="VTAB's preparation of the images (eyes of 300 pixels radius, less the local mean); "
         "10,906 are TFDS's validation split, the competition's public test images",
+        selection="the paper tests on TFDS's validation split, a part of the competition's test",
+        group=Group("name", r"^(.+?)(?:_left|_right)?$", "the two eyes of a patient"),
     ),
     "eurosat": Record(
         "eurosat/rgb:2.*.*",
@@ -230,6 +280,7 @@ RECORDS = {
         "MIT",
         "https://github.com/phelber/eurosat",
         note="there is no official split: the first 80 % in TFDS's order, as in VTAB",
+        selection="the authors have no splits",
     ),
     "resisc45": Record(
         "resisc45:3.*.*",
@@ -241,5 +292,6 @@ RECORDS = {
         "https://gcheng-nwpu.github.io",
         obtained=MANUAL,
         note="there is no official split: the first 80 % in TFDS's order, as in VTAB",
+        selection="the authors have no splits",
     ),
 }

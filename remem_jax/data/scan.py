@@ -15,7 +15,7 @@ from remem_jax.data import sources
 from remem_jax.data.images import decoding
 from remem_jax.data.inspection import thumbnails
 
-DIGEST_BYTES = 8  # Bytes of each image's digest that are stored.
+DIGEST_BYTES = hashlib.sha256().digest_size
 _CHUNK = 32  # Images per thread between two checks of the results.
 
 
@@ -48,7 +48,8 @@ class ScanResult(NamedTuple):
             are stored. The images' own size if all have the same, of at most the stored size;
             else squares of the stored size.
         shapes: Height and width of each kept image in its file, int32.
-        digests: First `DIGEST_BYTES` bytes of the `digest` of each kept image, uint8.
+        digests: `digest` of each kept image, uint8; only its first 8 bytes in a cache that an
+            earlier version wrote.
         thumbnails: Thumbnail of each kept image; see `inspection.thumbnails`.
     """
 
@@ -61,6 +62,31 @@ class ScanResult(NamedTuple):
     shapes: np.ndarray
     digests: np.ndarray
     thumbnails: np.ndarray
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The beginning of each kept image's digest, uint64; equal for the same stored image."""
+        return np.ascontiguousarray(self.digests[:, :8]).view(np.uint64)[:, 0]
+
+    def select(self, places: np.ndarray) -> "ScanResult":
+        """Returns the result for some of the kept images, as if the others were not there.
+
+        Args:
+            places: Their indices among the kept images, increasing.
+        """
+        labels, digests = self.labels[places], self.digests[places]
+        content = hashlib.sha256()
+        for image, label in zip(digests, labels.tolist(), strict=True):
+            content.update(_identity(image.tobytes(), label))
+        return self._replace(
+            kept=self.kept[places],
+            labels=labels,
+            digest=content.hexdigest()[:16],
+            pixels=None if self.pixels is None else self.pixels[places],
+            shapes=self.shapes[places],
+            digests=digests,
+            thumbnails=self.thumbnails[places],
+        )
 
 
 class TooManyCorruptError(Exception):
@@ -101,6 +127,11 @@ def in_memory(split: sources.Split, options: ScanOptions, title: str, threads: i
 def digest(image: bytes | np.ndarray) -> bytes:
     """Returns the hash of an image as it is stored at its source."""
     return hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).digest()
+
+
+def _identity(image_digest: bytes, label: int) -> bytes:
+    """Returns what the hash of a split has of an image."""
+    return image_digest + label.to_bytes(4, "little", signed=True)
 
 
 def _scan_image(split: sources.Split, stored_size: int, pixels: bool, row: int) -> _Image:
@@ -211,9 +242,9 @@ class Scanner:
         self._kept.append(row)
         self._labels.append(image.label)
         self._shapes.append(image.shape)
-        self._digests.append(image.digest[:DIGEST_BYTES])
+        self._digests.append(image.digest)
         self._thumbnails.append(image.thumbnail)
-        self._digest.update(image.digest + image.label.to_bytes(4, "little", signed=True))
+        self._digest.update(_identity(image.digest, image.label))
         if self.file is None or image.pixels is None:
             return
         if math.prod(self.shape) * 3 * self.split.examples > self.options.max_bytes:

@@ -10,7 +10,7 @@ import numpy as np
 from remem_jax.data import registry
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-TEST_SHARE = 0.2  # Of each class of train, where a data set has nothing else to test on.
+SPLITS = (TRAIN, VALIDATION, TEST)
 UNLABELLED = "unlabelled"
 NO_LABEL = -1  # Class index of an image without a label.
 
@@ -37,6 +37,8 @@ class Split(NamedTuple):
         labels: int32, one per example; None if labels are only known by reading the examples.
         key: Changes when the stored data do, and is computed without reading them. "" if the
             examples are in memory, so that they are not cached.
+        groups: Name of the group of each example, text; "" is none. Examples of one group must not
+            be divided between splits. None if there are no groups.
     """
 
     read: Callable[[int], Example]
@@ -44,6 +46,7 @@ class Split(NamedTuple):
     examples: int
     labels: np.ndarray | None
     key: str
+    groups: np.ndarray | None = None
 
 
 class Subset(NamedTuple):
@@ -96,7 +99,8 @@ class Source(NamedTuple):
 
     Attributes:
         title: Name for reports and messages.
-        splits: "train" and "test", and "validation" if the source has one.
+        splits: "train", and "validation" and "test" if the source has them; `data.load` holds out
+            of train what is missing.
         classes: Names of the classes, in the order of the labels.
         metric: `registry.TOP1` or `registry.MEAN_PER_CLASS`.
         flip: Whether a mirrored image keeps its class.
@@ -159,13 +163,16 @@ def select(split: Split, rows: np.ndarray) -> Split:
         len(rows),
         None if split.labels is None else split.labels[rows],
         f"{split.key} {digest}" if split.key else "",
+        None if split.groups is None else split.groups[rows],
     )
 
 
-def in_memory(images: np.ndarray, labels: np.ndarray, noun: str) -> Split:
+def in_memory(
+    images: np.ndarray, labels: np.ndarray, noun: str, groups: np.ndarray | None = None
+) -> Split:
     """Builds a split of uint8 images (example, height, width, 3)."""
     labels = labels.astype(np.int32)
-    return Split(Pixels(images, labels), Numbered(noun), len(images), labels, key="")
+    return Split(Pixels(images, labels), Numbered(noun), len(images), labels, "", groups)
 
 
 class _Either(NamedTuple):
@@ -205,7 +212,7 @@ def digits() -> Source:
     bunch = sklearn_datasets.load_digits()
     images = np.repeat(np.round(bunch.images * (255 / 16))[..., None], 3, axis=-1)
     train, test = model_selection.train_test_split(
-        np.arange(len(images)), test_size=TEST_SHARE, stratify=bunch.target, random_state=0
+        np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0
     )
     splits = {
         name: in_memory(images[chosen].astype(np.uint8), bunch.target[chosen], "digit")
@@ -213,14 +220,3 @@ def digits() -> Source:
     }
     classes = tuple(str(name) for name in bunch.target_names)
     return Source("scikit-learn's digits", splits, classes, registry.TOP1, flip=False)
-
-
-def stratified(labels: np.ndarray, share: float, *, seed: int) -> np.ndarray:
-    """Returns sorted indices of a share of each class, at least one of each class that has two."""
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        count = min(max(round(share * len(members)), 1), len(members) - 1)
-        chosen.extend(members[:count])
-    return np.sort(np.asarray(chosen, np.int64))

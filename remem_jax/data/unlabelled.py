@@ -60,8 +60,8 @@ def choose(
     Raises:
         SettingError: If no image is left.
     """
-    digests = _numbers(scan.digests)
-    is_known = np.isin(digests, np.concatenate([_numbers(each.digests) for each in labelled]))
+    digests = scan.numbers
+    is_known = np.isin(digests, np.concatenate([each.numbers for each in labelled]))
     is_first = np.zeros(len(digests), bool)
     is_first[np.unique(digests, return_index=True)[1]] = True
     rows = np.flatnonzero(is_first & ~is_known)
@@ -110,8 +110,3 @@ def stored_as(unlabelled: Unlabelled, shape: tuple[int, int] | None, *, threads:
     resize = functools.partial(decoding.resize, size=shape)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         return unlabelled._replace(pixels=np.stack([*pool.map(resize, pixels)]))
-
-
-def _numbers(digests: np.ndarray) -> np.ndarray:
-    """Returns digests as one whole number each."""
-    return np.ascontiguousarray(digests).view(np.uint64)[:, 0]

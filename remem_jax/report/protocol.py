@@ -50,6 +50,7 @@ PAPER: Mapping[str, Paper] = {
     "data.color_jitter": Paper((0.0,)),
     "data.random_erasing": Paper((0.0,)),
     "data.validation": _choice(0.1),
+    "data.official_validation": _choice(True),
     "teacher.model": Paper(("vit",)),
     "teacher.variant": Paper(("Ti/16", "S/16", "B/16", "L/16")),
     "teacher.steps": Paper((500, 700, 1000, 3000, 5000, 7000, 10_000), every=True),

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from remem_jax import checks, data, mesh, models, platforms, redaction
-from remem_jax.data.custom import lists
+from remem_jax.data.custom import group_names, lists
 from remem_jax.methods import ALONE, METHODS
 from remem_jax.models import resnet, tuning, vit
 from remem_jax.settings import images, information, memory, optimisation, values
@@ -93,12 +93,40 @@ def check_common(config: ConfigDict) -> None:
     checks.at_least("config.data.image_size", settings.image_size, 1)
     checks.at_least("config.data.stored_size", settings.stored_size, 1)
     images.check(settings)
-    checks.inside("config.data.validation", settings.validation, 0, 1)
+    _check_held_out(config)
     checks.at_least("config.data.corrupt_limit", settings.corrupt_limit, 0)
     checks.above("config.data.resident_gib", settings.resident_gib, 0)
     checks.one_of("config.data.input", settings.input, data.INPUTS)
     checks.at_least("config.data.threads", settings.threads, 0)
     checks.at_least("config.data.workers", settings.workers, 0)
+
+
+def _check_held_out(config: ConfigDict) -> None:
+    """Raises for the first setting of `config.data` on held-out images that cannot be used."""
+    settings = config.data
+    checks.within("config.data.validation", settings.validation, 0, 1 - 1e-9)
+    for name in ("official_validation", "group_duplicates", "refit"):
+        checks.one_of(f"config.data.{name}", settings[name], (True, False))
+    if settings.group_pattern:
+        group_names.by_pattern(settings.group_pattern)
+    if settings.validation:
+        return
+    checks.require(
+        bool(config.get("choose_on_test")),
+        "config.data.validation is 0, so that only the test split could select, which makes "
+        "results optimistic: set config.choose_on_test to True if you want that, or "
+        "config.data.validation to a fraction such as 0.1.",
+    )
+    checks.require(
+        not settings.refit,
+        "config.data.refit trains on train and validation together, but config.data.validation is "
+        "0, so that train has all images already: leave one of them out.",
+    )
+    checks.require(
+        "information" not in config or not config.information.seeds,
+        "config.information.seeds needs validation images, which decoders are evaluated on, but "
+        "config.data.validation is 0: leave one of them out.",
+    )
 
 
 def _check_path(settings: ConfigDict) -> None:

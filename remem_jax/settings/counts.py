@@ -3,19 +3,24 @@
 from ml_collections import ConfigDict
 
 from remem_jax import checks
-from remem_jax.data import sources
+from remem_jax.data import sources, splitting
 from remem_jax.methods import METHODS
 from remem_jax.settings import unused
 
 _MAX_REPEATS = 2.0  # Mean occurrences of an image in a batch; more must be a mistake.
 
 
-def check(config: ConfigDict, source: sources.Source) -> None:
+def check(config: ConfigDict, source: sources.Source, rules: splitting.Rules) -> None:
     """Raises `SettingError` for the first batch that is far larger than the training split.
 
     It is called before images are scanned, so unreadable images are still counted.
+
+    Args:
+        config: All settings.
+        source: The data set.
+        rules: How images are held out of train.
     """
-    images = training(source, config.data.validation, seed=config.seed)
+    images = splitting.train_images(source, rules)
     for group in ("teacher", "student", "train"):
         name = f"{group}.batch_size"
         trains = group in config and not unused.is_idle(config, name)
@@ -42,19 +47,3 @@ def _with_unlabelled(source: sources.Source, images: int) -> int:
     if source.unlabelled is None:
         return images
     return int(images / (1 - source.unlabelled.share(source.unlabelled.split.examples, images)))
-
-
-def training(source: sources.Source, validation: float, *, seed: int) -> int:
-    """Returns the number of training images of a source, if all can be read.
-
-    Args:
-        source: The data set, before its images are scanned.
-        validation: Fraction that is held out if the source has no validation split.
-        seed: Seed of the split.
-    """
-    train = source.splits[sources.TRAIN]
-    if sources.VALIDATION in source.splits:
-        return train.examples
-    if train.labels is None:
-        return train.examples - round(validation * train.examples)
-    return train.examples - len(sources.stratified(train.labels, validation, seed=seed))

@@ -7,7 +7,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import checks
+from remem_jax import checks, data
 from remem_jax.data import registry
 from remem_jax.data.tfds import named
 from remem_jax.methods import METHODS, SCRATCH
@@ -28,7 +28,7 @@ _OF_TRAINING = (  # Settings of `config.teacher` that only training uses.
 # Settings of `config.data` that only teachers and students use.
 _OF_TRAINED_MODELS = (
     *("metric", "balanced_sampling", "augment", "color_jitter", "random_erasing"),
-    *("unlabelled", "unlabelled_share"),
+    *("unlabelled", "unlabelled_share", "refit"),
 )
 _OF_MODELS = ("init", "variant", "gelu", "pruned_mlp", "pruned_attention")
 Reason = Callable[[ConfigDict], str]
@@ -265,7 +265,37 @@ def _without_tfds_name(config: ConfigDict) -> str:
     return f"config.data.name is {name}, which does not have the form {named.FORM}"
 
 
+def _without_official_validation(config: ConfigDict) -> str:
+    record = registry.RECORDS.get(config.data.name)
+    if not config.data.validation:
+        return "config.data.validation is 0, which leaves out every validation split"
+    return (
+        f"{config.data.name} has none: {record.selection}"
+        if record and not record.validation
+        else ""
+    )
+
+
+def _without_own_images(config: ConfigDict) -> str:
+    own = config.data.name in data.CUSTOM
+    return (
+        "" if own else f"config.data.name is {config.data.name}, which is used as it is published"
+    )
+
+
+def _without_names(config: ConfigDict) -> str:
+    name = config.data.name
+    if name in ("folder", "list") or (named.is_name(name) and config.data.group_feature):
+        return ""
+    if named.is_name(name):
+        return "config.data.group_feature is empty, whose values it would be searched in"
+    return f"config.data.name is {name}, whose images have no names"
+
+
 _OF_DATA: Mapping[str, Reason] = {
+    "data.official_validation": _without_official_validation,
+    "data.group_duplicates": _without_own_images,
+    "data.group_pattern": _without_names,
     "data.dir": _without_tfds("data"),
     "probe.dir": _without_tfds("probe"),
     **{f"data.{name}": _without_tfds_name for name in named.Choices._fields},

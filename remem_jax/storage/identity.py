@@ -26,7 +26,7 @@ _FREE = (
     "keep_checkpoints",
 )
 _FREE_OF = {  # The same, by group: speed, memory and copies.
-    "data": ("cache", "threads", "workers"),
+    "data": ("cache", "threads", "workers", "refit"),  # A refit adds to the results.
     # Except for rounding, and which units are dropped.
     "teacher": ("rematerialise", "accumulate"),
     "train": ("rematerialise", "accumulate"),
@@ -42,6 +42,10 @@ _TRAINING_IMAGES: Mapping[str, Any] = {
     **{"augment": "none", "augment_operations": 2, "augment_magnitude": 9},
     **{"color_jitter": 0.0, "random_erasing": 0.0, "unlabelled": ""},
 }
+_HELD_OUT: Mapping[str, Any] = {
+    **{"official_validation": True, "group_duplicates": True},
+    **{"group_pattern": "", "group_feature": ""},
+}
 _TFDS: Mapping[str, Any] = {
     **{"train_split": "", "validation_split": "", "test_split": ""},
     **{"image_feature": "", "label_feature": ""},
@@ -51,7 +55,7 @@ _LABELS: Mapping[str, Any] = {"cutmix": 0.0, "class_balance": 0.0}
 # setting with this value is not part of an identity, so that runs and studies that an earlier
 # version began go on.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "data": {**_TRAINING_IMAGES, **_TFDS, "root": ""},
+    "data": {**_TRAINING_IMAGES, **_TFDS, **_HELD_OUT, "root": ""},
     "teacher": {**_OPTIMISATION, **_LABELS},
     "student": {
         **{"init": "", "mean": [], "std": [], "scratch_learning_rates": []},
@@ -60,14 +64,18 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         **_LABELS,
     },
 }
+# Values of these settings that give the images of earlier versions, if they differ.
+EARLIER: Mapping[str, Mapping[str, Any]] = {
+    "data": {"official_validation": False, "group_duplicates": False}
+}
 # Settings that have no effect if another one of the same group has its value of `ADDED`.
 _WITH: Mapping[str, Mapping[str, str]] = {
     "data": {"unlabelled_share": "unlabelled"},
     "student": {"pretrained_learning_rates": "init"},
 }
-# Paths of images and weights, which are identified by their digests.
+# Paths of images and weights, and what is held out, which are identified by their digests.
 _PATHS = {
-    "data": ("path", "dir", "root", "unlabelled"),
+    "data": ("path", "dir", "root", "unlabelled", *_HELD_OUT),
     "teacher": ("init", "mirror"),
     "student": ("init",),
     "probe": ("path", "dir"),

@@ -257,15 +257,19 @@ def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
     if settings is config.data:
         if _distils(config):
             source = with_unlabelled(source, settings)
-        counts.check(config, source)
+        counts.check(config, source, splitting_rules(config, settings))
     names = ("input", "stored_size", "resident_gib", "cache", "threads")
     return data.load(
         source,
         data.Storage(**{name: settings[name] for name in names}),
-        validation=settings.validation,
-        seed=config.seed,
+        splitting_rules(config, settings),
         corrupt_limit=settings.corrupt_limit,
     )
+
+
+def splitting_rules(config: ConfigDict, settings: ConfigDict) -> data.Rules:
+    """Returns how images of the data set that `settings` names are held out of train."""
+    return data.Rules(settings.validation, config.seed, bool(settings.group_duplicates))
 
 
 def open_source(settings: ConfigDict) -> data.Source:
@@ -276,8 +280,14 @@ def open_source(settings: ConfigDict) -> data.Source:
         data_dir=settings.dir,
         choices=named.Choices(*(settings[name] for name in named.Choices._fields)),
         root=settings.root,
+        group_pattern=settings.group_pattern,
     )
-    return data.with_rules(source, flip=settings.flip, metric=settings.metric)
+    return data.with_rules(
+        source,
+        flip=settings.flip,
+        metric=settings.metric,
+        validation=bool(settings.official_validation) and settings.validation > 0,
+    )
 
 
 def with_unlabelled(source: data.Source, settings: ConfigDict) -> data.Source:

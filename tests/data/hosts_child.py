@@ -39,8 +39,7 @@ def _summarise(folder: str, unlabelled: str, cache: str, kind: str) -> dict[str,
     dataset = data.load(
         data.with_unlabelled(source, unlabelled, largest_share=0.4),
         data.Storage(kind, stored_size=24, resident_gib=1.0, cache=cache, threads=1),
-        validation=0.3,
-        seed=0,
+        data.Rules(validation=0.3, seed=0, near_duplicates=False),
         corrupt_limit=0,
     )
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from remem_jax import data
 from remem_jax.checks import SettingError
-from remem_jax.data import sources
+from remem_jax.data import held_out, sources
 from remem_jax.data.custom import class_names, folders, lists
 from remem_jax.data.custom.arrays import open_arrays
 
@@ -124,7 +124,7 @@ def test_three_images_give_one_to_each_split(tmp_path: pathlib.Path, images: int
     labels = _folder(tmp_path, ["a", "b"], images).splits["train"].labels
     assert labels is not None
 
-    held = sources.stratified(labels, 0.1, seed=0)
+    held = held_out.draw(labels, None, 0.1, seed=0)
 
     assert set(labels[held].tolist()) == {0, 1}
     assert len(labels) - len(held) >= 2
@@ -142,12 +142,14 @@ def test_the_error_names_a_class_without_images_in_arrays(tmp_path: pathlib.Path
 def test_titles_and_file_names_that_are_not_utf8_can_be_stored(tmp_path: pathlib.Path) -> None:
     root = tmp_path / os.fsdecode(b"im\xff\ngs")
     root.mkdir()
-    source = _folder(root, ["cat", "dog"])
-    bad = pathlib.Path(source.splits["test"].name(0))
+    source = _folder(root, ["cat", "dog"], images=4)
+    bad = pathlib.Path(source.splits["train"].name(0))
     bad.write_bytes(b"no image")
     storage = data.Storage("resident", 8, 1.0, str(tmp_path / "cache"), 1)
 
-    dataset = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=2)
+    dataset = data.load(
+        source, storage, data.Rules(validation=0.2, seed=0, near_duplicates=False), corrupt_limit=2
+    )
 
     texts = (source.title, *dataset.corrupt_images)
     assert all(text.isprintable() and text.encode() for text in texts)

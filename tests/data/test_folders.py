@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remem_jax import data
 from remem_jax.checks import SettingError
 from remem_jax.data import sources
 from remem_jax.data.custom import folders, lists
@@ -37,6 +38,27 @@ def _names(source: sources.Source, name: str) -> set[str]:
     return {split.name(i) for i in range(split.examples)}
 
 
+def _load(source: sources.Source) -> data.Dataset:
+    """Returns the data set of a run without validation images, unless the source has them."""
+    rules = data.Rules(validation=0.0, seed=0, near_duplicates=False)
+    storage = data.Storage("streamed", 8, 1.0, "", 1)
+    return data.load(source, storage, rules, corrupt_limit=0)
+
+
+def _run_counts(source: sources.Source) -> dict[str, list[int]]:
+    """Returns the number of images of each class in a run, by split."""
+    splits = _load(source).splits
+    return {
+        name: np.bincount(subset.labels, minlength=len(source.classes)).tolist()
+        for name, subset in splits.items()
+    }
+
+
+def _run_names(source: sources.Source, name: str) -> set[str]:
+    subset = _load(source).splits[name]
+    return {subset.name(i) for i in range(len(subset.rows))}
+
+
 def _keys(source: sources.Source) -> dict[str, str]:
     return {name: split.key for name, split in source.splits.items()}
 
@@ -58,9 +80,8 @@ def test_class_folders_are_the_classes(flat: pathlib.Path) -> None:
     assert folders.folder(str(flat)).classes == ("day", "night")
 
 
-@pytest.mark.parametrize("name", ["train", "test"])
-def test_images_have_the_label_of_their_folder(flat: pathlib.Path, name: str) -> None:
-    split = folders.folder(str(flat)).splits[name]
+def test_images_have_the_label_of_their_folder(flat: pathlib.Path) -> None:
+    split = folders.folder(str(flat)).splits["train"]
 
     examples = [split.read(i) for i in range(split.examples)]
 
@@ -71,7 +92,20 @@ def test_images_have_the_label_of_their_folder(flat: pathlib.Path, name: str) ->
 
 
 def test_a_fifth_of_each_class_of_a_flat_folder_is_its_test_split(flat: pathlib.Path) -> None:
-    assert _counts(folders.folder(str(flat))) == {"train": [16, 8], "test": [4, 2]}
+    assert _run_counts(folders.folder(str(flat))) == {"train": [16, 8], "test": [4, 2]}
+
+
+def test_the_test_images_of_a_flat_folder_are_those_of_earlier_versions(flat: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    names = [sorted(map(str, (flat / name).glob("*.png"))) for name in ("day", "night")]
+    # A fifth of each class, in the order of the classes' names.
+    expected = {of_class[i] for of_class in names for i in _first(rng, of_class)}
+
+    assert _run_names(folders.folder(str(flat)), "test") == expected
+
+
+def _first(rng: np.random.Generator, names: list[str]) -> list[int]:
+    return rng.permutation(len(names))[: len(names) // 5].tolist()
 
 
 def test_train_and_test_partition_a_flat_folder(
@@ -79,7 +113,7 @@ def test_train_and_test_partition_a_flat_folder(
 ) -> None:
     source = folders.folder(str(flat))
 
-    train, test = _names(source, "train"), _names(source, "test")
+    train, test = _run_names(source, "train"), _run_names(source, "test")
 
     assert not train & test
     assert train | test == {str(file) for file in flat.glob("*/*.png")}
@@ -88,7 +122,7 @@ def test_train_and_test_partition_a_flat_folder(
 def test_a_flat_folder_is_split_the_same_way_each_time(flat: pathlib.Path) -> None:
     first, second = (folders.folder(str(flat)) for _ in range(2))
 
-    assert _names(first, "test") == _names(second, "test")
+    assert _run_names(first, "test") == _run_names(second, "test")
 
 
 @pytest.mark.parametrize("name", ["validation", "val", "valid"])
@@ -131,7 +165,7 @@ def test_a_fifth_of_the_train_folder_is_the_test_split_without_a_test_folder(
     source = folders.folder(str(tmp_path))
 
     expected = {"train": [8, 8], "test": [2, 2]} | ({"validation": [0, 1]} if siblings else {})
-    assert _counts(source) == expected
+    assert _run_counts(source) == expected
 
 
 def test_images_may_lie_deep_in_a_class_folder(tmp_path: pathlib.Path) -> None:
@@ -164,8 +198,7 @@ def test_only_images_are_read_from_a_folder(tmp_path: pathlib.Path) -> None:
 
     source = folders.folder(str(tmp_path))
 
-    names = _names(source, "train") | _names(source, "test")
-    assert names == {str(tmp_path / name) for name in expected}
+    assert _names(source, "train") == {str(tmp_path / name) for name in expected}
     assert source.classes == ("a", "b", "ß ü")
 
 
@@ -231,7 +264,7 @@ def test_a_deleted_file_is_corrupt(flat: pathlib.Path) -> None:
 
 
 def test_a_split_of_files_survives_pickling(flat: pathlib.Path) -> None:
-    split = folders.folder(str(flat)).splits["test"]
+    split = folders.folder(str(flat)).splits["train"]
 
     read, name = pickle.loads(pickle.dumps((split.read, split.name)))
 
@@ -441,7 +474,7 @@ def test_a_fifth_is_the_test_split_if_a_list_has_none(
 
     held = {"validation": [1, 1]} if splits and splits[-1] == "Val" else {}
     train = [2, 1] if held else [3, 2]
-    assert _counts(source) == {"train": train, "test": [1, 1]} | held
+    assert _run_counts(source) == {"train": train, "test": [1, 1]} | held
 
 
 @pytest.mark.parametrize(

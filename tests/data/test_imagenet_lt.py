@@ -117,11 +117,11 @@ def test_a_copy_prepared_by_tfds_takes_precedence(place: Place, rng: np.random.G
     tiny_tfds.write("imagenet_lt:1.*.*", pathlib.Path(place.data_dir), splits)
 
     assert prepared.tfds("imagenet_lt", place.data_dir).splits["train"].examples == 5
-    assert prepared.state("imagenet_lt", place.data_dir) == ("array_record", (5, 5))
+    assert prepared.state("imagenet_lt", place.data_dir) == ("array_record", (5, 5), 0)
 
 
 def test_the_state_reports_the_index(place: Place) -> None:
-    assert prepared.state("imagenet_lt", place.data_dir) == ("index", (4, 2))
+    assert prepared.state("imagenet_lt", place.data_dir) == ("index", (4, 2), 0)
 
 
 def test_a_label_that_contradicts_the_list_is_refused(place: Place) -> None:

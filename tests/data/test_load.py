@@ -52,8 +52,7 @@ def _load(
     return data.load(
         source,
         STORAGE._replace(**storage),
-        validation=validation,
-        seed=seed,
+        data.Rules(validation=validation, seed=seed, near_duplicates=False),
         corrupt_limit=corrupt_limit,
     )
 

@@ -135,7 +135,7 @@ def _labels(split: sources.Split) -> list[int]:
         ("caltech101", {"train": 6, "test": 4}),
         ("oxford_flowers102", {"train": 3, "validation": 5, "test": 4}),
         ("food101", {"train": 6, "test": 4}),
-        ("eurosat/rgb:2.0.0", {"train": 32, "test": 8}),
+        ("eurosat/rgb:2.0.0", {"train": 40}),
         ("svhn_cropped", {"train": 6, "test": 3}),
         ("imagenet2012", {"train": 6, "test": 3}),
         ("tiny_birds", {"train": 6, "test": 6}),
@@ -164,12 +164,15 @@ def test_a_prepared_version_is_used_if_the_newest_is_not_prepared(tmp_path: path
 
 def test_a_fifth_of_each_class_is_held_out_without_a_test_split(folder: pathlib.Path) -> None:
     source = _open("eurosat", folder)
-    train, test = source.splits["train"], source.splits["test"]
+    rules = data.Rules(validation=0.0, seed=0, near_duplicates=False)
+    storage = data.Storage("streamed", 8, 1.0, "", 1)
 
-    images = {bytes(split.read(i).image) for split in (train, test) for i in range(split.examples)}
+    splits = data.load(source, storage, rules, corrupt_limit=0).splits
+
+    images = {bytes(subset.image(i)) for subset in splits.values() for i in range(len(subset.rows))}
     assert len(images) == 40
-    assert Counter(_labels(train)) == {0: 16, 1: 16}
-    assert Counter(_labels(test)) == {0: 4, 1: 4}
+    assert Counter(splits["train"].labels.tolist()) == {0: 16, 1: 16}
+    assert Counter(splits["test"].labels.tolist()) == {0: 4, 1: 4}
     assert source.warnings == (
         "it has no split to test on: a fifth of each class of train was held out",
     )
@@ -308,7 +311,9 @@ def test_images_without_a_label_are_skipped_and_named(tmp_path: pathlib.Path) ->
     storage = data.Storage("auto", 8, 1.0, str(tmp_path / "cache"), threads=1)
     source = _open("caltech101", tmp_path)
 
-    dataset = data.load(source, storage, validation=0.25, seed=0, corrupt_limit=2)
+    dataset = data.load(
+        source, storage, data.Rules(validation=0.25, seed=0, near_duplicates=False), corrupt_limit=2
+    )
 
     assert [line.partition(":")[2] for line in dataset.corrupt_images] == [
         " its label -1 is not that of a class"

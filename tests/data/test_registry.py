@@ -47,10 +47,13 @@ def test_a_data_set_names_a_metric(name: str) -> None:
 def test_is_official_accepts_only_the_official_counts(name: str) -> None:
     record = registry.RECORDS[name]
 
-    assert record.is_official(record.examples)
-    assert not record.is_official((record.examples[0] - 3, record.examples[1]))
-    assert not record.is_official((record.examples[0], record.examples[1] + 3))
-    assert not record.is_official((record.examples[1], record.examples[0] + 3))
+    train, test, validation = *record.examples, record.validation_examples
+
+    assert record.is_official((train, test), validation)
+    assert not record.is_official((train - 3, test), validation)
+    assert not record.is_official((train, test + 3), validation)
+    assert not record.is_official((test, train + 3), validation)
+    assert not record.is_official((train, test), validation + 1)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The digits of scikit-learn, and stratified subsets."""
+"""The digits of scikit-learn, and splits in memory."""
 
 import pickle
 from typing import Any
@@ -67,33 +67,3 @@ def test_a_split_in_memory_survives_pickling(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal([read(i).image for i in range(3)], images)
     assert [read(i).label for i in range(3)] == [2, 0, 1]
     assert name(1) == "image 1"
-
-
-def test_a_stratified_subset_takes_a_share_of_every_class() -> None:
-    labels = np.repeat([0, 1, 2], [10, 50, 100])
-
-    chosen = sources.stratified(labels, 0.2, seed=0)
-
-    np.testing.assert_array_equal(np.bincount(labels[chosen]), [2, 10, 20])
-
-
-def test_a_stratified_subset_has_no_duplicates() -> None:
-    chosen = sources.stratified(np.repeat([0, 1, 2], [10, 50, 100]), 0.2, seed=0)
-
-    assert len(set(chosen.tolist())) == len(chosen)
-
-
-def test_a_stratified_subset_takes_one_and_leaves_one_of_each_class_of_two() -> None:
-    labels = np.repeat([0, 1, 2], [1, 2, 3])
-
-    chosen = sources.stratified(labels, 0.01, seed=0)
-
-    np.testing.assert_array_equal(labels[chosen], [1, 2])
-
-
-def test_seeds_give_different_subsets() -> None:
-    labels = np.zeros(1000, np.int32)
-
-    first, second = (sources.stratified(labels, 0.5, seed=seed) for seed in (1, 2))
-
-    assert not np.array_equal(first, second)

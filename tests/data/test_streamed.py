@@ -309,8 +309,7 @@ def datasets(folder: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., Data
         dataset = data.load(
             data.open_source("folder", path=str(folder), data_dir=""),
             data.Storage(kind, stored_size=400, resident_gib=1.0, cache=str(tmp_path), threads=1),
-            validation=0.3,
-            seed=SEED,
+            data.Rules(validation=0.3, seed=SEED, near_duplicates=False),
             corrupt_limit=0,
         )
         return data.make_loader(

@@ -26,42 +26,44 @@ from tests.data import tiny_tfds
 
 # Image size and examples per TFDS split; the splits of a data set differ in size.
 WRITTEN = {
-    "food101": ((6, 5), {"train": 3, "validation": 2}),
-    "cifar100": ((32, 32), {"train": 3, "test": 2}),
-    "sun397": ((6, 5), {"train": 3, "test": 2}),
-    "cars196": ((6, 5), {"train": 3, "test": 2}),
+    "food101": ((6, 5), {"train": 7, "validation": 2}),
+    "cifar100": ((32, 32), {"train": 7, "test": 2}),
+    "sun397": ((6, 5), {"train": 7, "test": 2}),
+    "cars196": ((6, 5), {"train": 7, "test": 2}),
     "caltech101": ((6, 5), {"train": 6, "test": 4}),
     "flowers102": ((6, 5), {"train": 3, "validation": 5, "test": 4}),
     "pets": ((6, 5), {"train": 5, "test": 3}),
-    "dtd": ((6, 5), {"train": 4, "validation": 3, "test": 2}),
-    "svhn": ((32, 32), {"train": 3, "test": 2, "extra": 4}),
-    "sun397_tfds": ((6, 5), {"train": 3, "validation": 4, "test": 2}),
-    "imagenet_lt": ((6, 5), {"train": 3, "validation": 4, "test": 2}),
-    "inat2017": ((6, 5), {"train": 3, "validation": 4, "test": 2}),
+    "dtd": ((6, 5), {"train": 7, "validation": 3, "test": 2}),
+    "svhn": ((32, 32), {"train": 7, "test": 2, "extra": 4}),
+    "sun397_tfds": ((6, 5), {"train": 7, "validation": 4, "test": 2}),
+    "imagenet_lt": ((6, 5), {"train": 7, "validation": 4, "test": 2}),
+    "inat2017": ((6, 5), {"train": 7, "validation": 4, "test": 2}),
     "pcam": ((96, 96), {"train": 3, "validation": 4, "test": 2}),
-    "retinopathy": ((6, 5), {"sample": 1, "train": 3, "validation": 4, "test": 2}),
+    "retinopathy": ((6, 5), {"sample": 1, "train": 7, "validation": 4, "test": 2}),
     "eurosat": ((64, 64), {"train": 10}),
     "resisc45": ((256, 256), {"train": 10}),
 }
 # Numbers of training and test images in the paper's splits.
 READ = {
-    "food101": (3, 2),
-    "cifar100": (3, 2),
-    "sun397": (3, 2),
-    "cars196": (3, 2),
+    "food101": (7, 2),
+    "cifar100": (7, 2),
+    "sun397": (7, 2),
+    "cars196": (7, 2),
     "caltech101": (6, 4),
     "flowers102": (3 + 5, 4),
     "pets": (5, 3),
-    "dtd": (4, 2),
-    "svhn": (3, 2),
-    "sun397_tfds": (3, 4),
-    "imagenet_lt": (3, 4),
-    "inat2017": (3, 4),
+    "dtd": (7, 2),
+    "svhn": (7, 2),
+    "sun397_tfds": (7, 4),
+    "imagenet_lt": (7, 4),
+    "inat2017": (7, 4),
     "pcam": (3, 2),
-    "retinopathy": (3, 4),
+    "retinopathy": (7, 4),
     "eurosat": (8, 2),
     "resisc45": (8, 2),
 }
+# Numbers of images of the validation splits that the paper neither trains nor tests on.
+VALIDATION = {"dtd": 3, "pcam": 4}
 
 
 def _examples(
@@ -98,6 +100,11 @@ def _open(name: str, data_dir: pathlib.Path) -> sources.Source:
     return prepared.tfds(name, str(data_dir))
 
 
+def _load_run(source: sources.Source, validation: float = 0.34) -> data.Dataset:
+    rules = data.Rules(validation=validation, seed=0, near_duplicates=True)
+    return data.load(source, data.Storage("streamed", 8, 1.0, "", 1), rules, corrupt_limit=0)
+
+
 def _images(split: sources.Split) -> np.ndarray:
     files = [split.read(i).image for i in range(split.examples)]
     return np.stack([np.asarray(Image.open(io.BytesIO(bytes(file)))) for file in files])
@@ -112,7 +119,77 @@ def test_splits_match_the_paper(data_dir: pathlib.Path, name: str) -> None:
     splits = _open(name, data_dir).splits
 
     assert (splits["train"].examples, splits["test"].examples) == READ[name]
-    assert set(splits) == {"train", "test"}
+    assert set(splits) == {"train", "test"} | ({"validation"} if name in VALIDATION else set())
+
+
+@pytest.mark.parametrize("name", VALIDATION)
+def test_the_official_validation_split_selects(data_dir: pathlib.Path, name: str) -> None:
+    dataset = _load_run(_open(name, data_dir))
+
+    validation = dataset.splits["validation"]
+    assert len(validation.rows) == VALIDATION[name]
+    assert dataset.held_out == ()
+    # The other splits are as they are without it.
+    assert (len(dataset.splits["train"].rows), len(dataset.splits["test"].rows)) == READ[name]
+    builder: Any = tensorflow_datasets.builder(
+        registry.RECORDS[name].tfds, data_dir=str(data_dir), try_gcs=False
+    )
+    stored = builder.as_data_source("validation")
+    for i, example in enumerate(stored):
+        pixels = np.asarray(Image.open(io.BytesIO(bytes(validation.image(i)))))
+        np.testing.assert_array_equal(pixels, example["image"])
+
+
+@pytest.mark.parametrize("name", VALIDATION)
+def test_an_official_validation_split_can_be_left_out(data_dir: pathlib.Path, name: str) -> None:
+    source = _open(name, data_dir)
+    kept = data.with_rules(source, flip="auto", metric="auto", validation=False)
+
+    dataset = _load_run(kept)
+
+    assert dataset.held_out == ("validation",)
+    held = [len(dataset.splits[split].rows) for split in ("train", "validation")]
+    assert sum(held) == READ[name][0]
+
+
+@pytest.mark.parametrize("name", sorted(registry.RECORDS.keys() - VALIDATION.keys()))
+def test_other_validation_images_are_held_out_of_train(data_dir: pathlib.Path, name: str) -> None:
+    dataset = _load_run(_open(name, data_dir))
+
+    assert dataset.held_out == ("validation",)
+    held = [len(dataset.splits[split].rows) for split in ("train", "validation")]
+    assert sum(held) == READ[name][0]
+    assert len(dataset.splits["test"].rows) == READ[name][1]
+
+
+def test_the_eyes_of_a_patient_stay_together(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(40), 2)
+    labels = rng.integers(0, 5, 80)  # The two eyes of a patient may have different grades.
+    images = rng.integers(0, 256, (80, 6, 5, 3), dtype=np.uint8)
+    names = [f"{patient}_{side}" for patient in range(40) for side in ("left", "right")]
+    record = registry.RECORDS["retinopathy"]
+    tiny_tfds.write(
+        record.tfds,
+        tmp_path,
+        {"train": (images, labels), "validation": (images[:4], labels[:4])},
+        texts={"name": names},
+    )
+
+    dataset = _load_run(_open("retinopathy", tmp_path), validation=0.2)
+
+    patient_of = {image.tobytes(): patient for image, patient in zip(images, patients, strict=True)}
+    of_split = {
+        name: {
+            patient_of[np.asarray(Image.open(io.BytesIO(bytes(subset.image(i))))).tobytes()]
+            for i in range(len(subset.rows))
+        }
+        for name, subset in dataset.splits.items()
+    }
+    assert not of_split["train"] & of_split["validation"]
+    assert 6 <= len(of_split["validation"]) <= 10
+    assert dataset.groups is not None
+    assert (dataset.groups.named, dataset.groups.named_images) == (40, 80)
 
 
 @pytest.mark.parametrize("name", registry.RECORDS)
@@ -158,7 +235,8 @@ def test_classes_match_tfds(data_dir: pathlib.Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.RECORDS)
 def test_the_metric_matches_the_paper(data_dir: pathlib.Path, name: str) -> None:
-    per_class = name in ("caltech101", "flowers102", "sun397_tfds", "inat2017")
+    # The paper's top-1 on ImageNet-LT's test images, 20 of each class, is the mean per class.
+    per_class = name in ("caltech101", "flowers102", "sun397_tfds", "inat2017", "imagenet_lt")
 
     assert _open(name, data_dir).metric == ("mean_per_class" if per_class else "top1")
 
@@ -168,10 +246,10 @@ def test_a_data_set_is_official_if_its_counts_match(
 ) -> None:
     tiny = _open("sun397_tfds", data_dir)
     # Pretend that the paper has these sizes; one training image may be missing.
-    for train, test in ((3, 4), (4, 4), (5, 4), (3, 5)):
+    for train, test in ((7, 4), (8, 4), (5, 4), (3, 5)):
         record = registry.RECORDS["sun397_tfds"]._replace(examples=(train, test))
         monkeypatch.setitem(registry.RECORDS, "sun397_tfds", record)
-        assert _open("sun397_tfds", data_dir).official is ((train, test) in ((3, 4), (4, 4)))
+        assert _open("sun397_tfds", data_dir).official is ((train, test) in ((7, 4), (8, 4)))
 
     assert tiny.official is False
 
@@ -400,7 +478,9 @@ def _load(name: str, data_dir: pathlib.Path) -> data.Dataset:
         "auto", stored_size=64, resident_gib=1.0, cache=str(data_dir / "cache"), threads=1
     )
     source = data.open_source(name, path="", data_dir=str(data_dir))
-    return data.load(source, storage, validation=0.25, seed=0, corrupt_limit=0)
+    return data.load(
+        source, storage, data.Rules(validation=0.25, seed=0, near_duplicates=False), corrupt_limit=0
+    )
 
 
 @pytest.mark.parametrize("name", ["caltech101", "flowers102", "eurosat", "pets"])

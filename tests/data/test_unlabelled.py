@@ -43,7 +43,9 @@ def _load(folder: pathlib.Path, share: float = 0.75, **options: Any) -> data.Dat
     source = data.with_unlabelled(source, str(folder / "more"), largest_share=share)
     storage = data.Storage("auto", 16, 1.0, cache=str(folder / "cache"), threads=1)
     storage = storage._replace(**options)
-    return data.load(source, storage, validation=0.25, seed=0, corrupt_limit=2)
+    return data.load(
+        source, storage, data.Rules(validation=0.25, seed=0, near_duplicates=False), corrupt_limit=2
+    )
 
 
 def _loader(dataset: data.Dataset, *, seed: int = 0, workers: int = 0) -> DataLoader:
@@ -205,7 +207,9 @@ def test_unreadable_images_are_listed(folder: pathlib.Path) -> None:
 def test_unlabelled_images_do_not_change_what_identifies_the_others(folder: pathlib.Path) -> None:
     source = data.open_source("folder", path=str(folder / "mine"), data_dir="")
     storage = data.Storage("auto", 16, 1.0, cache="", threads=1)
-    plain = data.load(source, storage, validation=0.25, seed=0, corrupt_limit=2)
+    plain = data.load(
+        source, storage, data.Rules(validation=0.25, seed=0, near_duplicates=False), corrupt_limit=2
+    )
     dataset = _load(folder)
     first = _images(dataset).fingerprint
 
@@ -321,7 +325,14 @@ def test_without_unlabelled_images_students_get_the_batches_of_train(
 ) -> None:
     source = data.open_source("folder", path=str(folder / "mine"), data_dir="")
     storage = data.Storage("auto", 16, 1.0, cache="", threads=1)
-    loader = _loader(data.load(source, storage, validation=0.25, seed=0, corrupt_limit=0))
+    loader = _loader(
+        data.load(
+            source,
+            storage,
+            data.Rules(validation=0.25, seed=0, near_duplicates=False),
+            corrupt_limit=0,
+        )
+    )
 
     assert loader.distillation is loader.train
 

@@ -4,7 +4,8 @@ import io
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,22 @@ from PIL import Image
 Examples = tuple[np.ndarray, np.ndarray]  # Images and labels.
 
 
-def write(name: str, data_dir: pathlib.Path, splits: dict[str, Examples]) -> pathlib.Path:
+def write(
+    name: str,
+    data_dir: pathlib.Path,
+    splits: dict[str, Examples],
+    *,
+    texts: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+) -> pathlib.Path:
     """Prepares the TFDS data set `name` from the given images and returns its folder.
 
     Only the source of the examples differs: features, class names and storage are those of
-    the real builder.
+    the real builder. `texts` has the values of some features; the others are neutral.
     """
     builder: Any = tensorflow_datasets.builder(name, data_dir=str(data_dir), try_gcs=False)
     features = builder.info.features
     builder._split_generators = lambda *_, **__: {
-        split: _examples(features, *examples) for split, examples in splits.items()
+        split: _examples(features, *examples, texts) for split, examples in splits.items()
     }
     builder.download_and_prepare(file_format="array_record")
     return pathlib.Path(builder.data_dir)
@@ -67,11 +74,11 @@ def _stored(folder: pathlib.Path, name: str) -> list[bytes]:
 
 
 def _examples(
-    features: Any, images: np.ndarray, labels: np.ndarray
+    features: Any, images: np.ndarray, labels: np.ndarray, texts: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         other = {
-            key: _neutral(feature, i)
+            key: texts[key][i] if key in texts else _neutral(feature, i)
             for key, feature in features.items()
             if key not in ("image", "label")
         }

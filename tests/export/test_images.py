@@ -20,7 +20,9 @@ def test_images_are_resized_twice_like_in_a_run_that_caches_squares(tmp_path: pa
             Image.fromarray(pixels[:side]).save(path)
     source = data.open_source("folder", path=str(tmp_path), data_dir="")
     storage = data.Storage("resident", 40, 1.0, str(tmp_path / ".cache"), 1)
-    dataset = data.load(source, storage, validation=0.5, seed=0, corrupt_limit=0)
+    dataset = data.load(
+        source, storage, data.Rules(validation=0.5, seed=0, near_duplicates=False), corrupt_limit=0
+    )
     loader = data.make_loader(
         dataset, Preprocessing(32), crop_area=(1.0, 1.0), balance=0.0, seed=0, threads=1, workers=0
     )

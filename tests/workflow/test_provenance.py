@@ -36,8 +36,7 @@ def dataset() -> data.Dataset:
     return data.load(
         sources.Source("Mine", splits, CLASSES, registry.TOP1, flip=True),
         data.Storage("streamed", stored_size=8, resident_gib=1.0, cache="", threads=1),
-        validation=0.3,
-        seed=0,
+        data.Rules(validation=0.3, seed=0, near_duplicates=False),
         corrupt_limit=1,
     )
 

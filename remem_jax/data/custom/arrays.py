@@ -18,7 +18,8 @@ def open_arrays(path: str, *, enough: bool = True) -> Source:
     """Opens an .npz with `train_image`, `train_label`, `test_image`, `test_label` and `classes`.
 
     Images are uint8 (example, height, width, 3), labels whole numbers from 0, and `classes` has
-    their names; `validation_image` and `validation_label` are optional.
+    their names; `validation_image` and `validation_label` are optional, and so are `train_group`
+    and the same of the other splits: texts or numbers, equal for images that belong together.
 
     Args:
         path: The file.
@@ -45,7 +46,8 @@ def open_arrays(path: str, *, enough: bool = True) -> Source:
     for name in names:
         images, labels = data[f"{name}_image"], data[f"{name}_label"]
         _require_form(f"{path}: {name}", images, labels, len(classes))
-        splits[name] = sources.in_memory(images, labels, f"{name} image")
+        groups = _groups(f"{path}: {name}", data.get(f"{name}_group"), len(images))
+        splits[name] = sources.in_memory(images, labels, f"{name} image", groups)
         counts[name] = Counter(classes[label] for label in labels)
     if enough:
         class_names.require_enough(counts[TRAIN], names, "training images")
@@ -59,6 +61,18 @@ def open_arrays(path: str, *, enough: bool = True) -> Source:
         empty_classes=tuple(name for name in classes if name not in nonempty),
     )
     return folders.with_warnings(source, counts)
+
+
+def _groups(name: str, groups: np.ndarray | None, images: int) -> np.ndarray | None:
+    """Returns the names of the groups of a split, as text."""
+    if groups is None:
+        return None
+    checks.require(
+        groups.dtype.kind in "USiu" and groups.shape == (images,),
+        f"{name}_group must be one text or whole number per image, got {groups.dtype} of "
+        f"{groups.shape} for {images} images; mend the file that config.data.path names.",
+    )
+    return groups.astype(str).astype(object)
 
 
 def _class_names(path: str, names: np.ndarray) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Opens users' images in class folders; has the functions shared with `lists` and `arrays`."""
 
 import hashlib
+import itertools
 import os
 import pathlib
 from collections import Counter
@@ -12,11 +13,11 @@ from absl import logging
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data import registry, sources
-from remem_jax.data.custom import class_names, layouts, walk
+from remem_jax.data import registry
+from remem_jax.data.custom import class_names, group_names, layouts, walk
 from remem_jax.data.images import formats
 from remem_jax.data.images.decoding import CorruptImageError
-from remem_jax.data.sources import TEST, TRAIN, Example, Source, Split
+from remem_jax.data.sources import TRAIN, Example, Source, Split
 
 
 class File(NamedTuple):
@@ -26,11 +27,13 @@ class File(NamedTuple):
         name: Path relative to the folder of all images, or absolute.
         class_name: Name of its class.
         status: Its `os.stat`; None if it cannot be read.
+        group: Name of the group that it belongs to; "" is none.
     """
 
     name: str
     class_name: str
     status: os.stat_result | None
+    group: str = ""
 
 
 class _Files(NamedTuple):
@@ -58,18 +61,19 @@ class _Paths(NamedTuple):
         return str(pathlib.Path(self.root, self.names[i]))
 
 
-def folder(path: str, *, enough: bool = True) -> Source:
+def folder(
+    path: str, *, enough: bool = True, find_groups: group_names.Finder | None = None
+) -> Source:
     """Opens a folder of class folders of images, which may have subfolders.
 
-    Either PATH/class/**/image.jpg, of which a stratified fifth becomes the test split, or
-    PATH/train/class/**/image.jpg with PATH/test, PATH/validation or both; without a test folder, a
-    fifth of train becomes the test split. `split_names` has the names of splits. Hidden files,
-    files that are not images, and files left by other programs are skipped and counted. Each file
-    counts once.
+    Either PATH/class/**/image.jpg, or PATH/train/class/**/image.jpg with PATH/test,
+    PATH/validation or both. `split_names` has the names of splits. Hidden files, files that are
+    not images, and files left by other programs are skipped and counted. Each file counts once.
 
     Args:
         path: The folder.
         enough: Whether each class must have enough images to train on.
+        find_groups: Finds groups in the paths relative to the folder; None if there are no groups.
 
     Raises:
         SettingError: If there is no such folder, it has no images, its layout is ambiguous, or
@@ -95,6 +99,7 @@ def folder(path: str, *, enough: bool = True) -> Source:
         layouts.require_flat(path, [(file.class_name, file.name) for file in distinct[TRAIN]])
     if enough:
         require_enough(distinct)
+    distinct, unmatched = grouped(distinct, find_groups)
     classes = sorted({file.class_name for files in distinct.values() for file in files})
     folders = {place.name for places in layout.splits.values() for place in places}
     return of_files(
@@ -105,7 +110,7 @@ def folder(path: str, *, enough: bool = True) -> Source:
         where=path,
         skipped_files=skipped_files,
         empty_classes=tuple(sorted(folders - set(classes))),
-        warnings=layout.warnings,
+        warnings=layout.warnings + unmatched,
     )
 
 
@@ -148,6 +153,29 @@ def require_enough(files_by_split: Mapping[str, Sequence[File]]) -> None:
     class_names.require_enough(counts, files_by_split, noun)
 
 
+def grouped(
+    files_by_split: Mapping[str, list[File]], find: group_names.Finder | None
+) -> tuple[dict[str, list[File]], tuple[str, ...]]:
+    """Returns files with their groups, found in their names, and warnings.
+
+    Args:
+        files_by_split: Images of each split.
+        find: Finds the groups; None leaves the files as they are.
+
+    Raises:
+        SettingError: If no group is found.
+    """
+    if find is None:
+        return {**files_by_split}, ()
+    groups = find([file.name for files in files_by_split.values() for file in files])
+    numbers = itertools.count()
+    with_groups = {
+        split: [file._replace(group=groups[next(numbers)]) for file in files]
+        for split, files in files_by_split.items()
+    }
+    return with_groups, group_names.unmatched(groups)
+
+
 def of_files(
     title: str,
     root: pathlib.Path,
@@ -159,7 +187,7 @@ def of_files(
     empty_classes: tuple[str, ...] = (),
     warnings: tuple[str, ...] = (),
 ) -> Source:
-    """Builds a source of files; without a test split, a stratified fifth of train becomes it.
+    """Builds a source of files.
 
     Args:
         title: Name for reports and messages.
@@ -180,7 +208,7 @@ def of_files(
     }
     index = {name: i for i, name in enumerate(classes)}
     splits = {}
-    for split, files in _with_test(files_by_split).items():
+    for split, files in files_by_split.items():
         splits[split] = split_of(root, files, [index[file.class_name] for file in files])
     source = Source(
         walk.printable(title),
@@ -211,6 +239,7 @@ def split_of(root: pathlib.Path, files: list[File], labels: Sequence[int]) -> Sp
         len(files),
         classes,
         _key(files, classes),
+        np.asarray([file.group for file in files], object) if any(f.group for f in files) else None,
     )
 
 
@@ -244,17 +273,6 @@ def _key(files: list[File], labels: np.ndarray) -> str:
         stamp = status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(os.fsencode(f"{file.name}\0{stamp}\0"))
     return digest.hexdigest()[:16]
-
-
-def _with_test(files_by_split: dict[str, list[File]]) -> dict[str, list[File]]:
-    if TEST in files_by_split:
-        return files_by_split
-    files = files_by_split[TRAIN]
-    labels = np.unique([file.class_name for file in files], return_inverse=True)[1]
-    test = sources.stratified(labels, sources.TEST_SHARE, seed=0)
-    chosen = set(test.tolist())
-    kept = [file for i, file in enumerate(files) if i not in chosen]
-    return files_by_split | {TRAIN: kept, TEST: [files[i] for i in test]}
 
 
 # Folders.

@@ -13,27 +13,35 @@ from typing import Any, NamedTuple
 
 from remem_jax import checks
 from remem_jax.checks import SettingError
-from remem_jax.data.custom import folders, split_names, walk
+from remem_jax.data.custom import folders, group_names, split_names, walk
 from remem_jax.data.sources import TRAIN, Source
 
 LISTS = (".csv", ".jsonl", ".ndjson")
 _WHOLE = re.compile("-?[0-9]+")
 
 
-def listing(path: str, root: str = "", *, enough: bool = True) -> Source:
+def listing(
+    path: str,
+    root: str = "",
+    *,
+    enough: bool = True,
+    find_groups: group_names.Finder | None = None,
+) -> Source:
     """Opens a list of images with their classes and, optionally, splits.
 
-    The first line of a CSV names its columns: `path`, `label` and optionally `split`, in any order,
-    among others. JSON lines are objects with these keys. Paths are relative to the list, or to
-    `root` if that is given, or begin with ~. Labels are names of classes as they are written: 1 and
-    01 are two classes. They are sorted as numbers if all are whole numbers, else as text. Splits
-    are train, validation and test, by the names of `split_names`; if the list has no test images, a
-    stratified fifth of train becomes the test split. Repeated lines count once.
+    The first line of a CSV names its columns: `path`, `label` and optionally `split` and `group`,
+    in any order, among others. JSON lines are objects with these keys. Paths are relative to the
+    list, or to `root` if that is given, or begin with ~. Labels are names of classes as they are
+    written: 1 and 01 are two classes. They are sorted as numbers if all are whole numbers, else as
+    text. Splits are train, validation and test, by the names of `split_names`. Images of one group
+    are held out together. Repeated lines count once.
 
     Args:
         path: The list.
         root: Folder of the relative paths; empty for that of the list.
         enough: Whether each class must have enough images to train on.
+        find_groups: Finds groups in the paths as they are listed; None if there are none, or the
+            list has them.
 
     Raises:
         SettingError: If there is no such list, a line is invalid or contradicts another, a file
@@ -55,6 +63,11 @@ def listing(path: str, root: str = "", *, enough: bool = True) -> Source:
     )
     rows = [*_rows(path, place)]
     checks.require(len(rows) > 0, f"{path} lists no images; mend it, or set config.data.path.")
+    checks.require(
+        find_groups is None or not any(row.group for row in rows),
+        f"config.data.group_pattern finds groups in paths, but {path} has a column of groups: "
+        "leave the setting empty, or remove the column.",
+    )
     by_split: dict[str, list[folders.File]] = {}
     first: dict[Hashable, _Listed] = {}
     for row in rows:
@@ -70,6 +83,7 @@ def listing(path: str, root: str = "", *, enough: bool = True) -> Source:
     )
     if enough:
         folders.require_enough(by_split)
+    by_split, unmatched = folders.grouped(by_split, find_groups)
     repeated = len(rows) - len(first)
     return folders.of_files(
         place.stem,
@@ -78,6 +92,7 @@ def listing(path: str, root: str = "", *, enough: bool = True) -> Source:
         _sorted({row.label for row in rows}),
         where=path,
         skipped_files={walk.REPEATED: repeated} if repeated else {},
+        warnings=unmatched,
     )
 
 
@@ -89,12 +104,13 @@ def _sorted(names: set[str]) -> list[str]:
 
 
 class _Row(NamedTuple):
-    """A line of a list; `split` is "" if it has none."""
+    """A line of a list; `split` and `group` are "" if it has none."""
 
     line: int
     path: str
     label: str
     split: str
+    group: str
 
 
 class _Listed(NamedTuple):
@@ -121,12 +137,13 @@ def _rows(path: str, place: pathlib.Path) -> Iterator[_Row]:
         ) from error
     records = _csv(path, text) if place.suffix.lower() == ".csv" else _json_lines(path, text)
     for line, record in records:
-        split = record.get("split")
+        split, group = record.get("split"), record.get("group")
         yield _Row(
             line,
             _field(path, line, record, "path"),
             _field(path, line, record, "label").strip(),
             "" if split is None else str(split).strip(),
+            "" if group is None else str(group).strip(),
         )
 
 
@@ -161,7 +178,7 @@ def _csv(path: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"the first line must name the columns path, label and maybe split, parted by "
                 f"commas; lacks {' and '.join(missing)}",
             )
-        for name in ("path", "label", "split"):
+        for name in ("path", "label", "split", "group"):
             if header.count(name) > 1:
                 raise _wrong(path, 1, f"two columns have the name {name}")
         for cells in reader:
@@ -200,6 +217,7 @@ def _require_consistent(path: str, before: _Listed, listed: _Listed) -> None:
     for name, earlier, later in (
         ("labels", before.row.label, listed.row.label),
         ("splits", before.split, listed.split),
+        ("groups", before.row.group, listed.row.group),
     ):
         if earlier != later:
             raise _wrong(
@@ -237,5 +255,5 @@ def _listed(path: str, root: pathlib.Path, row: _Row, first: _Row) -> tuple[_Lis
         raise _wrong(path, row.line, f"there is no file {row.path!r}") from None
     if not stat.S_ISREG(status.st_mode):
         raise _wrong(path, row.line, f"{row.path!r} is not a file")
-    file = folders.File(name, row.label, status)
+    file = folders.File(name, row.label, status, row.group)
     return _Listed(row, split, file), folders.identity(status, place)

@@ -12,7 +12,6 @@ from remem_jax.data import scan, sources
 from remem_jax.data.images import decoding
 from remem_jax.data.inspection import thumbnails
 
-SPLITS = (sources.TRAIN, sources.VALIDATION, sources.TEST)
 ARRAY = "array"  # Format of an image that is not a file.
 _CHUNK = 32  # Images per thread between two reports of progress.
 _COLOURS = {"1": "black and white", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"}
@@ -45,12 +44,13 @@ class Image(NamedTuple):
     """An image of a source.
 
     Attributes:
-        split: "train", "validation" or "test".
-        row: Its index in the split.
+        split: "train", "validation" or "test", as a run uses it.
+        row: Its index in the source's split.
         name: Its name for messages: the path of a file.
         label: Index of its class; None if it is unknown because the image cannot be read.
         content: What it is; None if it cannot be read.
         error: Why it cannot be read; "" if it can.
+        origin: The source's split; train, if a run holds the image out of it.
     """
 
     split: str
@@ -59,6 +59,7 @@ class Image(NamedTuple):
     label: int | None
     content: Content | None
     error: str
+    origin: str
 
 
 def read(source: sources.Source, *, threads: int) -> list[Image]:
@@ -87,7 +88,7 @@ def colour(image: PIL.Image.Image) -> str:
 
 def _chunks(source: sources.Source, images: int) -> Iterator[list[tuple[str, int]]]:
     """Yields names of splits with rows, a number of images at a time; train first."""
-    for name in sorted(source.splits, key=SPLITS.index):
+    for name in sorted(source.splits, key=sources.SPLITS.index):
         split = source.splits[name]
         for start in range(0, split.examples, images):
             yield [(name, row) for row in range(start, min(start + images, split.examples))]
@@ -99,8 +100,8 @@ def _image(split: sources.Split, name: str, row: int) -> Image:
         stored, label = split.read(row)
         content = _encoded(stored) if isinstance(stored, bytes) else _pixels(stored)
     except decoding.CorruptImageError as error:
-        return Image(name, row, split.name(row), known, None, str(error))
-    return Image(name, row, split.name(row), label, content, "")
+        return Image(name, row, split.name(row), known, None, str(error), name)
+    return Image(name, row, split.name(row), label, content, "", name)
 
 
 def _encoded(file: bytes) -> Content:

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int, UInt8, UInt64
+from jaxtyping import Bool, Int, UInt64
 
 from remem_jax.data.inspection import duplicates, thumbnails
 from remem_jax.data.inspection.thumbnails import Thumbnails
-from remem_jax.data.scan import ScanResult
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source, Subset
+from remem_jax.data.splitting import Part
 
 _MOST = 2  # Images that a test image is compared with by their hashes, the most alike.
 
@@ -19,12 +19,12 @@ class Contents(NamedTuple):
     """What the images of a split are recognised by.
 
     Attributes:
-        digests: Beginning of the digest of each image as it is stored.
+        numbers: See `ScanResult.numbers`.
         thumbnails: See `thumbnails`.
         read: Reads an image; see `duplicates.Read`.
     """
 
-    digests: UInt8[np.ndarray, "image 8"]
+    numbers: UInt64[np.ndarray, " image"]
     thumbnails: Thumbnails
     read: Callable[[int], bytes | np.ndarray]
 
@@ -45,15 +45,15 @@ class Repeated(NamedTuple):
     same_file: Bool[np.ndarray, " repeated"]
 
 
-def of_scans(
-    source: Source, scans: Mapping[str, ScanResult], splits: Mapping[str, Subset], threads: int
+def of_parts(
+    source: Source, parts: Mapping[str, Part], splits: Mapping[str, Subset], threads: int
 ) -> Repeated | None:
     """Returns the test images of a run that are also in train or validation; warns of them.
 
     Args:
         source: The data set.
-        scans: Scans of its splits.
-        splits: Splits of the run; validation may be held out of train.
+        parts: The part of its scans that each split is.
+        splits: Splits of the run.
         threads: Number of threads.
 
     Returns:
@@ -63,10 +63,9 @@ def of_scans(
         return None
     contents = {}
     for name, subset in splits.items():
-        scan = scans[name if name in scans else TRAIN]
-        places = np.searchsorted(scan.kept, subset.rows)
-        contents[name] = Contents(scan.digests[places], scan.thumbnails[places], subset.image)
-    others = {name: contents[name] for name in (TRAIN, VALIDATION)}
+        scan, rows = parts[name].scan, parts[name].rows
+        contents[name] = Contents(scan.numbers[rows], scan.thumbnails[rows], subset.image)
+    others = {name: contents[name] for name in (TRAIN, VALIDATION) if name in contents}
     found = find(contents[TEST], others, threads=threads)
     if len(found.tests):
         logging.warning(
@@ -91,7 +90,7 @@ def find(test: Contents, others: Mapping[str, Contents], *, threads: int) -> Rep
         threads: Number of threads.
     """
     names = list(others)
-    starts = np.cumsum([0, *(len(split.digests) for split in others.values())])
+    starts = np.cumsum([0, *(len(split.numbers) for split in others.values())])
 
     def places(indices: Int[np.ndarray, " image"]) -> tuple[Sequence[str], np.ndarray]:
         """Returns split and index in it of images of all other splits, one after another."""
@@ -102,7 +101,7 @@ def find(test: Contents, others: Mapping[str, Contents], *, threads: int) -> Rep
         (name,), (row,) = places(np.asarray([index]))
         return others[name].read(int(row))
 
-    same = _same(_numbers(test), np.concatenate([_numbers(each) for each in others.values()]))
+    same = _same(test.numbers, np.concatenate([each.numbers for each in others.values()]))
     images = np.concatenate([each.thumbnails for each in others.values()])
     (rest,) = np.nonzero(same < 0)
     pairs = thumbnails.alike(test.thumbnails[rest], images, most=_MOST, threads=threads)
@@ -118,11 +117,6 @@ def find(test: Contents, others: Mapping[str, Contents], *, threads: int) -> Rep
     (tests,) = np.nonzero(closest >= 0)
     splits, rows = places(closest[tests])
     return Repeated(tests, tuple(splits), rows, same[tests] >= 0)
-
-
-def _numbers(contents: Contents) -> UInt64[np.ndarray, " image"]:
-    """Returns the digests as whole numbers."""
-    return np.ascontiguousarray(contents.digests).view(np.uint64)[:, 0]
 
 
 def _same(

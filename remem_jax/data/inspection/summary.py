@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Int
 
 from remem_jax import checks
-from remem_jax.data import sources
+from remem_jax.data import groups as group_of_images
+from remem_jax.data import sources, splitting
 from remem_jax.data.inspection import duplicates, images
 from remem_jax.data.inspection.duplicates import Group
 from remem_jax.data.inspection.images import Image
@@ -71,11 +72,36 @@ def inspect(source: sources.Source, *, threads: int) -> Inspection:
     groups = [
         group._replace(members=tuple(rows[member] for member in group.members)) for group in found
     ]
+    if sources.TEST not in source.splits:
+        read = _with_test(source, read, groups)
     return Inspection(source, read, sorted(groups, key=lambda group: _rank(read, group)))
 
 
+def _with_test(
+    source: sources.Source, read: Sequence[Image], duplicated: Sequence[Group]
+) -> list[Image]:
+    """Marks the images of train that a run holds out as test."""
+    rows = [i for i, image in enumerate(read) if image.split == sources.TRAIN and image.content]
+    place = {row: i for i, row in enumerate(rows)}
+    kept = np.asarray([read[i].row for i in rows])
+    labels = np.asarray([read[i].label for i in rows])
+    names = source.splits[sources.TRAIN].groups
+    within = [[place[i] for i in group.members if i in place] for group in duplicated]
+    together = group_of_images.of_images(
+        labels,
+        None if names is None else names[kept],
+        [np.asarray(members) for members in within if len(members) > 1],
+        parts=3,  # A run holds out validation images, too.
+    )
+    chosen = splitting.test_images(source, kept, labels, together and together.numbers)
+    tests = {rows[i] for i in chosen.tolist()}
+    return [
+        image._replace(split=sources.TEST) if i in tests else image for i, image in enumerate(read)
+    ]
+
+
 def _stored(source: sources.Source, image: Image) -> bytes | np.ndarray:
-    return source.splits[image.split].read(image.row).image
+    return source.splits[image.origin].read(image.row).image
 
 
 def _rank(read: Sequence[Image], group: Group) -> tuple[bool, bool, int]:
@@ -105,8 +131,8 @@ def counts(inspection: Inspection) -> dict[str, Int[np.ndarray, " klass"]]:
         name: [
             image.label for image in inspection.images if image.split == name and not image.error
         ]
-        for name in images.SPLITS
-        if name in inspection.source.splits
+        for name in sources.SPLITS
+        if name in {image.split for image in inspection.images}
     }
     return {
         name: np.bincount(np.asarray(of_split, np.int64), minlength=classes)

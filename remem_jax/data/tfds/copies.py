@@ -13,6 +13,7 @@ from absl import logging
 from remem_jax import checks
 from remem_jax.checks import SettingError
 from remem_jax.data import sources
+from remem_jax.data.images.decoding import CorruptImageError
 from remem_jax.data.tfds import examples, tfrecord
 
 ARRAY_RECORD, TFRECORD = "array_record", "tfrecord"
@@ -199,6 +200,25 @@ def split(copy: Copy, expression: str, noun: str, columns: examples.Columns) -> 
     key = _key(copy, expression)
     reader = examples.Reader(serialized, columns)
     return sources.Split(reader, sources.Numbered(noun), len(serialized), None, key)
+
+
+def values(copy: Copy, expression: str, feature: str) -> list[str]:
+    """Returns the values of a feature, an integer or a text, as text; "" for a missing one.
+
+    It reads all records of the split; raises as `split` does.
+    """
+    read = records(copy, expression)
+    return [_text(read, i, feature) for i in range(len(read))]
+
+
+def _text(read: Any, i: int, feature: str) -> str:
+    try:
+        stored = examples.stored_label(examples.parsed(read, i), feature)
+    except CorruptImageError:  # The scan reports it.
+        return ""
+    if stored is None:
+        return ""
+    return stored.decode(errors="surrogateescape") if isinstance(stored, bytes) else str(stored)
 
 
 def records(copy: Copy, expression: str) -> Any:

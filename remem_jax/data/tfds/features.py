@@ -48,6 +48,22 @@ def find(info: Any, image: str, label: str) -> Pair:
     )
 
 
+def require_group(info: Any, group: str) -> None:
+    """Raises `SettingError` unless a data set has a feature that can name groups of images.
+
+    Args:
+        info: TFDS's `DatasetInfo`.
+        group: Value of `config.data.group_feature`.
+    """
+    features = dict(info.features.items())
+    possible = [name for name, feature in features.items() if _is_label(feature)]
+    if group not in possible:
+        raise SettingError(
+            f"config.data.group_feature is {group!r}, and {info.full_name} has no such text or "
+            f"integer: set it to one of {_listed(possible)}, or leave it empty."
+        )
+
+
 def is_class_label(feature: Any) -> bool:
     """Returns whether a feature numbers classes, so that their number is known."""
     import tensorflow_datasets

@@ -6,13 +6,11 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from remem_jax.checks import SettingError
-from remem_jax.data import registry, sources
-from remem_jax.data.custom import class_names
+from remem_jax.data import registry
+from remem_jax.data.custom import class_names, group_names
 from remem_jax.data.images.decoding import CorruptImageError
-from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source, Split
+from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source
 from remem_jax.data.tfds import copies, examples, features
 
 PREFIX = "tfds:"
@@ -36,6 +34,8 @@ class Choices(NamedTuple):
         test_split: Split to test on.
         image_feature: Name of the feature with the image.
         label_feature: Name of the feature with the label.
+        group_feature: Name of the feature whose value images that are held out together share; ""
+            for none.
     """
 
     train_split: str = ""
@@ -43,6 +43,7 @@ class Choices(NamedTuple):
     test_split: str = ""
     image_feature: str = ""
     label_feature: str = ""
+    group_feature: str = ""
 
 
 FIND = Choices()  # Everything is found.
@@ -105,21 +106,27 @@ def _explained(name: str, data_dir: str) -> Iterator[None]:
         ) from None
 
 
-def tfds(name: str, data_dir: str, choices: Choices) -> Source:
+def tfds(
+    name: str,
+    data_dir: str,
+    choices: Choices,
+    *,
+    find_groups: group_names.Finder | None = None,
+) -> Source:
     """Opens a data set that TFDS has prepared, without TensorFlow.
 
-    Splits are found by their names. Without a test split, the validation split is the test split;
-    without either, a stratified fifth of train is. `load` holds out a missing validation split. A
+    Splits are found by their names. Without a test split, the validation split is the test split. A
     split whose images have no labels counts as missing.
 
     Args:
         name: Value of `config.data.name`.
         data_dir: TFDS's folder; "" is its default.
         choices: What the settings give.
+        find_groups: Finds groups in the values of the group feature; None if they are the groups.
 
     Raises:
         SettingError: If it is not prepared, has another format or is damaged; or if its splits,
-            image or labels cannot be found.
+            image, labels or groups cannot be found.
     """
     check("config.data.name", name)  # TFDS would look for some other forms in the internet.
     copy = find(name, data_dir)
@@ -141,8 +148,14 @@ def tfds(name: str, data_dir: str, choices: Choices) -> Source:
         split: copies.split(copy, expression, f"{info.full_name} {expression}", columns)
         for split, expression in expressions.items()
     }
+    if choices.group_feature:
+        features.require_group(info, choices.group_feature)
+        of_split = {
+            split: copies.values(copy, expression, choices.group_feature)
+            for split, expression in expressions.items()
+        }
+        splits = group_names.with_groups(splits, of_split, find_groups)
     if TEST not in splits:
-        splits |= _held_out(copy, expressions[TRAIN], columns, splits[TRAIN])
         remarks.append("it has no split to test on: a fifth of each class of train was held out")
     return Source(
         PREFIX + ":".join(info.full_name.rsplit("/", 1)),
@@ -278,16 +291,3 @@ def _classes(
     )
     class_names.require_storable(names, copy.builder.info.full_name)
     return names, examples.Columns(*pair, {each: i for i, each in enumerate(stored)})
-
-
-def _held_out(
-    copy: copies.Copy, expression: str, columns: examples.Columns, train: Split
-) -> dict[str, Split]:
-    """Holds a stratified part of train out as test; reads the labels, not the images."""
-    records = copies.records(copy, expression)
-    stored = [_stored_label(records, i, columns.label) for i in range(len(records))]
-    labels = np.asarray([-1 if each is None else columns.classes.get(each, -1) for each in stored])
-    labelled = np.flatnonzero(labels >= 0)
-    test = labelled[sources.stratified(labels[labelled], sources.TEST_SHARE, seed=0)]
-    rest = np.setdiff1d(np.arange(len(labels)), test)
-    return {TRAIN: sources.select(train, rest), TEST: sources.select(train, test)}

@@ -70,7 +70,7 @@ def _group(
     splits = inspection.source.splits
     shown = [
         Picture(
-            pictures.address(splits[image.split], image.row),
+            pictures.address(splits[image.origin], image.row),
             (f"{image.split}: {overview.label(inspection, image)}",),
             image.name,
         )

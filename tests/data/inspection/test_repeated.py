@@ -37,7 +37,10 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 def _load(root: pathlib.Path, storage: data.Storage, cache: pathlib.Path) -> data.Dataset:
     source = data.open_source("folder", path=str(root), data_dir="")
     return data.load(
-        source, storage._replace(cache=str(cache)), validation=0.2, seed=0, corrupt_limit=0
+        source,
+        storage._replace(cache=str(cache)),
+        data.Rules(validation=0.2, seed=0, near_duplicates=False),
+        corrupt_limit=0,
     )
 
 
@@ -105,9 +108,9 @@ def test_images_held_out_of_train_are_named_as_validation(tmp_path: pathlib.Path
 
 def test_the_most_alike_is_named(rng: np.random.Generator) -> None:
     def contents(images: list[np.ndarray]) -> repeated.Contents:
-        digests = rng.integers(0, 256, (len(images), 8), dtype=np.uint8)
+        numbers = rng.integers(0, 2**63, len(images), dtype=np.uint64)
         shown = np.stack([thumbnails.of_pixels(image) for image in images])
-        return repeated.Contents(digests, shown, lambda i: images[i])
+        return repeated.Contents(numbers, shown, lambda i: images[i])
 
     tile = TILES[12]
     test = contents([TILES[30], tile])
@@ -128,7 +131,9 @@ def test_published_splits_are_not_searched(tmp_path: pathlib.Path) -> None:
     source = data.open_source("digits", path="", data_dir="")._replace(published=True)
     storage = STORAGES["resident"]._replace(cache=str(tmp_path))
 
-    loaded = data.load(source, storage, validation=0.2, seed=0, corrupt_limit=0)
+    loaded = data.load(
+        source, storage, data.Rules(validation=0.2, seed=0, near_duplicates=False), corrupt_limit=0
+    )
 
     assert loaded.repeated is None
 
