@@ -129,7 +129,7 @@ def _data(config: ConfigDict) -> None:
     # selects, which needs choose_on_test. [choice]
     config.data.validation = 0.1
     # Whether the selected teacher and student are also trained anew on train and validation
-    # together, with the same settings, and tested. [choice]
+    # together, with the same settings, and tested beside the others. [free]
     config.data.refit = False
     # Unreadable images that are skipped before a run ends with an error; at least 0. The report
     # names what was skipped. [free]

@@ -1,7 +1,7 @@
 """Types that several packages share."""
 
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -61,6 +61,7 @@ class Outputs(NamedTuple):
     cls: Float[Array, "batch feature"] | None = None
 
 
+@runtime_checkable  # For the tests, which check types at run time.
 class TrainBatches(Protocol):
     """Yields training batches."""
 
@@ -90,6 +91,8 @@ class DataLoader(NamedTuple):
             batch is masked.
         train_transform: Augments training images.
         evaluation_transform: Converts evaluation images to model inputs.
+        refit: The same loader, except that training batches have the images of validation, too;
+            None if there are no such images.
     """
 
     kind: str
@@ -98,6 +101,7 @@ class DataLoader(NamedTuple):
     evaluation: Callable[[str, int], Batches]
     train_transform: Transform
     evaluation_transform: Transform
+    refit: "DataLoader | None" = None
 
 
 class Hyperparameters(NamedTuple):

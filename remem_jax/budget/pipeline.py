@@ -72,6 +72,11 @@ def check(config: ConfigDict) -> None:
     """Raises `SettingError` for what must hold before the images are opened."""
     above("config.budget.hours", config.budget.hours, 0)
     require(
+        not config.data.refit,
+        "config.data.refit has no place in a time budget: leave it out, or run another --config, "
+        "such as configs/remem.py, with the settings in the report.",
+    )
+    require(
         jax.process_count() == 1,
         "A run with a time budget has one process for all devices of a machine: leave out "
         "--processes, or use another --config for several.",
@@ -235,7 +240,7 @@ class _Budgeted:
         if stage.kind == TEACHER or stage.learning_rates:
             return stage
         students = outcome.candidates(self._groups[stage.method])
-        best = distill.select(students, self._run.dataset.metric)[0]
+        best = distill.select(students, self._run.dataset.metric, split="validation")[0]
         return stage._replace(
             learning_rates=(best["learning_rate"],), teacher_step=best["teacher_step"] or 0
         )

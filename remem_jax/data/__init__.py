@@ -15,12 +15,13 @@ from remem_jax.data import unlabelled as unlabelled_images
 from remem_jax.data.custom import arrays, class_names, folders, group_names, lists, walk
 from remem_jax.data.custom import unlabelled as unlabelled_folder
 from remem_jax.data.groups import Groups
+from remem_jax.data.images import decoding
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.inspection import repeated
 from remem_jax.data.inspection.repeated import Repeated
 from remem_jax.data.loaders import resident
 from remem_jax.data.residency import Storage as Storage
-from remem_jax.data.sources import TRAIN, UNLABELLED, VALIDATION, Source, Subset
+from remem_jax.data.sources import TEST, TRAIN, UNLABELLED, VALIDATION, Source, Subset
 from remem_jax.data.splitting import Rules as Rules
 from remem_jax.data.tfds import named, prepared
 from remem_jax.data.unlabelled import Unlabelled as Unlabelled
@@ -66,6 +67,8 @@ class Dataset(NamedTuple):
         repeated: Test images that are also in train or validation; None if published.
         held_out: Splits that were held out of train.
         groups: Groups of training images that were held out together; None if there are none.
+        selection: Split that selects models: "validation", or "test" if there are no validation
+            images; "" if models are not selected any more.
     """
 
     title: str
@@ -88,6 +91,17 @@ class Dataset(NamedTuple):
     repeated: Repeated | None = None
     held_out: tuple[str, ...] = ()
     groups: Groups | None = None
+    selection: str = VALIDATION
+    refit: bool = False
+
+    def for_refit(self) -> "Dataset":
+        """Returns the data set that is trained on with validation, which then selects nothing."""
+        train = sources.joined(self.splits[TRAIN], self.splits[VALIDATION])
+        return self._replace(
+            splits={TRAIN: train, TEST: self.splits[TEST]},
+            fingerprint=hashlib.sha256(f"refit {self.fingerprint}".encode()).hexdigest()[:16],
+            selection="",
+        )
 
 
 def open_source(
@@ -172,7 +186,9 @@ def with_unlabelled(source: Source, path: str, *, largest_share: float) -> Sourc
     return source._replace(unlabelled=opened)
 
 
-def load(source: Source, storage: Storage, rules: Rules, *, corrupt_limit: int) -> Dataset:
+def load(
+    source: Source, storage: Storage, rules: Rules, *, corrupt_limit: int, refit: bool = False
+) -> Dataset:
     """Scans every image of a source, decodes resident images, and holds out missing splits.
 
     Resident images keep their size if all have the same, of at most `stored_size` pixels a side.
@@ -184,6 +200,7 @@ def load(source: Source, storage: Storage, rules: Rules, *, corrupt_limit: int) 
         storage: Where images are during the run.
         rules: How images are held out of train.
         corrupt_limit: Largest number of images that cannot be decoded; they are skipped and listed.
+        refit: See `Dataset`.
 
     Raises:
         SettingError: If too many images are corrupt, a split has no others, or resident images
@@ -233,6 +250,8 @@ def load(source: Source, storage: Storage, rules: Rules, *, corrupt_limit: int) 
         repeated=repeated.of_parts(source, division.parts, splits, threads),
         held_out=division.held_out,
         groups=division.groups,
+        selection=VALIDATION if VALIDATION in splits else TEST,
+        refit=refit,
     )
     if source.unlabelled is None or without_labels is None:
         return dataset
@@ -293,6 +312,8 @@ def make_loader(
         splits[UNLABELLED] = others.subset
     if dataset.pixels is not None:
         pixels = {TRAIN: dataset.pixels[TRAIN]} if from_files else {**dataset.pixels}
+        if dataset.refit:
+            pixels |= _refitted(dataset.pixels, scanning.available(threads))
         if others and others.pixels is not None:
             pixels[UNLABELLED] = resident.Split(others.pixels, others.subset.labels)
         loader = resident.make_loader(
@@ -322,6 +343,21 @@ def make_loader(
     )
     if loader is None:
         return read
+    evaluated_from_files = {
+        "evaluation": read.evaluation,
+        "evaluation_transform": read.evaluation_transform,
+    }
     return loader._replace(
-        evaluation=read.evaluation, evaluation_transform=read.evaluation_transform
+        **evaluated_from_files,
+        refit=loader.refit and loader.refit._replace(**evaluated_from_files),
     )
+
+
+def _refitted(pixels: Mapping[str, resident.Split], threads: int) -> Mapping[str, resident.Split]:
+    """Returns the resident images of validation in the shape of the training images."""
+    validation, (_, height, width, _) = pixels[VALIDATION], pixels[TRAIN].image.shape
+    if validation.image.shape[1:3] == (height, width):
+        return {VALIDATION: validation}
+    images = np.asarray(validation.image)
+    resized = decoding.resize_all(images, (height, width), threads=threads)
+    return {resident.REFIT: resident.Split(resized, validation.label)}

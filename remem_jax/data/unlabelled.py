@@ -1,7 +1,5 @@
 """Chooses the unlabelled images that students learn from, once all images are scanned."""
 
-import concurrent.futures
-import functools
 import hashlib
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -107,6 +105,4 @@ def stored_as(unlabelled: Unlabelled, shape: tuple[int, int] | None, *, threads:
         return unlabelled._replace(pixels=None)
     if pixels.shape[1:3] == shape:
         return unlabelled
-    resize = functools.partial(decoding.resize, size=shape)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        return unlabelled._replace(pixels=np.stack([*pool.map(resize, pixels)]))
+    return unlabelled._replace(pixels=decoding.resize_all(pixels, shape, threads=threads))

@@ -24,9 +24,11 @@ from remem_jax.checks import at_least, require
 from remem_jax.export import options
 from remem_jax.export.options import Form
 
-_CHECK_IMAGES, _CALIBRATION_IMAGES, _SPLIT = 512, 256, "validation"
+_CHECK_IMAGES, _CALIBRATION_IMAGES = 512, 256
 # Options that only students, and only graphs, have; None or False means that one is not given.
-_STUDENT_OPTIONS = ("seed", "input", "batch", "fold", "precision", "calibration_images")
+_STUDENT_OPTIONS = (
+    *("seed", "refit", "input", "batch", "fold", "precision", "calibration_images"),
+)
 _GRAPH_OPTIONS = ("input", "batch")
 
 
@@ -60,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=command.path, help="output file (default: in RUN/export)")
     add("--method", default="", help=f"of the run {best}")
     add("--seed", type=int, help=f"of the student {best}")
+    add("--refit", action="store_true", help="the student trained on train and validation")
     add(
         "--input",
         choices=options.INPUTS,
@@ -197,7 +200,9 @@ def _export_student(arguments: argparse.Namespace) -> str:
     from remem_jax.export import checking, destinations, runs, students
 
     form = _form(arguments)
-    student = runs.open_student(arguments.run, method=arguments.method, seed=arguments.seed)
+    student = runs.open_student(
+        arguments.run, method=arguments.method, seed=arguments.seed, refitted=arguments.refit
+    )
     path = arguments.out or arguments.run / "export" / _name(student, form, arguments.seed)
     destinations.require_replaceable(path, folder=form.format in options.FOLDERS)
     preprocessing = student.described.preprocessing
@@ -205,7 +210,7 @@ def _export_student(arguments: argparse.Namespace) -> str:
     if form.precision == "int8":
         most = arguments.calibration_images or _CALIBRATION_IMAGES
         calibration = _images(arguments, preprocessing, "train", most).pixels
-    images = _images(arguments, preprocessing, arguments.split or _SPLIT, arguments.check_images)
+    images = _images(arguments, preprocessing, _split(arguments), arguments.check_images)
     allowed = checking.limits(
         form.precision, arguments.allowed_difference, arguments.allowed_disagreement
     )
@@ -224,11 +229,19 @@ def _export_teacher(arguments: argparse.Namespace) -> str:
     name = f"{teacher.method}_teacher_{arguments.format}{suffix}"
     path = arguments.out or arguments.run / "export" / name
     destinations.require_replaceable(path, folder=False)
-    images = _images(
-        arguments, teacher.preprocessing, arguments.split or _SPLIT, arguments.check_images
-    )
+    images = _images(arguments, teacher.preprocessing, _split(arguments), arguments.check_images)
     record = teachers.export(teacher, arguments.format, path, images, allowed=allowed)
     return _summary(path, record["check"])
+
+
+def _split(arguments: argparse.Namespace) -> str:
+    """Returns the split to check on: validation, unless the student was trained on it."""
+    if arguments.split:
+        return arguments.split
+    from remem_jax.export import runs
+
+    has_validation = "validation" in runs.read_results(arguments.run)["data"]["examples"]
+    return "validation" if has_validation and not arguments.refit else "test"
 
 
 def _images(arguments: argparse.Namespace, preprocessing: Any, split: str, most: int) -> Any:

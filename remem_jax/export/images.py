@@ -54,6 +54,7 @@ def open_images(run: pathlib.Path, split: str, most: int) -> Images:
     one_of("--split", split, options.SPLITS)
     at_least("--check-images", most, 0)
     dataset, loader = load(run)
+    one_of("--split of this run", split, dataset.splits)
     transform = jax.jit(loader.evaluation_transform)
     pixels, labels = [], []
     selected = _evenly_spaced(len(dataset.splits[split].rows), most)

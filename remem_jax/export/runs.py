@@ -13,6 +13,7 @@ from remem_jax.export import description
 from remem_jax.export.description import Description
 from remem_jax.records import Variables
 from remem_jax.report import tables
+from remem_jax.report.run import refit
 from remem_jax.storage import results
 from remem_jax.weights import student_normalisation, students
 
@@ -33,28 +34,39 @@ class Student(NamedTuple):
     source: str
 
 
-def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None) -> Student:
+def open_student(
+    run: pathlib.Path, *, method: str = "", seed: int | None = None, refitted: bool = False
+) -> Student:
     """Opens the selected student of a finished run.
 
     Args:
         run: Folder of the run.
         method: Method of the run; empty selects the one whose student is best on validation.
         seed: One of `config.student.seeds`; None selects the one that is best on validation.
+        refitted: Whether to open the student that was trained anew on train and validation.
 
     Raises:
-        SettingError: If there is no such run, method or seed, or the run is not finished.
+        SettingError: If there is no such run, method, seed or refit, or the run is not finished.
     """
     record = read_results(run)
     row = method_row(record, run, method)
+    name = row["method"]
+    if refitted:
+        require(
+            refit.was_made(row),
+            f"--refit: {name} of {run} was not trained on train and validation: leave the option "
+            "out, or run the command of the run again with --config.data.refit=True.",
+        )
+        name = refit.NAME.format(name)
     seeds = [trained["seed"] for trained in row.get("seeds", ())]  # Older runs have none.
     if seed is not None:
         one_of(f"--seed of {row['method']}", seed, seeds)
     suffix = "" if seed in (None, *seeds[:1]) else f"_seed_{seed}"
-    path = run / "selected" / f"{row['method']}{suffix}_student.safetensors"
+    path = run / "selected" / f"{name}{suffix}_student.safetensors"
     student = open_file(path)
     selected = [seed] if seed is not None else seeds[:1]
     described = student.described._replace(
-        method=row["method"],
+        method=name,
         seed="".join(map(str, selected)),
         run=key_of(record),
     )

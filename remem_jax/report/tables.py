@@ -43,12 +43,18 @@ def method_title(method: str) -> str:
     return _ROW_TITLES.get(method, method)
 
 
+def selection(results: Results) -> str:
+    """Returns the split that selected the models of a run: "validation", or else "test"."""
+    return results["data"].get("selection", "validation")
+
+
 def best_on_validation(
     rows: Sequence[Mapping[str, Any]], metric: str, role: str = "student"
 ) -> Mapping[str, Any]:
     """Returns the row of the method whose student, or teacher, is best on validation.
 
     The first of several that are equal, so that reports, exports and predictions choose the same.
+    Without validation images, it is the one that is best on test.
 
     Args:
         rows: Rows of a run's `methods`, at least one, each with a model of this role.
@@ -57,7 +63,7 @@ def best_on_validation(
     """
 
     def share(row: Mapping[str, Any]) -> float:
-        value = row[role]["validation"][metric]
+        value = (row[role]["validation"] or row[role]["test"])[metric]
         return -math.inf if value is None else value
 
     return max(rows, key=share)

@@ -16,7 +16,8 @@ from remem_jax.storage import checksums, locks, results, workdir
 
 _STAGES = ("teachers", "students", "information")  # Folders of stages that are trained.
 _CHECKPOINTS, _BEST, _LOCK = "checkpoints", "best", "lock"
-_ENTRY = re.compile(r"[0-9a-f]{24}(\.partial)?")  # Of decoded images; see `data.cache`.
+# Of decoded images, and what was found among them; see `data.cache`.
+_ENTRY = re.compile(r"[0-9a-f]{24}(\.partial)?|duplicates_[0-9a-f]{24}\.npy")
 _OUTPUTS = re.compile(r"[0-9a-f]{16}")  # Of stored outputs; see `storage.outputs`.
 _COMPILED = re.compile(r".+-(cache|atime)")  # Files of JAX.
 # Kinds of files, as users read them.

@@ -87,6 +87,12 @@ class Run(NamedTuple):
         """
         return self._replace(loader=self.loader._replace(train=self.loader.distillation))
 
+    def for_refit(self) -> "Run":
+        """Returns the run with train and validation together as its training images."""
+        if self.loader.refit is None:
+            raise ValueError("The loader was built without a refit.")
+        return self._replace(loader=self.loader.refit, dataset=self.dataset.for_refit())
+
     def memory(self) -> int:
         """Returns the memory of a device, in bytes."""
         return self.device_bytes or resident.memory()
@@ -264,6 +270,7 @@ def load_dataset(config: ConfigDict, settings: ConfigDict) -> data.Dataset:
         data.Storage(**{name: settings[name] for name in names}),
         splitting_rules(config, settings),
         corrupt_limit=settings.corrupt_limit,
+        refit=bool(settings.refit),
     )
 
 

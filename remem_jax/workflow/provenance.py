@@ -12,6 +12,7 @@ import numpy as np
 import remem_jax
 from remem_jax import data as datasets
 from remem_jax import paired, settings
+from remem_jax.data import groups
 from remem_jax.data.custom import walk
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.storage import results
@@ -56,6 +57,9 @@ def data(run: context.Run) -> dict[str, Any]:
         "examples": {name: len(split.rows) for name, split in dataset.splits.items()},
         "classes_without_images": absent_classes(dataset),
         "held_out": held_out(dataset),
+        "held_out_splits": list(dataset.held_out),
+        "groups": groups.record(dataset.groups),
+        "selection": dataset.selection,
         "input": run.loader.kind,
         "sizes": sizes(dataset.shapes),
         "source_size": dataset.source_size and list(dataset.source_size),
@@ -119,7 +123,7 @@ def absent_classes(dataset: datasets.Dataset) -> dict[str, list[str]]:
 
 def held_out(dataset: datasets.Dataset) -> bool:
     """Returns whether validation was held out of train, rather than a split of the data set."""
-    return dataset.splits["validation"].split is dataset.splits["train"].split
+    return "validation" in dataset.held_out
 
 
 def sizes(shapes: np.ndarray | None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from remem_jax import display
 from remem_jax.methods import METHODS
 
+REFIT = "refit"  # Stages on train and validation together, in the folder of their method.
 _KINDS = {"teachers": "teacher", "students": "students", "information": "information"}
 _MODELS = {"teachers": "teacher", "students": "student"}
 # Parts of a name after the method, and what they are in a title.
@@ -20,6 +21,7 @@ _PARTS = {
     r"retry_(\d+)": ", retry {0}",
     r"rung": ", learning rates",
     r"longer_\d+": ", for longer",
+    REFIT: ", on train and validation",
 }
 
 
@@ -63,6 +65,8 @@ def _of_method(config: ConfigDict, method: str) -> Iterator[display.Planned]:
     record, student_steps = METHODS[method], config.student.steps
     if not record.has_teacher:
         yield display.Planned(title(f"students/{method}"), student_steps, f"students/{method}")
+        if config.data.refit:
+            yield display.Planned(title(f"students/{method}/{REFIT}"), student_steps, REFIT)
         return
     rho = config.teacher.rho if record.rho is None else record.rho
     steps = config.teacher.steps
@@ -72,3 +76,8 @@ def _of_method(config: ConfigDict, method: str) -> Iterator[display.Planned]:
     if config.information.seeds:
         name = title(f"information/{method}")
         yield display.Planned(name, config.information.steps, "information")
+    if config.data.refit:
+        yield display.Planned(
+            title(f"teachers/{method}/{REFIT}"), steps[-1], "SAM" if rho else "SGD"
+        )
+        yield display.Planned(title(f"students/{method}/{REFIT}"), student_steps, REFIT)

@@ -231,20 +231,22 @@ def _compiled(counts: compiling.Compiled) -> str:
     )
 
 
-def log_validation(run: Run, stage: str, at: int, value: float | list[float]) -> None:
-    """Logs the validation metric of a model, or one for each student."""
-    run.log.write(stage, at, {"validation": value})
+def log_selection(run: Run, stage: str, at: int, value: float | list[float]) -> None:
+    """Logs the metric that selects models, of one model or of each student."""
+    split = run.dataset.selection
+    run.log.write(stage, at, {split: value})
     values = np.atleast_1d(value)
     finite_values = values[np.isfinite(values)]
     if not finite_values.size:
-        logging.info("%s, step %d: not finite on validation.", stages.title(stage), at)
+        logging.info("%s, step %d: not finite on %s.", stages.title(stage), at, split)
         return
     best = float(finite_values.max())
-    display.result(stages.model(stage), best, "validation")
+    display.result(stages.model(stage), best, split)
     logging.info(
-        "%s, step %d: %.2f %% on validation%s.",
+        "%s, step %d: %.2f %% on %s%s.",
         stages.title(stage),
         at,
         100 * best,
+        split,
         f", the best of {values.size} students" if values.size > 1 else "",
     )

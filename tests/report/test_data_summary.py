@@ -12,12 +12,13 @@ from remem_jax.report.run import page, search
 def test_summary_counts_images_and_pixels(results: dict[str, Any]) -> None:
     text = page.summary(results)
 
-    images = "1,150 training, 287 validation (held out of 1,437 training images) and 400 test"
+    images = "1,150 training, 287 validation and 400 test"
     assert (
         f"{images} images of 8 x 9 pixels in 2 classes, resized to 32 x 32 for the models." in text
     )
     assert "resnet18 with 11,227,812 parameters" in text
     assert "top-1 accuracy" in text
+    assert "Of 1,437 training images, 287 were held out to select models." in text
 
 
 def test_a_validation_split_of_the_data_was_not_held_out(results: dict[str, Any]) -> None:

@@ -39,14 +39,14 @@ def record(rate: float, seed: int, top1: float, **changes: Any) -> dict[str, Any
 def test_the_configuration_with_the_best_mean_is_chosen_not_the_best_student() -> None:
     tried = [record(0.1, 0, 0.9), record(0.1, 1, 0.5), record(0.2, 0, 0.8), record(0.2, 1, 0.8)]
 
-    assert distill.select(tried, "top1") == tried[2:]
+    assert distill.select(tried, "top1", split="validation") == tried[2:]
 
 
 @pytest.mark.parametrize("setting", ["teacher_step", "loss", "temperature", "weight"])
 def test_students_of_different_configurations_are_not_averaged(setting: str) -> None:
     tried = [record(0.1, 0, 0.9), record(0.1, 1, 0.7, **{setting: "another"})]
 
-    assert distill.select(tried, "top1") == tried[:1]
+    assert distill.select(tried, "top1", split="validation") == tried[:1]
 
 
 def test_a_configuration_with_a_diverged_seed_is_not_chosen() -> None:
@@ -58,25 +58,25 @@ def test_a_configuration_with_a_diverged_seed_is_not_chosen() -> None:
         record(0.2, 1, 0.3),
     ]
 
-    assert distill.select(tried, "top1") == tried[2:]
+    assert distill.select(tried, "top1", split="validation") == tried[2:]
 
 
 def test_an_error_is_raised_if_all_configurations_diverged() -> None:
     with pytest.raises(loop.NonFiniteLossError, match=r"config\.student\.learning_rates"):
-        distill.select([record(0.1, 0, 0.9, diverged=True)], "top1")
+        distill.select([record(0.1, 0, 0.9, diverged=True)], "top1", split="validation")
 
 
 def test_ties_are_broken_by_the_loss() -> None:
     better = record(0.2, 0, 0.5, validation={"top1": 0.5, "loss": 0.9})
 
-    assert distill.select([record(0.1, 0, 0.5), better], "top1") == [better]
+    assert distill.select([record(0.1, 0, 0.5), better], "top1", split="validation") == [better]
 
 
 def test_selection_uses_the_test_split_only_on_request() -> None:
     first = record(0.1, 0, 0.9, test={"top1": 0.1, "loss": 1.0})
     second = record(0.2, 0, 0.8, test={"top1": 0.2, "loss": 1.0})
 
-    assert distill.select([first, second], "top1") == [first]
+    assert distill.select([first, second], "top1", split="validation") == [first]
     assert distill.select([first, second], "top1", split="test") == [second]
 
 
@@ -90,7 +90,7 @@ def test_the_choice_matches_numpy(shares: list[list[float]]) -> None:
         record(rate, seed, top1) for rate, row in enumerate(shares) for seed, top1 in enumerate(row)
     ]
 
-    chosen = distill.select(tried, "top1")
+    chosen = distill.select(tried, "top1", split="validation")
 
     best = np.mean(shares, axis=1).max()
     assert statistics.fmean(student["validation"]["top1"] for student in chosen) == pytest.approx(

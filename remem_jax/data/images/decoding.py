@@ -4,7 +4,9 @@ libjpeg-turbo decodes JPEGs, a SIMD convolution with the kernel of Pillow's bili
 and Pillow reads all headers and every other format of `formats`.
 """
 
+import concurrent.futures
 import contextlib
+import functools
 import io
 import math
 import re
@@ -203,6 +205,18 @@ def resize(
     resized = cykooz_resizer.ImageData(across, down, _RGB)
     _resizer().resize(region, resized, options)
     return np.frombuffer(resized.get_buffer(), np.uint8).reshape(down, across, 3)
+
+
+def resize_all(images: np.ndarray, shape: tuple[int, int], *, threads: int) -> np.ndarray:
+    """Resizes images (image, height, width, 3) of one shape; see `resize`.
+
+    Args:
+        images: The images.
+        shape: Height and width of the results.
+        threads: Number of threads.
+    """
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return np.stack([*pool.map(functools.partial(resize, size=shape), images)])
 
 
 def _orientation(image: Image.Image, encoded: bytes) -> int:

@@ -15,9 +15,11 @@ import numpy as np
 from remem_jax.data.images import augment
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.loaders import order
-from remem_jax.data.sources import TRAIN, UNLABELLED
+from remem_jax.data.sources import TRAIN, UNLABELLED, VALIDATION
 from remem_jax.random_streams import Stage
-from remem_jax.records import Batch, Batches, DataLoader
+from remem_jax.records import Batch, Batches, DataLoader, TrainBatches
+
+REFIT = "refit"  # Images of validation in the shape of the training images.
 
 
 class Split(NamedTuple):
@@ -47,7 +49,8 @@ def make_loader(
 
     Args:
         splits: The data set, in memory; "unlabelled" are images without labels, of the shape of the
-            training images.
+            training images. So are those of `REFIT`, which stand for validation in a refit if its
+            images have another shape.
         evaluated: Preprocessing of evaluation images after they are stored.
         crop_area: See `augment.make_train_transform`.
         flip: See `augment.make_train_transform`.
@@ -58,27 +61,19 @@ def make_loader(
         unlabelled_share: Share of unlabelled images in the batches of `distillation`.
 
     Returns:
-        The loader; its images have their stored size.
+        The loader; its images have their stored size. It has a `refit` if there are images of
+        validation, which must then have the shape of the training images, unless there is `REFIT`.
     """
     stored = {name: put(split, sharding) for name, split in splits.items()}
-    take, take_either = _make_take(sharding), _make_take_either(sharding)
-    train_order = order.TrainOrder(np.asarray(splits[TRAIN].label), balance, seed)
+    take, take_any = _make_take(sharding), _make_take_any(sharding)
 
-    def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
-        split, step = stored[TRAIN], first_step
-        counted = np.ones(batch_size, bool)
-        while True:
-            positions = np.arange(step * batch_size, (step + 1) * batch_size)
-            yield take(split, train_order.rows(positions, stage=stage), counted)
-            step += 1
+    unlabelled = stored.get(UNLABELLED)
 
-    def distillation(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
-        both, step = (stored[TRAIN], stored[UNLABELLED]), first_step
-        mixed = order.partly_labelled(train_order, len(both[1].label), unlabelled_share, batch_size)
-        while True:
-            positions = np.arange(step * batch_size, (step + 1) * batch_size)
-            yield take_either(*both, mixed.rows(positions, stage=stage))
-            step += 1
+    def training(*names: str) -> tuple[TrainBatches, TrainBatches]:
+        labels = np.concatenate([np.asarray(splits[name].label) for name in names])
+        train_order = order.TrainOrder(labels, balance, seed)
+        labelled = tuple(stored[name] for name in names)
+        return _make_training(take_any, labelled, train_order, unlabelled, unlabelled_share)
 
     def evaluation(name: str, batch_size: int) -> Batches:
         split = stored[name]
@@ -87,14 +82,56 @@ def make_loader(
             positions = np.arange(start, start + batch_size)
             yield take(split, *order.evaluation_rows(positions, examples=examples))
 
-    return DataLoader(
+    loader = DataLoader(
         "resident",
-        train,
-        distillation if UNLABELLED in splits else train,
+        *training(TRAIN),
         evaluation,
         augment.make_train_transform(size=evaluated.image_size, crop_area=crop_area, flip=flip),
         augment.make_evaluation_transform(evaluated),
     )
+    others = [name for name in (REFIT, VALIDATION) if name in splits]
+    if not others:
+        return loader
+    train, distillation = training(TRAIN, others[0])
+    return loader._replace(refit=loader._replace(train=train, distillation=distillation))
+
+
+def _make_training(
+    take_any: Callable[[tuple[Split, ...], np.ndarray], Batch],
+    labelled: tuple[Split, ...],
+    train_order: order.TrainOrder,
+    unlabelled: Split | None,
+    share: float,
+) -> tuple[TrainBatches, TrainBatches]:
+    """Builds `train` and `distillation` of a loader.
+
+    Args:
+        take_any: Return value of `_make_take_any`.
+        labelled: Splits of the images with labels.
+        train_order: Order of these images, one split after another.
+        unlabelled: Images without labels; None if there are none.
+        share: Share of them in a batch.
+    """
+
+    def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
+        step = first_step
+        while True:
+            positions = np.arange(step * batch_size, (step + 1) * batch_size)
+            yield take_any(labelled, train_order.rows(positions, stage=stage))
+            step += 1
+
+    if unlabelled is None:
+        return train, train
+    everything, images = (*labelled, unlabelled), len(unlabelled.label)
+
+    def distillation(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
+        step, mixed = first_step, order.partly_labelled(train_order, images, share, batch_size)
+        while True:
+            positions = np.arange(step * batch_size, (step + 1) * batch_size)
+            yield take_any(everything, mixed.rows(positions, stage=stage))
+            step += 1
+
+    return train, distillation
 
 
 def memory() -> int:
@@ -126,20 +163,23 @@ def _make_take(
     return lambda split, rows, counted: gather(split, rows.astype(np.int32), counted)
 
 
-def _make_take_either(
+def _make_take_any(
     sharding: jax.sharding.NamedSharding | None,
-) -> Callable[[Split, Split, np.ndarray], Batch]:
-    """Builds the function that gathers a batch from two splits, whose rows follow each other."""
+) -> Callable[[tuple[Split, ...], np.ndarray], Batch]:
+    """Builds the function that gathers a batch from splits, whose rows follow each other."""
 
     @functools.partial(jax.jit, out_shardings=sharding)
-    def gather(first: Split, second: Split, rows: jax.Array) -> Batch:
-        later = rows >= len(first.label)
-        in_first = jnp.where(later, 0, rows)
-        in_second = jnp.where(later, rows - len(first.label), 0)
-        return Batch(
-            jnp.where(later[:, None, None, None], second.image[in_second], first.image[in_first]),
-            jnp.where(later, second.label[in_second], first.label[in_first]),
-            jnp.ones(rows.shape, bool),
-        )
+    def gather(splits: tuple[Split, ...], rows: jax.Array) -> Batch:
+        first, *others = splits
+        start = len(first.label)
+        within = jnp.where(rows < start, rows, 0)
+        images, labels = first.image[within], first.label[within]
+        for split in others:
+            inside = (rows >= start) & (rows < start + len(split.label))
+            within = jnp.where(inside, rows - start, 0)
+            images = jnp.where(inside[:, None, None, None], split.image[within], images)
+            labels = jnp.where(inside, split.label[within], labels)
+            start += len(split.label)
+        return Batch(images, labels, jnp.ones(rows.shape, bool))
 
-    return lambda first, second, rows: gather(first, second, rows.astype(np.int32))
+    return lambda splits, rows: gather(splits, rows.astype(np.int32))

@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -23,9 +23,9 @@ from remem_jax.checks import SettingError
 from remem_jax.data.images import augment, boxes, decoding
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.data.loaders import order, worker_processes
-from remem_jax.data.sources import TRAIN, UNLABELLED, Subset, joined
+from remem_jax.data.sources import TRAIN, UNLABELLED, VALIDATION, Subset, joined
 from remem_jax.random_streams import Stage
-from remem_jax.records import Batch, Batches, DataLoader
+from remem_jax.records import Batch, Batches, DataLoader, TrainBatches
 
 _LARGEST_CHUNK = 32  # Examples per element of Grain, whose overhead per element is large.
 # For training, a large JPEG is decoded at a half, a quarter or an eighth of its size if each side
@@ -76,7 +76,8 @@ def make_loader(
         unlabelled_share: Share of unlabelled images in the batches of `distillation`.
 
     Returns:
-        The loader; its images are uint8 of `augmentation.size`.
+        The loader; its images are uint8 of `augmentation.size`. It has a `refit` if there are
+        images of validation.
     """
 
     def batches(examples: "_Examples", workers: int) -> Batches:
@@ -105,33 +106,63 @@ def make_loader(
                     return
                 yield _place(batch, examples.batch_size, sharding)
 
-    subset = splits[TRAIN]
-    train_order = order.TrainOrder(subset.labels, augmentation.balance, augmentation.seed)
-
-    def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
-        examples = _Examples(subset, augmentation, batch_size, stage, train_order, first_step)
-        return batches(examples, workers)
-
-    def distillation(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
-        unlabelled = splits[UNLABELLED]
-        mixed = order.partly_labelled(
-            train_order, len(unlabelled.rows), unlabelled_share, batch_size
+    def training(subset: Subset) -> tuple[TrainBatches, TrainBatches]:
+        unlabelled = splits.get(UNLABELLED)
+        return _make_training(
+            lambda examples: batches(examples, workers),
+            subset,
+            augmentation,
+            unlabelled,
+            unlabelled_share,
         )
-        both = joined(subset, unlabelled)
-        return batches(_Examples(both, augmentation, batch_size, stage, mixed, first_step), workers)
 
     def evaluation(name: str, batch_size: int) -> Batches:
         # Processes would take longer to start than most evaluations take.
         return batches(_Examples(splits[name], augmentation, batch_size, stage=None), workers=0)
 
-    return DataLoader(
+    loader = DataLoader(
         "streamed",
-        train,
-        distillation if UNLABELLED in splits else train,
+        *training(splits[TRAIN]),
         evaluation,
         augment.streamed_transform,
         augment.streamed_transform,
     )
+    if VALIDATION not in splits:
+        return loader
+    train, distillation = training(joined(splits[TRAIN], splits[VALIDATION]))
+    return loader._replace(refit=loader._replace(train=train, distillation=distillation))
+
+
+def _make_training(
+    read: Callable[["_Examples"], Batches],
+    subset: Subset,
+    augmentation: AugmentOptions,
+    unlabelled: Subset | None,
+    share: float,
+) -> tuple[TrainBatches, TrainBatches]:
+    """Builds `train` and `distillation` of a loader.
+
+    Args:
+        read: Reads batches of examples.
+        subset: Images with labels.
+        augmentation: Order of training images, and transforms.
+        unlabelled: Images without labels; None if there are none.
+        share: Share of them in a batch.
+    """
+    train_order = order.TrainOrder(subset.labels, augmentation.balance, augmentation.seed)
+
+    def train(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
+        return read(_Examples(subset, augmentation, batch_size, stage, train_order, first_step))
+
+    if unlabelled is None:
+        return train, train
+    both, images = joined(subset, unlabelled), len(unlabelled.rows)
+
+    def distillation(batch_size: int, first_step: int, *, stage: Stage) -> Batches:
+        mixed = order.partly_labelled(train_order, images, share, batch_size)
+        return read(_Examples(both, augmentation, batch_size, stage, mixed, first_step))
+
+    return train, distillation
 
 
 class _Piece(NamedTuple):

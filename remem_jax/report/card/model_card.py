@@ -19,6 +19,7 @@ from remem_jax.models.normalisation import IDENTITY
 from remem_jax.report import initial_students, rendering, tables
 from remem_jax.report.card import licences
 from remem_jax.report.card import tables as card_tables
+from remem_jax.report.run import refit
 from remem_jax.report.tables import Results
 from remem_jax.storage import files
 
@@ -35,20 +36,26 @@ def write(directory: pathlib.Path, results: Results) -> None:
         directory: Folder of the run.
         results: Contents of its results.json.
     """
-    methods = {row["method"] for row in results["methods"]}
-    for path in sorted((directory / "selected").glob(f"*{_WEIGHTS}")):
-        method = path.name.removesuffix(_WEIGHTS)
-        if method in methods:
-            files.write_text(path.with_suffix(".md"), markdown(results, method))
+    for row in results["methods"]:
+        method = row["method"]
+        described = {method: results}
+        if refit.was_made(row):
+            described[refit.NAME.format(method)] = refit.view(results, method)
+        for name, of_models in described.items():
+            path = directory / "selected" / f"{name}{_WEIGHTS}"
+            if path.is_file():
+                files.write_text(path.with_suffix(".md"), markdown(of_models, method, name))
 
 
-def markdown(results: Results, method: str) -> str:
+def markdown(results: Results, method: str, name: str = "") -> str:
     """Renders the card of a method's student.
 
     Args:
-        results: Contents of a run's results.json.
+        results: Contents of a run's results.json, or a view of them.
         method: Name of a method of the run.
+        name: Name of the student in the names of its files; empty is that of the method.
     """
+    name = name or method
     data, model = results["data"], results["models"]["student"]
     student = models.STUDENTS.get(model)  # None if this version has lost the student of a run.
     steps, used = preprocessing.of_results(results), initial_students.normalisation(results)
@@ -62,8 +69,8 @@ def markdown(results: Results, method: str) -> str:
         "summary": _summary(results, method),
         "warning": warning(results),
         "method": method,
-        "weights": f"{method}{_WEIGHTS}",
-        "onnx": f"{method}_student.onnx",
+        "weights": f"{name}{_WEIGHTS}",
+        "onnx": f"{name}_student.onnx",
         "model": model,
         "stem": stem,
         "classes": data["classes"],
@@ -161,7 +168,7 @@ def _printable(content: Any) -> Any:
 
 def _of_split(results: Results, method: str, split: str) -> list[dict[str, Any]]:
     """Returns the metrics of a split for the metadata; fractions from 0 to 1."""
-    metrics = card_tables.saved_student(card_tables.row_of(results, method))[split]
+    metrics = card_tables.saved_student(card_tables.row_of(results, method))[split] or {}
     return [
         {"type": kind, "value": metrics[name], "name": f"{title.partition(',')[0]}, {split}"}
         for name, (kind, title) in card_tables.METRICS.items()

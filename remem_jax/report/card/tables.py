@@ -67,7 +67,8 @@ def metrics(results: Results, method: str) -> Table:
         ("Student", saved_student(row)),
         *([("Teacher", row["teacher"])] if row["teacher"] else []),
     ]
-    columns = [(f"{role}, {split}", model[split]) for split in SPLITS for role, model in models]
+    splits = [split for split in SPLITS if row["student"][split]]
+    columns = [(f"{role}, {split}", model[split]) for split in splits for role, model in models]
     rows = []
     for name, (_, title) in METRICS.items():
         form = tables.number if name == "loss" else tables.percent
@@ -81,13 +82,14 @@ def metrics(results: Results, method: str) -> Table:
 def _notes(results: Results, row: Mapping[str, Any]) -> str:
     data, metric = results["data"], results["data"]["metric"]
     title, images = tables.METRIC_TITLES[metric], data["examples"]
+    splits = [split for split in SPLITS if split in images]
+    counted = " and ".join(f"{images[split]:,} {split}" for split in splits)
     notes = [
-        f"On {images['test']:,} test and {images['validation']:,} validation images. The main "
-        f"metric is {title}.",
-        data_summary.coverage(results, "test", "validation"),
+        f"On {counted} images. The main metric is {title}.",
+        data_summary.coverage(results, *splits),
         _standard_error(results, row),
         comparisons.beside_teacher(results, row["method"]) or "",
-        *_seeds(row, metric),
+        *_seeds(row, metric, tables.selection(results)),
         _tried(results, row["method"]),
         f"The calibration error uses {evaluate.BINS} bins; the confidences are plain softmax "
         "outputs, without calibration.",
@@ -105,7 +107,7 @@ def _standard_error(results: Results, row: Mapping[str, Any]) -> str:
     return f"Its standard error on test is {comparisons.points(error)} points{rough}."
 
 
-def _seeds(row: Mapping[str, Any], metric: str) -> list[str]:
+def _seeds(row: Mapping[str, Any], metric: str, split: str) -> list[str]:
     seeds = row.get("seeds", ())
     shares = [student["test"][metric] for student in seeds]
     if len(shares) < 2 or None in shares:
@@ -116,25 +118,33 @@ def _seeds(row: Mapping[str, Any], metric: str) -> list[str]:
         f"Over {len(shares)} seeds of the student, the mean on test is "
         f"{tables.percent(statistics.fmean(shares))} with a sample standard deviation of "
         f"{100 * statistics.stdev(shares):.2f} points; the weights are those of seed "
-        f"{seeds[0]['seed']}, the best on validation."
+        f"{seeds[0]['seed']}, the best on {split}."
     ]
 
 
 def _tried(results: Results, method: str) -> str:
     """Describes how this student was selected."""
+    if results["data"].get("refitted"):
+        return (
+            "Its settings were selected on validation; it was then trained anew with them on train "
+            "and validation together, and tested once."
+        )
     tried = [row for row in results["students"] if row["method"] == method]
     teachers = sum(row["method"] == method for row in results["teachers"])
     diverged = sum(row["diverged"] for row in tried)
+    split = tables.selection(results)
+    counts = (
+        f"It was selected on {split} from {len(tried):,} students ({diverged:,} of them "
+        f"diverged) and {teachers:,} teacher checkpoints, so its {split} metrics are biased upwards"
+    )
+    if split == "test":
+        return f"{counts}."
     test = (
         "all students were evaluated on test too, which did not affect this selection"
         if data_summary.on_test(results)
         else "the test split was read once, for the selected models"
     )
-    return (
-        f"It was selected on validation from {len(tried):,} students ({diverged:,} of them "
-        f"diverged) and {teachers:,} teacher checkpoints, so its validation metrics are biased "
-        f"upwards; {test}."
-    )
+    return f"{counts}; {test}."
 
 
 def confused(results: Results, method: str) -> Table | None:
@@ -285,9 +295,17 @@ def _unlabelled(recorded: Mapping[str, Any]) -> str:
     )
 
 
+_VALIDATION = {  # Why there are no validation images, by whether the model was refitted.
+    False: "none; the test images selected the model",
+    True: "none; those that selected the settings are among the training images",
+}
+
+
 def _validation(data: Mapping[str, Any]) -> str:
     """Describes the size and origin of the validation split, as far as recorded."""
     examples = data["examples"]
+    if "validation" not in examples:
+        return _VALIDATION[bool(data.get("refitted"))]
     images = f"{examples['validation']:,}"
     held = data.get("held_out")
     if held is None:

@@ -7,6 +7,9 @@ from remem_jax.data import registry
 from remem_jax.report import tables
 from remem_jax.report.tables import Results
 
+_NOUNS = {"train": "training", "validation": "validation", "test": "test"}
+_USES = {"validation": "select models", "test": "test them"}
+
 
 def on_test(results: Results) -> bool:
     """Returns whether all students were evaluated on test, not only the selected ones."""
@@ -16,9 +19,16 @@ def on_test(results: Results) -> bool:
 
 def reading(results: Results) -> str:
     """Describes the use of the validation and test splits."""
+    if tables.selection(results) == "test":
+        return (
+            "All settings were selected on the test split itself (config.data.validation is 0), so "
+            "that the accuracies are optimistic."
+        )
     selected = "All settings were selected on the validation split"
     if not on_test(results):
-        return f"{selected}; the test split was read once, for the selected models."
+        more = any(row.get("refit") for row in results["methods"])
+        again = ", and once for those trained anew on train and validation" if more else ""
+        return f"{selected}; the test split was read once, for the selected models{again}."
     return (
         f"{selected}. Every student was evaluated on test as well (config.choose_on_test), which "
         "affects only the table of settings selected on test."
@@ -29,15 +39,50 @@ def images(results: Results) -> str:
     """Describes the number and size of the images."""
     data = results["data"]
     examples = data["examples"]
-    held = ""
-    if data.get("held_out"):
-        held = f" (held out of {examples['train'] + examples['validation']:,} training images)"
     size = f"{data['image_size']} x {data['image_size']}"
+    *others, last = [
+        f"{examples[name]:,} {noun}" for name, noun in _NOUNS.items() if name in examples
+    ]
     return (
-        f"{examples['train']:,} training, {examples['validation']:,} validation{held} and "
-        f"{examples['test']:,} test images {sizes(data)} in {data['classes']:,} classes, "
+        f"{', '.join(others)} and {last} images {sizes(data)} in {data['classes']:,} classes, "
         f"{_stored(data)}resized to {size} for the models"
     )
+
+
+def held_out(results: Results) -> str:
+    """Describes how many of the training images were held out, and how; "" for older runs."""
+    data = results["data"]
+    examples, splits = data["examples"], data.get("held_out_splits")
+    if splits is None:
+        if not data.get("held_out"):
+            return ""
+        splits = ["validation"]
+    if not splits:
+        own = "validation" in examples and "the validation split is the data set's own"
+        return f"No training image was held out: {own or 'config.data.validation is 0'}."
+    images = sum(examples[name] for name in splits)
+    uses = " and ".join(f"{examples[name]:,} to {_USES[name]}" for name in splits)
+    return (
+        f"Of {examples['train'] + images:,} training images, {images:,} were held out{_whole(data)}"
+        + (f" to {_USES[splits[0]]}." if len(splits) == 1 else f": {uses}.")
+    )
+
+
+def _whole(data: Mapping[str, Any]) -> str:
+    """Says which groups were held out as a whole."""
+    recorded = data.get("groups")
+    if not recorded:
+        return ""
+    kinds = {
+        "named": ("named group{}", "named_images"),
+        "duplicates": ("group{} of near duplicates", "duplicate_images"),
+    }
+    listed = " and ".join(
+        f"{recorded[name]:,} {noun.format('s' * (recorded[name] != 1))} ({recorded[images]:,} images)"
+        for name, (noun, images) in kinds.items()
+        if recorded[name]
+    )
+    return f", with {listed} undivided," if listed else ""
 
 
 def unlabelled(results: Results) -> str:

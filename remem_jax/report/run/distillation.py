@@ -27,8 +27,8 @@ _UNKNOWN = (
 def gain(results: Results) -> str | None:
     """Describes what the best distilled student gained on test over those without a teacher.
 
-    The best one is selected on validation. A difference that the test images cannot tell from
-    none (p of at least `LEVEL`) is not called a gain.
+    The best one is selected on validation, or without such images on test. A difference that the
+    test images cannot tell from none (p of at least `LEVEL`) is not called a gain.
 
     Args:
         results: Contents of a run's results.json.
@@ -42,12 +42,12 @@ def gain(results: Results) -> str | None:
     baselines = [name for name in _BASELINES if name in rows]
     if not distilled:
         return None
-    best = max(distilled, key=lambda row: row["student"]["validation"][metric])
+    best = tables.best_on_validation(distilled, metric)
     clauses = [_clause(results, best, rows[name]) for name in baselines]
     sentences = []
     if clauses:
         title = tables.method_title(best["method"])
-        choice = ", the best on validation" if len(distilled) > 1 else ""
+        choice = f", the best on {tables.selection(results)}" if len(distilled) > 1 else ""
         sentences.append(f"On test, distillation ({title}{choice}) {'; it '.join(clauses)}.")
     if results["models"].get("student_init") and ALONE not in rows:
         sentences.append(_UNKNOWN)

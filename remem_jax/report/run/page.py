@@ -17,6 +17,7 @@ from remem_jax.report.run import (
     information,
     plots,
     recommendation,
+    refit,
     repeated,
     search,
 )
@@ -64,6 +65,7 @@ def _content(
         paper.note(results),
     ]
     optional = [
+        refit.table(results),
         budget.stages(results),
         comparisons.table(results),
         run_tables.confused(results),
@@ -119,6 +121,7 @@ def _diverged(results: tables.Results) -> list[str]:
             f"{tables.method_title(failure['method'])} has no result. {failure['reason']}"
             for failure in results.get("failed", ())
         ),
+        *refit.failures(results),
     ]
 
 
@@ -131,12 +134,12 @@ def _details(results: tables.Results) -> tables.Table:
 def summary(results: tables.Results) -> str:
     """Summarises the student, the data and the evaluation in sentences."""
     data, models = results["data"], results["models"]
-    unlabelled = data_summary.unlabelled(results)
+    unlabelled, held = data_summary.unlabelled(results), data_summary.held_out(results)
     return (
         f"The student, {models['student']} with {models['student_parameters']:,} parameters, "
         f"was trained on {data['title']}: {data_summary.images(results)}. "
         f"{unlabelled}{unlabelled and ' '}"
-        f"{data_summary.counts(results)} {data_summary.reading(results)}"
+        f"{held}{held and ' '}{data_summary.counts(results)} {data_summary.reading(results)}"
     )
 
 

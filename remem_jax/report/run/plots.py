@@ -54,25 +54,25 @@ def draw(results: tables.Results, rows: Sequence[Mapping[str, Any]]) -> list[Plo
 
 
 def _students_against_teachers(results: tables.Results) -> Plot | None:
-    metric = results["data"]["metric"]
-    teachers = {(r["method"], r["step"]): r["validation"][metric] for r in results["teachers"]}
+    metric, split = results["data"]["metric"], tables.selection(results)
+    teachers = {(r["method"], r["step"]): r[split][metric] for r in results["teachers"]}
     left_out = sum(row["diverged"] for row in results["students"])
-    figure, axes = _axes("Teacher, validation, %", "Student, validation, %")
+    figure, axes = _axes(f"Teacher, {split}, %", f"Student, {split}, %")
     for method in _methods(results):
         style = _style(method)
         students = [r for r in _kept(results) if r["method"] == method]
         distilled = [r for r in students if (method, r["teacher_step"]) in teachers]
         x = [100 * finite(teachers[method, r["teacher_step"]]) for r in distilled]
-        y = [100 * finite(r["validation"][metric]) for r in distilled]
+        y = [100 * finite(r[split][metric]) for r in distilled]
         if distilled:
             axes.plot(x, y, style.marker, color=style.color, alpha=0.7, label=_label(method))
         elif students:
-            best = 100 * max(finite(r["validation"][metric]) for r in students)
+            best = 100 * max(finite(r[split][metric]) for r in students)
             label = f"{_label(method)}, best"
             axes.axhline(best, color=style.color, linestyle=style.dashes, label=label)
     for row in results["methods"]:
         if row["teacher"] is not None:
-            x, y = (100 * finite(row[m]["validation"][metric]) for m in ("teacher", "student"))
+            x, y = (100 * finite(row[m][split][metric]) for m in ("teacher", "student"))
             _ring(axes, x, y, _style(row["method"]))
     caption = (
         "Each point is a student, by its accuracy and that of its teacher; rings mark the selected "
@@ -87,6 +87,7 @@ def _teacher_curves(
     results: tables.Results, rows: Sequence[Mapping[str, Any]]
 ) -> Iterable[Plot | None]:
     chosen = {row["method"]: row["selected"]["teacher_step"] for row in results["methods"]}
+    split = tables.selection(results)
 
     def curves(name: str, scale: float, *, ringed: bool) -> list[Curve]:
         return [
@@ -105,16 +106,18 @@ def _teacher_curves(
         curves("loss", 1.0, ringed=False),
     )
     yield _curves_plot(
-        "Teachers: validation",
+        f"Teachers: {split}",
         "Each point is a checkpoint; rings mark the teachers of the selected students.",
-        "Validation, %",
-        curves("validation", 100.0, ringed=True),
+        f"{split.capitalize()}, %",
+        curves(split, 100.0, ringed=True),
     )
 
 
 def _student_curves(
     results: tables.Results, rows: Sequence[Mapping[str, Any]]
 ) -> Iterable[Plot | None]:
+    split = tables.selection(results)
+
     def curves(name: str, scale: float) -> list[Curve]:
         return [
             Curve(
@@ -134,10 +137,10 @@ def _student_curves(
         curves("loss", 1.0),
     )
     yield _curves_plot(
-        "Selected students: validation",
+        f"Selected students: {split}",
         "The selected student of each method.",
-        "Validation, %",
-        curves("validation", 100.0),
+        f"{split.capitalize()}, %",
+        curves(split, 100.0),
     )
 
 

@@ -95,7 +95,8 @@ def _alone(results: Results, model: Model) -> str:
     """Returns a sentence on a model that no other one is compared with."""
     share = tables.percent(model.saved["test"][results["data"]["metric"]])
     several = len(results["methods"]) > 1
-    which = "is the best on validation" if several else "is the only model that was trained"
+    best = f"is the best on {tables.selection(results)}"
+    which = best if several else "is the only model that was trained"
     return f"It {which}, with {share} % on test."
 
 

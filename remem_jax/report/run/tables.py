@@ -13,12 +13,13 @@ def comparison(results: Results) -> Table:
     metric = results["data"]["metric"]
     published = paper.records(results)
     beside = ("Paper: student", "Paper: teacher") if published else ()
-    measured = ("Student, test", "Teacher, test", "Student, validation", "Teacher, validation")
+    splits = tuple(dict.fromkeys(("test", tables.selection(results))))
+    measured = tuple(f"{model}, {split}" for split in splits for model in ("Student", "Teacher"))
     chosen = ("Teacher's step", *_student_heads(results), "rho", "alpha", "beta")
     rows = []
     for row in results["methods"]:
         cells = [tables.method_title(row["method"])]
-        for split in ("test", "validation"):
+        for split in splits:
             cells += [
                 _measured(row["student"], split, metric) + tables.deviation(row, split, metric)
             ]
@@ -26,7 +27,8 @@ def comparison(results: Results) -> Table:
         if published:
             cells += _published(published.get(row["method"]))
         rows.append((*cells, *_chosen(row, _student_names(results))))
-    return Table("Results", ("Method", *measured, *beside, *chosen), tuple(rows))
+    title = "Results" if "validation" in splits else "Results, selected on test (optimistic)"
+    return Table(title, ("Method", *measured, *beside, *chosen), tuple(rows))
 
 
 def _measured(model: Mapping[str, Any] | None, split: str, metric: str) -> str:
@@ -135,48 +137,55 @@ def confused(results: Results) -> Table | None:
 
 
 def teachers(results: Results) -> Table | None:
-    """Builds the table of all teacher checkpoints, on validation; None without any."""
+    """Builds the table of all teacher checkpoints, on the split that selects; None without any."""
     if not results["teachers"]:
         return None
     columns, names = _metric_columns(results)
+    split = tables.selection(results)
     rows = [
         (
             tables.method_title(row["method"]),
             tables.number(row["step"]),
-            *_metrics(row["validation"], names),
+            *_metrics(row[split], names),
         )
         for row in results["teachers"]
     ]
-    return Table("All teachers, on validation", ("Method", "Step", *columns), tuple(rows))
+    return Table(f"All teachers, on {split}", ("Method", "Step", *columns), tuple(rows))
 
 
 def students(results: Results) -> Table:
-    """Builds the table of all students, on validation, best first within each method."""
+    """Builds the table of all students on the split that selects, by method, the best first."""
     columns, names = _metric_columns(results)
     order = [row["method"] for row in results["methods"]]
-    metric = results["data"]["metric"]
+    metric, split = results["data"]["metric"], tables.selection(results)
 
     def rank(row: Mapping[str, Any]) -> tuple[int, str, bool, float]:
-        method, share = row["method"], row["validation"][metric]
+        method, share = row["method"], row[split][metric]
         position = order.index(method) if method in order else len(order)
         if share is None or not math.isfinite(share):
             return position, method, True, 0.0
         return position, method, False, -float(share)
 
     student_names = _student_names(results)
-    rows = [_student(row, student_names, names) for row in sorted(results["students"], key=rank)]
+    rows = [
+        _student(row, student_names, row[split], names)
+        for row in sorted(results["students"], key=rank)
+    ]
     heads = ("Method", "Teacher's step", "Student", *_student_heads(results))
-    return Table("All students, on validation", (*heads, *columns, "Diverged"), tuple(rows))
+    return Table(f"All students, on {split}", (*heads, *columns, "Diverged"), tuple(rows))
 
 
 def _student(
-    row: Mapping[str, Any], shown: Sequence[str], metrics: Sequence[str]
+    row: Mapping[str, Any],
+    shown: Sequence[str],
+    measured: Mapping[str, Any],
+    metrics: Sequence[str],
 ) -> tuple[str, ...]:
     names = ("teacher_step", "student", *shown)
     return (
         tables.method_title(row["method"]),
         *(tables.cell(row[name]) for name in names),
-        *_metrics(row["validation"], metrics),
+        *_metrics(measured, metrics),
         "diverged" if row["diverged"] else "",
     )
 

@@ -23,6 +23,11 @@ def sentences(run: context.Run, rows: Rows) -> list[str]:
 
 def _selected_on(run: context.Run) -> str:
     """Describes the split used for selection."""
+    if run.dataset.selection == "test":
+        return (
+            "Settings are selected on the test split itself, so that the results are optimistic; "
+            "the paper does not say on which split it selects."
+        )
     origin = "held out of train" if provenance.held_out(run.dataset) else "of the data set itself"
     return (
         f"Settings are selected on a validation split {origin}; the paper does not say on which "

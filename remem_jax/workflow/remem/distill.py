@@ -3,7 +3,7 @@
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from remem_jax.records import Batch, Variables
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import flops, lockstep, loop
 from remem_jax.train.state import TrainState
-from remem_jax.workflow import context, training
+from remem_jax.workflow import context, stages, training
 from remem_jax.workflow.remem import student_groups, targets
 from remem_jax.workflow.remem.finetune import Teachers
 from remem_jax.workflow.remem.student_grid import (
@@ -66,10 +66,39 @@ def from_teachers(
     return groups
 
 
+def refit(
+    run: context.Run,
+    setup: StudentSetup,
+    method: str,
+    teachers: Teachers | None,
+    students: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Trains some students of a method's grid on train and validation; see `_train_groups`.
+
+    Args:
+        run: The run, `for_refit`.
+        setup: Its students.
+        method: The method.
+        teachers: Its one teacher, refitted; None for a method without a teacher.
+        students: Numbers of the students in the grid.
+    """
+    stage = f"students/{method}/{stages.REFIT}"
+    if teachers is None:
+        grid, step, open_targets = label_grid(run, method), None, targets.none
+    else:
+        run, step = run.for_distillation(), teachers.records[-1]["step"]
+        compute_targets = make_targets(run, teachers.apply)
+        grid = make_grid(run, stage, compute_targets, teachers.shapes)
+        open_targets = targets.of_teacher(run, compute_targets, teachers, step)
+    grid = grid._replace(stage=stage, points=[grid.points[i] for i in students])
+    trained = _train_groups(run, setup, grid, stage, open_targets)
+    return [{"teacher_step": step, **group} for group in trained]
+
+
 def kept(run: context.Run, setup: StudentSetup, stage: str, student: int) -> Variables:
     """Loads the variables of a student that has the best configuration of its group.
 
-    They are there until `discard` is called.
+    Those of a refit are all there. They are there until `discard` is called.
     """
     shapes = run.shapes(jax.eval_shape(lambda: setup.first(0)))
     return checkpoints.load_tree(_best_path(run, stage, student), shapes)
@@ -103,7 +132,8 @@ def _train_groups(
 
     Returns:
         For each group "part", "seconds", and "students": steps, hyperparameters, validation metrics
-        (and test metrics with `config.choose_on_test`; None if diverged), whether each diverged;
+        (None without validation images) and test metrics (with `config.choose_on_test`; None if
+        diverged), whether each diverged;
         and "diverged": None, or if the whole group diverged, the "step" of the last one and the
         "reason". The variables of the best configuration's students are saved for `kept`.
     """
@@ -140,31 +170,25 @@ def _train_group(
     finished = results.read_for_all(folder / "result.json")
     if finished:
         return finished
-    validation: list[dict[str, float]] = []
-    not_finite = dict.fromkeys((run.dataset.metric, "loss"), math.nan)
+    measured: list[dict[str, float]] = []
 
     def milestone(at: int, states: lockstep.States) -> None:
-        active = [state.variables for i, state in enumerate(states) if i not in job.lost]
-        measured = iter(setup.measure.all(active, "validation").models)
-        validation[:] = [
-            not_finite if i in job.lost else next(measured) for i in range(len(states))
-        ]
-        training.log_validation(
-            run, stage, at, [metrics[run.dataset.metric] for metrics in validation]
-        )
+        if run.dataset.selection:
+            measured[:] = _measure(run, setup, states, job.lost)
+            values = [metrics[run.dataset.metric] for metrics in measured]
+            training.log_selection(run, stage, at, values)
 
     with open_targets() as get_targets:
         job = _job(run, setup, grid, points, get_targets)._replace(
             milestone=milestone, share=len(points) / len(grid.points)
         )
         students, seconds, diverged = _train(run, stage, job)
-    if diverged:
-        validation[:] = [not_finite for _ in points]
-    if not validation:  # Interrupted between the last checkpoint and the result.
+    if not (measured or diverged):  # Interrupted between the last checkpoint and the result.
         milestone(_steps_of(students), students)
     done = diverged["step"] if diverged else _steps_of(students)
-    records = _records(run, points, validation, done)
-    if run.config.choose_on_test:
+    lost = range(len(points)) if diverged else job.lost
+    records = _records(run, points, measured, lost, done)
+    if run.config.choose_on_test and run.dataset.selection == "validation":
         _test(setup, students, records)
     if _finite(records):
         _keep_best(run, stage, dict(zip(points, students, strict=True)), records)
@@ -174,6 +198,20 @@ def _train_group(
     if mesh.is_writer():
         checkpoints.remove(folder / training.CHECKPOINTS)
     return result
+
+
+def _measure(
+    run: context.Run, setup: StudentSetup, states: lockstep.States, lost: Collection[int]
+) -> list[dict[str, float]]:
+    """Returns the metrics of each student on the split that selects; NaN for lost ones."""
+    active = [state.variables for i, state in enumerate(states) if i not in lost]
+    models = iter(setup.measure.all(active, run.dataset.selection).models)
+    not_finite = _not_finite(run)
+    return [not_finite if i in lost else next(models) for i in range(len(states))]
+
+
+def _not_finite(run: context.Run) -> dict[str, float]:
+    return dict.fromkeys((run.dataset.metric, "loss"), math.nan)
 
 
 def _train(
@@ -201,8 +239,11 @@ def _steps_of(students: lockstep.States) -> int:
 def _keep_best(
     run: context.Run, stage: str, students: dict[int, TrainState], records: Sequence[dict[str, Any]]
 ) -> None:
-    """Saves the students of the best configuration; others are discarded."""
-    for record in select(records, run.dataset.metric):
+    """Saves the students of the best configuration, or all of a refit; others are discarded."""
+    best = [record for group in _finite(records) for record in group]
+    if run.dataset.selection:
+        best = select(records, run.dataset.metric, split=run.dataset.selection)
+    for record in best:
         number = record["student"]
         checkpoints.save_tree(_best_path(run, stage, number), dict(students[number].variables))
 
@@ -210,21 +251,26 @@ def _keep_best(
 def _records(
     run: context.Run,
     points: dict[int, GridPoint],
-    validation: Sequence[dict[str, float]],
+    measured: Sequence[dict[str, float]],
+    lost: Collection[int],
     steps: int,
 ) -> list[dict[str, Any]]:
-    """Returns the record of each student."""
-    return [
-        {
-            "student": i,
-            "loss": point.loss,
-            "steps": steps,
-            **hyperparameters(point, hard_labels=bool(run.config.student.hard_labels)),
-            "validation": metrics,
-            "diverged": not np.isfinite(metrics["loss"]),
-        }
-        for (i, point), metrics in zip(points.items(), validation, strict=True)
-    ]
+    """Returns the record of each student; `measured` is empty if no split selects."""
+    selection, records = run.dataset.selection, []
+    for place, (i, point) in enumerate(points.items()):
+        metrics = _not_finite(run) if place in lost else (measured or [{}] * len(points))[place]
+        records.append(
+            {
+                "student": i,
+                "loss": point.loss,
+                "steps": steps,
+                **hyperparameters(point, hard_labels=bool(run.config.student.hard_labels)),
+                "validation": None,
+                **({selection: metrics} if selection else {}),
+                "diverged": not np.isfinite(metrics.get("loss", 0.0)),
+            }
+        )
+    return records
 
 
 def _test(
@@ -292,9 +338,7 @@ def _job(
     )
 
 
-def select(
-    records: Sequence[dict[str, Any]], metric: str, *, split: str = "validation"
-) -> list[dict[str, Any]]:
+def select(records: Sequence[dict[str, Any]], metric: str, *, split: str) -> list[dict[str, Any]]:
     """Returns the records of the configuration with the highest mean metric, one per seed.
 
     Ties are broken by the lower loss. Configurations that diverged with any seed are excluded.
@@ -302,7 +346,7 @@ def select(
     Args:
         records: Records of all students, with "teacher_step" if there are several teachers.
         metric: Name of the metric.
-        split: "validation", or "test", which makes the selection optimistic.
+        split: Split that selects: "validation", or "test", which makes the result optimistic.
 
     Raises:
         NonFiniteLossError: If every configuration diverged.
@@ -310,7 +354,7 @@ def select(
     finite = _finite(records)
     if not finite:
         raise loop.NonFiniteLossError(
-            "Every student diverged on validation; lower config.student.learning_rates (or "
+            "Every student diverged; lower config.student.learning_rates (or "
             "pretrained_learning_rates), or set clip_norm, in another --workdir."
         )
 

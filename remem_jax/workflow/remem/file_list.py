@@ -49,7 +49,8 @@ def rows(dataset: data.Dataset, predictions: Predictions) -> Iterator[tuple[str,
 
 
 def _subsets(dataset: data.Dataset) -> list[tuple[str, sources.Subset]]:
-    return [(name, dataset.splits[name]) for name in ("train", *PREDICTED)]
+    names = [name for name in ("train", *PREDICTED) if name in dataset.splits]
+    return [(name, dataset.splits[name]) for name in names]
 
 
 def _skipped(dataset: data.Dataset) -> Iterator[tuple[str, sources.Split, int]]:

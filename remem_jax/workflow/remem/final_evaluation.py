@@ -38,9 +38,9 @@ def test(
         its "agreement" with its teacher and "confused" (see `most_confused`) in place of the
         confusion matrix, which is a separate file. "predictions" has the classes that the
         "students" and the "teacher" predict for the test images, and those that the first student
-        predicts for "validation", each packed by `paired.pack`; "mistakes" are the `mistakes.worst`
-        of the first student, and "chosen" identifies the students. Runs tested by earlier versions
-        lack these three.
+        predicts for "validation", None without such images, each packed by `paired.pack`;
+        "mistakes" are the `mistakes.worst` of the first student, and "chosen" identifies the
+        students. Runs tested by earlier versions lack these three.
     """
     folder = run.workdir / "selected"
     result = results.read_for_all(folder / f"{method}.json")
@@ -53,7 +53,9 @@ def test(
         measured = setup.measure.all(
             members, "test", teacher=teacher, confusion=True, predictions=True
         )
-        validated = setup.measure(members[0], "validation", predictions=True)
+        validated = None
+        if "validation" in run.dataset.splits:
+            validated = setup.measure(members[0], "validation", predictions=True)
         confidences = [metrics.pop("confidences") for metrics in measured.models]
         if measured.teacher:
             measured.teacher.pop("confidences")
@@ -62,7 +64,7 @@ def test(
         )
         packed = {
             "students": [paired.pack(metrics.pop("predictions")) for metrics in measured.models],
-            "validation": paired.pack(validated["predictions"]),
+            "validation": validated and paired.pack(validated["predictions"]),
             "teacher": measured.teacher and paired.pack(measured.teacher.pop("predictions")),
         }
         students = [
@@ -129,7 +131,7 @@ def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
     by_split = dict(
         zip(file_list.PREDICTED, (packed["validation"], packed["students"][0]), strict=True)
     )
-    return {split: paired.unpack(text) for split, text in by_split.items()}
+    return {split: paired.unpack(text) for split, text in by_split.items() if text}
 
 
 def test_teacher(run: context.Run, teachers: finetune.Teachers, step: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from remem_jax.models import encoder
 from remem_jax.records import Batch, Metrics, TeacherApply, Variables
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import loop, state
-from remem_jax.workflow import context, memory_plan, training
+from remem_jax.workflow import context, memory_plan, stages, training
 from remem_jax.workflow.initial_checkpoints import Pretrained
 from remem_jax.workflow.remem import retries, teacher_training
 
@@ -31,7 +31,7 @@ class Teachers(NamedTuple):
         facts: Everything but the variables that determines its outputs.
         load: Loads the variables of the checkpoint at a step.
         measure: Evaluates a teacher on a split.
-        records: For each checkpoint, "step" and "validation".
+        records: For each checkpoint, "step", "validation" and, if that selects, "test".
         lost: Steps of `config.teacher.steps` without a checkpoint, and why; see `retries.train`.
         seconds: Seconds of training.
     """
@@ -50,22 +50,46 @@ class Teachers(NamedTuple):
     seconds: float
 
 
+class Refitted(NamedTuple):
+    """A selected teacher that is trained anew on train and validation together.
+
+    Attributes:
+        step: Step of the selected checkpoint, at which training ends.
+        learning_rate: Its peak learning rate, which may be that of a retry.
+    """
+
+    step: int
+    learning_rate: float
+
+
 def read_pretrained(run: context.Run) -> Pretrained:
     """Returns the pretrained weights, which were read and checked before the data."""
     return run.preloaded.take(run.config)
 
 
-def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
+def finetune(
+    run: context.Run, pretrained: Pretrained, method: str, *, refitted: Refitted | None = None
+) -> Teachers:
     """Trains the teachers of a method, or reads them if they are finished.
 
     If training diverges, the checkpoints before that are the teachers; see `retries`.
+
+    Args:
+        run: The run.
+        pretrained: The pretrained weights.
+        method: The method.
+        refitted: The teacher to train anew; None trains all teachers of the method.
 
     Raises:
         NonFiniteLossError: If there is no such checkpoint.
     """
     stage = f"teachers/{method}"
-    folder = run.workdir / stage
     settings = teacher_training.settings_of(run.config, method)
+    saved_steps = tuple(settings.steps)
+    if refitted:
+        stage, saved_steps = f"{stage}/{stages.REFIT}", (refitted.step,)
+        settings.learning_rate = refitted.learning_rate
+    folder = run.workdir / stage
     start = teacher_training.start(run, pretrained, method)
     measure = context.make_measure(
         run, teacher_training.evaluation_apply(start), settings.batch_size
@@ -76,26 +100,28 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     def milestone(stage: str, step: int, trained: state.TrainState) -> None:
         params = trained.variables["params"]  # Averaged, with config.teacher.ema.
         params = unstack(params) if start.stacks else params
-        metrics = measure(start.variables(params), "validation")
-        _require_finite(step, metrics)
-        training.log_validation(run, stage, step, metrics[run.dataset.metric])
+        record: dict[str, Any] = {"step": step, "validation": None}
+        if run.dataset.selection:
+            metrics = measure(start.variables(params), run.dataset.selection)
+            _require_finite(step, metrics, run.dataset.selection)
+            training.log_selection(run, stage, step, metrics[run.dataset.metric])
+            record[run.dataset.selection] = metrics
         folder = run.workdir / stage / f"step_{step}"
         checkpoints.save_tree(folder / "params", params)
-        results.write_for_all(folder / "record.json", {"step": step, "validation": metrics})
+        results.write_for_all(folder / "record.json", record)
 
     def train_attempt(attempt: retries.Attempt) -> float:
         settings.learning_rate = attempt.learning_rate
-        return _train(
-            run, attempt.stage, settings, start, functools.partial(milestone, attempt.stage)
-        )
+        save = functools.partial(milestone, attempt.stage)
+        return _train(run, attempt.stage, settings, start, saved_steps, save)
 
     result = results.read_for_all(folder / "result.json")
     if result is None:
         plan = memory_plan.planned(run, teacher_training.planned_step(run, method, start))
         start = start._replace(plan=plan)
-        learning_rate, milestones = settings.learning_rate, tuple(settings.steps)
+        learning_rate = settings.learning_rate
         result = retries.train(
-            run, stage, learning_rate=learning_rate, steps=milestones, once=train_attempt
+            run, stage, learning_rate=learning_rate, steps=saved_steps, once=train_attempt
         )
         results.write_for_all(folder / "result.json", result)
         retries.clean(run, result, stage)
@@ -123,10 +149,10 @@ def finetune(run: context.Run, pretrained: Pretrained, method: str) -> Teachers:
     )
 
 
-def _require_finite(at: int, metrics: dict[str, Any]) -> None:
-    """Raises if the validation loss is not finite, which finite parameters do not rule out."""
+def _require_finite(at: int, metrics: dict[str, Any], split: str) -> None:
+    """Raises if the loss on a split is not finite, which finite parameters do not rule out."""
     if not np.isfinite(metrics["loss"]):
-        text = f"the loss on validation is {metrics['loss']} at step {at}"
+        text = f"the loss on {split} is {metrics['loss']} at step {at}"
         raise loop.NonFiniteLossError(text, step=at)
 
 
@@ -135,9 +161,13 @@ def _train(
     stage: str,
     settings: ConfigDict,
     start: teacher_training.Start,
+    saved_steps: tuple[int, ...],
     milestone: Callable[[int, state.TrainState], None],
 ) -> float:
-    """Fine-tunes from the pretrained weights to the last step; returns the seconds."""
+    """Fine-tunes from the pretrained weights to the last of the steps; returns the seconds.
+
+    The learning rate follows the schedule over all of `config.teacher.steps`.
+    """
     setup = teacher_training.make_training(run, settings, start)
 
     def make_step(first_step: int, rate: training.Rate | None) -> Callable[..., Any]:
@@ -158,8 +188,8 @@ def _train(
             make_step,
             batch_size=settings.batch_size,
             operations=teacher_training.operations(run, settings, start, setup),
-            steps=settings.steps[-1],
-            milestones=tuple(settings.steps),
+            steps=saved_steps[-1],
+            milestones=saved_steps,
             milestone=milestone,
             stream="teacher",
             lost=set(),

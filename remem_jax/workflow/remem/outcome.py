@@ -52,13 +52,15 @@ def conclude(
     seconds = {group["part"]: group["seconds"] for group in groups}
     with advice.on_out_of_memory(f"information/{method}"):
         measured = _information(run, teachers, seconds)
-    metric = run.dataset.metric
+    metric, selection = run.dataset.metric, run.dataset.selection
     students = candidates(groups)
     chosen = sorted(
-        distill.select(students, metric), key=lambda student: -student["validation"][metric]
+        distill.select(students, metric, split=selection),
+        key=lambda student: -student[selection][metric],
     )
     best, tested = chosen[0], final_evaluation.test(run, setup, method, teachers, chosen)
     distill.discard(run, groups)
+    validation = [student["validation"] for student in chosen if student["validation"]]
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,
@@ -67,8 +69,8 @@ def conclude(
         "selected": _setting(best),
         "group": {"part": best["group"]["part"], "member": best["member"]},
         "student": {
-            "validation": _means([student["validation"] for student in chosen]),
-            "test": _means(tested["students"]),
+            "validation": means(validation) if validation else None,
+            "test": means(tested["students"]),
         },
         "seeds": [
             {
@@ -163,7 +165,7 @@ def _described(setting: dict[str, Any]) -> str:
     )
 
 
-def _means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def means(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Averages numbers over seeds; other values are those of the first seed."""
     numbers = {
         name: statistics.fmean(values[name] for values in metrics)
@@ -183,7 +185,7 @@ def _chosen_on_test(
 
     `known` is the step of the teacher that was tested already, and its metrics.
     """
-    if not run.config.choose_on_test:
+    if not run.config.choose_on_test or run.dataset.selection == "test":
         return None
     chosen = distill.select(candidates, run.dataset.metric, split="test")
     step, teacher = chosen[0]["teacher_step"], tested_teacher[1]
@@ -192,8 +194,7 @@ def _chosen_on_test(
     return {
         "selected": _setting(chosen[0]),
         "student": {
-            split: _means([student[split] for student in chosen])
-            for split in ("validation", "test")
+            split: means([student[split] for student in chosen]) for split in ("validation", "test")
         },
         "seeds": [{"seed": student["seed"], "test": student["test"]} for student in chosen],
         "teacher": teacher and {"test": teacher},

@@ -25,6 +25,7 @@ from remem_jax.workflow.remem import (
     mistakes,
     outcome,
     plan_only,
+    refit,
     student_setup,
     teacher_training,
 )
@@ -139,10 +140,15 @@ def _outcome(
     setup: student_setup.StudentSetup,
     method: str,
 ) -> outcome.Outcome:
-    """Trains a method's teachers and students, selects on validation, then tests."""
+    """Trains a method's teachers and students, selects, tests, and trains these anew if asked."""
     teachers = train_teachers(run, pretrained, method)
     groups = train_students(run, setup, method, teachers)
-    return outcome.conclude(run, setup, method, teachers, groups)
+    concluded = outcome.conclude(run, setup, method, teachers, groups)
+    if run.config.data.refit:
+        record = refit.of_method(run, setup, pretrained, concluded.row)
+        concluded.seconds.update(record.pop("seconds"))
+        concluded.row["refit"] = record
+    return concluded
 
 
 def train_teachers(
