@@ -28,12 +28,13 @@ _COMPARED = (
 )
 _NEVER = {
     **SET_BY_STUDY,
-    **dict.fromkeys(("workflow", "choose_on_test"), _SHARED),
+    **dict.fromkeys(("workflow", "choose_on_test", "data.refit"), _SHARED),
     **dict.fromkeys(("student.seeds", "information.seeds"), _REPEATED),
     **{
         f"data.{name}": _COMPARED
         for name in (
-            *("name", "path", "root", "dir", "metric", "validation"),
+            *("name", "path", "root", "dir", "metric", "validation", "official_validation"),
+            *("group_feature", "group_pattern", "group_duplicates"),
             *("train_split", "validation_split", "test_split", "image_feature", "label_feature"),
         )
     },

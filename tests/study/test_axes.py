@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from configs import settings, study
 from remem_jax.checks import SettingError
-from remem_jax.settings import plain
+from remem_jax.settings import plain, values
 from remem_jax.storage import identity, results
 from remem_jax.study import axes, inputs, queue, search, space, worker
 from remem_jax.study import unused as of_study
@@ -137,14 +137,14 @@ def test_settings_of_any_group_and_type_can_be_axes(
 
     assert _points(config, "remem") == (_with(axis, values) or [NEAREST])
     tried = [
-        dict(settings_of(trial.config))[axis]
+        dict(_settings(trial.config))[axis]
         for trial in space.trials(config)
         if trial.row == "remem" and values
     ]
     assert tried == list(values)
 
 
-def settings_of(run: ConfigDict) -> list[tuple[str, Any]]:
+def _settings(run: ConfigDict) -> list[tuple[str, Any]]:
     """Lists the settings of a run, without those below two groups."""
     of_groups = [
         (f"{group}.{name}", value)
@@ -263,6 +263,8 @@ def test_a_column_with_a_smaller_grid_has_no_rung_that_drops_nothing(config: Con
         ("methods", (("remem",),), r"grid\.methods cannot be .*each of config\.rows"),
         ("workflow", ("remem",), r"grid\.workflow cannot be .*all trials of a study share it"),
         ("choose_on_test", (True,), r"grid\.choose_on_test cannot be .*all trials of a study"),
+        ("data.refit", (True, False), r"grid\.data\.refit cannot be .*all trials of a study"),
+        ("data.group_pattern", ("x",), r"grid\.data\.group_pattern cannot be .*a column of"),
         ("plan_only", (True,), r"grid\.plan_only cannot be .*it changes no result"),
         ("differs", (("x",),), r"grid\.differs cannot be .*it changes no result"),
         ("data.workers", (0, 1), r"grid\.data\.workers cannot be .*it changes no result"),
@@ -352,9 +354,9 @@ def test_every_setting_of_a_run_has_an_axis() -> None:
     config = settings.study(settings.run())
     table_6 = {"learning_rate", "rho", "mlp_weight", "attention_weight"}
 
-    names = {name for name, _ in space.values.leaves(config.grid)}
+    names = {name for name, _ in values.leaves(config.grid)}
 
-    assert names - table_6 == {name for name, _ in space.values.leaves(settings.run())}
+    assert names - table_6 == {name for name, _ in values.leaves(settings.run())}
     searched = {"learning_rate", "rho", "mlp_weight"}
     assert set(axes.searched(config)) == searched
 
@@ -416,8 +418,8 @@ def test_inputs_that_an_axis_varies_are_recorded_for_each_value(config: ConfigDi
     config.only = "scratch"
     config.grid.data.image_size = (32,)
     identities = []
-    for values in ((32,), (32, 64)):
-        config.grid.data.image_size = values
+    for sizes in ((32,), (32, 64)):
+        config.grid.data.image_size = sizes
         trials = space.trials(config)
         identities.append(inputs.of_study(config, trials, inputs.read(trials)).inputs["images"])
 
