@@ -483,12 +483,17 @@ def study(base: ConfigDict) -> ConfigDict:
     # alpha; a value of the grid. The paper's best region scales MLPs down. [text]
     config.search.near.mlp_weight = 0.8
 
-    # Values of settings of config.teacher that are searched; a method may fix some of them.
-    config.grid = ConfigDict()
+    # The axes of the grid: settings of config.base, with the values that are searched; () is not
+    # searched. Those of config.teacher in the paper's Table 6 have no group; a method may fix some
+    # of them. Any other is config.grid.GROUP.NAME, such as config.grid.student.weight_decay.
+    config.grid = _axes(base)
     # Learning rates that are searched: the paper's Table 6. [text]
     config.grid.learning_rate = (0.005, 0.007, 0.01, 0.03, 0.05, 0.07, 0.1, 0.3, 0.5)
     config.grid.rho = (0.005, 0.05, 0.5)  # Radii of SAM that are searched: Table 6. [text]
     config.grid.mlp_weight = (0.8, 0.9)  # Values of alpha that are searched: Table 6. [text]
+    # Values of beta that are searched. Table 6 lists 0.8 and 0.9, but ReMem re-weights the MLPs
+    # alone, so that it is not searched unless you set it, such as to (0.8, 0.9). [text]
+    config.grid.attention_weight = ()
     # Rows of the table by name: a title, a method, a group, and the settings that the row changes.
     config.rows = ConfigDict()
     # Columns of the table by name: a title, and the settings that the column changes.
@@ -497,3 +502,13 @@ def study(base: ConfigDict) -> ConfigDict:
     config.column_order = ()  # Names of columns in the order of the table.
     config.base = base  # Settings of all runs, except those that rows, columns and grid change.
     return config
+
+
+def _axes(settings: ConfigDict) -> ConfigDict:
+    """Returns an axis without values for each setting, so that the command line can set it."""
+    return ConfigDict(
+        {
+            name: _axes(value) if isinstance(value, ConfigDict) else ()
+            for name, value in settings.items()
+        }
+    )

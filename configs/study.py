@@ -167,11 +167,16 @@ def make_figure(
         base.information.steps = 500
     mini = " (mini)" if spec else ""
     config = make(f"Figure {number}{mini}: {title}", rows, columns, base=base)
-    config.grid = ConfigDict({"learning_rate": (0.03,), "rho": (0.5,), "mlp_weight": (0.8,)})
+    grid: dict[str, tuple[float, ...]] = {
+        "learning_rate": (0.03,),
+        "rho": (0.5,),
+        "mlp_weight": (0.8,),
+    }
     # A setting that the rows set is not searched.
     if any("rho" in value["changes"].get("teacher", {}) for value in rows.values()):
-        del config.grid.rho
-    config.search.near = ConfigDict({name: values[0] for name, values in config.grid.items()})
+        grid["rho"] = ()
+    config.grid.update(grid)
+    config.search.near = ConfigDict({name: values[0] for name, values in grid.items() if values})
     config.mini = MINI if spec else ""
     return config
 
@@ -215,9 +220,7 @@ def make_table(
     config.name = f"table_{number}_mini"
     config.mini = MINI
     config.only = ",".join(mini)
-    config.grid = ConfigDict(
-        {"learning_rate": (0.01, 0.03), "rho": (0.05, 0.5), "mlp_weight": (0.8,)}
-    )
+    config.grid.update({"learning_rate": (0.01, 0.03), "rho": (0.05, 0.5), "mlp_weight": (0.8,)})
     config.search.near = ConfigDict({"learning_rate": 0.03, "rho": 0.5, "mlp_weight": 0.8})
     return config
 

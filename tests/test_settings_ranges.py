@@ -46,12 +46,13 @@ WORKFLOWS: dict[str, tuple[Callable[[], ConfigDict], Callable[[ConfigDict], None
 def _documented(workflow: str) -> Iterator[tuple[str, Any, str]]:
     """Yields name, default and comment of the settings that a workflow adds to those of a run."""
     run_settings = dict(values.leaves(defaults.run())) if workflow != "run" else {}
+    axes = {f"grid.{name}" for name in run_settings}  # Their comments are those of the settings.
     config = WORKFLOWS[workflow][0]()
     if workflow == "study":
         del config.base, config.rows, config.columns
     texts = make_reference.comments(_FILE, "study" if workflow == "study" else "")
     for name, value in values.leaves(config):
-        known = name in run_settings and workflow != "study"
+        known = name in axes or (name in run_settings and workflow != "study")
         if not known and not name.startswith("models."):
             yield name, value, texts[name]
 

@@ -215,7 +215,11 @@ def _studies() -> str:
     intro = (
         "`config.base` has all settings of a run (`--config.base.data.path=...`). "
         "`configs/study.py` and\n`configs/rivals.py` take the same data set and options as "
-        "`configs/remem.py`.\n"
+        "`configs/remem.py`.\n\n"
+        "`config.grid.GROUP.NAME` has the values of `config.base.GROUP.NAME` that are searched, as "
+        'in\n`--config.grid.student.weight_decay="(1e-4, 1e-3)"`; so has `config.grid.NAME` for '
+        "settings without a\ngroup. All are `()`, which is not searched, but for those listed "
+        "below ([other axes](tables.md#other-axes)).\n"
     )
     config = settings.study(ConfigDict())
     values = leaves(config) | {name: config[name] for name in ("rows", "columns", "base")}
@@ -228,7 +232,7 @@ def _presets() -> str:
         (own, settings.distil()),
         (quickstart, settings.run()),
         (analysis, settings.analysis()),
-        (study, settings.study(ConfigDict())),
+        (study, settings.study(study.get_config().base)),
     )
     return "\n## Presets\n" + "".join(_preset(module, base) for module, base in presets)
 

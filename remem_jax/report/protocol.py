@@ -184,6 +184,30 @@ def of_one_run(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def of_search(axes: Mapping[str, Iterable[Any]]) -> list[str]:
+    """Returns a sentence for each setting that a study searches and the paper does not.
+
+    The paper's Table 6 has the axes of teachers. For the lists that make up the grid of students,
+    `deviations` has sentences.
+
+    Args:
+        axes: The values of each setting that is searched, by its name.
+    """
+    table_6 = ("learning_rate", "rho", "mlp_weight", "attention_weight")
+    papers = {f"teacher.{name}" for name in table_6}
+    papers |= {name for name, rule in PAPER.items() if rule.every}
+    return [
+        f"The study searches {name} over {', '.join(map(_in_brackets, values))}; the paper's grid "
+        "does not have it."
+        for name, values in axes.items()
+        if name not in papers
+    ]
+
+
+def _in_brackets(value: Any) -> str:
+    return f"({_listed(value)})" if isinstance(value, list | tuple) else _listed(value)
+
+
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
         if isinstance(value, Mapping):

@@ -1,5 +1,6 @@
 """Computes the digests of the images and weights that a study's trials read, before they run."""
 
+import fnmatch
 import json
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -14,9 +15,17 @@ from remem_jax.methods import METHODS
 from remem_jax.settings import deciding, plain
 from remem_jax.storage import identity, results, workdir
 from remem_jax.storage.identity import Identity
-from remem_jax.study import queue
+from remem_jax.study import axes, queue
 from remem_jax.study.space import Trial, key_by_place
 from remem_jax.workflow import initial_checkpoints
+
+_OF_STUDENT = ("init", "model", "stem", "mean", "std")
+# Settings that determine which images and weights are read, by the name of their digest.
+_READ = {
+    "data": ("data.*",),
+    "teacher": ("init", "teacher.init"),
+    "student": tuple(f"student.{name}" for name in _OF_STUDENT),
+}
 
 
 class Inputs(NamedTuple):
@@ -69,21 +78,37 @@ def read(trials: Iterable[Trial]) -> Inputs:
 
 
 def of_study(config: ConfigDict, trials: Sequence[Trial], inputs: Inputs) -> Identity:
-    """Returns the identity of a study: images by column and seed, weights by column and row."""
+    """Returns the identity of a study: images by column and seed, weights by column and row.
+
+    Where the grid varies what is read, they are listed for each value.
+    """
     images: dict[str, Any] = {}
     weights: dict[str, Any] = {}
     students: dict[str, Any] = {}
     for trial in trials:
         digests = inputs.of(trial.config)
         if "teacher" in digests:
-            weights.setdefault(trial.column, {})[trial.row] = digests.pop("teacher")
+            row = trial.row + _varied(trial, _READ["teacher"])
+            weights.setdefault(trial.column, {})[row] = digests.pop("teacher")
         if "student" in digests:
-            students.setdefault(trial.column, {})[trial.row] = digests.pop("student")
-        of_seed = images.setdefault(trial.column, {}).setdefault(f"seed {trial.seed}", {})
+            row = trial.row + _varied(trial, _READ["student"])
+            students.setdefault(trial.column, {})[row] = digests.pop("student")
+        seed = f"seed {trial.seed}{_varied(trial, _READ['data'])}"
+        of_seed = images.setdefault(trial.column, {}).setdefault(seed, {})
         of_seed.update(digests)  # Only trials with a teacher read unlabelled images.
     settings = identity.deciding_of_study(plain(config))
     inputs_of_study = {"images": images, "weights": weights}
     return Identity(settings, inputs_of_study | ({"students": students} if students else {}))
+
+
+def _varied(trial: Trial, patterns: Sequence[str]) -> str:
+    """Describes the axes of a trial that match a pattern; empty if there are none."""
+    point = {
+        name: value
+        for name, value in trial.point.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    return "".join(f", {text}" for text in axes.described(point))
 
 
 def with_kept(
@@ -141,7 +166,6 @@ def _places(config: ConfigDict) -> list[tuple[str, Callable[[ConfigDict], dict[s
         teacher = {"init": config.teacher.init, "mirror": config.teacher.mirror}
         places.append((results.fingerprint(teacher), workflow.read_weights_inputs))
     if initial_checkpoints.starts_pretrained(config):
-        names = ("init", "model", "stem", "mean", "std")
-        student = {name: config.student[name] for name in names}
+        student = {name: config.student[name] for name in _OF_STUDENT}
         places.append((results.fingerprint(student), workflow.read_student_inputs))
     return places

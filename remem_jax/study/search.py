@@ -109,12 +109,15 @@ class Search:
 
 
 def _rungs(trials: Sequence[Trial], sizes: Mapping[float, int]) -> list[Rung]:
+    """Lays out the rungs of a cell, whose grid may be smaller than that of its row elsewhere."""
     candidates = trials[: max(sizes.values())]
+    limits = [min(size, len(candidates)) for size in sizes.values()]
     return [
         Rung(
             [space.scaled(trial, fraction) if fraction < 1 else trial for trial in candidates], size
         )
-        for fraction, size in sizes.items()
+        for fraction, size, following in zip(sizes, limits, [*limits[1:], 0], strict=True)
+        if size > following
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from remem_jax.methods import METHODS
-from remem_jax.study import space
+from remem_jax.study import axes, space
 from remem_jax.study.search import Cell, Search
 from remem_jax.study.space import Trial
 from remem_jax.workflow.remem import student_grid
@@ -48,7 +48,7 @@ def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
     """Returns the grids of each row, with their columns; the seeds of a cell share one grid."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for (row, column, _), cell in search.cells.items():
-        grid, grids = _grid(config.rows[row].method, cell.trials), rows.setdefault(row, [])
+        grid, grids = _grid(config, cell.trials), rows.setdefault(row, [])
         equal = next((entry for entry in grids if entry["grid"] == grid), None)
         if equal is None:
             grids.append({"row": row, "columns": [column], "grid": grid})
@@ -57,26 +57,47 @@ def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
     return [entry for grids in rows.values() for entry in grids]
 
 
-def _grid(method: str, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Returns the grid of the teacher in one cell, and that of its students."""
-    student = trials[0].config.student
-    losses: dict[str, dict[str, Any]] = {}
-    for point in student_grid.points(student, method):
-        loss = point.loss if METHODS[method].has_teacher else None
-        used = student_grid.hyperparameters(point, hard_labels=bool(student.hard_labels))
-        of_loss = losses.setdefault(point.loss, {"loss": loss})
-        for name in ("learning_rate", "temperature", "weight", "seed"):
-            values = of_loss.setdefault(name, [])
-            if used[name] is not None and used[name] not in values:
-                values.append(used[name])
-    names = list(trials[0].point)
+def _grid(config: ConfigDict, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Returns the grid of one cell: of its teacher, of other settings, and of its students."""
+    method = config.rows[trials[0].row].method
+    tried = {
+        name: _occurring(values, [trial.point[name] for trial in trials if name in trial.point])
+        for name, values in axes.searched(config).items()
+    }
+    tried = {name: values for name, values in tried.items() if values}
+    of_teacher = {name: tried[name] for name in tried if name in config.base.teacher}
+    steps = {step for trial in trials for step in trial.config.teacher.steps}
     return {
         "settings": len(trials),
-        "teacher": {name: sorted({trial.point[name] for trial in trials}) for name in names},
+        "teacher": of_teacher,
+        "others": {name: values for name, values in tried.items() if name not in of_teacher},
         "fixed": METHODS[method].fixed,
-        "checkpoints": list(trials[0].config.teacher.steps) if METHODS[method].has_teacher else [],
-        "students": list(losses.values()),
+        "checkpoints": sorted(steps) if METHODS[method].has_teacher else [],
+        "students": _students(method, trials),
     }
+
+
+def _occurring(values: Sequence[Any], occurring: Sequence[Any]) -> list[Any]:
+    """Returns the values of an axis that occur: numbers sorted, others in the order of the axis."""
+    found = [value for value in values if value in occurring]
+    return sorted(found) if all(isinstance(value, int | float) for value in found) else found
+
+
+def _students(method: str, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Returns the values of each hyperparameter of the students in any of the trials, by loss."""
+    has_axes = any(name.startswith("student.") for trial in trials for name in trial.point)
+    losses: dict[str, dict[str, Any]] = {}
+    for trial in trials if has_axes else trials[:1]:
+        student = trial.config.student
+        for point in student_grid.points(student, method):
+            loss = point.loss if METHODS[method].has_teacher else None
+            used = student_grid.hyperparameters(point, hard_labels=bool(student.hard_labels))
+            of_loss = losses.setdefault(point.loss, {"loss": loss})
+            for name in ("learning_rate", "temperature", "weight", "seed"):
+                values = of_loss.setdefault(name, [])
+                if used[name] is not None and used[name] not in values:
+                    values.append(used[name])
+    return list(losses.values())
 
 
 def _rungs(cell: Cell, keys: set[str], validation: Mapping[str, float | None]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from remem_jax import checks
-from remem_jax.methods import METHODS
 from remem_jax.settings import check_remem, plain, values
 from remem_jax.storage import results
 from remem_jax.storage.identity import described, without_additions
+from remem_jax.study import axes
 
 SEARCHES = ("grid", "halving")
 Identify = Callable[[ConfigDict], str]
@@ -25,7 +25,8 @@ class Trial(NamedTuple):
         row: Row of the table.
         column: Column of the table.
         seed: `config.seed` of the run.
-        point: Grid point: settings of `config.teacher`, by name.
+        point: Grid point: the values of the axes that have an effect in the trial, by name; see
+            `axes`.
         fraction: Fraction of the full number of steps.
         config: Settings of the run.
         identify: Returns the key of the settings of a run.
@@ -35,7 +36,7 @@ class Trial(NamedTuple):
     row: str
     column: str
     seed: int
-    point: Mapping[str, float]
+    point: Mapping[str, Any]
     fraction: float
     config: ConfigDict
     identify: Identify
@@ -67,19 +68,15 @@ def check(config: ConfigDict) -> None:
             f"config.{name[:-1]}_order must list all names in config.{name}, in the order of the "
             f"table; got {tuple(order)} for {', '.join(sorted(config[name])) or 'none'}.",
         )
-    for name, grid in config.grid.items():
-        where = f"config.grid.{name}"
-        checks.one_of(where, name, config.base.teacher)
-        checks.require(len(grid) > 0, f"{where} must hold at least one value.")
-        if name in config.search.near:
-            checks.one_of(f"config.search.near.{name}", config.search.near[name], grid)
+    axes.check(config)
     for name in _selected_names(config):
         checks.one_of("config.only", name, (*config.row_order, *config.column_order))
     for trial in trials(config):
         try:
             check_remem(trial.config)
         except checks.SettingError as error:
-            raise checks.SettingError(f"{trial.row}, {trial.column}: {error}") from error
+            where = ", ".join([trial.row, trial.column, *axes.described(trial.point)])
+            raise checks.SettingError(f"{where}: {error}") from error
 
 
 def key_by_place(config: ConfigDict) -> str:
@@ -93,8 +90,8 @@ def key_by_place(config: ConfigDict) -> str:
 def trials(config: ConfigDict, identify: Identify = key_by_place) -> list[Trial]:
     """Returns all trials of a study, with all steps; those near the paper's best region first.
 
-    A row varies only the settings that its method (`METHODS`) does not fix; a row without a
-    teacher varies none.
+    A row varies only axes that have an effect in it: settings of the teacher that its method
+    (`METHODS`) does not fix, and others that neither the row nor the column changes.
 
     Args:
         config: All settings of the study.
@@ -103,7 +100,7 @@ def trials(config: ConfigDict, identify: Identify = key_by_place) -> list[Trial]
     by_key: dict[str, Trial] = {}
     for cell in _cells(config):
         run = _cell_settings(config, cell)
-        for point in _points(config, config.rows[cell[0]].method):
+        for point in _points(config, cell, run):
             trial = _trial(run, cell, point, identify)
             by_key.setdefault(trial.key, trial)
     return list(by_key.values())
@@ -143,24 +140,30 @@ def _selected_names(config: ConfigDict) -> set[str]:
     return {name.strip() for name in config.only.split(",")} - {""}
 
 
-def _points(config: ConfigDict, method: str) -> list[dict[str, float]]:
-    """Returns the grid of a method, sorted by the distance (in grid steps) from `search.near`."""
-    checks.one_of("the method of a row of config.rows", method, METHODS)
-    free = {
-        name: tuple(values)
-        for name, values in config.grid.items()
-        if METHODS[method].has_teacher and name not in METHODS[method].fixed
-    }
-    nearest = {name: config.search.near.get(name, values[0]) for name, values in free.items()}
-    points = [dict(zip(free, values, strict=True)) for values in itertools.product(*free.values())]
+def _points(
+    config: ConfigDict, cell: tuple[str, str, int], run: ConfigDict
+) -> list[dict[str, Any]]:
+    """Returns the grid of a cell, sorted by the distance (in grid steps) from `search.near`.
 
-    def distance(point: Mapping[str, float]) -> int:
+    An axis that `search.near` does not have starts at its first value.
+    """
+    tried = axes.of_cell(config, cell[0], cell[1])
+    nearest = {name: config.search.near.get(name, values[0]) for name, values in tried.items()}
+    points = [
+        dict(zip(tried, values, strict=True)) for values in itertools.product(*tried.values())
+    ]
+
+    def distance(point: Mapping[str, Any]) -> int:
         return sum(
             abs(values.index(point[name]) - values.index(nearest[name]))
-            for name, values in free.items()
+            for name, values in tried.items()
         )
 
-    return sorted(points, key=distance)
+    points = sorted(points, key=distance)
+    if all(name in run.teacher for name in tried):
+        return points
+    effective = [axes.effective(run, point) for point in points]
+    return [point for i, point in enumerate(effective) if point not in effective[:i]]
 
 
 def _cell_settings(config: ConfigDict, cell: tuple[str, str, int]) -> ConfigDict:
@@ -182,23 +185,11 @@ def _cell_settings(config: ConfigDict, cell: tuple[str, str, int]) -> ConfigDict
 def _trial(
     settings: ConfigDict,
     cell: tuple[str, str, int],
-    point: Mapping[str, float],
+    point: Mapping[str, Any],
     identify: Identify,
 ) -> Trial:
-    run = settings.copy_and_resolve_references()
-    (method,) = run.methods
-    # Otherwise, settings that the method fixes would be listed as deviations from the paper.
-    _update(run.teacher, {**point, **METHODS[method].fixed})
+    run = axes.with_point(settings, point)
     return Trial(identify(run), *cell, point, 1.0, run, identify)
-
-
-def _update(settings: ConfigDict, changes: Mapping[str, Any]) -> None:
-    """Updates settings without converting the new values to the types of the old ones."""
-    if all(type(settings.get(name)) is type(value) for name, value in changes.items()):
-        settings.update(changes)
-    else:
-        with settings.ignore_type():
-            settings.update(changes)
 
 
 def _apply(config: ConfigDict, changes: ConfigDict, where: str) -> None:
@@ -212,8 +203,19 @@ def _apply(config: ConfigDict, changes: ConfigDict, where: str) -> None:
 
 
 def grid_sizes(config: ConfigDict) -> dict[str, int]:
-    """Returns the number of grid points of each row, also of rows left out by `config.only`."""
-    return {row: len(_points(config, config.rows[row].method)) for row in config.row_order}
+    """Returns the number of grid points of each row, also of rows left out by `config.only`.
+
+    It is that of the column where it is largest: an axis may have no effect in some columns.
+    """
+    of_teacher = all(name in config.base.teacher for name in axes.searched(config))
+    columns = config.column_order[:1] if of_teacher else config.column_order
+    cells = {
+        row: [(row, column, config.seeds[0]) for column in columns] for row in config.row_order
+    }
+    return {
+        row: max(len(_points(config, cell, _cell_settings(config, cell))) for cell in of_row)
+        for row, of_row in cells.items()
+    }
 
 
 def halving_sizes(grids: Mapping[str, int], settings: ConfigDict) -> dict[str, dict[float, int]]:

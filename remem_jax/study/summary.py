@@ -9,7 +9,7 @@ from remem_jax import report
 from remem_jax.methods import METHODS
 from remem_jax.report import information, protocol
 from remem_jax.storage import results
-from remem_jax.study import comparisons, cost, queue, search_summary
+from remem_jax.study import axes, comparisons, cost, queue, search_summary
 from remem_jax.study.search import Search
 from remem_jax.study.space import Trial
 
@@ -233,7 +233,8 @@ def _data(
 
 def _differs(config: ConfigDict, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the deviations of the runs from the paper, each once."""
-    sentences = dict.fromkeys(config.differs)
+    searched = {axes.setting(config, axis): tried for axis, tried in axes.searched(config).items()}
+    sentences = dict.fromkeys([*config.differs, *protocol.of_search(searched)])
     for record in records:
         run = record["config"]
         sentences |= dict.fromkeys(run["differs"])

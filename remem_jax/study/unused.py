@@ -1,17 +1,13 @@
 """Rejects settings of a study that the user gave but that change none of its trials."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ml_collections import ConfigDict
 
 from remem_jax.methods import METHODS
 from remem_jax.settings import unused, values
-from remem_jax.study import space
+from remem_jax.study import axes, space
 
-_SET_BY_STUDY = {  # Settings that the study sets for each trial, and why.
-    "seed": "config.seeds has those of a study",
-    "methods": "each of config.rows has its own",
-}
 _HALVING_SETTINGS = ("reduction", "rungs", "budget")
 
 
@@ -31,20 +27,33 @@ def check(config: ConfigDict, given: Collection[str]) -> None:
             unused.refuse(name, "; ".join(dict.fromkeys(reasons)) if all(reasons) else "")
         elif group == "search" and rest in _HALVING_SETTINGS and config.search.kind == "grid":
             unused.refuse(name, "config.search.kind is grid")
-        elif group == "grid" and not any(rest in trial.point for trial in trials):
-            unused.refuse(name, "the method of no row leaves it free")
+        elif group == "grid":
+            unused.refuse(name, _not_varied(config, trials, axes.name_of(rest)))
+
+
+def _not_varied(config: ConfigDict, trials: Sequence[space.Trial], axis: str) -> str:
+    """Returns why no trial varies an axis; "" if one does, or if the axis has no values."""
+    if axis not in axes.searched(config) or any(axis in trial.point for trial in trials):
+        return ""
+    if axis in config.base.teacher:
+        return "the method of no row leaves it free"
+    reasons = [
+        _reason(config, trial, axis) or axes.why_idle(trial.config, axis) for trial in trials
+    ]
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def _reason(config: ConfigDict, trial: space.Trial, name: str) -> str:
     """Returns why a setting of `config.base` has no effect in a trial; "" if it has one."""
-    if name in _SET_BY_STUDY:
-        return _SET_BY_STUDY[name]
+    if name in axes.SET_BY_STUDY:
+        return axes.SET_BY_STUDY[name]
     for where, key in (("columns", trial.column), ("rows", trial.row)):
         if name in dict(values.leaves(config[where][key].changes)):
             return f"each of config.{where} sets it"
     group, _, setting = name.partition(".")
-    if group == "teacher" and (
-        setting in trial.point or setting in METHODS[config.rows[trial.row].method].fixed
+    fixed = METHODS[config.rows[trial.row].method].fixed
+    if name in {axes.setting(config, axis) for axis in trial.point} or (
+        group == "teacher" and setting in fixed
     ):
         return "config.grid, or the method of a row, sets it"
     return unused.reason(trial.config, name)

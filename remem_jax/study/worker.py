@@ -17,7 +17,7 @@ from remem_jax import display, mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.data.custom import folders
 from remem_jax.storage import checkpoints, results, workdir
-from remem_jax.study import cost, inputs, queue, search, space, summary, unused
+from remem_jax.study import axes, cost, inputs, queue, search, space, summary, unused
 from remem_jax.study.claim import Claim
 from remem_jax.study.configurations import Configuration
 from remem_jax.study.space import Trial
@@ -180,13 +180,19 @@ def _schedule(study: Study) -> search.Schedule:
 
 
 def _configuration(trial: Trial) -> Configuration:
+    numbers = {name: value for name, value in trial.point.items() if _is_number(value)}
     attributes = {
+        **{name: value for name, value in trial.point.items() if name not in numbers},
         "row": trial.row,
         "column": trial.column,
         "seed": trial.seed,
         "fraction": trial.fraction,
     }
-    return Configuration(trial.key, trial.point, attributes)
+    return Configuration(trial.key, numbers, attributes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> None:
@@ -275,6 +281,7 @@ def _report(study: Study) -> list[str]:
 
 
 def _name(trial: Trial) -> str:
-    point = [f"{name.replace('_', ' ')} {value:g}" for name, value in trial.point.items()]
     short = [] if trial.fraction == 1 else [f"{trial.fraction:.3g} of the steps"]
-    return ", ".join([trial.row, trial.column, f"seed {trial.seed}", *point, *short])
+    return ", ".join(
+        [trial.row, trial.column, f"seed {trial.seed}", *axes.described(trial.point), *short]
+    )

@@ -98,6 +98,7 @@ def show_plan(config: ConfigDict) -> None:
     planned = config.copy_and_resolve_references()
     planned.plan_only = True
     device_mesh = _mesh(planned)
+    planned = precision.resolved(planned, device_mesh)
     with (
         tempfile.TemporaryDirectory() as directory,
         opened(planned, pathlib.Path(directory), device_mesh) as opened_run,

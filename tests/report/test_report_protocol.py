@@ -291,3 +291,19 @@ def test_the_quick_start_on_other_images_does_not_mention_its_own(tmp_path: path
 def test_settings_that_an_older_run_lacks_are_ignored() -> None:
     assert protocol.deviations({}) == []
     assert protocol.deviations({"student": {"steps": 20_000}}) == []
+
+
+def test_axes_that_the_paper_does_not_search_are_listed() -> None:
+    table_6 = ("learning_rate", "rho", "mlp_weight", "attention_weight")
+    papers = {f"teacher.{name}": (0.5, 0.9) for name in table_6}
+    grids = {"teacher.steps": ((500,), (700,)), "student.temperatures": ((1.0,), (4.0,))}
+
+    sentences = protocol.of_search(
+        {**papers, **grids, "student.losses": (("kd",), ("kd", "dist")), "student.ema": (0.0, 0.9)}
+    )
+
+    assert sentences == [
+        "The study searches student.losses over (kd), (kd, dist); the paper's grid does not have "
+        "it.",
+        "The study searches student.ema over 0.0, 0.9; the paper's grid does not have it.",
+    ]

@@ -549,6 +549,43 @@ def test_the_search_is_listed_by_row(halved: dict[str, Any]) -> None:
     )
 
 
+def test_axes_of_other_groups_have_a_column(halved: dict[str, Any], write: Write) -> None:
+    without = search.grids(halved)
+    others = {
+        "student.weight_decay": [1e-4, 1e-3],
+        "student.temperatures": [[1.0], [2.0, 4.0]],
+        "student.scratch_learning_rates": [[]],
+        "data.augment": ["none", "trivial"],
+        "data.image_size": [16000],
+        "student.hard_labels": [True],
+    }
+    halved["search"]["rows"][0]["grid"]["others"] = others
+
+    table = search.grids(halved)
+
+    assert without is not None
+    assert table is not None
+    assert (table.columns[5], "Other axes" in without.columns) == ("Other axes", False)
+    assert (table.rows[0][:5], table.rows[0][6:]) == (without.rows[0][:5], without.rows[0][5:])
+    assert table.rows[0][5] == (
+        "student.weight_decay 0.0001, 0.001; student.temperatures (1), (2, 4); "
+        "student.scratch_learning_rates (empty); data.augment none, trivial; "
+        "data.image_size 16000; student.hard_labels True"
+    )
+    for text in write():
+        assert "The grid varies data.augment, data.image_size; the table describes one" in text
+
+
+def test_the_table_of_trials_has_settings_of_any_type(record: dict[str, Any]) -> None:
+    for trial in record["trials"]:
+        trial["settings"] = {"student.init": "", "teacher.steps": [5, 10], "data.augment": "rand"}
+
+    table = trials.tried(record)
+
+    assert table.columns[-3:] == ("student.init", "teacher.steps", "data.augment")
+    assert {row[-3:] for row in table.rows} == {("empty", "5, 10", "rand")}
+
+
 def test_a_search_by_halving_lists_its_rungs_and_dropped_settings(
     halved: dict[str, Any], write: Write
 ) -> None:

@@ -127,6 +127,23 @@ def test_the_cost_of_a_study_is_the_sum_over_its_trials(
     assert total.student_steps == total.students * 64
 
 
+def test_the_cost_of_a_study_counts_the_values_of_every_axis(
+    config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
+) -> None:
+    config.grid = ConfigDict(
+        {"attention_weight": (0.8, 0.9), "student": {"steps": (16, 64), "weight_decay": (0.0, 0.1)}}
+    )
+
+    total = study_cost.of_trials(_trials(config, "scratch", "finetune", "remem"), tmp_path)
+
+    # Two rates and two seeds from scratch; with a teacher, besides: two steps, losses and weights.
+    from_scratch, of_remem = 4, 4 * 2 * 2 * 2
+    assert total.trials == 4 + 4 + 8
+    assert total.students == 4 * from_scratch + 12 * of_remem
+    assert total.student_steps == 2 * (16 + 64) * from_scratch + 6 * (16 + 64) * of_remem
+    assert total.teacher_steps == 12 * 128
+
+
 def test_a_speed_is_measured_once(
     config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
 ) -> None:

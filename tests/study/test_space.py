@@ -147,9 +147,14 @@ def test_a_change_of_an_unknown_setting_is_refused(
         ("search.reduction", 1, r"config\.search\.reduction"),
         ("search.budget", 1.5, r"config\.search\.budget"),
         ("search.near.rho", 0.3, r"config\.search\.near\.rho"),
-        ("grid.rho", (), r"config\.grid\.rho"),
+        ("grid.rho", 0.5, r"config\.grid\.rho must be a tuple of the values to search, got 0\.5"),
         ("grid.radius", (0.1,), r"config\.grid\.radius must be one of"),
         ("base.teacher.batch_size", 0, r"scratch, digits: config\.teacher\.batch_size"),
+        (
+            "grid.mlp_weight",
+            (0.9, 2.0),
+            r"reweight, digits, learning rate 0\.03, mlp weight 2: config\.teacher\.mlp_weight",
+        ),
     ],
 )
 def test_invalid_settings_are_named(
@@ -159,7 +164,8 @@ def test_invalid_settings_are_named(
     where = config
     for group in groups:
         where = where[group]
-    where[name] = value
+    with config.ignore_type():
+        where[name] = value
 
     with pytest.raises(SettingError, match=message):
         space.check(config)

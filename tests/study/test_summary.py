@@ -439,6 +439,31 @@ def test_a_column_that_changes_students_has_its_own_grid(config: ConfigDict) -> 
     assert result[1]["grid"]["students"][0]["temperature"] == [9.0]
 
 
+def test_axes_of_every_group_are_listed_by_row(config: ConfigDict, shared: Shared) -> None:
+    config.grid = ConfigDict(
+        {
+            "rho": (0.5, 0.05),
+            "data": {"augment": ("trivial", "none")},
+            "student": {"temperatures": ((4.0,), (1.0, 2.0)), "weight_decay": (0.0, 0.1)},
+        }
+    )
+    (trial, *_) = [t for t in space.trials(config) if t.row == "remem"]
+    shared.given[trial.key] = _record(trial, 0.5, 0.5)
+
+    result = _make(config, shared)
+
+    scratch, remem = (entry["grid"] for entry in result["search"]["rows"])
+    of_all = {"data.augment": ["trivial", "none"], "student.weight_decay": [0.0, 0.1]}
+    assert (scratch["settings"], scratch["teacher"], scratch["others"]) == (4, {}, of_all)
+    assert (remem["settings"], remem["teacher"]) == (16, {"rho": [0.05, 0.5]})
+    assert remem["others"] == {**of_all, "student.temperatures": [(4.0,), (1.0, 2.0)]}
+    (of_kd,) = remem["students"]
+    assert sorted(of_kd["temperature"]) == [1.0, 2.0, 4.0]
+    searched = [text for text in result["differs"] if text.startswith("The study searches ")]
+    assert [text.split()[3] for text in searched] == ["data.augment", "student.weight_decay"]
+    json.dumps(result)
+
+
 @pytest.fixture
 def halving(config: ConfigDict) -> ConfigDict:
     """Two rows with 9 and 3 settings, one of each tried with all steps."""

@@ -53,7 +53,7 @@ def get_config():
     rows = study.rows("finetune", "remem")
     config = study.make("Tiny: a study", rows, {{"digits": study.column("Digits")}}, base=base)
     config.heartbeat_seconds, config.grace_seconds = 0.5, 30.0
-    config.grid = ConfigDict({{"learning_rate": (0.05,), "rho": (0.05, 0.5)}})
+    config.grid.update({{"learning_rate": (0.05,), "rho": (0.05, 0.5), "mlp_weight": ()}})
     config.search.near = ConfigDict()
     return config
 """
@@ -240,6 +240,36 @@ def test_a_study_writes_a_report_in_each_format(alone: tuple[pathlib.Path, str])
 
     assert all("ReMem" in text and "Fine-tuning" in text for text in reports.values())
     assert len((alone[0] / "table.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_a_study_searches_axes_of_several_groups_and_reports_them(
+    workers: Workers, alone: tuple[pathlib.Path, str]
+) -> None:
+    workers.copy_speeds("axes", alone[0].name)
+    axes = {"attention_weight": "(0.8, 0.9)", "student.weight_decay": "(1e-4, 1e-3)"}
+    flags = [f"--config.grid.{name}={values}" for name, values in axes.items()]
+
+    done = workers.fork("axes", "--config.only=remem", "--config.grid.rho=(0.5,)", *flags)
+    done.ends(0)
+
+    folder = workers.folder("axes")
+    report, text = _report(folder), (folder / "study.md").read_text()
+    tried = {(s["attention_weight"], s["student.weight_decay"]) for s in _settings(report)}
+    assert tried == {(0.8, 1e-4), (0.8, 1e-3), (0.9, 1e-4), (0.9, 1e-3)}
+    paths = folder.glob("trials/*/results.json")
+    used = [json.loads(path.read_text())["config"] for path in paths]
+    assert tried == {
+        (run["teacher"]["attention_weight"], run["student"]["weight_decay"]) for run in used
+    }
+    assert "attention_weight 0.8, 0.9; learning_rate 0.05; rho 0.5" in text
+    assert "| student.weight_decay 0.0001, 0.001 |" in text
+    assert "The study searches student.weight_decay over 0.0001, 0.001; the paper's grid" in text
+    assert "Tiny: a study: 4 trials, 32 teacher steps" in done.log
+
+
+def _settings(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [trial["settings"] for trial in report["trials"]]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import logging
 import jax
 import pytest
 
+from remem_jax import workflow
 from remem_jax.checks import SettingError
 from remem_jax.data.loaders import resident
 from remem_jax.methods import SCRATCH
@@ -17,6 +18,7 @@ from remem_jax.workflow.remem import (
     student_setup,
     teacher_training,
 )
+from tests import tiny_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mixed_dtypes")]
 
@@ -92,3 +94,17 @@ def test_the_students_that_fit_are_trained_at_once_even_after_a_restart(
     assert student_groups.size(run, setup, grid) == 2
     run.config.student.group = 1
     assert student_groups.size(run, setup, grid) == 1
+
+
+def test_a_plan_of_a_study_s_trial_has_a_dtype_that_models_know(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As a run's, whose "auto" is resolved; students without a teacher read it first."""
+    caplog.set_level(logging.INFO, "absl")
+    config = tiny_run.get_config()
+    config.methods, config.compute_dtype = (SCRATCH,), "auto"
+    config.student.batch_size = 8
+
+    workflow.show_plan(config)
+
+    assert "From scratch" in caplog.text

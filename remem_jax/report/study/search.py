@@ -17,6 +17,7 @@ def grids(study: results_table.Study) -> tables.Table | None:
     if not rows:
         return None
     lines = []
+    has_others = any(row["grid"].get("others") for row in rows)
     for row in rows:
         grid, titled = row["grid"], trials.titles(study)
         where = titled(row["row"], "")[0], _columns(study, row["columns"])
@@ -26,6 +27,7 @@ def grids(study: results_table.Study) -> tables.Table | None:
                 f"{grid['settings']:,}",
                 _teacher(grid),
                 _values(grid["checkpoints"]),
+                *([_axes(grid.get("others", {}))] if has_others else []),
                 students_grid["loss"] or "none, labels only",
                 *(
                     _values(students_grid[name])
@@ -35,7 +37,8 @@ def grids(study: results_table.Study) -> tables.Table | None:
             for students_grid in grid["students"]
         ]
     of_students = ("Distillation", "Learning rates", "Temperatures", "Weights", "Seeds")
-    heads = ("Row", "Columns", "Settings", "Teacher", "Its checkpoints", *of_students)
+    others = ("Other axes",) if has_others else ()
+    heads = ("Row", "Columns", "Settings", "Teacher", "Its checkpoints", *others, *of_students)
     return tables.Table("Settings searched", heads, tuple(lines), numeric=False)
 
 
@@ -50,13 +53,22 @@ def _teacher(grid: Mapping[str, Any]) -> str:
     """Describes the teacher settings that a row varies, and those that its method fixes."""
     if not grid["checkpoints"]:
         return "none"
-    varied = [f"{name} {_values(values)}" for name, values in grid["teacher"].items()]
+    varied = [_axes(grid["teacher"])] if grid["teacher"] else []
     fixed = [f"{name} fixed at {tables.number(value)}" for name, value in grid["fixed"].items()]
     return "; ".join([*varied, *fixed]) or "one setting"
 
 
+def _axes(axes: Mapping[str, Iterable[Any]]) -> str:
+    return "; ".join(f"{name} {_values(values)}" for name, values in axes.items()) or tables.NOTHING
+
+
 def _values(values: Iterable[Any]) -> str:
-    return ", ".join(tables.number(value) for value in values) or tables.NOTHING
+    """Lists the values of an axis; one that is a list itself is in brackets."""
+    texts = [
+        f"({trials.setting(value)})" if isinstance(value, list | tuple) else trials.setting(value)
+        for value in values
+    ]
+    return ", ".join(texts) or tables.NOTHING
 
 
 def halving(study: results_table.Study) -> list[tables.Table]:

@@ -40,7 +40,16 @@ def data(study: results_table.Study) -> tables.Table:
         )
     images = "Training / validation / test images"
     heads = ("Column", "Data set", "Official", "Classes", images, "Image size", "Metric")
-    return tables.Table("Data", heads, tuple(rows), numeric=False)
+    return tables.Table("Data", heads, tuple(rows), numeric=False, note=_varied_data(study))
+
+
+def _varied_data(study: results_table.Study) -> str:
+    """Returns a note if trials of one column differ in their data; else empty."""
+    axes = names(row["grid"].get("others", {}) for row in study["search"].get("rows", ()))
+    varied = [name for name in axes if name.startswith("data.")]
+    if not varied:
+        return ""
+    return f"The grid varies {', '.join(varied)}; the table describes one trial of each column."
 
 
 def missing(study: results_table.Study) -> tables.Table | None:
@@ -210,6 +219,8 @@ def names(settings: Iterable[Mapping[str, Any]]) -> Sequence[str]:
 
 def setting(value: Any) -> str:
     """Formats the value of a setting."""
+    if value in ("", [], ()):
+        return "empty"
     if isinstance(value, list | tuple):
         return ", ".join(setting(item) for item in value)
     if isinstance(value, float) or value is None:
