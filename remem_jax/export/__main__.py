@@ -26,9 +26,7 @@ from remem_jax.export.options import Form
 
 _CHECK_IMAGES, _CALIBRATION_IMAGES = 512, 256
 # Options that only students, and only graphs, have; None or False means that one is not given.
-_STUDENT_OPTIONS = (
-    *("seed", "refit", "input", "batch", "fold", "precision", "calibration_images"),
-)
+_STUDENT_OPTIONS = (*("seed", "input", "batch", "fold", "precision", "calibration_images"),)
 _GRAPH_OPTIONS = ("input", "batch")
 
 
@@ -62,7 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=command.path, help="output file (default: in RUN/export)")
     add("--method", default="", help=f"of the run {best}")
     add("--seed", type=int, help=f"of the student {best}")
-    add("--refit", action="store_true", help="the student trained on train and validation")
     add(
         "--input",
         choices=options.INPUTS,
@@ -200,9 +197,7 @@ def _export_student(arguments: argparse.Namespace) -> str:
     from remem_jax.export import checking, destinations, runs, students
 
     form = _form(arguments)
-    student = runs.open_student(
-        arguments.run, method=arguments.method, seed=arguments.seed, refitted=arguments.refit
-    )
+    student = runs.open_student(arguments.run, method=arguments.method, seed=arguments.seed)
     path = arguments.out or arguments.run / "export" / _name(student, form, arguments.seed)
     destinations.require_replaceable(path, folder=form.format in options.FOLDERS)
     preprocessing = student.described.preprocessing
@@ -235,13 +230,15 @@ def _export_teacher(arguments: argparse.Namespace) -> str:
 
 
 def _split(arguments: argparse.Namespace) -> str:
-    """Returns the split to check on: validation, unless the student was trained on it."""
+    """Returns the split to check on: validation, unless the model was trained on it."""
     if arguments.split:
         return arguments.split
     from remem_jax.export import runs
+    from remem_jax.report import tables
 
-    has_validation = "validation" in runs.read_results(arguments.run)["data"]["examples"]
-    return "validation" if has_validation and not arguments.refit else "test"
+    record = runs.read_results(arguments.run)
+    was_selected = arguments.method in ("", *(row["method"] for row in record["methods"]))
+    return tables.selection(record) if was_selected else "test"
 
 
 def _images(arguments: argparse.Namespace, preprocessing: Any, split: str, most: int) -> Any:

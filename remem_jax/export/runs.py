@@ -34,33 +34,23 @@ class Student(NamedTuple):
     source: str
 
 
-def open_student(
-    run: pathlib.Path, *, method: str = "", seed: int | None = None, refitted: bool = False
-) -> Student:
+def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None) -> Student:
     """Opens the selected student of a finished run.
 
     Args:
         run: Folder of the run.
-        method: Method of the run; empty selects the one whose student is best on validation.
+        method: Method of the run, or METHOD_refit for the student that was trained anew on train
+            and validation; empty selects the method whose student is best on validation.
         seed: One of `config.student.seeds`; None selects the one that is best on validation.
-        refitted: Whether to open the student that was trained anew on train and validation.
 
     Raises:
-        SettingError: If there is no such run, method, seed or refit, or the run is not finished.
+        SettingError: If there is no such run, method or seed, or the run is not finished.
     """
     record = read_results(run)
-    row = method_row(record, run, method)
-    name = row["method"]
-    if refitted:
-        require(
-            refit.was_made(row),
-            f"--refit: {name} of {run} was not trained on train and validation: leave the option "
-            "out, or run the command of the run again with --config.data.refit=True.",
-        )
-        name = refit.NAME.format(name)
+    row, name = named_row(record, run, method)
     seeds = [trained["seed"] for trained in row.get("seeds", ())]  # Older runs have none.
     if seed is not None:
-        one_of(f"--seed of {row['method']}", seed, seeds)
+        one_of(f"--seed of {name}", seed, seeds)
     suffix = "" if seed in (None, *seeds[:1]) else f"_seed_{seed}"
     path = run / "selected" / f"{name}{suffix}_student.safetensors"
     student = open_file(path)
@@ -99,6 +89,31 @@ def read_results(run: pathlib.Path) -> dict[str, Any]:
 def key_of(record: dict[str, Any]) -> str:
     """Returns the key of a run's identity from its results.json; empty for older runs."""
     return record.get("identity", {}).get("key", "")
+
+
+def named_row(record: dict[str, Any], run: pathlib.Path, name: str) -> tuple[dict[str, Any], str]:
+    """Returns the row of a method, and the name of its models in the names of their files.
+
+    Args:
+        record: Return value of `read_results`.
+        run: Folder of the run.
+        name: Name of a method, or METHOD_refit; empty is the method that is best on validation.
+
+    Raises:
+        SettingError: If there is no such method, or it has no models of a refit.
+    """
+    refitted = {refit.NAME.format(row["method"]): row for row in record["methods"]}
+    row = refitted.get(name)
+    if row is None:
+        row = method_row(record, run, name)
+        return row, row["method"]
+    require(
+        refit.was_made(row),
+        f"--method={name}: {row['method']} of {run} was not trained on train and validation: give "
+        "--method without _refit, or run the command of the run again with "
+        "--config.data.refit=True.",
+    )
+    return row, name
 
 
 def method_row(record: dict[str, Any], run: pathlib.Path, method: str) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
 
     Args:
         run: Folder of the run.
-        method: Method with a teacher; empty selects the one whose student is best on validation.
+        method: Method with a teacher, or METHOD_refit for the teacher that was trained anew; empty
+            selects the method whose student is best on validation.
 
     Raises:
         SettingError: If there is no such run or teacher, or the run is not finished.
@@ -57,8 +58,7 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
     with_teacher = [row for row in record["methods"] if row["teacher"]]
     require(len(with_teacher) > 0, f"No method of {run} has a teacher; set --method.")
     rows = record | {"methods": record["methods"] if method else with_teacher}
-    row = runs.method_row(rows, run, method)
-    name = row["method"]
+    row, name = runs.named_row(rows, run, method)
     require(row["teacher"] is not None, f"{name} of {run} has no teacher; set --method.")
     path = path_of(run, name)
     require(

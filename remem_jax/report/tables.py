@@ -48,6 +48,11 @@ def selection(results: Results) -> str:
     return results["data"].get("selection", "validation")
 
 
+def selecting(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the metrics that a model is selected by: on validation, or without it on test."""
+    return model["validation"] or model["test"]
+
+
 def best_on_validation(
     rows: Sequence[Mapping[str, Any]], metric: str, role: str = "student"
 ) -> Mapping[str, Any]:
@@ -63,7 +68,7 @@ def best_on_validation(
     """
 
     def share(row: Mapping[str, Any]) -> float:
-        value = (row[role]["validation"] or row[role]["test"])[metric]
+        value = selecting(row[role])[metric]
         return -math.inf if value is None else value
 
     return max(rows, key=share)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from remem_jax import paired
-from remem_jax.report.study import gains
+from remem_jax.report.study import gains, results_table
 
 _ABSENT = "not on record"  # For trials of an older version, and settings selected on test.
 _OTHERS = "other test images"
@@ -54,8 +54,8 @@ def _by_seed(
             "seed": replicate["seed"],
             **(
                 {"why": _ABSENT}
-                if choice == "test"
-                else _difference(records[replicate["trial"]], below[replicate["seed"]])
+                if choice == "test" and records[replicate["trial"]]["methods"][0]["on_test"]
+                else _difference(choice, records[replicate["trial"]], below[replicate["seed"]])
             ),
         }
         for replicate in cell["replicates"]
@@ -63,9 +63,9 @@ def _by_seed(
     ]
 
 
-def _difference(above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+def _difference(choice: str, above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
     """Returns how much better the students of one trial are than another's, on the same images."""
-    data, correct, correct_below = above["data"], _correct(above), _correct(below)
+    data, correct, correct_below = above["data"], _correct(choice, above), _correct(choice, below)
     if correct is None or correct_below is None:
         return {"why": _ABSENT}
     names = ("fingerprint", "test_labels", "metric")
@@ -76,12 +76,13 @@ def _difference(above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str,
     return {**difference._asdict(), "images": len(labels)}
 
 
-def _correct(record: Mapping[str, Any]) -> np.ndarray | None:
-    """Returns which test images the selected students classify correctly.
+def _correct(choice: str, record: Mapping[str, Any]) -> np.ndarray | None:
+    """Returns which test images the selected students, or the refitted ones, classify correctly.
 
     The shape is (image,) for one student, and (student, image) for several.
     """
     (row,) = record["methods"]
+    row = row["refit"] if choice == results_table.REFIT else row
     if "test_labels" not in record["data"] or not row.get("test_correct"):
         return None
     correct = [paired.unpack(text) for text in row["test_correct"]["students"]]

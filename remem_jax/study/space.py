@@ -72,11 +72,23 @@ def check(config: ConfigDict) -> None:
     for name in _selected_names(config):
         checks.one_of("config.only", name, (*config.row_order, *config.column_order))
     for trial in trials(config):
+        checks.require(
+            bool(trial.config.data.validation) == bool(config.base.data.validation),
+            f"{trial.row}, {trial.column}: config.data.validation is "
+            f"{trial.config.data.validation}, but config.base.data.validation is "
+            f"{config.base.data.validation}: trials cannot be compared if some are selected on "
+            "validation and others on test.",
+        )
         try:
             check_remem(trial.config)
         except checks.SettingError as error:
             where = ", ".join([trial.row, trial.column, *axes.described(trial.point)])
             raise checks.SettingError(f"{where}: {error}") from error
+
+
+def selection(config: ConfigDict) -> str:
+    """Returns the split that selects settings and trials: "validation", or "test" without it."""
+    return "validation" if config.base.data.validation else "test"
 
 
 def key_by_place(config: ConfigDict) -> str:

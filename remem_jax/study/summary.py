@@ -7,13 +7,14 @@ from ml_collections import ConfigDict
 
 from remem_jax import report
 from remem_jax.methods import METHODS
-from remem_jax.report import information, protocol
+from remem_jax.report import information, protocol, tables
+from remem_jax.report.study import results_table
 from remem_jax.storage import results
-from remem_jax.study import axes, comparisons, cost, queue, search_summary
+from remem_jax.study import axes, comparisons, cost, queue, search_summary, space
 from remem_jax.study.search import Search
 from remem_jax.study.space import Trial
 
-CHOICES = ("validation", "test")
+CHOICES = (results_table.VALIDATION, results_table.REFIT, results_table.TEST)
 
 
 def make(
@@ -61,6 +62,8 @@ def make(
         ],
         "seeds": list(config.seeds),
         "choose_on_test": bool(config.base.choose_on_test),
+        "selection": space.selection(config),
+        "refit": bool(config.base.data.refit),
         "cells": cells,
         "missing": missing,
         "trials": trials,
@@ -76,7 +79,7 @@ def make(
 
 
 def best(study: Mapping[str, Any]) -> list[str]:
-    """Returns a sentence on the best student of each cell so far, on validation.
+    """Returns a sentence on the best student of each cell so far, on the split that selects.
 
     Args:
         study: Record from `make`.
@@ -84,7 +87,7 @@ def best(study: Mapping[str, Any]) -> list[str]:
     trials = {trial["trial"]: trial for trial in study["trials"]}
     lines = []
     for cell in study["cells"]:
-        if cell["choice"] != "validation":
+        if cell["choice"] != study["selection"]:
             continue
         for replicate in cell["replicates"]:
             trial = trials[replicate["trial"]]
@@ -120,7 +123,7 @@ def _trial(
         "state": states.get(trial.key, "waiting"),
         "reason": failures.get(trial.key, ""),
         "teachers": _teachers(record) if record else [],
-        "validation": row["student"]["validation"][record["data"]["metric"]]
+        "validation": tables.selecting(row["student"])[record["data"]["metric"]]
         if record and row
         else None,
         "teacher_steps": trial.config.teacher.steps[-1] if row and row["teacher"] else 0,
@@ -186,28 +189,26 @@ def _replicate(
     trials: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any] | None:
     """Returns the best trial of a cell; the lower loss breaks ties, as among a trial's students."""
-
-    def selection(trial: Trial) -> Any:
-        row = records[trial.key]["methods"][0]
-        return row if choice == "validation" else row["on_test"]
-
-    candidates = [trial for trial in done if selection(trial)]
+    shown = {trial.key: _chosen(choice, records[trial.key]["methods"][0]) for trial in done}
+    rows = {key: row for key, row in shown.items() if row is not None}
+    candidates = [trial for trial in done if trial.key in rows]
     if not candidates:
         return None
     metric = records[candidates[0].key]["data"]["metric"]
 
     def rank(trial: Trial) -> tuple[float, float]:
-        metrics = selection(trial)["student"][choice]
+        student = rows[trial.key]["student"]
+        metrics = student["test"] if choice == "test" else student["validation"]
         return metrics[metric], -metrics["loss"]
 
     chosen = max(candidates, key=rank)
-    row, selected = selection(chosen), selection(chosen)["selected"]
+    row, selected = rows[chosen.key], rows[chosen.key]["selected"]
     names = ("loss", "learning_rate", "temperature", "weight")
     return {
         "seed": chosen.seed,
         "student": row["student"]["test"][metric],
         "teacher": row["teacher"] and row["teacher"]["test"][metric],
-        "validation": row["student"]["validation"][metric],
+        "validation": row["student"]["validation"] and row["student"]["validation"][metric],
         "students_of_seeds": [student["test"][metric] for student in row["seeds"]],
         "settings": {
             **chosen.point,
@@ -218,6 +219,22 @@ def _replicate(
         "trials": sum(trial["state"] == "done" for trial in trials),
         "students": sum(trial["students"] for trial in trials),
     }
+
+
+def _chosen(choice: str, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns a trial's models by a choice, as a row of its results; None if it has none.
+
+    Those of a refit keep the validation metrics of the models that were selected.
+    """
+    student, again = row["student"], row.get("refit") or {}
+    if choice == "test":
+        return row["on_test"] or (None if student["validation"] else row)
+    if not student["validation"] or choice == "validation":
+        return row if student["validation"] else None
+    if not again.get("student"):
+        return None
+    refitted = {**again["student"], "validation": student["validation"]}
+    return {**row, "student": refitted, "teacher": again["teacher"], "seeds": again["seeds"]}
 
 
 def _data(

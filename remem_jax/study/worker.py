@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from remem_jax import display, mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.data.custom import folders
+from remem_jax.report import tables
 from remem_jax.storage import checkpoints, results, workdir
 from remem_jax.study import axes, cost, inputs, queue, search, space, summary, unused
 from remem_jax.study.claim import Claim
@@ -212,7 +213,7 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
         if claim:
             record = _record(folder)
             (row,) = record["methods"]
-            value = row["student"]["validation"][record["data"]["metric"]]
+            value = tables.selecting(row["student"])[record["data"]["metric"]]
             is_recorded = claim.done(value, record)
     # If the claim was lost, another worker may need the weights.
     if is_recorded and not study.config.keep_weights:

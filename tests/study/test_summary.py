@@ -12,6 +12,7 @@ from scipy import stats
 
 from configs import study
 from remem_jax import paired, report
+from remem_jax.checks import SettingError
 from remem_jax.settings import deciding
 from remem_jax.study import cost, queue, search, space, summary
 from remem_jax.study.space import Trial
@@ -568,3 +569,88 @@ def test_trials_of_an_older_version_have_no_difference(config: ConfigDict, share
     (comparison,) = _make(config, shared)["compared"]
 
     assert comparison["seeds"] == [{"seed": 0, "why": "not on record"}]
+
+
+def _with_refit(record: dict[str, Any], student: float, teacher: float) -> dict[str, Any]:
+    record["methods"][0]["refit"] = {
+        "images": 1437,
+        "student": {"test": _metrics(student)},
+        "teacher": {"test": _metrics(teacher)},
+        "seeds": [{"seed": 0, "test": _metrics(student)}],
+        "test_correct": None,
+    }
+    return record
+
+
+def test_a_refit_is_that_of_the_trial_that_is_best_on_validation(
+    config: ConfigDict, shared: Shared, tmp_path: pathlib.Path
+) -> None:
+    config.base.data.refit = True
+    refitted = ((0.5, 0.4, 0.95), (0.7, 0.6, 0.8), (0.6, 0.7, 0.9))
+    for trial, (validation, test, again) in zip(_trials(config), refitted, strict=True):
+        shared.given[trial.key] = _with_refit(_record(trial, validation, test), again, 0.85)
+    result = _make(config, shared)
+
+    (selected,) = _replicates(result, "remem")
+    (again,) = _replicates(result, "remem", "refit")
+
+    assert selected["trial"] == again["trial"] == _trials(config)[1].key
+    assert (selected["student"], again["student"], again["teacher"]) == (0.6, 0.8, 0.85)
+    assert again["validation"] == 0.7
+    (tmp_path / "study.json").write_text(json.dumps(result))
+    report.write_study(tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    _, _, section = text.partition("## Trained anew on train and validation")
+    assert "80.00" in section.partition("\n## ")[0]
+    assert "selected on the test split" not in text
+    rows = [*csv.DictReader((tmp_path / "table.csv").read_text().splitlines())]
+    means = {row["choice"]: row["student_mean"] for row in rows if row["row"] == "remem"}
+    assert means == {"validation": "60.0000", "refit": "80.0000"}
+
+
+def test_a_trial_whose_refit_diverged_has_no_cell_of_it(config: ConfigDict, shared: Shared) -> None:
+    trial = _trials(config)[0]
+    record = _record(trial, 0.7, 0.4)
+    record["methods"][0]["refit"] = {"images": 1437, "reason": "the loss is nan"}
+    shared.given[trial.key] = record
+
+    assert not _replicates(_make(config, shared), "remem", "refit")
+
+
+def test_without_validation_images_the_test_split_selects_trials(
+    config: ConfigDict, shared: Shared, tmp_path: pathlib.Path
+) -> None:
+    config.base.data.validation, config.base.choose_on_test = 0.0, True
+    for trial, test in zip(_trials(config), (0.5, 0.7, 0.6), strict=True):
+        record = _record(trial, 0.0, test)
+        record["methods"][0]["student"]["validation"] = None
+        record["teachers"] = []
+        del record["data"]["examples"]["validation"]
+        shared.given[trial.key] = record
+    searched = search.Search(config.search, space.trials(config), space.grid_sizes(config))
+
+    result = summary.make(config, searched, space.trials(config), shared, TOTAL)
+
+    assert result["selection"] == "test"
+    assert not _replicates(result, "remem")
+    (selected,) = _replicates(result, "remem", "test")
+    assert (selected["trial"], selected["student"]) == (_trials(config)[1].key, 0.7)
+    assert [trial["validation"] for trial in result["trials"] if trial["state"] == "done"] == [
+        *(0.5, 0.7, 0.6)
+    ]
+    assert summary.best(result)[0].startswith("remem, digits, seed 0")
+    (tmp_path / "study.json").write_text(json.dumps(result))
+    report.write_study(tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    assert "## Results, selected on the test split: optimistic" in text
+    assert "selected on the test split itself (config.base.data.validation is 0)" in text
+    assert text.count("70.00") >= 2
+    assert "Best on test" in text
+
+
+def test_trials_must_be_selected_on_one_split(config: ConfigDict) -> None:
+    config.base.choose_on_test = True
+    config.columns.digits.changes = ConfigDict({"data": {"validation": 0.0}})
+
+    with pytest.raises(SettingError, match=r"some are selected on validation and others on test"):
+        space.check(config)

@@ -108,7 +108,7 @@ def _check_reports(run: context.Run, record: dict[str, Any]) -> None:
     card = (run.workdir / "selected" / "finetune_refit_student.md").read_text()
     assert "it was then trained anew with them on train and validation together" in card
     assert "finetune_refit_student.safetensors" in card
-    opened = runs.open_student(run.workdir, method="finetune", refitted=True)
+    opened = runs.open_student(run.workdir, method="finetune_refit")
     assert opened.source.endswith("finetune_refit_student.safetensors")
     assert _finished(run) | {"disk": None} == record | {"disk": None}
 
@@ -146,7 +146,7 @@ def test_an_export_of_a_refit_that_was_not_made_says_what_to_do(run: context.Run
     _finished(run)
 
     with pytest.raises(SettingError, match=r"again with --config\.data\.refit=True"):
-        runs.open_student(run.workdir, refitted=True)
+        runs.open_student(run.workdir, method="scratch_refit")
 
 
 @pytest.mark.slow

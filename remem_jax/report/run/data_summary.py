@@ -78,7 +78,8 @@ def _whole(data: Mapping[str, Any]) -> str:
         "duplicates": ("group{} of near duplicates", "duplicate_images"),
     }
     listed = " and ".join(
-        f"{recorded[name]:,} {noun.format('s' * (recorded[name] != 1))} ({recorded[images]:,} images)"
+        f"{recorded[name]:,} {noun.format('' if recorded[name] == 1 else 's')} "
+        f"({recorded[images]:,} images)"
         for name, (noun, images) in kinds.items()
         if recorded[name]
     )

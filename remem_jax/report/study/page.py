@@ -19,11 +19,27 @@ _GAINS = (
     "an older version and settings selected on test. Choices that the paper leaves open affect "
     "both rows, so gains are more comparable with the paper's than the accuracies themselves."
 )
+_REFITTED = (
+    "The models that were selected on validation were trained anew, with the same settings, on "
+    "train and validation together, so that no image is left to select on."
+)
 _OPTIMISTIC = (
     "These settings were selected on the test split itself: each number is the maximum over all "
     "settings tried on the same images, and is biased upwards. The paper does not say on which "
     "split it selects; it may have selected on test. Rely on the first table."
 )
+_OTHERS = {  # Headings and notes of the tables besides the main one.
+    results_table.REFIT: {
+        "heading": "Trained anew on train and validation",
+        "warning": "",
+        "note": _REFITTED,
+    },
+    results_table.TEST: {
+        "heading": "Selected on the test split: optimistic",
+        "warning": "Warning.",
+        "note": _OPTIMISTIC,
+    },
+}
 
 
 def write(directory: pathlib.Path) -> None:
@@ -44,22 +60,26 @@ def write(directory: pathlib.Path) -> None:
 
 def _content(study: results_table.Study) -> dict[str, Any]:
     chosen = [trials.selected(study, choice) for choice in ("validation", "test")]
+    main = results_table.main(study)
     return {
         "title": title(study),
         "mini": study["mini"],
         "summary": summary(study),
         "warning": warning(study),
-        "heading": f"Results, in the layout of the paper's Table {study['table']}"
-        if study["table"]
-        else "Results",
-        "sections": _sections(study, "validation"),
+        "heading": _heading(study),
+        "sections": _sections(study, main),
         "notes": [*notes(study)],
-        "gains": gains.over_baseline(study, "validation"),
+        "gains": gains.over_baseline(study, main),
         "gains_note": _GAINS,
-        "optimistic_heading": "Selected on the test split: optimistic",
-        "optimistic_note": _OPTIMISTIC,
-        "optimistic": _sections(study, "test") if results_table.cells(study, "test") else [],
-        "optimistic_gains": gains.over_baseline(study, "test"),
+        "others": [
+            {
+                **texts,
+                "sections": _sections(study, choice),
+                "gains": gains.over_baseline(study, choice),
+            }
+            for choice, texts in _OTHERS.items()
+            if choice != main and results_table.cells(study, choice)
+        ],
         "missing": trials.missing(study),
         "data": trials.data(study),
         "search": study["search"]["text"],
@@ -73,6 +93,12 @@ def _content(study: results_table.Study) -> dict[str, Any]:
         "differs": study["differs"],
         "versions": trials.versions(study),
     }
+
+
+def _heading(study: results_table.Study) -> str:
+    table = f", in the layout of the paper's Table {study['table']}" if study["table"] else ""
+    optimistic = results_table.main(study) == results_table.TEST
+    return f"Results{table}{', selected on the test split: optimistic' if optimistic else ''}"
 
 
 def _sections(study: results_table.Study, choice: str) -> list[dict[str, Any]]:
@@ -93,29 +119,38 @@ def title(study: results_table.Study) -> str:
 def summary(study: results_table.Study) -> str:
     """Describes how complete the table is, and what its numbers are."""
     seeds = len(study["seeds"])
-    cells = results_table.cells(study, "validation")
+    cells = results_table.cells(study, results_table.main(study))
     places = [(row["name"], column["name"]) for row in study["rows"] for column in study["columns"]]
     counts = [len(cells[place]["replicates"]) if place in cells else 0 for place in places]
     total, complete = len(counts), sum(count >= seeds for count in counts)
     partial = f", {sum(0 < count < seeds for count in counts)} partial" if seeds > 1 else ""
     return (
         f"Cells: {complete} of {total} complete{partial}, {counts.count(0)} missing. Numbers are "
-        f"accuracies on test, in percent: {_metrics(study)}. All settings were selected on the "
-        f"validation split, unless a heading says otherwise. {_readings(study)}"
+        f"accuracies on test, in percent: {_metrics(study)}. {_readings(study)}"
     )
 
 
 def _readings(study: results_table.Study) -> str:
-    """Describes the use of the test split in a sentence."""
+    """Describes what selected the settings, and the use of the test split."""
+    if results_table.main(study) == results_table.TEST:
+        return (
+            "All settings were selected on the test split itself (config.base.data.validation is "
+            "0): each number is the maximum over all settings tried on the same images, and is "
+            "biased upwards."
+        )
+    selected = (
+        "All settings were selected on the validation split, unless a heading says otherwise."
+    )
     on_test = study.get("choose_on_test", bool(results_table.cells(study, "test")))
     if on_test:
         return (
-            "Every student was evaluated on test too (config.choose_on_test), which affects only "
-            "the results under that heading."
+            f"{selected} Every student was evaluated on test too (config.choose_on_test), which "
+            "affects only the results under that heading."
         )
+    again = ", and once for those trained anew" if study.get("refit") else ""
     return (
-        "Each trial read the test split once, for the models that it had selected on validation; "
-        "each cell shows the trial that is best on validation."
+        f"{selected} Each trial read the test split once, for the models that it had selected on "
+        f"validation{again}; each cell shows the trial that is best on validation."
     )
 
 

@@ -15,6 +15,8 @@ from remem_jax.storage import spreadsheets
 Study = Mapping[str, Any]
 Cells = Mapping[tuple[str, str], Mapping[str, Any]]
 
+# What the settings of a cell were selected on, or how its models were trained after that.
+VALIDATION, REFIT, TEST = "validation", "refit", "test"
 BLOCK = 6  # Columns per grid, as in the paper's Table 1.
 ROLES = ("student", "teacher")
 MISSING = "missing"
@@ -46,8 +48,13 @@ class Grid(NamedTuple):
     groups: tuple[tuple[str, tuple[Line, ...]], ...]
 
 
+def main(study: Study) -> str:
+    """Returns the choice of a study's main table: `VALIDATION`, or `TEST` without such images."""
+    return study.get("selection", VALIDATION)
+
+
 def cells(study: Study, choice: str) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Returns the cells by row and column, with settings selected on "validation" or "test"."""
+    """Returns the cells of a choice by row and column."""
     return {(c["row"], c["column"]): c for c in study["cells"] if c["choice"] == choice}
 
 
@@ -81,9 +88,9 @@ def row_title(row: Mapping[str, Any]) -> str:
 
 
 def blocks(study: Study, choice: str) -> Iterator[Sequence[Mapping[str, Any]]]:
-    """Returns the columns, at most `BLOCK` at a time; for "test", only those with cells."""
+    """Returns the columns, at most `BLOCK` at a time; only those with cells, except in `main`."""
     columns = study["columns"]
-    if choice == "test":
+    if choice != main(study):
         filled = {column for _, column in cells(study, choice)}
         columns = [column for column in columns if column["name"] in filled]
     return (columns[start : start + BLOCK] for start in range(0, len(columns), BLOCK))
@@ -94,7 +101,7 @@ def grids(study: Study, choice: str) -> list[Grid]:
 
     Args:
         study: Contents of study.json.
-        choice: Split on which settings were selected, "validation" or "test".
+        choice: `VALIDATION`, `REFIT` or `TEST`.
     """
     by_place = cells(study, choice)
     return [
@@ -205,11 +212,11 @@ def flat(title: str, grid: Grid) -> tables.Table:
 def comma_separated(study: Study) -> str:
     """Formats the study's table as CSV: one line per cell, in percent and points."""
     lines: list[Sequence[str]] = [_FIELDS]
-    for choice in ("validation", "test"):
+    for choice in (VALIDATION, REFIT, TEST):
         by_place = cells(study, choice)
         for row, column in itertools.product(study["rows"], study["columns"]):
             cell = by_place.get((row["name"], column["name"]))
-            if cell is not None or choice == "validation":
+            if cell is not None or choice == main(study):
                 lines.append(_fields(study, choice, row, column, cell))
     return spreadsheets.text(lines)
 

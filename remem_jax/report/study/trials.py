@@ -26,7 +26,9 @@ def data(study: results_table.Study) -> tables.Table:
         if record is None:
             rows.append((column["title"], "not run", *[tables.NOTHING] * 5))
             continue
-        examples = (f"{record['examples'][split]:,}" for split in ("train", "validation", "test"))
+        examples = (
+            f"{record['examples'].get(split, 0):,}" for split in ("train", "validation", "test")
+        )
         rows.append(
             (
                 column["title"],
@@ -75,7 +77,7 @@ def _listed(study: results_table.Study) -> list[tuple[str, str, int, str]]:
 def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]:
     """Yields seeds without a result that the record does not list as missing."""
     listed = {entry[:3] for entry in _listed(study)}
-    cells = results_table.cells(study, "validation")
+    cells = results_table.cells(study, results_table.main(study))
     for row in study["rows"]:
         for column in study["columns"]:
             cell = cells.get((row["name"], column["name"]))
@@ -168,7 +170,8 @@ def tried(study: results_table.Study) -> tables.Table:
         for trial in ordered(study, sorted(study["trials"], key=rank))
     ]
     where = ("Trial", "Row", "Column", "Seed", *(["Fraction of the steps"] if shortened else []))
-    amount = ("State", "Best on validation", "Students", "Teacher's steps", "Student's steps")
+    best = f"Best on {results_table.main(study)}"
+    amount = ("State", best, "Students", "Teacher's steps", "Student's steps")
     heads = (*where, *amount, "Time", "Device", *setting_names)
     return tables.Table("All trials", heads, tuple(lines), numeric=False, note=_states(study))
 

@@ -75,6 +75,9 @@ def of_run(config: ConfigDict, speed: Speed) -> Cost:
     students = teachers * len(student_grid.points(config.student, method))
     teacher_steps = config.teacher.steps[-1] if has_teacher else 0
     student_steps = students * config.student.steps
+    if config.data.refit:  # The last teacher at most, and one setting of students.
+        teacher_steps, teachers = 2 * teacher_steps, teachers + 1
+        student_steps += len(config.student.seeds) * config.student.steps
     costs = [
         speed.teacher.times(teacher_steps) if speed.teacher else Step(0, 0),
         speed.teacher_outputs.times(teachers * config.student.steps),
