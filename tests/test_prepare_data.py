@@ -125,7 +125,7 @@ def test_a_data_set_is_prepared_from_the_manual_folder(
         (tiny_tfds.png(np.full((4, 4, 3), grey, np.uint8)), label)
         for grey, label in ((10, 0), (20, 100), (30, 100))
     }
-    assert prepared.state("food101", str(tmp_path)) == ("array_record", (2, 1))
+    assert prepared.state("food101", str(tmp_path)) == ("array_record", (2, 1), 0)
 
 
 @pytest.mark.usefixtures("archive")

@@ -213,6 +213,9 @@ def test_every_data_set_has_its_row(
     assert list(rows) == list(registry.RECORDS)
     assert " ".join(rows["sun397_tfds"][1:8]) == "train 76128 validation 10875 397 per class"
     assert all(row[-1] == "no" for row in rows.values())
+    text = "\n".join(lines)
+    assert "selects: validation 1880, since the paper neither trains nor tests on it" in text
+    assert text.count("selects: held out of train, since") == 14
     assert [name for name, row in rows.items() if row[-3] == "no" or row[-4] == "no"] == ["svhn"]
 
 

@@ -39,15 +39,20 @@ def lines(data_dir: str) -> tuple[list[str], list[str]]:
     table += [
         "",
         f"Prepared here: in {folder}. What is not: tools/prepare_data.py NAME.",
-        "The validation split is held out of train. Per class: mean of the classes' accuracies.",
+        "Per class: mean of the classes' accuracies.",
     ]
     for name, record in registry.RECORDS.items():
         table += ["", f"{name}: {record.tfds}", f"  licence: {record.licence}", f"  {record.page}"]
+        official = f"{record.validation} {record.validation_examples}"
+        selects = official if record.validation else "held out of train"
+        table += _wrapped(f"selects: {selects}, since {record.selection}")
         if record.note:
-            table += textwrap.wrap(
-                f"assumed: {record.note}", 98, initial_indent="  ", subsequent_indent="    "
-            )
+            table += _wrapped(f"assumed: {record.note}")
     return table, damages
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="    ")
 
 
 def _prepared(name: str, data_dir: str, damages: list[str]) -> str:
@@ -63,5 +68,6 @@ def _prepared(name: str, data_dir: str, damages: list[str]) -> str:
     if state is None:
         return "no"
     train, test = state.counts
-    suffix = "" if registry.RECORDS[name].is_official(state.counts) else ", not official"
+    is_official = registry.RECORDS[name].is_official(state.counts, state.validation)
+    suffix = "" if is_official else ", not official"
     return f"{state.format} {train}+{test}{suffix}"
