@@ -203,7 +203,7 @@ def _teacher(config: ConfigDict) -> None:
     # Radius of SAM; at least 0, where 0 is plain SGD. The paper searches 0.5, 0.05, 0.005. [text]
     config.teacher.rho = 0.5
     # Images that share one ascent step of SAM, its m; at least -1, where 0 is the whole batch and
-    # -1 each device's share. [choice]
+    # -1 each device's share. A run keeps the share it started with; the report states it. [choice]
     config.teacher.ascent_examples = 0
     # Microbatches of a batch, one after another; at least 0, where 0 is as few as fit into memory.
     # [free]

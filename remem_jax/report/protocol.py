@@ -159,6 +159,8 @@ def deviations(config: Mapping[str, Any]) -> list[str]:
     rules = {**PAPER, **(PATIENT if given.get("student.mixup", 0) > 0 else {})}
     if "kd" not in losses:
         rules = {name: rule for name, rule in rules.items() if name not in DIST}
+    if given.get("teacher.ascent_examples") == given.get("teacher.batch_size"):
+        given |= {"teacher.ascent_examples": 0}  # Both are the whole batch.
     sentences = list(_named(given))
     for name, rule in rules.items():
         sentences += _sentence(name, given, rule, "kd" if name in DIST and len(losses) > 1 else "")

@@ -181,6 +181,11 @@ def test_every_setting_of_the_table_is_named_if_it_applies(name: str) -> None:
     assert any(sentence.startswith(f"{name} is another") for sentence in sentences)
 
 
+@pytest.mark.parametrize(("group", "named"), [(0, 0), (512, 0), (64, 1)])
+def test_an_ascent_of_the_whole_batch_is_no_deviation(group: int, named: int) -> None:
+    assert len(protocol.deviations(_config({"teacher.ascent_examples": group}))) == named
+
+
 @pytest.mark.parametrize(
     "changes",
     [
