@@ -163,6 +163,8 @@ def _teacher(config: ConfigDict) -> None:
     # Optimiser; one of "sgd", "adamw". AdamW needs lower learning rates: docs/teachers.md. [text]
     config.teacher.optimizer = "sgd"
     config.teacher.momentum = 0.9  # Momentum of SGD; at least 0, below 1. [choice]
+    # Whether it is Nesterov momentum. False, as in vit_jax's fine-tuning. [choice]
+    config.teacher.nesterov = False
     config.teacher.betas = (0.9, 0.999)  # Betas of AdamW; from 0 to 0.99999. [choice]
     config.teacher.epsilon = 1e-8  # Epsilon of AdamW; above 0. [choice]
     # Weight decay; at least 0. AdamW's is decoupled, and applies to kernels only. None, as in
@@ -201,7 +203,7 @@ def _teacher(config: ConfigDict) -> None:
     # Radius of SAM; at least 0, where 0 is plain SGD. The paper searches 0.5, 0.05, 0.005. [text]
     config.teacher.rho = 0.5
     # Images that share one ascent step of SAM, its m; at least -1, where 0 is the whole batch and
-    # -1 each device's share. [choice]
+    # -1 each device's share. A run keeps the share it started with; the report states it. [choice]
     config.teacher.ascent_examples = 0
     # Microbatches of a batch, one after another; at least 0, where 0 is as few as fit into memory.
     # [free]
@@ -300,7 +302,9 @@ def _student(config: ConfigDict) -> None:
     config.student.warmup_steps = 500
     # Optimiser; one of "sgd", "adamw". AdamW needs lower learning rates: docs/students.md. [text]
     config.student.optimizer = "sgd"
-    config.student.momentum = 0.9  # Nesterov momentum of SGD; at least 0, below 1. [choice]
+    config.student.momentum = 0.9  # Momentum of SGD; at least 0, below 1. [choice]
+    # Whether it is Nesterov momentum. True, as in most training of such networks. [choice]
+    config.student.nesterov = True
     config.student.betas = (0.9, 0.999)  # Betas of AdamW; from 0 to 0.99999. [choice]
     config.student.epsilon = 1e-8  # Epsilon of AdamW; above 0. [choice]
     # Weight decay; at least 0. AdamW's is decoupled, and applies to kernels only. [text]

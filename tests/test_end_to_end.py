@@ -448,7 +448,8 @@ def test_timm_loads_models_trained_with_lora_and_distillation(
         num_heads=size.heads,
         num_classes=10,
     )
-    teacher.load_pretrained(str(folder / "remem_teacher.npz"))
+    arrays = safetensors.numpy.load_file(folder / "remem_teacher.safetensors")
+    teacher.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
     source = data.open_source("digits", path="", data_dir="")
     storage = data.Storage("resident", stored_size=64, resident_gib=1.0, cache="", threads=1)
     pixels = data.load(

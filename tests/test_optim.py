@@ -11,6 +11,7 @@ import pytest
 from configs import remem
 from remem_jax import optim
 from remem_jax.records import Params
+from remem_jax.workflow import optimiser
 from remem_jax.workflow.remem import student_steps
 from tests.oracles import peers
 
@@ -102,23 +103,44 @@ def test_adamw_is_torchs_at_any_peak_of_its_schedule() -> None:
 
 
 @pytest.mark.usefixtures("mixed_dtypes")
-@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
-def test_gradients_of_students_are_clipped_as_in_torch(clip_norm: float) -> None:
+@pytest.mark.parametrize(("clip_norm", "nesterov"), [(0.0, True), (0.5, True), (0.5, False)])
+def test_the_optimiser_of_students_is_torchs(clip_norm: float, nesterov: bool) -> None:
     torch, settings = peers.torch(), remem.get_config().student
     settings.clip_norm, settings.warmup_steps, settings.steps = clip_norm, 0, 8
+    settings.nesterov = nesterov
     schedule = optim.warmup_cosine(peak=1.0, steps=8, warmup_steps=0)
 
     ours = _ours(
         student_steps.make_optimiser(settings, _start(), pretrained=False, paced=False), rate=0.1
     )
 
-    options = {"momentum": settings.momentum, "nesterov": True}
+    options = {"momentum": settings.momentum, "nesterov": nesterov}
     expected = _torchs(
         lambda params: torch.optim.SGD(params, lr=0.1, weight_decay=1e-4, **options),
         {"kernel": {}, "bias": {}},
         lambda step: float(schedule(step)),
         clip_norm=clip_norm,
     )
+    for name, value in expected.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("mixed_dtypes")
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_optimiser_of_teachers_is_torchs(nesterov: bool) -> None:
+    torch, settings = peers.torch(), remem.get_config().teacher
+    settings.nesterov, settings.weight_decay = nesterov, 0.01
+
+    tx = optimiser.make(settings, _halved, _start(), clip_norm=0.5, is_head=None)
+
+    options = {"momentum": settings.momentum, "nesterov": nesterov, "weight_decay": 0.01}
+    expected = _torchs(
+        lambda params: torch.optim.SGD(params, lr=0.1, **options),
+        {"kernel": {}, "bias": {}},
+        _halved,
+        clip_norm=0.5,
+    )
+    ours = _ours(tx, rate=0.1)
     for name, value in expected.items():
         np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)
 

@@ -125,6 +125,8 @@ BAD: list[tuple[str, Any]] = [
     ("teacher.warmup_steps", 200),
     ("teacher.momentum", -0.1),
     ("teacher.momentum", 1.0),
+    ("teacher.nesterov", "no"),
+    ("student.nesterov", 2),
     ("teacher.weight_decay", -1e-4),
     ("teacher.clip_norm", 0.0),
     ("teacher.dropout", 1.0),

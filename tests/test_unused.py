@@ -46,6 +46,8 @@ def _changed(**changes: Any) -> ConfigDict:
         ("student.temperatures", {"student__losses": ("features",)}, "losses is features"),
         ("student.weights", {"student__hard_labels": False}, "losses is kd"),
         ("teacher.momentum", {"teacher__optimizer": "adamw"}, "which does not use it"),
+        ("teacher.nesterov", {"teacher__optimizer": "adamw"}, "which does not use it"),
+        ("student.nesterov", {"student__momentum": 0.0}, r"config\.student\.momentum is 0"),
         ("student.betas", {}, "optimizer is 'sgd'"),
         ("student.ema_warmup", {}, r"config\.student\.ema is 0"),
         ("teacher.layer_decay", {"teacher__tuning": "linear_probe"}, "tuning is linear_probe"),

@@ -20,7 +20,7 @@ from remem_jax.methods import METHODS
 from remem_jax.settings import located, workflows
 from remem_jax.storage import workdir
 from remem_jax.train import loop
-from remem_jax.workflow import context, precision, provenance
+from remem_jax.workflow import ascent, context, precision, provenance
 from remem_jax.workflow.remem import distill, finetune, outcome, pipeline, student_setup
 
 _OURS = ("budget.hours",)  # Settings that only the budget has.
@@ -57,6 +57,7 @@ def run(
     workflows.check(filled, [name for name in given if name not in _OURS])
     settings.check_mesh(filled, device_mesh)
     filled = precision.resolved(filled, device_mesh, directory)
+    filled = ascent.resolved(filled, device_mesh, directory)
     with workdir.claimed(directory, settings.plain(filled)):
         clock = Clock(directory, record, hours=config.budget.hours, began=began)
 

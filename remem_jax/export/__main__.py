@@ -226,7 +226,9 @@ def _export_teacher(arguments: argparse.Namespace) -> str:
     destinations.require_replaceable(path, folder=False)
     images = _images(arguments, teacher.preprocessing, _split(arguments), arguments.check_images)
     record = teachers.export(teacher, arguments.format, path, images, allowed=allowed)
-    return _summary(path, record["check"])
+    return "\n".join(
+        [_summary(path, record["check"]), *([record["note"]] if "note" in record else [])]
+    )
 
 
 def _split(arguments: argparse.Namespace) -> str:

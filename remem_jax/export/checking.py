@@ -91,8 +91,15 @@ def compare_logits(
     )
 
 
-def require_close(comparison: Comparison, allowed: Limits, what: str) -> None:
-    """Raises `SettingError` if an export differs from its student by more than is allowed."""
+def require_close(comparison: Comparison, allowed: Limits, what: str, reason: str = "") -> None:
+    """Raises `SettingError` if an export differs from its student by more than is allowed.
+
+    Args:
+        comparison: Of the export and its student.
+        allowed: Largest allowed differences.
+        what: Subject of the message.
+        reason: Reason of the difference and what to do, as sentences; empty advises --precision.
+    """
     limit = allowed.difference * max(1.0, comparison.largest)
     # Comparisons with NaN are False; an infinite limit must not let infinity pass.
     close = comparison.difference <= limit and np.isfinite(comparison.difference)
@@ -109,8 +116,9 @@ def require_close(comparison: Comparison, allowed: Limits, what: str) -> None:
         f"{what} differs from the model that it was made from, and is not kept: a logit differs by "
         f"{comparison.difference:.3g} ({at_most}the largest is {comparison.largest:.3g}) and "
         f"{100 * comparison.disagreement:.2f} % of {comparison.images} have another predicted "
-        f"class (allowed: {100 * allowed.disagreement:g} %).{accuracies} Choose another "
-        "--precision, or raise --allowed-difference and --allowed-disagreement."
+        f"class (allowed: {100 * allowed.disagreement:g} %).{accuracies} "
+        f"{reason or 'Choose another --precision.'} --allowed-difference and "
+        "--allowed-disagreement set what is allowed."
     )
 
 

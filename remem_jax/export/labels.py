@@ -16,6 +16,7 @@ from remem_jax.export import images, options, runs, teachers
 from remem_jax.methods import METHODS
 from remem_jax.models import vit
 from remem_jax.records import DataLoader
+from remem_jax.storage import selected
 from remem_jax.weights import augreg
 
 _Logits = Callable[[Float[Array, "image height width 3"]], Float[Array, "image klass"]]
@@ -69,12 +70,11 @@ def _teacher(run: pathlib.Path) -> tuple[str, _Logits] | None:
     if not rows:
         return None
     method = runs.method_row(record | {"methods": rows}, run, "")["method"]
-    if not teachers.path_of(run, method).is_file():  # It has adapters.
+    if not selected.teacher(run, method).is_file():  # It has adapters.
         return None
     teacher = teachers.open_teacher(run, method=method)
     checkpoint = teacher.checkpoint
-    architecture = dict(checkpoint.options) | {"exact_gelu": teacher.gelu == "erf"}
-    model = vit.make(variant=checkpoint.size, classes=checkpoint.classes, **architecture)
+    model = vit.make(variant=checkpoint.size, classes=checkpoint.classes, **checkpoint.options)
     variables = augreg.into(checkpoint, model, image_size=None, reset_head=False)
     return f"the teacher ({_title(method)})", _compiled(model, variables)
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,11 @@ from remem_jax.export import checking, destinations, options, predictors, runs
 from remem_jax.export.checking import Limits
 from remem_jax.export.images import Images
 from remem_jax.models import vit
-from remem_jax.storage import results
-from remem_jax.weights import augreg, timm
+from remem_jax.storage import results, selected
+from remem_jax.weights import augreg, catalog, recorded, timm
+
+# The GELU that code computes which loads a format; timm also has the other one.
+_GELUS = {"augreg": "tanh", "big_vision": "tanh", "timm": "erf"}
 
 
 class Teacher(NamedTuple):
@@ -25,9 +29,9 @@ class Teacher(NamedTuple):
 
     Attributes:
         method: Method of the run.
-        checkpoint: Plain ViT, with re-weighting folded in and LoRA merged.
+        checkpoint: Plain ViT, with re-weighting folded in and LoRA merged. Its `exact_gelu` is that
+            of its training, whatever the names in the file.
         classes: Class names, in the order of the logits.
-        gelu: GELU that it was trained with: "tanh", "erf", or empty for that of its checkpoint.
         preprocessing: Preprocessing of images.
         identity: Hash of the run's file that it was read from.
         run: Key of the run's identity (`storage.identity`); empty for older runs.
@@ -36,10 +40,14 @@ class Teacher(NamedTuple):
     method: str
     checkpoint: augreg.Checkpoint
     classes: tuple[str, ...]
-    gelu: str
     preprocessing: Preprocessing
     identity: str
     run: str
+
+    @property
+    def gelu(self) -> str:
+        """GELU that it was trained with: "tanh" or "erf"."""
+        return "erf" if self.checkpoint.options["exact_gelu"] else "tanh"
 
 
 def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
@@ -60,17 +68,19 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
     rows = record | {"methods": record["methods"] if method else with_teacher}
     row, name = runs.named_row(rows, run, method)
     require(row["teacher"] is not None, f"{name} of {run} has no teacher; set --method.")
-    path = path_of(run, name)
+    path = selected.teacher(run, name)
     require(
         path.is_file(),
         f"There is no {path}: a teacher with adapters is not a plain ViT, and is not written.",
     )
     checkpoint = augreg.read(path)
+    if path.suffix == selected.BY_TANH:
+        known = {**checkpoint.options, "exact_gelu": _is_by_erf(record)}
+        checkpoint = checkpoint._replace(options=known)
     return Teacher(
         name,
         checkpoint,
         tuple(record["data"]["class_names"]),
-        record["config"]["teacher"]["gelu"],
         Preprocessing(
             checkpoint.image_size, preprocessing.stored_size(record), preprocessing.crop(record)
         ),
@@ -79,9 +89,19 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
     )
 
 
-def path_of(run: pathlib.Path, method: str) -> pathlib.Path:
-    """Returns the path of a method's teacher, which is not there if it has adapters."""
-    return run / "selected" / f"{method}_teacher.npz"
+def _is_by_erf(record: Mapping[str, Any]) -> bool:
+    """Returns whether the teachers of a run, whose files are .npz, have the GELU by erf.
+
+    Earlier versions wrote all teachers as .npz, and did not record the GELU of the checkpoint that
+    teachers with `config.teacher.gelu=""` have: only files of timm have that by erf.
+    """
+    recorded_gelu = record.get("models", {}).get("teacher_gelu")
+    settings = record["config"]["teacher"]
+    if recorded_gelu or settings["gelu"]:
+        return (recorded_gelu or settings["gelu"]) == "erf"
+    init = settings.get("init", "")
+    path = catalog.find(init).path if catalog.is_name(init) else init
+    return path.endswith(".safetensors")
 
 
 def export(
@@ -119,17 +139,56 @@ def export(
 def _write_and_check(
     teacher: Teacher, form: str, path: pathlib.Path, images: Images, allowed: Limits
 ) -> dict[str, Any]:
-    """Writes a teacher and compares the file with it; returns the record."""
-    checkpoint = teacher.checkpoint
+    """Writes a teacher and compares the file with it; returns the record.
+
+    The logits of the file are those that its project computes, with that project's GELU. timm also
+    has the other one, which a note of the record names.
+    """
+    checkpoint, theirs = teacher.checkpoint, _GELUS[form]
     _write(checkpoint, form, path, _metadata(teacher))
     read = augreg.read(path, heads=checkpoint.size.heads)
-    comparison = checking.compare_logits(_logits(read, images), _logits(checkpoint, images), images)
-    checking.require_close(comparison, allowed, f"The {form} file")
+    expected = _logits(checkpoint, images, teacher.gelu)
+    compared = {
+        gelu: checking.compare_logits(_logits(read, images, gelu), expected, images)
+        for gelu in {theirs, teacher.gelu}
+    }
+    reason = "" if theirs == teacher.gelu else _reason(form, teacher.gelu)
+    if form == "timm":
+        comparison = compared[teacher.gelu]
+        checking.require_close(comparison, allowed, "The timm file")
+    else:
+        comparison = compared[theirs]
+        checking.require_close(comparison, allowed, f"The {form} file", reason)
     return {
         "metadata": _metadata(teacher),
         "bytes": destinations.size(path),
         "check": checking.check_record(comparison, allowed, images),
+        **({"note": f"{reason} {_measured(compared[theirs], form)}"} if reason else {}),
     }
+
+
+def _reason(form: str, gelu: str) -> str:
+    """Says that a project has another GELU than the teacher, and what to do."""
+    if form == "timm":
+        return (
+            f"This teacher has the GELU by {gelu}, and timm's default is by {_GELUS[form]}: give "
+            'timm.create_model act_layer="gelu_tanh".'
+        )
+    project = "vit_jax" if form == "augreg" else form
+    return (
+        f"This teacher has the GELU by {gelu}, and {project} computes it by {_GELUS[form]}: take "
+        "--format=timm, which has this GELU."
+    )
+
+
+def _measured(comparison: checking.Comparison, form: str) -> str:
+    """Describes the logits of a project whose GELU is not that of the teacher."""
+    share = f"{100 * comparison.disagreement:.2f} % of {comparison.images}"
+    return (
+        f"{'Without it' if form == 'timm' else 'There'}, a logit differs by up to "
+        f"{comparison.difference:.2g} (the largest is {comparison.largest:.3g}), and "
+        f"{share} have another predicted class."
+    )
 
 
 def _metadata(teacher: Teacher) -> dict[str, str]:
@@ -137,7 +196,7 @@ def _metadata(teacher: Teacher) -> dict[str, str]:
     return {
         "model": f"ViT {dict(checkpoint.size._asdict())}",
         "pool": str(checkpoint.options["pool"]),
-        "gelu": teacher.gelu or "of the checkpoint that it was initialised from; timm's own is erf",
+        **recorded.texts(recorded.Recorded(teacher.gelu, checkpoint.size.heads)),
         "image_size": str(checkpoint.image_size),
         "image_range": preprocessing.RANGE,
         "resize": teacher.preprocessing.text(),
@@ -161,9 +220,9 @@ def _write(
         augreg.save(path, checkpoint.arrays, form=names)
 
 
-def _logits(checkpoint: augreg.Checkpoint, images: Images) -> np.ndarray:
-    """Returns the logits of a ViT, always with the tanh GELU, because only arrays are compared."""
-    architecture = dict(checkpoint.options) | {"exact_gelu": False}
+def _logits(checkpoint: augreg.Checkpoint, images: Images, gelu: str) -> np.ndarray:
+    """Returns the logits of a ViT with a GELU, "tanh" or "erf"."""
+    architecture = dict(checkpoint.options) | {"exact_gelu": gelu == "erf"}
     model = vit.make(variant=checkpoint.size, classes=checkpoint.classes, **architecture)
     variables = augreg.into(checkpoint, model, image_size=None, reset_head=False)
     apply = jax.jit(models.evaluation_apply(model))

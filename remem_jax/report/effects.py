@@ -17,6 +17,9 @@ _FREE_BY: Mapping[str, tuple[str, ...]] = {
 # Whether a setting of this name has no effect, given the settings of its group.
 _UNUSED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "momentum": lambda settings: settings.get("optimizer") == "adamw",
+    "nesterov": lambda settings: (
+        settings.get("optimizer") == "adamw" or settings.get("momentum") == 0
+    ),
     "betas": lambda settings: settings.get("optimizer") == "sgd",
     "epsilon": lambda settings: settings.get("optimizer") == "sgd",
     "ema_warmup": lambda settings: not settings.get("ema"),

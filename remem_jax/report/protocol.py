@@ -59,6 +59,7 @@ PAPER: Mapping[str, Paper] = {
     "teacher.warmup_steps": _choice(500),
     "teacher.optimizer": Paper(("sgd",)),
     "teacher.momentum": _choice(0.9),
+    "teacher.nesterov": _choice(False),
     "teacher.betas": _choice((0.9, 0.999)),
     "teacher.epsilon": _choice(1e-8),
     "teacher.weight_decay": Paper((0.0,)),
@@ -106,6 +107,7 @@ PAPER: Mapping[str, Paper] = {
     "student.warmup_steps": _choice(500),
     "student.optimizer": Paper(("sgd",)),
     "student.momentum": _choice(0.9),
+    "student.nesterov": _choice(True),
     "student.betas": _choice((0.9, 0.999)),
     "student.epsilon": _choice(1e-8),
     "student.weight_decay": Paper((1e-4,)),
@@ -157,6 +159,8 @@ def deviations(config: Mapping[str, Any]) -> list[str]:
     rules = {**PAPER, **(PATIENT if given.get("student.mixup", 0) > 0 else {})}
     if "kd" not in losses:
         rules = {name: rule for name, rule in rules.items() if name not in DIST}
+    if given.get("teacher.ascent_examples") == given.get("teacher.batch_size"):
+        given |= {"teacher.ascent_examples": 0}  # Both are the whole batch.
     sentences = list(_named(given))
     for name, rule in rules.items():
         sentences += _sentence(name, given, rule, "kd" if name in DIST and len(losses) > 1 else "")

@@ -39,6 +39,7 @@ def check_student(student: ConfigDict) -> None:
 def _check(prefix: str, settings: ConfigDict) -> None:
     checks.one_of(f"{prefix}.optimizer", settings.optimizer, optim.OPTIMIZERS)
     checks.inside(f"{prefix}.momentum", settings.momentum, -1e-9, 1)
+    checks.one_of(f"{prefix}.nesterov", settings.nesterov, (True, False))
     for beta in settings.betas:
         checks.within(f"{prefix}.betas", beta, 0, 0.99999)
     checks.above(f"{prefix}.epsilon", settings.epsilon, 0)

@@ -21,7 +21,7 @@ _OF_TRAINING = (  # Settings of `config.teacher` that only training uses.
     *("steps", "batch_size", "learning_rate", "warmup_steps", "momentum", "weight_decay"),
     *("clip_norm", "dropout", "mixup", "label_smoothing", "mcmi", "rho", "ascent_examples"),
     *("class_balance", "cutmix"),
-    *("optimizer", "betas", "epsilon", "layer_decay", "body_rate", "drop_path"),
+    *("optimizer", "nesterov", "betas", "epsilon", "layer_decay", "body_rate", "drop_path"),
     *("ema", "ema_warmup"),
     *("accumulate", "lora.*", "adapter.*"),
 )
@@ -172,9 +172,14 @@ def _optimised(group: str) -> dict[str, Reason]:
     def without_average(config: ConfigDict) -> str:
         return "" if config[group].ema else f"config.{group}.ema is 0"
 
+    def without_momentum(config: ConfigDict) -> str:
+        return sgd(config) or ("" if config[group].momentum else f"config.{group}.momentum is 0")
+
+    sgd = _unless(f"{group}.optimizer", ("sgd",), "which does not use it")
     adamw = _unless(f"{group}.optimizer", ("adamw",), "which does not use it")
     return {
-        f"{group}.momentum": _unless(f"{group}.optimizer", ("sgd",), "which does not use it"),
+        f"{group}.momentum": sgd,
+        f"{group}.nesterov": without_momentum,
         f"{group}.betas": adamw,
         f"{group}.epsilon": adamw,
         f"{group}.ema_warmup": without_average,

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from remem_jax.storage import checksums, locks, results, workdir
+from remem_jax.storage.selected import teacher as teacher_file
 
 _STAGES = ("teachers", "students", "information")  # Folders of stages that are trained.
 _CHECKPOINTS, _BEST, _LOCK = "checkpoints", "best", "lock"
@@ -195,7 +196,7 @@ def _teachers(
             continue
         name, folder = row["method"], directory / "teachers" / row["method"]
         chosen = directory / row["teacher_part"] / f"step_{row['selected']['teacher_step']}"
-        is_saved = (directory / "selected" / f"{name}_teacher.npz").exists()
+        is_saved = teacher_file(directory, name).exists()
         for path in _folders(folder, "params"):
             is_chosen = path.parent == chosen
             wanted = is_chosen and is_saved if selected else not is_chosen

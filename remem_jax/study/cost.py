@@ -94,9 +94,11 @@ def _kind(config: ConfigDict) -> dict[str, Any]:
     (method,) = plain["methods"]
     if not METHODS[method].has_teacher:
         teacher = {}
-    steps = ("steps", "learning_rate", "warmup_steps", "momentum", "weight_decay", "clip_norm")
-    weights = ("mlp_weight", "attention_weight", "label_smoothing")
-    teacher = {name: value for name, value in teacher.items() if name not in steps + weights}
+    free = (
+        *("steps", "learning_rate", "warmup_steps", "momentum", "nesterov", "weight_decay"),
+        *("clip_norm", "mlp_weight", "attention_weight", "label_smoothing"),
+    )
+    teacher = {name: value for name, value in teacher.items() if name not in free}
     teacher["rho"] = teacher.get("rho", 0) > 0
     names = ("model", "stem", "losses", "batch_size", "mixup", "cutmix", "hard_labels")
     return {

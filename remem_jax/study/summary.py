@@ -130,6 +130,7 @@ def _trial(
         "student_steps": trial.config.student.steps,
         "students": len(record["students"]) if record else 0,
         "seconds": record and sum(record["seconds"].values()),
+        "ascent": (row or {}).get("ascent"),
         "device": record and f"{record['device']['count']} x {record['device']['kind']}",
         "worker": record and record["worker"],
         "folder": record and record["folder"],

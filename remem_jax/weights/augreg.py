@@ -21,7 +21,7 @@ from remem_jax.checks import SettingError, one_of
 from remem_jax.models import vit
 from remem_jax.records import Params, Variables
 from remem_jax.storage import files
-from remem_jax.weights import catalog, matching, names, npz, timm
+from remem_jax.weights import catalog, matching, names, npz, recorded, timm
 
 FORMATS = ("vit_jax", "big_vision")
 
@@ -33,7 +33,8 @@ class Checkpoint(NamedTuple):
         arrays: float32 arrays by name.
         size: Size of the ViT, inferred from the shapes.
         options: Further fields of `vit.VisionTransformer` that the file determines: `pool`,
-            `positions`, `exact_gelu`, and `representation` if the file has such a layer.
+            `positions`, `exact_gelu` (for timm's names, True unless the file records another GELU:
+            see `recorded`), and `representation` if the file has such a layer.
         classes: Number of classes of its head; 0 if it has none.
         form: "vit_jax", "big_vision" or "timm".
         ignored: Names of the file's arrays that are not part of the ViT.
@@ -61,35 +62,42 @@ def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
         path: An .npz of vit_jax or big_vision, followed by ":sub/tree" if the ViT is a part of a
             larger model; or a .safetensors of timm, whose names may have prefixes that
             `timm.unwrapped` removes.
-        heads: Number of attention heads, which timm's files do not record; 0 for 64 features per
-            head.
+        heads: Number of attention heads, which timm's files do not record; 0 for the number that a
+            file of ours records (`recorded`), or else 64 features per head.
 
     Raises:
         SettingError: If the file is missing or broken, holds no ViT, or has numbers that are not
             finite.
     """
     file, subtree = catalog.split_path(os.fspath(path))
-    ignored: list[str] = []
     if file.suffix in (".safetensors", *timm.PICKLES):  # `timm.read` refuses pickles.
-        stored, others = timm.unwrapped(timm.read(file), os.fspath(file))
-        ignored.extend(others)
-        matching.require_finite(stored, os.fspath(file))
-        arrays, form = timm.from_timm(stored, heads=heads), "timm"
-    else:
+        return _read_timm(file, os.fspath(path), heads)
+    ignored: list[str] = []
 
-        def choose(stored_names: list[str]) -> dict[str, str]:
-            start = names.prefix(stored_names, subtree, os.fspath(file))
-            chosen = {n: n.removeprefix(start) for n in stored_names if n.startswith(start)}
-            if not start:  # A training state may be beside parameters at the root.
-                others = ("opt/", "chrono/", "state/")
-                chosen = {old: new for old, new in chosen.items() if not old.startswith(others)}
-            ignored.extend(name for name in stored_names if name not in chosen)
-            return chosen
+    def choose(stored_names: list[str]) -> dict[str, str]:
+        start = names.prefix(stored_names, subtree, os.fspath(file))
+        chosen = {n: n.removeprefix(start) for n in stored_names if n.startswith(start)}
+        if not start:  # A training state may be beside parameters at the root.
+            others = ("opt/", "chrono/", "state/")
+            chosen = {old: new for old, new in chosen.items() if not old.startswith(others)}
+        ignored.extend(name for name in stored_names if name not in chosen)
+        return chosen
 
-        stored = npz.read(file, choose)
-        matching.require_finite(stored, os.fspath(file))
-        arrays, form = names.to_ours(stored)
+    stored = npz.read(file, choose)
+    matching.require_finite(stored, os.fspath(file))
+    arrays, form = names.to_ours(stored)
     return describe(arrays, form=form, source=os.fspath(path), ignored=tuple(ignored))
+
+
+def _read_timm(file: pathlib.Path, source: str, heads: int) -> Checkpoint:
+    """Reads a file with timm's names; see `read`."""
+    stored, ignored = timm.unwrapped(timm.read(file), os.fspath(file))
+    matching.require_finite(stored, os.fspath(file))
+    known = recorded.read(file)
+    arrays = timm.from_timm(stored, heads=heads or known.heads)
+    checkpoint = describe(arrays, form="timm", source=source, ignored=ignored)
+    options = {**checkpoint.options, "exact_gelu": known.gelu != "tanh"}
+    return checkpoint._replace(options=options)
 
 
 def describe(

@@ -4,18 +4,16 @@ A student is timm's network, so that timm loads what a run writes: its positions
 start from big_vision's if a checkpoint computes them; a `pre_logits` layer is dropped.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
 from flax import traverse_util
 
 from remem_jax import models
 from remem_jax.checks import SettingError
-from remem_jax.models import vit, vit_student
+from remem_jax.models import vit
 from remem_jax.records import Variables
 from remem_jax.weights import augreg, catalog, matching, names, timm
 
@@ -69,10 +67,7 @@ def read(path: str | os.PathLike[str], student: str) -> Pretrained:
             os.fspath(path), checkpoint.size, student, any_heads=checkpoint.form == "timm"
         )
     gelu = "erf" if checkpoint.options["exact_gelu"] else "tanh"
-    architecture = {"pool": checkpoint.options["pool"], "gelu": gelu}
-    if checkpoint.form == "timm":
-        architecture["gelu"] = _stored_gelu(path) or gelu
-    return Pretrained(checkpoint, architecture)
+    return Pretrained(checkpoint, {"pool": checkpoint.options["pool"], "gelu": gelu})
 
 
 def variables(
@@ -129,14 +124,6 @@ def load(path: str | os.PathLike[str], model: vit.VisionTransformer) -> Variable
 def to_timm(student: Variables) -> dict[str, np.ndarray]:
     """Converts a student's variables to timm's state dict."""
     return timm.to_timm(augreg.flatten(student["params"]))
-
-
-def _stored_gelu(path: str | os.PathLike[str]) -> str:
-    """Returns the GELU in the metadata of a student's or a teacher's file; "" if it has none."""
-    with safetensors.safe_open(os.fspath(path), framework="np") as file:
-        metadata = file.metadata() or {}
-    stored = json.loads(metadata.get("architecture") or "{}").get("gelu", metadata.get("gelu"))
-    return stored if stored in vit_student.GELUS else ""
 
 
 def _size(student: str) -> vit.Size | None:

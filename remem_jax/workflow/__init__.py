@@ -17,7 +17,7 @@ from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
 from remem_jax.storage import files, logs, workdir
 from remem_jax.train import compiling
-from remem_jax.workflow import context, initial_checkpoints, precision, provenance
+from remem_jax.workflow import ascent, context, initial_checkpoints, precision, provenance
 from remem_jax.workflow.analysis.pipeline import run_analysis
 from remem_jax.workflow.remem import cost
 from remem_jax.workflow.remem.pipeline import run_remem
@@ -61,6 +61,7 @@ def run(
     folders.require_outside(images.name, images.path, directory, unlabelled=images.unlabelled)
     device_mesh = _mesh(config)
     config = precision.resolved(config, device_mesh, directory)
+    config = ascent.resolved(config, device_mesh, directory)
     with (
         workdir.claimed(directory, settings.plain(config)),
         opened(config, directory, device_mesh, stopping) as opened_run,
@@ -148,7 +149,8 @@ def opened(
     """Opens a run with checked settings: reads its checkpoints and images, writes no results.
 
     Args:
-        config: All settings, with `compute_dtype` resolved if the run computes anything.
+        config: All settings, with `compute_dtype` and `teacher.ascent_examples` resolved if the run
+            computes anything.
         directory: Folder of the run.
         device_mesh: Mesh of devices.
         stopping: See `run`.

@@ -16,7 +16,6 @@ def make(
     schedule: optax.Schedule,
     params: Params,
     *,
-    nesterov: bool,
     clip_norm: float | None,
     is_head: Callable[[str], bool] | None,
 ) -> optax.GradientTransformation:
@@ -26,7 +25,6 @@ def make(
         settings: `config.teacher` or `config.student`.
         schedule: Learning rate of the head by step.
         params: Shapes of the parameters.
-        nesterov: Whether SGD has Nesterov momentum.
         clip_norm: Maximum global norm of the gradient; None for no clipping.
         is_head: Returns whether the parameter of a slash-joined name belongs to the head. None for
             the same learning rate for all parameters, whatever the settings.
@@ -47,7 +45,7 @@ def make(
         tx = optim.sgd(
             schedule,
             momentum=settings.momentum,
-            nesterov=nesterov,
+            nesterov=settings.nesterov,
             weight_decay=settings.weight_decay,
             clip_norm=clip_norm,
         )

@@ -220,8 +220,10 @@ def _training(results: dict[str, Any], method: str) -> dict[str, str]:
 
 def test_training_options_are_listed_if_they_have_an_effect(results: dict[str, Any]) -> None:
     off = {"optimizer": "sgd", "momentum": 0.9, "ema": 0.0, "body_rate": 1.0, "dropout": 0.0}
-    results["config"]["student"] |= off
+    results["config"]["student"] |= off | {"nesterov": True}
     plain = _training(results, "remem")
+    results["config"]["student"]["nesterov"] = False
+    without_nesterov = _training(results, "remem")
     on = {"optimizer": "adamw", "betas": [0.9, 0.99], "ema": 0.999, "body_rate": 0.1}
     results["config"]["student"] |= on
 
@@ -229,7 +231,10 @@ def test_training_options_are_listed_if_they_have_an_effect(results: dict[str, A
 
     average = "Decay of the moving average, which these weights are"
     body = "Learning rate of the body, as a multiple of the head's"
+    nesterov = "Nesterov momentum"
     assert "Momentum" in plain
+    assert (nesterov in plain, without_nesterov[nesterov]) == (False, "no")
+    assert nesterov not in pretrained
     assert plain.keys().isdisjoint({"Optimiser", average, body, "Dropout"})
     assert (pretrained["Optimiser"], pretrained["Betas"]) == ("adamw", "0.9, 0.99")
     assert (pretrained[average], pretrained[body]) == ("0.999", "0.1")

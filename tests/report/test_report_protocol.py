@@ -181,6 +181,11 @@ def test_every_setting_of_the_table_is_named_if_it_applies(name: str) -> None:
     assert any(sentence.startswith(f"{name} is another") for sentence in sentences)
 
 
+@pytest.mark.parametrize(("group", "named"), [(0, 0), (512, 0), (64, 1)])
+def test_an_ascent_of_the_whole_batch_is_no_deviation(group: int, named: int) -> None:
+    assert len(protocol.deviations(_config({"teacher.ascent_examples": group}))) == named
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -189,13 +194,17 @@ def test_every_setting_of_the_table_is_named_if_it_applies(name: str) -> None:
         {"student.betas": (0.8, 0.9)},
         {"teacher.ema_warmup": True},
         {"teacher.optimizer": "adamw", "teacher.momentum": 0.5},
+        {"student.optimizer": "adamw", "student.nesterov": False},
+        {"teacher.momentum": 0.0, "teacher.nesterov": True},
     ],
 )
 def test_settings_without_an_effect_are_not_named(changes: dict[str, Any]) -> None:
     sentences = protocol.deviations(_config(changes))
 
-    without = {name: value for name, value in changes.items() if name.endswith("optimizer")}
-    assert len(sentences) == len(without)
+    named = {"student.optimizer", "teacher.optimizer"} & set(changes)
+    if changes.get("teacher.momentum") == 0:
+        named |= {"teacher.momentum"}
+    assert len(sentences) == len(named)
 
 
 @pytest.mark.parametrize("loss", sorted(set(student_losses.LOSSES) - {"kd", "dist"}))

@@ -733,6 +733,20 @@ def test_shortened_trials_come_after_full_ones(record: dict[str, Any]) -> None:
     ]
 
 
+def test_groups_of_sam_are_listed_only_if_they_differ(record: dict[str, Any]) -> None:
+    head, groups = "Images per ascent step of SAM", {"a1": 64, "b2": 64, "c3": None}
+    for trial in record["trials"]:
+        group = groups[trial["trial"]]
+        trial["ascent"] = group and {"examples": group, "batch_size": 512, "devices": 8}
+    assert head not in trials.tried(record).columns
+
+    record["trials"][0]["ascent"] = {"examples": 128, "batch_size": 512, "devices": 4}
+    table = trials.tried(record)
+
+    shown = [row[table.columns.index(head)] for row in table.rows]
+    assert sorted(shown) == sorted(["128", "64", tables.NOTHING])
+
+
 def test_planned_and_spent_costs_are_listed(record: dict[str, Any]) -> None:
     rows = dict((row[0], row[1:]) for row in trials.cost(record).rows)
 

@@ -76,6 +76,14 @@ def test_teachers_for_longer_training_stay_unless_all_is_removed(tmp_path: pathl
     assert removed(run, "--all") == {"teachers/remem/step_20/params", "profile"}
 
 
+def test_a_teacher_with_timms_names_is_saved_too(run: pathlib.Path) -> None:
+    (run / "selected/remem_teacher.npz").rename(run / "selected/remem_teacher.safetensors")
+
+    gone = removed(run)
+
+    assert gone == {*STUDENTS, *(f"teachers/remem/step_{step}/params" for step in (10, 20))}
+
+
 def test_a_teacher_that_is_not_saved_elsewhere_stays(run: pathlib.Path) -> None:
     (run / "selected/remem_teacher.npz").unlink()  # A teacher with adapters has none.
 

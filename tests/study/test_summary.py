@@ -272,6 +272,7 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
         "student_steps": 80,
         "students": 2,
         "seconds": 4.0,
+        "ascent": None,
         "device": "2 x cpu",
         "worker": "here",
         "folder": f"/study/trials/{done.key}",

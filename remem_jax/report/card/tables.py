@@ -167,6 +167,7 @@ _TRAINING = {
     "warmup_steps": "Warm-up steps",
     "optimizer": "Optimiser",
     "momentum": "Momentum",
+    "nesterov": "Nesterov momentum",
     "betas": "Betas",
     "epsilon": "Epsilon",
     "weight_decay": "Weight decay",
@@ -239,7 +240,7 @@ def _idle(results: Results, method: str) -> set[str]:
     """Returns the student settings that have no effect in a method."""
     idle, record = set(), METHODS.get(method)
     if student_settings(results).get("optimizer") == "adamw":
-        idle |= {"momentum"}
+        idle |= {"momentum", "nesterov"}
     if record and not record.has_teacher:
         idle |= {"hard_labels", "flatten"}
     if record and record.starts_random:

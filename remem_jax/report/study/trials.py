@@ -147,6 +147,8 @@ def tried(study: results_table.Study) -> tables.Table:
     titled = titles(study)
     setting_names = names(trial["settings"] for trial in study["trials"])
     shortened = any(trial["fraction"] != 1 for trial in study["trials"])
+    # They differ if workers with other numbers of devices run trials with ascent_examples=-1.
+    divided = len({_ascent(trial) for trial in study["trials"]} - {None}) > 1
 
     def rank(trial: Mapping[str, Any]) -> tuple[int, float, float]:
         share = trial["validation"]
@@ -165,6 +167,7 @@ def tried(study: results_table.Study) -> tables.Table:
             *(f"{trial[n]:,}" for n in ("students", "teacher_steps", "student_steps")),
             tables.NOTHING if trial["seconds"] is None else tables.duration(trial["seconds"]),
             trial["device"] or tables.NOTHING,
+            *([tables.number(_ascent(trial))] if divided else []),
             *(setting(trial["settings"].get(name)) for name in setting_names),
         )
         for trial in ordered(study, sorted(study["trials"], key=rank))
@@ -172,8 +175,14 @@ def tried(study: results_table.Study) -> tables.Table:
     where = ("Trial", "Row", "Column", "Seed", *(["Fraction of the steps"] if shortened else []))
     best = f"Best on {results_table.main(study)}"
     amount = ("State", best, "Students", "Teacher's steps", "Student's steps")
-    heads = (*where, *amount, "Time", "Device", *setting_names)
+    ascent = ["Images per ascent step of SAM"] if divided else []
+    heads = (*where, *amount, "Time", "Device", *ascent, *setting_names)
     return tables.Table("All trials", heads, tuple(lines), numeric=False, note=_states(study))
+
+
+def _ascent(trial: Mapping[str, Any]) -> int | None:
+    """Returns the images that share an ascent step of SAM; None without one, or if unknown."""
+    return (trial.get("ascent") or {}).get("examples")
 
 
 def _states(study: results_table.Study) -> str:

@@ -18,6 +18,7 @@ def sentences(run: context.Run, rows: Rows) -> list[str]:
         *_mirrored(run),
         *_retried(run, rows),
         *_lost(rows),
+        *divided(rows),
     ]
 
 
@@ -88,3 +89,16 @@ def _lost(rows: Rows) -> list[str]:
         for method, lost in missing
         if lost
     ]
+
+
+def divided(rows: Rows) -> list[str]:
+    """Describes the groups of images that share an ascent step of SAM, if batches have several."""
+    ascents = [row["ascent"] for row in rows if row["ascent"]]
+    return list(
+        dict.fromkeys(
+            f"SAM's ascent step is taken for each {ascent['examples']:,} images, as on "
+            f"{ascent['devices']:,} devices that share a batch of {ascent['batch_size']:,}."
+            for ascent in ascents
+            if ascent["devices"] > 1
+        )
+    )

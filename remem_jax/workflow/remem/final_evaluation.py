@@ -76,9 +76,7 @@ def test(
             )
         ]
         if teachers and teacher:
-            selected_models.save_teacher(
-                run, folder / f"{method}_teacher.npz", teachers, teacher.variables
-            )
+            selected_models.save_teacher(run, method, teachers, teacher.variables)
         result = {
             "chosen": identities,
             "students": students,

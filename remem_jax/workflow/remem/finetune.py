@@ -34,6 +34,7 @@ class Teachers(NamedTuple):
         records: For each checkpoint, "step", "validation" and, if that selects, "test".
         lost: Steps of `config.teacher.steps` without a checkpoint, and why; see `retries.train`.
         seconds: Seconds of training.
+        exact_gelu: Whether their GELU is by erf.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Teachers(NamedTuple):
     records: list[dict[str, Any]]
     lost: dict[str, Any] | None
     seconds: float
+    exact_gelu: bool
 
 
 class Refitted(NamedTuple):
@@ -146,6 +148,7 @@ def finetune(
         result["teachers"],
         result["lost"],
         result["seconds"],
+        start.model.exact_gelu,
     )
 
 

@@ -19,7 +19,7 @@ from remem_jax import mesh, models
 from remem_jax.models import vit
 from remem_jax.records import Params, Variables
 from remem_jax.report import initial_students
-from remem_jax.storage import results
+from remem_jax.storage import results, selected
 from remem_jax.train import flops
 from remem_jax.weights import augreg, student_normalisation, students
 from remem_jax.workflow import provenance
@@ -27,7 +27,6 @@ from remem_jax.workflow import provenance
 BATCHES = (1, 32)  # A single image, and enough of them to keep a device busy.
 _SECONDS = 2.0  # Time to measure a batch size, in which there are at least `_ROUNDS[0]` rounds.
 _ROUNDS = (3, 15)  # Minimum and maximum; each model is called once in a round.
-_SELECTED = "selected"  # Folder of the selected models in that of a run.
 
 
 class Opened(NamedTuple):
@@ -70,8 +69,8 @@ def files_of(directory: pathlib.Path, row: Mapping[str, Any]) -> dict[str, dict[
         does not exist. A teacher with adapters has none.
     """
     names = {
-        "student": f"{_SELECTED}/{row['method']}_student.safetensors",
-        "teacher": f"{_SELECTED}/{row['method']}_teacher.npz",
+        "student": f"{selected.FOLDER}/{row['method']}_student.safetensors",
+        "teacher": str(selected.teacher(directory, row["method"]).relative_to(directory)),
     }
     return {
         role: {"path": name, "bytes": (directory / name).stat().st_size}
@@ -99,7 +98,7 @@ def _inference(
         "compute_dtype": record["config"]["compute_dtype"],
         "models": {role: record["models"][role] for role in paths},
     }
-    kept = results.read(directory / _SELECTED / "inference.json")
+    kept = results.read(directory / selected.FOLDER / "inference.json")
     if kept and all(kept.get(name) == value for name, value in conditions.items()):
         return kept
     opened = {role: _OPENERS[role](path, record) for role, path in paths.items()}
@@ -116,7 +115,7 @@ def _inference(
         "threads": len(os.sched_getaffinity(0)),
         **measured,
     }
-    results.write(directory / _SELECTED / "inference.json", found)
+    results.write(directory / selected.FOLDER / "inference.json", found)
     return found
 
 

@@ -10,7 +10,7 @@ from absl import logging
 from remem_jax import display
 from remem_jax.methods import METHODS
 from remem_jax.records import Hyperparameters
-from remem_jax.workflow import advice, context, memory_plan, stages
+from remem_jax.workflow import advice, ascent, context, memory_plan, stages
 from remem_jax.workflow.information import measurement
 from remem_jax.workflow.remem import distill, final_evaluation, finetune, student_setup
 
@@ -64,6 +64,7 @@ def conclude(
     row: dict[str, Any] = {
         "method": method,
         "teacher_settings": None,
+        "ascent": None,
         "teacher_part": None,
         "teacher_lost": None,
         "selected": _setting(best),
@@ -104,6 +105,7 @@ def conclude(
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
         (record,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
+        row["ascent"] = ascent.record(teachers.settings, run.mesh)
         row["teacher_part"], row["teacher_lost"] = teachers.stage, teachers.lost
         row["teacher"] = {"validation": record["validation"], "test": tested["teacher"]}
     return Outcome(

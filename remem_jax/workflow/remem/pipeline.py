@@ -121,7 +121,10 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
     Raises:
         SettingError: If their information cannot be measured (checked before training).
     """
-    names = ("teacher", "teacher_parameters", "teacher_trainable", "tuning", "init", "init_digest")
+    names = (
+        *("teacher", "teacher_parameters", "teacher_trainable", "teacher_gelu"),
+        *("tuning", "init", "init_digest"),
+    )
     if pretrained is None:
         return dict.fromkeys(names)
     start = teacher_training.start(run, pretrained, "finetune")
@@ -130,7 +133,8 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
     settings, trainable = run.config.teacher, _size(start.trainable)
     model = f"{settings.model} {settings.variant}".strip()
     parameters = trainable + _size(start.frozen)
-    values = (model, parameters, trainable, settings.tuning, settings.init, pretrained.digest)
+    gelu = "erf" if start.model.exact_gelu else "tanh"
+    values = (model, parameters, trainable, gelu, settings.tuning, settings.init, pretrained.digest)
     return dict(zip(names, values, strict=True))
 
 

@@ -1,6 +1,7 @@
 """Writes the selected models of a run: students, their confusion matrices, and teachers."""
 
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +10,17 @@ from absl import logging
 
 from remem_jax import evaluate, mesh
 from remem_jax.data.images import preprocessing
-from remem_jax.records import Variables
+from remem_jax.records import Params, Variables
 from remem_jax.settings import tuning_of
-from remem_jax.storage import files, spreadsheets
-from remem_jax.weights import augreg, folding, student_normalisation, students
+from remem_jax.storage import files, selected, spreadsheets
+from remem_jax.weights import (
+    augreg,
+    folding,
+    recorded,
+    student_normalisation,
+    students,
+    timm,
+)
 from remem_jax.workflow import context, provenance, stages
 from remem_jax.workflow.remem import finetune, student_setup
 
@@ -103,12 +111,17 @@ def _write_student(
 
 
 def save_teacher(
-    run: context.Run, path: pathlib.Path, teachers: finetune.Teachers, teacher: Variables
+    run: context.Run, name: str, teachers: finetune.Teachers, teacher: Variables
 ) -> None:
-    """Writes a teacher as a plain ViT, under AugReg's parameter names if they exist for it."""
+    """Writes a teacher as a plain ViT, with the names of a project that computes its GELU.
+
+    These are timm's for a GELU by erf, otherwise AugReg's, or big_vision's if AugReg has no such
+    ViT. The file begins with `name`: the method, or that of a refit.
+    """
     settings, teacher = teachers.settings, run.fetch(teacher)
     if not mesh.is_writer():
         return
+    path = selected.teacher_path(run.workdir, name, exact_gelu=teachers.exact_gelu)
     if not tuning_of(settings).mergeable:
         logging.info(
             "%s is not written, because a plain ViT cannot have the adapters of %s.",
@@ -124,4 +137,25 @@ def save_teacher(
         pruned_mlp=settings.pruned_mlp,
         pruned_attention=settings.pruned_attention,
     )
-    augreg.save(path, plain, form=augreg.form_of(plain))
+    if teachers.exact_gelu:
+        _write_timm(run, path, plain)
+    else:
+        augreg.save(path, plain, form=augreg.form_of(plain))
+
+
+def _write_timm(run: context.Run, path: pathlib.Path, params: Params) -> None:
+    """Writes a teacher under timm's parameter names, with other properties as metadata."""
+    steps, flat = provenance.preprocessing_of(run), augreg.flatten(params)
+    size = augreg.describe(flat, form="timm", source=os.fspath(path)).size
+    timm.save(
+        path,
+        timm.to_timm(flat, grid=steps.image_size // size.pixels),
+        {
+            "model": f"ViT {dict(size._asdict())}",
+            **recorded.texts(recorded.Recorded("erf", size.heads)),
+            "image_size": str(steps.image_size),
+            "image_range": preprocessing.RANGE,
+            "preprocessing": json.dumps(steps.record()),
+            "classes": json.dumps(run.dataset.classes),
+        },
+    )

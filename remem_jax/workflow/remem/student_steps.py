@@ -53,7 +53,6 @@ def make_optimiser(
         settings,
         schedule,
         params,
-        nesterov=True,
         clip_norm=settings.clip_norm or None,
         is_head=is_head if pretrained else None,
     )

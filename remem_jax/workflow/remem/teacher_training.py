@@ -129,7 +129,6 @@ def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Train
         settings,
         schedule,
         start.trainable,
-        nesterov=False,
         clip_norm=settings.clip_norm,
         # A linear probe trains nothing but the head, whatever the rates of the layers below.
         is_head=None if start.tuned.method == "linear_probe" else tuning.in_head,
