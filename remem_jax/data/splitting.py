@@ -7,13 +7,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from remem_jax.data import groups, held_out, sources
+from remem_jax.data import groups, held_out, registry, sources
 from remem_jax.data.groups import Groups
 from remem_jax.data.scan import ScanResult
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source, Split
 
 TEST_SHARE = 0.2  # Of each class of train, where a data set has nothing else to test on.
 _TEST_SEED = 0  # The test images are the same in all runs.
+# Total variation between the classes of two splits from which on top-1 judges them differently, and
+# what chance adds to it, in units of the square root of classes per image.
+_OTHER, _CHANCE = 0.2, 0.8
 
 
 class Rules(NamedTuple):
@@ -100,6 +103,7 @@ def divide(
         parts[TRAIN] = train._replace(rows=np.setdiff1d(train.rows, chosen))
     warnings = (
         *_shared_groups(source),
+        *_other_proportions(source, parts),
         *(groups.warnings(together, source.classes) if together else ()),
     )
     return Division(parts, missing, together, warnings)
@@ -182,4 +186,24 @@ def _shared_groups(source: Source) -> list[str]:
         f"{first} and {second}, as the data set divides them"
         for first, second, count in counted
         if count
+    ]
+
+
+def _other_proportions(source: Source, parts: Mapping[str, Part]) -> list[str]:
+    """Returns a warning if top-1 accuracy judges validation and test by different classes."""
+    if source.published or source.metric != registry.TOP1 or VALIDATION not in parts:
+        return []
+    shares, fewest = [], min(len(parts[name].rows) for name in (TRAIN, TEST))
+    for name in (VALIDATION, TEST):
+        # Validation images that are held out have the proportions of train, which has more.
+        part = parts[TRAIN] if parts[name].split is parts[TRAIN].split else parts[name]
+        counts = np.bincount(part.scan.labels[part.rows], minlength=len(source.classes))
+        shares.append(counts / max(counts.sum(), 1))
+    distance = np.abs(shares[0] - shares[1]).sum() / 2
+    if distance < _OTHER + _CHANCE * np.sqrt(len(source.classes) / max(fewest, 1)):
+        return []
+    return [
+        "validation and test have their classes in different proportions, so that top-1 on "
+        "validation selects for other classes than those that test judges; "
+        "config.data.metric=mean_per_class does not depend on proportions"
     ]

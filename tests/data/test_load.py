@@ -347,3 +347,25 @@ def test_an_unknown_data_set_lists_the_known_ones() -> None:
 
     with pytest.raises(SettingError, match=rf"'imagenet'; config\.data\.name: {known}"):
         data.open_source("imagenet", path="", data_dir="")
+
+
+@pytest.mark.parametrize(
+    ("test", "metric", "warns"),
+    [
+        ([100, 100], registry.TOP1, True),
+        ([100, 100], registry.MEAN_PER_CLASS, False),
+        ([180, 20], registry.TOP1, False),
+        ([2, 2], registry.TOP1, False),  # May be chance.
+    ],
+)
+def test_other_proportions_of_classes_in_test_are_named(
+    rng: np.random.Generator, test: list[int], metric: str, warns: bool
+) -> None:
+    train = _split(_noise(rng, *[(4, 6)] * 400), np.repeat([0, 1], [360, 40]))
+    labels = np.repeat([0, 1], test)
+    source = _source(train, _split(_noise(rng, *[(4, 6)] * sum(test)), labels))
+
+    warnings = _load(source._replace(metric=metric)).warnings
+
+    assert [text for text in warnings if "different proportions" in text] == list(warnings)
+    assert bool(warnings) == warns

@@ -93,7 +93,7 @@ def test_a_group_whose_students_all_diverge_is_recorded(
     assert lost["seconds"] > 0
     assert [student["test"] for student in lost["students"]] == [None, None]
     assert finite["students"][0]["test"]["top1"] is not None
-    (chosen,) = distill.select([*lost["students"], *finite["students"]], "top1")
+    (chosen,) = distill.select([*lost["students"], *finite["students"]], "top1", split="validation")
     assert chosen["learning_rate"] == 0.1
 
 

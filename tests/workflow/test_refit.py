@@ -211,8 +211,8 @@ def test_the_report_says_how_many_training_images_were_held_out(run: context.Run
     [
         (
             {"held_out_splits": ["test", "validation"]},
-            "Of 1,837 training images, 687 were held out: 400 to test them and 287 to select "
-            "models.",
+            "Of 1,837 training images, 687 were held out: 400 to test models and 287 to "
+            "select models.",
         ),
         (
             {"held_out_splits": []},
@@ -228,8 +228,8 @@ def test_the_report_says_how_many_training_images_were_held_out(run: context.Run
                     "duplicate_images": 5,
                 },
             },
-            "Of 1,437 training images, 287 were held out, with 30 named groups (90 images) and 2 "
-            "groups of near duplicates (5 images) undivided, to select models.",
+            "Of 1,437 training images, 287 were held out to select models. 30 named groups (90 "
+            "images) and 2 groups of near duplicates (5 images) were not divided.",
         ),
     ],
 )

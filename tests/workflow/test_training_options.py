@@ -62,7 +62,7 @@ def _train(
     (method,) = copy.config.methods
     teachers = finetune.finetune(copy, finetune.read_pretrained(copy), method)
     (group,) = distill.from_teachers(copy, setup, teachers)
-    best = distill.select(group["students"], copy.dataset.metric)
+    best = distill.select(group["students"], copy.dataset.metric, split="validation")
     students = [distill.kept(copy, setup, group["part"], each["student"]) for each in best]
     teacher = teachers.load(teachers.records[-1]["step"])
     return Trained(teacher, students, [*teachers.records, *group["students"]])

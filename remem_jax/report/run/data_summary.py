@@ -8,7 +8,7 @@ from remem_jax.report import tables
 from remem_jax.report.tables import Results
 
 _NOUNS = {"train": "training", "validation": "validation", "test": "test"}
-_USES = {"validation": "select models", "test": "test them"}
+_USES = {"validation": "select models", "test": "test models"}
 
 
 def on_test(results: Results) -> bool:
@@ -61,15 +61,14 @@ def held_out(results: Results) -> str:
         own = "validation" in examples and "the validation split is the data set's own"
         return f"No training image was held out: {own or 'config.data.validation is 0'}."
     images = sum(examples[name] for name in splits)
-    uses = " and ".join(f"{examples[name]:,} to {_USES[name]}" for name in splits)
-    return (
-        f"Of {examples['train'] + images:,} training images, {images:,} were held out{_whole(data)}"
-        + (f" to {_USES[splits[0]]}." if len(splits) == 1 else f": {uses}.")
-    )
+    uses = [f"{examples[name]:,} to {_USES[name]}" for name in splits]
+    listed = f" to {_USES[splits[0]]}" if len(splits) == 1 else f": {' and '.join(uses)}"
+    held = f"Of {examples['train'] + images:,} training images, {images:,} were held out{listed}."
+    return " ".join(filter(None, (held, _whole(data))))
 
 
 def _whole(data: Mapping[str, Any]) -> str:
-    """Says which groups were held out as a whole."""
+    """Says which groups were not divided."""
     recorded = data.get("groups")
     if not recorded:
         return ""
@@ -83,7 +82,8 @@ def _whole(data: Mapping[str, Any]) -> str:
         for name, (noun, images) in kinds.items()
         if recorded[name]
     )
-    return f", with {listed} undivided," if listed else ""
+    verb = "was" if sum(recorded[name] for name in kinds) == 1 else "were"
+    return f"{listed} {verb} not divided." if listed else ""
 
 
 def unlabelled(results: Results) -> str:
