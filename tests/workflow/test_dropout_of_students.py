@@ -62,7 +62,7 @@ def _batch() -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(pixels, jnp.float32), jnp.asarray([0, 1])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_v2_s"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_v2_b0"])
 def test_the_step_of_a_run_has_timms_rates_and_evaluation_has_none(
     small_run: context.Run, name: str
 ) -> None:
@@ -89,10 +89,9 @@ def test_the_step_of_a_run_has_timms_rates_and_evaluation_has_none(
     assert all(layer.deterministic for layer in in_evaluation)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_both_options_act_in_the_step_of_a_run(small_run: context.Run, name: str) -> None:
-    setup, (images, labels) = _run_of(small_run, name), _batch()
-    head = models.STUDENTS[name].head[0].split("/")[0]
+def test_both_options_act_in_the_step_of_a_run(small_run: context.Run) -> None:
+    setup, (images, labels) = _run_of(small_run, "resnet18"), _batch()
+    head = models.STUDENTS["resnet18"].head[0].split("/")[0]
     starts = []
 
     def stepped(seed: int) -> Any:
