@@ -123,6 +123,7 @@ def _settings(run: pathlib.Path, path: str) -> ConfigDict:
     with config.unlocked():
         config.data.threads, config.data.workers = 0, 0
         config.data.cache = config.data.get("cache", "")  # Older runs have none.
+        config.data.refit = False  # Nothing is trained.
         config.data.update({**identity.ADDED["data"], **identity.EARLIER["data"], **config.data})
         if config.data.unlabelled:  # Not needed, but it may have decided where images are kept.
             config.data.unlabelled, config.data.input = "", recorded["input"]

@@ -6,9 +6,14 @@ import jax
 import numpy as np
 from PIL import Image
 
+from configs import remem
 from remem_jax import data
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import images as image_files
+from remem_jax.settings import plain
+from remem_jax.storage import results
+from remem_jax.workflow import context
+from tests.data.inspection import photographs
 
 
 def test_images_are_resized_twice_like_in_a_run_that_caches_squares(tmp_path: pathlib.Path) -> None:
@@ -38,6 +43,34 @@ def test_images_are_resized_twice_like_in_a_run_that_caches_squares(tmp_path: pa
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1)  # Within one grey level.
     once = image_files.read_image(tmp_path / "test" / "a" / "1.png", Preprocessing(32))
     assert np.abs(once - expected[0]).max() > 5
+
+
+def test_the_images_of_an_earlier_run_are_divided_as_they_were(tmp_path: pathlib.Path) -> None:
+    tiles = photographs.clear_tiles(64)[:40]
+    for i, tile in enumerate(tiles):
+        for copy in range(2):  # Which earlier versions divided.
+            path = tmp_path / "images" / f"class {i % 2}" / f"{i:02}_{copy}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photographs.jpeg(tile, 95 - 10 * copy))
+    config = remem.get_config("folder")
+    config.data.path, config.data.cache = str(tmp_path / "images"), str(tmp_path / "cache")
+    config.teacher.batch_size = config.student.batch_size = 8
+    now = context.load_dataset(config, config.data)
+    config.data.group_duplicates = False
+    before = context.load_dataset(config, config.data)
+    assert now.fingerprint != before.fingerprint
+    settings = plain(config)
+    for name in ("refit", "group_duplicates", "group_pattern", "group_feature"):
+        del settings["data"][name]
+    del settings["data"]["official_validation"]
+    run = tmp_path / "run"
+    record = {"fingerprint": before.fingerprint, "class_names": list(before.classes)}
+    results.write(run / "config.json", settings)
+    results.write(run / "results.json", {"data": record, "methods": []})
+
+    dataset, _ = image_files.load(run)
+
+    assert dataset.fingerprint == before.fingerprint
 
 
 def test_images_of_a_folder_are_resized_like_pillow(tmp_path: pathlib.Path) -> None:
