@@ -15,7 +15,7 @@ from absl import logging
 from absl.logging import converter
 
 from remem_jax import display
-from remem_jax.display import lines
+from remem_jax.display import lines, messages
 from remem_jax.display.board import Board, Planned
 from tests.display.test_board import Clock, steps
 
@@ -229,3 +229,21 @@ def test_a_dumb_terminal_is_none(
     monkeypatch.setattr(sys, "stderr", stream)
 
     assert display.is_terminal({"TERM": term}) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        ("asyncio", "Task exception was never retrieved", False),
+        ("asyncio", "unhandled exception during asyncio.run() shutdown", False),
+        ("asyncio", "Executing <Task> took 0.2 seconds", True),
+    ],
+)
+def test_what_asyncio_says_of_pending_writes_is_not_shown(
+    name: str, text: str, shown: bool
+) -> None:
+    record = python_logging.LogRecord(
+        name, python_logging.ERROR, "base_events.py", 1, text, None, None
+    )
+
+    assert messages.is_ours(record) == shown

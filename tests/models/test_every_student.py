@@ -141,13 +141,18 @@ def test_names_translated_to_files_and_back_are_unchanged(name: str) -> None:
     }
 
 
+# Networks of the same blocks as smaller ones, of which the training steps compile for long.
+_DEEPER = ("efficientnet_v2_m",)
+
+
 @pytest.mark.slow
 def test_evaluation_and_training_match_timm_or_else_jax(name: str) -> None:
     if models.STUDENTS[name].timm:
         both = pair(name)  # With random weights.
         file = exported(both.model, both.variables)
         assert_same_logits(file, both.peer, both.images)
-        assert_same_training(both)
+        if name not in _DEEPER:
+            assert_same_training(both)
         variables = both.variables
     else:
         model, images = models.make(name, classes=3), np.linspace(-1, 1, 2 * SIDE**2 * 3)

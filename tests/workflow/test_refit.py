@@ -150,7 +150,7 @@ def test_a_refit_needs_validation_images(run: context.Run) -> None:
 
 @pytest.mark.slow
 def test_without_validation_images_the_test_split_selects(run: context.Run) -> None:
-    run.config.choose_on_test = True
+    run.config.choose_on_test, run.config.methods = True, ("finetune",)
     whole = len(run.dataset.splits["train"].rows) + len(run.dataset.splits["validation"].rows)
     run = _reloaded(run, validation=0.0)
 

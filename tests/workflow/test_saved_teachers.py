@@ -98,16 +98,15 @@ def _timms_logits(path: pathlib.Path, *, pool: str, heads: int, **options: Any) 
 
 
 @pytest.mark.parametrize(
-    ("form", "gelu", "pool", "positions"),
+    ("form", "gelu", "pool", "positions", "method"),
     [
-        ("timm", "", "cls", "learned"),
-        ("timm", "", "gap", "learned"),
-        ("vit_jax", "erf", "cls", "learned"),
-        ("big_vision", "erf", "map", "learned"),
-        ("big_vision", "erf", "gap", "sincos2d"),
+        ("timm", "", "cls", "learned", "finetune"),
+        ("timm", "", "gap", "learned", "finetune"),
+        ("vit_jax", "erf", "cls", "learned", "remem"),
+        ("big_vision", "erf", "map", "learned", "finetune"),
+        ("big_vision", "erf", "gap", "sincos2d", "remem"),
     ],
 )
-@pytest.mark.parametrize("method", ["finetune", "remem"])
 def test_timm_computes_the_logits_of_a_teacher_with_erf(
     small_run: context.Run, form: str, gelu: str, pool: str, positions: str, method: str
 ) -> None:

@@ -75,13 +75,15 @@ def groups(
     rows = np.unique(np.concatenate(pairs))
     hashed = hashes(rows, lambda i: read(int(of_distinct[i])), threads=threads)
     near = are_close(pairs, hashed, hashed)
-    from scipy import sparse  # Takes long to import, and a run may never need it.
+    component = by_pixels
+    if near.any():
+        from scipy import sparse  # Takes long to import, and a run may never need it.
 
-    linked = sparse.coo_array(
-        (np.ones(near.sum(), bool), (pairs.first[near], pairs.second[near])),
-        (len(distinct), len(distinct)),
-    )
-    component = sparse.csgraph.connected_components(linked, directed=False)[1][by_pixels]
+        linked = sparse.coo_array(
+            (np.ones(near.sum(), bool), (pairs.first[near], pairs.second[near])),
+            (len(distinct), len(distinct)),
+        )
+        component = sparse.csgraph.connected_components(linked, directed=False)[1][by_pixels]
     order = np.argsort(component, kind="stable")
     starts = np.flatnonzero(np.diff(component[order], prepend=-1))
     found = []
@@ -103,6 +105,8 @@ def hashes(
         read: Reads an image.
         threads: Number of threads that read.
     """
+    if not len(rows):
+        return {}
     import imagehash  # Imports SciPy.
 
     def of_row(row: int) -> imagehash.ImageHash | None:
