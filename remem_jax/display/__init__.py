@@ -76,6 +76,8 @@ def opened() -> Iterator[None]:
     absl, root = logging.get_absl_handler(), python_logging.getLogger()
     handlers = list(root.handlers)
     absl.addFilter(messages.is_ours)
+    # It stays: tasks of writes that failed are collected after the command's last message.
+    python_logging.getLogger("asyncio").addFilter(messages.is_ours)
     if logging.get_verbosity() < logging.DEBUG:
         _display.messages = messages.Messages(messages.write)
         root.handlers = [handler for handler in handlers if handler is not absl]

@@ -9,10 +9,6 @@ from collections.abc import Callable
 Write = Callable[[str, int], None]
 
 
-# What asyncio says of other writes after one has failed.
-_OF_WRITES = ("never retrieved", "unhandled exception during asyncio.run() shutdown")
-
-
 class Messages(logging.Handler):
     """Writes log records as `03:52:11 warning: ...`, those of libraries only if they matter."""
 
@@ -45,7 +41,7 @@ def is_ours(record: logging.LogRecord) -> bool:
     TFDS warns that a data set is not prepared, Orbax that it cannot write, and asyncio of Orbax's
     pending writes after one has failed. Our own errors report the same, with advice.
     """
-    if record.name == "asyncio" and any(text in record.getMessage() for text in _OF_WRITES):
+    if record.name == "asyncio" and "never retrieved" in record.getMessage():
         return False
     if "tensorflow_datasets" in record.pathname:
         return record.levelno >= logging.ERROR

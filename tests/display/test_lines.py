@@ -235,7 +235,6 @@ def test_a_dumb_terminal_is_none(
     ("name", "text", "shown"),
     [
         ("asyncio", "Task exception was never retrieved", False),
-        ("asyncio", "unhandled exception during asyncio.run() shutdown", False),
         ("asyncio", "Executing <Task> took 0.2 seconds", True),
     ],
 )
