@@ -142,7 +142,11 @@ def test_names_translated_to_files_and_back_are_unchanged(name: str) -> None:
 
 
 # Networks of the same blocks as smaller ones, of which the training steps compile for long.
-_DEEPER = ("efficientnet_v2_m",)
+_DEEPER = (
+    *("efficientnet_v2_s", "efficientnet_v2_m", "mobilenetv4_conv_medium", "regnety_008"),
+    *("efficientnet_lite1", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_lite4"),
+    *("mobilenet_v2_050", "mobilenet_v2_075", "mobilenet_v2_140", "resnet34", "efficientnet_b0"),
+)
 
 
 @pytest.mark.slow
