@@ -1,6 +1,5 @@
 """Sources of images: random access to examples that are not decoded yet."""
 
-import hashlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -142,29 +141,6 @@ class Numbered(NamedTuple):
 
     def __call__(self, i: int) -> str:
         return f"{self.noun} {i}"
-
-
-class Selected(NamedTuple):
-    """Reads or names selected examples of a split; see `Split.read` and `Split.name`."""
-
-    of: Callable[[int], Any]
-    rows: np.ndarray
-
-    def __call__(self, i: int) -> Any:
-        return self.of(int(self.rows[i]))
-
-
-def select(split: Split, rows: np.ndarray) -> Split:
-    """Returns the split of these examples, in their order."""
-    digest = hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()[:16]
-    return Split(
-        Selected(split.read, rows),
-        Selected(split.name, rows),
-        len(rows),
-        None if split.labels is None else split.labels[rows],
-        f"{split.key} {digest}" if split.key else "",
-        None if split.groups is None else split.groups[rows],
-    )
 
 
 def in_memory(

@@ -14,7 +14,7 @@ from remem_jax.export.description import Description
 from remem_jax.records import Variables
 from remem_jax.report import tables
 from remem_jax.report.run import refit
-from remem_jax.storage import results
+from remem_jax.storage import results, selected
 from remem_jax.weights import student_normalisation, students
 
 
@@ -52,12 +52,12 @@ def open_student(run: pathlib.Path, *, method: str = "", seed: int | None = None
     if seed is not None:
         one_of(f"--seed of {name}", seed, seeds)
     suffix = "" if seed in (None, *seeds[:1]) else f"_seed_{seed}"
-    path = run / "selected" / f"{name}{suffix}_student.safetensors"
+    path = run / selected.FOLDER / f"{name}{suffix}_student.safetensors"
     student = open_file(path)
-    selected = [seed] if seed is not None else seeds[:1]
+    of_seed = [seed] if seed is not None else seeds[:1]
     described = student.described._replace(
         method=name,
-        seed="".join(map(str, selected)),
+        seed="".join(map(str, of_seed)),
         run=key_of(record),
     )
     # The metadata of the file are more reliable than results without this record (older runs).
@@ -102,7 +102,7 @@ def named_row(record: dict[str, Any], run: pathlib.Path, name: str) -> tuple[dic
     Raises:
         SettingError: If there is no such method, or it has no models of a refit.
     """
-    refitted = {refit.NAME.format(row["method"]): row for row in record["methods"]}
+    refitted = {selected.REFIT.format(row["method"]): row for row in record["methods"]}
     row = refitted.get(name)
     if row is None:
         row = method_row(record, run, name)

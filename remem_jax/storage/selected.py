@@ -3,6 +3,7 @@
 import pathlib
 
 FOLDER = "selected"
+REFIT = "{}_refit"  # Name of a method's models that were trained anew, in those of their files.
 # A teacher whose GELU is by erf has timm's names, and any other AugReg's or big_vision's: code that
 # loads these names computes with that GELU.
 BY_ERF, BY_TANH = ".safetensors", ".npz"

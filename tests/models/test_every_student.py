@@ -141,8 +141,8 @@ def test_names_translated_to_files_and_back_are_unchanged(name: str) -> None:
     }
 
 
-# Networks of the same blocks as smaller ones, of which the training steps compile for long.
-_DEEPER = (
+# Networks of the same blocks as smaller ones; their training steps take long to compile.
+_OF_SAME_BLOCKS = (
     *("efficientnet_v2_s", "efficientnet_v2_m", "mobilenetv4_conv_medium", "regnety_008"),
     *("efficientnet_lite1", "efficientnet_lite2", "efficientnet_lite3", "efficientnet_lite4"),
     *("mobilenet_v2_050", "mobilenet_v2_075", "mobilenet_v2_140", "resnet34", "efficientnet_b0"),
@@ -155,7 +155,7 @@ def test_evaluation_and_training_match_timm_or_else_jax(name: str) -> None:
         both = pair(name)  # With random weights.
         file = exported(both.model, both.variables)
         assert_same_logits(file, both.peer, both.images)
-        if name not in _DEEPER:
+        if name not in _OF_SAME_BLOCKS:
             assert_same_training(both)
         variables = both.variables
     else:

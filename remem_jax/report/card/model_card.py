@@ -21,7 +21,7 @@ from remem_jax.report.card import licences
 from remem_jax.report.card import tables as card_tables
 from remem_jax.report.run import refit
 from remem_jax.report.tables import Results
-from remem_jax.storage import files
+from remem_jax.storage import files, selected
 
 _WEIGHTS = "_student.safetensors"
 _PAPER = "arxiv:2506.23041"
@@ -40,7 +40,7 @@ def write(directory: pathlib.Path, results: Results) -> None:
         method = row["method"]
         described = {method: results}
         if refit.was_made(row):
-            described[refit.NAME.format(method)] = refit.view(results, method)
+            described[selected.REFIT.format(method)] = refit.view(results, method)
         for name, of_models in described.items():
             path = directory / "selected" / f"{name}{_WEIGHTS}"
             if path.is_file():

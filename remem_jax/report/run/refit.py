@@ -13,8 +13,6 @@ from remem_jax.report import tables
 from remem_jax.report.run import comparisons
 from remem_jax.report.tables import Results, Table
 
-NAME = "{}_refit"  # Of a method's models, in the names of their files.
-
 
 def was_made(row: Mapping[str, Any]) -> bool:
     """Returns whether a method has refitted models."""

@@ -11,12 +11,11 @@ from typing import Any
 from absl import logging
 
 from remem_jax.methods import METHODS
+from remem_jax.storage import selected
 from remem_jax.train import loop
 from remem_jax.workflow import advice, context
 from remem_jax.workflow.initial_checkpoints import Pretrained
 from remem_jax.workflow.remem import distill, final_evaluation, finetune, outcome, student_setup
-
-NAME = "{}_refit"  # Of a method's refitted models, in the folder of the selected ones.
 
 
 def of_method(
@@ -59,7 +58,7 @@ def of_method(
     if teachers:
         record["seconds"][teachers.stage] = teachers.seconds
     record["seconds"] |= {group["part"]: group["seconds"] for group in groups}
-    tested = final_evaluation.test(run, setup, NAME.format(method), teachers, chosen)
+    tested = final_evaluation.test(run, setup, selected.REFIT.format(method), teachers, chosen)
     distill.discard(run, groups)
     metric = run.dataset.metric
     share = statistics.fmean(metrics[metric] for metrics in tested["students"])
