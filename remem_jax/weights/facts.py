@@ -1,0 +1,27 @@
+"""What the arrays of a ViT do not determine: heads, epsilons, GELU, pooling, rotary positions."""
+
+from typing import NamedTuple
+
+from remem_jax.models.rotary import Rotary
+
+
+class Facts(NamedTuple):
+    """Facts on a ViT from its description, such as a config.json; a default is an unknown fact.
+
+    Attributes:
+        heads: Number of attention heads.
+        gelu: One of `encoder.GELUS`.
+        epsilon: Epsilon of its norms.
+        pool: One of `vit.POOLS`.
+        rotary: Its rotary positions.
+        pool_heads: Number of heads of attention pooling.
+        architecture: timm's name of the network.
+    """
+
+    heads: int = 0
+    gelu: str = ""
+    epsilon: float = 0.0
+    pool: str = ""
+    rotary: Rotary | None = None
+    pool_heads: int = 0
+    architecture: str = ""
