@@ -25,7 +25,8 @@ class Captured(NamedTuple):
     """Intermediate values of a batch, by block. Block 0 is the first.
 
     Attributes:
-        hidden: The MLP's hidden layer, after the non-linearity.
+        hidden: The input of the MLP's last layer: the hidden layer after its non-linearity, its
+            product with the gate and its norm, as far as there are any.
         tokens: The block's output.
         embedding: The head's input; with pool "cls", this is [CLS] after the last norm.
     """
@@ -104,7 +105,8 @@ def make_rest(
     above = model.size.depth - layer - 1
     rest = model.clone(
         size=model.size._replace(depth=above),
-        positions="sincos2d",  # Without parameters and unused: the tokens have their positions.
+        positions="none",  # The tokens have their positions.
+        norm_pre=False,
         pruned_mlp=min(model.pruned_mlp, above),
         pruned_attention=min(model.pruned_attention, above),
     )

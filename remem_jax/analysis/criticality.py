@@ -71,22 +71,24 @@ def make_influence(
     def influence(variables: Variables, batch: Batch) -> Float[Array, "batch neuron"]:
         # By default, GPUs multiply float32 matrices in lower precision.
         with jax.default_matmul_precision("float32"):
-            kernel = _output_kernel(variables, layer)
+            kernel = model.mlp_weight * _output_kernel(variables, layer)
             captured = capture(variables, transform(jax.random.key(0), batch.image))
             tokens, hidden = captured.tokens[layer], captured.hidden[layer]
             if only_cls:
                 tokens, hidden = tokens[:, :1], hidden[:, :1]
             rest = activations.make_rest(model, variables, layer)
-            return _changes(rest, tokens, hidden, model.mlp_weight * kernel, chunk)
+            return _changes(rest, tokens, hidden, kernel, chunk)
 
     return influence
 
 
 def _output_kernel(variables: Variables, layer: int) -> Float[Array, "neuron feature"]:
-    blocks = encoder.unstack(variables["params"])["Transformer"]
-    mlp = blocks[f"{encoder.STACK}_{layer}"]["MlpBlock_3"]
+    """Returns the MLP's output weights, multiplied by its LayerScale if it has one."""
+    block = encoder.unstack(variables["params"])["Transformer"][f"{encoder.STACK}_{layer}"]
+    mlp = block["MlpBlock_3"]
     require(adapter.NAME not in mlp, "Criticality is not implemented for a ViT with adapters.")
-    return jnp.asarray(mlp["Dense_1"]["kernel"])
+    kernel = jnp.asarray(mlp["Dense_1"]["kernel"])
+    return kernel * block["gamma_2"][None] if "gamma_2" in block else kernel
 
 
 def _changes(

@@ -147,13 +147,13 @@ def make_ascent(
             number is out of range.
     """
     one_of("tokens", tokens, TOKENS)
-    require(
-        tokens == "all" or model.pool == "cls", 'This ViT has no [CLS] token: set tokens to "all".'
-    )
+    require(tokens == "all" or model.has_cls, 'This ViT has no [CLS] token: set tokens to "all".')
     at_least("jitter", jitter, 0)
     at_least("steps", steps, 1)
     above("learning_rate", learning_rate, 0)
     capture = activations.make_capture(model.clone(dtype="float32"), [layer])
+    # Without a bias before a GELU that follows alone, the activations themselves are maximised.
+    lift = _LIFT if model.has_bias and not (model.gated or model.mlp_norm) else 0.0
     tx = optax.adam(learning_rate)
 
     def responses(variables: Variables, pictures: Pictures, neurons: Array) -> Array:
@@ -165,11 +165,11 @@ def make_ascent(
     def objective(spectra: Spectra, keys: Key, lifted: Variables, neurons: Array) -> Array:
         pictures = pictures_of(spectra, colours)
         pictures = jax.vmap(shifted, (0, None, 0))(pictures, jitter, keys)
-        inputs = responses(lifted, pictures, neurons) - _LIFT
+        inputs = responses(lifted, pictures, neurons) - lift
         return -jnp.sum(jnp.mean(jax.nn.softplus(inputs), axis=1))
 
     def ascent(variables: Variables, neurons: Array, seeds: Array) -> tuple[Pictures, Array]:
-        lifted = _lifted(variables, layer)
+        lifted = _lifted(variables, layer) if lift else variables
         keys = jax.vmap(lambda seed: random_streams.key(seed, "visualization"))(seeds)
 
         def ascend(step: Array, state: tuple[Spectra, Any]) -> tuple[Spectra, Any]:

@@ -14,7 +14,6 @@ from remem_jax.data.inspection import labels
 from remem_jax.data.inspection.labels import Check
 from remem_jax.export import images, options, runs, teachers
 from remem_jax.methods import METHODS
-from remem_jax.models import vit
 from remem_jax.records import DataLoader
 from remem_jax.storage import selected
 from remem_jax.weights import augreg
@@ -74,7 +73,7 @@ def _teacher(run: pathlib.Path) -> tuple[str, _Logits] | None:
         return None
     teacher = teachers.open_teacher(run, method=method)
     checkpoint = teacher.checkpoint
-    model = vit.make(variant=checkpoint.size, classes=checkpoint.classes, **checkpoint.options)
+    model = checkpoint.make(classes=checkpoint.classes)
     variables = augreg.into(checkpoint, model, image_size=None, reset_head=False)
     return f"the teacher ({_title(method)})", _compiled(model, variables)
 

@@ -16,9 +16,8 @@ from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.export import checking, destinations, options, predictors, runs
 from remem_jax.export.checking import Limits
 from remem_jax.export.images import Images
-from remem_jax.models import vit
 from remem_jax.storage import results, selected
-from remem_jax.weights import augreg, catalog, recorded, timm
+from remem_jax.weights import augreg, catalog, recorded, timm, timm_names
 
 # The GELU that code computes which loads a format; timm also has the other one.
 _GELUS = {"augreg": "tanh", "big_vision": "tanh", "timm": "erf"}
@@ -29,7 +28,7 @@ class Teacher(NamedTuple):
 
     Attributes:
         method: Method of the run.
-        checkpoint: Plain ViT, with re-weighting folded in and LoRA merged. Its `exact_gelu` is that
+        checkpoint: Plain ViT, with re-weighting folded in and LoRA merged. Its `gelu` is that
             of its training, whatever the names in the file.
         classes: Class names, in the order of the logits.
         preprocessing: Preprocessing of images.
@@ -47,7 +46,7 @@ class Teacher(NamedTuple):
     @property
     def gelu(self) -> str:
         """GELU that it was trained with: "tanh" or "erf"."""
-        return "erf" if self.checkpoint.options["exact_gelu"] else "tanh"
+        return self.checkpoint.options["gelu"]
 
 
 def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
@@ -74,8 +73,8 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
         f"There is no {path}: a teacher with adapters is not a plain ViT, and is not written.",
     )
     checkpoint = augreg.read(path)
-    if path.suffix == selected.BY_TANH:
-        known = {**checkpoint.options, "exact_gelu": _is_by_erf(record)}
+    if path.suffix == selected.NPZ:
+        known = {**checkpoint.options, "gelu": "erf" if _is_by_erf(record) else "tanh"}
         checkpoint = checkpoint._replace(options=known)
     return Teacher(
         name,
@@ -214,7 +213,7 @@ def _write(
 ) -> None:
     if form == "timm":
         grid = checkpoint.image_size // checkpoint.size.pixels
-        timm.save(path, timm.to_timm(checkpoint.arrays, grid=grid), metadata)
+        timm.save(path, timm_names.to_timm(checkpoint.arrays, grid=grid), metadata)
     else:
         names = "vit_jax" if form == "augreg" else form
         augreg.save(path, checkpoint.arrays, form=names)
@@ -222,8 +221,7 @@ def _write(
 
 def _logits(checkpoint: augreg.Checkpoint, images: Images, gelu: str) -> np.ndarray:
     """Returns the logits of a ViT with a GELU, "tanh" or "erf"."""
-    architecture = dict(checkpoint.options) | {"exact_gelu": gelu == "erf"}
-    model = vit.make(variant=checkpoint.size, classes=checkpoint.classes, **architecture)
+    model = checkpoint.make(classes=checkpoint.classes, gelu=gelu)
     variables = augreg.into(checkpoint, model, image_size=None, reset_head=False)
     apply = jax.jit(models.evaluation_apply(model))
     pixels = predictors.to_model_range(images.pixels)

@@ -117,7 +117,9 @@ def student_apply(model: nn.Module, target: projection.Target | None = None) -> 
             compares no features.
     """
     plain, with_last = train_apply(model), _train_apply(model, _logits_and_head_input)
-    has_cls = isinstance(model, vit.VisionTransformer) and model.pool == "cls"
+    prefix, has_cls = (
+        (model.prefix, model.has_cls) if isinstance(model, vit.VisionTransformer) else (0, False)
+    )
 
     def apply(
         params: Params, statistics: Params, images: jax.Array, dropout_key: Key
@@ -130,7 +132,7 @@ def student_apply(model: nn.Module, target: projection.Target | None = None) -> 
         layer = params[projection.NAME]
         if target.field == "cls" and has_cls:
             return Outputs(logits, cls=projection.of_cls(layer, last[:, 0])), statistics
-        maps = projection.grid(last, has_cls=has_cls) if last.ndim == 3 else last
+        maps = projection.grid(last[:, prefix:]) if last.ndim == 3 else last
         if target.field == "cls":
             return Outputs(logits, cls=projection.cls(layer, maps)), statistics
         return Outputs(logits, projection.patches(layer, maps, target.side)), statistics
@@ -143,21 +145,21 @@ def teacher_apply(model: vit.VisionTransformer, fields: Collection[str] = ()) ->
 
     Args:
         model: The teacher.
-        fields: The feature fields of `Outputs` to return. "cls" needs a model that pools by [CLS].
+        fields: The feature fields of `Outputs` to return. "cls" needs a model with [CLS].
 
     Raises:
         ValueError: If `fields` has "cls" and the model has no [CLS] token.
     """
-    plain, has_cls = evaluation_apply(model), model.pool == "cls"
-    if "cls" in fields and not has_cls:
-        raise ValueError(f"A ViT that pools by {model.pool!r} has no [CLS] token.")
+    plain = evaluation_apply(model)
+    if "cls" in fields and not model.has_cls:
+        raise ValueError(f"This ViT, which pools by {model.pool!r}, has no [CLS] token.")
 
     def apply(variables: Variables, images: jax.Array) -> Outputs:
         if not fields:
             return Outputs(plain(variables, images))
         outputs: Any = model.apply(variables, images, train=False, method=_logits_and_head_input)
         logits, tokens = outputs
-        features = {"patches": tokens[:, 1:] if has_cls else tokens, "cls": tokens[:, 0]}
+        features = {"patches": tokens[:, model.prefix :], "cls": tokens[:, 0]}
         return Outputs(logits, **{field: features[field] for field in fields})
 
     return apply

@@ -4,7 +4,6 @@ Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929; the re-weight
 ReMem, Dong et al. 2025, https://arxiv.org/abs/2506.23041.
 """
 
-import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -15,7 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from remem_jax.models.attention import Attention
+from remem_jax.models.mlp import MlpBlock
+from remem_jax.models.norms import Norm
 from remem_jax.models.rematerialisation import checkpointed, kept
+from remem_jax.models.rotary import Rotary
 from remem_jax.records import Params
 
 LECUN = nn.initializers.lecun_normal()  # Flax's default.
@@ -31,12 +33,24 @@ class Block(NamedTuple):
         mlp_weight: Weight of the MLP's output (alpha).
         attention_weight: Weight of the attention's output (beta).
         residual: "two_minus" weights the residual by 2 - alpha (or beta), "plain" by 1.
-        exact_gelu: True for the GELU by erf, as in timm. AugReg was trained with tanh.
+        gelu: One of `mlp.GELUS`. AugReg was trained with "tanh".
         dropout: Share of the units dropped in training.
         dtype: Type of the computation; parameters are float32.
         drop_path: Share of the images for which a sub-block of the last block is left out in
             training.
         kernel_init: Initialiser of all kernels.
+        norm: The norms.
+        layer_scale: Whether the output of each sub-block is multiplied by a vector, `gamma_1` or
+            `gamma_2` (LayerScale; Touvron et al. 2021, https://arxiv.org/abs/2103.17239).
+        biased: See `Attention`.
+        has_bias: Whether the output projection of the attention and the MLP's layers have biases.
+        query_norm: Whether each head's queries and keys are normalised.
+        attention_norm: Whether the attention's output is normalised before its last projection.
+        mlp_norm: Whether the MLP's hidden layer is normalised.
+        gated: Whether the MLP is a SwiGLU: its hidden layer is multiplied by the SiLU of a gate,
+            and has no GELU (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+        rotation: See `Attention`.
+        prefix: See `Attention`.
     """
 
     heads: int
@@ -44,39 +58,21 @@ class Block(NamedTuple):
     mlp_weight: float = 1.0
     attention_weight: float = 1.0
     residual: str = "two_minus"
-    exact_gelu: bool = False
+    gelu: str = "tanh"
     dropout: float = 0.0
     dtype: Any = jnp.float32
     drop_path: float = 0.0
     kernel_init: nn.initializers.Initializer = LECUN
-
-
-class MlpBlock(nn.Module):
-    """Two dense layers with a GELU between them.
-
-    Attributes:
-        hidden: Width of the hidden layer.
-        exact_gelu: See `Block`.
-        dropout: Share of the units dropped after each layer in training.
-        dtype: Type of the computation.
-        kernel_init: Initialiser of the kernels.
-    """
-
-    hidden: int
-    exact_gelu: bool
-    dropout: float
-    dtype: Any
-    kernel_init: nn.initializers.Initializer = LECUN
-
-    @nn.compact
-    def __call__(
-        self, tokens: Float[Array, "batch token feature"], *, train: bool
-    ) -> Float[Array, "batch token feature"]:
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
-        hidden = kept("hidden", dense(self.hidden, name="Dense_0")(tokens))
-        hidden = drop(nn.gelu(hidden, approximate=not self.exact_gelu))
-        return drop(dense(tokens.shape[-1], name="Dense_1")(hidden))
+    norm: Norm = Norm()
+    layer_scale: bool = False
+    biased: str = "qkv"
+    has_bias: bool = True
+    query_norm: bool = False
+    attention_norm: bool = False
+    mlp_norm: bool = False
+    gated: bool = False
+    rotation: Rotary | None = None
+    prefix: int = 0
 
 
 class EncoderBlock(nn.Module):
@@ -135,39 +131,81 @@ class EncoderBlock(nn.Module):
         """
         # The names count all submodules, as Flax did before Linen.
         shared = self.shared
-        dtype, init = shared.dtype, shared.kernel_init
         if self.has_attention:
-            normed = nn.LayerNorm(dtype=dtype, name="LayerNorm_0")(tokens)
-            attention = Attention(shared.heads, dtype, init, name="MultiHeadDotProductAttention_1")
-            update = attention(normed, normed)
+            normed = shared.norm("LayerNorm_0", shared.dtype)(tokens)
+            update = self._attention()(normed, normed)
             update = nn.Dropout(shared.dropout, deterministic=not train)(update)
+            update = self._scaled("gamma_1", update)
             update = update if drop_path is None else self.drop_path(update, drop_path)
             tokens = kept("residual", self.add(shared.attention_weight, update, tokens))
         if self.has_mlp:
-            normed = nn.LayerNorm(dtype=dtype, name="LayerNorm_2")(tokens)
-            mlp = MlpBlock(
-                shared.hidden, shared.exact_gelu, shared.dropout, dtype, init, name="MlpBlock_3"
-            )
-            update = mlp(normed, train=train)
+            normed = shared.norm("LayerNorm_2", shared.dtype)(tokens)
+            update = self._scaled("gamma_2", self._mlp()(normed, train=train))
             update = update if drop_path is None else self.drop_path(update, drop_path)
             tokens = self.add(shared.mlp_weight, update, tokens)
         return tokens
 
+    def _attention(self) -> Attention:
+        shared = self.shared
+        return Attention(
+            shared.heads,
+            shared.dtype,
+            shared.kernel_init,
+            shared.biased,
+            shared.has_bias,
+            shared.norm if shared.query_norm else None,
+            shared.norm if shared.attention_norm else None,
+            shared.rotation,
+            shared.prefix,
+            name="MultiHeadDotProductAttention_1",
+        )
+
+    def _mlp(self) -> MlpBlock:
+        shared = self.shared
+        return MlpBlock(
+            shared.hidden,
+            shared.gelu,
+            shared.dropout,
+            shared.dtype,
+            shared.kernel_init,
+            shared.has_bias,
+            shared.gated,
+            shared.norm if shared.mlp_norm else None,
+            name="MlpBlock_3",
+        )
+
+    def _scaled(
+        self, name: str, update: Float[Array, "batch token feature"]
+    ) -> Float[Array, "batch token feature"]:
+        """Multiplies the output of a sub-block by its LayerScale, if there is one."""
+        if not self.shared.layer_scale:
+            return update
+        gamma = self.param(name, nn.initializers.constant(1e-5), (update.shape[-1],))
+        return update * jnp.broadcast_to(gamma.astype(update.dtype), update.shape)
+
 
 class PositionEmbedding(nn.Module):
-    """Adds one learned vector per token; the first is that of [CLS], if there is one."""
+    """Adds one learned vector per token, in the order of the tokens.
+
+    Attributes:
+        without: Number of tokens at the start that have no position.
+    """
+
+    without: int = 0
 
     @nn.compact
     def __call__(
         self, tokens: Float[Array, "batch token feature"]
     ) -> Float[Array, "batch token feature"]:
-        shape = (1, *tokens.shape[1:])
+        shape = (1, tokens.shape[1] - self.without, tokens.shape[2])
         positions = self.param("pos_embedding", nn.initializers.normal(0.02), shape)
+        if self.without:
+            positions = jnp.pad(positions, ((0, 0), (self.without, 0), (0, 0)))
         return (tokens.astype(jnp.float32) + positions).astype(tokens.dtype)
 
 
 class Encoder(nn.Module):
-    """Position embedding, blocks, last norm.
+    """Position embedding, norm, blocks, norm; models differ in which norms they have.
 
     The parameters are one tree per block, as in the files. `scan` runs the blocks by `lax.scan`
     over their stacked parameters: this compiles several times faster than a Python loop and trains
@@ -181,6 +219,9 @@ class Encoder(nn.Module):
         pruned_attention: Number of blocks without their attention, from the last block down.
         rematerialise: One of `rematerialisation.RECOMPUTED`.
         scan: Whether the blocks run by `lax.scan` or unrolled.
+        without_position: Number of tokens at the start that have no position.
+        first_norm: Whether there is a norm before the blocks, `norm_pre`.
+        last_norm: Whether there is a norm after the blocks, `encoder_norm`.
     """
 
     depth: int
@@ -190,21 +231,28 @@ class Encoder(nn.Module):
     pruned_attention: int
     rematerialise: str
     scan: bool
+    without_position: int = 0
+    first_norm: bool = False
+    last_norm: bool = True
 
     @nn.compact
     def __call__(
         self, tokens: Float[Array, "batch token feature"], *, train: bool
     ) -> Float[Array, "batch token feature"]:
         if self.learned_positions:
-            tokens = PositionEmbedding(name="posembed_input")(tokens)
+            tokens = PositionEmbedding(self.without_position, name="posembed_input")(tokens)
         tokens = nn.Dropout(self.block.dropout, deterministic=not train)(tokens)
+        if self.first_norm:
+            tokens = self.block.norm("norm_pre", self.block.dtype)(tokens)
         if self.is_initializing():
             for i in range(self.depth):
                 block = EncoderBlock(self.block, *self._sub_blocks(i), name=f"{STACK}_{i}")
                 tokens = block(tokens, train=train)
         else:
             tokens = self._apply(tokens, train=train)
-        return nn.LayerNorm(dtype=self.block.dtype, name="encoder_norm")(tokens)
+        if self.last_norm:
+            tokens = self.block.norm("encoder_norm", self.block.dtype)(tokens)
+        return tokens
 
     def _sub_blocks(self, i: int) -> tuple[bool, bool]:
         """Returns whether block i has its attention, and whether it has its MLP."""

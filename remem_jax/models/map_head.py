@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from remem_jax.models.attention import Attention
-from remem_jax.models.encoder import Block, MlpBlock
+from remem_jax.models.encoder import Block
+from remem_jax.models.mlp import MlpBlock
 
 
 class MapHead(nn.Module):
@@ -14,10 +15,14 @@ class MapHead(nn.Module):
     Source: Zhai et al. 2022, https://arxiv.org/abs/2106.04560. Names are big_vision's.
 
     Attributes:
-        shared: Heads, hidden width, GELU and type. Its weights are not used.
+        shared: GELU, norms and type. Its weights are not used.
+        heads: Number of heads.
+        hidden: Width of the MLP's hidden layer.
     """
 
     shared: Block
+    heads: int
+    hidden: int
 
     @nn.compact
     def __call__(
@@ -28,10 +33,8 @@ class MapHead(nn.Module):
         queries = jnp.broadcast_to(
             probe.astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1])
         )
-        attention = Attention(
-            shared.heads, shared.dtype, init, name="MultiHeadDotProductAttention_0"
-        )
+        attention = Attention(self.heads, shared.dtype, init, name="MultiHeadDotProductAttention_0")
         pooled = attention(queries, tokens)
-        normed = nn.LayerNorm(dtype=shared.dtype, name="LayerNorm_0")(pooled)
-        mlp = MlpBlock(shared.hidden, shared.exact_gelu, 0.0, shared.dtype, name="MlpBlock_0")
+        normed = shared.norm("LayerNorm_0", shared.dtype)(pooled)
+        mlp = MlpBlock(self.hidden, shared.gelu, 0.0, shared.dtype, name="MlpBlock_0")
         return (pooled + mlp(normed, train=False))[:, 0]

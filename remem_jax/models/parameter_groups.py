@@ -22,8 +22,8 @@ from remem_jax.records import Params
 
 # By the names of modules: of ViTs and their hybrid stems, ResNets, RegNets, inverted residuals.
 _STEM = re.compile(
-    r"(cls|embedding|conv_root|gn_root|block\d+|conv_stem|stem|conv1|bn1)(_\w+)?(/|$)"
-    r"|Transformer/posembed_input/"
+    r"(cls|registers|embedding|conv_root|gn_root|block\d+|conv_stem|stem|conv1|bn1)(_\w+)?(/|$)"
+    r"|Transformer/(posembed_input|norm_pre)/"
 )
 _BLOCK = re.compile(rf"Transformer/{encoder.STACK}_(\d+)/|[a-z_]*?(\d+)_[a-z]*(\d+)/")
 _STACKED = f"Transformer/{encoder.STACK}/"

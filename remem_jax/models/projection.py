@@ -80,12 +80,11 @@ def cls(
 
 
 def grid(
-    tokens: Float[Array, "batch token channel"], *, has_cls: bool
+    patches: Float[Array, "batch patch channel"],
 ) -> Float[Array, "batch rows columns channel"]:
     """Arranges the patch tokens of a ViT as maps."""
-    each = tokens[:, 1:] if has_cls else tokens
-    side = math.isqrt(each.shape[1])
-    return each.reshape(each.shape[0], side, side, each.shape[2])
+    side = math.isqrt(patches.shape[1])
+    return patches.reshape(patches.shape[0], side, side, patches.shape[2])
 
 
 def of_cls(params: Params, token: Float[Array, "batch channel"]) -> Float[Array, "batch feature"]:

@@ -140,7 +140,7 @@ def in_head(name: str) -> bool:
 
 
 def _is_norm(module: str) -> bool:
-    return module.startswith("LayerNorm_") or module == "encoder_norm"
+    return module.startswith("LayerNorm_") or module.endswith("norm") or module == "norm_pre"
 
 
 METHODS: dict[str, Callable[..., Tuning]] = {

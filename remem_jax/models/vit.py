@@ -11,13 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from remem_jax.models import encoder, hybrid, layers, map_head
+from remem_jax.models import encoder, hybrid, layers, map_head, mlp, norms, rotary
 from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.models.rematerialisation import RECOMPUTED
 
 RESIDUALS = ("two_minus", "plain")
-POOLS = ("cls", "gap", "map")
-POSITIONS = ("learned", "sincos2d")
+POOLS = ("cls", "gap", "cls_gap", "map")
+POSITIONS = ("learned", "sincos2d", "none")
+BIASED = ("qkv", "qv", "")
+# The fields of a `VisionTransformer` that determine the function of its parameters.
+ARCHITECTURE = (
+    *("pool", "positions", "representation", "gelu", "normalisation"),
+    *("class_token", "registers", "prefix_positions", "patch_bias"),
+    *("norm", "epsilon", "norm_pre", "norm_last", "fc_norm", "layer_scale"),
+    *("biased", "has_bias", "query_norm", "attention_norm", "mlp_norm", "gated", "rotation"),
+    *("pool_heads", "pool_hidden"),
+)
 DTYPES = ("float32", "bfloat16")
 INITIALISATIONS = ("flax", "timm")
 
@@ -91,11 +100,13 @@ class VisionTransformer(nn.Module):
         attention_weight: Weight of the attentions (beta of the same equation), in (0, 2).
         residual: Weight of the residual: "two_minus" (2 - alpha, our reading of the paper, in
             which the influence of a block decays exponentially) or "plain" (1).
-        pool: Input of the head: the [CLS] token ("cls"), the mean of all tokens ("gap"), or
-            tokens pooled by attention ("map").
-        positions: "learned", or "sincos2d" for big_vision's computed ones.
+        pool: Input of the head: the [CLS] token ("cls"), the mean of the patch tokens ("gap"),
+            both concatenated ("cls_gap"), or all tokens pooled by attention ("map").
+        positions: "learned", "sincos2d" for big_vision's computed ones, or "none" besides
+            `rotation`.
         representation: Width of a dense layer with tanh before the head; 0 for none.
-        exact_gelu: True for the GELU by erf, as in timm. AugReg was trained with tanh.
+        gelu: "tanh", as in vit_jax and big_vision, "erf", as in timm, or "quick", as in OpenAI's
+            CLIP.
         dropout: Share of the units dropped in training, at the same places as in vit_jax.
         pruned_mlp: Number of MLPs removed, from the last block down (ReMem, Section 4).
         pruned_attention: Number of attention sub-blocks removed, from the last block down.
@@ -109,6 +120,26 @@ class VisionTransformer(nn.Module):
         normalisation: Normalisation of the images.
         initialisation: Distributions of the initial parameters: "flax" for LeCun's, with a head of
             zeros, or "timm".
+        class_token: Whether there is a [CLS] token; None if only `pool` needs one.
+        registers: Number of register tokens, which follow [CLS] (Darcet et al. 2023,
+            https://arxiv.org/abs/2309.16588).
+        prefix_positions: Whether [CLS] and registers have learned positions.
+        patch_bias: Whether the patch embedding has a bias.
+        norm: Kind of the norms, "layer" or "rms".
+        epsilon: Epsilon of the norms.
+        norm_pre: Whether there is a norm before the blocks, as in CLIP.
+        norm_last: Whether there is a norm after the blocks.
+        fc_norm: Whether the pooled tokens are normalised.
+        layer_scale: See `encoder.Block`.
+        biased: See `encoder.Block`.
+        has_bias: See `encoder.Block`.
+        query_norm: See `encoder.Block`.
+        attention_norm: See `encoder.Block`.
+        mlp_norm: See `encoder.Block`.
+        gated: See `encoder.Block`.
+        rotation: Rotary positions of the patches; None for none.
+        pool_heads: Number of heads of the pool "map"; 0 for that of the blocks.
+        pool_hidden: Width of the hidden layer of the pool "map"; 0 for that of the blocks.
     """
 
     size: Size
@@ -119,7 +150,7 @@ class VisionTransformer(nn.Module):
     pool: str = "cls"
     positions: str = "learned"
     representation: int = 0
-    exact_gelu: bool = False
+    gelu: str = "tanh"
     dropout: float = 0.0
     pruned_mlp: int = 0
     pruned_attention: int = 0
@@ -129,6 +160,35 @@ class VisionTransformer(nn.Module):
     drop_path: float = 0.0
     normalisation: Normalisation = IDENTITY
     initialisation: str = "flax"
+    class_token: bool | None = None
+    registers: int = 0
+    prefix_positions: bool = True
+    patch_bias: bool = True
+    norm: str = "layer"
+    epsilon: float = 1e-6
+    norm_pre: bool = False
+    norm_last: bool = True
+    fc_norm: bool = False
+    layer_scale: bool = False
+    biased: str = "qkv"
+    has_bias: bool = True
+    query_norm: bool = False
+    attention_norm: bool = False
+    mlp_norm: bool = False
+    gated: bool = False
+    rotation: rotary.Rotary | None = None
+    pool_heads: int = 0
+    pool_hidden: int = 0
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether there is a [CLS] token, which is the first."""
+        return self.pool in ("cls", "cls_gap") if self.class_token is None else self.class_token
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before those of the patches: [CLS] and registers."""
+        return self.has_cls + self.registers
 
     @nn.compact
     def trunk(
@@ -137,7 +197,7 @@ class VisionTransformer(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "batch token feature"]:
-        """Returns the tokens after the last norm, [CLS] first if there is one."""
+        """Returns the tokens after the last norm: `prefix` tokens, then those of the patches."""
         images, block = jnp.asarray(images), self._block()
         _require_model_range(images, self.size.pixels)
         tokens = self._tokens(self.normalisation(images).astype(block.dtype))
@@ -149,6 +209,9 @@ class VisionTransformer(nn.Module):
             self.pruned_attention,
             self.rematerialise,
             self.scan,
+            0 if self.prefix_positions else self.prefix,
+            self.norm_pre,
+            self.norm_last,
             name="Transformer",
         )(tokens, train=train)
 
@@ -180,12 +243,20 @@ class VisionTransformer(nn.Module):
         """Returns the head's input in float32: the pooled tokens after the last norm."""
         return self._pooled(self.trunk(images, train=train))
 
-    def _pooled(self, tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch feature"]:
+    def _pooled(self, tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch pooled"]:
+        block = self._block()
         if self.pool == "map":
-            pooled = map_head.MapHead(self._block(), name="MAPHead_0")(tokens)
+            heads, hidden = self.pool_heads or block.heads, self.pool_hidden or block.hidden
+            pooled = map_head.MapHead(block, heads, hidden, name="MAPHead_0")(tokens)
+        elif self.pool == "cls":
+            pooled = tokens[:, 0]
         else:
-            pooled = tokens[:, 0] if self.pool == "cls" else jnp.mean(tokens, axis=1)
+            pooled = jnp.mean(tokens[:, self.prefix :], axis=1)
+        if self.pool == "cls_gap":
+            pooled = jnp.concatenate([tokens[:, 0], pooled], axis=-1)
         pooled = pooled.astype(jnp.float32)
+        if self.fc_norm:
+            pooled = block.norm("fc_norm")(pooled)
         if self.representation:
             pooled = jnp.tanh(nn.Dense(self.representation, name="pre_logits")(pooled))
         return pooled
@@ -198,17 +269,27 @@ class VisionTransformer(nn.Module):
             self.mlp_weight,
             self.attention_weight,
             self.residual,
-            self.exact_gelu,
+            self.gelu,
             self.dropout,
             jnp.dtype(self.dtype),
             self.drop_path,
             _NORMAL if self.initialisation == "timm" else encoder.LECUN,
+            norms.Norm(self.norm, self.epsilon),
+            self.layer_scale,
+            self.biased,
+            self.has_bias,
+            self.query_norm,
+            self.attention_norm,
+            self.mlp_norm,
+            self.gated,
+            self.rotation,
+            self.prefix,
         )
 
     def _tokens(
         self, images: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch token feature"]:
-        """Returns the embedded patches, with [CLS] first if there is one."""
+        """Returns [CLS], registers and embedded patches, as far as there are any."""
         maps, patch, features = images, (self.size.patch,) * 2, self.size.features
         if self.size.stem is not None:
             maps = hybrid.stem(maps, self.size.stem, images.dtype, self.rematerialise)
@@ -218,6 +299,7 @@ class VisionTransformer(nn.Module):
             patch,
             strides=patch,
             padding="VALID",
+            use_bias=self.patch_bias,
             dtype=images.dtype,
             kernel_init=_CONVOLUTION if is_timms else encoder.LECUN,
             bias_init=layers.uniform_of_fan(fan) if is_timms else nn.initializers.zeros,
@@ -227,12 +309,13 @@ class VisionTransformer(nn.Module):
         tokens = grid.reshape(grid.shape[0], -1, features)
         if self.positions == "sincos2d":
             tokens = tokens + jnp.asarray(sincos2d(grid.shape[1], features), tokens.dtype)
-        if self.pool == "cls":
-            init = nn.initializers.normal(1e-6) if is_timms else nn.initializers.zeros
-            cls = self.param("cls", init, (1, 1, features))
-            cls = jnp.broadcast_to(cls.astype(tokens.dtype), (tokens.shape[0], 1, features))
-            tokens = jnp.concatenate([cls, tokens], axis=1)
-        return tokens
+        init = nn.initializers.normal(1e-6) if is_timms else nn.initializers.zeros
+        first = []
+        for name, count in (("cls", int(self.has_cls)), ("registers", self.registers)):
+            if count:
+                learned = self.param(name, init, (1, count, features)).astype(tokens.dtype)
+                first.append(jnp.broadcast_to(learned, (tokens.shape[0], count, features)))
+        return jnp.concatenate([*first, tokens], axis=1) if first else tokens
 
 
 def sincos2d(side: int, features: int) -> np.ndarray:
@@ -284,6 +367,9 @@ def make(*, variant: str | Size, classes: int, **options: Any) -> VisionTransfor
         "dtype": DTYPES,
         "rematerialise": RECOMPUTED,
         "initialisation": INITIALISATIONS,
+        "gelu": tuple(mlp.GELUS),
+        "norm": norms.KINDS,
+        "biased": BIASED,
     }
     for name, values in known.items():
         if getattr(model, name) not in values:
@@ -293,6 +379,8 @@ def make(*, variant: str | Size, classes: int, **options: Any) -> VisionTransfor
             raise ValueError(
                 f"{name} must be from 0 to the depth {size.depth}, got {getattr(model, name)}."
             )
+    if not model.has_cls and model.pool in ("cls", "cls_gap"):
+        raise ValueError(f"The pool {model.pool!r} needs a [CLS] token; set class_token.")
     if size.features % size.heads:
         raise ValueError(f"{size.features} features do not divide into {size.heads} heads.")
     return model

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from remem_jax.models import layers, vit
 
 STEMS = ("imagenet",)
-GELUS = ("erf", "tanh")
+GELUS = ("erf", "tanh")  # Those of `mlp.GELUS` that a student may have.
 ARCHITECTURE = {"pool": "cls", "gelu": "erf"}  # timm's defaults.
 # timm's options by pool, as far as they differ from its defaults.
-_POOLS = {
+POOLS = {
     "cls": {},
     "gap": {"global_pool": "avg", "class_token": False, "fc_norm": False},
     "map": {"global_pool": "map", "class_token": False},
@@ -46,9 +46,7 @@ def make(
     for name, value, known in (("stem", stem, STEMS), ("gelu", gelu, GELUS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}.")
-    model = vit.make(
-        variant=size, pool=pool, exact_gelu=gelu == "erf", initialisation="timm", **options
-    )
+    model = vit.make(variant=size, pool=pool, gelu=gelu, initialisation="timm", **options)
     return model.clone(dtype=jnp.dtype(dtype).name)
 
 
@@ -60,7 +58,7 @@ def timm_options(architecture: Mapping[str, str], image_size: int) -> dict[str, 
         image_size: Side of the images, in pixels.
     """
     used = {**ARCHITECTURE, **architecture}
-    options: dict[str, Any] = {"img_size": image_size, **_POOLS[used["pool"]]}
+    options: dict[str, Any] = {"img_size": image_size, **POOLS[used["pool"]]}
     if used["gelu"] == "tanh":
         options["act_layer"] = "gelu_tanh"
     return options

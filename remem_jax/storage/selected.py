@@ -4,9 +4,8 @@ import pathlib
 
 FOLDER = "selected"
 REFIT = "{}_refit"  # Name of a method's models that were trained anew, in those of their files.
-# A teacher whose GELU is by erf has timm's names, and any other AugReg's or big_vision's: code that
-# loads these names computes with that GELU.
-BY_ERF, BY_TANH = ".safetensors", ".npz"
+# A teacher has timm's names, or AugReg's or big_vision's if these have such a network.
+TIMM, NPZ = ".safetensors", ".npz"
 
 
 def teacher(run: pathlib.Path, method: str) -> pathlib.Path:
@@ -14,10 +13,10 @@ def teacher(run: pathlib.Path, method: str) -> pathlib.Path:
 
     Earlier versions wrote all teachers as .npz.
     """
-    by_erf, by_tanh = (teacher_path(run, method, exact_gelu=erf) for erf in (True, False))
-    return by_erf if by_erf.is_file() else by_tanh
+    timm, npz = (teacher_path(run, method, suffix) for suffix in (TIMM, NPZ))
+    return timm if timm.is_file() else npz
 
 
-def teacher_path(run: pathlib.Path, method: str, *, exact_gelu: bool) -> pathlib.Path:
-    """Returns the path to write a method's teacher to, given whether its GELU is by erf."""
-    return run / FOLDER / f"{method}_teacher{BY_ERF if exact_gelu else BY_TANH}"
+def teacher_path(run: pathlib.Path, method: str, suffix: str) -> pathlib.Path:
+    """Returns the path to write a method's teacher to, with the suffix `TIMM` or `NPZ`."""
+    return run / FOLDER / f"{method}_teacher{suffix}"

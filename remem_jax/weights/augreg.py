@@ -4,7 +4,6 @@ Source: Steiner et al. 2021, https://arxiv.org/abs/2106.10270. The names are tho
 github.com/google-research/vision_transformer.
 """
 
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -21,7 +20,18 @@ from remem_jax.checks import SettingError, one_of
 from remem_jax.models import vit
 from remem_jax.records import Params, Variables
 from remem_jax.storage import files
-from remem_jax.weights import catalog, matching, names, npz, recorded, timm
+from remem_jax.weights import (
+    catalog,
+    described,
+    matching,
+    names,
+    npz,
+    recorded,
+    timm,
+    timm_architectures,
+    timm_names,
+)
+from remem_jax.weights.facts import UNKNOWN, Facts
 
 FORMATS = ("vit_jax", "big_vision")
 
@@ -32,13 +42,14 @@ class Checkpoint(NamedTuple):
     Attributes:
         arrays: float32 arrays by name.
         size: Size of the ViT, inferred from the shapes.
-        options: Further fields of `vit.VisionTransformer` that the file determines: `pool`,
-            `positions`, `exact_gelu` (for timm's names, True unless the file records another GELU:
-            see `recorded`), and `representation` if the file has such a layer.
+        options: Further fields of `vit.VisionTransformer` that the file or its description
+            determines; see `described.options`.
         classes: Number of classes of its head; 0 if it has none.
         form: "vit_jax", "big_vision" or "timm".
         ignored: Names of the file's arrays that are not part of the ViT.
         source: Path of the file.
+        layout: How timm names its arrays.
+        architecture: timm's name of the network; "" if unknown.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -48,14 +59,23 @@ class Checkpoint(NamedTuple):
     form: str
     ignored: tuple[str, ...]
     source: str
+    layout: timm_names.Layout = timm_names.Layout()
+    architecture: str = ""
 
     @property
     def image_size(self) -> int:
-        """Side, in pixels, of the images that the positions fit; 224 if positions are computed."""
-        return _grid(self.arrays) * self.size.pixels if names.POSITION in self.arrays else 224
+        """Side, in pixels, of the images that the positions fit; 224 if none are learned."""
+        if names.POSITION not in self.arrays:
+            return 224
+        return described.grid(self.arrays, self.options) * self.size.pixels
+
+    def make(self, *, classes: int, **options: Any) -> vit.VisionTransformer:
+        """Makes its model, with other fields of `vit.VisionTransformer` as given."""
+        fixed: dict[str, Any] = {**self.options, **options}
+        return vit.make(variant=self.size, classes=classes, **fixed)
 
 
-def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
+def read(path: str | os.PathLike[str], *, heads: int = 0, facts: Facts | None = None) -> Checkpoint:
     """Reads a file of any supported format, which is recognised by the names in it.
 
     Args:
@@ -63,15 +83,17 @@ def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
             larger model; or a .safetensors of timm, whose names may have prefixes that
             `timm.unwrapped` removes.
         heads: Number of attention heads, which timm's files do not record; 0 for the number that a
-            file of ours records (`recorded`), or else 64 features per head.
+            file of ours records (`recorded`), that of `facts`, or else 64 features per head.
+        facts: What a description of the network says, such as a config.json; None for what the
+            name of the file says.
 
     Raises:
-        SettingError: If the file is missing or broken, holds no ViT, or has numbers that are not
-            finite.
+        SettingError: If the file is missing or broken, holds no ViT or one that is not determined,
+            or has numbers that are not finite.
     """
     file, subtree = catalog.split_path(os.fspath(path))
     if file.suffix in (".safetensors", *timm.PICKLES):  # `timm.read` refuses pickles.
-        return _read_timm(file, os.fspath(path), heads)
+        return _read_timm(file, os.fspath(path), heads, facts)
     ignored: list[str] = []
 
     def choose(stored_names: list[str]) -> dict[str, str]:
@@ -89,46 +111,43 @@ def read(path: str | os.PathLike[str], *, heads: int = 0) -> Checkpoint:
     return describe(arrays, form=form, source=os.fspath(path), ignored=tuple(ignored))
 
 
-def _read_timm(file: pathlib.Path, source: str, heads: int) -> Checkpoint:
+def _read_timm(file: pathlib.Path, source: str, heads: int, facts: Facts | None) -> Checkpoint:
     """Reads a file with timm's names; see `read`."""
     stored, ignored = timm.unwrapped(timm.read(file), os.fspath(file))
     matching.require_finite(stored, os.fspath(file))
     known = recorded.read(file)
-    arrays = timm.from_timm(stored, heads=heads or known.heads)
-    checkpoint = describe(arrays, form="timm", source=source, ignored=ignored)
-    options = {**checkpoint.options, "exact_gelu": known.gelu != "tanh"}
-    return checkpoint._replace(options=options)
+    if facts is None:
+        facts = timm_architectures.facts(timm_architectures.name_of({}, file.stem))
+    facts = known.completed(facts)
+    arrays = timm_names.from_timm(stored, heads=heads or facts.heads, pool_heads=facts.pool_heads)
+    checkpoint = describe(arrays, form="timm", source=source, ignored=ignored, facts=facts)
+    return checkpoint._replace(
+        options={**checkpoint.options, **known.options}, layout=timm_names.layout_of(stored)
+    )
 
 
 def describe(
-    arrays: Mapping[str, np.ndarray], *, form: str, source: str, ignored: tuple[str, ...] = ()
+    arrays: Mapping[str, np.ndarray],
+    *,
+    form: str,
+    source: str,
+    ignored: tuple[str, ...] = (),
+    facts: Facts = UNKNOWN,
 ) -> Checkpoint:
-    """Infers the model from the names and shapes of its arrays.
+    """Infers the model from the names and shapes of its arrays, and from facts.
 
     Raises:
-        SettingError: If an array that determines the size is missing or has no plausible shape.
+        SettingError: If an array that determines the size is missing or has no plausible shape, or
+            neither arrays nor facts determine the network.
     """
-    block = "Transformer/encoderblock_0/"
-    query = _shape(arrays, f"{block}MultiHeadDotProductAttention_1/query/kernel", 3, source)
-    patch = _shape(arrays, names.EMBEDDING, 4, source)
-    hidden = _shape(arrays, f"{block}MlpBlock_3/Dense_0/kernel", 2, source)[1]
-    depth = len({name.split("/")[1] for name in arrays if "/encoderblock_" in name})
-    mlp = 0 if hidden == 4 * query[0] else hidden
-    size = vit.Size(patch[0], query[0], depth, query[1], mlp, _stem(arrays))
-    pool = "gap"
-    if any(name.startswith("MAPHead_0/") for name in arrays):
-        pool = "map"
-    elif "cls" in arrays:
-        pool = "cls"
-    options: dict[str, Any] = {
-        "pool": pool,
-        "positions": "learned" if names.POSITION in arrays else "sincos2d",
-        "exact_gelu": form == "timm",
-    }
-    if matching.PRE_LOGITS[0] in arrays:
-        options["representation"] = _shape(arrays, matching.PRE_LOGITS[0], 2, source)[1]
-    classes = _shape(arrays, matching.HEAD[0], 2, source)[1] if matching.HEAD[0] in arrays else 0
-    return Checkpoint(arrays, size, options, classes, form, ignored, source)
+    size = described.size(arrays, source)
+    options = described.options(arrays, size, form=form, source=source, facts=facts)
+    classes = 0
+    if matching.HEAD[0] in arrays:
+        classes = described.shape(arrays, matching.HEAD[0], 2, source)[1]
+    return Checkpoint(
+        arrays, size, options, classes, form, ignored, source, architecture=facts.architecture
+    )
 
 
 def make(
@@ -155,10 +174,7 @@ def make(
     checkpoint = read(path)
     if not classes and not checkpoint.classes:
         raise SettingError(f"{checkpoint.source} has no head: give the number of classes.")
-    fixed = {name: value for name, value in checkpoint.options.items() if name not in options}
-    model = vit.make(
-        variant=checkpoint.size, classes=classes or checkpoint.classes, **fixed, **options
-    )
+    model = checkpoint.make(classes=classes or checkpoint.classes, **options)
     variables = into(
         checkpoint, model, image_size=image_size, reset_head=bool(classes), resize=resize
     )
@@ -217,8 +233,7 @@ def into(
 
 def require_whole(checkpoint: Checkpoint, *, image_size: int, resize: str = "vit_jax") -> None:
     """Raises `SettingError` unless a checkpoint has exactly the arrays of its ViT."""
-    fixed = {name: checkpoint.options[name] for name in ("pool", "positions")}
-    model = vit.make(variant=checkpoint.size, classes=1, **fixed)
+    model = checkpoint.make(classes=1, representation=0)
     _fitted(checkpoint, model, image_size, True, resize)
 
 
@@ -233,7 +248,7 @@ def _fitted(
     shapes = names_and_shapes(model, image_size or checkpoint.image_size)
     for name in ("pool", "positions"):
         theirs, ours = checkpoint.options[name], getattr(model, name)
-        if theirs != ours:
+        if theirs != ours and not described.can_pool(ours, checkpoint.arrays):
             matching.require_match(
                 checkpoint.arrays,
                 shapes,
@@ -245,9 +260,16 @@ def _fitted(
     if model.pruned_mlp or model.pruned_attention:
         full = model.clone(pruned_mlp=0, pruned_attention=0)
         pruned = set(names_and_shapes(full, image_size or checkpoint.image_size)) - set(shapes)
+    if model.pool != "map":
+        pruned |= {name for name in checkpoint.arrays if name.startswith("MAPHead_0/")}
     arrays = {name: array for name, array in checkpoint.arrays.items() if name not in pruned}
     params, report = matching.fit(
-        arrays, shapes, reset_head=reset_head, source=checkpoint.source, resize=resize
+        arrays,
+        shapes,
+        reset_head=reset_head,
+        source=checkpoint.source,
+        resize=resize,
+        prefix=model.prefix if model.prefix_positions else 0,
     )
     ignored = (*report.ignored, *sorted(pruned), *checkpoint.ignored)
     return params, report._replace(ignored=ignored)
@@ -300,32 +322,3 @@ def flatten(params: Params) -> dict[str, np.ndarray]:
     """Returns parameters as NumPy arrays by slash-joined name."""
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     return {str(name): np.asarray(jax.device_get(leaf)) for name, leaf in flat.items()}
-
-
-def _grid(arrays: Mapping[str, np.ndarray]) -> int:
-    """Returns the side of the file's token grid."""
-    return math.isqrt(arrays[names.POSITION].shape[1] - int("cls" in arrays))
-
-
-def _stem(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...] | None:
-    """Returns the number of units of each stage of a hybrid's stem."""
-    if "conv_root/kernel" not in arrays:
-        return None
-    stages: dict[str, set[str]] = {}
-    for name in arrays:
-        stage, _, rest = name.partition("/")
-        if stage.startswith("block"):
-            stages.setdefault(stage, set()).add(rest.split("/")[0])
-    return tuple(
-        len(stages[f"block{i + 1}"]) for i in range(len(stages)) if f"block{i + 1}" in stages
-    )
-
-
-def _shape(arrays: Mapping[str, np.ndarray], name: str, axes: int, source: str) -> tuple[int, ...]:
-    """Returns the shape of an array that determines the size of the model."""
-    if name not in arrays:
-        raise SettingError(f"{source} is not a checkpoint of a ViT: missing: {name}.")
-    shape = arrays[name].shape
-    if len(shape) != axes or not all(shape):
-        raise SettingError(f"{source} is not a checkpoint of a ViT: mis-shaped: {name} {shape}.")
-    return shape

@@ -10,7 +10,7 @@ class Facts(NamedTuple):
 
     Attributes:
         heads: Number of attention heads.
-        gelu: One of `encoder.GELUS`.
+        gelu: One of `mlp.GELUS`.
         epsilon: Epsilon of its norms.
         pool: One of `vit.POOLS`.
         rotary: Its rotary positions.
@@ -25,3 +25,6 @@ class Facts(NamedTuple):
     rotary: Rotary | None = None
     pool_heads: int = 0
     architecture: str = ""
+
+
+UNKNOWN = Facts()

@@ -1,17 +1,24 @@
 """Folds the re-weighting of a ViT (ReMem, Eq. 2) into its parameters, for any ViT code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from flax import traverse_util
 
-from remem_jax.checks import SettingError, inside, one_of
+from remem_jax.checks import SettingError, inside, one_of, require
 from remem_jax.models import vit
 from remem_jax.records import Params
-from remem_jax.weights import timm
+from remem_jax.weights import timm_attention
 
 _OUTPUTS = {"attention": "MultiHeadDotProductAttention_1/out/", "mlp": "MlpBlock_3/Dense_1/"}
+_SCALES = {"attention": "gamma_1", "mlp": "gamma_2"}
+# Names of the arrays of a sub-block begin with these.
+_STARTS = {
+    "attention": ("LayerNorm_0/", "MultiHeadDotProductAttention_1/", "gamma_1"),
+    "mlp": ("LayerNorm_2/", "MlpBlock_3/", "gamma_2"),
+}
+_NORMS = ("Transformer/encoder_norm/scale", "fc_norm/scale")
 
 
 def fold(
@@ -29,11 +36,14 @@ def fold(
     "plain" residual. Let s be the product of all r up to and including this one. Then the tokens
     z / s satisfy `z / s = (w / s) * f(LN(z)) + (z before) / (s before)`, and LN ignores a scale.
     So they are the tokens of a plain ViT whose output projections, kernel and bias, are multiplied
-    by w / s. Nothing else changes: the last norm removes the last s, whatever the pooling.
+    by w / s; if a sub-block has LayerScale, its vector is multiplied instead. Rotary positions,
+    registers and norms within a sub-block are part of f. The last norm, before or after pooling,
+    removes the last s; a ViT without one gets a head whose kernel is multiplied by s, and the
+    tokens that it returns are divided by s.
 
-    This is exact except for the norms' epsilon, 1e-6, which is added to the variance of z / s
-    instead of that of z: the outputs of a norm differ by at most 1e-6 / 2 divided by the smaller of
-    the two variances, relatively. Products are computed in float64 and rounded to float32.
+    This is exact except for the norms' epsilon e, which is added to the variance of z / s instead
+    of that of z: the outputs of a norm differ by at most e / 2 divided by the smaller of the two
+    variances, relatively. Products are computed in float64 and rounded to float32.
 
     The residual of a pruned sub-block has the weight 1. The sub-block has no parameters; in the
     plain ViT all of its arrays are zeros, so that it adds nothing.
@@ -68,11 +78,30 @@ def fold(
             if i >= depth - pruned[name]:
                 continue
             scale *= 2 - weights[name] if residual == "two_minus" else 1
-            for leaf in ("kernel", "bias"):
-                array_name = f"Transformer/encoderblock_{i}/{output}{leaf}"
-                product = folded[array_name].astype(np.float64) * (weights[name] / scale)
-                folded[array_name] = product.astype(np.float32)
+            block = f"Transformer/encoderblock_{i}/"
+            scaled = [f"{block}{_SCALES[name]}"]
+            if scaled[0] not in folded:
+                scaled = [f"{block}{output}{leaf}" for leaf in ("kernel", "bias")]
+            _multiply(folded, scaled, weights[name] / scale)
+    if not any(name in folded for name in _NORMS):
+        require(
+            "MAPHead_0/probe" not in folded,
+            "A re-weighted ViT with attention pooling and no norm before it cannot be folded.",
+        )
+        _multiply(folded, [_last_kernel(folded)], scale)
     return traverse_util.unflatten_dict(folded, sep="/") if nested else folded
+
+
+def _multiply(arrays: dict[str, np.ndarray], names: Sequence[str], factor: float) -> None:
+    """Multiplies arrays in place, as far as they exist."""
+    for name in names:
+        if name in arrays:
+            arrays[name] = (arrays[name].astype(np.float64) * factor).astype(np.float32)
+
+
+def _last_kernel(arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns the name of the kernel that takes the pooled tokens."""
+    return "pre_logits/kernel" if "pre_logits/kernel" in arrays else "head/kernel"
 
 
 def _depth(arrays: Mapping[str, np.ndarray], pruned: Mapping[str, int]) -> int:
@@ -94,29 +123,36 @@ def _pruned_arrays(
     arrays: Mapping[str, np.ndarray], depth: int, pruned: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
     """Returns zeros for the pruned sub-blocks, with the sizes of the others or the usual sizes."""
-    features = arrays["Transformer/encoder_norm/scale"].shape[0]
-    block = "Transformer/encoderblock_0/"
-    out = arrays.get(f"{block}{_OUTPUTS['attention']}kernel")
-    heads = timm.usual_heads(features) or 1 if out is None else out.shape[0]
+    zeros = {}
+    for kind, starts in _STARTS.items():
+        block = "Transformer/encoderblock_0/"
+        shapes = {
+            name.removeprefix(block): array.shape
+            for name, array in arrays.items()
+            if name.startswith(tuple(block + start for start in starts))
+        }
+        for i in range(depth - pruned[kind], depth):
+            for name, shape in (shapes or _usual_shapes(arrays, kind)).items():
+                zeros[f"Transformer/encoderblock_{i}/{name}"] = np.zeros(shape, np.float32)
+    return zeros
+
+
+def _usual_shapes(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a sub-block of a plain ViT, for a ViT that has none left."""
+    features = arrays["embedding/kernel"].shape[-1]
+    heads, hidden = timm_attention.usual_heads(features) or 1, 4 * features
     head = (heads, features // heads)
-    dense = arrays.get(f"{block}{_OUTPUTS['mlp']}kernel")
-    hidden = 4 * features if dense is None else dense.shape[0]
-    attention: dict[str, tuple[int, ...]] = {
-        f"LayerNorm_0/{leaf}": (features,) for leaf in ("scale", "bias")
+    norm = {"attention": "LayerNorm_0", "mlp": "LayerNorm_2"}[kind]
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{norm}/{leaf}": (features,) for leaf in ("scale", "bias")
     }
-    for name in ("query", "key", "value"):
-        attention[f"MultiHeadDotProductAttention_1/{name}/kernel"] = (features, *head)
-        attention[f"MultiHeadDotProductAttention_1/{name}/bias"] = head
-    attention[f"{_OUTPUTS['attention']}kernel"] = (*head, features)
-    attention[f"{_OUTPUTS['attention']}bias"] = (features,)
-    mlp: dict[str, tuple[int, ...]] = {
-        f"LayerNorm_2/{leaf}": (features,) for leaf in ("scale", "bias")
-    }
-    mlp |= {"MlpBlock_3/Dense_0/kernel": (features, hidden), "MlpBlock_3/Dense_0/bias": (hidden,)}
-    mlp |= {f"{_OUTPUTS['mlp']}kernel": (hidden, features), f"{_OUTPUTS['mlp']}bias": (features,)}
-    return {
-        f"Transformer/encoderblock_{i}/{name}": np.zeros(shape, np.float32)
-        for kind, shapes in (("attention", attention), ("mlp", mlp))
-        for i in range(depth - pruned[kind], depth)
-        for name, shape in shapes.items()
-    }
+    if kind == "attention":
+        for name in ("query", "key", "value"):
+            shapes[f"MultiHeadDotProductAttention_1/{name}/kernel"] = (features, *head)
+            shapes[f"MultiHeadDotProductAttention_1/{name}/bias"] = head
+        shapes[f"{_OUTPUTS[kind]}kernel"] = (*head, features)
+    else:
+        shapes["MlpBlock_3/Dense_0/kernel"] = (features, hidden)
+        shapes["MlpBlock_3/Dense_0/bias"] = (hidden,)
+        shapes[f"{_OUTPUTS[kind]}kernel"] = (hidden, features)
+    return shapes | {f"{_OUTPUTS[kind]}bias": (features,)}

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -14,7 +15,7 @@ from remem_jax.weights.names import POSITION
 HEAD = ("head/kernel", "head/bias")
 PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
 TEACHER_ADVICE = "set config.teacher.variant to the checkpoint's."
-RESIZES = ("vit_jax", "timm")
+RESIZES = ("vit_jax", "timm", "dinov2")
 _LISTED = 10  # Number of names in an error.
 
 
@@ -49,9 +50,19 @@ def fit(
     reset_head: bool,
     source: str,
     resize: str = "vit_jax",
+    prefix: int = 1,
     advice: str = TEACHER_ADVICE,
 ) -> tuple[dict[str, np.ndarray], Report]:
     """Fits the arrays of a file to the shapes of a model, and reports what was done.
+
+    Args:
+        arrays: Arrays of the file.
+        shapes: Shapes of the model's parameters.
+        reset_head: Whether the head is reset to zeros.
+        source: Path of the file.
+        resize: See `resize_positions`.
+        prefix: See `resize_positions`.
+        advice: End of the error.
 
     Raises:
         SettingError: If arrays are missing, unexpected or mis-shaped; the message lists them.
@@ -63,7 +74,7 @@ def fit(
     if POSITION in params and POSITION in shapes and params[POSITION].shape != shapes[POSITION]:
         old, new = params[POSITION], shapes[POSITION]
         if old.ndim == len(new) and old.shape[-1] == new[-1]:
-            params[POSITION] = resize_positions(old, new[1], has_cls="cls" in shapes, way=resize)
+            params[POSITION] = resize_positions(old, new[1], prefix=prefix, way=resize)
             resized = (POSITION,)
     expected = {name: shape for name, shape in shapes.items() if name not in reset}
     require_match(params, expected, source, advice)
@@ -73,24 +84,25 @@ def fit(
 
 
 def resize_positions(
-    positions: np.ndarray, tokens: int, *, has_cls: bool = True, way: str = "vit_jax"
+    positions: np.ndarray, tokens: int, *, prefix: int = 1, way: str = "vit_jax"
 ) -> np.ndarray:
     """Resizes the position embedding of a square grid.
 
     Args:
-        positions: An array (1, old * old, features); with [CLS], one more position at the start,
-            which stays unchanged.
-        tokens: Number of positions of the result: new * new, plus 1 with [CLS].
-        has_cls: Whether the first position is that of [CLS].
+        positions: An array (1, prefix + old * old, features). The first positions stay unchanged.
+        tokens: Number of positions of the result: prefix + new * new.
+        prefix: Number of positions of [CLS] and registers, which are the first.
         way: "vit_jax" (and big_vision) for linear interpolation with aligned corners; "timm" for
-            aligned pixel centres, as in torch's `interpolate` without `align_corners`.
+            linear interpolation with aligned pixel centres, as timm resizes the positions of .npz
+            files; "dinov2" for antialiased cubic interpolation, as DINOv2 with registers resizes
+            its positions, and timm those of all other files.
 
     Returns:
         An array (1, tokens, features).
     """
     one_of("resize", way, RESIZES)
-    first = int(has_cls)
-    old, new = math.isqrt(positions.shape[1] - first), math.isqrt(tokens - first)
+    first = prefix
+    old, new = (math.isqrt(max(number - first, 0)) for number in (positions.shape[1], tokens))
     if old**2 + first != positions.shape[1] or new**2 + first != tokens:
         raise SettingError(
             f"Cannot resize {positions.shape[1]} positions to {tokens}: not squares."
@@ -100,6 +112,9 @@ def resize_positions(
         from scipy import ndimage  # Imported here because it takes long.
 
         grid = ndimage.zoom(grid, (new / old, new / old, 1), order=1)
+    elif way == "dinov2":
+        shape = (new, new, grid.shape[-1])
+        grid = np.asarray(jax.image.resize(grid, shape, "cubic", antialias=True))
     else:
         rows = _linear_weights(old, new)
         grid = np.einsum("ro,opd,cp->rcd", rows, grid, rows).astype(np.float32)

@@ -13,9 +13,9 @@ from flax import traverse_util
 
 from remem_jax import models
 from remem_jax.checks import SettingError
-from remem_jax.models import vit
+from remem_jax.models import vit, vit_student
 from remem_jax.records import Variables
-from remem_jax.weights import augreg, catalog, matching, names, timm
+from remem_jax.weights import augreg, catalog, matching, names, timm_names
 
 
 class Pretrained(NamedTuple):
@@ -66,8 +66,21 @@ def read(path: str | os.PathLike[str], student: str) -> Pretrained:
         raise _other_size(
             os.fspath(path), checkpoint.size, student, any_heads=checkpoint.form == "timm"
         )
-    gelu = "erf" if checkpoint.options["exact_gelu"] else "tanh"
-    return Pretrained(checkpoint, {"pool": checkpoint.options["pool"], "gelu": gelu})
+    _require_plain(checkpoint, student)
+    options = checkpoint.options
+    return Pretrained(checkpoint, {"pool": options["pool"], "gelu": options["gelu"]})
+
+
+def _require_plain(checkpoint: augreg.Checkpoint, student: str) -> None:
+    """Raises `SettingError` unless a checkpoint is of a plain ViT, as students are."""
+    options = checkpoint.options
+    others = sorted(options.keys() - {"pool", "positions", "representation", "gelu"})
+    is_known = options["gelu"] in vit_student.GELUS and options["pool"] in vit_student.POOLS
+    if others or not is_known:
+        raise SettingError(
+            f"{checkpoint.source} is a ViT with {', '.join(others) or options['gelu']}, which "
+            f"{student} does not have: set config.student.init to weights of that network."
+        )
 
 
 def variables(
@@ -123,7 +136,7 @@ def load(path: str | os.PathLike[str], model: vit.VisionTransformer) -> Variable
 
 def to_timm(student: Variables) -> dict[str, np.ndarray]:
     """Converts a student's variables to timm's state dict."""
-    return timm.to_timm(augreg.flatten(student["params"]))
+    return timm_names.to_timm(augreg.flatten(student["params"]))
 
 
 def _size(student: str) -> vit.Size | None:

@@ -27,11 +27,13 @@ class Pretrained(NamedTuple):
 
     Attributes:
         checkpoint: Contents of the file.
-        digest: Digest of the file.
+        digest: Digest of the file, and of what else determines the network.
+        normalisation: Normalisation of its images.
     """
 
     checkpoint: augreg.Checkpoint
     digest: str
+    normalisation: Normalisation = IDENTITY
 
 
 class Preloaded:

@@ -59,7 +59,7 @@ def images(rng: np.random.Generator) -> jax.Array:
         {"mlp_weight": 0.8, "rematerialise": "blocks"},
         {"mlp_weight": 0.8, "attention_weight": 0.7, "residual": "plain"},
         {"pruned_mlp": 1, "pruned_attention": 2, "scan": False},
-        {"pool": "map", "exact_gelu": True},
+        {"pool": "map", "gelu": "erf"},
         {"pool": "gap", "positions": "sincos2d", "representation": 12, "dropout": 0.5},
     ],
     ids=["two_minus", "plain", "pruned", "map", "gap"],

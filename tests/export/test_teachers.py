@@ -15,8 +15,8 @@ from remem_jax.export import destinations, labels, teachers
 from remem_jax.export import images as image_files
 from remem_jax.models import vit
 from remem_jax.storage import results
-from remem_jax.weights import augreg, recorded
-from remem_jax.weights import timm as timm_names
+from remem_jax.weights import augreg, recorded, timm_names
+from remem_jax.weights import timm as timm_files
 from tests.export import drawn
 from tests.oracles import peers, vit_numpy
 
@@ -192,7 +192,7 @@ def test_a_teacher_with_timms_names_is_opened_before_one_of_an_earlier_version(
     arrays = augreg.read(run / "selected" / "remem_teacher.npz").arrays
     metadata = recorded.texts(recorded.Recorded("erf", SIZE.heads))
     path = run / "selected" / "remem_teacher.safetensors"
-    timm_names.save(path, timm_names.to_timm(arrays), metadata)
+    timm_files.save(path, timm_names.to_timm(arrays), metadata)
 
     teacher = teachers.open_teacher(run)
 

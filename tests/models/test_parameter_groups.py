@@ -13,7 +13,7 @@ from flax import traverse_util
 from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.models import encoder, parameter_groups, vit
-from remem_jax.weights import timm, torch_names
+from remem_jax.weights import timm_names, torch_names
 from tests.oracles import peers
 
 DECAY = 0.7
@@ -89,7 +89,7 @@ def test_layers_of_a_vit_are_timms(pool: str) -> None:
         ),
     )
     flat: Any = traverse_util.flatten_dict(filled, sep="/")
-    factors = timm.to_timm(flat)
+    factors = timm_names.to_timm(flat)
 
     assert {name: np.unique(factor).item() for name, factor in factors.items()} == pytest.approx(
         expected

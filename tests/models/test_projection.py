@@ -172,7 +172,7 @@ def test_all_tokens_of_a_teacher_without_cls_are_patches(images: Array) -> None:
     assert outputs.cls is None
     from_mean = outputs.patches.mean(1) @ added["head"]["kernel"] + added["head"]["bias"][None]
     np.testing.assert_allclose(from_mean, logits, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"'gap' has no \[CLS\]"):
+    with pytest.raises(ValueError, match=r"'gap', has no \[CLS\]"):
         models.teacher_apply(model, ("cls",))
 
 

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from remem_jax import losses, models
 from remem_jax.models import vit
-from remem_jax.weights import augreg, timm
+from remem_jax.weights import augreg, timm_names
 from tests.oracles import peers
 
 POOLS = {
@@ -42,13 +42,13 @@ def test_logits_features_and_gradients_match_timm(
         num_classes=5,
         **POOLS[pool],
     )
-    ours: Any = vit.make(variant=size, classes=5, pool=pool, exact_gelu=True)
+    ours: Any = vit.make(variant=size, classes=5, pool=pool, gelu="erf")
     arrays = {
         name: rng.normal(1.0 if name.endswith("scale") else 0.0, 0.15, shape).astype(np.float32)
         for name, shape in augreg.names_and_shapes(ours, pixels).items()
     }
     params: Any = traverse_util.unflatten_dict(arrays, sep="/")
-    state = {name: torch.from_numpy(a) for name, a in timm.to_timm(arrays).items()}
+    state = {name: torch.from_numpy(a) for name, a in timm_names.to_timm(arrays).items()}
     theirs.load_state_dict(state, strict=True)
     images = rng.uniform(-1, 1, (2, pixels, pixels, 3)).astype(np.float32)
     labels = np.array([1, 4], np.int32)
@@ -75,7 +75,9 @@ def test_logits_features_and_gradients_match_timm(
         np.testing.assert_allclose(outputs.cls, their_tokens[:, 0].detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(features, their_features.detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(logits, their_logits.detach().numpy(), atol=1e-4)
-    converted = timm.to_timm(augreg.flatten(gradients))  # Gradients are renamed like parameters.
+    converted = timm_names.to_timm(
+        augreg.flatten(gradients)
+    )  # Gradients are renamed like parameters.
     for name, parameter in theirs.named_parameters():
         expected = parameter.grad.numpy()
         scale = max(float(np.abs(expected).max()), 1e-3)

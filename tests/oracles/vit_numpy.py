@@ -157,6 +157,8 @@ def logits(
         pooled = _map_head(z, _part(arrays, "MAPHead_0/"), heads, exact_gelu)
     else:
         pooled = z[0] if "cls" in arrays else z.mean(0)
+    if len(arrays["head/kernel"]) == 2 * len(pooled):  # [CLS], and the mean of the patches.
+        pooled = np.concatenate([pooled, z[1:].mean(0)])
     if "pre_logits/kernel" in arrays:
         pooled = np.tanh(pooled @ arrays["pre_logits/kernel"] + arrays["pre_logits/bias"])
     return pooled @ arrays["head/kernel"] + arrays["head/bias"]

@@ -38,7 +38,7 @@ def test_real_checkpoints_give_their_reference_outputs(
     shared: pathlib.Path, file: str, gelu: str, name: str
 ) -> None:
     expected = np.load(shared / "weights/reference_outputs.npz")
-    model: Any = models.make("vit", variant="Ti/16", classes=1000, exact_gelu=gelu == "erf")
+    model: Any = models.make("vit", variant="Ti/16", classes=1000, gelu=gelu)
     variables = augreg.load(shared / file, model)
     images = reference_images()
 

@@ -124,7 +124,7 @@ def test_timm_loads_a_folded_teacher_of_full_size(
 ) -> None:
     torch, library = peers.torch(), peers.timm()
     weights: dict[str, Any] = {"mlp_weight": 0.8, "attention_weight": 0.9}
-    model: Any = models.make("vit", variant="Ti/16", classes=1000, exact_gelu=True, **weights)
+    model: Any = models.make("vit", variant="Ti/16", classes=1000, gelu="erf", **weights)
     variables = augreg.load(shared / TI16, model)
     images = reference_images()
     expected = np.asarray(jax.jit(model.apply)(variables, images))

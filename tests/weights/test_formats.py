@@ -297,7 +297,7 @@ def test_positions_are_resized_as_torch_does(old: int, new: int, rng: np.random.
     )
     expected = resized.permute(0, 2, 3, 1).reshape(1, new * new, 5).numpy()
 
-    actual = matching.resize_positions(positions, new * new, has_cls=False, way="timm")
+    actual = matching.resize_positions(positions, new * new, prefix=0, way="timm")
 
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 

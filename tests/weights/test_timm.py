@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
-from remem_jax.weights import augreg, folding, names, timm
+from remem_jax.weights import augreg, folding, names, timm, timm_attention, timm_names
 from tests.oracles import peers, vit_numpy
 
 CLASSES = 5
@@ -90,7 +90,7 @@ def require_equal(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 def test_to_timm_and_back_changes_nothing(family: str, rng: np.random.Generator) -> None:
     arrays = random_arrays(family, rng)
 
-    back = timm.from_timm(timm.to_timm(arrays), heads=2)
+    back = timm_names.from_timm(timm_names.to_timm(arrays), heads=2)
 
     require_equal(back, arrays)
 
@@ -113,7 +113,7 @@ def test_timm_takes_every_array_and_gives_our_outputs(
         exact_gelu=True,
     )
 
-    fill(model, timm.to_timm(arrays))
+    fill(model, timm_names.to_timm(arrays))
     (actual,) = outputs(model, image[None])
 
     # float32, and other epsilons in timm's stems.
@@ -129,7 +129,7 @@ def test_timms_own_loader_of_our_names_agrees(
 
     model.load_pretrained(str(tmp_path / "vit.npz"))
 
-    require_equal(timm.to_timm(arrays), state_of(model))
+    require_equal(timm_names.to_timm(arrays), state_of(model))
 
 
 @pytest.mark.parametrize("family", ["cls", "gap", "map", "stem"])
@@ -142,8 +142,8 @@ def test_a_file_of_timm_gives_our_parameters(family: str, tmp_path: pathlib.Path
 
     assert checkpoint.size == size
     assert checkpoint.options["pool"] == pool
-    assert checkpoint.options["exact_gelu"]
-    require_equal(timm.to_timm(checkpoint.arrays), state)
+    assert checkpoint.options["gelu"] == "erf"
+    require_equal(timm_names.to_timm(checkpoint.arrays), state)
 
 
 def test_timm_loads_a_folded_teacher(rng: np.random.Generator) -> None:
@@ -154,7 +154,7 @@ def test_timm_loads_a_folded_teacher(rng: np.random.Generator) -> None:
         arrays, image, patch=4, heads=2, alpha=0.8, beta=0.9, plain=False, exact_gelu=True
     )
 
-    fill(model, timm.to_timm(folding.fold(arrays, residual="two_minus", **weights)))
+    fill(model, timm_names.to_timm(folding.fold(arrays, residual="two_minus", **weights)))
 
     np.testing.assert_allclose(outputs(model, image[None])[0], expected, atol=1e-5)
 
@@ -167,37 +167,40 @@ def test_computed_positions_are_written_out(rng: np.random.Generator) -> None:
         arrays, image, patch=4, heads=2, alpha=1.0, beta=1.0, plain=False, exact_gelu=True
     )
 
-    fill(model, timm.to_timm(arrays, grid=4))
+    fill(model, timm_names.to_timm(arrays, grid=4))
 
     np.testing.assert_allclose(outputs(model, image[None])[0], expected, atol=1e-5)
     with pytest.raises(SettingError, match="no computed positions: give grid"):
-        timm.to_timm(arrays)
+        timm_names.to_timm(arrays)
 
 
 def test_positions_without_that_of_cls_get_zeros_for_it(rng: np.random.Generator) -> None:
     arrays = random_arrays("cls", rng)
     arrays[names.POSITION][:, 0] = 0
-    state = timm.to_timm(arrays)
+    state = timm_names.to_timm(arrays)
     state["pos_embed"] = state["pos_embed"][:, 1:]
 
-    require_equal(timm.from_timm(state, heads=2), arrays)
+    require_equal(timm_names.from_timm(state, heads=2), arrays)
 
 
 def test_pre_logits_are_read_and_not_written(rng: np.random.Generator) -> None:
     arrays = random_arrays("cls", rng)
     kernel, bias = rng.normal(size=(16, 16)), rng.normal(size=16)
-    state = timm.to_timm(arrays) | {"pre_logits.fc.weight": kernel.T, "pre_logits.fc.bias": bias}
+    state = timm_names.to_timm(arrays) | {
+        "pre_logits.fc.weight": kernel.T,
+        "pre_logits.fc.bias": bias,
+    }
 
-    back = timm.from_timm(state, heads=2)
+    back = timm_names.from_timm(state, heads=2)
 
     require_equal(back, arrays | {"pre_logits/kernel": kernel, "pre_logits/bias": bias})
     with pytest.raises(SettingError, match="timm has no pre_logits"):
-        timm.to_timm(back)
+        timm_names.to_timm(back)
 
 
 @pytest.mark.parametrize(("features", "heads"), [(192, 3), (1280, 16), (128, 2)])
 def test_heads_are_those_of_the_published_sizes(features: int, heads: int) -> None:
-    assert timm.usual_heads(features) == heads
+    assert timm_attention.usual_heads(features) == heads
 
 
 @pytest.mark.parametrize(
@@ -205,10 +208,13 @@ def test_heads_are_those_of_the_published_sizes(features: int, heads: int) -> No
     [
         ({"head_dist.weight": np.zeros((5, 16))}, "distilled DeiT.*head_dist"),
         ({"dist_token": np.zeros((1, 1, 16))}, "distilled DeiT.*dist_token"),
-        ({"fc_norm.weight": np.zeros(16)}, "normalises after its pooling"),
-        ({"blocks.1.ls1.gamma": np.zeros(16)}, r"no parameter for blocks\.1\.ls1\.gamma"),
-        ({"reg_token": np.zeros((1, 4, 16))}, "no parameter for reg_token"),
-        ({"blocks.0.attn.qkv.bias": None}, r"no blocks\.0\.attn\.qkv\.bias"),
+        ({"blocks.0.attns.0.norm.weight": np.zeros(16)}, "parallel sub-blocks, so ReMem's Eq. 2"),
+        ({"blocks.0.in_proj.weight": np.zeros((16, 16))}, "parallel sub-blocks, so ReMem's Eq. 2"),
+        ({"blocks.0.attn.relative_position_bias_table": np.zeros(4)}, "relative positions"),
+        ({"blocks.0.attn.gate.weight": np.zeros((16, 16))}, "gated attention"),
+        ({"blocks.0.attn.lambda_q1": np.zeros(16)}, "differential attention"),
+        ({"blocks.1.ls3.gamma": np.zeros(16)}, r"no parameter for blocks\.1\.ls3\.gamma"),
+        ({"blocks.0.attn.qkv.weight": None}, r"no blocks\.0\.attn\.qkv\.weight"),
         ({"blocks.0.attn.qkv.weight": np.zeros((16, 48))}, r"mis-shaped: \(16, 48\) .* \(48, 16\)"),
         ({"blocks.0.attn.proj.weight": np.zeros(16)}, r"proj\.weight is mis-shaped: \(16,\)"),
     ],
@@ -216,18 +222,18 @@ def test_heads_are_those_of_the_published_sizes(features: int, heads: int) -> No
 def test_an_unsupported_vit_is_named(
     rng: np.random.Generator, change: dict[str, Any], complaint: str
 ) -> None:
-    state = {**timm.to_timm(random_arrays("cls", rng)), **change}
+    state = {**timm_names.to_timm(random_arrays("cls", rng)), **change}
 
     with pytest.raises(SettingError, match=complaint):
-        timm.from_timm({n: a for n, a in state.items() if a is not None}, heads=2)
+        timm_names.from_timm({n: a for n, a in state.items() if a is not None}, heads=2)
 
 
 def test_heads_that_do_not_divide_are_named(rng: np.random.Generator) -> None:
-    state = timm.to_timm(random_arrays("cls", rng))
+    state = timm_names.to_timm(random_arrays("cls", rng))
     with pytest.raises(SettingError, match="16 features, which do not divide into 3 heads"):
-        timm.from_timm(state, heads=3)
+        timm_names.from_timm(state, heads=3)
     with pytest.raises(SettingError, match="give the number of heads"):
-        timm.from_timm(state)
+        timm_names.from_timm(state)
 
 
 def test_reals_are_read_as_float32(tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
@@ -294,7 +300,7 @@ def test_prefixes_of_wrappers_are_removed(
     wrapper: str, tmp_path: pathlib.Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "absl")
-    arrays = timm.to_timm(random_arrays("cls", rng))
+    arrays = timm_names.to_timm(random_arrays("cls", rng))
     timm.save(tmp_path / "plain.safetensors", arrays)
     wrapped = {wrapper + name: array for name, array in arrays.items()}
     timm.save(tmp_path / "wrapped.safetensors", wrapped)
@@ -310,7 +316,7 @@ def test_prefixes_of_wrappers_are_removed(
 
 
 def test_arrays_beside_a_wrapped_model_are_ignored(rng: np.random.Generator) -> None:
-    arrays = timm.to_timm(random_arrays("cls", rng))
+    arrays = timm_names.to_timm(random_arrays("cls", rng))
     beside = {"optimizer.step": np.zeros(1), "ema.cls_token": np.zeros(2)}
 
     result, ignored = timm.unwrapped(
@@ -328,7 +334,7 @@ def test_wrappers_of_compiled_submodules_are_removed_from_names() -> None:
 
 
 def test_several_models_in_one_file_are_refused(rng: np.random.Generator) -> None:
-    arrays = timm.to_timm(random_arrays("cls", rng))
+    arrays = timm_names.to_timm(random_arrays("cls", rng))
     both = {
         f"{start}{name}": array for start in ("model.", "module.") for name, array in arrays.items()
     }
@@ -341,7 +347,7 @@ def test_several_models_in_one_file_are_refused(rng: np.random.Generator) -> Non
 def test_numbers_that_are_not_finite_are_named(
     bad: float, tmp_path: pathlib.Path, rng: np.random.Generator
 ) -> None:
-    arrays = timm.to_timm(random_arrays("cls", rng))
+    arrays = timm_names.to_timm(random_arrays("cls", rng))
     arrays["norm.bias"] = arrays["norm.bias"].astype(np.float64)
     arrays["norm.bias"][0] = bad
     timm.save(tmp_path / "a.safetensors", arrays)

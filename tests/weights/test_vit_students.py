@@ -21,6 +21,7 @@ from remem_jax.weights import (
     names,
     students,
     timm,
+    timm_names,
     vit_students,
 )
 from tests import tiny_run
@@ -48,7 +49,9 @@ def teacher(rng: np.random.Generator, **options: Any) -> tuple[Any, Any]:
 def saved(path: pathlib.Path, params: Any, form: str) -> pathlib.Path:
     """Writes a checkpoint in a form, under the suffix of that form."""
     if form == "timm":
-        timm.save(path.with_suffix(".safetensors"), timm.to_timm(augreg.flatten(params), grid=5))
+        timm.save(
+            path.with_suffix(".safetensors"), timm_names.to_timm(augreg.flatten(params), grid=5)
+        )
         return path.with_suffix(".safetensors")
     augreg.save(path.with_suffix(".npz"), params, form=form)
     return path.with_suffix(".npz")
@@ -68,8 +71,8 @@ def read(path: pathlib.Path, image_size: int = SIDE, name: str = tiny_run.VIT_NA
         ("big_vision", {"pool": "cls"}, "tanh"),
         ("big_vision", {"pool": "map"}, "tanh"),
         ("big_vision", {"pool": "gap", "positions": "sincos2d"}, "tanh"),
-        ("timm", {"pool": "cls", "exact_gelu": True}, "erf"),
-        ("timm", {"pool": "gap", "exact_gelu": True}, "erf"),
+        ("timm", {"pool": "cls", "gelu": "erf"}, "erf"),
+        ("timm", {"pool": "gap", "gelu": "erf"}, "erf"),
     ],
 )
 def test_a_student_computes_the_logits_of_its_checkpoint(
@@ -171,7 +174,7 @@ def test_a_teacher_exported_for_timm_keeps_its_gelu(
 ) -> None:
     _, params = teacher(rng)
     path = tmp_path / "x.safetensors"
-    timm.save(path, timm.to_timm(augreg.flatten(params)), {"gelu": gelu})
+    timm.save(path, timm_names.to_timm(augreg.flatten(params)), {"gelu": gelu})
 
     assert read(path).architecture["gelu"] == gelu
 

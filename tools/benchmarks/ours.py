@@ -43,7 +43,7 @@ def _vit(work: Work) -> Any:
         "vit",
         variant=work.variant,
         classes=CLASSES,
-        exact_gelu=True,  # Same as timm's.
+        gelu="erf",  # Same as timm's.
         dtype=work.dtype,
         rematerialise=work.rematerialise,
     )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax.models import encoder
+from remem_jax.models import encoder, vit
 from remem_jax.records import Batch, Metrics, TeacherApply, Variables
 from remem_jax.storage import checkpoints, results
 from remem_jax.train import loop, state
@@ -34,7 +34,8 @@ class Teachers(NamedTuple):
         records: For each checkpoint, "step", "validation" and, if that selects, "test".
         lost: Steps of `config.teacher.steps` without a checkpoint, and why; see `retries.train`.
         seconds: Seconds of training.
-        exact_gelu: Whether their GELU is by erf.
+        model: Their network.
+        saved: How they are saved.
     """
 
     method: str
@@ -49,7 +50,8 @@ class Teachers(NamedTuple):
     records: list[dict[str, Any]]
     lost: dict[str, Any] | None
     seconds: float
-    exact_gelu: bool
+    model: vit.VisionTransformer
+    saved: teacher_training.Saved
 
 
 class Refitted(NamedTuple):
@@ -148,7 +150,8 @@ def finetune(
         result["teachers"],
         result["lost"],
         result["seconds"],
-        start.model.exact_gelu,
+        start.model,
+        start.saved,
     )
 
 

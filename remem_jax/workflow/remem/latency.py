@@ -16,7 +16,6 @@ import numpy as np
 from absl import logging
 
 from remem_jax import mesh, models
-from remem_jax.models import vit
 from remem_jax.records import Params, Variables
 from remem_jax.report import initial_students
 from remem_jax.storage import results, selected
@@ -135,12 +134,8 @@ def _open_student(path: pathlib.Path, record: Mapping[str, Any]) -> Opened:
 def _open_teacher(path: pathlib.Path, record: Mapping[str, Any]) -> Opened:
     """Opens a teacher as the plain ViT that its file holds."""
     checkpoint = augreg.read(path)
-    model = vit.make(
-        variant=checkpoint.size,
-        classes=checkpoint.classes,
-        dtype=record["config"]["compute_dtype"],
-        **checkpoint.options,
-    )
+    dtype = record["config"]["compute_dtype"]
+    model = checkpoint.make(classes=checkpoint.classes, dtype=dtype)
     return Opened(model, {"params": _nested(checkpoint.arrays)})
 
 

@@ -133,7 +133,7 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
     settings, trainable = run.config.teacher, _size(start.trainable)
     model = f"{settings.model} {settings.variant}".strip()
     parameters = trainable + _size(start.frozen)
-    gelu = "erf" if start.model.exact_gelu else "tanh"
+    gelu = start.model.gelu
     values = (model, parameters, trainable, gelu, settings.tuning, settings.init, pretrained.digest)
     return dict(zip(names, values, strict=True))
 

@@ -1,7 +1,6 @@
 """Writes the selected models of a run: students, their confusion matrices, and teachers."""
 
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from remem_jax.weights import (
     student_normalisation,
     students,
     timm,
+    timm_names,
 )
 from remem_jax.workflow import context, provenance, stages
 from remem_jax.workflow.remem import finetune, student_setup
@@ -113,15 +113,17 @@ def _write_student(
 def save_teacher(
     run: context.Run, name: str, teachers: finetune.Teachers, teacher: Variables
 ) -> None:
-    """Writes a teacher as a plain ViT, with the names of a project that computes its GELU.
+    """Writes a teacher as a plain ViT, with the names of a project that has its network.
 
-    These are timm's for a GELU by erf, otherwise AugReg's, or big_vision's if AugReg has no such
-    ViT. The file begins with `name`: the method, or that of a refit.
+    These are timm's if it started from such a file, or has a GELU by erf; otherwise AugReg's, or
+    big_vision's if AugReg has no such ViT. The file begins with `name`: the method, or that of a
+    refit.
     """
     settings, teacher = teachers.settings, run.fetch(teacher)
     if not mesh.is_writer():
         return
-    path = selected.teacher_path(run.workdir, name, exact_gelu=teachers.exact_gelu)
+    suffix = selected.TIMM if teachers.saved.layout else selected.NPZ
+    path = selected.teacher_path(run.workdir, name, suffix)
     if not tuning_of(settings).mergeable:
         logging.info(
             "%s is not written, because a plain ViT cannot have the adapters of %s.",
@@ -137,22 +139,24 @@ def save_teacher(
         pruned_mlp=settings.pruned_mlp,
         pruned_attention=settings.pruned_attention,
     )
-    if teachers.exact_gelu:
-        _write_timm(run, path, plain)
+    if teachers.saved.layout:
+        _write_timm(run, path, plain, teachers)
     else:
         augreg.save(path, plain, form=augreg.form_of(plain))
 
 
-def _write_timm(run: context.Run, path: pathlib.Path, params: Params) -> None:
+def _write_timm(
+    run: context.Run, path: pathlib.Path, params: Params, teachers: finetune.Teachers
+) -> None:
     """Writes a teacher under timm's parameter names, with other properties as metadata."""
-    steps, flat = provenance.preprocessing_of(run), augreg.flatten(params)
-    size = augreg.describe(flat, form="timm", source=os.fspath(path)).size
+    steps, model = provenance.preprocessing_of(run), teachers.model
+    grid = steps.image_size // model.size.pixels if model.positions == "sincos2d" else 0
     timm.save(
         path,
-        timm.to_timm(flat, grid=steps.image_size // size.pixels),
+        timm_names.to_timm(augreg.flatten(params), grid=grid, layout=teachers.saved.layout),
         {
-            "model": f"ViT {dict(size._asdict())}",
-            **recorded.texts(recorded.Recorded("erf", size.heads)),
+            "model": f"ViT {dict(model.size._asdict())}",
+            **recorded.texts(recorded.of_model(model, teachers.saved.architecture)),
             "image_size": str(steps.image_size),
             "image_range": preprocessing.RANGE,
             "preprocessing": json.dumps(steps.record()),

@@ -198,7 +198,7 @@ def _target(
     if loss.features is None:
         return None
     require(
-        loss.features != "cls" or checkpoint.options["pool"] == "cls",
+        loss.features != "cls" or "cls" in checkpoint.arrays,
         f"config.student.losses has {loss.name!r}, and the ViT of {run.config.teacher.init} has no "
         "[CLS] token: take 'features', which are its patches.",
     )

@@ -13,6 +13,7 @@ from remem_jax import losses, mesh, models, optim, random_streams, sam
 from remem_jax.data.images.augment import Mixing
 from remem_jax.methods import METHODS
 from remem_jax.models import encoder, tuning, vit
+from remem_jax.models.normalisation import IDENTITY
 from remem_jax.records import (
     Apply,
     Batch,
@@ -24,9 +25,21 @@ from remem_jax.records import (
 )
 from remem_jax.settings import division, tuning_of
 from remem_jax.train import averaging, flops, state, steps, student_losses
-from remem_jax.weights import augreg
+from remem_jax.weights import augreg, timm_names
 from remem_jax.workflow import context, memory_plan, optimiser, step_memory
 from remem_jax.workflow.initial_checkpoints import Pretrained
+
+
+class Saved(NamedTuple):
+    """How a teacher is saved.
+
+    Attributes:
+        layout: The layout of timm's names; None for the names of AugReg or big_vision.
+        architecture: timm's name of the network; "" if unknown.
+    """
+
+    layout: timm_names.Layout | None
+    architecture: str = ""
 
 
 class Start(NamedTuple):
@@ -37,6 +50,7 @@ class Start(NamedTuple):
         tuned: Method of fine-tuning: full, LoRA, adapters or others.
         trainable: Trainable parameters; the state, SAM's norm and the checkpoints have no others.
         frozen: Other parameters.
+        saved: How a teacher is saved.
         plan: Rematerialisation and gradient accumulation of its steps.
     """
 
@@ -44,6 +58,7 @@ class Start(NamedTuple):
     tuned: tuning.Tuning
     trainable: Params
     frozen: Params
+    saved: Saved
     plan: memory_plan.Plan = memory_plan.Plan()
 
     def variables(self, trained: Params) -> Variables:
@@ -71,21 +86,21 @@ def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
     """Builds the model and its initial parameters for a method."""
     settings = settings_of(run.config, method)
     checkpoint, image_size = pretrained.checkpoint, run.config.data.image_size
-    checkpoint_options = {name: checkpoint.options[name] for name in ("pool", "positions")}
-    model = vit.make(
-        variant=checkpoint.size,
+    given = {name: settings[name] for name in ("gelu", "pool") if settings[name]}
+    model = checkpoint.make(
         classes=len(run.dataset.classes),
+        representation=0,
         mlp_weight=settings.mlp_weight,
         attention_weight=settings.attention_weight,
         residual=settings.residual,
-        exact_gelu=settings.gelu == "erf" if settings.gelu else checkpoint.options["exact_gelu"],
         dropout=settings.dropout,
         drop_path=settings.drop_path,
         pruned_mlp=settings.pruned_mlp,
         pruned_attention=settings.pruned_attention,
         dtype=run.config.compute_dtype,
         scan=settings.scan,
-        **checkpoint_options,
+        normalisation=pretrained.normalisation,
+        **given,
     )
     variables = augreg.into(
         checkpoint,
@@ -99,7 +114,9 @@ def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
     params = tuned.add(variables["params"], added_key)
     trainable, frozen = tuning.split(params, tuned.trains)
     # On the devices; otherwise each step would transfer them.
-    return Start(model, tuned, trainable, run.place(frozen))
+    is_timms = checkpoint.form == "timm" or model.gelu != "tanh" or model.normalisation != IDENTITY
+    saved = Saved(checkpoint.layout if is_timms else None, checkpoint.architecture)
+    return Start(model, tuned, trainable, run.place(frozen), saved)
 
 
 class Training(NamedTuple):
@@ -221,7 +238,7 @@ def planned_step(run: context.Run, method: str, start: Start) -> memory_plan.Ste
     """Returns the training step of a method's teachers, to be planned."""
     settings, image_size = settings_of(run.config, method), run.config.data.image_size
     shapes = make_training(run, settings, start).shapes
-    size, has_cls = start.model.size, start.model.pool == "cls"
+    size = start.model.size
 
     @functools.cache
     def needs(plan: memory_plan.Plan) -> tuple[int, int]:
@@ -235,7 +252,7 @@ def planned_step(run: context.Run, method: str, start: Start) -> memory_plan.Ste
         memory_plan.candidates(
             settings,
             run.mesh,
-            tokens=(image_size // size.pixels) ** 2 + has_cls,
+            tokens=(image_size // size.pixels) ** 2 + start.model.prefix,
             whole=settings.mcmi > 0,
         ),
         functools.partial(train_apply, start),
