@@ -149,7 +149,9 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher = ConfigDict()
     config.teacher.model = "vit"  # Architecture; one of "vit". [text]
     config.teacher.variant = "B/16"  # Size and patch of the ViT; empty is the checkpoint's. [text]
-    # Pretrained weights: a published name, which is downloaded, or a file's path. [text]
+    # Pretrained weights: a published name or a repository on the Hugging Face Hub such as
+    # "timm/vit_small_patch14_reg4_dinov2.lvd142m", which are downloaded, or a file's path
+    # (docs/teachers.md). [text]
     config.teacher.init = "augreg:B/16"
     # Steps of fine-tuning at which a teacher is saved; increasing, at least 1. They make up the
     # search over early stopping. [text]

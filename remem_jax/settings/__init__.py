@@ -15,7 +15,12 @@ from remem_jax.settings import images, information, memory, optimisation, values
 from remem_jax.settings.memory import division
 from remem_jax.storage import identity
 from remem_jax.train import student_losses
-from remem_jax.weights import catalog, matching, student_normalisation, student_sources
+from remem_jax.weights import (
+    matching,
+    student_normalisation,
+    student_sources,
+    teacher_sources,
+)
 
 GELUS = ("", "tanh", "erf")  # "" is the GELU that the checkpoint was trained with.
 
@@ -179,22 +184,8 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
 
 def check_init(teacher: ConfigDict) -> None:
     """Raises unless the weights exist or are published; published ones are downloaded later."""
-    if catalog.is_name(teacher.init):
-        published = catalog.find(teacher.init)
-        fits = teacher.variant in ("", published.variant)
-        checks.require(
-            fits,
-            f"config.teacher.init is {teacher.init}, a ViT-{published.variant}; set "
-            f"config.teacher.variant to it, not to {teacher.variant!r}.",
-        )
-        if teacher.init in catalog.BUNDLED or catalog.mirror_folder(teacher.mirror) is None:
-            return
-    path, _ = catalog.split_path(str(catalog.locate(teacher.init, mirror=teacher.mirror)))
-    checks.require(
-        path.is_file(),
-        f"There is no checkpoint {teacher.init}: set config.teacher.init to a file of "
-        f"ViT-{teacher.variant} or to a published name ({catalog.ADVICE}).",
-    )
+    teacher_sources.check(teacher.init, mirror=teacher.mirror)
+    teacher_sources.require_variant(teacher.init, teacher.variant)
 
 
 def check_student_init(config: ConfigDict) -> None:

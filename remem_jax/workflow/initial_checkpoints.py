@@ -1,6 +1,5 @@
 """Reads and checks the pretrained checkpoints that a workflow starts from, before its data."""
 
-import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,8 +17,10 @@ from remem_jax.weights import (
     download,
     initial_students,
     student_normalisation,
+    teacher_sources,
 )
 from remem_jax.weights.initial_students import InitialStudent
+from remem_jax.weights.teacher_sources import TeacherSource
 
 
 class Pretrained(NamedTuple):
@@ -28,10 +29,12 @@ class Pretrained(NamedTuple):
     Attributes:
         checkpoint: Contents of the file.
         digest: Digest of the file.
+        source: Where the file is from, and what is known about it.
     """
 
     checkpoint: augreg.Checkpoint
     digest: str
+    source: TeacherSource
 
 
 class Preloaded:
@@ -71,9 +74,9 @@ def read(config: ConfigDict) -> Pretrained:
         SettingError: If it is missing, damaged, or does not match the settings.
     """
     settings = config.teacher
-    path, digest = _obtain(settings)
+    source, digest = _obtain(settings)
     heads = vit.VARIANTS[settings.variant].heads if settings.variant else 0
-    checkpoint = augreg.read(path, heads=heads)
+    checkpoint = augreg.read(source.path, heads=heads)
     if settings.variant:
         expected = vit.VARIANTS[settings.variant]
         require(
@@ -85,7 +88,7 @@ def read(config: ConfigDict) -> Pretrained:
     augreg.require_whole(
         checkpoint, image_size=config.data.image_size, resize=settings.position_resize
     )
-    return Pretrained(checkpoint, digest)
+    return Pretrained(checkpoint, digest, source)
 
 
 def read_digest(config: ConfigDict) -> str:
@@ -124,14 +127,14 @@ def normalisation_of(config: ConfigDict, initial: InitialStudent | None) -> Norm
     return student_normalisation.given(config.student.mean, config.student.std) or IDENTITY
 
 
-def _obtain(settings: ConfigDict) -> tuple[pathlib.Path, str]:
-    """Returns the path of the checkpoint in a local file, and the digest of that file."""
-    path = pathlib.Path(download.obtain(settings.init, mirror=settings.mirror))
-    file, _ = catalog.split_path(str(path))
+def _obtain(settings: ConfigDict) -> tuple[TeacherSource, str]:
+    """Returns the checkpoint in a local file, and the digest of that file."""
+    source = teacher_sources.obtain(settings.init, mirror=settings.mirror)
+    file, _ = catalog.split_path(str(source.path))
     digest = results.digest(file)
     if catalog.is_name(settings.init):
         download.require_as_fetched(file, digest)
-    return path, digest
+    return source, digest
 
 
 def _key(config: ConfigDict) -> tuple[str, str]:

@@ -102,7 +102,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         content = hub.repositories[repository].get(file)
         if content is None:
             self._send(404, {**headers, "X-Error-Code": "EntryNotFound"})
-        elif file.endswith(".json"):
+        elif file.endswith((".json", ".md")):
             etag = hashlib.sha1(content, usedforsecurity=False).hexdigest()
             self._send(200, {**headers, "ETag": f'"{etag}"'}, content)
         else:

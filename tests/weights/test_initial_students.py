@@ -300,7 +300,7 @@ def fetched(tmp_path: pathlib.Path, config: Any) -> Any:
     """Replaces `hub.fetch`: every repository has these weights."""
     path = tmp_path / "model.safetensors"
     save(path)
-    return lambda name: hub.Fetched(path, config, f"commit of {name}")
+    return lambda name, setting: hub.Fetched(path, config, f"commit of {name}")
 
 
 def test_recommended_weights_come_from_the_hub(
