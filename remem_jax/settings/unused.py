@@ -129,7 +129,7 @@ def _without_name(config: ConfigDict) -> str:
     else:
         inits = [config.teacher.init]
     published = any(catalog.is_name(init) and init not in catalog.BUNDLED for init in inits)
-    reason = f"{', '.join(inits)} is no published name, and only those are downloaded from it"
+    reason = f"{', '.join(inits)} is no published name of Google's bucket, which it replaces"
     return "" if published else reason
 
 
