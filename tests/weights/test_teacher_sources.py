@@ -97,11 +97,15 @@ def test_restricted_repositories_need_the_token_of_the_user(
 
     restricted, private = fetched(site, tmp_path, OTHER, NAME)
     (refused,) = fetched(site, tmp_path, OTHER, HF_TOKEN="hf_wrong")
+    site.ungranted = {OTHER}
+    (ungranted,) = fetched(site, tmp_path, OTHER, HF_TOKEN="hf_right")
+    site.ungranted = set()
     (source,) = fetched(site, tmp_path, OTHER, HF_TOKEN="hf_right")
 
     page = f"{site.url}/{OTHER}"
     assert f"Access to {OTHER} is restricted: ask for it at {page}, and give a token" in restricted
     assert "in HF_TOKEN or by `hf auth login`" in restricted
+    assert ungranted == restricted
     assert "correct config.teacher.init; if it is private, give a token" in private
     assert "does not accept the token" in refused
     assert pathlib.Path(source["path"]).read_bytes() == WEIGHTS
