@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import settings
-from remem_jax.weights import catalog
+from remem_jax.weights import catalog, teacher_sources
 
 ANALYSES = ("information", "expertness", "criticality")
 # Pretrainings, the weakest first, each with its title and its checkpoint of a ViT-B/16.
@@ -65,7 +65,8 @@ def get_config(spec: str = "caltech101") -> ConfigDict:
 
 def _name(init: str) -> str:
     """Returns the name of a checkpoint: its published name, or its file name without suffix."""
-    return init if catalog.is_name(init) else pathlib.PurePath(init).stem
+    is_published = catalog.is_name(init) or teacher_sources.on_hub(init)
+    return init if is_published else pathlib.PurePath(init).stem
 
 
 def model(title: str, init: str, **changes: Any) -> dict[str, Any]:

@@ -149,7 +149,9 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher = ConfigDict()
     config.teacher.model = "vit"  # Architecture; one of "vit". [text]
     config.teacher.variant = "B/16"  # Size and patch of the ViT; empty is the checkpoint's. [text]
-    # Pretrained weights: a published name, which is downloaded, or a file's path. [text]
+    # Pretrained weights: a published name or a repository on the Hugging Face Hub such as
+    # "timm/vit_small_patch14_reg4_dinov2.lvd142m", which are downloaded, or a file's path
+    # (docs/teachers.md). [text]
     config.teacher.init = "augreg:B/16"
     # Steps of fine-tuning at which a teacher is saved; increasing, at least 1. They make up the
     # search over early stopping. [text]
@@ -233,9 +235,17 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher.adapter = ConfigDict()
     # Width of the model divided by the width of an adapter; at least 1. [text]
     config.teacher.adapter.reduction = 16
-    # GELU; one of "", "tanh", "erf". Empty is that of the checkpoint. [choice]
+    # GELU; one of "", "tanh", "erf", "quick". Empty is that of the checkpoint. [choice]
     config.teacher.gelu = ""
-    # How position embeddings are resized; one of "vit_jax", "timm". [choice]
+    # What the head takes: [CLS], the mean of the patches, both, or all tokens by attention; one of
+    # "", "cls", "gap", "cls_gap", "map". Empty is that of the checkpoint. [choice]
+    config.teacher.pool = ""
+    # Means and standard deviations of red, green and blue that images are normalised with, as
+    # fractions of the range of pixels; std above 0. Empty is those of the checkpoint. [choice]
+    config.teacher.mean = ()
+    config.teacher.std = ()
+    # How position embeddings are resized; one of "vit_jax", "timm", "dinov2". "dinov2" is cubic and
+    # antialiased, as in DINOv2 and timm. [choice]
     config.teacher.position_resize = "vit_jax"
     # Activations that the backward pass recomputes to save memory; one of "auto", "nothing",
     # "elementwise", "blocks". "auto" is as little as fits. [free]

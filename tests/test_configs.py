@@ -310,6 +310,14 @@ def test_checkpoints_with_the_same_file_name_are_distinguished_by_folder() -> No
     assert [entry.title for entry, _ in _models(config)] == ["a/teacher.npz", "b/teacher.npz"]
 
 
+def test_a_checkpoint_from_the_hub_has_its_whole_name_as_title() -> None:
+    inits = ["timm/vit_large_patch16_dinov3.lvd1689m", "timm/vit_large_patch16_dinov3.sat493m"]
+
+    config = analysis.get_config(f"digits,init={'|'.join(inits)}")
+
+    assert [entry.title for entry, _ in _models(config)] == inits
+
+
 def _models(config: ConfigDict) -> list[tuple[ConfigDict, ConfigDict]]:
     """Returns the entry of each model in the config, and its merged settings."""
     return [(config.models[name], merged) for name, merged in checks_of_analysis.of_models(config)]

@@ -240,8 +240,25 @@ def test_a_setting_at_its_limit_passes(config: ConfigDict, name: str, value: Any
 def test_a_missing_checkpoint_says_what_to_do(config: ConfigDict) -> None:
     config.teacher.init = "nowhere/B_16.npz"
 
-    advice = r"nowhere/B_16\.npz.*ViT-Ti/16.*published name.*augreg:Ti/16.*bundled:Ti/16"
+    advice = r"nowhere/B_16\.npz.*file of a ViT.*published name.*augreg:Ti/16.*bundled:Ti/16"
     with pytest.raises(SettingError, match=advice):
+        settings.check_remem(config)
+
+
+DINOV2 = "timm/vit_base_patch14_reg4_dinov2.lvd142m"
+
+
+def test_repositories_need_not_be_downloaded_yet(config: ConfigDict) -> None:
+    config.teacher.init, config.teacher.variant = DINOV2, ""
+
+    settings.check_remem(config)
+
+
+@pytest.mark.parametrize("variant", ["B/16", "S/16"])
+def test_the_variant_of_a_recommended_teacher_is_checked(config: ConfigDict, variant: str) -> None:
+    config.teacher.init, config.teacher.variant = f"hf-hub:{DINOV2}@main", variant
+
+    with pytest.raises(SettingError, match=r"768 features and patches of 14 pixels.*set it to ''"):
         settings.check_remem(config)
 
 

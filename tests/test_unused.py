@@ -43,6 +43,7 @@ def _changed(**changes: Any) -> ConfigDict:
         ("teacher.ascent_examples", {"methods": ("finetune", "reweight")}, "a rho above 0"),
         ("teacher.residual", {"methods": ("sam",)}, "attention_weight are 1"),
         ("teacher.mirror", {}, "is no published name"),
+        ("teacher.mirror", {"teacher__init": "hf-hub:timm/vit"}, "is no published name"),
         ("student.temperatures", {"student__losses": ("features",)}, "losses is features"),
         ("student.weights", {"student__hard_labels": False}, "losses is kd"),
         ("teacher.momentum", {"teacher__optimizer": "adamw"}, "which does not use it"),

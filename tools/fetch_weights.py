@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _on_hub(name: str) -> hub.Name | None:
-    """Returns the repository of a student's weights; None for a teacher's name."""
+    """Returns the repository of weights on the Hub; None for a name of the bucket."""
     published = student_catalog.PUBLISHED.get(name)
     return hub.Name(published.repository) if published else hub.parse(name)
 
@@ -93,7 +93,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
     for name in names:
         repository = _on_hub(name)
         if repository:
-            path = hub.fetch(repository).weights
+            path = hub.fetch(repository, setting="NAME").weights
         else:
             path = download.obtain(name, mirror=arguments.mirror)
         print(f"{name} {path}")

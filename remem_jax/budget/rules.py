@@ -21,7 +21,7 @@ from remem_jax.methods import ALONE, SCRATCH
 from remem_jax.models import vit
 from remem_jax.settings import values
 from remem_jax.train import flops
-from remem_jax.weights import augreg, catalog, download
+from remem_jax.weights import augreg, catalog, teacher_sources
 from remem_jax.workflow.remem import student_grid
 
 # Network and teachers of a run whose user names none. EfficientNet-Lite0 is smaller and faster than
@@ -29,8 +29,8 @@ from remem_jax.workflow.remem import student_grid
 STUDENT = "efficientnet_lite0"
 # By size; the largest that the device trains in time. The first one needs no download.
 TEACHERS = ("bundled:Ti/16", "augreg:S/16", "augreg:B/16")
-# Sides of the images, in pixels: multiples of the strides of all students and of 16. Pretrained
-# networks have seen 224; below 64 little is left of what they know.
+# Sides of the images, in pixels, to the nearest multiple of the strides of student and teacher.
+# Pretrained networks have seen 224; below 64 little is left of what they know.
 SIDES = (64, 96, 128, 160, 192, 224)
 # Passes over the training images that must be left for images to be enlarged. Pretrained networks
 # lose more with small images than with few steps: docs/distil.md has what was measured.
@@ -229,7 +229,8 @@ def _choose_size_and_teacher(
     """Chooses the largest images, and then the largest teacher, that leave enough steps."""
     named = config.teacher.init
     teachers = [named] if named else [TEACHERS[0]] if device.platform == "cpu" else TEACHERS
-    sides = [config.data.image_size] if config.data.image_size else _sides(config, facts)
+    patch = variant_of(teachers[-1]).pixels
+    sides = [config.data.image_size] if config.data.image_size else _sides(config, facts, patch)
     epoch = (facts.examples[sources.TRAIN] + facts.unlabelled) / config.student.batch_size
     wanted = min(max(EPOCHS * epoch, _FEWEST_STEPS), _MOST_STEPS)
     chosen = (teachers[0], sides[0])
@@ -243,11 +244,17 @@ def _choose_size_and_teacher(
         config.data.stored_size = min(max(facts.side, chosen[1]), round(chosen[1] * 8 / 7))
 
 
-def _sides(config: ConfigDict, facts: Facts) -> list[int]:
-    """Returns the sides to choose from: no larger than the images, to the nearest choice."""
-    patch = math.lcm(models.STUDENTS[config.student.model].patch, 16)
-    fitting = [side for side in SIDES if side % patch == 0 and side <= facts.side + 16]
-    return fitting or [min(side for side in SIDES if side % patch == 0)]
+def _sides(config: ConfigDict, facts: Facts, patch: int) -> list[int]:
+    """Returns the sides to choose from: no larger than the images, to the nearest choice.
+
+    Args:
+        config: Settings with the student.
+        facts: Facts about the images.
+        patch: Pixels of a patch of the teacher.
+    """
+    stride = math.lcm(models.STUDENTS[config.student.model].patch, patch)
+    nearest = sorted({max(round(side / stride), 1) * stride for side in SIDES})
+    return [side for side in nearest if side <= facts.side + 16] or nearest[:1]
 
 
 def _steps(config: ConfigDict, teacher: str, side: int, device: Device, seconds: float) -> float:
@@ -291,4 +298,4 @@ def variant_of(init: str) -> vit.Size:
     """Returns the size of a teacher, from its name or its file."""
     if catalog.is_name(init) and init not in catalog.BUNDLED:
         return vit.VARIANTS[catalog.find(init).variant]
-    return augreg.read(download.obtain(init), heads=0).size
+    return augreg.read(teacher_sources.obtain(init).path, heads=0).size

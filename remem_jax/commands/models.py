@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 _STUDENT = "{:23} {:>8} {:>7} {:>6} {:>5}  {:22}  {:12}  {}".format
 _TEACHER = "{:22} {:>9} {:>7} {:>6}  {:30}  {:10}  {}".format
+_RECOMMENDED = "{:52} {:>9} {:>7} {:>6}  {:10}  {:22}  {}".format
 _WEIGHTS = "{:47} {:>5} {:>6} {:>7}  {:22}  {:12}  {}".format
 _LEGEND = """\
 params: parameters with a head of 1,000 classes. GFLOPs: of one image's forward pass at these
-pixels, two for a multiplication and an addition. top-1: on ImageNet, in percent.
+pixels, two for a multiplication and an addition. top-1: on ImageNet, in percent. commercial: is
+commercial use allowed, to our knowledge; read the licence.
 `remem models NAME` has all weights of a network ("1 more"), licences, and how to use it."""
 
 
@@ -62,7 +64,8 @@ def _list(arguments: argparse.Namespace) -> None:
     elif arguments.name:
         text = "\n\n".join(_details(chosen))
     else:
-        tables = [_students(students)] * bool(students) + [_teachers(teachers)] * bool(teachers)
+        tables = [_students(students)] if students else []
+        tables += _tables_of_teachers(teachers)
         text = "\n\n".join(["\n".join(table) for table in tables] + [_LEGEND])
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -95,7 +98,8 @@ def _similar(names: Sequence[str]) -> str:
 def _record(model: "Model") -> dict[str, Any]:
     """Returns a model as JSON values, without nesting."""
     record = model._asdict()
-    return record | record.pop("cost")._asdict()
+    cost = record.pop("cost")
+    return record | (cost._asdict() if cost else {"parameters": None, "gflops": None})
 
 
 def _students(models: Sequence["Model"]) -> Iterator[str]:
@@ -111,7 +115,7 @@ def _students(models: Sequence["Model"]) -> Iterator[str]:
         others = sum(each.network == model.network for each in models) - 1
         yield _STUDENT(
             model.network,
-            *_cost(model),
+            *_costs(model),
             _percent(model),
             model.pretraining,
             model.licence,
@@ -119,11 +123,27 @@ def _students(models: Sequence["Model"]) -> Iterator[str]:
         ).rstrip()
 
 
+def _tables_of_teachers(models: Sequence["Model"]) -> list[Iterator[str]]:
+    """Returns the table of the recommended teachers, and that of the others, if there are any."""
+    recommended = [model for model in models if model.commercial]
+    others = [model for model in models if not model.commercial]
+    tables = [_recommended(recommended)] if recommended else []
+    return tables + ([_teachers(others)] if others else [])
+
+
+def _recommended(models: Sequence["Model"]) -> Iterator[str]:
+    heads = ("recommended teacher", "params", "GFLOPs", "pixels", "commercial", "weights")
+    yield _RECOMMENDED(*heads, "licence")
+    for model in models:
+        cells = (*_costs(model), model.commercial, _place(model), model.licence)
+        yield _RECOMMENDED(model.weights, *cells)
+
+
 def _teachers(models: Sequence["Model"]) -> Iterator[str]:
     yield _TEACHER(*("teacher", "params", "GFLOPs", "pixels", "pretraining", "licence", "weights"))
     for model in models:
         yield _TEACHER(
-            model.weights, *_cost(model), model.pretraining, model.licence, _place(model)
+            model.weights, *_costs(model), model.pretraining, model.licence, _place(model)
         )
 
 
@@ -134,7 +154,7 @@ def _details(found: Sequence["Model"]) -> Iterator[str]:
         yield "\n".join(_of_student(students))
     teachers = [model for model in found if model.role == "teacher"]
     if len(teachers) > 1:
-        yield "\n".join(_teachers(teachers))
+        yield from ("\n".join(table) for table in _tables_of_teachers(teachers))
     elif teachers:
         yield "\n".join(_of_teacher(teachers[0]))
 
@@ -145,8 +165,7 @@ def _of_student(found: Sequence["Model"]) -> Iterator[str]:
 
     first, student = found[0], models.STUDENTS[found[0].network]
     yield f"{first.network}, a student"
-    yield _fact("parameters", f"{first.cost.parameters:,} with a head of 1,000 classes")
-    yield _fact("GFLOPs", f"{first.cost.gflops} at {first.pixels} pixels")
+    yield from _facts_on_cost(first)
     sizes = f"multiples of {student.patch} pixels" if student.patch > 1 else "any size"
     yield _fact("images", f"{sizes}; stems: {', '.join(student.stems)}")
     yield _fact("in timm", student.timm or "no")
@@ -162,18 +181,27 @@ def _of_student(found: Sequence["Model"]) -> Iterator[str]:
     heads = ("weights", "top-1", "pixels", "GFLOPs", "pretraining", "licence", "file")
     yield _WEIGHTS(*heads)
     for model in found:
-        cells = (_percent(model), model.pixels, f"{model.cost.gflops:.2f}", model.pretraining)
+        _, gflops, pixels = _costs(model)
+        cells = (_percent(model), pixels, gflops, model.pretraining)
         yield _WEIGHTS(model.weights, *cells, model.licence, _place(model))
 
 
 def _of_teacher(model: "Model") -> Iterator[str]:
-    yield f"{model.weights}, a teacher: ViT-{model.network}"
-    yield _fact("parameters", f"{model.cost.parameters:,} with a head of 1,000 classes")
-    yield _fact("GFLOPs", f"{model.cost.gflops} at {model.pixels} pixels")
+    name = f"timm's {model.network}" if model.commercial else f"ViT-{model.network}"
+    yield f"{model.weights}, a teacher: {name}"
+    yield from _facts_on_cost(model)
     yield _fact("trained on", "; ".join(filter(None, (model.pretraining, model.note))))
     yield _fact("weights", _place(model))
     yield _fact("use", f"remem distil IMAGES --teacher={model.weights}")
     yield _fact("licence", _terms(model))
+
+
+def _facts_on_cost(model: "Model") -> Iterator[str]:
+    if model.cost is None:
+        yield _fact("images", f"{model.pixels} pixels")
+        return
+    yield _fact("parameters", f"{model.cost.parameters:,} with a head of 1,000 classes")
+    yield _fact("GFLOPs", f"{model.cost.gflops} at {model.pixels} pixels")
 
 
 def _fact(name: str, text: str) -> str:
@@ -188,19 +216,23 @@ def _terms(model: "Model") -> str:
     from remem_jax.report.card import licences
     from remem_jax.weights import student_catalog
 
-    if model.role == "teacher":
+    is_of_bucket = model.role == "teacher" and not model.commercial
+    if is_of_bucket:
         return licences.of_weights(model.weights).terms
+    student = student_catalog.PUBLISHED.get(model.weights)
     record = {
         "init": model.weights,
-        "repository": student_catalog.PUBLISHED[model.weights].repository,
+        "repository": student.repository if student else model.weights,
         "licence": model.licence,
         "pretraining": model.pretraining,
     }
-    licence = licences.of_student_weights(record)
-    return f"{licence.terms} ({licence.page})"
+    return licences.of_recorded(record).text
 
 
-def _cost(model: "Model") -> tuple[str, str, str]:
+def _costs(model: "Model") -> tuple[str, str, str]:
+    """Returns the cells for parameters, operations and pixels."""
+    if model.cost is None:
+        return "", "", str(model.pixels)
     millions = f"{model.cost.parameters / 1e6:,.1f} M"
     return millions, f"{model.cost.gflops:,.2f}", str(model.pixels)
 

@@ -1,9 +1,13 @@
 """Normalises images as a pretrained network expects them."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from remem_jax.checks import require
 
 Channels = tuple[float, float, float]
 
@@ -37,3 +41,47 @@ class Normalisation(NamedTuple):
 
 IDENTITY = Normalisation()  # Leaves images in [-1, 1] unchanged.
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def parse(mean: Any, std: Any) -> Normalisation | None:
+    """Returns the normalisation with values from a file; None unless they are usable.
+
+    Args:
+        mean: What the file has as means: three finite numbers are usable.
+        std: What it has as standard deviations: three finite numbers above 0.
+    """
+    if not (_are_channels(mean) and _are_channels(std) and min(std) > 0):
+        return None
+    red, green, blue = map(float, mean)
+    red_std, green_std, blue_std = map(float, std)
+    return Normalisation((red, green, blue), (red_std, green_std, blue_std))
+
+
+def given(setting: str, mean: Sequence[float], std: Sequence[float]) -> Normalisation | None:
+    """Returns the normalisation of the settings `mean` and `std`; None if both are empty.
+
+    Args:
+        setting: Where the settings are, "config.teacher" or "config.student".
+        mean: Means of red, green and blue.
+        std: Standard deviations.
+
+    Raises:
+        SettingError: If they are not three numbers each, or a deviation is not above 0.
+    """
+    if not mean and not std:
+        return None
+    require(
+        len(mean) == len(std) == 3,
+        f"{setting}.mean and {setting}.std must both have a value for red, green and blue, or both "
+        f"be empty; got {tuple(mean)} and {tuple(std)}.",
+    )
+    require(min(std) > 0, f"{setting}.std must be above 0, got {tuple(std)}.")
+    return parse(mean, std)
+
+
+def _are_channels(values: Any) -> bool:
+    return (
+        isinstance(values, Collection)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )

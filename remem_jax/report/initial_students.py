@@ -1,4 +1,4 @@
-"""Describes the pretrained weights that students start from, and how they normalise images."""
+"""Describes the weights that students and teachers start from, and how students normalise."""
 
 import pathlib
 from collections.abc import Mapping
@@ -48,6 +48,22 @@ def rows(record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         ("Initial weights of the student", f"{name(record)} ({source})"),
         ("Hash of the student's initial weights", record["digest"]),
         *([("Pretraining of the student", pretraining)] if pretraining else []),
+    ]
+
+
+def teacher_rows(models: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows on the initial weights of the teacher.
+
+    Args:
+        models: `models` of the results.
+    """
+    recorded = models.get("teacher_weights") or {}  # Older runs had none.
+    commit, pretraining = recorded.get("commit"), recorded.get("pretraining")
+    source = f"{recorded['repository']} (commit {commit[:12]})" if commit else models["init"]
+    return [
+        ("Initial weights of the teacher", source or "random weights"),
+        ("Hash of these weights", models["init_digest"] or tables.NOTHING),
+        *([("Pretraining of the teacher", pretraining)] if pretraining else []),
     ]
 
 

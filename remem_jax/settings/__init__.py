@@ -10,14 +10,20 @@ from ml_collections import ConfigDict
 from remem_jax import checks, data, mesh, models, platforms, redaction
 from remem_jax.data.custom import group_names, lists
 from remem_jax.methods import ALONE, METHODS
-from remem_jax.models import resnet, tuning, vit
+from remem_jax.models import mlp, normalisation, resnet, tuning, vit
 from remem_jax.settings import images, information, memory, optimisation, values
 from remem_jax.settings.memory import division
 from remem_jax.storage import identity
 from remem_jax.train import student_losses
-from remem_jax.weights import catalog, matching, student_normalisation, student_sources
+from remem_jax.weights import (
+    matching,
+    student_sources,
+    teacher_sources,
+)
 
-GELUS = ("", "tanh", "erf")  # "" is the GELU that the checkpoint was trained with.
+# "" is the GELU or the pool that the checkpoint was trained with.
+GELUS = ("", *mlp.GELUS)
+POOLS = ("", *vit.POOLS)
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -151,6 +157,8 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
         for name in ("pruned_mlp", "pruned_attention"):
             checks.within(f"config.teacher.{name}", teacher[name], 0, size.depth)
     checks.one_of("config.teacher.gelu", teacher.gelu, GELUS)
+    checks.one_of("config.teacher.pool", teacher.pool, POOLS)
+    normalisation.given("config.teacher", teacher.mean, teacher.std)
     checks.one_of("config.teacher.position_resize", teacher.position_resize, matching.RESIZES)
     tuning_of(teacher)
     checks.one_of("config.teacher.residual", teacher.residual, vit.RESIDUALS)
@@ -179,22 +187,8 @@ def check_teacher(teacher: ConfigDict, image_size: int) -> None:
 
 def check_init(teacher: ConfigDict) -> None:
     """Raises unless the weights exist or are published; published ones are downloaded later."""
-    if catalog.is_name(teacher.init):
-        published = catalog.find(teacher.init)
-        fits = teacher.variant in ("", published.variant)
-        checks.require(
-            fits,
-            f"config.teacher.init is {teacher.init}, a ViT-{published.variant}; set "
-            f"config.teacher.variant to it, not to {teacher.variant!r}.",
-        )
-        if teacher.init in catalog.BUNDLED or catalog.mirror_folder(teacher.mirror) is None:
-            return
-    path, _ = catalog.split_path(str(catalog.locate(teacher.init, mirror=teacher.mirror)))
-    checks.require(
-        path.is_file(),
-        f"There is no checkpoint {teacher.init}: set config.teacher.init to a file of "
-        f"ViT-{teacher.variant} or to a published name ({catalog.ADVICE}).",
-    )
+    teacher_sources.check(teacher.init, mirror=teacher.mirror)
+    teacher_sources.require_variant(teacher.init, teacher.variant)
 
 
 def check_student_init(config: ConfigDict) -> None:
@@ -207,7 +201,7 @@ def check_student_init(config: ConfigDict) -> None:
     )
     if config.student.init:
         student_sources.check(config.student.init, config.student.model)
-    student_normalisation.given(config.student.mean, config.student.std)
+    normalisation.given("config.student", config.student.mean, config.student.std)
 
 
 def _check_student(student: ConfigDict) -> None:

@@ -30,7 +30,10 @@ _OF_TRAINED_MODELS = (
     *("metric", "balanced_sampling", "augment", "color_jitter", "random_erasing"),
     *("unlabelled", "unlabelled_share", "refit"),
 )
-_OF_MODELS = ("init", "variant", "gelu", "pruned_mlp", "pruned_attention")
+_OF_MODELS = (
+    *("init", "variant", "gelu", "pool", "mean", "std"),
+    *("pruned_mlp", "pruned_attention"),
+)
 Reason = Callable[[ConfigDict], str]
 
 
@@ -129,7 +132,7 @@ def _without_name(config: ConfigDict) -> str:
     else:
         inits = [config.teacher.init]
     published = any(catalog.is_name(init) and init not in catalog.BUNDLED for init in inits)
-    reason = f"{', '.join(inits)} is no published name, and only those are downloaded"
+    reason = f"{', '.join(inits)} is no published name of Google's bucket, which it replaces"
     return "" if published else reason
 
 

@@ -56,7 +56,11 @@ _LABELS: Mapping[str, Any] = {"cutmix": 0.0, "class_balance": 0.0}
 # version began go on.
 ADDED: Mapping[str, Mapping[str, Any]] = {
     "data": {**_TRAINING_IMAGES, **_TFDS, **_HELD_OUT, "root": ""},
-    "teacher": {**_OPTIMISATION, **_LABELS, "nesterov": False},
+    "teacher": {
+        **_OPTIMISATION,
+        **_LABELS,
+        **{"nesterov": False, "pool": "", "mean": [], "std": []},
+    },
     "student": {
         **{"init": "", "mean": [], "std": [], "scratch_learning_rates": []},
         **{"clip_norm": 0.0, "dropout": 0.0, "label_smoothing": 0.0},

@@ -75,7 +75,13 @@ class Checkpoint(NamedTuple):
         return vit.make(variant=self.size, classes=classes, **fixed)
 
 
-def read(path: str | os.PathLike[str], *, heads: int = 0, facts: Facts | None = None) -> Checkpoint:
+def read(
+    path: str | os.PathLike[str],
+    *,
+    heads: int = 0,
+    config: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
+) -> Checkpoint:
     """Reads a file of any supported format, which is recognised by the names in it.
 
     Args:
@@ -84,8 +90,9 @@ def read(path: str | os.PathLike[str], *, heads: int = 0, facts: Facts | None = 
             `timm.unwrapped` removes.
         heads: Number of attention heads, which timm's files do not record; 0 for the number that a
             file of ours records (`recorded`), that of `facts`, or else 64 features per head.
-        facts: What a description of the network says, such as a config.json; None for what the
-            name of the file says.
+        config: Contents of a config.json of timm; None for none.
+        facts: What the arrays do not determine; None for what the network's name says, which is in
+            `config`, or else that of the file.
 
     Raises:
         SettingError: If the file is missing or broken, holds no ViT or one that is not determined,
@@ -93,7 +100,7 @@ def read(path: str | os.PathLike[str], *, heads: int = 0, facts: Facts | None = 
     """
     file, subtree = catalog.split_path(os.fspath(path))
     if file.suffix in (".safetensors", *timm.PICKLES):  # `timm.read` refuses pickles.
-        return _read_timm(file, os.fspath(path), heads, facts)
+        return _read_timm(file, os.fspath(path), heads, facts, config or {})
     ignored: list[str] = []
 
     def choose(stored_names: list[str]) -> dict[str, str]:
@@ -111,13 +118,19 @@ def read(path: str | os.PathLike[str], *, heads: int = 0, facts: Facts | None = 
     return describe(arrays, form=form, source=os.fspath(path), ignored=tuple(ignored))
 
 
-def _read_timm(file: pathlib.Path, source: str, heads: int, facts: Facts | None) -> Checkpoint:
+def _read_timm(
+    file: pathlib.Path,
+    source: str,
+    heads: int,
+    facts: Facts | None,
+    config: Mapping[str, Any],
+) -> Checkpoint:
     """Reads a file with timm's names; see `read`."""
     stored, ignored = timm.unwrapped(timm.read(file), os.fspath(file))
     matching.require_finite(stored, os.fspath(file))
     known = recorded.read(file)
     if facts is None:
-        facts = timm_architectures.facts(timm_architectures.name_of({}, file.stem))
+        facts = timm_architectures.facts(timm_architectures.name_of(config, file.stem), config)
     facts = known.completed(facts)
     arrays = timm_names.from_timm(stored, heads=heads or facts.heads, pool_heads=facts.pool_heads)
     checkpoint = describe(arrays, form="timm", source=source, ignored=ignored, facts=facts)

@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 from remem_jax import models
 from remem_jax.checks import SettingError
-from remem_jax.weights import catalog, costs, download, hub, student_catalog
+from remem_jax.weights import (
+    catalog,
+    costs,
+    download,
+    hub,
+    student_catalog,
+    teacher_catalog,
+)
 from remem_jax.weights.costs import Cost
 
 BUNDLED, HERE, AWAY, NONE = "bundled", "here", "to download", "none published"
@@ -20,7 +27,7 @@ class Model(NamedTuple):
         role: "teacher" or "student".
         network: A student's name, or a ViT's variant.
         weights: Value of `config.student.init` or `config.teacher.init`; "" without weights.
-        cost: Parameters and operations at `pixels`.
+        cost: Parameters and operations at `pixels`; None if they were not counted.
         pixels: Side of the images that the weights were last trained with.
         top1: Accuracy on ImageNet's validation images, in percent; None if it is not listed.
         top1_pixels: Side of the images of that accuracy; None without it.
@@ -30,12 +37,14 @@ class Model(NamedTuple):
         place: `BUNDLED`, `HERE` (in the cache), `AWAY` or `NONE`.
         mebibytes: Size of the file in MiB, about that of the parameters for students; None if it is
             unknown, or without weights.
+        commercial: Whether commercial use of a recommended teacher is allowed: "yes", "conditions",
+            "no" or "unclear"; "" for all other models.
     """
 
     role: str
     network: str
     weights: str
-    cost: Cost
+    cost: Cost | None
     pixels: int
     top1: float | None
     top1_pixels: int | None
@@ -44,6 +53,7 @@ class Model(NamedTuple):
     note: str
     place: str
     mebibytes: float | None
+    commercial: str = ""
 
 
 def students() -> list[Model]:
@@ -52,8 +62,9 @@ def students() -> list[Model]:
 
 
 def teachers() -> list[Model]:
-    """Lists the bundled and the published weights of teachers."""
-    return [*map(_bundled, catalog.BUNDLED), *map(teacher, catalog.PUBLISHED)]
+    """Lists the recommended teachers, and the bundled and the published weights of the paper's."""
+    recommended = map(_recommended, teacher_catalog.PUBLISHED.values())
+    return [*recommended, *map(_bundled, catalog.BUNDLED), *map(teacher, catalog.PUBLISHED)]
 
 
 def teacher(name: str) -> Model:
@@ -79,6 +90,30 @@ def teacher(name: str) -> Model:
         HERE if is_here else AWAY,
         published.mebibytes,
     )
+
+
+def _recommended(published: teacher_catalog.Published) -> Model:
+    is_here = hub.is_cached(hub.Name(published.repository))
+    return Model(
+        "teacher",
+        published.architecture,
+        published.repository,
+        _cost(published),
+        published.pixels,
+        None,
+        None,
+        published.pretraining,
+        published.licence,
+        published.note,
+        HERE if is_here else AWAY,
+        None,
+        published.verdict,
+    )
+
+
+def _cost(published: teacher_catalog.Published) -> Cost | None:
+    """Returns the cost of a recommended teacher; None if its network was not counted."""
+    return costs.COSTS.get(published.architecture, {}).get(published.pixels)
 
 
 def _bundled(name: str) -> Model:

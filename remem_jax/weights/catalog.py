@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from remem_jax.checks import SettingError, local_path, one_of
 from remem_jax.storage import files
+from remem_jax.weights import hub, teacher_catalog
 
 BUCKET = "https://storage.googleapis.com/vit_models/"
 INDEX = "augreg/index.csv"  # One row for each fine-tuned checkpoint of AugReg: 51,509.
@@ -190,7 +191,9 @@ BUNDLED: Mapping[str, Bundled] = types.MappingProxyType(
         )
     }
 )
-ADVICE = f"such as augreg:Ti/16, the path of a file, or {', '.join(BUNDLED)}"
+ADVICE = (
+    f"such as augreg:Ti/16, the path of a file, {', '.join(BUNDLED)}, or {teacher_catalog.EXAMPLE}"
+)
 PUBLISHED: Mapping[str, Published] = types.MappingProxyType(_listed())
 # The paper gives the source of only one of the three: footnote 8, Chen et al. 2021, is at
 # "ImageNet-21k with strong augmentations", but the only ViTs that they published were trained on
@@ -205,8 +208,8 @@ TABLE_4: Mapping[str, str] = types.MappingProxyType(
 
 
 def is_name(init: str) -> bool:
-    """Returns whether `init` has the form of a name in the catalogue, rather than of a path."""
-    return re.match(r"[\w-]+:(?!//)", init) is not None
+    """Returns whether `init` has the form of a name in the catalogue, as opposed to a path."""
+    return not init.startswith(hub.PREFIXES) and re.match(r"[\w-]+:(?!//)", init) is not None
 
 
 def has(init: str) -> bool:

@@ -1,6 +1,6 @@
 """What the arrays of a ViT do not determine: heads, epsilons, GELU, pooling, rotary positions."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from remem_jax.models.rotary import Rotary
 
@@ -25,6 +25,16 @@ class Facts(NamedTuple):
     rotary: Rotary | None = None
     pool_heads: int = 0
     architecture: str = ""
+
+    def added(self) -> dict[str, Any]:
+        """Returns the facts that differ from those of a plain ViT of timm, without its name."""
+        plain = Facts(gelu="erf", epsilon=1e-6, architecture=self.architecture)._asdict()
+        unknown = UNKNOWN._asdict()
+        return {
+            name: value
+            for name, value in self._asdict().items()
+            if value not in (plain[name], unknown[name])
+        }
 
 
 UNKNOWN = Facts()

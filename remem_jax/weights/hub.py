@@ -1,31 +1,41 @@
-"""Fetches the weights of students from the Hugging Face Hub, through huggingface_hub.
+"""Fetches the weights of teachers and students from the Hugging Face Hub, by huggingface_hub.
 
 huggingface_hub keeps the files in its own cache, which all processes and programs of a machine
 share. It locks a file while it downloads it, resumes after a broken connection, and gives the file
 its name when it is complete. Its environment variables apply: HF_HOME (folder of the cache),
 HF_TOKEN (for private repositories and those with restricted access), HF_ENDPOINT (a mirror) and
 HF_HUB_OFFLINE (only the cache is used).
+
+Errors name the setting that has the repository, `config.teacher.init` or `config.student.init`.
 """
 
 import contextlib
 import hashlib
-import json
 import math
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from remem_jax import display
 from remem_jax.checks import SettingError
+from remem_jax.weights import hub_description
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"  # Of transformers: how images become inputs.
+CARD = "README.md"
 PREFIXES = ("hf-hub:", "hf_hub:")  # timm's; either may precede a name.
 _NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# Files with the weights of repositories that lack `WEIGHTS`, and what to take instead.
+_INSTEAD = {
+    f"{WEIGHTS}.index.json": "its weights are in several files: join them in one .safetensors file",
+    "open_clip_model.safetensors": "which has OpenCLIP's names: take the image tower that timm has "
+    "under its own, such as timm/vit_base_patch16_clip_224.laion2b",
+}
 OTHERS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx")
 _MIB = 2**20
 _TOKEN = "give a token that may read it, in HF_TOKEN or by `hf auth login`"
@@ -52,13 +62,19 @@ class Fetched(NamedTuple):
 
     Attributes:
         weights: Path of the weights.
-        config: Contents of config.json, which timm writes; {} if there is none, or it is damaged.
+        config: Contents of config.json; {} if there is none, or it is damaged.
         commit: Hash of the repository's commit.
+        preprocessor: Contents of preprocessor_config.json, for repositories of transformers; {}
+            for others.
+        card: Metadata of its model card, such as `license`; {} if there are none, or they cannot be
+            read.
     """
 
     weights: pathlib.Path
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     commit: str
+    preprocessor: Mapping[str, Any] = {}
+    card: Mapping[str, Any] = {}
 
 
 def parse(init: str) -> Name | None:
@@ -68,25 +84,36 @@ def parse(init: str) -> Name | None:
     return Name(match["repository"], match["revision"] or "") if match else None
 
 
-def fetch(name: Name) -> Fetched:
-    """Returns the weights of a repository and its config.json; downloads what the cache lacks.
+def fetch(name: Name, *, setting: str) -> Fetched:
+    """Returns the weights of a repository and its description; downloads what the cache lacks.
+
+    Args:
+        name: The repository.
+        setting: The setting that names it, for messages.
 
     Raises:
         SettingError: If there is no such repository, revision or file, access is denied, a file is
             damaged, or the Hub cannot be reached and the cache lacks the files.
     """
-    weights = _download(name, WEIGHTS)
+    weights = _download(name, WEIGHTS, setting)
     if weights is None:
         raise SettingError(
-            f"{name} has no {WEIGHTS} on the Hub{_other_formats(name)}: set config.student.init to "
+            f"{name} has no {WEIGHTS} on the Hub{_other_formats(name)}: set {setting} to "
             f"another repository, or to the path of a .safetensors file."
         )
     commit = _commit_of(weights)
-    # Both files are of one commit, even if the branch moves in between.
-    config = _download(Name(name.repository, commit), CONFIG)
+    # All files are of one commit, even if the branch moves in between.
+    fixed = Name(name.repository, commit)
+    config = hub_description.read_json(_download(fixed, CONFIG, setting))
+    of_transformers = "model_type" in config
+    preprocessor = _download(fixed, PREPROCESSOR, setting) if of_transformers else None
+    card = None
+    with contextlib.suppress(SettingError):  # It only states the licence.
+        card = _download(fixed, CARD, setting)
     _require_intact(weights, name)
     logging.info("The weights of %s are those of commit %s on the Hub: %s.", name, commit, weights)
-    return Fetched(weights, read_config(config) if config else {}, commit)
+    preprocessing = hub_description.read_json(preprocessor)
+    return Fetched(weights, config, commit, preprocessing, hub_description.read_card(card))
 
 
 def is_cached(name: Name) -> bool:
@@ -98,21 +125,12 @@ def is_cached(name: Name) -> bool:
     return isinstance(path, str)
 
 
-def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a config.json of the Hub; {} if there is no such file, or it is no JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _download(name: Name, file: str) -> pathlib.Path | None:
+def _download(name: Name, file: str, setting: str) -> pathlib.Path | None:
     """Returns the path of a file in the cache; None if the repository lacks it."""
     import huggingface_hub  # Imported here because it is not always needed.
     from huggingface_hub import errors
 
-    with _explained(name):
+    with _explained(name, setting):
         try:
             path = huggingface_hub.hf_hub_download(
                 name.repository, file, revision=name.revision or None, tqdm_class=_make_bar(name)
@@ -153,7 +171,7 @@ def _make_bar(name: Name) -> type:
 
 
 @contextlib.contextmanager
-def _explained(name: Name) -> Iterator[None]:
+def _explained(name: Name, setting: str) -> Iterator[None]:
     """Turns errors of huggingface_hub into a `SettingError` that says what to do."""
     from huggingface_hub import constants, errors
 
@@ -167,21 +185,21 @@ def _explained(name: Name) -> Iterator[None]:
         ) from None
     except errors.RevisionNotFoundError:
         raise SettingError(
-            f"{name.repository} has no branch, tag or commit {name.revision!r}: set "
-            "config.student.init to the repository alone, or to another revision."
+            f"{name.repository} has no branch, tag or commit {name.revision!r}: set {setting} to "
+            "the repository alone, or to another revision."
         ) from None
     except errors.RepositoryNotFoundError:
         raise SettingError(
             f"There is no repository {name.repository} at {endpoint}, or it is private: correct "
-            f"config.student.init; if it is private, {_TOKEN}."
+            f"{setting}; if it is private, {_TOKEN}."
         ) from None
     except errors.EntryNotFoundError as error:
         cause = error.__cause__
         if isinstance(cause, errors.HfHubHTTPError):
-            raise _refused(name, cause) from None
-        raise _unreachable(name, cause or error) from None
+            raise _refused(name, cause, setting) from None
+        raise _unreachable(name, cause or error, setting) from None
     except errors.HfHubHTTPError as error:
-        raise _refused(name, error) from None
+        raise _refused(name, error, setting) from None
     except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # pyright: ignore[reportPrivateImportUsage]
         raise SettingError(
             f"Cannot download {name} from {endpoint} ({_one_line(error)}): start again, which "
@@ -189,13 +207,13 @@ def _explained(name: Name) -> Iterator[None]:
         ) from None
 
 
-def _unreachable(name: Name, error: BaseException) -> SettingError:
+def _unreachable(name: Name, error: BaseException, setting: str) -> SettingError:
     """Returns the error for files that are not in the cache, without a connection."""
     from huggingface_hub import constants
 
     remedy = (
-        f"run `hf download {name.repository} {WEIGHTS} {CONFIG}` where there is a network and copy "
-        "its cache, or set config.student.init to the path of a file"
+        f"run `hf download {name.repository} {WEIGHTS} {CONFIG} {PREPROCESSOR} {CARD}` where there "
+        f"is a network and copy its cache, or set {setting} to the path of a file"
     )
     if constants.is_offline_mode():
         return SettingError(
@@ -203,12 +221,12 @@ def _unreachable(name: Name, error: BaseException) -> SettingError:
             f"unset it; or {remedy}."
         )
     return SettingError(
-        f"Cannot reach {constants.ENDPOINT}, to download {name} for config.student.init "
+        f"Cannot reach {constants.ENDPOINT}, to download {name} for {setting} "
         f"({_one_line(error)}): set HF_ENDPOINT to a mirror; or {remedy}."
     )
 
 
-def _refused(name: Name, error: Any) -> SettingError:
+def _refused(name: Name, error: Any, setting: str) -> SettingError:
     """Returns the error for an unexpected status of the Hub."""
     from huggingface_hub import constants
 
@@ -220,7 +238,7 @@ def _refused(name: Name, error: Any) -> SettingError:
         )
     return SettingError(
         f"{constants.ENDPOINT} answered with status {status} for {name}: start again later, or set "
-        "config.student.init to the path of a file."
+        f"{setting} to the path of a file."
     )
 
 
@@ -230,6 +248,9 @@ def _other_formats(name: Name) -> str:
 
     with contextlib.suppress(OSError, ValueError):  # Its files are only mentioned.
         listed = huggingface_hub.list_repo_files(name.repository, revision=name.revision or None)
+        for file, instead in _INSTEAD.items():
+            if file in listed:
+                return f", only {file}: {instead}. Or"
         others = [file for file in listed if file.endswith(OTHERS)]
         if others:
             return f", only {', '.join(others[:3])}, which is a pickle or of another framework"

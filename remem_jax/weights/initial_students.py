@@ -7,6 +7,7 @@ from absl import logging
 from flax import traverse_util
 
 from remem_jax import models
+from remem_jax.models import normalisation
 from remem_jax.models.normalisation import Normalisation
 from remem_jax.records import Variables
 from remem_jax.storage import results
@@ -79,7 +80,7 @@ def read(
     student_matching.require_described(source, init, student, stem)
     body = _body(source, init, student, stem, image_size)
     logging.info("Loaded %s: %s.", init, body.report)
-    explicit = student_normalisation.given(mean, std)
+    explicit = normalisation.given("config.student", mean, std)
     used, origin = (
         (explicit, "config.student.mean and std")
         if explicit

@@ -1,16 +1,15 @@
 """Determines the mean and deviation with which a pretrained student's images are normalised."""
 
 import json
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from absl import logging
 
-from remem_jax.checks import SettingError, require
+from remem_jax.checks import SettingError
 from remem_jax.models import normalisation
 from remem_jax.models.normalisation import Normalisation
-from remem_jax.weights import student_catalog
+from remem_jax.weights import hub_description, student_catalog
 from remem_jax.weights.student_sources import Source
 
 _EXAMPLE = (
@@ -23,23 +22,6 @@ class Choice(NamedTuple):
 
     normalisation: Normalisation
     origin: str
-
-
-def given(mean: Sequence[float], std: Sequence[float]) -> Normalisation | None:
-    """Returns the normalisation of `config.student.mean` and `std`; None if both are empty.
-
-    Raises:
-        SettingError: If they are not three numbers each, or a deviation is not above 0.
-    """
-    if not mean and not std:
-        return None
-    require(
-        len(mean) == len(std) == 3,
-        "config.student.mean and config.student.std must both have a value for red, green and "
-        f"blue, or both be empty; got {tuple(mean)} and {tuple(std)}.",
-    )
-    require(min(std) > 0, f"config.student.std must be above 0, got {tuple(std)}.")
-    return _of(mean, std)
 
 
 def of_source(source: Source, init: str, student: str, *, is_torchvision: bool) -> Choice:
@@ -65,9 +47,9 @@ def of_source(source: Source, init: str, student: str, *, is_torchvision: bool) 
         return Choice(normalisation.IDENTITY, "vit_jax and big_vision, for all of their weights")
     if source.published:
         return Choice(source.published.normalisation, f"the catalogue ({source.published.name})")
-    config = source.pretrained_config
-    if "mean" in config or "std" in config:
-        return Choice(_checked(config, f"config.json of {init}"), "config.json")
+    described = hub_description.statistics(source.config, {})
+    if described:
+        return Choice(_checked(described, f"config.json of {init}"), "config.json")
     if is_torchvision:
         return Choice(normalisation.IMAGENET, "torchvision, for all of its weights")
     usual = {weights.normalisation for weights in student_catalog.of_student(student)}
@@ -114,25 +96,10 @@ def read(metadata: Mapping[str, str], source: str) -> Normalisation | None:
 
 
 def _checked(values: Mapping[str, Any], source: str) -> Normalisation:
-    mean: Any = values.get("mean")
-    std: Any = values.get("std")
-    require(
-        _are_channels(mean) and _are_channels(std) and min(std) > 0,
-        f"The mean and std of {source} are not three numbers each, with std above 0: set "
-        "config.student.mean and config.student.std.",
-    )
-    return _of(mean, std)
-
-
-def _are_channels(values: Any) -> bool:
-    return (
-        isinstance(values, Collection)
-        and len(values) == 3
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    )
-
-
-def _of(mean: Sequence[float], std: Sequence[float]) -> Normalisation:
-    red, green, blue = map(float, mean)
-    red_std, green_std, blue_std = map(float, std)
-    return Normalisation((red, green, blue), (red_std, green_std, blue_std))
+    parsed = normalisation.parse(values.get("mean"), values.get("std"))
+    if parsed is None:
+        raise SettingError(
+            f"The mean and std of {source} are not three numbers each, with std above 0: set "
+            "config.student.mean and config.student.std."
+        )
+    return parsed

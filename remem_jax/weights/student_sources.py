@@ -11,7 +11,14 @@ import safetensors
 from remem_jax import models
 from remem_jax.checks import SettingError, local_path, require
 from remem_jax.models import vit
-from remem_jax.weights import catalog, hub, student_catalog, timm, vit_students
+from remem_jax.weights import (
+    catalog,
+    hub,
+    hub_description,
+    student_catalog,
+    timm,
+    vit_students,
+)
 from remem_jax.weights.student_catalog import RECOMMENDED, Published
 
 SUFFIX = ".safetensors"
@@ -29,6 +36,7 @@ class Source(NamedTuple):
         commit: Commit of the repository; "" for a local file.
         config: Contents of the config.json of the repository, or beside a local file.
         metadata: Metadata in the head of the file.
+        card: Metadata of the model card of the repository; {} for a local file.
     """
 
     path: pathlib.Path
@@ -37,12 +45,7 @@ class Source(NamedTuple):
     commit: str = ""
     config: Mapping[str, Any] = {}
     metadata: Mapping[str, str] = {}
-
-    @property
-    def pretrained_config(self) -> Mapping[str, Any]:
-        """Description of the pretraining by timm: `mean`, `std`, `license` and others."""
-        nested = self.config.get("pretrained_cfg")
-        return nested if isinstance(nested, Mapping) else self.config
+    card: Mapping[str, Any] = {}
 
     @property
     def is_npz(self) -> bool:
@@ -54,14 +57,14 @@ class Source(NamedTuple):
         """Name of the network in timm; "" if unknown."""
         if self.published:
             return self.published.architecture
-        return str(self.config.get("architecture") or "")
+        return hub_description.architecture(self.config)
 
     @property
     def licence(self) -> str:
         """Licence of the weights, as the Hub abbreviates it; "" if unknown."""
         if self.published:
             return self.published.licence
-        return str(self.pretrained_config.get("license") or "")
+        return hub_description.licence(self.config, self.card)
 
 
 class _Teacher(NamedTuple):
@@ -99,11 +102,11 @@ def obtain(init: str, student: str, *, mirror: str = "") -> Source:
             return Source(pathlib.Path(download.obtain(named.init, mirror=mirror)))
     if isinstance(named, pathlib.Path):
         published = student_catalog.PUBLISHED.get(named.stem)
-        config = hub.read_config(named.with_name(hub.CONFIG))
+        config = hub_description.read_json(named.with_name(hub.CONFIG))
         return Source(named, published, config=config, metadata=read_metadata(named))
     if isinstance(named, Published):
         named = hub.Name(named.repository)
-    fetched = hub.fetch(named)
+    fetched = hub.fetch(named, setting="config.student.init")
     listed = student_catalog.PUBLISHED.values()
     published = [weights for weights in listed if weights.repository == named.repository]
     return Source(
@@ -113,6 +116,7 @@ def obtain(init: str, student: str, *, mirror: str = "") -> Source:
         fetched.commit,
         fetched.config,
         read_metadata(fetched.weights),
+        fetched.card,
     )
 
 
@@ -174,11 +178,7 @@ def _parse(init: str, student: str) -> Published | _Teacher | pathlib.Path | hub
 
 
 def _is_teacher(init: str) -> bool:
-    return (
-        init in catalog.BUNDLED
-        or (catalog.is_name(init) and not init.startswith(hub.PREFIXES))
-        or _VIT_FILE in init
-    )
+    return catalog.is_name(init) or _VIT_FILE in init
 
 
 def _teacher(init: str, student: str) -> _Teacher:

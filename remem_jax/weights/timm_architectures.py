@@ -8,7 +8,7 @@ Source: github.com/huggingface/pytorch-image-models, `vision_transformer.py` and
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from remem_jax.models.rotary import Rotary
@@ -52,7 +52,7 @@ _ROTATIONS: Rules[Rotary] = (
 )
 
 
-def name_of(config: dict[str, Any], stem: str) -> str:
+def name_of(config: Mapping[str, Any], stem: str) -> str:
     """Returns timm's name of a network, from its config.json or else the name of its file.
 
     Args:
@@ -67,7 +67,7 @@ def name_of(config: dict[str, Any], stem: str) -> str:
     return name or (match[0] if match and "patch" in match[0] else "")
 
 
-def facts(name: str, config: dict[str, Any] | None = None) -> Facts:
+def facts(name: str, config: Mapping[str, Any] | None = None) -> Facts:
     """Returns what is known about a network.
 
     Args:

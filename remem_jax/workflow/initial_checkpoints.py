@@ -1,25 +1,27 @@
 """Reads and checks the pretrained checkpoints that a workflow starts from, before its data."""
 
-import pathlib
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from remem_jax.checks import require
 from remem_jax.methods import METHODS
-from remem_jax.models import vit
+from remem_jax.models import normalisation, vit
 from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.settings import check_patches
 from remem_jax.storage import results
 from remem_jax.weights import (
     augreg,
     catalog,
+    described,
     download,
     initial_students,
-    student_normalisation,
+    teacher_sources,
+    timm_architectures,
 )
 from remem_jax.weights.initial_students import InitialStudent
+from remem_jax.weights.teacher_sources import TeacherSource
 
 
 class Pretrained(NamedTuple):
@@ -27,12 +29,14 @@ class Pretrained(NamedTuple):
 
     Attributes:
         checkpoint: Contents of the file.
-        digest: Digest of the file, and of what else determines the network.
+        digest: Digest of the file, and of what its description adds to it.
+        source: Where the file is from, and what is known about it.
         normalisation: Normalisation of its images.
     """
 
     checkpoint: augreg.Checkpoint
     digest: str
+    source: TeacherSource
     normalisation: Normalisation = IDENTITY
 
 
@@ -73,9 +77,9 @@ def read(config: ConfigDict) -> Pretrained:
         SettingError: If it is missing, damaged, or does not match the settings.
     """
     settings = config.teacher
-    path, digest = _obtain(settings)
+    source, digest = _obtain(settings)
     heads = vit.VARIANTS[settings.variant].heads if settings.variant else 0
-    checkpoint = augreg.read(path, heads=heads)
+    checkpoint = augreg.read(source.path, heads=heads, config=_described(source))
     if settings.variant:
         expected = vit.VARIANTS[settings.variant]
         require(
@@ -83,11 +87,18 @@ def read(config: ConfigDict) -> Pretrained:
             f"{settings.init} holds a ViT of {checkpoint.size}, not ViT-{settings.variant} "
             f"({expected}): set config.teacher.variant to the checkpoint's, or to '' for any.",
         )
+    require(
+        not settings.pool or described.can_pool(settings.pool, checkpoint.arrays),
+        f"config.teacher.pool is {settings.pool!r}, and {settings.init} lacks the arrays for it: "
+        f"set it to '' for {checkpoint.options['pool']!r}, the checkpoint's, or to 'gap'.",
+    )
     check_patches(f"the checkpoint {settings.init}", checkpoint.size, config.data.image_size)
     augreg.require_whole(
         checkpoint, image_size=config.data.image_size, resize=settings.position_resize
     )
-    return Pretrained(checkpoint, digest)
+    explicit = normalisation.given("config.teacher", settings.mean, settings.std)
+    stored = source.normalisation or checkpoint.options.get("normalisation", IDENTITY)
+    return Pretrained(checkpoint, digest, source, explicit or stored)
 
 
 def read_digest(config: ConfigDict) -> str:
@@ -123,17 +134,42 @@ def normalisation_of(config: ConfigDict, initial: InitialStudent | None) -> Norm
     """Returns the normalisation of the images of all students, including those from scratch."""
     if initial:
         return initial.normalisation
-    return student_normalisation.given(config.student.mean, config.student.std) or IDENTITY
+    return (
+        normalisation.given("config.student", config.student.mean, config.student.std) or IDENTITY
+    )
 
 
-def _obtain(settings: ConfigDict) -> tuple[pathlib.Path, str]:
-    """Returns the path of the checkpoint in a local file, and the digest of that file."""
-    path = pathlib.Path(download.obtain(settings.init, mirror=settings.mirror))
-    file, _ = catalog.split_path(str(path))
+def _obtain(settings: ConfigDict) -> tuple[TeacherSource, str]:
+    """Returns the checkpoint in a local file, and the digest of that file."""
+    source = teacher_sources.obtain(settings.init, mirror=settings.mirror)
+    file, _ = catalog.split_path(str(source.path))
     digest = results.digest(file)
     if catalog.is_name(settings.init):
         download.require_as_fetched(file, digest)
-    return path, digest
+    added = _added(source)
+    return source, results.fingerprint([digest, added]) if added else digest
+
+
+def _described(source: TeacherSource) -> Mapping[str, Any]:
+    """Returns the description of a network: a config.json with timm's name of it, if known."""
+    return {
+        **source.config,
+        **({"architecture": source.architecture} if source.architecture else {}),
+    }
+
+
+def _added(source: TeacherSource) -> list[Any]:
+    """Returns what the description of a file adds to it; [] if it says what any such file is."""
+    config = _described(source)
+    if "model_type" in config:
+        facts: Any = {name: config[name] for name in sorted(config)}
+    else:
+        facts = timm_architectures.facts(
+            timm_architectures.name_of(config, source.path.stem), config
+        )
+        facts = facts.added()
+    used = source.normalisation or IDENTITY
+    return [facts, used] if facts or used != IDENTITY else []
 
 
 def _key(config: ConfigDict) -> tuple[str, str]:

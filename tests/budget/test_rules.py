@@ -10,6 +10,7 @@ from remem_jax.budget import rules
 from remem_jax.budget.facts import Facts
 from remem_jax.budget.plan import STUDENTS, TEACHER, Stage
 from remem_jax.budget.rules import Device
+from remem_jax.models import vit
 from remem_jax.settings import workflows
 
 CPU = Device("cpu", 2e11)  # Two cores.
@@ -53,6 +54,33 @@ def test_a_fast_device_gets_a_larger_teacher() -> None:
     slow, fast = (chosen(PHOTOGRAPHS, device, 1.0) for device in (CPU, GPU))
     assert rules.variant_of(slow.teacher.init).features == 192
     assert fast.teacher.init == "augreg:B/16"
+
+
+@pytest.mark.parametrize(
+    ("patch", "student", "sides"),
+    [
+        (16, "resnet18", [64, 96, 128, 160, 192, 224]),
+        (32, "resnet18", [64, 96, 128, 160, 192, 224]),
+        (14, "resnet18", [70, 98, 126, 154, 196, 224]),
+        (14, "vit_tiny_patch16", [112, 224]),
+    ],
+)
+def test_sides_are_multiples_of_the_patches_of_teacher_and_student(
+    monkeypatch: pytest.MonkeyPatch, patch: int, student: str, sides: list[int]
+) -> None:
+    size = vit.Size(patch, features=384, depth=12, heads=6)
+    monkeypatch.setattr(rules, "variant_of", lambda init: size)
+    changes: dict[str, Any] = {"teacher.init": "me/mine", "student.model": student}
+    facts = PHOTOGRAPHS._replace(side=50)
+
+    smallest = chosen(facts, CPU, **changes).data.image_size
+    seen = {
+        chosen(PHOTOGRAPHS, CPU, 2.0**power, **changes).data.image_size for power in range(-8, 9)
+    }
+
+    assert smallest == sides[0]
+    assert seen <= set(sides)
+    assert seen >= {sides[0], sides[-1]}
 
 
 @pytest.mark.parametrize(("images", "batch"), [(60, 8), (1000, 32), (3060, 64), (1_000_000, 64)])

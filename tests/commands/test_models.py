@@ -12,7 +12,7 @@ import pytest
 from remem_jax import models
 from remem_jax.commands import models as command
 from remem_jax.models import vit
-from remem_jax.weights import available, catalog, costs, student_catalog
+from remem_jax.weights import available, catalog, costs, student_catalog, teacher_catalog
 from tests import tiny_run
 from tests.weights import hub_server
 from tools import make_costs
@@ -98,10 +98,13 @@ def test_every_network_and_all_weights_are_listed(capsys: pytest.CaptureFixture[
     found = records(capsys)
 
     weights = {*student_catalog.PUBLISHED, *catalog.PUBLISHED, *catalog.BUNDLED}
+    weights |= {*teacher_catalog.PUBLISHED}
     without = {name for name in models.STUDENTS if not student_catalog.of_student(name)}
     assert set(found) == weights | without
     table = listed(capsys)
-    assert all(f"\n{name} " in f"\n{table}" for name in (*models.STUDENTS, *catalog.PUBLISHED))
+    names = (*models.STUDENTS, *teacher_catalog.PUBLISHED, *catalog.PUBLISHED)
+    assert all(f"\n{name} " in f"\n{table}" for name in names)
+    assert table.index("recommended teacher") < table.index("\nbundled:Ti/16")
 
 
 def test_one_kind_is_listed_on_request(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +124,23 @@ def test_a_student_has_the_facts_of_its_weights(capsys: pytest.CaptureFixture[st
     assert record["place"] == available.AWAY
 
 
+def test_a_recommended_teacher_has_a_licence_and_says_whether_commercial_use_is_allowed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    eupe = "timm/vit_small_patch16_dinov3_qkvb.eupe_lvd1689m"
+    record = records(capsys, "--teachers")[eupe]
+
+    assert (record["licence"], record["commercial"]) == (
+        "fair-noncommercial-research-license",
+        "no",
+    )
+    assert (record["pixels"], record["place"]) == (256, available.AWAY)
+    text = " ".join(listed(capsys, eupe).split())
+    assert f"remem distil IMAGES --teacher={eupe} licence" in text
+    assert "commercial use: not allowed: Meta's FAIR licence" in text
+    assert f"(https://huggingface.co/{eupe})" in text
+
+
 def test_bundled_weights_are_here(capsys: pytest.CaptureFixture[str]) -> None:
     for name in catalog.BUNDLED:
         record = records(capsys)[name]
@@ -136,17 +156,18 @@ def test_downloaded_weights_are_here(
     path = catalog.in_mirror(teacher.path)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"weights")
-    repository = tmp_path / f"hub/models--timm--{student}"
-    snapshot = repository / "snapshots" / hub_server.COMMIT
-    snapshot.mkdir(parents=True)
-    (snapshot / "model.safetensors").write_bytes(b"weights")
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text(hub_server.COMMIT)
+    for name in (student, teacher_catalog.EXAMPLE.removeprefix("timm/")):
+        repository = tmp_path / f"hub/models--timm--{name}"
+        snapshot = repository / "snapshots" / hub_server.COMMIT
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").write_bytes(b"weights")
+        (repository / "refs").mkdir()
+        (repository / "refs/main").write_text(hub_server.COMMIT)
 
     found = records(capsys)
 
     here = {name for name, record in found.items() if record["place"] == available.HERE}
-    assert here == {teacher.name, student}
+    assert here == {teacher.name, student, teacher_catalog.EXAMPLE}
 
 
 def test_a_network_is_described_with_all_of_its_weights(

@@ -21,6 +21,7 @@ from remem_jax.export import formats, options, runs
 from remem_jax.models.normalisation import IDENTITY, IMAGENET, Normalisation
 from remem_jax.report.card import licences, model_card
 from remem_jax.report.card import tables as card_tables
+from remem_jax.report.run import tables as run_tables
 from remem_jax.weights import catalog, student_normalisation, students
 from tests import tiny_run
 from tests.export import pictures
@@ -310,6 +311,66 @@ def test_the_card_names_the_weights_that_the_student_started_from(
     _, scratch = parsed(model_card.markdown(results, "scratch"))
     assert "trained from scratch on labels only" in scratch
     assert "pretrained weights" not in scratch
+
+
+EUPE = "timm/vit_small_patch16_dinov3_qkvb.eupe_lvd1689m"
+OF_TEACHER = {
+    **{"init": f"hf-hub:{EUPE}@main", "repository": EUPE, "commit": "1" * 40, "digest": "abc"},
+    **{"architecture": "vit_small_patch16_dinov3_qkvb", "pretraining": "LVD-1689M"},
+    "licence": "fair-noncommercial-research-license",
+}
+
+
+def test_the_card_has_the_licence_of_a_teacher_from_the_hub(results: dict[str, Any]) -> None:
+    results["models"] |= {"init": OF_TEACHER["init"], "teacher_weights": OF_TEACHER}
+
+    metadata, body = parsed(model_card.markdown(results, "remem"))
+
+    assert metadata["base_model"] == EUPE
+    rows = re.findall(r"^\| Initial weights of the teacher \| (.*) \|$", body, re.M)
+    used, (name, terms, page) = rows[0], rows[1].split(" | ")
+    assert used == f"{EUPE} (commit {'1' * 12})"
+    assert name == OF_TEACHER["init"]
+    assert terms.startswith("fair-noncommercial-research-license; trained on images of LVD-1689M")
+    assert "commercial use: not allowed" in terms
+    assert f"https://huggingface.co/{EUPE}" in page
+    assert "base_model" not in parsed(model_card.markdown(results, "scratch"))[0]
+
+
+def test_the_report_has_the_licence_of_a_teacher_from_the_hub(results: dict[str, Any]) -> None:
+    results["models"] |= {"init": OF_TEACHER["init"], "teacher_weights": OF_TEACHER}
+
+    origins: Any = run_tables.origins(results)
+    rows = dict(origins.rows)
+
+    assert rows["Initial weights of the teacher"] == f"{EUPE} (commit {'1' * 12})"
+    assert rows["Pretraining of the teacher"] == "LVD-1689M"
+    licence = rows["Licence of these weights"]
+    assert "commercial use: not allowed" in licence
+    assert licence.endswith(f"(https://huggingface.co/{EUPE})")
+
+
+@pytest.mark.parametrize("name", ["repository", "licence", "pretraining", "commit"])
+def test_what_a_stranger_writes_on_the_hub_does_not_change_the_card(
+    results: dict[str, Any], name: str
+) -> None:
+    results["models"]["teacher_weights"] = OF_TEACHER | {name: HOSTILE}
+
+    metadata, body = parsed(model_card.markdown(results, "remem"))
+
+    assert metadata["license"] == "other"
+    assert "<b>" not in body
+
+
+def test_teachers_of_the_bucket_and_of_files_have_the_licence_as_before() -> None:
+    of_file = {"init": "mine.npz", "repository": "", "commit": "", "licence": ""}
+    of_bucket = {**of_file, "init": "augreg:B/16"}
+
+    for recorded in (of_file, of_bucket):
+        models = {"init": recorded["init"]}
+        expected = licences.of_weights(recorded["init"])
+        assert licences.of_teacher(models) == expected
+        assert licences.of_teacher(models | {"teacher_weights": recorded}) == expected
 
 
 def test_no_licence_is_claimed_for_a_local_file(results: dict[str, Any]) -> None:

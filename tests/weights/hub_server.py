@@ -25,6 +25,7 @@ class Hub:
         commits: Commit by revision.
         gated: Repositories with restricted access.
         private: Repositories that only `token` may see.
+        ungranted: Repositories with restricted access, which the account of `token` lacks.
         token: The token that is accepted.
         status: Status of all responses; 0 is the usual one.
         cuts: Bytes after which the connection of each of the next downloads is cut.
@@ -38,6 +39,7 @@ class Hub:
         self.commits = {"main": COMMIT, COMMIT: COMMIT}
         self.gated: set[str] = set()
         self.private: set[str] = set()
+        self.ungranted: set[str] = set()
         self.token = "hf_right"
         self.status = 0
         self.cuts: list[int] = []
@@ -89,6 +91,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(401 if not given else 404, {"X-Error-Code": "RepoNotFound"})
         elif repository in hub.gated and not given:
             self._send(401, {"X-Error-Code": "GatedRepo"})
+        elif repository in hub.ungranted:
+            self._send(403 if given else 401, {"X-Error-Code": "GatedRepo"})
         else:
             return True
         return False
@@ -102,7 +106,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         content = hub.repositories[repository].get(file)
         if content is None:
             self._send(404, {**headers, "X-Error-Code": "EntryNotFound"})
-        elif file.endswith(".json"):
+        elif file.endswith((".json", ".md")):
             etag = hashlib.sha1(content, usedforsecurity=False).hexdigest()
             self._send(200, {**headers, "ETag": f'"{etag}"'}, content)
         else:

@@ -4,16 +4,13 @@ Each fetch is a process, because huggingface_hub reads its environment when it i
 """
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from remem_jax.weights import hub
-from tests.weights import hub_server
+from tests.weights import hub_client, hub_server
 from tests.weights.hub_server import COMMIT, Hub
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -21,18 +18,11 @@ NAME = "timm/resnet18.a1_in1k"
 WEIGHTS = bytes(range(256)) * 2000
 CONFIG = {"architecture": "resnet18", "num_classes": 1000}
 FETCH = """
-import json, sys, time
-from huggingface_hub import constants
-from remem_jax.checks import SettingError
 from remem_jax.weights import hub
 
-constants.DOWNLOAD_CHUNK_SIZE = 2**14  # Downloads resume at multiples of it.
-time.sleep = lambda seconds: None  # Between two attempts.
-try:
-    fetched = hub.fetch(hub.parse(sys.argv[1]))
-    print(json.dumps([str(fetched.weights), fetched.config, fetched.commit]))
-except SettingError as error:
-    print(json.dumps(str(error)))
+def fetch(name):
+    fetched = hub.fetch(hub.parse(name), setting="config.student.init")
+    return [str(fetched.weights), fetched.config, fetched.commit]
 """
 
 
@@ -43,27 +33,9 @@ def site() -> Iterator[Hub]:
         yield site
 
 
-def started(site: Hub, cache: pathlib.Path, name: str, **variables: str) -> subprocess.Popen[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE"))}
-    hosts = "127.0.0.1,localhost"
-    settings = {"HF_ENDPOINT": site.url, "HF_HOME": str(cache), "NO_PROXY": hosts, **variables}
-    return subprocess.Popen(
-        [sys.executable, "-c", FETCH, name],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**clean, **settings},
-    )
-
-
-def outcome(process: subprocess.Popen[str]) -> list | str:
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return json.loads(output)
-
-
 def fetched(site: Hub, cache: pathlib.Path, name: str = NAME, **variables: str) -> list | str:
-    return outcome(started(site, cache, name, **variables))
+    (outcome,) = hub_client.outcomes(hub_client.started(FETCH, site, cache, name, **variables))
+    return outcome
 
 
 def test_files_are_downloaded_once_and_then_found_without_a_network(
@@ -95,9 +67,9 @@ def test_a_broken_connection_is_resumed(site: Hub, tmp_path: pathlib.Path) -> No
 
 
 def test_processes_share_one_download(site: Hub, tmp_path: pathlib.Path) -> None:
-    processes = [started(site, tmp_path, NAME) for _ in range(2)]
+    processes = [hub_client.started(FETCH, site, tmp_path, NAME) for _ in range(2)]
 
-    first, second = map(outcome, processes)
+    first, second = map(hub_client.outcomes, processes)
 
     assert first == second
     assert site.ranges == [""]

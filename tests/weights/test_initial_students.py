@@ -17,7 +17,6 @@ from remem_jax.weights import (
     hub,
     initial_students,
     student_catalog,
-    student_normalisation,
     student_sources,
     students,
     timm,
@@ -277,7 +276,7 @@ def test_a_normalisation_that_is_unknown_must_be_given(tmp_path: pathlib.Path) -
 )
 def test_a_normalisation_has_three_channels(mean: Any, std: Any, message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        student_normalisation.given(mean, std)
+        normalisation.given("config.student", mean, std)
 
 
 def test_real_weights_classify_real_images_as_in_timm(shared: pathlib.Path) -> None:
@@ -300,7 +299,7 @@ def fetched(tmp_path: pathlib.Path, config: Any) -> Any:
     """Replaces `hub.fetch`: every repository has these weights."""
     path = tmp_path / "model.safetensors"
     save(path)
-    return lambda name: hub.Fetched(path, config, f"commit of {name}")
+    return lambda name, setting: hub.Fetched(path, config, f"commit of {name}")
 
 
 def test_recommended_weights_come_from_the_hub(

@@ -13,6 +13,7 @@ from remem_jax.records import Params
 from remem_jax.settings import check_remem
 from remem_jax.storage import selected
 from remem_jax.weights import augreg, recorded, timm, timm_names
+from remem_jax.weights.teacher_sources import TeacherSource
 from remem_jax.workflow import context, initial_checkpoints
 from remem_jax.workflow.remem import finetune, selected_models, teacher_training
 from tests import tiny_run
@@ -158,6 +159,8 @@ def test_a_new_run_starts_from_a_saved_teacher_with_its_gelu_and_heads(
     ours = models.evaluation_apply(model)(variables, jnp.asarray(_images()))
     np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-5)
     start = teacher_training.start(
-        small_run._replace(config=config), finetune.Pretrained(checkpoint, ""), "finetune"
+        small_run._replace(config=config),
+        finetune.Pretrained(checkpoint, "", TeacherSource(path)),
+        "finetune",
     )
     assert (start.model.gelu, start.model.size) == ("erf", SIZE)

@@ -18,6 +18,7 @@ from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import Batch, DataLoader, Variables
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
+from remem_jax.weights.teacher_sources import TeacherSource
 from remem_jax.workflow import context, initial_checkpoints, memory_plan, precision, step_memory
 from remem_jax.workflow.information import decoders
 from remem_jax.workflow.remem import student_grid, student_setup, teacher_training
@@ -134,7 +135,8 @@ def checkpoint(config: ConfigDict) -> initial_checkpoints.Pretrained:
     zero = np.zeros((), np.float32)
     arrays = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
     described = augreg.describe(arrays, form="vit_jax", source="described")
-    return initial_checkpoints.Pretrained(described, "")
+    source = TeacherSource(pathlib.Path(described.source))
+    return initial_checkpoints.Pretrained(described, "", source)
 
 
 def teacher(run: context.Run) -> Step:

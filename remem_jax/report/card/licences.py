@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from remem_jax.data import bundled, registry
-from remem_jax.weights import catalog
+from remem_jax.weights import catalog, teacher_catalog
 
 UNKNOWN = "unknown: state it before you publish"
 _DIGITS = "https://archive.ics.uci.edu/dataset/80"
@@ -46,6 +46,11 @@ class Licence(NamedTuple):
     page: str = ""
     hub: str = ""
 
+    @property
+    def text(self) -> str:
+        """The terms, and the page if there is one."""
+        return f"{self.terms} ({self.page})" if self.page else self.terms
+
 
 def of_data(name: str) -> Licence:
     """Returns the licence of the data set `config.data.name`; unknown for a user's data."""
@@ -69,11 +74,22 @@ def of_weights(init: str) -> Licence:
     return Licence(_apache(weights.pretraining), _BUCKET, hub.get(weights.path, ""))
 
 
-def of_student_weights(record: Mapping[str, Any]) -> Licence:
-    """Returns the licence of a student's initial weights; unknown for a user's file.
+def of_teacher(models: Mapping[str, Any]) -> Licence:
+    """Returns the licence of a teacher's initial weights; unknown for a user's file.
 
     Args:
-        record: Record of the weights, `models.student_init` of the results.
+        models: `models` of the results.
+    """
+    recorded = models.get("teacher_weights")  # Older runs had none.
+    return of_recorded(recorded) if recorded else of_weights(models["init"])
+
+
+def of_recorded(record: Mapping[str, Any]) -> Licence:
+    """Returns the licence of a teacher's or student's initial weights; unknown for a user's file.
+
+    Args:
+        record: Record of the weights, `models.teacher_weights` or `models.student_init` of the
+            results.
     """
     if catalog.has(record["init"]):
         return of_weights(record["init"])
@@ -83,7 +99,9 @@ def of_student_weights(record: Mapping[str, Any]) -> Licence:
         return Licence(UNKNOWN, page, repository)
     pretraining = record["pretraining"]
     terms = _trained(licence, pretraining) if pretraining else f"{licence}, as its page states"
-    return Licence(terms, page, repository)
+    teacher = teacher_catalog.PUBLISHED.get(repository)
+    commercial = f"; commercial use: {teacher.terms}" if teacher else ""
+    return Licence(terms + commercial, page, repository)
 
 
 def _apache(pretraining: str) -> str:

@@ -111,7 +111,7 @@ def head(results: Results, method: str) -> dict[str, Any]:
     row, data = card_tables.row_of(results, method), results["data"]
     initial = initial_students.of_method(results, method)
     data_licence = licences.of_data(data["name"])
-    teacher_licence = licences.of_weights(results["models"]["init"] if row["teacher"] else "")
+    teacher_hub = licences.of_teacher(results["models"]).hub if row["teacher"] else ""
     hub, data_type, data_title = data_licence.hub, data_licence.hub or data["name"], data["title"]
     if data["official"] is False:  # Must not be listed with results on the official one.
         hub, data_type, data_title = (
@@ -130,8 +130,8 @@ def head(results: Results, method: str) -> dict[str, Any]:
     if row["teacher"]:
         metadata["tags"] += ["knowledge-distillation"]
     bases = [
-        *([licences.of_student_weights(initial).hub] if initial else []),
-        teacher_licence.hub,
+        *([licences.of_recorded(initial).hub] if initial else []),
+        teacher_hub,
     ]
     bases = [name for name in bases if name]
     if bases:

@@ -217,8 +217,7 @@ def training(results: Results, method: str) -> Table:
     if row["teacher"]:
         rows += [
             ("Teacher", f"{models['teacher']}, {models['teacher_parameters']:,} parameters"),
-            ("Initial weights of the teacher", models["init"] or "random weights"),
-            ("Hash of these weights", models["init_digest"] or tables.NOTHING),
+            *initial_students.teacher_rows(models),
             ("Fine-tuning of the teacher", models.get("tuning", "full")),
             ("Steps of the teacher", tables.number(row["selected"]["teacher_step"])),
             *_named(row["teacher_settings"], _TEACHER),
@@ -323,10 +322,10 @@ def terms(results: Results, method: str) -> Table:
         if results["data"].get("unlabelled"):
             entries += [("Unlabelled images", "the user's own", licences.of_data("folder"))]
         used = models["init"] or tables.NOTHING
-        entries += [("Initial weights of the teacher", used, licences.of_weights(models["init"]))]
+        entries += [("Initial weights of the teacher", used, licences.of_teacher(models))]
     initial = initial_students.of_method(results, method)
     if initial:
-        licence = licences.of_student_weights(initial)
+        licence = licences.of_recorded(initial)
         entries += [("Initial weights of the student", initial_students.name(initial), licence)]
     rows = [
         (item, source, licence.terms, licence.page or tables.NOTHING)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remem_jax.report import initial_students, paper, tables
+from remem_jax.report.card import licences
 from remem_jax.report.tables import Results, Table
 
 
@@ -264,8 +265,8 @@ def _teacher_origins(models: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Teacher", f"{models['teacher']}, {models['teacher_parameters']:,} parameters"),
         ("Fine-tuning of the teacher", _tuning(models)),
-        ("Initial weights of the teacher", models["init"] or "random weights"),
-        ("Hash of these weights", models["init_digest"] or tables.NOTHING),
+        *initial_students.teacher_rows(models),
+        ("Licence of these weights", licences.of_teacher(models).text),
     ]
 
 

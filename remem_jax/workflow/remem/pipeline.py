@@ -14,6 +14,7 @@ from remem_jax.settings import located, plain
 from remem_jax.storage import cleaning, results, workdir
 from remem_jax.storage.identity import Identity, described
 from remem_jax.train import loop
+from remem_jax.weights import teacher_sources
 from remem_jax.workflow import advice, context, provenance, stages
 from remem_jax.workflow.information import measurement
 from remem_jax.workflow.remem import (
@@ -123,7 +124,7 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
     """
     names = (
         *("teacher", "teacher_parameters", "teacher_trainable", "teacher_gelu"),
-        *("tuning", "init", "init_digest"),
+        *("tuning", "init", "init_digest", "teacher_weights"),
     )
     if pretrained is None:
         return dict.fromkeys(names)
@@ -134,8 +135,9 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
     model = f"{settings.model} {settings.variant}".strip()
     parameters = trainable + _size(start.frozen)
     gelu = start.model.gelu
+    weights = teacher_sources.record(pretrained.source, settings.init, pretrained.digest)
     values = (model, parameters, trainable, gelu, settings.tuning, settings.init, pretrained.digest)
-    return dict(zip(names, values, strict=True))
+    return dict(zip(names, (*values, weights), strict=True))
 
 
 def _outcome(

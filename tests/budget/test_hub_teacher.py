@@ -1,0 +1,99 @@
+"""`remem distil` with a teacher of timm from a local hub."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny_run
+from tests.oracles import peers
+from tests.weights import hub_client, hub_server
+from tests.weights.hub_server import COMMIT, Hub
+
+pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]
+ROOT = pathlib.Path(__file__).parents[2]
+NAME = "me/tiny_vit.mine"
+CONFIG = {
+    "architecture": "vit_tiny_patch16_224",
+    "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+}
+COMMAND = """
+import sys
+from tests import tiny_run
+from remem_jax.commands import main
+
+tiny_run.add_student()
+sys.exit(main())
+"""
+
+
+def repository(folder: pathlib.Path) -> dict[str, bytes]:
+    """Returns the files of a repository with a tiny ViT of timm, with random weights."""
+    model: Any = peers.timm().models.vision_transformer.VisionTransformer(
+        img_size=tiny_run.IMAGE_SIZE, patch_size=8, embed_dim=64, depth=2, num_heads=1
+    )
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return {
+        "model.safetensors": (folder / "model.safetensors").read_bytes(),
+        "config.json": json.dumps(CONFIG).encode(),
+        "README.md": b"---\nlicense: cc-by-4.0\n---\n# A tiny ViT\n",
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of a run, under "results", and the card of its student, under "card"."""
+    folder, rng = tmp_path_factory.mktemp("distil"), np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = rng.integers(0, 120, (16, 16, 3), np.uint8)
+            pixels[..., channel] += 100
+            Image.fromarray(pixels).save(folder / "images" / name / f"{i}.png")
+    options = {
+        **{"teacher": NAME, "student": tiny_run.NAME, "student-weights": "", "size": 16},
+        **{"hours": 0.1, "out": folder / "run", "config.methods": "('remem',)"},
+        **{"config.teacher.steps": "(4,)", "config.student.steps": 4},
+    }
+    with hub_server.serving(Hub({NAME: repository(folder)})) as site:
+        process = subprocess.run(
+            [
+                *(sys.executable, "-c", COMMAND, "distil", str(folder / "images")),
+                *(f"--{name}={value}" for name, value in options.items()),
+            ],
+            cwd=ROOT,
+            env=hub_client.environment(site, folder / "hub", REMEM_CACHE=str(folder / "cache")),
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+    assert process.returncode == 0, process.stderr
+    (card,) = (folder / "run/selected").glob("*_student.md")
+    record = json.loads((folder / "run/results.json").read_text())
+    return {"results": record, "card": card.read_text()}
+
+
+def test_a_teacher_from_the_hub_is_distilled(results: dict[str, Any]) -> None:
+    models = results["results"]["models"]
+    weights = models["teacher_weights"]
+
+    assert models["init"] == weights["init"] == NAME
+    assert (weights["repository"], weights["commit"]) == (NAME, COMMIT)
+    assert (weights["architecture"], weights["licence"]) == ("vit_tiny_patch16_224", "cc-by-4.0")
+    assert weights["digest"] == models["init_digest"]
+    assert results["results"]["methods"][0]["teacher"]
+
+
+def test_the_card_of_the_student_names_the_repository(results: dict[str, Any]) -> None:
+    assert f"base_model: {NAME}\n" in results["card"]
+    assert f"| Initial weights of the teacher | {NAME} (commit {COMMIT[:12]}) |" in results["card"]
+    page = f"https://huggingface.co/{NAME}"
+    assert f"| {NAME} | cc-by-4.0, as its page states | {page} |" in results["card"].replace(
+        "<", ""
+    ).replace(">", "")
