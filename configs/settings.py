@@ -240,9 +240,10 @@ def _teacher(config: ConfigDict) -> None:
     # What the head takes: [CLS], the mean of the patches, both, or all tokens by attention; one of
     # "", "cls", "gap", "cls_gap", "map". Empty is that of the checkpoint. [choice]
     config.teacher.pool = ""
-    # Means and standard deviations of red, green and blue that images are normalised with, as
-    # fractions of the range of pixels; std above 0. Empty is those of the checkpoint. [choice]
+    # Means of red, green and blue, as fractions of the pixel range, that the teacher subtracts from
+    # its images; empty is those of its pretrained weights, or 0.5 if these state none. [choice]
     config.teacher.mean = ()
+    # Standard deviations that it then divides by, positive; empty as for the mean. [choice]
     config.teacher.std = ()
     # How position embeddings are resized; one of "vit_jax", "timm", "dinov2". "dinov2" is cubic and
     # antialiased, as in DINOv2 and timm. [choice]

@@ -11,14 +11,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from remem_jax.checks import require
 from remem_jax.models.rotary import Rotary
-from remem_jax.weights.facts import Facts
+from remem_jax.weights.facts import UNKNOWN, Facts
 
 T = TypeVar("T")
 Rules = Sequence[tuple[str, T]]
 _POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 _NAME = re.compile(r"(aimv2|beit3|deit|eva|flexivit|test_vit|vit)[a-z0-9_]*")
 
+# Their files have the names of a pre-norm ViT.
+_POST_NORM = re.compile(r"_rpn_|eva02_enormous")
 # Where it is not the usual one for the width, see `timm_attention.usual_heads`.
 _HEADS: Rules[int] = (
     (r"aimv2_large", 8),
@@ -27,13 +30,15 @@ _HEADS: Rules[int] = (
     (r"aimv2_3b", 24),
     (r"giantopt|pe_\w+_gigantic", 16),
     (r"vit_7b", 32),
+    (r"huge_plus", 20),
+    (r"base_patch16_gap", 16),
     (r"test_vit4", 3),
     (r"test_vit3", 3),
     (r"test_vit", 2),
 )
 _GELUS: Rules[str] = (
     (r"quickgelu", "quick"),
-    (r"siglip\w*_512|(so400m_patch16|giantopt_patch16|base_patch32)_siglip", "tanh"),
+    (r"large_patch16_siglip\w*_512|(so400m_patch16|giantopt_patch16|base_patch32)_siglip", "tanh"),
 )
 _EPSILONS: Rules[float] = (
     (r"^eva", 1e-6),
@@ -42,7 +47,7 @@ _EPSILONS: Rules[float] = (
 _POOL: Rules[str] = ((r"dinov3|_pe_lang|_pe_spatial", "gap"),)
 _POOL_HEADS: Rules[int] = ((r"_pe_core", 8),)
 _ROTATIONS: Rules[Rotary] = (
-    (r"dinov3|lingbot", Rotary("centred", half=True)),
+    (r"dinov3|lingbot|sapiens2", Rotary("centred", half=True)),
     (r"rope_mixed", Rotary("mixed", 10.0, column_first=True)),
     (r"rope_reg|^eva02", Rotary("index", 10_000.0, reference=16)),
     (r"_rope_", Rotary("index", column_first=True)),
@@ -73,9 +78,17 @@ def facts(name: str, config: Mapping[str, Any] | None = None) -> Facts:
     Args:
         name: timm's name; "" for an unknown one.
         config: Contents of the config.json that timm writes; its pooling replaces the usual one.
+
+    Raises:
+        SettingError: If the network is not supported, and its arrays do not show it.
     """
     if not name:
-        return Facts()
+        return UNKNOWN
+    require(
+        not _POST_NORM.search(name),
+        f"{name} has norms after its sub-blocks, so ReMem's Eq. 2 does not apply: set "
+        "config.teacher.init to a ViT with norms before them.",
+    )
     rotation = _first(_ROTATIONS, name, None)
     size = re.search(r"patch(\d+)_(\d+)$", name)
     if "_pe_" in name and rotation and not rotation.reference and size:

@@ -114,9 +114,21 @@ def start(run: context.Run, pretrained: Pretrained, method: str) -> Start:
     params = tuned.add(variables["params"], added_key)
     trainable, frozen = tuning.split(params, tuned.trains)
     # On the devices; otherwise each step would transfer them.
-    is_timms = checkpoint.form == "timm" or model.gelu != "tanh" or model.normalisation != IDENTITY
-    saved = Saved(checkpoint.layout if is_timms else None, checkpoint.architecture)
+    saved = Saved(checkpoint.layout if _is_timms(checkpoint, model) else None)
+    saved = saved._replace(architecture=checkpoint.architecture)
     return Start(model, tuned, trainable, run.place(frozen), saved)
+
+
+def _is_timms(checkpoint: augreg.Checkpoint, model: vit.VisionTransformer) -> bool:
+    """Returns whether a teacher is saved under timm's names.
+
+    They are those of its checkpoint, unless AugReg or big_vision has its network and timm another
+    GELU.
+    """
+    is_plain = set(checkpoint.options) <= {"pool", "positions", "representation", "gelu"}
+    is_others = is_plain and model.gelu == "tanh" and model.normalisation == IDENTITY
+    as_checkpoint = checkpoint.form == "timm" and model.gelu == checkpoint.options["gelu"]
+    return as_checkpoint or not is_others or model.pool == "cls_gap"
 
 
 class Training(NamedTuple):
