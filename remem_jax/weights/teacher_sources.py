@@ -51,9 +51,8 @@ class TeacherSource(NamedTuple):
     @property
     def architecture(self) -> str:
         """Name of the network in timm; "" if it is not timm's, or unknown."""
-        if self.published:  # The config.json of some CLIP networks has a network with another GELU.
-            return self.published.architecture
-        return hub_description.architecture(self.config)
+        stated = hub_description.architecture(self.config)
+        return teacher_catalog.natively(self.repository, stated)
 
     @property
     def licence(self) -> str:

@@ -172,6 +172,15 @@ def test_a_file_has_the_description_beside_it(tmp_path: pathlib.Path) -> None:
     assert (source.commit, source.metadata["format"]) == ("", "pt")
 
 
+def test_the_network_of_openais_clip_has_the_quick_gelu() -> None:
+    repository = "timm/vit_base_patch16_clip_224.openai"
+    config = {"architecture": "vit_base_patch16_clip_224"}
+
+    source = TeacherSource(pathlib.Path("model.safetensors"), repository, config=config)
+
+    assert source.architecture == "vit_base_patch16_clip_quickgelu_224"
+
+
 def test_a_file_of_ours_has_the_normalisation_in_its_metadata(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "teacher.safetensors"
     save(path, mean="[0.1, 0.2, 0.3]", std="[1, 1, 1]")
