@@ -298,4 +298,5 @@ def variant_of(init: str) -> vit.Size:
     """Returns the size of a teacher, from its name or its file."""
     if catalog.is_name(init) and init not in catalog.BUNDLED:
         return vit.VARIANTS[catalog.find(init).variant]
-    return augreg.read(teacher_sources.obtain(init).path, heads=0).size
+    source = teacher_sources.obtain(init)
+    return augreg.read(source.path, config=source.described).size

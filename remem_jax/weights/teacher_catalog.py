@@ -37,6 +37,9 @@ _LVD3, _LVD2, _WEBLI = "LVD-1689M", "LVD-142M", "WebLI"
 _I22K = "ImageNet-22k, then -1k"
 
 
+_METACLIP = ("400m", "2pt5b")
+
+
 class Published(NamedTuple):
     """A recommended teacher.
 
@@ -50,7 +53,6 @@ class Published(NamedTuple):
         commercial: Whether commercial use is allowed; None if that is unclear.
         terms: The same in words, with conditions.
         note: What it is good at, or what to know about it.
-        network: timm's name of the network; "" if the repository has that name.
     """
 
     repository: str
@@ -62,12 +64,11 @@ class Published(NamedTuple):
     commercial: bool | None
     terms: str
     note: str
-    network: str = ""
 
     @property
     def architecture(self) -> str:
         """Name of the network in timm."""
-        return self.network or self.name.partition(".")[0]
+        return natively(self.repository, self.name.partition(".")[0])
 
     @property
     def name(self) -> str:
@@ -144,7 +145,6 @@ _PUBLISHED = (
         "timm/vit_base_patch16_clip_224.openai",
         *("medium", 224, _CLIP, "OpenAI's 400M images", _APACHE, True, _OPENAI),
         "CLIP, trained on images and their texts, with the quick GELU",
-        "vit_base_patch16_clip_quickgelu_224",
     ),
     Published(
         "timm/vit_base_patch16_clip_224.datacompxl",
@@ -163,7 +163,6 @@ _PUBLISHED = (
         "timm/vit_large_patch14_clip_224.dfn2b",
         *("large", 224, _CLIP, "DFN-2B", _APPLE, None, _DFN),
         "CLIP by Apple, on filtered data, with the quick GELU",
-        "vit_large_patch14_clip_quickgelu_224",
     ),
     Published(
         "timm/eva02_large_patch14_448.mim_m38m_ft_in22k_in1k",
@@ -172,6 +171,39 @@ _PUBLISHED = (
     ),
 )
 PUBLISHED: Mapping[str, Published] = {teacher.repository: teacher for teacher in _PUBLISHED}
+
+
+# Repositories of timm whose weights were trained with the quick GELU, although their config.json
+# may name the network with that by erf.
+QUICK = frozenset(
+    f"timm/vit_{name}"
+    for name in (
+        *(
+            f"base_patch{patch}_clip_224.metaclip_{data}"
+            for patch in (16, 32)
+            for data in _METACLIP
+        ),
+        *(f"large_patch14_clip_224.metaclip_{data}" for data in _METACLIP),
+        *("huge_patch14_clip_224.metaclip_2pt5b", "gigantic_patch14_clip_224.metaclip_2pt5b"),
+        "huge_patch14_clip_224.metaclip2_worldwide",
+        *("base_patch16_clip_224.openai", "base_patch32_clip_224.openai"),
+        *("large_patch14_clip_224.openai", "large_patch14_clip_336.openai"),
+        *("large_patch14_clip_224.dfn2b", "huge_patch14_clip_224.dfn5b"),
+        *("huge_patch14_clip_378.dfn5b", "base_patch32_clip_224.laion400m_e32"),
+    )
+)
+
+
+def natively(repository: str, architecture: str) -> str:
+    """Returns timm's name of the network that weights were trained in.
+
+    Args:
+        repository: Their repository; see `QUICK`.
+        architecture: The network that its config.json states.
+    """
+    if repository not in QUICK or "quickgelu" in architecture:
+        return architecture
+    return architecture.replace("_clip_", "_clip_quickgelu_")
 
 
 def similar(init: str) -> list[str]:

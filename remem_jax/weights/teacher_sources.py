@@ -15,6 +15,7 @@ from remem_jax.weights import (
     student_sources,
     teacher_catalog,
     timm,
+    timm_architectures,
 )
 
 _SETTING = "config.teacher.init"
@@ -50,10 +51,18 @@ class TeacherSource(NamedTuple):
 
     @property
     def architecture(self) -> str:
-        """Name of the network in timm; "" if it is not timm's, or unknown."""
-        if self.published:  # The config.json of some CLIP networks has a network with another GELU.
-            return self.published.architecture
-        return hub_description.architecture(self.config)
+        """Name of the network in timm, from config.json or the names; "" if it is unknown."""
+        if "model_type" in self.config or self.path.suffix != student_sources.SUFFIX:
+            return ""  # It is transformers', or AugReg's.
+        stem = self.repository.partition("/")[2] or self.path.stem
+        stated = timm_architectures.name_of(dict(self.config), stem)
+        return teacher_catalog.natively(self.repository, stated)
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        """Contents of config.json, with timm's name of the network if that is known."""
+        named = {"architecture": self.architecture} if self.architecture else {}
+        return {**self.config, **named}
 
     @property
     def licence(self) -> str:
@@ -85,13 +94,14 @@ class TeacherSource(NamedTuple):
         return parsed
 
 
-def record(source: TeacherSource, init: str, digest: str) -> dict[str, Any]:
+def record(source: TeacherSource, init: str, digest: str, used: Normalisation) -> dict[str, Any]:
     """Returns the description of a teacher's weights for results and reports, as JSON values.
 
     Args:
         source: The weights.
         init: The value of `config.teacher.init`.
-        digest: Digest of the file.
+        digest: Digest of the weights.
+        used: Normalisation of the teacher's images.
     """
     return {
         "init": init,
@@ -101,6 +111,8 @@ def record(source: TeacherSource, init: str, digest: str) -> dict[str, Any]:
         "licence": source.licence,
         "pretraining": source.published.pretraining if source.published else "",
         "digest": digest,
+        "mean": list(used.mean),
+        "std": list(used.std),
     }
 
 

@@ -1,6 +1,6 @@
 """Reads and checks the pretrained checkpoints that a workflow starts from, before its data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -79,7 +79,7 @@ def read(config: ConfigDict) -> Pretrained:
     settings = config.teacher
     source, digest = _obtain(settings)
     heads = vit.VARIANTS[settings.variant].heads if settings.variant else 0
-    checkpoint = augreg.read(source.path, heads=heads, config=_described(source))
+    checkpoint = augreg.read(source.path, heads=heads, config=source.described)
     if settings.variant:
         expected = vit.VARIANTS[settings.variant]
         require(
@@ -150,17 +150,9 @@ def _obtain(settings: ConfigDict) -> tuple[TeacherSource, str]:
     return source, results.fingerprint([digest, added]) if added else digest
 
 
-def _described(source: TeacherSource) -> Mapping[str, Any]:
-    """Returns the description of a network: a config.json with timm's name of it, if known."""
-    return {
-        **source.config,
-        **({"architecture": source.architecture} if source.architecture else {}),
-    }
-
-
 def _added(source: TeacherSource) -> list[Any]:
     """Returns what the description of a file adds to it; [] if it says what any such file is."""
-    config = _described(source)
+    config = source.described
     if "model_type" in config:
         facts: Any = {name: config[name] for name in sorted(config)}
     else:

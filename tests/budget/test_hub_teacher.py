@@ -10,17 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remem_jax.models.normalisation import IMAGENET
+from remem_jax.weights import timm
 from tests import tiny_run
 from tests.oracles import peers
 from tests.weights import hub_client, hub_server
 from tests.weights.hub_server import COMMIT, Hub
+from tests.weights.timm_families import state_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.allow_hosts(["127.0.0.1"])]
 ROOT = pathlib.Path(__file__).parents[2]
-NAME = "me/tiny_vit.mine"
+NAME = "me/tiny_dinov2.mine"
+NETWORK = "vit_small_patch14_reg4_dinov2"
 CONFIG = {
-    "architecture": "vit_tiny_patch16_224",
-    "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    "architecture": NETWORK,
+    "pretrained_cfg": {"mean": list(IMAGENET.mean), "std": list(IMAGENET.std)},
 }
 COMMAND = """
 import sys
@@ -35,10 +39,10 @@ sys.exit(main())
 def repository(folder: pathlib.Path) -> dict[str, bytes]:
     """Returns the files of a repository with a tiny ViT of timm, with random weights."""
     model: Any = peers.timm().models.vision_transformer.VisionTransformer(
-        img_size=tiny_run.IMAGE_SIZE, patch_size=8, embed_dim=64, depth=2, num_heads=1
+        **{"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 2, "num_heads": 1},
+        **{"reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5},
     )
-    save_file = pytest.importorskip("safetensors.torch").save_file
-    save_file(model.state_dict(), folder / "model.safetensors")
+    timm.save(folder / "model.safetensors", state_of(model))
     return {
         "model.safetensors": (folder / "model.safetensors").read_bytes(),
         "config.json": json.dumps(CONFIG).encode(),
@@ -57,7 +61,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             pixels[..., channel] += 100
             Image.fromarray(pixels).save(folder / "images" / name / f"{i}.png")
     options = {
-        **{"teacher": NAME, "student": tiny_run.NAME, "student-weights": "", "size": 16},
+        **{"teacher": NAME, "student": tiny_run.NAME, "student-weights": "", "size": 14},
         **{"hours": 0.1, "out": folder / "run", "config.methods": "('remem',)"},
         **{"config.teacher.steps": "(4,)", "config.student.steps": 4},
     }
@@ -85,7 +89,8 @@ def test_a_teacher_from_the_hub_is_distilled(results: dict[str, Any]) -> None:
 
     assert models["init"] == weights["init"] == NAME
     assert (weights["repository"], weights["commit"]) == (NAME, COMMIT)
-    assert (weights["architecture"], weights["licence"]) == ("vit_tiny_patch16_224", "cc-by-4.0")
+    assert (weights["architecture"], weights["licence"]) == (NETWORK, "cc-by-4.0")
+    assert (weights["mean"], weights["std"]) == (list(IMAGENET.mean), list(IMAGENET.std))
     assert weights["digest"] == models["init_digest"]
     assert results["results"]["methods"][0]["teacher"]
 

@@ -43,6 +43,19 @@ def test_entries_have_the_patch_and_the_size_of_the_network_of_timm(name: str) -
     assert low < sum(each.numel() for each in model.parameters()) / 1e6 < high
 
 
+def test_networks_with_the_quick_gelu_are_those_of_the_registry_of_timm() -> None:
+    timm = peers.timm()
+    names = [name for name in timm.list_models(pretrained=True) if "quickgelu" in name]
+    quick = {name: timm.get_pretrained_cfg(name).hf_hub_id for name in names}
+
+    assert set(quick.values()) == teacher_catalog.QUICK
+    for name, repository in quick.items():
+        network, stated = (text.partition(".")[0] for text in (name, repository[len("timm/") :]))
+        assert teacher_catalog.natively(repository, stated) == network
+        assert teacher_catalog.natively(repository, network) == network
+        assert teacher_catalog.natively("me/mine", stated) == stated
+
+
 def test_the_sizes_are_listed_in_order() -> None:
     order = [teacher_catalog.SIZES.index(teacher.size) for teacher in PUBLISHED.values()]
 

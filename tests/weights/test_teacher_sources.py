@@ -10,7 +10,14 @@ import pytest
 
 from remem_jax.checks import SettingError
 from remem_jax.models.normalisation import IMAGENET, Normalisation
-from remem_jax.weights import catalog, hub, hub_description, teacher_catalog, teacher_sources, timm
+from remem_jax.weights import (
+    catalog,
+    hub,
+    hub_description,
+    teacher_catalog,
+    teacher_sources,
+    timm,
+)
 from remem_jax.weights.teacher_sources import TeacherSource
 from tests.weights import hub_client, hub_server
 from tests.weights.hub_server import COMMIT, Hub
@@ -172,6 +179,15 @@ def test_a_file_has_the_description_beside_it(tmp_path: pathlib.Path) -> None:
     assert (source.commit, source.metadata["format"]) == ("", "pt")
 
 
+def test_the_network_of_openais_clip_has_the_quick_gelu() -> None:
+    repository = "timm/vit_base_patch16_clip_224.openai"
+    config = {"architecture": "vit_base_patch16_clip_224"}
+
+    source = TeacherSource(pathlib.Path("model.safetensors"), repository, config=config)
+
+    assert source.architecture == "vit_base_patch16_clip_quickgelu_224"
+
+
 def test_a_file_of_ours_has_the_normalisation_in_its_metadata(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "teacher.safetensors"
     save(path, mean="[0.1, 0.2, 0.3]", std="[1, 1, 1]")
@@ -194,6 +210,29 @@ def test_a_file_of_ours_has_the_normalisation_in_its_metadata(tmp_path: pathlib.
 def test_a_damaged_normalisation_is_an_error(source: TeacherSource) -> None:
     with pytest.raises(SettingError, match=r"mean and std that come with a are not three numbers"):
         _ = source.normalisation
+
+
+DINOV3 = "vit_small_patch16_dinov3"
+
+
+@pytest.mark.parametrize(
+    ("path", "repository", "config", "architecture"),
+    [
+        ("model.safetensors", f"timm/{DINOV3}.lvd1689m", {}, DINOV3),
+        ("model.safetensors", "me/mine", {"architecture": DINOV3}, DINOV3),
+        (f"{DINOV3}.lvd1689m.safetensors", "", {}, DINOV3),
+        ("mine.safetensors", "", {}, ""),
+        ("model.safetensors", f"me/{DINOV3}", TRANSFORMERS, ""),
+        (f"{DINOV3}.npz", "", {}, ""),
+    ],
+)
+def test_the_network_is_that_of_the_description_or_of_the_names(
+    path: str, repository: str, config: dict[str, Any], architecture: str
+) -> None:
+    source = TeacherSource(pathlib.Path(path), repository, config=config)
+
+    assert source.architecture == architecture
+    assert source.described == config | ({"architecture": architecture} if architecture else {})
 
 
 @pytest.mark.parametrize("init", ["bundled:Ti/16", "augreg:S/16", NAME, f"hf-hub:{NAME}@v1", OTHER])

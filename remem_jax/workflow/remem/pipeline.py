@@ -135,7 +135,9 @@ def _teacher(run: context.Run, pretrained: finetune.Pretrained | None) -> dict[s
     model = f"{settings.model} {settings.variant}".strip()
     parameters = trainable + _size(start.frozen)
     gelu = start.model.gelu
-    weights = teacher_sources.record(pretrained.source, settings.init, pretrained.digest)
+    weights = teacher_sources.record(
+        pretrained.source, settings.init, pretrained.digest, start.model.normalisation
+    )
     values = (model, parameters, trainable, gelu, settings.tuning, settings.init, pretrained.digest)
     return dict(zip(names, (*values, weights), strict=True))
 
