@@ -10,7 +10,7 @@ Source: github.com/huggingface/transformers, release 5.24,
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from remem_jax.checks import SettingError
+from remem_jax.checks import SettingError, require
 from remem_jax.models.rotary import Rotary
 from remem_jax.weights.facts import Facts
 
@@ -102,6 +102,10 @@ def facts(config: Mapping[str, Any], *, classifier: bool, gated: bool, attention
     defaults = FAMILIES[name]
     tower = _tower(config)
     heads = tower.get("num_attention_heads", defaults.heads)
+    require(
+        isinstance(heads, int) and heads > 0,
+        f"The config.json has no number of attention heads, but {heads!r}: fetch it again.",
+    )
     pool = defaults.classified if classifier else defaults.pool
     if pool == "map" and not attention:
         pool = "gap"

@@ -140,16 +140,19 @@ def to_timm(
     roots = {match["root"] for name in arrays if (match := _EMBEDDING.fullmatch(name))}
     require(len(roots) == 1, "The file holds several image towers: save one of them alone.")
     (root,) = roots
+    # What training code adds before the names of the tower and of a classifier beside it.
+    outer = root[: root.rstrip(".").rfind(".") + 1]
     classifier = bool(transformers_facts.FAMILIES[family].classified) and any(
-        name.startswith(_CLASSIFIERS) for name in arrays
+        name.removeprefix(outer).startswith(_CLASSIFIERS) for name in arrays
     )
     converted: dict[str, np.ndarray] = {}
     parts: dict[tuple[str, str], dict[str, np.ndarray]] = {}  # By block and leaf.
     ignored, unknown = [], []
-    for name, array in arrays.items():
-        inner = name.removeprefix(root) if name.startswith(root) else ""
+    for full, array in arrays.items():
+        name = full.removeprefix(outer)
+        inner = full.removeprefix(root) if full.startswith(root) else ""
         if _IGNORED.match(name) or _is_replaced(name, inner, family, classifier=classifier):
-            ignored.append(name)
+            ignored.append(full)
         elif classifier and name.startswith(_CLASSIFIERS):
             converted[f"head.{name.split('.', 1)[1]}"] = array
         elif place := _part(inner):
@@ -162,7 +165,7 @@ def to_timm(
             converted[f"attn_pool.q.{stacked[1]}"] = query
             converted[f"attn_pool.kv.{stacked[1]}"] = np.concatenate(rest)
         else:
-            unknown.append(name)
+            unknown.append(full)
     if unknown:
         raise SettingError(
             f"The model of transformers ({family}) has arrays without a place in a ViT: "

@@ -290,6 +290,18 @@ def test_the_text_tower_is_ignored() -> None:
     assert set(ignored) == set(names)
 
 
+def test_prefixes_of_training_code_are_removed() -> None:
+    head = {"classifier.weight": np.ones((2, 4)), "classifier.bias": np.ones(2)}
+    expected, facts, _ = transformers_names.to_timm(vit(**head), {"model_type": "vit"})
+    wrapped = {f"module.{name}": array for name, array in vit(**head).items()}
+
+    arrays, same, ignored = transformers_names.to_timm(wrapped, {"model_type": "vit"})
+
+    assert arrays.keys() == expected.keys() >= {"head.weight", "head.bias"}
+    assert same == facts
+    assert not ignored
+
+
 def test_settings_of_old_clips_are_those_of_vision_config_dict() -> None:
     config = {
         "model_type": "clip",
@@ -342,6 +354,11 @@ def test_another_activation_is_refused(settings: dict[str, str], gated: bool) ->
         transformers_names.transformers_facts.facts(
             config, classifier=False, gated=gated, attention=False
         )
+
+
+def test_a_damaged_number_of_heads_is_refused() -> None:
+    with pytest.raises(SettingError, match="no number of attention heads, but 'many'"):
+        transformers_names.to_timm(vit(), {"model_type": "vit", "num_attention_heads": "many"})
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
