@@ -106,7 +106,7 @@ def test_the_steps_of_a_teacher_can_be_traced(init: str, monkeypatch: pytest.Mon
     monkeypatch.setitem(teachers.NETWORKS, init, network._replace(size=size))
     tiny = TINY | {"data.image_size": 2 * size.patch, "teacher.batch_size": 2}
     sam, student = (
-        row._replace(settings=row.settings | tiny)
+        row._replace(settings={**row.settings, **tiny})
         for row in (rows.ROWS[f"{network.key}-{name}"] for name in ("sam", "resnet18"))
     )
 

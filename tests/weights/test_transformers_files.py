@@ -1,5 +1,6 @@
 """Files that transformers writes, read as ViTs of ours: the same tokens and logits."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.models import vit
-from remem_jax.weights import augreg
+from remem_jax.weights import augreg, timm, timm_names, transformers_names
 from tests.oracles import peers
 
 SIDE, PATCH = 12, 4
@@ -146,3 +147,19 @@ def test_positions_are_resized_as_dinov2_resizes_them(side: int, tmp_path: pathl
 
     actual = tokens_of(model, variables, batch)
     np.testing.assert_allclose(actual, expected_tokens(theirs, batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("case", TOWERS)
+def test_a_teacher_is_saved_under_timms_names(case: str, tmp_path: pathlib.Path) -> None:
+    name, settings = TOWERS[case]
+    peers.transformers(name, **settings).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    config = json.loads((tmp_path / "config.json").read_text())
+    checkpoint = augreg.read(path, config=config)
+
+    saved = timm_names.to_timm(checkpoint.arrays, layout=checkpoint.layout)
+
+    expected, _, _ = transformers_names.to_timm(timm.read(path), config)
+    assert saved.keys() == expected.keys()
+    for key in expected:
+        np.testing.assert_array_equal(saved[key], expected[key])
