@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from remem_jax import mesh
+from tests.oracles import peers
 from tools import accelerators
-from tools.aot import case, collectives, expected, rows, steps, table, targets
+from tools.aot import case, collectives, expected, rows, steps, table, targets, teachers
 
 GIB = 2**30
 TINY = {
@@ -20,6 +21,14 @@ TINY = {
     "student.batch_size": 8,
     "information.batch_size": 8,
     "information.seeds": (0,),
+}
+# timm's names of the networks of `teachers.NETWORKS`.
+TIMM = {
+    "facebook/dinov3-vits16-pretrain-lvd1689m": "vit_small_patch16_dinov3_qkvb",
+    "facebook/dinov2-with-registers-small": "vit_small_patch14_reg4_dinov2",
+    "google/siglip2-base-patch16-224": "vit_base_patch16_siglip_224",
+    "openai/clip-vit-base-patch16": "vit_base_patch16_clip_quickgelu_224",
+    "openai/clip-vit-large-patch14": "vit_large_patch14_clip_quickgelu_224",
 }
 OPTIONS = "variant=Ti/16,student=mobilenet_v2_035"
 
@@ -72,6 +81,40 @@ def test_a_step_compiles_the_functions_of_a_run(make: Any, names: list[str]) -> 
     for function, module in zip(step.functions, lowered, strict=True):
         assert all(any(array is other for other in held) for array in function.arrays)
         assert "sharding" in module.as_text()
+
+
+@pytest.mark.parametrize("init", teachers.NETWORKS)
+def test_a_teacher_is_the_network_of_its_name(init: str) -> None:
+    config = rows.ROWS[f"{teachers.NETWORKS[init].key}-sam"].config()
+    expected_model = teachers.NETWORKS[init].make(steps.CLASSES)
+    torch, timm = peers.torch(), peers.timm()
+
+    described = steps.checkpoint(config).checkpoint
+
+    assert described.make(classes=steps.CLASSES) == expected_model
+    with torch.device("meta"):
+        theirs = timm.create_model(TIMM[init], num_classes=steps.CLASSES, img_size=224)
+    parameters = sum(parameter.numel() for parameter in theirs.parameters())
+    assert sum(array.size for array in described.arrays.values()) == parameters
+
+
+@pytest.mark.usefixtures("mixed_dtypes")
+@pytest.mark.parametrize("init", teachers.NETWORKS)
+def test_the_steps_of_a_teacher_can_be_traced(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = teachers.NETWORKS[init]
+    size = network.size._replace(features=24, depth=2, heads=3)
+    monkeypatch.setitem(teachers.NETWORKS, init, network._replace(size=size))
+    tiny = TINY | {"data.image_size": 2 * size.patch, "teacher.batch_size": 2}
+    sam, student = (
+        row._replace(settings={**row.settings, **tiny})
+        for row in (rows.ROWS[f"{network.key}-{name}"] for name in ("sam", "resnet18"))
+    )
+
+    functions = (*_step(sam, 1).functions, *_step(student, 1).functions)
+
+    assert [function.name for function in functions] == ["step", "augment", "teacher", "student"]
+    for function in functions:
+        function.jitted.lower(*function.arguments)
 
 
 def test_memory_is_held_arrays_plus_the_largest_function() -> None:

@@ -1,4 +1,4 @@
-"""Reads and writes checkpoints of ViTs: AugReg, vit_jax, big_vision, timm.
+"""Reads and writes checkpoints of ViTs: AugReg, vit_jax, big_vision, timm, transformers.
 
 Source: Steiner et al. 2021, https://arxiv.org/abs/2106.10270. The names are those of
 github.com/google-research/vision_transformer.
@@ -23,6 +23,8 @@ from remem_jax.storage import files
 from remem_jax.weights import (
     catalog,
     described,
+    hub,
+    hub_description,
     matching,
     names,
     npz,
@@ -30,6 +32,7 @@ from remem_jax.weights import (
     timm,
     timm_architectures,
     timm_names,
+    transformers_names,
 )
 from remem_jax.weights.facts import UNKNOWN, Facts
 
@@ -87,12 +90,13 @@ def read(
     Args:
         path: An .npz of vit_jax or big_vision, followed by ":sub/tree" if the ViT is a part of a
             larger model; or a .safetensors of timm, whose names may have prefixes that
-            `timm.unwrapped` removes.
+            `timm.unwrapped` removes, or of transformers (`transformers_names`).
         heads: Number of attention heads, which timm's files do not record; 0 for the number that a
             file of ours records (`recorded`), that of `facts`, or else 64 features per head.
-        config: Contents of a config.json of timm; None for none.
+        config: Contents of a config.json of timm or transformers; None for none, or for the one
+            beside a file of transformers.
         facts: What the arrays do not determine; None for what the network's name says, which is in
-            `config`, or else that of the file.
+            `config`, or else that of the file; in transformers, for what `config` says.
 
     Raises:
         SettingError: If the file is missing or broken, holds no ViT or one that is not determined,
@@ -125,8 +129,14 @@ def _read_timm(
     facts: Facts | None,
     config: Mapping[str, Any],
 ) -> Checkpoint:
-    """Reads a file with timm's names; see `read`."""
-    stored, ignored = timm.unwrapped(timm.read(file), os.fspath(file))
+    """Reads a file with timm's names, or those of transformers; see `read`."""
+    stored = timm.read(file)
+    if transformers_names.is_transformers(stored):
+        config = config or hub_description.read_json(file.with_name(hub.CONFIG))
+        stored, of_config, ignored = transformers_names.to_timm(stored, config)
+        facts = facts or of_config
+    else:
+        stored, ignored = timm.unwrapped(stored, os.fspath(file))
     matching.require_finite(stored, os.fspath(file))
     known = recorded.read(file)
     if facts is None:

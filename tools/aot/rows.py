@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import remem
 from remem_jax.workflow import context
-from tools.aot import steps, targets
+from tools.aot import steps, targets, teachers
 
 DATA = "flowers102"  # Its images are stored at 256 pixels, like those of most data sets.
 SEVERAL = tuple(name for name, target in targets.TARGETS.items() if target.devices > 1)
@@ -57,6 +57,23 @@ def _student(title: str, options: str, **others: Any) -> Row:
     return Row(f"{title}, distilled from ViT-B/16", options, settings, steps.distillation, **others)
 
 
+def _pretrained(init: str, network: teachers.Network) -> dict[str, Row]:
+    """Returns the rows of a teacher from the hub, for one kind of GPU and one of TPU."""
+    settings = {"methods": ("remem",), "teacher.init": init, "teacher.variant": ""}
+    common = {"settings": settings, "targets": ("h100", "v5e-8")}
+    return {
+        f"{network.key}-sam": Row(
+            f"{network.title}, SAM", "student=resnet18", make=steps.teacher, **common
+        ),
+        f"{network.key}-resnet18": Row(
+            f"ResNet-18, distilled from {network.title}",
+            "student=resnet18",
+            make=steps.distillation,
+            **common,
+        ),
+    }
+
+
 # Students of other families, for one kind of GPU and one of TPU.
 STUDENTS = (
     "resnet26d",
@@ -91,6 +108,11 @@ ROWS: dict[str, Row] = {
     "resnet18-fsdp": _student(
         "ResNet-18, FSDP", "student=resnet18", settings={"fsdp": True}, targets=SEVERAL
     ),
+    **{
+        name: row
+        for init, network in teachers.NETWORKS.items()
+        for name, row in _pretrained(init, network).items()
+    },
     "decoder": Row(
         "Decoder and critic of ViT-B/16",
         "variant=B/16",

@@ -18,10 +18,12 @@ from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import Batch, DataLoader, Variables
 from remem_jax.train import compiling
 from remem_jax.weights import augreg
+from remem_jax.weights.facts import UNKNOWN
 from remem_jax.weights.teacher_sources import TeacherSource
 from remem_jax.workflow import context, initial_checkpoints, memory_plan, precision, step_memory
 from remem_jax.workflow.information import decoders
 from remem_jax.workflow.remem import student_grid, student_setup, teacher_training
+from tools.aot import teachers
 
 CLASSES, IMAGES, SIDE = 102, 8189, 256  # Flowers-102 at the stored_size of configs/remem.py.
 RESIDENT_BYTES = IMAGES * SIDE * SIDE * 3
@@ -129,12 +131,22 @@ def open_run(config: ConfigDict, on: jax.sharding.Mesh, device_bytes: int) -> co
 
 
 def checkpoint(config: ConfigDict) -> initial_checkpoints.Pretrained:
-    """Returns a checkpoint of `config.teacher.variant`, with zeros that take no memory."""
-    model = models.make("vit", variant=config.teacher.variant, classes=CLASSES)
+    """Returns a checkpoint with zeros that take no memory.
+
+    Args:
+        config: All settings. `config.teacher.init` names one of `teachers.NETWORKS`; for another
+            value, the network is an AugReg ViT of `config.teacher.variant`.
+    """
+    network = teachers.NETWORKS.get(config.teacher.init)
+    if network:
+        model, form, facts = network.make(CLASSES), "timm", network.facts()
+    else:
+        model = models.make("vit", variant=config.teacher.variant, classes=CLASSES)
+        form, facts = "vit_jax", UNKNOWN
     shapes = augreg.names_and_shapes(model, config.data.image_size)
     zero = np.zeros((), np.float32)
     arrays = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
-    described = augreg.describe(arrays, form="vit_jax", source="described")
+    described = augreg.describe(arrays, form=form, source="described", facts=facts)
     source = TeacherSource(pathlib.Path(described.source))
     return initial_checkpoints.Pretrained(described, "", source)
 
