@@ -17,10 +17,19 @@ from remem_jax.export import checking, destinations, options, predictors, runs
 from remem_jax.export.checking import Limits
 from remem_jax.export.images import Images
 from remem_jax.storage import results, selected
-from remem_jax.weights import augreg, catalog, recorded, timm, timm_names
+from remem_jax.weights import (
+    augreg,
+    catalog,
+    described,
+    recorded,
+    timm,
+    timm_architectures,
+    timm_names,
+)
 
 # The GELU that code computes which loads a format; timm also has the other one.
 _GELUS = {"augreg": "tanh", "big_vision": "tanh", "timm": "erf"}
+_LAYERS = {"tanh": "gelu_tanh", "erf": "gelu", "quick": "quick_gelu"}  # timm's names.
 
 
 class Teacher(NamedTuple):
@@ -81,7 +90,9 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
         checkpoint,
         tuple(record["data"]["class_names"]),
         Preprocessing(
-            checkpoint.image_size, preprocessing.stored_size(record), preprocessing.crop(record)
+            record["config"]["data"]["image_size"],
+            preprocessing.stored_size(record),
+            preprocessing.crop(record),
         ),
         results.digest(path),
         runs.key_of(record),
@@ -124,6 +135,7 @@ def export(
             and the old one stays.
     """
     one_of("--format", form, options.TEACHER_FORMATS)
+    _require_network(teacher.checkpoint, form)
     destinations.require_replaceable(path, folder=False)
     try:
         with destinations.workspace(path) as folder:
@@ -135,6 +147,22 @@ def export(
         raise destinations.unwritable(path, error) from error
 
 
+def _require_network(checkpoint: augreg.Checkpoint, form: str) -> None:
+    """Raises `SettingError` unless a project has the network of a teacher."""
+    others = sorted(checkpoint.options.keys() - described.OF_NPZ)
+    require(
+        form == "timm" or not others,
+        f"--format={form} has no ViTs with {', '.join(others)}: take --format=timm.",
+    )
+
+
+def _gelu_of(form: str, architecture: str) -> str:
+    """Returns the GELU with which a project computes a network of timm's name."""
+    if form == "timm" and architecture:
+        return timm_architectures.facts(architecture).gelu
+    return _GELUS[form]
+
+
 def _write_and_check(
     teacher: Teacher, form: str, path: pathlib.Path, images: Images, allowed: Limits
 ) -> dict[str, Any]:
@@ -143,15 +171,16 @@ def _write_and_check(
     The logits of the file are those that its project computes, with that project's GELU. timm also
     has the other one, which a note of the record names.
     """
-    checkpoint, theirs = teacher.checkpoint, _GELUS[form]
-    _write(checkpoint, form, path, _metadata(teacher))
+    checkpoint = teacher.checkpoint
+    theirs = _gelu_of(form, checkpoint.architecture)
+    _write(teacher, form, path)
     read = augreg.read(path, heads=checkpoint.size.heads)
     expected = _logits(checkpoint, images, teacher.gelu)
     compared = {
         gelu: checking.compare_logits(_logits(read, images, gelu), expected, images)
         for gelu in {theirs, teacher.gelu}
     }
-    reason = "" if theirs == teacher.gelu else _reason(form, teacher.gelu)
+    reason = "" if theirs == teacher.gelu else _reason(form, teacher.gelu, theirs)
     if form == "timm":
         comparison = compared[teacher.gelu]
         checking.require_close(comparison, allowed, "The timm file")
@@ -166,16 +195,16 @@ def _write_and_check(
     }
 
 
-def _reason(form: str, gelu: str) -> str:
+def _reason(form: str, gelu: str, theirs: str) -> str:
     """Says that a project has another GELU than the teacher, and what to do."""
     if form == "timm":
         return (
-            f"This teacher has the GELU by {gelu}, and timm's default is by {_GELUS[form]}: give "
-            'timm.create_model act_layer="gelu_tanh".'
+            f"This teacher has the GELU by {gelu}, and timm's default is by {theirs}: give "
+            f'timm.create_model act_layer="{_LAYERS[gelu]}".'
         )
     project = "vit_jax" if form == "augreg" else form
     return (
-        f"This teacher has the GELU by {gelu}, and {project} computes it by {_GELUS[form]}: take "
+        f"This teacher has the GELU by {gelu}, and {project} computes it by {theirs}: take "
         "--format=timm, which has this GELU."
     )
 
@@ -195,8 +224,8 @@ def _metadata(teacher: Teacher) -> dict[str, str]:
     return {
         "model": f"ViT {dict(checkpoint.size._asdict())}",
         "pool": str(checkpoint.options["pool"]),
-        **recorded.texts(recorded.Recorded(teacher.gelu, checkpoint.size.heads)),
-        "image_size": str(checkpoint.image_size),
+        **recorded.texts(recorded.of_model(checkpoint.make(classes=1), checkpoint.architecture)),
+        "image_size": str(teacher.preprocessing.image_size),
         "image_range": preprocessing.RANGE,
         "resize": teacher.preprocessing.text(),
         "preprocessing": json.dumps(teacher.preprocessing.record()),
@@ -208,12 +237,12 @@ def _metadata(teacher: Teacher) -> dict[str, str]:
     }
 
 
-def _write(
-    checkpoint: augreg.Checkpoint, form: str, path: pathlib.Path, metadata: dict[str, str]
-) -> None:
+def _write(teacher: Teacher, form: str, path: pathlib.Path) -> None:
+    checkpoint, metadata = teacher.checkpoint, _metadata(teacher)
     if form == "timm":
-        grid = checkpoint.image_size // checkpoint.size.pixels
-        timm.save(path, timm_names.to_timm(checkpoint.arrays, grid=grid), metadata)
+        grid = teacher.preprocessing.image_size // checkpoint.size.pixels
+        arrays = timm_names.to_timm(checkpoint.arrays, grid=grid, layout=checkpoint.layout)
+        timm.save(path, arrays, metadata)
     else:
         names = "vit_jax" if form == "augreg" else form
         augreg.save(path, checkpoint.arrays, form=names)

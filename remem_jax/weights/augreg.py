@@ -67,9 +67,9 @@ class Checkpoint(NamedTuple):
 
     @property
     def image_size(self) -> int:
-        """Side, in pixels, of the images that the positions fit; 224 if none are learned."""
+        """Side, in pixels, of the images that the positions fit; about 224 if none are learned."""
         if names.POSITION not in self.arrays:
-            return 224
+            return max(224 // self.size.pixels, 1) * self.size.pixels
         return described.grid(self.arrays, self.options) * self.size.pixels
 
     def make(self, *, classes: int, **options: Any) -> vit.VisionTransformer:

@@ -21,6 +21,8 @@ _POOL_QUERY = "MAPHead_0/MultiHeadDotProductAttention_0/query/kernel"
 PLAIN: Mapping[str, Any] = {
     name: vit.VisionTransformer.__dataclass_fields__[name].default for name in vit.ARCHITECTURE
 }
+# The options that the networks of vit_jax and big_vision may have.
+OF_NPZ = frozenset({"pool", "positions", "representation", "gelu"})
 _DESCRIBE = (
     "put the config.json of its repository beside it, or give the file the name that timm gives "
     "the network, such as vit_base_patch16_clip_224.safetensors"

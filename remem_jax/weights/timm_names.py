@@ -244,6 +244,11 @@ def _require_supported(arrays: Arrays) -> None:
     for start, reason in _REFUSED.items():
         if any(name.startswith(start) for name in arrays):
             raise SettingError(f"The timm checkpoint {reason} ({start.rstrip('.')}).")
+    require(
+        "blocks.0.gamma_1" not in arrays or "blocks.0.gamma_2" in arrays,
+        "The timm checkpoint has LayerScale for the attention alone (gamma_1), which is not "
+        "implemented: take another one.",
+    )
 
 
 def _pack_gates(arrays: Arrays, blocks: list[tuple[int, ...]]) -> None:

@@ -15,7 +15,7 @@ from remem_jax import models
 from remem_jax.checks import SettingError
 from remem_jax.models import vit, vit_student
 from remem_jax.records import Variables
-from remem_jax.weights import augreg, catalog, matching, names, timm_names
+from remem_jax.weights import augreg, catalog, described, matching, names, timm_names
 
 
 class Pretrained(NamedTuple):
@@ -74,7 +74,7 @@ def read(path: str | os.PathLike[str], student: str) -> Pretrained:
 def _require_plain(checkpoint: augreg.Checkpoint, student: str) -> None:
     """Raises `SettingError` unless a checkpoint is of a plain ViT, as students are."""
     options = checkpoint.options
-    others = sorted(options.keys() - {"pool", "positions", "representation", "gelu"})
+    others = sorted(options.keys() - described.OF_NPZ)
     is_known = options["gelu"] in vit_student.GELUS and options["pool"] in vit_student.POOLS
     if others or not is_known:
         raise SettingError(

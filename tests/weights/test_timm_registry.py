@@ -21,7 +21,8 @@ REFUSED = {
     "relative positions": 7,
     "differential attention": 2,
     "norms after its sub-blocks": 2,
-    "grouped-query attention": 5,
+    "grouped-query attention": 4,
+    "LayerScale for the attention alone": 1,
     "no parameter for": 0,
 }
 

@@ -25,7 +25,7 @@ from remem_jax.records import (
 )
 from remem_jax.settings import division, tuning_of
 from remem_jax.train import averaging, flops, state, steps, student_losses
-from remem_jax.weights import augreg, timm_names
+from remem_jax.weights import augreg, described, timm_names
 from remem_jax.workflow import context, memory_plan, optimiser, step_memory
 from remem_jax.workflow.initial_checkpoints import Pretrained
 
@@ -125,7 +125,7 @@ def _is_timms(checkpoint: augreg.Checkpoint, model: vit.VisionTransformer) -> bo
     They are those of its checkpoint, unless AugReg or big_vision has its network and timm another
     GELU.
     """
-    is_plain = set(checkpoint.options) <= {"pool", "positions", "representation", "gelu"}
+    is_plain = checkpoint.options.keys() <= described.OF_NPZ
     is_others = is_plain and model.gelu == "tanh" and model.normalisation == IDENTITY
     as_checkpoint = checkpoint.form == "timm" and model.gelu == checkpoint.options["gelu"]
     return as_checkpoint or not is_others or model.pool == "cls_gap"
