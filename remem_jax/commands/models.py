@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _STUDENT = "{:23} {:>8} {:>7} {:>6} {:>5}  {:22}  {:12}  {}".format
 _TEACHER = "{:22} {:>9} {:>7} {:>6}  {:30}  {:10}  {}".format
-_RECOMMENDED = "{:52} {:>9} {:>7} {:>6}  {:10}  {:22}  {}".format
+_RECOMMENDED = "{:52} {:>7} {:>8} {:>6}  {:10}  {:22}  {}".format
 _WEIGHTS = "{:47} {:>5} {:>6} {:>7}  {:22}  {:12}  {}".format
 _LEGEND = """\
 params: parameters with a head of 1,000 classes. GFLOPs: of one image's forward pass at these
@@ -98,8 +98,7 @@ def _similar(names: Sequence[str]) -> str:
 def _record(model: "Model") -> dict[str, Any]:
     """Returns a model as JSON values, without nesting."""
     record = model._asdict()
-    cost = record.pop("cost")
-    return record | (cost._asdict() if cost else {"parameters": None, "gflops": None})
+    return record | record.pop("cost")._asdict()
 
 
 def _students(models: Sequence["Model"]) -> Iterator[str]:
@@ -197,9 +196,6 @@ def _of_teacher(model: "Model") -> Iterator[str]:
 
 
 def _facts_on_cost(model: "Model") -> Iterator[str]:
-    if model.cost is None:
-        yield _fact("images", f"{model.pixels} pixels")
-        return
     yield _fact("parameters", f"{model.cost.parameters:,} with a head of 1,000 classes")
     yield _fact("GFLOPs", f"{model.cost.gflops} at {model.pixels} pixels")
 
@@ -231,8 +227,6 @@ def _terms(model: "Model") -> str:
 
 def _costs(model: "Model") -> tuple[str, str, str]:
     """Returns the cells for parameters, operations and pixels."""
-    if model.cost is None:
-        return "", "", str(model.pixels)
     millions = f"{model.cost.parameters / 1e6:,.1f} M"
     return millions, f"{model.cost.gflops:,.2f}", str(model.pixels)
 

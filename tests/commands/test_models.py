@@ -47,7 +47,10 @@ def records(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, di
 
 @pytest.mark.parametrize(
     ("name", "side"),
-    [("resnet18", 224), ("mobilenetv3_small_100", 224), ("Ti/16", 224), ("S/32", 384)],
+    [
+        *(("resnet18", 224), ("mobilenetv3_small_100", 224), ("Ti/16", 224), ("S/32", 384)),
+        *(("vit_small_patch16_dinov3", 256), ("vit_small_patch14_reg4_dinov2", 518)),
+    ],
 )
 def test_stored_costs_are_those_of_the_networks(name: str, side: int) -> None:
     assert make_costs.cost(name, side) == costs.COSTS[name][side]
