@@ -77,17 +77,21 @@ def _named(name: str, listed: Sequence["Model"]) -> list["Model"]:
     Raises:
         SettingError: If it stands for nothing; the message lists similar names.
     """
-    from remem_jax.weights import available
+    from remem_jax.weights import available, hub
 
-    found = [model for model in listed if name in (model.network, model.weights)]
+    on_hub = hub.parse(name)
+    wanted = on_hub.repository if on_hub else name
+    found = [model for model in listed if wanted in (model.network, model.weights)]
     if found:
         return found
     if name.startswith("augreg:"):
         return [available.teacher(name)]
     known = {text for model in listed for text in (model.network, model.weights) if text}
     close = difflib.get_close_matches(name, sorted(known), n=5)
+    other = "; other repositories on the Hub are not listed, and can be used" if on_hub else ""
     raise SettingError(
-        f"There is no teacher or student {name!r}{_similar(close)}: `remem models` lists all."
+        f"There is no teacher or student {name!r}{_similar(close)}: `remem models` lists "
+        f"all{other}."
     )
 
 
