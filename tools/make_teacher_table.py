@@ -8,7 +8,8 @@ A test compares the page with the catalogue.
 import pathlib
 import re
 
-from remem_jax.weights import teacher_catalog
+from remem_jax.weights import costs, teacher_catalog
+from remem_jax.weights.costs import Cost
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "teachers.md"
 _MARKED = re.compile(
@@ -19,13 +20,18 @@ _MARKED = re.compile(
 def table() -> str:
     """Returns the table, in Markdown."""
     rows = [
-        ("`config.teacher.init`", "size", "pixels", "pretraining", "licence", "commercial use"),
-        ("---", "---", "---", "---", "---", "---"),
+        (
+            *("`config.teacher.init`", "parameters", "pixels", "GFLOPs", "GFLOPs at 224"),
+            *("pretraining", "licence", "commercial use"),
+        ),
+        ("---", "---:", "---:", "---:", "---:", "---", "---", "---"),
         *(
             (
                 f"`{teacher.repository}`: {teacher.note}",
-                teacher.size,
+                f"{_cost(teacher, 224).parameters / 1e6:.0f} M",
                 str(teacher.pixels),
+                f"{_cost(teacher, teacher.pixels).gflops:,.0f}",
+                f"{_cost(teacher, 224).gflops:,.0f}",
                 teacher.pretraining,
                 teacher.licence,
                 teacher.verdict,
@@ -34,6 +40,10 @@ def table() -> str:
         ),
     ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cost(teacher: teacher_catalog.Published, side: int) -> Cost:
+    return costs.COSTS[teacher.architecture][side]
 
 
 def page() -> str:

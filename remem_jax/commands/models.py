@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _STUDENT = "{:23} {:>8} {:>7} {:>6} {:>5}  {:22}  {:12}  {}".format
 _TEACHER = "{:22} {:>9} {:>7} {:>6}  {:30}  {:10}  {}".format
-_RECOMMENDED = "{:52} {:>9} {:>7} {:>6}  {:10}  {:22}  {}".format
+_RECOMMENDED = "{:52} {:>7} {:>8} {:>6}  {:10}  {:22}  {}".format
 _WEIGHTS = "{:47} {:>5} {:>6} {:>7}  {:22}  {:12}  {}".format
 _LEGEND = """\
 params: parameters with a head of 1,000 classes. GFLOPs: of one image's forward pass at these
@@ -77,17 +77,21 @@ def _named(name: str, listed: Sequence["Model"]) -> list["Model"]:
     Raises:
         SettingError: If it stands for nothing; the message lists similar names.
     """
-    from remem_jax.weights import available
+    from remem_jax.weights import available, hub
 
-    found = [model for model in listed if name in (model.network, model.weights)]
+    on_hub = hub.parse(name)
+    wanted = on_hub.repository if on_hub else name
+    found = [model for model in listed if wanted in (model.network, model.weights)]
     if found:
         return found
     if name.startswith("augreg:"):
         return [available.teacher(name)]
     known = {text for model in listed for text in (model.network, model.weights) if text}
     close = difflib.get_close_matches(name, sorted(known), n=5)
+    other = "; other repositories on the Hub are not listed, and can be used" if on_hub else ""
     raise SettingError(
-        f"There is no teacher or student {name!r}{_similar(close)}: `remem models` lists all."
+        f"There is no teacher or student {name!r}{_similar(close)}: `remem models` lists "
+        f"all{other}."
     )
 
 
@@ -98,8 +102,7 @@ def _similar(names: Sequence[str]) -> str:
 def _record(model: "Model") -> dict[str, Any]:
     """Returns a model as JSON values, without nesting."""
     record = model._asdict()
-    cost = record.pop("cost")
-    return record | (cost._asdict() if cost else {"parameters": None, "gflops": None})
+    return record | record.pop("cost")._asdict()
 
 
 def _students(models: Sequence["Model"]) -> Iterator[str]:
@@ -197,9 +200,6 @@ def _of_teacher(model: "Model") -> Iterator[str]:
 
 
 def _facts_on_cost(model: "Model") -> Iterator[str]:
-    if model.cost is None:
-        yield _fact("images", f"{model.pixels} pixels")
-        return
     yield _fact("parameters", f"{model.cost.parameters:,} with a head of 1,000 classes")
     yield _fact("GFLOPs", f"{model.cost.gflops} at {model.pixels} pixels")
 
@@ -231,8 +231,6 @@ def _terms(model: "Model") -> str:
 
 def _costs(model: "Model") -> tuple[str, str, str]:
     """Returns the cells for parameters, operations and pixels."""
-    if model.cost is None:
-        return "", "", str(model.pixels)
     millions = f"{model.cost.parameters / 1e6:,.1f} M"
     return millions, f"{model.cost.gflops:,.2f}", str(model.pixels)
 

@@ -17,7 +17,7 @@ from remem_jax.weights.costs import Cost
 
 BUNDLED, HERE, AWAY, NONE = "bundled", "here", "to download", "none published"
 _LICENCE_OF_VITS = "apache-2.0"  # Of github.com/google-research/vision_transformer.
-_BYTES = 4  # Of a parameter in a published file of a student.
+_BYTES = 4  # Of a parameter in a published file on the Hub.
 
 
 class Model(NamedTuple):
@@ -27,7 +27,7 @@ class Model(NamedTuple):
         role: "teacher" or "student".
         network: A student's name, or a ViT's variant.
         weights: Value of `config.student.init` or `config.teacher.init`; "" without weights.
-        cost: Parameters and operations at `pixels`; None if they were not counted.
+        cost: Parameters and operations at `pixels`.
         pixels: Side of the images that the weights were last trained with.
         top1: Accuracy on ImageNet's validation images, in percent; None if it is not listed.
         top1_pixels: Side of the images of that accuracy; None without it.
@@ -35,8 +35,8 @@ class Model(NamedTuple):
         licence: Licence of the weights; "" without weights.
         note: A remark; may be "".
         place: `BUNDLED`, `HERE` (in the cache), `AWAY` or `NONE`.
-        mebibytes: Size of the file in MiB, about that of the parameters for students; None if it is
-            unknown, or without weights.
+        mebibytes: Size of the file in MiB, about that of the parameters for students and
+            recommended teachers; None if it is unknown, or without weights.
         commercial: Whether commercial use of a recommended teacher is allowed: "yes", "conditions",
             "no" or "unclear"; "" for all other models.
     """
@@ -44,7 +44,7 @@ class Model(NamedTuple):
     role: str
     network: str
     weights: str
-    cost: Cost | None
+    cost: Cost
     pixels: int
     top1: float | None
     top1_pixels: int | None
@@ -94,11 +94,12 @@ def teacher(name: str) -> Model:
 
 def _recommended(published: teacher_catalog.Published) -> Model:
     is_here = hub.is_cached(hub.Name(published.repository))
+    cost = costs.COSTS[published.architecture][published.pixels]
     return Model(
         "teacher",
         published.architecture,
         published.repository,
-        _cost(published),
+        cost,
         published.pixels,
         None,
         None,
@@ -106,14 +107,9 @@ def _recommended(published: teacher_catalog.Published) -> Model:
         published.licence,
         published.note,
         HERE if is_here else AWAY,
-        None,
+        _BYTES * cost.parameters / 2**20,
         published.verdict,
     )
-
-
-def _cost(published: teacher_catalog.Published) -> Cost | None:
-    """Returns the cost of a recommended teacher; None if its network was not counted."""
-    return costs.COSTS.get(published.architecture, {}).get(published.pixels)
 
 
 def _bundled(name: str) -> Model:

@@ -1,6 +1,7 @@
 """Parameters and operations of the networks, with heads of 1,000 classes.
 
-`COSTS` has them by student or variant of a ViT, and by the side of the images in pixels.
+`COSTS` has them by student, variant of a ViT or, for recommended teachers, timm's name of the
+network, and by the side of the images in pixels.
 """
 
 from collections.abc import Mapping
@@ -76,4 +77,26 @@ COSTS: Mapping[str, Mapping[int, Cost]] = {
     "R26+S/32": {224: Cost(36_431_912, 6.928), 384: Cost(36_468_392, 20.527)},
     "R50+B/16": {224: Cost(98_659_112, 43.071), 384: Cost(98_950_952, 134.312)},
     "R50+L/32": {224: Cost(328_994_856, 38.827), 384: Cost(329_092_136, 114.272)},
+    "vit_small_patch16_dinov3": {224: Cost(21_971_944, 9.397), 256: Cost(21_971_944, 12.491)},
+    "vit_small_patch14_reg4_dinov2": {224: Cost(22_014_952, 12.456), 518: Cost(22_442_344, 93.766)},
+    "deit3_small_patch16_224": {224: Cost(22_059_880, 9.198)},
+    "eva02_small_patch14_336": {224: Cost(22_006_120, 12.248), 336: Cost(22_129_000, 30.901)},
+    "vit_small_patch16_dinov3_qkvb": {224: Cost(21_981_160, 9.397), 256: Cost(21_981_160, 12.491)},
+    "vit_base_patch16_dinov3": {224: Cost(86_410_216, 35.866), 256: Cost(86_410_216, 47.151)},
+    "vit_base_patch14_reg4_dinov2": {224: Cost(86_496_232, 47.08), 518: Cost(87_351_016, 304.233)},
+    "vit_base_patch16_siglip_224": {224: Cost(93_653_224, 35.418)},
+    "vit_base_patch16_clip_quickgelu_224": {224: Cost(86_568_424, 35.128)},
+    "vit_base_patch16_clip_224": {224: Cost(86_568_424, 35.128)},
+    "vit_pe_core_base_patch16_224": {224: Cost(93_655_528, 35.605)},
+    "vit_large_patch16_dinov3": {224: Cost(304_104_424, 125.682), 256: Cost(304_104_424, 164.74)},
+    "vit_large_patch14_reg4_dinov2": {
+        224: Cost(304_255_976, 164.646),
+        518: Cost(305_395_688, 1017.105),
+    },
+    "vit_large_patch16_siglip_256": {
+        224: Cost(316_919_784, 123.311),
+        256: Cost(316_981_224, 162.562),
+    },
+    "vit_large_patch14_clip_quickgelu_224": {224: Cost(304_204_776, 162.026)},
+    "eva02_large_patch14_448": {224: Cost(304_293_800, 162.001), 448: Cost(305_080_232, 723.494)},
 }

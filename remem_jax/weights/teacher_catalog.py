@@ -143,7 +143,7 @@ _PUBLISHED = (
     _siglip2("medium", "vit_base_patch16_siglip_224", 224),
     Published(
         "timm/vit_base_patch16_clip_224.openai",
-        *("medium", 224, _CLIP, "OpenAI's 400M images", _APACHE, True, _OPENAI),
+        *("medium", 224, _CLIP, "WIT-400M", _APACHE, True, _OPENAI),
         "CLIP, trained on images and their texts, with the quick GELU",
     ),
     Published(
@@ -153,7 +153,7 @@ _PUBLISHED = (
     ),
     Published(
         "timm/vit_pe_core_base_patch16_224.fb",
-        *("medium", 224, _HALF, "Meta's web images", _APACHE, True, _PERMISSIVE),
+        *("medium", 224, _HALF, "Meta's web data", _APACHE, True, _PERMISSIVE),
         "Perception Encoder, trained on images and videos and their texts",
     ),
     _dinov3("large", "vit_large_patch16_dinov3"),

@@ -55,7 +55,7 @@ class TeacherSource(NamedTuple):
         if "model_type" in self.config or self.path.suffix != student_sources.SUFFIX:
             return ""  # It is transformers', or AugReg's.
         stem = self.repository.partition("/")[2] or self.path.stem
-        stated = timm_architectures.name_of(dict(self.config), stem)
+        stated = timm_architectures.name_of(self.config, stem)
         return teacher_catalog.natively(self.repository, stated)
 
     @property

@@ -1,4 +1,4 @@
-"""`remem distil` with a teacher of timm from a local hub."""
+"""`remem distil` with a teacher of timm from a local hub that restricts access to it."""
 
 import json
 import pathlib
@@ -66,18 +66,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         **{"config.teacher.steps": "(4,)", "config.student.steps": 4},
     }
     with hub_server.serving(Hub({NAME: repository(folder)})) as site:
+        site.gated = {NAME}
+        variables = {"REMEM_CACHE": str(folder / "cache"), "HF_TOKEN": site.token}
         process = subprocess.run(
             [
                 *(sys.executable, "-c", COMMAND, "distil", str(folder / "images")),
                 *(f"--{name}={value}" for name, value in options.items()),
             ],
             cwd=ROOT,
-            env=hub_client.environment(site, folder / "hub", REMEM_CACHE=str(folder / "cache")),
+            env=hub_client.environment(site, folder / "hub", **variables),
             text=True,
             capture_output=True,
             check=False,
         )
     assert process.returncode == 0, process.stderr
+    written = [path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()]
+    assert not [text for text in (*written, process.stderr.encode()) if site.token.encode() in text]
     (card,) = (folder / "run/selected").glob("*_student.md")
     record = json.loads((folder / "run/results.json").read_text())
     return {"results": record, "card": card.read_text()}

@@ -47,7 +47,10 @@ def records(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, di
 
 @pytest.mark.parametrize(
     ("name", "side"),
-    [("resnet18", 224), ("mobilenetv3_small_100", 224), ("Ti/16", 224), ("S/32", 384)],
+    [
+        *(("resnet18", 224), ("mobilenetv3_small_100", 224), ("Ti/16", 224), ("S/32", 384)),
+        *(("vit_small_patch16_dinov3", 256), ("vit_small_patch14_reg4_dinov2", 518)),
+    ],
 )
 def test_stored_costs_are_those_of_the_networks(name: str, side: int) -> None:
     assert make_costs.cost(name, side) == costs.COSTS[name][side]
@@ -189,6 +192,8 @@ def test_a_network_is_described_with_all_of_its_weights(
         ("vit_tiny_patch16", "multiples of 16 pixels"),
         ("sam:B/16", "remem distil IMAGES --teacher=sam:B/16\n"),
         ("H/14", "i21k:H/14"),
+        (f"hf-hub:{teacher_catalog.EXAMPLE}@main", f"--teacher={teacher_catalog.EXAMPLE}\n"),
+        ("vit_small_patch16_dinov3", "timm/vit_small_patch16_dinov3.lvd1689m, a teacher"),
         (f"augreg:{'B_16-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0'}", "86,567,656"),
     ],
 )
@@ -197,7 +202,13 @@ def test_each_name_is_described(name: str, text: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("name", "similar"), [("resnet19", "resnet18"), ("augreg:B/17", "augreg:B/16")]
+    ("name", "similar"),
+    [
+        ("resnet19", "resnet18"),
+        ("augreg:B/17", "augreg:B/16"),
+        ("vit_small_patch16_dinov3.lvd1689m", "timm/vit_small_patch16_dinov3.lvd1689m"),
+        ("me/mine", "other repositories on the Hub are not listed, and can be used"),
+    ],
 )
 def test_an_unknown_name_is_an_error_with_similar_ones(
     name: str, similar: str, capsys: pytest.CaptureFixture[str]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from remem_jax.models.normalisation import Normalisation
-from remem_jax.weights import teacher_catalog
+from remem_jax.weights import costs, teacher_catalog
 from remem_jax.weights.teacher_catalog import PUBLISHED
 from tests.oracles import peers
 
@@ -26,10 +26,10 @@ def test_entries_are_as_in_the_registry_of_timm(name: str) -> None:
     assert Normalisation(config.mean, config.std) == teacher.normalisation
 
 
-def network(architecture: str) -> Any:
+def network(architecture: str, classes: int = 0) -> Any:
     """Makes timm's network, without memory for its weights."""
     with peers.torch().device("meta"):
-        return peers.timm().create_model(architecture, num_classes=0)
+        return peers.timm().create_model(architecture, num_classes=classes)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -41,6 +41,18 @@ def test_entries_have_the_patch_and_the_size_of_the_network_of_timm(name: str) -
     assert model.embed_dim == teacher.features
     low, high = MILLIONS[teacher.size]
     assert low < sum(each.numel() for each in model.parameters()) / 1e6 < high
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_costs_have_as_many_parameters_as_the_network_of_timm(name: str) -> None:
+    teacher = PUBLISHED[name]
+    parameters = sum(each.numel() for each in network(teacher.architecture, 1000).parameters())
+    # Our [CLS] has a position even where timm's has none; it is zeros then.
+    positions = teacher.features if "deit3" in name else 0
+
+    counted = costs.COSTS[teacher.architecture][teacher.pixels]
+
+    assert counted.parameters == parameters + positions
 
 
 def test_networks_with_the_quick_gelu_are_those_of_the_registry_of_timm() -> None:
