@@ -97,7 +97,12 @@ def filled(config: ConfigDict, planned: Mapping[str, Any]) -> ConfigDict:
     with result.unlocked():
         del result.budget
     result.workflow = "remem"
-    provisional = {"log_every": 10, "save_every": 100, **steps(config, 100, 100)}
+    provisional = {
+        "log_every": 10,
+        "save_every": 100,
+        "teacher.position_resize": "vit_jax",  # As in the plans of earlier versions.
+        **steps(config, 100, 100),
+    }
     result.update_from_flattened_dict(
         {
             name: tuple(value) if isinstance(value, list) else value
@@ -239,6 +244,9 @@ def _choose_size_and_teacher(
             if _steps(config, teacher, side, device, seconds) >= wanted:
                 chosen = (teacher, side)
     config.teacher.init, config.data.image_size = chosen
+    of_hub = teacher_sources.on_hub(config.teacher.init)
+    way = config.teacher.position_resize or ("dinov2" if of_hub else "vit_jax")
+    config.teacher.position_resize = way
     if not config.data.stored_size:
         # Room for crops: timm's usual 7/8 of the stored image.
         config.data.stored_size = min(max(facts.side, chosen[1]), round(chosen[1] * 8 / 7))

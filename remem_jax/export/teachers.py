@@ -90,7 +90,7 @@ def open_teacher(run: pathlib.Path, *, method: str = "") -> Teacher:
         checkpoint,
         tuple(record["data"]["class_names"]),
         Preprocessing(
-            record["config"]["data"]["image_size"],
+            record["data"].get("image_size", checkpoint.image_size),
             preprocessing.stored_size(record),
             preprocessing.crop(record),
         ),

@@ -22,7 +22,7 @@ BIASED = ("qkv", "qv", "")
 # The fields of a `VisionTransformer` that determine the function of its parameters.
 ARCHITECTURE = (
     *("pool", "positions", "representation", "gelu", "normalisation"),
-    *("class_token", "registers", "prefix_positions", "patch_bias"),
+    *("class_token", "registers", "prefix_positions", "patch_bias", "patch_norm"),
     *("norm", "epsilon", "norm_pre", "norm_last", "fc_norm", "layer_scale"),
     *("biased", "has_bias", "query_norm", "attention_norm", "mlp_norm", "gated", "rotation"),
     *("pool_heads", "pool_hidden"),
@@ -125,6 +125,7 @@ class VisionTransformer(nn.Module):
             https://arxiv.org/abs/2309.16588).
         prefix_positions: Whether [CLS] and registers have learned positions.
         patch_bias: Whether the patch embedding has a bias.
+        patch_norm: Whether the embedded patches are normalised, before positions are added.
         norm: Kind of the norms, "layer" or "rms".
         epsilon: Epsilon of the norms.
         norm_pre: Whether there is a norm before the blocks, as in CLIP.
@@ -164,6 +165,7 @@ class VisionTransformer(nn.Module):
     registers: int = 0
     prefix_positions: bool = True
     patch_bias: bool = True
+    patch_norm: bool = False
     norm: str = "layer"
     epsilon: float = 1e-6
     norm_pre: bool = False
@@ -307,6 +309,8 @@ class VisionTransformer(nn.Module):
         )
         grid = embedding(maps)
         tokens = grid.reshape(grid.shape[0], -1, features)
+        if self.patch_norm:
+            tokens = self._block().norm("embedding_norm", images.dtype)(tokens)
         if self.positions == "sincos2d":
             tokens = tokens + jnp.asarray(sincos2d(grid.shape[1], features), tokens.dtype)
         init = nn.initializers.normal(1e-6) if is_timms else nn.initializers.zeros

@@ -118,6 +118,7 @@ def _tokens(arrays: Arrays, pool: str) -> dict[str, Any]:
     """Returns the options of the tokens."""
     found: dict[str, Any] = {
         "patch_bias": "embedding/bias" in arrays,
+        "patch_norm": "embedding_norm/scale" in arrays,
         "registers": _registers(arrays),
     }
     if "cls" in arrays and pool not in ("cls", "cls_gap"):

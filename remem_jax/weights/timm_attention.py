@@ -72,11 +72,6 @@ def from_timm(arrays: Arrays, ours: str, timm: str, heads: int) -> Arrays:
     if f"{timm}proj.bias" in arrays:
         layer_arrays[f"{ours}out/bias"] = arrays.pop(f"{timm}proj.bias")
     projections = "separate" if f"{timm}q_proj.weight" in arrays else "stacked"
-    require(
-        projections == "stacked" or arrays[f"{timm}q_proj.weight"].shape == _shape(arrays, timm),
-        "The timm checkpoint has grouped-query attention, with fewer keys than queries "
-        f"({timm}k_proj), which is not implemented: take another one.",
-    )
     for stack, layers in _kernels(timm, projections).items():
         name = f"{timm}{stack}.weight"
         require(name in arrays, f"The timm checkpoint is not a supported ViT: it has no {name}.")
@@ -92,12 +87,6 @@ def from_timm(arrays: Arrays, ours: str, timm: str, heads: int) -> Arrays:
         for layer, bias in biases.items():
             layer_arrays[f"{ours}{layer}/bias"] = bias.reshape(shape)
     return layer_arrays
-
-
-def _shape(arrays: Arrays, timm: str) -> tuple[int, ...]:
-    """Returns the shape of a separate projection of keys; () without one."""
-    name = f"{timm}k_proj.weight"
-    return arrays[name].shape if name in arrays else ()
 
 
 def _split(arrays: Arrays, name: str, layers: tuple[str, ...], features: int, *rest: int) -> Arrays:

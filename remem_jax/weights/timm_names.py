@@ -183,6 +183,7 @@ def _modules(
     """
     yield from (
         ("embedding", "patch_embed.proj"),
+        ("embedding_norm", "patch_embed.norm"),
         ("Transformer/norm_pre", "norm_pre"),
         ("Transformer/encoder_norm", "norm"),
         ("fc_norm", "fc_norm"),

@@ -124,6 +124,7 @@ FAMILIES = {
         {
             **{"class_token": False, "global_pool": "avg", "fc_norm": False, "qkv_bias": False},
             **{"proj_bias": False, "mlp_layer": _Layer("SwiGLU"), "act_layer": "silu"},
+            "embed_norm_layer": _Layer("RmsNorm", {"eps": 1e-5}),
             "norm_layer": _Layer("RmsNorm", {"eps": 1e-5}),
         },
         Facts(epsilon=1e-5),
