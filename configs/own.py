@@ -41,7 +41,7 @@ def get_config(images: str = "") -> ConfigDict:
     config.teacher.steps = ()  # Planned.
     config.teacher.batch_size = 0  # Planned.
     config.teacher.warmup_steps = -1  # Planned.
-    config.teacher.position_resize = ""  # Planned: "dinov2" for teachers of the Hub.
+    config.teacher.position_resize = ""  # Planned: "dinov2", but for .npz files.
     config.teacher.rho = 0.05  # With so few steps, the paper's 0.5 leaves a teacher untrained.
     config.teacher.mlp_weight = 0.9  # The milder of the paper's two, for the same reason.
 

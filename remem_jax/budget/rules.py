@@ -244,9 +244,9 @@ def _choose_size_and_teacher(
             if _steps(config, teacher, side, device, seconds) >= wanted:
                 chosen = (teacher, side)
     config.teacher.init, config.data.image_size = chosen
-    of_hub = teacher_sources.on_hub(config.teacher.init)
-    way = config.teacher.position_resize or ("dinov2" if of_hub else "vit_jax")
-    config.teacher.position_resize = way
+    if not config.teacher.position_resize:
+        way = teacher_sources.position_resize(config.teacher.init)
+        config.teacher.position_resize = way
     if not config.data.stored_size:
         # Room for crops: timm's usual 7/8 of the stored image.
         config.data.stored_size = min(max(facts.side, chosen[1]), round(chosen[1] * 8 / 7))

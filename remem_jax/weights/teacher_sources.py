@@ -131,6 +131,11 @@ def on_hub(init: str) -> hub.Name | None:
     return None if is_path else hub.parse(init)
 
 
+def position_resize(init: str) -> str:
+    """Returns how the project of a checkpoint resizes its positions, of `matching.RESIZES`."""
+    return "vit_jax" if catalog.is_name(init) or ".npz" in init else "dinov2"
+
+
 def check(init: str, *, mirror: str = "") -> None:
     """Raises `SettingError` unless `init` can name weights; opens no connection.
 

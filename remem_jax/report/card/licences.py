@@ -95,8 +95,10 @@ def of_recorded(record: Mapping[str, Any]) -> Licence:
         return of_weights(record["init"])
     repository, licence = record["repository"], record["licence"]
     page = f"https://huggingface.co/{repository}" if repository else ""
-    if not repository or not licence:
+    if not licence:
         return Licence(UNKNOWN, page, repository)
+    if not repository:
+        return Licence(f"{licence}, as the description of the file states")
     pretraining = record["pretraining"]
     terms = _trained(licence, pretraining) if pretraining else f"{licence}, as its page states"
     teacher = teacher_catalog.PUBLISHED.get(repository)
