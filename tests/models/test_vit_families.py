@@ -131,7 +131,6 @@ def test_rematerialised_gradients_are_equal(case: Case) -> None:
             np.testing.assert_allclose(actual, expected[name], rtol=1e-3, atol=1e-5 * largest)
 
 
-@pytest.mark.usefixtures("mixed_dtypes")  # Flax's norms mix dtypes.
 def test_bfloat16_is_near_float32(case: Case) -> None:
     model = case.model.clone(dtype="bfloat16")
 
@@ -139,11 +138,19 @@ def test_bfloat16_is_near_float32(case: Case) -> None:
         tokens: Any = model.apply({"params": params}, case.images, method="trunk")
         return tokens, model.apply({"params": params}, tokens, method="head")
 
-    tokens, logits = jax.jit(outputs)(case.params)
+    with nn.intercept_methods(lenient_norms):
+        tokens, logits = jax.jit(outputs)(case.params)
 
     assert (tokens.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
     error = np.linalg.norm(np.asarray(logits) - case.logits)
     assert error < 0.05 * np.linalg.norm(case.logits)
+
+
+def lenient_norms(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """Lets Flax's norms mix types, which they do, but nothing else."""
+    is_norm = isinstance(context.module, nn.LayerNorm | nn.RMSNorm)
+    with jax.numpy_dtype_promotion("standard" if is_norm else "strict"):
+        return call(*args, **kwargs)
 
 
 def lora_in_blocks(params: Any, share: float) -> Callable[..., Any]:

@@ -129,6 +129,22 @@ def test_timm_computes_the_logits_of_a_teacher_with_erf(
     assert np.abs(others - logits).max() > 20 * np.abs(theirs - logits).max()
 
 
+def test_a_teacher_starts_from_the_image_tower_of_siglip(small_run: context.Run) -> None:
+    _start_from(small_run, "big_vision", pool="map")
+    path = pathlib.Path(small_run.config.teacher.init)
+    with np.load(path) as stored:
+        image = {f"params/img/{n}": stored[n] for n in stored.files if not n.startswith("head/")}
+    others: dict[str, Any] = {"params/t": np.ones(1), "params/txt/x": np.ones(3)}
+    np.savez(path, **image, **others)
+    small_run.config.teacher.init = f"{path}:params/img"
+
+    path, logits = _save(small_run)
+
+    assert path.name == "finetune_teacher.npz"
+    theirs = _timms_logits(path, pool="map", heads=SIZE.heads, act_layer="gelu_tanh")
+    np.testing.assert_allclose(theirs, logits, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("form", "gelu"), [("vit_jax", ""), ("timm", "tanh")])
 def test_a_teacher_with_tanh_has_augregs_names(
     small_run: context.Run, form: str, gelu: str
