@@ -192,7 +192,11 @@ def test_merged_lora_equals_its_addition_to_each_layer(case: Case, key: jax.Arra
     assert len(flatten(added)) - len(flatten(case.params)) == 2 * DEPTH * len(targets)
 
 
-@pytest.mark.parametrize("placement", adapter.PLACEMENTS)
+@pytest.mark.parametrize(
+    ("case", "placement"),
+    [*((name, "houlsby") for name in COVERING), ("dinov2_giant", "pfeiffer")],
+    indirect=["case"],
+)
 def test_adapters_act_on_the_sub_blocks_of_timm(case: Case, placement: str) -> None:
     # They are the outputs of timm's modules before LayerScale, which is a module or factor outside.
     torch = peers.torch()
@@ -253,10 +257,7 @@ def test_the_norms_that_train_with_adapters_are_timms_norms(name: str) -> None:
     assert of_norms
 
 
-PRUNED = [(1, 2), (2, 0), (DEPTH, DEPTH)]
-
-
-@pytest.mark.parametrize(("pruned_mlp", "pruned_attention"), PRUNED)
+@pytest.mark.parametrize(("pruned_mlp", "pruned_attention"), [(1, 2), (DEPTH, DEPTH)])
 def test_pruned_sub_blocks_add_nothing_and_timm_loads_the_folded_file(
     case: Case, pruned_mlp: int, pruned_attention: int
 ) -> None:
@@ -286,6 +287,7 @@ def test_pruned_sub_blocks_add_nothing_and_timm_loads_the_folded_file(
     require_close(of_timm(case, folded), expected)
 
 
+@pytest.mark.parametrize("case", ["dinov2_giant", "dinov3", "pe_core"], indirect=True)
 def test_a_pruned_and_reweighted_network_is_folded(case: Case) -> None:
     pruned: dict[str, Any] = {"pruned_mlp": 1, "pruned_attention": 2}
     weights: dict[str, Any] = {"mlp_weight": 0.8, "attention_weight": 0.9, "residual": "two_minus"}
