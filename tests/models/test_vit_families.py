@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from remem_jax import models
 from remem_jax.models import adapter, encoder, lora, tuning, vit
-from remem_jax.weights import augreg, folding, timm_names
+from remem_jax.weights import augreg, described, folding, timm_names
 from tests.oracles import peers
 from tests.weights.test_timm_families import as_torch, require_close, saved
 from tests.weights.timm_families import CLASSES, DEPTH, FAMILIES, HEADS, SIDES, state_of
@@ -311,6 +311,28 @@ def of_timm(case: Case, arrays: Any) -> np.ndarray:
     other.load_state_dict({name: torch.tensor(a) for name, a in state.items()}, strict=True)
     with torch.no_grad():
         return other(as_torch(case.images)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("case", "pool"),
+    [("dinov2_giant", "gap"), ("clip_quickgelu", "gap"), ("dinov3", "cls"), ("beit3", "cls")],
+    indirect=["case"],
+)
+def test_another_pool_is_timms(case: Case, pool: str) -> None:
+    before, case.peer.global_pool = case.peer.global_pool, {"gap": "avg", "cls": "token"}[pool]
+    expected = case.of_peer()
+    case.peer.global_pool = before
+    model = case.checkpoint.make(classes=CLASSES, pool=pool)
+
+    actual = jax.jit(model.apply)(augreg.into(case.checkpoint, model), case.images)
+
+    require_close(actual, expected)
+
+
+def test_both_pools_have_no_norm_of_their_own(tmp_path: Any) -> None:
+    _, checkpoint = saved(FAMILIES["beit3"], tmp_path / "vit.safetensors")
+    assert not described.can_pool("cls_gap", checkpoint.arrays)
+    assert described.can_pool("cls", checkpoint.arrays)
 
 
 def test_features_of_a_teacher_are_timms_tokens(case: Case) -> None:
