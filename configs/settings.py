@@ -227,7 +227,8 @@ def _teacher(config: ConfigDict) -> None:
     # "linear_probe". [text]
     config.teacher.tuning = "full"
     config.teacher.lora = ConfigDict()
-    # Layers that get LoRA; one of "query", "key", "value", "out", "Dense_0", "Dense_1". [text]
+    # Layers that get LoRA; one of "query", "key", "value", "out", "Dense_0", "Dense_1", "gate" (of
+    # a SwiGLU). [text]
     config.teacher.lora.targets = ("query", "value")
     config.teacher.lora.rank = 32  # Rank of LoRA; at least 1. [text]
     # LoRA's alpha; above 0. The update is scaled by alpha / rank, which is 1. [text]

@@ -7,7 +7,8 @@ image is shifted at random.
 Source: Olah et al. 2017, https://distill.pub/2017/feature-visualization/. Differences:
 - The objective is the softplus of a neuron's input, not its activation. GELU has its minimum at an
   input of about -0.75. Most neurons of the last blocks start below that, where the gradient of GELU
-  leads away from a high activation.
+  leads away from a high activation. In MLPs without such an input (those with a gate, a norm of the
+  hidden layer or no biases), it is the softplus of the activation.
 - Colours are those of the given data set, around their mean. Shifts are cyclic, like the spectrum.
   Images are neither scaled nor rotated.
 """
@@ -152,7 +153,7 @@ def make_ascent(
     at_least("steps", steps, 1)
     above("learning_rate", learning_rate, 0)
     capture = activations.make_capture(model.clone(dtype="float32"), [layer])
-    # Without a bias before a GELU that follows alone, the activations themselves are maximised.
+    # Elsewhere no bias makes the activation equal to the neuron's input.
     lift = _LIFT if model.has_bias and not (model.gated or model.mlp_norm) else 0.0
     tx = optax.adam(learning_rate)
 

@@ -1,7 +1,8 @@
 """Adapters: small residual MLPs after the sub-blocks of a frozen ViT.
 
 They wrap the calls of the model's modules, so they suit any ViT: `add` adds their parameters to the
-tree, inside those of the module that they follow, and `wrap` makes the model use them.
+tree, inside those of the module that they follow, and `wrap` makes the model use them. In ViTs with
+LayerScale they act before it, so that it scales what they add too.
 
 Source: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751 (after attention and MLP); Pfeiffer
 et al. 2021, https://arxiv.org/abs/2005.00247 (after the MLP alone).

@@ -181,7 +181,8 @@ class EncoderBlock(nn.Module):
         if not self.shared.layer_scale:
             return update
         gamma = self.param(name, nn.initializers.constant(1e-5), (update.shape[-1],))
-        return update * jnp.broadcast_to(gamma.astype(update.dtype), update.shape)
+        scale = jnp.broadcast_to(gamma.astype(update.dtype), update.shape)
+        return kept("unscaled", update) * scale
 
 
 class PositionEmbedding(nn.Module):

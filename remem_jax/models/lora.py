@@ -17,7 +17,7 @@ from flax import traverse_util
 from remem_jax.checks import at_least, one_of, require
 from remem_jax.records import Key, Params
 
-TARGETS = ("query", "key", "value", "out", "Dense_0", "Dense_1")
+TARGETS = ("query", "key", "value", "out", "Dense_0", "Dense_1", "gate")
 LEAVES = ("lora_a", "lora_b")
 
 
@@ -42,7 +42,7 @@ def add(
     Args:
         params: Parameters of a ViT.
         key: Random key of A.
-        targets: Names of layers in `TARGETS`.
+        targets: Names of layers in `TARGETS`; only a SwiGLU has a gate.
         rank: Number of columns of A and rows of B (r).
 
     Raises:

@@ -2,7 +2,8 @@
 
 A network's parameters form layers from its input to its head: the stem, each block, and the head
 with all that follows the last block. The layers are those of timm's `param_groups_layer_decay`:
-a ViT's last norm and an EfficientNet's last convolution belong to the last block.
+a ViT's last norm and an EfficientNet's last convolution belong to the last block. Unlike in timm,
+learned rotary frequencies have the rate of their block, not that of the head.
 
 Source: Clark et al. 2020, https://arxiv.org/abs/2003.10555, and Bao et al. 2022,
 https://arxiv.org/abs/2106.08254 (BEiT), for layer-wise decay.

@@ -11,11 +11,12 @@ from jaxtyping import Array
 # scores, so that the inputs of matrix products and convolutions are stored; or everything but the
 # inputs of blocks. Each stores less than the one before.
 RECOMPUTED = ("nothing", "elementwise", "blocks")
-# Stored with "elementwise": activations of a block that a later matrix product or norm needs.
+# Stored with "elementwise": activations of a block that a later product or norm needs.
 _KEPT = (
     *("query", "key", "value", "attention"),  # Before the output projection.
     "residual",  # After the attention.
     "hidden",  # The MLP's hidden layer before its GELU.
+    "unscaled",  # The output of a sub-block before its LayerScale, whose gradient needs it.
     *("adapter_input", "adapter_hidden"),
     "convolution",
 )

@@ -73,8 +73,13 @@ class Checkpoint(NamedTuple):
         return described.grid(self.arrays, self.options) * self.size.pixels
 
     def make(self, *, classes: int, **options: Any) -> vit.VisionTransformer:
-        """Makes its model, with other fields of `vit.VisionTransformer` as given."""
+        """Makes its model, with other fields of `vit.VisionTransformer` as given.
+
+        A [CLS] token of the file stays if another pool is given, because the patches attend to it.
+        """
         fixed: dict[str, Any] = {**self.options, **options}
+        if "cls" in self.arrays and fixed["pool"] not in ("cls", "cls_gap"):
+            fixed.setdefault("class_token", True)
         return vit.make(variant=self.size, classes=classes, **fixed)
 
 

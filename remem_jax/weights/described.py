@@ -91,7 +91,9 @@ def options(
 def can_pool(pool: str, arrays: Arrays) -> bool:
     """Returns whether the arrays of a ViT have what a pool needs."""
     needs = {"cls": "cls", "cls_gap": "cls", "map": "MAPHead_0/probe"}
-    return pool in vit.POOLS and needs.get(pool, names.EMBEDDING) in arrays
+    # A norm of the pooled tokens would be of one of the two.
+    is_too_wide = pool == "cls_gap" and "fc_norm/scale" in arrays
+    return pool in vit.POOLS and needs.get(pool, names.EMBEDDING) in arrays and not is_too_wide
 
 
 def grid(arrays: Arrays, options: Mapping[str, Any]) -> int:

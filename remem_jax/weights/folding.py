@@ -9,15 +9,9 @@ from flax import traverse_util
 from remem_jax.checks import SettingError, inside, one_of, require
 from remem_jax.models import vit
 from remem_jax.records import Params
-from remem_jax.weights import timm_attention
 
 _OUTPUTS = {"attention": "MultiHeadDotProductAttention_1/out/", "mlp": "MlpBlock_3/Dense_1/"}
 _SCALES = {"attention": "gamma_1", "mlp": "gamma_2"}
-# Names of the arrays of a sub-block begin with these.
-_STARTS = {
-    "attention": ("LayerNorm_0/", "MultiHeadDotProductAttention_1/", "gamma_1"),
-    "mlp": ("LayerNorm_2/", "MlpBlock_3/", "gamma_2"),
-}
 _NORMS = ("Transformer/encoder_norm/scale", "fc_norm/scale")
 
 
@@ -29,6 +23,7 @@ def fold(
     residual: str,
     pruned_mlp: int = 0,
     pruned_attention: int = 0,
+    unpruned: Mapping[str, Sequence[int]] | None = None,
 ) -> Params:
     """Returns the parameters of a plain ViT with the outputs of a re-weighted and pruned one.
 
@@ -55,6 +50,8 @@ def fold(
         residual: See `vit.VisionTransformer`.
         pruned_mlp: See `vit.VisionTransformer`.
         pruned_attention: See `vit.VisionTransformer`.
+        unpruned: Shapes of the arrays of the same ViT without pruning, by slash-joined name
+            (`augreg.names_and_shapes`); only needed if it is pruned.
 
     Returns:
         NumPy arrays, nested or flat like `params`.
@@ -71,7 +68,8 @@ def fold(
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     folded = {str(name): np.asarray(jax.device_get(leaf)) for name, leaf in flat.items()}
     depth = _depth(folded, pruned)
-    folded |= _pruned_arrays(folded, depth, pruned)
+    if any(pruned.values()):
+        folded |= _pruned_arrays(folded, unpruned or {})
     scale = 1.0
     for i in range(depth):
         for name, output in _OUTPUTS.items():
@@ -120,39 +118,15 @@ def _depth(arrays: Mapping[str, np.ndarray], pruned: Mapping[str, int]) -> int:
 
 
 def _pruned_arrays(
-    arrays: Mapping[str, np.ndarray], depth: int, pruned: Mapping[str, int]
+    arrays: Mapping[str, np.ndarray], unpruned: Mapping[str, Sequence[int]]
 ) -> dict[str, np.ndarray]:
-    """Returns zeros for the pruned sub-blocks, with the sizes of the others or the usual sizes."""
-    zeros = {}
-    for kind, starts in _STARTS.items():
-        block = "Transformer/encoderblock_0/"
-        shapes = {
-            name.removeprefix(block): array.shape
-            for name, array in arrays.items()
-            if name.startswith(tuple(block + start for start in starts))
-        }
-        for i in range(depth - pruned[kind], depth):
-            for name, shape in (shapes or _usual_shapes(arrays, kind)).items():
-                zeros[f"Transformer/encoderblock_{i}/{name}"] = np.zeros(shape, np.float32)
-    return zeros
-
-
-def _usual_shapes(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a sub-block of a plain ViT, for a ViT that has none left."""
-    features = arrays["embedding/kernel"].shape[-1]
-    heads, hidden = timm_attention.usual_heads(features) or 1, 4 * features
-    head = (heads, features // heads)
-    norm = {"attention": "LayerNorm_0", "mlp": "LayerNorm_2"}[kind]
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{norm}/{leaf}": (features,) for leaf in ("scale", "bias")
+    """Returns zeros for the arrays of the pruned sub-blocks."""
+    require(
+        len(unpruned) > 0,
+        "A pruned ViT is folded into one of full depth: give the shapes of the latter as unpruned.",
+    )
+    return {
+        name: np.zeros(shape, np.float32)
+        for name, shape in unpruned.items()
+        if name.startswith("Transformer/encoderblock_") and name not in arrays
     }
-    if kind == "attention":
-        for name in ("query", "key", "value"):
-            shapes[f"MultiHeadDotProductAttention_1/{name}/kernel"] = (features, *head)
-            shapes[f"MultiHeadDotProductAttention_1/{name}/bias"] = head
-        shapes[f"{_OUTPUTS[kind]}kernel"] = (*head, features)
-    else:
-        shapes["MlpBlock_3/Dense_0/kernel"] = (features, hidden)
-        shapes["MlpBlock_3/Dense_0/bias"] = (hidden,)
-        shapes[f"{_OUTPUTS[kind]}kernel"] = (hidden, features)
-    return shapes | {f"{_OUTPUTS[kind]}bias": (features,)}

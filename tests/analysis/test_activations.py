@@ -15,10 +15,14 @@ from remem_jax import models
 from remem_jax.analysis import activations, expertness
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.models.attention import Attention
+from remem_jax.models.rotary import Rotary
 from remem_jax.records import Batch
 from remem_jax.weights import augreg
+from tests.oracles import peers
+from tests.weights import test_timm_families as timm_peers
+from tests.weights.timm_families import CLASSES, DEPTH, FAMILIES, SIDES
 
-SIZE = vit.Size(patch=4, features=12, depth=3, heads=2, mlp=10)
+SIZE = vit.Size(patch=4, features=12, depth=3, heads=3, mlp=10)
 TI16 = (
     "weights/Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--"
     "imagenet2012-steps_20k-lr_0.03-res_224.npz"
@@ -61,8 +65,17 @@ def images(rng: np.random.Generator) -> jax.Array:
         {"pruned_mlp": 1, "pruned_attention": 2, "scan": False},
         {"pool": "map", "gelu": "erf"},
         {"pool": "gap", "positions": "sincos2d", "representation": 12, "dropout": 0.5},
+        {
+            **{"registers": 2, "prefix_positions": False, "norm_pre": True, "layer_scale": True},
+            **{"gated": True, "mlp_norm": True, "attention_norm": True, "mlp_weight": 0.8},
+            "rotation": Rotary("index"),
+        },
+        {
+            **{"pool": "cls_gap", "norm": "rms", "query_norm": True, "norm_last": False},
+            **{"fc_norm": True, "positions": "none", "rotation": Rotary("mixed"), "biased": "qv"},
+        },
     ],
-    ids=["two_minus", "plain", "pruned", "map", "gap"],
+    ids=["two_minus", "plain", "pruned", "map", "gap", "clip_dinov2_eva", "rope_vit"],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(tiny(**request.param), [0, 1])
@@ -107,6 +120,8 @@ def test_hidden_layers_and_tokens_are_those_of_their_block(case: Case, layer: in
     without = case.capture(silenced, case.images).tokens[layer]
 
     update = case.captured.hidden[layer] @ second["kernel"] + second["bias"][None, None]
+    block = case.variables["params"]["Transformer"][f"encoderblock_{layer}"]
+    update = update * block["gamma_2"][None, None] if "gamma_2" in block else update
     expected = without + case.model.mlp_weight * update
     np.testing.assert_allclose(case.captured.tokens[layer], expected, rtol=1e-4, atol=1e-4)
 
@@ -127,7 +142,7 @@ def test_hidden_layers_are_captured_after_the_gelu(plain: Case) -> None:
     @jax.jit
     def hidden_of(tokens: jax.Array) -> Any:
         normed: Any = nn.LayerNorm().apply({"params": block["LayerNorm_0"]}, tokens)
-        attention: Any = Attention(2, jnp.float32).apply(
+        attention: Any = Attention(3, jnp.float32).apply(
             {"params": block["MultiHeadDotProductAttention_1"]}, normed, normed
         )
         normed = nn.LayerNorm().apply({"params": block["LayerNorm_2"]}, tokens + attention)
@@ -135,6 +150,26 @@ def test_hidden_layers_are_captured_after_the_gelu(plain: Case) -> None:
 
     expected = nn.gelu(hidden_of(captured.tokens[0]))
     np.testing.assert_allclose(captured.hidden[1], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dinov2_giant", "eva02_clip", "aimv2", "beit3", "clip_quickgelu"])
+def test_hidden_layers_are_the_inputs_of_timms_last_layers(
+    name: str, rng: np.random.Generator, tmp_path: pathlib.Path
+) -> None:
+    peer, checkpoint = timm_peers.saved(FAMILIES[name], tmp_path / "vit.safetensors")
+    images = rng.uniform(-1, 1, (2, SIDES[0], SIDES[0], 3)).astype(np.float32)
+    expected: list[Any] = []
+    for block in peer.blocks:
+        block.mlp.fc2.register_forward_pre_hook(lambda module, inputs: expected.append(inputs[0]))
+    with peers.torch().no_grad():
+        peer(timm_peers.as_torch(images))
+    model = checkpoint.make(classes=CLASSES)
+
+    capture = jax.jit(activations.make_capture(model, range(DEPTH)))
+    captured = capture(augreg.into(checkpoint, model), jnp.asarray(images))
+
+    for layer, hidden in enumerate(expected):
+        timm_peers.require_close(captured.hidden[layer], hidden.numpy())
 
 
 def test_only_the_chosen_blocks_are_captured(rng: np.random.Generator, images: jax.Array) -> None:

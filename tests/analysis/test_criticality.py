@@ -1,6 +1,7 @@
 """Criticality, against a loop that runs the whole network without each of the neurons."""
 
 import functools
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,10 @@ from remem_jax import models
 from remem_jax.analysis import criticality
 from remem_jax.models import encoder, tuning, vit
 from remem_jax.records import Batch
+from remem_jax.weights import augreg
+from tests.oracles import peers
+from tests.weights import test_timm_families as timm_peers
+from tests.weights.timm_families import CLASSES, FAMILIES, SIDES
 
 SIZE = vit.Size(patch=4, features=8, depth=3, heads=2, mlp=7)
 EXAMPLES = 5
@@ -107,6 +112,42 @@ def test_influence_in_other_networks_equals_the_loop(
 
     expected = loop(model, variables, images, layer)
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("dinov2_giant", 2), ("eva02_clip", 0), ("pe_core", 1), ("dinov3", 2)]
+)
+def test_influence_equals_a_loop_over_timms_neurons(
+    rng: np.random.Generator, name: str, layer: int, tmp_path: pathlib.Path
+) -> None:
+    peer, checkpoint = timm_peers.saved(FAMILIES[name], tmp_path / "vit.safetensors")
+    model = checkpoint.make(classes=CLASSES)
+    images = rng.uniform(-1, 1, (2, SIDES[0], SIDES[0], 3)).astype(np.float32)
+    influence = criticality.make_influence(model, same, layer=layer, chunk=16)
+
+    actual = jax.jit(influence)(augreg.into(checkpoint, model), batch_of(jnp.asarray(images)))
+
+    np.testing.assert_allclose(actual, loop_of_timm(peer, images, layer), rtol=2e-3, atol=1e-4)
+
+
+def loop_of_timm(peer: Any, images: np.ndarray, layer: int) -> np.ndarray:
+    """Runs timm's module, in float64, with one neuron after another set to zero by a hook."""
+    torch, last = peers.torch(), peer.double().blocks[layer].mlp.fc2
+    pixels = timm_peers.as_torch(images).double()
+
+    def embed() -> np.ndarray:
+        return peer.forward_head(peer.forward_features(pixels), pre_logits=True).numpy()
+
+    influences = []
+    with torch.no_grad():
+        unchanged = embed()
+        for neuron in range(last.in_features):
+            keep = torch.arange(last.in_features) != neuron
+            hook = last.register_forward_pre_hook(lambda module, x, keep=keep: x[0] * keep)
+            change = np.linalg.norm(embed() - unchanged, axis=-1)
+            influences.append(change / np.linalg.norm(unchanged, axis=-1))
+            hook.remove()
+    return np.stack(influences, axis=1)
 
 
 @pytest.mark.parametrize("chunk", [1, 100])

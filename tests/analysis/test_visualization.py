@@ -1,6 +1,7 @@
 """Feature visualisation: parts against NumPy and SciPy; the whole where the optimum is known."""
 
 import functools
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ from scipy import linalg, special
 from remem_jax import models
 from remem_jax.analysis import visualization
 from remem_jax.models import encoder, vit
+from remem_jax.weights import augreg
+from tests.oracles import peers
+from tests.weights import test_timm_families as timm_peers
+from tests.weights.timm_families import CLASSES, FAMILIES, SIDES
 
 SIZE = vit.Size(patch=4, features=8, depth=2, heads=2, mlp=7)
 DETECTOR = vit.VisionTransformer(vit.Size(4, features=4, depth=1, heads=1, mlp=2), classes=2)
@@ -215,6 +220,31 @@ def test_pictures_of_the_last_block_beat_random_images(rng: np.random.Generator)
         responses = response(2 * result.pictures[i] - 1, neuron, **TOP)
         np.testing.assert_allclose(result.activations[i], responses, rtol=1e-3)
         assert responses.min() > response(images, neuron, **TOP).max()
+
+
+# An MLP with a gate and a norm, and one with the quick GELU, which is lifted.
+@pytest.mark.parametrize("name", ["eva02_clip", "clip_quickgelu"])
+def test_pictures_for_timms_networks_beat_random_images(
+    rng: np.random.Generator, name: str, tmp_path: pathlib.Path
+) -> None:
+    peer, checkpoint = timm_peers.saved(FAMILIES[name], tmp_path / "vit.safetensors")
+    model, side = checkpoint.make(classes=CLASSES), SIDES[0]
+    ascent = jax.jit(make(model, layer=0, tokens="all", side=side))
+
+    result = visualization.visualise(
+        ascent, augreg.into(checkpoint, model), neurons=[0, 3, 6], seeds=[1], batch=3
+    )
+
+    hidden: list[Any] = []
+    hook = lambda module, inputs: hidden.append(inputs[0].mean(1).numpy())  # noqa: E731
+    peer.blocks[0].mlp.fc2.register_forward_pre_hook(hook)
+    pictures = np.asarray(2 * result.pictures[:, 0] - 1)
+    with peers.torch().no_grad():
+        for images in (pictures, rng.uniform(-1, 1, (300, side, side, 3)).astype(np.float32)):
+            peer(timm_peers.as_torch(images))
+    for i, neuron in enumerate([0, 3, 6]):
+        np.testing.assert_allclose(result.activations[i, 0], hidden[0][i, neuron], rtol=1e-3)
+        assert hidden[0][i, neuron] > hidden[1][:, neuron].max()
 
 
 def shifted_response(images: np.ndarray, neuron: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from remem_jax.models import lora, vit
 from tests.oracles import vit_numpy
 
 SIZE = vit.Size(patch=4, features=12, depth=3, heads=2)
+ALL = tuple(target for target in lora.TARGETS if target != "gate")  # Those of a plain ViT.
 
 
 def tiny(**options: Any) -> vit.VisionTransformer:
@@ -44,7 +45,7 @@ def test_fine_tuning_starts_from_exactly_the_pretrained_network(
     params: Any, images: jax.Array, key: jax.Array, scan: bool
 ) -> None:
     apply = jax.jit(tiny(scan=scan).apply)
-    added = lora.add(params, key, targets=lora.TARGETS, rank=4)
+    added = lora.add(params, key, targets=ALL, rank=4)
 
     first: Any = apply({"params": jax.jit(lora.merge)(added)}, images)
 
@@ -72,7 +73,7 @@ def changed(arrays: dict[str, np.ndarray], scale: float) -> dict[str, np.ndarray
     return plain
 
 
-@pytest.mark.parametrize("targets", [("query", "value"), lora.TARGETS])
+@pytest.mark.parametrize("targets", [("query", "value"), ALL])
 def test_merged_logits_match_changed_kernels(
     params: Any, images: jax.Array, key: jax.Array, targets: tuple[str, ...]
 ) -> None:
@@ -171,7 +172,7 @@ def test_a_tree_without_lora_is_returned_unchanged(params: Any) -> None:
 def test_attention_pooling_is_unchanged(key: jax.Array) -> None:
     shapes = models.shapes(tiny(pool="map"), 8)
 
-    added = jax.eval_shape(lambda p: lora.add(p, key, targets=lora.TARGETS), shapes)
+    added = jax.eval_shape(lambda p: lora.add(p, key, targets=ALL), shapes)
 
     new = flatten(added).keys() - flatten(shapes).keys()
     assert len(new) == 3 * 6 * 2
@@ -200,6 +201,11 @@ def test_wrong_options_are_named_in_the_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         lora.add(params, key, **options)
+
+
+def test_the_gate_of_an_mlp_that_has_none_is_refused(params: Any, key: jax.Array) -> None:
+    with pytest.raises(ValueError, match="targets: no encoder block has gate"):
+        lora.add(params, key, targets=("query", "gate"))
 
 
 def test_a_target_that_no_block_has_is_named(key: jax.Array) -> None:

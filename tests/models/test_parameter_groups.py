@@ -15,6 +15,7 @@ from remem_jax.checks import SettingError
 from remem_jax.models import encoder, parameter_groups, vit
 from remem_jax.weights import timm_names, torch_names
 from tests.oracles import peers
+from tests.weights import timm_families
 
 DECAY = 0.7
 SIZE = vit.Size(patch=8, features=16, depth=3, heads=2)
@@ -94,6 +95,27 @@ def test_layers_of_a_vit_are_timms(pool: str) -> None:
     assert {name: np.unique(factor).item() for name, factor in factors.items()} == pytest.approx(
         expected
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["dinov2_reg", "clip", "siglip", "dinov3", "eva02_clip", "pe_core"]
+)
+def test_layers_of_todays_vits_are_timms(name: str) -> None:
+    family = timm_families.FAMILIES[name]
+    peer = family.make(timm_families.SIDES[0])
+    expected = _timms(peer)
+
+    arrays = timm_families.state_of(peer)
+    layout = timm_names.layout_of(arrays)
+    params = timm_names.from_timm(arrays, heads=timm_families.HEADS)
+    nested = traverse_util.unflatten_dict(params, sep="/")
+    factors = _factors(nested, ("head/",))
+    filled = {ours: np.full(array.shape, factors[ours]) for ours, array in params.items()}
+    actual = {ours: np.unique(a) for ours, a in timm_names.to_timm(filled, layout=layout).items()}
+
+    assert {ours: factor.tolist() for ours, factor in actual.items() if ours in expected} == {
+        ours: [pytest.approx(factor)] for ours, factor in expected.items()
+    }
 
 
 def test_stacked_blocks_have_the_factors_of_single_ones() -> None:

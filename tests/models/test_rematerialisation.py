@@ -11,6 +11,7 @@ import pytest
 
 from remem_jax import models
 from remem_jax.models import rematerialisation, tuning, vit
+from remem_jax.models.rotary import Rotary
 from remem_jax.train import flops
 
 SIZE = vit.Size(patch=4, features=16, depth=2, heads=2)
@@ -107,7 +108,19 @@ def operations(recompute: str, **options: Any) -> float:
     return flops.count(jax.grad(loss), params)
 
 
-@pytest.mark.parametrize("options", [{}, {"scan": False}, {"dropout": 0.3}, {"tuning": "lora"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scan": False},
+        {"dropout": 0.3},
+        {"tuning": "lora"},
+        {"layer_scale": True},
+        {"query_norm": True, "attention_norm": True, "mlp_norm": True, "norm": "rms"},
+        {"gated": True, "rotation": Rotary("mixed"), "biased": "", "has_bias": False},
+    ],
+    ids=str,
+)
 def test_elementwise_recomputes_no_matrix_product_except_the_scores(
     options: dict[str, Any],
 ) -> None:

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,9 +87,8 @@ def _timms_logits(path: pathlib.Path, *, pool: str, heads: int, **options: Any) 
         num_heads=heads,
         num_classes=10,
         global_pool={"cls": "token", "gap": "avg", "map": "map"}[pool],
-        class_token=pool == "cls",
         fc_norm=False,
-        **options,
+        **{"class_token": pool == "cls", **options},
     ).eval()
     if path.suffix == ".npz":
         model.load_pretrained(str(path))
@@ -127,6 +127,38 @@ def test_timm_computes_the_logits_of_a_teacher_with_erf(
     # With the other GELU, the logits would differ by much more.
     others = _timms_logits(path, pool=pool, heads=heads, act_layer="gelu_tanh")
     assert np.abs(others - logits).max() > 20 * np.abs(theirs - logits).max()
+
+
+def test_a_teacher_starts_from_the_image_tower_of_siglip(small_run: context.Run) -> None:
+    _start_from(small_run, "big_vision", pool="map")
+    path = pathlib.Path(small_run.config.teacher.init)
+    with np.load(path) as stored:
+        image = {f"params/img/{n}": stored[n] for n in stored.files if not n.startswith("head/")}
+    others: dict[str, Any] = {"params/t": np.ones(1), "params/txt/x": np.ones(3)}
+    np.savez(path, **image, **others)
+    small_run.config.teacher.init = f"{path}:params/img"
+
+    path, logits = _save(small_run)
+
+    assert path.name == "finetune_teacher.npz"
+    theirs = _timms_logits(path, pool="map", heads=SIZE.heads, act_layer="gelu_tanh")
+    np.testing.assert_allclose(theirs, logits, rtol=0, atol=1e-4)
+
+
+def test_the_mean_of_patches_beside_cls_is_recorded(small_run: context.Run) -> None:
+    _start_from(small_run, "vit_jax")
+    small_run.config.teacher.pool = "gap"
+
+    path, logits = _save(small_run)
+
+    assert path.suffix == ".safetensors"  # An .npz would be read with the pool "cls".
+    model = augreg.read(path).make(classes=10)
+    ours = jax.jit(model.apply)(augreg.load(path, model), _images())
+    theirs = _timms_logits(
+        path, pool="gap", heads=SIZE.heads, class_token=True, act_layer="gelu_tanh"
+    )
+    for actual in (ours, theirs):
+        np.testing.assert_allclose(np.asarray(actual), logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("form", "gelu"), [("vit_jax", ""), ("timm", "tanh")])

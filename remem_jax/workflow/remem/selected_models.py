@@ -131,6 +131,8 @@ def save_teacher(
             stages.title(teachers.stage),
         )
         return
+    unpruned = teachers.model.clone(pruned_mlp=0, pruned_attention=0)
+    image_size = provenance.preprocessing_of(run).image_size
     plain = folding.fold(
         teacher["params"],
         mlp_weight=settings.mlp_weight,
@@ -138,6 +140,7 @@ def save_teacher(
         residual=settings.residual,
         pruned_mlp=settings.pruned_mlp,
         pruned_attention=settings.pruned_attention,
+        unpruned=augreg.names_and_shapes(unpruned, image_size),
     )
     if teachers.saved.layout:
         _write_timm(run, path, plain, teachers)

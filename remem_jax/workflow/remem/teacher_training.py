@@ -123,12 +123,13 @@ def _is_timms(checkpoint: augreg.Checkpoint, model: vit.VisionTransformer) -> bo
     """Returns whether a teacher is saved under timm's names.
 
     They are those of its checkpoint, unless AugReg or big_vision has its network and timm another
-    GELU.
+    GELU. Those two do not record a pool that the arrays leave open.
     """
     is_plain = checkpoint.options.keys() <= described.OF_NPZ
     is_others = is_plain and model.gelu == "tanh" and model.normalisation == IDENTITY
     as_checkpoint = checkpoint.form == "timm" and model.gelu == checkpoint.options["gelu"]
-    return as_checkpoint or not is_others or model.pool == "cls_gap"
+    is_open = model.pool == "cls_gap" or bool(model.class_token)
+    return as_checkpoint or not is_others or is_open
 
 
 class Training(NamedTuple):
