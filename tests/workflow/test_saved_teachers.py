@@ -145,6 +145,19 @@ def test_a_teacher_starts_from_the_image_tower_of_siglip(small_run: context.Run)
     np.testing.assert_allclose(theirs, logits, rtol=0, atol=1e-4)
 
 
+def test_a_teacher_without_mlps_is_saved_with_zeros_for_them(small_run: context.Run) -> None:
+    _start_from(small_run, "timm")
+    small_run.config.teacher.pruned_mlp = SIZE.depth
+
+    path, logits = _save(small_run)
+
+    theirs = _timms_logits(path, pool="cls", heads=1)
+    np.testing.assert_allclose(theirs, logits, rtol=0, atol=1e-4)
+    first = timm.read(path)["blocks.0.mlp.fc1.weight"]
+    assert first.shape == (SIZE.hidden, SIZE.features)
+    assert not first.any()
+
+
 def test_the_mean_of_patches_beside_cls_is_recorded(small_run: context.Run) -> None:
     _start_from(small_run, "vit_jax")
     small_run.config.teacher.pool = "gap"
