@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from remem_jax.checks import require
@@ -96,9 +97,7 @@ def read(config: ConfigDict) -> Pretrained:
     augreg.require_whole(
         checkpoint, image_size=config.data.image_size, resize=settings.position_resize
     )
-    explicit = normalisation.given("config.teacher", settings.mean, settings.std)
-    stored = source.normalisation or checkpoint.options.get("normalisation", IDENTITY)
-    return Pretrained(checkpoint, digest, source, explicit or stored)
+    return Pretrained(checkpoint, digest, source, _normalisation(settings, source, checkpoint))
 
 
 def read_digest(config: ConfigDict) -> str:
@@ -137,6 +136,24 @@ def normalisation_of(config: ConfigDict, initial: InitialStudent | None) -> Norm
     return (
         normalisation.given("config.student", config.student.mean, config.student.std) or IDENTITY
     )
+
+
+def _normalisation(
+    settings: ConfigDict, source: TeacherSource, checkpoint: augreg.Checkpoint
+) -> Normalisation:
+    """Returns the normalisation of a teacher's images; warns if nothing states it."""
+    explicit = normalisation.given("config.teacher", settings.mean, settings.std)
+    stated = explicit or source.normalisation or checkpoint.options.get("normalisation")
+    # Files of ours record what is not usual; those of vit_jax and big_vision take [-1, 1].
+    is_stated = stated or checkpoint.form != "timm" or "image_range" in source.metadata
+    if not is_stated:
+        logging.warning(
+            "%s does not record the mean and the deviation that its images were normalised with; "
+            "0.5 is used for both. If they were others, set config.teacher.mean and "
+            "config.teacher.std, or put its config.json beside it.",
+            settings.init,
+        )
+    return stated or IDENTITY
 
 
 def _obtain(settings: ConfigDict) -> tuple[TeacherSource, str]:

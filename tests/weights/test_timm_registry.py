@@ -53,7 +53,7 @@ def make(name: str) -> Any:
     with peers.torch().device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return peers.timm().create_model(name, depth=2)
+            return peers.timm().create_model(name, depth=1)
         except AssertionError:  # Some have a list with an entry for each block.
             return peers.timm().create_model(name)
 

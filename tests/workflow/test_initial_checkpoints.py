@@ -1,5 +1,6 @@
 """Initial checkpoints are validated before the data are read, and are read once."""
 
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,9 @@ from ml_collections import ConfigDict
 from configs import analysis
 from remem_jax import models, workflow
 from remem_jax.checks import SettingError
-from remem_jax.weights import augreg
-from remem_jax.workflow import context
+from remem_jax.models.normalisation import IDENTITY, IMAGENET, Normalisation
+from remem_jax.weights import augreg, timm, timm_names
+from remem_jax.workflow import context, initial_checkpoints
 from remem_jax.workflow.remem import finetune
 from tests import tiny_run
 
@@ -151,3 +153,34 @@ def test_a_run_without_a_teacher_reads_no_checkpoint(
     workflow.run(config, tmp_path / "run")
 
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"),
+    [
+        (None, IDENTITY),  # Without a description.
+        ((), IMAGENET),
+        ((0.1, 0.2, 0.3), Normalisation((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))),
+    ],
+)
+def test_images_are_normalised_as_settings_or_description_say(
+    arrays: Arrays,
+    config: ConfigDict,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    mean: tuple[float, ...] | None,
+    expected: Normalisation,
+) -> None:
+    timm.save(tmp_path / "vit.safetensors", timm_names.to_timm(arrays))
+    if mean is not None:
+        statistics = {"mean": list(IMAGENET.mean), "std": list(IMAGENET.std)}
+        content = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": statistics}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+    config.teacher.init = str(tmp_path / "vit.safetensors")
+    config.teacher.mean, config.teacher.std = mean or (), (1.0, 1.0, 1.0) if mean else ()
+
+    read = initial_checkpoints.read(config)
+
+    assert read.normalisation == expected
+    is_warned = "does not record the mean and the deviation" in caplog.text
+    assert is_warned == (expected == IDENTITY)
