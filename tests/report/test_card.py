@@ -373,6 +373,14 @@ def test_teachers_of_the_bucket_and_of_files_have_the_licence_as_before() -> Non
         assert licences.of_teacher(models | {"teacher_weights": recorded}) == expected
 
 
+def test_the_licence_beside_a_local_teacher_is_stated() -> None:
+    recorded = {"init": "a.safetensors", "repository": "", "commit": "", "licence": "mit"}
+
+    found = licences.of_teacher({"init": recorded["init"], "teacher_weights": recorded})
+
+    assert found.terms == "mit, as the config.json beside the file states"
+
+
 def test_no_licence_is_claimed_for_a_local_file(results: dict[str, Any]) -> None:
     results["models"]["student_init"] = {**INITIAL, "repository": "", "commit": ""}
 

@@ -75,12 +75,14 @@ def of_weights(init: str) -> Licence:
 
 
 def of_teacher(models: Mapping[str, Any]) -> Licence:
-    """Returns the licence of a teacher's initial weights; unknown for a user's file.
+    """Returns the licence of a teacher's initial weights; that of a user's file if it is stated.
 
     Args:
         models: `models` of the results.
     """
     recorded = models.get("teacher_weights")  # Older runs had none.
+    if recorded and recorded["licence"] and not recorded["repository"]:
+        return Licence(f"{recorded['licence']}, as the config.json beside the file states")
     return of_recorded(recorded) if recorded else of_weights(models["init"])
 
 
@@ -95,10 +97,8 @@ def of_recorded(record: Mapping[str, Any]) -> Licence:
         return of_weights(record["init"])
     repository, licence = record["repository"], record["licence"]
     page = f"https://huggingface.co/{repository}" if repository else ""
-    if not licence:
+    if not repository or not licence:
         return Licence(UNKNOWN, page, repository)
-    if not repository:
-        return Licence(f"{licence}, as the description of the file states")
     pretraining = record["pretraining"]
     terms = _trained(licence, pretraining) if pretraining else f"{licence}, as its page states"
     teacher = teacher_catalog.PUBLISHED.get(repository)
