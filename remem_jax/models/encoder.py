@@ -42,14 +42,14 @@ class Block(NamedTuple):
         norm: The norms.
         layer_scale: Whether the output of each sub-block is multiplied by a vector, `gamma_1` or
             `gamma_2` (LayerScale; Touvron et al. 2021, https://arxiv.org/abs/2103.17239).
-        biased: See `Attention`.
+        qkv_bias: See `Attention`.
         has_bias: Whether the output projection of the attention and the MLP's layers have biases.
-        query_norm: Whether each head's queries and keys are normalised.
+        qk_norm: Whether each head's queries and keys are normalised.
         attention_norm: Whether the attention's output is normalised before its last projection.
         mlp_norm: Whether the MLP's hidden layer is normalised.
         gated: Whether the MLP is a SwiGLU: its hidden layer is multiplied by the SiLU of a gate,
             and has no GELU (Shazeer 2020, https://arxiv.org/abs/2002.05202).
-        rotation: See `Attention`.
+        rope: See `Attention`.
         prefix: See `Attention`.
     """
 
@@ -65,13 +65,13 @@ class Block(NamedTuple):
     kernel_init: nn.initializers.Initializer = LECUN
     norm: Norm = Norm()
     layer_scale: bool = False
-    biased: str = "qkv"
+    qkv_bias: str = "qkv"
     has_bias: bool = True
-    query_norm: bool = False
+    qk_norm: bool = False
     attention_norm: bool = False
     mlp_norm: bool = False
     gated: bool = False
-    rotation: Rotary | None = None
+    rope: Rotary | None = None
     prefix: int = 0
 
 
@@ -151,11 +151,11 @@ class EncoderBlock(nn.Module):
             shared.heads,
             shared.dtype,
             shared.kernel_init,
-            shared.biased,
+            shared.qkv_bias,
             shared.has_bias,
-            shared.norm if shared.query_norm else None,
+            shared.norm if shared.qk_norm else None,
             shared.norm if shared.attention_norm else None,
-            shared.rotation,
+            shared.rope,
             shared.prefix,
             name="MultiHeadDotProductAttention_1",
         )

@@ -18,17 +18,23 @@ from remem_jax.models.rematerialisation import RECOMPUTED
 RESIDUALS = ("two_minus", "plain")
 POOLS = ("cls", "gap", "cls_gap", "map")
 POSITIONS = ("learned", "sincos2d", "none")
-BIASED = ("qkv", "qv", "")
+QKV_BIASES = ("qkv", "qv", "")
 # The fields of a `VisionTransformer` that determine the function of its parameters.
 ARCHITECTURE = (
     *("pool", "positions", "representation", "gelu", "normalisation"),
     *("class_token", "registers", "prefix_positions", "patch_bias", "patch_norm"),
     *("norm", "epsilon", "norm_pre", "norm_last", "fc_norm", "layer_scale"),
-    *("biased", "has_bias", "query_norm", "attention_norm", "mlp_norm", "gated", "rotation"),
+    *("qkv_bias", "has_bias", "qk_norm", "attention_norm", "mlp_norm", "gated", "rope"),
     *("pool_heads", "pool_hidden"),
 )
 DTYPES = ("float32", "bfloat16")
 INITIALISATIONS = ("flax", "timm")
+# The fields that are also those of `encoder.Block`.
+_OF_BLOCKS = (
+    *("mlp_weight", "attention_weight", "residual", "gelu", "dropout", "drop_path"),
+    *("layer_scale", "qkv_bias", "has_bias", "qk_norm", "attention_norm", "mlp_norm", "gated"),
+    *("rope", "prefix"),
+)
 
 
 # timm's initialisers: of dense layers, and torch's default of convolutions.
@@ -103,7 +109,7 @@ class VisionTransformer(nn.Module):
         pool: Input of the head: the [CLS] token ("cls"), the mean of the patch tokens ("gap"),
             both concatenated ("cls_gap"), or all tokens pooled by attention ("map").
         positions: "learned", "sincos2d" for big_vision's computed ones, or "none" besides
-            `rotation`.
+            `rope`.
         representation: Width of a dense layer with tanh before the head; 0 for none.
         gelu: "tanh", as in vit_jax and big_vision, "erf", as in timm, or "quick", as in OpenAI's
             CLIP.
@@ -132,13 +138,13 @@ class VisionTransformer(nn.Module):
         norm_last: Whether there is a norm after the blocks.
         fc_norm: Whether the pooled tokens are normalised.
         layer_scale: See `encoder.Block`.
-        biased: See `encoder.Block`.
+        qkv_bias: See `encoder.Block`.
         has_bias: See `encoder.Block`.
-        query_norm: See `encoder.Block`.
+        qk_norm: See `encoder.Block`.
         attention_norm: See `encoder.Block`.
         mlp_norm: See `encoder.Block`.
         gated: See `encoder.Block`.
-        rotation: Rotary positions of the patches; None for none.
+        rope: Rotary positions of the patches; None for none.
         pool_heads: Number of heads of the pool "map"; 0 for that of the blocks.
         pool_hidden: Width of the hidden layer of the pool "map"; 0 for that of the blocks.
     """
@@ -172,13 +178,13 @@ class VisionTransformer(nn.Module):
     norm_last: bool = True
     fc_norm: bool = False
     layer_scale: bool = False
-    biased: str = "qkv"
+    qkv_bias: str = "qkv"
     has_bias: bool = True
-    query_norm: bool = False
+    qk_norm: bool = False
     attention_norm: bool = False
     mlp_norm: bool = False
     gated: bool = False
-    rotation: rotary.Rotary | None = None
+    rope: rotary.Rotary | None = None
     pool_heads: int = 0
     pool_hidden: int = 0
 
@@ -265,27 +271,14 @@ class VisionTransformer(nn.Module):
 
     def _block(self) -> encoder.Block:
         """Returns the options that the blocks share."""
+        shared: dict[str, Any] = {name: getattr(self, name) for name in _OF_BLOCKS}
         return encoder.Block(
-            self.size.heads,
-            self.size.hidden,
-            self.mlp_weight,
-            self.attention_weight,
-            self.residual,
-            self.gelu,
-            self.dropout,
-            jnp.dtype(self.dtype),
-            self.drop_path,
-            _NORMAL if self.initialisation == "timm" else encoder.LECUN,
-            norms.Norm(self.norm, self.epsilon),
-            self.layer_scale,
-            self.biased,
-            self.has_bias,
-            self.query_norm,
-            self.attention_norm,
-            self.mlp_norm,
-            self.gated,
-            self.rotation,
-            self.prefix,
+            heads=self.size.heads,
+            hidden=self.size.hidden,
+            dtype=jnp.dtype(self.dtype),
+            kernel_init=_NORMAL if self.initialisation == "timm" else encoder.LECUN,
+            norm=norms.Norm(self.norm, self.epsilon),
+            **shared,
         )
 
     def _tokens(
@@ -373,7 +366,7 @@ def make(*, variant: str | Size, classes: int, **options: Any) -> VisionTransfor
         "initialisation": INITIALISATIONS,
         "gelu": tuple(mlp.GELUS),
         "norm": norms.KINDS,
-        "biased": BIASED,
+        "qkv_bias": QKV_BIASES,
     }
     for name, values in known.items():
         if getattr(model, name) not in values:

@@ -69,7 +69,7 @@ def options(
         "norm_pre": "Transformer/norm_pre/scale" in arrays,
         "norm_last": "Transformer/encoder_norm/scale" in arrays,
         "fc_norm": "fc_norm/scale" in arrays,
-        "rotation": _rotation(arrays, form, source, facts),
+        "rope": _rotation(arrays, form, source, facts),
     }
     if form == "timm" and found["norm_pre"] and not facts.gelu:
         raise SettingError(
@@ -134,13 +134,15 @@ def _tokens(arrays: Arrays, pool: str) -> dict[str, Any]:
 
 def _blocks(arrays: Arrays) -> dict[str, Any]:
     """Returns the options of the blocks."""
-    biased = [name[0] for name in ("query", "key", "value") if f"{_ATTENTION}{name}/bias" in arrays]
+    qkv_bias = [
+        name[0] for name in ("query", "key", "value") if f"{_ATTENTION}{name}/bias" in arrays
+    ]
     return {
         "norm": "layer" if f"{_BLOCK}LayerNorm_0/bias" in arrays else "rms",
         "layer_scale": f"{_BLOCK}gamma_1" in arrays,
-        "biased": "".join(biased),
+        "qkv_bias": "".join(qkv_bias),
         "has_bias": f"{_ATTENTION}out/bias" in arrays,
-        "query_norm": f"{_ATTENTION}query_norm/scale" in arrays,
+        "qk_norm": f"{_ATTENTION}query_norm/scale" in arrays,
         "attention_norm": f"{_ATTENTION}norm/scale" in arrays,
         "mlp_norm": f"{_MLP}norm/scale" in arrays,
         "gated": f"{_MLP}gate/kernel" in arrays,
@@ -173,13 +175,13 @@ def _positions(arrays: Arrays, form: str) -> str:
 
 def _rotation(arrays: Arrays, form: str, source: str, facts: Facts) -> Rotary | None:
     if f"{_ATTENTION}frequencies" in arrays:
-        return facts.rotary or Rotary("mixed", 10.0, column_first=True)
-    if form == "timm" and names.POSITION not in arrays and not facts.rotary:
+        return facts.rope or Rotary("mixed", 10.0, column_first=True)
+    if form == "timm" and names.POSITION not in arrays and not facts.rope:
         raise SettingError(
             f"{source} has no learned positions, and does not record which rotary positions it was "
             f"trained with: {_DESCRIBE}."
         )
-    return facts.rotary
+    return facts.rope
 
 
 def _registers(arrays: Arrays) -> int:

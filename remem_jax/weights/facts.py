@@ -13,7 +13,7 @@ class Facts(NamedTuple):
         gelu: One of `mlp.GELUS`.
         epsilon: Epsilon of its norms.
         pool: One of `vit.POOLS`.
-        rotary: Its rotary positions.
+        rope: Its rotary positions.
         pool_heads: Number of heads of attention pooling.
         architecture: timm's name of the network.
     """
@@ -22,7 +22,7 @@ class Facts(NamedTuple):
     gelu: str = ""
     epsilon: float = 0.0
     pool: str = ""
-    rotary: Rotary | None = None
+    rope: Rotary | None = None
     pool_heads: int = 0
     architecture: str = ""
 

@@ -35,7 +35,7 @@ class Recorded(NamedTuple):
         known = {
             "gelu": self.gelu,
             "heads": self.heads,
-            "rotary": self.options.get("rotation"),
+            "rope": self.options.get("rope"),
             "pool": self.options.get("pool"),
             "pool_heads": self.options.get("pool_heads"),
             "architecture": self.architecture,
@@ -78,8 +78,8 @@ def read(path: str | os.PathLike[str]) -> Recorded:
 def _options(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Returns options from JSON values."""
     options = {name: value for name, value in stored.items() if name in vit.ARCHITECTURE}
-    if options.get("rotation"):
-        options["rotation"] = Rotary(*options["rotation"])
+    if options.get("rope"):
+        options["rope"] = Rotary(*options["rope"])
     if "normalisation" in options:
         mean, std = options["normalisation"]
         options["normalisation"] = Normalisation(tuple(mean), tuple(std))

@@ -89,17 +89,17 @@ def facts(name: str, config: Mapping[str, Any] | None = None) -> Facts:
         f"{name} has norms after its sub-blocks, so ReMem's Eq. 2 does not apply: set "
         "config.teacher.init to a ViT with norms before them.",
     )
-    rotation = _first(_ROTATIONS, name, None)
+    rope = _first(_ROTATIONS, name, None)
     size = re.search(r"patch(\d+)_(\d+)$", name)
-    if "_pe_" in name and rotation and not rotation.reference and size:
-        rotation = rotation._replace(reference=int(size[2]) // int(size[1]))
+    if "_pe_" in name and rope and not rope.reference and size:
+        rope = rope._replace(reference=int(size[2]) // int(size[1]))
     stored = _POOLS.get(str((config or {}).get("global_pool", "")), "")
     return Facts(
         heads=_first(_HEADS, name, 0),
         gelu=_first(_GELUS, name, "erf"),
         epsilon=_first(_EPSILONS, name, 1e-6),
         pool=stored or _first(_POOL, name, ""),
-        rotary=rotation,
+        rope=rope,
         pool_heads=_first(_POOL_HEADS, name, 0),
         architecture=name,
     )

@@ -115,7 +115,7 @@ def facts(config: Mapping[str, Any], *, classifier: bool, gated: bool, attention
         gelu=_gelu(name, tower, gated=gated),
         epsilon=float(tower.get("layer_norm_eps", defaults.epsilon)),
         pool=pool,
-        rotary=Rotary("centred", base=float(theta), half=True) if name == "dinov3_vit" else None,
+        rope=Rotary("centred", base=float(theta), half=True) if name == "dinov3_vit" else None,
         pool_heads=heads if pool == "map" else 0,
     )
 

@@ -68,11 +68,11 @@ def images(rng: np.random.Generator) -> jax.Array:
         {
             **{"registers": 2, "prefix_positions": False, "norm_pre": True, "layer_scale": True},
             **{"gated": True, "mlp_norm": True, "attention_norm": True, "mlp_weight": 0.8},
-            "rotation": Rotary("index"),
+            "rope": Rotary("index"),
         },
         {
-            **{"pool": "cls_gap", "norm": "rms", "query_norm": True, "norm_last": False},
-            **{"fc_norm": True, "positions": "none", "rotation": Rotary("mixed"), "biased": "qv"},
+            **{"pool": "cls_gap", "norm": "rms", "qk_norm": True, "norm_last": False},
+            **{"fc_norm": True, "positions": "none", "rope": Rotary("mixed"), "qkv_bias": "qv"},
         },
     ],
     ids=["two_minus", "plain", "pruned", "map", "gap", "clip_dinov2_eva", "rope_vit"],

@@ -116,8 +116,8 @@ def operations(recompute: str, **options: Any) -> float:
         {"dropout": 0.3},
         {"tuning": "lora"},
         {"layer_scale": True},
-        {"query_norm": True, "attention_norm": True, "mlp_norm": True, "norm": "rms"},
-        {"gated": True, "rotation": Rotary("mixed"), "biased": "", "has_bias": False},
+        {"qk_norm": True, "attention_norm": True, "mlp_norm": True, "norm": "rms"},
+        {"gated": True, "rope": Rotary("mixed"), "qkv_bias": "", "has_bias": False},
     ],
     ids=str,
 )

@@ -86,7 +86,7 @@ def test_the_chosen_families_cover_every_option(tmp_path: Any) -> None:
     for name, family in FAMILIES.items():
         model = saved(family, tmp_path / "vit.safetensors")[1].make(classes=CLASSES)
         values[name] = {option: getattr(model, option) for option in vit.ARCHITECTURE}
-        values[name]["rotation"] = model.rotation and (model.rotation.kind, model.rotation.half)
+        values[name]["rope"] = model.rope and (model.rope.kind, model.rope.half)
         values[name]["registers"] = model.registers > 0
     for option in vit.ARCHITECTURE:
         assert {values[name][option] for name in COVERING} == {

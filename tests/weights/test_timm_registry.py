@@ -116,11 +116,11 @@ def theirs(kind: str, network: Network) -> Any:
         "gelu": {"GELUTanh": "tanh", "QuickGELU": "quick"}.get(act, "erf"),
         "epsilon": block.norm1.eps,
         "pool": {"token": "cls", "avg": "gap", "map": "map"}[pool],
-        "rotation": rotary_of(network.module),
+        "rope": rotary_of(network.module),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["heads", "gelu", "epsilon", "pool", "rotation"])
+@pytest.mark.parametrize("kind", ["heads", "gelu", "epsilon", "pool", "rope"])
 def test_what_a_name_says_is_what_timm_has(kind: str) -> None:
     differ = {}
     for name, network in networks().items():

@@ -96,13 +96,13 @@ def timm_network(arrays: Mapping[str, np.ndarray], facts: Facts, size: int, **se
         "global_pool": POOLS[facts.pool],
         "norm_layer": functools.partial(torch.nn.LayerNorm, eps=facts.epsilon),
     }
-    if facts.rotary:
-        assert facts.rotary == Rotary("centred", base=100.0, half=True)
+    if facts.rope:
+        assert facts.rope == Rotary("centred", base=100.0, half=True)
         network = models.eva.Eva(
             **common
             | {"num_reg_tokens": 4, "init_values": 1, "use_abs_pos_emb": False}
             | {"use_rot_pos_emb": True, "rope_type": "dinov3", "rope_rotate_half": True}
-            | {"rope_temperature": facts.rotary.base, "use_fc_norm": False}
+            | {"rope_temperature": facts.rope.base, "use_fc_norm": False}
             | settings
         )
     else:
@@ -264,7 +264,7 @@ def test_what_a_config_omits_is_what_transformers_assumes(name: str) -> None:
     assert facts.heads == config.num_attention_heads
     assert facts.gelu == gelus[config.hidden_act]
     assert facts.epsilon == config.layer_norm_eps
-    assert facts.rotary is None or facts.rotary.base == config.rope_theta
+    assert facts.rope is None or facts.rope.base == config.rope_theta
 
 
 def vit(**more: np.ndarray) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ _DINOV3 = {
     **{"rope_type": "dinov3", "rope_temperature": 100, "rope_rotate_half": True},
     "norm_layer": _NORM5,
 }
-_OF_DINOV3 = Facts(epsilon=1e-5, gelu="erf", pool="gap", rotary=Rotary("centred", 100.0, half=True))
+_OF_DINOV3 = Facts(epsilon=1e-5, gelu="erf", pool="gap", rope=Rotary("centred", 100.0, half=True))
 _INDEXED = Rotary("index", 10_000.0, reference=5)
 _ROPED = {"use_rot_pos_emb": True, "ref_feat_shape": 5}
 _ROPE_VIT = {
@@ -143,12 +143,12 @@ FAMILIES = {
     "dinov3_qkvb": Family("Eva", {**_DINOV3, "qkv_bias": True}, _OF_DINOV3),
     "dinov3_plus": Family("Eva", {**_DINOV3, "swiglu_mlp": True, "swiglu_align_to": 8}, _OF_DINOV3),
     "eva02_small": Family(
-        "Eva", {**_ROPED, "swiglu_mlp": True, "mlp_ratio": 2.0}, Facts(rotary=_INDEXED)
+        "Eva", {**_ROPED, "swiglu_mlp": True, "mlp_ratio": 2.0}, Facts(rope=_INDEXED)
     ),
     "eva02": Family(
         "Eva",
         {**_ROPED, "swiglu_mlp": True, "mlp_ratio": 2.0, "qkv_fused": False, "scale_mlp": True},
-        Facts(rotary=_INDEXED),
+        Facts(rope=_INDEXED),
     ),
     "eva02_clip": Family(
         "Eva",
@@ -156,22 +156,22 @@ FAMILIES = {
             **{**_ROPED, "swiglu_mlp": True, "mlp_ratio": 2.0, "qkv_fused": False},
             **{"scale_mlp": True, "scale_attn_inner": True, "global_pool": "token"},
         },
-        Facts(rotary=_INDEXED, pool="cls"),
+        Facts(rope=_INDEXED, pool="cls"),
     ),
     "rope_vit": Family(
         "Eva",
         {**_ROPE_VIT, "use_abs_pos_emb": False},
-        Facts(rotary=Rotary("index", column_first=True)),
+        Facts(rope=Rotary("index", column_first=True)),
     ),
     "rope_vit_ape": Family(
         "Eva",
         {**_ROPE_VIT, "no_embed_class": True},
-        Facts(rotary=Rotary("index", column_first=True)),
+        Facts(rope=Rotary("index", column_first=True)),
     ),
     "rope_vit_mixed": Family(
         "Eva",
         {**_ROPE_VIT, "use_abs_pos_emb": False, "rope_type": "mixed"},
-        Facts(rotary=Rotary("mixed", column_first=True)),
+        Facts(rope=Rotary("mixed", column_first=True)),
     ),
     "pe_core": Family(
         "Eva",
@@ -180,7 +180,7 @@ FAMILIES = {
             epsilon=1e-5,
             gelu="erf",
             pool_heads=2,
-            rotary=Rotary("index", 10_000.0, column_first=True, offset=1.0, reference=5),
+            rope=Rotary("index", 10_000.0, column_first=True, offset=1.0, reference=5),
         ),
     ),
 }

@@ -36,7 +36,7 @@ class Network(NamedTuple):
             gelu=model.gelu,
             epsilon=model.epsilon,
             pool=model.pool,
-            rotary=model.rotation,
+            rope=model.rope,
         )
 
 
@@ -47,8 +47,8 @@ _DINO = {"gelu": "erf", "registers": 4, "layer_scale": True}
 _DINO2 = _DINO | {"prefix_positions": False}
 _DINO3 = _DINO | {
     "positions": "none",
-    "rotation": Rotary("centred", half=True),
-    "biased": "qv",
+    "rope": Rotary("centred", half=True),
+    "qkv_bias": "qv",
     "epsilon": 1e-5,
 }
 _CLIP = {"gelu": "quick", "norm_pre": True, "patch_bias": False, "epsilon": 1e-5}
