@@ -12,7 +12,7 @@ Marks after a default:
                that the report states anyway.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def run() -> ConfigDict:
@@ -51,6 +51,7 @@ def run() -> ConfigDict:
     _teacher(config)
     _student(config)
     _information(config)
+    _flatness(config)
     return config
 
 
@@ -300,9 +301,10 @@ def _student(config: ConfigDict) -> None:
     config.student.temperatures = (1.0, 2.0, 4.0)  # Softmax temperatures of KD; above 0. [text]
     # Weights of the distillation loss, against that of the labels; from 0 to 1. [text]
     config.student.weights = (0.1, 0.5, 0.9)
-    # Divides the teacher's logits; above 0. A value such as 2 flattens the teacher's distribution,
-    # a rival of ReMem. [text]
-    config.student.flatten = 1.0
+    # Divides the teacher's logits; above 0, or "calibrated" for the temperature that minimises the
+    # loss of each teacher on validation. A value such as 2 flattens the teacher's distribution, a
+    # rival of ReMem. [text]
+    config.student.flatten = FieldReference(1.0, field_type=object)
     # Added to config.seed: initialisation and dropout of a repeated student; at least 0, below
     # 2**31. The paper names none; the report shows each. [free]
     config.student.seeds = (0,)
@@ -381,6 +383,17 @@ def _information(config: ConfigDict) -> None:
     config.information.info_nce.embedding = 64
 
 
+def _flatness(config: ConfigDict) -> None:
+    """Sets how flat the loss is around the parameters of teachers."""
+    config.flatness = ConfigDict()
+    # Distance from a teacher's parameters at which its loss on training images is measured, as rho
+    # of SAM; at least 0, where 0 measures nothing. [free]
+    config.flatness.radius = 0.0
+    # Training images, the first of them, without augmentation; at least 0, where 0 is all. [free]
+    config.flatness.examples = 0
+    config.flatness.batch_size = 64  # Images per pass; at least 1. [free]
+
+
 def distil() -> ConfigDict:
     """Returns the settings of a run with a time budget; configs/own.py leaves most of them open."""
     config = run()
@@ -396,6 +409,7 @@ def analysis() -> ConfigDict:
     """Returns the settings of an analysis of checkpoints; no model is trained on labels."""
     config = run()
     del config.student, config.methods, config.choose_on_test, config.retries, config.plan_only
+    del config.flatness
     config.workflow = "analysis"
     config.title = ""  # Title of the report.
     # Analyses to make; one of "information", "expertness", "criticality".

@@ -50,6 +50,26 @@ class Evaluated(NamedTuple):
     teacher: dict[str, Any] | None
 
 
+class Wanted(NamedTuple):
+    """What an evaluation returns besides metrics.
+
+    Attributes:
+        confusion: Whether every pair of classes is counted for each model, but not for the teacher;
+            see `init_tally`.
+        predictions: Whether the predicted class of each example and its probability are returned;
+            all processes of a run get all of them.
+        logits: The same for the logits of each example, of the teacher or, without one, of the
+            models.
+    """
+
+    confusion: bool = False
+    predictions: bool = False
+    logits: bool = False
+
+
+METRICS_ALONE = Wanted()
+
+
 class Sum(NamedTuple):
     """Compensated sums over batches, as accurate as float64, which JAX disables by default.
 
@@ -232,8 +252,7 @@ def evaluate(
     *,
     classes: int,
     teacher: Model | None = None,
-    confusion: bool = False,
-    predictions: bool = False,
+    wanted: Wanted = METRICS_ALONE,
 ) -> Evaluated:
     """Evaluates models in one pass over the batches, and fetches the metrics at the end.
 
@@ -247,33 +266,40 @@ def evaluate(
         batches: All examples once; the padding of the last batch is masked.
         classes: Number of classes.
         teacher: Model whose agreement with each of the models is measured; also evaluated.
-        confusion: Whether to count every pair of classes for each model, but not for the teacher;
-            see `init_tally`.
-        predictions: Whether to return the predicted class of each example and its probability; all
-            processes of a run get all of them.
+        wanted: What is returned besides metrics.
 
     Returns:
-        See `metrics`, also for what it raises. With `predictions` also "predictions", int32: the
-        predicted class index of each example, in order; and "confidences", float32: its softmax
-        probability.
+        See `metrics`, also for what it raises. With `wanted.predictions` also "predictions", int32:
+        the predicted class index of each example, in order; and "confidences", float32: its softmax
+        probability. With `wanted.logits` also "logits", float32, (example, class), in order.
     """
 
-    def init(model: Model, *, agreement: bool, confusion: bool) -> _Evaluation:
+    def init(model: Model, *, agreement: bool, confusion: bool, with_logits: bool) -> _Evaluation:
         tally = init_tally(classes, agreement=agreement, confusion=confusion)
-        return _Evaluation(count, model, tally, predictions=predictions)
+        return _Evaluation(count, model, tally, predictions=wanted.predictions, logits=with_logits)
 
     if not models and teacher is None:
         return Evaluated([], None)
-    teacher_evaluation = teacher and init(teacher, agreement=False, confusion=False)
+    teacher_evaluation = teacher and init(
+        teacher, agreement=False, confusion=False, with_logits=wanted.logits
+    )
     agreement = teacher is not None
-    evaluations = [init(model, agreement=agreement, confusion=confusion) for model in models]
+    evaluations = [
+        init(
+            model,
+            agreement=agreement,
+            confusion=wanted.confusion,
+            with_logits=wanted.logits and not agreement,
+        )
+        for model in models
+    ]
     pending: collections.deque[Array] = collections.deque()
     for batch in batches:
         images = transform(batch.image)
         teacher_logits = teacher_evaluation.add(batch, images) if teacher_evaluation else None
-        logits = [evaluation.add(batch, images, teacher_logits) for evaluation in evaluations]
+        computed = [evaluation.add(batch, images, teacher_logits) for evaluation in evaluations]
         # The device computes in order: when the last logits are ready, so are the others.
-        pending.append([teacher_logits, *logits][-1])
+        pending.append([teacher_logits, *computed][-1])
         if len(pending) > _AHEAD:  # Otherwise batches would accumulate on the device.
             pending.popleft().block_until_ready()
     results = [evaluation.result() for evaluation in evaluations]
@@ -283,9 +309,12 @@ def evaluate(
 class _Evaluation:
     """The evaluation of one model, batch by batch."""
 
-    def __init__(self, count: Count, model: Model, tally: Tally, *, predictions: bool) -> None:
+    def __init__(
+        self, count: Count, model: Model, tally: Tally, *, predictions: bool, logits: bool
+    ) -> None:
         self._count, self._model, self._tally = count, model, tally
         self._predicted: list[_Predictions] | None = [] if predictions else None
+        self._logits: _Fetched | None = _Fetched() if logits else None
 
     def add(self, batch: Batch, images: Array, teacher_logits: Logits | None = None) -> Logits:
         """Counts a batch, and returns its logits."""
@@ -293,15 +322,44 @@ class _Evaluation:
         self._tally = self._count(self._tally, logits, batch, teacher_logits)
         if self._predicted is not None:
             self._predicted.append(_predicted(logits, batch.mask))
+        if self._logits is not None:
+            self._logits.add(logits, batch.mask)
         return logits
 
     def result(self) -> dict[str, Any]:
         """Returns the metrics; see `evaluate`."""
         result = metrics(self._tally)
+        if self._logits is not None:
+            result["logits"] = self._logits.all()
         if self._predicted is None:
             return result
         classes, confidences = _in_order(self._predicted)
         return result | {"predictions": classes, "confidences": confidences}
+
+
+class _Fetched:
+    """Logits on the host, fetched a few batches after the device has begun to compute them."""
+
+    def __init__(self) -> None:
+        self._pending: collections.deque[tuple[Array, Array]] = collections.deque()
+        self._fetched: list[np.ndarray] = []
+
+    def add(self, logits: Logits, mask: Bool[Array, " batch"]) -> None:
+        """Adds the logits of a batch."""
+        self._pending.append((logits, mask))
+        if len(self._pending) > _AHEAD:
+            self._fetch()
+
+    def all(self) -> np.ndarray:
+        """Returns the logits of all batches, without masked examples."""
+        while self._pending:
+            self._fetch()
+        return np.concatenate(self._fetched)
+
+    def _fetch(self) -> None:
+        whole = jax.tree.map(mesh.whole, self._pending.popleft())
+        logits, mask = jax.device_get(whole)
+        self._fetched.append(logits[mask].astype(np.float32))
 
 
 class _Predictions(NamedTuple):

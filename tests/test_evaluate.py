@@ -75,8 +75,7 @@ def measure(
     student: evaluate.Model | None = None,
     sharding: NamedSharding | None = None,
     teacher: evaluate.Model | None = None,
-    confusion: bool = False,
-    predictions: bool = False,
+    **wanted: bool,
 ) -> dict[str, Any]:
     return evaluate.evaluate(
         jax.jit(evaluate.count, donate_argnums=0),
@@ -85,8 +84,7 @@ def measure(
         batches_of(images, labels, batch_size, sharding),
         classes=images.shape[2],
         teacher=teacher,
-        confusion=confusion,
-        predictions=predictions,
+        wanted=evaluate.Wanted(**wanted),
     ).models[0]
 
 
@@ -151,6 +149,15 @@ def test_predictions_are_the_most_likely_classes_in_order(
     np.testing.assert_allclose(measured["confidences"], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [4, 23])
+def test_logits_are_those_of_each_example_in_order(
+    images: np.ndarray, labels: np.ndarray, batch_size: int
+) -> None:
+    measured = measure(images, labels, batch_size, logits=True)
+
+    np.testing.assert_allclose(measured["logits"], logits_of(images), rtol=1e-5)
+
+
 def test_agreement_compares_predictions_without_labels(
     images: np.ndarray, labels: np.ndarray
 ) -> None:
@@ -192,7 +199,7 @@ def together(images: np.ndarray, labels: np.ndarray) -> tuple[evaluate.Evaluated
         read(),
         classes=CLASSES,
         teacher=counted_model("teacher", model(1)),
-        confusion=True,
+        wanted=evaluate.Wanted(confusion=True),
     )
     return evaluated, dict(calls)
 

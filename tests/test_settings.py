@@ -361,6 +361,7 @@ FREE = (
     "information.rematerialise",
     "student.group",
     "student.store_outputs",
+    "flatness.batch_size",
     "data.cache",
     "data.threads",
     "data.workers",
@@ -371,6 +372,7 @@ FREE = (
 NEEDS = {
     "student.pretrained_learning_rates": {"student.init": "weights.safetensors"},
     "data.unlabelled_share": {"data.unlabelled": "images"},
+    "flatness.examples": {"flatness.radius": 0.05},
 }
 PATHS = ("data.path", "data.dir", "data.root", "teacher.init", "teacher.mirror")
 # The digest of the images has what they hold out.

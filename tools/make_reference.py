@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "configuration.md"
 _LONG = 60  # Maximum characters of a value; longer ones are truncated.
 _ORDER = (  # Groups of settings in the order of the page; "" are settings of no group.
     *("", "budget", "data", "teacher", "student", "information"),
-    *("images", "sensitivity", "expertness", "criticality"),
+    *("flatness", "images", "sensitivity", "expertness", "criticality"),
     *("grid", "search", "model", "train", "probe"),
 )
 _HEAD = """# Configuration

@@ -1,6 +1,7 @@
 """Checks a whole configuration before any work starts."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -24,6 +25,8 @@ from remem_jax.weights import (
 # "" is the GELU or the pool that the checkpoint was trained with.
 GELUS = ("", *mlp.GELUS)
 POOLS = ("", *vit.POOLS)
+# The value of `config.student.flatten` that calibrates each teacher on validation.
+CALIBRATED = "calibrated"
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -63,6 +66,9 @@ def check_remem(config: ConfigDict) -> None:
     check_student_init(config)
     if config.information.seeds:
         information.check(config.information, config.data.image_size)
+    checks.at_least("config.flatness.radius", config.flatness.radius, 0)
+    checks.at_least("config.flatness.examples", config.flatness.examples, 0)
+    checks.at_least("config.flatness.batch_size", config.flatness.batch_size, 1)
 
 
 def check_mesh(config: ConfigDict, on: Mesh) -> None:
@@ -127,6 +133,11 @@ def _check_held_out(config: ConfigDict) -> None:
         not settings.refit,
         "config.data.refit trains on train and validation together, but config.data.validation is "
         "0, so that train has all images already: leave one of them out.",
+    )
+    checks.require(
+        "student" not in config or config.student.flatten != CALIBRATED,
+        f"config.student.flatten is {CALIBRATED}, which needs validation images, but "
+        "config.data.validation is 0: leave one of them out.",
     )
     checks.require(
         "information" not in config or not config.information.seeds,
@@ -208,7 +219,7 @@ def _check_student(student: ConfigDict) -> None:
     checks.one_of("config.student.model", student.model, models.STUDENTS)
     checks.one_of("config.student.stem", student.stem, resnet.STEMS)
     checks.at_least("config.student.group", student.group, 0)
-    checks.above("config.student.flatten", student.flatten, 0)
+    _check_flatten(student.flatten)
     for loss in student.losses:
         checks.one_of("config.student.losses", loss, student_losses.LOSSES)
     checks.one_of("config.student.hard_labels", student.hard_labels, (True, False))
@@ -240,6 +251,15 @@ def _check_student(student: ConfigDict) -> None:
                 checks.within(f"config.student.{name}", value, 0, 1)
             else:
                 checks.above(f"config.student.{name}", value, 0)
+
+
+def _check_flatten(flatten: Any) -> None:
+    """Raises unless the divisor of the teacher's logits is a positive number, or calibrates."""
+    is_number = isinstance(flatten, int | float) and not isinstance(flatten, bool)
+    checks.require(
+        flatten == CALIBRATED or (is_number and math.isfinite(flatten) and flatten > 0),
+        f"config.student.flatten must be a number above 0, or {CALIBRATED!r}; got {flatten!r}.",
+    )
 
 
 def _check_network(student: ConfigDict, image_size: int) -> None:

@@ -32,6 +32,7 @@ _FREE_OF = {  # The same, by group: speed, memory and copies.
     "train": ("rematerialise", "accumulate"),
     "information": ("rematerialise",),
     "student": ("group", "store_outputs"),
+    "flatness": ("batch_size",),
 }
 _OPTIMISATION: Mapping[str, Any] = {
     **{"optimizer": "sgd", "betas": [0.9, 0.999], "epsilon": 1e-8},
@@ -68,6 +69,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
         **_LABELS,
         "nesterov": True,
     },
+    "flatness": {"radius": 0.0},
 }
 # Values of these settings that give the images of earlier versions, if they differ.
 EARLIER: Mapping[str, Mapping[str, Any]] = {
@@ -77,6 +79,7 @@ EARLIER: Mapping[str, Mapping[str, Any]] = {
 _WITH: Mapping[str, Mapping[str, str]] = {
     "data": {"unlabelled_share": "unlabelled"},
     "student": {"pretrained_learning_rates": "init"},
+    "flatness": {"examples": "radius"},
 }
 # Paths of images and weights, and what is held out, which are identified by their digests.
 _PATHS = {
@@ -168,6 +171,8 @@ def without_additions(plain: Mapping[str, Any]) -> dict[str, Any]:
         off = {name for name, value in added.items() if settings.get(name, value) == value}
         off |= {name for name, needed in _WITH.get(group, {}).items() if needed in off}
         kept[group] = {name: value for name, value in settings.items() if name not in off}
+        if not kept[group]:  # Earlier versions lack the whole group.
+            del kept[group]
     if kept.get("student", {}).get("init"):
         kept["student_init"] = True
     return kept

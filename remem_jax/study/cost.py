@@ -13,6 +13,7 @@ from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
 from remem_jax.storage import results
 from remem_jax.storage.identity import described
+from remem_jax.study import teachers
 from remem_jax.study.space import Trial
 from remem_jax.workflow.remem import cost
 
@@ -45,11 +46,11 @@ def of_trials(planned: Sequence[Trial], directory: pathlib.Path) -> Total:
     """Estimates the cost of trials from the speed of a step, measured once for each kind of trial.
 
     Steps of one kind cost the same (`_kind`); the first data set of a kind is measured. The speeds
-    are kept in the folder of the study.
+    are kept in the folder of the study. A teacher that trials share is counted once.
     """
     path = directory / _SPEEDS
     speeds = results.read_for_all(path) or {}
-    costs = []
+    costs, trained = [], set()
     for trial in planned:
         kind = results.fingerprint({"run": _kind(trial.config), "device": _device()})
         if kind not in speeds:
@@ -57,7 +58,10 @@ def of_trials(planned: Sequence[Trial], directory: pathlib.Path) -> Total:
             with display.stage(f"Speed of {trial.row}, {trial.column}", None):
                 speeds[kind] = _to_json(workflow.measure_speed(trial.config))
             results.write_for_all(path, speeds)
-        costs.append(cost.of_run(trial.config, _from_json(speeds[kind])))
+        teacher = teachers.settings_key(trial.config)
+        is_trained, speed = teacher in trained, _from_json(speeds[kind])
+        costs.append(cost.of_run(trial.config, speed, with_teacher=not is_trained))
+        trained.add(teacher)
     return Total(
         len(planned),
         sum(each.teacher_steps for each in costs),

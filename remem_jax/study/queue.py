@@ -101,13 +101,17 @@ class Queue:
         )
 
     @_retried
-    def claim(self, keys: Collection[str]) -> Claim | None:
+    def claim(self, keys: Collection[str], *, free: Collection[str] | None = None) -> Claim | None:
         """Claims a trial of one of these configurations, those with fewest failed attempts first.
 
         Configurations of dead workers are claimed again. A worker on this machine is known to be
         dead at once; another, when this process has seen no heartbeat for `grace_seconds`. While
         nothing waits, call this more than twice in that time: the time between two calls that are
         further apart is not counted, because the storage may have been unreachable.
+
+        Args:
+            keys: Keys of configurations.
+            free: Those of them that may be claimed; None for all.
 
         Returns:
             None if nothing waits; other workers may still run trials.
@@ -123,7 +127,8 @@ class Queue:
             groups.values(), key=lambda group: len(configurations.failed_attempts(group))
         ):
             waiting = configurations.in_state(group, TrialState.WAITING)
-            if waiting and self._state(group) == "waiting":
+            is_free = free is None or (waiting and waiting[0].user_attrs["key"] in free)
+            if waiting and is_free and self._state(group) == "waiting":
                 trial_id = self._start(waiting[0])
                 if trial_id is not None:
                     return Claim(

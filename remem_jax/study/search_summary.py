@@ -59,7 +59,7 @@ def _rows(config: ConfigDict, search: Search) -> list[dict[str, Any]]:
 
 def _grid(config: ConfigDict, trials: Sequence[Trial]) -> dict[str, Any]:
     """Returns the grid of one cell: of its teacher, of other settings, and of its students."""
-    method = config.rows[trials[0].row].method
+    (method,) = trials[0].config.methods
     tried = {
         name: _occurring(values, [trial.point[name] for trial in trials if name in trial.point])
         for name, values in axes.searched(config).items()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from remem_jax import checks
+from remem_jax.methods import ALONE, SCRATCH
 from remem_jax.settings import check_remem, plain, values
 from remem_jax.storage import results
 from remem_jax.storage.identity import described, without_additions
@@ -188,10 +189,15 @@ def _cell_settings(config: ConfigDict, cell: tuple[str, str, int]) -> ConfigDict
     with run.ignore_type():
         _apply(run, config.columns[column].changes, f"config.columns.{column}.changes")
         _apply(run, config.rows[row].changes, f"config.rows.{row}.changes")
-        run.methods = (config.rows[row].method,)
+        run.methods = (_method(config.rows[row].method, run),)
         run.seed = seed
         run.differs = (*run.differs, *config.differs)
     return run
+
+
+def _method(method: str, run: ConfigDict) -> str:
+    """Returns the method of a row in a column, whose students may start from random weights."""
+    return SCRATCH if method == ALONE and not run.student.init else method
 
 
 def _trial(

@@ -18,7 +18,7 @@ from remem_jax.checks import SettingError
 from remem_jax.data.custom import folders
 from remem_jax.report import tables
 from remem_jax.storage import checkpoints, results, workdir
-from remem_jax.study import axes, cost, inputs, queue, search, space, summary, unused
+from remem_jax.study import axes, cost, inputs, queue, search, space, summary, teachers, unused
 from remem_jax.study.claim import Claim
 from remem_jax.study.configurations import Configuration
 from remem_jax.study.space import Trial
@@ -36,6 +36,7 @@ class Study(NamedTuple):
         directory: Folder of this worker's trials and of the report.
         search: The search, which schedules trials.
         inputs: Digests of the inputs of the trials.
+        teachers: The teachers that trials share.
         queue: Queue that all workers share; None in processes other than the writer.
         cost: Estimated cost of the whole study.
         stopping: Returns whether the user has asked the worker to stop.
@@ -45,6 +46,7 @@ class Study(NamedTuple):
     directory: pathlib.Path
     search: search.Search
     inputs: inputs.Inputs
+    teachers: teachers.Teachers
     queue: queue.Queue | None
     cost: cost.Total
     stopping: Callable[[], bool]
@@ -104,7 +106,12 @@ def run(
         trials = space.trials(config, digests.identify)
         workdir.begin(directory, settings.plain(config), inputs.of_study(config, trials, digests))
         trial_search = search.Search(config.search, trials, grids)
-        _work(Study(config, directory, trial_search, digests, shared, total, stopping))
+        shared_teachers = teachers.Teachers(directory, digests)
+        _work(
+            Study(
+                config, directory, trial_search, digests, shared_teachers, shared, total, stopping
+            )
+        )
 
 
 def _open_queue(config: ConfigDict, directory: pathlib.Path) -> queue.Queue:
@@ -150,7 +157,8 @@ def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
         schedule = _schedule(study)
         by_key = {trial.key: trial for trial in schedule.trials}
         study.queue.add([_configuration(trial) for trial in schedule.trials])
-        claim = study.queue.claim(by_key)
+        free = study.teachers.free(by_key, study.queue.states(by_key))
+        claim = study.queue.claim(by_key, free=free)
         states = study.queue.states(by_key)
         if claim:
             trial = by_key[claim.key]
@@ -209,6 +217,7 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
             folder,
             # If the claim is lost, the result would be dropped.
             stopping=lambda: study.stopping() or (claim is not None and claim.lost),
+            shared=study.teachers.folder(trial),
         )
         if claim:
             record = _record(folder)
@@ -219,7 +228,15 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
     if is_recorded and not study.config.keep_weights:
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
+        study.teachers.remove_unneeded(trial, _unfinished(study))
     jax.clear_caches()  # Steps that trials share stay in the persistent compilation cache.
+
+
+def _unfinished(study: Study) -> list[Trial]:
+    """Returns the scheduled trials that are neither done nor failed."""
+    trials = _schedule(study).trials
+    states = study.queue.states([trial.key for trial in trials]) if study.queue else {}
+    return [trial for trial in trials if states.get(trial.key) not in ("done", "failed")]
 
 
 def _record(folder: pathlib.Path) -> dict[str, Any]:

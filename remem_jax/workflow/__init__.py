@@ -42,6 +42,7 @@ def run(
     *,
     stopping: Callable[[], bool] = lambda: False,
     given: Collection[str] = (),
+    shared: pathlib.Path | None = None,
 ) -> None:
     """Checks a config, then runs its workflow in a folder; resumes if the folder has a run.
 
@@ -51,6 +52,8 @@ def run(
         stopping: Called after every step; once it returns True, the state is saved and the run
             stops.
         given: Names of the settings that the user set; those without effect are rejected.
+        shared: Folder of the teachers that a trial of a study shares with others; see
+            `shared_teachers.home`.
 
     Raises:
         SettingError: If a setting, the data, the weights or the folder cannot be used.
@@ -66,7 +69,7 @@ def run(
         workdir.claimed(directory, settings.plain(config)),
         opened(config, directory, device_mesh, stopping) as opened_run,
     ):
-        WORKFLOWS[config.workflow](opened_run)
+        WORKFLOWS[config.workflow](opened_run._replace(shared=shared))
 
 
 def measure_speed(config: ConfigDict) -> cost.Speed:

@@ -44,6 +44,8 @@ class Run(NamedTuple):
             fixed number of steps.
         most_steps: Number of steps that a stage with a deadline may have if they are faster than
             planned; 0 for the planned number.
+        shared: Folder of the teachers that the run shares with other trials of a study; None if it
+            has its own.
     """
 
     config: ConfigDict
@@ -58,6 +60,7 @@ class Run(NamedTuple):
     device_bytes: int = 0
     deadline: float | None = None
     most_steps: int = 0
+    shared: pathlib.Path | None = None
 
     @property
     def platform(self) -> str:
@@ -194,11 +197,9 @@ class Measure(NamedTuple):
         """Returns the model with these variables, to be passed as the `teacher` of students."""
         return evaluate.Model(self.apply, variables)
 
-    def __call__(
-        self, variables: Variables, split: str, *, predictions: bool = False
-    ) -> dict[str, Any]:
-        """Returns the metrics of the model; see `evaluate.evaluate`."""
-        return self.all([variables], split, predictions=predictions).models[0]
+    def __call__(self, variables: Variables, split: str, **wanted: bool) -> dict[str, Any]:
+        """Returns the metrics of the model; see `all`."""
+        return self.all([variables], split, **wanted).models[0]
 
     def all(
         self,
@@ -206,10 +207,16 @@ class Measure(NamedTuple):
         split: str,
         *,
         teacher: evaluate.Model | None = None,
-        confusion: bool = False,
-        predictions: bool = False,
+        **wanted: bool,
     ) -> evaluate.Evaluated:
-        """Evaluates several sets of variables in one pass over the split."""
+        """Evaluates several sets of variables in one pass over the split.
+
+        Args:
+            variables: Variables of each model.
+            split: "train", "validation" or "test".
+            teacher: See `evaluate.evaluate`.
+            **wanted: Fields of `evaluate.Wanted`.
+        """
         return evaluate.evaluate(
             self.add,
             self.transform,
@@ -217,8 +224,7 @@ class Measure(NamedTuple):
             self.batches(split),
             classes=self.classes,
             teacher=teacher,
-            confusion=confusion,
-            predictions=predictions,
+            wanted=evaluate.Wanted(**wanted),
         )
 
 

@@ -79,10 +79,9 @@ def _summarise(folder: str, unlabelled: str, cache: str, kind: str) -> dict[str,
         [evaluate.Model(jax.jit(apply), {"kernel": kernel})],
         loader.evaluation("test", 8),
         classes=len(dataset.classes),
-        confusion=True,
-        predictions=True,
+        wanted=evaluate.Wanted(confusion=True, predictions=True, logits=True),
     ).models
-    for name in ("predictions", "confidences"):
+    for name in ("predictions", "confidences", "logits"):
         measured[name] = measured[name].tolist()
     return {"seen": digests, "measured": measured}
 

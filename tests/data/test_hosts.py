@@ -80,7 +80,7 @@ def test_metrics_of_any_number_of_hosts_are_the_same_on_each(
 ) -> None:
     alone = results[1][0][kind]["measured"]
     counted = {name: alone.pop(name) for name in ("confusion", "predictions")}
-    confidences = alone.pop("confidences")
+    floats = {name: alone.pop(name) for name in ("confidences", "logits")}
 
     assert np.sum(counted["confusion"]) == 12  # A fifth of each class, rounded.
     for by_host in results.values():
@@ -88,6 +88,7 @@ def test_metrics_of_any_number_of_hosts_are_the_same_on_each(
             measured = dict(result[kind]["measured"])
             for name, value in counted.items():
                 assert measured.pop(name, value) == value
-            measured_confidences = measured.pop("confidences", confidences)
-            assert measured_confidences == pytest.approx(confidences, rel=1e-6)
+            for name, values in floats.items():
+                actual = measured.pop(name, values)
+                np.testing.assert_allclose(actual, values, rtol=1e-6, atol=1e-6)
             assert measured == pytest.approx(alone, rel=1e-6)

@@ -293,7 +293,11 @@ def test_a_column_with_a_smaller_grid_has_no_rung_that_drops_nothing(config: Con
         ("data.augment", ("none", "x"), r"scratch, digits, data\.augment x: .*must be one of none"),
         ("teacher.lora", (1,), r"grid\.teacher\.lora must be one of"),
         ("student.wait", (1,), r"config\.grid\.student\.wait must be one of .*weight_decay"),
-        ("pupil.model", ("x",), r"config\.grid\.pupil\.model must be one of data, info.*'pupil'"),
+        (
+            "pupil.model",
+            ("x",),
+            r"config\.grid\.pupil\.model must be one of data, flatness, info.*'pupil'",
+        ),
     ],
 )
 def test_values_that_cannot_be_searched_are_refused_by_name(

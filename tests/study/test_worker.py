@@ -160,13 +160,8 @@ def killed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Killed:
     workers.copy_speeds("pair", alone[0].name)
     folder = workers.folder("pair")
     pair = [workers.fork("pair") for _ in range(2)]
-    saved = _saved(folder, pair)
-    key = saved.relative_to(folder / "trials").parts[0]
-    (owner,) = [
-        trial.user_attrs["worker"]["pid"]
-        for trial in _trials(folder)
-        if (trial.state, trial.user_attrs["key"]) == (TrialState.RUNNING, key)
-    ]
+    _saved(folder, pair)
+    key, owner = _training(folder)
     dies, lives = sorted(pair, key=lambda worker: worker.process.pid != owner)
     dies.process.send_signal(signal.SIGKILL)
     dies.ends(-signal.SIGKILL)
@@ -188,14 +183,25 @@ def stopped(workers: Workers, alone: tuple[pathlib.Path, str]) -> Stopped:
     return Stopped(folder, first, *then, second)
 
 
-def _saved(folder: pathlib.Path, workers: list[Worker]) -> pathlib.Path:
-    """Waits for the first checkpoint of any trial."""
+def _saved(folder: pathlib.Path, workers: list[Worker]) -> None:
+    """Waits for the first checkpoint of any teacher."""
     while True:
-        saved = list(folder.glob("trials/*/teachers/*/checkpoints/4"))
-        if saved:
-            return saved[0]
+        if list(folder.glob("teachers/*/*/teachers/*/checkpoints/4")):
+            return
         assert all(worker.process.poll() is None for worker in workers), workers[0].log
         time.sleep(0.01)
+
+
+def _training(folder: pathlib.Path) -> tuple[str, int]:
+    """Returns a trial that trains a teacher with a checkpoint, and the process of its worker."""
+    (saved, *_) = folder.glob("teachers/*/*/teachers/*/checkpoints/4")
+    key = json.loads((saved.parents[1] / "trainer.json").read_text())["run"]
+    (owner,) = [
+        trial.user_attrs["worker"]["pid"]
+        for trial in _trials(folder)
+        if (trial.state, trial.user_attrs["key"]) == (TrialState.RUNNING, key)
+    ]
+    return key, owner
 
 
 def _report(folder: pathlib.Path) -> dict[str, Any]:
@@ -265,7 +271,22 @@ def test_a_study_searches_axes_of_several_groups_and_reports_them(
     assert "attention_weight 0.9; learning_rate 0.05; rho 0.5" in text
     assert "| student.weight_decay 0.0001, 0.001 |" in text
     assert "The study searches student.weight_decay over 0.0001, 0.001; the paper's grid" in text
-    assert "Tiny: a study: 2 trials, 16 teacher steps" in done.log
+    # Both trials have the same teacher.
+    assert "Tiny: a study: 2 trials, 8 teacher steps" in done.log
+    (trained,) = folder.glob("teachers/*/*/metrics.jsonl")
+    assert {json.loads(line)["part"] for line in trained.read_text().splitlines()} == {
+        "teachers/remem"
+    }
+    for trial in folder.glob("trials/*"):
+        rows = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if row["part"] == "teachers/remem"][-1] == 8
+    hours = report["cost"]["spent_hours"] * 3600
+    seconds = [
+        json.loads(path.read_text())["seconds"] for path in folder.glob("trials/*/results.json")
+    ]
+    assert sum("teachers/remem" in of_trial for of_trial in seconds) == 1
+    assert hours == pytest.approx(sum(sum(of_trial.values()) for of_trial in seconds))
+    assert not list(folder.glob("teachers/*/*/teachers"))  # No trial needs the weights any more.
 
 
 def _settings(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -525,7 +546,14 @@ def test_a_worker_waits_for_a_folder_in_use(
     config.only = "finetune"
     errors = [workdir.HeldError("another process runs there")] * 2
 
-    def run(trial: ConfigDict, folder: pathlib.Path, *, stopping: Callable[[], bool]) -> None:
+    def run(
+        trial: ConfigDict,
+        folder: pathlib.Path,
+        *,
+        stopping: Callable[[], bool],
+        shared: pathlib.Path,
+    ) -> None:
+        del shared
         if errors:
             raise errors.pop()
         _write_results(trial, folder)
@@ -546,7 +574,14 @@ def test_a_worker_stops_a_lost_trial_and_continues(
     config.only = "finetune"
     asked: list[bool] = []
 
-    def run(trial: ConfigDict, folder: pathlib.Path, *, stopping: Callable[[], bool]) -> None:
+    def run(
+        trial: ConfigDict,
+        folder: pathlib.Path,
+        *,
+        stopping: Callable[[], bool],
+        shared: pathlib.Path,
+    ) -> None:
+        del shared
         if not asked:
             with worker.queue.open_queue(
                 config.storage,

@@ -67,16 +67,23 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def of_run(config: ConfigDict, speed: Speed) -> Cost:
-    """Returns the cost of a run with one method, given the cost of its steps."""
+def of_run(config: ConfigDict, speed: Speed, *, with_teacher: bool = True) -> Cost:
+    """Returns the cost of a run with one method.
+
+    Args:
+        config: All settings.
+        speed: The cost of its steps.
+        with_teacher: Whether it trains its teacher, which another trial may have trained.
+    """
     (method,) = config.methods
     has_teacher = METHODS[method].has_teacher
     teachers = len(config.teacher.steps) if has_teacher else 1
     students = teachers * len(student_grid.points(config.student, method))
-    teacher_steps = config.teacher.steps[-1] if has_teacher else 0
+    teacher_steps = config.teacher.steps[-1] if has_teacher and with_teacher else 0
     student_steps = students * config.student.steps
     if config.data.refit:  # The last teacher at most, and one setting of students.
-        teacher_steps, teachers = 2 * teacher_steps, teachers + 1
+        refitted = config.teacher.steps[-1] if has_teacher else 0
+        teacher_steps, teachers = teacher_steps + refitted, teachers + 1
         student_steps += len(config.student.seeds) * config.student.steps
     costs = [
         speed.teacher.times(teacher_steps) if speed.teacher else Step(0, 0),

@@ -9,7 +9,14 @@ from remem_jax import paired
 from remem_jax.records import Variables
 from remem_jax.storage import results
 from remem_jax.workflow import context
-from remem_jax.workflow.remem import distill, file_list, finetune, mistakes, selected_models
+from remem_jax.workflow.remem import (
+    distill,
+    file_list,
+    finetune,
+    mistakes,
+    selected_models,
+    teacher_measures,
+)
 from remem_jax.workflow.remem.student_setup import StudentSetup
 
 
@@ -39,8 +46,9 @@ def test(
         confusion matrix, which is a separate file. "predictions" has the classes that the
         "students" and the "teacher" predict for the test images, and those that the first student
         predicts for "validation", None without such images, each packed by `paired.pack`;
-        "mistakes" are the `mistakes.worst` of the first student, and "chosen" identifies the
-        students. Runs tested by earlier versions lack these three.
+        "mistakes" are the `mistakes.worst` of the first student, "calibration" is that of the
+        teacher with the temperature from validation, None without one, and "chosen" identifies the
+        students. Runs tested by earlier versions lack these four.
     """
     folder = run.workdir / "selected"
     result = results.read_for_all(folder / f"{method}.json")
@@ -51,9 +59,14 @@ def test(
         teacher = teachers and teachers.measure.model(teachers.load(chosen[0]["teacher_step"]))
         members = [_load_student(run, setup, student) for student in chosen]
         measured = setup.measure.all(
-            members, "test", teacher=teacher, confusion=True, predictions=True
+            members,
+            "test",
+            teacher=teacher,
+            confusion=True,
+            predictions=True,
+            logits=teacher is not None,
         )
-        validated = None
+        validated, calibrated = None, None
         if "validation" in run.dataset.splits:
             validated = setup.measure(members[0], "validation", predictions=True)
         confidences = [metrics.pop("confidences") for metrics in measured.models]
@@ -77,15 +90,29 @@ def test(
         ]
         if teachers and teacher:
             selected_models.save_teacher(run, method, teachers, teacher.variables)
+        if measured.teacher:
+            logits = measured.teacher.pop("logits")
+            calibrated = _calibrated(run, teachers, chosen[0]["teacher_step"], logits)
         result = {
             "chosen": identities,
             "students": students,
             "teacher": measured.teacher,
+            "calibration": calibrated,
             "predictions": packed,
             "mistakes": worst,
         }
         results.write_for_all(folder / f"{method}.json", result)
     return result
+
+
+def _calibrated(
+    run: context.Run, teachers: finetune.Teachers | None, step: int, logits: np.ndarray
+) -> dict[str, Any] | None:
+    """Returns the calibration of a teacher on test; None without a temperature from validation."""
+    records = teachers.records if teachers else []
+    (found,) = [record.get("calibration") for record in records if record["step"] == step]
+    labels = run.dataset.splits["test"].labels
+    return found and teacher_measures.before_and_after(logits, labels, found["temperature"])
 
 
 def _suffix(number: int, student: dict[str, Any]) -> str:
@@ -132,9 +159,9 @@ def predictions(tested: dict[str, Any]) -> dict[str, np.ndarray]:
     return {split: paired.unpack(text) for split, text in by_split.items() if text}
 
 
-def test_teacher(run: context.Run, teachers: finetune.Teachers, step: int) -> dict[str, Any]:
+def test_teacher(teachers: finetune.Teachers, step: int) -> dict[str, Any]:
     """Evaluates on test, once, a teacher that was selected on test."""
-    path = run.workdir / teachers.stage / f"step_{step}" / "test.json"
+    path = teachers.folder / teachers.stage / f"step_{step}" / "test.json"
     metrics = results.read_for_all(path)
     if metrics is None:
         metrics = teachers.measure(teachers.load(step), "test")

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from remem_jax.storage import checkpoints, results
 from remem_jax.train import loop, state
 from remem_jax.workflow import context, memory_plan, stages, training
 from remem_jax.workflow.initial_checkpoints import Pretrained
-from remem_jax.workflow.remem import retries, teacher_training
+from remem_jax.workflow.remem import retries, teacher_measures, teacher_training
 
 
 class Teachers(NamedTuple):
@@ -36,6 +37,7 @@ class Teachers(NamedTuple):
         seconds: Seconds of training.
         model: Their network.
         saved: How they are saved.
+        folder: Folder of the stages: that of the run, or one that trials of a study share.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Teachers(NamedTuple):
     seconds: float
     model: vit.VisionTransformer
     saved: teacher_training.Saved
+    folder: pathlib.Path
 
 
 class Refitted(NamedTuple):
@@ -104,12 +107,8 @@ def finetune(
     def milestone(stage: str, step: int, trained: state.TrainState) -> None:
         params = trained.variables["params"]  # Averaged, with config.teacher.ema.
         params = unstack(params) if start.stacks else params
-        record: dict[str, Any] = {"step": step, "validation": None}
-        if run.dataset.selection:
-            metrics = measure(start.variables(params), run.dataset.selection)
-            _require_finite(step, metrics, run.dataset.selection)
-            training.log_selection(run, stage, step, metrics[run.dataset.metric])
-            record[run.dataset.selection] = metrics
+        evaluate = functools.partial(measure, start.variables(params), logits=True)
+        record = _evaluated(run, stage, step, evaluate)
         folder = run.workdir / stage / f"step_{step}"
         checkpoints.save_tree(folder / "params", params)
         results.write_for_all(folder / "record.json", record)
@@ -152,7 +151,31 @@ def finetune(
         result["seconds"],
         start.model,
         start.saved,
+        run.workdir,
     )
+
+
+def _evaluated(
+    run: context.Run, stage: str, step: int, measure: Callable[[str], dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns the record of a checkpoint, evaluated on the split that selects, if there is one.
+
+    Args:
+        run: The run.
+        stage: Name of the stage.
+        step: Step of the checkpoint.
+        measure: Evaluates it on a split, with "logits".
+    """
+    record: dict[str, Any] = {"step": step, "validation": None}
+    if run.dataset.selection:
+        metrics = measure(run.dataset.selection)
+        logits = metrics.pop("logits")
+        _require_finite(step, metrics, run.dataset.selection)
+        training.log_selection(run, stage, step, metrics[run.dataset.metric])
+        record[run.dataset.selection] = metrics
+        if run.dataset.selection == teacher_measures.VALIDATION:
+            record["calibration"] = teacher_measures.calibrated(run, logits)
+    return record
 
 
 def _require_finite(at: int, metrics: dict[str, Any], split: str) -> None:

@@ -10,9 +10,17 @@ from absl import logging
 from remem_jax import display
 from remem_jax.methods import METHODS
 from remem_jax.records import Hyperparameters
+from remem_jax.settings import deciding
+from remem_jax.storage import results
 from remem_jax.workflow import advice, ascent, context, memory_plan, stages
 from remem_jax.workflow.information import measurement
-from remem_jax.workflow.remem import distill, final_evaluation, finetune, student_setup
+from remem_jax.workflow.remem import (
+    distill,
+    final_evaluation,
+    finetune,
+    shared_teachers,
+    student_setup,
+)
 
 
 class Outcome(NamedTuple):
@@ -101,13 +109,19 @@ def conclude(
     )
     if teachers:
         display.result(stages.model(f"teachers/{method}"), tested["teacher"][metric], "test")
-        seconds[teachers.stage] = teachers.seconds
+        if shared_teachers.is_trainer(run, teachers.folder, f"teachers/{method}"):
+            seconds[teachers.stage] = teachers.seconds
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
         (record,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
         row["ascent"] = ascent.record(teachers.settings, run.mesh)
         row["teacher_part"], row["teacher_lost"] = teachers.stage, teachers.lost
-        row["teacher"] = {"validation": record["validation"], "test": tested["teacher"]}
+        row["teacher"] = {
+            "validation": record["validation"],
+            "test": tested["teacher"],
+            "calibration": record.get("calibration")
+            and {**record["calibration"], "test": tested.get("calibration")},
+        }
     return Outcome(
         row,
         [{"method": method, **record, **information} for record, information in measured],
@@ -138,8 +152,12 @@ def _information(
         return []
     if not run.config.information.seeds:
         return [(record, {}) for record in teachers.records]
-    measured = measurement.of_teachers(run, teachers)
-    seconds[measured["part"]] = measured["seconds"]
+    stage = f"information/{teachers.method}"
+    variant = f"information_{results.fingerprint(deciding(run.config)['information'])}"
+    with shared_teachers.home(run, stage, variant=variant) as home:
+        measured = measurement.of_teachers(home, teachers)
+    if shared_teachers.is_trainer(run, home.workdir, stage):
+        seconds[measured["part"]] = measured["seconds"]
     return [
         (record, {"information": information})
         for record, information in zip(teachers.records, measured["teachers"], strict=True)
@@ -192,7 +210,7 @@ def _chosen_on_test(
     chosen = distill.select(candidates, run.dataset.metric, split="test")
     step, teacher = chosen[0]["teacher_step"], tested_teacher[1]
     if teachers and step != tested_teacher[0]:
-        teacher = final_evaluation.test_teacher(run, teachers, step)
+        teacher = final_evaluation.test_teacher(teachers, step)
     return {
         "selected": _setting(chosen[0]),
         "student": {

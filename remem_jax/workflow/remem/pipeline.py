@@ -27,7 +27,9 @@ from remem_jax.workflow.remem import (
     outcome,
     plan_only,
     refit,
+    shared_teachers,
     student_setup,
+    teacher_measures,
     teacher_training,
 )
 
@@ -165,8 +167,30 @@ def train_teachers(
     """Trains the teachers of a method, or reads them; None for a method without a teacher."""
     if pretrained is None or not METHODS[method].has_teacher:
         return None
-    with advice.on_out_of_memory(f"teachers/{method}"):
-        return finetune.finetune(run, pretrained, method)
+    stage = f"teachers/{method}"
+    with advice.on_out_of_memory(stage), shared_teachers.home(run, stage) as home:
+        teachers = finetune.finetune(home, pretrained, method)
+        return _with_flatness(home, teachers)
+
+
+def _with_flatness(run: context.Run, teachers: finetune.Teachers) -> finetune.Teachers:
+    """Adds the "flatness" of each teacher to its record, if it is to be measured."""
+    if not run.config.flatness.radius:
+        return teachers
+    measured = [
+        teacher_measures.flatness_of(
+            run,
+            teachers.measure,
+            teachers.load(record["step"]),
+            teachers.folder / teachers.stage / f"step_{record['step']}",
+        )
+        for record in teachers.records
+    ]
+    records = [
+        {**record, "flatness": of_record}
+        for record, of_record in zip(teachers.records, measured, strict=True)
+    ]
+    return teachers._replace(records=records)
 
 
 def train_students(

@@ -88,7 +88,10 @@ def _teacher(
     refitted = finetune.Refitted(
         row["selected"]["teacher_step"], row["teacher_settings"]["learning_rate"]
     )
-    return finetune.finetune(run, pretrained, row["method"], refitted=refitted)
+    teachers = finetune.finetune(run, pretrained, row["method"], refitted=refitted)
+    # Without validation images, it is calibrated by the temperature of the selected one.
+    calibration = {"calibration": row["teacher"].get("calibration")}
+    return teachers._replace(records=[record | calibration for record in teachers.records])
 
 
 def _require_finite(students: list[dict[str, Any]]) -> None:

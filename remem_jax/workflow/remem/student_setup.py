@@ -15,6 +15,7 @@ from remem_jax.methods import METHODS
 from remem_jax.models import projection
 from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.records import Key, Outputs, TeacherApply, Variables
+from remem_jax.settings import CALIBRATED
 from remem_jax.train import averaging, lockstep, state, steps, student_losses
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg, initial_students, student_normalisation
@@ -209,8 +210,12 @@ def _target(
 
 
 def make_targets(run: context.Run, teacher_apply: TeacherApply) -> TeacherApply:
-    """Compiles the outputs that students learn from: the teacher's, with flattened logits."""
+    """Compiles the outputs that students learn from: the teacher's, with flattened logits.
+
+    The divisor of calibrated teachers is part of their variables; see `targets.of_teacher`.
+    """
     gathered, flatten = run.gather_params(teacher_apply), run.config.student.flatten
+    flatten = 1.0 if flatten == CALIBRATED else flatten
 
     def compute_targets(variables: Variables, images: jax.Array) -> Outputs:
         outputs: Outputs = gathered(variables, images)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import mesh
 from remem_jax.records import Outputs, TeacherApply, Variables
+from remem_jax.settings import CALIBRATED
 from remem_jax.storage import files, identity, outputs, read_ahead
 from remem_jax.train import lockstep
 from remem_jax.workflow import context, stages
@@ -55,7 +56,10 @@ def of_teacher(
     """
 
     def load() -> Variables:
-        return teachers.load(step)
+        variables = teachers.load(step)
+        if run.config.student.flatten != CALIBRATED:
+            return variables
+        return _calibrated(variables, _record(teachers, step)["calibration"]["temperature"])
 
     if not run.config.student.store_outputs:
         return live(compute_targets, load)
@@ -91,6 +95,17 @@ def of_teacher(
         )
 
     return opened
+
+
+def _record(teachers: finetune.Teachers, step: int) -> dict[str, Any]:
+    (record,) = [record for record in teachers.records if record["step"] == step]
+    return record
+
+
+def _calibrated(variables: Variables, temperature: float) -> Variables:
+    """Returns the variables of a teacher whose logits are divided by a temperature."""
+    head = jax.tree.map(lambda leaf: leaf / temperature, variables["params"]["head"])
+    return {**variables, "params": {**variables["params"], "head": head}}
 
 
 class StoredTargets:

@@ -1,0 +1,108 @@
+"""The study that decides when ReMem helps: for which students, against which rivals.
+
+    python -m remem_jax.main --config=configs/evidence.py:caltech101 --workdir=studies/evidence
+    python -m remem_jax.main --config=configs/evidence.py:caltech101+flowers102,small \
+        --workdir=studies/evidence_small --config.base.teacher.init=weights/Ti_16.npz
+
+Rows are ways to make the teacher of a student, or none; columns are students on data sets, which
+the first word names, joined by "+". "small" has images of 96 pixels, a ViT-Ti/16 and few steps, for
+a machine without an accelerator; any other option is one of configs/remem.py. docs/evidence.md has
+the results. configs/settings.py has all settings; configs/study.py explains how to add workers.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import remem, study
+
+STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet18": ("ResNet-18 from random weights", {"model": "resnet18", "init": ""}),
+    "lite0": (
+        "EfficientNet-Lite0 from ImageNet",
+        {"model": "efficientnet_lite0", "init": "imagenet"},
+    ),
+    "vit_tiny": (
+        "ViT-Ti/16 from ImageNet",
+        {"model": "vit_tiny_patch16", "init": "imagenet", "clip_norm": 1.0},
+    ),
+}
+# An ascent of SAM needs two passes, and re-weighted blocks recover slowly: all teachers have the
+# same number of steps, as in the paper.
+ROWS = {
+    "alone": study.row("No teacher", "alone"),
+    **study.rows("finetune"),
+    # A head on frozen features needs a higher rate; see Marrie et al. 2024,
+    # https://arxiv.org/abs/2402.11305, for why such teachers are rivals. [choice]
+    "probed": study.row(
+        "Linear probe", "finetune", teacher={"tuning": "linear_probe", "learning_rate": 0.5}
+    ),
+    "calibrated": study.row(
+        "Fine-tuning, calibrated", "finetune", student={"flatten": "calibrated"}
+    ),
+    "standardised": study.row(
+        "Fine-tuning, KD of standardised logits",
+        "finetune",
+        student={"losses": ("kd_standardised",)},
+    ),
+    **study.rows("reweight", "sam", "remem"),
+}
+
+
+def get_config(spec: str = "caltech101") -> ConfigDict:
+    """Returns the study for some data sets.
+
+    Args:
+        spec: Names of data sets, joined by "+"; then options of configs/remem.py, and "small".
+    """
+    names, *options = spec.split(",")
+    datasets = names.split("+")
+    is_small = "small" in options
+    others = [option for option in options if option != "small"]
+    base = remem.get_config(",".join([datasets[0], *(["variant=Ti/16"] * is_small), *others]))
+    _set_students(base)
+    if is_small:
+        _shrink(base)
+    columns = {
+        f"{dataset}_{student}": study.column(
+            f"{study.TITLES.get(dataset, dataset)}: {title}",
+            data={"name": dataset},
+            student=settings,
+        )
+        for dataset in datasets
+        for student, (title, settings) in STUDENTS.items()
+    }
+    config = study.make("Evidence: when ReMem helps", ROWS, columns, base=base)
+    config.name = "evidence_small" if is_small else "evidence"
+    config.seeds = (0, 1, 2)
+    config.grid.learning_rate = ()
+    config.grid.rho = (0.05, 0.1, 0.2)
+    config.search.near = ConfigDict({"rho": 0.1, "mlp_weight": 0.9})
+    return config
+
+
+def _set_students(base: ConfigDict) -> None:
+    """Sets one student for each teacher, so that teachers are compared and not grids."""
+    base.student.optimizer, base.student.weight_decay = "adamw", 0.05
+    base.student.temperatures, base.student.weights = (2.0,), (0.9,)
+    base.student.learning_rates = (0.001,)
+    base.student.pretrained_learning_rates = (0.001,)
+    base.student.evaluations = 1
+    base.student.store_outputs = True
+    base.teacher.steps = base.teacher.steps[-1:]
+    base.information.seeds = (0,)
+    base.flatness.radius = 0.05
+
+
+def _shrink(base: ConfigDict) -> None:
+    """Sets sizes at which two cores need about ten minutes for a teacher and its student."""
+    base.data.image_size = base.data.stored_size = 96
+    base.data.crop_area = (0.5, 1.0)
+    base.teacher.steps, base.teacher.warmup_steps = (400,), 40
+    base.teacher.batch_size = base.student.batch_size = 32
+    base.teacher.learning_rate = 0.02
+    base.student.steps, base.student.warmup_steps = 600, 60
+    base.information.steps, base.information.batch_size = 300, 32
+    base.information.evaluations = 3
+    base.information.info_nce.measured = False
+    base.log_every, base.save_every = 50, 200

@@ -1,0 +1,93 @@
+"""The teachers of a study: which trials share one, and where it is kept."""
+
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from remem_jax.methods import METHODS
+from remem_jax.settings import deciding
+from remem_jax.storage import checkpoints, results
+from remem_jax.storage.identity import Identity
+from remem_jax.study.inputs import Inputs
+from remem_jax.study.space import Trial
+from remem_jax.workflow.remem import shared_teachers
+
+_FOLDER = "teachers"  # In that of the study.
+# Settings of a run that its teachers do not depend on, and inputs that they do.
+_OF_OTHERS = ("student", "student_init", "information", "flatness", "choose_on_test")
+_INPUTS = ("data", "classes", "teacher")
+
+
+def settings_key(config: ConfigDict) -> str:
+    """Returns a hash of the settings that decide the teachers of a trial; "" without a teacher."""
+    return results.fingerprint(_settings(config)) if _has_teacher(config) else ""
+
+
+def key(config: ConfigDict, inputs: Inputs) -> str:
+    """Returns the key of the teachers of a trial, which trials with the same ones share.
+
+    It is a hash of everything that decides them: settings, images, initial weights, seed, code.
+    "" without a teacher.
+    """
+    if not _has_teacher(config):
+        return ""
+    digests = inputs.of(config)
+    used = {name: digests[name] for name in _INPUTS if name in digests}
+    return Identity(_settings(config), used).key
+
+
+def _has_teacher(config: ConfigDict) -> bool:
+    (method,) = config.methods
+    return METHODS[method].has_teacher
+
+
+def _method(trial: Trial) -> str:
+    (method,) = trial.config.methods
+    return method
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    decide = {name: value for name, value in deciding(config).items() if name not in _OF_OTHERS}
+    data = {name: value for name, value in decide["data"].items() if name != "unlabelled_share"}
+    return {**decide, "data": data}
+
+
+class Teachers:
+    """The teachers of a study, shared by its trials in a folder of the study."""
+
+    def __init__(self, directory: pathlib.Path, inputs: Inputs) -> None:
+        self._directory, self._inputs = directory, inputs
+
+    def folder(self, trial: Trial) -> pathlib.Path | None:
+        """Returns the folder of a trial's teachers; None without a teacher."""
+        of_trial = key(trial.config, self._inputs)
+        return self._directory / _FOLDER / of_trial if of_trial else None
+
+    def free(self, trials: Mapping[str, Trial], states: Mapping[str, str]) -> list[str]:
+        """Returns the keys of the trials that would not wait for another worker's teacher.
+
+        Their teacher is finished, or no running trial trains it in this folder.
+
+        Args:
+            trials: Trials by key.
+            states: State of each trial in the queue.
+        """
+        folders = {name: self.folder(trial) for name, trial in trials.items()}
+        running = {folders[name] for name in trials if states.get(name) == "running"}
+        # Workers on machines without this folder train their own teachers.
+        busy = {folder for folder in running if folder and folder.is_dir()}
+        return [
+            name
+            for name, folder in folders.items()
+            if folder not in busy or shared_teachers.is_finished(folder, _method(trials[name]))
+        ]
+
+    def remove_unneeded(self, done: Trial, unfinished: Iterable[Trial]) -> None:
+        """Deletes the weights of a finished trial's teachers, unless other trials need them."""
+        folder = self.folder(done)
+        if folder is None or any(self.folder(trial) == folder for trial in unfinished):
+            return
+        for weights in folder.glob("*/teachers"):
+            checkpoints.remove(weights)
