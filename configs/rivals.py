@@ -1,38 +1,70 @@
-"""A comparison of ReMem with other ways to fine-tune the teacher.
+"""A comparison of ReMem with other ways to make a teacher.
 
     python -m remem_jax.main --config=configs/rivals.py:caltech101 --workdir=studies/rivals
 
-Early stopping is not a row: every teacher is saved at several steps, and the best one is selected.
-configs/settings.py has all settings; configs/study.py explains how to add workers.
+docs/teachers.md explains the rivals, configs/study.py how to add workers. configs/settings.py has
+all settings.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import remem, study
 
-ROWS = {
-    **study.rows("scratch", "finetune"),
-    "smoothing": study.row("Label smoothing 0.1", "finetune", teacher={"label_smoothing": 0.1}),
-    # The authors of MCMI use 0.1 to 0.35. [source]
-    "mcmi": study.row("MCMI, weight 0.25", "finetune", teacher={"mcmi": 0.25}),
-    "flattened": study.row("Logits halved", "finetune", student={"flatten": 2.0}),
-    **study.rows("reweight", "sam", "remem"),
-    **study.rows("finetune", "remem", prefix="lora_", group="LoRA", teacher={"tuning": "lora"}),
-    **study.rows(
-        "finetune",
-        "remem",
-        prefix="adapter_",
-        group="Adapters",
-        teacher={"tuning": "adapter_houlsby"},
-    ),
-    **study.rows(
-        "finetune", prefix="probe_", group="Linear probe", teacher={"tuning": "linear_probe"}
-    ),
-}
+PROBE_RATE = 0.5  # Learning rate of a head on frozen features. [choice]
+
+
+def rows(steps: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the rows of the table.
+
+    Args:
+        steps: `config.teacher.steps` of the other rows.
+    """
+    return {
+        **study.rows("scratch", "finetune"),
+        "probed": study.row(
+            "Linear probe",
+            "finetune",
+            teacher={"tuning": "linear_probe", "learning_rate": PROBE_RATE},
+        ),
+        # A fifth of the steps for the head, as in the first epochs of Kumar et al. [choice]
+        "probed_finetuned": study.row(
+            "Linear probe, then fine-tuning",
+            "finetune",
+            teacher={"probe_steps": steps[-1] // 5, "probe_learning_rate": PROBE_RATE},
+        ),
+        # Its schedule ends early, too, as in Cho and Hariharan 2019,
+        # https://arxiv.org/abs/1910.01348. Other rows may also select an early checkpoint, whose
+        # learning rate is still high. [choice]
+        "early": study.row(
+            f"Early stopped, at step {_early(steps)}",
+            "finetune",
+            teacher={"steps": (_early(steps),)},
+        ),
+        "smoothing": study.row("Label smoothing 0.1", "finetune", teacher={"label_smoothing": 0.1}),
+        # The authors of MCMI use 0.1 to 0.35. [source]
+        "mcmi": study.row("MCMI, weight 0.25", "finetune", teacher={"mcmi": 0.25}),
+        "lora": study.row("LoRA", "finetune", teacher={"tuning": "lora"}),
+        "calibrated": study.row("Calibrated", "finetune", student={"flatten": "calibrated"}),
+        "flattened": study.row("Logits halved", "finetune", student={"flatten": 2.0}),
+        **study.rows("reweight", "sam", "remem"),
+        "lora_remem": study.row("LoRA and ReMem", "remem", teacher={"tuning": "lora"}),
+        "adapter": study.row("Adapters", "finetune", teacher={"tuning": "adapter_houlsby"}),
+        "adapter_remem": study.row(
+            "Adapters and ReMem", "remem", teacher={"tuning": "adapter_houlsby"}
+        ),
+    }
 
 
 def get_config(spec: str = "cifar100") -> ConfigDict:
     """Returns the study for a data set; `spec` is as in configs/remem.py."""
     name = spec.partition(",")[0]
+    base = remem.get_config(spec)
     columns = {name: study.column(study.TITLES.get(name, name))}
-    return study.make(f"Rivals of ReMem: {name}", ROWS, columns, base=remem.get_config(spec))
+    return study.make(f"Rivals of ReMem: {name}", rows(base.teacher.steps), columns, base=base)
+
+
+def _early(steps: tuple[int, ...]) -> int:
+    """Returns the step of a teacher that is stopped early: a tenth of all, or more."""
+    return next((step for step in steps if 10 * step >= steps[-1]), steps[-1])

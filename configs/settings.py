@@ -165,6 +165,12 @@ def _teacher(config: ConfigDict) -> None:
     config.teacher.warmup_steps = 500
     # Optimiser; one of "sgd", "adamw". AdamW needs lower learning rates: docs/teachers.md. [text]
     config.teacher.optimizer = "sgd"
+    # Steps at the start that train the head alone, at a constant rate; then all parameters get
+    # warm-up and cosine. At least 0, where 0 is none, fewer than the steps after which training
+    # ends. Kumar et al. 2022, https://arxiv.org/abs/2202.10054; the paper mentions none. [derived]
+    config.teacher.probe_steps = 0
+    # Learning rate of these steps; above 0. A head on frozen features needs a higher one. [derived]
+    config.teacher.probe_learning_rate = 0.5
     config.teacher.momentum = 0.9  # Momentum of SGD; at least 0, below 1. [choice]
     # Whether it is Nesterov momentum. False, as in vit_jax's fine-tuning. [choice]
     config.teacher.nesterov = False

@@ -1,10 +1,12 @@
 """Schedules and optimisers; SAM is in `sam`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from remem_jax.records import Params
 
@@ -78,6 +80,71 @@ def _decayed(params: Params) -> Params:
     return jax.tree.map_with_path(
         lambda path, leaf: leaf.ndim > 1 and path[-1].key not in _SPARED, params
     )
+
+
+class HeadFirst(NamedTuple):
+    """State of `head_first`.
+
+    Attributes:
+        step: Number of steps done.
+        inner: State of the optimiser.
+    """
+
+    step: Int[Array, ""]
+    inner: Any
+
+
+def head_first(
+    probe: optax.GradientTransformation,
+    tx: optax.GradientTransformation,
+    *,
+    steps: int,
+    is_head: Callable[[str], bool],
+) -> optax.GradientTransformation:
+    """Trains the head alone for some steps, and then all parameters, with a fresh optimiser.
+
+    In these steps, the other parameters have no gradient and no weight decay.
+
+    Args:
+        probe: The optimiser of these steps, whose state has the structure of that of `tx`.
+        tx: The optimiser of all later steps.
+        steps: Number of steps of the head alone.
+        is_head: Returns whether the parameter of a slash-joined name belongs to the head.
+
+    Source: Kumar et al. 2022, https://arxiv.org/abs/2202.10054 (linear probing, then fine-tuning).
+    """
+
+    def of_head(tree: Params) -> Params:
+        def kept(path: Any, leaf: Array) -> Array:
+            name = "/".join(key.key for key in path)
+            return leaf if is_head(name) else jnp.zeros_like(leaf)
+
+        return jax.tree.map_with_path(kept, tree)
+
+    def init(params: Params) -> HeadFirst:
+        return HeadFirst(jnp.zeros((), jnp.int32), tx.init(params))
+
+    def update(
+        grads: Params, state: HeadFirst, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, HeadFirst]:
+        del extra
+        if params is None:
+            raise ValueError("head_first needs update(..., params).")
+
+        def probing() -> tuple[Params, Any]:
+            return probe.update(of_head(grads), state.inner, of_head(params))
+
+        def tuning() -> tuple[Params, Any]:
+            begins = state.step == steps
+            fresh = jax.tree.map(
+                lambda new, old: jnp.where(begins, new, old), tx.init(params), state.inner
+            )
+            return tx.update(grads, fresh, params)
+
+        updates, inner = jax.lax.cond(state.step < steps, probing, tuning)
+        return updates, HeadFirst(state.step + 1, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def scaled(

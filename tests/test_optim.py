@@ -145,6 +145,40 @@ def test_the_optimiser_of_teachers_is_torchs(nesterov: bool) -> None:
         np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("mixed_dtypes")
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_the_head_is_trained_first_as_with_two_optimisers_of_torch(name: str) -> None:
+    torch, head_alone = peers.torch(), 2
+    if name == "sgd":
+        common = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.3}
+        probe, tx = (optim.sgd(rate, **common, clip_norm=0.5) for rate in (lambda _: 0.4, _halved))
+        make = torch.optim.SGD
+        options = common
+    else:
+        common = {**ADAMW, "weight_decay": 0.0, "clip_norm": 0.5}
+        probe, tx = (optim.adamw(rate, **common) for rate in (lambda _: 0.4, _halved))
+        make = torch.optim.AdamW
+        options = {"betas": ADAMW["betas"], "eps": ADAMW["epsilon"], "weight_decay": 0.0}
+    params = {key: torch.nn.Parameter(torch.tensor(value)) for key, value in _start().items()}
+    bias_alone = make([params["bias"]], lr=0.04, **options)
+    both = make(list(params.values()), lr=0.1, **options)
+    for step, gradient in enumerate(_gradients()):
+        probing = step < head_alone
+        for key, param in params.items():
+            param.grad = None if probing and key == "kernel" else torch.tensor(gradient[key])
+        torch.nn.utils.clip_grad_norm_([p for p in params.values() if p.grad is not None], 0.5)
+        for group in both.param_groups:
+            group["lr"] = 0.1 * _halved(step - head_alone)
+        (bias_alone if probing else both).step()
+
+    ours = _ours(
+        optim.head_first(probe, tx, steps=head_alone, is_head=lambda key: key == "bias"), rate=0.1
+    )
+
+    for key, param in params.items():
+        np.testing.assert_allclose(ours[key], param.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
 def _factors(params: Params) -> Params:
     return {"kernel": 0.25, "bias": jnp.asarray([1.0, 2.0])}
 

@@ -373,6 +373,7 @@ NEEDS = {
     "student.pretrained_learning_rates": {"student.init": "weights.safetensors"},
     "data.unlabelled_share": {"data.unlabelled": "images"},
     "flatness.examples": {"flatness.radius": 0.05},
+    "teacher.probe_learning_rate": {"teacher.probe_steps": 5},
 }
 PATHS = ("data.path", "data.dir", "data.root", "teacher.init", "teacher.mirror")
 # The digest of the images has what they hold out.

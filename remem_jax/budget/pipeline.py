@@ -73,6 +73,11 @@ def check(config: ConfigDict) -> None:
     """Raises `SettingError` for what must hold before the images are opened."""
     above("config.budget.hours", config.budget.hours, 0)
     require(
+        not config.teacher.probe_steps,
+        "config.teacher.probe_steps has no place in a time budget, which plans the steps of a "
+        "teacher: set it to 0, or run another --config, such as configs/remem.py.",
+    )
+    require(
         not config.data.refit,
         "config.data.refit has no place in a time budget: leave it out, or run another --config, "
         "such as configs/remem.py, with the settings in the report.",

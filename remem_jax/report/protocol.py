@@ -87,6 +87,7 @@ PAPER: Mapping[str, Paper] = {
     "teacher.lora.rank": Paper((32,)),
     "teacher.lora.scale": Paper((32.0,)),
     "teacher.adapter.reduction": Paper((16,)),
+    "teacher.probe_steps": Paper((0,)),
     "teacher.gelu": _choice(""),
     "teacher.pool": _choice(""),
     "teacher.mean": _choice(()),

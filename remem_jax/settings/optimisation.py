@@ -18,7 +18,9 @@ def check_schedule(prefix: str, settings: ConfigDict, steps: int) -> None:
 
 def check_teacher(teacher: ConfigDict) -> None:
     """Raises `SettingError` for the first setting of a teacher's optimisation."""
-    check_schedule("config.teacher", teacher, teacher.steps[-1])
+    checks.within("config.teacher.probe_steps", teacher.probe_steps, 0, teacher.steps[-1] - 1)
+    checks.above("config.teacher.probe_learning_rate", teacher.probe_learning_rate, 0)
+    check_schedule("config.teacher", teacher, teacher.steps[-1] - teacher.probe_steps)
     _check("config.teacher", teacher)
 
 

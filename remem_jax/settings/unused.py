@@ -23,7 +23,7 @@ _OF_TRAINING = (  # Settings of `config.teacher` that only training uses.
     *("class_balance", "cutmix"),
     *("optimizer", "nesterov", "betas", "epsilon", "layer_decay", "body_rate", "drop_path"),
     *("ema", "ema_warmup"),
-    *("accumulate", "lora.*", "adapter.*"),
+    *("accumulate", "lora.*", "adapter.*", "probe_steps", "probe_learning_rate"),
 )
 # Settings of `config.data` that only teachers and students use.
 _OF_TRAINED_MODELS = (
@@ -61,7 +61,9 @@ def is_idle(config: ConfigDict, name: str) -> bool:
     if "methods" not in config or any(_teachers(config)):
         return False
     group, _, rest = name.partition(".")
-    return group in ("teacher", "information") or (group == "student" and rest in _OF_TEACHERS)
+    return group in ("teacher", "information", "flatness") or (
+        group == "student" and rest in _OF_TEACHERS
+    )
 
 
 def refuse(name: str, reason: str) -> None:
@@ -163,6 +165,10 @@ def _only_head(config: ConfigDict) -> str:
     return f"config.teacher.tuning is {tuning}" if tuning == "linear_probe" else ""
 
 
+def _unprobed(config: ConfigDict) -> str:
+    return "" if config.teacher.probe_steps else "config.teacher.probe_steps is 0"
+
+
 def _without_cross_entropy(config: ConfigDict) -> str:
     if config.student.hard_labels or any(not METHODS[name].has_teacher for name in config.methods):
         return ""
@@ -221,6 +227,10 @@ def _without_distillation(config: ConfigDict) -> str:
 
 def _without_unlabelled(config: ConfigDict) -> str:
     return "" if config.data.unlabelled else "config.data.unlabelled is empty"
+
+
+def _unmeasured_flatness(config: ConfigDict) -> str:
+    return "" if config.flatness.radius else "config.flatness.radius is 0"
 
 
 def _not_measured(config: ConfigDict) -> str:
@@ -325,6 +335,8 @@ _OF_RUN: Mapping[str, Reason] = {
     "teacher.ascent_examples": _without_ascent,
     "teacher.residual": _without_weights,
     "teacher.mirror": _without_name,
+    "teacher.probe_steps": _only_head,
+    "teacher.probe_learning_rate": _unprobed,
     "teacher.layer_decay": _only_head,
     "teacher.body_rate": _only_head,
     **_optimised("teacher"),
@@ -336,6 +348,7 @@ _OF_RUN: Mapping[str, Reason] = {
     "student.pretrained_learning_rates": _not_pretrained,
     "student.layer_decay": _not_pretrained,
     "student.body_rate": _not_pretrained,
+    "flatness.* *.radius": _unmeasured_flatness,
     "student.temperatures": _unused_by_losses("temperature"),
     "student.flatten": _unused_by_losses("flatten"),
     "student.weights": _unused_by_losses("weight"),

@@ -60,7 +60,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     "teacher": {
         **_OPTIMISATION,
         **_LABELS,
-        **{"nesterov": False, "pool": "", "mean": [], "std": []},
+        **{"nesterov": False, "pool": "", "mean": [], "std": [], "probe_steps": 0},
     },
     "student": {
         **{"init": "", "mean": [], "std": [], "scratch_learning_rates": []},
@@ -79,6 +79,7 @@ EARLIER: Mapping[str, Mapping[str, Any]] = {
 _WITH: Mapping[str, Mapping[str, str]] = {
     "data": {"unlabelled_share": "unlabelled"},
     "student": {"pretrained_learning_rates": "init"},
+    "teacher": {"probe_learning_rate": "probe_steps"},
     "flatness": {"examples": "radius"},
 }
 # Paths of images and weights, and what is held out, which are identified by their digests.

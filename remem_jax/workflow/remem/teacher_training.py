@@ -148,21 +148,7 @@ class Training(NamedTuple):
 
 def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Training:
     """Builds the training step and initial state of a method's teachers."""
-    schedule = optax.constant_schedule(settings.learning_rate)
-    if run.deadline is None:
-        schedule = optim.warmup_cosine(
-            peak=settings.learning_rate,
-            steps=settings.steps[-1],
-            warmup_steps=settings.warmup_steps,
-        )
-    tx = optimiser.make(
-        settings,
-        schedule,
-        start.trainable,
-        clip_norm=settings.clip_norm,
-        # A linear probe trains nothing but the head, whatever the rates of the layers below.
-        is_head=None if start.tuned.method == "linear_probe" else tuning.in_head,
-    )
+    tx = _optimiser(run, settings, start)
     make_step = functools.partial(
         steps.make_supervised_step,
         run.gather_params(train_apply(start, start.plan.rematerialise)),
@@ -199,6 +185,28 @@ def make_training(run: context.Run, settings: ConfigDict, start: Start) -> Train
 
     step = run.jit_step_with_key(make, random_streams.key(run.config.seed, "teacher"), shapes)
     return Training(step, shapes, first_state)
+
+
+def _optimiser(
+    run: context.Run, settings: ConfigDict, start: Start
+) -> optax.GradientTransformation:
+    make = functools.partial(
+        optimiser.make, settings, params=start.trainable, clip_norm=settings.clip_norm
+    )
+    schedule = optax.constant_schedule(settings.learning_rate)
+    if run.deadline is None:
+        schedule = optim.warmup_cosine(
+            peak=settings.learning_rate,
+            steps=settings.steps[-1] - settings.probe_steps,
+            warmup_steps=settings.warmup_steps,
+        )
+    # A linear probe trains nothing but the head, whatever the rates of the layers below.
+    is_probe = start.tuned.method == "linear_probe"
+    tx = make(schedule, is_head=None if is_probe else tuning.in_head)
+    if not settings.probe_steps:
+        return tx
+    probe = make(optax.constant_schedule(settings.probe_learning_rate), is_head=None)
+    return optim.head_first(probe, tx, steps=settings.probe_steps, is_head=tuning.in_head)
 
 
 def inputs(run: context.Run, start: Start, rate: float = 1.0) -> tuple[Any, ...]:
