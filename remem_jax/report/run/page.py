@@ -10,6 +10,7 @@ from remem_jax.report.card import model_card
 from remem_jax.report.figures import drawing
 from remem_jax.report.run import (
     budget,
+    calibration,
     comparisons,
     data_summary,
     distillation,
@@ -71,6 +72,8 @@ def _content(
         run_tables.confused(results),
         run_tables.on_test(results),
         information.table(results),
+        calibration.of_teachers(results),
+        calibration.flatness(results),
         search.grids(results),
         run_tables.teachers(results),
         run_tables.students(results),
