@@ -197,9 +197,16 @@ class Measure(NamedTuple):
         """Returns the model with these variables, to be passed as the `teacher` of students."""
         return evaluate.Model(self.apply, variables)
 
-    def __call__(self, variables: Variables, split: str, **wanted: bool) -> dict[str, Any]:
+    def __call__(
+        self,
+        variables: Variables,
+        split: str,
+        *,
+        predictions: bool = False,
+        logits: bool = False,
+    ) -> dict[str, Any]:
         """Returns the metrics of the model; see `all`."""
-        return self.all([variables], split, **wanted).models[0]
+        return self.all([variables], split, predictions=predictions, logits=logits).models[0]
 
     def all(
         self,

@@ -50,12 +50,12 @@ def _set_flatten(run: context.Run, value: float | str) -> None:
         run.config.student.flatten = value
 
 
-def _examples(run: context.Run, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _examples(run: context.Run, split: str) -> tuple[jax.Array, np.ndarray]:
     """Returns the model inputs of a split, and the labels."""
     transform = context.evaluation_transform(run.loader, run.mesh)
     batches: list[Batch] = list(run.loader.evaluation(split, 16))
     images = np.concatenate([transform(batch.image)[batch.mask] for batch in batches])
-    return images, np.concatenate([batch.label[batch.mask] for batch in batches])
+    return jnp.asarray(images), np.concatenate([batch.label[batch.mask] for batch in batches])
 
 
 def test_the_temperature_of_a_teacher_is_the_best_on_validation(run: context.Run) -> None:
@@ -126,7 +126,8 @@ def test_flatness_may_be_measured_on_some_of_the_images(run: context.Run) -> Non
     run.config.flatness.radius, run.config.flatness.examples = 0.1, 20
     run.config.flatness.batch_size = 16
     teachers = _trained(run)
-    images, labels = (values[:20] for values in _examples(run, "train"))
+    images, labels = _examples(run, "train")
+    images, labels = images[:20], labels[:20]
     logits = teachers.measure.apply(teachers.load(4), images)
 
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
