@@ -62,7 +62,6 @@ class Tool:
         (folder / "hidden" / "sitecustomize.py").write_text(_HIDES.format(missing=MISSING))
         self.environment = os.environ | {
             "PYTHONPATH": str(folder / "hidden"),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         }
 
     def start(self, *options: str) -> subprocess.Popen[str]:
