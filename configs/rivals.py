@@ -23,11 +23,7 @@ def rows(steps: tuple[int, ...]) -> dict[str, Any]:
     """
     return {
         **study.rows("scratch", "finetune"),
-        "probed": study.row(
-            "Linear probe",
-            "finetune",
-            teacher={"tuning": "linear_probe", "learning_rate": PROBE_RATE},
-        ),
+        "probed": study.row("Linear probe", "finetune", teacher={"tuning": "linear_probe"}),
         # A fifth of the steps for the head, as in the first epochs of Kumar et al. [choice]
         "probed_finetuned": study.row(
             "Linear probe, then fine-tuning",

@@ -10,13 +10,13 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs import analysis, quickstart, remem, study
+from configs import analysis, evidence, quickstart, remem, rivals, study
 from configs.tables import table1
 from remem_jax.data import registry
 from remem_jax.models import vit
 from remem_jax.report import paper
 from remem_jax.settings import analysis as checks_of_analysis
-from remem_jax.study import space
+from remem_jax.study import space, teachers
 from remem_jax.weights import catalog
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -211,6 +211,35 @@ def test_a_table_is_a_valid_study(name: str, spec: str) -> None:
 
     assert name == f"table{config.table}"
     assert ("mini" in config.title.lower(), bool(config.mini)) == (bool(spec), bool(spec))
+
+
+@pytest.mark.parametrize("spec", ["caltech101", "caltech101,variant=Ti/16,loss=dist"])
+def test_each_rival_is_a_row_of_a_valid_study(spec: str) -> None:
+    config = rivals.get_config(spec)
+
+    space.check(config)
+
+    assert {trial.row for trial in space.trials(config)} == set(config.row_order)
+    wanted = {"probed", "probed_finetuned", "early", "smoothing", "mcmi", "lora", "calibrated"}
+    assert wanted <= set(config.row_order)
+
+
+@pytest.mark.parametrize("spec", ["caltech101", "caltech101+flowers102,small"])
+def test_students_of_the_evidence_share_its_teachers(spec: str) -> None:
+    config = evidence.get_config(spec)
+
+    space.check(config)
+
+    trials = space.trials(config)
+    datasets = {trial.config.data.name for trial in trials}
+    cells = len(datasets) * len(config.seeds)
+    # Fine-tuned, probed, two re-weighted, three with SAM and six with both.
+    teacher_keys = {teachers.settings_key(trial.config) for trial in trials} - {""}
+    assert len(teacher_keys) == (1 + 1 + 2 + 3 + 6) * cells
+    # Besides: no teacher, and calibrated or standardised outputs of the fine-tuned one.
+    assert len(trials) == (13 + 3) * cells * len(evidence.STUDENTS)
+    alone = {trial.config.methods for trial in trials if trial.row == "alone"}
+    assert alone == {("alone",), ("scratch",)}
 
 
 @pytest.mark.parametrize("name", TABLES)
