@@ -39,6 +39,13 @@ class Shared(queue.Queue):
     def failures(self, keys: Any) -> dict[str, str]:
         return {key: reason for key, reason in self.failed.items() if key in keys}
 
+    def numbers(self, keys: Any) -> dict[str, int]:
+        return {key: number for number, key in enumerate(keys)}
+
+    def running_workers(self, keys: Any) -> dict[str, dict[str, Any]]:
+        worker = {"host": "here", "pid": 7, "since": 0.0, "died": False}
+        return {key: worker for key in keys if key in self.running}
+
 
 @pytest.fixture
 def config() -> ConfigDict:
@@ -85,7 +92,7 @@ def _record(
         "method": trial.config.methods[0],
         "selected": selected,
         "student": student,
-        "seeds": [{"seed": 0, "test": _metrics(test)}],
+        "seeds": [{"seed": 0, "validation": _metrics(validation), "test": _metrics(test)}],
         "teacher": {"validation": _metrics(0.5), "test": _metrics(0.75)} if distilled else None,
         "on_test": None,
     }
@@ -110,7 +117,15 @@ def _record(
         "teachers": [{"method": row["method"], "step": 120, "validation": _metrics(0.5)}]
         if distilled
         else [],
-        "students": [{"student": 0}, {"student": 1}],
+        "students": [
+            {
+                "method": row["method"],
+                "teacher_step": selected["teacher_step"],
+                "diverged": False,
+                "validation": _metrics(accuracy),
+            }
+            for accuracy in (validation, validation - 0.125)
+        ],
         "seconds": {"teachers/remem": 1.5, "students/remem": 2.5},
         "device": {"platform": "cpu", "kind": "cpu", "count": 2},
         "versions": {"remem_jax": "0.1.0"},
@@ -259,6 +274,7 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
     assert listed[failed.key]["validation"] is None
     assert listed[done.key] == {
         "trial": done.key,
+        "number": 1,
         "row": "remem",
         "column": "digits",
         "seed": 0,
@@ -267,6 +283,39 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
         "state": "done",
         "reason": "",
         "teachers": [],
+        "checkpoints": [
+            {
+                "step": 120,
+                "error": 0.5,
+                "student": 0.7,
+                **dict.fromkeys(
+                    (
+                        *("excess", "calibration_error", "temperature", "calibrated_error"),
+                        *("radius", "sharpness"),
+                    )
+                ),
+            }
+        ],
+        "selected": {
+            "settings": {
+                "teacher_step": 120,
+                "student.loss": "kd",
+                "student.learning_rate": 0.1,
+                "student.temperature": 4.0,
+                "student.weight": 0.5,
+            },
+            "students": [
+                {
+                    "seed": 0,
+                    "validation": {"top1": 0.7, "loss": 1.0},
+                    "test": {"top1": 0.4, "loss": 1.0},
+                }
+            ],
+            "teacher": {
+                "validation": {"top1": 0.5, "loss": 1.0},
+                "test": {"top1": 0.75, "loss": 1.0},
+            },
+        },
         "validation": 0.7,
         "teacher_steps": 120,
         "student_steps": 80,
