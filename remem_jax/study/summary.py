@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from remem_jax import report
 from remem_jax.methods import METHODS
 from remem_jax.report import protocol
-from remem_jax.report.study import differences, results_table
+from remem_jax.report.study import differences, predictors, results_table
 from remem_jax.storage import results
 from remem_jax.study import (
     axes,
@@ -111,6 +111,7 @@ def make(
         "compared": comparisons.record(study, records),
         "differences": differences.over_seeds(study),
         "verdicts": list(differences.verdicts(study)),
+        "predictors": predictors.correlations(study),
     }
     return {**study, **results.finite(computed)}
 

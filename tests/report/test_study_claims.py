@@ -52,7 +52,7 @@ def test_each_column_has_an_answer_and_then_all_together(study: dict[str, Any]) 
 
     assert needed is None  # The mean difference in the second column is 0.
     assert first == "ReMem helps, A: it holds here."
-    assert second == "ReMem helps, B: 3 seeds cannot tell, and 1,000 could not either."
+    assert second == "ReMem helps, B: 3 seeds cannot tell, and more than 1,000 would be needed."
     assert pooled.startswith("ReMem helps, all columns (A, B): ")
 
 
@@ -98,11 +98,13 @@ def test_the_opposite_and_no_difference_are_answers(study: dict[str, Any]) -> No
 
 def test_one_seed_cannot_tell(study: dict[str, Any]) -> None:
     study["cells"] = [_cell("finetune", "a", (0.8,)), _cell("remem", "a", (0.83,))]
-    first, second = claims.sentences(study)
+    (first,) = claims.sentences(study)
 
     assert first.answer == "ReMem helps, A: one seed cannot tell."
     assert first.details == "Remem minus Finetune: +3.00 points (n = 1 of 3, no interval)."
-    assert second.answer == "ReMem helps, B: not measured yet."
+    study["cells"].pop()
+    (unmeasured,) = claims.sentences(study)
+    assert unmeasured.answer == "ReMem helps: not measured yet."
 
 
 def test_the_numbers_behind_an_answer_are_those_of_the_paired_t_test(

@@ -50,7 +50,14 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
+        found = [(name, value or "") for name, value in attrs]
+        # Figures have styles, and refer to their own parts.
+        of_figures = [*self.open, tag].count("svg") > 0
+        self.attributes += [
+            (name, value)
+            for name, value in found
+            if not of_figures or (name != "style" and not value.startswith("#"))
+        ]
         if tag not in ("meta", "col"):
             self.open.append(tag)
         if tag == "tr":

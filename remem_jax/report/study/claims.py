@@ -34,17 +34,33 @@ class Sentence(NamedTuple):
 
 
 def sentences(study: results_table.Study) -> list[Sentence]:
-    """Returns a sentence for each claim and column of a study; none without claims."""
-    claims = {claim["name"]: claim["title"] for claim in study.get("claims", ())}
+    """Returns a sentence for each claim and column with results; none without claims.
+
+    A claim without any result has one sentence that says so.
+    """
     rows = {row["name"]: results_table.row_title(row) for row in study["rows"]}
     columns = {column["name"]: column["title"] for column in study["columns"]}
+    verdicts = [v for v in differences.verdicts(study) if v["answer"] != "missing"]
     return [
-        Sentence(
-            f"{claims[verdict['claim']]}, {_place(verdict, columns)}: {_answer(verdict)}",
-            _details(verdict, rows, len(study["seeds"])),
-        )
-        for verdict in differences.verdicts(study)
+        sentence
+        for claim in study.get("claims", ())
+        for sentence in [
+            Sentence(
+                f"{claim['title']}, {_place(verdict, columns)}: {_answer(verdict)}",
+                _details(verdict, rows, len(study["seeds"])),
+            )
+            for verdict in verdicts
+            if verdict["claim"] == claim["name"]
+        ]
+        or [_unmeasured(claim, rows)]
     ]
+
+
+def _unmeasured(claim: Mapping[str, Any], rows: Mapping[str, str]) -> Sentence:
+    above, below = rows[claim["row"]], rows[claim["baseline"]]
+    return Sentence(
+        f"{claim['title']}: not measured yet.", f"{above} and {below} have no seed in common."
+    )
 
 
 def note(study: results_table.Study) -> str:
@@ -67,8 +83,6 @@ def _answer(verdict: Mapping[str, Any]) -> str:
         return f"it does not hold here: the opposite does{small}."
     if verdict["answer"] == "equivalent":
         return "it does not hold here: there is no difference that matters."
-    if verdict["answer"] == "missing":
-        return "not measured yet."
     if verdict["n"] == 1:
         return "one seed cannot tell."
     return f"{verdict['n']} seeds cannot tell{_how_many(verdict)}."
@@ -79,13 +93,11 @@ def _how_many(verdict: Mapping[str, Any]) -> str:
     if not verdict["deviation"]:
         return ""
     if verdict["seeds_needed"] is None:
-        return f", and {power.MOST_SEEDS:,} could not either"
+        return f", and more than {power.MOST_SEEDS:,} would be needed"
     return f", and {verdict['seeds_needed']:,} could"
 
 
 def _details(verdict: Mapping[str, Any], rows: Mapping[str, str], seeds: int) -> str:
     above, below = rows[verdict["row"]], rows[verdict["baseline"]]
-    if verdict["answer"] == "missing":
-        return f"{above} and {below} have no seed in common."
     mean = differences.mean_of(verdict)
     return f"{above} minus {below}: {gains.interval(mean)} points ({gains.certainty(mean, seeds)})."

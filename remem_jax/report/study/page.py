@@ -11,6 +11,8 @@ from remem_jax.report.study import (
     claims,
     gains,
     information,
+    overview,
+    predictors,
     progress,
     results_table,
     search,
@@ -27,6 +29,12 @@ _OPTIMISTIC = (
     "These settings were selected on the test split itself: each number is the maximum over all "
     "settings tried on the same images, and is biased upwards. The paper does not say on which "
     "split it selects; it may have selected on test. Rely on the first table."
+)
+_FIGURES = (
+    overview.of_rows,
+    overview.against_settings,
+    predictors.figures,
+    information.figures,
 )
 _OTHERS = {  # Headings and notes of the tables besides the main one.
     results_table.REFIT: {
@@ -50,7 +58,9 @@ def write(directory: pathlib.Path) -> None:
         raise checks.SettingError(f"{path} does not exist: the study has not started.")
     checks.one_of(f"The format of {path}", study.get("format"), (STUDY_FORMAT,))
     figures = [
-        drawing.save(directory / drawing.FIGURES, figure) for figure in information.figures(study)
+        drawing.save(directory / drawing.FIGURES, figure)
+        for drawn in _FIGURES
+        for figure in drawn(study)
     ]
     content = {**_content(study, trials.links(study, directory)), "plots": figures}
     files.write_text(directory / "study.html", rendering.html("study/page.html.jinja", content))
@@ -91,7 +101,11 @@ def _content(study: results_table.Study, links: Mapping[str, str]) -> dict[str, 
         "tables": [
             *search.halving(study),
             trials.cost(study),
-            *(table for table in (*chosen, information.table(study)) if table is not None),
+            *(
+                table
+                for table in (*chosen, predictors.table(study), information.table(study))
+                if table is not None
+            ),
             trials.tried(study, links),
         ],
         "differs": study["differs"],
