@@ -1,12 +1,16 @@
 """The record of each trial of a study, for its report and its table of trials."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from remem_jax.report import information, tables
+from remem_jax.storage import identity, results
 from remem_jax.study.space import Trial
 
+# Settings that do not decide on the one or the other, and the seed.
+_OF_STUDENT = ("seed", "student", "student_init", "information", "flatness", "choose_on_test")
+_OF_TEACHER = ("seed", "methods", "teacher", "information", "flatness", "choose_on_test")
 _OF_SELECTED = ("loss", "learning_rate", "temperature", "weight")
 
 
@@ -40,6 +44,7 @@ def make(
         "reason": reason,
         "teachers": _measured(record) if record else [],
         "checkpoints": checkpoints(record) if record else [],
+        "recipes": recipes(record) if record else None,
         "selected": selected(record) if record else None,
         "validation": tables.selecting(row["student"])[record["data"]["metric"]]
         if record and row
@@ -79,6 +84,23 @@ def selected(record: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "teacher": row["teacher"] and _metrics(row["teacher"]),
     }
+
+
+def recipes(record: Mapping[str, Any]) -> dict[str, str]:
+    """Returns hashes of the settings that make the teacher of a trial, and of all others.
+
+    Trials with the same "teacher" and seed have the same teachers; those with the same "student"
+    and seed distil them in the same way, on the same images.
+    """
+    settings = identity.deciding(record["config"])
+    return {
+        "teacher": _hash(settings, without=_OF_STUDENT),
+        "student": _hash(settings, without=_OF_TEACHER),
+    }
+
+
+def _hash(settings: Mapping[str, Any], *, without: Collection[str]) -> str:
+    return results.fingerprint({k: v for k, v in settings.items() if k not in without})
 
 
 def checkpoints(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -225,6 +225,30 @@ def test_information_is_correlated_with_the_students_within_each_seed(
     assert {name for _, name in rows} == {measure.name for measure in predictors.PREDICTORS}
 
 
+def test_teachers_are_ranked_apart_if_their_students_were_trained_in_another_way(
+    study: dict[str, Any],
+) -> None:
+    def named(trial: dict[str, Any]) -> dict[str, Any]:
+        own = f"{trial['row']} {trial['settings']}"
+        return {**trial, "recipes": {"teacher": own, "student": "kd"}}
+
+    trials = [named(trial) for trial in study["trials"]]
+    # The same teachers, whose students are worse; of one recipe for each seed: too few to rank.
+    others = [
+        {
+            **trial,
+            "recipes": {**trial["recipes"], "student": "other"},
+            "checkpoints": [{**teacher, "student": 0.1} for teacher in trial["checkpoints"]],
+        }
+        for trial in trials
+        if trial["row"] == "finetune"
+    ]
+
+    rows = predictors.correlations({**study, "trials": trials + others})
+
+    assert rows == predictors.correlations(study)
+
+
 def test_measures_that_are_not_on_record_are_left_out(study: dict[str, Any]) -> None:
     older = [
         {

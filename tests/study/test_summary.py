@@ -272,6 +272,7 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
     assert states == ["done", "failed", "waiting"]
     assert listed[failed.key]["reason"] == "the loss is nan"
     assert listed[failed.key]["validation"] is None
+    assert listed[done.key].pop("recipes").keys() == {"teacher", "student"}
     assert listed[done.key] == {
         "trial": done.key,
         "number": 1,
@@ -356,6 +357,28 @@ def test_measured_information_of_teachers_is_listed_with_their_trial(
         }
     ]
     assert not any(result.values())
+
+
+def test_trials_with_the_same_teacher_or_the_same_students_are_known(
+    config: ConfigDict, shared: Shared
+) -> None:
+    config.rows.other = ConfigDict(study.row("Other", "remem", student={"weights": (0.1,)}))
+    config.row_order = (*config.row_order, "other")
+    config.only = "remem,other"
+    for trial in space.trials(config):
+        shared.given[trial.key] = _record(trial, 0.7, 0.4)
+
+    recipes = {
+        (entry["row"], entry["settings"]["rho"], entry["seed"]): entry["recipes"]
+        for entry in _make(config, shared)["trials"]
+    }
+
+    remem = recipes["remem", 0.5, 0]
+    assert recipes["remem", 0.5, 1] == remem  # But for the seed.
+    assert recipes["other", 0.5, 0]["teacher"] == remem["teacher"]
+    assert recipes["other", 0.5, 0]["student"] != remem["student"]
+    assert recipes["remem", 1.0, 0]["teacher"] != remem["teacher"]
+    assert recipes["remem", 1.0, 0]["student"] == remem["student"]
 
 
 def test_the_time_of_all_trials_is_added_up(config: ConfigDict, shared: Shared) -> None:

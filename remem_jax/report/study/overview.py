@@ -108,7 +108,7 @@ def _points(
             if name != axis
             and len({t["settings"].get(name) for t in trials if t["row"] == trial["row"]}) > 1
         ]
-        series = ", ".join([titles.get(trial["row"], trial["row"]), *others])
+        series = ", ".join([str(titles.get(trial["row"], trial["row"])), *others])
         of_seed = best.setdefault((series, trial["settings"][axis]), {})
         known = of_seed.get(trial["seed"])
         if known is None or trial["validation"] > known["validation"]:

@@ -17,9 +17,10 @@ NOTE = (
     "Spearman's rank correlation between a measure of a teacher and the accuracy of its best "
     "student, both on validation, over all teachers that were trained with all steps: every "
     "checkpoint of every trial. Teachers are ranked against those of the same seed, which have the "
-    "same validation images, and the correlations are averaged over seeds. The 95 % interval is a "
-    "percentile bootstrap that draws whole recipes (a row with its grid point, with all its "
-    "checkpoints and seeds), because their teachers depend on each other; with fewer than "
+    "same validation images, whose students were trained in the same way; groups of fewer than "
+    "three do not count, and the correlations of the others are averaged. The 95 % interval is a "
+    "percentile bootstrap that draws whole recipes (a teacher's settings, with all checkpoints and "
+    "seeds), because their teachers depend on each other; with fewer than "
     f"{correlation.LEAST_CLUSTERS} recipes there is none. The paper expects more information to be "
     "good for students at equal accuracy of the teacher; a correlation over teachers of different "
     "accuracy is not evidence of a cause."
@@ -63,7 +64,8 @@ def correlations(study: results_table.Study) -> list[dict[str, Any]]:
 
     Returns:
         For each column and each measure that has a correlation: "column", "predictor", and the
-        fields of `correlation.Correlation`, whose blocks are seeds and whose clusters are recipes.
+        fields of `correlation.Correlation`, whose blocks are seeds and ways to train students, and
+        whose clusters are recipes of teachers.
     """
     rows = []
     for column, teachers in _by_column(study).items():
@@ -72,7 +74,7 @@ def correlations(study: results_table.Study) -> list[dict[str, Any]]:
             result = correlation.within_blocks(
                 [predictor.of(t) or 0.0 for t in found],
                 [t["student"] for t in found],
-                [t["seed"] for t in found],
+                [t["block"] for t in found],
                 [t["recipe"] for t in found],
             )
             if result.value is not None:
@@ -106,7 +108,7 @@ def table(study: results_table.Study) -> tables.Table | None:
         "95 % interval",
         "Teachers",
         "Recipes",
-        "Seeds",
+        "Groups",
     )
     title = "What a teacher's measures predict about its best student"
     return tables.Table(title, heads, lines, note=NOTE, texts=(1,))
@@ -148,9 +150,11 @@ def _by_column(study: results_table.Study) -> dict[str, Sequence[dict[str, Any]]
             continue
         # Older studies have only the teachers whose information was measured.
         teachers = trial.get("checkpoints") or trial.get("teachers") or ()
-        recipe = (trial["row"], repr(sorted(trial["settings"].items())))
+        own = f"{trial['row']} {sorted(trial['settings'].items())}"
+        recipes = trial.get("recipes") or {"teacher": own, "student": ""}
+        names = {"block": (trial["seed"], recipes["student"]), "recipe": recipes["teacher"]}
         by_column.setdefault(trial["column"], []).extend(
-            {**teacher, "row": trial["row"], "seed": trial["seed"], "recipe": recipe}
+            {**teacher, **names, "row": trial["row"], "seed": trial["seed"]}
             for teacher in teachers
             if drawing.is_finite(teacher.get("student"))
         )
