@@ -52,7 +52,7 @@ def test_each_column_has_an_answer_and_then_all_together(study: dict[str, Any]) 
 
     assert needed is None  # The mean difference in the second column is 0.
     assert first == "ReMem helps, A: it holds here."
-    assert second == "ReMem helps, B: 3 seeds cannot tell, and more than 1,000 would be needed."
+    assert second == "ReMem helps, B: 3 seeds cannot tell; more than 1,000 would be needed."
     assert pooled.startswith("ReMem helps, all columns (A, B): ")
 
 
@@ -84,7 +84,7 @@ def test_an_undecided_claim_names_how_many_seeds_could(study: dict[str, Any]) ->
     gap = seeds.difference([0.82, 0.80, 0.81], [0.80, 0.81, 0.79])
     assert gap.deviation is not None
     needed = power.seeds_needed(gap.mean, gap.deviation)
-    assert second == f"ReMem helps, B: 3 seeds cannot tell, and {needed} could."
+    assert second == f"ReMem helps, B: 3 seeds cannot tell; about {needed} could."
 
 
 def test_the_opposite_and_no_difference_are_answers(study: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def test_one_seed_cannot_tell(study: dict[str, Any]) -> None:
     (first,) = claims.sentences(study)
 
     assert first.answer == "ReMem helps, A: one seed cannot tell."
-    assert first.details == "Remem minus Finetune: +3.00 points (n = 1 of 3, no interval)."
+    assert first.details == "Remem minus Finetune, in points: +3.00 (n = 1 of 3, no interval)."
     study["cells"].pop()
     (unmeasured,) = claims.sentences(study)
     assert unmeasured.answer == "ReMem helps: not measured yet."
@@ -117,7 +117,7 @@ def test_the_numbers_behind_an_answer_are_those_of_the_paired_t_test(
     (first, *_) = claims.sentences(study)
 
     limits = f"[{100 * gap.low:+.2f}, {100 * gap.high:+.2f}]"
-    assert f"+{100 * gap.mean:.2f} {limits} points (n = 3, sd 0.58, p = " in first.details
+    assert f"+{100 * gap.mean:.2f} {limits} (n = 3, sd 0.58, p = " in first.details
 
 
 def test_a_study_without_claims_has_no_sentences(study: dict[str, Any]) -> None:

@@ -7,13 +7,13 @@ from remem_jax.report.study import differences, gains, results_table
 from remem_jax.statistics import power
 
 NOTE = (
-    "A claim holds if the 95 % interval of the paired difference over seeds lies above 0, and the "
-    "opposite holds if it lies below 0. If the interval contains 0 and lies within ±{margin:g} "
-    "points (config.margin), there is no difference that matters. Otherwise these seeds cannot "
-    "tell; the number that could is the smallest with which the test finds the observed mean, at "
-    "the observed deviation between seeds, with a probability of 0.8. With few seeds it is a rough "
-    "guide. {pooled}The conclusions are about these settings and these data; the intervals are not "
-    "corrected for the number of claims."
+    "A claim holds if the 95 % interval of the paired difference over seeds, in brackets, lies "
+    "above 0, and the opposite holds if it lies below 0. If the interval contains 0 and lies "
+    "within ±{margin:g} points (config.margin), there is no difference that matters. Otherwise "
+    "these seeds cannot tell; the number that could is the smallest with which the test finds the "
+    "observed mean, at the observed deviation between seeds, with a probability of 0.8. With few "
+    "seeds it is a rough guide. {pooled}The conclusions are about these settings and these data; "
+    "the intervals are not corrected for the number of claims."
 )
 _POOLED = (
     "“All columns” is the mean over the columns for each seed, tested over seeds: it allows for "
@@ -93,11 +93,12 @@ def _how_many(verdict: Mapping[str, Any]) -> str:
     if not verdict["deviation"]:
         return ""
     if verdict["seeds_needed"] is None:
-        return f", and more than {power.MOST_SEEDS:,} would be needed"
-    return f", and {verdict['seeds_needed']:,} could"
+        return f"; more than {power.MOST_SEEDS:,} would be needed"
+    return f"; about {verdict['seeds_needed']:,} could"
 
 
 def _details(verdict: Mapping[str, Any], rows: Mapping[str, str], seeds: int) -> str:
     above, below = rows[verdict["row"]], rows[verdict["baseline"]]
     mean = differences.mean_of(verdict)
-    return f"{above} minus {below}: {gains.interval(mean)} points ({gains.certainty(mean, seeds)})."
+    numbers = f"{gains.interval(mean)} ({gains.certainty(mean, seeds)})"
+    return f"{above} minus {below}, in points: {numbers}."
