@@ -54,7 +54,7 @@ PREDICTORS = (
     Predictor("information", "Information, nats per sub-pixel", "excess", factor=-1.0),
     Predictor("accuracy", "Teacher's accuracy, %", "error", factor=-100.0, offset=100.0),
     Predictor("calibration_error", "Teacher's calibration error", "calibration_error"),
-    Predictor("temperature", "Temperature that calibrates the teacher", "temperature"),
+    Predictor("temperature", "Calibrating temperature", "temperature"),
     Predictor("sharpness", "Sharpness, nats", "sharpness"),
 )
 
