@@ -24,6 +24,16 @@ def test_the_interval_is_the_mean_plus_and_minus_t_standard_errors() -> None:
     assert result.p_value == pytest.approx(2 * stats.t.sf(np.mean(gaps) / error, 3))
 
 
+def test_six_seeds_with_a_deviation_of_3_88_have_an_interval_of_4_07_to_each_side() -> None:
+    # t is 2.571 with 5 degrees of freedom, as tables have it: 2.571 / sqrt(6) is 1.0496.
+    values = stats.zscore([1.0, 2.0, 3.0, 5.0, 8.0, 13.0], ddof=1) * 3.88 - 4.68
+
+    result = seeds.mean(values.tolist())
+
+    assert (result.mean, result.deviation) == (pytest.approx(-4.68), pytest.approx(3.88))
+    assert (result.low, result.high) == pytest.approx((-4.68 - 4.07, -4.68 + 4.07), abs=0.005)
+
+
 def test_an_interval_over_two_seeds_has_the_quantile_of_a_cauchy_distribution() -> None:
     result = seeds.difference([0.5, 0.75], [0.25, 0.25])
 

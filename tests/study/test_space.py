@@ -14,6 +14,8 @@ from configs import study
 from configs.tables import table8, table10
 from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
+from remem_jax.settings import plain
+from remem_jax.storage import identity
 from remem_jax.study import search, space
 from tests import tiny_run
 
@@ -194,6 +196,18 @@ def test_an_invalid_claim_is_named(
 
     with pytest.raises(SettingError, match=message):
         space.check(config)
+
+
+def test_what_is_compared_may_change_in_a_study_that_has_begun(config: ConfigDict) -> None:
+    before = identity.deciding_of_study(plain(config))
+    keys = [trial.key for trial in space.trials(config)]
+
+    config.baseline, config.margin = "scratch", 2.0
+    claim = {"title": "ReMem helps", "row": "remem", "baseline": "finetune"}
+    config.claims.helps = ConfigDict(claim)
+
+    assert identity.deciding_of_study(plain(config)) == before
+    assert [trial.key for trial in space.trials(config)] == keys
 
 
 def test_a_scaled_trial_has_a_fraction_of_all_steps() -> None:
