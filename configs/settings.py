@@ -499,6 +499,15 @@ def study(base: ConfigDict) -> ConfigDict:
     # Seeds of runs; at least 0. Each repeats the whole protocol: data split, teacher, students.
     config.seeds = (0,)
     config.differs = ()  # Sentences for the report on differences that no setting expresses.
+    # Row over which the gains of the rows of its group are reported; empty is fine-tuning, or else
+    # the first row of the group. Other groups have their own.
+    config.baseline = ""
+    # Claims that the report decides on, by name: a title (such as "ReMem helps"), and two names of
+    # rows: row, which should be better, and baseline.
+    config.claims = ConfigDict()
+    # Differences within this many points count as none: a claim is refuted if the 95 % interval
+    # lies within it; at least 0.
+    config.margin = 0.5
 
     config.search = ConfigDict()
     # How trials are searched; one of "grid" (all of them), "halving" (successive halving).

@@ -145,6 +145,7 @@ def test_settings_that_an_analysis_ignores_are_refused(given: str, why: str) -> 
         ("base.teacher.learning_rate", "config.grid"),
         ("base.teacher.lora.rank", "tuning is full"),
         ("search.budget", "config.search.kind is grid"),
+        ("margin", "config.claims is empty"),
     ],
 )
 def test_settings_that_change_no_trial_of_a_study_are_refused(given: str, why: str) -> None:

@@ -32,7 +32,7 @@ def write(directory: pathlib.Path) -> None:
 
 
 def write_study(directory: pathlib.Path) -> None:
-    """Writes study.md, study.html and table.csv from the study.json of a study.
+    """Writes study.md, study.html, table.csv and trials.csv from the study.json of a study.
 
     The same input gives the same bytes. Each file is written atomically.
 

@@ -27,14 +27,15 @@ def points(results: tables.Results) -> list[Point]:
             "deviation": row["information"]["deviation"],
             "change": row["information"]["slope"] * row["information"]["last"],
             "info_nce": (row["information"]["info_nce"] or {}).get("bound"),
-            "student": _best(results, row),
+            "student": best_student(results, row),
         }
         for row in results["teachers"]
         if row.get("information")
     ]
 
 
-def _best(results: tables.Results, teacher: Mapping[str, Any]) -> float | None:
+def best_student(results: tables.Results, teacher: Mapping[str, Any]) -> float | None:
+    """Returns the accuracy on validation of a teacher's best student; None if all diverged."""
     metric = results["data"]["metric"]
     accuracies = [
         row["validation"][metric]

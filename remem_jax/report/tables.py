@@ -26,6 +26,8 @@ class Table(NamedTuple):
         numeric: Whether all columns but the first hold numbers.
         note: Explanation printed below the table.
         texts: Indices of columns of text in a numeric table, besides the first.
+        links: For each row, the relative address that its first cell links to, which the code made
+            and no name is part of; "" for none. Empty without links.
     """
 
     title: str
@@ -34,6 +36,7 @@ class Table(NamedTuple):
     numeric: bool = True
     note: str = ""
     texts: tuple[int, ...] = ()
+    links: tuple[str, ...] = ()
 
 
 def method_title(method: str) -> str:

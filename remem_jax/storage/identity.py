@@ -103,6 +103,7 @@ _GROWING = (
     "grace_seconds",
     "attempts",
     "keep_weights",
+    *("baseline", "claims", "margin"),
 )
 
 

@@ -19,6 +19,7 @@ OURS = (
     *("metrics.jsonl", "tensorboard", "profile", "figures", "selected", "teachers", "students"),
     *("budget.json", "information", "expertness", "criticality", "plans.json"),
     *("study.json", "study.html", "study.md", "table.csv", "trials", "speeds.json"),
+    "trials.csv",
     *("study.db", "study.journal"),
 )
 _LISTED = 5  # Differences listed in an error.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from remem_jax import paired
-from remem_jax.report.study import gains, results_table
+from remem_jax.report.study import differences, results_table
 
 _ABSENT = "not on record"  # For trials of an older version, and settings selected on test.
 _OTHERS = "other test images"
@@ -26,7 +26,7 @@ def record(study: Mapping[str, Any], records: Mapping[str, Any]) -> list[dict[st
     """
     cells = {(cell["row"], cell["column"], cell["choice"]): cell for cell in study["cells"]}
     pairs = []
-    for below, above in gains.comparisons(study):
+    for below, above in differences.comparisons(study):
         for (row, column, choice), cell in cells.items():
             baseline = cells.get((below["name"], column, choice))
             if row == above["name"] and baseline:

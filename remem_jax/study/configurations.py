@@ -36,7 +36,7 @@ def first_trial(configuration: Configuration) -> FrozenTrial:
     """
     params = {name: float(number) for name, number in configuration.params.items()}
     not_finite = {name: number for name, number in params.items() if not math.isfinite(number)}
-    reserved = sorted(configuration.attributes.keys() & (_ATTEMPT_ATTRIBUTES | {"key"}))
+    reserved = sorted(configuration.attributes.keys() & (_ATTEMPT_ATTRIBUTES | {"key", "repeats"}))
     if not_finite or reserved:
         raise ValueError(
             f"A configuration needs finite params ({not_finite}) and no reserved attributes "
@@ -51,13 +51,17 @@ def first_trial(configuration: Configuration) -> FrozenTrial:
     )
 
 
-def next_trial(trial: FrozenTrial) -> FrozenTrial:
-    """Returns a waiting trial of the same configuration."""
+def next_trial(first: FrozenTrial) -> FrozenTrial:
+    """Returns another waiting trial of a configuration, given the first.
+
+    Its attribute "repeats" is the number of the first, which reports and logs show.
+    """
+    kept = {k: v for k, v in first.user_attrs.items() if k not in _ATTEMPT_ATTRIBUTES}
     return optuna.trial.create_trial(
         state=TrialState.WAITING,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs={k: v for k, v in trial.user_attrs.items() if k not in _ATTEMPT_ATTRIBUTES},
+        params=first.params,
+        distributions=first.distributions,
+        user_attrs={**kept, "repeats": first.number},
     )
 
 
@@ -87,6 +91,12 @@ def state(trials: Sequence[FrozenTrial], *, attempts: int) -> str:
     if in_state(trials, TrialState.RUNNING):
         return "running"
     return "waiting" if failure(trials, attempts=attempts) is None else "failed"
+
+
+def worker(trials: Sequence[FrozenTrial]) -> Mapping[str, Any] | None:
+    """Returns the process that runs a configuration; None if none does, or it just starts to."""
+    running = in_state(trials, TrialState.RUNNING)
+    return running[0].user_attrs.get("worker") if running else None
 
 
 def failure(trials: Sequence[FrozenTrial], *, attempts: int) -> str | None:

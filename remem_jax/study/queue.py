@@ -166,6 +166,30 @@ class Queue:
         }
 
     @_retried
+    def numbers(self, keys: Collection[str]) -> dict[str, int]:
+        """Returns the number of each configuration: that of its first trial in the dashboard."""
+        return {key: group[0].number for key, group in self._groups(keys).items()}
+
+    @_retried
+    def running_workers(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Returns the worker of each configuration that is running.
+
+        Returns:
+            By key, "host" and "pid" of its process, "since" (seconds since 1970 by the worker's
+            clock; None if an older version started it), and "died", whether the process is known
+            to be dead.
+        """
+        workers = {key: configurations.worker(group) for key, group in self._groups(keys).items()}
+        return {
+            key: {
+                **{name: worker.get(name) for name in ("host", "pid", "since")},
+                "died": process.has_died(worker),
+            }
+            for key, worker in workers.items()
+            if worker
+        }
+
+    @_retried
     def _end(
         self,
         trial_id: int,
@@ -233,7 +257,7 @@ class Queue:
         for group in self._groups(keys).values():
             waiting = configurations.in_state(group, TrialState.WAITING)
             if self._state(group) == "waiting" and not waiting:
-                self._storage.create_new_trial(self._study_id, configurations.next_trial(group[-1]))
+                self._storage.create_new_trial(self._study_id, configurations.next_trial(group[0]))
 
     def _fail_lost(self, trial: FrozenTrial) -> None:
         worker = trial.user_attrs.get("worker", {})
@@ -254,7 +278,9 @@ class Queue:
         try:
             if not self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
                 return None
-            self._storage.set_trial_user_attr(trial_id, "worker", process.this())
+            self._storage.set_trial_user_attr(
+                trial_id, "worker", {**process.this(), "since": time.time()}
+            )
             self._storage.set_trial_user_attr(trial_id, "beats", 0)
         except UpdateFinishedTrialError:
             return None

@@ -69,6 +69,7 @@ def check(config: ConfigDict) -> None:
             f"config.{name[:-1]}_order must list all names in config.{name}, in the order of the "
             f"table; got {tuple(order)} for {', '.join(sorted(config[name])) or 'none'}.",
         )
+    _check_comparisons(config)
     axes.check(config)
     for name in _selected_names(config):
         checks.one_of("config.only", name, (*config.row_order, *config.column_order))
@@ -85,6 +86,23 @@ def check(config: ConfigDict) -> None:
         except checks.SettingError as error:
             where = ", ".join([trial.row, trial.column, *axes.described(trial.point)])
             raise checks.SettingError(f"{where}: {error}") from error
+
+
+def _check_comparisons(config: ConfigDict) -> None:
+    """Checks what the report compares: the baseline and the claims."""
+    checks.at_least("config.margin", config.margin, 0)
+    checks.one_of("config.baseline", config.baseline, ("", *config.row_order))
+    for name, claim in config.claims.items():
+        where = f"config.claims.{name}"
+        checks.require(
+            sorted(claim) == ["baseline", "row", "title"] and bool(claim.title),
+            f"{where} must have a title, a row and a baseline; got {claim.to_dict()}.",
+        )
+        for role in ("row", "baseline"):
+            checks.one_of(f"{where}.{role}", claim[role], config.row_order)
+        checks.require(
+            claim.row != claim.baseline, f"{where} compares the row {claim.row} with itself."
+        )
 
 
 def selection(config: ConfigDict) -> str:

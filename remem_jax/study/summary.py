@@ -1,5 +1,6 @@
 """Summarises the results of a study: the record for its report, and the best students so far."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,10 +8,19 @@ from ml_collections import ConfigDict
 
 from remem_jax import report
 from remem_jax.methods import METHODS
-from remem_jax.report import information, protocol, tables
-from remem_jax.report.study import results_table
+from remem_jax.report import protocol
+from remem_jax.report.study import differences, predictors, results_table
 from remem_jax.storage import results
-from remem_jax.study import axes, comparisons, cost, queue, search_summary, space
+from remem_jax.study import (
+    axes,
+    comparisons,
+    cost,
+    progress,
+    queue,
+    search_summary,
+    space,
+    trial_records,
+)
 from remem_jax.study.search import Search
 from remem_jax.study.space import Trial
 
@@ -23,6 +33,8 @@ def make(
     scheduled: Sequence[Trial],
     shared: queue.Queue,
     total: cost.Total,
+    *,
+    idle: int = 0,
 ) -> dict[str, Any]:
     """Returns the record of a study so far, as JSON values.
 
@@ -32,10 +44,21 @@ def make(
         scheduled: All trials scheduled so far.
         shared: Queue with the results of all workers.
         total: Estimated cost of the study.
+        idle: Number of workers known to be between two trials.
     """
     keys = [trial.key for trial in scheduled]
     states, records, failures = shared.states(keys), shared.records(keys), shared.failures(keys)
-    trials = [_trial(trial, states, records, failures) for trial in scheduled]
+    numbers = shared.numbers(keys)
+    trials = [
+        trial_records.make(
+            trial,
+            number=numbers.get(trial.key),
+            state=states.get(trial.key, "waiting"),
+            record=records.get(trial.key),
+            reason=failures.get(trial.key, ""),
+        )
+        for trial in scheduled
+    ]
     cells, missing = _cells(scheduled, records, trials)
     validation = {
         trial["trial"]: trial["validation"] for trial in trials if trial["trial"] in records
@@ -61,6 +84,12 @@ def make(
             for name in config.column_order
         ],
         "seeds": list(config.seeds),
+        "baseline": config.baseline,
+        "margin": config.margin,
+        "claims": [
+            {"name": name, **{key: claim[key] for key in ("title", "row", "baseline")}}
+            for name, claim in config.claims.items()
+        ],
         "choose_on_test": bool(config.base.choose_on_test),
         "selection": space.selection(config),
         "refit": bool(config.base.data.refit),
@@ -68,6 +97,9 @@ def make(
         "missing": missing,
         "trials": trials,
         "search": search_summary.record(config, search, scheduled, validation),
+        "progress": progress.record(
+            search.planned, trials, shared.running_workers(keys), now=time.time(), idle=idle
+        ),
         "cost": {
             **total._asdict(),
             "spent_hours": sum(trial["seconds"] or 0 for trial in trials) / 3600,
@@ -75,7 +107,13 @@ def make(
         "differs": _differs(config, full),
         "versions": full[0]["versions"] if full else {},
     }
-    return {**study, "compared": results.finite(comparisons.record(study, records))}
+    computed = {
+        "compared": comparisons.record(study, records),
+        "differences": differences.over_seeds(study),
+        "verdicts": list(differences.verdicts(study)),
+        "predictors": predictors.correlations(study),
+    }
+    return {**study, **results.finite(computed)}
 
 
 def best(study: Mapping[str, Any]) -> list[str]:
@@ -103,50 +141,6 @@ def best(study: Mapping[str, Any]) -> list[str]:
                 f"({trial['folder']}/selected, on {trial['worker']})."
             )
     return lines
-
-
-def _trial(
-    trial: Trial,
-    states: Mapping[str, str],
-    records: Mapping[str, Any],
-    failures: Mapping[str, str],
-) -> dict[str, Any]:
-    record = records.get(trial.key)
-    row = record["methods"][0] if record else None
-    return {
-        "trial": trial.key,
-        "row": trial.row,
-        "column": trial.column,
-        "seed": trial.seed,
-        "fraction": trial.fraction,
-        "settings": dict(trial.point),
-        "state": states.get(trial.key, "waiting"),
-        "reason": failures.get(trial.key, ""),
-        "teachers": _teachers(record) if record else [],
-        "validation": tables.selecting(row["student"])[record["data"]["metric"]]
-        if record and row
-        else None,
-        "teacher_steps": trial.config.teacher.steps[-1] if row and row["teacher"] else 0,
-        "student_steps": trial.config.student.steps,
-        "students": len(record["students"]) if record else 0,
-        "seconds": record and sum(record["seconds"].values()),
-        "ascent": (row or {}).get("ascent"),
-        "device": record and f"{record['device']['count']} x {record['device']['kind']}",
-        "worker": record and record["worker"],
-        "folder": record and record["folder"],
-    }
-
-
-def _teachers(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the teachers of a trial whose information was measured, and how they were pruned."""
-    teacher = record["config"]["teacher"]
-    return [
-        {
-            **point,
-            "pruned": {"MLP": teacher["pruned_mlp"], "attention": teacher["pruned_attention"]},
-        }
-        for point in information.points(record)
-    ]
 
 
 def _cells(
@@ -203,19 +197,14 @@ def _replicate(
         return metrics[metric], -metrics["loss"]
 
     chosen = max(candidates, key=rank)
-    row, selected = rows[chosen.key], rows[chosen.key]["selected"]
-    names = ("loss", "learning_rate", "temperature", "weight")
+    row = rows[chosen.key]
     return {
         "seed": chosen.seed,
         "student": row["student"]["test"][metric],
         "teacher": row["teacher"] and row["teacher"]["test"][metric],
         "validation": row["student"]["validation"] and row["student"]["validation"][metric],
         "students_of_seeds": [student["test"][metric] for student in row["seeds"]],
-        "settings": {
-            **chosen.point,
-            "teacher_step": selected["teacher_step"],
-            **{f"student.{name}": selected[name] for name in names},
-        },
+        "settings": {**chosen.point, **trial_records.selected_settings(row)},
         "trial": chosen.key,
         "trials": sum(trial["state"] == "done" for trial in trials),
         "students": sum(trial["students"] for trial in trials),

@@ -1,4 +1,4 @@
-"""Rejects settings of a study that the user gave but that change none of its trials."""
+"""Rejects settings of a study that the user gave but that change no trial and no report."""
 
 from collections.abc import Collection, Sequence
 
@@ -12,7 +12,7 @@ _HALVING_SETTINGS = ("reduction", "rungs", "budget")
 
 
 def check(config: ConfigDict, given: Collection[str]) -> None:
-    """Raises `SettingError` for the first given setting that has no effect in any trial.
+    """Raises `SettingError` for the first given setting that has no effect.
 
     Args:
         config: All settings of the study, checked.
@@ -27,6 +27,8 @@ def check(config: ConfigDict, given: Collection[str]) -> None:
             unused.refuse(name, "; ".join(dict.fromkeys(reasons)) if all(reasons) else "")
         elif group == "search" and rest in _HALVING_SETTINGS and config.search.kind == "grid":
             unused.refuse(name, "config.search.kind is grid")
+        elif name == "margin":
+            unused.refuse(name, "" if config.claims else "config.claims is empty")
         elif group == "grid":
             unused.refuse(name, _not_varied(config, trials, axes.name_of(rest)))
 

@@ -129,7 +129,7 @@ def _work(study: Study) -> None:
     """Runs trials until none is left or the worker is stopped; then reports."""
     waiting = False
     try:
-        _report(study)
+        _report(study, idle=1)
         while True:
             if mesh.any_process(study.stopping()):
                 raise loop.StoppedError("stopped between two trials")
@@ -138,10 +138,10 @@ def _work(study: Study) -> None:
                 break
             if step["do"] == "work":
                 _run_trial(study, claim, step)
-                _report(study)
             else:
                 if not waiting:
                     logging.info("Waiting for other workers.")
+                    _report(study, idle=1)
                 time.sleep(min(_POLL_SECONDS, study.config.heartbeat_seconds))
             waiting = step["do"] == "wait"
     finally:  # Other workers may have finished more trials.
@@ -163,7 +163,8 @@ def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
         if claim:
             trial = by_key[claim.key]
             done = sum(state in ("done", "failed") for state in states.values())
-            title = f"Trial {done + 1} of {study.cost.trials}: {_name(trial)}"
+            number = study.queue.numbers([claim.key])[claim.key]
+            title = f"Trial {number} ({done} of {study.cost.trials} done): {_name(trial)}"
             display.begin_run(title)
             logging.info("%s.", title)
             step = {"do": "work", "key": claim.key}
@@ -210,6 +211,7 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
     folder = study.directory / "trials" / trial.key
     is_recorded = False
     with claim.working() if claim else contextlib.nullcontext(), _handled(trial, claim):
+        _report(study)  # Shows the result of the trial before, and who runs this one.
         # Rejects images that have changed since the key was computed from them.
         workdir.expect(folder, study.inputs.identity(trial.config))
         workflow.run(
@@ -287,12 +289,17 @@ def _continues_after(error: BaseException, claim: Claim | None) -> bool:
     return held
 
 
-def _report(study: Study) -> list[str]:
-    """Writes the report so far, as any worker may at any time; returns sentences on the best."""
+def _report(study: Study, *, idle: int = 0) -> list[str]:
+    """Writes the report so far, as any worker may at any time; returns sentences on the best.
+
+    Args:
+        study: The study.
+        idle: 1 if this worker runs no trial now, but goes on; else 0.
+    """
     if study.queue is None:
         return []
     scheduled = _schedule(study).trials
-    record = summary.make(study.config, study.search, scheduled, study.queue, study.cost)
+    record = summary.make(study.config, study.search, scheduled, study.queue, study.cost, idle=idle)
     results.write(study.directory / "study.json", record)
     report.write_study(study.directory)
     return summary.best(record)

@@ -15,10 +15,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from configs import quickstart, remem
-from remem_jax import data, mesh, models, settings
+from remem_jax import data, mesh, models, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.data import registry
+from remem_jax.study import space, worker
 from remem_jax.train import student_losses
+from remem_jax.workflow.remem import cost
 from tests import tiny_run
 from tests.models import test_every_student
 
@@ -167,3 +169,51 @@ def test_the_new_record_is_a_data_set_by_name(
 def test_a_page_names_the_file_of_the_table(page: str, table: str) -> None:
     assert f"`{table}`" in (PAGES / page).read_text()
     assert (PAGES.parents[1] / table).is_file()
+
+
+def test_the_new_study_is_planned(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "absl")
+    config = runpy.run_path(str(_program("study.md", tmp_path / "smoothing.py")))["get_config"]()
+    config.plan_only = True
+    step = cost.Step(1.0, 1.0)
+    monkeypatch.setattr(workflow, "measure_speed", lambda run: cost.Speed(step, step, step))
+    monkeypatch.setattr(workflow, "show_plan", lambda run: None)
+
+    worker.run(config, tmp_path / "study")
+
+    assert "Smoothing on EuroSAT: 24 trials" in caplog.text
+    runs = {trial.row: trial.config for trial in space.trials(config) if trial.column == "resnet"}
+    assert [run.teacher.label_smoothing for run in runs.values()] == [0.0, 0.0, 0.1, 0.0]
+    assert {run.student.model for run in runs.values()} == {"resnet18"}
+
+
+def test_the_frame_of_the_new_study_has_an_accuracy_for_each_row_and_seed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = [
+        {
+            **dict.fromkeys(("trial", "reason", "seconds", "device", "worker", "folder")),
+            **{"row": row, "column": "resnet", "seed": seed, "fraction": 1.0, "settings": {}},
+            **{"state": "done", "teacher_steps": 1, "student_steps": 1, "students": 1},
+            "selected": {"students": [{"test": {"top1": accuracy + seed / 4}}]},
+        }
+        for seed in (0, 1)
+        for row, accuracy in (("finetune", 0.125), ("remem", 0.25))
+    ]
+    folder = tmp_path / "studies" / "smoothing"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps({"trials": trials}))
+    monkeypatch.chdir(tmp_path)
+    (program,) = [block for block in _blocks("study.md") if "study.load(" in block]
+
+    exec(program, {})
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["row", "finetune", "remem"],
+        ["column", "seed"],
+        ["resnet", "0", "0.125", "0.25"],
+        ["1", "0.375", "0.50"],
+    ]

@@ -25,7 +25,7 @@ NAMES = (
     "/mnt/" + "averylongnamewithoutablank" * 8,
 )
 WIDTHS = (400, 1600)
-FIGURES = {"run": 7, "study": 2, "analysis": 7}
+FIGURES = {"run": 7, "study": 3, "analysis": 7}
 _FACTS = """(async () => {
   await document.fonts.ready;
   const broken = [];

@@ -4,6 +4,7 @@ import copy
 import csv
 import html.parser
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -15,7 +16,7 @@ import pytest
 
 from remem_jax import checks, report
 from remem_jax.report import paper, tables
-from remem_jax.report.study import gains, results_table, search, trials
+from remem_jax.report.study import differences, gains, results_table, search, trials
 from remem_jax.report.study import page as study_page
 
 HOSTILE = '<script>alert("1")</script> $\\frac{$ | `x` \u202e\x01\udcff\nnext [a](http://evil) _b_'
@@ -27,7 +28,7 @@ SIX = {
     "pcam": "Patch Camelyon",
     "imagenet_lt": "ImageNet-LT",
 }
-ALL_FILES = ("study.html", "study.md", "table.csv")
+ALL_FILES = ("study.html", "study.md", "table.csv", "trials.csv")
 
 Write = Callable[[], tuple[str, str]]
 
@@ -49,7 +50,14 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
+        found = [(name, value or "") for name, value in attrs]
+        # Figures have styles, and refer to their own parts.
+        of_figures = [*self.open, tag].count("svg") > 0
+        self.attributes += [
+            (name, value)
+            for name, value in found
+            if not of_figures or (name != "style" and not value.startswith("#"))
+        ]
         if tag not in ("meta", "col"):
             self.open.append(tag)
         if tag == "tr":
@@ -256,7 +264,7 @@ def test_a_cell_has_mean_and_sample_deviation_over_seeds(record: dict[str, Any])
     cell = _lines(record)["MobileNetV2: ReMem"]["CIFAR-100, student"]
 
     percents = 100 * np.array(shares)
-    assert cell == f"{percents.mean():.2f} ± {percents.std(ddof=1):.2f}"
+    assert cell == f"{percents.mean():.2f} (sd {percents.std(ddof=1):.2f})"
 
 
 def test_a_cell_with_one_seed_has_no_deviation(record: dict[str, Any]) -> None:
@@ -302,7 +310,7 @@ def test_the_papers_numbers_are_below_ours_with_differences(record: dict[str, An
         "MobileNetV2: ReMem (difference)",
     ]
     cells = [rows[label]["CIFAR-100, student"] for label in labels[3:6]]
-    assert cells == ["81.50 ± 2.12", "80.2", "+1.3"]
+    assert cells == ["81.50 (sd 2.12)", "80.2", "+1.3"]
 
 
 def test_a_difference_that_rounds_to_zero_has_no_sign(record: dict[str, Any]) -> None:
@@ -420,16 +428,25 @@ def test_rows_without_groups_have_no_group_in_their_labels(record: dict[str, Any
 
 
 def test_a_gain_compares_equal_seeds(record: dict[str, Any]) -> None:
-    gain = _gains(record)["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"]
+    lines = _gains(record)
 
-    differences = [80.0 - 77.0, 83.0 - 79.0]
-    assert gain == f"+{statistics.fmean(differences):.2f} ± {statistics.stdev(differences):.2f}"
+    # With one degree of freedom, the t distribution is Cauchy's: its quantile is a tangent.
+    half = math.tan(0.475 * math.pi) * statistics.stdev([3.0, 4.0]) / math.sqrt(2)
+    line = lines["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"]
+    assert line == f"+3.50 [{3.5 - half:+.2f}, {3.5 + half:+.2f}]"
+    p_value = 1 - 2 * math.atan(3.5 / 0.5) / math.pi
+    line = lines["MobileNetV2: ReMem over Fine-tuning (over seeds)"]["CIFAR-100"]
+    assert line == f"n = 2, sd {math.sqrt(0.5):.2f}, p = {p_value:.2g}"
 
 
 def test_a_gain_leaves_out_a_seed_that_the_baseline_lacks(record: dict[str, Any]) -> None:
     del record["cells"][0]["replicates"][0]
 
-    assert _gains(record)["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"] == "+4.00 (1 of 2)"
+    lines = _gains(record)
+
+    assert lines["MobileNetV2: ReMem over Fine-tuning"]["CIFAR-100"] == "+4.00"
+    line = lines["MobileNetV2: ReMem over Fine-tuning (over seeds)"]["CIFAR-100"]
+    assert line == "n = 1 of 2, no interval"
 
 
 def test_the_papers_gains_are_below_ours(record: dict[str, Any]) -> None:
@@ -468,7 +485,7 @@ def test_paired_errors_for_each_seed_are_below_a_gain(record: dict[str, Any]) ->
 
     lines = _gains(record)
 
-    line = lines["MobileNetV2: ReMem over Fine-tuning (paired error)"]
+    line = lines["MobileNetV2: ReMem over Fine-tuning (over test images, seed by seed)"]
     assert line["CIFAR-100"] == "1.25 (p = 0.031); not on record"
     assert {line[title] for title in line if title != "CIFAR-100"} == {tables.NOTHING}
 
@@ -608,7 +625,7 @@ def test_a_whole_grid_has_no_rungs(record: dict[str, Any]) -> None:
 def test_gains_are_over_fine_tuning_even_if_it_is_not_first(record: dict[str, Any]) -> None:
     record["rows"] = [{"name": n, "title": n} for n in ("scratch", "finetune", "remem")]
 
-    pairs = [(row["name"], baseline["name"]) for row, baseline in gains.comparisons(record)]
+    pairs = [(row["name"], baseline["name"]) for row, baseline in differences.comparisons(record)]
 
     assert pairs == [("finetune", "remem")]
 
@@ -616,7 +633,7 @@ def test_gains_are_over_fine_tuning_even_if_it_is_not_first(record: dict[str, An
 def test_gains_are_over_the_first_row_without_fine_tuning(record: dict[str, Any]) -> None:
     record["rows"] = [{"name": n, "title": n} for n in ("lora", "lora_remem")]
 
-    pairs = [(row["name"], baseline["name"]) for row, baseline in gains.comparisons(record)]
+    pairs = [(row["name"], baseline["name"]) for row, baseline in differences.comparisons(record)]
 
     assert pairs == [("lora", "lora_remem")]
 
@@ -879,7 +896,7 @@ def test_sections_come_in_their_order(write: Write) -> None:
 def test_both_files_have_the_same_numbers(record: dict[str, Any], write: Write) -> None:
     page, text = write()
 
-    cells = ("81.50 ± 2.12", "92.00 ± 1.41", tables.NOTHING)
+    cells = ("81.50 (sd 2.12)", "92.00 (sd 1.41)", tables.NOTHING)
     assert "".join(f"<td>{cell}</td>" for cell in cells[:2]) in page
     assert f"| MobileNetV2: ReMem | {cells[0]} | {cells[1]} | missing |" in text
 

@@ -173,9 +173,8 @@ def _failing(times: int, action: Callable[..., Any]) -> Callable[..., Any]:
 def _clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Stops the clock of the queues; the returned function advances it by some seconds."""
     now = [1000.0]
-    monkeypatch.setattr(
-        queue, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
-    )
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep, time=time.time)
+    monkeypatch.setattr(queue, "time", clock)
 
     def advance(seconds: float) -> None:
         now[0] += seconds
@@ -336,6 +335,38 @@ def test_a_configuration_given_back_can_be_claimed_at_once(
     assert accepted == [True] * 5
     assert claim.number == 5
     assert second.states(["a"]) == {"a": "running"}
+
+
+def test_a_configuration_keeps_the_number_of_its_first_trial(
+    files: Callable[..., queue.Queue],
+) -> None:
+    shared = files()
+    shared.add(_configurations("a", "b"))
+    for _ in range(2):
+        _claimed(shared, "a").give_back("asked to stop")
+
+    claim = _claimed(shared, "a")
+
+    assert claim.number == 3
+    assert shared.numbers(["a", "b", "unknown"]) == {"a": 0, "b": 1}
+    repeats = [trial.user_attrs.get("repeats") for trial in shared._study.get_trials()]
+    assert repeats == [None, None, 0, 0]
+
+
+def test_the_worker_of_a_running_configuration_is_known(
+    opened: Callable[..., queue.Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, before = opened(), time.time()
+    shared.add(_configurations("a", "b"))
+    _claimed(shared, "a")
+
+    running = shared.running_workers(["a", "b"])
+
+    since = running["a"].pop("since")
+    assert before <= since <= time.time()
+    assert running == {"a": {"host": os.uname().nodename, "pid": os.getpid(), "died": False}}
+    monkeypatch.setattr(process, "has_died", lambda worker: True)
+    assert shared.running_workers(["a"])["a"]["died"]
 
 
 def test_a_failed_configuration_is_not_tried_again(opened: Callable[..., queue.Queue]) -> None:

@@ -14,6 +14,8 @@ from configs import study
 from configs.tables import table8, table10
 from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
+from remem_jax.settings import plain
+from remem_jax.storage import identity
 from remem_jax.study import search, space
 from tests import tiny_run
 
@@ -143,6 +145,8 @@ def test_a_change_of_an_unknown_setting_is_refused(
         ("row_order", ("remem",), r"config\.row_order must list all names in config\.rows"),
         ("grace_seconds", 1.0, r"config\.grace_seconds must be at least"),
         ("attempts", 0, r"config\.attempts"),
+        ("margin", -0.5, r"config\.margin must be at least 0"),
+        ("baseline", "nothing", r"config\.baseline must be one of , scratch, finetune"),
         ("search.kind", "random", r"config\.search\.kind"),
         ("search.reduction", 1, r"config\.search\.reduction"),
         ("search.budget", 1.5, r"config\.search\.budget"),
@@ -169,6 +173,41 @@ def test_invalid_settings_are_named(
 
     with pytest.raises(SettingError, match=message):
         space.check(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row": "nothing"}, r"config\.claims\.helps\.row must be one of scratch, finetune"),
+        ({"baseline": "nothing"}, r"config\.claims\.helps\.baseline must be one of scratch"),
+        ({"baseline": "remem"}, r"config\.claims\.helps compares the row remem with itself"),
+        ({"title": ""}, r"config\.claims\.helps must have a title, a row and a baseline"),
+        ({"rows": ""}, r"config\.claims\.helps must have a title, a row and a baseline"),
+    ],
+)
+def test_an_invalid_claim_is_named(
+    config: ConfigDict, changes: dict[str, str], message: str
+) -> None:
+    claim = {"title": "ReMem helps", "row": "remem", "baseline": "finetune"}
+    config.claims.helps = ConfigDict(claim)
+    space.check(config)
+
+    config.claims.helps = ConfigDict(claim | changes)
+
+    with pytest.raises(SettingError, match=message):
+        space.check(config)
+
+
+def test_what_is_compared_may_change_in_a_study_that_has_begun(config: ConfigDict) -> None:
+    before = identity.deciding_of_study(plain(config))
+    keys = [trial.key for trial in space.trials(config)]
+
+    config.baseline, config.margin = "scratch", 2.0
+    claim = {"title": "ReMem helps", "row": "remem", "baseline": "finetune"}
+    config.claims.helps = ConfigDict(claim)
+
+    assert identity.deciding_of_study(plain(config)) == before
+    assert [trial.key for trial in space.trials(config)] == keys
 
 
 def test_a_scaled_trial_has_a_fraction_of_all_steps() -> None:

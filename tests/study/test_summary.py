@@ -39,6 +39,13 @@ class Shared(queue.Queue):
     def failures(self, keys: Any) -> dict[str, str]:
         return {key: reason for key, reason in self.failed.items() if key in keys}
 
+    def numbers(self, keys: Any) -> dict[str, int]:
+        return {key: number for number, key in enumerate(keys)}
+
+    def running_workers(self, keys: Any) -> dict[str, dict[str, Any]]:
+        worker = {"host": "here", "pid": 7, "since": 0.0, "died": False}
+        return {key: worker for key in keys if key in self.running}
+
 
 @pytest.fixture
 def config() -> ConfigDict:
@@ -85,7 +92,7 @@ def _record(
         "method": trial.config.methods[0],
         "selected": selected,
         "student": student,
-        "seeds": [{"seed": 0, "test": _metrics(test)}],
+        "seeds": [{"seed": 0, "validation": _metrics(validation), "test": _metrics(test)}],
         "teacher": {"validation": _metrics(0.5), "test": _metrics(0.75)} if distilled else None,
         "on_test": None,
     }
@@ -110,7 +117,15 @@ def _record(
         "teachers": [{"method": row["method"], "step": 120, "validation": _metrics(0.5)}]
         if distilled
         else [],
-        "students": [{"student": 0}, {"student": 1}],
+        "students": [
+            {
+                "method": row["method"],
+                "teacher_step": selected["teacher_step"],
+                "diverged": False,
+                "validation": _metrics(accuracy),
+            }
+            for accuracy in (validation, validation - 0.125)
+        ],
         "seconds": {"teachers/remem": 1.5, "students/remem": 2.5},
         "device": {"platform": "cpu", "kind": "cpu", "count": 2},
         "versions": {"remem_jax": "0.1.0"},
@@ -257,8 +272,10 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
     assert states == ["done", "failed", "waiting"]
     assert listed[failed.key]["reason"] == "the loss is nan"
     assert listed[failed.key]["validation"] is None
+    assert listed[done.key].pop("recipes").keys() == {"teacher", "student"}
     assert listed[done.key] == {
         "trial": done.key,
+        "number": 1,
         "row": "remem",
         "column": "digits",
         "seed": 0,
@@ -267,6 +284,39 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
         "state": "done",
         "reason": "",
         "teachers": [],
+        "checkpoints": [
+            {
+                "step": 120,
+                "error": 0.5,
+                "student": 0.7,
+                **dict.fromkeys(
+                    (
+                        *("excess", "calibration_error", "temperature", "calibrated_error"),
+                        *("radius", "sharpness"),
+                    )
+                ),
+            }
+        ],
+        "selected": {
+            "settings": {
+                "teacher_step": 120,
+                "student.loss": "kd",
+                "student.learning_rate": 0.1,
+                "student.temperature": 4.0,
+                "student.weight": 0.5,
+            },
+            "students": [
+                {
+                    "seed": 0,
+                    "validation": {"top1": 0.7, "loss": 1.0},
+                    "test": {"top1": 0.4, "loss": 1.0},
+                }
+            ],
+            "teacher": {
+                "validation": {"top1": 0.5, "loss": 1.0},
+                "test": {"top1": 0.75, "loss": 1.0},
+            },
+        },
         "validation": 0.7,
         "teacher_steps": 120,
         "student_steps": 80,
@@ -307,6 +357,28 @@ def test_measured_information_of_teachers_is_listed_with_their_trial(
         }
     ]
     assert not any(result.values())
+
+
+def test_trials_with_the_same_teacher_or_the_same_students_are_known(
+    config: ConfigDict, shared: Shared
+) -> None:
+    config.rows.other = ConfigDict(study.row("Other", "remem", student={"weights": (0.1,)}))
+    config.row_order = (*config.row_order, "other")
+    config.only = "remem,other"
+    for trial in space.trials(config):
+        shared.given[trial.key] = _record(trial, 0.7, 0.4)
+
+    recipes = {
+        (entry["row"], entry["settings"]["rho"], entry["seed"]): entry["recipes"]
+        for entry in _make(config, shared)["trials"]
+    }
+
+    remem = recipes["remem", 0.5, 0]
+    assert recipes["remem", 0.5, 1] == remem  # But for the seed.
+    assert recipes["other", 0.5, 0]["teacher"] == remem["teacher"]
+    assert recipes["other", 0.5, 0]["student"] != remem["student"]
+    assert recipes["remem", 1.0, 0]["teacher"] != remem["teacher"]
+    assert recipes["remem", 1.0, 0]["student"] == remem["student"]
 
 
 def test_the_time_of_all_trials_is_added_up(config: ConfigDict, shared: Shared) -> None:
@@ -380,6 +452,7 @@ def test_a_report_can_be_written_at_any_time(
     config: ConfigDict, shared: Shared, tmp_path: pathlib.Path
 ) -> None:
     means = []
+    config.seeds = (0,)
 
     for trial in (None, *space.trials(config)):
         if trial:

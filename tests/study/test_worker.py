@@ -226,7 +226,7 @@ def _reproducible(folder: pathlib.Path) -> dict[str, Any]:
     report = _report(folder)
     report["cost"] = {k: v for k, v in report["cost"].items() if not k.endswith("hours")}
     for trial in report["trials"]:
-        trial.update(seconds=None, folder=None)
+        trial.update(seconds=None, folder=None, number=None)  # Workers that race leave gaps.
     return report
 
 
@@ -246,6 +246,31 @@ def test_a_study_writes_a_report_in_each_format(alone: tuple[pathlib.Path, str])
 
     assert all("ReMem" in text and "Fine-tuning" in text for text in reports.values())
     assert len((alone[0] / "table.csv").read_text().splitlines()) == 3
+    assert len((alone[0] / "trials.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_a_trial_has_one_number_in_log_report_and_dashboard(
+    alone: tuple[pathlib.Path, str],
+) -> None:
+    reported = {trial["number"]: trial["trial"] for trial in _report(alone[0])["trials"]}
+    logged = re.findall(r"Trial (\d+) \((\d) of 3 done\): (\w+), digits", alone[1])
+
+    assert {trial.number: trial.user_attrs["key"] for trial in _trials(alone[0])} == reported
+    rows = {str(trial["number"]): trial["row"] for trial in _report(alone[0])["trials"]}
+    assert [done for _, done, _ in logged] == ["0", "1", "2"]
+    assert {number: row for number, _, row in logged} == rows
+
+
+@pytest.mark.slow
+def test_the_page_links_to_the_report_of_each_trial(alone: tuple[pathlib.Path, str]) -> None:
+    page, text = ((alone[0] / name).read_text() for name in ("study.html", "study.md"))
+
+    keys = [trial["trial"] for trial in _report(alone[0])["trials"]]
+    places = [f"trials/{key}/report.html" for key in keys]
+    assert sorted(re.findall(r'<a href="([^"]*)">', page)) == sorted(places)
+    assert sorted(re.findall(r"\]\(([^)]*)\)", text)) == sorted(places)
+    assert all((alone[0] / place).exists() for place in places)
 
 
 @pytest.mark.slow
@@ -317,7 +342,7 @@ def test_a_worker_logs_the_cost_of_the_study_first(alone: tuple[pathlib.Path, st
     )
 
     assert logged
-    assert logged.start() < alone[1].index("Trial 1 of 3: finetune, digits, seed 0")
+    assert logged.start() < alone[1].index("Trial 0 (0 of 3 done): finetune, digits, seed 0")
 
 
 @pytest.mark.slow

@@ -160,16 +160,19 @@ def left_out(count: int, kind: str) -> str:
     return f" {kind} left out because they are not finite: {count}." if count else ""
 
 
-def new(*, rows: int = 1, columns: int = 1, size: tuple[float, float] = SIZE) -> Figure:
+def new(
+    *, rows: int = 1, columns: int = 1, size: tuple[float, float] = SIZE, share: bool = True
+) -> Figure:
     """Creates a figure with panels; its `axes` lists them row by row.
 
     Args:
-        rows: Number of panels in a column; they share their x axis.
+        rows: Number of panels in a column.
         columns: Number of panels in a row.
         size: Width and height in inches.
+        share: Whether the panels of a column share their x axis.
     """
     figure = Figure(figsize=size, layout="constrained")
-    figure.subplots(rows, columns, sharex="col")
+    figure.subplots(rows, columns, sharex="col" if share else False)
     return figure
 
 

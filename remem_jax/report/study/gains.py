@@ -4,22 +4,40 @@ Choices that the text of the paper leaves open affect a row and its baseline ali
 more comparable than accuracies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from remem_jax.report import tables
-from remem_jax.report.study import results_table
+from remem_jax.report.study import differences, results_table
+from remem_jax.statistics.seeds import Mean
+
+NO_INTERVAL = "no interval"
+NOTE = (
+    "A gain is the mean difference between a student and the baseline with the same seed, over the "
+    "seeds that both have. In brackets is its 95 % interval over seeds, by the paired t-test: it "
+    "covers the variation between runs. Below are the number of seeds (n), the sample standard "
+    "deviation of the differences (sd) and the two-sided p-value (p). One seed has no interval, "
+    "and neither have differences that are all equal. “Over test images” is another question, "
+    "asked of each seed alone: how much the difference of these two students would vary with other "
+    "test images (standard error, in points, and p-value). “Not on record” marks trials of an "
+    "older version and settings selected on test. No interval or p-value is corrected for the "
+    "number of comparisons. Choices that the paper leaves open affect both rows, so gains are more "
+    "comparable with the paper's than the accuracies themselves."
+)
 
 
 def over_baseline(study: results_table.Study, choice: str) -> list[tables.Table]:
     """Builds the tables of gains of each row's students over those of its group's baseline.
 
-    Gains are in points. The baseline is the row of fine-tuning, or else the first row. A gain is
-    the mean difference over the seeds that both rows have; its deviation is that of the
-    differences. The next line gives the paired standard error of the difference on test for each
-    seed. A block of columns (six at a time) without any pair of rows has no table.
+    Gains are in points, with their intervals over seeds. Further lines have the number of seeds,
+    the deviation and the p-value; and for each seed, the paired standard error over test images. A
+    block of columns (six at a time) without any pair of rows has no table.
     """
-    cells = results_table.cells(study, choice)
+    gaps = {
+        (gap["baseline"], gap["row"], gap["column"]): gap
+        for gap in differences.over_seeds(study)
+        if gap["choice"] == choice
+    }
     return [
         tables.Table(
             f"Gain of the students over the baseline: {_range(columns)}",
@@ -27,8 +45,33 @@ def over_baseline(study: results_table.Study, choice: str) -> list[tables.Table]
             rows,
         )
         for columns in results_table.blocks(study, choice)
-        if (rows := _rows(study, columns, cells, choice))
+        if (rows := _rows(study, columns, gaps, choice))
     ]
+
+
+def interval(difference: Mean) -> str:
+    """Formats a difference in points with its interval: "+1.20 [+0.30, +2.10]"."""
+    text = _points(difference.mean)
+    if difference.low is None or difference.high is None:
+        return text
+    return f"{text} [{_points(difference.low)}, {_points(difference.high)}]"
+
+
+def certainty(difference: Mean, seeds: int) -> str:
+    """Formats the number of seeds, the deviation and the p-value.
+
+    Args:
+        difference: The difference.
+        seeds: Number of planned seeds; the text says so if fewer are finished.
+    """
+    text = f"n = {difference.n}" + (f" of {seeds}" if difference.n < seeds else "")
+    if difference.p_value is None:
+        return f"{text}, {NO_INTERVAL}"
+    return f"{text}, sd {100 * (difference.deviation or 0):.2f}, p = {difference.p_value:.2g}"
+
+
+def _points(share: float) -> str:
+    return results_table.rounded(100 * share, "+z.2f")
 
 
 def _range(columns: Sequence[Mapping[str, Any]]) -> str:
@@ -39,30 +82,43 @@ def _range(columns: Sequence[Mapping[str, Any]]) -> str:
 def _rows(
     study: results_table.Study,
     columns: Sequence[Mapping[str, Any]],
-    cells: results_table.Cells,
+    gaps: Mapping[tuple[str, str, str], Mapping[str, Any]],
     choice: str,
 ) -> tuple[tuple[str, ...], ...]:
     """Returns the non-empty rows of our gains and the paper's; none if we have no gains."""
-    seeds, rows, has_ours = len(study["seeds"]), [], False
+    rows, has_ours = [], False
     errors = _errors(study, choice)
-    for baseline, row in comparisons(study):
-        pair = baseline["name"], row["name"]
+    for baseline, row in differences.comparisons(study):
         title = f"{results_table.row_title(row)} over {baseline['title']}"
-        names = [[(name, column["name"]) for name in pair] for column in columns]
-        ours = [_gain(cells.get(below), cells.get(above), seeds) for below, above in names]
-        has_ours |= set(ours) != {tables.NOTHING}
+        places = [(baseline["name"], row["name"], column["name"]) for column in columns]
+        ours = [gaps.get(place) for place in places]
+        has_ours |= any(ours)
         published = [
             (label, [_published_gain(study, baseline, row, c, full_size=full) for c in columns])
             for full, label in ((False, "paper"), (True, "paper, full size"))
         ]
-        paired = [errors.get((*pair, column["name"]), tables.NOTHING) for column in columns]
         lines = [
-            (title, ours),
-            (f"{title} (paired error)", paired),
+            *_ours(title, ours, len(study["seeds"])),
+            (
+                f"{title} (over test images, seed by seed)",
+                [errors.get(place, tables.NOTHING) for place in places],
+            ),
             *((f"{title} ({label})", them) for label, them in published),
         ]
         rows += [(label, *line) for label, line in lines if set(line) != {tables.NOTHING}]
     return tuple(rows) if has_ours else ()
+
+
+def _ours(
+    title: str, gaps: Sequence[Mapping[str, Any] | None], seeds: int
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields the lines of our gains, with their labels."""
+    means = [None if gap is None else differences.mean_of(gap) for gap in gaps]
+    yield title, [interval(mean) if mean else tables.NOTHING for mean in means]
+    yield (
+        f"{title} (over seeds)",
+        [certainty(mean, seeds) if mean else tables.NOTHING for mean in means],
+    )
 
 
 def _errors(study: results_table.Study, choice: str) -> dict[tuple[str, str, str], str]:
@@ -80,25 +136,6 @@ def _error(seed: Mapping[str, Any]) -> str:
     if "why" in seed:
         return seed["why"]
     return f"{100 * seed['standard_error']:.2f} (p = {seed['p_value']:.2g})"
-
-
-def comparisons(study: results_table.Study) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Returns each pair of a baseline and a later row of its group."""
-    pairs = []
-    for _, rows in results_table.groups(study):
-        finetuned = [i for i, row in enumerate(rows) if row["name"].endswith("finetune")]
-        first = finetuned[0] if finetuned else 0
-        pairs += [(rows[first], row) for row in rows[first + 1 :]]
-    return pairs
-
-
-def _gain(baseline: Mapping[str, Any] | None, cell: Mapping[str, Any] | None, seeds: int) -> str:
-    below, above = (
-        results_table.percents(baseline, "student"),
-        results_table.percents(cell, "student"),
-    )
-    differences = [above[seed] - below[seed] for seed in above if seed in below]
-    return results_table.mean_deviation(differences, seeds, "+") if differences else tables.NOTHING
 
 
 def _published_gain(

@@ -1,24 +1,26 @@
 """Writes the report of a study: of many runs that reproduce a table or a figure of the paper."""
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from remem_jax import checks
 from remem_jax.report import STUDY_FORMAT, paper, rendering, tables
 from remem_jax.report.figures import drawing
-from remem_jax.report.study import gains, information, results_table, search, trials
+from remem_jax.report.study import (
+    claims,
+    gains,
+    information,
+    overview,
+    predictors,
+    progress,
+    results_table,
+    search,
+    trial_rows,
+    trials,
+)
 from remem_jax.storage import files, results
 
-_GAINS = (
-    "A gain is the mean difference between a student and the baseline with the same seed, over "
-    "the seeds that both have; ± is the sample standard deviation of these differences. Below it, "
-    "for each seed, is the paired standard error of the difference, in points, with a two-sided "
-    "p-value, from the test images on which the two students differ. It covers the choice of test "
-    "images for these students, not the variation between seeds. “Not on record” marks trials of "
-    "an older version and settings selected on test. Choices that the paper leaves open affect "
-    "both rows, so gains are more comparable with the paper's than the accuracies themselves."
-)
 _REFITTED = (
     "The models that were selected on validation were trained anew, with the same settings, on "
     "train and validation together, so that no image is left to select on."
@@ -27,6 +29,12 @@ _OPTIMISTIC = (
     "These settings were selected on the test split itself: each number is the maximum over all "
     "settings tried on the same images, and is biased upwards. The paper does not say on which "
     "split it selects; it may have selected on test. Rely on the first table."
+)
+_FIGURES = (
+    overview.of_rows,
+    overview.against_settings,
+    predictors.figures,
+    information.figures,
 )
 _OTHERS = {  # Headings and notes of the tables besides the main one.
     results_table.REFIT: {
@@ -43,22 +51,25 @@ _OTHERS = {  # Headings and notes of the tables besides the main one.
 
 
 def write(directory: pathlib.Path) -> None:
-    """Writes study.md, study.html and table.csv; see `report.write_study`."""
+    """Writes study.md, study.html, table.csv and trials.csv; see `report.write_study`."""
     path = directory / "study.json"
     study = results.read(path)
     if study is None:
         raise checks.SettingError(f"{path} does not exist: the study has not started.")
     checks.one_of(f"The format of {path}", study.get("format"), (STUDY_FORMAT,))
     figures = [
-        drawing.save(directory / drawing.FIGURES, figure) for figure in information.figures(study)
+        drawing.save(directory / drawing.FIGURES, figure)
+        for drawn in _FIGURES
+        for figure in drawn(study)
     ]
-    content = {**_content(study), "plots": figures}
+    content = {**_content(study, trials.links(study, directory)), "plots": figures}
     files.write_text(directory / "study.html", rendering.html("study/page.html.jinja", content))
     files.write_text(directory / "study.md", rendering.markdown("study/page.md.jinja", content))
     files.write_text(directory / "table.csv", results_table.comma_separated(study))
+    files.write_text(directory / "trials.csv", trial_rows.comma_separated(study))
 
 
-def _content(study: results_table.Study) -> dict[str, Any]:
+def _content(study: results_table.Study, links: Mapping[str, str]) -> dict[str, Any]:
     chosen = [trials.selected(study, choice) for choice in ("validation", "test")]
     main = results_table.main(study)
     return {
@@ -66,11 +77,14 @@ def _content(study: results_table.Study) -> dict[str, Any]:
         "mini": study["mini"],
         "summary": summary(study),
         "warning": warning(study),
+        "progress": progress.of(study),
+        "claims": claims.sentences(study),
+        "claims_note": claims.note(study),
         "heading": _heading(study),
         "sections": _sections(study, main),
         "notes": [*notes(study)],
         "gains": gains.over_baseline(study, main),
-        "gains_note": _GAINS,
+        "gains_note": gains.NOTE,
         "others": [
             {
                 **texts,
@@ -87,8 +101,12 @@ def _content(study: results_table.Study) -> dict[str, Any]:
         "tables": [
             *search.halving(study),
             trials.cost(study),
-            *(table for table in (*chosen, information.table(study)) if table is not None),
-            trials.tried(study),
+            *(
+                table
+                for table in (*chosen, predictors.table(study), information.table(study))
+                if table is not None
+            ),
+            trials.tried(study, links),
         ],
         "differs": study["differs"],
         "versions": trials.versions(study),
@@ -230,8 +248,8 @@ def _seeds(study: results_table.Study) -> str:
             "measured."
         )
     return (
-        f"Numbers are means over the {len(seeds)} seeds {', '.join(map(str, seeds))}; ± is "
-        "the sample standard deviation over them. Cells with fewer seeds say so."
+        f"Numbers are means over the {len(seeds)} seeds {', '.join(map(str, seeds))}; sd is "
+        "the sample standard deviation over them, not an interval. Cells with fewer seeds say so."
     )
 
 

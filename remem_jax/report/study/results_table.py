@@ -68,18 +68,19 @@ def percents(cell: Mapping[str, Any] | None, role: str) -> dict[int, float]:
     }
 
 
-def mean_deviation(values: Collection[float], seeds: int, sign: str = "") -> str:
+def mean_deviation(values: Collection[float], seeds: int) -> str:
     """Formats the mean of the values, with the sample standard deviation if there are several.
+
+    The deviation is named as one ("sd"), because "±" could be read as an interval.
 
     Args:
         values: At least one value, for each finished seed.
         seeds: Number of planned seeds; the text says so if fewer are finished.
-        sign: "+" to print the sign of positive means.
     """
-    text = _rounded(statistics.fmean(values), f"{sign}z.2f")
-    if len(values) > 1:
-        text += f" ± {statistics.stdev(values):.2f}"
-    return text if len(values) >= seeds else f"{text} ({len(values)} of {seeds})"
+    notes = [f"sd {statistics.stdev(values):.2f}"] if len(values) > 1 else []
+    notes += [f"{len(values)} of {seeds}"] if len(values) < seeds else []
+    text = rounded(statistics.fmean(values), "z.2f")
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
 def row_title(row: Mapping[str, Any]) -> str:
@@ -160,10 +161,11 @@ def _published(record: paper.Record | None, role: str) -> str:
 
 def signed(points: float | None) -> str:
     """Formats a difference in points with one decimal, as in the paper."""
-    return tables.NOTHING if points is None else _rounded(points, "+z.1f")
+    return tables.NOTHING if points is None else rounded(points, "+z.1f")
 
 
-def _rounded(value: float, form: str) -> str:
+def rounded(value: float, form: str) -> str:
+    """Formats a number; one that rounds to zero has no sign."""
     text = format(value, form)
     return text if float(text) else text.lstrip("+")
 

@@ -4,6 +4,8 @@ As in `tables`, all is plain text, not escaped yet.
 """
 
 import math
+import pathlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +17,7 @@ _SELECTED = {
     "validation": "Selected settings",
     "test": "Settings selected on test (optimistic)",
 }
+_KEY = re.compile(r"[0-9a-f]+")  # A hash, which is safe in an address.
 _OFFICIAL = {True: "yes", False: "no", None: "not among the paper's data"}
 
 
@@ -108,7 +111,7 @@ def _formatted(value: float | None, form: str) -> str:
 
 def selected(study: results_table.Study, choice: str) -> tables.Table | None:
     """Builds the table of settings selected for each cell and seed; None without any."""
-    titled = titles(study)
+    titled, named = titles(study), {trial["trial"]: name(trial) for trial in study["trials"]}
     chosen = [
         (cell, replicate)
         for cell in ordered(study, results_table.cells(study, choice).values())
@@ -122,7 +125,7 @@ def selected(study: results_table.Study, choice: str) -> tables.Table | None:
             *titled(cell["row"], cell["column"]),
             str(replicate["seed"]),
             *_accuracies(replicate),
-            f"{replicate['trial']}, of {replicate['trials']:,}",
+            f"{named.get(replicate['trial'], replicate['trial'])}, of {replicate['trials']:,}",
             f"{replicate['students']:,}",
             *(setting(replicate["settings"].get(name)) for name in setting_names),
         )
@@ -142,8 +145,30 @@ def _accuracies(replicate: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def tried(study: results_table.Study) -> tables.Table:
-    """Builds the table of all trials, sorted by row and column, steps, then accuracy."""
+def name(trial: Mapping[str, Any]) -> str:
+    """Returns a trial's number, which logs and the dashboard show too, and its key."""
+    number = trial.get("number")  # Older studies have none.
+    return trial["trial"] if number is None else f"{number}: {trial['trial']}"
+
+
+def links(study: results_table.Study, directory: pathlib.Path) -> dict[str, str]:
+    """Returns the address of each trial's own report, relative to the study's folder, by key.
+
+    Reports in the folders of other workers have none.
+    """
+    keys = [trial["trial"] for trial in study["trials"] if _KEY.fullmatch(trial["trial"])]
+    places = {key: f"trials/{key}/report.html" for key in keys}
+    return {key: place for key, place in places.items() if (directory / place).exists()}
+
+
+def tried(study: results_table.Study, links: Mapping[str, str] | None = None) -> tables.Table:
+    """Builds the table of all trials, sorted by row and column, steps, then accuracy.
+
+    Args:
+        study: Contents of study.json.
+        links: Addresses of the trials' reports by key, from `links`.
+    """
+    links = links or {}
     titled = titles(study)
     setting_names = names(trial["settings"] for trial in study["trials"])
     shortened = any(trial["fraction"] != 1 for trial in study["trials"])
@@ -156,9 +181,10 @@ def tried(study: results_table.Study) -> tables.Table:
             return trial["seed"], -trial["fraction"], math.inf
         return trial["seed"], -trial["fraction"], -float(share)
 
+    shown = ordered(study, sorted(study["trials"], key=rank))
     lines = [
         (
-            trial["trial"],
+            name(trial),
             *titled(trial["row"], trial["column"]),
             str(trial["seed"]),
             *([tables.number(trial["fraction"])] if shortened else []),
@@ -167,17 +193,31 @@ def tried(study: results_table.Study) -> tables.Table:
             *(f"{trial[n]:,}" for n in ("students", "teacher_steps", "student_steps")),
             tables.NOTHING if trial["seconds"] is None else tables.duration(trial["seconds"]),
             trial["device"] or tables.NOTHING,
+            _place(trial, has_link=trial["trial"] in links),
             *([tables.number(_ascent(trial))] if divided else []),
             *(setting(trial["settings"].get(name)) for name in setting_names),
         )
-        for trial in ordered(study, sorted(study["trials"], key=rank))
+        for trial in shown
     ]
     where = ("Trial", "Row", "Column", "Seed", *(["Fraction of the steps"] if shortened else []))
     best = f"Best on {results_table.main(study)}"
     amount = ("State", best, "Students", "Teacher's steps", "Student's steps")
     ascent = ["Images per ascent step of SAM"] if divided else []
-    heads = (*where, *amount, "Time", "Device", *ascent, *setting_names)
-    return tables.Table("All trials", heads, tuple(lines), numeric=False, note=_states(study))
+    heads = (*where, *amount, "Time", "Device", "Worker", *ascent, *setting_names)
+    return tables.Table(
+        "All trials",
+        heads,
+        tuple(lines),
+        numeric=False,
+        note=_states(study),
+        links=tuple(links.get(trial["trial"], "") for trial in shown),
+    )
+
+
+def _place(trial: Mapping[str, Any], *, has_link: bool) -> str:
+    """Returns the worker of a trial, and the folder there unless the report has a link to it."""
+    parts = [trial.get("worker"), None if has_link else trial.get("folder")]
+    return ": ".join(part for part in parts if part) or tables.NOTHING
 
 
 def _ascent(trial: Mapping[str, Any]) -> int | None:

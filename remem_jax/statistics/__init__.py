@@ -1,0 +1,1 @@
+"""Statistics over repeated runs: differences over seeds, claims, power, and rank correlations."""

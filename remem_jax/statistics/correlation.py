@@ -1,0 +1,157 @@
+"""Rank correlation within blocks, with a bootstrap interval that resamples whole clusters.
+
+Sources: Spearman 1904, https://doi.org/10.2307/1412159; Efron & Tibshirani 1993, An Introduction to
+the Bootstrap, chapter 13 (percentile intervals). The bootstrap is SciPy's.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+from remem_jax.statistics.seeds import CONFIDENCE
+
+LEAST_CLUSTERS = 5  # With fewer, resampling shows too little of the variation.
+_LEAST_IN_BLOCK = 3  # Two ranks always correlate perfectly.
+_RESAMPLES = 4999
+_BATCH = 500  # Resamples at once, to limit memory.
+_ROUNDING = 1e-9
+
+
+class Correlation(NamedTuple):
+    """A rank correlation.
+
+    Attributes:
+        value: Spearman's correlation within each block, averaged over blocks with the number of
+            their points as weights; None if it is undefined in all of them.
+        low: Lower limit of its 95 % interval; None with fewer than `LEAST_CLUSTERS` clusters.
+        high: Upper limit.
+        points: Number of points in blocks that count.
+        clusters: Number of their clusters.
+        blocks: Number of blocks that count.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    points: int
+    clusters: int
+    blocks: int
+
+
+def within_blocks(
+    x: Sequence[float],
+    y: Sequence[float],
+    blocks: Sequence[Hashable],
+    clusters: Sequence[Hashable],
+) -> Correlation:
+    """Correlates the ranks of two quantities.
+
+    Args:
+        x: First quantity of each point, finite.
+        y: Second quantity of each point, finite.
+        blocks: Block of each point. Points are ranked only against others of their block. Blocks of
+            fewer than three points, or in which one quantity is constant, do not count.
+        clusters: Cluster of each point: points that depend on each other, also in other blocks. The
+            bootstrap draws clusters with replacement, with all their points.
+
+    Returns:
+        The correlation. The same points give the same interval: the bootstrap has a fixed seed.
+    """
+    chosen = [
+        members
+        for members in _members(blocks)
+        if len(members) >= _LEAST_IN_BLOCK
+        and np.ptp(np.take(x, members)) > 0
+        and np.ptp(np.take(y, members)) > 0
+    ]
+    names = dict.fromkeys(clusters[i] for members in chosen for i in members)
+    number = {name: index for index, name in enumerate(names)}
+    parts = [
+        _Block(
+            _below(np.take(x, members)),
+            _below(np.take(y, members)),
+            np.array([number[clusters[i]] for i in members]),
+        )
+        for members in chosen
+    ]
+    sizes = sum(map(len, chosen)), len(names), len(chosen)
+    if not parts:
+        return Correlation(None, None, None, *sizes)
+    every = np.arange(len(names))
+    (value,) = _average(parts, np.ones((1, len(names)))).tolist()
+    if len(names) < LEAST_CLUSTERS:
+        return Correlation(value, None, None, *sizes)
+    result = stats.bootstrap(
+        (every,),
+        lambda drawn, axis: _average(parts, _counts(np.moveaxis(drawn, axis, -1), len(names))),
+        n_resamples=_RESAMPLES,
+        batch=_BATCH,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = result.confidence_interval
+    return Correlation(value, float(low), float(high), *sizes)
+
+
+class _Block(NamedTuple):
+    """The points of a block.
+
+    Attributes:
+        below_x: For each point, 1 for every point with a smaller x, 1/2 for one with the same.
+        below_y: The same for y.
+        cluster: Number of each point's cluster.
+    """
+
+    below_x: Float[np.ndarray, "point point"]
+    below_y: Float[np.ndarray, "point point"]
+    cluster: Int[np.ndarray, " point"]
+
+
+def _members(blocks: Sequence[Hashable]) -> list[list[int]]:
+    """Returns the indices of the points of each block."""
+    members: dict[Hashable, list[int]] = {}
+    for index, block in enumerate(blocks):
+        members.setdefault(block, []).append(index)
+    return list(members.values())
+
+
+def _below(values: Float[np.ndarray, " point"]) -> Float[np.ndarray, "point point"]:
+    return (values < values[:, None]) + (values == values[:, None]) / 2
+
+
+def _counts(drawn: Int[np.ndarray, "*sample draw"], clusters: int) -> Float[np.ndarray, "..."]:
+    """Returns how often each cluster was drawn, of shape (*sample, cluster)."""
+    return (drawn[..., None] == np.arange(clusters)).sum(axis=-2, dtype=np.float64)
+
+
+def _average(
+    blocks: Sequence[_Block], times: Float[np.ndarray, "*sample cluster"]
+) -> Float[np.ndarray, "*sample"]:
+    """Returns the mean correlation of samples in which each cluster occurs so many times.
+
+    A block that is constant in a sample does not count there. If none counts, the mean is 0.
+    """
+    total, points = np.zeros(times.shape[:-1]), np.zeros(times.shape[:-1])
+    for block in blocks:
+        weights = times[..., block.cluster]
+        size = weights.sum(axis=-1)
+        # Ranks but for a constant: a point that occurs k times stands for k points of equal rank.
+        x, y = (_centred(weights @ below.T, weights) for below in (block.below_x, block.below_y))
+        spread = np.sqrt((weights * x**2).sum(axis=-1) * (weights * y**2).sum(axis=-1))
+        counts = spread > _ROUNDING * size
+        covariance = (weights * x * y).sum(axis=-1)
+        total += np.where(counts, size * covariance / np.where(counts, spread, 1.0), 0.0)
+        points += np.where(counts, size, 0.0)
+    return total / np.maximum(points, 1.0)
+
+
+def _centred(
+    ranks: Float[np.ndarray, "*sample point"], weights: Float[np.ndarray, "*sample point"]
+) -> Float[np.ndarray, "*sample point"]:
+    size = np.maximum(weights.sum(axis=-1, keepdims=True), 1.0)
+    return ranks - (weights * ranks).sum(axis=-1, keepdims=True) / size
