@@ -48,6 +48,21 @@ ROWS = {
     **study.rows("reweight", "sam", "remem"),
 }
 
+CLAIMS = {  # The paper's claims, and the rivals': a title, a row that should be better, a baseline.
+    "teacher": ("A fine-tuned teacher helps the student", "finetune", "alone"),
+    "remem": ("ReMem's teacher helps the student more than a fine-tuned one", "remem", "finetune"),
+    "sam": ("SAM alone helps more than plain fine-tuning", "sam", "finetune"),
+    "reweight": ("Re-weighting alone helps more than plain fine-tuning", "reweight", "finetune"),
+    "both": ("ReMem helps more than SAM alone", "remem", "sam"),
+    "softer": ("ReMem helps more than calibrating the fine-tuned teacher", "remem", "calibrated"),
+    "scale": (
+        "ReMem helps more than standardising the fine-tuned teacher's logits",
+        "remem",
+        "standardised",
+    ),
+    "probed": ("ReMem helps more than a linear probe", "remem", "probed"),
+}
+
 
 def get_config(spec: str = "caltech101") -> ConfigDict:
     """Returns the study for some data sets.
@@ -75,6 +90,13 @@ def get_config(spec: str = "caltech101") -> ConfigDict:
     config = study.make("Evidence: when ReMem helps", ROWS, columns, base=base)
     config.name = "evidence_small" if is_small else "evidence"
     config.seeds = (0, 1, 2)
+    config.baseline = "finetune"
+    config.claims = ConfigDict(
+        {
+            name: {"title": title, "row": row, "baseline": baseline}
+            for name, (title, row, baseline) in CLAIMS.items()
+        }
+    )
     config.grid.learning_rate = ()
     config.grid.rho = (0.05, 0.1, 0.2)
     config.search.near = ConfigDict({"rho": 0.1, "mlp_weight": 0.9})
