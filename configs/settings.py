@@ -36,6 +36,9 @@ def run() -> ConfigDict:
     config.retries = 0
     # Whether parameters and optimiser states are sharded among the devices, too. [free]
     config.fsdp = False
+    # Tracker that gets the metrics; "" (none), "wandb" or "mlflow". Its own environment variables
+    # name the project and the server. [free]
+    config.track = ""
     config.profile = False  # Whether some steps of each stage are traced into profile/. [free]
     # Whether to print how much device memory the run needs, and end. [free]
     config.plan_only = False

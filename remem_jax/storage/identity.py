@@ -19,6 +19,7 @@ _FREE = (
     "log_every",
     "save_every",
     "differs",
+    "track",
     "profile",
     "plan_only",
     "fsdp",

@@ -20,7 +20,7 @@ OURS = (
     *("budget.json", "information", "expertness", "criticality", "plans.json"),
     *("study.json", "study.html", "study.md", "table.csv", "trials", "speeds.json"),
     "trials.csv",
-    *("study.db", "study.journal"),
+    *("study.db", "study.journal", "tracked.json", "wandb"),
 )
 _LISTED = 5  # Differences listed in an error.
 _UNRECORDED = 1  # The `identity.TRAINING` of versions that did not record it.

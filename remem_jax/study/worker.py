@@ -17,7 +17,7 @@ from remem_jax import display, mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.data.custom import folders
 from remem_jax.report import tables
-from remem_jax.storage import checkpoints, results, workdir
+from remem_jax.storage import checkpoints, results, trackers, workdir
 from remem_jax.study import axes, cost, inputs, queue, search, space, summary, teachers, unused
 from remem_jax.study.claim import Claim
 from remem_jax.study.configurations import Configuration
@@ -220,6 +220,7 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
             # If the claim is lost, the result would be dropped.
             stopping=lambda: study.stopping() or (claim is not None and claim.lost),
             shared=study.teachers.folder(trial),
+            label=trackers.Label(study.config.name, _name(trial)),
         )
         if claim:
             record = _record(folder)

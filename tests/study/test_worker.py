@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
 from configs import study
-from remem_jax import settings, workflow
+from remem_jax import settings, signals, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity
@@ -102,13 +102,30 @@ class Workers:
             )
         return Worker(process, log)
 
-    def fork(self, name: str, *flags: str) -> Worker:
+    def fork(self, name: str, *flags: str, **environment: str) -> Worker:
         """Starts a worker in a process that need not import JAX."""
         log, arguments = self._next(name)
         process = self._server.start(
-            "tests.forking:run_command", [*arguments, *flags], self._environment, stderr=log
+            "tests.forking:run_command",
+            [*arguments, *flags],
+            self._environment | environment,
+            stderr=log,
         )
         return Worker(process, log)
+
+    def srun(self, name: str, *flags: str) -> list[Worker]:
+        """Starts two workers with the variables that `srun --ntasks=2` sets."""
+        shared = {
+            "SLURM_JOB_ID": str(os.getpid()),  # JAX derives a port from it.
+            "SLURM_NTASKS": "2",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+        }
+        return [
+            self.fork(name, *flags, **shared, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+            for i in range(2)
+        ]
 
     def _next(self, name: str) -> tuple[pathlib.Path, list[str]]:
         """Returns the next log and the arguments of the command."""
@@ -124,11 +141,12 @@ class Workers:
 
 
 class Killed(NamedTuple):
-    """A study finished by two workers, one of which was killed in the middle of a trial."""
+    """A study finished by two workers of srun, one of which was killed in the middle of a trial."""
 
     folder: pathlib.Path
     key: str
     pid: int
+    logs: list[str]
 
 
 class Stopped(NamedTuple):
@@ -159,14 +177,14 @@ def alone(workers: Workers) -> tuple[pathlib.Path, str]:
 def killed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Killed:
     workers.copy_speeds("pair", alone[0].name)
     folder = workers.folder("pair")
-    pair = [workers.fork("pair") for _ in range(2)]
+    pair = workers.srun("pair")
     _saved(folder, pair)
     key, owner = _training(folder)
     dies, lives = sorted(pair, key=lambda worker: worker.process.pid != owner)
     dies.process.send_signal(signal.SIGKILL)
     dies.ends(-signal.SIGKILL)
     lives.ends(0)
-    return Killed(folder, key, owner)
+    return Killed(folder, key, owner, [worker.log for worker in pair])
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +398,7 @@ def test_a_trial_taken_over_resumes_from_its_checkpoint(killed: Killed) -> None:
 def test_a_stopped_worker_says_how_to_resume(stopped: Stopped) -> None:
     log = stopped.first.log
 
-    assert stopped.first.process.returncode == 1, log
+    assert stopped.first.process.returncode == signals.STOPPED, log
     assert "Traceback" not in log
     assert re.fullmatch(
         r"remem_jax: stopped after step \d+ of \d+, which is saved; the same command goes on .*",
@@ -428,6 +446,44 @@ def test_a_trial_with_a_nan_loss_is_reported_and_the_others_run(stopped: Stopped
         r"Fine-tuning: teacher, the loss is nan at step \d", by_state["failed"]["reason"]
     )
     assert "the loss is nan" in (stopped.folder / "study.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_processes_of_srun_are_workers_of_their_own(killed: Killed) -> None:
+    for i, log in enumerate(killed.logs):
+        assert f"Worker {i + 1} of 2, started by Slurm" in log
+
+
+@pytest.mark.slow
+def test_the_processes_of_srun_are_joined_to_one_worker_if_asked(
+    workers: Workers, alone: tuple[pathlib.Path, str]
+) -> None:
+    shutil.copytree(alone[0], workers.folder("joined"))  # Its trials are not run again.
+
+    started = workers.srun("joined", "--workers=joined")
+    for each in started:
+        each.ends(0)
+
+    assert "One worker of 2 processes." in started[0].log
+    assert "Report: " in started[0].log
+    assert "Report: " not in started[1].log  # Only the first one logs and writes.
+
+
+@pytest.mark.slow
+def test_separate_workers_on_several_hosts_need_a_storage_for_them(workers: Workers) -> None:
+    started = workers.fork(
+        "hosts",
+        SLURM_JOB_ID="1",
+        SLURM_NTASKS="2",
+        SLURM_NNODES="2",
+        SLURM_STEP_NODELIST="node[1-2]",
+        SLURM_PROCID="0",
+        SLURM_LOCALID="0",
+    )
+
+    started.ends(1)
+
+    assert "config.storage is sqlite, which is not safe for workers on several hosts" in started.log
 
 
 @pytest.fixture
@@ -572,13 +628,9 @@ def test_a_worker_waits_for_a_folder_in_use(
     errors = [workdir.HeldError("another process runs there")] * 2
 
     def run(
-        trial: ConfigDict,
-        folder: pathlib.Path,
-        *,
-        stopping: Callable[[], bool],
-        shared: pathlib.Path,
+        trial: ConfigDict, folder: pathlib.Path, *, stopping: Callable[[], bool], **rest: object
     ) -> None:
-        del shared
+        del rest
         if errors:
             raise errors.pop()
         _write_results(trial, folder)
@@ -600,13 +652,9 @@ def test_a_worker_stops_a_lost_trial_and_continues(
     asked: list[bool] = []
 
     def run(
-        trial: ConfigDict,
-        folder: pathlib.Path,
-        *,
-        stopping: Callable[[], bool],
-        shared: pathlib.Path,
+        trial: ConfigDict, folder: pathlib.Path, *, stopping: Callable[[], bool], **rest: object
     ) -> None:
-        del shared
+        assert rest["label"] == ("tiny", "finetune, digits, seed 0, learning rate 0.05")
         if not asked:
             with worker.queue.open_queue(
                 config.storage,
