@@ -491,6 +491,9 @@ def study(base: ConfigDict) -> ConfigDict:
     # Where trials are kept: "sqlite" or "journal" (files of --workdir, for one machine or for
     # several that share it), "journal:/shared/file" or "postgresql://user@host/database".
     config.storage = "sqlite"
+    # Where workers that share no folder keep copies of trials, so that others can resume them: a
+    # URL that fsspec opens, such as "s3://bucket/study" or "gs://bucket/study"; "" is nowhere.
+    config.artifacts = ""
     config.heartbeat_seconds = 20.0  # Seconds between two heartbeats of a worker; above 0.
     # Seconds without a heartbeat after which a worker counts as dead; at least three heartbeats.
     config.grace_seconds = 180.0

@@ -100,6 +100,7 @@ _GROWING = (
     "row_order",
     "column_order",
     "storage",
+    "artifacts",
     "heartbeat_seconds",
     "grace_seconds",
     "attempts",

@@ -3,6 +3,7 @@
 All but one are forked from a process that has imported JAX.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -17,8 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import optuna
 import pytest
+import safetensors.numpy
 from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
@@ -43,6 +46,9 @@ from tests import forking, tiny_run
 
 
 def get_config():
+    from remem_jax.study import copies
+
+    copies.POLL_SECONDS = 0.02
     base = tiny_run.get_config()
     base.log_every, base.save_every = 1, 4
     base.teacher.init = {init!r}
@@ -149,6 +155,23 @@ class Killed(NamedTuple):
     logs: list[str]
 
 
+class Relayed(NamedTuple):
+    """A trial that three workers without a shared folder ran one after another.
+
+    Attributes:
+        key: Key of the trial.
+        folders: Folders of the study, one for each worker.
+        logs: Logs of the workers. The first was stopped in the teacher's training, the second was
+            killed after it.
+        store: Folder of the copies.
+    """
+
+    key: str
+    folders: list[pathlib.Path]
+    logs: list[str]
+    store: pathlib.Path
+
+
 class Stopped(NamedTuple):
     """A study that was stopped in the middle of a trial, with its state then, and resumed."""
 
@@ -199,6 +222,42 @@ def stopped(workers: Workers, alone: tuple[pathlib.Path, str]) -> Stopped:
     second = workers.fork("stopped", *FAILS_FIRST)
     second.process.wait()
     return Stopped(folder, first, *then, second)
+
+
+@pytest.fixture(scope="module")
+def relayed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Relayed:
+    names = ["relay_0", "relay_1", "relay_2"]
+    folders = [workers.folder(name) for name in names]
+    store = workers.folder("store")
+    flags = (
+        "--config.only=finetune",
+        f"--config.storage=journal:{workers.folder('relay.journal')}",
+        f"--config.artifacts=file://{store}",
+    )
+    for name in names:
+        workers.copy_speeds(name, alone[0].name)
+    first = workers.fork(names[0], *flags)
+    _saved(folders[0], [first])
+    first.process.send_signal(signal.SIGTERM)
+    first.ends(signals.STOPPED)
+    (trial,) = (store / "trials").iterdir()
+    (teacher,) = (store / "teachers").iterdir()
+    second = workers.fork(names[1], *flags)
+    while not any("teachers/finetune/result.json" in text for text in _manifests(teacher)):
+        assert second.process.poll() is None, second.log
+        time.sleep(0.01)
+    second.process.send_signal(signal.SIGKILL)
+    second.ends(-signal.SIGKILL)
+    third = workers.fork(names[2], *flags)
+    third.ends(0)
+    return Relayed(trial.name, folders, [each.log for each in (first, second, third)], store)
+
+
+def _manifests(copies: pathlib.Path) -> Iterator[str]:
+    """Yields the manifests of a folder's copies that are not removed meanwhile."""
+    for path in copies.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            yield path.read_text()
 
 
 def _saved(folder: pathlib.Path, workers: list[Worker]) -> None:
@@ -394,6 +453,93 @@ def test_a_trial_taken_over_resumes_from_its_checkpoint(killed: Killed) -> None:
     assert min(steps[4:]) == 5  # None of the first four steps was repeated.
 
 
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return dict(file)
+    return safetensors.numpy.load_file(path)  # Its header has no fixed order.
+
+
+@pytest.mark.slow
+def test_a_trial_taken_over_without_its_folder_equals_an_undisturbed_one(
+    relayed: Relayed, alone: tuple[pathlib.Path, str]
+) -> None:
+    ours, expected = (path / "trials" / relayed.key for path in (relayed.folders[2], alone[0]))
+
+    for name in ("finetune_student.safetensors", "finetune_teacher.npz"):
+        arrays = [_arrays(path / "selected" / name) for path in (ours, expected)]
+        assert arrays[0].keys() == arrays[1].keys()
+        for key, array in arrays[0].items():
+            assert array.tobytes() == arrays[1][key].tobytes(), key
+    records = [json.loads((path / "results.json").read_text()) for path in (ours, expected)]
+    for field in ("teachers", "students", "data", "models"):
+        assert records[0][field] == records[1][field]
+
+
+@pytest.mark.slow
+def test_a_trial_taken_over_without_its_folder_repeats_nothing(relayed: Relayed) -> None:
+    (log,) = relayed.folders[2].glob("teachers/*/*/metrics.jsonl")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+
+    steps = [row["step"] for row in rows if row["part"].startswith("teachers/") and "loss" in row]
+    assert steps == [*range(1, 9)]
+    for log in relayed.logs[1:]:
+        assert f"Fetched file://{relayed.store}/trials/{relayed.key}" in log
+        assert f"Fetched file://{relayed.store}/teachers/" in log
+
+
+@pytest.mark.slow
+def test_the_copy_of_a_finished_trial_has_its_report_and_selected_weights(
+    relayed: Relayed,
+) -> None:
+    trial = relayed.store / "trials" / relayed.key
+    assert [path.name for path in trial.glob("*.json")] == ["final.json"]
+    found = {
+        path.relative_to(trial / "final").as_posix()
+        for path in (trial / "final").rglob("*")
+        if path.is_file()
+    }
+
+    assert found >= {"report.html", "results.json", "selected/finetune_student.safetensors"}
+    assert not [name for name in found if name.startswith(("teachers/", "students/", "lock"))]
+    (entry,) = _report(relayed.folders[2])["trials"]
+    assert entry["copy"] == f"file://{trial}/final"
+    assert not [*relayed.folders[2].glob("*/.*.copy")]
+
+
+def test_copies_that_fail_are_a_warning_and_the_study_goes_on(
+    config: ConfigDict,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def run(trial: ConfigDict, folder: pathlib.Path, **rest: object) -> None:
+        del rest
+        shutil.rmtree(tmp_path / "store")
+        (tmp_path / "store").write_text("no folder any more")
+        _write_results(trial, folder)
+
+    config.only = "finetune"
+    config.artifacts = str(tmp_path / "store")
+    monkeypatch.setattr(workflow, "run", run)
+    monkeypatch.setattr(worker.report, "write_study", lambda directory: None)
+
+    worker.run(config, tmp_path / "study")
+
+    assert [trial.state.name for trial in _trials(tmp_path / "study")] == ["COMPLETE"]
+    warnings = [text for text in caplog.messages if text.startswith("A copy cannot be stored: ")]
+    assert len(warnings) == 1
+
+
+def test_a_study_whose_copies_cannot_be_stored_does_not_start(
+    config: ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    config.artifacts = "file:///proc/no/where"
+
+    with pytest.raises(SettingError, match=r"config\.artifacts cannot be used"):
+        worker.run(config, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_stopped_worker_says_how_to_resume(stopped: Stopped) -> None:
     log = stopped.first.log
@@ -455,18 +601,14 @@ def test_the_processes_of_srun_are_workers_of_their_own(killed: Killed) -> None:
 
 
 @pytest.mark.slow
-def test_the_processes_of_srun_are_joined_to_one_worker_if_asked(
-    workers: Workers, alone: tuple[pathlib.Path, str]
-) -> None:
-    shutil.copytree(alone[0], workers.folder("joined"))  # Its trials are not run again.
-
+def test_the_processes_of_srun_are_joined_to_one_worker_if_asked(workers: Workers) -> None:
     started = workers.srun("joined", "--workers=joined")
-    for each in started:
-        each.ends(0)
 
-    assert "One worker of 2 processes." in started[0].log
-    assert "Report: " in started[0].log
-    assert "Report: " not in started[1].log  # Only the first one logs and writes.
+    while "One worker of 2 processes." not in started[0].log:
+        assert all(each.process.poll() is None for each in started), started[0].log
+        time.sleep(0.01)
+    for each in started:
+        each.process.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.slow
