@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import remem_jax
-from remem_jax import checks, display, redaction, shipped_configs, signals
+from remem_jax import checks, display, launchers, redaction, shipped_configs, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, such as configs/quickstart.py.", lock_config=True
@@ -44,7 +44,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0.
 _WORKERS = flags.DEFINE_enum(
     "workers",
     "auto",
-    ("auto", "joined", "separate"),
+    launchers.WORKERS,
     "What the processes of a study are under srun or mpirun: separate workers, as by default, or "
     "joined to one worker.",
 )
@@ -150,7 +150,7 @@ def _join() -> None:
 
     is_study = _CONFIG.value.workflow == "study"
     given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    worker = distributed.separate_workers(
+    worker = launchers.separate_workers(
         _WORKERS.value, is_study=is_study, given=any(value is not None for value in given)
     )
     if worker is None:

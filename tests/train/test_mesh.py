@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remem_jax import checks, distributed, mesh
+from remem_jax import checks, distributed, launchers, mesh
 from tests import forking
 from tests.train import mesh_child
 
@@ -262,7 +262,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The calls to JAX's initialisation, in an environment without a launcher."""
     for name in ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "TPU_ML_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
-    for name in (*distributed._SLURM, *_OF_STEP):
+    for name in (*launchers._SLURM, *_OF_STEP):
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
@@ -271,7 +271,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def srun(tasks: int) -> dict[str, str]:
     values = ("12", "node[1-2]", str(tasks), "1", "0")
-    return {f"SLURM_{name}": value for name, value in zip(distributed._SLURM, values, strict=True)}
+    return {f"SLURM_{name}": value for name, value in zip(launchers._SLURM, values, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -301,8 +301,33 @@ def test_processes_of_a_launcher_are_joined_without_arguments(
     assert not any("num_processes" in options for options in joined)  # JAX finds them.
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),  # Both tasks of the host see both.
+        ({"CUDA_VISIBLE_DEVICES": "5"}, [0]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, [0, 1]),
+        ({"CUDA_VISIBLE_DEVICES": "0", "JAX_LOCAL_DEVICE_IDS": "0"}, None),
+    ],
+)
+def test_a_task_uses_the_gpus_that_slurm_gave_to_it_alone(
+    joined: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    expected: list[int] | None,
+) -> None:
+    for name, value in (srun(2) | environment).items():
+        monkeypatch.setenv(name, value)
+
+    distributed.initialize()
+
+    (options,) = joined
+    assert options.get("local_device_ids") == expected
+
+
 def _separate(workers: str = "auto", *, is_study: bool = True, given: bool = False) -> Any:
-    return distributed.separate_workers(workers, is_study=is_study, given=given)
+    return launchers.separate_workers(workers, is_study=is_study, given=given)
 
 
 MPI = {
