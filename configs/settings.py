@@ -36,6 +36,9 @@ def run() -> ConfigDict:
     config.retries = 0
     # Whether parameters and optimiser states are sharded among the devices, too. [free]
     config.fsdp = False
+    # Tracker that gets the metrics; "" (none), "wandb" or "mlflow". Its own environment variables
+    # name the project and the server. [free]
+    config.track = ""
     config.profile = False  # Whether some steps of each stage are traced into profile/. [free]
     # Whether to print how much device memory the run needs, and end. [free]
     config.plan_only = False
@@ -488,6 +491,9 @@ def study(base: ConfigDict) -> ConfigDict:
     # Where trials are kept: "sqlite" or "journal" (files of --workdir, for one machine or for
     # several that share it), "journal:/shared/file" or "postgresql://user@host/database".
     config.storage = "sqlite"
+    # Where workers that share no folder keep copies of trials, so that others can resume them: a
+    # URL that fsspec opens, such as "s3://bucket/study" or "gs://bucket/study"; "" is nowhere.
+    config.artifacts = ""
     config.heartbeat_seconds = 20.0  # Seconds between two heartbeats of a worker; above 0.
     # Seconds without a heartbeat after which a worker counts as dead; at least three heartbeats.
     config.grace_seconds = 180.0

@@ -17,14 +17,13 @@ from typing import Any
 import jax
 from absl import logging
 
-from remem_jax import display
+from remem_jax import display, launchers
 from remem_jax.checks import SettingError, require
 
 JOIN_SECONDS = 300  # JAX's default; the hosts of a queue do not all start at once.
 HEARTBEAT_SECONDS = 60  # JAX's default is 100; the other processes keep their devices until then.
 # Time that a finished process waits for the others, one of which may be writing a report.
 _END_SECONDS = 1800
-_SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")  # The variables JAX reads.
 
 
 def initialize(
@@ -39,8 +38,9 @@ def initialize(
 
     Without arguments these are the processes that srun, Open MPI's mpirun or a TPU pod started.
     Without any of these, with a single process, or if the run has been joined already, nothing
-    happens. Under srun and mpirun, JAX gives each process one GPU, by its number on its host; with
-    arguments, all of them. JAX_LOCAL_DEVICE_IDS=0,1,2,3 overrides this.
+    happens. Under srun and mpirun, JAX gives each process one GPU, by its number on its host,
+    unless Slurm gave the process GPUs that no other one sees; with arguments, all of them.
+    JAX_LOCAL_DEVICE_IDS=0,1,2,3 overrides this.
 
     From then on, a process that is killed ends the others: immediately if it was the first, else
     after `heartbeat_seconds` without a heartbeat. They report that a task died, and abort.
@@ -61,8 +61,10 @@ def initialize(
         return
     options: dict[str, Any] = {}
     if coordinator is None and processes is None and process is None:
-        if not _is_launched():
+        launched = launchers.find()
+        if launched is None:
             return
+        options = launchers.own_gpus(launched)
         joining = "the processes of the launcher"
     else:
         if coordinator is None or processes is None or process is None:
@@ -97,31 +99,14 @@ def initialize(
             raise SettingError(f"{joining} cannot be joined: {error}".replace("\n", " ")) from error
 
 
-def abandon(message: str) -> None:
-    """Exits with a message on stderr, if this process is one of several.
+def abandon(message: str, code: int) -> None:
+    """Exits with a message on stderr and an exit code, if this process is one of several.
 
     Call it if this process cannot continue: JAX would wait for the others, and they for this one.
     """
     if jax.distributed.is_initialized():
         sys.stderr.write(f"{message}\n")
-        _exit(1)
-
-
-def _is_launched() -> bool:
-    """Returns whether a launcher that JAX knows started this process together with others."""
-    environment = os.environ
-    if "OMPI_MCA_orte_hnp_uri" not in environment:
-        require(
-            environment.get("OMPI_COMM_WORLD_SIZE", "1") == "1",
-            "This Open MPI does not tell where the first process is: set coordinator, processes "
-            "and process (it is OMPI_COMM_WORLD_RANK).",
-        )
-    elif environment.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
-        return True
-    if all(f"SLURM_{name}" in environment for name in _SLURM):
-        return environment["SLURM_NTASKS"] != "1"
-    # JAX sets this when it is imported on a TPU, and then finds out whether there is a pod.
-    return "TPU_ML_PLATFORM" in environment
+        _exit(code)
 
 
 def _check_address(coordinator: str, processes: int, process: int) -> None:

@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import remem_jax
-from remem_jax import checks, display, redaction, shipped_configs, signals
+from remem_jax import checks, display, launchers, redaction, shipped_configs, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, such as configs/quickstart.py.", lock_config=True
@@ -41,7 +41,18 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0.", lower_bound=0)
+_WORKERS = flags.DEFINE_enum(
+    "workers",
+    "auto",
+    launchers.WORKERS,
+    "What the processes of a study are under srun or mpirun: separate workers, as by default, or "
+    "joined to one worker.",
+)
 flags.mark_flags_as_required(["config", "workdir"])
+
+
+class _StoppedError(Exception):
+    """The command was asked to stop, and has saved everything; the message is for the user."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,11 +73,16 @@ def main(argv: Sequence[str]) -> None:
     try:
         with display.opened():
             _run(directory)
+    except _StoppedError as error:  # All processes of a run end like this.
+        signals.exit_stopped(str(error))
     except (Exception, KeyboardInterrupt) as error:
         from remem_jax import distributed
 
         message = redaction.without_secrets(_message(error, directory))
-        distributed.abandon(message or redaction.without_secrets(traceback.format_exc()))
+        distributed.abandon(
+            message or redaction.without_secrets(traceback.format_exc()),
+            signals.STOPPED if isinstance(error, KeyboardInterrupt) else 1,
+        )
         if message is None:
             raise
         if isinstance(error, KeyboardInterrupt):
@@ -100,14 +116,16 @@ def _check(config: ConfigDict, given: Sequence[str]) -> None:
 
 def _run(directory: pathlib.Path) -> None:
     """Joins the other processes, if there are any, and runs the checked config."""
-    from remem_jax import distributed, mesh
+    import jax
+
+    from remem_jax import mesh
 
     sys.unraisablehook = _without_failed_writes(sys.unraisablehook)
     # Pending writes that had not begun.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     logging.info("remem_jax %s: %s, in %s.", remem_jax.__version__, name, directory)
-    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    _join()
     mesh.require_devices()
     if mesh.is_writer():
         display.use_terminal()
@@ -116,12 +134,36 @@ def _run(directory: pathlib.Path) -> None:
     run = _workflow()
     from remem_jax.train.loop import StoppedError
 
+    if _CONFIG.value.workflow == "study" and jax.process_count() > 1:
+        logging.info("One worker of %d processes.", jax.process_count())
     signals.listen(f"remem_jax: stopped; {_resumes(directory)}.")
     try:
         given = config_flags.get_override_values(flags.FLAGS["config"])
         run(_CONFIG.value, directory, stopping=signals.stop_requested, given=given)
     except StoppedError as error:  # All processes stop at the same step.
-        sys.exit(f"remem_jax: {error}; the same command goes on from there.")
+        raise _StoppedError(f"remem_jax: {error}; the same command goes on from there.") from error
+
+
+def _join() -> None:
+    """Joins the processes of a launcher, unless they are separate workers of a study."""
+    from remem_jax import distributed
+
+    is_study = _CONFIG.value.workflow == "study"
+    given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    worker = launchers.separate_workers(
+        _WORKERS.value, is_study=is_study, given=any(value is not None for value in given)
+    )
+    if worker is None:
+        distributed.initialize(*given)
+        return
+    checks.require(
+        worker.hosts == 1 or not _CONFIG.value.storage.startswith("sqlite"),
+        f"config.storage is {_CONFIG.value.storage}, which is not safe for workers on several "
+        "hosts: set it to journal or to the URL of a PostgreSQL database, or --workers=joined.",
+    )
+    logging.info(
+        "Worker %d of %d, started by %s.", worker.process + 1, worker.processes, worker.launcher
+    )
 
 
 def _workflow() -> Callable[..., None]:

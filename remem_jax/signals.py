@@ -1,4 +1,4 @@
-"""Handles Ctrl-C and SIGTERM: a run stops after its current step, or soon if it takes no steps.
+"""Handles Ctrl-C, SIGTERM and SIGUSR1: a run stops after its step, or soon if it takes no steps.
 
 Python handles signals only between two instructions of the main thread. A second thread ensures
 that the process also ends during a long call, such as a compilation by XLA.
@@ -16,7 +16,10 @@ from typing import Literal, NoReturn
 
 from absl import logging
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm's --signal sends the last.
+# Exit code after a signal: everything is saved, and the same command goes on. It is EX_TEMPFAIL of
+# sysexits.h, "try again later". docs/clusters.md documents it for schedulers.
+STOPPED = 75
 PATIENCE_SECONDS = 15.0  # Time to finish a step; schedulers kill a process after 30 seconds.
 GRACE_SECONDS = 5.0  # Time to unwind the stack and to finish writing files.
 
@@ -83,7 +86,13 @@ def leave(message: str) -> NoReturn:
         sys.stderr.flush()
         os._exit(128 + _state.last)
     release()
-    sys.exit(message)
+    exit_stopped(message)
+
+
+def exit_stopped(message: str) -> NoReturn:
+    """Exits with a message on stderr and `STOPPED`."""
+    sys.stderr.write(f"{message}\n")
+    sys.exit(STOPPED)
 
 
 def release() -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 from scipy import special
 
 import remem_jax
-from remem_jax import data, paired, predict
+from remem_jax import data, paired, predict, signals
 from remem_jax.commands import clean
 from remem_jax.data.images import augment
 from remem_jax.data.images.preprocessing import Preprocessing
@@ -327,7 +327,7 @@ def test_a_terminated_run_saves_and_explains_how_to_resume(
     _, log = process.communicate()
 
     match = re.search(r"stopped after step (\d+) of 2000, which is saved; the same command", log)
-    assert process.returncode == 1, log
+    assert process.returncode == signals.STOPPED, log
     assert match, log
     saved = stopped.workdir / "students" / "scratch" / "checkpoints"
     assert (saved / match.group(1)).is_dir()

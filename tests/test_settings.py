@@ -351,6 +351,7 @@ FREE = (
     "log_every",
     "save_every",
     "differs",
+    "track",
     "profile",
     "plan_only",
     "fsdp",

@@ -1,5 +1,6 @@
 """A signal stops a run after its step, or soon if no step ends; a second one always stops it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -57,6 +58,20 @@ def test_in_a_run_the_first_signal_requests_a_stop_and_the_second_interrupts(doi
             signals._handle(NUMBER, None)
 
     assert requested
+
+
+def test_the_signal_of_slurm_is_handled_like_that_of_a_scheduler() -> None:
+    assert {signal.SIGTERM, signal.SIGUSR1} <= set(signals.SIGNALS)
+
+
+def test_a_stopped_command_exits_with_the_documented_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        signals.exit_stopped("remem_jax: stopped")
+
+    assert stopped.value.code == os.EX_TEMPFAIL == 75
+    assert capsys.readouterr().err == "remem_jax: stopped\n"
 
 
 def test_a_process_that_ignores_a_signal_is_ended_if_no_step_is_lost() -> None:

@@ -65,7 +65,10 @@ def run(
             clock.tick()
             return stopping()
 
-        with workflow.opened(filled, directory, device_mesh, stops) as opened_run:
+        with (
+            workflow.tracked(filled, directory),
+            workflow.opened(filled, directory, device_mesh, stops) as opened_run,
+        ):
             _Budgeted(opened_run._replace(deadline=began), config, found, clock).run()
 
 

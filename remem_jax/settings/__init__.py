@@ -14,7 +14,7 @@ from remem_jax.methods import ALONE, METHODS
 from remem_jax.models import mlp, normalisation, resnet, tuning, vit
 from remem_jax.settings import images, information, memory, optimisation, values
 from remem_jax.settings.memory import division
-from remem_jax.storage import identity
+from remem_jax.storage import identity, trackers
 from remem_jax.train import student_losses
 from remem_jax.weights import (
     matching,
@@ -98,6 +98,7 @@ def check_common(config: ConfigDict) -> None:
     checks.at_least("config.log_every", config.log_every, 1)
     checks.at_least("config.save_every", config.save_every, 1)
     checks.at_least("config.keep_checkpoints", config.keep_checkpoints, 2)
+    trackers.check("config.track", config.track)
     dtypes = (platforms.AUTO, *vit.DTYPES)
     checks.one_of("config.compute_dtype", config.compute_dtype, dtypes)
     images.check_name("config.data.name", settings.name)

@@ -20,7 +20,7 @@ OURS = (
     *("budget.json", "information", "expertness", "criticality", "plans.json"),
     *("study.json", "study.html", "study.md", "table.csv", "trials", "speeds.json"),
     "trials.csv",
-    *("study.db", "study.journal"),
+    *("study.db", "study.journal", "tracked.json", "wandb", "copy.json"),
 )
 _LISTED = 5  # Differences listed in an error.
 _UNRECORDED = 1  # The `identity.TRAINING` of versions that did not record it.
@@ -61,6 +61,17 @@ def claimed(directory: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None
             raise _unwritable(directory, error) from None
         _require_same_config(directory, config, identity.deciding, lambda name: True)
         yield
+
+
+def is_held(directory: pathlib.Path) -> bool:
+    """Returns whether a process runs in the folder, or in one below it, as far as locks tell."""
+    for path in directory.rglob(_LOCK):
+        try:
+            with locks.held(path):
+                pass
+        except BlockingIOError:
+            return True
+    return False
 
 
 def share(directory: pathlib.Path, config: Mapping[str, Any]) -> None:

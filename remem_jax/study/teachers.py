@@ -84,10 +84,15 @@ class Teachers:
             if folder not in busy or shared_teachers.is_finished(folder, _method(trials[name]))
         ]
 
-    def remove_unneeded(self, done: Trial, unfinished: Iterable[Trial]) -> None:
-        """Deletes the weights of a finished trial's teachers, unless other trials need them."""
+    def remove_unneeded(self, done: Trial, unfinished: Iterable[Trial]) -> bool:
+        """Deletes the weights of a finished trial's teachers, unless other trials need them.
+
+        Returns:
+            Whether they were deleted.
+        """
         folder = self.folder(done)
         if folder is None or any(self.folder(trial) == folder for trial in unfinished):
-            return
+            return False
         for weights in folder.glob("*/teachers"):
             checkpoints.remove(weights)
+        return True

@@ -57,6 +57,7 @@ def make(
         "device": record and f"{record['device']['count']} x {record['device']['kind']}",
         "worker": record and record["worker"],
         "folder": record and record["folder"],
+        "copy": record and record.get("copy", ""),
     }
 
 

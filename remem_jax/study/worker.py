@@ -17,8 +17,19 @@ from remem_jax import display, mesh, redaction, report, settings, workflow
 from remem_jax.checks import SettingError
 from remem_jax.data.custom import folders
 from remem_jax.report import tables
-from remem_jax.storage import checkpoints, results, workdir
-from remem_jax.study import axes, cost, inputs, queue, search, space, summary, teachers, unused
+from remem_jax.storage import checkpoints, results, trackers, workdir
+from remem_jax.study import (
+    axes,
+    copies,
+    cost,
+    inputs,
+    queue,
+    search,
+    space,
+    summary,
+    teachers,
+    unused,
+)
 from remem_jax.study.claim import Claim
 from remem_jax.study.configurations import Configuration
 from remem_jax.study.space import Trial
@@ -40,6 +51,7 @@ class Study(NamedTuple):
         queue: Queue that all workers share; None in processes other than the writer.
         cost: Estimated cost of the whole study.
         stopping: Returns whether the user has asked the worker to stop.
+        copies: Copies of the trials, for workers that share no folder.
     """
 
     config: ConfigDict
@@ -50,6 +62,7 @@ class Study(NamedTuple):
     queue: queue.Queue | None
     cost: cost.Total
     stopping: Callable[[], bool]
+    copies: copies.Copies
 
 
 def run(
@@ -101,6 +114,7 @@ def run(
         return
     # Opens the storage first, so that an error comes before all images are read.
     with _open_queue(config, directory) if mesh.is_writer() else contextlib.nullcontext() as shared:
+        kept = copies.open_copies(config.artifacts if mesh.is_writer() else "")
         digests = inputs.read(space.trials(config))
         digests = inputs.with_kept(digests, search_by_place.by_key, shared, directory)
         trials = space.trials(config, digests.identify)
@@ -109,7 +123,15 @@ def run(
         shared_teachers = teachers.Teachers(directory, digests)
         _work(
             Study(
-                config, directory, trial_search, digests, shared_teachers, shared, total, stopping
+                config,
+                directory,
+                trial_search,
+                digests,
+                shared_teachers,
+                shared,
+                total,
+                stopping,
+                kept,
             )
         )
 
@@ -212,17 +234,20 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
     is_recorded = False
     with claim.working() if claim else contextlib.nullcontext(), _handled(trial, claim):
         _report(study)  # Shows the result of the trial before, and who runs this one.
-        # Rejects images that have changed since the key was computed from them.
-        workdir.expect(folder, study.inputs.identity(trial.config))
-        workflow.run(
-            trial.config,
-            folder,
-            # If the claim is lost, the result would be dropped.
-            stopping=lambda: study.stopping() or (claim is not None and claim.lost),
-            shared=study.teachers.folder(trial),
-        )
+        shared = study.teachers.folder(trial)
+        with study.copies.of((folder, shared), lambda: claim is not None and claim.lost):
+            # Rejects images that have changed since the key was computed from them.
+            workdir.expect(folder, study.inputs.identity(trial.config))
+            workflow.run(
+                trial.config,
+                folder,
+                # If the claim is lost, the result would be dropped.
+                stopping=lambda: study.stopping() or (claim is not None and claim.lost),
+                shared=shared,
+                label=trackers.Label(study.config.name, _name(trial)),
+            )
         if claim:
-            record = _record(folder)
+            record = _record(folder, study.copies.url(folder))
             (row,) = record["methods"]
             value = tables.selecting(row["student"])[record["data"]["metric"]]
             is_recorded = claim.done(value, record)
@@ -230,7 +255,10 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
     if is_recorded and not study.config.keep_weights:
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
-        study.teachers.remove_unneeded(trial, _unfinished(study))
+        if study.teachers.remove_unneeded(trial, _unfinished(study)):
+            study.copies.conclude(study.teachers.folder(trial))
+    if is_recorded:
+        study.copies.conclude(folder)
     jax.clear_caches()  # Steps that trials share stay in the persistent compilation cache.
 
 
@@ -241,13 +269,13 @@ def _unfinished(study: Study) -> list[Trial]:
     return [trial for trial in trials if states.get(trial.key) not in ("done", "failed")]
 
 
-def _record(folder: pathlib.Path) -> dict[str, Any]:
+def _record(folder: pathlib.Path, copy: str) -> dict[str, Any]:
     """Returns the results of a trial, complete enough for any worker to write the report."""
     path = folder / "results.json"
     record = results.read(path)
     if record is None:
         raise SettingError(f"{path} is gone: leave the folder to the study while it runs.")
-    return {**record, "worker": platform.node(), "folder": str(folder)}
+    return {**record, "worker": platform.node(), "folder": str(folder), "copy": copy}
 
 
 @contextlib.contextmanager

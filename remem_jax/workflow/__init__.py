@@ -15,7 +15,7 @@ from remem_jax.data.custom import folders
 from remem_jax.methods import METHODS
 from remem_jax.settings import workflows
 from remem_jax.settings.analysis import of_models
-from remem_jax.storage import files, logs, workdir
+from remem_jax.storage import files, logs, trackers, workdir
 from remem_jax.train import compiling
 from remem_jax.workflow import ascent, context, initial_checkpoints, precision, provenance
 from remem_jax.workflow.analysis.pipeline import run_analysis
@@ -43,6 +43,7 @@ def run(
     stopping: Callable[[], bool] = lambda: False,
     given: Collection[str] = (),
     shared: pathlib.Path | None = None,
+    label: trackers.Label | None = None,
 ) -> None:
     """Checks a config, then runs its workflow in a folder; resumes if the folder has a run.
 
@@ -54,6 +55,7 @@ def run(
         given: Names of the settings that the user set; those without effect are rejected.
         shared: Folder of the teachers that a trial of a study shares with others; see
             `shared_teachers.home`.
+        label: Name and group of the run in the tracker of `config.track`.
 
     Raises:
         SettingError: If a setting, the data, the weights or the folder cannot be used.
@@ -67,9 +69,18 @@ def run(
     config = ascent.resolved(config, device_mesh, directory)
     with (
         workdir.claimed(directory, settings.plain(config)),
+        tracked(config, directory, label),
         opened(config, directory, device_mesh, stopping) as opened_run,
     ):
         WORKFLOWS[config.workflow](opened_run._replace(shared=shared))
+
+
+def tracked(
+    config: ConfigDict, directory: pathlib.Path, label: trackers.Label | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Returns a block in which the tracker of `config.track` follows a run."""
+    tool = "" if config.get("plan_only") else config.track
+    return trackers.following(tool, directory, settings.plain(config), label or trackers.Label())
 
 
 def measure_speed(config: ConfigDict) -> cost.Speed:

@@ -16,6 +16,7 @@ import time
 import pyte
 import pytest
 
+from remem_jax import signals
 from tests import tiny_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -92,7 +93,7 @@ def test_a_run_is_stopped_and_resumed_on_a_terminal(tmp_path: pathlib.Path) -> N
     second = Run(tmp_path)
     finished = second.wait()
 
-    assert first.process.returncode == 1, stopped
+    assert first.process.returncode == signals.STOPPED, stopped
     assert stopped[-1].endswith("which is saved; the same command goes on from there.")
     assert stopped[-2].startswith("  Stopped after ")
     assert any(line.endswith("a second signal stops at once.") for line in stopped)

@@ -21,6 +21,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 # Whose settings a text names alone.
 SPECS = ("configs/remem.py", "configs/study.py", "configs/analysis.py:digits", "configs/own.py")
 RUN = "remem_jax.main"
+BATCH = re.compile(r"^sbatch .*?tools/slurm/\w+\.sbatch")
 REMEM = re.compile(r"^(?:\.venv/bin/)?remem (\w+)(.*?)(?: >.*)?$")  # Without a redirection.
 
 
@@ -37,8 +38,9 @@ def _lines(page: pathlib.Path) -> list[str]:
 
 
 def _commands(page: pathlib.Path) -> list[list[str]]:
-    """Commands that start a run."""
-    return [shlex.split(line, comments=True) for line in _lines(page) if RUN in line]
+    """Commands that start a run; a batch script gives its arguments to one."""
+    lines = [BATCH.sub(RUN, line) for line in _lines(page)]
+    return [shlex.split(line, comments=True) for line in lines if RUN in line]
 
 
 def _settings(spec: str) -> dict[str, Any]:

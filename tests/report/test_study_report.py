@@ -942,3 +942,13 @@ def test_the_record_is_not_changed(record: dict[str, Any], write: Write) -> None
 
     assert record == before
     assert paper.cell(3, "mobilenet_v2_remem", "cifar100") == paper.Record(3, 80.2, 92.5)
+
+
+def test_a_trial_of_another_machine_shows_its_copy(record: dict[str, Any]) -> None:
+    record["trials"][0] |= {"worker": "far", "folder": "/x", "copy": "s3://bucket/a1/final"}
+
+    rows = trials.tried(record).rows
+
+    assert [cell for row in rows for cell in row if "far" in str(cell)] == [
+        "far: s3://bucket/a1/final"
+    ]

@@ -326,6 +326,7 @@ def test_every_trial_is_listed_with_its_state(config: ConfigDict, shared: Shared
         "device": "2 x cpu",
         "worker": "here",
         "folder": f"/study/trials/{done.key}",
+        "copy": "",
     }
 
 

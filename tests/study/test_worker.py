@@ -3,6 +3,7 @@
 All but one are forked from a process that has imported JAX.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -17,13 +18,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import optuna
 import pytest
+import safetensors.numpy
 from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
 from configs import study
-from remem_jax import settings, workflow
+from remem_jax import settings, signals, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity
@@ -43,6 +46,9 @@ from tests import forking, tiny_run
 
 
 def get_config():
+    from remem_jax.study import copies
+
+    copies.POLL_SECONDS = 0.02
     base = tiny_run.get_config()
     base.log_every, base.save_every = 1, 4
     base.teacher.init = {init!r}
@@ -102,13 +108,30 @@ class Workers:
             )
         return Worker(process, log)
 
-    def fork(self, name: str, *flags: str) -> Worker:
+    def fork(self, name: str, *flags: str, **environment: str) -> Worker:
         """Starts a worker in a process that need not import JAX."""
         log, arguments = self._next(name)
         process = self._server.start(
-            "tests.forking:run_command", [*arguments, *flags], self._environment, stderr=log
+            "tests.forking:run_command",
+            [*arguments, *flags],
+            self._environment | environment,
+            stderr=log,
         )
         return Worker(process, log)
+
+    def srun(self, name: str, *flags: str) -> list[Worker]:
+        """Starts two workers with the variables that `srun --ntasks=2` sets."""
+        shared = {
+            "SLURM_JOB_ID": str(os.getpid()),  # JAX derives a port from it.
+            "SLURM_NTASKS": "2",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+        }
+        return [
+            self.fork(name, *flags, **shared, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+            for i in range(2)
+        ]
 
     def _next(self, name: str) -> tuple[pathlib.Path, list[str]]:
         """Returns the next log and the arguments of the command."""
@@ -124,11 +147,29 @@ class Workers:
 
 
 class Killed(NamedTuple):
-    """A study finished by two workers, one of which was killed in the middle of a trial."""
+    """A study finished by two workers of srun, one of which was killed in the middle of a trial."""
 
     folder: pathlib.Path
     key: str
     pid: int
+    logs: list[str]
+
+
+class Relayed(NamedTuple):
+    """A trial that three workers without a shared folder ran one after another.
+
+    Attributes:
+        key: Key of the trial.
+        folders: Folders of the study, one for each worker.
+        logs: Logs of the workers. The first was stopped in the teacher's training, the second was
+            killed after it.
+        store: Folder of the copies.
+    """
+
+    key: str
+    folders: list[pathlib.Path]
+    logs: list[str]
+    store: pathlib.Path
 
 
 class Stopped(NamedTuple):
@@ -159,14 +200,14 @@ def alone(workers: Workers) -> tuple[pathlib.Path, str]:
 def killed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Killed:
     workers.copy_speeds("pair", alone[0].name)
     folder = workers.folder("pair")
-    pair = [workers.fork("pair") for _ in range(2)]
+    pair = workers.srun("pair")
     _saved(folder, pair)
     key, owner = _training(folder)
     dies, lives = sorted(pair, key=lambda worker: worker.process.pid != owner)
     dies.process.send_signal(signal.SIGKILL)
     dies.ends(-signal.SIGKILL)
     lives.ends(0)
-    return Killed(folder, key, owner)
+    return Killed(folder, key, owner, [worker.log for worker in pair])
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +222,42 @@ def stopped(workers: Workers, alone: tuple[pathlib.Path, str]) -> Stopped:
     second = workers.fork("stopped", *FAILS_FIRST)
     second.process.wait()
     return Stopped(folder, first, *then, second)
+
+
+@pytest.fixture(scope="module")
+def relayed(workers: Workers, alone: tuple[pathlib.Path, str]) -> Relayed:
+    names = ["relay_0", "relay_1", "relay_2"]
+    folders = [workers.folder(name) for name in names]
+    store = workers.folder("store")
+    flags = (
+        "--config.only=finetune",
+        f"--config.storage=journal:{workers.folder('relay.journal')}",
+        f"--config.artifacts=file://{store}",
+    )
+    for name in names:
+        workers.copy_speeds(name, alone[0].name)
+    first = workers.fork(names[0], *flags)
+    _saved(folders[0], [first])
+    first.process.send_signal(signal.SIGTERM)
+    first.ends(signals.STOPPED)
+    (trial,) = (store / "trials").iterdir()
+    (teacher,) = (store / "teachers").iterdir()
+    second = workers.fork(names[1], *flags)
+    while not any("teachers/finetune/result.json" in text for text in _manifests(teacher)):
+        assert second.process.poll() is None, second.log
+        time.sleep(0.01)
+    second.process.send_signal(signal.SIGKILL)
+    second.ends(-signal.SIGKILL)
+    third = workers.fork(names[2], *flags)
+    third.ends(0)
+    return Relayed(trial.name, folders, [each.log for each in (first, second, third)], store)
+
+
+def _manifests(copies: pathlib.Path) -> Iterator[str]:
+    """Yields the manifests of a folder's copies that are not removed meanwhile."""
+    for path in copies.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            yield path.read_text()
 
 
 def _saved(folder: pathlib.Path, workers: list[Worker]) -> None:
@@ -376,11 +453,98 @@ def test_a_trial_taken_over_resumes_from_its_checkpoint(killed: Killed) -> None:
     assert min(steps[4:]) == 5  # None of the first four steps was repeated.
 
 
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return dict(file)
+    return safetensors.numpy.load_file(path)  # Its header has no fixed order.
+
+
+@pytest.mark.slow
+def test_a_trial_taken_over_without_its_folder_equals_an_undisturbed_one(
+    relayed: Relayed, alone: tuple[pathlib.Path, str]
+) -> None:
+    ours, expected = (path / "trials" / relayed.key for path in (relayed.folders[2], alone[0]))
+
+    for name in ("finetune_student.safetensors", "finetune_teacher.npz"):
+        arrays = [_arrays(path / "selected" / name) for path in (ours, expected)]
+        assert arrays[0].keys() == arrays[1].keys()
+        for key, array in arrays[0].items():
+            assert array.tobytes() == arrays[1][key].tobytes(), key
+    records = [json.loads((path / "results.json").read_text()) for path in (ours, expected)]
+    for field in ("teachers", "students", "data", "models"):
+        assert records[0][field] == records[1][field]
+
+
+@pytest.mark.slow
+def test_a_trial_taken_over_without_its_folder_repeats_nothing(relayed: Relayed) -> None:
+    (log,) = relayed.folders[2].glob("teachers/*/*/metrics.jsonl")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+
+    steps = [row["step"] for row in rows if row["part"].startswith("teachers/") and "loss" in row]
+    assert steps == [*range(1, 9)]
+    for log in relayed.logs[1:]:
+        assert f"Fetched file://{relayed.store}/trials/{relayed.key}" in log
+        assert f"Fetched file://{relayed.store}/teachers/" in log
+
+
+@pytest.mark.slow
+def test_the_copy_of_a_finished_trial_has_its_report_and_selected_weights(
+    relayed: Relayed,
+) -> None:
+    trial = relayed.store / "trials" / relayed.key
+    assert [path.name for path in trial.glob("*.json")] == ["final.json"]
+    found = {
+        path.relative_to(trial / "final").as_posix()
+        for path in (trial / "final").rglob("*")
+        if path.is_file()
+    }
+
+    assert found >= {"report.html", "results.json", "selected/finetune_student.safetensors"}
+    assert not [name for name in found if name.startswith(("teachers/", "students/", "lock"))]
+    (entry,) = _report(relayed.folders[2])["trials"]
+    assert entry["copy"] == f"file://{trial}/final"
+    assert not [*relayed.folders[2].glob("*/.*.copy")]
+
+
+def test_copies_that_fail_are_a_warning_and_the_study_goes_on(
+    config: ConfigDict,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def run(trial: ConfigDict, folder: pathlib.Path, **rest: object) -> None:
+        del rest
+        shutil.rmtree(tmp_path / "store")
+        (tmp_path / "store").write_text("no folder any more")
+        _write_results(trial, folder)
+
+    config.only = "finetune"
+    config.artifacts = str(tmp_path / "store")
+    monkeypatch.setattr(workflow, "run", run)
+    monkeypatch.setattr(worker.report, "write_study", lambda directory: None)
+
+    worker.run(config, tmp_path / "study")
+
+    assert [trial.state.name for trial in _trials(tmp_path / "study")] == ["COMPLETE"]
+    warnings = [text for text in caplog.messages if text.startswith("A copy cannot be stored: ")]
+    assert len(warnings) == 1
+
+
+def test_a_study_whose_copies_cannot_be_stored_does_not_start(
+    config: ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    config.artifacts = "file:///proc/no/where"
+
+    with pytest.raises(SettingError, match=r"config\.artifacts cannot be used"):
+        worker.run(config, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_stopped_worker_says_how_to_resume(stopped: Stopped) -> None:
     log = stopped.first.log
 
-    assert stopped.first.process.returncode == 1, log
+    assert stopped.first.process.returncode == signals.STOPPED, log
     assert "Traceback" not in log
     assert re.fullmatch(
         r"remem_jax: stopped after step \d+ of \d+, which is saved; the same command goes on .*",
@@ -428,6 +592,40 @@ def test_a_trial_with_a_nan_loss_is_reported_and_the_others_run(stopped: Stopped
         r"Fine-tuning: teacher, the loss is nan at step \d", by_state["failed"]["reason"]
     )
     assert "the loss is nan" in (stopped.folder / "study.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_processes_of_srun_are_workers_of_their_own(killed: Killed) -> None:
+    for i, log in enumerate(killed.logs):
+        assert f"Worker {i + 1} of 2, started by Slurm" in log
+
+
+@pytest.mark.slow
+def test_the_processes_of_srun_are_joined_to_one_worker_if_asked(workers: Workers) -> None:
+    started = workers.srun("joined", "--workers=joined")
+
+    while "One worker of 2 processes." not in started[0].log:
+        assert all(each.process.poll() is None for each in started), started[0].log
+        time.sleep(0.01)
+    for each in started:
+        each.process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_separate_workers_on_several_hosts_need_a_storage_for_them(workers: Workers) -> None:
+    started = workers.fork(
+        "hosts",
+        SLURM_JOB_ID="1",
+        SLURM_NTASKS="2",
+        SLURM_NNODES="2",
+        SLURM_STEP_NODELIST="node[1-2]",
+        SLURM_PROCID="0",
+        SLURM_LOCALID="0",
+    )
+
+    started.ends(1)
+
+    assert "config.storage is sqlite, which is not safe for workers on several hosts" in started.log
 
 
 @pytest.fixture
@@ -572,13 +770,9 @@ def test_a_worker_waits_for_a_folder_in_use(
     errors = [workdir.HeldError("another process runs there")] * 2
 
     def run(
-        trial: ConfigDict,
-        folder: pathlib.Path,
-        *,
-        stopping: Callable[[], bool],
-        shared: pathlib.Path,
+        trial: ConfigDict, folder: pathlib.Path, *, stopping: Callable[[], bool], **rest: object
     ) -> None:
-        del shared
+        del rest
         if errors:
             raise errors.pop()
         _write_results(trial, folder)
@@ -600,13 +794,9 @@ def test_a_worker_stops_a_lost_trial_and_continues(
     asked: list[bool] = []
 
     def run(
-        trial: ConfigDict,
-        folder: pathlib.Path,
-        *,
-        stopping: Callable[[], bool],
-        shared: pathlib.Path,
+        trial: ConfigDict, folder: pathlib.Path, *, stopping: Callable[[], bool], **rest: object
     ) -> None:
-        del shared
+        assert rest["label"] == ("tiny", "finetune, digits, seed 0, learning rate 0.05")
         if not asked:
             with worker.queue.open_queue(
                 config.storage,

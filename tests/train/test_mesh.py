@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remem_jax import checks, distributed, mesh
+from remem_jax import checks, distributed, launchers, mesh
 from tests import forking
 from tests.train import mesh_child
 
@@ -254,12 +254,15 @@ def test_invalid_arguments_are_refused(arguments: Any, message: str) -> None:
         distributed.initialize(*arguments)
 
 
+_OF_STEP = ("STEP_NUM_TASKS", "STEP_NUM_NODES", "NNODES", "STEP_TASKS_PER_NODE", "GPUS_PER_TASK")
+
+
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The calls to JAX's initialisation, in an environment without a launcher."""
     for name in ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "TPU_ML_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
-    for name in distributed._SLURM:
+    for name in (*launchers._SLURM, *_OF_STEP):
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
@@ -268,7 +271,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def srun(tasks: int) -> dict[str, str]:
     values = ("12", "node[1-2]", str(tasks), "1", "0")
-    return {f"SLURM_{name}": value for name, value in zip(distributed._SLURM, values, strict=True)}
+    return {f"SLURM_{name}": value for name, value in zip(launchers._SLURM, values, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -296,6 +299,120 @@ def test_processes_of_a_launcher_are_joined_without_arguments(
 
     assert len(joined) == joins
     assert not any("num_processes" in options for options in joined)  # JAX finds them.
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),  # Both tasks of the host see both.
+        ({"CUDA_VISIBLE_DEVICES": "5"}, [0]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, [0, 1]),
+        ({"CUDA_VISIBLE_DEVICES": "0", "JAX_LOCAL_DEVICE_IDS": "0"}, None),
+    ],
+)
+def test_a_task_uses_the_gpus_that_slurm_gave_to_it_alone(
+    joined: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    expected: list[int] | None,
+) -> None:
+    for name, value in (srun(2) | environment).items():
+        monkeypatch.setenv(name, value)
+
+    distributed.initialize()
+
+    (options,) = joined
+    assert options.get("local_device_ids") == expected
+
+
+def _separate(workers: str = "auto", *, is_study: bool = True, given: bool = False) -> Any:
+    return launchers.separate_workers(workers, is_study=is_study, given=given)
+
+
+MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1",
+    **{
+        f"OMPI_COMM_WORLD_{name}": value for name, value in zip(("SIZE", "RANK"), "42", strict=True)
+    },
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+STEP = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "3,1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (srun(4) | STEP, ("Slurm", 1, 4, 3, 2)),
+        (srun(4) | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, ("Slurm", 1, 4, 4, 1)),
+        # An interactive step, in an allocation for four tasks.
+        (srun(4) | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        (MPI, ("Open MPI", 2, 4, 2, 2)),
+        ({"TPU_ML_PLATFORM": "JAX"}, None),
+    ],
+)
+def test_the_processes_of_a_study_are_separate_workers(
+    joined: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    expected: Any,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert _separate() == expected
+    assert _separate("joined") is None
+    assert _separate(is_study=False) is None
+    assert _separate(given=True) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ({}, {"workers": "separate", "is_study": False}, "--workers=separate is for studies"),
+        ({}, {"workers": "separate", "given": True}, "does not go with --coordinator"),
+        ({"TPU_ML_PLATFORM": "JAX"}, {"workers": "separate"}, "cannot be used on a TPU pod"),
+        (srun(4) | {"SLURM_STEP_NUM_TASKS": "2"}, {}, "SLURM_NTASKS is 4, but SLURM_STEP_NUM_TASK"),
+        (
+            srun(4) | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            {},
+            r"Slurm started 4 workers on this host, each of which sees 4 GPUs.*--gpus-per-task=1",
+        ),
+    ],
+)
+def test_an_environment_that_could_mean_either_is_refused(
+    joined: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(checks.SettingError, match=message):
+        _separate(**options)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"CUDA_VISIBLE_DEVICES": "3"},
+        {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"},
+        {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"},
+        {"CUDA_VISIBLE_DEVICES": "0,1", "JAX_PLATFORMS": "cpu"},
+    ],
+)
+def test_workers_with_gpus_of_their_own_are_separate(
+    joined: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS")
+    for name, value in (srun(4) | environment).items():
+        monkeypatch.setenv(name, value)
+
+    assert _separate().processes == 4
 
 
 def test_a_launcher_without_a_coordinator_address_is_an_error(

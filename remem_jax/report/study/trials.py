@@ -215,8 +215,8 @@ def tried(study: results_table.Study, links: Mapping[str, str] | None = None) ->
 
 
 def _place(trial: Mapping[str, Any], *, has_link: bool) -> str:
-    """Returns the worker of a trial, and the folder there unless the report has a link to it."""
-    parts = [trial.get("worker"), None if has_link else trial.get("folder")]
+    """Returns the worker of a trial, and its copy or folder unless the report has a link to it."""
+    parts = [trial.get("worker"), None if has_link else trial.get("copy") or trial.get("folder")]
     return ": ".join(part for part in parts if part) or tables.NOTHING
 
 
