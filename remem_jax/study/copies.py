@@ -5,6 +5,7 @@ stage is complete. A worker that takes over a trial fetches the copies first, an
 """
 
 import contextlib
+import fnmatch
 import functools
 import os
 import pathlib
@@ -65,6 +66,17 @@ class Copies:
         """Replaces the copies of a folder by a final one, of what it has now."""
         if folder is not None and self.store is not None:
             self._push(folder, lambda: False, final=True)
+
+    def has(self, folder: pathlib.Path, pattern: str) -> bool:
+        """Returns whether the newest copy of a folder has a file whose path matches a pattern."""
+        if self.store is None:
+            return False
+        try:
+            return any(
+                fnmatch.fnmatchcase(path, pattern) for path in self.store.files(_name(folder))
+            )
+        except StoreError:  # A warning follows when the folder is fetched or copied.
+            return False
 
     def url(self, folder: pathlib.Path) -> str:
         """Returns where the final copy of a folder is; "" if there are no copies."""

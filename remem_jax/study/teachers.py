@@ -10,6 +10,7 @@ from remem_jax.methods import METHODS
 from remem_jax.settings import deciding
 from remem_jax.storage import checkpoints, results
 from remem_jax.storage.identity import Identity
+from remem_jax.study.copies import Copies
 from remem_jax.study.inputs import Inputs
 from remem_jax.study.space import Trial
 from remem_jax.workflow.remem import shared_teachers
@@ -57,18 +58,29 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
 class Teachers:
     """The teachers of a study, shared by its trials in a folder of the study."""
 
-    def __init__(self, directory: pathlib.Path, inputs: Inputs) -> None:
-        self._directory, self._inputs = directory, inputs
+    def __init__(self, directory: pathlib.Path, inputs: Inputs, copies: Copies) -> None:
+        """Stores where teachers are.
+
+        Args:
+            directory: Folder of the study.
+            inputs: Digests of the inputs of its trials.
+            copies: Copies of its folders, which workers without this folder share.
+        """
+        self._directory, self._inputs, self._copies = directory, inputs, copies
+        self._keys: dict[str, str] = {}  # By the key of a trial; each takes a millisecond.
 
     def folder(self, trial: Trial) -> pathlib.Path | None:
         """Returns the folder of a trial's teachers; None without a teacher."""
-        of_trial = key(trial.config, self._inputs)
+        if trial.key not in self._keys:
+            self._keys[trial.key] = key(trial.config, self._inputs)
+        of_trial = self._keys[trial.key]
         return self._directory / _FOLDER / of_trial if of_trial else None
 
     def free(self, trials: Mapping[str, Trial], states: Mapping[str, str]) -> list[str]:
         """Returns the keys of the trials that would not wait for another worker's teacher.
 
-        Their teacher is finished, or no running trial trains it in this folder.
+        Their teacher is finished, or no running trial trains it, as far as this worker could share
+        it: with workers that have neither this folder nor copies, it could not.
 
         Args:
             trials: Trials by key.
@@ -76,13 +88,18 @@ class Teachers:
         """
         folders = {name: self.folder(trial) for name, trial in trials.items()}
         running = {folders[name] for name in trials if states.get(name) == "running"}
-        # Workers on machines without this folder train their own teachers.
-        busy = {folder for folder in running if folder and folder.is_dir()}
-        return [
-            name
+        copied = self._copies.store is not None
+        busy = {folder for folder in running if folder and (copied or folder.is_dir())}
+        finished = {
+            folder: self._is_finished(folder, _method(trials[name]))
             for name, folder in folders.items()
-            if folder not in busy or shared_teachers.is_finished(folder, _method(trials[name]))
-        ]
+            if folder in busy
+        }
+        return [name for name, folder in folders.items() if finished.get(folder, True)]
+
+    def _is_finished(self, folder: pathlib.Path, method: str) -> bool:
+        result = shared_teachers.result_pattern(method)
+        return any(folder.glob(result)) or self._copies.has(folder, result)
 
     def remove_unneeded(self, done: Trial, unfinished: Iterable[Trial]) -> bool:
         """Deletes the weights of a finished trial's teachers, unless other trials need them.

@@ -120,7 +120,7 @@ def run(
         trials = space.trials(config, digests.identify)
         workdir.begin(directory, settings.plain(config), inputs.of_study(config, trials, digests))
         trial_search = search.Search(config.search, trials, grids)
-        shared_teachers = teachers.Teachers(directory, digests)
+        shared_teachers = teachers.Teachers(directory, digests, kept)
         _work(
             Study(
                 config,

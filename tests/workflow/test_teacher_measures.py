@@ -194,5 +194,5 @@ def test_runs_that_share_a_teacher_train_it_once(run: context.Run, tmp_path: pat
     assert read.folder == trained.folder
     assert shared_teachers.is_trainer(first, trained.folder, "teachers/finetune")
     assert not shared_teachers.is_trainer(second, read.folder, "teachers/finetune")
-    assert shared_teachers.is_finished(tmp_path / "shared", "finetune")
+    assert list((tmp_path / "shared").glob(shared_teachers.result_pattern("finetune")))
     assert not (second.workdir / "teachers").exists()

@@ -55,9 +55,9 @@ def is_trainer(run: context.Run, folder: pathlib.Path, stage: str) -> bool:
     return record is None or record["run"] == run.workdir.name
 
 
-def is_finished(shared: pathlib.Path, method: str) -> bool:
-    """Returns whether the teachers of a method in a shared folder are trained."""
-    return any(shared.glob(f"*/teachers/{method}/{_RESULT}"))
+def result_pattern(method: str) -> str:
+    """Returns a pattern for the file that a shared folder has if its teachers are trained."""
+    return f"*/teachers/{method}/{_RESULT}"
 
 
 def _began_alone(run: context.Run, stage: str) -> bool:
