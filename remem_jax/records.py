@@ -112,9 +112,15 @@ class Hyperparameters(NamedTuple):
         temperature: T of the distillation loss.
         weight: Weight of the distillation loss; see `train.student_losses`.
         seed: Seed of the student's initial parameters and dropout.
+        progress: Fraction of the training that is done after a step, which the steps in lockstep
+            set; a grid does not have it.
     """
 
     learning_rate: Float[Array, ""] | float
     temperature: Float[Array, ""] | float
     weight: Float[Array, ""] | float
     seed: Int[Array, ""] | int
+    progress: Float[Array, ""] | float = 1.0
+
+
+HYPERPARAMETERS = tuple(name for name in Hyperparameters._fields if name != "progress")

@@ -37,7 +37,7 @@ from remem_jax.train.division import (
 )
 from remem_jax.train.state import State
 
-# (student, teacher, labels, *, temperature, weight) -> loss; see `student_losses`.
+# (student, teacher, labels, *, temperature, weight, progress) -> loss; see `student_losses`.
 Loss = Callable[..., Float[Array, ""]]
 # (state, batch, frozen parameters, optionally a factor of the update) -> (state, metrics)
 SupervisedStep = Callable[..., tuple[State, Metrics]]
@@ -210,6 +210,7 @@ def make_student_step(
                 labels,
                 temperature=hyperparameters.temperature,
                 weight=hyperparameters.weight,
+                progress=hyperparameters.progress,
             )
             return value, statistics
 

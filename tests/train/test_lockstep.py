@@ -112,8 +112,8 @@ def setup(resnet4: str) -> Setup:
     losses = {**student_losses.LOSSES, LABELS: student_losses.LABELS}
 
     def step(loss: student_losses.StudentLoss) -> Any:
-        target = loss.features and projection.Target(loss.features, side=2, width=3)
-        apply = models.student_apply(model, target or None)
+        target = projection.Target(loss.features[0], side=2, width=3) if loss.features else None
+        apply = models.student_apply(model, target)
         bound = functools.partial(loss, hard_labels=True)
         student_step = steps.make_student_step(apply, tx, loss=bound, key=jax.random.key(2))
         return jax.jit(student_step, donate_argnums=0)
@@ -265,6 +265,24 @@ def test_teacher_and_students_get_the_same_augmented_images(setup: Setup) -> Non
         for student_images, logits in student_calls:
             np.testing.assert_array_equal(student_images, images)
             np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("progress", [None, lambda done: (done + 1) / 100])
+def test_the_student_step_gets_the_progress_of_training(setup: Setup, progress: Any) -> None:
+    seen: list[Hyperparameters] = []
+
+    def student_step(state: Any, images: Any, labels: Any, targets: Any, settings: Any) -> Any:
+        seen.append(settings)
+        return state, {"loss": 0.0}
+
+    step = lockstep.make_step(
+        setup.augment, no_targets, [(student_step, GRID[0])], first_step=7, progress=progress
+    )
+    for batch in setup.batches():
+        step((setup.first(),), batch)
+
+    expected = (1.0, 1.0, 1.0) if progress is None else (0.08, 0.09, 0.1)
+    assert seen == [GRID[0]._replace(progress=value) for value in expected]
 
 
 def test_each_step_augments_differently(setup: Setup) -> None:

@@ -196,17 +196,16 @@ def _target(
     run: context.Run, checkpoint: augreg.Checkpoint, loss: student_losses.StudentLoss
 ) -> projection.Target | None:
     """Returns which features a loss compares, of teachers that start from a checkpoint."""
-    if loss.features is None:
+    if not loss.features:
         return None
+    (field,) = loss.features
     require(
-        loss.features != "cls" or "cls" in checkpoint.arrays,
+        field != "cls" or "cls" in checkpoint.arrays,
         f"config.student.losses has {loss.name!r}, and the ViT of {run.config.teacher.init} has no "
         "[CLS] token: take 'features', which are its patches.",
     )
     size = checkpoint.size
-    return projection.Target(
-        loss.features, run.config.data.image_size // size.pixels, size.features
-    )
+    return projection.Target(field, run.config.data.image_size // size.pixels, size.features)
 
 
 def make_targets(run: context.Run, teacher_apply: TeacherApply) -> TeacherApply:
