@@ -17,3 +17,6 @@ from remem_jax.losses.supervision import cross_entropy as cross_entropy
 from remem_jax.losses.supervision import effective_number_weights as effective_number_weights
 from remem_jax.losses.supervision import supervised as supervised
 from remem_jax.losses.tokens import features as features
+from remem_jax.losses.tokens import normalised as normalised
+from remem_jax.losses.tokens import queue_similarity as queue_similarity
+from remem_jax.losses.tokens import token_similarity as token_similarity

@@ -1,4 +1,4 @@
-"""Losses of the teacher's features."""
+"""Losses of the teacher's features: squared errors, and the divergence of similarities in nats."""
 
 import jax
 import jax.numpy as jnp
@@ -32,3 +32,72 @@ def features(
     variance = jnp.var(target, axis=-1, keepdims=True)
     target = (target - mean) * jax.lax.rsqrt(variance + _VARIANCE)
     return jnp.mean((student.astype(jnp.float32) - target) ** 2)
+
+
+def queue_similarity(
+    student: Float[Array, "batch feature"],
+    teacher: Float[Array, "batch feature"],
+    queue: Float[Array, "entry feature"],
+    temperature: float,
+) -> Float[Array, ""]:
+    """Computes how far a student's similarities to a queue of features are from the teacher's.
+
+    Args:
+        student: Predictions of the teacher's features. Their norm has no effect.
+        teacher: The teacher's features of the same images; no gradient reaches them.
+        queue: Features of the teacher, of L2 norm 1; zeros, too, are entries. No gradient.
+        temperature: By which cosine similarities are divided, above 0.
+
+    Returns:
+        KL of the softmax over the entries, of the student from the teacher, in nats, averaged over
+        the batch.
+
+    Source: LightlyTrain's distillation, https://github.com/lightly-ai/lightly-train
+    (distillationv3), its global loss.
+    """
+    entries = jax.lax.stop_gradient(queue).astype(jnp.float32).T
+    return _divergence(normalised(student) @ entries, normalised(teacher) @ entries, temperature)
+
+
+def token_similarity(
+    student: Float[Array, "batch token feature"],
+    teacher: Float[Array, "batch token feature"],
+    temperature: float,
+) -> Float[Array, ""]:
+    """Computes how far the similarities among an image's tokens are from the teacher's.
+
+    Args:
+        student: Predictions of the teacher's tokens. Their norm has no effect.
+        teacher: The teacher's tokens; no gradient reaches them.
+        temperature: By which cosine similarities are divided, above 0.
+
+    Returns:
+        KL of the softmax over the tokens of an image, for each token, in nats, averaged over
+        tokens and batch. A token is among those that it is compared with.
+
+    Source: LightlyTrain's distillation, https://github.com/lightly-ai/lightly-train
+    (distillationv3), its local loss.
+    """
+    student, teacher = normalised(student), normalised(teacher)
+    return _divergence(
+        student @ jnp.swapaxes(student, -1, -2),
+        teacher @ jnp.swapaxes(teacher, -1, -2),
+        temperature,
+    )
+
+
+def _divergence(
+    student: Float[Array, "*some entry"], teacher: Float[Array, "*some entry"], temperature: float
+) -> Float[Array, ""]:
+    """Returns the mean divergence of the softmax of similarities over the last axis."""
+    student = jax.nn.log_softmax(student / temperature)
+    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher) / temperature)
+    return jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+
+
+def normalised(x: Float[Array, "*some feature"]) -> Float[Array, "*some feature"]:
+    """Divides vectors by their L2 norm, in float32; zeros remain zeros, with a gradient of 0."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x**2, axis=-1, keepdims=True)
+    positive = square > 0
+    return jnp.where(positive, x * jax.lax.rsqrt(jnp.where(positive, square, 1.0)), 0.0)

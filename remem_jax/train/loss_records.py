@@ -12,7 +12,7 @@ from remem_jax.records import Labels, Outputs
 # Settings that a loss may depend on: config.student.temperatures, .weights and .flatten.
 SETTINGS = ("temperature", "weight", "flatten")
 ALL = frozenset(SETTINGS)
-FEATURES = Outputs._fields[1:]  # All fields but the logits.
+FEATURES = ("patches", "cls", "pooled", "layers")  # Fields of `Outputs`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,9 @@ class StudentLoss:
         with_labels: Its form with `config.student.hard_labels`.
         without_labels: Its form without them, which depends on the teacher alone. None if the loss
             needs labels; settings then refuse `config.student.hard_labels=False`.
-        features: The fields of `Outputs` that it compares besides the logits: "patches" or "cls".
-            Empty if it compares only logits.
+        features: The `FEATURES` that it compares besides the logits. Empty if it compares only
+            logits.
+        has_queue: Whether it compares `pooled` with a queue of the teacher's, its `queue`.
         scheduled: Whether it changes during training, with the argument `progress`.
         zero_at_teacher: Whether, without hard labels, it is 0 for a student whose logits are the
             teacher's.
@@ -59,6 +60,7 @@ class StudentLoss:
     with_labels: Form
     without_labels: Form | None
     features: tuple[str, ...] = ()
+    has_queue: bool = False
     scheduled: bool = False
     zero_at_teacher: bool
     in_paper: bool = False
@@ -70,6 +72,8 @@ class StudentLoss:
                 f"The features of the loss {self.name} must be a tuple of {', '.join(FEATURES)}; "
                 f"got {self.features!r}."
             )
+        if self.has_queue and "pooled" not in self.features:
+            raise ValueError(f"The loss {self.name} has a queue, so its features need 'pooled'.")
 
     def form(self, hard_labels: bool) -> Form:
         """Returns the form of the loss with hard labels, or without.
@@ -119,6 +123,8 @@ class StudentLoss:
         for field in self.features:
             if any(getattr(outputs, field, None) is None for outputs in (student, teacher)):
                 raise ValueError(f"The loss {self.name} needs {field} of student and teacher.")
+        if self.has_queue and (teacher is None or teacher.queue is None):
+            raise ValueError(f"The loss {self.name} needs the queue of the teacher.")
         if teacher is not None:
             weighted = jax.tree.map(
                 lambda x: jnp.where(weight > 0, x, jnp.zeros_like(x)),

@@ -26,7 +26,7 @@ from remem_jax.records import (
     TrainApply,
     Transform,
 )
-from remem_jax.train import finite
+from remem_jax.train import finite, teacher_queue
 from remem_jax.train.division import (
     WHOLE,
     Auxiliary,
@@ -183,7 +183,7 @@ def make_student_step(
         tx: Turns gradients into updates for a peak learning rate of 1; the step scales them by
             the student's learning rate.
         loss: One of `student_losses.LOSSES`, or `student_losses.LABELS` for students without a
-            teacher, with `hard_labels` bound.
+            teacher, with `hard_labels` bound. If it has a queue, so has the state.
         key: Key of the stage. Students with different seeds have different dropout.
 
     Returns:
@@ -201,9 +201,11 @@ def make_student_step(
         hyperparameters: Hyperparameters,
     ) -> tuple[State, Metrics]:
         dropout_key = random_streams.within(key, state.step, "dropout", hyperparameters.seed)
+        targets, queue = teacher_queue.push(state.statistics, targets)
+        before = teacher_queue.without(state.statistics)
 
         def loss_and_statistics(params: Params) -> tuple[Float[Array, ""], Params]:
-            outputs, statistics = apply(params, state.statistics, images, dropout_key)
+            outputs, statistics = apply(params, before, images, dropout_key)
             value = loss(
                 outputs,
                 targets,
@@ -212,7 +214,7 @@ def make_student_step(
                 weight=hyperparameters.weight,
                 progress=hyperparameters.progress,
             )
-            return value, statistics
+            return value, {**statistics, **queue}
 
         (value, statistics), grads = jax.value_and_grad(loss_and_statistics, has_aux=True)(
             state.params

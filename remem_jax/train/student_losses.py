@@ -1,8 +1,8 @@
 """The losses that students minimise: one record each, with everything about the loss.
 
-`LOSSES` has them by name. To add a loss, add a record to this file: the checks of settings, the
-grid of students, compiled steps, reports, the table in docs/students.md and the tests read the
-records. See docs/extending/loss.md.
+`LOSSES` has them by name; those of features are in `feature_losses`. To add a loss, add a record to
+this file: the checks of settings, the grid of students, compiled steps, reports, the table in
+docs/students.md and the tests read the records. See docs/extending/loss.md.
 """
 
 import functools
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from remem_jax import losses
 from remem_jax.records import Labels, Outputs
+from remem_jax.train import feature_losses
 from remem_jax.train.loss_records import ALL as ALL
 from remem_jax.train.loss_records import SETTINGS as SETTINGS
 from remem_jax.train.loss_records import Form as Form
@@ -137,51 +138,8 @@ register(
 )
 
 
-def _features(
-    student: Outputs,
-    teacher: Outputs,
-    labels: Labels,
-    *,
-    temperature: Float[Array, ""] | float,
-    weight: Float[Array, ""] | float,
-    hard_labels: bool,
-    field: str,
-) -> Float[Array, ""]:
-    """Compares features; the head learns from labels or, without them, the teacher's logits."""
-    if hard_labels:
-        head_loss = losses.cross_entropy(student.logits, labels)
-    else:
-        head_loss = losses.distillation(student.logits, teacher.logits, temperature)
-    feature_loss = losses.features(getattr(student, field), getattr(teacher, field))
-    return (1 - weight) * head_loss + weight * feature_loss
-
-
-_WITH_LABELS = Form(
-    formula="(1 - w) CE + w MSE(features)", settings=frozenset({"weight"}), excluded_weight=1.0
-)
-_WITHOUT_LABELS = Form(formula="(1 - w) T² KL + w MSE(features)", excluded_weight=1.0)
-register(
-    StudentLoss(
-        name="features",
-        title="The teacher's patch tokens",
-        function=functools.partial(_features, field="patches"),
-        with_labels=_WITH_LABELS,
-        without_labels=_WITHOUT_LABELS,
-        features=("patches",),
-        zero_at_teacher=False,
-    )
-)
-register(
-    StudentLoss(
-        name="features_cls",
-        title="The teacher's [CLS] token",
-        function=functools.partial(_features, field="cls"),
-        with_labels=_WITH_LABELS,
-        without_labels=_WITHOUT_LABELS,
-        features=("cls",),
-        zero_at_teacher=False,
-    )
-)
+for _feature_loss in feature_losses.RECORDS:
+    register(_feature_loss)
 
 
 def _kd_standardised(

@@ -57,3 +57,44 @@ def decoupled(student: Any, teacher: Any, classes: Any, temperature: float) -> t
     torch = peers.torch()
     scale = temperature**2
     return scale * torch.stack(targets), scale * torch.stack(others)
+
+
+def similarities(student: Any, teacher: Any, others: Any, theirs: Any, temperature: float) -> Any:
+    """Returns KL over the softmax of cosine similarities to others, for each vector.
+
+    Args:
+        student: Vectors (..., feature).
+        teacher: The teacher's vectors.
+        others: Vectors (..., entry, feature), with which those of the student are compared.
+        theirs: The same for the teacher's.
+        temperature: Temperature of the similarities.
+    """
+    log_probs = []
+    for vectors, entries in ((teacher, theirs), (student, others)):
+        lengths = (vectors**2).sum(-1, keepdim=True).sqrt()
+        cosines = (vectors / lengths) @ entries.transpose(-1, -2)
+        log_probs.append((cosines / temperature).log_softmax(-1))
+    return divergence(*log_probs)
+
+
+def relations(student: Any, teacher: Any, predicted: Any, tokens: Any, queue: Any) -> Any:
+    """Returns LightlyTrain's loss: global and local, both at the temperature 0.07.
+
+    Args:
+        student: Predictions of the teacher's pooled features.
+        teacher: The teacher's pooled features.
+        predicted: Predictions of the teacher's tokens.
+        tokens: The teacher's tokens.
+        queue: Normalised features of the teacher.
+    """
+    among = similarities(student, teacher, queue, queue, 0.07)
+    units, theirs = (x / (x**2).sum(-1, keepdim=True).sqrt() for x in (predicted, tokens))
+    within = similarities(predicted, tokens, units, theirs, 0.07)
+    return among.mean() + within.mean()
+
+
+def whitened_error(predicted: Any, tokens: Any) -> Any:
+    """Returns the mean squared error of tokens of mean 0 and variance 1 over their features."""
+    mean = tokens.mean(-1, keepdim=True)
+    variance = ((tokens - mean) ** 2).mean(-1, keepdim=True)
+    return ((predicted - (tokens - mean) / (variance + 1e-6).sqrt()) ** 2).mean()

@@ -19,6 +19,7 @@ from remem_jax.records import Outputs
 from remem_jax.train import student_losses
 from remem_jax.train.student_losses import LABELS, LOSSES, StudentLoss
 from tests.oracles import losses_torch, peers
+from tests.train import drawn
 
 EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 WITHOUT_LABELS = {name: loss for name, loss in LOSSES.items() if loss.without_labels}
@@ -39,12 +40,7 @@ SETTINGS = {"temperature": 2.0, "weight": 0.7}
 @pytest.fixture
 def outputs(rng: np.random.Generator) -> tuple[Outputs, Outputs]:
     """The outputs of a student and of a teacher, with all features."""
-    shapes = (5, 3), (5, 4, 8), (5, 8)
-    student, teacher = (
-        Outputs(*(jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in shapes))
-        for _ in range(2)
-    )
-    return student, teacher
+    return drawn.outputs(rng)
 
 
 @pytest.fixture
@@ -225,7 +221,7 @@ def test_an_excluded_weight_would_leave_the_head_without_gradient(
 def test_a_loss_needs_exactly_the_features_of_its_record(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
-    needed = {"logits", *loss.features}
+    needed = {"logits", *loss.features, *(["queue"] if loss.has_queue else [])}
     unused = dict.fromkeys(set(Outputs._fields) - needed)
     student, teacher = (output._replace(**unused) for output in outputs)
     settings = {"hard_labels": hard_labels, **SETTINGS}
@@ -237,6 +233,9 @@ def test_a_loss_needs_exactly_the_features_of_its_record(
         for incomplete in ((plain, teacher), (student, plain)):
             with pytest.raises(ValueError, match=f"{loss.name} needs {loss.features[0]}"):
                 loss(*incomplete, labels, **settings)
+    if loss.has_queue:
+        with pytest.raises(ValueError, match=f"{loss.name} needs the queue"):
+            loss(student, teacher._replace(queue=None), labels, **settings)
 
 
 @EACH
@@ -257,6 +256,8 @@ def test_a_loss_that_needs_labels_has_no_form_without_them() -> None:
 def test_the_features_of_a_record_are_a_tuple_of_fields() -> None:
     with pytest.raises(ValueError, match="features of the loss kd must be a tuple of patches"):
         dataclasses.replace(LOSSES["kd"], features=("patch",))
+    with pytest.raises(ValueError, match="kd has a queue, so its features need 'pooled'"):
+        dataclasses.replace(LOSSES["kd"], features=("cls",), has_queue=True)
 
 
 @EACH_FORM
@@ -500,3 +501,68 @@ def test_the_feature_loss_is_weighted_against_the_loss_of_the_head(
 
     np.testing.assert_allclose(actual, 0.3 * head_loss + 0.7 * feature_loss, rtol=1e-6)
     np.testing.assert_array_equal(getattr(grads, other), 0.0)
+
+
+def head_loss(outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool) -> Any:
+    """Returns the loss of the head beside features: of the labels, or of the teacher's logits."""
+    if hard_labels:
+        return losses.cross_entropy(outputs[0].logits, labels)
+    return losses.distillation(outputs[0].logits, outputs[1].logits, 2.0)
+
+
+@HARD
+def test_relations_and_their_gradients_match_torch(
+    outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    student, teacher = outputs
+    pooled, patches, queue = map(
+        losses_torch.tensor, (teacher.pooled, teacher.patches, teacher.queue)
+    )
+    expected, (of_pooled, of_patches) = losses_torch.value_and_grads(
+        lambda s, p: losses_torch.relations(s, pooled, p, patches, queue),
+        student.pooled,
+        student.patches,
+    )
+
+    actual, grads = value_and_grad(
+        LOSSES["relations"], outputs, labels, hard_labels=hard_labels, **SETTINGS
+    )
+
+    hard = head_loss(outputs, labels, hard_labels)
+    np.testing.assert_allclose(actual, hard + 0.7 * expected, rtol=1e-5)
+    np.testing.assert_allclose(grads.pooled, 0.7 * of_pooled, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(grads.patches, 0.7 * of_patches, rtol=1e-3, atol=1e-5)
+
+
+def test_relations_have_finite_gradients_for_zeros(
+    outputs: tuple[Outputs, Outputs], labels: Array
+) -> None:
+    zeros = jax.tree.map(jnp.zeros_like, outputs)
+
+    value, grads = value_and_grad(LOSSES["relations"], zeros, labels, hard_labels=True, **SETTINGS)
+
+    assert np.isfinite(value)
+    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
+
+
+@HARD
+def test_the_loss_of_several_layers_and_its_gradients_match_torch(
+    outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    student, teacher = outputs
+    assert student.layers
+    assert teacher.layers
+    # The student has two stages, which predict the last two of the teacher's three layers.
+    targets = [losses_torch.tensor(layer) for layer in teacher.layers[1:]]
+    expected, layer_grads = losses_torch.value_and_grads(
+        lambda *layers: sum(map(losses_torch.whitened_error, layers, targets)) / 2, *student.layers
+    )
+
+    actual, grads = value_and_grad(
+        LOSSES["features_layers"], outputs, labels, hard_labels=hard_labels, **SETTINGS
+    )
+
+    hard = head_loss(outputs, labels, hard_labels)
+    np.testing.assert_allclose(actual, 0.3 * hard + 0.7 * expected, rtol=1e-5)
+    for grad, expected_grad in zip(grads.layers, layer_grads, strict=True):
+        np.testing.assert_allclose(grad, 0.7 * expected_grad, rtol=1e-4, atol=1e-7)
