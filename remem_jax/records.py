@@ -54,11 +54,19 @@ class Outputs(NamedTuple):
         patches: A teacher's patch tokens after its last norm, row by row, or a student's
             prediction of them. None if no loss compares them.
         cls: The same for the [CLS] token.
+        pooled: The same for one vector of an image, which the teacher's head pools.
+        layers: The same for the patch tokens after several blocks of the teacher, before its last
+            norm; a student predicts the last ones, as many as it has stages.
+        queue: Of the teacher, `pooled` of its last images, each of L2 norm 1, the newest first, and
+            zeros where there have been fewer images.
     """
 
     logits: Float[Array, "batch classes"]
     patches: Float[Array, "batch token feature"] | None = None
     cls: Float[Array, "batch feature"] | None = None
+    pooled: Float[Array, "batch feature"] | None = None
+    layers: tuple[Float[Array, "batch token feature"], ...] | None = None
+    queue: Float[Array, "entry feature"] | None = None
 
 
 @runtime_checkable  # For the tests, which check types at run time.
@@ -112,9 +120,15 @@ class Hyperparameters(NamedTuple):
         temperature: T of the distillation loss.
         weight: Weight of the distillation loss; see `train.student_losses`.
         seed: Seed of the student's initial parameters and dropout.
+        progress: Fraction of the training that is done after a step, which the steps in lockstep
+            set; a grid does not have it.
     """
 
     learning_rate: Float[Array, ""] | float
     temperature: Float[Array, ""] | float
     weight: Float[Array, ""] | float
     seed: Int[Array, ""] | int
+    progress: Float[Array, ""] | float = 1.0
+
+
+HYPERPARAMETERS = tuple(name for name in Hyperparameters._fields if name != "progress")

@@ -130,7 +130,10 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
 @slow
 @pytest.mark.parametrize(
     ("tuning", "hard_labels", "losses"),
-    [("lora", False, ("features", "kd")), ("adapter_houlsby", True, ("features_cls",))],
+    [
+        ("lora", False, ("features", "kd")),
+        ("adapter_houlsby", True, ("features_cls", "features_layers", "relations")),
+    ],
 )
 def test_a_run_of_feature_losses_saves_students_without_projections(
     run: context.Run,
@@ -161,7 +164,7 @@ def test_the_best_student_of_a_feature_loss_is_kept_and_exported_for_timm(
 ) -> None:
     torch, peer = peers.torch(), peers.resnet4(classes=10)
     monkeypatch.setattr(distill, "discard", lambda run, groups: None)
-    run.config.student.losses = ("features",)
+    run.config.student.losses = ("relations",)
 
     pipeline.run_remem(run)
 
@@ -169,6 +172,7 @@ def test_the_best_student_of_a_feature_loss_is_kept_and_exported_for_timm(
     setup = student_setup.make(run, finetune.read_pretrained(run))
     kept = distill.kept(run, setup, stage, 0)  # Refuses arrays with other names or shapes.
     assert projection.NAME not in kept["params"]
+    assert set(kept) == {"params", "batch_stats"}
     path = run.workdir / "selected" / "finetune_student.safetensors"
     arrays = safetensors.numpy.load_file(path)
     peer.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
@@ -176,7 +180,7 @@ def test_the_best_student_of_a_feature_loss_is_kept_and_exported_for_timm(
 
 @slow
 def test_a_stopped_run_of_feature_losses_resumes(run: context.Run) -> None:
-    run.config.student.losses = ("features", "kd")
+    run.config.student.losses = ("relations", "features_layers")
     run.config.student.steps, run.config.save_every = 4, 2
     setup = student_setup.make(run, finetune.read_pretrained(run))
     teachers = finetune.finetune(run, finetune.read_pretrained(run), "finetune")

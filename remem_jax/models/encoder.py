@@ -4,7 +4,9 @@ Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929; the re-weight
 ReMem, Dong et al. 2025, https://arxiv.org/abs/2506.23041.
 """
 
+import bisect
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,6 +24,7 @@ from remem_jax.records import Params
 
 LECUN = nn.initializers.lecun_normal()  # Flax's default.
 STACK = "encoderblock"  # The stacked blocks; a single block has its number appended.
+TAPS = "taps"  # Flax's collection of the outputs of some blocks.
 
 
 class Block(NamedTuple):
@@ -238,8 +241,15 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "batch token feature"], *, train: bool
+        self, tokens: Float[Array, "batch token feature"], *, train: bool, taps: Sequence[int] = ()
     ) -> Float[Array, "batch token feature"]:
+        """Applies the encoder.
+
+        Args:
+            tokens: The tokens.
+            train: Whether units are dropped.
+            taps: Indices of blocks, from 0 and rising, whose outputs are sown as `TAPS`.
+        """
         if self.learned_positions:
             tokens = PositionEmbedding(self.without_position, name="posembed_input")(tokens)
         tokens = nn.Dropout(self.block.dropout, deterministic=not train)(tokens)
@@ -250,7 +260,7 @@ class Encoder(nn.Module):
                 block = EncoderBlock(self.block, *self._sub_blocks(i), name=f"{STACK}_{i}")
                 tokens = block(tokens, train=train)
         else:
-            tokens = self._apply(tokens, train=train)
+            tokens = self._apply(tokens, train=train, taps=taps)
         if self.last_norm:
             tokens = self.block.norm("encoder_norm", self.block.dtype)(tokens)
         return tokens
@@ -260,17 +270,21 @@ class Encoder(nn.Module):
         return i < self.depth - self.pruned_attention, i < self.depth - self.pruned_mlp
 
     def _apply(
-        self, tokens: Float[Array, "batch token feature"], *, train: bool
+        self, tokens: Float[Array, "batch token feature"], *, train: bool, taps: Sequence[int]
     ) -> Float[Array, "batch token feature"]:
         params = self.variables["params"]
         drops = train and (self.block.dropout > 0 or self.block.drop_path > 0)
         rates = self.drop_path_rates() if train and self.block.drop_path > 0 else None
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if drops else None
-        # One scan for blocks with the same sub-blocks; pruning makes at most three of them.
-        for sub_blocks, group in itertools.groupby(range(self.depth), self._sub_blocks):
+        # One scan for blocks with the same sub-blocks; pruning makes at most three of them. A tap
+        # ends one.
+        for (sub_blocks, _), group in itertools.groupby(
+            range(self.depth), lambda i: (self._sub_blocks(i), bisect.bisect_left(taps, i))
+        ):
             indices = list(group)
-            if not any(sub_blocks):
-                continue  # Only the residuals of these blocks are left.
+            if not any(sub_blocks):  # Only the residuals of these blocks are left.
+                self._sow(tokens, indices, taps)
+                continue
             block = EncoderBlock(self.block, *sub_blocks, parent=None)
 
             def step(carry: Array, layer: Any, block: EncoderBlock = block) -> tuple[Any, None]:
@@ -282,7 +296,13 @@ class Encoder(nn.Module):
             of_blocks = slice(indices[0], indices[-1] + 1)
             others = [None if values is None else values[of_blocks] for values in (keys, rates)]
             tokens = self._run(step, tokens, layers, *others)
+            self._sow(tokens, indices, taps)
         return tokens
+
+    def _sow(self, tokens: Array, indices: Sequence[int], taps: Sequence[int]) -> None:
+        """Sows the output of the last of some blocks, if it is among the taps."""
+        if indices[-1] in taps:
+            self.sow(TAPS, "tokens", tokens)
 
     def drop_path_rates(self) -> Float[Array, " block"]:
         """Returns the rates of the blocks, which rise linearly from 0, as in timm."""

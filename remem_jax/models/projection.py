@@ -1,12 +1,14 @@
-"""A linear layer on a student's last maps or tokens that predicts features of its teacher.
+"""Linear layers on a student's maps or tokens that predict features of its teacher.
 
-During training its parameters are beside the student's, under the name `projection`, so that the
-optimiser and the checkpoints treat them alike. Evaluation and export use the student without it.
+During training their parameters are beside the student's, under the name `projection`, so that the
+optimiser and the checkpoints treat them alike. Evaluation and export use the student without them.
+A single layer has no name of its own.
 
 Source: Romero et al. 2015, https://arxiv.org/abs/1412.6550 (the regressor).
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,28 +24,61 @@ class Target(NamedTuple):
     """The features of the teacher that a student predicts.
 
     Attributes:
-        field: Field of `records.Outputs`: "patches" or "cls".
+        field: Field of `records.Outputs`: "patches", "cls", "pooled" or "layers".
         side: Side of the teacher's grid of patches, in tokens.
         width: Number of features of a token.
+        layers: Number of the teacher's `layers`.
     """
 
     field: str
     side: int
     width: int
+    layers: int = 0
 
 
-def add(variables: Variables, key: Key, *, channels: int, width: int) -> Variables:
-    """Adds a projection to the variables of a student: a LeCun normal kernel and a zero bias.
+def channels(targets: Sequence[Target], stages: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """Returns the inputs and outputs of the linear layers that predict some targets, by name.
+
+    The layers that predict the teacher's `layers` are named `layer_1` and so on.
+
+    Args:
+        targets: What a student predicts.
+        stages: Number of channels of each stage of the student.
+    """
+    layers: dict[str, tuple[int, int]] = {}
+    for target in targets:
+        if target.field == "layers":
+            for i, inputs in enumerate(stages[-target.layers :], 1):
+                layers[f"layer_{i}"] = inputs, target.width
+        else:
+            layers[target.field] = stages[-1], target.width
+    return layers
+
+
+def add(variables: Variables, key: Key, layers: Mapping[str, tuple[int, int]]) -> Variables:
+    """Adds a projection to the variables of a student: LeCun normal kernels and zero biases.
 
     Args:
         variables: Variables of the student.
-        key: Random key of the kernel.
-        channels: Number of channels of the student's last maps.
-        width: Number of features of the teacher's tokens.
+        key: Random key of the kernels.
+        layers: From `channels`.
     """
-    kernel = jax.nn.initializers.lecun_normal()(key, (channels, width), jnp.float32)
-    new = {"kernel": kernel, "bias": jnp.zeros(width)}
+    keys = [key] if len(layers) == 1 else jax.random.split(key, len(layers))
+    trees = {
+        name: {
+            "kernel": jax.nn.initializers.lecun_normal()(layer_key, shape, jnp.float32),
+            "bias": jnp.zeros(shape[1]),
+        }
+        for layer_key, (name, shape) in zip(keys, layers.items(), strict=True)
+    }
+    # A single layer is stored as in checkpoints of earlier versions.
+    new = next(iter(trees.values())) if len(trees) == 1 else trees
     return {**variables, "params": {**variables["params"], NAME: new}}
+
+
+def layer(params: Params, name: str) -> Params:
+    """Returns the parameters of a linear layer among the parameters of a student."""
+    return params[NAME].get(name, params[NAME])
 
 
 def without(variables: Variables) -> Variables:
@@ -61,8 +96,8 @@ def patches(
     which is therefore applied to the coarser of the two.
 
     Args:
-        params: Parameters of the projection.
-        maps: Last maps of the student.
+        params: Parameters of the linear layer.
+        maps: Maps of the student.
         side: Side of the grid, in tokens.
     """
     if maps.shape[1] * maps.shape[2] > side**2:

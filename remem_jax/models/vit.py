@@ -4,6 +4,7 @@ Source: Steiner et al. 2021, https://arxiv.org/abs/2106.10270; the re-weighting 
 Dong et al. 2025, https://arxiv.org/abs/2506.23041.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -204,8 +205,12 @@ class VisionTransformer(nn.Module):
         images: Shaped[Array | np.ndarray, "batch height width channel"],
         *,
         train: bool = False,
+        taps: Sequence[int] = (),
     ) -> Float[Array, "batch token feature"]:
-        """Returns the tokens after the last norm: `prefix` tokens, then those of the patches."""
+        """Returns the tokens after the last norm: `prefix` tokens, then those of the patches.
+
+        The outputs of the blocks in `taps` are sown; see `encoder.Encoder`.
+        """
         images, block = jnp.asarray(images), self._block()
         _require_model_range(images, self.size.pixels)
         tokens = self._tokens(self.normalisation(images).astype(block.dtype))
@@ -221,7 +226,7 @@ class VisionTransformer(nn.Module):
             self.norm_pre,
             self.norm_last,
             name="Transformer",
-        )(tokens, train=train)
+        )(tokens, train=train, taps=taps)
 
     @nn.compact
     def head(
@@ -251,17 +256,36 @@ class VisionTransformer(nn.Module):
         """Returns the head's input in float32: the pooled tokens after the last norm."""
         return self._pooled(self.trunk(images, train=train))
 
+    @nn.compact
+    def pooled(self, tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch feature"]:
+        """Returns one vector for each image, in float32, of the width of the tokens.
+
+        Args:
+            tokens: The tokens after the last norm.
+
+        Returns:
+            What the head pools, before `fc_norm` and a `representation`; [CLS] if that is [CLS] and
+            the mean of the patches.
+        """
+        pool = "cls" if self.pool == "cls_gap" else self.pool
+        return self._pooled_by(pool, tokens).astype(jnp.float32)
+
+    def _pooled_by(
+        self, pool: str, tokens: Float[Array, "batch token feature"]
+    ) -> Float[Array, "batch feature"]:
+        block = self._block()
+        if pool == "map":
+            heads, hidden = self.pool_heads or block.heads, self.pool_hidden or block.hidden
+            return map_head.MapHead(block, heads, hidden, name="MAPHead_0")(tokens)
+        return tokens[:, 0] if pool == "cls" else jnp.mean(tokens[:, self.prefix :], axis=1)
+
     def _pooled(self, tokens: Float[Array, "batch token feature"]) -> Float[Array, "batch pooled"]:
         block = self._block()
-        if self.pool == "map":
-            heads, hidden = self.pool_heads or block.heads, self.pool_hidden or block.hidden
-            pooled = map_head.MapHead(block, heads, hidden, name="MAPHead_0")(tokens)
-        elif self.pool == "cls":
-            pooled = tokens[:, 0]
-        else:
-            pooled = jnp.mean(tokens[:, self.prefix :], axis=1)
         if self.pool == "cls_gap":
-            pooled = jnp.concatenate([tokens[:, 0], pooled], axis=-1)
+            both = [self._pooled_by(pool, tokens) for pool in ("cls", "gap")]
+            pooled = jnp.concatenate(both, axis=-1)
+        else:
+            pooled = self._pooled_by(self.pool, tokens)
         pooled = pooled.astype(jnp.float32)
         if self.fc_norm:
             pooled = block.norm("fc_norm")(pooled)

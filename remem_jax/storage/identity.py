@@ -7,12 +7,16 @@ files are the same; files changed in place are not.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from remem_jax.methods import METHODS
 from remem_jax.storage import results
 
 # Increased when the same files give other pixels, or when other files can be read.
 DECODING = 2
 # Increased when the same settings, images and weights give other results. 2: named random streams.
 TRAINING = 2
+# The same for results with some of the students' losses, by name: the version of training since
+# when they are what they are now. 3: the epsilon and the weights of the authors' code.
+TRAINING_OF_LOSSES: Mapping[str, int] = {"kd_standardised": 3}
 
 # Settings that do not change results.
 _FREE = (
@@ -118,17 +122,32 @@ class Identity(NamedTuple):
             "unlabelled" (images that students learn from through a teacher, if there are any), and
             the weights as "teacher" and "student", or "models" by name. "input" is resident or
             streamed.
-        code: `TRAINING` of the code that made it.
     """
 
     settings: Mapping[str, Any]
     inputs: Mapping[str, Any]
-    code: int = TRAINING
+
+    @property
+    def code(self) -> int:
+        """Version of training of the code that made it; see `code_of`."""
+        return code_of(self.settings)
 
     @property
     def key(self) -> str:
         """Hash of the identity."""
-        return results.fingerprint(self._asdict())
+        identified = {"settings": self.settings, "inputs": self.inputs, "code": self.code}
+        return results.fingerprint(identified)
+
+
+def code_of(settings: Mapping[str, Any]) -> int:
+    """Returns the version of training of the results of a run's settings.
+
+    It is `TRAINING`, or more if students with a teacher have a loss that has changed since.
+    """
+    if not any(METHODS[method].has_teacher for method in settings.get("methods", ())):
+        return TRAINING
+    losses = settings.get("student", {}).get("losses", ())
+    return max([TRAINING, *(TRAINING_OF_LOSSES.get(name, 0) for name in losses)])
 
 
 def described(plain: Mapping[str, Any]) -> dict[str, Any]:

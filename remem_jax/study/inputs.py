@@ -135,11 +135,13 @@ def with_kept(
             else:
                 earlier = workdir.read_inputs(folder / "trials" / key) or {}
             is_same = not identity.differences(earlier, digests, counts=lambda name: False)
+            is_same &= identity.code_of(deciding(by_place[key].config)) == identity.TRAINING
             if is_same and "data" in earlier:
                 kept.append(key)
             elif key in records:
                 logging.warning(
-                    "Trial %s of an older version used other images or weights; it starts over.",
+                    "Trial %s of an older version used other images or weights, or a loss that has "
+                    "changed; it starts over.",
                     key,
                 )
     return inputs._replace(kept=frozenset(json.loads(mesh.broadcast_text(json.dumps(kept)))))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from remem_jax.records import Labels, Outputs
 
-# (student, teacher, labels, *, temperature, weight) -> loss; with its `hard_labels` bound.
+# A loss of students with its `hard_labels` bound; see `steps.Loss`.
 Loss = Callable[..., Float[Array, ""]]
 Shares = Float[Array, "batch classes"]
 

@@ -80,6 +80,7 @@ def make_step(
     first_step: int,
     lost: Collection[int] = (),
     rate: Callable[[int], float] | None = None,
+    progress: Callable[[int], float] | None = None,
 ) -> Callable[[States, Batch], tuple[States, Metrics]]:
     """Builds the step of all students of a grid.
 
@@ -93,6 +94,8 @@ def make_step(
         lost: Indices of students whose states are no longer finite, which are not stepped.
             Additions take effect at the next step.
         rate: Returns a factor of all learning rates, given the number of steps done; None is 1.
+        progress: Returns the fraction of the training that is done after the next step, given the
+            number of steps done; None is 1.
 
     Returns:
         A step over the tuple of the students' states, which are all at the same step. Do not jit
@@ -105,11 +108,12 @@ def make_step(
         number = next(numbers)
         augmented = augment(np.int32(number), batch)
         targets = get_targets(number, augmented.images)
-        factor = None if rate is None else rate(number)
+        factor = 1.0 if rate is None else rate(number)
+        done = 1.0 if progress is None else progress(number)
         stepped = [
             (state, _NOT_FINITE)
             if i in lost
-            else student_step(state, *augmented, targets, _scaled(hyperparameters, factor))
+            else student_step(state, *augmented, targets, _at_step(hyperparameters, factor, done))
             for i, (state, (student_step, hyperparameters)) in enumerate(
                 zip(states, students, strict=True)
             )
@@ -122,7 +126,6 @@ def make_step(
     return step
 
 
-def _scaled(hyperparameters: Hyperparameters, factor: float | None) -> Hyperparameters:
-    if factor is None:
-        return hyperparameters
-    return hyperparameters._replace(learning_rate=hyperparameters.learning_rate * factor)
+def _at_step(hyperparameters: Hyperparameters, factor: float, done: float) -> Hyperparameters:
+    learning_rate = hyperparameters.learning_rate * factor
+    return hyperparameters._replace(learning_rate=learning_rate, progress=done)

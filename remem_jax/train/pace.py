@@ -65,6 +65,16 @@ class Pace:
         share = (position - self._warmup) / max(self._planned - self._warmup, 1e-9)
         return (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
+    def progress(self, step: int) -> float:
+        """Returns the fraction of the schedule that is done after a step, above 0, at most 1.
+
+        It never falls, and is 1 after the last step, also if the number of steps changes.
+
+        Args:
+            step: Number of steps done before, from 0.
+        """
+        return min(self._position_of(step + 1) / self._planned, 1.0)
+
     def measured(self, done: int, step_seconds: float, *, other_seconds: float = 0.0) -> int:
         """Adapts the schedule to the speed; returns the number of steps.
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from remem_jax.models import projection
 from remem_jax.records import Params, Variables
+from remem_jax.train import teacher_queue
 
 
 class State(NamedTuple):
@@ -17,7 +18,8 @@ class State(NamedTuple):
     Attributes:
         step: Number of steps done.
         params: Trained parameters: of the model, and of some students' `projection`.
-        statistics: Other variables of the model, by collection: {"batch_stats": ...} or {}.
+        statistics: Other variables of the model, by collection: {"batch_stats": ...} or {}; and of
+            some students a `teacher_queue`.
         opt_state: State of the optimiser.
     """
 
@@ -28,8 +30,9 @@ class State(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """Variables for `model.apply`, without a projection."""
-        return projection.without({"params": self.params, **self.statistics})
+        """Variables for `model.apply`, without a projection or a queue."""
+        statistics = teacher_queue.without(self.statistics)
+        return projection.without({"params": self.params, **statistics})
 
 
 class Averaged(NamedTuple):
@@ -37,7 +40,8 @@ class Averaged(NamedTuple):
 
     Attributes:
         trained: The state that training changes.
-        average: Averages of the trained parameters and of the statistics, without a projection.
+        average: Averages of the trained parameters and of the statistics, without a projection or a
+            queue.
     """
 
     trained: State

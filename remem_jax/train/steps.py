@@ -26,7 +26,7 @@ from remem_jax.records import (
     TrainApply,
     Transform,
 )
-from remem_jax.train import finite
+from remem_jax.train import finite, teacher_queue
 from remem_jax.train.division import (
     WHOLE,
     Auxiliary,
@@ -37,7 +37,7 @@ from remem_jax.train.division import (
 )
 from remem_jax.train.state import State
 
-# (student, teacher, labels, *, temperature, weight) -> loss; see `student_losses`.
+# (student, teacher, labels, *, temperature, weight, progress) -> loss; see `student_losses`.
 Loss = Callable[..., Float[Array, ""]]
 # (state, batch, frozen parameters, optionally a factor of the update) -> (state, metrics)
 SupervisedStep = Callable[..., tuple[State, Metrics]]
@@ -183,7 +183,7 @@ def make_student_step(
         tx: Turns gradients into updates for a peak learning rate of 1; the step scales them by
             the student's learning rate.
         loss: One of `student_losses.LOSSES`, or `student_losses.LABELS` for students without a
-            teacher, with `hard_labels` bound.
+            teacher, with `hard_labels` bound. If it has a queue, so has the state.
         key: Key of the stage. Students with different seeds have different dropout.
 
     Returns:
@@ -201,17 +201,20 @@ def make_student_step(
         hyperparameters: Hyperparameters,
     ) -> tuple[State, Metrics]:
         dropout_key = random_streams.within(key, state.step, "dropout", hyperparameters.seed)
+        targets, queue = teacher_queue.push(state.statistics, targets)
+        before = teacher_queue.without(state.statistics)
 
         def loss_and_statistics(params: Params) -> tuple[Float[Array, ""], Params]:
-            outputs, statistics = apply(params, state.statistics, images, dropout_key)
+            outputs, statistics = apply(params, before, images, dropout_key)
             value = loss(
                 outputs,
                 targets,
                 labels,
                 temperature=hyperparameters.temperature,
                 weight=hyperparameters.weight,
+                progress=hyperparameters.progress,
             )
-            return value, statistics
+            return value, {**statistics, **queue}
 
         (value, statistics), grads = jax.value_and_grad(loss_and_statistics, has_aux=True)(
             state.params

@@ -1,133 +1,23 @@
 """The losses that students minimise: one record each, with everything about the loss.
 
-`LOSSES` has them by name. To add a loss, add a record to this file: the checks of settings, the
-grid of students, compiled steps, reports, the table in docs/students.md and the tests read the
-records. See docs/extending/loss.md.
+`LOSSES` has them by name; those of features are in `feature_losses`. To add a loss, add a record to
+this file: the checks of settings, the grid of students, compiled steps, reports, the table in
+docs/students.md and the tests read the records. See docs/extending/loss.md.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from remem_jax import losses
 from remem_jax.records import Labels, Outputs
-
-# Settings that a loss may depend on: config.student.temperatures, .weights and .flatten.
-SETTINGS = ("temperature", "weight", "flatten")
-ALL = frozenset(SETTINGS)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Form:
-    """A loss, either with or without hard labels.
-
-    Attributes:
-        formula: Formula for the docs. CE is the cross-entropy of the labels, w the weight, T the
-            temperature.
-        settings: The `SETTINGS` that change its value. Students that differ only in others are
-            trained once.
-        excluded_weight: A weight at which the student, or its head, would learn nothing; None if
-            all from 0 to 1 are allowed.
-    """
-
-    formula: str
-    settings: frozenset[str] = ALL
-    excluded_weight: float | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StudentLoss:
-    """A loss that students minimise.
-
-    Attributes:
-        name: Its name in `config.student.losses` and in results.
-        title: Its title in the docs.
-        function: `(student, teacher, labels, *, temperature, weight, hard_labels) -> loss`. See
-            `__call__`, which prepares its arguments.
-        with_labels: Its form with `config.student.hard_labels`.
-        without_labels: Its form without them, which depends on the teacher alone. None if the loss
-            needs labels; settings then refuse `config.student.hard_labels=False`.
-        features: The field of `Outputs` that it compares besides the logits: "patches" or "cls".
-            None if it compares only logits.
-        zero_at_teacher: Whether, without hard labels, it is 0 for a student whose logits are the
-            teacher's.
-        in_paper: Whether the paper has it.
-    """
-
-    name: str
-    title: str
-    function: Callable[..., Float[Array, ""]]
-    with_labels: Form
-    without_labels: Form | None
-    features: str | None = None
-    zero_at_teacher: bool
-    in_paper: bool = False
-
-    def form(self, hard_labels: bool) -> Form:
-        """Returns the form of the loss with hard labels, or without.
-
-        Raises:
-            ValueError: If the loss needs labels and there are none.
-        """
-        form = self.with_labels if hard_labels else self.without_labels
-        if form is None:
-            raise ValueError(f"The loss {self.name} needs labels.")
-        return form
-
-    def __call__(
-        self,
-        student: Outputs,
-        teacher: Outputs | None,
-        labels: Labels,
-        *,
-        temperature: Float[Array, ""] | float,
-        weight: Float[Array, ""] | float,
-        hard_labels: bool,
-    ) -> Float[Array, ""]:
-        """Computes the loss, with the arguments prepared for `function`.
-
-        All outputs are cast to float32, and no gradient flows to the teacher. At weight 0, the
-        teacher's outputs are replaced by zeros, because 0 times NaN is NaN. Its logits are
-        replaced only with hard labels; without them, the student learns from nothing else.
-
-        Args:
-            student: Outputs of the student.
-            teacher: Outputs of the teacher; None for students without one.
-            labels: As in `losses.cross_entropy`.
-            temperature: Above 0. May be traced.
-            weight: From 0 to 1. May be traced.
-            hard_labels: Whether labels are used.
-
-        Returns:
-            The mean over the batch, in float32.
-
-        Raises:
-            ValueError: If student or teacher lack the features that the loss compares.
-        """
-        student, teacher = jax.tree.map(lambda x: x.astype(jnp.float32), (student, teacher))
-        if self.features and any(
-            getattr(outputs, self.features, None) is None for outputs in (student, teacher)
-        ):
-            raise ValueError(f"The loss {self.name} needs {self.features} of student and teacher.")
-        if teacher is not None:
-            weighted = jax.tree.map(
-                lambda x: jnp.where(weight > 0, x, jnp.zeros_like(x)),
-                jax.lax.stop_gradient(teacher),
-            )
-            teacher = weighted if hard_labels else weighted._replace(logits=teacher.logits)
-        return self.function(
-            student,
-            teacher,
-            labels,
-            temperature=temperature,
-            weight=weight,
-            hard_labels=hard_labels,
-        )
-
+from remem_jax.train import feature_losses
+from remem_jax.train.loss_records import ALL as ALL
+from remem_jax.train.loss_records import SETTINGS as SETTINGS
+from remem_jax.train.loss_records import Form as Form
+from remem_jax.train.loss_records import StudentLoss as StudentLoss
 
 LOSSES: dict[str, StudentLoss] = {}
 
@@ -145,7 +35,7 @@ def register(loss: StudentLoss) -> None:
 
 def fields(names: Collection[str]) -> tuple[str, ...]:
     """Returns the fields of `Outputs` that the named losses compare besides the logits."""
-    return tuple(sorted({LOSSES[name].features or "" for name in names} - {""}))
+    return tuple(sorted({field for name in names for field in LOSSES[name].features}))
 
 
 def used(name: str, *, hard_labels: bool) -> frozenset[str]:
@@ -248,51 +138,8 @@ register(
 )
 
 
-def _features(
-    student: Outputs,
-    teacher: Outputs,
-    labels: Labels,
-    *,
-    temperature: Float[Array, ""] | float,
-    weight: Float[Array, ""] | float,
-    hard_labels: bool,
-    field: str,
-) -> Float[Array, ""]:
-    """Compares features; the head learns from labels or, without them, the teacher's logits."""
-    if hard_labels:
-        head_loss = losses.cross_entropy(student.logits, labels)
-    else:
-        head_loss = losses.distillation(student.logits, teacher.logits, temperature)
-    feature_loss = losses.features(getattr(student, field), getattr(teacher, field))
-    return (1 - weight) * head_loss + weight * feature_loss
-
-
-_WITH_LABELS = Form(
-    formula="(1 - w) CE + w MSE(features)", settings=frozenset({"weight"}), excluded_weight=1.0
-)
-_WITHOUT_LABELS = Form(formula="(1 - w) T² KL + w MSE(features)", excluded_weight=1.0)
-register(
-    StudentLoss(
-        name="features",
-        title="The teacher's patch tokens",
-        function=functools.partial(_features, field="patches"),
-        with_labels=_WITH_LABELS,
-        without_labels=_WITHOUT_LABELS,
-        features="patches",
-        zero_at_teacher=False,
-    )
-)
-register(
-    StudentLoss(
-        name="features_cls",
-        title="The teacher's [CLS] token",
-        function=functools.partial(_features, field="cls"),
-        with_labels=_WITH_LABELS,
-        without_labels=_WITHOUT_LABELS,
-        features="cls",
-        zero_at_teacher=False,
-    )
-)
+for _feature_loss in feature_losses.RECORDS:
+    register(_feature_loss)
 
 
 def _kd_standardised(
@@ -303,12 +150,16 @@ def _kd_standardised(
     temperature: Float[Array, ""] | float,
     weight: Float[Array, ""] | float,
     hard_labels: bool,
+    factor: float,
 ) -> Float[Array, ""]:
     """Computes KD of student's and teacher's logits, both standardised over the classes.
 
-    Source: Sun et al. 2024, https://arxiv.org/abs/2403.01732.
+    At w = 0.9 it is 0.1 CE + 9 T**2 KL, as in the authors' code. Without hard labels it is the
+    second term at w = 1, for any weight.
+
+    Source: Sun et al. 2024, https://arxiv.org/abs/2403.01732; the weights are those of its code.
     """
-    soft = losses.distillation(
+    soft = factor * losses.distillation(
         losses.standardise(student.logits), losses.standardise(teacher.logits), temperature
     )
     if not hard_labels:
@@ -316,19 +167,74 @@ def _kd_standardised(
     return (1 - weight) * losses.cross_entropy(student.logits, labels) + weight * soft
 
 
+_STANDARDISED = "10 T² KL(standardised teacher, standardised student)"
 register(
     StudentLoss(
         name="kd_standardised",
         title="KD of standardised logits",
-        function=_kd_standardised,
-        with_labels=Form(
-            formula="(1 - w) CE + w T² KL(standardised teacher, standardised student)",
-            settings=ALL - {"flatten"},
-        ),
-        without_labels=Form(
-            formula="T² KL(standardised teacher, standardised student)",
-            settings=frozenset({"temperature"}),
-        ),
+        function=functools.partial(_kd_standardised, factor=10.0),
+        with_labels=Form(formula=f"(1 - w) CE + w {_STANDARDISED}", settings=ALL - {"flatten"}),
+        without_labels=Form(formula=_STANDARDISED, settings=frozenset({"temperature"})),
+        zero_at_teacher=True,
+    )
+)
+
+
+_OTHER_CLASSES = 8.0  # The authors' weight of the other classes (beta); that of the class is 1.
+_WARMUP = 20 / 240  # Length of the authors' warm-up, as a fraction of their epochs.
+
+
+def _decoupled_kd(
+    student: Outputs,
+    teacher: Outputs,
+    labels: Labels,
+    *,
+    temperature: Float[Array, ""] | float,
+    weight: Float[Array, ""] | float,
+    hard_labels: bool,
+    progress: Float[Array, ""] | float,
+) -> Float[Array, ""]:
+    """Computes decoupled KD, whose terms of the teacher grow linearly to w in the warm-up.
+
+    The class of an image is its label; of mixed labels the one with the largest share; the
+    teacher's, where there is no label. At w = 1 it is the authors' loss. Without hard labels it is
+    that without the cross-entropy, for any weight.
+
+    Source: Zhao et al. 2022, https://arxiv.org/abs/2203.08679; the warm-up is in its code only.
+    """
+    classes = _classes(teacher.logits, labels if hard_labels else None)
+    soft = jnp.minimum(progress / _WARMUP, 1.0) * losses.decoupled(
+        student.logits,
+        teacher.logits,
+        classes,
+        temperature,
+        target_weight=1.0,
+        other_weight=_OTHER_CLASSES,
+    )
+    return losses.cross_entropy(student.logits, labels) + weight * soft if hard_labels else soft
+
+
+def _classes(
+    teacher_logits: Float[Array, "batch classes"], labels: Labels | None
+) -> Int[Array, " batch"]:
+    """Returns one class for each image: that of its label, or the teacher's if it has none."""
+    if labels is None:
+        return jnp.argmax(teacher_logits, axis=-1)
+    if labels.ndim == 1:
+        return labels
+    has_label = jnp.sum(labels, axis=-1, keepdims=True) > 0
+    return jnp.argmax(jnp.where(has_label, labels, teacher_logits), axis=-1)
+
+
+_DECOUPLED = "min(12 t, 1) T² (KL(class or not) + 8 KL(other classes))"
+register(
+    StudentLoss(
+        name="kd_decoupled",
+        title="Decoupled KD",
+        function=_decoupled_kd,
+        with_labels=Form(formula=f"CE + w {_DECOUPLED}"),
+        without_labels=Form(formula=_DECOUPLED, settings=ALL - {"weight"}),
+        scheduled=True,
         zero_at_teacher=True,
     )
 )

@@ -20,6 +20,7 @@ from remem_jax.workflow.context import Run
 
 CHECKPOINTS = "checkpoints"
 Rate = Callable[[int], float]
+Progress = Callable[[int], float]
 
 
 class Job(NamedTuple):
@@ -28,8 +29,9 @@ class Job(NamedTuple):
     Attributes:
         shapes: Shapes and shardings of the state; checkpoints have the same structure.
         first: Creates the state at step 0; not called if there is a checkpoint.
-        make_step: Builds the (jitted) step, given the number of steps done before, and the fraction
-            of the peak learning rate by step; None if the step has its own schedule.
+        make_step: Builds the (jitted) step, given the number of steps done before, the fraction of
+            the peak learning rate by step (None if the step has its own schedule), and the fraction
+            of the training that is done after a step, by step.
         operations: Counts the floating-point operations of a step.
         batch_size: Global batch size.
         steps: Total number of steps.
@@ -45,7 +47,7 @@ class Job(NamedTuple):
 
     shapes: Any
     first: Callable[[], Any]
-    make_step: Callable[[int, Rate | None], Callable[[Any, Batch], tuple[Any, Metrics]]]
+    make_step: Callable[[int, Rate | None, Progress], Callable[[Any, Batch], tuple[Any, Metrics]]]
     operations: Callable[[Any, Batch], float]
     batch_size: int
     steps: int
@@ -63,11 +65,13 @@ class _Pacing:
     Attributes:
         steps: Number of steps, which may change during training.
         rate: Fraction of the peak learning rate by step; None without a deadline.
+        progress: Fraction of the training that is done after a step, by the number of steps before.
     """
 
     def __init__(self, job: Job, run: Run, saved: Mapping[str, Any] | None) -> None:
         self._job, self._evaluation_seconds, self._logs, self._pace = job, 0.0, 0, None
         self.steps, self.rate = job.steps, None
+        self.progress: Progress = lambda step: (step + 1) / job.steps
         if run.deadline is not None:
             deadline = run.deadline
             self._pace = pace.Pace(
@@ -78,6 +82,7 @@ class _Pacing:
                 most_steps=run.most_steps,
             )
             self.steps, self.rate = self._pace.steps, self._pace.rate
+            self.progress = self._pace.progress
 
     def note(self) -> dict[str, Any]:
         """Returns what a checkpoint notes of it."""
@@ -175,7 +180,7 @@ def train(run: Run, stage: str, job: Job) -> tuple[Any, float]:
         ):
             last = loop.fit(
                 first,
-                speed.counting(job.make_step(done, pacing.rate)),
+                speed.counting(job.make_step(done, pacing.rate, pacing.progress)),
                 batches,
                 first_step=done,
                 schedule=loop.Schedule(

@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import Array, Float
 
 from remem_jax import models
-from remem_jax.models import inverted_residual, projection, resnet, tuning, vit
+from remem_jax.models import inverted_residual, projection, resnet, stages, tuning, vit
 from remem_jax.models.architectures import Architecture, Head, Row
 from tests.oracles import peers
 
@@ -81,13 +81,22 @@ def test_patches_are_computed_in_the_dtype_of_the_maps(layer: dict[str, Array]) 
 def test_a_new_projection_is_lecun_normal_and_can_be_removed(key: jax.Array) -> None:
     variables = {"params": {"fc": jnp.ones(3)}, "batch_stats": {"mean": jnp.zeros(3)}}
 
-    added = projection.add(variables, key, channels=400, width=200)
+    added = projection.add(variables, key, {"patches": (400, 200)})
 
     new = added["params"][projection.NAME]
     assert new["kernel"].std() == pytest.approx(400**-0.5, rel=0.02)
     np.testing.assert_array_equal(new["bias"], jnp.zeros(200))
     assert projection.without(added) == variables
     assert projection.without(variables) == variables
+
+
+SMALL_VIT = vit.VisionTransformer(
+    SIZE._replace(depth=5), classes=3, dropout=0.3, drop_path=0.3, initialisation="timm"
+)
+ALL_TARGETS = tuple(
+    projection.Target(field, side=4, width=WIDTH, layers=3)
+    for field in ("patches", "cls", "pooled", "layers")
+)
 
 
 @pytest.mark.parametrize(
@@ -102,27 +111,29 @@ def test_a_new_projection_is_lecun_normal_and_can_be_removed(key: jax.Array) -> 
             dropout=0.5,
             drop_path=0.5,
         ),
+        SMALL_VIT,
     ],
-    ids=["resnet", "mobilenet"],
+    ids=["resnet", "mobilenet", "vit"],
 )
 def test_predicting_features_changes_neither_logits_nor_statistics(
     model: Any, images: Array, key: jax.Array
 ) -> None:
-    target = projection.Target("patches", side=4, width=WIDTH)
     variables = models.init(model, key, 32)
-    channels = models.trunk_channels(model, 32)
-    added = projection.add(variables, key, channels=channels, width=WIDTH)["params"]
-    statistics = {"batch_stats": variables["batch_stats"]}
+    added = projection.add(variables, key, models.projected(model, ALL_TARGETS, 32))["params"]
+    statistics = {name: tree for name, tree in variables.items() if name != "params"}
 
     plain, statistics_after = jax.jit(models.student_apply(model))(
         variables["params"], statistics, images, key
     )
-    with_features, also_kept = jax.jit(models.student_apply(model, target))(
+    with_features, also_kept = jax.jit(models.student_apply(model, ALL_TARGETS))(
         added, statistics, images, key
     )
 
     assert plain.patches is None
     assert with_features.patches.shape == (2, 16, WIDTH)
+    number = min(3, len(stages.of_student(model, 32)))
+    assert [layer.shape for layer in with_features.layers] == [(2, 16, WIDTH)] * number
+    assert with_features.cls.shape == with_features.pooled.shape == (2, WIDTH)
     np.testing.assert_allclose(with_features.logits, plain.logits, rtol=1e-5, atol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
@@ -174,6 +185,23 @@ def test_all_tokens_of_a_teacher_without_cls_are_patches(images: Array) -> None:
     np.testing.assert_allclose(from_mean, logits, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"'gap', has no \[CLS\]"):
         models.teacher_apply(model, ("cls",))
+
+
+@pytest.mark.parametrize("pool", ["cls", "gap", "map", "cls_gap"])
+def test_the_pooled_features_of_a_teacher_are_what_its_head_pools(images: Array, pool: str) -> None:
+    model = vit.VisionTransformer(SIZE, classes=3, pool=pool, initialisation="timm")
+    variables = models.init(model, jax.random.key(0), 32)
+
+    outputs = jax.jit(models.teacher_apply(model, ("pooled",)))(variables, images)
+
+    head = variables["params"]["head"]
+    assert outputs.pooled.shape == (2, 12)
+    if pool == "cls_gap":
+        tokens: Any = model.apply(variables, images, method="trunk")
+        np.testing.assert_allclose(outputs.pooled, tokens[:, 0], rtol=1e-4, atol=1e-5)
+    else:
+        logits = outputs.pooled @ head["kernel"] + head["bias"][None]
+        np.testing.assert_allclose(logits, outputs.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_features_that_were_not_requested_are_not_returned(images: Array) -> None:

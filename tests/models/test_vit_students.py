@@ -158,11 +158,12 @@ def test_predicted_patches_are_the_projected_tokens_of_timm(
     pool: str, side: int, rng: np.random.Generator, images: np.ndarray, key: jax.Array
 ) -> None:
     torch, model = peers.torch(), tiny(pool=pool, gelu="erf")
-    variables, target = drawn(model, rng), projection.Target("patches", side, width=5)
-    params = projection.add(variables, key, channels=64, width=5)["params"]
+    variables = drawn(model, rng)
+    targets = (projection.Target("patches", side, width=5),)
+    params = projection.add(variables, key, {"patches": (64, 5)})["params"]
     theirs = peer(tiny_run.VIT_NAME, tiny_run.VIT_STUDENT, {"pool": pool}, variables)
 
-    outputs, _ = jax.jit(models.student_apply(model, target))(params, {}, images, key)
+    outputs, _ = jax.jit(models.student_apply(model, targets))(params, {}, images, key)
 
     with torch.no_grad():
         tokens = theirs.forward_features(nchw(images))[:, 1 if pool == "cls" else 0 :]
@@ -182,16 +183,38 @@ def test_a_predicted_cls_token_is_the_students_or_else_the_mean(
     pool: str, rng: np.random.Generator, images: np.ndarray, key: jax.Array
 ) -> None:
     model = tiny(pool=pool, gelu="erf")
-    variables, target = drawn(model, rng), projection.Target("cls", 5, width=6)
-    params = projection.add(variables, key, channels=64, width=6)["params"]
+    variables, targets = drawn(model, rng), (projection.Target("cls", 5, width=6),)
+    params = projection.add(variables, key, models.projected(model, targets, 80))["params"]
     theirs = peer(tiny_run.VIT_NAME, tiny_run.VIT_STUDENT, {"pool": pool}, variables)
 
-    outputs, _ = jax.jit(models.student_apply(model, target))(params, {}, images, key)
+    outputs, _ = jax.jit(models.student_apply(model, targets))(params, {}, images, key)
 
     with peers.torch().no_grad():
         pooled = theirs.forward_head(theirs.forward_features(nchw(images)), pre_logits=True)
     expected = pooled.numpy() @ np.asarray(params["projection"]["kernel"])
     np.testing.assert_allclose(outputs.cls, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_tokens_after_several_blocks_are_timms(
+    rng: np.random.Generator, images: np.ndarray, key: jax.Array
+) -> None:
+    torch, model = peers.torch(), tiny(gelu="erf")
+    variables = drawn(model, rng)
+    targets = (projection.Target("layers", 5, width=6, layers=2),)
+    params = projection.add(variables, key, models.projected(model, targets, SIDE))["params"]
+    theirs = peer(tiny_run.VIT_NAME, tiny_run.VIT_STUDENT, {}, variables)
+
+    student, _ = jax.jit(models.student_apply(model, targets))(params, {}, images, key)
+    teacher = jax.jit(models.teacher_apply(model, ("layers",)))(variables, images)
+
+    with torch.no_grad():
+        layers = theirs.forward_intermediates(
+            nchw(images), indices=[0, 1], output_fmt="NLC", intermediates_only=True
+        )
+    for i, layer in enumerate(layers):
+        np.testing.assert_allclose(teacher.layers[i], layer.numpy(), rtol=1e-4, atol=1e-4)
+        expected = layer.numpy() @ np.asarray(params["projection"][f"layer_{i + 1}"]["kernel"])
+        np.testing.assert_allclose(student.layers[i], expected, rtol=1e-4, atol=1e-4)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from remem_jax.storage import identity
+from remem_jax.storage import identity, results
 from remem_jax.storage.identity import Identity
 
 RUN: dict[str, Any] = {
@@ -42,12 +42,27 @@ def test_paths_are_removed_at_any_depth() -> None:
     [
         Identity({"seed": 1}, {"data": "a"}),
         Identity({"seed": 0}, {"data": "b"}),
-        Identity({"seed": 0}, {"data": "a"}, code=identity.TRAINING + 1),
     ],
-    ids=["settings", "inputs", "code"],
+    ids=["settings", "inputs"],
 )
 def test_each_field_of_an_identity_changes_its_key(other: Identity) -> None:
     assert Identity({"seed": 0}, {"data": "a"}).key != other.key
+
+
+def _of_loss(loss: str, *methods: str) -> Identity:
+    return Identity({"methods": list(methods), "student": {"losses": ["kd", loss]}}, {"data": "a"})
+
+
+def test_a_loss_that_has_changed_changes_the_key_of_runs_with_it_alone() -> None:
+    changed = _of_loss("kd_standardised", "scratch", "remem")
+    others = [_of_loss("dist", "remem"), _of_loss("kd_standardised", "scratch", "alone")]
+
+    assert changed.code == 3
+    assert [other.code for other in others] == [identity.TRAINING] * 2
+    # The keys of earlier versions.
+    for each, same in ((changed, False), *((other, True) for other in others)):
+        before = {"settings": each.settings, "inputs": each.inputs, "code": identity.TRAINING}
+        assert (each.key == results.fingerprint(before)) == same
 
 
 def test_a_key_does_not_depend_on_the_order_of_names() -> None:

@@ -158,6 +158,17 @@ def test_a_run_of_another_code_version_is_not_resumed(
         _begin(tmp_path, **INPUTS)
 
 
+def test_a_run_of_an_earlier_version_with_a_loss_that_has_changed_does_not_go_on(
+    tmp_path: pathlib.Path,
+) -> None:
+    config = {"methods": ["finetune"], "student": {"losses": ["kd_standardised"]}}
+    results.write(tmp_path / "config.json", config)
+    results.write(tmp_path / "inputs.json", INPUTS | {"code": TRAINING})
+
+    with pytest.raises(SettingError, match=r"version 2 of training; this is version 3"):
+        workdir.begin(tmp_path, config, Identity(config, INPUTS))
+
+
 PLACED = {"workflow": "remem", "data": {"name": "folder", "path": "here", "dir": ""}, "seed": 0}
 MOVED = {"workflow": "remem", "data": {"name": "folder", "path": "there", "dir": ""}, "seed": 0}
 

@@ -183,6 +183,19 @@ def test_trials_of_an_older_version_with_other_inputs_start_over(
     assert f"Trial {key} of an older version used other images" in caplog.text
 
 
+def test_trials_of_an_older_version_with_a_loss_that_has_changed_start_over(
+    images: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _study(images)
+    config.base.student.losses = ("kd_standardised",)
+
+    key = _done_before(config, tmp_path)
+
+    caplog.set_level(logging.WARNING, "absl")
+    assert key not in _keys_after(config, tmp_path)
+    assert f"Trial {key} of an older version used other images" in caplog.text
+
+
 def test_a_started_trial_of_an_older_version_is_resumed(
     images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -20,6 +20,7 @@ from remem_jax.train import hard_labels, lockstep
 from remem_jax.train.student_losses import LOSSES, StudentLoss
 from remem_jax.workflow.remem import student_steps
 from tests.oracles import peers
+from tests.train import drawn
 
 EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 SETTINGS: Any = {"temperature": 2.0, "weight": 0.7}
@@ -31,13 +32,9 @@ NONE = jnp.full(5, -1, jnp.int32)
 
 @pytest.fixture
 def outputs(rng: np.random.Generator) -> tuple[Outputs, Outputs]:
-    """The outputs of a student and of a teacher, with all features."""
-    shapes = (5, 3), (5, 4, 8), (5, 8)
-    student, teacher = (
-        Outputs(*(jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in shapes))
-        for _ in range(2)
-    )
-    return student, teacher
+    """The outputs of a student and of a teacher that predicts the labels, with all features."""
+    student, teacher = drawn.outputs(rng)
+    return student, teacher._replace(logits=teacher.logits + 8 * jax.nn.one_hot(ALL, 3))
 
 
 def _of_labels(loss: StudentLoss) -> float:

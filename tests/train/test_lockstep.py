@@ -15,7 +15,7 @@ from remem_jax.data.images.augment import Mixing
 from remem_jax.data.loaders import resident
 from remem_jax.models import projection
 from remem_jax.records import Batch, Hyperparameters, Outputs
-from remem_jax.train import lockstep, state, steps, student_losses
+from remem_jax.train import lockstep, state, steps, student_losses, teacher_queue
 
 LABELS = student_losses.LABELS.name
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -107,29 +107,34 @@ def setup(resnet4: str) -> Setup:
     def compute_targets(variables: Any, images: jax.Array) -> Outputs:
         logits = jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
         quarters = images.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)).reshape(-1, 4, 3)
-        return Outputs(logits, patches=quarters @ variables["kernel"], cls=logits)
+        patches = quarters @ variables["kernel"]
+        return Outputs(logits, patches, cls=logits, pooled=logits, layers=(patches, 2 * patches))
 
     losses = {**student_losses.LOSSES, LABELS: student_losses.LABELS}
 
+    def targets(loss: student_losses.StudentLoss) -> tuple[projection.Target, ...]:
+        return tuple(projection.Target(field, side=2, width=3, layers=2) for field in loss.features)
+
     def step(loss: student_losses.StudentLoss) -> Any:
-        target = loss.features and projection.Target(loss.features, side=2, width=3)
-        apply = models.student_apply(model, target or None)
+        apply = models.student_apply(model, targets(loss))
         bound = functools.partial(loss, hard_labels=True)
         student_step = steps.make_student_step(apply, tx, loss=bound, key=jax.random.key(2))
         return jax.jit(student_step, donate_argnums=0)
 
-    channels = models.trunk_channels(model, 16)
-    projected = projection.add(variables, jax.random.key(3), channels=channels, width=3)
+    def first(loss: student_losses.StudentLoss) -> Any:
+        added = variables
+        if loss.features:
+            layers = models.projected(model, targets(loss), 16)
+            added = projection.add(added, jax.random.key(3), layers)
+        return teacher_queue.add(added, 6, 3) if loss.has_queue else added
+
     return Setup(
         jax.jit(
             lockstep.make_augment(transform, classes=3, key=jax.random.key(1), mixing=Mixing())
         ),
         jax.jit(compute_targets),
         {name: step(loss) for name, loss in losses.items()},
-        {
-            name: functools.partial(state.create, projected if loss.features else variables, tx)
-            for name, loss in losses.items()
-        },
+        {name: functools.partial(state.create, first(loss), tx) for name, loss in losses.items()},
         split,
     )
 
@@ -265,6 +270,24 @@ def test_teacher_and_students_get_the_same_augmented_images(setup: Setup) -> Non
         for student_images, logits in student_calls:
             np.testing.assert_array_equal(student_images, images)
             np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("progress", [None, lambda done: (done + 1) / 100])
+def test_the_student_step_gets_the_progress_of_training(setup: Setup, progress: Any) -> None:
+    seen: list[Hyperparameters] = []
+
+    def student_step(state: Any, images: Any, labels: Any, targets: Any, settings: Any) -> Any:
+        seen.append(settings)
+        return state, {"loss": 0.0}
+
+    step = lockstep.make_step(
+        setup.augment, no_targets, [(student_step, GRID[0])], first_step=7, progress=progress
+    )
+    for batch in setup.batches():
+        step((setup.first(),), batch)
+
+    expected = (1.0, 1.0, 1.0) if progress is None else (0.08, 0.09, 0.1)
+    assert seen == [GRID[0]._replace(progress=value) for value in expected]
 
 
 def test_each_step_augments_differently(setup: Setup) -> None:

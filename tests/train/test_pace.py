@@ -1,5 +1,7 @@
 """The schedule with a deadline, compared with Optax's where it is not shortened."""
 
+import itertools
+
 import numpy as np
 import optax
 import pytest
@@ -44,6 +46,27 @@ def test_a_shortened_schedule_is_continuous_and_ends_at_zero(
     assert ours.rate(steps) == pytest.approx(0, abs=1e-9)
     if steps < 100:  # What is left of the schedule fits, but for the one step that there is always.
         assert (steps - done) * step_seconds <= max(left, step_seconds)
+
+
+@given(
+    done=st.integers(1, 98),
+    step_seconds=st.floats(0.01, 10),
+    left=st.floats(-5, 200),
+)
+def test_progress_rises_to_1_at_the_last_step_also_if_their_number_changes(
+    done: int, step_seconds: float, left: float
+) -> None:
+    ours = pace.Pace(100, 0, lambda: left, most_steps=150)
+    assert ours.progress(done - 1) == pytest.approx(done / 100)
+    before = [ours.progress(step) for step in range(done)]
+
+    steps = ours.measured(done, step_seconds)
+
+    values = [*before, *map(ours.progress, range(done, steps))]
+    assert all(0 < a < b for a, b in itertools.pairwise(values))
+    assert values[-1] == pytest.approx(1.0)
+    resumed = pace.Pace(100, 0, lambda: left, saved=ours.record(), most_steps=150)
+    assert resumed.progress(done) == ours.progress(done)
 
 
 def test_time_for_evaluations_is_left() -> None:

@@ -1,6 +1,8 @@
 """Student losses: properties of every record in `student_losses.LOSSES`, and each formula."""
 
 import dataclasses
+import functools
+import itertools
 from typing import Any
 
 import jax
@@ -9,13 +11,15 @@ import numpy as np
 import pytest
 from jax import test_util
 from jaxtyping import Array, Float, Int
-from scipy import special, stats
+from scipy import special
 from sklearn import metrics
 
 from remem_jax import losses
 from remem_jax.records import Outputs
 from remem_jax.train import student_losses
 from remem_jax.train.student_losses import LABELS, LOSSES, StudentLoss
+from tests.oracles import losses_torch, peers
+from tests.train import drawn
 
 EACH = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 WITHOUT_LABELS = {name: loss for name, loss in LOSSES.items() if loss.without_labels}
@@ -36,12 +40,7 @@ SETTINGS = {"temperature": 2.0, "weight": 0.7}
 @pytest.fixture
 def outputs(rng: np.random.Generator) -> tuple[Outputs, Outputs]:
     """The outputs of a student and of a teacher, with all features."""
-    shapes = (5, 3), (5, 4, 8), (5, 8)
-    student, teacher = (
-        Outputs(*(jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in shapes))
-        for _ in range(2)
-    )
-    return student, teacher
+    return drawn.outputs(rng)
 
 
 @pytest.fixture
@@ -222,7 +221,7 @@ def test_an_excluded_weight_would_leave_the_head_without_gradient(
 def test_a_loss_needs_exactly_the_features_of_its_record(
     loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
 ) -> None:
-    needed = {"logits", loss.features}
+    needed = {"logits", *loss.features, *(["queue"] if loss.has_queue else [])}
     unused = dict.fromkeys(set(Outputs._fields) - needed)
     student, teacher = (output._replace(**unused) for output in outputs)
     settings = {"hard_labels": hard_labels, **SETTINGS}
@@ -232,14 +231,16 @@ def test_a_loss_needs_exactly_the_features_of_its_record(
     if loss.features:
         plain = Outputs(student.logits)
         for incomplete in ((plain, teacher), (student, plain)):
-            with pytest.raises(ValueError, match=f"{loss.name} needs {loss.features}"):
+            with pytest.raises(ValueError, match=f"{loss.name} needs {loss.features[0]}"):
                 loss(*incomplete, labels, **settings)
+    if loss.has_queue:
+        with pytest.raises(ValueError, match=f"{loss.name} needs the queue"):
+            loss(student, teacher._replace(queue=None), labels, **settings)
 
 
 @EACH
 def test_a_record_is_listed_under_its_name(loss: StudentLoss) -> None:
     assert LOSSES[loss.name] is loss
-    assert loss.features in (None, "patches", "cls")
     # The claim is about the form without labels.
     assert loss.without_labels or not loss.zero_at_teacher
 
@@ -250,6 +251,25 @@ def test_a_loss_that_needs_labels_has_no_form_without_them() -> None:
     assert loss.form(True) is loss.with_labels
     with pytest.raises(ValueError, match="The loss kd needs labels"):
         loss.form(False)
+
+
+def test_the_features_of_a_record_are_a_tuple_of_fields() -> None:
+    with pytest.raises(ValueError, match="features of the loss kd must be a tuple of patches"):
+        dataclasses.replace(LOSSES["kd"], features=("patch",))
+    with pytest.raises(ValueError, match="kd has a queue, so its features need 'pooled'"):
+        dataclasses.replace(LOSSES["kd"], features=("cls",), has_queue=True)
+
+
+@EACH_FORM
+def test_a_loss_depends_on_the_progress_if_and_only_if_it_is_scheduled(
+    loss: StudentLoss, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    early, late = (
+        loss(*outputs, labels, hard_labels=hard_labels, progress=progress, **SETTINGS)
+        for progress in (0.01, 1.0)
+    )
+
+    assert bool(early != late) == loss.scheduled
 
 
 @pytest.mark.parametrize("name", ["kd", LABELS.name])
@@ -300,24 +320,128 @@ def test_kd_matches_the_paper(
     assert actual == expected
 
 
-@HARD
-def test_standardised_kd_matches_scipy(
-    outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+def soft_and_hard(
+    name: str, outputs: tuple[Outputs, Outputs], labels: Array, **settings: Any
+) -> tuple[Any, Any]:
+    """Returns the value and the gradient of the logits of a loss without and with hard labels."""
+    values = []
+    for hard_labels in (False, True):
+        value, grads = value_and_grad(
+            LOSSES[name], outputs, labels, hard_labels=hard_labels, **SETTINGS, **settings
+        )
+        values.append((value, grads.logits))
+    return values[0], values[1]
+
+
+def cross_entropy_of(outputs: tuple[Outputs, Outputs], labels: Array) -> tuple[Any, Any]:
+    """Returns torch's cross-entropy and its gradient."""
+    torch = peers.torch()
+    return losses_torch.value_and_grads(
+        lambda s: torch.nn.functional.cross_entropy(s, torch.tensor(np.asarray(labels)).long()),
+        outputs[0].logits,
+    )
+
+
+def test_standardised_kd_and_its_gradient_match_torch_with_the_authors_weights(
+    outputs: tuple[Outputs, Outputs], labels: Array
 ) -> None:
-    student, teacher = (np.asarray(output.logits, np.float64) for output in outputs)
-    log_shares = [
-        special.log_softmax(stats.zscore(logits, axis=-1) / 2.0, axis=-1)
-        for logits in (student, teacher)
+    teacher = losses_torch.tensor(outputs[1].logits)
+    soft, (soft_grad,) = losses_torch.value_and_grads(
+        lambda s: losses_torch.standardised_kd(s, teacher, 2.0), outputs[0].logits
+    )
+    hard, (hard_grad,) = cross_entropy_of(outputs, labels)
+
+    without, _ = soft_and_hard("kd_standardised", outputs, labels)
+    actual, grads = value_and_grad(
+        LOSSES["kd_standardised"], outputs, labels, temperature=2.0, weight=0.9, hard_labels=True
+    )
+
+    np.testing.assert_allclose(without[0], 10 * soft, rtol=1e-5)
+    np.testing.assert_allclose(without[1], 10 * soft_grad, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, 0.1 * hard + 9 * soft, rtol=1e-5)
+    np.testing.assert_allclose(grads.logits, 0.1 * hard_grad + 9 * soft_grad, rtol=1e-4, atol=1e-5)
+
+
+@HARD
+@pytest.mark.parametrize("name", ["kd_standardised", "kd_decoupled"])
+def test_gradients_are_finite_for_equal_logits_and_for_a_certain_teacher(
+    name: str, outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    equal = jnp.full((5, 3), 0.1, jnp.float32)
+    certain = 1e4 * jax.nn.one_hot(labels, 3)
+    for student, teacher in itertools.product((equal, certain), repeat=2):
+        value, grads = value_and_grad(
+            LOSSES[name],
+            (Outputs(student), Outputs(teacher)),
+            labels,
+            hard_labels=hard_labels,
+            **SETTINGS,
+        )
+        assert np.isfinite(value)
+        assert np.isfinite(grads.logits).all()
+
+
+@pytest.mark.parametrize(("progress", "share"), [(1 / 240, 1 / 20), (0.05, 0.6), (0.5, 1.0)])
+def test_decoupled_kd_and_its_gradient_match_torch_and_warm_up(
+    outputs: tuple[Outputs, Outputs], labels: Array, progress: float, share: float
+) -> None:
+    teacher = losses_torch.tensor(outputs[1].logits)
+
+    def loss(student: Any, classes: Any) -> Any:
+        target, others = losses_torch.decoupled(student, teacher, classes, 2.0)
+        return share * (target + 8 * others).mean()
+
+    by_label, by_teacher = (
+        losses_torch.value_and_grads(functools.partial(loss, classes=classes), outputs[0].logits)
+        for classes in (labels, np.argmax(outputs[1].logits, -1))
+    )
+    hard, (hard_grad,) = cross_entropy_of(outputs, labels)
+
+    without, with_labels = soft_and_hard("kd_decoupled", outputs, labels, progress=progress)
+
+    np.testing.assert_allclose(without[0], by_teacher[0], rtol=1e-5)
+    np.testing.assert_allclose(without[1], by_teacher[1][0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(with_labels[0], hard + 0.7 * by_label[0], rtol=1e-5)
+    expected = hard_grad + 0.7 * by_label[1][0]
+    np.testing.assert_allclose(with_labels[1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_decoupled_kd_takes_the_largest_share_and_the_teachers_class_without_a_label(
+    outputs: tuple[Outputs, Outputs],
+) -> None:
+    shares = jnp.asarray(
+        [[0.6, 0.4, 0], [0, 0.1, 0.9], [0, 0, 0], [1.5, 0, 0], [0, 0, 0]], jnp.float32
+    )
+    of_teacher = np.argmax(outputs[1].logits, -1)
+    classes = jnp.asarray([0, 2, of_teacher[2], 0, of_teacher[4]])
+
+    def soft(labels: Array) -> Array:
+        value = LOSSES["kd_decoupled"](*outputs, labels, hard_labels=True, **SETTINGS)
+        return value - losses.cross_entropy(outputs[0].logits, labels)
+
+    np.testing.assert_allclose(soft(shares), soft(classes), rtol=1e-5)
+
+
+def test_with_constant_labels_decoupled_kd_at_equal_weights_is_kd(
+    outputs: tuple[Outputs, Outputs], labels: Array
+) -> None:
+    # KL = KL(class) + (1 - p[class]) KL(others), equation 5 of the paper.
+    student, teacher = (output.logits for output in outputs)
+    both = [
+        losses.decoupled(
+            student[i][None],
+            teacher[i][None],
+            labels[i][None],
+            2.0,
+            target_weight=1.0,
+            other_weight=float(1 - jax.nn.softmax(teacher[i] / 2.0)[labels[i]]),
+        )
+        for i in range(5)
     ]
-    shares = np.exp(log_shares)
-    expected = 2.0**2 * special.rel_entr(shares[1], shares[0]).sum(-1).mean()
-    if hard_labels:
-        hard = metrics.log_loss(labels, special.softmax(student, axis=-1))
-        expected = 0.3 * hard + 0.7 * expected
 
-    actual = LOSSES["kd_standardised"](*outputs, labels, hard_labels=hard_labels, **SETTINGS)
+    expected = losses.distillation(student, teacher, 2.0)
 
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(np.mean(both), expected, rtol=1e-5)
 
 
 def test_standardised_kd_ignores_scale_and_shift_of_the_teacher(
@@ -377,3 +501,68 @@ def test_the_feature_loss_is_weighted_against_the_loss_of_the_head(
 
     np.testing.assert_allclose(actual, 0.3 * head_loss + 0.7 * feature_loss, rtol=1e-6)
     np.testing.assert_array_equal(getattr(grads, other), 0.0)
+
+
+def head_loss(outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool) -> Any:
+    """Returns the loss of the head beside features: of the labels, or of the teacher's logits."""
+    if hard_labels:
+        return losses.cross_entropy(outputs[0].logits, labels)
+    return losses.distillation(outputs[0].logits, outputs[1].logits, 2.0)
+
+
+@HARD
+def test_relations_and_their_gradients_match_torch(
+    outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    student, teacher = outputs
+    pooled, patches, queue = map(
+        losses_torch.tensor, (teacher.pooled, teacher.patches, teacher.queue)
+    )
+    expected, (of_pooled, of_patches) = losses_torch.value_and_grads(
+        lambda s, p: losses_torch.relations(s, pooled, p, patches, queue),
+        student.pooled,
+        student.patches,
+    )
+
+    actual, grads = value_and_grad(
+        LOSSES["relations"], outputs, labels, hard_labels=hard_labels, **SETTINGS
+    )
+
+    hard = head_loss(outputs, labels, hard_labels)
+    np.testing.assert_allclose(actual, hard + 0.7 * expected, rtol=1e-5)
+    np.testing.assert_allclose(grads.pooled, 0.7 * of_pooled, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(grads.patches, 0.7 * of_patches, rtol=1e-3, atol=1e-5)
+
+
+def test_relations_have_finite_gradients_for_zeros(
+    outputs: tuple[Outputs, Outputs], labels: Array
+) -> None:
+    zeros = jax.tree.map(jnp.zeros_like, outputs)
+
+    value, grads = value_and_grad(LOSSES["relations"], zeros, labels, hard_labels=True, **SETTINGS)
+
+    assert np.isfinite(value)
+    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
+
+
+@HARD
+def test_the_loss_of_several_layers_and_its_gradients_match_torch(
+    outputs: tuple[Outputs, Outputs], labels: Array, hard_labels: bool
+) -> None:
+    student, teacher = outputs
+    assert student.layers
+    assert teacher.layers
+    # The student has two stages, which predict the last two of the teacher's three layers.
+    targets = [losses_torch.tensor(layer) for layer in teacher.layers[1:]]
+    expected, layer_grads = losses_torch.value_and_grads(
+        lambda *layers: sum(map(losses_torch.whitened_error, layers, targets)) / 2, *student.layers
+    )
+
+    actual, grads = value_and_grad(
+        LOSSES["features_layers"], outputs, labels, hard_labels=hard_labels, **SETTINGS
+    )
+
+    hard = head_loss(outputs, labels, hard_labels)
+    np.testing.assert_allclose(actual, 0.3 * hard + 0.7 * expected, rtol=1e-5)
+    for grad, expected_grad in zip(grads.layers, layer_grads, strict=True):
+        np.testing.assert_allclose(grad, 0.7 * expected_grad, rtol=1e-4, atol=1e-7)

@@ -23,7 +23,7 @@ from tests import tiny_run
 from tests.oracles import peers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("student", "mixed_dtypes")]
-COMPARED = ("kd", "features", "features_cls")
+COMPARED = ("kd", "features", "features_cls", "features_layers", "relations")
 
 
 @pytest.fixture(scope="module")

@@ -247,9 +247,9 @@ def job(run: context.Run, estimators: Estimators) -> training.Job:
     )
 
     def make_step(
-        first_step: int, rate: training.Rate | None
+        first_step: int, rate: training.Rate | None, progress: training.Progress
     ) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
-        del rate  # Decoders have a constant learning rate.
+        del rate, progress  # Decoders have a constant learning rate.
         numbers = itertools.count(first_step)
         return lambda states, batch: lockstep(states, transform(np.int32(next(numbers)), batch))
 

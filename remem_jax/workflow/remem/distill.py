@@ -324,8 +324,14 @@ def _job(
     return training.Job(
         tuple(setup.shapes[point.loss] for point in group),
         lambda: tuple(map(setup.first_state, group)),
-        lambda first_step, rate: lockstep.make_step(
-            setup.augment, get_targets, students, first_step=first_step, lost=lost, rate=rate
+        lambda first_step, rate, progress: lockstep.make_step(
+            setup.augment,
+            get_targets,
+            students,
+            first_step=first_step,
+            lost=lost,
+            rate=rate,
+            progress=progress,
         ),
         operations,
         settings.batch_size,

@@ -199,7 +199,10 @@ def _train(
     """
     setup = teacher_training.make_training(run, settings, start)
 
-    def make_step(first_step: int, rate: training.Rate | None) -> Callable[..., Any]:
+    def make_step(
+        first_step: int, rate: training.Rate | None, progress: training.Progress
+    ) -> Callable[..., Any]:
+        del progress
         numbers = itertools.count(first_step)
 
         def step(trained: state.TrainState, batch: Batch) -> tuple[state.TrainState, Metrics]:

@@ -9,7 +9,7 @@ from absl import logging
 
 from remem_jax import display
 from remem_jax.methods import METHODS
-from remem_jax.records import Hyperparameters
+from remem_jax.records import HYPERPARAMETERS
 from remem_jax.settings import deciding
 from remem_jax.storage import results
 from remem_jax.workflow import advice, ascent, context, memory_plan, stages
@@ -167,7 +167,7 @@ def _information(
 def _setting(student: dict[str, Any]) -> dict[str, Any]:
     return {
         name: student[name]
-        for name in ("teacher_step", "student", "loss", "steps", *Hyperparameters._fields)
+        for name in ("teacher_step", "student", "loss", "steps", *HYPERPARAMETERS)
     }
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import models
 from remem_jax.methods import METHODS
-from remem_jax.records import Hyperparameters, TeacherApply, Variables
+from remem_jax.records import HYPERPARAMETERS, Hyperparameters, TeacherApply, Variables
 from remem_jax.train import student_losses
 from remem_jax.workflow import context
 
@@ -113,7 +113,8 @@ def hyperparameters(point: GridPoint, *, hard_labels: bool) -> dict[str, Any]:
     """Returns a student's hyperparameters for the results; None for those its loss does not use."""
     used = student_losses.used(point.loss, hard_labels=hard_labels)
     unused = {"temperature", "weight"} - used
-    return point.hyperparameters._asdict() | dict.fromkeys(unused)
+    values = {name: getattr(point.hyperparameters, name) for name in HYPERPARAMETERS}
+    return values | dict.fromkeys(unused)
 
 
 def label_grid(run: context.Run, method: str) -> StudentGrid:

@@ -12,11 +12,11 @@ from remem_jax import mesh, models, random_streams
 from remem_jax.checks import require
 from remem_jax.data.images.augment import Mixing
 from remem_jax.methods import METHODS
-from remem_jax.models import projection
+from remem_jax.models import projection, stages
 from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.records import Key, Outputs, TeacherApply, Variables
 from remem_jax.settings import CALIBRATED
-from remem_jax.train import averaging, lockstep, state, steps, student_losses
+from remem_jax.train import averaging, lockstep, state, steps, student_losses, teacher_queue
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg, initial_students, student_normalisation
 from remem_jax.weights.initial_students import InitialStudent
@@ -31,7 +31,7 @@ class StudentSetup(NamedTuple):
     Attributes:
         first: Creates random variables of a student, given its seed.
         shapes: Shapes and shardings of a student's state, by loss. With a loss of features, the
-            state has a projection, which the variables of `first` lack.
+            state has a projection, and perhaps a queue, which the variables of `first` lack.
         first_states: Creates a student's state at step 0, given its seed and whether it is
             pretrained; by loss.
         steps: The compiled step of one student, by loss.
@@ -100,7 +100,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         return init(random_streams.within(key, "parameters", seed))
 
     def first_state(
-        target: projection.Target | None,
+        compared: Compared,
         init_key: Key,
         projection_key: Key,
         loaded: Variables | None = None,
@@ -108,11 +108,7 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         variables = init(init_key)
         if loaded is not None:
             variables = initial_students.join(variables, loaded)
-        if target:
-            channels = models.trunk_channels(model, run.config.data.image_size)
-            variables = projection.add(
-                variables, projection_key, channels=channels, width=target.width
-            )
+        variables = compared.added(model, run.config.data.image_size, variables, projection_key)
         return averaging.begin(state.create(variables, tx), decay=settings.ema)
 
     def keys(seed: int) -> tuple[Key, Key]:
@@ -128,10 +124,10 @@ def make(run: context.Run, pretrained: finetune.Pretrained | None) -> StudentSet
         return create(*keys(seed), *loaded)
 
     shapes, first_states, makers = {}, {}, {}
-    for name, (loss, target) in _losses(run, pretrained).items():
-        apply = run.gather_params(models.student_apply(model, target))
+    for name, (loss, compared) in _losses(run, pretrained).items():
+        apply = run.gather_params(models.student_apply(model, compared.targets))
         makers[name] = functools.partial(student_steps.make_step, settings, apply, loss=loss)
-        create = run.jit_create(functools.partial(first_state, target), *keys(0))
+        create = run.jit_create(functools.partial(first_state, compared), *keys(0))
         shapes[name] = run.shapes(jax.eval_shape(create, *keys(0)))
         first_states[name] = functools.partial(first_of_seed, create)
     jit_steps = functools.partial(_jit_steps, run, makers, key, shapes)
@@ -175,38 +171,62 @@ def _jit_steps(
     }
 
 
+class Compared(NamedTuple):
+    """The features of the teacher that a loss compares.
+
+    Attributes:
+        targets: Those that a student predicts.
+        queue: Number of entries of its `teacher_queue`, and of features of each; None for no queue.
+    """
+
+    targets: tuple[projection.Target, ...] = ()
+    queue: tuple[int, int] | None = None
+
+    def added(self, model: Any, image_size: int, variables: Variables, key: Key) -> Variables:
+        """Adds a student's projection and queue, as far as it has them, to its variables."""
+        if self.targets:
+            layers = models.projected(model, self.targets, image_size)
+            variables = projection.add(variables, key, layers)
+        return teacher_queue.add(variables, *self.queue) if self.queue else variables
+
+
 def _losses(
     run: context.Run, pretrained: finetune.Pretrained | None
-) -> dict[str, tuple[steps.Loss, projection.Target | None]]:
+) -> dict[str, tuple[steps.Loss, Compared]]:
     """Returns, for each `GridPoint.loss` of a run, the loss and the features it compares."""
     weights = run.class_weights(run.config.student.class_balance)
     bind = functools.partial(student_steps.bind, run.config.student, weights)
-    losses: dict[str, tuple[steps.Loss, projection.Target | None]] = {}
+    losses: dict[str, tuple[steps.Loss, Compared]] = {}
     if pretrained:
         distilled = bind(unlabelled=run.dataset.unlabelled is not None)
         for name in run.config.student.losses:
             loss = student_losses.LOSSES[name]
-            losses[name] = distilled(loss), _target(run, pretrained.checkpoint, loss)
+            losses[name] = distilled(loss), _compared(run, pretrained.checkpoint, loss)
     if any(not METHODS[method].has_teacher for method in run.config.methods):
-        losses[LABELS] = bind(unlabelled=False)(student_losses.LABELS), None
+        losses[LABELS] = bind(unlabelled=False)(student_losses.LABELS), Compared()
     return losses
 
 
-def _target(
+def _compared(
     run: context.Run, checkpoint: augreg.Checkpoint, loss: student_losses.StudentLoss
-) -> projection.Target | None:
-    """Returns which features a loss compares, of teachers that start from a checkpoint."""
-    if loss.features is None:
-        return None
+) -> Compared:
+    """Returns the features that a loss compares, of teachers that start from a checkpoint."""
     require(
-        loss.features != "cls" or "cls" in checkpoint.arrays,
+        "cls" not in loss.features or "cls" in checkpoint.arrays,
         f"config.student.losses has {loss.name!r}, and the ViT of {run.config.teacher.init} has no "
         "[CLS] token: take 'features', which are its patches.",
     )
     size = checkpoint.size
-    return projection.Target(
-        loss.features, run.config.data.image_size // size.pixels, size.features
+    side, layers = run.config.data.image_size // size.pixels, len(stages.blocks(size.depth))
+    targets = tuple(
+        projection.Target(field, side, size.features, layers if field == "layers" else 0)
+        for field in loss.features
     )
+    if not loss.has_queue:
+        return Compared(targets)
+    unlabelled = run.dataset.unlabelled
+    images = len(run.dataset.splits["train"].rows) + (unlabelled.images if unlabelled else 0)
+    return Compared(targets, (teacher_queue.entries(images), size.features))
 
 
 def make_targets(run: context.Run, teacher_apply: TeacherApply) -> TeacherApply:
