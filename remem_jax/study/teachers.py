@@ -90,12 +90,9 @@ class Teachers:
         running = {folders[name] for name in trials if states.get(name) == "running"}
         copied = self._copies.store is not None
         busy = {folder for folder in running if folder and (copied or folder.is_dir())}
-        finished = {
-            folder: self._is_finished(folder, _method(trials[name]))
-            for name, folder in folders.items()
-            if folder in busy
-        }
-        return [name for name, folder in folders.items() if finished.get(folder, True)]
+        methods = {folders[name]: _method(trial) for name, trial in trials.items()}
+        waited_for = {each for each in busy if not self._is_finished(each, methods[each])}
+        return [name for name, folder in folders.items() if folder not in waited_for]
 
     def _is_finished(self, folder: pathlib.Path, method: str) -> bool:
         result = shared_teachers.result_pattern(method)
