@@ -25,15 +25,11 @@ def run(folder: pathlib.Path, *options: str) -> tuple[str, dict[str, Any]]:
     return done.stdout, json.loads(path.read_text())
 
 
-@pytest.fixture(scope="module", params=["cpu", "gpu"])
-def ran(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, dict[str, Any]]:
-    """Measures one row of both sides once for all tests; on a CPU also a row of students."""
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Measures one row of both sides, and one of students, once for all tests."""
     peers.timm()
-    device = request.param
-    row = "--rows=forward,lockstep" if device == "cpu" else "--rows=forward"
-    return run(tmp_path_factory.mktemp(device), f"--device={device}", row)
+    return run(tmp_path_factory.mktemp("cpu"), "--device=cpu", "--rows=forward,lockstep")
 
 
 @pytest.mark.slow
@@ -44,7 +40,6 @@ def test_a_row_contains_both_sides_and_their_ratio(ran: tuple[str, dict[str, Any
     assert all(len(row[side]["seconds"]) == 2 for side in medians)
     assert row["ratio"] == pytest.approx(medians["ours"] / medians["theirs"])
     assert row["targets"] == {}  # Targets are for other sizes.
-    assert ("images_per_second" in row["ours"]) == (record["device"] == "gpu")
     assert f"| {row['name']} |" in printed
 
 
@@ -61,7 +56,6 @@ def test_facts_about_the_machine_are_printed_first_and_saved(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ran", ["cpu"], indirect=True)
 def test_all_ways_of_training_give_students_the_same_parameters(
     ran: tuple[str, dict[str, Any]],
 ) -> None:

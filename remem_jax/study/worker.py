@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import pathlib
 import platform
 import time
@@ -19,11 +18,11 @@ from remem_jax.data.custom import folders
 from remem_jax.report import tables
 from remem_jax.storage import checkpoints, results, trackers, workdir
 from remem_jax.study import (
-    axes,
     copies,
     cost,
     inputs,
     queue,
+    scheduling,
     search,
     space,
     summary,
@@ -31,7 +30,6 @@ from remem_jax.study import (
     unused,
 )
 from remem_jax.study.claim import Claim
-from remem_jax.study.configurations import Configuration
 from remem_jax.study.space import Trial
 from remem_jax.train import loop
 
@@ -176,9 +174,9 @@ def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
     """Returns the next step of this worker, decided by the writer for all of its processes."""
     claim, step = None, {}
     if study.queue:
-        schedule = _schedule(study)
+        schedule = scheduling.schedule(study.search, study.queue)
         by_key = {trial.key: trial for trial in schedule.trials}
-        study.queue.add([_configuration(trial) for trial in schedule.trials])
+        study.queue.add([scheduling.configuration(trial) for trial in schedule.trials])
         free = study.teachers.free(by_key, study.queue.states(by_key))
         claim = study.queue.claim(by_key, free=free)
         states = study.queue.states(by_key)
@@ -186,7 +184,7 @@ def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
             trial = by_key[claim.key]
             done = sum(state in ("done", "failed") for state in states.values())
             number = study.queue.numbers([claim.key])[claim.key]
-            title = f"Trial {number} ({done} of {study.cost.trials} done): {_name(trial)}"
+            title = f"Trial {number} ({done} of {study.cost.trials} done): {scheduling.name(trial)}"
             display.begin_run(title)
             logging.info("%s.", title)
             step = {"do": "work", "key": claim.key}
@@ -195,36 +193,6 @@ def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
         else:
             step = {"do": "end"}
     return claim, json.loads(mesh.broadcast_text(json.dumps(step)))
-
-
-def _schedule(study: Study) -> search.Schedule:
-    """Returns the trials scheduled so far, given the results of all workers."""
-    if study.queue is None:
-        raise ValueError("Only the process with the queue can schedule trials.")
-    values: dict[str, float] = {}
-    while True:  # A complete rung schedules the next one.
-        schedule = study.search.schedule(values)
-        keys = [trial.key for trial in schedule.trials]
-        current = study.queue.values(keys) | dict.fromkeys(study.queue.failures(keys), -math.inf)
-        if current.keys() <= values.keys():
-            return schedule
-        values |= current
-
-
-def _configuration(trial: Trial) -> Configuration:
-    numbers = {name: value for name, value in trial.point.items() if _is_number(value)}
-    attributes = {
-        **{name: value for name, value in trial.point.items() if name not in numbers},
-        "row": trial.row,
-        "column": trial.column,
-        "seed": trial.seed,
-        "fraction": trial.fraction,
-    }
-    return Configuration(trial.key, numbers, attributes)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> None:
@@ -244,7 +212,7 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
                 # If the claim is lost, the result would be dropped.
                 stopping=lambda: study.stopping() or (claim is not None and claim.lost),
                 shared=shared,
-                label=trackers.Label(study.config.name, _name(trial)),
+                label=trackers.Label(study.config.name, scheduling.name(trial)),
             )
         if claim:
             record = _record(folder, study.copies.url(folder))
@@ -255,18 +223,12 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
     if is_recorded and not study.config.keep_weights:
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
-        if study.teachers.remove_unneeded(trial, _unfinished(study)):
+        others = scheduling.unfinished(study.search, study.queue) if study.queue else []
+        if study.teachers.remove_unneeded(trial, others):
             study.copies.conclude(study.teachers.folder(trial))
     if is_recorded:
         study.copies.conclude(folder)
     jax.clear_caches()  # Steps that trials share stay in the persistent compilation cache.
-
-
-def _unfinished(study: Study) -> list[Trial]:
-    """Returns the scheduled trials that are neither done nor failed."""
-    trials = _schedule(study).trials
-    states = study.queue.states([trial.key for trial in trials]) if study.queue else {}
-    return [trial for trial in trials if states.get(trial.key) not in ("done", "failed")]
 
 
 def _record(folder: pathlib.Path, copy: str) -> dict[str, Any]:
@@ -281,7 +243,7 @@ def _record(folder: pathlib.Path, copy: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _handled(trial: Trial, claim: Claim | None) -> Iterator[None]:
     """Records the failure of a trial in the queue; re-raises errors that end this worker."""
-    name = _name(trial)
+    name = scheduling.name(trial)
     try:
         yield
     except BaseException as error:
@@ -326,15 +288,8 @@ def _report(study: Study, *, idle: int = 0) -> list[str]:
     """
     if study.queue is None:
         return []
-    scheduled = _schedule(study).trials
+    scheduled = scheduling.schedule(study.search, study.queue).trials
     record = summary.make(study.config, study.search, scheduled, study.queue, study.cost, idle=idle)
     results.write(study.directory / "study.json", record)
     report.write_study(study.directory)
     return summary.best(record)
-
-
-def _name(trial: Trial) -> str:
-    short = [] if trial.fraction == 1 else [f"{trial.fraction:.3g} of the steps"]
-    return ", ".join(
-        [trial.row, trial.column, f"seed {trial.seed}", *axes.described(trial.point), *short]
-    )

@@ -14,7 +14,7 @@ from configs import settings, study
 from remem_jax.checks import SettingError
 from remem_jax.settings import plain, values
 from remem_jax.storage import identity, results
-from remem_jax.study import axes, inputs, queue, search, space, worker
+from remem_jax.study import axes, inputs, queue, scheduling, search, space
 from remem_jax.study import unused as of_study
 from tests import tiny_run
 
@@ -405,9 +405,9 @@ def test_a_storage_keeps_points_of_any_types(config: ConfigDict, tmp_path: pathl
         "sqlite", "mine", folder=tmp_path, heartbeat_seconds=1, grace_seconds=9, attempts=1
     )
     with opened as shared:
-        shared.add([worker._configuration(trial) for trial in space.trials(config)])
+        shared.add([scheduling.configuration(trial) for trial in space.trials(config)])
         _set(config, "data.augment", ("none", "trivial"))  # The axis grows.
-        shared.add([worker._configuration(trial) for trial in space.trials(config)])
+        shared.add([scheduling.configuration(trial) for trial in space.trials(config)])
         stored = shared._study.get_trials(states=(TrialState.WAITING,))
 
     assert len(stored) == 4

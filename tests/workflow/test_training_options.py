@@ -21,7 +21,6 @@ from remem_jax.workflow.remem import (
     finetune,
     student_grid,
     student_setup,
-    teacher_training,
 )
 
 pytestmark = pytest.mark.slow
@@ -91,34 +90,6 @@ def test_averages_are_evaluated_kept_and_taught_from(run: context.Run) -> None:
     )
     for record, expected in zip(averaged.records, after_one.records, strict=True):
         assert record["validation"]["loss"] == pytest.approx(expected["validation"]["loss"], 1e-4)
-
-
-@pytest.mark.parametrize("group", ["teacher", "student"])
-def test_the_first_step_of_nesterov_momentum_is_longer_by_one_momentum(
-    run: context.Run, group: str
-) -> None:
-    """Tests the setting in a run: SGD's first step is -r g, with Nesterov momentum -r (1 + m) g."""
-    run.config.methods, run.config.student.losses = ("finetune",), ("kd",)
-    run.config.teacher.steps, run.config.student.steps = (1,), 1
-    settings, moved = run.config[group], {}
-    for nesterov in (False, True):
-        settings.nesterov = nesterov
-        trained = _train(run, f"nesterov_{nesterov}", _setup(run))
-        if group == "teacher":
-            pretrained = finetune.read_pretrained(run)
-            start = teacher_training.start(run, pretrained, "finetune")
-            before, after = start.trainable, trained.teacher["params"]
-        else:
-            before, after = _setup(run).first(0)["params"], trained.students[0]["params"]
-        moved[nesterov] = jax.tree.map(np.subtract, *jax.device_get((after, before)))
-
-    factor = 1 + settings.momentum
-    jax.tree.map(
-        lambda plain, longer: np.testing.assert_allclose(longer, factor * plain, atol=1e-6),
-        moved[False],
-        moved[True],
-    )
-    assert max(abs(leaf).max() for leaf in jax.tree.leaves(moved[False])) > 1e-4
 
 
 def _stopping(steps: int) -> Callable[[], bool]:
