@@ -1,18 +1,23 @@
-"""Whole runs with every augmentation, class balance and a centre crop, on an imbalanced folder."""
+"""A whole run with every option of images and of training, on an imbalanced folder."""
 
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from ml_collections import ConfigDict
 from PIL import Image
 
+from remem_jax import models
+from remem_jax.models.normalisation import IMAGENET
 from remem_jax.report import protocol
 from remem_jax.settings import check_remem
 from remem_jax.storage import results
 from remem_jax.train import loop
+from remem_jax.weights import student_normalisation, students
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import pipeline
 
@@ -32,6 +37,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "teacher": {"cutmix": 1.0, "mixup": 0.2, "class_balance": 0.9},
     "student": {"cutmix": 1.0, "mixup": 0.2, "class_balance": 0.9},
 }
+_OF_BOTH = {
+    **{"optimizer": "adamw", "weight_decay": 0.05, "layer_decay": 0.7, "body_rate": 0.5},
+    **{"ema": 0.9, "ema_warmup": True, "drop_path": 0.2, "dropout": 0.1},
+}
+TRAINING: dict[str, dict[str, Any]] = {
+    "teacher": {**_OF_BOTH, "rho": 0.05, "ascent_examples": 4},
+    "student": {
+        **_OF_BOTH,
+        "losses": ("kd", "features"),
+        "pretrained_learning_rates": (0.001,),
+        "label_smoothing": 0.1,
+    },
+}
 
 
 @pytest.fixture
@@ -50,14 +68,22 @@ def run(small_run: context.Run, tmp_path: pathlib.Path) -> context.Run:
     config.teacher.warmup_steps = config.student.warmup_steps = 0
     config.student.evaluations = 1
     config.student.learning_rates = (0.05,)
-    config.student.store_outputs = True
     config.data.name, config.data.path = "folder", str(tmp_path / "images")
     config.data.cache = str(tmp_path / "cache")
-    for group, options in OPTIONS.items():
+    for group, options in (*OPTIONS.items(), *TRAINING.items()):
         config[group].update(options)
+    config.student.init = str(_initial_student(config, tmp_path / "init.safetensors"))
     check_remem(config)
     dataset, loader = context.load_data(config, config.data, small_run.mesh)
     return small_run._replace(dataset=dataset, loader=loader)
+
+
+def _initial_student(config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
+    """Writes pretrained weights of the student."""
+    model = models.make(config.student.model, classes=5)
+    variables = models.init(model, jax.random.key(7), config.data.image_size)
+    students.save(path, variables, metadata=student_normalisation.texts(IMAGENET))
+    return path
 
 
 def _arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -72,10 +98,7 @@ def _stopping(steps: int) -> Callable[[], bool]:
     return lambda: next(calls, steps) == steps
 
 
-def test_a_run_with_all_options_resumes_exactly(
-    run: context.Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REMEM_CACHE", str(tmp_path / "outputs"))
+def test_a_run_with_all_options_resumes_exactly(run: context.Run) -> None:
     whole, resumed = run.workdir / "whole", run.workdir / "resumed"
     pipeline.run_remem(run._replace(workdir=whole))
 

@@ -1,8 +1,7 @@
-"""Runs with averaging, AdamW, rates by layer, smoothing, dropout and stochastic depth."""
+"""Runs with averaging and with rates by layer; test_image_options.py has all options at once."""
 
 import contextlib
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,6 @@ from remem_jax import models
 from remem_jax.models.normalisation import IMAGENET
 from remem_jax.records import Hyperparameters
 from remem_jax.settings import check_remem
-from remem_jax.train import loop
 from remem_jax.weights import student_normalisation, students
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import (
@@ -92,12 +90,6 @@ def test_averages_are_evaluated_kept_and_taught_from(run: context.Run) -> None:
         assert record["validation"]["loss"] == pytest.approx(expected["validation"]["loss"], 1e-4)
 
 
-def _stopping(steps: int) -> Callable[[], bool]:
-    """Returns a function that stops a run after this number of steps."""
-    calls = iter(range(1, steps + 1))
-    return lambda: next(calls, steps) == steps
-
-
 @pytest.fixture
 def init(run: context.Run) -> pathlib.Path:
     """A file of pretrained weights of the student."""
@@ -106,36 +98,6 @@ def init(run: context.Run) -> pathlib.Path:
     variables = models.init(model, jax.random.key(7), run.config.data.image_size)
     students.save(path, variables, metadata=student_normalisation.texts(IMAGENET))
     return path
-
-
-def test_a_run_with_all_options_resumes_exactly(run: context.Run, init: pathlib.Path) -> None:
-    config = run.config
-    config.methods = ("remem",)
-    config.teacher.rho, config.teacher.ascent_examples = 0.05, 4
-    config.teacher.drop_path, config.teacher.dropout = 0.2, 0.1
-    config.student.init = str(init)
-    config.student.losses = ("kd", "features")
-    config.student.pretrained_learning_rates = (0.001,)
-    config.student.label_smoothing = 0.1
-    config.student.drop_path, config.student.dropout = 0.2, 0.1
-    for settings in (config.teacher, config.student):
-        settings.optimizer, settings.weight_decay = "adamw", 0.05
-        settings.layer_decay, settings.body_rate = 0.7, 0.5
-        settings.ema, settings.ema_warmup = 0.9, True
-
-    setup = _setup(run)
-    uninterrupted = _train(run, "uninterrupted", setup)
-    for steps in (2, 4):  # Stops the teacher, and then the students, after two of four steps.
-        with pytest.raises(loop.StoppedError):
-            _train(run, "resumed", setup, stopping=_stopping(steps))
-    resumed = _train(run, "resumed", setup)
-
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        (resumed.teacher, resumed.students),
-        (uninterrupted.teacher, uninterrupted.students),
-    )
-    assert resumed.records == uninterrupted.records
 
 
 def test_only_pretrained_students_have_a_rate_of_the_body(
