@@ -6,8 +6,8 @@
 
 Rows are ways to make the teacher of a student, or none; columns are students on data sets, which
 the first word names, joined by "+". "small" has images of 96 pixels, a ViT-Ti/16 and few steps, for
-a machine without an accelerator; any other option is one of configs/remem.py. docs/evidence.md has
-the results. configs/settings.py has all settings; configs/study.py explains how to add workers.
+a machine without an accelerator; any other option is one of configs/remem.py. configs/settings.py
+has all settings; configs/study.py explains how to add workers.
 """
 
 from typing import Any

@@ -2,8 +2,8 @@
 
     python -m remem_jax.main --config=configs/rivals.py:caltech101 --workdir=studies/rivals
 
-docs/teachers.md explains the rivals, configs/study.py how to add workers. configs/settings.py has
-all settings.
+docs/teachers.md explains the rivals, docs/students.md the losses, configs/study.py how to add
+workers. configs/settings.py has all settings.
 """
 
 from typing import Any
@@ -44,6 +44,15 @@ def rows(steps: tuple[int, ...]) -> dict[str, Any]:
         "lora": study.row("LoRA", "finetune", teacher={"tuning": "lora"}),
         "calibrated": study.row("Calibrated", "finetune", student={"flatten": "calibrated"}),
         "flattened": study.row("Logits halved", "finetune", student={"flatten": 2.0}),
+        "standardised": study.row(
+            "KD of standardised logits", "finetune", student={"losses": ("kd_standardised",)}
+        ),
+        # Weight and temperature as in its authors' code. [source]
+        "decoupled": study.row(
+            "Decoupled KD",
+            "finetune",
+            student={"losses": ("kd_decoupled",), "weights": (1.0,), "temperatures": (4.0,)},
+        ),
         **study.rows("reweight", "sam", "remem"),
         "lora_remem": study.row("LoRA and ReMem", "remem", teacher={"tuning": "lora"}),
         "adapter": study.row("Adapters", "finetune", teacher={"tuning": "adapter_houlsby"}),
