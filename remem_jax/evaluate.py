@@ -19,7 +19,7 @@ from remem_jax.records import Apply, Batch, Variables
 
 BINS = 15  # Bins of the calibration error, as in section 2 of its paper.
 TOP = 5
-_AHEAD = 2  # Maximum number of batches in flight on the device.
+_AHEAD = 2  # Maximum number of forward passes in flight on the device, besides the last.
 
 Logits = Float[Array, "batch classes"]
 # Stored images -> model inputs; jitted.
@@ -297,13 +297,21 @@ def evaluate(
     for batch in batches:
         images = transform(batch.image)
         teacher_logits = teacher_evaluation.add(batch, images) if teacher_evaluation else None
-        computed = [evaluation.add(batch, images, teacher_logits) for evaluation in evaluations]
-        # The device computes in order: when the last logits are ready, so are the others.
-        pending.append([teacher_logits, *computed][-1])
-        if len(pending) > _AHEAD:  # Otherwise batches would accumulate on the device.
-            pending.popleft().block_until_ready()
+        # Otherwise batches would accumulate on the device; and on several devices of a CPU, many
+        # programs in flight might block each other in their collectives.
+        if teacher_logits is not None:
+            _add_pending(pending, teacher_logits)
+        for evaluation in evaluations:
+            _add_pending(pending, evaluation.add(batch, images, teacher_logits))
     results = [evaluation.result() for evaluation in evaluations]
     return Evaluated(results, teacher_evaluation and teacher_evaluation.result())
+
+
+def _add_pending(pending: collections.deque[Array], logits: Array) -> None:
+    """Adds logits that the device computes, after waiting until few others are pending."""
+    pending.append(logits)
+    if len(pending) > _AHEAD:
+        pending.popleft().block_until_ready()
 
 
 class _Evaluation:
