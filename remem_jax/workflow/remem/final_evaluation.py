@@ -90,9 +90,9 @@ def test(
         ]
         if teachers and teacher:
             selected_models.save_teacher(run, method, teachers, teacher.variables)
-        if measured.teacher:
+        if teachers and measured.teacher:
             logits = measured.teacher.pop("logits")
-            calibrated = _calibrated(run, teachers, chosen[0]["teacher_step"], logits)
+            calibrated = _calibrated(run, teachers.record(chosen[0]["teacher_step"]), logits)
         result = {
             "chosen": identities,
             "students": students,
@@ -106,11 +106,10 @@ def test(
 
 
 def _calibrated(
-    run: context.Run, teachers: finetune.Teachers | None, step: int, logits: np.ndarray
+    run: context.Run, record: dict[str, Any], logits: np.ndarray
 ) -> dict[str, Any] | None:
     """Returns the calibration of a teacher on test; None without a temperature from validation."""
-    records = teachers.records if teachers else []
-    (found,) = [record.get("calibration") for record in records if record["step"] == step]
+    found = record.get("calibration")
     labels = run.dataset.splits["test"].labels
     return found and teacher_measures.before_and_after(logits, labels, found["temperature"])
 

@@ -56,6 +56,11 @@ class Teachers(NamedTuple):
     saved: teacher_training.Saved
     folder: pathlib.Path
 
+    def record(self, step: int) -> dict[str, Any]:
+        """Returns the record of the checkpoint at a step."""
+        (found,) = [record for record in self.records if record["step"] == step]
+        return found
+
 
 class Refitted(NamedTuple):
     """A selected teacher that is trained anew on train and validation together.

@@ -112,7 +112,7 @@ def conclude(
         if shared_teachers.is_trainer(run, teachers.folder, f"teachers/{method}"):
             seconds[teachers.stage] = teachers.seconds
         names = ("rho", "mlp_weight", "attention_weight", "residual", "learning_rate")
-        (record,) = [r for r in teachers.records if r["step"] == best["teacher_step"]]
+        record = teachers.record(best["teacher_step"])
         row["teacher_settings"] = {name: teachers.settings[name] for name in names}
         row["ascent"] = ascent.record(teachers.settings, run.mesh)
         row["teacher_part"], row["teacher_lost"] = teachers.stage, teachers.lost

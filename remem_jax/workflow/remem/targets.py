@@ -59,7 +59,7 @@ def of_teacher(
         variables = teachers.load(step)
         if run.config.student.flatten != CALIBRATED:
             return variables
-        return _calibrated(variables, _record(teachers, step)["calibration"]["temperature"])
+        return _calibrated(variables, teachers.record(step)["calibration"]["temperature"])
 
     if not run.config.student.store_outputs:
         return live(compute_targets, load)
@@ -95,11 +95,6 @@ def of_teacher(
         )
 
     return opened
-
-
-def _record(teachers: finetune.Teachers, step: int) -> dict[str, Any]:
-    (record,) = [record for record in teachers.records if record["step"] == step]
-    return record
 
 
 def _calibrated(variables: Variables, temperature: float) -> Variables:
