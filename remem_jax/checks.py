@@ -14,19 +14,16 @@ from remem_jax import redaction
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]+):/+")
 
 
-# Characters that end a line, or that a terminal obeys.
-_BREAKING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-def _escaped(character: re.Match[str]) -> str:
-    return repr(character[0])[1:-1]
+def printable(text: str) -> str:
+    """Returns a text with its unprintable characters escaped, such as those that end a line."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class SettingError(ValueError):
     """The user gave something that cannot be used; the message is one line, without secrets."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(_BREAKING.sub(_escaped, redaction.without_secrets(message)))
+        super().__init__(printable(redaction.without_secrets(message)))
 
 
 def require(condition: bool, message: str) -> None:

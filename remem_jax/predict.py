@@ -17,7 +17,7 @@ from collections import Counter
 from absl import logging
 
 from remem_jax import display
-from remem_jax.checks import at_least, require
+from remem_jax.checks import at_least, printable, require
 from remem_jax.export import options
 from remem_jax.storage import streams
 
@@ -92,7 +92,7 @@ def _classify(arguments: argparse.Namespace) -> None:
         )
         predicted = predictions.Predictions(new.top, empty | new.failed)
         reasons = "".join(
-            f"\n  {_printable(path)} {reason}" for path, reason in predicted.failed.items()
+            f"\n  {printable(path)} {reason}" for path, reason in predicted.failed.items()
         )
         if reasons:
             streams.print_error(f"remem_jax: skipped ({len(predicted.failed)}):{reasons}")
@@ -100,11 +100,6 @@ def _classify(arguments: argparse.Namespace) -> None:
         output.finish(predicted)
     except (KeyboardInterrupt, OSError) as error:
         raise output.stopped(error, len(paths)) from error
-
-
-def _printable(text: str) -> str:
-    """Escapes control characters, which a terminal would interpret."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 if __name__ == "__main__":

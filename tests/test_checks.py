@@ -1,6 +1,7 @@
 """Paths from users are expanded, and refused if they are remote."""
 
 import pathlib
+import pickle
 
 import pytest
 
@@ -31,3 +32,10 @@ def test_an_unknown_home_is_refused() -> None:
 @pytest.mark.parametrize("value", ["run", "a:b/c", "/x/y:/z", "c:/run", ""])
 def test_a_local_path_is_unchanged(value: str) -> None:
     assert checks.local_path("--workdir", value) == pathlib.Path(value)
+
+
+def test_a_message_is_one_line_whatever_a_path_contains() -> None:
+    error = SettingError("a\nb\rc\u2028d\x1b[2Je\udc80 \u00e9\u7f8e is missing.")
+
+    assert str(error) == r"a\nb\rc\u2028d\x1b[2Je\udc80" + " \u00e9\u7f8e is missing."
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

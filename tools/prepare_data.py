@@ -81,7 +81,7 @@ def _prepare_or_explain(name: str, arguments: argparse.Namespace) -> int:
         else:
             prepare(name, data_dir, lists)
     except SettingError as error:
-        return _fail(str(error))
+        return _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
     return 0
 
 
@@ -99,7 +99,7 @@ def prepare(name: str, data_dir: str, lists: str) -> None:
         lists: Folder with the lists of ImageNet-LT; empty is the folder of manual downloads.
 
     Raises:
-        SettingError: If it cannot be prepared; the message explains why and what to do.
+        SettingError: If it cannot be prepared; the message says why, and its notes what to do.
     """
     state = prepared.state(name, data_dir)
     if state is not None:
@@ -121,10 +121,11 @@ def _build(name: str, data_dir: str) -> None:
     manual = _manual(data_dir)
     missing = obtaining.missing(name, manual)
     if missing:
-        raise SettingError(
-            f"{name} cannot be downloaded, and {manual} lacks {', '.join(missing)}.\n"
-            f"{_instructions(name, data_dir)}"
+        error = SettingError(
+            f"{name} cannot be downloaded, and {manual} lacks {', '.join(missing)}."
         )
+        error.add_note(_instructions(name, data_dir))
+        raise error
     builder = copies.builder(record.tfds, data_dir)
     if name == "inat2017":
         redirect(builder)
@@ -145,7 +146,9 @@ def _download(name: str, builder: Any, instructions: str) -> None:
         builder.download_and_prepare(file_format=copies.ARRAY_RECORD)
     except _failures() as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SettingError(f"{name} cannot be prepared: {what[:400]}\n{instructions}") from error
+        explained = SettingError(f"{name} cannot be prepared: {what[:400]}")
+        explained.add_note(instructions)
+        raise explained from error
 
 
 def _prepare_named(name: str, data_dir: str) -> str:
@@ -156,7 +159,7 @@ def _prepare_named(name: str, data_dir: str) -> str:
         data_dir: Folder of TFDS; empty is the default of TFDS.
 
     Raises:
-        SettingError: If it cannot be prepared; the message explains why and what to do.
+        SettingError: If it cannot be prepared; the message says why, and its notes what to do.
     """
     copy = named.find(name, data_dir)
     if copy is None:

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from absl import logging
 
-from remem_jax.checks import SettingError
+from remem_jax.checks import SettingError, printable
 from remem_jax.data import bundled, registry, scanning, sources, splitting
 from remem_jax.data import unlabelled as unlabelled_images
-from remem_jax.data.custom import arrays, class_names, folders, group_names, lists, walk
+from remem_jax.data.custom import arrays, class_names, folders, group_names, lists
 from remem_jax.data.custom import unlabelled as unlabelled_folder
 from remem_jax.data.groups import Groups
 from remem_jax.data.images import decoding
@@ -207,7 +207,7 @@ def load(
             take more memory than allowed.
     """
     scans = scanning.scan_all(source, storage, corrupt_limit)
-    corrupt = tuple(walk.printable(line) for scan in scans.values() for line in scan.corrupt)
+    corrupt = tuple(printable(line) for scan in scans.values() for line in scan.corrupt)
     if corrupt:
         logging.warning("Skipped %d corrupt images: %s", len(corrupt), "; ".join(corrupt))
     on_device = all(scan.pixels is not None for scan in scans.values())

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from remem_jax.checks import printable
 from remem_jax.data import cache
-from remem_jax.data.custom import walk
 from remem_jax.data.inspection import duplicates
 from remem_jax.data.scan import ScanResult
 from remem_jax.data.sources import Split
@@ -102,7 +102,7 @@ def warnings(groups: Groups, classes: Sequence[str]) -> tuple[str, ...]:
     """Returns warnings about groups that had to be divided."""
     if not groups.divided:
         return ()
-    listed = ", ".join(walk.printable(classes[i]) for i in groups.divided[:_LISTED])
+    listed = ", ".join(printable(classes[i]) for i in groups.divided[:_LISTED])
     more = len(groups.divided) - _LISTED
     others = f" and {more:,} more" if more > 0 else ""
     return (

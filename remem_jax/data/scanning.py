@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from remem_jax.checks import SettingError
 from remem_jax.data import cache, residency
-from remem_jax.data.custom import walk
 from remem_jax.data.residency import Storage
 from remem_jax.data.scan import ScanOptions, ScanResult, TooManyCorruptError
 from remem_jax.data.sources import TRAIN, UNLABELLED, Source
@@ -41,7 +40,7 @@ def scan_all(source: Source, storage: Storage, corrupt_limit: int) -> dict[str, 
         except TooManyCorruptError as error:
             raise SettingError(
                 f"More than {corrupt_limit} images cannot be read "
-                f"({walk.printable('; '.join(error.args[:10]))}); repair or remove them, or raise "
+                f"({'; '.join(error.args[:10])}); repair or remove them, or raise "
                 "config.data.corrupt_limit."
             ) from error
     if pixels and any(scan.pixels is None for scan in scans.values()):

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from remem_jax.checks import SettingError, at_least, require
+from remem_jax.checks import SettingError, at_least, printable, require
 from remem_jax.data.images import decoding, formats
 from remem_jax.export import images as image_files
 from remem_jax.export import inference, options, predictors
@@ -106,7 +106,7 @@ class Classifier(NamedTuple):
             pixels = decoding.of_pillow(image) if isinstance(image, Image.Image) else image
             return _Read(None, preprocessing(np.asarray(pixels)))
         except (SettingError, decoding.CorruptImageError) as error:
-            return _Read(path, str(error).removeprefix(f"{path} "))
+            return _Read(path, str(error).removeprefix(f"{printable(str(path))} "))
 
     def _classified(self, batch: Sequence[_Read], top: int, size: int) -> Iterator[Prediction]:
         """Yields the predictions of a batch; failed ones too."""

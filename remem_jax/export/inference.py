@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from remem_jax import display
-from remem_jax.checks import SettingError
+from remem_jax.checks import SettingError, printable
 from remem_jax.export import images, predictions
 from remem_jax.export.predictions import Predictions
 from remem_jax.export.predictors import Predictor
@@ -94,7 +94,7 @@ def _batches(
         try:
             return _Image(str(path), images.read_image(path, preprocessing), stamp)
         except SettingError as error:
-            return _Image(str(path), str(error).removeprefix(f"{path} "), stamp)
+            return _Image(str(path), str(error).removeprefix(f"{printable(str(path))} "), stamp)
 
     return read_ahead(read, paths, batch_size)
 

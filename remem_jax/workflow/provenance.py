@@ -12,8 +12,8 @@ import numpy as np
 import remem_jax
 from remem_jax import data as datasets
 from remem_jax import paired, settings
+from remem_jax.checks import printable
 from remem_jax.data import groups
-from remem_jax.data.custom import walk
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.storage import results
 from remem_jax.storage.identity import Identity
@@ -106,7 +106,7 @@ def repeated(dataset: datasets.Dataset) -> dict[str, Any] | None:
         "different_labels": int(np.sum(different)),
         "test": paired.pack(np.isin(np.arange(len(test.rows)), found.tests)),
         "examples": [
-            [walk.printable(test.name(i)), name, walk.printable(splits[name].name(j))]
+            [printable(test.name(i)), name, printable(splits[name].name(j))]
             for i, name, j in pairs[:_EXAMPLES]
         ],
     }

@@ -8,9 +8,9 @@ from collections import Counter
 import numpy as np
 
 from remem_jax import checks
-from remem_jax.checks import SettingError
+from remem_jax.checks import SettingError, printable
 from remem_jax.data import registry, sources
-from remem_jax.data.custom import class_names, folders, walk
+from remem_jax.data.custom import class_names, folders
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION, Source
 
 
@@ -53,7 +53,7 @@ def open_arrays(path: str, *, enough: bool = True) -> Source:
         class_names.require_enough(counts[TRAIN], names, "training images")
     nonempty = {name for count in counts.values() for name in count}
     source = Source(
-        walk.printable(pathlib.Path(path).stem),
+        printable(pathlib.Path(path).stem),
         splits,
         classes,
         registry.TOP1,

@@ -3,8 +3,7 @@
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 
-from remem_jax.checks import SettingError
-from remem_jax.data.custom.walk import printable
+from remem_jax.checks import SettingError, printable
 from remem_jax.data.sources import TEST, TRAIN, VALIDATION
 
 # Unicode categories: control characters, surrogates (bytes that are not UTF-8), line separators.

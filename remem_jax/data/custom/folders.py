@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from remem_jax import checks
-from remem_jax.checks import SettingError
+from remem_jax.checks import SettingError, printable
 from remem_jax.data import registry
 from remem_jax.data.custom import class_names, group_names, layouts, walk
 from remem_jax.data.images import formats
@@ -211,7 +211,7 @@ def of_files(
     for split, files in files_by_split.items():
         splits[split] = split_of(root, files, [index[file.class_name] for file in files])
     source = Source(
-        walk.printable(title),
+        printable(title),
         splits,
         tuple(classes),
         registry.TOP1,

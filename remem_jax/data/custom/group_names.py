@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from remem_jax.checks import SettingError
-from remem_jax.data.custom import walk
 from remem_jax.data.sources import Split
 
 # Maps the names of all images to the names of their groups, text; "" is none.
@@ -37,7 +36,7 @@ def by_pattern(pattern: str) -> Finder:
         if names and not any(groups):
             raise SettingError(
                 f"config.data.group_pattern is {pattern!r}, which matches the name of no image "
-                f"(such as {walk.printable(names[0])!r}): correct it, or leave it empty."
+                f"(such as {names[0]!r}): correct it, or leave it empty."
             )
         return np.asarray(groups, object)
 

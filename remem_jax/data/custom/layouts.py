@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from remem_jax import checks
-from remem_jax.checks import SettingError
+from remem_jax.checks import SettingError, printable
 from remem_jax.data.custom import split_names, walk
 from remem_jax.data.sources import TRAIN
 
@@ -49,17 +49,17 @@ def read(path: str, root: pathlib.Path, skipped_files: Counter[str]) -> Layout:
     others = [place for place in inside if place not in split_folders.values()]
     if not split_folders:
         return Layout({TRAIN: inside}, of_splits=False)
-    beside = ", ".join(walk.printable(place.name) for place in others[:5])
+    beside = ", ".join(printable(place.name) for place in others[:5])
     if not (TRAIN in split_folders and len(split_folders) > 1) and any(map(_has_images, others)):
         mistaken = [place for place in split_folders.values() if not _is_class(place)]
-        names = ", ".join(walk.printable(place.name) for place in mistaken)
+        names = ", ".join(printable(place.name) for place in mistaken)
         checks.require(
             not mistaken,
             f"{path} holds folders that mean splits ({names}) beside others with images "
             f"({beside}): move the others into PATH/train, or rename a class of that name; or set "
             "config.data.path.",
         )
-        names = ", ".join(walk.printable(place.name) for place in split_folders.values())
+        names = ", ".join(printable(place.name) for place in split_folders.values())
         warning = f"{names} counts as a class, since it holds images itself, as the others do"
         return Layout({TRAIN: inside}, of_splits=False, warnings=(warning,))
     splits = {
@@ -94,7 +94,7 @@ def require_flat(path: str, files: Sequence[tuple[str, str]]) -> None:
         checks.require(
             TRAIN not in folders or len(folders) == 1,
             f"{path} holds splits in a class folder ({', '.join(folders.values())} in "
-            f"{walk.printable(name)}): put classes into splits, as PATH/train/class; or set "
+            f"{printable(name)}): put classes into splits, as PATH/train/class; or set "
             "config.data.path to the folder that holds the splits.",
         )
 

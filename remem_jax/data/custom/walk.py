@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from remem_jax.checks import printable
 from remem_jax.data.images import formats
 
 # Kinds of skipped files, besides suffixes.
@@ -171,11 +172,6 @@ def describe_skipped(skipped_files: Mapping[str, int], empty_classes: Sequence[s
 def is_remarkable(skipped_files: Mapping[str, int]) -> bool:
     """Returns whether a user may have meant to use some of the skipped files."""
     return not skipped_files.keys() <= _UNREMARKABLE
-
-
-def printable(name: str) -> str:
-    """Returns a name with unprintable characters escaped."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[str, os.stat_result | None]:
