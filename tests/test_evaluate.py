@@ -14,7 +14,7 @@ from jaxtyping import Array
 from scipy import special
 from sklearn import metrics
 
-from remem_jax import evaluate
+from remem_jax import evaluate, tallies
 from remem_jax.records import Batch
 from tests.oracles import calibration
 
@@ -78,7 +78,7 @@ def measure(
     **wanted: bool,
 ) -> dict[str, Any]:
     return evaluate.evaluate(
-        jax.jit(evaluate.count, donate_argnums=0),
+        jax.jit(tallies.count, donate_argnums=0),
         transform,
         [student or model()],
         batches_of(images, labels, batch_size, sharding),
@@ -96,8 +96,8 @@ def tally_metrics(logits: Any, labels: Any, mask: Any) -> dict[str, Any]:
         jnp.asarray(labels, jnp.int32),
         jnp.asarray(mask, bool),
     )
-    empty = evaluate.init_tally(rows.shape[1], agreement=False, confusion=True)
-    return evaluate.metrics(jax.jit(evaluate.count)(empty, rows, batch))
+    empty = tallies.init_tally(rows.shape[1], agreement=False, confusion=True)
+    return tallies.metrics(jax.jit(tallies.count)(empty, rows, batch))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 64])
@@ -193,7 +193,7 @@ def together(images: np.ndarray, labels: np.ndarray) -> tuple[evaluate.Evaluated
         return wrapped._replace(apply=counted(name, wrapped.apply))
 
     evaluated = evaluate.evaluate(
-        jax.jit(evaluate.count, donate_argnums=0),
+        jax.jit(tallies.count, donate_argnums=0),
         counted("transform", transform),
         [counted_model("models", model(scale=scale)) for scale in SCALES],
         read(),
@@ -230,7 +230,7 @@ def test_one_pass_reads_and_transforms_each_batch_and_runs_the_teacher_once(
 def test_without_a_model_no_batch_is_read(images: np.ndarray, labels: np.ndarray) -> None:
     batches = batches_of(images, labels, 7)
 
-    actual = evaluate.evaluate(evaluate.count, transform, [], batches, classes=CLASSES)
+    actual = evaluate.evaluate(tallies.count, transform, [], batches, classes=CLASSES)
 
     assert actual == ([], None)
     assert len(list(batches)) == 4
@@ -259,8 +259,8 @@ def test_the_tally_is_replicated_on_both_devices(images: np.ndarray, labels: np.
     batch = next(batches_of(images, labels, 4, both))
     apply, variables = model()
 
-    tally = jax.jit(evaluate.count)(
-        evaluate.init_tally(CLASSES, agreement=False, confusion=True),
+    tally = jax.jit(tallies.count)(
+        tallies.init_tally(CLASSES, agreement=False, confusion=True),
         apply(variables, transform(batch.image)),
         batch,
     )
@@ -276,13 +276,13 @@ def twenty_million() -> dict[str, Any]:
     labels = jnp.arange(size, dtype=jnp.int32) % CLASSES
     batch = Batch(jnp.zeros((size, 1, 1, 3), jnp.uint8), labels, jnp.ones(size, bool))
 
-    def run(tally: evaluate.Tally) -> evaluate.Tally:
+    def run(tally: tallies.Tally) -> tallies.Tally:
         return jax.lax.fori_loop(
-            0, batches, lambda _, tally: evaluate.count(tally, logits, batch, logits), tally
+            0, batches, lambda _, tally: tallies.count(tally, logits, batch, logits), tally
         )
 
-    empty = evaluate.init_tally(CLASSES, agreement=True, confusion=True)
-    return evaluate.metrics(jax.jit(run)(empty))
+    empty = tallies.init_tally(CLASSES, agreement=True, confusion=True)
+    return tallies.metrics(jax.jit(run)(empty))
 
 
 def test_counts_of_millions_are_exact(twenty_million: dict[str, Any]) -> None:
@@ -356,7 +356,7 @@ def test_nan_logits_give_a_nan_loss() -> None:
 def test_evaluating_no_examples_is_an_error(examples: list[bool]) -> None:
     mask = jnp.asarray(examples, bool)
     batch = Batch(jnp.zeros((len(mask), 2, 8, 3), jnp.uint8), jnp.zeros(len(mask), jnp.int32), mask)
-    count = jax.jit(evaluate.count, donate_argnums=0)
+    count = jax.jit(tallies.count, donate_argnums=0)
 
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate.evaluate(count, transform, [model()], [batch] * bool(examples), classes=8)
@@ -364,21 +364,21 @@ def test_evaluating_no_examples_is_an_error(examples: list[bool]) -> None:
 
 @pytest.mark.parametrize("agreement", [True, False])
 def test_a_tally_with_agreement_needs_the_teachers_logits(agreement: bool) -> None:
-    tally = evaluate.init_tally(3, agreement=agreement, confusion=False)
+    tally = tallies.init_tally(3, agreement=agreement, confusion=False)
     logits = jnp.zeros((1, 3))
     batch = Batch(jnp.zeros((1, 1, 1, 3), jnp.uint8), jnp.zeros(1, jnp.int32), jnp.ones(1, bool))
 
     with pytest.raises(ValueError, match="teacher's logits"):
-        evaluate.count(tally, logits, batch, None if agreement else logits)
+        tallies.count(tally, logits, batch, None if agreement else logits)
 
 
 def test_errors_are_sorted_by_frequency_and_then_by_class() -> None:
     confusion = [[50, 2, 0], [7, 50, 0], [2, 1, 0]]
 
-    actual = evaluate.most_confused(confusion, 3)
+    actual = tallies.most_confused(confusion, 3)
 
     assert actual == [(1, 0, 7), (0, 1, 2), (2, 0, 2)]
 
 
 def test_errors_that_never_occur_are_not_listed() -> None:
-    assert evaluate.most_confused([[3, 1], [0, 4]], 5) == [(0, 1, 1)]
+    assert tallies.most_confused([[3, 1], [0, 4]], 5) == [(0, 1, 1)]

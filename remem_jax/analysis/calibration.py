@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize, special
 
-from remem_jax.evaluate import BINS
+from remem_jax.tallies import BINS
 
 # Temperatures are searched between these two. Without an error on the images, the loss falls with
 # the temperature without end.
@@ -25,7 +25,7 @@ class Calibration(NamedTuple):
 
     Attributes:
         nll: Mean negative log-likelihood of the labels, in nats.
-        ece: Expected calibration error over `evaluate.BINS` bins of equal width, from 0 to 1.
+        ece: Expected calibration error over `tallies.BINS` bins of equal width, from 0 to 1.
     """
 
     nll: float

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from remem_jax import data, evaluate, losses, mesh, platforms, random_streams
+from remem_jax import data, evaluate, losses, mesh, platforms, random_streams, tallies
 from remem_jax.data.images import policies, preprocessing
 from remem_jax.data.loaders import resident
 from remem_jax.data.tfds import named
@@ -182,14 +182,14 @@ class Measure(NamedTuple):
     Attributes:
         apply: The compiled model in evaluation mode.
         transform: Preprocessing of images; see `evaluation_transform`.
-        add: The compiled `evaluate.count`, which all models of a run share.
+        add: The compiled `tallies.count`, which all models of a run share.
         batches: Returns the batches of "train", "validation" or "test".
         classes: Number of classes.
     """
 
     apply: Apply
     transform: evaluate.EvaluationTransform
-    add: evaluate.Count
+    add: tallies.Count
     batches: Callable[[str], Iterator[Batch]]
     classes: int
 
@@ -328,7 +328,7 @@ def make_measure(run: Run, apply: Apply, batch_size: int) -> Measure:
     return Measure(
         jax.jit(run.gather_params(apply)),
         evaluation_transform(run.loader, run.mesh),
-        jax.jit(evaluate.count, donate_argnums=0),
+        jax.jit(tallies.count, donate_argnums=0),
         lambda split: run.loader.evaluation(split, batch_size),
         len(run.dataset.classes),
     )

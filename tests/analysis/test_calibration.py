@@ -6,7 +6,7 @@ import pytest
 from scipy import special
 from sklearn import metrics
 
-from remem_jax import evaluate
+from remem_jax import tallies
 from remem_jax.analysis import calibration
 from remem_jax.records import Batch
 
@@ -60,9 +60,9 @@ def test_the_error_is_that_of_the_evaluation(
         jnp.asarray(labels),
         jnp.ones(len(labels), bool),
     )
-    empty = evaluate.init_tally(CLASSES, agreement=False, confusion=False)
-    tally = evaluate.count(empty, jnp.asarray(logits / temperature), batch)
-    expected = evaluate.metrics(tally)["calibration_error"]
+    empty = tallies.init_tally(CLASSES, agreement=False, confusion=False)
+    tally = tallies.count(empty, jnp.asarray(logits / temperature), batch)
+    expected = tallies.metrics(tally)["calibration_error"]
 
     measured = calibration.measure(logits, labels, temperature=temperature).ece
 

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from remem_jax import data, evaluate
+from remem_jax import data, evaluate, tallies
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import DataLoader
 from remem_jax.workflow import context
@@ -74,7 +74,7 @@ def _summarise(folder: str, unlabelled: str, cache: str, kind: str) -> dict[str,
         return jnp.mean(images, axis=(1, 2)) @ variables["kernel"]
 
     (measured,) = evaluate.evaluate(
-        jax.jit(evaluate.count, donate_argnums=0),
+        jax.jit(tallies.count, donate_argnums=0),
         context.evaluation_transform(loader, mesh),
         [evaluate.Model(jax.jit(apply), {"kernel": kernel})],
         loader.evaluation("test", 8),

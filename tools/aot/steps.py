@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from remem_jax import data, evaluate, mesh, models
+from remem_jax import data, mesh, models, tallies
 from remem_jax.data.images import augment
 from remem_jax.data.images.preprocessing import Preprocessing
 from remem_jax.records import Batch, DataLoader, Variables
@@ -234,7 +234,7 @@ def evaluation(run: context.Run) -> Step:
     images = mesh.shapes(jax.eval_shape(measure.transform, batch.image), by_batch)
     logits = mesh.shapes(jax.eval_shape(measure.apply, variables, images), by_batch)
     empty = jax.eval_shape(
-        lambda: evaluate.init_tally(measure.classes, agreement=False, confusion=False)
+        lambda: tallies.init_tally(measure.classes, agreement=False, confusion=False)
     )
     tally = mesh.shapes(empty, mesh.replicated(run.mesh))
     functions = (

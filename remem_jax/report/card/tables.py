@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from remem_jax import evaluate
+from remem_jax import tallies
 from remem_jax.data import registry
 from remem_jax.data.tfds import named
 from remem_jax.methods import METHODS
@@ -91,7 +91,7 @@ def _notes(results: Results, row: Mapping[str, Any]) -> str:
         comparisons.beside_teacher(results, row["method"]) or "",
         *_seeds(row, metric, tables.selection(results)),
         _tried(results, row["method"]),
-        f"The calibration error uses {evaluate.BINS} bins; the confidences are plain softmax "
+        f"The calibration error uses {tallies.BINS} bins; the confidences are plain softmax "
         "outputs, without calibration.",
     ]
     return " ".join(note for note in notes if note)

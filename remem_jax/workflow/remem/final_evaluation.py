@@ -41,7 +41,7 @@ def test(
             `distill.select`.
 
     Returns:
-        "students", the `evaluate.metrics` of each, and "teacher", if there is one. A student has
+        "students", the `tallies.metrics` of each, and "teacher", if there is one. A student has
         its "agreement" with its teacher and "confused" (see `most_confused`) in place of the
         confusion matrix, which is a separate file. "predictions" has the classes that the
         "students" and the "teacher" predict for the test images, and those that the first student

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import logging
 
-from remem_jax import evaluate, mesh
+from remem_jax import mesh, tallies
 from remem_jax.data.images import preprocessing
 from remem_jax.records import Params, Variables
 from remem_jax.settings import tuning_of
@@ -69,7 +69,7 @@ def most_confused(
             "images": images,
             "of": sum(confusion[true]),
         }
-        for true, predicted, images in evaluate.most_confused(confusion, PAIRS)
+        for true, predicted, images in tallies.most_confused(confusion, PAIRS)
     ]
 
 
