@@ -224,7 +224,8 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
         others = scheduling.unfinished(study.search, study.queue) if study.queue else []
-        if study.teachers.remove_unneeded(trial, others):
+        # Rows and columns that are left out now may need them in a later run of the study.
+        if not study.config.only and study.teachers.remove_unneeded(trial, others):
             study.copies.conclude(study.teachers.folder(trial))
     if is_recorded:
         study.copies.conclude(folder)

@@ -138,3 +138,5 @@ def test_a_preempted_study_is_requeued_and_finishes(
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = [row["step"] for row in rows if row["part"].startswith("teachers/") and "loss" in row]
     assert steps == [*range(1, 9)]  # No step was repeated.
+    # The rows that were left out may need the teacher later.
+    assert [*folder.glob("teachers/*/*/teachers/finetune")]

@@ -408,6 +408,8 @@ def test_only_the_selected_weights_of_a_trial_are_kept(alone: tuple[pathlib.Path
     for folder in (alone[0] / "trials").iterdir():
         assert {path.suffix for path in (folder / "selected").iterdir()} >= {".safetensors", ".npz"}
         assert not [name for name in ("teachers", "students") if (folder / name).exists()]
+    assert [*alone[0].glob("teachers/*/*")]
+    assert not [*alone[0].glob("teachers/*/*/teachers")]
 
 
 @pytest.mark.slow
