@@ -224,7 +224,7 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
         others = scheduling.unfinished(study.search, study.queue) if study.queue else []
-        # Rows and columns that are left out now may need them in a later run of the study.
+        # Rows and columns that config.only leaves out may need them later.
         if not study.config.only and study.teachers.remove_unneeded(trial, others):
             study.copies.conclude(study.teachers.folder(trial))
     if is_recorded:

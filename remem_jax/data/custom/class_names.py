@@ -107,5 +107,4 @@ def _listed(names: list[str]) -> str:
 
 def _escaped(name: str) -> str:
     """Returns a name in quotes, on one line, shortened for a message."""
-    text = repr(name if len(name) <= 80 else f"{name[:60]}...")
-    return "".join(char if char not in _BIDIRECTIONAL else ascii(char)[1:-1] for char in text)
+    return repr(name if len(name) <= 80 else f"{name[:60]}...")
