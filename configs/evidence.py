@@ -6,8 +6,9 @@
 
 Rows are ways to make the teacher of a student, or none; columns are students on data sets, which
 the first word names, joined by "+". "small" has images of 96 pixels, a ViT-Ti/16 and few steps, for
-a machine without an accelerator; any other option is one of configs/remem.py. configs/settings.py
-has all settings; configs/study.py explains how to add workers.
+a machine without an accelerator; any other option is one of configs/remem.py. The grid is searched
+with the first seed alone (config.search.seeds). configs/settings.py has all settings;
+configs/study.py explains how to add workers.
 """
 
 from typing import Any
@@ -99,6 +100,7 @@ def get_config(spec: str = "caltech101") -> ConfigDict:
     )
     config.grid.learning_rate = ()
     config.grid.rho = (0.05, 0.1, 0.2)
+    config.search.seeds = (0,)
     config.search.near = ConfigDict({"rho": 0.1, "mlp_weight": 0.9})
     return config
 

@@ -519,6 +519,9 @@ def study(base: ConfigDict) -> ConfigDict:
     config.search = ConfigDict()
     # How trials are searched; one of "grid" (all of them), "halving" (successive halving).
     config.search.kind = "grid"
+    # Seeds whose trials are searched; () is all of config.seeds, each for itself. The others repeat
+    # the trial of each cell that is best on validation, as the mean over the searched seeds.
+    config.search.seeds = ()
     # Reduction factor of successive halving: one in so many trials goes to the next rung, which has
     # so many times the steps; at least 2.
     config.search.reduction = 4

@@ -22,11 +22,14 @@ def schedule(search: Search, queue: Queue) -> Schedule:
         values |= current
 
 
-def unfinished(search: Search, queue: Queue) -> list[Trial]:
-    """Returns the scheduled trials that are neither done nor failed."""
-    trials = schedule(search, queue).trials
-    states = queue.states([trial.key for trial in trials])
-    return [trial for trial in trials if states.get(trial.key) not in ("done", "failed")]
+def ended(search: Search, queue: Queue) -> tuple[list[Trial], list[Trial]]:
+    """Returns the trials that are done or failed, and all others that are or may be scheduled."""
+    now = schedule(search, queue)
+    states = queue.states([trial.key for trial in now.trials])
+    over = [states.get(trial.key) in ("done", "failed") for trial in now.trials]
+    done = [trial for trial, is_over in zip(now.trials, over, strict=True) if is_over]
+    left = [trial for trial, is_over in zip(now.trials, over, strict=True) if not is_over]
+    return done, [*left, *now.repeats]
 
 
 def configuration(trial: Trial) -> Configuration:

@@ -1,5 +1,7 @@
 """The trials that a study schedules, given its results: a whole grid, or successive halving."""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,6 +10,8 @@ from ml_collections import ConfigDict
 from remem_jax.study import space
 from remem_jax.study.space import Trial
 
+Place = tuple[str, str, int]  # Row, column and seed of a cell.
+
 
 class Schedule(NamedTuple):
     """The trials that a study has scheduled so far.
@@ -15,10 +19,13 @@ class Schedule(NamedTuple):
     Attributes:
         trials: These trials.
         more: Whether further results will add trials.
+        repeats: Trials of which further results will add one for each cell: those of seeds that
+            are not searched, until it is known which grid point they repeat.
     """
 
     trials: list[Trial]
     more: bool
+    repeats: tuple[Trial, ...] = ()
 
 
 class Rung(NamedTuple):
@@ -49,7 +56,9 @@ class Search:
     """The search of a study.
 
     Attributes:
-        cells: The cells by row, column and seed.
+        cells: The cells that are searched, by row, column and seed.
+        repeated: The grids of the cells whose seed is not in `config.search.seeds`. They get one
+            trial: the grid point that is best on the seeds that are searched.
         by_key: All trials that may be scheduled, by key.
         planned: As many trials of each rung as will be run. On later rungs, other trials may take
             their places.
@@ -72,7 +81,7 @@ class Search:
         Raises:
             SettingError: If the budget is too small.
         """
-        by_cell: dict[tuple[str, str, int], list[Trial]] = {}
+        by_cell: dict[Place, list[Trial]] = {}
         for trial in trials:
             by_cell.setdefault(trial.cell, []).append(trial)
         if grids is None:
@@ -85,11 +94,19 @@ class Search:
         else:
             sizes = space.halving_sizes(grids, settings)
         self.cells = {
-            cell: Cell(grid, _rungs(grid, sizes[cell[0]])) for cell, grid in by_cell.items()
+            cell: Cell(grid, _rungs(grid, sizes[cell[0]]))
+            for cell, grid in by_cell.items()
+            if not settings.seeds or cell[2] in settings.seeds
         }
+        self.repeated = {cell: grid for cell, grid in by_cell.items() if cell not in self.cells}
         rungs = [rung for cell in self.cells.values() for rung in cell.rungs]
-        self.by_key = {trial.key: trial for rung in rungs for trial in rung.trials}
-        self.planned = [trial for rung in rungs for trial in rung.trials[: rung.size]]
+        searched = [trial for rung in rungs for trial in rung.trials]
+        repeats = [trial for grid in self.repeated.values() for trial in grid]
+        self.by_key = {trial.key: trial for trial in [*searched, *repeats]}
+        self.planned = [
+            *(trial for rung in rungs for trial in rung.trials[: rung.size]),
+            *(grid[0] for grid in self.repeated.values()),
+        ]
 
     def schedule(self, values: Mapping[str, float]) -> Schedule:
         """Returns the trials to run, and whether others may follow.
@@ -101,11 +118,48 @@ class Search:
             values: Objective of the trials that are done, by key; -inf for those that failed for
                 good.
         """
-        schedules = [_halve(cell.rungs, values) for cell in self.cells.values()]
+        schedules = {place: _halve(cell.rungs, values) for place, cell in self.cells.items()}
+        repeats = {
+            place: self._repeat(place, grid, schedules, values)
+            for place, grid in self.repeated.items()
+        }
+        scheduled = [trial for schedule in schedules.values() for trial in schedule.trials]
+        unknown = [place for place, trial in repeats.items() if trial is None]
         return Schedule(
-            [trial for schedule in schedules for trial in schedule.trials],
-            any(schedule.more for schedule in schedules),
+            [*scheduled, *(trial for trial in repeats.values() if trial is not None)],
+            bool(unknown) or any(schedule.more for schedule in schedules.values()),
+            tuple(trial for place in unknown for trial in self.repeated[place]),
         )
+
+    def _repeat(
+        self,
+        place: Place,
+        grid: Sequence[Trial],
+        schedules: Mapping[Place, Schedule],
+        values: Mapping[str, float],
+    ) -> Trial | None:
+        """Returns the trial of a cell that is not searched; None while it is not known.
+
+        Its grid point is the best of the seeds that are searched: of those that most of these
+        seeds tried with all steps, the one with the highest mean. Of equal points, the one nearest
+        to the paper's region counts.
+        """
+        searched = [each for each in schedules if each[:2] == place[:2]]
+        full = [trial for each in searched for trial in self.cells[each].rungs[-1].trials]
+        if any(schedules[each].more for each in searched) or any(
+            trial.key not in values for each in searched for trial in schedules[each].trials
+        ):
+            return None
+
+        def rank(trial: Trial) -> tuple[int, float]:
+            found = [
+                values[other.key]
+                for other in full
+                if other.point == trial.point and other.key in values
+            ]
+            return len(found), statistics.fmean(found) if found else -math.inf
+
+        return max(grid, key=rank)
 
 
 def _rungs(trials: Sequence[Trial], sizes: Mapping[float, int]) -> list[Rung]:

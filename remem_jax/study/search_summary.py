@@ -28,13 +28,15 @@ def record(
         validation: Best validation metric of each trial that is done, by key.
 
     Returns:
-        "kind"; "text", a description; "rows", the grid of each row, from the settings of its
-        trials; "rungs", for each cell the size of its grid and the number of trials with each
-        fraction of the steps; "dropped", grid points that were never tried with all steps.
+        "kind"; "seeds", those that are searched; "text", a description; "rows", the grid of each
+        row, from the settings of its trials; "rungs", for each cell that is searched the size of
+        its grid and the number of trials with each fraction of the steps; "dropped", grid points
+        that were never tried with all steps.
     """
     keys = {trial.key for trial in scheduled}
     return {
         "kind": config.search.kind,
+        "seeds": list(config.search.seeds or config.seeds),
         "text": _text(config),
         "rows": _rows(config, search),
         "rungs": [_rungs(cell, keys, validation) for cell in search.cells.values()],
@@ -153,7 +155,8 @@ def _is_decided(cell: Cell, rung: int, keys: set[str]) -> bool:
 def _text(config: ConfigDict) -> str:
     """Describes the search in words."""
     if config.search.kind == "grid":
-        return "The whole grid of each row, every setting with all steps."
+        grid = "The whole grid of each row, every setting with all steps."
+        return " ".join([grid, *_repeated(config)])
     grids = space.grid_sizes(config)
     sizes = space.halving_sizes(grids, config.search)
     searched = [row for row, size in grids.items() if size > 1]
@@ -172,8 +175,24 @@ def _text(config: ConfigDict) -> str:
             f"of {total}{share}; config.search.budget allows {100 * config.search.budget:.4g} %. "
             "Settings that never start are those farthest, in steps of the grid, from "
             "config.search.near.",
+            *_repeated(config),
         ]
     )
+
+
+def _repeated(config: ConfigDict) -> list[str]:
+    """Describes the search over seeds, as sentences; none if each seed has its own."""
+    searched = config.search.seeds
+    if not set(config.seeds) - set(searched or config.seeds):
+        return []
+    named = (
+        f"seed {searched[0]}" if len(searched) == 1 else f"seeds {', '.join(map(str, searched))}"
+    )
+    return [
+        f"Only {named} {'is' if len(searched) == 1 else 'are'} searched; the others repeat the "
+        "setting of each row and column that is best there on validation"
+        f"{', as the mean over these seeds' if len(searched) > 1 else ''}."
+    ]
 
 
 def _rungs_text(grid: int, sizes: Mapping[float, int]) -> str:

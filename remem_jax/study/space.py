@@ -59,6 +59,8 @@ def check(config: ConfigDict) -> None:
     checks.at_least("config.grace_seconds", config.grace_seconds, 3 * config.heartbeat_seconds)
     checks.at_least("config.attempts", config.attempts, 1)
     checks.require(len(config.seeds) > 0, "config.seeds must hold at least one value.")
+    for seed in config.search.seeds:
+        checks.one_of("config.search.seeds", seed, config.seeds)
     checks.require(
         bool(config.name), "config.name must be the name of the study in its storage; it is empty."
     )

@@ -60,6 +60,7 @@ def make(
         for trial in scheduled
     ]
     cells, missing = _cells(scheduled, records, trials)
+    missing += _not_scheduled(search, scheduled)
     validation = {
         trial["trial"]: trial["validation"] for trial in trials if trial["trial"] in records
     }
@@ -165,6 +166,16 @@ def _cells(
                 entry = {"row": row, "column": column, "choice": choice, "replicates": []}
                 cells.setdefault((row, column, choice), entry)["replicates"].append(replicate)
     return list(cells.values()), missing
+
+
+def _not_scheduled(search: Search, scheduled: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Returns the cells that repeat a setting which is not known yet."""
+    known = {trial.cell for trial in scheduled}
+    return [
+        {"row": row, "column": column, "seed": seed, "why": "waits for the search"}
+        for row, column, seed in search.repeated
+        if (row, column, seed) not in known
+    ]
 
 
 def _why(trials: Sequence[Mapping[str, Any]]) -> str:

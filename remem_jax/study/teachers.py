@@ -98,15 +98,18 @@ class Teachers:
         result = shared_teachers.result_pattern(method)
         return any(folder.glob(result)) or self._copies.has(folder, result)
 
-    def remove_unneeded(self, done: Trial, unfinished: Iterable[Trial]) -> bool:
-        """Deletes the weights of a finished trial's teachers, unless other trials need them.
+    def remove_unneeded(
+        self, ended: Iterable[Trial], others: Iterable[Trial]
+    ) -> list[pathlib.Path]:
+        """Deletes the weights of the teachers of trials that ended, if no other trial needs them.
 
         Returns:
-            Whether they were deleted.
+            The folders of the teachers whose weights were deleted.
         """
-        folder = self.folder(done)
-        if folder is None or any(self.folder(trial) == folder for trial in unfinished):
-            return False
-        for weights in folder.glob("*/teachers"):
-            checkpoints.remove(weights)
-        return True
+        needed = {self.folder(trial) for trial in others}
+        folders = {folder for trial in ended if (folder := self.folder(trial)) is not None}
+        removed = [folder for folder in folders - needed if any(folder.glob("*/teachers"))]
+        for folder in removed:
+            for weights in folder.glob("*/teachers"):
+                checkpoints.remove(weights)
+        return removed

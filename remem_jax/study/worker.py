@@ -223,10 +223,11 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
     if is_recorded and not study.config.keep_weights:
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
-        others = scheduling.unfinished(study.search, study.queue) if study.queue else []
-        # Rows and columns that config.only leaves out may need them later.
-        if not study.config.only and study.teachers.remove_unneeded(trial, others):
-            study.copies.conclude(study.teachers.folder(trial))
+        # Rows and columns that config.only leaves out may need shared teachers later.
+        if study.queue and not study.config.only:
+            done, others = scheduling.ended(study.search, study.queue)
+            for of_teachers in study.teachers.remove_unneeded(done, others):
+                study.copies.conclude(of_teachers)
     if is_recorded:
         study.copies.conclude(folder)
     jax.clear_caches()  # Steps that trials share stay in the persistent compilation cache.

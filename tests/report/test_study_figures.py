@@ -194,6 +194,16 @@ def test_over_other_axes_the_best_on_validation_counts(study: dict[str, Any]) ->
     assert means == {0.75}
 
 
+def test_only_seeds_that_are_searched_are_drawn_against_a_setting(study: dict[str, Any]) -> None:
+    searched = {**study["search"], "seeds": [SEEDS[1]]}
+    of_seed = [trial for trial in study["trials"] if trial["seed"] == SEEDS[1]]
+
+    drawn = list(overview.against_settings({**study, "search": searched}))
+
+    alone = list(overview.against_settings({**study, "trials": of_seed}))
+    assert [figure.rows for figure in drawn] == [figure.rows for figure in alone]
+
+
 def test_a_study_that_varies_neither_alpha_nor_rho_has_no_such_figure(
     study: dict[str, Any],
 ) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import math
 import random
 from typing import Any
 
@@ -228,9 +229,8 @@ def test_a_scaled_trial_has_valid_settings(config: ConfigDict) -> None:
 
 
 def _search(kind: str = "halving", **settings: Any) -> ConfigDict:
-    return ConfigDict(
-        {"kind": kind, "reduction": 4, "rungs": 3, "budget": 0.2, "near": {}, **settings}
-    )
+    defaults = {"kind": kind, "seeds": (), "reduction": 4, "rungs": 3, "budget": 0.2, "near": {}}
+    return ConfigDict({**defaults, **settings})
 
 
 GRIDS = st.lists(st.integers(1, 60), min_size=1, max_size=5)
@@ -426,3 +426,66 @@ def test_each_cell_has_its_own_search(config: ConfigDict) -> None:
     assert sorted(full) == sorted(
         (row, "digits", seed) for row, seed in itertools.product(("remem", "sam"), (0, 1))
     )
+
+
+@pytest.mark.parametrize("kind", ["grid", "halving"])
+def test_other_seeds_repeat_the_best_trial_of_the_seed_that_is_searched(
+    config: ConfigDict, kind: str
+) -> None:
+    config.seeds = (0, 1, 2)
+    trials = [trial for trial in space.trials(config) if trial.row in ("remem", "sam")]
+    settings = _search(kind, budget=1.0, seeds=(1,))
+
+    done = _run(settings, trials, _hashed, random.Random(0))
+
+    for row in ("remem", "sam"):
+        full = {
+            seed: [t for t in trials if t.cell == (row, "digits", seed) and t.key in done]
+            for seed in config.seeds
+        }
+        best = max(full[1], key=_hashed)
+        assert [[t.point for t in full[seed]] for seed in (0, 2)] == [[best.point]] * 2
+    planned = search.Search(settings, trials).planned
+    assert len(planned) == len(done)
+
+
+def test_other_seeds_repeat_the_trial_with_the_highest_mean_over_the_seeds_searched(
+    config: ConfigDict,
+) -> None:
+    config.seeds = (0, 1, 2)
+    trials = [trial for trial in space.trials(config) if trial.row == "sam"]
+    # The best point of each seed is bad with the other, and another point failed with one.
+    first, second, third, *_ = [trial.point for trial in trials if trial.seed == 0]
+    values = {(0, str(first)): 0.9, (1, str(first)): 0.1, (0, str(second)): 0.2}
+    values |= {(1, str(second)): 0.8, (0, str(third)): 0.7, (1, str(third)): 0.6}
+
+    def value(trial: space.Trial) -> float:
+        return values.get((trial.seed, str(trial.point)), -math.inf if trial.seed else 1.0)
+
+    done = _run(_search("grid", seeds=(0, 1)), trials, value, random.Random(0))
+
+    assert [t.point for t in trials if t.seed == 2 and t.key in done] == [third]
+
+
+def test_a_trial_to_repeat_is_only_known_at_the_end_of_the_search(config: ConfigDict) -> None:
+    config.seeds = (0, 1)
+    trials = [trial for trial in space.trials(config) if trial.row == "sam"]
+    complete = search.Search(_search("grid", seeds=(0,)), trials)
+    (last, *before) = [trial for trial in trials if trial.seed == 0]
+
+    started = complete.schedule({trial.key: 0.5 for trial in before})
+    ended = complete.schedule({**{trial.key: 0.5 for trial in before}, last.key: 0.6})
+
+    assert started.more
+    assert not [trial for trial in started.trials if trial.seed == 1]
+    assert [trial.key for trial in started.repeats] == [t.key for t in trials if t.seed == 1]
+    assert (ended.more, ended.repeats) == (False, ())
+    (repeat,) = [trial for trial in ended.trials if trial.seed == 1]
+    assert repeat.point == last.point
+
+
+def test_only_seeds_of_the_study_can_be_searched(config: ConfigDict) -> None:
+    config.seeds, config.search.seeds = (0, 1), (2,)
+
+    with pytest.raises(SettingError, match=r"config\.search\.seeds must be one of 0, 1; got 2"):
+        space.check(config)

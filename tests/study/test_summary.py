@@ -592,6 +592,30 @@ def test_settings_never_tried_in_full_are_listed(halving: ConfigDict, shared: Sh
     ] == [("finetune", 3, [3, 1]), ("remem", 9, [6, 1])]
 
 
+def test_a_seed_that_is_not_searched_waits_for_the_best_setting(
+    config: ConfigDict, shared: Shared
+) -> None:
+    config.search.seeds = (1,)
+    searched = _trials(config, seed=1)
+    for trial, accuracy in zip(searched, (0.4, 0.6), strict=False):
+        shared.given[trial.key] = _record(trial, accuracy, 0.5)
+
+    before = _make(config, shared)
+    shared.given[searched[2].key] = _record(searched[2], 0.5, 0.5)
+    after = _make(config, shared)
+
+    waiting = {"row": "remem", "column": "digits", "seed": 0, "why": "waits for the search"}
+    assert waiting in before["missing"]
+    assert {**waiting, "why": "not run yet"} in after["missing"]
+    (trial,) = [t for t in after["trials"] if (t["row"], t["seed"]) == ("remem", 0)]
+    assert trial["settings"] == dict(searched[1].point)
+    assert after["search"]["seeds"] == [1]
+    assert after["search"]["text"].endswith(
+        "Only seed 1 is searched; the others repeat the setting of each row and column that is "
+        "best there on validation."
+    )
+
+
 def test_a_grid_drops_nothing(config: ConfigDict, shared: Shared) -> None:
     result = _make(config, shared)["search"]
 

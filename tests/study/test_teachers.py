@@ -120,8 +120,9 @@ def test_the_weights_of_a_teacher_are_removed_when_no_trial_needs_them(
     for name in ("teachers", "information"):
         (folder / "float32_0" / name).mkdir(parents=True)
 
-    assert not of_study.remove_unneeded(done, [other])
+    assert not of_study.remove_unneeded([done], [other])
     assert (folder / "float32_0" / "teachers").exists()
-    assert of_study.remove_unneeded(done, [trials["finetune", "small", 1]])
+    assert of_study.remove_unneeded([done], [trials["finetune", "small", 1]]) == [folder]
     assert not (folder / "float32_0" / "teachers").exists()
     assert (folder / "float32_0" / "information").exists()
+    assert not of_study.remove_unneeded([done], [])  # There is nothing left to remove.

@@ -68,7 +68,11 @@ def _mean(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def against_settings(study: results_table.Study) -> Iterator[drawing.Drawing]:
-    """Draws the best students, and their teachers, against each setting that the grid varies."""
+    """Draws the best students, and their teachers, against each setting that the grid varies.
+
+    Only seeds that are searched count: the others have only the best value.
+    """
+    searched = study["search"].get("seeds", study["seeds"])
     for axis, label in _SWEPT.items():
         for number, column in enumerate(study["columns"]):
             trials = [
@@ -76,6 +80,7 @@ def against_settings(study: results_table.Study) -> Iterator[drawing.Drawing]:
                 for trial in study["trials"]
                 if trial["column"] == column["name"]
                 and trial["fraction"] == 1
+                and trial["seed"] in searched
                 and axis in trial["settings"]
                 and drawing.is_finite(trial["validation"])
             ]
