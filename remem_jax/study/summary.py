@@ -87,10 +87,7 @@ def make(
         "seeds": list(config.seeds),
         "baseline": config.baseline,
         "margin": config.margin,
-        "claims": [
-            {"name": name, **{key: claim[key] for key in ("title", "row", "baseline")}}
-            for name, claim in config.claims.items()
-        ],
+        "claims": _claims(config),
         "choose_on_test": bool(config.base.choose_on_test),
         "selection": space.selection(config),
         "refit": bool(config.base.data.refit),
@@ -142,6 +139,13 @@ def best(study: Mapping[str, Any]) -> list[str]:
                 f"({trial['folder']}/selected, on {trial['worker']})."
             )
     return lines
+
+
+def _claims(config: ConfigDict) -> list[dict[str, str]]:
+    """Returns the claims in the order of their rows; a config sorts them by name."""
+    claims = [{"name": name, **claim.to_dict()} for name, claim in config.claims.items()]
+    order = list(config.row_order).index
+    return sorted(claims, key=lambda claim: (order(claim["row"]), order(claim["baseline"])))
 
 
 def _cells(

@@ -592,6 +592,20 @@ def test_settings_never_tried_in_full_are_listed(halving: ConfigDict, shared: Sh
     ] == [("finetune", 3, [3, 1]), ("remem", 9, [6, 1])]
 
 
+def test_claims_have_the_order_of_their_rows(config: ConfigDict, shared: Shared) -> None:
+    for name, row, baseline in (
+        ("a", "remem", "finetune"),
+        ("b", "remem", "scratch"),
+        ("c", "finetune", "scratch"),
+    ):
+        config.claims[name] = ConfigDict({"title": name, "row": row, "baseline": baseline})
+
+    claims = _make(config, shared)["claims"]
+
+    assert [claim["name"] for claim in claims] == ["c", "b", "a"]
+    assert claims[0] == {"name": "c", "title": "c", "row": "finetune", "baseline": "scratch"}
+
+
 def test_a_seed_that_is_not_searched_waits_for_the_best_setting(
     config: ConfigDict, shared: Shared
 ) -> None:
