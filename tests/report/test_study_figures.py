@@ -235,6 +235,25 @@ def test_information_is_correlated_with_the_students_within_each_seed(
     assert {name for _, name in rows} == {measure.name for measure in predictors.PREDICTORS}
 
 
+def test_information_is_correlated_at_equal_accuracy_of_the_teacher(study: dict[str, Any]) -> None:
+    rows = {(row["column"], row["predictor"]): row for row in predictors.correlations(study)}
+
+    row = rows[COLUMNS[0], "information_at_accuracy"]
+    expected = []
+    for seed in SEEDS:
+        points = [
+            (-teacher["excess"], teacher["student"], 1 - teacher["error"])
+            for trial in study["trials"]
+            if (trial["column"], trial["seed"]) == (COLUMNS[0], seed)
+            for teacher in trial["checkpoints"]
+        ]
+        # The recursive formula of partial correlation.
+        xy, xz, yz = (stats.spearmanr(points).statistic[i, j] for i, j in ((0, 1), (0, 2), (1, 2)))
+        expected.append((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)))
+    assert row["value"] == pytest.approx(np.mean(expected))
+    assert (row["points"], row["clusters"], row["blocks"]) == (60, 10, 3)
+
+
 def test_teachers_are_ranked_apart_if_their_students_were_trained_in_another_way(
     study: dict[str, Any],
 ) -> None:
@@ -273,7 +292,8 @@ def test_measures_that_are_not_on_record_are_left_out(study: dict[str, Any]) -> 
 
     rows = predictors.correlations({**study, "trials": older})
 
-    assert {row["predictor"] for row in rows} == {"information", "accuracy"}
+    measured = {"information", "information_at_accuracy", "accuracy"}
+    assert {row["predictor"] for row in rows} == measured
     now = {(row["column"], row["predictor"]): row for row in predictors.correlations(study)}
     assert all(row == now[row["column"], row["predictor"]] for row in rows)
 

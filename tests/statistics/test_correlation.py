@@ -74,6 +74,44 @@ def test_blocks_that_are_constant_or_small_do_not_count() -> None:
     assert (result.value, result.points, result.blocks) == (pytest.approx(-1.0), 3, 1)
 
 
+def _partial(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
+    """Returns the correlation of the residuals of ranks, by SciPy and least squares."""
+    ranks = [stats.rankdata(values) for values in (x, y, given)]
+    design = np.stack([np.ones(len(x)), ranks[2]], axis=1)
+    residuals = [r - design @ np.linalg.lstsq(design, r)[0] for r in ranks[:2]]
+    return float(stats.pearsonr(*residuals).statistic)
+
+
+def test_a_partial_correlation_is_that_of_residuals_of_ranks(
+    points: tuple[list[float], list[float]],
+) -> None:
+    x, y = map(np.array, points)
+    rng = np.random.default_rng(2)
+    given = np.round(x + y + rng.normal(size=20), 1)
+    drawn = [rng.integers(20, size=20) for _ in range(1000)]
+    resampled = [_partial(x[i], y[i], given[i]) for i in drawn]
+
+    result = correlation.within_blocks(*points, [0] * 20, range(20), given=given.tolist())
+
+    assert result.value == pytest.approx(_partial(x, y, given))
+    # Given what both of them raise, they compete.
+    assert result.value < stats.spearmanr(x, y).statistic
+    expected = np.percentile(resampled, [2.5, 97.5])
+    assert (result.low, result.high) == pytest.approx(tuple(expected), abs=0.06)
+
+
+def test_partial_correlations_need_four_points_that_the_third_quantity_leaves_free() -> None:
+    x, y = [1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0, 1.0, 3.0, 2.0]
+    blocks = ["small"] * 3 + ["one"] * 4
+
+    of_x = correlation.within_blocks(x, y, blocks, range(7), given=x)
+    constant = correlation.within_blocks(x, y, blocks, range(7), given=[1.0] * 7)
+
+    assert of_x.value is None  # Nothing of x is left.
+    assert constant.value == pytest.approx(stats.spearmanr(x[3:], y[3:]).statistic)
+    assert (constant.points, constant.blocks) == (4, 1)
+
+
 def test_few_clusters_have_no_interval() -> None:
     x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 

@@ -22,8 +22,10 @@ NOTE = (
     "percentile bootstrap that draws whole recipes (a teacher's settings, with all checkpoints and "
     "seeds), because their teachers depend on each other; with fewer than "
     f"{correlation.LEAST_CLUSTERS} recipes there is none. The paper expects more information to be "
-    "good for students at equal accuracy of the teacher; a correlation over teachers of different "
-    "accuracy is not evidence of a cause."
+    "good for students at equal accuracy of the teacher (Eq. 1). The partial correlation is that "
+    "of what is left of both ranks after a linear regression on the ranks of the teacher's "
+    "accuracy, in groups of at least four. No correlation over teachers that differ in other ways "
+    "is evidence of a cause."
 )
 
 
@@ -36,6 +38,8 @@ class Predictor(NamedTuple):
         field: Field of a teacher that it is computed from.
         factor: What the field is multiplied by.
         offset: What is added to that.
+        given: Name of a measure that the correlation holds fixed; "" for none. Figures do not show
+            it.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Predictor(NamedTuple):
     field: str
     factor: float = 1.0
     offset: float = 0.0
+    given: str = ""
 
     def of(self, teacher: Mapping[str, Any]) -> float | None:
         """Returns the measure of a teacher; None if it was not measured or is not finite."""
@@ -52,6 +57,13 @@ class Predictor(NamedTuple):
 
 PREDICTORS = (
     Predictor("information", "Information, nats per sub-pixel", "excess", factor=-1.0),
+    Predictor(
+        "information_at_accuracy",
+        "Information, at equal accuracy of the teacher (partial)",
+        "excess",
+        factor=-1.0,
+        given="accuracy",
+    ),
     Predictor("accuracy", "Teacher's accuracy, %", "error", factor=-100.0, offset=100.0),
     Predictor("calibration_error", "Teacher's calibration error", "calibration_error"),
     Predictor("temperature", "Calibrating temperature", "temperature"),
@@ -70,12 +82,15 @@ def correlations(study: results_table.Study) -> list[dict[str, Any]]:
     rows = []
     for column, teachers in _by_column(study).items():
         for predictor in PREDICTORS:
-            found = [t for t in teachers if predictor.of(t) is not None]
+            measures = [predictor, *(p for p in PREDICTORS if p.name == predictor.given)]
+            found = [t for t in teachers if all(p.of(t) is not None for p in measures)]
+            x, *given = [[measure.of(t) or 0.0 for t in found] for measure in measures]
             result = correlation.within_blocks(
-                [predictor.of(t) or 0.0 for t in found],
+                x,
                 [t["student"] for t in found],
                 [t["block"] for t in found],
                 [t["recipe"] for t in found],
+                given=given[0] if given else None,
             )
             if result.value is not None:
                 names = {"column": column, "predictor": predictor.name}
@@ -121,7 +136,9 @@ def figures(study: results_table.Study) -> list[drawing.Drawing]:
     columns = {column["name"]: column["title"] for column in study["columns"]}
     by_column = _by_column(study)
     for number, (column, teachers) in enumerate(by_column.items()):
-        panels = [p for p in PREDICTORS if any(p.of(t) is not None for t in teachers)]
+        panels = [
+            p for p in PREDICTORS if not p.given and any(p.of(t) is not None for t in teachers)
+        ]
         points = [
             {
                 "series": titles.get(teacher["row"], teacher["row"]),
