@@ -15,12 +15,8 @@ from configs import remem, study
 PROBE_RATE = 0.5  # Learning rate of a head on frozen features. [choice]
 
 
-def rows(steps: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the rows of the table.
-
-    Args:
-        steps: `config.teacher.steps` of the other rows.
-    """
+def rows() -> dict[str, Any]:
+    """Returns the rows of the table."""
     return {
         **study.rows("scratch", "finetune"),
         "probed": study.row("Linear probe", "finetune", teacher={"tuning": "linear_probe"}),
@@ -28,15 +24,16 @@ def rows(steps: tuple[int, ...]) -> dict[str, Any]:
         "probed_finetuned": study.row(
             "Linear probe, then fine-tuning",
             "finetune",
-            teacher={"probe_steps": steps[-1] // 5, "probe_learning_rate": PROBE_RATE},
+            parts={"probe_steps": 0.2},
+            teacher={"probe_learning_rate": PROBE_RATE},
         ),
         # Its schedule ends early, too, as in Cho and Hariharan 2019,
         # https://arxiv.org/abs/1910.01348. Other rows may also select an early checkpoint, whose
         # learning rate is still high. [choice]
         "early": study.row(
-            f"Early stopped, at step {_early(steps)}",
+            "Early stopped, at a tenth of the steps",
             "finetune",
-            teacher={"steps": (_early(steps),)},
+            parts={"steps": 0.1, "warmup_steps": 0.05},
         ),
         "smoothing": study.row("Label smoothing 0.1", "finetune", teacher={"label_smoothing": 0.1}),
         # The authors of MCMI use 0.1 to 0.35. [source]
@@ -67,9 +64,4 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     name = spec.partition(",")[0]
     base = remem.get_config(spec)
     columns = {name: study.column(study.TITLES.get(name, name))}
-    return study.make(f"Rivals of ReMem: {name}", rows(base.teacher.steps), columns, base=base)
-
-
-def _early(steps: tuple[int, ...]) -> int:
-    """Returns the step of a teacher that is stopped early: a tenth of all, or more."""
-    return next((step for step in steps if 10 * step >= steps[-1]), steps[-1])
+    return study.make(f"Rivals of ReMem: {name}", rows(), columns, base=base)

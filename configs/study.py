@@ -48,9 +48,20 @@ def get_config(spec: str = "cifar100") -> ConfigDict:
     )
 
 
-def row(title: str, method: str, **changes: Any) -> dict[str, Any]:
-    """Returns a row of a table: a method of `config.methods`, and the settings that it changes."""
-    return {"title": title, "group": "", "method": method, "changes": changes}
+def row(
+    title: str, method: str, *, parts: Mapping[str, float] | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Returns a row of a table.
+
+    Args:
+        title: Title of the row.
+        method: One of `config.methods`.
+        parts: Settings of the teacher in steps, such as "probe_steps", as parts of the number of
+            steps of other rows.
+        **changes: Other settings that the row changes, by group.
+    """
+    made = {"title": title, "group": "", "method": method, "changes": changes}
+    return {**made, "parts": dict(parts)} if parts else made
 
 
 def column(title: str, **changes: Any) -> dict[str, Any]:

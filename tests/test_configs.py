@@ -220,6 +220,10 @@ def test_each_rival_is_a_row_of_a_valid_study(spec: str) -> None:
     space.check(config)
 
     assert {trial.row for trial in space.trials(config)} == set(config.row_order)
+    config.base.teacher.steps, config.base.teacher.warmup_steps = (400,), 40
+    teachers_of = {trial.row: trial.config.teacher for trial in space.trials(config)}
+    assert teachers_of["early"].steps == (40,)
+    assert teachers_of["probed_finetuned"].probe_steps == 80
     wanted = {"probed", "probed_finetuned", "early", "smoothing", "mcmi", "lora", "calibrated"}
     assert wanted <= set(config.row_order)
 

@@ -106,19 +106,16 @@ def changed(config: ConfigDict, row: str, column: str) -> set[str]:
 def of_cell(config: ConfigDict, row: str, column: str) -> dict[str, tuple[Any, ...]]:
     """Returns the axes that may vary in a row and a column, with their values.
 
-    These are axes without a group, in rows whose method has a teacher and does not fix them, and
-    all others that neither the row nor the column changes.
+    These are axes that neither the row nor the column changes; of those without a group, only in
+    rows whose method has a teacher and does not fix them.
     """
     checks.one_of("the method of a row of config.rows", config.rows[row].method, METHODS)
     method, fixed_here = METHODS[config.rows[row].method], changed(config, row, column)
     return {
         name: tried
         for name, tried in searched(config).items()
-        if (
-            method.has_teacher and name not in method.fixed
-            if name in config.base.teacher
-            else name not in fixed_here
-        )
+        if setting(config, name) not in fixed_here
+        and (name not in config.base.teacher or (method.has_teacher and name not in method.fixed))
     }
 
 

@@ -15,6 +15,7 @@ from remem_jax.storage.identity import described, without_additions
 from remem_jax.study import axes
 
 SEARCHES = ("grid", "halving")
+_IN_STEPS = ("steps", "probe_steps", "warmup_steps")  # Settings of the teacher.
 Identify = Callable[[ConfigDict], str]
 
 
@@ -133,8 +134,9 @@ def trials(config: ConfigDict, identify: Identify = key_by_place) -> list[Trial]
     by_key: dict[str, Trial] = {}
     for cell in _cells(config):
         run = _cell_settings(config, cell)
+        parts = _parts(config, cell[0])
         for point in _points(config, cell, run):
-            trial = _trial(run, cell, point, identify)
+            trial = _trial(run, cell, point, parts, identify)
             by_key.setdefault(trial.key, trial)
     return list(by_key.values())
 
@@ -145,7 +147,10 @@ def scaled(trial: Trial, fraction: float) -> Trial:
     teacher, student = config.teacher, config.student
     full = teacher.steps[-1]
     teacher.steps = tuple(sorted({max(1, round(fraction * step)) for step in teacher.steps}))
-    teacher.warmup_steps = _scaled_warmup(teacher.warmup_steps, full, teacher.steps[-1])
+    teacher.probe_steps = _scaled_warmup(teacher.probe_steps, full, teacher.steps[-1])
+    after_probe = teacher.steps[-1] - teacher.probe_steps
+    warmup = _scaled_warmup(teacher.warmup_steps, full, teacher.steps[-1])
+    teacher.warmup_steps = min(warmup, after_probe - 1)
     full = student.steps
     student.steps = max(1, round(fraction * full))
     student.warmup_steps = _scaled_warmup(student.warmup_steps, full, student.steps)
@@ -215,6 +220,15 @@ def _cell_settings(config: ConfigDict, cell: tuple[str, str, int]) -> ConfigDict
     return run
 
 
+def _parts(config: ConfigDict, row: str) -> dict[str, float]:
+    """Returns the settings in steps that are parts of the number of steps of other rows."""
+    parts = config.rows[row].get("parts", ConfigDict()).to_dict()
+    for name, part in parts.items():
+        checks.one_of(f"config.rows.{row}.parts", name, _IN_STEPS)
+        checks.within(f"config.rows.{row}.parts.{name}", part, 0, 1)
+    return parts
+
+
 def _method(method: str, run: ConfigDict) -> str:
     """Returns the method of a row in a column, whose students may start from random weights."""
     return SCRATCH if method == ALONE and not run.student.init else method
@@ -224,9 +238,14 @@ def _trial(
     settings: ConfigDict,
     cell: tuple[str, str, int],
     point: Mapping[str, Any],
+    parts: Mapping[str, float],
     identify: Identify,
 ) -> Trial:
     run = axes.with_point(settings, point)
+    last = run.teacher.steps[-1]
+    for name, part in parts.items():
+        steps = round(part * last)
+        run.teacher[name] = (max(1, steps),) if name == "steps" else steps
     return Trial(identify(run), *cell, point, 1.0, run, identify)
 
 

@@ -38,7 +38,7 @@ def _not_varied(config: ConfigDict, trials: Sequence[space.Trial], axis: str) ->
     if axis not in axes.searched(config) or any(axis in trial.point for trial in trials):
         return ""
     if axis in config.base.teacher:
-        return "the method of no row leaves it free"
+        return "the method or a setting of each row or column fixes it"
     reasons = [
         _reason(config, trial, axis) or axes.why_idle(trial.config, axis) for trial in trials
     ]

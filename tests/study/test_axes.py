@@ -176,12 +176,15 @@ def test_an_axis_varies_only_where_another_gives_it_an_effect(config: ConfigDict
 
 
 def test_a_row_keeps_the_settings_that_it_changes(config: ConfigDict) -> None:
-    config.rows.remem.changes = ConfigDict({"student": {"weight_decay": 0.5}})
+    changes = {"student": {"weight_decay": 0.5}, "teacher": {"rho": 0.25}}
+    config.rows.remem.changes = ConfigDict(changes)
     config.grid.student.weight_decay = (1e-4, 1e-3)
+    config.grid.rho, config.search.near.rho = (0.05, 0.5), 0.5
 
     of_remem = [trial for trial in space.trials(config) if trial.row == "remem"]
 
     assert [trial.config.student.weight_decay for trial in of_remem] == [0.5]
+    assert [trial.config.teacher.rho for trial in of_remem] == [0.25]
     assert len(_points(config, "finetune")) == 2
 
 
@@ -325,7 +328,7 @@ def test_a_start_that_an_axis_lacks_is_refused(config: ConfigDict) -> None:
 @pytest.mark.parametrize(
     ("axis", "values", "only", "why"),
     [
-        ("attention_weight", (0.8,), "finetune", "the method of no row leaves it free"),
+        ("attention_weight", (0.8,), "finetune", "the method or a setting of each row or col"),
         ("student.weights", ((0.5,),), "scratch", "the method scratch has no teacher"),
         ("student.init", ("a", "b"), "scratch", "starts from random weights"),
         ("teacher.lora.rank", (4,), "", r"config\.teacher\.tuning is full"),

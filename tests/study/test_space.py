@@ -228,6 +228,49 @@ def test_a_scaled_trial_has_valid_settings(config: ConfigDict) -> None:
         space.check_remem(space.scaled(trial, fraction).config)
 
 
+def test_a_row_may_have_a_part_of_the_steps_of_others(config: ConfigDict) -> None:
+    parts = {"steps": 0.1, "warmup_steps": 0.05}
+    rows = {
+        **study.rows("finetune"),
+        "early": study.row("Early stopped", "finetune", parts=parts),
+        "probed": study.row("Probed first", "finetune", parts={"probe_steps": 0.2}),
+    }
+    config.rows, config.row_order = ConfigDict(rows), tuple(rows)
+    config.base.teacher.update({"steps": (100, 400), "warmup_steps": 40})
+    config.grid.learning_rate = ()
+
+    space.check(config)
+
+    settings = {trial.row: trial.config.teacher for trial in space.trials(config)}
+    found = {row: (t.steps, t.warmup_steps, t.probe_steps) for row, t in settings.items()}
+    assert found == {
+        "finetune": ((100, 400), 40, 0),
+        "early": ((40,), 20, 0),
+        "probed": ((100, 400), 40, 80),
+    }
+    (probed,) = [trial for trial in space.trials(config) if trial.row == "probed"]
+    short = space.scaled(probed, 1 / 16)
+    assert (short.config.teacher.steps, short.config.teacher.probe_steps) == ((6, 25), 5)
+    space.check_remem(short.config)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"batch_size": 0.1}, r"config\.rows\.early\.parts must be one of steps, probe_steps"),
+        ({"steps": 1.5}, r"config\.rows\.early\.parts\.steps must be from 0 to 1, got 1\.5"),
+    ],
+)
+def test_an_invalid_part_of_the_steps_is_named(
+    config: ConfigDict, parts: dict[str, float], message: str
+) -> None:
+    rows = {"early": study.row("Early stopped", "finetune", parts=parts)}
+    config.rows, config.row_order = ConfigDict(rows), tuple(rows)
+
+    with pytest.raises(SettingError, match=message):
+        space.check(config)
+
+
 def _search(kind: str = "halving", **settings: Any) -> ConfigDict:
     defaults = {"kind": kind, "seeds": (), "reduction": 4, "rungs": 3, "budget": 0.2, "near": {}}
     return ConfigDict({**defaults, **settings})
