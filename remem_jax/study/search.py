@@ -144,6 +144,8 @@ class Search:
         seeds tried with all steps, the one with the highest mean. Of equal points, the one nearest
         to the paper's region counts.
         """
+        if len(grid) == 1:
+            return grid[0]
         searched = [each for each in schedules if each[:2] == place[:2]]
         full = [trial for each in searched for trial in self.cells[each].rungs[-1].trials]
         if any(schedules[each].more for each in searched) or any(

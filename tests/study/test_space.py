@@ -527,6 +527,15 @@ def test_a_trial_to_repeat_is_only_known_at_the_end_of_the_search(config: Config
     assert repeat.point == last.point
 
 
+def test_a_row_of_one_setting_does_not_wait_for_the_search(config: ConfigDict) -> None:
+    config.seeds = (0, 1)
+    trials = [trial for trial in space.trials(config) if trial.row == "scratch"]
+
+    scheduled = search.Search(_search("grid", seeds=(0,)), trials).schedule({})
+
+    assert scheduled == search.Schedule(trials, more=False)
+
+
 def test_only_seeds_of_the_study_can_be_searched(config: ConfigDict) -> None:
     config.seeds, config.search.seeds = (0, 1), (2,)
 
