@@ -7,8 +7,8 @@
 Rows are ways to make the teacher of a student, or none; columns are students on data sets, which
 the first word names, joined by "+". "small" has images of 96 pixels, a ViT-Ti/16 and few steps, for
 a machine without an accelerator; any other option is one of configs/remem.py. The grid is searched
-with the first seed alone (config.search.seeds). configs/settings.py has all settings;
-configs/study.py explains how to add workers.
+with the first seed alone (config.search.seeds). docs/evidence.md has what it has measured so far.
+configs/settings.py has all settings; configs/study.py explains how to add workers.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ ROWS = {
         "Fine-tuning, calibrated", "finetune", student={"flatten": "calibrated"}
     ),
     "standardised": study.row(
-        "Fine-tuning, KD of standardised logits",
+        "Fine-tuning, standardised KD",
         "finetune",
         student={"losses": ("kd_standardised",)},
     ),

@@ -64,15 +64,7 @@ def within_blocks(
     Returns:
         The correlation. The same points give the same interval: the bootstrap has a fixed seed.
     """
-    chosen = [
-        members
-        for members in _members(blocks)
-        if len(members) >= _LEAST_IN_BLOCK + (given is not None)
-        and np.ptp(np.take(x, members)) > 0
-        and np.ptp(np.take(y, members)) > 0
-    ]
-    names = dict.fromkeys(clusters[i] for members in chosen for i in members)
-    number = {name: index for index, name in enumerate(names)}
+    number = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
     parts = [
         _Block(
             _below(np.take(x, members)),
@@ -80,19 +72,22 @@ def within_blocks(
             None if given is None else _below(np.take(given, members)),
             np.array([number[clusters[i]] for i in members]),
         )
-        for members in chosen
+        for members in _members(blocks)
+        if len(members) >= _LEAST_IN_BLOCK + (given is not None)
     ]
-    sizes = sum(map(len, chosen)), len(names), len(chosen)
-    every = np.arange(len(names))
-    total, points = _sums(parts, np.ones(len(names)))
-    if not points:
+    once = np.ones((1, len(number)))
+    counted = [part for part in parts if _sums([part], once)[1].item() > 0]
+    points = [cluster for part in counted for cluster in part.cluster.tolist()]
+    drawn_from = np.unique(np.asarray(points, int))
+    sizes = len(points), len(drawn_from), len(counted)
+    if not counted:
         return Correlation(None, None, None, *sizes)
-    value = float(total / points)
-    if len(names) < LEAST_CLUSTERS:
+    value = _average(counted, once).item()
+    if len(drawn_from) < LEAST_CLUSTERS:
         return Correlation(value, None, None, *sizes)
     result = stats.bootstrap(
-        (every,),
-        lambda drawn, axis: _average(parts, _counts(np.moveaxis(drawn, axis, -1), len(names))),
+        (drawn_from,),
+        lambda drawn, axis: _average(counted, _counts(np.moveaxis(drawn, axis, -1), len(number))),
         n_resamples=_RESAMPLES,
         batch=_BATCH,
         vectorized=True,

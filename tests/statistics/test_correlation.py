@@ -107,7 +107,8 @@ def test_partial_correlations_need_four_points_that_the_third_quantity_leaves_fr
     of_x = correlation.within_blocks(x, y, blocks, range(7), given=x)
     constant = correlation.within_blocks(x, y, blocks, range(7), given=[1.0] * 7)
 
-    assert of_x.value is None  # Nothing of x is left.
+    # Nothing of x is left.
+    assert of_x == correlation.Correlation(None, None, None, 0, 0, 0)
     assert constant.value == pytest.approx(stats.spearmanr(x[3:], y[3:]).statistic)
     assert (constant.points, constant.blocks) == (4, 1)
 

@@ -1,0 +1,181 @@
+"""The numbers in docs/evidence.md follow from docs/evidence/trials.csv, by SciPy."""
+
+import csv
+import pathlib
+import re
+import statistics
+from collections.abc import Iterator
+
+import pytest
+from scipy import stats
+
+from configs import evidence
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "evidence.md"
+METRIC = "mean_per_class"  # That of both data sets.
+NOTHING = "\N{EN DASH}"
+NAMES = {row["title"]: name for name, row in evidence.ROWS.items()}
+
+Trial = dict[str, str]
+Cells = list[str]
+
+
+@pytest.fixture(scope="module")
+def trials() -> list[Trial]:
+    """All finished trials of the study."""
+    path = PAGE.parent / "evidence" / "trials.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["state"] for row in rows} == {"done"}
+    return rows
+
+
+def _blocks(kind: str) -> Iterator[tuple[str, list[Cells]]]:
+    """Yields the column and the lines, without heads, of each table of a kind."""
+    mark = rf"<!-- Made by tools/make_evidence.py: {kind} ?(\w*) -->(.*?)<!-- End. -->"
+    for found in re.finditer(mark, PAGE.read_text(encoding="utf-8"), re.S):
+        lines = [line for line in found[2].splitlines() if line.startswith("|")]
+        yield found[1], [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", text)]
+
+
+def _chosen(trials: list[Trial], column: str, row: str) -> dict[int, Trial]:
+    """Returns the trial of each seed that is best on validation, or the repeated one."""
+    chosen: dict[int, Trial] = {}
+    for trial in trials:
+        if (trial["row"], trial["column"]) == (row, column):
+            best = chosen.setdefault(int(trial["seed"]), trial)
+            if _validation(trial) > _validation(best):
+                chosen[int(trial["seed"])] = trial
+    return chosen
+
+
+def _validation(trial: Trial) -> tuple[float, float]:
+    name = "student.validation."
+    return float(trial[f"{name}{METRIC}"]), -float(trial[f"{name}loss"])
+
+
+def _students(trials: list[Trial], column: str, row: str) -> dict[int, float]:
+    chosen = _chosen(trials, column, row)
+    return {seed: 100 * float(t[f"student.test.{METRIC}"]) for seed, t in chosen.items()}
+
+
+def _paired(above: dict[int, float], below: dict[int, float]) -> list[float]:
+    """Returns the mean difference over common seeds and its interval, if it has one."""
+    seeds = sorted(above.keys() & below.keys())
+    pairs = [above[seed] for seed in seeds], [below[seed] for seed in seeds]
+    mean = statistics.fmean(a - b for a, b in zip(*pairs, strict=True))
+    if len(seeds) < 2:
+        return [mean]
+    test = stats.ttest_rel(*pairs)
+    return [mean, *map(float, test.confidence_interval(0.95)), float(test.pvalue)]
+
+
+def test_the_results_are_those_of_the_trials(trials: list[Trial]) -> None:
+    measured = {trial["column"] for trial in trials}
+    assert {column for column, _ in _blocks("results")} == measured
+    for column, lines in _blocks("results"):
+        finetuned = _students(trials, column, "finetune")
+        rows = {trial["row"] for trial in trials if trial["column"] == column}
+        assert {NAMES[title] for title, *_ in lines} == rows
+        for title, _, student, gain, p_value, teacher, information, *_ in lines:
+            row = NAMES[title]
+            values = list(_students(trials, column, row).values())
+            expected = [statistics.fmean(values)]
+            expected += [statistics.stdev(values)] if len(values) > 1 else []
+            assert _numbers(student) == pytest.approx(expected, abs=0.0051), title
+            chosen = _chosen(trials, column, row).values()
+            if row == "finetune":
+                assert (gain, p_value) == ("", "")
+            else:
+                paired = _paired(_students(trials, column, row), finetuned)
+                assert _numbers(gain) == pytest.approx(paired[:3], abs=0.0051), title
+                assert [*_numbers(p_value)] == pytest.approx(paired[3:], rel=0.06), title
+            for text, name, scale in (
+                (teacher, f"teacher.test.{METRIC}", 100.0),
+                (information, "teacher.information", 1.0),
+            ):
+                of_teacher = [scale * float(trial[name]) for trial in chosen if trial[name]]
+                assert bool(of_teacher) == (text != NOTHING)
+                if of_teacher:
+                    mean = statistics.fmean(of_teacher)
+                    assert _numbers(text)[0] == pytest.approx(mean, abs=scale * 0.000051)
+
+
+def test_the_claims_are_those_of_the_trials(trials: list[Trial]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    columns = sorted({trial["column"] for trial in trials})
+    for title, row, baseline in evidence.CLAIMS.values():
+        for column in columns:
+            expected = _paired(_students(trials, column, row), _students(trials, column, baseline))
+            found = [
+                _numbers(line.split("in points: ")[1])[:3]
+                for line in page.splitlines()
+                if line.startswith(f"- **{title}")
+            ]
+            assert any(
+                numbers[: len(expected[:3])] == pytest.approx(expected[:3], abs=0.0051)
+                for numbers in found
+            ), (title, column)
+
+
+def test_the_grid_is_that_of_the_trials(trials: list[Trial]) -> None:
+    for column, lines in _blocks("grid"):
+        found = {(NAMES[title], rho, alpha): cells for title, rho, alpha, *cells in lines}
+        searched = [
+            trial
+            for trial in trials
+            if trial["column"] == column
+            and trial["seed"] == "0"
+            and (trial["rho"] or trial["mlp_weight"])
+        ]
+        assert len(found) == len(searched)
+        for trial in searched:
+            place = trial["row"], trial["rho"] or NOTHING, trial["mlp_weight"] or NOTHING
+            assert [float(cell) for cell in found[place][:4]] == pytest.approx(
+                [
+                    100 * float(trial[f"{model}.{split}.{METRIC}"])
+                    for model in ("student", "teacher")
+                    for split in ("validation", "test")
+                ],
+                abs=0.0051,
+            )
+
+
+def test_the_correlations_are_those_of_the_trials(trials: list[Trial]) -> None:
+    groups: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    for trial in trials:
+        if trial["teacher.information"] and trial["row"] not in ("calibrated", "standardised"):
+            names = ("teacher.information", f"teacher.test.{METRIC}", f"student.test.{METRIC}")
+            information, accuracy, student = (float(trial[name]) for name in names)
+            group = groups.setdefault((trial["column"], trial["seed"]), [])
+            group.append((information, accuracy, student))
+    (lines,) = (lines for _, lines in _blocks("eq1"))
+    found = {(students, measure): float(value) for students, measure, value, *_ in lines}
+    columns = {column for column, _ in groups}
+    totals: dict[str, list[tuple[int, float]]] = {}
+    for points in groups.values():
+        if len(points) < 3:
+            continue
+        matrix = stats.spearmanr(points).statistic
+        values = {"information": matrix[0, 2], "accuracy": matrix[1, 2]}
+        rest = (1 - matrix[0, 1] ** 2) * (1 - matrix[1, 2] ** 2)
+        if len(points) > 3 and rest > 1e-9:  # Else one rank says all of another.
+            partial = (matrix[0, 2] - matrix[0, 1] * matrix[1, 2]) / rest**0.5
+            values["information, at equal accuracy"] = partial
+        for name, value in values.items():
+            totals.setdefault(name, []).append((len(points), float(value)))
+    title = "all" if len(columns) > 1 else next(students for students, _ in found)
+    for name, values in totals.items():
+        mean = sum(n * value for n, value in values) / sum(n for n, _ in values)
+        assert found[title, name] == pytest.approx(mean, abs=0.0051), name
+
+
+def test_the_cost_is_that_of_the_trials(trials: list[Trial]) -> None:
+    (lines,) = (lines for _, lines in _blocks("cost"))
+    assert sum(int(count) for _, count, _ in lines) == len(trials)
+    hours = sum(float(trial["seconds"]) for trial in trials) / 3600
+    assert sum(float(line[-1]) for line in lines) == pytest.approx(hours, abs=0.05 * len(lines))
