@@ -26,7 +26,7 @@ from remem_jax.weights import catalog, download, hub, student_catalog
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
-    flags.FLAGS(sys.argv[:1])  # absl's log reads its flags.
+    flags.FLAGS.mark_as_parsed()  # The log of absl reads its flags.
     logging.set_verbosity(logging.INFO)
     redaction.guard()
     arguments = _parser().parse_args()

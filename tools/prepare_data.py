@@ -36,7 +36,7 @@ from remem_jax.data.tfds import copies, imagenet_lt, named, obtaining, prepared
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
-    flags.FLAGS(sys.argv[:1])  # absl's log reads its flags.
+    flags.FLAGS.mark_as_parsed()  # The log of absl reads its flags.
     logging.set_verbosity(logging.ERROR)  # TFDS warns about each data set that is not prepared.
     arguments = _parser().parse_args()
     unknown = [
