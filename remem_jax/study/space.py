@@ -147,20 +147,20 @@ def scaled(trial: Trial, fraction: float) -> Trial:
     teacher, student = config.teacher, config.student
     full = teacher.steps[-1]
     teacher.steps = tuple(sorted({max(1, round(fraction * step)) for step in teacher.steps}))
-    teacher.probe_steps = _scaled_warmup(teacher.probe_steps, full, teacher.steps[-1])
+    teacher.probe_steps = _scaled_start(teacher.probe_steps, full, teacher.steps[-1])
     after_probe = teacher.steps[-1] - teacher.probe_steps
-    warmup = _scaled_warmup(teacher.warmup_steps, full, teacher.steps[-1])
+    warmup = _scaled_start(teacher.warmup_steps, full, teacher.steps[-1])
     teacher.warmup_steps = min(warmup, after_probe - 1)
     full = student.steps
     student.steps = max(1, round(fraction * full))
-    student.warmup_steps = _scaled_warmup(student.warmup_steps, full, student.steps)
+    student.warmup_steps = _scaled_start(student.warmup_steps, full, student.steps)
     student.evaluations = min(student.evaluations, student.steps)
     return trial._replace(key=trial.identify(config), fraction=fraction, config=config)
 
 
-def _scaled_warmup(warmup: int, full: int, steps: int) -> int:
-    """Scales warm-up steps from the full number of steps to another; at least one step follows."""
-    return min(round(warmup * steps / full), steps - 1)
+def _scaled_start(first: int, full: int, steps: int) -> int:
+    """Scales the first steps of a schedule from the full number to another, less than all."""
+    return min(round(first * steps / full), steps - 1)
 
 
 def _cells(config: ConfigDict) -> Iterator[tuple[str, str, int]]:
