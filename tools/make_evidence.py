@@ -1,9 +1,11 @@
-"""Writes docs/evidence/ and the tables of docs/evidence.md from the study of configs/evidence.py.
+"""Writes docs/evidence/ and the tables of docs/evidence.md from studies of configs/evidence.py.
 
     python -m tools.make_evidence studies/evidence_small
 
-The text of the page is written by hand; each table stands between marks that name it. A test
-computes the tables again from docs/evidence/trials.csv, with SciPy.
+The finished trials of the studies are added to docs/evidence/trials.csv; tables and figures are
+about all trials there. Without a study, they are written again. The text of the page is written by
+hand; each table stands between marks that name it. A test computes the tables again from
+docs/evidence/trials.csv, with SciPy.
 """
 
 import argparse
@@ -11,25 +13,36 @@ import pathlib
 import re
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from remem_jax.report import tables
-from remem_jax.report.study import claims, differences, gains, results_table, trial_rows
+from remem_jax.report.figures import drawing
+from remem_jax.report.study import (
+    claims,
+    differences,
+    gains,
+    overview,
+    predictors,
+    results_table,
+    trial_rows,
+)
 from remem_jax.statistics import correlation
+from remem_jax.statistics.seeds import Mean
 from remem_jax.storage import results
+from tools.evidence import record
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "evidence.md"
 FOLDER = PAGE.parent / "evidence"
 _MARKED = re.compile(
     r"(?<=<!-- Made by tools/make_evidence.py: )([\w ]+)( -->\n).*?(?=<!-- End. -->)", re.S
 )
-# Columns of trials.csv that only mean something on the machine of the study.
-_PRIVATE = ("worker", "folder")
+_FIGURES = (overview.of_rows, overview.against_settings, predictors.figures)
 _INFORMATION = "teacher.information"
 
 Row = Mapping[str, Any]
-Study = Mapping[str, Any]
+Rows = Sequence[Row]
 
 
 class Point(NamedTuple):
@@ -39,101 +52,117 @@ class Point(NamedTuple):
     accuracy: float
     student: float
     group: tuple[str, int]
-    setting: tuple[Any, ...]
+    setting: str
 
 
 def main() -> None:
-    """Reads the study and writes the page, the table of trials and the figures."""
+    """Reads the studies and writes the page, the table of trials and the figures."""
     parser = argparse.ArgumentParser(prog="python -m tools.make_evidence")
-    parser.add_argument("study", type=pathlib.Path, help="folder of the study")
-    folder = parser.parse_args().study
-    study = results.read(folder / "study.json")
-    if study is None:
-        parser.error(f"{folder} has no study.json.")
+    parser.add_argument("studies", type=pathlib.Path, nargs="*", help="folders of studies to add")
+    studies = []
+    for folder in parser.parse_args().studies:
+        study = results.read(folder / "study.json")
+        if study is None:
+            parser.error(f"{folder} has no study.json.")
+        studies.append(study)
+    path = FOLDER / "trials.csv"
+    rows = record.add(record.read(path) if path.exists() else (), studies)
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.iterdir():
         old.unlink()
-    (FOLDER / "trials.csv").write_text(_trials(study), encoding="utf-8")
-    text = page(study)
-    for name in re.findall(rf"\({FOLDER.name}/(\w+\.png)\)", text):
-        shutil.copyfile(folder / "figures" / name, FOLDER / name)
+    path.write_text(trial_rows.comma_separated(rows), encoding="utf-8")
+    text = page(rows)
     PAGE.write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as temporary:
+        for figure in _figures(record.study(rows)):
+            if f"({FOLDER.name}/{figure.name}.png)" in text:
+                drawing.save(pathlib.Path(temporary), figure)
+                shutil.copy(pathlib.Path(temporary, f"{figure.name}.png"), FOLDER)
 
 
-def page(study: Study) -> str:
-    """Returns docs/evidence.md with the tables of a study.
+def _figures(study: Mapping[str, Any]) -> Iterator[drawing.Drawing]:
+    """Draws the figures of each column, which end their names."""
+    for column in study["columns"]:
+        trials = [trial for trial in study["trials"] if trial["column"] == column["name"]]
+        of_column = {**study, "columns": [column], "trials": trials}
+        for figure in (figure for drawn in _FIGURES for figure in drawn(of_column)):
+            yield figure._replace(name=f"{figure.name}_{column['name']}")
 
-    Args:
-        study: Contents of study.json.
-    """
+
+def page(rows: Rows) -> str:
+    """Returns docs/evidence.md with its tables; `rows` are those of `record.add`."""
 
     def filled(match: re.Match[str]) -> str:
         kind, *names = match[1].split()
-        return f"{match[1]}{match[2]}\n{_TABLES[kind](study, *names)}\n"
+        return f"{match[1]}{match[2]}\n{_TABLES[kind](rows, *names)}\n"
 
     return _MARKED.sub(filled, PAGE.read_text(encoding="utf-8"))
 
 
-def _trials(study: Study) -> str:
-    """Returns the finished trials as CSV, without columns that are about the machine."""
-    trials = [
-        {name: value for name, value in trial.items() if name not in _PRIVATE}
-        for trial in study["trials"]
-        if trial["state"] == "done"
-    ]
-    return trial_rows.comma_separated({**study, "trials": trials})
-
-
-def _claims(study: Study) -> str:
-    """Returns the sentence of each claim and column."""
-    return "".join(f"- **{each.answer}** {each.details}\n" for each in claims.sentences(study))
-
-
-def _results(study: Study, column: str) -> str:
-    """Returns the rows of a column: the setting, the student, its gain, and the teacher."""
-    return _table(
+def _claims(rows: Rows) -> str:
+    """Returns each claim, and in each column its answer and the difference behind it."""
+    study = record.study(rows)
+    titles = _titles(study)
+    verdicts = {
+        (verdict["claim"], verdict["column"]): verdict
+        for verdict in differences.verdicts(study)
+        if verdict["answer"] != "missing"
+    }
+    lines = [
         (
-            *("", "setting", "student, %", "minus fine-tuning, points", "p", "teacher, %"),
-            *("information", "calibration error", "sharpness"),
-        ),
-        list(_rows(study, column)),
-    )
+            claim["title"],
+            titles[column],
+            gains.interval(differences.mean_of(verdict)),
+            claims.answer(verdict),
+        )
+        for claim in study["claims"]
+        for column in titles
+        if (verdict := verdicts.get((claim["name"], column))) is not None
+    ]
+    heads = ("claim", "students", "difference, points", "answer")
+    return _table(heads, lines, texts=(0, 1, 3))
 
 
-def _rows(study: Study, column: str) -> Iterator[Sequence[str]]:
-    cells = results_table.cells(study, results_table.VALIDATION)
+def _results(rows: Rows, column: str) -> str:
+    """Returns the rows of a column: the setting, the student, its gain, and the teacher."""
+    study = record.study(rows)
     over = {
         gap["row"]: differences.mean_of(gap)
         for gap in differences.over_seeds(study)
-        if gap["column"] == column and gap["choice"] == results_table.VALIDATION
+        if gap["column"] == column
     }
-    trials = {row["trial"]: row for row in trial_rows.rows(study)}
-    metric = _metric(study, column)
-    for row in study["rows"]:
-        cell = cells.get((row["name"], column))
-        if cell is None:
-            continue
-        chosen = [trials[replicate["trial"]] for replicate in cell["replicates"]]
-        gain = over.get(row["name"])
-        of_p = "" if gain is None or gain.p_value is None else f"{gain.p_value:.2g}"
-        yield (
-            row["title"],
-            ", ".join(
-                f"{title} {chosen[0][name]:g}"
-                for name, title in (("rho", "rho"), ("mlp_weight", "alpha"))
-                if chosen[0].get(name) is not None
-            ),
-            _spread(chosen, f"student.test.{metric}", 100, 2),
-            gains.interval(gain) if gain else "",
-            of_p,
-            _spread(chosen, f"teacher.test.{metric}", 100, 2),
-            _spread(chosen, _INFORMATION, 1, 4),
-            _spread(chosen, "teacher.test.calibration_error", 1, 3),
-            _spread(chosen, "teacher.sharpness", 1, 3),
-        )
+    trials = {row["trial"]: row for row in rows}
+    lines = [
+        _result(row["title"], [trials[r["trial"]] for r in cell["replicates"]], over.get(name))
+        for row in study["rows"]
+        for (name, place), cell in results_table.cells(study, results_table.VALIDATION).items()
+        if (name, place) == (row["name"], column)
+    ]
+    heads = ("", "setting", "student, %", "minus fine-tuning, points", "p", "teacher, %")
+    return _table((*heads, "information", "calibration error", "sharpness"), lines)
 
 
-def _spread(trials: Sequence[Row], name: str, factor: float, digits: int) -> str:
+def _result(title: str, trials: Rows, gain: Mean | None) -> Sequence[str]:
+    """Returns the line of a row with the chosen trial of each seed."""
+    setting = ", ".join(
+        f"{name} {trials[0][field]:g}"
+        for field, name in (("rho", "rho"), ("mlp_weight", "alpha"))
+        if trials[0].get(field) is not None
+    )
+    return (
+        title,
+        setting,
+        _spread(trials, f"student.test.{record.METRIC}", 100, 2),
+        gains.interval(gain) if gain else "",
+        "" if gain is None or gain.p_value is None else f"{gain.p_value:.2g}",
+        _spread(trials, f"teacher.test.{record.METRIC}", 100, 2),
+        _spread(trials, _INFORMATION, 1, 4),
+        _spread(trials, "teacher.test.calibration_error", 1, 3),
+        _spread(trials, "teacher.sharpness", 1, 3),
+    )
+
+
+def _spread(trials: Rows, name: str, factor: float, digits: int) -> str:
     """Returns the mean and the sample standard deviation of a measure over trials."""
     values = [factor * trial[name] for trial in trials if trial.get(name) is not None]
     if not values:
@@ -142,48 +171,42 @@ def _spread(trials: Sequence[Row], name: str, factor: float, digits: int) -> str
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def _grid(study: Study, column: str) -> str:
-    """Returns the grid points that were searched, with their seeds."""
-    metric = _metric(study, column)
-    searched = study["search"]["seeds"]
-    grids = {row["name"]: row["title"] for row in study["rows"]}
+def _grid(rows: Rows, column: str) -> str:
+    """Returns the grid points of a column, with the seeds that searched them."""
+    study = record.study(rows)
+    titles = {row["name"]: row["title"] for row in study["rows"]}
     lines = [
         (
-            grids[trial["row"]],
+            titles[trial["row"]],
             *(_setting(trial, name) for name in ("rho", "mlp_weight")),
             *(
-                f"{100 * trial[f'{model}.{split}.{metric}']:.2f}"
+                f"{100 * trial[f'{model}.{split}.{record.METRIC}']:.2f}"
                 for model in ("student", "teacher")
                 for split in ("validation", "test")
             ),
             f"{trial[_INFORMATION]:.4f}",
             f"{trial['teacher.sharpness']:.3f}",
         )
-        for trial in sorted(trial_rows.rows(study), key=_order)
-        if trial["column"] == column
-        and trial["state"] == "done"
-        and trial["seed"] in searched
+        for trial in rows
+        if record.column(trial) == column
+        and trial["seed"] in study["search"]["seeds"]
         and (trial.get("rho") is not None or trial.get("mlp_weight") is not None)
     ]
     heads = ("", "rho", "alpha", "student, validation", "test", "teacher, validation", "test")
     return _table((*heads, "information", "sharpness"), lines)
 
 
-def _order(trial: Row) -> tuple[str, float, float]:
-    return trial["row"], trial.get("mlp_weight") or 0.0, trial.get("rho") or 0.0
-
-
 def _setting(trial: Row, name: str) -> str:
     return tables.NOTHING if trial.get(name) is None else f"{trial[name]:g}"
 
 
-def _eq1(study: Study) -> str:
+def _eq1(rows: Rows) -> str:
     """Returns the rank correlations of a teacher's measures with its student, on test."""
     by_column = {
-        column["title"]: _distilled(study, column["name"], _metric(study, column["name"]))
-        for column in study["columns"]
+        title: points
+        for column, title in _titles(record.study(rows)).items()
+        if (points := _distilled(rows, column))
     }
-    by_column = {title: points for title, points in by_column.items() if points}
     if len(by_column) > 1:
         by_column["all"] = [point for points in by_column.values() for point in points]
     lines = [line for title, points in by_column.items() for line in _correlations(title, points)]
@@ -213,47 +236,46 @@ def _correlations(title: str, points: Sequence[Point]) -> Iterator[Sequence[str]
             yield (title, measure, f"{found.value:+.2f}", limits, *sizes)
 
 
-def _distilled(study: Study, column: str, metric: str) -> list[Point]:
+def _distilled(rows: Rows, column: str) -> list[Point]:
     """Returns the teachers of a column whose students were trained in the same way."""
     return [
         Point(
             information=trial[_INFORMATION],
-            accuracy=trial[f"teacher.test.{metric}"],
-            student=trial[f"student.test.{metric}"],
+            accuracy=trial[f"teacher.test.{record.METRIC}"],
+            student=trial[f"student.test.{record.METRIC}"],
             group=(column, trial["seed"]),
-            setting=(trial["row"], trial.get("rho"), trial.get("mlp_weight")),
+            setting=record.recipe(trial),
         )
-        for trial in trial_rows.rows(study)
-        if trial["column"] == column
-        and trial["state"] == "done"
+        for trial in rows
+        if record.column(trial) == column
         and trial.get(_INFORMATION) is not None
-        and trial["row"] not in ("calibrated", "standardised")
+        and trial["row"] not in record.DISTILLED_OTHERWISE
     ]
 
 
-def _cost(study: Study) -> str:
+def _cost(rows: Rows) -> str:
     """Returns the time of the trials of each column, in hours of one core."""
-    lines = []
-    for column in study["columns"]:
-        seconds = [
-            trial["seconds"]
-            for trial in study["trials"]
-            if trial["column"] == column["name"] and trial["state"] == "done"
-        ]
-        if seconds:
-            hours = f"{sum(seconds) / 3600:.1f}"
-            lines.append((column["title"], str(len(seconds)), hours))
+    titles = _titles(record.study(rows))
+    seconds = {
+        column: [trial["seconds"] for trial in rows if record.column(trial) == column]
+        for column in titles
+    }
+    lines = [
+        (title, str(len(seconds[column])), f"{sum(seconds[column]) / 3600:.1f}")
+        for column, title in titles.items()
+    ]
     return _table(("students", "trials", "hours"), lines)
 
 
-def _metric(study: Study, column: str) -> str:
-    (data,) = (each["data"] for each in study["columns"] if each["name"] == column)
-    return data["metric"] if data else ""
+def _titles(study: Mapping[str, Any]) -> dict[str, str]:
+    return {column["name"]: column["title"] for column in study["columns"]}
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Returns a table, in Markdown; all columns but the first are aligned right."""
-    rule = ("---", *["---:"] * (len(heads) - 1))
+def _table(
+    heads: Sequence[str], lines: Sequence[Sequence[str]], *, texts: Collection[int] = (0,)
+) -> str:
+    """Returns a table, in Markdown; columns of texts are aligned left."""
+    rule = ["---" if place in texts else "---:" for place in range(len(heads))]
     return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *lines))
 
 

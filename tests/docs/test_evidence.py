@@ -5,11 +5,15 @@ import pathlib
 import re
 import statistics
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from scipy import stats
 
 from configs import evidence
+from remem_jax.report.study import trial_rows
+from tools import make_evidence
+from tools.evidence import record
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "evidence.md"
 METRIC = "mean_per_class"  # That of both data sets.
@@ -27,7 +31,7 @@ def trials() -> list[Trial]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["state"] for row in rows} == {"done"}
-    return rows
+    return [row | {"column": f"{row['column']}_{row['student_steps']}"} for row in rows]
 
 
 def _blocks(kind: str) -> Iterator[tuple[str, list[Cells]]]:
@@ -74,6 +78,13 @@ def _paired(above: dict[int, float], below: dict[int, float]) -> list[float]:
     return [mean, *map(float, test.confidence_interval(0.95)), float(test.pvalue)]
 
 
+def _title(column: str) -> str:
+    """Returns the title of a column with a number of steps, such as "caltech101_lite0_600"."""
+    name, _, steps = column.rpartition("_")
+    config = evidence.get_config(f"{name.split('_')[0]},small")
+    return f"{config.columns[name].title}, {int(steps):,} steps"
+
+
 def test_the_results_are_those_of_the_trials(trials: list[Trial]) -> None:
     measured = {trial["column"] for trial in trials}
     assert {column for column, _ in _blocks("results")} == measured
@@ -106,23 +117,27 @@ def test_the_results_are_those_of_the_trials(trials: list[Trial]) -> None:
 
 
 def test_the_claims_are_those_of_the_trials(trials: list[Trial]) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    columns = sorted({trial["column"] for trial in trials})
-    for title, row, baseline in evidence.CLAIMS.values():
-        for column in columns:
-            expected = _paired(_students(trials, column, row), _students(trials, column, baseline))
-            found = [
-                _numbers(line.split("in points: ")[1])[:3]
-                for line in page.splitlines()
-                if line.startswith(f"- **{title}")
-            ]
-            assert any(
-                numbers[: len(expected[:3])] == pytest.approx(expected[:3], abs=0.0051)
-                for numbers in found
-            ), (title, column)
+    (lines,) = (lines for _, lines in _blocks("claims"))
+    found = {(claim, students): (gap, answer) for claim, students, gap, answer in lines}
+    expected = {
+        (claim, _title(column)): _paired(
+            _students(trials, column, row), _students(trials, column, baseline)
+        )
+        for claim, row, baseline in evidence.CLAIMS.values()
+        for column in {trial["column"] for trial in trials}
+        if _students(trials, column, row).keys() & _students(trials, column, baseline).keys()
+    }
+    assert found.keys() == expected.keys()
+    for place, (mean, *rest) in expected.items():
+        gap, answer = found[place]
+        assert _numbers(gap) == pytest.approx([mean, *rest[:2]], abs=0.0051)
+        if rest:
+            assert (answer == "it holds here.") == (rest[0] > 0)
+            assert ("the opposite does" in answer) == (rest[1] < 0)
 
 
 def test_the_grid_is_that_of_the_trials(trials: list[Trial]) -> None:
+    assert {column for column, _ in _blocks("grid")} <= {trial["column"] for trial in trials}
     for column, lines in _blocks("grid"):
         found = {(NAMES[title], rho, alpha): cells for title, rho, alpha, *cells in lines}
         searched = [
@@ -179,3 +194,47 @@ def test_the_cost_is_that_of_the_trials(trials: list[Trial]) -> None:
     assert sum(int(count) for _, count, _ in lines) == len(trials)
     hours = sum(float(trial["seconds"]) for trial in trials) / 3600
     assert sum(float(line[-1]) for line in lines) == pytest.approx(hours, abs=0.05 * len(lines))
+
+
+def test_the_tool_would_write_the_page_as_it_is() -> None:
+    rows = record.read(PAGE.parent / "evidence" / "trials.csv")
+    assert make_evidence.page(record.add(rows, ())) == PAGE.read_text(encoding="utf-8")
+
+
+def _record(trial: str, **changes: Any) -> dict[str, Any]:
+    """Returns a trial of study.json without a teacher."""
+    student = {"seed": 0, "validation": {METRIC: 0.5, "loss": 1.0}, "test": {METRIC: 0.25}}
+    return {
+        "trial": trial,
+        **{"row": "alone", "column": "caltech101_lite0", "seed": 0, "student_steps": 1200},
+        **{"fraction": 1.0, "settings": {}, "state": "done", "reason": "", "seconds": 2.0},
+        "selected": {"settings": {"student.loss": None}, "students": [student], "teacher": None},
+        **{"worker": "here", "folder": "/study/trials/0"},
+        **changes,
+    }
+
+
+def test_a_study_adds_its_finished_trials() -> None:
+    first = record.add((), [{"trials": [_record("5e1", seed=1), _record("b", state="running")]}])
+    again = [_record("5e1", seed=1, seconds=3.0), _record("c")]
+
+    rows = record.add(first, [{"trials": again}])
+
+    assert [(row["trial"], row["number"], row["seconds"]) for row in rows] == [
+        ("c", 0, 2.0),
+        ("5e1", 1, 3.0),
+    ]
+    assert not {"worker", "folder"} & {name for row in rows for name in row}
+    (cell,) = record.study(rows)["cells"]
+    assert cell["column"] == "caltech101_lite0_1200"
+    assert {each["seed"]: each["student"] for each in cell["replicates"]} == {0: 0.25, 1: 0.25}
+
+
+def test_the_table_of_trials_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
+    rows = record.add((), [{"trials": [_record("5e1"), _record("b", settings={"rho": 0.05})]}])
+    path = tmp_path / "trials.csv"
+    path.write_text(trial_rows.comma_separated(rows), encoding="utf-8")
+
+    found = record.read(path)
+
+    assert found == [{name: v for name, v in row.items() if v is not None} for row in rows]

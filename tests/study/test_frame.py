@@ -100,7 +100,7 @@ def test_trials_of_an_older_version_have_their_settings_and_state(
 
 
 def test_the_csv_has_the_rows_of_the_frame(folder: pathlib.Path) -> None:
-    text = trial_rows.comma_separated({"trials": [DONE, WAITING]})
+    text = trial_rows.comma_separated(trial_rows.rows({"trials": [DONE, WAITING]}))
     (folder / "trials.csv").write_text(text)
     frame = study.load(folder)
 
@@ -116,7 +116,7 @@ def test_the_csv_has_the_rows_of_the_frame(folder: pathlib.Path) -> None:
 
 
 def test_names_of_workers_are_no_formulas_in_the_csv() -> None:
-    text = trial_rows.comma_separated({"trials": [DONE | {"worker": "=1+1\n"}]})
+    text = trial_rows.comma_separated(trial_rows.rows({"trials": [DONE | {"worker": "=1+1\n"}]}))
 
     assert next(csv.DictReader(text.splitlines()))["worker"] == "'=1+1"
 

@@ -46,7 +46,7 @@ def sentences(study: results_table.Study) -> list[Sentence]:
         for claim in study.get("claims", ())
         for sentence in [
             Sentence(
-                f"{claim['title']}, {_place(verdict, columns)}: {_answer(verdict)}",
+                f"{claim['title']}, {_place(verdict, columns)}: {answer(verdict)}",
                 _details(verdict, rows, len(study["seeds"])),
             )
             for verdict in verdicts
@@ -63,19 +63,8 @@ def _unmeasured(claim: Mapping[str, Any], rows: Mapping[str, str]) -> Sentence:
     )
 
 
-def note(study: results_table.Study) -> str:
-    """Explains how the claims were decided."""
-    pooled = any(verdict["column"] == differences.POOLED for verdict in differences.verdicts(study))
-    return NOTE.format(margin=study.get("margin", 0.0), pooled=_POOLED if pooled else "")
-
-
-def _place(verdict: Mapping[str, Any], columns: Mapping[str, str]) -> str:
-    if verdict["column"] == differences.POOLED:
-        return f"all columns ({', '.join(columns[name] for name in verdict['columns'])})"
-    return columns[verdict["column"]]
-
-
-def _answer(verdict: Mapping[str, Any]) -> str:
+def answer(verdict: Mapping[str, Any]) -> str:
+    """Returns in a few words what the seeds say; `verdict` is one of `differences.verdicts`."""
     if verdict["answer"] == "holds":
         return f"it holds here{', by less than the margin' if verdict['is_small'] else ''}."
     if verdict["answer"] == "opposite":
@@ -86,6 +75,18 @@ def _answer(verdict: Mapping[str, Any]) -> str:
     if verdict["n"] == 1:
         return "one seed cannot tell."
     return f"{verdict['n']} seeds cannot tell{_how_many(verdict)}."
+
+
+def note(study: results_table.Study) -> str:
+    """Explains how the claims were decided."""
+    pooled = any(verdict["column"] == differences.POOLED for verdict in differences.verdicts(study))
+    return NOTE.format(margin=study.get("margin", 0.0), pooled=_POOLED if pooled else "")
+
+
+def _place(verdict: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    if verdict["column"] == differences.POOLED:
+        return f"all columns ({', '.join(columns[name] for name in verdict['columns'])})"
+    return columns[verdict["column"]]
 
 
 def _how_many(verdict: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ def write(directory: pathlib.Path) -> None:
     files.write_text(directory / "study.html", rendering.html("study/page.html.jinja", content))
     files.write_text(directory / "study.md", rendering.markdown("study/page.md.jinja", content))
     files.write_text(directory / "table.csv", results_table.comma_separated(study))
-    files.write_text(directory / "trials.csv", trial_rows.comma_separated(study))
+    files.write_text(directory / "trials.csv", trial_rows.comma_separated(trial_rows.rows(study)))
 
 
 def _content(study: results_table.Study, links: Mapping[str, str]) -> dict[str, Any]:

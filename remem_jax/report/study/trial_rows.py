@@ -34,7 +34,7 @@ def rows(study: results_table.Study) -> list[Row]:
     return [row for trial in study["trials"] for row in _of_trial(trial)]
 
 
-def columns(rows: Sequence[Row]) -> list[str]:
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns all fields of the rows: place, settings, results, then cost."""
     names = dict.fromkeys(name for row in rows for name in row)
     found = [name for name in names if name not in (*_PLACE, *_COST)]
@@ -44,11 +44,10 @@ def columns(rows: Sequence[Row]) -> list[str]:
     return [*_PLACE, *settings, *results, *_COST]
 
 
-def comma_separated(study: results_table.Study) -> str:
-    """Formats the trials as CSV, in full precision; absent fields are empty."""
-    found = rows(study)
-    names = columns(found)
-    lines = ([_cell(row.get(name)) for name in names] for row in found)
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Formats the rows as CSV, in full precision; absent fields are empty."""
+    names = columns(rows)
+    lines = ([_cell(row.get(name)) for name in names] for row in rows)
     return spreadsheets.text([[tables.printable(name) for name in names], *lines])
 
 
